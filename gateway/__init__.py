@@ -1,0 +1,3 @@
+"""A SIP telephony gateway that joins phone calls to realtime speech-to-speech sessions."""
+
+__version__ = "0.1.0"

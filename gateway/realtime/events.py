@@ -1,0 +1,180 @@
+"""Events that a realtime server sends, as types (GA names; https://platform.openai.com/docs/api-reference/realtime).
+
+Each class stands for one ``type`` of the protocol and keeps what the gateway uses of it. What the
+gateway does not use stays out: an unknown type, or a known one that nothing here acts on, is
+:class:`OtherEvent`. All times named ``*_ms`` are milliseconds of the audio written into the
+session, as the server counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionCreated:
+    """``session.created``: always the first frame of a session that was let in."""
+
+    session: Json
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUpdated:
+    """``session.updated``: the full effective configuration after a ``session.update``."""
+
+    session: Json
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStarted:
+    """``input_audio_buffer.speech_started``: the caller began to speak (barge-in begins here)."""
+
+    item_id: str
+    audio_start_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStopped:
+    """``input_audio_buffer.speech_stopped``: the caller's turn ended."""
+
+    item_id: str
+    audio_end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class InputCommitted:
+    """``input_audio_buffer.committed``: the buffered caller audio became item ``item_id``."""
+
+    item_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class InputTranscribed:
+    """``conversation.item.input_audio_transcription.completed``: words of the caller."""
+
+    item_id: str
+    transcript: str
+
+
+@dataclass(frozen=True, slots=True)
+class ItemAdded:
+    """``conversation.item.added`` (or Beta's ``conversation.item.created``)."""
+
+    item: Json
+
+
+@dataclass(frozen=True, slots=True)
+class ItemTruncated:
+    """``conversation.item.truncated``: the server took our truncation."""
+
+    item_id: str
+    content_index: int
+    audio_end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ItemDeleted:
+    """``conversation.item.deleted``."""
+
+    item_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseCreated:
+    """``response.created``: a response is in progress from here to its ``response.done``."""
+
+    response_id: str
+    metadata: Json
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseDone:
+    """``response.done``: the end of a response, whatever its fate.
+
+    ``status`` is one of completed, cancelled, failed, incomplete; ``reason`` (``turn_detected``,
+    ``client_cancelled``, ``max_output_tokens``, ``content_filter``) and the error come from
+    ``status_details``. ``output`` holds the items as the server sent them.
+    """
+
+    response_id: str
+    status: str
+    reason: str | None
+    error_code: str | None
+    error_message: str | None
+    output: tuple[Json, ...]
+    usage: Json | None
+
+
+@dataclass(frozen=True, slots=True)
+class AudioDelta:
+    """``response.output_audio.delta``: decoded bytes in the session's output format."""
+
+    response_id: str
+    item_id: str
+    content_index: int
+    audio: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AudioDone:
+    """``response.output_audio.done``: no more audio for this part (carries none itself)."""
+
+    response_id: str
+    item_id: str
+    content_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTranscript:
+    """``response.output_audio_transcript.done``: all words of one part, heard or not."""
+
+    response_id: str
+    item_id: str
+    content_index: int
+    transcript: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServerError:
+    """``error``: does not say itself whether it is the end; see :mod:`gateway.realtime.errors`.
+
+    ``client_event_id`` is the ``event_id`` of the client event it answers, if it names one.
+    """
+
+    code: str | None
+    message: str
+    type: str | None = None
+    param: str | None = None
+    client_event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OtherEvent:
+    """An event that the gateway knows nothing to do with; kept for logs, never an error."""
+
+    type: str
+    raw: Json
+
+
+ServerEvent = (
+    SessionCreated
+    | SessionUpdated
+    | SpeechStarted
+    | SpeechStopped
+    | InputCommitted
+    | InputTranscribed
+    | ItemAdded
+    | ItemTruncated
+    | ItemDeleted
+    | ResponseCreated
+    | ResponseDone
+    | AudioDelta
+    | AudioDone
+    | AgentTranscript
+    | ServerError
+    | OtherEvent
+)
