@@ -1,0 +1,166 @@
+"""Which pjsua2 this process runs on, what it can carry, and how a frame gets in and out of it.
+
+The only module that knows one build of pjsua2 from another. Three ways to reach the bytes of a
+``MediaFrame``, fastest first:
+
+* ``copy_to_bytearray`` / ``assign_from_bytes``, in pjproject 2.16 and later;
+* the storage of the ``std::vector`` behind a SWIG proxy, through ctypes: the proxy's address holds
+  the vector, whose first two words are the begin and the end of its data. Tried on known bytes at
+  import, and used only where they are found;
+* a Python call for each byte, always right, a hundred times slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pjsua2 as pj
+
+from gateway.audio.g711 import PCM_FRAME_BYTES
+
+FrameReader = Callable[[Any], bytes]
+"""Takes the bytes out of a ``MediaFrame``."""
+
+FrameWriter = Callable[[Any, bytes], None]
+"""Puts one frame of linear samples into a ``MediaFrame``; one writer belongs to one port."""
+
+
+def _extension() -> Any:
+    inner = getattr(pj, "_pjsua2", None)
+    if inner is None:
+        import _pjsua2 as inner  # a build that installs flat modules
+    return inner
+
+
+_NATIVE = ctypes.CDLL(_extension().__file__, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+_Words = ctypes.c_size_t * 2
+
+
+def native() -> ctypes.CDLL:
+    """The C functions of pjsip that the extension module exports, for what its proxies lack."""
+    return _NATIVE
+
+
+def capacity() -> int:
+    """Calls that this build can have at the same time; 0 until the library is initialised.
+
+    pjsua cuts the ``maxCalls`` it is asked for down to its compiled ``PJSUA_MAX_CALLS``.
+    """
+    function = _NATIVE.pjsua_call_get_max_count
+    function.restype = ctypes.c_uint
+    return int(function())
+
+
+def _vector_span(vector: Any) -> tuple[int, int]:
+    begin, end = _Words.from_address(int(vector.this))
+    return begin, end - begin
+
+
+def _vectors_are_transparent() -> bool:
+    known = bytes(range(256))
+    try:
+        vector = pj.ByteVector(known)
+        begin, size = _vector_span(vector)
+        return size == len(known) and begin != 0 and ctypes.string_at(begin, size) == known
+    except (TypeError, ValueError, AttributeError):
+        return False
+
+
+def _read_fast(frame: Any) -> bytes:
+    buffer = bytearray(frame.size)
+    frame.buf.copy_to_bytearray(buffer)
+    return bytes(buffer)
+
+
+def _write_fast(frame: Any, pcm: bytes) -> None:
+    frame.buf.assign_from_bytes(pcm)
+
+
+def _read_vector(frame: Any) -> bytes:
+    begin, size = _vector_span(frame.buf)
+    return ctypes.string_at(begin, size)
+
+
+def _vector_writer() -> FrameWriter:
+    # One vector of constant size for each port: its storage never moves, so a frame costs one
+    # memmove and the assignment that C++ makes of it.
+    vector = pj.ByteVector(bytes(PCM_FRAME_BYTES))
+    address, _ = _vector_span(vector)
+    move = ctypes.memmove
+
+    def write(frame: Any, pcm: bytes) -> None:
+        move(address, pcm, PCM_FRAME_BYTES)
+        frame.buf = vector
+
+    return write
+
+
+def _read_slow(frame: Any) -> bytes:
+    return bytes(frame.buf)
+
+
+def _write_slow(frame: Any, pcm: bytes) -> None:
+    frame.buf = pj.ByteVector(pcm)
+
+
+def _choose() -> tuple[str, FrameReader, Callable[[], FrameWriter]]:
+    if hasattr(pj.ByteVector, "copy_to_bytearray") and hasattr(pj.ByteVector, "assign_from_bytes"):
+        return "buffer calls", _read_fast, lambda: _write_fast
+    if _vectors_are_transparent():
+        return "vector storage", _read_vector, _vector_writer
+    return "byte by byte", _read_slow, lambda: _write_slow
+
+
+FRAME_ACCESS, read_frame, frame_writer = _choose()
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What is known of the pjsua2 in use."""
+
+    distribution: str
+    """Name and version of the installed package, or "unknown"."""
+    version: str
+    """pjproject's own version."""
+    path: str
+    """Where the extension module was loaded from."""
+    frame_access: str
+    """How frames are read and written: one of the three ways of this module's head."""
+    tls: str
+    """The TLS library it was linked with, or "none"."""
+
+
+def _tls_library() -> str:
+    for symbol in ("OpenSSL_version", "SSLeay_version"):
+        function = getattr(_NATIVE, symbol, None)
+        if function is not None:
+            function.restype = ctypes.c_char_p
+            return str(function(0).decode(errors="replace"))
+    bundled = sorted(Path(_extension().__file__).parent.parent.glob("pjsua2*.libs/libssl*"))
+    return f"bundled {bundled[0].name}" if bundled else "none"
+
+
+def build() -> Build:
+    """Describe the pjsua2 in use; needs no started endpoint (but :func:`capacity` does)."""
+    found = "unknown"
+    for name in ("pjsua2-gateway", "pjsua2-python", "pjsua2"):
+        try:
+            found = f"{name} {importlib.metadata.version(name)}"
+            break
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    function = _NATIVE.pj_get_version
+    function.restype = ctypes.c_char_p
+    return Build(
+        distribution=found,
+        version=function().decode(),
+        path=str(_extension().__file__),
+        frame_access=FRAME_ACCESS,
+        tls=_tls_library(),
+    )

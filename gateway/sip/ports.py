@@ -1,0 +1,128 @@
+"""The media ends of calls: pooled ports that pjmedia's clock thread calls every 20 ms.
+
+A port is never destroyed while the library lives: the clock thread calls into it until its
+asynchronous removal has run, so one freed with its call is a crash. Ports are made on demand, up
+to the peak of concurrent calls, and serve one call after another; an idle one returns at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pjsua2 as pj
+
+from gateway.audio.g711 import FRAME_MS, PCM_FRAME_BYTES, SAMPLE_RATE, Codec
+from gateway.audio.playout import Playout
+from gateway.audio.uplink import Uplink
+from gateway.sip.library import frame_writer, read_frame
+
+_SILENCE = bytes(PCM_FRAME_BYTES)
+
+
+class CallAudio:
+    """Both directions of one call's audio, between the media clock and the event loop.
+
+    Args:
+        codec: the law that the call negotiated.
+        max_playout_frames: bound of the playout queue, in 20 ms frames.
+    """
+
+    __slots__ = ("codec", "playout", "uplink")
+
+    def __init__(self, codec: Codec, max_playout_frames: int) -> None:
+        self.codec = codec
+        self.uplink = Uplink(codec)
+        self.playout = Playout(codec, max_playout_frames)
+
+
+class AudioPort(pj.AudioMediaPort):  # type: ignore[misc]
+    """One port of the conference bridge; carries the audio of the call it is attached to.
+
+    Args:
+        wake: called on the media clock when caller audio has come; must not wait.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        super().__init__()
+        self._wake = wake
+        self._write = frame_writer()
+        self._audio: CallAudio | None = None
+        self.faults = 0
+        """Exceptions caught in the callbacks; each is a defect."""
+
+    def attach(self, audio: CallAudio | None) -> None:
+        """Serve this call from the next frame on, or none."""
+        self._audio = audio
+
+    def onFrameRequested(self, frame: Any) -> None:  # noqa: N802 (pjsua2's name)
+        """20 ms for the caller are due. Media clock: no lock, no log, nothing raised."""
+        try:
+            audio = self._audio
+            if audio is None:
+                frame.type = pj.PJMEDIA_FRAME_TYPE_NONE
+                return
+            self._write(frame, audio.playout.pull() or _SILENCE)
+            frame.size = PCM_FRAME_BYTES
+            frame.type = pj.PJMEDIA_FRAME_TYPE_AUDIO
+        except Exception:
+            self.faults += 1
+
+    def onFrameReceived(self, frame: Any) -> None:  # noqa: N802 (pjsua2's name)
+        """20 ms from the caller are here. Media clock: no lock, no log, nothing raised."""
+        try:
+            audio = self._audio
+            if audio is None:
+                return
+            if frame.type == pj.PJMEDIA_FRAME_TYPE_AUDIO:
+                pcm = read_frame(frame)
+                audio.uplink.push(pcm if len(pcm) == PCM_FRAME_BYTES else _SILENCE)
+            else:
+                # No packet came: the session's clock goes on all the same, or its voice activity
+                # detection would wait for ever on a caller who uses silence suppression.
+                audio.uplink.push(_SILENCE)
+            self._wake()
+        except Exception:
+            self.faults += 1
+
+
+class PortPool:
+    """Ports that exist, taken and given back on the SIP thread."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._idle: list[AudioPort] = []
+        self._all: list[AudioPort] = []
+
+    @property
+    def size(self) -> int:
+        """Ports made so far: the peak of concurrent calls with media."""
+        return len(self._all)
+
+    @property
+    def faults(self) -> int:
+        """Exceptions caught in media callbacks."""
+        return sum(port.faults for port in self._all)
+
+    def take(self, audio: CallAudio) -> AudioPort:
+        """A port that serves ``audio``. Raises ``pj.Error`` when the bridge has no place."""
+        port = self._idle.pop() if self._idle else self._make()
+        port.attach(audio)
+        return port
+
+    def give_back(self, port: AudioPort) -> None:
+        """End the port's service; the next call may take it."""
+        port.attach(None)
+        self._idle.append(port)
+
+    def _make(self) -> AudioPort:
+        port = AudioPort(self._wake)
+        form = pj.MediaFormatAudio()
+        form.type = pj.PJMEDIA_TYPE_AUDIO
+        form.clockRate = SAMPLE_RATE
+        form.channelCount = 1
+        form.bitsPerSample = 16
+        form.frameTimeUsec = FRAME_MS * 1000
+        port.createPort(f"gateway-{len(self._all)}", form)
+        self._all.append(port)
+        return port
