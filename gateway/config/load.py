@@ -1,0 +1,65 @@
+"""From a path to a checked :class:`Config`, or to everything that is wrong with the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from .models import Config, on_loopback
+from .problems import ConfigError
+from .source import TomlSource, read_toml
+from .validate import problems_of
+
+_API_KEY = ("realtime", "api_key")
+
+
+def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
+    """Read and check ``path``; ``environ`` stands in for the process's environment.
+
+    Raises ConfigError with every problem of the file. The dialplans are not read here
+    (:func:`gateway.dialplan.load_dialplan`).
+    """
+    source = read_toml(path, environ)
+    _key_not_needed(source)
+    problems = list(source.problems)
+    try:
+        config = Config.model_validate(source.data, context={"folder": path.absolute().parent})
+    except ValidationError as error:
+        raise ConfigError([*problems, *problems_of(error, Config, source)]) from None
+    if not config.dialplan.folder.is_dir():
+        problems.append(
+            source.problem(("dialplan", "folder"), f"{config.dialplan.folder} is no folder")
+        )
+    if config.realtime.api_key is None and not config.realtime.on_loopback:
+        problems.append(
+            source.problem(
+                _API_KEY,
+                'missing; a server on another machine wants one (api_key = "" if this one does not)',
+            )
+        )
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _key_not_needed(source: TomlSource) -> None:
+    """Let the key's variable be unset while the server is on this machine.
+
+    So the same file runs against the emulator without a key, and a live server without one is
+    still an error.
+    """
+    realtime: Any = source.data.get("realtime")
+    if _API_KEY not in source.unresolved or not isinstance(realtime, dict):
+        return
+    url = realtime.get("url")
+    try:
+        local = isinstance(url, str) and on_loopback(url)
+    except ValueError:
+        local = False
+    if local:
+        source.unresolved.discard(_API_KEY)
+        source.problems[:] = [item for item in source.problems if item.key != "realtime.api_key"]
+        del realtime["api_key"]

@@ -1,0 +1,159 @@
+"""A TOML file as read: its values with references filled in, and where each of them stands.
+
+References may stand in any string: ``${env:NAME}``, ``${env:NAME:-default}`` (used when the
+variable is unset or empty, as in a shell) and ``${file:PATH}`` (relative to the file that names
+it, trailing newlines dropped). ``$${`` writes a literal ``${``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .lines import key_lines
+from .problems import ConfigError, KeyPath, Problem, dotted
+
+MAX_FILE_BYTES = 1024 * 1024
+"""More than this is no configuration, secret or prompt, but a wrong path."""
+
+_REFERENCE = re.compile(
+    r"(?P<escaped>\$\$\{)|\$\{(?P<scheme>[A-Za-z_]\w*)(?::(?P<argument>[^}]*))?\}"
+)
+_SYNTAX_POSITION = re.compile(r"\s*\((?:at line (\d+), column (\d+)|at end of document)\)$")
+
+
+class Reference(str):
+    """Text that came, in part or whole, out of a ``${...}``; ``written`` is what the file says.
+
+    Messages quote ``written``, so that a secret shows up in none of them.
+    """
+
+    __slots__ = ("written",)
+    written: str
+
+    def __new__(cls, text: str, written: str) -> Reference:
+        made = super().__new__(cls, text)
+        made.written = written
+        return made
+
+
+@dataclass(frozen=True)
+class TomlSource:
+    """One file's values, the lines of its keys, and what is already known to be wrong."""
+
+    file: Path
+    data: dict[str, Any]
+    lines: Mapping[KeyPath, int]
+    problems: list[Problem] = field(default_factory=list)
+    unresolved: set[KeyPath] = field(default_factory=set)
+    """Keys whose reference could not be filled in: already reported, so not judged again."""
+
+    def line(self, path: KeyPath) -> int:
+        """The line of ``path``, or of the nearest table above it when the key is not there."""
+        while path not in self.lines and path:
+            path = path[:-1]
+        return self.lines.get(path, 1)
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """A problem at ``path`` in this file."""
+        return Problem(self.file, self.line(path), dotted(path), message)
+
+    def report(self, path: KeyPath, message: str) -> None:
+        """Add a problem at ``path``."""
+        self.problems.append(self.problem(path, message))
+
+
+def read_toml(file: Path, environ: Mapping[str, str] | None = None) -> TomlSource:
+    """Read ``file`` and fill in its references from ``environ`` (the process's by default).
+
+    Raises ConfigError when the file cannot be read or is not TOML; a reference that cannot be
+    filled in is a problem of the returned source, beside those that are found later.
+    """
+    try:
+        raw = file.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(
+            [Problem(file, 1, "", f"cannot be read: {error.strerror or error}")]
+        ) from None
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Problem(file, line, "", "is not UTF-8 text")]) from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([_syntax_problem(file, text, str(error))]) from None
+    source = TomlSource(file, data, key_lines(text))
+    source.data.update(_fill(data, (), source, os.environ if environ is None else environ))
+    return source
+
+
+def _syntax_problem(file: Path, text: str, said: str) -> Problem:
+    match = _SYNTAX_POSITION.search(said)
+    line = text.rstrip().count("\n") + 1
+    column = ""
+    if match and match[1]:
+        line, column = int(match[1]), f" (column {match[2]})"
+    message = said[: match.start()] if match else said
+    return Problem(file, line, "", f"TOML syntax: {message}{column}")
+
+
+def _fill(value: Any, path: KeyPath, source: TomlSource, environ: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {name: _fill(inner, (*path, name), source, environ) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_fill(inner, (*path, index), source, environ) for index, inner in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        if match["escaped"]:
+            return "${"
+        try:
+            return _resolve(match["scheme"], match["argument"], source.file.parent, environ)
+        except LookupError as error:
+            source.report(path, str(error.args[0]))
+            source.unresolved.add(path)
+            return ""
+
+    return Reference(_REFERENCE.sub(replace, value), value)
+
+
+def _resolve(scheme: str, argument: str | None, folder: Path, environ: Mapping[str, str]) -> str:
+    """What one reference stands for; raises LookupError with the message for the author."""
+    if argument is None:
+        raise LookupError(
+            f"${{{scheme}}} is not a reference; write ${{env:{scheme}}} for an environment "
+            f"variable, ${{file:PATH}} for a file's text, or $${{{scheme}}} for these characters"
+        )
+    if scheme == "env":
+        name, has_default, default = argument.partition(":-")
+        found = environ.get(name)
+        if has_default:
+            return found or default
+        if found is None:
+            raise LookupError(f"environment variable {name or '(no name)'} is not set")
+        return found
+    if scheme == "file":
+        return _read_reference(folder, argument)
+    raise LookupError(f"unknown reference ${{{scheme}:...}}; there are ${{env:...}}, ${{file:...}}")
+
+
+def _read_reference(folder: Path, name: str) -> str:
+    try:
+        with (folder / name).open("rb") as stream:
+            raw = stream.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a path"
+        raise LookupError(f"file {name or '(no name)'} cannot be read: {reason}") from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise LookupError(f"file {name} is larger than {MAX_FILE_BYTES} bytes")
+    try:
+        return raw.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise LookupError(f"file {name} is not UTF-8 text") from None
