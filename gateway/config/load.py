@@ -37,7 +37,7 @@ def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
         problems.append(
             source.problem(
                 _API_KEY,
-                'missing; a server on another machine wants one (api_key = "" if this one does not)',
+                'missing, and the server is not on this machine (api_key = "" if it wants none)',
             )
         )
     if problems:

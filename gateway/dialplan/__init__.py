@@ -1,0 +1,28 @@
+"""Dialplans: which route takes a call, and what that route says shall happen.
+
+:func:`load_dialplan` reads a folder; :meth:`Dialplan.match` picks the :class:`Route` for an
+INVITE; :func:`call_settings` joins it with the configuration.
+"""
+
+from .load import Dialplan, dialplan_files, load_dialplan
+from .match import Explanation, InviteFacts, Match, Refusal
+from .models import Digits, EndCall, Greeting, Route, RouteLimits, RouteRealtime
+from .settings import CallSettings, call_settings
+
+__all__ = [
+    "CallSettings",
+    "Dialplan",
+    "Digits",
+    "EndCall",
+    "Explanation",
+    "Greeting",
+    "InviteFacts",
+    "Match",
+    "Refusal",
+    "Route",
+    "RouteLimits",
+    "RouteRealtime",
+    "call_settings",
+    "dialplan_files",
+    "load_dialplan",
+]

@@ -1,0 +1,258 @@
+"""What a dialplan file may say: one :class:`Route` for each ``[[route]]``."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import string
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from types import MappingProxyType
+from typing import Annotated, Any, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
+
+from gateway.config.models import ApiKey, Count, Flag, Seconds, SecondsOrOff, Text, Url
+from gateway.config.validate import Section
+
+from .hours import Hours, parse_hours
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _regex(value: object) -> re.Pattern[str]:
+    if isinstance(value, re.Pattern):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("must be a regular expression, as a string")
+    try:
+        return re.compile(value)
+    except re.error as error:
+        where = "" if error.pos is None else f" at position {error.pos + 1}"
+        raise ValueError(f"is no regular expression: {error.msg}{where}") from None
+
+
+Regex = Annotated[re.Pattern[str], BeforeValidator(_regex)]
+
+
+def _header_conditions(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    names = [name.lower() for name in value]
+    for name in value:
+        if not re.fullmatch(r"[!%*+.`'~_\-0-9A-Za-z]+", name):
+            raise ValueError(f"{name!r} is no SIP header name")
+        if names.count(name.lower()) > 1:
+            raise ValueError(f"{name} is given twice (header names do not tell case apart)")
+    return MappingProxyType(dict(value))
+
+
+def _networks(value: object) -> tuple[Network, ...]:
+    texts = value if isinstance(value, list) else [value]
+    if not texts:
+        raise ValueError("an empty list matches nobody; leave the key out to match everybody")
+    networks: list[Network] = []
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError('must be an address or network like "192.0.2.0/24", or a list of them')
+        try:
+            networks.append(ipaddress.ip_network(text))
+        except ValueError as error:
+            raise ValueError(str(error)) from None
+    return tuple(networks)
+
+
+def _hours(value: object) -> tuple[Hours, ...]:
+    texts = value if isinstance(value, list) else [value]
+    if not texts:
+        raise ValueError("an empty list is never; leave the key out to match at all times")
+    return tuple(parse_hours(text) for text in texts)
+
+
+def _timezone(value: object) -> ZoneInfo:
+    if not isinstance(value, str) or not value:
+        raise ValueError('must be a time zone\'s name like "Europe/Berlin"')
+    try:
+        return ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError('is no known time zone; names look like "Europe/Berlin"') from None
+
+
+_GATEWAY_SETS = {
+    ("type",): "always realtime",
+    ("model",): "write it as route.realtime.model or realtime.model",
+    ("audio", "input", "format"): "it is the codec that the call negotiated",
+    ("audio", "output", "format"): "it is the codec that the call negotiated",
+}
+
+
+def _session(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    for path, why in _GATEWAY_SETS.items():
+        node: Any = value
+        for part in path:
+            node = node.get(part) if isinstance(node, Mapping) else None
+        if node is not None:
+            raise ValueError(f"{'.'.join(path)} is set by the gateway ({why}); leave it out")
+    for name in _not_json(value):
+        raise ValueError(f"{name} cannot be sent as JSON (a date, a time, inf or nan)")
+    return MappingProxyType(dict(value))
+
+
+def _not_json(value: Any, name: str = "") -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _not_json(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _not_json(inner, f"{name}[{index}]")
+    else:
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            yield name
+
+
+class Greeting(Section):
+    """``[route.greeting]``: what the model says first, before the caller speaks."""
+
+    say: Text | None = None
+    instructions: Text | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.say is None) == (self.instructions is None):
+            raise ValueError("must have either say (the words) or instructions (what to do)")
+        return self
+
+
+class Digits(Section):
+    """``[route.digits]``: how keys that the caller presses become a message to the model."""
+
+    enabled: Flag = True
+    terminator: Annotated[str, Field(pattern=r"^[0-9*#A-D]?$")] = "#"
+    inter_digit_seconds: Seconds = 3.0
+    max_digits: Annotated[Count, Field(le=128)] = 32
+    interrupt: Flag = True
+    text: Text = "The caller pressed {digits} on the telephone keypad."
+
+    @model_validator(mode="after")
+    def _template(self) -> Self:
+        if "digits" not in template_names(self.text):
+            raise ValueError("text must contain {digits}")
+        return self
+
+    def render(self, digits: str, variables: Mapping[str, str]) -> str:
+        """The message for ``digits``; ``variables`` are those of the :class:`Match`."""
+        return self.text.format_map({**variables, "digits": digits})
+
+
+def template_names(text: str) -> set[str]:
+    """The names in braces; raises ValueError for anything but plain ``{name}``."""
+    names: set[str] = set()
+    try:
+        parts = list(string.Formatter().parse(text))
+    except ValueError as error:
+        raise ValueError(f"text is no template: {error} (write {{{{ for a brace)") from None
+    for _, name, spec, conversion in parts:
+        if name is None:
+            continue
+        if not name.isidentifier() or spec or conversion:
+            raise ValueError(f"text may hold only plain names in braces, not {{{name}}}")
+        names.add(name)
+    return names
+
+
+class EndCall(Section):
+    """``[route.end_call]``: the tool with which the model says goodbye and hangs up."""
+
+    enabled: Flag = True
+    description: Text = (
+        "End the phone call. Use it when the caller says goodbye or asks to hang up, "
+        "after you have said a short goodbye yourself."
+    )
+    farewell_seconds: Seconds = 10.0
+
+
+class RouteLimits(Section):
+    """``[route.limits]``: in place of ``[limits]`` and ``[media]``, for this route (s)."""
+
+    max_call_seconds: Seconds | None = None
+    rtp_timeout: SecondsOrOff | None = None
+
+
+class RouteRealtime(Section):
+    """``[route.realtime]``: in place of ``[realtime]``, for this route.
+
+    With another server's ``url`` the key of ``[realtime]`` is not sent there.
+    """
+
+    url: Url | None = None
+    api_key: ApiKey = None
+    model: Text | None = None
+    connect_timeout: Seconds | None = None
+
+
+class Route(Section):
+    """``[[route]]``: which calls it takes, and what happens to them.
+
+    Every condition that is given must hold; a route without conditions takes every call.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    enabled: Flag = True
+    to: Regex | None = None
+    from_: Annotated[Regex | None, Field(alias="from")] = None
+    headers: Annotated[
+        Mapping[str, Regex],
+        AfterValidator(_header_conditions),
+        PlainSerializer(lambda value: dict(value)),
+    ] = Field(default_factory=lambda: MappingProxyType({}))
+    source: Annotated[tuple[Network, ...], BeforeValidator(_networks)] = ()
+    trunk: Text | None = None
+    hours: Annotated[tuple[Hours, ...], BeforeValidator(_hours)] = ()
+    timezone: Annotated[ZoneInfo | None, BeforeValidator(_timezone)] = None
+    session: Annotated[
+        Mapping[str, Any], AfterValidator(_session), PlainSerializer(lambda value: dict(value))
+    ] = Field(default_factory=lambda: MappingProxyType({}))
+    greeting: Greeting | None = None
+    digits: Digits = Field(default_factory=Digits)
+    end_call: EndCall = Field(default_factory=EndCall)
+    limits: RouteLimits = Field(default_factory=RouteLimits)
+    realtime: RouteRealtime = Field(default_factory=RouteRealtime)
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.hours and self.timezone is None:
+            raise ValueError('hours need a timezone beside them, like timezone = "Europe/Berlin"')
+        if self.timezone is not None and not self.hours:
+            raise ValueError("timezone means nothing without hours")
+        names = self.variable_names()
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the named group {twice[0]} is in more than one regular expression")
+        if "digits" in names:
+            raise ValueError("a named group may not be called digits")
+        unknown = sorted(template_names(self.digits.text) - {"digits", *names})
+        if unknown:
+            raise ValueError(
+                f"digits.text names {{{unknown[0]}}}, but no regular expression has such a group"
+            )
+        return self
+
+    def variable_names(self) -> list[str]:
+        """The named groups of all conditions: the variables that a match brings."""
+        regexes = [self.to, self.from_, *self.headers.values()]
+        return [name for regex in regexes if regex is not None for name in regex.groupindex]
+
+    def session_settings(self) -> dict[str, Any]:
+        """A copy of the session object that the caller may complete."""
+        return deepcopy(dict(self.session))

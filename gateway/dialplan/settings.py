@@ -1,0 +1,51 @@
+"""What holds for a call: the configuration, with what its route says instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from gateway.config import Config, RealtimeSettings
+
+from .models import Route
+
+
+@dataclass(frozen=True, slots=True)
+class CallSettings:
+    """Settings of one call; times in seconds, ``rtp_timeout`` 0 means never."""
+
+    realtime: RealtimeSettings
+    max_call_seconds: float
+    rtp_timeout: float
+
+
+def call_settings(config: Config, route: Route) -> CallSettings:
+    """Join ``config`` and ``route``; what the route says wins."""
+    limits = route.limits
+    return CallSettings(
+        realtime=_realtime(config.realtime, route),
+        max_call_seconds=_either(limits.max_call_seconds, config.limits.max_call_seconds),
+        rtp_timeout=_either(limits.rtp_timeout, config.media.rtp_timeout),
+    )
+
+
+def _realtime(base: RealtimeSettings, route: Route) -> RealtimeSettings:
+    over = route.realtime
+    update = {
+        name: value
+        for name in ("url", "api_key", "model", "connect_timeout")
+        if (value := getattr(over, name)) is not None
+    }
+    if over.url is not None and _origin(over.url) != _origin(base.url):
+        # Secrets go to the server that they were written for, and to no other.
+        update = {"api_key": None, "headers": {}, **update}
+    return base.model_copy(update=update)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port
+
+
+def _either(first: float | None, second: float) -> float:
+    return second if first is None else first
