@@ -1,1 +1,1 @@
-"""Audio as bytes: G.711 laws, 20 ms frames, the queues between the media clock and the event loop."""
+"""Audio as bytes: the G.711 laws, and the queues between media clock and event loop."""

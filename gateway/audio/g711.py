@@ -30,7 +30,7 @@ class Codec(StrEnum):
     PCMA = "PCMA"
 
     @property
-    def format(self) -> str:
+    def session_format(self) -> str:
         """The realtime protocol's name of the format: ``audio/pcmu`` or ``audio/pcma``."""
         return f"audio/{self.value.lower()}"
 

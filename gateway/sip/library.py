@@ -32,10 +32,7 @@ FrameWriter = Callable[[Any, bytes], None]
 
 
 def _extension() -> Any:
-    inner = getattr(pj, "_pjsua2", None)
-    if inner is None:
-        import _pjsua2 as inner  # a build that installs flat modules
-    return inner
+    return pj._pjsua2
 
 
 _NATIVE = ctypes.CDLL(_extension().__file__, mode=os.RTLD_NOLOAD | os.RTLD_NOW)

@@ -92,8 +92,8 @@ def offered_codecs(message: str) -> tuple[Codec, ...] | None:
             if words and words[0] == "audio" and len(words) > 3 and words[1] != "0":
                 inside, payloads = True, words[3:]
         elif inside and line.startswith("a=rtpmap:"):
-            payload, _, encoding = line[len("a=rtpmap:") :].partition(" ")
-            names[payload.strip()] = encoding.strip().upper()
+            payload, _, name = line[len("a=rtpmap:") :].partition(" ")
+            names[payload.strip()] = name.strip().upper()
     found: list[Codec] = []
     for payload in payloads:
         encoding = names.get(payload)

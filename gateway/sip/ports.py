@@ -126,3 +126,12 @@ class PortPool:
         port.createPort(f"gateway-{len(self._all)}", form)
         self._all.append(port)
         return port
+
+    def abandon(self) -> None:
+        """Leave the ports to the end of the process: their destructors must not run any more.
+
+        Called after the library has been destroyed, when a destructor would call into nothing.
+        """
+        for port in self._all:
+            port.attach(None)
+            port.this.disown()

@@ -1,0 +1,263 @@
+"""One leg: a pjsua2 call on the SIP thread, and its handle on the event loop."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pjsua2 as pj
+import structlog
+
+from gateway.audio.g711 import Codec
+from gateway.sip.message import headers_of, reason_of
+from gateway.sip.ports import AudioPort, CallAudio
+from gateway.sip.types import Invite, LegEnd, LegHandler, RtpQuality
+
+if TYPE_CHECKING:
+    from gateway.sip.agent import UserAgent
+
+log = structlog.get_logger("sip")
+
+_IS_UPDATE = 1
+"""PJMEDIA_STREAM_DTMF_IS_UPDATE: a further packet of an event already reported."""
+
+_F = TypeVar("_F", bound=Callable[..., None])
+
+
+def guarded(callback: _F) -> _F:
+    """Log what a pjsua2 callback raises, with its call, and end that call only.
+
+    SWIG prints such an exception and forgets it; the call would stay up, deaf.
+    """
+
+    @functools.wraps(callback)
+    def run(self: Any, *args: Any) -> None:
+        try:
+            callback(self, *args)
+        except Exception:
+            log.exception("sip.callback_failed", callback=callback.__name__, call=self.name)
+            self.fail()
+
+    return run  # type: ignore[return-value]
+
+
+class Leg:
+    """What the event loop holds of a leg. Its methods post to the SIP thread and return at once.
+
+    ``handler`` and ``audio`` are set by the owner before the leg can need them: in the callback
+    that announces it, or when it is dialled.
+    """
+
+    def __init__(self, agent: UserAgent, invite: Invite) -> None:
+        self.invite = invite
+        self.handler: LegHandler | None = None
+        self.audio: CallAudio | None = None
+        self._agent = agent
+        self._call: SipCall | None = None
+
+    def ring(self) -> None:
+        """Send 180 Ringing."""
+        self._command(lambda call: call.respond(180))
+
+    def answer(self) -> None:
+        """Send 200 OK."""
+        self._command(lambda call: call.respond(200))
+
+    def refuse(self, code: int, headers: Mapping[str, str] | None = None) -> None:
+        """Send a final refusal, with these headers added."""
+        self._command(lambda call: call.finish(code, headers or {}))
+
+    def hang_up(self, headers: Mapping[str, str] | None = None) -> None:
+        """BYE, CANCEL or a 603, as the dialog's state wants, with these headers added."""
+        self._command(lambda call: call.finish(0, headers or {}))
+
+    def send_digits(self, digits: str) -> None:
+        """Press keys, by RFC 4733."""
+        self._command(lambda call: call.dialDtmf(digits))
+
+    def bind(self, call: SipCall) -> None:
+        """Name the call that commands are for. SIP thread, before the leg is announced."""
+        self._call = call
+
+    def unbind(self) -> None:
+        """Forget the call. SIP thread: the last reference to a call must go there."""
+        self._call = None
+
+    def _command(self, command: Callable[[SipCall], None]) -> None:
+        def run() -> None:
+            call = self._call
+            if call is not None and not call.ended:
+                call.run(command)
+
+        self._agent.post(run)
+
+
+class SipCall(pj.Call):  # type: ignore[misc]
+    """The pjsua2 call of a leg. Lives on the SIP thread from first to last."""
+
+    def __init__(self, agent: UserAgent, account: Any, call_id: int | None = None) -> None:
+        if call_id is None:
+            super().__init__(account)
+        else:
+            super().__init__(account, call_id)
+        self.agent = agent
+        self.leg: Leg | None = None
+        self.ended = False
+        self._local = False
+        self._method = ""
+        self._reason_header = ""
+        self._port: AudioPort | None = None
+        self._last_digit: tuple[str, int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """The SIP Call-ID, for logs."""
+        return self.leg.invite.call_id if self.leg is not None else "?"
+
+    def run(self, command: Callable[[SipCall], None]) -> None:
+        """Run a command of the event loop; one that fails because the call just ended is moot."""
+        try:
+            command(self)
+        except pj.Error as error:
+            log.warning("sip.command_refused", call=self.name, error=error.info())
+            if not self.ended and not self._is_over():
+                self.fail()
+
+    def _is_over(self) -> bool:
+        try:
+            return bool(self.getInfo().state == pj.PJSIP_INV_STATE_DISCONNECTED)
+        except pj.Error:
+            return True
+
+    def respond(self, code: int) -> None:
+        """Answer the INVITE with ``code``."""
+        param = pj.CallOpParam()
+        param.statusCode = code
+        self.answer(param)
+
+    def finish(self, code: int, headers: Mapping[str, str]) -> None:
+        """End the leg: final response ``code`` before an answer, BYE after it."""
+        self._local = True
+        param = pj.CallOpParam()
+        if code:
+            param.statusCode = code
+        vector = pj.SipHeaderVector()
+        for key, value in headers.items():
+            header = pj.SipHeader()
+            header.hName, header.hValue = key, value
+            vector.append(header)
+        param.txOption.headers = vector
+        self.hangup(param)
+
+    def fail(self) -> None:
+        """End the leg after a defect of ours: 500, or BYE."""
+        try:
+            if not self.ended:
+                self.finish(500, {"Reason": 'SIP;cause=500;text="Gateway error"'})
+        except pj.Error:
+            log.exception("sip.call_stuck", call=self.name)
+
+    def _tell(self, what: Callable[[LegHandler], None]) -> None:
+        leg = self.leg
+        if leg is not None:
+            self.agent.to_loop(lambda: what(leg.handler) if leg.handler is not None else None)
+
+    @guarded
+    def onCallState(self, _prm: Any) -> None:  # noqa: N802
+        """The dialog's state changed."""
+        info = self.getInfo()
+        if info.state == pj.PJSIP_INV_STATE_CONFIRMED:
+            self._tell(lambda handler: handler.on_confirmed())
+        elif info.state == pj.PJSIP_INV_STATE_EARLY and info.role == pj.PJSIP_ROLE_UAC:
+            code = int(info.lastStatusCode)
+            self._tell(lambda handler: handler.on_ringing(code))
+        elif info.state == pj.PJSIP_INV_STATE_DISCONNECTED and not self.ended:
+            self.ended = True
+            self._release_port()
+            end = LegEnd(
+                code=int(info.lastStatusCode),
+                reason=str(info.lastReason),
+                method=self._method,
+                reason_header=self._reason_header,
+                local=self._local,
+            )
+            self._tell(lambda handler: handler.on_ended(end))
+            self.agent.retire(self)
+
+    @guarded
+    def onCallTsxState(self, prm: Any) -> None:  # noqa: N802
+        """A transaction moved; a BYE or CANCEL from the peer is noted for the ending."""
+        event = prm.e
+        if event.type != pj.PJSIP_EVENT_TSX_STATE:
+            return
+        state = event.body.tsxState
+        if state.type != pj.PJSIP_EVENT_RX_MSG or state.tsx.role != pj.PJSIP_ROLE_UAS:
+            return
+        method = str(state.tsx.method)
+        if method in ("BYE", "CANCEL") and not self._method:
+            self._method = method
+            self._reason_header = reason_of(headers_of(str(state.src.rdata.wholeMsg)))
+
+    @guarded
+    def onCallMediaState(self, _prm: Any) -> None:  # noqa: N802
+        """Media came up or changed: join the call's stream with its port."""
+        info = self.getInfo()
+        leg = self.leg
+        if leg is None or leg.audio is None or self.ended:
+            return
+        for index in range(len(info.media)):
+            media = info.media[index]
+            if media.type != pj.PJMEDIA_TYPE_AUDIO:
+                continue
+            if media.status != pj.PJSUA_CALL_MEDIA_ACTIVE:
+                continue
+            stream = self.getStreamInfo(index)
+            codec = Codec(str(stream.codecName).upper())
+            audio = self.getAudioMedia(index)
+            if self._port is None:
+                self._port = self.agent.pool.take(leg.audio)
+            audio.startTransmit(self._port)
+            self._port.startTransmit(audio)
+            self._tell(lambda handler, codec=codec: handler.on_media(codec))
+            return
+
+    @guarded
+    def onDtmfEvent(self, prm: Any) -> None:  # noqa: N802
+        """A telephone-event packet, or an INFO. A key counts once, when it is first heard of.
+
+        pjmedia takes a second press of the same key for more of the first when so many packets
+        were lost that its duration seems to go on; the event's RTP timestamp tells them apart.
+        """
+        digit, start, duration = str(prm.digit), int(prm.timestamp), int(prm.duration)
+        last = self._last_digit
+        self._last_digit = (digit, start, duration)
+        if prm.flags & _IS_UPDATE and last is not None:
+            last_digit, last_start, last_duration = last
+            if digit == last_digit and start <= last_start + last_duration:
+                return
+        self._tell(lambda handler: handler.on_digit(digit))
+
+    def poll_quality(self) -> None:
+        """Report the RTP counters, where there is media."""
+        if self._port is None or self.ended:
+            return
+        try:
+            statistic = self.getStreamStat(0).rtcp
+        except pj.Error:
+            return
+        received, sent = statistic.rxStat, statistic.txStat
+        quality = RtpQuality(
+            rx_packets=int(received.pkt),
+            rx_lost=int(received.loss),
+            rx_jitter_ms=float(received.jitterUsec.mean) / 1000,
+            tx_packets=int(sent.pkt),
+        )
+        self._tell(lambda handler: handler.on_quality(quality))
+
+    def _release_port(self) -> None:
+        port, self._port = self._port, None
+        if port is None:
+            return
+        # pjsua has removed the call's slot, and its links to this port, before it says so.
+        self.agent.pool.give_back(port)

@@ -1,0 +1,90 @@
+"""The one thread that signalling runs on.
+
+pjsip gets no worker threads: this thread polls it, so every signalling callback comes here, and
+runs what other threads post, so every call into pjsip comes from here too. The event loop never
+touches pjsip; media frames have pjmedia's own clock thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+POLL_MS = 5
+"""Longest wait for a SIP message before posted commands are looked at, ms."""
+
+MAX_COMMANDS = 100_000
+"""Posted and not yet run. Each call posts a handful in its life; only a hung thread gets here."""
+
+log = structlog.get_logger("sip")
+
+
+class SipThread:
+    """Runs commands and a poll function in turn until told to stop.
+
+    Args:
+        poll: handles pjsip's events for at most the given ms.
+        housekeeping: called after every turn, outside all callbacks.
+    """
+
+    def __init__(self, poll: Callable[[int], Any], housekeeping: Callable[[], None]) -> None:
+        self._poll = poll
+        self._housekeeping = housekeeping
+        self._commands: deque[Callable[[], None]] = deque()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self.dropped = 0
+        """Commands refused because the queue was full."""
+
+    def start(self, first: Callable[[], None], last: Callable[[], None]) -> None:
+        """Start; ``first`` runs before the first turn, ``last`` after the last one."""
+
+        def run() -> None:
+            try:
+                first()
+            except BaseException:
+                last()
+                return
+            try:
+                self._turn_until_stopped()
+            finally:
+                last()
+
+        self._thread = threading.Thread(target=run, name="sip", daemon=True)
+        self._thread.start()
+
+    def post(self, command: Callable[[], None]) -> None:
+        """Run ``command`` on the SIP thread, soon, after what was posted before. Any thread."""
+        if len(self._commands) >= MAX_COMMANDS:
+            self.dropped += 1
+            return
+        self._commands.append(command)
+
+    def stop(self) -> None:
+        """Leave the loop after the commands already posted. Any thread."""
+        self.post(self._stop_now)
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the end at most ``timeout`` seconds; True when the thread is gone."""
+        if self._thread is None:
+            return True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _stop_now(self) -> None:
+        self._stopping = True
+
+    def _turn_until_stopped(self) -> None:
+        while not self._stopping:
+            self._poll(POLL_MS)
+            for _ in range(len(self._commands)):
+                command = self._commands.popleft()
+                try:
+                    command()
+                except Exception:
+                    log.exception("sip.command_failed")
+            self._housekeeping()

@@ -1,0 +1,121 @@
+"""What the SIP side tells the rest of the gateway, in plain values: no pjsua2 object leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gateway.audio.g711 import Codec
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """One address to listen on: ``transport`` is udp, tcp or tls; port 0 takes any free one."""
+
+    transport: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class JitterBuffer:
+    """pjmedia's adaptive jitter buffer, all in ms; -1 leaves its own default."""
+
+    init: int = -1
+    min_prefetch: int = -1
+    max_prefetch: int = -1
+    maximum: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class SipSettings:
+    """How the user agent shall run."""
+
+    listen: tuple[Listen, ...]
+    rtp_ports: tuple[int, int] = (20000, 29999)
+    public_address: str = ""
+    max_calls: int = 100
+    user_agent: str = ""
+    user: str = "gateway"
+    """User part of our own URI, in Contact and From."""
+    jitter_buffer: JitterBuffer = field(default_factory=JitterBuffer)
+    log_level: int = 1
+    """pjsip's own log, 0 (nothing) to 6."""
+    retry_after: int = 5
+    """Seconds in the Retry-After of a 503 (RFC 3261 section 20.33)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invite:
+    """An INVITE, as routes and records need it. ``headers`` is keyed by lower-case full name."""
+
+    call_id: str
+    to_uri: str
+    from_uri: str
+    to_user: str
+    from_user: str
+    from_name: str
+    source: str
+    """``address:port`` the request came from."""
+    headers: Mapping[str, tuple[str, ...]]
+    offered: tuple[Codec, ...] | None
+    """G.711 laws offered, in the caller's order; None when the INVITE brought no offer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An INVITE that was answered below the application: no common codec, no free call."""
+
+    invite: Invite | None
+    """None where the library no longer had the message."""
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LegEnd:
+    """How a leg ended, as SIP saw it."""
+
+    code: int
+    """Last status code: 200 after a BYE, 487 after a CANCEL, the refusal otherwise."""
+    reason: str
+    """Its reason phrase."""
+    method: str
+    """BYE or CANCEL when the peer ended the leg with one, else empty."""
+    reason_header: str
+    """The Reason header (RFC 3326) of that request, else empty."""
+    local: bool
+    """True when we ended it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RtpQuality:
+    """RTP counters of a leg so far, from RTCP's point of view (RFC 3550 section 6.4)."""
+
+    rx_packets: int
+    rx_lost: int
+    rx_jitter_ms: float
+    tx_packets: int
+
+
+class LegHandler(Protocol):
+    """Who is told what happens to a leg; every call comes on the event loop, in order."""
+
+    def on_ringing(self, code: int) -> None:
+        """A provisional response came for a leg that we dialled."""
+
+    def on_media(self, codec: Codec) -> None:
+        """Media flows (again), in this law."""
+
+    def on_confirmed(self) -> None:
+        """The dialog is confirmed: ACK came, or was sent."""
+
+    def on_digit(self, digit: str) -> None:
+        """A key was pressed: one of ``0-9 * # A-D`` (RFC 4733)."""
+
+    def on_quality(self, quality: RtpQuality) -> None:
+        """RTP counters, about once a second."""
+
+    def on_ended(self, end: LegEnd) -> None:
+        """The leg is over; nothing comes after this."""
