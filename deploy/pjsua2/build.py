@@ -1,0 +1,12 @@
+"""Entry of the pjsua2 build; run it through ``build.sh``, with the interpreter to build for."""
+
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit(
+        f"pjsua2: {sys.executable} is Python {sys.version.split()[0]}; 3.11 or later is needed"
+    )
+
+from pjbuild.cli import main
+
+sys.exit(main())

@@ -1,0 +1,181 @@
+"""The steps of a build, and what the command line may ask for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+from . import requirements, source
+from .cache import cache_root, finished_wheel, library_key, locked, platform_key, wheel_key
+from .environment import install_wheel, require_pip, restore_published
+from .errors import BuildError
+from .library import compile_library, extra_cflags, slim
+from .progress import Progress
+from .wheel import wheel_name, write_wheel
+from .wrapper import build_module, compiler
+
+HERE = Path(__file__).resolve().parent.parent
+_STEPS = 8
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 not possible (said why, nothing changed), 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        if sys.platform != "linux":
+            raise BuildError(f"the build is for Linux, this is {sys.platform}; use the wheel")
+        root = cache_root(os.environ, HERE.parent.parent)
+        if options.key:
+            print(wheel_key(HERE, "*"))
+            return 0
+        with locked(root):
+            _carry_out(options, root)
+    except BuildError as error:
+        print(f"pjsua2: {error}\npjsua2: the environment is as it was.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\npjsua2: interrupted; the environment is as it was.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="build.sh", description=__doc__)
+    add = parser.add_argument
+    add("--no-install", action="store_true", help="build into the cache only, print the path")
+    add(
+        "--no-packages", action="store_true", help="never run apt-get install, name what is missing"
+    )
+    add("--published", action="store_true", help="go back to the published wheel (wheel.txt)")
+    add("--rebuild", action="store_true", help="build again even if the cache has the wheel")
+    add("--key", action="store_true", help="print what the cached wheel is keyed by, and stop")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="compile so many files at once")
+    return parser
+
+
+def _carry_out(options: argparse.Namespace, root: Path) -> None:
+    logs = root / "logs"
+    logs.mkdir(exist_ok=True)
+    log = logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    progress = Progress(_STEPS, log)
+    if not options.no_install:
+        require_pip()
+    if options.published:
+        restore_published(HERE, progress)
+        print("pjsua2: the published wheel is installed")
+        return
+    wheel = None if options.rebuild else finished_wheel(root, HERE)
+    if wheel is None:
+        wheel = _build(root, progress, options)
+    else:
+        print(f"pjsua2: from the cache: {wheel}")
+    if options.no_install:
+        print(wheel)
+        return
+    install_wheel(wheel, progress)
+    print(f"pjsua2: installed {wheel.name} into {sys.prefix}")
+
+
+def _build(root: Path, progress: Progress, options: argparse.Namespace) -> Path:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    print(f"pjsua2: building for Python {version} ({sys.executable}); log: {progress.log}")
+    with progress.step("look for what the build needs"):
+        requirements.ensure(progress, may_install=not options.no_packages)
+    with progress.step("get pjproject's source"):
+        found = source.fetch(root / "sources", progress)
+        progress.note(f"{found.origin}, SHA-256 {found.sha256}")
+    (root / "work").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="build-", dir=root / "work") as name:
+        work = Path(name)
+        pj_version, tree = _library(root, found, work, progress, options)
+        build_module(tree, HERE, work, root / "objects", progress)
+        with progress.step("write and try the wheel"):
+            return _wheel(root, tree, work, pj_version, found, progress)
+
+
+def _library(
+    root: Path, found: source.Source, work: Path, progress: Progress, options: argparse.Namespace
+) -> tuple[str, Path]:
+    """The compiled libraries' version and folder, from the cache if they are there."""
+    with progress.step("unpack"):
+        version = source.unpack(found, work / "pjproject", progress)
+    tree = root / "lib" / library_key(HERE, version, found.sha256)
+    if tree.is_dir():
+        progress.note(f"the C libraries of pjproject {version} are in the cache")
+        return version, tree
+    compile_library(work / "pjproject", HERE, options.jobs, progress)
+    slim(work / "pjproject")
+    tree.parent.mkdir(exist_ok=True)
+    (work / "pjproject").rename(tree)
+    return version, tree
+
+
+def _wheel(
+    root: Path, tree: Path, work: Path, version: str, found: source.Source, progress: Progress
+) -> Path:
+    module = next(work.glob("_pjsua2*.so"))
+    build = {
+        "version": version,
+        "distribution": "pjsua2-gateway",
+        "source": found.origin,
+        "source_sha256": found.sha256,
+        "max_calls": _configured(tree, "PJSUA_MAX_CALLS"),
+        "max_conference_ports": _configured(tree, "PJSUA_MAX_CONF_PORTS"),
+        "max_sockets": _configured(tree, "PJ_IOQUEUE_MAX_HANDLES"),
+        "compiler": compiler(),
+        "cflags": extra_cflags(),
+        "platform": platform_key(),
+        "native": sorted(path.name for path in (HERE / "native").glob("*.cpp")),
+    }
+    files = {f"pjsua2/{path.name}": path.read_bytes() for path in (HERE / "package").glob("*.py")}
+    files["pjsua2/_build.py"] = (
+        f'"""Written by the build."""\n\nBUILD = {json.dumps(build, indent=4)}\n'.encode()
+    )
+    files["pjsua2/pjsua2.py"] = (work / "pjsua2.py").read_bytes()
+    files[f"pjsua2/{module.name}"] = module.read_bytes()
+    made = work / wheel_name(version)
+    write_wheel(made, version, files, (tree / "COPYING").read_bytes())
+    try_wheel(made, work, progress)
+    target = root / "wheels" / wheel_key(HERE, version) / made.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(made, target.with_suffix(".part"))
+    target.with_suffix(".part").rename(target)
+    return target
+
+
+def _configured(tree: Path, name: str) -> int:
+    """A limit as the preprocessor sees it, with everything that config_site.h says."""
+    flags = [f"-I{tree / part / 'include'}" for part in ("pjlib", "pjlib-util", "pjnath")]
+    flags += [f"-I{tree / part / 'include'}" for part in ("pjmedia", "pjsip")]
+    shown = subprocess.run(
+        ["g++", "-E", "-x", "c++", *flags, *extra_cflags().split(), "-"],
+        input=f"#include <pjsua-lib/pjsua.h>\nlimit_is {name};\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    match = re.search(r"^limit_is ([\d\s()+*-]+);", shown.stdout, re.MULTILINE)
+    return int(eval(match[1], {"__builtins__": {}})) if match else 0
+
+
+def try_wheel(wheel: Path, work: Path, progress: Progress) -> None:
+    """Unpacks a wheel beside the environment and runs the smoke test on it in a new process."""
+    place = work / "try"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(place)
+    env = {**os.environ, "PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
+    lines = progress.run(
+        [sys.executable, "-B", HERE / "smoke.py"], env=env, what="trying the wheel"
+    )
+    for line in lines:
+        if line.startswith("pjsua2:"):
+            progress.note(line.removeprefix("pjsua2:").strip())

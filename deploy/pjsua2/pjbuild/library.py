@@ -1,0 +1,148 @@
+"""Compiles pjproject's C and C++ libraries: once for all interpreters of a machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+from .progress import Progress
+
+CONFIGURE = (
+    "--enable-epoll",
+    "--with-external-srtp",
+    "--disable-sound",
+    "--disable-video",
+    "--disable-resample",
+    "--disable-speex-aec",
+    "--disable-l16-codec",
+    "--disable-gsm-codec",
+    "--disable-g722-codec",
+    "--disable-g7221-codec",
+    "--disable-speex-codec",
+    "--disable-ilbc-codec",
+    "--disable-opencore-amr",
+    "--disable-silk",
+    "--disable-opus",
+    "--disable-bcg729",
+    "--disable-lyra",
+    "--disable-libwebrtc",
+    "--disable-libyuv",
+    "--disable-sdl",
+    "--disable-ffmpeg",
+    "--disable-v4l2",
+    "--disable-openh264",
+    "--disable-vpx",
+    "--disable-upnp",
+)
+CFLAGS = "-O2 -fPIC -DNDEBUG"
+# All of pjproject that a call needs, in the order in which upstream builds it.
+FOLDERS = (
+    "pjlib/build",
+    "pjlib-util/build",
+    "pjnath/build",
+    "third_party/build",
+    "pjmedia/build",
+    "pjsip/build",
+)
+# Debian strips a file whose licence it doubts; upstream's Makefile still names it. Its code is
+# for a sound device, and empty without one.
+STRIPPED = ("pjmedia/src/pjmedia-audiodev/bdimad_dev.c",)
+
+_OBJECT = re.compile(r" -o output/\S+\.o ")
+_KEEP = re.compile(r"/(include|lib)/|/swig/[^/]+$|^/(COPYING|version\.mak|build\.mak|build/)")
+
+
+def extra_cflags() -> str:
+    """What the person who builds adds to the compiler's flags (PJSUA2_CFLAGS)."""
+    return os.environ.get("PJSUA2_CFLAGS", "")
+
+
+def compile_library(tree: Path, here: Path, jobs: int, progress: Progress) -> None:
+    """Configures and compiles a source tree in place, with this folder's settings and patches.
+
+    ``here`` is ``deploy/pjsua2``. Raises BuildError with the compiler's last lines.
+    """
+    for name in STRIPPED:
+        (tree / name).touch()
+    shutil.copyfile(here / "config_site.h", tree / "pjlib/include/pj/config_site.h")
+    for patch in sorted((here / "patches").glob("*.patch")):
+        progress.run(
+            ["patch", "-p1", "--forward", "-i", patch], cwd=tree, what=f"applying {patch.name}"
+        )
+    flags = f"{CFLAGS} {extra_cflags()}".strip()
+    env = {**os.environ, "CFLAGS": flags, "CXXFLAGS": flags, "LC_ALL": "C"}
+    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "LDFLAGS", "CPPFLAGS"):
+        env.pop(name, None)
+    with progress.step("configure pjproject"):
+        progress.run(["./aconfigure", *CONFIGURE], cwd=tree, env=env, what="configuring pjproject")
+    with progress.step("compile the C libraries"):
+        total = _objects(tree, env, progress)
+        done = 0
+
+        def count(line: str) -> None:
+            nonlocal done
+            if _OBJECT.search(line):
+                done += 1
+                progress.count(done, total, "files")
+
+        for folder in FOLDERS:
+            progress.run(
+                ["make", f"-j{jobs}", "-C", folder, "lib"],
+                cwd=tree,
+                env=env,
+                what=f"compiling {folder.partition('/')[0]}",
+                on_line=count,
+            )
+
+
+def _objects(tree: Path, env: dict[str, str], progress: Progress) -> int:
+    """How many files there are to compile, by asking make."""
+    found = 0
+
+    def count(line: str) -> None:
+        nonlocal found
+        found += bool(_OBJECT.search(line))
+
+    # Without the libraries of the folders before it, a dry run of a folder ends with an error:
+    # what it would compile is listed all the same.
+    dry = 'for folder; do make -n -k -C "$folder" lib; done 2>&1; true'
+    progress.run(
+        ["sh", "-c", dry, "dry", *FOLDERS],
+        cwd=tree,
+        env=env,
+        what="looking through the source",
+        on_line=count,
+    )
+    return found
+
+
+def link_words(tree: Path, progress: Progress) -> list[str]:
+    """The words that link the libraries of a compiled tree, as upstream's Makefile lists them."""
+    makefile = tree / "words.mak"
+    makefile.write_text(
+        "include build.mak\nwords:\n\t@echo WORDS: $(PJ_LDXXFLAGS) $(PJ_LDXXLIBS)\n",
+        encoding="utf-8",
+    )
+    lines = progress.run(
+        ["make", "--no-print-directory", "-f", "words.mak", "words", f"PJDIR={tree}"],
+        cwd=tree,
+        what="asking for the libraries",
+    )
+    for line in lines:
+        if line.startswith("WORDS: "):
+            return shlex.split(line.removeprefix("WORDS: "))
+    return []
+
+
+def slim(tree: Path) -> None:
+    """Removes all that linking an extension does not need: objects, apps, tests, docs."""
+    for path in sorted(tree.rglob("*"), reverse=True):
+        name = "/" + path.relative_to(tree).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif not _KEEP.search(name):
+            path.unlink()

@@ -1,0 +1,118 @@
+"""The Python side: SWIG's wrapper, our own native files, and the link into one extension module.
+
+``native/`` holds what is ours:
+
+- ``*.i`` with a first line ``// Read before pjsua2.i`` sets SWIG's features, every other ``*.i``
+  is read after pjsua2's own and may use all its types; both in the order of their names;
+- ``*.cpp`` are compiled and linked into the module, with all of pjproject's headers at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from .errors import BuildError
+from .library import extra_cflags, link_words
+from .progress import Progress
+
+SWIG_FLAGS = ("-c++", "-python", "-threads", "-w312,325,389,401,451,473,503,509")
+# The wrapper is one file of ten megabytes: its optimisation costs minutes of compiling and
+# brings nothing that could be measured; -O0 doubles its size.
+WRAPPER_FLAGS = ("-O1", "-g0", "-fPIC", "-DNDEBUG", "-w", "-fno-strict-aliasing")
+NATIVE_FLAGS = ("-O2", "-g0", "-fPIC", "-DNDEBUG", "-Wall")
+# Calls inside the module are bound when it is linked: no lookup by name, and no mix-up with
+# another pjproject in the same process. The C functions stay visible to ctypes.
+LINK_FLAGS = ("-shared", "-Wl,-Bsymbolic-functions", "-Wl,-z,defs", "-Wl,--as-needed", "-s")
+
+_FIRST = "// Read before pjsua2.i"
+_INCLUDES = ("pjlib", "pjlib-util", "pjnath", "pjmedia", "pjsip")
+
+
+def _interface(native: Path) -> str:
+    """The SWIG file that reads ours and pjsua2's in order."""
+    files = sorted(native.glob("*.i"))
+    before = [file for file in files if file.read_text(encoding="utf-8").startswith(_FIRST)]
+    after = [file for file in files if file not in before]
+    lines = ['%module(directors="1") pjsua2']
+    lines += [f'%include "{file.name}"' for file in before]
+    lines += ['%include "pjsua2.i"']
+    lines += [f'%include "{file.name}"' for file in after]
+    return "\n".join(lines) + "\n"
+
+
+def build_module(tree: Path, here: Path, work: Path, objects: Path, progress: Progress) -> None:
+    """Leaves ``pjsua2.py`` and the extension module in ``work``.
+
+    ``tree`` is a compiled pjproject, ``here`` is ``deploy/pjsua2``, ``objects`` keeps the
+    compiled wrapper between builds that do not change it. Raises BuildError.
+    """
+    native = here / "native"
+    include = [f"-I{tree / name / 'include'}" for name in _INCLUDES]
+    swig_folder = tree / "pjsip-apps/src/swig"
+    with progress.step("generate the Python wrapper"):
+        interface = work / "pjsua2_gateway.i"
+        interface.write_text(_interface(native), encoding="utf-8")
+        wrapper = work / "pjsua2_wrap.cpp"
+        progress.run(
+            [
+                *("swig", *SWIG_FLAGS, *include, f"-I{native}", f"-I{swig_folder}"),
+                *("-outdir", work, "-o", wrapper, interface),
+            ],
+            cwd=work,
+            what="generating the wrapper",
+        )
+    words = link_words(tree, progress)
+    defines = [word for word in words if word.startswith("-D")]
+    python = f"-I{sysconfig.get_path('include')}"
+    common = [*defines, *include, f"-I{native}", python, *shlex.split(extra_cflags())]
+    with progress.step("compile the Python wrapper"):
+        compiled = [_wrapper_object(wrapper, [*WRAPPER_FLAGS, *common], work, objects, progress)]
+        for source in sorted(native.glob("*.cpp")):
+            target = work / f"{source.stem}.o"
+            progress.run(
+                ["g++", *NATIVE_FLAGS, *common, "-c", source, "-o", target],
+                what=f"compiling {source.name}",
+            )
+            compiled.append(target)
+        link = [word for word in words if word.startswith(("-L", "-l", "-p", "/")) or ".a" in word]
+        module = work / f"_pjsua2{sysconfig.get_config_var('EXT_SUFFIX')}"
+        # The interpreter itself provides the Python symbols, so -z defs cannot be used with it.
+        flags = [flag for flag in LINK_FLAGS if flag != "-Wl,-z,defs"]
+        progress.run(["g++", *flags, *compiled, *link, "-o", module], what="linking the module")
+
+
+def _wrapper_object(
+    wrapper: Path, flags: list[str], work: Path, objects: Path, progress: Progress
+) -> Path:
+    """Compiles the wrapper, or takes it from an earlier build of the very same file."""
+    digest = hashlib.sha256(wrapper.read_bytes().replace(os.fsencode(work), b""))
+    digest.update(repr(flags).encode())
+    digest.update(compiler().encode())
+    kept = objects / f"{digest.hexdigest()[:24]}.o"
+    if not kept.is_file():
+        objects.mkdir(parents=True, exist_ok=True)
+        target = work / "pjsua2_wrap.o"
+        progress.run(
+            ["g++", *flags, "-c", wrapper, "-o", target], what="compiling the Python wrapper"
+        )
+        part = kept.with_suffix(f".{os.getpid()}.part")
+        shutil.copyfile(target, part)
+        part.rename(kept)
+    return kept
+
+
+def compiler() -> str:
+    """The compiler's own first line of ``--version``. Raises BuildError when there is none."""
+    try:
+        shown = subprocess.run(
+            ["g++", "--version"], capture_output=True, text=True, check=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"cannot run g++: {error}") from error
+    return shown.stdout.splitlines()[0]
