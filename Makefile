@@ -1,0 +1,90 @@
+# Each target sets up all that it needs, on Debian or Ubuntu with Python 3.11 or later.
+#   make PYTHON=/path/to/python3 ...    another interpreter for .venv
+#   make CONFIG=other.toml run          another configuration
+
+CONFIG ?= gateway.toml
+TESTS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+SETUP := deploy/setup
+
+# Stamps: what is installed in .venv, so that a second run has nothing to do.
+BASE := $(VENV)/.made
+APP := $(VENV)/.app
+DEV := $(VENV)/.dev
+
+export PYTHON
+export PIP_NO_INPUT = 1
+
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run check test lint format bench pjsua2 venv lock clean
+
+help: ## what there is to make
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(APP) ## emulator, gateway and one scripted call on this machine, then its timeline
+	@$(BIN)/gateway demo
+
+run: $(APP) ## emulator and gateway until Ctrl-C: call sip:100@127.0.0.1:5060
+	@$(BIN)/python $(SETUP)/run_local.py -c $(CONFIG)
+
+check: $(APP) ## what is wrong with the configuration and the dialplans
+	@$(BIN)/gateway check -c $(CONFIG)
+
+test: $(DEV) ## all tests (TESTS=tests/unit for some)
+	@$(SETUP)/need-debian.sh sipp:sip-tester
+	@$(BIN)/python -m pytest $(TESTS)
+
+lint: $(DEV) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(DEV) ## let ruff format the sources
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(DEV) ## figures of speed and memory, with their method
+	@$(SETUP)/need-debian.sh sipp:sip-tester
+	@$(BIN)/python -m tests.load
+
+pjsua2: $(APP) ## a pjsua2 for many calls, built from source into .venv (some minutes)
+	@sh deploy/pjsua2/build.sh $(BIN)/python
+
+venv: $(DEV) ## .venv with everything in it
+
+# The exact versions and hashes of everything, for all supported Pythons at once. The larger set is
+# resolved first, so that the gateway runs on the very versions that the tests saw.
+UV := .cache/lock/bin/uv
+COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --no-emit-index-url pyproject.toml $(SETUP)/build-requirements.in \
+	--extra emulator --extra plot
+lock: $(BASE) ## renew requirements.lock and requirements-dev.lock
+	@test -x $(UV) || { $(BIN)/python -m venv .cache/lock && .cache/lock/bin/pip install --quiet uv; }
+	@$(UV) $(COMPILE) --extra dev --upgrade -o requirements-dev.lock
+	@$(UV) $(COMPILE) -c requirements-dev.lock --upgrade -o requirements.lock
+	@echo "Written: requirements.lock, requirements-dev.lock"
+
+clean: ## remove .venv, caches and what demo and bench wrote
+	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output bench-output \
+		*.egg-info build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BASE):
+	@$(SETUP)/make-venv.sh $(VENV)
+	@touch $@
+
+$(APP): $(BASE) requirements.lock pyproject.toml deploy/pjsua2/wheel.txt
+	@echo "Installing what the gateway needs into $(VENV)"
+	@$(PIP) --require-hashes -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@$(SETUP)/install-pjsua2.sh $(BIN)/python
+	@touch $@
+
+$(DEV): $(APP) requirements-dev.lock
+	@echo "Installing what tests and checks need into $(VENV)"
+	@$(PIP) --require-hashes -r requirements-dev.lock
+	@touch $@

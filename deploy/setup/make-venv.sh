@@ -1,0 +1,17 @@
+#!/bin/sh
+# Makes the virtual environment FOLDER: make-venv.sh FOLDER. Installs the distribution's venv module
+# where it is missing (Debian ships Python without it).
+set -eu
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+folder=$1
+python=$("$here/find-python.sh")
+
+if ! "$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    # No such command: so it is always installed.
+    "$here/need-debian.sh" "no-venv-module:python$version-venv"
+    "$python" -c 'import ensurepip, venv'
+fi
+echo "Making $folder with $("$python" --version) ($python)"
+rm -rf "$folder"
+"$python" -m venv "$folder"
