@@ -4,6 +4,11 @@
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 folder=$1
+
+# One that works already may be somebody's own: it stays.
+if "$folder/bin/python" -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+    exit 0
+fi
 python=$("$here/find-python.sh")
 
 if ! "$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then
