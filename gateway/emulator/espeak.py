@@ -1,0 +1,166 @@
+"""A binding to espeak-ng: text in, 16-bit mono PCM out, all in this process.
+
+The library comes with the ``espeakng-loader`` wheel. Where that cannot be loaded (another
+processor, another libc) the ``espeak-ng`` program of the distribution does the same work, one
+process for each phrase. Either way the caller sees one :class:`Engine`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import shutil
+import subprocess
+import threading
+import wave
+from functools import cache
+from typing import Protocol
+
+# Constants of espeak-ng's speak_lib.h.
+_OUTPUT_SYNCHRONOUS = 2
+_INITIALIZE_DONT_EXIT = 0x8000
+_CHARS_UTF8 = 1
+_POS_CHARACTER = 1
+_PARAMETER_RATE = 1
+_PARAMETER_PITCH = 3
+_EE_OK = 0
+
+_PROGRAM_DEADLINE_S = 20.0
+
+_Callback = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+)
+
+
+class SpeechError(RuntimeError):
+    """No speech can be made: neither library nor program works, or espeak refused the text."""
+
+
+class Engine(Protocol):
+    """What both ways of reaching espeak-ng offer. Safe to call from any thread."""
+
+    def synthesise(self, text: str, voice: str, pitch: int, words_per_minute: int) -> bytes:
+        """Mono 16-bit little-endian PCM of ``text`` at :attr:`rate` Hz.
+
+        ``voice`` is espeak's name with variant (``en-us+f2``), ``pitch`` 0..99. An unknown voice
+        speaks as the one before it. Raises :class:`SpeechError`.
+        """
+        ...
+
+    @property
+    def rate(self) -> int:
+        """Sample rate in Hz of what :meth:`synthesise` returns."""
+        ...
+
+
+class _Library:
+    """libespeak-ng of the wheel. It keeps global state, hence one lock around each phrase."""
+
+    def __init__(self) -> None:
+        import espeakng_loader
+
+        library = ctypes.CDLL(espeakng_loader.get_library_path())
+        library.espeak_Initialize.argtypes = [
+            ctypes.c_int,
+            ctypes.c_int,
+            ctypes.c_char_p,
+            ctypes.c_int,
+        ]
+        library.espeak_SetVoiceByName.argtypes = [ctypes.c_char_p]
+        library.espeak_SetParameter.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]
+        library.espeak_Synth.argtypes = [
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+            ctypes.c_uint,
+            ctypes.c_int,
+            ctypes.c_uint,
+            ctypes.c_uint,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+        ]
+        rate = library.espeak_Initialize(
+            _OUTPUT_SYNCHRONOUS,
+            0,
+            str(espeakng_loader.get_data_path()).encode(),
+            _INITIALIZE_DONT_EXIT,
+        )
+        if rate <= 0:
+            raise SpeechError(f"espeak_Initialize failed with {rate}")
+        self._rate = int(rate)
+        self._library = library
+        self._lock = threading.Lock()
+        self._chunks: list[bytes] = []
+        # The C side keeps this pointer: the object must live as long as the library is used.
+        self._callback = _Callback(self._take)
+        library.espeak_SetSynthCallback(self._callback)
+
+    @property
+    def rate(self) -> int:
+        return self._rate
+
+    def _take(self, samples: ctypes._Pointer[ctypes.c_short], count: int, _events: int) -> int:
+        if samples and count > 0:
+            self._chunks.append(ctypes.string_at(samples, count * 2))
+        return 0
+
+    def synthesise(self, text: str, voice: str, pitch: int, words_per_minute: int) -> bytes:
+        encoded = text.replace("\0", " ").encode("utf-8", "replace")
+        with self._lock:
+            self._chunks.clear()
+            self._library.espeak_SetVoiceByName(voice.encode("ascii", "replace"))
+            self._library.espeak_SetParameter(_PARAMETER_PITCH, pitch, 0)
+            self._library.espeak_SetParameter(_PARAMETER_RATE, words_per_minute, 0)
+            status = self._library.espeak_Synth(
+                encoded, len(encoded) + 1, 0, _POS_CHARACTER, 0, _CHARS_UTF8, None, None
+            )
+            pcm = b"".join(self._chunks)
+            self._chunks.clear()
+        if status != _EE_OK:
+            raise SpeechError(f"espeak_Synth failed with {status}")
+        return pcm
+
+
+class _Program:
+    """The ``espeak-ng`` program: text on its standard input, a WAV on its standard output."""
+
+    def __init__(self) -> None:
+        path = shutil.which("espeak-ng")
+        if path is None:
+            raise SpeechError(
+                "no speech synthesis: install the espeakng-loader package or the espeak-ng program"
+            )
+        self._path = path
+        self._rate = 0
+        self.synthesise("a", "en-us", 50, 160)
+
+    @property
+    def rate(self) -> int:
+        return self._rate
+
+    def synthesise(self, text: str, voice: str, pitch: int, words_per_minute: int) -> bytes:
+        command = [self._path, "--stdin", "--stdout", "-b", "1"]
+        command += ["-v", voice, "-p", str(pitch), "-s", str(words_per_minute)]
+        try:
+            result = subprocess.run(
+                command,
+                input=text.encode("utf-8", "replace"),
+                capture_output=True,
+                timeout=_PROGRAM_DEADLINE_S,
+                check=True,
+            )
+            # The header of a stream has no true length: read frames until they end.
+            with wave.open(io.BytesIO(result.stdout)) as reader:
+                self._rate = reader.getframerate()
+                frames: bytes = reader.readframes(len(result.stdout) // 2)
+                return frames
+        except (OSError, subprocess.SubprocessError, wave.Error, EOFError) as error:
+            raise SpeechError(f"{self._path} failed: {error}") from error
+
+
+@cache
+def engine() -> Engine:
+    """The engine of this process, made at first use. Raises :class:`SpeechError`."""
+    try:
+        return _Library()
+    except (ImportError, OSError, AttributeError, SpeechError):
+        return _Program()

@@ -1,0 +1,115 @@
+"""Builders of the server's events and objects: every key of the GA schema, nulls included.
+
+They are plain JSON objects: this is where a second dialect would translate them.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.emulator.errors import ProtocolError
+
+Json = dict[str, Any]
+
+
+def new_id(prefix: str) -> str:
+    """An id as the service makes them: ``prefix_`` and 21 hexadecimal digits."""
+    return f"{prefix}_{secrets.token_hex(11)[:21]}"
+
+
+def error_event(error: ProtocolError, client_event_id: str | None) -> Json:
+    """``error``, naming the client event that it answers."""
+    return {
+        "type": "error",
+        "error": {
+            "type": error.type,
+            "code": error.code,
+            "message": error.message,
+            "param": error.param,
+            "event_id": client_event_id,
+        },
+    }
+
+
+def message_item(item_id: str, role: str, content: list[Json], status: str) -> Json:
+    """An item of type ``message``."""
+    return {
+        "id": item_id,
+        "object": "realtime.item",
+        "type": "message",
+        "status": status,
+        "role": role,
+        "content": content,
+    }
+
+
+def call_item(item_id: str, call_id: str, name: str, arguments: str, status: str) -> Json:
+    """An item of type ``function_call``; ``arguments`` is a JSON text."""
+    return {
+        "id": item_id,
+        "object": "realtime.item",
+        "type": "function_call",
+        "status": status,
+        "name": name,
+        "call_id": call_id,
+        "arguments": arguments,
+    }
+
+
+def response_object(response_id: str, settings: Mapping[str, Any]) -> Json:
+    """A response in progress; ``settings`` are those in force for it (:class:`ResponseState`)."""
+    return {
+        "object": "realtime.response",
+        "id": response_id,
+        "status": "in_progress",
+        "status_details": None,
+        "output": [],
+        "conversation_id": settings["conversation_id"],
+        "output_modalities": settings["output_modalities"],
+        "max_output_tokens": settings["max_output_tokens"],
+        "audio": {"output": {"format": settings["format"], "voice": settings["voice"]}},
+        "usage": None,
+        "metadata": settings["metadata"],
+    }
+
+
+def usage_object(
+    text_in: int, audio_in: int, cached_text: int, cached_audio: int, text_out: int, audio_out: int
+) -> Json:
+    """``response.usage`` from counts of tokens; the cached ones are part of the input."""
+    return {
+        "total_tokens": text_in + audio_in + text_out + audio_out,
+        "input_tokens": text_in + audio_in,
+        "output_tokens": text_out + audio_out,
+        "input_token_details": {
+            "text_tokens": text_in,
+            "audio_tokens": audio_in,
+            "image_tokens": 0,
+            "cached_tokens": cached_text + cached_audio,
+            "cached_tokens_details": {
+                "text_tokens": cached_text,
+                "audio_tokens": cached_audio,
+                "image_tokens": 0,
+            },
+        },
+        "output_token_details": {"text_tokens": text_out, "audio_tokens": audio_out},
+    }
+
+
+def rate_limits_event(remaining_tokens: int) -> Json:
+    """``rate_limits.updated``, in the form seen after ``response.done``."""
+    limit = 1_000_000
+    remaining = max(0, remaining_tokens)
+    return {
+        "type": "rate_limits.updated",
+        "rate_limits": [
+            {
+                "name": "tokens",
+                "limit": limit,
+                "remaining": remaining,
+                "reset_seconds": round((limit - remaining) / limit * 60, 3),
+            }
+        ],
+    }

@@ -1,0 +1,94 @@
+"""The sending side of a connection: events leave in the order in which they were put.
+
+State changes and their events happen in one step, without waiting; the writer task alone waits
+for the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from gateway.emulator.record import SessionRecord
+
+_ROOM = 64  # events; a response waits beyond it, so a slow client bounds what is kept for it
+_NO_CLOSE_FRAME = frozenset({1005, 1006, 1015})
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    code: int
+    reason: str
+    drop: bool
+
+
+class Outbox:
+    """Events on their way to one client."""
+
+    def __init__(self, socket: ServerConnection, record: SessionRecord) -> None:
+        self._socket = socket
+        self._record = record
+        self._queue: deque[tuple[dict[str, Any], bytes] | _End] = deque()
+        self._filled = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._over = False
+
+    def put(self, event: dict[str, Any], audio: bytes = b"") -> None:
+        """Send ``event``; ``audio``, if any, becomes its ``delta``. Nothing after an end."""
+        if not self._over:
+            self._queue.append((event, audio))
+            self._filled.set()
+
+    def end(self, code: int, reason: str = "", *, drop: bool = False) -> None:
+        """Close after what was put before; ``drop`` cuts the TCP connection instead."""
+        if not self._over:
+            self._over = True
+            self._queue.append(_End(code, reason, drop or code in _NO_CLOSE_FRAME))
+            self._filled.set()
+
+    async def room(self) -> None:
+        """Wait until the client has taken enough of what waits for it (at once, usually).
+
+        Ends with the connection: the keepalive of the server bounds the wait.
+        """
+        while len(self._queue) >= _ROOM and not self._over:
+            self._drained.clear()
+            await self._drained.wait()
+
+    async def run(self) -> None:
+        """Write until the connection is over."""
+        try:
+            while True:
+                while self._queue:
+                    entry = self._queue.popleft()
+                    if isinstance(entry, _End):
+                        await self._finish(entry)
+                        return
+                    event, audio = entry
+                    if audio:
+                        event["delta"] = base64.b64encode(audio).decode("ascii")
+                    self._record.note_server(event, audio)
+                    await self._socket.send(json.dumps(event))
+                    if len(self._queue) < _ROOM:
+                        self._drained.set()
+                self._filled.clear()
+                await self._filled.wait()
+        except ConnectionClosed:
+            return
+        finally:
+            self._over = True
+            self._queue.clear()
+            self._drained.set()
+
+    async def _finish(self, end: _End) -> None:
+        if end.drop:
+            self._socket.transport.abort()
+        else:
+            await self._socket.close(end.code, end.reason)

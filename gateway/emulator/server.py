@@ -1,0 +1,211 @@
+"""The emulator: a WebSocket server that speaks the Realtime protocol and says that it is none.
+
+For tests, in process::
+
+    emulator = Emulator()
+    port = await emulator.start()
+    ...                                  # connect to emulator.url(script="silent")
+    emulator.sessions[-1].truncations    # what the client did
+    await emulator.stop()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import http
+import signal
+from collections import deque
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import structlog
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.http11 import Request, Response
+
+from gateway.emulator.audio import PCM
+from gateway.emulator.content import ContentMaker
+from gateway.emulator.objects import new_id
+from gateway.emulator.record import FolderLog, SessionRecord
+from gateway.emulator.script import (
+    Refusal,
+    Script,
+    ScriptError,
+    ScriptFile,
+    script_of_query,
+)
+from gateway.emulator.session import Session
+
+PATHS = ("/v1/realtime", "/openai/v1/realtime")
+SERVER_NAME = "sip-realtime-gateway emulator"
+
+_CLOSE_TIMEOUT_S = 2.0
+_log = structlog.get_logger("gateway.emulator")
+
+
+class Emulator:
+    """The server and what it remembers of its sessions.
+
+    ``script`` is in force for sessions that choose nothing else, ``scripts`` adds named ones.
+    ``api_key``, when set, is demanded as the service does it (error after the upgrade, close
+    3000). ``record`` is a folder for event logs and callers' audio. The last ``keep_sessions``
+    are remembered, with up to ``audio_limit`` bytes of audio for each direction.
+    """
+
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        scripts: ScriptFile | None = None,
+        api_key: str | None = None,
+        record: Path | None = None,
+        keep_sessions: int = 50,
+        audio_limit: int = 2_000_000,
+    ) -> None:
+        file = scripts or ScriptFile(Script(), {})
+        self.script = script or file.default
+        self.named = file.named
+        self.sessions: deque[SessionRecord] = deque(maxlen=keep_sessions)
+        """Newest last."""
+        self.live: dict[str, Session] = {}
+        """Sessions whose connection stands, by id: a test may close one or make it speak up."""
+        self.total_sessions = 0
+        self.port = 0
+        self._host = ""
+        self._api_key = api_key
+        self._record = record
+        self._audio_limit = audio_limit
+        self._server: Server | None = None
+        self._maker: ContentMaker | None = None
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> int:
+        """Listen; the port that was bound (0 asks for a free one). Raises ``OSError``."""
+        self._maker = ContentMaker()
+        self._server = await serve(
+            self._serve,
+            host,
+            port,
+            compression=None,
+            max_size=None,
+            server_header=SERVER_NAME,
+            process_request=self._admit,
+            close_timeout=_CLOSE_TIMEOUT_S,
+        )
+        self._host = host
+        self.port = next(iter(self._server.sockets)).getsockname()[1]
+        _log.info("emulator listens (no real model behind it)", url=self.url())
+        return self.port
+
+    async def stop(self) -> None:
+        """Close all sessions (1001) and the server; nothing is left running."""
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+            self._server = None
+        if self._maker is not None:
+            self._maker.close()
+            self._maker = None
+
+    async def __aenter__(self) -> Emulator:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def url(self, script: str | None = None, **behaviour: Any) -> str:
+        """Where to connect, without ``model``: ``url("silent")``, ``url(answer="pattern")``.
+
+        A name in ``behaviour`` is a field of :class:`Script`; ``__`` reaches into tables
+        (``answer__seconds=3``).
+        """
+        query = {"script": script} if script else {}
+        query |= {key.replace("__", "."): str(value) for key, value in behaviour.items()}
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        tail = f"?{urlencode(query)}" if query else ""
+        return f"ws://{host}:{self.port}{PATHS[0]}{tail}"
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        url = urlsplit(request.path)
+        if url.path.rstrip("/") not in PATHS:
+            text = f"The emulator serves {' and '.join(PATHS)}.\n"
+            return connection.respond(http.HTTPStatus.NOT_FOUND, text)
+        with contextlib.suppress(ScriptError):
+            refusal = script_of_query(self.named, self.script, url.query).refuse
+            if refusal is not None and refusal.step == "upgrade":
+                return connection.respond(http.HTTPStatus(refusal.http_status), refusal.message)
+        return None
+
+    async def _serve(self, socket: ServerConnection) -> None:
+        assert socket.request is not None
+        assert self._maker is not None
+        path = socket.request.path
+        query = parse_qs(urlsplit(path).query)
+        model = query.get("model", [""])[0]
+        record = SessionRecord(new_id("sess_emulator"), path, model, self._audio_limit)
+        if self._record is not None:
+            record.log = FolderLog(self._record, record.id, PCM)
+        self.sessions.append(record)
+        self.total_sessions += 1
+        session = Session(socket, record, self._script(socket, path, model), self._maker)
+        self.live[record.id] = session
+        log = _log.bind(session=record.id, emulator=True)
+        log.info("session opened", model=model, path=urlsplit(path).path)
+        try:
+            await session.serve()
+        finally:
+            del self.live[record.id]
+            code = socket.close_code
+            record.note_end(code, socket.close_reason or "")
+            log.info("session closed", code=code, received_bytes=record.received_total)
+
+    def _script(self, socket: ServerConnection, path: str, model: str) -> Script:
+        """The script of a session; a refusal for those that the service would refuse."""
+        try:
+            script = script_of_query(self.named, self.script, urlsplit(path).query)
+        except ScriptError as error:
+            return _refused("invalid_script", str(error))
+        assert socket.request is not None
+        headers = socket.request.headers
+        if "realtime=v1" in headers.get_all("OpenAI-Beta"):
+            text = "The Realtime Beta API is no longer supported. Use the GA API."
+            return _refused("beta_api_shape_disabled", text)
+        if self._api_key is not None:
+            key = headers.get("api-key") or headers.get("Authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(key.encode(), self._api_key.encode()):
+                return _refused("invalid_api_key", "Incorrect API key provided.")
+        if not model:
+            return _refused("missing_model", "You must provide a model parameter.")
+        return script
+
+
+def _refused(code: str, message: str) -> Script:
+    return Script(refuse=Refusal(step="connect", code=code, message=message))
+
+
+def run(listen: str, script: Path | None = None, record: Path | None = None) -> None:
+    """Serve on ``listen`` (``HOST:PORT``) until SIGINT or SIGTERM.
+
+    ``script`` is a file of scripts, ``record`` a folder for logs. Raises :class:`ScriptError`
+    for a bad file, ``ValueError`` for a bad address, ``OSError`` when it cannot be bound.
+    """
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"listen: {listen!r} is not HOST:PORT")
+    scripts = ScriptFile.load(script) if script is not None else None
+    emulator = Emulator(scripts=scripts, record=record)
+    asyncio.run(_run(emulator, host.strip("[]") or "127.0.0.1", int(port)))
+
+
+async def _run(emulator: Emulator, host: str, port: int) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
+    await emulator.start(host, port)
+    try:
+        await ended.wait()
+    finally:
+        await emulator.stop()
