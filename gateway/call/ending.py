@@ -1,0 +1,110 @@
+"""How calls end: one taxonomy of who and why, with what SIP says of each.
+
+The Reason header follows RFC 3326, its Q.850 causes ITU-T Q.850.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Party(StrEnum):
+    """Who ended the call."""
+
+    CALLER = "caller"
+    MODEL = "model"
+    OPERATOR = "operator"
+    GATEWAY = "gateway"
+    NETWORK = "network"
+
+
+class Why(StrEnum):
+    """Why the call ended."""
+
+    HUNG_UP = "hung_up"
+    CANCELLED = "cancelled"
+    FAREWELL = "farewell"
+    SESSION_CLOSED = "session_closed"
+    SESSION_ERROR = "session_error"
+    SESSION_LOST = "session_lost"
+    SESSION_UNREACHABLE = "session_unreachable"
+    SESSION_REFUSED = "session_refused"
+    LEG_LOST = "leg_lost"
+    RTP_SILENCE = "rtp_silence"
+    MAX_DURATION = "max_duration"
+    SHUTDOWN = "shutdown"
+    NO_ROUTE = "no_route"
+    OVER_CAPACITY = "over_capacity"
+    NO_COMMON_CODEC = "no_common_codec"
+    REFUSED = "refused"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    party: Party
+    refusal: int
+    """Final response when the call was not answered yet."""
+    cause: int
+    """Q.850 cause of the BYE."""
+    text: str
+
+
+_TABLE: dict[Why, _Row] = {
+    Why.HUNG_UP: _Row(Party.CALLER, 487, 16, "Normal call clearing"),
+    Why.CANCELLED: _Row(Party.CALLER, 487, 16, "Cancelled by the caller"),
+    Why.FAREWELL: _Row(Party.MODEL, 480, 16, "Normal call clearing"),
+    Why.SESSION_CLOSED: _Row(Party.MODEL, 480, 16, "Session closed"),
+    Why.SESSION_ERROR: _Row(Party.MODEL, 503, 41, "Session failed"),
+    Why.SESSION_LOST: _Row(Party.NETWORK, 503, 41, "Session lost"),
+    Why.SESSION_UNREACHABLE: _Row(Party.NETWORK, 503, 41, "No session in time"),
+    Why.SESSION_REFUSED: _Row(Party.MODEL, 503, 41, "Session refused"),
+    Why.LEG_LOST: _Row(Party.NETWORK, 480, 41, "Leg lost"),
+    Why.RTP_SILENCE: _Row(Party.NETWORK, 480, 102, "No RTP from the caller"),
+    Why.MAX_DURATION: _Row(Party.GATEWAY, 480, 102, "Maximum call length"),
+    Why.SHUTDOWN: _Row(Party.OPERATOR, 503, 41, "Gateway shuts down"),
+    Why.NO_ROUTE: _Row(Party.GATEWAY, 404, 1, "No route"),
+    Why.OVER_CAPACITY: _Row(Party.GATEWAY, 503, 34, "No free call"),
+    Why.NO_COMMON_CODEC: _Row(Party.GATEWAY, 488, 88, "No common codec"),
+    Why.REFUSED: _Row(Party.GATEWAY, 480, 21, "Refused"),
+    Why.FAULT: _Row(Party.GATEWAY, 500, 41, "Gateway error"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a call ended.
+
+    ``sip_code`` is the final response of a call that was not answered, 200 for one that was;
+    ``reason`` is the Reason header that went or came with it; ``detail`` is for people.
+    """
+
+    by: Party
+    why: Why
+    sip_code: int
+    reason: str
+    detail: str = ""
+
+
+def reason_header(why: Why) -> str:
+    """The Reason header for a BYE or a refusal of ours."""
+    row = _TABLE[why]
+    return f'Q.850;cause={row.cause};text="{row.text}"'
+
+
+def refusal_code(why: Why) -> int:
+    """The final response to an INVITE that is not answered for this reason."""
+    return _TABLE[why].refusal
+
+
+def ending_of(why: Why, *, answered: bool, detail: str = "", reason: str | None = None) -> Ending:
+    """The ending for ``why``; ``reason`` is the peer's own Reason header, if it ended the call."""
+    row = _TABLE[why]
+    return Ending(
+        by=row.party,
+        why=why,
+        sip_code=200 if answered else row.refusal,
+        reason=reason_header(why) if reason is None else reason,
+        detail=detail,
+    )

@@ -1,0 +1,149 @@
+"""What can happen to a call, as values. :class:`gateway.call.machine.CallMachine` takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.audio.g711 import Codec
+from gateway.realtime.commands import ClientCommand
+from gateway.realtime.errors import Verdict
+from gateway.realtime.events import ServerError, ServerEvent
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUp:
+    """``session.updated`` came: the model is ready."""
+
+    session_id: str
+    expires_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFailed:
+    """No session could be had; the connection is closed."""
+
+    verdict: Verdict
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionClosed:
+    """The WebSocket of a session that was up is closed."""
+
+    code: int
+    reason: str
+    by_us: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSaid:
+    """An event of the running session, errors excepted."""
+
+    event: ServerEvent
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFailed:
+    """An ``error`` event of the running session; ``command`` is what it answers, if known."""
+
+    error: ServerError
+    command: ClientCommand | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MediaUp:
+    """RTP flows (again), in this law."""
+
+    codec: Codec
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The ACK of our 200 came."""
+
+
+@dataclass(frozen=True, slots=True)
+class DigitPressed:
+    """The caller pressed a key (RFC 4733)."""
+
+    digit: str
+
+
+@dataclass(frozen=True, slots=True)
+class RtpCounted:
+    """RTP packets received on the leg so far."""
+
+    packets: int
+
+
+@dataclass(frozen=True, slots=True)
+class LegEnded:
+    """The SIP dialog is over; fields as in :class:`gateway.sip.types.LegEnd`."""
+
+    code: int
+    phrase: str
+    method: str
+    reason_header: str
+    local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlayoutStarted:
+    """The first frame after silence was handed to RTP."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlayoutDrained:
+    """All that was queued has been handed to RTP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """Answer to :class:`gateway.call.outputs.Flush`: frames taken back unplayed."""
+
+    unplayed_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlayoutRefused:
+    """Answer to :class:`gateway.call.outputs.Play` when the queue was full."""
+
+    frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A deadline of the machine has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShutDown:
+    """The gateway stops; the call has to end now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Faulted:
+    """A defect of ours in carrying out this call's outputs; the call cannot go on."""
+
+    detail: str
+
+
+Input = (
+    SessionUp
+    | SessionFailed
+    | SessionClosed
+    | ServerSaid
+    | ServerFailed
+    | MediaUp
+    | Confirmed
+    | DigitPressed
+    | RtpCounted
+    | LegEnded
+    | PlayoutStarted
+    | PlayoutDrained
+    | Flushed
+    | PlayoutRefused
+    | Tick
+    | ShutDown
+    | Faulted
+)

@@ -1,0 +1,25 @@
+"""Notes of a call: one line for the log and one entry in the timeline, at the same moment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.call.outputs import Note
+from gateway.call.record import CallRecord
+
+
+class Journal:
+    """Writes the record's timeline in ms since ``started`` (s, the INVITE)."""
+
+    def __init__(self, record: CallRecord, started: float) -> None:
+        self.record = record
+        self._started = started
+
+    def ms(self, now: float) -> float:
+        """``now`` (s) as ms since the INVITE."""
+        return (now - self._started) * 1000
+
+    def note(self, now: float, event: str, level: str = "debug", **fields: Any) -> Note:
+        """Mark the timeline; returns the output that logs it."""
+        self.record.mark(self.ms(now), event, **fields)
+        return Note(event, fields, level)

@@ -1,0 +1,308 @@
+"""The life of one call: ring, connect, answer, talk, end.
+
+Pure: what happens comes in as :mod:`gateway.call.inputs`, with the time; what to do goes out as
+:mod:`gateway.call.outputs`. The same inputs give the same outputs, so a call can be tested as a
+table and replayed from a recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any
+
+from gateway.call.conversation import Conversation
+from gateway.call.ending import Ending, Why, ending_of, reason_header, refusal_code
+from gateway.call.inputs import (
+    Confirmed,
+    DigitPressed,
+    Faulted,
+    Flushed,
+    Input,
+    LegEnded,
+    MediaUp,
+    PlayoutDrained,
+    PlayoutRefused,
+    PlayoutStarted,
+    RtpCounted,
+    ServerFailed,
+    ServerSaid,
+    SessionClosed,
+    SessionFailed,
+    SessionUp,
+    ShutDown,
+    Tick,
+)
+from gateway.call.journal import Journal
+from gateway.call.outputs import (
+    Answer,
+    CloseSession,
+    Finished,
+    HangUp,
+    OpenSession,
+    Output,
+    Refuse,
+    Ring,
+    Send,
+    StartMedia,
+    UseCodec,
+)
+from gateway.call.plan import CallPlan
+from gateway.call.record import CallRecord
+from gateway.realtime.commands import UpdateSession
+from gateway.realtime.errors import Kind
+
+LEG_END_SECONDS = 35.0
+"""A BYE is retransmitted for 32 s (RFC 3261 timer F); a leg not over by then is given up."""
+
+
+class State(Enum):
+    """Where a call is."""
+
+    CONNECTING = auto()
+    """180 is sent, the session is being set up."""
+    ANSWERED = auto()
+    """200 is sent, its ACK has not come."""
+    TALKING = auto()
+    ENDING = auto()
+    """The ending is decided, the leg is not over yet."""
+    FINISHED = auto()
+
+
+class CallMachine:
+    """Decides for one inbound call.
+
+    Args:
+        plan: the settings of its route.
+        record: filled in as the call goes on.
+        now: time of the INVITE (s, any monotonic clock; every ``now`` is of the same).
+    """
+
+    def __init__(self, plan: CallPlan, record: CallRecord, now: float) -> None:
+        self.state = State.CONNECTING
+        self.record = record
+        self._plan = plan
+        self._codec = plan.codec
+        self._journal = Journal(record, now)
+        self._conversation = Conversation(plan, self._journal)
+        self._ending: Ending | None = None
+        self._session_up = False
+        self._max_at: float | None = None
+        self._rtp_packets = -1
+        self._rtp_at: float | None = None
+        self._end_at: float | None = None
+        self._handlers: dict[type, Callable[[Any, float], list[Output]]] = {
+            SessionUp: self._on_session_up,
+            SessionFailed: self._on_session_failed,
+            SessionClosed: self._on_session_closed,
+            ServerSaid: self._on_server_said,
+            ServerFailed: self._on_server_failed,
+            MediaUp: self._on_media_up,
+            Confirmed: self._on_confirmed,
+            DigitPressed: self._on_digit,
+            RtpCounted: self._on_rtp,
+            LegEnded: self._on_leg_ended,
+            PlayoutStarted: self._on_playout_started,
+            PlayoutDrained: self._on_playout_drained,
+            PlayoutRefused: self._on_playout_refused,
+            Flushed: self._on_flushed,
+            Tick: self._on_tick,
+            ShutDown: lambda _input, now: self._end(Why.SHUTDOWN, now),
+            Faulted: lambda input, now: self._end(Why.FAULT, now, input.detail),
+        }
+
+    def start(self, now: float) -> list[Output]:
+        """The INVITE has a route: ring, and get the model."""
+        self.record.times.ringing = self._journal.ms(now)
+        return [self._journal.note(now, "ringing", "info"), Ring(), OpenSession()]
+
+    def handle(self, input: Input, now: float) -> list[Output]:
+        """Something happened at ``now``; returns what to do, in order."""
+        if self.state is State.FINISHED:
+            return []
+        outputs = self._handlers[type(input)](input, now)
+        if self._conversation.ended is not None:
+            outputs = outputs + self._end(self._conversation.ended, now)
+        return outputs
+
+    @property
+    def deadline(self) -> float | None:
+        """When a :class:`Tick` is due next (s); None while nothing waits for time."""
+        if self.state is State.FINISHED:
+            return None
+        if self.state is State.ENDING:
+            return self._end_at
+        rtp_at = None
+        if self._rtp_at is not None and self._plan.rtp_timeout > 0:
+            rtp_at = self._rtp_at + self._plan.rtp_timeout
+        due = [self._conversation.deadline, self._max_at, rtp_at]
+        return min((at for at in due if at is not None), default=None)
+
+    # ---- session
+
+    def _on_session_up(self, input: SessionUp, now: float) -> list[Output]:
+        if self.state is not State.CONNECTING:
+            return []
+        self._session_up = True
+        self.state = State.ANSWERED
+        self.record.session_id = input.session_id
+        self.record.times.session = self.record.times.answered = self._journal.ms(now)
+        return [
+            self._journal.note(now, "session_up", "info", session_id=input.session_id),
+            Answer(),
+            self._journal.note(now, "answered", "info"),
+            *self._conversation.open(now),
+        ]
+
+    def _on_session_failed(self, input: SessionFailed, now: float) -> list[Output]:
+        fatal = input.verdict.kind is Kind.FATAL
+        why = Why.SESSION_REFUSED if fatal else Why.SESSION_UNREACHABLE
+        return self._end(why, now, f"{input.verdict.code}: {input.detail}")
+
+    def _on_session_closed(self, input: SessionClosed, now: float) -> list[Output]:
+        self._session_up = False
+        if input.by_us or self.state is State.ENDING:
+            return []
+        if input.code == 1000 and self.state is State.TALKING:
+            self._conversation.close_when_said(Why.SESSION_CLOSED, now)
+            return [self._journal.note(now, "session_closed", "info", code=input.code)]
+        why = Why.SESSION_CLOSED if input.code == 1000 else Why.SESSION_LOST
+        return self._end(why, now, f"{input.code} {input.reason}".strip())
+
+    def _on_server_said(self, input: ServerSaid, now: float) -> list[Output]:
+        if not self._live:
+            return []
+        return self._conversation.on_event(input.event, now)
+
+    def _on_server_failed(self, input: ServerFailed, now: float) -> list[Output]:
+        if not self._live:
+            return []
+        outputs = self._conversation.on_error(input.error, input.command, now)
+        if self._conversation.ended is Why.SESSION_ERROR:
+            detail = f"{input.error.code}: {input.error.message}"
+            return outputs + self._end(Why.SESSION_ERROR, now, detail)
+        return outputs
+
+    # ---- leg
+
+    def _on_media_up(self, input: MediaUp, now: float) -> list[Output]:
+        if input.codec is self._codec or not self._live:
+            return []
+        self._codec = input.codec
+        self.record.codec = input.codec.value
+        form = {"format": {"type": input.codec.session_format}}
+        update = UpdateSession({"type": "realtime", "audio": {"input": form, "output": form}})
+        note = self._journal.note(now, "codec_changed", "info", codec=input.codec.value)
+        return [note, UseCodec(input.codec), Send(update)]
+
+    def _on_confirmed(self, _input: Confirmed, now: float) -> list[Output]:
+        if self.state is not State.ANSWERED:
+            return []
+        self.state = State.TALKING
+        self.record.times.confirmed = self._journal.ms(now)
+        self._max_at = now + self._plan.max_call_seconds
+        self._rtp_at = now
+        return [self._journal.note(now, "confirmed", "info"), StartMedia()]
+
+    def _on_digit(self, input: DigitPressed, now: float) -> list[Output]:
+        if not self._live or not self._session_up:
+            return []
+        return self._conversation.on_digit(input.digit, now)
+
+    def _on_rtp(self, input: RtpCounted, now: float) -> list[Output]:
+        if input.packets != self._rtp_packets and self.state is State.TALKING:
+            self._rtp_packets = input.packets
+            self._rtp_at = now
+        return []
+
+    def _on_leg_ended(self, input: LegEnded, now: float) -> list[Output]:
+        if self._ending is not None:
+            return self._finish(now)
+        outcome = f"{input.code} {input.phrase}".strip()
+        if input.method == "CANCEL" or (self._answered_at is None and input.code == 487):
+            why = Why.CANCELLED
+        elif input.method == "BYE":
+            why = Why.HUNG_UP
+        elif input.local:
+            why = Why.FAULT
+        else:
+            why = Why.LEG_LOST
+        return self._end(why, now, outcome, reason=input.reason_header, leg_over=True)
+
+    # ---- playout
+
+    def _on_playout_started(self, _input: PlayoutStarted, now: float) -> list[Output]:
+        if self.record.times.first_audio is None:
+            self.record.times.first_audio = self._journal.ms(now)
+        return self._conversation.on_playout_started(now)
+
+    def _on_playout_drained(self, _input: PlayoutDrained, now: float) -> list[Output]:
+        return self._conversation.on_playout_drained(now)
+
+    def _on_playout_refused(self, input: PlayoutRefused, now: float) -> list[Output]:
+        return self._conversation.on_playout_refused(input.frames, now)
+
+    def _on_flushed(self, input: Flushed, now: float) -> list[Output]:
+        return self._conversation.on_flushed(input.unplayed_frames, now)
+
+    # ---- time
+
+    def _on_tick(self, _input: Tick, now: float) -> list[Output]:
+        if self.state is State.ENDING:
+            if self._end_at is not None and now >= self._end_at:
+                return [self._journal.note(now, "leg_given_up", "error"), *self._finish(now)]
+            return []
+        if self._max_at is not None and now >= self._max_at:
+            return self._end(Why.MAX_DURATION, now)
+        timeout = self._plan.rtp_timeout
+        if self._rtp_at is not None and timeout > 0 and now >= self._rtp_at + timeout:
+            return self._end(Why.RTP_SILENCE, now, f"no packet for {timeout:g} s")
+        return self._conversation.on_tick(now)
+
+    # ---- ending
+
+    @property
+    def _live(self) -> bool:
+        return self.state in (State.ANSWERED, State.TALKING)
+
+    @property
+    def _answered_at(self) -> float | None:
+        return self.record.times.answered
+
+    def _end(
+        self,
+        why: Why,
+        now: float,
+        detail: str = "",
+        *,
+        reason: str | None = None,
+        leg_over: bool = False,
+    ) -> list[Output]:
+        if self._ending is not None:
+            return []
+        answered = self._answered_at is not None and why is not Why.CANCELLED
+        self._ending = ending_of(why, answered=answered, detail=detail, reason=reason)
+        self.state = State.ENDING
+        self._end_at = now + LEG_END_SECONDS
+        outputs: list[Output] = [CloseSession(1000, why.value)]
+        if leg_over:
+            return outputs + self._finish(now)
+        headers = {"Reason": reason_header(why)}
+        if answered:
+            return [*outputs, HangUp(headers)]
+        code = refusal_code(why)
+        if code == 503:
+            headers["Retry-After"] = str(self._plan.retry_after)
+        return [*outputs, Refuse(code, headers)]
+
+    def _finish(self, now: float) -> list[Output]:
+        assert self._ending is not None
+        self.state = State.FINISHED
+        record, ending = self.record, self._ending
+        record.ending = ending
+        record.times.end = self._journal.ms(now)
+        record.late_audio_ms = self._conversation.late_audio_ms
+        note = self._journal.note(
+            now, "end", "debug", by=ending.by.value, why=ending.why.value, detail=ending.detail
+        )
+        return [note, Finished(ending)]

@@ -1,0 +1,114 @@
+"""What a call decides, as values. :class:`gateway.bridge.Bridge` carries them out, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.audio.g711 import Codec
+from gateway.call.ending import Ending
+from gateway.realtime.commands import ClientCommand
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """180 Ringing."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """Connect to the realtime server and configure the session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """200 OK."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """A final response other than 200."""
+
+    code: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    """BYE."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSession:
+    """Close the WebSocket, or stop opening it."""
+
+    code: int = 1000
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A client event."""
+
+    command: ClientCommand
+
+
+@dataclass(frozen=True, slots=True)
+class StartMedia:
+    """From now on caller audio goes to the session, and playout to the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class UseCodec:
+    """The leg speaks another law than was expected."""
+
+    codec: Codec
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """Whole frames of G.711 audio, behind what is queued. ``more``: this part goes on."""
+
+    audio: bytes
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Stop playing now; the count of what was not played comes back as ``Flushed``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something worth a line in the log and in the call's timeline."""
+
+    event: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The call is over on both sides; nothing comes after this."""
+
+    ending: Ending
+
+
+Output = (
+    Ring
+    | OpenSession
+    | Answer
+    | Refuse
+    | HangUp
+    | CloseSession
+    | Send
+    | StartMedia
+    | UseCodec
+    | Play
+    | Flush
+    | Note
+    | Finished
+)

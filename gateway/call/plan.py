@@ -1,0 +1,44 @@
+"""What a call is to do, decided before it begins: the settings of its route."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.audio.g711 import Codec
+
+
+@dataclass(frozen=True, slots=True)
+class DigitPlan:
+    """Keys: see :class:`gateway.dialplan.models.Digits`; ``text`` makes the item's words."""
+
+    enabled: bool = True
+    inter_digit_seconds: float = 3.0
+    terminator: str = "#"
+    max_digits: int = 32
+    interrupt: bool = True
+    text: Callable[[str], str] = "The caller pressed {} on the telephone keypad.".format
+
+
+@dataclass(frozen=True, slots=True)
+class CallPlan:
+    """Settings of one call; seconds and names as in the dialplan."""
+
+    route: str
+    codec: Codec
+    greeting: Mapping[str, Any] | None = None
+    """The ``response`` of the first ``response.create``; None when the caller speaks first."""
+    digits: DigitPlan = field(default_factory=DigitPlan)
+    farewell_seconds: float = 10.0
+    """A goodbye that has not come to its end this long after the model asked to hang up is cut."""
+    max_call_seconds: float = 3600.0
+    rtp_timeout: float = 30.0
+    """0 never ends a call for want of RTP."""
+    server_interrupts: bool = True
+    """The server's voice activity detection cancels the running response by itself
+    (``interrupt_response``); without it, speech of the caller cuts nothing."""
+    retry_after: int = 5
+    """Seconds, in the Retry-After of a 503."""
+    truncate_margin_ms: int = 0
+    """Taken off every ``audio_end_ms``, for a server that counts an item shorter than it sent."""

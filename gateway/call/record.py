@@ -1,0 +1,133 @@
+"""The record of one call: what is written to its file and its summary line when it has ended."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from gateway.call.ending import Ending
+
+MAX_TIMELINE = 20_000
+"""Entries kept of one call; a talkative hour has some thousands. What exceeds it is counted."""
+
+
+@dataclass(slots=True)
+class Interruption:
+    """One cut of playout: what was heard of one item, and what was done about it."""
+
+    at_ms: float
+    trigger: str
+    item_id: str
+    played_ms: int
+    received_ms: int
+    flushed_ms: int
+    action: str
+
+
+@dataclass(slots=True)
+class DigitRun:
+    """Digits that became an item."""
+
+    at_ms: float
+    digits: str
+    ended_by: str
+
+
+@dataclass(slots=True)
+class Times:
+    """Milestones, ms since the INVITE; None for what did not happen."""
+
+    ringing: float | None = None
+    session: float | None = None
+    answered: float | None = None
+    confirmed: float | None = None
+    first_audio: float | None = None
+    end: float | None = None
+
+
+@dataclass(slots=True)
+class CallRecord:
+    """Everything about one call that outlives it. Times are ms since the INVITE."""
+
+    call_id: str
+    route: str = ""
+    from_uri: str = ""
+    to_uri: str = ""
+    source: str = ""
+    codec: str = ""
+    direction: str = "inbound"
+    started_at: str = ""
+    session_id: str = ""
+    times: Times = field(default_factory=Times)
+    interruptions: list[Interruption] = field(default_factory=list)
+    digits: list[DigitRun] = field(default_factory=list)
+    underruns: int = 0
+    underrun_ms: int = 0
+    uplink_frames_dropped: int = 0
+    append_frames_dropped: int = 0
+    playout_frames_refused: int = 0
+    late_audio_ms: int = 0
+    rtp: dict[str, float] = field(default_factory=dict)
+    ending: Ending | None = None
+    timeline: list[dict[str, Any]] = field(default_factory=list)
+    timeline_dropped: int = 0
+
+    def mark(self, t_ms: float, event: str, **fields: Any) -> None:
+        """Add an entry to the timeline."""
+        if len(self.timeline) >= MAX_TIMELINE:
+            self.timeline_dropped += 1
+            return
+        self.timeline.append({"t_ms": round(t_ms, 1), "event": event, **fields})
+
+    @property
+    def talk_ms(self) -> float:
+        """From the ACK to the end; 0 for a call that was never up."""
+        if self.times.confirmed is None or self.times.end is None:
+            return 0.0
+        return round(self.times.end - self.times.confirmed, 1)
+
+    def summary(self) -> dict[str, Any]:
+        """The record as JSON object, without its timeline."""
+        ending = self.ending
+        return {
+            "call_id": self.call_id,
+            "session_id": self.session_id,
+            "route": self.route,
+            "from": self.from_uri,
+            "to": self.to_uri,
+            "source": self.source,
+            "codec": self.codec,
+            "direction": self.direction,
+            "started_at": self.started_at,
+            "times_ms": {
+                name: None if value is None else round(value, 1)
+                for name, value in asdict(self.times).items()
+            },
+            "talk_ms": self.talk_ms,
+            "interruptions": [asdict(one) for one in self.interruptions],
+            "digits": [asdict(one) for one in self.digits],
+            "underruns": self.underruns,
+            "underrun_ms": self.underrun_ms,
+            "dropped_uplink_frames": self.uplink_frames_dropped,
+            "dropped_append_frames": self.append_frames_dropped,
+            "refused_playout_frames": self.playout_frames_refused,
+            "late_audio_ms": self.late_audio_ms,
+            "rtp": dict(self.rtp),
+            "ending": None
+            if ending is None
+            else {
+                "by": ending.by.value,
+                "why": ending.why.value,
+                "sip_code": ending.sip_code,
+                "reason": ending.reason,
+                "detail": ending.detail,
+            },
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """The whole record as JSON object."""
+        return {
+            **self.summary(),
+            "timeline": self.timeline,
+            "timeline_dropped": self.timeline_dropped,
+        }

@@ -1,0 +1,81 @@
+"""One response at a time: ``response.create`` waits until none is running.
+
+The server refuses a second response in the default conversation
+(``conversation_already_has_active_response``), and starts some by itself when a caller's turn
+ends, so a request of ours may lose that race; it is then sent again after ``response.done``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from gateway.realtime.commands import CreateResponse
+
+MAX_WAITING = 8
+"""Requests kept while a response runs. Each stands for something the caller did; more than these
+are old news, and the oldest is dropped and counted."""
+
+UNANSWERED_SECONDS = 10.0
+"""A request that brings neither ``response.created`` nor an error within this is given up."""
+
+
+class ResponseGate:
+    """Knows whether a response is running, and holds back those that would collide."""
+
+    def __init__(self) -> None:
+        self.active: str | None = None
+        """Id of the response that is running, if one is."""
+        self.dropped = 0
+        self._waiting: deque[CreateResponse] = deque()
+        self._sent: CreateResponse | None = None
+        self._sent_at = 0.0
+
+    @property
+    def deadline(self) -> float | None:
+        """When to stop waiting for the answer to a request (s)."""
+        stuck = self._sent is not None or (self._waiting and self.active is None)
+        return self._sent_at + UNANSWERED_SECONDS if stuck else None
+
+    @property
+    def idle(self) -> bool:
+        """No response runs, was asked for, or waits."""
+        return self.active is None and self._sent is None and not self._waiting
+
+    def request(self, create: CreateResponse, now: float) -> CreateResponse | None:
+        """Ask for a response; returns what to send now, None when it has to wait."""
+        if self.active is not None or self._sent is not None:
+            if len(self._waiting) >= MAX_WAITING:
+                self._waiting.popleft()
+                self.dropped += 1
+            self._waiting.append(create)
+            return None
+        self._sent, self._sent_at = create, now
+        return create
+
+    def created(self, response_id: str) -> None:
+        """``response.created`` came."""
+        self.active = response_id
+        self._sent = None
+
+    def done(self, response_id: str, now: float) -> CreateResponse | None:
+        """``response.done`` came; returns what waited and is to be sent now."""
+        if self.active == response_id:
+            self.active = None
+        return self._next(now)
+
+    def collided(self, now: float) -> None:
+        """Our request met a response that was running; it goes first once that one is done."""
+        if self._sent is not None:
+            self._waiting.appendleft(self._sent)
+            self._sent, self._sent_at = None, now
+
+    def failed(self, now: float) -> CreateResponse | None:
+        """Our request was refused or forgotten; returns the next one to send."""
+        self._sent = None
+        return self._next(now)
+
+    def _next(self, now: float) -> CreateResponse | None:
+        if self.active is not None or self._sent is not None or not self._waiting:
+            return None
+        self._sent, self._sent_at = self._waiting.popleft(), now
+        return self._sent
