@@ -9,40 +9,45 @@ from typing import Any
 from pydantic import ValidationError
 
 from .models import Config, on_loopback
-from .problems import ConfigError
+from .problems import ConfigError, Problem
 from .source import TomlSource, read_toml
 from .validate import problems_of
 
 _API_KEY = ("realtime", "api_key")
+KEY_MISSING = 'missing, and the server is not on this machine (api_key = "" if it wants none)'
 
 
 def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
     """Read and check ``path``; ``environ`` stands in for the process's environment.
 
-    Raises ConfigError with every problem of the file. The dialplans are not read here
-    (:func:`gateway.dialplan.load_dialplan`).
+    Raises ConfigError with every problem of the file. The dialplans are not read here:
+    :func:`gateway.config.check.load_all` reads both.
     """
-    source = read_toml(path, environ)
+    config, problems = judge_config(read_toml(path, environ))
+    if config is None or problems:
+        raise ConfigError(problems)
+    return config
+
+
+def judge_config(source: TomlSource) -> tuple[Config | None, list[Problem]]:
+    """What ``source`` says, if it can be said, and everything that is wrong with it."""
     _key_not_needed(source)
     problems = list(source.problems)
+    folder = source.file.absolute().parent
     try:
-        config = Config.model_validate(source.data, context={"folder": path.absolute().parent})
+        config = Config.model_validate(source.data, context={"folder": folder})
     except ValidationError as error:
-        raise ConfigError([*problems, *problems_of(error, Config, source)]) from None
+        return None, [*problems, *problems_of(error, Config, source)]
     if not config.dialplan.folder.is_dir():
         problems.append(
             source.problem(("dialplan", "folder"), f"{config.dialplan.folder} is no folder")
         )
-    if config.realtime.api_key is None and not config.realtime.on_loopback:
-        problems.append(
-            source.problem(
-                _API_KEY,
-                'missing, and the server is not on this machine (api_key = "" if it wants none)',
-            )
-        )
-    if problems:
-        raise ConfigError(problems)
-    return config
+    if config.log.file is not None and not config.log.file.parent.is_dir():
+        problems.append(source.problem(("log", "file"), "its folder does not exist"))
+    realtime = config.realtime
+    if realtime.api_key is None and not realtime.on_loopback and _API_KEY not in source.unresolved:
+        problems.append(source.problem(_API_KEY, KEY_MISSING))
+    return config, problems
 
 
 def _key_not_needed(source: TomlSource) -> None:

@@ -22,19 +22,39 @@ from pydantic import (
     model_validator,
 )
 
+from .problems import MisplacedError
+from .source import Reference
 from .validate import Section
 
+
+def _from_reference(value: object) -> object:
+    """A number or a flag that came out of the environment, where everything is text."""
+    if not isinstance(value, Reference):
+        return value
+    text = value.strip()
+    if text in ("true", "false"):
+        return text == "true"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return value
+
+
 # TOML has types: "100" is not 100, true is not 1, and 5.0 calls are none.
-Count = Annotated[int, Strict(), Field(ge=1)]
-Milliseconds = Annotated[int, Strict(), Field(ge=0)]
-Seconds = Annotated[float, Strict(), Field(gt=0)]
-SecondsOrOff = Annotated[float, Strict(), Field(ge=0)]
-Flag = Annotated[bool, Strict()]
+_Typed = BeforeValidator(_from_reference)
+Count = Annotated[int, Strict(), Field(ge=1), _Typed]
+Milliseconds = Annotated[int, Strict(), Field(ge=0), _Typed]
+Seconds = Annotated[float, Strict(), Field(gt=0), _Typed]
+SecondsOrOff = Annotated[float, Strict(), Field(ge=0), _Typed]
+Flag = Annotated[bool, Strict(), _Typed]
 Text = Annotated[str, Field(min_length=1)]
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Set by the WebSocket handshake (RFC 6455, section 4.1) or by api_key.
 _HANDSHAKE_HEADERS = frozenset({"host", "upgrade", "connection", "authorization", "api-key"})
+_SECRET_PARAMETERS = frozenset({"api_key", "apikey", "key", "token", "access_token", "secret"})
 
 
 class ListenAddress(NamedTuple):
@@ -84,7 +104,9 @@ def ip_literal(value: str) -> str:
     try:
         return str(ipaddress.ip_address(value))
     except ValueError:
-        raise ValueError(f"{value!r} is no IPv4 or IPv6 address (a name is not taken)") from None
+        raise ValueError(
+            "the address must be IPv4 or IPv6 in digits; names are not taken"
+        ) from None
 
 
 def _port_range(value: object) -> PortRange:
@@ -102,6 +124,12 @@ def _port_range(value: object) -> PortRange:
     return PortRange(low, high)
 
 
+def _not_empty(value: object) -> object:
+    if value == "":
+        raise ValueError("must not be empty; leave the key out instead")
+    return value
+
+
 def _below_config(path: Path, info: ValidationInfo) -> Path:
     folder = (info.context or {}).get("folder")
     return path if folder is None else Path(folder, path.expanduser())
@@ -112,8 +140,8 @@ def websocket_url(value: str) -> str:
     try:
         parts = urlsplit(value)
         host, _port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ValueError(f"is no URL: {error}") from None
+    except ValueError:
+        raise ValueError("is no URL: the host or the port cannot be read") from None
     if parts.scheme not in ("ws", "wss"):
         raise ValueError("must begin with ws:// or wss://")
     if not host or any(char.isspace() for char in value):
@@ -122,19 +150,22 @@ def websocket_url(value: str) -> str:
         raise ValueError("must not carry user or password; use api_key or headers")
     if parts.fragment:
         raise ValueError("must not have a #fragment")
-    if "model" in parse_qs(parts.query, keep_blank_values=True):
+    query = {name.lower().replace("-", "_") for name in parse_qs(parts.query, True)}
+    if "model" in query:
         raise ValueError("must not name the model; use the key model, which is added to the URL")
+    if query & _SECRET_PARAMETERS:
+        raise ValueError("must not carry a key, since URLs are logged; use api_key or headers")
     return value
 
 
 def _headers(value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
     for name, text in value.items():
         if not _HEADER_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no HTTP header name")
+            raise MisplacedError((name,), "is no name of an HTTP header")
         if name.lower() in _HANDSHAKE_HEADERS or name.lower().startswith("sec-websocket-"):
-            raise ValueError(f"{name} is set by the gateway (api_key, api_key_header)")
-        if not text.get_secret_value().isprintable():
-            raise ValueError(f"the value of {name} has characters that no header may have")
+            raise MisplacedError((name,), "is set by the gateway (see api_key and api_key_header)")
+        if not re.fullmatch(r"[ -~]*", text.get_secret_value()):
+            raise MisplacedError((name,), "has characters that no header may have")
     return MappingProxyType(dict(value))
 
 
@@ -144,7 +175,7 @@ def _api_key(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
-FilePath = Annotated[Path, AfterValidator(_below_config)]
+FilePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_below_config)]
 Url = Annotated[str, AfterValidator(websocket_url)]
 ApiKey = Annotated[SecretStr | None, AfterValidator(_api_key)]
 Headers = Annotated[
@@ -154,6 +185,12 @@ Headers = Annotated[
 
 def _address_or_empty(value: str) -> str:
     return ip_literal(value.strip("[]")) if value else ""
+
+
+def _header_text(value: str) -> str:
+    if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", value):
+        raise ValueError("must be printable ASCII, not empty, without spaces around it")
+    return value
 
 
 def _user_agent() -> str:
@@ -172,20 +209,21 @@ class SipSettings(Section):
     rtp_ports: Annotated[PortRange, BeforeValidator(_port_range)] = PortRange(20000, 29999)
     public_address: Annotated[str, AfterValidator(_address_or_empty)] = ""
     max_calls: Count = 100
-    user_agent: Annotated[str, Field(pattern=r"^[ -~]+$")] = Field(default_factory=_user_agent)
+    user_agent: Annotated[str, AfterValidator(_header_text)] = Field(default_factory=_user_agent)
 
     @model_validator(mode="after")
     def _ports_fit(self) -> Self:
         if self.rtp_ports.calls < self.max_calls:
-            raise ValueError(
-                f"rtp_ports has room for {self.rtp_ports.calls} calls (two ports each), "
-                f"max_calls is {self.max_calls}"
+            raise MisplacedError(
+                ("rtp_ports",),
+                f"has room for {self.rtp_ports.calls} calls (two ports each), "
+                f"but max_calls is {self.max_calls}",
             )
-        for address in self.listen:
+        for index, address in enumerate(self.listen):
             if self.rtp_ports.low <= address.port <= self.rtp_ports.high:
-                raise ValueError(f"rtp_ports contains the port of {address}")
-        if len(set(self.listen)) < len(self.listen):
-            raise ValueError("listen names an address twice")
+                raise MisplacedError(("listen", index), "the port is one of rtp_ports")
+            if address in self.listen[:index]:
+                raise MisplacedError(("listen", index), "is there twice")
         return self
 
 
@@ -248,7 +286,7 @@ class MediaSettings(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if not self.jb_min_ms <= self.jb_init_ms <= self.jb_max_ms:
-            raise ValueError("must be jb_min_ms <= jb_init_ms <= jb_max_ms")
+            raise MisplacedError(("jb_init_ms",), "must be between jb_min_ms and jb_max_ms")
         return self
 
 

@@ -32,6 +32,14 @@ class ConfigError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+class MisplacedError(ValueError):
+    """Raised by a validator of a whole table: what is wrong is at ``below`` in it."""
+
+    def __init__(self, below: KeyPath, message: str) -> None:
+        super().__init__(message)
+        self.below = below
+
+
 def dotted(path: KeyPath) -> str:
     """``("sip", "listen", 0)`` as the author would say it: ``sip.listen[0]``."""
     text = ""

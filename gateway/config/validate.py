@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from .problems import KeyPath, Problem
+from .problems import KeyPath, MisplacedError, Problem
 from .source import Reference, TomlSource
 
 
@@ -37,6 +37,9 @@ def problems_of(
     found: list[Problem] = []
     for detail in error.errors(include_url=False, include_context=True):
         path = (*base, *(part for part in detail["loc"] if part != "[key]"))
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, MisplacedError):
+            path += cause.below
         if any(path[: len(bad)] == bad for bad in source.unresolved):
             continue
         found.append(source.problem(path, _message(detail, model, source, path)))
@@ -71,20 +74,23 @@ def _message(
         return "must be a table"
     text = detail["msg"]
     if kind == "value_error":
-        text = text.removeprefix("Value error, ")
+        return text.removeprefix("Value error, ")
     text = text.replace("Input should be", "must be").replace("a valid ", "a ")
     text = text.replace("a integer", "an integer").replace("a list", "an array")
-    return text + _as_written(_value_at(source.data, path))
+    return text + _as_written(_value_at(source.data, path), quote=kind == "literal_error")
 
 
-def _as_written(value: Any) -> str:
-    """`` (is 7)``: what the file says, if that is short; never what a reference stands for."""
+def _as_written(value: Any, quote: bool = False) -> str:
+    """`` (is 7)``: what the file says, if that is short; never what a reference stands for.
+
+    ``quote`` shows plain strings too: not where the author may have written a secret.
+    """
     if isinstance(value, Reference):
         return f" (is {value.written!r})" if len(value.written) <= 60 else ""
     if isinstance(value, bool):
         return f" (is {str(value).lower()})"
-    if isinstance(value, int | float):
-        return f" (is {value})"
+    if isinstance(value, int | float) or (quote and isinstance(value, str)):
+        return f" (is {value!r})" if len(str(value)) <= 60 else ""
     return ""
 
 

@@ -4,7 +4,7 @@
 INVITE; :func:`call_settings` joins it with the configuration.
 """
 
-from .load import Dialplan, dialplan_files, load_dialplan
+from .load import Dialplan, Origin, dialplan_files, load_dialplan
 from .match import Explanation, InviteFacts, Match, Refusal
 from .models import Digits, EndCall, Greeting, Route, RouteLimits, RouteRealtime
 from .settings import CallSettings, call_settings
@@ -18,6 +18,7 @@ __all__ = [
     "Greeting",
     "InviteFacts",
     "Match",
+    "Origin",
     "Refusal",
     "Route",
     "RouteLimits",

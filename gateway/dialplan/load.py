@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -17,13 +18,23 @@ from .match import Explanation, InviteFacts, Match, Refusal, judge
 from .models import Route
 
 
+class Origin(NamedTuple):
+    """Where a route is written; lines count from 1."""
+
+    file: Path
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
 @dataclass(frozen=True)
 class Dialplan:
     """Routes in order; the first that matches takes the call."""
 
     routes: tuple[Route, ...]
-    origins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Where each route, by its name, is written: ``file:line``."""
+    origins: Mapping[str, Origin] = field(default_factory=lambda: MappingProxyType({}))
+    """Where each route is written, by its name."""
 
     def match(self, facts: InviteFacts) -> Match | None:
         """The first route that takes the call, or None: 404 (RFC 3261 section 21.4.5)."""
@@ -59,7 +70,7 @@ def load_dialplan(folder: Path, environ: Mapping[str, str] | None = None) -> Dia
     if not folder.is_dir():
         raise ConfigError([Problem(folder, 1, "", "is no folder")])
     routes: list[Route] = []
-    origins: dict[str, str] = {}
+    origins: dict[str, Origin] = {}
     for file in dialplan_files(folder):
         try:
             source = read_toml(file, environ)
@@ -73,7 +84,7 @@ def load_dialplan(folder: Path, environ: Mapping[str, str] | None = None) -> Dia
     return Dialplan(tuple(routes), MappingProxyType(origins))
 
 
-def _routes_of(source: TomlSource, origins: dict[str, str]) -> list[Route]:
+def _routes_of(source: TomlSource, origins: dict[str, Origin]) -> list[Route]:
     """The good routes of one file; the others are reported to ``source``."""
     for key in source.data:
         if key != "route":
@@ -94,6 +105,6 @@ def _routes_of(source: TomlSource, origins: dict[str, str]) -> list[Route]:
             message = f"the name {route.name!r} is already taken at {origins[route.name]}"
             source.report((*path, "name"), message)
             continue
-        origins[route.name] = f"{source.file}:{source.line(path)}"
+        origins[route.name] = Origin(source.file, source.line(path))
         routes.append(route)
     return routes

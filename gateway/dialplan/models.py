@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from gateway.config.models import ApiKey, Count, Flag, Seconds, SecondsOrOff, Text, Url
+from gateway.config.problems import KeyPath, MisplacedError
 from gateway.config.validate import Section
 
 from .hours import Hours, parse_hours
@@ -48,9 +49,9 @@ def _header_conditions(value: Mapping[str, Any]) -> Mapping[str, Any]:
     names = [name.lower() for name in value]
     for name in value:
         if not re.fullmatch(r"[!%*+.`'~_\-0-9A-Za-z]+", name):
-            raise ValueError(f"{name!r} is no SIP header name")
+            raise MisplacedError((name,), "is no name of a SIP header")
         if names.count(name.lower()) > 1:
-            raise ValueError(f"{name} is given twice (header names do not tell case apart)")
+            raise MisplacedError((name,), "is there twice (header names do not tell case apart)")
     return MappingProxyType(dict(value))
 
 
@@ -62,11 +63,19 @@ def _networks(value: object) -> tuple[Network, ...]:
     for text in texts:
         if not isinstance(text, str):
             raise ValueError('must be an address or network like "192.0.2.0/24", or a list of them')
-        try:
-            networks.append(ipaddress.ip_network(text))
-        except ValueError as error:
-            raise ValueError(str(error)) from None
+        networks.append(_network(text))
     return tuple(networks)
+
+
+def _network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        try:
+            meant = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise ValueError('must be an address or network like "192.0.2.0/24"') from None
+        raise ValueError(f"has bits behind the network; did you mean {meant}?") from None
 
 
 def _hours(value: object) -> tuple[Hours, ...]:
@@ -99,24 +108,21 @@ def _session(value: Mapping[str, Any]) -> Mapping[str, Any]:
         for part in path:
             node = node.get(part) if isinstance(node, Mapping) else None
         if node is not None:
-            raise ValueError(f"{'.'.join(path)} is set by the gateway ({why}); leave it out")
-    for name in _not_json(value):
-        raise ValueError(f"{name} cannot be sent as JSON (a date, a time, inf or nan)")
+            raise MisplacedError(path, f"is set by the gateway ({why}); leave it out")
+    for below in _not_json(value):
+        raise MisplacedError(below, "cannot be sent as JSON (a date, a time, inf or nan)")
     return MappingProxyType(dict(value))
 
 
-def _not_json(value: Any, name: str = "") -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _not_json(inner, f"{name}.{key}" if name else key)
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _not_json(inner, f"{name}[{index}]")
-    else:
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError):
-            yield name
+def _not_json(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
+    if isinstance(value, Mapping | list):
+        for part, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _not_json(inner, (*path, part))
+        return
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        yield path
 
 
 class Greeting(Section):
@@ -132,11 +138,17 @@ class Greeting(Section):
         return self
 
 
+def _one_key(value: str) -> str:
+    if not re.fullmatch(r"[0-9*#A-D]?", value):
+        raise ValueError('must be one key (0-9, *, #, A-D), or "" for none')
+    return value
+
+
 class Digits(Section):
     """``[route.digits]``: how keys that the caller presses become a message to the model."""
 
     enabled: Flag = True
-    terminator: Annotated[str, Field(pattern=r"^[0-9*#A-D]?$")] = "#"
+    terminator: Annotated[str, AfterValidator(_one_key)] = "#"
     inter_digit_seconds: Seconds = 3.0
     max_digits: Annotated[Count, Field(le=128)] = 32
     interrupt: Flag = True
@@ -145,7 +157,7 @@ class Digits(Section):
     @model_validator(mode="after")
     def _template(self) -> Self:
         if "digits" not in template_names(self.text):
-            raise ValueError("text must contain {digits}")
+            raise MisplacedError(("text",), "must contain {digits}")
         return self
 
     def render(self, digits: str, variables: Mapping[str, str]) -> str:
@@ -159,12 +171,14 @@ def template_names(text: str) -> set[str]:
     try:
         parts = list(string.Formatter().parse(text))
     except ValueError as error:
-        raise ValueError(f"text is no template: {error} (write {{{{ for a brace)") from None
+        raise MisplacedError(
+            ("text",), f"is no template: {error} (write {{{{ or }}}} for a brace)"
+        ) from None
     for _, name, spec, conversion in parts:
         if name is None:
             continue
         if not name.isidentifier() or spec or conversion:
-            raise ValueError(f"text may hold only plain names in braces, not {{{name}}}")
+            raise MisplacedError(("text",), "may hold only plain names in braces, like {digits}")
         names.add(name)
     return names
 
@@ -199,6 +213,13 @@ class RouteRealtime(Section):
     connect_timeout: Seconds | None = None
 
 
+def _route_name(value: str) -> str:
+    # It stands in logs, metrics and file names.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
+        raise ValueError("must be 1 to 64 letters, digits, dots, dashes and underlines")
+    return value
+
+
 class Route(Section):
     """``[[route]]``: which calls it takes, and what happens to them.
 
@@ -207,7 +228,7 @@ class Route(Section):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, AfterValidator(_route_name)]
     enabled: Flag = True
     to: Regex | None = None
     from_: Annotated[Regex | None, Field(alias="from")] = None
@@ -232,9 +253,11 @@ class Route(Section):
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
         if self.hours and self.timezone is None:
-            raise ValueError('hours need a timezone beside them, like timezone = "Europe/Berlin"')
+            raise MisplacedError(
+                ("hours",), 'need a time zone beside them, like timezone = "Europe/Berlin"'
+            )
         if self.timezone is not None and not self.hours:
-            raise ValueError("timezone means nothing without hours")
+            raise MisplacedError(("timezone",), "means nothing without hours")
         names = self.variable_names()
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -243,8 +266,9 @@ class Route(Section):
             raise ValueError("a named group may not be called digits")
         unknown = sorted(template_names(self.digits.text) - {"digits", *names})
         if unknown:
-            raise ValueError(
-                f"digits.text names {{{unknown[0]}}}, but no regular expression has such a group"
+            raise MisplacedError(
+                ("digits", "text"),
+                f"names {{{unknown[0]}}}, but no regular expression of the route has that group",
             )
         return self
 

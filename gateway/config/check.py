@@ -1,0 +1,109 @@
+"""The configuration and its dialplans together: what ``gateway check`` says, and ``run`` needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
+
+from .load import KEY_MISSING, judge_config
+from .models import Config, on_loopback
+from .problems import ConfigError, Problem
+from .source import read_toml
+
+
+def load_all(path: Path, environ: Mapping[str, str] | None = None) -> tuple[Config, Dialplan]:
+    """Read the configuration at ``path`` and the dialplans that it names.
+
+    Raises ConfigError with the problems of all files at once.
+    """
+    source = read_toml(path, environ)
+    config, problems = judge_config(source)
+    folder = _folder(source.data, path) if config is None else config.dialplan.folder
+    dialplan = Dialplan(())
+    if folder.is_dir():
+        try:
+            dialplan = load_dialplan(folder, environ)
+        except ConfigError as error:
+            problems += error.problems
+    if config is not None:
+        problems += _keys_missing(config, dialplan)
+    if config is None or problems:
+        raise ConfigError(problems)
+    return config, dialplan
+
+
+def check(path: Path, environ: Mapping[str, str] | None = None) -> tuple[int, list[str]]:
+    """Exit status and lines for ``gateway check``: 0 and a summary, or 2 and every problem."""
+    try:
+        config, dialplan = load_all(path, environ)
+    except ConfigError as error:
+        return 2, [str(problem) for problem in error.problems]
+    return 0, [*_summary(path, config, dialplan), *_advice(config, dialplan)]
+
+
+def _folder(data: Mapping[str, Any], path: Path) -> Path:
+    """The dialplan folder of a configuration that is wrong elsewhere."""
+    section = data.get("dialplan")
+    name = section.get("folder") if isinstance(section, dict) else None
+    return path.absolute().parent / (name if isinstance(name, str) and name else "dialplans")
+
+
+def _keys_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
+    """Routes that go to another server than the configuration's, and have no key for it."""
+    problems: list[Problem] = []
+    for route in dialplan.routes:
+        realtime = call_settings(config, route).realtime
+        if route.realtime.url and realtime.api_key is None and not realtime.on_loopback:
+            file, line = dialplan.origins[route.name]
+            where = f"route {route.name}, realtime.api_key"
+            problems.append(Problem(file, line, where, KEY_MISSING))
+    return problems
+
+
+def _summary(path: Path, config: Config, dialplan: Dialplan) -> list[str]:
+    sip, realtime = config.sip, config.realtime
+    names = ", ".join(route.name for route in dialplan.routes if route.enabled)
+    files = len(dialplan_files(config.dialplan.folder))
+    key = "with a key" if realtime.api_key else "without a key"
+    low, high = sip.rtp_ports
+    return [
+        f"{path}: good",
+        f"  sip       {', '.join(map(str, sip.listen))}, at most {sip.max_calls} calls, "
+        f"RTP {low}-{high}",
+        f"  realtime  {realtime.url}, model {realtime.model}, {key}",
+        f"  dialplan  {len(dialplan.routes)} routes in {files} files: {names or 'none'}",
+    ]
+
+
+def _advice(config: Config, dialplan: Dialplan) -> list[str]:
+    """What can be meant so, but seldom is."""
+    advice: list[str] = []
+    enabled = [route for route in dialplan.routes if route.enabled]
+    if not enabled:
+        advice.append("no route: every call is refused with 404")
+    for index, route in enumerate(enabled[:-1]):
+        if not _has_condition(route):
+            after = ", ".join(later.name for later in enabled[index + 1 :])
+            advice.append(f"route {route.name} takes every call, none is left for {after}")
+            break
+    advice += [
+        f"route {route.name} wants trunk {route.trunk}, but no call has a trunk yet"
+        for route in enabled
+        if route.trunk is not None
+    ]
+    urls = {config.realtime.url} | {route.realtime.url for route in enabled if route.realtime.url}
+    advice += [
+        f"{url} is not encrypted: keys and voices can be read on the way (wss:// is)"
+        for url in sorted(urls)
+        if url.startswith("ws:") and not on_loopback(url)
+    ]
+    return [f"  note: {line}" for line in advice]
+
+
+def _has_condition(route: Route) -> bool:
+    return bool(
+        route.to or route.from_ or route.headers or route.source or route.trunk or route.hours
+    )
