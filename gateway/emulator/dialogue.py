@@ -36,7 +36,7 @@ class Turn:
     instructions: str | None = None
     """Of this ``response.create``, not of the session."""
     texts: list[str] = field(default_factory=list)
-    caller_audio: bytes = b""
+    caller_spoke: bool = False
     spoken_ms: int = 0
     outputs: list[str] = field(default_factory=list)
     """Results of function calls."""
@@ -61,7 +61,7 @@ def plan(turn: Turn, tools: Sequence[Mapping[str, Any]]) -> Plan:
         return Plan(text.strip().strip(_QUOTES).strip())
     if turn.texts:
         return _to_texts(turn.texts, tools)
-    if turn.spoken_ms or turn.caller_audio:
+    if turn.caller_spoke:
         seconds = f"{turn.spoken_ms / 1000:.1f}"
         return Plan(f"You spoke for {seconds} seconds. This is what I heard.", play_caller=True)
     if turn.outputs:

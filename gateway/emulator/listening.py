@@ -184,9 +184,14 @@ class Listening:
         self._scripted = self._session.later(after_ms / 1000, self._scripted_start)
 
     def _scripted_start(self) -> None:
-        length_ms = self._session.script.speech.length_ms
-        self._start(self.written_ms, self.written_ms)
-        self._scripted = self._session.later(length_ms / 1000, self._scripted_stop)
+        self._scripted = None
+        self.pretend_speech(self._session.script.speech.length_ms)
+
+    def pretend_speech(self, length_ms: int) -> None:
+        """``speech_started`` now, ``speech_stopped`` and the turn's end ``length_ms`` later."""
+        if self._item_id is None:
+            self._start(self.written_ms, self.written_ms)
+            self._scripted = self._session.later(length_ms / 1000, self._scripted_stop)
 
     def _scripted_stop(self) -> None:
         self._scripted = None

@@ -19,7 +19,6 @@ from websockets.exceptions import ConnectionClosed
 from gateway.emulator.record import SessionRecord
 
 _ROOM = 64  # events; a response waits beyond it, so a slow client bounds what is kept for it
-_NO_CLOSE_FRAME = frozenset({1005, 1006, 1015})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class Outbox:
         """Close after what was put before; ``drop`` cuts the TCP connection instead."""
         if not self._over:
             self._over = True
-            self._queue.append(_End(code, reason, drop or code in _NO_CLOSE_FRAME))
+            self._queue.append(_End(code, reason, drop))
             self._filled.set()
 
     async def room(self) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from gateway.emulator.audio import AudioFormat
+from gateway.emulator.audio import AudioFormat, resample
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +165,7 @@ class FolderLog:
 
     def caller_format(self, audio_format: AudioFormat) -> None:
         """From now on the caller's audio comes in this format (a WAV keeps its first rate)."""
-        if self._wav is None or audio_format.rate == self._format.rate:
-            self._format = audio_format
+        self._format = audio_format
 
     def caller_audio(self, data: bytes) -> None:
         """Add audio of the caller."""
@@ -175,7 +174,8 @@ class FolderLog:
             self._wav.setnchannels(1)
             self._wav.setsampwidth(2)
             self._wav.setframerate(self._format.rate)
-        self._wav.writeframesraw(self._format.decode(data))
+        pcm = resample(self._format.decode(data), self._format.rate, self._wav.getframerate())
+        self._wav.writeframesraw(pcm)
         self._appended += len(data)
 
     def event(self, side: Literal["client", "server"], seen: SeenEvent, audio: bytes = b"") -> None:

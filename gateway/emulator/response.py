@@ -162,6 +162,10 @@ class Response:
             reason = reason or self.answer.reason
         self._finish(status, reason)
 
+    def fail(self, code: str, message: str) -> None:
+        """End as failed before anything was sent: ``status_details.error`` says why."""
+        self._finish("failed", None, {"type": "server_error", "code": code, "message": message})
+
     def cancel(self, reason: str) -> None:
         """End at once with the tail of an interruption: ``turn_detected``, ``client_cancelled``."""
         if self.over:
@@ -308,13 +312,13 @@ class Response:
 
     # The end
 
-    def _finish(self, status: str, reason: str | None) -> None:
+    def _finish(self, status: str, reason: str | None, error: Json | None = None) -> None:
         self.over = True
         self._object["status"] = status
         if status in ("cancelled", "incomplete"):
             self._object["status_details"] = {"type": status, "reason": reason, "error": None}
         elif status == "failed":
-            error = {
+            error = error or {
                 "type": "invalid_request_error",
                 "code": self.answer.error_code,
                 "message": self.answer.error_message,

@@ -25,7 +25,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
+"""Below 3000, the codes that a close frame may carry (RFC 6455, section 7.4)."""
 
 
 class ScriptError(ValueError):
@@ -40,6 +51,15 @@ Milliseconds = Annotated[int, Field(ge=0, le=3_600_000)]
 Seconds = Annotated[float, Field(ge=0, le=3600)]
 Numbers = Annotated[list[Annotated[float, Field(gt=0, lt=20_000)]], BeforeValidator(_listed)]
 Moments = Annotated[list[Milliseconds], BeforeValidator(_listed)]
+
+
+def _sendable(code: int) -> int:
+    if code in CLOSE_CODES or 3000 <= code <= 4999:
+        return code
+    raise ValueError(f"{code} cannot be sent in a close frame (to cut the connection: drop = true)")
+
+
+CloseCode = Annotated[int, AfterValidator(_sendable)]
 
 
 class _Part(BaseModel):
@@ -135,7 +155,7 @@ class Refusal(_Part):
     type: str = "invalid_request_error"
     param: str | None = None
     http_status: Annotated[int, Field(ge=400, le=599)] = 503
-    close: Annotated[int | None, Field(ge=1000, le=4999)] = None
+    close: CloseCode | None = None
     """Close code after the error. At step ``connect`` the service's own code is the default."""
     times: Annotated[int, Field(ge=1)] = 1_000_000
     """So many client events of this kind in a session are refused, later ones are served."""
@@ -155,7 +175,7 @@ class Ending(_Part):
     With ``drop`` the TCP connection is cut without a close frame.
     """
 
-    code: Annotated[int, Field(ge=1000, le=4999)] = 1011
+    code: CloseCode = 1011
     reason: Annotated[str, Field(max_length=120)] = ""
     after_s: Seconds | None = None
     at: str | None = None

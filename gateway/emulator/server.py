@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import hmac
 import http
+import logging
 import signal
 from collections import deque
 from pathlib import Path
@@ -26,6 +27,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 
 from gateway.emulator.audio import PCM
+from gateway.emulator.connection import Connection
 from gateway.emulator.content import ContentMaker
 from gateway.emulator.objects import new_id
 from gateway.emulator.record import FolderLog, SessionRecord
@@ -36,13 +38,15 @@ from gateway.emulator.script import (
     ScriptFile,
     script_of_query,
 )
-from gateway.emulator.session import Session
 
 PATHS = ("/v1/realtime", "/openai/v1/realtime")
 SERVER_NAME = "sip-realtime-gateway emulator"
 
 _CLOSE_TIMEOUT_S = 2.0
 _log = structlog.get_logger("gateway.emulator")
+# The library logs request headers, so the key, at DEBUG: this logger never does.
+_wire_log = logging.getLogger("gateway.emulator.websocket")
+_wire_log.setLevel(logging.INFO)
 
 
 class Emulator:
@@ -69,8 +73,8 @@ class Emulator:
         self.named = file.named
         self.sessions: deque[SessionRecord] = deque(maxlen=keep_sessions)
         """Newest last."""
-        self.live: dict[str, Session] = {}
-        """Sessions whose connection stands, by id: a test may close one or make it speak up."""
+        self.live: dict[str, Connection] = {}
+        """Connections that stand, by session id: a test may close one, or emit events on it."""
         self.total_sessions = 0
         self.port = 0
         self._host = ""
@@ -92,6 +96,7 @@ class Emulator:
             server_header=SERVER_NAME,
             process_request=self._admit,
             close_timeout=_CLOSE_TIMEOUT_S,
+            logger=_wire_log,
         )
         self._host = host
         self.port = next(iter(self._server.sockets)).getsockname()[1]
@@ -149,12 +154,12 @@ class Emulator:
             record.log = FolderLog(self._record, record.id, PCM)
         self.sessions.append(record)
         self.total_sessions += 1
-        session = Session(socket, record, self._script(socket, path, model), self._maker)
-        self.live[record.id] = session
+        connection = Connection(socket, record, self._script(socket, path, model), self._maker)
+        self.live[record.id] = connection
         log = _log.bind(session=record.id, emulator=True)
         log.info("session opened", model=model, path=urlsplit(path).path)
         try:
-            await session.serve()
+            await connection.serve()
         finally:
             del self.live[record.id]
             code = socket.close_code
@@ -174,7 +179,7 @@ class Emulator:
             return _refused("beta_api_shape_disabled", text)
         if self._api_key is not None:
             key = headers.get("api-key") or headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(key.encode(), self._api_key.encode()):
+            if not hmac.compare_digest(key.encode("utf-8", "replace"), self._api_key.encode()):
                 return _refused("invalid_api_key", "Incorrect API key provided.")
         if not model:
             return _refused("missing_model", "You must provide a model parameter.")
