@@ -2,7 +2,7 @@
 
 import sys
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # noqa: UP036 - any interpreter can be named
     sys.exit(
         f"pjsua2: {sys.executable} is Python {sys.version.split()[0]}; 3.11 or later is needed"
     )

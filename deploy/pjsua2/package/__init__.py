@@ -4,6 +4,6 @@
 """
 
 from ._build import BUILD
-from .pjsua2 import *
+from .pjsua2 import *  # noqa: F403
 
 __version__: str = BUILD["version"]

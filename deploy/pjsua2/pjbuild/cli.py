@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,20 +14,24 @@ from pathlib import Path
 
 from . import requirements, source
 from .cache import cache_root, finished_wheel, library_key, locked, platform_key, wheel_key
-from .environment import install_wheel, require_pip, restore_published
+from .environment import has, install_wheel, require_pip, restore_published
 from .errors import BuildError
-from .library import compile_library, extra_cflags, slim
+from .library import compile_library, extra_cflags, limits, slim
 from .progress import Progress
 from .wheel import wheel_name, write_wheel
 from .wrapper import build_module, compiler
 
 HERE = Path(__file__).resolve().parent.parent
 _STEPS = 8
+# Of the make that calls this, or of another project's build: none of them is meant for this one.
+_FOREIGN = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 not possible (said why, nothing changed), 130 interrupted."""
     options = _parser().parse_args(arguments)
+    for name in _FOREIGN:
+        os.environ.pop(name, None)
     try:
         if sys.platform != "linux":
             raise BuildError(f"the build is for Linux, this is {sys.platform}; use the wheel")
@@ -81,6 +83,9 @@ def _carry_out(options: argparse.Namespace, root: Path) -> None:
     if options.no_install:
         print(wheel)
         return
+    if has(wheel) and not options.rebuild:
+        print(f"pjsua2: {wheel.name} is installed in {sys.prefix} already")
+        return
     install_wheel(wheel, progress)
     print(f"pjsua2: installed {wheel.name} into {sys.prefix}")
 
@@ -110,6 +115,7 @@ def _library(
         version = source.unpack(found, work / "pjproject", progress)
     tree = root / "lib" / library_key(HERE, version, found.sha256)
     if tree.is_dir():
+        progress.skip(2)
         progress.note(f"the C libraries of pjproject {version} are in the cache")
         return version, tree
     compile_library(work / "pjproject", HERE, options.jobs, progress)
@@ -128,9 +134,7 @@ def _wheel(
         "distribution": "pjsua2-gateway",
         "source": found.origin,
         "source_sha256": found.sha256,
-        "max_calls": _configured(tree, "PJSUA_MAX_CALLS"),
-        "max_conference_ports": _configured(tree, "PJSUA_MAX_CONF_PORTS"),
-        "max_sockets": _configured(tree, "PJ_IOQUEUE_MAX_HANDLES"),
+        **limits(tree, work, progress),
         "compiler": compiler(),
         "cflags": extra_cflags(),
         "platform": platform_key(),
@@ -150,21 +154,6 @@ def _wheel(
     shutil.copyfile(made, target.with_suffix(".part"))
     target.with_suffix(".part").rename(target)
     return target
-
-
-def _configured(tree: Path, name: str) -> int:
-    """A limit as the preprocessor sees it, with everything that config_site.h says."""
-    flags = [f"-I{tree / part / 'include'}" for part in ("pjlib", "pjlib-util", "pjnath")]
-    flags += [f"-I{tree / part / 'include'}" for part in ("pjmedia", "pjsip")]
-    shown = subprocess.run(
-        ["g++", "-E", "-x", "c++", *flags, *extra_cflags().split(), "-"],
-        input=f"#include <pjsua-lib/pjsua.h>\nlimit_is {name};\n",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    match = re.search(r"^limit_is ([\d\s()+*-]+);", shown.stdout, re.MULTILINE)
-    return int(eval(match[1], {"__builtins__": {}})) if match else 0
 
 
 def try_wheel(wheel: Path, work: Path, progress: Progress) -> None:

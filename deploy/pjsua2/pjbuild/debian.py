@@ -33,6 +33,7 @@ class Suite:
     keyring: str
 
 
+_ROLLING = ("stable", "testing", "unstable", "sid", "devel")
 _SUITES = {
     "debian": Suite("sid", "main", "/usr/share/keyrings/debian-archive-keyring.gpg"),
     "ubuntu": Suite("devel", "universe", "/usr/share/keyrings/ubuntu-archive-keyring.gpg"),
@@ -49,11 +50,10 @@ def distribution(os_release: Path = Path("/etc/os-release")) -> dict[str, str]:
 
 
 def suite_for(release: dict[str, str]) -> Suite:
-    """The suite to look in. Raises BuildError on anything but Debian and Ubuntu (and kin)."""
-    for name in (release.get("ID", ""), *release.get("ID_LIKE", "").split()):
-        # A derivative has mirrors of its own, which do not carry the suite of its parent.
-        if name in _SUITES and name == release.get("ID"):
-            return _SUITES[name]
+    """The suite to look in. Raises BuildError on anything but Debian and Ubuntu."""
+    # A derivative has mirrors of its own, which do not carry its parent's suite.
+    if release.get("ID") in _SUITES:
+        return _SUITES[release["ID"]]
     called = release.get("PRETTY_NAME") or release.get("ID") or "unknown"
     raise BuildError(
         f"this system is {called}: Debian's source package is fetched on Debian and Ubuntu only. "
@@ -67,14 +67,11 @@ def mirror(lines: list[str], codename: str) -> str:
 
     Raises BuildError when there is none.
     """
-    for line in lines:
-        uri, suite, component = (line.split("|") + ["", ""])[:3]
-        if component == "main" and suite in (codename, f"{codename}-updates") and uri:
-            return uri.rstrip("/")
-    for line in lines:
-        uri, suite, component = (line.split("|") + ["", ""])[:3]
-        if component == "main" and suite in ("stable", "testing", "unstable", "sid", "devel"):
-            return uri.rstrip("/")
+    rows = [line.split("|") for line in lines if line.count("|") == 2]
+    for suites in ((codename, f"{codename}-updates"), _ROLLING):
+        for uri, suite, component in rows:
+            if component == "main" and suite in suites and uri:
+                return uri.rstrip("/")
     raise BuildError(
         "no mirror of this distribution in apt's configuration (/etc/apt/sources.list, "
         "/etc/apt/sources.list.d); PJSUA2_APT_MIRROR can name one"

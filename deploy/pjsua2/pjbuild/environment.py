@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -81,6 +82,20 @@ def replace(progress: Progress, *words: str | Path, what: str) -> None:
             for path in Path(kept).iterdir():
                 path.rename(site / path.name)
             raise
+
+
+def has(wheel: Path) -> bool:
+    """Whether exactly this wheel's extension module is what the environment has."""
+    with zipfile.ZipFile(wheel) as archive:
+        record = next(name for name in archive.namelist() if name.endswith("/RECORD"))
+        wanted = {row for row in archive.read(record).decode().splitlines() if ".so," in row}
+    site = Path(sysconfig.get_path("platlib"))
+    try:
+        rows = set((site / record).read_text(encoding="utf-8").splitlines())
+    except OSError:
+        return False
+    present = all((site / row.split(",")[0]).is_file() for row in wanted)
+    return wanted <= rows and present and _installed() == [DISTRIBUTION]
 
 
 def install_wheel(wheel: Path, progress: Progress) -> None:

@@ -51,6 +51,21 @@ FOLDERS = (
 # for a sound device, and empty without one.
 STRIPPED = ("pjmedia/src/pjmedia-audiodev/bdimad_dev.c",)
 
+_NEEDED_BY_OTHERS = (
+    "pjlib/lib/libpj",
+    "pjlib-util/lib/libpjlib-util",
+    "pjnath/lib/libpjnath",
+    "pjmedia/lib/libpjmedia",
+)
+INCLUDES = ("pjlib", "pjlib-util", "pjnath", "pjmedia", "pjsip")
+# What a wheel says of itself, by the names that config_site.h gives them.
+LIMITS = {
+    "max_calls": "PJSUA_MAX_CALLS",
+    "max_conference_ports": "PJSUA_MAX_CONF_PORTS",
+    "max_sockets": "PJ_IOQUEUE_MAX_HANDLES",
+    "max_transactions": "PJSIP_MAX_TSX_COUNT",
+    "max_packet_bytes": "PJSIP_MAX_PKT_LEN",
+}
 _OBJECT = re.compile(r" -o output/\S+\.o ")
 _KEEP = re.compile(r"/(include|lib)/|/swig/[^/]+$|^/(COPYING|version\.mak|build\.mak|build/)")
 
@@ -74,8 +89,6 @@ def compile_library(tree: Path, here: Path, jobs: int, progress: Progress) -> No
         )
     flags = f"{CFLAGS} {extra_cflags()}".strip()
     env = {**os.environ, "CFLAGS": flags, "CXXFLAGS": flags, "LC_ALL": "C"}
-    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "LDFLAGS", "CPPFLAGS"):
-        env.pop(name, None)
     with progress.step("configure pjproject"):
         progress.run(["./aconfigure", *CONFIGURE], cwd=tree, env=env, what="configuring pjproject")
     with progress.step("compile the C libraries"):
@@ -106,16 +119,23 @@ def _objects(tree: Path, env: dict[str, str], progress: Progress) -> int:
         nonlocal found
         found += bool(_OBJECT.search(line))
 
-    # Without the libraries of the folders before it, a dry run of a folder ends with an error:
-    # what it would compile is listed all the same.
-    dry = 'for folder; do make -n -k -C "$folder" lib; done 2>&1; true'
-    progress.run(
-        ["sh", "-c", dry, "dry", *FOLDERS],
-        cwd=tree,
-        env=env,
-        what="looking through the source",
-        on_line=count,
-    )
+    # A dry run stops at a library that another folder has yet to make: stand-ins for these.
+    target = re.search(r"TARGET_NAME := (\S+)", (tree / "build.mak").read_text(encoding="utf-8"))
+    suffix = target[1] if target else ""
+    stand_ins = [tree / f"{stem}-{suffix}.a" for stem in _NEEDED_BY_OTHERS]
+    for path in stand_ins:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    for folder in FOLDERS:
+        progress.run(
+            ["make", "-n", "-C", folder, "lib"],
+            cwd=tree,
+            env=env,
+            what=f"looking through {folder.partition('/')[0]}",
+            on_line=count,
+        )
+    for path in stand_ins:
+        path.unlink()
     return found
 
 
@@ -135,6 +155,24 @@ def link_words(tree: Path, progress: Progress) -> list[str]:
         if line.startswith("WORDS: "):
             return shlex.split(line.removeprefix("WORDS: "))
     return []
+
+
+def limits(tree: Path, work: Path, progress: Progress) -> dict[str, int]:
+    """The limits of LIMITS as compiled, by a program that includes the library's own headers."""
+    program = work / "limits.cpp"
+    prints = "".join(f'printf("%s=%ld\\n", "{key}", (long){name});' for key, name in LIMITS.items())
+    program.write_text(
+        f"#include <stdio.h>\n#include <pjsua-lib/pjsua.h>\nint main(void) {{ {prints} }}\n",
+        encoding="utf-8",
+    )
+    include = [f"-I{tree / name / 'include'}" for name in INCLUDES]
+    defines = [word for word in link_words(tree, progress) if word.startswith("-D")]
+    progress.run(
+        ["g++", *defines, *shlex.split(extra_cflags()), *include, program, "-o", work / "limits"],
+        what="asking for the limits",
+    )
+    lines = progress.run([work / "limits"], what="asking for the limits")
+    return {key: int(value) for key, _, value in (line.partition("=") for line in lines)}
 
 
 def slim(tree: Path) -> None:

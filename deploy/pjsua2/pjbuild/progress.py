@@ -51,6 +51,10 @@ class Progress:
             f" (elapsed {_clock(time.monotonic() - self._begun)})"
         )
 
+    def skip(self, steps: int) -> None:
+        """Takes steps that turn out not to be needed off the total."""
+        self._total -= steps
+
     def note(self, text: str) -> None:
         """One line of information inside a step."""
         self._end_line()

@@ -116,7 +116,7 @@ def fetch(cache: Path, progress: Progress) -> Source:
             return way(cache, progress)
         except BuildError as error:
             problems.append(f"{name}: {error}")
-            progress.note(problems[-1])
+            progress.note(problems[-1].splitlines()[0])
     raise BuildError("no source of pjproject could be had:\n  " + "\n  ".join(problems))
 
 

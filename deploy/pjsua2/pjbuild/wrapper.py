@@ -18,7 +18,7 @@ import sysconfig
 from pathlib import Path
 
 from .errors import BuildError
-from .library import extra_cflags, link_words
+from .library import INCLUDES, extra_cflags, link_words
 from .progress import Progress
 
 SWIG_FLAGS = ("-c++", "-python", "-threads", "-w312,325,389,401,451,473,503,509")
@@ -28,10 +28,9 @@ WRAPPER_FLAGS = ("-O1", "-g0", "-fPIC", "-DNDEBUG", "-w", "-fno-strict-aliasing"
 NATIVE_FLAGS = ("-O2", "-g0", "-fPIC", "-DNDEBUG", "-Wall")
 # Calls inside the module are bound when it is linked: no lookup by name, and no mix-up with
 # another pjproject in the same process. The C functions stay visible to ctypes.
-LINK_FLAGS = ("-shared", "-Wl,-Bsymbolic-functions", "-Wl,-z,defs", "-Wl,--as-needed", "-s")
+LINK_FLAGS = ("-shared", "-Wl,-Bsymbolic-functions", "-Wl,--as-needed", "-s")
 
 _FIRST = "// Read before pjsua2.i"
-_INCLUDES = ("pjlib", "pjlib-util", "pjnath", "pjmedia", "pjsip")
 
 
 def _interface(native: Path) -> str:
@@ -53,7 +52,7 @@ def build_module(tree: Path, here: Path, work: Path, objects: Path, progress: Pr
     compiled wrapper between builds that do not change it. Raises BuildError.
     """
     native = here / "native"
-    include = [f"-I{tree / name / 'include'}" for name in _INCLUDES]
+    include = [f"-I{tree / name / 'include'}" for name in INCLUDES]
     swig_folder = tree / "pjsip-apps/src/swig"
     with progress.step("generate the Python wrapper"):
         interface = work / "pjsua2_gateway.i"
@@ -82,9 +81,7 @@ def build_module(tree: Path, here: Path, work: Path, objects: Path, progress: Pr
             compiled.append(target)
         link = [word for word in words if word.startswith(("-L", "-l", "-p", "/")) or ".a" in word]
         module = work / f"_pjsua2{sysconfig.get_config_var('EXT_SUFFIX')}"
-        # The interpreter itself provides the Python symbols, so -z defs cannot be used with it.
-        flags = [flag for flag in LINK_FLAGS if flag != "-Wl,-z,defs"]
-        progress.run(["g++", *flags, *compiled, *link, "-o", module], what="linking the module")
+        progress.run(["g++", *LINK_FLAGS, *compiled, *link, "-o", module], what="linking")
 
 
 def _wrapper_object(
