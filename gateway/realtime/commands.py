@@ -15,13 +15,16 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class UpdateSession:
-    """``session.update``; ``session`` is the GA session object, only what shall change."""
+    """``session.update``; ``session`` is the GA session object, only what shall change.
+
+    GA wants ``session.type`` in every update, so it is put in where it is missing.
+    """
 
     session: Json
 
     def body(self) -> dict[str, Any]:
         """The event as JSON object, without its ``event_id``."""
-        return {"type": "session.update", "session": dict(self.session)}
+        return {"type": "session.update", "session": {"type": "realtime", **self.session}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,126 @@
+"""Where a realtime server is and how it is let know who calls, without ever showing the key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, quote, quote_plus, urlsplit, urlunsplit
+
+from pydantic import SecretStr
+
+_SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
+_SECRET_WORDS = ("key", "token", "secret", "authorization", "cookie", "password", "sig")
+_MODEL_PARAMETERS = {"model", "call_id", "deployment"}
+
+
+@dataclass(frozen=True, repr=False)
+class Endpoint:
+    """A realtime server and the credentials for it.
+
+    ``url`` is the WebSocket URL (``wss://api.openai.com/v1/realtime``) or the API's base, as
+    vendors print it (``https://RESOURCE.openai.azure.com/openai/v1``); a query it has is kept.
+    ``api_key_header`` is ``authorization`` (sent as ``Bearer``) or the name of a header that
+    takes the key as it is, such as Azure's ``api-key``. ``ping_interval`` and ``ping_timeout``
+    are seconds between keepalive pings and to wait for each pong; ``None`` turns them off.
+
+    Raises :class:`ValueError` for what cannot work, naming the setting and never the key.
+    """
+
+    url: str
+    model: str = ""
+    api_key: SecretStr | str = ""
+    api_key_header: str = "authorization"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    ping_interval: float | None = 5.0
+    ping_timeout: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        key = self.api_key
+        # A key read from a file ends with a line feed more often than not.
+        key = (key.get_secret_value() if isinstance(key, SecretStr) else key).strip()
+        object.__setattr__(self, "api_key", SecretStr(key))
+        if not key.isascii() or not key.isprintable():
+            raise ValueError("api_key: has characters that no HTTP header can carry")
+        parts = urlsplit(self.url)
+        if parts.scheme not in _SCHEMES or not parts.hostname:
+            raise ValueError("url: must begin with ws://, wss://, http:// or https:// and a host")
+        if "@" in parts.netloc:
+            raise ValueError("url: must not hold a user or password; set api_key")
+        if parts.fragment:
+            raise ValueError("url: must not have a fragment (#...)")
+        try:
+            _ = parts.port
+        except ValueError:
+            raise ValueError("url: the port is not a number from 0 to 65535") from None
+        for name, value in self.headers.items():
+            if name.lower() == "openai-beta":
+                raise ValueError("headers: OpenAI-Beta ends every session; GA servers refuse it")
+            if not name.isascii() or not name.isprintable() or not value.isprintable():
+                raise ValueError(f"headers: {name!r} cannot be sent as an HTTP header")
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.shown!r}, model={self.model!r})"
+
+    @property
+    def connect_url(self) -> str:
+        """The URL to open: a WebSocket scheme, a path that ends in ``/realtime``, the model.
+
+        May hold a secret in its query; :attr:`shown` is for people.
+        """
+        parts = urlsplit(self.url)
+        query = parts.query
+        if self.model and not _MODEL_PARAMETERS & {name for name, _ in parse_qsl(query, True)}:
+            query = f"{query}&" if query else ""
+            query += f"model={quote(self.model, safe='')}"
+        return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, self._path(), query, ""))
+
+    @property
+    def shown(self) -> str:
+        """The URL for logs and errors: without its query, which may hold a key."""
+        parts = urlsplit(self.url)
+        return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, self._path(), "", ""))
+
+    def request_headers(self) -> dict[str, str]:
+        """Headers of the upgrade request, with the key: never to be logged."""
+        headers = dict(self.headers)
+        key = self._key()
+        if key:
+            bearer = self.api_key_header.lower() == "authorization"
+            headers[self.api_key_header] = f"Bearer {key}" if bearer else key
+        return headers
+
+    def redact(self, text: str) -> str:
+        """``text`` with every secret of this endpoint blotted out.
+
+        For what a server or a library says: some servers quote the key that they refuse.
+        """
+        for secret in self._secrets():
+            text = text.replace(secret, "***")
+        return text
+
+    def _key(self) -> str:
+        key = self.api_key
+        return key.get_secret_value() if isinstance(key, SecretStr) else key
+
+    def _secrets(self) -> list[str]:
+        secrets = {self._key()}
+        named = [*parse_qsl(urlsplit(self.url).query), *self.headers.items()]
+        for name, value in named:
+            if any(word in name.lower() for word in _SECRET_WORDS):
+                secrets |= {value, value.removeprefix("Bearer ")}
+        # Longest first: one may be part of another. Very short ones would blot out plain words.
+        spelled = {form for s in secrets for form in (s, quote(s, safe=""), quote_plus(s))}
+        return sorted((s for s in spelled if len(s) >= 4), key=len, reverse=True)
+
+    def _path(self) -> str:
+        parts = urlsplit(self.url)
+        path = parts.path.rstrip("/")
+        if path.endswith("/realtime"):
+            return path
+        if not path:
+            azure = (parts.hostname or "").endswith(".openai.azure.com")
+            return "/openai/v1/realtime" if azure else "/v1/realtime"
+        # An http(s) URL is an API's base; a ws(s) URL with a path of its own is meant as it is.
+        if parts.scheme in ("http", "https") or path.endswith("/v1"):
+            return f"{path}/realtime"
+        return parts.path

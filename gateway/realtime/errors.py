@@ -1,0 +1,184 @@
+"""What an error, a close or a refused handshake of a realtime server means for the session.
+
+The tables hold every code that the service documents or that was seen in the field. Auth and
+model errors come as an ``error`` event after a successful upgrade, followed by a close whose
+reason is ``<error.type>.<error.code>``: both ways lead to the same verdict here.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from gateway.realtime.events import ServerError
+
+
+class Kind(StrEnum):
+    """What to do about a failure."""
+
+    FATAL = "fatal"
+    """The same attempt fails again: a person must change a key, a model or a setting."""
+    RETRYABLE = "retryable"
+    """The same attempt may well succeed later or on a new session."""
+    BENIGN = "benign"
+    """Nothing is lost: the session goes on, or ended as it should."""
+    UNKNOWN = "unknown"
+    """In no table. A running session logs it and goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A classified failure.
+
+    ``code`` is the error code, the close code or ``http <status>``; ``meaning`` says it to an
+    operator. ``ends_session`` tells that the session serves no longer even if its socket is still
+    open: an ``error`` event alone does not say so, and most of them are survived.
+    """
+
+    kind: Kind
+    code: str
+    meaning: str
+    ends_session: bool = False
+
+
+def _fatal(meaning: str) -> tuple[Kind, str, bool]:
+    return Kind.FATAL, meaning, True
+
+
+def _retryable(meaning: str, *, ends_session: bool = False) -> tuple[Kind, str, bool]:
+    return Kind.RETRYABLE, meaning, ends_session
+
+
+def _benign(meaning: str) -> tuple[Kind, str, bool]:
+    return Kind.BENIGN, meaning, False
+
+
+ERROR_CODES: dict[str, tuple[Kind, str, bool]] = {
+    "invalid_api_key": _fatal("the API key is not accepted"),
+    "missing_model": _fatal("no model was named"),
+    "invalid_model": _fatal("the model does not do realtime sessions"),
+    "model_not_found": _fatal("the model does not exist or the key may not use it"),
+    "beta_api_shape_disabled": _fatal("the server no longer takes the Beta protocol"),
+    "insufficient_quota": _fatal("the account's quota is used up"),
+    "rate_limit_exceeded": _retryable("too many requests or tokens for now"),
+    "session_expired": _retryable("the session reached its maximum length", ends_session=True),
+    "server_error": _retryable("the server failed on this request"),
+    "conversation_already_has_active_response": _benign(
+        "a response is still running; create the next one after its response.done"
+    ),
+    "response_cancel_not_active": _benign("there was no response to cancel"),
+    "input_audio_buffer_commit_empty": _benign("less than 100 ms of caller audio to commit"),
+    "item_truncate_invalid_item_id": _benign("the item to truncate does not exist"),
+    "item_delete_invalid_item_id": _benign("the item to delete does not exist"),
+    "item_retrieve_invalid_item_id": _benign("the item to retrieve does not exist"),
+    "unsupported_content_type": _benign("the item has no audio to truncate"),
+    "invalid_value": _benign("the server refused a value; what carried it had no effect"),
+    "missing_required_parameter": _benign("a required field was missing; it had no effect"),
+    "unknown_parameter": _benign("the server does not know a field; nothing of it took effect"),
+    "cannot_update_voice": _benign("the voice is fixed once heard; the update had no effect"),
+    "invalid_event": _benign("the server does not take this event"),
+    "invalid_json": _benign("the server could not read an event"),
+}
+"""``error.code`` → kind, meaning, whether it ends a running session."""
+
+CLOSE_CODES: dict[int, tuple[Kind, str]] = {
+    1000: (Kind.BENIGN, "closed normally"),
+    1001: (Kind.RETRYABLE, "the server goes away or the session reached its maximum length"),
+    1002: (Kind.FATAL, "WebSocket protocol error"),
+    1003: (Kind.FATAL, "the server does not take this kind of data"),
+    1005: (Kind.RETRYABLE, "closed without a code"),
+    1006: (Kind.RETRYABLE, "connection lost"),
+    1007: (Kind.FATAL, "data that does not fit its type"),
+    1008: (Kind.FATAL, "refused by the server's policy"),
+    1009: (Kind.FATAL, "a message was too big"),
+    1010: (Kind.FATAL, "a WebSocket extension is missing"),
+    1011: (Kind.RETRYABLE, "server error"),
+    1012: (Kind.RETRYABLE, "the server restarts"),
+    1013: (Kind.RETRYABLE, "the server is busy, try later"),
+    1014: (Kind.RETRYABLE, "bad answer from behind a proxy"),
+    1015: (Kind.RETRYABLE, "TLS failed"),
+    3000: (Kind.FATAL, "not authorised"),
+    4000: (Kind.FATAL, "the server refused the session as asked for"),
+    4004: (Kind.FATAL, "the model does not exist or the key may not use it"),
+}
+"""WebSocket close code (RFC 6455 section 7.4 and the service's own) → kind, meaning."""
+
+HANDSHAKE_STATUSES: dict[int, tuple[Kind, str]] = {
+    400: (Kind.FATAL, "the server does not take this request (a deployment without realtime?)"),
+    401: (Kind.FATAL, "the API key is not accepted"),
+    403: (Kind.FATAL, "the API key may not do this"),
+    404: (Kind.FATAL, "nothing at this URL: check path, model and deployment"),
+    408: (Kind.RETRYABLE, "the server timed out"),
+    425: (Kind.RETRYABLE, "the server wants this later"),
+    429: (Kind.RETRYABLE, "too many requests for now"),
+}
+"""HTTP status that refuses the upgrade → kind, meaning; 5xx is retryable, the rest fatal."""
+
+
+def classify_error(error: ServerError) -> Verdict:
+    """The verdict on an ``error`` event in a running session (:func:`at_setup` before that).
+
+    By ``error.code``; an error without a known code but of type ``server_error`` is the server's
+    own trouble. Anything else is :attr:`Kind.UNKNOWN`.
+    """
+    code = error.code or error.type or "error"
+    for key in (error.code, error.type):
+        if key is not None and key in ERROR_CODES:
+            kind, meaning, ends_session = ERROR_CODES[key]
+            return Verdict(kind, code, meaning, ends_session)
+    return Verdict(Kind.UNKNOWN, code, "an error this gateway does not know")
+
+
+def classify_close(code: int, reason: str) -> Verdict:
+    """The verdict on a closed WebSocket; the reason's error code says more than the close code."""
+    named = reason.strip().rpartition(".")[2]
+    if code != 1000 and named in ERROR_CODES and ERROR_CODES[named][0] is not Kind.BENIGN:
+        kind, meaning, _ = ERROR_CODES[named]
+        return Verdict(kind, named, meaning, ends_session=True)
+    if code == 1001 and "maximum duration" in reason:
+        kind, meaning, _ = ERROR_CODES["session_expired"]
+        return Verdict(kind, "session_expired", meaning, ends_session=True)
+    if code in CLOSE_CODES:
+        kind, meaning = CLOSE_CODES[code]
+        return Verdict(kind, str(code), meaning, ends_session=True)
+    return Verdict(Kind.UNKNOWN, str(code), "a close code this gateway does not know", True)
+
+
+def classify_handshake(status: int) -> Verdict:
+    """The verdict on an upgrade refused with HTTP ``status``."""
+    code = f"http {status}"
+    if status in HANDSHAKE_STATUSES:
+        kind, meaning = HANDSHAKE_STATUSES[status]
+    elif status >= 500:
+        kind, meaning = Kind.RETRYABLE, "the server failed on the request"
+    elif 300 <= status < 400:
+        # Following one would hand the key to whoever it points to.
+        kind, meaning = Kind.FATAL, "the server redirects; name its new URL in the settings"
+    else:
+        kind, meaning = Kind.FATAL, "the server does not open a WebSocket here"
+    return Verdict(kind, code, meaning, ends_session=True)
+
+
+def classify_network(error: BaseException) -> Verdict:
+    """The verdict on a connection that never came to an HTTP answer."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Verdict(Kind.FATAL, "tls", "the server's certificate is not trusted", True)
+    if isinstance(error, ssl.SSLError):
+        return Verdict(Kind.FATAL, "tls", "TLS could not be agreed on", True)
+    if isinstance(error, TimeoutError):
+        return Verdict(Kind.RETRYABLE, "timeout", "no answer in time", True)
+    return Verdict(Kind.RETRYABLE, "network", "the server cannot be reached", True)
+
+
+def at_setup(verdict: Verdict) -> Verdict:
+    """The same failure while the session is being set up, where nothing can be shrugged off.
+
+    What a running session survives (a refused value, an unknown error) leaves a session without
+    its settings, and asking again for the same brings the same: fatal. A server that closes
+    normally before the session is up is tried again.
+    """
+    if verdict.kind in (Kind.FATAL, Kind.RETRYABLE):
+        return replace(verdict, ends_session=True)
+    kind = Kind.RETRYABLE if verdict.code == "1000" else Kind.FATAL
+    return replace(verdict, kind=kind, ends_session=True)

@@ -1,0 +1,285 @@
+"""Setting a realtime session up: connect, ``session.created``, ``session.update``, ``.updated``.
+
+A session is handed out only when the server has confirmed the settings that were asked for, so
+that no caller hears a line that is up and dead. Nothing else is sent before that: audio that
+comes first would run under the server's defaults.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any, Literal, TypeVar
+
+import structlog
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+from gateway.realtime.commands import UpdateSession
+from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.errors import (
+    Kind,
+    Verdict,
+    at_setup,
+    classify_close,
+    classify_error,
+    classify_handshake,
+    classify_network,
+)
+from gateway.realtime.events import ServerError, ServerEvent, SessionCreated, SessionUpdated
+from gateway.realtime.parse import BadEvent, parse_event
+from gateway.realtime.session import (
+    CLOSE_TIMEOUT,
+    WRITE_BUFFER_LIMIT,
+    Connection,
+    Session,
+    SessionClosed,
+    discard,
+    encode_command,
+)
+from gateway.realtime.session_object import format_of
+
+log = structlog.get_logger(__name__)
+
+FIRST_BACKOFF = 0.25
+"""Seconds before the second attempt of :func:`open_with_retry`; each further wait is double."""
+
+# The library logs request headers, so the key, at DEBUG: this logger never does.
+_wire_log = logging.getLogger("gateway.realtime.websocket")
+_wire_log.setLevel(logging.INFO)
+
+# Releases before 15 have no proxy support, so nothing to switch off.
+_NO_PROXY: dict[str, Any] = (
+    {"proxy": None} if "proxy" in inspect.signature(connect).parameters else {}
+)
+# A server that talks this much before session.updated is not one.
+_EARLY_EVENTS = 100
+
+_Wanted = TypeVar("_Wanted", SessionCreated, SessionUpdated)
+
+
+class Step(StrEnum):
+    """How far a set-up came."""
+
+    CONNECT = "connect"
+    CREATED = "session.created"
+    UPDATED = "session.updated"
+
+
+class SetupFailed(Exception):  # noqa: N818 - names what happened to the call
+    """No session: ``step`` is what was being waited for, ``detail`` what came instead.
+
+    ``verdict`` is classified for a set-up (never benign). The text never holds a secret.
+    """
+
+    def __init__(self, verdict: Verdict, step: Step, detail: str) -> None:
+        self.verdict = verdict
+        self.step = step
+        self.detail = detail
+        super().__init__(
+            f"realtime session not up, waiting for {step}: "
+            f"{verdict.meaning} ({verdict.code}{': ' if detail else ''}{detail})"
+        )
+
+
+async def open_session(
+    endpoint: Endpoint,
+    session_object: Mapping[str, Any],
+    *,
+    timeout: float,  # noqa: ASYNC109 - one deadline over several steps, with a verdict of its own
+    on_event: Callable[[ServerEvent], None],
+    on_closed: Callable[[SessionClosed], None],
+) -> Session:
+    """Set a session up within ``timeout`` seconds, from the first packet to ``session.updated``.
+
+    ``on_event`` gets what follows, synchronously and in order; ``on_closed`` is called exactly
+    once, at the end. Both may be called before the awaiting coroutine has gone on.
+
+    Raises :class:`SetupFailed` for a refused or lost connection, an ``error`` or a close before
+    ``session.updated``, settings that the server changed to another audio format, and the
+    deadline. After that, or when cancelled, no socket and no task is left.
+    """
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    opening = _Opening(endpoint, session_object)
+    log.info("session.connecting", url=endpoint.shown, model=endpoint.model)
+    try:
+        async with asyncio.timeout(timeout):
+            effective = await opening.run()
+    except SetupFailed as error:
+        failure = error
+    except TimeoutError:
+        verdict = Verdict(Kind.RETRYABLE, "timeout", "no answer in time", True)
+        failure = SetupFailed(verdict, opening.step, f"after {timeout:g} s")
+    except BaseException:
+        await opening.discard()
+        raise
+    else:
+        assert opening.connection is not None
+        session = Session(
+            opening.connection,
+            endpoint,
+            effective,
+            on_event=on_event,
+            on_closed=on_closed,
+            waiting=opening.early,
+        )
+        took = round((loop.time() - started) * 1000)
+        log.info("session.up", session=session.id, ms=took, expires_at=session.expires_at)
+        return session
+    await opening.discard()
+    log.warning(
+        "session.setup_failed",
+        url=endpoint.shown,
+        model=endpoint.model,
+        step=str(failure.step),
+        code=failure.verdict.code,
+        verdict=str(failure.verdict.kind),
+        meaning=failure.verdict.meaning,
+        detail=failure.detail,
+        ms=round((loop.time() - started) * 1000),
+    )
+    # No library exception stays chained to it: theirs carry frames that hold the headers.
+    failure.__context__ = None
+    raise failure
+
+
+async def open_with_retry(
+    endpoint: Endpoint,
+    session_object: Mapping[str, Any],
+    *,
+    timeout: float,  # noqa: ASYNC109 - shared by all attempts
+    on_event: Callable[[ServerEvent], None],
+    on_closed: Callable[[SessionClosed], None],
+) -> Session:
+    """As :func:`open_session`, trying retryable failures again while ``timeout`` seconds allow.
+
+    Waits 0.25, 0.5, 1, … s between attempts. Raises the last :class:`SetupFailed`: at once for a
+    fatal one, else when another wait would pass the deadline.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    wait = FIRST_BACKOFF
+    while True:
+        try:
+            return await open_session(
+                endpoint,
+                session_object,
+                timeout=deadline - loop.time(),
+                on_event=on_event,
+                on_closed=on_closed,
+            )
+        except SetupFailed as failure:
+            if failure.verdict.kind is not Kind.RETRYABLE or loop.time() + wait >= deadline:
+                raise
+        log.info("session.retry", url=endpoint.shown, wait_ms=round(wait * 1000))
+        await asyncio.sleep(wait)
+        wait *= 2
+
+
+class _Opening:
+    """One set-up under way: what must be dropped if it fails, and how far it is."""
+
+    def __init__(self, endpoint: Endpoint, session_object: Mapping[str, Any]) -> None:
+        self.step = Step.CONNECT
+        self.connection: ClientConnection | None = None
+        self.early: list[ServerEvent] = []
+        self._endpoint = endpoint
+        self._asked = session_object
+
+    async def run(self) -> dict[str, Any]:
+        """All the steps; returns the session object that the server reports."""
+        connection = await self._connect()
+        self.connection = connection
+        self.step = Step.CREATED
+        created = await self._wait_for(connection, SessionCreated)
+        self.step = Step.UPDATED
+        update = UpdateSession(self._asked).body()
+        try:
+            await connection.send(encode_command(update, "gw_setup").decode())
+        except ConnectionClosed as error:
+            raise self._closed(error) from None
+        updated = await self._wait_for(connection, SessionUpdated)
+        self._check_formats(updated.session)
+        return {**created.session, **updated.session}
+
+    async def discard(self) -> None:
+        if self.connection is not None:
+            await discard(self.connection)
+
+    async def _connect(self) -> ClientConnection:
+        endpoint = self._endpoint
+        try:
+            return await _Connect(
+                endpoint.connect_url,
+                additional_headers=endpoint.request_headers(),
+                compression=None,
+                max_size=None,
+                open_timeout=None,
+                close_timeout=CLOSE_TIMEOUT,
+                ping_interval=endpoint.ping_interval,
+                ping_timeout=endpoint.ping_timeout,
+                # Above what waits in the buffer at worst, so that the library's own pings never
+                # block behind audio: they are what finds a dead network.
+                write_limit=16 * WRITE_BUFFER_LIMIT,
+                logger=_wire_log,
+                create_connection=Connection,
+                **_NO_PROXY,
+            )
+        except InvalidStatus as error:
+            status = error.response.status_code
+            body = bytes(error.response.body or b"")[:300].decode(errors="replace")
+            raise self._failed(classify_handshake(status), body) from None
+        except (OSError, InvalidHandshake, EOFError) as error:
+            detail = str(error) or type(error).__name__
+            raise self._failed(classify_network(error), detail) from None
+
+    async def _wait_for(self, connection: ClientConnection, wanted: type[_Wanted]) -> _Wanted:
+        while True:
+            try:
+                event = parse_event(await connection.recv(decode=False))
+            except ConnectionClosed as error:
+                raise self._closed(error) from None
+            except BadEvent as error:
+                log.warning("session.bad_event", type=error.event_type, detail=str(error))
+                continue
+            if isinstance(event, wanted):
+                return event
+            if isinstance(event, ServerError):
+                detail = event.message if event.param is None else f"{event.param}: {event.message}"
+                raise self._failed(classify_error(event), detail)
+            if len(self.early) < _EARLY_EVENTS:
+                self.early.append(event)
+
+    def _check_formats(self, session: Mapping[str, Any]) -> None:
+        directions: tuple[Literal["input", "output"], ...] = ("input", "output")
+        for direction in directions:
+            asked = format_of(self._asked, direction)
+            got = format_of(session, direction)
+            if asked is not None and got != asked:
+                meaning = f"the server does not speak {asked}"
+                verdict = Verdict(Kind.FATAL, "audio_format", meaning, True)
+                detail = f"session.updated has audio.{direction}.format {got or 'missing'}"
+                raise self._failed(verdict, detail)
+
+    def _closed(self, error: ConnectionClosed) -> SetupFailed:
+        if error.rcvd is not None:
+            code, reason = int(error.rcvd.code), error.rcvd.reason
+        else:
+            code, reason = 1006, error.sent.reason if error.sent is not None else ""
+        return self._failed(classify_close(code, reason), f"close {code} {reason}".strip())
+
+    def _failed(self, verdict: Verdict, detail: str) -> SetupFailed:
+        return SetupFailed(
+            at_setup(verdict), self.step, " ".join(self._endpoint.redact(detail).split())
+        )
+
+
+class _Connect(connect):
+    """The library's connect without redirects: one would hand the key to whoever it points to."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc

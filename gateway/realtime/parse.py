@@ -1,0 +1,260 @@
+"""Frames of a realtime server, read into the types of :mod:`gateway.realtime.events`.
+
+Tolerant where the protocol asks for it: unknown event types become :class:`OtherEvent`, unknown
+keys are passed over, white space around ``type`` is stripped (one published example has some).
+Strict where the gateway would act on a guess: a known event without a key it needs is a
+:class:`BadEvent` that names both.
+
+All frames, audio too, go through the standard JSON parser. Finding the base64 of an audio delta
+without it brings nothing: most of the time goes to the base64 decoder (``tests/load`` has the
+figures), and the parser's C scanner passes over the string as fast as a search does.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gateway.realtime.events import (
+    AgentTranscript,
+    AudioDelta,
+    AudioDone,
+    InputCommitted,
+    InputTranscribed,
+    ItemAdded,
+    ItemDeleted,
+    ItemTruncated,
+    OtherEvent,
+    ResponseCreated,
+    ResponseDone,
+    ServerError,
+    ServerEvent,
+    SessionCreated,
+    SessionUpdated,
+    SpeechStarted,
+    SpeechStopped,
+)
+
+# GA events that nothing here acts on. They are OtherEvent as well, but no news to an operator.
+_KNOWN_UNUSED = frozenset(
+    {
+        "conversation.created",
+        "conversation.item.done",
+        "conversation.item.retrieved",
+        "conversation.item.input_audio_transcription.delta",
+        "conversation.item.input_audio_transcription.segment",
+        "conversation.item.input_audio_transcription.failed",
+        "input_audio_buffer.cleared",
+        "input_audio_buffer.timeout_triggered",
+        "input_audio_buffer.dtmf_event_received",
+        "output_audio_buffer.started",
+        "output_audio_buffer.stopped",
+        "output_audio_buffer.cleared",
+        "mcp_list_tools.in_progress",
+        "mcp_list_tools.completed",
+        "mcp_list_tools.failed",
+        "rate_limits.updated",
+        "response.content_part.added",
+        "response.content_part.done",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.mcp_call.in_progress",
+        "response.mcp_call.completed",
+        "response.mcp_call.failed",
+        "response.mcp_call_arguments.delta",
+        "response.mcp_call_arguments.done",
+        "response.output_audio_transcript.delta",
+        "response.output_item.added",
+        "response.output_item.done",
+        "response.output_text.delta",
+        "response.output_text.done",
+    }
+)
+
+
+class BadEvent(ValueError):  # noqa: N818 - names what came, as the other events do
+    """A frame that is no event, or a known event without what it must carry.
+
+    ``event_type`` is the event's ``type`` or ``None`` when it has none that can be read;
+    ``field`` is the path of the key that is missing or wrong, or ``None`` for a frame that is not
+    JSON at all. The message never quotes the frame: it may hold what a caller said.
+    """
+
+    def __init__(self, event_type: str | None, field: str | None, detail: str) -> None:
+        self.event_type = event_type
+        self.field = field
+        self.detail = detail
+        where = f"{event_type or 'frame'}: {field}" if field else (event_type or "frame")
+        super().__init__(f"{where}: {detail}")
+
+
+def parse_event(frame: str | bytes) -> ServerEvent:
+    """Read one frame (text, or the UTF-8 bytes of it).
+
+    Raises :class:`BadEvent` for malformed JSON and for a known event that lacks a key the gateway
+    needs; nothing else, whatever the frame holds.
+    """
+    try:
+        event = json.loads(frame if isinstance(frame, str) else frame.decode())
+    except (ValueError, RecursionError) as error:
+        # The JSON decoder's own text holds a position only, never the content.
+        detail = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise BadEvent(None, None, f"not JSON ({detail})") from None
+    if not isinstance(event, dict):
+        raise BadEvent(None, None, f"a JSON {type(event).__name__}, not an object")
+    event_type = event.get("type")
+    if not isinstance(event_type, str):
+        raise BadEvent(None, "type", "missing" if event_type is None else "not a string")
+    event_type = event_type.strip()
+    reader = _READERS.get(event_type)
+    if reader is None:
+        return OtherEvent(event_type, event)
+    return reader(_Fields(event_type, event))
+
+
+def is_known_type(event_type: str) -> bool:
+    """Whether ``event_type`` is a GA event, one that the gateway acts on or not."""
+    return event_type in _READERS or event_type in _KNOWN_UNUSED
+
+
+class _Fields:
+    """An event's keys, read with a complaint that names event and path when one is not there."""
+
+    __slots__ = ("_path", "_type", "_values")
+
+    def __init__(self, event_type: str, values: Mapping[str, Any], path: str = "") -> None:
+        self._type = event_type
+        self._values = values
+        self._path = path
+
+    def bad(self, key: str, detail: str) -> BadEvent:
+        return BadEvent(self._type, self._path + key, detail)
+
+    def text(self, key: str) -> str:
+        value = self._values.get(key)
+        if not isinstance(value, str):
+            raise self.bad(key, "missing" if value is None else "not a string")
+        return value
+
+    def text_or_none(self, key: str) -> str | None:
+        value = self._values.get(key)
+        return value if isinstance(value, str) else None
+
+    def number(self, key: str) -> int:
+        value = self._values.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.bad(key, "missing" if value is None else "not a number")
+        try:
+            return int(value)
+        except (ValueError, OverflowError):
+            raise self.bad(key, "not a finite number") from None
+
+    def content_index(self) -> int:
+        # 0 is the only value seen in the field, and some servers leave it out.
+        return self.number("content_index") if "content_index" in self._values else 0
+
+    def object(self, key: str) -> dict[str, Any]:
+        value = self._values.get(key)
+        if not isinstance(value, dict):
+            raise self.bad(key, "missing" if value is None else "not an object")
+        return value
+
+    def object_or_none(self, key: str) -> dict[str, Any] | None:
+        value = self._values.get(key)
+        return value if isinstance(value, dict) else None
+
+    def inner(self, key: str) -> _Fields:
+        return _Fields(self._type, self.object(key), f"{self._path}{key}.")
+
+    def raw(self, key: str) -> Any:
+        return self._values.get(key)
+
+
+def _audio_delta(event: _Fields) -> AudioDelta:
+    encoded = event.text("delta")
+    try:
+        audio = binascii.a2b_base64(encoded, strict_mode=True)
+    except ValueError:
+        raise event.bad("delta", "not base64") from None
+    return AudioDelta(
+        event.text("response_id"), event.text("item_id"), event.content_index(), audio
+    )
+
+
+def _response_done(event: _Fields) -> ResponseDone:
+    response = event.inner("response")
+    details = response.object_or_none("status_details") or {}
+    error = details.get("error")
+    error = error if isinstance(error, dict) else {}
+    output = response.raw("output")
+    return ResponseDone(
+        response_id=response.text("id"),
+        status=response.text("status"),
+        reason=_string(details.get("reason")),
+        # Servers differ in which of the two they fill.
+        error_code=_string(error.get("code")) or _string(error.get("type")),
+        error_message=_string(error.get("message")),
+        output=tuple(item for item in output if isinstance(item, dict))
+        if isinstance(output, list)
+        else (),
+        usage=response.object_or_none("usage"),
+    )
+
+
+def _response_created(event: _Fields) -> ResponseCreated:
+    response = event.inner("response")
+    return ResponseCreated(response.text("id"), response.object_or_none("metadata") or {})
+
+
+def _server_error(event: _Fields) -> ServerError:
+    # An error must never be lost to its own shape: some servers send a string, or put code and
+    # message beside ``type``.
+    error = event.raw("error")
+    if isinstance(error, str):
+        return ServerError(code=event.text_or_none("code"), message=error)
+    fields = event.inner("error") if isinstance(error, dict) else event
+    return ServerError(
+        code=fields.text_or_none("code"),
+        message=fields.text_or_none("message") or "",
+        type=fields.text_or_none("type") if isinstance(error, dict) else None,
+        param=fields.text_or_none("param"),
+        client_event_id=fields.text_or_none("event_id") if isinstance(error, dict) else None,
+    )
+
+
+def _string(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+_READERS: dict[str, Callable[[_Fields], ServerEvent]] = {
+    "session.created": lambda e: SessionCreated(e.object("session")),
+    "session.updated": lambda e: SessionUpdated(e.object("session")),
+    "error": _server_error,
+    "input_audio_buffer.speech_started": lambda e: SpeechStarted(
+        e.text("item_id"), e.number("audio_start_ms")
+    ),
+    "input_audio_buffer.speech_stopped": lambda e: SpeechStopped(
+        e.text("item_id"), e.number("audio_end_ms")
+    ),
+    "input_audio_buffer.committed": lambda e: InputCommitted(e.text("item_id")),
+    "conversation.item.input_audio_transcription.completed": lambda e: InputTranscribed(
+        e.text("item_id"), e.text("transcript")
+    ),
+    "conversation.item.added": lambda e: ItemAdded(e.object("item")),
+    "conversation.item.created": lambda e: ItemAdded(e.object("item")),
+    "conversation.item.truncated": lambda e: ItemTruncated(
+        e.text("item_id"), e.content_index(), e.number("audio_end_ms")
+    ),
+    "conversation.item.deleted": lambda e: ItemDeleted(e.text("item_id")),
+    "response.created": _response_created,
+    "response.done": _response_done,
+    "response.output_audio.delta": _audio_delta,
+    "response.output_audio.done": lambda e: AudioDone(
+        e.text("response_id"), e.text("item_id"), e.content_index()
+    ),
+    "response.output_audio_transcript.done": lambda e: AgentTranscript(
+        e.text("response_id"), e.text("item_id"), e.content_index(), e.text("transcript")
+    ),
+}

@@ -1,0 +1,332 @@
+"""A realtime session that is up: caller audio and commands go out, typed events come in.
+
+:func:`gateway.realtime.opening.open_session` makes one. This module knows nothing of calls and
+decides nothing: events go to a callback in the order they came, and so does the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import contextlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import structlog
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
+
+from gateway.realtime.commands import ClientCommand
+from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.errors import Kind, Verdict, classify_close
+from gateway.realtime.events import OtherEvent, ServerError, ServerEvent, SessionUpdated
+from gateway.realtime.parse import BadEvent, is_known_type, parse_event
+
+log = structlog.get_logger(__name__)
+
+WRITE_BUFFER_LIMIT = 256 * 1024
+"""Bytes that may wait in the socket's write buffer before caller audio is dropped.
+
+A 20 ms message is about 270 bytes on the wire, so this is some 19 s of audio behind a network
+that takes nothing: older than that it serves no conversation.
+"""
+CLOSE_TIMEOUT = 2.0
+"""Seconds that the server has to answer our close before the socket is cut."""
+
+_APPEND_HEAD = b'{"type":"input_audio_buffer.append","audio":"'
+_APPEND_TAIL = b'"}'
+# Errors come at once or never: this many commands back is far more than a server has in hand.
+_REMEMBERED_COMMANDS = 256
+# Complaints about one session's events; the counters keep the rest.
+_LOGGED_COMPLAINTS = 10
+_REMEMBERED_TYPES = 32
+
+_b2a_base64 = binascii.b2a_base64
+
+
+@dataclass(frozen=True, slots=True)
+class SessionClosed:
+    """The end of a session.
+
+    ``code`` and ``reason`` are those of the WebSocket close (1006: lost without one).
+    ``by_us`` tells that :meth:`Session.close` ended it before the server did.
+    """
+
+    code: int
+    reason: str
+    by_us: bool
+    verdict: Verdict
+
+
+@dataclass(slots=True)
+class Counters:
+    """What went through one session, in messages unless it says bytes."""
+
+    audio_sent: int = 0
+    audio_sent_bytes: int = 0
+    audio_dropped: int = 0
+    """Caller audio not sent: the network was too slow or the session had ended."""
+    commands_sent: int = 0
+    commands_dropped: int = 0
+    """Commands after the end of the session."""
+    events_received: int = 0
+    bad_events: int = 0
+    handler_errors: int = 0
+    """Exceptions out of the event callback."""
+    unknown_types: dict[str, int] = field(default_factory=dict)
+    """Event types that are not GA's, with their counts; the first 32 of them."""
+
+
+class Session:
+    """One realtime session after its ``session.updated``.
+
+    ``id`` is the server's ``sess_…``, ``expires_at`` its end in Unix seconds if the server tells,
+    ``effective`` the session object last reported by the server. All methods belong to the event
+    loop that made the session.
+    """
+
+    def __init__(
+        self,
+        connection: ClientConnection,
+        endpoint: Endpoint,
+        effective: dict[str, Any],
+        *,
+        on_event: Callable[[ServerEvent], None],
+        on_closed: Callable[[SessionClosed], None],
+        waiting: Iterable[ServerEvent] = (),
+    ) -> None:
+        self.effective = effective
+        self.id = str(effective.get("id") or "")
+        expires_at = effective.get("expires_at")
+        self.expires_at = float(expires_at) if isinstance(expires_at, (int, float)) else None
+        self.counters = Counters()
+        self._connection = connection
+        self._protocol = connection.protocol
+        self._transport = connection.transport
+        self._redact = endpoint.redact
+        self._on_event = on_event
+        self._on_closed = on_closed
+        self._log = log.bind(session=self.id)
+        self._commands: dict[str, str] = {}
+        self._last_command = 0
+        self._close_asked: tuple[int, str] | None = None
+        self._ended = False
+        self._reader = asyncio.create_task(
+            self._read(tuple(waiting)), name=f"realtime-session-{self.id}"
+        )
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._ended or self._protocol.state is not State.OPEN
+
+    def append(self, audio: bytes) -> None:
+        """Send caller audio (``input_audio_buffer.append``), bytes of the session's input format.
+
+        Called every 20 ms of every call, so it writes straight through the connection's protocol
+        object instead of awaiting its ``send``. Never waits and never raises: audio that the
+        network does not take (see :data:`WRITE_BUFFER_LIMIT`) or that comes after the end is
+        dropped and counted.
+        """
+        counters = self.counters
+        if (
+            self._protocol.state is not State.OPEN
+            or self._transport.get_write_buffer_size() > WRITE_BUFFER_LIMIT
+        ):
+            counters.audio_dropped += 1
+            if counters.audio_dropped == 1 and not self.closed:
+                self._log.warning(
+                    "session.audio_dropped", why="network too slow", limit=WRITE_BUFFER_LIMIT
+                )
+            return
+        self._write(_APPEND_HEAD + _b2a_base64(audio, newline=False) + _APPEND_TAIL)
+        counters.audio_sent += 1
+        counters.audio_sent_bytes += len(audio)
+
+    def send(self, command: ClientCommand) -> str:
+        """Send a command now and return its ``event_id``, which an ``error`` about it will name.
+
+        Never waits and never raises; a command is dropped (and counted) only if the session has
+        ended.
+        """
+        self._last_command += 1
+        event_id = f"gw_{self._last_command}"
+        body = command.body()
+        event_type = body["type"]
+        if self.closed:
+            self.counters.commands_dropped += 1
+            self._log.debug("session.command_dropped", type=event_type, why="session ended")
+            return event_id
+        self._commands[event_id] = event_type
+        if len(self._commands) > _REMEMBERED_COMMANDS:
+            del self._commands[next(iter(self._commands))]
+        self._write(encode_command(body, event_id))
+        self.counters.commands_sent += 1
+        return event_id
+
+    def event_name_of(self, event_id: str | None) -> str | None:
+        """The type of the command sent with ``event_id``, if it is one of the last 256."""
+        return self._commands.get(event_id) if event_id is not None else None
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """End the session and return when its socket and task are gone, within about 2 s.
+
+        Any number of calls, at any time; only the first one's ``code`` and ``reason`` (cut
+        to 123 bytes of UTF-8) go to the server. Not to be awaited inside the callbacks.
+        """
+        if self._close_asked is None and not self.closed:
+            # A close frame has room for 123 bytes of reason (RFC 6455 section 5.5).
+            reason = reason.encode()[:123].decode(errors="ignore")
+            self._close_asked = (code, reason)
+            try:
+                async with asyncio.timeout(2 * CLOSE_TIMEOUT):
+                    await self._connection.close(code, reason)
+            except TimeoutError:
+                self._log.warning("session.close_timeout")
+            finally:
+                # Cuts what the closing handshake, a timeout or a cancellation left open.
+                self._transport.abort()
+        # The reader ends with the connection; a cancelled caller must not take it along.
+        await asyncio.shield(self._reader)
+
+    def _write(self, message: bytes) -> None:
+        try:
+            self._protocol.send_text(message)
+            self._connection.send_data()
+        except Exception:
+            # The transport is gone; the reader is about to be told and to report the end.
+            self._log.debug("session.write_failed", exc_info=True)
+
+    async def _read(self, waiting: Iterable[ServerEvent]) -> None:
+        closed = SessionClosed(1006, "", False, classify_close(1006, ""))
+        try:
+            for event in waiting:
+                self._deliver(event)
+            while True:
+                self._take(await self._connection.recv(decode=False))
+        except ConnectionClosed as error:
+            closed = self._closed(error)
+        except asyncio.CancelledError:
+            # Only the end of the event loop does this: Session.close lets the reader finish.
+            closed = replace(closed, reason="event loop ended", by_us=True)
+            raise
+        except Exception:
+            self._log.exception("session.reader_failed")
+        finally:
+            self._transport.abort()
+            self._end(closed)
+
+    def _take(self, frame: bytes) -> None:
+        counters = self.counters
+        counters.events_received += 1
+        try:
+            event = parse_event(frame)
+        except BadEvent as error:
+            counters.bad_events += 1
+            if counters.bad_events <= _LOGGED_COMPLAINTS:
+                self._log.warning(
+                    "session.bad_event",
+                    type=error.event_type,
+                    field=error.field,
+                    detail=error.detail,
+                    bytes=len(frame),
+                )
+            return
+        if isinstance(event, OtherEvent):
+            if not is_known_type(event.type):
+                self._count_unknown(event.type)
+        elif isinstance(event, SessionUpdated):
+            self.effective = dict(event.session)
+        elif isinstance(event, ServerError):
+            event = replace(event, message=self._redact(event.message))
+        self._deliver(event)
+
+    def _count_unknown(self, event_type: str) -> None:
+        seen = self.counters.unknown_types
+        if event_type in seen:
+            seen[event_type] += 1
+        elif len(seen) < _REMEMBERED_TYPES:
+            seen[event_type] = 1
+            self._log.info("session.unknown_event", type=event_type[:100])
+
+    def _deliver(self, event: ServerEvent) -> None:
+        try:
+            self._on_event(event)
+        except Exception:
+            self.counters.handler_errors += 1
+            if self.counters.handler_errors <= _LOGGED_COMPLAINTS:
+                self._log.exception("session.handler_failed", event_class=type(event).__name__)
+
+    def _closed(self, error: ConnectionClosed) -> SessionClosed:
+        received, sent = error.rcvd, error.sent
+        if self._close_asked is not None and not (received and error.rcvd_then_sent):
+            code, reason = self._close_asked
+            return SessionClosed(
+                code, reason, True, Verdict(Kind.BENIGN, str(code), "closed by us", True)
+            )
+        if received is not None:
+            code, reason = int(received.code), self._redact(received.reason)
+        else:
+            # Without a close from the server, ours tells why: "keepalive ping timeout".
+            code, reason = 1006, sent.reason if sent is not None else ""
+        return SessionClosed(code, reason, False, classify_close(code, reason))
+
+    def _end(self, closed: SessionClosed) -> None:
+        self._ended = True
+        counters = self.counters
+        self._log.info(
+            "session.closed",
+            code=closed.code,
+            reason=closed.reason,
+            by_us=closed.by_us,
+            verdict=str(closed.verdict.kind),
+            meaning=closed.verdict.meaning,
+            audio_sent=counters.audio_sent,
+            audio_dropped=counters.audio_dropped,
+            commands_sent=counters.commands_sent,
+            events_received=counters.events_received,
+            bad_events=counters.bad_events,
+            handler_errors=counters.handler_errors,
+        )
+        try:
+            self._on_closed(closed)
+        except Exception:
+            self._log.exception("session.closed_handler_failed")
+
+
+def encode_command(body: dict[str, Any], event_id: str) -> bytes:
+    """A command as it goes on the wire: one JSON object with its ``event_id``."""
+    return json.dumps({**body, "event_id": event_id}, separators=(",", ":")).encode()
+
+
+class Connection(ClientConnection):
+    """The library's connection, with a deadline for a server that closes only half.
+
+    After the server's close frame the library waits for the server to end TCP, and a reader
+    learns of the close only then.
+    """
+
+    _cut: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._cut is None and self.protocol.state is State.CLOSING:
+            self._cut = self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._cut is not None:
+            self._cut.cancel()
+        super().connection_lost(exc)
+
+
+async def discard(connection: ClientConnection) -> None:
+    """Drop a connection that became no session: say goodbye without waiting for an answer."""
+    if connection.protocol.state is State.OPEN:
+        with contextlib.suppress(Exception):
+            connection.protocol.send_close(1000)
+            connection.send_data()
+    connection.transport.abort()
+    await connection.wait_closed()
