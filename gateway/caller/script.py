@@ -1,0 +1,274 @@
+"""What a scripted caller does: a list of steps, each with its deadline.
+
+The caller listens and records all the time; steps say when to speak, press keys and hang up. As a
+file (TOML), and with the same names as Python objects::
+
+    [[step]]
+    do = "wait_answer"
+    within = 10
+
+    [[step]]
+    do = "wait_speech"          # the greeting begins
+    within = 5
+
+    [[step]]
+    do = "wait_silence"         # and is over
+    ms = 800
+
+    [[step]]
+    do = "say"
+    text = "Good morning. Do you have a room?"
+
+    [[step]]
+    do = "digits"
+    keys = "42#"
+
+    [[step]]
+    do = "expect_end"           # the other side says goodbye and hangs up
+    within = 20
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
+
+from gateway.config.models import Count, Flag, Seconds, Text
+from gateway.config.problems import ConfigError
+from gateway.config.source import TomlSource, read_toml
+from gateway.config.validate import Section, problems_of, suggestion
+
+SPEECH_DBFS = -45.0
+"""A frame this loud counts as sound. Speech on the telephone is 20 dB above, line noise below."""
+
+MAX_STEPS = 500
+
+
+def _beside_script(path: Path, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder")
+    return path.expanduser() if folder is None else Path(folder, path.expanduser())
+
+
+Level = Annotated[float, Field(ge=-90, le=0)]
+AudioFile = Annotated[Path, AfterValidator(_beside_script)]
+
+
+class Step(Section):
+    """One thing to do; ``within`` is its deadline (s) where it has one."""
+
+    needs_media: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        return str(getattr(self, "do", type(self).__name__))
+
+
+class WaitAnswer(Step):
+    """Until the call is answered (200) and audio flows."""
+
+    do: Literal["wait_answer"] = "wait_answer"
+    within: Seconds = 30.0
+
+
+class WaitSpeech(Step):
+    """Until ``ms`` of sound were heard since the step began; short pauses only weigh against it."""
+
+    needs_media: ClassVar[bool] = True
+    do: Literal["wait_speech"] = "wait_speech"
+    ms: Count = 200
+    threshold_dbfs: Level = SPEECH_DBFS
+    within: Seconds = 15.0
+
+
+class WaitSilence(Step):
+    """Until it has been quiet for ``ms``; quiet from before the step counts."""
+
+    needs_media: ClassVar[bool] = True
+    do: Literal["wait_silence"] = "wait_silence"
+    ms: Count = 700
+    threshold_dbfs: Level = SPEECH_DBFS
+    within: Seconds = 60.0
+
+
+class Play(Step):
+    """Play a file: WAV, or raw G.711 (``.ulaw``, ``.alaw``) byte for byte.
+
+    In the ``background`` the next step begins at once; the next thing to play waits its turn.
+    """
+
+    needs_media: ClassVar[bool] = True
+    do: Literal["play"] = "play"
+    file: AudioFile
+    background: Flag = False
+
+    def __str__(self) -> str:
+        return f"play {self.file.name}"
+
+
+class Say(Step):
+    """Speak a text with the synthesiser of the emulator."""
+
+    needs_media: ClassVar[bool] = True
+    do: Literal["say"] = "say"
+    text: Annotated[Text, Field(max_length=4000)]
+    voice: Text = "cedar"
+    background: Flag = False
+
+    def __str__(self) -> str:
+        short = self.text if len(self.text) <= 40 else f"{self.text[:39]}…"
+        return f'say "{short}"'
+
+
+class Digits(Step):
+    """Press keys (RFC 4733), one after the other; done when the last one has been sent."""
+
+    needs_media: ClassVar[bool] = True
+    do: Literal["digits"] = "digits"
+    keys: Annotated[str, Field(pattern=r"^[0-9*#A-D]{1,64}$")]
+
+    def __str__(self) -> str:
+        return f"digits {self.keys}"
+
+
+class Wait(Step):
+    """Let time pass. The call must not end meanwhile."""
+
+    do: Literal["wait"] = "wait"
+    seconds: Annotated[Seconds, Field(le=3600)]
+
+    def __str__(self) -> str:
+        return f"wait {self.seconds:g} s"
+
+
+class Listen(Step):
+    """Let time pass, counted from the answer; an end of the call before that is as good."""
+
+    needs_media: ClassVar[bool] = True
+    do: Literal["listen"] = "listen"
+    seconds: Annotated[Seconds, Field(le=3600)]
+
+    def __str__(self) -> str:
+        return f"listen until {self.seconds:g} s after the answer"
+
+
+class ExpectEnd(Step):
+    """The other side ends the call, with SIP status ``code`` where that is given.
+
+    A hang-up has 200, a refusal its own code.
+    """
+
+    do: Literal["expect_end"] = "expect_end"
+    code: Annotated[int | None, Field(ge=200, le=699)] = None
+    within: Seconds = 30.0
+
+
+class HangUp(Step):
+    """End the call: CANCEL before the answer, BYE after it. It also ends after the last step."""
+
+    do: Literal["hang_up"] = "hang_up"
+
+
+AnyStep = (
+    WaitAnswer | WaitSpeech | WaitSilence | Play | Say | Digits | Wait | Listen | ExpectEnd | HangUp
+)
+
+STEPS: dict[str, type[Step]] = {
+    str(kind.model_fields["do"].default): kind
+    for kind in (
+        WaitAnswer,
+        WaitSpeech,
+        WaitSilence,
+        Play,
+        Say,
+        Digits,
+        Wait,
+        Listen,
+        ExpectEnd,
+        HangUp,
+    )
+}
+"""Every kind of step by the name it has in a file."""
+
+
+class Script(Section):
+    """Steps in order, and how long the whole call may last (s)."""
+
+    steps: Annotated[
+        tuple[Annotated[AnyStep, Field(discriminator="do")], ...], Field(max_length=MAX_STEPS)
+    ]
+    max_seconds: Annotated[Seconds, Field(le=3600)] = 300.0
+
+    def misplaced(self) -> list[tuple[int, str]]:
+        """Steps (0-based) that cannot work where they are, and why."""
+        found: list[tuple[int, str]] = []
+        answered = ended = False
+        for index, step in enumerate(self.steps):
+            if ended:
+                found.append((index, "comes after the end of the call"))
+            elif step.needs_media and not answered:
+                found.append((index, f'{step.do} needs a step do = "wait_answer" before it'))
+            answered = answered or isinstance(step, WaitAnswer)
+            ended = ended or isinstance(step, ExpectEnd | HangUp)
+        return found
+
+
+def simple_script(
+    play: Path | None = None, digits: str = "", seconds: float = 10.0, answer_within: float = 30.0
+) -> Script:
+    """The script of ``gateway call --play --dtmf --seconds``."""
+    steps: list[AnyStep] = [WaitAnswer(within=answer_within)]
+    if play is not None:
+        steps.append(Play(file=play))
+    if digits:
+        steps.append(Digits(keys=digits))
+    steps.append(Listen(seconds=seconds))
+    return Script(steps=tuple(steps), max_seconds=3600.0)
+
+
+def load_script(file: Path) -> Script:
+    """Read a script file. Raises ConfigError with every mistake: file, line, key."""
+    source = read_toml(file)
+    for key in source.data:
+        if key not in ("step", "max_seconds"):
+            source.report((key,), "unknown key" + suggestion(key, ["step", "max_seconds"]))
+    steps = _steps_of(source)
+    if source.problems:
+        raise ConfigError(source.problems)
+    given = {"max_seconds": source.data["max_seconds"]} if "max_seconds" in source.data else {}
+    try:
+        script = Script.model_validate({"steps": steps, **given})
+    except ValidationError as error:
+        raise ConfigError(problems_of(error, Script, source)) from None
+    for index, why in script.misplaced():
+        source.report(("step", index, "do"), why)
+    if source.problems:
+        raise ConfigError(source.problems)
+    return script
+
+
+def _steps_of(source: TomlSource) -> list[Step]:
+    tables: Any = source.data.get("step")
+    if not isinstance(tables, list) or not tables:
+        source.report(("step",), "a script needs steps: write [[step]] and do = ...")
+        return []
+    steps: list[Step] = []
+    for index, table in enumerate(tables[:MAX_STEPS]):
+        path = ("step", index)
+        if not isinstance(table, dict):
+            source.report(path, "must be a table: write [[step]]")
+            continue
+        kind = STEPS.get(str(table.get("do")))
+        if kind is None:
+            said = table.get("do")
+            message = "missing" if said is None else f"unknown step {said!r}"
+            source.report((*path, "do"), message + suggestion(str(said or ""), STEPS))
+            continue
+        try:
+            context = {"folder": source.file.absolute().parent}
+            steps.append(kind.model_validate(table, context=context))
+        except ValidationError as error:
+            source.problems.extend(problems_of(error, kind, source, path))
+    if len(tables) > MAX_STEPS:
+        source.report(("step",), f"more than {MAX_STEPS} steps")
+    return steps
