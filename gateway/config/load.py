@@ -35,7 +35,9 @@ def judge_config(source: TomlSource) -> tuple[Config | None, list[Problem]]:
     problems = list(source.problems)
     folder = source.file.absolute().parent
     try:
-        config = Config.model_validate(source.data, context={"folder": folder})
+        # A table that is not there is validated too: its default folder is relative to this one.
+        data = {"dialplan": {}, **source.data}
+        config = Config.model_validate(data, context={"folder": folder})
     except ValidationError as error:
         return None, [*problems, *problems_of(error, Config, source)]
     if not config.dialplan.folder.is_dir():

@@ -104,9 +104,7 @@ def ip_literal(value: str) -> str:
     try:
         return str(ipaddress.ip_address(value))
     except ValueError:
-        raise ValueError(
-            "the address must be IPv4 or IPv6 in digits; names are not taken"
-        ) from None
+        raise ValueError("the address must be IPv4 or IPv6, not a name") from None
 
 
 def _port_range(value: object) -> PortRange:

@@ -42,6 +42,15 @@ class Reference(str):
         return made
 
 
+def plain(value: Any) -> Any:
+    """A copy of ``value`` in which references are ordinary strings."""
+    if isinstance(value, Mapping):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return str.__str__(value) if isinstance(value, Reference) else value
+
+
 @dataclass(frozen=True)
 class TomlSource:
     """One file's values, the lines of its keys, and what is already known to be wrong."""

@@ -35,7 +35,12 @@ def problems_of(
 ) -> list[Problem]:
     """The problems that ``error`` tells of ``model`` validated from the table at ``base``."""
     found: list[Problem] = []
-    for detail in error.errors(include_url=False, include_context=True):
+    details = error.errors(include_url=False, include_context=True)
+    for detail in details:
+        if detail["type"] == "too_short" and any(
+            other["loc"][:-1] == detail["loc"] for other in details
+        ):
+            continue  # only because its elements are wrong, which is said of them
         path = (*base, *(part for part in detail["loc"] if part != "[key]"))
         cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, MisplacedError):
@@ -70,13 +75,15 @@ def _message(
         return "unknown key" + suggestion(str(loc[-1]), known_keys(owner) if owner else [])
     if kind == "missing":
         return "missing, and it has no default"
-    if kind == "model_type":
+    if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
         return "must be a table"
+    if kind in ("tuple_type", "list_type"):
+        return "must be an array"
     text = detail["msg"]
     if kind == "value_error":
         return text.removeprefix("Value error, ")
     text = text.replace("Input should be", "must be").replace("a valid ", "a ")
-    text = text.replace("a integer", "an integer").replace("a list", "an array")
+    text = text.replace("a integer", "an integer").replace("Tuple should", "must")
     return text + _as_written(_value_at(source.data, path), quote=kind == "literal_error")
 
 

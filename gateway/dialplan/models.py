@@ -23,6 +23,7 @@ from pydantic import (
 
 from gateway.config.models import ApiKey, Count, Flag, Seconds, SecondsOrOff, Text, Url
 from gateway.config.problems import KeyPath, MisplacedError
+from gateway.config.source import plain
 from gateway.config.validate import Section
 
 from .hours import Hours, parse_hours
@@ -111,7 +112,7 @@ def _session(value: Mapping[str, Any]) -> Mapping[str, Any]:
             raise MisplacedError(path, f"is set by the gateway ({why}); leave it out")
     for below in _not_json(value):
         raise MisplacedError(below, "cannot be sent as JSON (a date, a time, inf or nan)")
-    return MappingProxyType(dict(value))
+    return MappingProxyType(plain(value))
 
 
 def _not_json(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:

@@ -44,7 +44,7 @@ def _realtime(base: RealtimeSettings, route: Route) -> RealtimeSettings:
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "wss" else 80)
 
 
 def _either(first: float | None, second: float) -> float:
