@@ -76,6 +76,7 @@ class Conversation:
             digits.inter_digit_seconds, digits.terminator, digits.max_digits
         )
         self._queued = False
+        self._audible = False
         self._last_spoken = ""
         self._cut: deque[str] = deque(maxlen=_CUT_RESPONSES)
         self._never_played: dict[str, list[str]] = {}
@@ -162,6 +163,9 @@ class Conversation:
 
     def on_playout_started(self, now: float) -> list[Output]:
         """The caller begins to hear an answer."""
+        if not self._queued:
+            return []  # it was flushed before word of its start came here
+        self._audible = True
         return [self._journal.note(now, "agent_starts", item_id=self._ledger.first_item)]
 
     def on_playout_drained(self, now: float) -> list[Output]:
@@ -169,7 +173,8 @@ class Conversation:
         self._ledger.drained()
         self._queued = False
         self._end_if_said()
-        return [self._journal.note(now, "agent_stops", cut=False)]
+        was_audible, self._audible = self._audible, False
+        return [self._journal.note(now, "agent_stops", cut=False)] if was_audible else []
 
     def on_playout_refused(self, frames: int, now: float) -> list[Output]:
         """The queue is full: the answer is cut at its end, and that is said."""
@@ -179,9 +184,9 @@ class Conversation:
     def on_flushed(self, unplayed_frames: int, now: float) -> list[Output]:
         """Playout has stopped; tell the server what was heard."""
         trigger, self._interrupting = self._interrupting or "speech", None
-        was_playing, self._queued = self._queued, False
+        was_audible, self._audible, self._queued = self._audible, False, False
         outputs: list[Output] = []
-        if was_playing:
+        if was_audible:
             outputs.append(self._journal.note(now, "agent_stops", cut=True))
         for heard in self._ledger.flush(unplayed_frames):
             outputs += self._settle(heard, trigger, now)

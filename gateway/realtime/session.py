@@ -110,7 +110,7 @@ class Session:
         self._on_event = on_event
         self._on_closed = on_closed
         self._log = log.bind(session=self.id)
-        self._commands: dict[str, str] = {}
+        self._commands: dict[str, ClientCommand] = {}
         self._last_command = 0
         self._close_asked: tuple[int, str] | None = None
         self._ended = False
@@ -155,20 +155,19 @@ class Session:
         self._last_command += 1
         event_id = f"gw_{self._last_command}"
         body = command.body()
-        event_type = body["type"]
         if self.closed:
             self.counters.commands_dropped += 1
-            self._log.debug("session.command_dropped", type=event_type, why="session ended")
+            self._log.debug("session.command_dropped", type=body["type"], why="session ended")
             return event_id
-        self._commands[event_id] = event_type
+        self._commands[event_id] = command
         if len(self._commands) > _REMEMBERED_COMMANDS:
             del self._commands[next(iter(self._commands))]
         self._write(encode_command(body, event_id))
         self.counters.commands_sent += 1
         return event_id
 
-    def event_name_of(self, event_id: str | None) -> str | None:
-        """The type of the command sent with ``event_id``, if it is one of the last 256."""
+    def command_of(self, event_id: str | None) -> ClientCommand | None:
+        """The command sent with ``event_id``, if it is one of the last 256."""
         return self._commands.get(event_id) if event_id is not None else None
 
     async def close(self, code: int = 1000, reason: str = "") -> None:

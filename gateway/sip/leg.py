@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pjsua2 as pj
@@ -23,6 +24,10 @@ _IS_UPDATE = 1
 """PJMEDIA_STREAM_DTMF_IS_UPDATE: a further packet of an event already reported."""
 
 _F = TypeVar("_F", bound=Callable[..., None])
+
+
+def _tell_media(handler: LegHandler, codec: Codec) -> None:
+    handler.on_media(codec)
 
 
 def guarded(callback: _F) -> _F:
@@ -219,7 +224,7 @@ class SipCall(pj.Call):  # type: ignore[misc]
                 self._port = self.agent.pool.take(leg.audio)
             audio.startTransmit(self._port)
             self._port.startTransmit(audio)
-            self._tell(lambda handler, codec=codec: handler.on_media(codec))
+            self._tell(partial(_tell_media, codec=codec))
             return
 
     @guarded

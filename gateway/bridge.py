@@ -1,0 +1,320 @@
+"""Where a leg, a session and a machine meet. It carries out and feeds in; it decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from gateway.audio.g711 import FRAME_MS, Codec
+from gateway.call import inputs, outputs
+from gateway.call.machine import CallMachine
+from gateway.call.plan import CallPlan
+from gateway.call.record import CallRecord
+from gateway.pump import MediaPump
+from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.events import ServerError, ServerEvent
+from gateway.realtime.opening import SetupFailed, open_with_retry
+from gateway.realtime.session import Session, SessionClosed
+from gateway.sip.leg import Leg
+from gateway.sip.ports import CallAudio
+from gateway.sip.types import LegEnd, RtpQuality
+
+_EARLY_EVENTS = 256
+"""Events kept between the session's first event and the answer to it; a turn of the loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPlan:
+    """How to get the session of one call."""
+
+    endpoint: Endpoint
+    settings: Mapping[str, Any]
+    """The GA session object to send."""
+    connect_timeout: float
+    max_playout_frames: int
+
+
+class Bridge:
+    """One call. Lives on the event loop from its INVITE to :class:`outputs.Finished`.
+
+    Args:
+        on_finished: told once, when both sides are over and the record is complete.
+    """
+
+    def __init__(
+        self,
+        leg: Leg,
+        plan: CallPlan,
+        session_plan: SessionPlan,
+        record: CallRecord,
+        pump: MediaPump,
+        on_finished: Callable[[Bridge], None],
+    ) -> None:
+        self.record = record
+        self._loop = asyncio.get_running_loop()
+        self._leg = leg
+        self._session_plan = session_plan
+        self._pump = pump
+        self._on_finished = on_finished
+        self._log = structlog.get_logger("call").bind(call=record.call_id, route=plan.route)
+        self._machine = CallMachine(plan, record, self._loop.time())
+        self._audio = CallAudio(plan.codec, session_plan.max_playout_frames)
+        self._audio.playout.pause(True)
+        self._session: Session | None = None
+        self._early: deque[ServerEvent] | None = deque(maxlen=_EARLY_EVENTS)
+        self._opening: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._streaming = False
+        self._inbox: deque[tuple[inputs.Input, float]] = deque()
+        self._busy = False
+        self._faulted = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
+        self._carriers: dict[type, Callable[[Any], None]] = {
+            outputs.Ring: lambda _out: self._leg.ring(),
+            outputs.OpenSession: self._open_session,
+            outputs.Answer: lambda _out: self._leg.answer(),
+            outputs.Refuse: lambda out: self._leg.refuse(out.code, out.headers),
+            outputs.HangUp: lambda out: self._leg.hang_up(out.headers),
+            outputs.CloseSession: self._close_session,
+            outputs.Send: self._send,
+            outputs.StartMedia: self._start_media,
+            outputs.UseCodec: self._use_codec,
+            outputs.Play: self._play,
+            outputs.Flush: self._flush,
+            outputs.Note: self._note,
+            outputs.Finished: self._finished,
+        }
+
+    def start(self) -> None:
+        """Take the leg on: ring and connect."""
+        self._leg.handler = self
+        self._leg.audio = self._audio
+        self._log.info(
+            "call.invite",
+            **{"from": self.record.from_uri, "to": self.record.to_uri},
+            source=self.record.source,
+            codec=self.record.codec,
+        )
+        self._busy = True
+        self._carry_out(self._machine.start(self._loop.time()))
+        self._busy = False
+        self._work()
+
+    def shut_down(self) -> None:
+        """End the call now, properly on both sides."""
+        self.feed(inputs.ShutDown())
+
+    def feed(self, input: inputs.Input, at: float | None = None) -> None:
+        """Hand something that happened to the machine and do what it says.
+
+        What carrying out brings up again (frames flushed, a queue that was full) is handled
+        before anything else.
+        """
+        self._inbox.append((input, self._loop.time() if at is None else at))
+        self._work()
+
+    # ---- what the leg tells
+
+    def on_ringing(self, code: int) -> None:
+        """Only a leg that we dial rings at the other end."""
+
+    def on_media(self, codec: Codec) -> None:
+        """RTP flows."""
+        self.feed(inputs.MediaUp(codec))
+
+    def on_confirmed(self) -> None:
+        """The ACK came."""
+        self.feed(inputs.Confirmed())
+
+    def on_digit(self, digit: str) -> None:
+        """A key."""
+        self.feed(inputs.DigitPressed(digit))
+
+    def on_quality(self, quality: RtpQuality) -> None:
+        """RTP counters."""
+        self.record.rtp = {
+            "rx_packets": quality.rx_packets,
+            "rx_lost": quality.rx_lost,
+            "rx_jitter_ms": round(quality.rx_jitter_ms, 2),
+            "tx_packets": quality.tx_packets,
+        }
+        self.feed(inputs.RtpCounted(quality.rx_packets))
+
+    def on_ended(self, end: LegEnd) -> None:
+        """The dialog is over."""
+        self.feed(inputs.LegEnded(end.code, end.reason, end.method, end.reason_header, end.local))
+
+    # ---- what the session tells
+
+    def _on_event(self, event: ServerEvent) -> None:
+        if self._early is not None:
+            self._early.append(event)
+        elif isinstance(event, ServerError):
+            command = None
+            if self._session is not None:
+                command = self._session.command_of(event.client_event_id)
+            self.feed(inputs.ServerFailed(event, command))
+        else:
+            self.feed(inputs.ServerSaid(event))
+
+    def _on_closed(self, closed: SessionClosed) -> None:
+        self._streaming = False
+        self.feed(inputs.SessionClosed(closed.code, closed.reason, closed.by_us))
+
+    # ---- what the media clock tells
+
+    def _beat(self) -> None:
+        audio = self._audio.uplink.drain()
+        if audio and self._streaming and self._session is not None:
+            self._session.append(audio)
+        playout = self._audio.playout
+        while (transition := playout.transition()) is not None:
+            if transition.playing:
+                self.feed(inputs.PlayoutStarted(), transition.at)
+            elif not playout:
+                # What was queued since has its own start to come; only a queue that is still
+                # empty has drained.
+                self.feed(inputs.PlayoutDrained(), transition.at)
+
+    # ---- what the machine says
+
+    def _work(self) -> None:
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._inbox:
+                input, at = self._inbox.popleft()
+                self._carry_out(self._machine.handle(input, at))
+        except Exception as error:
+            self._log.exception("call.fault")
+            self._fault(error)
+        finally:
+            self._busy = False
+        self._schedule()
+
+    def _carry_out(self, todo: list[outputs.Output]) -> None:
+        for output in todo:
+            self._carriers[type(output)](output)
+
+    def _fault(self, error: Exception) -> None:
+        self._inbox.clear()
+        if self._faulted:
+            self._leg.hang_up()
+            self._finished(None)
+            return
+        self._faulted = True
+        fault = inputs.Faulted(f"{type(error).__name__}: {error}")
+        self._loop.call_soon(self.feed, fault)
+
+    def _schedule(self) -> None:
+        at = self._machine.deadline
+        if at == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = None if at is None else self._loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = self._timer_at = None
+        self.feed(inputs.Tick())
+
+    def _open_session(self, _output: outputs.OpenSession) -> None:
+        self._opening = asyncio.create_task(self._open(), name=f"open {self.record.call_id}")
+
+    async def _open(self) -> None:
+        plan = self._session_plan
+        try:
+            session = await open_with_retry(
+                plan.endpoint,
+                plan.settings,
+                timeout=plan.connect_timeout,
+                on_event=self._on_event,
+                on_closed=self._on_closed,
+            )
+        except SetupFailed as failure:
+            self.feed(inputs.SessionFailed(failure.verdict, failure.detail))
+            return
+        except Exception as error:
+            self._log.exception("call.fault")
+            self._fault(error)
+            return
+        self._session = session
+        self._log = self._log.bind(session=session.id)
+        self.feed(inputs.SessionUp(session.id))
+        early, self._early = self._early or deque(), None
+        for event in early:
+            self._on_event(event)
+
+    def _close_session(self, output: outputs.CloseSession) -> None:
+        self._streaming = False
+        if self._session is not None:
+            self._closing = asyncio.create_task(
+                self._session.close(output.code, output.reason), name=f"close {self._session.id}"
+            )
+        elif self._opening is not None:
+            self._opening.cancel()
+
+    def _send(self, output: outputs.Send) -> None:
+        if self._session is not None:
+            self._session.send(output.command)
+
+    def _start_media(self, _output: outputs.StartMedia) -> None:
+        self._audio.uplink.drain()  # what came before the ACK is older than the conversation
+        self._streaming = True
+        self._audio.playout.pause(False)
+        self._pump.add(self._beat)
+
+    def _use_codec(self, output: outputs.UseCodec) -> None:
+        self._audio.uplink.codec = self._audio.playout.codec = output.codec
+
+    def _play(self, output: outputs.Play) -> None:
+        playout = self._audio.playout
+        playout.expecting = output.more
+        if output.audio:
+            refused = playout.put(output.audio)
+            if refused:
+                self._inbox.append((inputs.PlayoutRefused(refused), self._loop.time()))
+
+    def _flush(self, _output: outputs.Flush) -> None:
+        unplayed = self._audio.playout.flush()
+        self._inbox.appendleft((inputs.Flushed(unplayed), self._loop.time()))
+
+    def _note(self, output: outputs.Note) -> None:
+        getattr(self._log, output.level)(f"call.{output.event}", **output.fields)
+
+    def _finished(self, _output: outputs.Finished | None) -> None:
+        self._pump.remove(self._beat)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._opening is not None and self._opening is not asyncio.current_task():
+            self._opening.cancel()
+        playout, record = self._audio.playout, self.record
+        playout.flush()
+        record.underruns = playout.underruns
+        record.underrun_ms = playout.underrun_frames * FRAME_MS
+        record.playout_frames_refused = playout.frames_refused
+        record.uplink_frames_dropped = self._audio.uplink.dropped
+        if self._session is not None:
+            record.append_frames_dropped = self._session.counters.audio_dropped
+        self._log.info("call.summary", **_flat(record.summary()))
+        self._on_finished(self)
+
+    async def gone(self) -> None:
+        """Wait until the session's tasks are gone too; they have their own deadlines."""
+        tasks = [task for task in (self._opening, self._closing) if task is not None]
+        if tasks:
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _flat(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary without what the log line is bound to already."""
+    return {key: value for key, value in summary.items() if key not in ("call_id", "route")}

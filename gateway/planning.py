@@ -1,0 +1,135 @@
+"""From configuration, route and INVITE to the plan of one call. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from gateway.audio.g711 import FRAME_MS, Codec
+from gateway.bridge import SessionPlan
+from gateway.call.conversation import END_CALL
+from gateway.call.plan import CallPlan, DigitPlan
+from gateway.call.record import CallRecord
+from gateway.config import Config
+from gateway.dialplan import Greeting, InviteFacts, Match, Route, call_settings
+from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.session_object import session_object
+from gateway.sip.types import Invite, JitterBuffer, Listen, SipSettings
+
+
+def sip_settings(config: Config) -> SipSettings:
+    """What the user agent needs of the configuration."""
+    media = config.media
+    return SipSettings(
+        listen=tuple(Listen(*address) for address in config.sip.listen),
+        rtp_ports=config.sip.rtp_ports,
+        public_address=config.sip.public_address,
+        max_calls=config.sip.max_calls,
+        user_agent=config.sip.user_agent,
+        jitter_buffer=JitterBuffer(
+            init=media.jb_init_ms,
+            min_prefetch=media.jb_min_ms,
+            max_prefetch=media.jb_max_ms,
+            maximum=media.jb_max_ms,
+        ),
+    )
+
+
+def facts_of(invite: Invite, at: datetime) -> InviteFacts:
+    """What the dialplan may ask about an INVITE that came at ``at`` (with a time zone)."""
+    host, _, _port = invite.source.rpartition(":")
+    return InviteFacts(
+        to_user=invite.to_user,
+        from_user=invite.from_user,
+        to_uri=invite.to_uri,
+        from_uri=invite.from_uri,
+        source_ip=host.strip("[]"),
+        at=at,
+        headers=invite.headers,
+    )
+
+
+def record_of(invite: Invite | None, at: datetime) -> CallRecord:
+    """An empty record of a call whose INVITE came at ``at``."""
+    record = CallRecord(call_id="" if invite is None else invite.call_id)
+    record.started_at = at.astimezone(UTC).isoformat(timespec="milliseconds")
+    if invite is not None:
+        record.from_uri, record.to_uri = invite.from_uri, invite.to_uri
+        record.source = invite.source
+    return record
+
+
+def codec_of(invite: Invite) -> Codec:
+    """The law that pjsip will agree on: the caller's first. PCMU where the offer comes later."""
+    return invite.offered[0] if invite.offered else Codec.PCMU
+
+
+def call_plan(config: Config, match: Match, codec: Codec, retry_after: int) -> CallPlan:
+    """What the machine is to do on this route."""
+    route, settings = match.route, call_settings(config, match.route)
+    digits = route.digits
+    return CallPlan(
+        route=route.name,
+        codec=codec,
+        greeting=_greeting(route.greeting),
+        digits=DigitPlan(
+            enabled=digits.enabled,
+            inter_digit_seconds=digits.inter_digit_seconds,
+            terminator=digits.terminator,
+            max_digits=digits.max_digits,
+            interrupt=digits.interrupt,
+            text=lambda pressed: digits.render(" ".join(pressed), match.variables),
+        ),
+        farewell_seconds=route.end_call.farewell_seconds,
+        max_call_seconds=settings.max_call_seconds,
+        rtp_timeout=settings.rtp_timeout,
+        server_interrupts=_server_interrupts(_session(route, codec)),
+        retry_after=retry_after,
+    )
+
+
+def session_plan(config: Config, route: Route, codec: Codec) -> SessionPlan:
+    """How to get the session of a call on this route."""
+    realtime = call_settings(config, route).realtime
+    return SessionPlan(
+        endpoint=Endpoint(
+            url=realtime.url,
+            model=realtime.model,
+            api_key="" if realtime.api_key is None else realtime.api_key,
+            api_key_header=realtime.api_key_header,
+            headers={name: value.get_secret_value() for name, value in realtime.headers.items()},
+            ping_interval=realtime.ping_interval,
+            ping_timeout=realtime.ping_timeout,
+        ),
+        settings=_session(route, codec),
+        connect_timeout=realtime.connect_timeout,
+        max_playout_frames=int(realtime.playout_seconds * 1000) // FRAME_MS,
+    )
+
+
+def _session(route: Route, codec: Codec) -> dict[str, Any]:
+    tools = []
+    if route.end_call.enabled:
+        tools.append(
+            {
+                "type": "function",
+                "name": END_CALL,
+                "description": route.end_call.description,
+                "parameters": {"type": "object", "properties": {}, "additionalProperties": False},
+            }
+        )
+    return session_object(route.session_settings(), codec.value, tools)
+
+
+def _greeting(greeting: Greeting | None) -> Mapping[str, Any] | None:
+    if greeting is None:
+        return None
+    if greeting.say is not None:
+        return {"instructions": f"Say exactly: {greeting.say}"}
+    return {"instructions": greeting.instructions}
+
+
+def _server_interrupts(session: Mapping[str, Any]) -> bool:
+    detection = session["audio"]["input"]["turn_detection"]
+    return detection is not None and bool(detection.get("interrupt_response", True))

@@ -1,0 +1,1 @@
+"""What is left of calls: one JSON file each."""

@@ -1,0 +1,219 @@
+"""The gateway as a process: start up, serve, shut down."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import structlog
+
+from gateway.bridge import Bridge
+from gateway.call.ending import Why, ending_of, reason_header, refusal_code
+from gateway.call.record import CallRecord
+from gateway.config import Config
+from gateway.dialplan import Dialplan, Match
+from gateway.planning import call_plan, codec_of, facts_of, record_of, session_plan, sip_settings
+from gateway.pump import MediaPump
+from gateway.records.files import RecordFiles
+from gateway.sip import library
+from gateway.sip.agent import UserAgent
+from gateway.sip.leg import Leg
+from gateway.sip.types import LegEnd, Refused, RtpQuality
+
+log = structlog.get_logger("gateway")
+
+BYE_SECONDS = 4.0
+"""How long a shutdown waits for calls that were told to end."""
+
+_REFUSED_BELOW = {488: Why.NO_COMMON_CODEC, 415: Why.NO_COMMON_CODEC, 503: Why.OVER_CAPACITY}
+
+
+class Service:
+    """Owns the user agent, the pump, the records and every call."""
+
+    def __init__(self, config: Config, dialplan: Dialplan) -> None:
+        self._config = config
+        self._dialplan = dialplan
+        self._sip = sip_settings(config)
+        self._pump = MediaPump()
+        self._records = RecordFiles(config.records.folder)
+        self._calls: set[Bridge] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._max_calls = 0
+        self._agent = UserAgent(
+            self._sip,
+            on_invite=self._on_invite,
+            on_refused=self._on_refused,
+            on_caller_audio=self._pump.wake,
+        )
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; a second one hurries the end.
+
+        Raises AgentError or OSError when something cannot be had at start.
+        """
+        await self._start_up()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            await self._stop.wait()
+        finally:
+            await self._shut_down()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def _start_up(self) -> None:
+        await self._records.start()
+        await self._agent.start()
+        build = library.build()
+        self._max_calls = min(self._config.sip.max_calls, self._agent.capacity)
+        if self._agent.capacity < self._config.sip.max_calls:
+            log.warning(
+                "gateway.capacity",
+                max_calls=self._config.sip.max_calls,
+                library_calls=self._agent.capacity,
+                advice="this pjsua2 carries fewer calls than sip.max_calls; `make pjsua2` builds "
+                "one for a thousand",
+            )
+        log.info(
+            "gateway.up",
+            listen=list(self._agent.addresses),
+            max_calls=self._max_calls,
+            routes=[route.name for route in self._dialplan.routes],
+            realtime=self._config.realtime.url.partition("?")[0],
+            pjsua2=asdict(build),
+        )
+
+    def _on_signal(self, number: int) -> None:
+        if self._stop.is_set():
+            self._hurry.set()
+        log.info("gateway.signal", signal=signal.Signals(number).name, calls=len(self._calls))
+        self._stop.set()
+
+    async def _shut_down(self) -> None:
+        await self._wait_idle(self._config.limits.drain_seconds, or_hurry=True)
+        for bridge in tuple(self._calls):
+            bridge.shut_down()
+        await self._wait_idle(BYE_SECONDS, or_hurry=False)
+        if self._calls:
+            log.warning("gateway.calls_left", calls=[b.record.call_id for b in self._calls])
+        if self._leaving:
+            await asyncio.wait(tuple(self._leaving), timeout=BYE_SECONDS)
+        await self._agent.stop()
+        await self._records.stop()
+        log.info("gateway.down", media_faults=self._agent.pool.faults)
+
+    async def _wait_idle(self, seconds: float, *, or_hurry: bool) -> None:
+        waits = [asyncio.create_task(self._idle.wait())]
+        if or_hurry:
+            waits.append(asyncio.create_task(self._hurry.wait()))
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in waits:
+            task.cancel()
+
+    # ---- calls
+
+    def _on_invite(self, leg: Leg) -> None:
+        now = datetime.now(UTC)
+        record = record_of(leg.invite, now)
+        if self._stop.is_set():
+            self._refuse(leg, record, Why.SHUTDOWN)
+        elif len(self._calls) >= self._max_calls:
+            self._refuse(leg, record, Why.OVER_CAPACITY, f"{self._max_calls} calls in progress")
+        elif leg.invite.offered == ():
+            self._refuse(leg, record, Why.NO_COMMON_CODEC)
+        else:
+            match = self._dialplan.match(facts_of(leg.invite, now))
+            if match is None:
+                to = leg.invite.to_user
+                self._refuse(leg, record, Why.NO_ROUTE, f"no route takes {to!r}")
+            else:
+                self._take(leg, record, match)
+
+    def _take(self, leg: Leg, record: CallRecord, match: Match) -> None:
+        codec = codec_of(leg.invite)
+        record.route, record.codec = match.route.name, codec.value
+        record.mark(0.0, "invite", source=record.source)
+        bridge = Bridge(
+            leg,
+            call_plan(self._config, match, codec, self._sip.retry_after),
+            session_plan(self._config, match.route, codec),
+            record,
+            self._pump,
+            self._on_finished,
+        )
+        self._calls.add(bridge)
+        self._idle.clear()
+        bridge.start()
+
+    def _on_finished(self, bridge: Bridge) -> None:
+        self._calls.discard(bridge)
+        if not self._calls:
+            self._idle.set()
+        self._records.write(bridge.record)
+        leaving = asyncio.create_task(bridge.gone(), name=f"leave {bridge.record.call_id}")
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    def _refuse(self, leg: Leg, record: CallRecord, why: Why, detail: str = "") -> None:
+        code = refusal_code(why)
+        headers = {"Reason": reason_header(why)}
+        if code == 503:
+            headers["Retry-After"] = str(self._sip.retry_after)
+        leg.handler = _Refusing()
+        leg.refuse(code, headers)
+        self._write_refusal(record, why, code, detail)
+
+    def _on_refused(self, refused: Refused) -> None:
+        record = record_of(refused.invite, datetime.now(UTC))
+        why = _REFUSED_BELOW.get(refused.code, Why.REFUSED)
+        self._write_refusal(record, why, refused.code, refused.reason)
+
+    def _write_refusal(self, record: CallRecord, why: Why, code: int, detail: str) -> None:
+        ending = ending_of(why, answered=False, detail=detail)
+        record.ending = type(ending)(ending.by, why, code, ending.reason, detail)
+        record.times.end = 0.0
+        record.mark(0.0, "invite", source=record.source)
+        record.mark(0.0, "end", by=ending.by.value, why=why.value, detail=detail)
+        summary = {key: value for key, value in record.summary().items() if key != "call_id"}
+        log.info("call.summary", call=record.call_id, **summary)
+        self._records.write(record)
+
+
+class _Refusing:
+    """Handler of a leg that was refused: nothing that happens to it matters any more."""
+
+    def on_ringing(self, code: int) -> None: ...
+    def on_media(self, codec: object) -> None: ...
+    def on_confirmed(self) -> None: ...
+    def on_digit(self, digit: str) -> None: ...
+    def on_quality(self, quality: RtpQuality) -> None: ...
+    def on_ended(self, end: LegEnd) -> None: ...
+
+
+def run(config: Config, dialplan: Dialplan) -> None:
+    """Serve until told to stop: ``gateway run``."""
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_log_unhandled)
+        await Service(config, dialplan).run()
+
+    asyncio.run(serve())
+
+
+def _log_unhandled(_loop: asyncio.AbstractEventLoop, context: Mapping[str, object]) -> None:
+    error = context.get("exception")
+    log.error(
+        "gateway.unhandled",
+        what=context.get("message"),
+        exc_info=error if isinstance(error, BaseException) else None,
+    )
