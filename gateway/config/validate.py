@@ -119,15 +119,16 @@ def _model_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> type[BaseMo
         if here is None:
             return None
         fields = {item.alias or name: item for name, item in here.model_fields.items()}
-        here = _model_in(fields[part].annotation) if part in fields else None
+        here = section_in(fields[part].annotation) if part in fields else None
     return here
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field of this type holds, be it optional or many; None for a value."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
         for inner in typing.get_args(annotation):
-            if (found := _model_in(inner)) is not None:
+            if (found := section_in(inner)) is not None:
                 return found
     return None
