@@ -52,6 +52,10 @@ class Dialplan:
             for route, verdict in verdicts
         )
 
+    def secrets(self) -> tuple[str, ...]:
+        """Every secret text of the routes, for a log filter that must let none of them through."""
+        return tuple(secret for route in self.routes for secret in route.secrets())
+
 
 def dialplan_files(folder: Path) -> list[Path]:
     """The files of a dialplan folder in order of their names; hidden ones are an editor's."""

@@ -281,3 +281,23 @@ class Route(Section):
     def session_settings(self) -> dict[str, Any]:
         """A copy of the session object that the caller may complete."""
         return deepcopy(dict(self.session))
+
+    def secrets(self) -> tuple[str, ...]:
+        """The route's key, and those that its session object carries to other servers' tools."""
+        key = self.realtime.api_key
+        return (
+            *((key.get_secret_value(),) if key else ()),
+            *_credentials(self.session),
+        )
+
+
+def _credentials(value: Any, inside: bool = False) -> Iterator[str]:
+    """Texts at or below the keys in which a session object has credentials (MCP tools)."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _credentials(inner, inside or name in ("authorization", "headers"))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _credentials(inner, inside)
+    elif inside and isinstance(value, str) and value:
+        yield value

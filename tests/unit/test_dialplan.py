@@ -41,8 +41,8 @@ def route_of(plan: Dialplan, call: InviteFacts) -> str | None:
     return match.route.name if match else None
 
 
-def one(folder: Path, conditions: str) -> Dialplan:
-    return load(folder, f'[[route]]\nname = "r"\n{conditions}\n')
+def one(folder: Path, conditions: str, **environ: str) -> Dialplan:
+    return load(folder, f'[[route]]\nname = "r"\n{conditions}\n', **environ)
 
 
 def takes(folder: Path, conditions: str, call: InviteFacts) -> bool:
@@ -360,6 +360,19 @@ def test_secrets_go_to_their_own_server_only(tmp_path: Path) -> None:
     ).realtime
     assert keyed.api_key.get_secret_value() == "other"
     assert "other" not in repr(keyed)
+
+
+def test_secrets_of_routes_are_listed(tmp_path: Path) -> None:
+    plan = one(
+        tmp_path,
+        'realtime.api_key = "${env:KEY}"\n'
+        'session.tools = [{ type = "mcp", authorization = "${env:TOKEN}", '
+        'headers = { X-A = "h" } }, { type = "function", name = "f" }]',
+        KEY="k",
+        TOKEN="t",
+    )
+    assert plan.secrets() == ("k", "t", "h")
+    assert "'k'" not in repr(plan.routes[0].realtime)
 
 
 def test_match_does_not_read_the_clock_or_the_disk(tmp_path: Path) -> None:
