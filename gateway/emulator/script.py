@@ -307,7 +307,16 @@ def script_of_query(named: Mapping[str, Script], default: Script, query: str) ->
             _put(changes, key, value)
     if not changes:
         return base
-    return _parsed(_over(base.model_dump(exclude_unset=True), changes), "query")
+    given = base.model_dump(exclude_unset=True)
+    answer = changes.pop("answer", None)
+    merged = _over(given, changes)
+    if answer is not None:
+        fields = answer if isinstance(answer, dict) else {"kind": answer}
+        answers = merged.get("answers") or [{}]
+        if not isinstance(answers, list) or not all(isinstance(each, dict) for each in answers):
+            raise ScriptError("behaviour: answers: a list of objects is wanted")
+        merged["answers"] = [_over(each, fields) for each in answers]
+    return _parsed(merged, "query")
 
 
 def _put(changes: dict[str, Any], key: str, value: str) -> None:
@@ -315,7 +324,7 @@ def _put(changes: dict[str, Any], key: str, value: str) -> None:
     table = changes
     for parent in parents:
         inner = table.get(parent, {})
-        if isinstance(inner, str):
+        if not isinstance(inner, dict):
             inner = {"kind": inner}
         table[parent] = table = inner
     if isinstance(table.get(last), dict):

@@ -1,0 +1,188 @@
+"""A client for tests of the emulator: raw WebSocket, every event held to the official types."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import typing
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from openai.types.realtime.realtime_server_event import RealtimeServerEvent
+from pydantic import BaseModel, TypeAdapter
+from websockets.asyncio.client import ClientConnection, connect
+
+from gateway.emulator.server import Emulator
+
+PCMU_SESSION = {
+    "type": "realtime",
+    "audio": {
+        "input": {"format": {"type": "audio/pcmu"}},
+        "output": {"format": {"type": "audio/pcmu"}},
+    },
+}
+END_CALL = {
+    "type": "function",
+    "name": "end_call",
+    "description": "Hang up.",
+    "parameters": {
+        "type": "object",
+        "properties": {"reason": {"type": "string"}},
+        "required": ["reason"],
+    },
+}
+_DEADLINE_S = 10.0
+# Added by the service to what session.update may set; the package types leave them out.
+_SESSION_EXTRAS = {"id", "object", "expires_at"}
+
+Result = TypeVar("Result")
+
+
+def _types_of_events() -> dict[str, TypeAdapter[Any]]:
+    union = typing.get_args(RealtimeServerEvent)[0]
+    return {
+        typing.get_args(model.model_fields["type"].annotation)[0]: TypeAdapter(model)
+        for model in typing.get_args(union)
+    }
+
+
+_EVENTS = _types_of_events()
+
+
+def check(event: dict[str, Any]) -> None:
+    """Fail unless ``event`` is a GA server event with right types and no unknown key."""
+    model = _EVENTS[event["type"]].validate_python(event)
+    _no_extras(model, event["type"])
+
+
+def _no_extras(value: object, path: str) -> None:
+    if isinstance(value, BaseModel):
+        extras = set(value.model_extra or {})
+        if path.endswith(".session"):
+            extras -= _SESSION_EXTRAS
+        assert not extras, f"{path}: unknown keys {extras}"
+        for name in type(value).model_fields:
+            _no_extras(getattr(value, name), f"{path}.{name}")
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            _no_extras(part, f"{path}[{index}]")
+
+
+class Client:
+    """One session: sends events, keeps and checks all that comes."""
+
+    def __init__(self, socket: ClientConnection, *, strict: bool = True) -> None:
+        self.socket = socket
+        self.events: list[dict[str, Any]] = []
+        self._strict = strict
+
+    async def send(self, type_: str, **fields: Any) -> None:
+        """Send a client event."""
+        await self.socket.send(json.dumps({"type": type_, **fields}))
+
+    async def say(self, text: str, role: str = "user") -> None:
+        """Put a text item into the conversation."""
+        content = [{"type": "input_text", "text": text}]
+        item = {"type": "message", "role": role, "content": content}
+        await self.send("conversation.item.create", item=item)
+
+    async def append(self, audio: bytes, piece: int = 160) -> None:
+        """Append audio in pieces as a phone call does."""
+        for start in range(0, len(audio), piece):
+            data = base64.b64encode(audio[start : start + piece]).decode()
+            await self.send("input_audio_buffer.append", audio=data)
+
+    async def receive(self) -> dict[str, Any]:
+        """The next event, checked. Raises ``ConnectionClosed``, ``TimeoutError``."""
+        async with asyncio.timeout(_DEADLINE_S):
+            event: dict[str, Any] = json.loads(await self.socket.recv())
+        if self._strict:
+            check(event)
+        self.events.append(event)
+        return event
+
+    async def until(self, type_: str, **fields: Any) -> dict[str, Any]:
+        """Read on to an event of this type (with these fields)."""
+        while True:
+            event = await self.receive()
+            if event["type"] == type_ and fields.items() <= event.items():
+                return event
+
+    async def error(self) -> dict[str, Any]:
+        """Read on to an ``error`` event; its ``error`` object."""
+        error: dict[str, Any] = (await self.until("error"))["error"]
+        return error
+
+    async def update(self, session: dict[str, Any]) -> dict[str, Any]:
+        """``session.update``, and the session that comes back."""
+        await self.send("session.update", session=session)
+        updated: dict[str, Any] = (await self.until("session.updated"))["session"]
+        return updated
+
+    async def answered(self, **response: Any) -> dict[str, Any]:
+        """``response.create``, read to the end of the response; the response."""
+        await self.send("response.create", **({"response": response} if response else {}))
+        return await self.done()
+
+    async def done(self) -> dict[str, Any]:
+        """Read on to ``rate_limits.updated`` after the next ``response.done``; the response."""
+        response: dict[str, Any] = (await self.until("response.done"))["response"]
+        await self.until("rate_limits.updated")
+        return response
+
+    async def closed(self) -> int:
+        """Read until the connection is over; its close code."""
+        async with asyncio.timeout(_DEADLINE_S):
+            async for message in self.socket:
+                self.events.append(json.loads(message))
+        assert self.socket.close_code is not None
+        return self.socket.close_code
+
+    def types(self, *, deltas: bool = True) -> list[str]:
+        """The types of all events so far."""
+        types = [event["type"] for event in self.events]
+        return [type_ for type_ in types if deltas or not type_.endswith(".delta")]
+
+    def audio(self, response_id: str | None = None) -> bytes:
+        """All audio that came (of one response), in order."""
+        return b"".join(
+            base64.b64decode(event["delta"])
+            for event in self.events
+            if event["type"] == "response.output_audio.delta"
+            and response_id in (None, event["response_id"])
+        )
+
+
+@asynccontextmanager
+async def session(
+    emulator: Emulator, script: str | None = None, *, strict: bool = True, **behaviour: Any
+) -> AsyncIterator[Client]:
+    """A session with the emulator, its first event not read yet."""
+    url = emulator.url(script, **behaviour, model="gpt-realtime-2.1")
+    async with connect(url, compression=None, max_size=None) as socket:
+        yield Client(socket, strict=strict)
+
+
+@asynccontextmanager
+async def phone(
+    emulator: Emulator, script: str | None = None, *, strict: bool = True, **behaviour: Any
+) -> AsyncIterator[Client]:
+    """A session in u-law with ``end_call``, ready to talk."""
+    async with session(emulator, script, strict=strict, **behaviour) as client:
+        await client.until("session.created")
+        await client.update({**PCMU_SESSION, "tools": [END_CALL]})
+        yield client
+
+
+def with_emulator(
+    test: Callable[[Emulator], Coroutine[Any, Any, Result]], **options: Any
+) -> Result:
+    """Run ``test`` with a fresh emulator."""
+
+    async def run() -> Result:
+        async with Emulator(**options) as emulator:
+            return await test(emulator)
+
+    return asyncio.run(run())
