@@ -7,8 +7,8 @@ the emulator outlives the calls that the gateway ends.
 
 from __future__ import annotations
 
+import http.client
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -41,6 +41,9 @@ def main(config: Path) -> None:
             _stop(emulator)
             click.echo(f"the emulator did not come up at {url}", err=True)
             sys.exit(1)
+    address = settings.sip.listen[0]
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    click.echo(f"Call sip:100@{host}:{address.port} from a softphone. Ctrl-C ends calls and exits.")
     try:
         status = _run_gateway(config)
     finally:
@@ -83,13 +86,20 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _listens(url: str) -> bool:
+    """Whether something answers there; asked with plain HTTP, which no server minds."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "wss" else 80)
+    connection = http.client.HTTPConnection(parts.hostname or "", port, timeout=1.0)
     try:
-        with socket.create_connection((parts.hostname or "", port), timeout=1.0):
-            return True
-    except OSError:
-        return False
+        connection.request("GET", "/")
+        connection.getresponse()
+    except OSError as error:
+        return isinstance(error, TimeoutError)
+    except http.client.HTTPException:
+        return True
+    finally:
+        connection.close()
+    return True
 
 
 def _wait_until_listens(process: subprocess.Popen[bytes], url: str) -> bool:
