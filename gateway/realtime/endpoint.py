@@ -104,12 +104,18 @@ class Endpoint:
 
     def _secrets(self) -> list[str]:
         secrets = {self._key()}
-        named = [*parse_qsl(urlsplit(self.url).query), *self.headers.items()]
+        query = urlsplit(self.url).query
+        as_written = [
+            (name, value) for name, _, value in (p.partition("=") for p in query.split("&"))
+        ]
+        named = [*as_written, *parse_qsl(query), *self.headers.items()]
         for name, value in named:
             if any(word in name.lower() for word in _SECRET_WORDS):
                 secrets |= {value, value.removeprefix("Bearer ")}
         # Longest first: one may be part of another. Very short ones would blot out plain words.
-        spelled = {form for s in secrets for form in (s, quote(s, safe=""), quote_plus(s))}
+        spelled = {
+            form for s in secrets for form in (s, quote(s), quote(s, safe=""), quote_plus(s))
+        }
         return sorted((s for s in spelled if len(s) >= 4), key=len, reverse=True)
 
     def _path(self) -> str:

@@ -142,9 +142,10 @@ async def open_session(
         detail=failure.detail,
         ms=round((loop.time() - started) * 1000),
     )
-    # No library exception stays chained to it: theirs carry frames that hold the headers.
+    # Inner frames and chained exceptions hold the headers and the server's own words, which a
+    # log that shows local variables would print.
     failure.__context__ = None
-    raise failure
+    raise failure.with_traceback(None)
 
 
 async def open_with_retry(
