@@ -2,8 +2,8 @@
 
 The standard library's parser tells no positions. But it does say whether a text is complete:
 a statement that is still open (an array, a multi-line string) does not parse. So the file is cut
-into statements by parsing it piece by piece, and each piece is asked which keys it sets. Nothing
-here knows TOML's grammar beyond "a header starts with a bracket".
+into statements by parsing it piece by piece, and each piece is asked which keys it sets. All that
+is known of TOML's grammar here is how a header begins and how a statement of many lines ends.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from .problems import KeyPath
+
+_CLOSINGS = ("]", '"""', "'''")
+"""What the last line of a statement that spans lines must hold."""
 
 
 def key_lines(text: str) -> dict[KeyPath, int]:
@@ -41,6 +44,8 @@ def _statements(text: str) -> Iterator[tuple[int, list[str], dict[str, Any]]]:
     chunk: list[str] = []
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         chunk.append(line)
+        if len(chunk) > 1 and not any(closing in line for closing in _CLOSINGS):
+            continue  # still inside; trying each line of a long prompt would take its time squared
         try:
             value = tomllib.loads("\n".join(chunk))
         except tomllib.TOMLDecodeError:
