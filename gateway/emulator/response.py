@@ -174,7 +174,8 @@ class Response:
             if self._host.script.cancel_tail == "full":
                 self._close_message("incomplete")
             else:
-                self._drop_message()
+                self._output.append(self._message.item.body)
+                self._write_down(self._message, "incomplete")
         self._finish("cancelled", reason)
 
     # Items
@@ -258,11 +259,6 @@ class Response:
             self._emit_part("response.content_part.done", part=_part("audio", message.said))
         self._write_down(message, status)
         self._done(message.item.body, message.output_index, message.item)
-
-    def _drop_message(self) -> None:
-        assert self._message is not None
-        self._write_down(self._message, "incomplete")
-        self._output.append(self._message.item.body)
 
     def _write_down(self, message: _OpenMessage, status: str) -> None:
         key = "text" if self.settings.modality == "text" else "transcript"

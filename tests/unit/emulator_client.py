@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import typing
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from openai.types.realtime.realtime_server_event import RealtimeServerEvent
 from pydantic import BaseModel, TypeAdapter
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from gateway.emulator.server import Emulator
 
@@ -134,9 +136,9 @@ class Client:
 
     async def closed(self) -> int:
         """Read until the connection is over; its close code."""
-        async with asyncio.timeout(_DEADLINE_S):
-            async for message in self.socket:
-                self.events.append(json.loads(message))
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await self.receive()
         assert self.socket.close_code is not None
         return self.socket.close_code
 
