@@ -40,6 +40,10 @@ DIGIT_MS = 320
 MEDIA_SECONDS = 3.0
 """How long after the answer audio may take to flow."""
 
+SETTLE_MS = 100
+"""Silence sent before the first sound. A jitter buffer that has had no packet yet conceals a loss,
+and the concealment is faded into the first frame that comes: that one had better be silence."""
+
 CLOCK_SECONDS = 5.0
 """What playing may take longer than the sound is: the media clock stands still then."""
 
@@ -189,7 +193,7 @@ class ScriptedCall:
         match step:
             case WaitAnswer():
                 await self._until(lambda: "answered" in self._times, step.within)
-                await self._until(lambda: self.tape.ticks > 0, MEDIA_SECONDS)
+                await self._until(lambda: self.tape.now_ms >= SETTLE_MS, MEDIA_SECONDS)
             case WaitSpeech():
                 heard = self._hearing.speech(step.threshold_dbfs)
                 await self._until(lambda: heard.ms >= step.ms, step.within)

@@ -56,7 +56,7 @@ Exit status: 0 as scripted; 2 wrong usage or script; 3 refused (the SIP code is 
     "codecs",
     multiple=True,
     type=click.Choice([codec.value for codec in Codec], case_sensitive=False),
-    help="Offer this law; given twice, in this order. Default: PCMU, then PCMA.",
+    help="Law to offer first. Default: PCMU.",
 )
 @click.option("--local", metavar="HOST:PORT", help="Call from here; port 0 is any.")
 @click.option("--from", "user", default="caller", show_default=True, help="User of our address.")

@@ -30,8 +30,8 @@ Progress = Callable[[int, str], None]
 class CallOptions:
     """Everything about calls that is not their script.
 
-    ``local`` is host and port to call from. With ``repeat`` above 1 recordings get the call's
-    number before their ending.
+    ``codecs`` are offered in this order. ``local`` is host and port to call from. With ``repeat``
+    above 1 recordings get the call's number before their ending.
     """
 
     codecs: tuple[Codec, ...] = (Codec.PCMU, Codec.PCMA)
