@@ -21,7 +21,7 @@ from gateway.realtime.events import ServerError, ServerEvent
 from gateway.realtime.opening import SetupFailed, open_with_retry
 from gateway.realtime.session import Session, SessionClosed
 from gateway.sip.leg import Leg
-from gateway.sip.ports import CallAudio
+from gateway.sip.ports import call_audio
 from gateway.sip.types import LegEnd, RtpQuality
 
 _EARLY_EVENTS = 256
@@ -63,7 +63,7 @@ class Bridge:
         self._on_finished = on_finished
         self._log = structlog.get_logger("call").bind(call=record.call_id, route=plan.route)
         self._machine = CallMachine(plan, record, self._loop.time())
-        self._audio = CallAudio(plan.codec, session_plan.max_playout_frames)
+        self._audio = call_audio(plan.codec, session_plan.max_playout_frames)
         self._audio.playout.pause(True)
         self._session: Session | None = None
         self._early: deque[ServerEvent] | None = deque(maxlen=_EARLY_EVENTS)

@@ -81,7 +81,7 @@ def run(config: Path) -> None:
         sys.exit(2)
     try:
         log = settings.log
-        set_up_logging(log.format, log.level, log.file, settings.secrets())
+        set_up_logging(log.format, log.level, log.file, settings.secrets() + dialplan.secrets())
         service.run(settings, dialplan)
     except (AgentError, OSError) as error:
         click.echo(f"{config}: {error}", err=True)

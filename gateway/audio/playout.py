@@ -10,20 +10,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 
 from gateway.audio.g711 import FRAME_MS, PCM_FRAME_BYTES, Codec
+from gateway.audio.queues import Transition
+
+__all__ = ["Playout", "Transition"]
 
 _TRANSITIONS = 64
 """Starts and stops remembered until the event loop looks, every 20 ms; more cannot happen."""
-
-
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """Playout began (``playing``) or ran empty, at ``at`` (``time.monotonic()`` seconds)."""
-
-    playing: bool
-    at: float
 
 
 class Playout:

@@ -11,7 +11,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec
-from gateway.sip import library
+from gateway.sip import library, native
 from gateway.sip.admission import Admission
 from gateway.sip.leg import Leg, SipCall
 from gateway.sip.message import (
@@ -22,7 +22,7 @@ from gateway.sip.message import (
     uri_of,
     user_of,
 )
-from gateway.sip.ports import CallAudio, PortPool
+from gateway.sip.ports import LegAudio, PortPool
 from gateway.sip.thread import SipThread
 from gateway.sip.types import Invite, LegEnd, LegHandler, Refused, SipSettings
 
@@ -113,7 +113,8 @@ class UserAgent:
         on_invite: told, on the event loop, of each new leg that somebody dialled to us; it has to
             set ``leg.handler`` before it returns.
         on_refused: told of each INVITE that was refused below the application.
-        on_caller_audio: called on the media clock thread when caller audio waits; must not wait.
+        on_caller_audio: called when caller audio waits, on the media clock's thread or on the
+            event loop; must not wait.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class UserAgent:
     ) -> None:
         self.settings = settings
         self.pool = PortPool(on_caller_audio)
+        self._on_caller_audio = on_caller_audio
         self.capacity = 0
         """Concurrent calls that the library carries; known once started."""
         self.addresses: tuple[str, ...] = ()
@@ -170,15 +172,19 @@ class UserAgent:
         self._thread.start(first, self._destroy)
         async with asyncio.timeout(START_SECONDS):
             await started
+        if native.AVAILABLE:
+            self._loop.add_reader(native.beat_fd(), self._on_beat)
 
     async def stop(self) -> None:
         """Hang up what is left, unbind, and end the thread, at most ``STOP_SECONDS``."""
+        if native.AVAILABLE and self._loop is not None:
+            self._loop.remove_reader(native.beat_fd())
         self._thread.stop()
         gone = await asyncio.to_thread(self._thread.join, STOP_SECONDS)
         if not gone:
             log.error("sip.thread_hung", seconds=STOP_SECONDS)
 
-    def dial(self, uri: str, handler: LegHandler, audio: CallAudio, codecs: list[Codec]) -> Leg:
+    def dial(self, uri: str, handler: LegHandler, audio: LegAudio, codecs: list[Codec]) -> Leg:
         """Place a call to a sip URI, offering ``codecs`` in their order; returns at once.
 
         What becomes of it is told to ``handler``, a refused address included.
@@ -204,6 +210,10 @@ class UserAgent:
     def post(self, command: Callable[[], None]) -> None:
         """Run a command on the SIP thread."""
         self._thread.post(command)
+
+    def _on_beat(self) -> None:
+        native.clear_beat()
+        self._on_caller_audio()
 
     # ---- the SIP thread's side
 

@@ -12,7 +12,7 @@ import structlog
 
 from gateway.audio.g711 import Codec
 from gateway.sip.message import headers_of, reason_of
-from gateway.sip.ports import AudioPort, CallAudio
+from gateway.sip.ports import LegAudio, Port
 from gateway.sip.types import Invite, LegEnd, LegHandler, RtpQuality
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Leg:
     def __init__(self, agent: UserAgent, invite: Invite) -> None:
         self.invite = invite
         self.handler: LegHandler | None = None
-        self.audio: CallAudio | None = None
+        self.audio: LegAudio | None = None
         self._agent = agent
         self._call: SipCall | None = None
 
@@ -112,7 +112,7 @@ class SipCall(pj.Call):  # type: ignore[misc]
         self._local = False
         self._method = ""
         self._reason_header = ""
-        self._port: AudioPort | None = None
+        self._port: Port | None = None
         self._last_digit: tuple[str, int, int] | None = None
 
     @property

@@ -8,13 +8,14 @@ to the peak of concurrent calls, and serve one call after another; an idle one r
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import pjsua2 as pj
 
 from gateway.audio.g711 import FRAME_MS, PCM_FRAME_BYTES, SAMPLE_RATE, Codec
 from gateway.audio.playout import Playout
 from gateway.audio.uplink import Uplink
+from gateway.sip import native
 from gateway.sip.library import frame_writer, read_frame
 
 _SILENCE = bytes(PCM_FRAME_BYTES)
@@ -86,13 +87,29 @@ class AudioPort(pj.AudioMediaPort):  # type: ignore[misc]
             self.faults += 1
 
 
+LegAudio = CallAudio | native.NativeCallAudio
+"""The audio of a leg, in either form."""
+
+
+def call_audio(codec: Codec, max_playout_frames: int) -> LegAudio:
+    """Both directions of a call's audio, in C++ where this pjsua2 has it."""
+    make = native.NativeCallAudio if native.AVAILABLE else CallAudio
+    return make(codec, max_playout_frames)
+
+
+class Port(Protocol):
+    """What the pool and the legs need of a port, in either form."""
+
+    def startTransmit(self, sink: Any) -> None: ...  # noqa: N802 (pjsua2's name)
+
+
 class PortPool:
     """Ports that exist, taken and given back on the SIP thread."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
-        self._idle: list[AudioPort] = []
-        self._all: list[AudioPort] = []
+        self._idle: dict[type, list[Any]] = {CallAudio: [], native.NativeCallAudio: []}
+        self._all: list[Any] = []
 
     @property
     def size(self) -> int:
@@ -102,30 +119,23 @@ class PortPool:
     @property
     def faults(self) -> int:
         """Exceptions caught in media callbacks."""
-        return sum(port.faults for port in self._all)
+        return sum(port.faults for port in self._all if isinstance(port, AudioPort))
 
-    def take(self, audio: CallAudio) -> AudioPort:
+    def take(self, audio: LegAudio) -> Port:
         """A port that serves ``audio``. Raises ``pj.Error`` when the bridge has no place."""
-        port = self._idle.pop() if self._idle else self._make()
-        port.attach(audio)
-        return port
+        idle = self._idle[type(audio)]
+        port = idle.pop() if idle else self._make(audio)
+        port.attach(audio if isinstance(audio, CallAudio) else audio.queues)
+        return port  # type: ignore[no-any-return]
 
-    def give_back(self, port: AudioPort) -> None:
+    def give_back(self, port: Port) -> None:
         """End the port's service; the next call may take it."""
-        port.attach(None)
-        self._idle.append(port)
-
-    def _make(self) -> AudioPort:
-        port = AudioPort(self._wake)
-        form = pj.MediaFormatAudio()
-        form.type = pj.PJMEDIA_TYPE_AUDIO
-        form.clockRate = SAMPLE_RATE
-        form.channelCount = 1
-        form.bitsPerSample = 16
-        form.frameTimeUsec = FRAME_MS * 1000
-        port.createPort(f"gateway-{len(self._all)}", form)
-        self._all.append(port)
-        return port
+        if isinstance(port, AudioPort):
+            port.attach(None)
+            self._idle[CallAudio].append(port)
+        else:
+            port.detach()  # type: ignore[attr-defined]
+            self._idle[native.NativeCallAudio].append(port)
 
     def abandon(self) -> None:
         """Leave the ports to the end of the process: their destructors must not run any more.
@@ -133,5 +143,20 @@ class PortPool:
         Called after the library has been destroyed, when a destructor would call into nothing.
         """
         for port in self._all:
-            port.attach(None)
             port.this.disown()
+
+    def _make(self, audio: LegAudio) -> Any:
+        name = f"gateway-{len(self._all)}"
+        if isinstance(audio, native.NativeCallAudio):
+            made = native.make_port(name)
+        else:
+            made = AudioPort(self._wake)
+            form = pj.MediaFormatAudio()
+            form.type = pj.PJMEDIA_TYPE_AUDIO
+            form.clockRate = SAMPLE_RATE
+            form.channelCount = 1
+            form.bitsPerSample = 16
+            form.frameTimeUsec = FRAME_MS * 1000
+            made.createPort(name, form)
+        self._all.append(made)
+        return made

@@ -1,0 +1,19 @@
+// Our own media port; see call_audio.hpp. Its calls are short and hold no lock that the clock
+// thread could keep for long, so they keep the GIL instead of paying for letting go of it.
+%{
+#include "call_audio.hpp"
+%}
+%feature("nothreadallow") pj::NativeCallAudio;
+%feature("nothreadallow") pj::NativeCallAudio::NativeCallAudio;
+%feature("nothreadallow") pj::NativeCallAudio::put;
+%feature("nothreadallow") pj::NativeCallAudio::flush;
+%feature("nothreadallow") pj::NativeCallAudio::pause;
+%feature("nothreadallow") pj::NativeCallAudio::expect;
+%feature("nothreadallow") pj::NativeCallAudio::useLaw;
+%feature("nothreadallow") pj::NativeCallAudio::drain;
+%feature("nothreadallow") pj::NativeCallAudio::transition;
+%feature("nothreadallow") pj::NativeCallAudio::queued;
+%feature("nothreadallow") pj::NativeCallAudio::counters;
+%feature("nothreadallow") pj::nativeBeatFd;
+%feature("nothreadallow") pj::nativeBeatClear;
+%include "call_audio.hpp"
