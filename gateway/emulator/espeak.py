@@ -25,6 +25,9 @@ _PARAMETER_RATE = 1
 _PARAMETER_PITCH = 3
 _EE_OK = 0
 
+LONGEST_S = 600
+"""Seconds of speech after which a phrase is cut off."""
+
 _PROGRAM_DEADLINE_S = 20.0
 
 _Callback = ctypes.CFUNCTYPE(
@@ -42,8 +45,9 @@ class Engine(Protocol):
     def synthesise(self, text: str, voice: str, pitch: int, words_per_minute: int) -> bytes:
         """Mono 16-bit little-endian PCM of ``text`` at :attr:`rate` Hz.
 
-        ``voice`` is espeak's name with variant (``en-us+f2``), ``pitch`` 0..99. An unknown voice
-        speaks as the one before it. Raises :class:`SpeechError`.
+        At most :data:`LONGEST_S` of it. ``voice`` is espeak's name with variant
+        (``en-us+f2``), ``pitch`` 0..99. An unknown voice speaks as the one before it.
+        Raises :class:`SpeechError`.
         """
         ...
 
@@ -90,6 +94,7 @@ class _Library:
         self._library = library
         self._lock = threading.Lock()
         self._chunks: list[bytes] = []
+        self._samples = 0
         # The C side keeps this pointer: the object must live as long as the library is used.
         self._callback = _Callback(self._take)
         library.espeak_SetSynthCallback(self._callback)
@@ -101,12 +106,14 @@ class _Library:
     def _take(self, samples: ctypes._Pointer[ctypes.c_short], count: int, _events: int) -> int:
         if samples and count > 0:
             self._chunks.append(ctypes.string_at(samples, count * 2))
-        return 0
+            self._samples += count
+        return int(self._samples > LONGEST_S * self._rate)  # 1 ends the synthesis
 
     def synthesise(self, text: str, voice: str, pitch: int, words_per_minute: int) -> bytes:
         encoded = text.replace("\0", " ").encode("utf-8", "replace")
         with self._lock:
             self._chunks.clear()
+            self._samples = 0
             self._library.espeak_SetVoiceByName(voice.encode("ascii", "replace"))
             self._library.espeak_SetParameter(_PARAMETER_PITCH, pitch, 0)
             self._library.espeak_SetParameter(_PARAMETER_RATE, words_per_minute, 0)
@@ -151,7 +158,7 @@ class _Program:
             # The header of a stream has no true length: read frames until they end.
             with wave.open(io.BytesIO(result.stdout)) as reader:
                 self._rate = reader.getframerate()
-                frames: bytes = reader.readframes(len(result.stdout) // 2)
+                frames: bytes = reader.readframes(LONGEST_S * self._rate)
                 return frames
         except (OSError, subprocess.SubprocessError, wave.Error, EOFError) as error:
             raise SpeechError(f"{self._path} failed: {error}") from error

@@ -159,6 +159,8 @@ class Refusal(_Part):
     """Close code after the error. At step ``connect`` the service's own code is the default."""
     times: Annotated[int, Field(ge=1)] = 1_000_000
     """So many client events of this kind in a session are refused, later ones are served."""
+    first_sessions: Annotated[int | None, Field(ge=1)] = None
+    """Only the first so many connections to this very URL meet the refusal: a retry succeeds."""
 
     @property
     def close_code(self) -> int | None:

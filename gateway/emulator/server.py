@@ -12,12 +12,12 @@ For tests, in process::
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import http
 import logging
 import signal
-from collections import deque
+import weakref
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -81,6 +81,12 @@ class Emulator:
         self._api_key = api_key
         self._record = record
         self._audio_limit = audio_limit
+        # How often a URL met a refusal that ends after some sessions; a test's URLs are few.
+        self._refused: Counter[str] = Counter()
+        self._scripts: weakref.WeakKeyDictionary[ServerConnection, Script] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._opened = asyncio.Event()
         self._server: Server | None = None
         self._maker: ContentMaker | None = None
 
@@ -100,7 +106,7 @@ class Emulator:
         )
         self._host = host
         self.port = next(iter(self._server.sockets)).getsockname()[1]
-        _log.info("emulator listens (no real model behind it)", url=self.url())
+        _log.info("emulator.listening", url=self.url(), note="an emulator: no model is behind it")
         return self.port
 
     async def stop(self) -> None:
@@ -120,6 +126,14 @@ class Emulator:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
+    async def wait_sessions(self, count: int, within_s: float) -> SessionRecord:
+        """Wait until ``count`` sessions were opened in all; the newest. Raises ``TimeoutError``."""
+        async with asyncio.timeout(within_s):
+            while self.total_sessions < count:
+                self._opened.clear()
+                await self._opened.wait()
+        return self.sessions[-1]
+
     def url(self, script: str | None = None, **behaviour: Any) -> str:
         """Where to connect, without ``model``: ``url("silent")``, ``url(answer="pattern")``.
 
@@ -137,10 +151,16 @@ class Emulator:
         if url.path.rstrip("/") not in PATHS:
             text = f"The emulator serves {' and '.join(PATHS)}.\n"
             return connection.respond(http.HTTPStatus.NOT_FOUND, text)
-        with contextlib.suppress(ScriptError):
-            refusal = script_of_query(self.named, self.script, url.query).refuse
-            if refusal is not None and refusal.step == "upgrade":
-                return connection.respond(http.HTTPStatus(refusal.http_status), refusal.message)
+        script = self._script(request, url.query)
+        refusal = script.refuse
+        if refusal is not None and refusal.first_sessions is not None:
+            self._refused[request.path] += 1
+            if self._refused[request.path] > refusal.first_sessions:
+                script = script.model_copy(update={"refuse": None})
+                refusal = None
+        if refusal is not None and refusal.step == "upgrade":
+            return connection.respond(http.HTTPStatus(refusal.http_status), refusal.message)
+        self._scripts[connection] = script
         return None
 
     async def _serve(self, socket: ServerConnection) -> None:
@@ -154,26 +174,31 @@ class Emulator:
             record.log = FolderLog(self._record, record.id, PCM)
         self.sessions.append(record)
         self.total_sessions += 1
-        connection = Connection(socket, record, self._script(socket, path, model), self._maker)
+        connection = Connection(socket, record, self._scripts[socket], self._maker)
         self.live[record.id] = connection
-        log = _log.bind(session=record.id, emulator=True)
-        log.info("session opened", model=model, path=urlsplit(path).path)
+        self._opened.set()
+        log = _log.bind(session=record.id)
+        log.info("emulator.session.opened", model=model, path=urlsplit(path).path)
         try:
             await connection.serve()
         finally:
             del self.live[record.id]
-            code = socket.close_code
+            code = None if socket.close_code is None else int(socket.close_code)
             record.note_end(code, socket.close_reason or "")
-            log.info("session closed", code=code, received_bytes=record.received_total)
+            log.info(
+                "emulator.session.closed",
+                code=code,
+                received_bytes=record.received_total,
+                sent_bytes=record.sent_total,
+            )
 
-    def _script(self, socket: ServerConnection, path: str, model: str) -> Script:
+    def _script(self, request: Request, query: str) -> Script:
         """The script of a session; a refusal for those that the service would refuse."""
         try:
-            script = script_of_query(self.named, self.script, urlsplit(path).query)
+            script = script_of_query(self.named, self.script, query)
         except ScriptError as error:
             return _refused("invalid_script", str(error))
-        assert socket.request is not None
-        headers = socket.request.headers
+        headers = request.headers
         if "realtime=v1" in headers.get_all("OpenAI-Beta"):
             text = "The Realtime Beta API is no longer supported. Use the GA API."
             return _refused("beta_api_shape_disabled", text)
@@ -181,7 +206,7 @@ class Emulator:
             key = headers.get("api-key") or headers.get("Authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(key.encode("utf-8", "replace"), self._api_key.encode()):
                 return _refused("invalid_api_key", "Incorrect API key provided.")
-        if not model:
+        if not parse_qs(query).get("model"):
             return _refused("missing_model", "You must provide a model parameter.")
         return script
 

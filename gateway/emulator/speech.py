@@ -15,7 +15,7 @@ from gateway.emulator.espeak import SpeechError, engine
 __all__ = ["SpeechError", "synthesise", "words_of_keys"]
 
 MAX_CHARACTERS = 4000
-"""Longest text spoken at once: about five minutes, so that one event cannot fill the memory."""
+"""Longest text spoken at once: about five minutes of it."""
 
 _WORDS_PER_MINUTE = 165
 _SLOWEST, _FASTEST = 80, 450

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import shutil
+import sys
 
 import numpy as np
 import pytest
 from emulator_client import PCMU_SESSION, Client, phone, session, with_emulator
 
 from gateway.emulator.audio import FORMATS, PCMA, PCMU, AudioFormat, pattern, resample, tones
+from gateway.emulator.espeak import engine
 from gateway.emulator.server import Emulator
 from gateway.emulator.speech import synthesise, words_of_keys
 from gateway.emulator.vad import Started, Stopped, VadSettings, VoiceDetector
@@ -297,6 +300,19 @@ def test_speech_differs_by_voice_and_is_loud_enough() -> None:
     slow, rate = synthesise("Hello, this is a test.", "marin", 0.5)
     assert len(slow) > 1.5 * len(synthesise("Hello, this is a test.", "marin", 1.0)[0])
     assert words_of_keys("4 2#") == "4, 2, hash"
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="the espeak-ng program is missing")
+def test_the_program_speaks_as_the_library_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = engine()
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)  # importing it fails
+    program = engine.__wrapped__()
+    assert type(program) is not type(library)
+    lengths = [
+        len(speaker.synthesise("One, two, three. Grüße!", "en-us+f2", 50, 165)) / speaker.rate
+        for speaker in (library, program)
+    ]
+    assert lengths[0] == pytest.approx(lengths[1], rel=0.3)
 
 
 def test_patterns_are_reproducible_prefixes_without_negative_zero() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import sys
 import wave
@@ -209,8 +210,9 @@ def test_run_serves_until_a_signal(tmp_path: Path) -> None:
             async with asyncio.timeout(20):
                 line = (await process.stdout.readline()).decode()
                 assert "emulator" in line
-                url = next(word for word in line.split() if "ws://" in word)
-                url = url[url.index("ws://") :]
+                found = re.search(r"ws://[\d.:]+/v1/realtime", line)
+                assert found is not None
+                url = found[0]
                 async with connect(f"{url}?model=m") as socket:
                     await socket.send('{"type":"response.create"}')
                     said = ""

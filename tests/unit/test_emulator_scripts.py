@@ -329,6 +329,28 @@ def test_refused_upgrade() -> None:
     with_emulator(refuse)
 
 
+def test_refusals_of_the_first_sessions_only() -> None:
+    async def refuse(emulator: Emulator) -> None:
+        for _ in range(2):
+            async with session(emulator, "bad-key", refuse__first_sessions=2) as client:
+                assert (await client.receive())["type"] == "error"
+        async with session(emulator, "bad-key", refuse__first_sessions=2) as client:
+            assert (await client.receive())["type"] == "session.created"
+        assert (await emulator.wait_sessions(3, 5)).live
+        fault: dict[str, Any] = {
+            "refuse__step": "upgrade",
+            "refuse__first_sessions": 1,
+            "model": "m",
+        }
+        url = emulator.url(**fault)
+        with pytest.raises(InvalidStatus, match="503"):
+            await connect(url)
+        async with connect(url) as socket:
+            assert (await Client(socket).receive())["type"] == "session.created"
+
+    with_emulator(refuse)
+
+
 def test_what_the_service_refuses_of_itself() -> None:
     async def refuse(emulator: Emulator) -> None:
         good = {"Authorization": "Bearer right"}
