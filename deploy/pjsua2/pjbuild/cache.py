@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -101,3 +102,17 @@ def locked(root: Path) -> Iterator[None]:
             print(f"another build uses {root}: waiting for it", flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+_KEPT = {"wheels": 12, "objects": 8, "lib": 3, "logs": 20}
+
+
+def prune(root: Path) -> None:
+    """Removes the oldest of each store beyond what several interpreters and branches need."""
+    for store, count in _KEPT.items():
+        entries = sorted((root / store).glob("*"), key=lambda path: path.stat().st_mtime)
+        for old in entries[:-count]:
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink()

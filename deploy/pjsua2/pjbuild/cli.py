@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 from . import requirements, source
-from .cache import cache_root, finished_wheel, library_key, locked, platform_key, wheel_key
+from .cache import cache_root, finished_wheel, library_key, locked, platform_key, prune, wheel_key
 from .environment import has, install_wheel, require_pip, restore_published
 from .errors import BuildError
 from .library import compile_library, extra_cflags, limits, slim
@@ -78,6 +78,7 @@ def _carry_out(options: argparse.Namespace, root: Path) -> None:
     wheel = None if options.rebuild else finished_wheel(root, HERE)
     if wheel is None:
         wheel = _build(root, progress, options)
+        prune(root)
     else:
         print(f"pjsua2: from the cache: {wheel}")
     if options.no_install:

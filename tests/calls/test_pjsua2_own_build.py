@@ -1,0 +1,69 @@
+"""What the gateway's own pjsua2 promises; skipped where the published wheel is installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "pjsua2" / "smoke.py"
+
+
+def _own_build() -> bool:
+    try:
+        importlib.metadata.version("pjsua2-gateway")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(
+    not _own_build(), reason="the pjsua2 of deploy/pjsua2 is not installed (make pjsua2)"
+)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """What the smoke test says, in a process of its own: there is one endpoint a process."""
+    done = subprocess.run(
+        [sys.executable, SMOKE, "--json"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def test_calls_itself_with_audio_both_ways(found: dict[str, Any]) -> None:
+    assert found["call"] == "audio both ways"
+
+
+def test_carries_a_thousand_calls_and_their_ports(found: dict[str, Any]) -> None:
+    assert found["max_calls"] >= 1000
+    assert found["max_media_ports"] >= 2 * found["max_calls"]
+
+
+def test_says_of_itself_what_it_is(found: dict[str, Any]) -> None:
+    import pjsua2
+
+    build = pjsua2.BUILD
+    assert build["version"] == found["version"] == pjsua2.__version__
+    assert build["max_calls"] == found["max_calls"]
+    assert build["max_sockets"] >= 2 * build["max_calls"]
+    assert tuple(int(part) for part in found["version"].split(".")[:2]) >= (2, 17)
+
+
+def test_offers_only_g711(found: dict[str, Any]) -> None:
+    assert sorted(found["codecs"]) == ["PCMA/8000/1", "PCMU/8000/1"]
+
+
+def test_uses_the_systems_openssl(found: dict[str, Any]) -> None:
+    assert int(found["tls"].split()[1].split(".")[0]) >= 3
+
+
+def test_frames_are_copied_in_one_call(found: dict[str, Any]) -> None:
+    assert found["fast_buffers"] is True
