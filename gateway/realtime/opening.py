@@ -8,7 +8,6 @@ comes first would run under the server's defaults.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -51,10 +50,6 @@ FIRST_BACKOFF = 0.25
 _wire_log = logging.getLogger("gateway.realtime.websocket")
 _wire_log.setLevel(logging.INFO)
 
-# Releases before 15 have no proxy support, so nothing to switch off.
-_NO_PROXY: dict[str, Any] = (
-    {"proxy": None} if "proxy" in inspect.signature(connect).parameters else {}
-)
 # A server that talks this much before session.updated is not one.
 _EARLY_EVENTS = 100
 
@@ -218,6 +213,8 @@ class _Opening:
                 endpoint.connect_url,
                 additional_headers=endpoint.request_headers(),
                 compression=None,
+                # The environment's would be picked up otherwise.
+                proxy=None,
                 max_size=None,
                 open_timeout=None,
                 close_timeout=CLOSE_TIMEOUT,
@@ -228,7 +225,6 @@ class _Opening:
                 write_limit=16 * WRITE_BUFFER_LIMIT,
                 logger=_wire_log,
                 create_connection=Connection,
-                **_NO_PROXY,
             )
         except InvalidStatus as error:
             status = error.response.status_code

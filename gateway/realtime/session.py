@@ -329,3 +329,5 @@ async def discard(connection: ClientConnection) -> None:
             connection.send_data()
     connection.transport.abort()
     await connection.wait_closed()
+    # The library's keepalive task has been cancelled by now and ends on the loop's next turn.
+    await asyncio.sleep(0)

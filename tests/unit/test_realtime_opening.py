@@ -195,6 +195,10 @@ async def says_nothing(peer: Peer) -> None:
     await peer.until_closed()
 
 
+async def reads_nothing(peer: Peer) -> None:
+    await peer.hang()
+
+
 async def never_updates(peer: Peer) -> None:
     await peer.send("session.created", session={"id": "sess_1"})
     await peer.ws.send("garbage")
@@ -226,6 +230,7 @@ FAILURES: list[tuple[Any, Step, Kind, str, str]] = [
         "audio.output.format missing",
     ),
     (says_nothing, Step.CREATED, Kind.RETRYABLE, "timeout", "after 0.2 s"),
+    (reads_nothing, Step.CREATED, Kind.RETRYABLE, "timeout", "after 0.2 s"),
     (never_updates, Step.UPDATED, Kind.RETRYABLE, "timeout", "after 0.2 s"),
 ]
 
@@ -243,9 +248,15 @@ def test_failed_set_ups(
             heard = Heard()
             with pytest.raises(SetupFailed) as caught:
                 await attempt(
-                    f"{server.url}?api-key={KEY}", heard, within=0.2 if code == "timeout" else WAIT
+                    f"{server.url}?api-key={KEY}",
+                    heard,
+                    within=0.2 if code == "timeout" else WAIT,
+                    # Pings would find and cut a connection that was left behind.
+                    ping_interval=None if script is reads_nothing else 5.0,
                 )
-            await nothing_left(server)
+            assert client_tasks() == []
+            if script is not reads_nothing:
+                await nothing_left(server)
             assert not heard.events
             assert not heard.closed, "a session that never was cannot end"
             return caught.value

@@ -298,7 +298,7 @@ def test_a_cancelled_close_leaves_no_socket_and_no_task() -> None:
 
         async with serving(script) as server:
             heard = Heard()
-            session = await opened(server, heard)
+            session = await opened(server, heard, ping_interval=None)
             closing = asyncio.create_task(session.close())
             await asyncio.sleep(0)
             closing.cancel()
