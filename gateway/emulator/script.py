@@ -238,6 +238,7 @@ BUILT_IN: Mapping[str, Script] = {
         answers=[Answer(kind="tones", seconds=1, frequencies_hz=[400, 600, 800, 1000, 1200])]
     ),
     "stall": Script(answers=[Answer(kind="pattern", stall_at_ms=1000, stall_s=3)]),
+    "trickle": Script(speed=0.5, answers=[Answer(kind="pattern", seconds=4)]),
     "goodbye": Script(answers=[Answer(kind="say", text="Thank you. Goodbye.", end_call=True)]),
     "hang-up": Script(answers=[Answer(kind="nothing", end_call=True)]),
     "failed": Script(answers=[Answer(kind="nothing", outcome="failed")]),
