@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any, Literal, TypeVar
 
 import structlog
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from gateway.realtime.commands import UpdateSession
@@ -181,7 +181,7 @@ class _Opening:
 
     def __init__(self, endpoint: Endpoint, session_object: Mapping[str, Any]) -> None:
         self.step = Step.CONNECT
-        self.connection: ClientConnection | None = None
+        self.connection: Connection | None = None
         self.early: list[ServerEvent] = []
         self._endpoint = endpoint
         self._asked = session_object
@@ -206,10 +206,10 @@ class _Opening:
         if self.connection is not None:
             await discard(self.connection)
 
-    async def _connect(self) -> ClientConnection:
+    async def _connect(self) -> Connection:
         endpoint = self._endpoint
         try:
-            return await _Connect(
+            connection = await _Connect(
                 endpoint.connect_url,
                 additional_headers=endpoint.request_headers(),
                 compression=None,
@@ -226,6 +226,8 @@ class _Opening:
                 logger=_wire_log,
                 create_connection=Connection,
             )
+            assert isinstance(connection, Connection)
+            return connection
         except InvalidStatus as error:
             status = error.response.status_code
             body = bytes(error.response.body or b"")[:300].decode(errors="replace")
@@ -234,10 +236,10 @@ class _Opening:
             detail = str(error) or type(error).__name__
             raise self._failed(classify_network(error), detail) from None
 
-    async def _wait_for(self, connection: ClientConnection, wanted: type[_Wanted]) -> _Wanted:
+    async def _wait_for(self, connection: Connection, wanted: type[_Wanted]) -> _Wanted:
         while True:
             try:
-                event = parse_event(await connection.recv(decode=False))
+                event = parse_event(await connection.next_message())
             except ConnectionClosed as error:
                 raise self._closed(error) from None
             except BadEvent as error:

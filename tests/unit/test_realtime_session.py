@@ -437,3 +437,33 @@ def test_a_long_answer_in_one_message_hits_no_size_limit() -> None:
             return heard
 
     assert asyncio.run(scenario()).events == [AudioDelta("r", "i", 0, audio)]
+
+
+def test_messages_in_one_frame_and_in_several_keep_their_order() -> None:
+    """One frame is taken at once, several go through the library's queue: neither overtakes."""
+    count = 200
+
+    def message(number: int) -> str:
+        return f'{{"type":"test.numbered","event_id":"event_1","number":{number}}}'
+
+    async def scenario() -> list[int]:
+        async def script(peer: Peer) -> None:
+            await peer.set_up()
+            for number in range(count):
+                text = message(number)
+                if number % 7 == 3:
+                    await peer.ws.send([text[:10], text[10:20], text[20:]])
+                else:
+                    await peer.ws.send(text)
+                if number % 50 == 0:
+                    await asyncio.sleep(0)
+            await peer.until_closed()
+
+        async with serving(script) as server:
+            heard = Heard()
+            session = await opened(server, heard)
+            await heard.until(lambda: len(heard.events) == count)
+            await session.close()
+            return [event.raw["number"] for event in heard.events if isinstance(event, OtherEvent)]
+
+    assert asyncio.run(scenario()) == list(range(count))
