@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from email.parser import HeaderParser
-from email.policy import compat32
+from urllib.parse import unquote
 
 from gateway.audio.g711 import Codec
 
@@ -28,47 +27,66 @@ _COMPACT = {
     "x": "session-expires",
 }
 _STATIC_PAYLOADS = {"0": Codec.PCMU, "8": Codec.PCMA}
-_URI = re.compile(r"<([^>]*)>")
-_SIP_USER = re.compile(r"^(?:sips?|tel):(?:([^@;?]*)@)?([^;?]*)", re.IGNORECASE)
+_LINE_END = re.compile(r"\r\n|\n|\r")
+_FOLD = re.compile(r"(?:\r\n|\n|\r)[ \t]+")
+_EMPTY_LINE = re.compile(r"\r\n\r\n|\n\n|\r\r")
+_NAME_ADDR = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^<"]*))\s*<([^>]*)>')
+"""A quoted or plain display name, then the URI (RFC 3261 section 25.1: name-addr)."""
+_QUOTED_PAIR = re.compile(r"\\(.)")
+_URI = re.compile(r"(sips?|tel):(.*)", re.IGNORECASE | re.DOTALL)
 
 
 def headers_of(message: str) -> Mapping[str, tuple[str, ...]]:
-    """Header fields of a SIP message by lower-case full name, repeats kept in order."""
-    _start, _, rest = message.partition("\r\n")
-    head, _, _body = rest.partition("\r\n\r\n")
+    """Header fields of a SIP message by lower-case full name, repeats kept in order.
+
+    What is no field is left out, whatever comes behind it is not.
+    """
+    head = _FOLD.sub(" ", _EMPTY_LINE.split(message, 1)[0])
     fields: dict[str, list[str]] = {}
-    for name, value in HeaderParser(policy=compat32).parsestr(head).items():
+    for line in _LINE_END.split(head)[1:]:
+        name, colon, value = line.partition(":")
         key = name.strip().lower()
-        text = re.sub(r"\r?\n[ \t]+", " ", str(value)).strip()
-        fields.setdefault(_COMPACT.get(key, key), []).append(text)
+        if colon and key:
+            fields.setdefault(_COMPACT.get(key, key), []).append(value.strip())
     return {key: tuple(values) for key, values in fields.items()}
 
 
 def request_uri_of(message: str) -> str:
     """The Request-URI of a request, empty when the start line is not one."""
-    parts = message.split("\r\n", 1)[0].split(" ")
-    return parts[1] if len(parts) == 3 else ""
+    parts = _LINE_END.split(message, 1)[0].split(" ")
+    return parts[1] if len(parts) == 3 and parts[2].startswith("SIP/") else ""
 
 
 def uri_of(field: str) -> str:
     """The URI inside a From, To or Contact field, with or without angle brackets."""
-    found = _URI.search(field)
-    return found.group(1) if found else field.split(";", 1)[0].strip()
+    found = _NAME_ADDR.match(field)
+    return found.group(3) if found else field.split(";", 1)[0].strip()
 
 
 def user_of(uri: str) -> str:
-    """The user part of a sip URI, or the number of a tel URI; empty when there is none."""
-    found = _SIP_USER.match(uri)
+    """The user of a sip URI, or the number of a tel URI; empty when there is none.
+
+    Without a password, without a telephone number's parameters (``;phone-context=``), and with
+    escapes undone, as ``%2B49`` and ``+49`` are the same user (RFC 3261 section 19.1.4).
+    """
+    found = _URI.match(uri)
     if found is None:
         return ""
-    if uri[:4].lower() == "tel:":
-        return found.group(2)
-    return found.group(1) or ""
+    scheme, rest = found.groups()
+    # An "@" elsewhere is escaped in both the user and what follows the host.
+    user, at, _host = rest.partition("@")
+    if scheme.lower() != "tel" and not at:
+        return ""
+    return unquote(re.split("[:;?]" if at else "[;?]", user, maxsplit=1)[0])
 
 
 def display_name_of(field: str) -> str:
     """The display name before the angle bracket, without quotes; empty when there is none."""
-    return field.partition("<")[0].strip().strip('"').strip() if "<" in field else ""
+    found = _NAME_ADDR.match(field)
+    if found is None:
+        return ""
+    quoted, plain, _uri = found.groups()
+    return (_QUOTED_PAIR.sub(r"\1", quoted) if quoted is not None else plain).strip()
 
 
 def reason_of(headers: Mapping[str, tuple[str, ...]]) -> str:
@@ -78,13 +96,13 @@ def reason_of(headers: Mapping[str, tuple[str, ...]]) -> str:
 
 def offered_codecs(message: str) -> tuple[Codec, ...] | None:
     """G.711 laws of the first audio stream in the order of the offer; None without an offer."""
-    _, _, body = message.partition("\r\n\r\n")
-    if "m=" not in body:
+    lines = [line for part in _EMPTY_LINE.split(message, 1)[1:] for line in _LINE_END.split(part)]
+    if not any(line.startswith("m=") for line in lines):
         return None
     payloads: list[str] = []
     names: dict[str, str] = {}
     inside = False
-    for line in body.splitlines():
+    for line in lines:
         if line.startswith("m="):
             if inside:
                 break

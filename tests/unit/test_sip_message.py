@@ -1,0 +1,203 @@
+"""What is read of SIP messages, on messages as they come and as they should not."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.audio.g711 import Codec
+from gateway.sip.message import (
+    display_name_of,
+    headers_of,
+    offered_codecs,
+    reason_of,
+    request_uri_of,
+    uri_of,
+    user_of,
+)
+
+INVITE = (
+    "INVITE sip:100@192.0.2.1:5060;transport=udp SIP/2.0\r\n"
+    "Via: SIP/2.0/UDP 192.0.2.9:5060;branch=z9hG4bK1;rport\r\n"
+    "v: SIP/2.0/UDP 192.0.2.10:5060;branch=z9hG4bK2\r\n"
+    'From : "Smith \\"Al\\" <x>" <sip:alice@192.0.2.9>;tag=1\r\n'
+    "t: <sip:100@192.0.2.1>\r\n"
+    "Call-ID: abc@192.0.2.9\r\n"
+    "CSeq: 1 INVITE\r\n"
+    "Subject: a long\r\n"
+    "\t subject\r\n"
+    "this line is no field\r\n"
+    "X-Account: 7: seven\r\n"
+    "X-Empty:\r\n"
+    "Content-Length: 0\r\n"
+    "\r\n"
+)
+
+
+def _offer(*lines: str) -> str:
+    head = "INVITE sip:1@h SIP/2.0\r\nContent-Type: application/sdp\r\n\r\n"
+    return head + "\r\n".join(("v=0", "o=- 1 1 IN IP4 h", "s=-", "t=0 0", *lines)) + "\r\n"
+
+
+def test_header_fields_by_full_name_in_order() -> None:
+    headers = headers_of(INVITE)
+    assert headers["via"] == (
+        "SIP/2.0/UDP 192.0.2.9:5060;branch=z9hG4bK1;rport",
+        "SIP/2.0/UDP 192.0.2.10:5060;branch=z9hG4bK2",
+    )
+    assert headers["to"] == ("<sip:100@192.0.2.1>",)
+    assert headers["call-id"] == ("abc@192.0.2.9",)
+    assert headers["subject"] == ("a long subject",)
+    assert headers["from"] == ('"Smith \\"Al\\" <x>" <sip:alice@192.0.2.9>;tag=1',)
+    # A line that is no field hides nothing behind it.
+    assert headers["x-account"] == ("7: seven",)
+    assert headers["x-empty"] == ("",)
+    assert headers["content-length"] == ("0",)
+
+
+def test_a_body_adds_no_header() -> None:
+    message = "INVITE sip:1@h SIP/2.0\r\nA: 1\r\n\r\nX-Evil: 1\r\n\r\nX-Evil: 2\r\n"
+    assert set(headers_of(message)) == {"accept-contact"}
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\n"])
+def test_line_ends(end: str) -> None:
+    message = INVITE.replace("\r\n", end)
+    assert headers_of(message) == headers_of(INVITE)
+    assert request_uri_of(message) == "sip:100@192.0.2.1:5060;transport=udp"
+
+
+@pytest.mark.parametrize(
+    ("message", "uri"),
+    [
+        (INVITE, "sip:100@192.0.2.1:5060;transport=udp"),
+        ("SIP/2.0 200 OK\r\n\r\n", ""),
+        ("SIP/2.0 486 Busy Here\r\n\r\n", ""),
+        ("", ""),
+        ("INVITE\r\n", ""),
+    ],
+)
+def test_request_uri(message: str, uri: str) -> None:
+    assert request_uri_of(message) == uri
+
+
+@pytest.mark.parametrize(
+    ("field", "uri", "name"),
+    [
+        ("<sip:100@h>", "sip:100@h", ""),
+        ("sip:100@h;tag=1", "sip:100@h", ""),
+        ("Alice <sip:a@h;transport=tcp>;tag=1", "sip:a@h;transport=tcp", "Alice"),
+        ("Alice Smith<sip:a@h>", "sip:a@h", "Alice Smith"),
+        ('"Alice" <sip:a@h>', "sip:a@h", "Alice"),
+        ('"" <sip:a@h>', "sip:a@h", ""),
+        ('"Bob <sip:evil@x>" <sip:a@h>;tag=2', "sip:a@h", "Bob <sip:evil@x>"),
+        ('"Al \\"the\\" Great" <sip:a@h>', "sip:a@h", 'Al "the" Great'),
+        ('"Müller, Zoë" <sip:a@h>', "sip:a@h", "Müller, Zoë"),
+        ("", "", ""),
+    ],
+)
+def test_name_and_address(field: str, uri: str, name: str) -> None:
+    assert uri_of(field) == uri
+    assert display_name_of(field) == name
+
+
+@pytest.mark.parametrize(
+    ("uri", "user"),
+    [
+        ("sip:100@192.0.2.1", "100"),
+        ("sips:100@192.0.2.1:5061;transport=tls", "100"),
+        ("SIP:+4930123@h", "+4930123"),
+        ("sip:%2B4930123@h", "+4930123"),
+        ("sip:*21%23@h", "*21#"),
+        ("sip:alice:secret@h", "alice"),
+        ("sip:+4930123;phone-context=example.com@h;user=phone", "+4930123"),
+        ("sip:+15551234;npdi;rn=+15550000@h", "+15551234"),
+        ("sip:j%40example.com@h", "j@example.com"),
+        ("sip:192.0.2.1", ""),
+        ("sip:[2001:db8::1]:5060", ""),
+        ("sip:100@[2001:db8::1]:5060", "100"),
+        ("tel:+49-30-123", "+49-30-123"),
+        ("tel:123;phone-context=+49", "123"),
+        ("sip:@h", ""),
+        ("http://100@h", ""),
+        ("", ""),
+    ],
+)
+def test_user(uri: str, user: str) -> None:
+    assert user_of(uri) == user
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('Reason: Q.850;cause=16;text="Normal"', 'Q.850;cause=16;text="Normal"'),
+        ("Reason: SIP;cause=200\r\nReason: Q.850;cause=26", "SIP;cause=200, Q.850;cause=26"),
+        ("Subject: none", ""),
+    ],
+)
+def test_reason(line: str, reason: str) -> None:
+    assert reason_of(headers_of(f"BYE sip:1@h SIP/2.0\r\n{line}\r\n\r\n")) == reason
+
+
+U, A = Codec.PCMU, Codec.PCMA
+
+
+@pytest.mark.parametrize(
+    ("lines", "codecs"),
+    [
+        (["m=audio 4000 RTP/AVP 0 8 101"], (U, A)),
+        (["m=audio 4000 RTP/AVP 8 0"], (A, U)),
+        (["m=audio 4000 RTP/AVP 8"], (A,)),
+        (["m=audio 4000 RTP/AVP 9 18 8 0", "a=rtpmap:9 G722/8000"], (A, U)),
+        (
+            ["m=audio 4000 RTP/AVP 96 97", "a=rtpmap:96 pcma/8000/1", "a=rtpmap:97 PCMU/8000"],
+            (A, U),
+        ),
+        (["m=audio 4000 RTP/AVP 96 0", "a=rtpmap:96 PCMU/8000", "a=rtpmap:0 PCMU/8000"], (U,)),
+        (["m=audio 4000 RTP/AVP 96 97", "a=rtpmap:96 PCMU/16000", "a=rtpmap:97 opus/48000/2"], ()),
+        (["m=audio 4000 RTP/AVP 0 8", "a=rtpmap:0 PCMU/16000"], (A,)),
+        (["m=audio 4000 RTP/AVP 9", "a=rtpmap:9 G722/8000"], ()),
+        (["m=audio 0 RTP/AVP 0", "m=audio 4002 RTP/AVP 8"], (A,)),
+        (["m=video 4000 RTP/AVP 31", "a=rtpmap:0 x/1", "m=audio 4002 RTP/AVP 0"], (U,)),
+        (["m=audio 4000 RTP/AVP 0", "m=audio 4002 RTP/AVP 8"], (U,)),
+        (["m=audio 4000/2 RTP/AVP 0"], (U,)),
+        (["m=video 4000 RTP/AVP 31"], ()),
+        (["m=audio"], ()),
+        (["m="], ()),
+    ],
+)
+def test_codecs_offered_in_the_callers_order(lines: list[str], codecs: tuple[Codec, ...]) -> None:
+    assert offered_codecs(_offer(*lines)) == codecs
+
+
+def test_an_offer_inside_a_multipart_body() -> None:
+    part = _offer("m=audio 4000 RTP/AVP 8").partition("\r\n\r\n")[2]
+    message = (
+        "INVITE sip:1@h SIP/2.0\r\nContent-Type: multipart/mixed;boundary=b\r\n\r\n"
+        f"--b\r\nContent-Type: application/sdp\r\n\r\n{part}\r\n--b--\r\n"
+    )
+    assert offered_codecs(message) == (A,)
+
+
+@pytest.mark.parametrize(
+    "message", [INVITE, "", "INVITE sip:1@h SIP/2.0\r\n\r\nplain text with m= in it"]
+)
+def test_no_offer(message: str) -> None:
+    assert offered_codecs(message) is None
+
+
+_TEXT = st.lists(
+    st.sampled_from([*'abm=:;<>@"\\ \t\r\n09%/[]', "audio ", "a=rtpmap:", "%2", "\r\n\r\n"])
+).map("".join)
+
+
+@given(_TEXT)
+def test_nothing_that_comes_raises(text: str) -> None:
+    for message in (text, INVITE + text, "INVITE sip:1@h SIP/2.0\r\n\r\nm=audio 1 x " + text):
+        headers_of(message)
+        request_uri_of(message)
+        offered_codecs(message)
+    uri_of(text)
+    user_of("sip:" + text)
+    display_name_of(text)
