@@ -26,16 +26,20 @@ class Uplink:
         """Add one frame of linear samples. Called on the media clock; never waits."""
         self.frames += 1
         if len(self._frames) >= MAX_FRAMES:
-            self.dropped += 1
-            return
+            try:
+                self._frames.popleft()
+            except IndexError:
+                pass  # the loop came back meanwhile and took them all
+            else:
+                self.dropped += 1
         self._frames.append(pcm)
 
     def drain(self) -> bytes:
         """All that waits, as G.711 bytes; empty when nothing does. Called on the event loop."""
-        frames = self._frames
-        if not frames:
-            return b""
-        if len(frames) == 1:
-            return self.codec.from_linear(frames.popleft())
-        waiting = [frames.popleft() for _ in range(len(frames))]
-        return self.codec.from_linear(b"".join(waiting))
+        waiting: list[bytes] = []
+        try:
+            for _ in range(len(self._frames)):
+                waiting.append(self._frames.popleft())
+        except IndexError:
+            pass  # the clock dropped what was too old
+        return self.codec.from_linear(b"".join(waiting)) if waiting else b""
