@@ -46,6 +46,7 @@ class Playout:
         self._frames: deque[bytes] = deque()
         self._transitions: deque[Transition] = deque(maxlen=_TRANSITIONS)
         self._playing = False
+        self._cut = False
         self._paused = False
 
     def __len__(self) -> int:
@@ -80,6 +81,7 @@ class Playout:
                 taken += 1
         except IndexError:
             self.expecting = False
+            self._cut = True
             return taken
 
     def pause(self, paused: bool) -> None:
@@ -90,6 +92,9 @@ class Playout:
         """The next 20 ms as linear samples, or None where silence is due. On the media clock."""
         if self._paused:
             return None
+        if self._cut:
+            # Whoever flushed knows of that end; what is played next begins anew.
+            self._cut = self._playing = False
         try:
             frame = self._frames.popleft()
         except IndexError:

@@ -1,0 +1,218 @@
+"""The playout queue: every frame is played or flushed, never both, never neither."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Iterator
+from itertools import pairwise
+from queue import SimpleQueue
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.audio.g711 import FRAME_BYTES, Codec
+from gateway.audio.playout import Playout
+
+
+def _frames(first: int, count: int) -> bytes:
+    """Frames of u-law that carry their numbers (0x80 to 0xff: they come back as they are)."""
+    return b"".join(
+        bytes([0x80 + n // 100 // 100, 0x80 + n // 100 % 100, 0x80 + n % 100]) + b"\xff" * 157
+        for n in range(first, first + count)
+    )
+
+
+def _number(pcm: bytes) -> int:
+    audio = Codec.PCMU.from_linear(pcm)
+    assert len(audio) == FRAME_BYTES
+    assert audio[3:] == b"\xff" * 157
+    high, middle, low = (byte - 0x80 for byte in audio[:3])
+    return (high * 100 + middle) * 100 + low
+
+
+def _transitions(playout: Playout) -> list[bool]:
+    found = []
+    while (transition := playout.transition()) is not None:
+        found.append(transition.playing)
+    return found
+
+
+@pytest.mark.parametrize("codec", Codec)
+def test_frames_are_played_as_they_came(codec: Codec) -> None:
+    playout = Playout(codec, 10)
+    audio = bytes(range(256)) + bytes(64)
+    assert playout.put(audio) == 0
+    assert (len(playout), playout.queued_ms) == (2, 40)
+    pulled = [playout.pull() for _ in range(3)]
+    assert pulled == [codec.to_linear(audio[:160]), codec.to_linear(audio[160:]), None]
+    assert playout.frames_played == 2
+
+
+def test_full_queue_refuses_all_of_a_put() -> None:
+    playout = Playout(Codec.PCMU, 5)
+    assert playout.put(_frames(0, 3)) == 0
+    assert playout.put(_frames(3, 3)) == 3
+    assert playout.frames_refused == 3
+    assert playout.put(_frames(6, 2)) == 0
+    assert [_number(playout.pull() or b"") for _ in range(5)] == [0, 1, 2, 6, 7]
+
+
+def test_starts_and_stops_are_told_once_each() -> None:
+    playout = Playout(Codec.PCMU, 100)
+    assert playout.pull() is None
+    assert _transitions(playout) == []
+    playout.put(_frames(0, 2))
+    playout.pull()
+    playout.pull()
+    assert _transitions(playout) == [True]
+    playout.pull()
+    playout.pull()
+    assert _transitions(playout) == [False]
+    playout.put(_frames(0, 1))
+    playout.pull()
+    playout.pull()
+    assert _transitions(playout) == [True, False]
+
+
+def test_an_answer_right_behind_a_flush_has_a_start_of_its_own() -> None:
+    playout = Playout(Codec.PCMU, 100)
+    playout.put(_frames(0, 5))
+    playout.pull()
+    assert _transitions(playout) == [True]
+    assert playout.flush() == 4
+    playout.put(_frames(10, 1))  # before the clock has seen the empty queue
+    playout.pull()
+    playout.pull()
+    assert _transitions(playout) == [True, False]
+
+
+def test_a_flush_is_no_end_that_was_heard() -> None:
+    playout = Playout(Codec.PCMU, 100)
+    playout.put(_frames(0, 5))
+    playout.pull()
+    playout.flush()
+    playout.pull()
+    assert _transitions(playout) == [True]
+    assert playout.flush() == 0
+
+
+def test_underruns_are_empty_queues_in_the_middle_of_a_part() -> None:
+    playout = Playout(Codec.PCMU, 100)
+    playout.expecting = True
+    playout.put(_frames(0, 1))
+    for _ in range(4):
+        playout.pull()
+    assert (playout.underruns, playout.underrun_frames) == (1, 3)
+    playout.put(_frames(1, 1))
+    playout.pull()
+    playout.expecting = False
+    playout.pull()
+    playout.pull()
+    assert (playout.underruns, playout.underrun_frames) == (1, 3)
+    playout.expecting = True
+    playout.put(_frames(2, 2))
+    playout.pull()
+    playout.flush()
+    playout.pull()
+    assert (playout.underruns, playout.underrun_frames) == (1, 3)
+    assert playout.frames_played == 3
+
+
+def test_a_pause_keeps_the_queue() -> None:
+    playout = Playout(Codec.PCMU, 100)
+    playout.expecting = True
+    playout.pause(True)
+    playout.put(_frames(0, 2))
+    assert [playout.pull() for _ in range(3)] == [None] * 3
+    assert (playout.underrun_frames, _transitions(playout)) == (0, [])
+    playout.pause(False)
+    assert _number(playout.pull() or b"") == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from(["put", "pull", "flush"]), st.integers(1, 12))))
+def test_any_order_of_puts_pulls_and_flushes(steps: list[tuple[str, int]]) -> None:
+    playout, queue, sent = Playout(Codec.PCMU, 30), list[int](), 0
+    refused = played = 0
+    transitions: list[bool] = []
+    for step, count in steps:
+        if step == "put":
+            expected = count if len(queue) + count > 30 else 0
+            assert playout.put(_frames(sent, count)) == expected
+            refused += expected
+            if not expected:
+                queue += range(sent, sent + count)
+            sent += count
+        elif step == "flush":
+            assert playout.flush() == len(queue)
+            queue.clear()
+        else:
+            for _ in range(count):
+                pcm = playout.pull()
+                assert (None if pcm is None else _number(pcm)) == (queue.pop(0) if queue else None)
+                played += pcm is not None
+                transitions += _transitions(playout)
+    assert (playout.frames_refused, playout.frames_played, len(playout)) == (
+        refused,
+        played,
+        len(queue),
+    )
+    # An end is told only of what had begun; after a flush a start follows a start.
+    assert transitions[:1] != [False]
+    assert all(a or b for a, b in pairwise(transitions))
+
+
+@pytest.fixture
+def _nervous_threads() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_nervous_threads")
+def test_pulled_and_flushed_are_what_was_put_while_two_threads_work() -> None:
+    """A clock that pulls as fast as it can while the loop puts and flushes: every flush exact."""
+    playout = Playout(Codec.PCMU, 10_000)
+    chance = random.Random(7)
+    pulled: list[int] = []
+    beats: SimpleQueue[int] = SimpleQueue()
+    over = threading.Event()
+
+    def clock() -> None:
+        while not over.is_set():
+            pcm = playout.pull()
+            if pcm is not None:
+                pulled.append(_number(pcm))
+                beats.put(pulled[-1])
+
+    thread = threading.Thread(target=clock)
+    thread.start()
+    sent = flushed = cut_in_the_middle = 0
+    rounds = 300
+    try:
+        for _ in range(rounds):
+            base, before = sent, len(pulled)
+            for _ in range(chance.randint(1, 4)):
+                count = chance.randint(1, 20)
+                assert playout.put(_frames(sent, count)) == 0
+                sent += count
+            moment = base + chance.randrange(sent - base)
+            while beats.get(timeout=10) < moment:
+                pass
+            taken = playout.flush()
+            flushed += taken
+            last = sent - taken - 1
+            while pulled[-1] < last:
+                beats.get(timeout=10)
+            # What the flush did not take, the clock has taken: the first ones, and all of them.
+            assert pulled[before:] == list(range(base, sent - taken))
+            cut_in_the_middle += taken > 0
+    finally:
+        over.set()
+        thread.join()
+    assert len(pulled) + flushed == sent
+    assert playout.frames_played == len(pulled)
+    assert cut_in_the_middle > rounds / 10  # or the threads did not meet
