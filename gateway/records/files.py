@@ -30,6 +30,7 @@ class RecordFiles:
         self._task: asyncio.Task[None] | None = None
         self.dropped = 0
         """Records not written."""
+        self._unwritten = 0
 
     async def start(self) -> None:
         """Make the folder and begin. Raises OSError, naming it, when it cannot be written to."""
@@ -40,33 +41,44 @@ class RecordFiles:
 
     def write(self, record: CallRecord) -> None:
         """Have a record written; returns at once."""
+        if self._folder is None:
+            return
         if self._task is None:
+            self._drop(record, "the writer has stopped")
             return
         try:
             self._queue.put_nowait(record)
         except asyncio.QueueFull:
-            self.dropped += 1
-            log.error("records.dropped", call=record.call_id, dropped=self.dropped)
+            self._drop(record, "the disk is too slow")
+        else:
+            self._unwritten += 1
 
     async def stop(self) -> None:
         """Write what waits, at most ``STOP_SECONDS``."""
-        if self._task is None:
+        task, self._task = self._task, None
+        if task is None:
             return
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self._queue.put(None)
-                await self._task
+                await task
         except TimeoutError:
-            log.error("records.not_written", waiting=self._queue.qsize())
-            self._task.cancel()
+            task.cancel()
+            self.dropped += self._unwritten
+            log.error("records.not_written", lost=self._unwritten)
 
     async def _run(self, folder: Path) -> None:
         while (record := await self._queue.get()) is not None:
             try:
                 await asyncio.to_thread(_write, folder, record)
-            except OSError as error:
-                self.dropped += 1
-                log.error("records.dropped", call=record.call_id, error=str(error))
+            except Exception as error:
+                # One record that cannot be written must not cost those behind it.
+                self._drop(record, str(error))
+            self._unwritten -= 1
+
+    def _drop(self, record: CallRecord, why: str) -> None:
+        self.dropped += 1
+        log.error("records.dropped", call=record.call_id, error=why, dropped=self.dropped)
 
 
 def _prepare(folder: Path) -> None:

@@ -1,0 +1,200 @@
+"""Record files: whole, in order, bounded, and never in a call's way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.call.ending import Why, ending_of
+from gateway.call.record import MAX_TIMELINE, CallRecord, DigitRun, Interruption
+from gateway.records import files
+from gateway.records.files import RecordFiles
+
+
+def _record(call_id: str, second: int = 0) -> CallRecord:
+    record = CallRecord(call_id, route="r", codec="PCMU")
+    record.started_at = f"2026-01-02T03:04:{second:02d}.567+00:00"
+    record.times.ringing = 0.04
+    record.times.confirmed, record.times.end = 1000.04, 4567.94
+    record.digits.append(DigitRun(2000.0, "42", "terminator"))
+    record.interruptions.append(Interruption(1.0, "speech", "item_1", 120, 400, 280, "truncate"))
+    record.mark(12.345, "digit", digit="4")
+    record.ending = ending_of(Why.HUNG_UP, answered=True, reason="Q.850;cause=16")
+    return record
+
+
+def _write(folder: Path, *records: CallRecord) -> tuple[RecordFiles, list[Any]]:
+    async def scenario() -> RecordFiles:
+        writer = RecordFiles(folder)
+        await writer.start()
+        for record in records:
+            writer.write(record)
+        await writer.stop()
+        return writer
+
+    with capture_logs() as logs:
+        return asyncio.run(scenario()), list(logs)
+
+
+def test_a_record_as_file(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    _write(folder, _record("abc@192.0.2.1"))
+    (file,) = folder.iterdir()
+    assert file.name == "20260102T030400567_abc_192.0.2.1.json"
+    record = json.loads(file.read_text())
+    assert record["call_id"] == "abc@192.0.2.1"
+    assert record["times_ms"] == {
+        "ringing": 0.0,
+        "session": None,
+        "answered": None,
+        "confirmed": 1000.0,
+        "first_audio": None,
+        "end": 4567.9,
+    }
+    assert record["talk_ms"] == 3567.9
+    assert record["ending"] == {
+        "by": "caller",
+        "why": "hung_up",
+        "sip_code": 200,
+        "reason": "Q.850;cause=16",
+        "detail": "",
+    }
+    assert record["digits"] == [{"at_ms": 2000.0, "digits": "42", "ended_by": "terminator"}]
+    assert record["interruptions"][0]["flushed_ms"] == 280
+    assert record["timeline"] == [{"t_ms": 12.3, "event": "digit", "digit": "4"}]
+    assert record["timeline_dropped"] == 0
+
+
+@pytest.mark.parametrize(
+    "call_id", ["../../etc/passwd", "/abs", "a/b\\c:d*", "", ".", "x" * 500, "ü\ud800\n", "a.part"]
+)
+def test_any_call_id_is_a_file_in_the_folder(tmp_path: Path, call_id: str) -> None:
+    folder = tmp_path / "records"
+    writer, logs = _write(folder, _record(call_id))
+    (file,) = folder.iterdir()
+    assert json.loads(file.read_text())["call_id"] == call_id
+    assert (writer.dropped, logs) == (0, [])
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_record_that_cannot_be_written_stops_no_other(tmp_path: Path) -> None:
+    bad = _record("bad")
+    bad.mark(1.0, "odd", value=object())
+    writer, logs = _write(tmp_path, _record("first", 1), bad, _record("last", 2))
+    assert [json.loads(f.read_text())["call_id"] for f in sorted(tmp_path.glob("*.json"))] == [
+        "first",
+        "last",
+    ]
+    assert writer.dropped == 1
+    (line,) = logs
+    assert (line["event"], line["call"]) == ("records.dropped", "bad")
+    assert "not JSON serializable" in line["error"]
+
+
+def test_a_folder_that_goes_away_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "records"
+
+    async def scenario() -> int:
+        writer = RecordFiles(folder)
+        await writer.start()
+        folder.rmdir()
+        writer.write(_record("lost"))
+        await writer.stop()
+        return writer.dropped
+
+    with capture_logs() as logs:
+        assert asyncio.run(scenario()) == 1
+    assert [(line["event"], line["call"]) for line in logs] == [("records.dropped", "lost")]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_at_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        asyncio.run(RecordFiles(tmp_path / "file" / "records").start())
+
+
+def test_without_a_folder_nothing_is_written() -> None:
+    async def scenario() -> int:
+        writer = RecordFiles(None)
+        await writer.start()
+        writer.write(_record("x"))
+        await writer.stop()
+        return writer.dropped
+
+    assert asyncio.run(scenario()) == 0
+
+
+def test_a_disk_that_hangs_costs_records_and_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = threading.Event()
+    write = files._write
+
+    def hang(folder: Path, record: CallRecord) -> None:
+        disk.wait(30)
+        write(folder, record)
+
+    monkeypatch.setattr(files, "_write", hang)
+    monkeypatch.setattr(files, "QUEUE_RECORDS", 3)
+
+    async def scenario() -> int:
+        writer = RecordFiles(tmp_path)
+        await writer.start()
+        writer.write(_record("in_hand"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for number in range(5):
+            writer.write(_record(f"n{number}"))
+        assert writer.dropped == 2
+        disk.set()
+        await writer.stop()
+        writer.write(_record("late"))
+        return writer.dropped
+
+    with capture_logs() as logs:
+        assert asyncio.run(scenario()) == 3
+    assert [line["call"] for line in logs] == ["n3", "n4", "late"]
+    names = {json.loads(f.read_text())["call_id"] for f in tmp_path.glob("*.json")}
+    assert names == {"in_hand", "n0", "n1", "n2"}
+
+
+def test_a_disk_that_hangs_at_the_end_does_not_hold_the_end_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = threading.Event()
+    monkeypatch.setattr(files, "_write", lambda _folder, _record: disk.wait(30))
+    monkeypatch.setattr(files, "STOP_SECONDS", 0.05)
+
+    async def scenario() -> int:
+        writer = RecordFiles(tmp_path)
+        await writer.start()
+        for number in range(3):
+            writer.write(_record(f"n{number}"))
+        await writer.stop()
+        dropped = writer.dropped
+        disk.set()
+        return dropped
+
+    with capture_logs() as logs:
+        assert asyncio.run(scenario()) == 3
+    assert [(line["event"], line["lost"]) for line in logs] == [("records.not_written", 3)]
+
+
+def test_timeline_is_bounded_and_counts_the_rest() -> None:
+    record = CallRecord("x")
+    for number in range(MAX_TIMELINE + 5):
+        record.mark(float(number), "e")
+    body = record.as_json()
+    assert (len(body["timeline"]), body["timeline_dropped"]) == (MAX_TIMELINE, 5)
+
+
+def test_summary_of_a_call_that_never_was_is_json() -> None:
+    summary = json.loads(json.dumps(CallRecord("x").summary()))
+    assert summary["ending"] is None
+    assert summary["talk_ms"] == 0.0
