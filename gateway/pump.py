@@ -9,6 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import structlog
+
+log = structlog.get_logger("media")
+
 
 class MediaPump:
     """Calls every registered function after the media clock has ticked.
@@ -20,6 +24,9 @@ class MediaPump:
         self._loop = asyncio.get_running_loop()
         self._moves: set[Callable[[], None]] = set()
         self._scheduled = False
+        self._faulty: set[Callable[[], None]] = set()
+        self.faults = 0
+        """Exceptions of moves; each is a defect."""
 
     def add(self, move: Callable[[], None]) -> None:
         """Call ``move`` on every beat."""
@@ -28,6 +35,7 @@ class MediaPump:
     def remove(self, move: Callable[[], None]) -> None:
         """Call it no more."""
         self._moves.discard(move)
+        self._faulty.discard(move)
 
     def wake(self) -> None:
         """A frame came. From any thread; returns at once."""
@@ -39,4 +47,13 @@ class MediaPump:
         # Cleared first: a frame that comes while we run gets a beat of its own.
         self._scheduled = False
         for move in tuple(self._moves):
-            move()
+            if move not in self._moves:
+                continue  # its call ended in this beat
+            try:
+                move()
+            except Exception:
+                # One call's defect must not silence the others; said once, not every 20 ms.
+                self.faults += 1
+                if move not in self._faulty:
+                    self._faulty.add(move)
+                    log.exception("media.fault")
