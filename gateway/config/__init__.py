@@ -14,6 +14,7 @@ from .models import (
     PortRange,
     RealtimeSettings,
     SipSettings,
+    WorkerSettings,
 )
 from .problems import ConfigError, Problem
 
@@ -28,5 +29,6 @@ __all__ = [
     "Problem",
     "RealtimeSettings",
     "SipSettings",
+    "WorkerSettings",
     "load_config",
 ]

@@ -14,12 +14,17 @@ from .problems import ConfigError, Problem
 from .source import read_toml
 
 
-def load_all(path: Path, environ: Mapping[str, str] | None = None) -> tuple[Config, Dialplan]:
+def load_all(
+    path: Path, environ: Mapping[str, str] | None = None, *, workers: int | None = None
+) -> tuple[Config, Dialplan]:
     """Read the configuration at ``path`` and the dialplans that it names.
 
-    Raises ConfigError with the problems of all files at once.
+    ``workers``, when given, takes the place of ``workers.count``. Raises ConfigError with the
+    problems of all files at once.
     """
     source = read_toml(path, environ)
+    if workers is not None and isinstance(source.data.setdefault("workers", {}), dict):
+        source.data["workers"]["count"] = workers
     config, problems = judge_config(source)
     folder = _folder(source.data, path) if config is None else config.dialplan.folder
     dialplan = Dialplan(())
@@ -69,10 +74,17 @@ def _summary(path: Path, config: Config, dialplan: Dialplan) -> list[str]:
     files = len(dialplan_files(config.dialplan.folder))
     key = "with a key" if realtime.api_key else "without a key"
     low, high = sip.rtp_ports
+    count = config.workers.count
+    last = config.for_worker(count - 1).sip.listen
+    shared = [
+        f"  workers   {count}, each for {sip.max_calls} calls; the last one on "
+        f"{', '.join(map(str, last))}"
+    ]
     return [
         f"{path}: good",
         f"  sip       {', '.join(map(str, sip.listen))}, at most {sip.max_calls} calls, "
         f"RTP {low}-{high}",
+        *(shared if count > 1 else []),
         f"  realtime  {realtime.url}, model {realtime.model}, {key}",
         f"  dialplan  {len(dialplan.routes)} routes in {files} files: {names or 'none'}",
     ]

@@ -68,6 +68,18 @@ class ListenAddress(NamedTuple):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.transport}:{host}:{self.port}"
 
+    def shifted(self, ports: int) -> ListenAddress:
+        """The address so many ports higher."""
+        return self._replace(port=self.port + ports)
+
+    def collides(self, other: ListenAddress) -> bool:
+        """Whether not both can be bound; ``0.0.0.0`` and ``::`` are all of this machine's."""
+        if (self.transport == "udp") is not (other.transport == "udp"):
+            return False
+        hosts = (ipaddress.ip_address(self.host), ipaddress.ip_address(other.host))
+        same = hosts[0] == hosts[1] or any(host.is_unspecified for host in hosts)
+        return self.port == other.port and hosts[0].version == hosts[1].version and same
+
 
 class PortRange(NamedTuple):
     """UDP ports for RTP (even) and RTCP (the odd one above, RFC 3550 section 11), inclusive."""
@@ -79,6 +91,12 @@ class PortRange(NamedTuple):
     def calls(self) -> int:
         """How many calls find a pair of ports in the range."""
         return (self.high - self.low + 1) // 2
+
+    def share(self, index: int, count: int) -> PortRange:
+        """The ``index``-th of ``count`` equal parts, in whole pairs."""
+        pairs = self.calls // count
+        low = self.low + 2 * pairs * index
+        return PortRange(low, low + 2 * pairs - 1)
 
 
 def _listen_address(value: object) -> ListenAddress:
@@ -293,6 +311,15 @@ class LimitSettings(Section):
 
     max_call_seconds: Seconds = 3600.0
     drain_seconds: SecondsOrOff = 5.0
+    drain_notice_seconds: SecondsOrOff = 0.0
+
+
+class WorkerSettings(Section):
+    """``[workers]``: processes that share the calls, each with ports of its own."""
+
+    count: Annotated[Count, Field(le=256)] = 1
+    port_step: Count = 1
+    max_restarts: Annotated[int, Strict(), Field(ge=0), _Typed] = 8
 
 
 class Config(Section):
@@ -305,6 +332,53 @@ class Config(Section):
     records: RecordSettings = Field(default_factory=RecordSettings)
     media: MediaSettings = Field(default_factory=MediaSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
+    workers: WorkerSettings = Field(default_factory=WorkerSettings)
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> Self:
+        count, sip = self.workers.count, self.sip
+        if count == 1:
+            return self
+        share = sip.rtp_ports.share(0, count).calls
+        if share < sip.max_calls:
+            raise MisplacedError(
+                ("sip", "rtp_ports"),
+                f"has room for {share} calls in each of {count} workers (two ports each), "
+                f"but max_calls is {sip.max_calls} for each",
+            )
+        seen: list[tuple[ListenAddress, int]] = []
+        for worker in range(count):
+            for index, base in enumerate(sip.listen):
+                where = ("sip", "listen", index)
+                address = base.shifted(worker * self.workers.port_step)
+                if base.port == 0:
+                    raise MisplacedError(where, f"port 0 cannot be shared by {count} workers")
+                if address.port > 65535:
+                    raise MisplacedError(where, f"worker {worker} would have port {address.port}")
+                if sip.rtp_ports.low <= address.port <= sip.rtp_ports.high:
+                    raise MisplacedError(
+                        where, f"worker {worker} would have port {address.port}, one of rtp_ports"
+                    )
+                for other, owner in seen:
+                    if address.collides(other):
+                        raise MisplacedError(
+                            where,
+                            f"worker {worker} would have {address}, which worker {owner} has as "
+                            f"{other}; workers.port_step sets them further apart",
+                        )
+                seen.append((address, worker))
+        return self
+
+    def for_worker(self, index: int) -> Config:
+        """The configuration of one of ``workers.count`` workers, counted from 0."""
+        step, count = index * self.workers.port_step, self.workers.count
+        sip = self.sip.model_copy(
+            update={
+                "listen": tuple(address.shifted(step) for address in self.sip.listen),
+                "rtp_ports": self.sip.rtp_ports.share(index, count),
+            }
+        )
+        return self.model_copy(update={"sip": sip})
 
     def secrets(self) -> tuple[str, ...]:
         """Every secret text, for a log filter that must let none of them through."""
