@@ -173,7 +173,7 @@ class ScriptedCall:
         began = self._since_dial()
         done = False
         if not isinstance(step, WaitAnswer):
-            self._progress(str(step))
+            self._progress(step.note or str(step))
         try:
             await self._step(number, step)
             done = True
@@ -356,7 +356,7 @@ class ScriptedCall:
             uri=self.uri,
             outcome=outcome,
             message=message,
-            exit_code=outcome.value,
+            exit_code=outcome.exit_code,
             started_at=self._started_at,
             codec=self._codec.value if self._codec else None,
             steps=self._steps,

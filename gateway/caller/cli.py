@@ -120,7 +120,7 @@ def command(
         if not isinstance(error, PhoneError):
             raise
         click.echo(f"cannot call from here: {error}", err=True)
-        sys.exit(Outcome.FAILED.value)
+        sys.exit(Outcome.FAILED.exit_code)
     _tell(console, run, many)
     if report is not None:
         _write_report(report, run, many)

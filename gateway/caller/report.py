@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import Enum
-from typing import Annotated
+from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field
 
 
-class Outcome(Enum):
-    """What became of a call; the number is the exit status of ``gateway call``."""
+class Outcome(StrEnum):
+    """What became of a call."""
 
-    COMPLETED = 0
-    REFUSED = 3
-    NO_ANSWER = 4
-    STEP_MISSED = 5
-    LOST = 6
-    FAILED = 7
-    INTERRUPTED = 130
+    COMPLETED = "completed"
+    REFUSED = "refused"
+    NO_ANSWER = "no_answer"
+    STEP_MISSED = "step_missed"
+    LOST = "lost"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def exit_code(self) -> int:
+        """The exit status of ``gateway call``; 2 is wrong usage."""
+        return _EXIT_CODES[self]
+
+
+_EXIT_CODES = {
+    Outcome.COMPLETED: 0,
+    Outcome.REFUSED: 3,
+    Outcome.NO_ANSWER: 4,
+    Outcome.STEP_MISSED: 5,
+    Outcome.LOST: 6,
+    Outcome.FAILED: 7,
+    Outcome.INTERRUPTED: 130,
+}
 
 
 class _Part(BaseModel):
@@ -57,7 +72,7 @@ class CallReport(_Part):
     """One scripted call. Moments are ms since the INVITE, None when it did not happen."""
 
     uri: str
-    outcome: Annotated[Outcome, PlainSerializer(lambda value: value.name.lower())]
+    outcome: Outcome
     message: str
     """One sentence: what happened."""
     exit_code: int

@@ -56,9 +56,13 @@ AudioFile = Annotated[Path, AfterValidator(_beside_script)]
 
 
 class Step(Section):
-    """One thing to do; ``within`` is its deadline (s) where it has one."""
+    """One thing to do; ``within`` is its deadline (s) where it has one.
+
+    ``note`` is what a person is told of it.
+    """
 
     needs_media: ClassVar[bool] = False
+    note: Text | None = None
 
     def __str__(self) -> str:
         return str(getattr(self, "do", type(self).__name__))

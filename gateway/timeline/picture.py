@@ -244,11 +244,13 @@ class _Drawing:
         words = text.split()
         while words and len(lines) < 2:
             count = self._fitting(label, words, to_s)
-            lines.append(" ".join(words[:count]))
-            words = words[count:]
             if count == 0:
-                break
-        if words and lines[-1]:
+                lines.append(self._shortened(label, words[0][:-1], to_s))
+                words = []
+            else:
+                lines.append(" ".join(words[:count]))
+                words = words[count:]
+        if words:
             lines[-1] = self._shortened(label, lines[-1], to_s)
         label.set_text("\n".join(line for line in lines if line))
 
