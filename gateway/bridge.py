@@ -70,6 +70,7 @@ class Bridge:
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._streaming = False
+        self._held: outputs.Hold | None = None
         self._inbox: deque[tuple[inputs.Input, float]] = deque()
         self._busy = False
         self._faulted = False
@@ -84,6 +85,7 @@ class Bridge:
             outputs.CloseSession: self._close_session,
             outputs.Send: self._send,
             outputs.StartMedia: self._start_media,
+            outputs.Hold: self._hold,
             outputs.UseCodec: self._use_codec,
             outputs.Play: self._play,
             outputs.Flush: self._flush,
@@ -132,6 +134,10 @@ class Bridge:
         """The ACK came."""
         self.feed(inputs.Confirmed())
 
+    def on_hold(self, held: bool) -> None:
+        """The caller put us on hold, or took us back."""
+        self.feed(inputs.Held(held))
+
     def on_digit(self, digit: str) -> None:
         """A key."""
         self.feed(inputs.DigitPressed(digit))
@@ -171,6 +177,8 @@ class Bridge:
 
     def _beat(self) -> None:
         audio = self._audio.uplink.drain()
+        if self._held is not None:
+            audio = self._audio.codec.silence * len(audio) if self._held.silent else b""
         if audio and self._streaming and self._session is not None:
             self._session.append(audio)
         playout = self._audio.playout
@@ -231,6 +239,8 @@ class Bridge:
 
     async def _open(self) -> None:
         plan = self._session_plan
+        # This task's own: what the session logs, from here to its end, names the call.
+        structlog.contextvars.bind_contextvars(call=self.record.call_id, route=self.record.route)
         try:
             session = await open_with_retry(
                 plan.endpoint,
@@ -269,11 +279,15 @@ class Bridge:
     def _start_media(self, _output: outputs.StartMedia) -> None:
         self._audio.uplink.drain()  # what came before the ACK is older than the conversation
         self._streaming = True
-        self._audio.playout.pause(False)
+        self._audio.playout.pause(self._held is not None)
         self._pump.add(self._beat)
 
+    def _hold(self, output: outputs.Hold) -> None:
+        self._held = output if output.held else None
+        self._audio.playout.pause(output.held or not self._streaming)
+
     def _use_codec(self, output: outputs.UseCodec) -> None:
-        self._audio.uplink.codec = self._audio.playout.codec = output.codec
+        self._audio.codec = self._audio.uplink.codec = self._audio.playout.codec = output.codec
 
     def _play(self, output: outputs.Play) -> None:
         playout = self._audio.playout

@@ -84,6 +84,7 @@ def call_plan(config: Config, match: Match, codec: Codec, retry_after: int) -> C
         farewell_seconds=route.end_call.farewell_seconds,
         max_call_seconds=settings.max_call_seconds,
         rtp_timeout=settings.rtp_timeout,
+        silence_on_hold=route.hold.caller_audio == "silence",
         server_interrupts=_server_interrupts(_session(route, codec)),
         retry_after=retry_after,
     )

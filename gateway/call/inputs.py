@@ -63,6 +63,14 @@ class Confirmed:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """The caller put us on hold (``sendonly``, ``inactive`` or 0.0.0.0, RFC 3264 section 8.4), or
+    took us back."""
+
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
 class DigitPressed:
     """The caller pressed a key (RFC 4733)."""
 
@@ -136,6 +144,7 @@ Input = (
     | ServerFailed
     | MediaUp
     | Confirmed
+    | Held
     | DigitPressed
     | RtpCounted
     | LegEnded

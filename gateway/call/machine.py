@@ -18,6 +18,7 @@ from gateway.call.inputs import (
     DigitPressed,
     Faulted,
     Flushed,
+    Held,
     Input,
     LegEnded,
     MediaUp,
@@ -39,6 +40,7 @@ from gateway.call.outputs import (
     CloseSession,
     Finished,
     HangUp,
+    Hold,
     OpenSession,
     Output,
     Refuse,
@@ -87,6 +89,7 @@ class CallMachine:
         self._conversation = Conversation(plan, self._journal)
         self._ending: Ending | None = None
         self._session_up = False
+        self._held = False
         self._max_at: float | None = None
         self._rtp_packets = -1
         self._rtp_at: float | None = None
@@ -99,6 +102,7 @@ class CallMachine:
             ServerFailed: self._on_server_failed,
             MediaUp: self._on_media_up,
             Confirmed: self._on_confirmed,
+            Held: self._on_held,
             DigitPressed: self._on_digit,
             RtpCounted: self._on_rtp,
             LegEnded: self._on_leg_ended,
@@ -204,12 +208,23 @@ class CallMachine:
         self._rtp_at = now
         return [self._journal.note(now, "confirmed", "info"), StartMedia()]
 
+    def _on_held(self, input: Held, now: float) -> list[Output]:
+        if not self._live or input.held is self._held:
+            return []
+        self._held = input.held
+        # A caller on hold may send no RTP at all; that is no dead line.
+        self._rtp_at = None if input.held else now
+        note = self._journal.note(now, "held" if input.held else "resumed", "info")
+        return [note, Hold(input.held, self._plan.silence_on_hold)]
+
     def _on_digit(self, input: DigitPressed, now: float) -> list[Output]:
         if not self._live or not self._session_up:
             return []
         return self._conversation.on_digit(input.digit, now)
 
     def _on_rtp(self, input: RtpCounted, now: float) -> list[Output]:
+        if self._held:
+            return []
         if input.packets != self._rtp_packets and self.state is State.TALKING:
             self._rtp_packets = input.packets
             self._rtp_at = now

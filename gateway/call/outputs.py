@@ -62,6 +62,15 @@ class StartMedia:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Playout stands still while ``held``. What the caller's side sends then (music, as a rule) is
+    not the caller: the session gets silence in its place, or nothing (``silent``)."""
+
+    held: bool
+    silent: bool
+
+
+@dataclass(frozen=True, slots=True)
 class UseCodec:
     """The leg speaks another law than was expected."""
 
@@ -106,6 +115,7 @@ Output = (
     | CloseSession
     | Send
     | StartMedia
+    | Hold
     | UseCodec
     | Play
     | Flush

@@ -35,6 +35,9 @@ class CallPlan:
     max_call_seconds: float = 3600.0
     rtp_timeout: float = 30.0
     """0 never ends a call for want of RTP."""
+    silence_on_hold: bool = True
+    """Whether the session hears silence while the caller has us on hold, or nothing at all (its
+    voice activity detection and idle time-out then stand still)."""
     server_interrupts: bool = True
     """The server's voice activity detection cancels the running response by itself
     (``interrupt_response``); without it, speech of the caller cuts nothing."""

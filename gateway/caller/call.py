@@ -106,6 +106,10 @@ class ScriptedCall:
         self.tape.negotiated(codec)
         self._wake()
 
+    def on_hold(self, held: bool) -> None:
+        """Held by the other side: its audio stops by itself, and comes back."""
+        self._progress("held by the other side" if held else "taken back from hold")
+
     def on_confirmed(self) -> None:
         """Answered."""
         self._mark("answered")

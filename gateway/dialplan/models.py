@@ -9,7 +9,7 @@ import string
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from types import MappingProxyType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -202,6 +202,12 @@ class RouteLimits(Section):
     rtp_timeout: SecondsOrOff | None = None
 
 
+class Hold(Section):
+    """``[route.hold]``: what the session hears while the caller has the gateway on hold."""
+
+    caller_audio: Literal["silence", "stop"] = "silence"
+
+
 class RouteRealtime(Section):
     """``[route.realtime]``: in place of ``[realtime]``, for this route.
 
@@ -249,6 +255,7 @@ class Route(Section):
     digits: Digits = Field(default_factory=Digits)
     end_call: EndCall = Field(default_factory=EndCall)
     limits: RouteLimits = Field(default_factory=RouteLimits)
+    hold: Hold = Field(default_factory=Hold)
     realtime: RouteRealtime = Field(default_factory=RouteRealtime)
 
     @model_validator(mode="after")

@@ -23,6 +23,8 @@ log = structlog.get_logger("sip")
 _IS_UPDATE = 1
 """PJMEDIA_STREAM_DTMF_IS_UPDATE: a further packet of an event already reported."""
 
+_REQUEST_TERMINATED = 487
+
 _F = TypeVar("_F", bound=Callable[..., None])
 
 
@@ -110,6 +112,7 @@ class SipCall(pj.Call):  # type: ignore[misc]
         self.leg: Leg | None = None
         self.ended = False
         self._local = False
+        self._held = False
         self._method = ""
         self._reason_header = ""
         self._port: Port | None = None
@@ -180,11 +183,13 @@ class SipCall(pj.Call):  # type: ignore[misc]
         elif info.state == pj.PJSIP_INV_STATE_DISCONNECTED and not self.ended:
             self.ended = True
             self._release_port()
+            code = int(info.lastStatusCode)
+            crossed = self._method == "CANCEL" and code != _REQUEST_TERMINATED
             end = LegEnd(
-                code=int(info.lastStatusCode),
+                code=code,
                 reason=str(info.lastReason),
-                method=self._method,
-                reason_header=self._reason_header,
+                method="" if crossed else self._method,
+                reason_header="" if crossed else self._reason_header,
                 local=self._local,
             )
             self._tell(lambda handler: handler.on_ended(end))
@@ -200,7 +205,8 @@ class SipCall(pj.Call):  # type: ignore[misc]
         if state.type != pj.PJSIP_EVENT_RX_MSG or state.tsx.role != pj.PJSIP_ROLE_UAS:
             return
         method = str(state.tsx.method)
-        if method in ("BYE", "CANCEL") and not self._method:
+        # A CANCEL that crossed our 200 has no effect; the BYE that follows it is the end.
+        if method in ("BYE", "CANCEL"):
             self._method = method
             self._reason_header = reason_of(headers_of(str(state.src.rdata.wholeMsg)))
 
@@ -215,6 +221,7 @@ class SipCall(pj.Call):  # type: ignore[misc]
             media = info.media[index]
             if media.type != pj.PJMEDIA_TYPE_AUDIO:
                 continue
+            self._note_hold(media.status == pj.PJSUA_CALL_MEDIA_REMOTE_HOLD)
             if media.status != pj.PJSUA_CALL_MEDIA_ACTIVE:
                 continue
             stream = self.getStreamInfo(index)
@@ -226,6 +233,13 @@ class SipCall(pj.Call):  # type: ignore[misc]
             self._port.startTransmit(audio)
             self._tell(partial(_tell_media, codec=codec))
             return
+
+    def _note_hold(self, held: bool) -> None:
+        # While the peer holds, its stream is not joined again: what it sends then is its music,
+        # and our port goes on being asked and given nothing every 20 ms.
+        if held is not self._held:
+            self._held = held
+            self._tell(lambda handler: handler.on_hold(held))
 
     @guarded
     def onDtmfEvent(self, prm: Any) -> None:  # noqa: N802

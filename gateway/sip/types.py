@@ -111,6 +111,9 @@ class LegHandler(Protocol):
     def on_confirmed(self) -> None:
         """The dialog is confirmed: ACK came, or was sent."""
 
+    def on_hold(self, held: bool) -> None:
+        """The peer put us on hold, or took us back (RFC 3264 section 8.4)."""
+
     def on_digit(self, digit: str) -> None:
         """A key was pressed: one of ``0-9 * # A-D`` (RFC 4733)."""
 

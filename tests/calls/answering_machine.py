@@ -53,6 +53,9 @@ class Machine:
     def on_ringing(self, code: int) -> None:
         raise AssertionError(code)
 
+    def on_hold(self, held: bool) -> None:
+        raise AssertionError(held)
+
     def on_media(self, codec: Codec) -> None:
         tell(event="media", codec=codec.value)
         if self.does == "answer":
