@@ -123,6 +123,7 @@ def set_up_logging(
             )
         ]
     marking: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

@@ -1,5 +1,8 @@
 """A 503 with Retry-After for the INVITE that finds every call of the library taken.
 
+Also for the one that would find no handle for its sockets; and the one that came already is
+absorbed (:mod:`gateway.sip.arrivals`).
+
 pjsua answers 486 by itself when it has no free call, before the application hears of the INVITE.
 RFC 3261 section 21.5.4 wants 503 there, so that a proxy or trunk tries another gateway. pjsua2's
 proxies cannot reach that far down, so this is a pjsip module of our own (``pjsip_module``), put
@@ -10,8 +13,10 @@ retransmissions and requests inside a dialog were taken by the layers below and 
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable
 
+from gateway.sip.arrivals import Arrivals
 from gateway.sip.library import native
 from gateway.sip.message import headers_of
 
@@ -58,14 +63,20 @@ class Admission:
 
     Args:
         full: whether the library has no call left; asked for each new INVITE.
+        arrivals: what the INVITEs before say about the next one.
         retry_after: seconds for the Retry-After header.
         on_refused: told the message (empty when it could not be read) of each refused INVITE.
     """
 
     def __init__(
-        self, full: Callable[[], bool], retry_after: int, on_refused: Callable[[str], None]
+        self,
+        full: Callable[[], bool],
+        arrivals: Arrivals,
+        retry_after: int,
+        on_refused: Callable[[str], None],
     ) -> None:
         self._full = full
+        self._arrivals = arrivals
         self._on_refused = on_refused
         library = native()
         self._endpoint_of = library.pjsua_get_pjsip_endpt
@@ -112,12 +123,17 @@ class Admission:
 
     def _on_rx_request(self, rdata: int) -> int:
         try:
-            if not self._full():
-                return _PASS
             info = self._info(rdata) or b""
             if b" INVITE/" not in info or self._dialog_of(rdata):
                 return _PASS
+            now = time.monotonic()
             message = _message_of(rdata)
+            identity = _identity_of(message)
+            if identity and self._arrivals.is_repeat(identity, now):
+                return _HANDLED
+            if not self._full() and not self._arrivals.exhausted(now):
+                self._arrivals.admit(now)
+                return _PASS
             self._respond(
                 self._endpoint,
                 rdata,
@@ -139,3 +155,11 @@ def _message_of(rdata: int) -> str:
         return ""
     message = raw[start:].split(b"\0", 1)[0].decode("utf-8", "replace")
     return message if "call-id" in headers_of(message) else ""
+
+
+def _identity_of(message: str) -> str:
+    """What two copies of one INVITE have in common and no other has; empty when unknown."""
+    headers = headers_of(message)
+    if not message or any(name not in headers for name in ("via", "from", "call-id", "cseq")):
+        return ""
+    return "\n".join(headers[name][0] for name in ("via", "from", "call-id", "cseq"))

@@ -13,6 +13,7 @@ import structlog
 from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec
 from gateway.sip import library, native
 from gateway.sip.admission import Admission
+from gateway.sip.arrivals import Arrivals
 from gateway.sip.leg import Leg, SipCall
 from gateway.sip.message import (
     display_name_of,
@@ -300,6 +301,7 @@ class UserAgent:
         count = library.native().pjsua_call_get_count
         self._admission = Admission(
             full=lambda: int(count()) >= self.capacity,
+            arrivals=Arrivals(library.media_handles(), self.capacity),
             retry_after=self.settings.retry_after,
             on_refused=lambda message: self.tell_refused(
                 Refused(invite_of(message, "") if message else None, 503, "library at capacity")

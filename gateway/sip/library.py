@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,11 @@ def _extension() -> Any:
 
 _NATIVE = ctypes.CDLL(_extension().__file__, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
 _Words = ctypes.c_size_t * 2
+_LogFunction = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+_DUMP_LEVEL = 3
+_HANDLES = re.compile(rb"PJ_IOQUEUE_MAX_HANDLES\s*:\s*(\d+)")
+_FEWEST_HANDLES = 64
+"""pjlib's default, which every build has at least."""
 
 
 def native() -> ctypes.CDLL:
@@ -52,6 +58,34 @@ def capacity() -> int:
     function = _NATIVE.pjsua_call_get_max_count
     function.restype = ctypes.c_uint
     return int(function())
+
+
+def media_handles() -> int:
+    """Sockets that a queue of this build holds (``PJ_IOQUEUE_MAX_HANDLES``).
+
+    pjlib tells it only in the dump of its configuration. Needs an initialised library, and the
+    thread that initialised it.
+    """
+    found: list[int] = []
+
+    def look(_level: int, text: bytes, _length: int) -> None:
+        match = _HANDLES.search(text)
+        if match:
+            found.append(int(match[1]))
+
+    listener = _LogFunction(look)
+    current, level = _NATIVE.pj_log_get_log_func, int(_NATIVE.pj_log_get_level())
+    current.restype = ctypes.c_void_p
+    before = current()
+    _NATIVE.pj_log_set_log_func.argtypes = (ctypes.c_void_p,)
+    _NATIVE.pj_log_set_log_func(ctypes.cast(listener, ctypes.c_void_p))
+    _NATIVE.pj_log_set_level(_DUMP_LEVEL)
+    try:
+        _NATIVE.pj_dump_config()
+    finally:
+        _NATIVE.pj_log_set_level(level)
+        _NATIVE.pj_log_set_log_func(before)
+    return found[0] if found else _FEWEST_HANDLES
 
 
 def _vector_span(vector: Any) -> tuple[int, int]:

@@ -1,0 +1,95 @@
+"""Fixtures of the tests on the wire: ``async def`` tests, a world for each module, figures."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import figures
+import pytest
+import structlog
+from harness import World
+
+TEST_SECONDS = 110
+_runner = pytest.StashKey[asyncio.Runner]()
+
+
+@pytest.fixture(scope="session")
+def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
+    """The one event loop of emulator, telephone and log readers; it stands still between tests."""
+    with asyncio.Runner() as made:
+        request.config.stash[_runner] = made
+        yield made
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an ``async def`` test on the loop that its fixtures live on."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    runner = pyfuncitem.config.stash[_runner]
+    names = inspect.signature(pyfuncitem.obj).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+
+    async def bounded() -> None:
+        async with asyncio.timeout(TEST_SECONDS):
+            await pyfuncitem.obj(**arguments)
+
+    runner.run(bounded())
+    return True
+
+
+@pytest.fixture(scope="module")
+def shared_world(
+    runner: asyncio.Runner,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[World]:
+    """A world with the module's ``WORLD`` settings."""
+    settings: dict[str, Any] = getattr(request.module, "WORLD", {})
+    made = World(tmp_path_factory.mktemp("world"), **settings)
+    runner.run(made.start())
+    yield made
+    runner.run(made.stop())
+
+
+@pytest.fixture
+def world(
+    runner: asyncio.Runner, shared_world: World, request: pytest.FixtureRequest
+) -> Iterator[World]:
+    """The module's world; after each test nothing of its calls may be left."""
+    shared_world.behave()
+    before = request.session.testsfailed
+    yield shared_world
+    if request.session.testsfailed == before:
+        runner.run(shared_world.idle())
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, runner: asyncio.Runner) -> Path:
+    """For a test that brings up a world of its own."""
+    return tmp_path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quiet_emulator() -> Iterator[None]:
+    """The emulator's own log would fill every failure's report."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("warning"))
+    yield
+    structlog.configure(**before)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show the figures."""
+    lines = figures.shown()
+    if not lines:
+        return
+    terminalreporter.section("figures")
+    for line in lines:
+        terminalreporter.write_line(line)
+    figures.FILE.parent.mkdir(exist_ok=True)
+    figures.FILE.write_text("\n".join(lines) + "\n")

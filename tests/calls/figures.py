@@ -1,0 +1,35 @@
+"""Figures that the tests find, kept for the end of the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+FILE = Path("test-output/figures.txt")
+
+_found: dict[str, str] = {}
+
+
+def show(name: str, value: str) -> None:
+    """Keep a figure; shown in pytest's summary and written to ``test-output/figures.txt``."""
+    _found[name] = value
+
+
+def shown() -> list[str]:
+    """All of them, a line each."""
+    return [f"{name}: {value}" for name, value in _found.items()]
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that ``percent`` of all do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
+
+
+def spread(values: Sequence[float], unit: str) -> str:
+    """p50, p95 and max in words."""
+    return (
+        f"p50 {percentile(values, 50):.1f} {unit}, p95 {percentile(values, 95):.1f} {unit}, "
+        f"max {max(values):.1f} {unit} of {len(values)}"
+    )

@@ -1,0 +1,197 @@
+"""A gateway as a process of its own, with its log read while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+WITHIN_S = 30.0
+"""Deadline of a wait that should take milliseconds; only something stuck gets there."""
+
+FAULTS = (
+    "gateway.unhandled",
+    "gateway.calls_left",
+    "call.fault",
+    "call.leg_given_up",
+    "call.playout_overflow",
+    "sip.callback_failed",
+    "sip.command_failed",
+    "sip.call_stuck",
+    "sip.thread_hung",
+    "sip.stop_failed",
+    "session.handler_failed",
+    "session.reader_failed",
+    "session.closed_handler_failed",
+    "records.dropped",
+    "records.not_written",
+)
+"""Log events that a run without a defect has none of."""
+
+Line = Mapping[str, Any]
+
+
+class Gateway:
+    """``gateway run -c`` and what it says.
+
+    Args:
+        config: the configuration's file; its log must be JSON on standard error.
+        entry: what to run instead of ``-m gateway``.
+    """
+
+    def __init__(self, config: Path, entry: tuple[str, ...] = ("-m", "gateway")) -> None:
+        self.config = config
+        self.lines: list[Line] = []
+        self.other_output: list[str] = []
+        """Lines that are no JSON: there should be none."""
+        self.tolerated: set[str] = set()
+        """Fault events that a test provokes on purpose."""
+        self._entry = entry
+        self._process: asyncio.subprocess.Process | None = None
+        self._readers: list[asyncio.Task[None]] = []
+        self._pulse = asyncio.Event()
+
+    async def start(self) -> None:
+        """Run it, until it listens."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *self._entry,
+            "run",
+            "-c",
+            str(self.config),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=16 * 1024 * 1024,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._readers = [
+            asyncio.create_task(self._read(stream), name="gateway log")
+            for stream in (self._process.stdout, self._process.stderr)
+        ]
+        await self.wait("gateway.up")
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def sip(self) -> tuple[str, int]:
+        """Where it takes calls."""
+        _transport, host, port = self.all("gateway.up")[0]["listen"][0].split(":")
+        return host, int(port)
+
+    @property
+    def max_calls(self) -> int:
+        """Calls it takes at a time, as it says at its start."""
+        return int(self.all("gateway.up")[0]["max_calls"])
+
+    def all(self, event: str, **fields: Any) -> list[Line]:
+        """Log lines of this event with these fields, so far."""
+        return [
+            line
+            for line in self.lines
+            if line.get("event") == event
+            and all(line.get(key) == value for key, value in fields.items())
+        ]
+
+    async def wait(
+        self, event: str, within_s: float = WITHIN_S, count: int = 1, **fields: Any
+    ) -> Line:
+        """The ``count``-th such line, waited for."""
+        try:
+            async with asyncio.timeout(within_s):
+                while len(found := self.all(event, **fields)) < count:
+                    if self._process is not None and self._process.returncode is not None:
+                        raise AssertionError(f"the gateway ended: {self.tail()}")
+                    self._pulse.clear()
+                    await self._pulse.wait()
+        except TimeoutError:
+            raise AssertionError(f"no log line {event} {fields}: {self.tail()}") from None
+        return found[count - 1]
+
+    async def until(self, condition: Callable[[], bool], within_s: float = WITHIN_S) -> None:
+        """Wait for a condition on the log, looked at after each line."""
+        async with asyncio.timeout(within_s):
+            while not condition():
+                self._pulse.clear()
+                await self._pulse.wait()
+
+    def tail(self) -> str:
+        """The end of the log, for a failed test."""
+        lines = [json.dumps(line) for line in self.lines[-25:]]
+        return "\n".join([*self.other_output[-25:], *lines])
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def stop(self) -> int:
+        """SIGTERM; returns the exit status."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """Wait for its end; returns the exit status."""
+        assert self._process is not None
+        try:
+            async with asyncio.timeout(WITHIN_S):
+                status = await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            status = await self._process.wait()
+        await asyncio.gather(*self._readers)
+        return status
+
+    def check(self, status: int) -> None:
+        """Assert that it ended well and did nothing wrong on the way."""
+        faults = [
+            line
+            for line in self.lines
+            if (line["event"] in FAULTS or line["level"] == "critical" or "exception" in line)
+            and line["event"] not in self.tolerated
+        ]
+        assert not faults, faults[:5]
+        assert not self.other_output, self.other_output
+        assert status == 0, self.tail()
+        down = self.all("gateway.down")
+        assert [line["media_faults"] for line in down] == [0], down
+
+    # ---- what the kernel knows of it
+
+    def cpu_seconds(self) -> float:
+        """Processor time used so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def resources(self) -> dict[str, int]:
+        """Resident memory (KiB), threads, open file descriptors."""
+        status = dict(
+            line.split(":", 1) for line in Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        )
+        return {
+            "rss_kib": int(status["VmRSS"].split()[0]),
+            "threads": int(status["Threads"]),
+            "fds": len(list(Path(f"/proc/{self.pid}/fd").iterdir())),
+        }
+
+    async def _read(self, stream: asyncio.StreamReader) -> None:
+        async for raw in stream:
+            text = raw.decode("utf-8", "replace").rstrip("\n")
+            try:
+                self.lines.append(json.loads(text))
+            except ValueError:
+                self.other_output.append(text)
+            self._pulse.set()
+        self._pulse.set()

@@ -1,0 +1,228 @@
+"""Emulator, gateway and telephone in one place: real SIP, real RTP, a real WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gateway_process import WITHIN_S, Gateway
+from sip_phone import Phone, PhoneCall
+
+from gateway.emulator.record import SessionRecord
+from gateway.emulator.script import Script
+from gateway.emulator.server import Emulator
+
+AUDIO_LIMIT = 20_000_000
+"""Bytes of audio kept of a session by the emulator: forty minutes."""
+
+CONFIG = """
+[sip]
+listen = ["udp:127.0.0.1:0"]
+rtp_ports = [{rtp_low}, {rtp_high}]
+max_calls = {max_calls}
+[realtime]
+url = "{url}"
+connect_timeout = 8
+[dialplan]
+folder = "{dialplans}"
+[records]
+folder = "records"
+[log]
+level = "{log_level}"
+[limits]
+drain_seconds = {drain_seconds}
+{more}
+"""
+
+ROUTES = """
+[[route]]
+name = "plain"
+to = "^plain$"
+[route.session]
+instructions = "Talk."
+
+[[route]]
+name = "greeted"
+to = "^greeted$"
+[route.greeting]
+say = "Hello."
+"""
+"""``plain``: the caller speaks first. ``greeted``: the model does, whatever its script says."""
+
+_rtp_low = 30000
+
+
+def rtp_range() -> tuple[int, int]:
+    """A range of RTP ports of its own for each gateway of this process."""
+    global _rtp_low
+    low = _rtp_low
+    _rtp_low = low + 400 if low < 40000 else 30000
+    return low, low + 399
+
+
+class World:
+    """One gateway with its emulator and a telephone.
+
+    ``more`` and ``routes`` are TOML, added to the configuration and to the dialplan; ``{url}`` in
+    a route stands for the emulator's address. ``script`` says how the emulator's next session
+    behaves.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        routes: str = "",
+        more: str = "",
+        max_calls: int = 100,
+        log_level: str = "debug",
+        drain_seconds: float = 0,
+        entry: tuple[str, ...] = ("-m", "gateway"),
+        dialplans: Path | None = None,
+        keep_sessions: int = 50,
+    ) -> None:
+        self.folder = folder
+        self.emulator = Emulator(audio_limit=AUDIO_LIMIT, keep_sessions=keep_sessions)
+        self.gateway = Gateway(folder / "gateway.toml", entry)
+        self.phone = Phone(("127.0.0.1", 0))
+        self._routes = ROUTES + routes
+        self._more = more
+        self._max_calls = max_calls
+        self._log_level = log_level
+        self._drain_seconds = drain_seconds
+        self._dialplans = dialplans
+
+    async def start(self) -> None:
+        """Bring all three up."""
+        await self.emulator.start()
+        low, high = rtp_range()
+        (self.folder / "routes").mkdir(parents=True)
+        routes = self._routes.replace("{url}", self.emulator.url())
+        (self.folder / "routes" / "10-routes.toml").write_text(routes)
+        config = CONFIG.format(
+            rtp_low=low,
+            rtp_high=high,
+            max_calls=self._max_calls,
+            url=self.emulator.url(),
+            dialplans=self._dialplans or "routes",
+            log_level=self._log_level,
+            drain_seconds=self._drain_seconds,
+            more=self._more,
+        )
+        self.gateway.config.write_text(config)
+        await self.gateway.start()
+        self.phone.gateway = self.gateway.sip
+        await self.phone.start()
+
+    async def stop(self, status: int | None = None) -> None:
+        """Bring all down, and assert that nothing went wrong and nothing is left."""
+        try:
+            if status is None:
+                status = await self.gateway.stop()
+        finally:
+            await self.phone.stop()
+            await self.emulator.stop()
+        self.gateway.check(status)
+        told = {line["call"]: line for line in self.gateway.all("call.summary")}
+        written = {}
+        for file in self.records_folder.glob("*"):
+            assert file.suffix == ".json", file
+            record = json.loads(file.read_text())
+            written[record["call_id"]] = record
+        assert told.keys() == written.keys(), "one summary line and one record for each call"
+        for call_id, record in written.items():
+            assert told[call_id]["ending"] == record["ending"]
+
+    @property
+    def script(self) -> Script:
+        """How the emulator's next session behaves."""
+        return self.emulator.script
+
+    @script.setter
+    def script(self, script: Script) -> None:
+        self.emulator.script = script
+
+    def behave(self, **fields: Any) -> None:
+        """Set the script from its fields."""
+        self.emulator.script = Script.model_validate(fields)
+
+    @property
+    def records_folder(self) -> Path:
+        """Where the gateway writes a file for each call."""
+        return self.folder / "records"
+
+    async def dial(self, user: str = "plain", **options: Any) -> PhoneCall:
+        """Place a call and wait until it is up on both sides."""
+        call = self.phone.call(user, **options)
+        call.invite()
+        await call.answered()
+        if call.acknowledge:
+            await self.gateway.wait("call.confirmed", call=call.call_id)
+        return call
+
+    async def session_of(self, call: PhoneCall) -> SessionRecord:
+        """What the emulator saw of this call's session."""
+        line = await self.gateway.wait("call.session_up", call=call.call_id)
+        found = [one for one in self.emulator.sessions if one.id == line["session_id"]]
+        assert len(found) == 1, line
+        return found[0]
+
+    async def summary(self, call: PhoneCall) -> dict[str, Any]:
+        """The summary line of this call; there has to be one only."""
+        await self.gateway.wait("call.summary", call=call.call_id)
+        lines = self.gateway.all("call.summary", call=call.call_id)
+        assert len(lines) == 1, lines
+        return dict(lines[0])
+
+    async def summary_at_end(self, call: PhoneCall) -> dict[str, Any]:
+        """Hang up; returns the summary line, which has to say so."""
+        await call.hang_up()
+        summary = await self.summary(call)
+        assert summary["ending"]["why"] == "hung_up", summary["ending"]
+        return summary
+
+    async def record(self, call: PhoneCall) -> dict[str, Any]:
+        """The record of this call, once its file is there."""
+        await self.summary(call)
+        name = "".join(c if c.isalnum() or c in "._-" else "_" for c in call.call_id)[:80]
+        files: list[Path] = []
+
+        def there() -> bool:
+            files[:] = self.records_folder.glob(f"*_{name}.json")
+            return bool(files)
+
+        await eventually(there, f"a record of {call.call_id}")
+        assert len(files) == 1, files
+        record: dict[str, Any] = json.loads(files[0].read_text())
+        return record
+
+    async def idle(self) -> None:
+        """Assert that nothing is left of any call: no session, no RTP, no call in the gateway."""
+        await eventually(lambda: not self.emulator.live, f"no session, of {self.emulator.live}")
+        ids = [call.call_id for call in self.phone.calls.values() if call.messages]
+        for call_id in ids:
+            await self.gateway.wait("call.summary", call=call_id)
+        for call in list(self.phone.calls.values()):
+            await self.phone.forget(call)
+
+
+async def eventually(condition: Callable[[], bool], what: str, within_s: float = WITHIN_S) -> None:
+    """Wait for a condition that nothing announces."""
+    try:
+        async with asyncio.timeout(within_s):
+            # A file, a count of the kernel's: nothing says when they change.
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"never: {what}") from None
+
+
+def closed_port() -> int:
+    """A TCP port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,242 @@
+"""The media end of a test's own telephone: RTP on a socket, each packet kept as it came.
+
+No jitter buffer, no concealment, no clock but the sender's: what arrives is what was on the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+FRAME = 160
+"""G.711 bytes of 20 ms, and RTP timestamp units."""
+EVENTS = "0123456789*#ABCD"
+EVENT_PAYLOAD = 101
+_SO_TIMESTAMPNS = 35
+_HEADER = struct.Struct("!BBHII")
+_MARKER = 0x80
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """An RTP packet; ``at`` is when the kernel had it (Unix seconds)."""
+
+    at: float
+    sequence: int
+    timestamp: int
+    payload_type: int
+    marker: bool
+    payload: bytes
+
+
+@dataclass(slots=True)
+class _Key:
+    """A key that is being sent by RFC 4733: its event, and what is left of it."""
+
+    event: int
+    timestamp: int
+    packets: int
+    pause: int
+    sent: int = 0
+
+
+class RtpEnd:
+    """An RTP port with its RTCP port above it. Sends 20 ms packets while it has a peer."""
+
+    def __init__(self, payload_type: int, silence: bytes) -> None:
+        self.payload_type = payload_type
+        self.packets: list[Packet] = []
+        self.loss: Callable[[], bool] = lambda: False
+        """Asked for each packet about to be sent: True loses it on the way."""
+        self.sending = True
+        """False is a caller whose network is gone."""
+        self.sent = self.lost = 0
+        self._silence = silence * FRAME
+        self._socket, self._rtcp = _pair()
+        self._peer: tuple[str, int] | None = None
+        self._sender: asyncio.Task[None] | None = None
+        self._queue: deque[bytes] = deque()
+        self._keys: deque[_Key] = deque()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._pulse = asyncio.Event()
+        asyncio.get_running_loop().add_reader(self._socket, self._read)
+        asyncio.get_running_loop().add_reader(self._rtcp, self._drain_rtcp)
+
+    @property
+    def port(self) -> int:
+        """The RTP port."""
+        return int(self._socket.getsockname()[1])
+
+    def connect(self, host: str, port: int) -> None:
+        """Send to this address from now on."""
+        self._peer = (host, port)
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send_all(), name=f"rtp {self.port}")
+
+    def say(self, audio: bytes) -> None:
+        """Speak these G.711 bytes, after what waits already; the last frame is filled up."""
+        for start in range(0, len(audio), FRAME):
+            frame = audio[start : start + FRAME]
+            self._queue.append(frame + self._silence[: FRAME - len(frame)])
+        self._quiet.clear()
+
+    def press(self, keys: str, *, packets: int = 4, pause: int = 3) -> None:
+        """Press keys: ``packets`` and three end packets for each, ``pause`` frames between."""
+        for key in keys:
+            self._keys.append(_Key(EVENTS.index(key), 0, packets, pause))
+        self._quiet.clear()
+
+    async def quiet(self, within_s: float = 60.0) -> None:
+        """Wait until everything has been said and pressed."""
+        async with asyncio.timeout(within_s):
+            await self._quiet.wait()
+
+    async def until(self, condition: Callable[[], bool], within_s: float = 30.0) -> None:
+        """Wait for a condition on what has arrived, looked at after each packet."""
+        async with asyncio.timeout(within_s):
+            while not condition():
+                self._pulse.clear()
+                await self._pulse.wait()
+
+    async def heard_bytes(self, count: int, within_s: float = 30.0) -> None:
+        """Wait until so many bytes of audio have come since the call began."""
+        await self.until(lambda: len(self.packets) * FRAME >= count, within_s)
+
+    @property
+    def heard(self) -> bytes:
+        """All that was heard so far, in the order of arrival."""
+        return b"".join(packet.payload for packet in self.packets)
+
+    async def close(self) -> None:
+        """Give up the ports."""
+        if self._sender is not None:
+            self._sender.cancel()
+            await asyncio.gather(self._sender, return_exceptions=True)
+        for end in (self._socket, self._rtcp):
+            asyncio.get_running_loop().remove_reader(end)
+            end.close()
+
+    def read_what_waits(self) -> None:
+        """Take in what the kernel holds already."""
+        self._read()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data, ancillary, _flags, _peer = self._socket.recvmsg(2048, 64)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno == errno.ECONNREFUSED:
+                    continue
+                raise
+            at = time.time()
+            for _level, kind, value in ancillary:
+                if kind == _SO_TIMESTAMPNS:
+                    seconds, nanoseconds = struct.unpack("qq", value[:16])
+                    at = seconds + nanoseconds / 1e9
+            if len(data) < _HEADER.size:
+                continue
+            _first, second, sequence, timestamp, _source = _HEADER.unpack_from(data)
+            self.packets.append(
+                Packet(
+                    at,
+                    sequence,
+                    timestamp,
+                    second & 0x7F,
+                    bool(second & _MARKER),
+                    data[_HEADER.size :],
+                )
+            )
+        self._pulse.set()
+
+    def _drain_rtcp(self) -> None:
+        try:
+            while True:
+                self._rtcp.recv(2048)
+        except OSError:
+            return
+
+    async def _send_all(self) -> None:
+        source = random.getrandbits(32)
+        sequence, timestamp = random.getrandbits(15), random.getrandbits(31)
+        start = time.monotonic()
+        tick = 0
+        while True:
+            for payload_type, marker, stamp, payload in self._due(timestamp, first=tick == 0):
+                if self.sending and not self.loss():
+                    second = payload_type | (_MARKER if marker else 0)
+                    self._put(_HEADER.pack(0x80, second, sequence, stamp, source) + payload)
+                else:
+                    self.lost += 1
+                sequence = (sequence + 1) & 0xFFFF
+            timestamp = (timestamp + FRAME) & 0xFFFFFFFF
+            tick += 1
+            await asyncio.sleep(max(0.0, start + tick * 0.02 - time.monotonic()))
+
+    def _due(self, timestamp: int, *, first: bool) -> list[tuple[int, bool, int, bytes]]:
+        """What leaves in this 20 ms: a frame of audio, or packets of a key."""
+        if not self._keys:
+            frame = self._queue.popleft() if self._queue else self._silence
+            if not self._queue:
+                self._quiet.set()
+            return [(self.payload_type, first, timestamp, frame)]
+        key = self._keys[0]
+        if key.sent == 0:
+            key.timestamp = timestamp
+        key.sent += 1
+        if key.sent <= key.packets:
+            body = struct.pack("!BBH", key.event, 10, key.sent * FRAME)
+            return [(EVENT_PAYLOAD, key.sent == 1, key.timestamp, body)]
+        if key.sent == key.packets + 1:
+            body = struct.pack("!BBH", key.event, 0x80 | 10, key.packets * FRAME)
+            return [(EVENT_PAYLOAD, False, key.timestamp, body)] * 3
+        if key.sent >= key.packets + 1 + key.pause:
+            self._keys.popleft()
+            if not self._keys and not self._queue:
+                self._quiet.set()
+        return [(self.payload_type, False, timestamp, self._silence)]
+
+    def _put(self, packet: bytes) -> None:
+        assert self._peer is not None
+        try:
+            self._socket.sendto(packet, self._peer)
+            self.sent += 1
+        except (BlockingIOError, ConnectionRefusedError):
+            self.lost += 1
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    """An even port for RTP and the odd one above it for RTCP (RFC 3550 section 11)."""
+    for _ in range(200):
+        rtp = _bound(0)
+        port = int(rtp.getsockname()[1])
+        if port % 2 == 0:
+            try:
+                return rtp, _bound(port + 1)
+            except OSError:
+                pass
+        rtp.close()
+    raise OSError("no pair of ports is free")
+
+
+def _bound(port: int) -> socket.socket:
+    end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    end.setblocking(False)
+    try:
+        # A test that is busy elsewhere must not lose what came meanwhile.
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
+        end.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        end.bind(("127.0.0.1", port))
+    except OSError:
+        end.close()
+        raise
+    return end
