@@ -116,10 +116,6 @@ class ScriptedCall:
         self._progress("answered")
         self._wake()
 
-    def on_hold(self, held: bool) -> None:
-        """The other side put us on hold, or took us back."""
-        self._progress("put on hold" if held else "taken back from hold")
-
     def on_digit(self, digit: str) -> None:
         """The other side pressed a key."""
         self._digits_received += digit

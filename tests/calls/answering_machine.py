@@ -66,9 +66,6 @@ class Machine:
     def on_confirmed(self) -> None:
         tell(event="confirmed")
 
-    def on_hold(self, held: bool) -> None:
-        tell(event="hold", held=held)
-
     def on_digit(self, digit: str) -> None:
         tell(event="digit", digit=digit)
 
