@@ -1,0 +1,471 @@
+"""A realtime server for load: hundreds of sessions, fifty messages a second each way, little CPU.
+
+Runs as a process of its own and obeys JSON lines on standard input (``python -m
+tests.load.endpoint``). All sessions are served by one clock in slots of 2 ms, so that they do not
+speak in step. Three kinds of session, told by the ``model`` of the URL:
+
+* ``bulk``: speaks without end; what the gateway sends is counted, read every 100 ms;
+* ``measured``: frames carry marks, and every arrival and departure has a time;
+* ``short``: read at once, ends by itself in several ways (the soak).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import os
+import random
+import select
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+
+from . import marks, wire
+from .clocks import ANCILLARY_BYTES, SO_TIMESTAMPNS, Arrivals
+
+SLOTS = 10
+"""Slots of the 20 ms; session n speaks in slot n modulo this."""
+SLOT_NS = 20_000_000 // SLOTS
+LEAD_FRAMES = 10
+"""How far ahead of real time a bulk session speaks, so that an underrun is the gateway's."""
+_READ_EVERY = 5
+_BURST_MS, _BURST_SPEED, _ANSWER_MS, _PAUSE_MS = 200, 5, 8000, 500
+_RECEIVE = 256 * 1024
+_MAX_NOTES = 400_000
+"""Times kept between two collections; a window of four measured calls makes some thousands."""
+
+_numbers = itertools.count(1)
+
+
+class Session:
+    """One WebSocket connection, from its first byte to its end."""
+
+    def __init__(self, server: Server, connection: socket.socket) -> None:
+        self.server = server
+        self.socket = connection
+        self.number = next(_numbers)
+        self.slot = self.number % SLOTS
+        self.kind = ""
+        self.up = False
+        self.closed = False
+        self.call = 0
+        """Number of the marked call whose audio comes in; 0 until some has."""
+        self.messages = self.bytes = 0
+        self.hearing = False
+        self.pending = b""
+        self.stalls = 0
+        self.steady = False
+        self.sequence = 0
+        self.turn = 0
+        self.finder = marks.Finder()
+        self._data = b""
+        self._handshake: ServerProtocol | None = ServerProtocol()
+        self._new_response()
+
+    def _new_response(self) -> None:
+        self.turn += 1
+        self.response = f"resp_CQ5wmTgEPEHNJ{self.number:05d}{self.turn:05d}"
+        self.item = f"item_CQ5wmMcIvmGXH{self.number:05d}{self.turn:05d}"
+
+    # ---- receiving
+
+    def receive(self) -> None:
+        """Take what waits on the socket."""
+        try:
+            if self.kind == "measured":
+                data, ancillary, _flags, _peer = self.socket.recvmsg(_RECEIVE, ANCILLARY_BYTES)
+                at = self.server.arrivals.at(ancillary)
+            else:
+                data, at = self.socket.recv(_RECEIVE), 0
+        except BlockingIOError:
+            return
+        except OSError:
+            data, at = b"", 0
+        if not data:
+            self.close()
+        elif self._handshake is not None:
+            self._shake_hands(data)
+        else:
+            self._take(data, at)
+
+    def _shake_hands(self, data: bytes) -> None:
+        protocol = self._handshake
+        assert protocol is not None
+        protocol.receive_data(data)
+        for request in protocol.events_received():
+            assert isinstance(request, Request)
+            query = parse_qs(urlsplit(request.path).query)
+            self.kind = query.get("model", ["bulk"])[0]
+            protocol.send_response(protocol.accept(request))
+            for out in protocol.data_to_send():
+                self.write(out)
+            self._handshake = None
+            session = {"id": f"sess_{self.number:06d}", "object": "realtime.session"}
+            self.write(wire.event("session.created", session={**session, "type": "realtime"}))
+
+    def _take(self, data: bytes, at: int) -> None:
+        if self._data:
+            data = self._data + data
+        done = 0
+        for opcode, start, end in wire.client_frames(data):
+            done = end
+            if opcode == wire.TEXT:
+                if self.up and self.kind == "bulk":
+                    self.messages += 1
+                    self.bytes += end - start
+                else:
+                    self._message(wire.unmasked(data, start, end), at)
+            elif opcode == wire.PING:
+                self.write(wire.frame(wire.unmasked(data, start, end), wire.PONG))
+            elif opcode == wire.CLOSE:
+                self.write(wire.frame(wire.unmasked(data, start, end), wire.CLOSE))
+                self.close()
+                return
+        self._data = data[done:]
+
+    def _message(self, payload: bytes, at: int) -> None:
+        self.messages += 1
+        self.bytes += len(payload)
+        if not self.up:
+            self._set_up(json.loads(payload))
+        elif self.kind == "measured":
+            event = json.loads(payload)
+            if event["type"] == "input_audio_buffer.append":
+                self._hear(marks.decoded(event["audio"]), at)
+            else:
+                fields = {k: v for k, v in event.items() if k in ("audio_end_ms", "item_id")}
+                self.server.note("commands", (self.call, event["type"], at, fields))
+
+    def _set_up(self, update: dict[str, Any]) -> None:
+        if update.get("type") != "session.update":
+            return
+        session = {**update["session"], "id": f"sess_{self.number:06d}"}
+        self.write(wire.event("session.updated", session=session))
+        self.up = True
+        self.server.joined(self)
+
+    def _hear(self, audio: bytes, at: int) -> None:
+        for call, sequence in self.finder.feed(audio):
+            self.call = call
+            self.server.note("heard", (call, sequence, at))
+
+    # ---- sending
+
+    def write(self, data: bytes) -> None:
+        """Send now; what the kernel does not take goes first next time."""
+        if self.closed:
+            return
+        if self.pending:
+            data = self.pending + data
+        try:
+            sent = self.socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        self.pending = data[sent:]
+        if self.pending:
+            self.stalls += 1
+
+    def say(self, frames: int = 1) -> None:
+        """Send one marked delta of so many frames, with the time of each."""
+        first = self.sequence
+        self.sequence += frames
+        audio = b"".join(marks.frame(self.call, first + n) for n in range(frames))
+        message = wire.delta(self.response, self.item, audio)
+        at = time.monotonic_ns()
+        self.write(message)
+        for n in range(frames):
+            self.server.note("said", (self.call, first + n, at))
+
+    def begin(self) -> None:
+        """A new response with a new item."""
+        self._new_response()
+        self.write(wire.opening(self.response, self.item))
+
+    def finish(self, status: str = "completed") -> None:
+        """The end of its audio and of the response."""
+        self.write(wire.audio_done(self.response, self.item) + wire.ending(self.response, status))
+
+    def close(self) -> None:
+        """Give the socket up."""
+        if not self.closed:
+            self.closed = True
+            self.server.left(self)
+            self.socket.close()
+
+
+class Server:
+    """The listener, its sessions and the clock."""
+
+    def __init__(self) -> None:
+        self.arrivals = Arrivals()
+        self._notes: dict[str, list[Any]] = {}
+        self._dropped_notes = 0
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        self._listener.setblocking(False)
+        self.port = int(self._listener.getsockname()[1])
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._watch(self._listener.fileno(), self._accept)
+        self._watch(0, self._obey)
+        self._commands = b""
+        self._sessions: dict[int, Session] = {}
+        self._slots: list[dict[Session, None]] = [{} for _ in range(SLOTS)]
+        self._frames: dict[Session, bytes] = {}
+        self._timers: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._tick_number = 0
+        self._late: list[int] = []
+        self._bulk_mode = "steady"
+        self._rng = random.Random(7)
+        self._totals = {"sessions": 0, "messages": 0, "bytes": 0, "sent": 0, "stalls": 0}
+        self._running = True
+
+    # ---- the loop
+
+    def run(self) -> None:
+        """Serve until told to end or standard input closes."""
+        next_tick = time.monotonic_ns()
+        while self._running:
+            now = time.monotonic_ns()
+            if now >= next_tick:
+                if self._sessions:
+                    self._late.append(now - next_tick)
+                self._tick()
+                next_tick += SLOT_NS
+                if now - next_tick > 500_000_000:
+                    next_tick = now  # a stopped process does not make up for lost seconds
+            while self._timers and self._timers[0][0] <= now:
+                heapq.heappop(self._timers)[2]()
+            due = min(next_tick, self._timers[0][0] if self._timers else next_tick)
+            wait = max(0, due - time.monotonic_ns()) / 1e9
+            # select has microseconds where epoll has milliseconds only.
+            if select.select([self._epoll], [], [], wait)[0]:
+                for descriptor, _events in self._epoll.poll(0):
+                    handler = self._handlers.get(descriptor)
+                    if handler is not None:
+                        handler()
+
+    def _tick(self) -> None:
+        number = self._tick_number
+        self._tick_number += 1
+        slot = self._slots[number % SLOTS]
+        reads = (number // SLOTS) % _READ_EVERY == 0
+        for session in tuple(slot):
+            if session.kind == "measured":
+                if session.steady:
+                    session.say()
+                continue
+            if reads:
+                session.receive()
+                if session.closed:
+                    continue
+            if session.messages == 0:
+                continue  # nobody is on the line yet
+            if self._bulk_mode == "steady":
+                self._speak(session)
+
+    def _speak(self, session: Session) -> None:
+        frame = self._frames.get(session)
+        if frame is None:
+            session.begin()
+            frame = wire.delta(session.response, session.item, marks.speech(1))
+            self._frames[session] = frame
+            session.write(wire.delta(session.response, session.item, marks.speech(LEAD_FRAMES)))
+        session.write(frame)
+        self._totals["sent"] += 1
+
+    def _answer_in_bursts(self, session: Session, sent: int = 0) -> None:
+        """As the real service: 200 ms a message, five times as fast as it is spoken."""
+        if session.closed or self._bulk_mode != "burst":
+            return
+        if sent == 0:
+            session.begin()
+        session.write(
+            wire.delta(session.response, session.item, marks.speech(_BURST_MS // 20))
+        )
+        self._totals["sent"] += 1
+        sent += 1
+        if sent * _BURST_MS < _ANSWER_MS:
+            self.after(_BURST_MS / _BURST_SPEED, lambda: self._answer_in_bursts(session, sent))
+        else:
+            session.finish()
+            rest = _ANSWER_MS * (1 - 1 / _BURST_SPEED) + _PAUSE_MS
+            self.after(rest, lambda: self._answer_in_bursts(session))
+
+    def after(self, ms: float, what: Callable[[], None]) -> None:
+        """Do something later."""
+        at = time.monotonic_ns() + int(ms * 1e6)
+        heapq.heappush(self._timers, (at, next(self._order), what))
+
+    def _watch(self, descriptor: int, handler: Callable[[], None]) -> None:
+        self._handlers[descriptor] = handler
+        self._epoll.register(descriptor, select.EPOLLIN)
+
+    def _unwatch(self, descriptor: int) -> None:
+        if self._handlers.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    # ---- sessions
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _peer = self._listener.accept()
+            except BlockingIOError:
+                return
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            session = Session(self, connection)
+            self._sessions[connection.fileno()] = session
+            self._watch(connection.fileno(), session.receive)
+
+    def joined(self, session: Session) -> None:
+        """A session is set up."""
+        self._totals["sessions"] += 1
+        if session.kind == "measured":
+            session.socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+            self._slots[session.slot][session] = None
+        elif session.kind == "bulk":
+            self._unwatch(session.socket.fileno())
+            self._slots[session.slot][session] = None
+            if self._bulk_mode == "burst":
+                wait = self._rng.uniform(500, _ANSWER_MS)
+                self.after(wait, lambda: self._answer_in_bursts(session))
+
+    def left(self, session: Session) -> None:
+        """A session is over."""
+        descriptor = session.socket.fileno()
+        self._unwatch(descriptor)
+        self._sessions.pop(descriptor, None)
+        self._slots[session.slot].pop(session, None)
+        self._frames.pop(session, None)
+        for name in ("messages", "bytes", "stalls"):
+            self._totals[name] += getattr(session, name)
+
+    def _measured(self) -> list[Session]:
+        """Measured sessions whose caller has been heard."""
+        return [s for s in self._sessions.values() if s.kind == "measured" and s.call]
+
+    def note(self, kind: str, what: Any) -> None:
+        """Keep a time for the next collection."""
+        notes = self._notes.setdefault(kind, [])
+        if len(notes) < _MAX_NOTES:
+            notes.append(what)
+        else:
+            self._dropped_notes += 1
+
+    # ---- the measured sessions' parts
+
+    def _steady(self, on: bool) -> None:
+        for session in self._measured():
+            if on:
+                # Another phase against the gateway's clock each time.
+                self._slots[session.slot].pop(session, None)
+                session.slot = self._rng.randrange(SLOTS)
+                self._slots[session.slot][session] = None
+                session.begin()
+            elif session.steady:
+                session.finish()
+            session.steady = on
+
+    def _probe(self, until: int) -> None:
+        for session in self._measured():
+            self.after(self._rng.uniform(0, 150), lambda s=session: self._probe_one(s, until))  # type: ignore[misc]
+
+    def _probe_one(self, session: Session, until: int) -> None:
+        if session.closed or time.monotonic_ns() > until:
+            return
+        session.begin()
+        session.say()
+        session.finish()
+        self.after(self._rng.uniform(100, 200), lambda: self._probe_one(session, until))
+
+    def _barge(self, until: int) -> None:
+        for session in self._measured():
+            self.after(self._rng.uniform(0, 300), lambda s=session: self._barge_one(s, until))  # type: ignore[misc]
+
+    def _barge_one(self, session: Session, until: int) -> None:
+        if session.closed or time.monotonic_ns() > until:
+            return
+        session.begin()
+        for _ in range(8):
+            session.say(10)
+        self.after(self._rng.uniform(250, 500), lambda: self._interrupt(session, until))
+
+    def _interrupt(self, session: Session, until: int) -> None:
+        message = wire.event(
+            "input_audio_buffer.speech_started", item_id="item_caller", audio_start_ms=1
+        )
+        at = time.monotonic_ns()
+        session.write(message)
+        self.note("interrupted", (session.call, session.sequence, at))
+        # Audio that was under way when the server stopped, and its end.
+        session.say(1)
+        session.finish("cancelled")
+        self.after(300, lambda: self._barge_one(session, until))
+
+    # ---- commands
+
+    def _obey(self) -> None:
+        data = os.read(0, 65536)
+        if not data:
+            self._running = False
+            return
+        *lines, self._commands = (self._commands + data).split(b"\n")
+        for line in lines:
+            reply = self._command(json.loads(line))
+            sys.stdout.write(json.dumps(reply) + "\n")
+            sys.stdout.flush()
+
+    def _command(self, command: dict[str, Any]) -> dict[str, Any]:
+        until = time.monotonic_ns() + int(command.get("seconds", 0) * 1e9)
+        match command["do"]:
+            case "where":
+                return {"port": self.port}
+            case "count":
+                return self._count()
+            case "bulk":
+                self._bulk_mode = command["mode"]
+            case "steady":
+                self._steady(command["on"])
+            case "probe":
+                self._probe(until)
+            case "barge":
+                self._barge(until)
+            case "take":
+                self.arrivals.renew()
+                notes, self._notes = self._notes, {}
+                late, self._late = self._late, []
+                return {**notes, "late_ns": late[:_MAX_NOTES], "dropped_notes": self._dropped_notes}
+            case "end":
+                self._running = False
+            case other:
+                return {"error": f"no command {other!r}"}
+        return {}
+
+    def _count(self) -> dict[str, Any]:
+        live = list(self._sessions.values())
+        totals = {
+            name: value + sum(getattr(session, name, 0) for session in live)
+            for name, value in self._totals.items()
+        }
+        kinds: dict[str, int] = {}
+        for session in live:
+            if session.up:
+                kinds[session.kind] = kinds.get(session.kind, 0) + 1
+        calls = sorted(session.call for session in self._measured())
+        return {"totals": totals, "live": kinds, "calls": calls, "at": time.monotonic_ns()}
+
+
+if __name__ == "__main__":
+    Server().run()

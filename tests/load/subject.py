@@ -1,0 +1,116 @@
+"""What is measured: the gateway as its users run it, or the floor, as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .worker import Failed, Worker
+
+START_SECONDS = 20.0
+
+_CONFIG = """\
+[sip]
+listen = ["udp:127.0.0.1:0"]
+rtp_ports = [10000, 19999]
+max_calls = {max_calls}
+[realtime]
+url = "ws://127.0.0.1:{port}/v1/realtime"
+model = "bulk"
+[dialplan]
+folder = "dialplan"
+[log]
+format = "json"
+level = "info"
+[limits]
+drain_seconds = 0
+"""
+
+_ROUTE = """\
+[[route]]
+name = "{name}"
+to = "^{name}$"
+[route.realtime]
+model = "{name}"
+"""
+
+
+class Gateway:
+    """``gateway run`` with the defaults of its configuration."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        up = self._wait_up()
+        host, port = str(up["listen"][0]).split(":")[1:]
+        self.address = (host, int(port))
+        self.max_calls = int(up["max_calls"])
+        self.pjsua2: dict[str, Any] = up["pjsua2"]
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.worker.pid
+
+    def _wait_up(self) -> dict[str, Any]:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.worker.process.poll() is not None:
+                raise Failed(f"the gateway ended at its start ({self.worker.tail()})")
+            for line in self.log():
+                if line.get("event") == "gateway.up":
+                    return line
+            time.sleep(0.05)
+        raise Failed(f"the gateway did not come up ({self.worker.tail()})")
+
+    def log(self) -> Iterator[dict[str, Any]]:
+        """The lines of its log so far; what is no JSON becomes ``{"event": "?", "text": …}``."""
+        with self.worker.log.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if not line.endswith("\n"):
+                    return
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    yield {"event": "?", "text": line.strip()}
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """The summary of each call that has ended."""
+        return [line for line in self.log() if line["event"] == "call.summary"]
+
+
+@contextmanager
+def gateway(folder: Path, endpoint_port: int, max_calls: int) -> Iterator[Gateway]:
+    """A gateway that joins its calls to the endpoint on ``endpoint_port``."""
+    (folder / "dialplan").mkdir(exist_ok=True)
+    for name in ("bulk", "measured", "short"):
+        (folder / "dialplan" / f"{name}.toml").write_text(_ROUTE.format(name=name))
+    config = folder / "gateway.toml"
+    config.write_text(_CONFIG.format(max_calls=max_calls, port=endpoint_port))
+    with Worker.python("gateway", "gateway", folder, "run", "-c", str(config)) as worker:
+        yield Gateway(worker)
+
+
+class Floor:
+    """pjsip by itself."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        while not (line := worker.line(START_SECONDS)).startswith("port "):
+            pass  # pjsip's first words
+        self.address = ("127.0.0.1", int(line.split()[1]))
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.worker.pid
+
+
+@contextmanager
+def floor(folder: Path, calls: int) -> Iterator[Floor]:
+    """The loop-back in C for so many calls."""
+    with Worker.python("floor", "tests.load.floor", folder, str(calls)) as worker:
+        yield Floor(worker)
