@@ -5,10 +5,15 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gateway import __version__
+
+if TYPE_CHECKING:
+    from gateway.config import Config
+    from gateway.dialplan import Dialplan
 
 _CONFIG = click.option(
     "-c",
@@ -25,6 +30,11 @@ _ELSEWHERE = {
         "gateway.demo",
         "command",
         "Emulator, gateway and one scripted call, then a timeline.",
+    ),
+    "doctor": (
+        "gateway.doctor",
+        "command",
+        "Say what this machine and this pjsua2 can carry, and what to mend.",
     ),
     "timeline": ("gateway.timeline", "command", "Show the record of a call as text and picture."),
 }
@@ -66,23 +76,58 @@ def main() -> None:
 
 @main.command()
 @_CONFIG
-def run(config: Path) -> None:
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes that share the calls, in place of workers.count.",
+)
+@click.option(
+    "--worker",
+    type=click.IntRange(min=0),
+    metavar="I",
+    help="Be only worker I, counted from 0, and let another program start the rest.",
+)
+@click.option("--lifeline", type=int, hidden=True)
+def run(config: Path, workers: int | None, worker: int | None, lifeline: int | None) -> None:
     """Answer calls until SIGTERM or Ctrl-C; a second one does not wait for calls to end."""
-    from gateway import service
     from gateway.config import ConfigError
     from gateway.config.check import load_all
     from gateway.log import set_up_logging
-    from gateway.sip.agent import AgentError
 
     try:
-        settings, dialplan = load_all(config)
+        settings, dialplan = load_all(config, workers=workers)
     except ConfigError as error:
         click.echo(str(error), err=True)
         sys.exit(2)
+    count, log = settings.workers.count, settings.log
+    if worker is not None and worker >= count:
+        click.echo(
+            f"--worker {worker}: workers.count is {count}, so the last is {count - 1}", err=True
+        )
+        sys.exit(2)
+    secrets = settings.secrets() + dialplan.secrets()
     try:
-        log = settings.log
-        set_up_logging(log.format, log.level, log.file, settings.secrets() + dialplan.secrets())
-        service.run(settings, dialplan)
+        set_up_logging(log.format, log.level, log.file, secrets, worker)
+    except OSError as error:
+        click.echo(f"{config}: {error}", err=True)
+        sys.exit(1)
+    if count > 1 and worker is None:
+        from gateway.workers.supervisor import supervise
+
+        sys.exit(supervise(settings, config))
+    _serve(config, settings if worker is None else settings.for_worker(worker), dialplan, lifeline)
+
+
+def _serve(config: Path, settings: Config, dialplan: Dialplan, lifeline: int | None) -> None:
+    try:
+        from gateway import service
+        from gateway.sip.agent import AgentError
+    except ImportError as error:
+        click.echo(f"pjsua2 cannot be loaded ({error}): `make pjsua2` builds it", err=True)
+        sys.exit(1)
+    try:
+        service.run(settings, dialplan, lifeline)
     except (AgentError, OSError) as error:
         click.echo(f"{config}: {error}", err=True)
         sys.exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 
 import structlog
 
+from gateway import descriptors
 from gateway.bridge import Bridge
 from gateway.call.ending import Why, ending_of, reason_header, refusal_code
 from gateway.call.record import CallRecord
@@ -19,9 +21,12 @@ from gateway.planning import call_plan, codec_of, facts_of, record_of, session_p
 from gateway.pump import MediaPump
 from gateway.records.files import RecordFiles
 from gateway.sip import library
-from gateway.sip.agent import UserAgent
+from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg
+from gateway.sip.needs import unmet
 from gateway.sip.types import LegEnd, Refused, RtpQuality
+from gateway.workers.lifeline import Lifeline
+from gateway.workers.notify import notify
 
 log = structlog.get_logger("gateway")
 
@@ -32,9 +37,13 @@ _REFUSED_BELOW = {488: Why.NO_COMMON_CODEC, 415: Why.NO_COMMON_CODEC, 503: Why.O
 
 
 class Service:
-    """Owns the user agent, the pump, the records and every call."""
+    """Owns the user agent, the pump, the records and every call.
 
-    def __init__(self, config: Config, dialplan: Dialplan) -> None:
+    Args:
+        lifeline: descriptor of the socket to the supervisor that started this process, if one did.
+    """
+
+    def __init__(self, config: Config, dialplan: Dialplan, lifeline: int | None = None) -> None:
         self._config = config
         self._dialplan = dialplan
         self._sip = sip_settings(config)
@@ -47,6 +56,7 @@ class Service:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._max_calls = 0
+        self._lifeline = None if lifeline is None else Lifeline(lifeline, self._on_supervisor_gone)
         self._agent = UserAgent(
             self._sip,
             on_invite=self._on_invite,
@@ -63,17 +73,24 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        if self._lifeline is not None:
+            self._lifeline.say_up()
+        notify("READY=1", "STATUS=takes calls")
         try:
             await self._stop.wait()
         finally:
             await self._shut_down()
+            if self._lifeline is not None:
+                self._lifeline.close()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
     async def _start_up(self) -> None:
+        build = library.build()
+        if lacking := unmet(self._sip, build):
+            raise AgentError("; ".join(lacking))
         await self._records.start()
         await self._agent.start()
-        build = library.build()
         self._max_calls = min(self._config.sip.max_calls, self._agent.capacity)
         if self._agent.capacity < self._config.sip.max_calls:
             log.warning(
@@ -82,6 +99,13 @@ class Service:
                 library_calls=self._agent.capacity,
                 advice="this pjsua2 carries fewer calls than sip.max_calls; `make pjsua2` builds "
                 "one for a thousand",
+            )
+        if not descriptors.allow(self._max_calls):
+            log.warning(
+                "gateway.descriptors",
+                hard_limit=descriptors.limits()[1],
+                needed=descriptors.needed(self._max_calls),
+                advice="calls will fail before max_calls; raise the hard limit of open files",
             )
         log.info(
             "gateway.up",
@@ -96,10 +120,23 @@ class Service:
         if self._stop.is_set():
             self._hurry.set()
         log.info("gateway.signal", signal=signal.Signals(number).name, calls=len(self._calls))
+        self._drain()
+
+    def _on_supervisor_gone(self) -> None:
+        log.error("gateway.supervisor_gone", calls=len(self._calls))
+        self._drain()
+
+    def _drain(self) -> None:
+        """No new calls from now on, and OPTIONS says so."""
         self._stop.set()
+        self._agent.drain()
+        notify("STOPPING=1", "STATUS=draining")
 
     async def _shut_down(self) -> None:
-        await self._wait_idle(self._config.limits.drain_seconds, or_hurry=True)
+        limits = self._config.limits
+        await self._notice(limits.drain_notice_seconds)
+        left = max(0.0, limits.drain_seconds - limits.drain_notice_seconds)
+        await self._wait_idle(left, or_hurry=True)
         for bridge in tuple(self._calls):
             bridge.shut_down()
         await self._wait_idle(BYE_SECONDS, or_hurry=False)
@@ -110,6 +147,12 @@ class Service:
         await self._agent.stop()
         await self._records.stop()
         log.info("gateway.down", media_faults=self._agent.pool.faults)
+
+    async def _notice(self, seconds: float) -> None:
+        """Stay for a dispatcher's probes to see that we drain."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hurry.wait()
 
     async def _wait_idle(self, seconds: float, *, or_hurry: bool) -> None:
         waits = [asyncio.create_task(self._idle.wait())]
@@ -200,13 +243,13 @@ class _Refusing:
     def on_ended(self, end: LegEnd) -> None: ...
 
 
-def run(config: Config, dialplan: Dialplan) -> None:
+def run(config: Config, dialplan: Dialplan, lifeline: int | None = None) -> None:
     """Serve until told to stop: ``gateway run``."""
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_unhandled)
-        await Service(config, dialplan).run()
+        await Service(config, dialplan, lifeline).run()
 
     asyncio.run(serve())
 

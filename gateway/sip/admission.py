@@ -1,13 +1,11 @@
-"""A 503 with Retry-After for the INVITE that finds every call of the library taken.
+"""A 503 with Retry-After where pjsua would say something else by itself, and for what comes twice.
 
-Also for the one that would find no handle for its sockets; and the one that came already is
-absorbed (:mod:`gateway.sip.arrivals`).
-
-pjsua answers 486 by itself when it has no free call, before the application hears of the INVITE.
-RFC 3261 section 21.5.4 wants 503 there, so that a proxy or trunk tries another gateway. pjsua2's
-proxies cannot reach that far down, so this is a pjsip module of our own (``pjsip_module``), put
-together with ctypes from the C functions that the extension exports. It sits just before pjsua:
-retransmissions and requests inside a dialog were taken by the layers below and never get here.
+* The INVITE that finds every call of the library taken, or no handle for its sockets: pjsua would
+  say 486. RFC 3261 section 21.5.4 wants 503, so that a proxy or trunk tries another gateway.
+* The INVITE that came already is absorbed (:mod:`gateway.sip.arrivals`).
+* OPTIONS while the gateway drains: pjsua would say 200, and a dispatcher would go on sending calls.
+  While every call is taken it stays 200: a dispatcher that took a full gateway out would lose it
+  for longer than it is full, and single calls that find no place are refused one by one.
 """
 
 from __future__ import annotations
@@ -17,52 +15,23 @@ import time
 from collections.abc import Callable
 
 from gateway.sip.arrivals import Arrivals
-from gateway.sip.library import native
+from gateway.sip.filter import HANDLED, PASS, RequestFilter
 from gateway.sip.message import headers_of
 
-_JUST_BEFORE_PJSUA = 64 - 1
-_HANDLED, _PASS = 1, 0
 _SERVICE_UNAVAILABLE = 503
 _LOOK_FOR_MESSAGE_BYTES = 4000
 """A received message lies inside pjsip's rx_data, a few hundred bytes from its head; its struct is
 larger than this, so looking this far reads nothing that is not ours."""
 
-_OnRxRequest = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
-_P = ctypes.c_void_p
-
-
-class _Str(ctypes.Structure):
-    _fields_ = (("ptr", ctypes.c_char_p), ("slen", ctypes.c_ssize_t))
-
-
-class _Links(ctypes.Structure):
-    _fields_ = (("prev", _P), ("next", _P))
-
-
-class _Module(ctypes.Structure):
-    _fields_ = (
-        ("prev", _P),
-        ("next", _P),
-        ("name", _Str),
-        ("id", ctypes.c_int),
-        ("priority", ctypes.c_int),
-        ("load", _P),
-        ("start", _P),
-        ("stop", _P),
-        ("unload", _P),
-        ("on_rx_request", _OnRxRequest),
-        ("on_rx_response", _P),
-        ("on_tx_request", _P),
-        ("on_tx_response", _P),
-        ("on_tsx_state", _P),
-    )
-
 
 class Admission:
-    """Answers new INVITEs while ``full()``; made, opened and closed on the SIP thread.
+    """Answers new INVITEs while ``full()``, and OPTIONS while ``draining()``.
+
+    Made, opened and used on the SIP thread.
 
     Args:
         full: whether the library has no call left; asked for each new INVITE.
+        draining: whether no new call is wanted; asked for each OPTIONS outside of dialogs.
         arrivals: what the INVITEs before say about the next one.
         retry_after: seconds for the Retry-After header.
         on_refused: told the message (empty when it could not be read) of each refused INVITE.
@@ -71,81 +40,44 @@ class Admission:
     def __init__(
         self,
         full: Callable[[], bool],
+        draining: Callable[[], bool],
         arrivals: Arrivals,
         retry_after: int,
         on_refused: Callable[[str], None],
     ) -> None:
         self._full = full
+        self._draining = draining
         self._arrivals = arrivals
         self._on_refused = on_refused
-        library = native()
-        self._endpoint_of = library.pjsua_get_pjsip_endpt
-        self._endpoint_of.restype = _P
-        self._info = library.pjsip_rx_data_get_info
-        self._info.argtypes, self._info.restype = (_P,), ctypes.c_char_p
-        self._dialog_of = library.pjsip_rdata_get_dlg
-        self._dialog_of.argtypes, self._dialog_of.restype = (_P,), _P
-        self._respond = library.pjsip_endpt_respond_stateless
-        self._respond.argtypes = (_P, _P, ctypes.c_int, _P, _P, _P)
-        self._register = library.pjsip_endpt_register_module
-        self._register.argtypes = (_P, _P)
-        make_pool = library.pjsua_pool_create
-        make_pool.argtypes, make_pool.restype = (ctypes.c_char_p, *[ctypes.c_size_t] * 2), _P
-        make_header = library.pjsip_generic_string_hdr_create
-        make_header.argtypes, make_header.restype = (_P, _P, _P), _P
-
-        self._endpoint = self._endpoint_of()
-        pool = make_pool(b"admission", 512, 512)
-        name, value = _Str(b"Retry-After", 11), _Str(str(retry_after).encode(), 0)
-        value.slen = len(value.ptr)
-        header = make_header(pool, ctypes.byref(name), ctypes.byref(value))
-        # pjlib's circular list with a bare head, as pjsip_endpt_respond_stateless walks it.
-        self._headers = _Links(header, header)
-        head = ctypes.addressof(self._headers)
-        links = _Links.from_address(header)
-        links.prev, links.next = head, head
-        self._callback = _OnRxRequest(self._on_rx_request)
-        self._module = _Module(
-            name=_Str(b"mod-gateway-admission", 21),
-            id=-1,
-            priority=_JUST_BEFORE_PJSUA,
-            on_rx_request=self._callback,
-        )
+        self._invites = RequestFilter("INVITE", self._on_invite, retry_after)
+        self._probes = RequestFilter("OPTIONS", self._on_probe, retry_after)
 
     def open(self) -> None:
-        """Register with the endpoint. Raises OSError when pjsip refuses the module.
+        """Register with the endpoint. Raises OSError when pjsip refuses.
 
-        The module stays registered for the endpoint's life; keep this object as long.
+        It stays registered for the endpoint's life; keep this object as long.
         """
-        status = self._register(self._endpoint, ctypes.byref(self._module))
-        if status != 0:
-            raise OSError(status, "pjsip took no admission module")
+        self._invites.open()
+        self._probes.open()
 
-    def _on_rx_request(self, rdata: int) -> int:
-        try:
-            info = self._info(rdata) or b""
-            if b" INVITE/" not in info or self._dialog_of(rdata):
-                return _PASS
-            now = time.monotonic()
-            message = _message_of(rdata)
-            identity = _identity_of(message)
-            if identity and self._arrivals.is_repeat(identity, now):
-                return _HANDLED
-            if not self._full() and not self._arrivals.exhausted(now):
-                self._arrivals.admit(now)
-                return _PASS
-            self._respond(
-                self._endpoint,
-                rdata,
-                _SERVICE_UNAVAILABLE,
-                None,
-                ctypes.byref(self._headers),
-                None,
-            )
-            self._on_refused(message)
-            return _HANDLED
-        except Exception:
-            return _PASS
+    def _on_invite(self, rdata: int) -> int:
+        now = time.monotonic()
+        message = _message_of(rdata)
+        identity = _identity_of(message)
+        if identity and self._arrivals.is_repeat(identity, now):
+            return HANDLED
+        if not self._full() and not self._arrivals.exhausted(now):
+            self._arrivals.admit(now)
+            return PASS
+        self._invites.refuse(rdata, _SERVICE_UNAVAILABLE)
+        self._on_refused(message)
+        return HANDLED
+
+    def _on_probe(self, rdata: int) -> int:
+        if not self._draining():
+            return PASS
+        self._probes.refuse(rdata, _SERVICE_UNAVAILABLE)
+        return HANDLED
 
 
 def _message_of(rdata: int) -> str:

@@ -142,6 +142,7 @@ class UserAgent:
         self._endpoint: Any = None
         self._account: Any = None
         self._admission: Admission | None = None
+        self._draining = False
         self._log_writer: Any = None
         self._next_quality = 0.0
 
@@ -207,6 +208,13 @@ class UserAgent:
         leg.handler, leg.audio = handler, audio
         self.post(lambda: self._dial(leg, uri, codecs))
         return leg
+
+    def drain(self) -> None:
+        """Answer OPTIONS with 503 from now on, so that dispatchers send their calls elsewhere.
+
+        What an INVITE gets is up to its leg's owner.
+        """
+        self._draining = True
 
     def post(self, command: Callable[[], None]) -> None:
         """Run a command on the SIP thread."""
@@ -301,6 +309,7 @@ class UserAgent:
         count = library.native().pjsua_call_get_count
         self._admission = Admission(
             full=lambda: int(count()) >= self.capacity,
+            draining=lambda: self._draining,
             arrivals=Arrivals(library.media_handles(), self.capacity),
             retry_after=self.settings.retry_after,
             on_refused=lambda message: self.tell_refused(

@@ -1,0 +1,125 @@
+"""A pjsip module of our own that sees a new request before pjsua does, and may answer it.
+
+pjsua answers some requests by itself, before any callback of pjsua2: an INVITE without a free call,
+every OPTIONS. pjsua2's proxies cannot reach that far down, so this is a ``pjsip_module`` put
+together with ctypes from the C functions that the extension exports. It sits just before pjsua:
+retransmissions and requests inside a dialog were taken by the layers below and never get here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+from gateway.sip.library import native
+
+HANDLED, PASS = 1, 0
+"""What a filter says: it has answered (or swallowed) the request, or pjsua shall have it."""
+
+_JUST_BEFORE_PJSUA = 64 - 1
+
+_OnRxRequest = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+_P = ctypes.c_void_p
+
+
+class _Str(ctypes.Structure):
+    _fields_ = (("ptr", ctypes.c_char_p), ("slen", ctypes.c_ssize_t))
+
+
+class _Links(ctypes.Structure):
+    _fields_ = (("prev", _P), ("next", _P))
+
+
+class _Module(ctypes.Structure):
+    _fields_ = (
+        ("prev", _P),
+        ("next", _P),
+        ("name", _Str),
+        ("id", ctypes.c_int),
+        ("priority", ctypes.c_int),
+        ("load", _P),
+        ("start", _P),
+        ("stop", _P),
+        ("unload", _P),
+        ("on_rx_request", _OnRxRequest),
+        ("on_rx_response", _P),
+        ("on_tx_request", _P),
+        ("on_tx_response", _P),
+        ("on_tsx_state", _P),
+    )
+
+
+class RequestFilter:
+    """Hands requests of one method, outside of dialogs, to ``decide``.
+
+    Made, opened and used on the SIP thread, once the library is initialised.
+
+    Args:
+        method: the SIP method it is asked about.
+        decide: told pjsip's ``rx_data`` of each such request; returns HANDLED or PASS. What it
+            raises means PASS.
+        retry_after: seconds for the Retry-After header of :meth:`refuse` (RFC 3261 20.33).
+    """
+
+    def __init__(self, method: str, decide: Callable[[int], int], retry_after: int) -> None:
+        self._mark = f" {method}/".encode()
+        self._decide = decide
+        library = native()
+        self._info = library.pjsip_rx_data_get_info
+        self._info.argtypes, self._info.restype = (_P,), ctypes.c_char_p
+        self._dialog_of = library.pjsip_rdata_get_dlg
+        self._dialog_of.argtypes, self._dialog_of.restype = (_P,), _P
+        self._respond = library.pjsip_endpt_respond_stateless
+        self._respond.argtypes = (_P, _P, ctypes.c_int, _P, _P, _P)
+        self._register = library.pjsip_endpt_register_module
+        self._register.argtypes = (_P, _P)
+        endpoint_of = library.pjsua_get_pjsip_endpt
+        endpoint_of.restype = _P
+        self._endpoint = endpoint_of()
+        self._headers = _retry_after_list(library, retry_after)
+        self._callback = _OnRxRequest(self._on_rx_request)
+        self._name = f"mod-gateway-{method.lower()}".encode()
+        self._module = _Module(
+            name=_Str(self._name, len(self._name)),
+            id=-1,
+            priority=_JUST_BEFORE_PJSUA,
+            on_rx_request=self._callback,
+        )
+
+    def open(self) -> None:
+        """Register with the endpoint. Raises OSError when pjsip refuses the module.
+
+        The module stays registered for the endpoint's life; keep this object as long.
+        """
+        status = self._register(self._endpoint, ctypes.byref(self._module))
+        if status != 0:
+            raise OSError(status, f"pjsip took no module {self._name.decode()}")
+
+    def refuse(self, rdata: int, code: int) -> None:
+        """Answer with ``code`` and Retry-After, without a transaction."""
+        headers = ctypes.byref(self._headers)
+        self._respond(self._endpoint, rdata, code, None, headers, None)
+
+    def _on_rx_request(self, rdata: int) -> int:
+        try:
+            info = self._info(rdata) or b""
+            if self._mark not in info or self._dialog_of(rdata):
+                return PASS
+            return self._decide(rdata)
+        except Exception:
+            return PASS
+
+
+def _retry_after_list(library: ctypes.CDLL, seconds: int) -> _Links:
+    """pjlib's circular list with a bare head, as ``pjsip_endpt_respond_stateless`` walks it."""
+    make_pool = library.pjsua_pool_create
+    make_pool.argtypes, make_pool.restype = (ctypes.c_char_p, *[ctypes.c_size_t] * 2), _P
+    make_header = library.pjsip_generic_string_hdr_create
+    make_header.argtypes, make_header.restype = (_P, _P, _P), _P
+    value = str(seconds).encode()
+    name, text = _Str(b"Retry-After", 11), _Str(value, len(value))
+    header = make_header(make_pool(b"filter", 512, 512), ctypes.byref(name), ctypes.byref(text))
+    head = _Links(header, header)
+    links = _Links.from_address(header)
+    links.prev = links.next = ctypes.addressof(head)
+    return head
