@@ -33,9 +33,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo
+from pydantic import AfterValidator, Field, Strict, ValidationError, ValidationInfo
 
-from gateway.config.models import Count, Flag, Seconds, Text
 from gateway.config.problems import ConfigError
 from gateway.config.source import TomlSource, read_toml
 from gateway.config.validate import Section, problems_of, suggestion
@@ -51,6 +50,10 @@ def _beside_script(path: Path, info: ValidationInfo) -> Path:
     return path.expanduser() if folder is None else Path(folder, path.expanduser())
 
 
+Count = Annotated[int, Strict(), Field(ge=1)]
+Seconds = Annotated[float, Strict(), Field(gt=0)]
+Flag = Annotated[bool, Strict()]
+Text = Annotated[str, Field(min_length=1)]
 Level = Annotated[float, Field(ge=-90, le=0)]
 AudioFile = Annotated[Path, AfterValidator(_beside_script)]
 

@@ -1,0 +1,192 @@
+"""The timeline of a call: what the text says and that the picture shows something."""
+
+from __future__ import annotations
+
+import json
+import struct
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from gateway.timeline import command, read_record, tell
+from gateway.timeline.picture import draw
+from gateway.timeline.record import Record, RecordError
+from gateway.timeline.sound import began_speaking, read_sound, replies
+from gateway.timeline.text import render
+
+
+def sample(**changes: Any) -> dict[str, Any]:
+    """A call that was greeted, asked, interrupted the answer after 1,240 ms, pressed keys."""
+    record: dict[str, Any] = {
+        "call_id": "a84b4c76e66710",
+        "session_id": "sess_1",
+        "route": "reception",
+        "from": "sip:alice@192.0.2.7",
+        "to": "sip:100@192.0.2.1:5060",
+        "codec": "PCMU",
+        "started_at": "2026-01-02T03:04:05.678+00:00",
+        "times_ms": {"ringing": 1, "session": 80, "answered": 82, "confirmed": 90,
+                     "first_audio": 300, "end": 12_000},
+        "talk_ms": 11_910,
+        "interruptions": [{"at_ms": 6240, "trigger": "speech", "item_id": "b", "played_ms": 1240,
+                           "received_ms": 6300, "action": "truncate", "flushed_ms": 5060}],
+        "digits": [{"at_ms": 8500, "digits": "42", "ended_by": "terminator"}],
+        "underruns": 0,
+        "ending": {"by": "caller", "why": "hung_up", "sip_code": 200, "reason": ""},
+        "key_of_a_newer_gateway": 1,
+        "timeline": [
+            {"t_ms": 0, "event": "invite"},
+            {"t_ms": 300, "event": "agent_starts", "item_id": "a"},
+            {"t_ms": 400, "event": "agent_said", "item_id": "a", "text": "Good morning."},
+            {"t_ms": 2300, "event": "agent_stops", "cut": False},
+            {"t_ms": 3000, "event": "caller_starts", "audio_ms": 2700},
+            {"t_ms": 4380, "event": "caller_stops"},
+            {"t_ms": 5000, "event": "agent_starts", "item_id": "b"},
+            {"t_ms": 5100, "event": "agent_said", "item_id": "b",
+             "text": "One two three four five six seven eight nine ten."},
+            {"t_ms": 6240, "event": "caller_starts", "audio_ms": 6000},
+            {"t_ms": 6240, "event": "agent_stops", "cut": True},
+            {"t_ms": 6240, "event": "interruption", "trigger": "speech", "item_id": "b",
+             "played_ms": 1240, "received_ms": 6300, "action": "truncate"},
+            {"t_ms": 6250, "event": "truncated", "item_id": "b", "audio_end_ms": 1240},
+            {"t_ms": 7000, "event": "caller_stops"},
+            {"t_ms": 8000, "event": "digit", "digit": "4"},
+            {"t_ms": 8200, "event": "digit", "digit": "2"},
+            {"t_ms": 8500, "event": "digits", "digits": "42", "ended_by": "terminator"},
+            {"t_ms": 8600, "event": "error", "code": "odd", "message": "[red]nothing[/]"},
+            {"t_ms": 9000, "event": "agent_starts", "item_id": "c"},
+            {"t_ms": 12_000, "event": "end", "by": "caller", "why": "hung_up"},
+        ],
+    }  # fmt: skip
+    return {**record, **changes}
+
+
+def record_of(**changes: Any) -> Record:
+    return Record.model_validate(sample(**changes))
+
+
+def text_of(record: Record, width: int = 160) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console.print(render(tell(record)))
+    return console.export_text()
+
+
+def test_the_text_says_what_happened() -> None:
+    text = text_of(record_of())
+    for said in (
+        "alice → 100",
+        "“Good morning.”",
+        "620 ms after the caller's turn",
+        "heard 1,240 of 6,300 ms, 5,060 ms dropped; truncated at 1,240 ms",
+        "One two ✂ three",
+        "digits 42 to the model (terminator)",
+        "500 ms after the digits 42",
+        "error odd: [red]nothing[/]",
+        "ends the call: caller, hung up (200)",
+        "answered 82 ms after the INVITE, first agent audio after 300 ms",
+    ):
+        assert said in text, said
+    times = [line.split()[0] for line in text.splitlines() if line.strip()[:2] == "0:"]
+    assert times == sorted(times)
+
+
+def test_turns_and_delays() -> None:
+    story = tell(record_of())
+    assert [(turn.item_id, turn.from_ms, turn.to_ms) for turn in story.agent] == [
+        ("a", 300, 2300),
+        ("b", 5000, 6240),
+        ("c", 9000, 12_000),
+    ]
+    assert [turn.after_ms for turn in story.agent] == [None, 620, 500]
+    assert [(turn.from_ms, turn.to_ms, turn.open) for turn in story.caller] == [
+        (3000, 4380, False),
+        (6240, 7000, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"timeline": [], "times_ms": {}, "interruptions": [], "digits": [], "ending": None},
+        {"ending": {"by": "gateway", "why": "no_route", "sip_code": 404, "reason": ""}},
+        {"interruptions": [{"at_ms": 6240, "trigger": "digit", "item_id": "b", "played_ms": 0,
+                            "received_ms": 6300, "action": "delete", "flushed_ms": 6300}]},
+        {"interruptions": [{"at_ms": 100, "trigger": "speech", "item_id": "", "played_ms": 0,
+                            "received_ms": 0, "action": "none", "flushed_ms": 0}]},
+        {"times_ms": {"answered": 5, "end": 190_000}},
+    ],
+    ids=["whole", "empty", "refused", "deleted", "nothing to cut", "three minutes"],
+)  # fmt: skip
+def test_every_call_has_a_text_and_a_picture(tmp_path: Path, changes: dict[str, Any]) -> None:
+    record = record_of(**changes)
+    assert text_of(record, width=80).strip()
+    draw(tell(record), tmp_path / "t.png")
+    width, height = size_of(tmp_path / "t.png")
+    assert width == 2400
+    assert 500 < height < 6000
+
+
+def size_of(png: Path) -> tuple[int, int]:
+    data = png.read_bytes()
+    assert data.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", data[16:24])
+    return width, height
+
+
+def recording(file: Path) -> None:
+    """The sample's sound: caller on the left until 4,000 ms and from 6,100; answer from 5,040."""
+    both = np.zeros((12_000 * 8, 2), dtype="<i2")
+    for channel, first, last in ((1, 340, 2340), (0, 2700, 4000), (1, 5040, 6300), (0, 6100, 6700)):
+        noise = np.random.default_rng(1).integers(-9000, 9000, (last - first) * 8)
+        both[first * 8 : last * 8, channel] = noise
+    with wave.open(str(file), "wb") as out:
+        out.setnchannels(2)
+        out.setsampwidth(2)
+        out.setframerate(8000)
+        out.writeframes(both.tobytes())
+
+
+def test_the_recording_tells_what_the_caller_felt(tmp_path: Path) -> None:
+    recording(tmp_path / "c.wav")
+    sound = read_sound(tmp_path / "c.wav", 0.0)
+    (reply,) = replies(tell(record_of()), sound)
+    assert (reply.item_id, round(reply.delay_ms)) == ("b", 1040)
+    assert began_speaking(sound, 6240.0) == 6100
+    assert began_speaking(sound, 9000.0) is None
+
+
+def test_the_command_shows_a_record_with_picture_and_sound(tmp_path: Path) -> None:
+    recording(tmp_path / "c.wav")
+    (tmp_path / "r.json").write_text(json.dumps(sample()))
+    arguments = ["r.json", "--png", "t.png", "--wav", "c.wav", "--wav-at", "0"]
+    arguments = [str(tmp_path / a) if "." in a else a for a in arguments]
+    result = CliRunner().invoke(command, arguments, env={"COLUMNS": "220"})
+    assert result.exit_code == 0, result.output
+    assert "1,040 ms after the caller's last sound" in result.output
+    assert "140 ms after the first sound" in result.output
+    assert size_of(tmp_path / "t.png")[0] == 2400
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "Invalid JSON"),
+        ("[]", "object"),
+        ("{}", "call_id: Field required"),
+        ('{"call_id": "x", "timeline": [{"t_ms": "soon", "event": "end"}]}', "timeline.0.t_ms"),
+    ],
+)
+def test_a_file_that_is_no_record_is_named(tmp_path: Path, content: str, says: str) -> None:
+    file = tmp_path / "r.json"
+    file.write_text(content)
+    with pytest.raises(RecordError, match=r"r\.json") as caught:
+        read_record(file)
+    assert says in str(caught.value)
+    result = CliRunner().invoke(command, [str(file)])
+    assert result.exit_code == 2
