@@ -32,12 +32,13 @@ STRIP_S = 40.0
 MAX_STRIPS = 30
 """Twenty minutes; a longer call gets longer strips."""
 
-WIDTH_IN, STRIP_IN, HEAD_IN, FOOT_IN, DPI = 16.0, 4.5, 1.75, 0.35, 150
+WIDTH_IN, STRIP_IN, HEAD_IN, FOOT_IN, DPI = 16.0, 4.75, 1.65, 0.35, 150
 
 # Heights inside a strip: the caller's lane above, the agent's below it, its answers at the foot.
 _CALLER, _AGENT, _HALF = 3.0, 1.62, 0.56
 _ANSWER_TOP, _ANSWER_HEIGHT, _ANSWER_STEP = 0.86, 0.58, 0.66
-_TOP, _BOTTOM = 4.05, -0.5
+_FLAG_ROWS = (0.26, 0.62)
+_TOP, _BOTTOM = 4.4, -0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def _figures(story: Story, measured: list[Reply]) -> list[tuple[str, str, str]]:
         told = "heard of the answer cut short" if cuts[0].action == "truncate" else "heard: deleted"
         tiles.append((f"{cuts[0].played_ms:,} of {cuts[0].received_ms:,} ms", told, CUT))
     elif cuts:
-        tiles.append((f"{len(cuts)} interruptions", "each truncated at what was heard", CUT))
+        tiles.append((f"{len(cuts)} interruptions", "each cut at what was heard", CUT))
     if record.digits:
         pressed = "  ".join(run.digits for run in record.digits[:6])
         tiles.append((pressed, "digits to the model", KEYS))
@@ -136,6 +137,7 @@ class _Drawing:
         self.sound = sound
         self.measured = measured
         self.levels = _levels(story.agent)
+        self._flags: list[list[tuple[float, float]]] = [[] for _ in _FLAG_ROWS]
 
     def draw(self) -> None:
         """All of it, from the back to the front."""
@@ -146,8 +148,8 @@ class _Drawing:
         self._answers()
         self._delays()
         self._keys()
-        self._cuts()
         self._milestones()
+        self._cuts()
 
     def _frame(self) -> None:
         axes, strip = self.axes, self.strip
@@ -319,7 +321,7 @@ class _Drawing:
                 "truncate": f"{who}: heard {cut.played_ms:,} of {cut.received_ms:,} ms",
                 "delete": f"{who}: nothing heard, deleted",
             }.get(cut.action, who)
-            self._flag(at, told, CUT)
+            self._flag(at, told, CUT, short=f"{cut.played_ms:,} of {cut.received_ms:,}")
 
     def _milestones(self) -> None:
         times = self.story.record.times_ms
@@ -343,13 +345,30 @@ class _Drawing:
         self.axes.plot([at, at], [_AGENT - _HALF, _CALLER + _HALF + 0.12], color=colour, lw=1.3,
                        zorder=4)  # fmt: skip
 
-    def _flag(self, at: float, text: str, colour: str, end: bool = False) -> None:
+    def _flag(self, at: float, text: str, colour: str, short: str = "", end: bool = False) -> None:
+        """A label above the lanes, in the first row where it covers no other."""
         near_right = end or at > self.strip.from_s + self.strip.seconds * 0.8
-        self.axes.text(
-            at, _CALLER + _HALF + 0.26, text, size=9.5, weight="bold", color=PAPER, zorder=7,
+        label = self.axes.text(
+            at, 0.0, text, size=9.5, weight="bold", color=PAPER, zorder=7,
             ha="right" if near_right else "left", va="center",
             bbox={"boxstyle": "round,pad=0.3", "fc": colour, "ec": "none"},
         )  # fmt: skip
+        for words in (text, short or text):
+            label.set_text(words)
+            first, last = self._ends(label)
+            for row, taken in enumerate(self._flags):
+                if all(last < other[0] or first > other[1] for other in taken):
+                    taken.append((first, last))
+                    label.set_y(_CALLER + _HALF + _FLAG_ROWS[row])
+                    return
+        label.remove()  # its line is there, and the text timeline has its words
+
+    def _ends(self, label: Text) -> tuple[float, float]:
+        extent = label.get_window_extent()  # of the words; the box around them is not laid out yet
+        pad = 0.5 * 9.5 * DPI / 72
+        back = self.axes.transData.inverted()
+        corners = back.transform([(extent.x0 - pad, 0), (extent.x1 + pad, 0)])
+        return float(corners[0][0]), float(corners[1][0])
 
 
 def _levels(turns: list[AgentTurn]) -> list[int]:
