@@ -4,23 +4,25 @@
 there, ``validate`` words what is wrong. The dialplans are read with the same parts.
 """
 
+from .access import AccessSettings, ControlSettings
 from .load import load_config
 from .models import (
     Config,
     LimitSettings,
-    ListenAddress,
     LogSettings,
     MediaSettings,
-    PortRange,
     RealtimeSettings,
-    SipSettings,
     WorkerSettings,
 )
 from .problems import ConfigError, Problem
+from .sip import ListenAddress, PortRange, SipSettings, TlsSettings
+from .trunks import TrunkSettings
 
 __all__ = [
+    "AccessSettings",
     "Config",
     "ConfigError",
+    "ControlSettings",
     "LimitSettings",
     "ListenAddress",
     "LogSettings",
@@ -29,6 +31,8 @@ __all__ = [
     "Problem",
     "RealtimeSettings",
     "SipSettings",
+    "TlsSettings",
+    "TrunkSettings",
     "WorkerSettings",
     "load_config",
 ]

@@ -12,6 +12,8 @@ from .load import KEY_MISSING, judge_config
 from .models import Config, on_loopback
 from .problems import ConfigError, Problem
 from .source import read_toml
+from .validate import suggestion
+from .values import is_inside
 
 
 def load_all(
@@ -35,6 +37,7 @@ def load_all(
             problems += error.problems
     if config is not None:
         problems += _keys_missing(config, dialplan)
+        problems += _trunks_missing(config, dialplan)
     if config is None or problems:
         raise ConfigError(problems)
     return config, dialplan
@@ -68,6 +71,36 @@ def _keys_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
     return problems
 
 
+def _trunks_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
+    """Routes that wait for the calls of a trunk that is not there."""
+    known = [trunk.name for trunk in config.trunk]
+    problems: list[Problem] = []
+    for route in dialplan.routes:
+        if route.trunk is not None and route.trunk not in known:
+            file, line = dialplan.origins[route.name]
+            message = f'there is no trunk "{route.trunk}"' + suggestion(route.trunk, known)
+            problems.append(Problem(file, line, f"route {route.name}, trunk", message))
+    return problems
+
+
+def _open_doors(config: Config) -> list[str]:
+    """What lets strangers in, or keys out."""
+    advice: list[str] = []
+    access = config.access
+    public = [address for address in config.sip.listen if not is_inside(address.host)]
+    if access.unknown == "allow" and public:
+        unlimited = not access.calls_per_second and not access.concurrent_calls
+        more = ", without a limit" if unlimited else ""
+        advice.append(f'access.unknown = "allow": anybody who reaches {public[0]} can call{more}')
+    for trunk in config.trunk:
+        if trunk.srtp != "off" and "sdes" in trunk.srtp_keying and trunk.transport != "tls":
+            advice.append(
+                f"trunk {trunk.name}: SDES puts the keys of SRTP into SDP, and {trunk.transport} "
+                'lets everybody on the way read them (transport = "tls" does not)'
+            )
+    return advice
+
+
 def _summary(path: Path, config: Config, dialplan: Dialplan) -> list[str]:
     sip, realtime = config.sip, config.realtime
     names = ", ".join(route.name for route in dialplan.routes if route.enabled)
@@ -76,6 +109,7 @@ def _summary(path: Path, config: Config, dialplan: Dialplan) -> list[str]:
     low, high = sip.rtp_ports
     count = config.workers.count
     last = config.for_worker(count - 1).sip.listen
+    trunks = ", ".join(trunk.name for trunk in config.trunk)
     shared = [
         f"  workers   {count}, each for {sip.max_calls} calls; the last one on "
         f"{', '.join(map(str, last))}"
@@ -85,6 +119,7 @@ def _summary(path: Path, config: Config, dialplan: Dialplan) -> list[str]:
         f"  sip       {', '.join(map(str, sip.listen))}, at most {sip.max_calls} calls, "
         f"RTP {low}-{high}",
         *(shared if count > 1 else []),
+        f"  trunks    {trunks or 'none'}; other calls: {config.access.unknown}",
         f"  realtime  {realtime.url}, model {realtime.model}, {key}",
         f"  dialplan  {len(dialplan.routes)} routes in {files} files: {names or 'none'}",
     ]
@@ -101,11 +136,7 @@ def _advice(config: Config, dialplan: Dialplan) -> list[str]:
             after = ", ".join(later.name for later in enabled[index + 1 :])
             advice.append(f"route {route.name} takes every call, none is left for {after}")
             break
-    advice += [
-        f"route {route.name} wants trunk {route.trunk}, but no call has a trunk yet"
-        for route in enabled
-        if route.trunk is not None
-    ]
+    advice += _open_doors(config)
     urls = {config.realtime.url} | {route.realtime.url for route in enabled if route.realtime.url}
     advice += [
         f"{url} is not encrypted: keys and voices can be read on the way (wss:// is)"

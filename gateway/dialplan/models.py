@@ -21,10 +21,11 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.config.models import ApiKey, Count, Flag, Seconds, SecondsOrOff, Text, Url
+from gateway.config.models import ApiKey, Url
 from gateway.config.problems import KeyPath, MisplacedError
 from gateway.config.source import plain
 from gateway.config.validate import Section
+from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
 
 from .hours import Hours, parse_hours
 

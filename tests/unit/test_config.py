@@ -78,7 +78,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
 [sip]
 listen = [
   "udp:127.0.0.1:5060",
-  "tcp:127.0.0.1:5060",
+  "sctp:127.0.0.1:5060",
 ]
 max_call = 3
 max_calls = true
@@ -93,7 +93,7 @@ format = "xml"
 [[media]]
 """
     assert problems(tmp_path, text) == [
-        (4, "sip.listen[1]", "tcp: is not carried yet, only udp:"),
+        (4, "sip.listen[1]", "the transport must be udp, tcp or tls"),
         (6, "sip.max_call", 'unknown key; did you mean "max_calls"?'),
         (7, "sip.max_calls", "must be an integer (is true)"),
         (9, "realtime.url", "must begin with ws:// or wss://"),
@@ -113,7 +113,7 @@ format = "xml"
         ("sip", 'listen = ["5060"]', "listen[0]", "transport:address:port"),
         ("sip", 'listen = ["udp:0.0.0.0:65536"]', "listen[0]", "between 0 and 65535"),
         ("sip", 'listen = ["sctp:0.0.0.0:1"]', "listen[0]", "must be udp"),
-        ("sip", 'listen = ["tls:0.0.0.0:5061"]', "listen[0]", "not carried yet"),
+        ("sip", 'listen = ["tls:0.0.0.0:5061"]', "listen[0]", "needs sip.tls.certificate"),
         ("sip", "listen = []", "listen", "at least 1 item"),
         ("sip", 'listen = "udp:0.0.0.0:1"', "listen", "array"),
         ("sip", 'listen = ["udp:[::1]:1", "udp:[0::1]:1"]', "listen[1]", "twice"),
@@ -127,6 +127,10 @@ format = "xml"
         ("sip", 'max_calls = "100"', "max_calls", "an integer"),
         ("sip", "max_calls = 1.0", "max_calls", "an integer"),
         ("sip", 'public_address = "pbx.example.com"', "public_address", "not a name"),
+        ("access", 'unknown = "maybe"', "unknown", "'auto', 'allow', 'refuse' or 'drop'"),
+        ("access", "burst = 0", "burst", "greater than or equal to 1"),
+        ("sip.tls", 'client_certificates = "required"', "client_certificates", "needs ca"),
+        ("media", 'srtp = "on"', "srtp", "'off', 'optional' or 'required'"),
         ("sip", 'user_agent = "a\\r\\nX: y"', "user_agent", "printable ASCII"),
         ("media", "jb_init_ms = 500", "jb_init_ms", "between jb_min_ms and jb_max_ms"),
         ("media", "rtp_timeout = -1", "rtp_timeout", "greater than or equal to 0"),
@@ -323,12 +327,11 @@ def test_check_gives_advice(tmp_path: Path) -> None:
     file = write(tmp_path, '[realtime]\nurl = "ws://example.com/"\napi_key = "k"\n')
     assert "every call is refused" in "\n".join(check(file, {})[1])
     (tmp_path / "dialplans" / "1.toml").write_text(
-        '[[route]]\nname = "all"\n[[route]]\nname = "rest"\ntrunk = "t"\n', encoding="utf-8"
+        '[[route]]\nname = "all"\n[[route]]\nname = "rest"\nto = "1"\n', encoding="utf-8"
     )
     status, lines = check(file, {})
     assert status == 0
     advice = [line for line in lines if "note" in line]
-    assert len(advice) == 3
+    assert len(advice) == 2
     assert "none is left for rest" in advice[0]
-    assert "trunk t" in advice[1]
-    assert "not encrypted" in advice[2]
+    assert "not encrypted" in advice[1]

@@ -1,0 +1,197 @@
+"""``[[trunk]]``: a PBX or carrier, by what its calls are known and how the gateway registers."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+
+from .access import CountOrOff, Rate
+from .problems import MisplacedError
+from .sip import Transport
+from .validate import Section
+from .values import Count, SecondsOrOff
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Srtp = Literal["off", "optional", "required"]
+Keying = Literal["sdes", "dtls"]
+
+# A host name, IPv4 literal or bracketed IPv6 literal, and perhaps a port.
+_HOST = r"(?P<host>\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z](?:[0-9A-Za-z.\-]*[0-9A-Za-z])?)"
+_REGISTRAR = re.compile(rf"(?:sip:)?{_HOST}(?::(?P<port>\d{{1,5}}))?")
+_PEER = re.compile(r"\[(?P<v6>[^\]]+)\](?P<port6>:\d{1,5})?|(?P<v4>[0-9.]+):(?P<port4>\d{1,5})")
+_HEADER_NAME = re.compile(r"[!%*+.`'~_\-0-9A-Za-z]+")
+_MADE_BY_THE_LIBRARY = frozenset(
+    {"via", "from", "to", "call-id", "cseq", "contact", "max-forwards", "route", "record-route"}
+    | {"content-length", "content-type", "authorization", "proxy-authorization", "expires"}
+    | {"require", "supported", "allow"}
+)
+
+
+class Peer(NamedTuple):
+    """A network whose calls are a trunk's; ``port`` 0 is any."""
+
+    network: Network
+    port: int
+
+    def __str__(self) -> str:
+        one = self.network.num_addresses == 1
+        address = str(self.network.network_address if one else self.network)
+        if not self.port:
+            return address
+        return f"[{address}]:{self.port}" if self.network.version == 6 else f"{address}:{self.port}"
+
+
+class Address(NamedTuple):
+    """Host and port of a registrar or proxy; ``port`` 0 leaves it to DNS or the default."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}" if self.port else host
+
+
+def _peer(value: object) -> Peer:
+    if isinstance(value, Peer):
+        return value
+    example = 'must be an address, with or without a port, or a network, like "192.0.2.0/24"'
+    if not isinstance(value, str):
+        raise ValueError(example)
+    match = _PEER.fullmatch(value)
+    text, port = value, 0
+    if match is not None:
+        text = match["v6"] or match["v4"]
+        port = int((match["port6"] or ":" + (match["port4"] or "0")).lstrip(":"))
+        if port > 65535 or (port == 0 and not match["v6"]):
+            raise ValueError("the port must be between 1 and 65535")
+    try:
+        return Peer(ipaddress.ip_network(text), port)
+    except ValueError:
+        pass
+    try:
+        meant = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(example) from None
+    raise ValueError(f"has bits behind the network; did you mean {meant}?")
+
+
+def _address(value: object) -> Address | None:
+    if value is None or isinstance(value, Address):
+        return value
+    match = _REGISTRAR.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError('must be a host with or without a port, like "sip.example.net:5060"')
+    port = int(match["port"] or 0)
+    if port > 65535:
+        raise ValueError("the port must be between 1 and 65535")
+    host = match["host"].strip("[]")
+    if ":" in host:
+        try:
+            host = str(ipaddress.IPv6Address(host))
+        except ValueError:
+            raise ValueError("the address in brackets is not IPv6") from None
+    return Address(host, port)
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}", value):
+        raise ValueError("must be letters, digits, and between them _ . - (up to 64)")
+    return value
+
+
+def _username(value: str) -> str:
+    if not re.fullmatch(r"[^\s<>@\"]*", value):
+        raise ValueError("must have no space, @, quotes or brackets")
+    return value
+
+
+def _caller_id(value: str) -> str:
+    if not re.fullmatch(r"[+0-9A-Za-z_.\-]*", value):
+        raise ValueError('must be a number or a name without spaces, like "+4930123456"')
+    return value
+
+
+def _realm(value: str) -> str:
+    if not re.fullmatch(r"[ -!#-~]+", value):
+        raise ValueError('must be printable ASCII without quotes; "*" is any')
+    return value
+
+
+def _headers(value: Mapping[str, str]) -> Mapping[str, str]:
+    for name, text in value.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise MisplacedError((name,), "is no name of a SIP header")
+        if name.lower() in _MADE_BY_THE_LIBRARY:
+            raise MisplacedError((name,), "is made by the gateway itself")
+        if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", text):
+            raise MisplacedError((name,), "must be printable ASCII, not empty")
+    return MappingProxyType(dict(value))
+
+
+def _codecs(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) != len(value):
+        raise ValueError("has a codec twice")
+    return value
+
+
+class TrunkSettings(Section):
+    """One ``[[trunk]]``."""
+
+    name: Annotated[str, AfterValidator(_name)]
+    peers: tuple[Annotated[Peer, BeforeValidator(_peer)], ...] = ()
+    username: Annotated[str, AfterValidator(_username)] = ""
+    password: SecretStr | None = None
+    realm: Annotated[str, AfterValidator(_realm)] = "*"
+    registrar: Annotated[Address | None, BeforeValidator(_address)] = None
+    outbound_proxy: Annotated[Address | None, BeforeValidator(_address)] = None
+    transport: Transport = "udp"
+    codecs: Annotated[
+        tuple[Literal["PCMU", "PCMA"], ...], Field(min_length=1), AfterValidator(_codecs)
+    ] = ("PCMU", "PCMA")
+    srtp: Srtp = "off"
+    srtp_keying: Annotated[tuple[Keying, ...], Field(min_length=1)] = ("sdes",)
+    headers: Annotated[Mapping[str, str], AfterValidator(_headers)] = Field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    caller_id: Annotated[str, AfterValidator(_caller_id)] = ""
+    expires: Annotated[Count, Field(ge=30, le=86400)] = 300
+    options_interval: SecondsOrOff = 0.0
+    calls_per_second: Rate = 0.0
+    concurrent_calls: CountOrOff = 0
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.registrar is None and not self.peers:
+            raise MisplacedError(
+                ("peers",), "missing: without peers or a registrar, no call is this trunk's"
+            )
+        if self.registrar is not None and not self.username:
+            raise MisplacedError(("username",), "missing: the registrar wants to know who we are")
+        if self.password is not None and not self.username:
+            raise MisplacedError(("password",), "needs a username")
+        return self
+
+
+def judge_trunks(trunks: tuple[TrunkSettings, ...], sip: Any) -> None:
+    """Hold the trunks against each other and ``[sip]``; raises MisplacedError."""
+    names: set[str] = set()
+    for index, trunk in enumerate(trunks):
+        if trunk.name in names:
+            raise MisplacedError(("trunk", index, "name"), "is there twice")
+        names.add(trunk.name)
+        if trunk.registrar is not None and not sip.listens_on(trunk.transport):
+            raise MisplacedError(
+                ("trunk", index, "transport"),
+                f"is {trunk.transport}, but sip.listen has no {trunk.transport}: address",
+            )
+        for other in trunks[:index]:
+            for peer in set(trunk.peers) & set(other.peers):
+                raise MisplacedError(
+                    ("trunk", index, "peers"), f"{peer} is a peer of trunk {other.name} already"
+                )

@@ -1,0 +1,123 @@
+"""Mistakes in ``[[trunk]]`` and ``[sip.tls]``, and what good ones become."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.config import ConfigError, load_config
+from gateway.config.check import check
+
+BASE = """\
+[realtime]
+url = "ws://127.0.0.1/"
+[sip]
+listen = ["udp:127.0.0.1:5060", "udp:[::1]:5060"]
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "dialplans").mkdir(exist_ok=True)
+    file = folder / "gateway.toml"
+    file.write_text(BASE + text, encoding="utf-8")
+    return file
+
+
+def problem(folder: Path, text: str) -> tuple[int, str, str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(folder, text), {})
+    (found,) = caught.value.problems
+    return found.line - BASE.count("\n"), found.key, found.message
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "key", "message"),
+    [
+        ('name = "a"', 1, "peers", "without peers or a registrar"),
+        ('name = "a b"\npeers = ["::1"]', 2, "name", "letters, digits"),
+        ('name = "a"\npeers = ["x.example"]', 3, "peers[0]", "an address"),
+        ('name = "a"\npeers = ["10.0.0.1/8"]', 3, "peers[0]", "did you mean 10.0.0.0/8?"),
+        ('name = "a"\npeers = ["10.0.0.1:0"]', 3, "peers[0]", "between 1 and 65535"),
+        ('name = "a"\nregistrar = "h"', 1, "username", "wants to know who we are"),
+        ('name = "a"\nusername = "u"\nregistrar = "h x"', 4, "registrar", "a host with or"),
+        ('name = "a"\nusername = "u"\nregistrar = "h:99999"', 4, "registrar", "the port"),
+        ('name = "a"\npeers = ["::1"]\npassword = "x"', 4, "password", "needs a username"),
+        ('name = "a"\npeers = ["::1"]\nusername = "u v"', 4, "username", "no space"),
+        ('name = "a"\npeers = ["::1"]\nheaders.Via = "x"', 4, "headers.Via", "itself"),
+        ('name = "a"\npeers = ["::1"]\nheaders.X = "a\\nb"', 4, "headers.X", "printable"),
+        ('name = "a"\npeers = ["::1"]\ncodecs = ["GSM"]', 4, "codecs[0]", "'PCMU' or 'PCMA'"),
+        ('name = "a"\npeers = ["::1"]\ncodecs = ["PCMU", "PCMU"]', 4, "codecs", "twice"),
+        ('name = "a"\npeers = ["::1"]\nexpires = 5', 4, "expires", "equal to 30"),
+        (
+            'name = "a"\nusername = "u"\nregistrar = "h"\ntransport = "tcp"',
+            5,
+            "transport",
+            "sip.listen has no tcp: address",
+        ),
+    ],
+)
+def test_bad_trunks(tmp_path: Path, lines: str, line: int, key: str, message: str) -> None:
+    at, name, said = problem(tmp_path, f"[[trunk]]\n{lines}\n")
+    assert (at, name) == (line, f"trunk[0].{key}")
+    assert message in said
+
+
+def test_trunks_against_each_other(tmp_path: Path) -> None:
+    first = '[[trunk]]\nname = "a"\npeers = ["10.0.0.0/8"]\n'
+    assert problem(tmp_path, first + '[[trunk]]\nname = "a"\npeers = ["::1"]\n') == (
+        5,
+        "trunk[1].name",
+        "is there twice",
+    )
+    assert problem(tmp_path, first + '[[trunk]]\nname = "b"\npeers = ["10.0.0.0/8"]\n') == (
+        6,
+        "trunk[1].peers",
+        "10.0.0.0/8 is a peer of trunk a already",
+    )
+
+
+def test_tls_files_need_each_other(tmp_path: Path) -> None:
+    assert problem(tmp_path, '[sip.tls]\ncertificate = "c.pem"\n')[1:] == (
+        "sip.tls.private_key",
+        "certificate and private_key need each other",
+    )
+
+
+def test_good_trunks(tmp_path: Path) -> None:
+    text = """
+[[trunk]]
+name = "pbx"
+peers = ["192.0.2.10", "192.0.2.11:5070", "[2001:db8::1]:5060", "2001:db8:1::/48"]
+[[trunk]]
+name = "carrier"
+registrar = "sip:[2001:db8::2]:5061"
+username = "4930123"
+password = "${env:CARRIER}"
+codecs = ["PCMA"]
+headers = { X-Account = "7" }
+"""
+    config = load_config(written(tmp_path, text), {"CARRIER": "s3cret"})
+    pbx, carrier = config.trunk
+    assert list(map(str, pbx.peers)) == [
+        "192.0.2.10",
+        "192.0.2.11:5070",
+        "[2001:db8::1]:5060",
+        "2001:db8:1::/48",
+    ]
+    assert str(carrier.registrar) == "[2001:db8::2]:5061"
+    assert config.secrets() == ("s3cret",)
+    assert "s3cret" not in repr(config)
+
+
+def test_a_route_names_a_trunk_that_is_there(tmp_path: Path) -> None:
+    file = written(tmp_path, '[[trunk]]\nname = "pbx"\npeers = ["192.0.2.10"]\n')
+    route = tmp_path / "dialplans" / "10.toml"
+    route.write_text('[[route]]\nname = "in"\ntrunk = "pxb"\n')
+    status, lines = check(file, {})
+    assert status == 2
+    assert lines == [f'{route}:1: route in, trunk: there is no trunk "pxb"; did you mean "pbx"?']
+    route.write_text('[[route]]\nname = "in"\ntrunk = "pbx"\n')
+    status, lines = check(file, {})
+    assert status == 0
+    assert any("pbx" in line for line in lines)
