@@ -25,10 +25,11 @@
  * one of PJSUA_MAX_CALLS slots, used or not. */
 #define PJMEDIA_MAX_SDP_MEDIA 8
 
-/* Sockets of one epoll queue. The media queue holds RTP and RTCP of every call; the SIP queue, a
- * second one of the same size, listeners and TCP or TLS connections. */
+/* Sockets of one epoll queue. The media queue holds RTP and RTCP of every call, for half a second
+ * after its end too, and of every m= line of an offer until it is answered; the SIP queue, a second
+ * one of the same size, listeners and TCP or TLS connections. */
 #ifndef PJ_IOQUEUE_MAX_HANDLES
-#define PJ_IOQUEUE_MAX_HANDLES (2 * PJSUA_MAX_CALLS + 1536)
+#define PJ_IOQUEUE_MAX_HANDLES (4 * PJSUA_MAX_CALLS + 3072)
 #endif
 #define PJ_IOQUEUE_MAX_EVENTS_IN_SINGLE_POLL 64
 #define PJSIP_MAX_NET_EVENTS 16

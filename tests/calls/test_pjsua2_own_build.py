@@ -61,6 +61,13 @@ def test_offers_only_g711(found: dict[str, Any]) -> None:
     assert sorted(found["codecs"]) == ["PCMA/8000/1", "PCMU/8000/1"]
 
 
+def test_offers_no_text_unless_asked() -> None:
+    import pjsua2
+
+    setting = pjsua2.CallSetting(True)
+    assert (setting.audioCount, setting.videoCount, setting.textCount) == (1, 0, 0)
+
+
 def test_uses_the_systems_openssl(found: dict[str, Any]) -> None:
     assert int(found["tls"].split()[1].split(".")[0]) >= 3
 

@@ -34,6 +34,7 @@ NEEDS = (
     Need("g++", command="g++"),
     Need("make", command="make"),
     Need("swig", command="swig"),
+    Need("patch", command="patch"),
     Need("xz-utils", command="xz"),
     Need("tar", command="tar"),
     Need("libc6-dev", header="stdio.h"),
