@@ -17,7 +17,7 @@ from gateway.call.plan import CallPlan
 from gateway.call.record import CallRecord
 from gateway.pump import MediaPump
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.events import ServerError, ServerEvent
+from gateway.realtime.events import AudioDelta, ServerError, ServerEvent
 from gateway.realtime.opening import SetupFailed, open_with_retry
 from gateway.realtime.session import Session, SessionClosed
 from gateway.sip.leg import Leg
@@ -196,16 +196,21 @@ class Bridge:
         if self._busy:
             return
         self._busy = True
+        audio_only = True
         try:
             while self._inbox:
                 input, at = self._inbox.popleft()
                 self._carry_out(self._machine.handle(input, at))
+                if type(input) is not inputs.ServerSaid or type(input.event) is not AudioDelta:
+                    audio_only = False
         except Exception as error:
             self._log.exception("call.fault")
             self._fault(error)
         finally:
             self._busy = False
-        self._schedule()
+        # Audio that is queued moves no deadline, and comes fifty times a second.
+        if not audio_only:
+            self._schedule()
 
     def _carry_out(self, todo: list[outputs.Output]) -> None:
         for output in todo:

@@ -13,6 +13,11 @@ import structlog
 
 log = structlog.get_logger("media")
 
+BUSY_CALLS = 64
+"""From this many calls on, each is served on every other beat, half of them at a time: its audio
+goes out in messages of 40 ms. A message costs the same whatever its length, most of it in the
+kernel; the price is 10 ms of delay on average, at a load where there is more to win."""
+
 
 class MediaPump:
     """Calls every registered function after the media clock has ticked.
@@ -22,19 +27,23 @@ class MediaPump:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._moves: set[Callable[[], None]] = set()
+        self._halves: tuple[set[Callable[[], None]], set[Callable[[], None]]] = (set(), set())
+        self._beats = 0
         self._scheduled = False
         self._faulty: set[Callable[[], None]] = set()
         self.faults = 0
         """Exceptions of moves; each is a defect."""
 
     def add(self, move: Callable[[], None]) -> None:
-        """Call ``move`` on every beat."""
-        self._moves.add(move)
+        """Call ``move`` from the next beat on."""
+        first, second = self._halves
+        if move not in first and move not in second:
+            (second if len(second) < len(first) else first).add(move)
 
     def remove(self, move: Callable[[], None]) -> None:
         """Call it no more."""
-        self._moves.discard(move)
+        for half in self._halves:
+            half.discard(move)
         self._faulty.discard(move)
 
     def wake(self) -> None:
@@ -46,8 +55,17 @@ class MediaPump:
     def _beat(self) -> None:
         # Cleared first: a frame that comes while we run gets a beat of its own.
         self._scheduled = False
-        for move in tuple(self._moves):
-            if move not in self._moves:
+        self._beats += 1
+        first, second = self._halves
+        if len(first) + len(second) < BUSY_CALLS:
+            self._move(first)
+            self._move(second)
+        else:
+            self._move(self._halves[self._beats % 2])
+
+    def _move(self, half: set[Callable[[], None]]) -> None:
+        for move in tuple(half):
+            if move not in half:
                 continue  # its call ended in this beat
             try:
                 move()

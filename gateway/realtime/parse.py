@@ -5,10 +5,9 @@ keys are passed over, white space around ``type`` is stripped (one published exa
 Strict where the gateway would act on a guess: a known event without a key it needs is a
 :class:`BadEvent` that names both.
 
-All frames, audio too, go through the standard JSON parser. Cutting the base64 of an audio delta
-out of the frame first is no faster: the parser's C scanner passes over a plain string almost as
-fast as a search does, and the rest is base64 and the event itself
-(``tests/load/micro_realtime.py`` has the figures).
+All frames, audio too, go through one JSON parser, orjson, which reads an audio delta of 20 ms in
+half a microsecond, a quarter of what the standard library's takes. Cutting the base64 out of the
+frame without a parser is no faster (``tests/load/micro_realtime.py`` has the figures).
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ import binascii
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import orjson
 
 from gateway.realtime.events import (
     AgentTranscript,
@@ -98,11 +99,9 @@ def parse_event(frame: str | bytes) -> ServerEvent:
     needs; nothing else, whatever the frame holds.
     """
     try:
-        event = json.loads(frame if isinstance(frame, str) else frame.decode())
-    except (ValueError, RecursionError) as error:
-        # The JSON decoder's own text holds a position only, never the content.
-        detail = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        raise BadEvent(None, None, f"not JSON ({detail})") from None
+        event = orjson.loads(frame)
+    except orjson.JSONDecodeError:
+        event = _lenient(frame)
     if not isinstance(event, dict):
         raise BadEvent(None, None, f"a JSON {type(event).__name__}, not an object")
     event_type = event.get("type")
@@ -113,6 +112,16 @@ def parse_event(frame: str | bytes) -> ServerEvent:
     if reader is None:
         return OtherEvent(event_type, event)
     return reader(_Fields(event_type, event))
+
+
+def _lenient(frame: str | bytes) -> Any:
+    """What the strict reader refuses and Python's takes: NaN, lone surrogates."""
+    try:
+        return json.loads(frame if isinstance(frame, str) else frame.decode())
+    except (ValueError, RecursionError) as error:
+        # The JSON decoder's own text holds a position only, never the content.
+        detail = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise BadEvent(None, None, f"not JSON ({detail})") from None
 
 
 def is_known_type(event_type: str) -> bool:
