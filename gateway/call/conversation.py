@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from gateway.call.digits import Collected, DigitCollector
 from gateway.call.ending import Why
+from gateway.call.farewell import Farewell
 from gateway.call.journal import Journal
-from gateway.call.ledger import Heard, Ledger
-from gateway.call.outputs import Flush, Output, Play, Send
+from gateway.call.outputs import Output, Send
 from gateway.call.plan import CallPlan
-from gateway.call.record import DigitRun, Interruption
+from gateway.call.playback import Playback
+from gateway.call.record import DigitRun
 from gateway.call.responses import ResponseGate
-from gateway.call.truncation import Truncations
-from gateway.realtime.commands import (
-    CancelResponse,
-    ClientCommand,
-    CreateItem,
-    CreateResponse,
-    DeleteItem,
-)
+from gateway.realtime.commands import CancelResponse, ClientCommand, CreateItem, CreateResponse
 from gateway.realtime.errors import Kind, classify_error
 from gateway.realtime.events import (
     AgentTranscript,
@@ -42,47 +34,23 @@ from gateway.realtime.events import (
 END_CALL = "end_call"
 """Name of the built-in tool with which the model hangs up."""
 
-_CUT_RESPONSES = 32
-"""Interrupted responses remembered; events of one stop coming at its ``response.done``."""
-
-
-@dataclass(slots=True)
-class LastWords:
-    """What is playing is the last of this call; it ends when that has been heard."""
-
-    why: Why
-    deadline: float
-    call_id: str = ""
-    """The ``end_call`` to answer if the caller speaks up and the call goes on."""
-    awaits_response: bool = False
-    """The goodbye was asked for and has not come yet."""
-
 
 class Conversation:
-    """Decides for a call that is up. Every method takes the time (s) and returns outputs.
-
-    ``ended`` is set when the call is to end, for the machine to act on.
-    """
+    """Decides for a call that is up. Every method takes the time (s) and returns outputs."""
 
     def __init__(self, plan: CallPlan, journal: Journal) -> None:
         self._plan = plan
         self._journal = journal
-        self._record = journal.record
-        self._ledger = Ledger(plan.codec.silence)
+        self._playback = Playback(plan.codec.silence, plan.truncate_margin_ms, journal)
         self._gate = ResponseGate()
-        self._truncations = Truncations(plan.truncate_margin_ms)
+        self._farewell = Farewell(plan.farewell_seconds)
         digits = plan.digits
         self._digits = DigitCollector(
             digits.inter_digit_seconds, digits.terminator, digits.max_digits
         )
-        self._queued = False
-        self._audible = False
-        self._last_spoken = ""
-        self._cut: deque[str] = deque(maxlen=_CUT_RESPONSES)
-        self._never_played: dict[str, list[str]] = {}
-        self._interrupting: str | None = None
-        self._last_words: LastWords | None = None
-        self.ended: Why | None = None
+        self._to_cancel: str | None = None
+        self._after_cut: list[Output] = []
+        self._session_failed = False
 
     # ---- what happens
 
@@ -94,36 +62,31 @@ class Conversation:
 
     def on_event(self, event: ServerEvent, now: float) -> list[Output]:
         """An event of the session."""
+        note = self._journal.note
         match event:
             case AudioDelta():
-                return self._on_audio(event)
+                return self._playback.receive(event)
             case AudioDone():
-                due = self._ledger.finish((event.item_id, event.content_index))
-                return self._play(due, more=False)
+                return self._playback.part_done(event)
             case SpeechStarted():
-                note = self._journal.note(now, "caller_starts", audio_ms=event.audio_start_ms)
-                return [note, *self._interrupt("speech", now)]
+                started = note(now, "caller_starts", audio_ms=event.audio_start_ms)
+                if not self._plan.server_interrupts:
+                    return [started]
+                return [started, *self._interrupt("speech", now)]
             case SpeechStopped():
-                return [self._journal.note(now, "caller_stops", audio_ms=event.audio_end_ms)]
+                return [note(now, "caller_stops", audio_ms=event.audio_end_ms)]
             case ResponseCreated():
                 self._gate.created(event.response_id)
                 return []
             case ResponseDone():
                 return self._on_response_done(event, now)
             case AgentTranscript():
-                return [
-                    self._journal.note(
-                        now, "agent_said", item_id=event.item_id, text=event.transcript
-                    )
-                ]
+                return [note(now, "agent_said", item_id=event.item_id, text=event.transcript)]
             case InputTranscribed():
-                return [self._journal.note(now, "caller_said", text=event.transcript)]
+                return [note(now, "caller_said", text=event.transcript)]
             case ItemTruncated():
-                return [
-                    self._journal.note(
-                        now, "truncated", item_id=event.item_id, audio_end_ms=event.audio_end_ms
-                    )
-                ]
+                at_ms = event.audio_end_ms
+                return [note(now, "truncated", item_id=event.item_id, audio_end_ms=at_ms)]
         return []
 
     def on_error(
@@ -143,12 +106,14 @@ class Conversation:
             )
         ]
         if error.code == "conversation_already_has_active_response":
-            self._gate.collided(now)
+            self._gate.collided(command if isinstance(command, CreateResponse) else None, now)
         elif isinstance(command, CreateResponse):
-            outputs += self._send(self._gate.failed(now))
-        outputs += self._send(self._truncations.retry(error, command))
-        if verdict.ends_session:
-            self.ended = Why.SESSION_ERROR
+            outputs += self._send(self._gate.failed(command, now))
+        elif isinstance(command, CancelResponse):
+            # It does not run, whatever became of its response.done.
+            outputs += self._send(self._gate.done(command.response_id, now))
+        outputs += self._playback.refusal(error, command)
+        self._session_failed = self._session_failed or verdict.ends_session
         return outputs
 
     def on_digit(self, digit: str, now: float) -> list[Output]:
@@ -156,55 +121,64 @@ class Conversation:
         outputs: list[Output] = [self._journal.note(now, "digit", digit=digit)]
         if not self._plan.digits.enabled:
             return outputs
+        outputs += self._on_collected(self._digits.expire(now), now)
         if self._plan.digits.interrupt:
             outputs += self._interrupt("digit", now)
-        collected = self._digits.press(digit, now)
-        return outputs + self._on_collected(collected, now)
+        collected = self._on_collected(self._digits.press(digit, now), now)
+        if self._playback.cutting:
+            # What was heard comes first, or the model answers to what nobody heard.
+            self._after_cut = collected
+            return outputs
+        return outputs + collected
 
     def on_playout_started(self, now: float) -> list[Output]:
         """The caller begins to hear an answer."""
-        if not self._queued:
-            return []  # it was flushed before word of its start came here
-        self._audible = True
-        return [self._journal.note(now, "agent_starts", item_id=self._ledger.first_item)]
+        return self._playback.started(now)
 
     def on_playout_drained(self, now: float) -> list[Output]:
         """The caller has heard all there was."""
-        self._ledger.drained()
-        self._queued = False
-        self._end_if_said()
-        was_audible, self._audible = self._audible, False
-        return [self._journal.note(now, "agent_stops", cut=False)] if was_audible else []
+        return self._playback.drained(now)
 
     def on_playout_refused(self, frames: int, now: float) -> list[Output]:
         """The queue is full: the answer is cut at its end, and that is said."""
-        self._ledger.refused(frames)
-        return [self._journal.note(now, "playout_overflow", "error", lost_ms=frames * 20)]
+        return self._playback.refused(frames, now)
 
     def on_flushed(self, unplayed_frames: int, now: float) -> list[Output]:
-        """Playout has stopped; tell the server what was heard."""
-        trigger, self._interrupting = self._interrupting or "speech", None
-        was_audible, self._audible, self._queued = self._audible, False, False
-        outputs: list[Output] = []
-        if was_audible:
-            outputs.append(self._journal.note(now, "agent_stops", cut=True))
-        for heard in self._ledger.flush(unplayed_frames):
-            outputs += self._settle(heard, trigger, now)
-        active = self._gate.active
-        if active is not None and trigger != "speech":
-            outputs.append(Send(CancelResponse(active)))
-        return outputs
+        """Playout has stopped; tell the server what was heard, and to stop where it does not."""
+        outputs = self._playback.flushed(unplayed_frames, now)
+        cancel, self._to_cancel = self._to_cancel, None
+        if cancel is not None:
+            outputs.append(Send(CancelResponse(cancel)))
+        following, self._after_cut = self._after_cut, []
+        return outputs + following
 
-    def close_when_said(self, why: Why, now: float) -> None:
-        """The session is over, but what came of it is still to be heard."""
-        self._last_words = LastWords(why, now + self._plan.farewell_seconds)
-        self._end_if_said()
+    def on_session_over(self, now: float) -> None:
+        """The session closed as it should, but what came of it is still to be heard."""
+        self._farewell.session_over(now)
+        self._gate = ResponseGate()
+        self.on_end(now)
+
+    def on_end(self, now: float) -> None:
+        """The session ends; digits that were not sent yet are in the record at least."""
+        self._record_digits(self._digits.abandon(), now)
+
+    @property
+    def goodbye_is_here(self) -> bool:
+        """What is left to be heard is a goodbye, and all of it has come."""
+        return self._farewell.being_said
+
+    def ended(self, now: float) -> Why | None:
+        """Why the call is to end now, if it is; asked after everything that happens."""
+        if self._session_failed:
+            return Why.SESSION_ERROR
+        return self._farewell.over(
+            now, queued=self._playback.queued, responding=not self._gate.idle
+        )
 
     @property
     def deadline(self) -> float | None:
         """When :meth:`on_tick` is due next (s)."""
-        last_words = None if self._last_words is None else self._last_words.deadline
-        due = [self._digits.deadline, self._gate.deadline, last_words]
+        due = [self._digits.deadline, self._gate.deadline, self._farewell.deadline]
         return min((at for at in due if at is not None), default=None)
 
     def on_tick(self, now: float) -> list[Output]:
@@ -212,39 +186,18 @@ class Conversation:
         outputs = self._on_collected(self._digits.expire(now), now)
         if self._gate.deadline is not None and now >= self._gate.deadline:
             outputs.append(self._journal.note(now, "response_unanswered", "warning"))
-            outputs += self._send(self._gate.failed(now))
-        if self._last_words is not None and now >= self._last_words.deadline:
-            self.ended = self._last_words.why
+            outputs += self._send(self._gate.unanswered(now))
         return outputs
 
     @property
     def late_audio_ms(self) -> int:
         """Audio that came after its response was cut, ms."""
-        return self._ledger.dropped_bytes // 8
+        return self._playback.late_audio_ms
 
     # ---- what follows from it
 
-    def _on_audio(self, event: AudioDelta) -> list[Output]:
-        if event.response_id in self._cut:
-            self._ledger.dropped_bytes += len(event.audio)
-            seen = self._never_played.setdefault(event.response_id, [])
-            if event.item_id not in seen and not self._ledger.was_cut(event.item_id):
-                seen.append(event.item_id)
-            return []
-        self._last_spoken = event.response_id
-        key = (event.item_id, event.content_index)
-        return self._play(self._ledger.receive(event.response_id, key, event.audio), more=True)
-
-    def _play(self, due: bytes, *, more: bool) -> list[Output]:
-        if due:
-            self._queued = True
-        return [Play(due, more)] if due or not more else []
-
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
-        spoke = self._last_spoken == event.response_id
-        outputs: list[Output] = self._play(
-            self._ledger.finish_response(event.response_id), more=False
-        )
+        outputs = self._playback.response_done(event.response_id)
         failed = event.status == "failed"
         outputs.append(
             self._journal.note(
@@ -257,128 +210,86 @@ class Conversation:
                 **({"code": event.error_code, "message": event.error_message} if failed else {}),
             )
         )
-        for item_id in self._never_played.pop(event.response_id, []):
-            outputs.append(Send(DeleteItem(item_id)))
         following = self._gate.done(event.response_id, now)
-        if event.status == "completed" and event.response_id not in self._cut:
-            outputs += self._on_tools(event, spoke, now)
-        outputs += self._send(following)
-        if self._last_words is not None and self._last_words.awaits_response:
-            self._last_words.awaits_response = not self._gate.idle
-        self._end_if_said()
-        return outputs
+        if event.status == "completed":
+            outputs += self._on_tools(event, now)
+        return outputs + self._send(following)
 
-    def _on_tools(self, event: ResponseDone, spoke: bool, now: float) -> list[Output]:
+    def _on_tools(self, event: ResponseDone, now: float) -> list[Output]:
+        """Answer what the model called, once its response is whole (ordering D of the protocol)."""
         outputs: list[Output] = []
         calls = [item for item in event.output if item.get("type") == "function_call"]
-        unknown = [call for call in calls if call.get("name") != END_CALL]
         for call in calls:
             outputs.append(self._journal.note(now, "tool", "info", name=str(call.get("name"))))
-        for call in unknown:
-            outputs += self._answer_tool(call, {"error": "this gateway has no such tool"})
+        if self._playback.was_cut(event.response_id):
+            # The caller was first; what comes of that is asked for elsewhere.
+            result = {"status": "not done", "reason": "the caller interrupted"}
+            return outputs + [self._tool_output(call, result) for call in calls]
+        unknown = [call for call in calls if call.get("name") != END_CALL]
+        outputs += [
+            self._tool_output(call, {"error": "this gateway has no such tool"}) for call in unknown
+        ]
         if len(unknown) < len(calls):
             end_call = next(call for call in calls if call.get("name") == END_CALL)
-            return outputs + self._say_goodbye(end_call, spoke, now)
+            return outputs + self._say_goodbye(
+                end_call, self._playback.spoke(event.response_id), now
+            )
         if unknown:
             outputs += self._create(CreateResponse(), now)
         return outputs
 
     def _say_goodbye(self, call: Mapping[str, Any], spoke: bool, now: float) -> list[Output]:
-        call_id = str(call.get("call_id", ""))
-        self._last_words = LastWords(
-            Why.FAREWELL, now + self._plan.farewell_seconds, call_id, awaits_response=False
-        )
         outputs: list[Output] = [self._journal.note(now, "farewell", "info", spoken=spoke)]
-        if spoke or self._queued:
+        if spoke or self._playback.queued:
+            self._farewell.said(str(call.get("call_id", "")), now)
             return outputs
-        self._last_words.awaits_response = True
-        self._last_words.call_id = ""
-        outputs += self._answer_tool(
-            call, {"status": "ending", "next": "Say a short goodbye now; then the call ends."}
-        )
+        self._farewell.asked_for(now)
+        result = {"status": "ending", "next": "Say a short goodbye now; then the call ends."}
+        outputs.append(self._tool_output(call, result))
         return outputs + self._create(CreateResponse({"tools": []}), now)
 
-    def _end_if_said(self) -> None:
-        words = self._last_words
-        if words is not None and not words.awaits_response and not self._queued:
-            self.ended = words.why
-
     def _interrupt(self, trigger: str, now: float) -> list[Output]:
-        if trigger == "speech" and not self._plan.server_interrupts:
-            return []
-        outputs = self._go_on(now)
-        active = self._gate.active
-        if active is not None and active not in self._cut:
-            self._cut.append(active)
-        if self._queued or self._ledger or active is not None:
-            self._interrupting = trigger
-            outputs.append(Flush())
-        return outputs
-
-    def _go_on(self, now: float) -> list[Output]:
-        """The caller speaks into the goodbye: the call is not over after all."""
-        words = self._last_words
-        if words is None or words.why is not Why.FAREWELL:
-            return []
-        self._last_words = None
-        outputs: list[Output] = [self._journal.note(now, "farewell_taken_back", "info")]
-        if words.call_id:
+        """The caller wants to be heard: stop playing, and take a goodbye back."""
+        outputs: list[Output] = []
+        unanswered = self._farewell.take_back()
+        if unanswered is not None:
+            outputs.append(self._journal.note(now, "farewell_taken_back", "info"))
+        if unanswered:
             result = {"status": "not ended", "reason": "the caller spoke during the goodbye"}
-            outputs += self._answer_tool({"call_id": words.call_id}, result)
-        return outputs
-
-    def _settle(self, heard: Heard, trigger: str, now: float) -> list[Output]:
-        command = None if heard.complete else self._truncations.command(heard)
-        if command is None:
-            return []
-        action = "delete" if isinstance(command, DeleteItem) else "truncate"
-        at_ms = self._journal.ms(now)
-        flushed_ms = heard.received_ms - heard.played_ms
-        self._record.interruptions.append(
-            Interruption(
-                at_ms=round(at_ms, 1),
-                trigger=trigger,
-                item_id=heard.item_id,
-                played_ms=heard.played_ms,
-                received_ms=heard.received_ms,
-                flushed_ms=flushed_ms,
-                action=action,
-            )
-        )
-        note = self._journal.note(
-            now,
-            "interruption",
-            "info",
-            trigger=trigger,
-            item_id=heard.item_id,
-            played_ms=heard.played_ms,
-            received_ms=heard.received_ms,
-            action=action,
-        )
-        return [Send(command), note]
+            outputs.append(self._tool_output({"call_id": unanswered}, result))
+        active = self._gate.active
+        if trigger != "speech" and active is not None and not self._playback.was_cut(active):
+            # Of speech the server knows by itself.
+            self._to_cancel = active
+        return outputs + self._playback.interrupt(trigger, active)
 
     def _on_collected(self, collected: Collected | None, now: float) -> list[Output]:
         if collected is None:
             return []
-        ended_by = collected.ended_by.value
-        self._record.digits.append(
-            DigitRun(round(self._journal.ms(now), 1), collected.digits, ended_by)
-        )
+        self._record_digits(collected, now)
         item = {
             "type": "message",
             "role": "user",
             "content": [{"type": "input_text", "text": self._plan.digits.text(collected.digits)}],
         }
+        ended_by = collected.ended_by.value
         note = self._journal.note(now, "digits", "info", digits=collected.digits, ended_by=ended_by)
         return [note, Send(CreateItem(item)), *self._create(CreateResponse(), now)]
 
-    def _answer_tool(self, call: Mapping[str, Any], result: Mapping[str, Any]) -> list[Output]:
+    def _record_digits(self, collected: Collected | None, now: float) -> None:
+        if collected is not None:
+            at_ms = round(self._journal.ms(now), 1)
+            run = DigitRun(at_ms, collected.digits, collected.ended_by.value)
+            self._journal.record.digits.append(run)
+
+    @staticmethod
+    def _tool_output(call: Mapping[str, Any], result: Mapping[str, Any]) -> Output:
         item = {
             "type": "function_call_output",
             "call_id": str(call.get("call_id", "")),
             "output": json.dumps(result),
         }
-        return [Send(CreateItem(item))]
+        return Send(CreateItem(item))
 
     def _create(self, create: CreateResponse, now: float) -> list[Output]:
         return self._send(self._gate.request(create, now))

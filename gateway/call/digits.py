@@ -12,6 +12,7 @@ class EndedBy(StrEnum):
     TERMINATOR = "terminator"
     TIMEOUT = "timeout"
     FULL = "full"
+    CALL_END = "call_end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,10 @@ class DigitCollector:
         """When the run is complete for want of another key; None while there is none."""
 
     def press(self, digit: str, now: float) -> Collected | None:
-        """One key at time ``now`` (s); returns the run that it completed, if it did."""
+        """One key at time ``now`` (s); returns the run that it completed, if it did.
+
+        A run whose pause is over by then has to be taken with :meth:`expire` first.
+        """
         if digit == self._terminator:
             return self._take(EndedBy.TERMINATOR, alone=digit)
         self._digits += digit
@@ -55,6 +59,10 @@ class DigitCollector:
         if self.deadline is None or now < self.deadline:
             return None
         return self._take(EndedBy.TIMEOUT)
+
+    def abandon(self) -> Collected | None:
+        """The run that the end of the call cut short, if there is one."""
+        return self._take(EndedBy.CALL_END) if self._digits else None
 
     def _take(self, ended_by: EndedBy, alone: str = "") -> Collected:
         collected = Collected(self._digits or alone, ended_by)

@@ -17,26 +17,41 @@ from gateway.audio.g711 import BYTES_PER_MS, FRAME_BYTES
 PartKey = tuple[str, int]
 """``(item_id, content_index)``: what a truncation names."""
 
-_CLOSED_PARTS = 256
-"""Parts remembered after their cut, to drop what still comes of them; far more than one answer
-has, and a late delta belongs to the latest."""
+MAX_PARTS = 256
+"""Parts remembered, those still to be heard aside: what still comes of one that was cut is
+dropped, and belongs to one of the latest."""
 
 
 @dataclass(slots=True)
-class Part:
-    """Audio of one part as far as it has come; counts in G.711 bytes and 20 ms frames."""
+class _Part:
+    """Audio of one part as far as it has come; counts in G.711 bytes."""
 
     response_id: str
     key: PartKey
     received: int = 0
-    frames: int = 0
-    rest: bytes = b""
+    heard: int = 0
+    """Bytes known to have been handed to RTP."""
     done: bool = False
+    """No more is to come."""
+    cut: bool = False
+    """What still comes is dropped."""
+    told: bool = False
+    """The server is to hear of the cut, and no more of this part."""
 
     @property
-    def received_ms(self) -> int:
-        """Audio that came from the server, ms rounded down."""
-        return self.received // BYTES_PER_MS
+    def settled(self) -> bool:
+        """Nothing is left to be heard or told of it."""
+        return self.told or (self.done and self.heard == self.received)
+
+
+@dataclass(slots=True)
+class _Run:
+    """Frames of one part that stand together in the queue."""
+
+    part: _Part
+    frames: int
+    audio: int
+    """Bytes of the part in them: fewer than they hold where the last one is padded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,121 +65,158 @@ class Heard:
     received_ms: int
     complete: bool
     """Everything was heard, and no more was to come."""
+    item_heard: bool
+    """Something was heard of the item, in this part or in another."""
 
 
 class Ledger:
-    """The parts of one call that are not known to have been heard to their end.
+    """The parts of one call's answers, and which of them stand in the playout queue.
 
     Args:
-        silence: one byte of silence in the call's law; fills the last frame of a part.
+        silence: one byte of silence in the session's law; fills the last frame of a part.
     """
 
     def __init__(self, silence: bytes) -> None:
         self._silence = silence
-        self._parts: deque[Part] = deque()
-        self._closed: deque[PartKey] = deque(maxlen=_CLOSED_PARTS)
+        self._parts: dict[PartKey, _Part] = {}
+        self._runs: deque[_Run] = deque()
+        self._open: _Part | None = None
+        self._rest = b""
+        """The begun frame of the open part."""
         self.dropped_bytes = 0
         """Audio that came after its part had been cut."""
 
     def receive(self, response_id: str, key: PartKey, audio: bytes) -> bytes:
         """Take a delta; returns the whole frames that are now due for playout (may be empty).
 
-        Audio of another part ends the one before: its last frame is filled up with silence.
+        Audio of another part ends the begun frame of the one before with silence.
         """
-        if key in self._closed:
+        if not audio:
+            return b""
+        part = self._parts.get(key) or self._begin(response_id, key)
+        if part.cut:
             self.dropped_bytes += len(audio)
             return b""
-        due = b""
-        part = self._parts[-1] if self._parts else None
-        if part is None or part.key != key:
-            due = self._fill(part) if part is not None else b""
-            part = Part(response_id, key)
-            self._parts.append(part)
+        due = b"" if self._open is part else self._fill()
+        self._open = part
+        part.done = False
         part.received += len(audio)
-        audio = part.rest + audio
-        whole = len(audio) // FRAME_BYTES * FRAME_BYTES
-        part.rest = audio[whole:]
-        part.frames += whole // FRAME_BYTES
-        return due + audio[:whole]
+        audio = self._rest + audio
+        whole = len(audio) // FRAME_BYTES
+        self._rest = audio[whole * FRAME_BYTES :]
+        audio = audio[: whole * FRAME_BYTES]
+        self._queue(part, whole, len(audio))
+        return due + audio
 
     def finish(self, key: PartKey) -> bytes:
         """No more audio of this part; returns its filled last frame, if it has one."""
-        part = self._find(key)
-        if part is None or part.done:
+        part = self._parts.get(key)
+        if part is None:
             return b""
         part.done = True
-        return self._fill(part)
+        return self._fill() if self._open is part else b""
 
     def finish_response(self, response_id: str) -> bytes:
-        """No more audio of any part of this response; returns their filled last frames."""
-        due = b""
-        for part in self._parts:
-            if part.response_id == response_id and not part.done:
+        """No more audio of any part of this response; returns the filled last frame."""
+        for part in self._parts.values():
+            if part.response_id == response_id:
                 part.done = True
-                due += self._fill(part)
-        return due
+        begun = self._open
+        return self._fill() if begun is not None and begun.response_id == response_id else b""
 
     def refused(self, frames: int) -> None:
-        """The last frames returned did not fit the queue: that part is cut where it stands."""
-        for part in reversed(self._parts):
-            taken = min(frames, part.frames)
-            part.frames -= taken
+        """The last frames returned did not fit the queue: their parts are cut where they stand."""
+        while frames > 0 and self._runs:
+            run = self._runs[-1]
+            taken = min(frames, run.frames)
             frames -= taken
-            part.rest = b""
-            self._closed.append(part.key)
-            if frames == 0:
-                return
+            run.frames -= taken
+            run.audio = min(run.audio, run.frames * FRAME_BYTES)
+            run.part.cut = True
+            if run.part is self._open:
+                self._open, self._rest = None, b""
+            if run.frames == 0:
+                self._runs.pop()
 
-    def drained(self) -> None:
-        """The queue ran empty: every part that is done has been heard to its end."""
-        self._parts = deque(part for part in self._parts if not part.done)
+    def drained(self) -> list[Heard]:
+        """The queue ran empty: all that stood in it has been heard.
+
+        Returns what was heard of parts that did not fit it whole; of the others there is nothing
+        to tell.
+        """
+        for run in self._runs:
+            run.part.heard += run.audio
+        self._runs.clear()
+        return self._tell([p for p in self._parts.values() if p.cut and not p.settled])
 
     def flush(self, unplayed_frames: int) -> list[Heard]:
         """Playout was cut with this many frames unplayed; says what was heard of each part.
 
-        Only parts that the server may think were heard further are of interest: those not heard
-        to their end, or still being sent. All parts are closed; more audio of them is dropped.
+        Only parts that the server may think were heard further are of interest: those not known
+        to have been heard to their end, or still being sent. They are closed: more audio of them
+        is dropped.
         """
-        heard: list[Heard] = []
-        for part in reversed(self._parts):
-            unplayed = min(unplayed_frames, part.frames)
+        unsettled = [part for part in self._parts.values() if not part.settled]
+        for run in reversed(self._runs):
+            unplayed = min(unplayed_frames, run.frames)
             unplayed_frames -= unplayed
-            played = min(part.received, (part.frames - unplayed) * FRAME_BYTES)
-            heard.append(
-                Heard(
-                    response_id=part.response_id,
-                    item_id=part.key[0],
-                    content_index=part.key[1],
-                    played_ms=played // BYTES_PER_MS,
-                    received_ms=part.received_ms,
-                    complete=part.done and played == part.received,
-                )
-            )
-            self._closed.append(part.key)
-        self._parts.clear()
-        heard.reverse()
-        return heard
+            run.part.heard += min(run.audio, (run.frames - unplayed) * FRAME_BYTES)
+        self._runs.clear()
+        self._open, self._rest = None, b""
+        return self._tell(unsettled)
 
-    def was_cut(self, item_id: str) -> bool:
-        """Whether a part of this item was cut; the server has been told of it then."""
-        return any(key[0] == item_id for key in self._closed)
+    def knows(self, item_id: str) -> bool:
+        """Whether audio of this item came before it was cut."""
+        return any(key[0] == item_id for key in self._parts)
 
     def __bool__(self) -> bool:
         """Whether there is a part not known to have been heard to its end."""
-        return bool(self._parts)
+        return any(not part.settled for part in self._parts.values())
 
     @property
     def first_item(self) -> str:
         """The item that is heard first of those that are left; empty without one."""
-        return self._parts[0].key[0] if self._parts else ""
+        return self._runs[0].part.key[0] if self._runs else ""
 
-    def _find(self, key: PartKey) -> Part | None:
-        return next((part for part in reversed(self._parts) if part.key == key), None)
+    def _begin(self, response_id: str, key: PartKey) -> _Part:
+        if len(self._parts) >= MAX_PARTS:
+            oldest = next((k for k, part in self._parts.items() if part.settled), None)
+            if oldest is not None:
+                del self._parts[oldest]
+        part = self._parts[key] = _Part(response_id, key)
+        return part
 
-    def _fill(self, part: Part) -> bytes:
-        if not part.rest:
+    def _queue(self, part: _Part, frames: int, audio: int) -> None:
+        if frames == 0:
+            return
+        run = self._runs[-1] if self._runs else None
+        if run is None or run.part is not part or run.audio < run.frames * FRAME_BYTES:
+            run = _Run(part, 0, 0)
+            self._runs.append(run)
+        run.frames += frames
+        run.audio += audio
+
+    def _fill(self) -> bytes:
+        part, rest = self._open, self._rest
+        self._open, self._rest = None, b""
+        if part is None or not rest:
             return b""
-        frame = part.rest + self._silence * (FRAME_BYTES - len(part.rest))
-        part.rest = b""
-        part.frames += 1
-        return frame
+        self._queue(part, 1, len(rest))
+        return rest + self._silence * (FRAME_BYTES - len(rest))
+
+    def _tell(self, parts: list[_Part]) -> list[Heard]:
+        heard_items = {part.key[0] for part in self._parts.values() if part.heard}
+        for part in parts:
+            part.cut = part.told = True
+        return [
+            Heard(
+                response_id=part.response_id,
+                item_id=part.key[0],
+                content_index=part.key[1],
+                played_ms=part.heard // BYTES_PER_MS,
+                received_ms=part.received // BYTES_PER_MS,
+                complete=part.done and part.heard == part.received,
+                item_heard=part.key[0] in heard_items,
+            )
+            for part in parts
+        ]

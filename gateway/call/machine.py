@@ -54,6 +54,9 @@ from gateway.call.record import CallRecord
 from gateway.realtime.commands import UpdateSession
 from gateway.realtime.errors import Kind
 
+ACK_SECONDS = 40.0
+"""The ACK of a 200 is waited for at most 32 s below (RFC 3261 section 13.3.1.4), and then told."""
+
 LEG_END_SECONDS = 35.0
 """A BYE is retransmitted for 32 s (RFC 3261 timer F); a leg not over by then is given up."""
 
@@ -90,6 +93,7 @@ class CallMachine:
         self._ending: Ending | None = None
         self._session_up = False
         self._held = False
+        self._ack_at: float | None = None
         self._max_at: float | None = None
         self._rtp_packets = -1
         self._rtp_at: float | None = None
@@ -112,7 +116,7 @@ class CallMachine:
             Flushed: self._on_flushed,
             Tick: self._on_tick,
             ShutDown: lambda _input, now: self._end(Why.SHUTDOWN, now),
-            Faulted: lambda input, now: self._end(Why.FAULT, now, input.detail),
+            Faulted: self._on_fault,
         }
 
     def start(self, now: float) -> list[Output]:
@@ -124,9 +128,14 @@ class CallMachine:
         """Something happened at ``now``; returns what to do, in order."""
         if self.state is State.FINISHED:
             return []
+        session_was_up = self._session_up
         outputs = self._handlers[type(input)](input, now)
-        if self._conversation.ended is not None:
-            outputs = outputs + self._end(self._conversation.ended, now)
+        if self._live:
+            why = self._conversation.ended(now)
+            if why is not None:
+                outputs = outputs + self._end(why, now)
+        if not (session_was_up or self._session_up):
+            outputs = [output for output in outputs if not isinstance(output, Send)]
         return outputs
 
     @property
@@ -139,16 +148,18 @@ class CallMachine:
         rtp_at = None
         if self._rtp_at is not None and self._plan.rtp_timeout > 0:
             rtp_at = self._rtp_at + self._plan.rtp_timeout
-        due = [self._conversation.deadline, self._max_at, rtp_at]
+        due = [self._conversation.deadline, self._ack_at, self._max_at, rtp_at]
         return min((at for at in due if at is not None), default=None)
 
     # ---- session
 
     def _on_session_up(self, input: SessionUp, now: float) -> list[Output]:
         if self.state is not State.CONNECTING:
-            return []
+            # It came up while it was being given up; nobody else will close it.
+            return [CloseSession(1000, "call over")]
         self._session_up = True
         self.state = State.ANSWERED
+        self._ack_at = now + ACK_SECONDS
         self.record.session_id = input.session_id
         self.record.times.session = self.record.times.answered = self._journal.ms(now)
         return [
@@ -165,24 +176,26 @@ class CallMachine:
 
     def _on_session_closed(self, input: SessionClosed, now: float) -> list[Output]:
         self._session_up = False
-        if input.by_us or self.state is State.ENDING:
+        if self.state is State.ENDING:
             return []
-        if input.code == 1000 and self.state is State.TALKING:
-            self._conversation.close_when_said(Why.SESSION_CLOSED, now)
+        if self.state is State.TALKING and (
+            input.code == 1000 or self._conversation.goodbye_is_here
+        ):
+            self._conversation.on_session_over(now)
             return [self._journal.note(now, "session_closed", "info", code=input.code)]
         why = Why.SESSION_CLOSED if input.code == 1000 else Why.SESSION_LOST
         return self._end(why, now, f"{input.code} {input.reason}".strip())
 
     def _on_server_said(self, input: ServerSaid, now: float) -> list[Output]:
-        if not self._live:
+        if not self._session_up:
             return []
         return self._conversation.on_event(input.event, now)
 
     def _on_server_failed(self, input: ServerFailed, now: float) -> list[Output]:
-        if not self._live:
+        if not self._session_up:
             return []
         outputs = self._conversation.on_error(input.error, input.command, now)
-        if self._conversation.ended is Why.SESSION_ERROR:
+        if self._conversation.ended(now) is Why.SESSION_ERROR:
             detail = f"{input.error.code}: {input.error.message}"
             return outputs + self._end(Why.SESSION_ERROR, now, detail)
         return outputs
@@ -204,8 +217,9 @@ class CallMachine:
             return []
         self.state = State.TALKING
         self.record.times.confirmed = self._journal.ms(now)
+        self._ack_at = None
         self._max_at = now + self._plan.max_call_seconds
-        self._rtp_at = now
+        self._rtp_at = None if self._held else now
         return [self._journal.note(now, "confirmed", "info"), StartMedia()]
 
     def _on_held(self, input: Held, now: float) -> list[Output]:
@@ -218,7 +232,7 @@ class CallMachine:
         return [note, Hold(input.held, self._plan.silence_on_hold)]
 
     def _on_digit(self, input: DigitPressed, now: float) -> list[Output]:
-        if not self._live or not self._session_up:
+        if not self._session_up:
             return []
         return self._conversation.on_digit(input.digit, now)
 
@@ -234,9 +248,11 @@ class CallMachine:
         if self._ending is not None:
             return self._finish(now)
         outcome = f"{input.code} {input.phrase}".strip()
-        if input.method == "CANCEL" or (self._answered_at is None and input.code == 487):
+        talked = self.state is State.TALKING
+        if not talked and (input.method == "CANCEL" or input.code == 487):
             why = Why.CANCELLED
-        elif input.method == "BYE":
+        elif input.method in ("BYE", "CANCEL"):
+            # A CANCEL that our 200 had crossed has no effect (RFC 3261 section 9.2).
             why = Why.HUNG_UP
         elif input.local:
             why = Why.FAULT
@@ -267,6 +283,8 @@ class CallMachine:
             if self._end_at is not None and now >= self._end_at:
                 return [self._journal.note(now, "leg_given_up", "error"), *self._finish(now)]
             return []
+        if self._ack_at is not None and now >= self._ack_at:
+            return self._end(Why.LEG_LOST, now, "no ACK")
         if self._max_at is not None and now >= self._max_at:
             return self._end(Why.MAX_DURATION, now)
         timeout = self._plan.rtp_timeout
@@ -280,10 +298,6 @@ class CallMachine:
     def _live(self) -> bool:
         return self.state in (State.ANSWERED, State.TALKING)
 
-    @property
-    def _answered_at(self) -> float | None:
-        return self.record.times.answered
-
     def _end(
         self,
         why: Why,
@@ -295,10 +309,14 @@ class CallMachine:
     ) -> list[Output]:
         if self._ending is not None:
             return []
-        answered = self._answered_at is not None and why is not Why.CANCELLED
+        if why is Why.CANCELLED:
+            self.record.times.answered = None  # the 200 did not go out, or too late
+        answered = self.record.times.answered is not None
         self._ending = ending_of(why, answered=answered, detail=detail, reason=reason)
         self.state = State.ENDING
+        self._session_up = False
         self._end_at = now + LEG_END_SECONDS
+        self._conversation.on_end(now)
         outputs: list[Output] = [CloseSession(1000, why.value)]
         if leg_over:
             return outputs + self._finish(now)
@@ -309,6 +327,13 @@ class CallMachine:
         if code == 503:
             headers["Retry-After"] = str(self._plan.retry_after)
         return [*outputs, Refuse(code, headers)]
+
+    def _on_fault(self, input: Faulted, now: float) -> list[Output]:
+        if self.state is not State.ENDING:
+            return self._end(Why.FAULT, now, input.detail)
+        # It may be the hang-up itself that failed, and a leg left up costs somebody money.
+        note = self._journal.note(now, "fault_at_end", "error", detail=input.detail)
+        return [note, HangUp({"Reason": reason_header(Why.FAULT)})]
 
     def _finish(self, now: float) -> list[Output]:
         assert self._ending is not None

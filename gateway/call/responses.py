@@ -42,15 +42,21 @@ class ResponseGate:
         return self.active is None and self._sent is None and not self._waiting
 
     def request(self, create: CreateResponse, now: float) -> CreateResponse | None:
-        """Ask for a response; returns what to send now, None when it has to wait."""
-        if self.active is not None or self._sent is not None:
-            if len(self._waiting) >= MAX_WAITING:
-                self._waiting.popleft()
-                self.dropped += 1
-            self._waiting.append(create)
+        """Ask for a response; returns what to send now, None when it has to wait.
+
+        One that waits without wishes of its own answers all that has been said by then, so it
+        stands for any further one like it.
+        """
+        if self.active is None and self._sent is None:
+            self._sent, self._sent_at = create, now
+            return create
+        if create.response is None and any(one.response is None for one in self._waiting):
             return None
-        self._sent, self._sent_at = create, now
-        return create
+        if len(self._waiting) >= MAX_WAITING:
+            self._waiting.popleft()
+            self.dropped += 1
+        self._waiting.append(create)
+        return None
 
     def created(self, response_id: str) -> None:
         """``response.created`` came."""
@@ -63,14 +69,28 @@ class ResponseGate:
             self.active = None
         return self._next(now)
 
-    def collided(self, now: float) -> None:
-        """Our request met a response that was running; it goes first once that one is done."""
-        if self._sent is not None:
-            self._waiting.appendleft(self._sent)
-            self._sent, self._sent_at = None, now
+    def collided(self, create: CreateResponse | None, now: float) -> None:
+        """A request met a response that was running; it goes first once that one is done.
 
-    def failed(self, now: float) -> CreateResponse | None:
-        """Our request was refused or forgotten; returns the next one to send."""
+        The server's own response may have been announced before the refusal, and was taken for
+        the answer then: so the request is named, and None stands for the last one.
+        """
+        create = self._sent if create is None else create
+        if create is None or any(one is create for one in self._waiting):
+            return
+        if create is self._sent:
+            self._sent = None
+        self._sent_at = now
+        self._waiting.appendleft(create)
+
+    def failed(self, create: CreateResponse, now: float) -> CreateResponse | None:
+        """This request was refused; returns the next one to send."""
+        if create is self._sent:
+            self._sent = None
+        return self._next(now)
+
+    def unanswered(self, now: float) -> CreateResponse | None:
+        """The deadline has come; returns the next one to send."""
         self._sent = None
         return self._next(now)
 

@@ -24,25 +24,37 @@ class Truncations:
 
     def __init__(self, margin_ms: int = 0) -> None:
         self._margin_ms = margin_ms
+        self._last: TruncateItem | None = None
         self._resent: deque[tuple[str, int]] = deque(maxlen=_RESENT)
 
-    def command(self, heard: Heard) -> ClientCommand:
-        """``conversation.item.truncate`` at what was heard; a deletion where nothing was.
+    def command(self, heard: Heard) -> TruncateItem | DeleteItem:
+        """``conversation.item.truncate`` at what was heard, a deletion where nothing was.
 
-        Never more than was received: the server refuses that.
+        Never more than was received: the server refuses that. An item of which something was
+        heard stays, if only another part of it, or less than the margin.
         """
-        end_ms = min(heard.played_ms, heard.received_ms) - self._margin_ms
-        if end_ms <= 0:
+        if not heard.item_heard:
             return DeleteItem(heard.item_id)
-        return TruncateItem(heard.item_id, heard.content_index, end_ms)
+        end_ms = max(0, min(heard.played_ms, heard.received_ms) - self._margin_ms)
+        self._last = TruncateItem(heard.item_id, heard.content_index, end_ms)
+        return self._last
 
-    def retry(self, error: ServerError, command: ClientCommand | None) -> ClientCommand | None:
-        """The truncation to send again, once, at the length that the error names."""
+    def retry(self, error: ServerError, command: ClientCommand | None) -> TruncateItem | None:
+        """The truncation to send again, once, at the length that the error names.
+
+        ``command`` is what the error answers; of a server that does not say, the last truncation
+        if it asked for the length refused.
+        """
         found = _SHORTER.search(error.message)
-        if found is None or not isinstance(command, TruncateItem):
+        if found is None:
+            return None
+        length_ms, refused_ms = int(found.group(1)), int(found.group(2))
+        last = self._last
+        if command is None and last is not None and last.audio_end_ms == refused_ms:
+            command = last
+        if not isinstance(command, TruncateItem):
             return None
         key = (command.item_id, command.content_index)
-        length_ms = int(found.group(1))
         if key in self._resent or length_ms >= command.audio_end_ms:
             return None
         self._resent.append(key)

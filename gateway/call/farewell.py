@@ -1,0 +1,75 @@
+"""The last words of a call: it ends when they have been heard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.call.ending import Why
+
+
+@dataclass(slots=True)
+class _LastWords:
+    why: Why
+    deadline: float
+    call_id: str
+    awaited: bool
+
+
+class Farewell:
+    """Knows whether what is playing is the last of the call.
+
+    Args:
+        seconds: how long last words may take.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._words: _LastWords | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        """When last words are cut (s); None while there are none."""
+        return None if self._words is None else self._words.deadline
+
+    def said(self, call_id: str, now: float) -> None:
+        """The model has said goodbye and asked to hang up, by the tool call ``call_id``."""
+        self._words = _LastWords(Why.FAREWELL, now + self._seconds, call_id, awaited=False)
+
+    def asked_for(self, now: float) -> None:
+        """The model has asked to hang up; a goodbye was asked for, and its tool call answered."""
+        self._words = _LastWords(Why.FAREWELL, now + self._seconds, "", awaited=True)
+
+    def session_over(self, now: float) -> None:
+        """The session closed as it should; what came of it is still to be heard."""
+        if self._words is None or self._words.awaited:
+            self._words = _LastWords(Why.SESSION_CLOSED, now + self._seconds, "", awaited=False)
+
+    @property
+    def being_said(self) -> bool:
+        """All of a goodbye is here: it needs no session any more."""
+        return self._words is not None and not self._words.awaited
+
+    def take_back(self) -> str | None:
+        """The caller speaks up, the call goes on: the tool call to answer, or empty.
+
+        None when there was no goodbye to take back.
+        """
+        words = self._words
+        if words is None or words.why is not Why.FAREWELL:
+            return None
+        self._words = None
+        return words.call_id
+
+    def over(self, now: float, *, queued: bool, responding: bool) -> Why | None:
+        """Why the call ends now, if it does.
+
+        ``queued``: something is left to be heard; ``responding``: a response runs or is to come.
+        """
+        words = self._words
+        if words is None:
+            return None
+        if words.awaited and not responding:
+            words.awaited = False
+        if now >= words.deadline or not (words.awaited or queued):
+            return words.why
+        return None
