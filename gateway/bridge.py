@@ -86,7 +86,6 @@ class Bridge:
             outputs.Send: self._send,
             outputs.StartMedia: self._start_media,
             outputs.Hold: self._hold,
-            outputs.UseCodec: self._use_codec,
             outputs.Play: self._play,
             outputs.Flush: self._flush,
             outputs.Note: self._note,
@@ -290,9 +289,6 @@ class Bridge:
     def _hold(self, output: outputs.Hold) -> None:
         self._held = output if output.held else None
         self._audio.playout.pause(output.held or not self._streaming)
-
-    def _use_codec(self, output: outputs.UseCodec) -> None:
-        self._audio.codec = self._audio.uplink.codec = self._audio.playout.codec = output.codec
 
     def _play(self, output: outputs.Play) -> None:
         playout = self._audio.playout

@@ -47,11 +47,9 @@ from gateway.call.outputs import (
     Ring,
     Send,
     StartMedia,
-    UseCodec,
 )
 from gateway.call.plan import CallPlan
 from gateway.call.record import CallRecord
-from gateway.realtime.commands import UpdateSession
 from gateway.realtime.errors import Kind
 
 ACK_SECONDS = 40.0
@@ -207,10 +205,9 @@ class CallMachine:
             return []
         self._codec = input.codec
         self.record.codec = input.codec.value
-        form = {"format": {"type": input.codec.session_format}}
-        update = UpdateSession({"type": "realtime", "audio": {"input": form, "output": form}})
-        note = self._journal.note(now, "codec_changed", "info", codec=input.codec.value)
-        return [note, UseCodec(input.codec), Send(update)]
+        # The session keeps its law. What lies between the two sides is linear, so each is right
+        # in its own; a change in the session would meet answers that are on their way in the old.
+        return [self._journal.note(now, "codec_changed", "info", codec=input.codec.value)]
 
     def _on_confirmed(self, _input: Confirmed, now: float) -> list[Output]:
         if self.state is not State.ANSWERED:

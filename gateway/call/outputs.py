@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.audio.g711 import Codec
 from gateway.call.ending import Ending
 from gateway.realtime.commands import ClientCommand
 
@@ -71,13 +70,6 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class UseCodec:
-    """The leg speaks another law than was expected."""
-
-    codec: Codec
-
-
-@dataclass(frozen=True, slots=True)
 class Play:
     """Whole frames of G.711 audio, behind what is queued. ``more``: this part goes on."""
 
@@ -116,7 +108,6 @@ Output = (
     | Send
     | StartMedia
     | Hold
-    | UseCodec
     | Play
     | Flush
     | Note

@@ -27,6 +27,7 @@ class CallPlan:
 
     route: str
     codec: Codec
+    """The session's law, both ways: the one that the leg is expected to speak."""
     greeting: Mapping[str, Any] | None = None
     """The ``response`` of the first ``response.create``; None when the caller speaks first."""
     digits: DigitPlan = field(default_factory=DigitPlan)

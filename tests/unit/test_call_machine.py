@@ -728,6 +728,19 @@ def test_details_say_what_came() -> None:
     assert scene.record.ending.detail == "insufficient_quota: No money."
 
 
+def test_codec_of_the_leg_changes_and_the_session_goes_on() -> None:
+    """What is between leg and session is linear, so the session keeps the law it was opened in."""
+    scene = Scene()
+    scene.do(UP)
+    assert scene.do(inputs.MediaUp(Codec.PCMU)) == []
+    assert scene.do(inputs.MediaUp(Codec.PCMA)) == []
+    assert scene.do(inputs.MediaUp(Codec.PCMA)) == []
+    assert scene.events.count("codec_changed") == 1
+    assert scene.record.codec == "PCMA"
+    scene.do(ACK, created("r1"), audio("r1", "i1", 30))
+    assert scene.do(audio_done("r1", "i1")) == ["play 20"]
+
+
 def test_no_command_goes_to_a_session_that_closed() -> None:
     scene = Scene().up()
     scene.do(key("4"))
