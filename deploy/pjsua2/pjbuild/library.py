@@ -85,7 +85,9 @@ def compile_library(tree: Path, here: Path, jobs: int, progress: Progress) -> No
     shutil.copyfile(here / "config_site.h", tree / "pjlib/include/pj/config_site.h")
     for patch in sorted((here / "patches").glob("*.patch")):
         progress.run(
-            ["patch", "-p1", "--forward", "--batch", "-i", patch], cwd=tree, what=f"applying {patch.name}"
+            ["patch", "-p1", "--forward", "--batch", "-i", patch],
+            cwd=tree,
+            what=f"applying {patch.name}",
         )
     flags = f"{CFLAGS} {extra_cflags()}".strip()
     env = {**os.environ, "CFLAGS": flags, "CXXFLAGS": flags, "LC_ALL": "C"}
