@@ -32,6 +32,7 @@ def sip_settings(config: Config) -> SipSettings:
             min_prefetch=media.jb_min_ms,
             max_prefetch=media.jb_max_ms,
             maximum=media.jb_max_ms,
+            catch_up=media.jb_catch_up,
         ),
     )
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from gateway.audio.g711 import Codec
 from gateway.caller.call import ScriptedCall
@@ -22,11 +21,10 @@ from gateway.sip.types import JitterBuffer, Listen, Refused, SipSettings
 RTP_PORTS = (30000, 39998)
 """Beside the gateway's default range, so that both run on one machine."""
 
-JITTER_BUFFER = JitterBuffer(init=60, min_prefetch=60, max_prefetch=200, maximum=500)
+JITTER_BUFFER = JitterBuffer(
+    init=60, min_prefetch=60, max_prefetch=200, maximum=500, catch_up=False
+)
 """What is heard comes 60 ms late, so that a late packet on a busy machine is no hole in it."""
-
-_NO_DISCARD = 0
-"""PJMEDIA_JB_DISCARD_NONE, a name that pjsua2 does not export."""
 
 _TARGET = re.compile(r"sips?:(?:[^@\s]+@)?(\[[^\]]+\]|[^:;?\s]+)(?::\d+)?(?:[;?]\S*)?$", re.I)
 
@@ -62,25 +60,6 @@ def local_for(host: str) -> tuple[str, int]:
     return ("127.0.0.1" if address.is_loopback else "0.0.0.0", 0)
 
 
-class ExactAgent(UserAgent):
-    """A user agent that hears every sample that arrives, at the cost of some delay.
-
-    pjmedia's jitter buffer otherwise cuts 10 ms out of speech now and then to win back delay: good
-    in a conversation, but a recording that is compared byte by byte must not lose anything.
-    """
-
-    def _configure_media(self, media: Any) -> None:
-        super()._configure_media(media)
-        try:
-            media.jbDiscardAlgo = _NO_DISCARD
-        except TypeError:
-            # A build that wraps the enumeration as a pointer to a copy of it: change the copy.
-            copy = media.jbDiscardAlgo
-            copy.disown()  # four bytes that SWIG knows no destructor for, and would say so
-            ctypes.c_int.from_address(int(copy)).value = _NO_DISCARD
-            media.jbDiscardAlgo = copy
-
-
 class Phone:
     """Places scripted calls; use as an asynchronous context manager.
 
@@ -92,7 +71,7 @@ class Phone:
         self._calls: set[ScriptedCall] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._told = False
-        self._agent = ExactAgent(
+        self._agent = UserAgent(
             SipSettings(
                 listen=(Listen("udp", local_host, port),),
                 rtp_ports=settings.rtp_ports,

@@ -24,7 +24,7 @@ from .problems import MisplacedError
 from .sip import ListenAddress, SipSettings
 from .trunks import Keying, Srtp, TrunkSettings, judge_trunks
 from .validate import Section
-from .values import Count, FilePath, Milliseconds, Seconds, SecondsOrOff, Text, Typed
+from .values import Count, FilePath, Flag, Milliseconds, Seconds, SecondsOrOff, Text, Typed
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Set by the WebSocket handshake (RFC 6455, section 4.1) or by api_key.
@@ -133,6 +133,7 @@ class MediaSettings(Section):
     jb_init_ms: Milliseconds = 40
     jb_min_ms: Milliseconds = 20
     jb_max_ms: Annotated[Milliseconds, Field(le=2000)] = 240
+    jb_catch_up: Flag = True
     rtp_timeout: SecondsOrOff = 30.0
     srtp: Srtp = "optional"
     srtp_keying: Annotated[tuple[Keying, ...], Field(min_length=1)] = ("sdes",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pjsua2 as pj
@@ -249,7 +250,10 @@ class UserAgent:
         self._retired.append(call)
 
     def _dial(self, leg: Leg, uri: str, codecs: list[Codec]) -> None:
-        for priority, codec in enumerate(reversed(codecs), start=200):
+        # The library keeps one order for all calls; it is read when the offer is made, below.
+        for codec in Codec:
+            rank = codecs.index(codec) if codec in codecs else None
+            priority = 0 if rank is None else 220 - rank
             self._endpoint.codecSetPriority(f"{codec.value}/8000", priority)
         call = SipCall(self, self._account)
         call.leg = leg
@@ -259,6 +263,7 @@ class UserAgent:
             param = pj.CallOpParam(True)
             param.opt.audioCount, param.opt.videoCount = 1, 0
             call.makeCall(uri, param)
+            leg.invite = replace(leg.invite, call_id=str(call.getInfo().callIdString))
         except pj.Error as error:
             call.ended = True
             self.retire(call)
@@ -266,23 +271,34 @@ class UserAgent:
             handler = leg.handler
             if handler is not None:
                 self.to_loop(lambda: handler.on_ended(end))
+        finally:
+            self._only_g711(self._endpoint)
 
     def _poll(self, ms: int) -> None:
         self._endpoint.libHandleEvents(ms)
 
     def _housekeeping(self) -> None:
         if self._retired:
-            for call in self._retired:
-                self._calls.remove(call)
-                if call.leg is not None:
-                    call.leg.unbind()
-                    call.leg = None
-            self._retired = []
+            self._let_go()
         now = time.monotonic()
         if now >= self._next_quality:
             self._next_quality = now + QUALITY_SECONDS
             for call in self._calls:
                 call.poll_quality()
+
+    def _let_go(self) -> None:
+        # A Call's destructor hangs up, and makes deaf, whatever call has its library slot by then,
+        # and a slot may be taken again before we are back here: keep it until the slot is free.
+        taken = {call.getId() for call in self._calls if not call.ended}
+        waiting = self._retired
+        self._retired = [call for call in waiting if call.getId() in taken]
+        for call in waiting:
+            if call.getId() in taken:
+                continue
+            self._calls.remove(call)
+            if call.leg is not None:
+                call.leg.unbind()
+                call.leg = None
 
     def _create(self) -> None:
         endpoint = _Endpoint()
@@ -331,6 +347,8 @@ class UserAgent:
         jitter = self.settings.jitter_buffer
         media.jbInit, media.jbMinPre = jitter.init, jitter.min_prefetch
         media.jbMaxPre, media.jbMax = jitter.max_prefetch, jitter.maximum
+        if not jitter.catch_up:
+            library.never_discard(media)
 
     def _only_g711(self, endpoint: Any) -> None:
         wanted = {f"{codec.value}/8000": 201 - n for n, codec in enumerate(Codec)}

@@ -151,6 +151,19 @@ def _choose() -> tuple[str, FrameReader, Callable[[], FrameWriter]]:
 FRAME_ACCESS, read_frame, frame_writer = _choose()
 
 
+def never_discard(media: Any) -> None:
+    """Let a ``MediaConfig``'s jitter buffer keep every sample, at the cost of some delay."""
+    none = 0  # PJMEDIA_JB_DISCARD_NONE, which SWIG does not export
+    try:
+        media.jbDiscardAlgo = none
+    except TypeError:
+        # A build that wraps the enumeration as a pointer to a copy of it: change the copy.
+        copy = media.jbDiscardAlgo
+        copy.disown()  # four bytes that SWIG knows no destructor for, and would say so
+        ctypes.c_int.from_address(int(copy)).value = none
+        media.jbDiscardAlgo = copy
+
+
 @dataclass(frozen=True, slots=True)
 class Build:
     """What is known of the pjsua2 in use."""

@@ -26,6 +26,8 @@ class JitterBuffer:
     min_prefetch: int = -1
     max_prefetch: int = -1
     maximum: int = -1
+    catch_up: bool = True
+    """Cut speech here and there to win back the delay that a burst of jitter brought."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ import sys
 from pathlib import Path
 
 from gateway.audio.g711 import Codec
-from gateway.caller.phone import JITTER_BUFFER, ExactAgent
+from gateway.caller.phone import JITTER_BUFFER
+from gateway.sip.agent import UserAgent
 from gateway.sip.leg import Leg
 from gateway.sip.ports import CallAudio
 from gateway.sip.types import LegEnd, Listen, RtpQuality, SipSettings
@@ -97,7 +98,7 @@ async def main(folder: Path) -> None:
         for machine in machines:
             machine.on_audio()
 
-    agent = ExactAgent(
+    agent = UserAgent(
         SipSettings(
             listen=(Listen("udp", "127.0.0.1", 0),),
             rtp_ports=(26000, 29998),
