@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gateway.addresses import is_inside
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 
 from .load import KEY_MISSING, judge_config
@@ -13,7 +14,6 @@ from .models import Config, on_loopback
 from .problems import ConfigError, Problem
 from .source import read_toml
 from .validate import suggestion
-from .values import is_inside
 
 
 def load_all(

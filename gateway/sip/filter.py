@@ -2,8 +2,9 @@
 
 pjsua answers some requests by itself, before any callback of pjsua2: an INVITE without a free call,
 every OPTIONS. pjsua2's proxies cannot reach that far down, so this is a ``pjsip_module`` put
-together with ctypes from the C functions that the extension exports. It sits just before pjsua:
-retransmissions and requests inside a dialog were taken by the layers below and never get here.
+together with ctypes from the C functions that the extension exports. It sits just before pjsua,
+where retransmissions and requests inside a dialog were taken by the layers below and never get
+here; or before all layers (``FIRST``), where every request passes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ from gateway.sip.library import native
 HANDLED, PASS = 1, 0
 """What a filter says: it has answered (or swallowed) the request, or pjsua shall have it."""
 
-_JUST_BEFORE_PJSUA = 64 - 1
+JUST_BEFORE_PJSUA = 64 - 1
+FIRST = 1
+"""Places among pjsip's modules: the transport layer is 8, transactions 16, dialogs 32, pjsua 64."""
+
+ALLOWED = b"INVITE, ACK, BYE, CANCEL, OPTIONS, INFO, UPDATE, PRACK, REFER"
+_METHOD_NOT_ALLOWED = 405
 
 _OnRxRequest = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 _P = ctypes.c_void_p
@@ -50,19 +56,26 @@ class _Module(ctypes.Structure):
 
 
 class RequestFilter:
-    """Hands requests of one method, outside of dialogs, to ``decide``.
+    """Hands requests of one method, outside of dialogs, to ``decide``; of ``FIRST``, all requests.
 
     Made, opened and used on the SIP thread, once the library is initialised.
 
     Args:
-        method: the SIP method it is asked about.
+        method: the SIP method it is asked about; empty for all.
         decide: told pjsip's ``rx_data`` of each such request; returns HANDLED or PASS. What it
             raises means PASS.
         retry_after: seconds for the Retry-After header of :meth:`refuse` (RFC 3261 20.33).
     """
 
-    def __init__(self, method: str, decide: Callable[[int], int], retry_after: int) -> None:
-        self._mark = f" {method}/".encode()
+    def __init__(
+        self,
+        method: str,
+        decide: Callable[[int], int],
+        retry_after: int,
+        place: int = JUST_BEFORE_PJSUA,
+    ) -> None:
+        self._mark = f" {method}/".encode() if method else b""
+        self._place = place
         self._decide = decide
         library = native()
         self._info = library.pjsip_rx_data_get_info
@@ -76,13 +89,14 @@ class RequestFilter:
         endpoint_of = library.pjsua_get_pjsip_endpt
         endpoint_of.restype = _P
         self._endpoint = endpoint_of()
-        self._headers = _retry_after_list(library, retry_after)
+        self._retry_after = _header_list(library, b"Retry-After", str(retry_after).encode())
+        self._allow = _header_list(library, b"Allow", ALLOWED)
         self._callback = _OnRxRequest(self._on_rx_request)
-        self._name = f"mod-gateway-{method.lower()}".encode()
+        self._name = f"mod-gateway-{place}-{method.lower() or 'all'}".encode()
         self._module = _Module(
             name=_Str(self._name, len(self._name)),
             id=-1,
-            priority=_JUST_BEFORE_PJSUA,
+            priority=place,
             on_rx_request=self._callback,
         )
 
@@ -96,29 +110,36 @@ class RequestFilter:
             raise OSError(status, f"pjsip took no module {self._name.decode()}")
 
     def refuse(self, rdata: int, code: int) -> None:
-        """Answer with ``code`` and Retry-After, without a transaction."""
-        headers = ctypes.byref(self._headers)
+        """Answer with ``code``, without a transaction.
+
+        A 5xx carries Retry-After, 405 what is allowed (RFC 3261 section 21.4.6).
+        """
+        headers = None
+        if code >= 500:
+            headers = ctypes.byref(self._retry_after)
+        elif code == _METHOD_NOT_ALLOWED:
+            headers = ctypes.byref(self._allow)
         self._respond(self._endpoint, rdata, code, None, headers, None)
 
     def _on_rx_request(self, rdata: int) -> int:
         try:
-            info = self._info(rdata) or b""
-            if self._mark not in info or self._dialog_of(rdata):
-                return PASS
+            if self._place != FIRST:
+                info = self._info(rdata) or b""
+                if self._mark not in info or self._dialog_of(rdata):
+                    return PASS
             return self._decide(rdata)
         except Exception:
             return PASS
 
 
-def _retry_after_list(library: ctypes.CDLL, seconds: int) -> _Links:
+def _header_list(library: ctypes.CDLL, name: bytes, value: bytes) -> _Links:
     """pjlib's circular list with a bare head, as ``pjsip_endpt_respond_stateless`` walks it."""
     make_pool = library.pjsua_pool_create
     make_pool.argtypes, make_pool.restype = (ctypes.c_char_p, *[ctypes.c_size_t] * 2), _P
     make_header = library.pjsip_generic_string_hdr_create
     make_header.argtypes, make_header.restype = (_P, _P, _P), _P
-    value = str(seconds).encode()
-    name, text = _Str(b"Retry-After", 11), _Str(value, len(value))
-    header = make_header(make_pool(b"filter", 512, 512), ctypes.byref(name), ctypes.byref(text))
+    key, text = _Str(name, len(name)), _Str(value, len(value))
+    header = make_header(make_pool(b"filter", 512, 512), ctypes.byref(key), ctypes.byref(text))
     head = _Links(header, header)
     links = _Links.from_address(header)
     links.prev = links.next = ctypes.addressof(head)

@@ -1,0 +1,194 @@
+"""Who gets in: what is refused, or left without an answer, before pjsua makes a call of it.
+
+Two looks at a request. The first is at everything that comes, before pjsip's own layers: what is
+no known trunk's and not welcome gets 403 or nothing, unless it belongs to a dialog that we have.
+The second is at new requests only, just before pjsua: how many calls a source may make, and which
+methods there are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from gateway.addresses import is_inside
+from gateway.sip.filter import FIRST, HANDLED, PASS, RequestFilter
+from gateway.sip.library import native
+from gateway.sip.limits import SourceBuckets
+from gateway.sip.message import headers_of
+from gateway.sip.received import Reader, Received
+from gateway.sip.refusals import RefusalLog
+from gateway.sip.trunks import Attribution, Limits, Trunks, address_of
+
+log = structlog.get_logger("sip")
+
+ANSWERS_PER_SECOND = 5.0
+ANSWERS_AT_ONCE = 20
+"""Refusals that one source gets; beyond, silence: nobody shall be flooded through us with what a
+forged source address asks for."""
+
+_FORBIDDEN, _NOT_ALLOWED, _BUSY, _UNAVAILABLE = 403, 405, 486, 503
+_UNKNOWN_METHODS = frozenset({"REGISTER", "SUBSCRIBE", "PUBLISH", "MESSAGE", "REFER"})
+"""Outside of a dialog; pjsua would answer some of them, and leave others without an answer."""
+
+_TO = re.compile(rb"\n(?:to|t)[ \t]*:([^\r\n]*)", re.IGNORECASE)
+_TAG = re.compile(r";\s*tag\s*=\s*([^;,\s]+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """``[access]``: what becomes of requests from no known trunk, and their limits."""
+
+    unknown: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+
+    def verdict(self, source: str, have_trunks: bool) -> str:
+        """allow, refuse or drop, for a request from ``source`` that is no trunk's."""
+        if self.unknown != "auto":
+            return self.unknown
+        return "allow" if not have_trunks and is_inside(source) else "refuse"
+
+
+class _Str(ctypes.Structure):
+    _fields_ = (("ptr", ctypes.c_char_p), ("slen", ctypes.c_ssize_t))
+
+
+def _text(value: str) -> _Str:
+    raw = value.encode()
+    return _Str(raw, len(raw))
+
+
+class Screen:
+    """Made, opened and used on the SIP thread.
+
+    Args:
+        access: the policy for strangers.
+        trunks: whose request is whose.
+        retry_after: seconds, for a 503.
+        calls_of: calls in progress, by what :func:`party_of` says.
+    """
+
+    def __init__(
+        self, access: Access, trunks: Trunks, retry_after: int, calls_of: Callable[[str], int]
+    ) -> None:
+        self.refusals = RefusalLog(lambda fields: log.warning("sip.refused", **fields))
+        self.current: Received | None = None
+        """The new request that pjsua is looking at, while it is."""
+        self._access = access
+        self._trunks = trunks
+        self._calls_of = calls_of
+        self._reader = Reader()
+        self._rates = SourceBuckets()
+        self._answers = SourceBuckets()
+        self._first = RequestFilter("", self._on_any, retry_after, FIRST)
+        self._second = RequestFilter("", self._on_new, retry_after)
+        self._find_dialog: Any = native().pjsip_ua_find_dialog
+        self._find_dialog.argtypes = (ctypes.c_void_p,) * 3 + (ctypes.c_int,)
+        self._find_dialog.restype = ctypes.c_void_p
+
+    def open(self) -> None:
+        """Register with the endpoint. Raises OSError when pjsip refuses."""
+        self._first.open()
+        self._second.open()
+
+    def tick(self, now: float) -> None:
+        """To be called about once a second."""
+        self.refusals.tick(now)
+
+    def _on_any(self, rdata: int) -> int:
+        received = self._reader.read(rdata)
+        if received is None:
+            return PASS
+        if self._attribute(received) is not None:
+            return PASS
+        source = _plain(received.source)
+        verdict = self._access.verdict(source, bool(self._trunks.all))
+        if verdict == "allow" or self._in_dialog(received):
+            return PASS
+        if received.method != "ACK":  # of the 403 before
+            code = _FORBIDDEN if verdict == "refuse" else 0
+            rule = f'access.unknown = "{self._access.unknown}"'
+            self._refuse(self._first, rdata, received, rule, code)
+        return HANDLED
+
+    def _on_new(self, rdata: int) -> int:
+        received = self.current = self._reader.read(rdata)
+        if received is None:
+            return PASS
+        method = received.method
+        if method in _UNKNOWN_METHODS:
+            self._refuse(self._second, rdata, received, f"no {method} here", _NOT_ALLOWED)
+            return HANDLED
+        if method != "INVITE":
+            return PASS
+        found = self._attribute(received)
+        source = _plain(received.source)
+        limits = self._access.limits if found is None else found.trunk.limits
+        where = "access" if found is None else f"trunk {found.trunk.name}"
+        party = party_of(found, source)
+        if limits.concurrent_calls and self._calls_of(party) >= limits.concurrent_calls:
+            rule = f"{where}: concurrent_calls = {limits.concurrent_calls}"
+            self._refuse(self._second, rdata, received, rule, _BUSY)
+            return HANDLED
+        now = time.monotonic()
+        if not self._rates.take(source, limits.calls_per_second, limits.burst, now):
+            rule = f"{where}: calls_per_second = {limits.calls_per_second:g}"
+            self._refuse(self._second, rdata, received, rule, _UNAVAILABLE)
+            return HANDLED
+        return PASS
+
+    def _attribute(self, received: Received) -> Attribution | None:
+        return self._trunks.attribute(
+            received.source, received.port, received.reliable, received.request_uri
+        )
+
+    def _refuse(
+        self, through: RequestFilter, rdata: int, received: Received, rule: str, code: int
+    ) -> None:
+        now = time.monotonic()
+        source = _plain(received.source)
+        self.refusals.note(
+            rule,
+            source,
+            now,
+            code=code,
+            method=received.method,
+            uri=received.request_uri[:200],
+            transport=received.transport,
+        )
+        if not code:
+            return
+        if self._answers.take(source, ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now):
+            through.refuse(rdata, code)
+        else:
+            self.refusals.unanswered += 1
+
+    def _in_dialog(self, received: Received) -> bool:
+        """Whether a dialog of ours has this request: a trunk may send it from another address."""
+        to = _TO.search(received.message)
+        if to is None or b"tag" not in to[1]:
+            return False
+        headers = headers_of(received.message.decode("utf-8", "replace"))
+        local, remote = (_TAG.search(headers.get(name, ("",))[0]) for name in ("to", "from"))
+        call_id = headers.get("call-id", ("",))[0]
+        if local is None or remote is None or not call_id:
+            return False
+        keys = [_text(call_id), _text(local[1]), _text(remote[1])]
+        return bool(self._find_dialog(*(ctypes.addressof(key) for key in keys), 0))
+
+
+def party_of(found: Attribution | None, source: str) -> str:
+    """Whose calls are counted together: a trunk's, or those of one address."""
+    return f"source {source}" if found is None else f"trunk {found.trunk.name}"
+
+
+def _plain(source: str) -> str:
+    """An IP literal without what IPv6 sockets add to it."""
+    address = address_of(source)
+    return source if address is None else str(address)
