@@ -342,8 +342,9 @@ class UserAgent:
         media.noVad = True
         media.ecTailLen = 0
         media.sndAutoCloseTime = -1
-        # The port count of the bridge: a stream and a port for each call, and the master port.
-        media.maxMediaPorts = 2 * 65535 if self.settings.max_calls > 120 else 254
+        # A stream and a port of ours for each call, as many again while their removal is under
+        # way, and the master port. Not more: each port has tables as long as this.
+        media.maxMediaPorts = max(254, 4 * self.settings.max_calls + 16)
         jitter = self.settings.jitter_buffer
         media.jbInit, media.jbMinPre = jitter.init, jitter.min_prefetch
         media.jbMaxPre, media.jbMax = jitter.max_prefetch, jitter.maximum

@@ -7,6 +7,8 @@ to the peak of concurrent calls, and serve one call after another; an idle one r
 
 from __future__ import annotations
 
+import ctypes
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -37,6 +39,21 @@ class CallAudio:
         self.playout = Playout(codec, max_playout_frames)
 
 
+_settled_threads: set[int] = set()
+
+
+def keep_thread_state() -> None:
+    """Let a thread that is not Python's keep its interpreter state between callbacks.
+
+    The interpreter makes one for each callback and frees it afterwards, four times the cost of a
+    port's two callbacks. One reference that is never given back keeps it for the thread's life.
+    """
+    thread = threading.get_ident()
+    if thread not in _settled_threads:
+        _settled_threads.add(thread)
+        ctypes.pythonapi.PyGILState_Ensure()
+
+
 class AudioPort(pj.AudioMediaPort):  # type: ignore[misc]
     """One port of the conference bridge; carries the audio of the call it is attached to.
 
@@ -49,6 +66,7 @@ class AudioPort(pj.AudioMediaPort):  # type: ignore[misc]
         self._wake = wake
         self._write = frame_writer()
         self._audio: CallAudio | None = None
+        self._settled = False
         self.faults = 0
         """Exceptions caught in the callbacks; each is a defect."""
 
@@ -59,6 +77,9 @@ class AudioPort(pj.AudioMediaPort):  # type: ignore[misc]
     def onFrameRequested(self, frame: Any) -> None:  # noqa: N802 (pjsua2's name)
         """20 ms for the caller are due. Media clock: no lock, no log, nothing raised."""
         try:
+            if not self._settled:
+                self._settled = True
+                keep_thread_state()
             audio = self._audio
             if audio is None:
                 frame.type = pj.PJMEDIA_FRAME_TYPE_NONE
