@@ -176,9 +176,7 @@ class CallMachine:
         self._session_up = False
         if self.state is State.ENDING:
             return []
-        if self.state is State.TALKING and (
-            input.code == 1000 or self._conversation.goodbye_is_here
-        ):
+        if self._live and (input.code == 1000 or self._conversation.goodbye_is_here):
             self._conversation.on_session_over(now)
             return [self._journal.note(now, "session_closed", "info", code=input.code)]
         why = Why.SESSION_CLOSED if input.code == 1000 else Why.SESSION_LOST
