@@ -236,6 +236,8 @@ class Phone(asyncio.DatagramProtocol):
         self.calls: dict[str, PhoneCall] = {}
         self.strays: list[Message] = []
         """What belonged to no call."""
+        self.deaf = False
+        """True: nothing that comes is seen or answered."""
         self._transport: asyncio.DatagramTransport | None = None
         self._pulse = asyncio.Event()
 
@@ -317,6 +319,8 @@ class Phone(asyncio.DatagramProtocol):
         self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        if self.deaf:
+            return
         message = _parsed(data)
         call = self.calls.get(message.headers.get("call-id", ""))
         if call is not None:
