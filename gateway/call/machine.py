@@ -152,9 +152,11 @@ class CallMachine:
     # ---- session
 
     def _on_session_up(self, input: SessionUp, now: float) -> list[Output]:
-        if self.state is not State.CONNECTING:
+        if self.state is State.ENDING:
             # It came up while it was being given up; nobody else will close it.
             return [CloseSession(1000, "call over")]
+        if self.state is not State.CONNECTING:
+            return []
         self._session_up = True
         self.state = State.ANSWERED
         self._ack_at = now + ACK_SECONDS
