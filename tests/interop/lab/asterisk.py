@@ -1,0 +1,95 @@
+"""An Asterisk of its own, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+from interop.lab.ami import Manager
+from interop.lab.asterisk_conf import MANAGER_SECRET, PHONE_SECRET, Configuration, Keys, Ports
+from interop.lab.debian import Root
+from interop.lab.ports import PBX, free_port
+from interop.lab.process import Process
+
+BOOT_S = 30.0
+
+
+class Asterisk:
+    """Asterisk as a process, with its manager interface.
+
+    Its ports are chosen when it is made, so that others may be told where it will be.
+    """
+
+    def __init__(self, root: Root, folder: Path, keys: Keys) -> None:
+        self.ports = Ports(
+            sip=free_port(PBX),
+            tls=free_port(PBX),
+            manager=free_port(PBX),
+            # Below the range of ports that the system gives out; Asterisk passes over taken ones.
+            rtp_low=random.randrange(12000, 29000, 200),
+        )
+        self.configuration = Configuration(folder, root, self.ports, keys)
+        self.manager = self._new_manager()
+        self._process = Process(
+            [
+                *root.command("usr/sbin/asterisk"),
+                *("-C", str(self.configuration.main), "-f", "-n", "-T"),
+            ],
+            folder,
+            folder / "asterisk.log",
+        )
+
+    @property
+    def address(self) -> str:
+        """``host:port`` for SIP over UDP and TCP."""
+        return f"{PBX}:{self.ports.sip}"
+
+    @property
+    def tls_address(self) -> str:
+        """``host:port`` for SIP over TLS."""
+        return f"{PBX}:{self.ports.tls}"
+
+    @property
+    def phone_secret(self) -> str:
+        """The password of every telephone."""
+        return PHONE_SECRET
+
+    async def start(self) -> None:
+        """Run it until it has booted. The configuration has to be written before."""
+        await self._process.start()
+        try:
+            async with asyncio.timeout(BOOT_S):
+                while True:
+                    try:
+                        await self.manager.connect()
+                        return
+                    except OSError:
+                        assert self._process.running, self._process.tail()
+                        await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(f"Asterisk does not boot: {self._process.tail()}") from None
+
+    async def stop(self) -> None:
+        """End it and its calls."""
+        await self.manager.close()
+        await self._process.stop()
+
+    async def crash_and_restart(self) -> None:
+        """Kill it, which leaves every call without a word; then a new process in its place."""
+        await self._process.kill()
+        await self.manager.close()
+        self.manager = self._new_manager()
+        await self.start()
+
+    async def channels(self) -> list[str]:
+        """The names of the channels that are up."""
+        lines = (await self.manager.command("core show channels concise")).splitlines()
+        return [line.split("!")[0] for line in lines if "!" in line]
+
+    def tail(self, size: int = 6000) -> str:
+        """The end of its log."""
+        return self._process.tail(size)
+
+    def _new_manager(self) -> Manager:
+        return Manager(PBX, self.ports.manager, "lab", MANAGER_SECRET)

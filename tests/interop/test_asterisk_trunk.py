@@ -1,0 +1,154 @@
+"""The gateway as an IP trunk of Asterisk, and a softphone that is registered there.
+
+The configuration is that of ``deploy/asterisk`` and of README.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from harness import eventually
+
+from interop.lab.debian import Root
+from interop.lab.ports import GATEWAY
+from interop.lab.scene import Scene
+from interop.lab.snippets import deployed
+from interop.lab.sound import noise, pcm, share_heard
+
+ULAW_SILENCE = 0xFF
+
+pytestmark = pytest.mark.interop
+
+
+def snippets(scene: Scene) -> tuple[str, str]:
+    gateway = {"192.0.2.10:5060": scene.agent.address, "192.0.2.10": GATEWAY}
+    return deployed("pjsip-trunk.conf", gateway), deployed("extensions-trunk.conf", {})
+
+
+@pytest.fixture(scope="module")
+def scene(
+    runner: asyncio.Runner, root: Root, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scene]:
+    made = Scene(
+        root,
+        tmp_path_factory.mktemp("trunk"),
+        snippets,
+        listen=(f"udp:{GATEWAY}:0",),
+        includes=("to-agent",),
+    )
+    try:
+        runner.run(made.start())
+        yield made
+    finally:
+        runner.run(made.stop())
+
+
+async def test_both_hear_each_other(scene: Scene) -> None:
+    scene.agent.behave(vad="off", answer={"kind": "pattern", "seconds": 3})
+    phone = await scene.phone("201")
+    call = scene.agent.next_call()
+    await phone.call(scene.uri("100"))
+    session = await call.session()
+    said = noise(1, 2)
+    await phone.say(pcm(said))
+    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=15)
+    (greeting,) = session.sent_items.values()
+    await eventually(lambda: phone.heard.has(bytes(greeting)), "the whole greeting")
+    await phone.hang_up()
+    summary = await call.summary()
+    assert summary["ending"]["by"] == "caller"
+    assert summary["ending"]["why"] == "hung_up"
+    assert summary["ending"]["reason"] == "Q.850;cause=16"
+    assert summary["codec"] == "PCMU"
+    await session.wait_until(lambda s: s.close_code == 1000, within_s=15)
+
+
+async def test_keys_reach_the_model(scene: Scene) -> None:
+    phone = await scene.phone("201")
+    call = scene.agent.next_call()
+    await phone.call(scene.uri("101"))
+    session = await call.session()
+    await phone.press("0123456789*")
+    await phone.press("#")
+    await session.wait_until(lambda s: bool(s.seen("conversation.item.create")), within_s=15)
+    (event,) = session.seen("conversation.item.create")
+    assert "0 1 2 3 4 5 6 7 8 9 *" in event.body["item"]["content"][0]["text"]
+    await phone.hang_up()
+    (entry,) = (await call.summary())["digits"]
+    assert entry["ended_by"] == "terminator"
+
+
+async def test_the_model_hangs_up(scene: Scene) -> None:
+    answer = {"kind": "pattern", "seconds": 1, "end_call": True}
+    scene.agent.behave(vad="off", answer=answer)
+    phone = await scene.phone("201")
+    call = scene.agent.next_call()
+    await phone.call(scene.uri("100"))
+    session = await call.session()
+    await phone.wait("CALL_CLOSED")
+    summary = await call.summary()
+    assert summary["ending"]["by"] == "model"
+    assert summary["ending"]["why"] == "farewell"
+    (farewell,) = session.sent_items.values()
+    assert phone.heard.has(bytes(farewell)), "a goodbye is heard to its end"
+    hangup = await scene.asterisk.manager.wait("Hangup", ChannelStateDesc="Up", Exten="")
+    assert hangup["Cause"] == "16"
+    assert await scene.asterisk.channels() == []
+
+
+async def test_no_session_is_no_answer(scene: Scene) -> None:
+    """The dialplan goes on behind Dial, with the cause that the gateway gave."""
+    scene.agent.behave(refuse={"step": "session.update", "code": "unknown_parameter"})
+    phone = await scene.phone("201")
+    call = scene.agent.next_call()
+    await phone.dial(scene.uri("100"))
+    closed = await phone.wait("CALL_CLOSED")
+    assert closed["param"].startswith("503")
+    assert (await call.summary())["ending"]["why"] == "session_refused"
+    scene.agent.behave()
+
+
+async def test_hold_and_resume(scene: Scene) -> None:
+    """The gateway is told, hears no music, and goes on where it stopped."""
+    scene.agent.behave(vad="off", answer={"kind": "pattern", "seconds": 4})
+    phone = await scene.phone("201")
+    call = scene.agent.next_call()
+    await phone.call(scene.uri("100"))
+    session = await call.session()
+    await eventually(lambda: phone.heard.seconds() > 1, "a second of the greeting")
+    await phone.hold()
+    await call.wait("call.held")
+    held_from = session.received_total
+    await session.wait_until(lambda s: s.received_total > held_from + 8000, within_s=15)
+    assert set(session.received[held_from + 800 :]) == {ULAW_SILENCE}, "music, or the caller"
+    await phone.resume()
+    await call.wait("call.resumed")
+    after = await phone.listen_anew()
+    said = noise(2, 1)
+    await phone.say(pcm(said))
+    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=15)
+    (greeting,) = session.sent_items.values()
+    await eventually(
+        lambda: share_heard(bytes(greeting), phone.heard.ulaw() + after.ulaw()) > 0.95,
+        "the greeting, the rest of it after the hold",
+    )
+    await phone.hang_up()
+    assert (await call.summary())["underruns"] == 0
+
+
+async def test_asterisk_crashes(scene: Scene) -> None:
+    """The call in progress ends for want of RTP, and calls work again with the new process."""
+    phone = await scene.phone("201")
+    lost = scene.agent.next_call()
+    await phone.call(scene.uri("101"))
+    await lost.session()
+    await scene.asterisk.crash_and_restart()
+    assert (await lost.summary())["ending"]["why"] == "rtp_silence"
+    await phone.hang_up()
+    call = scene.agent.next_call()
+    await phone.call(scene.uri("101"))
+    await call.session()
+    await phone.hang_up()
+    assert (await call.summary())["ending"]["why"] == "hung_up"
