@@ -4,6 +4,7 @@
 
 CONFIG ?= gateway.toml
 TESTS ?=
+INTEROP ?= tests/interop
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +21,7 @@ export PIP_NO_INPUT = 1
 
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run check test lint format bench pjsua2 venv lock clean
+.PHONY: help demo run check test interop lint format bench pjsua2 venv lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,9 +35,13 @@ run: $(APP) ## emulator and gateway until Ctrl-C: call sip:100@127.0.0.1:5060
 check: $(APP) ## what is wrong with the configuration and the dialplans
 	@$(BIN)/gateway check -c $(CONFIG)
 
-test: $(DEV) ## all tests (TESTS=tests/unit for some)
+test: $(DEV) ## all tests but those of interop (TESTS=tests/unit for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest -m "not interop" $(TESTS)
+
+interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones (INTEROP=... for some)
+	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl setpriv:util-linux
+	@$(BIN)/python -m pytest -m interop $(INTEROP)
 
 lint: $(DEV) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -30,8 +30,9 @@ res_pjsip_rfc3326 res_pjsip_dtmf_info res_pjsip_refer res_pjsip_pubsub res_pjsip
 res_pjsip_logger res_pjsip_header_funcs res_pjsip_acl res_pjsip_path chan_pjsip
 func_pjsip_endpoint func_pjsip_aor func_pjsip_contact bridge_simple bridge_native_rtp
 bridge_softmix bridge_holding bridge_builtin_features codec_ulaw codec_alaw codec_a_mu
-codec_resample format_wav format_pcm pbx_config app_dial app_echo app_playback app_playtones app_read app_record
-app_verbose app_milliwatt app_stack app_exec app_senddtmf app_userevent app_transfer app_bridgewait
+codec_resample format_wav format_pcm pbx_config app_dial app_echo app_playback
+app_playtones app_read app_record app_verbose app_milliwatt app_stack app_exec app_senddtmf
+app_userevent app_transfer app_bridgewait
 func_logic func_strings func_channel func_callerid func_global func_timeout func_talkdetect
 """
 
