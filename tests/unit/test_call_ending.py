@@ -1,0 +1,45 @@
+"""The taxonomy of endings, row by row."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from gateway.call.ending import Why, ending_of, reason_header, refusal_code
+
+TABLE = {
+    Why.HUNG_UP: ("caller", 487, 16),
+    Why.CANCELLED: ("caller", 487, 16),
+    Why.FAREWELL: ("model", 480, 16),
+    Why.SESSION_CLOSED: ("model", 480, 16),
+    Why.SESSION_ERROR: ("model", 503, 41),
+    Why.SESSION_LOST: ("network", 503, 41),
+    Why.SESSION_UNREACHABLE: ("network", 503, 41),
+    Why.SESSION_REFUSED: ("model", 503, 41),
+    Why.LEG_LOST: ("network", 480, 41),
+    Why.RTP_SILENCE: ("network", 480, 102),
+    Why.MAX_DURATION: ("gateway", 480, 102),
+    Why.SHUTDOWN: ("operator", 503, 41),
+    Why.NO_ROUTE: ("gateway", 404, 1),
+    Why.OVER_CAPACITY: ("gateway", 503, 34),
+    Why.NO_COMMON_CODEC: ("gateway", 488, 88),
+    Why.REFUSED: ("gateway", 480, 21),
+    Why.FAULT: ("gateway", 500, 41),
+}
+
+
+@pytest.mark.parametrize("why", Why)
+def test_row(why: Why) -> None:
+    party, code, cause = TABLE[why]
+    assert refusal_code(why) == code
+    assert re.fullmatch(rf'Q\.850;cause={cause};text="[A-Za-z0-9 ]+"', reason_header(why))
+    refused = ending_of(why, answered=False, detail="d")
+    assert (refused.by, refused.why, refused.sip_code) == (party, why, code)
+    assert (refused.reason, refused.detail) == (reason_header(why), "d")
+    assert ending_of(why, answered=True).sip_code == 200
+
+
+def test_the_peers_own_reason_is_kept_even_if_it_gave_none() -> None:
+    assert ending_of(Why.HUNG_UP, answered=True, reason="SIP;cause=200").reason == "SIP;cause=200"
+    assert ending_of(Why.HUNG_UP, answered=True, reason="").reason == ""

@@ -1,0 +1,66 @@
+"""Whether what is playing is the last of the call."""
+
+from __future__ import annotations
+
+from gateway.call.ending import Why
+from gateway.call.farewell import Farewell
+
+
+def test_no_last_words_no_end() -> None:
+    farewell = Farewell(10.0)
+    assert farewell.over(1e9, queued=False, responding=False) is None
+    assert farewell.deadline is None
+    assert farewell.take_back() is None
+    assert not farewell.being_said
+
+
+def test_said_ends_when_heard() -> None:
+    farewell = Farewell(10.0)
+    farewell.said("c1", 5.0)
+    assert farewell.being_said
+    assert farewell.deadline == 15.0
+    assert farewell.over(6.0, queued=True, responding=True) is None
+    assert farewell.over(6.0, queued=False, responding=True) is Why.FAREWELL
+    assert farewell.over(15.0, queued=True, responding=False) is Why.FAREWELL
+    assert farewell.take_back() == "c1"
+    assert farewell.take_back() is None
+    assert farewell.over(99.0, queued=False, responding=False) is None
+
+
+def test_asked_for_waits_for_its_response() -> None:
+    farewell = Farewell(10.0)
+    farewell.asked_for(0.0)
+    assert not farewell.being_said
+    assert farewell.over(1.0, queued=False, responding=True) is None
+    assert farewell.over(2.0, queued=True, responding=False) is None
+    assert farewell.being_said
+    assert farewell.over(3.0, queued=False, responding=False) is Why.FAREWELL
+
+
+def test_asked_for_and_taken_back_has_nothing_to_answer() -> None:
+    farewell = Farewell(10.0)
+    farewell.asked_for(0.0)
+    assert farewell.take_back() == ""
+
+
+def test_a_closed_session_leaves_what_is_queued() -> None:
+    farewell = Farewell(10.0)
+    farewell.session_over(0.0)
+    assert farewell.take_back() is None
+    assert farewell.over(1.0, queued=True, responding=False) is None
+    assert farewell.over(2.0, queued=False, responding=False) is Why.SESSION_CLOSED
+
+
+def test_a_goodbye_under_way_stays_the_reason_when_the_session_closes() -> None:
+    farewell = Farewell(10.0)
+    farewell.said("c1", 0.0)
+    farewell.session_over(3.0)
+    assert farewell.deadline == 10.0
+    assert farewell.over(4.0, queued=False, responding=False) is Why.FAREWELL
+
+
+def test_a_goodbye_that_had_not_come_will_not_come_from_a_closed_session() -> None:
+    farewell = Farewell(10.0)
+    farewell.asked_for(0.0)
+    farewell.session_over(3.0)
+    assert farewell.over(3.0, queued=False, responding=False) is Why.SESSION_CLOSED
