@@ -6,7 +6,8 @@ speak in step. Three kinds of session, told by the ``model`` of the URL:
 
 * ``bulk``: speaks without end; what the gateway sends is counted, read every 100 ms;
 * ``measured``: frames carry marks, and every arrival and departure has a time;
-* ``short``: read at once, ends by itself in several ways (the soak).
+* ``short``: speaks as well, and ends by itself at a random moment in one of several ways, or lets
+  the caller end (the soak).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import random
 import select
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -41,6 +43,14 @@ _RECEIVE = 256 * 1024
 _MAX_NOTES = 400_000
 """Times kept between two collections; a window of four measured calls makes some thousands."""
 
+FATES = {"stay": 40, "end_call": 25, "close": 20, "abort": 15}
+"""What becomes of a short session, in percent: left to the caller, ended by the model's tool,
+closed with 1000, or cut without a close frame."""
+_FATE_MS = (50, 4000)
+_HESITATES, _HESITATION_MS = 0.2, (100, 1500)
+"""The share of short sessions that let ``session.updated`` wait, and how long: a caller who rings
+off meanwhile sends a CANCEL."""
+
 _numbers = itertools.count(1)
 
 
@@ -58,11 +68,12 @@ class Session:
         self.call = 0
         """Number of the marked call whose audio comes in; 0 until some has."""
         self.messages = self.bytes = 0
-        self.hearing = False
         self.pending = b""
         self.stalls = 0
         self.steady = False
         self.sequence = 0
+        self.first = 0
+        """Sequence number with which the answer began that is to be interrupted."""
         self.turn = 0
         self.finder = marks.Finder()
         self._data = b""
@@ -147,9 +158,14 @@ class Session:
         if update.get("type") != "session.update":
             return
         session = {**update["session"], "id": f"sess_{self.number:06d}"}
-        self.write(wire.event("session.updated", session=session))
-        self.up = True
-        self.server.joined(self)
+        self.server.confirm(self, wire.event("session.updated", session=session))
+
+    def confirm(self, updated: bytes) -> None:
+        """Tell that the session is set up."""
+        if not self.closed:
+            self.write(updated)
+            self.up = True
+            self.server.joined(self)
 
     def _hear(self, audio: bytes, at: int) -> None:
         for call, sequence in self.finder.feed(audio):
@@ -195,6 +211,23 @@ class Session:
         """The end of its audio and of the response."""
         self.write(wire.audio_done(self.response, self.item) + wire.ending(self.response, status))
 
+    def end(self, fate: str) -> None:
+        """End the call from this side."""
+        if self.closed:
+            return
+        self.server.hush(self)
+        if fate == "end_call":
+            if self.turn == 1:
+                self.begin()
+            call = {"type": "function_call", "name": "end_call", "call_id": f"call_{self.number}"}
+            self.write(wire.audio_done(self.response, self.item))
+            self.write(wire.ending(self.response, output=[{**call, "arguments": "{}"}]))
+        elif fate == "close":
+            self.write(wire.frame(struct.pack("!H", 1000) + b"done", wire.CLOSE))
+        elif fate == "abort":
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close()
+
     def close(self) -> None:
         """Give the socket up."""
         if not self.closed:
@@ -228,6 +261,7 @@ class Server:
         self._bulk_mode = "steady"
         self._rng = random.Random(7)
         self._totals = {"sessions": 0, "messages": 0, "bytes": 0, "sent": 0, "stalls": 0}
+        self._fates: dict[str, int] = {}
         self._running = True
 
     # ---- the loop
@@ -265,12 +299,12 @@ class Server:
                 if session.steady:
                     session.say()
                 continue
-            if reads:
+            if reads and session.kind == "bulk":
                 session.receive()
                 if session.closed:
                     continue
-            if session.messages == 0:
-                continue  # nobody is on the line yet
+            if session.messages < 2:
+                continue  # nobody is on the line yet: there was a session.update at most
             if self._bulk_mode == "steady":
                 self._speak(session)
 
@@ -290,9 +324,7 @@ class Server:
             return
         if sent == 0:
             session.begin()
-        session.write(
-            wire.delta(session.response, session.item, marks.speech(_BURST_MS // 20))
-        )
+        session.write(wire.delta(session.response, session.item, marks.speech(_BURST_MS // 20)))
         self._totals["sent"] += 1
         sent += 1
         if sent * _BURST_MS < _ANSWER_MS:
@@ -329,6 +361,17 @@ class Server:
             self._sessions[connection.fileno()] = session
             self._watch(connection.fileno(), session.receive)
 
+    def confirm(self, session: Session, updated: bytes) -> None:
+        """Have a session confirmed, at once or after a while."""
+        if session.kind == "short" and self._rng.random() < _HESITATES:
+            self.after(self._rng.uniform(*_HESITATION_MS), lambda: session.confirm(updated))
+        else:
+            session.confirm(updated)
+
+    def hush(self, session: Session) -> None:
+        """Let it say nothing more."""
+        self._slots[session.slot].pop(session, None)
+
     def joined(self, session: Session) -> None:
         """A session is set up."""
         self._totals["sessions"] += 1
@@ -341,6 +384,12 @@ class Server:
             if self._bulk_mode == "burst":
                 wait = self._rng.uniform(500, _ANSWER_MS)
                 self.after(wait, lambda: self._answer_in_bursts(session))
+
+        elif session.kind == "short":
+            self._slots[session.slot][session] = None
+            fate = self._rng.choices(list(FATES), list(FATES.values()))[0]
+            self._fates[fate] = self._fates.get(fate, 0) + 1
+            self.after(self._rng.uniform(*_FATE_MS), lambda: session.end(fate))
 
     def left(self, session: Session) -> None:
         """A session is over."""
@@ -398,6 +447,7 @@ class Server:
         if session.closed or time.monotonic_ns() > until:
             return
         session.begin()
+        session.first = session.sequence
         for _ in range(8):
             session.say(10)
         self.after(self._rng.uniform(250, 500), lambda: self._interrupt(session, until))
@@ -408,7 +458,8 @@ class Server:
         )
         at = time.monotonic_ns()
         session.write(message)
-        self.note("interrupted", (session.call, session.sequence, at))
+        heard = (session.call, session.first, session.sequence, at, session.item)
+        self.note("interrupted", heard)
         # Audio that was under way when the server stopped, and its end.
         session.say(1)
         session.finish("cancelled")
@@ -464,7 +515,7 @@ class Server:
             if session.up:
                 kinds[session.kind] = kinds.get(session.kind, 0) + 1
         calls = sorted(session.call for session in self._measured())
-        return {"totals": totals, "live": kinds, "calls": calls, "at": time.monotonic_ns()}
+        return {"totals": totals, "live": kinds, "calls": calls, "fates": self._fates}
 
 
 if __name__ == "__main__":

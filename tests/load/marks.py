@@ -1,7 +1,7 @@
 """Audio that says which frame it is: a call and a sequence number in the bytes of G.711 frames.
 
-The gateway passes G.711 through unchanged but for u-law's 0x7f, which is used nowhere here. The mark stands at
-the end of its frame: where it has arrived, all of the frame has.
+The gateway passes G.711 through unchanged but for u-law's 0x7f, which is used nowhere here. The
+mark stands at the end of its frame: where it has arrived, all of the frame has.
 """
 
 from __future__ import annotations

@@ -1,215 +1,225 @@
-"""Measured telephones: calls whose every packet has a mark and a time.
+"""Telephones whose every packet has a mark and a time, and callers by the dozen.
 
-A process of its own (``python -m tests.load.phone``) that obeys JSON lines. Plain sockets: SIP as far as
-a call needs it, RTP without a jitter buffer, sent every 20 ms by one clock with the calls evenly
-apart, arrivals stamped by the kernel.
+A process of its own (``python -m tests.load.phone``) that obeys JSON lines. RTP is sent every
+20 ms by one clock, the calls evenly apart, without a jitter buffer; arrivals are stamped by the
+kernel, so that a reader that is late does not count.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import heapq
+import itertools
 import json
 import os
 import random
-import re
 import select
 import socket
 import struct
 import sys
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from . import marks
 from .clocks import ANCILLARY_BYTES, SO_TIMESTAMPNS, Arrivals
+from .sip_call import SipCall, call_id_of
 
 FRAME_NS = 20_000_000
 _HEADER = struct.Struct("!BBHII")
-_RETRY_NS = 500_000_000
+_LINGER_NS = 5_000_000_000
+"""How long a call that is over still answers retransmissions."""
 
 
 def _bound() -> socket.socket:
     end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     end.setblocking(False)
-    end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * 1024 * 1024)
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
     end.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
     end.bind(("127.0.0.1", 0))
     return end
 
 
-@dataclass(eq=False)
-class Call:
-    """One outgoing call."""
+class Line:
+    """One call and its RTP. ``number`` is what its marks say."""
 
-    number: int
-    gateway: tuple[str, int]
-    user: str
-    sip: socket.socket = field(default_factory=_bound)
-    rtp: socket.socket = field(default_factory=_bound)
-    call_id: str = field(default_factory=lambda: f"{random.getrandbits(64):x}@phone")
-    tag: str = field(default_factory=lambda: f"{random.getrandbits(32):x}")
-    branch: str = field(default_factory=lambda: f"z9hG4bK{random.getrandbits(48):x}")
-    to: str = ""
-    code: int = 0
-    over: bool = False
-    invited_at: int = 0
-    answered_at: int = 0
-    peer: tuple[str, int] | None = None
-    due: int = 0
-    sequence: int = 0
-    again_at: int = 0
-    sent: list[tuple[int, int, int]] = field(default_factory=list)
-    heard: list[tuple[int, int, int, int]] = field(default_factory=list)
+    def __init__(self, phone: Phone, target: tuple[str, int], user: str, *, keep: bool) -> None:
+        self.phone = phone
+        self.number = phone.next_number()
+        self.rtp = _bound()
+        self.keep = keep
+        """Measured: times are kept. The others only speak."""
+        self.sequence = 0
+        self.due = 0
+        self.sent: list[tuple[int, int, int]] = []
+        self.heard: list[tuple[int, int, int, int]] = []
+        self.closed = False
+        self._silent = False
+        self.sip = SipCall(
+            phone.send_to(target), target, phone.own, user, int(self.rtp.getsockname()[1])
+        )
 
-    def request(self, method: str, sequence: int, body: str = "") -> None:
-        """Send a request of the dialog."""
-        host, port = self.gateway
-        own = f"127.0.0.1:{self.sip.getsockname()[1]}"
-        uri = f"sip:{self.user}@{host}:{port}"
-        branch = self.branch if method == "INVITE" else f"z9hG4bK{random.getrandbits(48):x}"
-        kind = ["Content-Type: application/sdp"] if body else []
-        lines = [
-            f"{method} {uri} SIP/2.0",
-            f"Via: SIP/2.0/UDP {own};branch={branch};rport",
-            "Max-Forwards: 70",
-            f"From: <sip:measured@{own}>;tag={self.tag}",
-            f"To: {self.to or f'<{uri}>'}",
-            f"Call-ID: {self.call_id}",
-            f"CSeq: {sequence} {method}",
-            f"Contact: <sip:measured@{own}>",
-            *kind,
-            f"Content-Length: {len(body)}",
-        ]
-        self.sip.sendto(("\r\n".join(lines) + "\r\n\r\n" + body).encode(), self.gateway)
-
-    def invite(self) -> None:
-        """Send the INVITE, or the same one again."""
-        rtp_port = self.rtp.getsockname()[1]
-        sdp = [
-            "v=0",
-            "o=- 1 1 IN IP4 127.0.0.1",
-            "s=-",
-            "c=IN IP4 127.0.0.1",
-            "t=0 0",
-            f"m=audio {rtp_port} RTP/AVP 0 101",
-            "a=rtpmap:0 PCMU/8000",
-            "a=rtpmap:101 telephone-event/8000",
-            "a=ptime:20",
-        ]
-        now = time.monotonic_ns()
-        self.invited_at = self.invited_at or now
-        self.again_at = now + _RETRY_NS
-        self.request("INVITE", 1, "\r\n".join(sdp) + "\r\n")
-
-    def bye(self) -> None:
-        """Hang up."""
-        self.again_at = time.monotonic_ns() + _RETRY_NS
-        self.request("BYE", 2)
-
-    def on_sip(self, data: bytes, at: int) -> None:
-        """A message for this call."""
-        head, _, body = data.decode("utf-8", "replace").partition("\r\n\r\n")
-        start, *lines = head.split("\r\n")
-        names = ("via", "from", "to", "call-id", "cseq")
-        kept = [line for line in lines if line.partition(":")[0].strip().lower() in names]
-        if not start.startswith("SIP/2.0 "):
-            if not start.startswith("ACK "):
-                answer = ["SIP/2.0 200 OK", *kept, "Content-Length: 0"]
-                self.sip.sendto(("\r\n".join(answer) + "\r\n\r\n").encode(), self.gateway)
-            self.over = self.over or start.startswith("BYE ")
+    def speak(self, now: int) -> None:
+        """Send the frame that is due; the clock calls again 20 ms after the last one was."""
+        if self.closed or self.sip.outcome or self._silent or self.sip.media is None:
             return
-        code = int(start.split(" ")[1])
-        method = next(line for line in kept if line.lower().startswith("cseq")).split(" ")[-1]
-        if method == "BYE" and code >= 200:
-            self.over = True
-        if method != "INVITE" or code < 200:
-            return
-        self.to = next(line for line in kept if line.lower().startswith("to:"))[3:].strip()
-        self.request("ACK", 1)
-        if self.code:
-            return
-        self.code, self.answered_at = code, at
-        media = re.search(r"^m=audio (\d+)", body, re.M)
-        if code == 200 and media:
-            self.peer = (self.gateway[0], int(media[1]))
-            phase = (self.number % 4) * FRAME_NS // 4 + random.randrange(FRAME_NS // 4)
-            self.due = time.monotonic_ns() + phase
-        else:
-            self.over = True
-
-    def send_frame(self) -> None:
-        """The frame that is due."""
+        self.phone.late.append(now - self.due)
         packet = _HEADER.pack(
             0x80, 0, self.sequence & 0xFFFF, self.sequence * marks.FRAME, 0x10AD0000 + self.number
         ) + marks.frame(self.number, self.sequence)
-        assert self.peer is not None
         at = time.monotonic_ns()
         try:
-            self.rtp.sendto(packet, self.peer)
+            self.rtp.sendto(packet, self.sip.media)
         except OSError:
-            self.over = True
+            self._silent = True  # the other side has closed its port: the call is about to end
             return
-        self.sent.append((self.number, self.sequence, at))
+        if self.keep:
+            self.sent.append((self.number, self.sequence, at))
         self.sequence += 1
         self.due += FRAME_NS
+        self.phone.at(self.due, self.speak)
+
+    def listen(self) -> None:
+        """Take what has come."""
+        while not self.closed:
+            try:
+                data, ancillary, _flags, _peer = self.rtp.recvmsg(4096, ANCILLARY_BYTES)
+            except OSError as error:
+                if error.errno == errno.ECONNREFUSED:
+                    continue
+                return
+            if self.keep and len(data) > _HEADER.size:
+                found = next(marks.find(data[_HEADER.size :]), None)
+                mark = -1 if found is None else found[1]
+                sequence = int.from_bytes(data[2:4], "big")
+                at = self.phone.arrivals.at(ancillary)
+                self.heard.append((self.number, at, sequence, mark))
 
     def close(self) -> None:
-        """Give the ports up."""
-        self.sip.close()
+        """Give the port up."""
+        self.closed = True
         self.rtp.close()
 
 
 class Phone:
-    """All measured calls and the clock that serves them."""
+    """All lines and the clock that serves them."""
 
     def __init__(self) -> None:
         self.arrivals = Arrivals()
-        self.calls: list[Call] = []
-        self._numbers = 0
+        self.late: list[int] = []
+        self._sip = _bound()
+        self.own = f"127.0.0.1:{self._sip.getsockname()[1]}"
+        self._lines: dict[str, Line] = {}
+        self._measured: list[Line] = []
+        self._numbers = itertools.count(1)
+        self._order = itertools.count()
+        self._timers: list[tuple[int, int, Callable[[int], None]]] = []
         self._commands = b""
         self._running = True
-        self._late: list[int] = []
+        self._setups_ns: list[int] = []
+        self._outcomes: Counter[str] = Counter()
+        self._without_retry_after = 0
+        self._knocking = 0
+
+    def next_number(self) -> int:
+        """A number for a call's marks."""
+        return next(self._numbers) & 0xFFF
+
+    def send_to(self, target: tuple[str, int]) -> Callable[[bytes], None]:
+        """What sends SIP there."""
+
+        def send(data: bytes) -> None:
+            with contextlib.suppress(OSError):
+                self._sip.sendto(data, target)
+
+        return send
+
+    def at(self, when: int, what: Callable[[int], None]) -> None:
+        """Do something at a monotonic time, in ns."""
+        heapq.heappush(self._timers, (when, next(self._order), what))
 
     def run(self) -> None:
         """Obey until standard input closes."""
         while self._running:
             now = time.monotonic_ns()
-            due = now + FRAME_NS
-            for call in self.calls:
-                if call.peer is not None and not call.over:
-                    if call.due <= now:
-                        self._late.append(now - call.due)
-                        call.send_frame()
-                    due = min(due, call.due)
-                elif call.code == 0 and now >= call.again_at:
-                    call.invite()
-            ends = [end for call in self.calls for end in (call.sip, call.rtp)]
-            # Packets are stamped by the kernel, so they can wait for the next frame to be sent.
-            wait = max(0, due - time.monotonic_ns()) / 1e9
-            watched = [end for call in self.calls if call.peer is None for end in (call.sip,)]
-            readable = select.select([0, *watched], [], [], wait)[0]
+            while self._timers and self._timers[0][0] <= now:
+                heapq.heappop(self._timers)[2](now)
+            due = self._timers[0][0] if self._timers else now + FRAME_NS
+            wait = min(max(0, due - time.monotonic_ns()), FRAME_NS) / 1e9
+            sip = self._sip.fileno()
+            readable = select.select([0, sip], [], [], wait)[0]
             if 0 in readable:
                 self._obey()
-            for end in ends:
-                if end.fileno() >= 0:
-                    self._drain(end)
+            if sip in readable:
+                self._receive()
+            for line in self._measured:
+                line.listen()
 
-    def _drain(self, end: socket.socket) -> None:
-        call = next((call for call in self.calls if end in (call.sip, call.rtp)), None)
-        while call is not None:
+    def _receive(self) -> None:
+        while True:
             try:
-                data, ancillary, _flags, _peer = end.recvmsg(4096, ANCILLARY_BYTES)
+                data, ancillary, _flags, _peer = self._sip.recvmsg(8192, ANCILLARY_BYTES)
             except OSError as error:
                 if error.errno == errno.ECONNREFUSED:
                     continue
                 return
-            at = self.arrivals.at(ancillary)
-            if end is call.sip:
-                call.on_sip(data, at)
-            elif len(data) > _HEADER.size:
-                sequence = int.from_bytes(data[2:4], "big")
-                found = next(marks.find(data[_HEADER.size :]), None)
-                call.heard.append((call.number, at, sequence, -1 if found is None else found[1]))
+            text = data.decode("utf-8", "replace")
+            line = self._lines.get(call_id_of(text))
+            if line is None:
+                continue
+            was_up = line.sip.answered_at > 0
+            line.sip.receive(text, self.arrivals.at(ancillary))
+            if line.sip.answered_at and not was_up:
+                self._setups_ns.append(line.sip.answered_at - line.sip.invited_at)
+                phase = (line.number % 4) * FRAME_NS // 4 + random.randrange(FRAME_NS // 4)
+                line.due = time.monotonic_ns() + phase
+                self.at(line.due, line.speak)
+            self._watch(line)
+
+    def _watch(self, line: Line) -> None:
+        if line.sip.outcome:
+            if not line.closed:
+                self._outcomes[line.sip.outcome] += 1
+                if line.sip.outcome == "refused_503" and not line.sip.retry_after:
+                    self._without_retry_after += 1
+                line.listen()
+                line.close()
+                self.at(time.monotonic_ns() + _LINGER_NS, lambda _now: self._forget(line))
+        elif line.sip.again_at < 1 << 62:
+            when = line.sip.again_at
+            self.at(when, lambda now: self._on_time(line, when, now))
+
+    def _forget(self, line: Line) -> None:
+        self._lines.pop(line.sip.call_id, None)
+
+    def _on_time(self, line: Line, when: int, now: int) -> None:
+        if line.sip.again_at == when and not line.sip.outcome:
+            line.sip.on_time(now)
+            self._watch(line)
+
+    def _dial(self, target: tuple[str, int], user: str, *, keep: bool) -> Line:
+        line = Line(self, target, user, keep=keep)
+        self._lines[line.sip.call_id] = line
+        line.sip.invite(time.monotonic_ns())
+        self._watch(line)
+        return line
+
+    def _hang_up(self, line: Line, now: int) -> None:
+        line.sip.hang_up(now)
+        self._watch(line)
+
+    def _knock(self, plan: dict[str, Any], left: int, due: int) -> None:
+        """Start a brief call, and the next one when it is due."""
+        line = self._dial(tuple(plan["gateway"]), plan["user"], keep=False)
+        low, high = plan["hold_ms"]
+        hold = int(random.uniform(low, high) * 1e6)
+        self.at(time.monotonic_ns() + hold, lambda now: self._hang_up(line, now))
+        self._knocking = left - 1
+        if left > 1:
+            due += int(1e9 / plan["rate"])
+            self.at(due, lambda _now: self._knock(plan, left - 1, due))
 
     def _obey(self) -> None:
         data = os.read(0, 65536)
@@ -224,47 +234,46 @@ class Phone:
     def _command(self, command: dict[str, Any]) -> dict[str, Any]:
         match command["do"]:
             case "call":
-                host, port = command["gateway"]
+                target = tuple(command["gateway"])
                 for _ in range(command["count"]):
-                    self._numbers += 1
-                    call = Call(self._numbers, (host, port), command["user"])
-                    self.calls.append(call)
-                    call.invite()
+                    self._measured.append(self._dial(target, command["user"], keep=True))
+            case "knock":
+                self._knock(command, command["count"], time.monotonic_ns())
             case "count":
                 pass
             case "take":
-                self.arrivals.renew()
-                for call in self.calls:
-                    self._drain(call.rtp)
-                sent = [entry for call in self.calls for entry in call.sent]
-                heard = [entry for call in self.calls for entry in call.heard]
-                for call in self.calls:
-                    call.sent, call.heard = [], []
-                late, self._late = self._late, []
-                return {"sent": sent, "heard": heard, "late_ns": late}
+                return self._take()
             case "hang_up":
-                for call in self.calls:
-                    if not call.over:
-                        call.bye()
+                for line in tuple(self._measured):
+                    self._hang_up(line, time.monotonic_ns())
             case "forget":
-                for call in self.calls:
-                    call.close()
-                self.calls = []
+                self._measured = []
             case "end":
                 self._running = False
             case other:
                 return {"error": f"no command {other!r}"}
         return {
-            "calls": [
-                {
-                    "number": call.number,
-                    "code": call.code,
-                    "over": call.over,
-                    "setup_ns": call.answered_at - call.invited_at if call.answered_at else None,
-                }
-                for call in self.calls
-            ]
+            "measured": [
+                {"number": line.number, "up": line.sip.up, "outcome": line.sip.outcome}
+                for line in self._measured
+            ],
+            "live": sum(not line.sip.outcome for line in self._lines.values()),
+            "to_come": self._knocking,
+            "outcomes": dict(self._outcomes),
+            "without_retry_after": self._without_retry_after,
         }
+
+    def _take(self) -> dict[str, Any]:
+        self.arrivals.renew()
+        found: dict[str, Any] = {"sent": [], "heard": []}
+        for line in self._measured:
+            line.listen()
+            found["sent"] += line.sent
+            found["heard"] += line.heard
+            line.sent, line.heard = [], []
+        found["late_ns"], self.late = self.late, []
+        found["setups_ns"], self._setups_ns = self._setups_ns, []
+        return found
 
 
 if __name__ == "__main__":

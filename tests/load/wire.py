@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
@@ -77,7 +77,9 @@ def audio_done(response: str, item: str) -> bytes:
     )
 
 
-def ending(response: str, status: str = "completed") -> bytes:
+def ending(
+    response: str, status: str = "completed", output: Sequence[dict[str, Any]] = ()
+) -> bytes:
     """``response.done``, framed."""
     details = {"type": "cancelled", "reason": "turn_detected"} if status == "cancelled" else None
     return event(
@@ -87,7 +89,7 @@ def ending(response: str, status: str = "completed") -> bytes:
             "object": "realtime.response",
             "status": status,
             "status_details": details,
-            "output": [],
+            "output": list(output),
             "usage": None,
         },
     )

@@ -1,0 +1,111 @@
+"""``make bench``: figures of speed and memory, with the load and the floor in the same run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from . import machine, report, setups, subject
+from .figures import Level
+from .level import QUICK, GatewayLevel, Timing, run_floor
+from .worker import ROOT, Failed
+
+LEVELS = (1, 20, 50, 100, 200)
+QUICK_LEVELS = (1, 50)
+
+
+def capacity(folder: Path) -> tuple[int, dict[str, Any]]:
+    """How many calls the installed pjsua2 carries, and what it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with subject.gateway(folder, 9, 1000) as gateway:
+        return gateway.max_calls, gateway.pjsua2
+
+
+def levels_for(wanted: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """The levels that this pjsua2 can carry; where none is left, all that it can."""
+    fitting = tuple(sorted({calls for calls in wanted if calls <= most}))
+    return fitting if len(fitting) == len(set(wanted)) else tuple(sorted({*fitting, most}))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--calls", "wanted", type=click.IntRange(1), multiple=True, help="Levels to run.")
+@click.option("--quick", is_flag=True, help="Two levels, once: about a minute.")
+@click.option("--repetitions", type=click.IntRange(1), help="How often each window is measured.")
+@click.option("--no-floor", is_flag=True, help="Leave pjsip's own loop-back out.")
+@click.option("--no-setup", is_flag=True, help="Leave set-up time and calls per second out.")
+@click.option("--docs", is_flag=True, help="Put the figures into docs/performance.md as well.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=ROOT / "bench-output",
+    show_default="bench-output",
+    help="Where text, JSON, plot and the logs of the run go.",
+)
+def main(
+    wanted: tuple[int, ...],
+    quick: bool,
+    repetitions: int | None,
+    no_floor: bool,
+    no_setup: bool,
+    docs: bool,
+    output: Path,
+) -> None:
+    """Measure the gateway and pjsip by itself under the same calls on this machine."""
+    console = Console(highlight=False)
+    console.width = max(console.width, report.WIDTH)
+    timing = QUICK if quick else Timing()
+    if repetitions is not None:
+        timing = Timing(repetitions, timing.warm_up, timing.steady, timing.probe, timing.barge)
+    work = output / "run"
+    shutil.rmtree(work, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    try:
+        most, pjsua2 = capacity(work / "capacity")
+        chosen = levels_for(wanted or (QUICK_LEVELS if quick else LEVELS), most)
+        facts = {**machine.describe(), "pjsua2": pjsua2, "capacity": most}
+        report.head(console, facts, chosen)
+        done: list[Level] = []
+        with console.status("") as status:
+
+            def say(text: str) -> None:
+                status.update(text)
+                if not console.is_terminal:
+                    console.print(f"  {text}")
+
+            for calls in chosen:
+                if not no_floor:
+                    done.append(run_floor(work / f"floor-{calls}", calls, timing, say))
+                    report.line(console, done[-1])
+                level = GatewayLevel(work / f"gateway-{calls}", calls, timing, say).run()
+                done.append(level)
+                report.line(console, level)
+            rates = [] if no_setup else setups.run(work / "setups", most, quick, say)
+    except Failed as failure:
+        console.print(f"[red]bench: {failure}[/red]")
+        console.print(f"Logs of the run: {work}")
+        raise SystemExit(1) from None
+    result = {
+        "machine": facts,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started),
+        "timing": asdict(timing),
+        "levels": [
+            {**asdict(level), "cpu_per_call": level.cpu_per_call, "threads": level.threads}
+            for level in done
+        ],
+        "setup": [asdict(rate) for rate in rates],
+    }
+    (output / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
+    report.write(console, output, facts, done, rates, docs=docs)
+
+
+if __name__ == "__main__":
+    main()
