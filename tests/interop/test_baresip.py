@@ -1,0 +1,104 @@
+"""A softphone straight to the gateway, without a PBX."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from harness import eventually
+
+from interop.lab.agent import Agent
+from interop.lab.baresip import Phone
+from interop.lab.debian import Root
+from interop.lab.ports import GATEWAY, PHONES
+from interop.lab.sound import noise, pcm, share_heard
+
+pytestmark = pytest.mark.interop
+
+ULAW_SILENCE = 0xFF
+
+
+@pytest.fixture(scope="module")
+def agent(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    made = Agent(tmp_path_factory.mktemp("agent"), (f"udp:{GATEWAY}:0",))
+    runner.run(made.start())
+    yield made
+    runner.run(made.stop())
+
+
+@pytest.fixture
+def phone(
+    runner: asyncio.Runner, root: Root, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Phone]:
+    made = Phone(root, tmp_path_factory.mktemp("phone"), "alice")
+    try:
+        runner.run(made.start())
+        runner.run(made.account(f"alice@{PHONES}", ";regint=0"))
+        yield made
+    finally:
+        runner.run(made.stop())
+
+
+async def test_both_hear_each_other(agent: Agent, phone: Phone) -> None:
+    agent.behave(vad="off", answer={"kind": "pattern", "seconds": 2})
+    call = agent.next_call()
+    await phone.call(f"sip:100@{agent.address}")
+    session = await call.session()
+    said = noise(1, 2)
+    await phone.say(pcm(said))
+    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=15)
+    (greeting,) = session.sent_items.values()
+    await eventually(lambda: phone.heard.has(bytes(greeting), but_first_ms=0), "all of it")
+    await phone.hang_up()
+    summary = await call.summary()
+    assert summary["ending"]["why"] == "hung_up"
+    assert summary["underruns"] == 0
+    await session.wait_until(lambda s: s.close_code == 1000, within_s=15)
+
+
+async def test_keys_and_goodbye(agent: Agent, phone: Phone) -> None:
+    """The emulator takes its leave at the key 0."""
+    agent.behave()
+    call = agent.next_call()
+    await phone.call(f"sip:101@{agent.address}")
+    session = await call.session()
+    await phone.press("0#")
+    await phone.wait("CALL_CLOSED", within_s=30)
+    summary = await call.summary()
+    assert [entry["digits"] for entry in summary["digits"]] == ["0"]
+    assert summary["ending"]["why"] == "farewell"
+    (farewell,) = session.sent_items.values()
+    assert phone.heard.has(bytes(farewell), but_first_ms=0), "a goodbye is heard to its end"
+
+
+async def test_hold_and_resume(agent: Agent, phone: Phone) -> None:
+    agent.behave(vad="off", answer={"kind": "pattern", "seconds": 3})
+    call = agent.next_call()
+    await phone.call(f"sip:100@{agent.address}")
+    session = await call.session()
+    await eventually(lambda: phone.heard.seconds() > 1, "a second of the greeting")
+    await phone.hold()
+    await call.wait("call.held")
+    held_from = session.received_total
+    await session.wait_until(lambda s: s.received_total > held_from + 8000, within_s=15)
+    assert set(session.received[held_from + 800 :]) == {ULAW_SILENCE}
+    await phone.resume()
+    await call.wait("call.resumed")
+    after = await phone.listen_anew()
+    (greeting,) = session.sent_items.values()
+    await eventually(
+        lambda: share_heard(bytes(greeting), phone.heard.ulaw() + after.ulaw()) > 0.95,
+        "the greeting, the rest of it after the hold",
+    )
+    await phone.hang_up()
+    assert (await call.summary())["ending"]["why"] == "hung_up"
+
+
+async def test_no_such_number(agent: Agent, phone: Phone) -> None:
+    uri = f"sip:999@{agent.address}"
+    await phone.dial(uri)
+    closed = await phone.wait("CALL_CLOSED")
+    assert closed["param"].startswith("404")
+    summary = await agent.gateway.wait("call.summary", to=uri)
+    assert summary["ending"]["why"] == "no_route"
