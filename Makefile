@@ -41,6 +41,7 @@ test: $(DEV) ## all tests but those of interop (TESTS=tests/unit for some)
 
 interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones (INTEROP=... for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl setpriv:util-linux
+	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
 	@$(BIN)/python -m pytest -m interop $(INTEROP)
 
 lint: $(DEV) ## ruff and mypy
