@@ -328,9 +328,10 @@ class CallMachine:
     def _on_fault(self, input: Faulted, now: float) -> list[Output]:
         if self.state is not State.ENDING:
             return self._end(Why.FAULT, now, input.detail)
-        # It may be the hang-up itself that failed, and a leg left up costs somebody money.
+        # Ending it may be what failed, and a leg or a session left up costs somebody money.
         note = self._journal.note(now, "fault_at_end", "error", detail=input.detail)
-        return [note, HangUp({"Reason": reason_header(Why.FAULT)})]
+        close = CloseSession(1000, Why.FAULT.value)
+        return [note, close, HangUp({"Reason": reason_header(Why.FAULT)})]
 
     def _finish(self, now: float) -> list[Output]:
         assert self._ending is not None

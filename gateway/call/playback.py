@@ -103,8 +103,13 @@ class Playback:
         """The caller begins to hear an answer."""
         if not self.queued:
             return []  # it was flushed before word of its start came here
+        outputs: list[Output] = []
+        if self._audible:
+            # An underrun that was over before word of it came: what was heard ended and began.
+            outputs.append(self._journal.note(now, "agent_stops", cut=False))
         self._audible = True
-        return [self._journal.note(now, "agent_starts", item_id=self._ledger.first_item)]
+        outputs.append(self._journal.note(now, "agent_starts", item_id=self._ledger.first_item))
+        return outputs
 
     def drained(self, now: float) -> list[Output]:
         """The caller has heard all there was."""

@@ -54,6 +54,11 @@ class CallRecord:
     from_uri: str = ""
     to_uri: str = ""
     source: str = ""
+    trunk: str = ""
+    transport: str = ""
+    """Of the signalling: udp, tcp or tls."""
+    security: str = ""
+    """Of the media: rtp, or srtp with its keying and crypto suite."""
     codec: str = ""
     direction: str = "inbound"
     started_at: str = ""
@@ -96,6 +101,9 @@ class CallRecord:
             "from": self.from_uri,
             "to": self.to_uri,
             "source": self.source,
+            "trunk": self.trunk,
+            "transport": self.transport,
+            "security": self.security,
             "codec": self.codec,
             "direction": self.direction,
             "started_at": self.started_at,

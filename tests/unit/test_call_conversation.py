@@ -198,6 +198,14 @@ def test_word_of_a_start_that_comes_after_the_flush_is_old() -> None:
     assert "agent_starts" not in scene.events
 
 
+def test_a_start_behind_a_stop_that_nobody_told() -> None:
+    scene = _talking(100)
+    scene.listen(40)
+    scene.do(inputs.PlayoutStarted())
+    agent = [note.event for note in scene.notes if note.event.startswith("agent_")]
+    assert agent == ["agent_starts", "agent_stops", "agent_starts"]
+
+
 # ---- a queue that is full
 
 

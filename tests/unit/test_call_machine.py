@@ -424,7 +424,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         [
             *TALKING,
             (3.0, SHUT_DOWN, _over("shutdown", "bye 41")),
-            (3.0, FAULT, ["bye 41"]),
+            (3.0, FAULT, ["close 1000 fault", "bye 41"]),
             (3.1, OUR_END, ["finished"]),
             (3.2, FAULT, []),
         ],
