@@ -11,11 +11,11 @@ from typing import Any
 
 from gateway_process import FAULTS, Gateway, Line
 from harness import eventually
-from interop.kamailio import Kamailio
 from sip_phone import Message, Phone, PhoneCall
 
 from gateway.emulator.record import SessionRecord
 from gateway.emulator.server import Emulator
+from interop.kamailio import Kamailio
 
 HOST = "127.0.0.1"
 WORKERS = 2

@@ -1,4 +1,4 @@
-"""Two workers behind a real Kamailio: balance, drain, death, and dialogs that stay where they are."""
+"""Two workers behind a real Kamailio: balance, drain, death, and dialogs that stay put."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interop.cluster import HOST, MAX_CALLS, Cluster, RoutedCall
-from interop.kamailio import Target, program
 from listening import assert_continuous, noise
 from sip_phone import Phone
+
+from interop.cluster import HOST, MAX_CALLS, Cluster, RoutedCall
+from interop.kamailio import Target, program
 
 pytestmark = [
     pytest.mark.interop,

@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from sip_phone import Message, Phone
+
 from interop.kamailio import Kamailio, program
 from interop.lab.ports import free_port
-from sip_phone import Message, Phone
 
 pytestmark = [
     pytest.mark.interop,
