@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
-from queue import SimpleQueue
 
 import pytest
 from hypothesis import given
@@ -174,19 +173,22 @@ def _nervous_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_nervous_threads")
 def test_pulled_and_flushed_are_what_was_put_while_two_threads_work() -> None:
-    """A clock that pulls as fast as it can while the loop puts and flushes: every flush exact."""
+    """A clock in its own thread, pulling while the loop puts and flushes: every flush exact."""
     playout = Playout(Codec.PCMU, 10_000)
     chance = random.Random(7)
     pulled: list[int] = []
-    beats: SimpleQueue[int] = SimpleQueue()
+    beats, ticked = threading.Semaphore(0), threading.Semaphore(0)
     over = threading.Event()
 
     def clock() -> None:
-        while not over.is_set():
+        while True:
+            beats.acquire()
+            if over.is_set():
+                return
             pcm = playout.pull()
             if pcm is not None:
                 pulled.append(_number(pcm))
-                beats.put(pulled[-1])
+            ticked.release()
 
     thread = threading.Thread(target=clock)
     thread.start()
@@ -195,24 +197,27 @@ def test_pulled_and_flushed_are_what_was_put_while_two_threads_work() -> None:
     try:
         for _ in range(rounds):
             base, before = sent, len(pulled)
-            for _ in range(chance.randint(1, 4)):
-                count = chance.randint(1, 20)
+            counts = [chance.randint(1, 20) for _ in range(chance.randint(1, 4))]
+            ticks = chance.randint(1, sum(counts))
+            beats.release(ticks)
+            for count in counts:
                 assert playout.put(_frames(sent, count)) == 0
                 sent += count
-            moment = base + chance.randrange(sent - base)
-            while beats.get(timeout=10) < moment:
-                pass
+            for _ in range(chance.randrange(ticks)):
+                assert ticked.acquire(timeout=10)
+                ticks -= 1
+            # The clock has beats left, and goes on while this thread flushes.
             taken = playout.flush()
             flushed += taken
-            last = sent - taken - 1
-            while pulled[-1] < last:
-                beats.get(timeout=10)
+            for _ in range(ticks):
+                assert ticked.acquire(timeout=10)
             # What the flush did not take, the clock has taken: the first ones, and all of them.
             assert pulled[before:] == list(range(base, sent - taken))
-            cut_in_the_middle += taken > 0
+            cut_in_the_middle += 0 < taken < sent - base
     finally:
         over.set()
+        beats.release()
         thread.join()
     assert len(pulled) + flushed == sent
     assert playout.frames_played == len(pulled)
-    assert cut_in_the_middle > rounds / 10  # or the threads did not meet
+    assert cut_in_the_middle > 0
