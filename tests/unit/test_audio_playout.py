@@ -221,3 +221,32 @@ def test_pulled_and_flushed_are_what_was_put_while_two_threads_work() -> None:
     assert len(pulled) + flushed == sent
     assert playout.frames_played == len(pulled)
     assert cut_in_the_middle > 0
+
+
+@pytest.mark.usefixtures("_nervous_threads")
+def test_a_flush_in_the_middle_of_a_pull_counts_no_frame_twice() -> None:
+    """Both ends at the same few frames, thousands of times."""
+    playout = Playout(Codec.PCMU, 10_000)
+    stop = threading.Event()
+    pulled = 0
+
+    def clock() -> None:
+        nonlocal pulled
+        while not stop.is_set():
+            pulled += playout.pull() is not None
+
+    audio = _frames(0, 2)
+    sent = flushed = 0
+    thread = threading.Thread(target=clock)
+    thread.start()
+    try:
+        for _ in range(100_000):
+            playout.put(audio)
+            flushed += playout.flush()
+            sent += 2
+    finally:
+        stop.set()
+        thread.join()
+    assert pulled > 0
+    assert pulled + flushed == sent
+    assert playout.frames_played == pulled
