@@ -193,6 +193,13 @@ class Config(Section):
                 f"has room for {share} calls in each of {count} workers (two ports each), "
                 f"but max_calls is {sip.max_calls} for each",
             )
+        for number, trunk in enumerate(self.trunk):
+            if trunk.registrar is not None:
+                raise MisplacedError(
+                    ("trunk", number, "registrar"),
+                    f"each of {count} workers would register there, and every call ring in all of "
+                    "them; let the proxy in front register",
+                )
         seen: list[tuple[ListenAddress, int]] = []
         for worker in range(count):
             for index, base in enumerate(sip.listen):
@@ -225,7 +232,11 @@ class Config(Section):
                 "rtp_ports": self.sip.rtp_ports.share(index, count),
             }
         )
-        return self.model_copy(update={"sip": sip})
+        control, socket = self.control, self.control.socket
+        if socket is not None:
+            own = socket.with_name(f"{socket.stem}-{index}{socket.suffix}")
+            control = control.model_copy(update={"socket": own})
+        return self.model_copy(update={"sip": sip, "control": control})
 
     def secrets(self) -> tuple[str, ...]:
         """Every secret text, for a log filter that must let none of them through."""

@@ -1,0 +1,33 @@
+"""A stand-in for a gateway worker, to try a supervisor with: what it does is its first argument.
+
+``up`` reports that it is up and ends with 0 at SIGTERM; ``deaf`` ignores SIGTERM; ``crash`` kills
+itself once up; ``broken`` ends with 1 before that; ``orphan FILE`` writes the file when its
+supervisor is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Behave."""
+    what = sys.argv[1]
+    lifeline = socket.socket(fileno=int(sys.argv[sys.argv.index("--lifeline") + 1]))
+    if what == "broken":
+        sys.exit(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if what == "deaf" else lambda *_: sys.exit(0))
+    lifeline.send(b"up\n")
+    if what == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    lifeline.recv(1)  # until the supervisor is gone
+    if what == "orphan":
+        Path(sys.argv[2]).touch()
+
+
+if __name__ == "__main__":
+    main()
