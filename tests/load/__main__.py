@@ -18,13 +18,15 @@ from .level import QUICK, GatewayLevel, Timing, run_floor
 from .worker import ROOT, Failed
 
 LEVELS = (1, 20, 50, 100, 200)
+MOST = 4000
+"""Asked of the library, which says how many of them it can have."""
 QUICK_LEVELS = (1, 50)
 
 
 def capacity(folder: Path) -> tuple[int, dict[str, Any]]:
     """How many calls the installed pjsua2 carries, and what it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    with subject.gateway(folder, 9, 1000) as gateway:
+    with subject.gateway(folder, 9, MOST) as gateway:
         return gateway.max_calls, gateway.pjsua2
 
 

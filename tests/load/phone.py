@@ -213,7 +213,9 @@ class Phone:
     def _knock(self, plan: dict[str, Any], left: int, due: int) -> None:
         """Start a brief call, and the next one when it is due."""
         line = self._dial(tuple(plan["gateway"]), plan["user"], keep=False)
-        low, high = plan["hold_ms"]
+        # Some ring off before or while they are answered.
+        early = random.random() < plan.get("early", 0.0)
+        low, high = plan["early_ms"] if early else plan["hold_ms"]
         hold = int(random.uniform(low, high) * 1e6)
         self.at(time.monotonic_ns() + hold, lambda now: self._hang_up(line, now))
         self._knocking = left - 1

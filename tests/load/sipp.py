@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +101,44 @@ def holding(sound: Path) -> str:
 def brief(milliseconds: int) -> str:
     """Calls without audio that hang up after so long."""
     return _scenario("brief", _INVITE, f'<pause milliseconds="{milliseconds}"/>\n', _BYE)
+
+
+def parting(sound: Path, waits_ms: Sequence[int]) -> str:
+    """Calls that hang up after one of ``waits_ms``, drawn by lot, unless the other side does first.
+
+    BYEs that cross each other end well, as RFC 3261 section 15 has it.
+    """
+    lots = "".join(
+        f'<nop next="w{n}" chance="{1 / (len(waits_ms) - n):.4f}"/>\n'
+        for n in range(len(waits_ms) - 1)
+    )
+    waits = "".join(
+        f'<label id="w{n}"/>\n<recv request="BYE" timeout="{wait}" ontimeout="bye" next="met"/>\n'
+        for n, wait in reversed(list(enumerate(waits_ms)))
+    )
+    # Asked only when a BYE came: its answer is the same wherever that happens.
+    answer = _AWAIT_BYE.split("\n", 1)[1]
+    crossing = (
+        '<recv request="BYE" optional="true" next="crossed"/>\n'
+        '<recv response="481" optional="true" next="end"/>\n<recv response="200" next="end"/>\n'
+    )
+    bye = _BYE.rsplit("<recv", 1)[0]
+    return _scenario(
+        "parting",
+        _INVITE,
+        _speak(sound),
+        lots,
+        waits,
+        '<label id="bye"/>\n',
+        bye,
+        crossing,
+        '<label id="crossed"/>\n',
+        answer,
+        '<recv response="481" optional="true" next="end"/>\n<recv response="200" next="end"/>\n',
+        '<label id="met"/>\n',
+        answer,
+        '<label id="end"/>\n<nop/>\n',
+    )
 
 
 def sound(folder: Path) -> Path:

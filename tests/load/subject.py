@@ -28,6 +28,7 @@ format = "json"
 level = "info"
 [limits]
 drain_seconds = 0
+max_call_seconds = {max_call_seconds}
 """
 
 _ROUTE = """\
@@ -83,13 +84,17 @@ class Gateway:
 
 
 @contextmanager
-def gateway(folder: Path, endpoint_port: int, max_calls: int) -> Iterator[Gateway]:
+def gateway(
+    folder: Path, endpoint_port: int, max_calls: int, max_call_seconds: float = 3600.0
+) -> Iterator[Gateway]:
     """A gateway that joins its calls to the endpoint on ``endpoint_port``."""
     (folder / "dialplan").mkdir(exist_ok=True)
     for name in ("bulk", "measured", "short"):
         (folder / "dialplan" / f"{name}.toml").write_text(_ROUTE.format(name=name))
     config = folder / "gateway.toml"
-    config.write_text(_CONFIG.format(max_calls=max_calls, port=endpoint_port))
+    config.write_text(
+        _CONFIG.format(max_calls=max_calls, port=endpoint_port, max_call_seconds=max_call_seconds)
+    )
     with Worker.python("gateway", "gateway", folder, "run", "-c", str(config)) as worker:
         yield Gateway(worker)
 
