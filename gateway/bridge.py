@@ -127,6 +127,7 @@ class Bridge:
 
     def on_media(self, codec: Codec) -> None:
         """RTP flows."""
+        self.record.security = self._leg.security
         self.feed(inputs.MediaUp(codec))
 
     def on_confirmed(self) -> None:
@@ -143,6 +144,7 @@ class Bridge:
 
     def on_quality(self, quality: RtpQuality) -> None:
         """RTP counters."""
+        self.record.security = self._leg.security
         self.record.rtp = {
             "rx_packets": quality.rx_packets,
             "rx_lost": quality.rx_lost,

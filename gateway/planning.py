@@ -11,16 +11,17 @@ from gateway.bridge import SessionPlan
 from gateway.call.conversation import END_CALL
 from gateway.call.plan import CallPlan, DigitPlan
 from gateway.call.record import CallRecord
-from gateway.config import Config
+from gateway.config import Config, TrunkSettings
 from gateway.dialplan import Greeting, InviteFacts, Match, Route, call_settings
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.session_object import session_object
-from gateway.sip.types import Invite, JitterBuffer, Listen, SipSettings
+from gateway.sip.trunks import Access, Limits, Peer, Security, Trunk
+from gateway.sip.types import Invite, JitterBuffer, Listen, SipSettings, Tls
 
 
 def sip_settings(config: Config) -> SipSettings:
     """What the user agent needs of the configuration."""
-    media = config.media
+    media, tls, access = config.media, config.sip.tls, config.access
     return SipSettings(
         listen=tuple(Listen(*address) for address in config.sip.listen),
         rtp_ports=config.sip.rtp_ports,
@@ -34,6 +35,41 @@ def sip_settings(config: Config) -> SipSettings:
             maximum=media.jb_max_ms,
             catch_up=media.jb_catch_up,
         ),
+        stun_server=config.sip.stun_server,
+        tls=Tls(
+            certificate=str(tls.certificate or ""),
+            private_key=str(tls.private_key or ""),
+            ca=str(tls.ca or ""),
+            verify_server=tls.verify_server,
+            client_certificates=tls.client_certificates,
+            min_version=tls.min_version,
+        ),
+        security=Security(media.srtp, media.srtp_keying),
+        trunks=tuple(trunk_of(trunk, access.burst) for trunk in config.trunk),
+        access=Access(
+            access.unknown, Limits(access.calls_per_second, access.burst, access.concurrent_calls)
+        ),
+    )
+
+
+def trunk_of(trunk: TrunkSettings, burst: int) -> Trunk:
+    """One ``[[trunk]]``, as the user agent needs it."""
+    return Trunk(
+        name=trunk.name,
+        peers=tuple(Peer(*peer) for peer in trunk.peers),
+        username=trunk.username,
+        password="" if trunk.password is None else trunk.password.get_secret_value(),
+        realm=trunk.realm,
+        registrar=str(trunk.registrar or ""),
+        outbound_proxy=str(trunk.outbound_proxy or ""),
+        transport=trunk.transport,
+        codecs=tuple(Codec(name) for name in trunk.codecs),
+        security=Security(trunk.srtp, trunk.srtp_keying),
+        headers=trunk.headers,
+        caller_id=trunk.caller_id,
+        expires=trunk.expires,
+        options_interval=trunk.options_interval,
+        limits=Limits(trunk.calls_per_second, burst, trunk.concurrent_calls),
     )
 
 
@@ -48,6 +84,7 @@ def facts_of(invite: Invite, at: datetime) -> InviteFacts:
         source_ip=host.strip("[]"),
         at=at,
         headers=invite.headers,
+        trunk=invite.trunk or None,
     )
 
 
@@ -58,6 +95,7 @@ def record_of(invite: Invite | None, at: datetime) -> CallRecord:
     if invite is not None:
         record.from_uri, record.to_uri = invite.from_uri, invite.to_uri
         record.source = invite.source
+        record.trunk, record.transport = invite.trunk, invite.transport
     return record
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,21 +12,22 @@ from typing import Any
 import pjsua2 as pj
 import structlog
 
-from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec
+from gateway.audio.g711 import Codec
 from gateway.sip import library, native
+from gateway.sip.accounts import Account, Accounts, header_vector
 from gateway.sip.admission import Admission
 from gateway.sip.arrivals import Arrivals
+from gateway.sip.endpoint import configure_media, endpoint_config, only_g711
+from gateway.sip.errors import AgentError as AgentError
+from gateway.sip.invite import invite_of
 from gateway.sip.leg import Leg, SipCall
-from gateway.sip.message import (
-    display_name_of,
-    headers_of,
-    offered_codecs,
-    request_uri_of,
-    uri_of,
-    user_of,
-)
+from gateway.sip.message import offered_codecs, request_uri_of, user_of
+from gateway.sip.pjlog import LogWriter
 from gateway.sip.ports import LegAudio, PortPool
+from gateway.sip.screen import Screen, party_of
 from gateway.sip.thread import SipThread
+from gateway.sip.transports import Listeners
+from gateway.sip.trunks import Attribution, Trunk, Trunks
 from gateway.sip.types import Invite, LegEnd, LegHandler, Refused, SipSettings
 
 log = structlog.get_logger("sip")
@@ -38,34 +40,6 @@ STOP_SECONDS = 6.0
 """Deadline for the library's own end; a BYE without an answer is given up before that."""
 
 _HANG_UP_SECONDS = 2.0
-
-_TRANSPORTS = {
-    "udp": (pj.PJSIP_TRANSPORT_UDP, pj.PJSIP_TRANSPORT_UDP6),
-}
-
-
-class AgentError(Exception):
-    """The user agent could not start; the message names the setting and the cause."""
-
-
-def invite_of(message: str, source: str) -> Invite:
-    """The facts of an INVITE."""
-    headers = headers_of(message)
-    to_field = next(iter(headers.get("to", ())), "")
-    from_field = next(iter(headers.get("from", ())), "")
-    to_uri = request_uri_of(message) or uri_of(to_field)
-    from_uri = uri_of(from_field)
-    return Invite(
-        call_id=next(iter(headers.get("call-id", ())), ""),
-        to_uri=to_uri,
-        from_uri=from_uri,
-        to_user=user_of(to_uri),
-        from_user=user_of(from_uri),
-        from_name=display_name_of(from_field),
-        source=source,
-        headers=headers,
-        offered=offered_codecs(message),
-    )
 
 
 class _Endpoint(pj.Endpoint):  # type: ignore[misc]
@@ -80,31 +54,12 @@ class _Endpoint(pj.Endpoint):  # type: ignore[misc]
         except Exception:
             log.exception("sip.callback_failed", callback="onRejectedIncomingCall")
 
-
-class _Account(pj.Account):  # type: ignore[misc]
-    agent: UserAgent
-
-    def onIncomingCall(self, prm: Any) -> None:  # noqa: N802
-        """An INVITE that pjsua has a call and a common codec for."""
+    def onSelectAccount(self, prm: Any) -> None:  # noqa: N802
+        """pjsua asks whose a request outside of a dialog is, before it makes anything of it."""
         try:
-            call = SipCall(self.agent, self, prm.callId)
-            self.agent.hold(call)
-            leg = Leg(self.agent, invite_of(str(prm.rdata.wholeMsg), str(prm.rdata.srcAddress)))
-            call.leg = leg
-            leg.bind(call)
-            self.agent.tell_invite(leg)
+            prm.accountIndex = self.agent.account_for(prm.rdata).getId()
         except Exception:
-            log.exception("sip.callback_failed", callback="onIncomingCall")
-
-
-class _Log(pj.LogWriter):  # type: ignore[misc]
-    def write(self, entry: Any) -> None:
-        """One line of pjsip's own log."""
-        try:
-            text = str(entry.msg).strip()
-            (log.warning if entry.level <= 2 else log.debug)("pjsip", text=text)
-        except Exception:  # a log line is never worth a call
-            return
+            log.exception("sip.callback_failed", callback="onSelectAccount")
 
 
 class UserAgent:
@@ -140,10 +95,15 @@ class UserAgent:
         self._thread = SipThread(self._poll, self._housekeeping)
         self._calls: list[SipCall] = []
         self._retired: list[SipCall] = []
+        self.trunks = Trunks(settings.trunks)
+        self.screen: Screen | None = None
+        self.accounts: Accounts | None = None
+        self._parties: Counter[str] = Counter()
         self._endpoint: Any = None
-        self._account: Any = None
+        self._listeners: Listeners | None = None
         self._admission: Admission | None = None
         self._draining = False
+        self._offered: list[Codec] = []
         self._log_writer: Any = None
         self._next_quality = 0.0
 
@@ -187,10 +147,19 @@ class UserAgent:
         if not gone:
             log.error("sip.thread_hung", seconds=STOP_SECONDS)
 
-    def dial(self, uri: str, handler: LegHandler, audio: LegAudio, codecs: list[Codec]) -> Leg:
+    def dial(
+        self,
+        uri: str,
+        handler: LegHandler,
+        audio: LegAudio,
+        codecs: list[Codec],
+        trunk: str = "",
+    ) -> Leg:
         """Place a call to a sip URI, offering ``codecs`` in their order; returns at once.
 
-        What becomes of it is told to ``handler``, a refused address included.
+        Through a ``trunk`` it goes with its credentials, proxy, headers, caller id and SRTP; raises
+        KeyError when there is none of that name. What becomes of it is told to ``handler``, a
+        refused address included.
         """
         leg = Leg(
             self,
@@ -204,10 +173,12 @@ class UserAgent:
                 source="",
                 headers={},
                 offered=tuple(codecs),
+                trunk=trunk,
             ),
         )
+        through = self.trunks.by_name[trunk] if trunk else None
         leg.handler, leg.audio = handler, audio
-        self.post(lambda: self._dial(leg, uri, codecs))
+        self.post(lambda: self._dial(leg, uri, codecs, through))
         return leg
 
     def drain(self) -> None:
@@ -241,27 +212,71 @@ class UserAgent:
         """Announce a refusal made below the application."""
         self.to_loop(lambda: self._on_refused(refused))
 
-    def hold(self, call: SipCall) -> None:
-        """Keep a call referenced for as long as pjsip may call it."""
+    def hold(self, call: SipCall, party: str = "") -> None:
+        """Keep a call referenced for as long as pjsip may call it; counted with its party's."""
         self._calls.append(call)
+        call.party = party
+        self._parties[party] += 1
+
+    def account_for(self, rdata: Any) -> Account:
+        """The account of an incoming request. The laws that its call may speak are set, too."""
+        assert self.accounts is not None
+        message, source = str(rdata.wholeMsg), str(rdata.srcAddress)
+        found = self._attribute(message, source)
+        trunk = None if found is None else found.trunk
+        offered = offered_codecs(message)
+        if trunk is not None and offered is not None:
+            self._offer([codec for codec in trunk.codecs if codec in offered][:1])
+        else:
+            self._offer(list(Codec))
+        current = self.screen.current if self.screen is not None else None
+        return self.accounts.of(trunk, "" if current is None else current.local)
+
+    def _attribute(self, message: str, source: str) -> Attribution | None:
+        host, _, port = source.rpartition(":")
+        current = self.screen.current if self.screen is not None else None
+        reliable = current is not None and current.reliable
+        return self.trunks.attribute(host, int(port or 0), reliable, request_uri_of(message))
+
+    def _on_call(self, account: Account, prm: Any) -> None:
+        self._offer(list(Codec))
+        message, source = str(prm.rdata.wholeMsg), str(prm.rdata.srcAddress)
+        found = self._attribute(message, source)
+        current = self.screen.current if self.screen is not None else None
+        invite = invite_of(message, source)
+        if found is not None:
+            laws = invite.offered
+            invite = replace(
+                invite,
+                trunk=found.trunk.name,
+                attributed_by=found.how,
+                offered=None if laws is None else tuple(c for c in found.trunk.codecs if c in laws),
+            )
+        invite = replace(invite, transport="" if current is None else current.transport)
+        call = SipCall(self, account, prm.callId)
+        self.hold(call, party_of(found, invite.source.rpartition(":")[0].strip("[]")))
+        leg = Leg(self, invite)
+        call.leg = leg
+        leg.bind(call)
+        self.tell_invite(leg)
 
     def retire(self, call: SipCall) -> None:
         """Let go of an ended call, once no callback of it is on the stack."""
         self._retired.append(call)
 
-    def _dial(self, leg: Leg, uri: str, codecs: list[Codec]) -> None:
-        # The library keeps one order for all calls; it is read when the offer is made, below.
-        for codec in Codec:
-            rank = codecs.index(codec) if codec in codecs else None
-            priority = 0 if rank is None else 220 - rank
-            self._endpoint.codecSetPriority(f"{codec.value}/8000", priority)
-        call = SipCall(self, self._account)
+    def _dial(self, leg: Leg, uri: str, codecs: list[Codec], trunk: Trunk | None) -> None:
+        assert self.accounts is not None
+        self._offer(codecs)
+        call = SipCall(self, self.accounts.of(trunk))
         call.leg = leg
         leg.bind(call)
-        self.hold(call)
+        self.hold(call, "" if trunk is None else f"trunk {trunk.name}")
         try:
             param = pj.CallOpParam(True)
             param.opt.audioCount, param.opt.videoCount = 1, 0
+            if trunk is not None:
+                param.txOption.headers = header_vector(trunk)
+                param.txOption.localUri = self.accounts.from_uri(trunk)
             call.makeCall(uri, param)
             leg.invite = replace(leg.invite, call_id=str(call.getInfo().callIdString))
         except pj.Error as error:
@@ -272,7 +287,19 @@ class UserAgent:
             if handler is not None:
                 self.to_loop(lambda: handler.on_ended(end))
         finally:
-            self._only_g711(self._endpoint)
+            self._offer(list(Codec))
+
+    def _offer(self, codecs: list[Codec]) -> None:
+        """Let SDP that is made from now on have these laws, in their order.
+
+        The library keeps one order for all calls, and reads it when it makes SDP: right behind.
+        """
+        if codecs == self._offered:
+            return
+        self._offered = list(codecs)
+        for codec in Codec:
+            priority = 220 - codecs.index(codec) if codec in codecs else 0
+            self._endpoint.codecSetPriority(f"{codec.value}/8000", priority)
 
     def _poll(self, ms: int) -> None:
         self._endpoint.libHandleEvents(ms)
@@ -285,6 +312,10 @@ class UserAgent:
             self._next_quality = now + QUALITY_SECONDS
             for call in self._calls:
                 call.poll_quality()
+            if self.screen is not None:
+                self.screen.tick(now)
+            if self.accounts is not None:
+                self.accounts.tick(now)
 
     def _let_go(self) -> None:
         # A Call's destructor hangs up, and makes deaf, whatever call has its library slot by then,
@@ -296,6 +327,9 @@ class UserAgent:
             if call.getId() in taken:
                 continue
             self._calls.remove(call)
+            self._parties[call.party] -= 1
+            if not self._parties[call.party]:
+                del self._parties[call.party]
             if call.leg is not None:
                 call.leg.unbind()
                 call.leg = None
@@ -306,21 +340,18 @@ class UserAgent:
         self._endpoint = endpoint
         library.native().pj_log_set_level(0)  # it would write to stdout until libInit says where
         endpoint.libCreate()
-        config = pj.EpConfig()
-        self._log_writer = _Log()
-        config.logConfig.level = config.logConfig.consoleLevel = self.settings.log_level
-        config.logConfig.msgLogging = 0
-        config.logConfig.writer = self._log_writer
-        config.uaConfig.threadCnt = 0
-        config.uaConfig.mainThreadOnly = False
-        config.uaConfig.maxCalls = 65535  # cut down by the library to what it was built for
-        config.uaConfig.userAgent = self.settings.user_agent
+        self._log_writer = LogWriter()
+        config = endpoint_config(self.settings, self._log_writer)
         self._configure_media(config.medConfig)
         endpoint.libInit(config)
         self.capacity = library.capacity()
         endpoint.audDevManager().setNullDev()
-        self._only_g711(endpoint)
-        self._listen(endpoint)
+        only_g711(endpoint)
+        self._listeners = Listeners(endpoint, self.settings)
+        self._listeners.open()
+        self.addresses = self._listeners.addresses
+        self.accounts = Accounts(self.settings, self.trunks, self._listeners.name, self._on_call)
+        self._make_accounts(self.accounts)
         endpoint.libStart()
         count = library.native().pjsua_call_get_count
         self._admission = Admission(
@@ -333,87 +364,46 @@ class UserAgent:
             ),
         )
         self._admission.open()
+        self.screen = Screen(
+            self.settings.access,
+            self.trunks,
+            self.settings.retry_after,
+            lambda party: self._parties[party],
+        )
+        self.screen.open()
+
+    def _make_accounts(self, accounts: Accounts) -> None:
+        try:
+            accounts.open()
+        except pj.Error as error:
+            count = len(self.trunks.all) + 1
+            raise AgentError(
+                f"trunk: this pjsua2 has no place for {count} accounts, one for each trunk and one "
+                f"for other calls ({error.reason}); `make pjsua2` builds one for 128"
+            ) from error
 
     def _configure_media(self, media: Any) -> None:
-        media.clockRate = media.sndClockRate = SAMPLE_RATE
-        media.channelCount = 1
-        media.audioFramePtime = FRAME_MS
-        media.ptime = FRAME_MS
-        media.noVad = True
-        media.ecTailLen = 0
-        media.sndAutoCloseTime = -1
-        # A stream and a port of ours for each call, as many again while their removal is under
-        # way, and the master port. Not more: each port has tables as long as this.
-        media.maxMediaPorts = max(254, 4 * self.settings.max_calls + 16)
-        jitter = self.settings.jitter_buffer
-        media.jbInit, media.jbMinPre = jitter.init, jitter.min_prefetch
-        media.jbMaxPre, media.jbMax = jitter.max_prefetch, jitter.maximum
-        if not jitter.catch_up:
-            library.never_discard(media)
-
-    def _only_g711(self, endpoint: Any) -> None:
-        wanted = {f"{codec.value}/8000": 201 - n for n, codec in enumerate(Codec)}
-        codecs = endpoint.codecEnum2()
-        for index in range(len(codecs)):
-            identity = str(codecs[index].codecId)
-            priority = next((p for name, p in wanted.items() if identity.startswith(name)), 0)
-            endpoint.codecSetPriority(identity, priority)
-
-    def _listen(self, endpoint: Any) -> None:
-        bound: list[str] = []
-        for listen in self.settings.listen:
-            kinds = _TRANSPORTS.get(listen.transport)
-            if kinds is None:
-                raise AgentError(f"sip.listen: transport {listen.transport!r} is not carried yet")
-            transport = pj.TransportConfig()
-            transport.boundAddress, transport.port = listen.host, listen.port
-            transport.publicAddress = self.settings.public_address
-            try:
-                identity = endpoint.transportCreate(kinds[":" in listen.host], transport)
-            except pj.Error as error:
-                where = f"{listen.transport}:{listen.host}:{listen.port}"
-                raise AgentError(f"sip.listen: cannot bind {where}: {error.reason}") from error
-            local = endpoint.transportGetInfo(identity).localName
-            bound.append(f"{listen.transport}:{local}")
-        self.addresses = tuple(bound)
-        self._make_account()
-
-    def _make_account(self) -> None:
-        listen = self.settings.listen[0]
-        address = self.addresses[0].partition(":")[2]
-        account = pj.AccountConfig()
-        account.idUri = f"sip:{self.settings.user}@{address}"
-        account.natConfig.sipOutboundUse = 0
-        account.natConfig.contactRewriteUse = 0
-        account.natConfig.viaRewriteUse = 0
-        account.natConfig.sdpNatRewriteUse = 0
-        low, high = self.settings.rtp_ports
-        media = account.mediaConfig.transportConfig
-        media.port, media.portRange = low, high - low
-        media.publicAddress = self.settings.public_address
-        if listen.host not in ("0.0.0.0", "::", ""):
-            media.boundAddress = listen.host
-        if ":" in listen.host:
-            account.mediaConfig.ipv6Use = pj.PJSUA_IPV6_ENABLED
-        self._account = _Account()
-        self._account.agent = self
-        self._account.create(account, True)
+        configure_media(media, self.settings)
 
     def _destroy(self) -> None:
         endpoint = self._endpoint
         try:
             endpoint.hangupAllCalls()
+            if self.accounts is not None:
+                self.accounts.leave(lambda: self._poll(10))
             deadline = time.monotonic() + _HANG_UP_SECONDS
             while self._calls and time.monotonic() < deadline:
                 self._poll(10)
                 self._housekeeping()
-            if self._account is not None:
-                self._account.shutdown()
+            if self.accounts is not None:
+                self.accounts.shut_down()
             endpoint.libDestroy()
         except pj.Error as error:
             log.warning("sip.stop_failed", error=error.info())
         finally:
             self.pool.abandon()
-            for held in (*self._calls, self._account, self._endpoint, self._log_writer):
+            if self.accounts is not None:
+                self.accounts.disown()
+            for held in (*self._calls, self._endpoint, self._log_writer):
                 if held is not None:
                     held.this.disown()

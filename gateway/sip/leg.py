@@ -13,6 +13,7 @@ import structlog
 from gateway.audio.g711 import Codec
 from gateway.sip.message import headers_of, reason_of
 from gateway.sip.ports import LegAudio, Port
+from gateway.sip.security import media_security
 from gateway.sip.types import Invite, LegEnd, LegHandler, RtpQuality
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Leg:
         self.invite = invite
         self.handler: LegHandler | None = None
         self.audio: LegAudio | None = None
+        self.security = ""
+        """``rtp``, or what SRTP was negotiated; empty until that is known."""
         self._agent = agent
         self._call: SipCall | None = None
 
@@ -111,6 +114,8 @@ class SipCall(pj.Call):  # type: ignore[misc]
         self.agent = agent
         self.leg: Leg | None = None
         self.ended = False
+        self.party = ""
+        """Whose calls this one is counted with."""
         self._local = False
         self._held = False
         self._method = ""
@@ -231,6 +236,7 @@ class SipCall(pj.Call):  # type: ignore[misc]
                 self._port = self.agent.pool.take(leg.audio)
             audio.startTransmit(self._port)
             self._port.startTransmit(audio)
+            leg.security = media_security(self, stream)
             self._tell(partial(_tell_media, codec=codec))
             return
 
@@ -265,6 +271,8 @@ class SipCall(pj.Call):  # type: ignore[misc]
             statistic = self.getStreamStat(0).rtcp
         except pj.Error:
             return
+        if self.leg is not None and not self.leg.security:
+            self.leg.security = media_security(self, self.getStreamInfo(0))
         received, sent = statistic.rxStat, statistic.txStat
         quality = RtpQuality(
             rx_packets=int(received.pkt),

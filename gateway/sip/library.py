@@ -178,6 +178,8 @@ class Build:
     """How frames are read and written: one of the three ways of this module's head."""
     tls: str
     """The TLS library it was linked with, or "none"."""
+    keying: tuple[str, ...] = ("sdes",)
+    """How it can agree on the keys of SRTP: sdes, dtls."""
 
 
 def _tls_library() -> str:
@@ -188,6 +190,15 @@ def _tls_library() -> str:
             return str(function(0).decode(errors="replace"))
     bundled = sorted(Path(_extension().__file__).parent.parent.glob("pjsua2*.libs/libssl*"))
     return f"bundled {bundled[0].name}" if bundled else "none"
+
+
+def _srtp_keying() -> tuple[str, ...]:
+    names = ("sdes", "dtls")
+    count = ctypes.c_uint(len(names))
+    methods = (ctypes.c_int * len(names))()
+    if _NATIVE.pjmedia_srtp_enum_keying(ctypes.byref(count), methods) != 0:
+        return ()
+    return tuple(names[method] for method in methods[: count.value] if method < len(names))
 
 
 def build() -> Build:
@@ -207,4 +218,5 @@ def build() -> Build:
         path=str(_extension().__file__),
         frame_access=FRAME_ACCESS,
         tls=_tls_library(),
+        keying=_srtp_keying(),
     )

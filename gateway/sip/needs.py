@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from gateway.sip.library import Build
 from gateway.sip.types import SipSettings
 
@@ -9,9 +11,28 @@ from gateway.sip.types import SipSettings
 def unmet(settings: SipSettings, build: Build) -> list[str]:
     """What is asked for and not there: each line names the key and the library."""
     library = f"{build.distribution} (pjproject {build.version}, {build.path})"
-    return [
+    lacking = [
         f"sip.listen: {listen.transport}:{listen.host}:{listen.port} needs TLS, and {library} "
         "was built without; `make pjsua2` builds one with the system's OpenSSL"
         for listen in settings.listen
         if listen.transport == "tls" and build.tls == "none"
     ]
+    old = re.match(r"OpenSSL (0\.|1\.0\.)", build.tls)
+    if old and settings.tls.min_version == "1.3" and _listens(settings, "tls"):
+        lacking.append(
+            f'sip.tls.min_version: "1.3" is not in {build.tls} of {library}; `make pjsua2` builds '
+            "one with the system's OpenSSL"
+        )
+    wishes = [("media.srtp_keying", settings.security)]
+    wishes += [(f"trunk {one.name}: srtp_keying", one.security) for one in settings.trunks]
+    lacking += [
+        f'{key}: "{keying}" was left out when {library} was built; it has {", ".join(build.keying)}'
+        for key, security in wishes
+        for keying in security.keying
+        if security.srtp != "off" and keying not in build.keying
+    ]
+    return lacking
+
+
+def _listens(settings: SipSettings, transport: str) -> bool:
+    return any(listen.transport == transport for listen in settings.listen)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import ipaddress
+import socket
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +45,7 @@ class _Address(ctypes.Union):
 
 
 class _Transport(ctypes.Structure):
-    """The head of ``pjsip_transport``, as far as its name."""
+    """The head of ``pjsip_transport``, as far as its own address."""
 
     _fields_ = (
         ("obj_name", ctypes.c_char * 32),
@@ -57,6 +59,10 @@ class _Transport(ctypes.Structure):
         ("key_type", ctypes.c_long),
         ("key_address", _Address),
         ("type_name", ctypes.c_char_p),
+        ("flag", ctypes.c_uint),
+        ("info", ctypes.c_char_p),
+        ("address_length", ctypes.c_int),
+        ("local", _Address),
     )
 
 
@@ -92,6 +98,8 @@ class Received:
     port: int
     transport: str
     """udp, tcp or tls."""
+    local: str
+    """Our address that it came to, as IP literal; the unspecified one for a socket on all."""
     message: bytes
 
     @property
@@ -133,6 +141,7 @@ class Reader:
             source=data.source_name.decode("ascii", "replace"),
             port=int(data.source_port),
             transport=_transport_of(data),
+            local=_literal(data.transport.contents.local),
             message=ctypes.string_at(data.message, data.message_length),
         )
 
@@ -156,3 +165,9 @@ def _transport_of(data: Any) -> str:
     # pjsip's own names begin so for both address families ("tlss", "tcps" for a server's side).
     name: bytes = data.transport.contents.obj_name[:3]
     return _TRANSPORTS.get(name.upper(), "udp")
+
+
+def _literal(address: Any) -> str:
+    if address.v4.family == socket.AF_INET6:
+        return str(ipaddress.IPv6Address(bytes(address.v6.address)))
+    return socket.inet_ntoa(address.v4.address.to_bytes(4, sys.byteorder))

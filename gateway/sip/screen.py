@@ -12,19 +12,17 @@ import ctypes
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
-from gateway.addresses import is_inside
 from gateway.sip.filter import FIRST, HANDLED, PASS, RequestFilter
 from gateway.sip.library import native
 from gateway.sip.limits import SourceBuckets
 from gateway.sip.message import headers_of
 from gateway.sip.received import Reader, Received
 from gateway.sip.refusals import RefusalLog
-from gateway.sip.trunks import Attribution, Limits, Trunks, address_of
+from gateway.sip.trunks import Access, Attribution, Trunks, address_of
 
 log = structlog.get_logger("sip")
 
@@ -39,20 +37,6 @@ _UNKNOWN_METHODS = frozenset({"REGISTER", "SUBSCRIBE", "PUBLISH", "MESSAGE", "RE
 
 _TO = re.compile(rb"\n(?:to|t)[ \t]*:([^\r\n]*)", re.IGNORECASE)
 _TAG = re.compile(r";\s*tag\s*=\s*([^;,\s]+)", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """``[access]``: what becomes of requests from no known trunk, and their limits."""
-
-    unknown: str = "auto"
-    limits: Limits = field(default_factory=Limits)
-
-    def verdict(self, source: str, have_trunks: bool) -> str:
-        """allow, refuse or drop, for a request from ``source`` that is no trunk's."""
-        if self.unknown != "auto":
-            return self.unknown
-        return "allow" if not have_trunks and is_inside(source) else "refuse"
 
 
 class _Str(ctypes.Structure):

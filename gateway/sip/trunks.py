@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from gateway.addresses import is_inside
 from gateway.audio.g711 import Codec
 from gateway.sip.message import user_of
 
@@ -47,6 +48,20 @@ class Limits:
     calls_per_second: float = 0.0
     burst: int = 10
     concurrent_calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """``[access]``: what becomes of requests from no known trunk, and their limits."""
+
+    unknown: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+
+    def verdict(self, source: str, have_trunks: bool) -> str:
+        """allow, refuse or drop, for a request from ``source`` that is no trunk's."""
+        if self.unknown != "auto":
+            return self.unknown
+        return "allow" if not have_trunks and is_inside(source) else "refuse"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.audio.g711 import Codec
+from gateway.sip.trunks import Access, Security, Trunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,18 @@ class JitterBuffer:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """The keys of ``[sip.tls]``; files by absolute path, empty for none."""
+
+    certificate: str = ""
+    private_key: str = ""
+    ca: str = ""
+    verify_server: bool = True
+    client_certificates: str = "off"
+    min_version: str = "1.2"
+
+
+@dataclass(frozen=True, slots=True)
 class SipSettings:
     """How the user agent shall run."""
 
@@ -46,6 +59,12 @@ class SipSettings:
     """pjsip's own log, 0 (nothing) to 6."""
     retry_after: int = 5
     """Seconds in the Retry-After of a 503 (RFC 3261 section 20.33)."""
+    stun_server: str = ""
+    tls: Tls = field(default_factory=Tls)
+    security: Security = field(default_factory=Security)
+    """SRTP for calls of no trunk."""
+    trunks: tuple[Trunk, ...] = ()
+    access: Access = field(default_factory=lambda: Access("allow"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +81,13 @@ class Invite:
     """``address:port`` the request came from."""
     headers: Mapping[str, tuple[str, ...]]
     offered: tuple[Codec, ...] | None
-    """G.711 laws offered, in the caller's order; None when the INVITE brought no offer."""
+    """G.711 laws offered, the one to take first; None when the INVITE brought no offer."""
+    trunk: str = ""
+    """Name of the trunk that it belongs to."""
+    attributed_by: str = ""
+    """registration, registrar or peer: how that was found."""
+    transport: str = ""
+    """udp, tcp or tls, as it came."""
 
 
 @dataclass(frozen=True, slots=True)
