@@ -58,6 +58,8 @@ class RtpEnd:
         self.sending = True
         """False is a caller whose network is gone."""
         self.sent = self.lost = 0
+        self.latest_s = 0.0
+        """How late a packet was sent at worst: what this machine kept us waiting."""
         self._silence = silence * FRAME
         self._socket, self._rtcp = _pair()
         self._peer: tuple[str, int] | None = None
@@ -179,6 +181,7 @@ class RtpEnd:
                     self.lost += 1
                 sequence = (sequence + 1) & 0xFFFF
             timestamp = (timestamp + FRAME) & 0xFFFFFFFF
+            self.latest_s = max(self.latest_s, time.monotonic() - start - tick * 0.02)
             tick += 1
             await asyncio.sleep(max(0.0, start + tick * 0.02 - time.monotonic()))
 

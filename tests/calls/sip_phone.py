@@ -297,15 +297,22 @@ class Phone(asyncio.DatagramProtocol):
             "Content-Length: 0",
         ]
         self.strays.clear()
-        self.send(("\r\n".join(lines) + "\r\n\r\n").encode())
-        return await self.stray("SIP/2.0 ")
+        request = ("\r\n".join(lines) + "\r\n\r\n").encode()
+        for _ in range(20):
+            self.send(request)
+            try:
+                return await self.stray("SIP/2.0 ", 0.5, branch)
+            except TimeoutError:
+                continue  # it may have been one datagram too many
+        raise AssertionError("no answer to OPTIONS")
 
-    async def stray(self, start: str, within_s: float = 10.0) -> Message:
-        """Wait for a message outside all calls whose first line begins like this."""
+    async def stray(self, start: str, within_s: float, call_id: str) -> Message:
+        """Wait for a message outside all calls whose first line and Call-ID begin like this."""
         async with asyncio.timeout(within_s):
             while True:
                 for message in self.strays:
-                    if message.start.startswith(start):
+                    same = message.headers.get("call-id", "").startswith(call_id)
+                    if same and message.start.startswith(start):
                         return message
                 self._pulse.clear()
                 await self._pulse.wait()
@@ -327,7 +334,13 @@ class Phone(asyncio.DatagramProtocol):
             call.receive(message)
             return
         self.strays.append(message)
-        if not message.code and message.method not in ("ACK", "?"):
+        if 200 <= message.code < 300 and message.method == "INVITE":
+            # Somebody took what we sent for a call: take it, and end it.
+            self.send(_follow_up(message, "ACK"))
+            self.send(_follow_up(message, "BYE"))
+        elif message.code >= 300 and message.method == "INVITE":
+            self.send(_follow_up(message, "ACK"))
+        elif not message.code and message.method not in ("ACK", "?"):
             self.send(_answer(message, 200))
         self._pulse.set()
 
@@ -346,6 +359,26 @@ def _answer(request: Message, code: int) -> bytes:
     names = ("Via", "From", "To", "Call-ID", "CSeq")
     lines = [f"{name}: {request.headers[name.lower()]}" for name in names]
     return ("\r\n".join([f"SIP/2.0 {code} OK", *lines, "Content-Length: 0"]) + "\r\n\r\n").encode()
+
+
+def _follow_up(response: Message, method: str) -> bytes:
+    """ACK or BYE for the answer to an INVITE that is nobody's."""
+    found = re.search(r"<([^>]+)>", response.headers.get("contact", ""))
+    to = re.search(r"<([^>]+)>", response.headers["to"])
+    target = found[1] if found else to[1] if to else "sip:gateway@127.0.0.1"
+    number = int(response.headers["cseq"].split(" ")[0]) + (method == "BYE")
+    via = response.headers["via"]
+    if response.code < 300:
+        via = re.sub(r"branch=[^;]+", f"branch={_new_branch()}", via)
+    lines = [
+        f"{method} {target} SIP/2.0",
+        f"Via: {via}",
+        "Max-Forwards: 70",
+        *(f"{name}: {response.headers[name.lower()]}" for name in ("From", "To", "Call-ID")),
+        f"CSeq: {number} {method}",
+        "Content-Length: 0",
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
 def _new_branch() -> str:

@@ -1,0 +1,212 @@
+"""What is said and what is heard, byte for byte, whoever talks and whoever is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import figures
+import pytest
+from harness import World
+from listening import Spoken, assert_continuous, is_silence, noise
+from rtp_end import FRAME
+from sip_phone import PhoneCall
+
+from gateway.emulator.record import SessionRecord
+
+SECONDS = 10
+MONOLOGUE_SECONDS = 60
+LEAD_IN = 50 * FRAME
+"""What is said before bytes are compared: a receiver fades the very first frame in."""
+
+WORLD = {
+    "log_level": "info",
+    "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n",
+}
+"""Nothing of the caller is left out to win back delay, however late a packet of ours is sent."""
+
+
+def unchanged(received: bytes, said: bytes) -> int:
+    """How many bytes of ``said`` came as they were, where it begins in what was received."""
+    start = received.find(said[: 4 * FRAME])
+    assert start >= 0, "the beginning never came"
+    part = received[start : start + len(said)]
+    return sum(a == b for a, b in zip(part, said, strict=False))
+
+
+async def caller_talks(world: World, call: PhoneCall, seed: int) -> tuple[SessionRecord, int]:
+    """Say known bytes; returns the session that heard them, and how many came unchanged.
+
+    A machine that keeps us from sending in time makes the receiver fill the gap, as it should;
+    then it is said once more.
+    """
+    session = await world.session_of(call)
+    right = 0
+    for attempt in range(3):
+        said = noise(10 * seed + attempt, SECONDS)
+        call.rtp.latest_s = 0.0
+        call.rtp.say(b"\x55" * LEAD_IN + said)
+        await call.rtp.quiet()
+        wanted = session.received_total + 50 * FRAME  # the rest is in the jitter buffer
+        await session.wait_until(lambda s: s.received_total >= wanted, 30)  # noqa: B023
+        right = unchanged(bytes(session.received), said)
+        if right == len(said) or call.rtp.latest_s < 0.04:
+            break
+    return session, right
+
+
+async def agent_heard(world: World, call: PhoneCall, seconds: int) -> Spoken:
+    """Wait until the one answer was heard to its end; asserts every byte and every packet."""
+    session = await world.session_of(call)
+    rtp = call.rtp
+    await rtp.until(lambda: any(not is_silence(p) for p in rtp.packets))
+    (audio,) = session.sent_items.values()
+    first = next(n for n, packet in enumerate(rtp.packets) if not is_silence(packet))
+    await rtp.until(lambda: len(rtp.packets) > first + seconds * 50 + 5, seconds + 60)
+    spoken = Spoken(bytes(audio))
+    heard = spoken.packets_of(rtp.packets)
+    assert spoken.heard_ms(rtp.packets) == seconds * 1000
+    assert b"".join(packet.payload for packet in heard) == audio
+    assert_continuous(heard)
+    return spoken
+
+
+async def ended(world: World, call: PhoneCall) -> dict[str, object]:
+    """Hang up; asserts that RTP never stopped on the way and that nothing was lost."""
+    await call.hang_up()
+    assert_continuous(call.rtp.packets)
+    record = await world.record(call)
+    assert record["dropped_uplink_frames"] == record["dropped_append_frames"] == 0
+    assert record["refused_playout_frames"] == 0
+    return record
+
+
+async def both_talk(world: World, call: PhoneCall, seed: int) -> str:
+    (_session, right), _ = await asyncio.gather(
+        caller_talks(world, call, seed), agent_heard(world, call, SECONDS)
+    )
+    assert right == SECONDS * 8000
+    record = await ended(world, call)
+    assert record["underruns"] == 0
+    return f"{right} of {SECONDS * 8000} bytes from the caller, all of {SECONDS * 8000} to them"
+
+
+async def only_caller_talks(world: World, call: PhoneCall) -> None:
+    session, right = await caller_talks(world, call, 3)
+    assert right == SECONDS * 8000
+    assert not session.sent_items
+    await ended(world, call)
+    assert all(is_silence(packet) for packet in call.rtp.packets)
+
+
+async def nobody_talks(world: World, call: PhoneCall) -> None:
+    session = await world.session_of(call)
+    await call.rtp.heard_bytes(SECONDS * 8000)
+    await session.wait_until(lambda s: s.received_total >= SECONDS * 7000, 30)
+    await ended(world, call)
+    assert all(is_silence(packet) for packet in call.rtp.packets)
+    gaps = [(b.at - a.at) * 1000 for a, b in pairwise(call.rtp.packets)]
+    figures.show("time between RTP packets", figures.spread(gaps, "ms"))
+
+
+@pytest.fixture(scope="module")
+def monologue(runner: asyncio.Runner, shared_world: World) -> asyncio.Task[None]:
+    """A minute of speech in one burst, listened to while the other tests run."""
+
+    async def listen(call: PhoneCall) -> None:
+        await agent_heard(shared_world, call, MONOLOGUE_SECONDS)
+        record = await ended(shared_world, call)
+        assert record["underruns"] == 0
+
+    async def begin() -> asyncio.Task[None]:
+        answer = {"kind": "pattern", "seconds": MONOLOGUE_SECONDS, "burst": True}
+        shared_world.behave(vad="off", answer=answer)
+        call = await shared_world.dial("greeted")
+        shared_world.lasting.append(call)
+        return asyncio.create_task(listen(call))
+
+    return runner.run(begin())
+
+
+async def test_every_row_at_the_same_time(world: World, monologue: asyncio.Task[None]) -> None:
+    """Model silent and caller talking; both; nobody; the model bursting: four lines at once."""
+    world.behave(vad="off", answer={"kind": "pattern", "seconds": SECONDS, "seed": 5})
+    lines = [await world.dial("greeted", codecs=(codec,)) for codec in ("PCMU", "PCMA")]
+    world.behave(vad="off", answer="silent")
+    lines.append(await world.dial("greeted"))
+    before, at = world.gateway.cpu_seconds(), time.monotonic()
+    pcmu, pcma, _ = await asyncio.gather(
+        both_talk(world, lines[0], 1),
+        both_talk(world, lines[1], 2),
+        only_caller_talks(world, lines[2]),
+    )
+    used, took = world.gateway.cpu_seconds() - before, time.monotonic() - at
+    figures.show("PCMU unchanged, 10 s", pcmu)
+    figures.show("PCMA unchanged, 10 s", pcma)
+    figures.show("CPU at four calls", f"{used / took / 4:.2%} of a core for each")
+    assert not monologue.done()
+    await nobody_talks(world, await world.dial("greeted", codecs=("PCMA",)))
+
+
+async def test_an_answer_that_stalls_is_heard_whole(world: World) -> None:
+    """Silence is played meanwhile, and counted."""
+    answer = {"kind": "pattern", "seconds": 2, "stall_at_ms": 1000, "stall_s": 1.5}
+    world.behave(vad="off", answer=answer)
+    call = await world.dial("greeted")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.sent("response.done") != [], 30)
+    (audio,) = session.sent_items.values()
+    spoken = Spoken(bytes(audio))
+    await call.rtp.until(lambda: len(spoken.packets_of(call.rtp.packets[-200:])) >= 100)
+    record = await ended(world, call)
+    assert spoken.heard_ms(call.rtp.packets) == 2000
+    assert record["underruns"] == 1
+    assert 0 < int(str(record["underrun_ms"])) <= 1500
+
+
+async def test_audio_of_an_odd_length_is_filled_up(world: World) -> None:
+    """An answer need not be a whole number of frames; its end is heard, then silence."""
+    world.behave(vad="off", chunk_ms=33, answer={"kind": "pattern", "seconds": 0.7077})
+    call = await world.dial("greeted")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.sent("response.done") != [], 30)
+    (audio,) = session.sent_items.values()
+    whole = bytes(audio) + b"\xff" * (-len(audio) % FRAME)
+    await call.rtp.until(lambda: whole in call.rtp.heard)
+    await ended(world, call)
+
+
+@pytest.mark.parametrize("codec", ["PCMU", "PCMA"])
+async def test_gateway_call_plays_and_records_the_same_bytes(
+    world: World, tmp_path: Path, codec: str
+) -> None:
+    """The scripted caller, which is pjsip like the gateway, against the telephone's result."""
+    world.behave(vad="off", answer={"kind": "pattern", "seconds": 2, "first_delay_ms": 500})
+    ending = "ulaw" if codec == "PCMU" else "alaw"
+    played, heard = tmp_path / f"played.{ending}", tmp_path / f"heard.{ending}"
+    said = noise(7, 2)
+    played.write_bytes(b"\x55" * LEAD_IN + said)
+    host, port = world.gateway.sip
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway", "call", f"sip:greeted@{host}:{port}", "--codec", codec,
+        "--play", str(played), "--record", str(heard), "--seconds", "4.5",
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    _out, error = await process.communicate()
+    assert process.returncode == 0, error.decode()
+    session = world.emulator.sessions[-1]
+    assert unchanged(bytes(session.received), said) == len(said)
+    (audio,) = session.sent_items.values()
+    assert bytes(audio) in heard.read_bytes()
+
+
+async def test_a_minute_in_one_burst_is_heard_to_its_end(
+    world: World, monologue: asyncio.Task[None]
+) -> None:
+    """All of it, in order, without a gap, whatever the other calls did meanwhile."""
+    await monologue
+    world.lasting.clear()
