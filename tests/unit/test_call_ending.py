@@ -29,13 +29,22 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize("why", Why)
-def test_row(why: Why) -> None:
-    party, code, cause = TABLE[why]
+@pytest.mark.parametrize(("why", "row"), TABLE.items())
+def test_row(why: Why, row: tuple[str, int, int]) -> None:
+    party, code, cause = row
     assert refusal_code(why) == code
-    assert re.fullmatch(rf'Q\.850;cause={cause};text="[A-Za-z0-9 ]+"', reason_header(why))
+    assert f";cause={cause};" in reason_header(why)
+    assert ending_of(why, answered=False).by == party
+
+
+@pytest.mark.parametrize("why", Why)
+def test_every_ending_is_one_that_sip_can_say(why: Why) -> None:
+    found = re.fullmatch(r'Q\.850;cause=(\d+);text="[A-Za-z0-9 ]+"', reason_header(why))
+    assert found is not None
+    assert 1 <= int(found[1]) <= 127
+    assert 400 <= refusal_code(why) <= 699
     refused = ending_of(why, answered=False, detail="d")
-    assert (refused.by, refused.why, refused.sip_code) == (party, why, code)
+    assert (refused.why, refused.sip_code) == (why, refusal_code(why))
     assert (refused.reason, refused.detail) == (reason_header(why), "d")
     assert ending_of(why, answered=True).sip_code == 200
 
