@@ -18,7 +18,7 @@ from .level import QUICK, GatewayLevel, Timing, run_floor
 from .worker import ROOT, Failed
 
 LEVELS = (1, 20, 50, 100, 200)
-MOST = 4000
+MOST = 1500
 """Asked of the library, which says how many of them it can have."""
 QUICK_LEVELS = (1, 50)
 

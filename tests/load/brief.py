@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import sipp, subject
-from .level import FAULTS, Say, wait_for
+from .level import FAULTS, RAMP_RATE, Say, wait_for
 from .series import Series
 from .worker import Failed, Worker
 
@@ -61,10 +61,14 @@ class Result:
         return asdict(self)
 
 
-def run(folder: Path, calls: int, rate: float, say: Say) -> tuple[Result, Series]:
-    """Half of the calls by SIPp, half by the phones, ``rate`` a second in all."""
+def run(folder: Path, calls: int, rate: float, beside: int, say: Say) -> tuple[Result, Series]:
+    """Half of the calls by SIPp, half by the phones, ``rate`` a second in all.
+
+    ``beside`` them as many calls stay all the time: what is short-lived has to find its way round
+    what they hold, RTP ports above all.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    at_once = round(rate * 8) + 40
+    at_once = round(rate * 8) + 40 + beside
     with ExitStack() as stack:
         endpoint = stack.enter_context(Worker.python("endpoint", "tests.load.endpoint", folder))
         phone = stack.enter_context(Worker.python("phone", "tests.load.phone", folder))
@@ -77,7 +81,9 @@ def run(folder: Path, calls: int, rate: float, say: Say) -> tuple[Result, Series
             )
         time.sleep(1.0)
         series = Series(gateway.pid)
-        idle = series.look(0, 0)
+        series.look(0, 0)
+        stayers = _stay(folder, stack, gateway, endpoint, beside)
+        idle = series.look(0, beside)
         started = time.monotonic()
         callers = sipp.Callers(
             "parting",
@@ -104,9 +110,10 @@ def run(folder: Path, calls: int, rate: float, say: Say) -> tuple[Result, Series
         result = Result(calls, round(time.monotonic() - started, 1), rate)
         callers.stop(SETTLE_SECONDS)
         wait_for("the phones' calls are over", lambda: not phone.ask("count")["live"], 60)
-        wait_for("the sessions are over", lambda: not endpoint.ask("count")["live"], 60)
+        wait_for("the sessions are over", lambda: not _short(endpoint), 60)
         time.sleep(2.0)
-        last = series.look(calls, 0)
+        last = series.look(calls, beside)
+        stayed = endpoint.ask("count")["live"].get("bulk", 0)
         result.sessions = endpoint.ask("count")["fates"]
         result.phone = phone.ask("count")["outcomes"]
         result.exit_status = gateway.worker.stop()
@@ -115,8 +122,41 @@ def run(folder: Path, calls: int, rate: float, say: Say) -> tuple[Result, Series
         result.threads = (idle.threads, last.threads)
         counts = callers.counts()
         result.sipp = {"succeeded": counts.succeeded, "failed": counts.failed}
-        _judge(result, gateway, counts)
+        if stayers is not None:
+            stayers.stop(SETTLE_SECONDS)
+        if stayed != beside:
+            result.problems.append(f"{beside - stayed} of the calls that stay are gone")
+        _judge(result, gateway, counts, beside)
     return result, series
+
+
+def _short(endpoint: Worker) -> int:
+    return int(endpoint.ask("count")["live"].get("short", 0))
+
+
+def _stay(
+    folder: Path, stack: ExitStack, gateway: subject.Gateway, endpoint: Worker, calls: int
+) -> sipp.Callers | None:
+    if not calls:
+        return None
+    callers = sipp.Callers(
+        "staying",
+        folder,
+        gateway.address,
+        "bulk",
+        sipp.holding(sipp.sound(folder)),
+        calls=calls,
+        rate=RAMP_RATE,
+        limit=calls,
+    )
+    stack.callback(callers.stop)
+    wait_for(
+        "the calls that stay are up",
+        lambda: endpoint.ask("count")["live"].get("bulk", 0) >= calls,
+        60,
+    )
+    time.sleep(1.0)
+    return callers
 
 
 def _watch(
@@ -138,7 +178,7 @@ def _watch(
         time.sleep(1.0)
 
 
-def _judge(result: Result, gateway: subject.Gateway, counts: sipp.Counts) -> None:
+def _judge(result: Result, gateway: subject.Gateway, counts: sipp.Counts, beside: int) -> None:
     endings: Counter[str] = Counter()
     events: Counter[str] = Counter()
     for line in gateway.log():
@@ -156,8 +196,8 @@ def _judge(result: Result, gateway: subject.Gateway, counts: sipp.Counts) -> Non
         problems.append(f"{result.phone[outcome]} of the phones' calls: {outcome}")
     if counts.failed or counts.succeeded != result.calls // 2:
         problems.append(f"SIPp: {counts.succeeded} of {result.calls // 2} succeeded")
-    if sum(endings.values()) != result.calls:
-        problems.append(f"{sum(endings.values())} summaries for {result.calls} calls")
+    if sum(endings.values()) != result.calls + beside:
+        problems.append(f"{sum(endings.values())} summaries for {result.calls + beside} calls")
     if result.exit_status:
         problems.append(f"the gateway's exit status is {result.exit_status}")
     if result.descriptors[1] > result.descriptors[0]:

@@ -1,8 +1,9 @@
 """The floor: pjsip carrying calls by itself, each looped back to its caller in C.
 
-``python -m tests.load.floor N`` answers up to N calls and prints ``port N`` on standard output. No
-Python runs for a frame: what this costs is what pjsip's RTP, jitter buffer, G.711 and conference
-bridge cost, with the settings that the gateway gives them.
+``python -m tests.load.floor CALLS PORT PORTS`` answers that many calls, with RTP on so many ports
+from the given one, and prints ``port N`` of its SIP on standard output. No Python runs for a frame:
+what this costs is what pjsip's RTP, jitter buffer, G.711 and conference bridge cost, with the
+settings that the gateway gives them.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class _Account(pj.Account):  # type: ignore[misc]
 
 def main() -> None:
     """Serve until SIGTERM."""
-    calls = int(sys.argv[1])
+    calls, first_port, ports = (int(argument) for argument in sys.argv[1:4])
     endpoint = pj.Endpoint()
     endpoint.libCreate()
     config = pj.EpConfig()
@@ -62,7 +63,7 @@ def main() -> None:
     media.noVad = True
     media.ecTailLen = 0
     media.sndAutoCloseTime = -1
-    media.maxMediaPorts = 2 * 65535 if calls > 120 else 254
+    media.maxMediaPorts = 2 * calls + 64
     media.jbInit, media.jbMinPre, media.jbMaxPre, media.jbMax = 40, 20, 240, 240
     endpoint.libInit(config)
     endpoint.audDevManager().setNullDev()
@@ -78,7 +79,8 @@ def main() -> None:
     account_config = pj.AccountConfig()
     account_config.idUri = f"sip:floor@{address}"
     transports = account_config.mediaConfig.transportConfig
-    transports.boundAddress, transports.port, transports.portRange = "127.0.0.1", 10000, 9998
+    transports.boundAddress = "127.0.0.1"
+    transports.port, transports.portRange = first_port, ports - 1
     account = _Account()
     account.create(account_config, True)
     stopping: list[int] = []

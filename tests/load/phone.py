@@ -56,6 +56,8 @@ class Line:
         self.sent: list[tuple[int, int, int]] = []
         self.heard: list[tuple[int, int, int, int]] = []
         self.closed = False
+        self.hold_ns = 0
+        """How long it lasts after its answer; 0 where somebody else ends it."""
         self._silent = False
         self.sip = SipCall(
             phone.send_to(target), target, phone.own, user, int(self.rtp.getsockname()[1])
@@ -176,6 +178,8 @@ class Phone:
                 phase = (line.number % 4) * FRAME_NS // 4 + random.randrange(FRAME_NS // 4)
                 line.due = time.monotonic_ns() + phase
                 self.at(line.due, line.speak)
+                if line.hold_ns:
+                    self._end_later(line, line.hold_ns)
             self._watch(line)
 
     def _watch(self, line: Line) -> None:
@@ -206,6 +210,9 @@ class Phone:
         self._watch(line)
         return line
 
+    def _end_later(self, line: Line, wait_ns: int) -> None:
+        self.at(time.monotonic_ns() + wait_ns, lambda now: self._hang_up(line, now))
+
     def _hang_up(self, line: Line, now: int) -> None:
         line.sip.hang_up(now)
         self._watch(line)
@@ -217,7 +224,10 @@ class Phone:
         early = random.random() < plan.get("early", 0.0)
         low, high = plan["early_ms"] if early else plan["hold_ms"]
         hold = int(random.uniform(low, high) * 1e6)
-        self.at(time.monotonic_ns() + hold, lambda now: self._hang_up(line, now))
+        if plan.get("after_answer"):
+            line.hold_ns = hold
+        else:
+            self._end_later(line, hold)
         self._knocking = left - 1
         if left > 1:
             due += int(1e9 / plan["rate"])

@@ -63,6 +63,7 @@ def _at(rate: int, gateway: subject.Gateway, phone: Worker) -> Rate:
         rate=rate,
         count=calls,
         hold_ms=list(HOLD_MS),
+        after_answer=True,
     )
     wait_for("all calls placed", lambda: phone.ask("count")["to_come"] == 0, 60)
     took = time.monotonic() - started

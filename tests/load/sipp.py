@@ -192,7 +192,7 @@ class Callers:
         script = folder / f"{name}.xml"
         script.write_text(scenario)
         self._stat = folder / f"{name}.csv"
-        low = 20000 + 2 * random.randrange(2000)
+        low = 21000 + 2 * random.randrange(2000)
         tenths = max(1, round(rate * 10))
         arguments = [
             program, f"{target[0]}:{target[1]}", "-sf", str(script), "-s", user,

@@ -19,6 +19,13 @@ from .worker import ROOT, Failed
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--calls", type=click.IntRange(10), default=10_000, show_default=True)
 @click.option("--rate", type=float, default=30.0, show_default=True, help="Calls a second.")
+@click.option(
+    "--beside",
+    type=click.IntRange(0),
+    default=110,
+    show_default=True,
+    help="Calls that stay while the short ones come and go.",
+)
 @click.option("--hold", type=click.IntRange(1), help="Instead: hold so many calls.")
 @click.option("--minutes", type=float, default=60.0, show_default=True, help="How long to hold.")
 @click.option(
@@ -41,6 +48,7 @@ from .worker import ROOT, Failed
 def main(
     calls: int,
     rate: float,
+    beside: int,
     hold: int | None,
     minutes: float,
     mode: str,
@@ -65,7 +73,9 @@ def main(
             shown += 1
 
         try:
-            result, series = _run(work, calls, rate, hold, minutes, mode, over_capacity, full, say)
+            result, series = _run(
+                work, calls, rate, beside, hold, minutes, mode, over_capacity, full, say
+            )
         except Failed as failure:
             console.print(f"[red]{name}: {failure}[/red]\nLogs of the run: {work}")
             raise SystemExit(1) from None
@@ -85,6 +95,7 @@ def _run(
     work: Path,
     calls: int,
     rate: float,
+    beside: int,
     hold: int | None,
     minutes: float,
     mode: str,
@@ -96,7 +107,7 @@ def _run(
         return held.overload(work, full, min(calls, 300), rate, say)
     if hold:
         return held.hold(work, hold, minutes, mode, say)
-    return brief.run(work, calls, rate, say)
+    return brief.run(work, calls, rate, beside, say)
 
 
 def _lines(result: brief.Result | held.Result, series: Series) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +13,14 @@ from typing import Any
 from .worker import Failed, Worker
 
 START_SECONDS = 20.0
+PORTS = 3000
+"""RTP ports of a subject: two a call. Where they begin is drawn by lot, so that runs on the same
+machine do not meet."""
 
 _CONFIG = """\
 [sip]
 listen = ["udp:127.0.0.1:0"]
-rtp_ports = [10000, 19999]
+rtp_ports = [{low}, {high}]
 max_calls = {max_calls}
 [realtime]
 url = "ws://127.0.0.1:{port}/v1/realtime"
@@ -38,6 +42,11 @@ to = "^{name}$"
 [route.realtime]
 model = "{name}"
 """
+
+
+def first_port() -> int:
+    """The lowest RTP port of a subject: an even one, below the ports that the system gives out."""
+    return 10000 + 1000 * random.randrange(8)
 
 
 class Gateway:
@@ -92,8 +101,15 @@ def gateway(
     for name in ("bulk", "measured", "short"):
         (folder / "dialplan" / f"{name}.toml").write_text(_ROUTE.format(name=name))
     config = folder / "gateway.toml"
+    low = first_port()
     config.write_text(
-        _CONFIG.format(max_calls=max_calls, port=endpoint_port, max_call_seconds=max_call_seconds)
+        _CONFIG.format(
+            max_calls=max_calls,
+            port=endpoint_port,
+            max_call_seconds=max_call_seconds,
+            low=low,
+            high=low + PORTS - 1,
+        )
     )
     with Worker.python("gateway", "gateway", folder, "run", "-c", str(config)) as worker:
         yield Gateway(worker)
@@ -117,5 +133,6 @@ class Floor:
 @contextmanager
 def floor(folder: Path, calls: int) -> Iterator[Floor]:
     """The loop-back in C for so many calls."""
-    with Worker.python("floor", "tests.load.floor", folder, str(calls)) as worker:
+    arguments = (str(calls), str(first_port()), str(PORTS))
+    with Worker.python("floor", "tests.load.floor", folder, *arguments) as worker:
         yield Floor(worker)
