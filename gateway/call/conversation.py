@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from gateway.call.digits import Collected, DigitCollector
 from gateway.call.ending import Why
+from gateway.call.errands import Errands
 from gateway.call.farewell import Farewell
 from gateway.call.journal import Journal
-from gateway.call.outputs import Output, Send
+from gateway.call.outputs import Output, Press, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playback import Playback
 from gateway.call.record import DigitRun
 from gateway.call.responses import ResponseGate
+from gateway.call.toolwork import ToolWork, tool_output
+from gateway.call.transfers import Happening
 from gateway.realtime.commands import CancelResponse, ClientCommand, CreateItem, CreateResponse
 from gateway.realtime.errors import Kind, classify_error
 from gateway.realtime.events import (
@@ -30,9 +32,7 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
-
-END_CALL = "end_call"
-"""Name of the built-in tool with which the model hangs up."""
+from gateway.tools.definitions import END_CALL
 
 
 class Conversation:
@@ -48,6 +48,9 @@ class Conversation:
         self._digits = DigitCollector(
             digits.inter_digit_seconds, digits.terminator, digits.max_digits
         )
+        self.errands = Errands(plan, journal)
+        self._tools = ToolWork(plan, journal, self.errands)
+        self._keys_signalled = False
         self._to_cancel: str | None = None
         self._after_cut: list[Output] = []
         self._session_failed = False
@@ -63,9 +66,12 @@ class Conversation:
     def on_event(self, event: ServerEvent, now: float) -> list[Output]:
         """An event of the session."""
         note = self._journal.note
+        if self.errands.joined and not isinstance(event, AgentTranscript | InputTranscribed):
+            return []  # it listens, and has nobody to talk to
         match event:
             case AudioDelta():
-                return self._playback.receive(event)
+                outputs = self.errands.model_speaks(now)
+                return outputs + self._playback.receive(event)
             case AudioDone():
                 return self._playback.part_done(event)
             case SpeechStarted():
@@ -116,10 +122,15 @@ class Conversation:
         self._session_failed = self._session_failed or verdict.ends_session
         return outputs
 
-    def on_digit(self, digit: str, now: float) -> list[Output]:
+    def on_digit(self, digit: str, now: float, *, in_band: bool = False) -> list[Output]:
         """The caller pressed a key."""
+        if in_band and self._keys_signalled:
+            return []  # the tone of a key that was signalled, too
+        self._keys_signalled = self._keys_signalled or not in_band
         outputs: list[Output] = [self._journal.note(now, "digit", digit=digit)]
-        if not self._plan.digits.enabled:
+        if self.errands.joined:
+            return [*outputs, Press(digit, second=True)]
+        if not self._plan.digits.enabled or self.errands.away:
             return outputs
         outputs += self._on_collected(self._digits.expire(now), now)
         if self._plan.digits.interrupt:
@@ -152,6 +163,24 @@ class Conversation:
         following, self._after_cut = self._after_cut, []
         return outputs + following
 
+    def on_transfer(self, happening: Happening, now: float) -> list[Output]:
+        """Something was said of a transfer, or happened to its second leg."""
+        return self.errands.on(happening, now)
+
+    def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
+        """A function outside has returned."""
+        return self._asking(self._tools.done(call_id, output, now), now)
+
+    def settle(self, now: float) -> list[Output]:
+        """What follows from what happened, once all of that is known."""
+        outputs = self.errands.settle(now, queued=self._playback.queued)
+        result = self.errands.take_result()
+        if result is not None:
+            outputs.append(tool_output(result.call_id, result.output))
+            if result.respond:
+                outputs += self._create(CreateResponse(), now)
+        return outputs
+
     def on_session_over(self, now: float) -> None:
         """The session closed as it should, but what came of it is still to be heard."""
         self._farewell.session_over(now)
@@ -172,13 +201,19 @@ class Conversation:
         if self._session_failed:
             return Why.SESSION_ERROR
         return self._farewell.over(
-            now, queued=self._playback.queued, responding=not self._gate.idle
+            now, queued_ms=self._playback.queued_ms, responding=not self._gate.idle
         )
 
     @property
     def deadline(self) -> float | None:
         """When :meth:`on_tick` is due next (s)."""
-        due = [self._digits.deadline, self._gate.deadline, self._farewell.deadline]
+        due = [
+            self._digits.deadline,
+            self._gate.deadline,
+            self._farewell.deadline,
+            self.errands.deadline,
+            self._tools.deadline,
+        ]
         return min((at for at in due if at is not None), default=None)
 
     def on_tick(self, now: float) -> list[Output]:
@@ -187,7 +222,8 @@ class Conversation:
         if self._gate.deadline is not None and now >= self._gate.deadline:
             outputs.append(self._journal.note(now, "response_unanswered", "warning"))
             outputs += self._send(self._gate.unanswered(now))
-        return outputs
+        outputs += self.errands.tick(now)
+        return outputs + self._asking(self._tools.tick(now), now)
 
     @property
     def late_audio_ms(self) -> int:
@@ -224,28 +260,32 @@ class Conversation:
         if self._playback.was_cut(event.response_id):
             # The caller was first; what comes of that is asked for elsewhere.
             result = {"status": "not done", "reason": "the caller interrupted"}
-            return outputs + [self._tool_output(call, result) for call in calls]
-        unknown = [call for call in calls if call.get("name") != END_CALL]
-        outputs += [
-            self._tool_output(call, {"error": "this gateway has no such tool"}) for call in unknown
-        ]
-        if len(unknown) < len(calls):
-            end_call = next(call for call in calls if call.get("name") == END_CALL)
-            return outputs + self._say_goodbye(
-                end_call, self._playback.spoke(event.response_id), now
-            )
-        if unknown:
-            outputs += self._create(CreateResponse(), now)
-        return outputs
+            return outputs + [tool_output(_id_of(call), result) for call in calls]
+        end_call = next((call for call in calls if call.get("name") == END_CALL), None)
+        respond = False
+        for call in calls:
+            if call.get("name") == END_CALL:
+                continue
+            if end_call is not None and call.get("name") in self.errands.names:
+                result = {"status": "not done", "reason": "the call is being ended"}
+                outputs.append(tool_output(_id_of(call), result))
+                continue
+            more, wanted = self._tools.take(call, now)
+            outputs += more
+            respond = respond or wanted
+        if end_call is not None:
+            spoke = self._playback.spoke(event.response_id)
+            return outputs + self._say_goodbye(end_call, spoke, now)
+        return outputs + (self._create(CreateResponse(), now) if respond else [])
 
     def _say_goodbye(self, call: Mapping[str, Any], spoke: bool, now: float) -> list[Output]:
         outputs: list[Output] = [self._journal.note(now, "farewell", "info", spoken=spoke)]
-        if spoke or self._playback.queued:
-            self._farewell.said(str(call.get("call_id", "")), now)
+        if spoke or self._playback.queued_ms:
+            self._farewell.said(_id_of(call), now)
             return outputs
         self._farewell.asked_for(now)
         result = {"status": "ending", "next": "Say a short goodbye now; then the call ends."}
-        outputs.append(self._tool_output(call, result))
+        outputs.append(tool_output(_id_of(call), result))
         return outputs + self._create(CreateResponse({"tools": []}), now)
 
     def _interrupt(self, trigger: str, now: float) -> list[Output]:
@@ -256,7 +296,11 @@ class Conversation:
             outputs.append(self._journal.note(now, "farewell_taken_back", "info"))
         if unanswered:
             result = {"status": "not ended", "reason": "the caller spoke during the goodbye"}
-            outputs.append(self._tool_output({"call_id": unanswered}, result))
+            outputs.append(tool_output(unanswered, result))
+        undone = self.errands.interrupt()
+        if undone is not None:
+            result = {"status": "not done", "reason": "the caller interrupted"}
+            outputs.append(tool_output(undone, result))
         active = self._gate.active
         if trigger != "speech" and active is not None and not self._playback.was_cut(active):
             # Of speech the server knows by itself.
@@ -282,14 +326,9 @@ class Conversation:
             run = DigitRun(at_ms, collected.digits, collected.ended_by.value)
             self._journal.record.digits.append(run)
 
-    @staticmethod
-    def _tool_output(call: Mapping[str, Any], result: Mapping[str, Any]) -> Output:
-        item = {
-            "type": "function_call_output",
-            "call_id": str(call.get("call_id", "")),
-            "output": json.dumps(result),
-        }
-        return Send(CreateItem(item))
+    def _asking(self, work: tuple[list[Output], bool], now: float) -> list[Output]:
+        outputs, respond = work
+        return outputs + (self._create(CreateResponse(), now) if respond else [])
 
     def _create(self, create: CreateResponse, now: float) -> list[Output]:
         return self._send(self._gate.request(create, now))
@@ -297,3 +336,7 @@ class Conversation:
     @staticmethod
     def _send(command: ClientCommand | None) -> list[Output]:
         return [] if command is None else [Send(command)]
+
+
+def _id_of(call: Mapping[str, Any]) -> str:
+    return str(call.get("call_id", ""))

@@ -7,19 +7,30 @@ from dataclasses import dataclass
 from gateway.call.ending import Why
 
 
+LINGER_SECONDS = 0.2
+"""From the last frame handed to RTP to the BYE: a telephone plays some 60 ms later than it
+receives, and throws away what it still holds when the BYE comes."""
+
+
 @dataclass(slots=True)
 class _LastWords:
     why: Why
     deadline: float
     call_id: str
     awaited: bool
+    counted_ms: int = 0
+    """Queued audio that the deadline allows for."""
+    playing: bool = False
+    """Something of it was still to be handed to RTP when last looked at."""
+    said: bool = False
+    """All of it has been since; the deadline is when the telephone has played it."""
 
 
 class Farewell:
     """Knows whether what is playing is the last of the call.
 
     Args:
-        seconds: how long last words may take.
+        seconds: how long to wait for last words that do not come.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -60,16 +71,26 @@ class Farewell:
         self._words = None
         return words.call_id
 
-    def over(self, now: float, *, queued: bool, responding: bool) -> Why | None:
+    def over(self, now: float, *, queued_ms: int, responding: bool) -> Why | None:
         """Why the call ends now, if it does.
 
-        ``queued``: something is left to be heard; ``responding``: a response runs or is to come.
+        ``queued_ms``: audio put into the queue since it was last empty, 0 when it is;
+        ``responding``: a response runs or is to come.
         """
         words = self._words
         if words is None:
             return None
         if words.awaited and not responding:
             words.awaited = False
-        if now >= words.deadline or not (words.awaited or queued):
-            return words.why
-        return None
+        if queued_ms:
+            words.playing = True
+            if queued_ms > words.counted_ms:
+                # What has come is heard to its end; the wait is for words that do not come.
+                words.counted_ms = queued_ms
+                words.deadline = max(words.deadline, now + queued_ms / 1000 + self._seconds)
+        elif words.playing and not words.awaited:
+            words.playing = False
+            words.deadline = min(words.deadline, now + LINGER_SECONDS)
+            words.said = True
+        silent = not (queued_ms or words.awaited or words.said)
+        return words.why if silent or now >= words.deadline else None

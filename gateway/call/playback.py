@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from gateway.audio.g711 import BYTES_PER_MS
 from gateway.call.journal import Journal
 from gateway.call.ledger import Heard, Ledger
 from gateway.call.outputs import Flush, Output, Play, Send
@@ -49,8 +50,8 @@ class Playback:
         self._trigger: str | None = None
         self._audible = False
         self._last_spoken = ""
-        self.queued = False
-        """Something is in the playout queue, as far as is known here."""
+        self.queued_ms = 0
+        """Audio put into the playout queue since it was last known to be empty."""
 
     def receive(self, event: AudioDelta) -> list[Output]:
         """A delta: into the queue, or dropped where its response was interrupted."""
@@ -89,7 +90,7 @@ class Playback:
         """Stop now; ``active`` is the response that is running, if one is."""
         if active is not None and not self.was_cut(active):
             self._cuts.append(_Cut(active, []))
-        if not (self.queued or self._ledger or active is not None):
+        if not (self.queued_ms or self._ledger or active is not None):
             return []
         self._trigger = trigger
         return [Flush()]
@@ -101,7 +102,7 @@ class Playback:
 
     def started(self, now: float) -> list[Output]:
         """The caller begins to hear an answer."""
-        if not self.queued:
+        if not self.queued_ms:
             return []  # it was flushed before word of its start came here
         outputs: list[Output] = []
         if self._audible:
@@ -113,7 +114,7 @@ class Playback:
 
     def drained(self, now: float) -> list[Output]:
         """The caller has heard all there was."""
-        self.queued = False
+        self.queued_ms = 0
         was_audible, self._audible = self._audible, False
         outputs: list[Output] = []
         if was_audible:
@@ -128,7 +129,7 @@ class Playback:
     def flushed(self, unplayed_frames: int, now: float) -> list[Output]:
         """Playout has stopped; tell the server what was heard."""
         trigger, self._trigger = self._trigger or "speech", None
-        was_audible, self._audible, self.queued = self._audible, False, False
+        was_audible, self._audible, self.queued_ms = self._audible, False, 0
         outputs: list[Output] = []
         if was_audible:
             outputs.append(self._journal.note(now, "agent_stops", cut=True))
@@ -148,8 +149,7 @@ class Playback:
         return next((cut for cut in self._cuts if cut.response_id == response_id), None)
 
     def _play(self, due: bytes, *, more: bool) -> list[Output]:
-        if due:
-            self.queued = True
+        self.queued_ms += len(due) // BYTES_PER_MS
         return [Play(due, more)] if due or not more else []
 
     def _settle(self, heard: list[Heard], trigger: str, now: float) -> list[Output]:
