@@ -12,6 +12,7 @@ import structlog
 
 from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.call import inputs, outputs
+from gateway.call.ending import Why, ending_of, reason_header
 from gateway.call.machine import CallMachine
 from gateway.call.plan import CallPlan
 from gateway.call.record import CallRecord
@@ -70,10 +71,13 @@ class Bridge:
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._streaming = False
+        self._started = False
         self._held: outputs.Hold | None = None
         self._inbox: deque[tuple[inputs.Input, float]] = deque()
         self._busy = False
         self._faulted = False
+        self._over = False
+        self._began = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._carriers: dict[type, Callable[[Any], None]] = {
@@ -194,7 +198,7 @@ class Bridge:
     # ---- what the machine says
 
     def _work(self) -> None:
-        if self._busy:
+        if self._busy or self._over:
             return
         self._busy = True
         audio_only = True
@@ -210,7 +214,7 @@ class Bridge:
         finally:
             self._busy = False
         # Audio that is queued moves no deadline, and comes fifty times a second.
-        if not audio_only:
+        if not audio_only and not self._over:
             self._schedule()
 
     def _carry_out(self, todo: list[outputs.Output]) -> None:
@@ -218,14 +222,21 @@ class Bridge:
             self._carriers[type(output)](output)
 
     def _fault(self, error: Exception) -> None:
-        self._inbox.clear()
-        if self._faulted:
-            self._leg.hang_up()
+        detail = f"{type(error).__name__}: {error}"
+        if not self._faulted:
+            # What else waits is kept: the end of the leg may be among it.
+            self._faulted = True
+            self._inbox.appendleft((inputs.Faulted(detail), self._loop.time()))
+            self._loop.call_soon(self._work)
+        elif not self._over:
+            # The machine cannot end this call either; both sides are let go without it.
+            record = self.record
+            answered = record.times.answered is not None
+            record.ending = ending_of(Why.FAULT, answered=answered, detail=detail)
+            record.times.end = record.times.end or (self._loop.time() - self._began) * 1000
+            self._leg.hang_up({"Reason": reason_header(Why.FAULT)})
+            self._close_session(outputs.CloseSession(1000, Why.FAULT.value))
             self._finished(None)
-            return
-        self._faulted = True
-        fault = inputs.Faulted(f"{type(error).__name__}: {error}")
-        self._loop.call_soon(self.feed, fault)
 
     def _schedule(self) -> None:
         at = self._machine.deadline
@@ -285,12 +296,13 @@ class Bridge:
     def _start_media(self, _output: outputs.StartMedia) -> None:
         self._audio.uplink.drain()  # what came before the ACK is older than the conversation
         self._streaming = True
+        self._started = True
         self._audio.playout.pause(self._held is not None)
         self._pump.add(self._beat)
 
     def _hold(self, output: outputs.Hold) -> None:
         self._held = output if output.held else None
-        self._audio.playout.pause(output.held or not self._streaming)
+        self._audio.playout.pause(output.held or not self._started)
 
     def _play(self, output: outputs.Play) -> None:
         playout = self._audio.playout
@@ -308,6 +320,8 @@ class Bridge:
         getattr(self._log, output.level)(f"call.{output.event}", **output.fields)
 
     def _finished(self, _output: outputs.Finished | None) -> None:
+        self._over = True
+        self._inbox.clear()
         self._pump.remove(self._beat)
         if self._timer is not None:
             self._timer.cancel()

@@ -184,15 +184,20 @@ class Service:
     def _take(self, leg: Leg, record: CallRecord, match: Match) -> None:
         codec = codec_of(leg.invite)
         record.route, record.codec = match.route.name, codec.value
+        try:
+            bridge = Bridge(
+                leg,
+                call_plan(self._config, match, codec, self._sip.retry_after),
+                session_plan(self._config, match.route, codec),
+                record,
+                self._pump,
+                self._on_finished,
+            )
+        except Exception as error:
+            log.exception("call.fault", call=record.call_id, route=match.route.name)
+            self._refuse(leg, record, Why.FAULT, f"{type(error).__name__}: {error}")
+            return
         record.mark(0.0, "invite", source=record.source)
-        bridge = Bridge(
-            leg,
-            call_plan(self._config, match, codec, self._sip.retry_after),
-            session_plan(self._config, match.route, codec),
-            record,
-            self._pump,
-            self._on_finished,
-        )
         self._calls.add(bridge)
         self._idle.clear()
         bridge.start()

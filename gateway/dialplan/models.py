@@ -26,6 +26,7 @@ from gateway.config.problems import KeyPath, MisplacedError
 from gateway.config.source import plain
 from gateway.config.validate import Section
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
+from gateway.realtime.session_object import session_object
 
 from .hours import Hours, parse_hours
 
@@ -113,6 +114,7 @@ def _session(value: Mapping[str, Any]) -> Mapping[str, Any]:
             raise MisplacedError(path, f"is set by the gateway ({why}); leave it out")
     for below in _not_json(value):
         raise MisplacedError(below, "cannot be sent as JSON (a date, a time, inf or nan)")
+    session_object(value, "PCMU", ())  # raises ValueError where a call could not complete it
     return MappingProxyType(plain(value))
 
 

@@ -381,3 +381,14 @@ def test_match_does_not_read_the_clock_or_the_disk(tmp_path: Path) -> None:
     match = plan.match(facts())
     assert isinstance(match, Match)
     assert match == plan.match(facts())
+
+
+def test_a_session_that_no_call_could_use_is_found_before_the_first_call(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        '[[route]]\nname = "a"\n[route.session]\naudio.input.turn_detection = "off"\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_dialplan(tmp_path)
+    [problem] = caught.value.problems
+    assert "session" in problem.key
+    assert "audio.input.turn_detection" in problem.message
