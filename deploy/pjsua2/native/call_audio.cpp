@@ -219,8 +219,13 @@ struct NativeCallAudio::State {
         for (unsigned i = 0; i < kFrame; ++i)
             frame[i] = code[(uint16_t)samples[i]];
         ++uplink_frames;
-        if (!uplink.push(frame, kFrame))
+        if (!uplink.push(frame, kFrame)) {
+            // A loop that hung shall hear what is said now, not what was said first.
+            uint8_t oldest[kFrame];
+            uplink.pop(oldest, kFrame);
+            uplink.push(frame, kFrame);
             ++uplink_dropped;
+        }
     }
 };
 
@@ -255,6 +260,8 @@ unsigned NativeCallAudio::flush()
     unsigned frames = (unsigned)(state_->playout.size() / kFrame);
     state_->playout.clear();
     state_->expecting = false;
+    // Whoever flushes knows that playing has stopped; what is put next has a start of its own.
+    state_->playing = false;
     return frames;
 }
 
