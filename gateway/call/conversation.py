@@ -173,7 +173,7 @@ class Conversation:
 
     def settle(self, now: float) -> list[Output]:
         """What follows from what happened, once all of that is known."""
-        outputs = self.errands.settle(now, queued=self._playback.queued)
+        outputs = self.errands.settle(now, queued=self._playback.queued_ms > 0)
         result = self.errands.take_result()
         if result is not None:
             outputs.append(tool_output(result.call_id, result.output))

@@ -8,11 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gateway.call.outcomes import Outcome, outcome_of
+
 
 class Party(StrEnum):
     """Who ended the call."""
 
     CALLER = "caller"
+    CALLEE = "callee"
+    """Whom the gateway called: in an outbound call, or for the caller."""
     MODEL = "model"
     OPERATOR = "operator"
     GATEWAY = "gateway"
@@ -25,6 +29,14 @@ class Why(StrEnum):
     HUNG_UP = "hung_up"
     CANCELLED = "cancelled"
     FAREWELL = "farewell"
+    TRANSFERRED = "transferred"
+    BRIDGE_ENDED = "bridge_ended"
+    BUSY = "busy"
+    DECLINED = "declined"
+    NO_ANSWER = "no_answer"
+    NO_SUCH_NUMBER = "no_such_number"
+    FORBIDDEN = "forbidden"
+    UNOBTAINABLE = "unobtainable"
     SESSION_CLOSED = "session_closed"
     SESSION_ERROR = "session_error"
     SESSION_LOST = "session_lost"
@@ -55,6 +67,14 @@ _TABLE: dict[Why, _Row] = {
     Why.HUNG_UP: _Row(Party.CALLER, 487, 16, "Normal call clearing"),
     Why.CANCELLED: _Row(Party.CALLER, 487, 16, "Cancelled by the caller"),
     Why.FAREWELL: _Row(Party.MODEL, 480, 16, "Normal call clearing"),
+    Why.TRANSFERRED: _Row(Party.MODEL, 480, 16, "Transferred"),
+    Why.BRIDGE_ENDED: _Row(Party.CALLEE, 480, 16, "Normal call clearing"),
+    Why.BUSY: _Row(Party.CALLEE, 486, 17, "User busy"),
+    Why.DECLINED: _Row(Party.CALLEE, 603, 21, "Call rejected"),
+    Why.NO_ANSWER: _Row(Party.CALLEE, 480, 19, "No answer"),
+    Why.NO_SUCH_NUMBER: _Row(Party.NETWORK, 404, 1, "Unallocated number"),
+    Why.FORBIDDEN: _Row(Party.NETWORK, 403, 21, "Call rejected"),
+    Why.UNOBTAINABLE: _Row(Party.NETWORK, 503, 38, "Call could not be placed"),
     Why.SESSION_CLOSED: _Row(Party.MODEL, 480, 16, "Session closed"),
     Why.SESSION_ERROR: _Row(Party.MODEL, 503, 41, "Session failed"),
     Why.SESSION_LOST: _Row(Party.NETWORK, 503, 41, "Session lost"),
@@ -98,13 +118,40 @@ def refusal_code(why: Why) -> int:
     return _TABLE[why].refusal
 
 
-def ending_of(why: Why, *, answered: bool, detail: str = "", reason: str | None = None) -> Ending:
-    """The ending for ``why``; ``reason`` is the peer's own Reason header, if it ended the call."""
+def ending_of(
+    why: Why,
+    *,
+    answered: bool,
+    detail: str = "",
+    reason: str | None = None,
+    outbound: bool = False,
+    code: int = 0,
+) -> Ending:
+    """The ending for ``why``; ``reason`` is the peer's own Reason header, if it ended the call.
+
+    ``code`` is the final response that the callee's side sent, where it did.
+    """
     row = _TABLE[why]
+    # Of a call that we placed, the other end is the callee.
+    by = Party.CALLEE if outbound and row.party is Party.CALLER else row.party
     return Ending(
-        by=row.party,
+        by=by,
         why=why,
-        sip_code=200 if answered else row.refusal,
+        sip_code=200 if answered else code or row.refusal,
         reason=reason_header(why) if reason is None else reason,
         detail=detail,
     )
+
+
+_UNANSWERED = {
+    Outcome.BUSY: Why.BUSY,
+    Outcome.DECLINED: Why.DECLINED,
+    Outcome.NO_ANSWER: Why.NO_ANSWER,
+    Outcome.NO_SUCH_NUMBER: Why.NO_SUCH_NUMBER,
+    Outcome.FORBIDDEN: Why.FORBIDDEN,
+}
+
+
+def why_not_answered(code: int) -> Why:
+    """Why a call of ours was not answered, by its final response."""
+    return _UNANSWERED.get(outcome_of(code), Why.UNOBTAINABLE)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from gateway.call.ending import Why
 
-
 LINGER_SECONDS = 0.2
 """From the last frame handed to RTP to the BYE: a telephone plays some 60 ms later than it
 receives, and throws away what it still holds when the BYE comes."""

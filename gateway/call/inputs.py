@@ -59,7 +59,7 @@ class MediaUp:
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """The ACK of our 200 came."""
+    """The ACK of our 200 came, or that of the callee's 200 was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,67 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class DigitPressed:
-    """The caller pressed a key (RFC 4733)."""
+    """The caller pressed a key (RFC 4733, INFO, or heard in the audio)."""
 
     digit: str
+    in_band: bool = False
+    """Heard in the audio."""
+
+
+@dataclass(frozen=True, slots=True)
+class RingingThere:
+    """A provisional response to the call that we place (RFC 3261 section 21.1)."""
+
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransferTold:
+    """What the caller's side says of the REFER: its response, then each NOTIFY (RFC 3515).
+
+    A first code below 300 means that the REFER was taken; ``final``: nothing comes after this.
+    """
+
+    code: int
+    phrase: str
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SecondRinging:
+    """The party that the caller is to be joined with rings."""
+
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class SecondAnswered:
+    """It has answered, and media is up."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecondEnded:
+    """It is gone, or was never to be had; fields as in :class:`LegEnded`."""
+
+    code: int
+    phrase: str
+    method: str
+    local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SecondDigit:
+    """It pressed a key."""
+
+    digit: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDone:
+    """A tool outside of the gateway's heart has its result, as the text for the model."""
+
+    call_id: str
+    output: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +204,13 @@ Input = (
     | Confirmed
     | Held
     | DigitPressed
+    | RingingThere
+    | TransferTold
+    | SecondRinging
+    | SecondAnswered
+    | SecondEnded
+    | SecondDigit
+    | ToolDone
     | RtpCounted
     | LegEnded
     | PlayoutStarted

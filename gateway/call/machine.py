@@ -12,7 +12,14 @@ from enum import Enum, auto
 from typing import Any
 
 from gateway.call.conversation import Conversation
-from gateway.call.ending import Ending, Why, ending_of, reason_header, refusal_code
+from gateway.call.ending import (
+    Ending,
+    Why,
+    ending_of,
+    reason_header,
+    refusal_code,
+    why_not_answered,
+)
 from gateway.call.inputs import (
     Confirmed,
     DigitPressed,
@@ -25,7 +32,12 @@ from gateway.call.inputs import (
     PlayoutDrained,
     PlayoutRefused,
     PlayoutStarted,
+    RingingThere,
     RtpCounted,
+    SecondAnswered,
+    SecondDigit,
+    SecondEnded,
+    SecondRinging,
     ServerFailed,
     ServerSaid,
     SessionClosed,
@@ -33,23 +45,29 @@ from gateway.call.inputs import (
     SessionUp,
     ShutDown,
     Tick,
+    ToolDone,
+    TransferTold,
 )
 from gateway.call.journal import Journal
 from gateway.call.outputs import (
     Answer,
     CloseSession,
+    Dial,
     Finished,
     HangUp,
     Hold,
     OpenSession,
     Output,
+    Press,
     Refuse,
     Ring,
     Send,
     StartMedia,
 )
-from gateway.call.plan import CallPlan
+from gateway.call.plan import CallPlan, OutboundPlan
 from gateway.call.record import CallRecord
+from gateway.call.transfers import Happening
+from gateway.realtime.commands import UpdateSession
 from gateway.realtime.errors import Kind
 
 ACK_SECONDS = 40.0
@@ -63,17 +81,21 @@ class State(Enum):
     """Where a call is."""
 
     CONNECTING = auto()
-    """180 is sent, the session is being set up."""
+    """180 is sent, or nobody was called yet: the session is being set up."""
+    DIALLING = auto()
+    """The callee is being called, and has not answered."""
     ANSWERED = auto()
     """200 is sent, its ACK has not come."""
     TALKING = auto()
+    BRIDGED = auto()
+    """Caller and somebody else talk with each other, through us."""
     ENDING = auto()
     """The ending is decided, the leg is not over yet."""
     FINISHED = auto()
 
 
 class CallMachine:
-    """Decides for one inbound call.
+    """Decides for one call, that came in or that we place.
 
     Args:
         plan: the settings of its route.
@@ -91,6 +113,10 @@ class CallMachine:
         self._ending: Ending | None = None
         self._session_up = False
         self._held = False
+        self._hold = (False, False)
+        self._listening_early = False
+        self._lost_meanwhile: tuple[Why, str] | None = None
+        self._ring_until: float | None = None
         self._ack_at: float | None = None
         self._max_at: float | None = None
         self._rtp_packets = -1
@@ -105,6 +131,13 @@ class CallMachine:
             MediaUp: self._on_media_up,
             Confirmed: self._on_confirmed,
             Held: self._on_held,
+            RingingThere: self._on_ringing_there,
+            TransferTold: self._on_transfer,
+            SecondRinging: self._on_transfer,
+            SecondAnswered: self._on_transfer,
+            SecondEnded: self._on_transfer,
+            SecondDigit: self._on_second_digit,
+            ToolDone: self._on_tool_done,
             DigitPressed: self._on_digit,
             RtpCounted: self._on_rtp,
             LegEnded: self._on_leg_ended,
@@ -118,7 +151,9 @@ class CallMachine:
         }
 
     def start(self, now: float) -> list[Output]:
-        """The INVITE has a route: ring, and get the model."""
+        """The INVITE has a route: ring, and get the model. Or get it before somebody is called."""
+        if self._plan.outbound is not None:
+            return [self._journal.note(now, "preparing", "info"), OpenSession()]
         self.record.times.ringing = self._journal.ms(now)
         return [self._journal.note(now, "ringing", "info"), Ring(), OpenSession()]
 
@@ -129,9 +164,7 @@ class CallMachine:
         session_was_up = self._session_up
         outputs = self._handlers[type(input)](input, now)
         if self._live:
-            why = self._conversation.ended(now)
-            if why is not None:
-                outputs = outputs + self._end(why, now)
+            outputs = outputs + self._settle(now)
         if not (session_was_up or self._session_up):
             outputs = [output for output in outputs if not isinstance(output, Send)]
         return outputs
@@ -146,8 +179,37 @@ class CallMachine:
         rtp_at = None
         if self._rtp_at is not None and self._plan.rtp_timeout > 0:
             rtp_at = self._rtp_at + self._plan.rtp_timeout
-        due = [self._conversation.deadline, self._ack_at, self._max_at, rtp_at]
+        due = [self._conversation.deadline, self._ring_until, self._ack_at, self._max_at, rtp_at]
         return min((at for at in due if at is not None), default=None)
+
+    def _settle(self, now: float) -> list[Output]:
+        """What follows for the call from what has just happened in its conversation."""
+        talk = self._conversation
+        outputs = talk.settle(now)
+        if talk.errands.joined and self.state is State.TALKING:
+            outputs += self._bridge(now)
+        why, detail = talk.errands.over or (None, "")
+        if why is None and self._lost_meanwhile is None:
+            why = talk.ended(now)
+        elif why is None and self._lost_meanwhile is not None and not talk.errands.underway:
+            why, detail = self._lost_meanwhile
+        if why is not None:
+            return outputs + self._end(why, now, detail)
+        hold = (self._held or talk.errands.away, self._held and self._plan.silence_on_hold)
+        if hold != self._hold:
+            self._hold = hold
+            outputs.append(Hold(*hold))
+        return outputs
+
+    def _bridge(self, now: float) -> list[Output]:
+        self.state = State.BRIDGED
+        note = self._journal.note(now, "bridged", "info")
+        if self._session_up and self._plan.transfer.listen:
+            return [note, Send(UpdateSession(self._plan.listening))]
+        if not self._session_up:
+            return [note]
+        self._session_up = False
+        return [note, CloseSession(1000, "bridged")]
 
     # ---- session
 
@@ -158,6 +220,8 @@ class CallMachine:
         if self.state is not State.CONNECTING:
             return []
         self._session_up = True
+        if self._plan.outbound is not None:
+            return self._dial(input, self._plan.outbound, now)
         self.state = State.ANSWERED
         self._ack_at = now + ACK_SECONDS
         self.record.session_id = input.session_id
@@ -169,6 +233,18 @@ class CallMachine:
             *self._conversation.open(now),
         ]
 
+    def _dial(self, up: SessionUp, plan: OutboundPlan, now: float) -> list[Output]:
+        """The model is ready: whoever answers is not left waiting for it."""
+        self.state = State.DIALLING
+        self._ring_until = now + plan.ring_seconds
+        self.record.session_id = up.session_id
+        self.record.times.session = self._journal.ms(now)
+        return [
+            self._journal.note(now, "session_up", "info", session_id=up.session_id),
+            Dial(),
+            self._journal.note(now, "dialling", "info"),
+        ]
+
     def _on_session_failed(self, input: SessionFailed, now: float) -> list[Output]:
         fatal = input.verdict.kind is Kind.FATAL
         why = Why.SESSION_REFUSED if fatal else Why.SESSION_UNREACHABLE
@@ -176,13 +252,22 @@ class CallMachine:
 
     def _on_session_closed(self, input: SessionClosed, now: float) -> list[Output]:
         self._session_up = False
-        if self.state is State.ENDING:
+        if self.state in (State.ENDING, State.BRIDGED):
             return []
         if self._live and (input.code == 1000 or self._conversation.goodbye_is_here):
             self._conversation.on_session_over(now)
             return [self._journal.note(now, "session_closed", "info", code=input.code)]
         why = Why.SESSION_CLOSED if input.code == 1000 else Why.SESSION_LOST
-        return self._end(why, now, f"{input.code} {input.reason}".strip())
+        return self._without_session(why, now, f"{input.code} {input.reason}".strip())
+
+    def _without_session(self, why: Why, now: float, detail: str) -> list[Output]:
+        if self.state is not State.BRIDGED and not self._conversation.errands.underway:
+            return self._end(why, now, detail)
+        # The caller is on the way to somebody else: it matters only if they come back.
+        self._lost_meanwhile = (why, detail)
+        self._session_up = False
+        note = self._journal.note(now, "session_gone", "warning", why=why.value, detail=detail)
+        return [note, CloseSession(1000, why.value)]
 
     def _on_server_said(self, input: ServerSaid, now: float) -> list[Output]:
         if not self._session_up:
@@ -195,12 +280,23 @@ class CallMachine:
         outputs = self._conversation.on_error(input.error, input.command, now)
         if self._conversation.ended(now) is Why.SESSION_ERROR:
             detail = f"{input.error.code}: {input.error.message}"
-            return outputs + self._end(Why.SESSION_ERROR, now, detail)
+            return outputs + self._without_session(Why.SESSION_ERROR, now, detail)
         return outputs
 
     # ---- leg
 
+    def _on_ringing_there(self, input: RingingThere, now: float) -> list[Output]:
+        if self.state is not State.DIALLING or self.record.times.ringing is not None:
+            return []
+        self.record.times.ringing = self._journal.ms(now)
+        return [self._journal.note(now, "ringing", "info", code=input.code)]
+
     def _on_media_up(self, input: MediaUp, now: float) -> list[Output]:
+        if self.state is State.DIALLING and self._plan.outbound is not None:
+            if not self._plan.outbound.early_media or self._listening_early:
+                return []
+            self._listening_early = True
+            return [self._journal.note(now, "early_media", "info"), StartMedia(playout=False)]
         if input.codec is self._codec or not self._live:
             return []
         self._codec = input.codec
@@ -210,14 +306,18 @@ class CallMachine:
         return [self._journal.note(now, "codec_changed", "info", codec=input.codec.value)]
 
     def _on_confirmed(self, _input: Confirmed, now: float) -> list[Output]:
-        if self.state is not State.ANSWERED:
+        if self.state is State.DIALLING:
+            self.record.times.answered = self._journal.ms(now)
+        elif self.state is not State.ANSWERED:
             return []
+        dialled, self._ring_until = self.state is State.DIALLING, None
         self.state = State.TALKING
         self.record.times.confirmed = self._journal.ms(now)
         self._ack_at = None
         self._max_at = now + self._plan.max_call_seconds
         self._rtp_at = None if self._held else now
-        return [self._journal.note(now, "confirmed", "info"), StartMedia()]
+        outputs: list[Output] = [self._journal.note(now, "confirmed", "info"), StartMedia()]
+        return outputs + self._conversation.open(now) if dialled else outputs
 
     def _on_held(self, input: Held, now: float) -> list[Output]:
         if not self._live or input.held is self._held:
@@ -225,18 +325,31 @@ class CallMachine:
         self._held = input.held
         # A caller on hold may send no RTP at all; that is no dead line.
         self._rtp_at = None if input.held else now
-        note = self._journal.note(now, "held" if input.held else "resumed", "info")
-        return [note, Hold(input.held, self._plan.silence_on_hold)]
+        return [self._journal.note(now, "held" if input.held else "resumed", "info")]
 
     def _on_digit(self, input: DigitPressed, now: float) -> list[Output]:
+        if not (self._session_up or self.state is State.BRIDGED):
+            return []
+        return self._conversation.on_digit(input.digit, now, in_band=input.in_band)
+
+    def _on_second_digit(self, input: SecondDigit, now: float) -> list[Output]:
+        return [Press(input.digit)] if self.state is State.BRIDGED else []
+
+    def _on_transfer(self, input: Happening, now: float) -> list[Output]:
+        return self._conversation.on_transfer(input, now) if self._live else []
+
+    def _on_tool_done(self, input: ToolDone, now: float) -> list[Output]:
         if not self._session_up:
             return []
-        return self._conversation.on_digit(input.digit, now)
+        return self._conversation.on_tool_done(input.call_id, input.output, now)
 
     def _on_rtp(self, input: RtpCounted, now: float) -> list[Output]:
         if self._held:
             return []
-        if input.packets != self._rtp_packets and self.state is State.TALKING:
+        if input.packets != self._rtp_packets and self.state in (
+            State.TALKING,
+            State.BRIDGED,
+        ):
             self._rtp_packets = input.packets
             self._rtp_at = now
         return []
@@ -245,8 +358,13 @@ class CallMachine:
         if self._ending is not None:
             return self._finish(now)
         outcome = f"{input.code} {input.phrase}".strip()
-        talked = self.state is State.TALKING
-        if not talked and (input.method == "CANCEL" or input.code == 487):
+        if self.state is State.DIALLING:
+            why = why_not_answered(input.code)
+            return self._end(why, now, outcome, leg_over=True, code=input.code)
+        talked = self.state in (State.TALKING, State.BRIDGED)
+        if input.method == "BYE" and self._conversation.errands.taken_over(now):
+            why, outcome = Why.TRANSFERRED, "the caller's side let go; it told no outcome"
+        elif not talked and (input.method == "CANCEL" or input.code == 487):
             why = Why.CANCELLED
         elif input.method in ("BYE", "CANCEL"):
             # A CANCEL that our 200 had crossed has no effect (RFC 3261 section 9.2).
@@ -282,6 +400,8 @@ class CallMachine:
             return []
         if self._ack_at is not None and now >= self._ack_at:
             return self._end(Why.LEG_LOST, now, "no ACK")
+        if self._ring_until is not None and now >= self._ring_until:
+            return self._end(Why.NO_ANSWER, now, "rang too long")
         if self._max_at is not None and now >= self._max_at:
             return self._end(Why.MAX_DURATION, now)
         timeout = self._plan.rtp_timeout
@@ -293,7 +413,7 @@ class CallMachine:
 
     @property
     def _live(self) -> bool:
-        return self.state in (State.ANSWERED, State.TALKING)
+        return self.state in (State.ANSWERED, State.TALKING, State.BRIDGED)
 
     def _end(
         self,
@@ -303,22 +423,29 @@ class CallMachine:
         *,
         reason: str | None = None,
         leg_over: bool = False,
+        code: int = 0,
     ) -> list[Output]:
         if self._ending is not None:
             return []
         if why is Why.CANCELLED:
             self.record.times.answered = None  # the 200 did not go out, or too late
         answered = self.record.times.answered is not None
-        self._ending = ending_of(why, answered=answered, detail=detail, reason=reason)
+        outbound = self._plan.outbound is not None
+        self._ending = ending_of(
+            why, answered=answered, detail=detail, reason=reason, outbound=outbound, code=code
+        )
+        # Of a call of ours that was not dialled yet, there is no leg to end.
+        leg_over = leg_over or (outbound and self.state is State.CONNECTING)
         self.state = State.ENDING
         self._session_up = False
         self._end_at = now + LEG_END_SECONDS
         self._conversation.on_end(now)
-        outputs: list[Output] = [CloseSession(1000, why.value)]
+        outputs = self._conversation.errands.abandon(now)
+        outputs.append(CloseSession(1000, why.value))
         if leg_over:
             return outputs + self._finish(now)
         headers = {"Reason": reason_header(why)}
-        if answered:
+        if answered or outbound:
             return [*outputs, HangUp(headers)]
         code = refusal_code(why)
         if code == 503:

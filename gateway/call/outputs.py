@@ -57,16 +57,83 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class StartMedia:
-    """From now on caller audio goes to the session, and playout to the caller."""
+    """From now on caller audio goes to the session, and ``playout`` to the caller."""
+
+    playout: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
     """Playout stands still while ``held``. What the caller's side sends then (music, as a rule) is
-    not the caller: the session gets silence in its place, or nothing (``silent``)."""
+    not for the session: it gets silence in its place (``silent``), or nothing."""
 
     held: bool
     silent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Place the call that this is about; its plan says where to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """Let the caller hear this, over and over (:mod:`gateway.audio.sounds`); "" ends it."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refer:
+    """Ask the caller's side to call ``target`` in our place (REFER, RFC 3515).
+
+    With ``replaces``, ``target`` is empty: it is to take over our call with the second leg
+    (RFC 3891).
+    """
+
+    target: str = ""
+    replaces: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DialSecond:
+    """Call somebody for the caller."""
+
+    uri: str
+    trunk: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HangUpSecond:
+    """CANCEL or BYE for the second leg."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Caller and second leg hear each other; the session listens to both, or to nothing."""
+
+    listen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Press:
+    """Send one key, to the caller or to the second leg; ``how``: auto, rfc4733 or info."""
+
+    digit: str
+    how: str = "auto"
+    second: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunTool:
+    """A function that lives outside: its result comes back as ``ToolDone``."""
+
+    call_id: str
+    name: str
+    arguments: str
+    """The model's, as JSON text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +175,14 @@ Output = (
     | Send
     | StartMedia
     | Hold
+    | Dial
+    | Sound
+    | Refer
+    | DialSecond
+    | HangUpSecond
+    | Join
+    | Press
+    | RunTool
     | Play
     | Flush
     | Note

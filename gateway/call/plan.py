@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,58 @@ class DigitPlan:
     max_digits: int = 32
     interrupt: bool = True
     text: Callable[[str], str] = "The caller pressed {} on the telephone keypad.".format
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where calls may be transferred to: see :class:`gateway.dialplan.tools.Transfer`."""
+
+    name: str
+    to: str
+    """A sip or tel URI; with ``allow``, ``{number}`` in it stands for the number asked for."""
+    mode: str = "blind"
+    """blind, attended or bridge."""
+    allow: re.Pattern[str] | None = None
+    """Numbers that the model may name; None when this is one destination only."""
+    description: str = ""
+    trunk: str = ""
+    ring_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class TransferPlan:
+    """The tool ``transfer_call``, offered where there are destinations."""
+
+    destinations: tuple[Destination, ...] = ()
+    sound: str = "ringback"
+    listen: bool = False
+    """Whether the session goes on listening once caller and human are joined."""
+
+
+@dataclass(frozen=True, slots=True)
+class PressPlan:
+    """The tool ``send_dtmf``: see :class:`gateway.dialplan.tools.SendDtmf`."""
+
+    enabled: bool = False
+    how: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class HoldPlan:
+    """The tool ``hold``."""
+
+    enabled: bool = False
+    sound: str = "chime"
+    max_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundPlan:
+    """A call that the gateway places."""
+
+    ring_seconds: float = 45.0
+    early_media: bool = False
+    """Whether the session hears what comes before the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,5 +97,18 @@ class CallPlan:
     (``interrupt_response``); without it, speech of the caller cuts nothing."""
     retry_after: int = 5
     """Seconds, in the Retry-After of a 503."""
+    outbound: OutboundPlan | None = None
+    """None for a call that came in."""
+    transfer: TransferPlan = field(default_factory=TransferPlan)
+    press: PressPlan = field(default_factory=PressPlan)
+    hold: HoldPlan = field(default_factory=HoldPlan)
+    tools: frozenset[str] = frozenset()
+    """Functions that live outside and may be run."""
+    tool_seconds: float = 30.0
+    """A function outside that has no result by then is answered for, and forgotten."""
+    say_seconds: float = 10.0
+    """Before a transfer, a hold or keys, what is being said is heard out, at most so long."""
+    listening: Mapping[str, Any] = field(default_factory=dict)
+    """``session.update`` for a session that only listens."""
     truncate_margin_ms: int = 0
     """Taken off every ``audio_end_ms``, for a server that counts an item shorter than it sent."""

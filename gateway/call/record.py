@@ -34,6 +34,34 @@ class DigitRun:
 
 
 @dataclass(slots=True)
+class TransferAttempt:
+    """One transfer: whereto, how, and what became of it after ``ms``."""
+
+    at_ms: float
+    destination: str
+    to: str
+    mode: str
+    outcome: str = ""
+    sip_code: int = 0
+    """Of what told the outcome; 0 when nothing did."""
+    ms: float = 0.0
+
+
+@dataclass(slots=True)
+class SecondLeg:
+    """A call that was placed for the caller, and its RTP."""
+
+    to_uri: str
+    call_id: str = ""
+    codec: str = ""
+    answered_ms: float | None = None
+    """Since the caller's INVITE, as everything here."""
+    ended_ms: float | None = None
+    sip_code: int = 0
+    rtp: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Times:
     """Milestones, ms since the INVITE; None for what did not happen."""
 
@@ -66,6 +94,8 @@ class CallRecord:
     times: Times = field(default_factory=Times)
     interruptions: list[Interruption] = field(default_factory=list)
     digits: list[DigitRun] = field(default_factory=list)
+    transfers: list[TransferAttempt] = field(default_factory=list)
+    second_legs: list[SecondLeg] = field(default_factory=list)
     underruns: int = 0
     underrun_ms: int = 0
     uplink_frames_dropped: int = 0
@@ -114,6 +144,8 @@ class CallRecord:
             "talk_ms": self.talk_ms,
             "interruptions": [asdict(one) for one in self.interruptions],
             "digits": [asdict(one) for one in self.digits],
+            "transfers": [asdict(one) for one in self.transfers],
+            "second_legs": [asdict(one) for one in self.second_legs],
             "underruns": self.underruns,
             "underrun_ms": self.underrun_ms,
             "dropped_uplink_frames": self.uplink_frames_dropped,

@@ -1,0 +1,107 @@
+"""What the model may pass to the gateway's own tools, and what it is told when it passes else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from gateway.call.plan import Destination, TransferPlan
+
+PAUSES = {"w": 0.5, "W": 1.0, ",": 2.0}
+"""Seconds that these stand for between keys, as Asterisk and dial strings have them."""
+
+MAX_KEYS = 64
+
+NUMBER = re.compile(r"\+?[0-9*#]{1,32}")
+"""All that can ever become part of an address, whatever a route allows."""
+
+
+class ToolError(Exception):
+    """The model asked for what cannot be done; the text is for the model."""
+
+
+class _Arguments(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_M = TypeVar("_M", bound=_Arguments)
+
+
+class TransferArguments(_Arguments):
+    """Of ``transfer_call``."""
+
+    destination: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class PressArguments(_Arguments):
+    """Of ``send_dtmf``."""
+
+    digits: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class HoldArguments(_Arguments):
+    """Of ``hold``."""
+
+    seconds: Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to transfer to: an allowed destination, and the address to be used as it is."""
+
+    destination: Destination
+    uri: str
+
+
+def transfer_target(arguments: str, plan: TransferPlan) -> Target:
+    """Whom the model may transfer to by these arguments (JSON text). Raises ToolError."""
+    wanted = _parsed(TransferArguments, arguments).destination
+    for one in plan.destinations:
+        if one.allow is None and one.name.casefold() == wanted.casefold():
+            return Target(one, one.to)
+    number = re.sub(r"[\s()./-]", "", wanted)
+    if NUMBER.fullmatch(number):
+        for one in plan.destinations:
+            if one.allow is not None and one.allow.fullmatch(number):
+                return Target(one, one.to.replace("{number}", number.replace("#", "%23")))
+    names = ", ".join(repr(one.name) for one in plan.destinations)
+    raise ToolError(f"destination {wanted!r} is not allowed; there are: {names}")
+
+
+def key_steps(arguments: str) -> tuple[str | float, ...]:
+    """Keys and pauses (s) in turn, by these arguments (JSON text). Raises ToolError."""
+    digits = _parsed(PressArguments, arguments).digits
+    keys = re.sub(r"[\s-]", "", digits)
+    wrong = sorted(set(re.sub(r"[0-9*#A-Da-dwW,]", "", keys)))
+    if wrong:
+        raise ToolError(
+            f"digits: {wrong[0]!r} is no key; there are 0-9, *, #, A-D, and between them "
+            "w (half a second), W (a second) and , (two seconds)"
+        )
+    if len(keys) > MAX_KEYS:
+        raise ToolError(f"digits: {len(keys)} are too many, {MAX_KEYS} go at a time")
+    if not keys.strip("wW,"):
+        raise ToolError("digits: there is no key in it")
+    return tuple(PAUSES[key] if key in PAUSES else key.upper() for key in keys)
+
+
+def hold_seconds(arguments: str, longest: float) -> float:
+    """How long to hold, by these arguments (JSON text). Raises ToolError."""
+    seconds = _parsed(HoldArguments, arguments).seconds
+    if seconds > longest:
+        raise ToolError(f"seconds: {seconds:g} is too long, at most {longest:g}")
+    return seconds
+
+
+def _parsed(model: type[_M], arguments: str) -> _M:
+    try:
+        return model.model_validate_json(arguments.strip() or "{}")
+    except ValidationError as error:
+        told = [
+            f"{'.'.join(map(str, one['loc'])) or 'arguments'}: {one['msg']}"
+            for one in error.errors(include_url=False, include_input=False)
+        ]
+        raise ToolError("; ".join(told[:5])) from None
