@@ -1,0 +1,52 @@
+"""What was found: a verdict, the fact, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """``BAD`` keeps calls from working; ``WARN`` may be meant so, or will hurt under load."""
+
+    OK = "ok"
+    WARN = "warn"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. ``advice`` is empty where there is nothing to do."""
+
+    verdict: Verdict
+    subject: str
+    fact: str
+    advice: str = ""
+
+
+def ok(subject: str, fact: str) -> Finding:
+    """All is well."""
+    return Finding(Verdict.OK, subject, fact)
+
+
+def warn(subject: str, fact: str, advice: str) -> Finding:
+    """Worth knowing."""
+    return Finding(Verdict.WARN, subject, fact, advice)
+
+
+def bad(subject: str, fact: str, advice: str) -> Finding:
+    """To be mended."""
+    return Finding(Verdict.BAD, subject, fact, advice)
+
+
+def lines(findings: Iterable[Finding]) -> list[str]:
+    """The report for people."""
+    found = list(findings)
+    width = max((len(finding.subject) for finding in found), default=0)
+    shown: list[str] = []
+    for finding in found:
+        shown.append(f"{finding.verdict:<4}  {finding.subject:<{width}}  {finding.fact}")
+        if finding.advice:
+            shown.append(f"{'':<4}  {'':<{width}}  -> {finding.advice}")
+    return shown

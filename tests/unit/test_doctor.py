@@ -1,0 +1,271 @@
+"""What ``gateway doctor`` finds, with real ports, sockets, servers and the pjsua2 that is here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from gateway import descriptors
+from gateway.config.check import load_all
+from gateway.dialplan import Dialplan
+from gateway.doctor import command, library, machine, network
+from gateway.doctor.finding import Finding, Verdict, lines
+from gateway.sip.library import Build
+from gateway.sip.needs import unmet
+from gateway.sip.types import Listen, SipSettings
+
+BUILD = {
+    "distribution": "pjsua2-gateway 2.17",
+    "version": "2.17",
+    "path": "/somewhere/_pjsua2.so",
+    "frame_access": "buffer calls",
+    "tls": "OpenSSL 3.0.19 27 Jan 2026",
+}
+FOUND: dict[str, Any] = {
+    "build": BUILD,
+    "capacity": 1280,
+    "native_port": True,
+    "codecs": ["PCMU/8000/1", "PCMA/8000/1"],
+}
+
+
+def write(folder: Path, text: str = "", url: str = "ws://127.0.0.1:9/v1/realtime") -> Path:
+    (folder / "dialplans").mkdir(exist_ok=True)
+    route = '[[route]]\nname = "any"\n'
+    (folder / "dialplans" / "10.toml").write_text(route, encoding="utf-8")
+    file = folder / "gateway.toml"
+    file.write_text(f'[realtime]\nurl = "{url}"\napi_key = ""\n{text}', encoding="utf-8")
+    return file
+
+
+def by_subject(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.subject: finding for finding in findings}
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A UDP port that somebody has."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as owner:
+        owner.bind(("127.0.0.1", 0))
+        yield owner.getsockname()[1]
+
+
+def examine(file: Path) -> tuple[int, dict[str, Finding]]:
+    """The command's status and report."""
+    result = CliRunner().invoke(command, ["-c", str(file), "--json"])
+    found = [
+        Finding(Verdict(item["verdict"]), item["subject"], item["fact"], item["advice"])
+        for item in json.loads(result.stdout)
+    ]
+    return result.exit_code, by_subject(found)
+
+
+def test_the_report_on_this_machine(tmp_path: Path) -> None:
+    status, found = examine(write(tmp_path, '[sip]\nlisten = ["udp:127.0.0.1:0"]\nmax_calls = 1\n'))
+    assert status == 0
+    assert {name for name, finding in found.items() if finding.verdict is Verdict.BAD} == set()
+    assert "pjproject 2." in found["pjsua2"].fact
+    assert found["calls"].verdict is Verdict.OK
+    assert set(found) >= {"audio", "tls", "python", "cores", "open files", "clock", "time zone"}
+    assert "emulator" in found["realtime"].advice
+
+
+def test_a_wrong_configuration_is_bad_and_the_library_is_judged_all_the_same(
+    tmp_path: Path,
+) -> None:
+    status, found = examine(write(tmp_path, "[sip]\nmax_call = 1\n"))
+    assert status == 1
+    assert found["config"].verdict is Verdict.BAD
+    assert "sip.max_call: unknown key" in found["config"].fact
+    assert "pjsua2" in found
+    assert "sip port" not in found
+
+
+def test_lines_for_people() -> None:
+    shown = lines(
+        [
+            Finding(Verdict.OK, "pjsua2", "fine"),
+            Finding(Verdict.BAD, "sip port", "taken", "free it"),
+        ]
+    )
+    assert shown == ["ok    pjsua2    fine", "bad   sip port  taken", "                -> free it"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject", "verdict", "says"),
+    [
+        ({}, "calls", Verdict.OK, "carries 1280 at a time, sip.max_calls is 100"),
+        (
+            {"capacity": 4},
+            "calls",
+            Verdict.WARN,
+            "carries 4 at a time, sip.max_calls is 100: more get 503",
+        ),
+        ({}, "audio", Verdict.OK, "native port"),
+        ({"native_port": False}, "audio", Verdict.OK, "buffer calls"),
+        (
+            {"native_port": False, "build": {**BUILD, "frame_access": "byte by byte"}},
+            "audio",
+            Verdict.WARN,
+            "byte by byte",
+        ),
+        ({}, "tls", Verdict.OK, "OpenSSL 3.0.19"),
+        ({"build": {**BUILD, "tls": "OpenSSL 1.0.2k"}}, "tls", Verdict.WARN, "no longer"),
+        ({"build": {**BUILD, "tls": "none"}}, "tls", Verdict.WARN, "without"),
+        ({"codecs": ["PCMU/8000/1"]}, "codecs", Verdict.BAD, "PCMA left out"),
+    ],
+)
+def test_what_a_build_means(
+    tmp_path: Path, changes: dict[str, Any], subject: str, verdict: Verdict, says: str
+) -> None:
+    config, _ = load_all(write(tmp_path), {})
+    finding = by_subject(list(library.judge({**FOUND, **changes}, config)))[subject]
+    assert finding.verdict is verdict
+    assert says in finding.fact
+    assert bool(finding.advice) is (verdict is not Verdict.OK)
+
+
+def test_tls_asked_of_a_library_without_names_both() -> None:
+    settings = SipSettings(listen=(Listen("udp", "::1", 5060), Listen("tls", "0.0.0.0", 5061)))
+    assert unmet(settings, Build(**BUILD)) == []
+    (line,) = unmet(settings, Build(**{**BUILD, "tls": "none"}))
+    assert line.startswith("sip.listen: tls:0.0.0.0:5061 needs TLS, and pjsua2-gateway 2.17 (")
+    assert BUILD["path"] in line
+
+
+def test_a_library_that_crashes_is_bad_and_takes_nobody_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = subprocess.run
+
+    def crash(_command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        return real(["sh", "-c", "echo pj assertion >&2; kill -SEGV $$"], **options)
+
+    monkeypatch.setattr(subprocess, "run", crash)
+    (finding,) = library.look(None)
+    assert finding.verdict is Verdict.BAD
+    assert finding.fact == "does not work (status -11): pj assertion"
+
+
+def test_files_that_the_hard_limit_forbids(tmp_path: Path) -> None:
+    _, hard = descriptors.limits()
+    calls = hard // descriptors.PER_CALL
+    text = f"[sip]\nmax_calls = {calls}\nrtp_ports = [1024, 65535]\n"
+    if calls > 32000:
+        pytest.skip(f"the hard limit of open files is {hard}: no configuration reaches it")
+    config, _ = load_all(write(tmp_path, text + 'listen = ["udp:127.0.0.1:0"]\n'), {})
+    finding = by_subject(list(machine.look(config)))["open files"]
+    assert finding.verdict is Verdict.BAD
+    assert f"LimitNOFILE={descriptors.needed(calls)}" in finding.advice
+
+
+def test_the_soft_limit_is_raised_to_what_calls_need() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        assert descriptors.allow(100)
+        assert descriptors.limits()[0] == descriptors.needed(100)
+        assert descriptors.allow(1)
+        assert descriptors.limits()[0] == descriptors.needed(100), "never lowered"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_sip_ports(tmp_path: Path, taken: int) -> None:
+    text = f'[sip]\nlisten = ["udp:127.0.0.1:{taken}", "udp:192.0.2.1:5060", "tcp:127.0.0.1:0"]\n'
+    config, _ = load_all(write(tmp_path, text), {})
+    first, second, third = network.sip_ports(config)
+    assert (first.verdict, second.verdict, third.verdict) == ("warn", "bad", "ok")
+    assert first.fact == f"udp:127.0.0.1:{taken} is in use"
+    assert second.fact == "udp:192.0.2.1:5060: no address of this machine"
+
+
+def test_rtp_ports(tmp_path: Path, taken: int) -> None:
+    low = taken - taken % 2
+    text = f'[sip]\nlisten = ["udp:127.0.0.1:0"]\nmax_calls = 1\nrtp_ports = [{low}, {low + 1}]\n'
+    config, _ = load_all(write(tmp_path, text), {})
+    finding = network.rtp_ports(config)
+    assert finding.verdict is Verdict.BAD
+    assert finding.fact == f"{low}-{low + 1}: 0 pairs free, 1 needed"
+
+
+def the_server(file: Path) -> Finding:
+    config, dialplan = load_all(file, {})
+    (finding,) = network.servers(config, dialplan)
+    return finding
+
+
+def test_a_server_that_is_there(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        finding = the_server(write(tmp_path, url=f"ws://127.0.0.1:{port}/v1/realtime?x=y"))
+    assert finding.verdict is Verdict.OK
+    assert finding.fact.startswith(f"ws://127.0.0.1:{port} reached in ")
+
+
+def test_a_server_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "CONNECT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        finding = the_server(write(tmp_path, url=f"wss://127.0.0.1:{port}/v1/realtime"))
+    assert finding.verdict is Verdict.BAD
+    assert "no answer within" in finding.fact
+
+
+def test_a_name_that_does_not_exist(tmp_path: Path) -> None:
+    finding = the_server(write(tmp_path, url="wss://realtime.invalid/v1/realtime"))
+    assert finding.verdict is Verdict.BAD
+    assert "wss://realtime.invalid: " in finding.fact
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Certificate and key for 127.0.0.1, signed by themselves, good for three days."""
+    file = tmp_path / "server.pem"
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    shown = file.with_suffix(".crt")
+    options = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3 -subj /CN=test"
+    options += f" -addext subjectAltName=IP:127.0.0.1 -keyout {file} -out {shown}"
+    subprocess.run([program, *options.split()], check=True, capture_output=True)
+    file.write_bytes(file.read_bytes() + shown.read_bytes())
+    return file
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_tls_and_its_certificate(
+    tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+
+    async def main() -> list[Finding]:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate)
+        server = await asyncio.start_server(
+            lambda _reader, writer: writer.close(), "127.0.0.1", 0, ssl=context
+        )
+        port = server.sockets[0].getsockname()[1]
+        config, _ = load_all(write(tmp_path, url=f"wss://127.0.0.1:{port}/v1/realtime"), {})
+        async with server:
+            return await asyncio.to_thread(network.servers, config, Dialplan(()))
+
+    (finding,) = asyncio.run(main())
+    if trusted:
+        assert finding.verdict is Verdict.WARN
+        assert "TLSv1.3, certificate for 3 more days" in finding.fact
+    else:
+        assert finding.verdict is Verdict.BAD
+        assert "self-signed certificate" in finding.fact
