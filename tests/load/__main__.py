@@ -40,6 +40,13 @@ def levels_for(wanted: tuple[int, ...], most: int) -> tuple[int, ...]:
 @click.option("--calls", "wanted", type=click.IntRange(1), multiple=True, help="Levels to run.")
 @click.option("--quick", is_flag=True, help="Two levels, once: about a minute.")
 @click.option("--repetitions", type=click.IntRange(1), help="How often each window is measured.")
+@click.option(
+    "--mode",
+    type=click.Choice(["steady", "burst"]),
+    default="steady",
+    show_default=True,
+    help="How sessions speak: a delta every 20 ms, or answers of 200 ms deltas five times as fast.",
+)
 @click.option("--no-floor", is_flag=True, help="Leave pjsip's own loop-back out.")
 @click.option("--no-setup", is_flag=True, help="Leave set-up time and calls per second out.")
 @click.option("--docs", is_flag=True, help="Put the figures into docs/performance.md as well.")
@@ -54,6 +61,7 @@ def main(
     wanted: tuple[int, ...],
     quick: bool,
     repetitions: int | None,
+    mode: str,
     no_floor: bool,
     no_setup: bool,
     docs: bool,
@@ -86,7 +94,7 @@ def main(
                 if not no_floor:
                     done.append(run_floor(work / f"floor-{calls}", calls, timing, say))
                     report.line(console, done[-1])
-                level = GatewayLevel(work / f"gateway-{calls}", calls, timing, say).run()
+                level = GatewayLevel(work / f"gateway-{calls}", calls, timing, say, mode).run()
                 done.append(level)
                 report.line(console, level)
             rates = [] if no_setup else setups.run(work / "setups", most, quick, say)
@@ -99,6 +107,7 @@ def main(
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started),
         "timing": asdict(timing),
+        "mode": mode,
         "levels": [
             {**asdict(level), "cpu_per_call": level.cpu_per_call, "threads": level.threads}
             for level in done

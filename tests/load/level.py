@@ -203,9 +203,11 @@ def _note_cpu(level: Level, window: CpuWindow, idle: proc.Usage) -> None:
 class GatewayLevel:
     """The gateway under load; :meth:`run` gives its figures."""
 
-    def __init__(self, folder: Path, calls: int, timing: Timing, say: Say) -> None:
+    def __init__(
+        self, folder: Path, calls: int, timing: Timing, say: Say, mode: str = "steady"
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._timing, self._say = folder, timing, say
+        self._folder, self._timing, self._say, self._mode = folder, timing, say, mode
         self.level = Level("gateway", calls, measured_of(calls))
         self._up: list[float] = []
         self._down: list[float] = []
@@ -221,6 +223,7 @@ class GatewayLevel:
         with ExitStack() as stack:
             endpoint = stack.enter_context(Worker.python("endpoint", "tests.load.endpoint", folder))
             phone = stack.enter_context(Worker.python("phone", "tests.load.phone", folder))
+            endpoint.ask("bulk", mode=self._mode)
             port = endpoint.ask("where")["port"]
             gateway = stack.enter_context(subject.gateway(folder, port, level.calls + 20))
             _quiet(0.5)

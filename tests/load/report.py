@@ -151,12 +151,12 @@ def _delays(gateways: list[Level], floors: dict[int, Level]) -> tuple[str, list[
                 f"{level.barge_in.p50:.1f}/{level.barge_in.p99:.1f}",
                 f"{level.barge_packets}",
                 f"{level.truncation_ms.highest:.0f} ({level.truncations})",
-                f"{level.lost_up + level.lost_down} of {level.sent_up + level.sent_down}",
+                f"{level.lost_up} / {level.lost_down} of {level.sent_up + level.sent_down}",
             ]
         )
     columns = [
         "calls", "up p50/95/99", "down", "down, live", "pjsip there and back", "spacing p50/99",
-        "barge-in p50/99", "packets after", "truncation error", "frames lost",
+        "barge-in p50/99", "packets after", "truncation error", "lost up / down",
     ]  # fmt: skip
     return "Delays in ms, one way, without the 20 ms that a frame takes to be spoken", columns, rows
 

@@ -137,7 +137,8 @@ def _lines(result: brief.Result | held.Result, series: Series) -> list[str]:
             lines.append(
                 f"at {window.seconds:5.0f} s: up p50/p99 {window.up.p50}/{window.up.p99}, "
                 f"down {window.down.p50}/{window.down.p99}, spacing p99 {window.spacing.p99} ms, "
-                f"highest {window.spacing.highest}, lost {window.lost} of {window.sent}"
+                f"highest {window.spacing.highest}, "
+                f"lost {window.lost_up} up, {window.lost_down} down of {window.sent}"
             )
         lines.append(f"underruns {result.underruns}")
     lines.append(
