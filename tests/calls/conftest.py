@@ -17,6 +17,11 @@ TEST_SECONDS = 110
 _runner = pytest.StashKey[asyncio.Runner]()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Names of marks."""
+    config.addinivalue_line("markers", "slow: takes a minute; leave out with -m 'not slow'")
+
+
 @pytest.fixture(scope="session")
 def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
     """The one event loop of emulator, telephone and log readers; it stands still between tests."""

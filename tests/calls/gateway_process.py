@@ -14,6 +14,9 @@ from typing import Any
 WITHIN_S = 30.0
 """Deadline of a wait that should take milliseconds; only something stuck gets there."""
 
+PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "ALL_PROXY"), "http://[::1]:9")
+"""In the environment of every gateway: a proxy that nobody asked for is not used."""
+
 FAULTS = (
     "gateway.unhandled",
     "gateway.calls_left",
@@ -68,6 +71,7 @@ class Gateway:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=16 * 1024 * 1024,
+            env={**os.environ, **PROXIES},
         )
         assert self._process.stdout is not None
         assert self._process.stderr is not None

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from rtp_end import EVENT_PAYLOAD, RtpEnd
 
-CODECS = {"PCMU": (0, b"\xff"), "PCMA": (8, b"\xd5"), "GSM": (3, b"\x00")}
+CODECS = {"PCMU": (0, b"\xff"), "PCMA": (8, b"\xd5"), "GSM": (3, b"\xd5")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class PhoneCall:
         if not self._invite:
             self._to = f"<{self.uri}>"
             self._target = self.uri
-            sdp = self._sdp() if self.codecs else ""
+            sdp = self._sdp(self.codecs) if self.codecs else ""
             more = ["Content-Type: application/sdp"] if sdp else []
             self._invite = self._request("INVITE", self._branch, 1, [*self.headers, *more], sdp)
             self.invited_at = time.monotonic()
@@ -80,9 +80,11 @@ class PhoneCall:
         """Send CANCEL."""
         self.phone.send(self._request("CANCEL", self._branch, 1))
 
-    def ack(self) -> None:
-        """ACK the 200."""
-        self.phone.send(self._request("ACK", _new_branch(), 1))
+    def ack(self, codecs: tuple[str, ...] = ()) -> None:
+        """ACK the 200; with ``codecs`` it answers the offer that the 200 made."""
+        sdp = self._sdp(codecs) if codecs else ""
+        headers = ["Content-Type: application/sdp"] if sdp else []
+        self.phone.send(self._request("ACK", _new_branch(), 1, headers, sdp))
 
     def bye(self, *headers: str) -> None:
         """Send BYE."""
@@ -209,9 +211,9 @@ class PhoneCall:
         ]
         return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
 
-    def _sdp(self) -> str:
-        numbers = [str(CODECS[name][0]) for name in self.codecs]
-        maps = [f"a=rtpmap:{CODECS[name][0]} {name}/8000" for name in self.codecs]
+    def _sdp(self, codecs: tuple[str, ...]) -> str:
+        numbers = [str(CODECS[name][0]) for name in codecs]
+        maps = [f"a=rtpmap:{CODECS[name][0]} {name}/8000" for name in codecs]
         lines = [
             "v=0",
             "o=- 1 1 IN IP4 127.0.0.1",

@@ -164,6 +164,36 @@ async def test_no_common_codec(world: World) -> None:
     assert world.emulator.total_sessions == before
 
 
+@pytest.mark.parametrize("offer", [("PCMA", "PCMU"), ("PCMU", "PCMA"), ("GSM", "PCMA")])
+async def test_the_callers_first_law_is_the_sessions(world: World, offer: tuple[str, ...]) -> None:
+    world.behave(answer={"kind": "pattern", "seconds": 1, "burst": True})
+    call = await world.dial("greeted", codecs=offer)
+    session = await world.session_of(call)
+    wanted = next(name for name in offer if name != "GSM")
+    settings = session.seen("session.update")[0].body["session"]["audio"]
+    assert settings["input"]["format"] == settings["output"]["format"]
+    assert settings["input"]["format"]["type"] == f"audio/{wanted.lower()}"
+    (audio,) = session.sent_items.values()
+    await call.rtp.until(lambda: bytes(audio) in call.rtp.heard)
+    summary = await world.summary_at_end(call)
+    assert summary["codec"] == wanted
+    assert {packet.payload_type for packet in call.rtp.packets} == {0 if wanted == "PCMU" else 8}
+
+
+async def test_an_invite_without_offer(world: World) -> None:
+    """The 200 makes the offer, the ACK answers it (RFC 3261 section 13.2.1)."""
+    world.behave(answer={"kind": "pattern", "seconds": 1, "burst": True})
+    call = world.phone.call("greeted", codecs=(), acknowledge=False)
+    call.invite()
+    await call.answered()
+    call.ack(("PCMU",))
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.sent("response.done") != [], 20)
+    (audio,) = session.sent_items.values()
+    await call.rtp.until(lambda: bytes(audio) in call.rtp.heard)
+    assert (await world.summary_at_end(call))["codec"] == "PCMU"
+
+
 async def test_options(world: World) -> None:
     answer = await world.phone.options()
     assert answer.code == 200

@@ -1,0 +1,133 @@
+"""Each example dialplan, driven by a call."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from harness import World
+from listening import is_silence
+from sip_phone import PhoneCall
+
+import gateway as package
+from gateway.emulator.audio import PCMU
+from gateway.emulator.record import SessionRecord
+from gateway.emulator.speech import synthesise
+
+DIALPLANS = Path(package.__file__).parents[1] / "dialplans"
+
+WORLD = {
+    "dialplans": DIALPLANS,
+    "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n",
+}
+
+
+def settings_of(session: SessionRecord) -> dict[str, Any]:
+    """The session object as the server was asked for it."""
+    (update,) = session.seen("session.update")
+    settings: dict[str, Any] = update.body["session"]
+    return settings
+
+
+async def greeted(world: World, call: PhoneCall, said: str) -> SessionRecord:
+    """The session of a call, once the caller hears its greeting."""
+    session = await world.session_of(call)
+    await call.rtp.until(lambda: any(not is_silence(packet) for packet in call.rtp.packets))
+    create = session.seen("response.create")[0].body
+    assert said in create["response"]["instructions"]
+    return session
+
+
+async def said(session: SessionRecord, nth: int) -> str:
+    """The transcript of the agent's ``nth`` message (from 1)."""
+    type_ = "response.output_audio_transcript.done"
+    await session.wait_until(lambda s: len(s.sent(type_)) >= nth, 30)
+    return str(session.sent(type_)[nth - 1].body["transcript"])
+
+
+async def test_reception(world: World) -> None:
+    """Greets, answers, says goodbye and hangs up."""
+    call = await world.dial("100")
+    session = await greeted(world, call, "Good morning, reception.")
+    settings = settings_of(session)
+    assert settings["audio"]["output"]["voice"] == "marin"
+    assert settings["audio"]["input"]["format"] == {"type": "audio/pcmu"}
+    assert settings["audio"]["output"]["format"] == {"type": "audio/pcmu"}
+    assert "receptionist of a small hotel" in settings["instructions"]
+    assert [tool["name"] for tool in settings["tools"]] == ["end_call"]
+    assert await said(session, 1) == "Good morning, reception. How can I help?"
+    call.rtp.press("0#")
+    assert "Goodbye" in await said(session, 2)
+    await call.hung_up()
+    record = await world.record(call)
+    assert (record["route"], record["ending"]["why"]) == ("reception", "farewell")
+    goodbye = bytes(list(session.sent_items.values())[-1])
+    call.rtp.read_what_waits()
+    assert goodbye[: len(goodbye) // 160 * 160] in call.rtp.heard
+
+
+async def test_keypad(world: World) -> None:
+    """A caller who knows the menu types on; the digits become the route's own words."""
+    call = await world.dial("200")
+    session = await greeted(world, call, "Welcome. For opening hours press one")
+    assert settings_of(session)["audio"]["output"]["voice"] == "cedar"
+    call.rtp.press("2#")
+    assert await said(session, 2) == "You pressed 2."
+    (item,) = session.seen("conversation.item.create")
+    assert item.body["item"]["content"][0]["text"] == "I pressed 2 on the keypad."
+    summary = await world.summary_at_end(call)
+    assert [one["trigger"] for one in summary["interruptions"]] == ["digit"]
+    assert [run["digits"] for run in summary["digits"]] == ["2"]
+
+
+def open_now() -> bool:
+    """Whether the shop of the example is open."""
+    now = datetime.now(ZoneInfo("Europe/Berlin"))
+    minutes = now.hour * 60 + now.minute
+    if now.weekday() < 5:
+        return 9 * 60 <= minutes < 18 * 60
+    return now.weekday() == 5 and 10 * 60 <= minutes < 14 * 60
+
+
+async def test_shop_by_the_hour(world: World) -> None:
+    before = open_now()
+    call = await world.dial("300")
+    after = open_now()
+    session = await world.session_of(call)
+    create = session.seen("response.create")[0].body["response"]["instructions"]
+    summary = await world.summary_at_end(call)
+    if before == after:  # else the shop opened or closed while we dialled
+        assert summary["route"] == ("shop-open" if before else "shop-closed")
+        wanted = "good day" if before else "Say that the shop is closed"
+        assert wanted in create
+
+
+async def test_urgent_calls_get_through_always(world: World) -> None:
+    """A header field decides, and what it names is told to the model."""
+    call = await world.dial("300", headers=("X-Priority: urgent;ticket=77",))
+    session = await greeted(world, call, "Bicycle shop, emergency line.")
+    call.rtp.press("1#")
+    await session.wait_until(lambda s: s.seen("conversation.item.create") != [], 30)
+    (item,) = session.seen("conversation.item.create")
+    assert item.body["item"]["content"][0]["text"] == "The caller of ticket 77 pressed 1."
+    assert (await world.summary_at_end(call))["route"] == "shop-urgent"
+
+
+async def test_echo(world: World) -> None:
+    """What the caller says is played back to them."""
+    call = await world.dial("4007")
+    session = await greeted(world, call, "This is the echo test.")
+    settings = settings_of(session)
+    assert settings["audio"]["input"]["turn_detection"]["silence_duration_ms"] == 400
+    assert not settings.get("tools")
+    await session.wait_until(lambda s: s.sent("response.done") != [], 30)
+    greeting = bytes(next(iter(session.sent_items.values())))
+    await call.rtp.until(lambda: greeting[-1600:-160] in call.rtp.heard)
+    words = PCMU.encode(*synthesise("One two three four five six seven.", "cedar", 1.0))
+    call.rtp.say(words)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 30)
+    middle = words[len(words) // 2 :][:4000]
+    await call.rtp.until(lambda: middle in call.rtp.heard)
+    assert (await world.summary_at_end(call))["route"] == "echo"
