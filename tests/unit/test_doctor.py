@@ -25,7 +25,7 @@ from gateway.sip.library import Build
 from gateway.sip.needs import unmet
 from gateway.sip.types import Listen, SipSettings
 
-BUILD = {
+BUILD: dict[str, Any] = {
     "distribution": "pjsua2-gateway 2.17",
     "version": "2.17",
     "path": "/somewhere/_pjsua2.so",
