@@ -8,7 +8,6 @@ from typing import Any
 
 from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.bridge import SessionPlan
-from gateway.call.conversation import END_CALL
 from gateway.call.plan import CallPlan, DigitPlan
 from gateway.call.record import CallRecord
 from gateway.config import Config, TrunkSettings
@@ -126,6 +125,7 @@ def call_plan(config: Config, match: Match, codec: Codec, retry_after: int) -> C
         silence_on_hold=route.hold.caller_audio == "silence",
         server_interrupts=_server_interrupts(_session(route, codec)),
         retry_after=retry_after,
+        truncate_margin_ms=settings.realtime.truncate_margin_ms,
     )
 
 

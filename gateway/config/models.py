@@ -91,6 +91,7 @@ class RealtimeSettings(Section):
     ping_interval: Seconds = 20.0
     ping_timeout: Seconds = 20.0
     playout_seconds: Seconds = 600.0
+    truncate_margin_ms: Milliseconds = 0
 
     @property
     def on_loopback(self) -> bool:
