@@ -59,7 +59,8 @@ class RoutedCall(PhoneCall):
         number = f"{self._sequence} INVITE"
         branch = self._branch + str(self._sequence)
         headers = ["Content-Type: application/sdp"]
-        self.phone.send(self._request("INVITE", branch, self._sequence, headers, self._sdp()))
+        offer = self._invite.partition(b"\r\n\r\n")[2].decode()
+        self.phone.send(self._request("INVITE", branch, self._sequence, headers, offer))
 
         def answers(call: PhoneCall) -> list[Message]:
             return [m for m in call.messages if m.code >= 200 and m.headers["cseq"] == number]

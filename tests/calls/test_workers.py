@@ -1,0 +1,149 @@
+"""Draining as telephones and dispatchers see it, and ``gateway run --workers`` as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from gateway_process import Gateway
+from harness import World
+from sip_phone import Phone
+
+NOTICE = "drain_notice_seconds = 30"
+
+
+@asynccontextmanager
+async def own_world(folder: Path, more: str, drain_seconds: float = 20) -> AsyncIterator[World]:
+    """A world that the test itself brings down, by signals."""
+    made = World(folder, more=more, drain_seconds=drain_seconds)
+    await made.start()
+    status = None
+    try:
+        yield made
+        status = await made.gateway.ended()
+    finally:
+        await made.stop(status)
+
+
+async def test_a_draining_gateway_refuses_what_is_new_and_keeps_what_it_has(
+    own_folder: Path,
+) -> None:
+    async with own_world(own_folder, "") as world:
+        assert (await world.phone.options()).code == 200
+        call = await world.dial()
+        world.gateway.signal(signal.SIGTERM)
+        await world.gateway.wait("gateway.signal")
+        probe = await world.phone.options()
+        assert (probe.code, probe.headers["retry-after"]) == (503, "5")
+        new = world.phone.call("plain")
+        new.invite()
+        refused = await new.refused()
+        assert (refused.code, refused.headers["retry-after"]) == (503, "5")
+        heard = len(call.rtp.packets)
+        await call.rtp.until(lambda: len(call.rtp.packets) > heard + 10)
+        await call.hang_up()
+        assert (await world.summary(call))["ending"]["why"] == "hung_up"
+        assert (await world.summary(new))["ending"]["why"] == "shutdown"
+
+
+async def test_a_gateway_without_calls_stays_to_be_noticed_until_a_second_signal(
+    own_folder: Path,
+) -> None:
+    async with own_world(own_folder, NOTICE) as world:
+        world.gateway.signal(signal.SIGTERM)
+        await world.gateway.wait("gateway.signal")
+        assert (await world.phone.options()).code == 503
+        world.gateway.signal(signal.SIGTERM)
+
+
+def write(folder: Path, port: int, more: str = "") -> Path:
+    (folder / "dialplans").mkdir()
+    (folder / "dialplans" / "10.toml").write_text('[[route]]\nname = "any"\n')
+    file = folder / "gateway.toml"
+    file.write_text(
+        f'[sip]\nlisten = ["udp:127.0.0.1:{port}"]\nrtp_ports = [46000, 46399]\nmax_calls = 4\n'
+        f'[realtime]\nurl = "ws://127.0.0.1:9/v1/realtime"\n{more}'
+    )
+    return file
+
+
+def two_ports() -> int:
+    """The first of two free UDP ports in a row."""
+    for _ in range(100):
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+        ):
+            one.bind(("127.0.0.1", 0))
+            first = int(one.getsockname()[1])
+            try:
+                other.bind(("127.0.0.1", first + 1))
+            except (OSError, OverflowError):
+                continue
+            return first
+    raise OSError("no two free ports in a row")
+
+
+async def test_two_workers_under_one_supervisor(runner: asyncio.Runner, tmp_path: Path) -> None:
+    port = two_ports()
+    gateway = Gateway(write(tmp_path, port, "[workers]\ncount = 2\n"))
+    await gateway.start()
+    try:
+        up = await gateway.wait("workers.up")
+        assert {line["worker"]: line["listen"] for line in gateway.all("gateway.up")} == {
+            0: [f"udp:127.0.0.1:{port}"],
+            1: [f"udp:127.0.0.1:{port + 1}"],
+        }
+        assert up["pids"] == [gateway.all("worker.up", worker=n)[0]["pid"] for n in (0, 1)]
+        for worker in (0, 1):
+            phone = Phone(("127.0.0.1", port + worker))
+            await phone.start()
+            assert (await phone.options()).code == 200
+            await phone.stop()
+    finally:
+        status = await gateway.stop()
+    assert status == 0
+    assert {line["worker"] for line in gateway.all("gateway.down")} == {0, 1}
+    assert not gateway.other_output
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", "run", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_port_that_is_taken_ends_the_start(tmp_path: Path) -> None:
+    port = two_ports()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as owner:
+        owner.bind(("127.0.0.1", port + 1))
+        done = run("-c", str(write(tmp_path, port)), "--workers", "2")
+    assert done.returncode == 1
+    assert f"cannot bind udp:127.0.0.1:{port + 1}" in done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    (said,) = [line for line in lines if line["event"] == "worker.cannot_start"]
+    assert (said["worker"], said["ended"]) == (1, "exit status 1")
+    assert lines[-1]["event"] == "workers.down"
+
+
+def test_what_cannot_be_shared_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    done = run("-c", str(write(tmp_path, 5060)), "--workers", "200")
+    assert done.returncode == 2
+    assert ": sip.rtp_ports: has room for 1 calls in each of 200 workers" in done.stderr
+
+
+def test_a_worker_that_there_is_not(tmp_path: Path) -> None:
+    done = run("-c", str(write(tmp_path, 5060)), "--workers", "2", "--worker", "2")
+    assert done.returncode == 2
+    assert "--worker 2: workers.count is 2, so the last is 1" in done.stderr
