@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ START_SECONDS = 20.0
 PORTS = 3000
 """RTP ports of a subject: two a call. Where they begin is drawn by lot, so that runs on the same
 machine do not meet."""
+FREE_PORTS = 500
+"""Ports that nobody holds when a subject starts."""
 
 _CONFIG = """\
 [sip]
@@ -45,8 +48,21 @@ model = "{name}"
 
 
 def first_port() -> int:
-    """The lowest RTP port of a subject: an even one, below the ports that the system gives out."""
-    return 10000 + 1000 * random.randrange(8)
+    """The lowest RTP port of a subject: even, with free ports above, below those of the system."""
+    for _ in range(50):
+        low = 10000 + 2 * random.randrange(3500)
+        if all(_is_free(port) for port in range(low, low + FREE_PORTS)):
+            return low
+    raise Failed("no RTP ports are free between 10000 and 20000")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+        try:
+            end.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class Gateway:
