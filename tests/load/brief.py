@@ -50,7 +50,10 @@ class Result:
     sessions: dict[str, int] = field(default_factory=dict)
     log: dict[str, int] = field(default_factory=dict)
     """Lines of the gateway's log at warning and above, by event."""
-    growth_kib: float = 0.0
+    rss_kib: tuple[float, float] = (0.0, 0.0)
+    """Resident memory in the second and in the last fifth of the run."""
+    cpu: tuple[float, float] = (0.0, 0.0)
+    """Percent of a core, likewise."""
     descriptors: tuple[int, int] = (0, 0)
     threads: tuple[int, int] = (0, 0)
     exit_status: int = 0
@@ -106,7 +109,7 @@ def run(folder: Path, calls: int, rate: float, beside: int, say: Say) -> tuple[R
             early=EARLY_SHARE,
             early_ms=list(EARLY_MS),
         )
-        _watch(series, phone, callers, calls, rate, say)
+        _watch(series, phone, callers, calls, rate, beside, say)
         result = Result(calls, round(time.monotonic() - started, 1), rate)
         callers.stop(SETTLE_SECONDS)
         wait_for("the phones' calls are over", lambda: not phone.ask("count")["live"], 60)
@@ -117,7 +120,8 @@ def run(folder: Path, calls: int, rate: float, beside: int, say: Say) -> tuple[R
         result.sessions = endpoint.ask("count")["fates"]
         result.phone = phone.ask("count")["outcomes"]
         result.exit_status = gateway.worker.stop()
-        result.growth_kib = series.growth_kib()
+        result.rss_kib = series.early_and_late("rss_kib")
+        result.cpu = series.early_and_late("cpu")
         result.descriptors = (idle.descriptors, last.descriptors)
         result.threads = (idle.threads, last.threads)
         counts = callers.counts()
@@ -160,13 +164,19 @@ def _stay(
 
 
 def _watch(
-    series: Series, phone: Worker, callers: sipp.Callers, calls: int, rate: float, say: Say
+    series: Series,
+    phone: Worker,
+    callers: sipp.Callers,
+    calls: int,
+    rate: float,
+    beside: int,
+    say: Say,
 ) -> None:
     deadline = time.monotonic() + calls / rate * 1.5 + 60
     while True:
         count, other = phone.ask("count"), callers.counts()
         done = sum(count["outcomes"].values()) + other.succeeded + other.failed
-        sample = series.look(done, count["live"] + other.live)
+        sample = series.look(done, count["live"] + other.live + beside)
         say(
             f"{done} of {calls} calls, {sample.live} live, {sample.cpu:.0f} %, "
             f"{sample.rss_kib / 1024:.0f} MiB, {sample.descriptors} descriptors"

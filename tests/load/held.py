@@ -48,7 +48,10 @@ class Result:
     windows: list[Heard] = field(default_factory=list)
     endings: dict[str, int] = field(default_factory=dict)
     underruns: int = 0
-    growth_kib: float = 0.0
+    rss_kib: tuple[float, float] = (0.0, 0.0)
+    """Resident memory in the second and in the last fifth of the run."""
+    cpu: tuple[float, float] = (0.0, 0.0)
+    """Percent of a core, likewise."""
     refused: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -158,7 +161,8 @@ class House:
         self.gateway.worker.stop()
         if self.callers is not None:
             self.callers.stop()
-        result.growth_kib = self.series.growth_kib()
+        result.rss_kib = self.series.early_and_late("rss_kib")
+        result.cpu = self.series.early_and_late("cpu")
         for summary in self.gateway.summaries():
             why = summary["ending"]["why"]
             result.endings[why] = result.endings.get(why, 0) + 1

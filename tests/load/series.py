@@ -54,17 +54,18 @@ class Series:
         self.samples.append(sample)
         return sample
 
-    def growth_kib(self) -> float:
-        """Resident memory: the median of the last fifth less that of the second fifth.
+    def early_and_late(self, what: str) -> tuple[float, float]:
+        """The median of a field in the second fifth and in the last: does it grow?
 
         The first fifth fills pools and caches and is left out.
         """
         fifth = len(self.samples) // 5
         if fifth == 0:
-            return 0.0
-        early = median(sample.rss_kib for sample in self.samples[fifth : 2 * fifth])
-        late = median(sample.rss_kib for sample in self.samples[-fifth:])
-        return float(late - early)
+            return 0.0, 0.0
+        early = median(getattr(sample, what) for sample in self.samples[fifth : 2 * fifth])
+        return float(early), float(
+            median(getattr(sample, what) for sample in self.samples[-fifth:])
+        )
 
     def as_json(self) -> list[dict[str, Any]]:
         """All samples."""

@@ -141,11 +141,14 @@ def _lines(result: brief.Result | held.Result, series: Series) -> list[str]:
                 f"lost {window.lost_up} up, {window.lost_down} down of {window.sent}"
             )
         lines.append(f"underruns {result.underruns}")
-    lines.append(
-        f"memory {samples[0].rss_kib / 1024:.1f} MiB at first, "
-        f"{samples[-1].rss_kib / 1024:.1f} at last; from the second fifth to the last "
-        f"{result.growth_kib:+.0f} KiB"
-    )
+    early, late = (value / 1024 for value in result.rss_kib)
+    lines += [
+        f"memory {samples[0].rss_kib / 1024:.1f} MiB at first; {early:.1f} in the second fifth of "
+        f"the run, {late:.1f} in the last ({1024 * (late - early):+.0f} KiB)",
+        "processor time {:.1f} % of a core in the second fifth, {:.1f} in the last".format(
+            *result.cpu
+        ),
+    ]
     return lines
 
 
