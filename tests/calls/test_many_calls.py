@@ -26,6 +26,10 @@ MOST_GROWTH_KIB = 3000
 """Of resident memory over the last 200 calls, 15 KiB for each; what a call holds is far more."""
 
 
+RECORD_WRITERS = 8
+"""Threads of the loop's pool, which come when two records are written at once, and stay."""
+
+
 async def watched(world: World) -> dict[str, Any]:
     """What the process holds while no call is up."""
     await eventually(lambda: not world.emulator.live, "all sessions closed")
@@ -60,7 +64,7 @@ async def test_a_thousand_short_calls(own_folder: Path) -> None:
 
     assert world.emulator.total_sessions == CALLS
     assert after["tasks"] == before["tasks"]
-    assert after["threads"] == before["threads"]
+    assert after["threads"] <= before["threads"] + RECORD_WRITERS
     assert after["fds"] == before["fds"]
     # The last call may still be named by a loop that waits for the next one.
     left = {name: count for name, count in after["objects"].items() if name != "Task"}
