@@ -345,6 +345,7 @@ class UserAgent:
         self._configure_media(config.medConfig)
         endpoint.libInit(config)
         self.capacity = library.capacity()
+        self._have_ipv6()
         endpoint.audDevManager().setNullDev()
         only_g711(endpoint)
         self._listeners = Listeners(endpoint, self.settings)
@@ -371,6 +372,15 @@ class UserAgent:
             lambda party: self._parties[party],
         )
         self.screen.open()
+
+    def _have_ipv6(self) -> None:
+        six = [listen for listen in self.settings.listen if ":" in listen.host]
+        if six and library.compiled("PJ_HAS_IPV6") == 0:
+            build = library.build()
+            raise AgentError(
+                f"sip.listen: {six[0].transport}:[{six[0].host}]:{six[0].port} needs IPv6, and "
+                f"{build.distribution} was built without; `make pjsua2` builds one with it"
+            )
 
     def _make_accounts(self, accounts: Accounts) -> None:
         try:

@@ -40,7 +40,6 @@ _NATIVE = ctypes.CDLL(_extension().__file__, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
 _Words = ctypes.c_size_t * 2
 _LogFunction = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _DUMP_LEVEL = 3
-_HANDLES = re.compile(rb"PJ_IOQUEUE_MAX_HANDLES\s*:\s*(\d+)")
 _FEWEST_HANDLES = 64
 """pjlib's default, which every build has at least."""
 
@@ -63,13 +62,23 @@ def capacity() -> int:
 def media_handles() -> int:
     """Sockets that a queue of this build holds (``PJ_IOQUEUE_MAX_HANDLES``).
 
+    Needs what :func:`compiled` needs.
+    """
+    found = compiled("PJ_IOQUEUE_MAX_HANDLES")
+    return _FEWEST_HANDLES if found is None else found
+
+
+def compiled(macro: str) -> int | None:
+    """What an integer macro of pjlib was when it was compiled; None where that is not told.
+
     pjlib tells it only in the dump of its configuration. Needs an initialised library, and the
     thread that initialised it.
     """
+    pattern = re.compile(rb"\b" + macro.encode() + rb"\s*:\s*(\d+)")
     found: list[int] = []
 
     def look(_level: int, text: bytes, _length: int) -> None:
-        match = _HANDLES.search(text)
+        match = pattern.search(text)
         if match:
             found.append(int(match[1]))
 
@@ -85,7 +94,7 @@ def media_handles() -> int:
     finally:
         _NATIVE.pj_log_set_level(level)
         _NATIVE.pj_log_set_log_func(before)
-    return found[0] if found else _FEWEST_HANDLES
+    return found[0] if found else None
 
 
 def _vector_span(vector: Any) -> tuple[int, int]:

@@ -23,6 +23,12 @@ def unmet(settings: SipSettings, build: Build) -> list[str]:
             f'sip.tls.min_version: "1.3" is not in {build.tls} of {library}; `make pjsua2` builds '
             "one with the system's OpenSSL"
         )
+    outward = [trunk.name for trunk in settings.trunks if trunk.transport == "tls"]
+    if old and outward and settings.tls.verify_server and not settings.tls.ca:
+        lacking.append(
+            f"sip.tls.ca: missing; trunk {outward[0]} is over TLS, and {build.tls} of {library} "
+            "cannot use the system's many CAs: name a file with those of the trunk"
+        )
     wishes = [("media.srtp_keying", settings.security)]
     wishes += [(f"trunk {one.name}: srtp_keying", one.security) for one in settings.trunks]
     lacking += [

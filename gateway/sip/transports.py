@@ -96,12 +96,19 @@ class Listeners:
             where = f"{listen.transport}:{_bracketed(listen.host)}:{port}"
             raise AgentError(f"sip.listen: cannot bind {where}: {error.reason}") from error
         local = str(self._endpoint.transportGetInfo(identity).localName)
-        return _Open(listen, int(identity), local, int(local.rpartition(":")[2]))
+        host, _, bound = local.rpartition(":")
+        name = f"{_bracketed(host.strip('[]'))}:{bound}"
+        return _Open(listen, int(identity), name, int(bound))
 
     def _secure(self, config: Any) -> None:
         tls = self._settings.tls
         config.certFile, config.privKeyFile = tls.certificate, tls.private_key
-        config.CaListFile = tls.ca or system_cas()
+        # Of whom it is given, pjsip also tells every client that connects: the system's many CAs
+        # are for those who need them.
+        outward = tls.verify_server and any(
+            trunk.transport == "tls" for trunk in self._settings.trunks
+        )
+        config.CaListFile = tls.ca or (system_cas() if outward else "")
         config.verifyServer = tls.verify_server
         config.verifyClient = tls.client_certificates != "off"
         config.requireClientCert = tls.client_certificates == "required"
