@@ -16,6 +16,7 @@ from gateway.call.ending import Why, ending_of, reason_header
 from gateway.call.machine import CallMachine
 from gateway.call.plan import CallPlan
 from gateway.call.record import CallRecord
+from gateway.legs import Dialler, Legs, Outward, quality_of
 from gateway.pump import MediaPump
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import AudioDelta, ServerError, ServerEvent
@@ -24,6 +25,7 @@ from gateway.realtime.session import Session, SessionClosed
 from gateway.sip.leg import Leg
 from gateway.sip.ports import call_audio
 from gateway.sip.types import LegEnd, RtpQuality
+from gateway.tools.runner import ToolCall, ToolRunner
 
 _EARLY_EVENTS = 256
 """Events kept between the session's first event and the answer to it; a turn of the loop."""
@@ -44,21 +46,27 @@ class Bridge:
     """One call. Lives on the event loop from its INVITE to :class:`outputs.Finished`.
 
     Args:
+        leg: that came in, or where to place the call.
         on_finished: told once, when both sides are over and the record is complete.
+        dial: places calls for the caller; None where none may be placed.
+        tools: runs functions of ``plan.tools``.
     """
 
     def __init__(
         self,
-        leg: Leg,
+        leg: Leg | Outward,
         plan: CallPlan,
         session_plan: SessionPlan,
         record: CallRecord,
         pump: MediaPump,
         on_finished: Callable[[Bridge], None],
+        *,
+        dial: Dialler | None = None,
+        tools: ToolRunner | None = None,
     ) -> None:
         self.record = record
         self._loop = asyncio.get_running_loop()
-        self._leg = leg
+        self._tools = tools
         self._session_plan = session_plan
         self._pump = pump
         self._on_finished = on_finished
@@ -66,6 +74,16 @@ class Bridge:
         self._machine = CallMachine(plan, record, self._loop.time())
         self._audio = call_audio(plan.codec, session_plan.max_playout_frames)
         self._audio.playout.pause(True)
+        self._legs = Legs(
+            leg if isinstance(leg, Leg) else None,
+            leg if isinstance(leg, Outward) else None,
+            self,
+            self._audio,
+            record,
+            dial,
+            self.feed,
+            lambda: (self._loop.time() - self._began) * 1000,
+        )
         self._session: Session | None = None
         self._early: deque[ServerEvent] | None = deque(maxlen=_EARLY_EVENTS)
         self._opening: asyncio.Task[None] | None = None
@@ -81,15 +99,13 @@ class Bridge:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._carriers: dict[type, Callable[[Any], None]] = {
-            outputs.Ring: lambda _out: self._leg.ring(),
+            **self._legs.carriers,
             outputs.OpenSession: self._open_session,
-            outputs.Answer: lambda _out: self._leg.answer(),
-            outputs.Refuse: lambda out: self._leg.refuse(out.code, out.headers),
-            outputs.HangUp: lambda out: self._leg.hang_up(out.headers),
             outputs.CloseSession: self._close_session,
             outputs.Send: self._send,
             outputs.StartMedia: self._start_media,
             outputs.Hold: self._hold,
+            outputs.RunTool: self._run_tool,
             outputs.Play: self._play,
             outputs.Flush: self._flush,
             outputs.Note: self._note,
@@ -97,9 +113,8 @@ class Bridge:
         }
 
     def start(self) -> None:
-        """Take the leg on: ring and connect."""
-        self._leg.handler = self
-        self._leg.audio = self._audio
+        """Take the leg on: ring and connect. Or connect, and dial."""
+        self._legs.take()
         self._log.info(
             "call.invite",
             **{"from": self.record.from_uri, "to": self.record.to_uri},
@@ -127,11 +142,13 @@ class Bridge:
     # ---- what the leg tells
 
     def on_ringing(self, code: int) -> None:
-        """Only a leg that we dial rings at the other end."""
+        """The callee's side says how far it is."""
+        if code >= 180:
+            self.feed(inputs.RingingThere(code))
 
     def on_media(self, codec: Codec) -> None:
         """RTP flows."""
-        self.record.security = self._leg.security
+        self.record.security = self._legs.security
         self.feed(inputs.MediaUp(codec))
 
     def on_confirmed(self) -> None:
@@ -148,13 +165,8 @@ class Bridge:
 
     def on_quality(self, quality: RtpQuality) -> None:
         """RTP counters."""
-        self.record.security = self._leg.security
-        self.record.rtp = {
-            "rx_packets": quality.rx_packets,
-            "rx_lost": quality.rx_lost,
-            "rx_jitter_ms": round(quality.rx_jitter_ms, 2),
-            "tx_packets": quality.tx_packets,
-        }
+        self.record.security = self._legs.security
+        self.record.rtp = quality_of(quality)
         self.feed(inputs.RtpCounted(quality.rx_packets))
 
     def on_ended(self, end: LegEnd) -> None:
@@ -234,7 +246,7 @@ class Bridge:
             answered = record.times.answered is not None
             record.ending = ending_of(Why.FAULT, answered=answered, detail=detail)
             record.times.end = record.times.end or (self._loop.time() - self._began) * 1000
-            self._leg.hang_up({"Reason": reason_header(Why.FAULT)})
+            self._legs.let_go({"Reason": reason_header(Why.FAULT)})
             self._close_session(outputs.CloseSession(1000, Why.FAULT.value))
             self._finished(None)
 
@@ -293,16 +305,28 @@ class Bridge:
         if self._session is not None:
             self._session.send(output.command)
 
-    def _start_media(self, _output: outputs.StartMedia) -> None:
+    def _start_media(self, output: outputs.StartMedia) -> None:
         self._audio.uplink.drain()  # what came before the ACK is older than the conversation
         self._streaming = True
-        self._started = True
-        self._audio.playout.pause(self._held is not None)
+        self._started = output.playout
+        self._audio.playout.pause(self._held is not None or not self._started)
         self._pump.add(self._beat)
 
     def _hold(self, output: outputs.Hold) -> None:
         self._held = output if output.held else None
         self._audio.playout.pause(output.held or not self._started)
+
+    def _run_tool(self, output: outputs.RunTool) -> None:
+        call_id = output.call_id
+
+        def done(text: str) -> None:
+            self.feed(inputs.ToolDone(call_id, text))
+
+        if self._tools is None:
+            done('{"error": "nothing runs this function"}')
+            return
+        call = ToolCall(call_id, output.name, output.arguments, self.record.call_id)
+        self._tools.start(call, done)
 
     def _play(self, output: outputs.Play) -> None:
         playout = self._audio.playout
@@ -330,6 +354,7 @@ class Bridge:
             self._opening.cancel()
         playout, record = self._audio.playout, self.record
         playout.flush()
+        self._legs.finish()
         record.underruns = playout.underruns
         record.underrun_ms = playout.underrun_frames * FRAME_MS
         record.playout_frames_refused = playout.frames_refused

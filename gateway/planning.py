@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.bridge import SessionPlan
-from gateway.call.plan import CallPlan, DigitPlan
+from gateway.call.plan import CallPlan, DigitPlan, OutboundPlan, PressPlan
 from gateway.call.record import CallRecord
 from gateway.config import Config, TrunkSettings
 from gateway.dialplan import Greeting, InviteFacts, Match, Route, call_settings
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.session_object import session_object
+from gateway.routes import hold_plan, listening_session, own_tools, transfer_plan
 from gateway.sip.trunks import Access, Limits, Peer, Security, Trunk
 from gateway.sip.types import Invite, JitterBuffer, Listen, SipSettings, Tls
 
@@ -98,6 +101,14 @@ def record_of(invite: Invite | None, at: datetime) -> CallRecord:
     return record
 
 
+def placed_record(uri: str, trunk: str, route: str, at: datetime) -> CallRecord:
+    """An empty record of a call that we place; nobody has given it a Call-ID yet."""
+    record = CallRecord(call_id=f"out-{uuid4().hex}", route=route, direction="outbound")
+    record.started_at = at.astimezone(UTC).isoformat(timespec="milliseconds")
+    record.to_uri, record.trunk = uri, trunk
+    return record
+
+
 def codec_of(invite: Invite) -> Codec:
     """The law that pjsip will agree on: the caller's first. PCMU where the offer comes later."""
     return invite.offered[0] if invite.offered else Codec.PCMU
@@ -123,9 +134,23 @@ def call_plan(config: Config, match: Match, codec: Codec, retry_after: int) -> C
         max_call_seconds=settings.max_call_seconds,
         rtp_timeout=settings.rtp_timeout,
         silence_on_hold=route.hold.caller_audio == "silence",
-        server_interrupts=_server_interrupts(_session(route, codec)),
+        server_interrupts=_server_interrupts(_session(config, route, codec)),
         retry_after=retry_after,
+        transfer=transfer_plan(route, config.trunk),
+        press=PressPlan(route.send_dtmf.enabled, route.send_dtmf.how),
+        hold=hold_plan(route),
+        listening=listening_session(_session(config, route, codec)),
         truncate_margin_ms=settings.realtime.truncate_margin_ms,
+    )
+
+
+def outbound_plan(config: Config, plan: CallPlan) -> CallPlan:
+    """The same for a call that we place."""
+    caps = config.outbound
+    return replace(
+        plan,
+        max_call_seconds=min(plan.max_call_seconds, caps.max_call_seconds),
+        outbound=OutboundPlan(caps.ring_seconds, caps.early_media),
     )
 
 
@@ -142,23 +167,14 @@ def session_plan(config: Config, route: Route, codec: Codec) -> SessionPlan:
             ping_interval=realtime.ping_interval,
             ping_timeout=realtime.ping_timeout,
         ),
-        settings=_session(route, codec),
+        settings=_session(config, route, codec),
         connect_timeout=realtime.connect_timeout,
         max_playout_frames=int(realtime.playout_seconds * 1000) // FRAME_MS,
     )
 
 
-def _session(route: Route, codec: Codec) -> dict[str, Any]:
-    tools = []
-    if route.end_call.enabled:
-        tools.append(
-            {
-                "type": "function",
-                "name": END_CALL,
-                "description": route.end_call.description,
-                "parameters": {"type": "object", "properties": {}, "additionalProperties": False},
-            }
-        )
+def _session(config: Config, route: Route, codec: Codec) -> dict[str, Any]:
+    tools = own_tools(route, transfer_plan(route, config.trunk))
     return session_object(route.session_settings(), codec.value, tools)
 
 

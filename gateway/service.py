@@ -5,26 +5,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 
 import structlog
 
 from gateway import descriptors
+from gateway.audio.g711 import Codec
 from gateway.bridge import Bridge
 from gateway.call.ending import Why, ending_of, reason_header, refusal_code
 from gateway.call.record import CallRecord
-from gateway.config import Config
-from gateway.dialplan import Dialplan, Match
-from gateway.planning import call_plan, codec_of, facts_of, record_of, session_plan, sip_settings
+from gateway.config import Config, TrunkSettings
+from gateway.dialing import dial_uri
+from gateway.dialplan import Dialplan, Match, Route
+from gateway.legs import DialRefusedError, Outward
+from gateway.placing import Placing
+from gateway.planning import (
+    call_plan,
+    codec_of,
+    facts_of,
+    outbound_plan,
+    placed_record,
+    record_of,
+    session_plan,
+    sip_settings,
+)
 from gateway.pump import MediaPump
 from gateway.records.files import RecordFiles
 from gateway.sip import library
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg
 from gateway.sip.needs import unmet
-from gateway.sip.types import LegEnd, Refused, RtpQuality
+from gateway.sip.ports import LegAudio
+from gateway.sip.types import LegEnd, LegHandler, Refused, RtpQuality
 from gateway.workers.lifeline import Lifeline
 from gateway.workers.notify import notify
 
@@ -63,6 +77,7 @@ class Service:
             on_refused=self._on_refused,
             on_caller_audio=self._pump.wake,
         )
+        self._placing = Placing(config.outbound, self._agent)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; a second one hurries the end.
@@ -192,15 +207,98 @@ class Service:
                 record,
                 self._pump,
                 self._on_finished,
+                dial=self._placing.dial,
             )
         except Exception as error:
             log.exception("call.fault", call=record.call_id, route=match.route.name)
             self._refuse(leg, record, Why.FAULT, f"{type(error).__name__}: {error}")
             return
+        record.sip_call_id = record.call_id
         record.mark(0.0, "invite", source=record.source)
+        self._begin(bridge)
+
+    def _begin(self, bridge: Bridge) -> None:
         self._calls.add(bridge)
         self._idle.clear()
         bridge.start()
+
+    def dial(
+        self, to: str, route: str, trunk: str = "", variables: Mapping[str, str] | None = None
+    ) -> asyncio.Future[CallRecord]:
+        """Place a call with a route's session; the result is its record, once it is over.
+
+        Args:
+            to: a number, which needs a trunk, or a sip or tel URI.
+            route: the name of a route; its conditions are not asked.
+            variables: what the route's named groups would have brought.
+
+        Raises DialRefusedError, naming the rule that does not let it be placed, and ValueError
+        where route, trunk or address are not to be had.
+        """
+        chosen = next((one for one in self._dialplan.routes if one.name == route), None)
+        if chosen is None:
+            raise ValueError(f"there is no route {route!r}")
+        through = next((one for one in self._config.trunk if one.name == trunk), None)
+        if trunk and through is None:
+            raise ValueError(f"there is no trunk {trunk!r}")
+        uri = dial_uri(to, through)
+        record = placed_record(uri, trunk, route, datetime.now(UTC))
+        try:
+            if self._stop.is_set():
+                raise DialRefusedError("the gateway shuts down")
+            if len(self._calls) >= self._max_calls:
+                raise DialRefusedError(f"sip.max_calls: {self._max_calls} calls in progress")
+            give_back = self._placing.admit(uri)
+        except DialRefusedError as refused:
+            self._write_refusal(record, Why.REFUSED, 403, str(refused))
+            raise
+        return self._place(chosen, through, uri, record, variables or {}, give_back)
+
+    def _place(
+        self,
+        route: Route,
+        trunk: TrunkSettings | None,
+        uri: str,
+        record: CallRecord,
+        variables: Mapping[str, str],
+        give_back: Callable[[], None],
+    ) -> asyncio.Future[CallRecord]:
+        codecs = tuple(Codec) if trunk is None else tuple(Codec(name) for name in trunk.codecs)
+        record.codec = codecs[0].value
+        over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
+
+        def finished(bridge: Bridge) -> None:
+            give_back()
+            self._on_finished(bridge)
+            if not over.done():
+                over.set_result(bridge.record)
+
+        def dial(
+            uri: str,
+            handler: LegHandler,
+            audio: LegAudio | None,
+            codecs: list[Codec],
+            trunk: str,
+        ) -> Leg:
+            if audio is None:
+                return self._placing.dial(uri, handler, audio, codecs, trunk)
+            give_back()  # it was asked for before its session was opened
+            return self._placing.dial_admitted(uri, handler, audio, codecs, trunk)
+
+        known = dict.fromkeys(route.variable_names(), "") | dict(variables)
+        plan = call_plan(self._config, Match(route, known), codecs[0], self._sip.retry_after)
+        bridge = Bridge(
+            Outward(uri, record.trunk, codecs),
+            outbound_plan(self._config, plan),
+            session_plan(self._config, route, codecs[0]),
+            record,
+            self._pump,
+            finished,
+            dial=dial,
+        )
+        record.mark(0.0, "dial", to=uri)
+        self._begin(bridge)
+        return over
 
     def _on_finished(self, bridge: Bridge) -> None:
         self._calls.discard(bridge)

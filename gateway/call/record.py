@@ -78,6 +78,8 @@ class CallRecord:
     """Everything about one call that outlives it. Times are ms since the INVITE."""
 
     call_id: str
+    """The SIP Call-ID of a call that came in; of one that we place, a name of ours."""
+    sip_call_id: str = ""
     route: str = ""
     from_uri: str = ""
     to_uri: str = ""
@@ -126,6 +128,7 @@ class CallRecord:
         ending = self.ending
         return {
             "call_id": self.call_id,
+            "sip_call_id": self.sip_call_id,
             "session_id": self.session_id,
             "route": self.route,
             "from": self.from_uri,

@@ -14,6 +14,7 @@ from .models import (
     RealtimeSettings,
     WorkerSettings,
 )
+from .outbound import OutboundSettings
 from .problems import ConfigError, Problem
 from .sip import ListenAddress, PortRange, SipSettings, TlsSettings
 from .trunks import TrunkSettings
@@ -27,6 +28,7 @@ __all__ = [
     "ListenAddress",
     "LogSettings",
     "MediaSettings",
+    "OutboundSettings",
     "PortRange",
     "Problem",
     "RealtimeSettings",

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from .access import AccessSettings, ControlSettings
+from .outbound import OutboundSettings
 from .problems import MisplacedError
 from .sip import ListenAddress, SipSettings
 from .trunks import Keying, Srtp, TrunkSettings, judge_trunks
@@ -175,6 +176,7 @@ class Config(Section):
     workers: WorkerSettings = Field(default_factory=WorkerSettings)
     access: AccessSettings = Field(default_factory=AccessSettings)
     control: ControlSettings = Field(default_factory=ControlSettings)
+    outbound: OutboundSettings = Field(default_factory=OutboundSettings)
     trunk: tuple[TrunkSettings, ...] = ()
 
     @model_validator(mode="after")

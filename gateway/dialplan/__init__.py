@@ -8,6 +8,7 @@ from .load import Dialplan, Origin, dialplan_files, load_dialplan
 from .match import Explanation, InviteFacts, Match, Refusal
 from .models import Digits, EndCall, Greeting, Route, RouteLimits, RouteRealtime
 from .settings import CallSettings, call_settings
+from .tools import Hold, SendDtmf, Transfer, TransferCall
 
 __all__ = [
     "CallSettings",
@@ -16,6 +17,7 @@ __all__ = [
     "EndCall",
     "Explanation",
     "Greeting",
+    "Hold",
     "InviteFacts",
     "Match",
     "Origin",
@@ -23,6 +25,9 @@ __all__ = [
     "Route",
     "RouteLimits",
     "RouteRealtime",
+    "SendDtmf",
+    "Transfer",
+    "TransferCall",
     "call_settings",
     "dialplan_files",
     "load_dialplan",

@@ -29,23 +29,10 @@ from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
 from gateway.realtime.session_object import session_object
 
 from .hours import Hours, parse_hours
+from .tools import Hold, SendDtmf, Transfer, TransferCall
+from .values import Regex
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-def _regex(value: object) -> re.Pattern[str]:
-    if isinstance(value, re.Pattern):
-        return value
-    if not isinstance(value, str):
-        raise ValueError("must be a regular expression, as a string")
-    try:
-        return re.compile(value)
-    except re.error as error:
-        where = "" if error.pos is None else f" at position {error.pos + 1}"
-        raise ValueError(f"is no regular expression: {error.msg}{where}") from None
-
-
-Regex = Annotated[re.Pattern[str], BeforeValidator(_regex)]
 
 
 def _header_conditions(value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -153,6 +140,7 @@ class Digits(Section):
 
     enabled: Flag = True
     terminator: Annotated[str, AfterValidator(_one_key)] = "#"
+    in_band: Flag = False
     inter_digit_seconds: Seconds = 3.0
     max_digits: Annotated[Count, Field(le=128)] = 32
     interrupt: Flag = True
@@ -205,12 +193,6 @@ class RouteLimits(Section):
     rtp_timeout: SecondsOrOff | None = None
 
 
-class Hold(Section):
-    """``[route.hold]``: what the session hears while the caller has the gateway on hold."""
-
-    caller_audio: Literal["silence", "stop"] = "silence"
-
-
 class RouteRealtime(Section):
     """``[route.realtime]``: in place of ``[realtime]``, for this route.
 
@@ -257,6 +239,9 @@ class Route(Section):
     greeting: Greeting | None = None
     digits: Digits = Field(default_factory=Digits)
     end_call: EndCall = Field(default_factory=EndCall)
+    transfer: tuple[Transfer, ...] = ()
+    transfer_call: TransferCall = Field(default_factory=TransferCall)
+    send_dtmf: SendDtmf = Field(default_factory=SendDtmf)
     limits: RouteLimits = Field(default_factory=RouteLimits)
     hold: Hold = Field(default_factory=Hold)
     realtime: RouteRealtime = Field(default_factory=RouteRealtime)
@@ -269,6 +254,10 @@ class Route(Section):
             )
         if self.timezone is not None and not self.hours:
             raise MisplacedError(("timezone",), "means nothing without hours")
+        spoken = [one.name.casefold() for one in self.transfer]
+        for index, name in enumerate(spoken):
+            if name in spoken[:index]:
+                raise MisplacedError(("transfer", index, "name"), "is there twice")
         names = self.variable_names()
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

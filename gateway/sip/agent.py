@@ -25,6 +25,7 @@ from gateway.sip.message import offered_codecs, request_uri_of, user_of
 from gateway.sip.pjlog import LogWriter
 from gateway.sip.ports import LegAudio, PortPool
 from gateway.sip.screen import Screen, party_of
+from gateway.sip.sounds import Sounds
 from gateway.sip.thread import SipThread
 from gateway.sip.transports import Listeners
 from gateway.sip.trunks import Attribution, Trunk, Trunks
@@ -84,6 +85,7 @@ class UserAgent:
     ) -> None:
         self.settings = settings
         self.pool = PortPool(on_caller_audio)
+        self.sounds = Sounds()
         self._on_caller_audio = on_caller_audio
         self.capacity = 0
         """Concurrent calls that the library carries; known once started."""
@@ -151,7 +153,7 @@ class UserAgent:
         self,
         uri: str,
         handler: LegHandler,
-        audio: LegAudio,
+        audio: LegAudio | None,
         codecs: list[Codec],
         trunk: str = "",
     ) -> Leg:
@@ -412,6 +414,7 @@ class UserAgent:
             log.warning("sip.stop_failed", error=error.info())
         finally:
             self.pool.abandon()
+            self.sounds.disown()
             if self.accounts is not None:
                 self.accounts.disown()
             for held in (*self._calls, self._endpoint, self._log_writer):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pjsua2 as pj
 import structlog
 
 from gateway.audio.g711 import Codec
+from gateway.sip.guard import guarded
+from gateway.sip.incall import InCall, InCallCommands
 from gateway.sip.message import headers_of, reason_of
 from gateway.sip.ports import LegAudio, Port
 from gateway.sip.security import media_security
@@ -26,31 +27,12 @@ _IS_UPDATE = 1
 
 _REQUEST_TERMINATED = 487
 
-_F = TypeVar("_F", bound=Callable[..., None])
-
 
 def _tell_media(handler: LegHandler, codec: Codec) -> None:
     handler.on_media(codec)
 
 
-def guarded(callback: _F) -> _F:
-    """Log what a pjsua2 callback raises, with its call, and end that call only.
-
-    SWIG prints such an exception and forgets it; the call would stay up, deaf.
-    """
-
-    @functools.wraps(callback)
-    def run(self: Any, *args: Any) -> None:
-        try:
-            callback(self, *args)
-        except Exception:
-            log.exception("sip.callback_failed", callback=callback.__name__, call=self.name)
-            self.fail()
-
-    return run  # type: ignore[return-value]
-
-
-class Leg:
+class Leg(InCallCommands):
     """What the event loop holds of a leg. Its methods post to the SIP thread and return at once.
 
     ``handler`` and ``audio`` are set by the owner before the leg can need them: in the callback
@@ -103,7 +85,7 @@ class Leg:
         self._agent.post(run)
 
 
-class SipCall(pj.Call):  # type: ignore[misc]
+class SipCall(InCall):
     """The pjsua2 call of a leg. Lives on the SIP thread from first to last."""
 
     def __init__(self, agent: UserAgent, account: Any, call_id: int | None = None) -> None:
@@ -187,6 +169,7 @@ class SipCall(pj.Call):  # type: ignore[misc]
             self._tell(lambda handler: handler.on_ringing(code))
         elif info.state == pj.PJSIP_INV_STATE_DISCONNECTED and not self.ended:
             self.ended = True
+            self.unwire()
             self._release_port()
             code = int(info.lastStatusCode)
             crossed = self._method == "CANCEL" and code != _REQUEST_TERMINATED
@@ -210,6 +193,10 @@ class SipCall(pj.Call):  # type: ignore[misc]
         if state.type != pj.PJSIP_EVENT_RX_MSG or state.tsx.role != pj.PJSIP_ROLE_UAS:
             return
         method = str(state.tsx.method)
+        if method == "INFO" and state.tsx.state == pj.PJSIP_TSX_STATE_TRYING:
+            key = self.take_info(state.src.rdata)
+            if key is not None:
+                self._tell(lambda handler: handler.on_digit(key))
         # A CANCEL that crossed our 200 has no effect; the BYE that follows it is the end.
         if method in ("BYE", "CANCEL"):
             self._method = method
@@ -220,7 +207,7 @@ class SipCall(pj.Call):  # type: ignore[misc]
         """Media came up or changed: join the call's stream with its port."""
         info = self.getInfo()
         leg = self.leg
-        if leg is None or leg.audio is None or self.ended:
+        if leg is None or self.ended:
             return
         for index in range(len(info.media)):
             media = info.media[index]
@@ -232,10 +219,9 @@ class SipCall(pj.Call):  # type: ignore[misc]
             stream = self.getStreamInfo(index)
             codec = Codec(str(stream.codecName).upper())
             audio = self.getAudioMedia(index)
-            if self._port is None:
+            if self._port is None and leg.audio is not None:
                 self._port = self.agent.pool.take(leg.audio)
-            audio.startTransmit(self._port)
-            self._port.startTransmit(audio)
+            self.wire(audio)
             leg.security = media_security(self, stream)
             self._tell(partial(_tell_media, codec=codec))
             return
@@ -249,11 +235,13 @@ class SipCall(pj.Call):  # type: ignore[misc]
 
     @guarded
     def onDtmfEvent(self, prm: Any) -> None:  # noqa: N802
-        """A telephone-event packet, or an INFO. A key counts once, when it is first heard of.
+        """A telephone-event packet. A key counts once, when it is first heard of.
 
         pjmedia takes a second press of the same key for more of the first when so many packets
         were lost that its duration seems to go on; the event's RTP timestamp tells them apart.
         """
+        if prm.method != pj.PJSUA_DTMF_METHOD_RFC2833:
+            return  # an INFO, which is read as it comes
         digit, start, duration = str(prm.digit), int(prm.timestamp), int(prm.duration)
         last = self._last_digit
         self._last_digit = (digit, start, duration)
@@ -265,7 +253,7 @@ class SipCall(pj.Call):  # type: ignore[misc]
 
     def poll_quality(self) -> None:
         """Report the RTP counters, where there is media."""
-        if self._port is None or self.ended:
+        if self._media is None or self.ended:
             return
         try:
             statistic = self.getStreamStat(0).rtcp

@@ -51,6 +51,12 @@ def headers_of(message: str) -> Mapping[str, tuple[str, ...]]:
     return {key: tuple(values) for key, values in fields.items()}
 
 
+def body_of(message: str) -> str:
+    """What follows the header, empty when nothing does."""
+    parts = _EMPTY_LINE.split(message, 1)
+    return parts[1] if len(parts) > 1 else ""
+
+
 def request_uri_of(message: str) -> str:
     """The Request-URI of a request, empty when the start line is not one."""
     parts = _LINE_END.split(message, 1)[0].split(" ")

@@ -122,6 +122,7 @@ class Port(Protocol):
     """What the pool and the legs need of a port, in either form."""
 
     def startTransmit(self, sink: Any) -> None: ...  # noqa: N802 (pjsua2's name)
+    def stopTransmit(self, sink: Any) -> None: ...  # noqa: N802
 
 
 class PortPool:

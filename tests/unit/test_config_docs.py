@@ -23,6 +23,9 @@ EXAMPLE = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DESCRIBED = {
     "sip.user_agent": "name and version",
     "route.end_call.description": "in English",
+    "route.transfer_call.description": "in English",
+    "route.hold.description": "in English",
+    "route.send_dtmf.description": "in English",
 }
 
 

@@ -1,0 +1,83 @@
+"""What a caller hears while nobody talks to them: tones of our own, or a WAV of the operator's."""
+
+from __future__ import annotations
+
+import wave
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.audio.g711 import SAMPLE_RATE
+
+BUILT_IN = ("ringback", "ringback-us", "chime", "silence")
+"""Names that need no file."""
+
+_LEVEL = 0.1
+"""Of full scale: -20 dBFS, as loud as a network's own tones."""
+
+_FADE_SECONDS = 0.005
+
+
+class SoundError(Exception):
+    """A sound cannot be played; the message says what it should be."""
+
+
+def samples_of(name: str) -> NDArray[np.int16]:
+    """One round of a built-in sound, 8 kHz. Raises KeyError."""
+    return _MAKERS[name]()
+
+
+def write_wav(path: Path, samples: NDArray[np.int16]) -> None:
+    """Write 8 kHz mono. Raises OSError."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(samples.astype("<i2").tobytes())
+
+
+def check_wav(path: Path) -> None:
+    """Raises SoundError where a file cannot be played as it is: nothing here resamples."""
+    try:
+        with wave.open(str(path), "rb") as file:
+            form = file.getframerate(), file.getnchannels(), file.getsampwidth() * 8
+            length = file.getnframes()
+    except OSError as error:
+        raise SoundError(f"{path} cannot be read: {error.strerror}") from None
+    except (wave.Error, EOFError) as error:
+        raise SoundError(f"{path} is no WAV of PCM samples: {error}") from None
+    if form != (SAMPLE_RATE, 1, 16):
+        rate, channels, bits = form
+        raise SoundError(
+            f"{path} has {rate} Hz, {channels} channel(s), {bits} bit; it must be 8000 Hz, mono, "
+            f"16 bit (sox {path.name} -r 8000 -c 1 -b 16 out.wav)"
+        )
+    if length < SAMPLE_RATE // 2:
+        raise SoundError(f"{path} is shorter than half a second")
+
+
+def _cadence(
+    tones: list[tuple[float, ...]], seconds: list[float], pause: float
+) -> NDArray[np.int16]:
+    parts = [_tone(hz, length) for hz, length in zip(tones, seconds, strict=True)]
+    parts.append(np.zeros(int(pause * SAMPLE_RATE)))
+    return np.rint(np.concatenate(parts) * 32767).astype(np.int16)
+
+
+def _tone(frequencies: tuple[float, ...], seconds: float) -> NDArray[np.float64]:
+    time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    waves = np.sum([np.sin(2 * np.pi * hz * time) for hz in frequencies], axis=0)
+    edge = np.minimum(time, time[::-1]) / _FADE_SECONDS
+    return np.asarray(_LEVEL / len(frequencies) * waves * np.clip(edge, 0, 1))
+
+
+_MAKERS: dict[str, Callable[[], NDArray[np.int16]]] = {
+    # ETSI ES 201 970 section 5.2: 425 Hz, 1 s on, 4 s off.
+    "ringback": lambda: _cadence([(425.0,)], [1.0], 4.0),
+    # Telcordia GR-506: 440 and 480 Hz, 2 s on, 4 s off.
+    "ringback-us": lambda: _cadence([(440.0, 480.0)], [2.0], 4.0),
+    "chime": lambda: _cadence([(523.25,), (659.25,)], [0.25, 0.35], 3.4),
+    "silence": lambda: np.zeros(SAMPLE_RATE, np.int16),
+}

@@ -1,0 +1,108 @@
+"""Calls that the gateway places: each asked of the caps first, and counted until it is over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import structlog
+
+from gateway.audio.g711 import Codec
+from gateway.config import OutboundSettings
+from gateway.dialing import OutboundCaps
+from gateway.legs import DialRefusedError
+from gateway.sip.agent import UserAgent
+from gateway.sip.leg import Leg
+from gateway.sip.ports import LegAudio
+from gateway.sip.types import LegEnd, LegHandler
+
+log = structlog.get_logger("gateway")
+
+
+class Placing:
+    """Every leg that we dial goes through here. Lives on the event loop."""
+
+    def __init__(self, settings: OutboundSettings, agent: UserAgent) -> None:
+        self._caps = OutboundCaps(settings)
+        self._agent = agent
+        self._legs: set[_Counted] = set()
+        self._admitted = 0
+
+    @property
+    def active(self) -> int:
+        """Calls of ours that are in progress, or admitted and about to be dialled."""
+        return len(self._legs) + self._admitted
+
+    def admit(self, uri: str) -> Callable[[], None]:
+        """Ask for a call on somebody's demand; returns what gives its place back.
+
+        Raises DialRefusedError, naming the rule.
+        """
+        self._ask(uri, on_demand=True)
+        self._admitted += 1
+        held = True
+
+        def give_back() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._admitted -= 1
+
+        return give_back
+
+    def dial(
+        self,
+        uri: str,
+        handler: LegHandler,
+        audio: LegAudio | None,
+        codecs: list[Codec],
+        trunk: str,
+    ) -> Leg:
+        """Place a call to a route's own destination. Raises DialRefusedError."""
+        self._ask(uri, on_demand=False)
+        return self.dial_admitted(uri, handler, audio, codecs, trunk)
+
+    def dial_admitted(
+        self,
+        uri: str,
+        handler: LegHandler,
+        audio: LegAudio | None,
+        codecs: list[Codec],
+        trunk: str,
+    ) -> Leg:
+        """Place a call that was asked for already. Raises DialRefusedError."""
+        counted = _Counted(handler, self._legs)
+        try:
+            return self._agent.dial(uri, cast(LegHandler, counted), audio, codecs, trunk)
+        except KeyError:
+            counted.forget()
+            raise DialRefusedError(f"there is no trunk {trunk!r}") from None
+
+    def _ask(self, uri: str, *, on_demand: bool) -> None:
+        now = asyncio.get_running_loop().time()
+        rule = self._caps.refusal(uri, self.active, now, on_demand=on_demand)
+        if rule is not None:
+            log.warning("gateway.call_not_placed", to=uri, rule=rule)
+            raise DialRefusedError(rule)
+
+
+class _Counted:
+    """Hands on what happens to a leg, and notices its end."""
+
+    def __init__(self, handler: LegHandler, legs: set[_Counted]) -> None:
+        self._handler = handler
+        self._legs = legs
+        legs.add(self)
+
+    def forget(self) -> None:
+        """It counts no more."""
+        self._legs.discard(self)
+
+    def on_ended(self, end: LegEnd) -> None:
+        """The leg is over."""
+        self.forget()
+        self._handler.on_ended(end)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handler, name)

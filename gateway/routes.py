@@ -1,0 +1,70 @@
+"""What a route lets the model do, as the plans of a call and the tools of its session. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.call.plan import Destination, HoldPlan, PressPlan, TransferPlan
+from gateway.config import TrunkSettings
+from gateway.dialing import dial_uri
+from gateway.dialplan import Route, Transfer
+from gateway.tools import definitions
+
+
+def transfer_plan(route: Route, trunks: tuple[TrunkSettings, ...]) -> TransferPlan:
+    """Where the model may transfer to, with the addresses that are really called.
+
+    Raises ValueError where a route names a trunk that there is not.
+    """
+    by_name = {trunk.name: trunk for trunk in trunks}
+    return TransferPlan(
+        destinations=tuple(
+            Destination(
+                name=one.name,
+                to=_address(one, by_name),
+                mode=one.mode,
+                allow=one.allow,
+                description=one.description,
+                trunk=one.trunk or "",
+                ring_seconds=one.ring_seconds,
+            )
+            for one in route.transfer
+        ),
+        sound=route.transfer_call.sound,
+        listen=route.transfer_call.listen,
+    )
+
+
+def _address(one: Transfer, trunks: Mapping[str, TrunkSettings]) -> str:
+    """What a REFER asks for is sent as it is; what we call ourselves needs a host."""
+    return one.to if one.mode == "blind" else dial_uri(one.to, trunks.get(one.trunk or ""))
+
+
+def hold_plan(route: Route) -> HoldPlan:
+    """Whether and how the model may let the caller wait."""
+    hold = route.hold
+    return HoldPlan(hold.tool, hold.sound, hold.max_seconds)
+
+
+def own_tools(route: Route, transfer: TransferPlan) -> list[dict[str, Any]]:
+    """The tools that the gateway offers to the model on this route."""
+    tools = [
+        definitions.end_call(route.end_call.description) if route.end_call.enabled else None,
+        definitions.transfer_call(transfer, route.transfer_call.description),
+        definitions.send_dtmf(
+            PressPlan(route.send_dtmf.enabled, route.send_dtmf.how), route.send_dtmf.description
+        ),
+        definitions.hold(hold_plan(route), route.hold.description),
+    ]
+    return [tool for tool in tools if tool is not None]
+
+
+def listening_session(session: Mapping[str, Any]) -> dict[str, Any]:
+    """What a session is told that shall go on listening, and say nothing any more."""
+    detection = session["audio"]["input"]["turn_detection"]
+    if detection is None:
+        return {"tools": []}
+    quiet = {**detection, "create_response": False, "interrupt_response": False}
+    quiet.pop("idle_timeout_ms", None)
+    return {"tools": [], "audio": {"input": {"turn_detection": quiet}}}

@@ -1,0 +1,213 @@
+"""What a call in progress can do besides talking: be transferred, be joined with another, hear
+music, send and take keys by INFO. The part of :class:`gateway.sip.leg.SipCall` for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pjsua2 as pj
+import structlog
+
+from gateway.sip import info
+from gateway.sip.guard import guarded
+from gateway.sip.message import body_of, headers_of
+from gateway.sip.ports import Port
+
+if TYPE_CHECKING:
+    from gateway.sip.agent import UserAgent
+    from gateway.sip.leg import Leg
+
+log = structlog.get_logger("sip")
+
+DECLINED = 603
+"""To a REFER that the route does not take."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferProgress:
+    """The response to our REFER (100 stands for 202), or the status line of a NOTIFY (RFC 3515
+    section 2.4.5); ``final``: the subscription is over."""
+
+    code: int
+    phrase: str
+    final: bool
+
+
+class InCall(pj.Call):  # type: ignore[misc]
+    """Lives on the SIP thread. ``SipCall`` sets up what is only declared here."""
+
+    agent: UserAgent
+    leg: Leg | None
+    ended: bool
+    _port: Port | None
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._media: Any = None
+        """The call's stream in the bridge, while it has one."""
+        self._partner: InCall | None = None
+        self._listened_to = True
+        self._sound = ""
+        self._playing: Any = None
+        self._on_refer: Callable[[ReferProgress], None] | None = None
+
+    # ---- media
+
+    def wire(self, media: Any) -> None:
+        """The stream is up, perhaps anew: join it with all that it belongs to."""
+        self._media = media
+        self._playing = None
+        self._connect()
+        self.play(self._sound)
+
+    def unwire(self) -> None:
+        """The call is over; pjsua has removed its stream, and what was joined with it."""
+        self._media = self._playing = None
+        partner, self._partner = self._partner, None
+        if partner is not None:
+            partner._partner = None
+
+    def play(self, sound: str) -> None:
+        """Let the peer hear this sound, beside all else; "" ends it."""
+        self._sound = sound
+        player = self.agent.sounds.get(sound) if sound else None
+        if self._media is None or player is self._playing:
+            return
+        if self._playing is not None:
+            self._playing.stopTransmit(self._media)
+        self._playing = player
+        if player is not None:
+            player.startTransmit(self._media)
+
+    def join(self, other: InCall, listen: bool) -> None:
+        """Let both peers hear each other; our own port hears both, or nobody (``listen``)."""
+        self._partner, other._partner = other, self
+        self._listened_to = listen
+        self._connect()
+
+    def _connect(self) -> None:
+        media, partner, port = self._media, self._partner, self._port
+        if media is None:
+            return
+        other = None if partner is None else partner._media
+        if other is not None:
+            media.startTransmit(other)
+            other.startTransmit(media)
+        if port is not None and partner is not None and not self._listened_to:
+            media.stopTransmit(port)
+            port.stopTransmit(media)
+        elif port is not None:
+            media.startTransmit(port)
+            port.startTransmit(media)
+            if other is not None:
+                other.startTransmit(port)
+        if partner is not None and partner._port is not None and partner._listened_to:
+            media.startTransmit(partner._port)
+
+    # ---- keys
+
+    def press(self, digit: str, how: str) -> None:
+        """Send one key, by RFC 4733 or INFO; ``auto`` takes INFO where the peer knows no other."""
+        if how != "info":
+            try:
+                self.dialDtmf(digit)
+                return
+            except pj.Error as error:
+                if how == "rfc4733":
+                    log.warning("sip.key_not_sent", call=self.name, error=error.info())
+                    return
+        param = pj.CallSendDtmfParam()
+        param.method, param.digits, param.duration = pj.PJSUA_DTMF_METHOD_SIP_INFO, digit, 200
+        try:
+            self.sendDtmf(param)
+        except pj.Error as error:
+            log.warning("sip.key_not_sent", call=self.name, error=error.info())
+
+    def take_info(self, rdata: Any) -> str | None:
+        """An INFO request came: answer it where pjsua does not; returns the key in it."""
+        message = str(rdata.wholeMsg)
+        content_type = next(iter(headers_of(message).get("content-type", ())), "")
+        body = body_of(message)
+        code = info.answer_to(content_type, body)
+        if code:
+            info.respond(int(rdata.pjRxData), code)
+        return info.digit_of(content_type, body)
+
+    # ---- transfers
+
+    def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None:
+        """REFER the peer to ``target``, as it is; ``told`` of all that comes of it, on the loop."""
+        self._refer(told, lambda param: self.xfer(target, param))
+
+    def refer_to(self, other: InCall, told: Callable[[ReferProgress], None]) -> None:
+        """REFER the peer to the peer of another call of ours, which it is to replace."""
+        self._refer(told, lambda param: self.xferReplaces(other, param))
+
+    def _refer(self, told: Callable[[ReferProgress], None], send: Callable[[Any], None]) -> None:
+        self._on_refer = told
+        try:
+            send(pj.CallOpParam())
+        except pj.Error as error:
+            self._on_refer = None
+            progress = ReferProgress(500, str(error.info()), True)
+            self.agent.to_loop(lambda: told(progress))
+
+    @guarded
+    def onCallTransferStatus(self, prm: Any) -> None:  # noqa: N802
+        """The REFER was answered, or a NOTIFY came."""
+        told = self._on_refer
+        if told is None:
+            return  # of a call that had this library slot before
+        progress = ReferProgress(int(prm.statusCode), str(prm.reason), bool(prm.finalNotify))
+        if progress.final:
+            self._on_refer = None
+        self.agent.to_loop(lambda: told(progress))
+
+    @guarded
+    def onCallTransferRequest(self, prm: Any) -> None:  # noqa: N802
+        """Somebody wants us to call somewhere."""
+        log.info("sip.refer_declined", call=self.name, target=str(prm.dstUri)[:200])
+        prm.statusCode = DECLINED
+
+
+class InCallCommands:
+    """The part of :class:`gateway.sip.leg.Leg` for the same; for the event loop."""
+
+    _command: Callable[[Callable[[Any], None]], None]
+    _call: Any
+
+    def play(self, sound: str) -> None:
+        """Let the peer hear a sound over and over; "" ends it."""
+        self._command(lambda call: call.play(sound))
+
+    def press(self, digit: str, how: str = "auto") -> None:
+        """Send one key: ``how`` is auto, rfc4733 or info."""
+        self._command(lambda call: call.press(digit, how))
+
+    def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None:
+        """Blind transfer to a sip or tel URI, sent as it is."""
+        self._command(lambda call: call.refer(target, told))
+
+    def refer_to(self, other: Leg, told: Callable[[ReferProgress], None]) -> None:
+        """Attended transfer: the peer is to take over our call ``other``."""
+
+        def run(call: Any) -> None:
+            if other._call is None or other._call.ended:
+                self_told = ReferProgress(481, "the other call is over", True)
+                call.agent.to_loop(lambda: told(self_told))
+            else:
+                call.refer_to(other._call, told)
+
+        self._command(run)
+
+    def join(self, other: Leg, listen: bool) -> None:
+        """Let the peers of both legs hear each other; the session listens to both, or to none."""
+
+        def run(call: Any) -> None:
+            if other._call is not None and not other._call.ended:
+                call.join(other._call, listen)
+
+        self._command(run)

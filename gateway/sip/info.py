@@ -1,0 +1,68 @@
+"""Keys in INFO requests (RFC 2976), in the two forms that telephones use. Pure, but for the answer.
+
+``application/dtmf-relay`` has lines ``Signal=5`` and ``Duration=160``; ``application/dtmf`` is the
+key alone. Some write the event's number (RFC 4733 section 3.2), 10 for the star and 11 for the
+hash, in either.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+
+from gateway.sip.library import native
+
+RELAY = "application/dtmf-relay"
+PLAIN = "application/dtmf"
+
+_SIGNAL = re.compile(r"^\s*Signal\s*=\s*(\S+)\s*$", re.IGNORECASE | re.MULTILINE)
+_BY_NUMBER = {"10": "*", "11": "#", "12": "A", "13": "B", "14": "C", "15": "D"}
+_ANSWERED_BY_PJSUA = frozenset(
+    {RELAY, "application/media_control+xml", "application/trickle-ice-sdpfrag"}
+)
+
+
+def digit_of(content_type: str, body: str) -> str | None:
+    """The key of an INFO request, one of ``0-9 * # A-D``; None when there is none in it."""
+    kind = media_type(content_type)
+    if kind not in (RELAY, PLAIN):
+        return None
+    found = _SIGNAL.search(body)
+    if found is None and kind == RELAY:
+        return None
+    value = (found[1] if found else body.strip()).upper()
+    value = _BY_NUMBER.get(value, value)
+    return value if re.fullmatch(r"[0-9*#A-D]", value) else None
+
+
+def media_type(content_type: str) -> str:
+    """Type and subtype in lower case, without parameters."""
+    return content_type.partition(";")[0].strip().lower()
+
+
+def answer_to(content_type: str, body: str) -> int:
+    """The response to an INFO request that pjsua leaves to us; 0 where it answers by itself.
+
+    Unanswered, its dialog would say 500. An empty one asks whether the call is still there.
+    """
+    kind = media_type(content_type)
+    if kind in _ANSWERED_BY_PJSUA:
+        return 0
+    if not body.strip():
+        return 200
+    if kind != PLAIN:
+        return 415
+    return 200 if digit_of(content_type, body) is not None else 400
+
+
+def respond(rdata: int, code: int) -> None:
+    """Answer a request within its dialog. On the SIP thread, in the callback that brought it."""
+    library = native()
+    pointer = ctypes.c_void_p
+    dialog_of = library.pjsip_rdata_get_dlg
+    dialog_of.argtypes, dialog_of.restype = (pointer,), pointer
+    answer = library.pjsip_dlg_respond
+    answer.argtypes = (pointer, pointer, ctypes.c_int, pointer, pointer, pointer)
+    dialog = dialog_of(rdata)
+    if dialog:
+        answer(dialog, rdata, code, None, None, None)

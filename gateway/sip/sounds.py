@@ -1,0 +1,58 @@
+"""Sounds in the conference bridge: one player each for all calls, as a radio station.
+
+A player is pjmedia's own, C from end to end, and costs nothing while nobody is joined with it. It
+is made at first use and lives as long as the library: freeing a port that the clock may be in is
+a crash.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pjsua2 as pj
+import structlog
+
+from gateway.audio.sounds import BUILT_IN, SoundError, check_wav, samples_of, write_wav
+
+log = structlog.get_logger("sip")
+
+
+class Sounds:
+    """Made and used on the SIP thread."""
+
+    def __init__(self) -> None:
+        self._players: dict[str, Any] = {}
+
+    def get(self, name: str) -> Any:
+        """The player of a built-in sound or a WAV file; None, with a warning, if there is none."""
+        if name not in self._players:
+            try:
+                self._players[name] = self._make(name)
+            except (pj.Error, SoundError, OSError) as error:
+                text = error.info() if isinstance(error, pj.Error) else str(error)
+                log.warning("sip.no_sound", sound=name, error=text)
+                self._players[name] = None
+        return self._players[name]
+
+    def disown(self) -> None:
+        """Leave the players to the end of the process, after the library has been destroyed."""
+        for player in self._players.values():
+            if player is not None:
+                player.this.disown()
+
+    def _make(self, name: str) -> Any:
+        if name not in BUILT_IN:
+            check_wav(Path(name))
+            return _play(name)
+        with tempfile.TemporaryDirectory(prefix="gateway-") as folder:
+            path = Path(folder, f"{name}.wav")
+            write_wav(path, samples_of(name))
+            return _play(str(path))  # it keeps the file open
+
+
+def _play(path: str) -> Any:
+    player = pj.AudioMediaPlayer()
+    player.createPlayer(path)
+    return player
