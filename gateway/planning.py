@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -14,9 +15,12 @@ from gateway.call.plan import CallPlan, DigitPlan, OutboundPlan, PressPlan
 from gateway.call.record import CallRecord
 from gateway.config import Config, TrunkSettings
 from gateway.dialplan import Greeting, InviteFacts, Match, Route, call_settings
+from gateway.dialplan.variables import render, values_of
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.session_object import session_object
 from gateway.routes import hold_plan, listening_session, own_tools, transfer_plan
+from gateway.sip.identity import asserted, diverted
+from gateway.sip.message import display_name_of, user_of
 from gateway.sip.trunks import Access, Limits, Peer, Security, Trunk
 from gateway.sip.types import Invite, JitterBuffer, Listen, SipSettings, Tls
 
@@ -78,6 +82,8 @@ def trunk_of(trunk: TrunkSettings, burst: int) -> Trunk:
 def facts_of(invite: Invite, at: datetime) -> InviteFacts:
     """What the dialplan may ask about an INVITE that came at ``at`` (with a time zone)."""
     host, _, _port = invite.source.rpartition(":")
+    headers = invite.headers
+    callers, diversion = asserted(headers), diverted(headers)
     return InviteFacts(
         to_user=invite.to_user,
         from_user=invite.from_user,
@@ -85,8 +91,15 @@ def facts_of(invite: Invite, at: datetime) -> InviteFacts:
         from_uri=invite.from_uri,
         source_ip=host.strip("[]"),
         at=at,
-        headers=invite.headers,
+        headers=headers,
         trunk=invite.trunk or None,
+        to_name=display_name_of(next(iter(headers.get("to", ())), "")),
+        from_name=invite.from_name,
+        call_id=invite.call_id,
+        pai=tuple(party.number for party in callers),
+        pai_name=next((party.name for party in callers if party.name), ""),
+        diversion=diversion.numbers,
+        diversion_reason=diversion.reason,
     )
 
 
@@ -109,6 +122,16 @@ def placed_record(uri: str, trunk: str, route: str, at: datetime) -> CallRecord:
     return record
 
 
+def placed_match(
+    route: Route, uri: str, trunk: str, variables: Mapping[str, str], at: datetime
+) -> Match:
+    """The match of a call that we place: the route is chosen, and so are its groups' values."""
+    groups = dict.fromkeys(route.variable_names(), "") | dict(variables)
+    facts = InviteFacts(user_of(uri), "", uri, "", "", at, trunk=trunk or None)
+    values, cleaned = values_of(route.name, facts, groups, route.timezone)
+    return Match(route, groups, values, cleaned)
+
+
 def codec_of(invite: Invite) -> Codec:
     """The law that pjsip will agree on: the caller's first. PCMU where the offer comes later."""
     return invite.offered[0] if invite.offered else Codec.PCMU
@@ -117,29 +140,31 @@ def codec_of(invite: Invite) -> Codec:
 def call_plan(config: Config, match: Match, codec: Codec, retry_after: int) -> CallPlan:
     """What the machine is to do on this route."""
     route, settings = match.route, call_settings(config, match.route)
+    values = match.values
+    session = _session(config, route, codec, values)
     digits = route.digits
     return CallPlan(
         route=route.name,
         codec=codec,
-        greeting=_greeting(route.greeting),
+        greeting=_greeting(route.greeting, values),
         digits=DigitPlan(
             enabled=digits.enabled,
             inter_digit_seconds=digits.inter_digit_seconds,
             terminator=digits.terminator,
             max_digits=digits.max_digits,
             interrupt=digits.interrupt,
-            text=lambda pressed: digits.render(" ".join(pressed), match.variables),
+            text=lambda pressed: digits.render(" ".join(pressed), values),
         ),
         farewell_seconds=route.end_call.farewell_seconds,
         max_call_seconds=settings.max_call_seconds,
         rtp_timeout=settings.rtp_timeout,
         silence_on_hold=route.hold.caller_audio == "silence",
-        server_interrupts=_server_interrupts(_session(config, route, codec)),
+        server_interrupts=_server_interrupts(session),
         retry_after=retry_after,
         transfer=transfer_plan(route, config.trunk),
         press=PressPlan(route.send_dtmf.enabled, route.send_dtmf.how),
         hold=hold_plan(route),
-        listening=listening_session(_session(config, route, codec)),
+        listening=listening_session(session),
         truncate_margin_ms=settings.realtime.truncate_margin_ms,
     )
 
@@ -154,8 +179,10 @@ def outbound_plan(config: Config, plan: CallPlan) -> CallPlan:
     )
 
 
-def session_plan(config: Config, route: Route, codec: Codec) -> SessionPlan:
-    """How to get the session of a call on this route."""
+def session_plan(
+    config: Config, route: Route, codec: Codec, values: Mapping[str, str] = MappingProxyType({})
+) -> SessionPlan:
+    """How to get the session of a call on this route; ``values`` are those of its match."""
     realtime = call_settings(config, route).realtime
     return SessionPlan(
         endpoint=Endpoint(
@@ -167,23 +194,25 @@ def session_plan(config: Config, route: Route, codec: Codec) -> SessionPlan:
             ping_interval=realtime.ping_interval,
             ping_timeout=realtime.ping_timeout,
         ),
-        settings=_session(config, route, codec),
+        settings=_session(config, route, codec, values),
         connect_timeout=realtime.connect_timeout,
         max_playout_frames=int(realtime.playout_seconds * 1000) // FRAME_MS,
     )
 
 
-def _session(config: Config, route: Route, codec: Codec) -> dict[str, Any]:
+def _session(
+    config: Config, route: Route, codec: Codec, values: Mapping[str, str]
+) -> dict[str, Any]:
     tools = own_tools(route, transfer_plan(route, config.trunk))
-    return session_object(route.session_settings(), codec.value, tools)
+    return session_object(route.session_settings(values), codec.value, tools)
 
 
-def _greeting(greeting: Greeting | None) -> Mapping[str, Any] | None:
+def _greeting(greeting: Greeting | None, values: Mapping[str, str]) -> Mapping[str, Any] | None:
     if greeting is None:
         return None
     if greeting.say is not None:
-        return {"instructions": f"Say exactly: {greeting.say}"}
-    return {"instructions": greeting.instructions}
+        return {"instructions": f"Say exactly: {render(greeting.say, values)}"}
+    return {"instructions": render(greeting.instructions or "", values)}
 
 
 def _server_interrupts(session: Mapping[str, Any]) -> bool:

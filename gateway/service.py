@@ -26,6 +26,7 @@ from gateway.planning import (
     codec_of,
     facts_of,
     outbound_plan,
+    placed_match,
     placed_record,
     record_of,
     session_plan,
@@ -203,7 +204,7 @@ class Service:
             bridge = Bridge(
                 leg,
                 call_plan(self._config, match, codec, self._sip.retry_after),
-                session_plan(self._config, match.route, codec),
+                session_plan(self._config, match.route, codec, match.values),
                 record,
                 self._pump,
                 self._on_finished,
@@ -215,6 +216,9 @@ class Service:
             return
         record.sip_call_id = record.call_id
         record.mark(0.0, "invite", source=record.source)
+        if match.cleaned:
+            record.mark(0.0, "variables_cleaned", names=list(match.cleaned))
+            log.warning("call.variables_cleaned", call=record.call_id, names=list(match.cleaned))
         self._begin(bridge)
 
     def _begin(self, bridge: Bridge) -> None:
@@ -285,12 +289,12 @@ class Service:
             give_back()  # it was asked for before its session was opened
             return self._placing.dial_admitted(uri, handler, audio, codecs, trunk)
 
-        known = dict.fromkeys(route.variable_names(), "") | dict(variables)
-        plan = call_plan(self._config, Match(route, known), codecs[0], self._sip.retry_after)
+        match = placed_match(route, uri, record.trunk, variables, datetime.now(UTC))
+        plan = call_plan(self._config, match, codecs[0], self._sip.retry_after)
         bridge = Bridge(
             Outward(uri, record.trunk, codecs),
             outbound_plan(self._config, plan),
-            session_plan(self._config, route, codecs[0]),
+            session_plan(self._config, route, codecs[0], match.values),
             record,
             self._pump,
             finished,

@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
+from zoneinfo import ZoneInfo
 
+from .hours import DAYS
 from .models import Route
+from .variables import values_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,8 @@ class InviteFacts:
     """What an INVITE says, as far as routes may ask.
 
     Users are decoded (no percent signs, no parameters); ``at`` must have a time zone. ``headers``
-    has a tuple of values for each name, in any case.
+    has a tuple of values for each name, in any case. ``pai`` are the numbers that are asserted,
+    ``diversion`` those that the call was diverted from, the last one first.
     """
 
     to_user: str
@@ -28,14 +32,27 @@ class InviteFacts:
     at: datetime
     headers: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     trunk: str | None = None
+    to_name: str = ""
+    from_name: str = ""
+    call_id: str = ""
+    pai: tuple[str, ...] = ()
+    pai_name: str = ""
+    diversion: tuple[str, ...] = ()
+    diversion_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The route of a call, with the named groups of its regular expressions."""
+    """The route of a call, with the named groups of its regular expressions.
+
+    ``values`` has what each variable stands for in this call's texts; ``cleaned`` names those of
+    which something had to be taken away (:func:`gateway.dialplan.variables.clean`).
+    """
 
     route: Route
     variables: Mapping[str, str]
+    values: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    cleaned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +85,14 @@ def judge(route: Route, facts: InviteFacts) -> Match | Refusal:
     if not route.enabled:
         return Refusal("enabled", "true", "false")
     variables: dict[str, str] = {}
-    for key, regex, text in (
-        ("to", route.to, facts.to_user),
-        ("from", route.from_, facts.from_user),
+    for key, regex, texts in (
+        ("to", route.to, (facts.to_user,)),
+        ("from", route.from_, (facts.from_user,)),
+        ("pai", route.pai, facts.pai),
+        ("diversion", route.diversion, facts.diversion),
     ):
-        if regex is not None and not _search(regex, (text,), variables):
-            return Refusal(key, repr(regex.pattern), repr(text))
+        if regex is not None and not _search(regex, texts, variables):
+            return Refusal(key, repr(regex.pattern), ", ".join(map(repr, texts)) or "absent")
     if route.headers:
         present = {name.lower(): values for name, values in facts.headers.items()}
         for name, regex in route.headers.items():
@@ -85,13 +104,19 @@ def judge(route: Route, facts: InviteFacts) -> Match | Refusal:
         return Refusal("source", ", ".join(map(str, route.source)), facts.source_ip)
     if route.trunk is not None and route.trunk != facts.trunk:
         return Refusal("trunk", route.trunk, facts.trunk or "none")
-    if route.timezone is not None and not any(
-        hours.hold(facts.at, route.timezone) for hours in route.hours
-    ):
+    if route.timezone is not None and route.hours and not _open(route, route.timezone, facts):
         local = facts.at.astimezone(route.timezone)
         wanted = ", ".join(hours.written for hours in route.hours)
-        return Refusal("hours", f"{wanted} ({route.timezone})", f"{local:%a %H:%M}".lower())
-    return Match(route, MappingProxyType(variables))
+        found = f"{DAYS[local.weekday()]} {local:%H:%M}"
+        return Refusal("hours", f"{wanted} ({route.timezone})", found)
+    known, cleaned = values_of(
+        route.name, facts, variables, route.timezone, route.header_variables()
+    )
+    return Match(route, MappingProxyType(variables), MappingProxyType(known), cleaned)
+
+
+def _open(route: Route, zone: ZoneInfo, facts: InviteFacts) -> bool:
+    return any(hours.hold(facts.at, zone) for hours in route.hours)
 
 
 def _search(regex: re.Pattern[str], texts: tuple[str, ...], variables: dict[str, str]) -> bool:

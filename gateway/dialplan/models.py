@@ -5,11 +5,10 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-import string
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -24,13 +23,27 @@ from pydantic import (
 from gateway.config.models import ApiKey, Url
 from gateway.config.problems import KeyPath, MisplacedError
 from gateway.config.source import plain
-from gateway.config.validate import Section
+from gateway.config.validate import Section, suggestion
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
 from gateway.realtime.session_object import session_object
 
 from .hours import Hours, parse_hours
 from .tools import Hold, SendDtmf, Transfer, TransferCall
 from .values import Regex
+from .variables import (
+    BUILT_IN,
+    CLOCK,
+    HEADER,
+    is_known,
+    key_of,
+    names_in,
+    render,
+    render_all,
+    texts_in,
+)
+
+DIGITS = "digits"
+"""The variable that only the text for keys has."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -148,31 +161,13 @@ class Digits(Section):
 
     @model_validator(mode="after")
     def _template(self) -> Self:
-        if "digits" not in template_names(self.text):
+        if DIGITS not in names_in(self.text):
             raise MisplacedError(("text",), "must contain {digits}")
         return self
 
     def render(self, digits: str, variables: Mapping[str, str]) -> str:
-        """The message for ``digits``; ``variables`` are those of the :class:`Match`."""
-        return self.text.format_map({**variables, "digits": digits})
-
-
-def template_names(text: str) -> set[str]:
-    """The names in braces; raises ValueError for anything but plain ``{name}``."""
-    names: set[str] = set()
-    try:
-        parts = list(string.Formatter().parse(text))
-    except ValueError as error:
-        raise MisplacedError(
-            ("text",), f"is no template: {error} (write {{{{ or }}}} for a brace)"
-        ) from None
-    for _, name, spec, conversion in parts:
-        if name is None:
-            continue
-        if not name.isidentifier() or spec or conversion:
-            raise MisplacedError(("text",), "may hold only plain names in braces, like {digits}")
-        names.add(name)
-    return names
+        """The message for ``digits``; ``variables`` are the values of the :class:`Match`."""
+        return render(self.text, {**variables, DIGITS: digits})
 
 
 class EndCall(Section):
@@ -224,6 +219,8 @@ class Route(Section):
     enabled: Flag = True
     to: Regex | None = None
     from_: Annotated[Regex | None, Field(alias="from")] = None
+    pai: Regex | None = None
+    diversion: Regex | None = None
     headers: Annotated[
         Mapping[str, Regex],
         AfterValidator(_header_conditions),
@@ -252,8 +249,10 @@ class Route(Section):
             raise MisplacedError(
                 ("hours",), 'need a time zone beside them, like timezone = "Europe/Berlin"'
             )
-        if self.timezone is not None and not self.hours:
-            raise MisplacedError(("timezone",), "means nothing without hours")
+        if self.timezone is not None and not self.hours and not self._asks_for_the_time():
+            raise MisplacedError(
+                ("timezone",), "means nothing without hours, and no {time} is used"
+            )
         spoken = [one.name.casefold() for one in self.transfer]
         for index, name in enumerate(spoken):
             if name in spoken[:index]:
@@ -262,24 +261,52 @@ class Route(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the named group {twice[0]} is in more than one regular expression")
-        if "digits" in names:
-            raise ValueError("a named group may not be called digits")
-        unknown = sorted(template_names(self.digits.text) - {"digits", *names})
-        if unknown:
-            raise MisplacedError(
-                ("digits", "text"),
-                f"names {{{unknown[0]}}}, but no regular expression of the route has that group",
-            )
+        for name in names:
+            if name == DIGITS or name in BUILT_IN:
+                raise ValueError(f"a named group may not be called {name}: that is a variable")
+        groups = frozenset(names)
+        for path, text in self.templates():
+            own = {DIGITS} if path[0] == "digits" else set()
+            for name in names_in(text):
+                if name not in own and not is_known(name, groups):
+                    hint = suggestion(name, [*BUILT_IN, *groups, *own])
+                    raise MisplacedError(
+                        path,
+                        f"there is no variable {{{name}}}{hint}; "
+                        f"write {{{{{name}}}}} for these characters",
+                    )
         return self
+
+    def _asks_for_the_time(self) -> bool:
+        return any(name in CLOCK for _, text in self.templates() for name in names_in(text))
 
     def variable_names(self) -> list[str]:
         """The named groups of all conditions: the variables that a match brings."""
-        regexes = [self.to, self.from_, *self.headers.values()]
+        regexes = [self.to, self.from_, self.pai, self.diversion, *self.headers.values()]
         return [name for regex in regexes if regex is not None for name in regex.groupindex]
 
-    def session_settings(self) -> dict[str, Any]:
-        """A copy of the session object that the caller may complete."""
-        return deepcopy(dict(self.session))
+    def templates(self) -> Iterator[tuple[KeyPath, str]]:
+        """The texts in which variables are filled in, with where they stand."""
+        yield from texts_in(self.session, ("session",))
+        if self.greeting is not None:
+            yield from texts_in(self.greeting.model_dump(exclude_none=True), ("greeting",))
+        yield ("digits", "text"), self.digits.text
+
+    def header_variables(self) -> frozenset[str]:
+        """The variables of header fields that the texts ask for, as :func:`key_of` keeps them."""
+        names = (name for _, text in self.templates() for name in names_in(text))
+        return frozenset(key_of(name) for name in names if name.startswith(HEADER))
+
+    def session_settings(self, values: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """A copy of the session object that the caller may complete.
+
+        ``values`` are those of the :class:`Match`; without them the texts stay as written.
+        """
+        settings = deepcopy(dict(self.session))
+        if values is None:
+            return settings
+        filled: dict[str, Any] = render_all(settings, values)
+        return filled
 
     def secrets(self) -> tuple[str, ...]:
         """The route's key, and those that its session object carries to other servers' tools."""

@@ -16,6 +16,7 @@ from gateway.planning import (
     call_plan,
     codec_of,
     facts_of,
+    placed_match,
     record_of,
     session_plan,
     sip_settings,
@@ -223,3 +224,66 @@ def test_sip_settings(tmp_path: Path) -> None:
     assert (listen.transport, listen.host, listen.port) == ("udp", "127.0.0.1", 5070)
     assert settings.rtp_ports == (30000, 30099)
     assert settings.max_calls == 7
+
+
+def test_what_headers_say_of_the_caller_and_of_who_diverted() -> None:
+    facts = facts_of(
+        _invite(
+            headers={
+                "to": ('"The Desk" <sip:100@gateway.example>',),
+                "p-asserted-identity": ('"Lee, Ann" <sip:+4930123@pbx>, <tel:+4930123>',),
+                "diversion": (
+                    "<sip:200@pbx>;reason=user-busy;counter=1",
+                    "<tel:+49301>;reason=no-answer",
+                ),
+            }
+        ),
+        NOON,
+    )
+    assert (facts.to_name, facts.from_name, facts.call_id) == ("The Desk", "Alice", "abc@pbx")
+    assert (facts.pai, facts.pai_name) == (("+4930123", "+4930123"), "Lee, Ann")
+    assert (facts.diversion, facts.diversion_reason) == (("200", "+49301"), "user-busy")
+
+
+def test_history_info_says_it_where_no_diversion_does() -> None:
+    history = (
+        "<sip:300@pbx>;index=1,"
+        " <sip:200@pbx;cause=302>;index=1.1,"
+        " <sip:100@gateway.example;cause=486?Reason=SIP%3Bcause%3D486>;index=1.1.1",
+    )
+    facts = facts_of(_invite(headers={"history-info": history}), NOON)
+    assert (facts.diversion, facts.diversion_reason) == (("200", "300"), "user-busy")
+    alone = facts_of(
+        _invite(headers={"history-info": ("<sip:100@gateway.example>;index=1",)}), NOON
+    )
+    assert (alone.diversion, alone.diversion_reason) == ((), "")
+
+
+def test_variables_arrive_in_session_greeting_and_digits(tmp_path: Path) -> None:
+    config, dialplan = _load(
+        tmp_path,
+        """
+        [route.session]
+        instructions = "You speak with {from_name|a stranger} on {to}."
+        [route.greeting]
+        say = "Hello {header.X-Account|you}, {nothing}."
+        [route.digits]
+        text = "{from}: {digits}"
+        """.replace("{nothing}", "{trunk|no trunk}"),
+    )
+    match = _match(dialplan, _invite())
+    session = session_plan(config, match.route, Codec.PCMU, match.values).settings
+    assert session["instructions"] == "You speak with Alice on 100."
+    plan = call_plan(config, match, Codec.PCMU, 5)
+    assert plan.greeting == {"instructions": "Say exactly: Hello 7, no trunk."}
+    assert plan.digits.text("12") == "alice: 1 2"
+
+
+def test_variables_of_a_call_that_we_place(tmp_path: Path) -> None:
+    config, dialplan = _load(
+        tmp_path,
+        "to = '^(?P<room>[0-9])'\nsession.instructions = 'Call {to} of {room|none} by {trunk}.'",
+    )
+    match = placed_match(dialplan.routes[0], "sip:+49301@pbx", "isp", {"room": "7"}, NOON)
+    settings = session_plan(config, match.route, Codec.PCMU, match.values).settings
+    assert settings["instructions"] == "Call +49301 of 7 by isp."

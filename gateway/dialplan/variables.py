@@ -1,0 +1,190 @@
+"""``{variables}`` in the texts of a route: what there is, how it is written, what it becomes.
+
+A placeholder is ``{name}`` or ``{name|default}``, its name letters, digits, ``_``, ``.`` and
+``-``, a letter or underline first. ``{{name}}`` stands for the characters ``{name}``. Every other
+brace is itself, so JSON and regular expressions in a text stay as they are.
+
+Nearly all values are chosen by whoever calls. They come into a text once and are never read for
+placeholders again; they are one line of bounded length, with no character that cannot be seen and
+no double quote, so that a value between quotes stays between them (:func:`clean`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+if TYPE_CHECKING:
+    from .match import InviteFacts
+
+MAX_VALUE = 256
+"""Characters of a value that are kept: URIs and tracking ids fit, a speech does not."""
+MAX_NAME = 64
+"""The same for display names, where nothing long is meant."""
+
+HEADER = "header."
+
+CLOCK = ("date", "time", "weekday", "part_of_day")
+BUILT_IN = (
+    "to",
+    "to_name",
+    "to_uri",
+    "from",
+    "from_name",
+    "from_uri",
+    "pai",
+    "pai_name",
+    "diversion",
+    "diversion_reason",
+    "diverted_first",
+    "trunk",
+    "source",
+    "call_id",
+    "route",
+    *CLOCK,
+)
+"""Variables of every call; the named groups of a route's regular expressions come on top."""
+
+AS_WRITTEN = frozenset({"authorization", "headers"})
+"""Keys of a session object whose texts are credentials: nothing is filled in there."""
+
+_NAME = r"[A-Za-z_][\w.\-]*"
+_PLACEHOLDER = re.compile(
+    rf"\{{\{{(?P<literal>{_NAME}(?:\|[^{{}}]*)?)\}}\}}|\{{(?P<name>{_NAME})(?:\|(?P<default>[^{{}}]*))?\}}",
+    re.ASCII,
+)
+_UNSEEN = {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"}
+_DOUBLE_QUOTES = str.maketrans(dict.fromkeys('"“”„‟«»＂', "'"))  # noqa: RUF001
+
+
+def names_in(text: str) -> list[str]:
+    """The variables that ``text`` names, in order."""
+    return [found["name"] for found in _PLACEHOLDER.finditer(text) if found["name"]]
+
+
+def is_known(name: str, groups: frozenset[str]) -> bool:
+    """Whether a call can have a value for ``name``."""
+    if name.startswith(HEADER):
+        return len(name) > len(HEADER)
+    return name in BUILT_IN or name in groups
+
+
+def render(text: str, values: Mapping[str, str]) -> str:
+    """``text`` with its placeholders filled in; one without a value becomes its default."""
+
+    def fill(found: re.Match[str]) -> str:
+        if found["literal"] is not None:
+            return "{" + found["literal"] + "}"
+        return values.get(key_of(found["name"]), "") or found["default"] or ""
+
+    return _PLACEHOLDER.sub(fill, text)
+
+
+def render_all(value: Any, values: Mapping[str, str]) -> Any:
+    """A copy of a session object, or of a part of it, with every text rendered."""
+    if isinstance(value, Mapping):
+        return {
+            name: inner if name in AS_WRITTEN else render_all(inner, values)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [render_all(inner, values) for inner in value]
+    return render(value, values) if isinstance(value, str) else value
+
+
+def texts_in(
+    value: Any, path: tuple[str | int, ...]
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Every text of a session object that is rendered, with where it stands."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name not in AS_WRITTEN:
+                yield from texts_in(inner, (*path, name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from texts_in(inner, (*path, index))
+    elif isinstance(value, str):
+        yield path, value
+
+
+def key_of(name: str) -> str:
+    """The name under which a variable is kept: names of header fields do not tell case apart."""
+    return name.lower() if name.startswith(HEADER) else name
+
+
+def clean(value: str, limit: int = MAX_VALUE) -> str:
+    """What a caller's text may be within ours; see the module."""
+    seen = "".join(
+        "" if kind == "Cf" else " " if kind in _UNSEEN else char
+        for char in value[: 8 * limit]
+        for kind in (unicodedata.category(char),)
+    )
+    text = " ".join(seen.split()).translate(_DOUBLE_QUOTES)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def values_of(
+    route: str,
+    facts: InviteFacts,
+    groups: Mapping[str, str],
+    zone: ZoneInfo | None,
+    headers: frozenset[str] = frozenset(),
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The value of each variable, and the names of those that had to be cleaned.
+
+    ``headers`` are the names of header fields that the route's texts ask for.
+    """
+    given = {
+        **_known(route, facts),
+        **_clock(facts.at.astimezone(zone)),
+        **groups,
+        **_headers(facts, headers),
+    }
+    values = {
+        name: clean(value, MAX_NAME if name.endswith("_name") else MAX_VALUE)
+        for name, value in given.items()
+    }
+    return values, tuple(name for name, value in given.items() if values[name] != value.strip())
+
+
+def _known(route: str, facts: InviteFacts) -> dict[str, str]:
+    return {
+        "to": facts.to_user,
+        "to_name": facts.to_name,
+        "to_uri": facts.to_uri,
+        "from": facts.from_user,
+        "from_name": facts.from_name,
+        "from_uri": facts.from_uri,
+        "pai": facts.pai[0] if facts.pai else "",
+        "pai_name": facts.pai_name,
+        "diversion": facts.diversion[0] if facts.diversion else "",
+        "diversion_reason": facts.diversion_reason,
+        "diverted_first": facts.diversion[-1] if facts.diversion else "",
+        "trunk": facts.trunk or "",
+        "source": facts.source_ip,
+        "call_id": facts.call_id,
+        "route": route,
+    }
+
+
+def _clock(local: datetime) -> dict[str, str]:
+    # Not strftime's names, which are of whatever language the machine is set to.
+    weekdays = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+    parts = ((5, "night"), (12, "morning"), (18, "afternoon"), (22, "evening"), (24, "night"))
+    return {
+        "date": f"{local:%Y-%m-%d}",
+        "time": f"{local:%H:%M}",
+        "weekday": weekdays[local.weekday()],
+        "part_of_day": next(name for until, name in parts if local.hour < until),
+    }
+
+
+def _headers(facts: InviteFacts, names: frozenset[str]) -> dict[str, str]:
+    if not names:
+        return {}
+    present = {name.lower(): values for name, values in facts.headers.items()}
+    return {name: ", ".join(present.get(name.removeprefix(HEADER), ())) for name in names}
