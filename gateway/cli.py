@@ -36,6 +36,7 @@ _ELSEWHERE = {
         "command",
         "Say what this machine and this pjsua2 can carry, and what to mend.",
     ),
+    "status": ("gateway.control", "command", "Say how a running gateway is."),
     "timeline": ("gateway.timeline", "command", "Show the record of a call as text and picture."),
 }
 """Commands that live with what they run: module, name, short help."""

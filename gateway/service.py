@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from gateway import descriptors
+from gateway import __version__, descriptors
 from gateway.audio.g711 import Codec
 from gateway.bridge import Bridge
 from gateway.call.ending import Why, ending_of, reason_header, refusal_code
@@ -39,7 +39,9 @@ from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg
 from gateway.sip.needs import unmet
 from gateway.sip.ports import LegAudio
+from gateway.sip.report import refusals, trunk_states
 from gateway.sip.types import LegEnd, LegHandler, Refused, RtpQuality
+from gateway.upkeep import Upkeep
 from gateway.workers.lifeline import Lifeline
 from gateway.workers.notify import notify
 
@@ -71,6 +73,7 @@ class Service:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._max_calls = 0
+        self._started = 0.0
         self._lifeline = None if lifeline is None else Lifeline(lifeline, self._on_supervisor_gone)
         self._agent = UserAgent(
             self._sip,
@@ -78,6 +81,7 @@ class Service:
             on_refused=self._on_refused,
             on_caller_audio=self._pump.wake,
         )
+        self._upkeep = Upkeep(self._agent, config.control.socket, self._status)
         self._placing = Placing(config.outbound, self._agent)
 
     async def run(self) -> None:
@@ -107,6 +111,12 @@ class Service:
             raise AgentError("; ".join(lacking))
         await self._records.start()
         await self._agent.start()
+        try:
+            await self._upkeep.start()
+        except AgentError:
+            await self._agent.stop()
+            raise
+        self._started = asyncio.get_running_loop().time()
         self._max_calls = min(self._config.sip.max_calls, self._agent.capacity)
         if self._agent.capacity < self._config.sip.max_calls:
             log.warning(
@@ -160,6 +170,7 @@ class Service:
             log.warning("gateway.calls_left", calls=[b.record.call_id for b in self._calls])
         if self._leaving:
             await asyncio.wait(tuple(self._leaving), timeout=BYE_SECONDS)
+        await self._upkeep.stop()
         await self._agent.stop()
         await self._records.stop()
         log.info("gateway.down", media_faults=self._agent.pool.faults)
@@ -177,6 +188,24 @@ class Service:
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for task in waits:
             task.cancel()
+
+    def _status(self) -> dict[str, object]:
+        """What ``gateway status`` shows; times in seconds."""
+        return {
+            "version": __version__,
+            "pjsua2": asdict(library.build()),
+            "uptime_seconds": round(asyncio.get_running_loop().time() - self._started, 1),
+            "draining": self._stop.is_set(),
+            "listen": list(self._agent.addresses),
+            "max_calls": self._max_calls,
+            "calls": [bridge.record.in_progress(datetime.now(UTC)) for bridge in self._calls],
+            "trunks": trunk_states(self._agent),
+            "refused": refusals(self._agent),
+            "dropped": {
+                "records": self._records.dropped,
+                "media faults": self._agent.pool.faults,
+            },
+        }
 
     # ---- calls
 

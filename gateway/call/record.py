@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any
 
 from gateway.call.ending import Ending
@@ -122,6 +123,23 @@ class CallRecord:
         if self.times.confirmed is None or self.times.end is None:
             return 0.0
         return round(self.times.end - self.times.confirmed, 1)
+
+    def in_progress(self, now: datetime) -> dict[str, Any]:
+        """What is known of it while it lasts; ``now`` has a time zone."""
+        began = datetime.fromisoformat(self.started_at)
+        return {
+            "call_id": self.call_id,
+            "route": self.route,
+            "age_seconds": round((now - began).total_seconds(), 1),
+            "from": self.from_uri,
+            "to": self.to_uri,
+            "source": self.source,
+            "trunk": self.trunk,
+            "transport": self.transport,
+            "security": self.security,
+            "codec": self.codec,
+            "direction": self.direction,
+        }
 
     def summary(self) -> dict[str, Any]:
         """The record as JSON object, without its timeline."""

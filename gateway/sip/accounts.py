@@ -137,23 +137,27 @@ class Accounts:
         else:
             self._tell(trunk.name, registration.failed(code, str(prm.reason), now))
 
-    def leave(self, poll: Callable[[], None]) -> None:
-        """Unregister everywhere; ``poll`` handles events meanwhile, for ``LEAVE_SECONDS``."""
+    def leave(self) -> None:
+        """Unregister everywhere; what comes of it is waited for by :meth:`wait_gone`."""
         now = time.monotonic()
-        leaving = [name for name, one in self.registrations.items() if one.leave(now)]
-        for name in leaving:
+        for name, registration in self.registrations.items():
+            if registration.state in (State.LEAVING, State.GONE) or not registration.leave(now):
+                continue
             try:
                 self._accounts[name, self._host].setRegistration(False)
             except pj.Error as error:
                 log.warning("trunk.not_unregistered", trunk=name, error=str(error.reason))
-                self.registrations[name].left(now)
-        while time.monotonic() < now + LEAVE_SECONDS and any(
-            self.registrations[name].state is State.LEAVING for name in leaving
-        ):
+                registration.left(now)
+
+    def wait_gone(self, poll: Callable[[], None]) -> None:
+        """Wait for the registrars' answers, at most ``LEAVE_SECONDS``; ``poll`` handles events."""
+        end = time.monotonic() + LEAVE_SECONDS
+        leaving = {name for name, one in self.registrations.items() if one.state is State.LEAVING}
+        while leaving and time.monotonic() < end:
             poll()
-        for name in leaving:
-            if self.registrations[name].state is State.LEAVING:
-                log.warning("trunk.not_unregistered", trunk=name, error="no answer")
+            leaving = {name for name in leaving if self.registrations[name].state is State.LEAVING}
+        for name in sorted(leaving):
+            log.warning("trunk.not_unregistered", trunk=name, error="no answer")
 
     def shut_down(self) -> None:
         """Delete all accounts."""

@@ -24,6 +24,7 @@ from gateway.sip.leg import Leg, SipCall
 from gateway.sip.message import offered_codecs, request_uri_of, user_of
 from gateway.sip.pjlog import LogWriter
 from gateway.sip.ports import LegAudio, PortPool
+from gateway.sip.probes import Probes
 from gateway.sip.screen import Screen, party_of
 from gateway.sip.sounds import Sounds
 from gateway.sip.thread import SipThread
@@ -100,6 +101,7 @@ class UserAgent:
         self.trunks = Trunks(settings.trunks)
         self.screen: Screen | None = None
         self.accounts: Accounts | None = None
+        self._probes: Probes | None = None
         self._parties: Counter[str] = Counter()
         self._endpoint: Any = None
         self._listeners: Listeners | None = None
@@ -189,6 +191,44 @@ class UserAgent:
         What an INVITE gets is up to its leg's owner.
         """
         self._draining = True
+        self.post(lambda: None if self.accounts is None else self.accounts.leave())
+
+    async def renew_certificates(self) -> int:
+        """Take the files of ``[sip.tls]`` anew; returns how many listeners have them now.
+
+        Calls and connections go on. Raises AgentError where the files are no good, in which case
+        the old ones stay, and TimeoutError.
+        """
+        assert self._loop is not None
+        done: asyncio.Future[int] = self._loop.create_future()
+
+        def settle(result: int | AgentError) -> None:
+            if done.done():
+                return
+            if isinstance(result, int):
+                done.set_result(result)
+            else:
+                done.set_exception(result)
+
+        def renew() -> None:
+            result: int | AgentError
+            try:
+                result = self._listeners.renew_certificates() if self._listeners else 0
+            except AgentError as error:
+                result = error
+            self.to_loop(lambda: settle(result))
+
+        self.post(renew)
+        async with asyncio.timeout(START_SECONDS):
+            return int(await done)
+
+    def calls_of(self, party: str) -> int:
+        """Calls in progress of a party (:func:`gateway.sip.screen.party_of`). Any thread."""
+        return self._parties.get(party, 0)
+
+    def probe_result(self, trunk: str) -> str:
+        """What the last OPTIONS to a trunk brought; empty when there was none. Any thread."""
+        return "" if self._probes is None else self._probes.results.get(trunk, "")
 
     def post(self, command: Callable[[], None]) -> None:
         """Run a command on the SIP thread."""
@@ -316,8 +356,10 @@ class UserAgent:
                 call.poll_quality()
             if self.screen is not None:
                 self.screen.tick(now)
-            if self.accounts is not None:
+            if self.accounts is not None and not self._draining:
                 self.accounts.tick(now)
+            if self._probes is not None:
+                self._probes.tick(now)
 
     def _let_go(self) -> None:
         # A Call's destructor hangs up, and makes deaf, whatever call has its library slot by then,
@@ -371,9 +413,11 @@ class UserAgent:
             self.settings.access,
             self.trunks,
             self.settings.retry_after,
-            lambda party: self._parties[party],
+            self.calls_of,
         )
         self.screen.open()
+        accounts = self.accounts
+        self._probes = Probes(self.trunks.all, lambda trunk: int(accounts.of(trunk).getId()))
 
     def _have_ipv6(self) -> None:
         six = [listen for listen in self.settings.listen if ":" in listen.host]
@@ -402,7 +446,8 @@ class UserAgent:
         try:
             endpoint.hangupAllCalls()
             if self.accounts is not None:
-                self.accounts.leave(lambda: self._poll(10))
+                self.accounts.leave()
+                self.accounts.wait_gone(lambda: self._poll(10))
             deadline = time.monotonic() + _HANG_UP_SECONDS
             while self._calls and time.monotonic() < deadline:
                 self._poll(10)

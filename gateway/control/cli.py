@@ -1,0 +1,59 @@
+"""``gateway status``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gateway.control.client import NoAnswerError, ask
+from gateway.control.text import status_lines
+
+
+@click.command("status")
+@click.option(
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("gateway.toml"),
+    show_default=True,
+    help="The configuration file of the gateway that is asked.",
+)
+@click.option(
+    "--socket",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Its socket, in place of control.socket of the configuration.",
+)
+@click.option("--json", "as_json", is_flag=True, help="All of it, as one JSON object.")
+def command(config: Path, path: Path | None, as_json: bool) -> None:
+    """Say how a running gateway is: trunks, calls, refusals. Exit 0, or 1 without an answer."""
+    try:
+        status = ask(path or _socket_of(config), "status")
+    except NoAnswerError as error:
+        click.echo(str(error), err=True)
+        sys.exit(1)
+    if as_json:
+        click.echo(json.dumps(status, ensure_ascii=False))
+        return
+    for line in status_lines(status):
+        click.echo(line)
+
+
+def _socket_of(config: Path) -> Path:
+    """Only that key is read, so that no secret has to be at hand."""
+    from gateway.config.problems import ConfigError
+    from gateway.config.source import read_toml
+
+    try:
+        data: dict[str, Any] = read_toml(config).data
+    except ConfigError as error:
+        raise NoAnswerError(str(error)) from None
+    section = data.get("control")
+    name = section.get("socket") if isinstance(section, dict) else None
+    if not isinstance(name, str) or not name:
+        raise NoAnswerError(f"{config}: control.socket is not set, so no gateway can be asked")
+    return Path(config.absolute().parent, Path(name).expanduser())

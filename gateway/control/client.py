@@ -1,0 +1,37 @@
+"""Asks a running gateway."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+ANSWER_SECONDS = 5.0
+_MAX_ANSWER_BYTES = 16 * 1024 * 1024
+
+
+class NoAnswerError(Exception):
+    """Nobody answers on the socket, or what comes is no answer; the message says which."""
+
+
+def ask(path: Path, command: str) -> dict[str, Any]:
+    """The answer to ``command``. Raises NoAnswerError."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(ANSWER_SECONDS)
+            connection.connect(str(path))
+            connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+            with connection.makefile("rb") as stream:
+                line = stream.readline(_MAX_ANSWER_BYTES)
+    except OSError as error:
+        raise NoAnswerError(f"no gateway answers on {path}: {error.strerror or error}") from None
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise NoAnswerError(f"what answers on {path} is no gateway")
+    if not answer.get("ok"):
+        raise NoAnswerError(f"{path}: {answer.get('error', 'refused')}")
+    return answer

@@ -1,0 +1,129 @@
+"""A Unix socket that answers one JSON line with one JSON line.
+
+``{"command": "status"}`` is answered with ``{"ok": true, ...}``; what cannot be done with
+``{"ok": false, "error": "..."}``. The file belongs to the gateway's user alone (mode 0600).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger("control")
+
+MAX_LINE_BYTES = 4096
+MAX_CLIENTS = 16
+"""At a time; nobody needs more, and each costs a task."""
+
+PATIENCE_SECONDS = 10.0
+"""How long a client may be silent, or slow to read."""
+
+MAX_PATH_BYTES = 107
+"""What a ``sockaddr_un`` holds."""
+
+Command = Callable[[], Mapping[str, Any]]
+
+
+class ControlError(Exception):
+    """The socket cannot be had; the message names it and why."""
+
+
+class ControlServer:
+    """Owns the socket's file while it runs.
+
+    Args:
+        path: where the socket is made; one that nobody listens on is replaced.
+        commands: what there is to ask, by name; called on the event loop, and must not wait.
+    """
+
+    def __init__(self, path: Path, commands: Mapping[str, Command]) -> None:
+        self._path = path
+        self._commands = commands
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen. Raises ControlError."""
+        path = str(self._path)
+        if len(os.fsencode(path)) > MAX_PATH_BYTES:
+            raise ControlError(f"control.socket: {path} is longer than {MAX_PATH_BYTES} bytes")
+        self._make_room()
+        before = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(
+                self._serve, path, limit=MAX_LINE_BYTES, backlog=MAX_CLIENTS
+            )
+        except OSError as error:
+            raise ControlError(f"control.socket: {path}: {error.strerror or error}") from None
+        finally:
+            os.umask(before)
+
+    async def stop(self) -> None:
+        """Stop listening, end what is being answered, and remove the file."""
+        if self._server is None:
+            return
+        self._server.close()
+        for task in self._clients:
+            task.cancel()
+        if self._clients:
+            await asyncio.wait(self._clients, timeout=1.0)
+        self._path.unlink(missing_ok=True)
+
+    def _make_room(self) -> None:
+        if not self._path.is_socket():
+            if self._path.exists():
+                raise ControlError(f"control.socket: {self._path} is there and is no socket")
+            return
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(str(self._path))
+            except OSError:
+                self._path.unlink(missing_ok=True)  # left behind by a gateway that was killed
+                return
+        raise ControlError(f"control.socket: another gateway listens on {self._path}")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if len(self._clients) >= MAX_CLIENTS:
+            writer.close()
+            return
+        self._clients.add(task)
+        try:
+            while True:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    line = await reader.readline()
+                    if not line:
+                        return
+                    answer = json.dumps(self._answer(line), ensure_ascii=False)
+                    writer.write(answer.encode() + b"\n")
+                    await writer.drain()
+        except (TimeoutError, ConnectionError, ValueError, asyncio.CancelledError):
+            return  # silent, gone, or a line without an end
+        finally:
+            self._clients.discard(task)
+            writer.close()
+
+    def _answer(self, line: bytes) -> Mapping[str, Any]:
+        try:
+            request = json.loads(line)
+        except ValueError:
+            return {"ok": False, "error": "one JSON object on one line is wanted"}
+        name = request.get("command") if isinstance(request, dict) else None
+        command = self._commands.get(name) if isinstance(name, str) else None
+        if command is None:
+            known = ", ".join(sorted(self._commands))
+            return {"ok": False, "error": f"unknown command; there are: {known}"}
+        try:
+            return {"ok": True, **command()}
+        except Exception:
+            log.exception("control.failed", command=name)
+            return {"ok": False, "error": "failed; the gateway's log says why"}

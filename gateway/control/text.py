@@ -1,0 +1,59 @@
+"""The status of a gateway, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
+    """A status object as lines."""
+    build = status["pjsua2"]
+    state = "draining" if status["draining"] else "up"
+    yield f"gateway {status['version']}, {state} for {duration(status['uptime_seconds'])}"
+    yield f"  pjsua2    {build['distribution']}, {build['tls']}"
+    yield f"  listens   {', '.join(status['listen'])}"
+    yield f"  calls     {len(status['calls'])} of {status['max_calls']}"
+    for call in status["calls"]:
+        through = f" by {call['trunk']}" if call["trunk"] else ""
+        yield (
+            f"    {duration(call['age_seconds']):>8}  {call['from']} to {call['to']}{through}, "
+            f"route {call['route']}, {call['codec']} {call['security'] or '(no media yet)'}"
+        )
+    yield f"  trunks    {len(status['trunks']) or 'none'}"
+    for trunk in status["trunks"]:
+        yield f"    {trunk['name']}: {_trunk(trunk)}"
+    if status["refused"]:
+        yield "  refused"
+        for rule, count in sorted(status["refused"].items()):
+            yield f"    {count:>8}  {rule}"
+    dropped = {name: count for name, count in status["dropped"].items() if count}
+    if dropped:
+        yield "  dropped   " + ", ".join(f"{count} {name}" for name, count in dropped.items())
+
+
+def _trunk(trunk: Mapping[str, Any]) -> str:
+    parts = [f"{trunk['state']} for {duration(trunk['since_seconds'])}"]
+    if trunk["state"] == "static":
+        parts = ["by address"]
+    if trunk["expires_seconds"] is not None:
+        parts.append(f"expires in {duration(trunk['expires_seconds'])}")
+    if trunk["last_error"]:
+        parts.append(f"last error {trunk['last_error']}")
+    if trunk["next_try_seconds"] is not None:
+        parts.append(f"next try in {duration(trunk['next_try_seconds'])}")
+    if trunk["options"]:
+        parts.append(f"OPTIONS {trunk['options']}")
+    parts.append(f"{trunk['calls']} calls")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units that they have."""
+    left = max(0, int(seconds))
+    days, left = divmod(left, 86400)
+    hours, left = divmod(left, 3600)
+    minutes, left = divmod(left, 60)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (left, "s")]
+    first = next((index for index, (count, _) in enumerate(parts) if count), 3)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count) or "0 s"

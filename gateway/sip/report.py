@@ -1,0 +1,40 @@
+"""How the user agent is, in plain values, for who asks. May be called on any thread."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gateway.sip.agent import UserAgent
+
+
+def trunk_states(agent: UserAgent) -> list[dict[str, Any]]:
+    """One object for each trunk, in the order of the configuration. Times are seconds from now."""
+    now = time.monotonic()
+    registrations = {} if agent.accounts is None else agent.accounts.registrations
+    states = []
+    for trunk in agent.trunks.all:
+        one = registrations.get(trunk.name)
+        states.append(
+            {
+                "name": trunk.name,
+                "state": "static" if one is None else one.state.value,
+                "since_seconds": 0.0 if one is None else round(now - one.since, 1),
+                "expires_seconds": _until(None if one is None else one.expires_at, now),
+                "last_error": "" if one is None else one.last_error,
+                "next_try_seconds": _until(None if one is None else one.next_try, now),
+                "options": agent.probe_result(trunk.name),
+                "calls": agent.calls_of(f"trunk {trunk.name}"),
+            }
+        )
+    return states
+
+
+def refusals(agent: UserAgent) -> dict[str, int]:
+    """Requests refused since the start, by rule."""
+    return {} if agent.screen is None else dict(agent.screen.refusals.by_rule)
+
+
+def _until(at: float | None, now: float) -> float | None:
+    return None if at is None else round(max(0.0, at - now), 1)
