@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway_process import FAULTS, Gateway, Line
-from harness import eventually
+from harness import closed_port, eventually
 from sip_phone import Message, Phone, PhoneCall
 
 from gateway.emulator.record import SessionRecord
@@ -44,7 +44,21 @@ _ROUTES = """
 [[route]]
 name = "plain"
 to = "^plain$"
+
+[[route]]
+name = "slow"
+to = "^slow$"
+[route.realtime]
+url = "ws://{host}:{silent}/v1/realtime"
+
+[[route]]
+name = "broken"
+to = "^broken$"
+[route.realtime]
+url = "ws://{host}:{closed}/v1/realtime"
+connect_timeout = 0.5
 """
+"""``slow`` waits for a server that never says a word, ``broken`` for one that is not there."""
 
 
 @dataclass(eq=False)
@@ -94,7 +108,20 @@ class RoutedCall(PhoneCall):
 
 
 class RoutedPhone(Phone):
-    """A telephone whose calls know of proxies."""
+    """A telephone that knows of proxies: its answers carry every Via of their requests."""
+
+    _vias: bytes = b""
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        self._vias = b"\r\n".join(re.findall(rb"^Via:[^\r]*", data, re.MULTILINE))
+        super().datagram_received(data, addr)
+
+    def send(self, data: bytes) -> None:
+        """Send bytes to the proxy."""
+        if data.startswith(b"SIP/2.0 "):  # at once, so to the request that came last
+            start, _via, rest = data.split(b"\r\n", 2)
+            data = b"\r\n".join((start, self._vias, rest))
+        super().send(data)
 
     def call(
         self,
@@ -128,12 +155,15 @@ class Cluster:
             more,
         )
         self._folder = folder
+        self._silent = socket.create_server((HOST, 0))
 
     async def start(self) -> None:
         """Bring all up."""
         await self.emulator.start()
         (self._folder / "routes").mkdir()
-        (self._folder / "routes" / "10.toml").write_text(_ROUTES)
+        (self._folder / "routes" / "10.toml").write_text(
+            _ROUTES.format(host=HOST, silent=self._silent.getsockname()[1], closed=closed_port())
+        )
         config = _CONFIG.format(
             host=HOST,
             port=self.base,
@@ -158,6 +188,7 @@ class Cluster:
             status = await self.gateway.ended()
         finally:
             await self.emulator.stop()
+            self._silent.close()
         assert status == 0, self.gateway.tail()
         assert not self.gateway.other_output, self.gateway.other_output
         faults = [line for line in self.gateway.lines if line["event"] in FAULTS]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from listening import assert_continuous, noise
+from rtp_end import FRAME
 from sip_phone import Phone
 
 from interop.cluster import HOST, MAX_CALLS, Cluster, RoutedCall
@@ -48,13 +49,14 @@ def cluster(
 
 
 async def assert_alive(cluster: Cluster, call: RoutedCall, seed: int) -> None:
-    """What the caller says arrives, and packets come back."""
+    """What the caller says arrives (on a busy machine not every frame), and packets come back."""
     session = await cluster.session_of(call)
-    said = noise(seed, 0.4)
+    said = noise(seed, 0.8)
+    frames = [said[start : start + FRAME] for start in range(0, len(said), FRAME)]
     heard = len(call.rtp.packets)
     call.rtp.say(b"\x55" * 4000 + said)
-    await session.wait_until(lambda one: said[:1600] in one.received, 10)
-    await call.rtp.until(lambda: len(call.rtp.packets) > heard + 10, 10)
+    await session.wait_until(lambda one: sum(f in one.received for f in frames) >= 10, 20)
+    await call.rtp.until(lambda: len(call.rtp.packets) > heard + 10, 20)
 
 
 def is_out(worker: int) -> object:
@@ -84,14 +86,25 @@ async def test_calls_are_spread_and_counted(cluster: Cluster) -> None:
 
 
 async def test_no_worker_is_lost_to_a_caller_who_gives_up(cluster: Cluster) -> None:
-    call = cluster.phone.call("plain")
+    call = cluster.phone.call("slow")
     call.invite()
+    await call.until(lambda one: 180 in one.responses, what="180")
+    await cluster.proxy.until(lambda targets: sum(t.load for t in targets) == 1, "it counts")
     call.cancel()
     assert (await call.refused()).code == 487
     unknown = cluster.phone.call("nobody")
     unknown.invite()
     assert (await unknown.refused()).code == 404
     await cluster.settled((0, 0))
+
+
+async def test_a_model_that_cannot_be_had_is_asked_for_once(cluster: Cluster) -> None:
+    call = cluster.phone.call("broken")
+    call.invite()
+    refused = await call.refused()
+    assert (refused.code, refused.headers["retry-after"]) == (503, "5")
+    assert 180 in call.responses
+    cluster.worker_of(call)  # one only
 
 
 async def test_a_dialog_stays_on_its_worker(cluster: Cluster) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from harness import eventually
-from sip_phone import Message, Phone
+from sip_phone import Message
 
+from interop.cluster import RoutedPhone as Phone
 from interop.kamailio import Kamailio, program
 from interop.lab.ports import free_port
 
