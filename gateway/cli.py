@@ -37,6 +37,11 @@ _ELSEWHERE = {
         "Say what this machine and this pjsua2 can carry, and what to mend.",
     ),
     "status": ("gateway.control", "command", "Say how a running gateway is."),
+    "route-test": (
+        "gateway.routetest",
+        "command",
+        "Say which route a call takes, and why no other.",
+    ),
     "timeline": ("gateway.timeline", "command", "Show the record of a call as text and picture."),
 }
 """Commands that live with what they run: module, name, short help."""
