@@ -21,8 +21,10 @@ JUST_BEFORE_PJSUA = 64 - 1
 FIRST = 1
 """Places among pjsip's modules: the transport layer is 8, transactions 16, dialogs 32, pjsua 64."""
 
-ALLOWED = b"INVITE, ACK, BYE, CANCEL, OPTIONS, INFO, UPDATE, PRACK, REFER"
-_METHOD_NOT_ALLOWED = 405
+_MAX_HEADERS = 64
+"""Header fields kept made; only so many different ones are ever asked for."""
+
+_SERVICE_UNAVAILABLE = 503
 
 _OnRxRequest = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 _P = ctypes.c_void_p
@@ -89,8 +91,9 @@ class RequestFilter:
         endpoint_of = library.pjsua_get_pjsip_endpt
         endpoint_of.restype = _P
         self._endpoint = endpoint_of()
-        self._retry_after = _header_list(library, b"Retry-After", str(retry_after).encode())
-        self._allow = _header_list(library, b"Allow", ALLOWED)
+        self._library = library
+        self._retry_after = ("Retry-After", str(retry_after))
+        self._headers: dict[tuple[str, str], _Links] = {}
         self._callback = _OnRxRequest(self._on_rx_request)
         self._name = f"mod-gateway-{place}-{method.lower() or 'all'}".encode()
         self._module = _Module(
@@ -109,17 +112,23 @@ class RequestFilter:
         if status != 0:
             raise OSError(status, f"pjsip took no module {self._name.decode()}")
 
-    def refuse(self, rdata: int, code: int) -> None:
-        """Answer with ``code``, without a transaction.
+    def refuse(self, rdata: int, code: int, header: tuple[str, str] | None = None) -> None:
+        """Answer with ``code``, without a transaction. A 503 carries Retry-After.
 
-        A 5xx carries Retry-After, 405 what is allowed (RFC 3261 section 21.4.6).
+        Args:
+            header: name and value of a field that the response shall have.
         """
-        headers = None
-        if code >= 500:
-            headers = ctypes.byref(self._retry_after)
-        elif code == _METHOD_NOT_ALLOWED:
-            headers = ctypes.byref(self._allow)
-        self._respond(self._endpoint, rdata, code, None, headers, None)
+        header = self._retry_after if code == _SERVICE_UNAVAILABLE else header
+        made = None if header is None else ctypes.byref(self._made(header))
+        self._respond(self._endpoint, rdata, code, None, made, None)
+
+    def _made(self, header: tuple[str, str]) -> _Links:
+        found = self._headers.get(header)
+        if found is None:
+            assert len(self._headers) < _MAX_HEADERS, "a pool each, for ever"
+            found = _header_list(self._library, header[0].encode(), header[1].encode())
+            self._headers[header] = found
+        return found
 
     def _on_rx_request(self, rdata: int) -> int:
         try:

@@ -20,9 +20,11 @@ from gateway.sip.filter import FIRST, HANDLED, PASS, RequestFilter
 from gateway.sip.library import native
 from gateway.sip.limits import SourceBuckets
 from gateway.sip.message import headers_of
+from gateway.sip.methods import Reply, name_of, reply_inside, reply_outside
 from gateway.sip.received import Reader, Received
 from gateway.sip.refusals import RefusalLog
 from gateway.sip.trunks import Access, Attribution, Trunks, address_of
+from gateway.sip.wellformed import flaw_of
 
 log = structlog.get_logger("sip")
 
@@ -31,10 +33,9 @@ ANSWERS_AT_ONCE = 20
 """Refusals that one source gets; beyond, silence: nobody shall be flooded through us with what a
 forged source address asks for."""
 
-_FORBIDDEN, _NOT_ALLOWED, _BUSY, _UNAVAILABLE = 403, 405, 486, 503
-_UNKNOWN_METHODS = frozenset({"REGISTER", "SUBSCRIBE", "PUBLISH", "MESSAGE", "REFER"})
-"""Outside of a dialog; pjsua would answer some of them, and leave others without an answer."""
+_FORBIDDEN, _BUSY, _UNAVAILABLE = 403, 486, 503
 
+_LINE_END = re.compile(r"\r\n|\n|\r")
 _TO = re.compile(rb"\n(?:to|t)[ \t]*:([^\r\n]*)", re.IGNORECASE)
 _TAG = re.compile(r";\s*tag\s*=\s*([^;,\s]+)", re.IGNORECASE)
 
@@ -89,25 +90,40 @@ class Screen:
         received = self._reader.read(rdata)
         if received is None:
             return PASS
-        if self._attribute(received) is not None:
-            return PASS
+        method = received.method
+        found = self._attribute(received)
         source = _plain(received.source)
-        verdict = self._access.verdict(source, bool(self._trunks.all))
-        if verdict == "allow" or self._in_dialog(received):
-            return PASS
-        if received.method != "ACK":  # of the 403 before
-            code = _FORBIDDEN if verdict == "refuse" else 0
-            rule = f'access.unknown = "{self._access.unknown}"'
-            self._refuse(self._first, rdata, received, rule, code)
-        return HANDLED
+        verdict = "allow" if found else self._access.verdict(source, bool(self._trunks.all))
+        inside = self._in_dialog(received)
+        if verdict != "allow" and not inside:
+            if method != "ACK":  # of the 403 before
+                code = _FORBIDDEN if verdict == "refuse" else 0
+                rule = f'access.unknown = "{self._access.unknown}"'
+                self._refuse(self._first, rdata, received, rule, Reply(code))
+            return HANDLED
+        message = received.message.decode("utf-8", "replace")
+        headers = headers_of(message)
+        flaw = flaw_of(_LINE_END.split(message, maxsplit=1)[0], headers)
+        if flaw is not None:
+            reply = Reply(0 if method == "ACK" else flaw.code)
+            self._refuse(self._first, rdata, received, f"malformed: {flaw.what}", reply)
+            return HANDLED
+        if inside:
+            answer = reply_inside(method, next(iter(headers.get("event", ())), ""))
+            if answer is not None:
+                self._first.refuse(rdata, answer.code, answer.header)
+                return HANDLED
+        return PASS
 
     def _on_new(self, rdata: int) -> int:
         received = self.current = self._reader.read(rdata)
         if received is None:
             return PASS
         method = received.method
-        if method in _UNKNOWN_METHODS:
-            self._refuse(self._second, rdata, received, f"no {method} here", _NOT_ALLOWED)
+        reply = reply_outside(method)
+        if reply is not None:
+            rule = f"no {name_of(method)} outside of a call"
+            self._refuse(self._second, rdata, received, rule, reply)
             return HANDLED
         if method != "INVITE":
             return PASS
@@ -118,12 +134,12 @@ class Screen:
         party = party_of(found, source)
         if limits.concurrent_calls and self._calls_of(party) >= limits.concurrent_calls:
             rule = f"{where}: concurrent_calls = {limits.concurrent_calls}"
-            self._refuse(self._second, rdata, received, rule, _BUSY)
+            self._refuse(self._second, rdata, received, rule, Reply(_BUSY))
             return HANDLED
         now = time.monotonic()
         if not self._rates.take(source, limits.calls_per_second, limits.burst, now):
             rule = f"{where}: calls_per_second = {limits.calls_per_second:g}"
-            self._refuse(self._second, rdata, received, rule, _UNAVAILABLE)
+            self._refuse(self._second, rdata, received, rule, Reply(_UNAVAILABLE))
             return HANDLED
         return PASS
 
@@ -133,7 +149,7 @@ class Screen:
         )
 
     def _refuse(
-        self, through: RequestFilter, rdata: int, received: Received, rule: str, code: int
+        self, through: RequestFilter, rdata: int, received: Received, rule: str, reply: Reply
     ) -> None:
         now = time.monotonic()
         source = _plain(received.source)
@@ -141,15 +157,15 @@ class Screen:
             rule,
             source,
             now,
-            code=code,
-            method=received.method,
+            code=reply.code,
+            method=received.method[:20],
             uri=received.request_uri[:200],
             transport=received.transport,
         )
-        if not code:
+        if not reply.code:
             return
         if self._answers.take(source, ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now):
-            through.refuse(rdata, code)
+            through.refuse(rdata, reply.code, reply.header)
         else:
             self.refusals.unanswered += 1
 

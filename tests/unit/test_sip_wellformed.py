@@ -1,0 +1,120 @@
+"""What is kept from pjsip, and what is not; and what a request without a call gets."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.sip.message import headers_of
+from gateway.sip.methods import name_of, reply_inside, reply_outside
+from gateway.sip.wellformed import addresses_of, flaw_of, uri_in
+
+GOOD = """INVITE sip:100@192.0.2.1 SIP/2.0
+Via: SIP/2.0/UDP 192.0.2.9:5060;branch=z9hG4bK1;rport
+Max-Forwards: 70
+From: "A, \\"B\\" <C>" <sip:200@example.net>;tag=1
+To: <sip:100@192.0.2.1>
+Call-ID: 1@example.net
+CSeq: 1 INVITE
+Contact: <sip:200@[2001:db8::9]:5070;transport=tcp>;q=0.5, "x, y" <sips:b@host.example>
+Record-Route: <sip:p1.example.net;lr>, <sip:[::1]:5080;lr;ftag=a,b>
+Content-Length: 0
+
+"""
+
+
+def flaw(message: str) -> str:
+    found = flaw_of(message.split("\n", 1)[0], headers_of(message))
+    return "" if found is None else f"{found.code} {found.what}"
+
+
+def test_an_ordinary_message_has_none() -> None:
+    assert flaw(GOOD) == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Contact: <sip:200@[2001:db8::9]:5070;transport=tcp>;q=0.5, ", "Contact: "),
+        ("Contact: ", "m: "),
+        ("<sip:100@192.0.2.1>\n", "sip:100@192.0.2.1\n"),
+        ("To: <sip:100@192.0.2.1>", "To: <tel:+493012345>"),
+        ("INVITE sip:100@192.0.2.1", "INVITE tel:+493012345"),
+        ("<sip:p1.example.net;lr>", "<sip:user:pass@p1.example.net;lr?X=y>"),
+        ("Max-Forwards: 70", "Refer-To: <tel:+4930>"),
+        ("Max-Forwards: 70", "Contact: *"),
+        ("sip:p1.example.net;lr", "sip:p_1.example.net.:5060;lr"),
+    ],
+)
+def test_what_is_allowed(old: str, new: str) -> None:
+    assert old in GOOD
+    assert flaw(GOOD.replace(old, new)) == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ("<sip:p1.example.net;lr>", "<127.0.0.1:5060;lr>", "400 no URI in record-route"),
+        ("<sip:p1.example.net;lr>", "<tel:+49;lr>", "400 URI scheme in record-route"),
+        ("<sip:p1.example.net;lr>", "<sip:;lr>", "400 host in record-route"),
+        ("<sip:p1.example.net;lr>", "<sip:host:99999;lr>", "400 host in record-route"),
+        ("Record-Route: ", "Route: <urn:x:y>, ", "400 URI scheme in route"),
+        ("<sips:b@host.example>", "<mailto:b@host.example>", "400 URI scheme in contact"),
+        ("<sips:b@host.example>", "", "400 no URI in contact"),
+        ("To: <sip:100@192.0.2.1>", "To: isbn:2983792873", "416 URI scheme in to"),
+        ("To: <sip:100@192.0.2.1>", "To: <>", "400 no URI in to"),
+        ("To: <sip:100@192.0.2.1>", "To: <sip:100@192.0.2.1>;tag=", "400 empty tag in to"),
+        (";tag=1", ";tag", "400 empty tag in from"),
+        (
+            "INVITE sip:100@192.0.2.1",
+            "INVITE soap.beep://192.0.2.1",
+            "416 scheme of the Request-URI",
+        ),
+        ("CSeq: 1", "CSeq: 2147483648", "400 CSeq number"),
+        ("CSeq: 1", "CSeq: -1", "400 CSeq number"),
+        ("CSeq: 1", "CSeq: 1 INVITE\nCSeq: 2", "400 more than one cseq"),
+        ("Max-Forwards", "X: y\n" * 130 + "Max-Forwards", "400 more than 128 header fields"),
+    ],
+)
+def test_what_is_kept_from_pjsip(old: str, new: str, found: str) -> None:
+    assert old in GOOD
+    assert flaw(GOOD.replace(old, new)) == found
+
+
+def test_addresses_are_split_where_they_end() -> None:
+    field = '"a, \\"<b" <sip:c@d;x=1,2>;p=3, sip:e@f;q=1 , <sip:g>'
+    assert [uri_in(one) for one in addresses_of(field)] == ["sip:c@d;x=1,2", "sip:e@f", "sip:g"]
+
+
+@pytest.mark.parametrize(
+    ("method", "outside", "inside"),
+    [
+        ("INVITE", 0, 0),
+        ("ACK", 0, 0),
+        ("CANCEL", 0, 0),
+        ("OPTIONS", 0, 200),
+        ("BYE", 481, 0),
+        ("INFO", 481, 0),
+        ("UPDATE", 481, 0),
+        ("PRACK", 481, 0),
+        ("NOTIFY", 481, 489),
+        ("REFER", 405, 0),
+        ("MESSAGE", 405, 405),
+        ("SUBSCRIBE", 405, 489),
+        ("REGISTER", 405, 405),
+        ("PUBLISH", 405, 405),
+        ("invite", 501, 501),
+        ("NEWMETHOD", 501, 501),
+    ],
+)
+def test_replies(method: str, outside: int, inside: int) -> None:
+    found = [reply_outside(method), reply_inside(method, "presence")]
+    assert [reply.code if reply else 0 for reply in found] == [outside, inside]
+
+
+def test_notify_of_a_transfer_is_for_the_library() -> None:
+    assert reply_inside("NOTIFY", "Refer;id=1") is None
+
+
+def test_made_up_methods_share_a_name() -> None:
+    assert {name_of("X1"), name_of("X2")} == {"unknown"}
+    assert name_of("BYE") == "BYE"
