@@ -77,19 +77,25 @@ def main(
     shutil.rmtree(work, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
     started = time.time()
+    done: list[Level] = []
+    rates: list[setups.Rate] = []
+    failed = False
     try:
         most, pjsua2 = capacity(work / "capacity")
-        chosen = levels_for(wanted or (QUICK_LEVELS if quick else LEVELS), most)
-        facts = {**machine.describe(), "pjsua2": pjsua2, "capacity": most}
-        report.head(console, facts, chosen)
-        done: list[Level] = []
-        with console.status("") as status:
+    except Failed as failure:
+        console.print(f"[red]bench: {failure}[/red]")
+        raise SystemExit(1) from None
+    chosen = levels_for(wanted or (QUICK_LEVELS if quick else LEVELS), most)
+    facts = {**machine.describe(), "pjsua2": pjsua2, "capacity": most}
+    report.head(console, facts, chosen)
+    with console.status("") as status:
 
-            def say(text: str) -> None:
-                status.update(text)
-                if not console.is_terminal:
-                    console.print(f"  {text}")
+        def say(text: str) -> None:
+            status.update(text)
+            if not console.is_terminal:
+                console.print(f"  {text}")
 
+        try:
             for calls in chosen:
                 if not no_floor:
                     done.append(run_floor(work / f"floor-{calls}", calls, timing, say))
@@ -97,11 +103,12 @@ def main(
                 level = GatewayLevel(work / f"gateway-{calls}", calls, timing, say, mode).run()
                 done.append(level)
                 report.line(console, level)
-            rates = [] if no_setup else setups.run(work / "setups", most, quick, say)
-    except Failed as failure:
-        console.print(f"[red]bench: {failure}[/red]")
-        console.print(f"Logs of the run: {work}")
-        raise SystemExit(1) from None
+            if not no_setup:
+                rates = setups.run(work / "setups", most, quick, say)
+        except (Failed, OSError) as failure:
+            # What was measured until then is still worth its while.
+            console.print(f"[red]bench: {failure}[/red]\nLogs of the run: {work}")
+            failed = True
     result = {
         "machine": facts,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
@@ -115,7 +122,9 @@ def main(
         "setup": [asdict(rate) for rate in rates],
     }
     (output / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
-    report.write(console, output, facts, done, rates, docs=docs)
+    report.write(console, output, facts, done, rates, docs=docs and not failed)
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
