@@ -89,10 +89,10 @@ class Service:
 
         Raises AgentError or OSError when something cannot be had at start.
         """
-        await self._start_up()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        await self._start_up()
         if self._lifeline is not None:
             self._lifeline.say_up()
         notify("READY=1", "STATUS=takes calls")

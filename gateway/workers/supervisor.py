@@ -67,6 +67,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         log.info("workers.starting", count=self._count)
         try:
             async with asyncio.TaskGroup() as keepers:
@@ -76,13 +77,19 @@ class Supervisor:
             if self._killing is not None:
                 self._killing.cancel()
             self._signal_all(signal.SIGKILL)  # none is left, unless something here failed
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
         log.info("workers.down", status=self._status)
         return self._status
 
     def _on_signal(self, number: int) -> None:
         self._end(signal.Signals(number).name)
+
+    def _hang_up(self) -> None:
+        """Hand SIGHUP on to those that are up; one that starts reads everything anew."""
+        for worker in self._workers.values():
+            if worker.was_up:
+                worker.send(signal.SIGHUP)
 
     def _end(self, reason: str) -> None:
         """Tell all workers to end; the second time, to hurry."""

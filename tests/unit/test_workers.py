@@ -243,6 +243,22 @@ def test_workers_notice_that_their_supervisor_is_gone(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_sighup_is_handed_on(tmp_path: Path) -> None:
+    marks = [tmp_path / "0", tmp_path / "1"]
+
+    async def story(run: Run) -> None:
+        await run.wait("workers.up")
+        tell(signal.SIGHUP)
+        async with asyncio.timeout(WITHIN_S):
+            while not all(mark.exists() for mark in marks):  # noqa: ASYNC110 (as above)
+                await asyncio.sleep(0.02)
+        tell(signal.SIGTERM)
+
+    status, run = supervised(story, lambda index: ["renew", str(marks[index])])
+    assert status == 0
+    assert not run.all("worker.died")
+
+
 def test_systemd_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:

@@ -2,7 +2,7 @@
 
 ``up`` reports that it is up and ends with 0 at SIGTERM; ``deaf`` ignores SIGTERM; ``crash`` kills
 itself once up; ``broken`` ends with 1 before that; ``orphan FILE`` writes the file when its
-supervisor is gone.
+supervisor is gone, ``renew FILE`` at SIGHUP.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ def main() -> None:
     if what == "broken":
         sys.exit(1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if what == "deaf" else lambda *_: sys.exit(0))
+    if what == "renew":
+        signal.signal(signal.SIGHUP, lambda *_: Path(sys.argv[2]).touch())
     lifeline.send(b"up\n")
     if what == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
