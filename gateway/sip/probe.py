@@ -1,4 +1,4 @@
-"""What pjsua2 says of itself, as JSON: ``python -m gateway.doctor.probe``.
+"""What pjsua2 says of itself, as JSON: ``python -m gateway.sip.probe``.
 
 A process of its own, since a library that does not fit the machine may take its process along.
 No port is bound.
