@@ -15,6 +15,7 @@ from gateway.call import inputs, outputs
 from gateway.call.ending import Why, ending_of, reason_header
 from gateway.call.machine import CallMachine
 from gateway.call.plan import CallPlan
+from gateway.call.quality import QualityOfCall
 from gateway.call.record import CallRecord
 from gateway.legs import Dialler, Legs, Outward, quality_of
 from gateway.pump import MediaPump
@@ -71,6 +72,7 @@ class Bridge:
         self._pump = pump
         self._on_finished = on_finished
         self._log = structlog.get_logger("call").bind(call=record.call_id, route=plan.route)
+        self._quality = QualityOfCall()
         self._machine = CallMachine(plan, record, self._loop.time())
         self._audio = call_audio(plan.codec, session_plan.max_playout_frames)
         self._audio.playout.pause(True)
@@ -167,6 +169,7 @@ class Bridge:
         """RTP counters."""
         self.record.security = self._legs.security
         self.record.rtp = quality_of(quality)
+        self.record.quality = self._quality.add(quality)
         self.feed(inputs.RtpCounted(quality.rx_packets))
 
     def on_ended(self, end: LegEnd) -> None:

@@ -106,6 +106,8 @@ class CallRecord:
     playout_frames_refused: int = 0
     late_audio_ms: int = 0
     rtp: dict[str, float] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+    """Both directions, as :class:`gateway.call.quality.QualityOfCall` has them; live."""
     ending: Ending | None = None
     timeline: list[dict[str, Any]] = field(default_factory=list)
     timeline_dropped: int = 0
@@ -174,6 +176,7 @@ class CallRecord:
             "refused_playout_frames": self.playout_frames_refused,
             "late_audio_ms": self.late_audio_ms,
             "rtp": dict(self.rtp),
+            "quality": dict(self.quality),
             "ending": None
             if ending is None
             else {

@@ -14,8 +14,9 @@ from gateway.sip.guard import guarded
 from gateway.sip.incall import InCall, InCallCommands
 from gateway.sip.message import headers_of, reason_of
 from gateway.sip.ports import LegAudio, Port
+from gateway.sip.quality import Meter, counters_of
 from gateway.sip.security import media_security
-from gateway.sip.types import Invite, LegEnd, LegHandler, RtpQuality
+from gateway.sip.types import Invite, LegEnd, LegHandler
 
 if TYPE_CHECKING:
     from gateway.sip.agent import UserAgent
@@ -103,6 +104,7 @@ class SipCall(InCall):
         self._method = ""
         self._reason_header = ""
         self._port: Port | None = None
+        self._meter = Meter()
         self._last_digit: tuple[str, int, int] | None = None
 
     @property
@@ -256,18 +258,12 @@ class SipCall(InCall):
         if self._media is None or self.ended:
             return
         try:
-            statistic = self.getStreamStat(0).rtcp
+            counters = counters_of(self.getStreamStat(0))
         except pj.Error:
             return
         if self.leg is not None and not self.leg.security:
             self.leg.security = media_security(self, self.getStreamInfo(0))
-        received, sent = statistic.rxStat, statistic.txStat
-        quality = RtpQuality(
-            rx_packets=int(received.pkt),
-            rx_lost=int(received.loss),
-            rx_jitter_ms=float(received.jitterUsec.mean) / 1000,
-            tx_packets=int(sent.pkt),
-        )
+        quality = self._meter.read(counters)
         self._tell(lambda handler: handler.on_quality(quality))
 
     def _release_port(self) -> None:

@@ -117,13 +117,42 @@ class LegEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """One direction, lately: since the last second, or the other side's last report."""
+
+    loss_percent: float
+    """What came too late to be heard included, for what we receive."""
+    jitter_ms: float
+    mos: float
+    """Estimated, 1 to 4.5: see :mod:`gateway.sip.quality`."""
+
+
+@dataclass(frozen=True, slots=True)
 class RtpQuality:
-    """RTP counters of a leg so far, from RTCP's point of view (RFC 3550 section 6.4)."""
+    """RTP counters of a leg so far, from RTCP's point of view (RFC 3550 section 6.4).
+
+    What we send (``tx``) the other side tells, by RTCP; until it does, or where it never does,
+    ``tx_reports`` is 0.
+    """
 
     rx_packets: int
     rx_lost: int
     rx_jitter_ms: float
+    """Mean of the call so far."""
     tx_packets: int
+    rx_discarded: int = 0
+    """Came too late for the jitter buffer."""
+    rx_reordered: int = 0
+    rx_duplicates: int = 0
+    tx_lost: int = 0
+    tx_reports: int = 0
+    buffer_ms: float = 0.0
+    """Delay in our jitter buffer."""
+    rtt_ms: float | None = None
+    """There and back, by RTCP; None before it is known."""
+    rx: Heard | None = None
+    """None when nothing came and nothing was to come."""
+    tx: Heard | None = None
 
 
 class LegHandler(Protocol):

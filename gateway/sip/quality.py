@@ -1,0 +1,178 @@
+"""How well a call is heard: RTCP's figures as an estimated MOS, once a second. Pure.
+
+The estimate is the E-model of ITU-T G.107 with its default values, for G.711:
+
+* ``R = 93.2 - Id - Ie,eff``: 93.2 is what is left of the best line with everything at default.
+* ``Id = 0.024 d + 0.11 max(0, d - 177.3)``, the delay's share, ``d`` one way in ms (the usual
+  straight-line form of G.107 section 7.4).
+* ``Ie,eff = 95 Ppl / (Ppl + Bpl)``, the loss's share, ``Ppl`` in percent; ``Bpl`` 25.1 is G.711
+  with concealment (G.113 appendix I), losses taken as random.
+* ``MOS = 1 + 0.035 R + R (R - 60) (100 - R) 7e-6``, 1 below R = 0 and 4.5 above 100.
+
+It knows nothing of echo, level or noise, and of the other side only what that tells by RTCP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.sip.types import Heard, RtpQuality
+
+_R_BEST = 93.2
+_BPL = 25.1
+PACKET_MS = 20.0
+"""What a packet holds: it leaves when its last sample has been spoken."""
+PEER_BUFFER_MS = 40.0
+"""Least that the jitter buffer of the other side is taken to hold; RTCP does not tell it."""
+
+
+def r_factor(loss_percent: float, delay_ms: float) -> float:
+    """The E-model's R of a G.711 line, for loss in percent and delay one way in ms."""
+    loss = min(max(loss_percent, 0.0), 100.0)
+    delay = max(delay_ms, 0.0)
+    impaired = 0.024 * delay + 0.11 * max(0.0, delay - 177.3)
+    return _R_BEST - impaired - 95.0 * loss / (loss + _BPL)
+
+
+def mos_of(r: float) -> float:
+    """The mean opinion score, 1 to 4.5, that goes with R (G.107 annex B)."""
+    if r <= 0:
+        return 1.0
+    if r >= 100:
+        return 4.5
+    return max(1.0, 1 + 0.035 * r + r * (r - 60) * (100 - r) * 7e-6)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Counters of one direction since its stream began."""
+
+    packets: int = 0
+    lost: int = 0
+    jitter_ms: float = 0.0
+    """Now, as RFC 3550 section 6.4.1 estimates it."""
+    mean_jitter_ms: float = 0.0
+    reordered: int = 0
+    duplicates: int = 0
+    reports: int = 0
+    """How often it was told, for what the other side tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What pjmedia has counted of a call's stream so far."""
+
+    rx: Stream = Stream()
+    tx: Stream = Stream()
+    discarded: int = 0
+    """Packets that came too late for the jitter buffer."""
+    buffer_ms: float = 0.0
+    """Mean delay in the jitter buffer."""
+    rtt_ms: float | None = None
+
+
+def counters_of(statistic: Any) -> Counters:
+    """The counters in a pjsua2 ``StreamStat``."""
+    rtcp, buffer = statistic.rtcp, statistic.jbuf
+    return Counters(
+        rx=_stream(rtcp.rxStat),
+        tx=_stream(rtcp.txStat),
+        discarded=int(buffer.discard),
+        buffer_ms=float(buffer.avgDelayMsec),
+        rtt_ms=int(rtcp.rttUsec.last) / 1000 if int(rtcp.rttUsec.n) else None,
+    )
+
+
+def _stream(stat: Any) -> Stream:
+    jitter = stat.jitterUsec
+    return Stream(
+        packets=int(stat.pkt),
+        lost=int(stat.loss),
+        jitter_ms=int(jitter.last) / 1000,
+        mean_jitter_ms=float(jitter.mean) / 1000,
+        reordered=int(stat.reorder),
+        duplicates=int(stat.dup),
+        reports=int(stat.updateCount),
+    )
+
+
+class Meter:
+    """Makes of a call's counters what has happened since they were last read."""
+
+    def __init__(self) -> None:
+        self._before = Counters()
+        self._over = Counters()
+        """Of streams that came before this one: a re-INVITE may begin a new one."""
+        self._told = Stream()
+        """What we had sent and lost when the other side last told."""
+        self._tx: Heard | None = None
+
+    def read(self, now: Counters) -> RtpQuality:
+        """The quality since the last reading, and the totals of the call."""
+        before = self._before
+        if now.rx.packets < before.rx.packets or now.tx.packets < before.tx.packets:
+            self._over = _together(self._over, before)
+            before, self._told = Counters(), Stream()
+        rx = _heard(
+            now.rx.packets - before.rx.packets,
+            now.rx.lost + now.discarded - before.rx.lost - before.discarded,
+            now.rx.jitter_ms,
+            (now.rtt_ms or 0.0) / 2 + PACKET_MS + now.buffer_ms,
+        )
+        if now.tx.reports != self._told.reports:
+            sent, lost = now.tx.packets - self._told.packets, now.tx.lost - self._told.lost
+            buffered = max(PEER_BUFFER_MS, 2 * now.tx.jitter_ms)
+            delay = (now.rtt_ms or 0.0) / 2 + PACKET_MS + buffered
+            self._tx = _heard(sent - max(0, lost), lost, now.tx.jitter_ms, delay) or self._tx
+            self._told = now.tx
+        self._before = now
+        total = _together(self._over, now)
+        return RtpQuality(
+            rx_packets=total.rx.packets,
+            rx_lost=total.rx.lost,
+            rx_jitter_ms=now.rx.mean_jitter_ms,
+            tx_packets=total.tx.packets,
+            rx_discarded=total.discarded,
+            rx_reordered=total.rx.reordered,
+            rx_duplicates=total.rx.duplicates,
+            tx_lost=total.tx.lost,
+            tx_reports=total.tx.reports,
+            buffer_ms=now.buffer_ms,
+            rtt_ms=now.rtt_ms,
+            rx=rx,
+            tx=self._tx,
+        )
+
+
+def _heard(came: int, lost: int, jitter_ms: float, delay_ms: float) -> Heard | None:
+    """Quality of an interval, None when nothing was to be heard in it.
+
+    A late packet that filled a gap takes back an earlier loss, so ``lost`` may be negative.
+    """
+    lost = max(0, lost)
+    if came + lost <= 0:
+        return None
+    loss = 100.0 * lost / (came + lost)
+    return Heard(loss, jitter_ms, mos_of(r_factor(loss, delay_ms)))
+
+
+def _together(first: Counters, second: Counters) -> Counters:
+    def both(one: Stream, other: Stream) -> Stream:
+        return Stream(
+            one.packets + other.packets,
+            one.lost + other.lost,
+            other.jitter_ms,
+            other.mean_jitter_ms,
+            one.reordered + other.reordered,
+            one.duplicates + other.duplicates,
+            one.reports + other.reports,
+        )
+
+    return Counters(
+        both(first.rx, second.rx),
+        both(first.tx, second.tx),
+        first.discarded + second.discarded,
+        second.buffer_ms,
+        second.rtt_ms,
+    )
