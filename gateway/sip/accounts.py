@@ -1,7 +1,8 @@
 """pjsua2 accounts: one for calls of no trunk, one for each trunk, and its registration.
 
 An account is where pjsua keeps what a call needs: who we are, SRTP, the address of our RTP. A call
-that arrives at another of our addresses gets an account like its trunk's, bound to that address.
+that arrives at another of our addresses gets an account like its trunk's, bound to that address;
+so does one over TCP or TLS that needs a Contact of its own.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pjsua2 as pj
 import structlog
 
+from gateway.sip.contact import forced_contact
 from gateway.sip.registration import Change, Registration, State
 from gateway.sip.trunks import LINE_PARAMETER, Security, Trunk, Trunks, address_of
 
 if TYPE_CHECKING:
-    from gateway.sip.types import SipSettings
+    from gateway.sip.types import Listen, SipSettings
 
 log = structlog.get_logger("sip")
 
@@ -66,6 +68,7 @@ class Accounts:
 
     Args:
         own: ``host:port`` that our own URI names, where no registrar gives us another.
+        listeners: with the ports really bound.
         on_call: told of each incoming call.
     """
 
@@ -74,6 +77,7 @@ class Accounts:
         settings: SipSettings,
         trunks: Trunks,
         own: str,
+        listeners: tuple[Listen, ...],
         on_call: Callable[[Account, Any], None],
     ) -> None:
         self.on_call = on_call
@@ -81,9 +85,11 @@ class Accounts:
         self._settings = settings
         self._trunks = trunks
         self._own = own
+        self._listeners = listeners
         self._host = _specific(settings.listen[0].host)
-        self._accounts: dict[tuple[str, str], Account] = {}
-        self._unmakeable: set[tuple[str, str]] = set()
+        self._accounts: dict[tuple[str, str, str], Account] = {}
+        """By the trunk's name, our address, and the Contact that is forced, mostly none."""
+        self._unmakeable: set[tuple[str, str, str]] = set()
 
     def open(self) -> None:
         """Make the accounts. Raises ``pj.Error`` when the library has no place for them."""
@@ -93,22 +99,29 @@ class Accounts:
             if trunk.registrar:
                 self.registrations[trunk.name] = Registration(random.random)
 
-    def of(self, trunk: Trunk | None, local: str = "") -> Account:
-        """The account for a call of ``trunk`` whose INVITE came to our address ``local``."""
-        host = _specific(local) or self._host
+    def of(self, trunk: Trunk | None, local: str = "", transport: str = "") -> Account:
+        """The account for a call of ``trunk`` whose INVITE came to our address ``local``.
+
+        ``transport`` is that of the call; one that we place goes by the trunk's own.
+        """
+        known = _specific(local)
+        host = known or self._host
+        transport = transport or ("udp" if trunk is None else trunk.transport)
+        public = self._settings.public_address
+        contact = forced_contact(self._user(trunk), transport, known, public, self._listeners)
         name = "" if trunk is None else trunk.name
-        found = self._accounts.get((name, host))
-        if found is None and (name, host) not in self._unmakeable:
+        found = self._accounts.get((name, host, contact))
+        if found is None and (name, host, contact) not in self._unmakeable:
             try:
-                found = self._make(trunk, host)
+                found = self._make(trunk, host, contact)
             except pj.Error as error:
-                self._unmakeable.add((name, host))
+                self._unmakeable.add((name, host, contact))
                 log.warning("sip.account_lacking", trunk=name, host=host, error=error.reason)
-        return found or self._accounts[name, self._host]
+        return found or self._accounts[name, self._host, ""]
 
     def from_uri(self, trunk: Trunk) -> str:
         """Who calls, on this trunk: the caller id it is to present, at our own domain there."""
-        user = trunk.caller_id or trunk.username or self._settings.user
+        user = trunk.caller_id or self._user(trunk)
         return f"sip:{user}@{_host_of(trunk.registrar) or self._own}"
 
     def tick(self, now: float) -> None:
@@ -117,7 +130,7 @@ class Accounts:
             if not registration.due(now):
                 continue
             try:
-                self._accounts[name, self._host].setRegistration(True)
+                self._accounts[name, self._host, ""].setRegistration(True)
             except pj.Error as error:
                 self._tell(name, registration.failed(0, str(error.reason), now))
 
@@ -144,7 +157,7 @@ class Accounts:
             if registration.state in (State.LEAVING, State.GONE) or not registration.leave(now):
                 continue
             try:
-                self._accounts[name, self._host].setRegistration(False)
+                self._accounts[name, self._host, ""].setRegistration(False)
             except pj.Error as error:
                 log.warning("trunk.not_unregistered", trunk=name, error=str(error.reason))
                 registration.left(now)
@@ -179,9 +192,15 @@ class Accounts:
             next_try = fields.pop("seconds", None)
             log.warning("trunk.not_registered", trunk=name, next_try=next_try, **fields)
 
-    def _make(self, trunk: Trunk | None, host: str, *, default: bool = False) -> Account:
+    def _user(self, trunk: Trunk | None) -> str:
+        return (trunk.username if trunk else "") or self._settings.user
+
+    def _make(
+        self, trunk: Trunk | None, host: str, contact: str = "", *, default: bool = False
+    ) -> Account:
         settings = self._settings
         config = pj.AccountConfig()
+        config.sipConfig.contactForced = contact
         config.natConfig.sipOutboundUse = 0
         known = bool(settings.public_address)
         config.natConfig.contactRewriteUse = 0 if known or trunk is None else 1
@@ -204,12 +223,11 @@ class Accounts:
             self._fill(config, trunk)
         account = Account(self, trunk)
         account.create(config, default)
-        self._accounts["" if trunk is None else trunk.name, host] = account
+        self._accounts["" if trunk is None else trunk.name, host, contact] = account
         return account
 
     def _fill(self, config: Any, trunk: Trunk) -> None:
-        user = trunk.username or self._settings.user
-        config.idUri = f"sip:{user}@{_host_of(trunk.registrar) or self._own}"
+        config.idUri = f"sip:{self._user(trunk)}@{_host_of(trunk.registrar) or self._own}"
         through = "" if trunk.transport == "udp" else f";transport={trunk.transport}"
         if trunk.registrar:
             registration = config.regConfig

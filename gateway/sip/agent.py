@@ -272,7 +272,9 @@ class UserAgent:
         else:
             self._offer(list(Codec))
         current = self.screen.current if self.screen is not None else None
-        return self.accounts.of(trunk, "" if current is None else current.local)
+        if current is None:
+            return self.accounts.of(trunk)
+        return self.accounts.of(trunk, current.local, current.transport)
 
     def _attribute(self, message: str, source: str) -> Attribution | None:
         host, _, port = source.rpartition(":")
@@ -395,7 +397,13 @@ class UserAgent:
         self._listeners = Listeners(endpoint, self.settings)
         self._listeners.open()
         self.addresses = self._listeners.addresses
-        self.accounts = Accounts(self.settings, self.trunks, self._listeners.name, self._on_call)
+        self.accounts = Accounts(
+            self.settings,
+            self.trunks,
+            self._listeners.name,
+            self._listeners.bound,
+            self._on_call,
+        )
         self._make_accounts(self.accounts)
         endpoint.libStart()
         count = library.native().pjsua_call_get_count

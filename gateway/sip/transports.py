@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ class Listeners:
         return tuple(
             f"{one.listen.transport}:{_bracketed(one.listen.host)}:{one.port}" for one in self._open
         )
+
+    @property
+    def bound(self) -> tuple[Listen, ...]:
+        """The listeners with the ports really bound."""
+        return tuple(replace(one.listen, port=one.port) for one in self._open)
 
     @property
     def name(self) -> str:
