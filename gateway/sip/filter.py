@@ -50,7 +50,7 @@ class _Module(ctypes.Structure):
         ("stop", _P),
         ("unload", _P),
         ("on_rx_request", _OnRxRequest),
-        ("on_rx_response", _P),
+        ("on_rx_response", _OnRxRequest),
         ("on_tx_request", _P),
         ("on_tx_response", _P),
         ("on_tsx_state", _P),
@@ -67,6 +67,7 @@ class RequestFilter:
         decide: told pjsip's ``rx_data`` of each such request; returns HANDLED or PASS. What it
             raises means PASS.
         retry_after: seconds for the Retry-After header of :meth:`refuse` (RFC 3261 20.33).
+        decide_response: the same for responses; what is HANDLED is dropped.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class RequestFilter:
         decide: Callable[[int], int],
         retry_after: int,
         place: int = JUST_BEFORE_PJSUA,
+        decide_response: Callable[[int], int] | None = None,
     ) -> None:
         self._mark = f" {method}/".encode() if method else b""
         self._place = place
@@ -95,12 +97,17 @@ class RequestFilter:
         self._retry_after = ("Retry-After", str(retry_after))
         self._headers: dict[tuple[str, str], _Links] = {}
         self._callback = _OnRxRequest(self._on_rx_request)
+        self._decide_response = decide_response
+        self._response_callback = (
+            _OnRxRequest(self._on_rx_response) if decide_response is not None else _OnRxRequest()
+        )
         self._name = f"mod-gateway-{place}-{method.lower() or 'all'}".encode()
         self._module = _Module(
             name=_Str(self._name, len(self._name)),
             id=-1,
             priority=place,
             on_rx_request=self._callback,
+            on_rx_response=self._response_callback,
         )
 
     def open(self) -> None:
@@ -137,6 +144,12 @@ class RequestFilter:
                 if self._mark not in info or self._dialog_of(rdata):
                     return PASS
             return self._decide(rdata)
+        except Exception:
+            return PASS
+
+    def _on_rx_response(self, rdata: int) -> int:
+        try:
+            return PASS if self._decide_response is None else self._decide_response(rdata)
         except Exception:
             return PASS
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -19,12 +19,12 @@ import structlog
 from gateway.sip.filter import FIRST, HANDLED, PASS, RequestFilter
 from gateway.sip.library import native
 from gateway.sip.limits import SourceBuckets
-from gateway.sip.message import headers_of
+from gateway.sip.message import body_of, headers_of
 from gateway.sip.methods import Reply, name_of, reply_inside, reply_outside
 from gateway.sip.received import Reader, Received
 from gateway.sip.refusals import RefusalLog
 from gateway.sip.trunks import Access, Attribution, Trunks, address_of
-from gateway.sip.wellformed import flaw_of
+from gateway.sip.wellformed import Flaw, body_flaw, flaw_of
 
 log = structlog.get_logger("sip")
 
@@ -71,7 +71,7 @@ class Screen:
         self._reader = Reader()
         self._rates = SourceBuckets()
         self._answers = SourceBuckets()
-        self._first = RequestFilter("", self._on_any, retry_after, FIRST)
+        self._first = RequestFilter("", self._on_any, retry_after, FIRST, self._on_response)
         self._second = RequestFilter("", self._on_new, retry_after)
         self._find_dialog: Any = native().pjsip_ua_find_dialog
         self._find_dialog.argtypes = (ctypes.c_void_p,) * 3 + (ctypes.c_int,)
@@ -103,7 +103,7 @@ class Screen:
             return HANDLED
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
-        flaw = flaw_of(_LINE_END.split(message, maxsplit=1)[0], headers)
+        flaw = _flaw_in(message, headers)
         if flaw is not None:
             reply = Reply(0 if method == "ACK" else flaw.code)
             self._refuse(self._first, rdata, received, f"malformed: {flaw.what}", reply)
@@ -143,6 +143,17 @@ class Screen:
             return HANDLED
         return PASS
 
+    def _on_response(self, rdata: int) -> int:
+        received = self._reader.read(rdata)
+        if received is None:
+            return PASS
+        message = received.message.decode("utf-8", "replace")
+        flaw = _flaw_in(message, headers_of(message))
+        if flaw is None:
+            return PASS
+        self._refuse(self._first, rdata, received, f"malformed response: {flaw.what}", Reply(0))
+        return HANDLED
+
     def _attribute(self, received: Received) -> Attribution | None:
         return self._trunks.attribute(
             received.source, received.port, received.reliable, received.request_uri
@@ -181,6 +192,11 @@ class Screen:
             return False
         keys = [_text(call_id), _text(local[1]), _text(remote[1])]
         return bool(self._find_dialog(*(ctypes.addressof(key) for key in keys), 0))
+
+
+def _flaw_in(message: str, headers: Mapping[str, tuple[str, ...]]) -> Flaw | None:
+    start_line = _LINE_END.split(message, maxsplit=1)[0]
+    return flaw_of(start_line, headers) or body_flaw(body_of(message))
 
 
 def party_of(found: Attribution | None, source: str) -> str:

@@ -1,18 +1,23 @@
 """What pjsip takes for granted in a message that its parser let through. Pure.
 
 pjsip casts the URIs of Route, Record-Route and Contact to sip URIs without a look at their scheme,
-and some of its assertions can be met by what a peer sends: one datagram would end the process and
-every call in it. What is looked at here is only that, and what RFC 3261 wants there anyway; all
-else is the library's to judge.
+and some of its assertions can be met by what a peer sends (a host of 300 characters in SDP): one
+datagram would end the process and every call in it. And a host name in SDP it looks up in DNS
+while all signalling waits. What is looked at here is only that, and what the RFCs want there
+anyway; all else is the library's to judge.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-BAD_REQUEST, UNSUPPORTED_SCHEME = 400, 416
+BAD_REQUEST, UNSUPPORTED_SCHEME, NOT_ACCEPTABLE = 400, 416, 488
+
+MAX_STREAMS = 16
+"""``m=`` lines of a description; each gets sockets of its own while it is offered."""
 
 MAX_HEADERS = 128
 """Header fields of one message. A real one has some thirty; each costs pjsip memory and time."""
@@ -24,6 +29,11 @@ _HOST = re.compile(
     r"(?:[^@<>\s]*@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9.\-_]*[A-Za-z0-9.])?)"
     r"(?::(\d{1,5}))?(?=[;?>\s]|$)"
 )
+_ADDRESS_LINE = re.compile(
+    r"^(?:c=|a=rtcp:[0-9]*[ \t]+)(?P<type>IN[ \t]+IP[46])[ \t]+(?P<address>[^\s/]+)", re.MULTILINE
+)
+_ANY_ADDRESS_LINE = re.compile(r"^(?:c=|a=rtcp:[0-9]*[ \t])", re.MULTILINE)
+_STREAM = re.compile(r"^m=", re.MULTILINE)
 _NUMBER = re.compile(r"\s*(\d{1,10})\s")
 _TAG = re.compile(r";\s*tag\s*(?:=\s*([^;,\s]*))?", re.IGNORECASE)
 
@@ -65,6 +75,24 @@ def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> Flaw | N
         if number is None or int(number[1]) >= 2**31:
             return Flaw(BAD_REQUEST, "CSeq number")  # RFC 3261 section 8.1.1.5
     return _line_flaw(start_line)
+
+
+def body_flaw(body: str) -> Flaw | None:
+    """What is wrong with a body, wherever in it session descriptions are (RFC 4566)."""
+    text = body.replace("\r", "\n")
+    if len(_STREAM.findall(text)) > MAX_STREAMS:
+        return Flaw(NOT_ACCEPTABLE, f"more than {MAX_STREAMS} streams")
+    found = list(_ADDRESS_LINE.finditer(text))
+    if len(found) != len(_ANY_ADDRESS_LINE.findall(text)):
+        return Flaw(NOT_ACCEPTABLE, "address in SDP")
+    for line in found:
+        try:
+            version = ipaddress.ip_address(line["address"]).version
+        except ValueError:
+            return Flaw(NOT_ACCEPTABLE, "address in SDP")
+        if not line["type"].endswith(str(version)):
+            return Flaw(NOT_ACCEPTABLE, "address in SDP")
+    return None
 
 
 def addresses_of(value: str) -> Iterator[str]:
