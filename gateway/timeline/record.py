@@ -52,6 +52,33 @@ class DigitRun(_Part):
     ended_by: str = ""
 
 
+class Spread(_Part):
+    """Least, mean and most of what was measured."""
+
+    min: float
+    mean: float
+    max: float
+
+
+class Direction(_Part):
+    """One direction of the call's RTP."""
+
+    packets: int = 0
+    lost: int = 0
+    lost_percent: float = 0.0
+    late: int = 0
+    jitter_ms: Spread | None = None
+    mos: Spread | None = None
+
+
+class Quality(_Part):
+    """``rx`` is what the caller sent, ``tx`` what they received, if their side told."""
+
+    rx: Direction | None = None
+    tx: Direction | None = None
+    rtt_ms: Spread | None = None
+
+
 class EndingFacts(_Part):
     """Who ended the call, and why."""
 
@@ -99,6 +126,7 @@ class Record(_Part):
     underruns: int = 0
     underrun_ms: int = 0
     dropped_uplink_frames: int = 0
+    quality: Quality = Quality()
     ending: EndingFacts | None = None
     timeline: list[Entry] = Field(default_factory=list)
 

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from gateway.timeline.record import Entry, Interruption
+from gateway.timeline.record import Direction, Entry, Interruption, Quality
 from gateway.timeline.sound import Reply, Sound, began_speaking, replies
 from gateway.timeline.story import AgentTurn, CallerTurn, Story
 
@@ -207,6 +207,8 @@ def _foot(story: Story, measured: list[Reply]) -> RenderableType:
         )
     else:
         grid.add_row("audio", "no underrun, no frame dropped")
+    for line in quality_lines(record.quality):
+        grid.add_row("quality", line)
     if record.ending is not None:
         detail = f": {record.ending.detail}" if record.ending.detail else ""
         grid.add_row("ending", escape(ending_words(story) + detail))
@@ -215,6 +217,30 @@ def _foot(story: Story, measured: list[Reply]) -> RenderableType:
 
 def _one_cut(played_ms: int, received_ms: int) -> str:
     return f"heard {played_ms:,} of {received_ms:,} ms"
+
+
+def quality_lines(quality: Quality) -> list[str]:
+    """Each direction, and how far the other side is."""
+    lines = [
+        f"{who}: {_direction(heard)}"
+        for who, heard in (("from the caller", quality.rx), ("to the caller", quality.tx))
+        if heard is not None and heard.mos is not None
+    ]
+    if quality.rtt_ms is not None:
+        lines.append(f"round trip {quality.rtt_ms.mean:.0f} ms, at most {quality.rtt_ms.max:.0f}")
+    return lines
+
+
+def _direction(heard: Direction) -> str:
+    facts = []
+    if heard.mos is not None:
+        facts.append(f"MOS {heard.mos.mean:.1f}, at least {heard.mos.min:.1f}")
+    facts.append(f"{heard.lost_percent:g} % lost")
+    if heard.late:
+        facts.append(f"{heard.late} packets too late")
+    if heard.jitter_ms is not None:
+        facts.append(f"jitter {heard.jitter_ms.mean:.0f} ms, at most {heard.jitter_ms.max:.0f}")
+    return ", ".join(facts)
 
 
 def short_address(uri: str) -> str:
