@@ -15,7 +15,9 @@ from listening import Spoken, assert_continuous, is_silence
 from rtp_end import FRAME, Packet
 from sip_phone import PhoneCall
 
+from gateway.emulator.audio import FORMATS
 from gateway.emulator.record import SessionRecord
+from gateway.emulator.speech import synthesise
 
 WORLD = {
     "routes": """
@@ -90,7 +92,8 @@ async def test_many_interruptions_at_random_moments(world: World) -> None:
     calls = []
     for seed in range(AT_A_TIME):
         world.behave(**cut_in_many_places(seed))
-        calls.append(await world.dial("greeted"))
+        codec = ("PCMU", "PCMA")[seed % 2]
+        calls.append(await world.dial("greeted", codecs=(codec,)))
     results = await asyncio.gather(*(interrupted_often(world, call) for call in calls))
     differences = [ms for result in results for ms in result[0]]
     late = [count for result in results for count in result[1]]
@@ -142,6 +145,35 @@ async def test_after_the_answer_is_done(world: World) -> None:
     assert cut.requested_ms == heard_of(session, call.rtp.packets, cut.item_id)
     assert not session.seen("response.cancel")
     assert not session.errors
+
+
+async def test_while_the_answer_stalls(world: World) -> None:
+    """Silence that is played for want of audio counts as nothing heard."""
+    answer = {"kind": "pattern", "seconds": 5, "stall_at_ms": 600, "stall_s": 30}
+    world.behave(vad="scripted", answer=answer, speech={"at_ms": [1300], "length_ms": 60_000})
+    call = await world.dial("greeted")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.truncations != [], 20)
+    summary = await world.summary_at_end(call)
+    (cut,) = session.truncations
+    assert cut.requested_ms == heard_of(session, call.rtp.packets, cut.item_id) == 600
+    assert summary["underruns"] == 1
+
+
+@pytest.mark.parametrize("codec", ["PCMU", "PCMA"])
+async def test_a_real_voice_interrupts(world: World, codec: str) -> None:
+    """No script: the caller speaks, the server's voice activity detection finds it."""
+    world.behave(answers=[{"kind": "pattern", "seconds": 30, "burst": True}, {"kind": "silent"}])
+    call = await world.dial("greeted", codecs=(codec,))
+    session = await world.session_of(call)
+    await call.rtp.heard_bytes(8000)
+    law = FORMATS[f"audio/{codec.lower()}"]
+    call.rtp.say(law.encode(*synthesise("Stop please, I have a question.", "cedar", 1.0)))
+    await session.wait_until(lambda s: s.sent("conversation.item.truncated") != [], 20)
+    await world.summary_at_end(call)
+    (cut,) = session.truncations
+    assert cut.requested_ms == heard_of(session, call.rtp.packets, cut.item_id)
+    assert 0 < cut.requested_ms < 30_000
 
 
 async def test_heard_to_the_end_is_not_truncated(world: World) -> None:

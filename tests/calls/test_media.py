@@ -180,6 +180,34 @@ async def test_audio_of_an_odd_length_is_filled_up(world: World) -> None:
     await ended(world, call)
 
 
+async def test_an_answer_too_long_for_the_queue_is_said(own_folder: Path) -> None:
+    """What does not fit is an error in the log, the beginning is heard, the call goes on."""
+    world = World(own_folder, realtime="playout_seconds = 2")
+    await world.start()
+    world.gateway.tolerated.add("call.playout_overflow")
+    answers = [{"kind": "pattern", "seconds": seconds, "burst": True} for seconds in (5, 1)]
+    world.behave(vad="off", answers=answers)
+    call = await world.dial("greeted", acknowledge=False)
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.sent("response.done") != [], 30)
+    overflow = await world.gateway.wait("call.playout_overflow", call=call.call_id)
+    assert overflow["level"] == "error"
+    call.ack()
+    (audio,) = session.sent_items.values()
+    spoken = Spoken(bytes(audio))
+    await call.rtp.until(lambda: len(call.rtp.packets) > 120)
+    assert spoken.heard_ms(call.rtp.packets) == 2000
+    call.rtp.press("1#")
+    await session.wait_until(lambda s: len(s.sent_items) == 2, 30)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 30)
+    again = bytes(list(session.sent_items.values())[1])
+    await call.rtp.until(lambda: again in call.rtp.heard)
+    summary = await world.summary_at_end(call)
+    assert summary["refused_playout_frames"] > 0
+    await world.idle()
+    await world.stop()
+
+
 @pytest.mark.parametrize("codec", ["PCMU", "PCMA"])
 async def test_gateway_call_plays_and_records_the_same_bytes(
     world: World, tmp_path: Path, codec: str
