@@ -283,7 +283,6 @@ class UserAgent:
         return self.trunks.attribute(host, int(port or 0), reliable, request_uri_of(message))
 
     def _on_call(self, account: Account, prm: Any) -> None:
-        self._offer(list(Codec))
         message, source = str(prm.rdata.wholeMsg), str(prm.rdata.srcAddress)
         found = self._attribute(message, source)
         current = self.screen.current if self.screen is not None else None
@@ -349,6 +348,7 @@ class UserAgent:
         self._endpoint.libHandleEvents(ms)
 
     def _housekeeping(self) -> None:
+        self._offer(list(Codec))  # SDP of what came in this turn has been made
         if self._retired:
             self._let_go()
         now = time.monotonic()
