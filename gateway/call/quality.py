@@ -83,7 +83,8 @@ class QualityOfCall:
         }
         tx = None
         if quality.tx_reports:
-            tx = self._tx.as_json(quality.tx_packets, quality.tx_lost, quality.tx_lost)
+            tx = self._tx.as_json(quality.tx_reported, quality.tx_lost, quality.tx_lost)
+            tx["packets"] = quality.tx_packets
         return {
             "rx": rx,
             "tx": tx,

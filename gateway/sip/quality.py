@@ -138,6 +138,7 @@ class Meter:
             rx_duplicates=total.rx.duplicates,
             tx_lost=total.tx.lost,
             tx_reports=total.tx.reports,
+            tx_reported=self._over.tx.packets + self._told.packets,
             buffer_ms=now.buffer_ms,
             rtt_ms=now.rtt_ms,
             rx=rx,

@@ -146,6 +146,8 @@ class RtpQuality:
     rx_duplicates: int = 0
     tx_lost: int = 0
     tx_reports: int = 0
+    tx_reported: int = 0
+    """Packets that we had sent by the last report: ``tx_lost`` are of these."""
     buffer_ms: float = 0.0
     """Delay in our jitter buffer."""
     rtt_ms: float | None = None
