@@ -42,6 +42,7 @@ _ELSEWHERE = {
         "command",
         "Say which route a call takes, and why no other.",
     ),
+    "dial": ("gateway.dial_cli", "command", "Place one call with a route's session."),
     "timeline": ("gateway.timeline", "command", "Show the record of a call as text and picture."),
 }
 """Commands that live with what they run: module, name, short help."""

@@ -5,29 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 
 import structlog
 
 from gateway import __version__, descriptors
-from gateway.audio.g711 import Codec
 from gateway.bridge import Bridge
 from gateway.call.ending import Why, ending_of, reason_header, refusal_code
 from gateway.call.record import CallRecord
-from gateway.config import Config, TrunkSettings
-from gateway.dialing import dial_uri
-from gateway.dialplan import Dialplan, Match, Route
-from gateway.legs import DialRefusedError, Outward
+from gateway.config import Config
+from gateway.dialplan import Dialplan, Match
+from gateway.outbound import OutboundCalls
 from gateway.placing import Placing
 from gateway.planning import (
     call_plan,
     codec_of,
     facts_of,
-    outbound_plan,
-    placed_match,
-    placed_record,
     record_of,
     session_plan,
     sip_settings,
@@ -38,9 +33,8 @@ from gateway.sip import library
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg
 from gateway.sip.needs import unmet
-from gateway.sip.ports import LegAudio
 from gateway.sip.report import refusals, trunk_states
-from gateway.sip.types import LegEnd, LegHandler, Refused, RtpQuality
+from gateway.sip.types import LegEnd, Refused, RtpQuality
 from gateway.upkeep import Upkeep
 from gateway.workers.lifeline import Lifeline
 from gateway.workers.notify import notify
@@ -81,8 +75,12 @@ class Service:
             on_refused=self._on_refused,
             on_caller_audio=self._pump.wake,
         )
-        self._upkeep = Upkeep(self._agent, config.control.socket, self._status)
         self._placing = Placing(config.outbound, self._agent)
+        self._outbound = OutboundCalls(
+            config, dialplan, self._sip.retry_after, self._pump, self._placing, self
+        )
+        commands = {"status": lambda _request: self._status(), **self._outbound.commands}
+        self._upkeep = Upkeep(self._agent, config.control.socket, commands)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; a second one hurries the end.
@@ -104,6 +102,28 @@ class Service:
                 self._lifeline.close()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
+
+    async def run_one(
+        self, to: str, route: str, trunk: str = "", variables: Mapping[str, str] | None = None
+    ) -> CallRecord:
+        """Place one call, take none, and end with it; SIGTERM or SIGINT hang it up.
+
+        Raises as :meth:`run` and :meth:`dial` do.
+        """
+        self._only_placing = True
+        loop = asyncio.get_running_loop()
+        try:
+            await self._start_up()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._on_signal, number)
+            over = self.dial(to, route, trunk, variables)
+            stopped = asyncio.create_task(self._stop.wait())
+            await asyncio.wait((over, stopped), return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+        finally:
+            self._hurry.set()
+            await self._shut_down()
+        return await over
 
     async def _start_up(self) -> None:
         build = library.build()
@@ -212,7 +232,7 @@ class Service:
     def _on_invite(self, leg: Leg) -> None:
         now = datetime.now(UTC)
         record = record_of(leg.invite, now)
-        if self._stop.is_set():
+        if self._stop.is_set() or self._only_placing:
             self._refuse(leg, record, Why.SHUTDOWN)
         elif len(self._calls) >= self._max_calls:
             self._refuse(leg, record, Why.OVER_CAPACITY, f"{self._max_calls} calls in progress")
@@ -236,7 +256,7 @@ class Service:
                 session_plan(self._config, match.route, codec, match.values),
                 record,
                 self._pump,
-                self._on_finished,
+                self.finished,
                 dial=self._placing.dial,
             )
         except Exception as error:
@@ -248,9 +268,10 @@ class Service:
         if match.cleaned:
             record.mark(0.0, "variables_cleaned", names=list(match.cleaned))
             log.warning("call.variables_cleaned", call=record.call_id, names=list(match.cleaned))
-        self._begin(bridge)
+        self.begin(bridge)
 
-    def _begin(self, bridge: Bridge) -> None:
+    def begin(self, bridge: Bridge) -> None:
+        """Count a call, and start it."""
         self._calls.add(bridge)
         self._idle.clear()
         bridge.start()
@@ -268,72 +289,18 @@ class Service:
         Raises DialRefusedError, naming the rule that does not let it be placed, and ValueError
         where route, trunk or address are not to be had.
         """
-        chosen = next((one for one in self._dialplan.routes if one.name == route), None)
-        if chosen is None:
-            raise ValueError(f"there is no route {route!r}")
-        through = next((one for one in self._config.trunk if one.name == trunk), None)
-        if trunk and through is None:
-            raise ValueError(f"there is no trunk {trunk!r}")
-        uri = dial_uri(to, through)
-        record = placed_record(uri, trunk, route, datetime.now(UTC))
-        try:
-            if self._stop.is_set():
-                raise DialRefusedError("the gateway shuts down")
-            if len(self._calls) >= self._max_calls:
-                raise DialRefusedError(f"sip.max_calls: {self._max_calls} calls in progress")
-            give_back = self._placing.admit(uri)
-        except DialRefusedError as refused:
-            self._write_refusal(record, Why.REFUSED, 403, str(refused))
-            raise
-        return self._place(chosen, through, uri, record, variables or {}, give_back)
+        return self._outbound.dial(to, route, trunk, variables)
 
-    def _place(
-        self,
-        route: Route,
-        trunk: TrunkSettings | None,
-        uri: str,
-        record: CallRecord,
-        variables: Mapping[str, str],
-        give_back: Callable[[], None],
-    ) -> asyncio.Future[CallRecord]:
-        codecs = tuple(Codec) if trunk is None else tuple(Codec(name) for name in trunk.codecs)
-        record.codec = codecs[0].value
-        over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
+    def no_room(self) -> str | None:
+        """Which rule lets no further call begin now; None when there is room."""
+        if self._stop.is_set():
+            return "the gateway shuts down"
+        if len(self._calls) >= self._max_calls:
+            return f"sip.max_calls: {self._max_calls} calls in progress"
+        return None
 
-        def finished(bridge: Bridge) -> None:
-            give_back()
-            self._on_finished(bridge)
-            if not over.done():
-                over.set_result(bridge.record)
-
-        def dial(
-            uri: str,
-            handler: LegHandler,
-            audio: LegAudio | None,
-            codecs: list[Codec],
-            trunk: str,
-        ) -> Leg:
-            if audio is None:
-                return self._placing.dial(uri, handler, audio, codecs, trunk)
-            give_back()  # it was asked for before its session was opened
-            return self._placing.dial_admitted(uri, handler, audio, codecs, trunk)
-
-        match = placed_match(route, uri, record.trunk, variables, datetime.now(UTC))
-        plan = call_plan(self._config, match, codecs[0], self._sip.retry_after)
-        bridge = Bridge(
-            Outward(uri, record.trunk, codecs),
-            outbound_plan(self._config, plan),
-            session_plan(self._config, route, codecs[0], match.values),
-            record,
-            self._pump,
-            finished,
-            dial=dial,
-        )
-        record.mark(0.0, "dial", to=uri)
-        self._begin(bridge)
-        return over
-
-    def _on_finished(self, bridge: Bridge) -> None:
+    def finished(self, bridge: Bridge) -> None:
+        """A call is over."""
         self._calls.discard(bridge)
         if not self._calls:
             self._idle.set()
@@ -349,14 +316,15 @@ class Service:
             headers["Retry-After"] = str(self._sip.retry_after)
         leg.handler = _Refusing()
         leg.refuse(code, headers)
-        self._write_refusal(record, why, code, detail)
+        self.write_refusal(record, why, code, detail)
 
     def _on_refused(self, refused: Refused) -> None:
         record = record_of(refused.invite, datetime.now(UTC))
         why = _REFUSED_BELOW.get(refused.code, Why.REFUSED)
-        self._write_refusal(record, why, refused.code, refused.reason)
+        self.write_refusal(record, why, refused.code, refused.reason)
 
-    def _write_refusal(self, record: CallRecord, why: Why, code: int, detail: str) -> None:
+    def write_refusal(self, record: CallRecord, why: Why, code: int, detail: str) -> None:
+        """A call came, or was to be placed, and is not."""
         ending = ending_of(why, answered=False, detail=detail)
         record.ending = type(ending)(ending.by, why, code, ending.reason, detail)
         record.times.end = 0.0

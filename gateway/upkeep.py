@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from gateway.control.server import ControlError, ControlServer
+from gateway.control.server import Command, ControlError, ControlServer
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.nat import hosts_of, unreachable
 
@@ -25,19 +25,17 @@ class Upkeep:
 
     Args:
         socket_path: of the control socket; None for none.
-        status: what ``gateway status`` shows.
+        commands: what may be asked there.
     """
 
     def __init__(
         self,
         agent: UserAgent,
         socket_path: Path | None,
-        status: Callable[[], Mapping[str, Any]],
+        commands: Mapping[str, Command],
     ) -> None:
         self._agent = agent
-        self._control = (
-            None if socket_path is None else ControlServer(socket_path, {"status": status})
-        )
+        self._control = None if socket_path is None else ControlServer(socket_path, commands)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:

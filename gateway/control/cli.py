@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gateway.control.client import NoAnswerError, ask
+from gateway.control.client import NoAnswerError, RefusedError, ask
 from gateway.control.text import status_lines
 
 
@@ -33,7 +33,7 @@ def command(config: Path, path: Path | None, as_json: bool) -> None:
     """Say how a running gateway is: trunks, calls, refusals. Exit 0, or 1 without an answer."""
     try:
         status = ask(path or _socket_of(config), "status")
-    except NoAnswerError as error:
+    except (NoAnswerError, RefusedError) as error:
         click.echo(str(error), err=True)
         sys.exit(1)
     if as_json:

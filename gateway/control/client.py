@@ -15,13 +15,17 @@ class NoAnswerError(Exception):
     """Nobody answers on the socket, or what comes is no answer; the message says which."""
 
 
-def ask(path: Path, command: str) -> dict[str, Any]:
-    """The answer to ``command``. Raises NoAnswerError."""
+class RefusedError(Exception):
+    """The gateway answered that it will not; the message is its own."""
+
+
+def ask(path: Path, command: str, **fields: Any) -> dict[str, Any]:
+    """The answer to ``command`` with these ``fields``. Raises NoAnswerError and RefusedError."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(ANSWER_SECONDS)
             connection.connect(str(path))
-            connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+            connection.sendall(json.dumps({**fields, "command": command}).encode() + b"\n")
             with connection.makefile("rb") as stream:
                 line = stream.readline(_MAX_ANSWER_BYTES)
     except OSError as error:
@@ -33,5 +37,5 @@ def ask(path: Path, command: str) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise NoAnswerError(f"what answers on {path} is no gateway")
     if not answer.get("ok"):
-        raise NoAnswerError(f"{path}: {answer.get('error', 'refused')}")
+        raise RefusedError(str(answer.get("error", "refused")))
     return answer

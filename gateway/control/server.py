@@ -28,7 +28,12 @@ PATIENCE_SECONDS = 10.0
 MAX_PATH_BYTES = 107
 """What a ``sockaddr_un`` holds."""
 
-Command = Callable[[], Mapping[str, Any]]
+Command = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Takes the request; returns the answer, or raises RefusedError."""
+
+
+class RefusedError(Exception):
+    """A command cannot be carried out; the text is the answer."""
 
 
 class ControlError(Exception):
@@ -123,7 +128,9 @@ class ControlServer:
             known = ", ".join(sorted(self._commands))
             return {"ok": False, "error": f"unknown command; there are: {known}"}
         try:
-            return {"ok": True, **command()}
+            return {"ok": True, **command(request)}
+        except RefusedError as error:
+            return {"ok": False, "error": str(error)}
         except Exception:
             log.exception("control.failed", command=name)
             return {"ok": False, "error": "failed; the gateway's log says why"}

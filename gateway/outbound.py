@@ -1,0 +1,167 @@
+"""Calls that the gateway places on demand: from code, and over the control socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from gateway.audio.g711 import Codec
+from gateway.bridge import Bridge
+from gateway.call.ending import Why
+from gateway.call.record import CallRecord
+from gateway.config import Config, TrunkSettings
+from gateway.control.server import RefusedError
+from gateway.dialing import dial_uri
+from gateway.dialplan import Dialplan, Route
+from gateway.legs import DialRefusedError, Outward
+from gateway.placing import Placing
+from gateway.planning import (
+    call_plan,
+    outbound_plan,
+    placed_match,
+    placed_record,
+    session_plan,
+)
+from gateway.pump import MediaPump
+from gateway.sip.leg import Leg
+from gateway.sip.ports import LegAudio
+from gateway.sip.types import LegHandler
+
+MAX_REMEMBERED = 256
+"""Placed calls whose outcome can still be asked for over the control socket."""
+
+
+class Calls(Protocol):
+    """What the service does for a call of ours."""
+
+    def no_room(self) -> str | None:
+        """Which rule lets no further call begin now; None when there is room."""
+
+    def begin(self, bridge: Bridge) -> None:
+        """Count it, and start it."""
+
+    def finished(self, bridge: Bridge) -> None:
+        """It is over."""
+
+    def write_refusal(self, record: CallRecord, why: Why, code: int, detail: str) -> None:
+        """It was not placed."""
+
+
+class OutboundCalls:
+    """Lives on the event loop, as long as the service."""
+
+    def __init__(
+        self,
+        config: Config,
+        dialplan: Dialplan,
+        retry_after: int,
+        pump: MediaPump,
+        placing: Placing,
+        calls: Calls,
+    ) -> None:
+        self._config = config
+        self._dialplan = dialplan
+        self._retry_after = retry_after
+        self._pump = pump
+        self._placing = placing
+        self._calls = calls
+        self._recent: OrderedDict[str, CallRecord] = OrderedDict()
+        self.commands = {"dial": self._on_dial_asked, "call": self._on_call_asked}
+        """For the control socket."""
+
+    def dial(
+        self, to: str, route: str, trunk: str = "", variables: Mapping[str, str] | None = None
+    ) -> asyncio.Future[CallRecord]:
+        """As :meth:`gateway.service.Service.dial`."""
+        return self._dial(to, route, trunk, variables or {})[1]
+
+    def _dial(
+        self, to: str, route: str, trunk: str, variables: Mapping[str, str]
+    ) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
+        chosen = next((one for one in self._dialplan.routes if one.name == route), None)
+        if chosen is None:
+            raise ValueError(f"there is no route {route!r}")
+        through = next((one for one in self._config.trunk if one.name == trunk), None)
+        if trunk and through is None:
+            raise ValueError(f"there is no trunk {trunk!r}")
+        uri = dial_uri(to, through)
+        record = placed_record(uri, trunk, route, datetime.now(UTC))
+        try:
+            if (rule := self._calls.no_room()) is not None:
+                raise DialRefusedError(rule)
+            give_back = self._placing.admit(uri)
+        except DialRefusedError as refused:
+            self._calls.write_refusal(record, Why.REFUSED, 403, str(refused))
+            raise
+        self._recent[record.call_id] = record
+        while len(self._recent) > MAX_REMEMBERED:
+            self._recent.popitem(last=False)
+        return record, self._place(chosen, through, uri, record, variables, give_back)
+
+    def _place(
+        self,
+        route: Route,
+        trunk: TrunkSettings | None,
+        uri: str,
+        record: CallRecord,
+        variables: Mapping[str, str],
+        give_back: Callable[[], None],
+    ) -> asyncio.Future[CallRecord]:
+        codecs = tuple(Codec) if trunk is None else tuple(Codec(name) for name in trunk.codecs)
+        record.codec = codecs[0].value
+        over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
+
+        def finished(bridge: Bridge) -> None:
+            give_back()
+            self._calls.finished(bridge)
+            if not over.done():
+                over.set_result(bridge.record)
+
+        def dial(
+            uri: str,
+            handler: LegHandler,
+            audio: LegAudio | None,
+            codecs: list[Codec],
+            trunk: str,
+        ) -> Leg:
+            if audio is None:
+                return self._placing.dial(uri, handler, audio, codecs, trunk)
+            give_back()  # it was asked for before its session was opened
+            return self._placing.dial_admitted(uri, handler, audio, codecs, trunk)
+
+        match = placed_match(route, uri, record.trunk, variables, datetime.now(UTC))
+        plan = call_plan(self._config, match, codecs[0], self._retry_after)
+        bridge = Bridge(
+            Outward(uri, record.trunk, codecs),
+            outbound_plan(self._config, plan),
+            session_plan(self._config, route, codecs[0], match.values),
+            record,
+            self._pump,
+            finished,
+            dial=dial,
+        )
+        record.mark(0.0, "dial", to=uri)
+        self._calls.begin(bridge)
+        return over
+
+    def _on_dial_asked(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        variables = request.get("variables") or {}
+        texts = [request.get(key, "") for key in ("to", "route", "trunk")]
+        if not isinstance(variables, dict) or not all(
+            isinstance(text, str) for text in (*texts, *variables.values())
+        ):
+            raise RefusedError("to, route, trunk and the values of variables must be texts")
+        try:
+            record, _over = self._dial(texts[0], texts[1], texts[2], variables)
+        except (DialRefusedError, ValueError) as error:
+            raise RefusedError(str(error)) from None
+        return {"call": record.call_id}
+
+    def _on_call_asked(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        record = self._recent.get(str(request.get("call", "")))
+        if record is None:
+            raise RefusedError("there is no such call, or it is long over")
+        return {"over": record.ending is not None, "summary": record.summary()}

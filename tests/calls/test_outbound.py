@@ -1,0 +1,224 @@
+"""Calls that the gateway places: every outcome, and what keeps them from costing a fortune."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from callee import CalledPhone
+from harness import World
+from listening import noise
+
+from gateway.control.client import RefusedError, ask
+
+WORLD = {
+    "routes": """
+[[route]]
+name = "outward"
+to = "^nobody$"
+[route.greeting]
+say = "Hello, this is the hotel."
+
+[[route]]
+name = "quiet"
+to = "^nobody$"
+""",
+    "more": """
+[control]
+socket = "gateway.sock"
+[outbound]
+enabled = true
+forbidden = ["00", "+882"]
+max_concurrent = 2
+per_minute = 60
+ring_seconds = 1.5
+early_media = true
+[[trunk]]
+name = "carrier"
+peers = ["127.0.0.9"]
+[access]
+unknown = "allow"
+""",
+}
+
+
+@pytest.fixture
+def callee(runner: asyncio.Runner) -> Iterator[CalledPhone]:
+    """A telephone to call."""
+    phone = runner.run(CalledPhone().start())
+    yield phone
+    runner.run(phone.stop())
+
+
+async def place(world: World, to: str, route: str = "outward", trunk: str = "") -> str:
+    """Ask for a call; returns its id. Raises RefusedError."""
+    path = world.folder / "gateway.sock"
+    answer = await asyncio.to_thread(ask, path, "dial", to=to, route=route, trunk=trunk)
+    return str(answer["call"])
+
+
+async def summary_of(world: World, call: str) -> dict[str, Any]:
+    """Its summary line."""
+    return dict(await world.gateway.wait("call.summary", call=call))
+
+
+async def test_answered_and_greeted(world: World, callee: CalledPhone) -> None:
+    greeting = {"kind": "pattern", "seconds": 1}
+    world.behave(vad="off", answers=[greeting, {"kind": "silent"}])
+    call = await place(world, callee.uri("answer"))
+    there = await callee.called()
+    line = await world.gateway.wait("call.session_up", call=call)
+    (session,) = [one for one in world.emulator.sessions if one.id == line["session_id"]]
+    await there.until(lambda c: c.requests("ACK"))
+    # The model was ready before anybody was called, and was not asked to speak before the answer.
+    said = noise(1, 1.0)
+    there.rtp.say(said)
+    await session.wait_until(lambda s: s.sent("response.done") != [], 20)
+    (audio,) = session.sent_items.values()
+    await there.rtp.until(lambda: bytes(audio) in there.rtp.heard)
+    await session.wait_until(lambda s: said in bytes(s.received), 20)
+    there.bye()
+    summary = await summary_of(world, call)
+    assert summary["direction"] == "outbound"
+    assert (summary["ending"]["by"], summary["ending"]["why"]) == ("callee", "hung_up")
+    assert summary["sip_call_id"] == there.call_id
+    times = summary["times_ms"]
+    assert times["session"] <= times["ringing"] <= times["answered"] <= times["first_audio"]
+
+
+@pytest.mark.parametrize(
+    ("user", "by", "why", "code"),
+    [
+        ("busy-486", "callee", "busy", 486),
+        ("away-480", "callee", "no_answer", 480),
+        ("no-603", "callee", "declined", 603),
+        ("nobody-404", "network", "no_such_number", 404),
+        ("not-403", "network", "forbidden", 403),
+        ("full-503", "network", "unobtainable", 503),
+    ],
+)
+async def test_refused(
+    world: World, callee: CalledPhone, user: str, by: str, why: str, code: int
+) -> None:
+    call = await place(world, callee.uri(user))
+    summary = await summary_of(world, call)
+    ending = summary["ending"]
+    assert (ending["by"], ending["why"], ending["sip_code"]) == (by, why, code)
+    assert summary["times_ms"]["answered"] is None
+
+
+async def test_nobody_answers(world: World, callee: CalledPhone) -> None:
+    call = await place(world, callee.uri("ring"))
+    there = await callee.called()
+    summary = await summary_of(world, call)
+    assert (summary["ending"]["by"], summary["ending"]["why"]) == ("callee", "no_answer")
+    assert len(there.requests("CANCEL")) == 1
+
+
+async def test_an_answer_that_crosses_our_cancel_is_hung_up(
+    world: World, callee: CalledPhone
+) -> None:
+    call = await place(world, callee.uri("race"))
+    there = await callee.called()
+    await there.until(lambda c: c.requests("CANCEL"))
+    await there.hung_up()
+    summary = await summary_of(world, call)
+    assert summary["ending"]["why"] == "no_answer"
+    assert summary["times_ms"]["answered"] is None
+
+
+async def test_what_comes_before_the_answer_is_heard(world: World, callee: CalledPhone) -> None:
+    world.behave(vad="off", answer="silent")
+    call = await place(world, callee.uri("early"), "quiet")
+    there = await callee.called()
+    said = noise(2, 0.5)
+    await world.gateway.wait("call.early_media", call=call)
+    there.rtp.say(said)
+    line = await world.gateway.wait("call.session_up", call=call)
+    (session,) = [one for one in world.emulator.sessions if one.id == line["session_id"]]
+    await session.wait_until(lambda s: said in bytes(s.received), 20)
+    there.respond(200, sdp=True)
+    await there.until(lambda c: c.requests("ACK"))
+    there.bye()
+    summary = await summary_of(world, call)
+    assert summary["ending"]["why"] == "hung_up"
+
+
+async def test_no_session_no_call(world: World, callee: CalledPhone) -> None:
+    refusal = {"step": "connect", "code": "invalid_api_key"}
+    world.behave(refuse=refusal)
+    call = await place(world, callee.uri("answer"))
+    summary = await summary_of(world, call)
+    assert summary["ending"]["why"] == "session_refused"
+    assert not callee.calls
+
+
+async def test_caps(world: World, callee: CalledPhone) -> None:
+    for to, rule in [
+        ("0049301234567", "has no host: name a trunk"),
+        (callee.uri("0049301234567"), "outbound.forbidden has '00'"),
+        (callee.uri("+8821234"), "outbound.forbidden has '+882'"),
+    ]:
+        with pytest.raises(RefusedError) as refused:
+            await place(world, to)
+        assert rule in str(refused.value)
+    calls = [await place(world, callee.uri("ring")) for _ in range(2)]
+    with pytest.raises(RefusedError, match=r"outbound\.max_concurrent = 2"):
+        await place(world, callee.uri("ring"))
+    for call in calls:
+        await summary_of(world, call)
+    # Their places are free again.
+    call = await place(world, callee.uri("busy-486"))
+    await summary_of(world, call)
+    (line,) = [
+        one
+        for one in world.gateway.all("call.summary")
+        if "max_concurrent" in one["ending"]["detail"]
+    ]
+    assert (line["ending"]["why"], line["direction"]) == ("refused", "outbound")
+
+
+async def test_the_command_line(world: World, callee: CalledPhone) -> None:
+    """Through the gateway that runs: an answered call, a busy one, and one that is not allowed."""
+    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 0.3, "end_call": True}])
+    for user, status, words in [
+        ("answer", 0, "answered: farewell by model, SIP 200"),
+        ("busy-486", 1, "not answered: busy by callee, SIP 486"),
+        ("0012345", 2, "not placed: outbound.forbidden has '00'"),
+    ]:
+        dial = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "gateway", "dial", callee.uri(user), "--route", "outward"),
+            *("-c", str(world.gateway.config)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await dial.communicate()
+        assert words in output.decode()
+        assert dial.returncode == status
+
+
+async def test_without_a_gateway_that_runs(world: World, callee: CalledPhone) -> None:
+    """The same command places the call by itself."""
+    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 0.3, "end_call": True}])
+    text = world.gateway.config.read_text().replace("gateway.sock", "other.sock")
+    text = text.replace('"records"', '"other-records"')
+    config = world.gateway.config.with_name("other.toml")
+    config.write_text(text)
+    dial = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", "dial", callee.uri("answer"), "--route", "outward"),
+        *("-c", str(config)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, log = await dial.communicate()
+    assert "answered: farewell by model, SIP 200" in output.decode(), log.decode()[-2000:]
+    assert dial.returncode == 0
+    (there,) = callee.calls
+    (audio,) = world.emulator.sessions[-1].sent_items.values()
+    assert bytes(audio) in there.rtp.heard
+    summaries = [json.loads(line) for line in log.decode().splitlines() if "call.summary" in line]
+    assert [one["sip_call_id"] for one in summaries] == [there.call_id]
