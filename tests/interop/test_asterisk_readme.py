@@ -26,7 +26,7 @@ def snippets(scene: Scene) -> tuple[str, str]:
 def scene(
     runner: asyncio.Runner, root: Root, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
-    made = Scene(root, tmp_path_factory.mktemp("readme"), snippets, listen=(f"udp:{GATEWAY}:0",))
+    made = Scene(root, tmp_path_factory.mktemp("readme"), snippets, listen=f"udp:{GATEWAY}:0")
     try:
         runner.run(made.start())
         yield made

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from harness import eventually
 
 from interop.lab.debian import Root
-from interop.lab.ports import GATEWAY
+from interop.lab.ports import GATEWAY, PBX
 from interop.lab.scene import Scene
 from interop.lab.snippets import deployed
 from interop.lab.sound import noise, pcm, share_heard
@@ -22,21 +23,48 @@ ULAW_SILENCE = 0xFF
 pytestmark = pytest.mark.interop
 
 
-def snippets(scene: Scene) -> tuple[str, str]:
-    gateway = {"192.0.2.10:5060": scene.agent.address, "192.0.2.10": GATEWAY}
-    return deployed("pjsip-trunk.conf", gateway), deployed("extensions-trunk.conf", {})
+def plain(scene: Scene) -> tuple[str, str]:
+    values = {"192.0.2.10:5060": scene.agent.address, "192.0.2.10": GATEWAY}
+    return deployed("pjsip-trunk.conf", values), deployed("extensions-trunk.conf", {})
 
 
-@pytest.fixture(scope="module")
+def plain_gateway(scene: Scene) -> str:
+    values = {"192.0.2.1:5060": scene.asterisk.address, "192.0.2.1": PBX}
+    return deployed("gateway-trunk.toml", values)
+
+
+def tls(scene: Scene) -> tuple[str, str]:
+    values = {"192.0.2.10:5061": scene.agent.address, "192.0.2.10": GATEWAY}
+    return deployed("pjsip-trunk-tls.conf", values), deployed("extensions-trunk.conf", {})
+
+
+def tls_gateway(scene: Scene) -> str:
+    values = {
+        "192.0.2.1:5061": scene.asterisk.tls_address,
+        "192.0.2.1": PBX,
+        "/etc/gateway/gateway.crt": str(scene.keys.certificate),
+        "/etc/gateway/gateway.key": str(scene.keys.key),
+        "/etc/gateway/asterisk-ca.crt": str(scene.keys.certificate),
+    }
+    return deployed("gateway-trunk-tls.toml", values)
+
+
+VARIANTS = {"udp": (plain, plain_gateway), "tls": (tls, tls_gateway)}
+SECURITY = {"udp": ["rtp"], "tls": ["srtp", "sdes"]}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
 def scene(
-    runner: asyncio.Runner, root: Root, tmp_path_factory: pytest.TempPathFactory
+    runner: asyncio.Runner, root: Root, tmp_path_factory: pytest.TempPathFactory, request: Any
 ) -> Iterator[Scene]:
+    snippets, gateway = VARIANTS[request.param]
     made = Scene(
         root,
         tmp_path_factory.mktemp("trunk"),
         snippets,
-        listen=(f"udp:{GATEWAY}:0",),
+        listen=f"{request.param}:{GATEWAY}:0",
         includes=("to-agent",),
+        gateway=gateway,
     )
     try:
         runner.run(made.start())
@@ -62,6 +90,9 @@ async def test_both_hear_each_other(scene: Scene) -> None:
     assert summary["ending"]["why"] == "hung_up"
     assert summary["ending"]["reason"] == "Q.850;cause=16"
     assert summary["codec"] == "PCMU"
+    assert summary["trunk"] == "pbx"
+    assert summary["transport"] == scene.transport
+    assert summary["security"].split()[:2] == SECURITY[scene.transport]
     await session.wait_until(lambda s: s.close_code == 1000, within_s=15)
 
 

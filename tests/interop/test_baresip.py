@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from harness import eventually
@@ -11,6 +12,7 @@ from harness import eventually
 from interop.lab.agent import Agent
 from interop.lab.baresip import Phone
 from interop.lab.debian import Root
+from interop.lab.keys import Keys, self_signed
 from interop.lab.ports import GATEWAY, PHONES
 from interop.lab.sound import noise, pcm, share_heard
 
@@ -19,9 +21,24 @@ pytestmark = pytest.mark.interop
 ULAW_SILENCE = 0xFF
 
 
-@pytest.fixture(scope="module")
-def agent(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    made = Agent(tmp_path_factory.mktemp("agent"), (f"udp:{GATEWAY}:0",))
+TLS = """
+[sip.tls]
+certificate = "{keys.certificate}"
+private_key = "{keys.key}"
+ca = "{keys.certificate}"
+[media]
+rtp_timeout = 3
+srtp = "required"
+"""
+
+
+@pytest.fixture(scope="module", params=["udp", "tls"])
+def agent(
+    runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory, request: Any
+) -> Iterator[Agent]:
+    folder = tmp_path_factory.mktemp("agent")
+    more = TLS.format(keys=self_signed(folder, "gateway")) if request.param == "tls" else ""
+    made = Agent(folder, (f"{request.param}:{GATEWAY}:0",), more)
     runner.run(made.start())
     yield made
     runner.run(made.stop())
@@ -29,12 +46,16 @@ def agent(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture
 def phone(
-    runner: asyncio.Runner, root: Root, tmp_path_factory: pytest.TempPathFactory
+    runner: asyncio.Runner, root: Root, tmp_path_factory: pytest.TempPathFactory, agent: Agent
 ) -> Iterator[Phone]:
-    made = Phone(root, tmp_path_factory.mktemp("phone"), "alice")
+    secure = agent.transport == "tls"
+    keys = Keys(agent.folder / "gateway.crt", agent.folder / "gateway.key") if secure else None
+    made = Phone(root, tmp_path_factory.mktemp("phone"), "alice", keys=keys)
     try:
         runner.run(made.start())
-        runner.run(made.account(f"alice@{PHONES}", ";regint=0"))
+        parameters = ";regint=0" + (";mediaenc=srtp-mand" if secure else "")
+        transport = ";transport=tls" if secure else ""
+        runner.run(made.account(f"alice@{PHONES}{transport}", parameters))
         yield made
     finally:
         runner.run(made.stop())
@@ -54,6 +75,8 @@ async def test_both_hear_each_other(agent: Agent, phone: Phone) -> None:
     summary = await call.summary()
     assert summary["ending"]["why"] == "hung_up"
     assert summary["underruns"] == 0
+    assert summary["transport"] == agent.transport
+    assert summary["security"].startswith("srtp sdes" if agent.transport == "tls" else "rtp")
     await session.wait_until(lambda s: s.close_code == 1000, within_s=15)
 
 
@@ -96,9 +119,8 @@ async def test_hold_and_resume(agent: Agent, phone: Phone) -> None:
 
 
 async def test_no_such_number(agent: Agent, phone: Phone) -> None:
-    uri = f"sip:999@{agent.address}"
-    await phone.dial(uri)
+    await phone.dial(f"sip:999@{agent.address}")
     closed = await phone.wait("CALL_CLOSED")
     assert closed["param"].startswith("404")
-    summary = await agent.gateway.wait("call.summary", to=uri)
-    assert summary["ending"]["why"] == "no_route"
+    await agent.gateway.until(lambda: agent.gateway.all("call.summary")[-1]["to"][4:7] == "999")
+    assert agent.gateway.all("call.summary")[-1]["ending"]["why"] == "no_route"

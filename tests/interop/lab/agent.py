@@ -22,14 +22,19 @@ url = "{url}"
 folder = "routes"
 [records]
 folder = "records"
-[media]
-rtp_timeout = 3
 [log]
 level = "debug"
 [limits]
 drain_seconds = 0
+{media}
 {more}
 """
+
+MEDIA = """
+[media]
+rtp_timeout = 3
+"""
+"""Unless a test has a table [media] of its own: a PBX that is gone is noticed soon."""
 
 ROUTES = """
 [[route]]
@@ -75,6 +80,7 @@ class Agent:
             rtp_low=low,
             rtp_high=low + 399,
             url=self.emulator.url(),
+            media="" if "[media]" in self._more else MEDIA,
             more=self._more,
         )
         self.gateway.config.write_text(config)
@@ -87,6 +93,11 @@ class Agent:
         finally:
             await self.emulator.stop()
         self.gateway.check(status)
+
+    @property
+    def transport(self) -> str:
+        """Of its first listener."""
+        return self._listen[0].partition(":")[0]
 
     def behave(self, **fields: Any) -> None:
         """How the emulator's next session behaves."""

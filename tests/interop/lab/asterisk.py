@@ -7,8 +7,9 @@ import random
 from pathlib import Path
 
 from interop.lab.ami import Manager
-from interop.lab.asterisk_conf import MANAGER_SECRET, PHONE_SECRET, Configuration, Keys, Ports
+from interop.lab.asterisk_conf import MANAGER_SECRET, PHONE_SECRET, Configuration, Ports
 from interop.lab.debian import Root
+from interop.lab.keys import Keys
 from interop.lab.ports import PBX, free_port
 from interop.lab.process import Process
 
@@ -81,6 +82,12 @@ class Asterisk:
         await self.manager.close()
         self.manager = self._new_manager()
         await self.start()
+
+    async def reachable(self, endpoint: str) -> None:
+        """Wait until a contact of this endpoint has answered OPTIONS."""
+        await self.manager.wait(
+            "ContactStatus", EndpointName=endpoint, ContactStatus="Reachable", within_s=30
+        )
 
     async def channels(self) -> list[str]:
         """The names of the channels that are up."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from interop.lab.debian import Root
+from interop.lab.keys import Keys
 from interop.lab.ports import PBX
 from interop.lab.sound import write_wav
 
@@ -169,14 +170,6 @@ exten => 307,1,Hangup(21)
 [phones]
 include => services
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """A certificate and its key, in PEM files."""
-
-    certificate: Path
-    key: Path
 
 
 @dataclass(frozen=True, slots=True)

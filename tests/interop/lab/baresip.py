@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from interop.lab.debian import Root
+from interop.lab.keys import Keys
 from interop.lab.ports import PHONES, free_port
 from interop.lab.process import Process
 from interop.lab.sound import SILENCE_S, Heard, write_wav
@@ -65,17 +66,18 @@ class Phone:
 
     Args:
         folder: for its configuration, log and recordings.
-        account: ``user@domain``, and account parameters of baresip such as ``;regint=0``.
+        user: user part of its accounts.
+        keys: its certificate for TLS, which is also the only CA that it trusts.
     """
 
-    def __init__(self, root: Root, folder: Path, user: str, *, ca: Path | None = None) -> None:
+    def __init__(self, root: Root, folder: Path, user: str, *, keys: Keys | None = None) -> None:
         self.user = user
         self.folder = folder
         self.port = free_port(PHONES)
         self.events: deque[Event] = deque(maxlen=KEPT)
         """What it said since it last dialled."""
         self._root = root
-        self._ca = ca
+        self._keys = keys
         self._control = free_port(PHONES)
         self._sounds = folder / "sounds"
         self._process = Process(
@@ -102,8 +104,8 @@ class Phone:
             port=self.port,
             control=self._control,
             rtp="40000-49998",
-            ca=self._ca or "",
-            certificate="",
+            ca=self._keys.certificate if self._keys else "",
+            certificate=self._certificate(),
             quiet=quiet,
             sounds=self._sounds,
             modules=self._root.path / "usr/lib/baresip/modules",
@@ -139,6 +141,14 @@ class Phone:
         reader, self._writer = opened
         self._reader = asyncio.create_task(self._read(reader), name=f"baresip {self.user}")
 
+    def _certificate(self) -> str:
+        """Certificate and key in one file, as baresip wants them."""
+        if self._keys is None:
+            return ""
+        path = self.folder / "certificate.pem"
+        path.write_text(self._keys.certificate.read_text() + self._keys.key.read_text())
+        return str(path)
+
     # ---- what it does
 
     async def account(self, address: str, parameters: str) -> None:
@@ -158,6 +168,12 @@ class Phone:
     async def call(self, uri: str) -> None:
         """Start a call and wait until it is answered."""
         await self.dial(uri)
+        await self.wait("CALL_ESTABLISHED")
+
+    async def accept(self) -> None:
+        """Take the call that rings, or is about to."""
+        await self.wait("CALL_INCOMING")
+        await self.command("accept")
         await self.wait("CALL_ESTABLISHED")
 
     async def press(self, digits: str) -> None:
@@ -219,6 +235,8 @@ class Phone:
         try:
             async with asyncio.timeout(within_s):
                 while len(found := self.all(event)) < count:
+                    over = self.all("CALL_CLOSED")
+                    assert not over or event != "CALL_ESTABLISHED", dict(over[-1])
                     self._pulse.clear()
                     await self._pulse.wait()
         except TimeoutError:

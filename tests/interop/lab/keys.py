@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
-from interop.lab.asterisk_conf import Keys
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """A certificate and its key, in PEM files."""
+
+    certificate: Path
+    key: Path
 
 
 def self_signed(folder: Path, name: str) -> Keys:

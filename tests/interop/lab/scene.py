@@ -14,6 +14,9 @@ from interop.lab.keys import self_signed
 Snippets = Callable[["Scene"], tuple[str, str]]
 """Makes what is added to pjsip.conf and extensions.conf, when the gateway's address is known."""
 
+GatewayConfig = Callable[["Scene"], str]
+"""Makes what is added to the gateway's configuration; Asterisk's address is known."""
+
 
 class Scene:
     """One Asterisk with one agent.
@@ -21,7 +24,8 @@ class Scene:
     Args:
         snippets: see above.
         includes: contexts of the snippets that the telephones may dial into.
-        listen: the gateway's listeners.
+        listen: the gateway's listener, ``udp:127.0.0.2:0`` for example.
+        gateway: see above.
     """
 
     def __init__(
@@ -30,14 +34,17 @@ class Scene:
         folder: Path,
         snippets: Snippets,
         *,
-        listen: tuple[str, ...],
+        listen: str,
         includes: tuple[str, ...] = (),
+        gateway: GatewayConfig | None = None,
     ) -> None:
         self.root = root
+        self.transport = listen.partition(":")[0]
+        """Between Asterisk and the gateway."""
         self.folder = folder
         self.keys = self_signed(folder / "keys", "lab")
         self.asterisk = Asterisk(root, folder / "asterisk", self.keys)
-        self.agent = Agent(folder / "agent", listen)
+        self.agent = Agent(folder / "agent", (listen,), gateway(self) if gateway else "")
         self.phones: dict[str, Phone] = {}
         self._snippets = snippets
         self._includes = includes
@@ -59,7 +66,7 @@ class Scene:
     async def phone(self, number: str) -> Phone:
         """The telephone with this number, 201 to 209, registered at Asterisk."""
         if number not in self.phones:
-            phone = Phone(self.root, self.folder / number, number, ca=self.keys.certificate)
+            phone = Phone(self.root, self.folder / number, number, keys=self.keys)
             self.phones[number] = phone
             await phone.start()
             await phone.register(self.asterisk.address, self.asterisk.phone_secret)
