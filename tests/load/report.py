@@ -91,7 +91,8 @@ def _facts(facts: dict[str, Any]) -> list[str]:
     pjsua2 = facts["pjsua2"]
     return [
         f"machine: {facts['processor']}, {facts['memory']}, {facts['system']}",
-        f"python {facts['python']}, gateway {facts['commit']}",
+        f"python {facts['python']}, gateway {facts['commit']}"
+        + (f", run at nice {facts['nice']}" if facts["nice"] else ""),
         f"pjsua2: {pjsua2['distribution']} (pjproject {pjsua2['version']}), "
         f"{facts['capacity']} calls, frames by {pjsua2['frame_access']}, {pjsua2['tls']}",
     ]
