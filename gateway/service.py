@@ -67,6 +67,7 @@ class Service:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._max_calls = 0
+        self._only_placing = False
         self._started = 0.0
         self._lifeline = None if lifeline is None else Lifeline(lifeline, self._on_supervisor_gone)
         self._agent = UserAgent(
