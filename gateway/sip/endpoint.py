@@ -8,6 +8,7 @@ import pjsua2 as pj
 
 from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec
 from gateway.sip import library
+from gateway.sip.errors import AgentError
 from gateway.sip.types import SipSettings
 
 
@@ -49,10 +50,18 @@ def configure_media(media: Any, settings: SipSettings) -> None:
 
 
 def only_g711(endpoint: Any) -> None:
-    """Switch every other codec off."""
+    """Switch every other codec off. Raises AgentError when this pjsua2 has not both laws."""
     wanted = {f"{codec.value}/8000": 201 - n for n, codec in enumerate(Codec)}
     codecs = endpoint.codecEnum2()
+    missing = set(wanted)
     for index in range(len(codecs)):
         identity = str(codecs[index].codecId)
-        priority = next((p for name, p in wanted.items() if identity.startswith(name)), 0)
-        endpoint.codecSetPriority(identity, priority)
+        name = next((name for name in wanted if identity.startswith(name)), "")
+        missing.discard(name)
+        endpoint.codecSetPriority(identity, wanted.get(name, 0))
+    if missing:
+        build = library.build()
+        raise AgentError(
+            f"every call needs PCMU and PCMA, and {build.distribution} ({build.path}) was built "
+            f"without {', '.join(sorted(missing))}; `make pjsua2` builds one with both"
+        )

@@ -15,12 +15,13 @@ WITHIN_S = 20.0
 
 _TARGET = re.compile(r"URI: (\S+)\s+FLAGS: (\w+)[^U]*?DUID: (\S+).*?DLGLOAD: (\d+)", re.DOTALL)
 
+# One process: with more, a 180 may overtake the 200 that is sent right after it, and SIPp minds.
 _LOCAL = """\
 #!define LISTEN udp:{host}:{port}
 #!define DISPATCHER_LIST "{folder}/dispatcher.list"
 #!define CONTROL_SOCKET "unix:{folder}/control"
 #!define PROBE_SECONDS 1
-#!define PROCESSES 2
+#!define PROCESSES 1
 #!define LOG_TO_STDERR
 {more}
 """
