@@ -78,7 +78,8 @@ class Conversation:
                 started = note(now, "caller_starts", audio_ms=event.audio_start_ms)
                 if not self._plan.server_interrupts:
                     return [started]
-                return [started, *self._interrupt("speech", now)]
+                # Silence first: a log that takes its time must not let the agent talk on.
+                return [*self._interrupt("speech", now), started]
             case SpeechStopped():
                 return [note(now, "caller_stops", audio_ms=event.audio_end_ms)]
             case ResponseCreated():
