@@ -66,6 +66,10 @@ async def main(order: dict[str, Any]) -> dict[str, Any]:
     """Place the call and say how it went."""
     loop = asyncio.get_running_loop()
     call = _Call()
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(call.listen)
+
     agent = UserAgent(
         SipSettings(
             listen=(Listen(*order["listen"]),),
@@ -76,7 +80,7 @@ async def main(order: dict[str, Any]) -> dict[str, Any]:
         ),
         on_invite=lambda leg: leg.refuse(486),
         on_refused=lambda _refused: None,
-        on_caller_audio=lambda: loop.call_soon_threadsafe(call.listen),
+        on_caller_audio=wake,
     )
     await agent.start()
     codec = Codec(order.get("codec", "PCMU"))

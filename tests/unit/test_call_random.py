@@ -251,8 +251,8 @@ class _Watch:
 @given(PLANS, st.integers(0, 3), STEPS)
 def test_any_call(plan: CallPlan, up: int, steps: list[tuple[float, inputs.Input]]) -> None:
     watch = _Watch(plan)
-    for happening in (inputs.SessionUp("sess"), inputs.Confirmed())[:up]:
-        watch.feed(happening)
+    for beginning in (inputs.SessionUp("sess"), inputs.Confirmed())[:up]:
+        watch.feed(beginning)
     for wait, happening in steps:
         watch.advance(wait)
         watch.feed(happening)
