@@ -89,6 +89,10 @@ class Accounts:
         self._host = _specific(settings.listen[0].host)
         self._accounts: dict[tuple[str, str, str], Account] = {}
         """By the trunk's name, our address, and the Contact that is forced, mostly none."""
+        self._registrars: dict[str, str] = {}
+        """``address:port`` that answered each trunk's last REGISTER."""
+        self._connections: dict[int, str] = {}
+        """``address:port`` of whom each TLS connection is with, by pjsip's handle."""
         self._unmakeable: set[tuple[str, str, str]] = set()
 
     def open(self) -> None:
@@ -146,9 +150,28 @@ class Accounts:
             log.info("trunk.unregistered", trunk=trunk.name, code=code)
         elif code // 100 == 2 and int(prm.expiration) > 0:
             self._trunks.learn(trunk.name, source.rpartition(":")[0])
+            self._registrars[trunk.name] = source
             self._tell(trunk.name, registration.succeeded(float(prm.expiration), now))
         else:
             self._tell(trunk.name, registration.failed(code, str(prm.reason), now))
+
+    def on_connection(self, prm: Any) -> None:
+        """A connection over TCP or TLS stands, or has ended."""
+        transport, handle = str(prm.type).lower()[:3], int(prm.hnd)
+        if prm.state == pj.PJSIP_TP_STATE_CONNECTED:
+            if transport == "tls":  # pjsua tells whose it is for TLS only, and only now
+                self._connections[handle] = str(prm.tlsInfo.remoteAddr)
+            return
+        remote = self._connections.pop(handle, "")
+        if prm.state != pj.PJSIP_TP_STATE_DISCONNECTED:
+            return
+        now = time.monotonic()
+        for trunk in self._trunks.all:
+            registration = self.registrations.get(trunk.name)
+            if registration is None or trunk.transport != transport:
+                continue
+            if not remote or remote == self._registrars.get(trunk.name):
+                registration.disconnected(now, surely=bool(remote))
 
     def leave(self) -> None:
         """Unregister everywhere; what comes of it is waited for by :meth:`wait_gone`."""

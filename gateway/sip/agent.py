@@ -63,6 +63,14 @@ class _Endpoint(pj.Endpoint):  # type: ignore[misc]
         except Exception:
             log.exception("sip.callback_failed", callback="onSelectAccount")
 
+    def onTransportState(self, prm: Any) -> None:  # noqa: N802
+        """A connection stands, or has ended."""
+        try:
+            if self.agent.accounts is not None:
+                self.agent.accounts.on_connection(prm)
+        except Exception:
+            log.exception("sip.callback_failed", callback="onTransportState")
+
 
 class UserAgent:
     """Owns the endpoint, the SIP thread, the calls and their media ports.

@@ -14,6 +14,10 @@ REJECTED_RETRY_SECONDS = 60.0
 LAST_REJECTED_RETRY_SECONDS = 900.0
 """A password does not get right by trying; registrars lock out who does so too often."""
 
+RECONNECT_SECONDS = 1.0
+RECONNECT_PAUSE_SECONDS = 30.0
+"""Connections that end may be anybody's: a registrar is not asked more often because of them."""
+
 JITTER = 0.25
 """So that a thousand gateways do not come back in one moment."""
 
@@ -57,6 +61,7 @@ class Registration:
         """When to send REGISTER; None while an answer or a refresh is awaited."""
         self.expires_at: float | None = None
         self.last_error = ""
+        self._renewed = 0.0
 
     def due(self, now: float) -> bool:
         """Whether REGISTER is to be sent now; if so, it counts as sent."""
@@ -69,11 +74,22 @@ class Registration:
         """A 200, for ``expires`` seconds; a refresh is no change."""
         fresh = self.state is not State.REGISTERED
         self._failures, self.next_try, self.last_error = 0, None, ""
+        self._renewed = now
         self.expires_at = now + expires
         if self.state is State.LEAVING or not fresh:
             return None
         self.state, self.since = State.REGISTERED, now
         return Change(State.REGISTERED, 200, "", expires)
+
+    def disconnected(self, now: float, *, surely: bool) -> None:
+        """The connection that calls come back through has ended (``surely``), or may have.
+
+        A registrar that was restarted forgets connections, and sometimes registrations, and we
+        would be out of reach until the next refresh.
+        """
+        if self.state is State.REGISTERED and self.next_try is None:
+            soon = now + RECONNECT_SECONDS * (1 + self._chance())
+            self.next_try = soon if surely else max(soon, self._renewed + RECONNECT_PAUSE_SECONDS)
 
     def failed(self, code: int, reason: str, now: float) -> Change | None:
         """No 200: refused, no answer, no connection. Says so once, until it changes."""
