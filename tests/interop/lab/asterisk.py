@@ -76,6 +76,12 @@ class Asterisk:
         await self.manager.close()
         await self._process.stop()
 
+    async def restart(self) -> None:
+        """End it, which ends its calls; then a new process in its place."""
+        await self.stop()
+        self.manager = self._new_manager()
+        await self.start()
+
     async def crash_and_restart(self) -> None:
         """Kill it, which leaves every call without a word; then a new process in its place."""
         await self._process.kill()
