@@ -115,7 +115,7 @@ def run(config: Path, workers: int | None, worker: int | None, lifeline: int | N
         sys.exit(2)
     secrets = settings.secrets() + dialplan.secrets()
     try:
-        set_up_logging(log.format, log.level, log.file, secrets, worker)
+        sink = set_up_logging(log.format, log.level, log.file, secrets, worker)
     except OSError as error:
         click.echo(f"{config}: {error}", err=True)
         sys.exit(1)
@@ -123,6 +123,7 @@ def run(config: Path, workers: int | None, worker: int | None, lifeline: int | N
         from gateway.workers.supervisor import supervise
 
         sys.exit(supervise(settings, config))
+    sink.write_behind()
     _serve(config, settings if worker is None else settings.for_worker(worker), dialplan, lifeline)
 
 

@@ -8,8 +8,12 @@ counts them; it never raises into a call.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import logging
+import os
+import queue
 import re
 import sys
 import threading
@@ -56,19 +60,71 @@ def _spellings(secret: str) -> set[str]:
     return shown | escaped | {json.dumps(secret, ensure_ascii=False)[1:-1]}
 
 
+WAITING_LINES = 10_000
+"""Lines that wait for a disk or a pipe that takes none: some minutes of a busy gateway, 5 MB. What
+comes then is lost and counted."""
+
+CLOSE_SECONDS = 2.0
+"""How long the end of the process waits for the last lines."""
+
+
 class Sink:
     """Where finished lines go, from any thread; ``lost`` counts those that could not be written.
 
-    A full disk or a closed pipe must not end a call.
+    A full disk or a closed pipe must not end a call, and one that hangs must not hold it up: see
+    :meth:`write_behind`.
     """
 
     def __init__(self, target: TextIO) -> None:
         self.lost = 0
         self._target = target
         self._lock = threading.Lock()
+        self._waiting: queue.Queue[str | None] | None = None
+        self._writer: threading.Thread | None = None
+
+    def write_behind(self) -> None:
+        """From now on lines are written by a thread of their own; the process's end waits for it.
+
+        Whoever reads our standard error may stop reading: then its pipe is soon full, and whoever
+        writes to it stands still.
+        """
+        if self._target is sys.stderr:
+            # Of its own, so that a write that hangs holds no lock that the process's end needs.
+            self._target = os.fdopen(
+                os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="backslashreplace"
+            )
+        self._waiting = queue.Queue(WAITING_LINES)
+        self._writer = threading.Thread(
+            target=self._write_all, args=(self._waiting,), name="log", daemon=True
+        )
+        self._writer.start()
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Write what waits, for at most ``CLOSE_SECONDS``; later lines are written at once."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None or self._writer is None:
+            return
+        with contextlib.suppress(queue.Full):
+            waiting.put(None, timeout=CLOSE_SECONDS)
+        self._writer.join(CLOSE_SECONDS)
 
     def msg(self, line: str) -> None:
-        """Write one line."""
+        """Write one line, or have it written."""
+        waiting = self._waiting
+        if waiting is None:
+            self._write(line)
+            return
+        try:
+            waiting.put_nowait(line)
+        except queue.Full:
+            self.lost += 1
+
+    def _write_all(self, waiting: queue.Queue[str | None]) -> None:
+        while (line := waiting.get()) is not None:
+            self._write(line)
+
+    def _write(self, line: str) -> None:
         try:
             with self._lock:
                 self._target.write(line + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.log import BLANK, Redactor, Sink, set_up_logging
+from gateway.log import BLANK, WAITING_LINES, Redactor, Sink, set_up_logging
 
 LONG_KEY = "sk-proj-" + "".join(f"{i:03d}xYz" for i in range(30))
 """As long as the service's real ones, which some renderers shorten."""
@@ -150,6 +151,30 @@ def test_a_log_that_cannot_be_written_loses_lines_and_counts_them(error: Excepti
         sink.info(f"line {number}")
     assert sink.lost == 2
     assert stream.written == ["line 2\n", "line 3\n", "line 4\n"]
+
+
+def test_a_writer_that_hangs_holds_nobody_up() -> None:
+    """Lines wait, bounded and in order; the close writes them once the stream takes them again."""
+    goes_on = threading.Event()
+    written: list[str] = []
+
+    class Hanging(_Full):
+        def write(self, text: str) -> None:
+            assert goes_on.wait(20)
+            written.append(text)
+
+    stream: Any = Hanging(0, OSError())
+    sink = Sink(stream)
+    sink.write_behind()
+    for number in range(WAITING_LINES + 100):
+        sink.info(str(number))
+    assert 98 <= sink.lost <= 100  # one or two are with the writer already
+    goes_on.set()
+    sink.close()
+    assert written == [f"{number}\n" for number in range(len(written))]
+    assert len(written) + sink.lost == WAITING_LINES + 100
+    sink.info("late")
+    assert written[-1] == "late\n"
 
 
 def test_a_message_that_cannot_be_formatted_is_counted(
