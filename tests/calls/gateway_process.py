@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -171,6 +172,16 @@ class Gateway:
         assert status == 0, self.tail()
         down = self.all("gateway.down")
         assert [line["media_faults"] for line in down] == [0], down
+
+    def read_log(self, reading: bool) -> None:
+        """Stop reading the log, so that its pipe fills up, or go on."""
+        assert self._process is not None
+        pipe: Any = self._process._transport.get_pipe_transport(2)  # type: ignore[attr-defined]
+        if reading:
+            pipe.resume_reading()
+        else:
+            fcntl.fcntl(pipe.get_extra_info("pipe"), fcntl.F_SETPIPE_SZ, 4096)
+            pipe.pause_reading()
 
     # ---- what the kernel knows of it
 

@@ -53,9 +53,17 @@ def heard_of(session: SessionRecord, packets: Sequence[Packet], item_id: str) ->
     return Spoken(bytes(session.sent_items[item_id])).heard_ms(packets)
 
 
-def seconds(line: Any) -> float:
-    """A log line's time, Unix seconds."""
-    return datetime.fromisoformat(line["timestamp"]).timestamp()
+def starts_received(world: World, call: PhoneCall, record: dict[str, Any]) -> list[float]:
+    """When the gateway received each ``speech_started``, Unix seconds.
+
+    The record has these times on the gateway's own clock. The log line that was written with the
+    least delay says where that clock lies.
+    """
+    after_ms = [entry["t_ms"] for entry in record["timeline"] if entry["event"] == "caller_starts"]
+    lines = world.gateway.all("call.caller_starts", call=call.call_id)
+    logged = [datetime.fromisoformat(line["timestamp"]).timestamp() for line in lines]
+    began = min(at - ms / 1000 for at, ms in zip(logged, after_ms, strict=True))
+    return [began + ms / 1000 for ms in after_ms]
 
 
 async def interrupted_often(
@@ -74,7 +82,7 @@ async def interrupted_often(
     told = {cut.item_id: cut.requested_ms for cut in session.truncations}
     told |= dict.fromkeys(session.deletions, 0)
     record = await world.record(call)
-    starts = [seconds(line) for line in world.gateway.all("call.caller_starts", call=call.call_id)]
+    starts = starts_received(world, call, record)
     differences, late, heard = [], [], []
     assert len(record["interruptions"]) == len(starts) == len(told) == EACH
     for interruption, start in zip(record["interruptions"], starts, strict=True):

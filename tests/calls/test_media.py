@@ -180,6 +180,28 @@ async def test_audio_of_an_odd_length_is_filled_up(world: World) -> None:
     await ended(world, call)
 
 
+async def test_a_log_that_nobody_reads_holds_no_call_up(own_folder: Path) -> None:
+    """Its pipe is full: calls are answered, interrupted and ended all the same."""
+    world = World(own_folder)
+    await world.start()
+    world.gateway.read_log(False)
+    for number in range(4):
+        answer = {"kind": "pattern", "seconds": 5, "burst": True, "seed": number}
+        world.behave(vad="scripted", answer=answer, speech={"at_ms": [300], "length_ms": 60_000})
+        call = world.phone.call("greeted")
+        call.invite()
+        await call.answered()
+        session = world.emulator.sessions[-1]
+        await session.wait_until(lambda s: s.sent("conversation.item.truncated") != [], 20)
+        await call.hang_up()
+        (cut,) = session.truncations
+        spoken = Spoken(bytes(session.sent_items[cut.item_id]))
+        assert spoken.heard_ms(call.rtp.packets) == cut.requested_ms
+    world.gateway.read_log(True)
+    await world.idle()
+    await world.stop()
+
+
 async def test_an_answer_too_long_for_the_queue_is_said(own_folder: Path) -> None:
     """What does not fit is an error in the log, the beginning is heard, the call goes on."""
     world = World(own_folder, realtime="playout_seconds = 2")
