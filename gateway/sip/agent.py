@@ -51,7 +51,7 @@ class _Endpoint(pj.Endpoint):  # type: ignore[misc]
         """pjsua refused an INVITE by itself."""
         try:
             message = str(prm.rdata.wholeMsg)
-            invite = invite_of(message, str(prm.rdata.srcAddress)) if message else None
+            invite = self.agent.facts_of(message, str(prm.rdata.srcAddress)) if message else None
             self.agent.tell_refused(Refused(invite, int(prm.statusCode), str(prm.reason)))
         except Exception:
             log.exception("sip.callback_failed", callback="onRejectedIncomingCall")
@@ -290,20 +290,27 @@ class UserAgent:
         reliable = current is not None and current.reliable
         return self.trunks.attribute(host, int(port or 0), reliable, request_uri_of(message))
 
+    def facts_of(self, message: str, source: str) -> Invite:
+        """The facts of an INVITE that pjsua looks at, with the trunk that it belongs to."""
+        found = self._attribute(message, source)
+        current = self.screen.current if self.screen is not None else None
+        invite = replace(
+            invite_of(message, source), transport="" if current is None else current.transport
+        )
+        if found is None:
+            return invite
+        laws = invite.offered
+        return replace(
+            invite,
+            trunk=found.trunk.name,
+            attributed_by=found.how,
+            offered=None if laws is None else tuple(c for c in found.trunk.codecs if c in laws),
+        )
+
     def _on_call(self, account: Account, prm: Any) -> None:
         message, source = str(prm.rdata.wholeMsg), str(prm.rdata.srcAddress)
         found = self._attribute(message, source)
-        current = self.screen.current if self.screen is not None else None
-        invite = invite_of(message, source)
-        if found is not None:
-            laws = invite.offered
-            invite = replace(
-                invite,
-                trunk=found.trunk.name,
-                attributed_by=found.how,
-                offered=None if laws is None else tuple(c for c in found.trunk.codecs if c in laws),
-            )
-        invite = replace(invite, transport="" if current is None else current.transport)
+        invite = self.facts_of(message, source)
         call = SipCall(self, account, prm.callId)
         self.hold(call, party_of(found, invite.source.rpartition(":")[0].strip("[]")))
         leg = Leg(self, invite)

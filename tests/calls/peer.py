@@ -70,6 +70,9 @@ async def main(order: dict[str, Any]) -> dict[str, Any]:
     def wake() -> None:
         loop.call_soon_threadsafe(call.listen)
 
+    def on_audio() -> None:
+        loop.call_soon_threadsafe(call.listen)
+
     agent = UserAgent(
         SipSettings(
             listen=(Listen(*order["listen"]),),

@@ -1,0 +1,311 @@
+"""TCP, TLS, IPv6, SRTP, certificates and NAT, with another pjsua2 or openssl at the other end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import ssl
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway_process import Gateway
+from site_under_test import ANYBODY, CONFIG, Peer, certificate, own_build, site
+
+from gateway.sip import library
+
+TLS = """
+[sip.tls]
+certificate = "cert.pem"
+private_key = "key.pem"
+"""
+OPEN = '[access]\nunknown = "allow"\n'
+
+needs_dtls = pytest.mark.skipif(
+    "dtls" not in library.build().keying, reason="this pjsua2 has no DTLS"
+)
+needs_own_build = pytest.mark.skipif(not own_build(), reason="not in the wheel")
+
+
+@pytest.mark.parametrize(
+    ("transport", "srtp", "security"),
+    [
+        ("tcp", "off", "rtp"),
+        ("tls", "off", "rtp"),
+        ("tls", "required", "srtp sdes AES_"),
+        ("udp", "optional", "srtp sdes AES_"),
+    ],
+)
+async def test_calls_by_transport(
+    runner: object, own_folder: Path, transport: str, srtp: str, security: str
+) -> None:
+    files = certificate(own_folder, "first")
+    listen = ("udp:127.0.0.1:0", "tcp:127.0.0.1:0", "tls:127.0.0.1:0")
+    async with site(own_folder, listen=listen, sip=TLS, routes=ANYBODY) as gateway:
+        uri = f"sip:1@127.0.0.1:{gateway.port(transport)};transport={transport}"
+        tls = {**files, "ca": files["certificate"]}  # verified, by the address in it
+        peer = await Peer.call(uri, (transport, "127.0.0.1"), srtp=srtp, tls=tls)
+        result = await peer.result()
+        assert result["heard"], result
+        assert result["security"].startswith(security)
+        summary = await gateway.gateway.wait("call.summary")
+        assert summary["transport"] == transport
+        assert summary["security"] == result["security"]
+
+
+async def test_srtp_required_and_off(runner: object, own_folder: Path) -> None:
+    """488 for an offer that has what is not taken, or lacks what is."""
+    more = (
+        OPEN
+        + """
+[[trunk]]
+name = "provider"
+peers = ["127.0.0.1"]
+srtp = "required"
+"""
+    )
+    async with site(own_folder, more=more) as gateway:
+        plain = gateway.phone.call("1")
+        plain.invite()
+        assert (await plain.refused()).code == 488
+        summary = await gateway.gateway.wait("call.summary", call=plain.call_id)
+        assert summary["trunk"] == "provider"
+    other = own_folder / "off"
+    other.mkdir()
+    async with site(other, more=more.replace('"required"', '"off"')) as gateway:
+        uri = f"sip:1@127.0.0.1:{gateway.port('udp')}"
+        peer = await Peer.call(uri, ("udp", "127.0.0.1"), srtp="required")
+        result = await peer.result()
+        assert result["end"]["code"] == 488
+
+
+@needs_dtls
+async def test_srtp_by_dtls(runner: object, own_folder: Path) -> None:
+    more = '[media]\nsrtp_keying = ["dtls", "sdes"]\n'
+    async with site(own_folder, more=more, routes=ANYBODY) as gateway:
+        uri = f"sip:1@127.0.0.1:{gateway.port('udp')}"
+        peer = await Peer.call(
+            uri, ("udp", "127.0.0.1"), srtp="required", keying=("dtls",), until="told"
+        )
+        await peer.up()
+        result = await peer.result()
+        assert result["heard"], result
+        summary = await gateway.gateway.wait("call.summary")
+        assert summary["security"].startswith("srtp dtls AES_")
+
+
+@needs_own_build
+@pytest.mark.parametrize("transport", ["udp", "tls"])
+async def test_ipv6(runner: object, own_folder: Path, transport: str) -> None:
+    """Both families at once; SDP has the caller's."""
+    files = certificate(own_folder, "six")
+    listen = ("udp:127.0.0.1:0", f"{transport}:[::1]:0")
+    async with site(own_folder, listen=listen, sip=TLS, routes=ANYBODY) as gateway:
+        uri = f"sip:1@[::1]:{gateway.port(transport, '[::1]')};transport={transport}"
+        tls = {**files, "ca": files["certificate"]}
+        peer = await Peer.call(uri, (transport, "::1"), tls=tls)
+        result = await peer.result()
+        assert result["heard"], result
+        summary = await gateway.gateway.wait("call.summary")
+        assert summary["source"].startswith("[::1]:")
+        call = gateway.phone.call("1")
+        call.invite()
+        answer = (await call.answered()).final
+        assert answer is not None
+        assert "IN IP4 127.0.0.1" in answer.body
+        await gateway.gateway.wait("call.confirmed", call=call.call_id)
+        await call.hang_up()
+
+
+def handshake(port: int, version: ssl.TLSVersion, client: dict[str, str] | None = None) -> Any:
+    """Connect by TLS of this version at most; returns the server's certificate (DER)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers("DEFAULT@SECLEVEL=0")
+    context.minimum_version, context.maximum_version = ssl.TLSVersion.MINIMUM_SUPPORTED, version
+    if client is not None:
+        context.load_cert_chain(client["certificate"], client["private_key"])
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as raw,
+        context.wrap_socket(raw) as secure,
+    ):
+        # What asks for a certificate says no only after the handshake, in TLS 1.3.
+        secure.sendall(b"\r\n\r\n")
+        secure.settimeout(0.5)
+        try:
+            if secure.recv(1) == b"":
+                raise ConnectionResetError("closed")
+        except TimeoutError:
+            pass
+        return secure.getpeercert(binary_form=True)
+
+
+def text_of(file: str) -> str:
+    return Path(file).read_text().strip()
+
+
+def spoil(file: str) -> None:
+    Path(file).write_text("no key")
+
+
+async def test_certificates_are_taken_anew(runner: object, own_folder: Path) -> None:
+    """SIGHUP: new connections see the new one, a call on the old one goes on; bad files change
+    nothing."""
+    files = certificate(own_folder, "first")
+    async with site(own_folder, listen=("tls:127.0.0.1:0",), sip=TLS, routes=ANYBODY) as gateway:
+        port = gateway.port("tls")
+        loop = asyncio.get_running_loop()
+
+        async def seen() -> str:
+            found = await loop.run_in_executor(None, handshake, port, ssl.TLSVersion.TLSv1_3)
+            return ssl.DER_cert_to_PEM_cert(found).strip()
+
+        old = text_of(files["certificate"])
+        assert await seen() == old
+        tls = {**files, "verify_server": False}
+        uri = f"sip:1@127.0.0.1:{port};transport=tls"
+        peer = await Peer.call(uri, ("tls", "127.0.0.1"), tls=tls, until="told")
+        await peer.up()
+
+        spoil(files["private_key"])
+        gateway.gateway.signal(signal.SIGHUP)
+        kept = await gateway.gateway.wait("sip.certificates_kept")
+        assert "cert.pem" in kept["error"]
+        assert await seen() == old
+
+        certificate(own_folder, "second")
+        gateway.gateway.signal(signal.SIGHUP)
+        await gateway.gateway.wait("sip.certificates_renewed", listeners=1)
+        new = await seen()
+        assert new == text_of(files["certificate"]) != old
+
+        result = await peer.result()  # it listens once more, then says BYE on its connection
+        assert result["heard"], result
+        summary = await gateway.gateway.wait("call.summary")
+        assert summary["ending"]["why"] == "hung_up"
+
+
+async def test_old_tls_and_clients_without_a_certificate(runner: object, own_folder: Path) -> None:
+    files = certificate(own_folder, "own")
+    sip = TLS + 'ca = "cert.pem"\nclient_certificates = "required"\n'
+    async with site(own_folder, listen=("tls:127.0.0.1:0",), sip=sip, routes=ANYBODY) as gateway:
+        port = gateway.port("tls")
+        loop = asyncio.get_running_loop()
+
+        def reaches(version: ssl.TLSVersion, client: dict[str, str] | None) -> bool:
+            try:
+                return bool(handshake(port, version, client))
+            except OSError:
+                return False
+
+        for version, client, good in (
+            (ssl.TLSVersion.TLSv1_2, files, True),
+            (ssl.TLSVersion.TLSv1_1, files, False),
+            (ssl.TLSVersion.TLSv1_2, None, False),
+        ):
+            found = await loop.run_in_executor(None, reaches, version, client)
+            assert found is good, (version, client)
+
+
+def refused_start(folder: Path, listen: str, sip: str = "", more: str = "") -> Path:
+    """A configuration that the library cannot carry out."""
+    (folder / "routes").mkdir()
+    (folder / "routes" / "10.toml").write_text(ANYBODY)
+    certificate(folder, "own")
+    config = folder / "gateway.toml"
+    config.write_text(
+        CONFIG.format(
+            listen=f'["{listen}"]',
+            low=38000,
+            high=38399,
+            sip=sip,
+            url="ws://127.0.0.1:1/",
+            more=more,
+        )
+    )
+    return config
+
+
+@pytest.mark.skipif(own_build(), reason="the own build has them all")
+@pytest.mark.parametrize(
+    ("listen", "sip", "more", "key"),
+    [
+        ("udp:[::1]:0", "", "", "sip.listen: udp:[::1]:0 needs IPv6"),
+        ("tls:127.0.0.1:0", TLS + 'min_version = "1.3"\n', "", "sip.tls.min_version: "),
+        ("udp:127.0.0.1:0", "", '[media]\nsrtp_keying = ["dtls"]\n', "media.srtp_keying: "),
+    ],
+)
+async def test_what_the_wheel_lacks_is_an_error_at_start(
+    runner: object, own_folder: Path, listen: str, sip: str, more: str, key: str
+) -> None:
+    gateway = Gateway(refused_start(own_folder, listen, sip, more))
+    with pytest.raises(AssertionError, match=r"the gateway ended|no log line"):
+        await asyncio.wait_for(gateway.start(), 20)
+    assert await gateway.ended() == 1
+    (said,) = gateway.other_output
+    assert key in said
+    assert "pjsua2-python 2.15.1" in said
+
+
+async def test_public_address_in_contact_and_sdp(runner: object, own_folder: Path) -> None:
+    sip = 'public_address = "127.0.0.77"'
+    async with site(own_folder, sip=sip, routes=ANYBODY) as gateway:
+        call = gateway.phone.call("1", headers=())
+        call.invite()
+        answer = (await call.answered()).final
+        assert answer is not None
+        assert "c=IN IP4 127.0.0.77" in answer.body
+        assert "@127.0.0.77:" in answer.headers["contact"]
+        assert f"rport={gateway.phone.address[1]}" in answer.headers["via"]
+        call.bye()
+        await gateway.gateway.wait("call.summary", call=call.call_id)
+
+
+async def test_sdp_that_a_trunk_cannot_reach_is_said(runner: object, own_folder: Path) -> None:
+    more = '[[trunk]]\nname = "provider"\npeers = ["203.0.113.9"]\n'
+    async with site(own_folder, more=more) as gateway:
+        line = await gateway.gateway.wait("sip.nat")
+        assert "trunk provider is at 203.0.113.9" in line["advice"]
+        assert "would carry 127.0.0.1" in line["advice"]
+    other = own_folder / "public"
+    other.mkdir()
+    async with site(other, more=more, sip='public_address = "198.51.100.1"') as gateway:
+        await gateway.status()
+        assert not gateway.gateway.all("sip.nat")
+
+
+class Stun(asyncio.DatagramProtocol):
+    """Answers Binding requests (RFC 5389) with an address of its own choice."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        mapped = struct.pack("!BBH4s", 0, 1, addr[1], socket.inet_aton(self._address))
+        attribute = struct.pack("!HH", 1, len(mapped)) + mapped
+        head = struct.pack("!HH", 0x0101, len(attribute)) + data[4:20]
+        self._transport.sendto(head + attribute, addr)
+
+
+async def test_stun_says_who_we_are(runner: object, own_folder: Path) -> None:
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(lambda: Stun("127.0.0.88"), ("127.0.0.1", 0))
+    port = transport.get_extra_info("sockname")[1]
+    try:
+        sip = f'stun_server = "127.0.0.1:{port}"'
+        async with site(own_folder, sip=sip, routes=ANYBODY) as gateway:
+            call = gateway.phone.call("1")
+            call.invite()
+            answer = (await call.answered()).final
+            assert answer is not None
+            assert "c=IN IP4 127.0.0.88" in answer.body
+            call.bye()
+            await gateway.gateway.wait("call.summary", call=call.call_id)
+    finally:
+        transport.close()
