@@ -209,8 +209,9 @@ class Server:
         self._sessions.pop(descriptor, None)
         self._slots[session.slot].pop(session, None)
         self._frames.pop(session, None)
-        for name in ("messages", "bytes", "stalls"):
-            self._totals[name] += getattr(session, name)
+        if session.kind == "bulk":
+            for name in ("messages", "bytes", "stalls"):
+                self._totals[name] += getattr(session, name)
 
     def _measured(self) -> list[Session]:
         """Measured sessions whose caller has been heard."""
@@ -317,8 +318,9 @@ class Server:
 
     def _count(self) -> dict[str, Any]:
         live = list(self._sessions.values())
+        bulk = [session for session in live if session.kind == "bulk"]
         totals = {
-            name: value + sum(getattr(session, name, 0) for session in live)
+            name: value + sum(getattr(session, name, 0) for session in bulk)
             for name, value in self._totals.items()
         }
         kinds: dict[str, int] = {}

@@ -98,10 +98,6 @@ class CpuWindow:
         return Cpu(total, threads), helped, foreign, after
 
 
-def _quiet(seconds: float) -> None:
-    time.sleep(seconds)
-
-
 def run_floor(folder: Path, calls: int, timing: Timing, say: Say) -> Level:
     """pjsip's own loop-back under the same callers."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,13 +105,13 @@ def run_floor(folder: Path, calls: int, timing: Timing, say: Say) -> Level:
     with ExitStack() as stack:
         phone = stack.enter_context(Worker.python("phone", "tests.load.phone", folder))
         floor = stack.enter_context(subject.floor(folder, calls))
-        _quiet(0.5)
+        time.sleep(0.5)
         idle = proc.look(floor.pid)
         callers = _mass(folder, floor.address, calls - 1)
         stack.callback(_end, callers)
         _join(phone, floor.address, 1, lambda: _live(callers) >= calls - 1)
         helpers = {"phone": phone.pid, **({} if callers is None else {"sipp": callers.process.pid})}
-        _quiet(timing.warm_up)
+        time.sleep(timing.warm_up)
         level.load_average = proc.load_average()
         down: list[float] = []
         for repetition in range(timing.repetitions):
@@ -123,10 +119,10 @@ def run_floor(folder: Path, calls: int, timing: Timing, say: Say) -> Level:
             phone.ask("take")
             start = time.monotonic_ns()
             cpu = CpuWindow(floor.pid, helpers)
-            _quiet(timing.steady)
+            time.sleep(timing.steady)
             _note_cpu(level, cpu, idle)
             end = time.monotonic_ns()
-            _quiet(0.3)
+            time.sleep(0.3)
             times = phone.ask("take")
             back = [(call, mark, at) for call, at, _n, mark in times["heard"]]
             found, lost, total = figures.delays_ms(times["sent"], back, (start, end))
@@ -226,7 +222,7 @@ class GatewayLevel:
             endpoint.ask("bulk", mode=self._mode)
             port = endpoint.ask("where")["port"]
             gateway = stack.enter_context(subject.gateway(folder, port, level.calls + 20))
-            _quiet(0.5)
+            time.sleep(0.5)
             idle = proc.look(gateway.pid)
             mass = level.calls - level.measured
             callers = _mass(folder, gateway.address, mass)
@@ -248,9 +244,9 @@ class GatewayLevel:
                     "measured calls are heard",
                     lambda: len(endpoint.ask("count")["calls"]) == level.measured,
                 )
-                _quiet(self._timing.warm_up)
+                time.sleep(self._timing.warm_up)
                 level.load_average = max(level.load_average, proc.load_average())
-                self._steady_window(endpoint, phone, CpuWindow, gateway.pid, helpers, idle)
+                self._steady_window(endpoint, phone, gateway.pid, helpers, idle)
                 self._probe_window(endpoint, phone)
                 self._barge_window(endpoint, phone)
                 phone.ask("hang_up")
@@ -267,23 +263,22 @@ class GatewayLevel:
         self,
         endpoint: Worker,
         phone: Worker,
-        window: Callable[[int, dict[str, int]], CpuWindow],
         pid: int,
         helpers: dict[str, int],
         idle: proc.Usage,
     ) -> None:
         level = self.level
         endpoint.ask("steady", on=True)
-        _quiet(0.7)
+        time.sleep(0.7)
         self._take(endpoint, phone)
         before = endpoint.ask("count")
         start = time.monotonic_ns()
-        cpu = window(pid, helpers)
-        _quiet(self._timing.steady)
+        cpu = CpuWindow(pid, helpers)
+        time.sleep(self._timing.steady)
         _note_cpu(level, cpu, idle)
         end = time.monotonic_ns()
         after = endpoint.ask("count")
-        _quiet(0.3)
+        time.sleep(0.3)
         said, heard = self._take(endpoint, phone)
         endpoint.ask("steady", on=False)
         self._note_messages(before["totals"], after["totals"], (end - start) / 1e9)
@@ -301,17 +296,16 @@ class GatewayLevel:
     def _note_messages(self, before: dict[str, int], after: dict[str, int], seconds: float) -> None:
         mass = self.level.calls - self.level.measured
         if mass:
-            rest = round(self.level.measured * 50 * seconds)
-            up = after["messages"] - before["messages"] - rest
+            up = after["messages"] - before["messages"]
             self.level.messages_up = round(up / seconds / mass, 1)
             self.level.messages_down = round((after["sent"] - before["sent"]) / seconds / mass, 1)
 
     def _probe_window(self, endpoint: Worker, phone: Worker) -> None:
-        _quiet(0.2)
+        time.sleep(0.2)
         self._take(endpoint, phone)
         start = time.monotonic_ns()
         endpoint.ask("probe", seconds=self._timing.probe)
-        _quiet(self._timing.probe + 0.3)
+        time.sleep(self._timing.probe + 0.3)
         said, heard = self._take(endpoint, phone)
         back = [(call, mark, at) for call, at, _n, mark in heard["heard"]]
         down, lost, total = figures.delays_ms(
@@ -323,7 +317,7 @@ class GatewayLevel:
 
     def _barge_window(self, endpoint: Worker, phone: Worker) -> None:
         endpoint.ask("barge", seconds=self._timing.barge)
-        _quiet(self._timing.barge + 0.9)
+        time.sleep(self._timing.barge + 0.9)
         said, heard = self._take(endpoint, phone)
         cut = figures.interruptions(
             said.get("interrupted", ()), heard["heard"], said.get("commands", ())
