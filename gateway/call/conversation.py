@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,13 @@ from gateway.call.record import DigitRun
 from gateway.call.responses import ResponseGate
 from gateway.call.toolwork import ToolWork, tool_output
 from gateway.call.transfers import Happening
-from gateway.realtime.commands import CancelResponse, ClientCommand, CreateItem, CreateResponse
+from gateway.realtime.commands import (
+    CancelResponse,
+    ClientCommand,
+    CreateItem,
+    CreateResponse,
+    UpdateSession,
+)
 from gateway.realtime.errors import Kind, classify_error
 from gateway.realtime.events import (
     AgentTranscript,
@@ -32,7 +39,11 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
-from gateway.tools.definitions import END_CALL
+from gateway.tools.arguments import ToolError
+from gateway.tools.definitions import END_CALL, TRANSFER_CALL
+
+BUDGET_ERRAND = "budget"
+"""Where a tool call has its id: the transfer that no model asked for."""
 
 
 class Conversation:
@@ -54,6 +65,9 @@ class Conversation:
         self._to_cancel: str | None = None
         self._after_cut: list[Output] = []
         self._session_failed = False
+        self._handed_on = False
+        self.spent = ""
+        """Which budget is spent, once one is; nothing more is asked of the model then."""
 
     # ---- what happens
 
@@ -131,7 +145,7 @@ class Conversation:
         outputs: list[Output] = [self._journal.note(now, "digit", digit=digit)]
         if self.errands.joined:
             return [*outputs, Press(digit, second=True)]
-        if not self._plan.digits.enabled or self.errands.away:
+        if self.spent or not self._plan.digits.enabled or self.errands.away:
             return outputs
         outputs += self._on_collected(self._digits.expire(now), now)
         if self._plan.digits.interrupt:
@@ -164,6 +178,39 @@ class Conversation:
         following, self._after_cut = self._after_cut, []
         return outputs + following
 
+    def on_budget(self, spent: bool, detail: str, now: float) -> list[Output]:
+        """Money is nearly spent, or spent (``detail`` says whose)."""
+        plan = self._plan.budget
+        if self.spent:
+            return []
+        if not spent:
+            warned = self._journal.note(now, "budget_warning", "info", budget=detail)
+            text = {"type": "input_text", "text": plan.warn}
+            item = {"type": "message", "role": "system", "content": [text]}
+            asked = self._create(CreateResponse(), now) if plan.warn_respond else []
+            return [warned, Send(CreateItem(item)), *asked]
+        self.spent = detail
+        self._gate.forget_waiting()
+        return [self._journal.note(now, "budget_spent", "warning", budget=detail)]
+
+    def _stop(self, now: float) -> list[Output]:
+        """No money is left: hand the caller on, or say goodbye to them."""
+        plan = self._plan.budget
+        if plan.transfer_to and not self._handed_on:
+            self._handed_on = True
+            wanted = json.dumps({"destination": plan.transfer_to})
+            try:
+                self.errands.ask(TRANSFER_CALL, BUDGET_ERRAND, wanted, now)
+            except ToolError as error:
+                note = self._journal.note(now, "tool_refused", "error", reason=str(error))
+                return [note, *self._stop(now)]
+            return []
+        self._farewell.last(Why.BUDGET, now)
+        # Nobody is to be answered any more, nor to be cut short.
+        deaf = UpdateSession({"audio": {"input": {"turn_detection": None}}})
+        words = CreateResponse({"instructions": f"Say exactly: {plan.goodbye}", "tools": []})
+        return [Send(deaf), *self._send(self._gate.request(words, now))]
+
     def on_transfer(self, happening: Happening, now: float) -> list[Output]:
         """Something was said of a transfer, or happened to its second leg."""
         return self.errands.on(happening, now)
@@ -172,15 +219,23 @@ class Conversation:
         """A function outside has returned."""
         return self._asking(self._tools.done(call_id, output, now), now)
 
-    def settle(self, now: float) -> list[Output]:
+    def settle(self, now: float, *, confirmed: bool) -> list[Output]:
         """What follows from what happened, once all of that is known."""
-        outputs = self.errands.settle(now, queued=self._playback.queued_ms > 0)
+        outputs = self._begin_errand(now, confirmed)
         result = self.errands.take_result()
         if result is not None:
-            outputs.append(tool_output(result.call_id, result.output))
+            if result.call_id != BUDGET_ERRAND:
+                outputs.append(tool_output(result.call_id, result.output))
             if result.respond:
                 outputs += self._create(CreateResponse(), now)
+        # What is under way, or a goodbye that is being said, ends the call by itself.
+        if self.spent and not self.errands.busy and self._farewell.deadline is None:
+            outputs += self._stop(now)
+            outputs += self._begin_errand(now, confirmed)
         return outputs
+
+    def _begin_errand(self, now: float, confirmed: bool) -> list[Output]:
+        return self.errands.settle(now, queued=self._playback.queued_ms > 0) if confirmed else []
 
     def on_session_over(self, now: float) -> None:
         """The session closed as it should, but what came of it is still to be heard."""
@@ -332,6 +387,8 @@ class Conversation:
         return outputs + (self._create(CreateResponse(), now) if respond else [])
 
     def _create(self, create: CreateResponse, now: float) -> list[Output]:
+        if self.spent:
+            return []
         return self._send(self._gate.request(create, now))
 
     @staticmethod

@@ -221,6 +221,11 @@ class Errands:
         return None if self._errand is None else self._errand.deadline
 
     @property
+    def busy(self) -> bool:
+        """Something is being done, or about to begin."""
+        return self._errand is not None
+
+    @property
     def underway(self) -> bool:
         """Something is being done that can outlive the session."""
         return isinstance(self._errand, Transfer) and self._begin_by is None

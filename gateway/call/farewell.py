@@ -49,6 +49,10 @@ class Farewell:
         """The model has asked to hang up; a goodbye was asked for, and its tool call answered."""
         self._words = _LastWords(Why.FAREWELL, now + self._seconds, "", awaited=True)
 
+    def last(self, why: Why, now: float) -> None:
+        """We end the call; the words for it were asked for, and nobody takes them back."""
+        self._words = _LastWords(why, now + self._seconds, "", awaited=True)
+
     def session_over(self, now: float) -> None:
         """The session closed as it should; what came of it is still to be heard."""
         if self._words is None or self._words.awaited:

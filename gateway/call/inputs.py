@@ -128,6 +128,16 @@ class SecondDigit:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetReached:
+    """The money of this call, or what it shares with others, is nearly spent or spent."""
+
+    spent: bool
+    """False: this is the warning."""
+    detail: str
+    """Which budget, for people: ``call: 0.52 of 0.50``."""
+
+
+@dataclass(frozen=True, slots=True)
 class ToolDone:
     """A tool outside of the gateway's heart has its result, as the text for the model."""
 
@@ -210,6 +220,7 @@ Input = (
     | SecondAnswered
     | SecondEnded
     | SecondDigit
+    | BudgetReached
     | ToolDone
     | RtpCounted
     | LegEnded

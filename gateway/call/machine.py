@@ -21,6 +21,7 @@ from gateway.call.ending import (
     why_not_answered,
 )
 from gateway.call.inputs import (
+    BudgetReached,
     Confirmed,
     DigitPressed,
     Faulted,
@@ -138,6 +139,7 @@ class CallMachine:
             SecondEnded: self._on_transfer,
             SecondDigit: self._on_second_digit,
             ToolDone: self._on_tool_done,
+            BudgetReached: self._on_budget,
             DigitPressed: self._on_digit,
             RtpCounted: self._on_rtp,
             LegEnded: self._on_leg_ended,
@@ -185,12 +187,13 @@ class CallMachine:
     def _settle(self, now: float) -> list[Output]:
         """What follows for the call from what has just happened in its conversation."""
         talk = self._conversation
-        outputs = talk.settle(now)
+        outputs = talk.settle(now, confirmed=self.state is not State.ANSWERED)
         if talk.errands.joined and self.state is State.TALKING:
             outputs += self._bridge(now)
         why, detail = talk.errands.over or (None, "")
         if why is None and self._lost_meanwhile is None:
             why = talk.ended(now)
+            detail = talk.spent if why is Why.BUDGET else ""
         elif why is None and self._lost_meanwhile is not None and not talk.errands.underway:
             why, detail = self._lost_meanwhile
         if why is not None:
@@ -342,6 +345,18 @@ class CallMachine:
         if not self._session_up:
             return []
         return self._conversation.on_tool_done(input.call_id, input.output, now)
+
+    def _on_budget(self, input: BudgetReached, now: float) -> list[Output]:
+        if not self._session_up:
+            return []
+        if self.state is State.BRIDGED:
+            if not input.spent:
+                return []
+            # The two go on by themselves; only the listening session costs money.
+            self._session_up = False
+            note = self._journal.note(now, "budget_spent", "warning", budget=input.detail)
+            return [note, CloseSession(1000, Why.BUDGET.value)]
+        return self._conversation.on_budget(input.spent, input.detail, now) if self._live else []
 
     def _on_rtp(self, input: RtpCounted, now: float) -> list[Output]:
         if self._held:

@@ -75,6 +75,20 @@ class OutboundPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetPlan:
+    """What a call is told when its money is nearly spent, and what becomes of it when it is."""
+
+    warn: str = "The time for this call is nearly used up. Bring it to an end."
+    """A system message for the model."""
+    warn_respond: bool = False
+    """Whether the model is asked to say something about it at once."""
+    goodbye: str = "The time for this call is used up. Goodbye."
+    """The caller's last words from us."""
+    transfer_to: str = ""
+    """Name of the destination to transfer to instead."""
+
+
+@dataclass(frozen=True, slots=True)
 class CallPlan:
     """Settings of one call; seconds and names as in the dialplan."""
 
@@ -102,6 +116,7 @@ class CallPlan:
     transfer: TransferPlan = field(default_factory=TransferPlan)
     press: PressPlan = field(default_factory=PressPlan)
     hold: HoldPlan = field(default_factory=HoldPlan)
+    budget: BudgetPlan = field(default_factory=BudgetPlan)
     tools: frozenset[str] = frozenset()
     """Functions that live outside and may be run."""
     tool_seconds: float = 30.0

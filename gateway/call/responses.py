@@ -58,6 +58,10 @@ class ResponseGate:
         self._waiting.append(create)
         return None
 
+    def forget_waiting(self) -> None:
+        """What waits is not to be asked for any more."""
+        self._waiting.clear()
+
     def created(self, response_id: str) -> None:
         """``response.created`` came."""
         self.active = response_id

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from .access import AccessSettings, ControlSettings
+from .cost import CostSettings
 from .outbound import OutboundSettings
 from .problems import MisplacedError
 from .sip import ListenAddress, SipSettings
@@ -123,10 +124,14 @@ class LogSettings(Section):
     file: FilePath | None = None
 
 
+LEDGER_NAME = "today.cost"
+
+
 class RecordSettings(Section):
-    """``[records]``: one JSON file per call, when a folder is given."""
+    """``[records]``: one JSON file per call, when a folder is given, and its session's events."""
 
     folder: FilePath | None = None
+    events: Flag = False
 
 
 class MediaSettings(Section):
@@ -173,6 +178,7 @@ class Config(Section):
     records: RecordSettings = Field(default_factory=RecordSettings)
     media: MediaSettings = Field(default_factory=MediaSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
+    cost: CostSettings = Field(default_factory=CostSettings)
     workers: WorkerSettings = Field(default_factory=WorkerSettings)
     access: AccessSettings = Field(default_factory=AccessSettings)
     control: ControlSettings = Field(default_factory=ControlSettings)
@@ -239,7 +245,17 @@ class Config(Section):
         if socket is not None:
             own = socket.with_name(f"{socket.stem}-{index}{socket.suffix}")
             control = control.model_copy(update={"socket": own})
-        return self.model_copy(update={"sip": sip, "control": control})
+        cost, ledger = self.cost, self.ledger
+        if ledger is not None:
+            own = ledger.with_name(f"{ledger.stem}-{index}{ledger.suffix}")
+            cost = cost.model_copy(update={"ledger": own})
+        return self.model_copy(update={"sip": sip, "control": control, "cost": cost})
+
+    @property
+    def ledger(self) -> Path | None:
+        """Where the day's costs are kept: ``cost.ledger``, or else beside the records."""
+        folder = self.records.folder
+        return self.cost.ledger or (None if folder is None else folder / LEDGER_NAME)
 
     def secrets(self) -> tuple[str, ...]:
         """Every secret text, for a log filter that must let none of them through."""

@@ -27,6 +27,7 @@ from gateway.config.validate import Section, suggestion
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
 from gateway.realtime.session_object import session_object
 
+from .budget import RouteBudget, RouteRecords
 from .hours import Hours, parse_hours
 from .tools import Hold, SendDtmf, Transfer, TransferCall
 from .values import Regex
@@ -241,6 +242,8 @@ class Route(Section):
     send_dtmf: SendDtmf = Field(default_factory=SendDtmf)
     limits: RouteLimits = Field(default_factory=RouteLimits)
     hold: Hold = Field(default_factory=Hold)
+    budget: RouteBudget = Field(default_factory=RouteBudget)
+    records: RouteRecords = Field(default_factory=RouteRecords)
     realtime: RouteRealtime = Field(default_factory=RouteRealtime)
 
     @model_validator(mode="after")
@@ -257,6 +260,13 @@ class Route(Section):
         for index, name in enumerate(spoken):
             if name in spoken[:index]:
                 raise MisplacedError(("transfer", index, "name"), "is there twice")
+        wanted = self.budget.transfer_to
+        named = [one.name for one in self.transfer if one.allow is None]
+        if wanted is not None and wanted.casefold() not in [name.casefold() for name in named]:
+            raise MisplacedError(
+                ("budget", "transfer_to"),
+                "is no name of a [[route.transfer]] without allow" + suggestion(wanted, named),
+            )
         names = self.variable_names()
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

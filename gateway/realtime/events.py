@@ -58,6 +58,8 @@ class InputTranscribed:
 
     item_id: str
     transcript: str
+    usage: Json | None = None
+    """Billed by itself; by tokens or by seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -250,7 +250,7 @@ _READERS: dict[str, Callable[[_Fields], ServerEvent]] = {
     ),
     "input_audio_buffer.committed": lambda e: InputCommitted(e.text("item_id")),
     "conversation.item.input_audio_transcription.completed": lambda e: InputTranscribed(
-        e.text("item_id"), e.text("transcript")
+        e.text("item_id"), e.text("transcript"), e.object_or_none("usage")
     ),
     "conversation.item.added": lambda e: ItemAdded(e.object("item")),
     "conversation.item.created": lambda e: ItemAdded(e.object("item")),

@@ -20,6 +20,7 @@ TABLE = {
     Why.LEG_LOST: ("network", 480, 41),
     Why.RTP_SILENCE: ("network", 480, 102),
     Why.MAX_DURATION: ("gateway", 480, 102),
+    Why.BUDGET: ("gateway", 480, 31),
     Why.SHUTDOWN: ("operator", 503, 41),
     Why.NO_ROUTE: ("gateway", 404, 1),
     Why.OVER_CAPACITY: ("gateway", 503, 34),

@@ -21,6 +21,8 @@ ROW = re.compile(r"^\| `([a-z_.]+)` \| (.+) \|([^|]*)\| ([^|]+) \|$", re.MULTILI
 EXAMPLE = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Defaults that the manual describes instead.
 DESCRIBED = {
+    "cost.budget.warn": "in English",
+    "cost.budget.goodbye": "in English",
     "sip.user_agent": "name and version",
     "route.end_call.description": "in English",
     "route.transfer_call.description": "in English",

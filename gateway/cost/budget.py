@@ -1,0 +1,84 @@
+"""Budgets: what may be spent, and when a call is told. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+
+
+class Scope(StrEnum):
+    """Whose money it is."""
+
+    CALL = "call"
+    NUMBER = "number"
+    """All calls of one calling number on one day."""
+    ROUTE = "route"
+    """All calls of one route on one day."""
+    DAY = "day"
+    """All calls of one day."""
+
+
+class Level(StrEnum):
+    """How far it is spent."""
+
+    WARN = "warn"
+    LIMIT = "limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A budget is spent, or nearly."""
+
+    level: Level
+    scope: Scope
+    spent: Decimal
+    limit: Decimal
+
+    def __str__(self) -> str:
+        return f"{self.scope.value}: {money(self.spent)} of {money(self.limit)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Limits in the currency of the prices; None is no limit."""
+
+    call: Decimal | None = None
+    number: Decimal | None = None
+    route: Decimal | None = None
+    day: Decimal | None = None
+    warn_at: Decimal = Decimal("0.8")
+    """The part of a limit at which a call is warned; 1 never warns."""
+
+    def limit(self, scope: Scope) -> Decimal | None:
+        """The limit of one scope."""
+        found: Decimal | None = getattr(self, scope.value)
+        return found
+
+
+class Watch:
+    """Says once for a call that a budget is nearly spent, and once that it is."""
+
+    def __init__(self, budgets: Budgets) -> None:
+        self._budgets = budgets
+        self._told: set[Level] = set()
+
+    def look(self, spent: dict[Scope, Decimal]) -> Reached | None:
+        """What is to be told now, with what each scope has spent so far; the limit goes first."""
+        for level in (Level.LIMIT, Level.WARN):
+            if level in self._told or Level.LIMIT in self._told:
+                continue
+            for scope, amount in spent.items():
+                limit = self._budgets.limit(scope)
+                if limit is None:
+                    continue
+                if amount >= (limit if level is Level.LIMIT else limit * self._budgets.warn_at):
+                    self._told.add(level)
+                    return Reached(level, scope, amount, limit)
+        return None
+
+
+def money(amount: Decimal) -> str:
+    """With at least two digits behind the point, and no more than seven."""
+    whole, _, part = f"{amount:.7f}".partition(".")
+    return f"{whole}.{part.rstrip('0').ljust(2, '0')}"

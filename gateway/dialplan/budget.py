@@ -1,0 +1,26 @@
+"""``[route.budget]`` and ``[route.records]``."""
+
+from __future__ import annotations
+
+from gateway.config.cost import Money, Part
+from gateway.config.validate import Section
+from gateway.config.values import Flag, Text
+
+
+class RouteBudget(Section):
+    """In place of ``[cost.budget]``, for this route; ``day`` is for all calls of this route."""
+
+    call: Money | None = None
+    number: Money | None = None
+    day: Money | None = None
+    warn_at: Part | None = None
+    warn: Text | None = None
+    warn_respond: Flag | None = None
+    goodbye: Text | None = None
+    transfer_to: Text | None = None
+
+
+class RouteRecords(Section):
+    """In place of ``[records]``, for this route."""
+
+    events: Flag | None = None
