@@ -17,7 +17,7 @@ from gateway.audio.g711 import BYTES_PER_MS, FRAME_BYTES
 PartKey = tuple[str, int]
 """``(item_id, content_index)``: what a truncation names."""
 
-MAX_PARTS = 256
+MAX_PARTS = 64
 """Parts remembered, those still to be heard aside: what still comes of one that was cut is
 dropped, and belongs to one of the latest."""
 
