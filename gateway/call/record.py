@@ -121,7 +121,7 @@ class CallRecord:
             return
         # Kept as the text that it becomes: a third of what objects take, call after call for hours.
         entry = {"t_ms": round(t_ms, 1), "event": event, **fields}
-        self._marks += json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+        self._marks += json.dumps(entry, separators=(",", ":"), default=str).encode() + b"\n"
         self._mark_count += 1
 
     @property
