@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
+import random
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,11 +70,16 @@ async def sipp(
     )
 
 
-_next_media_port = 42000
-
-
 def _media_port() -> int:
-    """SIPp takes a few ports above this one."""
-    global _next_media_port
-    _next_media_port = 42000 + (_next_media_port - 42000 + 20) % 4000
-    return _next_media_port
+    """An even port with the next seven free: SIPp takes some of them for audio and video."""
+    for _ in range(200):
+        first = random.randrange(42000, 60000, 8)
+        with contextlib.ExitStack() as held:
+            try:
+                for port in range(first, first + 8):
+                    end = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                    end.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
+    raise OSError("no eight ports in a row are free")
