@@ -16,6 +16,7 @@ from gateway.call.record import CallRecord
 from gateway.config import Config, TrunkSettings
 from gateway.dialplan import Greeting, InviteFacts, Match, Route, call_settings
 from gateway.dialplan.variables import render, values_of
+from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.session_object import session_object
 from gateway.routes import hold_plan, listening_session, own_tools, transfer_plan
@@ -193,6 +194,8 @@ def session_plan(
             headers={name: value.get_secret_value() for name, value in realtime.headers.items()},
             ping_interval=realtime.ping_interval,
             ping_timeout=realtime.ping_timeout,
+            dialect=DIALECTS[realtime.dialect],
+            audio=realtime.audio,
         ),
         settings=_session(config, route, codec, values),
         connect_timeout=realtime.connect_timeout,

@@ -10,7 +10,7 @@ from gateway.addresses import is_inside
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 
 from .load import KEY_MISSING, judge_config
-from .models import Config, on_loopback
+from .models import Config, dialect_problem, on_loopback
 from .problems import ConfigError, Problem
 from .source import read_toml
 from .validate import suggestion
@@ -37,6 +37,7 @@ def load_all(
             problems += error.problems
     if config is not None:
         problems += _keys_missing(config, dialplan)
+        problems += _dialects_wrong(config, dialplan)
         problems += _trunks_missing(config, dialplan)
     if config is None or problems:
         raise ConfigError(problems)
@@ -68,6 +69,21 @@ def _keys_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
             file, line = dialplan.origins[route.name]
             where = f"route {route.name}, realtime.api_key"
             problems.append(Problem(file, line, where, KEY_MISSING))
+    return problems
+
+
+def _dialects_wrong(config: Config, dialplan: Dialplan) -> list[Problem]:
+    """Routes whose server cannot speak the dialect that holds for them."""
+    problems: list[Problem] = []
+    for route in dialplan.routes:
+        realtime = call_settings(config, route).realtime
+        if route.realtime.url is None and route.realtime.dialect is None:
+            continue
+        problem = dialect_problem(realtime.url, realtime.dialect)
+        if problem is not None:
+            file, line = dialplan.origins[route.name]
+            where = f"route {route.name}, realtime.dialect"
+            problems.append(Problem(file, line, where, problem))
     return problems
 
 

@@ -63,6 +63,8 @@ def _headers(value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
             raise MisplacedError((name,), "is no name of an HTTP header")
         if name.lower() in _HANDSHAKE_HEADERS or name.lower().startswith("sec-websocket-"):
             raise MisplacedError((name,), "is set by the gateway (see api_key and api_key_header)")
+        if name.lower() == "openai-beta":
+            raise MisplacedError((name,), 'is sent with dialect = "beta", and only then')
         if not re.fullmatch(r"[ -~]*", text.get_secret_value()):
             raise MisplacedError((name,), "has characters that no header may have")
     return MappingProxyType(dict(value))
@@ -81,6 +83,22 @@ Headers = Annotated[
 ]
 
 
+DialectName = Literal["ga", "beta", "azure-preview"]
+AudioName = Literal["g711", "pcm24"]
+
+
+def dialect_problem(url: str, dialect: DialectName) -> str | None:
+    """Why a server at ``url`` cannot speak ``dialect``, if its address tells."""
+    parts = urlsplit(url)
+    versions = parse_qs(parts.query, True).get("api-version", [])
+    path = parts.path.rstrip("/")
+    if dialect != "azure-preview" and (versions or path.endswith("/openai/realtime")):
+        return 'the URL is one of Azure\'s preview API, which speaks "azure-preview"'
+    if dialect == "azure-preview" and path.endswith(("/v1", "/v1/realtime")):
+        return 'a URL with /v1 is one of Azure\'s GA API, which speaks "ga"'
+    return None
+
+
 class RealtimeSettings(Section):
     """``[realtime]``: the speech-to-speech server."""
 
@@ -94,6 +112,15 @@ class RealtimeSettings(Section):
     ping_timeout: Seconds = 20.0
     playout_seconds: Seconds = 600.0
     truncate_margin_ms: Milliseconds = 0
+    dialect: DialectName = "ga"
+    audio: AudioName = "g711"
+
+    @model_validator(mode="after")
+    def _dialect_fits(self) -> Self:
+        problem = dialect_problem(self.url, self.dialect)
+        if problem is not None:
+            raise MisplacedError(("dialect",), problem)
+        return self
 
     @property
     def on_loopback(self) -> bool:

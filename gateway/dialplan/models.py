@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.config.models import ApiKey, Url
+from gateway.config.models import ApiKey, AudioName, DialectName, Url
 from gateway.config.problems import KeyPath, MisplacedError
 from gateway.config.source import plain
 from gateway.config.validate import Section, suggestion
@@ -199,6 +199,8 @@ class RouteRealtime(Section):
     api_key: ApiKey = None
     model: Text | None = None
     connect_timeout: Seconds | None = None
+    dialect: DialectName | None = None
+    audio: AudioName | None = None
 
 
 def _route_name(value: str) -> str:

@@ -33,7 +33,7 @@ def _realtime(base: RealtimeSettings, route: Route) -> RealtimeSettings:
     over = route.realtime
     update = {
         name: value
-        for name in ("url", "api_key", "model", "connect_timeout")
+        for name in ("url", "api_key", "model", "connect_timeout", "dialect", "audio")
         if (value := getattr(over, name)) is not None
     }
     if over.url is not None and _origin(over.url) != _origin(base.url):

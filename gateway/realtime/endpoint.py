@@ -8,9 +8,11 @@ from urllib.parse import parse_qsl, quote, quote_plus, urlsplit, urlunsplit
 
 from pydantic import SecretStr
 
+from gateway.realtime.dialects import GA, Dialect
+from gateway.realtime.dialects.edge import Audio
+
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 _SECRET_WORDS = ("key", "token", "secret", "authorization", "cookie", "password", "sig")
-_MODEL_PARAMETERS = {"model", "call_id", "deployment"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,6 +24,7 @@ class Endpoint:
     ``api_key_header`` is ``authorization`` (sent as ``Bearer``) or the name of a header that
     takes the key as it is, such as Azure's ``api-key``. ``ping_interval`` and ``ping_timeout``
     are seconds between keepalive pings and to wait for each pong; ``None`` turns them off.
+    ``dialect`` is what the server speaks, ``audio`` what it takes: ``g711``, or ``pcm24``.
 
     Raises :class:`ValueError` for what cannot work, naming the setting and never the key.
     """
@@ -33,6 +36,8 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict)
     ping_interval: float | None = 5.0
     ping_timeout: float | None = 10.0
+    dialect: Dialect = GA
+    audio: Audio = "g711"
 
     def __post_init__(self) -> None:
         key = self.api_key
@@ -54,7 +59,7 @@ class Endpoint:
             raise ValueError("url: the port is not a number from 0 to 65535") from None
         for name, value in self.headers.items():
             if name.lower() == "openai-beta":
-                raise ValueError("headers: OpenAI-Beta ends every session; GA servers refuse it")
+                raise ValueError("headers: OpenAI-Beta is sent by the dialect beta; GA refuses it")
             if not name.isascii() or not name.isprintable() or not value.isprintable():
                 raise ValueError(f"headers: {name!r} cannot be sent as an HTTP header")
 
@@ -69,9 +74,10 @@ class Endpoint:
         """
         parts = urlsplit(self.url)
         query = parts.query
-        if self.model and not _MODEL_PARAMETERS & {name for name, _ in parse_qsl(query, True)}:
+        given = [name for name, _ in parse_qsl(query, True)]
+        for name, value in self.dialect.parameters(self.model, given):
             query = f"{query}&" if query else ""
-            query += f"model={quote(self.model, safe='')}"
+            query += f"{name}={quote(value, safe='')}"
         return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, self._path(), query, ""))
 
     @property
@@ -82,7 +88,7 @@ class Endpoint:
 
     def request_headers(self) -> dict[str, str]:
         """Headers of the upgrade request, with the key: never to be logged."""
-        headers = dict(self.headers)
+        headers = {**self.dialect.headers, **self.headers}
         key = self._key()
         if key:
             bearer = self.api_key_header.lower() == "authorization"
@@ -124,9 +130,8 @@ class Endpoint:
         if path.endswith("/realtime"):
             return path
         if not path:
-            azure = (parts.hostname or "").endswith(".openai.azure.com")
-            return "/openai/v1/realtime" if azure else "/v1/realtime"
+            return self.dialect.path(parts.hostname or "")
         # An http(s) URL is an API's base; a ws(s) URL with a path of its own is meant as it is.
-        if parts.scheme in ("http", "https") or path.endswith("/v1"):
+        if parts.scheme in ("http", "https") or path.endswith(self.dialect.api_base):
             return f"{path}/realtime"
         return parts.path

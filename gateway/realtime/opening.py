@@ -18,6 +18,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from gateway.realtime.commands import UpdateSession
+from gateway.realtime.dialects import Edge
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import (
     Kind,
@@ -29,13 +30,15 @@ from gateway.realtime.errors import (
     classify_network,
 )
 from gateway.realtime.events import ServerError, ServerEvent, SessionCreated, SessionUpdated
-from gateway.realtime.parse import BadEvent, parse_event
+from gateway.realtime.parse import BadEvent
+from gateway.realtime.resampled import ResampledSession
 from gateway.realtime.session import (
     CLOSE_TIMEOUT,
     WRITE_BUFFER_LIMIT,
     Connection,
     Session,
     SessionClosed,
+    Tap,
     discard,
     encode_command,
 )
@@ -87,10 +90,11 @@ async def open_session(
     timeout: float,  # noqa: ASYNC109 - one deadline over several steps, with a verdict of its own
     on_event: Callable[[ServerEvent], None],
     on_closed: Callable[[SessionClosed], None],
+    tap: Tap | None = None,
 ) -> Session:
     """Set a session up within ``timeout`` seconds, from the first packet to ``session.updated``.
 
-    ``on_event`` gets what follows, synchronously and in order; ``on_closed`` is called exactly
+    ``tap`` sees every message of it, from the first. ``on_event`` gets what follows, synchronously and in order; ``on_closed`` is called exactly
     once, at the end. Both may be called before the awaiting coroutine has gone on.
 
     Raises :class:`SetupFailed` for a refused or lost connection, an ``error`` or a close before
@@ -99,7 +103,7 @@ async def open_session(
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
-    opening = _Opening(endpoint, session_object)
+    opening = _Opening(endpoint, session_object, tap)
     log.info("session.connecting", url=endpoint.shown, model=endpoint.model)
     try:
         async with asyncio.timeout(timeout):
@@ -114,13 +118,16 @@ async def open_session(
         raise
     else:
         assert opening.connection is not None
-        session = Session(
+        kind = Session if opening.edge.pcm is None else ResampledSession
+        session = kind(
             opening.connection,
             endpoint,
             effective,
+            opening.edge,
             on_event=on_event,
             on_closed=on_closed,
             waiting=opening.early,
+            tap=tap,
         )
         took = round((loop.time() - started) * 1000)
         log.info("session.up", session=session.id, ms=took, expires_at=session.expires_at)
@@ -150,6 +157,7 @@ async def open_with_retry(
     timeout: float,  # noqa: ASYNC109 - shared by all attempts
     on_event: Callable[[ServerEvent], None],
     on_closed: Callable[[SessionClosed], None],
+    tap: Tap | None = None,
 ) -> Session:
     """As :func:`open_session`, trying retryable failures again while ``timeout`` seconds allow.
 
@@ -167,6 +175,7 @@ async def open_with_retry(
                 timeout=deadline - loop.time(),
                 on_event=on_event,
                 on_closed=on_closed,
+                tap=tap,
             )
         except SetupFailed as failure:
             if failure.verdict.kind is not Kind.RETRYABLE or loop.time() + wait >= deadline:
@@ -179,12 +188,16 @@ async def open_with_retry(
 class _Opening:
     """One set-up under way: what must be dropped if it fails, and how far it is."""
 
-    def __init__(self, endpoint: Endpoint, session_object: Mapping[str, Any]) -> None:
+    def __init__(
+        self, endpoint: Endpoint, session_object: Mapping[str, Any], tap: Tap | None
+    ) -> None:
         self.step = Step.CONNECT
         self.connection: Connection | None = None
         self.early: list[ServerEvent] = []
         self._endpoint = endpoint
         self._asked = session_object
+        self._tap = tap
+        self.edge = Edge(endpoint.dialect, endpoint.audio, session_object)
 
     async def run(self) -> dict[str, Any]:
         """All the steps; returns the session object that the server reports."""
@@ -193,9 +206,12 @@ class _Opening:
         self.step = Step.CREATED
         created = await self._wait_for(connection, SessionCreated)
         self.step = Step.UPDATED
-        update = UpdateSession(self._asked).body()
+        update = self.edge.command(UpdateSession(self._asked).body())
+        message = encode_command(update, "gw_setup")
+        if self._tap is not None:
+            self._tap.sent(message)
         try:
-            await connection.send(encode_command(update, "gw_setup").decode())
+            await connection.send(message.decode())
         except ConnectionClosed as error:
             raise self._closed(error) from None
         updated = await self._wait_for(connection, SessionUpdated)
@@ -239,7 +255,10 @@ class _Opening:
     async def _wait_for(self, connection: Connection, wanted: type[_Wanted]) -> _Wanted:
         while True:
             try:
-                event = parse_event(await connection.next_message())
+                message = await connection.next_message()
+                if self._tap is not None:
+                    self._tap.received(message)
+                event = self.edge.parse(message)
             except ConnectionClosed as error:
                 raise self._closed(error) from None
             except BadEvent as error:
@@ -256,7 +275,7 @@ class _Opening:
     def _check_formats(self, session: Mapping[str, Any]) -> None:
         directions: tuple[Literal["input", "output"], ...] = ("input", "output")
         for direction in directions:
-            asked = format_of(self._asked, direction)
+            asked = self.edge.format_on_wire(self._asked, direction)
             got = format_of(session, direction)
             if asked is not None and got != asked:
                 meaning = f"the server does not speak {asked}"

@@ -92,8 +92,10 @@ class BadEvent(ValueError):  # noqa: N818 - names what came, as the other events
         super().__init__(f"{where}: {detail}")
 
 
-def parse_event(frame: str | bytes) -> ServerEvent:
-    """Read one frame (text, or the UTF-8 bytes of it).
+def parse_event(
+    frame: str | bytes, translate: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> ServerEvent:
+    """Read one frame (text, or the UTF-8 bytes of it); ``translate`` makes GA of its object.
 
     Raises :class:`BadEvent` for malformed JSON and for a known event that lacks a key the gateway
     needs; nothing else, whatever the frame holds.
@@ -104,6 +106,8 @@ def parse_event(frame: str | bytes) -> ServerEvent:
         event = _lenient(frame)
     if not isinstance(event, dict):
         raise BadEvent(None, None, f"a JSON {type(event).__name__}, not an object")
+    if translate is not None:
+        event = translate(event)
     event_type = event.get("type")
     if not isinstance(event_type, str):
         raise BadEvent(None, "type", "missing" if event_type is None else "not a string")

@@ -12,7 +12,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from websockets.asyncio.client import ClientConnection
@@ -21,10 +21,11 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
 from gateway.realtime.commands import ClientCommand
+from gateway.realtime.dialects import Edge
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, Verdict, classify_close
 from gateway.realtime.events import OtherEvent, ServerError, ServerEvent, SessionUpdated
-from gateway.realtime.parse import BadEvent, is_known_type, parse_event
+from gateway.realtime.parse import BadEvent, is_known_type
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +51,16 @@ _REMEMBERED_TYPES = 32
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
 _b2a_base64 = binascii.b2a_base64
+
+
+class Tap(Protocol):
+    """Sees the messages of a session as they are on the wire. Must neither wait nor raise."""
+
+    def sent(self, message: bytes) -> None:
+        """We send this."""
+
+    def received(self, message: bytes) -> None:
+        """This has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +109,12 @@ class Session:
         connection: Connection,
         endpoint: Endpoint,
         effective: dict[str, Any],
+        edge: Edge,
         *,
         on_event: Callable[[ServerEvent], None],
         on_closed: Callable[[SessionClosed], None],
         waiting: Iterable[ServerEvent] = (),
+        tap: Tap | None = None,
     ) -> None:
         self.effective = effective
         self.id = str(effective.get("id") or "")
@@ -112,8 +125,11 @@ class Session:
         self._protocol = connection.protocol
         self._transport = connection.transport
         self._redact = endpoint.redact
+        self._edge = edge
+        self._parse = edge.parse
         self._on_event = on_event
         self._on_closed = on_closed
+        self._tap = tap
         self._log = log.bind(session=self.id)
         self._commands: dict[str, ClientCommand] = {}
         self._last_command = 0
@@ -159,7 +175,7 @@ class Session:
         """
         self._last_command += 1
         event_id = f"gw_{self._last_command}"
-        body = command.body()
+        body = self._edge.command(command.body())
         if self.closed:
             self.counters.commands_dropped += 1
             self._log.debug("session.command_dropped", type=body["type"], why="session ended")
@@ -197,6 +213,8 @@ class Session:
         await asyncio.shield(self._reader)
 
     def _write(self, message: bytes) -> None:
+        if self._tap is not None:
+            self._tap.sent(message)
         try:
             self._protocol.send_text(message)
             self._connection.send_data()
@@ -229,8 +247,10 @@ class Session:
     def _take(self, frame: bytes) -> None:
         counters = self.counters
         counters.events_received += 1
+        if self._tap is not None:
+            self._tap.received(frame)
         try:
-            event = parse_event(frame)
+            event = self._parse(frame)
         except BadEvent as error:
             counters.bad_events += 1
             if counters.bad_events <= _LOGGED_COMPLAINTS:

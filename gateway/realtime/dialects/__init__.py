@@ -1,0 +1,24 @@
+"""What servers speak beside GA, translated where the wire begins: inside the gateway all is GA.
+
+:data:`DIALECTS` has the dialects by their name in the configuration; an :class:`Edge` joins one
+with the audio of the wire, for one session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from gateway.realtime.dialects.azure import AzurePreview
+from gateway.realtime.dialects.base import Dialect
+from gateway.realtime.dialects.beta import Beta
+from gateway.realtime.dialects.edge import Edge
+from gateway.realtime.dialects.ga import Ga
+
+__all__ = ["DIALECTS", "GA", "Dialect", "Edge"]
+
+GA: Dialect = Ga()
+DIALECTS: Mapping[str, Dialect] = MappingProxyType(
+    {dialect.name: dialect for dialect in (GA, Beta(), AzurePreview())}
+)
+"""By the name that ``realtime.dialect`` has for it."""

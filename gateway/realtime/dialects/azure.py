@@ -1,0 +1,27 @@
+"""Azure's preview API: Beta's events at ``/openai/realtime``, by deployment and API version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from gateway.realtime.dialects.beta import Beta
+
+API_VERSION = "2025-04-01-preview"
+"""Where the URL has no ``api-version``: the last of the preview."""
+
+
+class AzurePreview(Beta):
+    """As Beta, with Azure's URL; the version in the URL stands for Beta's header."""
+
+    name = "azure-preview"
+    api_base = "/openai"
+    headers: Mapping[str, str] = {}
+
+    def path(self, host: str) -> str:
+        """The same on every resource."""
+        return "/openai/realtime"
+
+    def parameters(self, model: str, given: Sequence[str]) -> list[tuple[str, str]]:
+        """``api-version`` and ``deployment``."""
+        wanted = [("api-version", API_VERSION), ("deployment", model)]
+        return [(name, value) for name, value in wanted if value and name not in given]

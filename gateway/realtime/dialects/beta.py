@@ -1,0 +1,249 @@
+"""The Beta protocol (``OpenAI-Beta: realtime=v1``), as third-party servers still speak it.
+
+Its session is flat, its audio formats have short names, and some events and content parts are
+called otherwise. What is not named here is the same in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gateway.realtime.dialects.base import Json
+from gateway.realtime.dialects.ga import Ga
+
+FORMATS: Mapping[str, Json] = {
+    "pcm16": {"type": "audio/pcm", "rate": 24000},
+    "g711_ulaw": {"type": "audio/pcmu"},
+    "g711_alaw": {"type": "audio/pcma"},
+}
+"""Beta's name of an audio format → GA's object."""
+_FORMAT_NAMES = {form["type"]: name for name, form in FORMATS.items()}
+
+# Beta's flat key → where GA has it. Keys of the same name at the top are not listed.
+_INPUT = {
+    "input_audio_transcription": "transcription",
+    "input_audio_noise_reduction": "noise_reduction",
+    "turn_detection": "turn_detection",
+}
+_OUTPUT = {"voice": "voice", "speed": "speed"}
+# Top-level keys of a session that Beta has under the same name.
+_SAME = frozenset({"id", "object", "model", "instructions", "tools", "tracing", "expires_at"})
+_SAME_OF_RESPONSE = frozenset({"instructions", "tools", "conversation", "metadata", "input"})
+
+_EVENTS = {
+    "conversation.item.created": "conversation.item.added",
+    "response.text.delta": "response.output_text.delta",
+    "response.text.done": "response.output_text.done",
+    "response.audio.delta": "response.output_audio.delta",
+    "response.audio.done": "response.output_audio.done",
+    "response.audio_transcript.delta": "response.output_audio_transcript.delta",
+    "response.audio_transcript.done": "response.output_audio_transcript.done",
+}
+_PARTS = {"text": "output_text", "audio": "output_audio"}
+_PARTS_BACK = {ga: beta for beta, ga in _PARTS.items()}
+
+
+class Beta(Ga):
+    """Stands for :class:`gateway.realtime.dialects.base.Dialect`; URLs are as GA's."""
+
+    name = "beta"
+    headers: Mapping[str, str] = {"OpenAI-Beta": "realtime=v1"}
+    translates = True
+
+    def command(self, body: Json) -> tuple[Json, list[str]]:
+        """``session.update``, ``response.create`` and items; all else is the same."""
+        kind = body["type"]
+        if kind == "session.update":
+            session, left_out = _flat_session(body["session"])
+            return {**body, "session": session}, left_out
+        if kind == "response.create" and isinstance(body.get("response"), Mapping):
+            response, left_out = _flat_response(body["response"])
+            return {**body, "response": response}, left_out
+        if kind == "conversation.item.create":
+            return {**body, "item": _item(body["item"], _PARTS_BACK)}, []
+        return body, []
+
+    def event(self, event: Json) -> Json:
+        """Names, sessions, responses and items.
+
+        ``conversation.item.done`` is not made up: Beta has nothing that says it.
+        """
+        kind = event.get("type")
+        if not isinstance(kind, str):
+            return event
+        kind = kind.strip()
+        name = _EVENTS.get(kind)
+        if name is not None:
+            event = {**event, "type": name}
+        elif kind in ("session.created", "session.updated"):
+            return _with(event, "session", _deep_session)
+        elif kind in ("response.created", "response.done"):
+            return _with(event, "response", _deep_response)
+        return _with(event, "item", _ga_item)
+
+
+# ---- towards the server
+
+
+def _flat_session(session: Mapping[str, Any]) -> tuple[Json, list[str]]:
+    flat: Json = {}
+    left_out: list[str] = []
+    for key, value in session.items():
+        if key == "audio":
+            _flat_audio(value, flat, left_out)
+        elif not _common(key, value, flat, _SAME) and key != "type":
+            left_out.append(key)
+    _tools(flat, left_out)
+    return flat, left_out
+
+
+def _flat_response(response: Mapping[str, Any]) -> tuple[Json, list[str]]:
+    flat: Json = {}
+    left_out: list[str] = []
+    for key, value in response.items():
+        if key == "audio":
+            _flat_audio(value, flat, left_out)
+        elif key == "input" and isinstance(value, Sequence):
+            flat["input"] = [_item(item, _PARTS_BACK) for item in value]
+        elif not _common(key, value, flat, _SAME_OF_RESPONSE):
+            left_out.append(key)
+    _tools(flat, left_out)
+    return flat, left_out
+
+
+def _common(key: str, value: Any, flat: Json, same: frozenset[str]) -> bool:
+    """Put a key into ``flat`` that sessions and responses share; whether it has a place there."""
+    if key in same:
+        flat[key] = value
+    elif key == "output_modalities":
+        flat["modalities"] = ["text", "audio"] if "audio" in value else ["text"]
+    elif key == "max_output_tokens":
+        flat["max_response_output_tokens"] = value
+    elif key == "tool_choice":
+        if isinstance(value, Mapping):
+            if value.get("type") != "function":
+                return False
+            value = {"type": "function", "function": {"name": value.get("name")}}
+        flat["tool_choice"] = value
+    else:
+        return False
+    return True
+
+
+def _flat_audio(audio: Mapping[str, Any], flat: Json, left_out: list[str]) -> None:
+    for direction, names in (("input", _INPUT), ("output", _OUTPUT)):
+        back = {ga: beta for beta, ga in names.items()}
+        for key, value in (audio.get(direction) or {}).items():
+            if key == "format":
+                kind = value.get("type") if isinstance(value, Mapping) else value
+                flat[f"{direction}_audio_format"] = _FORMAT_NAMES.get(kind, kind)
+            elif key in back:
+                flat[back[key]] = value
+            else:
+                left_out.append(f"audio.{direction}.{key}")
+    detection = flat.get("turn_detection")
+    if isinstance(detection, Mapping) and "idle_timeout_ms" in detection:
+        flat["turn_detection"] = {k: v for k, v in detection.items() if k != "idle_timeout_ms"}
+        if detection["idle_timeout_ms"] is not None:
+            left_out.append("audio.input.turn_detection.idle_timeout_ms")
+
+
+def _tools(flat: Json, left_out: list[str]) -> None:
+    """Beta has function tools only."""
+    tools = flat.get("tools")
+    if isinstance(tools, Sequence):
+        flat["tools"] = [tool for tool in tools if tool.get("type", "function") == "function"]
+        if len(flat["tools"]) < len(tools):
+            left_out.append("tools (mcp)")
+
+
+# ---- from the server
+
+
+def _deep_session(session: Json) -> Json:
+    deep: Json = {"type": "realtime"}
+    audio: dict[str, Json] = {"input": {}, "output": {}}
+    for key, value in session.items():
+        if key == "modalities":
+            deep["output_modalities"] = _modalities(value)
+        elif key == "max_response_output_tokens":
+            deep["max_output_tokens"] = value
+        elif key in ("input_audio_format", "output_audio_format"):
+            audio[key.partition("_")[0]]["format"] = _format(value)
+        elif key in _INPUT:
+            audio["input"][_INPUT[key]] = value
+        elif key in _OUTPUT:
+            audio["output"][_OUTPUT[key]] = value
+        elif key == "tool_choice":
+            deep["tool_choice"] = _choice(value)
+        elif key != "temperature":
+            deep[key] = value
+    # A server that has GA's object already is taken at its word.
+    deep.setdefault("audio", {side: found for side, found in audio.items() if found})
+    return deep
+
+
+def _deep_response(response: Json) -> Json:
+    deep: Json = {}
+    output: Json = {}
+    for key, value in response.items():
+        if key == "modalities":
+            deep["output_modalities"] = _modalities(value)
+        elif key == "max_response_output_tokens":
+            deep["max_output_tokens"] = value
+        elif key == "output_audio_format":
+            output["format"] = _format(value)
+        elif key == "voice":
+            output["voice"] = value
+        elif key == "output" and isinstance(value, list):
+            deep["output"] = [_ga_item(item) for item in value]
+        elif key != "temperature":
+            deep[key] = value
+    if output:
+        deep.setdefault("audio", {"output": output})
+    return deep
+
+
+def _modalities(value: Any) -> list[str]:
+    return ["audio"] if isinstance(value, list) and "audio" in value else ["text"]
+
+
+def _format(value: Any) -> Any:
+    form = FORMATS.get(value) if isinstance(value, str) else None
+    return value if form is None else dict(form)
+
+
+def _choice(value: Any) -> Any:
+    function = value.get("function") if isinstance(value, dict) else None
+    if isinstance(function, dict):
+        return {"type": "function", "name": function.get("name")}
+    return value
+
+
+def _ga_item(item: Any) -> Any:
+    return _item(item, _PARTS)
+
+
+# ---- both
+
+
+def _item(item: Any, names: Mapping[str, str]) -> Any:
+    """An item with the assistant's content parts under their other names."""
+    if not isinstance(item, Mapping) or item.get("role") != "assistant":
+        return item
+    content = item.get("content")
+    if not isinstance(content, Sequence) or isinstance(content, str):
+        return item
+    return {**item, "content": [_renamed(part, names) for part in content]}
+
+
+def _renamed(part: Any, names: Mapping[str, str]) -> Any:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    name = names.get(kind) if isinstance(kind, str) else None
+    return part if name is None else {**part, "type": name}
+
+
+def _with(event: Json, key: str, change: Callable[[Json], Json]) -> Json:
+    inner = event.get(key)
+    return {**event, key: change(inner)} if isinstance(inner, dict) else event

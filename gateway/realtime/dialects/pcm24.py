@@ -1,0 +1,80 @@
+"""Audio for servers that take 24 kHz linear PCM only: G.711 on our side, resampled by soxr.
+
+Both directions keep one time: sample ``n`` at 8 kHz is sample ``3 n`` at 24 kHz, the filters'
+delay taken out. So milliseconds mean the same on both sides, and a part of ``b`` bytes of PCM
+becomes ``b // 6`` samples of G.711, never one more: its whole milliseconds (``b // 48``) are those
+that the server counts for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import soxr
+
+from gateway.audio.g711 import SAMPLE_RATE, Codec
+
+PCM_RATE = 24000
+"""Samples a second on the wire, 16 bits each, little-endian, mono (``audio/pcm``)."""
+DELAY_MS = 30
+"""Caller audio held back by the filter, always; an answer's is let out at its end."""
+
+_RATIO = PCM_RATE // SAMPLE_RATE
+_SAMPLE = 2
+_HOST = "<i2" if sys.byteorder == "little" else ">i2"
+
+
+class Pcm24:
+    """The resamplers of one session.
+
+    Args:
+        law: of the call.
+    """
+
+    def __init__(self, law: Codec) -> None:
+        self.law = law
+        self._up = _resampler(SAMPLE_RATE, PCM_RATE)
+        self._down = _resampler(PCM_RATE, SAMPLE_RATE)
+        self._rest = b""
+        self._taken = 0  # samples of the part, at 24 kHz
+        self._given = 0  # at 8 kHz
+
+    def up(self, audio: bytes) -> bytes:
+        """Caller audio for the wire. Nothing at first, then as much time as comes in."""
+        return self._up_samples(np.frombuffer(self.law.to_linear(audio), _HOST))
+
+    def down(self, audio: bytes) -> bytes:
+        """What a piece of an answer makes ready. Half a sample waits for its other half."""
+        audio = self._rest + audio
+        whole = len(audio) // _SAMPLE * _SAMPLE
+        self._rest = audio[whole:]
+        self._taken += whole // _SAMPLE
+        return self._out(np.frombuffer(audio[:whole], "<i2"), last=False)
+
+    def part_over(self) -> bytes:
+        """What is left of the part; the next piece begins another."""
+        tail = self._out(np.zeros(0, np.int16), last=True) if self._taken else b""
+        self._down.clear()
+        self._rest, self._taken, self._given = b"", 0, 0
+        return tail
+
+    def _up_samples(self, samples: Any) -> bytes:
+        made: bytes = self._up.resample_chunk(samples.astype(np.int16)).astype("<i2").tobytes()
+        return made
+
+    def _out(self, samples: Any, *, last: bool) -> bytes:
+        made = self._down.resample_chunk(samples.astype(np.int16), last=last)
+        due = self._taken // _RATIO - self._given
+        made = made[:due]
+        if last and len(made) < due:
+            made = np.concatenate([made, np.zeros(due - len(made), np.int16)])
+        self._given += len(made)
+        return self.law.from_linear(made.astype(_HOST).tobytes())
+
+
+def _resampler(rate: int, to_rate: int) -> Any:
+    # soxr's variable-rate engine, at a rate that never varies: its delay is short and constant,
+    # where the other one works in blocks and holds up to 75 ms back.
+    return soxr.ResampleStream(rate, to_rate, 1, dtype="int16", quality="HQ", vr=True)
