@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -35,6 +36,25 @@ def levels_for(wanted: tuple[int, ...], most: int) -> tuple[int, ...]:
     """The levels that this pjsua2 can carry; where none is left, all that it can."""
     fitting = tuple(sorted({calls for calls in wanted if calls <= most}))
     return fitting if len(fitting) == len(set(wanted)) else tuple(sorted({*fitting, most}))
+
+
+def _prefer(nice: int) -> None:
+    """Raise the priority of this process and its children, and of their scheduling group.
+
+    Where Linux groups processes by session (sched_autogroup), a nice value counts within the group
+    only; the group is put back as it was at the end.
+    """
+    if nice == 0:
+        return
+    group = Path("/proc/self/autogroup")
+    try:
+        os.nice(nice)
+        if group.exists():
+            before = group.read_text().rpartition(" ")[2].strip()
+            group.write_text(str(nice))
+            atexit.register(group.write_text, before)
+    except OSError as error:
+        raise click.UsageError(f"--nice: {error}") from None
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -88,10 +108,7 @@ def main(
     done: list[Level] = []
     rates: list[setups.Rate] = []
     failed = False
-    try:
-        os.nice(nice)
-    except PermissionError:
-        raise click.UsageError("--nice: a higher priority takes root") from None
+    _prefer(nice)
     try:
         most, pjsua2 = capacity(work / "capacity")
     except Failed as failure:
