@@ -37,6 +37,9 @@ log = structlog.get_logger("sip")
 QUALITY_SECONDS = 1.0
 """How often the RTP counters of each leg are read."""
 
+KEYS_SECONDS = 0.05
+"""How often a call is asked for keys that it waits for."""
+
 START_SECONDS = 15.0
 STOP_SECONDS = 6.0
 """Deadline for the library's own end; a BYE without an answer is given up before that."""
@@ -118,6 +121,9 @@ class UserAgent:
         self._offered: list[Codec] = []
         self._log_writer: Any = None
         self._next_quality = 0.0
+        self.awaiting_keys: list[SipCall] = []
+        """Calls whose SRTP keys are agreed by DTLS, in media, which no callback tells of."""
+        self._next_keys = 0.0
 
     # ---- the event loop's side
 
@@ -367,6 +373,9 @@ class UserAgent:
         if self._retired:
             self._let_go()
         now = time.monotonic()
+        if self.awaiting_keys and now >= self._next_keys:
+            self._next_keys = now + KEYS_SECONDS
+            self.awaiting_keys = [call for call in self.awaiting_keys if not call.keys_known()]
         if now >= self._next_quality:
             self._next_quality = now + QUALITY_SECONDS
             for call in self._calls:

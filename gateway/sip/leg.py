@@ -225,6 +225,8 @@ class SipCall(InCall):
                 self._port = self.agent.pool.take(leg.audio)
             self.wire(audio)
             leg.security = media_security(self, stream)
+            if not leg.security and self not in self.agent.awaiting_keys:
+                self.agent.awaiting_keys.append(self)
             self._tell(partial(_tell_media, codec=codec))
             return
 
@@ -253,6 +255,16 @@ class SipCall(InCall):
                 return
         self._tell(lambda handler: handler.on_digit(digit))
 
+    def keys_known(self) -> bool:
+        """Whether there is nothing more to wait for, see :mod:`gateway.sip.security`."""
+        if self._port is None or self.ended or self.leg is None:
+            return True
+        try:
+            self.leg.security = media_security(self, self.getStreamInfo(0))
+        except pj.Error:
+            return True
+        return bool(self.leg.security)
+
     def poll_quality(self) -> None:
         """Report the RTP counters, where there is media."""
         if self._media is None or self.ended:
@@ -261,8 +273,6 @@ class SipCall(InCall):
             counters = counters_of(self.getStreamStat(0))
         except pj.Error:
             return
-        if self.leg is not None and not self.leg.security:
-            self.leg.security = media_security(self, self.getStreamInfo(0))
         quality = self._meter.read(counters)
         self._tell(lambda handler: handler.on_quality(quality))
 

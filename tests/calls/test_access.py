@@ -231,7 +231,6 @@ async def test_a_flood_costs_the_calls_nothing(runner: object, own_folder: Path)
 SCANNERS: dict[str, list[str]] = {
     "svmap": ["-p", "{port}", "127.0.0.1"],
     "svwar": ["-p", "{port}", "-e", "100-130", "-m", "INVITE", "127.0.0.1"],
-    "svcrack": ["-p", "{port}", "-u", "100", "-r", "1-3", "127.0.0.1"],
 }
 
 
