@@ -16,6 +16,7 @@ import structlog
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
+from gateway.emulator.beta import BetaWire
 from gateway.emulator.client_events import CLIENT_EVENTS
 from gateway.emulator.content import ContentMaker
 from gateway.emulator.errors import ProtocolError, validated
@@ -31,16 +32,26 @@ _log = structlog.get_logger("gateway.emulator")
 
 
 class Connection:
-    """Serves one client from ``session.created`` to the close of the WebSocket."""
+    """Serves one client from ``session.created`` to the close of the WebSocket.
+
+    ``beta``: in the Beta dialect.
+    """
 
     def __init__(
-        self, socket: ServerConnection, record: SessionRecord, script: Script, maker: ContentMaker
+        self,
+        socket: ServerConnection,
+        record: SessionRecord,
+        script: Script,
+        maker: ContentMaker,
+        *,
+        beta: bool = False,
     ) -> None:
         self.script = script
         self.record = record
         self.session = Session(self, record, script, maker)
         self._socket = socket
-        self._outbox = Outbox(socket, record)
+        self._beta = BetaWire(self.session.conversation.id) if beta else None
+        self._outbox = Outbox(socket, record, None if self._beta is None else self._beta.sent)
         self._timers: set[asyncio.TimerHandle] = set()
         self._refused = 0
         self._end_seen = 0
@@ -183,6 +194,8 @@ class Connection:
             self._refused += 1
             self._refuse(event_id)
             return
+        if self._beta is not None:
+            event = self._beta.received(event)
         validated(model, event, "").apply(self.session)
 
 

@@ -1,6 +1,6 @@
 """Builders of the server's events and objects: every key of the GA schema, nulls included.
 
-They are plain JSON objects: this is where a second dialect would translate them.
+They are plain JSON objects; :mod:`gateway.emulator.beta` makes Beta's of them.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import json
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +30,19 @@ class _End:
 
 
 class Outbox:
-    """Events on their way to one client."""
+    """Events on their way to one client.
 
-    def __init__(self, socket: ServerConnection, record: SessionRecord) -> None:
+    ``translate`` makes of an event what the client gets; the record has it as it was put.
+    """
+
+    def __init__(
+        self,
+        socket: ServerConnection,
+        record: SessionRecord,
+        translate: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None,
+    ) -> None:
         self._socket = socket
+        self._translate = translate
         self._record = record
         self._queue: deque[tuple[dict[str, Any], bytes] | _End] = deque()
         self._filled = asyncio.Event()
@@ -74,7 +84,9 @@ class Outbox:
                     if audio:
                         event["delta"] = base64.b64encode(audio).decode("ascii")
                     self._record.note_server(event, audio)
-                    await self._socket.send(json.dumps(event))
+                    told = [event] if self._translate is None else self._translate(event)
+                    for each in told:
+                        await self._socket.send(json.dumps(each))
                     if len(self._queue) < _ROOM:
                         self._drained.set()
                 self._filled.clear()

@@ -217,6 +217,9 @@ class Script(_Part):
     unknown_events: bool = False
     """Events of a type that nobody knows, at the start and in each response."""
     expires_s: Annotated[float, Field(gt=0, le=86_400)] = 3600.0
+    beta: bool = False
+    """Serves clients that send ``OpenAI-Beta: realtime=v1`` in that dialect, as OpenAI's service
+    does no longer; without it they are refused."""
 
     @model_validator(mode="before")
     @classmethod

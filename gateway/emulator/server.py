@@ -27,6 +27,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 
 from gateway.emulator.audio import PCM
+from gateway.emulator.beta import HEADER, HEADER_VALUE
 from gateway.emulator.connection import Connection
 from gateway.emulator.content import ContentMaker
 from gateway.emulator.objects import new_id
@@ -39,9 +40,13 @@ from gateway.emulator.script import (
     script_of_query,
 )
 
-PATHS = ("/v1/realtime", "/openai/v1/realtime")
+AZURE_PATH = "/openai/v1/realtime"
+PREVIEW_PATH = "/openai/realtime"
+"""Azure's preview API: always in the Beta dialect."""
+PATHS = ("/v1/realtime", AZURE_PATH, PREVIEW_PATH)
 SERVER_NAME = "sip-realtime-gateway emulator"
 
+_AZURE_ERROR = '{"error": {"code": "%s", "message": "%s"}}'
 _CLOSE_TIMEOUT_S = 2.0
 _log = structlog.get_logger("gateway.emulator")
 # The library logs request headers, so the key, at DEBUG: this logger never does.
@@ -83,9 +88,10 @@ class Emulator:
         self._audio_limit = audio_limit
         # How often a URL met a refusal that ends after some sessions; a test's URLs are few.
         self._refused: Counter[str] = Counter()
-        self._scripts: weakref.WeakKeyDictionary[ServerConnection, Script] = (
+        self._scripts: weakref.WeakKeyDictionary[ServerConnection, tuple[Script, bool]] = (
             weakref.WeakKeyDictionary()
         )
+        """What was decided for a connection at its upgrade: script, and whether it speaks Beta."""
         self._opened = asyncio.Event()
         self._server: Server | None = None
         self._maker: ContentMaker | None = None
@@ -148,10 +154,14 @@ class Emulator:
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         url = urlsplit(request.path)
-        if url.path.rstrip("/") not in PATHS:
+        path = url.path.rstrip("/")
+        if path not in PATHS:
             text = f"The emulator serves {' and '.join(PATHS)}.\n"
             return connection.respond(http.HTTPStatus.NOT_FOUND, text)
-        script = self._script(request, url.query)
+        mistake = _azure_mistake(path, url.query)
+        if mistake is not None:
+            return connection.respond(http.HTTPStatus.BAD_REQUEST, mistake)
+        script = self._script(request, path, url.query)
         refusal = script.refuse
         if refusal is not None and refusal.first_sessions is not None:
             self._refused[request.path] += 1
@@ -160,7 +170,8 @@ class Emulator:
                 refusal = None
         if refusal is not None and refusal.step == "upgrade":
             return connection.respond(http.HTTPStatus(refusal.http_status), refusal.message)
-        self._scripts[connection] = script
+        asked = HEADER_VALUE in request.headers.get_all(HEADER)
+        self._scripts[connection] = script, asked or path == PREVIEW_PATH
         return None
 
     async def _serve(self, socket: ServerConnection) -> None:
@@ -168,13 +179,14 @@ class Emulator:
         assert self._maker is not None
         path = socket.request.path
         query = parse_qs(urlsplit(path).query)
-        model = query.get("model", [""])[0]
+        model = (query.get("model") or query.get("deployment") or [""])[0]
         record = SessionRecord(new_id("sess_emulator"), path, model, self._audio_limit)
         if self._record is not None:
             record.log = FolderLog(self._record, record.id, PCM)
         self.sessions.append(record)
         self.total_sessions += 1
-        connection = Connection(socket, record, self._scripts[socket], self._maker)
+        script, beta = self._scripts[socket]
+        connection = Connection(socket, record, script, self._maker, beta=beta)
         self.live[record.id] = connection
         self._opened.set()
         log = _log.bind(session=record.id)
@@ -192,23 +204,39 @@ class Emulator:
                 sent_bytes=record.sent_total,
             )
 
-    def _script(self, request: Request, query: str) -> Script:
+    def _script(self, request: Request, path: str, query: str) -> Script:
         """The script of a session; a refusal for those that the service would refuse."""
         try:
             script = script_of_query(self.named, self.script, query)
         except ScriptError as error:
             return _refused("invalid_script", str(error))
-        headers = request.headers
-        if "realtime=v1" in headers.get_all("OpenAI-Beta"):
+        headers, asked = request.headers, parse_qs(query)
+        beta = path == PREVIEW_PATH or script.beta
+        if not beta and HEADER_VALUE in headers.get_all(HEADER):
             text = "The Realtime Beta API is no longer supported. Use the GA API."
             return _refused("beta_api_shape_disabled", text)
         if self._api_key is not None:
             key = headers.get("api-key") or headers.get("Authorization", "").removeprefix("Bearer ")
+            if path != PATHS[0]:
+                key = key or asked.get("api-key", [""])[0]
             if not hmac.compare_digest(key.encode("utf-8", "replace"), self._api_key.encode()):
                 return _refused("invalid_api_key", "Incorrect API key provided.")
-        if not parse_qs(query).get("model"):
+        if path != PREVIEW_PATH and not asked.get("model"):
             return _refused("missing_model", "You must provide a model parameter.")
         return script
+
+
+def _azure_mistake(path: str, query: str) -> str | None:
+    """Why Azure refuses a URL at its upgrade: JSON, as its gateway sends it."""
+    asked = parse_qs(query)
+    version = asked.get("api-version", [""])[0]
+    if path == AZURE_PATH and version:
+        return _AZURE_ERROR % ("BadRequest", "API version not supported")
+    if path == PREVIEW_PATH and not version:
+        return _AZURE_ERROR % ("MissingApiVersionParameter", "api-version is required")
+    if path == PREVIEW_PATH and not asked.get("deployment"):
+        return _AZURE_ERROR % ("BadRequest", "deployment is required")
+    return None
 
 
 def _refused(code: str, message: str) -> Script:
