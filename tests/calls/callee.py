@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -137,10 +138,10 @@ class CalledPhone(asyncio.DatagramProtocol):
         self._peer: tuple[str, int] = ("127.0.0.1", 9)
         self._pulse = asyncio.Event()
 
-    async def start(self) -> CalledPhone:
-        """Bind a free port."""
+    async def start(self, port: int = 0) -> CalledPhone:
+        """Bind this port, or a free one."""
         loop = asyncio.get_running_loop()
-        await loop.create_datagram_endpoint(lambda: self, ("127.0.0.1", 0))
+        await loop.create_datagram_endpoint(lambda: self, ("127.0.0.1", port))
         return self
 
     async def stop(self) -> None:
@@ -217,3 +218,10 @@ class CalledPhone(asyncio.DatagramProtocol):
             call.respond(180)
             if call.user == "answer":
                 call.respond(200, sdp=True)
+
+
+def free_port() -> int:
+    """A UDP port that is free now, for a telephone whose address has to be known beforehand."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

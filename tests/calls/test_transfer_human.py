@@ -1,0 +1,203 @@
+"""Transfers where the gateway calls somebody for the caller: joined here, or handed over."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from callee import CalledCall, CalledPhone, free_port
+from harness import World, eventually
+from listening import noise
+from referred import ReferredCall, dial
+from rtp_end import EVENT_PAYLOAD
+from test_transfer_blind import outputs_of, told
+
+PORT = free_port()
+
+
+def _destination(name: str, user: str, mode: str) -> str:
+    return f"""
+[[route.transfer]]
+name = "{name}"
+to = "sip:{user}@127.0.0.1:{PORT}"
+mode = "{mode}"
+ring_seconds = 1.5
+"""
+
+
+def _route(name: str, listen: str) -> str:
+    return f"""
+[[route]]
+name = "{name}"
+to = "^{name}$"
+[route.greeting]
+say = "Hello."
+[route.transfer_call]
+listen = {listen}
+sound = "silence"
+"""
+
+
+WORLD = {
+    # Winning back delay, a jitter buffer would cut here and there what is compared here.
+    "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n",
+    "routes": _route("office", "false")
+    + _destination("anna", "answer", "bridge")
+    + _destination("busy", "busy-486", "bridge")
+    + _destination("nobody", "ring", "bridge")
+    + _destination("boss", "answer", "attended")
+    + _destination("busy boss", "busy-486", "attended")
+    + _route("heard", "true")
+    + _destination("anna", "answer", "bridge"),
+}
+
+
+@pytest.fixture
+def callee(runner: asyncio.Runner) -> Iterator[CalledPhone]:
+    """The telephone of everybody here."""
+    phone = runner.run(CalledPhone().start(PORT))
+    yield phone
+    runner.run(phone.stop())
+
+
+async def transferred(
+    world: World, destination: str, user: str = "office", refer_code: int = 202
+) -> ReferredCall:
+    """A call whose model asks for this at once."""
+    tool = {"name": "transfer_call", "arguments": json.dumps({"destination": destination})}
+    back = {"kind": "pattern", "seconds": 0.4, "seed": 7}
+    world.behave(
+        vad="off", answers=[{"kind": "nothing", "tools": [tool]}, back, {"kind": "silent"}]
+    )
+    return await dial(world, user, refer_code)
+
+
+async def joined(world: World, call: ReferredCall, callee: CalledPhone) -> CalledCall:
+    """Wait until both sides are joined."""
+    there = await callee.called()
+    await world.gateway.wait("call.bridged", call=call.call_id)
+    return there
+
+
+async def hear_each_other(call: ReferredCall, there: CalledCall, seed: int) -> tuple[bytes, bytes]:
+    """Both speak, and what they say last arrives byte for byte; returns what they said."""
+    one, other = noise(seed, 1.2), noise(seed + 1, 1.2)
+    call.rtp.say(one)
+    there.rtp.say(other)
+    # The first of it may be said while the bridge is still joining them.
+    await there.rtp.until(lambda: one[4800:] in there.rtp.heard)
+    await call.rtp.until(lambda: other[4800:] in call.rtp.heard)
+    return one, other
+
+
+async def test_joined_both_hear_each_other(world: World, callee: CalledPhone) -> None:
+    call = await transferred(world, "anna")
+    there = await joined(world, call, callee)
+    session = await world.session_of(call)
+    await hear_each_other(call, there, 1)
+    await eventually(lambda: session.id not in [s.id for s in world.emulator.live], "closed")
+    # A key is for the one at the other end.
+    call.rtp.press("5")
+    await there.rtp.until(lambda: any(p.payload_type == EVENT_PAYLOAD for p in there.rtp.packets))
+    keys = [p.payload[0] for p in there.rtp.packets if p.payload_type == EVENT_PAYLOAD]
+    assert set(keys) == {5}
+    there.bye()
+    bye = await call.hung_up()
+    assert 'text="Normal call clearing"' in bye.headers["reason"]
+    record = await world.record(call)
+    assert (record["ending"]["by"], record["ending"]["why"]) == ("callee", "bridge_ended")
+    (leg,) = record["second_legs"]
+    assert leg["call_id"] == there.call_id
+    assert leg["codec"] == "PCMU"
+    assert 0 < leg["answered_ms"] < leg["ended_ms"]
+    (attempt,) = record["transfers"]
+    assert (attempt["outcome"], attempt["mode"]) == ("answered", "bridge")
+
+
+async def test_the_caller_hangs_up_while_joined(world: World, callee: CalledPhone) -> None:
+    call = await transferred(world, "anna")
+    there = await joined(world, call, callee)
+    await world.summary_at_end(call)
+    await there.hung_up()
+
+
+async def test_the_session_goes_on_listening(world: World, callee: CalledPhone) -> None:
+    call = await transferred(world, "anna", "heard")
+    there = await joined(world, call, callee)
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.seen("session.update")) == 2, 20)
+    turns = session.seen("session.update")[1].body["session"]["audio"]["input"]["turn_detection"]
+    assert (turns["create_response"], turns["interrupt_response"]) == (False, False)
+    # One after the other: of two at a time it hears the sum, and that no louder than one.
+    for end, seed in [(there.rtp, 3), (call.rtp, 5)]:
+        said = noise(seed, 1.2)
+        end.say(said)
+        await session.wait_until(lambda s, said=said: said[4800:] in bytes(s.received), 20)
+    there.bye()
+    await call.hung_up()
+    assert len(session.seen("response.create")) == 1
+
+
+@pytest.mark.parametrize(
+    ("destination", "status"), [("busy", "busy"), ("nobody", "no_answer"), ("busy boss", "busy")]
+)
+async def test_back_with_the_model(
+    world: World, callee: CalledPhone, destination: str, status: str
+) -> None:
+    call = await transferred(world, destination)
+    there = await callee.called()
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: outputs_of(s) != [], 20)
+    (output,) = outputs_of(session)
+    assert output["status"] == status
+    assert told(session) == ([f"The transfer to {destination} is ringing."] * (status != "busy"))
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    (answer,) = session.sent_items.values()
+    await call.rtp.until(lambda: bytes(answer) in call.rtp.heard)
+    if status == "no_answer":
+        await there.until(lambda c: c.requests("CANCEL"))
+    await world.summary_at_end(call)
+
+
+def replaces_of(call: ReferredCall) -> dict[str, str]:
+    """What the REFER wants replaced."""
+    uri = call.refer_to.strip("<>")
+    fields = dict(field.split("=", 1) for field in uri.partition("?")[2].split("&"))
+    call_id, *parameters = unquote(fields["Replaces"]).split(";")
+    return {"call-id": call_id, **dict(one.split("=", 1) for one in parameters)}
+
+
+async def test_handed_over_to_a_call_that_we_made(world: World, callee: CalledPhone) -> None:
+    call = await transferred(world, "boss")
+    there = await callee.called()
+    await call.asked()
+    assert call.refer_to.startswith(f"<sip:answer@127.0.0.1:{PORT}")
+    local = there.invite.headers["from"].partition(";tag=")[2]
+    assert replaces_of(call) == {
+        "call-id": there.call_id,
+        "to-tag": there.tag,
+        "from-tag": local,
+    }
+    call.notify("100 Trying")
+    there.bye()  # it has been replaced
+    call.notify("200 OK", last=True)
+    await call.hung_up()
+    record = await world.record(call)
+    assert (record["ending"]["by"], record["ending"]["why"]) == ("model", "transferred")
+    (attempt,) = record["transfers"]
+    assert (attempt["outcome"], attempt["mode"]) == ("answered", "attended")
+
+
+async def test_a_hand_over_that_is_refused(world: World, callee: CalledPhone) -> None:
+    call: Any = await transferred(world, "boss", refer_code=603)
+    there = await callee.called()
+    await call.asked()
+    await there.hung_up()
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: outputs_of(s) != [], 20)
+    assert outputs_of(session)[0]["status"] == "refused"
+    await world.summary_at_end(call)
