@@ -59,14 +59,18 @@ class Agent:
         folder: for its files.
         listen: as in ``sip.listen``, ``udp:127.0.0.2:0`` for example.
         more: TOML that is added to the configuration.
+        routes: TOML that is added to the dialplan.
     """
 
-    def __init__(self, folder: Path, listen: tuple[str, ...], more: str = "") -> None:
+    def __init__(
+        self, folder: Path, listen: tuple[str, ...], more: str = "", routes: str = ""
+    ) -> None:
         self.folder = folder
         self.emulator = Emulator(audio_limit=8_000_000)
         self.gateway = Gateway(folder / "gateway.toml")
         self._listen = listen
         self._more = more
+        self._routes = routes
 
     async def start(self) -> None:
         """Bring both up."""
@@ -74,7 +78,7 @@ class Agent:
         low, _rtp_low = _rtp_low, _rtp_low + 400
         await self.emulator.start()
         (self.folder / "routes").mkdir(parents=True)
-        (self.folder / "routes" / "10-routes.toml").write_text(ROUTES)
+        (self.folder / "routes" / "10-routes.toml").write_text(ROUTES + self._routes)
         config = CONFIG.format(
             listen=json.dumps(self._listen)[1:-1],
             rtp_low=low,

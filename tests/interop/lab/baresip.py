@@ -206,6 +206,11 @@ class Phone:
         await self.command("hangup")
         await self.wait("CALL_CLOSED")
 
+    async def idle(self) -> None:
+        """End what a test before has left, and forget its events."""
+        await self.command("hangupall", "dir=all", check=False)
+        self.events.clear()
+
     @property
     def heard(self) -> Heard:
         """All that it heard since it was started."""

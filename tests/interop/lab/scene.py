@@ -15,7 +15,7 @@ Snippets = Callable[["Scene"], tuple[str, str]]
 """Makes what is added to pjsip.conf and extensions.conf, when the gateway's address is known."""
 
 GatewayConfig = Callable[["Scene"], str]
-"""Makes what is added to the gateway's configuration; Asterisk's address is known."""
+"""Makes what is added to the gateway's configuration or dialplan; Asterisk's address is known."""
 
 
 class Scene:
@@ -25,7 +25,7 @@ class Scene:
         snippets: see above.
         includes: contexts of the snippets that the telephones may dial into.
         listen: the gateway's listener, ``udp:127.0.0.2:0`` for example.
-        gateway: see above.
+        gateway, routes: see above.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Scene:
         listen: str,
         includes: tuple[str, ...] = (),
         gateway: GatewayConfig | None = None,
+        routes: GatewayConfig | None = None,
     ) -> None:
         self.root = root
         self.transport = listen.partition(":")[0]
@@ -44,7 +45,12 @@ class Scene:
         self.folder = folder
         self.keys = self_signed(folder / "keys", "lab")
         self.asterisk = Asterisk(root, folder / "asterisk", self.keys)
-        self.agent = Agent(folder / "agent", (listen,), gateway(self) if gateway else "")
+        self.agent = Agent(
+            folder / "agent",
+            (listen,),
+            gateway(self) if gateway else "",
+            routes(self) if routes else "",
+        )
         self.phones: dict[str, Phone] = {}
         self._snippets = snippets
         self._includes = includes
@@ -64,12 +70,13 @@ class Scene:
         await self.agent.stop()
 
     async def phone(self, number: str) -> Phone:
-        """The telephone with this number, 201 to 209, registered at Asterisk."""
+        """The telephone with this number, 201 to 209, registered at Asterisk, in no call."""
         if number not in self.phones:
             phone = Phone(self.root, self.folder / number, number, keys=self.keys)
             self.phones[number] = phone
             await phone.start()
             await phone.register(self.asterisk.address, self.asterisk.phone_secret)
+        await self.phones[number].idle()
         return self.phones[number]
 
     def uri(self, number: str) -> str:

@@ -1,0 +1,189 @@
+"""The model hands a caller on, and calls people, through an Asterisk with telephones."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from harness import eventually
+
+from gateway.control.client import ask
+from gateway.emulator.record import SessionRecord
+from interop.lab.baresip import Phone
+from interop.lab.debian import Root
+from interop.lab.ports import GATEWAY, PBX
+from interop.lab.scene import Scene
+from interop.lab.snippets import deployed
+from interop.lab.sound import noise, pcm, share_heard
+
+pytestmark = pytest.mark.interop
+
+ROUTES = """
+[[route]]
+name = "transfers"
+to = "^110$"
+[route.greeting]
+say = "Hello."
+[[route.transfer]]
+name = "blind"
+to = "sip:202@{asterisk}"
+[[route.transfer]]
+name = "nobody"
+to = "sip:209@{asterisk}"
+[[route.transfer]]
+name = "nobody, attended"
+to = "sip:209@{asterisk}"
+mode = "attended"
+trunk = "pbx"
+[[route.transfer]]
+name = "attended"
+to = "sip:202@{asterisk}"
+mode = "attended"
+trunk = "pbx"
+[[route.transfer]]
+name = "bridge"
+to = "sip:202@{asterisk}"
+mode = "bridge"
+trunk = "pbx"
+"""
+
+OUTBOUND = """
+[control]
+socket = "gateway.sock"
+[outbound]
+enabled = true
+"""
+
+
+def snippets(scene: Scene) -> tuple[str, str]:
+    values = {"192.0.2.10:5060": scene.agent.address, "192.0.2.10": GATEWAY}
+    return deployed("pjsip-trunk.conf", values), deployed("extensions-trunk.conf", {})
+
+
+def gateway(scene: Scene) -> str:
+    values = {"192.0.2.1:5060": scene.asterisk.address, "192.0.2.1": PBX}
+    return deployed("gateway-trunk.toml", values) + OUTBOUND
+
+
+def routes(scene: Scene) -> str:
+    return ROUTES.format(asterisk=scene.asterisk.address)
+
+
+@pytest.fixture(scope="module")
+def scene(
+    runner: asyncio.Runner, root: Root, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scene]:
+    made = Scene(
+        root,
+        tmp_path_factory.mktemp("transfer"),
+        snippets,
+        listen=f"udp:{GATEWAY}:0",
+        includes=("to-agent",),
+        gateway=gateway,
+        routes=routes,
+    )
+    try:
+        runner.run(made.start())
+        yield made
+    finally:
+        runner.run(made.stop())
+
+
+def transfers_to(scene: Scene, destination: str) -> None:
+    tool = {"name": "transfer_call", "arguments": json.dumps({"destination": destination})}
+    first = {"kind": "pattern", "seconds": 0.5, "tools": [tool]}
+    scene.agent.behave(vad="off", answers=[first, {"kind": "pattern", "seconds": 1, "seed": 7}])
+
+
+async def assert_hears(listener: Phone, speaker: Phone, seed: int) -> None:
+    """What one says, the other hears."""
+    said = noise(seed, 1)
+    ear = await listener.listen_anew()
+    await speaker.say(pcm(said))
+    what = f"{listener.user} hears {speaker.user}"
+    await eventually(lambda: share_heard(said, ear.ulaw()) > 0.9, what)
+
+
+def outputs_of(session: SessionRecord) -> list[dict[str, Any]]:
+    """What the model was told of its tool calls."""
+    items = [event.body["item"] for event in session.seen("conversation.item.create")]
+    return [json.loads(one["output"]) for one in items if one["type"] == "function_call_output"]
+
+
+@pytest.mark.parametrize("mode", ["blind", "attended", "bridge"])
+async def test_transfer(scene: Scene, mode: str) -> None:
+    """The human answers, and both talk; the gateway is out of it, except for a bridge."""
+    transfers_to(scene, mode)
+    caller, human = await scene.phone("201"), await scene.phone("202")
+    call = scene.agent.next_call()
+    await caller.call(scene.uri("110"))
+    await human.accept()
+    if mode != "bridge":
+        assert (await call.summary())["ending"]["why"] == "transferred"
+        assert not any("agent" in name for name in await scene.asterisk.channels())
+    await assert_hears(human, caller, 20)
+    await assert_hears(caller, human, 21)
+    await caller.hang_up()
+    await human.wait("CALL_CLOSED")
+    (transfer,) = (await call.summary())["transfers"]
+    assert (transfer["mode"], transfer["outcome"]) == (mode, "answered")
+
+
+async def test_nobody_answers_the_consultation(scene: Scene) -> None:
+    """The caller comes back to the model, which knows why."""
+    transfers_to(scene, "nobody, attended")
+    caller = await scene.phone("201")
+    call = scene.agent.next_call()
+    await caller.call(scene.uri("110"))
+    session = await call.session()
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, within_s=15)
+    (output,) = outputs_of(session)
+    assert (output["status"], output["sip_code"]) == ("no_such_number", 404)
+    answer = bytes(list(session.sent_items.values())[1])
+    await eventually(lambda: caller.heard.has(answer), "the model again")
+    await caller.hang_up()
+    assert (await call.summary())["ending"]["why"] == "hung_up"
+
+
+async def test_nobody_answers_a_blind_transfer(scene: Scene) -> None:
+    """Asterisk has taken the caller away by then, and hangs up on them: it cannot be undone."""
+    transfers_to(scene, "nobody")
+    caller = await scene.phone("201")
+    call = scene.agent.next_call()
+    await caller.call(scene.uri("110"))
+    session = await call.session()
+    await caller.wait("CALL_CLOSED")
+    await session.wait_until(lambda s: outputs_of(s) != [], within_s=15)
+    (output,) = outputs_of(session)
+    assert output["status"] == "failed"
+    assert (await call.summary())["ending"]["why"] == "rtp_silence", "Asterisk sends no BYE"
+
+
+async def test_the_gateway_calls_a_telephone(scene: Scene) -> None:
+    scene.agent.behave(vad="off", answer={"kind": "pattern", "seconds": 1, "seed": 9})
+    phone = await scene.phone("202")
+    path = scene.agent.folder / "gateway.sock"
+    answer = await asyncio.to_thread(ask, path, "dial", to="202", route="greeted", trunk="pbx")
+    await phone.accept()
+    line = await scene.agent.gateway.wait("call.session_up", call=answer["call"])
+    session = next(one for one in scene.agent.emulator.sessions if one.id == line["session_id"])
+    said = noise(77, 1)
+    await phone.say(pcm(said))
+    await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=15)
+    (greeting,) = session.sent_items.values()
+    await eventually(lambda: phone.heard.has(bytes(greeting)), "the whole greeting")
+    await phone.hang_up()
+    summary = await scene.agent.gateway.wait("call.summary", call=answer["call"])
+    assert summary["direction"] == "outbound"
+    assert (summary["ending"]["by"], summary["ending"]["why"]) == ("callee", "hung_up")
+
+
+async def test_the_gateway_calls_in_vain(scene: Scene) -> None:
+    path = scene.agent.folder / "gateway.sock"
+    answer = await asyncio.to_thread(ask, path, "dial", to="209", route="greeted", trunk="pbx")
+    summary = await scene.agent.gateway.wait("call.summary", call=answer["call"])
+    assert summary["ending"]["sip_code"] == 404
+    assert summary["ending"]["why"] == "no_such_number"
