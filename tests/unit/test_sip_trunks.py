@@ -1,0 +1,259 @@
+"""Whose request is whose, when to register, who may ask how often, and what is said of refusals."""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.sip.limits import SourceBuckets, TokenBucket
+from gateway.sip.nat import hosts_of, unreachable
+from gateway.sip.probes import target_of
+from gateway.sip.refusals import LINES_AT_ONCE, MAX_SOURCES, REPEAT_SECONDS, RefusalLog
+from gateway.sip.registration import Registration, State
+from gateway.sip.trunks import Access, Peer, Trunk, Trunks, address_of
+from gateway.sip.types import Listen, SipSettings
+
+
+def peer(text: str, port: int = 0) -> Peer:
+    return Peer(ipaddress.ip_network(text), port)
+
+
+TRUNKS = Trunks(
+    (
+        Trunk("wide", peers=(peer("10.0.0.0/8"), peer("2001:db8::/32"))),
+        Trunk("one", peers=(peer("10.1.2.3"),)),
+        Trunk("port", peers=(peer("10.1.2.3", 5070),)),
+        Trunk("away", username="4930", registrar="sip.example"),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "port", "reliable", "uri", "found"),
+    [
+        ("10.9.9.9", 5060, False, "sip:1@h", ("wide", "peer")),
+        ("10.1.2.3", 5060, False, "sip:1@h", ("one", "peer")),
+        ("10.1.2.3", 5070, False, "sip:1@h", ("port", "peer")),
+        ("10.1.2.3", 40000, True, "sip:1@h", ("port", "peer")),
+        ("::ffff:10.1.2.3", 5060, False, "sip:1@h", ("one", "peer")),
+        ("2001:db8::7", 5060, False, "sip:1@h", ("wide", "peer")),
+        ("192.0.2.1", 5060, False, "sip:1@h", None),
+        ("192.0.2.1", 5060, False, "sip:4930@h", None),
+        ("192.0.2.1", 5060, False, "sip:4930@h;line=00", None),
+        ("192.0.2.1", 5060, False, "sip:x@h;LINE={line}", ("away", "registration")),
+        ("10.1.2.3", 5060, False, "sip:4930@h:5060;line={line};ob", ("away", "registration")),
+        ("no address", 5060, False, "sip:1@h", None),
+        ("10.1.2.3", 5060, False, "", ("one", "peer")),
+    ],
+)
+def test_attribution(
+    source: str, port: int, reliable: bool, uri: str, found: tuple[str, str] | None
+) -> None:
+    seen = TRUNKS.attribute(source, port, reliable, uri.format(line=TRUNKS.lines["away"]))
+    assert (None if seen is None else (seen.trunk.name, seen.how)) == found
+
+
+def test_registrars_own_calls_to_our_user() -> None:
+    trunks = Trunks(
+        (
+            Trunk("a", username="1", registrar="r"),
+            Trunk("b", username="2", registrar="r"),
+        )
+    )
+    for name in ("a", "b"):
+        trunks.learn(name, "[2001:db8::1]")
+    for user, name in (("1", "a"), ("2", "b")):
+        found = trunks.attribute("2001:db8::1", 5060, False, f"sip:{user}@h")
+        assert found is not None
+        assert (found.trunk.name, found.how) == (name, "registrar")
+    assert trunks.attribute("2001:db8::1", 5060, False, "sip:3@h") is None
+    assert trunks.attribute("2001:db8::2", 5060, False, "sip:1@h") is None
+    assert trunks.lines["a"] != trunks.lines["b"]
+
+
+@pytest.mark.parametrize(
+    ("unknown", "source", "have_trunks", "verdict"),
+    [
+        ("auto", "127.0.0.1", False, "allow"),
+        ("auto", "192.168.1.7", False, "allow"),
+        ("auto", "fe80::1%eth0", False, "allow"),
+        ("auto", "::ffff:10.0.0.1", False, "allow"),
+        ("auto", "100.64.0.1", False, "refuse"),
+        ("auto", "203.0.113.5", False, "refuse"),
+        ("auto", "2001:db8::1", False, "refuse"),
+        ("auto", "nonsense", False, "refuse"),
+        ("auto", "127.0.0.1", True, "refuse"),
+        ("allow", "203.0.113.5", True, "allow"),
+        ("drop", "127.0.0.1", False, "drop"),
+    ],
+)
+def test_verdict(unknown: str, source: str, have_trunks: bool, verdict: str) -> None:
+    assert Access(unknown).verdict(source, have_trunks) == verdict
+
+
+@given(st.text(max_size=60))
+def test_any_source_has_a_verdict(source: str) -> None:
+    assert Access("auto").verdict(source, False) in ("allow", "refuse")
+    address_of(source)
+
+
+# ---- registration
+
+
+def test_registration_backs_off_and_says_it_once() -> None:
+    one = Registration(lambda: 0.5)
+    assert one.due(0)
+    assert not one.due(1)
+    waits, told = [], []
+    now = 0.0
+    for _ in range(8):
+        change = one.failed(503, "no answer", now)
+        told.append(change is not None)
+        assert one.next_try is not None
+        waits.append(one.next_try - now)
+        now = one.next_try
+        assert one.due(now)
+    assert waits == [2, 4, 8, 16, 32, 60, 60, 60]
+    assert told == [True] + [False] * 7
+    other = one.failed(500, "broken", now)
+    assert other is not None
+    assert one.last_error == "500 broken"
+    change = one.succeeded(300, now)
+    assert change is not None
+    assert (one.state, one.last_error, one.expires_at) == (State.REGISTERED, "", now + 300)
+    assert one.succeeded(300, now + 200) is None, "a refresh is no news"
+    one.failed(503, "", now)
+    assert one.next_try == now + 2, "and begins anew after a success"
+
+
+def test_a_rejection_is_not_hammered() -> None:
+    chance = random.Random(5)
+    one = Registration(chance.random)
+    waits = []
+    for _ in range(12):
+        one.failed(401, "Unauthorized", 0)
+        assert one.next_try is not None
+        waits.append(one.next_try)
+    assert 45 <= waits[0] <= 75
+    assert max(waits) <= 900 * 1.25
+    assert len(set(waits)) == len(waits), "jitter"
+
+
+def test_leaving() -> None:
+    one = Registration(lambda: 0.5)
+    one.succeeded(60, 0)
+    assert one.leave(1)
+    assert one.failed(408, "", 2) is None
+    assert one.next_try is None
+    one.left(3)
+    assert one.state is State.GONE
+    never = Registration(lambda: 0.5)
+    assert not never.leave(0), "nobody has to be told"
+    assert not never.due(100)
+
+
+# ---- limits
+
+
+@given(
+    st.floats(0.1, 100),
+    st.integers(1, 20),
+    st.lists(st.floats(0, 2), min_size=1, max_size=60),
+)
+def test_a_bucket_keeps_its_rate(rate: float, burst: int, pauses: list[float]) -> None:
+    bucket, now, taken = TokenBucket(rate, burst, 0.0), 0.0, 0
+    for pause in pauses:
+        now += pause
+        taken += bucket.take(now)
+        assert taken <= burst + rate * now + 1e-6
+    assert bucket.take(now + burst / rate + 1)
+
+
+def test_sources_are_apart_and_bounded() -> None:
+    buckets = SourceBuckets(max_sources=10)
+    assert buckets.take("a", 1, 1, 0.0)
+    assert not buckets.take("a", 1, 1, 0.0)
+    assert buckets.take("b", 1, 1, 0.0)
+    assert buckets.take("a", 0, 1, 0.0), "no limit"
+    for number in range(100):
+        buckets.take(str(number), 1, 1, 0.0)
+    assert len(buckets) == 10
+
+
+# ---- what is said of refusals
+
+
+def lines_of() -> tuple[RefusalLog, list[Mapping[str, Any]]]:
+    lines: list[Mapping[str, Any]] = []
+    return RefusalLog(lines.append), lines
+
+
+def test_a_refusal_is_said_once_and_then_counted() -> None:
+    log, lines = lines_of()
+    for number in range(1000):
+        log.note("rule", "192.0.2.1", number / 100, code=403)
+    assert lines == [{"rule": "rule", "source": "192.0.2.1", "code": 403}]
+    log.tick(REPEAT_SECONDS)
+    assert lines[1:] == [{"rule": "rule", "source": "192.0.2.1", "repeated": 999, "seconds": 60}]
+    log.tick(2 * REPEAT_SECONDS + 1)
+    assert len(lines) == 2, "it has ceased"
+    log.note("rule", "192.0.2.1", 3 * REPEAT_SECONDS, code=403)
+    assert len(lines) == 3, "and is said anew"
+    assert log.by_rule == {"rule": 1001}
+
+
+def test_another_rule_is_another_line() -> None:
+    log, lines = lines_of()
+    log.note("a", "192.0.2.1", 0.0)
+    log.note("b", "192.0.2.1", 0.0)
+    assert [line["rule"] for line in lines] == ["a", "b"]
+
+
+def test_made_up_sources_do_not_fill_the_disk() -> None:
+    log, lines = lines_of()
+    for number in range(100_000):
+        log.note("rule", str(ipaddress.IPv4Address(number)), number / 10_000)
+    log.tick(10 + REPEAT_SECONDS)
+    assert len(lines) < 2 * LINES_AT_ONCE + 100
+    assert sum(line.get("repeated", 1) for line in lines if line["source"] == "many") > 90_000
+    assert log.by_rule["rule"] == 100_000
+    assert len(log._told) <= MAX_SOURCES
+
+
+# ---- addresses
+
+
+@pytest.mark.parametrize(
+    ("listen", "public", "stun", "known", "warned"),
+    [
+        ("127.0.0.1", "", "", "203.0.113.9", True),
+        ("192.168.1.5", "", "", "203.0.113.9", True),
+        ("192.168.1.5", "", "", "192.168.1.9", False),
+        ("192.168.1.5", "198.51.100.1", "", "203.0.113.9", False),
+        ("192.168.1.5", "", "stun.example", "203.0.113.9", False),
+        ("198.51.100.1", "", "", "203.0.113.9", False),
+        ("fd00::1", "", "", "2001:db8::9", True),
+        ("fd00::1", "", "", "203.0.113.9", False),
+    ],
+)
+def test_unreachable(listen: str, public: str, stun: str, known: str, warned: bool) -> None:
+    settings = SipSettings(
+        listen=(Listen("udp", listen, 5060),), public_address=public, stun_server=stun
+    )
+    lines = unreachable(settings, {"t": [known]})
+    assert bool(lines) is warned
+    assert all("set sip.public_address" in line for line in lines)
+
+
+def test_hosts_and_targets() -> None:
+    trunk = Trunk("t", username="u", registrar="[2001:db8::1]:5061", transport="tls")
+    assert hosts_of(trunk) == ["2001:db8::1"]
+    assert target_of(trunk) == "sip:[2001:db8::1]:5061;transport=tls"
+    assert target_of(Trunk("t", peers=(peer("10.0.0.1", 5070),))) == "sip:10.0.0.1:5070"
+    assert target_of(Trunk("t", peers=(peer("10.0.0.0/8"),))) == ""
