@@ -1,9 +1,9 @@
 """Audio for servers that take 24 kHz linear PCM only: G.711 on our side, resampled by soxr.
 
-Both directions keep one time: sample ``n`` at 8 kHz is sample ``3 n`` at 24 kHz, the filters'
-delay taken out. So milliseconds mean the same on both sides, and a part of ``b`` bytes of PCM
-becomes ``b // 6`` samples of G.711, never one more: its whole milliseconds (``b // 48``) are those
-that the server counts for it.
+Both directions keep one time: sample ``n`` at 8 kHz is sample ``3 n`` at 24 kHz, within a quarter
+of a millisecond, the filters' delay taken out. So milliseconds mean the same on both sides, and a
+part of ``b`` bytes of PCM becomes ``b // 6`` samples of G.711, never one more: its whole
+milliseconds (``b // 48``) are those that the server counts for it.
 """
 
 from __future__ import annotations
