@@ -17,12 +17,21 @@ from gateway.call.machine import CallMachine
 from gateway.call.plan import CallPlan
 from gateway.call.quality import QualityOfCall
 from gateway.call.record import CallRecord
+from gateway.cost.account import Account
+from gateway.cost.budget import Level
 from gateway.legs import Dialler, Legs, Outward, quality_of
 from gateway.pump import MediaPump
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.events import AudioDelta, ServerError, ServerEvent
+from gateway.realtime.events import (
+    AudioDelta,
+    InputTranscribed,
+    ResponseDone,
+    ServerError,
+    ServerEvent,
+)
 from gateway.realtime.opening import SetupFailed, open_with_retry
 from gateway.realtime.session import Session, SessionClosed
+from gateway.records.events import EventLog
 from gateway.sip.leg import Leg
 from gateway.sip.ports import call_audio
 from gateway.sip.types import LegEnd, RtpQuality
@@ -68,6 +77,8 @@ class Bridge:
         self.record = record
         self._loop = asyncio.get_running_loop()
         self._tools = tools
+        self._account: Account | None = None
+        self._events: EventLog | None = None
         self._session_plan = session_plan
         self._pump = pump
         self._on_finished = on_finished
@@ -113,6 +124,15 @@ class Bridge:
             outputs.Note: self._note,
             outputs.Finished: self._finished,
         }
+
+    @property
+    def session_plan(self) -> SessionPlan:
+        """How its session is had."""
+        return self._session_plan
+
+    def watch(self, account: Account, events: EventLog | None) -> None:
+        """Before the start: count what the call uses, and let ``events`` see its session."""
+        self._account, self._events = account, events
 
     def start(self) -> None:
         """Take the leg on: ring and connect. Or connect, and dial."""
@@ -189,9 +209,23 @@ class Bridge:
             self.feed(inputs.ServerFailed(event, command))
         else:
             self.feed(inputs.ServerSaid(event))
+            if isinstance(event, ResponseDone | InputTranscribed):
+                self._count(event)
+
+    def _count(self, event: ServerEvent) -> None:
+        if self._account is None:
+            return
+        reached = self._account.take(event)
+        if self._over:
+            return  # it is paid for all the same, but the record is written
+        self.record.cost = self._account.as_json()
+        if reached is not None:
+            self.feed(inputs.BudgetReached(reached.level is Level.LIMIT, str(reached)))
 
     def _on_closed(self, closed: SessionClosed) -> None:
         self._streaming = False
+        if self._events is not None:
+            self._events.closed(closed.code, closed.reason, closed.by_us)
         self.feed(inputs.SessionClosed(closed.code, closed.reason, closed.by_us))
 
     # ---- what the media clock tells
@@ -281,6 +315,7 @@ class Bridge:
                 timeout=plan.connect_timeout,
                 on_event=self._on_event,
                 on_closed=self._on_closed,
+                tap=self._events,
             )
         except SetupFailed as failure:
             self.feed(inputs.SessionFailed(failure.verdict, failure.detail))
@@ -365,6 +400,8 @@ class Bridge:
         record.uplink_frames_dropped = self._audio.uplink.dropped
         if self._session is not None:
             record.append_frames_dropped = self._session.counters.audio_dropped
+        if self._events is not None:
+            record.event_log = self._events.as_json()
         self._log.info("call.summary", **_flat(record.summary()))
         self._on_finished(self)
 
@@ -373,6 +410,8 @@ class Bridge:
         tasks = [task for task in (self._opening, self._closing) if task is not None]
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
+        if self._events is not None:
+            self._events.end()
 
 
 def _flat(summary: dict[str, Any]) -> dict[str, Any]:

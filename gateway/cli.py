@@ -37,6 +37,11 @@ _ELSEWHERE = {
         "Say what this machine and this pjsua2 can carry, and what to mend.",
     ),
     "status": ("gateway.control", "command", "Say how a running gateway is."),
+    "events": (
+        "gateway.eventview",
+        "command",
+        "Read the event log of a session as a conversation.",
+    ),
     "route-test": (
         "gateway.routetest",
         "command",

@@ -27,6 +27,7 @@ from gateway.planning import (
 )
 from gateway.pump import MediaPump
 from gateway.sip.leg import Leg
+from gateway.sip.message import user_of
 from gateway.sip.ports import LegAudio
 from gateway.sip.types import LegHandler
 
@@ -39,6 +40,9 @@ class Calls(Protocol):
 
     def no_room(self) -> str | None:
         """Which rule lets no further call begin now; None when there is room."""
+
+    def spent(self, route: Route, number: str) -> str | None:
+        """Which budget leaves nothing for it; None when there is money."""
 
     def begin(self, bridge: Bridge) -> None:
         """Count it, and start it."""
@@ -92,6 +96,8 @@ class OutboundCalls:
         try:
             if (rule := self._calls.no_room()) is not None:
                 raise DialRefusedError(rule)
+            if (budget := self._calls.spent(chosen, user_of(uri))) is not None:
+                raise DialRefusedError(f"budget: {budget}")
             give_back = self._placing.admit(uri)
         except DialRefusedError as refused:
             self._calls.write_refusal(record, Why.REFUSED, 403, str(refused))

@@ -14,6 +14,7 @@ from gateway.bridge import SessionPlan
 from gateway.call.plan import CallPlan, DigitPlan, OutboundPlan, PressPlan
 from gateway.call.record import CallRecord
 from gateway.config import Config, TrunkSettings
+from gateway.cost.planning import budget_plan
 from gateway.dialplan import Greeting, InviteFacts, Match, Route, call_settings
 from gateway.dialplan.variables import render, values_of
 from gateway.realtime.dialects import DIALECTS
@@ -165,6 +166,7 @@ def call_plan(config: Config, match: Match, codec: Codec, retry_after: int) -> C
         transfer=transfer_plan(route, config.trunk),
         press=PressPlan(route.send_dtmf.enabled, route.send_dtmf.how),
         hold=hold_plan(route),
+        budget=budget_plan(config, route),
         listening=listening_session(session),
         truncate_margin_ms=settings.realtime.truncate_margin_ms,
     )

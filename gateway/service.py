@@ -16,7 +16,8 @@ from gateway.bridge import Bridge
 from gateway.call.ending import Why, ending_of, reason_header, refusal_code
 from gateway.call.record import CallRecord
 from gateway.config import Config
-from gateway.dialplan import Dialplan, Match
+from gateway.cost.costs import Costs
+from gateway.dialplan import Dialplan, Match, Route
 from gateway.outbound import OutboundCalls
 from gateway.placing import Placing
 from gateway.planning import (
@@ -28,10 +29,12 @@ from gateway.planning import (
     sip_settings,
 )
 from gateway.pump import MediaPump
+from gateway.records.events import EventLogs
 from gateway.records.files import RecordFiles
 from gateway.sip import library
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg
+from gateway.sip.message import user_of
 from gateway.sip.needs import unmet
 from gateway.sip.report import refusals, trunk_states
 from gateway.sip.types import LegEnd, Refused, RtpQuality
@@ -60,6 +63,9 @@ class Service:
         self._sip = sip_settings(config)
         self._pump = MediaPump()
         self._records = RecordFiles(config.records.folder)
+        secrets = (*config.secrets(), *dialplan.secrets())
+        self._event_logs = EventLogs(config.records.folder, secrets)
+        self._costs = Costs(config)
         self._calls: set[Bridge] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -131,6 +137,8 @@ class Service:
         if lacking := unmet(self._sip, build):
             raise AgentError("; ".join(lacking))
         await self._records.start()
+        await self._event_logs.start()
+        await self._costs.start()
         await self._agent.start()
         try:
             await self._upkeep.start()
@@ -194,6 +202,8 @@ class Service:
         await self._upkeep.stop()
         await self._agent.stop()
         await self._records.stop()
+        await self._event_logs.stop()
+        await self._costs.stop()
         log.info("gateway.down", media_faults=self._agent.pool.faults)
 
     async def _notice(self, seconds: float) -> None:
@@ -222,6 +232,7 @@ class Service:
             "calls": [bridge.record.in_progress(datetime.now(UTC)) for bridge in self._calls],
             "trunks": trunk_states(self._agent),
             "refused": refusals(self._agent),
+            "cost": self._costs.as_json(),
             "dropped": {
                 "records": self._records.dropped,
                 "media faults": self._agent.pool.faults,
@@ -244,6 +255,9 @@ class Service:
             if match is None:
                 to = leg.invite.to_user
                 self._refuse(leg, record, Why.NO_ROUTE, f"no route takes {to!r}")
+            elif (spent := self.spent(match.route, leg.invite.from_user)) is not None:
+                record.route = match.route.name
+                self._refuse(leg, record, Why.BUDGET, spent)
             else:
                 self._take(leg, record, match)
 
@@ -273,9 +287,26 @@ class Service:
 
     def begin(self, bridge: Bridge) -> None:
         """Count a call, and start it."""
+        self._watch(bridge)
         self._calls.add(bridge)
         self._idle.clear()
         bridge.start()
+
+    def _watch(self, bridge: Bridge) -> None:
+        record = bridge.record
+        route = next(one for one in self._dialplan.routes if one.name == record.route)
+        number = user_of(record.from_uri if record.direction == "inbound" else record.to_uri)
+        account = self._costs.open(route, number, bridge.session_plan)
+        events = None
+        own = route.records.events
+        if self._config.records.events if own is None else own:
+            events = self._event_logs.open(record.call_id, record.started_at, route=record.route)
+        bridge.watch(account, events)
+
+    def spent(self, route: Route, number: str) -> str | None:
+        """The budget that leaves nothing for another call, if one does."""
+        reached = self._costs.exhausted(route, number)
+        return None if reached is None else str(reached)
 
     def dial(
         self, to: str, route: str, trunk: str = "", variables: Mapping[str, str] | None = None

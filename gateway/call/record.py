@@ -109,6 +109,10 @@ class CallRecord:
     rtp: dict[str, float] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
     """Both directions, as :class:`gateway.call.quality.QualityOfCall` has them; live."""
+    cost: dict[str, Any] = field(default_factory=dict)
+    """As :class:`gateway.cost.account.Account` has it; live."""
+    event_log: dict[str, Any] = field(default_factory=dict)
+    """The file of the session's events, and how many are not in it, where they are written."""
     ending: Ending | None = None
     timeline_dropped: int = 0
     _marks: bytearray = field(default_factory=bytearray, repr=False)
@@ -187,6 +191,8 @@ class CallRecord:
             "late_audio_ms": self.late_audio_ms,
             "rtp": dict(self.rtp),
             "quality": dict(self.quality),
+            "cost": dict(self.cost),
+            "event_log": dict(self.event_log),
             "ending": None
             if ending is None
             else {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.addresses import is_inside
+from gateway.cost.prices import load_prices
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 
 from .load import KEY_MISSING, judge_config
@@ -37,6 +38,7 @@ def load_all(
             problems += error.problems
     if config is not None:
         problems += _keys_missing(config, dialplan)
+        problems += _prices_wrong(config)
         problems += _dialects_wrong(config, dialplan)
         problems += _trunks_missing(config, dialplan)
     if config is None or problems:
@@ -85,6 +87,15 @@ def _dialects_wrong(config: Config, dialplan: Dialplan) -> list[Problem]:
             where = f"route {route.name}, realtime.dialect"
             problems.append(Problem(file, line, where, problem))
     return problems
+
+
+def _prices_wrong(config: Config) -> list[Problem]:
+    """What is wrong with the price file, where there is one."""
+    try:
+        load_prices(config.cost.prices)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def _trunks_missing(config: Config, dialplan: Dialplan) -> list[Problem]:

@@ -94,8 +94,9 @@ async def open_session(
 ) -> Session:
     """Set a session up within ``timeout`` seconds, from the first packet to ``session.updated``.
 
-    ``tap`` sees every message of it, from the first. ``on_event`` gets what follows, synchronously and in order; ``on_closed`` is called exactly
-    once, at the end. Both may be called before the awaiting coroutine has gone on.
+    ``on_event`` gets what follows, synchronously and in order; ``on_closed`` is called exactly
+    once, at the end. Both may be called before the awaiting coroutine has gone on. ``tap`` sees
+    every message of the session as it is on the wire, from the first.
 
     Raises :class:`SetupFailed` for a refused or lost connection, an ``error`` or a close before
     ``session.updated``, settings that the server changed to another audio format, and the

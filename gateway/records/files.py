@@ -81,6 +81,13 @@ class RecordFiles:
         log.error("records.dropped", call=record.call_id, error=why, dropped=self.dropped)
 
 
+def file_stem(started_at: str, call_id: str) -> str:
+    """How the files of a call begin: ISO time of its INVITE, and its Call-ID as far as it can."""
+    start = re.sub(r"[^0-9T]", "", started_at.partition("+")[0])
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", call_id)[:80] or "unknown"
+    return f"{start}_{name}"
+
+
 def _prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
@@ -88,9 +95,7 @@ def _prepare(folder: Path) -> None:
 
 
 def _write(folder: Path, record: CallRecord) -> None:
-    start = re.sub(r"[^0-9T]", "", record.started_at.partition("+")[0])
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", record.call_id)[:80] or "unknown"
-    path = folder / f"{start}_{name}.json"
+    path = folder / f"{file_stem(record.started_at, record.call_id)}.json"
     # Renamed into place, so that whoever watches the folder reads whole files only.
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(record.as_json(), indent=1) + "\n", encoding="utf-8")

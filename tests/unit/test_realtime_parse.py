@@ -67,7 +67,7 @@ ROWS: list[tuple[dict[str, Any], ServerEvent, list[str]]] = [
             "transcript": "grüezi",
             "usage": {"type": "duration", "seconds": 2},
         },
-        InputTranscribed("i", "grüezi"),
+        InputTranscribed("i", "grüezi", {"type": "duration", "seconds": 2}),
         ["item_id", "transcript"],
     ),
     (

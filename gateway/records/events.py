@@ -1,0 +1,234 @@
+"""Every event of a call's realtime session, both ways, as lines of JSON beside its record.
+
+A line is ``{"t_ms": ..., "dir": "out", "event": {...}}``: ms since the INVITE on a clock that
+never jumps, ``out`` for what the gateway sends and ``in`` for what comes. Audio is elided to its
+length and the beginning of its SHA-256, which tells whether two are the same; secrets are blanked.
+The first and the last line (``meta``) say which call it is and what was left out, ``close`` how
+the WebSocket ended.
+
+The event loop only puts messages into a queue; a thread reads, elides and writes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+
+from gateway.log import BLANK, Redactor
+from gateway.records.files import file_stem
+
+MAX_WAITING = 20_000
+"""Messages waiting for the disk, of all calls: two seconds of a hundred calls that talk."""
+MAX_WAITING_BYTES = 32 * 1024 * 1024
+"""Long answers come in large messages; this many bytes are about as much."""
+MAX_FILE_BYTES = 256 * 1024 * 1024
+"""Of one call: more than a day of talking. What comes then is dropped and counted."""
+GATHER_SECONDS = 0.1
+"""From the first message to the write, so that one write takes many."""
+STOP_SECONDS = 5.0
+HASH_DIGITS = 16
+
+SUFFIX = ".events.jsonl"
+
+_CREDENTIALS = frozenset({"authorization", "headers"})
+
+log = structlog.get_logger("records")
+
+
+class EventLog:
+    """The log of one call; a :class:`gateway.realtime.session.Tap` of its session."""
+
+    def __init__(self, path: Path, put: Callable[[_Line], bool], now: Callable[[], float]) -> None:
+        self.path = path
+        self.dropped = 0
+        """Messages that are not in the file."""
+        self.bytes = 0
+        """Written so far; the writer's thread counts."""
+        self._put = put
+        self._now = now
+        self._began = now()
+
+    def sent(self, message: bytes) -> None:
+        """A message to the server."""
+        self._add("out", message)
+
+    def received(self, message: bytes) -> None:
+        """A message from the server."""
+        self._add("in", message)
+
+    def closed(self, code: int, reason: str, by_us: bool) -> None:
+        """The WebSocket is closed."""
+        self._add("close", {"code": code, "reason": reason, "by_us": by_us})
+
+    def begin(self, **facts: Any) -> None:
+        """Which call it is."""
+        self._add("meta", facts)
+
+    def end(self) -> None:
+        """The call is over."""
+        self._add("meta", {"dropped": self.dropped, "over": True})
+
+    def as_json(self) -> dict[str, Any]:
+        """For the call's record."""
+        return {"file": self.path.name, "dropped": self.dropped}
+
+    def _add(self, direction: str, message: Any) -> None:
+        t_ms = round((self._now() - self._began) * 1000, 1)
+        if not self._put((self, t_ms, direction, message)):
+            self.dropped += 1
+
+
+_Line = tuple[EventLog, float, str, Any]
+
+
+class EventLogs:
+    """Opens a log for each call that wants one, and writes them all.
+
+    Args:
+        folder: that of the records; None writes nothing.
+        secrets: texts that no line may hold.
+    """
+
+    def __init__(self, folder: Path | None, secrets: Sequence[str] = ()) -> None:
+        self._folder = folder
+        self._redact = Redactor(secrets)
+        self._waiting: deque[_Line] = deque()
+        self._bytes = 0
+        self._work = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._failing = False
+
+    async def start(self) -> None:
+        """Begin; the folder is there already."""
+        if self._folder is not None:
+            self._task = asyncio.create_task(self._run(), name="event logs")
+
+    def open(self, call_id: str, started_at: str, **facts: Any) -> EventLog | None:
+        """The log of a call that begins now; None where none is written."""
+        if self._folder is None or self._task is None:
+            return None
+        path = self._folder / f"{file_stem(started_at, call_id)}{SUFFIX}"
+        made = EventLog(path, self._put, asyncio.get_running_loop().time)
+        made.begin(call_id=call_id, started_at=started_at, **facts)
+        return made
+
+    async def stop(self) -> None:
+        """Write what waits, at most ``STOP_SECONDS``."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._write()
+        except TimeoutError:
+            log.error("events.not_written", lost=len(self._waiting))
+
+    def _put(self, line: _Line) -> bool:
+        size = len(line[3]) if isinstance(line[3], bytes) else 100
+        if len(self._waiting) >= MAX_WAITING or self._bytes + size > MAX_WAITING_BYTES:
+            return False
+        self._waiting.append(line)
+        self._bytes += size
+        self._work.set()
+        return True
+
+    async def _run(self) -> None:
+        while True:
+            await self._work.wait()
+            await asyncio.sleep(GATHER_SECONDS)
+            self._work.clear()
+            # A cancellation must not leave half of a batch to be written again.
+            await asyncio.shield(asyncio.create_task(self._write()))
+
+    async def _write(self) -> None:
+        lines, self._waiting, self._bytes = self._waiting, deque(), 0
+        if not lines:
+            return
+        try:
+            await asyncio.to_thread(write_lines, lines, self._redact)
+            self._failing = False
+        except OSError as error:
+            for line in lines:
+                line[0].dropped += 1
+            if not self._failing:
+                log.error("events.not_written", lost=len(lines), error=str(error))
+            self._failing = True
+
+
+def write_lines(lines: Sequence[_Line] | deque[_Line], redact: Redactor) -> None:
+    """Append each line to its call's file. Raises OSError."""
+    texts: dict[EventLog, list[str]] = {}
+    for event_log, t_ms, direction, message in lines:
+        text = redact(None, "", _text(t_ms, direction, message)) + "\n"
+        size = len(text)
+        if event_log.bytes + size > MAX_FILE_BYTES and direction != "meta":
+            event_log.dropped += 1
+            continue
+        event_log.bytes += size
+        texts.setdefault(event_log, []).append(text)
+    for event_log, of_call in texts.items():
+        with event_log.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(of_call)
+
+
+def _text(t_ms: float, direction: str, message: Any) -> str:
+    line: dict[str, Any] = {"t_ms": t_ms, "dir": direction}
+    if isinstance(message, bytes):
+        line |= _event(message)
+    else:
+        line[direction] = message
+    return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+
+
+def _event(message: bytes) -> dict[str, Any]:
+    try:
+        event = orjson.loads(message)
+    except orjson.JSONDecodeError:
+        event = None
+    if not isinstance(event, dict):
+        return {
+            "not_json": {"bytes": len(message), "begins": message[:80].decode("utf-8", "replace")}
+        }
+    kind = event.get("type")
+    return {"event": elided(event, isinstance(kind, str) and kind.strip().endswith("audio.delta"))}
+
+
+def elided(value: Any, delta_is_audio: bool = False) -> Any:
+    """A copy of an event without its audio, images and credentials."""
+    if isinstance(value, dict):
+        return {key: _elided(key, inner, delta_is_audio) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [elided(inner) for inner in value]
+    return value
+
+
+def _elided(key: str, value: Any, delta_is_audio: bool) -> Any:
+    if key in _CREDENTIALS and value is not None:
+        return BLANK
+    if isinstance(value, str):
+        if key == "audio" or (key == "delta" and delta_is_audio):
+            return _digest(value)
+        if value.startswith("data:") and ";base64," in value[:100]:
+            head, _, data = value.partition(",")
+            return {"data": head, **_digest(data)}
+        return value
+    return elided(value)
+
+
+def _digest(text: str) -> dict[str, Any]:
+    try:
+        data = binascii.a2b_base64(text)
+    except ValueError:
+        data = text.encode("utf-8", "surrogatepass")
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()[:HASH_DIGITS]}
