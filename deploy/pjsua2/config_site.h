@@ -52,6 +52,10 @@
 #define PJSIP_UDP_SO_SNDBUF_SIZE (1024 * 1024)
 
 #define PJ_HAS_IPV6 1
+
+/* Keys of SRTP by DTLS (RFC 5764) besides SDES; a trunk has to ask for them. */
+#define PJMEDIA_SRTP_HAS_DTLS 1
+
 #define PJ_LOG_MAX_LEVEL 5
 
 /* G.711 from end to end: nothing to resample, to show or to play on this machine. */

@@ -17,6 +17,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.sip.contact import forced_contact
+from gateway.sip.library import account_capacity
 from gateway.sip.registration import Change, Registration, State
 from gateway.sip.trunks import LINE_PARAMETER, Security, Trunk, Trunks, address_of
 
@@ -93,6 +94,7 @@ class Accounts:
         """``address:port`` that answered each trunk's last REGISTER."""
         self._connections: dict[int, str] = {}
         """``address:port`` of whom each TLS connection is with, by pjsip's handle."""
+        self._places = account_capacity()
         self._unmakeable: set[tuple[str, str, str]] = set()
 
     def open(self) -> None:
@@ -115,7 +117,8 @@ class Accounts:
         contact = forced_contact(self._user(trunk), transport, known, public, self._listeners)
         name = "" if trunk is None else trunk.name
         found = self._accounts.get((name, host, contact))
-        if found is None and (name, host, contact) not in self._unmakeable:
+        full = len(self._accounts) >= self._places
+        if found is None and not full and (name, host, contact) not in self._unmakeable:
             try:
                 found = self._make(trunk, host, contact)
             except pj.Error as error:

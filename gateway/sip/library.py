@@ -40,6 +40,10 @@ _NATIVE = ctypes.CDLL(_extension().__file__, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
 _Words = ctypes.c_size_t * 2
 _LogFunction = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _DUMP_LEVEL = 3
+_OWN = "pjsua2-gateway"
+_OWN_ACCOUNTS, _ACCOUNTS = 128, 8
+"""Of ``deploy/pjsua2/config_site.h``, and pjsua's default."""
+
 _FEWEST_HANDLES = 64
 """pjlib's default, which every build has at least."""
 
@@ -57,6 +61,14 @@ def capacity() -> int:
     function = _NATIVE.pjsua_call_get_max_count
     function.restype = ctypes.c_uint
     return int(function())
+
+
+def account_capacity() -> int:
+    """Accounts that this build has a place for (``PJSUA_MAX_ACC``), which it does not tell.
+
+    Compiled with assertions, it ends the process when it is asked for one more.
+    """
+    return _OWN_ACCOUNTS if build().distribution.startswith(_OWN) else _ACCOUNTS
 
 
 def media_handles() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gateway.sip.library import Build
+from gateway.sip.library import Build, account_capacity
 from gateway.sip.types import SipSettings
 
 
@@ -22,6 +22,11 @@ def unmet(settings: SipSettings, build: Build) -> list[str]:
         lacking.append(
             f'sip.tls.min_version: "1.3" is not in {build.tls} of {library}; `make pjsua2` builds '
             "one with the system's OpenSSL"
+        )
+    if len(settings.trunks) >= (places := account_capacity()):
+        lacking.append(
+            f"trunk: {library} has no place for more than {places - 1}, and there are "
+            f"{len(settings.trunks)}; `make pjsua2` builds one for 127"
         )
     outward = [trunk.name for trunk in settings.trunks if trunk.transport == "tls"]
     if old and outward and settings.tls.verify_server and not settings.tls.ca:

@@ -228,6 +228,9 @@ def refused_start(folder: Path, listen: str, sip: str = "", more: str = "") -> P
     return config
 
 
+EIGHT_TRUNKS = "".join(f'[[trunk]]\nname = "t{n}"\npeers = ["10.0.0.{n}"]\n' for n in range(8))
+
+
 @pytest.mark.skipif(own_build(), reason="the own build has them all")
 @pytest.mark.parametrize(
     ("listen", "sip", "more", "key"),
@@ -235,6 +238,7 @@ def refused_start(folder: Path, listen: str, sip: str = "", more: str = "") -> P
         ("udp:[::1]:0", "", "", "sip.listen: udp:[::1]:0 needs IPv6"),
         ("tls:127.0.0.1:0", TLS + 'min_version = "1.3"\n', "", "sip.tls.min_version: "),
         ("udp:127.0.0.1:0", "", '[media]\nsrtp_keying = ["dtls"]\n', "media.srtp_keying: "),
+        ("udp:127.0.0.1:0", "", EIGHT_TRUNKS, "trunk: pjsua2-python 2.15.1"),
     ],
 )
 async def test_what_the_wheel_lacks_is_an_error_at_start(
