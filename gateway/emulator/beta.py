@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.emulator.errors import ProtocolError, validated
 from gateway.emulator.objects import Json, new_id
-from gateway.emulator.settings import FunctionTool, NoiseReduction, SemanticVad, Transcription
+from gateway.emulator.settings import FunctionTool, SemanticVad
 
 HEADER, HEADER_VALUE = "OpenAI-Beta", "realtime=v1"
 
@@ -51,6 +51,16 @@ class _ServerVad(_Strict):
     interrupt_response: bool = True
 
 
+class _Transcription(_Strict):
+    model: str | None = None
+    language: str | None = None
+    prompt: str | None = None
+
+
+class _NoiseReduction(_Strict):
+    type: Literal["near_field", "far_field"]
+
+
 class _Function(_Strict):
     name: str
 
@@ -78,8 +88,8 @@ class _Session(_Common):
     model: str = ""
     speed: Annotated[float, Field(ge=0.25, le=1.5)] = 1.0
     input_audio_format: Format = "pcm16"
-    input_audio_transcription: Transcription | None = None
-    input_audio_noise_reduction: NoiseReduction | None = None
+    input_audio_transcription: _Transcription | None = None
+    input_audio_noise_reduction: _NoiseReduction | None = None
     turn_detection: Annotated[_ServerVad | SemanticVad, Field(discriminator="type")] | None = None
     tracing: Literal["auto"] | dict[str, Any] | None = None
 
@@ -141,9 +151,6 @@ class BetaWire:
 
     def _session(self, session: Json) -> Json:
         heard, said = session["audio"]["input"], session["audio"]["output"]
-        detection = heard["turn_detection"]
-        if detection is not None:
-            detection = {k: v for k, v in detection.items() if k != "idle_timeout_ms"}
         choice = session["tool_choice"]
         if isinstance(choice, dict):
             choice = {"type": "function", "function": {"name": choice.get("name")}}
@@ -158,9 +165,9 @@ class BetaWire:
             "speed": said["speed"],
             "input_audio_format": _SHORT[heard["format"]["type"]],
             "output_audio_format": _SHORT[said["format"]["type"]],
-            "input_audio_transcription": heard["transcription"],
-            "input_audio_noise_reduction": heard["noise_reduction"],
-            "turn_detection": detection,
+            "input_audio_transcription": _only(_Transcription, heard["transcription"]),
+            "input_audio_noise_reduction": _only(_NoiseReduction, heard["noise_reduction"]),
+            "turn_detection": _only(SemanticVad, heard["turn_detection"], _ServerVad),
             "tools": session["tools"],
             "tool_choice": choice,
             "temperature": self._temperature,
@@ -223,6 +230,12 @@ def _refuse_ga_parts(item: Json) -> None:
             param = f"item.content[{index}].type"
             text = f"Invalid value: '{kind}'. Supported values are: 'input_text', 'input_audio', "
             raise ProtocolError("invalid_value", text + "'item_reference' and 'text'.", param)
+
+
+def _only(model: type[BaseModel], value: Json | None, other: type[BaseModel] | None = None) -> Any:
+    """The keys of ``value`` that Beta knows, those of one model or the other."""
+    known = set(model.model_fields) | set({} if other is None else other.model_fields)
+    return None if value is None else {key: value[key] for key in value if key in known}
 
 
 def _modalities(ga: list[str]) -> list[str]:
