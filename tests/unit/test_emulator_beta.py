@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import typing
 from collections.abc import AsyncIterator
@@ -17,6 +18,12 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from gateway.emulator.server import Emulator
+from gateway.realtime.commands import CreateResponse
+from gateway.realtime.dialects import DIALECTS
+from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.events import AgentTranscript, AudioDelta, AudioDone, ResponseDone
+from gateway.realtime.opening import open_session
+from gateway.realtime.session_object import session_object
 
 HEADER = {"OpenAI-Beta": "realtime=v1"}
 PREVIEW = "/openai/realtime?api-version=2025-04-01-preview&deployment=dep"
@@ -200,3 +207,43 @@ def test_azures_forms() -> None:
                 await connect(base + wrong, additional_headers={"api-key": "right"})
 
     with_emulator(forms, api_key="right")
+
+
+def test_the_gateway_and_azures_preview_understand_each_other() -> None:
+    async def call(emulator: Emulator) -> None:
+        heard: list[Any] = []
+        over = asyncio.Event()
+
+        def note(event: Any) -> None:
+            heard.append(event)
+            if isinstance(event, ResponseDone):
+                over.set()
+
+        base = f"ws://127.0.0.1:{emulator.port}/openai/realtime?api-version=2024-10-01-preview"
+        session = await open_session(
+            Endpoint(
+                f"{base}&answer=say&answer.text=Hello.",
+                "dep",
+                "right",
+                api_key_header="api-key",
+                dialect=DIALECTS["azure-preview"],
+            ),
+            session_object({"audio": {"output": {"voice": "ash"}}}, "PCMU", [END_CALL]),
+            timeout=10,
+            on_event=note,
+            on_closed=lambda _: None,
+        )
+        assert session.effective["audio"]["output"]["voice"] == "ash"
+        session.send(CreateResponse({"instructions": "Say hello.", "output_modalities": ["audio"]}))
+        async with asyncio.timeout(10):
+            await over.wait()
+        await session.close()
+        assert not session.counters.bad_events
+        assert not session.counters.unknown_types
+        assert {type(event) for event in heard} >= {AudioDelta, AudioDone, AgentTranscript}
+        (done,) = [event for event in heard if isinstance(event, ResponseDone)]
+        assert done.output[0]["content"][0]["type"] == "output_audio"
+        assert not emulator.sessions[-1].errors
+        assert emulator.sessions[-1].model == "dep"
+
+    with_emulator(call, api_key="right")

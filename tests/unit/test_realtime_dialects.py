@@ -87,7 +87,7 @@ COMMANDS: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
             {
                 "audio": {
                     "input": {
-                        "transcription": {"model": "whisper-1"},
+                        "transcription": {"model": "whisper-1", "delay": "low"},
                         "noise_reduction": None,
                         "turn_detection": {**VAD, "idle_timeout_ms": 6000},
                     }
@@ -101,7 +101,7 @@ COMMANDS: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
                 "turn_detection": VAD,
             }
         ),
-        ["audio.input.turn_detection.idle_timeout_ms"],
+        ["audio.input.turn_detection.idle_timeout_ms", "audio.input.transcription.delay"],
     ),
     (
         "turn detection off",

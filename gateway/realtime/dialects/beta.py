@@ -26,6 +26,12 @@ _INPUT = {
     "input_audio_noise_reduction": "noise_reduction",
     "turn_detection": "turn_detection",
 }
+# Keys inside these that came with GA.
+_NEWER = {
+    "turn_detection": {"idle_timeout_ms"},
+    "input_audio_transcription": {"languages", "keywords", "delay"},
+    "input_audio_noise_reduction": {"strength"},
+}
 _OUTPUT = {"voice": "voice", "speed": "speed"}
 # Top-level keys of a session that Beta has under the same name.
 _SAME = frozenset({"id", "object", "model", "instructions", "tools", "tracing", "expires_at"})
@@ -142,11 +148,16 @@ def _flat_audio(audio: Mapping[str, Any], flat: Json, left_out: list[str]) -> No
                 flat[back[key]] = value
             else:
                 left_out.append(f"audio.{direction}.{key}")
-    detection = flat.get("turn_detection")
-    if isinstance(detection, Mapping) and "idle_timeout_ms" in detection:
-        flat["turn_detection"] = {k: v for k, v in detection.items() if k != "idle_timeout_ms"}
-        if detection["idle_timeout_ms"] is not None:
-            left_out.append("audio.input.turn_detection.idle_timeout_ms")
+    for key, newer in _NEWER.items():
+        found = flat.get(key)
+        if not isinstance(found, Mapping):
+            continue
+        flat[key] = {name: value for name, value in found.items() if name not in newer}
+        left_out += [
+            f"audio.input.{_INPUT[key]}.{name}"
+            for name, value in found.items()
+            if name in newer and value is not None
+        ]
 
 
 def _tools(flat: Json, left_out: list[str]) -> None:

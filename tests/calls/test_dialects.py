@@ -1,0 +1,136 @@
+"""Calls over servers that speak Beta, or take 24 kHz PCM only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from harness import World
+from listening import Spoken, assert_continuous, is_silence
+from sip_phone import PhoneCall
+
+from gateway.audio.g711 import Codec
+from gateway.emulator.record import SessionRecord
+from gateway.realtime.dialects.pcm24 import Pcm24
+
+WORLD = {
+    "routes": """
+[[route]]
+name = "beta"
+to = "^beta$"
+[route.greeting]
+say = "Hello."
+[route.session]
+truncation = "auto"
+audio.output.voice = "ash"
+[route.realtime]
+dialect = "beta"
+
+[[route]]
+name = "wide"
+to = "^wide$"
+[route.greeting]
+say = "Hello."
+[route.realtime]
+audio = "pcm24"
+
+[[route]]
+name = "both"
+to = "^both$"
+[route.greeting]
+say = "Hello."
+[route.realtime]
+dialect = "beta"
+audio = "pcm24"
+"""
+}
+
+CODECS = {"PCMU": Codec.PCMU, "PCMA": Codec.PCMA}
+INTERRUPTED = {"vad": "scripted", "speech": {"at_ms": [700], "length_ms": 60_000}}
+ANSWER = {"kind": "pattern", "seconds": 8, "seed": 5, "speed": 1.5}
+
+
+def at_8khz(session: SessionRecord, item_id: str, law: Codec) -> bytes:
+    """What the gateway makes of an item's 24 kHz PCM. u-law's second zero does not survive RTP."""
+    pcm = Pcm24(law)
+    sent = bytes(session.sent_items[item_id])
+    made = b"".join(pcm.down(sent[i : i + 9600]) for i in range(0, len(sent), 9600))
+    return (made + pcm.part_over()).replace(b"\x7f", b"\xff" if law is Codec.PCMU else b"\x7f")
+
+
+async def silent_for_half_a_second(call: PhoneCall) -> None:
+    count = len(call.rtp.packets)
+    await call.rtp.until(lambda: len(call.rtp.packets) > count + 25)
+    assert all(is_silence(packet) for packet in call.rtp.packets[count + 2 :])
+
+
+async def test_a_call_over_beta(world: World) -> None:
+    """Answered, interrupted and cut, with nothing but Beta on the wire."""
+    world.behave(**INTERRUPTED, beta=True, answer=ANSWER)
+    call = await world.dial("beta", codecs=("PCMA",))
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.sent("conversation.item.truncated") != [], 20)
+    await silent_for_half_a_second(call)
+    summary = await world.summary_at_end(call)
+    assert not session.errors
+    assert session.received_total > 0
+    (update,) = session.seen("session.update")
+    asked = update.body["session"]
+    assert asked["input_audio_format"] == asked["output_audio_format"] == "g711_alaw"
+    assert asked["voice"] == "ash"
+    assert not {"type", "audio", "truncation", "output_modalities"} & asked.keys()
+    (cut,) = session.truncations
+    spoken = Spoken(bytes(session.sent_items[cut.item_id]))
+    assert cut.requested_ms == spoken.heard_ms(call.rtp.packets)
+    assert 0 < cut.requested_ms < cut.item_ms
+    assert_continuous(call.rtp.packets)
+    left_out = world.gateway.all("session.not_in_dialect", call=call.call_id)
+    assert [line["left_out"] for line in left_out] == [["truncation"]]
+    assert not world.gateway.all("session.resampled", call=call.call_id)
+    assert not world.gateway.all("session.bad_event", call=call.call_id)
+    assert summary["interruptions"]
+
+
+@pytest.mark.parametrize(("route", "codec"), [("wide", "PCMU"), ("both", "PCMA")])
+async def test_a_call_over_24_khz(world: World, route: str, codec: str) -> None:
+    """What the server is told was heard is what the phone heard, in the server's milliseconds."""
+    world.behave(**INTERRUPTED, beta=True, answer=ANSWER)
+    call = await world.dial(route, codecs=(codec,))
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.sent("conversation.item.truncated") != [], 20)
+    await silent_for_half_a_second(call)
+    await world.summary_at_end(call)
+    assert not session.errors
+    (cut,) = session.truncations
+    spoken = Spoken(at_8khz(session, cut.item_id, CODECS[codec]))
+    assert cut.requested_ms == spoken.heard_ms(call.rtp.packets)
+    assert 0 < cut.requested_ms < cut.item_ms == len(session.sent_items[cut.item_id]) // 48
+    assert_continuous(call.rtp.packets)
+    (line,) = world.gateway.all("session.resampled", call=call.call_id)
+    assert line["law"] == codec
+
+
+async def test_an_answer_over_24_khz_is_heard_to_its_end(world: World) -> None:
+    """Nothing is left in the filter; and the caller is heard at the server, at the right pitch."""
+    seconds, hz = 1, 700.0
+    world.behave(vad="off", answer={"kind": "pattern", "seconds": seconds, "seed": 9})
+    call = await world.dial("wide", codecs=("PCMA",))
+    session = await world.session_of(call)
+    call.rtp.say(
+        Codec.PCMA.from_linear(
+            (8000 * np.sin(2 * np.pi * hz * np.arange(8000) / 8000)).astype(np.int16).tobytes()
+        )
+    )
+    await call.rtp.quiet()
+    (item_id,) = session.sent_items
+    spoken = Spoken(at_8khz(session, item_id, Codec.PCMA))
+    await call.rtp.until(lambda: len(spoken.packets_of(call.rtp.packets)) == seconds * 50)
+    so_far = session.received_total  # the jitter buffer and the filter hold the end back
+    await session.wait_until(lambda s: s.received_total >= so_far + 300 * 48, 10)
+    await world.summary_at_end(call)
+    assert spoken.heard_ms(call.rtp.packets) == seconds * 1000
+    heard = np.frombuffer(bytes(session.received)[: len(session.received) // 2 * 2], "<i2")
+    loud = np.abs(heard.astype(int)) > 4000
+    span = int(np.flatnonzero(loud)[-1] - np.flatnonzero(loud)[0])
+    assert span / 24 == pytest.approx(1000, abs=2)
+    spectrum = np.abs(np.fft.rfft(heard))
+    assert np.argmax(spectrum) * 24000 / len(heard) == pytest.approx(hz, abs=1)
