@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from gateway.audio.g711 import FRAME_MS, Codec
+from gateway.audio.inband import InBandDetector
 from gateway.call import inputs, outputs
 from gateway.call.ending import Why, ending_of, reason_header
 from gateway.call.machine import CallMachine
@@ -104,6 +105,7 @@ class Bridge:
         self._streaming = False
         self._started = False
         self._held: outputs.Hold | None = None
+        self._in_band = InBandDetector(plan.codec) if plan.digits.in_band else None
         self._inbox: deque[tuple[inputs.Input, float]] = deque()
         self._busy = False
         self._faulted = False
@@ -232,6 +234,9 @@ class Bridge:
 
     def _beat(self) -> None:
         audio = self._audio.uplink.drain()
+        if self._in_band is not None and audio:
+            for digit in self._in_band.feed(audio):
+                self.feed(inputs.DigitPressed(digit, in_band=True))
         if self._held is not None:
             audio = self._audio.codec.silence * len(audio) if self._held.silent else b""
         if audio and self._streaming and self._session is not None:

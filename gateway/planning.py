@@ -151,6 +151,7 @@ def call_plan(config: Config, match: Match, codec: Codec, retry_after: int) -> C
         greeting=_greeting(route.greeting, values),
         digits=DigitPlan(
             enabled=digits.enabled,
+            in_band=digits.in_band,
             inter_digit_seconds=digits.inter_digit_seconds,
             terminator=digits.terminator,
             max_digits=digits.max_digits,

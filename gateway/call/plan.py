@@ -15,6 +15,8 @@ class DigitPlan:
     """Keys: see :class:`gateway.dialplan.models.Digits`; ``text`` makes the item's words."""
 
     enabled: bool = True
+    in_band: bool = False
+    """The audio is listened to for keys, too."""
     inter_digit_seconds: float = 3.0
     terminator: str = "#"
     max_digits: int = 32
