@@ -192,7 +192,7 @@ class Bridge:
         self.record.security = self._legs.security
         self.record.rtp = quality_of(quality)
         self.record.quality = self._quality.add(quality)
-        self.feed(inputs.RtpCounted(quality.rx_packets))
+        self.feed(inputs.RtpCounted(quality.rx_packets, quality.expected))
 
     def on_ended(self, end: LegEnd) -> None:
         """The dialog is over."""

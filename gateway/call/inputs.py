@@ -150,6 +150,8 @@ class RtpCounted:
     """RTP packets received on the leg so far."""
 
     packets: int
+    expected: bool = True
+    """False while the peer's description says that it sends none (``recvonly``)."""
 
 
 @dataclass(frozen=True, slots=True)

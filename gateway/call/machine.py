@@ -361,10 +361,8 @@ class CallMachine:
     def _on_rtp(self, input: RtpCounted, now: float) -> list[Output]:
         if self._held:
             return []
-        if input.packets != self._rtp_packets and self.state in (
-            State.TALKING,
-            State.BRIDGED,
-        ):
+        heard = input.packets != self._rtp_packets or not input.expected
+        if heard and self.state in (State.TALKING, State.BRIDGED):
             self._rtp_packets = input.packets
             self._rtp_at = now
         return []

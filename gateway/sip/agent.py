@@ -25,6 +25,7 @@ from gateway.sip.message import offered_codecs, request_uri_of, user_of
 from gateway.sip.pjlog import LogWriter
 from gateway.sip.ports import LegAudio, PortPool
 from gateway.sip.probes import Probes
+from gateway.sip.quietports import QuietPorts
 from gateway.sip.screen import Screen, party_of
 from gateway.sip.sounds import Sounds
 from gateway.sip.thread import SipThread
@@ -114,6 +115,8 @@ class UserAgent:
         self.accounts: Accounts | None = None
         self._probes: Probes | None = None
         self._parties: Counter[str] = Counter()
+        low, high = settings.rtp_ports
+        self._quiet_ports = QuietPorts((high - low + 1) // 2)
         self._endpoint: Any = None
         self._listeners: Listeners | None = None
         self._admission: Admission | None = None
@@ -324,6 +327,12 @@ class UserAgent:
         leg.bind(call)
         self.tell_invite(leg)
 
+    def quieten(self, rtp_name: str) -> None:
+        """A call has let go of its RTP port, ``host:port``; it shall not serve again at once."""
+        host, _, port = rtp_name.rpartition(":")
+        live = sum(not call.ended for call in self._calls)
+        self._quiet_ports.hold(host.strip("[]"), int(port), live, time.monotonic())
+
     def retire(self, call: SipCall) -> None:
         """Let go of an ended call, once no callback of it is on the stack."""
         self._retired.append(call)
@@ -380,6 +389,7 @@ class UserAgent:
             self._next_quality = now + QUALITY_SECONDS
             for call in self._calls:
                 call.poll_quality()
+            self._quiet_ports.tick(now)
             if self.screen is not None:
                 self.screen.tick(now)
             if self.accounts is not None and not self._draining:
@@ -490,6 +500,7 @@ class UserAgent:
         except pj.Error as error:
             log.warning("sip.stop_failed", error=error.info())
         finally:
+            self._quiet_ports.close()
             self.pool.abandon()
             self.sounds.disown()
             if self.accounts is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import structlog
 from gateway.audio.g711 import Codec
 from gateway.sip.guard import guarded
 from gateway.sip.incall import InCall, InCallCommands
-from gateway.sip.message import headers_of, reason_of
+from gateway.sip.message import headers_of, offered_codecs, reason_of
 from gateway.sip.ports import LegAudio, Port
 from gateway.sip.quality import Meter, counters_of
 from gateway.sip.security import media_security
@@ -26,11 +27,22 @@ log = structlog.get_logger("sip")
 _IS_UPDATE = 1
 """PJMEDIA_STREAM_DTMF_IS_UPDATE: a further packet of an event already reported."""
 
-_REQUEST_TERMINATED = 487
+_REQUEST_TERMINATED, _NOT_ACCEPTABLE = 487, 488
+
+_IN_USE = (
+    pj.PJSUA_CALL_MEDIA_ACTIVE,
+    pj.PJSUA_CALL_MEDIA_REMOTE_HOLD,
+    pj.PJSUA_CALL_MEDIA_LOCAL_HOLD,
+)
 
 
 def _tell_media(handler: LegHandler, codec: Codec) -> None:
     handler.on_media(codec)
+
+
+def _has_media(info: Any) -> bool:
+    # `info` is the caller's, and outlives what it hands out.
+    return any(info.media[index].status in _IN_USE for index in range(len(info.media)))
 
 
 class Leg(InCallCommands):
@@ -106,6 +118,12 @@ class SipCall(InCall):
         self._port: Port | None = None
         self._meter = Meter()
         self._last_digit: tuple[str, int, int] | None = None
+        self._rtp_name = ""
+        """``host:port`` of our RTP, once its peer knows it."""
+        self._peer_sends = True
+        """What the peer's description says of its direction."""
+        self._fault: tuple[int, str] | None = None
+        """Why we gave the dialog up, if the peer made us."""
 
     @property
     def name(self) -> str:
@@ -165,7 +183,11 @@ class SipCall(InCall):
         """The dialog's state changed."""
         info = self.getInfo()
         if info.state == pj.PJSIP_INV_STATE_CONFIRMED:
-            self._tell(lambda handler: handler.on_confirmed())
+            if _has_media(info):
+                self._tell(lambda handler: handler.on_confirmed())
+            else:
+                self._fault = (_NOT_ACCEPTABLE, "no description that can be used in the ACK")
+                self.finish(0, {"Reason": f'SIP;cause={_NOT_ACCEPTABLE};text="No answer"'})
         elif info.state == pj.PJSIP_INV_STATE_EARLY and info.role == pj.PJSIP_ROLE_UAC:
             code = int(info.lastStatusCode)
             self._tell(lambda handler: handler.on_ringing(code))
@@ -173,14 +195,16 @@ class SipCall(InCall):
             self.ended = True
             self.unwire()
             self._release_port()
-            code = int(info.lastStatusCode)
+            if self._rtp_name:
+                self.agent.quieten(self._rtp_name)
+            code, reason = self._fault or (int(info.lastStatusCode), str(info.lastReason))
             crossed = self._method == "CANCEL" and code != _REQUEST_TERMINATED
             end = LegEnd(
                 code=code,
-                reason=str(info.lastReason),
+                reason=reason,
                 method="" if crossed else self._method,
                 reason_header="" if crossed else self._reason_header,
-                local=self._local,
+                local=self._local and self._fault is None,
             )
             self._tell(lambda handler: handler.on_ended(end))
             self.agent.retire(self)
@@ -215,6 +239,9 @@ class SipCall(InCall):
             media = info.media[index]
             if media.type != pj.PJMEDIA_TYPE_AUDIO:
                 continue
+            if media.status in _IN_USE:
+                self._rtp_name = str(self.getMedTransportInfo(index).localRtpName)
+            self._peer_sends = bool(media.dir & pj.PJMEDIA_DIR_DECODING)
             self._note_hold(media.status == pj.PJSUA_CALL_MEDIA_REMOTE_HOLD)
             if media.status != pj.PJSUA_CALL_MEDIA_ACTIVE:
                 continue
@@ -238,6 +265,12 @@ class SipCall(InCall):
             self._tell(lambda handler: handler.on_hold(held))
 
     @guarded
+    def onCallRxOffer(self, prm: Any) -> None:  # noqa: N802
+        """A re-INVITE or UPDATE brings an offer; the library would refuse a bad one with 500."""
+        if offered_codecs(f"\r\n\r\n{prm.offer.wholeSdp}") == ():
+            prm.statusCode = _NOT_ACCEPTABLE
+
+    @guarded
     def onDtmfEvent(self, prm: Any) -> None:  # noqa: N802
         """A telephone-event packet. A key counts once, when it is first heard of.
 
@@ -249,9 +282,11 @@ class SipCall(InCall):
         digit, start, duration = str(prm.digit), int(prm.timestamp), int(prm.duration)
         last = self._last_digit
         self._last_digit = (digit, start, duration)
-        if prm.flags & _IS_UPDATE and last is not None:
-            last_digit, last_start, last_duration = last
-            if digit == last_digit and start <= last_start + last_duration:
+        if last is not None and digit == last[0]:
+            _, last_start, last_duration = last
+            if start == last_start:
+                return  # a stream made anew by a re-INVITE takes its end for another beginning
+            if prm.flags & _IS_UPDATE and start <= last_start + last_duration:
                 return
         self._tell(lambda handler: handler.on_digit(digit))
 
@@ -273,7 +308,7 @@ class SipCall(InCall):
             counters = counters_of(self.getStreamStat(0))
         except pj.Error:
             return
-        quality = self._meter.read(counters)
+        quality = replace(self._meter.read(counters), expected=self._peer_sends)
         self._tell(lambda handler: handler.on_quality(quality))
 
     def _release_port(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -20,6 +21,10 @@ MAX_TEXT = 2000
 """Characters of one line; it may quote a packet."""
 
 
+_PORT_TAKEN = re.compile(r"RTC?P socket bind\(\) at .* in use")
+"""Ports that are held quiet after their call are found taken; pjsua tries the next."""
+
+
 class LogWriter(pj.LogWriter):  # type: ignore[misc]
     """Takes each line of pjsip's log, on any of its threads."""
 
@@ -31,7 +36,7 @@ class LogWriter(pj.LogWriter):  # type: ignore[misc]
     def write(self, entry: Any) -> None:
         """One line."""
         try:
-            if entry.level > 2:
+            if entry.level > 2 or _PORT_TAKEN.search(str(entry.msg)):
                 log.debug("pjsip", text=str(entry.msg).strip()[:MAX_TEXT])
                 return
             if not self._bucket.take(time.monotonic()):

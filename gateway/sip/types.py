@@ -152,6 +152,8 @@ class RtpQuality:
     """Delay in our jitter buffer."""
     rtt_ms: float | None = None
     """There and back, by RTCP; None before it is known."""
+    expected: bool = True
+    """False while the peer's description says that it sends nothing (RFC 3264 section 5.1)."""
     rx: Heard | None = None
     """None when nothing came and nothing was to come."""
     tx: Heard | None = None

@@ -1,0 +1,296 @@
+"""Offers and answers after the first, and delayed ones: audio stays right, both ways."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from dialog import DialogCall, answered, dialog_call
+from harness import World
+from laws import Frames, contains
+from listening import assert_continuous, is_silence, noise
+from rtp_end import FRAME, Packet, RtpEnd
+from sip_phone import CODECS
+
+from gateway.audio.g711 import Codec
+from gateway.emulator.record import SessionRecord
+
+LAWS = {0: Codec.PCMU, 8: Codec.PCMA}
+LEAD_IN = 25 * FRAME
+LONG_ANSWER: dict[str, Any] = {"kind": "pattern", "seconds": 60, "burst": True}
+
+WORLD = {
+    "log_level": "debug",
+    "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n",
+    "routes": """
+[[route]]
+name = "held-silence"
+to = "^held-silence$"
+[route.greeting]
+say = "Hello."
+[route.limits]
+rtp_timeout = 1.6
+
+[[route]]
+name = "held-stop"
+to = "^held-stop$"
+[route.greeting]
+say = "Hello."
+[route.limits]
+rtp_timeout = 1.6
+[route.hold]
+caller_audio = "stop"
+""",
+}
+
+
+class Answer:
+    """What the agent says, found again in whatever law it was heard."""
+
+    def __init__(self, audio: bytes, law: Codec) -> None:
+        self._frames = Frames(audio, law, FRAME)
+
+    def assert_whole(self, packets: list[Packet], at_least: int) -> None:
+        """Asserts that it was heard from its beginning without a frame left out or said twice."""
+        found = [self._frames.place(p.payload, LAWS[p.payload_type]) for p in packets]
+        places = [place for place in found if place is not None]
+        assert places == list(range(len(places)))
+        assert len(places) >= at_least
+        odd = [p for p, place in zip(packets, found, strict=True) if place is None]
+        assert all(is_silence(packet) for packet in odd), "something that nobody said"
+
+
+async def greeted(world: World, user: str = "greeted", *headers: str, **sdp: Any) -> DialogCall:
+    world.behave(vad="off", answer=LONG_ANSWER)
+    call = await answered(dialog_call(world.phone, user, *headers, **sdp))
+    await world.gateway.wait("call.confirmed", call=call.call_id)
+    await call.rtp.heard_bytes(20 * FRAME)
+    return call
+
+
+async def answer_of(world: World, call: DialogCall, law: Codec = Codec.PCMU) -> Answer:
+    session = await world.session_of(call)
+    (audio,) = session.sent_items.values()
+    return Answer(bytes(audio), law)
+
+
+async def is_heard(session: SessionRecord, call: DialogCall, seed: int, law: Codec) -> None:
+    """Say something; asserts that the session hears it, in its own law."""
+    speaks = LAWS[call.rtp.payload_type]
+    for attempt in range(3):
+        said = noise(seed * 10 + attempt, 0.6)
+        call.rtp.latest_s = 0.0
+        before = session.received_total
+        call.rtp.say((b"\x55" if speaks is Codec.PCMU else b"\x7f") * LEAD_IN + said)
+        await call.rtp.quiet()
+        wanted = session.received_total + 30 * FRAME
+        await session.wait_until(lambda s: s.received_total >= wanted, 20)  # noqa: B023
+        if contains(bytes(session.received[before:]), law, said, speaks):
+            return
+        if call.rtp.latest_s < 0.04:
+            break
+    raise AssertionError("what was said did not come as it was")
+
+
+async def ends_well(world: World, call: DialogCall) -> dict[str, Any]:
+    assert not call.byes
+    return await world.summary_at_end(call)
+
+
+@pytest.mark.parametrize("codec", ["PCMU", "PCMA"])
+async def test_a_delayed_offer_is_answered_in_the_ack(world: World, codec: str) -> None:
+    """The session begins before the law is known; whatever the caller takes is right."""
+    world.behave(vad="off", answer=LONG_ANSWER)
+    call = await answered(dialog_call(world.phone, "greeted", offer=False, codecs=(codec,)))
+    assert call.final is not None
+    assert " RTP/AVP 0 8 " in call.final.body
+    call.rtp.payload_type, silence = CODECS[codec]
+    call.rtp._silence = silence * FRAME
+    await call.rtp.heard_bytes(50 * FRAME)
+    session = await world.session_of(call)
+    await is_heard(session, call, 1, Codec.PCMU)
+    await ends_well(world, call)
+    (await answer_of(world, call)).assert_whole(call.rtp.packets, 50)
+    assert {packet.payload_type for packet in call.rtp.packets} == {CODECS[codec][0]}
+
+
+async def test_an_ack_without_an_answer_ends_the_call(world: World) -> None:
+    call = dialog_call(world.phone, "greeted", offer=False)
+    call.acknowledge = False
+    await answered(call)
+    call.phone.send(call._inside("ACK", 1))
+    bye = await call.hung_up()
+    assert bye.headers["reason"].startswith("SIP;cause=488")
+    ending = (await world.summary(call))["ending"]
+    assert (ending["why"], ending["by"]) == ("leg_lost", "network")
+    assert "ACK" in ending["detail"]
+
+
+@pytest.mark.parametrize("method", ["INVITE", "UPDATE"])
+async def test_the_law_changes_and_the_session_goes_on(world: World, method: str) -> None:
+    """From PCMU to PCMA and back, while both sides talk."""
+    call = await greeted(world)
+    session = await world.session_of(call)
+    for round_, codec in enumerate(("PCMA", "PCMU")):
+        await call.renegotiate(method, codecs=(codec,))
+        count = len(call.rtp.packets)
+        await is_heard(session, call, 20 + round_, Codec.PCMU)
+        assert {p.payload_type for p in call.rtp.packets[count + 5 :]} == {CODECS[codec][0]}
+    await ends_well(world, call)
+    (await answer_of(world, call)).assert_whole(call.rtp.packets, 100)
+    changes = world.gateway.all("call.codec_changed", call=call.call_id)
+    assert [line["codec"] for line in changes] == ["PCMA", "PCMU"]
+
+
+@pytest.mark.parametrize("method", ["INVITE", "UPDATE"])
+async def test_rtp_moves_to_another_port(world: World, method: str) -> None:
+    call = await greeted(world)
+    session = await world.session_of(call)
+    before, call.rtp = call.rtp, RtpEnd(*CODECS["PCMU"])
+    call.rtp.packets = list(before.packets)
+    try:
+        await call.renegotiate(method)
+        before.sending = False
+        at_old = len(before.packets)
+        await is_heard(session, call, 30, Codec.PCMU)
+        before.read_what_waits()
+        assert len(before.packets) <= at_old + 1
+        call.rtp.packets[at_old:at_old] = before.packets[len(before.packets) - 0 :]
+        await ends_well(world, call)
+        whole = [*before.packets, *call.rtp.packets[20:]]
+        (await answer_of(world, call)).assert_whole(_once(whole), 80)
+    finally:
+        await before.close()
+
+
+def _once(packets: list[Packet]) -> list[Packet]:
+    seen: dict[tuple[int, bytes], Packet] = {}
+    for packet in sorted(packets, key=lambda p: p.at):
+        if is_silence(packet):
+            continue
+        seen.setdefault((packet.sequence, packet.payload), packet)
+    return list(seen.values())
+
+
+async def test_an_invite_without_an_offer_inside_the_call(world: World) -> None:
+    """We offer, the ACK answers, and nothing is lost on the way."""
+    call = await greeted(world)
+    session = await world.session_of(call)
+    number, _ = call.put("INVITE")
+    cseq = f"{number} INVITE"
+
+    def answer() -> Any:
+        found = (m for m in call.messages if m.code == 200 and m.headers["cseq"] == cseq)
+        return next(found, None)
+
+    await call.until(lambda _c: answer() is not None, what="200")
+    assert " RTP/AVP 0" in answer().body
+    call.phone.send(call._inside("ACK", number, (), call.sdp.text(call.rtp.port)))
+    call._take(answer().body)
+    await is_heard(session, call, 40, Codec.PCMU)
+    await ends_well(world, call)
+    (await answer_of(world, call)).assert_whole(call.rtp.packets, 50)
+
+
+async def test_an_offer_that_cannot_be_taken_changes_nothing(world: World) -> None:
+    call = await greeted(world)
+    session = await world.session_of(call)
+    for method in ("INVITE", "UPDATE"):
+        call.sdp.version += 1
+        body = call.sdp.text(call.rtp.port).replace("RTP/AVP 0 8", "RTP/AVP 3")
+        answer = await call.ask(method, body=body.replace("PCMU", "GSM").replace(":0 ", ":3 "))
+        assert answer.code == 488, answer.start
+    await is_heard(session, call, 45, Codec.PCMU)
+    await ends_well(world, call)
+    assert_continuous(call.rtp.packets)
+    (await answer_of(world, call)).assert_whole(call.rtp.packets, 50)
+
+
+HOLDS: dict[str, dict[str, str]] = {
+    "sendonly": {"direction": "sendonly"},
+    "inactive": {"direction": "inactive"},
+    "0.0.0.0": {"address": "0.0.0.0"},
+}
+BACK = {"direction": "sendrecv", "address": "127.0.0.1"}
+
+
+@pytest.mark.parametrize("route", ["held-silence", "held-stop"])
+async def test_hold_by_the_peer(world: World, route: str) -> None:
+    """Playout pauses, and goes on with the very next frame; the peer's music is for nobody.
+
+    The silence of a peer on hold is longer than the route's RTP time-out.
+    """
+    await asyncio.gather(*(held(world, kind, route) for kind in HOLDS))
+
+
+async def held(world: World, kind: str, route: str) -> None:
+    method = "UPDATE" if route == "held-stop" else "INVITE"
+    call = await greeted(world, route)
+    session = await world.session_of(call)
+    music = noise(50, 0.5)
+    for seconds_held in (1.8, 0.1):
+        await call.renegotiate(method, **HOLDS[kind])
+        count, received = len(call.rtp.packets), session.received_total
+        since = asyncio.get_running_loop().time()
+        call.rtp.say(music)
+        await call.rtp.quiet()
+        call.rtp.sending = False
+        await asyncio.sleep(seconds_held)
+        assert len(call.rtp.packets) <= count + 1
+        seconds = (session.received_total - received) / 8000
+        passed = asyncio.get_running_loop().time() - since
+        assert seconds > passed / 2 if route == "held-silence" else seconds < 0.2
+        call.rtp.sending = True
+        await call.renegotiate(method, **BACK)
+        heard = len(call.rtp.packets)
+        await call.rtp.until(lambda: len(call.rtp.packets) > heard + 15)  # noqa: B023
+    await is_heard(session, call, 55, Codec.PCMU)
+    await ends_well(world, call)
+    (await answer_of(world, call)).assert_whole(call.rtp.packets, 50)
+    received_frames = {
+        bytes(session.received[at : at + 40]) for at in range(0, len(session.received), 40)
+    }
+    said = {music[at : at + 40] for at in range(0, len(music), 40)}
+    assert not said & received_frames, "music reached the model"
+    assert len(world.gateway.all("call.resumed", call=call.call_id)) == 2
+
+
+async def test_a_peer_that_only_listens_is_no_dead_line(world: World) -> None:
+    """``recvonly``: what it announced not to send is not missed."""
+    call = await greeted(world, "held-silence", direction="recvonly")
+    call.rtp.sending = False
+    heard = len(call.rtp.packets)
+    await call.rtp.until(lambda: len(call.rtp.packets) > heard + 125)
+    await ends_well(world, call)
+    (await answer_of(world, call)).assert_whole(call.rtp.packets, 125)
+
+
+async def test_a_call_that_begins_on_hold(world: World) -> None:
+    world.behave(vad="off", answer=LONG_ANSWER)
+    call = await answered(dialog_call(world.phone, "held-silence", direction="sendonly"))
+    await world.gateway.wait("call.confirmed", call=call.call_id)
+    await asyncio.sleep(0.3)
+    assert not [packet for packet in call.rtp.packets if not is_silence(packet)]
+    await call.renegotiate(direction="sendrecv")
+    await call.rtp.heard_bytes(30 * FRAME)
+    await ends_well(world, call)
+    (await answer_of(world, call)).assert_whole(call.rtp.packets, 25)
+
+
+async def test_keys_pressed_on_hold_are_taken(world: World) -> None:
+    """The peer's keypad works on hold as well; what the model says to it waits for the way back."""
+    world.behave(vad="off", answer={"kind": "pattern", "seconds": 1, "burst": True})
+    call = await answered(dialog_call(world.phone, "plain"))
+    session = await world.session_of(call)
+    await call.renegotiate(direction="sendonly")
+    await world.gateway.wait("call.held", call=call.call_id)
+    call.rtp.press("42#")
+    await session.wait_until(lambda s: s.sent("response.done") != [], 20)
+    assert not [packet for packet in call.rtp.packets if not is_silence(packet)]
+    await call.renegotiate(direction="sendrecv")
+    await call.rtp.until(lambda: len([p for p in call.rtp.packets if not is_silence(p)]) >= 50)
+    (item,) = session.seen("conversation.item.create")
+    assert "4 2" in str(item.body["item"])
+    await ends_well(world, call)
+    (await answer_of(world, call)).assert_whole(call.rtp.packets, 50)

@@ -1,0 +1,88 @@
+"""RTP ports are held after their call for as long as somebody sends to them."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from gateway.sip.quietports import QUIET_SECONDS, SPARE_PAIRS, QuietPorts
+
+
+def free_pair() -> int:
+    """An even port that is free with the one above."""
+    for _ in range(100):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            one.bind(("127.0.0.1", 0))
+            port = int(one.getsockname()[1])
+            if port % 2 == 0 and is_free(port + 1):
+                return port
+    raise AssertionError("no pair of ports is free")
+
+
+def is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def send_to(port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"\x80", ("127.0.0.1", port))
+
+
+def test_a_quiet_pair_comes_back_after_its_rest() -> None:
+    ports, port = QuietPorts(100), free_pair()
+    ports.hold("127.0.0.1", port, 0, 10.0)
+    assert not is_free(port)
+    assert not is_free(port + 1)
+    ports.tick(10.0 + QUIET_SECONDS - 0.1)
+    assert not is_free(port)
+    ports.tick(10.0 + QUIET_SECONDS)
+    assert is_free(port)
+    assert is_free(port + 1)
+    assert len(ports) == 0
+
+
+@pytest.mark.parametrize("above", [0, 1])
+def test_a_pair_that_is_sent_to_does_not_come_back(above: int) -> None:
+    ports, port = QuietPorts(100), free_pair()
+    ports.hold("127.0.0.1", port, 0, 0.0)
+    for second in range(1, 30):
+        send_to(port + above)
+        ports.tick(float(second))
+        assert not is_free(port)
+    ports.tick(29.0 + QUIET_SECONDS)
+    assert is_free(port)
+
+
+def test_calls_come_before_quiet() -> None:
+    """The pair that has been quiet for longest goes first; a noisy one as late as can be."""
+    pairs = 8
+    ports = QuietPorts(pairs)
+    noisy = free_pair()
+    ports.hold("127.0.0.1", noisy, 0, 0.0)
+    send_to(noisy)
+    quiet = free_pair()
+    ports.hold("127.0.0.1", quiet, 0, 0.0)
+    ports.tick(0.5)
+    third = free_pair()
+    ports.hold("127.0.0.1", third, pairs - SPARE_PAIRS - 2, 1.0)
+    assert is_free(quiet)
+    assert not is_free(noisy)
+    assert not is_free(third)
+    assert ports.given_up == 1
+    ports.hold("127.0.0.1", free_pair(), pairs, 1.0)
+    assert len(ports) == 0
+    ports.close()
+
+
+def test_a_port_that_somebody_else_has_is_left_to_them() -> None:
+    ports = QuietPorts(100)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        ports.hold("127.0.0.1", int(other.getsockname()[1]), 0, 0.0)
+    assert len(ports) == 0
