@@ -63,7 +63,8 @@ def table(entries: Iterable[Entry]) -> Table:
 
 
 def _is_trouble(line: Line) -> bool:
-    return any(entry.trouble for entry in tell([line]))
+    # Alone, the begin of a response has no end.
+    return line.type != "response.created" and any(entry.trouble for entry in tell([line]))
 
 
 def _clock(t_ms: float) -> str:
