@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import figures
 import numpy as np
 import pytest
 from harness import World
@@ -107,6 +110,36 @@ async def test_a_call_over_24_khz(world: World, route: str, codec: str) -> None:
     assert_continuous(call.rtp.packets)
     (line,) = world.gateway.all("session.resampled", call=call.call_id)
     assert line["law"] == codec
+
+
+async def test_many_interruptions_over_24_khz(world: World) -> None:
+    """At random moments, of answers sent at once, just ahead of playout, and in between."""
+    count = 12
+    ways: list[dict[str, object]] = [{"burst": True}, {"speed": 1.1}, {"speed": 4.0}]
+    answers = [
+        {"kind": "pattern", "seconds": 4, "seed": 40 + number, **ways[number % 3]}
+        for number in range(count + 1)
+    ]
+    speech = {"min_ms": 30, "max_ms": 700, "count": count, "length_ms": 40, "seed": 3}
+    world.behave(vad="scripted", answers=answers, speech=speech)
+    call = await world.dial("wide", codecs=("PCMA",))
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.truncations) + len(s.deletions) >= count, 60)
+    await world.summary_at_end(call)
+    assert not session.errors
+    told = {cut.item_id: cut.requested_ms for cut in session.truncations}
+    told |= dict.fromkeys(session.deletions, 0)
+    differences = []
+    for item_id, told_ms in told.items():
+        spoken = Spoken(at_8khz(session, item_id, Codec.PCMA))
+        differences.append(told_ms - spoken.heard_ms(call.rtp.packets))
+    figures.show(
+        f"truncation against what was heard over 24 kHz, {len(differences)} interruptions",
+        ", ".join(f"{ms} ms: {n}" for ms, n in sorted(Counter(differences).items())),
+    )
+    assert len(differences) == count
+    assert set(differences) == {0}
+    assert len(set(told.values())) > count // 2, "moments that differ"
 
 
 async def test_an_answer_over_24_khz_is_heard_to_its_end(world: World) -> None:

@@ -33,6 +33,15 @@ _NEWER = {
     "input_audio_noise_reduction": {"strength"},
 }
 _OUTPUT = {"voice": "voice", "speed": "speed"}
+# Where GA has what an error about a flat key names.
+_PLACES = {
+    "modalities": "output_modalities",
+    "max_response_output_tokens": "max_output_tokens",
+    "input_audio_format": "audio.input.format",
+    "output_audio_format": "audio.output.format",
+    **{beta: f"audio.input.{ga}" for beta, ga in _INPUT.items()},
+    **{beta: f"audio.output.{ga}" for beta, ga in _OUTPUT.items()},
+}
 # Top-level keys of a session that Beta has under the same name.
 _SAME = frozenset({"id", "object", "model", "instructions", "tools", "tracing", "expires_at"})
 _SAME_OF_RESPONSE = frozenset({"instructions", "tools", "conversation", "metadata", "input"})
@@ -86,6 +95,8 @@ class Beta(Ga):
             return _with(event, "session", _deep_session)
         elif kind in ("response.created", "response.done"):
             return _with(event, "response", _deep_response)
+        elif kind == "error":
+            return _with(event, "error", _error)
         return _with(event, "item", _ga_item)
 
 
@@ -214,6 +225,18 @@ def _deep_response(response: Json) -> Json:
     if output:
         deep.setdefault("audio", {"output": output})
     return deep
+
+
+def _error(error: Json) -> Json:
+    """An error that names a setting names GA's."""
+    param = error.get("param")
+    root, dot, rest = param.partition(".") if isinstance(param, str) else ("", "", "")
+    if root not in ("session", "response") or not dot:
+        return error
+    key, dot, inside = rest.partition(".")
+    # A list's index belongs to what is inside: modalities[0].
+    key, bracket, index = key.partition("[")
+    return {**error, "param": f"{root}.{_PLACES.get(key, key)}{bracket}{index}{dot}{inside}"}
 
 
 def _modalities(value: Any) -> list[str]:

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import soxr
 
 from gateway.audio.g711 import SAMPLE_RATE, Codec
@@ -24,6 +25,9 @@ DELAY_MS = 30
 _RATIO = PCM_RATE // SAMPLE_RATE
 _SAMPLE = 2
 _HOST = "<i2" if sys.byteorder == "little" else ">i2"
+
+
+Samples = npt.NDArray[Any]
 
 
 class Pcm24:
@@ -43,7 +47,8 @@ class Pcm24:
 
     def up(self, audio: bytes) -> bytes:
         """Caller audio for the wire. Nothing at first, then as much time as comes in."""
-        return self._up_samples(np.frombuffer(self.law.to_linear(audio), _HOST))
+        samples = np.frombuffer(self.law.to_linear(audio), _HOST).astype(np.float32)
+        return _whole(self._up.resample_chunk(samples)).astype("<i2").tobytes()
 
     def down(self, audio: bytes) -> bytes:
         """What a piece of an answer makes ready. Half a sample waits for its other half."""
@@ -55,26 +60,28 @@ class Pcm24:
 
     def part_over(self) -> bytes:
         """What is left of the part; the next piece begins another."""
-        tail = self._out(np.zeros(0, np.int16), last=True) if self._taken else b""
+        tail = self._out(np.zeros(0, np.float32), last=True) if self._taken else b""
         self._down.clear()
         self._rest, self._taken, self._given = b"", 0, 0
         return tail
 
-    def _up_samples(self, samples: Any) -> bytes:
-        made: bytes = self._up.resample_chunk(samples.astype(np.int16)).astype("<i2").tobytes()
-        return made
-
-    def _out(self, samples: Any, *, last: bool) -> bytes:
-        made = self._down.resample_chunk(samples.astype(np.int16), last=last)
+    def _out(self, samples: Samples, *, last: bool) -> bytes:
+        made = self._down.resample_chunk(samples.astype(np.float32), last=last)
         due = self._taken // _RATIO - self._given
         made = made[:due]
         if last and len(made) < due:
-            made = np.concatenate([made, np.zeros(due - len(made), np.int16)])
+            made = np.concatenate([made, np.zeros(due - len(made), np.float32)])
         self._given += len(made)
-        return self.law.from_linear(made.astype(_HOST).tobytes())
+        return self.law.from_linear(_whole(made).astype(_HOST).tobytes())
+
+
+def _whole(samples: Samples) -> npt.NDArray[np.int16]:
+    """Samples as 16-bit numbers; what the filter makes louder than those can be is cut."""
+    return np.clip(np.rint(samples), -32768, 32767).astype(np.int16)
 
 
 def _resampler(rate: int, to_rate: int) -> Any:
     # soxr's variable-rate engine, at a rate that never varies: its delay is short and constant,
-    # where the other one works in blocks and holds up to 75 ms back.
-    return soxr.ResampleStream(rate, to_rate, 1, dtype="int16", quality="HQ", vr=True)
+    # where the other one works in blocks and holds up to 75 ms back. In floating point it adds no
+    # dither, which G.711 has no use for: the same audio always becomes the same bytes.
+    return soxr.ResampleStream(rate, to_rate, 1, dtype="float32", quality="HQ", vr=True)
