@@ -155,6 +155,8 @@ class CallRecord:
             "security": self.security,
             "codec": self.codec,
             "direction": self.direction,
+            "quality": dict(self.quality),
+            "cost": dict(self.cost),
         }
 
     def summary(self) -> dict[str, Any]:

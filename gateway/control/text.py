@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any
+
+from gateway.cost.budget import money
 
 
 def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
@@ -19,6 +22,7 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"    {duration(call['age_seconds']):>8}  {call['from']} to {call['to']}{through}, "
             f"route {call['route']}, {call['codec']} {call['security'] or '(no media yet)'}"
+            f"{_figures(call)}"
         )
     yield f"  trunks    {len(status['trunks']) or 'none'}"
     for trunk in status["trunks"]:
@@ -27,9 +31,24 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
         yield "  refused"
         for rule, count in sorted(status["refused"].items()):
             yield f"    {count:>8}  {rule}"
+    cost = status.get("cost") or {}
+    if cost.get("calls"):
+        routes = cost["routes"].items()
+        each = ", ".join(f"{name} {money(Decimal(amount))}" for name, amount in sorted(routes))
+        shared = money(Decimal(cost["shared_total"]))
+        yield f"  cost      {shared} {cost['currency']} on {cost['day']}" + (each and f": {each}")
     dropped = {name: count for name, count in status["dropped"].items() if count}
     if dropped:
         yield "  dropped   " + ", ".join(f"{count} {name}" for name, count in dropped.items())
+
+
+def _figures(call: Mapping[str, Any]) -> str:
+    """How well it is heard, and what it has cost so far."""
+    quality, cost = call.get("quality") or {}, call.get("cost") or {}
+    scores = [(quality.get(way) or {}).get("mos") for way in ("rx", "tx")]
+    told = "/".join(f"{score['mean']:.1f}" if score else "-" for score in scores)
+    heard = f", MOS {told}" if any(scores) else ""
+    return heard + (f", {cost['priced']:.4f} {cost['currency']}" if cost else "")
 
 
 def _trunk(trunk: Mapping[str, Any]) -> str:

@@ -79,6 +79,17 @@ class Quality(_Part):
     rtt_ms: Spread | None = None
 
 
+class Cost(_Part):
+    """What the server told, priced; ``total`` is None when something has no price."""
+
+    currency: str = ""
+    total: float | None = None
+    priced: float = 0.0
+    model: str = ""
+    responses: int = 0
+    unpriced: list[str] = Field(default_factory=list)
+
+
 class EndingFacts(_Part):
     """Who ended the call, and why."""
 
@@ -127,6 +138,7 @@ class Record(_Part):
     underrun_ms: int = 0
     dropped_uplink_frames: int = 0
     quality: Quality = Quality()
+    cost: Cost = Cost()
     ending: EndingFacts | None = None
     timeline: list[Entry] = Field(default_factory=list)
 

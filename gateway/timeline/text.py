@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from gateway.timeline.record import Direction, Entry, Interruption, Quality
+from gateway.timeline.record import Cost, Direction, Entry, Interruption, Quality
 from gateway.timeline.sound import Reply, Sound, began_speaking, replies
 from gateway.timeline.story import AgentTurn, CallerTurn, Story
 
@@ -207,6 +207,8 @@ def _foot(story: Story, measured: list[Reply]) -> RenderableType:
         )
     else:
         grid.add_row("audio", "no underrun, no frame dropped")
+    if record.cost.responses:
+        grid.add_row("cost", escape(cost_words(record.cost)))
     for line in quality_lines(record.quality):
         grid.add_row("quality", line)
     if record.ending is not None:
@@ -217,6 +219,15 @@ def _foot(story: Story, measured: list[Reply]) -> RenderableType:
 
 def _one_cut(played_ms: int, received_ms: int) -> str:
     return f"heard {played_ms:,} of {received_ms:,} ms"
+
+
+def cost_words(cost: Cost) -> str:
+    """``0.0070 USD in 3 responses of gpt-realtime``."""
+    amount = f"{cost.priced:.4f} {cost.currency}"
+    if cost.total is None:
+        without = ", ".join(cost.unpriced) or "something"
+        amount = f"at least {amount} (no price for {without})" if cost.priced else "not known"
+    return f"{amount} in {cost.responses} responses of {cost.model}"
 
 
 def quality_lines(quality: Quality) -> list[str]:

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import ConfigError
+from gateway.config.check import check, load_all
 from gateway.cost.account import Account, Accounts
 from gateway.cost.budget import Budgets, Level, Reached, Scope, Watch, money
 from gateway.cost.ledger import DaySums, Ledger
+from gateway.cost.planning import budget_plan, budgets_of
 from gateway.cost.prices import OWN_FILE, PriceBook, load_prices
 from gateway.cost.usage import Tokens, Usage, transcription_usage_of, usage_of
 from gateway.realtime.events import InputTranscribed, ResponseDone
@@ -239,6 +241,53 @@ def test_mistakes_of_a_price_file_have_their_line(
     (problem,) = caught.value.problems
     assert problem.line == line
     assert message in problem.message
+
+
+def test_the_manuals_prices_are_good(tmp_path: Path) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "cost.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```toml\n(.*?)^```$", docs, re.MULTILINE | re.DOTALL)
+    book = _book(tmp_path, example)
+    price = book.price("my-deployment", "x.openai.azure.com")
+    assert price is not None
+    assert price.of(usage_of(CHECK)) == Decimal("0.0069656")
+
+
+def test_check_tells_what_is_wrong_with_a_price_file(tmp_path: Path) -> None:
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "prices.toml").write_text('[[model]]\nmatch = ["a"]\nper_minute = -1\n')
+    file = tmp_path / "gateway.toml"
+    file.write_text(
+        '[realtime]\nurl = "ws://127.0.0.1:1"\n[dialplan]\nfolder = "plans"\n'
+        '[cost]\nprices = "prices.toml"\n'
+    )
+    status, lines = check(file, {})
+    assert status == 2
+    (line,) = lines
+    assert line.startswith(f"{tmp_path / 'prices.toml'}:3: model[0].per_minute: must be greater")
+
+
+def test_a_routes_budget_goes_before_the_configurations(tmp_path: Path) -> None:
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "a.toml").write_text(
+        '[[route]]\nname = "a"\n[[route]]\nname = "b"\n'
+        '[[route.transfer]]\nname = "Desk"\nto = "sip:1@pbx"\n'
+        '[route.budget]\ncall = 0.5\nnumber = 0\nday = 7\nwarn_at = 1\ntransfer_to = "desk"\n'
+    )
+    file = tmp_path / "gateway.toml"
+    file.write_text(
+        '[realtime]\nurl = "ws://127.0.0.1:1"\n[dialplan]\nfolder = "plans"\n'
+        "[cost.budget]\ncall = 0.1\nnumber = 2\nday = 30\n"
+    )
+    config, dialplan = load_all(file, {})
+    first, second = (budgets_of(config, route) for route in dialplan.routes)
+    assert first == Budgets(Decimal("0.1"), Decimal(2), None, Decimal(30), Decimal("0.8"))
+    assert second == Budgets(Decimal("0.5"), None, Decimal(7), Decimal(30), Decimal(1))
+    assert budget_plan(config, dialplan.routes[1]).transfer_to == "desk"
+    (tmp_path / "plans" / "a.toml").write_text(
+        '[[route]]\nname = "a"\nbudget.transfer_to = "desk"\n'
+    )
+    with pytest.raises(ConfigError, match="no name of a"):
+        load_all(file, {})
 
 
 def test_a_circle_of_names_ends(tmp_path: Path) -> None:
