@@ -350,6 +350,29 @@ EVENTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+EVENTS += [
+    (
+        {"type": "error", "error": {"code": "c", "message": "m", "param": beta}},
+        {"type": "error", "error": {"code": "c", "message": "m", "param": ga}},
+    )
+    for beta, ga in (
+        ("session.voice", "session.audio.output.voice"),
+        ("session.speed", "session.audio.output.speed"),
+        ("session.input_audio_format", "session.audio.input.format"),
+        ("session.output_audio_format", "session.audio.output.format"),
+        ("session.input_audio_transcription.model", "session.audio.input.transcription.model"),
+        ("session.input_audio_noise_reduction", "session.audio.input.noise_reduction"),
+        ("session.turn_detection.threshold", "session.audio.input.turn_detection.threshold"),
+        ("session.max_response_output_tokens", "session.max_output_tokens"),
+        ("session.modalities[0]", "session.output_modalities[0]"),
+        ("response.modalities", "response.output_modalities"),
+        ("session.tools[0].name", "session.tools[0].name"),
+        ("item.content[0].type", "item.content[0].type"),
+        (None, None),
+    )
+]
+
+
 @pytest.mark.parametrize(("beta", "ga"), EVENTS, ids=[str(row[0].get("type")) for row in EVENTS])
 def test_events(beta: dict[str, Any], ga: dict[str, Any]) -> None:
     before = json.dumps(beta)
