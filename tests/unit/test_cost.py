@@ -290,6 +290,23 @@ def test_a_routes_budget_goes_before_the_configurations(tmp_path: Path) -> None:
         load_all(file, {})
 
 
+def test_each_worker_keeps_its_own_file(tmp_path: Path) -> None:
+    (tmp_path / "plans").mkdir()
+    file = tmp_path / "gateway.toml"
+    for more, alone, second in (
+        ("", None, None),
+        ('[records]\nfolder = "r"\n', "r/today.cost", "r/today-1.cost"),
+        ('[cost]\nledger = "l.json"\n', "l.json", "l-1.json"),
+    ):
+        file.write_text(
+            '[realtime]\nurl = "ws://127.0.0.1:1"\n[dialplan]\nfolder = "plans"\n'
+            f"[workers]\ncount = 2\n{more}"
+        )
+        config, _ = load_all(file, {})
+        assert config.ledger == (alone and tmp_path / alone)
+        assert config.for_worker(1).ledger == (second and tmp_path / second)
+
+
 def test_a_circle_of_names_ends(tmp_path: Path) -> None:
     book = _book(
         tmp_path,
