@@ -147,7 +147,8 @@ def _summary(path: Path, config: Config, dialplan: Dialplan) -> list[str]:
         f"RTP {low}-{high}",
         *(shared if count > 1 else []),
         f"  trunks    {trunks or 'none'}; other calls: {config.access.unknown}",
-        f"  realtime  {realtime.url}, model {realtime.model}, {key}",
+        f"  realtime  {realtime.url}, model {realtime.model}, {key}, "
+        f"dialect {realtime.dialect}, audio {realtime.audio}",
         f"  dialplan  {len(dialplan.routes)} routes in {files} files: {names or 'none'}",
     ]
 

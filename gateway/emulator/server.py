@@ -59,8 +59,9 @@ class Emulator:
 
     ``script`` is in force for sessions that choose nothing else, ``scripts`` adds named ones.
     ``api_key``, when set, is demanded as the service does it (error after the upgrade, close
-    3000). ``record`` is a folder for event logs and callers' audio. The last ``keep_sessions``
-    are remembered, with up to ``audio_limit`` bytes of audio for each direction.
+    3000; on Azure's paths 401 instead of the upgrade). ``record`` is a folder for event logs and
+    callers' audio. The last ``keep_sessions`` are remembered, with up to ``audio_limit`` bytes of
+    audio for each direction.
     """
 
     def __init__(
@@ -161,6 +162,10 @@ class Emulator:
         mistake = _azure_mistake(path, url.query)
         if mistake is not None:
             return connection.respond(http.HTTPStatus.BAD_REQUEST, mistake)
+        good = self._key_is_good(request, path, url.query)
+        if path != PATHS[0] and not good:
+            text = _AZURE_ERROR % ("401", "Access denied due to invalid subscription key.")
+            return connection.respond(http.HTTPStatus.UNAUTHORIZED, text)
         script = self._script(request, path, url.query)
         refusal = script.refuse
         if refusal is not None and refusal.first_sessions is not None:
@@ -204,6 +209,16 @@ class Emulator:
                 sent_bytes=record.sent_total,
             )
 
+    def _key_is_good(self, request: Request, path: str, query: str) -> bool:
+        """Whether the key that is demanded was sent; Azure takes it in the query, too."""
+        if self._api_key is None:
+            return True
+        headers = request.headers
+        key = headers.get("api-key") or headers.get("Authorization", "").removeprefix("Bearer ")
+        if path != PATHS[0]:
+            key = key or parse_qs(query).get("api-key", [""])[0]
+        return hmac.compare_digest(key.encode("utf-8", "replace"), self._api_key.encode())
+
     def _script(self, request: Request, path: str, query: str) -> Script:
         """The script of a session; a refusal for those that the service would refuse."""
         try:
@@ -215,12 +230,8 @@ class Emulator:
         if not beta and HEADER_VALUE in headers.get_all(HEADER):
             text = "The Realtime Beta API is no longer supported. Use the GA API."
             return _refused("beta_api_shape_disabled", text)
-        if self._api_key is not None:
-            key = headers.get("api-key") or headers.get("Authorization", "").removeprefix("Bearer ")
-            if path != PATHS[0]:
-                key = key or asked.get("api-key", [""])[0]
-            if not hmac.compare_digest(key.encode("utf-8", "replace"), self._api_key.encode()):
-                return _refused("invalid_api_key", "Incorrect API key provided.")
+        if not self._key_is_good(request, path, query):
+            return _refused("invalid_api_key", "Incorrect API key provided.")
         if path != PREVIEW_PATH and not asked.get("model"):
             return _refused("missing_model", "You must provide a model parameter.")
         return script
