@@ -68,7 +68,7 @@ def write(folder: Path, port: int, more: str = "") -> Path:
     (folder / "dialplans" / "10.toml").write_text('[[route]]\nname = "any"\n')
     file = folder / "gateway.toml"
     file.write_text(
-        f'[sip]\nlisten = ["udp:127.0.0.1:{port}"]\nrtp_ports = [46000, 46399]\nmax_calls = 4\n'
+        f'[sip]\nlisten = ["udp:127.0.0.1:{port}"]\nrtp_ports = [19000, 19399]\nmax_calls = 4\n'
         f'[realtime]\nurl = "ws://127.0.0.1:9/v1/realtime"\n{more}'
     )
     return file
