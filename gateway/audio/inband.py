@@ -51,7 +51,7 @@ def _matrix() -> NDArray[np.complex128]:
     shape = np.hamming(WINDOW)
     tones = [*_LOW, *_HIGH, *(2 * hz for hz in _HIGH)]
     rows = [shape * np.exp(-2j * np.pi * hz * time) for hz in tones]
-    return np.asarray(rows) * 2 / shape.sum()
+    return np.asarray(rows, np.complex128) * (2 / float(shape.sum()))
 
 
 _FILTERS = _matrix()

@@ -157,3 +157,13 @@ _UNANSWERED = {
 def why_not_answered(code: int) -> Why:
     """Why a call of ours was not answered, by its final response."""
     return _UNANSWERED.get(outcome_of(code), Why.UNOBTAINABLE)
+
+
+def why_leg_ended(code: int, method: str, *, local: bool, talked: bool) -> Why:
+    """Why a leg is over that we did not end: ``method`` is the peer's BYE or CANCEL, if any."""
+    if not talked and (method == "CANCEL" or code == 487):
+        return Why.CANCELLED
+    if method in ("BYE", "CANCEL"):
+        # A CANCEL that our 200 had crossed has no effect (RFC 3261 section 9.2).
+        return Why.HUNG_UP
+    return Why.FAULT if local else Why.LEG_LOST

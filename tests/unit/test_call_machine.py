@@ -30,8 +30,9 @@ from call_scene import (
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.machine import ACK_SECONDS, LEG_END_SECONDS, State
+from gateway.call.machine import LEG_END_SECONDS, State
 from gateway.call.plan import CallPlan
+from gateway.call.timers import ACK_SECONDS
 
 Step = tuple[float, inputs.Input | None, list[str]]
 Row = Sequence[Step]

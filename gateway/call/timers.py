@@ -1,0 +1,67 @@
+"""When the clock ends a call: no ACK, no answer, too long, no RTP."""
+
+from __future__ import annotations
+
+from gateway.call.ending import Why
+from gateway.call.plan import CallPlan
+
+ACK_SECONDS = 40.0
+"""The ACK of a 200 is waited for at most 32 s below (RFC 3261 section 13.3.1.4), and then told."""
+
+
+class Timers:
+    """What is due, and since when. Times in s, of the machine's clock."""
+
+    def __init__(self, plan: CallPlan) -> None:
+        self._plan = plan
+        self._ack_at: float | None = None
+        self._ring_until: float | None = None
+        self._max_at: float | None = None
+        self._rtp_at: float | None = None
+        self._packets = -1
+
+    def answered(self, now: float) -> None:
+        """200 is sent."""
+        self._ack_at = now + ACK_SECONDS
+
+    def dialling(self, now: float, ring_seconds: float) -> None:
+        """Somebody is being called."""
+        self._ring_until = now + ring_seconds
+
+    def confirmed(self, now: float, *, held: bool) -> None:
+        """The call is up."""
+        self._ack_at = self._ring_until = None
+        self._max_at = now + self._plan.max_call_seconds
+        self.held(now, held)
+
+    def held(self, now: float, held: bool) -> None:
+        """A caller who holds us may send no RTP at all; that is no dead line."""
+        self._rtp_at = None if held else now
+
+    def packets(self, count: int, now: float, *, expected: bool) -> None:
+        """RTP packets so far; ``expected``: there should be more of them than the last time."""
+        if count != self._packets or not expected:
+            self._packets = count
+            self._rtp_at = now
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`due` is to be asked next."""
+        rtp_at = None
+        if self._rtp_at is not None and self._plan.rtp_timeout > 0:
+            rtp_at = self._rtp_at + self._plan.rtp_timeout
+        due = (self._ring_until, self._ack_at, self._max_at, rtp_at)
+        return min((at for at in due if at is not None), default=None)
+
+    def due(self, now: float) -> tuple[Why, str] | None:
+        """Why the call ends now, and a word about it, if it does."""
+        if self._ack_at is not None and now >= self._ack_at:
+            return Why.LEG_LOST, "no ACK"
+        if self._ring_until is not None and now >= self._ring_until:
+            return Why.NO_ANSWER, "rang too long"
+        if self._max_at is not None and now >= self._max_at:
+            return Why.MAX_DURATION, ""
+        timeout = self._plan.rtp_timeout
+        if self._rtp_at is not None and timeout > 0 and now >= self._rtp_at + timeout:
+            return Why.RTP_SILENCE, f"no packet for {timeout:g} s"
+        return None
