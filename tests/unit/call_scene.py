@@ -63,13 +63,18 @@ def created(response: str) -> inputs.ServerSaid:
 
 
 def done(
-    response: str, status: str = "completed", calls: Sequence[tuple[str, str]] = ()
+    response: str, status: str = "completed", calls: Sequence[tuple[str, ...]] = ()
 ) -> inputs.ServerSaid:
-    """``response.done`` with function calls (name, call_id)."""
+    """``response.done`` with function calls (name, call_id, and arguments if there are any)."""
     output: list[dict[str, Any]] = [{"type": "message", "role": "assistant"}]
     output += [
-        {"type": "function_call", "name": name, "call_id": call_id, "arguments": "{}"}
-        for name, call_id in calls
+        {
+            "type": "function_call",
+            "name": name,
+            "call_id": call_id,
+            "arguments": "".join(more) or "{}",
+        }
+        for name, call_id, *more in calls
     ]
     return said(ResponseDone(response, status, None, None, None, tuple(output), None))
 
@@ -231,6 +236,22 @@ def _words(output: outputs.Output) -> str:
             return "media"
         case outputs.Hold(held):
             return "hold" if held else "resume"
+        case outputs.Dial():
+            return "dial"
+        case outputs.Sound(name):
+            return f"sound {name}".rstrip()
+        case outputs.Refer(target, replaces):
+            return "refer to the second" if replaces else f"refer {target}"
+        case outputs.DialSecond(uri, trunk):
+            return f"second {uri} {trunk}".rstrip()
+        case outputs.HangUpSecond():
+            return "hang up second"
+        case outputs.Join(listen):
+            return "join, listening" if listen else "join"
+        case outputs.Press(digit, how, second):
+            return f"press {digit} {'second' if second else how}"
+        case outputs.RunTool(call_id, name, arguments):
+            return f"run {name} {call_id} {arguments}"
         case outputs.Play(audio):
             return f"play {len(audio) // 8}" if audio else ""
         case outputs.Flush():

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from gateway.audio.g711 import FRAME_BYTES, Codec
 from gateway.call import inputs, outputs
 from gateway.call.machine import CallMachine, State
-from gateway.call.plan import CallPlan, DigitPlan
+from gateway.call.plan import (
+    CallPlan,
+    Destination,
+    DigitPlan,
+    HoldPlan,
+    PressPlan,
+    TransferPlan,
+)
 from gateway.call.record import CallRecord
 from gateway.realtime.commands import (
     CancelResponse,
@@ -46,6 +53,17 @@ CALLS = st.lists(
         [
             {"type": "function_call", "name": "end_call", "call_id": "c1"},
             {"type": "function_call", "name": "lookup", "call_id": "c2"},
+            {"type": "function_call", "name": "send_dtmf", "arguments": '{"digits": "1W2"}'},
+            {"type": "function_call", "name": "hold", "arguments": '{"seconds": 9}'},
+            *(
+                {
+                    "type": "function_call",
+                    "name": "transfer_call",
+                    "call_id": "c3",
+                    "arguments": json.dumps({"destination": mode}),
+                }
+                for mode in ("blind", "attended", "bridge")
+            ),
             {"type": "function_call"},
             {"type": "message"},
             {},
@@ -114,6 +132,16 @@ LEG = st.one_of(
     st.sampled_from(list(Codec)).map(inputs.MediaUp),
     st.booleans().map(inputs.Held),
 )
+STATUS = st.sampled_from([100, 180, 200, 404, 486, 603])
+TRANSFERS = st.one_of(
+    st.builds(inputs.TransferTold, STATUS, st.just(""), st.booleans()),
+    st.just(inputs.SecondRinging(180)),
+    st.just(inputs.SecondAnswered()),
+    st.builds(inputs.SecondEnded, STATUS, st.just(""), st.sampled_from(["", "BYE"]), st.booleans()),
+    st.just(inputs.SecondDigit("1")),
+    st.just(inputs.ToolDone("c2", "{}")),
+    st.just(inputs.RingingThere(180)),
+)
 PLAYOUT = st.one_of(
     st.just(inputs.PlayoutStarted()),
     st.just(inputs.PlayoutDrained()),
@@ -131,7 +159,17 @@ STEPS = st.lists(
     st.tuples(
         st.sampled_from([0.0, 0.0, 0.02, 0.5, 3.0, 12.0, 40.0]),
         st.integers(0, 29).flatmap(
-            lambda n: ENDS if n == 0 else PLAYOUT if n < 6 else LEG if n < 12 else SESSION
+            lambda n: (
+                ENDS
+                if n == 0
+                else PLAYOUT
+                if n < 6
+                else LEG
+                if n < 10
+                else TRANSFERS
+                if n < 15
+                else SESSION
+            )
         ),
     ),
     max_size=60,
@@ -150,6 +188,16 @@ PLANS = st.builds(
     ),
     rtp_timeout=st.sampled_from([0.0, 30.0]),
     max_call_seconds=st.sampled_from([60.0, 3600.0]),
+    transfer=st.builds(
+        TransferPlan,
+        destinations=st.sampled_from(
+            [(), tuple(Destination(m, f"sip:{m}@pbx", m) for m in ("blind", "attended", "bridge"))]
+        ),
+        listen=st.booleans(),
+    ),
+    press=st.builds(PressPlan, st.booleans()),
+    hold=st.builds(HoldPlan, st.booleans()),
+    tools=st.sampled_from([frozenset[str](), frozenset({"lookup"})]),
     server_interrupts=st.booleans(),
     truncate_margin_ms=st.sampled_from([0, 85]),
 )
@@ -167,6 +215,8 @@ class _Watch:
         self.finished = 0
         self.session_closed = False
         self.answered = False
+        self.second = False
+        """Somebody was called for the caller, and is still there."""
         self.leg_ended_first = False
         self.faults_at_end = 0
         self.in_flight: CreateResponse | None = None
@@ -174,6 +224,8 @@ class _Watch:
 
     def feed(self, happening: inputs.Input) -> None:
         state = self.machine.state
+        if isinstance(happening, inputs.SecondEnded):
+            self.second = False
         if isinstance(happening, inputs.LegEnded) and state not in (State.ENDING, State.FINISHED):
             self.leg_ended_first = True
         if isinstance(happening, inputs.Faulted) and state is State.ENDING:
@@ -231,6 +283,13 @@ class _Watch:
                 case outputs.StartMedia():
                     assert self.answered
                     assert self.released == 0
+                case outputs.DialSecond():
+                    assert not self.second
+                    self.second = True
+                case outputs.HangUpSecond():
+                    self.second = False
+                case outputs.Join() | outputs.Refer(replaces=True):
+                    assert self.second
                 case outputs.Play(audio):
                     assert len(audio) % FRAME_BYTES == 0
                 case outputs.Send(command):
@@ -244,6 +303,7 @@ class _Watch:
                 case outputs.Finished(ending):
                     assert self.session_closed
                     assert self.record.ending is ending
+                    assert not self.second, "nobody is left on the line"
                     self.finished += 1
 
 
