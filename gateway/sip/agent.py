@@ -14,23 +14,25 @@ import structlog
 
 from gateway.audio.g711 import Codec
 from gateway.sip import library, native
-from gateway.sip.accounts import Account, Accounts, header_vector
+from gateway.sip.accounts import Accounts, header_vector
 from gateway.sip.admission import Admission
 from gateway.sip.arrivals import Arrivals
 from gateway.sip.endpoint import configure_media, endpoint_config, only_g711
 from gateway.sip.errors import AgentError as AgentError
+from gateway.sip.incoming import Endpoint, Incoming
 from gateway.sip.invite import invite_of
 from gateway.sip.leg import Leg, SipCall
-from gateway.sip.message import offered_codecs, request_uri_of, user_of
+from gateway.sip.message import user_of
+from gateway.sip.needs import ipv6_unmet
 from gateway.sip.pjlog import LogWriter
 from gateway.sip.ports import LegAudio, PortPool
 from gateway.sip.probes import Probes
 from gateway.sip.quietports import QuietPorts
-from gateway.sip.screen import Screen, party_of
+from gateway.sip.screen import Screen
 from gateway.sip.sounds import Sounds
 from gateway.sip.thread import SipThread
 from gateway.sip.transports import Listeners
-from gateway.sip.trunks import Attribution, Trunk, Trunks
+from gateway.sip.trunks import Trunk, Trunks
 from gateway.sip.types import Invite, LegEnd, LegHandler, Refused, SipSettings
 
 log = structlog.get_logger("sip")
@@ -46,34 +48,6 @@ STOP_SECONDS = 6.0
 """Deadline for the library's own end; a BYE without an answer is given up before that."""
 
 _HANG_UP_SECONDS = 2.0
-
-
-class _Endpoint(pj.Endpoint):  # type: ignore[misc]
-    agent: UserAgent
-
-    def onRejectedIncomingCall(self, prm: Any) -> None:  # noqa: N802
-        """pjsua refused an INVITE by itself."""
-        try:
-            message = str(prm.rdata.wholeMsg)
-            invite = self.agent.facts_of(message, str(prm.rdata.srcAddress)) if message else None
-            self.agent.tell_refused(Refused(invite, int(prm.statusCode), str(prm.reason)))
-        except Exception:
-            log.exception("sip.callback_failed", callback="onRejectedIncomingCall")
-
-    def onSelectAccount(self, prm: Any) -> None:  # noqa: N802
-        """pjsua asks whose a request outside of a dialog is, before it makes anything of it."""
-        try:
-            prm.accountIndex = self.agent.account_for(prm.rdata).getId()
-        except Exception:
-            log.exception("sip.callback_failed", callback="onSelectAccount")
-
-    def onTransportState(self, prm: Any) -> None:  # noqa: N802
-        """A connection stands, or has ended."""
-        try:
-            if self.agent.accounts is not None:
-                self.agent.accounts.on_connection(prm)
-        except Exception:
-            log.exception("sip.callback_failed", callback="onTransportState")
 
 
 class UserAgent:
@@ -113,6 +87,7 @@ class UserAgent:
         self.trunks = Trunks(settings.trunks)
         self.screen: Screen | None = None
         self.accounts: Accounts | None = None
+        self.incoming = Incoming(self)
         self._probes: Probes | None = None
         self._parties: Counter[str] = Counter()
         low, high = settings.rtp_ports
@@ -277,56 +252,6 @@ class UserAgent:
         call.party = party
         self._parties[party] += 1
 
-    def account_for(self, rdata: Any) -> Account:
-        """The account of an incoming request. The laws that its call may speak are set, too."""
-        assert self.accounts is not None
-        message, source = str(rdata.wholeMsg), str(rdata.srcAddress)
-        found = self._attribute(message, source)
-        trunk = None if found is None else found.trunk
-        offered = offered_codecs(message)
-        if trunk is not None and offered is not None:
-            self._offer([codec for codec in trunk.codecs if codec in offered][:1])
-        else:
-            self._offer(list(Codec))
-        current = self.screen.current if self.screen is not None else None
-        if current is None:
-            return self.accounts.of(trunk)
-        return self.accounts.of(trunk, current.local, current.transport)
-
-    def _attribute(self, message: str, source: str) -> Attribution | None:
-        host, _, port = source.rpartition(":")
-        current = self.screen.current if self.screen is not None else None
-        reliable = current is not None and current.reliable
-        return self.trunks.attribute(host, int(port or 0), reliable, request_uri_of(message))
-
-    def facts_of(self, message: str, source: str) -> Invite:
-        """The facts of an INVITE that pjsua looks at, with the trunk that it belongs to."""
-        found = self._attribute(message, source)
-        current = self.screen.current if self.screen is not None else None
-        invite = replace(
-            invite_of(message, source), transport="" if current is None else current.transport
-        )
-        if found is None:
-            return invite
-        laws = invite.offered
-        return replace(
-            invite,
-            trunk=found.trunk.name,
-            attributed_by=found.how,
-            offered=None if laws is None else tuple(c for c in found.trunk.codecs if c in laws),
-        )
-
-    def _on_call(self, account: Account, prm: Any) -> None:
-        message, source = str(prm.rdata.wholeMsg), str(prm.rdata.srcAddress)
-        found = self._attribute(message, source)
-        invite = self.facts_of(message, source)
-        call = SipCall(self, account, prm.callId)
-        self.hold(call, party_of(found, invite.source.rpartition(":")[0].strip("[]")))
-        leg = Leg(self, invite)
-        call.leg = leg
-        leg.bind(call)
-        self.tell_invite(leg)
-
     def quieten(self, rtp_name: str) -> None:
         """A call has let go of its RTP port, ``host:port``; it shall not serve again at once."""
         host, _, port = rtp_name.rpartition(":")
@@ -339,7 +264,7 @@ class UserAgent:
 
     def _dial(self, leg: Leg, uri: str, codecs: list[Codec], trunk: Trunk | None) -> None:
         assert self.accounts is not None
-        self._offer(codecs)
+        self.offer(codecs)
         call = SipCall(self, self.accounts.of(trunk))
         call.leg = leg
         leg.bind(call)
@@ -360,9 +285,9 @@ class UserAgent:
             if handler is not None:
                 self.to_loop(lambda: handler.on_ended(end))
         finally:
-            self._offer(list(Codec))
+            self.offer(list(Codec))
 
-    def _offer(self, codecs: list[Codec]) -> None:
+    def offer(self, codecs: list[Codec]) -> None:
         """Let SDP that is made from now on have these laws, in their order.
 
         The library keeps one order for all calls, and reads it when it makes SDP: right behind.
@@ -378,7 +303,7 @@ class UserAgent:
         self._endpoint.libHandleEvents(ms)
 
     def _housekeeping(self) -> None:
-        self._offer(list(Codec))  # SDP of what came in this turn has been made
+        self.offer(list(Codec))  # SDP of what came in this turn has been made
         if self._retired:
             self._let_go()
         now = time.monotonic()
@@ -415,8 +340,7 @@ class UserAgent:
                 call.leg = None
 
     def _create(self) -> None:
-        endpoint = _Endpoint()
-        endpoint.agent = self
+        endpoint = Endpoint(self, self.incoming)
         self._endpoint = endpoint
         library.native().pj_log_set_level(0)  # it would write to stdout until libInit says where
         endpoint.libCreate()
@@ -425,7 +349,8 @@ class UserAgent:
         self._configure_media(config.medConfig)
         endpoint.libInit(config)
         self.capacity = library.capacity()
-        self._have_ipv6()
+        if lacking := ipv6_unmet(self.settings):
+            raise AgentError(lacking)
         endpoint.audDevManager().setNullDev()
         only_g711(endpoint)
         self._listeners = Listeners(endpoint, self.settings)
@@ -436,9 +361,9 @@ class UserAgent:
             self.trunks,
             self._listeners.name,
             self._listeners.bound,
-            self._on_call,
+            self.incoming.on_call,
         )
-        self._make_accounts(self.accounts)
+        self.accounts.open()
         endpoint.libStart()
         count = library.native().pjsua_call_get_count
         self._admission = Admission(
@@ -460,25 +385,6 @@ class UserAgent:
         self.screen.open()
         accounts = self.accounts
         self._probes = Probes(self.trunks.all, lambda trunk: int(accounts.of(trunk).getId()))
-
-    def _have_ipv6(self) -> None:
-        six = [listen for listen in self.settings.listen if ":" in listen.host]
-        if six and library.compiled("PJ_HAS_IPV6") == 0:
-            build = library.build()
-            raise AgentError(
-                f"sip.listen: {six[0].transport}:[{six[0].host}]:{six[0].port} needs IPv6, and "
-                f"{build.distribution} was built without; `make pjsua2` builds one with it"
-            )
-
-    def _make_accounts(self, accounts: Accounts) -> None:
-        try:
-            accounts.open()
-        except pj.Error as error:
-            count = len(self.trunks.all) + 1
-            raise AgentError(
-                f"trunk: this pjsua2 has no place for {count} accounts, one for each trunk and one "
-                f"for other calls ({error.reason}); `make pjsua2` builds one for 128"
-            ) from error
 
     def _configure_media(self, media: Any) -> None:
         configure_media(media, self.settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from gateway.sip import library as pjsua2
 from gateway.sip.library import Build, account_capacity
 from gateway.sip.types import SipSettings
 
@@ -43,6 +44,17 @@ def unmet(settings: SipSettings, build: Build) -> list[str]:
         if security.srtp != "off" and keying not in build.keying
     ]
     return lacking
+
+
+def ipv6_unmet(settings: SipSettings) -> str:
+    """As :func:`unmet`, of IPv6, which only an initialised library tells; empty for nothing."""
+    six = [listen for listen in settings.listen if ":" in listen.host]
+    if not six or pjsua2.compiled("PJ_HAS_IPV6") != 0:
+        return ""
+    return (
+        f"sip.listen: {six[0].transport}:[{six[0].host}]:{six[0].port} needs IPv6, and "
+        f"{pjsua2.build().distribution} was built without; `make pjsua2` builds one with it"
+    )
 
 
 def _listens(settings: SipSettings, transport: str) -> bool:

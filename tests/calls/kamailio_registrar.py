@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import re
 import shutil
+import signal
 import socket
 from pathlib import Path
 
@@ -115,15 +118,16 @@ class Registrar:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
         )
         self._reader = asyncio.create_task(self._read())
 
     async def stop(self) -> None:
-        """End it."""
+        """End it and its children; by itself it would wait a minute for some of them."""
         if self._process is None:
             return
-        if self._process.returncode is None:
-            self._process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
         if self._reader is not None:
             await self._reader

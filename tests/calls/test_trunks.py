@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from kamailio_registrar import Registrar, program
+from sip_phone import PhoneCall
 from site_under_test import site
 
 kamailio = pytest.mark.skipif(program() is None, reason="kamailio is not installed")
@@ -145,6 +147,22 @@ codecs = ["PCMA", "PCMU"]
         assert (await other.refused()).code == 488
 
 
+class _WithLine(PhoneCall):
+    line = ""
+
+    @property
+    def uri(self) -> str:
+        return f"{super().uri};line={self.line}"
+
+
+def with_line(call: PhoneCall, line: str) -> PhoneCall:
+    """The same call, to a contact that has this line."""
+    made = _WithLine(**{one.name: getattr(call, one.name) for one in fields(call) if one.init})
+    made.line = line
+    call.phone.calls[call.call_id] = made
+    return made
+
+
 async def test_a_registered_contact_is_not_guessed(runner: object, own_folder: Path) -> None:
     """Knowing our user at the registrar opens nothing; only the line of the contact does."""
     silent = socket.socket(type=socket.SOCK_DGRAM)
@@ -166,9 +184,7 @@ username = "4930"
             call = gateway.phone.call(user)
             call.invite()
             assert (await call.refused()).code == 403
-        host, port = gateway.phone.gateway
-        call = gateway.phone.call("4930")
-        type(call).uri = property(lambda _self: f"sip:4930@{host}:{port};line={line}")  # type: ignore[assignment, method-assign]
+        call = with_line(gateway.phone.call("4930"), line)
         call.invite()
         await call.answered()
         await gateway.gateway.wait("call.confirmed", call=call.call_id)

@@ -1,0 +1,120 @@
+"""What comes in: whose it is, under which account pjsua answers it, and the leg of its call."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pjsua2 as pj
+import structlog
+
+from gateway.audio.g711 import Codec
+from gateway.sip.invite import invite_of
+from gateway.sip.leg import Leg, SipCall
+from gateway.sip.message import offered_codecs, request_uri_of
+from gateway.sip.received import Received
+from gateway.sip.screen import party_of
+from gateway.sip.trunks import Attribution
+from gateway.sip.types import Invite, Refused
+
+if TYPE_CHECKING:
+    from gateway.sip.accounts import Account
+    from gateway.sip.agent import UserAgent
+
+log = structlog.get_logger("sip")
+
+
+class Incoming:
+    """Used on the SIP thread, while pjsua looks at a request."""
+
+    def __init__(self, agent: UserAgent) -> None:
+        self._agent = agent
+
+    def account_for(self, rdata: Any) -> Account:
+        """The account of an incoming request. The laws that its call may speak are set, too."""
+        assert self._agent.accounts is not None
+        message, source = str(rdata.wholeMsg), str(rdata.srcAddress)
+        found = self._attribute(message, source)
+        trunk = None if found is None else found.trunk
+        offered = offered_codecs(message)
+        if trunk is not None and offered is not None:
+            self._agent.offer([codec for codec in trunk.codecs if codec in offered][:1])
+        else:
+            self._agent.offer(list(Codec))
+        current = self._current()
+        if current is None:
+            return self._agent.accounts.of(trunk)
+        return self._agent.accounts.of(trunk, current.local, current.transport)
+
+    def _attribute(self, message: str, source: str) -> Attribution | None:
+        host, _, port = source.rpartition(":")
+        current = self._current()
+        reliable = current is not None and current.reliable
+        return self._agent.trunks.attribute(host, int(port or 0), reliable, request_uri_of(message))
+
+    def facts_of(self, message: str, source: str) -> Invite:
+        """The facts of an INVITE that pjsua looks at, with the trunk that it belongs to."""
+        found = self._attribute(message, source)
+        current = self._current()
+        invite = replace(
+            invite_of(message, source), transport="" if current is None else current.transport
+        )
+        if found is None:
+            return invite
+        laws = invite.offered
+        return replace(
+            invite,
+            trunk=found.trunk.name,
+            attributed_by=found.how,
+            offered=None if laws is None else tuple(c for c in found.trunk.codecs if c in laws),
+        )
+
+    def on_call(self, account: Account, prm: Any) -> None:
+        """An INVITE that pjsua has made a call of: announce its leg."""
+        message, source = str(prm.rdata.wholeMsg), str(prm.rdata.srcAddress)
+        found = self._attribute(message, source)
+        invite = self.facts_of(message, source)
+        call = SipCall(self._agent, account, prm.callId)
+        self._agent.hold(call, party_of(found, invite.source.rpartition(":")[0].strip("[]")))
+        leg = Leg(self._agent, invite)
+        call.leg = leg
+        leg.bind(call)
+        self._agent.tell_invite(leg)
+
+    def _current(self) -> Received | None:
+        return None if self._agent.screen is None else self._agent.screen.current
+
+
+class Endpoint(pj.Endpoint):  # type: ignore[misc]
+    """What pjsua asks and tells outside of calls."""
+
+    def __init__(self, agent: UserAgent, incoming: Incoming) -> None:
+        super().__init__()
+        self._agent = agent
+        self._incoming = incoming
+
+    def onRejectedIncomingCall(self, prm: Any) -> None:  # noqa: N802
+        """pjsua refused an INVITE by itself."""
+        try:
+            message = str(prm.rdata.wholeMsg)
+            invite = (
+                self._incoming.facts_of(message, str(prm.rdata.srcAddress)) if message else None
+            )
+            self._agent.tell_refused(Refused(invite, int(prm.statusCode), str(prm.reason)))
+        except Exception:
+            log.exception("sip.callback_failed", callback="onRejectedIncomingCall")
+
+    def onSelectAccount(self, prm: Any) -> None:  # noqa: N802
+        """pjsua asks whose a request outside of a dialog is, before it makes anything of it."""
+        try:
+            prm.accountIndex = self._incoming.account_for(prm.rdata).getId()
+        except Exception:
+            log.exception("sip.callback_failed", callback="onSelectAccount")
+
+    def onTransportState(self, prm: Any) -> None:  # noqa: N802
+        """A connection stands, or has ended."""
+        try:
+            if self._agent.accounts is not None:
+                self._agent.accounts.on_connection(prm)
+        except Exception:
+            log.exception("sip.callback_failed", callback="onTransportState")
