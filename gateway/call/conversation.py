@@ -17,7 +17,6 @@ from gateway.call.playback import Playback
 from gateway.call.record import DigitRun
 from gateway.call.responses import ResponseGate
 from gateway.call.toolwork import ToolWork, tool_output
-from gateway.call.transfers import Happening
 from gateway.realtime.commands import (
     CancelResponse,
     ClientCommand,
@@ -211,10 +210,6 @@ class Conversation:
         words = CreateResponse({"instructions": f"Say exactly: {plan.goodbye}", "tools": []})
         return [Send(deaf), *self._send(self._gate.request(words, now))]
 
-    def on_transfer(self, happening: Happening, now: float) -> list[Output]:
-        """Something was said of a transfer, or happened to its second leg."""
-        return self.errands.on(happening, now)
-
     def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
         """A function outside has returned."""
         return self._asking(self._tools.done(call_id, output, now), now)
@@ -235,7 +230,8 @@ class Conversation:
         return outputs
 
     def _begin_errand(self, now: float, confirmed: bool) -> list[Output]:
-        return self.errands.settle(now, queued=self._playback.queued_ms > 0) if confirmed else []
+        queued = self._playback.queued_ms > 0
+        return self.errands.settle(now, queued=queued, confirmed=confirmed)
 
     def on_session_over(self, now: float) -> None:
         """The session closed as it should, but what came of it is still to be heard."""

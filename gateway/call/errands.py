@@ -150,9 +150,13 @@ class Errands:
         self._call_id = call_id
         self._begin_by = now + self._plan.say_seconds
 
-    def settle(self, now: float, *, queued: bool) -> list[Output]:
-        """Begin, unless something is still to be heard (``queued``) and there is time for it."""
+    def settle(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
+        """Begin, once the call is up, and unless something is still to be heard (``queued``) and
+        there is time for it."""
         if self._errand is None or self._begin_by is None:
+            return []
+        if not confirmed:
+            self._begin_by = now + self._plan.say_seconds
             return []
         if queued and now < self._begin_by:
             return []

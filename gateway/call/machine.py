@@ -277,7 +277,7 @@ class CallMachine:
         return [outputs.Press(input.digit)] if self.state is State.BRIDGED else []
 
     def _on_transfer(self, input: Happening, now: float) -> list[outputs.Output]:
-        return self._conversation.on_transfer(input, now) if self._live else []
+        return self._conversation.errands.on(input, now) if self._live else []
 
     def _on_tool_done(self, input: inputs.ToolDone, now: float) -> list[outputs.Output]:
         if not self._session_up:
