@@ -99,14 +99,17 @@ def _prices_wrong(config: Config) -> list[Problem]:
 
 
 def _trunks_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
-    """Routes that wait for the calls of a trunk that is not there."""
+    """Routes that wait for the calls of a trunk that is not there, or call through one."""
     known = [trunk.name for trunk in config.trunk]
     problems: list[Problem] = []
     for route in dialplan.routes:
-        if route.trunk is not None and route.trunk not in known:
-            file, line = dialplan.origins[route.name]
-            message = f'there is no trunk "{route.trunk}"' + suggestion(route.trunk, known)
-            problems.append(Problem(file, line, f"route {route.name}, trunk", message))
+        places = [("trunk", route.trunk)]
+        places += [(f"transfer {one.name!r}, trunk", one.trunk) for one in route.transfer]
+        for where, name in places:
+            if name is not None and name not in known:
+                file, line = dialplan.origins[route.name]
+                message = f'there is no trunk "{name}"' + suggestion(name, known)
+                problems.append(Problem(file, line, f"route {route.name}, {where}", message))
     return problems
 
 

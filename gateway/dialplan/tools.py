@@ -76,7 +76,7 @@ class Transfer(Section):
             raise MisplacedError(
                 ("trunk",), 'means nothing in mode "blind": the caller\'s side places that call'
             )
-        if self.mode != "blind" and self.to.startswith("tel:") and self.trunk is None:
+        if self.mode != "blind" and "@" not in self.to and self.trunk is None:
             raise MisplacedError(
                 ("to",), f'needs a trunk in mode "{self.mode}", where the gateway places the call'
             )
