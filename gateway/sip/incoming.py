@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("sip")
 
+_FORBIDDEN = 403
+
 
 class Incoming:
     """Used on the SIP thread, while pjsua looks at a request."""
@@ -74,12 +76,24 @@ class Incoming:
         message, source = str(prm.rdata.wholeMsg), str(prm.rdata.srcAddress)
         found = self._attribute(message, source)
         invite = self.facts_of(message, source)
+        host = invite.source.rpartition(":")[0].strip("[]")
         call = SipCall(self._agent, account, prm.callId)
-        self._agent.hold(call, party_of(found, invite.source.rpartition(":")[0].strip("[]")))
+        self._agent.hold(call, party_of(found, host))
+        if found is None and self._unscreened(host):
+            call.finish(_FORBIDDEN, {})
+            return
         leg = Leg(self._agent, invite)
         call.leg = leg
         leg.bind(call)
         self._agent.tell_invite(leg)
+
+    def _unscreened(self, host: str) -> bool:
+        """Whether a stranger came through because requests of this build cannot be read."""
+        agent = self._agent
+        if self._current() is not None:
+            return False
+        access = agent.settings.access
+        return access.verdict(host, bool(agent.trunks.all)) != "allow"
 
     def _current(self) -> Received | None:
         return None if self._agent.screen is None else self._agent.screen.current

@@ -69,6 +69,7 @@ class Screen:
         self._trunks = trunks
         self._calls_of = calls_of
         self._reader = Reader()
+        self._blind = False
         self._rates = SourceBuckets()
         self._answers = SourceBuckets()
         self._first = RequestFilter("", self._on_any, retry_after, FIRST, self._on_response)
@@ -89,6 +90,7 @@ class Screen:
     def _on_any(self, rdata: int) -> int:
         received = self._reader.read(rdata)
         if received is None:
+            self._say_blind()
             return PASS
         method = received.method
         found = self._attribute(received)
@@ -153,6 +155,15 @@ class Screen:
             return PASS
         self._refuse(self._first, rdata, received, f"malformed response: {flaw.what}", Reply(0))
         return HANDLED
+
+    def _say_blind(self) -> None:
+        if not self._blind:
+            self._blind = True
+            log.error(
+                "sip.screen_blind",
+                advice="requests of this pjsua2 cannot be read before it makes calls of them: "
+                "strangers get 403 later, and no limit of access or trunks holds",
+            )
 
     def _attribute(self, received: Received) -> Attribution | None:
         return self._trunks.attribute(
