@@ -5,6 +5,7 @@
 CONFIG ?= gateway.toml
 TESTS ?=
 INTEROP ?= tests/interop
+CALLS ?= tests/calls
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,6 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SETUP := deploy/setup
 
 # Stamps: what is installed in .venv, so that a second run has nothing to do.
+OWN := .cache/pjsua2-own
 BASE := $(VENV)/.made
 APP := $(VENV)/.app
 DEV := $(VENV)/.dev
@@ -21,7 +23,7 @@ export PIP_NO_INPUT = 1
 
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run check test interop lint format bench pjsua2 venv lock clean
+.PHONY: help demo run check test test-own interop lint format bench pjsua2 venv lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +40,12 @@ check: $(APP) ## what is wrong with the configuration and the dialplans
 test: $(DEV) ## all tests but those of interop (TESTS=tests/unit for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester
 	@$(BIN)/python -m pytest -m "not interop" $(TESTS)
+
+test-own: $(DEV) ## the tests of calls again, on a pjsua2 built from source (.venv stays as it is)
+	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core
+	@wheel=$$(sh deploy/pjsua2/build.sh $(BIN)/python --no-install | tee /dev/stderr | tail -n 1) \
+		&& rm -rf $(OWN) && $(BIN)/python -m zipfile -e "$$wheel" $(OWN)
+	@PYTHONPATH="$$PWD/$(OWN)" $(BIN)/python -m pytest -m "not slow" $(CALLS)
 
 interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones (INTEROP=... for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl setpriv:util-linux

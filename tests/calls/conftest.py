@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,13 @@ _runner = pytest.StashKey[asyncio.Runner]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Names of marks."""
+    """Names of marks; what tests start can be interrupted.
+
+    A shell that puts a job into the background has it ignore SIGINT, and every child inherits
+    that; a handler, even the default one, is not inherited.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "slow: takes a minute; leave out with -m 'not slow'")
 
 
