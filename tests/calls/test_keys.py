@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from harness import World
 from referred import ReferredCall, dial
 from rtp_end import EVENT_PAYLOAD, EVENTS
+from sip_phone import PhoneCall
 from test_transfer_blind import outputs_of
 
 from gateway.audio.g711 import Codec
@@ -62,9 +64,13 @@ async def test_keys_by_info(world: World) -> None:
     ]:
         before = len(call.answers_to("INFO"))
         call.info(content_type, body)
-        await call.until(lambda c, n=before: len(c.answers_to("INFO")) > n, what="answer")
+        await call.until(partial(_more_answers, before), what="answer")
     assert call.answers_to("INFO") == [200] * 6
     assert await digits_of(world, call) == ["4*", "2*"]
+
+
+def _more_answers(before: int, call: PhoneCall) -> bool:
+    return len(call.answers_to("INFO")) > before
 
 
 async def test_other_info(world: World) -> None:
@@ -78,7 +84,7 @@ async def test_other_info(world: World) -> None:
     ]:
         before = len(call.answers_to("INFO"))
         call.info(content_type, body)
-        await call.until(lambda c, n=before: len(c.answers_to("INFO")) > n, what="answer")
+        await call.until(partial(_more_answers, before), what="answer")
         assert call.answers_to("INFO")[-1] == code, content_type
     assert await digits_of(world, call) == []
 

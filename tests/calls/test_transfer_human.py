@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,6 +16,8 @@ from listening import noise
 from referred import ReferredCall, dial
 from rtp_end import EVENT_PAYLOAD
 from test_transfer_blind import outputs_of, told
+
+from gateway.emulator.record import SessionRecord
 
 PORT = free_port()
 
@@ -94,12 +97,16 @@ async def hear_each_other(call: ReferredCall, there: CalledCall, seed: int) -> t
     return one, other
 
 
+def _heard_by(said: bytes, session: SessionRecord) -> bool:
+    return said in bytes(session.received)
+
+
 async def test_joined_both_hear_each_other(world: World, callee: CalledPhone) -> None:
     call = await transferred(world, "anna")
     there = await joined(world, call, callee)
     session = await world.session_of(call)
     await hear_each_other(call, there, 1)
-    await eventually(lambda: session.id not in [s.id for s in world.emulator.live], "closed")
+    await eventually(lambda: session.id not in world.emulator.live, "closed")
     # A key is for the one at the other end.
     call.rtp.press("5")
     await there.rtp.until(lambda: any(p.payload_type == EVENT_PAYLOAD for p in there.rtp.packets))
@@ -136,7 +143,7 @@ async def test_the_session_goes_on_listening(world: World, callee: CalledPhone) 
     for end, seed in [(there.rtp, 3), (call.rtp, 5)]:
         said = noise(seed, 1.2)
         end.say(said)
-        await session.wait_until(lambda s, said=said: said[4800:] in bytes(s.received), 20)
+        await session.wait_until(partial(_heard_by, said[4800:]), 20)
     there.bye()
     await call.hung_up()
     assert len(session.seen("response.create")) == 1
