@@ -12,7 +12,6 @@ import numpy as np
 from harness import World
 from referred import ReferredCall, dial
 from rtp_end import EVENT_PAYLOAD, EVENTS
-from sip_phone import PhoneCall
 from test_transfer_blind import outputs_of
 
 from gateway.audio.g711 import Codec
@@ -69,7 +68,7 @@ async def test_keys_by_info(world: World) -> None:
     assert await digits_of(world, call) == ["4*", "2*"]
 
 
-def _more_answers(before: int, call: PhoneCall) -> bool:
+def _more_answers(before: int, call: ReferredCall) -> bool:
     return len(call.answers_to("INFO")) > before
 
 
