@@ -146,7 +146,7 @@ def _serve(config: Path, settings: Config, dialplan: Dialplan, lifeline: int | N
         sys.exit(1)
 
 
-@main.command()
+@main.command(short_help="Say what is wrong with a configuration and its dialplans.")
 @_CONFIG
 def check(config: Path) -> None:
     """Say what is wrong with a configuration and its dialplans: exit 0, or 2."""
