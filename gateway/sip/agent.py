@@ -16,11 +16,9 @@ from gateway.audio.g711 import Codec
 from gateway.sip import library, native
 from gateway.sip.accounts import Accounts, header_vector
 from gateway.sip.admission import Admission
-from gateway.sip.arrivals import Arrivals
 from gateway.sip.endpoint import configure_media, endpoint_config, only_g711
 from gateway.sip.errors import AgentError as AgentError
 from gateway.sip.incoming import Endpoint, Incoming
-from gateway.sip.invite import invite_of
 from gateway.sip.leg import Leg, SipCall
 from gateway.sip.message import user_of
 from gateway.sip.needs import ipv6_unmet
@@ -365,24 +363,7 @@ class UserAgent:
         )
         self.accounts.open()
         endpoint.libStart()
-        count = library.native().pjsua_call_get_count
-        self._admission = Admission(
-            full=lambda: int(count()) >= self.capacity,
-            draining=lambda: self._draining,
-            arrivals=Arrivals(library.media_handles(), self.capacity),
-            retry_after=self.settings.retry_after,
-            on_refused=lambda message: self.tell_refused(
-                Refused(invite_of(message, "") if message else None, 503, "library at capacity")
-            ),
-        )
-        self._admission.open()
-        self.screen = Screen(
-            self.settings.access,
-            self.trunks,
-            self.settings.retry_after,
-            self.calls_of,
-        )
-        self.screen.open()
+        self._admission, self.screen = self.incoming.open(lambda: self._draining)
         accounts = self.accounts
         self._probes = Probes(self.trunks.all, lambda trunk: int(accounts.of(trunk).getId()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,14 @@ import pjsua2 as pj
 import structlog
 
 from gateway.audio.g711 import Codec
+from gateway.sip import library
+from gateway.sip.admission import Admission
+from gateway.sip.arrivals import Arrivals
 from gateway.sip.invite import invite_of
 from gateway.sip.leg import Leg, SipCall
 from gateway.sip.message import offered_codecs, request_uri_of
 from gateway.sip.received import Received
-from gateway.sip.screen import party_of
+from gateway.sip.screen import Screen, party_of
 from gateway.sip.trunks import Attribution
 from gateway.sip.types import Invite, Refused
 
@@ -31,6 +35,24 @@ class Incoming:
 
     def __init__(self, agent: UserAgent) -> None:
         self._agent = agent
+
+    def open(self, draining: Callable[[], bool]) -> tuple[Admission, Screen]:
+        """Put both looks at requests before pjsua; they are kept for the endpoint's life."""
+        agent, settings = self._agent, self._agent.settings
+        count = library.native().pjsua_call_get_count
+        admission = Admission(
+            full=lambda: int(count()) >= agent.capacity,
+            draining=draining,
+            arrivals=Arrivals(library.media_handles(), agent.capacity),
+            retry_after=settings.retry_after,
+            on_refused=lambda message: agent.tell_refused(
+                Refused(invite_of(message, "") if message else None, 503, "library at capacity")
+            ),
+        )
+        admission.open()
+        screen = Screen(settings.access, agent.trunks, settings.retry_after, agent.calls_of)
+        screen.open()
+        return admission, screen
 
     def account_for(self, rdata: Any) -> Account:
         """The account of an incoming request. The laws that its call may speak are set, too."""
