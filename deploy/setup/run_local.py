@@ -64,6 +64,8 @@ def _run_gateway(config: Path) -> int:
     def forward(_number: int, _frame: object) -> None:
         nonlocal asked
         asked += 1
+        if asked == 1:
+            click.echo("Calls may end within drain_seconds; Ctrl-C again ends them now.", err=True)
         if gateway is not None:
             gateway.send_signal(signal.SIGTERM)
 

@@ -171,6 +171,8 @@ class ScriptedCall:
             return Outcome.INTERRUPTED, "interrupted by the user"
         except _EndedError:
             return self._over_in(step)
+        if self._end is not None and not self._end.local:
+            return Outcome.COMPLETED, "as scripted, ended by the other side"
         return Outcome.COMPLETED, "as scripted"
 
     async def _do(self, number: int, step: AnyStep) -> None:
