@@ -97,6 +97,7 @@ class Bridge:
             dial,
             self.feed,
             lambda: (self._loop.time() - self._began) * 1000,
+            plan.follow_refer,
         )
         self._session: Session | None = None
         self._early: deque[ServerEvent] | None = deque(maxlen=_EARLY_EVENTS)

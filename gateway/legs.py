@@ -4,6 +4,7 @@ caller. Carries out what the machine says of them; decides nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -64,8 +65,10 @@ class Legs:
         dial: Dialler | None,
         feed: Callable[[inputs.Input], None],
         now_ms: Callable[[], float],
+        follow_refer: re.Pattern[str] | None = None,
     ) -> None:
         self._main = main
+        self._follow_refer = follow_refer
         self._outward = outward
         self._handler = handler
         self._audio = audio
@@ -92,6 +95,21 @@ class Legs:
         """Begin with the leg that came in."""
         if self._main is not None:
             self._main.handler, self._main.audio = self._handler, self._audio
+            self._watch(self._main)
+
+    def _watch(self, leg: Leg) -> None:
+        leg.follow_refer, leg.on_moved = self._follow_refer, self._on_moved
+
+    def _on_moved(self, successor: Leg) -> None:
+        """Another leg is the caller's now; it has the audio already."""
+        old, self._main = self._main, successor
+        successor.handler = self._handler
+        self._watch(successor)
+        if old is not None:
+            old.handler = None
+            old.hang_up({"Reason": 'SIP;cause=200;text="Call moved"'})
+        there = successor.invite
+        self._feed(inputs.Moved(there.to_uri if not there.call_id else there.from_uri))
 
     def let_go(self, headers: dict[str, str]) -> None:
         """End both legs, whatever state they are in."""
@@ -124,9 +142,10 @@ class Legs:
         assert self._dial is not None
         way = self._outward
         try:
-            self._main = self._dial(
+            self._main = main = self._dial(
                 way.uri, self._handler, self._audio, list(way.codecs), way.trunk
             )
+            self._watch(main)
         except DialRefusedError as refused:
             self._feed(inputs.LegEnded(403, str(refused), "", "", True))
 

@@ -167,6 +167,7 @@ def call_plan(config: Config, match: Match, codec: Codec, retry_after: int) -> C
         transfer=transfer_plan(route, config.trunk),
         press=PressPlan(route.send_dtmf.enabled, route.send_dtmf.how),
         hold=hold_plan(route),
+        follow_refer=route.follow_refer,
         budget=budget_plan(config, route),
         listening=listening_session(session),
         truncate_margin_ms=settings.realtime.truncate_margin_ms,

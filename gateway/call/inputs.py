@@ -138,6 +138,13 @@ class BudgetReached:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """Somebody else has taken the caller's place (REFER to us, or Replaces); the call goes on."""
+
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
 class ToolDone:
     """A tool outside of the gateway's heart has its result, as the text for the model."""
 
@@ -224,6 +231,7 @@ Input = (
     | SecondDigit
     | BudgetReached
     | ToolDone
+    | Moved
     | RtpCounted
     | LegEnded
     | PlayoutStarted

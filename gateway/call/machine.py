@@ -58,7 +58,7 @@ class CallMachine:
         self._lost_meanwhile: tuple[Why, str] | None = None
         self._timers = Timers(plan)
         self._end_at: float | None = None
-        talk = self._conversation
+        talk, note = self._conversation, self._journal.note
         self._handlers: dict[type, Callable[[Any, float], list[outputs.Output]]] = {
             inputs.SessionUp: self._on_session_up,
             inputs.SessionFailed: self._on_session_failed,
@@ -75,6 +75,7 @@ class CallMachine:
             inputs.SecondEnded: self._on_transfer,
             inputs.SecondDigit: self._on_second_digit,
             inputs.ToolDone: self._on_tool_done,
+            inputs.Moved: lambda input, now: [note(now, "moved", "info", uri=input.uri)],
             inputs.BudgetReached: self._on_budget,
             inputs.DigitPressed: self._on_digit,
             inputs.RtpCounted: self._on_rtp,
@@ -255,10 +256,8 @@ class CallMachine:
         self.state = State.TALKING
         self.record.times.confirmed = self._journal.ms(now)
         self._timers.confirmed(now, held=self._held)
-        todo: list[outputs.Output] = [
-            self._journal.note(now, "confirmed", "info"),
-            outputs.StartMedia(),
-        ]
+        note = self._journal.note(now, "confirmed", "info")
+        todo: list[outputs.Output] = [note, outputs.StartMedia()]
         return todo + self._conversation.open(now) if dialled else todo
 
     def _on_held(self, input: inputs.Held, now: float) -> list[outputs.Output]:

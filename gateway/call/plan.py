@@ -119,6 +119,8 @@ class CallPlan:
     press: PressPlan = field(default_factory=PressPlan)
     hold: HoldPlan = field(default_factory=HoldPlan)
     budget: BudgetPlan = field(default_factory=BudgetPlan)
+    follow_refer: re.Pattern[str] | None = None
+    """URIs that the caller's side may send us to by REFER."""
     tools: frozenset[str] = frozenset()
     """Functions that live outside and may be run."""
     tool_seconds: float = 30.0

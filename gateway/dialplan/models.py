@@ -240,6 +240,7 @@ class Route(Section):
     digits: Digits = Field(default_factory=Digits)
     end_call: EndCall = Field(default_factory=EndCall)
     transfer: tuple[Transfer, ...] = ()
+    follow_refer: Regex | None = None
     transfer_call: TransferCall = Field(default_factory=TransferCall)
     send_dtmf: SendDtmf = Field(default_factory=SendDtmf)
     limits: RouteLimits = Field(default_factory=RouteLimits)

@@ -4,8 +4,9 @@ music, send and take keys by INFO. The part of :class:`gateway.sip.leg.SipCall` 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pjsua2 as pj
@@ -13,12 +14,13 @@ import structlog
 
 from gateway.sip import info
 from gateway.sip.guard import guarded
-from gateway.sip.message import body_of, headers_of
+from gateway.sip.message import body_of, headers_of, uri_of
 from gateway.sip.ports import Port
 
 if TYPE_CHECKING:
     from gateway.sip.agent import UserAgent
     from gateway.sip.leg import Leg
+    from gateway.sip.types import Invite
 
 log = structlog.get_logger("sip")
 
@@ -42,10 +44,12 @@ class InCall(pj.Call):  # type: ignore[misc]
     agent: UserAgent
     leg: Leg | None
     ended: bool
+    party: str
     _port: Port | None
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, account: Any, *args: Any) -> None:
+        super().__init__(account, *args)
+        self.account = account
         self._media: Any = None
         """The call's stream in the bridge, while it has one."""
         self._partner: InCall | None = None
@@ -53,6 +57,8 @@ class InCall(pj.Call):  # type: ignore[misc]
         self._sound = ""
         self._playing: Any = None
         self._on_refer: Callable[[ReferProgress], None] | None = None
+        self._predecessor: InCall | None = None
+        """The call that this one is to take the place of, once it is answered."""
 
     # ---- media
 
@@ -168,9 +174,62 @@ class InCall(pj.Call):  # type: ignore[misc]
 
     @guarded
     def onCallTransferRequest(self, prm: Any) -> None:  # noqa: N802
-        """Somebody wants us to call somewhere."""
-        log.info("sip.refer_declined", call=self.name, target=str(prm.dstUri)[:200])
-        prm.statusCode = DECLINED
+        """The peer wants us to call somewhere, and leave it then (RFC 3515)."""
+        uri = uri_of(str(prm.dstUri)).partition("?")[0]
+        leg = self.leg
+        allowed = None if leg is None else leg.follow_refer
+        if leg is None or leg.on_moved is None or not (allowed and allowed.fullmatch(uri)):
+            log.info("sip.refer_declined", call=self.name, target=uri[:200])
+            prm.statusCode = DECLINED
+            return
+        log.info("sip.refer_followed", call=self.name, target=uri)
+        successor = self._successor(replace(leg.invite, call_id="", to_uri=uri))
+        successor._predecessor = self
+        prm.newCall = successor  # pjsua places the call, and tells the peer how it goes
+
+    @guarded
+    def onCallReplaceRequest(self, prm: Any) -> None:  # noqa: N802
+        """Somebody is to take the peer's place (RFC 3891); only who was told its tags can ask."""
+        leg = self.leg
+        if leg is None or leg.on_moved is None or self._partner is not None:
+            prm.statusCode = DECLINED
+            return
+        message = str(prm.rdata.wholeMsg)
+        fields = headers_of(message)
+        sender = uri_of(next(iter(fields.get("from", ())), ""))
+        call_id = next(iter(fields.get("call-id", ())), "")
+        successor = self._successor(replace(leg.invite, call_id=call_id, from_uri=sender))
+        successor.take_over(self)  # pjsua ends this call before the other one is confirmed
+        prm.newCall = successor
+
+    def _successor(self, invite: Invite) -> InCall:
+        successor: Any = type(self)(self.agent, self.account)
+        leg = type(self.leg)(self.agent, invite)  # type: ignore[misc]
+        successor.leg = leg
+        leg.bind(successor)
+        self.agent.hold(successor, self.party)
+        return successor  # type: ignore[no-any-return]
+
+    def confirmed(self) -> None:
+        """The call is up: if it was made in another's place, that place is taken now."""
+        predecessor, self._predecessor = self._predecessor, None
+        if predecessor is not None and not predecessor.ended:
+            self.take_over(predecessor)
+
+    def take_over(self, other: InCall) -> None:
+        """Have the other call's port and owner from now on."""
+        mine, theirs = self.leg, other.leg
+        assert mine is not None
+        assert theirs is not None
+        port, other._port = other._port, None
+        if port is not None and other._media is not None:
+            other._media.stopTransmit(port)
+            port.stopTransmit(other._media)
+        self._port, mine.audio = port, theirs.audio
+        self._connect()
+        told = theirs.on_moved
+        if told is not None:
+            self.agent.to_loop(lambda: told(mine))
 
 
 class InCallCommands:
@@ -178,6 +237,10 @@ class InCallCommands:
 
     _command: Callable[[Callable[[Any], None]], None]
     _call: Any
+    follow_refer: re.Pattern[str] | None = None
+    """URIs that the peer may send us to by REFER; none by default."""
+    on_moved: Callable[[Leg], None] | None = None
+    """Told, on the event loop, which leg has taken the place of this one."""
 
     def play(self, sound: str) -> None:
         """Let the peer hear a sound over and over; "" ends it."""

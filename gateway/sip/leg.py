@@ -184,6 +184,7 @@ class SipCall(InCall):
         info = self.getInfo()
         if info.state == pj.PJSIP_INV_STATE_CONFIRMED:
             if _has_media(info):
+                self.confirmed()
                 self._tell(lambda handler: handler.on_confirmed())
             else:
                 self._fault = (_NOT_ACCEPTABLE, "no description that can be used in the ACK")

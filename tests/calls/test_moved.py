@@ -1,0 +1,131 @@
+"""The caller's side hands the gateway's call on: by REFER, or to somebody who replaces it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import Iterator
+
+import pytest
+from callee import CalledPhone, free_port
+from harness import World
+from listening import noise
+from referred import ReferredCall, dial
+from sip_phone import PhoneCall
+
+PORT = free_port()
+
+WORLD = {
+    "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n",
+    "routes": f"""
+[[route]]
+name = "follows"
+to = "^follows$"
+follow_refer = 'sip:[a-z0-9-]+@127\\.0\\.0\\.1:{PORT}'
+""",
+}
+
+
+@pytest.fixture
+def callee(runner: asyncio.Runner) -> Iterator[CalledPhone]:
+    """Whom the gateway is sent to."""
+    phone = runner.run(CalledPhone().start(PORT))
+    yield phone
+    runner.run(phone.stop())
+
+
+def refer(call: ReferredCall, to: str) -> None:
+    """Send the gateway somewhere."""
+    call._sequence += 1
+    host, port = call.phone.address
+    headers = [f"Refer-To: <{to}>", f"Referred-By: <sip:tester@{host}:{port}>"]
+    branch = f"z9hG4bK{random.getrandbits(48):x}"
+    call.phone.send(call._request("REFER", branch, call._sequence, headers))
+
+
+def told(call: ReferredCall) -> list[str]:
+    """Status lines of the NOTIFYs that came."""
+    return [m.body.strip() for m in call.messages if m.start.startswith("NOTIFY ")]
+
+
+@pytest.mark.parametrize("user", ["plain", "follows"])
+async def test_declined(world: World, callee: CalledPhone, user: str) -> None:
+    world.behave(answer="silent")
+    call = await dial(world, user)
+    for to in ["sip:evil@192.0.2.1", callee.uri("answer") + ";x=y", "tel:+19005551234"]:
+        before = len(call.answers_to("REFER"))
+        refer(call, to)
+        await call.until(lambda c, n=before: len(c.answers_to("REFER")) > n)
+    assert call.answers_to("REFER") == [603] * 3
+    assert not callee.calls
+    await world.summary_at_end(call)
+
+
+async def test_the_session_moves_to_where_it_is_sent(world: World, callee: CalledPhone) -> None:
+    world.behave(vad="off", answer="silent")
+    call = await dial(world, "follows")
+    session = await world.session_of(call)
+    refer(call, callee.uri("answer"))
+    there = await callee.called()
+    assert there.invite.headers["referred-by"].startswith("<sip:tester@")
+    await call.until(lambda c: any("200" in line for line in told(c)))
+    await call.hung_up()
+    await world.gateway.wait("call.moved", call=call.call_id)
+    said = noise(1, 1.2)
+    there.rtp.say(said)
+    await session.wait_until(lambda s: said[4800:] in bytes(s.received), 20)
+    there.bye()
+    summary = await world.summary(call)
+    assert summary["ending"]["why"] == "hung_up"
+    assert call.answers_to("REFER") == [202]
+
+
+async def test_the_caller_stays_when_nobody_takes_it(world: World, callee: CalledPhone) -> None:
+    world.behave(vad="off", answer="silent")
+    call = await dial(world, "follows")
+    session = await world.session_of(call)
+    refer(call, callee.uri("busy-486"))
+    await call.until(lambda c: any("486" in line for line in told(c)))
+    said = noise(2, 1.2)
+    call.rtp.say(said)
+    await session.wait_until(lambda s: said[4800:] in bytes(s.received), 20)
+    await world.summary_at_end(call)
+
+
+def replacing(world: World, call: PhoneCall, user: str = "plain") -> PhoneCall:
+    """A call from another telephone that is to take this one's place (RFC 3891)."""
+    assert call.final is not None
+    tag = re.search(r";tag=([^;]+)", call.final.headers["to"])
+    assert tag
+    replaces = f"Replaces: {call.call_id};to-tag={tag[1]};from-tag={call._tag}"
+    return world.phone.call(user, headers=(replaces, "Require: replaces"))
+
+
+async def test_somebody_takes_the_callers_place(world: World, callee: CalledPhone) -> None:
+    world.behave(vad="off", answer="silent")
+    call = await dial(world, "plain")
+    session = await world.session_of(call)
+    other = replacing(world, call)
+    other.invite()
+    await other.answered()
+    await call.hung_up()
+    await world.gateway.wait("call.moved", call=call.call_id)
+    said = noise(3, 1.2)
+    other.rtp.say(said)
+    await session.wait_until(lambda s: said[4800:] in bytes(s.received), 20)
+    await other.hang_up()
+    summary = await world.summary(call)
+    assert summary["ending"]["why"] == "hung_up"
+    await world.phone.forget(other)
+
+
+async def test_a_place_that_there_is_not(world: World, callee: CalledPhone) -> None:
+    world.behave(vad="off", answer="silent")
+    call = await dial(world, "plain")
+    other = replacing(world, call)
+    other.headers = (other.headers[0].replace("to-tag=", "to-tag=x"),)
+    other.invite()
+    assert (await other.refused()).code == 481
+    await world.summary_at_end(call)
+    await world.phone.forget(other)
