@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from gateway.audio.g711 import Codec
@@ -77,6 +77,7 @@ class Legs:
         self._feed = feed
         self._now_ms = now_ms
         self._second: _Second | None = None
+        self._seconds: list[_Second] = []
         self.carriers: dict[type, Callable[[Any], None]] = {
             outputs.Ring: lambda _out: self._leg.ring(),
             outputs.Answer: lambda _out: self._leg.answer(),
@@ -122,9 +123,8 @@ class Legs:
         """The call is over: complete the record."""
         if self._main is not None:
             self._record.sip_call_id = self._main.invite.call_id
-        for one in self._record.second_legs:
-            if one.ended_ms is None:
-                one.ended_ms = round(self._now_ms(), 1)
+        for second in self._seconds:
+            second.finish()
 
     @property
     def security(self) -> str:
@@ -162,6 +162,7 @@ class Legs:
         record = SecondRecord(output.uri)
         self._record.second_legs.append(record)
         self._second = second = _Second(record, self._of_second, self._now_ms)
+        self._seconds.append(second)
         if self._dial is None:
             second.refused(DialRefusedError("this gateway places no calls"))
             return
@@ -209,6 +210,12 @@ class _Second:
         """It is not even dialled."""
         self._record.sip_code = 403
         self._tell(self, inputs.SecondEnded(403, str(why), "", True))
+
+    def finish(self) -> None:
+        """The call is over, and its record complete: what comes now is not written any more."""
+        if self._record.ended_ms is None:
+            self._record.ended_ms = round(self._now_ms(), 1)
+        self._record = replace(self._record)
 
     def on_ringing(self, code: int) -> None:
         """It rings."""
