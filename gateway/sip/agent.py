@@ -41,6 +41,9 @@ QUALITY_SECONDS = 1.0
 KEYS_SECONDS = 0.05
 """How often a call is asked for keys that it waits for."""
 
+_UNREADABLE = (400, 500)
+"""What pjsua says to an INVITE or a description that it cannot make sense of."""
+
 START_SECONDS = 15.0
 STOP_SECONDS = 6.0
 """Deadline for the library's own end; a BYE without an answer is given up before that."""
@@ -241,7 +244,12 @@ class UserAgent:
         self.to_loop(lambda: self._on_invite(leg))
 
     def tell_refused(self, refused: Refused) -> None:
-        """Announce a refusal made below the application."""
+        """Announce a refusal made below the application; what could not be read is only counted."""
+        if refused.code in _UNREADABLE and self.screen is not None:
+            source = "" if refused.invite is None else refused.invite.source.rpartition(":")[0]
+            rule = f"INVITE that cannot be read: {refused.code}"
+            self.screen.refusals.note(rule, source, time.monotonic(), code=refused.code)
+            return
         self.to_loop(lambda: self._on_refused(refused))
 
     def hold(self, call: SipCall, party: str = "") -> None:

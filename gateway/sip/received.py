@@ -66,6 +66,12 @@ class _Transport(ctypes.Structure):
     )
 
 
+class _Parsed(ctypes.Structure):
+    """The head of ``pjsip_msg``, of a response."""
+
+    _fields_ = (("type", ctypes.c_int), ("status", ctypes.c_int64))
+
+
 def _rx_data(packet_size: int) -> Any:
     class RxData(ctypes.Structure):
         _fields_ = (
@@ -85,6 +91,7 @@ def _rx_data(packet_size: int) -> Any:
             ("source_port", ctypes.c_int),
             ("message", _P),
             ("message_length", ctypes.c_int),
+            ("parsed", ctypes.POINTER(_Parsed)),
         )
 
     return RxData
@@ -144,6 +151,12 @@ class Reader:
             local=_literal(data.transport.contents.local),
             message=ctypes.string_at(data.message, data.message_length),
         )
+
+    def relabel(self, rdata: int, code: int) -> None:
+        """Let the library take a response for one with this status code."""
+        if self._layout is not None:
+            parsed = self._layout.from_address(rdata).parsed.contents
+            parsed.status = parsed.status & ~0xFFFFFFFF | code
 
 
 def _fits(data: Any) -> bool:

@@ -33,9 +33,17 @@ ANSWERS_AT_ONCE = 20
 """Refusals that one source gets; beyond, silence: nobody shall be flooded through us with what a
 forged source address asks for."""
 
-_FORBIDDEN, _BUSY, _UNAVAILABLE = 403, 486, 503
+MIN_SESSION_SECONDS = 90
+"""Least that RFC 4028 section 4 lets anybody ask for."""
+
+_FORBIDDEN, _INTERVAL, _BUSY, _UNAVAILABLE = 403, 422, 486, 503
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
+_NOT_NOW = re.compile(r"SIP/2.0 (?:491|500) ")
+"""Glare, and what some say in its place (RFC 3261 section 14.2)."""
+
+_SECONDS = re.compile(r"(\d{1,9})")
+_REFRESH = re.compile(r"\b(?:INVITE|UPDATE)\s*$")
 _TO = re.compile(rb"\n(?:to|t)[ \t]*:([^\r\n]*)", re.IGNORECASE)
 _TAG = re.compile(r";\s*tag\s*=\s*([^;,\s]+)", re.IGNORECASE)
 
@@ -129,6 +137,12 @@ class Screen:
             return HANDLED
         if method != "INVITE":
             return PASS
+        if _interval_too_small(received):
+            # pjsua would say so as well, but after it has told of the call.
+            rule = f"Session-Expires below {MIN_SESSION_SECONDS}"
+            reply = Reply(_INTERVAL, ("Min-SE", str(MIN_SESSION_SECONDS)))
+            self._refuse(self._second, rdata, received, rule, reply)
+            return HANDLED
         found = self._attribute(received)
         source = _plain(received.source)
         limits = self._access.limits if found is None else found.trunk.limits
@@ -150,8 +164,13 @@ class Screen:
         if received is None:
             return PASS
         message = received.message.decode("utf-8", "replace")
-        flaw = _flaw_in(message, headers_of(message))
+        headers = headers_of(message)
+        flaw = _flaw_in(message, headers)
         if flaw is None:
+            if _NOT_NOW.match(message) and _REFRESH.search(headers["cseq"][0]):
+                # pjsip would end the call where RFC 4028 section 10 wants the refresh tried again;
+                # after a 503 it does.
+                self._reader.relabel(rdata, _UNAVAILABLE)
             return PASS
         self._refuse(self._first, rdata, received, f"malformed response: {flaw.what}", Reply(0))
         return HANDLED
@@ -203,6 +222,15 @@ class Screen:
             return False
         keys = [_text(call_id), _text(local[1]), _text(remote[1])]
         return bool(self._find_dialog(*(ctypes.addressof(key) for key in keys), 0))
+
+
+def _interval_too_small(received: Received) -> bool:
+    """Whether the caller knows of Min-SE, and asks for less (RFC 4028 section 9)."""
+    headers = headers_of(received.message.decode("utf-8", "replace"))
+    supported = ",".join(headers.get("supported", ())).lower().replace(" ", "").split(",")
+    interval = _SECONDS.match(next(iter(headers.get("session-expires", ())), ""))
+    short = interval is not None and int(interval[1]) < MIN_SESSION_SECONDS
+    return short and "timer" in supported
 
 
 def _flaw_in(message: str, headers: Mapping[str, tuple[str, ...]]) -> Flaw | None:

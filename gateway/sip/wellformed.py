@@ -74,6 +74,8 @@ def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> Flaw | N
         number = _NUMBER.match(value)
         if number is None or int(number[1]) >= 2**31:
             return Flaw(BAD_REQUEST, "CSeq number")  # RFC 3261 section 8.1.1.5
+        if not start_line.startswith(("SIP/", value[number.end() :].strip() + " ")):
+            return Flaw(BAD_REQUEST, "CSeq of another method")
     return _line_flaw(start_line)
 
 

@@ -144,6 +144,10 @@ class DialogCall(PhoneCall):
             number = int(message.headers["cseq"].split(" ")[0])
             if message.code < 300:
                 self.phone.send(self._inside("ACK", number))
+            else:
+                branch = re.search(r"branch=([^;]+)", message.headers["via"])
+                assert branch is not None
+                self.phone.send(self._inside("ACK", number, branch=branch[1]))
         self._pulse.set()
 
     def respond(self, request: Message, code: int = 200, *headers: str) -> None:
@@ -200,12 +204,14 @@ class DialogCall(PhoneCall):
         headers: tuple[str, ...] = (),
         body: str = "",
         kind: str = "application/sdp",
+        branch: str = "",
     ) -> bytes:
         host, port = self.phone.address
         self._count += 1
+        branch = branch or f"{self._branch}.{self._count}"
         lines = [
             f"{method} {self._target} SIP/2.0",
-            f"Via: SIP/2.0/UDP {host}:{port};branch={self._branch}.{self._count};rport",
+            f"Via: SIP/2.0/UDP {host}:{port};branch={branch};rport",
             "Max-Forwards: 70",
             f"From: <sip:tester@{host}:{port}>;tag={self._tag}",
             f"To: {self._to}",

@@ -1,0 +1,251 @@
+"""RFC 4475, and thousands of messages and packets with something wrong in them.
+
+Nothing ends the process, nothing grows, the log says each kind once, and a call in progress hears
+every frame. Failures are repeatable: what is sent follows from the seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import figures
+import harness
+import pytest
+from dialog import DialogCall, Sdp, answered, dialog_call
+from harness import World, eventually
+from listening import Spoken, assert_continuous
+from mutations import mutated, rtcp, rtp
+from torture import MESSAGES
+
+AT_START: dict[str, int] = {}
+
+
+@pytest.fixture(scope="module")
+def shared_world(
+    runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    """A world that takes calls over TCP as well."""
+    listen = 'listen = ["udp:127.0.0.1:0", "tcp:127.0.0.1:0"]'
+    config = harness.CONFIG.replace('listen = ["udp:127.0.0.1:0"]', listen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "CONFIG", config)
+        made = World(tmp_path_factory.mktemp("world"), log_level="info")
+        runner.run(made.start())
+    AT_START.update(made.gateway.resources())
+    yield made
+    # What comes with the Call-ID of another has no record of its own, so they are not counted.
+    made.gateway.check(runner.run(made.gateway.stop()))
+    runner.run(made.phone.stop())
+    runner.run(made.emulator.stop())
+
+
+MESSAGES_SENT = 3000
+PACKETS_SENT = 6000
+PACE_S = 0.02
+"""After every eighth message: as fast as one process can send and another can answer."""
+
+MOST_GROWTH_KIB = 16_000
+"""Transactions live for 32 s after their message (RFC 3261 timer H): what these hold, no more."""
+
+MOST_LINES_PER_KIND = 60
+
+
+async def bystander(world: World) -> DialogCall:
+    world.behave(vad="off", answer={"kind": "pattern", "seconds": 200, "burst": True})
+    call = await answered(dialog_call(world.phone, "greeted"))
+    await call.rtp.heard_bytes(4000)
+    return call
+
+
+async def unharmed(world: World, call: DialogCall) -> None:
+    heard = len(call.rtp.packets)
+    await call.rtp.until(lambda: len(call.rtp.packets) > heard + 25)
+    await world.summary_at_end(call)
+    assert_continuous(call.rtp.packets)
+    (audio,) = (await world.session_of(call)).sent_items.values()
+    assert Spoken(bytes(audio)).heard_ms(call.rtp.packets) >= 1000
+
+
+def invite(world: World, number: int) -> bytes:
+    """A good INVITE with all that pjsip has a parser for, to nobody."""
+    host, port = world.phone.address
+    body = Sdp().text(40000)
+    lines = [
+        f"INVITE sip:nowhere@127.0.0.1:{world.phone.gateway[1]};transport=udp SIP/2.0",
+        f"Via: SIP/2.0/UDP {host}:{port};branch=z9hG4bKf{number};rport",
+        "Max-Forwards: 70",
+        f'From: "A B" <sip:tester@{host}:{port}>;tag=t{number}',
+        "To: <sip:nowhere@127.0.0.1>",
+        f"Call-ID: hostile-{number}@test",
+        "CSeq: 1 INVITE",
+        f"Contact: <sip:tester@{host}:{port}>;expires=60",
+        "Allow: INVITE, ACK, BYE, CANCEL, UPDATE",
+        "Supported: timer, 100rel, replaces",
+        "Session-Expires: 1800;refresher=uac",
+        "Min-SE: 90",
+        f"Record-Route: <sip:127.0.0.1:{port};lr>",
+        'Authorization: Digest username="a", realm="b", nonce="c", uri="sip:x", response="00"',
+        "Content-Type: application/sdp",
+        f"Content-Length: {len(body)}",
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
+
+
+def assert_log_is_short(world: World, since: int) -> None:
+    """What is no call's line has been said a few times, however often it came."""
+    kinds = Counter(
+        (line["event"], line.get("rule", "")) for line in world.gateway.lines[since:]
+        if line["event"] in ("sip.refused", "pjsip")
+        or line.get("ending", {}).get("why") == "refused"
+    )  # fmt: skip
+    assert all(count <= MOST_LINES_PER_KIND for count in kinds.values()), kinds
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=[one.section for one in MESSAGES])
+async def test_torture(world: World, message: Any) -> None:
+    world.phone.strays.clear()
+    world.phone.send(message.message(world.phone.address, world.phone.gateway))
+    if message.codes and not message.unreadable:
+        found = await world.phone.stray("SIP/2.0 ", 5, message.section)
+        while found.code < 200:
+            world.phone.strays.remove(found)
+            found = await world.phone.stray("SIP/2.0 ", 5, message.section)
+        assert found.code in message.codes, found.start
+    assert (await world.phone.options()).code == 200
+    codes = {one.code for one in world.phone.strays if one.code >= 200} - {200}
+    assert codes <= message.codes, codes
+
+
+async def test_mutated_messages_over_tcp(world: World) -> None:
+    """Streams that are cut, stuck, or no SIP at all; other calls go on."""
+    call = await bystander(world)
+    (address,) = (
+        one for one in world.gateway.all("gateway.up")[0]["listen"] if one.startswith("tcp:")
+    )
+    port = int(address.rpartition(":")[2])
+    chance = random.Random(7118)
+    for number in range(40):
+        _reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for part in range(chance.randrange(1, 12)):
+            good = invite(world, 100_000 + number * 100 + part).replace(b"/UDP", b"/TCP")
+            writer.write(mutated(chance, good))
+            await asyncio.sleep(0.01)
+        writer.close()
+    await unharmed(world, call)
+
+
+async def test_mutated_invites(world: World) -> None:
+    call = await bystander(world)
+    chance = random.Random(4475)
+    for number in range(200):
+        world.phone.send(mutated(chance, invite(world, number)))
+        await asyncio.sleep(PACE_S / 5)
+    before, since = world.gateway.resources(), len(world.gateway.lines)
+    for number in range(200, MESSAGES_SENT):
+        world.phone.send(mutated(chance, invite(world, number)))
+        if number % 8 == 7:
+            await asyncio.sleep(PACE_S)
+        if number % 500 == 499:
+            assert (await world.phone.options()).code == 200
+            world.phone.strays.clear()
+    assert (await world.phone.options()).code == 200
+    after = world.gateway.resources()
+    await unharmed(world, call)
+    grown = after["rss_kib"] - before["rss_kib"]
+    assert grown < MOST_GROWTH_KIB
+    assert_log_is_short(world, since)
+    figures.show(f"{MESSAGES_SENT} mutated INVITEs", f"all survived; memory grew by {grown} KiB")
+
+
+async def test_mutated_descriptions(world: World) -> None:
+    """SDP with something wrong in good INVITEs: refused, or a call that can be ended."""
+    bystanding = await bystander(world)
+    chance = random.Random(4566)
+    before = len(world.gateway.all("call.confirmed"))
+    for _ in range(60):
+        pair = [dialog_call(world.phone, "greeted", offer=chance.random() < 0.9) for _ in range(2)]
+        for call in pair:
+            body = mutated(chance, call.sdp.text(call.rtp.port).encode()).decode("latin-1")
+            call._to, call._target = f"<{call.uri}>", call.uri
+            mark, headers = "@@", ["Content-Type: application/sdp"]
+            raw = call._request("INVITE", call._branch, 1, headers, mark)
+            raw = raw.replace(b"Content-Length: 2", b"Content-Length: %d" % len(body))
+            call._invite = raw.replace(mark.encode(), body.encode("latin-1"))
+            call.invite()
+        for call in pair:
+            with contextlib.suppress(AssertionError):
+                # What is malformed is answered five times a second to one source.
+                await call.until(lambda c: c.final is not None, 0.4)
+            if call.final is not None and call.final.code == 200:
+                if not call.byes:
+                    call.bye()
+                await world.gateway.wait("call.summary", call=call.call_id)
+            await world.phone.forget(call)
+    assert len(world.gateway.all("call.confirmed")) > before + 10, "some are good all the same"
+    await unharmed(world, bystanding)
+
+
+async def test_mutated_requests_inside_a_call(world: World) -> None:
+    bystanding = await bystander(world)
+    chance = random.Random(3261)
+    call: DialogCall | None = None
+    methods = ("INVITE", "UPDATE", "INFO", "ACK", "PRACK", "BYE", "OPTIONS", "NOTIFY", "REFER")
+    more = (
+        "Session-Expires: 1800;refresher=uas",
+        "Supported: timer",
+        "Refer-To: <sip:a@b?Replaces=x%3Bto-tag%3Dy>",
+        "Event: refer",
+        "Subscription-State: active;expires=9",
+        "RAck: 1 1 INVITE",
+    )
+    for number in range(600):
+        if call is None or call.byes or number % 40 == 0:
+            if call is not None:
+                call.bye()
+                await world.gateway.wait("call.summary", call=call.call_id)
+                await world.phone.forget(call)
+            call = await answered(dialog_call(world.phone, "greeted", "Supported: timer, 100rel"))
+        method = chance.choice(methods) if chance.random() > 0.3 else "INVITE"
+        body = call.sdp.text(call.rtp.port) if method in ("INVITE", "UPDATE") else ""
+        call._sequence += 1
+        headers = more if chance.random() < 0.5 else ()
+        request = call._inside(method, call._sequence, headers, body)
+        world.phone.send(mutated(chance, request))
+        await asyncio.sleep(0.008)
+    assert call is not None
+    call.bye()
+    await world.gateway.wait("call.summary", call=call.call_id)
+    await unharmed(world, bystanding)
+
+
+async def test_odd_packets_to_a_live_call(world: World) -> None:
+    """RTP and RTCP with something wrong, from the caller's own ports."""
+    bystanding = await bystander(world)
+    call = await bystander(world)
+    call.rtp.sending = False
+    chance = random.Random(3550)
+    assert call.rtp._peer is not None
+    host, port = call.rtp._peer
+    before = world.gateway.resources()
+    for number in range(PACKETS_SENT):
+        if chance.random() < 0.5:
+            call.rtp._socket.sendto(rtp(chance, number), (host, port))
+        else:
+            call.rtp._rtcp.sendto(rtcp(chance), (host, port + 1))
+        if number % 20 == 0:
+            await asyncio.sleep(PACE_S / 2)
+    assert world.gateway.resources()["rss_kib"] - before["rss_kib"] < MOST_GROWTH_KIB
+    call.rtp.sending = True
+    await world.summary_at_end(call)
+    await unharmed(world, bystanding)
+
+
+async def test_nothing_is_left(world: World) -> None:
+    """Connections live as long as their transactions, half a minute (RFC 3261 timer H)."""
+    most = AT_START["fds"] + 6
+    await eventually(lambda: world.gateway.resources()["fds"] <= most, "files closed", 45)
