@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from rtp_end import EVENT_PAYLOAD, RtpEnd
 
@@ -92,7 +92,7 @@ class PhoneCall:
         self.phone.send(self._request("BYE", _new_branch(), self._sequence, headers))
 
     async def until(
-        self, condition: Callable[[PhoneCall], Any], within_s: float = 20.0, what: str = ""
+        self, condition: Callable[[Self], Any], within_s: float = 20.0, what: str = ""
     ) -> None:
         """Wait for a condition on what has come, looked at after each message."""
         try:

@@ -6,6 +6,7 @@ import asyncio
 import random
 import re
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from callee import CalledPhone, free_port
@@ -49,6 +50,10 @@ def told(call: ReferredCall) -> list[str]:
     return [m.body.strip() for m in call.messages if m.start.startswith("NOTIFY ")]
 
 
+def _more_answers(before: int, call: ReferredCall) -> bool:
+    return len(call.answers_to("REFER")) > before
+
+
 @pytest.mark.parametrize("user", ["plain", "follows"])
 async def test_declined(world: World, callee: CalledPhone, user: str) -> None:
     world.behave(answer="silent")
@@ -56,7 +61,7 @@ async def test_declined(world: World, callee: CalledPhone, user: str) -> None:
     for to in ["sip:evil@192.0.2.1", callee.uri("answer") + ";x=y", "tel:+19005551234"]:
         before = len(call.answers_to("REFER"))
         refer(call, to)
-        await call.until(lambda c, n=before: len(c.answers_to("REFER")) > n)
+        await call.until(partial(_more_answers, before))
     assert call.answers_to("REFER") == [603] * 3
     assert not callee.calls
     await world.summary_at_end(call)
