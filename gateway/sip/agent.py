@@ -313,6 +313,7 @@ class UserAgent:
         if self._retired:
             self._let_go()
         now = time.monotonic()
+        self._quiet_ports.retry(now)
         if self.awaiting_keys and now >= self._next_keys:
             self._next_keys = now + KEYS_SECONDS
             self.awaiting_keys = [call for call in self.awaiting_keys if not call.keys_known()]

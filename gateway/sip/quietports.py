@@ -20,6 +20,9 @@ log = structlog.get_logger("sip")
 QUIET_SECONDS = 2.0
 """Silence after which a port may serve again: a hundred packets would have come."""
 
+LEAVE_SECONDS = 1.0
+"""The media clock may still be in a stream whose call is over; then its sockets close later."""
+
 SPARE_PAIRS = 4
 """Pairs that are kept for new calls, whoever still sends to those that are held."""
 
@@ -47,6 +50,9 @@ class QuietPorts:
     def __init__(self, pairs: int) -> None:
         self._pairs = pairs
         self._held: OrderedDict[tuple[str, int], _Held] = OrderedDict()
+        self._leaving: dict[tuple[str, int], float] = {}
+        """What the library has not let go of yet, and until when that is waited for."""
+        self._room = 0
         self.given_up = 0
         """Pairs given back before they were quiet, because calls needed them."""
 
@@ -55,6 +61,23 @@ class QuietPorts:
 
     def hold(self, host: str, port: int, calls: int, now: float) -> None:
         """A call has let go of ``port`` and the one above; ``calls`` are still up."""
+        if not self._take(host, port, now):
+            self._leaving[host, port] = now + LEAVE_SECONDS
+        self._room = min(TRIES_IN_A_ROW, max(0, self._pairs - calls - SPARE_PAIRS))
+        self._make_room()
+
+    def retry(self, now: float) -> None:
+        """Take what the library has let go of meanwhile. To be called in every turn."""
+        for key, until in list(self._leaving.items()):
+            if self._take(*key, now) or now > until:
+                del self._leaving[key]
+        self._make_room()
+
+    def _make_room(self) -> None:
+        while len(self._held) > self._room:
+            self._give_up()
+
+    def _take(self, host: str, port: int, now: float) -> bool:
         sockets: list[socket.socket] = []
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -64,14 +87,11 @@ class QuietPorts:
                 end.setblocking(False)
                 end.bind((host, number))
         except OSError:
-            # Somebody was faster; then it is not ours to hold.
             for end in sockets:
                 end.close()
-            return
+            return False
         self._held[host, port] = _Held(tuple(sockets), now)
-        room = min(TRIES_IN_A_ROW, max(0, self._pairs - calls - SPARE_PAIRS))
-        while len(self._held) > room:
-            self._give_up()
+        return True
 
     def tick(self, now: float) -> None:
         """Give back what has been quiet for long enough. To be called about once a second."""

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from gateway.sip.quietports import QUIET_SECONDS, SPARE_PAIRS, QuietPorts
+from gateway.sip.quietports import LEAVE_SECONDS, QUIET_SECONDS, SPARE_PAIRS, QuietPorts
 
 
 def free_pair() -> int:
@@ -84,5 +84,21 @@ def test_a_port_that_somebody_else_has_is_left_to_them() -> None:
     ports = QuietPorts(100)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", 0))
-        ports.hold("127.0.0.1", int(other.getsockname()[1]), 0, 0.0)
+        port = int(other.getsockname()[1])
+        ports.hold("127.0.0.1", port, 0, 0.0)
+        ports.retry(LEAVE_SECONDS + 0.1)
+    ports.retry(LEAVE_SECONDS + 0.2)
     assert len(ports) == 0
+
+
+def test_a_port_that_the_library_still_has_is_taken_when_it_lets_go() -> None:
+    ports, port = QuietPorts(100), free_pair()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", port))
+        ports.hold("127.0.0.1", port, 0, 0.0)
+        ports.retry(0.1)
+        assert len(ports) == 0
+    ports.retry(0.2)
+    assert len(ports) == 1
+    assert not is_free(port)
+    ports.close()

@@ -1,0 +1,208 @@
+"""RTP as others send it: other packet lengths, other sources, pauses, and after the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import re
+import socket
+import struct
+import time
+from typing import Any
+
+import pytest
+from dialog import DialogCall, answered, dialog_call
+from harness import World, eventually
+from listening import Spoken, assert_continuous, noise
+from rtp_end import FRAME, RtpEnd
+
+from gateway.emulator.record import SessionRecord
+
+WORLD = {
+    "log_level": "debug",
+    "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n",
+}
+LONG_ANSWER: dict[str, Any] = {"kind": "pattern", "seconds": 60, "burst": True}
+LEAD_IN = b"\x55" * 40 * FRAME
+
+
+class Sender:
+    """Sends audio as RTP, in packets of any length, from any socket."""
+
+    def __init__(self, end: RtpEnd, sock: socket.socket | None = None) -> None:
+        assert end._peer is not None
+        end.sending = False
+        self._peer = end._peer
+        self._socket = sock or end._socket
+        self.source = random.getrandbits(32)
+        self.sequence = random.getrandbits(14)
+        self.timestamp = random.getrandbits(30)
+        self.late_s = 0.0
+        """How late a packet left at worst."""
+
+    async def say(self, audio: bytes, ptime: int = 20, payload_type: int = 0) -> None:
+        """In real time; returns when the last packet has gone."""
+        size, start = ptime * 8, time.monotonic()
+        for number, at in enumerate(range(0, len(audio), size)):
+            wait = start + number * ptime / 1000 - time.monotonic()
+            self.late_s = max(self.late_s, -wait)
+            await asyncio.sleep(max(0.0, wait))
+            self.put(audio[at : at + size], payload_type)
+
+    def put(self, payload: bytes, payload_type: int, samples: int | None = None) -> None:
+        """One packet; the clock goes on by its length, or by ``samples``."""
+        header = struct.pack(
+            "!BBHII", 0x80, payload_type, self.sequence, self.timestamp, self.source
+        )
+        with contextlib.suppress(ConnectionRefusedError):  # of a packet before
+            self._socket.sendto(header + payload, self._peer)
+        self.sequence = (self.sequence + 1) & 0xFFFF
+        step = len(payload) if samples is None else samples
+        self.timestamp = (self.timestamp + step) & 0xFFFFFFFF
+
+
+async def greeted(world: World, **sdp: Any) -> DialogCall:
+    world.behave(vad="off", answer=LONG_ANSWER)
+    call = await answered(dialog_call(world.phone, "greeted", **sdp))
+    await world.gateway.wait("call.confirmed", call=call.call_id)
+    await call.rtp.until(lambda: len(call.rtp.packets) > 5)
+    return call
+
+
+async def arrives(session: SessionRecord, said: bytes) -> None:
+    """Asserts that these bytes came, as they were."""
+    await session.wait_until(lambda s: said in bytes(s.received), 10)
+
+
+@pytest.mark.parametrize("ptime", [10, 30, 40, 60])
+async def test_packets_of_other_lengths(world: World, ptime: int) -> None:
+    """Offered by ``a=ptime``, and sent."""
+    for _attempt in range(3):
+        call = await greeted(world, ptime=ptime)
+        session = await world.session_of(call)
+        sender = Sender(call.rtp)
+        said = noise(ptime, 0.96)
+        await sender.say(LEAD_IN + said + b"\x55" * 60 * FRAME, ptime)
+        if sender.late_s < 0.03:
+            break
+        await world.summary_at_end(call)  # this machine was busy; once more
+    await arrives(session, said)
+    await world.summary_at_end(call)
+    # Ours are of 20 ms all the same: what a peer asks for is a wish (RFC 4566 section 6).
+    assert_continuous(call.rtp.packets)
+    (audio,) = session.sent_items.values()
+    assert Spoken(bytes(audio)).heard_ms(call.rtp.packets) >= 1000
+
+
+@pytest.mark.parametrize("ptime", [10, 30, 60])
+async def test_packets_of_other_lengths_unannounced(world: World, ptime: int) -> None:
+    """Who offers 20 ms and sends something else is understood all the same."""
+    call = await greeted(world)
+    session = await world.session_of(call)
+    sender = Sender(call.rtp)
+    said = noise(100 + ptime, 0.96)
+    await sender.say(LEAD_IN + said + b"\x55" * 60 * FRAME, ptime)
+    await arrives(session, said)
+    await world.summary_at_end(call)
+    assert_continuous(call.rtp.packets)
+
+
+async def test_another_source_in_mid_call(world: World) -> None:
+    """SSRC, sequence number and timestamp jump, as when a PBX changes who speaks."""
+    call = await greeted(world)
+    session = await world.session_of(call)
+    for number in range(3):
+        sender = Sender(call.rtp)
+        said = noise(200 + number, 0.5)
+        await sender.say(LEAD_IN + said + b"\x55" * 40 * FRAME)
+        await arrives(session, said)
+    await world.summary_at_end(call)
+    assert_continuous(call.rtp.packets)
+
+
+async def test_symmetric_rtp(world: World) -> None:
+    """A caller behind NAT: its SDP names one port, its packets come from another."""
+    call = await greeted(world)
+    session = await world.session_of(call)
+    behind = RtpEnd(0, b"\xff")
+    try:
+        assert call.rtp._peer is not None
+        call.rtp.sending = False
+        behind.connect(*call.rtp._peer)
+        await behind.until(lambda: len(behind.packets) > 25, 10)
+        count = len(call.rtp.packets)
+        behind.sending = False
+        sender = Sender(behind)
+        said = noise(300, 0.5)
+        await sender.say(LEAD_IN + said + b"\x55" * 40 * FRAME)
+        await arrives(session, said)
+        assert len(call.rtp.packets) <= count + 1
+        await world.summary_at_end(call)
+    finally:
+        await behind.close()
+
+
+async def test_silence_suppression_with_comfort_noise(world: World) -> None:
+    """RFC 3389: packets of type 13 and a pause; the session's clock goes on with silence."""
+    call = await greeted(world, comfort_noise=True)
+    assert call.final is not None
+    session = await world.session_of(call)
+    sender = Sender(call.rtp)
+    first, second = noise(400, 0.4), noise(401, 0.4)
+    await sender.say(LEAD_IN + first + b"\x55" * 2 * FRAME)  # concealment blends into the last one
+    before = session.received_total
+    for _ in range(5):
+        sender.put(b"\x40", 13, samples=0)
+        sender.timestamp += 1600
+        await asyncio.sleep(0.2)
+    await sender.say(LEAD_IN + second + b"\x55" * 40 * FRAME)
+    await arrives(session, first)
+    await arrives(session, second)
+    assert session.received_total - before > 1.5 * 8000
+    await world.summary_at_end(call)
+    assert_continuous(call.rtp.packets)
+
+
+async def test_a_port_rests_until_nobody_sends_to_it(world: World) -> None:
+    """Who goes on sending after its BYE is heard by no later call, as long as it goes on."""
+    ports: list[int] = []
+    late = await greeted(world)
+    assert late.rtp._peer is not None
+    first = late.rtp._peer[1]
+    marks = noise(500, 0.2)
+    sender = Sender(late.rtp)
+    await world.summary_at_end(late)
+    going_on = asyncio.create_task(sender.say(marks * 60))
+    try:
+        low, high = map(
+            int, re.findall(r"rtp_ports = \[(\d+), (\d+)\]", world.gateway.config.read_text())[0]
+        )
+        for _ in range(12):
+            call = dialog_call(world.phone, "plain")
+            await answered(call)
+            assert call.final is not None
+            found = re.search(r"^m=audio (\d+)", call.final.body, re.M)
+            assert found is not None
+            ports.append(int(found[1]))
+            await call.rtp.heard_bytes(800)
+            session = await world.session_of(call)
+            await world.summary_at_end(call)
+            assert marks[:80] not in bytes(session.received)
+            await asyncio.sleep(0.3)
+        assert first not in ports
+        assert all(low <= port < high for port in ports)
+        assert _taken(first), "still held"
+    finally:
+        going_on.cancel()
+        await asyncio.gather(going_on, return_exceptions=True)
+    await eventually(lambda: not _taken(first), "the port is free again")
+
+
+def _taken(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+        return False
