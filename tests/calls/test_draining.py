@@ -97,6 +97,9 @@ async def test_two_workers_under_one_supervisor(runner: asyncio.Runner, tmp_path
     await gateway.start()
     try:
         up = await gateway.wait("workers.up")
+        for worker in (0, 1):  # a worker's lines come by a thread of its own
+            await gateway.wait("gateway.up", worker=worker)
+            await gateway.wait("worker.up", worker=worker)
         assert {line["worker"]: line["listen"] for line in gateway.all("gateway.up")} == {
             0: [f"udp:127.0.0.1:{port}"],
             1: [f"udp:127.0.0.1:{port + 1}"],
