@@ -80,6 +80,7 @@ class Legs:
         self._seconds: list[_Second] = []
         self.carriers: dict[type, Callable[[Any], None]] = {
             outputs.Ring: lambda _out: self._leg.ring(),
+            outputs.Progress: lambda _out: self._leg.progress(),
             outputs.Answer: lambda _out: self._leg.answer(),
             outputs.Refuse: lambda out: self._leg.refuse(out.code, out.headers),
             outputs.HangUp: lambda out: self._leg.hang_up(out.headers),

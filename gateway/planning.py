@@ -20,7 +20,7 @@ from gateway.dialplan.variables import render, values_of
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.session_object import session_object
-from gateway.routes import hold_plan, listening_session, own_tools, transfer_plan
+from gateway.routes import answer_plan, hold_plan, listening_session, own_tools, transfer_plan
 from gateway.sip.identity import asserted, diverted
 from gateway.sip.message import display_name_of, user_of
 from gateway.sip.trunks import Access, Limits, Peer, Security, Trunk
@@ -161,6 +161,7 @@ def call_plan(config: Config, match: Match, codec: Codec, retry_after: int) -> C
         farewell_seconds=route.end_call.farewell_seconds,
         max_call_seconds=settings.max_call_seconds,
         rtp_timeout=settings.rtp_timeout,
+        answer=answer_plan(route),
         silence_on_hold=route.hold.caller_audio == "silence",
         server_interrupts=_server_interrupts(session),
         retry_after=retry_after,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from gateway.call.plan import Destination, HoldPlan, PressPlan, TransferPlan
+from gateway.audio.sounds import wav_seconds
+from gateway.call.plan import AnswerPlan, Destination, HoldPlan, PressPlan, TransferPlan
 from gateway.config import TrunkSettings
 from gateway.dialing import dial_uri
 from gateway.dialplan import Route, Transfer
@@ -39,6 +41,15 @@ def transfer_plan(route: Route, trunks: tuple[TrunkSettings, ...]) -> TransferPl
 def _address(one: Transfer, trunks: Mapping[str, TrunkSettings]) -> str:
     """What a REFER asks for is sent as it is; what we call ourselves needs a host."""
     return one.to if one.mode == "blind" else dial_uri(one.to, trunks.get(one.trunk or ""))
+
+
+def answer_plan(route: Route) -> AnswerPlan:
+    """When it is answered, and what is heard before."""
+    answer = route.answer
+    if answer.when == "ready":
+        return AnswerPlan()
+    whole = wav_seconds(Path(answer.sound)) if answer.whole else 0.0
+    return AnswerPlan(answer.when, answer.sound, whole)
 
 
 def hold_plan(route: Route) -> HoldPlan:

@@ -58,6 +58,13 @@ def check_wav(path: Path) -> None:
         raise SoundError(f"{path} is shorter than half a second")
 
 
+def wav_seconds(path: Path) -> float:
+    """How long a file that can be played is. Raises SoundError."""
+    check_wav(path)
+    with wave.open(str(path), "rb") as file:
+        return file.getnframes() / SAMPLE_RATE
+
+
 def _cadence(
     tones: list[tuple[float, ...]], seconds: list[float], pause: float
 ) -> NDArray[np.int16]:

@@ -22,6 +22,7 @@ from gateway.call.ending import (
     why_not_answered,
 )
 from gateway.call.journal import Journal
+from gateway.call.opening import Opening
 from gateway.call.plan import CallPlan, OutboundPlan
 from gateway.call.record import CallRecord
 from gateway.call.states import State as State
@@ -57,6 +58,7 @@ class CallMachine:
         self._listening_early = False
         self._lost_meanwhile: tuple[Why, str] | None = None
         self._timers = Timers(plan)
+        self._opening = Opening(plan.answer, self._journal)
         self._end_at: float | None = None
         talk, note = self._conversation, self._journal.note
         self._handlers: dict[type, Callable[[Any, float], list[outputs.Output]]] = {
@@ -93,8 +95,9 @@ class CallMachine:
         """The INVITE has a route: ring, and get the model. Or get it before somebody is called."""
         if self._plan.outbound is not None:
             return [self._journal.note(now, "preparing", "info"), outputs.OpenSession()]
-        self.record.times.ringing = self._journal.ms(now)
-        return [self._journal.note(now, "ringing", "info"), outputs.Ring(), outputs.OpenSession()]
+        if self._opening.at_once:
+            self._timers.answered(now)
+        return [*self._opening.begin(now), outputs.OpenSession()]
 
     def handle(self, input: inputs.Input, now: float) -> list[outputs.Output]:
         """Something happened at ``now``; returns what to do, in order."""
@@ -115,7 +118,8 @@ class CallMachine:
             return None
         if self.state is State.ENDING:
             return self._end_at
-        due = (self._conversation.deadline, self._timers.deadline)
+        heard_out = self._opening.deadline if self._opening.waiting else None
+        due = (self._conversation.deadline, self._timers.deadline, heard_out)
         return min((at for at in due if at is not None), default=None)
 
     def _settle(self, now: float) -> list[outputs.Output]:
@@ -159,16 +163,22 @@ class CallMachine:
         self._session_up = True
         if self._plan.outbound is not None:
             return self._dial(input, self._plan.outbound, now)
-        self.state = State.ANSWERED
-        self._timers.answered(now)
         self.record.session_id = input.session_id
-        self.record.times.session = self.record.times.answered = self._journal.ms(now)
-        return [
-            self._journal.note(now, "session_up", "info", session_id=input.session_id),
-            outputs.Answer(),
-            self._journal.note(now, "answered", "info"),
-            *self._conversation.open(now),
-        ]
+        self.record.times.session = self._journal.ms(now)
+        note = self._journal.note(now, "session_up", "info", session_id=input.session_id)
+        return [note, *self._answer(now)] if self._opening.heard_out(now) else [note]
+
+    def _answer(self, now: float) -> list[outputs.Output]:
+        """The model is ready, and has the word."""
+        self._opening.waiting = False
+        todo = self._opening.answer(now)
+        if self._opening.confirmed:
+            self.state = State.TALKING
+            todo.append(outputs.StartMedia())
+        else:
+            self.state = State.ANSWERED
+            self._timers.answered(now)
+        return todo + self._conversation.open(now)
 
     def _dial(self, up: inputs.SessionUp, plan: OutboundPlan, now: float) -> list[outputs.Output]:
         """The model is ready: whoever answers is not left waiting for it."""
@@ -239,7 +249,7 @@ class CallMachine:
                 self._journal.note(now, "early_media", "info"),
                 outputs.StartMedia(playout=False),
             ]
-        if input.codec is self._codec or not self._live:
+        if input.codec is self._codec or not (self._live or self.state is State.CONNECTING):
             return []
         self._codec = input.codec
         self.record.codec = input.codec.value
@@ -248,6 +258,13 @@ class CallMachine:
         return [self._journal.note(now, "codec_changed", "info", codec=input.codec.value)]
 
     def _on_confirmed(self, _input: inputs.Confirmed, now: float) -> list[outputs.Output]:
+        if self.state is State.CONNECTING and self._opening.at_once:
+            self.record.times.confirmed = self._journal.ms(now)
+            self._timers.confirmed(now, held=self._held)
+            self._opening.on_confirmed(now)
+            if self._session_up:
+                self._opening.heard_out(now)
+            return [self._journal.note(now, "confirmed", "info")]
         if self.state is State.DIALLING:
             self.record.times.answered = self._journal.ms(now)
         elif self.state is not State.ANSWERED:
@@ -261,10 +278,11 @@ class CallMachine:
         return todo + self._conversation.open(now) if dialled else todo
 
     def _on_held(self, input: inputs.Held, now: float) -> list[outputs.Output]:
-        if not self._live or input.held is self._held:
+        if not (self._live or self.state is State.CONNECTING) or input.held is self._held:
             return []
         self._held = input.held
-        self._timers.held(now, input.held)
+        if self.record.times.confirmed is not None:
+            self._timers.held(now, input.held)
         return [self._journal.note(now, "held" if input.held else "resumed", "info")]
 
     def _on_digit(self, input: inputs.DigitPressed, now: float) -> list[outputs.Output]:
@@ -296,7 +314,8 @@ class CallMachine:
         return self._conversation.on_budget(input.spent, input.detail, now) if self._live else []
 
     def _on_rtp(self, input: inputs.RtpCounted, now: float) -> list[outputs.Output]:
-        if not self._held and self.state in (State.TALKING, State.BRIDGED):
+        confirmed = self.record.times.confirmed is not None
+        if not self._held and confirmed and self.state is not State.ENDING:
             self._timers.packets(input.packets, now, expected=input.expected)
         return []
 
@@ -333,6 +352,8 @@ class CallMachine:
         due = self._timers.due(now)
         if due is not None:
             return self._end(due[0], now, due[1])
+        if self._opening.waiting and self._opening.heard_out(now):
+            return self._answer(now)
         return self._conversation.on_tick(now)
 
     # ---- ending

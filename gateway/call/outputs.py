@@ -16,6 +16,11 @@ class Ring:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """183 Session Progress with our description: from now on the caller hears us."""
+
+
+@dataclass(frozen=True, slots=True)
 class OpenSession:
     """Connect to the realtime server and configure the session."""
 
@@ -167,6 +172,7 @@ class Finished:
 
 Output = (
     Ring
+    | Progress
     | OpenSession
     | Answer
     | Refuse

@@ -91,6 +91,18 @@ class BudgetPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerPlan:
+    """When a call that came in is answered: see :class:`gateway.dialplan.models.Answer`."""
+
+    when: str = "ready"
+    """ready, early or at_once."""
+    sound: str = ""
+    """What the caller hears until the model is ready."""
+    whole_seconds: float = 0.0
+    """So long the sound is heard, even if the model is ready before."""
+
+
+@dataclass(frozen=True, slots=True)
 class CallPlan:
     """Settings of one call; seconds and names as in the dialplan."""
 
@@ -100,6 +112,7 @@ class CallPlan:
     greeting: Mapping[str, Any] | None = None
     """The ``response`` of the first ``response.create``; None when the caller speaks first."""
     digits: DigitPlan = field(default_factory=DigitPlan)
+    answer: AnswerPlan = field(default_factory=AnswerPlan)
     farewell_seconds: float = 10.0
     """A goodbye that has not come to its end this long after the model asked to hang up is cut."""
     max_call_seconds: float = 3600.0

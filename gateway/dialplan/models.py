@@ -27,6 +27,7 @@ from gateway.config.validate import Section, suggestion
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
 from gateway.realtime.session_object import session_object
 
+from .answer import Answer
 from .budget import RouteBudget, RouteRecords
 from .hours import Hours, parse_hours
 from .tools import Hold, SendDtmf, Transfer, TransferCall
@@ -244,6 +245,7 @@ class Route(Section):
     transfer_call: TransferCall = Field(default_factory=TransferCall)
     send_dtmf: SendDtmf = Field(default_factory=SendDtmf)
     limits: RouteLimits = Field(default_factory=RouteLimits)
+    answer: Answer = Field(default_factory=Answer)
     hold: Hold = Field(default_factory=Hold)
     budget: RouteBudget = Field(default_factory=RouteBudget)
     records: RouteRecords = Field(default_factory=RouteRecords)

@@ -56,6 +56,7 @@ class InCall(pj.Call):  # type: ignore[misc]
         self._listened_to = True
         self._sound = ""
         self._playing: Any = None
+        self._player: Any = None
         self._on_refer: Callable[[ReferProgress], None] | None = None
         self._predecessor: InCall | None = None
         """The call that this one is to take the place of, once it is answered."""
@@ -72,14 +73,18 @@ class InCall(pj.Call):  # type: ignore[misc]
     def unwire(self) -> None:
         """The call is over; pjsua has removed its stream, and what was joined with it."""
         self._media = self._playing = None
+        self.agent.sounds.give_back(self._sound, self._player)
+        self._sound, self._player = "", None
         partner, self._partner = self._partner, None
         if partner is not None:
             partner._partner = None
 
     def play(self, sound: str) -> None:
         """Let the peer hear this sound, beside all else; "" ends it."""
-        self._sound = sound
-        player = self.agent.sounds.get(sound) if sound else None
+        if sound != self._sound or self._player is None:
+            self.agent.sounds.give_back(self._sound, self._player)
+            self._player = self.agent.sounds.take(sound) if sound else None
+        self._sound, player = sound, self._player
         if self._media is None or player is self._playing:
             return
         if self._playing is not None:

@@ -65,6 +65,10 @@ class Leg(InCallCommands):
         """Send 180 Ringing."""
         self._command(lambda call: call.respond(180))
 
+    def progress(self) -> None:
+        """Send 183 Session Progress with a description: early media (RFC 3960)."""
+        self._command(lambda call: call.respond(183))
+
     def answer(self) -> None:
         """Send 200 OK."""
         self._command(lambda call: call.respond(200))

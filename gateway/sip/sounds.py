@@ -18,12 +18,18 @@ from gateway.audio.sounds import BUILT_IN, SoundError, check_wav, samples_of, wr
 
 log = structlog.get_logger("sip")
 
+MAX_OWN = 20
+"""Players that calls have for themselves; the published wheel has 32 in all. Whoever comes when
+all are taken hears the file from wherever it is just then."""
+
 
 class Sounds:
     """Made and used on the SIP thread."""
 
     def __init__(self) -> None:
         self._players: dict[str, Any] = {}
+        self._idle: dict[str, list[Any]] = {}
+        self._own = 0
 
     def get(self, name: str) -> Any:
         """The player of a built-in sound or a WAV file; None, with a warning, if there is none."""
@@ -36,9 +42,35 @@ class Sounds:
                 self._players[name] = None
         return self._players[name]
 
+    def take(self, name: str) -> Any:
+        """A player of a WAV file at its beginning, for one call; else that of all calls."""
+        if name in BUILT_IN or self.get(name) is None:
+            return self.get(name)
+        idle = self._idle.setdefault(name, [])
+        try:
+            player = idle.pop() if idle else self._one_more(name)
+            if player is not None:
+                player.setPos(0)
+        except pj.Error as error:
+            log.warning("sip.no_sound", sound=name, error=error.info())
+            player = None
+        return self.get(name) if player is None else player
+
+    def give_back(self, name: str, player: Any) -> None:
+        """The call does not need it any more."""
+        if player is not None and player is not self._players.get(name):
+            self._idle.setdefault(name, []).append(player)
+
+    def _one_more(self, name: str) -> Any:
+        if self._own >= MAX_OWN:
+            return None
+        self._own += 1
+        return _play(name)
+
     def disown(self) -> None:
         """Leave the players to the end of the process, after the library has been destroyed."""
-        for player in self._players.values():
+        own = [player for players in self._idle.values() for player in players]
+        for player in (*self._players.values(), *own):
             if player is not None:
                 player.this.disown()
 

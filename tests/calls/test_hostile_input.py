@@ -49,7 +49,7 @@ PACKETS_SENT = 6000
 PACE_S = 0.02
 """After every eighth message: as fast as one process can send and another can answer."""
 
-MOST_GROWTH_KIB = 16_000
+MOST_GROWTH_KIB = 32_000
 """Transactions live for 32 s after their message (RFC 3261 timer H): what these hold, no more."""
 
 MOST_LINES_PER_KIND = 60

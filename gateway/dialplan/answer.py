@@ -1,0 +1,30 @@
+"""``[route.answer]``: when a call is answered."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from gateway.audio.sounds import BUILT_IN
+from gateway.config.problems import MisplacedError
+from gateway.config.validate import Section
+from gateway.config.values import Flag
+
+from .tools import Sound
+
+
+class Answer(Section):
+    """``[route.answer]``: when a call is answered, and what its caller hears before the model."""
+
+    when: Literal["ready", "early", "at_once"] = "ready"
+    sound: Sound = "ringback"
+    whole: Flag = False
+
+    @model_validator(mode="after")
+    def _of_a_file(self) -> Self:
+        if self.whole and (self.when == "ready" or self.sound in BUILT_IN):
+            raise MisplacedError(
+                ("whole",), 'needs when = "early" or "at_once", and a .wav file as sound'
+            )
+        return self

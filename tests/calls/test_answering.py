@@ -1,0 +1,182 @@
+"""``[route.answer]``: early media, and calls that are answered before the model is there."""
+
+from __future__ import annotations
+
+import asyncio
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dialog import DialogCall, answered, dialog_call
+from harness import World, eventually
+from listening import Spoken, assert_continuous, is_silence, noise, speech
+from rtp_end import FRAME
+
+from gateway.audio.g711 import Codec
+
+SECONDS = 1.2
+PROMPT = noise(70, SECONDS)
+SHORT_ANSWER: dict[str, Any] = {"kind": "pattern", "seconds": 3, "burst": True}
+
+ROUTES = """
+[[route]]
+name = "early"
+to = "^early$"
+answer = {{ when = "early", sound = "{wav}" }}
+[route.greeting]
+say = "Hello."
+
+[[route]]
+name = "tone"
+to = "^tone$"
+answer = {{ when = "early" }}
+
+[[route]]
+name = "at-once"
+to = "^at-once$"
+answer = {{ when = "at_once", sound = "{wav}" }}
+[route.greeting]
+say = "Hello."
+[route.realtime]
+url = "{{url}}"
+connect_timeout = 1.5
+
+[[route]]
+name = "announced"
+to = "^announced$"
+answer = {{ when = "at_once", sound = "{wav}", whole = true }}
+[route.greeting]
+say = "Hello."
+"""
+
+
+@pytest.fixture(scope="module")
+def shared_world(
+    runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    """A world whose routes play a file of known bytes."""
+    folder = tmp_path_factory.mktemp("world")
+    wav = folder / "prompt.wav"
+    samples = np.frombuffer(Codec.PCMU.to_linear(PROMPT), np.int16)
+    with wave.open(str(wav), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(samples.tobytes())
+    made = World(folder / "own", routes=ROUTES.format(wav=Path(wav)))
+    runner.run(made.start())
+    yield made
+    runner.run(made.stop())
+
+
+def prompt_heard(call: DialogCall) -> int:
+    """Frames of the prompt, from its beginning, that were heard first of all."""
+    heard = speech(call.rtp.packets)
+    for frames in range(len(PROMPT) // FRAME, 0, -1):
+        if heard.startswith(PROMPT[: frames * FRAME]):
+            return frames
+    return 0
+
+
+async def agent_heard(world: World, call: DialogCall) -> None:
+    """Asserts that the greeting was heard from its beginning."""
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.sent("response.done") != [], 20)
+    (audio,) = session.sent_items.values()
+    spoken = Spoken(bytes(audio))
+    await call.rtp.until(lambda: len(spoken.packets_of(call.rtp.packets)) >= 50)
+    assert spoken.heard_ms(call.rtp.packets) >= 1000
+
+
+async def test_a_prompt_before_the_answer(world: World) -> None:
+    """183 with a description, the prompt from its beginning, then 200 when the model is there."""
+    for _ in range(2):
+        world.behave(vad="off", answer=SHORT_ANSWER, updated_delay_ms=900)
+        call = dialog_call(world.phone, "early")
+        call.invite()
+        await call.until(lambda c: 183 in c.responses, what="183")
+        progress = next(m for m in call.messages if m.code == 183)
+        assert "m=audio" in progress.body
+        call._take(progress.body)
+        await call.answered()
+        assert call.responses == [100, 183, 200]
+        assert 30 <= prompt_heard(call) <= 60
+        await agent_heard(world, call)
+        times = (await world.summary_at_end(call))["times_ms"]
+        assert times["ringing"] < times["session"] <= times["answered"] < times["confirmed"]
+        assert_continuous(call.rtp.packets)
+
+
+async def test_ringback_before_the_answer(world: World) -> None:
+    world.behave(vad="off", updated_delay_ms=500)
+    call = await answered(dialog_call(world.phone, "tone"))
+    heard = [packet for packet in call.rtp.packets if not is_silence(packet)]
+    assert len(heard) > 10
+    await world.summary_at_end(call)
+
+
+async def test_reliable_early_media(world: World) -> None:
+    """Whoever requires 100rel gets the description in a 183 that is acknowledged (RFC 3262)."""
+    world.behave(vad="off", answer=SHORT_ANSWER, updated_delay_ms=600)
+    call = await answered(dialog_call(world.phone, "early", "Require: 100rel"))
+    progress = next(m for m in call.messages if m.code == 183)
+    assert "100rel" in progress.headers["require"]
+    assert call.responses.count(200) == 1
+    assert prompt_heard(call) >= 15
+    await agent_heard(world, call)
+    await world.summary_at_end(call)
+
+
+async def test_cancelled_while_the_prompt_plays(world: World) -> None:
+    world.behave(updated="never")
+    call = dialog_call(world.phone, "early")
+    call.invite()
+    await call.until(lambda c: 183 in c.responses, what="183")
+    await call.rtp.until(lambda: len(call.rtp.packets) > 10)
+    call.cancel()
+    assert (await call.refused()).code == 487
+    assert (await world.summary(call))["ending"]["why"] == "cancelled"
+    await eventually(lambda: not world.emulator.live, "the session closed")
+
+
+async def test_answered_at_once(world: World) -> None:
+    world.behave(vad="off", answer=SHORT_ANSWER, updated_delay_ms=900)
+    call = await answered(dialog_call(world.phone, "at-once"))
+    assert call.responses == [100, 200]
+    await world.gateway.wait("call.confirmed", call=call.call_id)
+    assert not world.gateway.all("call.session_up", call=call.call_id)
+    await agent_heard(world, call)
+    assert 30 <= prompt_heard(call) <= 60
+    times = (await world.summary_at_end(call))["times_ms"]
+    assert times["answered"] < times["confirmed"] < times["session"]
+    assert_continuous(call.rtp.packets)
+
+
+async def test_an_announcement_is_heard_to_its_end(world: World) -> None:
+    """The model is there long before; its first word comes after the announcement's last."""
+    world.behave(vad="off", answer=SHORT_ANSWER)
+    call = await answered(dialog_call(world.phone, "announced"))
+    await agent_heard(world, call)
+    assert prompt_heard(call) == len(PROMPT) // FRAME
+    await world.summary_at_end(call)
+    assert_continuous(call.rtp.packets)
+
+
+async def test_answered_at_once_and_no_model(world: World) -> None:
+    """The line that is up is hung up, with the cause that the 503 would have had."""
+    world.behave(updated="never")
+    call = await answered(dialog_call(world.phone, "at-once"))
+    bye = await call.hung_up()
+    assert bye.headers["reason"].startswith("Q.850;cause=41")
+    ending = (await world.summary(call))["ending"]
+    assert (ending["why"], ending["sip_code"]) == ("session_unreachable", 200)
+
+
+async def test_hung_up_before_the_model_is_there(world: World) -> None:
+    world.behave(updated="never")
+    call = await answered(dialog_call(world.phone, "at-once"))
+    await world.summary_at_end(call)
+    await eventually(lambda: not world.emulator.live, "the session closed")

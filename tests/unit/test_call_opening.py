@@ -1,0 +1,54 @@
+"""How a call is answered, as a table of what happens and what is done."""
+
+from __future__ import annotations
+
+from gateway.call.journal import Journal
+from gateway.call.opening import Opening
+from gateway.call.outputs import Answer, Note, Output, Progress, Ring, Sound
+from gateway.call.plan import AnswerPlan
+from gateway.call.record import CallRecord
+
+
+def opening(when: str, sound: str = "", whole: float = 0.0) -> Opening:
+    record = CallRecord(call_id="1", route="r", from_uri="", to_uri="", source="")
+    return Opening(AnswerPlan(when, sound, whole), Journal(record, 100.0))
+
+
+def acts(outputs: list[Output]) -> list[Output]:
+    return [output for output in outputs if not isinstance(output, Note)]
+
+
+def test_when_the_model_is_ready() -> None:
+    one = opening("ready")
+    assert acts(one.begin(100.0)) == [Ring()]
+    assert one.heard_out(101.0)
+    assert acts(one.answer(101.0)) == [Answer()]
+
+
+def test_early_media() -> None:
+    one = opening("early", "chime")
+    assert acts(one.begin(100.0)) == [Progress(), Sound("chime")]
+    assert one.heard_out(100.1)
+    assert acts(one.answer(100.1)) == [Sound(""), Answer()]
+
+
+def test_early_media_that_is_heard_to_its_end() -> None:
+    one = opening("early", "a.wav", 2.0)
+    one.begin(100.0)
+    assert not one.heard_out(101.9)
+    assert one.waiting
+    assert one.deadline == 102.0
+    assert one.heard_out(102.0)
+    assert not one.waiting
+
+
+def test_at_once() -> None:
+    """What is heard begins with the ACK; before, there is nothing to wait for but that."""
+    one = opening("at_once", "a.wav", 2.0)
+    assert acts(one.begin(100.0)) == [Answer(), Sound("a.wav")]
+    assert not one.heard_out(100.1)
+    assert one.deadline is None
+    one.on_confirmed(100.5)
+    assert one.deadline == 102.5
+    assert one.heard_out(102.5)
+    assert acts(one.answer(102.5)) == [Sound("")]
