@@ -6,6 +6,8 @@ CONFIG ?= gateway.toml
 TESTS ?=
 INTEROP ?= tests/interop
 CALLS ?= tests/calls
+# Tests of calls wait for real time, most of it: four files at a time keep two cores half busy.
+PARALLEL ?= -n 4 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -39,13 +41,14 @@ check: $(APP) ## what is wrong with the configuration and the dialplans
 
 test: $(DEV) ## all tests but those of interop (TESTS=tests/unit for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester
-	@$(BIN)/python -m pytest -m "not interop" $(TESTS)
+	@rm -f test-output/figures.txt
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not interop" $(TESTS)
 
 test-own: $(DEV) ## the tests of calls again, on a pjsua2 built from source (.venv stays as it is)
 	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core
 	@wheel=$$(sh deploy/pjsua2/build.sh $(BIN)/python --no-install | tee /dev/stderr | tail -n 1) \
 		&& rm -rf $(OWN) && $(BIN)/python -m zipfile -e "$$wheel" $(OWN)
-	@PYTHONPATH="$$PWD/$(OWN)" $(BIN)/python -m pytest -m "not slow" $(CALLS)
+	@PYTHONPATH="$$PWD/$(OWN)" $(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(CALLS)
 
 interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones (INTEROP=... for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl setpriv:util-linux
