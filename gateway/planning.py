@@ -13,7 +13,7 @@ from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.bridge import SessionPlan
 from gateway.call.plan import CallPlan, DigitPlan, OutboundPlan, PressPlan
 from gateway.call.record import CallRecord
-from gateway.config import Config, TrunkSettings
+from gateway.config import Config, MediaSettings, TrunkSettings
 from gateway.cost.planning import budget_plan
 from gateway.dialplan import Greeting, InviteFacts, Match, Route, call_settings
 from gateway.dialplan.variables import render, values_of
@@ -36,14 +36,11 @@ def sip_settings(config: Config) -> SipSettings:
         public_address=config.sip.public_address,
         max_calls=config.sip.max_calls,
         user_agent=config.sip.user_agent,
-        jitter_buffer=JitterBuffer(
-            init=media.jb_init_ms,
-            min_prefetch=media.jb_min_ms,
-            max_prefetch=media.jb_max_ms,
-            maximum=media.jb_max_ms,
-            catch_up=media.jb_catch_up,
-        ),
+        jitter_buffer=_jitter_buffer(media),
         stun_server=config.sip.stun_server,
+        session_timers=config.sip.session_timers,
+        session_expires=config.sip.session_expires,
+        session_min=config.sip.session_min,
         tls=Tls(
             certificate=str(tls.certificate or ""),
             private_key=str(tls.private_key or ""),
@@ -53,15 +50,27 @@ def sip_settings(config: Config) -> SipSettings:
             min_version=tls.min_version,
         ),
         security=Security(media.srtp, media.srtp_keying),
-        trunks=tuple(trunk_of(trunk, access.burst) for trunk in config.trunk),
+        trunks=tuple(trunk_of(trunk, access.burst, media) for trunk in config.trunk),
         access=Access(
             access.unknown, Limits(access.calls_per_second, access.burst, access.concurrent_calls)
         ),
     )
 
 
-def trunk_of(trunk: TrunkSettings, burst: int) -> Trunk:
+def _jitter_buffer(media: MediaSettings) -> JitterBuffer:
+    return JitterBuffer(
+        init=media.jb_init_ms,
+        min_prefetch=media.jb_min_ms,
+        max_prefetch=media.jb_max_ms,
+        maximum=media.jb_max_ms,
+        catch_up=media.jb_catch_up,
+    )
+
+
+def trunk_of(trunk: TrunkSettings, burst: int, media: MediaSettings) -> Trunk:
     """One ``[[trunk]]``, as the user agent needs it."""
+    given = trunk.model_dump(include={"jb_init_ms", "jb_min_ms", "jb_max_ms", "jb_catch_up"})
+    own = {key: value for key, value in given.items() if value is not None}
     return Trunk(
         name=trunk.name,
         peers=tuple(Peer(*peer) for peer in trunk.peers),
@@ -77,6 +86,7 @@ def trunk_of(trunk: TrunkSettings, burst: int) -> Trunk:
         caller_id=trunk.caller_id,
         expires=trunk.expires,
         options_interval=trunk.options_interval,
+        jitter_buffer=_jitter_buffer(media.model_copy(update=own)) if own else None,
         limits=Limits(trunk.calls_per_second, burst, trunk.concurrent_calls),
     )
 

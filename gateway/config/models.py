@@ -24,7 +24,7 @@ from .cost import CostSettings
 from .outbound import OutboundSettings
 from .problems import MisplacedError
 from .sip import ListenAddress, SipSettings
-from .trunks import Keying, Srtp, TrunkSettings, judge_trunks
+from .trunks import Keying, Srtp, TrunkSettings, judge_jitter, judge_trunks
 from .validate import Section
 from .values import Count, FilePath, Flag, Milliseconds, Seconds, SecondsOrOff, Text, Typed
 
@@ -215,6 +215,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _trunks_fit(self) -> Self:
         judge_trunks(self.trunk, self.sip)
+        judge_jitter(self.trunk, self.media)
         return self
 
     @model_validator(mode="after")

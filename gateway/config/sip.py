@@ -146,11 +146,20 @@ class SipSettings(Section):
     max_calls: Count = 100
     user_agent: Annotated[str, AfterValidator(_header_text)] = Field(default_factory=_user_agent)
     stun_server: Annotated[str, AfterValidator(_host_and_port)] = ""
+    session_timers: Literal["off", "optional", "required", "always"] = "optional"
+    session_expires: Annotated[Count, Field(ge=90, le=86400)] = 1800
+    session_min: Annotated[Count, Field(ge=90, le=86400)] = 90
     tls: TlsSettings = Field(default_factory=TlsSettings)
 
     def listens_on(self, transport: str) -> bool:
         """Whether there is a listener of this transport."""
         return any(address.transport == transport for address in self.listen)
+
+    @model_validator(mode="after")
+    def _intervals_fit(self) -> Self:
+        if self.session_min > self.session_expires:
+            raise MisplacedError(("session_min",), "must not be above session_expires")
+        return self
 
     @model_validator(mode="after")
     def _ports_fit(self) -> Self:

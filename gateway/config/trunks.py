@@ -14,7 +14,7 @@ from .access import CountOrOff, Rate
 from .problems import MisplacedError
 from .sip import Transport
 from .validate import Section
-from .values import Count, SecondsOrOff
+from .values import Count, Flag, Milliseconds, SecondsOrOff
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Srtp = Literal["off", "optional", "required"]
@@ -162,6 +162,10 @@ class TrunkSettings(Section):
     caller_id: Annotated[str, AfterValidator(_caller_id)] = ""
     expires: Annotated[Count, Field(ge=30, le=86400)] = 300
     options_interval: SecondsOrOff = 0.0
+    jb_init_ms: Milliseconds | None = None
+    jb_min_ms: Milliseconds | None = None
+    jb_max_ms: Annotated[Milliseconds, Field(le=2000)] | None = None
+    jb_catch_up: Flag | None = None
     calls_per_second: Rate = 0.0
     concurrent_calls: CountOrOff = 0
 
@@ -176,6 +180,21 @@ class TrunkSettings(Section):
         if self.password is not None and not self.username:
             raise MisplacedError(("password",), "needs a username")
         return self
+
+
+def judge_jitter(trunks: tuple[TrunkSettings, ...], media: Any) -> None:
+    """Hold jitter buffers of trunks against ``[media]``, whose values fill them up."""
+    for index, trunk in enumerate(trunks):
+        least, first, most = (
+            getattr(media, key) if getattr(trunk, key) is None else getattr(trunk, key)
+            for key in ("jb_min_ms", "jb_init_ms", "jb_max_ms")
+        )
+        if not least <= first <= most:
+            raise MisplacedError(
+                ("trunk", index, "jb_init_ms"),
+                f"must be between jb_min_ms and jb_max_ms, here or in [media]: {least} <= {first} "
+                f"<= {most}",
+            )
 
 
 def judge_trunks(trunks: tuple[TrunkSettings, ...], sip: Any) -> None:

@@ -34,6 +34,12 @@ _SRTP = {
     "optional": pj.PJMEDIA_SRTP_OPTIONAL,
     "required": pj.PJMEDIA_SRTP_MANDATORY,
 }
+_TIMERS = {
+    "off": pj.PJSUA_SIP_TIMER_INACTIVE,
+    "optional": pj.PJSUA_SIP_TIMER_OPTIONAL,
+    "required": pj.PJSUA_SIP_TIMER_REQUIRED,
+    "always": pj.PJSUA_SIP_TIMER_ALWAYS,
+}
 _KEYING = {
     "sdes": pj.PJMEDIA_SRTP_KEYING_SDES,
     "dtls": pj.PJMEDIA_SRTP_KEYING_DTLS_SRTP,
@@ -242,6 +248,9 @@ class Accounts:
         config.mediaConfig.ipv6Use = (
             pj.PJSUA_IPV6_ENABLED_USE_IPV6_ONLY if six else pj.PJSUA_IPV6_DISABLED
         )
+        config.callConfig.timerUse = _TIMERS[settings.session_timers]
+        config.callConfig.timerSessExpiresSec = settings.session_expires
+        config.callConfig.timerMinSESec = settings.session_min
         if trunk is None:
             config.idUri = f"sip:{settings.user}@{self._own}"
             _secure_media(config.mediaConfig, settings.security)

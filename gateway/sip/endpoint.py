@@ -42,11 +42,7 @@ def configure_media(media: Any, settings: SipSettings) -> None:
     # A stream and a port of ours for each call, as many again while their removal is under way,
     # and the master port. Not more: each port has tables as long as this.
     media.maxMediaPorts = max(254, 4 * settings.max_calls + 16)
-    jitter = settings.jitter_buffer
-    media.jbInit, media.jbMinPre = jitter.init, jitter.min_prefetch
-    media.jbMaxPre, media.jbMax = jitter.max_prefetch, jitter.maximum
-    if not jitter.catch_up:
-        library.never_discard(media)
+    settings.jitter_buffer.apply(media)
 
 
 def only_g711(endpoint: Any) -> None:

@@ -50,7 +50,13 @@ class Incoming:
             ),
         )
         admission.open()
-        screen = Screen(settings.access, agent.trunks, settings.retry_after, agent.calls_of)
+        screen = Screen(
+            settings.access,
+            agent.trunks,
+            settings.retry_after,
+            agent.calls_of,
+            0 if settings.session_timers == "off" else settings.session_min,
+        )
         screen.open()
         return admission, screen
 

@@ -270,6 +270,13 @@ class SipCall(InCall):
             self._tell(lambda handler: handler.on_hold(held))
 
     @guarded
+    def onStreamPreCreate(self, prm: Any) -> None:  # noqa: N802
+        """A stream is about to begin: its trunk may have a jitter buffer of its own."""
+        trunk = self.account.trunk
+        if trunk is not None and trunk.jitter_buffer is not None:
+            trunk.jitter_buffer.apply(prm.streamInfo)
+
+    @guarded
     def onCallRxOffer(self, prm: Any) -> None:  # noqa: N802
         """A re-INVITE or UPDATE brings an offer; the library would refuse a bad one with 500."""
         if offered_codecs(f"\r\n\r\n{prm.offer.wholeSdp}") == ():

@@ -33,9 +33,6 @@ ANSWERS_AT_ONCE = 20
 """Refusals that one source gets; beyond, silence: nobody shall be flooded through us with what a
 forged source address asks for."""
 
-MIN_SESSION_SECONDS = 90
-"""Least that RFC 4028 section 4 lets anybody ask for."""
-
 _FORBIDDEN, _INTERVAL, _BUSY, _UNAVAILABLE = 403, 422, 486, 503
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
@@ -65,10 +62,16 @@ class Screen:
         trunks: whose request is whose.
         retry_after: seconds, for a 503.
         calls_of: calls in progress, by what :func:`party_of` says.
+        min_session: least Session-Expires that a call may ask for, s; 0 leaves it to pjsip.
     """
 
     def __init__(
-        self, access: Access, trunks: Trunks, retry_after: int, calls_of: Callable[[str], int]
+        self,
+        access: Access,
+        trunks: Trunks,
+        retry_after: int,
+        calls_of: Callable[[str], int],
+        min_session: int = 90,
     ) -> None:
         self.refusals = RefusalLog(lambda fields: log.warning("sip.refused", **fields))
         self.current: Received | None = None
@@ -76,6 +79,7 @@ class Screen:
         self._access = access
         self._trunks = trunks
         self._calls_of = calls_of
+        self._min_session = min_session
         self._reader = Reader()
         self._blind = False
         self._rates = SourceBuckets()
@@ -137,10 +141,10 @@ class Screen:
             return HANDLED
         if method != "INVITE":
             return PASS
-        if _interval_too_small(received):
+        if self._min_session and _interval(received) < self._min_session:
             # pjsua would say so as well, but after it has told of the call.
-            rule = f"Session-Expires below {MIN_SESSION_SECONDS}"
-            reply = Reply(_INTERVAL, ("Min-SE", str(MIN_SESSION_SECONDS)))
+            rule = f"Session-Expires below {self._min_session}"
+            reply = Reply(_INTERVAL, ("Min-SE", str(self._min_session)))
             self._refuse(self._second, rdata, received, rule, reply)
             return HANDLED
         found = self._attribute(received)
@@ -224,13 +228,12 @@ class Screen:
         return bool(self._find_dialog(*(ctypes.addressof(key) for key in keys), 0))
 
 
-def _interval_too_small(received: Received) -> bool:
-    """Whether the caller knows of Min-SE, and asks for less (RFC 4028 section 9)."""
+def _interval(received: Received) -> float:
+    """The Session-Expires of a caller who knows of Min-SE (RFC 4028 section 9); none is endless."""
     headers = headers_of(received.message.decode("utf-8", "replace"))
     supported = ",".join(headers.get("supported", ())).lower().replace(" ", "").split(",")
     interval = _SECONDS.match(next(iter(headers.get("session-expires", ())), ""))
-    short = interval is not None and int(interval[1]) < MIN_SESSION_SECONDS
-    return short and "timer" in supported
+    return int(interval[1]) if interval is not None and "timer" in supported else float("inf")
 
 
 def _flaw_in(message: str, headers: Mapping[str, tuple[str, ...]]) -> Flaw | None:

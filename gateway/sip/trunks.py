@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from gateway.addresses import is_inside
 from gateway.audio.g711 import Codec
+from gateway.sip.jitter import JitterBuffer
 from gateway.sip.message import user_of
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -82,6 +83,8 @@ class Trunk:
     caller_id: str = ""
     expires: int = 300
     options_interval: float = 0.0
+    jitter_buffer: JitterBuffer | None = None
+    """None for that of all."""
     limits: Limits = field(default_factory=Limits)
 
 

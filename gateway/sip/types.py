@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.audio.g711 import Codec
+from gateway.sip.jitter import JitterBuffer as JitterBuffer
 from gateway.sip.trunks import Access, Security, Trunk
 
 
@@ -17,18 +18,6 @@ class Listen:
     transport: str
     host: str
     port: int
-
-
-@dataclass(frozen=True, slots=True)
-class JitterBuffer:
-    """pjmedia's adaptive jitter buffer, all in ms; -1 leaves its own default."""
-
-    init: int = -1
-    min_prefetch: int = -1
-    max_prefetch: int = -1
-    maximum: int = -1
-    catch_up: bool = True
-    """Cut speech here and there to win back the delay that a burst of jitter brought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +49,10 @@ class SipSettings:
     retry_after: int = 5
     """Seconds in the Retry-After of a 503 (RFC 3261 section 20.33)."""
     stun_server: str = ""
+    session_timers: str = "optional"
+    """RFC 4028: off, optional (if the peer asks), required, or always (we refresh by ourselves)."""
+    session_expires: int = 1800
+    session_min: int = 90
     tls: Tls = field(default_factory=Tls)
     security: Security = field(default_factory=Security)
     """SRTP for calls of no trunk."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gateway.config import ConfigError, load_config
 from gateway.config.check import check
+from gateway.planning import sip_settings
 
 BASE = """\
 [realtime]
@@ -121,3 +123,16 @@ def test_a_route_names_a_trunk_that_is_there(tmp_path: Path) -> None:
     status, lines = check(file, {})
     assert status == 0
     assert any("pbx" in line for line in lines)
+
+
+def test_a_jitter_buffer_of_its_own(tmp_path: Path) -> None:
+    """What a trunk leaves out is that of ``[media]``; together they have to make sense."""
+    trunk = '[[trunk]]\nname = "a"\npeers = ["192.0.2.1"]\njb_init_ms = 120\n'
+    config = load_config(written(tmp_path, trunk + "jb_catch_up = false\n"), {})
+    own, none = sip_settings(config).trunks[0].jitter_buffer, sip_settings(config).jitter_buffer
+    assert own == replace(none, init=120, catch_up=False)
+    assert problem(tmp_path, trunk + "jb_max_ms = 100\n") == (
+        4,
+        "trunk[0].jb_init_ms",
+        "must be between jb_min_ms and jb_max_ms, here or in [media]: 20 <= 120 <= 100",
+    )

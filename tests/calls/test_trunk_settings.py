@@ -1,0 +1,69 @@
+"""Settings that hold for the calls of one trunk, or for all: jitter buffer, session timers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import harness
+import pytest
+from dialog import answered, dialog_call
+from harness import World
+from listening import noise
+from rtp_end import FRAME
+
+TRUNK = """
+[[trunk]]
+name = "far"
+peers = ["127.0.0.1"]
+jb_init_ms = 400
+jb_min_ms = 400
+jb_max_ms = 800
+jb_catch_up = false
+"""
+
+
+@pytest.fixture(scope="module")
+def shared_world(
+    runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    """A trunk far away, and a gateway that refreshes its calls by itself."""
+    listen = 'listen = ["udp:127.0.0.1:0"]'
+    timers = 'session_timers = "always"\nsession_expires = 240\nsession_min = 120'
+    config = harness.CONFIG.replace(listen, f"{listen}\n{timers}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "CONFIG", config)
+        made = World(tmp_path_factory.mktemp("world"), more=TRUNK)
+        runner.run(made.start())
+    yield made
+    runner.run(made.stop())
+
+
+async def test_the_trunks_jitter_buffer(world: World) -> None:
+    """It holds its 400 ms, where that of ``[media]`` has 40."""
+    call = await answered(dialog_call(world.phone, "plain"))
+    session = await world.session_of(call)
+    said = noise(600, 0.4)
+    call.rtp.say(b"\x55" * 50 * FRAME + said)
+    await call.rtp.quiet()
+    before = session.received_total
+    assert said not in bytes(session.received)
+    await session.wait_until(lambda s: said in bytes(s.received), 10)
+    behind = session.received_total - before
+    assert behind >= 300 * 8
+    await world.summary_at_end(call)
+
+
+async def test_refreshes_that_nobody_asked_for(world: World) -> None:
+    call = await answered(dialog_call(world.phone, "plain"))
+    assert call.final is not None
+    assert call.final.headers["session-expires"].replace(" ", "") == "240;refresher=uas"
+    await world.summary_at_end(call)
+
+
+async def test_the_least_interval_is_ours(world: World) -> None:
+    call = dialog_call(world.phone, "plain", "Supported: timer", "Session-Expires: 100")
+    call.invite()
+    refusal = await call.refused()
+    assert (refusal.code, refusal.headers["min-se"]) == (422, "120")
+    await world.phone.forget(call)
