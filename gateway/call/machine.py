@@ -106,7 +106,7 @@ class CallMachine:
         session_was_up = self._session_up
         todo = self._handlers[type(input)](input, now)
         if self._live:
-            todo = todo + self._settle(now)
+            todo = todo + self._conversation.look_on(input, now) + self._settle(now)
         if not (session_was_up or self._session_up):
             todo = [output for output in todo if not isinstance(output, outputs.Send)]
         return todo
@@ -130,8 +130,7 @@ class CallMachine:
             todo += self._bridge(now)
         why, detail = talk.errands.over or (None, "")
         if why is None and self._lost_meanwhile is None:
-            why = talk.ended(now)
-            detail = talk.spent if why is Why.BUDGET else ""
+            why, detail = talk.ended(now)
         elif why is None and self._lost_meanwhile is not None and not talk.errands.underway:
             why, detail = self._lost_meanwhile
         if why is not None:
@@ -227,7 +226,7 @@ class CallMachine:
         if not self._session_up:
             return []
         todo = self._conversation.on_error(input.error, input.command, now)
-        if self._conversation.ended(now) is Why.SESSION_ERROR:
+        if self._conversation.ended(now)[0] is Why.SESSION_ERROR:
             detail = f"{input.error.code}: {input.error.message}"
             return todo + self._without_session(Why.SESSION_ERROR, now, detail)
         return todo
@@ -302,16 +301,12 @@ class CallMachine:
         return self._conversation.on_tool_done(input.call_id, input.output, now)
 
     def _on_budget(self, input: inputs.BudgetReached, now: float) -> list[outputs.Output]:
-        if not self._session_up:
+        if self.state is not State.BRIDGED or not (self._session_up and input.spent):
             return []
-        if self.state is State.BRIDGED:
-            if not input.spent:
-                return []
-            # The two go on by themselves; only the listening session costs money.
-            self._session_up = False
-            note = self._journal.note(now, "budget_spent", "warning", budget=input.detail)
-            return [note, outputs.CloseSession(1000, Why.BUDGET.value)]
-        return self._conversation.on_budget(input.spent, input.detail, now) if self._live else []
+        # The two go on by themselves; only the listening session costs money.
+        self._session_up = False
+        note = self._journal.note(now, "budget_spent", "warning", budget=input.detail)
+        return [note, outputs.CloseSession(1000, Why.BUDGET.value)]
 
     def _on_rtp(self, input: inputs.RtpCounted, now: float) -> list[outputs.Output]:
         confirmed = self.record.times.confirmed is not None

@@ -1,0 +1,36 @@
+"""Money: the model is warned when it is nearly spent, and the caller handed on when it is."""
+
+from __future__ import annotations
+
+from gateway.call.ending import Why
+from gateway.call.inputs import BudgetReached, Input
+from gateway.call.outputs import Output
+from gateway.call.talk import Parting, Talk
+from gateway.realtime.commands import CreateResponse
+
+
+class Budget:
+    """A part: acts on what the account says. Every method takes the time (s)."""
+
+    deadline: float | None = None
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._plan = talk.plan.budget
+
+    def on(self, input: Input, now: float) -> list[Output]:
+        """Money is nearly spent, or spent."""
+        talk = self._talk
+        if not isinstance(input, BudgetReached) or talk.parting is not None or talk.errands.joined:
+            return []
+        if not input.spent:
+            warned = talk.journal.note(now, "budget_warning", "info", budget=input.detail)
+            asked = talk.ask(CreateResponse(), now) if self._plan.warn_respond else []
+            return [warned, *talk.tell(self._plan.warn), *asked]
+        goodbye, transfer_to = self._plan.goodbye, self._plan.transfer_to
+        talk.part(Parting(Why.BUDGET, input.detail, goodbye, transfer_to))
+        return [talk.journal.note(now, "budget_spent", "warning", budget=input.detail)]
+
+    def tick(self, now: float) -> list[Output]:
+        """Nothing here waits for time."""
+        return []
