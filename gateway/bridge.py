@@ -106,6 +106,7 @@ class Bridge:
         self._streaming = False
         self._started = False
         self._held: outputs.Hold | None = None
+        self._paused = False
         self._in_band = InBandDetector(plan.codec) if plan.digits.in_band else None
         self._inbox: deque[tuple[inputs.Input, float]] = deque()
         self._busy = False
@@ -121,6 +122,7 @@ class Bridge:
             outputs.Send: self._send,
             outputs.StartMedia: self._start_media,
             outputs.Hold: self._hold,
+            outputs.Pause: self._pause,
             outputs.RunTool: self._run_tool,
             outputs.Play: self._play,
             outputs.Flush: self._flush,
@@ -354,12 +356,19 @@ class Bridge:
         self._audio.uplink.drain()  # what came before the ACK is older than the conversation
         self._streaming = True
         self._started = output.playout
-        self._audio.playout.pause(self._held is not None or not self._started)
+        self._stand_still()
         self._pump.add(self._beat)
 
     def _hold(self, output: outputs.Hold) -> None:
         self._held = output if output.held else None
-        self._audio.playout.pause(output.held or not self._started)
+        self._stand_still()
+
+    def _pause(self, output: outputs.Pause) -> None:
+        self._paused = output.paused
+        self._stand_still()
+
+    def _stand_still(self) -> None:
+        self._audio.playout.pause(self._held is not None or self._paused or not self._started)
 
     def _run_tool(self, output: outputs.RunTool) -> None:
         call_id = output.call_id

@@ -20,7 +20,16 @@ from gateway.dialplan.variables import render, values_of
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.session_object import session_object
-from gateway.routes import answer_plan, hold_plan, listening_session, own_tools, transfer_plan
+from gateway.routes import (
+    answer_plan,
+    hold_plan,
+    idle_plan,
+    interruption_plan,
+    listening_session,
+    own_tools,
+    transfer_plan,
+    turns_left_to_us,
+)
 from gateway.sip.identity import asserted, diverted
 from gateway.sip.message import display_name_of, user_of
 from gateway.sip.trunks import Access, Limits, Peer, Security, Trunk
@@ -180,6 +189,8 @@ def call_plan(config: Config, match: Match, codec: Codec, retry_after: int) -> C
         hold=hold_plan(route),
         follow_refer=route.follow_refer,
         budget=budget_plan(config, route),
+        interruptions=interruption_plan(route, session),
+        idle=idle_plan(route),
         listening=listening_session(session),
         truncate_margin_ms=settings.realtime.truncate_margin_ms,
     )
@@ -222,7 +233,8 @@ def _session(
     config: Config, route: Route, codec: Codec, values: Mapping[str, str]
 ) -> dict[str, Any]:
     tools = own_tools(route, transfer_plan(route, config.trunk))
-    return session_object(route.session_settings(values), codec.value, tools)
+    session = session_object(route.session_settings(values), codec.value, tools)
+    return turns_left_to_us(session) if route.interruptions.by_gateway else session
 
 
 def _greeting(greeting: Greeting | None, values: Mapping[str, str]) -> Mapping[str, Any] | None:

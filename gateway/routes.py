@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from gateway.audio.sounds import wav_seconds
-from gateway.call.plan import AnswerPlan, Destination, HoldPlan, PressPlan, TransferPlan
+from gateway.call.plan import (
+    AnswerPlan,
+    Destination,
+    HoldPlan,
+    IdlePlan,
+    InterruptionPlan,
+    PressPlan,
+    TransferPlan,
+)
 from gateway.config import TrunkSettings
 from gateway.dialing import dial_uri
 from gateway.dialplan import Route, Transfer
@@ -50,6 +58,38 @@ def answer_plan(route: Route) -> AnswerPlan:
         return AnswerPlan()
     whole = wav_seconds(Path(answer.sound)) if answer.whole else 0.0
     return AnswerPlan(answer.when, answer.sound, whole)
+
+
+def interruption_plan(route: Route, session: Mapping[str, Any]) -> InterruptionPlan:
+    """What becomes of the agent's words when the caller speaks; ``session`` is what is sent."""
+    given, heard = route.interruptions, session["audio"]["input"]
+    detection = heard.get("turn_detection") or {}
+    silence_ms = detection.get("silence_duration_ms", 0)
+    return InterruptionPlan(
+        policy=given.policy,
+        cough_ms=given.cough_ms,
+        sure_ms=given.sure_ms,
+        wait_seconds=given.wait_seconds,
+        back_channel=given.words(),
+        protect_greeting=given.protect_greeting,
+        protect=given.protect,
+        by_gateway=given.by_gateway,
+        transcribed=bool(heard.get("transcription")),
+        padding_ms=silence_ms + detection.get("prefix_padding_ms", 0),
+    )
+
+
+def turns_left_to_us(session: dict[str, Any]) -> dict[str, Any]:
+    """The session object of a server that tells of turns and does nothing by itself."""
+    detection = session["audio"]["input"]["turn_detection"]
+    detection |= {"interrupt_response": False, "create_response": False}
+    return session
+
+
+def idle_plan(route: Route) -> IdlePlan:
+    """What is done about a caller who says nothing."""
+    idle = route.idle
+    return IdlePlan(idle.seconds, idle.ask, idle.times, idle.goodbye, idle.transfer_to or "")
 
 
 def hold_plan(route: Route) -> HoldPlan:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from gateway.call.budget import Budget
 from gateway.call.ending import Why
 from gateway.call.functions import Functions
+from gateway.call.idle import Idle
 from gateway.call.inputs import Input, ServerSaid
 from gateway.call.interruptions import Interruptions
 from gateway.call.journal import Journal
@@ -22,8 +23,10 @@ from gateway.realtime.commands import CancelResponse, ClientCommand, CreateRespo
 from gateway.realtime.errors import Kind, classify_error
 from gateway.realtime.events import (
     AgentTranscript,
+    AgentTranscriptDelta,
     AudioDelta,
     AudioDone,
+    InputCommitted,
     InputTranscribed,
     ItemTruncated,
     ResponseCreated,
@@ -46,7 +49,10 @@ class Conversation:
         self._interruptions = Interruptions(self.talk)
         self._keys = Keys(self.talk, self._interruptions)
         self._functions = Functions(self.talk)
-        self._parts: tuple[Part, ...] = (Budget(self.talk),)
+        self._parts: tuple[Part, ...] = (
+            Budget(self.talk),
+            Idle(self.talk, lambda: self._functions.deadline is not None),
+        )
         self._session_failed = False
 
     # ---- what happens
@@ -55,7 +61,9 @@ class Conversation:
         """The session is up: the greeting is asked for, so that it is there at the answer."""
         if self._plan.greeting is None:
             return []
-        return self.talk.ask(CreateResponse(self._plan.greeting), now)
+        greeting = CreateResponse(self._plan.greeting)
+        self._interruptions.greeting = greeting
+        return self.talk.ask(greeting, now)
 
     def look_on(self, input: Input, now: float) -> list[Output]:
         """What the parts do about it, after it was taken by whom it concerns."""
@@ -77,16 +85,23 @@ class Conversation:
             case SpeechStarted():
                 return self._interruptions.speech(event, now)
             case SpeechStopped():
-                return [note(now, "caller_stops", audio_ms=event.audio_end_ms)]
+                stopped = note(now, "caller_stops", audio_ms=event.audio_end_ms)
+                return [*self._interruptions.speech_over(event, now), stopped]
+            case InputCommitted():
+                return self._interruptions.committed(event, now)
             case ResponseCreated():
-                talk.gate.created(event.response_id)
+                self._interruptions.created(event.response_id, talk.gate.created(event.response_id))
+                return []
+            case AgentTranscriptDelta():
+                self._interruptions.agent_words(event)
                 return []
             case ResponseDone():
                 return self._on_response_done(event, now)
             case AgentTranscript():
                 return [note(now, "agent_said", item_id=event.item_id, text=event.transcript)]
             case InputTranscribed():
-                return [note(now, "caller_said", text=event.transcript)]
+                said = note(now, "caller_said", text=event.transcript)
+                return [said, *self._interruptions.transcribed(event, now)]
             case ItemTruncated():
                 at_ms = event.audio_end_ms
                 return [note(now, "truncated", item_id=event.item_id, audio_end_ms=at_ms)]
@@ -154,11 +169,12 @@ class Conversation:
             outputs += self._begin_errand(now, confirmed)
         return outputs
 
-    def on_session_over(self, now: float) -> None:
+    def on_session_over(self, now: float) -> list[Output]:
         """The session closed as it should, but what came of it is still to be heard."""
         self.talk.farewell.session_over(now)
         self.talk.gate = ResponseGate()
         self.on_end(now)
+        return self._interruptions.session_over()
 
     def on_end(self, now: float) -> None:
         """The session ends."""
@@ -187,6 +203,7 @@ class Conversation:
         due = [
             self._keys.deadline,
             self._functions.deadline,
+            self._interruptions.deadline,
             self.talk.gate.deadline,
             self.talk.farewell.deadline,
             self.errands.deadline,
@@ -197,7 +214,7 @@ class Conversation:
     def on_tick(self, now: float) -> list[Output]:
         """A deadline may have come."""
         gate = self.talk.gate
-        outputs = self._keys.tick(now)
+        outputs = self._keys.tick(now) + self._interruptions.tick(now)
         if gate.deadline is not None and now >= gate.deadline:
             outputs.append(self._journal.note(now, "response_unanswered", "warning"))
             outputs += send(gate.unanswered(now))

@@ -46,6 +46,7 @@ class Why(StrEnum):
     RTP_SILENCE = "rtp_silence"
     MAX_DURATION = "max_duration"
     BUDGET = "budget"
+    IDLE = "idle"
     SHUTDOWN = "shutdown"
     NO_ROUTE = "no_route"
     OVER_CAPACITY = "over_capacity"
@@ -85,6 +86,7 @@ _TABLE: dict[Why, _Row] = {
     Why.RTP_SILENCE: _Row(Party.NETWORK, 480, 102, "No RTP from the caller"),
     Why.MAX_DURATION: _Row(Party.GATEWAY, 480, 102, "Maximum call length"),
     Why.BUDGET: _Row(Party.GATEWAY, 480, 31, "Budget used up"),
+    Why.IDLE: _Row(Party.GATEWAY, 480, 16, "Caller said nothing"),
     Why.SHUTDOWN: _Row(Party.OPERATOR, 503, 41, "Gateway shuts down"),
     Why.NO_ROUTE: _Row(Party.GATEWAY, 404, 1, "No route"),
     Why.OVER_CAPACITY: _Row(Party.GATEWAY, 503, 34, "No free call"),

@@ -173,6 +173,10 @@ class Ledger:
         """Whether there is a part not known to have been heard to its end."""
         return any(not part.settled for part in self._parts.values())
 
+    def queued(self, response_id: str) -> bool:
+        """Whether audio of this response was queued since the queue was last empty."""
+        return any(run.part.response_id == response_id for run in self._runs)
+
     @property
     def first_item(self) -> str:
         """The item that is heard first of those that are left; empty without one."""

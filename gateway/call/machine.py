@@ -203,8 +203,8 @@ class CallMachine:
         if self._conversation.errands.underway:
             return self._without_session(Why.SESSION_LOST, now, f"{input.code} {input.reason}")
         if self._live and (input.code == 1000 or self._conversation.goodbye_is_here):
-            self._conversation.on_session_over(now)
-            return [self._journal.note(now, "session_closed", "info", code=input.code)]
+            rest = self._conversation.on_session_over(now)
+            return [*rest, self._journal.note(now, "session_closed", "info", code=input.code)]
         why = Why.SESSION_CLOSED if input.code == 1000 else Why.SESSION_LOST
         return self._without_session(why, now, f"{input.code} {input.reason}".strip())
 

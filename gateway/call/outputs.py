@@ -77,6 +77,13 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Playout stands still where it is while ``paused``; the caller hears silence."""
+
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Dial:
     """Place the call that this is about; its plan says where to."""
 
@@ -181,6 +188,7 @@ Output = (
     | Send
     | StartMedia
     | Hold
+    | Pause
     | Dial
     | Sound
     | Refer

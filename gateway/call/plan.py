@@ -103,6 +103,43 @@ class AnswerPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class InterruptionPlan:
+    """Barge-in: see :class:`gateway.dialplan.turns.Interruptions`."""
+
+    policy: str = "at_once"
+    """at_once, pause or never."""
+    cough_ms: int = 250
+    """Speech shorter than this is none."""
+    sure_ms: int = 1500
+    """Speech that lasts so long is an interruption, whatever its words."""
+    wait_seconds: float = 1.5
+    """For the words of speech that is over; without them by then it was an interruption."""
+    back_channel: frozenset[str] = frozenset()
+    """Words that ask for nothing, as :func:`gateway.call.interruptions.words_of` has them."""
+    protect_greeting: bool = False
+    protect: tuple[re.Pattern[str], ...] = ()
+    """An answer in whose words one of these is found is not interrupted."""
+    by_gateway: bool = False
+    """The server neither cancels nor answers by itself when the caller has spoken."""
+    transcribed: bool = False
+    """The words of the caller are to come."""
+    padding_ms: int = 0
+    """What the server counts as speech before and after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdlePlan:
+    """A caller who says nothing: see :class:`gateway.dialplan.turns.Idle`."""
+
+    seconds: float = 0.0
+    """0: they may be silent for as long as they like."""
+    ask: str = "Are you still there?"
+    times: int = 2
+    goodbye: str = "I cannot hear you. Goodbye."
+    transfer_to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CallPlan:
     """Settings of one call; seconds and names as in the dialplan."""
 
@@ -132,6 +169,8 @@ class CallPlan:
     press: PressPlan = field(default_factory=PressPlan)
     hold: HoldPlan = field(default_factory=HoldPlan)
     budget: BudgetPlan = field(default_factory=BudgetPlan)
+    interruptions: InterruptionPlan = field(default_factory=InterruptionPlan)
+    idle: IdlePlan = field(default_factory=IdlePlan)
     follow_refer: re.Pattern[str] | None = None
     """URIs that the caller's side may send us to by REFER."""
     tools: frozenset[str] = frozenset()

@@ -82,6 +82,10 @@ class Playback:
         """Whether the last audio taken was of this response."""
         return self._last_spoken == response_id
 
+    def to_be_heard(self, response_id: str) -> bool:
+        """Whether audio of this response was queued since the queue was last empty."""
+        return self._ledger.queued(response_id)
+
     def was_cut(self, response_id: str) -> bool:
         """Whether this response was interrupted while it ran."""
         return self._cut_of(response_id) is not None

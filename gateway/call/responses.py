@@ -62,10 +62,11 @@ class ResponseGate:
         """What waits is not to be asked for any more."""
         self._waiting.clear()
 
-    def created(self, response_id: str) -> None:
-        """``response.created`` came."""
+    def created(self, response_id: str) -> CreateResponse | None:
+        """``response.created`` came; returns the request that it answers, as far as can be told."""
         self.active = response_id
-        self._sent = None
+        asked, self._sent = self._sent, None
+        return asked
 
     def done(self, response_id: str, now: float) -> CreateResponse | None:
         """``response.done`` came; returns what waited and is to be sent now."""

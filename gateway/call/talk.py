@@ -86,9 +86,9 @@ class Talk:
         """Something of the agent is being heard, or stands in the playout queue."""
         return self.playback.queued_ms > 0
 
-    def interrupt(self, trigger: str, now: float) -> list[Output]:
-        """Stop playing, and take a goodbye back. ``trigger`` "speech": the server knows itself;
-        otherwise the running response is cancelled too."""
+    def interrupt(self, trigger: str, now: float, *, cancel: bool = True) -> list[Output]:
+        """Stop playing, and take a goodbye back; ``cancel`` the running response, where the server
+        does not know by itself."""
         outputs: list[Output] = []
         unanswered = self.farewell.take_back()
         if unanswered is not None:
@@ -101,8 +101,7 @@ class Talk:
             result = {"status": "not done", "reason": "the caller interrupted"}
             outputs.append(tool_output(undone, result))
         active = self.gate.active
-        if trigger != "speech" and active is not None and not self.playback.was_cut(active):
-            # Of speech the server knows by itself.
+        if cancel and active is not None and not self.playback.was_cut(active):
             self._to_cancel = active
         return outputs + self.playback.interrupt(trigger, active)
 

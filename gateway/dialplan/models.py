@@ -31,6 +31,7 @@ from .answer import Answer
 from .budget import RouteBudget, RouteRecords
 from .hours import Hours, parse_hours
 from .tools import Hold, SendDtmf, Transfer, TransferCall
+from .turns import Idle, Interruptions
 from .values import Regex
 from .variables import (
     BUILT_IN,
@@ -248,6 +249,8 @@ class Route(Section):
     answer: Answer = Field(default_factory=Answer)
     hold: Hold = Field(default_factory=Hold)
     budget: RouteBudget = Field(default_factory=RouteBudget)
+    interruptions: Interruptions = Field(default_factory=Interruptions)
+    idle: Idle = Field(default_factory=Idle)
     records: RouteRecords = Field(default_factory=RouteRecords)
     realtime: RouteRealtime = Field(default_factory=RouteRealtime)
 
@@ -265,13 +268,12 @@ class Route(Section):
         for index, name in enumerate(spoken):
             if name in spoken[:index]:
                 raise MisplacedError(("transfer", index, "name"), "is there twice")
-        wanted = self.budget.transfer_to
-        named = [one.name for one in self.transfer if one.allow is None]
-        if wanted is not None and wanted.casefold() not in [name.casefold() for name in named]:
-            raise MisplacedError(
-                ("budget", "transfer_to"),
-                "is no name of a [[route.transfer]] without allow" + suggestion(wanted, named),
-            )
+        for section, wanted in (
+            ("budget", self.budget.transfer_to),
+            ("idle", self.idle.transfer_to),
+        ):
+            self._transferable((section, "transfer_to"), wanted)
+        self.interruptions.agree_with(self.session)
         names = self.variable_names()
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -291,6 +293,13 @@ class Route(Section):
                         f"write {{{{{name}}}}} for these characters",
                     )
         return self
+
+    def _transferable(self, path: KeyPath, wanted: str | None) -> None:
+        named = [one.name for one in self.transfer if one.allow is None]
+        if wanted is not None and wanted.casefold() not in [name.casefold() for name in named]:
+            raise MisplacedError(
+                path, "is no name of a [[route.transfer]] without allow" + suggestion(wanted, named)
+            )
 
     def _asks_for_the_time(self) -> bool:
         return any(name in CLOCK for _, text in self.templates() for name in names_in(text))

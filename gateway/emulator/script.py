@@ -210,8 +210,9 @@ class Script(_Part):
     end: Ending | None = None
     cancel_tail: Literal["full", "bare"] = "full"
     """``bare``: after an interruption only ``response.done``, as some servers do."""
-    transcript: str | None = None
-    """Words for the caller's turns; by default the emulator says that it knows none."""
+    transcripts: list[str] = []
+    """Words for the caller's turns, one after the other, the last repeated; by default the emulator
+    says that it knows none."""
     obfuscation: bool = False
     """An extra ``obfuscation`` string in every delta."""
     unknown_events: bool = False
@@ -228,6 +229,9 @@ class Script(_Part):
             data = dict(data)
             answer = data.pop("answer")
             data["answers"] = [{"kind": answer} if isinstance(answer, str) else answer]
+        if isinstance(data, dict) and "transcript" in data:
+            data = dict(data)
+            data["transcripts"] = [data.pop("transcript")]
         return data
 
 

@@ -70,6 +70,7 @@ class Session:
         self._listening = Listening(self)
         self._listening.configure(self._settings["audio"]["input"])
         self._turn = Turn(first=True)
+        self._transcribed = 0
         self._caller_audio: tuple[bytes, AudioFormat] | None = None
         self._active: Response | None = None
         self._running: dict[Response, asyncio.Task[None]] = {}
@@ -229,7 +230,10 @@ class Session:
     def _transcribe(self, item: Item, spoken_ms: int) -> None:
         """The emulator knows no words: the script's, or how long the caller spoke."""
         seconds = spoken_ms / 1000
-        words = self.script.transcript or f"({seconds:.1f} seconds of speech, not transcribed)"
+        words = f"({seconds:.1f} seconds of speech, not transcribed)"
+        if scripted := self.script.transcripts:
+            words = scripted[min(self._transcribed, len(scripted) - 1)]
+        self._transcribed += 1
         where = {"item_id": item.id, "content_index": 0}
         type_ = "conversation.item.input_audio_transcription"
         self.emit({"type": f"{type_}.delta", **where, "delta": words, "logprobs": None})

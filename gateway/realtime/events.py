@@ -141,6 +141,16 @@ class AgentTranscript:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentTranscriptDelta:
+    """``response.output_audio_transcript.delta``: words of one part, as a rule ahead of playout."""
+
+    response_id: str
+    item_id: str
+    content_index: int
+    delta: str
+
+
+@dataclass(frozen=True, slots=True)
 class ServerError:
     """``error``: does not say itself whether it is the end; see :mod:`gateway.realtime.errors`.
 
@@ -177,6 +187,7 @@ ServerEvent = (
     | AudioDelta
     | AudioDone
     | AgentTranscript
+    | AgentTranscriptDelta
     | ServerError
     | OtherEvent
 )

@@ -21,6 +21,7 @@ import orjson
 
 from gateway.realtime.events import (
     AgentTranscript,
+    AgentTranscriptDelta,
     AudioDelta,
     AudioDone,
     InputCommitted,
@@ -67,7 +68,6 @@ _KNOWN_UNUSED = frozenset(
         "response.mcp_call.failed",
         "response.mcp_call_arguments.delta",
         "response.mcp_call_arguments.done",
-        "response.output_audio_transcript.delta",
         "response.output_item.added",
         "response.output_item.done",
         "response.output_text.delta",
@@ -267,6 +267,9 @@ _READERS: dict[str, Callable[[_Fields], ServerEvent]] = {
     "response.output_audio.delta": _audio_delta,
     "response.output_audio.done": lambda e: AudioDone(
         e.text("response_id"), e.text("item_id"), e.content_index()
+    ),
+    "response.output_audio_transcript.delta": lambda e: AgentTranscriptDelta(
+        e.text("response_id"), e.text("item_id"), e.content_index(), e.text("delta")
     ),
     "response.output_audio_transcript.done": lambda e: AgentTranscript(
         e.text("response_id"), e.text("item_id"), e.content_index(), e.text("transcript")

@@ -127,6 +127,7 @@ class Scene:
         self.heard_ms = 0
         self._max_frames = max_frames
         self._playing = False
+        self._paused = False
         self._inbox: deque[inputs.Input] = deque()
         self._carry_out(self.machine.start(self.now))
 
@@ -150,13 +151,13 @@ class Scene:
         before = len(self.seen)
         for _ in range(ms // FRAME_MS):
             self.at(self.now + FRAME_MS / 1000)
-            if self.queue:
+            if self.queue and not self._paused:
                 self.queue -= 1
                 self.heard_ms += FRAME_MS
                 if not self._playing:
                     self._playing = True
                     self._feed(inputs.PlayoutStarted())
-            elif self._playing:
+            elif self._playing and not self.queue:
                 self._playing = False
                 self._feed(inputs.PlayoutDrained())
         return self.seen[before:]
@@ -210,6 +211,8 @@ class Scene:
                         self._inbox.append(inputs.PlayoutRefused(frames))
                     else:
                         self.queue += frames
+                case outputs.Pause(paused):
+                    self._paused = paused
                 case outputs.Flush():
                     unplayed, self.queue, self._playing = self.queue, 0, False
                     self._inbox.appendleft(inputs.Flushed(unplayed))
@@ -236,6 +239,8 @@ def _words(output: outputs.Output) -> str:
             return "media"
         case outputs.Hold(held):
             return "hold" if held else "resume"
+        case outputs.Pause(paused):
+            return "pause" if paused else "go on"
         case outputs.Dial():
             return "dial"
         case outputs.Sound(name):

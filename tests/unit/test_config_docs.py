@@ -24,6 +24,9 @@ DESCRIBED = {
     "cost.budget.warn": "in English",
     "cost.budget.goodbye": "in English",
     "sip.user_agent": "name and version",
+    "route.interruptions.back_channel": (
+        "some of English, German, French, Spanish, Italian, Dutch, Portuguese"
+    ),
     "route.end_call.description": "in English",
     "route.transfer_call.description": "in English",
     "route.hold.description": "in English",

@@ -1,0 +1,75 @@
+"""A caller who says nothing is asked whether they are still there, and then said goodbye to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gateway.call import inputs
+from gateway.call.ending import Why
+from gateway.call.outputs import Output
+from gateway.call.talk import Parting, Talk
+from gateway.realtime.events import SpeechStarted, SpeechStopped
+
+
+class Idle:
+    """A part: counts from when the agent was last heard, or the caller. Methods take the time (s).
+
+    Args:
+        working: whether a function runs for the model, which the caller waits for.
+    """
+
+    def __init__(self, talk: Talk, working: Callable[[], bool]) -> None:
+        self._talk = talk
+        self._plan = talk.plan.idle
+        self._working = working
+        self._since: float | None = None
+        self._speaking = False
+        self._held = False
+        self._asked = 0
+
+    def on(self, input: inputs.Input, now: float) -> list[Output]:
+        """Something happened."""
+        if self._plan.seconds <= 0:
+            return []
+        match input:
+            case inputs.ServerSaid(event=SpeechStarted()):
+                self._speaking, self._asked = True, 0
+            case inputs.ServerSaid(event=SpeechStopped()):
+                self._speaking = False
+            case inputs.DigitPressed():
+                self._asked = 0
+            case inputs.Held(held=held):
+                self._held = held
+            case inputs.Confirmed() | inputs.PlayoutStarted() | inputs.PlayoutDrained():
+                pass
+            case inputs.Flushed() | inputs.ToolDone() | inputs.SecondEnded():
+                pass
+            case _:
+                return []
+        if self._since is not None or isinstance(input, inputs.Confirmed):
+            self._since = now
+        return []
+
+    def tick(self, now: float) -> list[Output]:
+        """So long nobody has said anything."""
+        if self.deadline is None or now < self.deadline:
+            return []
+        talk = self._talk
+        self._since = now
+        busy = self._speaking or self._held or talk.speaking or not talk.gate.idle
+        if busy or talk.errands.busy or self._working() or talk.farewell.deadline is not None:
+            return []
+        if self._asked < self._plan.times:
+            self._asked += 1
+            note = talk.journal.note(now, "idle_asked", "info", count=self._asked)
+            return [note, *talk.say(self._plan.ask, now)]
+        silent = f"nothing said after being asked {self._asked} times"
+        talk.part(Parting(Why.IDLE, silent, self._plan.goodbye, self._plan.transfer_to))
+        return [talk.journal.note(now, "idle", "info", asked=self._asked)]
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due next (s)."""
+        if self._since is None or self._plan.seconds <= 0 or self._talk.parting is not None:
+            return None
+        return self._since + self._plan.seconds

@@ -1,0 +1,136 @@
+"""Who has the word, over real calls: policies of interruption, and a caller who says nothing."""
+
+from __future__ import annotations
+
+import pytest
+from harness import World
+from listening import Spoken, assert_continuous, is_silence
+
+ROUTE = """
+[[route]]
+name = "{name}"
+to = "^{name}$"
+[route.greeting]
+say = "Hello."
+[route.session.audio.input.turn_detection]
+type = "server_vad"
+prefix_padding_ms = 0
+silence_duration_ms = 0
+[route.session.audio.input.transcription]
+model = "whisper-1"
+[route.interruptions]
+{rules}
+"""
+
+WORLD = {
+    "routes": "".join(
+        (
+            ROUTE.format(name="pause", rules='policy = "pause"'),
+            ROUTE.format(name="never", rules='policy = "never"'),
+            ROUTE.format(name="notice", rules="protect_greeting = true"),
+            """
+[[route]]
+name = "idle"
+to = "^idle$"
+[route.greeting]
+say = "Hello."
+[route.idle]
+seconds = 0.6
+ask = "Are you there?"
+times = 1
+goodbye = "Bye then."
+""",
+        )
+    )
+}
+
+
+def answers(*seconds: float) -> list[dict[str, object]]:
+    """Answers of known bytes."""
+    return [{"kind": "pattern", "seconds": s, "seed": n} for n, s in enumerate(seconds)]
+
+
+@pytest.mark.parametrize("what", ["cough", "mm-hm"])
+async def test_the_agent_goes_on_where_it_was(world: World, what: str) -> None:
+    """It is silent for as long as the caller is heard, and not a frame of its answer is lost."""
+    length_ms, text = (150, "") if what == "cough" else (500, "Mm-hm.")
+    world.behave(
+        vad="scripted",
+        answers=answers(2.5),
+        speech={"at_ms": [800], "length_ms": length_ms},
+        transcripts=[text],
+    )
+    call = await world.dial("pause")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.deletions != [], 20)
+    (item,) = session.sent_items
+    spoken = Spoken(bytes(session.sent_items[item]))
+    await call.rtp.until(lambda: spoken.heard_ms(call.rtp.packets) >= 2480)
+    assert_continuous(call.rtp.packets)
+    pieces = [packet.payload in spoken._at for packet in call.rtp.packets]
+    first, last = pieces.index(True), len(pieces) - pieces[::-1].index(True)
+    between = call.rtp.packets[first:last]
+    assert sum(is_silence(packet) for packet in between) >= length_ms / 20 * 0.5
+    assert not session.truncations
+    assert len(session.seen("response.create")) == 1, "the greeting; nothing else is answered"
+    await world.summary_at_end(call)
+    record = await world.record(call)
+    assert record["interruptions"] == []
+    assert [e["event"] for e in record["timeline"]].count("talked_on") == 1
+
+
+async def test_words_cut_it_where_it_had_paused(world: World) -> None:
+    """What the server is told of is what was heard before the pause, to the millisecond."""
+    world.behave(
+        vad="scripted",
+        answers=answers(6, 1),
+        speech={"at_ms": [900], "length_ms": 500},
+        transcripts=["No, something else."],
+    )
+    call = await world.dial("pause")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    (cut,) = session.truncations
+    heard = Spoken(bytes(session.sent_items[cut.item_id])).heard_ms(call.rtp.packets)
+    assert cut.requested_ms == heard < cut.item_ms
+    answer = Spoken(bytes(list(session.sent_items.values())[1]))
+    await call.rtp.until(lambda: answer.heard_ms(call.rtp.packets) >= 980)
+    assert len(session.seen("response.create")) == 2
+    assert not session.errors
+    await world.summary_at_end(call)
+    (interruption,) = (await world.record(call))["interruptions"]
+    assert interruption["played_ms"] == heard
+
+
+@pytest.mark.parametrize("route", ["never", "notice"])
+async def test_the_agent_is_heard_out_and_the_caller_answered_then(
+    world: World, route: str
+) -> None:
+    """Nothing of the first answer is left out, and the second comes behind it."""
+    world.behave(
+        vad="scripted",
+        answers=answers(2, 1),
+        speech={"at_ms": [500], "length_ms": 300},
+        transcripts=["Stop!"],
+    )
+    call = await world.dial(route)
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    first, second = (Spoken(bytes(audio)) for audio in session.sent_items.values())
+    await call.rtp.until(lambda: second.heard_ms(call.rtp.packets) >= 980)
+    assert first.heard_ms(call.rtp.packets) >= 1980
+    assert not session.truncations
+    assert not session.errors
+    await world.summary_at_end(call)
+
+
+async def test_a_caller_who_says_nothing_is_asked_and_then_left(world: World) -> None:
+    """The question, the goodbye, then BYE with its reason."""
+    call = await world.dial("idle")
+    session = await world.session_of(call)
+    bye = await call.hung_up()
+    said = [one.body["transcript"] for one in session.sent("response.output_audio_transcript.done")]
+    assert said == ["Hello.", "Are you there?", "Bye then."]
+    assert 'text="Caller said nothing"' in bye.headers["reason"]
+    record = await world.record(call)
+    assert (record["ending"]["by"], record["ending"]["why"]) == ("gateway", "idle")
