@@ -19,6 +19,7 @@ from gateway.call.parts import Part
 from gateway.call.plan import CallPlan
 from gateway.call.responses import ResponseGate
 from gateway.call.talk import Talk, send
+from gateway.call.transcript import Transcript
 from gateway.realtime.commands import CancelResponse, ClientCommand, CreateResponse
 from gateway.realtime.errors import Kind, classify_error
 from gateway.realtime.events import (
@@ -49,7 +50,9 @@ class Conversation:
         self._interruptions = Interruptions(self.talk)
         self._keys = Keys(self.talk, self._interruptions)
         self._functions = Functions(self.talk)
+        self.transcript = Transcript(self.talk)
         self._parts: tuple[Part, ...] = (
+            self.transcript,
             Budget(self.talk),
             Idle(self.talk, lambda: self._functions.deadline is not None),
         )

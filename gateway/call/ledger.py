@@ -173,6 +173,11 @@ class Ledger:
         """Whether there is a part not known to have been heard to its end."""
         return any(not part.settled for part in self._parts.values())
 
+    def received_ms(self, item_id: str) -> int:
+        """Audio of this item so far, all its parts together."""
+        parts = (part for key, part in self._parts.items() if key[0] == item_id)
+        return sum(part.received for part in parts) // BYTES_PER_MS
+
     def queued(self, response_id: str) -> bool:
         """Whether audio of this response was queued since the queue was last empty."""
         return any(run.part.response_id == response_id for run in self._runs)

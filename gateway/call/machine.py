@@ -60,6 +60,7 @@ class CallMachine:
         self._timers = Timers(plan)
         self._opening = Opening(plan.answer, self._journal)
         self._end_at: float | None = None
+        self._leg_end: inputs.LegEnded | None = None
         talk, note = self._conversation, self._journal.note
         self._handlers: dict[type, Callable[[Any, float], list[outputs.Output]]] = {
             inputs.SessionUp: self._on_session_up,
@@ -85,7 +86,7 @@ class CallMachine:
             inputs.PlayoutStarted: self._on_playout_started,
             inputs.PlayoutDrained: lambda _input, now: talk.on_playout_drained(now),
             inputs.PlayoutRefused: lambda input, now: talk.on_playout_refused(input.frames, now),
-            inputs.Flushed: lambda input, now: talk.on_flushed(input.unplayed_frames, now),
+            inputs.Flushed: self._on_flushed,
             inputs.Tick: self._on_tick,
             inputs.ShutDown: lambda _input, now: self._end(Why.SHUTDOWN, now),
             inputs.Faulted: self._on_fault,
@@ -103,12 +104,15 @@ class CallMachine:
         """Something happened at ``now``; returns what to do, in order."""
         if self.state is State.FINISHED:
             return []
+        if self._leg_end is not None and type(input) is not inputs.Flushed:
+            return self._on_leg_ended(self._leg_end, now)
         session_was_up = self._session_up
         todo = self._handlers[type(input)](input, now)
         if self._live:
             todo = todo + self._conversation.look_on(input, now) + self._settle(now)
         if not (session_was_up or self._session_up):
-            todo = [output for output in todo if not isinstance(output, outputs.Send)]
+            return [output for output in todo if not isinstance(output, outputs.Send)]
+        self._conversation.transcript.sent(todo, now)
         return todo
 
     @property
@@ -317,6 +321,14 @@ class CallMachine:
     def _on_leg_ended(self, input: inputs.LegEnded, now: float) -> list[outputs.Output]:
         if self._ending is not None:
             return self._finish(now)
+        if (
+            self._leg_end is None
+            and self._live
+            and (flush := self._conversation.talk.playback.stop())
+        ):
+            # First of all, what was heard; the answer to this comes at once, and leads back here.
+            self._leg_end = input
+            return flush
         outcome = f"{input.code} {input.phrase}".strip()
         if self.state is State.DIALLING:
             why = why_not_answered(input.code)
@@ -329,6 +341,13 @@ class CallMachine:
         return self._end(why, now, outcome, reason=input.reason_header, leg_over=True)
 
     # ---- playout
+
+    def _on_flushed(self, input: inputs.Flushed, now: float) -> list[outputs.Output]:
+        todo = self._conversation.on_flushed(input.unplayed_frames, now)
+        if self._leg_end is None:
+            return todo
+        self._conversation.transcript.on(input, now)
+        return todo + self._on_leg_ended(self._leg_end, now)
 
     def _on_playout_started(
         self, _input: inputs.PlayoutStarted, now: float

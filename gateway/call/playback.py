@@ -22,6 +22,9 @@ from gateway.realtime.events import AudioDelta, AudioDone, ServerError
 _CUT_RESPONSES = 32
 """Interrupted responses remembered; events of one stop coming at its ``response.done``."""
 
+AT_END = "end"
+"""Trigger of the last cut: the leg is over."""
+
 OVERFLOW = "overflow"
 """Trigger of a cut that nobody asked for: the playout queue was full."""
 
@@ -50,6 +53,7 @@ class Playback:
         self._trigger: str | None = None
         self._audible = False
         self._last_spoken = ""
+        self._heard: deque[Heard] = deque(maxlen=_CUT_RESPONSES)
         self.queued_ms = 0
         """Audio put into the playout queue since it was last known to be empty."""
 
@@ -82,6 +86,16 @@ class Playback:
         """Whether the last audio taken was of this response."""
         return self._last_spoken == response_id
 
+    def received_ms(self, item_id: str) -> int:
+        """Audio of this item so far."""
+        return self._ledger.received_ms(item_id)
+
+    def take_cuts(self) -> list[Heard]:
+        """What was heard of answers that were cut since this was last asked."""
+        cuts = list(self._heard)
+        self._heard.clear()
+        return cuts
+
     def to_be_heard(self, response_id: str) -> bool:
         """Whether audio of this response was queued since the queue was last empty."""
         return self._ledger.queued(response_id)
@@ -97,6 +111,13 @@ class Playback:
         if not (self.queued_ms or self._ledger or active is not None):
             return []
         self._trigger = trigger
+        return [Flush()]
+
+    def stop(self) -> list[Output]:
+        """Nobody hears it any more."""
+        if not (self.queued_ms or self._ledger):
+            return []
+        self._trigger = AT_END
         return [Flush()]
 
     @property
@@ -162,6 +183,9 @@ class Playback:
         for one in heard:
             if one.complete or one.item_id in deleted:
                 continue
+            self._heard.append(one)
+            if trigger == AT_END:
+                continue  # nobody is left to be told
             command = self._truncations.command(one)
             action = "truncate"
             if isinstance(command, DeleteItem):

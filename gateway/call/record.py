@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.call.ending import Ending
 
@@ -75,6 +75,14 @@ class Times:
     end: float | None = None
 
 
+class Told(Protocol):
+    """What was said: :class:`gateway.call.transcript.Transcript`."""
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Entries of both sides, oldest first."""
+        ...
+
+
 @dataclass(slots=True)
 class CallRecord:
     """Everything about one call that outlives it. Times are ms since the INVITE."""
@@ -113,6 +121,8 @@ class CallRecord:
     """As :class:`gateway.cost.account.Account` has it; live."""
     event_log: dict[str, Any] = field(default_factory=dict)
     """The file of the session's events, and how many are not in it, where they are written."""
+    transcript: Told | None = None
+    transcript_dropped: int = 0
     ending: Ending | None = None
     timeline_dropped: int = 0
     _marks: bytearray = field(default_factory=bytearray, repr=False)
@@ -210,6 +220,8 @@ class CallRecord:
         """The whole record as JSON object."""
         return {
             **self.summary(),
+            "transcript": [] if self.transcript is None else self.transcript.as_json(),
+            "transcript_dropped": self.transcript_dropped,
             "timeline": self.timeline,
             "timeline_dropped": self.timeline_dropped,
         }

@@ -64,7 +64,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (0.6, audio("r1", "i1", 100), ["play 100"]),
             (0.6, audio_done("r1", "i1"), []),
             (0.6, done("r1"), []),
-            (9.0, BYE, ["close 1000 hung_up", "finished"]),
+            (9.0, BYE, ["flush", "close 1000 hung_up", "finished"]),
         ],
         ("caller", "hung_up", 200),
     ),
@@ -569,7 +569,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         [
             *AGENT_TALKS,
             (1.2, done("r1", calls=[("end_call", "c1")]), []),
-            (1.3, BYE, ["close 1000 hung_up", "finished"]),
+            (1.3, BYE, ["flush", "close 1000 hung_up", "finished"]),
         ],
         ("caller", "hung_up", 200),
     ),
