@@ -36,7 +36,7 @@ from gateway.records.events import EventLog
 from gateway.sip.leg import Leg
 from gateway.sip.ports import call_audio
 from gateway.sip.types import LegEnd, RtpQuality
-from gateway.tools.runner import ToolCall, ToolRunner
+from gateway.tools.runner import Question, ToolCall, ToolRunner
 
 _EARLY_EVENTS = 256
 """Events kept between the session's first event and the answer to it; a turn of the loop."""
@@ -60,7 +60,7 @@ class Bridge:
         leg: that came in, or where to place the call.
         on_finished: told once, when both sides are over and the record is complete.
         dial: places calls for the caller; None where none may be placed.
-        tools: runs functions of ``plan.tools``.
+        tools: runs functions of ``plan.functions``.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Bridge:
         self.record = record
         self._loop = asyncio.get_running_loop()
         self._tools = tools
+        self._variables = plan.variables
         self._account: Account | None = None
         self._events: EventLog | None = None
         self._session_plan = session_plan
@@ -124,6 +125,7 @@ class Bridge:
             outputs.Hold: self._hold,
             outputs.Pause: self._pause,
             outputs.RunTool: self._run_tool,
+            outputs.AskOperator: self._ask_operator,
             outputs.Play: self._play,
             outputs.Flush: self._flush,
             outputs.Note: self._note,
@@ -378,9 +380,32 @@ class Bridge:
 
         if self._tools is None:
             done('{"error": "nothing runs this function"}')
-            return
-        call = ToolCall(call_id, output.name, output.arguments, self.record.call_id)
-        self._tools.start(call, done)
+        else:
+            self._tools.run(self._tool_call(call_id, output.name, output.arguments), done)
+
+    def _ask_operator(self, output: outputs.AskOperator) -> None:
+        def done(approve: bool, reason: str) -> None:
+            self.feed(inputs.OperatorAnswered(output.key, approve, reason))
+
+        if self._tools is None:
+            done(False, "nobody can be asked")
+        else:
+            call = self._tool_call(output.key, output.name, output.arguments)
+            self._tools.ask(Question(call, output.rule), done)
+
+    def _tool_call(self, call_id: str, name: str, arguments: str) -> ToolCall:
+        record = self.record
+        return ToolCall(
+            call_id,
+            name,
+            arguments,
+            call=record.call_id,
+            route=record.route,
+            caller=record.from_uri,
+            called=record.to_uri,
+            variables=self._variables,
+            act=lambda act: self.feed(inputs.ToolActs(act)),
+        )
 
     def _play(self, output: outputs.Play) -> None:
         playout = self._audio.playout

@@ -30,6 +30,7 @@ from gateway.sip.leg import Leg
 from gateway.sip.message import user_of
 from gateway.sip.ports import LegAudio
 from gateway.sip.types import LegHandler
+from gateway.tools.toolbox import Toolbox
 
 MAX_REMEMBERED = 256
 """Placed calls whose outcome can still be asked for over the control socket."""
@@ -65,7 +66,9 @@ class OutboundCalls:
         pump: MediaPump,
         placing: Placing,
         calls: Calls,
+        toolbox: Toolbox | None = None,
     ) -> None:
+        self._toolbox = toolbox
         self._config = config
         self._dialplan = dialplan
         self._retry_after = retry_after
@@ -139,15 +142,16 @@ class OutboundCalls:
             return self._placing.dial_admitted(uri, handler, audio, codecs, trunk)
 
         match = placed_match(route, uri, record.trunk, variables, datetime.now(UTC))
-        plan = call_plan(self._config, match, codecs[0], self._retry_after)
+        plan = call_plan(self._config, match, codecs[0], self._retry_after, self._toolbox)
         bridge = Bridge(
             Outward(uri, record.trunk, codecs),
             outbound_plan(self._config, plan),
-            session_plan(self._config, route, codecs[0], match.values),
+            session_plan(self._config, route, codecs[0], match.values, self._toolbox),
             record,
             self._pump,
             finished,
             dial=dial,
+            tools=self._toolbox,
         )
         record.mark(0.0, "dial", to=uri)
         self._calls.begin(bridge)

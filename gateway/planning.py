@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from gateway.audio.g711 import FRAME_MS, Codec
@@ -22,9 +22,11 @@ from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.session_object import session_object
 from gateway.routes import (
     answer_plan,
+    collect_plan,
     hold_plan,
     idle_plan,
     interruption_plan,
+    language_plan,
     listening_session,
     own_tools,
     transfer_plan,
@@ -34,6 +36,10 @@ from gateway.sip.identity import asserted, diverted
 from gateway.sip.message import display_name_of, user_of
 from gateway.sip.trunks import Access, Limits, Peer, Security, Trunk
 from gateway.sip.types import Invite, JitterBuffer, Listen, SipSettings, Tls
+from gateway.tools.offer import approval_rules
+
+if TYPE_CHECKING:
+    from gateway.tools.toolbox import Toolbox
 
 
 def sip_settings(config: Config) -> SipSettings:
@@ -158,11 +164,13 @@ def codec_of(invite: Invite) -> Codec:
     return invite.offered[0] if invite.offered else Codec.PCMU
 
 
-def call_plan(config: Config, match: Match, codec: Codec, retry_after: int) -> CallPlan:
-    """What the machine is to do on this route."""
+def call_plan(
+    config: Config, match: Match, codec: Codec, retry_after: int, toolbox: Toolbox | None = None
+) -> CallPlan:
+    """What the machine is to do on this route; ``toolbox`` has its functions."""
     route, settings = match.route, call_settings(config, match.route)
     values = match.values
-    session = _session(config, route, codec, values)
+    session = _session(config, route, codec, values, toolbox)
     digits = route.digits
     return CallPlan(
         route=route.name,
@@ -193,6 +201,11 @@ def call_plan(config: Config, match: Match, codec: Codec, retry_after: int) -> C
         idle=idle_plan(route),
         listening=listening_session(session),
         truncate_margin_ms=settings.realtime.truncate_margin_ms,
+        functions={} if toolbox is None else toolbox.plans(route.name),
+        approvals=approval_rules(route, values),
+        language=language_plan(route, session),
+        collect=collect_plan(route),
+        variables=values,
     )
 
 
@@ -207,7 +220,11 @@ def outbound_plan(config: Config, plan: CallPlan) -> CallPlan:
 
 
 def session_plan(
-    config: Config, route: Route, codec: Codec, values: Mapping[str, str] = MappingProxyType({})
+    config: Config,
+    route: Route,
+    codec: Codec,
+    values: Mapping[str, str] = MappingProxyType({}),
+    toolbox: Toolbox | None = None,
 ) -> SessionPlan:
     """How to get the session of a call on this route; ``values`` are those of its match."""
     realtime = call_settings(config, route).realtime
@@ -223,16 +240,24 @@ def session_plan(
             dialect=DIALECTS[realtime.dialect],
             audio=realtime.audio,
         ),
-        settings=_session(config, route, codec, values),
+        settings=_session(config, route, codec, values, toolbox),
         connect_timeout=realtime.connect_timeout,
         max_playout_frames=int(realtime.playout_seconds * 1000) // FRAME_MS,
     )
 
 
 def _session(
-    config: Config, route: Route, codec: Codec, values: Mapping[str, str]
+    config: Config,
+    route: Route,
+    codec: Codec,
+    values: Mapping[str, str],
+    toolbox: Toolbox | None,
 ) -> dict[str, Any]:
     tools = own_tools(route, transfer_plan(route, config.trunk))
+    if toolbox is not None:
+        names = {tool["name"] for tool in tools}
+        offered = toolbox.definitions(route.name)
+        tools += [tool for tool in offered if tool.get("name") not in names]
     session = session_object(route.session_settings(values), codec.value, tools)
     return turns_left_to_us(session) if route.interruptions.by_gateway else session
 

@@ -9,16 +9,20 @@ from typing import Any
 from gateway.audio.sounds import wav_seconds
 from gateway.call.plan import (
     AnswerPlan,
+    CollectPlan,
     Destination,
     HoldPlan,
     IdlePlan,
     InterruptionPlan,
+    LanguagePlan,
     PressPlan,
+    SchedulePlan,
     TransferPlan,
 )
 from gateway.config import TrunkSettings
 from gateway.dialing import dial_uri
 from gateway.dialplan import Route, Transfer
+from gateway.dialplan.variables import render
 from gateway.tools import definitions
 
 
@@ -98,8 +102,36 @@ def hold_plan(route: Route) -> HoldPlan:
     return HoldPlan(hold.tool, hold.sound, hold.max_seconds)
 
 
+def language_plan(route: Route, session: Mapping[str, Any] | None = None) -> LanguagePlan:
+    """The languages of this route; ``session`` is the session object of the call."""
+    given = route.set_language
+    instructions = str((session or {}).get("instructions") or "")
+    transcription = ((session or {}).get("audio") or {}).get("input", {}).get("transcription")
+    updates: dict[str, dict[str, Any]] = {}
+    for code, name in given.languages.items():
+        words = render(given.instruction, {"language": name})
+        update: dict[str, Any] = {"instructions": f"{instructions}\n\n{words}".strip()}
+        if transcription:
+            spoken = {**transcription, "language": code.partition("-")[0]}
+            update["audio"] = {"input": {"transcription": spoken}}
+        updates[code] = update
+    return LanguagePlan(given.languages, updates)
+
+
+def collect_plan(route: Route) -> CollectPlan:
+    """Whether and how the model may ask for keys."""
+    given = route.collect_digits
+    return CollectPlan(given.enabled, given.seconds, given.max_digits, given.private)
+
+
+def schedule_plan(route: Route) -> SchedulePlan:
+    """Whether the model may promise a call."""
+    return SchedulePlan(route.schedule_callback.enabled, route.schedule_callback.max_days)
+
+
 def own_tools(route: Route, transfer: TransferPlan) -> list[dict[str, Any]]:
     """The tools that the gateway offers to the model on this route."""
+    languages, collect, schedule = language_plan(route), collect_plan(route), schedule_plan(route)
     tools = [
         definitions.end_call(route.end_call.description) if route.end_call.enabled else None,
         definitions.transfer_call(transfer, route.transfer_call.description),
@@ -107,6 +139,9 @@ def own_tools(route: Route, transfer: TransferPlan) -> list[dict[str, Any]]:
             PressPlan(route.send_dtmf.enabled, route.send_dtmf.how), route.send_dtmf.description
         ),
         definitions.hold(hold_plan(route), route.hold.description),
+        definitions.set_language(languages, route.set_language.description),
+        definitions.collect_digits(collect, route.collect_digits.description),
+        definitions.schedule_callback(schedule, route.schedule_callback.description),
     ]
     return [tool for tool in tools if tool is not None]
 

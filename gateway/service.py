@@ -38,6 +38,7 @@ from gateway.sip.message import user_of
 from gateway.sip.needs import unmet
 from gateway.sip.report import refusals, trunk_states
 from gateway.sip.types import LegEnd, Refused, RtpQuality
+from gateway.tools.toolbox import Toolbox
 from gateway.upkeep import Upkeep
 from gateway.workers.lifeline import Lifeline
 from gateway.workers.notify import notify
@@ -66,6 +67,7 @@ class Service:
         secrets = (*config.secrets(), *dialplan.secrets())
         self._event_logs = EventLogs(config.records.folder, secrets)
         self._costs = Costs(config)
+        self._toolbox = Toolbox(config, dialplan)
         self._calls: set[Bridge] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -84,7 +86,7 @@ class Service:
         )
         self._placing = Placing(config.outbound, self._agent)
         self._outbound = OutboundCalls(
-            config, dialplan, self._sip.retry_after, self._pump, self._placing, self
+            config, dialplan, self._sip.retry_after, self._pump, self._placing, self, self._toolbox
         )
         commands = {"status": lambda _request: self._status(), **self._outbound.commands}
         self._upkeep = Upkeep(self._agent, config.control.socket, commands)
@@ -139,6 +141,7 @@ class Service:
         await self._records.start()
         await self._event_logs.start()
         await self._costs.start()
+        await self._toolbox.start()
         await self._agent.start()
         try:
             await self._upkeep.start()
@@ -201,6 +204,7 @@ class Service:
             await asyncio.wait(tuple(self._leaving), timeout=BYE_SECONDS)
         await self._upkeep.stop()
         await self._agent.stop()
+        await self._toolbox.stop()
         await self._records.stop()
         await self._event_logs.stop()
         await self._costs.stop()
@@ -233,6 +237,7 @@ class Service:
             "trunks": trunk_states(self._agent),
             "refused": refusals(self._agent),
             "cost": self._costs.as_json(),
+            "mcp": self._toolbox.states(),
             "dropped": {
                 "records": self._records.dropped,
                 "media faults": self._agent.pool.faults,
@@ -267,12 +272,13 @@ class Service:
         try:
             bridge = Bridge(
                 leg,
-                call_plan(self._config, match, codec, self._sip.retry_after),
-                session_plan(self._config, match.route, codec, match.values),
+                call_plan(self._config, match, codec, self._sip.retry_after, self._toolbox),
+                session_plan(self._config, match.route, codec, match.values, self._toolbox),
                 record,
                 self._pump,
                 self.finished,
                 dial=self._placing.dial,
+                tools=self._toolbox,
             )
         except Exception as error:
             log.exception("call.fault", call=record.call_id, route=match.route.name)

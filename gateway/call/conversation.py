@@ -6,6 +6,8 @@ What the parts share is :class:`gateway.call.talk.Talk`. A rule of its own is a
 
 from __future__ import annotations
 
+from gateway.call.acts import carry_out
+from gateway.call.approvals import Approvals
 from gateway.call.budget import Budget
 from gateway.call.ending import Why
 from gateway.call.functions import Functions
@@ -14,6 +16,7 @@ from gateway.call.inputs import Input, ServerSaid
 from gateway.call.interruptions import Interruptions
 from gateway.call.journal import Journal
 from gateway.call.keys import Keys
+from gateway.call.mcp import McpWatch
 from gateway.call.outputs import Output
 from gateway.call.parts import Part
 from gateway.call.plan import CallPlan
@@ -37,6 +40,7 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
+from gateway.tools.acts import Act
 
 
 class Conversation:
@@ -49,12 +53,15 @@ class Conversation:
         self.errands = self.talk.errands
         self._interruptions = Interruptions(self.talk)
         self._keys = Keys(self.talk, self._interruptions)
-        self._functions = Functions(self.talk)
+        approvals = self.talk.approvals = Approvals(self.talk)
+        self._functions = Functions(self.talk, approvals)
         self.transcript = Transcript(self.talk)
         self._parts: tuple[Part, ...] = (
             self.transcript,
             Budget(self.talk),
-            Idle(self.talk, lambda: self._functions.deadline is not None),
+            Idle(self.talk, lambda: self._functions.busy),
+            approvals,
+            McpWatch(self.talk, approvals),
         )
         self._session_failed = False
 
@@ -81,7 +88,7 @@ class Conversation:
             return []  # it listens, and has nobody to talk to
         match event:
             case AudioDelta():
-                outputs = self.errands.model_speaks(now)
+                outputs = self.errands.model_speaks(now) + self._functions.model_speaks()
                 return outputs + talk.playback.receive(event)
             case AudioDone():
                 return talk.playback.part_done(event)
@@ -161,6 +168,10 @@ class Conversation:
     def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
         """A function outside has returned."""
         return self._functions.done(call_id, output, now)
+
+    def on_act(self, act: Act, now: float) -> list[Output]:
+        """A function outside wants something done."""
+        return carry_out(act, self.talk, now)
 
     def settle(self, now: float, *, confirmed: bool) -> list[Output]:
         """What follows from what happened, once all of that is known."""

@@ -47,6 +47,8 @@ class Why(StrEnum):
     MAX_DURATION = "max_duration"
     BUDGET = "budget"
     IDLE = "idle"
+    APPLICATION = "application"
+    """A function that ran for the call ended it."""
     SHUTDOWN = "shutdown"
     NO_ROUTE = "no_route"
     OVER_CAPACITY = "over_capacity"
@@ -87,6 +89,7 @@ _TABLE: dict[Why, _Row] = {
     Why.MAX_DURATION: _Row(Party.GATEWAY, 480, 102, "Maximum call length"),
     Why.BUDGET: _Row(Party.GATEWAY, 480, 31, "Budget used up"),
     Why.IDLE: _Row(Party.GATEWAY, 480, 16, "Caller said nothing"),
+    Why.APPLICATION: _Row(Party.OPERATOR, 480, 16, "Ended by the application"),
     Why.SHUTDOWN: _Row(Party.OPERATOR, 503, 41, "Gateway shuts down"),
     Why.NO_ROUTE: _Row(Party.GATEWAY, 404, 1, "No route"),
     Why.OVER_CAPACITY: _Row(Party.GATEWAY, 503, 34, "No free call"),

@@ -1,28 +1,74 @@
-"""Function calls of the model: answered, carried out here, or handed to what runs them."""
+"""Function calls of the model: checked, approved, run, and answered together."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.call.outputs import Output, RunTool
+from gateway.call.approvals import Approvals
+from gateway.call.collecting import Collecting
+from gateway.call.outputs import Output, RunTool, Send, Sound
+from gateway.call.plan import FunctionPlan
+from gateway.call.record import ToolUse
 from gateway.call.talk import OWN_ERRAND, Talk, tool_output
-from gateway.realtime.commands import CreateResponse
+from gateway.realtime.commands import CreateResponse, UpdateSession
 from gateway.realtime.events import ResponseDone
-from gateway.tools.arguments import ToolError
-from gateway.tools.definitions import END_CALL
+from gateway.tools.arguments import ToolError, language_of
+from gateway.tools.definitions import COLLECT_DIGITS, END_CALL, SET_LANGUAGE
 
 MAX_RUNNING = 8
 """Functions outside that run at a time for one call; a model that asks for more is in a loop."""
+
+MAX_REASON = 300
+"""Characters of what was wrong with a call that the log gets; the model gets all."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """The calls of one response: answered together, and then one response is asked for."""
+
+    open: set[str] = field(default_factory=set)
+    outputs: list[Output] = field(default_factory=list)
+    respond: bool = False
+
+
+@dataclass(slots=True)
+class _Running:
+    """A function outside that is being run, or waits for its approval."""
+
+    name: str
+    plan: FunctionPlan
+    group: _Group
+    use: ToolUse
+    began: float
+    arguments: str
+    started: bool = False
+    told: bool = False
+    """The caller has got what they get while they wait."""
+
+    @property
+    def due(self) -> float | None:
+        """When it is late, or the caller is to hear something."""
+        if not self.started:
+            return None
+        late = self.began + self.plan.seconds
+        waits = self.plan.after_seconds and not self.told
+        return min(late, self.began + self.plan.after_seconds) if waits else late
 
 
 class Functions:
     """Knows which function calls are still to be answered. Every method takes the time (s)."""
 
-    def __init__(self, talk: Talk) -> None:
+    def __init__(self, talk: Talk, approvals: Approvals) -> None:
         self._talk = talk
         self._plan = talk.plan
-        self._running: dict[str, float] = {}
+        self._approvals = approvals
+        self._running: dict[str, _Running] = {}
+        self._collecting = Collecting(talk, self._collected)
+        self._collecting_for: tuple[str, _Group] | None = None
+        self._sounding = ""
 
     def called(self, event: ResponseDone, now: float) -> list[Output]:
         """Answer what the model called, once its response is whole (ordering D of the protocol)."""
@@ -36,7 +82,7 @@ class Functions:
             result = {"status": "not done", "reason": "the caller interrupted"}
             return outputs + [tool_output(_id_of(call), result) for call in calls]
         end_call = next((call for call in calls if call.get("name") == END_CALL), None)
-        respond = False
+        group = _Group()
         for call in calls:
             if call.get("name") == END_CALL:
                 continue
@@ -44,20 +90,20 @@ class Functions:
                 result = {"status": "not done", "reason": "the call is being ended"}
                 outputs.append(tool_output(_id_of(call), result))
                 continue
-            more, wanted = self._take(call, now)
-            outputs += more
-            respond = respond or wanted
+            outputs += self._take(call, group, now)
+        outputs += self._close(group, now, respond=end_call is None)
         if end_call is not None:
             spoke = talk.playback.spoke(event.response_id)
             return outputs + self._say_goodbye(end_call, spoke, now)
-        return outputs + (talk.ask(CreateResponse(), now) if respond else [])
+        return outputs
 
     def done(self, call_id: str, output: str, now: float) -> list[Output]:
         """A function outside has returned."""
-        if self._running.pop(call_id, None) is None:
+        running = self._running.pop(call_id, None)
+        if running is None:
             return []
-        note = self._talk.journal.note(now, "tool_done", call_id=call_id)
-        return [note, tool_output(call_id, output), *self._talk.ask(CreateResponse(), now)]
+        note = self._talk.journal.note(now, "tool_done", name=running.name, call_id=call_id)
+        return [note, *self._end(running, call_id, "done", output, now)]
 
     def errand_done(self, now: float) -> list[Output]:
         """What the gateway was to do in the call may be done: tell the model."""
@@ -69,43 +115,168 @@ class Functions:
             outputs.append(tool_output(result.call_id, result.output))
         return outputs + (self._talk.ask(CreateResponse(), now) if result.respond else [])
 
+    def model_speaks(self) -> list[Output]:
+        """The model has something to say: what the caller hears while they wait is over."""
+        return self._quiet() if self._sounding else []
+
     def tick(self, now: float) -> list[Output]:
         """A deadline may have come."""
-        late = [call_id for call_id, at in self._running.items() if now >= at]
-        outputs: list[Output] = []
-        for call_id in late:
-            del self._running[call_id]
-            error = f"no result within {self._plan.tool_seconds:g} s"
-            outputs.append(self._talk.journal.note(now, "tool_late", "warning", call_id=call_id))
-            outputs.append(tool_output(call_id, {"error": error}))
-        return outputs + (self._talk.ask(CreateResponse(), now) if late else [])
+        outputs = self._collecting.tick(now)
+        for call_id, running in list(self._running.items()):
+            if running.due is None or now < running.due:
+                continue
+            if now >= running.began + running.plan.seconds:
+                del self._running[call_id]
+                text = json.dumps({"error": f"no result within {running.plan.seconds:g} s"})
+                note = self._talk.journal.note(
+                    now, "tool_late", "warning", name=running.name, call_id=call_id
+                )
+                outputs += [note, *self._end(running, call_id, "late", text, now)]
+            else:
+                outputs += self._keep_company(running, call_id, now)
+        return outputs
+
+    @property
+    def busy(self) -> bool:
+        """Whether the model waits for something, and the caller with it."""
+        return bool(self._running) or self._collecting_for is not None
 
     @property
     def deadline(self) -> float | None:
         """When :meth:`tick` is due next (s)."""
-        return min(self._running.values(), default=None)
+        due = [self._collecting.deadline, *(one.due for one in self._running.values())]
+        return min((at for at in due if at is not None), default=None)
 
-    def _take(self, call: Mapping[str, Any], now: float) -> tuple[list[Output], bool]:
-        """What to do, and whether the model is to be asked for a response about it."""
+    # ---- one call
+
+    def _take(self, call: Mapping[str, Any], group: _Group, now: float) -> list[Output]:
         talk = self._talk
         name, call_id = str(call.get("name", "")), _id_of(call)
         arguments = str(call.get("arguments") or "{}")
+        use = ToolUse(round(talk.journal.ms(now), 1), name)
+        talk.journal.record.used(use)
         try:
+            if call_id in self._running:
+                raise ToolError("this call is being carried out already")
+            if name in self._plan.functions:
+                return self._begin(name, call_id, arguments, group, use, now)
+            rule = self._approvals.rule_for(name, _given(arguments), needed=False)
+            if rule is not None and rule.by == "refuse":
+                raise ToolError("this may not be done")
             if name in talk.errands.names:
                 talk.errands.ask(name, call_id, arguments, now)
-                return [], False
-            if name in self._plan.tools:
-                return [self._run(name, call_id, arguments, now)], False
+                use.outcome = "begun"
+                return []
+            if name == SET_LANGUAGE and self._plan.language.updates:
+                return self._set_language(call_id, arguments, group, use)
+            if name == COLLECT_DIGITS and self._plan.collect.enabled:
+                if self._collecting_for is not None:
+                    raise ToolError("digits are being waited for already")
+                self._collecting.begin(arguments, now)
+                self._collecting_for = (call_id, group)
+                group.open.add(call_id)
+                use.outcome = "begun"
+                return []
             raise ToolError("this gateway has no such tool")
         except ToolError as error:
-            note = talk.journal.note(now, "tool_refused", "warning", name=name, reason=str(error))
-            return [note, tool_output(call_id, {"error": str(error)})], True
+            use.outcome = "refused"
+            group.outputs.append(tool_output(call_id, {"error": str(error)}))
+            group.respond = True
+            reason = str(error)[:MAX_REASON]
+            return [talk.journal.note(now, "tool_refused", "warning", name=name, reason=reason)]
 
-    def _run(self, name: str, call_id: str, arguments: str, now: float) -> Output:
+    def _begin(
+        self, name: str, call_id: str, arguments: str, group: _Group, use: ToolUse, now: float
+    ) -> list[Output]:
         if len(self._running) >= MAX_RUNNING:
             raise ToolError(f"{MAX_RUNNING} functions are running already; wait for their results")
-        self._running[call_id] = now + self._plan.tool_seconds
-        return RunTool(call_id, name, arguments)
+        plan = self._plan.functions[name]
+        plan.check(arguments)
+        running = _Running(name, plan, group, use, now, arguments)
+        self._running[call_id] = running
+        group.open.add(call_id)
+
+        def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
+            use.approval = by if yes else f"refused: {by}"
+            if call_id not in self._running:
+                return []
+            if yes:
+                return self._start(running, call_id, now)
+            del self._running[call_id]
+            result = json.dumps({"status": "not done", "reason": reason})
+            return self._end(running, call_id, "refused", result, now)
+
+        asked = self._approvals.ask(
+            call_id, name, arguments, _given(arguments), decided, now, needed=plan.approval
+        )
+        return self._start(running, call_id, now) if asked is None else asked
+
+    def _start(self, running: _Running, call_id: str, now: float) -> list[Output]:
+        running.began, running.started = now, True
+        return [RunTool(call_id, running.name, running.arguments)]
+
+    def _keep_company(self, running: _Running, call_id: str, now: float) -> list[Output]:
+        """The caller has waited long enough to hear something."""
+        running.told = True
+        talk, plan = self._talk, running.plan
+        note = talk.journal.note(now, "tool_takes_long", name=running.name, call_id=call_id)
+        if talk.speaking or not talk.gate.idle or talk.errands.busy or talk.parting is not None:
+            return [note]  # they hear something anyway
+        if plan.say:
+            return [note, *talk.say(plan.say, now)]
+        if plan.sound:
+            self._sounding = call_id
+            return [note, Sound(plan.sound)]
+        return [note]
+
+    def _quiet(self) -> list[Output]:
+        self._sounding = ""
+        # An errand's own sound has taken its place by then.
+        return [] if self._talk.errands.busy else [Sound("")]
+
+    def _end(
+        self, running: _Running, call_id: str, outcome: str, output: str, now: float
+    ) -> list[Output]:
+        running.use.outcome = outcome
+        running.use.ms = round((now - running.began) * 1000, 1)
+        quiet = self._quiet() if self._sounding == call_id else []
+        return quiet + self._answer(running.group, call_id, output, now)
+
+    # ---- the calls of one response
+
+    def _answer(
+        self, group: _Group, call_id: str, output: str | Mapping[str, Any], now: float
+    ) -> list[Output]:
+        group.open.discard(call_id)
+        group.outputs.append(tool_output(call_id, output))
+        group.respond = True
+        return self._close(group, now)
+
+    def _close(self, group: _Group, now: float, *, respond: bool = True) -> list[Output]:
+        """All results at once, and one response about them."""
+        if not respond:
+            group.respond = False
+        if group.open:
+            return []
+        outputs, group.outputs = group.outputs, []
+        return outputs + (self._talk.ask(CreateResponse(), now) if group.respond else [])
+
+    # ---- the gateway's own
+
+    def _set_language(
+        self, call_id: str, arguments: str, group: _Group, use: ToolUse
+    ) -> list[Output]:
+        plan = self._plan.language
+        code = language_of(arguments, plan)
+        use.outcome = "done"
+        result = {"status": "done", "language": plan.names.get(code, code)}
+        group.outputs.append(tool_output(call_id, result))
+        group.respond = True
+        return [Send(UpdateSession(plan.updates[code]))]
+
+    def _collected(self, result: Mapping[str, Any], now: float) -> list[Output]:
+        waiting, self._collecting_for = self._collecting_for, None
+        return [] if waiting is None else self._answer(waiting[1], waiting[0], result, now)
 
     def _say_goodbye(self, call: Mapping[str, Any], spoke: bool, now: float) -> list[Output]:
         talk = self._talk
@@ -121,3 +292,11 @@ class Functions:
 
 def _id_of(call: Mapping[str, Any]) -> str:
     return str(call.get("call_id", ""))
+
+
+def _given(arguments: str) -> Mapping[str, Any]:
+    try:
+        given = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return given if isinstance(given, dict) else {}

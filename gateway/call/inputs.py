@@ -8,6 +8,7 @@ from gateway.audio.g711 import Codec
 from gateway.realtime.commands import ClientCommand
 from gateway.realtime.errors import Verdict
 from gateway.realtime.events import ServerError, ServerEvent
+from gateway.tools.acts import Act
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,23 @@ class ToolDone:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolActs:
+    """A function outside wants something done in the call."""
+
+    act: Act
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorAnswered:
+    """Answer to :class:`gateway.call.outputs.AskOperator`."""
+
+    key: str
+    approve: bool
+    reason: str = ""
+    """For the model, of a no."""
+
+
+@dataclass(frozen=True, slots=True)
 class RtpCounted:
     """RTP packets received on the leg so far."""
 
@@ -231,6 +249,8 @@ Input = (
     | SecondDigit
     | BudgetReached
     | ToolDone
+    | ToolActs
+    | OperatorAnswered
     | Moved
     | RtpCounted
     | LegEnded

@@ -28,10 +28,17 @@ class Keys:
         if in_band and self._signalled:
             return []  # the tone of a key that was signalled, too
         self._signalled = self._signalled or not in_band
-        outputs: list[Output] = [talk.journal.note(now, "digit", digit=digit)]
+        taker = talk.key_taker
+        private = taker is talk.collecting and taker is not None and talk.plan.collect.private
+        outputs: list[Output] = [talk.journal.note(now, "digit", digit="*" if private else digit)]
         if talk.errands.joined:
             return [*outputs, Press(digit, second=True)]
-        if talk.parting is not None or not self._plan.enabled or talk.errands.away:
+        if talk.parting is not None or talk.errands.away:
+            return outputs
+        if taker is not None:
+            outputs += self._interruptions.key(now)
+            return outputs + talk.after_cut(taker.key(digit, now))
+        if not self._plan.enabled:
             return outputs
         outputs += self._collected(self._collector.expire(now), now)
         outputs += self._interruptions.key(now)

@@ -78,6 +78,8 @@ class CallMachine:
             inputs.SecondEnded: self._on_transfer,
             inputs.SecondDigit: self._on_second_digit,
             inputs.ToolDone: self._on_tool_done,
+            inputs.ToolActs: self._on_tool_acts,
+            inputs.OperatorAnswered: lambda _input, _now: [],
             inputs.Moved: lambda input, now: [note(now, "moved", "info", uri=input.uri)],
             inputs.BudgetReached: self._on_budget,
             inputs.DigitPressed: self._on_digit,
@@ -303,6 +305,11 @@ class CallMachine:
         if not self._session_up:
             return []
         return self._conversation.on_tool_done(input.call_id, input.output, now)
+
+    def _on_tool_acts(self, input: inputs.ToolActs, now: float) -> list[outputs.Output]:
+        if not (self._session_up and self._live) or self.state is State.BRIDGED:
+            return []
+        return self._conversation.on_act(input.act, now)
 
     def _on_budget(self, input: inputs.BudgetReached, now: float) -> list[outputs.Output]:
         if self.state is not State.BRIDGED or not (self._session_up and input.spent):

@@ -149,6 +149,18 @@ class RunTool:
 
 
 @dataclass(frozen=True, slots=True)
+class AskOperator:
+    """Ask the operator's application about the use of a tool: ``OperatorAnswered`` comes back."""
+
+    key: str
+    name: str
+    arguments: str
+    """The model's, as JSON text."""
+    rule: int
+    """Which of the plan's approvals asks."""
+
+
+@dataclass(frozen=True, slots=True)
 class Play:
     """Whole frames of G.711 audio, behind what is queued. ``more``: this part goes on."""
 
@@ -197,6 +209,7 @@ Output = (
     | Join
     | Press
     | RunTool
+    | AskOperator
     | Play
     | Flush
     | Note

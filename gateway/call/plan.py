@@ -68,6 +68,67 @@ class HoldPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class LanguagePlan:
+    """The tool ``set_language``."""
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What each is called, by its code (ISO 639-1)."""
+    updates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """``session.update`` for each; none: the tool is not offered."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectPlan:
+    """The tool ``collect_digits``."""
+
+    enabled: bool = False
+    seconds: float = 15.0
+    """How long a key may take, if the model does not say."""
+    max_digits: int = 32
+    private: bool = False
+    """The digits are told to the model, and to no log or record."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulePlan:
+    """The tool ``schedule_callback``; it is run outside, as functions are."""
+
+    enabled: bool = False
+    max_days: int = 14
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionPlan:
+    """One function that lives outside of the call."""
+
+    check: Callable[[str], object] = lambda _arguments: None
+    """Raises ToolError, with what is wrong, for arguments (JSON text) that it does not take."""
+    seconds: float = 30.0
+    """Without a result by then it is answered for, and forgotten."""
+    after_seconds: float = 0.0
+    """From then on the caller gets ``say`` or ``sound`` while they wait; 0: never."""
+    say: str = ""
+    sound: str = ""
+    approval: bool = False
+    """It may not be used without a rule that approves it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalRule:
+    """See :class:`gateway.dialplan.functions.Approval`."""
+
+    tool: str
+    """A name, with * and ? as in file names."""
+    by: str
+    """allow, refuse, caller or http."""
+    when: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
+    """Arguments that all have to be so; JSON for what is no text."""
+    seconds: float = 20.0
+    say: Callable[[str, Mapping[str, Any]], str] = lambda tool, _arguments: tool
+    """What the caller is asked, for a tool and its arguments."""
+
+
+@dataclass(frozen=True, slots=True)
 class OutboundPlan:
     """A call that the gateway places."""
 
@@ -173,10 +234,14 @@ class CallPlan:
     idle: IdlePlan = field(default_factory=IdlePlan)
     follow_refer: re.Pattern[str] | None = None
     """URIs that the caller's side may send us to by REFER."""
-    tools: frozenset[str] = frozenset()
-    """Functions that live outside and may be run."""
-    tool_seconds: float = 30.0
-    """A function outside that has no result by then is answered for, and forgotten."""
+    functions: Mapping[str, FunctionPlan] = field(default_factory=dict)
+    """Functions that live outside and may be run, by name."""
+    approvals: tuple[ApprovalRule, ...] = ()
+    """Asked in order; the first that fits decides. None fits: allowed, unless it needs approval."""
+    language: LanguagePlan = field(default_factory=LanguagePlan)
+    collect: CollectPlan = field(default_factory=CollectPlan)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Of the route's texts, for functions outside."""
     say_seconds: float = 10.0
     """Before a transfer, a hold or keys, what is being said is heard out, at most so long."""
     listening: Mapping[str, Any] = field(default_factory=dict)

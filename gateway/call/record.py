@@ -13,6 +13,10 @@ MAX_TIMELINE = 20_000
 """Entries kept of one call; a talkative hour has some thousands. What exceeds it is counted."""
 
 
+MAX_TOOL_USES = 1000
+"""Uses of tools kept of one call."""
+
+
 @dataclass(slots=True)
 class Interruption:
     """One cut of playout: what was heard of one item, and what was done about it."""
@@ -47,6 +51,20 @@ class TransferAttempt:
     sip_code: int = 0
     """Of what told the outcome; 0 when nothing did."""
     ms: float = 0.0
+
+
+@dataclass(slots=True)
+class ToolUse:
+    """One use of a tool by the model; what it was given and what came of it is not kept here."""
+
+    at_ms: float
+    name: str
+    outcome: str = ""
+    """done, failed, late, refused; begun: what became of it is told elsewhere; empty: it ran when
+    the call ended."""
+    ms: float = 0.0
+    approval: str = ""
+    """Who approved or refused it; empty: nobody was asked."""
 
 
 @dataclass(slots=True)
@@ -108,6 +126,8 @@ class CallRecord:
     digits: list[DigitRun] = field(default_factory=list)
     transfers: list[TransferAttempt] = field(default_factory=list)
     second_legs: list[SecondLeg] = field(default_factory=list)
+    tools: list[ToolUse] = field(default_factory=list)
+    tools_dropped: int = 0
     underruns: int = 0
     underrun_ms: int = 0
     uplink_frames_dropped: int = 0
@@ -137,6 +157,13 @@ class CallRecord:
         entry = {"t_ms": round(t_ms, 1), "event": event, **fields}
         self._marks += json.dumps(entry, separators=(",", ":"), default=str).encode() + b"\n"
         self._mark_count += 1
+
+    def used(self, use: ToolUse) -> None:
+        """Add a use of a tool; filled in as it goes on."""
+        if len(self.tools) >= MAX_TOOL_USES:
+            self.tools_dropped += 1
+        else:
+            self.tools.append(use)
 
     @property
     def timeline(self) -> list[dict[str, Any]]:
@@ -195,6 +222,8 @@ class CallRecord:
             "digits": [asdict(one) for one in self.digits],
             "transfers": [asdict(one) for one in self.transfers],
             "second_legs": [asdict(one) for one in self.second_legs],
+            "tools": [asdict(one) for one in self.tools],
+            "tools_dropped": self.tools_dropped,
             "underruns": self.underruns,
             "underrun_ms": self.underrun_ms,
             "dropped_uplink_frames": self.uplink_frames_dropped,

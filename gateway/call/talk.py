@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.call.ending import Why
 from gateway.call.errands import Errands
@@ -46,6 +46,17 @@ class Parting:
     """Name of the destination to transfer to; ``words`` are for when that fails."""
 
 
+class KeyTaker(Protocol):
+    """Takes the caller's keys in place of the conversation, while it wants them."""
+
+    @property
+    def wants_keys(self) -> bool:
+        """Whether it does now."""
+
+    def key(self, digit: str, now: float) -> list[Output]:
+        """The caller pressed a key."""
+
+
 class Talk:
     """One conversation's means. Every method takes the time (s) and returns outputs."""
 
@@ -56,6 +67,8 @@ class Talk:
         self.gate = ResponseGate()
         self.farewell = Farewell(plan.farewell_seconds)
         self.errands = Errands(plan, journal)
+        self.collecting: KeyTaker | None = None
+        self.approvals: KeyTaker | None = None
         self.parting: Parting | None = None
         """Why nothing more is asked of the model, once that is so."""
         self._to_cancel: str | None = None
@@ -78,6 +91,14 @@ class Talk:
     def tell(self, text: str, *, role: str = "system") -> list[Output]:
         """Put a message into the conversation; nothing answers it by itself."""
         return [Send(CreateItem(message(role, text)))]
+
+    @property
+    def key_taker(self) -> KeyTaker | None:
+        """Who gets the next key instead of the conversation."""
+        for taker in (self.approvals, self.collecting):
+            if taker is not None and taker.wants_keys:
+                return taker
+        return None
 
     # ---- its sound
 

@@ -9,6 +9,7 @@ from typing import Any
 from gateway.addresses import is_inside
 from gateway.cost.prices import load_prices
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
+from gateway.tools.offer import problems as tool_problems
 
 from .load import KEY_MISSING, judge_config
 from .models import Config, dialect_problem, on_loopback
@@ -41,6 +42,7 @@ def load_all(
         problems += _prices_wrong(config)
         problems += _dialects_wrong(config, dialplan)
         problems += _trunks_missing(config, dialplan)
+        problems += tool_problems(config, dialplan, source.problem(("tools", "module"), ""))
     if config is None or problems:
         raise ConfigError(problems)
     return config, dialplan

@@ -36,7 +36,7 @@ def judge_config(source: TomlSource) -> tuple[Config | None, list[Problem]]:
     folder = source.file.absolute().parent
     try:
         # A table that is not there is validated too: its default folder is relative to this one.
-        data = {"dialplan": {}, **source.data}
+        data = {"dialplan": {}, "tools": {}, **source.data}
         config = Config.model_validate(data, context={"folder": folder})
     except ValidationError as error:
         return None, [*problems, *problems_of(error, Config, source)]

@@ -24,6 +24,7 @@ from .cost import CostSettings
 from .outbound import OutboundSettings
 from .problems import MisplacedError
 from .sip import ListenAddress, SipSettings
+from .tools import CallbackSettings, ToolSettings
 from .trunks import Keying, Srtp, TrunkSettings, judge_jitter, judge_trunks
 from .validate import Section
 from .values import Count, FilePath, Flag, Milliseconds, Seconds, SecondsOrOff, Text, Typed
@@ -211,6 +212,8 @@ class Config(Section):
     control: ControlSettings = Field(default_factory=ControlSettings)
     outbound: OutboundSettings = Field(default_factory=OutboundSettings)
     trunk: tuple[TrunkSettings, ...] = ()
+    tools: ToolSettings = Field(default_factory=ToolSettings)
+    callbacks: CallbackSettings = Field(default_factory=CallbackSettings)
 
     @model_validator(mode="after")
     def _trunks_fit(self) -> Self:
@@ -273,11 +276,17 @@ class Config(Section):
         if socket is not None:
             own = socket.with_name(f"{socket.stem}-{index}{socket.suffix}")
             control = control.model_copy(update={"socket": own})
+        callbacks, file = self.callbacks, self.callbacks.file
+        if file is not None:
+            own = file.with_name(f"{file.stem}-{index}{file.suffix}")
+            callbacks = callbacks.model_copy(update={"file": own})
         cost, ledger = self.cost, self.ledger
         if ledger is not None:
             own = ledger.with_name(f"{ledger.stem}-{index}{ledger.suffix}")
             cost = cost.model_copy(update={"ledger": own})
-        return self.model_copy(update={"sip": sip, "control": control, "cost": cost})
+        return self.model_copy(
+            update={"sip": sip, "control": control, "cost": cost, "callbacks": callbacks}
+        )
 
     @property
     def ledger(self) -> Path | None:
@@ -289,4 +298,6 @@ class Config(Section):
         """Every secret text, for a log filter that must let none of them through."""
         values: list[Any] = [self.realtime.api_key, *self.realtime.headers.values()]
         values += [trunk.password for trunk in self.trunk]
-        return tuple(value.get_secret_value() for value in values if value)
+        values += self.callbacks.headers.values()
+        own = tuple(value.get_secret_value() for value in values if value)
+        return (*own, *self.tools.secrets())

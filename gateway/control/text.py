@@ -27,6 +27,8 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield f"  trunks    {len(status['trunks']) or 'none'}"
     for trunk in status["trunks"]:
         yield f"    {trunk['name']}: {_trunk(trunk)}"
+    for name, server in sorted((status.get("mcp") or {}).items()):
+        yield f"  mcp       {name}: {server['state']}, {server['tools']} tools"
     if status["refused"]:
         yield "  refused"
         for rule, count in sorted(status["refused"].items()):

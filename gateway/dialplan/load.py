@@ -14,8 +14,10 @@ from gateway.config.problems import ConfigError, Problem
 from gateway.config.source import TomlSource, read_toml
 from gateway.config.validate import problems_of, suggestion
 
+from .functions import ARGUMENT, WebTool, secrets_of
 from .match import Explanation, InviteFacts, Match, Refusal, judge
 from .models import Route
+from .variables import BUILT_IN, names_in
 
 
 class Origin(NamedTuple):
@@ -35,6 +37,8 @@ class Dialplan:
     routes: tuple[Route, ...]
     origins: Mapping[str, Origin] = field(default_factory=lambda: MappingProxyType({}))
     """Where each route is written, by its name."""
+    tools: tuple[WebTool, ...] = ()
+    """Functions that routes may name: the ``[[tool]]`` of all files."""
 
     def match(self, facts: InviteFacts) -> Match | None:
         """The first route that takes the call, or None: 404 (RFC 3261 section 21.4.5)."""
@@ -54,7 +58,8 @@ class Dialplan:
 
     def secrets(self) -> tuple[str, ...]:
         """Every secret text of the routes, for a log filter that must let none of them through."""
-        return tuple(secret for route in self.routes for secret in route.secrets())
+        own = tuple(secret for route in self.routes for secret in route.secrets())
+        return (*own, *(secret for tool in self.tools for secret in secrets_of(tool.headers)))
 
 
 def dialplan_files(folder: Path) -> list[Path]:
@@ -75,6 +80,7 @@ def load_dialplan(folder: Path, environ: Mapping[str, str] | None = None) -> Dia
         raise ConfigError([Problem(folder, 1, "", "is no folder")])
     routes: list[Route] = []
     origins: dict[str, Origin] = {}
+    tools: dict[str, WebTool] = {}
     for file in dialplan_files(folder):
         try:
             source = read_toml(file, environ)
@@ -82,17 +88,18 @@ def load_dialplan(folder: Path, environ: Mapping[str, str] | None = None) -> Dia
             problems += error.problems
             continue
         routes += _routes_of(source, origins)
+        _add_tools(source, tools)
         problems += source.problems
     if problems:
         raise ConfigError(problems)
-    return Dialplan(tuple(routes), MappingProxyType(origins))
+    return Dialplan(tuple(routes), MappingProxyType(origins), tuple(tools.values()))
 
 
 def _routes_of(source: TomlSource, origins: dict[str, Origin]) -> list[Route]:
     """The good routes of one file; the others are reported to ``source``."""
     for key in source.data:
-        if key != "route":
-            source.report((key,), "unknown key" + suggestion(key, ["route"]))
+        if key not in ("route", "tool"):
+            source.report((key,), "unknown key" + suggestion(key, ["route", "tool"]))
     tables = source.data.get("route", [])
     if not isinstance(tables, list):
         source.report(("route",), "must be an array of tables: write [[route]]")
@@ -112,3 +119,29 @@ def _routes_of(source: TomlSource, origins: dict[str, Origin]) -> list[Route]:
         origins[route.name] = Origin(source.file, source.line(path))
         routes.append(route)
     return routes
+
+
+def _add_tools(source: TomlSource, tools: dict[str, WebTool]) -> None:
+    """The ``[[tool]]`` of one file; what is wrong with them is reported to ``source``."""
+    tables = source.data.get("tool", [])
+    if not isinstance(tables, list):
+        source.report(("tool",), "must be an array of tables: write [[tool]]")
+        return
+    for index, table in enumerate(tables):
+        path = ("tool", index)
+        try:
+            tool = WebTool.model_validate(table, context={"folder": source.file.absolute().parent})
+        except ValidationError as error:
+            source.problems.extend(problems_of(error, WebTool, source, path))
+            continue
+        unknown = [
+            name
+            for name in names_in(tool.url)
+            if name not in BUILT_IN and not name.startswith(ARGUMENT)
+        ]
+        if unknown:
+            message = f"there is no variable {{{unknown[0]}}}" + suggestion(unknown[0], BUILT_IN)
+            source.report((*path, "url"), message)
+        if tool.name in tools:
+            source.report((*path, "name"), f"the name {tool.name!r} is already taken")
+        tools[tool.name] = tool

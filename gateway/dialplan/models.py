@@ -29,6 +29,15 @@ from gateway.realtime.session_object import session_object
 
 from .answer import Answer
 from .budget import RouteBudget, RouteRecords
+from .functions import (
+    ARGUMENT,
+    Approval,
+    CollectDigits,
+    ScheduleCallback,
+    SetLanguage,
+    WebTool,
+    secrets_of,
+)
 from .hours import Hours, parse_hours
 from .tools import Hold, SendDtmf, Transfer, TransferCall
 from .turns import Idle, Interruptions
@@ -253,6 +262,13 @@ class Route(Section):
     idle: Idle = Field(default_factory=Idle)
     records: RouteRecords = Field(default_factory=RouteRecords)
     realtime: RouteRealtime = Field(default_factory=RouteRealtime)
+    tools: tuple[Text, ...] = ()
+    mcp: tuple[Text, ...] = ()
+    tool: tuple[WebTool, ...] = ()
+    approval: tuple[Approval, ...] = ()
+    set_language: SetLanguage = Field(default_factory=SetLanguage)
+    collect_digits: CollectDigits = Field(default_factory=CollectDigits)
+    schedule_callback: ScheduleCallback = Field(default_factory=ScheduleCallback)
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
@@ -283,9 +299,12 @@ class Route(Section):
                 raise ValueError(f"a named group may not be called {name}: that is a variable")
         groups = frozenset(names)
         for path, text in self.templates():
-            own = {DIGITS} if path[0] == "digits" else set()
+            own = {"digits": {DIGITS}, "approval": {"tool"}}.get(str(path[0]), set())
+            of_tools = path[0] in ("tool", "approval")
             for name in names_in(text):
-                if name not in own and not is_known(name, groups):
+                if name in own or (of_tools and name.startswith(ARGUMENT)):
+                    continue
+                if not is_known(name, groups):
                     hint = suggestion(name, [*BUILT_IN, *groups, *own])
                     raise MisplacedError(
                         path,
@@ -315,6 +334,10 @@ class Route(Section):
         if self.greeting is not None:
             yield from texts_in(self.greeting.model_dump(exclude_none=True), ("greeting",))
         yield ("digits", "text"), self.digits.text
+        for index, tool in enumerate(self.tool):
+            yield ("tool", index, "url"), tool.url
+        for index, rule in enumerate(self.approval):
+            yield ("approval", index, "say"), rule.say
 
     def header_variables(self) -> frozenset[str]:
         """The variables of header fields that the texts ask for, as :func:`key_of` keeps them."""
@@ -338,6 +361,8 @@ class Route(Section):
         return (
             *((key.get_secret_value(),) if key else ()),
             *_credentials(self.session),
+            *(secret for tool in self.tool for secret in secrets_of(tool.headers)),
+            *(secret for rule in self.approval for secret in secrets_of(rule.headers)),
         )
 
 

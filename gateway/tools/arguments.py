@@ -8,7 +8,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from gateway.call.plan import Destination, TransferPlan
+from gateway.call.plan import CollectPlan, Destination, LanguagePlan, TransferPlan
+from gateway.tools.api import ToolError as ToolError
 
 PAUSES = {"w": 0.5, "W": 1.0, ",": 2.0}
 """Seconds that these stand for between keys, as Asterisk and dial strings have them."""
@@ -17,10 +18,6 @@ MAX_KEYS = 64
 
 NUMBER = re.compile(r"\+?[0-9*#]{1,32}")
 """All that can ever become part of an address, whatever a route allows."""
-
-
-class ToolError(Exception):
-    """The model asked for what cannot be done; the text is for the model."""
 
 
 class _Arguments(BaseModel):
@@ -46,6 +43,20 @@ class HoldArguments(_Arguments):
     """Of ``hold``."""
 
     seconds: Annotated[float, Field(gt=0)]
+
+
+class LanguageArguments(_Arguments):
+    """Of ``set_language``."""
+
+    language: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class CollectArguments(_Arguments):
+    """Of ``collect_digits``."""
+
+    digits: Annotated[int, Field(ge=1)] | None = None
+    terminator: Annotated[str, StringConstraints(pattern=r"^[0-9*#]?$")] | None = None
+    seconds: Annotated[float, Field(ge=1, le=120)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +105,25 @@ def hold_seconds(arguments: str, longest: float) -> float:
     if seconds > longest:
         raise ToolError(f"seconds: {seconds:g} is too long, at most {longest:g}")
     return seconds
+
+
+def language_of(arguments: str, plan: LanguagePlan) -> str:
+    """The code of the language to change to, by these arguments (JSON text). Raises ToolError."""
+    wanted = _parsed(LanguageArguments, arguments).language
+    for code, name in plan.names.items():
+        if wanted.casefold() in (code.casefold(), name.casefold()):
+            return code
+    raise ToolError(f"language {wanted!r} is not offered; there are: {', '.join(plan.names)}")
+
+
+def collect_wanted(arguments: str, plan: CollectPlan) -> tuple[int, str, float]:
+    """How many digits at most, the key that ends them, and seconds for each. Raises ToolError."""
+    wanted = _parsed(CollectArguments, arguments)
+    most = wanted.digits or plan.max_digits
+    if most > plan.max_digits:
+        raise ToolError(f"digits: at most {plan.max_digits}")
+    terminator = "#" if wanted.terminator is None else wanted.terminator
+    return most, terminator, wanted.seconds or plan.seconds
 
 
 def _parsed(model: type[_M], arguments: str) -> _M:

@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.call.plan import HoldPlan, PressPlan, TransferPlan
+from gateway.call.plan import (
+    CollectPlan,
+    HoldPlan,
+    LanguagePlan,
+    PressPlan,
+    SchedulePlan,
+    TransferPlan,
+)
 
 END_CALL = "end_call"
 TRANSFER_CALL = "transfer_call"
 SEND_DTMF = "send_dtmf"
 HOLD = "hold"
+SET_LANGUAGE = "set_language"
+COLLECT_DIGITS = "collect_digits"
+SCHEDULE_CALLBACK = "schedule_callback"
 
-OWN = frozenset({END_CALL, TRANSFER_CALL, SEND_DTMF, HOLD})
+OWN = frozenset(
+    {END_CALL, TRANSFER_CALL, SEND_DTMF, HOLD, SET_LANGUAGE, COLLECT_DIGITS, SCHEDULE_CALLBACK}
+)
 """Names that no other tool may have."""
 
 TRANSFER_DESCRIPTION = (
@@ -26,6 +38,18 @@ SEND_DTMF_DESCRIPTION = (
 HOLD_DESCRIPTION = (
     "Let the caller hear music for some seconds while they wait. Tell them so first. "
     "The music ends by itself, or as soon as you speak."
+)
+
+LANGUAGE_DESCRIPTION = (
+    "Change the language of this call. Use it when the caller speaks, or asks for, another one."
+)
+COLLECT_DESCRIPTION = (
+    "Wait for the caller to enter digits on the telephone keypad, and get them. Ask for them "
+    "first, and say how many or which key ends them. Digits that you wait for are not otherwise "
+    "told to you."
+)
+SCHEDULE_DESCRIPTION = (
+    "Have the caller called back at a time that you agreed on. Repeat the time to them before."
 )
 
 
@@ -67,6 +91,65 @@ def hold(plan: HoldPlan, description: str) -> dict[str, Any] | None:
         return None
     seconds = {"type": "number", "exclusiveMinimum": 0, "maximum": plan.max_seconds}
     return _tool(HOLD, description, {"seconds": seconds})
+
+
+def set_language(plan: LanguagePlan, description: str) -> dict[str, Any] | None:
+    """Changes the language; None where there is no other."""
+    if not plan.updates:
+        return None
+    known = ", ".join(f"{code}: {name}" for code, name in plan.names.items())
+    language = {"type": "string", "enum": list(plan.updates), "description": known}
+    return _tool(SET_LANGUAGE, description, {"language": language})
+
+
+def collect_digits(plan: CollectPlan, description: str) -> dict[str, Any] | None:
+    """Asks for keys; None where the route does not want it."""
+    if not plan.enabled:
+        return None
+    digits = {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": plan.max_digits,
+        "description": "How many; leave it out where a key ends them",
+    }
+    ends = {
+        "type": "string",
+        "enum": list("#*0123456789"),
+        "description": "The key that ends them and is not one of them; # if left out",
+    }
+    seconds = {
+        "type": "number",
+        "minimum": 1,
+        "maximum": 120,
+        "description": f"How long to wait for each; {plan.seconds:g} if left out",
+    }
+    given = {"digits": digits, "terminator": ends, "seconds": seconds}
+    return {**_tool(COLLECT_DIGITS, description, given), "parameters": _optional(given)}
+
+
+def schedule_callback(plan: SchedulePlan, description: str) -> dict[str, Any] | None:
+    """Promises a call; None where the route does not want it."""
+    if not plan.enabled:
+        return None
+    at = {
+        "type": "string",
+        "description": "ISO 8601, like 2026-11-20T14:30; local to the route where it names no "
+        f"offset. At most {plan.max_days} days from now",
+    }
+    number = {
+        "type": "string",
+        "description": "With area code; leave it out to call the number that calls now",
+    }
+    reason = {"type": "string", "maxLength": 500, "description": "What it is to be about"}
+    given = {"at": at, "number": number, "reason": reason}
+    return {
+        **_tool(SCHEDULE_CALLBACK, description, given),
+        "parameters": {**_optional(given), "required": ["at"]},
+    }
+
+
+def _optional(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": dict(properties), "additionalProperties": False}
 
 
 def _tool(name: str, description: str, properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
+
+from gateway.tools.acts import Act
+
+
+def _no_act(_act: Act) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A function that the model wants run; ``arguments`` is its JSON text, unchecked."""
+    """A function that the model wants run; ``arguments`` is its JSON text, checked or not."""
 
     call_id: str
     name: str
     arguments: str
     call: str
     """The telephone call, by the id that logs and records have."""
+    route: str = ""
+    caller: str = ""
+    """SIP URI."""
+    called: str = ""
+    variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    act: Callable[[Act], None] = _no_act
+    """What the function wants done in the call meanwhile; from the event loop only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The operator's application is asked whether a tool may be used."""
+
+    request: ToolCall
+    rule: int
+    """Which rule of the route asks, counted from 0."""
 
 
 class ToolRunner(Protocol):
     """Runs functions. Every call has a deadline in the machine; what comes later is dropped."""
 
-    @property
-    def names(self) -> frozenset[str]:
-        """The functions that there are."""
-
-    def start(self, call: ToolCall, done: Callable[[str], None]) -> None:
+    def run(self, call: ToolCall, done: Callable[[str], None]) -> None:
         """Begin, and return at once; ``done`` is called on the event loop, with text for the model.
 
         Failures are texts too: a model can make something of them.
         """
+
+    def ask(self, question: Question, done: Callable[[bool, str], None]) -> None:
+        """Ask the operator; ``done`` is called on the event loop, with the answer and a reason."""

@@ -257,6 +257,8 @@ def _words(output: outputs.Output) -> str:
             return f"press {digit} {'second' if second else how}"
         case outputs.RunTool(call_id, name, arguments):
             return f"run {name} {call_id} {arguments}"
+        case outputs.AskOperator(_key, name, _arguments, rule):
+            return f"ask {name} {rule}"
         case outputs.Play(audio):
             return f"play {len(audio) // 8}" if audio else ""
         case outputs.Flush():
@@ -275,6 +277,8 @@ def _command_words(command: ClientCommand) -> str:
         case CreateItem(item):
             if item["type"] == "function_call_output":
                 return f"output {item['call_id']}"
+            if item["type"] == "mcp_approval_response":
+                return f"approve {item['approval_request_id']} {item['approve']}"
             return f"item {item['content'][0]['text']}"
         case CancelResponse(response_id):
             return f"cancel {response_id}"

@@ -18,7 +18,7 @@ from call_scene import (
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import BudgetPlan, CallPlan, Destination, TransferPlan
+from gateway.call.plan import BudgetPlan, CallPlan, Destination, FunctionPlan, TransferPlan
 from gateway.realtime.commands import UpdateSession
 
 WARNING = inputs.BudgetReached(False, "call: 0.41 of 0.50")
@@ -109,7 +109,7 @@ def test_one_that_the_caller_stops_is_followed_by_ours() -> None:
 
 
 def test_a_tool_that_returns_later_asks_for_nothing_more() -> None:
-    scene = _scene(replace(PLAN, tools=frozenset({"look_up"})))
+    scene = _scene(replace(PLAN, functions={"look_up": FunctionPlan()}))
     scene.do(created("r1"), done("r1", calls=[("look_up", "c1")]), SPENT)
     assert scene.do(inputs.ToolDone("c1", "{}")) == ["output c1"]
 

@@ -26,7 +26,7 @@ from call_scene import (
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.errands import KEY_SECONDS
-from gateway.call.plan import CallPlan, Destination, HoldPlan, PressPlan, TransferPlan
+from gateway.call.plan import CallPlan, Destination, FunctionPlan, HoldPlan, PressPlan, TransferPlan
 from gateway.call.states import State
 from gateway.call.transfers import TAKE_OVER_SECONDS
 from gateway.realtime.commands import CreateItem
@@ -41,8 +41,7 @@ PLAN = CallPlan(
     transfer=TransferPlan((DESK, NUMBERS, BOSS, ANNA)),
     press=PressPlan(True),
     hold=HoldPlan(True, "chime", 30.0),
-    tools=frozenset({"lookup"}),
-    tool_seconds=5.0,
+    functions={"lookup": FunctionPlan(seconds=5.0)},
     say_seconds=4.0,
 )
 LISTENING = CallPlan(

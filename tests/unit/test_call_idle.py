@@ -9,7 +9,7 @@ from call_scene import ACK, OUR_END, UP, Scene, audio, audio_done, created, done
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import CallPlan, Destination, IdlePlan, TransferPlan
+from gateway.call.plan import CallPlan, Destination, FunctionPlan, IdlePlan, TransferPlan
 from gateway.realtime.events import SpeechStarted, SpeechStopped
 
 IDLE = IdlePlan(8.0, "Hello?", 2, "Goodbye then.")
@@ -68,7 +68,7 @@ def test_before_the_call_is_up_nobody_is_idle() -> None:
 
 @pytest.mark.parametrize("busy", ["held", "responding", "tool"])
 def test_what_the_caller_waits_for_is_no_silence(busy: str) -> None:
-    scene = Scene(replace(PLAN, tools=frozenset({"look_up"}))).up()
+    scene = Scene(replace(PLAN, functions={"look_up": FunctionPlan()})).up()
     if busy == "held":
         scene.do(inputs.Held(True))
     elif busy == "responding":

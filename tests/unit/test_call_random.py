@@ -14,10 +14,14 @@ from gateway.audio.g711 import FRAME_BYTES, Codec
 from gateway.call import inputs, outputs
 from gateway.call.machine import CallMachine, State
 from gateway.call.plan import (
+    ApprovalRule,
     CallPlan,
+    CollectPlan,
     Destination,
     DigitPlan,
+    FunctionPlan,
     HoldPlan,
+    LanguagePlan,
     PressPlan,
     TransferPlan,
 )
@@ -45,6 +49,7 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
+from gateway.tools.acts import Act, EndCall, Say, Tell, TransferTo
 
 RESPONSES = st.sampled_from(["r1", "r2", "r3"])
 ITEMS = st.sampled_from(["i1", "i2", "i3"])
@@ -65,6 +70,10 @@ CALLS = st.lists(
                 for mode in ("blind", "attended", "bridge")
             ),
             {"type": "function_call"},
+            {"type": "function_call", "name": "collect_digits", "call_id": "c4"},
+            {"type": "function_call", "name": "set_language", "arguments": '{"language": "de"}'},
+            {"type": "mcp_approval_request", "id": "m1", "server_label": "s", "name": "look_up"},
+            {"type": "mcp_call", "id": "m2", "server_label": "s", "name": "look_up"},
             {"type": "message"},
             {},
         ]
@@ -97,6 +106,9 @@ EVENTS: st.SearchStrategy[ServerEvent] = st.one_of(
     st.just(InputTranscribed("u", "x")),
     st.just(ItemTruncated("i1", 0, 5)),
     st.just(OtherEvent("new", {})),
+    st.just(OtherEvent("response.mcp_call.completed", {"item_id": "m2"})),
+    st.just(OtherEvent("mcp_list_tools.failed", {})),
+    st.just(OtherEvent("response.output_item.done", {"item": {"type": "mcp_list_tools"}})),
 )
 COMMANDS: st.SearchStrategy[ClientCommand | None] = st.sampled_from(
     [
@@ -132,6 +144,7 @@ LEG = st.one_of(
     st.sampled_from(list(Codec)).map(inputs.MediaUp),
     st.booleans().map(inputs.Held),
 )
+ACTS: list[Act] = [Say("x"), Tell("x"), TransferTo("blind", "x"), EndCall("")]
 STATUS = st.sampled_from([100, 180, 200, 404, 486, 603])
 TRANSFERS = st.one_of(
     st.builds(inputs.TransferTold, STATUS, st.just(""), st.booleans()),
@@ -140,6 +153,8 @@ TRANSFERS = st.one_of(
     st.builds(inputs.SecondEnded, STATUS, st.just(""), st.sampled_from(["", "BYE"]), st.booleans()),
     st.just(inputs.SecondDigit("1")),
     st.just(inputs.ToolDone("c2", "{}")),
+    st.builds(inputs.OperatorAnswered, st.sampled_from(["c2", "m1"]), st.booleans()),
+    st.builds(inputs.ToolActs, st.sampled_from(ACTS)),
     st.just(inputs.RingingThere(180)),
 )
 PLAYOUT = st.one_of(
@@ -174,6 +189,7 @@ STEPS = st.lists(
     ),
     max_size=60,
 )
+BY = ("allow", "refuse", "caller", "http")
 PLANS = st.builds(
     CallPlan,
     route=st.just("r"),
@@ -197,7 +213,19 @@ PLANS = st.builds(
     ),
     press=st.builds(PressPlan, st.booleans()),
     hold=st.builds(HoldPlan, st.booleans()),
-    tools=st.sampled_from([frozenset[str](), frozenset({"lookup"})]),
+    functions=st.sampled_from(
+        [
+            {},
+            {"lookup": FunctionPlan()},
+            {"lookup": FunctionPlan(seconds=9.0, after_seconds=2.0, say="Wait.", approval=True)},
+            {"lookup": FunctionPlan(after_seconds=2.0, sound="chime")},
+        ]
+    ),
+    approvals=st.sampled_from([(), *((ApprovalRule("*look*", by, {}, 9.0),) for by in BY)]),
+    collect=st.builds(CollectPlan, st.booleans()),
+    language=st.sampled_from(
+        [LanguagePlan(), LanguagePlan({"de": "German"}, {"de": {"instructions": "x"}})]
+    ),
     server_interrupts=st.booleans(),
     truncate_margin_ms=st.sampled_from([0, 85]),
 )

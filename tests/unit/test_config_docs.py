@@ -31,6 +31,9 @@ DESCRIBED = {
     "route.transfer_call.description": "in English",
     "route.hold.description": "in English",
     "route.send_dtmf.description": "in English",
+    "route.set_language.description": "in English",
+    "route.collect_digits.description": "in English",
+    "route.schedule_callback.description": "in English",
 }
 
 

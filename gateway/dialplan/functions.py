@@ -1,0 +1,191 @@
+"""What a route offers the model beside the gateway's own tools: HTTP requests; who approves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    Strict,
+    model_validator,
+)
+
+from gateway.config.http import HttpHeaders, HttpUrl
+from gateway.config.problems import KeyPath, MisplacedError
+from gateway.config.source import plain
+from gateway.config.validate import Section
+from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text, Typed
+from gateway.tools.definitions import (
+    COLLECT_DESCRIPTION,
+    LANGUAGE_DESCRIPTION,
+    OWN,
+    SCHEDULE_DESCRIPTION,
+)
+from gateway.tools.schema import NAME, check_schema
+
+from .tools import Sound
+from .values import Regex
+from .variables import names_in
+
+ARGUMENT = "arg."
+"""What variables begin with that are the model's arguments."""
+
+
+def _function_name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise ValueError("must be 1 to 64 letters, digits, dashes and underlines")
+    if value in OWN:
+        raise ValueError("is the name of a tool of the gateway's own")
+    return value
+
+
+class WebTool(Section):
+    """One ``[[tool]]`` or ``[[route.tool]]``: a function of the model that is an HTTP request."""
+
+    name: Annotated[str, AfterValidator(_function_name)]
+    description: Text
+    url: HttpUrl
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "POST"
+    headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
+    fields: Annotated[Mapping[str, Any], PlainSerializer(lambda value: dict(value))] = Field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    parameters: Mapping[str, Any] | None = None
+    seconds: Seconds | None = None
+    retries: Annotated[int, Strict(), Field(ge=0, le=5), Typed] = 2
+    idempotent: Flag = False
+    max_result: Annotated[Count, Field(le=200_000)] | None = None
+    after_seconds: SecondsOrOff = 0.0
+    say: str = ""
+    sound: Sound | None = None
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.parameters is not None and self.fields:
+            raise MisplacedError(("parameters",), "write either fields or parameters")
+        key = "fields" if self.parameters is None else "parameters"
+        try:
+            check_schema(self.json_schema())
+        except ValueError as error:
+            raise MisplacedError((key,), str(error)) from None
+        known = self.json_schema().get("properties", {})
+        for name in names_in(self.url):
+            if name.startswith(ARGUMENT) and name.removeprefix(ARGUMENT) not in known:
+                raise MisplacedError(("url",), f"there is no parameter for {{{name}}}")
+        if (self.say or self.sound) and not self.after_seconds:
+            raise MisplacedError(("after_seconds",), "say and sound need a time, like 2.0")
+        return self
+
+    def json_schema(self) -> dict[str, Any]:
+        """JSON Schema of its arguments."""
+        if self.parameters is not None:
+            whole: dict[str, Any] = plain(self.parameters)
+            return whole
+        properties: dict[str, Any] = {}
+        required: list[str] = []
+        for name, given in plain(self.fields).items():
+            one = {"type": given} if isinstance(given, str) else dict(given)
+            if not one.pop("optional", False):
+                required.append(name)
+            properties[name] = one
+        return {
+            "type": "object",
+            "properties": properties,
+            "required": required,
+            "additionalProperties": False,
+        }
+
+    def templates(self) -> Iterator[tuple[KeyPath, str]]:
+        """Texts with variables."""
+        yield ("url",), self.url
+
+
+def _conditions(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(value))
+
+
+class Approval(Section):
+    """One ``[[route.approval]]``: who decides about a tool's use; the first that fits does."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    tool: Text
+    when: Annotated[
+        Mapping[str, Regex],
+        AfterValidator(_conditions),
+        PlainSerializer(lambda value: dict(value)),
+    ] = Field(default_factory=lambda: MappingProxyType({}))
+    by: Literal["allow", "refuse", "caller", "http"]
+    seconds: Seconds = 20.0
+    say: Text = "Please confirm: {tool}. Press 1 for yes, or 2 for no."
+    url: HttpUrl | None = None
+    headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if (self.by == "http") != (self.url is not None):
+            raise MisplacedError(
+                ("url",),
+                'is needed for by = "http"' if self.by == "http" else 'is for by = "http" only',
+            )
+        return self
+
+
+def _languages(value: Mapping[str, str]) -> Mapping[str, str]:
+    for code in value:
+        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
+            raise MisplacedError((code,), 'is no code of a language, like "de" (ISO 639-1)')
+    return MappingProxyType(dict(value))
+
+
+class SetLanguage(Section):
+    """``[route.set_language]``: the tool with which the model changes the language."""
+
+    languages: Annotated[
+        Mapping[str, Text], AfterValidator(_languages), PlainSerializer(lambda value: dict(value))
+    ] = Field(default_factory=lambda: MappingProxyType({}))
+    instruction: Text = "From now on, speak {language}, and nothing else."
+    description: Text = LANGUAGE_DESCRIPTION
+
+    @model_validator(mode="after")
+    def _template(self) -> Self:
+        if names_in(self.instruction) != ["language"]:
+            raise MisplacedError(("instruction",), "must contain {language}, and no other variable")
+        return self
+
+
+class CollectDigits(Section):
+    """``[route.collect_digits]``: the tool with which the model asks for keys."""
+
+    enabled: Flag = False
+    seconds: Seconds = 15.0
+    max_digits: Annotated[Count, Field(le=128)] = 32
+    private: Flag = False
+    description: Text = COLLECT_DESCRIPTION
+
+
+class ScheduleCallback(Section):
+    """``[route.schedule_callback]``: the tool with which the model promises to call back."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    enabled: Flag = False
+    allow: Regex | None = None
+    max_days: Annotated[Count, Field(le=366)] = 14
+    route: Text | None = None
+    trunk: Text | None = None
+    description: Text = SCHEDULE_DESCRIPTION
+
+
+def secrets_of(headers: Mapping[str, SecretStr]) -> Iterator[str]:
+    """The values of header fields."""
+    for value in headers.values():
+        if value.get_secret_value():
+            yield value.get_secret_value()

@@ -1,0 +1,122 @@
+"""What a module of tools in Python uses: the decorator, and the call that a tool runs for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeVar, overload
+
+from gateway.tools.acts import Act, EndCall, Say, Tell, TransferTo
+
+
+class ToolError(Exception):
+    """What was asked for cannot be done; the text is for the model. A tool may raise it."""
+
+
+MARK = "__gateway_tool__"
+"""Attribute of a decorated function."""
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What the caller gets when a function takes long: nothing (the model talks on), words, or a
+    sound."""
+
+    after_seconds: float = 0.0
+    """From when on; 0 for never."""
+    say: str = ""
+    sound: str = ""
+    """One of :mod:`gateway.audio.sounds`, or the path of a WAV file; heard until the result is
+    there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``@tool`` was given."""
+
+    name: str | None = None
+    description: str | None = None
+    seconds: float | None = None
+    """Deadline; None for ``tools.seconds``."""
+    waiting: Waiting = field(default_factory=Waiting)
+
+
+@overload
+def tool(function: _F) -> _F: ...
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    seconds: float | None = None,
+    after_seconds: float = 0.0,
+    say: str = "",
+    sound: str = "",
+) -> Callable[[_F], _F]: ...
+def tool(
+    function: _F | None = None,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    seconds: float | None = None,
+    after_seconds: float = 0.0,
+    say: str = "",
+    sound: str = "",
+) -> _F | Callable[[_F], _F]:
+    """Mark a function as a tool of the model.
+
+    Args:
+        name: for the model; the function's own by default.
+        description: for the model; the first paragraph of the docstring by default.
+        seconds: deadline, in place of ``tools.seconds``.
+        after_seconds: with ``say`` or ``sound``: when the caller hears that.
+        say: words for the caller while they wait.
+        sound: what they hear until the result is there.
+    """
+    options = Options(name, description, seconds, Waiting(after_seconds, say, sound))
+
+    def mark(function: _F) -> _F:
+        setattr(function, MARK, options)
+        return function
+
+    return mark if function is None else mark(function)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The telephone call that a tool runs for: a parameter of this type is not the model's.
+
+    Methods may be called from any thread. They ask, and return at once; a call that is over by
+    then takes no notice.
+    """
+
+    id: str
+    """As in logs and records."""
+    caller: str
+    """SIP URI of the other side."""
+    called: str
+    """SIP URI that was called."""
+    route: str
+    variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """As in the route's texts, its named groups too."""
+    _act: Callable[[Act], None] = field(default=lambda _act: None, repr=False)
+
+    def say(self, words: str) -> None:
+        """Let the model say exactly this, as soon as it says nothing else."""
+        self._act(Say(words))
+
+    def tell(self, text: str) -> None:
+        """Tell the model something, without asking it to answer."""
+        self._act(Tell(text))
+
+    def transfer(self, destination: str, words: str = "") -> None:
+        """Hand the caller on to a ``[[route.transfer]]``; ``words`` are said if that fails, and
+        the call ends."""
+        self._act(TransferTo(destination, words))
+
+    def end(self, words: str = "") -> None:
+        """Say these words, then hang up."""
+        self._act(EndCall(words))

@@ -1,0 +1,156 @@
+"""HTTP requests for tools and approvals: one client for all, retries where nothing can be done
+twice, answers bounded in size."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from gateway import __version__
+from gateway.tools.api import ToolError
+
+SAFE = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
+"""Methods that may be sent again (RFC 9110 section 9.2.2)."""
+
+WORTH_IT = frozenset({429, 502, 503, 504})
+"""Statuses that another try may mend."""
+
+MAX_BODY = 1024 * 1024
+"""Bytes read of an answer; the model gets less of it."""
+
+MAX_DETAIL = 500
+"""Characters of a failure's body that the model is told."""
+
+FIRST_PAUSE = 0.25
+"""Seconds before the second try; each further pause is twice as long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request; nothing of it but method and host may be logged."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: Any = None
+    """Sent as JSON, where it is not None."""
+    retries: int = 0
+    again: bool = False
+    """It may be sent again whatever its method: the other side knows it by its Idempotency-Key."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a request that may have arrived can be sent again."""
+        return self.again or self.method in SAFE
+
+
+class HttpClient:
+    """Owns the connections. Belongs to the event loop."""
+
+    def __init__(self, max_connections: int) -> None:
+        self._client = httpx.AsyncClient(
+            limits=httpx.Limits(
+                max_connections=max_connections, max_keepalive_connections=max_connections // 2
+            ),
+            timeout=httpx.Timeout(None),  # the whole of a request has its deadline
+            follow_redirects=False,  # its headers are for the host that was named
+            headers={"User-Agent": f"sip-realtime-gateway/{__version__}"},
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def send(self, request: Request) -> str:
+        """The body of a 2xx answer, as text. To be called under a deadline.
+
+        Raises ToolError for everything else, in words that hold no part of URL or headers.
+        """
+        pause = FIRST_PAUSE
+        for left in range(request.retries, -1, -1):
+            try:
+                return await self._once(request)
+            except _AgainError as failure:
+                if not left:
+                    raise ToolError(str(failure)) from None
+                # Those who were refused together need not come again together.
+                wait = failure.after if failure.after is not None else pause
+                await asyncio.sleep(wait * random.uniform(0.75, 1.25))
+                pause *= 2
+        raise AssertionError("unreachable")
+
+    async def _once(self, request: Request) -> str:
+        try:
+            async with self._client.stream(
+                request.method,
+                request.url,
+                headers=dict(request.headers),
+                params=dict(request.query) or None,
+                json=request.body,
+            ) as response:
+                text, whole = await _read(response)
+        except httpx.ConnectError:
+            raise _AgainError(f"{_host(request.url)} cannot be reached") from None
+        except httpx.TransportError as error:
+            said = f"the connection to {_host(request.url)} broke ({type(error).__name__})"
+            if request.repeatable:
+                raise _AgainError(said) from None
+            raise ToolError(f"{said}; whether it was done is not known") from None
+        except (httpx.InvalidURL, UnicodeError):
+            raise ToolError("the address of this service is not usable") from None
+        if response.is_success:
+            if not whole:
+                raise ToolError(f"the answer is larger than {MAX_BODY} bytes")
+            return text
+        said = f"the service answered {response.status_code}"
+        if text.strip():
+            said += f": {' '.join(text.split())[:MAX_DETAIL]}"
+        if response.status_code in WORTH_IT and request.repeatable:
+            raise _AgainError(said, _retry_after(response))
+        raise ToolError(said)
+
+
+class _AgainError(Exception):
+    """Another try may help, after so many seconds if that was said."""
+
+    def __init__(self, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+async def _read(response: httpx.Response) -> tuple[str, bool]:
+    """The body as text, and whether that is all of it."""
+    body = bytearray()
+    async for part in response.aiter_bytes(64 * 1024):
+        body += part
+        if len(body) > MAX_BODY:
+            return "", False
+    return body.decode(response.encoding or "utf-8", "replace"), True
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isdigit() and int(value) <= 3600 else None
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or "the service"
+    except ValueError:
+        return "the service"
+
+
+def compact(text: str) -> str:
+    """JSON without its white space, which costs tokens; other text as it is."""
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
+    except (ValueError, RecursionError):
+        return text

@@ -1,0 +1,244 @@
+"""MCP servers that the gateway itself runs or reaches, with the official ``mcp`` package.
+
+Each server has one task that owns its client: connects, lists its tools, waits, and connects again
+with growing pauses when the connection is gone. Functions of a server that is away fail with words
+for the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from gateway.tools.api import ToolError, Waiting
+from gateway.tools.functions import Function
+from gateway.tools.mcp_text import text_of
+from gateway.tools.runner import ToolCall
+from gateway.tools.schema import NAME, check_schema
+
+log = structlog.get_logger("mcp")
+
+MAX_TOOLS = 128
+"""Of one server; what the realtime API takes for all is about as much."""
+
+MAX_RUNNING = 16
+"""Calls of one server at a time; a further one is told so."""
+
+LIST_SECONDS = 30.0
+"""Tools are listed again so often; it also shows a server that has gone without a word."""
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 30.0
+CLOSE_SECONDS = 5.0
+"""For a server that is to end; after that its process is killed by the package."""
+
+
+@dataclass(frozen=True, slots=True)
+class McpSettings:
+    """One ``[[tools.mcp]]`` with ``run = "gateway"``."""
+
+    name: str
+    url: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    command: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    folder: str = ""
+    allowed_tools: tuple[str, ...] = ()
+    """Empty: all of them."""
+    connect_seconds: float = 10.0
+    seconds: float = 20.0
+    max_result: int = 8000
+    needs_approval: Callable[[str], bool] = field(default=lambda _tool: False)
+    waiting: Waiting = field(default_factory=Waiting)
+
+
+class McpServer:
+    """Owner of one server's client. Lives on the event loop."""
+
+    def __init__(self, settings: McpSettings) -> None:
+        self.settings = settings
+        self.state = "not started"
+        self._functions: dict[str, Function] = {}
+        self._client: Any = None
+        self._broken = asyncio.Event()
+        self._listed = asyncio.Event()
+        self._owner: asyncio.Task[None] | None = None
+        self._running = 0
+
+    @property
+    def functions(self) -> Mapping[str, Function]:
+        """What it offers, by the names that the model has; as it was last listed."""
+        return self._functions
+
+    async def start(self) -> None:
+        """Connect; returns when its tools are listed, or the deadline is over."""
+        self._owner = asyncio.create_task(self._own(), name=f"mcp {self.settings.name}")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.connect_seconds):
+                await self._listed.wait()
+
+    async def stop(self) -> None:
+        """Disconnect, and end its process."""
+        if self._owner is None:
+            return
+        self._owner.cancel()
+        await asyncio.wait((self._owner,), timeout=CLOSE_SECONDS)
+
+    async def _own(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            began = asyncio.get_running_loop().time()
+            try:
+                async with self._connected() as client:
+                    await self._list(client)
+                    self._client, self.state = client, "up"
+                    self._listed.set()
+                    log.info("mcp.up", server=self.settings.name, tools=sorted(self._functions))
+                    await self._watch(client)
+                self.state = "connection lost"
+            except (Exception, BaseExceptionGroup) as error:
+                self.state = _kind(error)
+            finally:
+                self._client = None
+                self._broken.clear()
+            if asyncio.get_running_loop().time() - began > LONGEST_PAUSE:
+                pause = FIRST_PAUSE
+            log.warning("mcp.down", server=self.settings.name, why=self.state, again_in_s=pause)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _watch(self, client: Any) -> None:
+        """Until the connection is gone: a call has said so, or the next listing does."""
+        while True:
+            try:
+                async with asyncio.timeout(LIST_SECONDS):
+                    await self._broken.wait()
+                return
+            except TimeoutError:
+                await self._list(client)
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Any]:
+        from mcp import Client
+
+        settings = self.settings
+        async with contextlib.AsyncExitStack() as stack:
+            if settings.command:
+                transport = await _stdio(settings, stack)
+            else:
+                transport = await _http(settings, stack)
+            client = Client(transport, cache=None)
+            async with asyncio.timeout(settings.connect_seconds):
+                yielded = await stack.enter_async_context(client)
+            yield yielded
+
+    async def _list(self, client: Any) -> None:
+        found: dict[str, Function] = {}
+        cursor: str | None = None
+        async with asyncio.timeout(self.settings.connect_seconds):
+            while True:
+                page = await client.list_tools(cursor=cursor)
+                for tool in page.tools:
+                    self._add(tool, found)
+                cursor = page.next_cursor
+                if not cursor or len(found) >= MAX_TOOLS:
+                    break
+        self._functions = found
+
+    def _add(self, tool: Any, found: dict[str, Function]) -> None:
+        settings = self.settings
+        if settings.allowed_tools and tool.name not in settings.allowed_tools:
+            return
+        name = f"{settings.name}_{tool.name}"
+        problem = None
+        try:
+            check_schema(tool.input_schema)
+        except ValueError as error:
+            problem = f"its input schema {error}"
+        if not NAME.fullmatch(name):
+            problem = "its name is none that a function may have"
+        if len(found) >= MAX_TOOLS:
+            problem = f"more than {MAX_TOOLS} tools"
+        if problem is not None:
+            log.warning("mcp.tool_left_out", server=settings.name, tool=tool.name, why=problem)
+            return
+        found[name] = Function(
+            name=name,
+            description=(tool.description or tool.title or tool.name)[:4096],
+            parameters=tool.input_schema,
+            run=partial(self._run, tool.name),
+            seconds=settings.seconds,
+            max_result=settings.max_result,
+            waiting=settings.waiting,
+            approval=settings.needs_approval(tool.name),
+        )
+
+    async def _run(self, tool: str, _call: ToolCall, given: dict[str, Any]) -> str:
+        client = self._client
+        if client is None:
+            raise ToolError("the server of this tool cannot be reached now")
+        if self._running >= MAX_RUNNING:
+            raise ToolError("the server of this tool is busy; try again later")
+        from mcp import MCPError
+
+        self._running += 1
+        try:
+            result = await client.call_tool(tool, given)
+        except MCPError as error:
+            if self._is_gone(error):
+                self._broken.set()
+                raise ToolError("the connection to the server of this tool is lost") from None
+            raise ToolError(f"the server refused: {str(error)[:500]}") from None
+        except (OSError, RuntimeError, ValueError) as error:
+            self._broken.set()
+            log.warning("mcp.call_failed", server=self.settings.name, tool=tool, why=_kind(error))
+            raise ToolError("the connection to the server of this tool is lost") from None
+        finally:
+            self._running -= 1
+        return text_of(result)
+
+    def _is_gone(self, error: Any) -> bool:
+        from mcp_types import CONNECTION_CLOSED
+
+        return getattr(getattr(error, "error", None), "code", None) == CONNECTION_CLOSED
+
+
+async def _stdio(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
+    from mcp import StdioServerParameters, stdio_client
+
+    command, *arguments = settings.command
+    # What it writes on standard error would stand between our log's lines, secrets and all.
+    nothing = stack.enter_context(Path(os.devnull).open("w"))  # noqa: ASYNC230, SIM115
+    parameters = StdioServerParameters(
+        command=command, args=arguments, env=dict(settings.env), cwd=settings.folder or None
+    )
+    return stdio_client(parameters, errlog=nothing)
+
+
+async def _http(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
+    import httpx2
+    from mcp.client.streamable_http import streamable_http_client
+
+    client = await stack.enter_async_context(
+        httpx2.AsyncClient(
+            headers=dict(settings.headers),
+            timeout=httpx2.Timeout(settings.connect_seconds, read=None),
+            limits=httpx2.Limits(max_connections=MAX_RUNNING + 4),
+        )
+    )
+    return streamable_http_client(settings.url, http_client=client)
+
+
+def _kind(error: BaseException) -> str:
+    """What went wrong, without words that may hold a URL or a header."""
+    while isinstance(error, BaseExceptionGroup) and error.exceptions:
+        error = error.exceptions[0]
+    return type(error).__name__

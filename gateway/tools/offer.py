@@ -1,0 +1,162 @@
+"""Which functions each route offers, from configuration and dialplan: before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gateway.call.plan import ApprovalRule
+from gateway.config.http import shown
+from gateway.config.problems import Problem
+from gateway.config.tools import McpServerSettings, ToolSettings
+from gateway.config.validate import suggestion
+from gateway.dialplan.functions import WebTool
+from gateway.dialplan.variables import render
+from gateway.tools.api import Waiting
+from gateway.tools.approval import Operator
+from gateway.tools.mcp import McpSettings
+from gateway.tools.module import PythonTool, ToolModuleError, python_tools
+from gateway.tools.results import text_of
+from gateway.tools.webhook import ARGUMENT, Webhook
+
+if TYPE_CHECKING:
+    from gateway.config import Config
+    from gateway.dialplan import Dialplan, Route
+
+
+@dataclass(frozen=True, slots=True)
+class RouteOffer:
+    """What one route offers beside the gateway's own tools."""
+
+    python: tuple[PythonTool, ...] = ()
+    webhooks: tuple[Webhook, ...] = ()
+    mcp: tuple[str, ...] = ()
+    """Servers that the gateway calls."""
+    passed_on: tuple[McpServerSettings, ...] = ()
+    """Servers that the realtime server calls."""
+    operators: Mapping[int, Operator] = field(default_factory=dict)
+    """Of the rules that ask over HTTP, by their place among the route's."""
+
+
+def offers_of(config: Config, dialplan: Dialplan) -> dict[str, RouteOffer]:
+    """Each route's, by its name. Raises ToolModuleError."""
+    python = module_tools(config.tools)
+    return {route.name: _offer(route, config.tools, python, dialplan) for route in dialplan.routes}
+
+
+def module_tools(settings: ToolSettings) -> Mapping[str, PythonTool]:
+    """The functions of ``tools.module``. Raises ToolModuleError."""
+    return python_tools(settings.module, settings.folder) if settings.module else {}
+
+
+def problems(config: Config, dialplan: Dialplan, source: Problem) -> Iterator[Problem]:
+    """What routes name and is not there. ``source`` is where ``tools.module`` stands."""
+    try:
+        python = module_tools(config.tools)
+    except ToolModuleError as error:
+        if error.file is None:
+            yield Problem(source.file, source.line, source.key, str(error))
+        else:
+            yield Problem(error.file, error.line, "", str(error))
+        return
+    shared = [tool.name for tool in dialplan.tools]
+    for name in sorted(set(shared) & set(python)):
+        yield Problem(source.file, source.line, source.key, f"[[tool]] {name!r} is there, too")
+    known = [*python, *shared]
+    servers = [server.name for server in config.tools.mcp]
+    for route in dialplan.routes:
+        file, line = dialplan.origins[route.name]
+        for pattern in route.tools:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                message = f'there is no tool "{pattern}"' + suggestion(pattern, known)
+                yield Problem(file, line, f"route {route.name}, tools", message)
+        own = [tool.name for tool in route.tool]
+        for index, name in enumerate(own):
+            if name in own[:index] or any(
+                name in known and fnmatchcase(name, pattern) for pattern in route.tools
+            ):
+                yield Problem(file, line, f"route {route.name}, tool", f"{name!r} is there twice")
+        for name in route.mcp:
+            if name not in servers:
+                message = f'there is no [[tools.mcp]] "{name}"' + suggestion(name, servers)
+                yield Problem(file, line, f"route {route.name}, mcp", message)
+
+
+def approval_rules(route: Route, values: Mapping[str, str]) -> tuple[ApprovalRule, ...]:
+    """The route's rules, with its variables filled in."""
+    return tuple(
+        ApprovalRule(
+            tool=one.tool,
+            by=one.by,
+            when=one.when,
+            seconds=one.seconds,
+            say=partial(_question, one.say, values),
+        )
+        for one in route.approval
+    )
+
+
+def _question(text: str, values: Mapping[str, str], tool: str, given: Mapping[str, object]) -> str:
+    told = {ARGUMENT + name: text_of(value)[:200] for name, value in given.items()}
+    return render(text, {**values, "tool": tool.replace("_", " "), **told})
+
+
+def _offer(
+    route: Route, settings: ToolSettings, python: Mapping[str, PythonTool], dialplan: Dialplan
+) -> RouteOffer:
+    def chosen(name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in route.tools)
+
+    hooks = [*(tool for tool in dialplan.tools if chosen(tool.name)), *route.tool]
+    servers = [server for server in settings.mcp if server.name in route.mcp]
+    return RouteOffer(
+        python=tuple(tool for tool in python.values() if chosen(tool.name)),
+        webhooks=tuple(_webhook(tool, settings) for tool in hooks),
+        mcp=tuple(server.name for server in servers if server.run == "gateway"),
+        passed_on=tuple(server for server in servers if server.run == "server"),
+        operators={
+            index: Operator(one.url, shown(one.headers))
+            for index, one in enumerate(route.approval)
+            if one.url is not None
+        },
+    )
+
+
+def _webhook(tool: WebTool, settings: ToolSettings) -> Webhook:
+    return Webhook(
+        name=tool.name,
+        description=tool.description,
+        parameters=tool.json_schema(),
+        method=tool.method,
+        url=tool.url,
+        headers=shown(tool.headers),
+        seconds=tool.seconds or settings.seconds,
+        retries=tool.retries,
+        idempotent=tool.idempotent,
+        max_result=tool.max_result or settings.max_result,
+        waiting=Waiting(tool.after_seconds, tool.say, tool.sound or ""),
+    )
+
+
+def mcp_settings(server: McpServerSettings, settings: ToolSettings) -> McpSettings:
+    """How the gateway itself calls a server."""
+    headers = shown(server.headers)
+    if server.authorization is not None:
+        headers["Authorization"] = f"Bearer {server.authorization.get_secret_value()}"
+    return McpSettings(
+        name=server.name,
+        url=server.url or "",
+        headers=headers,
+        command=server.command,
+        env=shown(server.env),
+        folder=str(settings.folder),
+        allowed_tools=server.allowed_tools,
+        connect_seconds=server.connect_seconds,
+        seconds=server.seconds,
+        max_result=settings.max_result,
+        needs_approval=server.needs_approval,
+        waiting=Waiting(server.after_seconds, server.say),
+    )

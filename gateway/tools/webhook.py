@@ -1,0 +1,91 @@
+"""Tools that are HTTP requests, as a dialplan describes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from urllib.parse import quote
+
+from gateway.dialplan.variables import render
+from gateway.tools.api import Waiting
+from gateway.tools.functions import Function
+from gateway.tools.http import HttpClient, Request, compact
+from gateway.tools.runner import ToolCall
+
+ARGUMENT = "arg."
+"""What variables of a URL begin with that are the model's arguments."""
+
+WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """One ``[[tool]]``: see :class:`gateway.dialplan.functions.WebTool`."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    seconds: float
+    retries: int
+    idempotent: bool
+    max_result: int
+    waiting: Waiting
+
+
+def function_of(hook: Webhook, client: HttpClient) -> Function:
+    """The function of a webhook."""
+    return Function(
+        name=hook.name,
+        description=hook.description,
+        parameters=hook.parameters,
+        run=partial(_run, hook, client),
+        seconds=hook.seconds,
+        max_result=hook.max_result,
+        waiting=hook.waiting,
+    )
+
+
+async def _run(hook: Webhook, client: HttpClient, call: ToolCall, given: dict[str, Any]) -> str:
+    return compact(await client.send(request_of(hook, call, given)))
+
+
+def request_of(hook: Webhook, call: ToolCall, given: Mapping[str, Any]) -> Request:
+    """The request for these arguments; those that stand in the URL are not sent a second time."""
+    values = {name: _quoted(value) for name, value in call.variables.items()}
+    values |= {ARGUMENT + name: _quoted(value) for name, value in given.items()}
+    rest = {name: value for name, value in given.items() if "{" + ARGUMENT + name not in hook.url}
+    body = hook.method in WITH_BODY
+    return Request(
+        method=hook.method,
+        url=render(hook.url, values),
+        headers={
+            "X-Gateway-Call": _header(call.call),
+            "Idempotency-Key": _header(f"{call.call}:{call.call_id}"),
+            **hook.headers,
+        },
+        query={} if body else {name: _text(value) for name, value in rest.items()},
+        body=rest if body else None,
+        retries=hook.retries,
+        again=hook.idempotent,
+    )
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _quoted(value: object) -> str:
+    # A dot segment would be taken out of the path, and what is before it, too.
+    text = quote(_text(value), safe="")
+    return text.replace(".", "%2E") if set(text) <= {"."} else text
+
+
+def _header(value: str) -> str:
+    """Ids are whatever a caller's side made of them."""
+    return "".join(char for char in value if " " < char < "\x7f")[:256]
