@@ -174,6 +174,8 @@ class Functions:
                     raise ToolError("digits are being waited for already")
                 self._collecting.begin(arguments, now)
                 self._collecting_for = (call_id, group)
+                if self._plan.collect.private:
+                    talk.private.add(call_id)
                 group.open.add(call_id)
                 use.outcome = "begun"
                 return []

@@ -67,6 +67,8 @@ class Talk:
         self.gate = ResponseGate()
         self.farewell = Farewell(plan.farewell_seconds)
         self.errands = Errands(plan, journal)
+        self.private: set[str] = set()
+        """Function calls whose results stand in no record."""
         self.collecting: KeyTaker | None = None
         self.approvals: KeyTaker | None = None
         self.parting: Parting | None = None

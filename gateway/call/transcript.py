@@ -170,6 +170,8 @@ class Transcript:
         at_ms = self._talk.journal.ms(now)
         if item.get("type") == "function_call_output":
             text = str(item.get("output", ""))[:MAX_TEXT]
+            if item.get("call_id") in self._talk.private:
+                text = "(private)"
             self._add(Entry(at_ms, "result", text, item=item))
         elif item.get("type") == "message":
             parts = item.get("content") or []

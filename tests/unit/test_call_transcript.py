@@ -8,7 +8,7 @@ from call_scene import BYE, SPEECH, Scene, audio, audio_done, created, done, key
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs, transcript
-from gateway.call.plan import CallPlan, DigitPlan
+from gateway.call.plan import CallPlan, DigitPlan, FunctionPlan
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,
@@ -83,7 +83,7 @@ def test_a_caller_who_hangs_up_has_heard_what_was_played_by_then() -> None:
 
 
 def test_function_calls_and_their_results() -> None:
-    scene = Scene(replace(PLAN, tools=frozenset({"hours"}))).up()
+    scene = Scene(replace(PLAN, functions={"hours": FunctionPlan()})).up()
     scene.do(created("r1"), done("r1", calls=[("hours", "c1", '{"day":"Monday"}')]))
     scene.do(inputs.ToolDone("c1", '{"from": 9}'))
     assert lines(scene) == [
@@ -93,7 +93,7 @@ def test_function_calls_and_their_results() -> None:
 
 
 def test_a_session_that_takes_over_is_told_what_was_heard() -> None:
-    scene = Scene(replace(PLAN, tools=frozenset({"hours"}))).up()
+    scene = Scene(replace(PLAN, functions={"hours": FunctionPlan()})).up()
     speak(scene, 1, WORDS)
     scene.listen(1300)
     scene.do(SPEECH, said(InputCommitted("u1")), said(InputTranscribed("u1", "When?")))
