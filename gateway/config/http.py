@@ -29,6 +29,8 @@ def http_url(value: str) -> str:
         raise ValueError("must name a host and contain no space")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not carry user or password; use headers")
+    if parts.fragment:
+        raise ValueError("must not have a #fragment")
     if "{" in parts.netloc:
         raise ValueError("must not have variables in the host: callers would choose it")
     return value

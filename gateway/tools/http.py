@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 
@@ -45,6 +45,13 @@ class Request:
     retries: int = 0
     again: bool = False
     """It may be sent again whatever its method: the other side knows it by its Idempotency-Key."""
+
+    @property
+    def whole_url(self) -> str:
+        """With the query; what stands in the URL already stays there."""
+        if not self.query:
+            return self.url
+        return f"{self.url}{'&' if '?' in self.url else '?'}{urlencode(self.query)}"
 
     @property
     def repeatable(self) -> bool:
@@ -91,9 +98,8 @@ class HttpClient:
         try:
             async with self._client.stream(
                 request.method,
-                request.url,
+                request.whole_url,
                 headers=dict(request.headers),
-                params=dict(request.query) or None,
                 json=request.body,
             ) as response:
                 text, whole = await _read(response)

@@ -1,0 +1,351 @@
+"""Tools in Python: what the model is told of them, how they run, and what a bad module says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.config import ConfigError
+from gateway.config.check import check, load_all
+from gateway.tools import module as tool_module
+from gateway.tools.acts import Act, EndCall, Say, Tell, TransferTo
+from gateway.tools.runner import ToolCall
+from gateway.tools.toolbox import Toolbox
+
+CONFIG = """
+[realtime]
+url = "ws://127.0.0.1:8765"
+[dialplan]
+folder = "routes"
+[tools]
+module = "hotel.py"
+seconds = 5
+threads = 2
+"""
+ROUTE = """
+[[route]]
+name = "r"
+tools = ["*"]
+"""
+HOTEL = '''
+import asyncio
+import threading
+import time
+from datetime import date
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from gateway.tools import Call, ToolError, tool
+
+STARTED = threading.Semaphore(0)
+GO_ON = threading.Event()
+
+
+class Guest(BaseModel):
+    name: str
+    age: Annotated[int, Field(ge=0)]
+
+
+@tool(seconds=2, after_seconds=1.0, say="One moment.")
+async def room_price(
+    call: Call,
+    kind: Literal["single", "double"],
+    arrival: date,
+    nights: Annotated[int, Field(ge=1, le=30)] = 1,
+) -> dict[str, object]:
+    """The price of a room.
+
+    Args:
+        kind: Which room.
+        arrival: First day,
+            in the hotel's time zone.
+
+    Returns:
+        euros
+    """
+    told = {"caller": call.caller, "var": call.variables["x"]}
+    return {"euros": 80 * nights, "from": arrival, **told}
+
+
+@tool
+def guests(guests: list[Guest]) -> str:
+    """Count guests."""
+    return f"{len(guests)} of {type(guests[0]).__name__} in {threading.current_thread().name}"
+
+
+@tool(name="book-it", description="Books.")
+def book() -> None:
+    raise RuntimeError("password=s3cret")
+
+
+@tool
+def full() -> None:
+    """Says no."""
+    raise ToolError("there is no room")
+
+
+@tool
+async def slow() -> None:
+    """Takes long."""
+    await asyncio.sleep(60)
+
+
+@tool
+def blocks() -> str:
+    """Blocks."""
+    STARTED.release()
+    GO_ON.wait(10)
+    return "went on"
+
+
+@tool
+def odd() -> object:
+    """Returns what is no JSON."""
+    return threading.Lock()
+
+
+@tool
+def acts(call: Call) -> str:
+    """Does all that there is."""
+    call.say("Hello.")
+    call.tell("A guest.")
+    call.transfer("desk", "Sorry.")
+    call.end("Bye.")
+    return "done"
+
+
+def helper(unknown):
+    """Is no tool: others are marked."""
+'''
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    """What one test imports is not there for the next."""
+    before, path = set(sys.modules), list(sys.path)
+    yield
+    tool_module._loaded.clear()
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        if "hotel" in name:
+            del sys.modules[name]
+
+
+def folder_with(folder: Path, code: str, config: str = CONFIG) -> Path:
+    """A configuration with this module; returns its path."""
+    (folder / "routes").mkdir()
+    (folder / "routes" / "r.toml").write_text(ROUTE)
+    (folder / "hotel.py").write_text(code)
+    (folder / "gateway.toml").write_text(config)
+    return folder / "gateway.toml"
+
+
+def use(folder: Path, *calls: tuple[str, str], acts: list[Act] | None = None) -> list[str]:
+    """What the model gets from these calls, made together."""
+
+    async def main() -> list[str]:
+        box = Toolbox(*load_all(folder_with(folder, HOTEL), {}))
+        loop = asyncio.get_running_loop()
+        results: list[asyncio.Future[str]] = []
+        for name, arguments in calls:
+            result: asyncio.Future[str] = loop.create_future()
+            results.append(result)
+            call = ToolCall(
+                "c1",
+                name,
+                arguments,
+                "call-1",
+                "r",
+                "sip:alice@x",
+                variables={"x": "y"},
+                act=(acts if acts is not None else []).append,
+            )
+            box.run(call, result.set_result)
+        try:
+            return await asyncio.gather(*results)
+        finally:
+            await box.stop()
+
+    return asyncio.run(main())
+
+
+def test_what_the_model_is_told(tmp_path: Path) -> None:
+    async def main() -> list[dict[str, Any]]:
+        box = Toolbox(*load_all(folder_with(tmp_path, HOTEL), {}))
+        plans = box.plans("r")
+        assert (plans["room_price"].seconds, plans["room_price"].say) == (3.0, "One moment.")
+        assert plans["guests"].seconds == 6.0
+        await box.stop()
+        return box.definitions("r")
+
+    told = {one["name"]: one for one in asyncio.run(main())}
+    assert told.keys() == {
+        "room_price",
+        "guests",
+        "book-it",
+        "full",
+        "slow",
+        "blocks",
+        "odd",
+        "acts",
+    }
+    assert told["room_price"] == {
+        "type": "function",
+        "name": "room_price",
+        "description": "The price of a room.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "kind": {
+                    "type": "string",
+                    "enum": ["single", "double"],
+                    "description": "Which room.",
+                },
+                "arrival": {
+                    "type": "string",
+                    "format": "date",
+                    "description": "First day, in the hotel's time zone.",
+                },
+                "nights": {"type": "integer", "minimum": 1, "maximum": 30, "default": 1},
+            },
+            "required": ["kind", "arrival"],
+            "additionalProperties": False,
+        },
+    }
+    assert told["acts"]["parameters"]["properties"] == {}
+    assert told["book-it"]["description"] == "Books."
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "result"),
+    [
+        (
+            "room_price",
+            '{"kind": "double", "arrival": "2026-11-20", "nights": 2}',
+            '{"euros":160,"from":"2026-11-20","caller":"sip:alice@x","var":"y"}',
+        ),
+        ("room_price", '{"kind": "twin"}', "'twin' is not one of ['single', 'double']"),
+        ("room_price", '{"kind": "single", "arrival": "soon"}', "arrival: Input should be"),
+        ("room_price", "{", "must be one JSON object"),
+        ("guests", '{"guests": [{"name": "Ann", "age": 3}]}', "1 of Guest in tool"),
+        ("guests", '{"guests": [{"name": "Ann", "age": -3}]}', "guests.0.age"),
+        ("book-it", "{}", '{"error": "the function failed (RuntimeError)"}'),
+        ("full", "{}", '{"error": "there is no room"}'),
+        ("odd", "{}", "the function failed (ValueError)"),
+        ("none", "{}", "not available now"),
+    ],
+)
+def test_what_comes_of_a_call(tmp_path: Path, name: str, arguments: str, result: str) -> None:
+    (said,) = use(tmp_path, (name, arguments))
+    assert result in said
+
+
+def test_a_failure_is_logged_with_its_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(tmp_path, ("book-it", "{}"))
+    logged = capsys.readouterr().out
+    assert "tool.failed" in logged
+    assert "hotel.py" in logged
+
+
+def test_acts_are_done_in_order_whatever_thread_they_come_from(tmp_path: Path) -> None:
+    done: list[Act] = []
+    assert use(tmp_path, ("acts", "{}"), acts=done) == ["done"]
+    assert done == [Say("Hello."), Tell("A guest."), TransferTo("desk", "Sorry."), EndCall("Bye.")]
+
+
+def test_threads_are_bounded_and_the_rest_waits(tmp_path: Path) -> None:
+    async def main() -> list[str]:
+        box = Toolbox(*load_all(folder_with(tmp_path, HOTEL), {}))
+        hotel: Any = sys.modules["gateway_tools_hotel"]
+        loop = asyncio.get_running_loop()
+        results: list[asyncio.Future[str]] = [loop.create_future() for _ in range(3)]
+        for result in results:
+            call = ToolCall("c", "blocks", "{}", "call-1", "r")
+            box.run(call, result.set_result)
+        for _ in range(2):
+            assert await asyncio.to_thread(hotel.STARTED.acquire, timeout=5)
+        assert not hotel.STARTED.acquire(blocking=False), "the third one waits"
+        assert sum(thread.name == "tool" for thread in threading.enumerate()) == 2
+        hotel.GO_ON.set()
+        try:
+            return await asyncio.gather(*results)
+        finally:
+            await box.stop()
+
+    assert asyncio.run(main()) == ["went on"] * 3
+
+
+def test_a_coroutine_that_takes_too_long_is_cancelled(tmp_path: Path) -> None:
+    code = HOTEL.replace("@tool\nasync def slow", "@tool(seconds=0.1)\nasync def slow")
+
+    async def main() -> str:
+        box = Toolbox(*load_all(folder_with(tmp_path, code), {}))
+        result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        box.run(ToolCall("c", "slow", "{}", "call-1", "r"), result.set_result)
+        said = await result
+        await box.stop()
+        return said
+
+    assert json.loads(asyncio.run(main())) == {"error": "no result within 0.1 s"}
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "words"),
+    [
+        ("import os\nx = 1 +\n", 2, "invalid syntax"),
+        ("x = 1\n\nraise ValueError('no database')\n", 3, "ValueError: no database"),
+        ("def f():\n    import nothing_of_that_name\n\nf()\n", 2, "nothing_of_that_name"),
+        ("import sys\nsys.exit(3)\n", 2, "SystemExit: 3"),
+        ('def f(x):\n    """Doc."""\n', 1, "f: x: has no type"),
+        ('def f(*x: int):\n    """Doc."""\n', 1, "named parameters only"),
+        ('def f(x: "Nothing"):\n    """Doc."""\n', 1, "its types cannot be read"),
+        ('def f(x: object.__class__):\n    """Doc."""\n', 1, "f: "),
+        ('def hold(x: int):\n    """Doc."""\n', 1, "of the gateway's own"),
+        ("from gateway.tools import tool\n\n@tool\ndef f():\n    pass\n", 3, "has no docstring"),
+    ],
+)
+def test_a_module_that_cannot_be_used(tmp_path: Path, code: str, line: int, words: str) -> None:
+    status, told = check(folder_with(tmp_path, code), {})
+    assert status == 2
+    assert any(f"hotel.py:{line}: " in one and words in one for one in told), told
+
+
+def test_a_module_that_is_not_there(tmp_path: Path) -> None:
+    config = CONFIG.replace("hotel.py", "no_such_module")
+    with pytest.raises(ConfigError, match=r"gateway.toml:7: tools.module: there is no module"):
+        load_all(folder_with(tmp_path, "", config), {})
+
+
+def test_a_module_by_name_with_plain_functions(tmp_path: Path) -> None:
+    code = '''
+from json import dumps
+
+def open_now(day: str = "today") -> bool:
+    """Whether it is open."""
+    return day == "today"
+
+def _hidden(x: int) -> int:
+    """No tool."""
+    return x
+
+def undocumented(x: int) -> int:
+    return x
+'''
+    config = CONFIG.replace("hotel.py", "hotel")
+
+    async def main() -> list[str]:
+        box = Toolbox(*load_all(folder_with(tmp_path, code, config), {}))
+        await box.stop()
+        return list(box.of("r"))
+
+    assert asyncio.run(main()) == ["open_now"]
