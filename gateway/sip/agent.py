@@ -264,6 +264,10 @@ class UserAgent:
         live = sum(not call.ended for call in self._calls)
         self._quiet_ports.hold(host.strip("[]"), int(port), live, time.monotonic())
 
+    def has_rtp_port(self, calls: int) -> bool:
+        """Whether another call finds one while ``calls`` of the library are there."""
+        return self._quiet_ports.make_way(calls)
+
     def retire(self, call: SipCall) -> None:
         """Let go of an ended call, once no callback of it is on the stack."""
         self._retired.append(call)

@@ -40,13 +40,22 @@ class Incoming:
         """Put both looks at requests before pjsua; they are kept for the endpoint's life."""
         agent, settings = self._agent, self._agent.settings
         count = library.native().pjsua_call_get_count
+
+        def full() -> bool:
+            calls = int(count())
+            return calls >= agent.capacity or not agent.has_rtp_port(calls)
+
         admission = Admission(
-            full=lambda: int(count()) >= agent.capacity,
+            full=full,
             draining=draining,
             arrivals=Arrivals(library.media_handles(), agent.capacity),
             retry_after=settings.retry_after,
             on_refused=lambda message: agent.tell_refused(
-                Refused(invite_of(message, "") if message else None, 503, "library at capacity")
+                Refused(
+                    invite_of(message, "") if message else None,
+                    503,
+                    "no call of the library, or no RTP port, is free",
+                )
             ),
         )
         admission.open()

@@ -73,6 +73,16 @@ class QuietPorts:
                 del self._leaving[key]
         self._make_room()
 
+    def make_way(self, calls: int) -> bool:
+        """A call comes while ``calls`` are there: gives a held pair back where no other is free.
+
+        False: there is none to be had. The library would look for one through the whole range.
+        """
+        taken = calls + len(self._leaving)
+        while self._held and taken + len(self._held) >= self._pairs:
+            self._give_up()
+        return taken < self._pairs
+
     def _make_room(self) -> None:
         while len(self._held) > self._room:
             self._give_up()

@@ -102,3 +102,14 @@ def test_a_port_that_the_library_still_has_is_taken_when_it_lets_go() -> None:
     assert len(ports) == 1
     assert not is_free(port)
     ports.close()
+
+
+def test_a_call_that_finds_no_other_pair_gets_one_that_rests() -> None:
+    ports, pair = QuietPorts(10), free_pair()
+    ports.hold("127.0.0.1", pair, 0, 10.0)
+    assert ports.make_way(8)
+    assert not is_free(pair), "another is free"
+    assert ports.make_way(9)
+    assert is_free(pair)
+    assert not ports.make_way(10), "all are in use"
+    ports.close()
