@@ -116,6 +116,7 @@ async def test_nobody_answers(world: World, callee: CalledPhone) -> None:
     there = await callee.called()
     summary = await summary_of(world, call)
     assert (summary["ending"]["by"], summary["ending"]["why"]) == ("callee", "no_answer")
+    await there.until(lambda c: c.requests("CANCEL"))
     assert len(there.requests("CANCEL")) == 1
 
 

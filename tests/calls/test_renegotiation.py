@@ -152,6 +152,7 @@ async def test_rtp_moves_to_another_port(world: World, method: str) -> None:
     try:
         await call.renegotiate(method)
         before.sending = False
+        before.read_what_waits()
         at_old = len(before.packets)
         await is_heard(session, call, 30, Codec.PCMU)
         before.read_what_waits()
