@@ -68,6 +68,7 @@ class HttpClient:
                 max_connections=max_connections, max_keepalive_connections=max_connections // 2
             ),
             timeout=httpx.Timeout(None),  # the whole of a request has its deadline
+            trust_env=False,  # no proxy that nobody asked for, no credentials of a .netrc
             follow_redirects=False,  # its headers are for the host that was named
             headers={"User-Agent": f"sip-realtime-gateway/{__version__}"},
         )

@@ -232,6 +232,7 @@ async def _http(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
             headers=dict(settings.headers),
             timeout=httpx2.Timeout(settings.connect_seconds, read=None),
             limits=httpx2.Limits(max_connections=MAX_RUNNING + 4),
+            trust_env=False,
         )
     )
     return streamable_http_client(settings.url, http_client=client)

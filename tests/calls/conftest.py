@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import figures
 import pytest
 import structlog
 from harness import World
+
+sys.path.append(str(Path(__file__).parents[1] / "unit"))  # for what both kinds of test start
 
 TEST_SECONDS = 110
 _runner = pytest.StashKey[asyncio.Runner]()

@@ -1,0 +1,58 @@
+"""The module of tools that the gateway of these tests offers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from gateway.tools import Call, tool
+
+
+@tool
+def room_price(nights: int) -> dict[str, int]:
+    """The price of a room.
+
+    Args:
+        nights: How many.
+    """
+    return {"euros": 80 * nights}
+
+
+@tool
+def broken(call: Call) -> str:
+    """Fails."""
+    raise RuntimeError(f"for {call.id}: s3cret-of-the-database")
+
+
+@tool(after_seconds=0.3, say="One moment, please.")
+def slow() -> str:
+    """Takes two seconds, in a thread."""
+    time.sleep(2)
+    return "found"
+
+
+@tool(after_seconds=0.2, sound="chime")
+async def slow_with_sound() -> str:
+    """Takes a second and a half."""
+    await asyncio.sleep(1.5)
+    return "found"
+
+
+@tool
+async def who(call: Call) -> str:
+    """Who calls."""
+    call.tell(f"They called {call.variables['to']} by route {call.route}.")
+    return call.caller
+
+
+@tool
+def goodbye(call: Call) -> str:
+    """Ends the call."""
+    call.end("This number is closed. Goodbye.")
+    return "ending"
+
+
+@tool
+def refund(amount: int) -> str:
+    """Gives money back."""
+    return f"{amount} euros given back"

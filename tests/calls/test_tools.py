@@ -1,0 +1,265 @@
+"""Functions of the model in real calls: in Python, over HTTP, of an MCP server; approval."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import World
+from http_service import Answer, HttpService, http_service
+from listening import is_silence
+from sip_phone import PhoneCall
+
+from gateway.emulator.record import SessionRecord
+
+HERE = Path(__file__).parent
+SECRET = "tool-secret-77aa"
+WORLD = {
+    "more": f"""
+[tools]
+module = {json.dumps(str(HERE / "hotel_tools.py"))}
+[[tools.mcp]]
+name = "crm"
+command = [{json.dumps(sys.executable)}, {json.dumps(str(HERE.parent / "unit" / "mcp_double.py"))}]
+env = {{ CRM_KEY = "${{env:TOOLS_SECRET}}" }}
+[[tools.mcp]]
+name = "docs"
+run = "server"
+url = "https://docs.example/mcp"
+authorization = "${{env:TOOLS_SECRET}}"
+require_approval = "always"
+""",
+    "routes": """
+[[tool]]
+name = "find_guest"
+description = "Who is in a room."
+url = "${env:TOOLS_URL}/guests/{arg.room}?caller={from}"
+headers = { Authorization = "Bearer ${env:TOOLS_SECRET}" }
+fields = { room = "integer", full = { type = "boolean", optional = true } }
+
+[[route]]
+name = "hotel"
+to = "^hotel$"
+tools = ["*"]
+mcp = ["crm", "docs"]
+greeting.say = "Hello."
+session.instructions = "You are a hotel."
+session.audio.input.transcription.model = "gpt-transcribe"
+set_language.languages = { de = "German", en = "English" }
+collect_digits = { enabled = true, seconds = 5, private = true }
+[[route.approval]]
+tool = "refund"
+when = { amount = "^[0-9]{3,}$" }
+by = "http"
+url = "${env:TOOLS_URL}/approve"
+[[route.approval]]
+tool = "refund"
+by = "caller"
+say = "Shall I give back {arg.amount} euros? Press 1 for yes, 2 for no."
+[[route.approval]]
+tool = "docs_*"
+by = "allow"
+""",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def service() -> Iterator[HttpService]:
+    """The operator's own service; its address is in the environment of the gateway."""
+    with http_service() as made:
+        os.environ["TOOLS_URL"], os.environ["TOOLS_SECRET"] = made.url, SECRET
+        yield made
+
+
+def outputs_of(session: SessionRecord) -> list[str]:
+    """What the model was told of its calls."""
+    items = [event.body["item"] for event in session.seen("conversation.item.create")]
+    return [one["output"] for one in items if one["type"] == "function_call_output"]
+
+
+def order_of(session: SessionRecord) -> list[str]:
+    """Outputs and requests for a response, as they came."""
+    wanted = ("conversation.item.create", "response.create")
+    bodies = [event.body for event in session.client_events if event.type in wanted]
+    # The first one asks for the greeting.
+    return [body.get("item", {}).get("type", body["type"]) for body in bodies][1:]
+
+
+def calls(*tools: tuple[str, dict[str, Any]], then: int = 1) -> dict[str, Any]:
+    """A script: the model calls these and then says something short, so many times."""
+    wanted = [{"name": name, "arguments": json.dumps(given)} for name, given in tools]
+    first = {"kind": "nothing", "tools": wanted}
+    rest = [{"kind": "pattern", "seconds": 0.4, "seed": 5 + n} for n in range(then)]
+    return {"vad": "off", "answers": [first, *rest, {"kind": "silent"}]}
+
+
+async def used(
+    world: World, *tools: tuple[str, dict[str, Any]], then: int = 1
+) -> tuple[PhoneCall, SessionRecord]:
+    """A call in which the model uses tools instead of a greeting; the call and its session."""
+    world.behave(**calls(*tools, then=then))
+    call = await world.dial("hotel")
+    return call, await world.session_of(call)
+
+
+async def record_at_end(world: World, call: PhoneCall) -> dict[str, Any]:
+    """Hang up; returns the record."""
+    await world.summary_at_end(call)
+    return await world.record(call)
+
+
+async def test_results_of_one_response_together(world: World, service: HttpService) -> None:
+    service.answers = [Answer(body='{"name": "Ann"}', seconds=0.3)]
+    call, session = await used(
+        world,
+        ("room_price", {"nights": 3}),
+        ("find_guest", {"room": 12, "full": True}),
+        ("room_price", {"nights": "many"}),
+        ("crm_find_customer", {"number": "+49"}),
+    )
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    told = outputs_of(session)
+    assert {'{"euros":240}', '{"name":"Ann"}', "Ann Example, +49, False"} <= set(told)
+    assert any("nights: 'many' is not of type 'integer'" in one for one in told)
+    assert order_of(session) == ["function_call_output"] * 4 + ["response.create"]
+    asked = service.asked[-1]
+    assert asked.path.startswith("/guests/12?caller=")
+    assert asked.json == {"full": True}
+    assert asked.headers["authorization"] == f"Bearer {SECRET}"
+    record = await record_at_end(world, call)
+    assert sorted((one["name"], one["outcome"]) for one in record["tools"]) == [
+        ("crm_find_customer", "done"),
+        ("find_guest", "done"),
+        ("room_price", "done"),
+        ("room_price", "refused"),
+    ]
+
+
+async def test_a_tool_that_fails_ends_no_call(world: World) -> None:
+    call, session = await used(world, ("broken", {}))
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    assert outputs_of(session) == ['{"error": "the function failed (RuntimeError)"}']
+    world.gateway.tolerated.add("tool.failed")
+    line = await world.gateway.wait("tool.failed", call=call.call_id)
+    assert "hotel_tools.py" in json.dumps(line["exception"])
+    await world.summary_at_end(call)
+
+
+async def test_words_while_a_tool_takes_long(world: World) -> None:
+    call, session = await used(world, ("slow", {}), then=2)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 3, 20)
+    requests = [event.body.get("response") for event in session.seen("response.create")][1:]
+    assert requests == [
+        {"instructions": "Say exactly: One moment, please.", "tools": []},
+        None,
+    ]
+    assert outputs_of(session) == ["found"]
+    # Both were heard: the words before the result, the answer after it.
+    for item in session.sent_items.values():
+        await call.rtp.until(lambda item=item: bytes(item) in call.rtp.heard)
+    await world.summary_at_end(call)
+
+
+async def test_a_sound_while_a_tool_takes_long(world: World) -> None:
+    call, session = await used(world, ("slow_with_sound", {}))
+    await call.rtp.until(lambda: sum(not is_silence(one) for one in call.rtp.packets) > 20)
+    assert outputs_of(session) == [], "it is heard while the tool runs"
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    (item,) = session.sent_items.values()
+    # Its last part is heard as it was sent: the sound is over by then.
+    await call.rtp.until(lambda: bytes(item)[1600:] in call.rtp.heard)
+    await world.summary_at_end(call)
+
+
+async def test_a_tool_knows_its_call_and_acts_in_it(world: World) -> None:
+    call, session = await used(world, ("who", {}), ("goodbye", {}), then=1)
+    bye = await call.hung_up()
+    assert 'text="Ended by the application"' in bye.headers["reason"]
+    items = [event.body["item"] for event in session.seen("conversation.item.create")]
+    told = [one["content"][0]["text"] for one in items if one.get("role") == "system"]
+    assert told == ["They called hotel by route hotel."]
+    assert any(one.startswith("sip:") for one in outputs_of(session))
+    spoken = [event.body.get("response") for event in session.seen("response.create")]
+    words = "Say exactly: This number is closed. Goodbye."
+    assert {"instructions": words, "tools": []} in spoken
+    summary = await world.summary(call)
+    assert (summary["ending"]["by"], summary["ending"]["why"]) == ("operator", "application")
+
+
+@pytest.mark.parametrize(("key", "told"), [("1", "20 euros given back"), ("2", "not done")])
+async def test_the_caller_approves(world: World, key: str, told: str) -> None:
+    call, session = await used(world, ("refund", {"amount": 20}), then=2)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    question = session.seen("response.create")[1].body["response"]["instructions"]
+    assert question == "Say exactly: Shall I give back 20 euros? Press 1 for yes, 2 for no."
+    assert outputs_of(session) == []
+    call.rtp.press(key)
+    await session.wait_until(lambda s: outputs_of(s) != [], 20)
+    assert told in outputs_of(session)[0]
+    record = await record_at_end(world, call)
+    assert record["tools"][0]["approval"] == {"1": "caller", "2": "refused: caller"}[key]
+    assert record["digits"] == [], "keys that answer are no message"
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (Answer(body='{"approve": true}'), "250 euros given back"),
+        (Answer(body='{"approve": false, "reason": "ask the manager"}'), "ask the manager"),
+    ],
+)
+async def test_the_operator_approves(
+    world: World, service: HttpService, answer: Answer, told: str
+) -> None:
+    service.answers = [answer]
+    call, session = await used(world, ("refund", {"amount": 250}))
+    await session.wait_until(lambda s: outputs_of(s) != [], 20)
+    assert told in outputs_of(session)[0]
+    asked = service.asked[-1]
+    assert asked.path == "/approve"
+    assert (asked.json["tool"], asked.json["arguments"]) == ("refund", {"amount": 250})
+    assert asked.json["call"] == call.call_id
+    await world.summary_at_end(call)
+
+
+async def test_digits_that_the_model_asked_for(world: World) -> None:
+    call, session = await used(world, ("collect_digits", {"digits": 4}))
+    for digit in "7391":
+        call.rtp.press(digit)
+    await session.wait_until(lambda s: outputs_of(s) != [], 20)
+    assert json.loads(outputs_of(session)[0]) == {"digits": "7391", "ended_by": "full"}
+    assert order_of(session) == ["function_call_output", "response.create"]
+    record = await record_at_end(world, call)
+    assert record["digits"] == []
+    assert '"****"' in json.dumps(record["timeline"])
+    assert "7391" not in json.dumps([record["timeline"], record["transcript"]])
+
+
+async def test_another_language(world: World) -> None:
+    call, session = await used(world, ("set_language", {"language": "de"}))
+    await session.wait_until(lambda s: len(s.sent("session.updated")) == 2, 20)
+    now = session.sent("session.updated")[1].body["session"]
+    assert now["instructions"].startswith("You are a hotel.\n\nFrom now on, speak German")
+    assert now["audio"]["input"]["transcription"]["language"] == "de"
+    assert now["audio"]["input"]["transcription"]["model"] == "gpt-transcribe"
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    await world.summary_at_end(call)
+
+
+async def test_what_the_session_is_told_and_no_log(world: World) -> None:
+    call, session = await used(world)
+    (update,) = session.seen("session.update")
+    tools = {one.get("name") or one["server_label"]: one for one in update.body["session"]["tools"]}
+    assert {"end_call", "room_price", "find_guest", "crm_find_customer", "docs"} <= set(tools)
+    assert tools["docs"]["authorization"] == SECRET
+    assert tools["docs"]["require_approval"] == "always"
+    assert tools["find_guest"]["parameters"]["required"] == ["room"]
+    await world.summary_at_end(call)
+    record = await world.record(call)
+    assert SECRET not in json.dumps(world.gateway.lines)
+    assert SECRET not in json.dumps(record)
