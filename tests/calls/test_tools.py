@@ -160,8 +160,8 @@ async def test_words_while_a_tool_takes_long(world: World) -> None:
     ]
     assert outputs_of(session) == ["found"]
     # Both were heard: the words before the result, the answer after it.
-    for item in session.sent_items.values():
-        await call.rtp.until(lambda item=item: bytes(item) in call.rtp.heard)
+    items = [bytes(item) for item in session.sent_items.values()]
+    await call.rtp.until(lambda: all(item in call.rtp.heard for item in items))
     await world.summary_at_end(call)
 
 
