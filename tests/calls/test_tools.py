@@ -231,7 +231,7 @@ async def test_digits_that_the_model_asked_for(world: World) -> None:
     call, session = await used(world, ("collect_digits", {"digits": 4}))
     for digit in "7391":
         call.rtp.press(digit)
-    await session.wait_until(lambda s: outputs_of(s) != [], 20)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
     assert json.loads(outputs_of(session)[0]) == {"digits": "7391", "ended_by": "full"}
     assert order_of(session) == ["function_call_output", "response.create"]
     record = await record_at_end(world, call)
