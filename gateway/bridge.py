@@ -335,6 +335,7 @@ class Bridge:
             self._fault(error)
             return
         self._session = session
+        self.record.settings_refused = session.refused
         self._log = self._log.bind(session=session.id)
         self.feed(inputs.SessionUp(session.id))
         early, self._early = self._early or deque(), None

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from gateway.call.ending import Ending
+from gateway.realtime.refused import Refused
 
 MAX_TIMELINE = 20_000
 """Entries kept of one call; a talkative hour has some thousands. What exceeds it is counted."""
@@ -141,6 +142,8 @@ class CallRecord:
     """As :class:`gateway.cost.account.Account` has it; live."""
     event_log: dict[str, Any] = field(default_factory=dict)
     """The file of the session's events, and how many are not in it, where they are written."""
+    settings_refused: list[Refused] = field(default_factory=list)
+    """Settings of the session that the server did not take; live."""
     transcript: Told | None = None
     transcript_dropped: int = 0
     ending: Ending | None = None
@@ -234,6 +237,7 @@ class CallRecord:
             "quality": dict(self.quality),
             "cost": dict(self.cost),
             "event_log": dict(self.event_log),
+            "settings_refused": [asdict(one) for one in self.settings_refused],
             "ending": None
             if ending is None
             else {

@@ -18,6 +18,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from gateway.realtime.commands import UpdateSession
+from gateway.realtime.connection import CLOSE_TIMEOUT, Connection, discard
 from gateway.realtime.dialects import Edge
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import (
@@ -31,15 +32,13 @@ from gateway.realtime.errors import (
 )
 from gateway.realtime.events import ServerError, ServerEvent, SessionCreated, SessionUpdated
 from gateway.realtime.parse import BadEvent
+from gateway.realtime.refused import MAX_REFUSED, Refused, dotted, field_of, without
 from gateway.realtime.resampled import ResampledSession
 from gateway.realtime.session import (
-    CLOSE_TIMEOUT,
     WRITE_BUFFER_LIMIT,
-    Connection,
     Session,
     SessionClosed,
     Tap,
-    discard,
     encode_command,
 )
 from gateway.realtime.session_object import format_of
@@ -98,8 +97,11 @@ async def open_session(
     once, at the end. Both may be called before the awaiting coroutine has gone on. ``tap`` sees
     every message of the session as it is on the wire, from the first.
 
-    Raises :class:`SetupFailed` for a refused or lost connection, an ``error`` or a close before
-    ``session.updated``, settings that the server changed to another audio format, and the
+    A field that the server refuses is taken out, and the rest is asked for again
+    (:mod:`gateway.realtime.refused`); ``Session.refused`` names such fields.
+
+    Raises :class:`SetupFailed` for a refused or lost connection, another ``error`` or a close
+    before ``session.updated``, settings that the server changed to another audio format, and the
     deadline. After that, or when cancelled, no socket and no task is left.
     """
     loop = asyncio.get_running_loop()
@@ -129,6 +131,7 @@ async def open_session(
             on_closed=on_closed,
             waiting=opening.early,
             tap=tap,
+            refused=opening.refused,
         )
         took = round((loop.time() - started) * 1000)
         log.info("session.up", session=session.id, ms=took, expires_at=session.expires_at)
@@ -195,6 +198,7 @@ class _Opening:
         self.step = Step.CONNECT
         self.connection: Connection | None = None
         self.early: list[ServerEvent] = []
+        self.refused: list[Refused] = []
         self._endpoint = endpoint
         self._asked = session_object
         self._tap = tap
@@ -207,17 +211,47 @@ class _Opening:
         self.step = Step.CREATED
         created = await self._wait_for(connection, SessionCreated)
         self.step = Step.UPDATED
+        await self._update(connection)
+        updated = await self._wait_for(connection, SessionUpdated)
+        self._check_formats(updated.session)
+        return {**created.session, **updated.session}
+
+    async def _update(self, connection: Connection) -> None:
         update = self.edge.command(UpdateSession(self._asked).body())
-        message = encode_command(update, "gw_setup")
+        message = encode_command(update, self._event_id)
         if self._tap is not None:
             self._tap.sent(message)
         try:
             await connection.send(message.decode())
         except ConnectionClosed as error:
             raise self._closed(error) from None
-        updated = await self._wait_for(connection, SessionUpdated)
-        self._check_formats(updated.session)
-        return {**created.session, **updated.session}
+
+    @property
+    def _event_id(self) -> str:
+        return f"gw_setup_{len(self.refused)}" if self.refused else "gw_setup"
+
+    async def _mended(self, connection: Connection, error: ServerError) -> bool:
+        """Whether the call goes on without what the server refused."""
+        if self.step is not Step.UPDATED:
+            return False
+        if error.client_event_id not in (None, self._event_id):
+            return bool(self.refused)  # one more complaint about an update that was replaced
+        path = field_of(error, self._asked)
+        if path is None or len(self.refused) >= MAX_REFUSED:
+            return False
+        message = " ".join(self._endpoint.redact(error.message).split())
+        refused = Refused(dotted(path), error.code or error.type or "error", message)
+        self.refused.append(refused)
+        self._asked = without(self._asked, path)
+        log.warning(
+            "session.setting_refused",
+            field=refused.field,
+            code=refused.code,
+            detail=message,
+            what="the session goes on without it",
+        )
+        await self._update(connection)
+        return True
 
     async def discard(self) -> None:
         if self.connection is not None:
@@ -268,6 +302,8 @@ class _Opening:
             if isinstance(event, wanted):
                 return event
             if isinstance(event, ServerError):
+                if await self._mended(connection, event):
+                    continue
                 detail = event.message if event.param is None else f"{event.param}: {event.message}"
                 raise self._failed(classify_error(event), detail)
             if len(self.early) < _EARLY_EVENTS:

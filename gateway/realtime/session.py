@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import contextlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import structlog
-from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
-from websockets.frames import Frame, Opcode
-from websockets.protocol import Event, State
+from websockets.protocol import State
 
-from gateway.realtime.commands import ClientCommand
+from gateway.realtime.commands import ClientCommand, UpdateSession
+from gateway.realtime.connection import CLOSE_TIMEOUT, Connection
 from gateway.realtime.dialects import Edge
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, Verdict, classify_close
 from gateway.realtime.events import OtherEvent, ServerError, ServerEvent, SessionUpdated
 from gateway.realtime.parse import BadEvent, is_known_type
+from gateway.realtime.refused import (
+    Refused,
+    changes_something,
+    dotted,
+    field_of,
+    without,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -35,10 +41,6 @@ WRITE_BUFFER_LIMIT = 256 * 1024
 A 20 ms message is about 270 bytes on the wire, so this is some 19 s of audio behind a network
 that takes nothing: older than that it serves no conversation.
 """
-READ_BYTES = 64 * 1024
-"""Read from the socket at once: some seconds of audio as base64 in JSON."""
-CLOSE_TIMEOUT = 2.0
-"""Seconds that the server has to answer our close before the socket is cut."""
 
 _APPEND_HEAD = b'{"type":"input_audio_buffer.append","audio":"'
 _APPEND_TAIL = b'"}'
@@ -47,8 +49,7 @@ _REMEMBERED_COMMANDS = 256
 # Complaints about one session's events; the counters keep the rest.
 _LOGGED_COMPLAINTS = 10
 _REMEMBERED_TYPES = 32
-
-_DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
+_REMEMBERED_REFUSALS = 64
 
 _b2a_base64 = binascii.b2a_base64
 
@@ -100,7 +101,8 @@ class Session:
     """One realtime session after its ``session.updated``.
 
     ``id`` is the server's ``sess_…``, ``expires_at`` its end in Unix seconds if the server tells,
-    ``effective`` the session object last reported by the server. All methods belong to the event
+    ``effective`` the session object last reported by the server, ``refused`` the settings that the
+    server did not take, of which the first 64 are kept. All methods belong to the event
     loop that made the session.
     """
 
@@ -115,8 +117,10 @@ class Session:
         on_closed: Callable[[SessionClosed], None],
         waiting: Iterable[ServerEvent] = (),
         tap: Tap | None = None,
+        refused: Iterable[Refused] = (),
     ) -> None:
         self.effective = effective
+        self.refused = list(refused)
         self.id = str(effective.get("id") or "")
         expires_at = effective.get("expires_at")
         self.expires_at = float(expires_at) if isinstance(expires_at, (int, float)) else None
@@ -132,6 +136,7 @@ class Session:
         self._tap = tap
         self._log = log.bind(session=self.id)
         self._commands: dict[str, ClientCommand] = {}
+        self._mended: deque[str | None] = deque(maxlen=_REMEMBERED_COMMANDS)
         self._last_command = 0
         self._close_asked: tuple[int, str] | None = None
         self._ended = False
@@ -269,7 +274,36 @@ class Session:
             self.effective = dict(event.session)
         elif isinstance(event, ServerError):
             event = replace(event, message=self._redact(event.message))
+            self._mend(event)
         self._deliver(event)
+
+    def _mend(self, error: ServerError) -> None:
+        """Send an update that was refused for one field again, without the field.
+
+        Once for each update, and each is smaller than the one before: so this ends.
+        """
+        command = self.command_of(error.client_event_id)
+        if not isinstance(command, UpdateSession) or error.client_event_id in self._mended:
+            return
+        path = field_of(error, command.session)
+        if path is None:
+            return
+        self._mended.append(error.client_event_id)
+        field = dotted(path)
+        if len(self.refused) < _REMEMBERED_REFUSALS:
+            code = error.code or error.type or "error"
+            self.refused.append(Refused(field, code, " ".join(error.message.split())))
+        rest = without(command.session, path)
+        again = changes_something(rest)
+        self._log.warning(
+            "session.setting_refused",
+            field=field,
+            code=error.code,
+            detail=error.message,
+            what="the rest is sent again" if again else "nothing is left of the update",
+        )
+        if again:
+            self.send(UpdateSession(rest))
 
     def _count_unknown(self, event_type: str) -> None:
         seen = self.counters.unknown_types
@@ -327,71 +361,3 @@ class Session:
 def encode_command(body: dict[str, Any], event_id: str) -> bytes:
     """A command as it goes on the wire: one JSON object with its ``event_id``."""
     return json.dumps({**body, "event_id": event_id}, separators=(",", ":")).encode()
-
-
-class Connection(ClientConnection):
-    """The library's connection, with a short way for messages and a deadline for half a close.
-
-    Fifty messages a second and call come in. The library puts each into a queue and wakes the
-    task that reads it, a turn of the event loop later; :attr:`take` is called with it instead,
-    at once. Messages in several frames, and those that came before, go through the queue;
-    nothing overtakes them.
-
-    After the server's close frame the library waits for the server to end TCP, and a reader
-    learns of the close only then: it waits :data:`CLOSE_TIMEOUT` here.
-    """
-
-    take: Callable[[bytes], None] | None = None
-    """Gets each message from now on; None sends them through the queue."""
-    queued = 0
-    """Messages that went through the queue so far, or are on their way through it."""
-
-    read = 0
-    """Messages that were taken out of the queue."""
-
-    _cut: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        # asyncio reads plain sockets into a fresh 256 KiB buffer each time, which the C library
-        # maps and unmaps: 12 us of the 14 that a message costs. A transport that has no such
-        # attribute (TLS, another event loop) reads in its own way.
-        if hasattr(transport, "max_size"):
-            transport.max_size = READ_BYTES
-
-    async def next_message(self) -> bytes:
-        """The next message of the queue. Raises ConnectionClosed at its end."""
-        message = await self.recv(decode=False)
-        self.read += 1
-        return message
-
-    def process_event(self, event: Event) -> None:
-        if isinstance(event, Frame) and event.opcode in _DATA:
-            if self.take is not None and event.fin and event.opcode is not Opcode.CONT:
-                self.take(bytes(event.data))
-                return
-            self.take = None  # until the reader has what goes through the queue
-            self.queued += event.fin
-        super().process_event(event)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._cut is None and self.protocol.state is State.CLOSING:
-            self._cut = self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._cut is not None:
-            self._cut.cancel()
-        super().connection_lost(exc)
-
-
-async def discard(connection: ClientConnection) -> None:
-    """Drop a connection that became no session: say goodbye without waiting for an answer."""
-    if connection.protocol.state is State.OPEN:
-        with contextlib.suppress(Exception):
-            connection.protocol.send_close(1000)
-            connection.send_data()
-    connection.transport.abort()
-    await connection.wait_closed()
-    # The library's keepalive task has been cancelled by now and ends on the loop's next turn.
-    await asyncio.sleep(0)

@@ -145,7 +145,7 @@ async def refuses_update(peer: Peer) -> None:
     await peer.error(
         "unknown_parameter",
         f"Unknown parameter, {KEY}",
-        param="session.audio.output.voice",
+        param="session.audio.output.format",
         event_id=update["event_id"],
     )
     await peer.until_closed()
@@ -216,7 +216,7 @@ FAILURES: list[tuple[Any, Step, Kind, str, str]] = [
         Step.UPDATED,
         Kind.FATAL,
         "unknown_parameter",
-        "session.audio.output.voice: Unknown parameter, ***",
+        "session.audio.output.format: Unknown parameter, ***",
     ),
     (refuses_update_in_unknown_words, Step.UPDATED, Kind.FATAL, "code_of_tomorrow", "No."),
     (closes_after_update, Step.UPDATED, Kind.RETRYABLE, "1011", "close 1011 bad ***"),
