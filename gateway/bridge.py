@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -19,38 +18,15 @@ from gateway.call.plan import CallPlan
 from gateway.call.quality import QualityOfCall
 from gateway.call.record import CallRecord
 from gateway.cost.account import Account
-from gateway.cost.budget import Level
 from gateway.legs import Dialler, Legs, Outward, quality_of
 from gateway.pump import MediaPump
-from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.events import (
-    AudioDelta,
-    InputTranscribed,
-    ResponseDone,
-    ServerError,
-    ServerEvent,
-)
-from gateway.realtime.opening import SetupFailed, open_with_retry
-from gateway.realtime.session import Session, SessionClosed
+from gateway.realtime.events import AudioDelta
 from gateway.records.events import EventLog
+from gateway.sessions import SessionPlan, Sessions
 from gateway.sip.leg import Leg
 from gateway.sip.ports import call_audio
 from gateway.sip.types import LegEnd, RtpQuality
 from gateway.tools.runner import Question, ToolCall, ToolRunner
-
-_EARLY_EVENTS = 256
-"""Events kept between the session's first event and the answer to it; a turn of the loop."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionPlan:
-    """How to get the session of one call."""
-
-    endpoint: Endpoint
-    settings: Mapping[str, Any]
-    """The GA session object to send."""
-    connect_timeout: float
-    max_playout_frames: int
 
 
 class Bridge:
@@ -79,9 +55,9 @@ class Bridge:
         self._loop = asyncio.get_running_loop()
         self._tools = tools
         self._variables = plan.variables
-        self._account: Account | None = None
-        self._events: EventLog | None = None
-        self._session_plan = session_plan
+        self._sessions = Sessions(
+            session_plan, record, self._on_session, self._on_defect, lambda: self._over
+        )
         self._pump = pump
         self._on_finished = on_finished
         self._log = structlog.get_logger("call").bind(call=record.call_id, route=plan.route)
@@ -100,10 +76,6 @@ class Bridge:
             lambda: (self._loop.time() - self._began) * 1000,
             plan.follow_refer,
         )
-        self._session: Session | None = None
-        self._early: deque[ServerEvent] | None = deque(maxlen=_EARLY_EVENTS)
-        self._opening: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
         self._streaming = False
         self._started = False
         self._held: outputs.Hold | None = None
@@ -118,9 +90,8 @@ class Bridge:
         self._timer_at: float | None = None
         self._carriers: dict[type, Callable[[Any], None]] = {
             **self._legs.carriers,
-            outputs.OpenSession: self._open_session,
-            outputs.CloseSession: self._close_session,
-            outputs.Send: self._send,
+            **self._sessions.carriers,
+            outputs.TakeOver: self._take_over,
             outputs.StartMedia: self._start_media,
             outputs.Hold: self._hold,
             outputs.Pause: self._pause,
@@ -135,11 +106,11 @@ class Bridge:
     @property
     def session_plan(self) -> SessionPlan:
         """How its session is had."""
-        return self._session_plan
+        return self._sessions.plan
 
     def watch(self, account: Account, events: EventLog | None) -> None:
         """Before the start: count what the call uses, and let ``events`` see its session."""
-        self._account, self._events = account, events
+        self._sessions.watch(account, events)
 
     def start(self) -> None:
         """Take the leg on: ring and connect. Or connect, and dial."""
@@ -204,36 +175,12 @@ class Bridge:
         self.record.security = self._legs.security
         self.feed(inputs.LegEnded(end.code, end.reason, end.method, end.reason_header, end.local))
 
-    # ---- what the session tells
+    # ---- what the sessions tell
 
-    def _on_event(self, event: ServerEvent) -> None:
-        if self._early is not None:
-            self._early.append(event)
-        elif isinstance(event, ServerError):
-            command = None
-            if self._session is not None:
-                command = self._session.command_of(event.client_event_id)
-            self.feed(inputs.ServerFailed(event, command))
-        else:
-            self.feed(inputs.ServerSaid(event))
-            if isinstance(event, ResponseDone | InputTranscribed):
-                self._count(event)
-
-    def _count(self, event: ServerEvent) -> None:
-        if self._account is None:
-            return
-        reached = self._account.take(event)
-        if self._over:
-            return  # it is paid for all the same, but the record is written
-        self.record.cost = self._account.as_json()
-        if reached is not None:
-            self.feed(inputs.BudgetReached(reached.level is Level.LIMIT, str(reached)))
-
-    def _on_closed(self, closed: SessionClosed) -> None:
-        self._streaming = False
-        if self._events is not None:
-            self._events.closed(closed.code, closed.reason, closed.by_us)
-        self.feed(inputs.SessionClosed(closed.code, closed.reason, closed.by_us))
+    def _on_session(self, input: inputs.Input) -> None:
+        if isinstance(input, inputs.SessionUp):
+            self._log = self._log.bind(session=input.session_id)
+        self.feed(input)
 
     # ---- what the media clock tells
 
@@ -244,8 +191,8 @@ class Bridge:
                 self.feed(inputs.DigitPressed(digit, in_band=True))
         if self._held is not None:
             audio = self._audio.codec.silence * len(audio) if self._held.silent else b""
-        if audio and self._streaming and self._session is not None:
-            self._session.append(audio)
+        if audio and self._streaming:
+            self._sessions.append(audio)
         playout = self._audio.playout
         while (transition := playout.transition()) is not None:
             if transition.playing:
@@ -295,7 +242,7 @@ class Bridge:
             record.ending = ending_of(Why.FAULT, answered=answered, detail=detail)
             record.times.end = record.times.end or (self._loop.time() - self._began) * 1000
             self._legs.let_go({"Reason": reason_header(Why.FAULT)})
-            self._close_session(outputs.CloseSession(1000, Why.FAULT.value))
+            self._sessions.close(outputs.CloseSession(1000, Why.FAULT.value))
             self._finished(None)
 
     def _schedule(self) -> None:
@@ -311,49 +258,13 @@ class Bridge:
         self._timer = self._timer_at = None
         self.feed(inputs.Tick())
 
-    def _open_session(self, _output: outputs.OpenSession) -> None:
-        self._opening = asyncio.create_task(self._open(), name=f"open {self.record.call_id}")
+    def _on_defect(self, error: Exception) -> None:
+        self._log.error("call.fault", exc_info=error)
+        self._fault(error)
 
-    async def _open(self) -> None:
-        plan = self._session_plan
-        # This task's own: what the session logs, from here to its end, names the call.
-        structlog.contextvars.bind_contextvars(call=self.record.call_id, route=self.record.route)
-        try:
-            session = await open_with_retry(
-                plan.endpoint,
-                plan.settings,
-                timeout=plan.connect_timeout,
-                on_event=self._on_event,
-                on_closed=self._on_closed,
-                tap=self._events,
-            )
-        except SetupFailed as failure:
-            self.feed(inputs.SessionFailed(failure.verdict, failure.detail))
-            return
-        except Exception as error:
-            self._log.exception("call.fault")
-            self._fault(error)
-            return
-        self._session = session
-        self.record.settings_refused = session.refused
-        self._log = self._log.bind(session=session.id)
-        self.feed(inputs.SessionUp(session.id))
-        early, self._early = self._early or deque(), None
-        for event in early:
-            self._on_event(event)
-
-    def _close_session(self, output: outputs.CloseSession) -> None:
-        self._streaming = False
-        if self._session is not None:
-            self._closing = asyncio.create_task(
-                self._session.close(output.code, output.reason), name=f"close {self._session.id}"
-            )
-        elif self._opening is not None:
-            self._opening.cancel()
-
-    def _send(self, output: outputs.Send) -> None:
-        if self._session is not None:
-            self._session.send(output.command)
+    def _take_over(self, _output: outputs.TakeOver) -> None:
+        self._sessions.take_over()
+        self._log = self._log.bind(session=self._sessions.id)
 
     def _start_media(self, output: outputs.StartMedia) -> None:
         self._audio.uplink.drain()  # what came before the ACK is older than the conversation
@@ -430,8 +341,6 @@ class Bridge:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._opening is not None and self._opening is not asyncio.current_task():
-            self._opening.cancel()
         playout, record = self._audio.playout, self.record
         playout.flush()
         self._legs.finish()
@@ -439,20 +348,13 @@ class Bridge:
         record.underrun_ms = playout.underrun_frames * FRAME_MS
         record.playout_frames_refused = playout.frames_refused
         record.uplink_frames_dropped = self._audio.uplink.dropped
-        if self._session is not None:
-            record.append_frames_dropped = self._session.counters.audio_dropped
-        if self._events is not None:
-            record.event_log = self._events.as_json()
+        self._sessions.finish()
         self._log.info("call.summary", **_flat(record.summary()))
         self._on_finished(self)
 
     async def gone(self) -> None:
-        """Wait until the session's tasks are gone too; they have their own deadlines."""
-        tasks = [task for task in (self._opening, self._closing) if task is not None]
-        if tasks:
-            await asyncio.gather(*tasks, return_exceptions=True)
-        if self._events is not None:
-            self._events.end()
+        """Wait until the tasks of its sessions are gone too; they have their own deadlines."""
+        await self._sessions.gone()
 
 
 def _flat(summary: dict[str, Any]) -> dict[str, Any]:

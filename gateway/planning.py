@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from gateway.audio.g711 import FRAME_MS, Codec
-from gateway.bridge import SessionPlan
 from gateway.call.plan import CallPlan, DigitPlan, OutboundPlan, PressPlan
 from gateway.call.record import CallRecord
 from gateway.config import Config, MediaSettings, TrunkSettings
@@ -32,6 +31,7 @@ from gateway.routes import (
     transfer_plan,
     turns_left_to_us,
 )
+from gateway.sessions import SessionPlan
 from gateway.sip.identity import asserted, diverted
 from gateway.sip.message import display_name_of, user_of
 from gateway.sip.trunks import Access, Limits, Peer, Security, Trunk

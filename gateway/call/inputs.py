@@ -16,7 +16,23 @@ class SessionUp:
     """``session.updated`` came: the model is ready."""
 
     session_id: str
-    expires_at: int | None = None
+    seconds_left: float | None = None
+    """Until the server ends it, where it tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpareUp:
+    """A session that may take the place of the one that has the caller; fields as above."""
+
+    session_id: str
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpareFailed:
+    """It could not be had, or is lost before it had the caller."""
+
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +249,8 @@ class Faulted:
 
 Input = (
     SessionUp
+    | SpareUp
+    | SpareFailed
     | SessionFailed
     | SessionClosed
     | ServerSaid

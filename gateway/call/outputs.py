@@ -24,6 +24,16 @@ class Progress:
 class OpenSession:
     """Connect to the realtime server and configure the session."""
 
+    endpoint: int = 0
+    """0 is the route's own server; others are counted from 1."""
+    spare: bool = False
+    """Beside the one that has the caller, to take its place (:class:`TakeOver`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver:
+    """The spare session has the caller from now on; the other one is closed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -193,6 +203,7 @@ Output = (
     Ring
     | Progress
     | OpenSession
+    | TakeOver
     | Answer
     | Refuse
     | HangUp

@@ -20,7 +20,7 @@ from .planning import budgets_of, transcriber_of
 from .prices import load_prices
 
 if TYPE_CHECKING:
-    from gateway.bridge import SessionPlan
+    from gateway.sessions import SessionPlan
 
 log = structlog.get_logger("cost")
 
