@@ -15,6 +15,8 @@ from gateway import __version__, descriptors
 from gateway.bridge import Bridge
 from gateway.call.ending import Why, ending_of, reason_header, refusal_code
 from gateway.call.record import CallRecord
+from gateway.callbacks.book import CallbackBook
+from gateway.callbacks.offer import function_of
 from gateway.config import Config
 from gateway.cost.costs import Costs
 from gateway.dialplan import Dialplan, Match, Route
@@ -88,6 +90,11 @@ class Service:
         self._outbound = OutboundCalls(
             config, dialplan, self._sip.retry_after, self._pump, self._placing, self, self._toolbox
         )
+        self._callbacks = CallbackBook(config.callbacks, self.dial, self._toolbox.http)
+        for route in dialplan.routes:
+            promise = function_of(route, self._callbacks, config.tools.seconds)
+            if promise is not None:
+                self._toolbox.add(route.name, promise)
         commands = {"status": lambda _request: self._status(), **self._outbound.commands}
         self._upkeep = Upkeep(self._agent, config.control.socket, commands)
 
@@ -148,6 +155,8 @@ class Service:
         except AgentError:
             await self._agent.stop()
             raise
+        if not self._only_placing:
+            await self._callbacks.start()
         self._started = asyncio.get_running_loop().time()
         self._max_calls = min(self._config.sip.max_calls, self._agent.capacity)
         if self._agent.capacity < self._config.sip.max_calls:
@@ -202,6 +211,7 @@ class Service:
             log.warning("gateway.calls_left", calls=[b.record.call_id for b in self._calls])
         if self._leaving:
             await asyncio.wait(tuple(self._leaving), timeout=BYE_SECONDS)
+        await self._callbacks.stop()
         await self._upkeep.stop()
         await self._agent.stop()
         await self._toolbox.stop()
@@ -238,6 +248,7 @@ class Service:
             "refused": refusals(self._agent),
             "cost": self._costs.as_json(),
             "mcp": self._toolbox.states(),
+            "callbacks": self._callbacks.as_json(),
             "dropped": {
                 "records": self._records.dropped,
                 "media faults": self._agent.pool.faults,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.addresses import is_inside
+from gateway.callbacks.offer import problems as callback_problems
 from gateway.cost.prices import load_prices
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.tools.offer import problems as tool_problems
@@ -42,6 +43,7 @@ def load_all(
         problems += _prices_wrong(config)
         problems += _dialects_wrong(config, dialplan)
         problems += _trunks_missing(config, dialplan)
+        problems += callback_problems(config, dialplan)
         problems += tool_problems(config, dialplan, source.problem(("tools", "module"), ""))
     if config is None or problems:
         raise ConfigError(problems)

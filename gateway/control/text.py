@@ -29,6 +29,12 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"    {trunk['name']}: {_trunk(trunk)}"
     for name, server in sorted((status.get("mcp") or {}).items()):
         yield f"  mcp       {name}: {server['state']}, {server['tools']} tools"
+    promised = status.get("callbacks") or {}
+    if promised.get("count"):
+        yield f"  callbacks {promised['count']} promised"
+        for one in promised["waiting"]:
+            tries = f", tried {one['tries']} times" if one["tries"] else ""
+            yield f"    {one['at']}  {one['number']}, route {one['route']}{tries}"
     if status["refused"]:
         yield "  refused"
         for rule, count in sorted(status["refused"].items()):

@@ -276,7 +276,8 @@ class Route(Section):
             raise MisplacedError(
                 ("hours",), 'need a time zone beside them, like timezone = "Europe/Berlin"'
             )
-        if self.timezone is not None and not self.hours and not self._asks_for_the_time():
+        asked = self.schedule_callback.enabled or self._asks_for_the_time()
+        if self.timezone is not None and not self.hours and not asked:
             raise MisplacedError(
                 ("timezone",), "means nothing without hours, and no {time} is used"
             )

@@ -45,6 +45,7 @@ BUILT_IN = (
     "source",
     "call_id",
     "route",
+    "callback_reason",
     *CLOCK,
 )
 """Variables of every call; the named groups of a route's regular expressions come on top."""
@@ -168,6 +169,7 @@ def _known(route: str, facts: InviteFacts) -> dict[str, str]:
         "source": facts.source_ip,
         "call_id": facts.call_id,
         "route": route,
+        "callback_reason": "",
     }
 
 
