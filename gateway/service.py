@@ -145,6 +145,8 @@ class Service:
         build = library.build()
         if lacking := unmet(self._sip, build):
             raise AgentError("; ".join(lacking))
+        for problem in self._dialplan.unsure:
+            log.warning("dialplan.unknown_setting", where=str(problem))
         await self._records.start()
         await self._event_logs.start()
         await self._costs.start()

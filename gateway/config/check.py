@@ -10,6 +10,7 @@ from gateway.addresses import is_inside
 from gateway.callbacks.offer import problems as callback_problems
 from gateway.cost.prices import load_prices
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
+from gateway.dialplan.session import only_beta
 from gateway.tools.offer import problems as tool_problems
 
 from .load import KEY_MISSING, judge_config
@@ -35,7 +36,8 @@ def load_all(
     dialplan = Dialplan(())
     if folder.is_dir():
         try:
-            dialplan = load_dialplan(folder, environ)
+            unknown = "warn" if config is None else config.dialplan.unknown_settings
+            dialplan = load_dialplan(folder, environ, unknown)
         except ConfigError as error:
             problems += error.problems
     if config is not None:
@@ -83,6 +85,11 @@ def _dialects_wrong(config: Config, dialplan: Dialplan) -> list[Problem]:
     problems: list[Problem] = []
     for route in dialplan.routes:
         realtime = call_settings(config, route).realtime
+        if realtime.dialect == "ga":
+            for finding in only_beta(route.session):
+                file, line = dialplan.origins[route.name]
+                where = f"route {route.name}, session.{finding.path[0]}"
+                problems.append(Problem(file, line, where, finding.message))
         if route.realtime.url is None and route.realtime.dialect is None:
             continue
         problem = dialect_problem(realtime.url, realtime.dialect)
@@ -178,6 +185,7 @@ def _advice(config: Config, dialplan: Dialplan) -> list[str]:
         for url in sorted(urls)
         if url.startswith("ws:") and not on_loopback(url)
     ]
+    advice += [f"{problem} (passed on to the server as it is)" for problem in dialplan.unsure]
     return [f"  note: {line}" for line in advice]
 
 

@@ -142,6 +142,7 @@ class DialplanSettings(Section):
     """``[dialplan]``: where the routes are."""
 
     folder: FilePath = Field(default=Path("dialplans"), validate_default=True)
+    unknown_settings: Literal["warn", "refuse"] = "warn"
 
 
 class LogSettings(Section):

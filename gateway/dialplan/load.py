@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
 from gateway.config.problems import ConfigError, Problem
-from gateway.config.source import TomlSource, read_toml
+from gateway.config.source import TomlSource, plain, read_toml
 from gateway.config.validate import problems_of, suggestion
 
 from .functions import ARGUMENT, WebTool, secrets_of
 from .match import Explanation, InviteFacts, Match, Refusal, judge
-from .models import Route
+from .models import SET_BY_GATEWAY, Route
+from .session import judge_session
 from .variables import BUILT_IN, names_in
 
 
@@ -39,6 +40,8 @@ class Dialplan:
     """Where each route is written, by its name."""
     tools: tuple[WebTool, ...] = ()
     """Functions that routes may name: the ``[[tool]]`` of all files."""
+    unsure: tuple[Problem, ...] = ()
+    """What this gateway does not know and passes on: settings that may only be newer than it."""
 
     def match(self, facts: InviteFacts) -> Match | None:
         """The first route that takes the call, or None: 404 (RFC 3261 section 21.4.5)."""
@@ -70,9 +73,14 @@ def dialplan_files(folder: Path) -> list[Path]:
     )
 
 
-def load_dialplan(folder: Path, environ: Mapping[str, str] | None = None) -> Dialplan:
+def load_dialplan(
+    folder: Path,
+    environ: Mapping[str, str] | None = None,
+    unknown: Literal["warn", "refuse"] = "warn",
+) -> Dialplan:
     """Read every ``*.toml`` of ``folder``; ``environ`` stands in for the process's environment.
 
+    ``unknown`` says whether settings of a session that this gateway does not know are mistakes.
     Raises ConfigError with every problem of every file.
     """
     problems: list[Problem] = []
@@ -81,6 +89,7 @@ def load_dialplan(folder: Path, environ: Mapping[str, str] | None = None) -> Dia
     routes: list[Route] = []
     origins: dict[str, Origin] = {}
     tools: dict[str, WebTool] = {}
+    unsure: list[Problem] = []
     for file in dialplan_files(folder):
         try:
             source = read_toml(file, environ)
@@ -89,10 +98,12 @@ def load_dialplan(folder: Path, environ: Mapping[str, str] | None = None) -> Dia
             continue
         routes += _routes_of(source, origins)
         _add_tools(source, tools)
+        for problem, is_new in _judge_sessions(source):
+            (unsure if is_new and unknown == "warn" else problems).append(problem)
         problems += source.problems
     if problems:
         raise ConfigError(problems)
-    return Dialplan(tuple(routes), MappingProxyType(origins), tuple(tools.values()))
+    return Dialplan(tuple(routes), MappingProxyType(origins), tuple(tools.values()), tuple(unsure))
 
 
 def _routes_of(source: TomlSource, origins: dict[str, Origin]) -> list[Route]:
@@ -119,6 +130,20 @@ def _routes_of(source: TomlSource, origins: dict[str, Origin]) -> list[Route]:
         origins[route.name] = Origin(source.file, source.line(path))
         routes.append(route)
     return routes
+
+
+def _judge_sessions(source: TomlSource) -> Iterator[tuple[Problem, bool]]:
+    """What is wrong with the session objects of one file, and whether it may only be new."""
+    tables = source.data.get("route", [])
+    for index, table in enumerate(tables if isinstance(tables, list) else []):
+        session = table.get("session") if isinstance(table, dict) else None
+        if not isinstance(session, dict):
+            continue
+        for finding in judge_session(plain(session)):
+            path = ("route", index, "session", *finding.path)
+            ours = finding.path in SET_BY_GATEWAY  # said of it already, and better
+            if not ours and not any(path[: len(bad)] == bad for bad in source.unresolved):
+                yield source.problem(path, finding.message), finding.unknown
 
 
 def _add_tools(source: TomlSource, tools: dict[str, WebTool]) -> None:

@@ -373,7 +373,8 @@ def test_secrets_of_routes_are_listed(tmp_path: Path) -> None:
         tmp_path,
         'realtime.api_key = "${env:KEY}"\n'
         'session.tools = [{ type = "mcp", authorization = "${env:TOKEN}", '
-        'headers = { X-A = "h" } }, { type = "function", name = "f" }]',
+        'server_label = "l", server_url = "https://x", headers = { X-A = "h" } }, '
+        '{ type = "function", name = "f" }]',
         KEY="k",
         TOKEN="t",
     )
@@ -396,5 +397,5 @@ def test_a_session_that_no_call_could_use_is_found_before_the_first_call(tmp_pat
     with pytest.raises(ConfigError) as caught:
         load_dialplan(tmp_path)
     [problem] = caught.value.problems
-    assert "session" in problem.key
-    assert "audio.input.turn_detection" in problem.message
+    assert problem.key == "route[0].session.audio.input.turn_detection"
+    assert "must be a table" in problem.message

@@ -114,7 +114,7 @@ timezone = "Europe/Berlin"
 instructions = 'Room {room}, "{from_name|stranger}" calls {to} on {weekday} at {time}. {"a": 1}'
 tracing = { workflow_name = "hotel", metadata = { caller = "{pai}", trunk = "{trunk|none}" } }
 tools = [
-  { authorization = "{from}", headers = { X-A = "{from}" }, server_label = "{route}" },
+  {type="mcp", server_label="{route}", server_url="x", authorization="{from}", headers.X-A="{to}"},
 ]
 [route.greeting]
 say = "Good {part_of_day}, {header.X-Title|dear} caller."
@@ -128,8 +128,10 @@ say = "Good {part_of_day}, {header.X-Title|dear} caller."
     assert session["tracing"]["metadata"] == {"caller": "+49305", "trunk": "none"}
     assert session["tools"] == [
         {
+            "type": "mcp",
+            "server_url": "x",
             "authorization": "{from}",
-            "headers": {"X-A": "{from}"},
+            "headers": {"X-A": "{to}"},
             "server_label": "r",
         }
     ]
@@ -161,7 +163,7 @@ def test_what_was_taken_away_is_named(tmp_path: Path) -> None:
         ('session.instructions = "{header.}"', 3, "session.instructions", "{header.}"),
         ('session.instructions = "{digits}"', 3, "session.instructions", "{digits}"),
         (
-            'session.tools = [\n  { type = "function", description = "{nobody}" },\n]',
+            'session.tools = [\n  { type = "function", name = "f", description = "{nobody}" },\n]',
             4,
             "session.tools[0].description",
             "{nobody}",

@@ -43,8 +43,21 @@ _PLACES = {
     **{beta: f"audio.output.{ga}" for beta, ga in _OUTPUT.items()},
 }
 # Top-level keys of a session that Beta has under the same name.
-_SAME = frozenset({"id", "object", "model", "instructions", "tools", "tracing", "expires_at"})
-_SAME_OF_RESPONSE = frozenset({"instructions", "tools", "conversation", "metadata", "input"})
+_SAME = frozenset(
+    {
+        "id",
+        "object",
+        "model",
+        "instructions",
+        "tools",
+        "tracing",
+        "expires_at",
+        "temperature",  # GA has none; the dialplan's is for servers like these
+    }
+)
+_SAME_OF_RESPONSE = frozenset(
+    {"instructions", "tools", "conversation", "metadata", "input", "temperature"}
+)
 
 _EVENTS = {
     "conversation.item.created": "conversation.item.added",

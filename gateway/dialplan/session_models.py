@@ -1,0 +1,325 @@
+"""The GA session object as models: only to find mistakes, what is sent is what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from gateway.config.problems import MisplacedError
+from gateway.config.validate import suggestion
+from gateway.config.values import Flag
+
+VOICES = (
+    "alloy",
+    "ash",
+    "ballad",
+    "cedar",
+    "coral",
+    "echo",
+    "marin",
+    "sage",
+    "shimmer",
+    "verse",
+)
+"""Voices of November 2026; a custom one is written ``{ id = "voice_…" }``."""
+
+UNKNOWN = "unknown_choice"
+"""Type of the errors about something that may only be newer than this gateway."""
+
+
+def _choice(*known: str) -> Any:
+    """A text that is one of ``known``, as far as we know."""
+
+    def check(value: str) -> str:
+        if value not in known:
+            raise _unknown("is none that this gateway knows" + suggestion(value, known))
+        return value
+
+    return Annotated[str, Strict(), AfterValidator(check)]
+
+
+def _unknown(message: str) -> PydanticCustomError:
+    return PydanticCustomError(UNKNOWN, "{text}", {"text": message})
+
+
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Milliseconds = Annotated[int, Strict(), Field(ge=0)]
+Word = Annotated[str, Strict(), Field(min_length=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _NoiseReduction(_Part):
+    type: _choice("near_field", "far_field")  # type: ignore[valid-type]
+    strength: Number | None = None
+
+
+_LANGUAGES_OF = ("gpt-transcribe", "gpt-live-transcribe")
+
+
+class _Transcription(_Part):
+    """The model may be any text: on Azure it is a deployment's name."""
+
+    model: Word
+    language: Word | None = None
+    languages: list[Word] | None = None
+    keywords: list[Word] | None = None
+    prompt: str | None = None
+    delay: _choice("minimal", "low", "medium", "high", "xhigh") | None = None  # type: ignore[valid-type]
+
+    @model_validator(mode="after")
+    def _taken_by_the_model(self) -> Self:
+        live = self.model.startswith("gpt-realtime-whisper")
+        known = live or self.model.startswith(("whisper-1", "gpt-4o", *_LANGUAGES_OF))
+        if not known:
+            return self
+        for name, taken in (
+            ("languages", self.model.startswith(_LANGUAGES_OF)),
+            ("keywords", self.model.startswith(_LANGUAGES_OF)),
+            ("delay", live),
+            ("prompt", not live),
+        ):
+            if getattr(self, name) is not None and not taken:
+                raise MisplacedError((name,), f"is not taken by the model {self.model}")
+        return self
+
+
+class _Detection(_Part):
+    create_response: Flag = True
+    interrupt_response: Flag = True
+
+
+class _ServerVad(_Detection):
+    type: Literal["server_vad"] = "server_vad"
+    threshold: Annotated[Number, Field(ge=0, le=1)] = 0.5
+    prefix_padding_ms: Milliseconds = 300
+    silence_duration_ms: Milliseconds = 500
+    idle_timeout_ms: Annotated[int, Strict(), Field(ge=1)] | None = None
+
+
+class _SemanticVad(_Detection):
+    type: Literal["semantic_vad"]
+    eagerness: _choice("low", "medium", "high", "auto") = "auto"  # type: ignore[valid-type]
+
+
+_VADS: dict[str, type[_Part]] = {"server_vad": _ServerVad, "semantic_vad": _SemanticVad}
+
+
+def _turn_detection(value: Any) -> Any:
+    if value is None:
+        return value
+    if not isinstance(value, dict):
+        raise ValueError("must be a table, or false for none")
+    kind = value.get("type", "server_vad")
+    if kind not in _VADS:
+        raise _unknown("has a type that this gateway does not know" + suggestion(str(kind), _VADS))
+    _of_this_kind(value, kind)
+    return _VADS[kind].model_validate(value)
+
+
+def _of_this_kind(value: Mapping[str, Any], kind: str) -> None:
+    for other, model in _VADS.items():
+        for name in value:
+            if name in model.model_fields and name not in _VADS[kind].model_fields:
+                raise MisplacedError((name,), f"belongs to {other}, and this is {kind}")
+
+
+class _Input(_Part):
+    noise_reduction: _NoiseReduction | None = None
+    transcription: _Transcription | None = None
+    turn_detection: Annotated[Any, BeforeValidator(_turn_detection)] = None
+
+
+def _voice(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if set(value) != {"id"} or not isinstance(value["id"], str) or not value["id"]:
+            raise ValueError('must be a name, or { id = "voice_..." } for a voice of your own')
+    elif not isinstance(value, str) or not value:
+        raise ValueError("must be the name of a voice")
+    elif value not in VOICES:
+        raise _unknown(f"{value!r} is no voice that this gateway knows" + suggestion(value, VOICES))
+    return value
+
+
+class _Output(_Part):
+    voice: Annotated[Any, BeforeValidator(_voice)] = None
+    speed: Annotated[Number, Field(ge=0.25, le=1.5)] = 1.0
+
+
+class _Audio(_Part):
+    input: _Input = _Input()
+    output: _Output = _Output()
+
+
+def _tool_choice(value: Any) -> Any:
+    words = ("auto", "none", "required")
+    if isinstance(value, str):
+        if value not in words:
+            raise _unknown("is none that this gateway knows" + suggestion(value, words))
+        return value
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    needed = {"function": "name", "mcp": "server_label"}.get(kind or "")
+    if needed is None or not isinstance(value.get(needed), str):
+        raise ValueError(
+            'must be "auto", "none", "required", { type = "function", name = "..." } or '
+            '{ type = "mcp", server_label = "..." }'
+        )
+    if extra := set(value) - {"type", "name", "server_label"}:
+        raise MisplacedError((sorted(extra)[0],), "has no meaning here")
+    return value
+
+
+def _tool(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a table")
+    kind = value.get("type", "function")
+    if kind == "function":
+        return _Function.model_validate(dict(value))
+    if kind == "mcp":
+        return _Mcp.model_validate(dict(value))
+    raise _unknown("has a type that this gateway does not know" + suggestion(str(kind), _TOOLS))
+
+
+class _Function(_Part):
+    type: Literal["function"] = "function"
+    name: Word
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class _Mcp(_Part):
+    type: Literal["mcp"]
+    server_label: Word
+    server_url: Word | None = None
+    connector_id: Word | None = None
+    tunnel_id: Word | None = None
+    authorization: str | None = None
+    headers: dict[str, str] | None = None
+    server_description: str | None = None
+    allowed_tools: list[Word] | dict[str, Any] | None = None
+    require_approval: Literal["always", "never"] | dict[str, Any] | None = None
+    defer_loading: bool | None = None
+    allowed_callers: list[Word] | None = None
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if sum(bool(one) for one in (self.server_url, self.connector_id, self.tunnel_id)) != 1:
+            raise ValueError("needs one of server_url, connector_id and tunnel_id")
+        return self
+
+
+_TOOLS = ("function", "mcp")
+
+
+class _TokenLimits(_Part):
+    post_instructions: Annotated[int, Strict(), Field(ge=0)] | None = None
+
+
+class _Retention(_Part):
+    type: Literal["retention_ratio"]
+    retention_ratio: Annotated[Number, Field(ge=0, le=1)]
+    token_limits: _TokenLimits | None = None
+
+
+def _truncation(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _Retention.model_validate(dict(value))
+    if value not in ("auto", "disabled"):
+        raise ValueError(
+            'must be "auto", "disabled" or { type = "retention_ratio", retention_ratio = 0.8 }'
+        )
+    return value
+
+
+def _max_tokens(value: Any) -> Any:
+    if value != "inf" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError('must be a number of tokens from 1, or "inf"')
+    return value
+
+
+class _Reasoning(_Part):
+    effort: _choice("minimal", "low", "medium", "high", "xhigh")  # type: ignore[valid-type]
+
+
+def _variables(value: Any) -> Any:
+    for name, one in value.items():
+        if isinstance(one, Mapping):
+            if one.get("type") not in ("input_text", "input_image", "input_file"):
+                raise MisplacedError((name,), "must be a text, or an input_text/image/file object")
+        elif not isinstance(one, str):
+            raise MisplacedError((name,), "must be a text, or an input_text/image/file object")
+    return value
+
+
+class _Prompt(_Part):
+    id: Word
+    version: Word | None = None
+    variables: Annotated[dict[str, Any], AfterValidator(_variables)] | None = None
+
+
+class _TracingTable(_Part):
+    workflow_name: str | None = None
+    group_id: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+def _tracing(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _TracingTable.model_validate(dict(value))
+    if value not in (None, "auto"):
+        raise ValueError('must be "auto", false, or a table of workflow_name, group_id, metadata')
+    return value
+
+
+def _modalities(value: Any) -> Any:
+    if value not in (["audio"], ["text"]):
+        raise ValueError('must be ["audio"] (its transcript comes with it) or ["text"]')
+    return value
+
+
+class SessionModel(_Part):
+    """The whole object, without what the gateway sets itself."""
+
+    instructions: str | None = None
+    output_modalities: Annotated[Any, BeforeValidator(_modalities)] = ["audio"]
+    audio: _Audio = _Audio()
+    tools: list[Annotated[Any, BeforeValidator(_tool)]] = []
+    tool_choice: Annotated[Any, BeforeValidator(_tool_choice)] = "auto"
+    parallel_tool_calls: Flag | None = None
+    reasoning: _Reasoning | None = None
+    max_output_tokens: Annotated[Any, BeforeValidator(_max_tokens)] = "inf"
+    truncation: Annotated[Any, BeforeValidator(_truncation)] = "auto"
+    prompt: _Prompt | None = None
+    tracing: Annotated[Any, BeforeValidator(_tracing)] = None
+    include: list[_choice("item.input_audio_transcription.logprobs")] = []  # type: ignore[valid-type]
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+
+
+TABLES: Mapping[str, type[BaseModel]] = {
+    "audio": _Audio,
+    "input": _Input,
+    "output": _Output,
+    "noise_reduction": _NoiseReduction,
+    "transcription": _Transcription,
+    "turn_detection": _ServerVad,
+    "tools": _Function,
+    "reasoning": _Reasoning,
+    "truncation": _Retention,
+    "token_limits": _TokenLimits,
+    "prompt": _Prompt,
+    "tracing": _TracingTable,
+}
+"""The models of the object's tables, by the name of their key."""
