@@ -14,6 +14,7 @@ from gateway.log import BLANK, Redactor
 from gateway.planning import call_plan, codec_of, facts_of, session_plan, sip_settings
 from gateway.sip.trunks import Trunks
 from gateway.sip.types import Invite
+from gateway.tools.toolbox import Toolbox
 
 from .given import GivenError
 
@@ -106,7 +107,8 @@ def _with_route(found: Answer, config: Config, dialplan: Dialplan, invite: Invit
     if match is None:
         return found
     codec = codec_of(invite)
-    plan = session_plan(config, match.route, codec, match.values)
+    # Tools of MCP servers are not among these: nothing is started here.
+    plan = session_plan(config, match.route, codec, match.values, Toolbox(config, dialplan))
     hide = _Hide((*config.secrets(), *dialplan.secrets()))
     return replace(
         found,
