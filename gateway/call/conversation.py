@@ -59,7 +59,7 @@ class Conversation:
         self._parts: tuple[Part, ...] = (
             self.transcript,
             Budget(self.talk),
-            Idle(self.talk, lambda: self._functions.busy),
+            Idle(self.talk, lambda: self._functions.busy or approvals.wants_keys),
             approvals,
             McpWatch(self.talk, approvals),
         )

@@ -30,6 +30,8 @@ class _Group:
     """The calls of one response: answered together, and then one response is asked for."""
 
     open: set[str] = field(default_factory=set)
+    whole: bool = False
+    """All of them have been looked at."""
     outputs: list[Output] = field(default_factory=list)
     respond: bool = False
 
@@ -69,6 +71,11 @@ class Functions:
         self._collecting = Collecting(talk, self._collected)
         self._collecting_for: tuple[str, _Group] | None = None
         self._sounding = ""
+        self._own = set(talk.errands.names)
+        if self._plan.language.updates:
+            self._own.add(SET_LANGUAGE)
+        if self._plan.collect.enabled:
+            self._own.add(COLLECT_DIGITS)
 
     def called(self, event: ResponseDone, now: float) -> list[Output]:
         """Answer what the model called, once its response is whole (ordering D of the protocol)."""
@@ -91,6 +98,7 @@ class Functions:
                 outputs.append(tool_output(_id_of(call), result))
                 continue
             outputs += self._take(call, group, now)
+        group.whole = True
         outputs += self._close(group, now, respond=end_call is None)
         if end_call is not None:
             spoke = talk.playback.spoke(event.response_id)
@@ -102,8 +110,12 @@ class Functions:
         running = self._running.pop(call_id, None)
         if running is None:
             return []
-        note = self._talk.journal.note(now, "tool_done", name=running.name, call_id=call_id)
-        return [note, *self._end(running, call_id, "done", output, now)]
+        # What runs functions tells of a failure so, and so do most services.
+        outcome = "failed" if output.startswith('{"error":') else "done"
+        note = self._talk.journal.note(
+            now, "tool_done", name=running.name, call_id=call_id, outcome=outcome
+        )
+        return [note, *self._end(running, call_id, outcome, output, now)]
 
     def errand_done(self, now: float) -> list[Output]:
         """What the gateway was to do in the call may be done: tell the model."""
@@ -160,32 +172,34 @@ class Functions:
                 raise ToolError("this call is being carried out already")
             if name in self._plan.functions:
                 return self._begin(name, call_id, arguments, group, use, now)
-            rule = self._approvals.rule_for(name, _given(arguments), needed=False)
-            if rule is not None and rule.by == "refuse":
-                raise ToolError("this may not be done")
-            if name in talk.errands.names:
-                talk.errands.ask(name, call_id, arguments, now)
-                use.outcome = "begun"
-                return []
-            if name == SET_LANGUAGE and self._plan.language.updates:
-                return self._set_language(call_id, arguments, group, use)
-            if name == COLLECT_DIGITS and self._plan.collect.enabled:
-                if self._collecting_for is not None:
-                    raise ToolError("digits are being waited for already")
-                self._collecting.begin(arguments, now)
-                self._collecting_for = (call_id, group)
-                if self._plan.collect.private:
-                    talk.private.add(call_id)
-                group.open.add(call_id)
-                use.outcome = "begun"
-                return []
-            raise ToolError("this gateway has no such tool")
+            if name not in self._own:
+                raise ToolError("this gateway has no such tool")
         except ToolError as error:
+            return self._refuse(error, call_id, group, use, now)
+
+        def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
+            use.approval = by if yes else f"refused: {by}"
+            group.open.discard(call_id)
+            if yes:
+                return self._do_own(name, call_id, arguments, group, use, now)
             use.outcome = "refused"
-            group.outputs.append(tool_output(call_id, {"error": str(error)}))
-            group.respond = True
-            reason = str(error)[:MAX_REASON]
-            return [talk.journal.note(now, "tool_refused", "warning", name=name, reason=reason)]
+            return self._answer(group, call_id, {"status": "not done", "reason": reason}, now)
+
+        group.open.add(call_id)
+        asked = self._approvals.ask(
+            call_id, name, arguments, _given(arguments), decided, now, needed=False
+        )
+        if asked is not None:
+            return asked
+        group.open.discard(call_id)
+        return self._do_own(name, call_id, arguments, group, use, now)
+
+    def _refuse(
+        self, error: ToolError, call_id: str, group: _Group, use: ToolUse, now: float
+    ) -> list[Output]:
+        use.outcome, reason = "refused", str(error)[:MAX_REASON]
+        note = self._talk.journal.note(now, "tool_refused", "warning", name=use.name, reason=reason)
+        return [note, *self._answer(group, call_id, {"error": str(error)}, now)]
 
     def _begin(
         self, name: str, call_id: str, arguments: str, group: _Group, use: ToolUse, now: float
@@ -258,23 +272,42 @@ class Functions:
         """All results at once, and one response about them."""
         if not respond:
             group.respond = False
-        if group.open:
+        if group.open or not group.whole:
             return []
         outputs, group.outputs = group.outputs, []
         return outputs + (self._talk.ask(CreateResponse(), now) if group.respond else [])
 
     # ---- the gateway's own
 
-    def _set_language(
-        self, call_id: str, arguments: str, group: _Group, use: ToolUse
+    def _do_own(
+        self, name: str, call_id: str, arguments: str, group: _Group, use: ToolUse, now: float
     ) -> list[Output]:
-        plan = self._plan.language
-        code = language_of(arguments, plan)
-        use.outcome = "done"
-        result = {"status": "done", "language": plan.names.get(code, code)}
-        group.outputs.append(tool_output(call_id, result))
-        group.respond = True
-        return [Send(UpdateSession(plan.updates[code]))]
+        """A tool of the gateway's own; those that take time are answered when they are over."""
+        try:
+            if name == SET_LANGUAGE:
+                plan = self._plan.language
+                code = language_of(arguments, plan)
+                use.outcome = "done"
+                result = {"status": "done", "language": plan.names.get(code, code)}
+                update = Send(UpdateSession(plan.updates[code]))
+                return [update, *self._answer(group, call_id, result, now)]
+            use.outcome = "begun"
+            if name == COLLECT_DIGITS:
+                self._collect(call_id, arguments, group, now)
+                return []
+            self._talk.errands.ask(name, call_id, arguments, now)
+        except ToolError as error:
+            return self._refuse(error, call_id, group, use, now)
+        return self._close(group, now)
+
+    def _collect(self, call_id: str, arguments: str, group: _Group, now: float) -> None:
+        if self._collecting_for is not None:
+            raise ToolError("digits are being waited for already")
+        self._collecting.begin(arguments, now)
+        self._collecting_for = (call_id, group)
+        group.open.add(call_id)
+        if self._plan.collect.private:
+            self._talk.private.add(call_id)
 
     def _collected(self, result: Mapping[str, Any], now: float) -> list[Output]:
         waiting, self._collecting_for = self._collecting_for, None

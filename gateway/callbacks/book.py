@@ -94,6 +94,9 @@ class CallbackBook:
 
     async def take(self, rules: Rules, call: ToolCall, given: dict[str, Any]) -> str:
         """The tool ``schedule_callback``: returns words for the model. Raises ToolError."""
+        if self._owner is None:
+            # A process that places one call has not read the file, and must not write it.
+            raise ToolError("no callbacks can be taken in this call")
         caller = str(call.variables.get("from", ""))
         promise, local = promised(given, rules, caller, call.call, self._now())
         earlier = self._waiting.get(promise.id)

@@ -24,6 +24,7 @@ from gateway.config.validate import Section
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text, Typed
 from gateway.tools.definitions import (
     COLLECT_DESCRIPTION,
+    END_CALL,
     LANGUAGE_DESCRIPTION,
     OWN,
     SCHEDULE_DESCRIPTION,
@@ -130,6 +131,8 @@ class Approval(Section):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
+        if self.tool == END_CALL:
+            raise MisplacedError(("tool",), "needs no approval: see end_call.enabled")
         if (self.by == "http") != (self.url is not None):
             raise MisplacedError(
                 ("url",),

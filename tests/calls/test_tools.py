@@ -147,7 +147,8 @@ async def test_a_tool_that_fails_ends_no_call(world: World) -> None:
     world.gateway.tolerated.add("tool.failed")
     line = await world.gateway.wait("tool.failed", call=call.call_id)
     assert "hotel_tools.py" in json.dumps(line["exception"])
-    await world.summary_at_end(call)
+    record = await record_at_end(world, call)
+    assert [(one["name"], one["outcome"]) for one in record["tools"]] == [("broken", "failed")]
 
 
 async def test_words_while_a_tool_takes_long(world: World) -> None:
@@ -249,6 +250,44 @@ async def test_another_language(world: World) -> None:
     assert now["audio"]["input"]["transcription"]["model"] == "gpt-transcribe"
     await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
     await world.summary_at_end(call)
+
+
+async def test_an_mcp_server_that_the_realtime_server_calls(world: World) -> None:
+    answers = [{"kind": "pattern", "seconds": 0.3}, {"kind": "pattern", "seconds": 0.3, "seed": 2}]
+    world.behave(vad="off", answers=[*answers, {"kind": "silent"}])
+    call = await world.dial("hotel")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 1, 20)
+    server = world.emulator.live[session.id]
+    listed = {"id": "l1", "type": "mcp_list_tools", "server_label": "docs", "tools": [{}, {}]}
+    server.emit({"type": "conversation.item.done", "previous_item_id": None, "item": listed})
+    request = {"id": "q1", "type": "mcp_approval_request", "server_label": "docs", "name": "find"}
+    request["arguments"] = '{"words": "towels"}'
+    response: dict[str, Any] = {"id": "resp_mcp", "object": "realtime.response", "metadata": None}
+    in_progress = {**response, "status": "in_progress", "output": []}
+    server.emit({"type": "response.created", "response": in_progress})
+    completed = {**response, "status": "completed", "output": [request]}
+    server.emit({"type": "response.done", "response": completed})
+    await session.wait_until(lambda s: s.seen("conversation.item.create") != [], 20)
+    answer = session.seen("conversation.item.create")[0].body["item"]
+    assert answer == {
+        "type": "mcp_approval_response",
+        "approval_request_id": "q1",
+        "approve": True,
+    }
+    server.emit({"type": "response.mcp_call.in_progress", "output_index": 0, "item_id": "m1"})
+    found = {**request, "id": "m1", "type": "mcp_call", "output": "in the cupboard"}
+    server.emit({"type": "conversation.item.done", "previous_item_id": None, "item": found})
+    assert len(session.seen("response.create")) == 1
+    server.emit({"type": "response.mcp_call.completed", "output_index": 0, "item_id": "m1"})
+    # The server says nothing by itself, so it is asked to, and heard.
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 3, 20)
+    said = bytes(list(session.sent_items.values())[1])
+    await call.rtp.until(lambda: said in call.rtp.heard)
+    record = await record_at_end(world, call)
+    assert [(one["name"], one["outcome"]) for one in record["tools"]] == [("docs_find", "done")]
+    events = [entry["event"] for entry in record["timeline"]]
+    assert {"mcp_listed", "approval", "mcp_call"} <= set(events)
 
 
 async def test_what_the_session_is_told_and_no_log(world: World) -> None:

@@ -12,7 +12,14 @@ from test_call_functions import outputs_of
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import ApprovalRule, CallPlan, FunctionPlan
+from gateway.call.plan import (
+    ApprovalRule,
+    CallPlan,
+    Destination,
+    FunctionPlan,
+    HoldPlan,
+    TransferPlan,
+)
 from gateway.realtime.commands import CreateItem
 from gateway.realtime.events import ItemAdded, OtherEvent, ResponseDone
 
@@ -53,11 +60,25 @@ def test_by_rule(rules: tuple[ApprovalRule, ...], call: tuple[str, ...], runs: b
         assert outputs_of(scene)["c1"] == {"status": "not done", "reason": "this may not be done"}
 
 
-def test_the_gateways_own_tools_may_be_refused_too() -> None:
-    plan = replace(PLAN, approvals=(ApprovalRule("end_*", "refuse"), ApprovalRule("*", "refuse")))
-    scene = Scene(plan).up()
-    scene.at(1.0, created("r1"), done("r1", calls=[("hold", "c1", '{"seconds": 1}')]))
-    assert outputs_of(scene)["c1"] == {"error": "this may not be done"}
+def test_the_gateways_own_tools_need_approval_where_a_rule_says_so() -> None:
+    rules = (ApprovalRule("hold", "refuse"), ApprovalRule("transfer_*", "http", seconds=5.0))
+    desk = TransferPlan((Destination("desk", "tel:1"),))
+    scene = Scene(replace(PLAN, approvals=rules, hold=HoldPlan(True), transfer=desk)).up()
+    wanted = ("transfer_call", "c2", '{"destination": "desk"}')
+    calls = [("hold", "c1", '{"seconds": 1}'), wanted]
+    assert scene.at(1.0, created("r1"), done("r1", calls=calls)) == ["ask transfer_call 1"]
+    seen = scene.do(inputs.OperatorAnswered("c2", True))
+    assert seen[:2] == ["output c1", "create"]
+    assert "refer tel:1" in seen
+    assert outputs_of(scene)["c1"] == {"status": "not done", "reason": "this may not be done"}
+
+
+def test_what_a_rule_refuses_waits_for_the_others_of_its_response() -> None:
+    scene = Scene(replace(PLAN, approvals=(ApprovalRule("crm_*", "refuse"),))).up()
+    calls = [("crm_delete", "c1"), ("refund", "c2", "{}")]
+    seen = scene.at(1.0, created("r1"), done("r1", calls=calls))
+    assert seen == ["run refund c2 {}"]
+    assert scene.do(inputs.ToolDone("c2", "{}")) == ["output c1", "output c2", "create"]
 
 
 @pytest.mark.parametrize(
