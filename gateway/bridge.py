@@ -136,6 +136,8 @@ class Bridge:
         What carrying out brings up again (frames flushed, a queue that was full) is handled
         before anything else.
         """
+        if self._over:
+            return  # a function, say, that outlives its call
         self._inbox.append((input, self._loop.time() if at is None else at))
         self._work()
 

@@ -11,6 +11,8 @@ from gateway.callbacks.offer import problems as callback_problems
 from gateway.cost.prices import load_prices
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.dialplan.session import only_beta
+from gateway.tools.advice import advice as tool_advice
+from gateway.tools.advice import summary as tool_summary
 from gateway.tools.offer import problems as tool_problems
 
 from .load import KEY_MISSING, judge_config
@@ -164,6 +166,7 @@ def _summary(path: Path, config: Config, dialplan: Dialplan) -> list[str]:
         f"  realtime  {realtime.url}, model {realtime.model}, {key}, "
         f"dialect {realtime.dialect}, audio {realtime.audio}",
         f"  dialplan  {len(dialplan.routes)} routes in {files} files: {names or 'none'}",
+        *tool_summary(config, dialplan),
     ]
 
 
@@ -179,6 +182,7 @@ def _advice(config: Config, dialplan: Dialplan) -> list[str]:
             advice.append(f"route {route.name} takes every call, none is left for {after}")
             break
     advice += _open_doors(config)
+    advice += tool_advice(config, dialplan)
     urls = {config.realtime.url} | {route.realtime.url for route in enabled if route.realtime.url}
     advice += [
         f"{url} is not encrypted: keys and voices can be read on the way (wss:// is)"

@@ -56,3 +56,10 @@ def goodbye(call: Call) -> str:
 def refund(amount: int) -> str:
     """Gives money back."""
     return f"{amount} euros given back"
+
+
+@tool(seconds=0.3)
+def never() -> str:
+    """Takes ten seconds, and has a third of one."""
+    time.sleep(10)
+    return "too late"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import World
+from harness import World, eventually
 from http_service import Answer, HttpService, http_service
 from listening import is_silence
 from sip_phone import PhoneCall
@@ -149,6 +149,39 @@ async def test_a_tool_that_fails_ends_no_call(world: World) -> None:
     assert "hotel_tools.py" in json.dumps(line["exception"])
     record = await record_at_end(world, call)
     assert [(one["name"], one["outcome"]) for one in record["tools"]] == [("broken", "failed")]
+
+
+async def test_deadlines_services_that_are_away_and_servers_that_die(
+    world: World, service: HttpService
+) -> None:
+    service.answers = [Answer(503, "closed"), Answer(body="{}")]
+    call, session = await used(
+        world, ("never", {}), ("find_guest", {"room": 1}), ("crm_die", {}), ("hold", {})
+    )
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    assert sorted(outputs_of(session)) == [
+        '{"error": "no result within 0.3 s"}',
+        '{"error": "the connection to the server of this tool is lost"}',
+        '{"error": "the service answered 503: closed"}',
+        '{"error": "this gateway has no such tool"}',
+    ]
+    await world.summary_at_end(call)
+    # The server of the tool is there again for the next call.
+    await world.gateway.wait("mcp.down", server="crm")
+    await eventually(lambda: len(world.gateway.all("mcp.up")) == 2, "the MCP server again")
+    call, session = await used(world, ("crm_find_customer", {"number": "7"}))
+    await session.wait_until(lambda s: outputs_of(s) != [], 20)
+    assert outputs_of(session) == ["Ann Example, 7, False"]
+    await world.summary_at_end(call)
+
+
+async def test_a_caller_who_hangs_up_while_a_tool_runs(world: World) -> None:
+    call, session = await used(world, ("slow", {}))
+    await world.gateway.wait("call.tool_takes_long", call=call.call_id)
+    record = await record_at_end(world, call)
+    assert [(one["name"], one["outcome"]) for one in record["tools"]] == [("slow", "")]
+    await world.gateway.wait("tool.ran", call=call.call_id, outcome="done")
+    assert outputs_of(session) == []
 
 
 async def test_words_while_a_tool_takes_long(world: World) -> None:

@@ -51,6 +51,8 @@ def test_what_the_page_shows(tmp_path: Path) -> None:
 def test_the_example(tmp_path: Path) -> None:
     status, told = check(EXAMPLE, ENVIRON)
     assert status == 0, told
+    assert any("3 in Python, 1 over HTTP, MCP servers: guests" in line for line in told), told
+    assert not [line for line in told if line.startswith("  note: ")], told
 
     async def main() -> list[str]:
         box = Toolbox(*load_all(EXAMPLE, ENVIRON))

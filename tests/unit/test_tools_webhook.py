@@ -11,7 +11,7 @@ import pytest
 from http_service import Answer, HttpService, http_service
 
 from gateway.config import ConfigError, load_config
-from gateway.config.check import load_all
+from gateway.config.check import check, load_all
 from gateway.dialplan import load_dialplan
 from gateway.tools.http import MAX_BODY
 from gateway.tools.runner import Question, ToolCall
@@ -269,3 +269,32 @@ name = "two"
         return told
 
     assert asyncio.run(names()) == [["guest"], []]
+
+
+def test_what_is_seldom_meant(tmp_path: Path) -> None:
+    (tmp_path / "routes").mkdir()
+    tool = """
+[[tool]]
+name = "unused"
+description = "x"
+url = "http://other.example/x?a=b"
+headers = { X-Key = "k" }
+[[route]]
+name = "r"
+mcp = ["crm"]
+[[route.approval]]
+tool = "refnd"
+by = "refuse"
+"""
+    (tmp_path / "routes" / "r.toml").write_text(tool)
+    server = '[[tools.mcp]]\nname = "crm"\nrun = "server"\nurl = "https://x/mcp"\n'
+    config = CONFIG + server + 'require_approval = "always"\n'
+    (tmp_path / "gateway.toml").write_text(config)
+    status, told = check(tmp_path / "gateway.toml", {})
+    assert status == 0
+    text = "\n".join(told)
+    assert "  tools     0 in Python, 1 over HTTP, MCP servers: crm" in text
+    assert "no route offers unused" in text
+    assert "http://other.example/x gets secrets without encryption" in text
+    assert 'route r: no tool fits the approval of "refnd"' in text
+    assert "tools of crm need approval, and no rule gives it" in text
