@@ -54,7 +54,6 @@ class Bridge:
         self.record = record
         self._loop = asyncio.get_running_loop()
         self._tools = tools
-        self._variables = plan.variables
         self._sessions = Sessions(
             session_plan, record, self._on_session, self._on_defect, lambda: self._over
         )
@@ -317,7 +316,7 @@ class Bridge:
             route=record.route,
             caller=record.from_uri,
             called=record.to_uri,
-            variables=self._variables,
+            variables=self._machine.variables,
             act=lambda act: self.feed(inputs.ToolActs(act)),
         )
 

@@ -18,13 +18,7 @@ from gateway.dialing import dial_uri
 from gateway.dialplan import Dialplan, Route
 from gateway.legs import DialRefusedError, Outward
 from gateway.placing import Placing
-from gateway.planning import (
-    call_plan,
-    outbound_plan,
-    placed_match,
-    placed_record,
-    session_plan,
-)
+from gateway.planning import placed_match, placed_record, plans
 from gateway.pump import MediaPump
 from gateway.sip.leg import Leg
 from gateway.sip.message import user_of
@@ -142,11 +136,10 @@ class OutboundCalls:
             return self._placing.dial_admitted(uri, handler, audio, codecs, trunk)
 
         match = placed_match(route, uri, record.trunk, variables, datetime.now(UTC))
-        plan = call_plan(self._config, match, codecs[0], self._retry_after, self._toolbox)
+        toolbox, retry_after = self._toolbox, self._retry_after
         bridge = Bridge(
             Outward(uri, record.trunk, codecs),
-            outbound_plan(self._config, plan),
-            session_plan(self._config, route, codecs[0], match.values, self._toolbox),
+            *plans(self._config, match, codecs[0], retry_after, toolbox, placed=True),
             record,
             self._pump,
             finished,

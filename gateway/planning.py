@@ -14,8 +14,9 @@ from gateway.call.plan import CallPlan, DigitPlan, OutboundPlan, PressPlan
 from gateway.call.record import CallRecord
 from gateway.config import Config, MediaSettings, TrunkSettings
 from gateway.cost.planning import budget_plan
-from gateway.dialplan import Greeting, InviteFacts, Match, Route, call_settings
+from gateway.dialplan import InviteFacts, Match, Route, call_settings
 from gateway.dialplan.variables import render, values_of
+from gateway.preparing import Preparation, with_data
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.session_object import session_object
@@ -27,6 +28,7 @@ from gateway.routes import (
     interruption_plan,
     language_plan,
     listening_session,
+    metadata_of,
     own_tools,
     transfer_plan,
     turns_left_to_us,
@@ -175,7 +177,7 @@ def call_plan(
     return CallPlan(
         route=route.name,
         codec=codec,
-        greeting=_greeting(route.greeting, values),
+        greeting=_greeting(route, values),
         digits=DigitPlan(
             enabled=digits.enabled,
             in_band=digits.in_band,
@@ -206,6 +208,7 @@ def call_plan(
         language=language_plan(route, session),
         collect=collect_plan(route),
         variables=values,
+        metadata=metadata_of(route, values),
     )
 
 
@@ -217,6 +220,31 @@ def outbound_plan(config: Config, plan: CallPlan) -> CallPlan:
         max_call_seconds=min(plan.max_call_seconds, caps.max_call_seconds),
         outbound=OutboundPlan(caps.ring_seconds, caps.early_media),
     )
+
+
+def plans(
+    config: Config,
+    match: Match,
+    codec: Codec,
+    retry_after: int,
+    toolbox: Toolbox | None,
+    placed: bool = False,
+) -> tuple[CallPlan, SessionPlan]:
+    """Both plans of a call; ``placed`` by us. Where data are to be fetched first, they are at work
+    on it when the call begins, and complete before its session is up."""
+
+    def complete(match: Match) -> tuple[CallPlan, Mapping[str, Any]]:
+        plan = call_plan(config, match, codec, retry_after, toolbox)
+        session = _session(config, match.route, codec, match.values, toolbox)
+        return outbound_plan(config, plan) if placed else plan, session
+
+    preparation = None
+    if match.route.data is not None and toolbox is not None:
+        preparation = Preparation(match, toolbox.http, complete)
+        match = with_data(match, None)
+    plan, _session_object = complete(match)
+    session = session_plan(config, match.route, codec, match.values, toolbox)
+    return plan, replace(session, preparation=preparation)
 
 
 def session_plan(
@@ -262,12 +290,15 @@ def _session(
     return turns_left_to_us(session) if route.interruptions.by_gateway else session
 
 
-def _greeting(greeting: Greeting | None, values: Mapping[str, str]) -> Mapping[str, Any] | None:
+def _greeting(route: Route, values: Mapping[str, str]) -> Mapping[str, Any] | None:
+    greeting = route.greeting
     if greeting is None:
         return None
-    if greeting.say is not None:
-        return {"instructions": f"Say exactly: {render(greeting.say, values)}"}
-    return {"instructions": render(greeting.instructions or "", values)}
+    words = render(greeting.say or greeting.instructions or "", values)
+    told: dict[str, Any] = {"instructions": f"Say exactly: {words}" if greeting.say else words}
+    if metadata := metadata_of(route, values):
+        told["metadata"] = metadata
+    return told
 
 
 def _server_interrupts(session: Mapping[str, Any]) -> bool:

@@ -90,6 +90,12 @@ def turns_left_to_us(session: dict[str, Any]) -> dict[str, Any]:
     return session
 
 
+def metadata_of(route: Route, values: Mapping[str, str]) -> dict[str, str]:
+    """The route's own words about the call, as a response may carry them: 512 characters each."""
+    texts = {name: render(text, values)[:512] for name, text in route.metadata.items()}
+    return {name: text for name, text in texts.items() if text}
+
+
 def idle_plan(route: Route) -> IdlePlan:
     """What is done about a caller who says nothing."""
     idle = route.idle

@@ -23,11 +23,10 @@ from gateway.dialplan import Dialplan, Match, Route
 from gateway.outbound import OutboundCalls
 from gateway.placing import Placing
 from gateway.planning import (
-    call_plan,
     codec_of,
     facts_of,
+    plans,
     record_of,
-    session_plan,
     sip_settings,
 )
 from gateway.pump import MediaPump
@@ -285,8 +284,7 @@ class Service:
         try:
             bridge = Bridge(
                 leg,
-                call_plan(self._config, match, codec, self._sip.retry_after, self._toolbox),
-                session_plan(self._config, match.route, codec, match.values, self._toolbox),
+                *plans(self._config, match, codec, self._sip.retry_after, self._toolbox),
                 record,
                 self._pump,
                 self.finished,

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -19,6 +19,7 @@ from gateway.call import inputs, outputs
 from gateway.call.record import CallRecord
 from gateway.cost.account import Account
 from gateway.cost.budget import Level
+from gateway.preparing import Preparation
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import InputTranscribed, ResponseDone, ServerError, ServerEvent
 from gateway.realtime.opening import SetupFailed, open_with_retry
@@ -42,6 +43,8 @@ class SessionPlan:
     """The GA session object to send."""
     connect_timeout: float
     max_playout_frames: int
+    preparation: Preparation | None = None
+    """What the settings wait for; they say only the audio formats until it is there."""
     others: tuple[Endpoint, ...] = ()
     """Servers to turn to when the first is in trouble; :class:`outputs.OpenSession` counts them
     from 1."""
@@ -110,6 +113,8 @@ class Sessions:
 
     def finish(self) -> None:
         """The call is over on both sides: complete the record."""
+        if self.plan.preparation is not None:
+            self.plan.preparation.stop()
         for line in (self._line, self._spare):
             if line is not None:
                 self._stop_opening(line)
@@ -137,6 +142,8 @@ class Sessions:
             if self._line is not None:
                 self._let_go(self._line, 1000, "replaced")
             self._line = line
+        if self.plan.preparation is not None:
+            self.plan.preparation.start(self._record.call_id)
         endpoint = (self.plan.endpoint, *self.plan.others)[output.endpoint]
         name = f"open {self._record.call_id}"
         line.opening = asyncio.create_task(self._set_up(line, endpoint), name=name)
@@ -153,6 +160,7 @@ class Sessions:
                 on_event=lambda event: self._on_event(line, event),
                 on_closed=lambda closed: self._on_closed(line, closed),
                 tap=self._events,
+                late=None if self.plan.preparation is None else self._prepare,
             )
         except SetupFailed as failure:
             if line is self._spare:
@@ -175,6 +183,15 @@ class Sessions:
         early, line.early = line.early or deque(), None
         for event in early:
             self._on_event(line, event)
+
+    async def _prepare(self) -> Mapping[str, Any]:
+        """The settings, when what they wait for is there."""
+        if self.plan.preparation is not None:
+            prepared = await self.plan.preparation.ready()
+            if self.plan.preparation is not None:  # nobody else waited for it, and was first
+                self.plan = replace(self.plan, settings=prepared.settings, preparation=None)
+                self._feed(inputs.Prepared(prepared.plan, prepared.ms, prepared.failure))
+        return self.plan.settings
 
     def close(self, output: outputs.CloseSession) -> None:
         """End what there is."""

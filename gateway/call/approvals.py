@@ -45,10 +45,13 @@ class Approvals:
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
-        self._rules = talk.plan.approvals
         self._pending: dict[str, _Pending] = {}
         self._callers: deque[_Pending] = deque()
         """What the caller is asked, the first of it now. Bounded by what asks."""
+
+    @property
+    def _rules(self) -> tuple[ApprovalRule, ...]:
+        return self._talk.plan.approvals
 
     def rule_for(self, name: str, given: Mapping[str, Any], *, needed: bool) -> ApprovalRule | None:
         """The first rule that fits; without one, that it is refused where it is ``needed``."""

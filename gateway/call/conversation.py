@@ -65,6 +65,10 @@ class Conversation:
         )
         self._session_failed = False
 
+    def prepare(self, plan: CallPlan) -> None:
+        """The same plan with its texts complete; before :meth:`open`."""
+        self._plan = self.talk.plan = plan
+
     # ---- what happens
 
     def open(self, now: float) -> list[Output]:

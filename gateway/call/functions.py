@@ -10,7 +10,7 @@ from typing import Any
 from gateway.call.approvals import Approvals
 from gateway.call.collecting import Collecting
 from gateway.call.outputs import Output, RunTool, Send, Sound
-from gateway.call.plan import FunctionPlan
+from gateway.call.plan import CallPlan, FunctionPlan
 from gateway.call.record import ToolUse
 from gateway.call.talk import OWN_ERRAND, Talk, tool_output
 from gateway.realtime.commands import CreateResponse, UpdateSession
@@ -65,7 +65,6 @@ class Functions:
 
     def __init__(self, talk: Talk, approvals: Approvals) -> None:
         self._talk = talk
-        self._plan = talk.plan
         self._approvals = approvals
         self._running: dict[str, _Running] = {}
         self._collecting = Collecting(talk, self._collected)
@@ -76,6 +75,10 @@ class Functions:
             self._own.add(SET_LANGUAGE)
         if self._plan.collect.enabled:
             self._own.add(COLLECT_DIGITS)
+
+    @property
+    def _plan(self) -> CallPlan:
+        return self._talk.plan
 
     def called(self, event: ResponseDone, now: float) -> list[Output]:
         """Answer what the model called, once its response is whole (ordering D of the protocol)."""

@@ -5,10 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.audio.g711 import Codec
+from gateway.call.plan import CallPlan
 from gateway.realtime.commands import ClientCommand
 from gateway.realtime.errors import Verdict
 from gateway.realtime.events import ServerError, ServerEvent
 from gateway.tools.acts import Act
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What was fetched for the call is there, or will not be (``failure`` says why).
+
+    ``plan`` takes the place of the machine's: the same with the texts that the data are in. It
+    comes before the session is up, and once.
+    """
+
+    plan: CallPlan
+    ms: int
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +262,8 @@ class Faulted:
 
 
 Input = (
-    SessionUp
+    Prepared
+    | SessionUp
     | SpareUp
     | SpareFailed
     | SessionFailed

@@ -61,7 +61,7 @@ class Keys:
         if collected is None:
             return []
         self._record(collected, now)
-        text = self._plan.text(collected.digits)
+        text = self._talk.plan.digits.text(collected.digits)
         ended_by = collected.ended_by.value
         note = self._talk.journal.note(
             now, "digits", "info", digits=collected.digits, ended_by=ended_by

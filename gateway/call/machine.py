@@ -7,7 +7,7 @@ table and replayed from a recording.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gateway.call import inputs, outputs
@@ -48,6 +48,7 @@ class CallMachine:
         self.state = State.CONNECTING
         self.record = record
         self._plan = plan
+        record.metadata = dict(plan.metadata)
         self._codec = plan.codec
         self._journal = Journal(record, now)
         self._conversation = Conversation(plan, self._journal)
@@ -63,6 +64,7 @@ class CallMachine:
         self._leg_end: inputs.LegEnded | None = None
         talk, note = self._conversation, self._journal.note
         self._handlers: dict[type, Callable[[Any, float], list[outputs.Output]]] = {
+            inputs.Prepared: self._on_prepared,
             inputs.SessionUp: self._on_session_up,
             inputs.SessionFailed: self._on_session_failed,
             inputs.SessionClosed: self._on_session_closed,
@@ -118,6 +120,11 @@ class CallMachine:
         return todo
 
     @property
+    def variables(self) -> Mapping[str, str]:
+        """The values of the route's variables in this call."""
+        return self._plan.variables
+
+    @property
     def deadline(self) -> float | None:
         """When a :class:`inputs.Tick` is due next (s); None while nothing waits for time."""
         if self.state is State.FINISHED:
@@ -158,6 +165,14 @@ class CallMachine:
         return [note, outputs.CloseSession(1000, "bridged")]
 
     # ---- session
+
+    def _on_prepared(self, input: inputs.Prepared, now: float) -> list[outputs.Output]:
+        self._plan = input.plan
+        self.record.metadata = dict(input.plan.metadata)
+        self._conversation.prepare(input.plan)
+        if input.failure:
+            return [self._journal.note(now, "data", "warning", ms=input.ms, failed=input.failure)]
+        return [self._journal.note(now, "data", "info", ms=input.ms)]
 
     def _on_session_up(self, input: inputs.SessionUp, now: float) -> list[outputs.Output]:
         if self.state is State.ENDING:

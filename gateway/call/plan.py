@@ -208,6 +208,8 @@ class CallPlan:
     codec: Codec
     """The session's law, both ways: the one that the leg is expected to speak."""
     greeting: Mapping[str, Any] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What the route says of the call, for its record."""
     """The ``response`` of the first ``response.create``; None when the caller speaks first."""
     digits: DigitPlan = field(default_factory=DigitPlan)
     answer: AnswerPlan = field(default_factory=AnswerPlan)

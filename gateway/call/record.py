@@ -142,6 +142,8 @@ class CallRecord:
     """As :class:`gateway.cost.account.Account` has it; live."""
     event_log: dict[str, Any] = field(default_factory=dict)
     """The file of the session's events, and how many are not in it, where they are written."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """What its route says of it."""
     settings_refused: list[Refused] = field(default_factory=list)
     """Settings of the session that the server did not take; live."""
     transcript: Told | None = None
@@ -237,6 +239,7 @@ class CallRecord:
             "quality": dict(self.quality),
             "cost": dict(self.cost),
             "event_log": dict(self.event_log),
+            "metadata": dict(self.metadata),
             "settings_refused": [asdict(one) for one in self.settings_refused],
             "ending": None
             if ending is None

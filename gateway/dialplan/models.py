@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from types import MappingProxyType
 from typing import Annotated, Any, Self
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 from pydantic import (
     AfterValidator,
@@ -28,6 +27,8 @@ from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
 
 from .answer import Answer
 from .budget import RouteBudget, RouteRecords
+from .conditions import Network, header_conditions, hours_of, networks_of, timezone_of
+from .data import DATA, RouteData
 from .functions import (
     ARGUMENT,
     Approval,
@@ -37,7 +38,7 @@ from .functions import (
     WebTool,
     secrets_of,
 )
-from .hours import Hours, parse_hours
+from .hours import Hours
 from .session import nulled
 from .tools import Hold, SendDtmf, Transfer, TransferCall
 from .turns import Idle, Interruptions
@@ -56,58 +57,6 @@ from .variables import (
 
 DIGITS = "digits"
 """The variable that only the text for keys has."""
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-def _header_conditions(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    names = [name.lower() for name in value]
-    for name in value:
-        if not re.fullmatch(r"[!%*+.`'~_\-0-9A-Za-z]+", name):
-            raise MisplacedError((name,), "is no name of a SIP header")
-        if names.count(name.lower()) > 1:
-            raise MisplacedError((name,), "is there twice (header names do not tell case apart)")
-    return MappingProxyType(dict(value))
-
-
-def _networks(value: object) -> tuple[Network, ...]:
-    texts = value if isinstance(value, list) else [value]
-    if not texts:
-        raise ValueError("an empty list matches nobody; leave the key out to match everybody")
-    networks: list[Network] = []
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError('must be an address or network like "192.0.2.0/24", or a list of them')
-        networks.append(_network(text))
-    return tuple(networks)
-
-
-def _network(text: str) -> Network:
-    try:
-        return ipaddress.ip_network(text)
-    except ValueError:
-        try:
-            meant = ipaddress.ip_network(text, strict=False)
-        except ValueError:
-            raise ValueError('must be an address or network like "192.0.2.0/24"') from None
-        raise ValueError(f"has bits behind the network; did you mean {meant}?") from None
-
-
-def _hours(value: object) -> tuple[Hours, ...]:
-    texts = value if isinstance(value, list) else [value]
-    if not texts:
-        raise ValueError("an empty list is never; leave the key out to match at all times")
-    return tuple(parse_hours(text) for text in texts)
-
-
-def _timezone(value: object) -> ZoneInfo:
-    if not isinstance(value, str) or not value:
-        raise ValueError('must be a time zone\'s name like "Europe/Berlin"')
-    try:
-        return ZoneInfo(value)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError('is no known time zone; names look like "Europe/Berlin"') from None
-
 
 SET_BY_GATEWAY = {
     ("type",): "always realtime",
@@ -139,6 +88,15 @@ def _not_json(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
         yield path
+
+
+def _metadata(value: Mapping[str, str]) -> Mapping[str, str]:
+    if len(value) > 16:
+        raise ValueError("may have 16 keys at most")
+    for name in value:
+        if not 1 <= len(name) <= 64:
+            raise MisplacedError((name,), "must be 1 to 64 characters long")
+    return MappingProxyType(dict(value))
 
 
 class Greeting(Section):
@@ -237,16 +195,20 @@ class Route(Section):
     diversion: Regex | None = None
     headers: Annotated[
         Mapping[str, Regex],
-        AfterValidator(_header_conditions),
+        AfterValidator(header_conditions),
         PlainSerializer(lambda value: dict(value)),
     ] = Field(default_factory=lambda: MappingProxyType({}))
-    source: Annotated[tuple[Network, ...], BeforeValidator(_networks)] = ()
+    source: Annotated[tuple[Network, ...], BeforeValidator(networks_of)] = ()
     trunk: Text | None = None
-    hours: Annotated[tuple[Hours, ...], BeforeValidator(_hours)] = ()
-    timezone: Annotated[ZoneInfo | None, BeforeValidator(_timezone)] = None
+    hours: Annotated[tuple[Hours, ...], BeforeValidator(hours_of)] = ()
+    timezone: Annotated[ZoneInfo | None, BeforeValidator(timezone_of)] = None
     session: Annotated[
         Mapping[str, Any], AfterValidator(_session), PlainSerializer(lambda value: dict(value))
     ] = Field(default_factory=lambda: MappingProxyType({}))
+    metadata: Annotated[
+        Mapping[str, Text], AfterValidator(_metadata), PlainSerializer(lambda value: dict(value))
+    ] = Field(default_factory=lambda: MappingProxyType({}))
+    data: RouteData | None = None
     greeting: Greeting | None = None
     digits: Digits = Field(default_factory=Digits)
     end_call: EndCall = Field(default_factory=EndCall)
@@ -305,8 +267,12 @@ class Route(Section):
             for name in names_in(text):
                 if name in own or (of_tools and name.startswith(ARGUMENT)):
                     continue
+                if name.startswith(DATA) and path[0] != "data" and self.data is not None:
+                    continue
                 if not is_known(name, groups):
                     hint = suggestion(name, [*BUILT_IN, *groups, *own])
+                    if name.startswith(DATA) and self.data is None:
+                        hint = " without [route.data]"
                     raise MisplacedError(
                         path,
                         f"there is no variable {{{name}}}{hint}; "
@@ -335,6 +301,10 @@ class Route(Section):
         if self.greeting is not None:
             yield from texts_in(self.greeting.model_dump(exclude_none=True), ("greeting",))
         yield ("digits", "text"), self.digits.text
+        for name, text in self.metadata.items():
+            yield ("metadata", name), text
+        if self.data is not None:
+            yield ("data", "url"), self.data.url
         for index, tool in enumerate(self.tool):
             yield ("tool", index, "url"), tool.url
         for index, rule in enumerate(self.approval):
@@ -344,6 +314,11 @@ class Route(Section):
         """The variables of header fields that the texts ask for, as :func:`key_of` keeps them."""
         names = (name for _, text in self.templates() for name in names_in(text))
         return frozenset(key_of(name) for name in names if name.startswith(HEADER))
+
+    def data_variables(self) -> frozenset[str]:
+        """The variables of fetched data that the texts ask for."""
+        names = (name for _, text in self.templates() for name in names_in(text))
+        return frozenset(name for name in names if name.startswith(DATA))
 
     def session_settings(self, values: Mapping[str, str] | None = None) -> dict[str, Any]:
         """A copy of the session object that the caller may complete.
@@ -362,6 +337,7 @@ class Route(Section):
         return (
             *((key.get_secret_value(),) if key else ()),
             *_credentials(self.session),
+            *(secrets_of(self.data.headers) if self.data is not None else ()),
             *(secret for tool in self.tool for secret in secrets_of(tool.headers)),
             *(secret for rule in self.approval for secret in secrets_of(rule.headers)),
         )

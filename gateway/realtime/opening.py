@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
 
@@ -55,6 +55,9 @@ _wire_log.setLevel(logging.INFO)
 # A server that talks this much before session.updated is not one.
 _EARLY_EVENTS = 100
 
+Late = Callable[[], Awaitable[Mapping[str, Any]]]
+"""Gives the session object when it is known; may raise :class:`SetupFailed`."""
+
 _Wanted = TypeVar("_Wanted", SessionCreated, SessionUpdated)
 
 
@@ -90,12 +93,15 @@ async def open_session(
     on_event: Callable[[ServerEvent], None],
     on_closed: Callable[[SessionClosed], None],
     tap: Tap | None = None,
+    late: Late | None = None,
 ) -> Session:
     """Set a session up within ``timeout`` seconds, from the first packet to ``session.updated``.
 
     ``on_event`` gets what follows, synchronously and in order; ``on_closed`` is called exactly
     once, at the end. Both may be called before the awaiting coroutine has gone on. ``tap`` sees
-    every message of the session as it is on the wire, from the first.
+    every message of the session as it is on the wire, from the first. ``late``, where it is given,
+    is asked for the session object when the server is ready for it; ``session_object`` then only
+    says the audio formats.
 
     A field that the server refuses is taken out, and the rest is asked for again
     (:mod:`gateway.realtime.refused`); ``Session.refused`` names such fields.
@@ -106,7 +112,7 @@ async def open_session(
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
-    opening = _Opening(endpoint, session_object, tap)
+    opening = _Opening(endpoint, session_object, tap, late)
     log.info("session.connecting", url=endpoint.shown, model=endpoint.model)
     try:
         async with asyncio.timeout(timeout):
@@ -162,6 +168,7 @@ async def open_with_retry(
     on_event: Callable[[ServerEvent], None],
     on_closed: Callable[[SessionClosed], None],
     tap: Tap | None = None,
+    late: Late | None = None,
 ) -> Session:
     """As :func:`open_session`, trying retryable failures again while ``timeout`` seconds allow.
 
@@ -180,6 +187,7 @@ async def open_with_retry(
                 on_event=on_event,
                 on_closed=on_closed,
                 tap=tap,
+                late=late,
             )
         except SetupFailed as failure:
             if failure.verdict.kind is not Kind.RETRYABLE or loop.time() + wait >= deadline:
@@ -193,7 +201,11 @@ class _Opening:
     """One set-up under way: what must be dropped if it fails, and how far it is."""
 
     def __init__(
-        self, endpoint: Endpoint, session_object: Mapping[str, Any], tap: Tap | None
+        self,
+        endpoint: Endpoint,
+        session_object: Mapping[str, Any],
+        tap: Tap | None,
+        late: Late | None,
     ) -> None:
         self.step = Step.CONNECT
         self.connection: Connection | None = None
@@ -201,6 +213,7 @@ class _Opening:
         self.refused: list[Refused] = []
         self._endpoint = endpoint
         self._asked = session_object
+        self._late = late
         self._tap = tap
         self.edge = Edge(endpoint.dialect, endpoint.audio, session_object)
 
@@ -210,6 +223,8 @@ class _Opening:
         self.connection = connection
         self.step = Step.CREATED
         created = await self._wait_for(connection, SessionCreated)
+        if self._late is not None:
+            self._asked = await self._late()
         self.step = Step.UPDATED
         await self._update(connection)
         updated = await self._wait_for(connection, SessionUpdated)

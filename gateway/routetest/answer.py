@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from gateway.config import Config
-from gateway.dialplan import Dialplan, InviteFacts
+from gateway.dialplan import Dialplan, InviteFacts, Match
 from gateway.dialplan.variables import AS_WRITTEN
 from gateway.log import BLANK, Redactor
 from gateway.planning import call_plan, codec_of, facts_of, session_plan, sip_settings
+from gateway.preparing import with_data
+from gateway.routes import metadata_of
 from gateway.sip.trunks import Trunks
 from gateway.sip.types import Invite
 from gateway.tools.toolbox import Toolbox
 
 from .given import GivenError
+
+Fetch = Callable[[Match], tuple[Any, str]]
+"""Brings the data of a call, None for none, and says where they are from or why there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,9 @@ class Answer:
     model: str = ""
     session: Any = None
     greeting: Any = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    data: str = ""
+    """What is in the place of the data that a call would fetch, if it would."""
 
     def as_json(self) -> dict[str, Any]:
         """The answer as JSON object."""
@@ -61,13 +69,23 @@ class Answer:
             "model": self.model,
             "session": self.session,
             "response": self.greeting,
+            "metadata": dict(self.metadata),
+            "data": self.data,
         }
 
 
 def answer(
-    config: Config, dialplan: Dialplan, invite: Invite, at: datetime, trunk: str | None
+    config: Config,
+    dialplan: Dialplan,
+    invite: Invite,
+    at: datetime,
+    trunk: str | None,
+    data: Fetch | None = None,
 ) -> Answer:
-    """Judge ``invite``. Raises GivenError for a trunk that is not there."""
+    """Judge ``invite``; ``data`` brings what the route would fetch.
+
+    Raises GivenError for a trunk that is not there.
+    """
     settings = sip_settings(config)
     trunks = Trunks(settings.trunks)
     how = "as given"
@@ -95,17 +113,23 @@ def answer(
         if verdict != "allow":
             done = {"refuse": "refused", "drop": "dropped"}[verdict]
             access = f"access.unknown: this source is no trunk's, so its calls are {done}"
-    return _with_route(Answer(facts, how, access, verdicts), config, dialplan, invite)
+    return _with_route(Answer(facts, how, access, verdicts), config, dialplan, invite, data)
 
 
 def _via(invite: Invite) -> str:
     return next(iter(invite.headers.get("via", ())), "").lower().partition(" ")[0]
 
 
-def _with_route(found: Answer, config: Config, dialplan: Dialplan, invite: Invite) -> Answer:
+def _with_route(
+    found: Answer, config: Config, dialplan: Dialplan, invite: Invite, data: Fetch | None
+) -> Answer:
     match = dialplan.match(found.facts)
     if match is None:
         return found
+    told = ""
+    if match.route.data is not None:
+        got, told = (None, "not fetched: the defaults") if data is None else data(match)
+        match = with_data(match, got)
     codec = codec_of(invite)
     # Tools of MCP servers are not among these: nothing is started here.
     plan = session_plan(config, match.route, codec, match.values, Toolbox(config, dialplan))
@@ -119,6 +143,8 @@ def _with_route(found: Answer, config: Config, dialplan: Dialplan, invite: Invit
         model=plan.endpoint.model,
         session=hide(plan.settings),
         greeting=hide(call_plan(config, match, codec, 0).greeting),
+        metadata=hide(metadata_of(match.route, match.values)),
+        data=told,
     )
 
 

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     "--codec", type=click.Choice(["PCMU", "PCMA"]), default="PCMU", help="What it offers."
 )
 @click.option("--invite", type=click.File("r"), help="A SIP message instead; - is standard input.")
+@click.option(
+    "--data", metavar="JSON", help="What the route's service would answer; @FILE reads it."
+)
+@click.option("--fetch", is_flag=True, help="Ask the route's service now.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     config: Path,
@@ -48,6 +52,8 @@ def command(
     at: str | None,
     codec: str,
     invite: TextIO | None,
+    data: str | None,
+    fetch: bool,
     as_json: bool,
 ) -> None:
     """Say which route an INVITE takes, and why each other one does not: exit 0, or 1 for none."""
@@ -56,7 +62,12 @@ def command(
 
     if (to is None) == (invite is None):
         raise click.UsageError("say who is called: --to USER, or --invite FILE")
+    if data is not None and fetch:
+        raise click.UsageError("either --data or --fetch")
     try:
+        from .data import asked, given_data
+
+        bring = given_data(data) if data is not None else asked if fetch else None
         from .answer import answer
 
         settings, dialplan = load_all(config)
@@ -64,7 +75,7 @@ def command(
             given = invite_from_message(_read(invite), headers, source)
         else:
             given = invite_from_options(to or "", from_, headers, source, codec)
-        found = answer(settings, dialplan, given, moment(at), trunk)
+        found = answer(settings, dialplan, given, moment(at), trunk, bring)
     except (ConfigError, GivenError, UnicodeDecodeError) as error:
         click.echo(str(error), err=True)
         sys.exit(2)
@@ -108,6 +119,11 @@ def show(found: Answer, console: Console) -> None:
             cleaned = " [yellow](something was taken away)[/]" if key in found.cleaned else ""
             grid.add_row(f"  {{{escape(key)}}}", escape(value) + cleaned)
     console.print(grid)
+    if found.data:
+        console.print(f"\n[bold]Data[/] {escape(found.data)}")
+    if found.metadata:
+        console.print("\n[bold]Metadata[/]")
+        console.print(_pretty(found.metadata), markup=False)
     console.print(f"\n[bold]Session[/] at {escape(found.server)}, model {escape(found.model)}")
     console.print(_pretty(found.session), markup=False)
     if found.greeting is not None:

@@ -1,0 +1,171 @@
+"""Data fetched over HTTP while it rings: in the session, the greeting and the record of a call."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from harness import World, eventually
+from http_service import Answer, HttpService, http_service
+
+SECRET = "crm-key-77aa01"
+
+WORLD = {
+    "routes": """
+[[route]]
+name = "known"
+to = "^known$"
+[route.data]
+url = "${env:CRM_URL}/callers/{from}?called={to}"
+headers = { X-Key = "${env:CRM_KEY}" }
+seconds = 5
+defaults = { customer.tier = "normal" }
+[route.metadata]
+tier = "{data.customer.tier}"
+caller = "{from}"
+[route.greeting]
+say = "Hello {data.customer.name|there}."
+[route.digits]
+inter_digit_seconds = 0.1
+text = "{data.customer.name|Somebody} pressed {digits}."
+[route.session]
+instructions = "Tier {data.customer.tier}, order {data.orders.0.id|none}, {data.customer}."
+
+[[route]]
+name = "asked"
+to = "^asked$"
+[route.data]
+url = "${env:CRM_URL}/call"
+method = "POST"
+[route.session]
+instructions = "{data.text|nothing}"
+
+[[route]]
+name = "strict"
+to = "^strict$"
+[route.data]
+url = "${env:CRM_URL}/callers/{from}"
+on_failure = "refuse"
+seconds = 0.3
+"""
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def crm() -> Iterator[HttpService]:
+    """The operator's service; its address is in the environment of the gateway."""
+    with http_service() as made:
+        os.environ["CRM_URL"], os.environ["CRM_KEY"] = made.url, SECRET
+        yield made
+
+
+def instructions_of(update: Mapping[str, Any]) -> object:
+    return update["session"]["instructions"]
+
+
+async def test_data_are_in_all_that_is_said(world: World, crm: HttpService) -> None:
+    """The server is asked when it rings, and the settings are sent when it has answered."""
+    answer = {"customer": {"name": "Ann \n{to} Lee", "tier": ""}, "orders": [{"id": 4711}]}
+    crm.asked.clear()
+    crm.answers = [Answer(body=json.dumps(answer), seconds=0.2)]
+    call = await world.dial("known")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.sent("response.done") != [], 20)
+    call.rtp.press("5")
+    await session.wait_until(lambda s: s.seen("conversation.item.create") != [], 20)
+    await world.summary_at_end(call)
+    (asked,) = crm.asked
+    assert asked.method == "GET"
+    assert asked.path.startswith("/callers/")
+    assert asked.path.endswith("?called=known")
+    assert asked.headers["x-key"] == SECRET
+    (update,) = session.seen("session.update")
+    compact = json.dumps(answer["customer"], separators=(",", ":"))
+    assert instructions_of(update.body) == f"Tier normal, order 4711, {compact}."
+    greeting = session.seen("response.create")[0].body["response"]
+    assert greeting["instructions"] == "Say exactly: Hello Ann {to} Lee."
+    caller = asked.path.removeprefix("/callers/").partition("?")[0]
+    assert greeting["metadata"] == {"tier": "normal", "caller": caller}
+    (item,) = session.seen("conversation.item.create")
+    assert item.body["item"]["content"][0]["text"] == "Ann {to} Lee pressed 5."
+    record = await world.record(call)
+    assert record["metadata"] == {"tier": "normal", "caller": caller}
+    order = [entry["event"] for entry in record["timeline"]]
+    assert order.index("ringing") < order.index("data") < order.index("session_up")
+    assert SECRET not in json.dumps(world.gateway.lines) + json.dumps(record)
+
+
+async def test_without_an_answer_the_call_goes_on(world: World, crm: HttpService) -> None:
+    crm.answers = [Answer(status=500, body="no")]
+    call = await world.dial("known")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.seen("response.create") != [], 20)
+    await world.summary_at_end(call)
+    (update,) = session.seen("session.update")
+    assert instructions_of(update.body) == 'Tier normal, order none, {"tier":"normal"}.'
+    (greeting,) = session.seen("response.create")
+    assert greeting.body["response"]["instructions"] == "Say exactly: Hello there."
+    (line,) = world.gateway.all("call.data_failed", call=call.call_id)
+    assert "500" in line["detail"]
+    record = await world.record(call)
+    (mark,) = [entry for entry in record["timeline"] if entry["event"] == "data"]
+    assert "500" in mark["failed"]
+
+
+async def test_a_post_says_what_is_known_of_the_call(world: World, crm: HttpService) -> None:
+    crm.asked.clear()
+    crm.answers = [Answer(body='{"text": "Be kind."}')]
+    call = await world.dial("asked")
+    session = await world.session_of(call)
+    await world.summary_at_end(call)
+    assert instructions_of(session.seen("session.update")[0].body) == "Be kind."
+    (asked,) = crm.asked
+    assert asked.method == "POST"
+    assert asked.json["to"] == "asked"
+    assert asked.json["route"] == "asked"
+    assert asked.json["call_id"] == call.call_id
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Answer(status=404, body="nobody"), "404"),
+        (Answer(body="[]"), "no JSON object"),
+        (Answer(body="<html>"), "no JSON"),
+        (Answer(seconds=2.0), "no answer within 0.3 s"),
+        (Answer(hang_up=True), "broke"),
+    ],
+    ids=["404", "list", "html", "late", "cut"],
+)
+async def test_a_route_may_refuse_calls_without_data(
+    world: World, crm: HttpService, answer: Answer, said: str
+) -> None:
+    crm.answers = [answer]
+    call = world.phone.call("strict")
+    call.invite()
+    assert (await call.refused()).code == 503
+    summary = await world.summary(call)
+    assert summary["ending"]["why"] == "session_refused"
+    assert said in summary["ending"]["detail"]
+
+
+async def test_a_call_that_waits_blocks_no_other_and_can_be_given_up(
+    world: World, crm: HttpService
+) -> None:
+    crm.asked.clear()
+    crm.answers = [Answer(seconds=4.0)]
+    waits = world.phone.call("known")
+    waits.invite()
+    await eventually(lambda: crm.asked != [], "the request")
+    async with asyncio.timeout(3.5):
+        other = await world.dial("greeted")
+    assert not world.gateway.all("call.answered", call=waits.call_id)
+    waits.cancel()
+    assert (await waits.refused()).code == 487
+    summary = await world.summary(waits)
+    assert summary["ending"]["why"] == "cancelled"
+    await world.summary_at_end(other)
