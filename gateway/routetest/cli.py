@@ -37,9 +37,7 @@ if TYPE_CHECKING:
     "--codec", type=click.Choice(["PCMU", "PCMA"]), default="PCMU", help="What it offers."
 )
 @click.option("--invite", type=click.File("r"), help="A SIP message instead; - is standard input.")
-@click.option(
-    "--data", metavar="JSON", help="What the route's service would answer; @FILE reads it."
-)
+@click.option("--data", metavar="JSON", help="The data that would be fetched, or @FILE.")
 @click.option("--fetch", is_flag=True, help="Ask the route's service now.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
