@@ -64,6 +64,7 @@ class Conversation:
             McpWatch(self.talk, approvals),
         )
         self._session_failed = False
+        self._caller_speaks = False
 
     def prepare(self, plan: CallPlan) -> None:
         """The same plan with its texts complete; before :meth:`open`."""
@@ -97,8 +98,10 @@ class Conversation:
             case AudioDone():
                 return talk.playback.part_done(event)
             case SpeechStarted():
+                self._caller_speaks = True
                 return self._interruptions.speech(event, now)
             case SpeechStopped():
+                self._caller_speaks = False
                 stopped = note(now, "caller_stops", audio_ms=event.audio_end_ms)
                 return [*self._interruptions.speech_over(event, now), stopped]
             case InputCommitted():
@@ -194,11 +197,35 @@ class Conversation:
         self.on_end(now)
         return self._interruptions.session_over()
 
+    def detach(self, now: float) -> list[Output]:
+        """The session is gone, or about to be, and another one is to take its place."""
+        self.transcript.detached()
+        outputs = self.talk.playback.session_over() + self._interruptions.session_over()
+        self.talk.gate = ResponseGate()
+        self._caller_speaks = self._session_failed = False
+        return outputs
+
+    def attach(self) -> None:
+        """Another session has the caller; what was asked of none is not waited for."""
+        self.talk.gate = ResponseGate()
+
+    @property
+    def quiet(self) -> bool:
+        """Neither side speaks, and nothing is being done."""
+        talk = self.talk
+        busy = talk.errands.busy or self._functions.busy or talk.farewell.deadline is not None
+        return not (busy or talk.speaking or self._caller_speaks) and talk.gate.idle
+
     def on_end(self, now: float) -> None:
         """The session ends."""
         self._keys.abandon(now)
 
     # ---- what follows from it
+
+    @property
+    def leaving(self) -> bool:
+        """Last words were asked for, or are being said."""
+        return self.talk.farewell.deadline is not None
 
     @property
     def goodbye_is_here(self) -> bool:

@@ -124,6 +124,12 @@ class Ledger:
         begun = self._open
         return self._fill() if begun is not None and begun.response_id == response_id else b""
 
+    def finish_all(self) -> bytes:
+        """No more audio of anything; returns the filled last frame."""
+        for part in self._parts.values():
+            part.done = True
+        return self._fill()
+
     def refused(self, frames: int) -> None:
         """The last frames returned did not fit the queue: their parts are cut where they stand."""
         while frames > 0 and self._runs:

@@ -8,6 +8,7 @@ table and replayed from a recording.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from gateway.call import inputs, outputs
@@ -21,10 +22,12 @@ from gateway.call.ending import (
     why_leg_ended,
     why_not_answered,
 )
+from gateway.call.handover import Handover
 from gateway.call.journal import Journal
 from gateway.call.opening import Opening
-from gateway.call.plan import CallPlan, OutboundPlan
+from gateway.call.plan import CallPlan, OutboundPlan, Rung
 from gateway.call.record import CallRecord
+from gateway.call.recovery import Recovery, refusal_of
 from gateway.call.states import State as State
 from gateway.call.timers import Timers
 from gateway.call.transfers import Happening
@@ -60,14 +63,26 @@ class CallMachine:
         self._lost_meanwhile: tuple[Why, str] | None = None
         self._timers = Timers(plan)
         self._opening = Opening(plan.answer, self._journal)
+        talk, transcript = self._conversation.talk, self._conversation.transcript
+        self._recovery = Recovery(talk, transcript, self._journal)
+        self._handover = Handover(
+            talk,
+            transcript,
+            self._journal,
+            lambda: self._conversation.quiet,
+            self._conversation.detach,
+        )
+        self._opened = False
         self._end_at: float | None = None
         self._leg_end: inputs.LegEnded | None = None
-        talk, note = self._conversation, self._journal.note
+        conversation, note = self._conversation, self._journal.note
         self._handlers: dict[type, Callable[[Any, float], list[outputs.Output]]] = {
             inputs.Prepared: self._on_prepared,
             inputs.SessionUp: self._on_session_up,
             inputs.SessionFailed: self._on_session_failed,
             inputs.SessionClosed: self._on_session_closed,
+            inputs.SpareUp: self._on_spare_up,
+            inputs.SpareFailed: self._on_spare_failed,
             inputs.ServerSaid: self._on_server_said,
             inputs.ServerFailed: self._on_server_failed,
             inputs.MediaUp: self._on_media_up,
@@ -88,8 +103,10 @@ class CallMachine:
             inputs.RtpCounted: self._on_rtp,
             inputs.LegEnded: self._on_leg_ended,
             inputs.PlayoutStarted: self._on_playout_started,
-            inputs.PlayoutDrained: lambda _input, now: talk.on_playout_drained(now),
-            inputs.PlayoutRefused: lambda input, now: talk.on_playout_refused(input.frames, now),
+            inputs.PlayoutDrained: lambda _input, now: conversation.on_playout_drained(now),
+            inputs.PlayoutRefused: lambda input, now: conversation.on_playout_refused(
+                input.frames, now
+            ),
             inputs.Flushed: self._on_flushed,
             inputs.Tick: self._on_tick,
             inputs.ShutDown: lambda _input, now: self._end(Why.SHUTDOWN, now),
@@ -113,8 +130,14 @@ class CallMachine:
         session_was_up = self._session_up
         todo = self._handlers[type(input)](input, now)
         if self._live:
-            todo = todo + self._conversation.look_on(input, now) + self._settle(now)
+            todo = todo + self._conversation.look_on(input, now) + self._recovery.on(input, now)
+            todo += self._settle(now)
+        elif self._recovery.over is not None:
+            todo = todo + self._give_up(now)
         if not (session_was_up or self._session_up):
+            if self._recovery.active:
+                # A tool's result, a key: the session that is to come will be told.
+                self._conversation.transcript.sent(todo, now)
             return [output for output in todo if not isinstance(output, outputs.Send)]
         self._conversation.transcript.sent(todo, now)
         return todo
@@ -132,7 +155,13 @@ class CallMachine:
         if self.state is State.ENDING:
             return self._end_at
         heard_out = self._opening.deadline if self._opening.waiting else None
-        due = (self._conversation.deadline, self._timers.deadline, heard_out)
+        due = (
+            self._conversation.deadline,
+            self._timers.deadline,
+            heard_out,
+            self._recovery.deadline,
+            self._handover.deadline,
+        )
         return min((at for at in due if at is not None), default=None)
 
     def _settle(self, now: float) -> list[outputs.Output]:
@@ -141,6 +170,10 @@ class CallMachine:
         todo = talk.settle(now, confirmed=self.state is not State.ANSWERED)
         if talk.errands.joined and self.state is State.TALKING:
             todo += self._bridge(now)
+        if self._session_up and self.state is not State.BRIDGED:
+            todo += self._handover.settle(now)
+        if self._recovery.over is not None:
+            return todo + self._give_up(now)
         why, detail = talk.errands.over or (None, "")
         if why is None and self._lost_meanwhile is None:
             why, detail = talk.ended(now)
@@ -178,15 +211,39 @@ class CallMachine:
         if self.state is State.ENDING:
             # It came up while it was being given up; nobody else will close it.
             return [outputs.CloseSession(1000, "call over")]
+        if self._recovery.active and self.state is not State.CONNECTING:
+            return self._on_session_again(input, now)
         if self.state is not State.CONNECTING:
             return []
         self._session_up = True
+        self._handover.session_up(input.seconds_left, now)
+        recovered = self._recovery.up(now) if self._recovery.active else []
         if self._plan.outbound is not None:
             return self._dial(input, self._plan.outbound, now)
         self.record.session_id = input.session_id
         self.record.times.session = self._journal.ms(now)
         note = self._journal.note(now, "session_up", "info", session_id=input.session_id)
-        return [note, *self._answer(now)] if self._opening.heard_out(now) else [note]
+        answer = self._answer(now) if self._opening.heard_out(now) else []
+        return [*recovered, note, *answer]
+
+    def _on_session_again(self, input: inputs.SessionUp, now: float) -> list[outputs.Output]:
+        self._session_up = True
+        self._handover.session_up(input.seconds_left, now)
+        self.record.session_id = input.session_id
+        self._conversation.attach()
+        todo = self._recovery.up(now)
+        return todo + ([] if self._opened else self._open(now))
+
+    def _on_spare_up(self, input: inputs.SpareUp, now: float) -> list[outputs.Output]:
+        self._handover.spare_up(input.session_id, input.seconds_left, now)
+        return []
+
+    def _on_spare_failed(self, input: inputs.SpareFailed, now: float) -> list[outputs.Output]:
+        return self._handover.spare_failed(input.detail, now) if self._session_up else []
+
+    def _open(self, now: float) -> list[outputs.Output]:
+        self._opened = True
+        return self._conversation.open(now)
 
     def _answer(self, now: float) -> list[outputs.Output]:
         """The model is ready, and has the word."""
@@ -198,7 +255,23 @@ class CallMachine:
         else:
             self.state = State.ANSWERED
             self._timers.answered(now)
-        return todo + self._conversation.open(now)
+        return todo + self._open(now)
+
+    def _answer_for_trouble(self, now: float) -> list[outputs.Output]:
+        """There is no model, but something to be said."""
+        self._opening.waiting = False
+        todo = self._opening.answer(now)
+        if self._opening.confirmed:
+            self.state = State.TALKING
+            return [*todo, outputs.StartMedia(), *self._recovery.answered(now)]
+        self.state = State.ANSWERED
+        self._timers.answered(now)
+        return todo
+
+    def _give_up(self, now: float) -> list[outputs.Output]:
+        over = self._recovery.over
+        assert over is not None
+        return self._end(over.why, now, over.detail, rung=over.rung)
 
     def _dial(self, up: inputs.SessionUp, plan: OutboundPlan, now: float) -> list[outputs.Output]:
         """The model is ready: whoever answers is not left waiting for it."""
@@ -215,12 +288,35 @@ class CallMachine:
     def _on_session_failed(self, input: inputs.SessionFailed, now: float) -> list[outputs.Output]:
         fatal = input.verdict.kind is Kind.FATAL
         why = Why.SESSION_REFUSED if fatal else Why.SESSION_UNREACHABLE
-        return self._end(why, now, f"{input.verdict.code}: {input.detail}")
+        detail = f"{input.verdict.code}: {input.detail}"
+        if self._recovery.active:
+            return self._trouble(self._recovery.failed(detail, now, fatal=fatal), now)
+        if self.state is not State.CONNECTING or not self._ladder:
+            return self._end(why, now, detail)
+        answered = self._opening.confirmed
+        return self._trouble(
+            self._recovery.begin(why, detail, now, answered=answered, fatal=fatal), now
+        )
+
+    def _trouble(self, todo: list[outputs.Output], now: float) -> list[outputs.Output]:
+        if self._recovery.wants_answer and self.state is State.CONNECTING:
+            todo = todo + self._answer_for_trouble(now)
+        return todo
+
+    @property
+    def _ladder(self) -> bool:
+        """Something may be done about a session that is not there."""
+        leaving = self._conversation.talk.parting is not None or self._conversation.leaving
+        return bool(self._plan.on_trouble) and self._plan.outbound is None and not leaving
 
     def _on_session_closed(self, input: inputs.SessionClosed, now: float) -> list[outputs.Output]:
-        self._session_up = False
-        if self.state in (State.ENDING, State.BRIDGED):
+        was_up, self._session_up = self._session_up, False
+        if self.state in (State.ENDING, State.BRIDGED) or (not was_up and self._recovery.active):
             return []
+        if self._handover.ready and self._live and input.code != 1000:
+            self._session_up = True
+            return self._handover.settle(now, at_once=True)
+        self._handover.session_over()
         if self._conversation.errands.underway:
             return self._without_session(Why.SESSION_LOST, now, f"{input.code} {input.reason}")
         if self._live and (input.code == 1000 or self._conversation.goodbye_is_here):
@@ -231,7 +327,13 @@ class CallMachine:
 
     def _without_session(self, why: Why, now: float, detail: str) -> list[outputs.Output]:
         if self.state is not State.BRIDGED and not self._conversation.errands.underway:
-            return self._end(why, now, detail)
+            if not (self._live and self._ladder):
+                return self._end(why, now, detail)
+            self._session_up = False
+            rest = self._conversation.detach(now)
+            # Until the ACK there is nobody who could hear anything.
+            answered = self.state is State.TALKING
+            return rest + self._recovery.begin(why, detail, now, answered=answered)
         # The caller is on the way to somebody else: it matters only if they come back.
         self._lost_meanwhile = (why, detail)
         self._session_up = False
@@ -295,7 +397,8 @@ class CallMachine:
         self._timers.confirmed(now, held=self._held)
         note = self._journal.note(now, "confirmed", "info")
         todo: list[outputs.Output] = [note, outputs.StartMedia()]
-        return todo + self._conversation.open(now) if dialled else todo
+        todo += self._recovery.answered(now)
+        return todo + self._open(now) if dialled else todo
 
     def _on_held(self, input: inputs.Held, now: float) -> list[outputs.Output]:
         if not (self._live or self.state is State.CONNECTING) or input.held is self._held:
@@ -306,7 +409,7 @@ class CallMachine:
         return [self._journal.note(now, "held" if input.held else "resumed", "info")]
 
     def _on_digit(self, input: inputs.DigitPressed, now: float) -> list[outputs.Output]:
-        if not (self._session_up or self.state is State.BRIDGED):
+        if not (self._session_up or self._recovery.active or self.state is State.BRIDGED):
             return []
         return self._conversation.on_digit(input.digit, now, in_band=input.in_band)
 
@@ -317,7 +420,7 @@ class CallMachine:
         return self._conversation.errands.on(input, now) if self._live else []
 
     def _on_tool_done(self, input: inputs.ToolDone, now: float) -> list[outputs.Output]:
-        if not self._session_up:
+        if not (self._session_up or self._recovery.active):
             return []
         return self._conversation.on_tool_done(input.call_id, input.output, now)
 
@@ -390,7 +493,10 @@ class CallMachine:
             return self._end(due[0], now, due[1])
         if self._opening.waiting and self._opening.heard_out(now):
             return self._answer(now)
-        return self._conversation.on_tick(now)
+        todo = self._trouble(self._recovery.tick(now), now)
+        if self._session_up:
+            todo += self._handover.tick(now)
+        return todo + self._conversation.on_tick(now)
 
     # ---- ending
 
@@ -407,6 +513,7 @@ class CallMachine:
         reason: str | None = None,
         leg_over: bool = False,
         code: int = 0,
+        rung: Rung | None = None,
     ) -> list[outputs.Output]:
         if self._ending is not None:
             return []
@@ -430,7 +537,9 @@ class CallMachine:
         headers = {"Reason": reason_header(why)}
         if answered or outbound:
             return [*todo, outputs.HangUp(headers)]
-        code = refusal_code(why)
+        code, more = refusal_of(rung, refusal_code(why))
+        headers |= more
+        self._ending = replace(self._ending, sip_code=code)
         if code == 503:
             headers["Retry-After"] = str(self._plan.retry_after)
         return [*todo, outputs.Refuse(code, headers)]

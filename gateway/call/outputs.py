@@ -68,6 +68,8 @@ class Send:
     """A client event."""
 
     command: ClientCommand
+    seed: bool = False
+    """It tells a session that takes over what another one knew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,6 +201,23 @@ class IdlePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Rung:
+    """One thing to do about a session that is lost or not to be had: see
+    :class:`gateway.dialplan.trouble.Rung`."""
+
+    do: str
+    """reconnect, endpoint, announcement, transfer, busy, redirect or hang_up."""
+    seconds: float = 0.0
+    """How long it is tried, or lasts."""
+    sound: str = ""
+    """What the caller hears meanwhile, in a call that is answered."""
+    endpoint: int = 0
+    """The server, as :class:`gateway.call.outputs.OpenSession` counts them."""
+    transfer_to: str = ""
+    """Name of the destination (transfer), or a SIP URI (redirect)."""
+
+
+@dataclass(frozen=True, slots=True)
 class CallPlan:
     """Settings of one call; seconds and names as in the dialplan."""
 
@@ -231,6 +248,10 @@ class CallPlan:
     transfer: TransferPlan = field(default_factory=TransferPlan)
     press: PressPlan = field(default_factory=PressPlan)
     hold: HoldPlan = field(default_factory=HoldPlan)
+    on_trouble: tuple[Rung, ...] = ()
+    """In this order; none of them ends the call at once."""
+    handover_seconds: float = 60.0
+    """So long before the server ends a session another one is opened; 0 lets it end."""
     budget: BudgetPlan = field(default_factory=BudgetPlan)
     interruptions: InterruptionPlan = field(default_factory=InterruptionPlan)
     idle: IdlePlan = field(default_factory=IdlePlan)

@@ -82,6 +82,11 @@ class Playback:
             cut.unplayed_items = []
         return outputs
 
+    def session_over(self) -> list[Output]:
+        """No more audio of anything; what has come is heard."""
+        self._cuts.clear()
+        return self._play(self._ledger.finish_all(), more=False)
+
     def spoke(self, response_id: str) -> bool:
         """Whether the last audio taken was of this response."""
         return self._last_spoken == response_id

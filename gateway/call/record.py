@@ -69,6 +69,23 @@ class ToolUse:
 
 
 @dataclass(slots=True)
+class Trouble:
+    """A session that was lost, or not to be had, and what was done about it. Times in ms since."""
+
+    at_ms: float
+    why: str
+    detail: str
+    rungs: list[str] = field(default_factory=list)
+    outcome: str = ""
+    """recovered, transferred or given up."""
+    sound_after_ms: float | None = None
+    """Until the caller heard that something is being done."""
+    session_after_ms: float | None = None
+    heard_after_ms: float | None = None
+    """Until they heard the agent again."""
+
+
+@dataclass(slots=True)
 class SecondLeg:
     """A call that was placed for the caller, and its RTP."""
 
@@ -127,6 +144,9 @@ class CallRecord:
     digits: list[DigitRun] = field(default_factory=list)
     transfers: list[TransferAttempt] = field(default_factory=list)
     second_legs: list[SecondLeg] = field(default_factory=list)
+    trouble: list[Trouble] = field(default_factory=list)
+    handovers: int = 0
+    """How often another session took over before the server ended one."""
     tools: list[ToolUse] = field(default_factory=list)
     tools_dropped: int = 0
     underruns: int = 0
@@ -227,6 +247,8 @@ class CallRecord:
             "digits": [asdict(one) for one in self.digits],
             "transfers": [asdict(one) for one in self.transfers],
             "second_legs": [asdict(one) for one in self.second_legs],
+            "trouble": [asdict(one) for one in self.trouble],
+            "handovers": self.handovers,
             "tools": [asdict(one) for one in self.tools],
             "tools_dropped": self.tools_dropped,
             "underruns": self.underruns,

@@ -111,8 +111,17 @@ class Transcript:
     def sent(self, todo: list[Output], now: float) -> None:
         """What we put into the conversation ourselves is part of it."""
         for output in todo:
-            if type(output) is Send and type(output.command) is CreateItem:
+            if type(output) is Send and type(output.command) is CreateItem and not output.seed:
                 self._put(output.command.item, now)
+
+    def detached(self) -> None:
+        """The session ends in the middle of an answer: what has come of it is heard, no more."""
+        active = self._talk.gate.active
+        last = next((one for one in reversed(self._entries) if one.who == "agent"), None)
+        if active is None or last is None or last is not self._entries[-1]:
+            return
+        if last.heard is None:
+            last.heard = last.text
 
     # ---- what is known
 

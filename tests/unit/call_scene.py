@@ -222,8 +222,10 @@ def _words(output: outputs.Output) -> str:
     match output:
         case outputs.Ring():
             return "180"
-        case outputs.OpenSession():
-            return "open"
+        case outputs.OpenSession(endpoint, spare):
+            return "open spare" if spare else f"open {endpoint or ''}".rstrip()
+        case outputs.TakeOver():
+            return "take over"
         case outputs.Answer():
             return "200"
         case outputs.Refuse(code, headers):
@@ -279,6 +281,8 @@ def _command_words(command: ClientCommand) -> str:
                 return f"output {item['call_id']}"
             if item["type"] == "mcp_approval_response":
                 return f"approve {item['approval_request_id']} {item['approve']}"
+            if item["type"] == "function_call":
+                return "function_call"
             return f"item {item['content'][0]['text']}"
         case CancelResponse(response_id):
             return f"cancel {response_id}"

@@ -1,0 +1,241 @@
+"""Sessions that are lost, or not to be had: the ladder, and what another session is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+from call_scene import (
+    ACK,
+    OUR_END,
+    REFUSED,
+    UNREACHABLE,
+    UP,
+    Scene,
+    audio,
+    audio_done,
+    closed,
+    created,
+    done,
+    said,
+)
+
+from gateway.audio.g711 import Codec
+from gateway.call import inputs
+from gateway.call.plan import AnswerPlan, CallPlan, Destination, FunctionPlan, Rung, TransferPlan
+from gateway.realtime.events import AgentTranscriptDelta, InputCommitted, InputTranscribed
+
+RECONNECT = Rung("reconnect", 10.0, "chime")
+SECOND = Rung("endpoint", 6.0, "chime", endpoint=1)
+PLAN = CallPlan("r", Codec.PCMU, on_trouble=(RECONNECT,), rtp_timeout=0, max_call_seconds=20_000)
+AGAIN = inputs.SessionUp("sess_2")
+LOST = closed(1011, "oops")
+
+
+def ladder(*rungs: Rung) -> CallPlan:
+    """A plan with these."""
+    return replace(PLAN, on_trouble=rungs)
+
+
+def talked(plan: CallPlan = PLAN) -> Scene:
+    """A question and its answer."""
+    scene = Scene(plan).up()
+    scene.do(said(InputCommitted("u1")), said(InputTranscribed("u1", "What is open?")))
+    scene.do(created("r1"), said(AgentTranscriptDelta("r1", "i1", 0, "The desk is.")))
+    scene.do(audio("r1", "i1", 1000), audio_done("r1", "i1"), done("r1"))
+    scene.listen(1100)
+    return scene
+
+
+def test_a_lost_session_is_replaced_and_told_what_was_said() -> None:
+    scene = talked()
+    assert scene.do(LOST) == ["sound chime", "open"]
+    assert scene.do(AGAIN) == ["sound", "item What is open?", "item The desk is."]
+    assert scene.state.name == "TALKING"
+    (trouble,) = scene.record.trouble
+    assert (trouble.why, trouble.rungs, trouble.outcome) == (
+        "session_lost",
+        ["reconnect"],
+        "recovered",
+    )
+    assert scene.record.session_id == "sess_2"
+
+
+def test_a_question_that_was_not_answered_is_answered_by_the_next() -> None:
+    scene = talked()
+    scene.do(said(InputCommitted("u2")), said(InputTranscribed("u2", "Since when?")))
+    scene.do(created("r2"), LOST)
+    assert scene.do(AGAIN)[-2:] == ["item Since when?", "create"]
+    scene.do(created("r9"), audio("r9", "i9", 400))
+    scene.listen(500)
+    assert scene.record.trouble[0].heard_after_ms is not None
+
+
+def test_an_answer_that_was_under_way_is_heard_as_far_as_it_came_and_gone_on_with() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), said(AgentTranscriptDelta("r1", "i1", 0, "It opens at nine")))
+    scene.do(audio("r1", "i1", 2000))
+    scene.listen(500)
+    assert scene.do(LOST) == ["open"], "no tone over the words that are still to be heard"
+    scene.listen(1000)
+    assert scene.do(AGAIN) == ["item It opens at nine …", "create"]
+    scene.listen(600)
+    assert scene.heard_ms == 2000
+
+
+def test_the_tone_begins_when_the_words_are_over() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), audio("r1", "i1", 1000))
+    scene.do(LOST)
+    assert scene.listen(1100) == ["sound chime"]
+
+
+def test_attempts_that_fail_are_repeated_with_longer_waits_until_the_rung_is_over() -> None:
+    scene = talked(ladder(RECONNECT, Rung("hang_up")))
+    scene.do(LOST, UNREACHABLE)
+    opened = [0.0]
+    while scene.state.name == "TALKING" and scene.now < 40:
+        deadline = scene.machine.deadline
+        assert deadline is not None
+        if "open" in scene.at(deadline):
+            opened.append(round(scene.now, 2))
+        scene.do(UNREACHABLE)
+    gaps = [round(b - a, 2) for a, b in pairwise(opened[1:])]
+    assert gaps == [0.5, 1.0, 2.0, 4.0]
+    scene.do(OUR_END)
+    assert scene.ending == ("network", "session_lost", 200)
+    assert scene.record.trouble[0].outcome == "given up"
+
+
+def test_a_key_that_is_refused_is_not_tried_again_but_elsewhere() -> None:
+    scene = talked(ladder(RECONNECT, SECOND))
+    scene.do(LOST)
+    assert scene.do(REFUSED) == ["open 1"]
+    assert "item What is open?" in scene.do(AGAIN)
+    assert scene.record.trouble[0].rungs == ["reconnect", "endpoint"]
+
+
+def test_an_announcement_then_the_caller_is_handed_on() -> None:
+    desk = Destination("Desk", "sip:desk@pbx")
+    plan = replace(
+        ladder(Rung("announcement", 4.0, "/sorry.wav"), Rung("transfer", transfer_to="Desk")),
+        transfer=TransferPlan((desk,)),
+    )
+    scene = talked(plan)
+    assert scene.do(LOST) == ["close 1000 session_lost", "sound /sorry.wav"]
+    assert "refer sip:desk@pbx" in scene.at(scene.now + 4.1)
+    assert scene.record.trouble[0].outcome == "transferred"
+
+
+def test_a_result_that_comes_meanwhile_is_told_to_the_next() -> None:
+    scene = Scene(replace(PLAN, functions={"hours": FunctionPlan()})).up()
+    scene.do(created("r1"), done("r1", calls=[("hours", "c1")]))
+    scene.do(LOST)
+    assert scene.do(inputs.ToolDone("c1", "nine to five")) == []
+    assert scene.do(AGAIN) == ["sound", "function_call", "output c1", "create"]
+
+
+def test_before_the_answer_another_server_is_asked_while_it_rings() -> None:
+    scene = Scene(ladder(RECONNECT, SECOND))
+    assert scene.do(UNREACHABLE) == ["open 1"]
+    assert scene.do(AGAIN) == ["200"]
+    assert scene.record.trouble[0].outcome == "recovered"
+
+
+def test_before_the_answer_a_call_can_be_refused_as_the_route_says() -> None:
+    for rung, words in (
+        (Rung("busy"), "486 41"),
+        (Rung("redirect", transfer_to="sip:other@pbx"), "302 41"),
+        (Rung("hang_up"), "503 41 retry 5"),
+    ):
+        scene = Scene(ladder(RECONNECT, rung))
+        assert scene.do(UNREACHABLE) == ["close 1000 session_unreachable", words]
+        scene.do(OUR_END)
+        assert scene.record.ending is not None
+        assert scene.record.ending.sip_code == int(words[:3])
+
+
+def test_an_announcement_needs_a_call_that_is_answered() -> None:
+    scene = Scene(ladder(Rung("announcement", 4.0, "/sorry.wav"), Rung("hang_up")))
+    assert scene.do(UNREACHABLE) == ["200"]
+    assert scene.do(ACK) == ["media", "close 1000 session_unreachable", "sound /sorry.wav"]
+    assert "bye 41" in scene.at(scene.now + 4.1)
+
+
+def test_lost_before_the_ack() -> None:
+    scene = Scene(ladder(SECOND))
+    scene.do(UP)
+    assert scene.do(LOST) == ["open 1"]
+    assert scene.do(ACK) == ["media", "sound chime"]
+    assert scene.do(AGAIN) == ["sound"]
+    assert scene.state.name == "TALKING"
+
+
+def test_a_call_that_is_being_ended_is_not_rescued() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), audio("r1", "i1", 1000), audio_done("r1", "i1"))
+    scene.do(done("r1", calls=[("end_call", "c1")]))
+    assert "open" not in scene.do(LOST)
+
+
+def test_answered_at_once_the_caller_hears_the_announcement() -> None:
+    plan = replace(
+        ladder(Rung("announcement", 4.0, "/sorry.wav")), answer=AnswerPlan("at_once", "ringback")
+    )
+    scene = Scene(plan)
+    scene.do(ACK)
+    assert scene.do(UNREACHABLE)[-1:] == ["sound /sorry.wav"]
+
+
+# ---- before the maximum length
+
+
+def living(seconds: float, plan: CallPlan = PLAN) -> Scene:
+    """A session that the server ends after so long."""
+    scene = Scene(plan)
+    scene.do(inputs.SessionUp("sess_1", seconds), ACK)
+    return scene
+
+
+def test_before_the_end_of_a_session_another_takes_over_in_a_silence() -> None:
+    scene = living(3600.0)
+    scene.do(said(InputCommitted("u1")), said(InputTranscribed("u1", "What is open?")))
+    scene.do(created("r1"), said(AgentTranscriptDelta("r1", "i1", 0, "The desk is.")))
+    assert scene.at(3539.0) == []
+    assert scene.at(3540.5) == ["open spare"]
+    assert scene.do(inputs.SpareUp("sess_2", 3600.0)) == [], "the agent speaks"
+    scene.do(audio("r1", "i1", 1000), audio_done("r1", "i1"), done("r1"))
+    assert scene.listen(1200) == ["take over", "item What is open?", "item The desk is."]
+    assert scene.record.session_id == "sess_2"
+    assert scene.record.handovers == 1
+    assert scene.at(3540.5 + 3538) == []
+    assert "open spare" in scene.at(3541 + 3545), "and that one has its end, too"
+
+
+def test_where_nobody_is_silent_it_takes_over_at_the_last_moment() -> None:
+    scene = living(3600.0)
+    scene.at(3541.0, created("r1"), audio("r1", "i1", 200), inputs.SpareUp("sess_2", None))
+    scene.do(said(AgentTranscriptDelta("r1", "i1", 0, "A long story")))
+    assert scene.at(3596.0) == []
+    assert scene.at(3597.5) == ["take over", "item A long story …", "create"]
+
+
+def test_one_that_cannot_be_had_is_tried_for_again() -> None:
+    scene = living(3600.0)
+    assert scene.at(3540.5) == ["open spare"]
+    scene.do(inputs.SpareFailed("busy"))
+    assert scene.at(3545.0) == []
+    assert scene.at(3545.6) == ["open spare"]
+
+
+def test_one_that_is_there_takes_over_at_once_when_the_other_is_lost() -> None:
+    scene = living(3600.0)
+    scene.at(3541.0, created("r1"))
+    scene.do(inputs.SpareUp("sess_2", None))
+    assert scene.do(LOST) == ["take over"]
+    assert scene.record.trouble == []
+
+
+def test_a_server_that_tells_no_end_gets_no_successor() -> None:
+    scene = Scene(PLAN).up()
+    assert "open spare" not in scene.at(3599.0)
