@@ -67,6 +67,8 @@ class Handover:
 
     def spare_up(self, session_id: str, seconds_left: float | None, now: float) -> None:
         """The one that is to take over is there."""
+        if not self._opening:
+            return
         self._opening = False
         left = None if seconds_left is None else now + seconds_left
         self._spare = (session_id, left)

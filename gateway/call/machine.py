@@ -160,7 +160,7 @@ class CallMachine:
             self._timers.deadline,
             heard_out,
             self._recovery.deadline,
-            self._handover.deadline,
+            self._handover.deadline if self._session_up and self._talking_to_us else None,
         )
         return min((at for at in due if at is not None), default=None)
 
@@ -170,7 +170,7 @@ class CallMachine:
         todo = talk.settle(now, confirmed=self.state is not State.ANSWERED)
         if talk.errands.joined and self.state is State.TALKING:
             todo += self._bridge(now)
-        if self._session_up and self.state is not State.BRIDGED:
+        if self._session_up and self._talking_to_us:
             todo += self._handover.settle(now)
         if self._recovery.over is not None:
             return todo + self._give_up(now)
@@ -494,11 +494,15 @@ class CallMachine:
         if self._opening.waiting and self._opening.heard_out(now):
             return self._answer(now)
         todo = self._trouble(self._recovery.tick(now), now)
-        if self._session_up:
+        if self._session_up and self._talking_to_us:
             todo += self._handover.tick(now)
         return todo + self._conversation.on_tick(now)
 
     # ---- ending
+
+    @property
+    def _talking_to_us(self) -> bool:
+        return self.state in (State.ANSWERED, State.TALKING)
 
     @property
     def _live(self) -> bool:

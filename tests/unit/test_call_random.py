@@ -21,8 +21,11 @@ from gateway.call.plan import (
     DigitPlan,
     FunctionPlan,
     HoldPlan,
+    IdlePlan,
+    InterruptionPlan,
     LanguagePlan,
     PressPlan,
+    Rung,
     TransferPlan,
 )
 from gateway.call.record import CallRecord
@@ -37,8 +40,10 @@ from gateway.realtime.commands import (
 from gateway.realtime.errors import ERROR_CODES
 from gateway.realtime.events import (
     AgentTranscript,
+    AgentTranscriptDelta,
     AudioDelta,
     AudioDone,
+    InputCommitted,
     InputTranscribed,
     ItemTruncated,
     OtherEvent,
@@ -101,7 +106,9 @@ EVENTS: st.SearchStrategy[ServerEvent] = st.one_of(
         st.none(),
     ),
     st.just(SpeechStarted("u", 1)),
-    st.just(SpeechStopped("u", 2)),
+    st.sampled_from([2, 2000]).map(lambda at: SpeechStopped("u", at)),
+    st.just(InputCommitted("u")),
+    st.builds(AgentTranscriptDelta, RESPONSES, ITEMS, st.just(0), st.just("word ")),
     st.just(AgentTranscript("r1", "i1", 0, "x")),
     st.just(InputTranscribed("u", "x")),
     st.just(ItemTruncated("i1", 0, 5)),
@@ -131,7 +138,8 @@ ERRORS = st.builds(
 )
 CODES = st.sampled_from([1000, 1001, 1006, 1011, 4000])
 SESSION = st.one_of(
-    st.just(inputs.SessionUp("sess")),
+    st.sampled_from([None, 9.0, 3600.0]).map(lambda left: inputs.SessionUp("sess", left)),
+    st.sampled_from([inputs.SpareUp("spare", 30.0), inputs.SpareFailed("no")]),
     EVENTS.map(inputs.ServerSaid),
     EVENTS.map(inputs.ServerSaid),
     EVENTS.map(inputs.ServerSaid),
@@ -190,6 +198,17 @@ STEPS = st.lists(
     max_size=60,
 )
 BY = ("allow", "refuse", "caller", "http")
+RUNGS = st.sampled_from(
+    [
+        Rung("reconnect", 5.0, "chime"),
+        Rung("endpoint", 5.0, endpoint=1),
+        Rung("announcement", 2.0, "/sorry.wav"),
+        Rung("transfer", transfer_to="blind"),
+        Rung("busy"),
+        Rung("redirect", transfer_to="sip:x@pbx"),
+        Rung("hang_up"),
+    ]
+)
 PLANS = st.builds(
     CallPlan,
     route=st.just("r"),
@@ -227,6 +246,16 @@ PLANS = st.builds(
         [LanguagePlan(), LanguagePlan({"de": "German"}, {"de": {"instructions": "x"}})]
     ),
     server_interrupts=st.booleans(),
+    interruptions=st.sampled_from(
+        [
+            InterruptionPlan(),
+            InterruptionPlan("pause", by_gateway=True, transcribed=True),
+            InterruptionPlan("pause", by_gateway=True, protect_greeting=True),
+            InterruptionPlan("never", by_gateway=True),
+        ]
+    ),
+    idle=st.sampled_from([IdlePlan(), IdlePlan(4.0, times=1)]),
+    on_trouble=st.lists(RUNGS, max_size=3).map(tuple),
     truncate_margin_ms=st.sampled_from([0, 85]),
 )
 
