@@ -13,6 +13,7 @@ from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.call.plan import CallPlan, DigitPlan, OutboundPlan, PressPlan
 from gateway.call.record import CallRecord
 from gateway.config import Config, MediaSettings, TrunkSettings
+from gateway.config.realtime import EndpointSettings, RealtimeSettings
 from gateway.cost.planning import budget_plan
 from gateway.dialplan import InviteFacts, Match, Route, call_settings
 from gateway.dialplan.variables import render, values_of
@@ -31,6 +32,7 @@ from gateway.routes import (
     metadata_of,
     own_tools,
     transfer_plan,
+    trouble_plan,
     turns_left_to_us,
 )
 from gateway.sessions import SessionPlan
@@ -201,6 +203,8 @@ def call_plan(
         budget=budget_plan(config, route),
         interruptions=interruption_plan(route, session),
         idle=idle_plan(route),
+        on_trouble=trouble_plan(route, [one.name for one in config.endpoint]),
+        handover_seconds=settings.realtime.handover_seconds,
         listening=listening_session(session),
         truncate_margin_ms=settings.realtime.truncate_margin_ms,
         functions={} if toolbox is None else toolbox.plans(route.name),
@@ -257,20 +261,25 @@ def session_plan(
     """How to get the session of a call on this route; ``values`` are those of its match."""
     realtime = call_settings(config, route).realtime
     return SessionPlan(
-        endpoint=Endpoint(
-            url=realtime.url,
-            model=realtime.model,
-            api_key="" if realtime.api_key is None else realtime.api_key,
-            api_key_header=realtime.api_key_header,
-            headers={name: value.get_secret_value() for name, value in realtime.headers.items()},
-            ping_interval=realtime.ping_interval,
-            ping_timeout=realtime.ping_timeout,
-            dialect=DIALECTS[realtime.dialect],
-            audio=realtime.audio,
-        ),
+        endpoint=_endpoint(realtime, realtime),
+        others=tuple(_endpoint(other, realtime) for other in config.endpoint),
         settings=_session(config, route, codec, values, toolbox),
         connect_timeout=realtime.connect_timeout,
         max_playout_frames=int(realtime.playout_seconds * 1000) // FRAME_MS,
+    )
+
+
+def _endpoint(server: RealtimeSettings | EndpointSettings, line: RealtimeSettings) -> Endpoint:
+    return Endpoint(
+        url=server.url,
+        model=server.model,
+        api_key="" if server.api_key is None else server.api_key,
+        api_key_header=server.api_key_header,
+        headers={name: value.get_secret_value() for name, value in server.headers.items()},
+        ping_interval=line.ping_interval,
+        ping_timeout=line.ping_timeout,
+        dialect=DIALECTS[server.dialect],
+        audio=server.audio,
     )
 
 

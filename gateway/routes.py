@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,19 @@ from gateway.call.plan import (
     InterruptionPlan,
     LanguagePlan,
     PressPlan,
+    Rung,
     SchedulePlan,
     TransferPlan,
 )
 from gateway.config import TrunkSettings
 from gateway.dialing import dial_uri
 from gateway.dialplan import Route, Transfer
+from gateway.dialplan.trouble import Rung as RungSettings
 from gateway.dialplan.variables import render
 from gateway.tools import definitions
+
+RECONNECT_SECONDS = 10.0
+"""How long another session is tried for, where the route does not say."""
 
 
 def transfer_plan(route: Route, trunks: tuple[TrunkSettings, ...]) -> TransferPlan:
@@ -94,6 +99,32 @@ def metadata_of(route: Route, values: Mapping[str, str]) -> dict[str, str]:
     """The route's own words about the call, as a response may carry them: 512 characters each."""
     texts = {name: render(text, values)[:512] for name, text in route.metadata.items()}
     return {name: text for name, text in texts.items() if text}
+
+
+def trouble_plan(route: Route, endpoints: Sequence[str]) -> tuple[Rung, ...]:
+    """The ladder; ``endpoints`` are the names of the servers to turn to, in their order.
+
+    Raises ValueError where a route names one that there is not.
+    """
+    return tuple(
+        Rung(
+            do=one.do,
+            seconds=one.seconds or _rung_seconds(one),
+            sound=_rung_sound(one),
+            endpoint=0 if one.endpoint is None else endpoints.index(one.endpoint) + 1,
+            transfer_to=one.to or "",
+        )
+        for one in route.on_trouble
+    )
+
+
+def _rung_seconds(rung: RungSettings) -> float:
+    return wav_seconds(Path(rung.sound or "")) if rung.do == "announcement" else RECONNECT_SECONDS
+
+
+def _rung_sound(rung: RungSettings) -> str:
+    tries = rung.do in ("reconnect", "endpoint")
+    return "chime" if tries and rung.sound is None else rung.sound or ""
 
 
 def idle_plan(route: Route) -> IdlePlan:

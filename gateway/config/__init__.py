@@ -6,16 +6,10 @@ there, ``validate`` words what is wrong. The dialplans are read with the same pa
 
 from .access import AccessSettings, ControlSettings
 from .load import load_config
-from .models import (
-    Config,
-    LimitSettings,
-    LogSettings,
-    MediaSettings,
-    RealtimeSettings,
-    WorkerSettings,
-)
+from .models import Config, LimitSettings, LogSettings, MediaSettings, WorkerSettings
 from .outbound import OutboundSettings
 from .problems import ConfigError, Problem
+from .realtime import RealtimeSettings
 from .sip import ListenAddress, PortRange, SipSettings, TlsSettings
 from .trunks import TrunkSettings
 

@@ -16,8 +16,9 @@ from gateway.tools.advice import summary as tool_summary
 from gateway.tools.offer import problems as tool_problems
 
 from .load import KEY_MISSING, judge_config
-from .models import Config, dialect_problem, on_loopback
+from .models import Config
 from .problems import ConfigError, Problem
+from .realtime import dialect_problem, on_loopback
 from .source import read_toml
 from .validate import suggestion
 
@@ -47,6 +48,7 @@ def load_all(
         problems += _prices_wrong(config)
         problems += _dialects_wrong(config, dialplan)
         problems += _trunks_missing(config, dialplan)
+        problems += _endpoints_missing(config, dialplan)
         problems += callback_problems(config, dialplan)
         problems += tool_problems(config, dialplan, source.problem(("tools", "module"), ""))
     if config is None or problems:
@@ -123,6 +125,20 @@ def _trunks_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
                 file, line = dialplan.origins[route.name]
                 message = f'there is no trunk "{name}"' + suggestion(name, known)
                 problems.append(Problem(file, line, f"route {route.name}, {where}", message))
+    return problems
+
+
+def _endpoints_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
+    """Routes that would turn to a server that is not there."""
+    known = [endpoint.name for endpoint in config.endpoint]
+    problems: list[Problem] = []
+    for route in dialplan.routes:
+        for rung in route.on_trouble:
+            if rung.endpoint is not None and rung.endpoint not in known:
+                file, line = dialplan.origins[route.name]
+                message = f'there is no [[endpoint]] "{rung.endpoint}"'
+                message += suggestion(rung.endpoint, known)
+                problems.append(Problem(file, line, f"route {route.name}, on_trouble", message))
     return problems
 
 

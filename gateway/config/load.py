@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .models import Config, on_loopback
+from .models import Config
 from .problems import ConfigError, Problem
+from .realtime import on_loopback
 from .source import TomlSource, read_toml
 from .validate import problems_of
 

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
-    AfterValidator,
     Field,
-    PlainSerializer,
-    SecretStr,
     Strict,
     model_validator,
 )
@@ -23,119 +15,12 @@ from .access import AccessSettings, ControlSettings
 from .cost import CostSettings
 from .outbound import OutboundSettings
 from .problems import MisplacedError
+from .realtime import EndpointSettings, RealtimeSettings
 from .sip import ListenAddress, SipSettings
 from .tools import CallbackSettings, ToolSettings
 from .trunks import Keying, Srtp, TrunkSettings, judge_jitter, judge_trunks
 from .validate import Section
-from .values import Count, FilePath, Flag, Milliseconds, Seconds, SecondsOrOff, Text, Typed
-
-_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-# Set by the WebSocket handshake (RFC 6455, section 4.1) or by api_key.
-_HANDSHAKE_HEADERS = frozenset({"host", "upgrade", "connection", "authorization", "api-key"})
-_SECRET_PARAMETERS = frozenset({"api_key", "apikey", "key", "token", "access_token", "secret"})
-
-
-def websocket_url(value: str) -> str:
-    """``value`` if it can be a realtime server's address; raises ValueError."""
-    try:
-        parts = urlsplit(value)
-        host, _port = parts.hostname, parts.port
-    except ValueError:
-        raise ValueError("is no URL: the host or the port cannot be read") from None
-    if parts.scheme not in ("ws", "wss"):
-        raise ValueError("must begin with ws:// or wss://")
-    if not host or any(char.isspace() for char in value):
-        raise ValueError("must name a host and contain no space")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("must not carry user or password; use api_key or headers")
-    if parts.fragment:
-        raise ValueError("must not have a #fragment")
-    query = {name.lower().replace("-", "_") for name in parse_qs(parts.query, True)}
-    if "model" in query:
-        raise ValueError("must not name the model; use the key model, which is added to the URL")
-    if query & _SECRET_PARAMETERS:
-        raise ValueError("must not carry a key, since URLs are logged; use api_key or headers")
-    return value
-
-
-def _headers(value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
-    for name, text in value.items():
-        if not _HEADER_NAME.fullmatch(name):
-            raise MisplacedError((name,), "is no name of an HTTP header")
-        if name.lower() in _HANDSHAKE_HEADERS or name.lower().startswith("sec-websocket-"):
-            raise MisplacedError((name,), "is set by the gateway (see api_key and api_key_header)")
-        if name.lower() == "openai-beta":
-            raise MisplacedError((name,), 'is sent with dialect = "beta", and only then')
-        if not re.fullmatch(r"[ -~]*", text.get_secret_value()):
-            raise MisplacedError((name,), "has characters that no header may have")
-    return MappingProxyType(dict(value))
-
-
-def _api_key(value: SecretStr | None) -> SecretStr | None:
-    if value is not None and not re.fullmatch(r"[!-~]*", value.get_secret_value()):
-        raise ValueError("has characters that no key has (space, newline, or not ASCII)")
-    return value
-
-
-Url = Annotated[str, AfterValidator(websocket_url)]
-ApiKey = Annotated[SecretStr | None, AfterValidator(_api_key)]
-Headers = Annotated[
-    Mapping[str, SecretStr], AfterValidator(_headers), PlainSerializer(lambda value: dict(value))
-]
-
-
-DialectName = Literal["ga", "beta", "azure-preview"]
-AudioName = Literal["g711", "pcm24"]
-
-
-def dialect_problem(url: str, dialect: DialectName) -> str | None:
-    """Why a server at ``url`` cannot speak ``dialect``, if its address tells."""
-    parts = urlsplit(url)
-    versions = parse_qs(parts.query, True).get("api-version", [])
-    path = parts.path.rstrip("/")
-    if dialect != "azure-preview" and (versions or path.endswith("/openai/realtime")):
-        return 'the URL is one of Azure\'s preview API, which speaks "azure-preview"'
-    if dialect == "azure-preview" and path.endswith(("/v1", "/v1/realtime")):
-        return 'a URL with /v1 is one of Azure\'s GA API, which speaks "ga"'
-    return None
-
-
-class RealtimeSettings(Section):
-    """``[realtime]``: the speech-to-speech server."""
-
-    url: Url
-    api_key: ApiKey = None
-    api_key_header: Literal["authorization", "api-key"] = "authorization"
-    model: Text = "gpt-realtime-2.1"
-    headers: Headers = Field(default_factory=lambda: MappingProxyType({}))
-    connect_timeout: Seconds = 8.0
-    ping_interval: Seconds = 20.0
-    ping_timeout: Seconds = 20.0
-    playout_seconds: Seconds = 600.0
-    truncate_margin_ms: Milliseconds = 0
-    dialect: DialectName = "ga"
-    audio: AudioName = "g711"
-
-    @model_validator(mode="after")
-    def _dialect_fits(self) -> Self:
-        problem = dialect_problem(self.url, self.dialect)
-        if problem is not None:
-            raise MisplacedError(("dialect",), problem)
-        return self
-
-    @property
-    def on_loopback(self) -> bool:
-        """Whether the server is on this machine (the emulator), where no key is needed."""
-        return on_loopback(self.url)
-
-
-def on_loopback(url: str) -> bool:
-    """Whether the host of ``url`` is this machine."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+from .values import Count, FilePath, Flag, Milliseconds, Seconds, SecondsOrOff, Typed
 
 
 class DialplanSettings(Section):
@@ -213,6 +98,7 @@ class Config(Section):
     control: ControlSettings = Field(default_factory=ControlSettings)
     outbound: OutboundSettings = Field(default_factory=OutboundSettings)
     trunk: tuple[TrunkSettings, ...] = ()
+    endpoint: tuple[EndpointSettings, ...] = ()
     tools: ToolSettings = Field(default_factory=ToolSettings)
     callbacks: CallbackSettings = Field(default_factory=CallbackSettings)
 
@@ -220,6 +106,14 @@ class Config(Section):
     def _trunks_fit(self) -> Self:
         judge_trunks(self.trunk, self.sip)
         judge_jitter(self.trunk, self.media)
+        return self
+
+    @model_validator(mode="after")
+    def _endpoints_differ(self) -> Self:
+        names = [one.name for one in self.endpoint]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise MisplacedError(("endpoint", number, "name"), "is there twice")
         return self
 
     @model_validator(mode="after")
@@ -298,6 +192,8 @@ class Config(Section):
     def secrets(self) -> tuple[str, ...]:
         """Every secret text, for a log filter that must let none of them through."""
         values: list[Any] = [self.realtime.api_key, *self.realtime.headers.values()]
+        for endpoint in self.endpoint:
+            values += [endpoint.api_key, *endpoint.headers.values()]
         values += [trunk.password for trunk in self.trunk]
         values += self.callbacks.headers.values()
         own = tuple(value.get_secret_value() for value in values if value)

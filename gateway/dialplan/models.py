@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.config.models import ApiKey, AudioName, DialectName, Url
 from gateway.config.problems import KeyPath, MisplacedError
+from gateway.config.realtime import ApiKey, AudioName, DialectName, Url
 from gateway.config.source import plain
 from gateway.config.validate import Section, suggestion
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
@@ -41,6 +41,7 @@ from .functions import (
 from .hours import Hours
 from .session import nulled
 from .tools import Hold, SendDtmf, Transfer, TransferCall
+from .trouble import DEFAULT, Rung
 from .turns import Idle, Interruptions
 from .values import Regex
 from .variables import (
@@ -222,6 +223,7 @@ class Route(Section):
     budget: RouteBudget = Field(default_factory=RouteBudget)
     interruptions: Interruptions = Field(default_factory=Interruptions)
     idle: Idle = Field(default_factory=Idle)
+    on_trouble: tuple[Rung, ...] = DEFAULT
     records: RouteRecords = Field(default_factory=RouteRecords)
     realtime: RouteRealtime = Field(default_factory=RouteRealtime)
     tools: tuple[Text, ...] = ()
@@ -252,6 +254,9 @@ class Route(Section):
             ("idle", self.idle.transfer_to),
         ):
             self._transferable((section, "transfer_to"), wanted)
+        for number, rung in enumerate(self.on_trouble):
+            if rung.do == "transfer":
+                self._transferable(("on_trouble", number, "to"), rung.to)
         self.interruptions.agree_with(self.session)
         names = self.variable_names()
         twice = sorted({name for name in names if names.count(name) > 1})

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.config import Config, ListenAddress
-from gateway.config.models import on_loopback
+from gateway.config.realtime import on_loopback
 from gateway.dialplan import Dialplan
 from gateway.doctor.finding import Finding, bad, ok, warn
 
