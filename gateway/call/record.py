@@ -82,7 +82,7 @@ class Trouble:
     """Until the caller heard that something is being done."""
     session_after_ms: float | None = None
     heard_after_ms: float | None = None
-    """Until they heard the agent again."""
+    """Until they heard the agent again; None where its words had not come to an end meanwhile."""
 
 
 @dataclass(slots=True)

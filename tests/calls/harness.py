@@ -50,12 +50,14 @@ ROUTES = """
 [[route]]
 name = "plain"
 to = "^plain$"
+on_trouble = []
 [route.session]
 instructions = "Talk."
 
 [[route]]
 name = "greeted"
 to = "^greeted$"
+on_trouble = []
 [route.greeting]
 say = "Hello."
 """
@@ -132,7 +134,7 @@ class World:
             dialplans=self._dialplans or "routes",
             log_level=self._log_level,
             drain_seconds=self._drain_seconds,
-            more=self._more,
+            more=self._more.replace("{url}", keyed),
         )
         self.gateway.config.write_text(config)
         await self.gateway.start()

@@ -1,0 +1,243 @@
+"""Sessions that fail at every step of a call: what becomes of it, and what its caller hears."""
+
+from __future__ import annotations
+
+import asyncio
+import wave
+from collections.abc import Iterator
+from typing import Any
+
+import figures
+import pytest
+from harness import World
+from listening import Spoken, assert_continuous, is_silence, noise
+from sip_phone import PhoneCall
+
+from gateway.audio.g711 import Codec
+from gateway.emulator.record import SessionRecord
+
+PLACE = """
+[route.greeting]
+say = "Hello."
+[route.realtime]
+connect_timeout = 1.5
+"""
+
+SORRY_SECONDS = 0.8
+
+ROUTES = f"""
+[[route]]
+name = "again"
+to = "^again$"
+{PLACE}
+[route.session.audio.input.transcription]
+model = "whisper-1"
+
+[[route]]
+name = "elsewhere"
+to = "^elsewhere$"
+on_trouble = [{{do = "endpoint", endpoint = "backup"}}]
+[route.greeting]
+say = "Hello."
+[route.realtime]
+url = "ws://127.0.0.1:9/v1/realtime"
+api_key = "none"
+connect_timeout = 0.5
+
+[[route]]
+name = "sorry"
+to = "^sorry$"
+on_trouble = [{{do = "announcement", sound = "{{sorry}}"}}, {{do = "hang_up"}}]
+{PLACE}
+
+[[route]]
+name = "busy"
+to = "^busy$"
+on_trouble = [{{do = "busy"}}]
+{PLACE}
+
+[[route]]
+name = "away"
+to = "^away$"
+on_trouble = [{{do = "redirect", to = "sip:desk@pbx.example"}}]
+{PLACE}
+
+[[route]]
+name = "left"
+to = "^left$"
+on_trouble = []
+{PLACE}
+"""
+
+
+@pytest.fixture(scope="module")
+def shared_world(
+    runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    """With an announcement, and a second server that is the same emulator."""
+    folder = tmp_path_factory.mktemp("trouble")
+    sorry = folder / "sorry.wav"
+    with wave.open(str(sorry), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(Codec.PCMU.to_linear(noise(71, SORRY_SECONDS)))
+    made = World(
+        folder / "own",
+        routes=ROUTES.replace("{sorry}", str(sorry)),
+        realtime="handover_seconds = 5",
+        more='[[endpoint]]\nname = "backup"\nurl = "{url}"',
+    )
+    runner.run(made.start())
+    yield made
+    runner.run(made.stop())
+
+
+async def session_after(world: World, call: PhoneCall) -> SessionRecord:
+    """The session that took over."""
+    await world.gateway.wait("call.session_replaced", call=call.call_id)
+    return world.emulator.sessions[-1]
+
+
+def told(session: SessionRecord) -> list[str]:
+    """Texts of the items that it was given."""
+    items = [event.body["item"] for event in session.seen("conversation.item.create")]
+    return [item["content"][0]["text"] for item in items if item["type"] == "message"]
+
+
+async def trouble_of(world: World, call: PhoneCall) -> dict[str, Any]:
+    """What the record says of it, and that the call was hung up by its caller."""
+    await world.summary_at_end(call)
+    record = await world.record(call)
+    (trouble,) = record["trouble"]
+    return dict(trouble)
+
+
+async def test_a_session_lost_in_the_middle_of_an_answer(world: World) -> None:
+    """What had come is heard; the next session is told of it and goes on."""
+    world.behave(
+        vad="off",
+        answers=[{"kind": "say", "text": "It is open from nine to five, every day of the week."}],
+        end={"at": "response.output_audio.delta", "nth": 6, "drop": True},
+    )
+    call = await world.dial("again")
+    first = await world.session_of(call)
+    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 1, "seed": 3}])
+    second = await session_after(world, call)
+    await second.wait_until(lambda s: len(s.sent("response.done")) == 1, 20)
+    (item,) = second.sent_items.values()
+    await call.rtp.until(lambda: Spoken(bytes(item)).heard_ms(call.rtp.packets) >= 980)
+    assert_continuous(call.rtp.packets)
+    (before,) = first.sent_items.values()
+    assert Spoken(bytes(before)).heard_ms(call.rtp.packets) > 0
+    (text,) = told(second)
+    assert text.startswith("It is")
+    assert text.endswith(" …")
+    trouble = await trouble_of(world, call)
+    assert (trouble["why"], trouble["outcome"]) == ("session_lost", "recovered")
+    heard = trouble["heard_after_ms"]
+    figures.show(
+        "session cut in mid-answer: ms until another is up, and until it is heard",
+        f"{trouble['session_after_ms']:.0f}, {'without a gap' if heard is None else heard}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "script"),
+    [
+        ("connect", {"refuse": {"step": "upgrade", "http_status": 503}}),
+        ("first event", {"created": "never"}),
+        ("update", {"updated": "never"}),
+        ("refused", {"refuse": {"step": "connect", "code": "insufficient_quota"}}),
+    ],
+)
+@pytest.mark.parametrize(("route", "code"), [("left", 503), ("busy", 486), ("away", 302)])
+async def test_a_session_that_is_not_to_be_had(
+    world: World, step: str, script: dict[str, Any], route: str, code: int
+) -> None:
+    """Before the answer the route says how the call is refused."""
+    world.behave(**script)
+    call = world.phone.call(route)
+    call.invite()
+    final = await call.refused()
+    assert final.code == code
+    if code == 302:
+        assert final.headers["contact"] == "<sip:desk@pbx.example>"
+    record = await world.record(call)
+    assert record["ending"]["sip_code"] == code
+    assert record["ending"]["why"] in ("session_unreachable", "session_refused")
+
+
+async def test_a_server_that_is_not_there_and_another_that_is(world: World) -> None:
+    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 1, "seed": 4}])
+    call = await world.dial("elsewhere")
+    await call.rtp.heard_bytes(4000)
+    trouble = await trouble_of(world, call)
+    assert (trouble["rungs"], trouble["outcome"]) == (["endpoint"], "recovered")
+
+
+@pytest.mark.parametrize("when", ["before the answer", "in the call"])
+async def test_an_announcement_and_the_end(world: World, when: str) -> None:
+    if when == "in the call":
+        world.behave(vad="off", answer="silent", end={"after_s": 0.3, "code": 1011})
+    else:
+        world.behave(refuse={"step": "upgrade", "http_status": 503})
+    call = await world.dial("sorry")
+    bye = await call.hung_up()
+    assert "cause=41" in bye.headers["reason"]
+    spoken = [packet for packet in call.rtp.packets if not is_silence(packet)]
+    assert abs(len(spoken) * 0.02 - SORRY_SECONDS) <= 0.1, "heard once, and to its end"
+    record = await world.record(call)
+    (trouble,) = record["trouble"]
+    assert trouble["sound_after_ms"] is not None
+    figures.show(f"announcement, {when}: heard after ms", f"{trouble['sound_after_ms']:.0f}")
+
+
+async def test_a_tool_that_ends_while_there_is_no_session(world: World) -> None:
+    """Lost between the function call and its result, or a key: nothing of it is lost."""
+    world.behave(vad="off", answer="silent", end={"after_s": 0.4, "code": 1011})
+    call = await world.dial("again")
+    world.behave(refuse={"step": "upgrade", "http_status": 503})
+    await world.gateway.wait("call.session_gone", call=call.call_id)
+    call.rtp.press("4#")
+    await world.gateway.wait("call.digits", call=call.call_id)
+    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 1, "seed": 6}])
+    second = await session_after(world, call)
+    await second.wait_until(lambda s: len(s.sent("response.done")) == 1, 20)
+    assert told(second) == ["The caller pressed 4 on the telephone keypad."]
+    await trouble_of(world, call)
+
+
+async def test_lost_while_the_goodbye_is_said(world: World) -> None:
+    """All of it is here: it is heard, and the call ends as it would have."""
+    world.behave(
+        vad="off",
+        answers=[{"kind": "pattern", "seconds": 1.5, "seed": 8, "end_call": True}],
+        end={"at": "response.done", "code": 1011},
+    )
+    call = await world.dial("again")
+    await call.hung_up()
+    record = await world.record(call)
+    assert record["ending"]["why"] in ("farewell", "session_closed")
+    assert record["trouble"] == []
+
+
+async def test_another_session_takes_over_before_the_server_ends_one(world: World) -> None:
+    """Three of them, one after the other; each is told what was said, and the caller hears all."""
+    world.behave(
+        vad="scripted",
+        expires_s=7,
+        answers=[{"kind": "pattern", "seconds": 1, "seed": 10}],
+        speech={"at_ms": [1500], "length_ms": 200},
+        transcripts=["What is open?"],
+    )
+    call = await world.dial("again")
+    first = await world.session_of(call)
+    line = await world.gateway.wait("call.handed_over", count=2, call=call.call_id)
+    (last,) = (one for one in world.emulator.sessions if one.id == line["session_id"])
+    assert last.id != first.id
+    assert "What is open?" in told(last)
+    assert_continuous(call.rtp.packets)
+    await world.summary_at_end(call)
+    record = await world.record(call)
+    assert record["handovers"] >= 2
+    assert record["trouble"] == []
+    assert record["ending"]["why"] == "hung_up"
