@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from gateway.config.models import Config, on_loopback
+from gateway.config.models import Config
+from gateway.config.realtime import on_loopback
 from gateway.dialplan import Dialplan, Route
 from gateway.tools.definitions import OWN
 from gateway.tools.offer import module_tools

@@ -234,7 +234,7 @@ async def test_another_session_takes_over_before_the_server_ends_one(world: Worl
     line = await world.gateway.wait("call.handed_over", count=2, call=call.call_id)
     (last,) = (one for one in world.emulator.sessions if one.id == line["session_id"])
     assert last.id != first.id
-    assert "What is open?" in told(last)
+    await last.wait_until(lambda s: "What is open?" in told(s), 10)
     assert_continuous(call.rtp.packets)
     await world.summary_at_end(call)
     record = await world.record(call)
