@@ -12,6 +12,9 @@ from gateway.call.outputs import Output
 from gateway.call.talk import Talk
 from gateway.tools.arguments import collect_wanted
 
+LONGEST_SECONDS = 120.0
+"""So long at most a first key is waited for while the model talks."""
+
 
 class Collecting:
     """Waits for keys while :attr:`wants_keys`. Every method takes the time (s)."""
@@ -25,6 +28,7 @@ class Collecting:
         self._most = 0
         self._terminator = ""
         self._seconds = 0.0
+        self._until = 0.0
         self.deadline: float | None = None
         """When :meth:`tick` is due (s)."""
         talk.collecting = self
@@ -40,6 +44,7 @@ class Collecting:
         self._digits = ""
         self._most, self._terminator, self._seconds = wanted
         self.deadline = now + self._seconds
+        self._until = now + LONGEST_SECONDS
 
     def key(self, digit: str, now: float) -> list[Output]:
         """The caller pressed a key."""
@@ -55,7 +60,7 @@ class Collecting:
         """The time for a key may be over."""
         if self.deadline is None or now < self.deadline:
             return []
-        if self._talk.speaking and not self._digits:
+        if self._talk.speaking and not self._digits and now < self._until:
             self.deadline = now + self._seconds  # the caller is still being told what to do
             return []
         return self._done("timeout", now)

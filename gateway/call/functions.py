@@ -239,7 +239,8 @@ class Functions:
         running.told = True
         talk, plan = self._talk, running.plan
         note = talk.journal.note(now, "tool_takes_long", name=running.name, call_id=call_id)
-        if talk.speaking or not talk.gate.idle or talk.errands.busy or talk.parting is not None:
+        busy = self._sounding or talk.errands.busy or talk.parting is not None
+        if busy or talk.speaking or not talk.gate.idle:
             return [note]  # they hear something anyway
         if plan.say:
             return [note, *talk.say(plan.say, now)]

@@ -121,6 +121,7 @@ class ToolSettings(Section):
     seconds: Seconds = 20.0
     max_result: Annotated[Count, Field(le=200_000)] = 8000
     http_connections: Count = 50
+    http_proxy: HttpUrl | None = None
     mcp: tuple[McpServerSettings, ...] = ()
 
     @model_validator(mode="after")

@@ -62,8 +62,9 @@ class Request:
 class HttpClient:
     """Owns the connections. Belongs to the event loop."""
 
-    def __init__(self, max_connections: int) -> None:
+    def __init__(self, max_connections: int, proxy: str | None = None) -> None:
         self._client = httpx.AsyncClient(
+            proxy=proxy,
             limits=httpx.Limits(
                 max_connections=max_connections, max_keepalive_connections=max_connections // 2
             ),

@@ -29,6 +29,7 @@ class Threads:
     """
 
     def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._free = asyncio.Semaphore(limit)
         self.running = 0
 
@@ -63,7 +64,13 @@ class Threads:
                 return  # the loop is closed: the process ends
 
         threading.Thread(target=work, name="tool", daemon=True).start()
-        return await result
+        try:
+            return await result
+        except asyncio.CancelledError:
+            if not result.done() or result.cancelled():
+                # Nothing ends a thread from outside; while it lasts, one fewer is free.
+                log.warning("tool.thread_goes_on", running=self.running, limit=self._limit)
+            raise
 
 
 def function_of(tool: PythonTool, threads: Threads, seconds: float, max_result: int) -> Function:

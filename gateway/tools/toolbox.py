@@ -45,7 +45,7 @@ class Toolbox:
             route.name: tuple(one.seconds for one in route.approval) for route in dialplan.routes
         }
         self._threads = python.Threads(config.tools.threads)
-        self.http = HttpClient(config.tools.http_connections)
+        self.http = HttpClient(config.tools.http_connections, config.tools.http_proxy)
         wanted = {name for offer in self._offers.values() for name in offer.mcp}
         self._servers = {
             one.name: McpServer(mcp_settings(one, config.tools))

@@ -298,3 +298,22 @@ by = "refuse"
     assert "http://other.example/x gets secrets without encryption" in text
     assert 'route r: no tool fits the approval of "refnd"' in text
     assert "tools of crm need approval, and no rule gives it" in text
+
+
+def test_through_a_proxy(tmp_path: Path, service: HttpService) -> None:
+    service.answers = [Answer(body="from the proxy")]
+    (tmp_path / "routes").mkdir()
+    (tmp_path / "routes" / "r.toml").write_text(ROUTE + hook("http://pms.example/x"))
+    (tmp_path / "gateway.toml").write_text(CONFIG + f'http_proxy = "{service.url}"\n')
+
+    async def main() -> str:
+        box = Toolbox(*load_all(tmp_path / "gateway.toml", {}))
+        result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        box.run(ToolCall("c", "guest", "{}", "call-1", "r"), result.set_result)
+        try:
+            return await result
+        finally:
+            await box.stop()
+
+    assert asyncio.run(main()) == "from the proxy"
+    assert service.asked[0].path == "http://pms.example/x"
