@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -261,21 +262,30 @@ def session_plan(
     """How to get the session of a call on this route; ``values`` are those of its match."""
     realtime = call_settings(config, route).realtime
     return SessionPlan(
-        endpoint=_endpoint(realtime, realtime),
-        others=tuple(_endpoint(other, realtime) for other in config.endpoint),
+        endpoint=_endpoint(realtime, realtime, values),
+        others=tuple(_endpoint(other, realtime, values) for other in config.endpoint),
         settings=_session(config, route, codec, values, toolbox),
         connect_timeout=realtime.connect_timeout,
         max_playout_frames=int(realtime.playout_seconds * 1000) // FRAME_MS,
     )
 
 
-def _endpoint(server: RealtimeSettings | EndpointSettings, line: RealtimeSettings) -> Endpoint:
+def _endpoint(
+    server: RealtimeSettings | EndpointSettings, line: RealtimeSettings, values: Mapping[str, str]
+) -> Endpoint:
+    headers = {name: value.get_secret_value() for name, value in server.headers.items()}
+    caller = values.get("from", "")
+    if line.safety_identifier and caller:
+        # Numbers are few enough to be tried out: only with the key does the hash name anybody.
+        key = "" if server.api_key is None else server.api_key.get_secret_value()
+        digest = hmac.new(key.encode(), caller.encode(), "sha256").hexdigest()
+        headers["OpenAI-Safety-Identifier"] = digest
     return Endpoint(
         url=server.url,
         model=server.model,
         api_key="" if server.api_key is None else server.api_key,
         api_key_header=server.api_key_header,
-        headers={name: value.get_secret_value() for name, value in server.headers.items()},
+        headers=headers,
         ping_interval=line.ping_interval,
         ping_timeout=line.ping_timeout,
         dialect=DIALECTS[server.dialect],

@@ -203,7 +203,7 @@ def _advice(config: Config, dialplan: Dialplan) -> list[str]:
     advice += [
         f"{url} is not encrypted: keys and voices can be read on the way (wss:// is)"
         for url in sorted(urls)
-        if url.startswith("ws:") and not on_loopback(url)
+        if url.startswith(("ws:", "http:")) and not on_loopback(url)
     ]
     advice += [f"{problem} (passed on to the server as it is)" for problem in dialplan.unsure]
     return [f"  note: {line}" for line in advice]

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, model_va
 
 from .problems import MisplacedError
 from .validate import Section
-from .values import Milliseconds, Seconds, SecondsOrOff, Text
+from .values import Flag, Milliseconds, Seconds, SecondsOrOff, Text
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Set by the WebSocket handshake (RFC 6455, section 4.1) or by api_key.
@@ -22,14 +22,17 @@ _SECRET_PARAMETERS = frozenset({"api_key", "apikey", "key", "token", "access_tok
 
 
 def websocket_url(value: str) -> str:
-    """``value`` if it can be a realtime server's address; raises ValueError."""
+    """``value`` if it can be a realtime server's address; raises ValueError.
+
+    Its WebSocket, or the base of its API as vendors print it (``https://host/openai/v1``).
+    """
     try:
         parts = urlsplit(value)
         host, _port = parts.hostname, parts.port
     except ValueError:
         raise ValueError("is no URL: the host or the port cannot be read") from None
-    if parts.scheme not in ("ws", "wss"):
-        raise ValueError("must begin with ws:// or wss://")
+    if parts.scheme not in ("ws", "wss", "http", "https"):
+        raise ValueError("must begin with wss:// or https:// (or ws://, http://)")
     if not host or any(char.isspace() for char in value):
         raise ValueError("must name a host and contain no space")
     if parts.username is not None or parts.password is not None:
@@ -70,6 +73,7 @@ Headers = Annotated[
 ]
 
 
+ApiKeyHeader = Literal["authorization", "api-key"]
 DialectName = Literal["ga", "beta", "azure-preview"]
 AudioName = Literal["g711", "pcm24"]
 
@@ -91,7 +95,7 @@ class RealtimeSettings(Section):
 
     url: Url
     api_key: ApiKey = None
-    api_key_header: Literal["authorization", "api-key"] = "authorization"
+    api_key_header: ApiKeyHeader = "authorization"
     model: Text = "gpt-realtime-2.1"
     headers: Headers = Field(default_factory=lambda: MappingProxyType({}))
     connect_timeout: Seconds = 8.0
@@ -102,6 +106,7 @@ class RealtimeSettings(Section):
     truncate_margin_ms: Milliseconds = 0
     dialect: DialectName = "ga"
     audio: AudioName = "g711"
+    safety_identifier: Flag = False
 
     @model_validator(mode="after")
     def _dialect_fits(self) -> Self:
@@ -137,7 +142,7 @@ class EndpointSettings(Section):
     name: Annotated[str, AfterValidator(_endpoint_name)]
     url: Url
     api_key: ApiKey = None
-    api_key_header: Literal["authorization", "api-key"] = "authorization"
+    api_key_header: ApiKeyHeader = "authorization"
     model: Text = "gpt-realtime-2.1"
     headers: Headers = Field(default_factory=lambda: MappingProxyType({}))
     dialect: DialectName = "ga"

@@ -20,7 +20,14 @@ from pydantic import (
 )
 
 from gateway.config.problems import KeyPath, MisplacedError
-from gateway.config.realtime import ApiKey, AudioName, DialectName, Url
+from gateway.config.realtime import (
+    ApiKey,
+    ApiKeyHeader,
+    AudioName,
+    DialectName,
+    Headers,
+    Url,
+)
 from gateway.config.source import plain
 from gateway.config.validate import Section, suggestion
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
@@ -162,15 +169,18 @@ class RouteLimits(Section):
 class RouteRealtime(Section):
     """``[route.realtime]``: in place of ``[realtime]``, for this route.
 
-    With another server's ``url`` the key of ``[realtime]`` is not sent there.
+    With another server's ``url`` neither key nor headers of ``[realtime]`` are sent there.
     """
 
     url: Url | None = None
     api_key: ApiKey = None
+    api_key_header: ApiKeyHeader | None = None
+    headers: Headers = Field(default_factory=lambda: MappingProxyType({}))
     model: Text | None = None
     connect_timeout: Seconds | None = None
     dialect: DialectName | None = None
     audio: AudioName | None = None
+    safety_identifier: Flag | None = None
 
 
 def _route_name(value: str) -> str:
@@ -341,6 +351,7 @@ class Route(Section):
         key = self.realtime.api_key
         return (
             *((key.get_secret_value(),) if key else ()),
+            *secrets_of(self.realtime.headers),
             *_credentials(self.session),
             *(secrets_of(self.data.headers) if self.data is not None else ()),
             *(secret for tool in self.tool for secret in secrets_of(tool.headers)),

@@ -33,18 +33,30 @@ def _realtime(base: RealtimeSettings, route: Route) -> RealtimeSettings:
     over = route.realtime
     update = {
         name: value
-        for name in ("url", "api_key", "model", "connect_timeout", "dialect", "audio")
+        for name in (
+            "url",
+            "api_key",
+            "api_key_header",
+            "model",
+            "connect_timeout",
+            "dialect",
+            "audio",
+            "safety_identifier",
+        )
         if (value := getattr(over, name)) is not None
     }
     if over.url is not None and _origin(over.url) != _origin(base.url):
         # Secrets go to the server that they were written for, and to no other.
         update = {"api_key": None, "headers": {}, **update}
+    if over.headers:
+        update["headers"] = {**update.get("headers", base.headers), **over.headers}
     return base.model_copy(update=update)
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
+def _origin(url: str) -> tuple[bool, str | None, int | None]:
     parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "wss" else 80)
+    secure = parts.scheme in ("wss", "https")
+    return secure, parts.hostname, parts.port or (443 if secure else 80)
 
 
 def _either(first: float | None, second: float) -> float:

@@ -53,7 +53,7 @@ def servers(config: Config, dialplan: Dialplan) -> list[Finding]:
 async def _server(url: str) -> Finding:
     parts = urlsplit(url)
     host = parts.hostname or ""
-    secure = parts.scheme == "wss"
+    secure = parts.scheme in ("wss", "https")
     port = parts.port or (443 if secure else 80)
     shown = f"{parts.scheme}://{parts.netloc}"
     began = time.monotonic()

@@ -50,6 +50,8 @@ class Connection:
         self.record = record
         self.session = Session(self, record, script, maker)
         self._socket = socket
+        self.request = socket.request
+        """The upgrade, as it came."""
         self._beta = BetaWire(self.session.conversation.id) if beta else None
         self._outbox = Outbox(socket, record, None if self._beta is None else self._beta.sent)
         self._timers: set[asyncio.TimerHandle] = set()

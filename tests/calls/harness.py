@@ -82,7 +82,8 @@ class World:
     """One gateway with its emulator and a telephone.
 
     ``more``, ``realtime`` and ``routes`` are TOML, added to the configuration, to its section
-    ``[realtime]`` and to the dialplan; ``{url}`` in a route stands for the emulator's address.
+    ``[realtime]`` and to the dialplan; ``{url}`` in a route stands for the emulator's address
+    and its key, ``{port}`` and ``{key}`` for parts of these.
     ``script`` says how the emulator's next session behaves.
     """
 
@@ -122,7 +123,8 @@ class World:
         low, high = rtp_range()
         (self.folder / "routes").mkdir(parents=True)
         keyed = f'{self.emulator.url()}"\napi_key = "{API_KEY}'
-        routes = self._routes.replace("{url}", keyed)
+        routes = self._routes.replace("{url}", keyed).replace("{port}", str(self.emulator.port))
+        routes = routes.replace("{key}", API_KEY)
         (self.folder / "routes" / "10-routes.toml").write_text(routes)
         config = CONFIG.format(
             rtp_low=low,

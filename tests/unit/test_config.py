@@ -83,7 +83,7 @@ listen = [
 max_call = 3
 max_calls = true
 [realtime]
-url = "http://x"
+url = "ftp://x"
 api_key = "${env:NOPE}"
 headers = { "X A" = "1", Host = "x" }
 connect_timeout = 0
@@ -96,7 +96,7 @@ format = "xml"
         (4, "sip.listen[1]", "the transport must be udp, tcp or tls"),
         (6, "sip.max_call", 'unknown key; did you mean "max_calls"?'),
         (7, "sip.max_calls", "must be an integer (is true)"),
-        (9, "realtime.url", "must begin with ws:// or wss://"),
+        (9, "realtime.url", "must begin with wss:// or https:// (or ws://, http://)"),
         (10, "realtime.api_key", "environment variable NOPE is not set"),
         (11, 'realtime.headers."X A"', "is no name of an HTTP header"),
         (12, "realtime.connect_timeout", "must be greater than 0 (is 0)"),
@@ -318,7 +318,7 @@ def test_check_tells_of_both_kinds_of_files(tmp_path: Path) -> None:
             f"{route}:1: route[0].name: missing, and it has no default",
             f"{route}:2: route[0].to: is no regular expression: missing ), unterminated "
             "subpattern at position 1",
-            f"{file}:2: realtime.url: must begin with ws:// or wss://",
+            f"{file}:2: realtime.url: must begin with wss:// or https:// (or ws://, http://)",
         ],
     )
 

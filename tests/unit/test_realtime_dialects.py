@@ -121,6 +121,12 @@ COMMANDS: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
         update({"max_response_output_tokens": 500}),
         [],
     ),
+    (
+        "temperature, which GA has not",
+        update({"temperature": 0.8}),
+        update({"temperature": 0.8}),
+        [],
+    ),
     ("tool_choice", update({"tool_choice": "required"}), update({"tool_choice": "required"}), []),
     (
         "a function forced",

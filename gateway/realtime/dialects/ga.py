@@ -6,6 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from gateway.realtime.dialects.base import Json
 
+AZURE_HOSTS = (
+    ".openai.azure.com",
+    ".cognitiveservices.azure.com",
+    ".services.ai.azure.com",
+    ".openai.azure.us",
+)
+"""How the names of Azure's resources end."""
+
 _MODEL_PARAMETERS = {"model", "call_id", "deployment"}
 
 
@@ -19,7 +27,7 @@ class Ga:
 
     def path(self, host: str) -> str:
         """``/v1/realtime``, below ``/openai`` on Azure."""
-        return "/openai/v1/realtime" if host.endswith(".openai.azure.com") else "/v1/realtime"
+        return "/openai/v1/realtime" if host.endswith(AZURE_HOSTS) else "/v1/realtime"
 
     def parameters(self, model: str, given: Sequence[str]) -> list[tuple[str, str]]:
         """``model``, unless the URL says by itself what to talk to."""
