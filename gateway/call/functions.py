@@ -293,8 +293,8 @@ class Functions:
                 code = language_of(arguments, plan)
                 use.outcome = "done"
                 result = {"status": "done", "language": plan.names.get(code, code)}
-                update = Send(UpdateSession(plan.updates[code]))
-                return [update, *self._answer(group, call_id, result, now)]
+                change = self._talk.changes["language"] = UpdateSession(plan.updates[code])
+                return [Send(change), *self._answer(group, call_id, result, now)]
             use.outcome = "begun"
             if name == COLLECT_DIGITS:
                 self._collect(call_id, arguments, group, now)

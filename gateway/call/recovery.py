@@ -209,4 +209,5 @@ def refusal_of(rung: Rung | None, otherwise: int) -> tuple[int, dict[str, str]]:
 
 def seeded(transcript: Transcript) -> list[Output]:
     """What a session that takes over is told, first of all."""
-    return [Send(CreateItem(item), seed=True) for item in transcript.seed()]
+    changes: list[Output] = [Send(update, seed=True) for update in transcript.changes]
+    return changes + [Send(CreateItem(item), seed=True) for item in transcript.seed()]

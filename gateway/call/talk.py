@@ -67,6 +67,8 @@ class Talk:
         self.gate = ResponseGate()
         self.farewell = Farewell(plan.farewell_seconds)
         self.errands = Errands(plan, journal)
+        self.changes: dict[str, UpdateSession] = {}
+        """What was changed about the session, by what it concerns, and holds for the next, too."""
         self.private: set[str] = set()
         """Function calls whose results stand in no record."""
         self.collecting: KeyTaker | None = None

@@ -15,7 +15,7 @@ from typing import Any
 from gateway.call import inputs
 from gateway.call.outputs import Output, Send
 from gateway.call.talk import Talk, message
-from gateway.realtime.commands import CreateItem
+from gateway.realtime.commands import CreateItem, UpdateSession
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,
@@ -131,6 +131,11 @@ class Transcript:
         said = (one for one in reversed(self._entries) if one.who not in ("call", "system"))
         last = next(said, None)
         return last is not None and (last.who != "agent" or last.heard is not None)
+
+    @property
+    def changes(self) -> list[UpdateSession]:
+        """What has been changed about the session since it began, for one that takes over."""
+        return list(self._talk.changes.values())
 
     def as_json(self) -> list[dict[str, Any]]:
         """Oldest first; turns of the caller of which no words are known have an empty text."""

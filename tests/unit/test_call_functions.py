@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from gateway.call.plan import (
     FunctionPlan,
     HoldPlan,
     LanguagePlan,
+    Rung,
     TransferPlan,
 )
 from gateway.realtime.commands import CreateItem, CreateResponse, UpdateSession
@@ -29,6 +31,7 @@ def _picky(arguments: str) -> None:
         raise ToolError("arguments: 'room' is a required property")
 
 
+ROOM = '{"room": 1}'
 PLAN = CallPlan(
     "route",
     Codec.PCMU,
@@ -171,6 +174,21 @@ def test_another_language() -> None:
     seen = scene.do(done("r1", calls=[("set_language", "c1", '{"language": "fr"}')]))
     assert seen == ["output c1", "create"]
     assert outputs_of(scene)["c1"]["error"] == "language 'fr' is not offered; there are: de"
+
+
+def test_a_session_that_takes_over_is_told_of_the_language_and_of_results() -> None:
+    scene = talking(replace(PLAN, on_trouble=(Rung("reconnect", 10.0, ""),)))
+    calls = [("set_language", "c1", '{"language": "de"}'), ("search", "c2"), ("price", "c3", ROOM)]
+    scene.do(done("r1", calls=calls))
+    scene.do(inputs.ToolDone("c2", "{}"), inputs.SessionClosed(1011, "oops", False))
+    told = scene.do(inputs.SessionUp("sess_2"))
+    assert told == ["session.update", "function_call", "function_call", "function_call"]
+    assert scene.do(inputs.ToolDone("c3", "{}")) == [
+        "output c1",
+        "output c2",
+        "output c3",
+        "create",
+    ]
 
 
 @pytest.mark.parametrize(
