@@ -31,10 +31,13 @@ MAX_ENTRIES = 2000
 MAX_TEXT = 8000
 """Characters kept of one entry; a response of 4,096 tokens has at most twice as many."""
 
-SEED_ENTRIES = 60
-SEED_TEXT = 12_000
-"""A session that takes over gets at most so much of what was said, the latest: some 4,000 tokens,
-of which a realtime model has room for eight times as many."""
+SEED_ENTRIES = 500
+SEED_TEXT = 40_000
+"""A session that takes over gets at most so much of what was said, the latest: some 10,000 tokens,
+of which a realtime model has room for three times as many; an hour's talk has fewer."""
+
+LEFT_OUT = "This conversation goes on from another session; its beginning is left out here."
+"""For the model, where it was more."""
 
 _MARKS = 512
 """Places kept that tie one answer's words to its audio; deltas have one word, as a rule."""
@@ -144,15 +147,18 @@ class Transcript:
     def seed(self) -> list[Mapping[str, Any]]:
         """Items for a session that takes over: what was said, as it was heard, oldest first."""
         items: list[Mapping[str, Any]] = []
-        room = SEED_TEXT
-        for entry in reversed(self._entries[-SEED_ENTRIES:]):
+        room, whole = SEED_TEXT, True
+        for entry in reversed(self._entries):
             item = _item_of(entry)
             if item is None:
                 continue
             room -= len(entry.text)
-            if room < 0:
+            if room < 0 or len(items) >= SEED_ENTRIES:
+                whole = False
                 break
             items.append(item)
+        if not whole or self._talk.journal.record.transcript_dropped:
+            items.append(message("system", LEFT_OUT))
         items.reverse()
         # A result without its call is an error to the server.
         calls = {item["call_id"] for item in items if item.get("type") == "function_call"}

@@ -225,8 +225,8 @@ async def test_another_session_takes_over_before_the_server_ends_one(world: Worl
     world.behave(
         vad="scripted",
         expires_s=7,
-        answers=[{"kind": "pattern", "seconds": 1, "seed": 10}],
-        speech={"at_ms": [1500], "length_ms": 200},
+        answers=[{"kind": "pattern", "seconds": 0.2, "seed": 10}],
+        speech={"at_ms": [300], "length_ms": 200},
         transcripts=["What is open?"],
     )
     call = await world.dial("again")

@@ -119,4 +119,5 @@ def test_it_has_bounds_and_counts_what_they_cost() -> None:
     assert len(told) == transcript.MAX_ENTRIES
     assert {len(text) for _, text, _ in told} == {transcript.MAX_TEXT}
     seed = scene.machine._conversation.transcript.seed()
-    assert len(seed) == transcript.SEED_TEXT // transcript.MAX_TEXT
+    assert len(seed) == 1 + transcript.SEED_TEXT // transcript.MAX_TEXT
+    assert seed[0]["content"][0]["text"] == transcript.LEFT_OUT

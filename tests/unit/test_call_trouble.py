@@ -239,3 +239,28 @@ def test_one_that_is_there_takes_over_at_once_when_the_other_is_lost() -> None:
 def test_a_server_that_tells_no_end_gets_no_successor() -> None:
     scene = Scene(PLAN).up()
     assert "open spare" not in scene.at(3599.0)
+
+
+def test_a_call_of_seventy_minutes_loses_no_word() -> None:
+    """A question every twenty seconds, sessions of sixty minutes, and everything told."""
+    scene = living(3600.0)
+    words = []
+    for turn in range(210):
+        at = 20.0 * turn + 1
+        question, answer = f"Question number {turn}, please?", f"Answer number {turn} is this."
+        opened = scene.at(at, said(InputCommitted(f"u{turn}")))
+        if "open spare" in opened:
+            scene.do(inputs.SpareUp("sess_2", 3600.0))
+        scene.do(said(InputTranscribed(f"u{turn}", question)), created(f"r{turn}"))
+        scene.do(said(AgentTranscriptDelta(f"r{turn}", f"i{turn}", 0, answer)))
+        scene.do(audio(f"r{turn}", f"i{turn}", 2000), audio_done(f"r{turn}", f"i{turn}"))
+        scene.do(done(f"r{turn}"))
+        scene.listen(2100)
+        words += [question, answer]
+    assert scene.record.handovers == 1
+    where = scene.seen.index("take over")
+    given = [text.removeprefix("item ") for text in scene.seen[where:] if text.startswith("item ")]
+    assert given == words[: len(given)]
+    assert 340 < len(given) < 380, "an hour of it"
+    told = [one["text"] for one in scene.record.as_json()["transcript"]]
+    assert told == words
