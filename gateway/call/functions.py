@@ -9,7 +9,7 @@ from typing import Any
 
 from gateway.call.approvals import Approvals
 from gateway.call.collecting import Collecting
-from gateway.call.outputs import Output, RunTool, Send, Sound
+from gateway.call.outputs import AskOperator, Output, RunTool, Send, Sound
 from gateway.call.plan import CallPlan, FunctionPlan
 from gateway.call.record import ToolUse
 from gateway.call.talk import OWN_ERRAND, Talk, tool_output
@@ -47,17 +47,18 @@ class _Running:
     began: float
     arguments: str
     started: bool = False
+    asking: bool = False
+    """The operator is asked, which takes time, too."""
     told: bool = False
     """The caller has got what they get while they wait."""
 
     @property
     def due(self) -> float | None:
         """When it is late, or the caller is to hear something."""
-        if not self.started:
-            return None
-        late = self.began + self.plan.seconds
-        waits = self.plan.after_seconds and not self.told
-        return min(late, self.began + self.plan.after_seconds) if waits else late
+        due = [self.began + self.plan.seconds] if self.started else []
+        if self.plan.after_seconds and not self.told and (self.started or self.asking):
+            due.append(self.began + self.plan.after_seconds)
+        return min(due, default=None)
 
 
 class Functions:
@@ -140,7 +141,7 @@ class Functions:
         for call_id, running in list(self._running.items()):
             if running.due is None or now < running.due:
                 continue
-            if now >= running.began + running.plan.seconds:
+            if running.started and now >= running.began + running.plan.seconds:
                 del self._running[call_id]
                 text = json.dumps({"error": f"no result within {running.plan.seconds:g} s"})
                 note = self._talk.journal.note(
@@ -228,7 +229,10 @@ class Functions:
         asked = self._approvals.ask(
             call_id, name, arguments, _given(arguments), decided, now, needed=plan.approval
         )
-        return self._start(running, call_id, now) if asked is None else asked
+        if asked is None:
+            return self._start(running, call_id, now)
+        running.asking = any(isinstance(output, AskOperator) for output in asked)
+        return asked
 
     def _start(self, running: _Running, call_id: str, now: float) -> list[Output]:
         running.began, running.started = now, True

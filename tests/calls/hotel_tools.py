@@ -63,3 +63,10 @@ def never() -> str:
     """Takes ten seconds, and has a third of one."""
     time.sleep(10)
     return "too late"
+
+
+@tool
+def porter(call: Call) -> str:
+    """Hands the caller on."""
+    call.transfer("porter", "Nobody is there. Goodbye.")
+    return "on the way"

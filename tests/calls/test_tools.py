@@ -14,6 +14,7 @@ import pytest
 from harness import World, eventually
 from http_service import Answer, HttpService, http_service
 from listening import is_silence
+from referred import dial
 from sip_phone import PhoneCall
 
 from gateway.emulator.record import SessionRecord
@@ -53,6 +54,10 @@ session.instructions = "You are a hotel."
 session.audio.input.transcription.model = "gpt-transcribe"
 set_language.languages = { de = "German", en = "English" }
 collect_digits = { enabled = true, seconds = 5, private = true }
+[[route.transfer]]
+name = "porter"
+to = "tel:+4930123456"
+ring_seconds = 2
 [[route.approval]]
 tool = "refund"
 when = { amount = "^[0-9]{3,}$" }
@@ -230,6 +235,22 @@ async def test_a_tool_knows_its_call_and_acts_in_it(world: World) -> None:
     assert {"instructions": words, "tools": []} in spoken
     summary = await world.summary(call)
     assert (summary["ending"]["by"], summary["ending"]["why"]) == ("operator", "application")
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_a_tool_hands_the_caller_on(world: World, answered: bool) -> None:
+    world.behave(**calls(("porter", {})))
+    call = await dial(world, "hotel")
+    session = await world.session_of(call)
+    assert await call.asked() == "tel:+4930123456"
+    assert outputs_of(session) == ["on the way"]
+    call.notify("200 OK" if answered else "486 Busy Here", last=True)
+    await call.hung_up()
+    record = await world.record(call)
+    assert record["ending"]["why"] == ("transferred" if answered else "application")
+    words = [event.body.get("response") for event in session.seen("response.create")]
+    last = {"instructions": "Say exactly: Nobody is there. Goodbye.", "tools": []}
+    assert (last in words) is not answered
 
 
 @pytest.mark.parametrize(("key", "told"), [("1", "20 euros given back"), ("2", "not done")])

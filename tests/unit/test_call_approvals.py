@@ -102,6 +102,17 @@ def test_by_the_operator(answer: inputs.Input, told: str | None) -> None:
     assert scene.do(inputs.OperatorAnswered("c1", True)) == [], "an answer that comes twice"
 
 
+def test_words_while_the_operator_thinks() -> None:
+    search = FunctionPlan(after_seconds=2.0, say="One moment.")
+    rule = ApprovalRule("search", "http", seconds=10.0)
+    scene = Scene(replace(PLAN, functions={"search": search}, approvals=(rule,))).up()
+    assert scene.at(1.0, created("r1"), done("r1", calls=[("search", "c1")])) == ["ask search 0"]
+    assert scene.at(3.1) == ["create ['instructions', 'tools']"]
+    scene.do(created("r2"), done("r2"))
+    assert scene.at(6.0, inputs.OperatorAnswered("c1", True)) == ["run search c1 {}"]
+    assert scene.at(20.0) == [], "they are told once"
+
+
 def _say(tool: str, given: Any) -> str:
     return f"{tool} {given['amount']}?"
 
