@@ -189,7 +189,7 @@ def test_turns_about_which_nothing_more_comes_are_forgotten() -> None:
     scene = talking()
     for number in range(100):
         scene.do(speaks(f"u{number}"))
-    turns = scene.machine._conversation._interruptions._turns
+    turns = scene.machine._call.conversation._interruptions._turns
     assert len(turns) == 8
 
 

@@ -98,7 +98,7 @@ def test_a_session_that_takes_over_is_told_what_was_heard() -> None:
     scene.listen(1300)
     scene.do(SPEECH, said(InputCommitted("u1")), said(InputTranscribed("u1", "When?")))
     scene.do(created("r2"), done("r2", calls=[("hours", "c1")]), inputs.ToolDone("c1", "9 to 5"))
-    seed = scene.machine._conversation.transcript.seed()
+    seed = scene.machine._call.conversation.transcript.seed()
     assert [(item["type"], item.get("role")) for item in seed] == [
         ("message", "assistant"),
         ("message", "user"),
@@ -106,7 +106,7 @@ def test_a_session_that_takes_over_is_told_what_was_heard() -> None:
         ("function_call_output", None),
     ]
     assert seed[0]["content"][0]["text"] == "One two three …"
-    assert scene.machine._conversation.transcript.owed
+    assert scene.machine._call.conversation.transcript.owed
 
 
 def test_it_has_bounds_and_counts_what_they_cost() -> None:
@@ -118,6 +118,6 @@ def test_it_has_bounds_and_counts_what_they_cost() -> None:
     told = lines(scene)
     assert len(told) == transcript.MAX_ENTRIES
     assert {len(text) for _, text, _ in told} == {transcript.MAX_TEXT}
-    seed = scene.machine._conversation.transcript.seed()
+    seed = scene.machine._call.conversation.transcript.seed()
     assert len(seed) == 1 + transcript.SEED_TEXT // transcript.MAX_TEXT
     assert seed[0]["content"][0]["text"] == transcript.LEFT_OUT
