@@ -40,6 +40,7 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
+from gateway.realtime.refused import mended
 from gateway.tools.acts import Act
 
 
@@ -144,7 +145,10 @@ class Conversation:
         if error.code == "conversation_already_has_active_response":
             gate.collided(command if isinstance(command, CreateResponse) else None, now)
         elif isinstance(command, CreateResponse):
-            outputs += send(gate.failed(command, now))
+            # A field that this server does not take costs nobody the answer.
+            instead = mended(command, error)
+            self._interruptions.replaced(command, instead)
+            outputs += send(gate.failed(command, now, instead))
         elif isinstance(command, CancelResponse):
             # It does not run, whatever became of its response.done.
             outputs += send(gate.done(command.response_id, now))

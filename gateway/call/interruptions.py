@@ -64,6 +64,11 @@ class Interruptions:
 
     # ---- the agent
 
+    def replaced(self, asked: CreateResponse, by: CreateResponse | None) -> None:
+        """The request was refused, and another takes its place."""
+        if by is not None and asked is self.greeting:
+            self.greeting = by
+
     def created(self, response_id: str, asked: CreateResponse | None) -> None:
         """A response runs; ``asked`` is our request for it, if it was ours."""
         # Of what was protected before, only that is of interest which is still to be heard.

@@ -88,10 +88,15 @@ class ResponseGate:
         self._sent_at = now
         self._waiting.appendleft(create)
 
-    def failed(self, create: CreateResponse, now: float) -> CreateResponse | None:
-        """This request was refused; returns the next one to send."""
+    def failed(
+        self, create: CreateResponse, now: float, instead: CreateResponse | None = None
+    ) -> CreateResponse | None:
+        """This request was refused; returns the next one to send, ``instead`` if it is given."""
         if create is self._sent:
-            self._sent = None
+            self._sent = instead
+            if instead is not None:
+                self._sent_at = now
+                return instead
         return self._next(now)
 
     def unanswered(self, now: float) -> CreateResponse | None:

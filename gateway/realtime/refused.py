@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.realtime.commands import CreateResponse
 from gateway.realtime.errors import Kind, classify_error
 from gateway.realtime.events import ServerError
 
@@ -38,7 +39,20 @@ _NEEDED: frozenset[Path] = frozenset(
 )
 _STEP = re.compile(r"([^.\[\]'\"]+)|\[(?:'([^']*)'|\"([^\"]*)\"|(\d+))\]")
 _QUOTED = re.compile(r"['\"`‘“]([A-Za-z_][\w.\[\]\-]*)['\"`’”]")  # noqa: RUF001
-_SPELLED = re.compile(r"\bsession(?:\.\w+|\[\d+\])+")
+_SPELLED = re.compile(r"\b(?:session|response)(?:\.\w+|\[\d+\])+")
+_ROOTS = (["session"], ["response"])
+# What a response can do without and still be the one that was asked for.
+_OF_A_RESPONSE = frozenset(
+    {
+        "audio",
+        "max_output_tokens",
+        "metadata",
+        "output_modalities",
+        "parallel_tool_calls",
+        "prompt",
+        "reasoning",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +99,14 @@ def without(session: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return copy
 
 
+def mended(command: CreateResponse, error: ServerError) -> CreateResponse | None:
+    """The request without the field that ``error`` refuses; None where it would be another one."""
+    path = field_of(error, command.response or {})
+    if path is None or path[0] not in _OF_A_RESPONSE:
+        return None
+    return CreateResponse(without(command.response or {}, path))
+
+
 def changes_something(session: Mapping[str, Any]) -> bool:
     """Whether an update with this ``session`` has anything left to say."""
     return any(path not in _NEEDED for path, value in _leaves(session) if value != {})
@@ -114,7 +136,7 @@ def _steps(said: str) -> Path:
             steps.append(int(index or text))
         else:
             steps.append(text)
-    return tuple(steps[1:] if steps[:1] == ["session"] else steps)
+    return tuple(steps[1:] if steps[:1] in _ROOTS else steps)
 
 
 def _existing(wanted: Path, session: Mapping[str, Any]) -> Path | None:

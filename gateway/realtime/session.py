@@ -23,7 +23,7 @@ from gateway.realtime.connection import CLOSE_TIMEOUT, Connection
 from gateway.realtime.dialects import Edge
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, Verdict, classify_close
-from gateway.realtime.events import OtherEvent, ServerError, ServerEvent, SessionUpdated
+from gateway.realtime.events import AudioDelta, OtherEvent, ServerError, ServerEvent, SessionUpdated
 from gateway.realtime.parse import BadEvent, is_known_type
 from gateway.realtime.refused import (
     Refused,
@@ -32,6 +32,7 @@ from gateway.realtime.refused import (
     field_of,
     without,
 )
+from gateway.realtime.session_object import voice_of
 
 log = structlog.get_logger(__name__)
 
@@ -138,6 +139,7 @@ class Session:
         self._commands: dict[str, ClientCommand] = {}
         self._mended: deque[str | None] = deque(maxlen=_REMEMBERED_COMMANDS)
         self._last_command = 0
+        self._spoken = False
         self._close_asked: tuple[int, str] | None = None
         self._ended = False
         self._reader = asyncio.create_task(
@@ -180,6 +182,7 @@ class Session:
         """
         self._last_command += 1
         event_id = f"gw_{self._last_command}"
+        command = self._without_locked_voice(command)
         body = self._edge.command(command.body())
         if self.closed:
             self.counters.commands_dropped += 1
@@ -275,7 +278,19 @@ class Session:
         elif isinstance(event, ServerError):
             event = replace(event, message=self._redact(event.message))
             self._mend(event)
+        elif isinstance(event, AudioDelta):
+            self._spoken = True
         self._deliver(event)
+
+    def _without_locked_voice(self, command: ClientCommand) -> ClientCommand:
+        """A session's voice is fixed once it has been heard; such an update would be refused."""
+        if not self._spoken or not isinstance(command, UpdateSession):
+            return command
+        asked, in_force = voice_of(command.session), voice_of(self.effective)
+        if asked is None or asked == in_force:
+            return command
+        self._log.warning("session.voice_locked", asked=asked, voice=in_force)
+        return UpdateSession(without(command.session, ("audio", "output", "voice")))
 
     def _mend(self, error: ServerError) -> None:
         """Send an update that was refused for one field again, without the field.

@@ -65,6 +65,13 @@ def format_of(session: Mapping[str, Any], direction: Literal["input", "output"])
     return audio_format if isinstance(audio_format, str) else None
 
 
+def voice_of(session: Mapping[str, Any]) -> Any:
+    """The voice that a session object names, ``None`` when it names none."""
+    audio = session.get("audio")
+    side = audio.get("output") if isinstance(audio, Mapping) else None
+    return side.get("voice") if isinstance(side, Mapping) else None
+
+
 def _table(value: Any, path: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: must be an object, not {type(value).__name__}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from harness import World
 
 WORLD = {
@@ -16,6 +18,18 @@ instructions = "Be short."
 mood = "sunny"
 audio.output.voice = "ash"
 audio.input.turn_detection = { type = "server_vad", patience_ms = 7 }
+
+[[route]]
+name = "tongues"
+to = "^tongues$"
+set_language.languages = { de = "German" }
+[route.greeting]
+say = "Hello."
+[route.metadata]
+line = "tongues"
+[route.session]
+instructions = "Be short."
+audio.input.transcription = { model = "whisper-1", accent = "bavarian" }
 """
 }
 
@@ -37,3 +51,42 @@ async def test_settings_that_the_server_refuses_cost_no_call(world: World) -> No
     assert {one["field"] for one in summary["settings_refused"]} == named
     lines = world.gateway.all("session.setting_refused", call=call.call_id)
     assert {line["field"] for line in lines} == named
+
+
+async def test_an_update_during_the_call_goes_on_without_what_is_refused(world: World) -> None:
+    """The model changes the language; of what that sets, one field is refused, the rest arrives."""
+    tool = {"name": "set_language", "arguments": json.dumps({"language": "de"})}
+    pattern = {"kind": "pattern", "seconds": 0.4}
+    world.behave(vad="off", answers=[{"kind": "nothing", "tools": [tool]}, pattern])
+    call = await world.dial("tongues")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.sent("session.updated")) == 2, 20)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    summary = await world.summary_at_end(call)
+    now = session.sent("session.updated")[1].body["session"]
+    assert "German" in now["instructions"]
+    assert now["audio"]["input"]["transcription"]["language"] == "de"
+    refused = ["audio.input.transcription.accent"] * 2
+    assert [one["field"] for one in summary["settings_refused"]] == refused
+
+
+async def test_a_greeting_is_heard_although_a_field_of_it_is_refused(world: World) -> None:
+    world.behave(
+        vad="off",
+        answer={"kind": "pattern", "seconds": 0.4},
+        refuse={
+            "step": "response.create",
+            "code": "unknown_parameter",
+            "message": "Unknown parameter: 'response.metadata'.",
+            "param": "response.metadata",
+            "times": 1,
+        },
+    )
+    call = await world.dial("tongues")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.sent("response.done") != [], 20)
+    await world.summary_at_end(call)
+    first, second = [one.body["response"] for one in session.seen("response.create")]
+    assert first["metadata"] == {"line": "tongues"}
+    assert second == {"instructions": "Say exactly: Hello."}
+    assert call.rtp.packets

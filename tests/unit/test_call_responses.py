@@ -31,6 +31,17 @@ def test_one_at_a_time_in_order() -> None:
     assert gate.idle
 
 
+def test_a_refused_request_is_replaced_and_keeps_its_turn() -> None:
+    gate = ResponseGate()
+    one, better, two = _wish(1), _wish(11), _wish(2)
+    gate.request(one, 0.0)
+    gate.request(two, 0.0)
+    assert gate.failed(one, 1.0, better) is better
+    assert gate.failed(one, 1.0, better) is None, "told twice"
+    assert gate.created("r1") is better
+    assert gate.done("r1", 2.0) is two
+
+
 def test_done_of_another_response_changes_nothing() -> None:
     gate = ResponseGate()
     gate.created("r1")

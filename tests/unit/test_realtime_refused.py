@@ -9,7 +9,7 @@ import pytest
 from scripted_realtime import KEY, WAIT, Heard, Peer, Server, serving
 from structlog.testing import capture_logs
 
-from gateway.realtime.commands import UpdateSession
+from gateway.realtime.commands import CreateResponse, UpdateSession
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import ServerError
 from gateway.realtime.opening import SetupFailed, open_session
@@ -18,6 +18,7 @@ from gateway.realtime.refused import (
     changes_something,
     dotted,
     field_of,
+    mended,
     without,
 )
 from gateway.realtime.session import Session
@@ -209,3 +210,81 @@ def test_an_update_of_a_session_that_is_up() -> None:
     assert updates[3:] == [{"type": "realtime", "instructions": "New."}]
     assert [one.field for one in session.refused] == ["audio.output.voice"] * 2
     assert all(isinstance(event, ServerError) for event in heard.events), "they are told, too"
+
+
+GREETING = CreateResponse(
+    {
+        "instructions": "Say exactly: Hello.",
+        "metadata": {"tier": "gold", "caller": "1"},
+        "audio": {"output": {"voice": "ash"}},
+        "conversation": "none",
+        "tool_choice": "none",
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("param", "gone"),
+    [
+        ("response.metadata", ("metadata",)),
+        ("response.metadata.tier", ("metadata", "tier")),
+        ("response.audio.output.voice", ("audio", "output", "voice")),
+        # without these it would be another response
+        ("response.instructions", None),
+        ("response.conversation", None),
+        ("response.tool_choice", None),
+        ("response", None),
+        ("response.temperature", None),
+    ],
+)
+def test_a_response_does_without_what_is_not_its_words(
+    param: str, gone: tuple[str, ...] | None
+) -> None:
+    error = ServerError("unknown_parameter", "No.", "invalid_request_error", param)
+    assert GREETING.response is not None
+    wanted = None if gone is None else CreateResponse(without(GREETING.response, gone))
+    assert mended(GREETING, error) == wanted
+    assert mended(CreateResponse(), error) is None
+
+
+def test_a_voice_that_was_heard_is_not_changed() -> None:
+    """The server would refuse the whole update; another session may have another voice."""
+
+    async def script(peer: Peer) -> None:
+        await peer.set_up()
+        await peer.receive("session.update")
+        await peer.send(
+            "response.output_audio.delta",
+            response_id="r",
+            item_id="i",
+            output_index=0,
+            content_index=0,
+            delta="1dXV",
+        )
+        await peer.until_closed()
+
+    async def scenario() -> tuple[Server, list[Any]]:
+        async with serving(script) as server:
+            heard = Heard()
+            session = await start(server, heard, ASKED)
+            ash = {"audio": {"output": {"voice": "ash"}}}
+            session.send(UpdateSession({"instructions": "1", **ash}))
+            await heard.until(lambda: bool(heard.events))
+            with capture_logs() as logs:
+                session.send(UpdateSession({"instructions": "2", **ash}))
+                session.send(UpdateSession({"audio": {"output": {"voice": "marin"}}}))
+                session.send(UpdateSession({"instructions": "3"}))
+            await session.close()
+            return server, logs
+
+    server, logs = asyncio.run(scenario())
+    assert not server.failures
+    _, first, *later = [event["session"] for event in server.peers[0].received]
+    assert first["audio"]["output"]["voice"] == "ash", "nothing was heard yet"
+    assert later == [
+        {"type": "realtime", "instructions": "2"},
+        {"type": "realtime", "audio": {"output": {"voice": "marin"}}},
+        {"type": "realtime", "instructions": "3"},
+    ]
+    (line,) = [line for line in logs if line["event"] == "session.voice_locked"]
+    assert (line["asked"], line["voice"]) == ("ash", "marin")
