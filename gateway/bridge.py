@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from gateway.asides import WaitingAsides
 from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.audio.inband import InBandDetector
 from gateway.call import inputs, outputs
@@ -75,6 +76,9 @@ class Bridge:
             lambda: (self._loop.time() - self._began) * 1000,
             plan.follow_refer,
         )
+        self._guards = plan.content.guards
+        self.asides = WaitingAsides()
+        """Those who wait for an answer beside the conversation."""
         self._streaming = False
         self._started = False
         self._held: outputs.Hold | None = None
@@ -96,6 +100,8 @@ class Bridge:
             outputs.Pause: self._pause,
             outputs.RunTool: self._run_tool,
             outputs.AskOperator: self._ask_operator,
+            outputs.CheckWords: self._check_words,
+            outputs.AsideDone: lambda output: self.asides.done(output),
             outputs.Play: self._play,
             outputs.Flush: self._flush,
             outputs.Note: self._note,
@@ -306,6 +312,16 @@ class Bridge:
             call = self._tool_call(output.key, output.name, output.arguments)
             self._tools.ask(Question(call, output.rule), done)
 
+    def _check_words(self, output: outputs.CheckWords) -> None:
+        def done(allow: bool | None, reason: str) -> None:
+            self.feed(inputs.WordsChecked(output.key, allow, reason))
+
+        if self._tools is None:
+            done(None, "nobody can be asked")
+        else:
+            call = self._tool_call(output.key, output.who, output.text)
+            self._tools.check(self._guards[output.rule], call, done)
+
     def _tool_call(self, call_id: str, name: str, arguments: str) -> ToolCall:
         record = self.record
         return ToolCall(
@@ -338,6 +354,7 @@ class Bridge:
     def _finished(self, _output: outputs.Finished | None) -> None:
         self._over = True
         self._inbox.clear()
+        self.asides.close()
         self._pump.remove(self._beat)
         if self._timer is not None:
             self._timer.cancel()

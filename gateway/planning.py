@@ -15,6 +15,7 @@ from gateway.call.plan import CallPlan, DigitPlan, OutboundPlan, PressPlan
 from gateway.call.record import CallRecord
 from gateway.config import Config, MediaSettings, TrunkSettings
 from gateway.config.realtime import EndpointSettings, RealtimeSettings
+from gateway.content_plans import content_plan
 from gateway.cost.planning import budget_plan
 from gateway.dialplan import InviteFacts, Match, Route, call_settings
 from gateway.dialplan.variables import render, values_of
@@ -206,6 +207,7 @@ def call_plan(
         idle=idle_plan(route),
         on_trouble=trouble_plan(route, [one.name for one in config.endpoint]),
         handover_seconds=settings.realtime.handover_seconds,
+        content=content_plan(route),
         listening=listening_session(session),
         truncate_margin_ms=settings.realtime.truncate_margin_ms,
         functions={} if toolbox is None else toolbox.plans(route.name),

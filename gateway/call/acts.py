@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from gateway.call.ending import Why
-from gateway.call.outputs import Output
+from gateway.call.outputs import Output, Send
 from gateway.call.talk import Parting, Talk
-from gateway.tools.acts import Act, EndCall, Say, Tell, TransferTo
+from gateway.realtime.commands import CreateItem, CreateResponse
+from gateway.tools.acts import Act, AskAside, EndCall, Respond, Say, Show, Tell, TransferTo
 
 
 def carry_out(act: Act, talk: Talk, now: float) -> list[Output]:
@@ -16,10 +17,23 @@ def carry_out(act: Act, talk: Talk, now: float) -> list[Output]:
     match act:
         case Say(words):
             return [note, *talk.say(words, now)]
-        case Tell(text):
-            return [note, *talk.tell(text)]
+        case Tell(text, role, respond):
+            return [note, *talk.tell(text, role=role), *_respond(talk, respond, now)]
+        case Show(image, text, respond):
+            content = [{"type": "input_text", "text": text}] if text else []
+            content.append({"type": "input_image", "image_url": image})
+            item = {"type": "message", "role": "user", "content": content}
+            return [note, Send(CreateItem(item)), *_respond(talk, respond, now)]
+        case Respond(instructions):
+            return [note, *talk.ask(CreateResponse({"instructions": instructions}), now)]
+        case AskAside(key, instructions, metadata):
+            return [note, *talk.asides.ask(key, "application", instructions, now, metadata)]
         case TransferTo(destination, words):
             talk.part(Parting(Why.APPLICATION, "by a function", words, transfer_to=destination))
         case EndCall(words):
             talk.part(Parting(Why.APPLICATION, "by a function", words))
     return [note]
+
+
+def _respond(talk: Talk, wanted: bool, now: float) -> list[Output]:
+    return talk.ask(CreateResponse(), now) if wanted else []

@@ -11,6 +11,7 @@ from gateway.call.approvals import Approvals
 from gateway.call.budget import Budget
 from gateway.call.ending import Why
 from gateway.call.functions import Functions
+from gateway.call.guards import Guards
 from gateway.call.idle import Idle
 from gateway.call.inputs import Input, ServerSaid
 from gateway.call.interruptions import Interruptions
@@ -20,6 +21,7 @@ from gateway.call.mcp import McpWatch
 from gateway.call.outputs import Output
 from gateway.call.parts import Part
 from gateway.call.plan import CallPlan
+from gateway.call.rescue import Rescue
 from gateway.call.responses import ResponseGate
 from gateway.call.talk import Talk, send
 from gateway.call.transcript import Transcript
@@ -63,6 +65,8 @@ class Conversation:
             Idle(self.talk, lambda: self._functions.busy or approvals.wants_keys),
             approvals,
             McpWatch(self.talk, approvals),
+            Guards(self.talk),
+            Rescue(self.talk),
         )
         self._session_failed = False
         self._caller_speaks = False
@@ -83,13 +87,17 @@ class Conversation:
 
     def look_on(self, input: Input, now: float) -> list[Output]:
         """What the parts do about it, after it was taken by whom it concerns."""
-        if type(input) is ServerSaid and type(input.event) is AudioDelta:
+        if type(input) is ServerSaid and (
+            type(input.event) is AudioDelta or self.talk.asides.takes(input.event)
+        ):
             return []
         return [output for part in self._parts for output in part.on(input, now)]
 
     def on_event(self, event: ServerEvent, now: float) -> list[Output]:
         """An event of the session."""
         note, talk = self._journal.note, self.talk
+        if talk.asides.takes(event):
+            return talk.asides.on_event(event, now)
         if self.errands.joined and not isinstance(event, AgentTranscript | InputTranscribed):
             return []  # it listens, and has nobody to talk to
         match event:
@@ -142,7 +150,9 @@ class Conversation:
                 kind=verdict.kind.value,
             )
         ]
-        if error.code == "conversation_already_has_active_response":
+        if self.talk.asides.asked(command):
+            outputs += self.talk.asides.refused(command, error, now)
+        elif error.code == "conversation_already_has_active_response":
             gate.collided(command if isinstance(command, CreateResponse) else None, now)
         elif isinstance(command, CreateResponse):
             # A field that this server does not take costs nobody the answer.
@@ -255,6 +265,7 @@ class Conversation:
             self._interruptions.deadline,
             self.talk.gate.deadline,
             self.talk.farewell.deadline,
+            self.talk.asides.deadline,
             self.errands.deadline,
             *(part.deadline for part in self._parts),
         ]
@@ -267,7 +278,7 @@ class Conversation:
         if gate.deadline is not None and now >= gate.deadline:
             outputs.append(self._journal.note(now, "response_unanswered", "warning"))
             outputs += send(gate.unanswered(now))
-        outputs += self.errands.tick(now)
+        outputs += self.errands.tick(now) + self.talk.asides.tick(now)
         outputs += self._functions.tick(now)
         return outputs + [output for part in self._parts for output in part.tick(now)]
 

@@ -47,6 +47,10 @@ class Why(StrEnum):
     MAX_DURATION = "max_duration"
     BUDGET = "budget"
     IDLE = "idle"
+    GUARD = "guard"
+    """Words were said that a rule of the route does not allow."""
+    NO_ANSWERS = "no_answers"
+    """The model's answers failed, one after the other."""
     APPLICATION = "application"
     """A function that ran for the call ended it."""
     SHUTDOWN = "shutdown"
@@ -89,6 +93,8 @@ _TABLE: dict[Why, _Row] = {
     Why.MAX_DURATION: _Row(Party.GATEWAY, 480, 102, "Maximum call length"),
     Why.BUDGET: _Row(Party.GATEWAY, 480, 31, "Budget used up"),
     Why.IDLE: _Row(Party.GATEWAY, 480, 16, "Caller said nothing"),
+    Why.GUARD: _Row(Party.GATEWAY, 480, 16, "Ended by a rule"),
+    Why.NO_ANSWERS: _Row(Party.GATEWAY, 480, 41, "Answers failed"),
     Why.APPLICATION: _Row(Party.OPERATOR, 480, 16, "Ended by the application"),
     Why.SHUTDOWN: _Row(Party.OPERATOR, 503, 41, "Gateway shuts down"),
     Why.NO_ROUTE: _Row(Party.GATEWAY, 404, 1, "No route"),

@@ -191,6 +191,16 @@ class ToolActs:
 
 
 @dataclass(frozen=True, slots=True)
+class WordsChecked:
+    """Answer to :class:`gateway.call.outputs.CheckWords`."""
+
+    key: str
+    allow: bool | None
+    """None: no answer, or none that is understood."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class OperatorAnswered:
     """Answer to :class:`gateway.call.outputs.AskOperator`."""
 
@@ -284,6 +294,7 @@ Input = (
     | ToolDone
     | ToolActs
     | OperatorAnswered
+    | WordsChecked
     | Moved
     | RtpCounted
     | LegEnded

@@ -75,6 +75,7 @@ class CallMachine:
             inputs.ToolDone: self._on_tool_done,
             inputs.ToolActs: self._on_tool_acts,
             inputs.OperatorAnswered: lambda _input, _now: [],
+            inputs.WordsChecked: lambda _input, _now: [],
             inputs.Moved: lambda input, now: [note(now, "moved", "info", uri=input.uri)],
             inputs.BudgetReached: self._on_budget,
             inputs.DigitPressed: leg.on_digit,

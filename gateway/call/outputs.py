@@ -173,6 +173,27 @@ class AskOperator:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckWords:
+    """Ask over HTTP whether these words may be said: ``WordsChecked`` comes back."""
+
+    key: str
+    rule: int
+    """Which of the plan's guards asks."""
+    who: str
+    """agent or caller."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AsideDone:
+    """A response beside the conversation has ended; whoever waits for it is told."""
+
+    key: str
+    status: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Play:
     """Whole frames of G.711 audio, behind what is queued. ``more``: this part goes on."""
 
@@ -223,6 +244,8 @@ Output = (
     | Press
     | RunTool
     | AskOperator
+    | CheckWords
+    | AsideDone
     | Play
     | Flush
     | Note

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.audio.g711 import Codec
+from gateway.call.content_plan import ContentPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +256,7 @@ class CallPlan:
     budget: BudgetPlan = field(default_factory=BudgetPlan)
     interruptions: InterruptionPlan = field(default_factory=InterruptionPlan)
     idle: IdlePlan = field(default_factory=IdlePlan)
+    content: ContentPlan = field(default_factory=ContentPlan)
     follow_refer: re.Pattern[str] | None = None
     """URIs that the caller's side may send us to by REFER."""
     functions: Mapping[str, FunctionPlan] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from gateway.call.content_record import ContentRecord
 from gateway.call.ending import Ending
 from gateway.realtime.refused import Refused
 
@@ -166,6 +167,7 @@ class CallRecord:
     """What its route says of it."""
     settings_refused: list[Refused] = field(default_factory=list)
     """Settings of the session that the server did not take; live."""
+    content: ContentRecord = field(default_factory=ContentRecord)
     transcript: Told | None = None
     transcript_dropped: int = 0
     ending: Ending | None = None
@@ -263,6 +265,7 @@ class CallRecord:
             "event_log": dict(self.event_log),
             "metadata": dict(self.metadata),
             "settings_refused": [asdict(one) for one in self.settings_refused],
+            **self.content.as_json(),
             "ending": None
             if ending is None
             else {

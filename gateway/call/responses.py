@@ -25,6 +25,10 @@ class ResponseGate:
     def __init__(self) -> None:
         self.active: str | None = None
         """Id of the response that is running, if one is."""
+        self.answered: CreateResponse | None = None
+        """The request of ours that the latest response answers; None: the server's own."""
+        self.given_up = 0
+        """Requests to which the server did not say a word."""
         self.dropped = 0
         self._waiting: deque[CreateResponse] = deque()
         self._sent: CreateResponse | None = None
@@ -65,8 +69,8 @@ class ResponseGate:
     def created(self, response_id: str) -> CreateResponse | None:
         """``response.created`` came; returns the request that it answers, as far as can be told."""
         self.active = response_id
-        asked, self._sent = self._sent, None
-        return asked
+        self.answered, self._sent = self._sent, None
+        return self.answered
 
     def done(self, response_id: str, now: float) -> CreateResponse | None:
         """``response.done`` came; returns what waited and is to be sent now."""
@@ -101,6 +105,7 @@ class ResponseGate:
 
     def unanswered(self, now: float) -> CreateResponse | None:
         """The deadline has come; returns the next one to send."""
+        self.given_up += 1
         self._sent = None
         return self._next(now)
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gateway.call.asides import Asides
 from gateway.call.ending import Why
 from gateway.call.errands import Errands
 from gateway.call.farewell import Farewell
@@ -69,6 +70,7 @@ class Talk:
         self.errands = Errands(plan, journal)
         self.changes: dict[str, UpdateSession] = {}
         """What was changed about the session, by what it concerns, and holds for the next, too."""
+        self.asides = Asides(journal)
         self.private: set[str] = set()
         """Function calls whose results stand in no record."""
         self.collecting: KeyTaker | None = None
@@ -89,8 +91,11 @@ class Talk:
 
     def say(self, words: str, now: float) -> list[Output]:
         """Let the model say these words, and nothing else; no tools meanwhile."""
-        exactly = CreateResponse({"instructions": f"Say exactly: {words}", "tools": []})
-        return self.ask(exactly, now)
+        return self.ask(self.exactly(words), now)
+
+    def exactly(self, words: str) -> CreateResponse:
+        """The request for these words, and nothing else."""
+        return CreateResponse({"instructions": f"Say exactly: {words}", "tools": []})
 
     def tell(self, text: str, *, role: str = "system") -> list[Output]:
         """Put a message into the conversation; nothing answers it by itself."""

@@ -35,6 +35,7 @@ from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
 from .answer import Answer
 from .budget import RouteBudget, RouteRecords
 from .conditions import Network, header_conditions, hours_of, networks_of, timezone_of
+from .content import Afterwards, Guard, Keep, Rescue
 from .data import DATA, RouteData
 from .functions import (
     ARGUMENT,
@@ -234,6 +235,10 @@ class Route(Section):
     interruptions: Interruptions = Field(default_factory=Interruptions)
     idle: Idle = Field(default_factory=Idle)
     on_trouble: tuple[Rung, ...] = DEFAULT
+    guard: tuple[Guard, ...] = ()
+    rescue: Rescue = Field(default_factory=Rescue)
+    keep: Keep = Field(default_factory=Keep)
+    afterwards: Afterwards = Field(default_factory=Afterwards)
     records: RouteRecords = Field(default_factory=RouteRecords)
     realtime: RouteRealtime = Field(default_factory=RouteRealtime)
     tools: tuple[Text, ...] = ()
@@ -262,11 +267,14 @@ class Route(Section):
         for section, wanted in (
             ("budget", self.budget.transfer_to),
             ("idle", self.idle.transfer_to),
+            ("rescue", self.rescue.transfer_to),
         ):
             self._transferable((section, "transfer_to"), wanted)
         for number, rung in enumerate(self.on_trouble):
             if rung.do == "transfer":
                 self._transferable(("on_trouble", number, "to"), rung.to)
+        for index, guard in enumerate(self.guard):
+            self._transferable(("guard", index, "transfer_to"), guard.transfer_to)
         self.interruptions.agree_with(self.session)
         names = self.variable_names()
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -355,6 +363,7 @@ class Route(Section):
             *_credentials(self.session),
             *(secrets_of(self.data.headers) if self.data is not None else ()),
             *(secret for tool in self.tool for secret in secrets_of(tool.headers)),
+            *(secret for one in self.guard for secret in secrets_of(one.headers)),
             *(secret for rule in self.approval for secret in secrets_of(rule.headers)),
         )
 

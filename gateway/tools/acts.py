@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,9 +15,40 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Put a system message into the conversation; nothing answers it by itself."""
+    """Put a message into the conversation; nothing answers it by itself."""
 
     text: str
+    role: str = "system"
+    """system, or user: as if the caller had said it."""
+    respond: bool = False
+    """Ask the model to answer to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """Put an image into the conversation, as a message of the user."""
+
+    image: str
+    """A data URI, as :func:`gateway.tools.images.checked` returns it."""
+    text: str = ""
+    """Beside it."""
+    respond: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Respond:
+    """Let the model speak, by these instructions for this one response."""
+
+    instructions: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskAside:
+    """Ask the model something beside the conversation; the caller hears nothing of it."""
+
+    key: str
+    instructions: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,4 +67,4 @@ class EndCall:
     words: str
 
 
-Act = Say | Tell | TransferTo | EndCall
+Act = Say | Tell | Show | Respond | AskAside | TransferTo | EndCall

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar, overload
 
-from gateway.tools.acts import Act, EndCall, Say, Tell, TransferTo
+from gateway.tools.acts import Act, EndCall, Respond, Say, Show, Tell, TransferTo
+from gateway.tools.images import ImageError, checked, data_uri
 
 
 class ToolError(Exception):
@@ -108,9 +109,24 @@ class Call:
         """Let the model say exactly this, as soon as it says nothing else."""
         self._act(Say(words))
 
-    def tell(self, text: str) -> None:
-        """Tell the model something, without asking it to answer."""
-        self._act(Tell(text))
+    def tell(self, text: str, *, role: str = "system", respond: bool = False) -> None:
+        """Tell the model something, or as ``user`` in the caller's place; with ``respond`` it is
+        asked to answer. Raises ToolError."""
+        if role not in ("system", "user"):
+            raise ToolError(f"role must be system or user, not {role}")
+        self._act(Tell(text, role, respond))
+
+    def show(self, image: bytes | str, text: str = "", *, respond: bool = False) -> None:
+        """Show the model a PNG or JPEG: its bytes, or a data URI. Raises ToolError."""
+        try:
+            uri = data_uri(image) if isinstance(image, bytes) else checked(image)
+        except ImageError as error:
+            raise ToolError(str(error)) from None
+        self._act(Show(uri, text, respond))
+
+    def respond(self, instructions: str) -> None:
+        """Let the model speak, by these instructions for this one response."""
+        self._act(Respond(instructions))
 
     def transfer(self, destination: str, words: str = "") -> None:
         """Hand the caller on to a ``[[route.transfer]]``; ``words`` are said if that fails, and

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
+from gateway.call.content_plan import GuardRule
 from gateway.tools.acts import Act
 
 
@@ -49,6 +50,11 @@ class ToolRunner(Protocol):
 
         Failures are texts too: a model can make something of them.
         """
+
+    def check(
+        self, rule: GuardRule, call: ToolCall, done: Callable[[bool | None, str], None]
+    ) -> None:
+        """Ask whether words may be said; ``done`` is called as for ``ask``, None for no answer."""
 
     def ask(self, question: Question, done: Callable[[bool, str], None]) -> None:
         """Ask the operator; ``done`` is called on the event loop, with the answer and a reason."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from gateway.call.content_plan import GuardRule
 from gateway.call.plan import FunctionPlan
-from gateway.tools import approval, python, webhook
+from gateway.tools import approval, python, webhook, words
 from gateway.tools.api import ToolError
 from gateway.tools.functions import Function
 from gateway.tools.http import HttpClient
@@ -112,6 +113,25 @@ class Toolbox:
             done(False, "the gateway is busy")
             return
         self._begin(self._ask(question, done), f"ask about {question.request.name}")
+
+    def check(
+        self, rule: GuardRule, call: ToolCall, done: Callable[[bool | None, str], None]
+    ) -> None:
+        """Ask the operator's application whether words may be said."""
+        if len(self._tasks) >= MAX_RUNNING:
+            done(None, "the gateway is busy")
+            return
+        self._begin(self._check(rule, call, done), f"check of {call.name}")
+
+    async def _check(
+        self, rule: GuardRule, call: ToolCall, done: Callable[[bool | None, str], None]
+    ) -> None:
+        answer: words.Verdict = (None, "nobody could be asked")
+        try:
+            answer = await words.ask(self.http, rule, call)
+        except Exception:
+            log.exception("guard.failed", rule=rule.name, call=call.call)
+        done(*answer)
 
     def _begin(self, work: Any, name: str) -> None:
         task = asyncio.create_task(work, name=name)

@@ -601,6 +601,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
                     "create",
                 ],
             ),
+            (2.0, created("r2"), []),
             (25.0, BYE, ["close 1000 hung_up", "finished"]),
         ],
         ("caller", "hung_up", 200),

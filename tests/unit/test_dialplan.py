@@ -247,7 +247,11 @@ audio.input.turn_detection.type = "semantic_vad"
         ("session.a.b = [1, 2020-01-01]", "session.a.b[1]", "cannot be sent as JSON"),
         ("session.a = nan", "session.a", "cannot be sent as JSON"),
         ('form = "^1"', "form", 'did you mean "from"?'),
-        ("colour = 1", "colour", "known here: answer, approval, budget, collect_digits"),
+        (
+            "colour = 1",
+            "colour",
+            "known here: afterwards, answer, approval, budget, collect_digits",
+        ),
     ],
 )
 def test_mistakes(tmp_path: Path, line: str, key: str, message: str) -> None:

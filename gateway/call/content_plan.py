@@ -1,0 +1,81 @@
+"""Settings of a call's content: what must not be said, answers that fail, long conversations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class GuardRule:
+    """Words that are not to be said: see :class:`gateway.dialplan.content.Guard`."""
+
+    who: str = "agent"
+    """agent, caller or both."""
+    pattern: re.Pattern[str] | None = None
+    """Found in the words; None where only ``url`` decides."""
+    url: str = ""
+    """Asked about the words (POST); empty: nobody is."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    seconds: float = 1.0
+    on_timeout: str = "allow"
+    """allow or deny, where no answer came in time or none that is understood."""
+    action: str = "say"
+    """say, end or transfer."""
+    say: str = ""
+    transfer_to: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RescuePlan:
+    """Answers that fail: see :class:`gateway.dialplan.content.Rescue`."""
+
+    say: str = "Sorry, something went wrong. Could you say that again?"
+    retries: int = 1
+    """How often a failed response is asked for again before the caller is told."""
+    filtered: str = "Sorry, I cannot talk about that."
+    """For an answer that the server's content filter stopped."""
+    go_on: bool = False
+    """An answer that ended at max_output_tokens is gone on with."""
+    sound: str = "chime"
+    """Heard where not even the words come."""
+    sound_seconds: float = 2.0
+    give_up: int = 3
+    """So many failures in a row end the call."""
+    goodbye: str = "I am sorry, this does not work at the moment. Goodbye."
+    transfer_to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepPlan:
+    """How much of a long conversation the session keeps."""
+
+    turns: int = 0
+    """Turns of the caller; 0: all."""
+    how: str = "delete"
+    """delete or summary."""
+    instructions: str = ""
+    """For the summary."""
+    seconds: float = 15.0
+    """Without a summary by then the turns are deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class AfterwardsPlan:
+    """What the model is asked about the call at its end, without the caller hearing of it."""
+
+    questions: Mapping[str, str] = field(default_factory=dict)
+    """Instructions by name."""
+    seconds: float = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class ContentPlan:
+    """All of it."""
+
+    guards: tuple[GuardRule, ...] = ()
+    rescue: RescuePlan = field(default_factory=RescuePlan)
+    keep: KeepPlan = field(default_factory=KeepPlan)
+    afterwards: AfterwardsPlan = field(default_factory=AfterwardsPlan)

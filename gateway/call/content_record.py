@@ -1,0 +1,76 @@
+"""What a call's record keeps of its content: guards, questions beside it, and old turns let go."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+MAX_KEPT = 500
+"""Of each kind, of one call."""
+
+
+@dataclass(slots=True)
+class Decision:
+    """What a guard did."""
+
+    at_ms: float
+    rule: str
+    who: str
+    item_id: str
+    by: str
+    """words, http or timeout."""
+    action: str
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Aside:
+    """A response beside the conversation, which the caller did not hear."""
+
+    at_ms: float
+    key: str
+    purpose: str
+    status: str = ""
+    """completed, failed, cancelled, incomplete, refused or late; empty: it ran when the call
+    ended."""
+    text: str = ""
+    ms: float = 0.0
+
+
+@dataclass(slots=True)
+class Trim:
+    """Old turns that the session was told to forget."""
+
+    at_ms: float
+    how: str
+    """delete or summary."""
+    items: int
+    turns: int
+
+
+@dataclass(slots=True)
+class ContentRecord:
+    """All of it, oldest first."""
+
+    guards: list[Decision] = field(default_factory=list)
+    asides: list[Aside] = field(default_factory=list)
+    trims: list[Trim] = field(default_factory=list)
+
+    def guarded(self, decision: Decision) -> None:
+        """Add what a guard did."""
+        if len(self.guards) < MAX_KEPT:
+            self.guards.append(decision)
+
+    def asked(self, aside: Aside) -> None:
+        """Add a question; filled in as it goes on."""
+        if len(self.asides) < MAX_KEPT:
+            self.asides.append(aside)
+
+    def trimmed(self, trim: Trim) -> None:
+        """Add what was let go."""
+        if len(self.trims) < MAX_KEPT:
+            self.trims.append(trim)
+
+    def as_json(self) -> dict[str, Any]:
+        """For the record."""
+        return asdict(self)

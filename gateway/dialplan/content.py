@@ -1,0 +1,112 @@
+"""``[[route.guard]]``, ``[route.rescue]``, ``[route.keep]``, ``[route.afterwards]``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+from gateway.config.http import HttpHeaders, HttpUrl
+from gateway.config.problems import MisplacedError
+from gateway.config.validate import Section
+from gateway.config.values import Count, Flag, Seconds, Text
+
+from .tools import Sound
+from .values import Regex
+
+MAX_QUESTIONS = 4
+"""Each is one more response to pay for, at the end of every call."""
+
+
+class Guard(Section):
+    """One ``[[route.guard]]``: words that are not to be said, and what is done about them."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    name: Text
+    who: Literal["agent", "caller", "both"] = "agent"
+    words: tuple[Text, ...] = ()
+    pattern: Regex | None = None
+    url: HttpUrl | None = None
+    headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
+    seconds: Seconds = 1.0
+    on_timeout: Literal["allow", "deny"] = "allow"
+    action: Literal["say", "end", "transfer"] = "say"
+    say: Text = "Sorry, I cannot talk about that."
+    transfer_to: Text | None = None
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.words and self.pattern is not None:
+            raise MisplacedError(
+                ("pattern",), "and words exclude each other: one of them is enough"
+            )
+        if not (self.words or self.pattern or self.url):
+            raise MisplacedError(("words",), "is needed, or pattern, or url")
+        if self.url is None and self.headers:
+            raise MisplacedError(("headers",), "means nothing without url")
+        if (self.action == "transfer") != (self.transfer_to is not None):
+            needed = self.action == "transfer"
+            raise MisplacedError(
+                ("transfer_to",),
+                'is needed for action = "transfer"'
+                if needed
+                else 'is for action = "transfer" only',
+            )
+        if self.pattern is not None and self.pattern.search("") is not None:
+            raise MisplacedError(("pattern",), "fits everything: it fits an empty text")
+        return self
+
+    def regex(self) -> re.Pattern[str] | None:
+        """What is looked for: whole words, whatever their case, or the pattern as it is."""
+        if not self.words:
+            return self.pattern
+        each = (r"\s+".join(map(re.escape, words.split())) for words in self.words)
+        return re.compile(rf"(?<!\w)(?:{'|'.join(each)})(?!\w)", re.IGNORECASE)
+
+
+class Rescue(Section):
+    """``[route.rescue]``: answers that fail, or that the server's content filter stops."""
+
+    retries: Annotated[int, Field(strict=True, ge=0, le=5)] = 1
+    say: Text = "Sorry, something went wrong. Could you say that again?"
+    filtered: Text = "Sorry, I cannot talk about that."
+    go_on: Flag = False
+    sound: Sound = "chime"
+    sound_seconds: Seconds = 2.0
+    give_up: Count = 3
+    goodbye: Text = "I am sorry, this does not work at the moment. Goodbye."
+    transfer_to: Text | None = None
+
+
+class Keep(Section):
+    """``[route.keep]``: how much of a long conversation the session keeps."""
+
+    turns: Annotated[int, Field(strict=True, ge=0)] = 0
+    how: Literal["delete", "summary"] = "delete"
+    instructions: Text = (
+        "Summarise this part of the telephone conversation in at most 150 words: what the caller "
+        "wants, every name, number and date that was said, and what was agreed."
+    )
+    seconds: Seconds = 15.0
+
+
+def _questions(value: Mapping[str, str]) -> Mapping[str, str]:
+    if len(value) > MAX_QUESTIONS:
+        raise ValueError(f"has {len(value)} questions; {MAX_QUESTIONS} are allowed")
+    for name in value:
+        if not re.fullmatch(r"[a-z0-9_-]{1,32}", name):
+            raise MisplacedError((name,), "must be 1 to 32 of a-z, 0-9, _ and -")
+    return MappingProxyType(dict(value))
+
+
+class Afterwards(Section):
+    """``[route.afterwards]``: what the model is asked about a call at its end."""
+
+    questions: Annotated[
+        Mapping[str, Text], AfterValidator(_questions), PlainSerializer(lambda value: dict(value))
+    ] = Field(default_factory=lambda: MappingProxyType({}))
+    seconds: Seconds = 8.0
