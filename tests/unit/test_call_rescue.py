@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from call_scene import Scene, audio, audio_done, created, done, failed, said
+from call_scene import SPEECH, Scene, audio, audio_done, created, done, failed, key, said
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
@@ -83,14 +83,12 @@ def test_an_answer_too_long_is_gone_on_with_where_wanted(go_on: bool) -> None:
 
 def test_a_request_without_any_response_is_told() -> None:
     scene = scene_of(RescuePlan(retries=0, say="Again?"))
-    scene.machine._conversation.talk.ask(scene.machine._conversation.talk.exactly("x"), 0.0)
+    scene.do(key("1"), key("#"))
     assert scene.at(10.1) == [PHRASE]
     assert last_words(scene) == "Say exactly: Again?"
 
 
 def test_what_the_caller_cut_short_is_no_failure() -> None:
     scene = scene_of()
-    from call_scene import SPEECH
-
     scene.do(created("r1"), audio("r1", "i1", 900), SPEECH)
     assert PHRASE not in scene.do(failed("r1"))
