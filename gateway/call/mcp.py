@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.call.approvals import Approvals
-from gateway.call.inputs import Input, ServerSaid
+from gateway.call.inputs import Input, ServerSaid, SessionClosed
 from gateway.call.outputs import Output, Send
 from gateway.call.record import ToolUse
 from gateway.call.talk import Talk
@@ -42,11 +42,15 @@ class McpWatch:
         self._talk = talk
         self._approvals = approvals
         self._seen: dict[str, None] = {}
-        self._listed: set[str] = set()
+        self._asked_for: set[str] = set()
+        """Requests of this session that wait for a decision."""
         self.deadline: float | None = None
 
     def on(self, input: Input, now: float) -> list[Output]:
         """An event of the session may be about MCP."""
+        if isinstance(input, SessionClosed):
+            self._asked_for.clear()
+            self.deadline = None
         if not isinstance(input, ServerSaid):
             return []
         event = input.event
@@ -110,7 +114,12 @@ class McpWatch:
     def _asked(self, item: Mapping[str, Any], item_id: str, now: float) -> list[Output]:
         name, arguments = _name_of(item), str(item.get("arguments") or "{}")
 
+        self._asked_for.add(item_id)
+
         def decided(yes: bool, _by: str, reason: str, now: float) -> list[Output]:
+            if item_id not in self._asked_for:
+                return []  # the session that asked is gone
+            self._asked_for.discard(item_id)
             answer: dict[str, Any] = {
                 "type": "mcp_approval_response",
                 "approval_request_id": item_id,

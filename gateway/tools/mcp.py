@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -129,6 +130,8 @@ class McpServer:
     async def _connected(self) -> AsyncIterator[Any]:
         from mcp import Client
 
+        # It logs each line that is none of the protocol with a traceback, and what is in it.
+        logging.getLogger("mcp").setLevel(logging.CRITICAL)
         settings = self.settings
         async with contextlib.AsyncExitStack() as stack:
             if settings.command:

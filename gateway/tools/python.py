@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -95,6 +96,8 @@ async def _run(tool: PythonTool, threads: Threads, request: ToolCall, given: dic
             result = await tool.function(**values)  # type: ignore[misc]
         else:
             result = await threads.run(partial(tool.function, **values))
+            if inspect.isawaitable(result):  # a coroutine function behind a decorator
+                result = await result
         return text_of(result)
     except ToolError:
         raise

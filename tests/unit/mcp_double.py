@@ -78,4 +78,5 @@ if __name__ == "__main__":
         uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error")
     else:
         print("a line that is none of the protocol", file=sys.stderr)
+        print("another one", flush=True)
         server.run()

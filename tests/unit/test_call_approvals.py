@@ -18,6 +18,7 @@ from gateway.call.plan import (
     Destination,
     FunctionPlan,
     HoldPlan,
+    Rung,
     TransferPlan,
 )
 from gateway.realtime.commands import CreateItem
@@ -186,9 +187,9 @@ REQUEST = {
 }
 
 
-def mcp_asked(*rules: ApprovalRule) -> tuple[Scene, list[str]]:
+def mcp_asked(*rules: ApprovalRule, on_trouble: tuple[Rung, ...] = ()) -> tuple[Scene, list[str]]:
     """A response ends with a request for approval."""
-    scene = Scene(replace(PLAN, approvals=rules)).up()
+    scene = Scene(replace(PLAN, approvals=rules, on_trouble=on_trouble)).up()
     scene.at(1.0, created("r1"), inputs.ServerSaid(ItemAdded({**REQUEST, "arguments": ""})))
     item_done = OtherEvent("response.output_item.done", {"item": REQUEST})
     seen = scene.do(inputs.ServerSaid(item_done))
@@ -230,6 +231,16 @@ def test_a_server_that_goes_on_by_itself_is_not_asked_to() -> None:
     scene.do(inputs.ServerSaid(OtherEvent("response.mcp_call.completed", {"item_id": "m"})))
     assert scene.at(9.5, created("r2")) == []
     assert scene.at(20.0) == []
+
+
+def test_a_request_of_a_session_that_is_gone_is_not_answered() -> None:
+    rule = ApprovalRule("crm_delete", "http", seconds=10.0)
+    trouble = (Rung("reconnect", 10.0, ""),)
+    scene, seen = mcp_asked(rule, on_trouble=trouble)
+    assert seen == ["ask crm_delete 0"]
+    scene.do(inputs.SessionClosed(1011, "", False), inputs.SessionUp("sess_2"))
+    scene.do(inputs.OperatorAnswered("mcpr_1", True))
+    assert answers(scene) == []
 
 
 def test_the_caller_approves_of_what_an_mcp_server_does() -> None:

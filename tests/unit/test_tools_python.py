@@ -36,6 +36,7 @@ tools = ["*"]
 """
 HOTEL = '''
 import asyncio
+import functools
 import threading
 import time
 from datetime import date
@@ -110,6 +111,21 @@ def blocks() -> str:
 def odd() -> object:
     """Returns what is no JSON."""
     return threading.Lock()
+
+
+def logged(function):
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+@tool
+@logged
+async def decorated(x: int) -> int:
+    """A coroutine function behind a decorator."""
+    return x + 1
 
 
 @tool
@@ -195,6 +211,7 @@ def test_what_the_model_is_told(tmp_path: Path) -> None:
         "slow",
         "blocks",
         "odd",
+        "decorated",
         "acts",
     }
     assert told["room_price"] == {
@@ -238,6 +255,7 @@ def test_what_the_model_is_told(tmp_path: Path) -> None:
         ("guests", '{"guests": [{"name": "Ann", "age": 3}]}', "1 of Guest in tool"),
         ("guests", '{"guests": [{"name": "Ann", "age": -3}]}', "guests.0.age"),
         ("book-it", "{}", '{"error": "the function failed (RuntimeError)"}'),
+        ("decorated", '{"x": 1}', "2"),
         ("full", "{}", '{"error": "there is no room"}'),
         ("odd", "{}", "the function failed (ValueError)"),
         ("none", "{}", "not available now"),
