@@ -86,7 +86,7 @@ def http_server(token: str = "") -> Iterator[str]:
 
 def test_over_stdio(tmp_path: Path) -> None:
     more = 'env = { CRM_KEY = "${env:KEY}" }\nallowed_tools = ["find_customer", "numbers", '
-    more += '"fails", "slow", "environment"]\nseconds = 0.5\n'
+    more += '"fails", "slow", "environment"]\nseconds = 3.0\n'
 
     async def work(box: Toolbox) -> None:
         told = {one["name"]: one for one in box.definitions("r")}
@@ -102,7 +102,7 @@ def test_over_stdio(tmp_path: Path) -> None:
         assert await use(box, "crm_find_customer", '{"number": "+49"}') == "Ann Example, +49, False"
         assert "'number' is a required property" in await use(box, "crm_find_customer")
         assert "Error executing tool fails" in await use(box, "crm_fails")
-        assert "no result within 0.5 s" in await use(box, "crm_slow")
+        assert "no result within 3 s" in await use(box, "crm_slow")
         assert await use(box, "crm_environment", '{"name": "CRM_KEY"}') == "s3cret"
         assert await use(box, "crm_environment", '{"name": "OPENAI_API_KEY"}') == "not set"
         assert "[cut: only the first 300" in await use(box, "crm_numbers", '{"count": 500}')
