@@ -52,6 +52,8 @@ FIRST_BACKOFF = 0.25
 _wire_log = logging.getLogger("gateway.realtime.websocket")
 _wire_log.setLevel(logging.INFO)
 
+_ONLY_PCM = 'for servers with 24 kHz PCM only there is realtime.audio = "pcm24"'
+
 # A server that talks this much before session.updated is not one.
 _EARLY_EVENTS = 100
 
@@ -320,6 +322,8 @@ class _Opening:
                 if await self._mended(connection, event):
                     continue
                 detail = event.message if event.param is None else f"{event.param}: {event.message}"
+                if ".format" in (event.param or ""):
+                    detail += f" ({_ONLY_PCM})"
                 raise self._failed(classify_error(event), detail)
             if len(self.early) < _EARLY_EVENTS:
                 self.early.append(event)
@@ -333,6 +337,8 @@ class _Opening:
                 meaning = f"the server does not speak {asked}"
                 verdict = Verdict(Kind.FATAL, "audio_format", meaning, True)
                 detail = f"session.updated has audio.{direction}.format {got or 'missing'}"
+                if self.edge.pcm is None:
+                    detail += f" ({_ONLY_PCM})"
                 raise self._failed(verdict, detail)
 
     def _closed(self, error: ConnectionClosed) -> SetupFailed:

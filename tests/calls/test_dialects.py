@@ -29,6 +29,17 @@ audio.output.voice = "ash"
 dialect = "beta"
 
 [[route]]
+name = "hot"
+to = "^hot$"
+[route.greeting]
+say = "Hello."
+[route.session]
+temperature = 2.0
+audio.input.noise_reduction.type = "far_field"
+[route.realtime]
+dialect = "beta"
+
+[[route]]
 name = "wide"
 to = "^wide$"
 [route.greeting]
@@ -91,6 +102,20 @@ async def test_a_call_over_beta(world: World) -> None:
     assert not world.gateway.all("session.resampled", call=call.call_id)
     assert not world.gateway.all("session.bad_event", call=call.call_id)
     assert summary["interruptions"]
+
+
+async def test_a_setting_that_a_beta_server_refuses(world: World) -> None:
+    """Beta's name of it is GA's in the record, and the rest is in force."""
+    world.behave(vad="off", beta=True, answer={"kind": "pattern", "seconds": 0.3})
+    call = await world.dial("hot")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.sent("response.done") != [], 20)
+    summary = await world.summary_at_end(call)
+    assert [one["field"] for one in summary["settings_refused"]] == ["temperature"]
+    first, second = [event.body["session"] for event in session.seen("session.update")]
+    assert first.pop("temperature") == 2.0
+    assert second == first
+    assert second["input_audio_noise_reduction"] == {"type": "far_field"}
 
 
 @pytest.mark.parametrize(("route", "codec"), [("wide", "PCMU"), ("both", "PCMA")])

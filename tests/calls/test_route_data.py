@@ -9,8 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from callee import CalledPhone
 from harness import World, eventually
 from http_service import Answer, HttpService, http_service
+
+from gateway.control.client import ask
 
 SECRET = "crm-key-77aa01"
 
@@ -51,7 +54,13 @@ to = "^strict$"
 url = "${env:CRM_URL}/callers/{from}"
 on_failure = "refuse"
 seconds = 0.3
-"""
+""",
+    "more": """
+[control]
+socket = "gateway.sock"
+[outbound]
+enabled = true
+""",
 }
 
 
@@ -169,3 +178,30 @@ async def test_a_call_that_waits_blocks_no_other_and_can_be_given_up(
     summary = await world.summary(waits)
     assert summary["ending"]["why"] == "cancelled"
     await world.summary_at_end(other)
+
+
+@pytest.fixture
+def callee(runner: asyncio.Runner) -> Iterator[CalledPhone]:
+    """A telephone to call."""
+    phone = runner.run(CalledPhone().start())
+    yield phone
+    runner.run(phone.stop())
+
+
+async def test_data_of_a_call_that_we_place(
+    world: World, crm: HttpService, callee: CalledPhone
+) -> None:
+    """They are there before anybody is called."""
+    crm.asked.clear()
+    crm.answers = [Answer(body='{"text": "Ask for the parcel."}')]
+    uri = callee.uri("answer")
+    socket = world.folder / "gateway.sock"
+    answer = await asyncio.to_thread(ask, socket, "dial", to=uri, route="asked", trunk="")
+    there = await callee.called()
+    line = await world.gateway.wait("call.session_up", call=answer["call"])
+    (session,) = [one for one in world.emulator.sessions if one.id == line["session_id"]]
+    assert instructions_of(session.seen("session.update")[0].body) == "Ask for the parcel."
+    assert crm.asked[0].json["to"] == "answer"
+    await there.until(lambda c: c.requests("ACK"))
+    there.bye()
+    await world.gateway.wait("call.summary", call=answer["call"])

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from http_service import Answer, http_service
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.cli import main
 from gateway.config import ConfigError
@@ -54,6 +56,23 @@ def data(**more: Any) -> RouteData:
 )
 def test_values(path: str, value: str) -> None:
     assert data().values([f"data.{path}"], ANSWER) == {f"data.{path}": value}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text("ab01.", max_size=3), inner)
+    ),
+)
+
+
+@given(JSON, st.text("ab01.", max_size=9), st.integers(1, 40), st.booleans())
+def test_whatever_the_service_answers_is_a_text_of_bounded_length(
+    answer: Any, path: str, limit: int, lines: bool
+) -> None:
+    (value,) = data(max_value=limit, lines=lines).values([f"data.{path}"], answer).values()
+    assert len(value) <= limit
+    assert lines or "\n" not in value
 
 
 def test_defaults_stand_for_what_is_not_there_or_empty() -> None:

@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scripted_realtime import KEY, WAIT, Heard, Peer, Server, serving
 from structlog.testing import capture_logs
 
@@ -94,6 +96,21 @@ def test_the_field_of_an_error(
 ) -> None:
     path = field_of(ServerError(code, message, "invalid_request_error", param), ASKED)
     assert (None if path is None else dotted(path)) == found
+
+
+@given(
+    st.one_of(st.none(), st.text(max_size=40), st.from_regex(r"session(\.[a-z_]+|\[\d\])*")),
+    st.text(max_size=80),
+    st.sampled_from(["unknown_parameter", "missing_required_parameter", None, "x"]),
+)
+def test_no_error_breaks_the_search(param: str | None, message: str, code: str | None) -> None:
+    """What is found is there, can be taken out, and is none of what a call needs."""
+    path = field_of(ServerError(code, message, None, param), ASKED)
+    if path is not None:
+        rest = without(ASKED, path)
+        assert rest != ASKED
+        assert rest["audio"]["input"]["format"] == rest["audio"]["output"]["format"]
+        assert rest["type"] == "realtime"
 
 
 def test_what_is_left() -> None:
