@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from gateway.config.models import Config
 from gateway.config.realtime import on_loopback
-from gateway.dialplan import Dialplan, Route
+from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.tools.definitions import OWN
 from gateway.tools.offer import module_tools
 
@@ -69,6 +69,13 @@ def _rules(route: Route, config: Config, functions: list[str]) -> Iterator[str]:
         )
         if not of_mcp and not any(fnmatchcase(name, rule.tool) for name in known):
             yield f'route {route.name}: no tool fits the approval of "{rule.tool}"'
+    dialect = call_settings(config, route).realtime.dialect
+    passed_on = [server.name for server in servers if server.run == "server"]
+    if passed_on and dialect != "ga":
+        yield (
+            f"route {route.name}: the dialect {dialect} knows no MCP; {', '.join(passed_on)} will "
+            'not be there (run = "gateway" is with every server)'
+        )
     for server in servers:
         needs = server.require_approval != "never"
         ruled = any(

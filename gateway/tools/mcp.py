@@ -49,6 +49,7 @@ class McpSettings:
     name: str
     url: str = ""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    proxy: str | None = None
     command: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     folder: str = ""
@@ -235,6 +236,7 @@ async def _http(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
             headers=dict(settings.headers),
             timeout=httpx2.Timeout(settings.connect_seconds, read=None),
             limits=httpx2.Limits(max_connections=MAX_RUNNING + 4),
+            proxy=settings.proxy,
             trust_env=False,
         )
     )

@@ -150,6 +150,7 @@ def mcp_settings(server: McpServerSettings, settings: ToolSettings) -> McpSettin
         name=server.name,
         url=server.url or "",
         headers=headers,
+        proxy=settings.http_proxy,
         command=server.command,
         env=shown(server.env),
         folder=str(settings.folder),

@@ -7,6 +7,10 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+from gateway import cli
 from gateway.config.check import check, load_all
 from gateway.tools.runner import ToolCall
 from gateway.tools.toolbox import Toolbox
@@ -78,3 +82,11 @@ def test_the_example(tmp_path: Path) -> None:
         "Ann Example",
         '{"error": "rooms can be booked from tomorrow on"}',
     ]
+
+
+def test_route_test_shows_the_tools_of_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHON", sys.executable)
+    told = CliRunner().invoke(cli.main, ["route-test", "-c", str(EXAMPLE), "--to", "500"])
+    assert told.exit_code == 0, told.output
+    for name in ("room_price", "book_room", "weather", "set_language", "schedule_callback"):
+        assert f'"{name}"' in told.output

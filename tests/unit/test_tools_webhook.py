@@ -163,7 +163,7 @@ def test_arguments_are_checked_before_anything_is_sent(
         (Answer(body="[]"), False, "the answer was not understood"),
         (Answer(body="yes"), False, "the answer was not understood"),
         (Answer(500), False, "nobody could be asked"),
-        (Answer(seconds=3), False, "nobody answered in time"),
+        (Answer(seconds=5), False, "nobody answered in time"),
     ],
 )
 def test_the_operator_is_asked(
@@ -179,7 +179,7 @@ tool = "*"
 by = "http"
 url = "{service.url}/approve"
 headers = {{ X-Key = "k" }}
-seconds = 0.5
+seconds = 2.0
 """
 
     async def main() -> tuple[bool, str]:
@@ -289,9 +289,10 @@ by = "refuse"
     (tmp_path / "routes" / "r.toml").write_text(tool)
     server = '[[tools.mcp]]\nname = "crm"\nrun = "server"\nurl = "https://x/mcp"\n'
     config = CONFIG + server + 'require_approval = "always"\n'
-    (tmp_path / "gateway.toml").write_text(config)
+    (tmp_path / "gateway.toml").write_text(config.replace('8765"', '8765"\ndialect = "beta"'))
     status, told = check(tmp_path / "gateway.toml", {})
-    assert status == 0
+    assert status == 0, told
+    assert "the dialect beta knows no MCP; crm will not be there" in "\n".join(told)
     text = "\n".join(told)
     assert "  tools     0 in Python, 1 over HTTP, MCP servers: crm" in text
     assert "no route offers unused" in text
