@@ -47,6 +47,23 @@ async def said(session: SessionRecord, nth: int) -> str:
     return str(session.sent(type_)[nth - 1].body["transcript"])
 
 
+async def test_customers(world: World) -> None:
+    """Nobody is there to ask about the caller: the texts have what they say for that."""
+    call = await world.dial("500")
+    session = await greeted(world, call, ", dear customer. What can I do for you?")
+    settings = settings_of(session)
+    assert '"not known"' in settings["instructions"]
+    assert "they have 0 open orders" in settings["instructions"]
+    assert settings["audio"]["input"]["transcription"]["language"] == "en"
+    assert settings["audio"]["input"]["turn_detection"]["eagerness"] == "low"
+    create = session.seen("response.create")[0].body["response"]
+    assert create["metadata"] == {"language": "en"}
+    assert not session.errors
+    await world.summary_at_end(call)
+    (line,) = world.gateway.all("call.data_failed", call=call.call_id)
+    assert "cannot be reached" in line["detail"]
+
+
 async def test_reception(world: World) -> None:
     """Greets, answers, says goodbye and hangs up."""
     call = await world.dial("100")

@@ -70,6 +70,7 @@ def crm() -> Iterator[HttpService]:
     with http_service() as made:
         os.environ["CRM_URL"], os.environ["CRM_KEY"] = made.url, SECRET
         yield made
+        del os.environ["CRM_URL"], os.environ["CRM_KEY"]
 
 
 def instructions_of(update: Mapping[str, Any]) -> object:

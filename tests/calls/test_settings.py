@@ -20,6 +20,71 @@ audio.output.voice = "ash"
 audio.input.turn_detection = { type = "server_vad", patience_ms = 7 }
 
 [[route]]
+name = "whole"
+to = "^whole$"
+timezone = "Europe/Berlin"
+[route.session]
+instructions = "{route} on {weekday}, {date}, {time}, in the {part_of_day}."
+output_modalities = ["audio"]
+tool_choice = { type = "function", name = "lookup" }
+parallel_tool_calls = true
+max_output_tokens = 900
+reasoning.effort = "low"
+include = ["item.input_audio_transcription.logprobs"]
+[route.session.truncation]
+type = "retention_ratio"
+retention_ratio = 0.8
+token_limits = { post_instructions = 8000 }
+[route.session.prompt]
+id = "pmpt_1"
+version = "3"
+variables = { city = "Bonn", who = "{to}" }
+[route.session.tracing]
+workflow_name = "desk"
+group_id = "g"
+metadata = { called = "{to}" }
+[route.session.audio.output]
+voice = { id = "voice_own" }
+speed = 1.1
+[route.session.audio.input]
+noise_reduction = { type = "far_field", strength = 0.5 }
+[route.session.audio.input.transcription]
+model = "gpt-live-transcribe"
+language = "de"
+languages = ["de", "en"]
+keywords = ["Bonn"]
+prompt = "A desk."
+[route.session.audio.input.turn_detection]
+type = "server_vad"
+threshold = 0.6
+prefix_padding_ms = 200
+silence_duration_ms = 400
+idle_timeout_ms = 90000
+create_response = true
+interrupt_response = false
+[[route.session.tools]]
+type = "function"
+name = "lookup"
+description = "Looks up {to}."
+parameters = { type = "object" }
+[[route.session.tools]]
+type = "mcp"
+server_label = "crm"
+server_url = "https://crm.example/mcp"
+allowed_tools = ["find"]
+require_approval = "never"
+
+[[route]]
+name = "off"
+to = "^off$"
+[route.session]
+prompt = false
+tracing = false
+audio.input.turn_detection = false
+audio.input.noise_reduction = false
+audio.input.transcription = false
+
+[[route]]
 name = "tongues"
 to = "^tongues$"
 set_language.languages = { de = "German" }
@@ -90,3 +155,64 @@ async def test_a_greeting_is_heard_although_a_field_of_it_is_refused(world: Worl
     assert first["metadata"] == {"line": "tongues"}
     assert second == {"instructions": "Say exactly: Hello."}
     assert call.rtp.packets
+
+
+async def test_the_whole_session_object_is_in_force(world: World) -> None:
+    """Each setting of the protocol, as the route has it, at a server that takes no other."""
+    call = await world.dial("whole")
+    session = await world.session_of(call)
+    await world.summary_at_end(call)
+    assert not session.errors
+    (updated,) = session.sent("session.updated")
+    now = updated.body["session"]
+    route, day, date, *_ = now["instructions"].split()
+    assert (route, day) == ("whole", "on")
+    assert date.endswith("day,")
+    assert now["output_modalities"] == ["audio"]
+    assert now["tool_choice"] == {"type": "function", "name": "lookup"}
+    assert now["parallel_tool_calls"] is True
+    assert now["max_output_tokens"] == 900
+    assert now["reasoning"] == {"effort": "low"}
+    assert now["include"] == ["item.input_audio_transcription.logprobs"]
+    assert now["truncation"] == {
+        "type": "retention_ratio",
+        "retention_ratio": 0.8,
+        "token_limits": {"post_instructions": 8000},
+    }
+    variables = {"city": "Bonn", "who": "whole"}
+    assert now["prompt"] == {"id": "pmpt_1", "version": "3", "variables": variables}
+    assert now["tracing"] == {
+        "workflow_name": "desk",
+        "group_id": "g",
+        "metadata": {"called": "whole"},
+    }
+    speaks, hears = now["audio"]["output"], now["audio"]["input"]
+    assert (speaks["voice"], speaks["speed"]) == ({"id": "voice_own"}, 1.1)
+    assert hears["noise_reduction"] == {"type": "far_field", "strength": 0.5}
+    assert hears["turn_detection"] == {
+        "type": "server_vad",
+        "threshold": 0.6,
+        "prefix_padding_ms": 200,
+        "silence_duration_ms": 400,
+        "idle_timeout_ms": 90000,
+        "create_response": True,
+        "interrupt_response": False,
+    }
+    asked = {"model": "gpt-live-transcribe", "language": "de", "languages": ["de", "en"]}
+    assert {**asked, "keywords": ["Bonn"], "prompt": "A desk."}.items() <= hears[
+        "transcription"
+    ].items()
+    assert [tool["type"] for tool in now["tools"]] == ["function", "mcp", "function"]
+    assert now["tools"][0]["description"] == "Looks up whole."
+
+
+async def test_what_a_route_turns_off_is_off(world: World) -> None:
+    call = await world.dial("off")
+    session = await world.session_of(call)
+    await world.summary_at_end(call)
+    assert not session.errors
+    (update,) = session.seen("session.update")
+    asked = update.body["session"]
+    assert asked["prompt"] is asked["tracing"] is None
+    hears = asked["audio"]["input"]
+    assert hears["turn_detection"] is hears["noise_reduction"] is hears["transcription"] is None
