@@ -23,6 +23,7 @@ from gateway.preparing import Preparation
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import InputTranscribed, ResponseDone, ServerError, ServerEvent
 from gateway.realtime.opening import SetupFailed, open_with_retry
+from gateway.realtime.refused import Refused
 from gateway.realtime.session import Session, SessionClosed
 from gateway.records.events import EventLog
 
@@ -90,6 +91,7 @@ class Sessions:
         self._spare: _Line | None = None
         self._closing: deque[asyncio.Task[None]] = deque(maxlen=_CLOSING)
         self._frames_dropped = 0
+        self._refused: deque[list[Refused]] = deque(maxlen=_CLOSING)
         self.carriers: dict[type, Callable[[Any], None]] = {
             outputs.OpenSession: self._open,
             outputs.CloseSession: self.close,
@@ -120,6 +122,8 @@ class Sessions:
                 self._stop_opening(line)
                 self._count_dropped(line)
         self._record.append_frames_dropped = self._frames_dropped
+        refused = dict.fromkeys(one for session in self._refused for one in session)
+        self._record.settings_refused = list(refused)
         if self._events is not None:
             self._record.event_log = self._events.as_json()
 
@@ -173,7 +177,7 @@ class Sessions:
             self._on_fault(error)
             return
         line.session = session
-        self._record.settings_refused = session.refused
+        self._refused.append(session.refused)
         if line is not self._line and line is not self._spare:
             self._let_go(line, 1000, "not wanted any more")
             return

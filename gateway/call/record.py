@@ -166,7 +166,7 @@ class CallRecord:
     metadata: dict[str, str] = field(default_factory=dict)
     """What its route says of it."""
     settings_refused: list[Refused] = field(default_factory=list)
-    """Settings of the session that the server did not take; live."""
+    """Settings that a session's server did not take, each once."""
     content: ContentRecord = field(default_factory=ContentRecord)
     transcript: Told | None = None
     transcript_dropped: int = 0

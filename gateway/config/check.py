@@ -47,6 +47,7 @@ def load_all(
         problems += _keys_missing(config, dialplan)
         problems += _prices_wrong(config)
         problems += _dialects_wrong(config, dialplan)
+        problems += _data_late(config, dialplan)
         problems += _trunks_missing(config, dialplan)
         problems += _endpoints_missing(config, dialplan)
         problems += callback_problems(config, dialplan)
@@ -101,6 +102,18 @@ def _dialects_wrong(config: Config, dialplan: Dialplan) -> list[Problem]:
             file, line = dialplan.origins[route.name]
             where = f"route {route.name}, realtime.dialect"
             problems.append(Problem(file, line, where, problem))
+    return problems
+
+
+def _data_late(config: Config, dialplan: Dialplan) -> list[Problem]:
+    """Routes whose data may take all the time that their session has."""
+    problems: list[Problem] = []
+    for route in dialplan.routes:
+        limit = call_settings(config, route).realtime.connect_timeout
+        if route.data is not None and route.data.seconds >= limit:
+            file, line = dialplan.origins[route.name]
+            message = f"must be less than realtime.connect_timeout ({limit:g} s), its whole"
+            problems.append(Problem(file, line, f"route {route.name}, data.seconds", message))
     return problems
 
 

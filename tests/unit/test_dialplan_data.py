@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gateway.cli import main
 from gateway.config import ConfigError
+from gateway.config.check import check
 from gateway.dialplan import load_dialplan
 from gateway.dialplan.data import RouteData
 
@@ -172,3 +173,15 @@ def test_data_that_are_none(tmp_path: Path, text: str) -> None:
     )
     assert result.exit_code == 2
     assert "--data" in result.output
+
+
+@pytest.mark.parametrize(("seconds", "status"), [("2.9", 0), ("3.0", 2)])
+def test_data_leave_time_for_the_session(tmp_path: Path, seconds: str, status: int) -> None:
+    route_test(tmp_path, "https://x")
+    (tmp_path / "dialplans" / "a.toml").write_text(
+        f'[[route]]\nname = "a"\ndata = {{ url = "https://x", seconds = {seconds} }}\n'
+        "realtime.connect_timeout = 3.0\n"
+    )
+    found, lines = check(tmp_path / "gateway.toml")
+    assert found == status
+    assert ("connect_timeout (3 s)" in "\n".join(lines)) == (status == 2)

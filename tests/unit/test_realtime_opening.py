@@ -216,7 +216,7 @@ FAILURES: list[tuple[Any, Step, Kind, str, str]] = [
         Step.UPDATED,
         Kind.FATAL,
         "unknown_parameter",
-        "session.audio.output.format: Unknown parameter, ***",
+        "session.audio.output.format: Unknown parameter, *** (for servers with 24 kHz PCM only",
     ),
     (refuses_update_in_unknown_words, Step.UPDATED, Kind.FATAL, "code_of_tomorrow", "No."),
     (closes_after_update, Step.UPDATED, Kind.RETRYABLE, "1011", "close 1011 bad ***"),
