@@ -197,6 +197,27 @@ async def test_a_caller_who_hangs_up_while_a_tool_runs(world: World) -> None:
     assert outputs_of(session) == []
 
 
+async def test_a_session_that_is_lost_while_a_tool_runs(world: World) -> None:
+    call, session = await used(world, ("set_language", {"language": "de"}), ("slow_with_sound", {}))
+    await world.gateway.wait("call.tool_takes_long", call=call.call_id)
+    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 0.4, "seed": 9}])
+    world.emulator.live[session.id].close(1011)
+    await world.gateway.wait("call.session_replaced", call=call.call_id)
+    second = world.emulator.sessions[-1]
+    await second.wait_until(lambda s: s.sent_items and s.sent("response.done"), 20)
+    # It knows the calls and both results, and speaks the language that was chosen.
+    kinds = [event.body["item"]["type"] for event in second.seen("conversation.item.create")]
+    assert kinds == ["function_call"] * 2 + ["function_call_output"] * 2
+    assert outputs_of(second)[1] == "found"
+    now = second.sent("session.updated")[-1].body["session"]
+    assert "speak German" in now["instructions"]
+    said = bytes(next(iter(second.sent_items.values())))
+    await call.rtp.until(lambda: said in call.rtp.heard)
+    record = await record_at_end(world, call)
+    assert record["trouble"][0]["outcome"] == "recovered"
+    assert [one["outcome"] for one in record["tools"]] == ["done", "done"]
+
+
 async def test_words_while_a_tool_takes_long(world: World) -> None:
     call, session = await used(world, ("slow", {}), then=2)
     await session.wait_until(lambda s: len(s.sent("response.done")) == 3, 20)
