@@ -150,9 +150,20 @@ def _action(cut: Interruption) -> str:
 
 
 def _note(entry: Entry) -> Text:
+    name = entry.text("name")
     match entry.event:
         case "tool":
-            return Text.assemble("tool ", (entry.text("name"), "bold magenta"))
+            return Text.assemble("tool ", (name, "bold magenta"))
+        case "tool_done" | "mcp_call":
+            return Text.assemble("tool ", (name, "bold magenta"), f": {entry.text('outcome')}")
+        case "tool_refused" | "tool_late":
+            why = entry.text("reason") or "no result in time"
+            return Text.assemble("tool ", (name, "bold magenta"), (f": {why}", CUT))
+        case "approval":
+            return Text.assemble(f"{entry.text('by')} decides about ", (name, "bold magenta"))
+        case "approved" | "not_approved":
+            said = "yes" if entry.event == "approved" else "no"
+            return Text.assemble((name, "bold magenta"), f": {entry.text('by')} says {said}")
         case "truncated":
             end = entry.extra.get("audio_end_ms")
             return Text(f"the server confirms the cut at {end:,} ms" if end else "truncated", QUIET)

@@ -95,6 +95,27 @@ def test_the_text_says_what_happened() -> None:
     assert times == sorted(times)
 
 
+def test_the_text_says_what_became_of_tools() -> None:
+    more = [
+        {"t_ms": 9000, "event": "approval", "name": "refund", "by": "http"},
+        {"t_ms": 9100, "event": "not_approved", "name": "refund", "by": "operator"},
+        {"t_ms": 9200, "event": "tool_done", "name": "price", "outcome": "failed"},
+        {"t_ms": 9300, "event": "tool_refused", "name": "book", "reason": "no such room"},
+        {"t_ms": 9400, "event": "tool_late", "name": "slow"},
+        {"t_ms": 9500, "event": "mcp_call", "name": "crm_find", "outcome": "done"},
+    ]
+    said = text_of(record_of(timeline=[*sample()["timeline"], *more]))
+    for words in (
+        "http decides about refund",
+        "refund: operator says no",
+        "tool price: failed",
+        "tool book: no such room",
+        "tool slow: no result in time",
+        "tool crm_find: done",
+    ):
+        assert words in said, said
+
+
 def test_turns_and_delays() -> None:
     story = tell(record_of())
     assert [(turn.item_id, turn.from_ms, turn.to_ms) for turn in story.agent] == [
