@@ -265,7 +265,7 @@ async def test_a_tool_hands_the_caller_on(world: World, answered: bool) -> None:
     call = await dial(world, "hotel")
     session = await world.session_of(call)
     assert await call.asked() == "tel:+4930123456"
-    assert outputs_of(session) == ["on the way"]
+    await session.wait_until(lambda s: outputs_of(s) == ["on the way"], 20)
     call.notify("200 OK" if answered else "486 Busy Here", last=True)
     await call.hung_up()
     record = await world.record(call)
