@@ -18,6 +18,7 @@ from gateway.call.machine import CallMachine
 from gateway.call.plan import CallPlan
 from gateway.call.quality import QualityOfCall
 from gateway.call.record import CallRecord
+from gateway.call.states import State
 from gateway.cost.account import Account
 from gateway.legs import Dialler, Legs, Outward, quality_of
 from gateway.pump import MediaPump
@@ -77,6 +78,7 @@ class Bridge:
             plan.follow_refer,
         )
         self._guards = plan.content.guards
+        self.transfer_plan = plan.transfer
         self.asides = WaitingAsides()
         """Those who wait for an answer beside the conversation."""
         self._streaming = False
@@ -130,6 +132,11 @@ class Bridge:
         self._carry_out(self._machine.start(self._loop.time()))
         self._busy = False
         self._work()
+
+    @property
+    def talking(self) -> bool:
+        """Caller and model have each other."""
+        return self._machine.state is State.TALKING
 
     def shut_down(self) -> None:
         """End the call now, properly on both sides."""

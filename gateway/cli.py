@@ -37,6 +37,9 @@ _ELSEWHERE = {
         "Say what this machine and this pjsua2 can carry, and what to mend.",
     ),
     "status": ("gateway.control", "command", "Say how a running gateway is."),
+    "calls": ("gateway.control.calls", "calls", "List the calls of a running gateway."),
+    "hangup": ("gateway.control.calls", "hangup", "End a call of a running gateway."),
+    "transfer": ("gateway.control.calls", "transfer", "Hand a call of a running gateway on."),
     "events": (
         "gateway.eventview",
         "command",

@@ -142,7 +142,7 @@ def record_of(invite: Invite | None, at: datetime) -> CallRecord:
     record.started_at = at.astimezone(UTC).isoformat(timespec="milliseconds")
     if invite is not None:
         record.from_uri, record.to_uri = invite.from_uri, invite.to_uri
-        record.source = invite.source
+        record.sip_call_id, record.source = invite.call_id, invite.source
         record.trunk, record.transport = invite.trunk, invite.transport
     return record
 

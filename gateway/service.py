@@ -20,6 +20,7 @@ from gateway.callbacks.offer import function_of
 from gateway.config import Config
 from gateway.cost.costs import Costs
 from gateway.dialplan import Dialplan, Match, Route
+from gateway.operating import OperatorCommands
 from gateway.outbound import OutboundCalls
 from gateway.placing import Placing
 from gateway.planning import (
@@ -94,7 +95,12 @@ class Service:
             promise = function_of(route, self._callbacks, config.tools.seconds)
             if promise is not None:
                 self._toolbox.add(route.name, promise)
-        commands = {"status": lambda _request: self._status(), **self._outbound.commands}
+        operator = OperatorCommands(self._calls)
+        commands = {
+            "status": lambda _request: self._status(),
+            **self._outbound.commands,
+            **operator.commands,
+        }
         self._upkeep = Upkeep(self._agent, config.control.socket, commands)
 
     async def run(self) -> None:
@@ -295,7 +301,6 @@ class Service:
             log.exception("call.fault", call=record.call_id, route=match.route.name)
             self._refuse(leg, record, Why.FAULT, f"{type(error).__name__}: {error}")
             return
-        record.sip_call_id = record.call_id
         record.mark(0.0, "invite", source=record.source)
         if match.cleaned:
             record.mark(0.0, "variables_cleaned", names=list(match.cleaned))

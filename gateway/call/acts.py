@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import json
+
 from gateway.call.ending import Why
+from gateway.call.errands import OPERATOR_ERRAND
 from gateway.call.outputs import Output, Send
 from gateway.call.talk import Parting, Talk
 from gateway.realtime.commands import CreateItem, CreateResponse
-from gateway.tools.acts import Act, AskAside, EndCall, Respond, Say, Show, Tell, TransferTo
+from gateway.tools.acts import (
+    Act,
+    AskAside,
+    EndCall,
+    HandOn,
+    Respond,
+    Say,
+    Show,
+    Tell,
+    TransferTo,
+)
+from gateway.tools.arguments import ToolError
+from gateway.tools.definitions import TRANSFER_CALL
 
 
 def carry_out(act: Act, talk: Talk, now: float) -> list[Output]:
@@ -30,6 +45,13 @@ def carry_out(act: Act, talk: Talk, now: float) -> list[Output]:
             return [note, *talk.asides.ask(key, "application", instructions, now, metadata)]
         case TransferTo(destination, words):
             talk.part(Parting(Why.APPLICATION, "by a function", words, transfer_to=destination))
+        case HandOn(destination):
+            wanted = json.dumps({"destination": destination})
+            try:
+                talk.errands.ask(TRANSFER_CALL, OPERATOR_ERRAND, wanted, now)
+            except ToolError as error:
+                refused = talk.journal.note(now, "act_refused", "warning", reason=str(error))
+                return [note, refused]
         case EndCall(words):
             talk.part(Parting(Why.APPLICATION, "by a function", words))
     return [note]

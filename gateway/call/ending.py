@@ -53,6 +53,8 @@ class Why(StrEnum):
     """The model's answers failed, one after the other."""
     APPLICATION = "application"
     """A function that ran for the call ended it."""
+    OPERATOR = "operator"
+    """Somebody hung it up at the gateway: ``gateway hangup``."""
     SHUTDOWN = "shutdown"
     NO_ROUTE = "no_route"
     OVER_CAPACITY = "over_capacity"
@@ -96,6 +98,7 @@ _TABLE: dict[Why, _Row] = {
     Why.GUARD: _Row(Party.GATEWAY, 480, 16, "Ended by a rule"),
     Why.NO_ANSWERS: _Row(Party.GATEWAY, 480, 41, "Answers failed"),
     Why.APPLICATION: _Row(Party.OPERATOR, 480, 16, "Ended by the application"),
+    Why.OPERATOR: _Row(Party.OPERATOR, 480, 16, "Ended by the operator"),
     Why.SHUTDOWN: _Row(Party.OPERATOR, 503, 41, "Gateway shuts down"),
     Why.NO_ROUTE: _Row(Party.GATEWAY, 404, 1, "No route"),
     Why.OVER_CAPACITY: _Row(Party.GATEWAY, 503, 34, "No free call"),

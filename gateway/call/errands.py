@@ -116,6 +116,11 @@ class Result:
     """Whether it is to say something about it; False when it is speaking already."""
 
 
+OWN_ERRAND = "gateway"
+OPERATOR_ERRAND = "operator"
+"""In place of the tool call's id, for what the model did not ask for."""
+
+
 class Errands:
     """Keeps the one errand of a call. Every method takes the time (s)."""
 
@@ -165,7 +170,7 @@ class Errands:
 
     def interrupt(self) -> str | None:
         """The caller speaks up; returns the tool call that will not be done, if there is one."""
-        if self._begin_by is None:
+        if self._begin_by is None or self._call_id in (OWN_ERRAND, OPERATOR_ERRAND):
             return None
         self._errand = self._begin_by = None
         return self._call_id

@@ -9,10 +9,11 @@ from typing import Any
 
 from gateway.call.approvals import Approvals
 from gateway.call.collecting import Collecting
+from gateway.call.errands import OPERATOR_ERRAND, OWN_ERRAND
 from gateway.call.outputs import AskOperator, Output, RunTool, Send, Sound
 from gateway.call.plan import CallPlan, FunctionPlan
 from gateway.call.record import ToolUse
-from gateway.call.talk import OWN_ERRAND, Talk, tool_output
+from gateway.call.talk import Talk, tool_output
 from gateway.realtime.commands import CreateResponse, UpdateSession
 from gateway.realtime.events import ResponseDone
 from gateway.tools.arguments import ToolError, language_of
@@ -127,7 +128,10 @@ class Functions:
         if result is None:
             return []
         outputs: list[Output] = []
-        if result.call_id != OWN_ERRAND:
+        if result.call_id == OPERATOR_ERRAND:
+            words = f"The operator wanted to hand the caller on: {json.dumps(result.output)}"
+            outputs += self._talk.tell(words)
+        elif result.call_id != OWN_ERRAND:
             outputs.append(tool_output(result.call_id, result.output))
         return outputs + (self._talk.ask(CreateResponse(), now) if result.respond else [])
 

@@ -265,6 +265,11 @@ class ShutDown:
 
 
 @dataclass(frozen=True, slots=True)
+class HangUpAsked:
+    """Somebody at the gateway wants the call to end now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Faulted:
     """A defect of ours in carrying out this call's outputs; the call cannot go on."""
 
@@ -304,5 +309,6 @@ Input = (
     | PlayoutRefused
     | Tick
     | ShutDown
+    | HangUpAsked
     | Faulted
 )

@@ -89,6 +89,7 @@ class CallMachine:
             inputs.Flushed: self._on_flushed,
             inputs.Tick: self._on_tick,
             inputs.ShutDown: lambda _input, now: self._end(Why.SHUTDOWN, now),
+            inputs.HangUpAsked: lambda _input, now: self._end(Why.OPERATOR, now),
             inputs.Faulted: self._on_fault,
         }
 

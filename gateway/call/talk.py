@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from gateway.call.asides import Asides
 from gateway.call.ending import Why
-from gateway.call.errands import Errands
+from gateway.call.errands import OWN_ERRAND, Errands
 from gateway.call.farewell import Farewell
 from gateway.call.journal import Journal
 from gateway.call.outputs import Output, Send
@@ -29,9 +29,6 @@ from gateway.realtime.commands import (
 )
 from gateway.tools.arguments import ToolError
 from gateway.tools.definitions import TRANSFER_CALL
-
-OWN_ERRAND = "gateway"
-"""Where a tool call has its id: what the gateway does that no model asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from gateway.control.text import status_lines
 def command(config: Path, path: Path | None, as_json: bool) -> None:
     """Say how a running gateway is: trunks, calls, refusals. Exit 0, or 1 without an answer."""
     try:
-        status = ask(path or _socket_of(config), "status")
+        status = ask(path or socket_of(config), "status")
     except (NoAnswerError, RefusedError) as error:
         click.echo(str(error), err=True)
         sys.exit(1)
@@ -43,7 +43,7 @@ def command(config: Path, path: Path | None, as_json: bool) -> None:
         click.echo(line)
 
 
-def _socket_of(config: Path) -> Path:
+def socket_of(config: Path) -> Path:
     """Only that key is read, so that no secret has to be at hand."""
     from gateway.config.problems import ConfigError
     from gateway.config.source import read_toml

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -48,6 +48,13 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     dropped = {name: count for name, count in status["dropped"].items() if count}
     if dropped:
         yield "  dropped   " + ", ".join(f"{count} {name}" for name, count in dropped.items())
+
+
+def call_lines(calls: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """One line for each call: its id first."""
+    for call in calls:
+        age = duration(call["age_seconds"])
+        yield f"{call['call_id']}  {call['route']}  {age}  {call['from']} -> {call['to']}"
 
 
 def _figures(call: Mapping[str, Any]) -> str:

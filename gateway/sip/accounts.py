@@ -164,6 +164,12 @@ class Accounts:
         else:
             self._tell(trunk.name, registration.failed(code, str(prm.reason), now))
 
+    def on_back(self, trunk: Trunk) -> None:
+        """A trunk answers again after a silence."""
+        registration = self.registrations.get(trunk.name)
+        if registration is not None:
+            registration.reachable(time.monotonic())
+
     def on_connection(self, prm: Any) -> None:
         """A connection over TCP or TLS stands, or has ended."""
         transport, handle = str(prm.type).lower()[:3], int(prm.hnd)

@@ -378,7 +378,9 @@ class UserAgent:
         endpoint.libStart()
         self._admission, self.screen = self.incoming.open(lambda: self._draining)
         accounts = self.accounts
-        self._probes = Probes(self.trunks.all, lambda trunk: int(accounts.of(trunk).getId()))
+        self._probes = Probes(
+            self.trunks.all, lambda trunk: int(accounts.of(trunk).getId()), accounts.on_back
+        )
 
     def _configure_media(self, media: Any) -> None:
         configure_media(media, self.settings)

@@ -56,13 +56,20 @@ class Probes:
 
     Args:
         account_of: pjsua's number of a trunk's account.
+        on_back: told of each trunk that answers after it did not.
     """
 
-    def __init__(self, trunks: tuple[Trunk, ...], account_of: Callable[[Trunk], int]) -> None:
+    def __init__(
+        self,
+        trunks: tuple[Trunk, ...],
+        account_of: Callable[[Trunk], int],
+        on_back: Callable[[Trunk], None] = lambda _trunk: None,
+    ) -> None:
         self.results: dict[str, str] = {}
         """Last answer of each trunk that is asked: a code, or ``no answer``."""
         self._trunks = [trunk for trunk in trunks if trunk.options_interval and target_of(trunk)]
         self._account_of = account_of
+        self._on_back = on_back
         self._due: dict[str, float] = {}
         library = native()
         self._options: Any = library.pjsip_get_options_method
@@ -112,5 +119,7 @@ class Probes:
             return
         if result[:1].isdigit():  # whatever it says, somebody is there
             log.info("trunk.answers", trunk=trunk.name, code=int(result))
+            if before is not None and not before[:1].isdigit():
+                self._on_back(trunk)
         else:
             log.warning("trunk.silent", trunk=trunk.name, error=result)

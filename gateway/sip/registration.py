@@ -62,6 +62,7 @@ class Registration:
         self.expires_at: float | None = None
         self.last_error = ""
         self._renewed = 0.0
+        self._rejected = False
 
     def due(self, now: float) -> bool:
         """Whether REGISTER is to be sent now; if so, it counts as sent."""
@@ -91,9 +92,17 @@ class Registration:
             soon = now + RECONNECT_SECONDS * (1 + self._chance())
             self.next_try = soon if surely else max(soon, self._renewed + RECONNECT_PAUSE_SECONDS)
 
+    def reachable(self, now: float) -> None:
+        """The registrar answers again after a silence: it may have been restarted, and have
+        forgotten us; or it waits for a try of ours that is far off."""
+        told = self.state is State.REGISTERED and self.next_try is None
+        waits = self.state is State.FAILED and self.next_try is not None and not self._rejected
+        if told or waits:
+            self.next_try = now
+
     def failed(self, code: int, reason: str, now: float) -> Change | None:
         """No 200: refused, no answer, no connection. Says so once, until it changes."""
-        rejected = code in _REJECTIONS
+        rejected = self._rejected = code in _REJECTIONS
         first = REJECTED_RETRY_SECONDS if rejected else FIRST_RETRY_SECONDS
         last = LAST_REJECTED_RETRY_SECONDS if rejected else LAST_RETRY_SECONDS
         wait = min(last, first * 2.0 ** min(self._failures, 16))

@@ -61,10 +61,17 @@ class TransferTo:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOn:
+    """Hand the caller on as an operator says; where that fails, the model goes on."""
+
+    destination: str
+
+
+@dataclass(frozen=True, slots=True)
 class EndCall:
     """Say goodbye with these words and hang up; without words at once."""
 
     words: str
 
 
-Act = Say | Tell | Show | Respond | AskAside | TransferTo | EndCall
+Act = Say | Tell | Show | Respond | AskAside | TransferTo | HandOn | EndCall

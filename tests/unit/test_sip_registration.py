@@ -43,3 +43,23 @@ def test_nothing_after_the_goodbye() -> None:
     one.leave(110.0)
     one.disconnected(110.1, surely=True)
     assert not one.due(1000.0)
+
+
+def test_a_registrar_that_is_back_is_registered_with_at_once() -> None:
+    one = registered(100.0)
+    one.reachable(150.0)
+    assert one.due(150.0), "it may have forgotten us"
+    one = Registration(chance=lambda: 0.5)
+    assert one.due(0.0)
+    for at in range(10):
+        one.failed(408, "Request Timeout", float(at))
+    one.reachable(10.0)
+    assert one.due(10.0), "not after a back-off of a minute"
+
+
+def test_a_wrong_password_is_not_tried_more_often() -> None:
+    one = Registration(chance=lambda: 0.5)
+    assert one.due(0.0)
+    one.failed(403, "Forbidden", 0.0)
+    one.reachable(1.0)
+    assert not one.due(1.0)

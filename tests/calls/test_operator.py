@@ -1,0 +1,92 @@
+"""What somebody at the gateway does to a running call."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+from harness import World
+from referred import ReferredCall, dial
+from test_transfer_blind import told
+
+from gateway.control.client import RefusedError, ask
+
+WORLD = {
+    "routes": """
+[[route]]
+name = "office"
+to = "^office$"
+[route.greeting]
+say = "Hello."
+[[route.transfer]]
+name = "front desk"
+to = "sip:1002@pbx.example"
+ring_seconds = 20
+""",
+    "more": """
+[control]
+socket = "gateway.sock"
+""",
+}
+
+GREETING = {"kind": "pattern", "seconds": 0.3}
+
+
+async def command(world: World, *words: str) -> tuple[int, str]:
+    """Run ``gateway WORDS`` against the gateway; exit status and what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", *words, "-c", str(world.gateway.config)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    return process.returncode or 0, output.decode()
+
+
+async def talking(world: World) -> ReferredCall:
+    """A call whose greeting was said."""
+    world.behave(vad="off", answers=[GREETING, {"kind": "pattern", "seconds": 0.4, "seed": 3}])
+    call = await dial(world, "office", 202)
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.sent("response.done") != [], 20)
+    return call
+
+
+async def test_listed_and_hung_up(world: World) -> None:
+    call = await talking(world)
+    status, listed = await command(world, "calls")
+    assert status == 0
+    assert f"{call.call_id}  office" in listed
+    status, words = await command(world, "hangup", "nobody")
+    assert (status, "no call in progress" in words) == (1, True)
+    status, _ = await command(world, "hangup", call.call_id)
+    assert status == 0
+    bye = await call.hung_up()
+    assert bye.headers["reason"] == 'Q.850;cause=16;text="Ended by the operator"'
+    ending = (await world.record(call))["ending"]
+    assert (ending["by"], ending["why"]) == ("operator", "operator")
+
+
+async def test_transferred(world: World) -> None:
+    call = await talking(world)
+    socket = world.folder / "gateway.sock"
+    with pytest.raises(RefusedError, match="there are: 'front desk'"):
+        await asyncio.to_thread(ask, socket, "transfer", call=call.call_id, destination="moon")
+    status, words = await command(world, "transfer", call.call_id, "front desk")
+    assert (status, "sip:1002@pbx.example" in words) == (0, True)
+    assert await call.asked() == "sip:1002@pbx.example"
+    # Nobody there: the caller comes back to the model, which is told.
+    call.notify("486 Busy Here", last=True)
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    (words,) = told(session)
+    assert "busy" in words
+    # The second time somebody takes the call.
+    await asyncio.to_thread(ask, socket, "transfer", call=call.call_id, destination="front desk")
+    await call.until(lambda _call: len(call.referred) == 2, what="second REFER")
+    call.notify("200 OK", last=True)
+    await call.hung_up()
+    record = await world.record(call)
+    assert record["ending"]["why"] == "transferred"
+    assert [one["outcome"] for one in record["transfers"]] == ["busy", "answered"]
