@@ -28,6 +28,7 @@ from gateway.sessions import SessionPlan, Sessions
 from gateway.sip.leg import Leg
 from gateway.sip.ports import call_audio
 from gateway.sip.types import LegEnd, RtpQuality
+from gateway.tools.acts import Act
 from gateway.tools.runner import Question, ToolCall, ToolRunner
 
 
@@ -137,6 +138,15 @@ class Bridge:
     def talking(self) -> bool:
         """Caller and model have each other."""
         return self._machine.state is State.TALKING
+
+    @property
+    def conversing(self) -> bool:
+        """It is up, with a session that talks."""
+        return self._machine.talking
+
+    def act(self, act: Act) -> None:
+        """Do this in the conversation; nothing is done where nobody talks."""
+        self.feed(inputs.ToolActs(act))
 
     def shut_down(self) -> None:
         """End the call now, properly on both sides."""

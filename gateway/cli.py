@@ -40,6 +40,12 @@ _ELSEWHERE = {
     "calls": ("gateway.control.calls", "calls", "List the calls of a running gateway."),
     "hangup": ("gateway.control.calls", "hangup", "End a call of a running gateway."),
     "transfer": ("gateway.control.calls", "transfer", "Hand a call of a running gateway on."),
+    "say": ("gateway.control.content_cli", "say", "Let the model of a call say something."),
+    "tell": ("gateway.control.content_cli", "tell", "Put a message into a call's conversation."),
+    "show": ("gateway.control.content_cli", "show", "Show the model of a call an image."),
+    "respond": ("gateway.control.content_cli", "respond", "Let the model speak by instructions."),
+    "ask": ("gateway.control.content_cli", "ask_aside", "Ask the model about a call, unheard."),
+    "transcript": ("gateway.control.content_cli", "transcript", "What was said in a call."),
     "events": (
         "gateway.eventview",
         "command",

@@ -18,6 +18,7 @@ from gateway.call.record import CallRecord
 from gateway.callbacks.book import CallbackBook
 from gateway.callbacks.offer import function_of
 from gateway.config import Config
+from gateway.control.content import ContentCommands
 from gateway.cost.costs import Costs
 from gateway.dialplan import Dialplan, Match, Route
 from gateway.operating import OperatorCommands
@@ -100,6 +101,7 @@ class Service:
             "status": lambda _request: self._status(),
             **self._outbound.commands,
             **operator.commands,
+            **ContentCommands(lambda: self._calls).commands,
         }
         self._upkeep = Upkeep(self._agent, config.control.socket, commands)
 

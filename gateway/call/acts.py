@@ -26,7 +26,7 @@ from gateway.tools.definitions import TRANSFER_CALL
 
 def carry_out(act: Act, talk: Talk, now: float) -> list[Output]:
     """Do it, unless the call is being left already."""
-    if talk.parting is not None:
+    if talk.parting is not None and not isinstance(act, AskAside):
         return []
     note = talk.journal.note(now, "act", "info", act=type(act).__name__)
     match act:

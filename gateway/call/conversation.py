@@ -18,7 +18,7 @@ from gateway.call.interruptions import Interruptions
 from gateway.call.journal import Journal
 from gateway.call.keys import Keys
 from gateway.call.mcp import McpWatch
-from gateway.call.outputs import Output
+from gateway.call.outputs import AsideDone, Output
 from gateway.call.parts import Part
 from gateway.call.plan import CallPlan
 from gateway.call.rescue import Rescue
@@ -43,7 +43,7 @@ from gateway.realtime.events import (
     SpeechStopped,
 )
 from gateway.realtime.refused import mended
-from gateway.tools.acts import Act
+from gateway.tools.acts import Act, AskAside
 
 
 class Conversation:
@@ -193,6 +193,10 @@ class Conversation:
     def on_act(self, act: Act, now: float) -> list[Output]:
         """A function outside wants something done."""
         return carry_out(act, self.talk, now)
+
+    def act_in_vain(self, act: Act) -> list[Output]:
+        """There is nobody to do it for any more."""
+        return [AsideDone(act.key, "refused", "nobody talks")] if isinstance(act, AskAside) else []
 
     def settle(self, now: float, *, confirmed: bool) -> list[Output]:
         """What follows from what happened, once all of that is known."""

@@ -21,6 +21,8 @@ class _LastWords:
     """Queued audio that the deadline allows for."""
     playing: bool = False
     """Something of it was still to be handed to RTP when last looked at."""
+    heard_until: float = 0.0
+    """A sound in place of the words is heard so long."""
     said: bool = False
     """All of it has been since; the deadline is when the telephone has played it."""
 
@@ -52,6 +54,11 @@ class Farewell:
     def last(self, why: Why, now: float) -> None:
         """We end the call; the words for it were asked for, and nobody takes them back."""
         self._words = _LastWords(why, now + self._seconds, "", awaited=True)
+
+    def replaced(self, until: float) -> None:
+        """The last words did not come; a sound is heard in their place until then (s)."""
+        if self._words is not None:
+            self._words.heard_until = self._words.deadline = until
 
     def session_over(self, now: float) -> None:
         """The session closed as it should; what came of it is still to be heard."""
@@ -95,5 +102,5 @@ class Farewell:
             words.playing = False
             words.deadline = min(words.deadline, now + LINGER_SECONDS)
             words.said = True
-        silent = not (queued_ms or words.awaited or words.said)
+        silent = not (queued_ms or words.awaited or words.said or now < words.heard_until)
         return words.why if silent or now >= words.deadline else None

@@ -142,6 +142,11 @@ class CallMachine:
         return self._call.plan.variables
 
     @property
+    def talking(self) -> bool:
+        """A model and a caller talk with each other."""
+        return self._call.session_up and self._call.state is State.TALKING
+
+    @property
     def deadline(self) -> float | None:
         """When a :class:`inputs.Tick` is due next (s); None while nothing waits for time."""
         if self._call.state is State.FINISHED:
@@ -221,7 +226,7 @@ class CallMachine:
 
     def _on_tool_acts(self, input: inputs.ToolActs, now: float) -> list[outputs.Output]:
         if not (self._call.session_up and self._call.live) or self._call.state is State.BRIDGED:
-            return []
+            return self._call.conversation.act_in_vain(input.act)
         return self._call.conversation.on_act(input.act, now)
 
     def _on_budget(self, input: inputs.BudgetReached, now: float) -> list[outputs.Output]:

@@ -124,6 +124,8 @@ class Rescue:
             now, "answer_sound", "warning", why=why, sound=self._plan.sound
         )
         self._sound_until = now + self._plan.sound_seconds
+        if self._talk.parting is not None:
+            self._talk.farewell.replaced(self._sound_until)
         return [note, Sound(self._plan.sound)]
 
     def _quiet(self) -> list[Output]:

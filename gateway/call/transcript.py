@@ -24,6 +24,7 @@ from gateway.realtime.events import (
     ItemDeleted,
     ResponseDone,
 )
+from gateway.tools.images import told
 
 MAX_ENTRIES = 2000
 """Kept of one call; an hour of lively talk has some hundred. The oldest go first, counted."""
@@ -195,7 +196,7 @@ class Transcript:
             self._add(Entry(at_ms, "result", text, item=item))
         elif item.get("type") == "message":
             parts = item.get("content") or []
-            text = " ".join(str(part.get("text", "")) for part in parts)[:MAX_TEXT]
+            text = " ".join(_text_of(part) for part in parts)[:MAX_TEXT]
             who = "caller" if item.get("role") == "user" else str(item.get("role", "system"))
             self._add(Entry(at_ms, who, text))
 
@@ -249,6 +250,11 @@ def _part_of(entry: Entry, played_ms: int, received_ms: int) -> str:
         return text
     end = text.rfind(" ", 0, chars + 1)
     return text[: end if end > 0 else 0]
+
+
+def _text_of(part: Mapping[str, Any]) -> str:
+    image = part.get("image_url")
+    return told(str(image)) if image else str(part.get("text", ""))
 
 
 def _item_of(entry: Entry) -> Mapping[str, Any] | None:

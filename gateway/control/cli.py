@@ -12,9 +12,7 @@ import click
 from gateway.control.client import NoAnswerError, RefusedError, ask
 from gateway.control.text import status_lines
 
-
-@click.command("status")
-@click.option(
+CONFIG = click.option(
     "-c",
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -22,12 +20,17 @@ from gateway.control.text import status_lines
     show_default=True,
     help="The configuration file of the gateway that is asked.",
 )
-@click.option(
+SOCKET = click.option(
     "--socket",
     "path",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Its socket, in place of control.socket of the configuration.",
 )
+
+
+@click.command("status")
+@CONFIG
+@SOCKET
 @click.option("--json", "as_json", is_flag=True, help="All of it, as one JSON object.")
 def command(config: Path, path: Path | None, as_json: bool) -> None:
     """Say how a running gateway is: trunks, calls, refusals. Exit 0, or 1 without an answer."""
@@ -44,7 +47,10 @@ def command(config: Path, path: Path | None, as_json: bool) -> None:
 
 
 def socket_of(config: Path) -> Path:
-    """Only that key is read, so that no secret has to be at hand."""
+    """Where a gateway with this configuration listens. Raises NoAnswerError.
+
+    Only that key is read, so that no secret has to be at hand.
+    """
     from gateway.config.problems import ConfigError
     from gateway.config.source import read_toml
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,16 @@ class RefusedError(Exception):
 
 def ask(path: Path, command: str, **fields: Any) -> dict[str, Any]:
     """The answer to ``command`` with these ``fields``. Raises NoAnswerError and RefusedError."""
+    return ask_within(ANSWER_SECONDS, path, {**fields, "command": command})
+
+
+def ask_within(seconds: float, path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to a request that may take ``seconds``. Raises as :func:`ask`."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(ANSWER_SECONDS)
+            connection.settimeout(seconds)
             connection.connect(str(path))
-            connection.sendall(json.dumps({**fields, "command": command}).encode() + b"\n")
+            connection.sendall(json.dumps(dict(request)).encode() + b"\n")
             with connection.makefile("rb") as stream:
                 line = stream.readline(_MAX_ANSWER_BYTES)
     except OSError as error:

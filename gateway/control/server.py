@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import structlog
 
 log = structlog.get_logger("control")
 
-MAX_LINE_BYTES = 4096
+MAX_LINE_BYTES = 1024 * 1024
+"""An image of :data:`gateway.tools.images.MAX_BYTES` in a data URI has room in it."""
+
 MAX_CLIENTS = 16
 """At a time; nobody needs more, and each costs a task."""
 
@@ -28,8 +30,10 @@ PATIENCE_SECONDS = 10.0
 MAX_PATH_BYTES = 107
 """What a ``sockaddr_un`` holds."""
 
-Command = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""Takes the request; returns the answer, or raises RefusedError."""
+Answer = Mapping[str, Any]
+Command = Callable[[Mapping[str, Any]], Answer | Awaitable[Answer]]
+"""Takes the request; returns the answer, or raises RefusedError. One that takes time returns an
+awaitable, with a deadline of its own."""
 
 
 class RefusedError(Exception):
@@ -45,7 +49,7 @@ class ControlServer:
 
     Args:
         path: where the socket is made; one that nobody listens on is replaced.
-        commands: what there is to ask, by name; called on the event loop, and must not wait.
+        commands: what there is to ask, by name; called on the event loop.
     """
 
     def __init__(self, path: Path, commands: Mapping[str, Command]) -> None:
@@ -108,7 +112,8 @@ class ControlServer:
                     line = await reader.readline()
                     if not line:
                         return
-                    answer = json.dumps(self._answer(line), ensure_ascii=False)
+                answer = json.dumps(await self._answer(line), ensure_ascii=False)
+                async with asyncio.timeout(PATIENCE_SECONDS):
                     writer.write(answer.encode() + b"\n")
                     await writer.drain()
         except (TimeoutError, ConnectionError, ValueError, asyncio.CancelledError):
@@ -117,7 +122,7 @@ class ControlServer:
             self._clients.discard(task)
             writer.close()
 
-    def _answer(self, line: bytes) -> Mapping[str, Any]:
+    async def _answer(self, line: bytes) -> Answer:
         try:
             request = json.loads(line)
         except ValueError:
@@ -128,7 +133,10 @@ class ControlServer:
             known = ", ".join(sorted(self._commands))
             return {"ok": False, "error": f"unknown command; there are: {known}"}
         try:
-            return {"ok": True, **command(request)}
+            answer = command(request)
+            if not isinstance(answer, Mapping):
+                answer = await answer
+            return {"ok": True, **answer}
         except RefusedError as error:
             return {"ok": False, "error": str(error)}
         except Exception:

@@ -50,5 +50,5 @@ def checked(uri: str) -> str:
 def told(uri: str) -> str:
     """What a transcript says of an image in its place."""
     head = _URI.match(uri)
-    size = (len(uri) - (head.end() if head else 0)) * 3 // 4
+    size = (len(uri) - (head.end() if head else 0)) * 3 // 4 - uri[-2:].count("=")
     return f"({head[1] if head else 'image'}, {size} bytes)"

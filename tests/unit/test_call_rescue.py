@@ -92,3 +92,11 @@ def test_what_the_caller_cut_short_is_no_failure() -> None:
     scene = scene_of()
     scene.do(created("r1"), audio("r1", "i1", 900), SPEECH)
     assert PHRASE not in scene.do(failed("r1"))
+
+
+def test_a_call_that_nothing_can_be_said_in_does_not_end_in_silence() -> None:
+    scene = scene_of(RescuePlan(retries=0, give_up=1, sound="chime", sound_seconds=2.0))
+    scene.do(created("r1"), failed("r1"))
+    assert scene.do(created("bye"), failed("bye")) == ["sound chime"]
+    assert scene.at(scene.now + 1.9) == []
+    assert scene.at(scene.now + 0.2)[-2:] == ["close 1000 no_answers", "bye 41"]

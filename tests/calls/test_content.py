@@ -1,0 +1,133 @@
+"""What is put into a conversation from outside, what may not be said, and answers that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import World
+from listening import Spoken
+
+from gateway.control.client import RefusedError, ask_within
+
+ROUTE = """
+[[route]]
+name = "{name}"
+to = "^{name}$"
+on_trouble = []
+[route.greeting]
+say = "Hello."
+{rules}
+"""
+
+WORLD = {
+    "more": '[control]\nsocket = "control"\n',
+    "routes": "".join(
+        (
+            ROUTE.format(name="open", rules=""),
+            ROUTE.format(
+                name="guarded",
+                rules='[[route.guard]]\nname = "g"\nwords = ["secret"]\nsay = "No word of it."',
+            ),
+            ROUTE.format(
+                name="rescued",
+                rules='[route.rescue]\nretries = 0\nsay = "Sorry."\ngive_up = 2\ngoodbye = "Bye."',
+            ),
+        )
+    ),
+}
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(3000)
+
+
+async def command(world: World, name: str, **fields: Any) -> dict[str, Any]:
+    path = Path(world.folder, "control")
+    return await asyncio.to_thread(ask_within, 20.0, path, {**fields, "command": name})
+
+
+async def test_words_and_images_come_in_and_a_summary_goes_out(world: World) -> None:
+    world.behave(answers=[{"kind": "pattern", "seconds": 0.4, "seed": n} for n in range(4)])
+    call = await world.dial("open")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 1, 20)
+    name = call.call_id
+    await command(world, "tell", call=name, text="Their order is on its way.")
+    image = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    await command(world, "show", call=name[:12], image=image, text="Their parcel.", respond=True)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    aside = await command(world, "ask", call=name, text="Sum it up.", metadata={"for": "desk"})
+    asked = session.seen("response.create")[-1].body["response"]
+    assert asked["conversation"] == "none"
+    assert asked["metadata"]["for"] == "desk"
+    await command(world, "say", call=name, text="Goodbye for now.")
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 4, 20)
+    told = await command(world, "transcript", call=name)
+    assert [
+        (e["who"], e["text"]) for e in told["transcript"] if e["who"] in ("system", "caller")
+    ] == [
+        ("system", "Their order is on its way."),
+        ("caller", f"Their parcel. (image/png, {len(PNG)} bytes)"),
+    ]
+    for wrong, why in (
+        ({"call": "nobody", "text": "x"}, "there is no call 'nobody'"),
+        ({"call": name, "text": ""}, "text must be a text that is not empty"),
+        ({"call": name, "text": "x", "role": "king"}, "role must be system or user"),
+    ):
+        with pytest.raises(RefusedError, match=why):
+            await command(world, "tell", **wrong)
+    with pytest.raises(RefusedError, match="its bytes do not"):
+        await command(world, "show", call=name, image="data:image/png;base64,AAAA")
+    spoken = [Spoken(bytes(audio)) for audio in session.sent_items.values()]
+    await call.rtp.until(lambda: spoken[-1].heard_ms(call.rtp.packets) >= 380)
+    assert not session.errors
+    await world.summary_at_end(call)
+    (kept,) = (await world.record(call))["asides"]
+    assert (kept["status"], kept["text"]) == ("completed", aside["text"])
+
+
+async def test_words_that_are_not_allowed_are_not_heard(world: World) -> None:
+    world.behave(
+        answers=[
+            {"kind": "say", "text": "Here is the secret of the house, all of it at length."},
+            {"kind": "pattern", "seconds": 0.6, "seed": 2},
+        ]
+    )
+    call = await world.dial("guarded")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    assert session.sent("response.done")[0].body["response"]["status"] == "cancelled"
+    phrase = Spoken(bytes(list(session.sent_items.values())[-1]))
+    await call.rtp.until(lambda: phrase.heard_ms(call.rtp.packets) >= 580)
+    await world.summary_at_end(call)
+    record = await world.record(call)
+    (decision,) = record["guards"]
+    assert (decision["rule"], decision["by"], decision["action"]) == ("g", "words", "say")
+
+
+async def test_failed_answers_are_told_and_then_end_the_call(world: World) -> None:
+    failed = {"kind": "nothing", "outcome": "failed"}
+    filtered = {"kind": "nothing", "outcome": "incomplete", "reason": "content_filter"}
+    sorry = {"kind": "pattern", "seconds": 0.5, "seed": 1}
+    world.behave(answers=[failed, sorry, filtered, sorry])
+    call = await world.dial("rescued")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    asked = [event.body["response"] for event in session.seen("response.create")]
+    assert asked[1]["instructions"] == "Say exactly: Sorry."
+    phrase = Spoken(bytes(list(session.sent_items.values())[-1]))
+    await call.rtp.until(lambda: phrase.heard_ms(call.rtp.packets) >= 480)
+    await command(world, "respond", call=call.call_id, text="Go on.")
+    summary = await world.summary(call)
+    assert summary["ending"]["why"] == "no_answers"
+
+
+async def test_a_model_without_a_sound_is_covered_by_one_of_ours(world: World) -> None:
+    """The last resort: the phrase failed too, and the caller hears a chime."""
+    world.behave(answers=[{"kind": "nothing", "outcome": "failed"}])
+    call = await world.dial("rescued")
+    silence = {b"\xff" * 160, b"\xd5" * 160, b"\x7f" * 160}
+    await call.rtp.until(lambda: any(p.payload not in silence for p in call.rtp.packets))
+    await world.summary_at_end(call)
+    assert "answer_sound" in [e["event"] for e in (await world.record(call))["timeline"]]
