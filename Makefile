@@ -25,10 +25,10 @@ export PIP_NO_INPUT = 1
 
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run check test test-own interop lint format bench pjsua2 venv lock clean
+.PHONY: help demo run check test test-own test-tools interop lint format bench pjsua2 venv lock clean
 
 help: ## what there is to make
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(APP) ## emulator, gateway and one scripted call on this machine, then its timeline
 	@$(BIN)/gateway demo
@@ -54,6 +54,10 @@ interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones (INTEROP=
 	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl setpriv:util-linux
 	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
 	@$(BIN)/python -m pytest -m interop $(INTEROP)
+
+test-tools: $(DEV) ## the programs of Debian's that the tests need, at once
+	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core openssl:openssl setpriv:util-linux
+	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
 
 lint: $(DEV) ## ruff and mypy
 	@$(BIN)/ruff check .

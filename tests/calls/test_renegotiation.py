@@ -150,8 +150,9 @@ async def test_rtp_moves_to_another_port(world: World, method: str) -> None:
     before, call.rtp = call.rtp, RtpEnd(*CODECS["PCMU"])
     call.rtp.packets = list(before.packets)
     try:
-        await call.renegotiate(method)
+        # Packets from the old place that come behind the answer would be followed there.
         before.sending = False
+        await call.renegotiate(method)
         before.read_what_waits()
         at_old = len(before.packets)
         await is_heard(session, call, 30, Codec.PCMU)
