@@ -358,6 +358,20 @@ EVENTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 EVENTS += [
     (
+        {"type": "error", "error": {"code": "c", "message": f"Unknown parameter: '{beta}'."}},
+        {
+            "type": "error",
+            "error": {"code": "c", "message": f"Unknown parameter: '{beta}'.", "param": ga},
+        },
+    )
+    for beta, ga in (
+        ("session.voice", "session.audio.output.voice"),
+        ("session.turn_detection.eagerness", "session.audio.input.turn_detection.eagerness"),
+        ("session.tools[0].name", "session.tools[0].name"),
+    )
+]
+EVENTS += [
+    (
         {"type": "error", "error": {"code": "c", "message": "m", "param": beta}},
         {"type": "error", "error": {"code": "c", "message": "m", "param": ga}},
     )

@@ -6,6 +6,7 @@ called otherwise. What is not named here is the same in both.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -68,6 +69,7 @@ _EVENTS = {
     "response.audio_transcript.delta": "response.output_audio_transcript.delta",
     "response.audio_transcript.done": "response.output_audio_transcript.done",
 }
+_NAMED = re.compile(r"\b(?:session|response)(?:\.\w+|\[\d+\])+")
 _PARTS = {"text": "output_text", "audio": "output_audio"}
 _PARTS_BACK = {ga: beta for beta, ga in _PARTS.items()}
 
@@ -241,8 +243,10 @@ def _deep_response(response: Json) -> Json:
 
 
 def _error(error: Json) -> Json:
-    """An error that names a setting names GA's."""
+    """An error that names a setting names GA's, be it in its message only."""
     param = error.get("param")
+    if not param and (named := _NAMED.search(str(error.get("message") or ""))) is not None:
+        param = named[0]
     root, dot, rest = param.partition(".") if isinstance(param, str) else ("", "", "")
     if root not in ("session", "response") or not dot:
         return error
