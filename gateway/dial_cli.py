@@ -39,6 +39,12 @@ def _variables(_context: object, _parameter: object, values: tuple[str, ...]) ->
     "--trunk", default="", metavar="NAME", help="Through which trunk; a number needs one."
 )
 @click.option(
+    "--caller-id",
+    default="",
+    metavar="NUMBER",
+    help="Who calls, in place of the trunk's caller_id; its caller_ids has to allow it.",
+)
+@click.option(
     "--var",
     "variables",
     multiple=True,
@@ -53,7 +59,9 @@ def _variables(_context: object, _parameter: object, values: tuple[str, ...]) ->
     default=Path("gateway.toml"),
     show_default=True,
 )
-def command(to: str, route: str, trunk: str, variables: dict[str, str], config: Path) -> None:
+def command(
+    to: str, route: str, trunk: str, caller_id: str, variables: dict[str, str], config: Path
+) -> None:
     """Call TO (a number, or a sip or tel URI) and let the model of a route talk.
 
     The gateway that runs with this configuration places it, if its control socket answers;
@@ -71,23 +79,23 @@ def command(to: str, route: str, trunk: str, variables: dict[str, str], config: 
         sys.exit(NOT_PLACED)
     socket = settings.control.socket
     if socket is not None and socket.is_socket():
-        status = _ask_gateway(socket, to, route, trunk, variables)
+        status = _ask_gateway(socket, to, route, trunk, variables, caller_id)
         if status is not None:
             sys.exit(status)
     log = settings.log
     set_up_logging(log.format, log.level, log.file, settings.secrets() + dialplan.secrets(), None)
-    sys.exit(_place(settings, dialplan, to, route, trunk, variables))
+    sys.exit(_place(settings, dialplan, to, route, trunk, variables, caller_id))
 
 
 def _ask_gateway(
-    path: Path, to: str, route: str, trunk: str, variables: dict[str, str]
+    path: Path, to: str, route: str, trunk: str, variables: dict[str, str], caller_id: str
 ) -> int | None:
     """Let the running gateway place it, and follow it to its end; None when none answers."""
     from gateway.control.client import NoAnswerError, RefusedError, ask
 
     try:
         fields = {"to": to, "route": route, "trunk": trunk, "variables": variables}
-        call = ask(path, "dial", **fields)["call"]
+        call = ask(path, "dial", **fields, caller_id=caller_id)["call"]
     except NoAnswerError:
         return None
     except RefusedError as refused:
@@ -121,6 +129,7 @@ def _place(
     route: str,
     trunk: str,
     variables: dict[str, str],
+    caller_id: str,
 ) -> int:
     try:
         from gateway.legs import DialRefusedError
@@ -131,7 +140,7 @@ def _place(
         return NOT_PLACED
 
     async def one_call() -> CallRecord:
-        return await Service(settings, dialplan).run_one(to, route, trunk, variables)
+        return await Service(settings, dialplan).run_one(to, route, trunk, variables, caller_id)
 
     try:
         record = asyncio.run(one_call())

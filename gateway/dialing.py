@@ -35,6 +35,21 @@ def called_user(to: str) -> str:
     return unquote(re.split("[@;?]", rest, maxsplit=1)[0])
 
 
+def caller_id_of(caller_id: str, trunk: TrunkSettings | None) -> str:
+    """The caller id that a call asks for. Raises ValueError where its trunk does not let it."""
+    if not caller_id:
+        return ""
+    if trunk is None:
+        raise ValueError("a caller id needs a trunk")
+    allowed = trunk.caller_ids
+    if allowed is None or not re.fullmatch(r"[+0-9A-Za-z_.\-]+", caller_id):
+        why = "is not set" if allowed is None else "takes a number or a name without spaces"
+        raise ValueError(f"caller id {caller_id!r}: caller_ids of trunk {trunk.name} {why}")
+    if not allowed.fullmatch(caller_id):
+        raise ValueError(f"caller id {caller_id!r}: not one of caller_ids of trunk {trunk.name}")
+    return caller_id
+
+
 class OutboundCaps:
     """What keeps calls that we place within bounds. Every refusal names its rule."""
 

@@ -14,7 +14,7 @@ from gateway.call.ending import Why
 from gateway.call.record import CallRecord
 from gateway.config import Config, TrunkSettings
 from gateway.control.server import RefusedError
-from gateway.dialing import dial_uri
+from gateway.dialing import caller_id_of, dial_uri
 from gateway.dialplan import Dialplan, Route
 from gateway.legs import DialRefusedError, Outward
 from gateway.placing import Placing
@@ -74,13 +74,18 @@ class OutboundCalls:
         """For the control socket."""
 
     def dial(
-        self, to: str, route: str, trunk: str = "", variables: Mapping[str, str] | None = None
+        self,
+        to: str,
+        route: str,
+        trunk: str = "",
+        variables: Mapping[str, str] | None = None,
+        caller_id: str = "",
     ) -> asyncio.Future[CallRecord]:
         """As :meth:`gateway.service.Service.dial`."""
-        return self._dial(to, route, trunk, variables or {})[1]
+        return self._dial(to, route, trunk, variables or {}, caller_id)[1]
 
     def _dial(
-        self, to: str, route: str, trunk: str, variables: Mapping[str, str]
+        self, to: str, route: str, trunk: str, variables: Mapping[str, str], caller_id: str
     ) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
         chosen = next((one for one in self._dialplan.routes if one.name == route), None)
         if chosen is None:
@@ -88,7 +93,7 @@ class OutboundCalls:
         through = next((one for one in self._config.trunk if one.name == trunk), None)
         if trunk and through is None:
             raise ValueError(f"there is no trunk {trunk!r}")
-        uri = dial_uri(to, through)
+        uri, caller_id = dial_uri(to, through), caller_id_of(caller_id, through)
         record = placed_record(uri, trunk, route, datetime.now(UTC))
         try:
             if (rule := self._calls.no_room()) is not None:
@@ -102,7 +107,7 @@ class OutboundCalls:
         self._recent[record.call_id] = record
         while len(self._recent) > MAX_REMEMBERED:
             self._recent.popitem(last=False)
-        return record, self._place(chosen, through, uri, record, variables, give_back)
+        return record, self._place(chosen, through, uri, record, variables, give_back, caller_id)
 
     def _place(
         self,
@@ -112,6 +117,7 @@ class OutboundCalls:
         record: CallRecord,
         variables: Mapping[str, str],
         give_back: Callable[[], None],
+        caller_id: str,
     ) -> asyncio.Future[CallRecord]:
         codecs = tuple(Codec) if trunk is None else tuple(Codec(name) for name in trunk.codecs)
         record.codec = codecs[0].value
@@ -133,7 +139,7 @@ class OutboundCalls:
             if audio is None:
                 return self._placing.dial(uri, handler, audio, codecs, trunk)
             give_back()  # it was asked for before its session was opened
-            return self._placing.dial_admitted(uri, handler, audio, codecs, trunk)
+            return self._placing.dial_admitted(uri, handler, audio, codecs, trunk, caller_id)
 
         match = placed_match(route, uri, record.trunk, variables, datetime.now(UTC))
         toolbox, retry_after = self._toolbox, self._retry_after
@@ -146,19 +152,21 @@ class OutboundCalls:
             dial=dial,
             tools=self._toolbox,
         )
-        record.mark(0.0, "dial", to=uri)
+        record.mark(0.0, "dial", to=uri, **({"caller_id": caller_id} if caller_id else {}))
         self._calls.begin(bridge)
         return over
 
     def _on_dial_asked(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         variables = request.get("variables") or {}
-        texts = [request.get(key, "") for key in ("to", "route", "trunk")]
+        texts = [request.get(key, "") for key in ("to", "route", "trunk", "caller_id")]
         if not isinstance(variables, dict) or not all(
             isinstance(text, str) for text in (*texts, *variables.values())
         ):
-            raise RefusedError("to, route, trunk and the values of variables must be texts")
+            raise RefusedError(
+                "to, route, trunk, caller_id and the values of variables must be texts"
+            )
         try:
-            record, _over = self._dial(texts[0], texts[1], texts[2], variables)
+            record, _over = self._dial(texts[0], texts[1], texts[2], variables, texts[3])
         except (DialRefusedError, ValueError) as error:
             raise RefusedError(str(error)) from None
         return {"call": record.call_id}

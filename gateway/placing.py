@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Callable
+from threading import Lock
 from typing import Any, cast
 
 import structlog
@@ -28,11 +29,13 @@ class Placing:
         self._agent = agent
         self._legs: set[_Counted] = set()
         self._admitted = 0
+        self._asking = Lock()
+        agent.may_follow = self._may_follow
 
     @property
     def active(self) -> int:
         """Calls of ours that are in progress, or admitted and about to be dialled."""
-        return len(self._legs) + self._admitted
+        return len(self._legs) + self._admitted + self._agent.followed
 
     def admit(self, uri: str) -> Callable[[], None]:
         """Ask for a call on somebody's demand; returns what gives its place back.
@@ -70,21 +73,30 @@ class Placing:
         audio: LegAudio | None,
         codecs: list[Codec],
         trunk: str,
+        caller_id: str = "",
     ) -> Leg:
         """Place a call that was asked for already. Raises DialRefusedError."""
         counted = _Counted(handler, self._legs)
         try:
-            return self._agent.dial(uri, cast(LegHandler, counted), audio, codecs, trunk)
+            return self._agent.dial(uri, cast(LegHandler, counted), audio, codecs, trunk, caller_id)
         except KeyError:
             counted.forget()
             raise DialRefusedError(f"there is no trunk {trunk!r}") from None
 
     def _ask(self, uri: str, *, on_demand: bool) -> None:
-        now = asyncio.get_running_loop().time()
-        rule = self._caps.refusal(uri, self.active, now, on_demand=on_demand)
+        with self._asking:
+            rule = self._caps.refusal(uri, self.active, time.monotonic(), on_demand=on_demand)
         if rule is not None:
             log.warning("gateway.call_not_placed", to=uri, rule=rule)
             raise DialRefusedError(rule)
+
+    def _may_follow(self, uri: str) -> bool:
+        """Whether a REFER that a route follows may make a call of ours. On the SIP thread."""
+        try:
+            self._ask(uri, on_demand=False)
+        except DialRefusedError:
+            return False
+        return True
 
 
 class _Counted:

@@ -166,8 +166,8 @@ def placed_match(
 
 
 def codec_of(invite: Invite) -> Codec:
-    """The law that pjsip will agree on: the caller's first. PCMU where the offer comes later."""
-    return invite.offered[0] if invite.offered else Codec.PCMU
+    """The law that pjsip will agree on: the caller's first, or ours where we make the offer."""
+    return (invite.offered or invite.laws)[0]
 
 
 def call_plan(

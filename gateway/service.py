@@ -127,7 +127,12 @@ class Service:
                 loop.remove_signal_handler(number)
 
     async def run_one(
-        self, to: str, route: str, trunk: str = "", variables: Mapping[str, str] | None = None
+        self,
+        to: str,
+        route: str,
+        trunk: str = "",
+        variables: Mapping[str, str] | None = None,
+        caller_id: str = "",
     ) -> CallRecord:
         """Place one call, take none, and end with it; SIGTERM or SIGINT hang it up.
 
@@ -139,7 +144,7 @@ class Service:
             await self._start_up()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._on_signal, number)
-            over = self.dial(to, route, trunk, variables)
+            over = self.dial(to, route, trunk, variables, caller_id)
             stopped = asyncio.create_task(self._stop.wait())
             await asyncio.wait((over, stopped), return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
@@ -333,7 +338,12 @@ class Service:
         return None if reached is None else str(reached)
 
     def dial(
-        self, to: str, route: str, trunk: str = "", variables: Mapping[str, str] | None = None
+        self,
+        to: str,
+        route: str,
+        trunk: str = "",
+        variables: Mapping[str, str] | None = None,
+        caller_id: str = "",
     ) -> asyncio.Future[CallRecord]:
         """Place a call with a route's session; the result is its record, once it is over.
 
@@ -341,11 +351,12 @@ class Service:
             to: a number, which needs a trunk, or a sip or tel URI.
             route: the name of a route; its conditions are not asked.
             variables: what the route's named groups would have brought.
+            caller_id: in place of the trunk's own; its ``caller_ids`` has to allow it.
 
         Raises DialRefusedError, naming the rule that does not let it be placed, and ValueError
         where route, trunk or address are not to be had.
         """
-        return self._outbound.dial(to, route, trunk, variables)
+        return self._outbound.dial(to, route, trunk, variables, caller_id)
 
     def no_room(self) -> str | None:
         """Which rule lets no further call begin now; None when there is room."""

@@ -117,6 +117,15 @@ def _caller_id(value: str) -> str:
     return value
 
 
+def _pattern(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return re.compile(value)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+
+
 def _realm(value: str) -> str:
     if not re.fullmatch(r"[ -!#-~]+", value):
         raise ValueError('must be printable ASCII without quotes; "*" is any')
@@ -160,6 +169,7 @@ class TrunkSettings(Section):
         default_factory=lambda: MappingProxyType({})
     )
     caller_id: Annotated[str, AfterValidator(_caller_id)] = ""
+    caller_ids: Annotated[re.Pattern[str] | None, BeforeValidator(_pattern)] = None
     expires: Annotated[Count, Field(ge=30, le=86400)] = 300
     options_interval: SecondsOrOff = 0.0
     jb_init_ms: Milliseconds | None = None

@@ -132,9 +132,9 @@ class Accounts:
                 log.warning("sip.account_lacking", trunk=name, host=host, error=error.reason)
         return found or self._accounts[name, self._host, ""]
 
-    def from_uri(self, trunk: Trunk) -> str:
+    def from_uri(self, trunk: Trunk, caller_id: str = "") -> str:
         """Who calls, on this trunk: the caller id it is to present, at our own domain there."""
-        user = trunk.caller_id or self._user(trunk)
+        user = caller_id or trunk.caller_id or self._user(trunk)
         return f"sip:{user}@{_host_of(trunk.registrar) or self._own}"
 
     def tick(self, now: float) -> None:

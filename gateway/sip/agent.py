@@ -90,6 +90,10 @@ class UserAgent:
         self.accounts: Accounts | None = None
         self.incoming = Incoming(self)
         self._probes: Probes | None = None
+        self.may_follow: Callable[[str], bool] = lambda _uri: True
+        """Asked on the SIP thread before a REFER makes a call of ours."""
+        self.followed = 0
+        """Calls in progress that a REFER made."""
         self._parties: Counter[str] = Counter()
         low, high = settings.rtp_ports
         self._quiet_ports = QuietPorts((high - low + 1) // 2)
@@ -151,12 +155,13 @@ class UserAgent:
         audio: LegAudio | None,
         codecs: list[Codec],
         trunk: str = "",
+        caller_id: str = "",
     ) -> Leg:
         """Place a call to a sip URI, offering ``codecs`` in their order; returns at once.
 
-        Through a ``trunk`` it goes with its credentials, proxy, headers, caller id and SRTP; raises
-        KeyError when there is none of that name. What becomes of it is told to ``handler``, a
-        refused address included.
+        Through a ``trunk`` it goes with its credentials, proxy, headers, SRTP, and caller id unless
+        one is given; raises KeyError when there is none of that name. What becomes of it is told to
+        ``handler``, a refused address included.
         """
         leg = Leg(
             self,
@@ -175,7 +180,7 @@ class UserAgent:
         )
         through = self.trunks.by_name[trunk] if trunk else None
         leg.handler, leg.audio = handler, audio
-        self.post(lambda: self._dial(leg, uri, codecs, through))
+        self.post(lambda: self._dial(leg, uri, codecs, through, caller_id))
         return leg
 
     def drain(self) -> None:
@@ -271,8 +276,13 @@ class UserAgent:
     def retire(self, call: SipCall) -> None:
         """Let go of an ended call, once no callback of it is on the stack."""
         self._retired.append(call)
+        if call.followed:
+            call.followed = False
+            self.followed -= 1
 
-    def _dial(self, leg: Leg, uri: str, codecs: list[Codec], trunk: Trunk | None) -> None:
+    def _dial(
+        self, leg: Leg, uri: str, codecs: list[Codec], trunk: Trunk | None, caller_id: str
+    ) -> None:
         assert self.accounts is not None
         self.offer(codecs)
         call = SipCall(self, self.accounts.of(trunk))
@@ -284,7 +294,7 @@ class UserAgent:
             param.opt.audioCount, param.opt.videoCount = 1, 0
             if trunk is not None:
                 param.txOption.headers = header_vector(trunk)
-                param.txOption.localUri = self.accounts.from_uri(trunk)
+                param.txOption.localUri = self.accounts.from_uri(trunk, caller_id)
             call.makeCall(uri, param)
             leg.invite = replace(leg.invite, call_id=str(call.getInfo().callIdString))
         except pj.Error as error:

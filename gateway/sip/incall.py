@@ -58,6 +58,8 @@ class InCall(pj.Call):  # type: ignore[misc]
         self._playing: Any = None
         self._player: Any = None
         self._on_refer: Callable[[ReferProgress], None] | None = None
+        self.followed = False
+        """A REFER made this call; it counts among those that we place."""
         self._predecessor: InCall | None = None
         """The call that this one is to take the place of, once it is answered."""
 
@@ -187,8 +189,14 @@ class InCall(pj.Call):  # type: ignore[misc]
             log.info("sip.refer_declined", call=self.name, target=uri[:200])
             prm.statusCode = DECLINED
             return
+        if not self.agent.may_follow(uri):
+            log.info("sip.refer_declined", call=self.name, target=uri[:200])
+            prm.statusCode = DECLINED
+            return
         log.info("sip.refer_followed", call=self.name, target=uri)
         successor = self._successor(replace(leg.invite, call_id="", to_uri=uri))
+        successor.followed = True
+        self.agent.followed += 1
         successor._predecessor = self
         prm.newCall = successor  # pjsua places the call, and tells the peer how it goes
 

@@ -78,6 +78,8 @@ class Incoming:
         offered = offered_codecs(message)
         if trunk is not None and offered is not None:
             self._agent.offer([codec for codec in trunk.codecs if codec in offered][:1])
+        elif trunk is not None:
+            self._agent.offer(list(trunk.codecs))
         else:
             self._agent.offer(list(Codec))
         current = self._current()
@@ -105,6 +107,7 @@ class Incoming:
             invite,
             trunk=found.trunk.name,
             attributed_by=found.how,
+            laws=found.trunk.codecs,
             offered=None if laws is None else tuple(c for c in found.trunk.codecs if c in laws),
         )
 

@@ -153,6 +153,8 @@ class SipCall(InCall):
         """Answer the INVITE with ``code``."""
         param = pj.CallOpParam()
         param.statusCode = code
+        if self.leg is not None and self.leg.invite.offered is None:
+            self.agent.offer(list(self.leg.invite.laws))
         self.answer(param)
 
     def finish(self, code: int, headers: Mapping[str, str]) -> None:

@@ -81,6 +81,8 @@ class Invite:
     """registration, registrar or peer: how that was found."""
     transport: str = ""
     """udp, tcp or tls, as it came."""
+    laws: tuple[Codec, ...] = tuple(Codec)
+    """What we offer where the INVITE brought no offer: its trunk's, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
