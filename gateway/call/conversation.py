@@ -16,6 +16,7 @@ from gateway.call.idle import Idle
 from gateway.call.inputs import Input, ServerSaid
 from gateway.call.interruptions import Interruptions
 from gateway.call.journal import Journal
+from gateway.call.keeping import Keeping
 from gateway.call.keys import Keys
 from gateway.call.mcp import McpWatch
 from gateway.call.outputs import AsideDone, Output
@@ -66,6 +67,7 @@ class Conversation:
             approvals,
             McpWatch(self.talk, approvals),
             Guards(self.talk),
+            Keeping(self.talk),
             Rescue(self.talk),
         )
         self._session_failed = False

@@ -68,6 +68,8 @@ class Talk:
         self.changes: dict[str, UpdateSession] = {}
         """What was changed about the session, by what it concerns, and holds for the next, too."""
         self.asides = Asides(journal)
+        self.let_go: set[str] = set()
+        """Items that the session was told to forget because they are old."""
         self.private: set[str] = set()
         """Function calls whose results stand in no record."""
         self.collecting: KeyTaker | None = None

@@ -231,7 +231,9 @@ class Transcript:
 
     def _forget(self, item_id: str) -> None:
         entry = self._by_item.pop(item_id, None)
-        if entry is not None and entry.who == "caller":
+        if item_id in self._talk.let_go:
+            self._talk.let_go.discard(item_id)
+        elif entry is not None and entry.who == "caller":
             self._entries.remove(entry)
 
 

@@ -29,13 +29,16 @@ class UpdateSession:
 
 @dataclass(frozen=True, slots=True)
 class CreateItem:
-    """``conversation.item.create``: append ``item`` to the conversation."""
+    """``conversation.item.create``: append ``item`` to the conversation, or put it after another
+    one (``previous_item_id``; ``root`` for the beginning)."""
 
     item: Json
+    after: str = ""
 
     def body(self) -> dict[str, Any]:
         """The event as JSON object, without its ``event_id``."""
-        return {"type": "conversation.item.create", "item": dict(self.item)}
+        after = {"previous_item_id": self.after} if self.after else {}
+        return {"type": "conversation.item.create", **after, "item": dict(self.item)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from harness import World
 from listening import Spoken
 
 from gateway.control.client import RefusedError, ask_within
+from gateway.emulator.record import SessionRecord
 
 ROUTE = """
 [[route]]
@@ -28,6 +29,7 @@ WORLD = {
     "routes": "".join(
         (
             ROUTE.format(name="open", rules=""),
+            ROUTE.format(name="kept", rules='[route.keep]\nturns = 2\nhow = "summary"'),
             ROUTE.format(
                 name="guarded",
                 rules='[[route.guard]]\nname = "g"\nwords = ["secret"]\nsay = "No word of it."',
@@ -131,3 +133,33 @@ async def test_a_model_without_a_sound_is_covered_by_one_of_ours(world: World) -
     await call.rtp.until(lambda: any(p.payload not in silence for p in call.rtp.packets))
     await world.summary_at_end(call)
     assert "answer_sound" in [e["event"] for e in (await world.record(call))["timeline"]]
+
+
+async def test_old_turns_leave_the_session_and_a_summary_comes(world: World) -> None:
+    """Turns put in from outside, so that each comes when the one before is answered."""
+    world.behave(answers=[{"kind": "pattern", "seconds": 0.1, "seed": 1}])
+    call = await world.dial("kept")
+    session = await world.session_of(call)
+    answered = 0
+
+    def free(session: SessionRecord) -> bool:
+        return len(session.sent("response.done")) > answered
+
+    for number in range(1, 5):
+        await session.wait_until(free, 20)
+        answered = number
+        text = f"Turn {number}."
+        await command(world, "tell", call=call.call_id, text=text, role="user", respond=True)
+    await session.wait_until(lambda s: len(s.deletions) >= 4, 20)
+    await session.wait_until(lambda s: len(s.sent("conversation.item.deleted")) >= 4, 20)
+    created = [event.body for event in session.seen("conversation.item.create")]
+    (summary,) = [body for body in created if body.get("previous_item_id") == "root"]
+    assert summary["item"]["role"] == "system"
+    assert not session.errors
+    await world.summary_at_end(call)
+    record = await world.record(call)
+    (trim,) = record["trims"]
+    assert (trim["how"], trim["turns"]) == ("summary", 2)
+    assert [one["purpose"] for one in record["asides"]] == ["old turns"]
+    said = [one["text"] for one in record["transcript"] if one["who"] == "caller"]
+    assert said == [f"Turn {number}." for number in range(1, 5)]
