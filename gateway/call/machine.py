@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from gateway.call import inputs, outputs
+from gateway.call.afterwards import Afterwards, afterwards_of
 from gateway.call.course import Course
 from gateway.call.ending import (
     Ending,
@@ -51,6 +52,8 @@ class CallMachine:
         self._hold = (False, False)
         self._end_at: float | None = None
         self._leg_end: inputs.LegEnded | None = None
+        self._afterwards: Afterwards | None = None
+        self._ended_ms: float | None = None
         session = self._session = SessionSide(call, self._end)
         leg = LegSide(call, session)
         conversation, note = call.conversation, call.journal.note
@@ -115,6 +118,8 @@ class CallMachine:
         """Something happened at ``now``; returns what to do, in order."""
         if self._call.state is State.FINISHED:
             return []
+        if self._afterwards is not None and type(input) is not inputs.Faulted:
+            return self._wait_afterwards(self._afterwards, input, now)
         if self._leg_end is not None and type(input) is not inputs.Flushed:
             return self._on_leg_ended(self._leg_end, now)
         session_was_up = self._call.session_up
@@ -152,7 +157,7 @@ class CallMachine:
         if self._call.state is State.FINISHED:
             return None
         if self._call.state is State.ENDING:
-            return self._end_at
+            return self._end_at if self._afterwards is None else self._afterwards.deadline
         call = self._call
         heard_out = call.opening.deadline if call.opening.waiting else None
         due = (
@@ -316,14 +321,20 @@ class CallMachine:
         )
         # Of a call of ours that was not dialled yet, there is no leg to end.
         leg_over = leg_over or (outbound and self._call.state is State.CONNECTING)
+        if self._call.session_up and self._call.state is State.TALKING:
+            self._afterwards = afterwards_of(self._call.conversation.talk, why, now)
         self._call.state = State.ENDING
         self._call.session_up = False
         self._end_at = now + LEG_END_SECONDS
         self._call.conversation.on_end(now)
         todo = self._call.conversation.errands.abandon(now)
-        todo.append(outputs.CloseSession(1000, why.value))
+        if self._afterwards is not None:
+            self._ended_ms, self._afterwards.leg_over = self._afterwards.ended_ms, leg_over
+            todo += self._afterwards.ask(now)
+        else:
+            todo.append(outputs.CloseSession(1000, why.value))
         if leg_over:
-            return todo + self._finish(now)
+            return todo if self._afterwards is not None else todo + self._finish(now)
         headers = {"Reason": reason_header(why)}
         if answered or outbound:
             return [*todo, outputs.HangUp(headers)]
@@ -334,7 +345,19 @@ class CallMachine:
             headers["Retry-After"] = str(self._call.plan.retry_after)
         return [*todo, outputs.Refuse(code, headers)]
 
+    def _wait_afterwards(
+        self, after: Afterwards, input: inputs.Input, now: float
+    ) -> list[outputs.Output]:
+        """The call is over for the caller, and the model is asked about it."""
+        todo = after.on(input, now)
+        if not after.over(now):
+            return todo
+        self._afterwards = None
+        todo.append(outputs.CloseSession(1000, after.why.value))
+        return todo + self._finish(now) if after.leg_over else todo
+
     def _on_fault(self, input: inputs.Faulted, now: float) -> list[outputs.Output]:
+        self._afterwards = None
         if self._call.state is not State.ENDING:
             return self._end(Why.FAULT, now, input.detail)
         # Ending it may be what failed, and a leg or a session left up costs somebody money.
@@ -347,7 +370,8 @@ class CallMachine:
         self._call.state = State.FINISHED
         record, ending = self._call.record, self._ending
         record.ending = ending
-        record.times.end = self._call.journal.ms(now)
+        ended_ms = self._ended_ms
+        record.times.end = self._call.journal.ms(now) if ended_ms is None else ended_ms
         record.late_audio_ms = self._call.conversation.late_audio_ms
         note = self._call.journal.note(
             now, "end", "debug", by=ending.by.value, why=ending.why.value, detail=ending.detail

@@ -29,6 +29,10 @@ WORLD = {
     "routes": "".join(
         (
             ROUTE.format(name="open", rules=""),
+            ROUTE.format(
+                name="asked",
+                rules='[route.afterwards]\nquestions = { summary = "Sum up.", mood = "How?" }',
+            ),
             ROUTE.format(name="kept", rules='[route.keep]\nturns = 2\nhow = "summary"'),
             ROUTE.format(
                 name="guarded",
@@ -163,3 +167,20 @@ async def test_old_turns_leave_the_session_and_a_summary_comes(world: World) -> 
     assert [one["purpose"] for one in record["asides"]] == ["old turns"]
     said = [one["text"] for one in record["transcript"] if one["who"] == "caller"]
     assert said == [f"Turn {number}." for number in range(1, 5)]
+
+
+async def test_at_the_end_the_model_is_asked_about_the_call(world: World) -> None:
+    """The caller has hung up, the session answers, and the record has it."""
+    world.behave(answers=[{"kind": "pattern", "seconds": 0.3, "seed": 1}])
+    call = await world.dial("asked")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 1, 20)
+    await world.summary_at_end(call)
+    record = await world.record(call)
+    asides = [(one["purpose"], one["status"]) for one in record["asides"]]
+    assert asides == [("summary", "completed"), ("mood", "completed")]
+    assert [e.body["response"]["conversation"] for e in session.seen("response.create")[1:]] == [
+        "none",
+        "none",
+    ]
+    assert not session.errors
