@@ -49,7 +49,7 @@ def test_while_the_agent_speaks_the_caller_hangs_up() -> None:
 @pytest.mark.parametrize("leg_first", [True, False])
 def test_when_we_end_it_both_are_waited_for(leg_first: bool) -> None:
     scene = Scene(PLAN).up()
-    assert scene.at(100.0)[-2:] == [ASKED, "bye 16"]
+    assert scene.at(100.0)[-2:] == [ASKED, "bye 102"]
     if leg_first:
         assert scene.do(OUR_END) == []
         assert scene.do(*ANSWER) == ["close 1000 max_duration", "finished"]
