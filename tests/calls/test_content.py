@@ -30,6 +30,11 @@ WORLD = {
         (
             ROUTE.format(name="open", rules=""),
             ROUTE.format(
+                name="checked",
+                rules='[[route.guard]]\nname = "h"\nurl = "http://127.0.0.1:1/"\n'
+                'on_timeout = "deny"\nsay = "No word of it."',
+            ),
+            ROUTE.format(
                 name="asked",
                 rules='[route.afterwards]\nquestions = { summary = "Sum up.", mood = "How?" }',
             ),
@@ -184,3 +189,22 @@ async def test_at_the_end_the_model_is_asked_about_the_call(world: World) -> Non
         "none",
     ]
     assert not session.errors
+
+
+async def test_nobody_to_ask_about_words_denies_them_where_the_route_says_so(world: World) -> None:
+    world.behave(
+        answers=[
+            {"kind": "say", "text": "This is one sentence. Here is another one, and a long one."},
+            {"kind": "pattern", "seconds": 0.6, "seed": 2},
+        ]
+    )
+    call = await world.dial("checked")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    phrase = Spoken(bytes(list(session.sent_items.values())[-1]))
+    await call.rtp.until(lambda: phrase.heard_ms(call.rtp.packets) >= 580)
+    await world.summary_at_end(call)
+    decisions = (await world.record(call))["guards"]
+    assert [(one["rule"], one["by"], one["action"]) for one in decisions] == [
+        ("h", "timeout", "say")
+    ]
