@@ -163,6 +163,18 @@ class _Worker:
         return event
 
 
+def _brief_summary(_logger: Any, _method: str, line: EventDict) -> EventDict:
+    """For people, the summary of a call is what there is to say: nothing empty, nothing twice.
+
+    The record, and the log as JSON, have all of it.
+    """
+    if line.get("event") != "call.summary":
+        return line
+    known = {"session_id": line.get("session"), "sip_call_id": line.get("call")}
+    twice = {key for key, value in known.items() if line.get(key) == value}
+    return {key: value for key, value in line.items() if value and key not in twice}
+
+
 def set_up_logging(
     form: str = "json",
     level: str = "info",
@@ -190,9 +202,10 @@ def set_up_logging(
         ]
     else:
         rendering = [
+            _brief_summary,
             structlog.dev.ConsoleRenderer(
                 colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback
-            )
+            ),
         ]
     marking: list[Processor] = [
         structlog.contextvars.merge_contextvars,

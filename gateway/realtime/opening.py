@@ -142,7 +142,7 @@ async def open_session(
             refused=opening.refused,
         )
         took = round((loop.time() - started) * 1000)
-        log.info("session.up", session=session.id, ms=took, expires_at=session.expires_at)
+        log.debug("session.up", session=session.id, ms=took, expires_at=session.expires_at)
         return session
     await opening.discard()
     log.warning(
