@@ -15,6 +15,7 @@ from gateway.call.plan import (
     IdlePlan,
     InterruptionPlan,
     LanguagePlan,
+    MachinePlan,
     PressPlan,
     Rung,
     SchedulePlan,
@@ -131,6 +132,22 @@ def idle_plan(route: Route) -> IdlePlan:
     """What is done about a caller who says nothing."""
     idle = route.idle
     return IdlePlan(idle.seconds, idle.ask, idle.times, idle.goodbye, idle.transfer_to or "")
+
+
+def machine_plan(route: Route) -> MachinePlan:
+    """What is done about a caller that is a machine."""
+    ours = route.machines
+    words = {"music": ours.music_say, "voicemail": ours.voicemail_say, "bot": ours.bot_say}
+    return MachinePlan(
+        ours.actions,
+        words,
+        ours.music_seconds,
+        ours.greeting_seconds,
+        ours.voicemail_words,
+        ours.turns,
+        ours.repeats,
+        ours.transfer_to or "",
+    )
 
 
 def hold_plan(route: Route) -> HoldPlan:

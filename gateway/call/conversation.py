@@ -18,6 +18,7 @@ from gateway.call.interruptions import Interruptions
 from gateway.call.journal import Journal
 from gateway.call.keeping import Keeping
 from gateway.call.keys import Keys
+from gateway.call.machines import Machines
 from gateway.call.mcp import McpWatch
 from gateway.call.outputs import AsideDone, Output
 from gateway.call.parts import Part
@@ -64,6 +65,7 @@ class Conversation:
             self.transcript,
             Budget(self.talk),
             Idle(self.talk, lambda: self._functions.busy or approvals.wants_keys),
+            Machines(self.talk),
             approvals,
             McpWatch(self.talk, approvals),
             Guards(self.talk),

@@ -47,6 +47,8 @@ class Why(StrEnum):
     MAX_DURATION = "max_duration"
     BUDGET = "budget"
     IDLE = "idle"
+    MACHINE = "machine"
+    """The caller is no human, and the route does not talk to what it is."""
     GUARD = "guard"
     """Words were said that a rule of the route does not allow."""
     NO_ANSWERS = "no_answers"
@@ -95,6 +97,7 @@ _TABLE: dict[Why, _Row] = {
     Why.MAX_DURATION: _Row(Party.GATEWAY, 480, 102, "Maximum call length"),
     Why.BUDGET: _Row(Party.GATEWAY, 480, 31, "Budget used up"),
     Why.IDLE: _Row(Party.GATEWAY, 480, 16, "Caller said nothing"),
+    Why.MACHINE: _Row(Party.GATEWAY, 480, 16, "Caller is a machine"),
     Why.GUARD: _Row(Party.GATEWAY, 480, 16, "Ended by a rule"),
     Why.NO_ANSWERS: _Row(Party.GATEWAY, 480, 41, "Answers failed"),
     Why.APPLICATION: _Row(Party.OPERATOR, 480, 16, "Ended by the application"),

@@ -202,6 +202,24 @@ class IdlePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class MachinePlan:
+    """A caller that is a machine: see :class:`gateway.dialplan.machines.Machines`."""
+
+    actions: Mapping[str, str] = field(default_factory=dict)
+    """off, note, say, hang_up or transfer, for music, voicemail and bot."""
+    words: Mapping[str, str] = field(default_factory=dict)
+    """The last words to each."""
+    music_seconds: float = 20.0
+    greeting_seconds: float = 8.0
+    voicemail_words: tuple[re.Pattern[str], ...] = ()
+    turns: int = 12
+    """So many turns of the same length are a bot's."""
+    repeats: int = 3
+    """The same words so many times are a bot's."""
+    transfer_to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Rung:
     """One thing to do about a session that is lost or not to be had: see
     :class:`gateway.dialplan.trouble.Rung`."""
@@ -256,6 +274,7 @@ class CallPlan:
     budget: BudgetPlan = field(default_factory=BudgetPlan)
     interruptions: InterruptionPlan = field(default_factory=InterruptionPlan)
     idle: IdlePlan = field(default_factory=IdlePlan)
+    machines: MachinePlan = field(default_factory=MachinePlan)
     content: ContentPlan = field(default_factory=ContentPlan)
     follow_refer: re.Pattern[str] | None = None
     """URIs that the caller's side may send us to by REFER."""

@@ -47,6 +47,7 @@ from .functions import (
     secrets_of,
 )
 from .hours import Hours
+from .machines import Machines
 from .session import nulled
 from .tools import Hold, SendDtmf, Transfer, TransferCall
 from .trouble import DEFAULT, Rung
@@ -234,6 +235,7 @@ class Route(Section):
     budget: RouteBudget = Field(default_factory=RouteBudget)
     interruptions: Interruptions = Field(default_factory=Interruptions)
     idle: Idle = Field(default_factory=Idle)
+    machines: Machines = Field(default_factory=Machines)
     on_trouble: tuple[Rung, ...] = DEFAULT
     guard: tuple[Guard, ...] = ()
     rescue: Rescue = Field(default_factory=Rescue)
@@ -267,6 +269,7 @@ class Route(Section):
         for section, wanted in (
             ("budget", self.budget.transfer_to),
             ("idle", self.idle.transfer_to),
+            ("machines", self.machines.transfer_to),
             ("rescue", self.rescue.transfer_to),
         ):
             self._transferable((section, "transfer_to"), wanted)
@@ -276,6 +279,8 @@ class Route(Section):
         for index, guard in enumerate(self.guard):
             self._transferable(("guard", index, "transfer_to"), guard.transfer_to)
         self.interruptions.agree_with(self.session)
+        self.idle.agree_with(self.session)
+        self.machines.agree_with(self.session)
         names = self.variable_names()
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

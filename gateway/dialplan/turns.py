@@ -71,3 +71,14 @@ class Idle(Section):
     times: Count = 2
     goodbye: Text = "I cannot hear you. Goodbye."
     transfer_to: Text | None = None
+
+    def agree_with(self, session: Mapping[str, Any]) -> None:
+        """Raises MisplacedError where the server is told to ask by itself, too."""
+        if self.seconds <= 0:
+            return
+        path = ("session", "audio", "input", "turn_detection", "idle_timeout_ms")
+        found: Any = session
+        for part in path[1:]:
+            found = found.get(part) if isinstance(found, Mapping) else None
+        if found is not None:
+            raise MisplacedError(path, "and [route.idle] would both ask a silent caller; use one")
