@@ -27,6 +27,7 @@ DESCRIBED = {
     "route.interruptions.back_channel": (
         "some of English, German, French, Spanish, Italian, Dutch, Portuguese"
     ),
+    "route.machines.voicemail_words": "some of English, German, French, Spanish",
     "route.keep.instructions": "in English",
     "route.end_call.description": "in English",
     "route.transfer_call.description": "in English",
