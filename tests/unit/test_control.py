@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from gateway.cli import main
 from gateway.control.cli import command
+from gateway.control.content_cli import line_of
 from gateway.control.server import ControlError, ControlServer
 from gateway.control.text import duration, status_lines
 
@@ -163,3 +165,18 @@ def test_status_of_nobody(tmp_path: Path) -> None:
     result = CliRunner().invoke(command, ["-c", str(config)])
     assert result.exit_code == 1
     assert f"no gateway answers on {tmp_path / 'x'}" in result.output
+
+
+def test_lines_of_a_transcript() -> None:
+    entry = {"at_ms": 1500.0, "who": "agent", "text": "One two.", "heard": "One"}
+    assert line_of(entry) == "     1.5  agent   One two.  [heard: One]"
+    assert line_of({"at_ms": 0, "who": "caller", "text": ""}).endswith("caller  (no words)")
+
+
+@pytest.mark.parametrize("name", ["say", "tell", "respond", "ask", "transcript"])
+def test_commands_for_a_call_say_what_is_wrong(tmp_path: Path, name: str) -> None:
+    words = [] if name == "transcript" else ["words"]
+    asked = [name, "call-1", *words, "--socket", str(tmp_path / "none")]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 1
+    assert "no gateway answers on" in result.output
