@@ -21,6 +21,7 @@ from gateway.emulator.conversation import (
     ms_of_output_tokens,
     output_tokens,
 )
+from gateway.emulator.mcp import failure, mcp_call_item, needs_approval, request_item
 from gateway.emulator.objects import (
     Json,
     call_item,
@@ -30,7 +31,8 @@ from gateway.emulator.objects import (
     response_object,
     usage_object,
 )
-from gateway.emulator.script import Answer, Script
+from gateway.emulator.pieces import chunks, part, pieces
+from gateway.emulator.script import Answer, McpCall, Script
 from gateway.emulator.settings import ResponseParameters
 
 
@@ -49,6 +51,12 @@ class Host(Protocol):
 
     def audio_began(self) -> None:
         """The first audio of a response was sent."""
+
+    def approval_asked(self, request_id: str, call: McpCall) -> None:
+        """An ``mcp_approval_request`` was sent."""
+
+    def mcp_answered(self, output: str) -> None:
+        """A call of an MCP tool is over."""
 
     def response_over(self, response: Response) -> None:
         """``response.done`` was sent."""
@@ -118,6 +126,8 @@ class Response:
         self.answer = answer
         self.audio_format: AudioFormat = FORMATS[settings.format["type"]]
         self.over = False
+        self.approved: Mapping[int, str] = {}
+        """By ``id()`` of an MCP call: the approval request that the client said yes to."""
         self.audio_ends_at = 0.0
         """``time.monotonic()`` at which a listener in real time has heard all of it."""
         self._host = host
@@ -158,6 +168,9 @@ class Response:
             for name, arguments in content.calls:
                 await self._host.room()
                 self._call(name, arguments)
+            for call in self.answer.mcp:
+                await self._host.room()
+                self._mcp(call, self.approved.get(id(call)))
         if status == "incomplete":
             reason = reason or self.answer.reason
         self._finish(status, reason)
@@ -190,10 +203,10 @@ class Response:
             if kind == "text"
             else {"type": "output_audio", "transcript": ""}
         ]
-        self._emit_part("response.content_part.added", part=_part(kind, ""))
+        self._emit_part("response.content_part.added", part=part(kind, ""))
 
     async def _stream_text(self, text: str) -> None:
-        for word in _pieces(text, max(1, len(text.split()) // 2)):
+        for word in pieces(text, max(1, len(text.split()) // 2)):
             await self._host.room()
             self._say(word)
             self._emit_part("response.output_text.delta", delta=word)
@@ -208,7 +221,7 @@ class Response:
             audio, cut = audio[:limit], len(audio) > limit
         chunk = format_.bytes_for(script.chunk_ms)
         bytes_per_s = format_.bytes_per_ms * 1000 * (answer.speed or script.speed)
-        words = _pieces(content.text, max(1, -(-len(audio) // chunk)))
+        words = pieces(content.text, max(1, -(-len(audio) // chunk)))
         stall_at = None if answer.stall_at_ms is None else format_.bytes_for(answer.stall_at_ms)
         start = time.monotonic()
         for index, offset in enumerate(range(0, len(audio), chunk)):
@@ -252,11 +265,11 @@ class Response:
         assert message is not None
         if self.settings.modality == "text":
             self._emit_part("response.output_text.done", text=message.said)
-            self._emit_part("response.content_part.done", part=_part("text", message.said))
+            self._emit_part("response.content_part.done", part=part("text", message.said))
         else:
             self._emit_part("response.output_audio.done")
             self._emit_part("response.output_audio_transcript.done", transcript=message.said)
-            self._emit_part("response.content_part.done", part=_part("audio", message.said))
+            self._emit_part("response.content_part.done", part=part("audio", message.said))
         self._write_down(message, status)
         self._done(message.item.body, message.output_index, message.item)
 
@@ -276,12 +289,39 @@ class Response:
             "call_id": body["call_id"],
         }
         self._added(body, item)
-        for piece in _chunks(arguments, 24):
+        for piece in chunks(arguments, 24):
             self._emit("response.function_call_arguments.delta", **where, delta=piece)
         self._emit("response.function_call_arguments.done", **where, name=name, arguments=arguments)
         body["arguments"] = arguments
         body["status"] = "completed"
         self._done(body, len(self._output), item)
+
+    def _mcp(self, call: McpCall, approved_by: str | None) -> None:
+        if approved_by is None and needs_approval(call, self.settings.tools):
+            body = request_item(call)
+            item = Item(body, self.audio_format)
+            self._added(body, item)
+            self._done(body, len(self._output), item)
+            self._host.approval_asked(item.id, call)
+            return
+        body = mcp_call_item(call, approved_by)
+        item = Item(body, self.audio_format)
+        at = {"item_id": item.id, "output_index": len(self._output)}
+        self._added(body, item)
+        where = {"response_id": self.id, **at}
+        for piece in chunks(call.arguments, 24):
+            self._emit("response.mcp_call_arguments.delta", **where, delta=piece)
+        self._emit("response.mcp_call_arguments.done", **where, arguments=call.arguments)
+        body["arguments"] = call.arguments
+        self._emit("response.mcp_call.in_progress", **at)
+        if call.error is None:
+            body["output"] = call.output
+            self._emit("response.mcp_call.completed", **at)
+        else:
+            body["error"] = failure(call)
+            self._emit("response.mcp_call.failed", **at)
+        self._done(body, len(self._output), item)
+        self._host.mcp_answered(call.output if call.error is None else call.error_message)
 
     def _added(self, body: Json, item: Item) -> None:
         where = {"response_id": self.id, "output_index": len(self._output)}
@@ -347,21 +387,3 @@ class Response:
 
     def _emit(self, type_: str, **fields: Any) -> None:
         self._host.emit({"type": type_, **fields})
-
-
-def _part(kind: str, text: str) -> Json:
-    if kind == "text":
-        return {"type": "text", "text": text}
-    return {"type": "audio", "transcript": text}
-
-
-def _pieces(text: str, count: int) -> list[str]:
-    """``text`` cut at spaces into at most ``count`` pieces that join to it again."""
-    words = text.split(" ")
-    size = max(1, -(-len(words) // count))
-    groups = [" ".join(words[start : start + size]) for start in range(0, len(words), size)]
-    return [group if index == 0 else " " + group for index, group in enumerate(groups) if text]
-
-
-def _chunks(text: str, size: int) -> list[str]:
-    return [text[start : start + size] for start in range(0, len(text), size)]

@@ -50,6 +50,7 @@ def _listed(value: object) -> object:
 Milliseconds = Annotated[int, Field(ge=0, le=3_600_000)]
 Seconds = Annotated[float, Field(ge=0, le=3600)]
 Numbers = Annotated[list[Annotated[float, Field(gt=0, lt=20_000)]], BeforeValidator(_listed)]
+Names = Annotated[list[str], BeforeValidator(_listed)]
 Moments = Annotated[list[Milliseconds], BeforeValidator(_listed)]
 
 
@@ -71,6 +72,20 @@ class ToolCall(_Part):
 
     name: str = Field(min_length=1)
     arguments: str = "{}"
+
+
+class McpCall(_Part):
+    """A call of a tool of an MCP server, at the end of a response, and what comes of it."""
+
+    server_label: str = Field(min_length=1)
+    name: str = Field(min_length=1)
+    arguments: str = "{}"
+    output: str = "done"
+    error: Literal["protocol_error", "tool_execution_error", "http_error"] | None = None
+    """The call fails in this way."""
+    error_message: str = "Failed by the emulator's script."
+    approval: bool | None = None
+    """Ask the client first; by default what ``require_approval`` of the session's tool says."""
 
 
 class Answer(_Part):
@@ -115,6 +130,7 @@ class Answer(_Part):
     end_call: bool = False
     """Close with the ``end_call`` tool of the session, as a farewell does."""
     tools: list[ToolCall] = []
+    mcp: list[McpCall] = []
 
     @model_validator(mode="after")
     def _text_to_say(self) -> Answer:
@@ -213,6 +229,15 @@ class Script(_Part):
     transcripts: list[str] = []
     """Words for the caller's turns, one after the other, the last repeated; by default the emulator
     says that it knows none."""
+    transcription_fails: Moments = []
+    """Turns of the caller (the first is 0) whose transcription fails."""
+    mcp_tools: Names = ["search"]
+    """Names of the tools that every MCP server of a session lists."""
+    mcp_listing: Literal["completed", "failed", "never"] = "completed"
+    mcp_listing_ms: Milliseconds = 0
+    """How long a listing takes."""
+    after_approval: Literal["response", "nothing"] = "response"
+    """An approved MCP call runs in a response of its own, or with the next ``response.create``."""
     obfuscation: bool = False
     """An extra ``obfuscation`` string in every delta."""
     unknown_events: bool = False

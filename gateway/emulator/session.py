@@ -16,10 +16,11 @@ from gateway.emulator.conversation import Conversation, Item
 from gateway.emulator.dialogue import Turn
 from gateway.emulator.errors import ProtocolError
 from gateway.emulator.listening import Cancellable, Listening
+from gateway.emulator.mcp_servers import McpServers
 from gateway.emulator.objects import Json, message_item
 from gateway.emulator.record import SessionRecord
 from gateway.emulator.response import Response, Settings
-from gateway.emulator.script import Answer, Script
+from gateway.emulator.script import Answer, McpCall, Script
 from gateway.emulator.settings import ResponseParameters, default_session, updated_session
 from gateway.emulator.speech import SpeechError
 
@@ -77,6 +78,7 @@ class Session:
         self._tasks: set[asyncio.Task[None]] = set()
         self._answered = 0
         self._voice_locked = False
+        self._mcp = McpServers(self)
 
     def announce(self) -> None:
         """Send ``session.created``."""
@@ -105,6 +107,7 @@ class Session:
         self._listening.configure(self._settings["audio"]["input"])
         if self.record.log is not None:
             self.record.log.caller_format(self._listening.format)
+        self._mcp.configure(self._settings["tools"], self._listening.format)
         if script.updated == "never":
             return
         event = {"type": "session.updated", "session": self._session_object()}
@@ -124,10 +127,17 @@ class Session:
     def create_item(self, data: object, after: str | None) -> None:
         """``conversation.item.create``."""
         item = self.conversation.item_of_client(data, self._listening.format)
-        self._add_item(item, after)
         body = item.body
+        if body["type"] == "mcp_approval_response":
+            self._mcp.known(body)
+        self._add_item(item, after)
         if body["type"] == "function_call_output":
             self._turn.outputs.append(body["output"])
+        elif body["type"] == "mcp_approval_response":
+            refused = self._mcp.decided(body)
+            if refused is not None:
+                self._turn.outputs.append(f"{refused.name} was not approved.")
+            self._run_approved()
         elif body["type"] == "message" and body["role"] == "user":
             parts = body["content"]
             self._turn.texts += [part["text"] for part in parts if part["type"] == "input_text"]
@@ -221,6 +231,23 @@ class Session:
         self._turn.caller_spoke = True
         self._caller_audio = (bytes(item.audio), item.audio_format)
 
+    def approval_asked(self, request_id: str, call: McpCall) -> None:
+        """A response asked the client whether an MCP tool may be called."""
+        self._mcp.asked[request_id] = call
+
+    def mcp_answered(self, output: str) -> None:
+        """An MCP tool gave this: the next answer says it."""
+        self._turn.outputs.append(output)
+
+    def add_item(self, item: Item) -> None:
+        """An item of the server's own, at the end of the conversation."""
+        self._add_item(item, None)
+
+    def _run_approved(self) -> None:
+        wanted = self._mcp.approved and self.script.after_approval == "response"
+        if wanted and self._active is None:
+            self._respond(Turn(), ResponseParameters(), Answer(kind="nothing"))
+
     def _add_item(self, item: Item, after: str | None) -> None:
         previous = self.conversation.add(item, after)
         for type_ in ("conversation.item.added", "conversation.item.done"):
@@ -233,9 +260,19 @@ class Session:
         words = f"({seconds:.1f} seconds of speech, not transcribed)"
         if scripted := self.script.transcripts:
             words = scripted[min(self._transcribed, len(scripted) - 1)]
+        number = self._transcribed
         self._transcribed += 1
         where = {"item_id": item.id, "content_index": 0}
         type_ = "conversation.item.input_audio_transcription"
+        if number in self.script.transcription_fails:
+            error = {
+                "type": "server_error",
+                "code": "transcription_failed",
+                "message": "Failed by the emulator's script.",
+                "param": None,
+            }
+            self.emit({"type": f"{type_}.failed", **where, "error": error})
+            return
         self.emit({"type": f"{type_}.delta", **where, "delta": words, "logprobs": None})
         self.emit(
             {
@@ -251,7 +288,9 @@ class Session:
 
     # Responses
 
-    def _respond(self, turn: Turn, parameters: ResponseParameters) -> None:
+    def _respond(
+        self, turn: Turn, parameters: ResponseParameters, answer: Answer | None = None
+    ) -> None:
         settings = Settings.of(self._settings, parameters)
         if settings.in_conversation and self._active is not None:
             raise ProtocolError(
@@ -261,14 +300,20 @@ class Session:
             )
         if len(self._running) >= MAX_PARALLEL_RESPONSES:
             raise ProtocolError("rate_limit_exceeded", "Too many responses at a time.")
-        answer = Answer()
+        approved, given = self._mcp.approved, answer
+        answer = given or Answer()
         if settings.in_conversation:
             self._listening.stop_idle()
             self._turn = Turn()
-            answer = self._next_answer()
+            self._mcp.approved = []
+            answer = given or self._next_answer()
+            if approved:
+                calls = [call for _, call in approved]
+                answer = answer.model_copy(update={"mcp": [*calls, *answer.mcp]})
         if answer.kind == "silent":
             return
         response = Response(self, settings, answer)
+        response.approved = {id(call): request_id for request_id, call in approved}
         if settings.in_conversation:
             self._active = response
         response.begin()
@@ -317,6 +362,7 @@ class Session:
         if response is self._active:
             self._active = None
             self._listening.start_idle(max(0.0, response.audio_ends_at - time.monotonic()))
+            self._run_approved()
 
     def _session_object(self) -> Json:
         return {
