@@ -15,10 +15,14 @@ def test_examples_can_be_used(tmp_path: Path) -> None:
     assert len(queries) >= 5
     for query in queries:
         assert script_of_query(BUILT_IN, Script(), query) != Script()
-    (block,) = re.findall(r"```toml\n(.*?)```", TEXT, re.S)
     path = tmp_path / "script.toml"
-    path.write_text(block)
-    assert {"rude", "busy"} <= set(ScriptFile.load(path).named)
+    named: set[str] = set()
+    for block in re.findall(r"```toml\n(.*?)```", TEXT, re.S):
+        path.write_text(block)
+        file = ScriptFile.load(path)
+        assert file.default != Script()
+        named |= set(file.named)
+    assert {"rude", "busy"} <= named
 
 
 def test_every_built_in_script_is_listed() -> None:
