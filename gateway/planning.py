@@ -17,7 +17,13 @@ from gateway.config import Config, MediaSettings, TrunkSettings
 from gateway.config.realtime import EndpointSettings, RealtimeSettings
 from gateway.content_plans import content_plan
 from gateway.cost.planning import budget_plan
-from gateway.dialplan import InviteFacts, Match, Route, call_settings
+from gateway.dialplan import (
+    Dialplan,
+    InviteFacts,
+    Match,
+    Route,
+    call_settings,
+)
 from gateway.dialplan.variables import render, values_of
 from gateway.preparing import Preparation, with_data
 from gateway.realtime.dialects import DIALECTS
@@ -272,6 +278,17 @@ def session_plan(
         connect_timeout=realtime.connect_timeout,
         max_playout_frames=int(realtime.playout_seconds * 1000) // FRAME_MS,
     )
+
+
+def servers_of(config: Config, dialplan: Dialplan) -> list[Endpoint]:
+    """Every server that a call may come to."""
+    found: list[Endpoint] = []
+    for route in dialplan.routes:
+        plan = session_plan(config, route, Codec.PCMU)
+        used = {rung.endpoint for rung in route.on_trouble if rung.endpoint is not None}
+        named = zip(config.endpoint, plan.others, strict=True)
+        found += [plan.endpoint, *(other for one, other in named if one.name in used)]
+    return found
 
 
 def _endpoint(

@@ -29,8 +29,10 @@ from gateway.planning import (
     facts_of,
     plans,
     record_of,
+    servers_of,
     sip_settings,
 )
+from gateway.probing import Prober
 from gateway.pump import MediaPump
 from gateway.records.events import EventLogs
 from gateway.records.files import RecordFiles
@@ -71,6 +73,10 @@ class Service:
         self._event_logs = EventLogs(config.records.folder, secrets)
         self._costs = Costs(config)
         self._toolbox = Toolbox(config, dialplan)
+        realtime = config.realtime
+        self._prober = Prober(
+            servers_of(config, dialplan), realtime.probe_seconds, realtime.connect_timeout
+        )
         self._calls: set[Bridge] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -163,6 +169,7 @@ class Service:
         await self._event_logs.start()
         await self._costs.start()
         await self._toolbox.start()
+        self._prober.start()
         await self._agent.start()
         try:
             await self._upkeep.start()
@@ -228,6 +235,7 @@ class Service:
         await self._callbacks.stop()
         await self._upkeep.stop()
         await self._agent.stop()
+        await self._prober.stop()
         await self._toolbox.stop()
         await self._records.stop()
         await self._event_logs.stop()
@@ -261,6 +269,7 @@ class Service:
             "trunks": trunk_states(self._agent),
             "refused": refusals(self._agent),
             "cost": self._costs.as_json(),
+            "realtime": self._prober.as_json(),
             "mcp": self._toolbox.states(),
             "callbacks": self._callbacks.as_json(),
             "dropped": {
@@ -297,7 +306,9 @@ class Service:
         try:
             bridge = Bridge(
                 leg,
-                *plans(self._config, match, codec, self._sip.retry_after, self._toolbox),
+                *self._prober.inform(
+                    *plans(self._config, match, codec, self._sip.retry_after, self._toolbox)
+                ),
                 record,
                 self._pump,
                 self.finished,

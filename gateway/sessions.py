@@ -46,6 +46,8 @@ class SessionPlan:
     max_playout_frames: int
     preparation: Preparation | None = None
     """What the settings wait for; they say only the audio formats until it is there."""
+    met: Callable[[Endpoint, str | None], None] = lambda _endpoint, _failure: None
+    """Told what each attempt met; None where there is a session."""
     others: tuple[Endpoint, ...] = ()
     """Servers to turn to when the first is in trouble; :class:`outputs.OpenSession` counts them
     from 1."""
@@ -167,6 +169,7 @@ class Sessions:
                 late=None if self.plan.preparation is None else self._prepare,
             )
         except SetupFailed as failure:
+            self.plan.met(endpoint, str(failure))
             if line is self._spare:
                 self._spare = None
                 self._feed(inputs.SpareFailed(str(failure)))
@@ -176,6 +179,7 @@ class Sessions:
         except Exception as error:
             self._on_fault(error)
             return
+        self.plan.met(endpoint, None)
         line.session = session
         self._refused.append(session.refused)
         if line is not self._line and line is not self._spare:

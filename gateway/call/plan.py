@@ -269,6 +269,8 @@ class CallPlan:
     hold: HoldPlan = field(default_factory=HoldPlan)
     on_trouble: tuple[Rung, ...] = ()
     """In this order; none of them ends the call at once."""
+    known_trouble: str = ""
+    """What is known to be wrong with the route's server before the call begins."""
     handover_seconds: float = 60.0
     """So long before the server ends a session another one is opened; 0 lets it end."""
     budget: BudgetPlan = field(default_factory=BudgetPlan)

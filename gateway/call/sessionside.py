@@ -31,6 +31,17 @@ class SessionSide:
         """The session was lost while the caller was on the way to somebody else."""
         self._opened = False
 
+    def known_trouble(self, detail: str, now: float) -> list[outputs.Output]:
+        """The server is known to give no session: what is to be done about that is done at once."""
+        if not self._ladder:
+            return self._end(Why.SESSION_UNREACHABLE, now, detail)
+        begun = self._call.opening.begin(now)
+        why = Why.SESSION_UNREACHABLE
+        todo = self.recovery.begin(why, detail, now, answered=False, fatal=True)
+        if self.recovery.over is not None:
+            return [*begun, *todo, *self.give_up(now)]
+        return [*begun, *self.trouble(todo, now)]
+
     def on_session_up(self, input: inputs.SessionUp, now: float) -> list[outputs.Output]:
         if self._call.state is State.ENDING:
             # It came up while it was being given up; nobody else will close it.

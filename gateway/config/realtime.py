@@ -103,6 +103,7 @@ class RealtimeSettings(Section):
     ping_timeout: Seconds = 20.0
     playout_seconds: Seconds = 600.0
     handover_seconds: SecondsOrOff = 60.0
+    probe_seconds: SecondsOrOff = 0.0
     truncate_margin_ms: Milliseconds = 0
     dialect: DialectName = "ga"
     audio: AudioName = "g711"

@@ -27,6 +27,10 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield f"  trunks    {len(status['trunks']) or 'none'}"
     for trunk in status["trunks"]:
         yield f"    {trunk['name']}: {_trunk(trunk)}"
+    for asked in status.get("realtime") or []:
+        state, since = asked["state"], asked["seconds"]
+        more = "" if since is None else f" for {since:.0f} s: {asked['detail']}"
+        yield f"  realtime  {asked['url']}: {state}{more}"
     for name, server in sorted((status.get("mcp") or {}).items()):
         yield f"  mcp       {name}: {server['state']}, {server['tools']} tools"
     promised = status.get("callbacks") or {}

@@ -264,3 +264,18 @@ def test_a_call_of_seventy_minutes_loses_no_word() -> None:
     assert 340 < len(given) < 380, "an hour of it"
     told = [one["text"] for one in scene.record.as_json()["transcript"]]
     assert told == words
+
+
+# ---- known before
+
+
+def test_where_trouble_is_known_nobody_waits_to_find_out() -> None:
+    for rungs, seen in (
+        ((), ["close 1000 session_unreachable", "503 41 retry 5"]),
+        ((RECONNECT,), ["180", "close 1000 session_unreachable", "503 41 retry 5"]),
+        ((Rung("busy"),), ["180", "close 1000 session_unreachable", "486 41"]),
+        ((SECOND,), ["180", "open 1"]),
+    ):
+        scene = Scene(replace(PLAN, known_trouble="probe: no answer", on_trouble=rungs))
+        assert scene.seen == seen
+        assert "open" not in scene.seen

@@ -1,0 +1,37 @@
+"""A server that is known to be in trouble before a caller has to find out."""
+
+from __future__ import annotations
+
+from harness import World
+
+WORLD = {
+    "realtime": "probe_seconds = 0.2",
+    "routes": """
+[[route]]
+name = "away"
+to = "^away$"
+on_trouble = [{do = "redirect", to = "sip:desk@pbx.example"}]
+""",
+}
+
+
+async def test_trouble_is_known_and_so_is_its_end(world: World) -> None:
+    """Refused at once while the server gives no sessions; taken again as soon as it does."""
+    world.behave(refuse={"step": "upgrade", "http_status": 503})
+    await world.gateway.wait("realtime.trouble")
+    call = world.phone.call("plain")
+    call.invite()
+    final = await call.refused()
+    assert final.code == 503
+    assert "retry-after" in final.headers
+    record = await world.record(call)
+    assert record["times_ms"]["end"] < 1000, "nobody waited for connect_timeout"
+    assert record["ending"]["why"] == "session_unreachable"
+    away = world.phone.call("away")
+    away.invite()
+    moved = await away.refused()
+    assert (moved.code, moved.headers["contact"]) == (302, "<sip:desk@pbx.example>")
+    world.behave()
+    await world.gateway.wait("realtime.well_again")
+    again = await world.dial("plain")
+    await world.summary_at_end(again)
