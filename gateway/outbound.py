@@ -20,6 +20,7 @@ from gateway.legs import DialRefusedError, Outward
 from gateway.placing import Placing
 from gateway.planning import placed_match, placed_record, plans
 from gateway.pump import MediaPump
+from gateway.refusals import Refusals
 from gateway.sip.leg import Leg
 from gateway.sip.message import user_of
 from gateway.sip.ports import LegAudio
@@ -45,8 +46,9 @@ class Calls(Protocol):
     def finished(self, bridge: Bridge) -> None:
         """It is over."""
 
-    def write_refusal(self, record: CallRecord, why: Why, code: int, detail: str) -> None:
-        """It was not placed."""
+    @property
+    def refusals(self) -> Refusals:
+        """Where it is written that one was not placed."""
 
 
 class OutboundCalls:
@@ -102,7 +104,7 @@ class OutboundCalls:
                 raise DialRefusedError(f"budget: {budget}")
             give_back = self._placing.admit(uri)
         except DialRefusedError as refused:
-            self._calls.write_refusal(record, Why.REFUSED, 403, str(refused))
+            self._calls.refusals.write(record, Why.REFUSED, 403, str(refused))
             raise
         self._recent[record.call_id] = record
         while len(self._recent) > MAX_REMEMBERED:

@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 
 import structlog
 
-from gateway import __version__, descriptors
+from gateway import __version__
 from gateway.bridge import Bridge
-from gateway.call.ending import Why, ending_of, reason_header, refusal_code
+from gateway.call.ending import Why
 from gateway.call.record import CallRecord
 from gateway.callbacks.book import CallbackBook
 from gateway.callbacks.offer import function_of
+from gateway.capacity import room_for
 from gateway.config import Config
 from gateway.control.content import ContentCommands
 from gateway.cost.costs import Costs
@@ -36,13 +37,13 @@ from gateway.probing import Prober
 from gateway.pump import MediaPump
 from gateway.records.events import EventLogs
 from gateway.records.files import RecordFiles
+from gateway.refusals import Refusals
 from gateway.sip import library
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg
 from gateway.sip.message import user_of
 from gateway.sip.needs import unmet
 from gateway.sip.report import refusals, trunk_states
-from gateway.sip.types import LegEnd, Refused, RtpQuality
 from gateway.tools.toolbox import Toolbox
 from gateway.upkeep import Upkeep
 from gateway.workers.lifeline import Lifeline
@@ -52,8 +53,6 @@ log = structlog.get_logger("gateway")
 
 BYE_SECONDS = 4.0
 """How long a shutdown waits for calls that were told to end."""
-
-_REFUSED_BELOW = {488: Why.NO_COMMON_CODEC, 415: Why.NO_COMMON_CODEC, 503: Why.OVER_CAPACITY}
 
 
 class Service:
@@ -87,10 +86,11 @@ class Service:
         self._only_placing = False
         self._started = 0.0
         self._lifeline = None if lifeline is None else Lifeline(lifeline, self._on_supervisor_gone)
+        self.refusals = Refusals(self._records, self._sip.retry_after)
         self._agent = UserAgent(
             self._sip,
             on_invite=self._on_invite,
-            on_refused=self._on_refused,
+            on_refused=self.refusals.refused_below,
             on_caller_audio=self._pump.wake,
         )
         self._placing = Placing(config.outbound, self._agent)
@@ -179,22 +179,7 @@ class Service:
         if not self._only_placing:
             await self._callbacks.start()
         self._started = asyncio.get_running_loop().time()
-        self._max_calls = min(self._config.sip.max_calls, self._agent.capacity)
-        if self._agent.capacity < self._config.sip.max_calls:
-            log.warning(
-                "gateway.capacity",
-                max_calls=self._config.sip.max_calls,
-                library_calls=self._agent.capacity,
-                advice="this pjsua2 carries fewer calls than sip.max_calls; `make pjsua2` builds "
-                "one for a thousand",
-            )
-        if not descriptors.allow(self._max_calls):
-            log.warning(
-                "gateway.descriptors",
-                hard_limit=descriptors.limits()[1],
-                needed=descriptors.needed(self._max_calls),
-                advice="calls will fail before max_calls; raise the hard limit of open files",
-            )
+        self._max_calls = room_for(self._config.sip.max_calls, self._agent.capacity)
         log.info(
             "gateway.up",
             listen=list(self._agent.addresses),
@@ -284,19 +269,21 @@ class Service:
         now = datetime.now(UTC)
         record = record_of(leg.invite, now)
         if self._stop.is_set() or self._only_placing:
-            self._refuse(leg, record, Why.SHUTDOWN)
+            self.refusals.refuse(leg, record, Why.SHUTDOWN)
         elif len(self._calls) >= self._max_calls:
-            self._refuse(leg, record, Why.OVER_CAPACITY, f"{self._max_calls} calls in progress")
+            self.refusals.refuse(
+                leg, record, Why.OVER_CAPACITY, f"{self._max_calls} calls in progress"
+            )
         elif leg.invite.offered == ():
-            self._refuse(leg, record, Why.NO_COMMON_CODEC)
+            self.refusals.refuse(leg, record, Why.NO_COMMON_CODEC)
         else:
             match = self._dialplan.match(facts_of(leg.invite, now))
             if match is None:
                 to = leg.invite.to_user
-                self._refuse(leg, record, Why.NO_ROUTE, f"no route takes {to!r}")
+                self.refusals.refuse(leg, record, Why.NO_ROUTE, f"no route takes {to!r}")
             elif (spent := self.spent(match.route, leg.invite.from_user)) is not None:
                 record.route = match.route.name
-                self._refuse(leg, record, Why.BUDGET, spent)
+                self.refusals.refuse(leg, record, Why.BUDGET, spent)
             else:
                 self._take(leg, record, match)
 
@@ -317,7 +304,7 @@ class Service:
             )
         except Exception as error:
             log.exception("call.fault", call=record.call_id, route=match.route.name)
-            self._refuse(leg, record, Why.FAULT, f"{type(error).__name__}: {error}")
+            self.refusals.refuse(leg, record, Why.FAULT, f"{type(error).__name__}: {error}")
             return
         record.mark(0.0, "invite", source=record.source)
         if match.cleaned:
@@ -386,43 +373,6 @@ class Service:
         leaving = asyncio.create_task(bridge.gone(), name=f"leave {bridge.record.call_id}")
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
-
-    def _refuse(self, leg: Leg, record: CallRecord, why: Why, detail: str = "") -> None:
-        code = refusal_code(why)
-        headers = {"Reason": reason_header(why)}
-        if code == 503:
-            headers["Retry-After"] = str(self._sip.retry_after)
-        leg.handler = _Refusing()
-        leg.refuse(code, headers)
-        self.write_refusal(record, why, code, detail)
-
-    def _on_refused(self, refused: Refused) -> None:
-        record = record_of(refused.invite, datetime.now(UTC))
-        why = _REFUSED_BELOW.get(refused.code, Why.REFUSED)
-        self.write_refusal(record, why, refused.code, refused.reason)
-
-    def write_refusal(self, record: CallRecord, why: Why, code: int, detail: str) -> None:
-        """A call came, or was to be placed, and is not."""
-        ending = ending_of(why, answered=False, detail=detail)
-        record.ending = type(ending)(ending.by, why, code, ending.reason, detail)
-        record.times.end = 0.0
-        record.mark(0.0, "invite", source=record.source)
-        record.mark(0.0, "end", by=ending.by.value, why=why.value, detail=detail)
-        summary = {key: value for key, value in record.summary().items() if key != "call_id"}
-        log.info("call.summary", call=record.call_id, **summary)
-        self._records.write(record)
-
-
-class _Refusing:
-    """Handler of a leg that was refused: nothing that happens to it matters any more."""
-
-    def on_ringing(self, code: int) -> None: ...
-    def on_media(self, codec: object) -> None: ...
-    def on_confirmed(self) -> None: ...
-    def on_hold(self, held: bool) -> None: ...
-    def on_digit(self, digit: str) -> None: ...
-    def on_quality(self, quality: RtpQuality) -> None: ...
-    def on_ended(self, end: LegEnd) -> None: ...
 
 
 def run(config: Config, dialplan: Dialplan, lifeline: int | None = None) -> None:
