@@ -1,0 +1,59 @@
+"""Callers that are machines, over real calls."""
+
+from __future__ import annotations
+
+from harness import World
+
+ROUTE = """
+[[route]]
+name = "{name}"
+to = "^{name}$"
+[route.greeting]
+say = "Hello."
+[route.session.audio.input.transcription]
+model = "whisper-1"
+[route.machines]
+{rules}
+"""
+
+WORLD = {
+    "routes": "".join(
+        (
+            ROUTE.format(name="voicemail", rules='voicemail = "say"\nvoicemail_say = "Your room."'),
+            ROUTE.format(name="music", rules='music = "hang_up"\nmusic_seconds = 1.5'),
+        )
+    )
+}
+
+
+async def test_a_message_is_left_on_voicemail(world: World) -> None:
+    """The greeting's words tell; the message is said to its end, then BYE with its reason."""
+    world.behave(
+        vad="scripted",
+        speech={"at_ms": [200], "length_ms": 500},
+        transcripts=["Please leave a message after the tone."],
+    )
+    call = await world.dial("voicemail")
+    session = await world.session_of(call)
+    bye = await call.hung_up()
+    said = [one.body["transcript"] for one in session.sent("response.output_audio_transcript.done")]
+    assert said[-1] == "Your room."
+    assert 'text="Caller is a machine"' in bye.headers["reason"]
+    record = await world.record(call)
+    assert (record["ending"]["by"], record["ending"]["why"]) == ("gateway", "machine")
+    (mark,) = [mark for mark in record["timeline"] if mark["event"] == "machine"]
+    assert (mark["kind"], mark["why"]) == ("voicemail", "said 'leave a message'")
+    # The server may just have begun an answer of its own to the greeting.
+    assert set(session.errors) <= {"conversation_already_has_active_response"}
+
+
+async def test_music_is_hung_up_on(world: World) -> None:
+    """Sound without a pause."""
+    world.behave(vad="scripted", speech={"at_ms": [200], "length_ms": 8000})
+    call = await world.dial("music")
+    await world.session_of(call)
+    await call.hung_up()
+    record = await world.record(call)
+    assert record["ending"]["why"] == "machine"
+    (mark,) = [mark for mark in record["timeline"] if mark["event"] == "machine"]
+    assert mark["kind"] == "music"
