@@ -119,7 +119,7 @@ def command(
 
         if not isinstance(error, PhoneError):
             raise
-        click.echo(f"cannot call from here: {error}", err=True)
+        click.echo(f"cannot call: {error}", err=True)
         sys.exit(Outcome.FAILED.exit_code)
     _tell(console, run, many)
     if report is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.audio.g711 import Codec
+from gateway.caller.reach import nobody_listens
 from gateway.caller.report import CallReport, Outcome, RunReport
 from gateway.caller.script import Play, Say, Script
 from gateway.caller.sound import Clip, read_clip, spoken_clip, write_sound
@@ -66,7 +67,7 @@ def place_call(
     """Place one call and follow ``script``; returns when the call has ended.
 
     Raises ValueError for an address that is none, SoundError for a sound that cannot be played or
-    written, PhoneError when the local address cannot be had.
+    written, PhoneError when the local address cannot be had, or nothing listens at the other.
     """
     return place_calls(uri, script, options or CallOptions(), on_progress).calls[0]
 
@@ -82,12 +83,14 @@ def place_calls(uri: str, script: Script, options: CallOptions, on_progress: Pro
 async def _place(
     uri: str, script: Script, options: CallOptions, on_progress: Progress
 ) -> RunReport:
-    from gateway.caller.phone import Phone, PhoneSettings, host_of
+    from gateway.caller.phone import Phone, PhoneError, PhoneSettings, host_of
 
     settings = PhoneSettings(
         local=options.local, user=options.user, pjsip_log_level=options.pjsip_log_level
     )
     phone = Phone(settings, host_of(uri))
+    if nowhere := await asyncio.to_thread(nobody_listens, uri):
+        raise PhoneError(f"nothing listens on udp:{nowhere}")
     clips = await asyncio.to_thread(_prepare, script)
     run = _Run(uri, script, options, clips, on_progress)
     async with phone:

@@ -1,0 +1,18 @@
+"""Whether somebody is there, asked before a call."""
+
+from __future__ import annotations
+
+import socket
+
+from gateway.caller.reach import nobody_listens
+
+
+def test_a_port_that_nobody_listens_on() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        assert nobody_listens(f"sip:1@127.0.0.1:{port}") == "", "silence is no refusal"
+    assert nobody_listens(f"sip:1@127.0.0.1:{port}") == f"127.0.0.1:{port}"
+    assert nobody_listens(f"sip:127.0.0.1:{port}") == f"127.0.0.1:{port}"
+    assert nobody_listens(f"sip:1@127.0.0.1:{port};transport=tcp") == ""
+    assert nobody_listens("no address") == ""
