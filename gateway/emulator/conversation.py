@@ -23,6 +23,8 @@ MAX_AUDIO_BYTES = 16 * 1024 * 1024
 _MS_PER_TOKEN_IN = 100
 _MS_PER_TOKEN_OUT = 50
 _CHARACTERS_PER_TOKEN = 4
+_TOKENS_PER_IMAGE = {"low": 85, "auto": 765, "high": 765}
+"""The emulator's own figures: the service counts an image by its size."""
 
 
 class _Strict(BaseModel):
@@ -133,7 +135,7 @@ class Conversation:
         self.id = new_id("conv")
         self._items: list[Item] = []
         self._record = record
-        self._cached = (0, 0)
+        self._cached = (0, 0, 0)
 
     def item_of_client(self, data: object, audio_format: AudioFormat) -> Item:
         """An item from ``conversation.item.create``, checked and completed, not yet added."""
@@ -222,21 +224,23 @@ class Conversation:
         """The id of the newest item, if there is one."""
         return self._items[-1].id if self._items else None
 
-    def input_tokens(self, instructions: str) -> tuple[int, int, int, int]:
-        """Tokens that a response reads: text, audio, and of these cached text, cached audio.
+    def input_tokens(self, instructions: str) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """Tokens that a response reads, of text, audio and images; and the cached ones of these.
 
         Everything that an earlier response of the session read counts as cached, in steps of 64.
         """
         text = len(instructions) // _CHARACTERS_PER_TOKEN
-        audio = 0
+        audio = image = 0
         for item in self._items:
             per_token = _MS_PER_TOKEN_OUT if item.by_agent else _MS_PER_TOKEN_IN
             audio += item.audio_ms // per_token
+            image += _image_tokens(item.body)
             text += _text_length(item.body) // _CHARACTERS_PER_TOKEN + 3
         cached_text = min(self._cached[0], text) // 64 * 64
         cached_audio = min(self._cached[1], audio) // 64 * 64
-        self._cached = (text, audio)
-        return text, audio, cached_text, cached_audio
+        cached_image = min(self._cached[2], image)
+        self._cached = (text, audio, image)
+        return (text, audio, image), (cached_text, cached_audio, cached_image)
 
     def _get(self, item_id: str, code: str) -> Item:
         item = self._find(item_id)
@@ -271,6 +275,11 @@ def _text_length(body: Json) -> int:
     parts = body.get("content", [body])
     keys = ("text", "transcript", "arguments", "output")
     return sum(len(part.get(key) or "") for part in parts for key in keys)
+
+
+def _image_tokens(body: Json) -> int:
+    images = [part for part in body.get("content", []) if part["type"] == "input_image"]
+    return sum(_TOKENS_PER_IMAGE[part.get("detail") or "auto"] for part in images)
 
 
 def _without_nulls(part: Json) -> Json:

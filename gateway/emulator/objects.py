@@ -76,22 +76,25 @@ def response_object(response_id: str, settings: Mapping[str, Any]) -> Json:
 
 
 def usage_object(
-    text_in: int, audio_in: int, cached_text: int, cached_audio: int, text_out: int, audio_out: int
+    read: tuple[int, int, int], cached: tuple[int, int, int], text_out: int, audio_out: int
 ) -> Json:
-    """``response.usage`` from counts of tokens; the cached ones are part of the input."""
+    """``response.usage`` from counts of tokens: ``read`` of text, audio and images, and of these
+    those ``cached``."""
+    text_in, audio_in, image_in = read
+    cached_text, cached_audio, cached_image = cached
     return {
-        "total_tokens": text_in + audio_in + text_out + audio_out,
-        "input_tokens": text_in + audio_in,
+        "total_tokens": sum(read) + text_out + audio_out,
+        "input_tokens": sum(read),
         "output_tokens": text_out + audio_out,
         "input_token_details": {
             "text_tokens": text_in,
             "audio_tokens": audio_in,
-            "image_tokens": 0,
-            "cached_tokens": cached_text + cached_audio,
+            "image_tokens": image_in,
+            "cached_tokens": sum(cached),
             "cached_tokens_details": {
                 "text_tokens": cached_text,
                 "audio_tokens": cached_audio,
-                "image_tokens": 0,
+                "image_tokens": cached_image,
             },
         },
         "output_token_details": {"text_tokens": text_out, "audio_tokens": audio_out},
