@@ -24,6 +24,7 @@ from gateway.call.plan import (
     IdlePlan,
     InterruptionPlan,
     LanguagePlan,
+    MachinePlan,
     PressPlan,
     Rung,
     TransferPlan,
@@ -255,6 +256,13 @@ PLANS = st.builds(
         ]
     ),
     idle=st.sampled_from([IdlePlan(), IdlePlan(4.0, times=1)]),
+    machines=st.sampled_from(
+        [
+            MachinePlan(),
+            MachinePlan({"music": "say", "voicemail": "note"}, {"music": "Bye."}, 4.0, 2.0),
+            MachinePlan({"voicemail": "hang_up", "bot": "hang_up"}, {}, turns=4, repeats=2),
+        ]
+    ),
     on_trouble=st.lists(RUNGS, max_size=3).map(tuple),
     truncate_margin_ms=st.sampled_from([0, 85]),
 )
