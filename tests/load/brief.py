@@ -34,6 +34,14 @@ OURS = {
 }
 """Endings that nobody in this load asks for."""
 GOOD_OUTCOMES = {"hung_up", "ended", "cancelled", "crossed"}
+REST_SECONDS = 5.0
+"""RTP ports are let go of up to 1 s after their call and rest for 2 s; then their descriptors are
+closed."""
+
+SOUNDS = 1
+"""Files that may be open after the run but not before: the player of the chime that is heard while
+a lost session is replaced, made at first use, one for all calls."""
+
 SETTLE_SECONDS = 40.0
 
 
@@ -114,7 +122,7 @@ def run(folder: Path, calls: int, rate: float, beside: int, say: Say) -> tuple[R
         callers.stop(SETTLE_SECONDS)
         wait_for("the phones' calls are over", lambda: not phone.ask("count")["live"], 60)
         wait_for("the sessions are over", lambda: not _short(endpoint), 60)
-        time.sleep(2.0)
+        time.sleep(REST_SECONDS)
         last = series.look(calls, beside)
         stayed = endpoint.ask("count")["live"].get("bulk", 0)
         result.sessions = endpoint.ask("count")["fates"]
@@ -210,5 +218,5 @@ def _judge(result: Result, gateway: subject.Gateway, counts: sipp.Counts, beside
         problems.append(f"{sum(endings.values())} summaries for {result.calls + beside} calls")
     if result.exit_status:
         problems.append(f"the gateway's exit status is {result.exit_status}")
-    if result.descriptors[1] > result.descriptors[0]:
+    if result.descriptors[1] > result.descriptors[0] + SOUNDS:
         problems.append("descriptors left: {} before, {} after".format(*result.descriptors))
