@@ -86,6 +86,8 @@ def test_a_goodbye_that_does_not_come_is_not_waited_for_long() -> None:
     scene = _scene()
     scene.do(SPENT)
     scene.at(PLAN.farewell_seconds + 1)
+    assert scene.seen[-1] == f"sound {PLAN.content.rescue.sound}", "something is heard, at least"
+    scene.at(scene.now + PLAN.content.rescue.sound_seconds + 1)
     assert scene.state.name == "ENDING"
     scene.do(OUR_END)
     assert scene.ending[1] == "budget"
