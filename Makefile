@@ -46,8 +46,8 @@ test: $(DEV) ## all tests but those of interop (TESTS=tests/unit for some)
 
 test-own: $(DEV) ## the tests of calls again, on a pjsua2 built from source (.venv stays as it is)
 	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core
-	@wheel=$$(sh deploy/pjsua2/build.sh $(BIN)/python --no-install | tee /dev/stderr | tail -n 1) \
-		&& rm -rf $(OWN) && $(BIN)/python -m zipfile -e "$$wheel" $(OWN)
+	@mkdir -p .cache && sh deploy/pjsua2/build.sh $(BIN)/python --no-install | tee $(OWN).path
+	@rm -rf $(OWN) && $(BIN)/python -m zipfile -e "$$(tail -n 1 $(OWN).path)" $(OWN)
 	@PYTHONPATH="$$PWD/$(OWN)" $(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(CALLS)
 
 interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones (INTEROP=... for some)
