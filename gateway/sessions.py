@@ -230,6 +230,9 @@ class Sessions:
             line.early.append(event)
             return
         if line is not self._line:
+            # Past for the call, but it is paid for.
+            if isinstance(event, ResponseDone | InputTranscribed):
+                self._count(event)
             return
         if isinstance(event, ServerError):
             command = None
