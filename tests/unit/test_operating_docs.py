@@ -35,8 +35,26 @@ def test_every_event_of_the_log_table_is_logged() -> None:
         assert any(spelling in SOURCE for spelling in spellings), event
 
 
+LEVELLED = re.compile(r'log\.(?:info|warning|error)\(\s*"((?:call|realtime|tool|mcp)\.[a-z_]+)"')
+NOTED = re.compile(r'note\(\s*now,\s*"([a-z_]+)",\s*"(?:warning|error)"')
+
+
+def test_every_line_that_may_wake_somebody_is_in_the_table() -> None:
+    told = set(first_column("event | means"))
+    logged = set(LEVELLED.findall(SOURCE)) | {f"call.{name}" for name in NOTED.findall(SOURCE)}
+    assert len(logged) > 25
+    assert logged - told == set()
+
+
 def test_every_why_of_the_page_is_one() -> None:
-    assert set(first_column("why | look at")) <= {why.value for why in Why}
+    told = set(first_column("why | look at"))
+    whys = {why.value for why in Why}
+    assert told <= whys
+    # What everybody understands who reads it.
+    assert whys - told == {
+        *("hung_up", "cancelled", "farewell", "transferred", "bridge_ended", "busy", "declined"),
+        *("no_answer", "no_such_number", "unobtainable"),
+    }
 
 
 def test_every_subject_of_the_doctor_is_found() -> None:
