@@ -16,6 +16,7 @@ from gateway.emulator.record import SessionRecord
 from gateway.realtime.dialects.pcm24 import Pcm24
 
 WORLD = {
+    "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n",
     "routes": """
 [[route]]
 name = "beta"
