@@ -56,7 +56,7 @@ say = "Hello."
 [route.realtime]
 dialect = "beta"
 audio = "pcm24"
-"""
+""",
 }
 
 CODECS = {"PCMU": Codec.PCMU, "PCMA": Codec.PCMA}
