@@ -211,7 +211,7 @@ def call_plan(
         follow_refer=route.follow_refer,
         budget=budget_plan(config, route),
         interruptions=interruption_plan(route, session),
-        idle=idle_plan(route),
+        idle=idle_plan(route, values),
         machines=machine_plan(route),
         on_trouble=trouble_plan(route, [one.name for one in config.endpoint]),
         handover_seconds=settings.realtime.handover_seconds,

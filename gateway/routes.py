@@ -128,10 +128,11 @@ def _rung_sound(rung: RungSettings) -> str:
     return "chime" if tries and rung.sound is None else rung.sound or ""
 
 
-def idle_plan(route: Route) -> IdlePlan:
+def idle_plan(route: Route, values: Mapping[str, str]) -> IdlePlan:
     """What is done about a caller who says nothing."""
     idle = route.idle
-    return IdlePlan(idle.seconds, idle.ask, idle.times, idle.goodbye, idle.transfer_to or "")
+    ask, goodbye = render(idle.ask, values), render(idle.goodbye, values)
+    return IdlePlan(idle.seconds, ask, idle.times, goodbye, idle.transfer_to or "")
 
 
 def machine_plan(route: Route) -> MachinePlan:

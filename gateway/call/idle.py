@@ -7,6 +7,7 @@ from collections.abc import Callable
 from gateway.call import inputs
 from gateway.call.ending import Why
 from gateway.call.outputs import Output
+from gateway.call.plan import IdlePlan
 from gateway.call.talk import Parting, Talk
 from gateway.realtime.events import SpeechStarted, SpeechStopped
 
@@ -20,12 +21,15 @@ class Idle:
 
     def __init__(self, talk: Talk, working: Callable[[], bool]) -> None:
         self._talk = talk
-        self._plan = talk.plan.idle
         self._working = working
         self._since: float | None = None
         self._speaking = False
         self._held = False
         self._asked = 0
+
+    @property
+    def _plan(self) -> IdlePlan:
+        return self._talk.plan.idle
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Something happened."""

@@ -329,6 +329,8 @@ class Route(Section):
         if self.greeting is not None:
             yield from texts_in(self.greeting.model_dump(exclude_none=True), ("greeting",))
         yield ("digits", "text"), self.digits.text
+        for key in ("ask", "goodbye"):
+            yield ("idle", key), getattr(self.idle, key)
         for name, text in self.metadata.items():
             yield ("metadata", name), text
         if self.data is not None:

@@ -287,3 +287,8 @@ def test_variables_of_a_call_that_we_place(tmp_path: Path) -> None:
     match = placed_match(dialplan.routes[0], "sip:+49301@pbx", "isp", {"room": "7"}, NOON)
     settings = session_plan(config, match.route, Codec.PCMU, match.values).settings
     assert settings["instructions"] == "Call +49301 of 7 by isp."
+
+
+def test_what_a_silent_caller_is_asked_has_its_variables(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, '[route.idle]\nseconds = 5\nask = "Are you there, {from}?"')
+    assert plan.idle.ask == "Are you there, alice?"
