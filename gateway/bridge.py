@@ -197,6 +197,7 @@ class Bridge:
     def on_ended(self, end: LegEnd) -> None:
         """The dialog is over."""
         self.record.security = self._legs.security
+        self.record.bye_undelivered = end.undelivered
         self.feed(inputs.LegEnded(end.code, end.reason, end.method, end.reason_header, end.local))
 
     # ---- what the sessions tell

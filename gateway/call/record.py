@@ -137,6 +137,8 @@ class CallRecord:
     security: str = ""
     """Of the media: rtp, or srtp with its keying and crypto suite."""
     codec: str = ""
+    bye_undelivered: str = ""
+    """What became of our BYE, where the other side has not taken it."""
     direction: str = "inbound"
     started_at: str = ""
     session_id: str = ""
@@ -266,6 +268,7 @@ class CallRecord:
             "metadata": dict(self.metadata),
             "settings_refused": [asdict(one) for one in self.settings_refused],
             **self.content.as_json(),
+            "bye_undelivered": self.bye_undelivered,
             "ending": None
             if ending is None
             else {

@@ -16,6 +16,7 @@ from gateway.audio.g711 import Codec
 from gateway.sip import library, native
 from gateway.sip.accounts import Accounts, header_vector
 from gateway.sip.admission import Admission
+from gateway.sip.byes import Byes
 from gateway.sip.endpoint import configure_media, endpoint_config, only_g711
 from gateway.sip.errors import AgentError as AgentError
 from gateway.sip.incoming import Endpoint, Incoming
@@ -90,6 +91,7 @@ class UserAgent:
         self.accounts: Accounts | None = None
         self.incoming = Incoming(self)
         self._probes: Probes | None = None
+        self.byes: Byes | None = None
         self.may_follow: Callable[[str], bool] = lambda _uri: True
         """Asked on the SIP thread before a REFER makes a call of ours."""
         self.followed = 0
@@ -328,6 +330,8 @@ class UserAgent:
             self._let_go()
         now = time.monotonic()
         self._quiet_ports.retry(now)
+        if self.byes is not None:
+            self.byes.tick(now)
         if self.awaiting_keys and now >= self._next_keys:
             self._next_keys = now + KEYS_SECONDS
             self.awaiting_keys = [call for call in self.awaiting_keys if not call.keys_known()]
@@ -386,6 +390,8 @@ class UserAgent:
         )
         self.accounts.open()
         endpoint.libStart()
+        self.byes = Byes()
+        self.byes.open()
         self._admission, self.screen = self.incoming.open(lambda: self._draining)
         accounts = self.accounts
         self._probes = Probes(

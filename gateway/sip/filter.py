@@ -27,6 +27,8 @@ _MAX_HEADERS = 64
 _SERVICE_UNAVAILABLE = 503
 
 _OnRxRequest = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+OnTsxState = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+"""Transaction and event."""
 _P = ctypes.c_void_p
 
 
@@ -38,7 +40,9 @@ class _Links(ctypes.Structure):
     _fields_ = (("prev", _P), ("next", _P))
 
 
-class _Module(ctypes.Structure):
+class Module(ctypes.Structure):
+    """``pjsip_module``."""
+
     _fields_ = (
         ("prev", _P),
         ("next", _P),
@@ -53,8 +57,13 @@ class _Module(ctypes.Structure):
         ("on_rx_response", _OnRxRequest),
         ("on_tx_request", _P),
         ("on_tx_response", _P),
-        ("on_tsx_state", _P),
+        ("on_tsx_state", OnTsxState),
     )
+
+
+def name_of_module(name: bytes) -> ctypes.Structure:
+    """For a :class:`Module`; ``name`` has to live as long."""
+    return _Str(name, len(name))
 
 
 class RequestFilter:
@@ -102,8 +111,8 @@ class RequestFilter:
             _OnRxRequest(self._on_rx_response) if decide_response is not None else _OnRxRequest()
         )
         self._name = f"mod-gateway-{place}-{method.lower() or 'all'}".encode()
-        self._module = _Module(
-            name=_Str(self._name, len(self._name)),
+        self._module = Module(
+            name=name_of_module(self._name),
             id=-1,
             priority=place,
             on_rx_request=self._callback,

@@ -116,6 +116,10 @@ class SipCall(InCall):
         self.party = ""
         """Whose calls this one is counted with."""
         self._local = False
+        self._dialog = 0
+        """pjsip's, while the library tells of the call."""
+        self._up = False
+        """The ACK has come: only BYE ends it."""
         self._held = False
         self._method = ""
         self._reason_header = ""
@@ -169,6 +173,8 @@ class SipCall(InCall):
             header.hName, header.hValue = key, value
             vector.append(header)
         param.txOption.headers = vector
+        if self._up and self._dialog and self.agent.byes is not None:
+            self.agent.byes.watch(self._dialog)
         self.hangup(param)
 
     def fail(self) -> None:
@@ -180,7 +186,9 @@ class SipCall(InCall):
             log.exception("sip.call_stuck", call=self.name)
 
     def _tell(self, what: Callable[[LegHandler], None]) -> None:
-        leg = self.leg
+        self._tell_of(self.leg, what)
+
+    def _tell_of(self, leg: Leg | None, what: Callable[[LegHandler], None]) -> None:
         if leg is not None:
             self.agent.to_loop(lambda: what(leg.handler) if leg.handler is not None else None)
 
@@ -189,6 +197,7 @@ class SipCall(InCall):
         """The dialog's state changed."""
         info = self.getInfo()
         if info.state == pj.PJSIP_INV_STATE_CONFIRMED:
+            self._up = True
             if _has_media(info):
                 self.confirmed()
                 self._tell(lambda handler: handler.on_confirmed())
@@ -213,8 +222,23 @@ class SipCall(InCall):
                 reason_header="" if crossed else self._reason_header,
                 local=self._local and self._fault is None,
             )
-            self._tell(lambda handler: handler.on_ended(end))
+            self._tell_ended(end)
             self.agent.retire(self)
+
+    def _tell_ended(self, end: LegEnd) -> None:
+        """Tell of the end as soon as it is known whether the other side knows of it, too."""
+        leg, name, byes = self.leg, self.name, self.agent.byes
+
+        def tell(undelivered: str) -> None:
+            if undelivered:
+                log.warning("sip.bye_undelivered", call=name, error=undelivered)
+            told = replace(end, undelivered=undelivered)
+            self._tell_of(leg, lambda handler: handler.on_ended(told))
+
+        if byes is None or not self._dialog:
+            tell("")
+        else:
+            byes.wait(self._dialog, tell)
 
     @guarded
     def onCallTsxState(self, prm: Any) -> None:  # noqa: N802
@@ -223,6 +247,8 @@ class SipCall(InCall):
         if event.type != pj.PJSIP_EVENT_TSX_STATE:
             return
         state = event.body.tsxState
+        if not self._dialog and self.agent.byes is not None:
+            self._dialog = self.agent.byes.dialog_of(state.tsx)
         if state.type != pj.PJSIP_EVENT_RX_MSG or state.tsx.role != pj.PJSIP_ROLE_UAS:
             return
         method = str(state.tsx.method)

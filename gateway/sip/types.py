@@ -109,6 +109,8 @@ class LegEnd:
     """The Reason header (RFC 3326) of that request, else empty."""
     local: bool
     """True when we ended it."""
+    undelivered: str = ""
+    """What became of a BYE of ours that was not taken: the other side may think the call is up."""
 
 
 @dataclass(frozen=True, slots=True)

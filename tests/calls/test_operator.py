@@ -64,7 +64,9 @@ async def test_listed_and_hung_up(world: World) -> None:
     assert status == 0
     bye = await call.hung_up()
     assert bye.headers["reason"] == 'Q.850;cause=16;text="Ended by the operator"'
-    ending = (await world.record(call))["ending"]
+    record = await world.record(call)
+    assert record["bye_undelivered"] == ""
+    ending = record["ending"]
     assert (ending["by"], ending["why"]) == ("operator", "operator")
 
 
