@@ -11,7 +11,6 @@ import structlog
 
 from gateway.asides import WaitingAsides
 from gateway.audio.g711 import FRAME_MS, Codec
-from gateway.audio.inband import InBandDetector
 from gateway.call import inputs, outputs
 from gateway.call.ending import Why, ending_of, reason_header
 from gateway.call.machine import CallMachine
@@ -20,6 +19,7 @@ from gateway.call.quality import QualityOfCall
 from gateway.call.record import CallRecord
 from gateway.call.states import State
 from gateway.cost.account import Account
+from gateway.ear import Ear
 from gateway.legs import Dialler, Legs, Outward, quality_of
 from gateway.pump import MediaPump
 from gateway.realtime.events import AudioDelta
@@ -86,7 +86,7 @@ class Bridge:
         self._started = False
         self._held: outputs.Hold | None = None
         self._paused = False
-        self._in_band = InBandDetector(plan.codec) if plan.digits.in_band else None
+        self._ear = Ear(plan)
         self._inbox: deque[tuple[inputs.Input, float]] = deque()
         self._busy = False
         self._faulted = False
@@ -211,9 +211,8 @@ class Bridge:
 
     def _beat(self) -> None:
         audio = self._audio.uplink.drain()
-        if self._in_band is not None and audio:
-            for digit in self._in_band.feed(audio):
-                self.feed(inputs.DigitPressed(digit, in_band=True))
+        for heard in self._ear.feed(audio, held=self._held is not None):
+            self.feed(heard)
         if self._held is not None:
             audio = self._audio.codec.silence * len(audio) if self._held.silent else b""
         if audio and self._streaming:

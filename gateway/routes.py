@@ -148,6 +148,7 @@ def machine_plan(route: Route) -> MachinePlan:
         ours.turns,
         ours.repeats,
         ours.transfer_to or "",
+        ours.beep_seconds,
     )
 
 

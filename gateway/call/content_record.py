@@ -1,4 +1,5 @@
-"""What a call's record keeps of its content: guards, questions beside it, and old turns let go."""
+"""What a call's record keeps of its content: guards, machines, questions beside
+it, and old turns let go."""
 
 from __future__ import annotations
 
@@ -49,12 +50,28 @@ class Trim:
 
 
 @dataclass(slots=True)
+class MachineFound:
+    """A caller's side that is a machine."""
+
+    at_ms: float
+    kind: str
+    """music, voicemail or bot."""
+    action: str
+    why: str
+    """The evidence."""
+    beep: str = ""
+    """Of a message that is left: the beep it was said after, or why there was none."""
+
+
+@dataclass(slots=True)
 class ContentRecord:
     """All of it, oldest first."""
 
     guards: list[Decision] = field(default_factory=list)
     asides: list[Aside] = field(default_factory=list)
     trims: list[Trim] = field(default_factory=list)
+    machines: list[MachineFound] = field(default_factory=list)
+    """At most one of each kind."""
 
     def guarded(self, decision: Decision) -> None:
         """Add what a guard did."""

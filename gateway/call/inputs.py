@@ -111,6 +111,23 @@ class DigitPressed:
 
 
 @dataclass(frozen=True, slots=True)
+class SoundHeard:
+    """What one second of the caller's sound is like: see :class:`gateway.audio.heard.Second`."""
+
+    sounding: float
+    held: float
+    change: float
+
+
+@dataclass(frozen=True, slots=True)
+class BeepHeard:
+    """One tone, alone, has just ended on the caller's side."""
+
+    hz: float
+    ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class RingingThere:
     """A provisional response to the call that we place (RFC 3261 section 21.1)."""
 
@@ -292,6 +309,8 @@ Input = (
     | RingingThere
     | TransferTold
     | SecondRinging
+    | SoundHeard
+    | BeepHeard
     | SecondAnswered
     | SecondEnded
     | SecondDigit

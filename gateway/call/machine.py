@@ -79,6 +79,8 @@ class CallMachine:
             inputs.ToolActs: self._on_tool_acts,
             inputs.OperatorAnswered: lambda _input, _now: [],
             inputs.WordsChecked: lambda _input, _now: [],
+            inputs.SoundHeard: lambda _input, _now: [],
+            inputs.BeepHeard: lambda _input, _now: [],
             inputs.Moved: lambda input, now: [note(now, "moved", "info", uri=input.uri)],
             inputs.BudgetReached: self._on_budget,
             inputs.DigitPressed: leg.on_digit,

@@ -1,8 +1,9 @@
 """A caller that is a machine: hold music, a voicemail greeting, another bot.
 
 Decided from the turns that the server hears and the words that it makes of them, so the server's
-voice activity detection has to be on, and transcription for what goes by words. Each kind is
-decided once in a call; its evidence stands in the timeline of the record and in the log.
+voice activity detection has to be on, and transcription for what goes by words; and from the sound
+itself, which tells music and beeps. Each kind is decided once in a call; its evidence stands in the
+record and in the log.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from collections import deque
 from statistics import fmean, pstdev
 
 from gateway.call import inputs
+from gateway.call.beeps import Beeps
+from gateway.call.content_record import MachineFound
 from gateway.call.ending import Why
 from gateway.call.interruptions import words_of
+from gateway.call.music import MusicHeard
 from gateway.call.outputs import Output
 from gateway.call.talk import Parting, Talk
-from gateway.realtime.events import InputTranscribed, SpeechStarted, SpeechStopped
+from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechStarted, SpeechStopped
 
 EVEN = 0.06
 """Deviation of the lengths of turns from their mean, as a part of it, that no human keeps to."""
@@ -39,6 +43,10 @@ class Machines:
         self._said: deque[tuple[str, ...]] = deque(maxlen=min(self._plan.repeats, _MAX_TURNS))
         self._first_item = ""
         self._held = False
+        self._music = MusicHeard()
+        self._beeps = Beeps(self._plan.beep_seconds)
+        self._message: MachineFound | None = None
+        """Voicemail, whose message is not said yet."""
         self._decided: set[str] = set()
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
@@ -48,21 +56,33 @@ class Machines:
                 self._turns += 1
                 self._first_item = self._first_item or item_id
                 self._started = (now, start_ms)
+                self._beeps.spoke(now)
             case inputs.ServerSaid(event=SpeechStopped(_, end_ms)) if self._started is not None:
                 length = end_ms - self._started[1]
                 self._started = None
+                self._beeps.stopped(now)
                 return self._turn(length, now)
             case inputs.ServerSaid(event=InputTranscribed(item_id, text)):
                 return self._words(item_id, text, now)
+            case inputs.ServerSaid(event=ResponseCreated()) if self._beeps.waiting:
+                return self._talk.interrupt("machine", now)  # nobody is there to be answered
+            case inputs.SoundHeard():
+                return self._sound(input, now)
+            case inputs.BeepHeard():
+                return self._beep(input, now)
             case inputs.Held(held=held):
                 self._held = held
+                self._music.reset()
             case inputs.SessionClosed():
                 self._started = None
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """The caller's side has made sound without a pause for long."""
-        if self.deadline is None or now < self.deadline or self._started is None:
+        """The caller's side has made sound without a pause for long, or no beep has come."""
+        if self._beeps.deadline is not None and now >= self._beeps.deadline:
+            return self._leave_message("none came", now)
+        due = self._music_due
+        if due is None or now < due or self._started is None:
             return []
         seconds = round(now - self._started[0], 1)
         if self._held or self._talk.errands.busy:
@@ -73,11 +93,41 @@ class Machines:
     @property
     def deadline(self) -> float | None:
         """When :meth:`tick` is due next (s)."""
+        due = (self._beeps.deadline, self._music_due)
+        return min((at for at in due if at is not None), default=None)
+
+    # ---- how
+
+    @property
+    def _music_due(self) -> float | None:
         if self._started is None or not self._open("music"):
             return None
         return self._started[0] + self._plan.music_seconds
 
-    # ---- how
+    def _sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
+        if self._held or self._talk.errands.busy:
+            self._music.reset()
+            return []
+        evidence = self._music.second(heard, self._plan.music_seconds)
+        return self._found("music", now, evidence) if evidence else []
+
+    def _beep(self, heard: inputs.BeepHeard, now: float) -> list[Output]:
+        evidence = f"{heard.hz:.0f} Hz for {heard.ms} ms"
+        greeting = self._beeps.beep(evidence, now)
+        if self._beeps.waiting:
+            return self._leave_message(evidence, now)
+        if not greeting or self._talk.errands.busy:
+            return []
+        return self._found("voicemail", now, f"a beep after the first turn, {evidence}")
+
+    def _leave_message(self, beep: str, now: float) -> list[Output]:
+        self._beeps.over()
+        found, self._message = self._message, None
+        if found is None or self._talk.parting is not None:
+            return []
+        found.beep = beep
+        note = self._talk.journal.note(now, "voicemail_message", "info", beep=beep)
+        return [note, *self._part(found, now)]
 
     def _turn(self, length_ms: int, now: float) -> list[Output]:
         if self._turns == 1 and length_ms >= self._plan.greeting_seconds * 1000:
@@ -106,22 +156,39 @@ class Machines:
 
     def _open(self, kind: str) -> bool:
         """Whether this is still to be decided."""
-        wanted = self._plan.actions.get(kind, "off") != "off"
-        return wanted and kind not in self._decided and self._talk.parting is None
+        if self._beeps.waiting or self._talk.parting is not None:
+            return False  # it is known what this is, and what is done about it
+        return self._plan.actions.get(kind, "off") != "off" and kind not in self._decided
 
     def _found(self, kind: str, now: float, evidence: str) -> list[Output]:
         if not self._open(kind):
             return []
         self._decided.add(kind)
         action, talk = self._plan.actions[kind], self._talk
+        found = MachineFound(round(talk.journal.ms(now), 1), kind, action, evidence)
+        talk.journal.record.content.machines.append(found)
         outputs: list[Output] = [
             talk.journal.note(now, "machine", "warning", kind=kind, action=action, why=evidence)
         ]
         if action == "note":
             return outputs
-        words = "" if action == "hang_up" else self._plan.words.get(kind, "")
-        to = self._plan.transfer_to if action == "transfer" else ""
-        if talk.speaking or talk.gate.active is not None:
-            outputs += talk.interrupt("machine", now)
-        talk.part(Parting(Why.MACHINE, f"{kind}: {evidence}", words, to))
+        if kind == "voicemail" and action == "say":
+            self._message = found
+            beep = self._beeps.wait(now)
+            if beep:
+                return outputs + self._leave_message(beep, now)
+            return outputs + self._hush(now)
+        return outputs + self._part(found, now)
+
+    def _part(self, found: MachineFound, now: float) -> list[Output]:
+        words = "" if found.action == "hang_up" else self._plan.words.get(found.kind, "")
+        to = self._plan.transfer_to if found.action == "transfer" else ""
+        outputs = self._hush(now)
+        self._talk.part(Parting(Why.MACHINE, f"{found.kind}: {found.why}", words, to))
         return outputs
+
+    def _hush(self, now: float) -> list[Output]:
+        talk = self._talk
+        if talk.speaking or talk.gate.active is not None:
+            return talk.interrupt("machine", now)
+        return []

@@ -217,6 +217,13 @@ class MachinePlan:
     repeats: int = 3
     """The same words so many times are a bot's."""
     transfer_to: str = ""
+    beep_seconds: float = 0.0
+    """So long after a greeting a message waits for the beep."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether the sound itself is looked at."""
+        return any(self.actions.get(kind, "off") != "off" for kind in ("music", "voicemail"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ class Machines(Section):
     voicemail: Action = "off"
     greeting_seconds: Seconds = 8.0
     voicemail_words: tuple[Regex, ...] = tuple(re.compile(one) for one in VOICEMAIL)
+    beep_seconds: Annotated[Seconds, Field(le=60)] = 5.0
     voicemail_say: Text = "We tried to reach you, and will call again. Goodbye."
     bot: Action = "off"
     turns: Annotated[Count, Field(ge=4, le=64)] = 12

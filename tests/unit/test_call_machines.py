@@ -7,24 +7,31 @@ import re
 from pathlib import Path
 
 import pytest
-from call_scene import ACK, OUR_END, UP, Scene, said
+from call_scene import ACK, OUR_END, UP, Scene, created, done, said
 
 from gateway.audio.g711 import Codec
+from gateway.call.inputs import BeepHeard, Held, SoundHeard
 from gateway.call.plan import CallPlan, MachinePlan
 from gateway.config import ConfigError
 from gateway.dialplan import load_dialplan
 from gateway.dialplan.machines import VOICEMAIL
-from gateway.realtime.events import InputTranscribed, SpeechStarted, SpeechStopped
+from gateway.realtime.events import (
+    InputTranscribed,
+    SpeechStarted,
+    SpeechStopped,
+)
 
+BEEP = BeepHeard(1000.0, 400)
 KINDS = ("music", "voicemail", "bot")
 
 
-def scene_with(action: str) -> Scene:
+def scene_with(action: str, beep_seconds: float = 0.0) -> Scene:
     """A call that is up, every kind of machine being looked for."""
     plan = MachinePlan(
         dict.fromkeys(KINDS, action),
         dict.fromkeys(KINDS, "Goodbye."),
         voicemail_words=tuple(re.compile(one) for one in VOICEMAIL),
+        beep_seconds=beep_seconds,
     )
     scene = Scene(CallPlan("r", Codec.PCMU, machines=plan, rtp_timeout=0))
     scene.do(UP, ACK)
@@ -39,6 +46,12 @@ def turn(scene: Scene, number: int, seconds: float, words: str = "") -> list[str
     end = start + round(seconds * 1000)
     seen += scene.at(scene.now + seconds, said(SpeechStopped(item, end)))
     return seen + (scene.do(said(InputTranscribed(item, words))) if words else [])
+
+
+def hear(scene: Scene, held: float, *, seconds: int, change: float = 0.2) -> None:
+    """So much of each second of the caller's sound is of tones that stand."""
+    for _ in range(seconds):
+        scene.at(scene.now + 1, SoundHeard(1.0, held, change))
 
 
 def found(scene: Scene) -> list[tuple[str, str]]:
@@ -73,7 +86,23 @@ def same_lengths(scene: Scene) -> None:
         turn(scene, number, 2.0 + 0.02 * (number % 3))
 
 
+def sound_of_music(scene: Scene) -> None:
+    """Music that the server hears no speech in; a crackle in between ends it not."""
+    hear(scene, 0.9, seconds=10)
+    hear(scene, 0.1, seconds=1)
+    hear(scene, 0.9, seconds=9)
+    assert found(scene) == []
+    hear(scene, 0.9, seconds=1)
+
+
+def beep_after_greeting(scene: Scene) -> None:
+    turn(scene, 1, 3.2)
+    scene.at(scene.now + 0.8, BEEP)
+
+
 CASES = [
+    (sound_of_music, "music", "20 s of music's sound, standing tones in 90% of it"),
+    (beep_after_greeting, "voicemail", "a beep after the first turn, 1000 Hz for 400 ms"),
     (music, "music", "sound without a pause for 20 s"),
     (long_greeting, "voicemail", "a first turn of 9.5 s"),
     (words_of_voicemail, "voicemail", "said 'leave a message'"),
@@ -89,6 +118,8 @@ def test_what_is_found_and_why(happens, kind, why) -> None:  # type: ignore[no-u
     assert found(scene) == [(kind, why)]
     marks = [mark for mark in scene.record.timeline if mark["event"] == "machine"]
     assert len(marks) == 1, "and it is in the record"
+    (kept,) = scene.record.summary()["machines"]
+    assert (kept["kind"], kept["action"], kept["why"]) == (kind, "note", why)
     assert scene.state.name == "TALKING"
 
 
@@ -105,6 +136,101 @@ def test_a_message_is_left() -> None:
     words_of_voicemail(scene)
     assert scene.requests[-1].response is not None
     assert scene.requests[-1].response["instructions"] == "Say exactly: Goodbye."
+
+
+def last_words(scene: Scene) -> list[str]:
+    """What was asked to be said."""
+    asked = [create.response or {} for create in scene.requests]
+    return [str(one["instructions"]) for one in asked if "instructions" in one]
+
+
+def beep_in_record(scene: Scene) -> str:
+    (kept,) = scene.record.summary()["machines"]
+    return str(kept["beep"])
+
+
+def test_a_message_waits_for_the_beep() -> None:
+    """A greeting that goes on is waited for; what the server answers to it is cancelled."""
+    scene = scene_with("say", beep_seconds=5)
+    words_of_voicemail(scene)
+    assert "cancel r1" in scene.do(created("r1"))
+    scene.do(done("r1", "cancelled"))
+    scene.at(scene.now + 3)
+    turn(scene, 2, 6)
+    assert last_words(scene) == []
+    scene.at(scene.now + 1.5, BEEP)
+    assert last_words(scene) == ["Say exactly: Goodbye."]
+    assert beep_in_record(scene) == "1000 Hz for 400 ms"
+    assert [(kind, why) for kind, why in found(scene)] == [("voicemail", "said 'leave a message'")]
+
+
+def test_a_message_is_said_without_a_beep() -> None:
+    scene = scene_with("say", beep_seconds=5)
+    words_of_voicemail(scene)
+    scene.at(scene.now + 4.9)
+    assert last_words(scene) == []
+    scene.at(scene.now + 0.2)
+    assert last_words(scene) == ["Say exactly: Goodbye."]
+    assert beep_in_record(scene) == "none came"
+
+
+def test_a_greeting_without_end_is_not_waited_for_for_ever() -> None:
+    scene = scene_with("say", beep_seconds=5)
+    words_of_voicemail(scene)
+    scene.at(scene.now + 1, said(SpeechStarted("u2", 0)))
+    scene.at(scene.now + 58)
+    assert last_words(scene) == []
+    scene.at(scene.now + 1.5)
+    assert last_words(scene) == ["Say exactly: Goodbye."]
+
+
+def test_a_beep_that_was_before_the_words_is_enough() -> None:
+    """The transcript comes when the box records already."""
+    scene = scene_with("say", beep_seconds=5)
+    turn(scene, 1, 2)
+    scene.at(scene.now + 0.3, BEEP)
+    assert last_words(scene) == []
+    scene.at(scene.now + 1, said(InputTranscribed("u1", "After the tone, please.")))
+    assert last_words(scene) == ["Say exactly: Goodbye."]
+    assert beep_in_record(scene) == "1000 Hz for 400 ms"
+
+
+@pytest.mark.parametrize("before", [0.5, 2.0])
+def test_a_beep_alone_is_no_machine(before: float) -> None:
+    """After a short word, before all words, or in the middle of a conversation."""
+    scene = scene_with("note")
+    scene.at(scene.now + 1, BEEP)
+    turn(scene, 1, before)
+    scene.do(BEEP)
+    turn(scene, 2, 3)
+    scene.at(scene.now + 1, BEEP)
+    turn(scene, 3, 5)
+    scene.do(BEEP)
+    assert found(scene) == []
+
+
+def somebody_speaks(scene: Scene) -> None:
+    hear(scene, 0.9, seconds=19)
+    hear(scene, 0.3, seconds=2)
+    hear(scene, 0.9, seconds=19)
+
+
+def a_hum(scene: Scene) -> None:
+    hear(scene, 1.0, seconds=60, change=0.001)
+
+
+def music_on_hold(scene: Scene) -> None:
+    hear(scene, 0.9, seconds=19)
+    scene.do(Held(True))
+    scene.do(Held(False))
+    hear(scene, 0.9, seconds=19)
+
+
+@pytest.mark.parametrize("happens", [somebody_speaks, a_hum, music_on_hold])
+def test_sounds_that_are_no_music(happens) -> None:  # type: ignore[no-untyped-def]
+    scene = scene_with("note")
+    happens(scene)
+    assert found(scene) == []
 
 
 def test_off_looks_for_nothing() -> None:
@@ -132,6 +258,7 @@ def test_people_are_no_machines(seed: int) -> None:
         ('machines.bot = "note"\nsession.audio.input.turn_detection = "null"', "session"),
         ("idle.seconds = 5\nsession.audio.input.turn_detection.idle_timeout_ms = 6000", "session"),
         ("machines.turns = 2", "machines.turns"),
+        ("machines.beep_seconds = 61", "machines.beep_seconds"),
     ],
 )
 def test_what_cannot_work_is_refused(tmp_path: Path, text: str, key: str) -> None:

@@ -152,6 +152,7 @@ LEG = st.one_of(
     st.integers(0, 9).map(inputs.RtpCounted),
     st.sampled_from(list(Codec)).map(inputs.MediaUp),
     st.booleans().map(inputs.Held),
+    st.sampled_from([inputs.BeepHeard(1000, 400), inputs.SoundHeard(1.0, 0.9, 0.2)]),
 )
 ACTS: list[Act] = [Say("x"), Tell("x"), TransferTo("blind", "x"), EndCall("")]
 STATUS = st.sampled_from([100, 180, 200, 404, 486, 603])
@@ -261,6 +262,7 @@ PLANS = st.builds(
             MachinePlan(),
             MachinePlan({"music": "say", "voicemail": "note"}, {"music": "Bye."}, 4.0, 2.0),
             MachinePlan({"voicemail": "hang_up", "bot": "hang_up"}, {}, turns=4, repeats=2),
+            MachinePlan({"voicemail": "say"}, {"voicemail": "Hi."}, 4.0, 2.0, beep_seconds=5.0),
         ]
     ),
     on_trouble=st.lists(RUNGS, max_size=3).map(tuple),
