@@ -1,7 +1,7 @@
 """Answers that fail are told to the caller, who never hears nothing only.
 
 A response may end as failed, or as incomplete by the content filter or ``max_output_tokens``
-(``response.done``, ``status_details``), or never come at all.
+(``response.done``, ``status_details``), be refused (``error``), or never come at all.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from gateway.call.ending import Why
 from gateway.call.outputs import Output, Sound
 from gateway.call.talk import Parting, Talk
 from gateway.realtime.commands import CreateResponse
+from gateway.realtime.errors import classify_error
 from gateway.realtime.events import ResponseDone
 
 GOES_ON = "Go on exactly where you were cut off, without repeating anything."
@@ -39,6 +40,8 @@ class Rescue:
             if not talk.gate.idle:
                 return []  # another one was asked for
             return self._failed("no response came", None, now)
+        if isinstance(input, inputs.ServerFailed):
+            return self._refused(input, now)
         if not isinstance(input, inputs.ServerSaid) or not isinstance(input.event, ResponseDone):
             return []
         done = input.event
@@ -70,6 +73,16 @@ class Rescue:
     def deadline(self) -> float | None:
         """When :meth:`tick` is due next (s)."""
         return self._sound_until
+
+    def _refused(self, failed: inputs.ServerFailed, now: float) -> list[Output]:
+        """A ``response.create`` was refused, and no other was sent in its place."""
+        asked, talk = failed.command, self._talk
+        if not isinstance(asked, CreateResponse) or not talk.gate.idle or talk.errands.joined:
+            return []
+        verdict = classify_error(failed.error)
+        if verdict.ends_session or (asked.response or {}).get("conversation") == "none":
+            return []
+        return self._failed(verdict.code, asked, now)
 
     def _filtered(self, now: float) -> list[Output]:
         self._failures += 1

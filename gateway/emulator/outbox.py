@@ -21,6 +21,9 @@ from gateway.emulator.record import SessionRecord
 
 _ROOM = 64  # events; a response waits beyond it, so a slow client bounds what is kept for it
 
+NO_CODE = 1005
+"""Stands for a close frame without a code (RFC 6455 section 7.1.5)."""
+
 
 @dataclass(frozen=True, slots=True)
 class _End:
@@ -101,5 +104,8 @@ class Outbox:
     async def _finish(self, end: _End) -> None:
         if end.drop:
             self._socket.transport.abort()
+        elif end.code == NO_CODE:
+            async with self._socket.send_context():
+                self._socket.protocol.send_close()
         else:
             await self._socket.close(end.code, end.reason)

@@ -35,8 +35,9 @@ from pydantic import (
     model_validator,
 )
 
-CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
-"""Below 3000, the codes that a close frame may carry (RFC 6455, section 7.4)."""
+CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, 1005, *range(1007, 1015)})
+"""Below 3000, the codes that a close frame may carry (RFC 6455, section 7.4); 1005 is a close frame
+that carries none."""
 
 
 class ScriptError(ValueError):
@@ -199,6 +200,8 @@ class Ending(_Part):
     at: str | None = None
     nth: Annotated[int, Field(ge=1)] = 1
     drop: bool = False
+    first_sessions: Annotated[int | None, Field(ge=1)] = None
+    """Only the first so many connections to this very URL end so: a later one lasts."""
 
     @model_validator(mode="after")
     def _some_moment(self) -> Ending:

@@ -87,8 +87,8 @@ class Emulator:
         self._api_key = api_key
         self._record = record
         self._audio_limit = audio_limit
-        # How often a URL met a refusal that ends after some sessions; a test's URLs are few.
-        self._refused: Counter[str] = Counter()
+        # How often a URL met a fault that ends after some sessions; a test's URLs are few.
+        self._met: Counter[str] = Counter()
         self._scripts: weakref.WeakKeyDictionary[ServerConnection, tuple[Script, bool]] = (
             weakref.WeakKeyDictionary()
         )
@@ -167,12 +167,8 @@ class Emulator:
             text = _AZURE_ERROR % ("401", "Access denied due to invalid subscription key.")
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, text)
         script = self._script(request, path, url.query)
+        script = self._passed(script, request.path)
         refusal = script.refuse
-        if refusal is not None and refusal.first_sessions is not None:
-            self._refused[request.path] += 1
-            if self._refused[request.path] > refusal.first_sessions:
-                script = script.model_copy(update={"refuse": None})
-                refusal = None
         if refusal is not None and refusal.step == "upgrade":
             return connection.respond(http.HTTPStatus(refusal.http_status), refusal.message)
         asked = HEADER_VALUE in request.headers.get_all(HEADER)
@@ -208,6 +204,20 @@ class Emulator:
                 received_bytes=record.received_total,
                 sent_bytes=record.sent_total,
             )
+
+    def _passed(self, script: Script, path: str) -> Script:
+        """Without the faults that were only for the first sessions of this URL."""
+        faults = {"refuse": script.refuse, "end": script.end}
+        counted = {
+            name: fault.first_sessions
+            for name, fault in faults.items()
+            if fault is not None and fault.first_sessions is not None
+        }
+        if not counted:
+            return script
+        self._met[path] += 1
+        over = {name: None for name, first in counted.items() if self._met[path] > first}
+        return script.model_copy(update=over) if over else script
 
     def _key_is_good(self, request: Request, path: str, query: str) -> bool:
         """Whether the key that is demanded was sent; Azure takes it in the query, too."""

@@ -92,6 +92,9 @@ def test_words_that_are_refused_are_not_replaced_by_others() -> None:
     scene = Scene(FULL).up()
     (first,) = scene.requests
     scene.do(refused("response.instructions", first))
-    assert scene.requests == [first]
+    assert scene.requests == [first, first], "asked for once more"
+    scene.do(error("invalid_value", None))
+    assert scene.requests == [first, first]
     scene.do(error("invalid_value", first))
-    assert scene.requests == [first]
+    assert scene.requests[2].response is not None
+    assert "something went wrong" in scene.requests[2].response["instructions"], "told so"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from call_scene import SPEECH, Scene, audio, audio_done, created, done, failed, key, said
+from call_scene import SPEECH, Scene, audio, audio_done, created, done, error, failed, key, said
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
@@ -100,3 +100,22 @@ def test_a_call_that_nothing_can_be_said_in_does_not_end_in_silence() -> None:
     assert scene.do(created("bye"), failed("bye")) == ["sound chime"]
     assert scene.at(scene.now + 1.9) == []
     assert scene.at(scene.now + 0.2)[-2:] == ["close 1000 no_answers", "bye 41"]
+
+
+def test_a_refused_request_is_asked_again_then_told() -> None:
+    """An ``error`` in answer to ``response.create`` leaves the caller with nothing, too."""
+    scene = scene_of()
+    scene.do(key("1"), key("#"))
+    asked = scene.requests[-1]
+    assert scene.do(error("rate_limit_exceeded", asked)) == ["create"]
+    assert scene.do(error("rate_limit_exceeded", scene.requests[-1])) == [PHRASE]
+    assert scene.do(error("rate_limit_exceeded", scene.requests[-1])) == ["sound chime"]
+
+
+def test_a_refusal_that_costs_no_answer_is_let_be() -> None:
+    scene = scene_of()
+    scene.do(key("1"), key("#"))
+    asked = scene.requests[-1]
+    assert scene.do(error("unknown_event", None), error("invalid_event", None)) == []
+    scene.do(created("r1"))
+    assert scene.do(error("conversation_already_has_active_response", asked)) == []

@@ -106,6 +106,27 @@ def test_refusals_of_the_first_sessions_only() -> None:
     with_emulator(refuse)
 
 
+def test_an_end_of_the_first_session_only() -> None:
+    """And a close frame without a code."""
+
+    async def end(emulator: Emulator) -> None:
+        fault: dict[str, Any] = {
+            "end__at": "session.created",
+            "end__code": 1005,
+            "end__first_sessions": 1,
+        }
+        async with session(emulator, **fault) as client:
+            assert (await client.receive())["type"] == "session.created"
+            assert await client.closed() == 1005
+            assert client.socket.protocol.close_rcvd is not None
+        async with session(emulator, **fault) as client:
+            assert (await client.receive())["type"] == "session.created"
+            await client.send("input_audio_buffer.clear")
+            assert (await client.receive())["type"] == "input_audio_buffer.cleared"
+
+    with_emulator(end)
+
+
 def test_what_the_service_refuses_of_itself() -> None:
     async def refuse(emulator: Emulator) -> None:
         good = {"Authorization": "Bearer right"}

@@ -1,0 +1,303 @@
+"""Each row of the tables of errors, closes and refused handshakes: what a whole call makes of it.
+
+The tables below say it again, in a caller's words, so that a row that changes its kind changes a
+call only where somebody meant it to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from harness import World, eventually
+from listening import Spoken
+from sip_phone import PhoneCall
+
+from gateway.emulator.errors import ProtocolError
+from gateway.emulator.record import SessionRecord
+from gateway.realtime.errors import CLOSE_CODES, ERROR_CODES, HANDSHAKE_STATUSES
+
+FATAL = {
+    "invalid_api_key",
+    "missing_model",
+    "invalid_model",
+    "model_not_found",
+    "beta_api_shape_disabled",
+    "insufficient_quota",
+}
+"""Errors after which nothing more comes of this session, nor of another one like it."""
+
+OVER = {"session_expired"}
+"""Errors after which nothing more comes of this session, but of another one."""
+
+FOR_NOW = {"rate_limit_exceeded", "server_error"}
+"""Errors of a moment: the session goes on, and a new one is to be had in a while."""
+
+GOES_ON = {
+    "conversation_already_has_active_response",
+    "response_cancel_not_active",
+    "input_audio_buffer_commit_empty",
+    "item_truncate_invalid_item_id",
+    "item_delete_invalid_item_id",
+    "item_retrieve_invalid_item_id",
+    "unsupported_content_type",
+    "invalid_value",
+    "missing_required_parameter",
+    "unknown_parameter",
+    "cannot_update_voice",
+    "invalid_event",
+    "invalid_json",
+    "a_code_of_tomorrow",
+}
+"""Errors that mean nothing for a session that is up, and no session for one that is not."""
+
+NO_USE = {1002, 1003, 1007, 1008, 1009, 1010, 3000, 4000, 4004}
+"""Closes at set-up that would come again."""
+
+PASSES = {1000, 1001, 1005, 1006, 1011, 1012, 1013, 1014}
+"""Closes at set-up after which another attempt is worth while."""
+
+NEVER_CLOSES = {1015}
+"""No WebSocket library reports it for a session: TLS fails before there is one."""
+
+NO_USE_STATUSES = {400, 401, 403, 404}
+PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+
+FAILED = 'Q.850;cause=41;text="Session failed"'
+LOST = 'Q.850;cause=41;text="Session lost"'
+REFUSED = 'Q.850;cause=41;text="Session refused"'
+
+TALK = {"vad": "off", "answers": [{"kind": "pattern", "seconds": 0.2, "seed": 5, "burst": True}]}
+
+BRIEF = {
+    "vad": "off",
+    "answer": "pattern",
+    "answer.seconds": 0.2,
+    "answer.seed": 5,
+    "answer.burst": "true",
+}
+
+
+def _route(
+    user: str,
+    script: dict[str, Any],
+    more: str = "on_trouble = []",
+    greeting: str = '[route.greeting]\nsay = "Hello."',
+) -> str:
+    query = urlencode(BRIEF | script)
+    return f"""
+[[route]]
+name = "{user}"
+to = "^{user}$"
+{more}
+{greeting}
+[route.realtime]
+url = "ws://127.0.0.1:{{port}}/v1/realtime?{query}"
+api_key = "{{key}}"
+connect_timeout = 1.0
+"""
+
+
+SETUP: dict[str, tuple[dict[str, Any], bool]] = {}
+"""By user part: a script that leaves the first connection without a session, and whether another
+attempt is made."""
+for _code in sorted(FATAL | OVER | FOR_NOW | GOES_ON):
+    SETUP[f"error-{_code}"] = (
+        {"refuse.step": "connect", "refuse.code": _code, "refuse.first_sessions": 1},
+        _code in OVER | FOR_NOW,
+    )
+for _close in sorted(NO_USE | PASSES):
+    _end: dict[str, Any] = {"code": _close} if _close != 1006 else {"drop": "true"}
+    SETUP[f"close-{_close}"] = (
+        {"end.at": "session.update", "end.first_sessions": 1}
+        | {f"end.{key}": value for key, value in _end.items()},
+        _close in PASSES,
+    )
+for _status in sorted(NO_USE_STATUSES | PASSING_STATUSES):
+    SETUP[f"http-{_status}"] = (
+        {"refuse.step": "upgrade", "refuse.http_status": _status, "refuse.first_sessions": 1},
+        _status in PASSING_STATUSES,
+    )
+
+COLLISION = "conversation_already_has_active_response"
+"""Said only while another response runs: the request waits for the end of that one."""
+
+ASKED = [f"asked-{code}" for code in sorted(FATAL | OVER | FOR_NOW | GOES_ON - {COLLISION})]
+
+WORLD = {
+    "keep_sessions": 400,
+    "routes": "".join(_route(user, script) for user, (script, _) in SETUP.items())
+    + "".join(
+        _route(
+            user,
+            {
+                "refuse.step": "response.create",
+                "refuse.code": user.removeprefix("asked-"),
+                "refuse.times": 1,
+            },
+            greeting='[route.session]\ninstructions = "Talk."',
+        )
+        for user in ASKED
+    )
+    + _route("ladder", {}, 'on_trouble = [{ do = "reconnect", seconds = 10 }]'),
+}
+
+
+async def each(world: World, rows: Iterable[Any], of: Callable[[Any], Awaitable[None]]) -> None:
+    """Rows at the same time, as many as the gateway takes calls; none begins after a failure."""
+    room = asyncio.Semaphore(min(world.gateway.max_calls, 8))
+    wrong: list[Exception] = []
+
+    async def one(row: Any) -> None:
+        async with room:
+            if wrong:
+                return  # its call may still be up, and take the room of others
+            try:
+                await of(row)
+            except Exception as error:
+                error.add_note(f"row: {row}")
+                wrong.append(error)
+
+    await asyncio.gather(*(one(row) for row in rows))
+    if wrong:
+        raise ExceptionGroup("rows", wrong)
+
+
+async def spoken(call: PhoneCall, session: SessionRecord, count: int) -> None:
+    """So many answers of this session were heard, the last one to its end."""
+    await session.wait_until(lambda s: len(s.sent("response.done")) >= count, 20)
+    audio = bytes(list(session.sent_items.values())[-1])
+    await call.rtp.until(lambda: Spoken(audio).heard_ms(call.rtp.packets) == len(audio) // 8)
+
+
+async def up(world: World, user: str) -> tuple[PhoneCall, SessionRecord]:
+    """A call whose greeting was heard."""
+    call = await world.dial(user)
+    session = await world.session_of(call)
+    await spoken(call, session, 1)
+    return call, session
+
+
+async def goes_on(world: World, call: PhoneCall, session: SessionRecord, answers: int) -> None:
+    """The same session answers the caller's next turn, and the caller hangs up."""
+    world.emulator.live[session.id].session.pretend_speech(100)
+    await spoken(call, session, answers)
+    await world.summary_at_end(call)
+    record = await world.record(call)
+    assert record["trouble"] == []
+
+
+async def ended(world: World, call: PhoneCall, why: str, reason: str) -> str:
+    """The gateway's BYE says why; returns the record's word about it."""
+    bye = await call.hung_up()
+    record = await world.record(call)
+    ending = record["ending"]
+    assert (ending["why"], ending["sip_code"], ending["reason"]) == (why, 200, reason)
+    assert bye.headers["reason"] == reason
+    return str(ending["detail"])
+
+
+async def replaced(world: World, call: PhoneCall, first: SessionRecord, why: str) -> None:
+    """Another session goes on with the call, until the caller hangs up."""
+    line = await world.gateway.wait("call.session_replaced", call=call.call_id)
+    (second,) = (one for one in world.emulator.sessions if one.id == line["session"])
+    assert second is not first
+    world.emulator.live[second.id].session.pretend_speech(100)
+    await spoken(call, second, 1)
+    await world.summary_at_end(call)
+    (trouble,) = (await world.record(call))["trouble"]
+    assert (trouble["why"], trouble["outcome"]) == (why, "recovered")
+
+
+def test_every_row_is_here() -> None:
+    assert {*ERROR_CODES, "a_code_of_tomorrow"} == FATAL | OVER | FOR_NOW | GOES_ON
+    assert {*CLOSE_CODES} == NO_USE | PASSES | NEVER_CLOSES
+    assert {*HANDSHAKE_STATUSES} <= NO_USE_STATUSES | PASSING_STATUSES
+
+
+@pytest.mark.parametrize("route", ["greeted", "ladder"])
+async def test_errors_in_a_call(world: World, route: str) -> None:
+    """Told out of the blue: survived, or another session, or the end, as the route has it."""
+    world.behave(**TALK)
+
+    async def row(code: str) -> None:
+        call, session = await up(world, route)
+        world.emulator.live[session.id].error(ProtocolError(code, "As scripted."), None)
+        if code in FATAL | OVER:
+            if route == "ladder":
+                await replaced(world, call, session, "session_error")
+            else:
+                detail = await ended(world, call, "session_error", FAILED)
+                assert detail == f"{code}: As scripted."
+            await eventually(lambda: not session.live, "the session's end")
+            assert session.close_code == 1000
+            return
+        error = await world.gateway.wait("call.error", call=call.call_id)
+        assert error["code"] == code
+        await goes_on(world, call, session, 2)
+
+    codes = FATAL | OVER if route == "ladder" else FATAL | OVER | FOR_NOW | GOES_ON
+    await each(world, sorted(codes), row)
+
+
+async def test_errors_that_answer_a_request_for_an_answer(world: World) -> None:
+    """What answers a key is refused: the caller hears it all the same, or the call ends."""
+
+    async def row(user: str) -> None:
+        code = user.removeprefix("asked-")
+        call = await world.dial(user)
+        session = await world.session_of(call)
+        call.rtp.press("1#")
+        if code in FATAL | OVER:
+            assert await ended(world, call, "session_error", FAILED)
+            return
+        await spoken(call, session, 1)
+        await world.summary_at_end(call)
+
+    await each(world, ASKED, row)
+
+
+@pytest.mark.parametrize("route", ["greeted", "ladder"])
+async def test_closes_in_a_call(world: World, route: str) -> None:
+    world.behave(**TALK)
+
+    async def row(code: int) -> None:
+        call, session = await up(world, route)
+        world.emulator.live[session.id].close(code, "As scripted.", drop=code == 1006)
+        if code == 1000:
+            # Closed as a session closes whose work is done: nobody is put in its place.
+            await ended(world, call, "session_closed", 'Q.850;cause=16;text="Session closed"')
+        elif route == "ladder":
+            await replaced(world, call, session, "session_lost")
+        else:
+            assert (await ended(world, call, "session_lost", LOST)).startswith(str(code))
+
+    await each(world, sorted(PASSES | NO_USE), row)
+
+
+@pytest.mark.parametrize("what", ["error", "close", "http"])
+async def test_no_session_at_first(world: World, what: str) -> None:
+    """Tried again where that helps, and then the call is answered; else refused at once."""
+
+    async def row(user: str) -> None:
+        again = SETUP[user][1]
+        call = world.phone.call(user)
+        call.invite()
+        if again:
+            await call.answered()
+            session = await world.session_of(call)
+            await spoken(call, session, 1)
+            await world.summary_at_end(call)
+            return
+        final = await call.refused()
+        assert final.code == 503
+        assert final.headers["reason"] == REFUSED
+        assert int(final.headers["retry-after"]) > 0
+        ending = (await world.record(call))["ending"]
+        assert (ending["why"], ending["sip_code"]) == ("session_refused", 503)
+        assert not world.gateway.all("session.retry", call=call.call_id)
+
+    await each(world, [user for user in SETUP if user.startswith(f"{what}-")], row)
