@@ -38,11 +38,14 @@ _BAND = slice(10, 230)
 _FLOOR_DB = -45.0
 """Of full scale; what is softer is silence."""
 
-_RANGE_DB = 30.0
-"""So far below the loudest of late is a pause, too."""
+_RANGE_DB = 24.0
+"""So far below the loudest of late is a pause, too; so is a radio behind somebody who speaks."""
 
-_FADE_DB = 0.02
-"""By which the loudest of late is forgotten with each look: 1 dB a second."""
+_FADE_DB = 0.004
+"""By which the loudest of late is forgotten with each look: 0.2 dB a second."""
+
+_RISE_DB = 2.0
+"""By which it is raised at most: a click is not what is loud."""
 
 _FLAT = 0.25
 """Spectral flatness from which a sound is noise (white noise through G.711: 0.56)."""
@@ -138,7 +141,7 @@ class Listener:
         found: list[Second | Beep] = []
         for look in range(BLOCK):
             level = float(levels[look])
-            self._loudest = max(self._loudest - _FADE_DB, level)
+            self._loudest = max(self._loudest - _FADE_DB, min(level, self._loudest + _RISE_DB))
             sounds = level > max(_FLOOR_DB, self._loudest - _RANGE_DB)
             self._sounding += sounds
             self._held += bool(sounds and flat[look] < _FLAT and same[look] > _SAME)

@@ -9,7 +9,7 @@ record and in the log.
 from __future__ import annotations
 
 from collections import deque
-from statistics import fmean, pstdev
+from statistics import fmean
 
 from gateway.call import inputs
 from gateway.call.beeps import Beeps
@@ -18,14 +18,13 @@ from gateway.call.ending import Why
 from gateway.call.interruptions import words_of
 from gateway.call.music import MusicHeard
 from gateway.call.outputs import Output
+from gateway.call.repeats import Repeats, even
 from gateway.call.talk import Parting, Talk
 from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechStarted, SpeechStopped
 
-EVEN = 0.06
-"""Deviation of the lengths of turns from their mean, as a part of it, that no human keeps to."""
-
-_MIN_WORDS = 3
-"""What is repeated has so many words: people say yes again and again."""
+_MIN_TURN_MS = 2000
+"""Mean length of turns that tell by it: the server counts 0.8 s of silence into each, so that yes,
+said twelve times, is even, too."""
 
 _MAX_TURNS = 64
 
@@ -40,8 +39,10 @@ class Machines:
         self._started: tuple[float, int] | None = None
         """When the stretch of speech that goes on began: our time (s), and the server's (ms)."""
         self._lengths: deque[int] = deque(maxlen=min(self._plan.turns, _MAX_TURNS))
-        self._said: deque[tuple[str, ...]] = deque(maxlen=min(self._plan.repeats, _MAX_TURNS))
+        self._said = Repeats(self._plan.repeats)
         self._first_item = ""
+        self._unbroken = 0.0
+        """Since when sound without a pause counts (s)."""
         self._held = False
         self._music = MusicHeard()
         self._beeps = Beeps(self._plan.beep_seconds)
@@ -56,10 +57,15 @@ class Machines:
                 self._turns += 1
                 self._first_item = self._first_item or item_id
                 self._started = (now, start_ms)
+                self._unbroken = now
+                self._music.stretch()
                 self._beeps.spoke(now)
-            case inputs.ServerSaid(event=SpeechStopped(_, end_ms)) if self._started is not None:
+            case inputs.ServerSaid(event=SpeechStopped(item_id, end_ms)) if (
+                self._started is not None
+            ):
                 length = end_ms - self._started[1]
                 self._started = None
+                self._said.turn(item_id, length)
                 self._beeps.stopped(now)
                 return self._turn(length, now)
             case inputs.ServerSaid(event=InputTranscribed(item_id, text)):
@@ -88,7 +94,13 @@ class Machines:
         if self._held or self._talk.errands.busy:
             self._started = None  # not what the model hears
             return []
-        return self._found("music", now, f"sound without a pause for {seconds:g} s")
+        share = self._music.mixed
+        if not share:
+            self._unbroken = now  # somebody has much to say, or there is noise around them
+            self._music.stretch()
+            return []
+        evidence = f"sound without a pause for {seconds:g} s, standing tones in {share:.0%} of it"
+        return self._found("music", now, evidence)
 
     @property
     def deadline(self) -> float | None:
@@ -102,7 +114,7 @@ class Machines:
     def _music_due(self) -> float | None:
         if self._started is None or not self._open("music"):
             return None
-        return self._started[0] + self._plan.music_seconds
+        return self._unbroken + self._plan.music_seconds
 
     def _sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
         if self._held or self._talk.errands.busy:
@@ -136,7 +148,7 @@ class Machines:
         if len(self._lengths) < self._plan.turns:
             return []
         mean = fmean(self._lengths)
-        if mean <= 0 or pstdev(self._lengths) > EVEN * mean:
+        if mean < _MIN_TURN_MS or not even(self._lengths):
             return []
         return self._found("bot", now, f"{len(self._lengths)} turns of {mean / 1000:.2f} s each")
 
@@ -146,13 +158,8 @@ class Machines:
                 found = pattern.search(text)
                 if found is not None:
                     return self._found("voicemail", now, f"said {found.group()[:80]!r}")
-        words = words_of(text)
-        if len(words) < _MIN_WORDS:
-            return []
-        self._said.append(words)
-        if len(self._said) < self._plan.repeats or len(set(self._said)) > 1:
-            return []
-        return self._found("bot", now, f"said the same {len(self._said)} times")
+        evidence = self._said.words(item_id, words_of(text))
+        return self._found("bot", now, evidence) if evidence else []
 
     def _open(self, kind: str) -> bool:
         """Whether this is still to be decided."""

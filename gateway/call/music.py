@@ -17,11 +17,26 @@ CHANGE = 0.03
 """By which the tones of a second differ from those before; a hum's or dial tone's are the same."""
 
 
+MIXED = 0.45
+"""Mean of a stretch without a pause from which it is no voice alone: singers, words over music."""
+
+
 class MusicHeard:
-    """Counts the seconds of music that are heard in a row."""
+    """Counts the seconds of music that are heard in a row, and weighs stretches without a pause."""
 
     def __init__(self) -> None:
+        self._stretch = self._stretch_held = 0.0
         self.reset()
+
+    def stretch(self) -> None:
+        """The server begins to hear speech."""
+        self._stretch = self._stretch_held = 0.0
+
+    @property
+    def mixed(self) -> float:
+        """Share of standing tones since then, where it is more than a voice has; else 0."""
+        share = self._stretch_held / self._stretch if self._stretch else 0.0
+        return share if share >= MIXED else 0.0
 
     def reset(self) -> None:
         """Start over."""
@@ -30,6 +45,8 @@ class MusicHeard:
 
     def second(self, heard: SoundHeard, wanted: float) -> str:
         """One more second; returns the evidence once there are ``wanted`` seconds of music."""
+        self._stretch += 1
+        self._stretch_held += heard.held
         if heard.held < HELD:
             self._misses += 1
             if self._misses >= MISSES:

@@ -65,6 +65,7 @@ async def test_music_is_hung_up_on(world: World) -> None:
     """Sound without a pause."""
     world.behave(vad="scripted", speech={"at_ms": [200], "length_ms": 8000})
     call = await world.dial("music")
+    call.rtp.say(g711(melody(8), Codec.PCMU))
     await world.session_of(call)
     await call.hung_up()
     record = await world.record(call)

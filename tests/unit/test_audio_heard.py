@@ -102,7 +102,7 @@ MUSIC = {
     "softer": lambda: melody(20) * 0.3,
     "on a noisy line": lambda: melody(20) + noise(20, 0.003),
 }
-OTHERS = {
+OTHERS: dict[str, Callable[[], Array]] = {
     **{f"speech of {voice}": partial(speech, voice) for voice in VOICES},
     "fast speech": lambda: speech("coral", 1.5),
     "speech in noise": lambda: noisy("marin", 0.008),
@@ -136,6 +136,34 @@ def test_somebody_speaks_after_the_music() -> None:
     """Six seconds of music, somebody's sentence, six seconds more: not ten of music."""
     sentence = speech("marin", text="Sorry for the wait, I am looking for your booking right now.")
     assert 5 <= music_seconds(np.concatenate((melody(6), sentence, melody(6)))) <= 7
+
+
+def test_a_radio_behind_somebody() -> None:
+    """Who speaks, then listens for twenty seconds; the radio is 15 dB softer than their voice."""
+    voice = speech("marin")
+    call = np.concatenate((voice[:80_000], np.zeros(160_000), voice[80_000:]))
+    radio = melody(len(call) / 8000)[: len(call)]
+    level = np.std(voice) / np.std(radio) * 10 ** (-15 / 20)
+    assert music_seconds(call + radio * level) < 10
+
+
+def test_words_over_music_are_no_voice_alone() -> None:
+    """As loud as each other: more standing tones than any voice has, so it counts as music where
+    the server hears no pause in it; a voice alone does not, however slow."""
+    voice = speech("alloy")[:160_000]
+    music = melody(len(voice) / 8000)[: len(voice)]
+    mixed = _weighed(music / np.std(music) * 0.05 + voice / np.std(voice) * 0.05)
+    assert mixed > 0.45
+    for name in VOICES:
+        assert _weighed(speech(name, 0.7)) == 0
+
+
+def _weighed(samples: Array) -> float:
+    watch = MusicHeard()
+    for one in heard(samples):
+        if isinstance(one, Second):
+            watch.second(SoundHeard(one.sounding, one.held, one.change), 1000)
+    return watch.mixed
 
 
 @pytest.mark.parametrize(

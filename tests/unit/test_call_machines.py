@@ -61,9 +61,11 @@ def found(scene: Scene) -> list[tuple[str, str]]:
 
 
 def music(scene: Scene) -> None:
+    """Somebody sings to it."""
     turn(scene, 1, 2)
     scene.at(scene.now + 1, said(SpeechStarted("u2", 4000)))
-    scene.at(scene.now + 19.9)
+    hear(scene, 0.5, seconds=19)
+    scene.at(scene.now + 0.9)
     assert found(scene) == []
     scene.at(scene.now + 0.2)
 
@@ -78,7 +80,12 @@ def words_of_voicemail(scene: Scene) -> None:
 
 def same_words(scene: Scene) -> None:
     for number in range(3):
-        turn(scene, number, 2 + number, "How can I help you?")
+        turn(scene, number, 2 + 0.03 * number, "How can I help you?")
+
+
+def same_words_for_long(scene: Scene) -> None:
+    for number in range(6):
+        turn(scene, number, 2 + number / 2, "How can I help you?")
 
 
 def same_lengths(scene: Scene) -> None:
@@ -103,10 +110,11 @@ def beep_after_greeting(scene: Scene) -> None:
 CASES = [
     (sound_of_music, "music", "20 s of music's sound, standing tones in 90% of it"),
     (beep_after_greeting, "voicemail", "a beep after the first turn, 1000 Hz for 400 ms"),
-    (music, "music", "sound without a pause for 20 s"),
+    (music, "music", "sound without a pause for 20 s, standing tones in 50% of it"),
     (long_greeting, "voicemail", "a first turn of 9.5 s"),
     (words_of_voicemail, "voicemail", "said 'leave a message'"),
-    (same_words, "bot", "said the same 3 times"),
+    (same_words, "bot", "said the same 3 times, each time as long"),
+    (same_words_for_long, "bot", "said the same 6 times"),
     (same_lengths, "bot", "12 turns of 2.02 s each"),
 ]
 
@@ -226,8 +234,51 @@ def music_on_hold(scene: Scene) -> None:
     hear(scene, 0.9, seconds=19)
 
 
-@pytest.mark.parametrize("happens", [somebody_speaks, a_hum, music_on_hold])
-def test_sounds_that_are_no_music(happens) -> None:  # type: ignore[no-untyped-def]
+def a_long_story(scene: Scene) -> None:
+    """The server hears no pause in it, for a minute and a half."""
+    turn(scene, 1, 2)
+    scene.at(scene.now + 1, said(SpeechStarted("u2", 4000)))
+    hear(scene, 0.35, seconds=90)
+
+
+def noise_around(scene: Scene) -> None:
+    turn(scene, 1, 2)
+    scene.at(scene.now + 1, said(SpeechStarted("u2", 4000)))
+    hear(scene, 0.0, seconds=90)
+
+
+def no_sound_at_all(scene: Scene) -> None:
+    turn(scene, 1, 2)
+    scene.at(scene.now + 1, said(SpeechStarted("u2", 4000)))
+    scene.at(scene.now + 90)
+
+
+def wants_a_human(scene: Scene) -> None:
+    """Again and again, louder and slower."""
+    for number, seconds in enumerate((1.9, 2.2, 2.6, 2.1)):
+        turn(scene, number, seconds, "I want to talk to a human!")
+
+
+def yes_a_dozen_times(scene: Scene) -> None:
+    """Half a second each, with the server's 0.8 s of silence."""
+    for number in range(24):
+        turn(scene, number, 1.3 + 0.05 * (number % 3), "Yes.")
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        somebody_speaks,
+        a_hum,
+        music_on_hold,
+        a_long_story,
+        noise_around,
+        no_sound_at_all,
+        wants_a_human,
+        yes_a_dozen_times,
+    ],
+)
+def test_people_and_their_surroundings(happens) -> None:  # type: ignore[no-untyped-def]
     scene = scene_with("note")
     happens(scene)
     assert found(scene) == []
