@@ -52,13 +52,15 @@ class _Running:
     """The operator is asked, which takes time, too."""
     told: bool = False
     """The caller has got what they get while they wait."""
+    waits_from: float = 0.0
+    """When their wait began: with the function, or later where they heard something anyway (s)."""
 
     @property
     def due(self) -> float | None:
         """When it is late, or the caller is to hear something."""
         due = [self.began + self.plan.seconds] if self.started else []
         if self.plan.after_seconds and not self.told and (self.started or self.asking):
-            due.append(self.began + self.plan.after_seconds)
+            due.append(max(self.began, self.waits_from) + self.plan.after_seconds)
         return min(due, default=None)
 
 
@@ -244,18 +246,22 @@ class Functions:
 
     def _keep_company(self, running: _Running, call_id: str, now: float) -> list[Output]:
         """The caller has waited long enough to hear something."""
-        running.told = True
         talk, plan = self._talk, running.plan
-        note = talk.journal.note(now, "tool_takes_long", name=running.name, call_id=call_id)
+        notes: list[Output] = []
+        if running.waits_from <= running.began:
+            fields = {"name": running.name, "call_id": call_id}
+            notes.append(talk.journal.note(now, "tool_takes_long", **fields))
         busy = self._sounding or talk.errands.busy or talk.parting is not None
         if busy or talk.speaking or not talk.gate.idle:
-            return [note]  # they hear something anyway
+            running.waits_from = now  # they hear something anyway; perhaps not for so long
+            return notes
+        running.told = True
         if plan.say:
-            return [note, *talk.say(plan.say, now)]
+            return [*notes, *talk.say(plan.say, now)]
         if plan.sound:
             self._sounding = call_id
-            return [note, Sound(plan.sound)]
-        return [note]
+            return [*notes, Sound(plan.sound)]
+        return notes
 
     def _quiet(self) -> list[Output]:
         self._sounding = ""

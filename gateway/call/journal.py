@@ -19,6 +19,10 @@ class Journal:
         """``now`` (s) as ms since the INVITE."""
         return (now - self._started) * 1000
 
+    def mark(self, now: float, event: str, **fields: Any) -> None:
+        """Mark the timeline of what the log has already."""
+        self.record.mark(self.ms(now), event, **fields)
+
     def note(self, now: float, event: str, level: str = "debug", **fields: Any) -> Note:
         """Mark the timeline; returns the output that logs it."""
         self.record.mark(self.ms(now), event, **fields)

@@ -217,11 +217,10 @@ class CallMachine:
         self._call.plan = input.plan
         self._call.record.metadata = dict(input.plan.metadata)
         self._call.conversation.prepare(input.plan)
-        if input.failure:
-            return [
-                self._call.journal.note(now, "data", "warning", ms=input.ms, failed=input.failure)
-            ]
-        return [self._call.journal.note(now, "data", "info", ms=input.ms)]
+        # The log has its line from who fetched it.
+        failed = {"failed": input.failure} if input.failure else {}
+        self._call.journal.mark(now, "data", ms=input.ms, **failed)
+        return []
 
     # ---- leg
 

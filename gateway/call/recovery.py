@@ -18,6 +18,7 @@ from gateway.call.record import Trouble
 from gateway.call.talk import Parting, Talk
 from gateway.call.transcript import Transcript
 from gateway.realtime.commands import CreateItem, CreateResponse
+from gateway.realtime.events import AudioDelta
 
 FIRST_WAIT = 0.25
 LONGEST_WAIT = 4.0
@@ -54,6 +55,8 @@ class Recovery:
         self._wait = FIRST_WAIT
         self._sounding = ""
         self._answered = False
+        self._plays_on = False
+        """Words of the lost session were still to be heard when the next one came."""
         self._began = 0.0
         self.active = False
         """The call has no session, and something is being done about it."""
@@ -94,6 +97,7 @@ class Recovery:
     def up(self, now: float) -> list[Output]:
         """There is a session again; tell it what was said, and let it go on where it has to."""
         self.active, self._until, self._again_at = False, None, None
+        self._plays_on = self._talk.speaking
         lasted = round((now - self._began) * 1000, 1)
         self._last.outcome, self._last.session_after_ms = "recovered", lasted
         note = self._journal.note(now, "session_replaced", "info", after_ms=lasted)
@@ -108,13 +112,21 @@ class Recovery:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """What the caller hears while there is no session."""
-        if isinstance(input, inputs.PlayoutStarted) and self._journal.record.trouble:
+        if self._speaks(input) and self._journal.record.trouble:
             last = self._last
             if last.heard_after_ms is None and not self.active and self._at >= 0:
                 last.heard_after_ms = round((now - self._began) * 1000, 1)
+        if isinstance(input, inputs.PlayoutDrained):
+            self._plays_on = False
         if self.active and isinstance(input, inputs.PlayoutDrained):
             return self._sound(now)
         return []
+
+    def _speaks(self, input: inputs.Input) -> bool:
+        """The agent is heard again, or goes on without a pause."""
+        if isinstance(input, inputs.ServerSaid) and self._plays_on:
+            return isinstance(input.event, AudioDelta)
+        return isinstance(input, inputs.PlayoutStarted)
 
     def tick(self, now: float) -> list[Output]:
         """A wait may be over."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.addresses import is_inside
 from gateway.callbacks.offer import problems as callback_problems
+from gateway.cost.planning import transcriber_of
 from gateway.cost.prices import load_prices
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.dialplan.session import only_beta
@@ -194,7 +195,9 @@ def _summary(path: Path, config: Config, dialplan: Dialplan) -> list[str]:
         f"  trunks    {trunks or 'none'}; other calls: {config.access.unknown}",
         f"  realtime  {realtime.url}, model {realtime.model}, {key}, "
         f"dialect {realtime.dialect}, audio {realtime.audio}",
-        f"  dialplan  {len(dialplan.routes)} routes in {files} files: {names or 'none'}",
+        *(f"  endpoint  {one.name}: {one.url}, model {one.model}" for one in config.endpoint),
+        f"  dialplan  {_count(len(dialplan.routes), 'route')} in {_count(files, 'file')}: "
+        f"{names or 'none'}",
         *tool_summary(config, dialplan),
     ]
 
@@ -212,6 +215,13 @@ def _advice(config: Config, dialplan: Dialplan) -> list[str]:
             break
     advice += _open_doors(config)
     advice += tool_advice(config, dialplan)
+    advice += [
+        f"route {route.name}: the guard {guard.name} listens to the caller, whose words nobody "
+        "writes down (session.audio.input.transcription does)"
+        for route in enabled
+        for guard in route.guard
+        if guard.who != "agent" and not transcriber_of(route.session)
+    ]
     urls = {config.realtime.url} | {route.realtime.url for route in enabled if route.realtime.url}
     advice += [
         f"{url} is not encrypted: keys and voices can be read on the way (wss:// is)"
@@ -220,6 +230,10 @@ def _advice(config: Config, dialplan: Dialplan) -> list[str]:
     ]
     advice += [f"{problem} (passed on to the server as it is)" for problem in dialplan.unsure]
     return [f"  note: {line}" for line in advice]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _has_condition(route: Route) -> bool:

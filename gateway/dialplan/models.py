@@ -50,7 +50,7 @@ from .hours import Hours
 from .machines import Machines
 from .session import nulled
 from .tools import Hold, SendDtmf, Transfer, TransferCall
-from .trouble import DEFAULT, Rung
+from .trouble import DEFAULT, Rung, in_order
 from .turns import Idle, Interruptions
 from .values import Regex
 from .variables import (
@@ -273,10 +273,13 @@ class Route(Section):
             ("rescue", self.rescue.transfer_to),
         ):
             self._transferable((section, "transfer_to"), wanted)
+        in_order(self.on_trouble)
         for number, rung in enumerate(self.on_trouble):
             if rung.do == "transfer":
                 self._transferable(("on_trouble", number, "to"), rung.to)
         for index, guard in enumerate(self.guard):
+            if guard.name in [before.name for before in self.guard[:index]]:
+                raise MisplacedError(("guard", index, "name"), "is there twice")
             self._transferable(("guard", index, "transfer_to"), guard.transfer_to)
         self.interruptions.agree_with(self.session)
         self.idle.agree_with(self.session)
@@ -312,7 +315,9 @@ class Route(Section):
         named = [one.name for one in self.transfer if one.allow is None]
         if wanted is not None and wanted.casefold() not in [name.casefold() for name in named]:
             raise MisplacedError(
-                path, "is no name of a [[route.transfer]] without allow" + suggestion(wanted, named)
+                path,
+                f'there is no [[route.transfer]] "{wanted}" (one without allow)'
+                + suggestion(wanted, named),
             )
 
     def _asks_for_the_time(self) -> bool:

@@ -23,6 +23,7 @@ _TAKES = {
     "busy": (),
     "hang_up": (),
 }
+_ENDS = ("redirect", "busy", "hang_up")
 
 
 class Rung(Section):
@@ -51,3 +52,13 @@ class Rung(Section):
 
 DEFAULT = (Rung(do="reconnect"),)
 """A call that is up gets another session, if one is to be had."""
+
+
+def in_order(rungs: tuple[Rung, ...]) -> None:
+    """A rung that ends the call is the last. Raises MisplacedError, as seen from the route."""
+    for number, before in enumerate(rungs[:-1], 1):
+        if before.do in _ENDS:
+            raise MisplacedError(
+                ("on_trouble", number, "do"),
+                f'is never reached: the "{before.do}" before it ends the call',
+            )

@@ -101,6 +101,21 @@ def usage_object(
     }
 
 
+def transcription_usage(settings: Mapping[str, Any], audio_ms: int, words: str) -> Json:
+    """What a transcription used: models that are billed by token tell tokens, others seconds."""
+    model = str(settings["audio"]["input"]["transcription"].get("model") or "")
+    if not model.startswith("gpt-4o"):
+        return {"type": "duration", "seconds": audio_ms / 1000}
+    heard, said = max(1, audio_ms // 100), max(1, len(words) // 4)
+    return {
+        "type": "tokens",
+        "total_tokens": heard + said,
+        "input_tokens": heard,
+        "input_token_details": {"text_tokens": 0, "audio_tokens": heard},
+        "output_tokens": said,
+    }
+
+
 def rate_limits_event(remaining_tokens: int) -> Json:
     """``rate_limits.updated``, in the form seen after ``response.done``."""
     limit = 1_000_000

@@ -17,7 +17,7 @@ from gateway.emulator.dialogue import Turn
 from gateway.emulator.errors import ProtocolError
 from gateway.emulator.listening import Cancellable, Listening
 from gateway.emulator.mcp_servers import McpServers
-from gateway.emulator.objects import Json, message_item
+from gateway.emulator.objects import Json, message_item, transcription_usage
 from gateway.emulator.record import SessionRecord
 from gateway.emulator.response import Response, Settings
 from gateway.emulator.script import Answer, McpCall, Script
@@ -281,7 +281,7 @@ class Session:
                 "transcript": words,
                 "languages": None,
                 "logprobs": None,
-                "usage": {"type": "duration", "seconds": item.audio_ms / 1000},
+                "usage": transcription_usage(self._settings, item.audio_ms, words),
             }
         )
         item.body["content"][0]["transcript"] = words

@@ -135,6 +135,16 @@ def test_no_words_while_the_model_speaks_anyway() -> None:
     assert scene.requests == []
 
 
+def test_words_when_the_model_has_said_its_own_and_the_caller_waits_on() -> None:
+    scene = talking()
+    scene.do(audio("r1", "i1", 2500), audio_done("r1", "i1"), done("r1", calls=[("search", "c1")]))
+    scene.listen(2600)
+    assert scene.requests == []
+    assert scene.at(4.9) == []
+    assert scene.at(5.2) == ["create ['instructions', 'tools']"]
+    assert scene.events.count("tool_takes_long") == 1
+
+
 def test_a_sound_for_a_caller_who_waits_ends_with_the_result_or_the_model() -> None:
     scene = talking()
     scene.do(done("r1", calls=[("book", "c1")]))

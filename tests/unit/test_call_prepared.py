@@ -39,9 +39,8 @@ def prepared(failure: str = "") -> inputs.Prepared:
 def test_all_that_is_said_is_of_the_plan_that_came(failure: str) -> None:
     scene = Scene(BARE)
     scene.at(0.1, prepared(failure))
-    assert scene.notes[-1].event == "data"
-    assert scene.notes[-1].level == ("warning" if failure else "info")
-    assert scene.notes[-1].fields.get("failed", "") == failure
+    assert scene.record.timeline[-1]["event"] == "data"
+    assert scene.record.timeline[-1].get("failed", "") == failure
     scene.at(0.3, UP, ACK)
     (greeting,) = scene.requests
     assert greeting.response == FULL.greeting

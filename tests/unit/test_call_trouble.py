@@ -83,6 +83,17 @@ def test_an_answer_that_was_under_way_is_heard_as_far_as_it_came_and_gone_on_wit
     assert scene.heard_ms == 2000
 
 
+def test_words_that_follow_without_a_pause_are_heard_when_they_come() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), audio("r1", "i1", 2000))
+    scene.listen(500)
+    scene.do(LOST)
+    scene.listen(200)
+    scene.do(AGAIN, created("r2"), audio("r2", "i2", 1000))
+    scene.listen(4000)
+    assert scene.record.trouble[0].heard_after_ms == 200
+
+
 def test_the_tone_begins_when_the_words_are_over() -> None:
     scene = Scene(PLAN).up()
     scene.do(created("r1"), audio("r1", "i1", 1000))

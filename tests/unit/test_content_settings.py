@@ -45,6 +45,16 @@ def test_words_are_whole_and_of_any_case(
 @pytest.mark.parametrize(
     ("text", "key", "message"),
     [
+        (
+            'guard = [{ name = "g", words = ["a"] }, { name = "g", words = ["b"] }]',
+            "guard[1].name",
+            "is there twice",
+        ),
+        (
+            'on_trouble = [{ do = "busy" }, { do = "reconnect" }]',
+            "on_trouble[1].do",
+            'is never reached: the "busy" before it ends the call',
+        ),
         ('guard = [{ name = "g" }]', "guard[0].words", "is needed, or pattern, or url"),
         ('guard = [{ name = "g", words = ["a"], pattern = "a" }]', "guard[0].pattern", "exclude"),
         ('guard = [{ name = "g", pattern = "a*" }]', "guard[0].pattern", "fits everything"),
@@ -57,9 +67,9 @@ def test_words_are_whole_and_of_any_case(
         (
             'guard = [{ name = "g", words = ["a"], action = "transfer", transfer_to = "x" }]',
             "guard[0].transfer_to",
-            "is no name of a",
+            'there is no [[route.transfer]] "x"',
         ),
-        ('rescue.transfer_to = "x"', "rescue.transfer_to", "is no name of a"),
+        ('rescue.transfer_to = "x"', "rescue.transfer_to", "there is no [[route.transfer]]"),
         ('rescue.sound = "hum"', "rescue.sound", ""),
         ('keep.how = "forget"', "keep.how", "'delete' or 'summary'"),
         ("keep.turns = -1", "keep.turns", "greater than or equal to 0"),

@@ -239,7 +239,16 @@ def test_transcription_says_that_it_knows_no_words() -> None:
         async with phone(emulator, "silent", transcript="Two nights.") as client:
             await client.update({"type": "realtime", "audio": transcription})
             await client.append(audio)
-            assert (await client.until(type_))["transcript"] == "Two nights."
+            done = await client.until(type_)
+            assert done["transcript"] == "Two nights."
+            assert done["usage"]["type"] == "duration"
+        transcription["input"]["transcription"]["model"] = "gpt-4o-mini-transcribe"
+        async with phone(emulator, "silent") as client:
+            await client.update({"type": "realtime", "audio": transcription})
+            await client.append(audio)
+            usage = (await client.until(type_))["usage"]
+            assert usage["type"] == "tokens", "as it is billed"
+            assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
 
     with_emulator(transcribe)
 
