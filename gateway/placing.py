@@ -35,7 +35,7 @@ class Placing:
     @property
     def active(self) -> int:
         """Calls of ours that are in progress, or admitted and about to be dialled."""
-        return len(self._legs) + self._admitted + self._agent.followed
+        return len(self._legs) + self._admitted + self._agent.calls.followed
 
     def admit(self, uri: str) -> Callable[[], None]:
         """Ask for a call on somebody's demand; returns what gives its place back.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from gateway.sip import library, native
 from gateway.sip.accounts import Accounts, header_vector
 from gateway.sip.admission import Admission
 from gateway.sip.byes import Byes
+from gateway.sip.calls import QUALITY_SECONDS, Calls
 from gateway.sip.endpoint import configure_media, endpoint_config, only_g711
 from gateway.sip.errors import AgentError as AgentError
 from gateway.sip.incoming import Endpoint, Incoming
@@ -35,12 +35,6 @@ from gateway.sip.trunks import Trunk, Trunks
 from gateway.sip.types import Invite, LegEnd, LegHandler, Refused, SipSettings
 
 log = structlog.get_logger("sip")
-
-QUALITY_SECONDS = 1.0
-"""How often the RTP counters of each leg are read."""
-
-KEYS_SECONDS = 0.05
-"""How often a call is asked for keys that it waits for."""
 
 _UNREADABLE = (400, 500)
 """What pjsua says to an INVITE or a description that it cannot make sense of."""
@@ -84,8 +78,7 @@ class UserAgent:
         self._on_refused = on_refused
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = SipThread(self._poll, self._housekeeping)
-        self._calls: list[SipCall] = []
-        self._retired: list[SipCall] = []
+        self.calls = Calls()
         self.trunks = Trunks(settings.trunks)
         self.screen: Screen | None = None
         self.accounts: Accounts | None = None
@@ -94,9 +87,6 @@ class UserAgent:
         self.byes: Byes | None = None
         self.may_follow: Callable[[str], bool] = lambda _uri: True
         """Asked on the SIP thread before a REFER makes a call of ours."""
-        self.followed = 0
-        """Calls in progress that a REFER made."""
-        self._parties: Counter[str] = Counter()
         low, high = settings.rtp_ports
         self._quiet_ports = QuietPorts((high - low + 1) // 2)
         self._endpoint: Any = None
@@ -106,9 +96,6 @@ class UserAgent:
         self._offered: list[Codec] = []
         self._log_writer: Any = None
         self._next_quality = 0.0
-        self.awaiting_keys: list[SipCall] = []
-        """Calls whose SRTP keys are agreed by DTLS, in media, which no callback tells of."""
-        self._next_keys = 0.0
 
     # ---- the event loop's side
 
@@ -222,10 +209,6 @@ class UserAgent:
         async with asyncio.timeout(START_SECONDS):
             return int(await done)
 
-    def calls_of(self, party: str) -> int:
-        """Calls in progress of a party (:func:`gateway.sip.screen.party_of`). Any thread."""
-        return self._parties.get(party, 0)
-
     def probe_result(self, trunk: str) -> str:
         """What the last OPTIONS to a trunk brought; empty when there was none. Any thread."""
         return "" if self._probes is None else self._probes.results.get(trunk, "")
@@ -259,28 +242,14 @@ class UserAgent:
             return
         self.to_loop(lambda: self._on_refused(refused))
 
-    def hold(self, call: SipCall, party: str = "") -> None:
-        """Keep a call referenced for as long as pjsip may call it; counted with its party's."""
-        self._calls.append(call)
-        call.party = party
-        self._parties[party] += 1
-
     def quieten(self, rtp_name: str) -> None:
         """A call has let go of its RTP port, ``host:port``; it shall not serve again at once."""
         host, _, port = rtp_name.rpartition(":")
-        live = sum(not call.ended for call in self._calls)
-        self._quiet_ports.hold(host.strip("[]"), int(port), live, time.monotonic())
+        self._quiet_ports.hold(host.strip("[]"), int(port), self.calls.live, time.monotonic())
 
     def has_rtp_port(self, calls: int) -> bool:
         """Whether another call finds one while ``calls`` of the library are there."""
         return self._quiet_ports.make_way(calls)
-
-    def retire(self, call: SipCall) -> None:
-        """Let go of an ended call, once no callback of it is on the stack."""
-        self._retired.append(call)
-        if call.followed:
-            call.followed = False
-            self.followed -= 1
 
     def _dial(
         self, leg: Leg, uri: str, codecs: list[Codec], trunk: Trunk | None, caller_id: str
@@ -290,7 +259,7 @@ class UserAgent:
         call = SipCall(self, self.accounts.of(trunk))
         call.leg = leg
         leg.bind(call)
-        self.hold(call, "" if trunk is None else f"trunk {trunk.name}")
+        self.calls.hold(call, "" if trunk is None else f"trunk {trunk.name}")
         try:
             param = pj.CallOpParam(True)
             param.opt.audioCount, param.opt.videoCount = 1, 0
@@ -301,7 +270,7 @@ class UserAgent:
             leg.invite = replace(leg.invite, call_id=str(call.getInfo().callIdString))
         except pj.Error as error:
             call.ended = True
-            self.retire(call)
+            self.calls.retire(call)
             end = LegEnd(code=0, reason=str(error.info()), method="", reason_header="", local=False)
             handler = leg.handler
             if handler is not None:
@@ -326,19 +295,15 @@ class UserAgent:
 
     def _housekeeping(self) -> None:
         self.offer(list(Codec))  # SDP of what came in this turn has been made
-        if self._retired:
-            self._let_go()
+        self.calls.let_go()
         now = time.monotonic()
         self._quiet_ports.retry(now)
         if self.byes is not None:
             self.byes.tick(now)
-        if self.awaiting_keys and now >= self._next_keys:
-            self._next_keys = now + KEYS_SECONDS
-            self.awaiting_keys = [call for call in self.awaiting_keys if not call.keys_known()]
+        self.calls.ask_for_keys(now)
         if now >= self._next_quality:
             self._next_quality = now + QUALITY_SECONDS
-            for call in self._calls:
-                call.poll_quality()
+            self.calls.poll_quality()
             self._quiet_ports.tick(now)
             if self.screen is not None:
                 self.screen.tick(now)
@@ -346,23 +311,6 @@ class UserAgent:
                 self.accounts.tick(now)
             if self._probes is not None:
                 self._probes.tick(now)
-
-    def _let_go(self) -> None:
-        # A Call's destructor hangs up, and makes deaf, whatever call has its library slot by then,
-        # and a slot may be taken again before we are back here: keep it until the slot is free.
-        taken = {call.getId() for call in self._calls if not call.ended}
-        waiting = self._retired
-        self._retired = [call for call in waiting if call.getId() in taken]
-        for call in waiting:
-            if call.getId() in taken:
-                continue
-            self._calls.remove(call)
-            self._parties[call.party] -= 1
-            if not self._parties[call.party]:
-                del self._parties[call.party]
-            if call.leg is not None:
-                call.leg.unbind()
-                call.leg = None
 
     def _create(self) -> None:
         endpoint = Endpoint(self, self.incoming)
@@ -409,7 +357,7 @@ class UserAgent:
                 self.accounts.leave()
                 self.accounts.wait_gone(lambda: self._poll(10))
             deadline = time.monotonic() + _HANG_UP_SECONDS
-            while self._calls and time.monotonic() < deadline:
+            while self.calls and time.monotonic() < deadline:
                 self._poll(10)
                 self._housekeeping()
             if self.accounts is not None:
@@ -423,6 +371,7 @@ class UserAgent:
             self.sounds.disown()
             if self.accounts is not None:
                 self.accounts.disown()
-            for held in (*self._calls, self._endpoint, self._log_writer):
+            self.calls.each(lambda call: call.this.disown())
+            for held in (self._endpoint, self._log_writer):
                 if held is not None:
                     held.this.disown()

@@ -196,7 +196,7 @@ class InCall(pj.Call):  # type: ignore[misc]
         log.info("sip.refer_followed", call=self.name, target=uri)
         successor = self._successor(replace(leg.invite, call_id="", to_uri=uri))
         successor.followed = True
-        self.agent.followed += 1
+        self.agent.calls.followed += 1
         successor._predecessor = self
         prm.newCall = successor  # pjsua places the call, and tells the peer how it goes
 
@@ -220,7 +220,7 @@ class InCall(pj.Call):  # type: ignore[misc]
         leg = type(self.leg)(self.agent, invite)  # type: ignore[misc]
         successor.leg = leg
         leg.bind(successor)
-        self.agent.hold(successor, self.party)
+        self.agent.calls.hold(successor, self.party)
         return successor  # type: ignore[no-any-return]
 
     def confirmed(self) -> None:

@@ -63,7 +63,7 @@ class Incoming:
             settings.access,
             agent.trunks,
             settings.retry_after,
-            agent.calls_of,
+            agent.calls.of,
             0 if settings.session_timers == "off" else settings.session_min,
         )
         screen.open()
@@ -118,7 +118,7 @@ class Incoming:
         invite = self.facts_of(message, source)
         host = invite.source.rpartition(":")[0].strip("[]")
         call = SipCall(self._agent, account, prm.callId)
-        self._agent.hold(call, party_of(found, host))
+        self._agent.calls.hold(call, party_of(found, host))
         if found is None and self._unscreened(host):
             call.finish(_FORBIDDEN, {})
             return

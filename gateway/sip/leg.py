@@ -223,7 +223,7 @@ class SipCall(InCall):
                 local=self._local and self._fault is None,
             )
             self._tell_ended(end)
-            self.agent.retire(self)
+            self.agent.calls.retire(self)
 
     def _tell_ended(self, end: LegEnd) -> None:
         """Tell of the end as soon as it is known whether the other side knows of it, too."""
@@ -285,8 +285,8 @@ class SipCall(InCall):
                 self._port = self.agent.pool.take(leg.audio)
             self.wire(audio)
             leg.security = media_security(self, stream)
-            if not leg.security and self not in self.agent.awaiting_keys:
-                self.agent.awaiting_keys.append(self)
+            if not leg.security and self not in self.agent.calls.awaiting_keys:
+                self.agent.calls.awaiting_keys.append(self)
             self._tell(partial(_tell_media, codec=codec))
             return
 

@@ -25,7 +25,7 @@ def trunk_states(agent: UserAgent) -> list[dict[str, Any]]:
                 "last_error": "" if one is None else one.last_error,
                 "next_try_seconds": _until(None if one is None else one.next_try, now),
                 "options": agent.probe_result(trunk.name),
-                "calls": agent.calls_of(f"trunk {trunk.name}"),
+                "calls": agent.calls.of(f"trunk {trunk.name}"),
             }
         )
     return states
