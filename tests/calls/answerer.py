@@ -31,6 +31,8 @@ class Answerer(asyncio.DatagramProtocol):
         self._host, self.port = self._transport.get_extra_info("sockname")[:2]
 
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        if not data.strip():
+            return  # a keep-alive (RFC 5626 section 3.5.1)
         message = _parsed(data)
         if message.code:
             return
