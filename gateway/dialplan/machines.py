@@ -10,7 +10,7 @@ from pydantic import Field
 
 from gateway.config.problems import MisplacedError
 from gateway.config.validate import Section
-from gateway.config.values import Count, Seconds, Text
+from gateway.config.values import Count, Seconds, SecondsOrOff, Text
 
 from .values import Regex
 
@@ -29,12 +29,12 @@ class Machines(Section):
     """``[route.machines]``: hold music, voicemail greetings and bots; off unless asked for."""
 
     music: Action = "off"
-    music_seconds: Seconds = 20.0
+    music_seconds: Annotated[Seconds, Field(ge=1)] = 20.0
     music_say: Text = "Goodbye."
     voicemail: Action = "off"
     greeting_seconds: Seconds = 8.0
     voicemail_words: tuple[Regex, ...] = tuple(re.compile(one) for one in VOICEMAIL)
-    beep_seconds: Annotated[Seconds, Field(le=60)] = 5.0
+    beep_seconds: Annotated[SecondsOrOff, Field(le=60)] = 5.0
     voicemail_say: Text = "We tried to reach you, and will call again. Goodbye."
     bot: Action = "off"
     turns: Annotated[Count, Field(ge=4, le=64)] = 12

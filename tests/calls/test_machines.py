@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
+import numpy as np
+import soxr
 from harness import World
 from made_sounds import g711, melody, tone
 
 from gateway.audio.g711 import Codec
+from gateway.emulator.record import SessionRecord
+from gateway.emulator.speech import synthesise
 
 ROUTE = """
 [[route]]
@@ -27,9 +32,16 @@ WORLD = {
             ROUTE.format(name="voicemail", rules='voicemail = "say"\nvoicemail_say = "Your room."'),
             ROUTE.format(name="music", rules='music = "hang_up"\nmusic_seconds = 1.5'),
             ROUTE.format(name="sound", rules='music = "hang_up"\nmusic_seconds = 3'),
+            ROUTE.format(name="box", rules='voicemail = "say"\nvoicemail_say = "Your room."'),
+            ROUTE.format(
+                name="watched",
+                rules='voicemail = "note"\nmusic = "note"\nmusic_seconds = 3\nbot = "note"',
+            ),
         )
     )
 }
+
+FULL_GREETING = "Hello. You have reached Anna and Tom. We cannot take your call now."
 
 
 async def test_a_message_is_left_on_voicemail(world: World) -> None:
@@ -85,3 +97,42 @@ async def test_music_is_known_by_its_sound(world: World) -> None:
     (found,) = record["machines"]
     assert (found["kind"], found["action"]) == ("music", "hang_up")
     assert re.fullmatch(r"3 s of music's sound, standing tones in [89]\d% of it", found["why"])
+
+
+def spoken(text: str) -> bytes:
+    """As a telephone sends it."""
+    pcm, rate = synthesise(text, "alloy")
+    return g711(soxr.resample(np.frombuffer(pcm, "<i2") / 32768, rate, 8000), Codec.PCMU)
+
+
+async def test_a_box_is_known_by_its_beep(world: World) -> None:
+    """A greeting that nobody transcribes, heard by voice activity detection; then the beep."""
+    world.behave(vad="auto")
+    call = await world.dial("box")
+    session = await world.session_of(call)
+    call.rtp.say(spoken(FULL_GREETING) + b"\xff" * 4000 + g711(tone(800, 300), Codec.PCMU))
+    await call.hung_up()
+    (found,) = (await world.record(call))["machines"]
+    assert found["kind"] == "voicemail"
+    assert re.fullmatch(r"a beep after the first turn, 800 Hz for \d+ ms", found["why"])
+    said = [one.body["transcript"] for one in session.sent("response.output_audio_transcript.done")]
+    assert said[-1] == "Your room."
+
+
+def answered(times: int, session: SessionRecord) -> bool:
+    return len(session.sent("response.done")) >= times
+
+
+async def test_a_dialogue_is_none(world: World) -> None:
+    """Speech, real voice activity detection, answers: nothing is found."""
+    world.behave(vad="auto", answer={"kind": "say", "text": "Yes, we do."})
+    call = await world.dial("watched")
+    session = await world.session_of(call)
+    for turn, words in enumerate(("Do you have a room with a balcony in May?", "Two nights.")):
+        call.rtp.say(spoken(words) + b"\xff" * 8000)
+        await session.wait_until(partial(answered, turn + 2), 30)
+        await call.rtp.quiet()
+    await call.hang_up()
+    record = await world.record(call)
+    assert record["machines"] == []
+    assert [mark for mark in record["timeline"] if mark["event"] == "caller_stops"]

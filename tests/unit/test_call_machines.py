@@ -20,6 +20,7 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
+from gateway.routes import machine_plan
 
 BEEP = BeepHeard(1000.0, 400)
 KINDS = ("music", "voicemail", "bot")
@@ -310,6 +311,7 @@ def test_people_are_no_machines(seed: int) -> None:
         ("idle.seconds = 5\nsession.audio.input.turn_detection.idle_timeout_ms = 6000", "session"),
         ("machines.turns = 2", "machines.turns"),
         ("machines.beep_seconds = 61", "machines.beep_seconds"),
+        ("machines.music_seconds = 0", "machines.music_seconds"),
     ],
 )
 def test_what_cannot_work_is_refused(tmp_path: Path, text: str, key: str) -> None:
@@ -317,3 +319,11 @@ def test_what_cannot_work_is_refused(tmp_path: Path, text: str, key: str) -> Non
     with pytest.raises(ConfigError) as caught:
         load_dialplan(tmp_path)
     assert caught.value.problems[0].key.startswith(f"route[0].{key}")
+
+
+def test_settings_become_the_plan(tmp_path: Path) -> None:
+    text = '[[route]]\nname = "a"\nmachines = { voicemail = "say", beep_seconds = 0.0 }\n'
+    (tmp_path / "a.toml").write_text(text)
+    plan = machine_plan(load_dialplan(tmp_path).routes[0])
+    assert (plan.beep_seconds, plan.listens) == (0, True)
+    assert not MachinePlan({"bot": "note", "music": "off"}).listens, "bots go by turns and words"
