@@ -41,7 +41,7 @@ class _Pending:
 
 
 class Approvals:
-    """A part: see :class:`gateway.call.parts.Part`."""
+    """A part: see :class:`gateway.call.rules.part.Part`."""
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk

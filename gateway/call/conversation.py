@@ -1,30 +1,30 @@
 """The conversation of one call while its session is up: what happens goes to the part it concerns.
 
 What the parts share is :class:`gateway.call.talk.Talk`. A rule of its own is a
-:class:`gateway.call.parts.Part`, and is named in :meth:`Conversation.__init__`.
+:class:`gateway.call.rules.part.Part`, and is named in :meth:`Conversation.__init__`.
 """
 
 from __future__ import annotations
 
 from gateway.call.acts import carry_out
 from gateway.call.approvals import Approvals
-from gateway.call.budget import Budget
 from gateway.call.ending import Why
 from gateway.call.functions import Functions
-from gateway.call.guards import Guards
-from gateway.call.idle import Idle
 from gateway.call.inputs import Input, ServerSaid
 from gateway.call.interruptions import Interruptions
 from gateway.call.journal import Journal
-from gateway.call.keeping import Keeping
 from gateway.call.keys import Keys
-from gateway.call.machines import Machines
-from gateway.call.mcp import McpWatch
 from gateway.call.outputs import AsideDone, Output
-from gateway.call.parts import Part
 from gateway.call.plan import CallPlan
-from gateway.call.rescue import Rescue
 from gateway.call.responses import ResponseGate
+from gateway.call.rules.budget import Budget
+from gateway.call.rules.guards import Guards
+from gateway.call.rules.idle import Idle
+from gateway.call.rules.keeping import Keeping
+from gateway.call.rules.machines import Machines
+from gateway.call.rules.mcp import McpWatch
+from gateway.call.rules.part import Part
+from gateway.call.rules.rescue import Rescue
 from gateway.call.talk import Talk, send
 from gateway.call.transcript import Transcript
 from gateway.realtime.commands import CancelResponse, ClientCommand, CreateResponse

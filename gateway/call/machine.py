@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 from gateway.call import inputs, outputs
-from gateway.call.afterwards import Afterwards, afterwards_of
 from gateway.call.course import Course
 from gateway.call.ending import (
     Ending,
@@ -27,6 +26,7 @@ from gateway.call.legside import LegSide
 from gateway.call.plan import CallPlan, Rung
 from gateway.call.record import CallRecord
 from gateway.call.recovery import refusal_of
+from gateway.call.rules.afterwards import Afterwards, afterwards_of
 from gateway.call.sessionside import SessionSide
 from gateway.call.states import State as State
 from gateway.call.transfers import Happening

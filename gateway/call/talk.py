@@ -1,6 +1,6 @@
 """What the parts of a conversation share: the agent's sound, its responses, and the acts in a call.
 
-A part (:mod:`gateway.call.parts`) decides that something is to be done; how it is done without
+A part (:mod:`gateway.call.rules.part`) decides that something is to be done; how it is done without
 colliding with what else goes on is here, once.
 """
 

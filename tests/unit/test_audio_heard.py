@@ -13,7 +13,7 @@ from made_sounds import Array, g711, melody, tone
 from gateway.audio.g711 import FRAME_BYTES, Codec
 from gateway.audio.heard import Beep, Listener, Second
 from gateway.call.inputs import SoundHeard
-from gateway.call.music import MusicHeard
+from gateway.call.rules.music import MusicHeard
 from gateway.emulator.speech import synthesise
 
 TEXT = (

@@ -36,7 +36,7 @@ _CALL_ENDS = ("response.mcp_call.completed", "response.mcp_call.failed")
 
 
 class McpWatch:
-    """A part: see :class:`gateway.call.parts.Part`."""
+    """A part: see :class:`gateway.call.rules.part.Part`."""
 
     def __init__(self, talk: Talk, approvals: Approvals) -> None:
         self._talk = talk

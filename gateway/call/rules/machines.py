@@ -12,13 +12,13 @@ from collections import deque
 from statistics import fmean
 
 from gateway.call import inputs
-from gateway.call.beeps import Beeps
 from gateway.call.content_record import MachineFound
 from gateway.call.ending import Why
 from gateway.call.interruptions import words_of
-from gateway.call.music import MusicHeard
 from gateway.call.outputs import Output
 from gateway.call.repeats import Repeats, even
+from gateway.call.rules.beeps import Beeps
+from gateway.call.rules.music import MusicHeard
 from gateway.call.talk import Parting, Talk
 from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechStarted, SpeechStopped
 

@@ -1,0 +1,1 @@
+"""Rules about a conversation, a module each; all are a :class:`gateway.call.rules.part.Part`."""
