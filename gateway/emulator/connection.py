@@ -53,7 +53,8 @@ class Connection:
         self.request = socket.request
         """The upgrade, as it came."""
         self._beta = BetaWire(self.session.conversation.id) if beta else None
-        self._outbox = Outbox(socket, record, None if self._beta is None else self._beta.sent)
+        translate = None if self._beta is None else self._beta.sent
+        self._outbox = Outbox(socket, record, translate, script.spaced_types)
         self._timers: set[asyncio.TimerHandle] = set()
         self._refused = 0
         self._end_seen = 0

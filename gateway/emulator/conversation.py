@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from gateway.emulator.audio import AudioFormat
-from gateway.emulator.errors import ProtocolError, checked
+from gateway.emulator.errors import ProtocolError, checked, validated
 from gateway.emulator.objects import Json, new_id
 from gateway.emulator.record import SessionRecord, Truncation
 
@@ -95,6 +96,12 @@ _Item: TypeAdapter[Any] = TypeAdapter(
 )
 
 
+class _Reference(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["item_reference"]
+    id: str
+
+
 @dataclass(slots=True)
 class Item:
     """An item: ``body`` is its JSON without audio, ``audio`` that of its only audio part.
@@ -137,9 +144,12 @@ class Conversation:
         self._record = record
         self._cached = (0, 0, 0)
 
-    def item_of_client(self, data: object, audio_format: AudioFormat) -> Item:
-        """An item from ``conversation.item.create``, checked and completed, not yet added."""
-        body: Json = checked(_Item, data, "item").model_dump()
+    def item_of_client(self, data: object, audio_format: AudioFormat, root: str = "item") -> Item:
+        """An item from a client event, checked and completed, not yet added.
+
+        ``root`` is where it stands in the event.
+        """
+        body: Json = checked(_Item, data, root).model_dump()
         if body["type"] == "message":
             body["content"] = [_without_nulls(part) for part in body["content"]]
         body["id"] = body["id"] or new_id("item")
@@ -151,7 +161,7 @@ class Conversation:
             del body["object"], body["status"]
         if self._find(body["id"]) is not None:
             message = f"Item with item_id already exists: {body['id']}"
-            raise ProtocolError("invalid_value", message, "item.id")
+            raise ProtocolError("invalid_value", message, f"{root}.id")
         return Item(body, audio_format)
 
     def add(self, item: Item, after: str | None = None) -> str | None:
@@ -224,18 +234,38 @@ class Conversation:
         """The id of the newest item, if there is one."""
         return self._items[-1].id if self._items else None
 
-    def input_tokens(self, instructions: str) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    def context_of_client(self, data: object, audio_format: AudioFormat) -> list[Item]:
+        """``response.create.response.input``: items of its own, and references to those here."""
+        context: list[Item] = []
+        for index, each in enumerate(data if isinstance(data, list) else []):
+            root = f"response.input[{index}]"
+            if not isinstance(each, dict) or each.get("type") != "item_reference":
+                context.append(self.item_of_client(each, audio_format, root))
+                continue
+            item = self._find(validated(_Reference, each, root).id)
+            if item is None:
+                text = f"Item with item_id not found: {each['id']}"
+                raise ProtocolError("invalid_value", text, f"{root}.id")
+            context.append(item)
+        return context
+
+    def input_tokens(
+        self, instructions: str, context: Sequence[Item] | None = None
+    ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """Tokens that a response reads, of text, audio and images; and the cached ones of these.
 
-        Everything that an earlier response of the session read counts as cached, in steps of 64.
+        Everything that an earlier response of the session read counts as cached, in steps of 64;
+        nothing of a ``context`` of the response's own.
         """
         text = len(instructions) // _CHARACTERS_PER_TOKEN
         audio = image = 0
-        for item in self._items:
+        for item in self._items if context is None else context:
             per_token = _MS_PER_TOKEN_OUT if item.by_agent else _MS_PER_TOKEN_IN
             audio += item.audio_ms // per_token
             image += _image_tokens(item.body)
             text += _text_length(item.body) // _CHARACTERS_PER_TOKEN + 3
+        if context is not None:
+            return (text, audio, image), (0, 0, 0)
         cached_text = min(self._cached[0], text) // 64 * 64
         cached_audio = min(self._cached[1], audio) // 64 * 64
         cached_image = min(self._cached[2], image)

@@ -101,9 +101,8 @@ def usage_object(
     }
 
 
-def transcription_usage(settings: Mapping[str, Any], audio_ms: int, words: str) -> Json:
+def transcription_usage(model: str, audio_ms: int, words: str) -> Json:
     """What a transcription used: models that are billed by token tell tokens, others seconds."""
-    model = str(settings["audio"]["input"]["transcription"].get("model") or "")
     if not model.startswith("gpt-4o"):
         return {"type": "duration", "seconds": audio_ms / 1000}
     heard, said = max(1, audio_ms // 100), max(1, len(words) // 4)
@@ -113,21 +112,4 @@ def transcription_usage(settings: Mapping[str, Any], audio_ms: int, words: str) 
         "input_tokens": heard,
         "input_token_details": {"text_tokens": 0, "audio_tokens": heard},
         "output_tokens": said,
-    }
-
-
-def rate_limits_event(remaining_tokens: int) -> Json:
-    """``rate_limits.updated``, in the form seen after ``response.done``."""
-    limit = 1_000_000
-    remaining = max(0, remaining_tokens)
-    return {
-        "type": "rate_limits.updated",
-        "rate_limits": [
-            {
-                "name": "tokens",
-                "limit": limit,
-                "remaining": remaining,
-                "reset_seconds": round((limit - remaining) / limit * 60, 3),
-            }
-        ],
     }

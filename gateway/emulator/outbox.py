@@ -10,7 +10,7 @@ import asyncio
 import base64
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,8 @@ class _End:
 class Outbox:
     """Events on their way to one client.
 
-    ``translate`` makes of an event what the client gets; the record has it as it was put.
+    ``translate`` makes of an event what the client gets, and a type of ``spaced_types`` gets a
+    space before it; the record has it as it was put.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class Outbox:
         socket: ServerConnection,
         record: SessionRecord,
         translate: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None,
+        spaced_types: Collection[str] = (),
     ) -> None:
         self._socket = socket
         self._translate = translate
+        self._spaced_types = frozenset(spaced_types)
         self._record = record
         self._queue: deque[tuple[dict[str, Any], bytes] | _End] = deque()
         self._filled = asyncio.Event()
@@ -89,6 +92,8 @@ class Outbox:
                     self._record.note_server(event, audio)
                     told = [event] if self._translate is None else self._translate(event)
                     for each in told:
+                        if each["type"] in self._spaced_types:
+                            each = {**each, "type": f" {each['type']}"}
                         await self._socket.send(json.dumps(each))
                     if len(self._queue) < _ROOM:
                         self._drained.set()

@@ -21,13 +21,13 @@ from gateway.emulator.conversation import (
     ms_of_output_tokens,
     output_tokens,
 )
+from gateway.emulator.limits import RateLimits
 from gateway.emulator.mcp import failure, mcp_call_item, needs_approval, request_item
 from gateway.emulator.objects import (
     Json,
     call_item,
     message_item,
     new_id,
-    rate_limits_event,
     response_object,
     usage_object,
 )
@@ -41,7 +41,7 @@ class Host(Protocol):
 
     conversation: Conversation
     script: Script
-    tokens_left: int
+    limits: RateLimits
 
     def emit(self, event: Json, audio: bytes = b"") -> None:
         """Put an event in the way to the client."""
@@ -75,9 +75,16 @@ class Settings:
     tools: Sequence[Mapping[str, Any]]
     metadata: Mapping[str, str] | None
     in_conversation: bool
+    context: Sequence[Item] | None
+    """What the response reads in place of the conversation (``response.input``)."""
 
     @classmethod
-    def of(cls, session: Mapping[str, Any], own: ResponseParameters) -> Settings:
+    def of(
+        cls,
+        session: Mapping[str, Any],
+        own: ResponseParameters,
+        context: Sequence[Item] | None = None,
+    ) -> Settings:
         """Merge ``response.create.response`` over the session object."""
         output = session["audio"]["output"]
         own_output = own.audio.output if own.audio else None
@@ -97,6 +104,7 @@ class Settings:
             tools=session["tools"] if tools is None else [tool.model_dump() for tool in tools],
             metadata=own.metadata,
             in_conversation=own.conversation != "none",
+            context=context,
         )
 
 
@@ -175,9 +183,9 @@ class Response:
             reason = reason or self.answer.reason
         self._finish(status, reason)
 
-    def fail(self, code: str, message: str) -> None:
+    def fail(self, code: str, message: str, type_: str = "server_error") -> None:
         """End as failed before anything was sent: ``status_details.error`` says why."""
-        self._finish("failed", None, {"type": "server_error", "code": code, "message": message})
+        self._finish("failed", None, {"type": type_, "code": code, "message": message})
 
     def cancel(self, reason: str) -> None:
         """End at once with the tail of an interruption: ``turn_detected``, ``client_cancelled``."""
@@ -362,12 +370,14 @@ class Response:
             self._object["status_details"] = {"type": status, "reason": None, "error": error}
         self._object["usage"] = self._usage()
         self._emit("response.done", response=self._snapshot())
-        self._host.tokens_left -= self._object["usage"]["total_tokens"]
-        self._host.emit(rate_limits_event(self._host.tokens_left))
+        self._host.limits.spent(self._object["usage"]["total_tokens"])
+        self._host.emit(self._host.limits.event())
         self._host.response_over(self)
 
     def _usage(self) -> Json:
-        read = self._host.conversation.input_tokens(self.settings.instructions)
+        read = self._host.conversation.input_tokens(
+            self.settings.instructions, self.settings.context
+        )
         return usage_object(*read, *output_tokens(self._said, self._audio_ms))
 
     def _snapshot(self) -> Json:

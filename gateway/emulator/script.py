@@ -26,7 +26,6 @@ from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -35,9 +34,8 @@ from pydantic import (
     model_validator,
 )
 
-CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, 1005, *range(1007, 1015)})
-"""Below 3000, the codes that a close frame may carry (RFC 6455, section 7.4); 1005 is a close frame
-that carries none."""
+from gateway.emulator.faults import Ending, Refusal, Seconds
+from gateway.emulator.limits import Limits
 
 
 class ScriptError(ValueError):
@@ -49,19 +47,9 @@ def _listed(value: object) -> object:
 
 
 Milliseconds = Annotated[int, Field(ge=0, le=3_600_000)]
-Seconds = Annotated[float, Field(ge=0, le=3600)]
 Numbers = Annotated[list[Annotated[float, Field(gt=0, lt=20_000)]], BeforeValidator(_listed)]
 Names = Annotated[list[str], BeforeValidator(_listed)]
 Moments = Annotated[list[Milliseconds], BeforeValidator(_listed)]
-
-
-def _sendable(code: int) -> int:
-    if code in CLOSE_CODES or 3000 <= code <= 4999:
-        return code
-    raise ValueError(f"{code} cannot be sent in a close frame (to cut the connection: drop = true)")
-
-
-CloseCode = Annotated[int, AfterValidator(_sendable)]
 
 
 class _Part(BaseModel):
@@ -163,53 +151,6 @@ class ScriptedSpeech(_Part):
         return self
 
 
-class Refusal(_Part):
-    """Say no with an ``error`` event (or, at step ``upgrade``, with an HTTP status)."""
-
-    step: Literal["upgrade", "connect", "session.update", "response.create"]
-    code: str = "server_error"
-    message: str = "Refused by the emulator's script."
-    type: str = "invalid_request_error"
-    param: str | None = None
-    http_status: Annotated[int, Field(ge=400, le=599)] = 503
-    close: CloseCode | None = None
-    """Close code after the error. At step ``connect`` the service's own code is the default."""
-    times: Annotated[int, Field(ge=1)] = 1_000_000
-    """So many client events of this kind in a session are refused, later ones are served."""
-    first_sessions: Annotated[int | None, Field(ge=1)] = None
-    """Only the first so many connections to this very URL meet the refusal: a retry succeeds."""
-
-    @property
-    def close_code(self) -> int | None:
-        """The close code that follows, None when the session goes on."""
-        if self.close is not None or self.step != "connect":
-            return self.close
-        return {"invalid_api_key": 3000, "model_not_found": 4004}.get(self.code, 4000)
-
-
-class Ending(_Part):
-    """End the connection: ``after_s`` seconds, or at the ``nth`` event of type ``at``.
-
-    ``at`` is a server event (the end follows it) or a client event (the end comes in its stead).
-    With ``drop`` the TCP connection is cut without a close frame.
-    """
-
-    code: CloseCode = 1011
-    reason: Annotated[str, Field(max_length=120)] = ""
-    after_s: Seconds | None = None
-    at: str | None = None
-    nth: Annotated[int, Field(ge=1)] = 1
-    drop: bool = False
-    first_sessions: Annotated[int | None, Field(ge=1)] = None
-    """Only the first so many connections to this very URL end so: a later one lasts."""
-
-    @model_validator(mode="after")
-    def _some_moment(self) -> Ending:
-        if (self.after_s is None) == (self.at is None):
-            raise ValueError('an ending needs either "after_s" or "at"')
-        return self
-
-
 class Script(_Part):
     """Everything that a script can say. The defaults are a helpful conversation."""
 
@@ -234,6 +175,11 @@ class Script(_Part):
     says that it knows none."""
     transcription_fails: Moments = []
     """Turns of the caller (the first is 0) whose transcription fails."""
+    transcription_delays_ms: Moments = []
+    """By turn, how late its transcription comes: a turn's may come after the next one's."""
+    transcription_segments: bool = False
+    rate_limits: Limits | None = None
+    """Of each session: with them both limits are told, and ``rate_limit_exceeded`` comes."""
     mcp_tools: Names = ["search"]
     """Names of the tools that every MCP server of a session lists."""
     mcp_listing: Literal["completed", "failed", "never"] = "completed"
@@ -243,6 +189,8 @@ class Script(_Part):
     """An approved MCP call runs in a response of its own, or with the next ``response.create``."""
     obfuscation: bool = False
     """An extra ``obfuscation`` string in every delta."""
+    spaced_types: Names = []
+    """Types of events sent with a space before them, as one published example has it."""
     unknown_events: bool = False
     """Events of a type that nobody knows, at the start and in each response."""
     expires_s: Annotated[float, Field(gt=0, le=86_400)] = 3600.0
@@ -289,6 +237,14 @@ BUILT_IN: Mapping[str, Script] = {
     ),
     "no-model": Script(
         refuse=Refusal(step="connect", code="model_not_found", message="No such model.")
+    ),
+    "no-realtime": Script(
+        refuse=Refusal(
+            step="upgrade",
+            http_status=400,
+            code="OpperationNotSupported",  # spelt so by Azure
+            message="The realtime operation does not work with the specified model.",
+        )
     ),
     "drop": Script(end=Ending(at="response.output_audio.delta", nth=5, drop=True)),
     "lost": Script(end=Ending(at="response.output_audio.delta", nth=5, code=1011)),

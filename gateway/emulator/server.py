@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import http
+import json
 import logging
 import signal
 import weakref
@@ -30,10 +31,10 @@ from gateway.emulator.audio import PCM
 from gateway.emulator.beta import HEADER, HEADER_VALUE
 from gateway.emulator.connection import Connection
 from gateway.emulator.content import ContentMaker
+from gateway.emulator.faults import Refusal
 from gateway.emulator.objects import new_id
 from gateway.emulator.record import FolderLog, SessionRecord
 from gateway.emulator.script import (
-    Refusal,
     Script,
     ScriptError,
     ScriptFile,
@@ -170,7 +171,10 @@ class Emulator:
         script = self._passed(script, request.path)
         refusal = script.refuse
         if refusal is not None and refusal.step == "upgrade":
-            return connection.respond(http.HTTPStatus(refusal.http_status), refusal.message)
+            text = refusal.message
+            if path != PATHS[0]:
+                text = json.dumps({"error": {"code": refusal.code, "message": text}})
+            return connection.respond(http.HTTPStatus(refusal.http_status), text)
         asked = HEADER_VALUE in request.headers.get_all(HEADER)
         self._scripts[connection] = script, asked or path == PREVIEW_PATH
         return None

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 
@@ -15,14 +15,16 @@ from gateway.emulator.content import ContentMaker
 from gateway.emulator.conversation import Conversation, Item
 from gateway.emulator.dialogue import Turn
 from gateway.emulator.errors import ProtocolError
+from gateway.emulator.limits import RateLimits
 from gateway.emulator.listening import Cancellable, Listening
 from gateway.emulator.mcp_servers import McpServers
-from gateway.emulator.objects import Json, message_item, transcription_usage
+from gateway.emulator.objects import Json, message_item
 from gateway.emulator.record import SessionRecord
 from gateway.emulator.response import Response, Settings
 from gateway.emulator.script import Answer, McpCall, Script
 from gateway.emulator.settings import ResponseParameters, default_session, updated_session
 from gateway.emulator.speech import SpeechError
+from gateway.emulator.transcribing import Transcribing
 
 MAX_PARALLEL_RESPONSES = 8
 """Responses at a time, out-of-band ones included: a client cannot pile up work."""
@@ -60,7 +62,7 @@ class Session:
         self.script = script
         self.record = record
         self.conversation = Conversation(record)
-        self.tokens_left = 1_000_000
+        self.limits = RateLimits(script.rate_limits)
         self.expires_at = time.time() + script.expires_s
         self.room = wire.room
         self.emit = wire.emit
@@ -71,7 +73,7 @@ class Session:
         self._listening = Listening(self)
         self._listening.configure(self._settings["audio"]["input"])
         self._turn = Turn(first=True)
-        self._transcribed = 0
+        self._transcribing = Transcribing(self)
         self._caller_audio: tuple[bytes, AudioFormat] | None = None
         self._active: Response | None = None
         self._running: dict[Response, asyncio.Task[None]] = {}
@@ -169,11 +171,13 @@ class Session:
 
     def create_response(self, parameters: ResponseParameters) -> None:
         """``response.create``."""
-        turn = self._turn
+        turn, context = self._turn, None
         if parameters.conversation == "none" or parameters.input is not None:
-            turn = _turn_of_input(parameters.input or [])
+            given = self.conversation.context_of_client(parameters.input, self._listening.format)
+            turn = _turn_of_input([item.body for item in given])
+            context = None if parameters.input is None else given
         turn.instructions = parameters.instructions
-        self._respond(turn, parameters)
+        self._respond(turn, parameters, context=context)
 
     def cancel_response(self, response_id: str | None) -> None:
         """``response.cancel``."""
@@ -210,8 +214,9 @@ class Session:
         )
         self._add_item(item, None)
         self._heard(item, spoken_ms)
-        if self._settings["audio"]["input"]["transcription"] is not None:
-            self._transcribe(item, spoken_ms)
+        transcription = self._settings["audio"]["input"]["transcription"]
+        if transcription is not None:
+            self._transcribing.turn(item, spoken_ms, transcription["model"] or "")
 
     def turn_over(self, *, idle: bool) -> None:
         """The server found the end of a turn: answer where ``create_response`` is set."""
@@ -254,44 +259,16 @@ class Session:
             body = copy.deepcopy(item.body)
             self.emit({"type": type_, "previous_item_id": previous, "item": body})
 
-    def _transcribe(self, item: Item, spoken_ms: int) -> None:
-        """The emulator knows no words: the script's, or how long the caller spoke."""
-        seconds = spoken_ms / 1000
-        words = f"({seconds:.1f} seconds of speech, not transcribed)"
-        if scripted := self.script.transcripts:
-            words = scripted[min(self._transcribed, len(scripted) - 1)]
-        number = self._transcribed
-        self._transcribed += 1
-        where = {"item_id": item.id, "content_index": 0}
-        type_ = "conversation.item.input_audio_transcription"
-        if number in self.script.transcription_fails:
-            error = {
-                "type": "server_error",
-                "code": "transcription_failed",
-                "message": "Failed by the emulator's script.",
-                "param": None,
-            }
-            self.emit({"type": f"{type_}.failed", **where, "error": error})
-            return
-        self.emit({"type": f"{type_}.delta", **where, "delta": words, "logprobs": None})
-        self.emit(
-            {
-                "type": f"{type_}.completed",
-                **where,
-                "transcript": words,
-                "languages": None,
-                "logprobs": None,
-                "usage": transcription_usage(self._settings, item.audio_ms, words),
-            }
-        )
-        item.body["content"][0]["transcript"] = words
-
     # Responses
 
     def _respond(
-        self, turn: Turn, parameters: ResponseParameters, answer: Answer | None = None
+        self,
+        turn: Turn,
+        parameters: ResponseParameters,
+        answer: Answer | None = None,
+        context: list[Item] | None = None,
     ) -> None:
-        settings = Settings.of(self._settings, parameters)
+        settings = Settings.of(self._settings, parameters, context)
         if settings.in_conversation and self._active is not None:
             raise ProtocolError(
                 "conversation_already_has_active_response",
@@ -317,6 +294,9 @@ class Session:
         if settings.in_conversation:
             self._active = response
         response.begin()
+        if (used_up := self.limits.begin()) is not None:
+            response.fail("rate_limit_exceeded", used_up, "invalid_request_error")
+            return
         task = asyncio.create_task(
             self._produce(response, turn, self._caller_audio), name=f"response {response.id}"
         )
@@ -374,10 +354,13 @@ class Session:
 
 
 def _turn_of_input(items: list[Json]) -> Turn:
-    """What ``response.create.response.input`` says in words."""
-    contents = [item.get("content") for item in items]
-    parts: list[Any] = [
-        part for content in contents if isinstance(content, list) for part in content
+    """What ``response.create.response.input`` says in words, and gives as results of functions."""
+    contents = [item["content"] for item in items if item["type"] == "message"]
+    texts = [
+        part.get("text") or part.get("transcript") or "" for content in contents for part in content
     ]
-    texts = [part.get("text") for part in parts if isinstance(part, dict)]
-    return Turn(texts=[text for text in texts if isinstance(text, str)][-_TEXTS_REMEMBERED:])
+    outputs = [item["output"] for item in items if item["type"] == "function_call_output"]
+    return Turn(
+        texts=[text for text in texts if text][-_TEXTS_REMEMBERED:],
+        outputs=outputs[-_TEXTS_REMEMBERED:],
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gateway.emulator.errors import ProtocolError, validated
 
@@ -20,6 +20,12 @@ DEFAULT_INSTRUCTIONS = (
 
 Modalities = Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=1)]
 MaxTokens = Annotated[int, Field(ge=1, le=32000)] | Literal["inf"]
+
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
 
 
 class _Strict(BaseModel):
@@ -101,10 +107,37 @@ class FunctionTool(_Strict):
     parameters: dict[str, Any] | None = None
 
 
-class McpTool(BaseModel):
-    model_config = ConfigDict(extra="allow")
+class ToolFilter(_Strict):
+    """Some tools of an MCP server."""
+
+    tool_names: list[str] | None = None
+    read_only: bool | None = None
+
+
+class ApprovalFilter(_Strict):
+    always: ToolFilter | None = None
+    never: ToolFilter | None = None
+
+
+class McpTool(_Strict):
     type: Literal["mcp"]
-    server_label: str
+    server_label: str = Field(min_length=1)
+    server_url: str | None = None
+    connector_id: str | None = None
+    tunnel_id: str | None = None
+    server_description: str | None = None
+    authorization: str | None = None
+    headers: dict[str, str] | None = None
+    allowed_tools: list[str] | ToolFilter | None = None
+    allowed_callers: list[Literal["direct", "programmatic"]] | None = None
+    require_approval: Literal["always", "never"] | ApprovalFilter | None = None
+    defer_loading: bool | None = None
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> McpTool:
+        if not (self.server_url or self.connector_id or self.tunnel_id):
+            raise ValueError("one of server_url, connector_id and tunnel_id is needed")
+        return self
 
 
 Tool = Annotated[FunctionTool | McpTool, Field(discriminator="type")]
@@ -169,7 +202,7 @@ class ResponseParameters(_Strict):
     reasoning: Reasoning | None = None
     max_output_tokens: MaxTokens | None = None
     prompt: dict[str, Any] | None = None
-    metadata: Annotated[dict[str, str] | None, Field(max_length=16)] = None
+    metadata: Metadata | None = None
     conversation: Literal["auto", "none"] | None = None
     input: list[dict[str, Any]] | None = None
 

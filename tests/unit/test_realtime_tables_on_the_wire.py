@@ -7,7 +7,7 @@ from typing import Any
 
 from scripted_realtime import Heard
 
-from gateway.emulator.script import CLOSE_CODES as SENDABLE
+from gateway.emulator.faults import CLOSE_CODES as SENDABLE
 from gateway.emulator.server import Emulator
 from gateway.realtime.commands import CreateResponse
 from gateway.realtime.endpoint import Endpoint
