@@ -12,7 +12,9 @@ import pytest
 from callee import CalledPhone
 from harness import World
 from listening import noise
+from made_sounds import g711, tone
 
+from gateway.audio.g711 import Codec
 from gateway.control.client import RefusedError, ask
 
 WORLD = {
@@ -26,6 +28,17 @@ say = "Hello, this is the hotel."
 [[route]]
 name = "quiet"
 to = "^nobody$"
+
+[[route]]
+name = "box"
+to = "^nobody$"
+[route.greeting]
+say = "Hello, this is the hotel."
+[route.session.audio.input.transcription]
+model = "whisper-1"
+[route.machines]
+voicemail = "say"
+voicemail_say = "Your room is ready."
 """,
     "more": """
 [control]
@@ -109,6 +122,30 @@ async def test_refused(
     ending = summary["ending"]
     assert (ending["by"], ending["why"], ending["sip_code"]) == (by, why, code)
     assert summary["times_ms"]["answered"] is None
+
+
+async def test_a_voicemail_box_answers(world: World, callee: CalledPhone) -> None:
+    """The greeting that speaks into the box's own is stopped; what is left is the message."""
+    world.behave(
+        vad="scripted",
+        answers=[{"kind": "pattern", "seconds": 20}, {"kind": "pattern", "seconds": 1}],
+        speech={"at_ms": [400], "length_ms": 500},
+        transcripts=["Nobody is at home. Please leave a message after the tone."],
+    )
+    call = await place(world, callee.uri("answer"), "box")
+    there = await callee.called()
+    await there.until(lambda c: c.requests("ACK"))
+    await world.gateway.wait("call.machine", call=call)
+    there.rtp.say(g711(tone(950, 300), Codec.PCMU))
+    message = await world.gateway.wait("call.voicemail_message", call=call)
+    assert message["beep"].startswith("950 Hz for ")
+    summary = await summary_of(world, call)
+    assert (summary["ending"]["why"], summary["direction"]) == ("machine", "outbound")
+    line = await world.gateway.wait("call.session_up", call=call)
+    (session,) = [one for one in world.emulator.sessions if one.id == line["session_id"]]
+    asked = [one.body.get("response", {}) for one in session.seen("response.create")]
+    assert asked[-1]["instructions"] == "Say exactly: Your room is ready."
+    assert summary["interruptions"], "twenty seconds of greeting were not heard out"
 
 
 async def test_nobody_answers(world: World, callee: CalledPhone) -> None:
