@@ -316,7 +316,8 @@ class _Drawing:
             foot = _ANSWER_TOP - level * _ANSWER_STEP - _ANSWER_HEIGHT
             self.axes.plot([at, at], [foot, _CALLER + _HALF + 0.12], color=CUT, lw=1.5, zorder=5,
                            ls=(0, (4, 2)))  # fmt: skip
-            who = "key pressed" if cut.trigger == "digit" else "interrupted"
+            words = {"digit": "key pressed", "speech": "interrupted"}
+            who = words.get(cut.trigger, cut.trigger)
             told = {
                 "truncate": f"{who}: heard {cut.played_ms:,} of {cut.received_ms:,} ms",
                 "delete": f"{who}: nothing heard, deleted",

@@ -91,6 +91,7 @@ def tell(record: Record) -> Story:
     story = Story(record)
     end = record.end_ms
     said = {e.text("item_id"): e.text("text") for e in record.timeline if e.event == "agent_said"}
+    started = {e.text("item_id") for e in record.timeline if e.event == "agent_starts"}
     speaking: AgentTurn | None = None
     listening: CallerTurn | None = None
     for entry in record.timeline:
@@ -102,6 +103,9 @@ def tell(record: Record) -> Story:
                 speaking = AgentTurn(item, entry.t_ms, end, said.get(item, ""))
                 speaking.after_ms, speaking.after = _delay(story, listening, entry.t_ms)
                 story.agent.append(speaking)
+            case "agent_said" if speaking is not None and entry.text("item_id") not in started:
+                # Another answer that followed without a pause.
+                speaking.text = f"{speaking.text} {entry.text('text')}".strip()
             case "agent_stops":
                 if speaking is not None:
                     speaking.to_ms = entry.t_ms

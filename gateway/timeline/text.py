@@ -130,7 +130,8 @@ def _answer(turn: AgentTurn, reply: Reply | None) -> Text:
 
 
 def _cut(cut: Interruption, sound: Sound | None) -> tuple[Text, Text]:
-    caller = Text("✂ presses a key" if cut.trigger == "digit" else "✂ interrupts", CUT)
+    words = {"digit": "✂ presses a key", "speech": "✂ interrupts"}
+    caller = Text(words.get(cut.trigger, ""), CUT)
     began = began_speaking(sound, cut.at_ms) if sound is not None else None
     if began is not None and cut.trigger == "speech":
         caller.append(f", {ms(cut.at_ms - began)} after the first sound", QUIET)
@@ -167,6 +168,32 @@ def _note(entry: Entry) -> Text:
         case "truncated":
             end = entry.extra.get("audio_end_ms")
             return Text(f"the server confirms the cut at {end:,} ms" if end else "truncated", QUIET)
+        case "tool_takes_long":
+            return Text.assemble("tool ", (name, "bold magenta"), " takes long")
+        case "data":
+            failed = entry.text("failed")
+            what = (f"no data of the call: {failed}", CUT) if failed else "has the data of the call"
+            return Text.assemble(what)
+        case "idle_asked":
+            return Text("asks the silent caller", QUIET)
+        case "idle":
+            return Text("gives the silent caller up", QUIET)
+        case "talked_on":
+            heard = entry.text("heard")
+            return Text(
+                f"goes on: {f'“{heard}”' if heard else 'a cough'} interrupts nothing", QUIET
+            )
+        case "machine":
+            return Text(f"a machine ({entry.text('kind')}): {entry.text('why')}", CUT)
+        case "guard":
+            return Text(f"guard {entry.text('rule')} on the {entry.text('who')}'s words", CUT)
+        case "session_gone":
+            detail = entry.text("detail")
+            return Text(f"no session: {entry.text('why').replace('_', ' ')}, {detail}", CUT)
+        case "trouble":
+            return Text(f"on trouble: {entry.text('do')}", CUT)
+        case "session_replaced":
+            return Text(f"has a session again, after {ms(entry.extra.get('after_ms', 0))}")
         case "farewell":
             return Text("farewell: the call ends when it has been heard", QUIET)
         case "error":

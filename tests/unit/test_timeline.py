@@ -211,3 +211,39 @@ def test_a_file_that_is_no_record_is_named(tmp_path: Path, content: str, says: s
     assert says in str(caught.value)
     result = CliRunner().invoke(command, [str(file)])
     assert result.exit_code == 2
+
+
+def test_what_the_gateway_did_is_in_words() -> None:
+    timeline = [
+        {"t_ms": 0, "event": "invite"},
+        {"t_ms": 2, "event": "data", "ms": 2, "failed": "no answer within 2 s"},
+        {"t_ms": 10, "event": "agent_starts", "item_id": "a"},
+        {"t_ms": 20, "event": "agent_said", "item_id": "a", "text": "Take two"},
+        {"t_ms": 30, "event": "agent_said", "item_id": "b", "text": "and this follows at once."},
+        {"t_ms": 40, "event": "guard", "rule": "advice", "who": "agent", "reason": ""},
+        {"t_ms": 50, "event": "agent_stops", "cut": True},
+        {"t_ms": 60, "event": "talked_on", "heard": "mm-hm"},
+        {"t_ms": 70, "event": "session_gone", "why": "session_lost", "detail": "1011"},
+        {"t_ms": 80, "event": "trouble", "do": "endpoint", "seconds": 5.0},
+        {"t_ms": 90, "event": "session_replaced", "after_ms": 20.0},
+        {"t_ms": 95, "event": "tool_takes_long", "name": "order"},
+        {"t_ms": 96, "event": "idle_asked", "count": 1},
+        {"t_ms": 97, "event": "machine", "kind": "music", "why": "sound without a pause for 6 s"},
+    ]
+    cut = {"at_ms": 50, "trigger": "guard", "item_id": "a", "played_ms": 40,
+           "received_ms": 100, "action": "truncate", "flushed_ms": 60}  # fmt: skip
+    text = text_of(record_of(timeline=timeline, interruptions=[cut], digits=[]))
+    for words in (
+        "no data of the call: no answer within 2 s",
+        "follows at once.",
+        "guard advice on the agent's words",
+        "“mm-hm” interrupts nothing",
+        "no session: session lost, 1011",
+        "on trouble: endpoint",
+        "has a session again, after 20 ms",
+        "tool order takes long",
+        "asks the silent caller",
+        "a machine (music): sound without a pause for 6 s",
+    ):
+        assert words in text
+    assert "✂ interrupts" not in text, "the caller did not"
