@@ -32,6 +32,13 @@ _SHORTEST_SECRET = 4
 BLANK = "***"
 
 
+def _without_probes(_logger: Any, method: str, event: EventDict) -> EventDict:
+    """Sessions that are only tried come every few seconds: what goes well with them is no news."""
+    if event.get("probe") and method == "info":
+        raise structlog.DropEvent
+    return event
+
+
 class Redactor:
     """A structlog processor behind the renderer: blanks out known secrets wherever they stand.
 
@@ -209,6 +216,7 @@ def set_up_logging(
         ]
     marking: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _without_probes,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

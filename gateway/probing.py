@@ -75,7 +75,8 @@ class Prober:
 
     async def _ask_on(self, url: str, endpoint: Endpoint) -> None:
         while True:
-            failure = await self._ask(endpoint)
+            with structlog.contextvars.bound_contextvars(probe=True):
+                failure = await self._ask(endpoint)
             now = asyncio.get_running_loop().time()
             if failure is None:
                 _tell(self.health.worked(url, now))

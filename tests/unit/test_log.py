@@ -191,6 +191,18 @@ def test_a_bad_file_is_an_error(tmp_path: Path) -> None:
         set_up_logging("json", "info", tmp_path / "nowhere" / "x.log", [])
 
 
+def test_of_a_probe_only_trouble_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    set_up_logging("json", "info", file)
+    with structlog.contextvars.bound_contextvars(probe=True):
+        structlog.get_logger("test").info("session.connecting")
+        structlog.get_logger("test").warning("session.setup_failed")
+    structlog.get_logger("test").info("realtime.well_again")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["session.setup_failed", "realtime.well_again"]
+    assert lines[0]["probe"] is True
+
+
 def test_text_that_utf8_cannot_hold_is_written_escaped(tmp_path: Path) -> None:
     file = tmp_path / "gateway.log"
     sink = set_up_logging("console", "info", file, [])
