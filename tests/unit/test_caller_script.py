@@ -10,7 +10,15 @@ import pytest
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
 from gateway.caller.hearing import Hearing, Speech
-from gateway.caller.script import Digits, ExpectEnd, Listen, Play, load_script, simple_script
+from gateway.caller.script import (
+    STEPS,
+    Digits,
+    ExpectEnd,
+    Listen,
+    Play,
+    load_script,
+    simple_script,
+)
 from gateway.caller.sound import Clip, SoundError, read_clip, write_sound
 from gateway.config.problems import ConfigError
 from gateway.demo.stage import CALLER
@@ -162,3 +170,15 @@ def test_quiet_counts_back_from_now_and_spans_join_over_pauses() -> None:
     hearing.add([LOUD])
     assert not hearing.quiet_for(20, -45.0)
     assert len(hearing.spans()) == 2
+
+
+def test_the_page_about_it_has_every_step_and_key(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "caller.md").read_text("utf-8")
+    example = page.partition("```toml\n")[2].partition("```")[0]
+    file = tmp_path / "s.toml"
+    file.write_text(example)
+    assert len(load_script(file).steps) == 8
+    for name, kind in STEPS.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}`")]
+        for key in set(kind.model_fields) - {"do", "note"}:
+            assert f"`{key}`" in row, (name, key)
