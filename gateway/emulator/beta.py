@@ -33,7 +33,13 @@ _NAMES = {
     "response.output_audio_transcript.delta": "response.audio_transcript.delta",
     "response.output_audio_transcript.done": "response.audio_transcript.done",
 }
-_GA_ONLY = frozenset({"conversation.item.done", "input_audio_buffer.timeout_triggered"})
+_GA_ONLY = frozenset(
+    {
+        "conversation.item.done",
+        "conversation.item.input_audio_transcription.segment",
+        "input_audio_buffer.timeout_triggered",
+    }
+)
 _PARTS = {"output_text": "text", "output_audio": "audio"}
 _MODALITIES = "Supported combinations are: ['text'] and ['audio', 'text']."
 

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 from harness import World, eventually
-from listening import Spoken
+from listening import Spoken, is_silence
 from sip_phone import PhoneCall
 
 from gateway.emulator.errors import ProtocolError
@@ -61,7 +61,7 @@ PASSES = {1000, 1001, 1005, 1006, 1011, 1012, 1013, 1014}
 """Closes at set-up after which another attempt is worth while."""
 
 NEVER_CLOSES = {1015}
-"""No WebSocket library reports it for a session: TLS fails before there is one."""
+"""No WebSocket library reports it for a session: TLS fails before there is one (``no-tls``)."""
 
 NO_USE_STATUSES = {400, 401, 403, 404}
 PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
@@ -69,6 +69,8 @@ PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 FAILED = 'Q.850;cause=41;text="Session failed"'
 LOST = 'Q.850;cause=41;text="Session lost"'
 REFUSED = 'Q.850;cause=41;text="Session refused"'
+
+NOT_IN_TIME = 'Q.850;cause=41;text="No session in time"'
 
 TALK = {"vad": "off", "answers": [{"kind": "pattern", "seconds": 0.2, "seed": 5, "burst": True}]}
 
@@ -142,6 +144,9 @@ WORLD = {
         )
         for user in ASKED
     )
+    + _route("never", {"refuse.step": "upgrade", "refuse.http_status": 503})
+    + _route("no-tls", {}).replace("ws://", "wss://")
+    + _route("few", {"rate_limits.requests": 1, "rate_limits.window_s": 3600})
     + _route("ladder", {}, 'on_trouble = [{ do = "reconnect", seconds = 10 }]'),
 }
 
@@ -301,3 +306,29 @@ async def test_no_session_at_first(world: World, what: str) -> None:
         assert not world.gateway.all("session.retry", call=call.call_id)
 
     await each(world, [user for user in SETUP if user.startswith(f"{what}-")], row)
+
+
+async def test_no_session_at_all(world: World) -> None:
+    """What may pass is tried for ``connect_timeout``, and then the call is refused."""
+
+    async def row(user: str) -> None:
+        call = world.phone.call(user)
+        call.invite()
+        final = await call.refused()
+        assert (final.code, final.headers["reason"]) == (503, NOT_IN_TIME)
+        ending = (await world.record(call))["ending"]
+        assert (ending["why"], ending["sip_code"]) == ("session_unreachable", 503)
+        assert world.gateway.all("session.retry", call=call.call_id)
+
+    await each(world, ["never", "no-tls"], row)
+
+
+async def test_a_rate_that_is_used_up_is_heard(world: World) -> None:
+    """Every further response fails, the words about it too: then there is a sound."""
+    call, session = await up(world, "few")
+    before = len(call.rtp.packets)
+    world.emulator.live[session.id].session.pretend_speech(100)
+    line = await world.gateway.wait("call.answer_sound", call=call.call_id)
+    assert line["why"] == "rate_limit_exceeded"
+    await call.rtp.until(lambda: any(not is_silence(p) for p in call.rtp.packets[before + 10 :]))
+    await world.summary_at_end(call)

@@ -248,3 +248,29 @@ def test_the_gateway_and_azures_preview_understand_each_other() -> None:
         assert emulator.sessions[-1].model == "dep"
 
     with_emulator(call, api_key="right")
+
+
+def test_transcription_and_limits() -> None:
+    """Segments are newer than Beta; both rate limits are in it."""
+
+    async def listen(emulator: Emulator) -> list[str]:
+        script = {
+            "beta": True,
+            "transcript": "Two nights from Monday on.",
+            "transcription_segments": True,
+            "rate_limits": {"requests": 1},
+        }
+        async with beta(emulator, behaviour=json.dumps(script)) as client:
+            await client.update({**SESSION, "turn_detection": None})
+            await client.append(bytes([0xFF]) * 8000)
+            await client.send("input_audio_buffer.commit")
+            await client.until("conversation.item.input_audio_transcription.completed")
+            for status in ("completed", "failed"):
+                assert (await client.answered())["status"] == status
+                names = [one["name"] for one in client.events[-1]["rate_limits"]]
+                assert names == ["requests", "tokens"]
+            assert emulator.sessions[-1].sent("conversation.item.input_audio_transcription.segment")
+            return list(client.types())
+
+    types = with_emulator(listen)
+    assert "conversation.item.input_audio_transcription.segment" not in types
