@@ -66,7 +66,8 @@ def command(
 
     The gateway that runs with this configuration places it, if its control socket answers;
     otherwise one is run for this call. Ends with the call: exit 0 when it was answered, 1 when it
-    was not, 2 when it was not placed.
+    was not, 2 when it was not placed. Ctrl-C leaves a call of the running gateway as it is, for
+    `gateway hangup`.
     """
     from gateway.config import ConfigError
     from gateway.config.check import load_all
@@ -108,7 +109,7 @@ def _ask_gateway(
         click.echo(f"{call}: {error}", err=True)
         return NOT_ANSWERED
     except KeyboardInterrupt:
-        click.echo(f"{call} goes on in the gateway", err=True)
+        click.echo(f"{call} goes on in the gateway: `gateway hangup {call}` ends it", err=True)
         return NOT_ANSWERED
     return _tell(answer["summary"])
 
@@ -116,9 +117,11 @@ def _ask_gateway(
 def _tell(summary: dict[str, Any]) -> int:
     ending = summary["ending"]
     answered = summary["times_ms"]["answered"] is not None
-    words = f"{ending['why']} by {ending['by']}, SIP {ending['sip_code']}"
+    code, detail = str(ending["sip_code"]), str(ending["detail"])
+    words = f"{ending['why']} by {ending['by']}, SIP {code}"
     told = "answered" if answered else "not answered"
-    click.echo(f"{told}: {words} {ending['detail']}".rstrip())
+    # What the network said begins with the code in its own words.
+    click.echo(f"{told}: {words} {detail.removeprefix(code).strip()}".rstrip())
     return 0 if answered else NOT_ANSWERED
 
 

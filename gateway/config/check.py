@@ -166,12 +166,22 @@ def _open_doors(config: Config) -> list[str]:
         more = ", without a limit" if unlimited else ""
         advice.append(f'access.unknown = "allow": anybody who reaches {public[0]} can call{more}')
     for trunk in config.trunk:
+        for peer in trunk.peers:
+            if peer.network.prefixlen == 0:
+                advice.append(f"trunk {trunk.name}: with {peer} anybody's call is this trunk's")
         if trunk.srtp != "off" and "sdes" in trunk.srtp_keying and trunk.transport != "tls":
             advice.append(
                 f"trunk {trunk.name}: SDES puts the keys of SRTP into SDP, and {trunk.transport} "
                 'lets everybody on the way read them (transport = "tls" does not)'
             )
     return advice
+
+
+def _others(config: Config) -> str:
+    """What becomes of calls that are no trunk's."""
+    if config.access.unknown != "auto":
+        return config.access.unknown
+    return "auto (refused)" if config.trunk else "auto (from private networks only)"
 
 
 def _summary(path: Path, config: Config, dialplan: Dialplan) -> list[str]:
@@ -192,7 +202,7 @@ def _summary(path: Path, config: Config, dialplan: Dialplan) -> list[str]:
         f"  sip       {', '.join(map(str, sip.listen))}, at most {sip.max_calls} calls, "
         f"RTP {low}-{high}",
         *(shared if count > 1 else []),
-        f"  trunks    {trunks or 'none'}; other calls: {config.access.unknown}",
+        f"  trunks    {trunks or 'none'}; other calls: {_others(config)}",
         f"  realtime  {realtime.url}, model {realtime.model}, {key}, "
         f"dialect {realtime.dialect}, audio {realtime.audio}",
         *(f"  endpoint  {one.name}: {one.url}, model {one.model}" for one in config.endpoint),

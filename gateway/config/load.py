@@ -47,10 +47,28 @@ def judge_config(source: TomlSource) -> tuple[Config | None, list[Problem]]:
         )
     if config.log.file is not None and not config.log.file.parent.is_dir():
         problems.append(source.problem(("log", "file"), "its folder does not exist"))
+    problems += _tls_unreadable(config, source)
     realtime = config.realtime
     if realtime.api_key is None and not realtime.on_loopback and _API_KEY not in source.unresolved:
         problems.append(source.problem(_API_KEY, KEY_MISSING))
     return config, problems
+
+
+def _tls_unreadable(config: Config, source: TomlSource) -> list[Problem]:
+    """Files of ``[sip.tls]`` that a ``tls:`` listener would not come up with."""
+    tls = config.sip.tls
+    if not any(address.transport == "tls" for address in config.sip.listen):
+        return []
+    problems: list[Problem] = []
+    for key in ("certificate", "private_key", "ca"):
+        path: Path | None = getattr(tls, key)
+        try:
+            if path is not None:
+                path.open("rb").close()
+        except OSError as error:
+            message = f"{path} cannot be read: {error.strerror}"
+            problems.append(source.problem(("sip", "tls", key), message))
+    return problems
 
 
 def _key_not_needed(source: TomlSource) -> None:

@@ -78,6 +78,9 @@ def _message(
     if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
         return "must be a table"
     if kind in ("tuple_type", "list_type"):
+        fields = [part for part in loc if isinstance(part, str)]
+        if isinstance(_value_at(source.data, path), dict) and _model_at(model, loc) is not None:
+            return f"must be an array of tables: write [[{'.'.join(fields)}]]"
         return "must be an array"
     text = detail["msg"]
     if kind == "value_error":

@@ -51,6 +51,8 @@ def calls(config: Path, path: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
         return
+    if not found:
+        click.echo("no calls in progress", err=True)
     for line in call_lines(found):
         click.echo(line)
 

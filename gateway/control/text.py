@@ -20,7 +20,8 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     for call in status["calls"]:
         through = f" by {call['trunk']}" if call["trunk"] else ""
         yield (
-            f"    {duration(call['age_seconds']):>8}  {call['from']} to {call['to']}{through}, "
+            f"    {duration(call['age_seconds']):>8}  {call['from'] or 'gateway'} to {call['to']}"
+            f"{through}, "
             f"route {call['route']}, {call['codec']} {call['security'] or '(no media yet)'}"
             f"{_figures(call)}"
         )
@@ -58,7 +59,8 @@ def call_lines(calls: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """One line for each call: its id first."""
     for call in calls:
         age = duration(call["age_seconds"])
-        yield f"{call['call_id']}  {call['route']}  {age}  {call['from']} -> {call['to']}"
+        caller = call["from"] or "gateway"  # of a call that it placed
+        yield f"{call['call_id']}  {call['route']}  {age}  {caller} -> {call['to']}"
 
 
 def _figures(call: Mapping[str, Any]) -> str:

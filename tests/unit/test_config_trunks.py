@@ -86,6 +86,48 @@ def test_tls_files_need_each_other(tmp_path: Path) -> None:
     )
 
 
+def test_tls_files_that_are_not_there(tmp_path: Path) -> None:
+    text = '[sip.tls]\ncertificate = "c.pem"\nprivate_key = "k.pem"\nca = "a.pem"\n'
+    file = written(tmp_path, text)
+    load_config(file, {})  # nothing would read them
+    file.write_text(file.read_text().replace("udp:127.0.0.1:5060", "tls:127.0.0.1:5061"))
+    (tmp_path / "k.pem").touch()
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, {})
+    assert [(found.line, found.key) for found in caught.value.problems] == [
+        (6, "sip.tls.certificate"),
+        (8, "sip.tls.ca"),
+    ]
+    assert str(tmp_path / "a.pem") in caught.value.problems[1].message
+
+
+def test_a_trunk_in_single_brackets(tmp_path: Path) -> None:
+    found = problem(tmp_path, '[trunk]\nname = "a"\npeers = ["::1"]\n')
+    assert found == (1, "trunk", "must be an array of tables: write [[trunk]]")
+    text = '[[trunk]]\nname = "a"\npeers = "::1"\n'
+    assert problem(tmp_path, text) == (3, "trunk[0].peers", "must be an array")
+
+
+@pytest.mark.parametrize(
+    ("text", "others"),
+    [
+        ("", "auto (from private networks only)"),
+        ('[[trunk]]\nname = "a"\npeers = ["::1"]\n', "auto (refused)"),
+        ('[access]\nunknown = "drop"\n', "drop"),
+    ],
+)
+def test_what_the_check_says_of_strangers(tmp_path: Path, text: str, others: str) -> None:
+    status, lines = check(written(tmp_path, text), {})
+    assert status == 0
+    assert any(line.endswith(f"other calls: {others}") for line in lines)
+
+
+def test_a_trunk_of_everybody_is_noted(tmp_path: Path) -> None:
+    text = '[[trunk]]\nname = "a"\npeers = ["0.0.0.0/0"]\n'
+    _, lines = check(written(tmp_path, text), {})
+    assert "  note: trunk a: with 0.0.0.0/0 anybody's call is this trunk's" in lines
+
+
 def test_good_trunks(tmp_path: Path) -> None:
     text = """
 [[trunk]]

@@ -15,7 +15,7 @@ from gateway.cli import main
 from gateway.control.cli import command
 from gateway.control.content_cli import line_of
 from gateway.control.server import ControlError, ControlServer
-from gateway.control.text import duration, status_lines
+from gateway.control.text import call_lines, duration, status_lines
 
 STATUS: dict[str, Any] = {
     "version": "1.0",
@@ -132,6 +132,11 @@ def test_what_a_dead_gateway_left_is_replaced_and_nothing_else(tmp_path: Path) -
         asyncio.run(run(path))
     with pytest.raises(ControlError, match="longer than 107 bytes"):
         asyncio.run(run(tmp_path / ("x" * 120)))
+
+
+def test_the_caller_of_a_call_that_we_place() -> None:
+    placed = {"call_id": "out-1", "route": "r", "age_seconds": 3, "from": "", "to": "sip:2@b"}
+    assert list(call_lines([placed])) == ["out-1  r  3 s  gateway -> sip:2@b"]
 
 
 def test_status_for_people() -> None:
