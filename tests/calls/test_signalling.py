@@ -87,6 +87,7 @@ async def test_no_route(world: World) -> None:
     record = await world.record(call)
     assert record["ending"]["why"] == "no_route"
     assert record["ending"]["sip_code"] == 404
+    assert record["sip_call_id"] == call.call_id
     assert world.emulator.total_sessions == before
 
 
@@ -316,6 +317,7 @@ async def test_calls_beyond_the_library_are_refused_and_the_others_untouched(wor
         assert 180 not in over.responses
         record = await world.record(over)
         assert record["ending"]["why"] == "over_capacity"
+        assert record["sip_call_id"] == over.call_id
     for call, session in zip(calls[-4:], sessions, strict=True):
         await call.rtp.heard_bytes(8000)
         assert_continuous(call.rtp.packets)

@@ -30,6 +30,7 @@ from gateway.call.plan import CallPlan, Destination, FunctionPlan, HoldPlan, Pre
 from gateway.call.states import State
 from gateway.call.transfers import TAKE_OVER_SECONDS
 from gateway.realtime.commands import CreateItem
+from gateway.tools.acts import HandOn, TransferTo
 
 DESK = Destination("front desk", "tel:+4930123", ring_seconds=20)
 NUMBERS = Destination("staff", "sip:{number}@pbx", allow=re.compile("1[0-9]{3}"))
@@ -147,6 +148,26 @@ def test_the_caller_may_stop_it_before_it_begins(interruption: inputs.Input) -> 
     assert "output c1" in seen
     assert results(scene) == [{"status": "not done", "reason": "the caller interrupted"}]
     assert not any("second" in words for words in scene.at(20.0))
+
+
+@pytest.mark.parametrize("interruption", [SPEECH, key("1")])
+@pytest.mark.parametrize("act", [HandOn("front desk"), TransferTo("front desk", "One moment.")])
+def test_what_the_model_did_not_ask_for_is_no_callers_to_stop(
+    act: HandOn | TransferTo, interruption: inputs.Input
+) -> None:
+    """Of an operator or a function: it is done, and no tool call that nobody made is answered."""
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), audio("r1", "i1", 2000))
+    scene.listen(200)
+    seen = scene.do(inputs.ToolActs(act), interruption, done("r1", "cancelled"))
+    if isinstance(act, TransferTo):
+        seen += scene.at(5.0, created("r2"), audio("r2", "i2", 2000), done("r2"))
+        scene.listen(200)
+        seen += scene.do(interruption)
+    seen += scene.at(20.0)
+    assert [one for one in seen if one.startswith("refer")] == ["refer tel:+4930123"]
+    assert not any(one.startswith("output") for one in seen)
+    assert results(scene) == []
 
 
 def test_only_one_thing_at_a_time() -> None:
