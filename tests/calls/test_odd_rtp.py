@@ -18,6 +18,9 @@ from listening import Spoken, assert_continuous, noise
 from rtp_end import FRAME, RtpEnd
 
 from gateway.emulator.record import SessionRecord
+from gateway.sip import native
+
+own_build = pytest.mark.skipif(not native.AVAILABLE, reason="a patch of the gateway's own pjsua2")
 
 WORLD = {
     "log_level": "debug",
@@ -141,6 +144,73 @@ async def test_symmetric_rtp(world: World) -> None:
         await world.summary_at_end(call)
     finally:
         await behind.close()
+
+
+def _stranger(host: str) -> socket.socket:
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.setblocking(False)
+    made.bind((host, 0))
+    return made
+
+
+def _heard_by(sock: socket.socket) -> int:
+    """Packets that have come to it."""
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while sock.recv(2048):
+            count += 1
+    return count
+
+
+async def _flood(sender: Sender, seconds: float) -> None:
+    """Some eight times as many packets as a telephone sends."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for _ in range(20):
+            sender.put(b"\x2a" * FRAME, 0)
+        await asyncio.sleep(0.05)
+
+
+@own_build
+async def test_a_stranger_takes_nothing_over_from_who_speaks(world: World) -> None:
+    call = await greeted(world)
+    session = await world.session_of(call)
+    end = call.rtp
+    sender = Sender(end)
+    with contextlib.closing(_stranger("127.0.0.2")) as sock:
+        before, said = len(end.packets), noise(500, 1.0)
+        flood = asyncio.create_task(_flood(Sender(end, sock), 1.5))
+        await sender.say(LEAD_IN + said + b"\x55" * 40 * FRAME)
+        await flood
+        await arrives(session, said)
+        assert _heard_by(sock) == 0
+        assert len(end.packets) > before + 50
+        await world.summary_at_end(call)
+    assert_continuous(end.packets)
+
+
+@own_build
+async def test_a_stranger_who_was_first_gives_way_to_the_address_of_the_description(
+    world: World,
+) -> None:
+    world.behave(vad="off", answer=LONG_ANSWER)
+    call = dialog_call(world.phone, "greeted")
+    call.rtp.sending = False
+    await answered(call)
+    await world.gateway.wait("call.confirmed", call=call.call_id)
+    with contextlib.closing(_stranger("127.0.0.2")) as sock:
+        stranger = Sender(call.rtp, sock)
+        await _flood(stranger, 0.5)
+        assert _heard_by(sock) > 0  # whoever is first is followed, for peers behind NAT
+        flood = asyncio.create_task(_flood(stranger, 2.0))
+        speaking = asyncio.create_task(Sender(call.rtp).say(noise(501, 2.0)))
+        count = len(call.rtp.packets)
+        await call.rtp.until(lambda: len(call.rtp.packets) > count + 25, 5)
+        _heard_by(sock)
+        await call.rtp.until(lambda: len(call.rtp.packets) > count + 50, 5)
+        assert _heard_by(sock) == 0
+        await asyncio.gather(flood, speaking)
+    await world.summary_at_end(call)
 
 
 async def test_silence_suppression_with_comfort_noise(world: World) -> None:
