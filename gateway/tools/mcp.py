@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -96,6 +97,8 @@ class McpServer:
 
     async def _own(self) -> None:
         pause = FIRST_PAUSE
+        # What it says on standard error is not ours to log.
+        hint = {"advice": "run its command by hand to see"} if self.settings.command else {}
         while True:
             began = asyncio.get_running_loop().time()
             try:
@@ -113,7 +116,9 @@ class McpServer:
                 self._broken.clear()
             if asyncio.get_running_loop().time() - began > LONGEST_PAUSE:
                 pause = FIRST_PAUSE
-            log.warning("mcp.down", server=self.settings.name, why=self.state, again_in_s=pause)
+            log.warning(
+                "mcp.down", server=self.settings.name, why=self.state, again_in_s=pause, **hint
+            )
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 
@@ -221,8 +226,13 @@ async def _stdio(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any
     command, *arguments = settings.command
     # What it writes on standard error would stand between our log's lines, secrets and all.
     nothing = stack.enter_context(Path(os.devnull).open("w"))  # noqa: ASYNC230, SIM115
+    # "python3" is the one that we run on, with the packages that are beside us.
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     parameters = StdioServerParameters(
-        command=command, args=arguments, env=dict(settings.env), cwd=settings.folder or None
+        command=command,
+        args=arguments,
+        env={"PATH": path, **settings.env},
+        cwd=settings.folder or None,
     )
     return stdio_client(parameters, errlog=nothing)
 
