@@ -108,10 +108,13 @@ async def _run(tool: PythonTool, threads: Threads, request: ToolCall, given: dic
 
 
 def _call_of(request: ToolCall) -> Call:
-    loop = asyncio.get_running_loop()
+    loop, ours = asyncio.get_running_loop(), threading.get_ident()
 
     def act(wanted: Act) -> None:
-        loop.call_soon_threadsafe(request.act, wanted)
+        if threading.get_ident() == ours:
+            request.act(wanted)  # at once: what a coroutine tells comes before its result
+        else:
+            loop.call_soon_threadsafe(request.act, wanted)
 
     return Call(
         id=request.call,

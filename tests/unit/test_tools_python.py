@@ -367,3 +367,30 @@ def undocumented(x: int) -> int:
         return list(box.of("r"))
 
     assert asyncio.run(main()) == ["open_now"]
+
+
+def test_what_a_coroutine_tells_comes_before_its_result(tmp_path: Path) -> None:
+    code = '''
+from gateway.tools import Call
+
+async def tells(call: Call) -> str:
+    """Tells something, and is done at once."""
+    call.tell("A guest.")
+    return "done"
+'''
+    order: list[object] = []
+
+    async def main() -> None:
+        box = Toolbox(*load_all(folder_with(tmp_path, code), {}))
+        over = asyncio.Event()
+
+        def done(text: str) -> None:
+            order.append(text)
+            over.set()
+
+        box.run(ToolCall("c1", "tells", "{}", "call-1", "r", "sip:a@x", act=order.append), done)
+        await over.wait()
+        await box.stop()
+
+    asyncio.run(main())
+    assert order == [Tell("A guest."), "done"]
