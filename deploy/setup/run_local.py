@@ -43,7 +43,12 @@ def main(config: Path) -> None:
             sys.exit(1)
     address = settings.sip.listen[0]
     host = f"[{address.host}]" if ":" in address.host else address.host
-    click.echo(f"Call sip:100@{host}:{address.port} from a softphone. Ctrl-C ends calls and exits.")
+    tls = ";transport=tls" if address.transport == "tls" else ""
+    uri = f"sip:100@{host}:{address.port}{tls}"
+    click.echo(f"Call {uri} from a softphone. Ctrl-C ends calls and exits.")
+    if settings.trunk and settings.access.unknown != "allow":
+        names = ", ".join(trunk.name for trunk in settings.trunk)
+        click.echo(f"Only calls of trunks get in ({names}): see docs/trunks.md.")
     try:
         status = _run_gateway(config)
     finally:
