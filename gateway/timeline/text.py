@@ -194,6 +194,12 @@ def _note(entry: Entry) -> Text:
             return Text(f"on trouble: {entry.text('do')}", CUT)
         case "session_replaced":
             return Text(f"has a session again, after {ms(entry.extra.get('after_ms', 0))}")
+        case "handover_begins":
+            return Text("opens the next session, before the server ends this one", QUIET)
+        case "handed_over":
+            return Text("the next session has taken over", QUIET)
+        case "act":
+            return Text(f"asked from outside, or by a tool: {entry.text('act')}", QUIET)
         case "farewell":
             return Text("farewell: the call ends when it has been heard", QUIET)
         case "error":

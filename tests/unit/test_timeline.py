@@ -228,6 +228,8 @@ def test_what_the_gateway_did_is_in_words() -> None:
         {"t_ms": 90, "event": "session_replaced", "after_ms": 20.0},
         {"t_ms": 95, "event": "tool_takes_long", "name": "order"},
         {"t_ms": 96, "event": "idle_asked", "count": 1},
+        {"t_ms": 96, "event": "handover_begins"},
+        {"t_ms": 96, "event": "handed_over", "session_id": "sess_2"},
         {"t_ms": 97, "event": "machine", "kind": "music", "why": "sound without a pause for 6 s"},
     ]
     cut = {"at_ms": 50, "trigger": "guard", "item_id": "a", "played_ms": 40,
@@ -243,6 +245,8 @@ def test_what_the_gateway_did_is_in_words() -> None:
         "has a session again, after 20 ms",
         "tool order takes long",
         "asks the silent caller",
+        "opens the next session",
+        "the next session has taken over",
         "a machine (music): sound without a pause for 6 s",
     ):
         assert words in text
