@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,18 @@ def _advice(config: Config, dialplan: Dialplan) -> list[str]:
     enabled = [route for route in dialplan.routes if route.enabled]
     if not enabled:
         advice.append("no route: every call is refused with 404")
+    listening = {address.transport for address in config.sip.listen}
+    for route in enabled:
+        for target in route.transfer:
+            if target.mode == "blind" or target.trunk is not None:
+                continue
+            found = re.search(r";transport=(\w+)", target.to, re.IGNORECASE)
+            transport = found[1].lower() if found else "udp"
+            if transport not in listening:
+                advice.append(
+                    f"route {route.name}: transfer {target.name} names no trunk, so it goes by "
+                    f"{transport}, for which sip.listen has no address"
+                )
     for index, route in enumerate(enabled[:-1]):
         if not _has_condition(route):
             after = ", ".join(later.name for later in enabled[index + 1 :])

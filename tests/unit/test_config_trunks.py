@@ -122,6 +122,21 @@ def test_what_the_check_says_of_strangers(tmp_path: Path, text: str, others: str
     assert any(line.endswith(f"other calls: {others}") for line in lines)
 
 
+def test_a_transfer_that_no_listener_can_carry_is_noted(tmp_path: Path) -> None:
+    file = written(tmp_path, '[[trunk]]\nname = "pbx"\npeers = ["192.0.2.1"]\n')
+    route = tmp_path / "dialplans" / "10.toml"
+    target = '[[route]]\nname = "in"\n[[route.transfer]]\nname = "desk"\nmode = "attended"\n'
+
+    def notes(to: str) -> list[str]:
+        route.write_text(target + to)
+        return [line for line in check(file, {})[1] if "transfer desk" in line]
+
+    assert notes('to = "sip:1@192.0.2.1"\n') == []
+    assert notes('to = "sip:1@192.0.2.1;transport=tls"\ntrunk = "pbx"\n') == []
+    (line,) = notes('to = "sip:1@192.0.2.1;transport=tls"\n')
+    assert line.endswith("it goes by tls, for which sip.listen has no address")
+
+
 def test_a_trunk_of_everybody_is_noted(tmp_path: Path) -> None:
     text = '[[trunk]]\nname = "a"\npeers = ["0.0.0.0/0"]\n'
     _, lines = check(written(tmp_path, text), {})
