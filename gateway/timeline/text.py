@@ -194,6 +194,10 @@ def _note(entry: Entry) -> Text:
             return Text(f"on trouble: {entry.text('do')}", CUT)
         case "session_replaced":
             return Text(f"has a session again, after {ms(entry.extra.get('after_ms', 0))}")
+        case "not_interrupted":
+            return Text("is heard out: this does not interrupt", QUIET)
+        case "voicemail_message":
+            return Text(f"leaves its message (beep: {entry.text('beep')})", QUIET)
         case "handover_begins":
             return Text("opens the next session, before the server ends this one", QUIET)
         case "handed_over":
