@@ -287,7 +287,7 @@ def test_a_routes_budget_goes_before_the_configurations(tmp_path: Path) -> None:
     (tmp_path / "plans" / "a.toml").write_text(
         '[[route]]\nname = "a"\nbudget.transfer_to = "desk"\n'
     )
-    with pytest.raises(ConfigError, match="there is no \\[\\[route.transfer\\]\\]"):
+    with pytest.raises(ConfigError, match=r"there is no \[\[route.transfer\]\]"):
         load_all(file, {})
 
 
