@@ -140,7 +140,7 @@ class Conversation:
     def on_error(
         self, error: ServerError, command: ClientCommand | None, now: float
     ) -> list[Output]:
-        """An ``error`` event; most leave the call as it is (section 4.1 of the protocol notes)."""
+        """An ``error`` event; most leave the call as it is (:mod:`gateway.realtime.errors`)."""
         verdict = classify_error(error)
         gate = self.talk.gate
         outputs: list[Output] = [

@@ -140,17 +140,18 @@ class SessionSide:
 
     @property
     def _ladder(self) -> bool:
-        """Something may be done about a session that is not there."""
+        """Something may be done about a session that is not there; a call that we place and that
+        nobody has answered yet just ends."""
+        placing = self._call.plan.outbound is not None and not self._call.live
         leaving = (
             self._call.conversation.talk.parting is not None or self._call.conversation.leaving
         )
-        return bool(self._call.plan.on_trouble) and self._call.plan.outbound is None and not leaving
+        return bool(self._call.plan.on_trouble) and not (placing or leaving)
 
     def on_session_closed(self, input: inputs.SessionClosed, now: float) -> list[outputs.Output]:
         was_up, self._call.session_up = self._call.session_up, False
-        if self._call.state in (State.ENDING, State.BRIDGED) or (
-            not was_up and self.recovery.active
-        ):
+        given_up = not was_up and (self.recovery.active or self._call.state is not State.CONNECTING)
+        if given_up or self._call.state in (State.ENDING, State.BRIDGED):
             return []
         if self.handover.ready and self._call.live and input.code != 1000:
             self._call.session_up = True

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gateway.control.client import NoAnswerError, RefusedError, ask
+from gateway.control.client import ANSWER_SECONDS, NoAnswerError, RefusedError, ask_within
 from gateway.control.text import status_lines
 
 CONFIG = click.option(
@@ -34,16 +34,28 @@ SOCKET = click.option(
 @click.option("--json", "as_json", is_flag=True, help="All of it, as one JSON object.")
 def command(config: Path, path: Path | None, as_json: bool) -> None:
     """Say how a running gateway is: trunks, calls, refusals. Exit 0, or 1 without an answer."""
-    try:
-        status = ask(path or socket_of(config), "status")
-    except (NoAnswerError, RefusedError) as error:
-        click.echo(str(error), err=True)
-        sys.exit(1)
+    status = asked(config, path, "status")
     if as_json:
         click.echo(json.dumps(status, ensure_ascii=False))
         return
     for line in status_lines(status):
         click.echo(line)
+
+
+def asked(
+    config: Path,
+    path: Path | None,
+    command: str,
+    seconds: float = ANSWER_SECONDS,
+    **fields: Any,
+) -> dict[str, Any]:
+    """The answer of the gateway that the options name, within ``seconds``; without one the process
+    ends with 1 and says why."""
+    try:
+        return ask_within(seconds, path or socket_of(config), {**fields, "command": command})
+    except (NoAnswerError, RefusedError) as error:
+        click.echo(str(error), err=True)
+        sys.exit(1)
 
 
 def socket_of(config: Path) -> Path:

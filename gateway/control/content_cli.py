@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from gateway.control.cli import CONFIG, SOCKET, socket_of
-from gateway.control.client import ANSWER_SECONDS, NoAnswerError, RefusedError, ask, ask_within
+from gateway.control.cli import CONFIG, SOCKET, asked, socket_of
+from gateway.control.client import ANSWER_SECONDS, NoAnswerError, RefusedError, ask
 
 FOLLOW_SECONDS = 0.5
 ASIDE_SECONDS = 25.0
@@ -24,12 +24,7 @@ _CALL = click.argument("call")
 
 def _asked(config: Path, path: Path | None, command: str, **fields: Any) -> dict[str, Any]:
     seconds = ASIDE_SECONDS if command == "ask" else ANSWER_SECONDS
-    try:
-        where = path or socket_of(config)
-        return ask_within(seconds, where, {**fields, "command": command})
-    except (NoAnswerError, RefusedError) as error:
-        click.echo(str(error), err=True)
-        sys.exit(1)
+    return asked(config, path, command, seconds, **fields)
 
 
 @click.command("say")

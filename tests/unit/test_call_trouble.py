@@ -17,12 +17,21 @@ from call_scene import (
     closed,
     created,
     done,
+    error,
     said,
 )
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import AnswerPlan, CallPlan, Destination, FunctionPlan, Rung, TransferPlan
+from gateway.call.plan import (
+    AnswerPlan,
+    CallPlan,
+    Destination,
+    FunctionPlan,
+    OutboundPlan,
+    Rung,
+    TransferPlan,
+)
 from gateway.realtime.events import AgentTranscriptDelta, InputCommitted, InputTranscribed
 
 RECONNECT = Rung("reconnect", 10.0, "chime")
@@ -136,6 +145,35 @@ def test_an_announcement_then_the_caller_is_handed_on() -> None:
     assert scene.do(LOST) == ["close 1000 session_lost", "sound /sorry.wav"]
     assert "refer sip:desk@pbx" in scene.at(scene.now + 4.1)
     assert scene.record.trouble[0].outcome == "transferred"
+
+
+def test_the_close_of_a_session_that_was_given_up_ends_nothing() -> None:
+    desk = Destination("Desk", "sip:desk@pbx")
+    plan = replace(ladder(Rung("transfer", transfer_to="Desk")), transfer=TransferPlan((desk,)))
+    scene = Scene(plan).up()
+    scene.do(created("r1"), audio("r1", "i1", 1000))
+    assert "close 1000 session_error" in scene.do(error("session_expired"))
+    assert scene.do(inputs.SessionClosed(1000, "session_error", True)) == []
+    assert "refer sip:desk@pbx" in scene.listen(1100), "behind the words that are still heard"
+    assert scene.at(scene.now + 15) == [], "the transfer has its time"
+    assert scene.state.name == "TALKING"
+
+
+def test_a_call_that_we_placed_gets_another_session_too() -> None:
+    scene = Scene(replace(PLAN, outbound=OutboundPlan()))
+    scene.do(UP, ACK)
+    assert scene.do(LOST) == ["sound chime", "open"]
+    scene.do(AGAIN)
+    assert scene.record.trouble[0].outcome == "recovered"
+    assert scene.state.name == "TALKING"
+
+
+def test_a_call_that_nobody_has_answered_yet_is_not_held_up_for_a_session() -> None:
+    for before in ((), (UP,)):
+        scene = Scene(replace(PLAN, outbound=OutboundPlan()))
+        scene.do(*before)
+        assert "open" not in scene.do(LOST if before else UNREACHABLE)
+        assert scene.state.name in ("ENDING", "FINISHED")
 
 
 def test_a_result_that_comes_meanwhile_is_told_to_the_next() -> None:
