@@ -32,7 +32,7 @@ from gateway.sip.sounds import Sounds
 from gateway.sip.thread import SipThread
 from gateway.sip.transports import Listeners
 from gateway.sip.trunks import Trunk, Trunks
-from gateway.sip.types import Invite, LegEnd, LegHandler, Refused, SipSettings
+from gateway.sip.types import Invite, LegHandler, Refused, SipSettings
 
 log = structlog.get_logger("sip")
 
@@ -44,6 +44,9 @@ STOP_SECONDS = 6.0
 """Deadline for the library's own end; a BYE without an answer is given up before that."""
 
 _HANG_UP_SECONDS = 2.0
+
+_UNAVAILABLE = 503
+"""Of a call that cannot be sent anywhere (RFC 3261 section 8.1.3.1 has a transport error so)."""
 
 
 class UserAgent:
@@ -268,13 +271,11 @@ class UserAgent:
                 param.txOption.localUri = self.accounts.from_uri(trunk, caller_id)
             call.makeCall(uri, param)
             leg.invite = replace(leg.invite, call_id=str(call.getInfo().callIdString))
-        except pj.Error as error:
-            call.ended = True
-            self.calls.retire(call)
-            end = LegEnd(code=0, reason=str(error.info()), method="", reason_header="", local=False)
-            handler = leg.handler
-            if handler is not None:
-                self.to_loop(lambda: handler.on_ended(end))
+        except Exception as error:
+            # pjsip may have told of the end already, as of a call that was not answered.
+            why = str(error.reason) if isinstance(error, pj.Error) else type(error).__name__
+            log.warning("sip.not_sent", to=uri[:200], error=why)
+            call.end(_UNAVAILABLE, why)
         finally:
             self.offer(list(Codec))
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
 
 if TYPE_CHECKING:
     from gateway.sip.leg import SipCall
+
+log = structlog.get_logger("sip")
+
+_T = TypeVar("_T")
 
 KEYS_SECONDS = 0.05
 """How often a call is asked for keys that it waits for."""
@@ -48,7 +54,12 @@ class Calls:
         self._parties[party] += 1
 
     def retire(self, call: SipCall) -> None:
-        """Let go of an ended call, once no callback of it is on the stack."""
+        """Let go of an ended call, once no callback of it is on the stack.
+
+        Whoever learns first that a call is over says so; further words of it change nothing.
+        """
+        if call in self._retired or call not in self._all:
+            return
         self._retired.append(call)
         if call.followed:
             call.followed = False
@@ -78,14 +89,26 @@ class Calls:
         """See whether a call has the keys that it waits for."""
         if self.awaiting_keys and now >= self._next_keys:
             self._next_keys = now + KEYS_SECONDS
-            self.awaiting_keys = [call for call in self.awaiting_keys if not call.keys_known()]
+            waiting, self.awaiting_keys = self.awaiting_keys, []
+            self.awaiting_keys += [
+                call for call in waiting if self._ask(call, call.keys_known) is False
+            ]
 
     def poll_quality(self) -> None:
         """Have each leg report its RTP counters."""
-        for call in self._all:
-            call.poll_quality()
+        for call in list(self._all):
+            self._ask(call, call.poll_quality)
 
     def each(self, what: Callable[[SipCall], None]) -> None:
         """Do something with every call that is held, ended ones included."""
         for call in self._all:
             what(call)
+
+    def _ask(self, call: SipCall, what: Callable[[], _T]) -> _T | None:
+        """Ask something of one call. What that raises ends this call, and no other."""
+        try:
+            return what()
+        except Exception:
+            log.exception("sip.call_failed", call=call.name)
+            call.fail()
+            return None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("sip")
 
+_UNAVAILABLE = 503
 DECLINED = 603
 """To a REFER that the route does not take."""
 
@@ -62,6 +63,12 @@ class InCall(pj.Call):  # type: ignore[misc]
         """A REFER made this call; it counts among those that we place."""
         self._predecessor: InCall | None = None
         """The call that this one is to take the place of, once it is answered."""
+        self._followers: list[InCall] = []
+        """Calls that REFERs of our peer made; pjsua2 may name them while it is there."""
+
+    def end(self, code: int, reason: str) -> None:
+        """The call is over, by this status."""
+        raise NotImplementedError
 
     # ---- media
 
@@ -74,7 +81,7 @@ class InCall(pj.Call):  # type: ignore[misc]
 
     def unwire(self) -> None:
         """The call is over; pjsua has removed its stream, and what was joined with it."""
-        self._media = self._playing = None
+        self._media = self._playing = self._predecessor = None
         self.agent.sounds.give_back(self._sound, self._player)
         self._sound, self._player = "", None
         partner, self._partner = self._partner, None
@@ -198,7 +205,14 @@ class InCall(pj.Call):  # type: ignore[misc]
         successor.followed = True
         self.agent.calls.followed += 1
         successor._predecessor = self
+        self._followers.append(successor)
         prm.newCall = successor  # pjsua places the call, and tells the peer how it goes
+        self.agent.post(lambda: self._see_placed(successor))
+
+    def _see_placed(self, successor: InCall) -> None:
+        """A call that pjsua could not even begin has no state that it would tell of."""
+        if successor.getId() == pj.INVALID_ID:
+            successor.end(_UNAVAILABLE, "cannot be sent")
 
     @guarded
     def onCallReplaceRequest(self, prm: Any) -> None:  # noqa: N802

@@ -27,7 +27,7 @@ log = structlog.get_logger("sip")
 _IS_UPDATE = 1
 """PJMEDIA_STREAM_DTMF_IS_UPDATE: a further packet of an event already reported."""
 
-_REQUEST_TERMINATED, _NOT_ACCEPTABLE = 487, 488
+_REQUEST_TERMINATED, _NOT_ACCEPTABLE, _GATEWAY_ERROR = 487, 488, 500
 
 _IN_USE = (
     pj.PJSUA_CALL_MEDIA_ACTIVE,
@@ -184,6 +184,8 @@ class SipCall(InCall):
                 self.finish(500, {"Reason": 'SIP;cause=500;text="Gateway error"'})
         except pj.Error:
             log.exception("sip.call_stuck", call=self.name)
+            if self._is_over():
+                self.end(_GATEWAY_ERROR, "Gateway error")
 
     def _tell(self, what: Callable[[LegHandler], None]) -> None:
         self._tell_of(self.leg, what)
@@ -207,23 +209,30 @@ class SipCall(InCall):
         elif info.state == pj.PJSIP_INV_STATE_EARLY and info.role == pj.PJSIP_ROLE_UAC:
             code = int(info.lastStatusCode)
             self._tell(lambda handler: handler.on_ringing(code))
-        elif info.state == pj.PJSIP_INV_STATE_DISCONNECTED and not self.ended:
-            self.ended = True
-            self.unwire()
-            self._release_port()
-            if self._rtp_name:
-                self.agent.quieten(self._rtp_name)
-            code, reason = self._fault or (int(info.lastStatusCode), str(info.lastReason))
-            crossed = self._method == "CANCEL" and code != _REQUEST_TERMINATED
-            end = LegEnd(
+        elif info.state == pj.PJSIP_INV_STATE_DISCONNECTED:
+            self.end(int(info.lastStatusCode), str(info.lastReason))
+
+    def end(self, code: int, reason: str) -> None:
+        """The call is over, by this status: let go of all that it has, and tell of it, once."""
+        if self.ended:
+            return
+        self.ended = True
+        self.agent.calls.retire(self)
+        code, reason = self._fault or (code, reason)
+        crossed = self._method == "CANCEL" and code != _REQUEST_TERMINATED
+        self._tell_ended(
+            LegEnd(
                 code=code,
                 reason=reason,
                 method="" if crossed else self._method,
                 reason_header="" if crossed else self._reason_header,
                 local=self._local and self._fault is None,
             )
-            self._tell_ended(end)
-            self.agent.calls.retire(self)
+        )
+        self.unwire()
+        self._release_port()
+        if self._rtp_name:
+            self.agent.quieten(self._rtp_name)
 
     def _tell_ended(self, end: LegEnd) -> None:
         """Tell of the end as soon as it is known whether the other side knows of it, too."""

@@ -8,6 +8,7 @@ touches pjsip; media frames have pjmedia's own clock thread.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,9 @@ POLL_MS = 5
 
 MAX_COMMANDS = 100_000
 """Posted and not yet run. Each call posts a handful in its life; only a hung thread gets here."""
+
+LOG_SECONDS = 1.0
+"""At most one line in the log for what turns raise, in so many seconds."""
 
 log = structlog.get_logger("sip")
 
@@ -37,6 +41,9 @@ class SipThread:
         self._commands: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self.failures = 0
+        """Parts of turns that raised something."""
+        self._next_log = 0.0
         self.dropped = 0
         """Commands refused because the queue was full."""
 
@@ -80,11 +87,18 @@ class SipThread:
 
     def _turn_until_stopped(self) -> None:
         while not self._stopping:
-            self._poll(POLL_MS)
+            self._run(lambda: self._poll(POLL_MS), "poll")
             for _ in range(len(self._commands)):
-                command = self._commands.popleft()
-                try:
-                    command()
-                except Exception:
-                    log.exception("sip.command_failed")
-            self._housekeeping()
+                self._run(self._commands.popleft(), "command")
+            self._run(self._housekeeping, "housekeeping")
+
+    def _run(self, what: Callable[[], Any], part: str) -> None:
+        """Run one part of a turn: what it raises must not end the calls of all."""
+        try:
+            what()
+        except Exception:
+            self.failures += 1
+            now = time.monotonic()
+            if now >= self._next_log:  # a turn comes every 5 ms
+                self._next_log = now + LOG_SECONDS
+                log.exception("sip.turn_failed", part=part, count=self.failures)

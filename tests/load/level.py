@@ -40,7 +40,7 @@ FAULTS = {
     "call.fault",
     "call.leg_given_up",
     "sip.callback_failed",
-    "sip.command_failed",
+    "sip.turn_failed",
     "sip.call_stuck",
     "sip.thread_hung",
     "session.handler_failed",
