@@ -5,7 +5,6 @@
 CONFIG ?= gateway.toml
 TESTS ?=
 INTEROP ?= tests/interop
-CALLS ?= tests/calls
 # Tests of calls wait for real time, most of it: four files at a time keep two cores half busy.
 # In their order, not by size: calls, which take long, come first.
 PARALLEL ?= -n 4 --dist loadfile --no-loadscope-reorder
@@ -16,8 +15,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SETUP := deploy/setup
 
 # Stamps: what is installed in .venv, so that a second run has nothing to do.
-OWN := .cache/pjsua2-own
 BASE := $(VENV)/.made
+PJSUA2 := $(VENV)/.pjsua2
 APP := $(VENV)/.app
 DEV := $(VENV)/.dev
 
@@ -26,7 +25,7 @@ export PIP_NO_INPUT = 1
 
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run check test test-own test-tools interop lint format bench pjsua2 venv lock clean
+.PHONY: help demo run check test test-tools interop lint format bench venv lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,12 +43,6 @@ test: $(DEV) ## all tests but those of interop (TESTS=tests/unit for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester
 	@rm -f test-output/figures.txt
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not interop" $(TESTS)
-
-test-own: $(DEV) ## the tests of calls again, on a pjsua2 built from source (.venv stays as it is)
-	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core
-	@mkdir -p .cache && sh deploy/pjsua2/build.sh $(BIN)/python --no-install | tee $(OWN).path
-	@rm -rf $(OWN) && $(BIN)/python -m zipfile -e "$$(tail -n 1 $(OWN).path)" $(OWN)
-	@PYTHONPATH="$$PWD/$(OWN)" $(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(CALLS)
 
 interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones (INTEROP=... for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl setpriv:util-linux
@@ -72,9 +65,6 @@ format: $(DEV) ## let ruff format the sources
 bench: $(DEV) ## figures of speed and memory, with their method
 	@$(SETUP)/need-debian.sh sipp:sip-tester
 	@$(BIN)/python -m tests.load
-
-pjsua2: $(APP) ## a pjsua2 for many calls, built from source into .venv (some minutes)
-	@sh deploy/pjsua2/build.sh $(BIN)/python
 
 venv: $(DEV) ## .venv with everything in it
 
@@ -99,11 +89,15 @@ $(BASE):
 	@$(SETUP)/make-venv.sh $(VENV)
 	@touch $@
 
-$(APP): $(BASE) requirements.lock pyproject.toml deploy/pjsua2/wheel.txt
+# Built from source where the cache does not have it: deploy/pjsua2/README.md.
+$(PJSUA2): $(BASE) $(shell find deploy/pjsua2 -type f ! -name '*.pyc' ! -name '*.md')
+	@sh deploy/pjsua2/build.sh $(BIN)/python
+	@touch $@
+
+$(APP): $(BASE) $(PJSUA2) requirements.lock pyproject.toml
 	@echo "Installing what the gateway needs into $(VENV)"
 	@$(PIP) --require-hashes -r requirements.lock
 	@$(PIP) --no-deps --no-build-isolation --editable .
-	@$(SETUP)/install-pjsua2.sh $(BIN)/python
 	@touch $@
 
 $(DEV): $(APP) requirements-dev.lock

@@ -26,7 +26,7 @@ from gateway.realtime.events import AudioDelta
 from gateway.records.events import EventLog
 from gateway.sessions import SessionPlan, Sessions
 from gateway.sip.leg import Leg
-from gateway.sip.ports import call_audio
+from gateway.sip.ports import CallAudio
 from gateway.sip.types import LegEnd, RtpQuality
 from gateway.tools.acts import Act
 from gateway.tools.runner import Question, ToolCall, ToolRunner
@@ -65,7 +65,7 @@ class Bridge:
         self._log = structlog.get_logger("call").bind(call=record.call_id, route=plan.route)
         self._quality = QualityOfCall()
         self._machine = CallMachine(plan, record, self._loop.time())
-        self._audio = call_audio(plan.codec, session_plan.max_playout_frames)
+        self._audio = CallAudio(plan.codec, session_plan.max_playout_frames)
         self._audio.playout.pause(True)
         self._legs = Legs(
             leg if isinstance(leg, Leg) else None,

@@ -18,8 +18,7 @@ def room_for(wanted: int, carried: int) -> int:
             "gateway.capacity",
             max_calls=wanted,
             library_calls=carried,
-            advice="this pjsua2 carries fewer calls than sip.max_calls; `make pjsua2` builds "
-            "one for a thousand",
+            advice="the library carries fewer calls than sip.max_calls: run more workers",
         )
     if not descriptors.allow(calls):
         log.warning(

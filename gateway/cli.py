@@ -146,7 +146,7 @@ def _serve(config: Path, settings: Config, dialplan: Dialplan, lifeline: int | N
         from gateway import service
         from gateway.sip.agent import AgentError
     except ImportError as error:
-        click.echo(f"pjsua2 cannot be loaded ({error}): `make pjsua2` builds it", err=True)
+        click.echo(f"pjsua2 cannot be loaded ({error}): `make` builds and installs it", err=True)
         sys.exit(1)
     try:
         service.run(settings, dialplan, lifeline)

@@ -139,7 +139,7 @@ def _place(
         from gateway.service import Service
         from gateway.sip.agent import AgentError
     except ImportError as error:
-        click.echo(f"pjsua2 cannot be loaded ({error}): `make pjsua2` builds it", err=True)
+        click.echo(f"pjsua2 cannot be loaded ({error}): `make` builds and installs it", err=True)
         return NOT_PLACED
 
     async def one_call() -> CallRecord:

@@ -15,7 +15,7 @@ from gateway.call.record import CallRecord
 from gateway.call.record import SecondLeg as SecondRecord
 from gateway.sip.incall import ReferProgress
 from gateway.sip.leg import Leg
-from gateway.sip.ports import LegAudio
+from gateway.sip.ports import CallAudio
 from gateway.sip.types import LegEnd, LegHandler, RtpQuality
 
 
@@ -30,7 +30,7 @@ class Dialler(Protocol):
         self,
         uri: str,
         handler: LegHandler,
-        audio: LegAudio | None,
+        audio: CallAudio | None,
         codecs: list[Codec],
         trunk: str,
     ) -> Leg: ...
@@ -60,7 +60,7 @@ class Legs:
         main: Leg | None,
         outward: Outward | None,
         handler: LegHandler,
-        audio: LegAudio,
+        audio: CallAudio,
         record: CallRecord,
         dial: Dialler | None,
         feed: Callable[[inputs.Input], None],

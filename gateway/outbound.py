@@ -23,7 +23,7 @@ from gateway.pump import MediaPump
 from gateway.refusals import Refusals
 from gateway.sip.leg import Leg
 from gateway.sip.message import user_of
-from gateway.sip.ports import LegAudio
+from gateway.sip.ports import CallAudio
 from gateway.sip.types import LegHandler
 from gateway.tools.toolbox import Toolbox
 
@@ -134,7 +134,7 @@ class OutboundCalls:
         def dial(
             uri: str,
             handler: LegHandler,
-            audio: LegAudio | None,
+            audio: CallAudio | None,
             codecs: list[Codec],
             trunk: str,
         ) -> Leg:

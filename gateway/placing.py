@@ -15,7 +15,7 @@ from gateway.dialing import OutboundCaps
 from gateway.legs import DialRefusedError
 from gateway.sip.agent import UserAgent
 from gateway.sip.leg import Leg
-from gateway.sip.ports import LegAudio
+from gateway.sip.ports import CallAudio
 from gateway.sip.types import LegEnd, LegHandler
 
 log = structlog.get_logger("gateway")
@@ -58,7 +58,7 @@ class Placing:
         self,
         uri: str,
         handler: LegHandler,
-        audio: LegAudio | None,
+        audio: CallAudio | None,
         codecs: list[Codec],
         trunk: str,
     ) -> Leg:
@@ -70,7 +70,7 @@ class Placing:
         self,
         uri: str,
         handler: LegHandler,
-        audio: LegAudio | None,
+        audio: CallAudio | None,
         codecs: list[Codec],
         trunk: str,
         caller_id: str = "",

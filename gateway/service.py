@@ -42,7 +42,6 @@ from gateway.sip import library
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg
 from gateway.sip.message import user_of
-from gateway.sip.needs import unmet
 from gateway.sip.report import refusals, trunk_states
 from gateway.tools.toolbox import Toolbox
 from gateway.upkeep import Upkeep
@@ -160,9 +159,6 @@ class Service:
         return await over
 
     async def _start_up(self) -> None:
-        build = library.build()
-        if lacking := unmet(self._sip, build):
-            raise AgentError("; ".join(lacking))
         for problem in self._dialplan.unsure:
             log.warning("dialplan.unknown_setting", where=str(problem))
         await self._records.start()
@@ -186,7 +182,7 @@ class Service:
             max_calls=self._max_calls,
             routes=[route.name for route in self._dialplan.routes],
             realtime=self._config.realtime.url.partition("?")[0],
-            pjsua2=asdict(build),
+            pjsua2=asdict(library.build()),
         )
 
     def _on_signal(self, number: int) -> None:
@@ -225,7 +221,7 @@ class Service:
         await self._records.stop()
         await self._event_logs.stop()
         await self._costs.stop()
-        log.info("gateway.down", media_faults=self._agent.pool.faults)
+        log.info("gateway.down", media_faults=self._pump.faults)
 
     async def _notice(self, seconds: float) -> None:
         """Stay for a dispatcher's probes to see that we drain."""
@@ -259,7 +255,7 @@ class Service:
             "callbacks": self._callbacks.as_json(),
             "dropped": {
                 "records": self._records.dropped,
-                "media faults": self._agent.pool.faults,
+                "media faults": self._pump.faults,
             },
         }
 

@@ -30,13 +30,6 @@ _DEADLINE_SECONDS = 20.0
 _FRAME_BYTES = 320  # 20 ms of 16 bit samples at 8000 Hz
 
 
-def fast_buffers() -> bool:
-    """Whether frames copy to and from bytes in one call (pjproject 2.16 and later)."""
-    return hasattr(pj.ByteVector, "copy_to_bytearray") and hasattr(
-        pj.ByteVector, "assign_from_bytes"
-    )
-
-
 class Port(pj.AudioMediaPort):  # type: ignore[misc]
     """Sends one constant and remembers the last frame it got."""
 
@@ -51,18 +44,12 @@ class Port(pj.AudioMediaPort):  # type: ignore[misc]
 
     def onFrameRequested(self, frame: Any) -> None:  # noqa: N802
         frame.type = pj.PJMEDIA_FRAME_TYPE_AUDIO
-        if fast_buffers():
-            frame.buf.assign_from_bytes(self.sent)
-        else:
-            frame.buf = pj.ByteVector(self.sent)
+        frame.buf.assign_from_bytes(self.sent)
         frame.size = _FRAME_BYTES
 
     def onFrameReceived(self, frame: Any) -> None:  # noqa: N802
         if frame.type == pj.PJMEDIA_FRAME_TYPE_AUDIO and len(frame.buf) == _FRAME_BYTES:
-            if fast_buffers():
-                frame.buf.copy_to_bytearray(self.heard)
-            else:
-                self.heard = bytearray(frame.buf)
+            frame.buf.copy_to_bytearray(self.heard)
             self.frames += 1
 
 
@@ -149,7 +136,6 @@ def run() -> dict[str, Any]:
         "max_media_ports": int(config.medConfig.maxMediaPorts),
         "codecs": [codec.codecId for codec in list(endpoint.codecEnum2())],
         "tls": tls_library(),
-        "fast_buffers": fast_buffers(),
         "imported_kib": imported,
         "started_kib": resident_kib(),
     }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Prints the interpreter to make .venv with: $PYTHON if set, else one for which a pjsua2 wheel
-# exists (3.11, 3.12), else any python3 that is new enough. Exit 1 with a message when there is none.
+# Prints the interpreter to make .venv with: $PYTHON if set, else one that the tests run on (3.11,
+# 3.12), else any python3 that is new enough. Exit 1 with a message when there is none.
 set -eu
 
 new_enough() {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import re
 from collections.abc import Callable
@@ -69,8 +68,6 @@ class Phone:
     def __init__(self, settings: PhoneSettings, host: str = "127.0.0.1") -> None:
         local_host, port = settings.local or local_for(host)
         self._calls: set[ScriptedCall] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._told = False
         self._agent = UserAgent(
             SipSettings(
                 listen=(Listen("udp", local_host, port),),
@@ -83,7 +80,7 @@ class Phone:
             ),
             on_invite=_busy,
             on_refused=_ignore,
-            on_caller_audio=self._on_audio,
+            on_caller_audio=self._collect,
         )
         self.interrupted = False
 
@@ -93,7 +90,6 @@ class Phone:
         return self._agent.capacity
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
         await self._agent.start()
         return self
 
@@ -136,16 +132,7 @@ class Phone:
         for call in self._calls:
             call.interrupt()
 
-    def _on_audio(self) -> None:
-        # Media clock. All calls' ticks come in one burst: one wake-up serves them.
-        loop = self._loop
-        if self._told or loop is None or loop.is_closed():
-            return
-        self._told = True
-        loop.call_soon_threadsafe(self._collect)
-
     def _collect(self) -> None:
-        self._told = False
         for call in tuple(self._calls):
             call.on_audio()
 

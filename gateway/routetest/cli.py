@@ -78,7 +78,7 @@ def command(
         click.echo(str(error), err=True)
         sys.exit(2)
     except ImportError as error:
-        click.echo(f"pjsua2 cannot be loaded ({error}): `make pjsua2` builds it", err=True)
+        click.echo(f"pjsua2 cannot be loaded ({error}): `make` builds and installs it", err=True)
         sys.exit(2)
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False))

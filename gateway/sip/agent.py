@@ -12,7 +12,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.audio.g711 import Codec
-from gateway.sip import library, native
+from gateway.sip import library
 from gateway.sip.accounts import Accounts, header_vector
 from gateway.sip.admission import Admission
 from gateway.sip.byes import Byes
@@ -22,9 +22,8 @@ from gateway.sip.errors import AgentError as AgentError
 from gateway.sip.incoming import Endpoint, Incoming
 from gateway.sip.leg import Leg, SipCall
 from gateway.sip.message import user_of
-from gateway.sip.needs import ipv6_unmet
 from gateway.sip.pjlog import LogWriter
-from gateway.sip.ports import LegAudio, PortPool
+from gateway.sip.ports import CallAudio, PortPool, beat_fd, clear_beat
 from gateway.sip.probes import Probes
 from gateway.sip.quietports import QuietPorts
 from gateway.sip.screen import Screen
@@ -57,8 +56,7 @@ class UserAgent:
         on_invite: told, on the event loop, of each new leg that somebody dialled to us; it has to
             set ``leg.handler`` before it returns.
         on_refused: told of each INVITE that was refused below the application.
-        on_caller_audio: called when caller audio waits, on the media clock's thread or on the
-            event loop; must not wait.
+        on_caller_audio: called on the event loop after each beat that brought caller audio.
     """
 
     def __init__(
@@ -70,7 +68,7 @@ class UserAgent:
         on_caller_audio: Callable[[], None],
     ) -> None:
         self.settings = settings
-        self.pool = PortPool(on_caller_audio)
+        self.pool = PortPool()
         self.sounds = Sounds()
         self._on_caller_audio = on_caller_audio
         self.capacity = 0
@@ -128,13 +126,12 @@ class UserAgent:
         self._thread.start(first, self._destroy)
         async with asyncio.timeout(START_SECONDS):
             await started
-        if native.AVAILABLE:
-            self._loop.add_reader(native.beat_fd(), self._on_beat)
+        self._loop.add_reader(beat_fd(), self._on_beat)
 
     async def stop(self) -> None:
         """Hang up what is left, unbind, and end the thread, at most ``STOP_SECONDS``."""
-        if native.AVAILABLE and self._loop is not None:
-            self._loop.remove_reader(native.beat_fd())
+        if self._loop is not None:
+            self._loop.remove_reader(beat_fd())
         self._thread.stop()
         gone = await asyncio.to_thread(self._thread.join, STOP_SECONDS)
         if not gone:
@@ -144,7 +141,7 @@ class UserAgent:
         self,
         uri: str,
         handler: LegHandler,
-        audio: LegAudio | None,
+        audio: CallAudio | None,
         codecs: list[Codec],
         trunk: str = "",
         caller_id: str = "",
@@ -221,7 +218,7 @@ class UserAgent:
         self._thread.post(command)
 
     def _on_beat(self) -> None:
-        native.clear_beat()
+        clear_beat()
         self._on_caller_audio()
 
     # ---- the SIP thread's side
@@ -314,6 +311,11 @@ class UserAgent:
                 self._probes.tick(now)
 
     def _create(self) -> None:
+        if len(self.settings.trunks) >= (places := library.account_capacity()):
+            raise AgentError(
+                f"trunk: the library has no place for more than {places - 1}, and there are "
+                f"{len(self.settings.trunks)}"
+            )
         endpoint = Endpoint(self, self.incoming)
         self._endpoint = endpoint
         library.native().pj_log_set_level(0)  # it would write to stdout until libInit says where
@@ -323,8 +325,6 @@ class UserAgent:
         self._configure_media(config.medConfig)
         endpoint.libInit(config)
         self.capacity = library.capacity()
-        if lacking := ipv6_unmet(self.settings):
-            raise AgentError(lacking)
         endpoint.audDevManager().setNullDev()
         only_g711(endpoint)
         self._listeners = Listeners(endpoint, self.settings)

@@ -14,7 +14,7 @@ from gateway.audio.g711 import Codec
 from gateway.sip.guard import guarded
 from gateway.sip.incall import InCall, InCallCommands
 from gateway.sip.message import headers_of, offered_codecs, reason_of
-from gateway.sip.ports import LegAudio, Port
+from gateway.sip.ports import CallAudio, Port
 from gateway.sip.quality import Meter, counters_of
 from gateway.sip.security import media_security
 from gateway.sip.types import Invite, LegEnd, LegHandler
@@ -55,7 +55,7 @@ class Leg(InCallCommands):
     def __init__(self, agent: UserAgent, invite: Invite) -> None:
         self.invite = invite
         self.handler: LegHandler | None = None
-        self.audio: LegAudio | None = None
+        self.audio: CallAudio | None = None
         self.security = ""
         """``rtp``, or what SRTP was negotiated; empty until that is known."""
         self._agent = agent

@@ -1,4 +1,7 @@
-"""The media ends of calls: pooled ports that pjmedia's clock thread calls every 20 ms.
+"""The media ends of calls, in C++ (``deploy/pjsua2/native``): queues, and pooled bridge ports.
+
+pjmedia's clock thread takes and brings a frame every 20 ms and never enters the interpreter; the
+event loop is told of each beat through a file descriptor, and moves all that has come in one call.
 
 A port is never destroyed while the library lives: the clock thread calls into it until its
 asynchronous removal has run, so one freed with its call is a crash. Ports are made on demand, up
@@ -7,20 +10,141 @@ to the peak of concurrent calls, and serve one call after another; an idle one r
 
 from __future__ import annotations
 
-import ctypes
-import threading
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pjsua2 as pj
 
-from gateway.audio.g711 import FRAME_MS, PCM_FRAME_BYTES, SAMPLE_RATE, Codec
-from gateway.audio.playout import Playout
-from gateway.audio.uplink import Uplink
-from gateway.sip import native
-from gateway.sip.library import frame_writer, read_frame
+from gateway.audio.g711 import FRAME_MS, Codec
 
-_SILENCE = bytes(PCM_FRAME_BYTES)
+MAX_UPLINK_FRAMES = 250
+"""Five seconds. The loop drains the queue every 20 ms; only a loop that hangs fills it, and audio
+older than that is worth less to a conversation than what is said now."""
+
+_LAWS = {Codec.PCMU: 0, Codec.PCMA: 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """Playout began (``playing``) or ran empty, at ``at`` (``time.monotonic()`` seconds)."""
+
+    playing: bool
+    at: float
+
+
+class Playout:
+    """Frames of one call, in the order in which the caller is to hear them.
+
+    A frame is taken by the media clock (and so goes into RTP) or by :meth:`flush`, never by both
+    and never by neither: that is what makes ``audio_end_ms`` exact.
+    """
+
+    def __init__(self, queues: Any, codec: Codec, max_frames: int) -> None:
+        self.max_frames = max_frames
+        self._queues = queues
+        self._codec = codec
+        self._expecting = False
+
+    @property
+    def codec(self) -> Codec:
+        """Law of the audio put in, and of what the caller says."""
+        return self._codec
+
+    @codec.setter
+    def codec(self, codec: Codec) -> None:
+        self._codec = codec
+        self._queues.useLaw(_LAWS[codec])
+
+    @property
+    def expecting(self) -> bool:
+        """More audio of the current part is to come: an empty queue is an underrun, no end."""
+        return self._expecting
+
+    @expecting.setter
+    def expecting(self, expecting: bool) -> None:
+        if expecting is not self._expecting:
+            self._expecting = expecting
+            self._queues.expect(expecting)
+
+    @property
+    def frames_played(self) -> int:
+        """Frames handed to the media clock, silence not counted."""
+        return int(self._queues.counters()[0])
+
+    @property
+    def underruns(self) -> int:
+        """Times the clock found the queue empty in the middle of a part."""
+        return int(self._queues.counters()[1])
+
+    @property
+    def underrun_frames(self) -> int:
+        """20 ms frames of silence played because of that."""
+        return int(self._queues.counters()[2])
+
+    @property
+    def frames_refused(self) -> int:
+        """Frames that did not fit."""
+        return int(self._queues.counters()[3])
+
+    @property
+    def queued_ms(self) -> int:
+        """Audio waiting, ms."""
+        return len(self) * FRAME_MS
+
+    def __len__(self) -> int:
+        return int(self._queues.queued())
+
+    def put(self, audio: bytes) -> int:
+        """Queue whole frames of G.711; returns how many were refused (0 or all).
+
+        All or nothing, so that what was heard of a part is always a prefix of it.
+        """
+        return int(self._queues.put(audio))
+
+    def flush(self) -> int:
+        """Take out what the clock has not taken; returns its frames."""
+        self._expecting = False
+        return int(self._queues.flush())
+
+    def pause(self, paused: bool) -> None:
+        """Hold the queue as it is and play silence, or go on."""
+        self._queues.pause(paused)
+
+    def transition(self) -> Transition | None:
+        """The oldest start or stop that the event loop has not seen yet."""
+        found = self._queues.transition()
+        return None if found is None else Transition(*found)
+
+    def pull(self) -> bytes | None:
+        """Take a frame as the media clock does, as linear samples; None for silence. For tests."""
+        frame: bytes | None = self._queues.pull()
+        return frame
+
+
+class Uplink:
+    """20 ms frames of one caller, in order, bounded, with a count of what was lost."""
+
+    def __init__(self, queues: Any) -> None:
+        self._queues = queues
+
+    @property
+    def frames(self) -> int:
+        """Frames taken from the media clock."""
+        return int(self._queues.counters()[4])
+
+    @property
+    def dropped(self) -> int:
+        """Frames lost because the event loop did not keep up."""
+        return int(self._queues.counters()[5])
+
+    def drain(self) -> bytes:
+        """All that waits, as G.711 bytes; empty when nothing does."""
+        waiting: bytes = self._queues.drain()
+        return waiting
+
+    def push(self, pcm: bytes) -> None:
+        """Bring a frame of linear samples as the media clock does. For tests."""
+        self._queues.push(pcm)
 
 
 class CallAudio:
@@ -28,99 +152,24 @@ class CallAudio:
 
     Args:
         codec: the law that the call negotiated.
-        max_playout_frames: bound of the playout queue, in 20 ms frames.
+        max_playout_frames: bound of the playout queue, in 20 ms frames; audio comes faster than
+            real time, so it has to hold a whole answer.
     """
 
-    __slots__ = ("codec", "playout", "uplink")
+    __slots__ = ("codec", "playout", "queues", "uplink")
 
     def __init__(self, codec: Codec, max_playout_frames: int) -> None:
         self.codec = codec
-        self.uplink = Uplink(codec)
-        self.playout = Playout(codec, max_playout_frames)
-
-
-_settled_threads: set[int] = set()
-
-
-def keep_thread_state() -> None:
-    """Let a thread that is not Python's keep its interpreter state between callbacks.
-
-    The interpreter makes one for each callback and frees it afterwards, four times the cost of a
-    port's two callbacks. One reference that is never given back keeps it for the thread's life.
-    """
-    thread = threading.get_ident()
-    if thread not in _settled_threads:
-        _settled_threads.add(thread)
-        ctypes.pythonapi.PyGILState_Ensure()
-
-
-class AudioPort(pj.AudioMediaPort):  # type: ignore[misc]
-    """One port of the conference bridge; carries the audio of the call it is attached to.
-
-    Args:
-        wake: called on the media clock when caller audio has come; must not wait.
-    """
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        super().__init__()
-        self._wake = wake
-        self._write = frame_writer()
-        self._audio: CallAudio | None = None
-        self._settled = False
-        self.faults = 0
-        """Exceptions caught in the callbacks; each is a defect."""
-
-    def attach(self, audio: CallAudio | None) -> None:
-        """Serve this call from the next frame on, or none."""
-        self._audio = audio
-
-    def onFrameRequested(self, frame: Any) -> None:  # noqa: N802 (pjsua2's name)
-        """20 ms for the caller are due. Media clock: no lock, no log, nothing raised."""
-        try:
-            if not self._settled:
-                self._settled = True
-                keep_thread_state()
-            audio = self._audio
-            if audio is None:
-                frame.type = pj.PJMEDIA_FRAME_TYPE_NONE
-                return
-            self._write(frame, audio.playout.pull() or _SILENCE)
-            frame.size = PCM_FRAME_BYTES
-            frame.type = pj.PJMEDIA_FRAME_TYPE_AUDIO
-        except Exception:
-            self.faults += 1
-
-    def onFrameReceived(self, frame: Any) -> None:  # noqa: N802 (pjsua2's name)
-        """20 ms from the caller are here. Media clock: no lock, no log, nothing raised."""
-        try:
-            audio = self._audio
-            if audio is None:
-                return
-            if frame.type == pj.PJMEDIA_FRAME_TYPE_AUDIO:
-                pcm = read_frame(frame)
-                audio.uplink.push(pcm if len(pcm) == PCM_FRAME_BYTES else _SILENCE)
-            else:
-                # No packet came: the session's clock goes on all the same, or its voice activity
-                # detection would wait for ever on a caller who uses silence suppression.
-                audio.uplink.push(_SILENCE)
-            self._wake()
-        except Exception:
-            self.faults += 1
-
-
-LegAudio = CallAudio | native.NativeCallAudio
-"""The audio of a leg, in either form."""
-
-
-def call_audio(codec: Codec, max_playout_frames: int) -> LegAudio:
-    """Both directions of a call's audio, in C++ where this pjsua2 has it."""
-    make = native.NativeCallAudio if native.AVAILABLE else CallAudio
-    return make(codec, max_playout_frames)
+        self.queues = pj.NativeCallAudio(_LAWS[codec], max_playout_frames, MAX_UPLINK_FRAMES)
+        self.playout = Playout(self.queues, codec, max_playout_frames)
+        self.uplink = Uplink(self.queues)
 
 
 class Port(Protocol):
-    """What the pool and the legs need of a port, in either form."""
+    """A port of the conference bridge."""
 
+    def attach(self, queues: Any) -> None: ...
+    def detach(self) -> None: ...
     def startTransmit(self, sink: Any) -> None: ...  # noqa: N802 (pjsua2's name)
     def stopTransmit(self, sink: Any) -> None: ...  # noqa: N802
 
@@ -128,9 +177,8 @@ class Port(Protocol):
 class PortPool:
     """Ports that exist, taken and given back on the SIP thread."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._wake = wake
-        self._idle: dict[type, list[Any]] = {CallAudio: [], native.NativeCallAudio: []}
+    def __init__(self) -> None:
+        self._idle: list[Port] = []
         self._all: list[Any] = []
 
     @property
@@ -138,26 +186,16 @@ class PortPool:
         """Ports made so far: the peak of concurrent calls with media."""
         return len(self._all)
 
-    @property
-    def faults(self) -> int:
-        """Exceptions caught in media callbacks."""
-        return sum(port.faults for port in self._all if isinstance(port, AudioPort))
-
-    def take(self, audio: LegAudio) -> Port:
+    def take(self, audio: CallAudio) -> Port:
         """A port that serves ``audio``. Raises ``pj.Error`` when the bridge has no place."""
-        idle = self._idle[type(audio)]
-        port = idle.pop() if idle else self._make(audio)
-        port.attach(audio if isinstance(audio, CallAudio) else audio.queues)
-        return port  # type: ignore[no-any-return]
+        port = self._idle.pop() if self._idle else self._make()
+        port.attach(audio.queues)
+        return port
 
     def give_back(self, port: Port) -> None:
         """End the port's service; the next call may take it."""
-        if isinstance(port, AudioPort):
-            port.attach(None)
-            self._idle[CallAudio].append(port)
-        else:
-            port.detach()  # type: ignore[attr-defined]
-            self._idle[native.NativeCallAudio].append(port)
+        port.detach()
+        self._idle.append(port)
 
     def abandon(self) -> None:
         """Leave the ports to the end of the process: their destructors must not run any more.
@@ -167,18 +205,18 @@ class PortPool:
         for port in self._all:
             port.this.disown()
 
-    def _make(self, audio: LegAudio) -> Any:
-        name = f"gateway-{len(self._all)}"
-        if isinstance(audio, native.NativeCallAudio):
-            made = native.make_port(name)
-        else:
-            made = AudioPort(self._wake)
-            form = pj.MediaFormatAudio()
-            form.type = pj.PJMEDIA_TYPE_AUDIO
-            form.clockRate = SAMPLE_RATE
-            form.channelCount = 1
-            form.bitsPerSample = 16
-            form.frameTimeUsec = FRAME_MS * 1000
-            made.createPort(name, form)
+    def _make(self) -> Port:
+        made = pj.NativeAudioPort()
+        made.createPort(f"gateway-{len(self._all)}")
         self._all.append(made)
-        return made
+        return made  # type: ignore[no-any-return]
+
+
+def beat_fd() -> int:
+    """Readable after each beat of the media clock that brought caller audio."""
+    return int(pj.nativeBeatFd())
+
+
+def clear_beat() -> None:
+    """Take the announcement of a beat, before draining."""
+    pj.nativeBeatClear()

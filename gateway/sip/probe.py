@@ -12,7 +12,7 @@ from typing import Any
 
 import pjsua2 as pj
 
-from gateway.sip import library, native
+from gateway.sip import library
 from gateway.sip.endpoint import configure_media, endpoint_config
 from gateway.sip.types import SipSettings
 
@@ -32,12 +32,10 @@ def main() -> None:
     configure_media(config.medConfig, settings)
     endpoint.libInit(config)
     endpoint.audDevManager().setNullDev()
-    codecs = endpoint.codecEnum2()
     found = {
         "build": asdict(library.build()),
         "capacity": library.capacity(),
-        "native_port": native.AVAILABLE,
-        "codecs": [str(codecs[index].codecId) for index in range(len(codecs))],
+        "trunks": library.account_capacity() - 1,
     }
     endpoint.libDestroy()
     for held in (endpoint, writer):

@@ -18,8 +18,8 @@ from gateway.audio.sounds import BUILT_IN, SoundError, check_wav, samples_of, wr
 
 log = structlog.get_logger("sip")
 
-MAX_OWN = 20
-"""Players that calls have for themselves; the published wheel has 32 in all. Whoever comes when
+MAX_OWN = 100
+"""Players that calls have for themselves, of ``PJSUA_MAX_PLAYERS`` (256) in all. Whoever comes when
 all are taken hears the file from wherever it is just then."""
 
 

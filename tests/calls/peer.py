@@ -15,7 +15,7 @@ from typing import Any
 from gateway.audio.g711 import Codec
 from gateway.log import set_up_logging
 from gateway.sip.agent import AgentError, UserAgent
-from gateway.sip.ports import LegAudio, call_audio
+from gateway.sip.ports import CallAudio
 from gateway.sip.trunks import Security
 from gateway.sip.types import LegEnd, Listen, RtpQuality, SipSettings, Tls
 
@@ -32,7 +32,7 @@ class _Call:
         self.heard = asyncio.Event()
         self.end: LegEnd | None = None
         self.codec: Codec | None = None
-        self.audio: LegAudio | None = None
+        self.audio: CallAudio | None = None
         self.sound = 0
 
     def on_ringing(self, code: int) -> None: ...
@@ -87,7 +87,7 @@ async def main(order: dict[str, Any]) -> dict[str, Any]:
     )
     await agent.start()
     codec = Codec(order.get("codec", "PCMU"))
-    call.audio = call_audio(codec, 50)
+    call.audio = CallAudio(codec, 50)
     leg = agent.dial(order["uri"], call, call.audio, [codec])
     heard = False
     try:

@@ -18,7 +18,6 @@ from sip_phone import Phone
 
 from gateway.emulator.script import Script
 from gateway.emulator.server import Emulator
-from gateway.sip import library
 
 PEER = Path(__file__).parent / "peer.py"
 
@@ -56,11 +55,6 @@ name = "anybody"
 [route.greeting]
 say = "Hello, stranger."
 """
-
-
-def own_build() -> bool:
-    """Whether this pjsua2 is the one of ``deploy/pjsua2``: IPv6, TLS 1.3, perhaps DTLS."""
-    return library.build().distribution.startswith("pjsua2-gateway")
 
 
 def certificate(folder: Path, name: str) -> dict[str, str]:

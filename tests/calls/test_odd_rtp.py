@@ -18,9 +18,6 @@ from listening import Spoken, assert_continuous, noise
 from rtp_end import FRAME, RtpEnd
 
 from gateway.emulator.record import SessionRecord
-from gateway.sip import native
-
-own_build = pytest.mark.skipif(not native.AVAILABLE, reason="a patch of the gateway's own pjsua2")
 
 WORLD = {
     "log_level": "debug",
@@ -171,7 +168,6 @@ async def _flood(sender: Sender, seconds: float) -> None:
         await asyncio.sleep(0.05)
 
 
-@own_build
 async def test_a_stranger_takes_nothing_over_from_who_speaks(world: World) -> None:
     call = await greeted(world)
     session = await world.session_of(call)
@@ -189,7 +185,6 @@ async def test_a_stranger_takes_nothing_over_from_who_speaks(world: World) -> No
     assert_continuous(end.packets)
 
 
-@own_build
 async def test_a_stranger_who_was_first_gives_way_to_the_address_of_the_description(
     world: World,
 ) -> None:

@@ -20,7 +20,7 @@ from interop.kamailio import Kamailio
 HOST = "127.0.0.1"
 WORKERS = 2
 MAX_CALLS = 2
-"""Of each worker; the published wheel of pjsua2 carries four."""
+"""Of each worker."""
 
 _CONFIG = """
 [sip]

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from harness import eventually
 
-from gateway.sip import library
 from interop.lab.agent import Agent
 from interop.lab.baresip import Phone
 from interop.lab.debian import Root
@@ -57,12 +56,7 @@ class Way:
     params=[
         Way("udp", "rtp"),
         Way("tls", "srtp sdes", "srtp-mand"),
-        pytest.param(
-            Way("udp", "srtp dtls", "dtls_srtp"),
-            marks=pytest.mark.skipif(
-                "dtls" not in library.build().keying, reason="this pjsua2 has no DTLS"
-            ),
-        ),
+        Way("udp", "srtp dtls", "dtls_srtp"),
     ],
     ids=["udp", "tls", "dtls"],
 )

@@ -88,7 +88,7 @@ def run(folder: Path, calls: int, rate: float, beside: int, say: Say) -> tuple[R
         if gateway.max_calls < at_once:
             raise Failed(
                 f"{rate:g} calls a second need {at_once} at a time; this pjsua2 carries "
-                f"{gateway.max_calls} (`make pjsua2` builds one for a thousand)"
+                f"{gateway.max_calls}"
             )
         time.sleep(1.0)
         series = Series(gateway.pid)

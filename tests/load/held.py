@@ -76,10 +76,7 @@ class House:
         port = self.endpoint.ask("where")["port"]
         self.gateway = stack.enter_context(subject.gateway(folder, port, most, seconds + 600))
         if self.gateway.max_calls < calls:
-            raise Failed(
-                f"this pjsua2 carries {self.gateway.max_calls} calls (`make pjsua2` builds one "
-                "for a thousand)"
-            )
+            raise Failed(f"this pjsua2 carries {self.gateway.max_calls} calls")
         time.sleep(1.0)
         self.series = Series(self.gateway.pid)
         self.series.look(0, 0)

@@ -94,7 +94,7 @@ def _facts(facts: dict[str, Any]) -> list[str]:
         f"python {facts['python']}, gateway {facts['commit']}"
         + (f", run at nice {facts['nice']}" if facts["nice"] else ""),
         f"pjsua2: {pjsua2['distribution']} (pjproject {pjsua2['version']}), "
-        f"{facts['capacity']} calls, frames by {pjsua2['frame_access']}, {pjsua2['tls']}",
+        f"{facts['capacity']} calls, {pjsua2['tls']}",
     ]
 
 

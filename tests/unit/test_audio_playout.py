@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.audio.playout import Playout
+from gateway.sip.ports import CallAudio, Playout
 
 
 def _frames(first: int, count: int) -> bytes:
@@ -41,7 +41,7 @@ def _transitions(playout: Playout) -> list[bool]:
 
 @pytest.mark.parametrize("codec", Codec)
 def test_frames_are_played_as_they_came(codec: Codec) -> None:
-    playout = Playout(codec, 10)
+    playout = CallAudio(codec, 10).playout
     audio = bytes(range(256)) + bytes(64)
     assert playout.put(audio) == 0
     assert (len(playout), playout.queued_ms) == (2, 40)
@@ -51,7 +51,7 @@ def test_frames_are_played_as_they_came(codec: Codec) -> None:
 
 
 def test_full_queue_refuses_all_of_a_put() -> None:
-    playout = Playout(Codec.PCMU, 5)
+    playout = CallAudio(Codec.PCMU, 5).playout
     assert playout.put(_frames(0, 3)) == 0
     assert playout.put(_frames(3, 3)) == 3
     assert playout.frames_refused == 3
@@ -60,7 +60,7 @@ def test_full_queue_refuses_all_of_a_put() -> None:
 
 
 def test_starts_and_stops_are_told_once_each() -> None:
-    playout = Playout(Codec.PCMU, 100)
+    playout = CallAudio(Codec.PCMU, 100).playout
     assert playout.pull() is None
     assert _transitions(playout) == []
     playout.put(_frames(0, 2))
@@ -77,7 +77,7 @@ def test_starts_and_stops_are_told_once_each() -> None:
 
 
 def test_an_answer_right_behind_a_flush_has_a_start_of_its_own() -> None:
-    playout = Playout(Codec.PCMU, 100)
+    playout = CallAudio(Codec.PCMU, 100).playout
     playout.put(_frames(0, 5))
     playout.pull()
     assert _transitions(playout) == [True]
@@ -89,7 +89,7 @@ def test_an_answer_right_behind_a_flush_has_a_start_of_its_own() -> None:
 
 
 def test_a_flush_is_no_end_that_was_heard() -> None:
-    playout = Playout(Codec.PCMU, 100)
+    playout = CallAudio(Codec.PCMU, 100).playout
     playout.put(_frames(0, 5))
     playout.pull()
     playout.flush()
@@ -99,7 +99,7 @@ def test_a_flush_is_no_end_that_was_heard() -> None:
 
 
 def test_underruns_are_empty_queues_in_the_middle_of_a_part() -> None:
-    playout = Playout(Codec.PCMU, 100)
+    playout = CallAudio(Codec.PCMU, 100).playout
     playout.expecting = True
     playout.put(_frames(0, 1))
     for _ in range(4):
@@ -121,7 +121,7 @@ def test_underruns_are_empty_queues_in_the_middle_of_a_part() -> None:
 
 
 def test_a_pause_keeps_the_queue() -> None:
-    playout = Playout(Codec.PCMU, 100)
+    playout = CallAudio(Codec.PCMU, 100).playout
     playout.expecting = True
     playout.pause(True)
     playout.put(_frames(0, 2))
@@ -133,7 +133,7 @@ def test_a_pause_keeps_the_queue() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["put", "pull", "flush"]), st.integers(1, 12))))
 def test_any_order_of_puts_pulls_and_flushes(steps: list[tuple[str, int]]) -> None:
-    playout, queue, sent = Playout(Codec.PCMU, 30), list[int](), 0
+    playout, queue, sent = CallAudio(Codec.PCMU, 30).playout, list[int](), 0
     refused = played = 0
     transitions: list[bool] = []
     for step, count in steps:
@@ -174,7 +174,7 @@ def _nervous_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("_nervous_threads")
 def test_pulled_and_flushed_are_what_was_put_while_two_threads_work() -> None:
     """A clock in its own thread, pulling while the loop puts and flushes: every flush exact."""
-    playout = Playout(Codec.PCMU, 10_000)
+    playout = CallAudio(Codec.PCMU, 10_000).playout
     chance = random.Random(7)
     pulled: list[int] = []
     beats, ticked = threading.Semaphore(0), threading.Semaphore(0)
@@ -226,7 +226,7 @@ def test_pulled_and_flushed_are_what_was_put_while_two_threads_work() -> None:
 @pytest.mark.usefixtures("_nervous_threads")
 def test_a_flush_in_the_middle_of_a_pull_counts_no_frame_twice() -> None:
     """Both ends at the same few frames, thousands of times."""
-    playout = Playout(Codec.PCMU, 10_000)
+    playout = CallAudio(Codec.PCMU, 10_000).playout
     stop = threading.Event()
     pulled = 0
 

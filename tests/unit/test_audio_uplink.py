@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.audio.uplink import MAX_FRAMES, Uplink
+from gateway.sip.ports import MAX_UPLINK_FRAMES, CallAudio
 
 
 def _frame(number: int) -> bytes:
@@ -26,7 +26,7 @@ def _numbers(audio: bytes) -> list[int]:
 @pytest.mark.parametrize("codec", Codec)
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
 def test_frames_come_out_as_they_went_in(codec: Codec, count: int) -> None:
-    uplink = Uplink(codec)
+    uplink = CallAudio(codec, 1).uplink
     for number in range(count):
         uplink.push(codec.to_linear(_frame(number)))
     assert _numbers(uplink.drain()) == list(range(count))
@@ -35,18 +35,18 @@ def test_frames_come_out_as_they_went_in(codec: Codec, count: int) -> None:
 
 
 def test_a_loop_that_hangs_loses_the_oldest() -> None:
-    uplink = Uplink(Codec.PCMU)
-    for number in range(MAX_FRAMES + 30):
+    uplink = CallAudio(Codec.PCMU, 1).uplink
+    for number in range(MAX_UPLINK_FRAMES + 30):
         uplink.push(Codec.PCMU.to_linear(_frame(number)))
     assert uplink.dropped == 30
-    assert _numbers(uplink.drain()) == list(range(30, MAX_FRAMES + 30))
+    assert _numbers(uplink.drain()) == list(range(30, MAX_UPLINK_FRAMES + 30))
     uplink.push(Codec.PCMU.to_linear(_frame(5)))
     assert _numbers(uplink.drain()) == [5]
 
 
 @given(st.lists(st.integers(0, 40), max_size=12))
 def test_order_and_count_at_any_rhythm(bursts: list[int]) -> None:
-    uplink, sent, got = Uplink(Codec.PCMA), 0, list[int]()
+    uplink, sent, got = CallAudio(Codec.PCMA, 1).uplink, 0, list[int]()
     for burst in bursts:
         for _ in range(burst):
             uplink.push(Codec.PCMA.to_linear(_frame(sent)))
@@ -58,7 +58,7 @@ def test_order_and_count_at_any_rhythm(bursts: list[int]) -> None:
 
 def test_every_frame_is_delivered_or_counted_while_two_threads_work() -> None:
     total = 12_000
-    uplink = Uplink(Codec.PCMU)
+    uplink = CallAudio(Codec.PCMU, 1).uplink
     frames = [Codec.PCMU.to_linear(_frame(number)) for number in range(total)]
     done = threading.Event()
 

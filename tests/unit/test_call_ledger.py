@@ -21,8 +21,8 @@ from hypothesis.stateful import (
 )
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.audio.playout import Playout
 from gateway.call.ledger import MAX_PARTS, Heard, Ledger, PartKey
+from gateway.sip.ports import CallAudio
 
 PAD = b"\xff"
 
@@ -300,7 +300,7 @@ def _nervous_threads() -> Iterator[None]:
 def test_truncation_is_what_a_real_clock_thread_has_taken(codec: Codec) -> None:
     """Ledger and playout queue together, a second thread pulling while this one puts and cuts."""
     chance = random.Random(11)
-    ledger, playout = Ledger(codec.silence), Playout(codec, 10_000)
+    ledger, playout = Ledger(codec.silence), CallAudio(codec, 10_000).playout
     taken: list[bytes] = []
     beats, ticked = threading.Semaphore(0), threading.Semaphore(0)
     over = threading.Event()

@@ -21,22 +21,17 @@ from gateway.config.check import load_all
 from gateway.dialplan import Dialplan
 from gateway.doctor import command, library, machine, network
 from gateway.doctor.finding import Finding, Verdict, lines
-from gateway.sip.library import Build
-from gateway.sip.needs import unmet
-from gateway.sip.types import Listen, SipSettings
 
 BUILD: dict[str, Any] = {
     "distribution": "pjsua2-gateway 2.17",
     "version": "2.17",
     "path": "/somewhere/_pjsua2.so",
-    "frame_access": "buffer calls",
     "tls": "OpenSSL 3.0.19 27 Jan 2026",
 }
 FOUND: dict[str, Any] = {
     "build": BUILD,
     "capacity": 1280,
-    "native_port": True,
-    "codecs": ["PCMU/8000/1", "PCMA/8000/1"],
+    "trunks": 127,
 }
 
 
@@ -77,7 +72,7 @@ def test_the_report_on_this_machine(tmp_path: Path) -> None:
     assert {name for name, finding in found.items() if finding.verdict is Verdict.BAD} == set()
     assert "pjproject 2." in found["pjsua2"].fact
     assert found["calls"].verdict is Verdict.OK
-    assert set(found) >= {"audio", "tls", "python", "cores", "open files", "clock", "time zone"}
+    assert set(found) >= {"tls", "python", "cores", "open files", "clock", "time zone"}
     assert "emulator" in found["realtime"].advice
 
 
@@ -112,36 +107,19 @@ def test_lines_for_people() -> None:
             Verdict.WARN,
             "carries 4 at a time, sip.max_calls is 100: more get 503",
         ),
-        ({}, "audio", Verdict.OK, "native port"),
-        ({"native_port": False}, "audio", Verdict.OK, "buffer calls"),
-        (
-            {"native_port": False, "build": {**BUILD, "frame_access": "byte by byte"}},
-            "audio",
-            Verdict.WARN,
-            "byte by byte",
-        ),
         ({}, "tls", Verdict.OK, "OpenSSL 3.0.19"),
-        ({"build": {**BUILD, "tls": "OpenSSL 1.0.2k"}}, "tls", Verdict.WARN, "no longer"),
-        ({"build": {**BUILD, "tls": "none"}}, "tls", Verdict.WARN, "without"),
-        ({"codecs": ["PCMU/8000/1"]}, "codecs", Verdict.BAD, "PCMA left out"),
+        ({"trunks": 0}, "trunks", Verdict.BAD, "no place for more than 0, and there are 1"),
     ],
 )
 def test_what_a_build_means(
     tmp_path: Path, changes: dict[str, Any], subject: str, verdict: Verdict, says: str
 ) -> None:
-    config, _ = load_all(write(tmp_path), {})
+    trunk = '[[trunk]]\nname = "provider"\npeers = ["192.0.2.1"]\n'
+    config, _ = load_all(write(tmp_path, trunk), {})
     finding = by_subject(list(library.judge({**FOUND, **changes}, config)))[subject]
     assert finding.verdict is verdict
     assert says in finding.fact
     assert bool(finding.advice) is (verdict is not Verdict.OK)
-
-
-def test_tls_asked_of_a_library_without_names_both() -> None:
-    settings = SipSettings(listen=(Listen("udp", "::1", 5060), Listen("tls", "0.0.0.0", 5061)))
-    assert unmet(settings, Build(**BUILD)) == []
-    (line,) = unmet(settings, Build(**{**BUILD, "tls": "none"}))
-    assert line.startswith("sip.listen: tls:0.0.0.0:5061 needs TLS, and pjsua2-gateway 2.17 (")
-    assert BUILD["path"] in line
 
 
 def test_a_library_that_crashes_is_bad_and_takes_nobody_along(

@@ -101,15 +101,15 @@ def imported(python: Path) -> str:
 
 
 @linux_only
-def test_install_replaces_the_published_wheel_and_a_failed_one_leaves_it(
+def test_install_replaces_another_pjsua2_and_a_failed_one_leaves_it(
     environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(wheel, "DISTRIBUTION", "pjsua2-python")
-        published = a_wheel(tmp_path / "published", "2.15.1", b"X = 'published'\n")
+        other = a_wheel(tmp_path / "other", "2.15.1", b"X = 'other'\n")
     log = tmp_path / "log"
     site = next(environment.parent.parent.glob("lib/python*/site-packages"))
-    assert install(environment, published, log).returncode == 0
+    assert install(environment, other, log).returncode == 0
 
     broken = tmp_path / "broken" / wheel.wheel_name("2.17")
     broken.parent.mkdir()
@@ -117,7 +117,7 @@ def test_install_replaces_the_published_wheel_and_a_failed_one_leaves_it(
     failed = install(environment, broken, log)
     assert failed.returncode == 1
     assert f"installing {broken.name} failed" in failed.stderr
-    assert imported(environment) == "published"
+    assert imported(environment) == "other"
     assert sorted(path.name for path in site.glob("pjsua2*")) == [
         "pjsua2",
         "pjsua2_python-2.15.1.dist-info",

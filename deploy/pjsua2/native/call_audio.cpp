@@ -101,6 +101,39 @@ double monotonic()
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+// Both directions of a call, tick by tick: the clock first takes a frame, then brings one.
+struct Recording {
+    unsigned bound = 0, lost = 0;
+    bool taken = false, spoke = false;
+    int16_t said[kFrame] = {0};
+    std::vector<int16_t> said_samples, heard_samples;
+    std::vector<uint8_t> spoke_flags;
+
+    void take(const int16_t *samples)
+    {
+        static const int16_t silence[kFrame] = {0};
+        if (taken)
+            end(silence);
+        taken = true;
+        spoke = samples != nullptr;
+        memcpy(said, samples ? samples : silence, sizeof said);
+    }
+
+    void end(const int16_t *heard)
+    {
+        static const int16_t silence[kFrame] = {0};
+        const int16_t *first = taken ? said : silence;
+        if (spoke_flags.size() >= bound) {
+            ++lost;
+        } else {
+            said_samples.insert(said_samples.end(), first, first + kFrame);
+            heard_samples.insert(heard_samples.end(), heard, heard + kFrame);
+            spoke_flags.push_back(taken && spoke);
+        }
+        taken = spoke = false;
+    }
+};
+
 // Announces beats. All but `clear` runs on the clock thread, which visits the ports in a fixed
 // order: the one that came last in the previous beat is taken for the last of this one, so that
 // one wake-up finds the audio of all calls.
@@ -166,6 +199,7 @@ struct NativeCallAudio::State {
     unsigned uplink_frames = 0, uplink_dropped = 0;
     struct { bool playing; double at; } transitions[kTransitions];
     unsigned first_transition = 0, transition_count = 0;
+    std::unique_ptr<Recording> recording;
 
     void mark(bool now_playing)
     {
@@ -182,26 +216,31 @@ struct NativeCallAudio::State {
     // The next frame for the caller; false where silence is due.
     bool pull(int16_t *samples)
     {
-        uint8_t coded[kFrame];
-        const int16_t *linear;
-        {
-            std::lock_guard<std::mutex> hold(mutex);
-            if (paused)
-                return false;
-            if (playout.size() < kFrame) {
-                if (playing) {
-                    mark(false);
-                    underruns += expecting;
-                }
-                underrun_frames += expecting;
-                return false;
+        std::lock_guard<std::mutex> hold(mutex);
+        bool sound = next(samples);
+        if (recording)
+            recording->take(sound ? samples : nullptr);
+        return sound;
+    }
+
+    bool next(int16_t *samples)
+    {
+        if (paused)
+            return false;
+        if (playout.size() < kFrame) {
+            if (playing) {
+                mark(false);
+                underruns += expecting;
             }
-            playout.pop(coded, kFrame);
-            ++played;
-            if (!playing)
-                mark(true);
-            linear = tables().linear[law];
+            underrun_frames += expecting;
+            return false;
         }
+        uint8_t coded[kFrame];
+        playout.pop(coded, kFrame);
+        ++played;
+        if (!playing)
+            mark(true);
+        const int16_t *linear = tables().linear[law];
         for (unsigned i = 0; i < kFrame; ++i)
             samples[i] = linear[coded[i]];
         return true;
@@ -215,10 +254,14 @@ struct NativeCallAudio::State {
         if (!samples)
             samples = silence;
         std::lock_guard<std::mutex> hold(mutex);
+        ++uplink_frames;
+        if (recording) {
+            recording->end(samples);
+            return;
+        }
         const uint8_t *code = tables().coded[law];
         for (unsigned i = 0; i < kFrame; ++i)
             frame[i] = code[(uint16_t)samples[i]];
-        ++uplink_frames;
         if (!uplink.push(frame, kFrame)) {
             // A loop that hung shall hear what is said now, not what was said first.
             uint8_t oldest[kFrame];
@@ -316,6 +359,66 @@ PyObject *NativeCallAudio::counters() const
     const State &s = *state_;
     return Py_BuildValue("(IIIIII)", s.played, s.underruns, s.underrun_frames, s.refused,
                          s.uplink_frames, s.uplink_dropped);
+}
+
+void NativeCallAudio::record(unsigned max_ticks)
+{
+    std::lock_guard<std::mutex> hold(state_->mutex);
+    state_->recording.reset(new Recording);
+    state_->recording->bound = max_ticks;
+}
+
+template <class T> static PyObject *bytes_of(const std::vector<T> &values)
+{
+    return PyBytes_FromStringAndSize((const char *)values.data(),
+                                     (Py_ssize_t)(values.size() * sizeof(T)));
+}
+
+PyObject *NativeCallAudio::takeTicks()
+{
+    std::vector<int16_t> said, heard;
+    std::vector<uint8_t> spoke;
+    unsigned lost = 0;
+    {
+        std::lock_guard<std::mutex> hold(state_->mutex);
+        if (state_->recording) {
+            said.swap(state_->recording->said_samples);
+            heard.swap(state_->recording->heard_samples);
+            spoke.swap(state_->recording->spoke_flags);
+            lost = state_->recording->lost;
+        }
+    }
+    // "N" takes the new references over; a NULL among them is the exception that it stands for.
+    return Py_BuildValue("(NNNI)", bytes_of(said), bytes_of(heard), bytes_of(spoke), lost);
+}
+
+PyObject *NativeCallAudio::pull()
+{
+    int16_t samples[kFrame];
+    bool sound;
+    // As the clock does: without the interpreter's lock, so that a test's second thread can meet it.
+    Py_BEGIN_ALLOW_THREADS
+    sound = state_->pull(samples);
+    Py_END_ALLOW_THREADS
+    if (!sound)
+        Py_RETURN_NONE;
+    return PyBytes_FromStringAndSize((const char *)samples, sizeof samples);
+}
+
+void NativeCallAudio::push(PyObject *audio)
+{
+    int16_t samples[kFrame] = {0};
+    Py_buffer view;
+    if (PyObject_GetBuffer(audio, &view, PyBUF_SIMPLE) != 0) {
+        PyErr_Clear();
+    } else {
+        if (view.len == (Py_ssize_t)sizeof samples)
+            memcpy(samples, view.buf, sizeof samples);
+        PyBuffer_Release(&view);
+    }
+    Py_BEGIN_ALLOW_THREADS
+    state_->push(samples);
+    Py_END_ALLOW_THREADS
 }
 
 struct NativeAudioPort::Port {

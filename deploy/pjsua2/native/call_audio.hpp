@@ -4,7 +4,6 @@
  *
  * The clock thread takes and puts a frame every 20 ms and never needs the interpreter's lock; the
  * event loop takes whatever has come in one call, once for each beat that the eventfd announces.
- * Behaves as the pair of gateway.audio.playout.Playout and gateway.audio.uplink.Uplink.
  */
 #pragma once
 
@@ -46,6 +45,18 @@ public:
     unsigned queued() const;
     /** (played, underruns, underrun frames, refused, uplink frames, uplink dropped), in frames. */
     PyObject *counters() const;
+
+    /** From now on keep both directions of each 20 ms, at most so many; instead of the uplink. */
+    void record(unsigned max_ticks);
+    /** What was recorded since the last time: (said, heard, spoke, lost). The first two are linear
+     *  samples of 320 bytes a tick, `spoke` has a byte a tick (1 where `said` came from the queue),
+     *  `lost` counts all ticks that found no place. */
+    PyObject *takeTicks();
+
+    /** The media clock's side, for tests: the next frame as linear samples, or None for silence. */
+    PyObject *pull();
+    /** And a frame of linear samples from the caller; anything that is no whole frame is silence. */
+    void push(PyObject *samples);
 
 private:
     friend class NativeAudioPort;

@@ -14,6 +14,10 @@
 %feature("nothreadallow") pj::NativeCallAudio::transition;
 %feature("nothreadallow") pj::NativeCallAudio::queued;
 %feature("nothreadallow") pj::NativeCallAudio::counters;
+%feature("nothreadallow") pj::NativeCallAudio::record;
+%feature("nothreadallow") pj::NativeCallAudio::takeTicks;
+%feature("nothreadallow") pj::NativeCallAudio::pull;
+%feature("nothreadallow") pj::NativeCallAudio::push;
 %feature("nothreadallow") pj::nativeBeatFd;
 %feature("nothreadallow") pj::nativeBeatClear;
 %include "call_audio.hpp"

@@ -1,4 +1,4 @@
-"""pjproject's pjsua2 API, built for this machine by the gateway's own build.
+"""pjproject's pjsua2 API, built for this machine by ``deploy/pjsua2``.
 
 ``BUILD`` says what it was built from and for how many calls; the rest is pjsua2's.
 """

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import requirements, source
 from .cache import cache_root, finished_wheel, library_key, locked, platform_key, prune, wheel_key
-from .environment import has, install_wheel, require_pip, restore_published
+from .environment import has, install_wheel, require_pip
 from .errors import BuildError
 from .library import compile_library, extra_cflags, limits, slim
 from .progress import Progress
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.pop(name, None)
     try:
         if sys.platform != "linux":
-            raise BuildError(f"the build is for Linux, this is {sys.platform}; use the wheel")
+            raise BuildError(f"the build is for Linux, this is {sys.platform}")
         root = cache_root(os.environ, HERE.parent.parent)
         if options.key:
             print(wheel_key(HERE, "*"))
@@ -57,7 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--no-packages", action="store_true", help="never run apt-get install, name what is missing"
     )
-    add("--published", action="store_true", help="go back to the published wheel (wheel.txt)")
     add("--rebuild", action="store_true", help="build again even if the cache has the wheel")
     add("--key", action="store_true", help="print what the cached wheel is keyed by, and stop")
     add("--jobs", type=int, default=os.cpu_count() or 1, help="compile so many files at once")
@@ -71,10 +70,6 @@ def _carry_out(options: argparse.Namespace, root: Path) -> None:
     progress = Progress(_STEPS, log)
     if not options.no_install:
         require_pip()
-    if options.published:
-        restore_published(HERE, progress)
-        print("pjsua2: the published wheel is installed")
-        return
     wheel = None if options.rebuild else finished_wheel(root, HERE)
     if wheel is None:
         wheel = _build(root, progress, options)
@@ -93,7 +88,10 @@ def _carry_out(options: argparse.Namespace, root: Path) -> None:
 
 def _build(root: Path, progress: Progress, options: argparse.Namespace) -> Path:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    print(f"pjsua2: building for Python {version} ({sys.executable}); log: {progress.log}")
+    print(
+        f"pjsua2: building it from source for Python {version} ({sys.executable}): once, one to "
+        f"two minutes on two cores; log: {progress.log}"
+    )
     with progress.step("look for what the build needs"):
         requirements.ensure(progress, may_install=not options.no_packages)
     with progress.step("get pjproject's source"):

@@ -16,9 +16,8 @@ from .errors import BuildError
 from .progress import Progress
 from .wheel import DISTRIBUTION
 
-PUBLISHED = "pjsua2-python"
-# Both put a package pjsua2 into site-packages, so only one of them can be installed.
-_RIVALS = (DISTRIBUTION, PUBLISHED, "pjsua2")
+# Others on PyPI put a package pjsua2 into site-packages too; only one can be installed.
+_RIVALS = (DISTRIBUTION, "pjsua2-python", "pjsua2")
 
 
 def _installed() -> list[str]:
@@ -101,19 +100,3 @@ def has(wheel: Path) -> bool:
 def install_wheel(wheel: Path, progress: Progress) -> None:
     """Makes the built wheel the environment's pjsua2."""
     replace(progress, wheel, what=f"installing {wheel.name}")
-
-
-def restore_published(here: Path, progress: Progress) -> None:
-    """Goes back to the published wheel of ``wheel.txt``; fetched before anything is removed."""
-    pins = here / "wheel.txt"
-    with tempfile.TemporaryDirectory(prefix="pjsua2-") as folder:
-        _pip(
-            progress,
-            f"fetching the published wheel ({pins})",
-            *("download", "-q", "--no-deps", "--only-binary", ":all:"),
-            *("--require-hashes", "-d", folder, "-r", pins),
-        )
-        wheels = sorted(Path(folder).glob("*.whl"))
-        if not wheels:
-            raise BuildError(f"{pins} names no wheel")
-        replace(progress, *wheels, what="installing the published wheel")

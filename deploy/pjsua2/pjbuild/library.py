@@ -62,6 +62,7 @@ INCLUDES = ("pjlib", "pjlib-util", "pjnath", "pjmedia", "pjsip")
 LIMITS = {
     "max_calls": "PJSUA_MAX_CALLS",
     "max_conference_ports": "PJSUA_MAX_CONF_PORTS",
+    "max_accounts": "PJSUA_MAX_ACC",
     "max_sockets": "PJ_IOQUEUE_MAX_HANDLES",
     "max_transactions": "PJSIP_MAX_TSX_COUNT",
     "max_packet_bytes": "PJSIP_MAX_PKT_LEN",

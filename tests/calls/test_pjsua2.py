@@ -1,8 +1,7 @@
-"""What the gateway's own pjsua2 promises; skipped where the published wheel is installed."""
+"""What the pjsua2 of ``deploy/pjsua2`` promises."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import subprocess
 import sys
@@ -12,19 +11,6 @@ from typing import Any
 import pytest
 
 SMOKE = Path(__file__).resolve().parents[2] / "deploy" / "pjsua2" / "smoke.py"
-
-
-def _own_build() -> bool:
-    try:
-        importlib.metadata.version("pjsua2-gateway")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-pytestmark = pytest.mark.skipif(
-    not _own_build(), reason="the pjsua2 of deploy/pjsua2 is not installed (make pjsua2)"
-)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +56,3 @@ def test_offers_no_text_unless_asked() -> None:
 
 def test_uses_the_systems_openssl(found: dict[str, Any]) -> None:
     assert int(found["tls"].split()[1].split(".")[0]) >= 3
-
-
-def test_frames_are_copied_in_one_call(found: dict[str, Any]) -> None:
-    assert found["fast_buffers"] is True
