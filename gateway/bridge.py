@@ -125,6 +125,7 @@ class Bridge:
         self._legs.take()
         self._log.info(
             "call.invite",
+            sip_call_id=self.record.sip_call_id,
             **{"from": self.record.from_uri, "to": self.record.to_uri},
             source=self.record.source,
             codec=self.record.codec,

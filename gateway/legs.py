@@ -111,7 +111,7 @@ class Legs:
             old.handler = None
             old.hang_up({"Reason": 'SIP;cause=200;text="Call moved"'})
         there = successor.invite
-        self._feed(inputs.Moved(there.to_uri if not there.call_id else there.from_uri))
+        self._feed(inputs.Moved(there.to_uri if not there.sip_call_id else there.from_uri))
 
     def let_go(self, headers: dict[str, str]) -> None:
         """End both legs, whatever state they are in."""
@@ -123,7 +123,7 @@ class Legs:
     def finish(self) -> None:
         """The call is over: complete the record."""
         if self._main is not None:
-            self._record.sip_call_id = self._main.invite.call_id
+            self._record.sip_call_id = self._main.invite.sip_call_id
         for second in self._seconds:
             second.finish()
 
@@ -146,6 +146,7 @@ class Legs:
             self._main = main = self._dial(
                 way.uri, self._handler, self._audio, list(way.codecs), way.trunk
             )
+            main.call_id = self._record.call_id
             self._watch(main)
         except DialRefusedError as refused:
             self._feed(inputs.LegEnded(403, str(refused), "", "", True))
@@ -170,7 +171,8 @@ class Legs:
         first = self._audio.codec
         codecs = [first, *(codec for codec in Codec if codec is not first)]
         try:
-            second.leg = self._dial(output.uri, second, None, codecs, output.trunk)
+            second.leg = leg = self._dial(output.uri, second, None, codecs, output.trunk)
+            leg.call_id = self._record.call_id
         except DialRefusedError as refused:
             second.refused(refused)
 
@@ -255,7 +257,7 @@ class _Second:
 
     def _name(self) -> None:
         if self.leg is not None:
-            self._record.call_id = self.leg.invite.call_id
+            self._record.sip_call_id = self.leg.invite.sip_call_id
 
 
 def quality_of(quality: RtpQuality) -> dict[str, float]:

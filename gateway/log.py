@@ -177,7 +177,7 @@ def _brief_summary(_logger: Any, _method: str, line: EventDict) -> EventDict:
     """
     if line.get("event") != "call.summary":
         return line
-    known = {"session_id": line.get("session"), "sip_call_id": line.get("call")}
+    known = {"session_id": line.get("session")}
     twice = {key for key, value in known.items() if line.get(key) == value}
     return {key: value for key, value in line.items() if value and key not in twice}
 

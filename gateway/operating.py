@@ -10,6 +10,7 @@ import structlog
 
 from gateway.bridge import Bridge
 from gateway.call import inputs
+from gateway.control.finding import call_named
 from gateway.control.server import RefusedError
 from gateway.tools.acts import HandOn
 from gateway.tools.arguments import ToolError, transfer_target
@@ -30,13 +31,13 @@ class OperatorCommands:
         """For the control socket."""
 
     def _hang_up(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        bridge = self._find(request)
+        bridge = call_named(request, self._calls)
         log.info("operator.hangup", call=bridge.record.call_id)
         bridge.feed(inputs.HangUpAsked())
         return {"call": bridge.record.call_id}
 
     def _transfer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        bridge = self._find(request)
+        bridge = call_named(request, self._calls)
         call = bridge.record.call_id
         if not bridge.talking:
             raise RefusedError(f"{call} is not in conversation with the model")
@@ -50,15 +51,3 @@ class OperatorCommands:
         log.info("operator.transfer", call=call, to=target.uri)
         bridge.feed(inputs.ToolActs(HandOn(str(request["destination"]))))
         return {"call": call, "to": target.uri}
-
-    def _find(self, request: Mapping[str, Any]) -> Bridge:
-        """The call whose id is given, or begins so; of several, none is guessed."""
-        wanted = request.get("call")
-        if not isinstance(wanted, str) or not wanted:
-            raise RefusedError("call: which one? `gateway calls` lists them")
-        found = [one for one in self._calls if one.record.call_id.startswith(wanted)]
-        exact = [one for one in found if one.record.call_id == wanted]
-        if len(exact or found) != 1:
-            how = "no call" if not found else f"{len(found)} calls"
-            raise RefusedError(f"{how} in progress with an id that begins with {wanted!r}")
-        return (exact or found)[0]

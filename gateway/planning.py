@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.call.plan import CallPlan, DigitPlan, OutboundPlan, PressPlan
@@ -25,6 +24,7 @@ from gateway.dialplan import (
     call_settings,
 )
 from gateway.dialplan.variables import render, values_of
+from gateway.ids import new_call_id
 from gateway.preparing import Preparation, with_data
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint
@@ -136,6 +136,7 @@ def facts_of(invite: Invite, at: datetime) -> InviteFacts:
         to_name=display_name_of(next(iter(headers.get("to", ())), "")),
         from_name=invite.from_name,
         call_id=invite.call_id,
+        sip_call_id=invite.sip_call_id,
         pai=tuple(party.number for party in callers),
         pai_name=next((party.name for party in callers if party.name), ""),
         diversion=diversion.numbers,
@@ -145,18 +146,18 @@ def facts_of(invite: Invite, at: datetime) -> InviteFacts:
 
 def record_of(invite: Invite | None, at: datetime) -> CallRecord:
     """An empty record of a call whose INVITE came at ``at``."""
-    record = CallRecord(call_id="" if invite is None else invite.call_id)
+    record = CallRecord(call_id=new_call_id() if invite is None else invite.call_id)
     record.started_at = at.astimezone(UTC).isoformat(timespec="milliseconds")
     if invite is not None:
         record.from_uri, record.to_uri = invite.from_uri, invite.to_uri
-        record.sip_call_id, record.source = invite.call_id, invite.source
+        record.sip_call_id, record.source = invite.sip_call_id, invite.source
         record.trunk, record.transport = invite.trunk, invite.transport
     return record
 
 
 def placed_record(uri: str, trunk: str, route: str, at: datetime) -> CallRecord:
     """An empty record of a call that we place; nobody has given it a Call-ID yet."""
-    record = CallRecord(call_id=f"out-{uuid4().hex}", route=route, direction="outbound")
+    record = CallRecord(call_id=new_call_id(), route=route, direction="outbound")
     record.started_at = at.astimezone(UTC).isoformat(timespec="milliseconds")
     record.to_uri, record.trunk = uri, trunk
     return record

@@ -91,7 +91,7 @@ class SecondLeg:
     """A call that was placed for the caller, and its RTP."""
 
     to_uri: str
-    call_id: str = ""
+    sip_call_id: str = ""
     codec: str = ""
     answered_ms: float | None = None
     """Since the caller's INVITE, as everything here."""
@@ -125,8 +125,9 @@ class CallRecord:
     """Everything about one call that outlives it. Times are ms since the INVITE."""
 
     call_id: str
-    """The SIP Call-ID of a call that came in; of one that we place, a name of ours."""
+    """The gateway's own id of the call."""
     sip_call_id: str = ""
+    """The Call-ID of its caller's leg, which need not be unique."""
     route: str = ""
     from_uri: str = ""
     to_uri: str = ""
@@ -211,6 +212,7 @@ class CallRecord:
         began = datetime.fromisoformat(self.started_at)
         return {
             "call_id": self.call_id,
+            "sip_call_id": self.sip_call_id,
             "route": self.route,
             "age_seconds": round((now - began).total_seconds(), 1),
             "from": self.from_uri,

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from gateway.asides import WaitingAsides
 from gateway.call.record import CallRecord
+from gateway.control.finding import call_named
 from gateway.control.server import Command, RefusedError
 from gateway.tools.acts import Act, AskAside, Respond, Say, Show, Tell
 from gateway.tools.images import ImageError, checked
@@ -87,7 +88,7 @@ class ContentCommands:
         return _answered(call, answer, key)
 
     def _transcript(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        call = self._call(request)
+        call = call_named(request, self._calls())
         after = request.get("after", 0)
         if not isinstance(after, int) or after < 0:
             raise RefusedError("after must be a number of entries")
@@ -109,23 +110,10 @@ class ContentCommands:
         return {"call": call.record.call_id}
 
     def _up(self, request: Mapping[str, Any]) -> TalkingCall:
-        call = self._call(request)
+        call = call_named(request, self._calls())
         if not call.conversing:
             raise RefusedError(f"call {call.record.call_id}: nobody talks with the model now")
         return call
-
-    def _call(self, request: Mapping[str, Any]) -> TalkingCall:
-        wanted = request.get("call")
-        if not isinstance(wanted, str) or not wanted:
-            raise RefusedError("call must be the id of a call, or its beginning")
-        calls = list(self._calls())
-        found = [one for one in calls if one.record.call_id == wanted]
-        found = found or [one for one in calls if one.record.call_id.startswith(wanted)]
-        if len(found) == 1:
-            return found[0]
-        if not found:
-            raise RefusedError(f"there is no call {wanted!r}; gateway status lists those there are")
-        raise RefusedError(f"{len(found)} calls have an id that begins with {wanted!r}")
 
 
 async def _answered(call: TalkingCall, answer: asyncio.Future[Any], key: str) -> Mapping[str, Any]:

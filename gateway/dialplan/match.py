@@ -35,6 +35,8 @@ class InviteFacts:
     to_name: str = ""
     from_name: str = ""
     call_id: str = ""
+    """The gateway's own id of the call."""
+    sip_call_id: str = ""
     pai: tuple[str, ...] = ()
     pai_name: str = ""
     diversion: tuple[str, ...] = ()

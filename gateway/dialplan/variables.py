@@ -44,6 +44,7 @@ BUILT_IN = (
     "trunk",
     "source",
     "call_id",
+    "sip_call_id",
     "route",
     "callback_reason",
     *CLOCK,
@@ -168,6 +169,7 @@ def _known(route: str, facts: InviteFacts) -> dict[str, str]:
         "trunk": facts.trunk or "",
         "source": facts.source_ip,
         "call_id": facts.call_id,
+        "sip_call_id": facts.sip_call_id,
         "route": route,
         "callback_reason": "",
     }

@@ -155,7 +155,7 @@ class UserAgent:
         leg = Leg(
             self,
             Invite(
-                call_id="",
+                sip_call_id="",
                 to_uri=uri,
                 from_uri=f"sip:{self.settings.user}",
                 to_user=user_of(uri),
@@ -267,7 +267,7 @@ class UserAgent:
                 param.txOption.headers = header_vector(trunk)
                 param.txOption.localUri = self.accounts.from_uri(trunk, caller_id)
             call.makeCall(uri, param)
-            leg.invite = replace(leg.invite, call_id=str(call.getInfo().callIdString))
+            leg.invite = replace(leg.invite, sip_call_id=str(call.getInfo().callIdString))
         except Exception as error:
             # pjsip may have told of the end already, as of a call that was not answered.
             why = str(error.reason) if isinstance(error, pj.Error) else type(error).__name__

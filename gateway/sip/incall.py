@@ -201,7 +201,7 @@ class InCall(pj.Call):  # type: ignore[misc]
             prm.statusCode = DECLINED
             return
         log.info("sip.refer_followed", call=self.name, target=uri)
-        successor = self._successor(replace(leg.invite, call_id="", to_uri=uri))
+        successor = self._successor(replace(leg.invite, sip_call_id="", to_uri=uri))
         successor.followed = True
         self.agent.calls.followed += 1
         successor._predecessor = self
@@ -224,14 +224,16 @@ class InCall(pj.Call):  # type: ignore[misc]
         message = str(prm.rdata.wholeMsg)
         fields = headers_of(message)
         sender = uri_of(next(iter(fields.get("from", ())), ""))
-        call_id = next(iter(fields.get("call-id", ())), "")
-        successor = self._successor(replace(leg.invite, call_id=call_id, from_uri=sender))
+        sip_call_id = next(iter(fields.get("call-id", ())), "")
+        successor = self._successor(replace(leg.invite, sip_call_id=sip_call_id, from_uri=sender))
         successor.take_over(self)  # pjsua ends this call before the other one is confirmed
         prm.newCall = successor
 
     def _successor(self, invite: Invite) -> InCall:
         successor: Any = type(self)(self.agent, self.account)
         leg = type(self.leg)(self.agent, invite)  # type: ignore[misc]
+        if self.leg is not None:
+            leg.call_id = self.leg.call_id
         successor.leg = leg
         leg.bind(successor)
         self.agent.calls.hold(successor, self.party)

@@ -21,7 +21,7 @@ def invite_of(message: str, source: str) -> Invite:
     to_uri = request_uri_of(message) or uri_of(to_field)
     from_uri = uri_of(from_field)
     return Invite(
-        call_id=next(iter(headers.get("call-id", ())), ""),
+        sip_call_id=next(iter(headers.get("call-id", ())), ""),
         to_uri=to_uri,
         from_uri=from_uri,
         to_user=user_of(to_uri),

@@ -56,6 +56,8 @@ class Leg(InCallCommands):
         self.invite = invite
         self.handler: LegHandler | None = None
         self.audio: CallAudio | None = None
+        self.call_id = invite.call_id
+        """The gateway's id of the call that it belongs to, for logs."""
         self.security = ""
         """``rtp``, or what SRTP was negotiated; empty until that is known."""
         self._agent = agent
@@ -135,8 +137,8 @@ class SipCall(InCall):
 
     @property
     def name(self) -> str:
-        """The SIP Call-ID, for logs."""
-        return self.leg.invite.call_id if self.leg is not None else "?"
+        """The gateway's id of the call, for logs."""
+        return self.leg.call_id if self.leg is not None else "?"
 
     def run(self, command: Callable[[SipCall], None]) -> None:
         """Run a command of the event loop; one that fails because the call just ended is moot."""

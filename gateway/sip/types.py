@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.audio.g711 import Codec
+from gateway.ids import new_call_id
 from gateway.sip.jitter import JitterBuffer as JitterBuffer
 from gateway.sip.trunks import Access, Security, Trunk
 
@@ -64,7 +65,8 @@ class SipSettings:
 class Invite:
     """An INVITE, as routes and records need it. ``headers`` is keyed by lower-case full name."""
 
-    call_id: str
+    sip_call_id: str
+    """Its Call-ID, which is the caller's choice; empty while a call of ours has none yet."""
     to_uri: str
     from_uri: str
     to_user: str
@@ -83,6 +85,8 @@ class Invite:
     """udp, tcp or tls, as it came."""
     laws: tuple[Codec, ...] = tuple(Codec)
     """What we offer where the INVITE brought no offer: its trunk's, in their order."""
+    call_id: str = field(default_factory=new_call_id)
+    """The gateway's own id of the call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ def _head(figure: Figure, story: Story, measured: list[Reply], height: float) ->
     facts = [f"route {record.route}" if record.route else "", record.codec or ""]
     if record.started_at is not None:
         facts.append(f"{record.started_at:%d %B %Y, %H:%M:%S} UTC")
-    facts += [f"{record.end_ms / 1000:.1f} s", f"Call-ID {record.call_id}"]
+    facts += [f"{record.end_ms / 1000:.1f} s", f"call {record.call_id}"]
     line = "   ·   ".join(fact for fact in facts if fact)
     figure.text(0.02, y(0.85), line, size=10, color=SOFT)
     for number, (figure_, what, colour) in enumerate(_figures(story, measured)):

@@ -123,6 +123,7 @@ class Record(_Part):
     """One call, as its file says."""
 
     call_id: str
+    sip_call_id: str = ""
     session_id: str | None = None
     route: str | None = None
     caller: str = Field(default="", alias="from")

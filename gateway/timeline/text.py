@@ -56,7 +56,9 @@ def _head(story: Story) -> RenderableType:
         facts.append(f"{record.started_at:%Y-%m-%d %H:%M:%S} UTC")
     facts.append(f"{record.end_ms / 1000:.1f} s")
     line.append("   " + " · ".join(fact for fact in facts if fact), QUIET)
-    ids = Text(f"Call-ID {record.call_id}", QUIET)
+    ids = Text(f"call {record.call_id}", QUIET)
+    if record.sip_call_id:
+        ids.append(f"   Call-ID {record.sip_call_id}", QUIET)
     if record.session_id:
         ids.append(f"   session {record.session_id}", QUIET)
     return Panel(Group(line, ids), box=box.ROUNDED, border_style=QUIET)

@@ -101,13 +101,28 @@ class Gateway:
         return int(self.all("gateway.up")[0]["max_calls"])
 
     def all(self, event: str, **fields: Any) -> list[Line]:
-        """Log lines of this event with these fields, so far."""
+        """Log lines of this event with these fields, so far.
+
+        ``call`` is the gateway's id of a call, or its SIP Call-ID.
+        """
+        wanted = fields.pop("call", None)
+        calls = {wanted, *self.ids_of(wanted)}
         return [
             line
             for line in self.lines
             if line.get("event") == event
+            and (wanted is None or line.get("call") in calls)
             and all(line.get(key) == value for key, value in fields.items())
         ]
+
+    def ids_of(self, sip_call_id: str | None) -> list[str]:
+        """The gateway's own ids of calls with this SIP Call-ID, in their order."""
+        found = (
+            line["call"]
+            for line in self.lines
+            if sip_call_id and line.get("sip_call_id") == sip_call_id
+        )
+        return list(dict.fromkeys(found))
 
     async def wait(
         self, event: str, within_s: float = WITHIN_S, count: int = 1, **fields: Any

@@ -219,8 +219,7 @@ class World:
 
     async def record(self, call: PhoneCall, within_s: float = WITHIN_S) -> dict[str, Any]:
         """The record of this call, once its file is there."""
-        await self.summary(call, within_s)
-        name = "".join(c if c.isalnum() or c in "._-" else "_" for c in call.call_id)[:80]
+        name = (await self.summary(call, within_s))["call"]
         files: list[Path] = []
 
         def there() -> bool:

@@ -78,7 +78,7 @@ async def test_loss_jitter_and_round_trip_as_they_were_made(world: World) -> Non
     assert shaken["rx"]["jitter_ms"]["mean"] > best["rx"]["jitter_ms"]["mean"] + 4
     assert 35 <= shaken["rtt_ms"]["min"] < lost["rtt_ms"]["min"]
 
-    (file,) = world.records_folder.glob(f"*_{lossy.call_id.replace('@', '_')}.json")
+    (file,) = world.records_folder.glob(f"*_{(await world.summary(lossy))['call']}.json")
     shown = CliRunner().invoke(main, ["timeline", str(file)]).output
     assert "MOS" in shown
     assert f"{lost['rx']['lost_percent']:g} % lost" in " ".join(shown.split())

@@ -63,7 +63,7 @@ async def test_words_and_images_come_in_and_a_summary_goes_out(world: World) -> 
     call = await world.dial("open")
     session = await world.session_of(call)
     await session.wait_until(lambda s: len(s.sent("response.done")) == 1, 20)
-    name = call.call_id
+    (name,) = world.gateway.ids_of(call.call_id)
     await command(world, "tell", call=name, text="Their order is on its way.")
     image = "data:image/png;base64," + base64.b64encode(PNG).decode()
     await command(world, "show", call=name[:12], image=image, text="Their parcel.", respond=True)

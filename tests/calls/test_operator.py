@@ -6,8 +6,9 @@ import asyncio
 import sys
 
 import pytest
-from harness import World
+from harness import World, eventually
 from referred import ReferredCall, dial
+from sip_phone import Phone
 from test_transfer_blind import told
 
 from gateway.control.client import RefusedError, ask
@@ -57,7 +58,8 @@ async def test_listed_and_hung_up(world: World) -> None:
     call = await talking(world)
     status, listed = await command(world, "calls")
     assert status == 0
-    assert f"{call.call_id}  office" in listed
+    (name,) = world.gateway.ids_of(call.call_id)
+    assert f"{name}  office" in listed
     status, words = await command(world, "hangup", "nobody")
     assert (status, "no call in progress" in words) == (1, True)
     status, _ = await command(world, "hangup", call.call_id)
@@ -92,3 +94,31 @@ async def test_transferred(world: World) -> None:
     record = await world.record(call)
     assert record["ending"]["why"] == "transferred"
     assert [one["outcome"] for one in record["transfers"]] == ["busy", "answered"]
+
+
+async def test_calls_with_one_call_id_are_told_apart(world: World) -> None:
+    """Call-IDs are the callers' choice; commands and files go by the gateway's own ids."""
+    world.behave(vad="off", answers=[GREETING])
+    other_phone = Phone(world.gateway.sip)
+    await other_phone.start()
+    first, second = world.phone.call("office"), other_phone.call("office")
+    other_phone.calls = {first.call_id: second}
+    second.call_id = first.call_id
+    for call in (first, second):
+        call.invite()
+        await call.answered()
+    await world.gateway.wait("call.confirmed", count=2, call=first.call_id)
+    ids = world.gateway.ids_of(first.call_id)
+    assert len(ids) == 2
+    status, words = await command(world, "hangup", first.call_id)
+    assert (status, f"{first.call_id!r} is 2 calls" in words) == (1, True)
+    assert all(one in words for one in ids)
+    for one, call in zip(ids, (first, second), strict=True):
+        status, _ = await command(world, "hangup", one[:8])
+        assert status == 0
+        await call.hung_up()
+        await world.gateway.wait("call.summary", call=one)
+    await eventually(
+        lambda: all(list(world.records_folder.glob(f"*_{one}.json")) for one in ids), "two records"
+    )
+    await other_phone.stop()

@@ -137,7 +137,8 @@ async def test_a_post_says_what_is_known_of_the_call(world: World, crm: HttpServ
     assert asked.method == "POST"
     assert asked.json["to"] == "asked"
     assert asked.json["route"] == "asked"
-    assert asked.json["call_id"] == call.call_id
+    assert asked.json["sip_call_id"] == call.call_id
+    assert [asked.json["call_id"]] == world.gateway.ids_of(call.call_id)
 
 
 @pytest.mark.parametrize(

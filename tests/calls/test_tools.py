@@ -307,7 +307,7 @@ async def test_the_operator_approves(
     asked = service.asked[-1]
     assert asked.path == "/approve"
     assert (asked.json["tool"], asked.json["arguments"]) == ("refund", {"amount": 250})
-    assert asked.json["call"] == call.call_id
+    assert [asked.json["call"]] == world.gateway.ids_of(call.call_id)
     await world.summary_at_end(call)
 
 

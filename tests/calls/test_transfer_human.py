@@ -118,7 +118,7 @@ async def test_joined_both_hear_each_other(world: World, callee: CalledPhone) ->
     record = await world.record(call)
     assert (record["ending"]["by"], record["ending"]["why"]) == ("callee", "bridge_ended")
     (leg,) = record["second_legs"]
-    assert leg["call_id"] == there.call_id
+    assert leg["sip_call_id"] == there.call_id
     assert leg["codec"] == "PCMU"
     assert 0 < leg["answered_ms"] < leg["ended_ms"]
     (attempt,) = record["transfers"]

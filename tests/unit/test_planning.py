@@ -29,7 +29,7 @@ NOON = datetime(2026, 3, 2, 12, 0, 0, 123_456, tzinfo=timezone(timedelta(hours=2
 def _invite(**other: Any) -> Invite:
     return Invite(
         **{
-            "call_id": "abc@pbx",
+            "sip_call_id": "abc@pbx",
             "to_uri": "sip:100@gateway.example",
             "from_uri": "sip:alice@pbx.example",
             "to_user": "100",
@@ -81,12 +81,13 @@ def test_facts(source: str, address: str) -> None:
 
 def test_record_of_an_invite_and_of_none() -> None:
     record = record_of(_invite(), NOON)
-    assert record.call_id == "abc@pbx"
+    assert record.sip_call_id == "abc@pbx"
+    assert record.call_id != record_of(_invite(), NOON).call_id
     assert record.started_at == "2026-03-02T10:00:00.123+00:00"
     assert (record.from_uri, record.to_uri) == ("sip:alice@pbx.example", "sip:100@gateway.example")
     assert record.source == "192.0.2.7:5060"
     unknown = record_of(None, NOON.astimezone(UTC))
-    assert (unknown.call_id, unknown.source) == ("", "")
+    assert (unknown.sip_call_id, unknown.source) == ("", "")
     assert unknown.started_at == record.started_at
 
 
@@ -240,7 +241,7 @@ def test_what_headers_say_of_the_caller_and_of_who_diverted() -> None:
         ),
         NOON,
     )
-    assert (facts.to_name, facts.from_name, facts.call_id) == ("The Desk", "Alice", "abc@pbx")
+    assert (facts.to_name, facts.from_name, facts.sip_call_id) == ("The Desk", "Alice", "abc@pbx")
     assert (facts.pai, facts.pai_name) == (("+4930123", "+4930123"), "Lee, Ann")
     assert (facts.diversion, facts.diversion_reason) == (("200", "+49301"), "user-busy")
 
