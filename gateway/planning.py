@@ -14,6 +14,7 @@ from gateway.call.plan import CallPlan, DigitPlan, OutboundPlan, PressPlan
 from gateway.call.record import CallRecord
 from gateway.config import Config, MediaSettings, TrunkSettings
 from gateway.config.realtime import EndpointSettings, RealtimeSettings
+from gateway.config.trunks import InboundAuthSettings
 from gateway.content_plans import content_plan
 from gateway.cost.planning import budget_plan
 from gateway.dialplan import (
@@ -45,9 +46,18 @@ from gateway.routes import (
     turns_left_to_us,
 )
 from gateway.sessions import SessionPlan
+from gateway.sip.bans import BanPolicy
 from gateway.sip.identity import asserted, diverted
 from gateway.sip.message import display_name_of, user_of
-from gateway.sip.trunks import Access, Limits, Peer, Security, Trunk
+from gateway.sip.trunks import (
+    Access,
+    Credentials,
+    DigestPolicy,
+    Limits,
+    Peer,
+    Security,
+    Trunk,
+)
 from gateway.sip.types import Invite, JitterBuffer, Listen, SipSettings, Tls
 from gateway.tools.offer import approval_rules
 
@@ -80,7 +90,14 @@ def sip_settings(config: Config) -> SipSettings:
         security=Security(media.srtp, media.srtp_keying),
         trunks=tuple(trunk_of(trunk, access.burst, media) for trunk in config.trunk),
         access=Access(
-            access.unknown, Limits(access.calls_per_second, access.burst, access.concurrent_calls)
+            access.unknown,
+            Limits(
+                access.calls_per_second,
+                access.burst,
+                access.concurrent_of(config.sip.max_calls),
+            ),
+            DigestPolicy(access.realm, access.auth_algorithms, access.nonce_lifetime),
+            BanPolicy(access.ban_after, access.ban_window, access.ban_seconds),
         ),
     )
 
@@ -93,6 +110,10 @@ def _jitter_buffer(media: MediaSettings) -> JitterBuffer:
         maximum=media.jb_max_ms,
         catch_up=media.jb_catch_up,
     )
+
+
+def _credentials(auth: InboundAuthSettings | None) -> Credentials | None:
+    return None if auth is None else Credentials(auth.username, auth.password.get_secret_value())
 
 
 def trunk_of(trunk: TrunkSettings, burst: int, media: MediaSettings) -> Trunk:
@@ -116,6 +137,8 @@ def trunk_of(trunk: TrunkSettings, burst: int, media: MediaSettings) -> Trunk:
         options_interval=trunk.options_interval,
         jitter_buffer=_jitter_buffer(media.model_copy(update=own)) if own else None,
         limits=Limits(trunk.calls_per_second, burst, trunk.concurrent_calls),
+        inbound_auth=_credentials(trunk.inbound_auth),
+        certificate_names=trunk.certificate_names,
     )
 
 

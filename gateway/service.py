@@ -42,7 +42,7 @@ from gateway.sip import library
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg
 from gateway.sip.message import user_of
-from gateway.sip.report import refusals, trunk_states
+from gateway.sip.report import bans, refusals, trunk_states
 from gateway.tools.toolbox import Toolbox
 from gateway.upkeep import Upkeep
 from gateway.workers.lifeline import Lifeline
@@ -249,6 +249,7 @@ class Service:
             "calls": [bridge.record.in_progress(datetime.now(UTC)) for bridge in self._calls],
             "trunks": trunk_states(self._agent),
             "refused": refusals(self._agent),
+            "banned": bans(self._agent),
             "cost": self._costs.as_json(),
             "realtime": self._prober.as_json(),
             "mcp": self._toolbox.states(),

@@ -163,13 +163,36 @@ def _open_doors(config: Config) -> list[str]:
     access = config.access
     public = [address for address in config.sip.listen if not is_inside(address.host)]
     if access.unknown == "allow" and public:
-        unlimited = not access.calls_per_second and not access.concurrent_calls
+        unlimited = not access.calls_per_second and access.concurrent_calls == 0
         more = ", without a limit" if unlimited else ""
         advice.append(f'access.unknown = "allow": anybody who reaches {public[0]} can call{more}')
+    elif access.unknown == "auto" and not config.trunk and public:
+        advice.append(
+            f'access.unknown = "auto" and no trunk: whoever reaches {public[0]} from a private '
+            "network can call"
+        )
+    if public and (access.unknown == "allow" or (access.unknown == "auto" and not config.trunk)):
+        advice += [
+            f"access.{key} = 0: one source can take all calls"
+            for key in ("calls_per_second", "concurrent_calls")
+            if getattr(access, key) == 0
+        ]
+    if not access.ban_after and public:
+        advice.append("access.ban_after = 0: whoever guesses passwords may go on for ever")
     for trunk in config.trunk:
         for peer in trunk.peers:
-            if peer.network.prefixlen == 0:
+            if peer.network.prefixlen == 0 and trunk.inbound_auth is None:
                 advice.append(f"trunk {trunk.name}: with {peer} anybody's call is this trunk's")
+        if (
+            config.sip.tls.client_certificates == "required"
+            and trunk.transport == "tls"
+            and trunk.peers
+            and not trunk.certificate_names
+        ):
+            advice.append(
+                f"trunk {trunk.name}: whoever has a certificate of sip.tls.ca passes for it at its "
+                "addresses; certificate_names says which name is this trunk's"
+            )
         if trunk.srtp != "off" and "sdes" in trunk.srtp_keying and trunk.transport != "tls":
             advice.append(
                 f"trunk {trunk.name}: SDES puts the keys of SRTP into SDP, and {trunk.transport} "

@@ -195,6 +195,7 @@ class Config(Section):
         for endpoint in self.endpoint:
             values += [endpoint.api_key, *endpoint.headers.values()]
         values += [trunk.password for trunk in self.trunk]
+        values += [trunk.inbound_auth.password for trunk in self.trunk if trunk.inbound_auth]
         values += self.callbacks.headers.values()
         own = tuple(value.get_secret_value() for value in values if value)
         return (*own, *self.tools.secrets())

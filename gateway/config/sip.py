@@ -15,6 +15,7 @@ from .values import Count, FilePath, Flag, ip_literal
 
 Transport = Literal["udp", "tcp", "tls"]
 TRANSPORTS = ("udp", "tcp", "tls")
+"""Each protects better than those before it."""
 
 
 class ListenAddress(NamedTuple):

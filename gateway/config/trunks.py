@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_va
 
 from .access import CountOrOff, Rate
 from .problems import MisplacedError
-from .sip import Transport
+from .sip import TRANSPORTS, Transport
 from .validate import Section
 from .values import Count, Flag, Milliseconds, SecondsOrOff
 
@@ -149,6 +149,26 @@ def _codecs(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _host_name(value: str) -> str:
+    name = value.lower()
+    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9.:_-]*[a-z0-9])?", name):
+        raise ValueError('must be a host name or an address, like "pbx.example.net"')
+    return name
+
+
+class InboundAuthSettings(Section):
+    """``[trunk.inbound_auth]``: what a trunk has to know whose calls come in."""
+
+    username: Annotated[str, Field(min_length=1), AfterValidator(_username)]
+    password: SecretStr
+
+    @model_validator(mode="after")
+    def _some_password(self) -> Self:
+        if not self.password.get_secret_value():
+            raise MisplacedError(("password",), "must not be empty")
+        return self
+
+
 class TrunkSettings(Section):
     """One ``[[trunk]]``."""
 
@@ -178,13 +198,18 @@ class TrunkSettings(Section):
     jb_catch_up: Flag | None = None
     calls_per_second: Rate = 0.0
     concurrent_calls: CountOrOff = 0
+    inbound_auth: InboundAuthSettings | None = None
+    certificate_names: tuple[Annotated[str, AfterValidator(_host_name)], ...] = ()
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if self.registrar is None and not self.peers:
+        if self.registrar is None and not self.peers and self.inbound_auth is None:
             raise MisplacedError(
-                ("peers",), "missing: without peers or a registrar, no call is this trunk's"
+                ("peers",),
+                "missing: without peers or a registrar (or inbound_auth), no call is this trunk's",
             )
+        if self.certificate_names and self.transport != "tls":
+            raise MisplacedError(("certificate_names",), 'needs transport = "tls"')
         if self.registrar is not None and not self.username:
             raise MisplacedError(("username",), "missing: the registrar wants to know who we are")
         if self.password is not None and not self.username:
@@ -207,6 +232,11 @@ def judge_jitter(trunks: tuple[TrunkSettings, ...], media: Any) -> None:
             )
 
 
+def _at_least(transport: str, wanted: str) -> bool:
+    """Whether a transport protects as well as the one that a trunk wants."""
+    return TRANSPORTS.index(transport) >= TRANSPORTS.index(wanted)
+
+
 def judge_trunks(trunks: tuple[TrunkSettings, ...], sip: Any) -> None:
     """Hold the trunks against each other and ``[sip]``; raises MisplacedError."""
     names: set[str] = set()
@@ -219,7 +249,29 @@ def judge_trunks(trunks: tuple[TrunkSettings, ...], sip: Any) -> None:
                 ("trunk", index, "transport"),
                 f"is {trunk.transport}, but sip.listen has no {trunk.transport}: address",
             )
+        if trunk.certificate_names and sip.tls.client_certificates == "off":
+            raise MisplacedError(
+                ("trunk", index, "certificate_names"),
+                'needs sip.tls.client_certificates = "optional" or "required"',
+            )
+        if (trunk.inbound_auth or trunk.peers) and not any(
+            _at_least(address.transport, trunk.transport) for address in sip.listen
+        ):
+            raise MisplacedError(
+                ("trunk", index, "transport"),
+                f"is {trunk.transport}, but sip.listen has no {trunk.transport}: address, so no "
+                "call of this trunk could come in",
+            )
         for other in trunks[:index]:
+            if (
+                trunk.inbound_auth is not None
+                and other.inbound_auth is not None
+                and trunk.inbound_auth.username == other.inbound_auth.username
+            ):
+                raise MisplacedError(
+                    ("trunk", index, "inbound_auth", "username"),
+                    f"is that of trunk {other.name} already",
+                )
             for peer in set(trunk.peers) & set(other.peers):
                 raise MisplacedError(
                     ("trunk", index, "peers"), f"{peer} is a peer of trunk {other.name} already"

@@ -8,6 +8,8 @@ from typing import Any
 
 from gateway.cost.budget import money
 
+_BANS_SHOWN = 10
+
 
 def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     """A status object as lines."""
@@ -44,6 +46,12 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
         yield "  refused"
         for rule, count in sorted(status["refused"].items()):
             yield f"    {count:>8}  {rule}"
+    banned = status.get("banned") or []
+    for ban in banned[:_BANS_SHOWN]:
+        left = duration(ban["seconds"])
+        yield f"  banned    {ban['source']} for {left} more, {ban['dropped']} requests dropped"
+    if len(banned) > _BANS_SHOWN:
+        yield f"  banned    and {len(banned) - _BANS_SHOWN} more (--json has all)"
     cost = status.get("cost") or {}
     if cost.get("calls"):
         routes = cost["routes"].items()

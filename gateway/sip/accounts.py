@@ -100,6 +100,8 @@ class Accounts:
         """``address:port`` that answered each trunk's last REGISTER."""
         self._connections: dict[int, str] = {}
         """``address:port`` of whom each TLS connection is with, by pjsip's handle."""
+        self._names: dict[int, tuple[str, ...]] = {}
+        """Names in the certificate of who is at its other end, where it was verified."""
         self._places = account_capacity()
         self._unmakeable: set[tuple[str, str, str]] = set()
 
@@ -176,8 +178,10 @@ class Accounts:
         if prm.state == pj.PJSIP_TP_STATE_CONNECTED:
             if transport == "tls":  # pjsua tells whose it is for TLS only, and only now
                 self._connections[handle] = str(prm.tlsInfo.remoteAddr)
+                self._names[handle] = _names_in(prm.tlsInfo)
             return
         remote = self._connections.pop(handle, "")
+        self._names.pop(handle, None)
         if prm.state != pj.PJSIP_TP_STATE_DISCONNECTED:
             return
         now = time.monotonic()
@@ -187,6 +191,10 @@ class Accounts:
                 continue
             if not remote or remote == self._registrars.get(trunk.name):
                 registration.disconnected(now, surely=bool(remote))
+
+    def names_of(self, connection: int) -> tuple[str, ...]:
+        """Names in the verified certificate of who is at the other end, in lower case."""
+        return self._names.get(connection, ())
 
     def leave(self) -> None:
         """Unregister everywhere; what comes of it is waited for by :meth:`wait_gone`."""
@@ -308,6 +316,14 @@ def _secure_media(config: Any, security: Security) -> None:
     for keying in security.keying:
         keyings.append(_KEYING[keying])
     config.srtpOpt.keyings = keyings
+
+
+def _names_in(tls: Any) -> tuple[str, ...]:
+    """The names of a verified certificate by its subjectAltName (RFC 5922 section 7.1)."""
+    if tls.isEmpty() or not tls.established or tls.verifyStatus:
+        return ()
+    names = tls.remoteCertInfo.subjectAltName
+    return tuple(str(names[index].name).lower() for index in range(len(names)))
 
 
 def _specific(host: str) -> str:

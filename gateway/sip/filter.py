@@ -10,9 +10,17 @@ here; or before all layers (``FIRST``), where every request passes.
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable
 
+import structlog
+
 from gateway.sip.library import native
+
+log = structlog.get_logger("sip")
+
+FAILED_SECONDS = 10.0
+"""A screen that raises says so this often."""
 
 HANDLED, PASS = 1, 0
 """What a filter says: it has answered (or swallowed) the request, or pjsua shall have it."""
@@ -24,7 +32,7 @@ FIRST = 1
 _MAX_HEADERS = 64
 """Header fields kept made; only so many different ones are ever asked for."""
 
-_SERVICE_UNAVAILABLE = 503
+_UNAUTHORIZED, _SERVICE_UNAVAILABLE = 401, 503
 
 _OnRxRequest = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 OnTsxState = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
@@ -74,7 +82,7 @@ class RequestFilter:
     Args:
         method: the SIP method it is asked about; empty for all.
         decide: told pjsip's ``rx_data`` of each such request; returns HANDLED or PASS. What it
-            raises means PASS.
+            raises means HANDLED: who cannot be judged does not get in.
         retry_after: seconds for the Retry-After header of :meth:`refuse` (RFC 3261 20.33).
         decide_response: the same for responses; what is HANDLED is dropped.
     """
@@ -105,6 +113,7 @@ class RequestFilter:
         self._library = library
         self._retry_after = ("Retry-After", str(retry_after))
         self._headers: dict[tuple[str, str], _Links] = {}
+        self._failed_until = 0.0
         self._callback = _OnRxRequest(self._on_rx_request)
         self._decide_response = decide_response
         self._response_callback = (
@@ -138,6 +147,13 @@ class RequestFilter:
         made = None if header is None else ctypes.byref(self._made(header))
         self._respond(self._endpoint, rdata, code, None, made, None)
 
+    def challenge(self, rdata: int, values: tuple[str, ...]) -> None:
+        """Answer 401 with a WWW-Authenticate of each of these values."""
+        pool = ctypes.c_void_p.from_address(rdata).value  # the request's own: its first field
+        fields = [(b"WWW-Authenticate", value.encode()) for value in values]
+        links = _headers(self._library, pool, fields)
+        self._respond(self._endpoint, rdata, _UNAUTHORIZED, None, ctypes.byref(links[0]), None)
+
     def _made(self, header: tuple[str, str]) -> _Links:
         found = self._headers.get(header)
         if found is None:
@@ -154,24 +170,41 @@ class RequestFilter:
                     return PASS
             return self._decide(rdata)
         except Exception:
-            return PASS
+            self._say_failed()
+            return HANDLED
 
     def _on_rx_response(self, rdata: int) -> int:
         try:
             return PASS if self._decide_response is None else self._decide_response(rdata)
         except Exception:
-            return PASS
+            self._say_failed()
+            return HANDLED
+
+    def _say_failed(self) -> None:
+        now = time.monotonic()
+        if now >= self._failed_until:
+            self._failed_until = now + FAILED_SECONDS
+            log.exception("sip.screen_failed", advice="what it was asked about got no answer")
 
 
 def _header_list(library: ctypes.CDLL, name: bytes, value: bytes) -> _Links:
     """pjlib's circular list with a bare head, as ``pjsip_endpt_respond_stateless`` walks it."""
     make_pool = library.pjsua_pool_create
     make_pool.argtypes, make_pool.restype = (ctypes.c_char_p, *[ctypes.c_size_t] * 2), _P
+    return _headers(library, make_pool(b"filter", 512, 512), [(name, value)])[0]
+
+
+def _headers(
+    library: ctypes.CDLL, pool: int | None, fields: list[tuple[bytes, bytes]]
+) -> list[_Links]:
+    """The bare head of a list of these fields, and the fields."""
     make_header = library.pjsip_generic_string_hdr_create
     make_header.argtypes, make_header.restype = (_P, _P, _P), _P
-    key, text = _Str(name, len(name)), _Str(value, len(value))
-    header = make_header(make_pool(b"filter", 512, 512), ctypes.byref(key), ctypes.byref(text))
-    head = _Links(header, header)
-    links = _Links.from_address(header)
-    links.prev = links.next = ctypes.addressof(head)
-    return head
+    links = [_Links()]
+    for name, value in fields:
+        key, text = _Str(name, len(name)), _Str(value, len(value))
+        made = make_header(pool, ctypes.byref(key), ctypes.byref(text))
+        links.append(_Links.from_address(made))
+    for one, other in zip(links, [*links[1:], links[0]], strict=True):
+        one.next, other.prev = ctypes.addressof(other), ctypes.addressof(one)
+    return links

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("sip")
 
-_FORBIDDEN = 403
-
 
 class Incoming:
     """Used on the SIP thread, while pjsua looks at a request."""
@@ -65,6 +63,9 @@ class Incoming:
             settings.retry_after,
             agent.calls.of,
             0 if settings.session_timers == "off" else settings.session_min,
+            lambda connection: (
+                () if agent.accounts is None else agent.accounts.names_of(connection)
+            ),
         )
         screen.open()
         return admission, screen
@@ -88,10 +89,11 @@ class Incoming:
         return self._agent.accounts.of(trunk, current.local, current.transport)
 
     def _attribute(self, message: str, source: str) -> Attribution | None:
+        screen = self._agent.screen
+        if screen is not None and screen.current is not None:
+            return screen.found
         host, _, port = source.rpartition(":")
-        current = self._current()
-        reliable = current is not None and current.reliable
-        return self._agent.trunks.attribute(host, int(port or 0), reliable, request_uri_of(message))
+        return self._agent.trunks.attribute(host, int(port or 0), False, request_uri_of(message))
 
     def facts_of(self, message: str, source: str) -> Invite:
         """The facts of an INVITE that pjsua looks at, with the trunk that it belongs to."""
@@ -119,21 +121,10 @@ class Incoming:
         host = invite.source.rpartition(":")[0].strip("[]")
         call = SipCall(self._agent, account, prm.callId)
         self._agent.calls.hold(call, party_of(found, host))
-        if found is None and self._unscreened(host):
-            call.finish(_FORBIDDEN, {})
-            return
         leg = Leg(self._agent, invite)
         call.leg = leg
         leg.bind(call)
         self._agent.tell_invite(leg)
-
-    def _unscreened(self, host: str) -> bool:
-        """Whether a stranger came through because requests of this build cannot be read."""
-        agent = self._agent
-        if self._current() is not None:
-            return False
-        access = agent.settings.access
-        return access.verdict(host, bool(agent.trunks.all)) != "allow"
 
     def _current(self) -> Received | None:
         return None if self._agent.screen is None else self._agent.screen.current

@@ -25,6 +25,8 @@ class Reply:
 
     code: int
     header: tuple[str, str] | None = None
+    challenges: tuple[str, ...] = ()
+    """The values of WWW-Authenticate, of a 401."""
 
 
 _ALLOW = ("Allow", ALLOWED)

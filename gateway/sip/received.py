@@ -108,6 +108,8 @@ class Received:
     local: str
     """Our address that it came to, as IP literal; the unspecified one for a socket on all."""
     message: bytes
+    connection: int = 0
+    """pjsip's handle of the connection or socket that it came by."""
 
     @property
     def reliable(self) -> bool:
@@ -150,6 +152,7 @@ class Reader:
             transport=_transport_of(data),
             local=_literal(data.transport.contents.local),
             message=ctypes.string_at(data.message, data.message_length),
+            connection=ctypes.addressof(data.transport.contents),
         )
 
     def relabel(self, rdata: int, code: int) -> None:

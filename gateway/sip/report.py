@@ -36,5 +36,10 @@ def refusals(agent: UserAgent) -> dict[str, int]:
     return {} if agent.screen is None else dict(agent.screen.refusals.by_rule)
 
 
+def bans(agent: UserAgent) -> list[dict[str, Any]]:
+    """Sources that are banned now: seconds left, and how many of their requests got nothing."""
+    return [] if agent.screen is None else agent.screen.bans.as_json(time.monotonic())
+
+
 def _until(at: float | None, now: float) -> float | None:
     return None if at is None else round(max(0.0, at - now), 1)

@@ -11,19 +11,22 @@ from __future__ import annotations
 import ctypes
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
 
+from gateway.sip.bans import Bans, is_scanner
+from gateway.sip.digest import DigestAuth, Outcome
 from gateway.sip.filter import FIRST, HANDLED, PASS, RequestFilter
 from gateway.sip.library import native
-from gateway.sip.limits import SourceBuckets
+from gateway.sip.limits import SourceBuckets, TokenBucket
 from gateway.sip.message import body_of, headers_of
 from gateway.sip.methods import Reply, name_of, reply_inside, reply_outside
 from gateway.sip.received import Reader, Received
 from gateway.sip.refusals import RefusalLog
-from gateway.sip.trunks import Access, Attribution, Trunks, address_of
+from gateway.sip.trunks import Access, Attribution, Trunk, Trunks, address_of
 from gateway.sip.wellformed import Flaw, body_flaw, flaw_of
 
 log = structlog.get_logger("sip")
@@ -33,7 +36,16 @@ ANSWERS_AT_ONCE = 20
 """Refusals that one source gets; beyond, silence: nobody shall be flooded through us with what a
 forged source address asks for."""
 
-_FORBIDDEN, _INTERVAL, _BUSY, _UNAVAILABLE = 403, 422, 486, 503
+MAX_AUTHENTICATED = 4096
+"""INVITEs with good credentials that are remembered, for what may follow without any: a CANCEL."""
+
+BAN_LINES_PER_SECOND = 0.2
+BAN_LINES_AT_ONCE = 20
+"""Bans that the log tells of; ``gateway status`` has all of them."""
+
+_UNAUTHORIZED, _FORBIDDEN, _INTERVAL, _BUSY, _UNAVAILABLE = 401, 403, 422, 486, 503
+
+Headers = Mapping[str, tuple[str, ...]]
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _NOT_NOW = re.compile(r"SIP/2.0 (?:491|500) ")
@@ -63,6 +75,8 @@ class Screen:
         retry_after: seconds, for a 503.
         calls_of: calls in progress, by what :func:`party_of` says.
         min_session: least Session-Expires that a call may ask for, s; 0 leaves it to pjsip.
+        names_of: the names in the certificate of who is at the other end of a connection, by
+            pjsip's handle of it.
     """
 
     def __init__(
@@ -72,14 +86,26 @@ class Screen:
         retry_after: int,
         calls_of: Callable[[str], int],
         min_session: int = 90,
+        names_of: Callable[[int], tuple[str, ...]] = lambda _connection: (),
     ) -> None:
         self.refusals = RefusalLog(lambda fields: log.warning("sip.refused", **fields))
         self.current: Received | None = None
         """The new request that pjsua is looking at, while it is."""
+        self.found: Attribution | None = None
+        """Whose it is."""
         self._access = access
         self._trunks = trunks
         self._calls_of = calls_of
         self._min_session = min_session
+        self._names_of = names_of
+        digest = access.digest
+        self._digest = DigestAuth(
+            digest.realm, digest.algorithms, digest.nonce_lifetime, trunks.passwords
+        )
+        self._authenticated: OrderedDict[tuple[str, str], Attribution] = OrderedDict()
+        """By source and Call-ID."""
+        self.bans = Bans(access.bans)
+        self._ban_lines: TokenBucket | None = None
         self._reader = Reader()
         self._blind = False
         self._rates = SourceBuckets()
@@ -98,41 +124,134 @@ class Screen:
     def tick(self, now: float) -> None:
         """To be called about once a second."""
         self.refusals.tick(now)
+        self.bans.tick(now)
 
     def _on_any(self, rdata: int) -> int:
+        self.current = self.found = None
         received = self._reader.read(rdata)
         if received is None:
             self._say_blind()
-            return PASS
-        method = received.method
-        found = self._attribute(received)
+            return HANDLED
+        method, now = received.method, time.monotonic()
         source = _plain(received.source)
-        verdict = "allow" if found else self._access.verdict(source, bool(self._trunks.all))
         inside = self._in_dialog(received)
-        if verdict != "allow" and not inside:
-            if method != "ACK":  # of the 403 before
-                code = _FORBIDDEN if verdict == "refuse" else 0
-                rule = f'access.unknown = "{self._access.unknown}"'
-                self._refuse(self._first, rdata, received, rule, Reply(code))
+        if not inside and self.bans.drops(source, now):
+            self.refusals.by_rule["banned"] += 1
             return HANDLED
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
+        self.found = self._attribute(received)
+        if not inside:
+            stop = self._stop(received, source, headers, now)
+            if stop is not None:
+                rule, reply = stop
+                if method == "ACK":  # of the refusal before
+                    return HANDLED
+                if rule:
+                    self._refuse(self._first, rdata, received, rule, reply)
+                else:
+                    self._answer(self._first, rdata, source, reply, now)
+                return HANDLED
         flaw = _flaw_in(message, headers)
         if flaw is not None:
             reply = Reply(0 if method == "ACK" else flaw.code)
             self._refuse(self._first, rdata, received, f"malformed: {flaw.what}", reply)
             return HANDLED
         if inside:
-            answer = reply_inside(method, next(iter(headers.get("event", ())), ""))
+            answer = reply_inside(method, _first(headers, "event"))
             if answer is not None:
                 self._first.refuse(rdata, answer.code, answer.header)
                 return HANDLED
         return PASS
 
+    def _stop(
+        self, received: Received, source: str, headers: Headers, now: float
+    ) -> tuple[str, Reply] | None:
+        """Which rule keeps a request outside of dialogs out, and the answer; None lets it in.
+
+        A challenge has no rule: it is no refusal, unless wrong credentials came before it.
+        """
+        found, method = self.found, received.method
+        if found is None and is_scanner(_first(headers, "user-agent")):
+            self._count_refusal(source, now)
+            return "known scanner", Reply(0)
+        if found is not None:
+            unfit = found.trunk.misfit(received.transport, self._names_of(received.connection))
+            if unfit:
+                return f"trunk {found.trunk.name}: {unfit}", self._no
+        welcome = found is not None or self._verdict(source) == "allow"
+        if method != "INVITE":
+            follows = (source, _first(headers, "call-id")) in self._authenticated
+            welcome = welcome or (follows and method in ("ACK", "CANCEL"))
+        elif self._asks(found, welcome=welcome and "authorization" not in headers):
+            return self._authenticate(received, source, headers, now)
+        if welcome:
+            return None
+        self._count_refusal(source, now)
+        return f'access.unknown = "{self._access.unknown}"', self._no
+
+    def _asks(self, found: Attribution | None, *, welcome: bool) -> bool:
+        """Whether an INVITE has to have credentials to be taken, or taken for a trunk's."""
+        if found is not None:
+            return found.trunk.inbound_auth is not None
+        return bool(self._trunks.callers) and not welcome
+
+    def _authenticate(
+        self, received: Received, source: str, headers: Headers, now: float
+    ) -> tuple[str, Reply] | None:
+        """Challenge an INVITE, or take the trunk's whose credentials it has (RFC 3261 22.1)."""
+        fields = headers.get("authorization", ())
+        checked = self._digest.check(fields, received.method, source, received.message, now)
+        outcome = checked.outcome
+        if outcome is Outcome.GOOD:
+            trunk = self._trunk_of(checked.username)
+            if trunk is None:  # of a trunk whose calls do not come from here
+                outcome = Outcome.WRONG
+            elif unfit := trunk.misfit(received.transport, self._names_of(received.connection)):
+                return f"trunk {trunk.name}: {unfit}", self._no
+            else:
+                self.bans.proved(source, now)
+                self.found = Attribution(trunk, "authentication")
+                self._authenticated[source, _first(headers, "call-id")] = self.found
+                if len(self._authenticated) > MAX_AUTHENTICATED:
+                    self._authenticated.popitem(last=False)
+                return None
+        stale = outcome is Outcome.STALE
+        reply = Reply(_UNAUTHORIZED, challenges=self._digest.challenge(source, now, stale=stale))
+        if stale:
+            return "", reply
+        surely = outcome is Outcome.WRONG or (received.reliable and outcome is Outcome.FORGED)
+        if surely or self.found is None:
+            self._count_refusal(source, now, surely=surely)
+        return "" if outcome is Outcome.NONE else f"digest: {outcome.value}", reply
+
+    def _trunk_of(self, username: str) -> Trunk | None:
+        """The trunk whose credentials are good where the request came from."""
+        if self.found is None:
+            return self._trunks.callers.get(username)
+        own = self.found.trunk.inbound_auth
+        return self.found.trunk if own is not None and own.username == username else None
+
+    def _count_refusal(self, source: str, now: float, *, surely: bool = False) -> None:
+        if not self.bans.refused(source, now, surely=surely):
+            return
+        if self._ban_lines is None:
+            self._ban_lines = TokenBucket(BAN_LINES_PER_SECOND, BAN_LINES_AT_ONCE, now)
+        if self._ban_lines.take(now):
+            policy = self._access.bans
+            log.warning("sip.banned", source=source, seconds=policy.seconds, refusals=policy.after)
+
+    @property
+    def _no(self) -> Reply:
+        return Reply(0 if self._access.unknown == "drop" else _FORBIDDEN)
+
+    def _verdict(self, source: str) -> str:
+        return self._access.verdict(source, bool(self._trunks.all))
+
     def _on_new(self, rdata: int) -> int:
         received = self.current = self._reader.read(rdata)
         if received is None:
-            return PASS
+            return HANDLED
         method = received.method
         reply = reply_outside(method)
         if reply is not None:
@@ -147,7 +266,7 @@ class Screen:
             reply = Reply(_INTERVAL, ("Min-SE", str(self._min_session)))
             self._refuse(self._second, rdata, received, rule, reply)
             return HANDLED
-        found = self._attribute(received)
+        found = self.found
         source = _plain(received.source)
         limits = self._access.limits if found is None else found.trunk.limits
         where = "access" if found is None else f"trunk {found.trunk.name}"
@@ -166,7 +285,8 @@ class Screen:
     def _on_response(self, rdata: int) -> int:
         received = self._reader.read(rdata)
         if received is None:
-            return PASS
+            self._say_blind()
+            return HANDLED
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
         flaw = _flaw_in(message, headers)
@@ -184,8 +304,8 @@ class Screen:
             self._blind = True
             log.error(
                 "sip.screen_blind",
-                advice="requests of this pjsua2 cannot be read before it makes calls of them: "
-                "strangers get 403 later, and no limit of access or trunks holds",
+                advice="messages of this pjsua2 cannot be read before it makes calls of them, so "
+                "none gets in: build the one of deploy/pjsua2",
             )
 
     def _attribute(self, received: Received) -> Attribution | None:
@@ -207,12 +327,19 @@ class Screen:
             uri=received.request_uri[:200],
             transport=received.transport,
         )
+        self._answer(through, rdata, source, reply, now)
+
+    def _answer(
+        self, through: RequestFilter, rdata: int, source: str, reply: Reply, now: float
+    ) -> None:
         if not reply.code:
             return
-        if self._answers.take(source, ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now):
-            through.refuse(rdata, reply.code, reply.header)
-        else:
+        if not self._answers.take(source, ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now):
             self.refusals.unanswered += 1
+        elif reply.challenges:
+            through.challenge(rdata, reply.challenges)
+        else:
+            through.refuse(rdata, reply.code, reply.header)
 
     def _in_dialog(self, received: Received) -> bool:
         """Whether a dialog of ours has this request: a trunk may send it from another address."""
@@ -226,6 +353,10 @@ class Screen:
             return False
         keys = [_text(call_id), _text(local[1]), _text(remote[1])]
         return bool(self._find_dialog(*(ctypes.addressof(key) for key in keys), 0))
+
+
+def _first(headers: Headers, name: str) -> str:
+    return next(iter(headers.get(name, ())), "")
 
 
 def _interval(received: Received) -> float:

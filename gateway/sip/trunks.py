@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from gateway.addresses import is_inside
 from gateway.audio.g711 import Codec
+from gateway.sip.bans import BanPolicy
 from gateway.sip.jitter import JitterBuffer
 from gateway.sip.message import user_of
 
@@ -52,11 +53,30 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Credentials:
+    """What somebody who calls us has to know (RFC 3261 section 22)."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DigestPolicy:
+    """How those with credentials are asked for them; ``nonce_lifetime`` in s."""
+
+    realm: str = "sip-realtime-gateway"
+    algorithms: tuple[str, ...] = ("MD5", "SHA-256")
+    nonce_lifetime: float = 32.0
+
+
+@dataclass(frozen=True, slots=True)
 class Access:
     """``[access]``: what becomes of requests from no known trunk, and their limits."""
 
     unknown: str = "auto"
     limits: Limits = field(default_factory=Limits)
+    digest: DigestPolicy = field(default_factory=DigestPolicy)
+    bans: BanPolicy = field(default_factory=BanPolicy)
 
     def verdict(self, source: str, have_trunks: bool) -> str:
         """allow, refuse or drop, for a request from ``source`` that is no trunk's."""
@@ -86,11 +106,32 @@ class Trunk:
     jitter_buffer: JitterBuffer | None = None
     """None for that of all."""
     limits: Limits = field(default_factory=Limits)
+    inbound_auth: Credentials | None = None
+    """Its calls are taken only with these; without ``peers``, from anywhere."""
+    certificate_names: tuple[str, ...] = ()
+    """Names of which a client certificate has to have one, in lower case."""
+
+    def misfit(self, transport: str, names: Iterable[str]) -> str:
+        """Why a request by ``transport`` cannot be this trunk's, though its address is; or "".
+
+        Args:
+            names: those in the certificate of whose connection it is, in lower case.
+        """
+        if _PROTECTION.index(transport) < _PROTECTION.index(self.transport):
+            return f'transport = "{self.transport}"'
+        if self.certificate_names and not set(self.certificate_names) & set(names):
+            return "certificate_names"
+        return ""
+
+
+_PROTECTION = ("udp", "tcp", "tls")
+"""What is known of a source: over UDP nothing, by TCP that it is there, by TLS who it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """A trunk, and ``how`` a request was found to be its: registration, registrar or peer."""
+    """A trunk, and ``how`` a request was found to be its: registration, registrar, peer or
+    authentication."""
 
     trunk: Trunk
     how: str
@@ -104,6 +145,17 @@ class Trunks:
         self.by_name = {trunk.name: trunk for trunk in self.all}
         self.lines = {trunk.name: secrets.token_hex(12) for trunk in self.all if trunk.registrar}
         """The value of ``line`` in the contact of each trunk that registers."""
+        self.callers = {
+            trunk.inbound_auth.username: trunk
+            for trunk in self.all
+            if trunk.inbound_auth is not None and not trunk.peers
+        }
+        """By user name, the trunks whose calls may come from anywhere."""
+        self.passwords = {
+            trunk.inbound_auth.username: trunk.inbound_auth.password
+            for trunk in self.all
+            if trunk.inbound_auth is not None
+        }
         self._by_line = {line: self.by_name[name] for name, line in self.lines.items()}
         self._registrars: dict[str, list[IPAddress]] = {name: [] for name in self.lines}
         peers = [(peer, trunk) for trunk in self.all for peer in trunk.peers]

@@ -46,6 +46,12 @@ drain_seconds = {drain_seconds}
 {more}
 """
 
+NO_LIMITS = """
+[access]
+calls_per_second = 0
+concurrent_calls = 0
+"""
+
 ROUTES = """
 [[route]]
 name = "plain"
@@ -110,7 +116,8 @@ class World:
         self.lasting: list[PhoneCall] = []
         """Calls that go on from one test to another."""
         self._routes = ROUTES + routes
-        self._more = more
+        # One telephone makes all the calls.
+        self._more = more if "[access]" in more else NO_LIMITS + more
         self._realtime = realtime
         self._max_calls = max_calls
         self._log_level = log_level

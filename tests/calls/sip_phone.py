@@ -27,6 +27,8 @@ class Message:
     start: str
     headers: dict[str, str]
     body: str
+    text: str = ""
+    """All of it, as it came."""
 
     @property
     def code(self) -> int:
@@ -348,13 +350,14 @@ class Phone(asyncio.DatagramProtocol):
 
 
 def _parsed(data: bytes) -> Message:
-    head, _, body = data.decode("utf-8", "replace").partition("\r\n\r\n")
+    text = data.decode("utf-8", "replace")
+    head, _, body = text.partition("\r\n\r\n")
     start, *lines = head.split("\r\n")
     headers: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
         headers.setdefault(name.strip().lower(), value.strip())
-    return Message(time.monotonic(), start, headers, body)
+    return Message(time.monotonic(), start, headers, body, text)
 
 
 def _answer(request: Message, code: int) -> bytes:

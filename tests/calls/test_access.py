@@ -36,6 +36,7 @@ class Stranger:
         self._socket.setblocking(False)
         self._gateway = gateway
         self._count = 0
+        self.agent = "stranger"
 
     def __enter__(self) -> Stranger:
         return self
@@ -57,7 +58,7 @@ class Stranger:
             f"Call-ID: {branch}",
             f"CSeq: 1 {method}",
             f"Contact: <sip:{user}@{host}:{port}>",
-            "User-Agent: friendly-scanner",
+            f"User-Agent: {self.agent}",
             "Content-Length: 0",
         ]
         self._socket.sendto(("\r\n".join(lines) + "\r\n\r\n").encode(), self._gateway)

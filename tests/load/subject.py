@@ -25,6 +25,9 @@ _CONFIG = """\
 listen = ["udp:127.0.0.1:0"]
 rtp_ports = [{low}, {high}]
 max_calls = {max_calls}
+[access]
+calls_per_second = 0
+concurrent_calls = 0
 [realtime]
 url = "ws://127.0.0.1:{port}/v1/realtime"
 model = "bulk"

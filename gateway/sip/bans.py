@@ -1,0 +1,122 @@
+"""Sources that were refused again and again get no answer for a while. Pure: time comes in."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+MAX_SOURCES = 4096
+"""Sources remembered, and as many banned; the one not heard of for longest is forgotten first."""
+
+KNOWN_SECONDS = 86400.0
+"""How long what anybody could send in its name does not count against a source that has proved
+who it is."""
+
+_SCANNERS = (
+    "friendly-scanner",
+    "friendly-request",
+    "sipvicious",
+    "sipcli",
+    "sip-scan",
+    "sipscan",
+    "sipptk",
+    "sundayddr",
+    "iwar",
+    "vaxsipuseragent",
+    "vaxipuseragent",
+    "siparmyknife",
+    "sivus",
+    "pplsip",
+)
+"""How tools that look for telephone systems to misuse begin their User-Agent, in lower case."""
+
+
+def is_scanner(user_agent: str) -> bool:
+    """Whether a User-Agent is that of a known scanner."""
+    return user_agent.strip().lower().startswith(_SCANNERS)
+
+
+@dataclass(frozen=True, slots=True)
+class BanPolicy:
+    """``after`` refusals within ``window`` s ban a source for ``seconds``; 0 refusals never do."""
+
+    after: int = 0
+    window: float = 60.0
+    seconds: float = 600.0
+
+
+@dataclass(slots=True)
+class _Ban:
+    until: float
+    dropped: int = 0
+
+
+class Bans:
+    """Lives on the SIP thread; :meth:`as_json` may be asked on any."""
+
+    def __init__(self, policy: BanPolicy) -> None:
+        self._policy = policy
+        self._refused: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        """Refusals, and since when they are counted."""
+        self._banned: OrderedDict[str, _Ban] = OrderedDict()
+        self._known: OrderedDict[str, float] = OrderedDict()
+
+    def drops(self, source: str, now: float) -> bool:
+        """Whether a request of ``source`` is to be left without an answer; counts it if so."""
+        ban = self._banned.get(source)
+        if ban is None:
+            return False
+        if now >= ban.until:
+            del self._banned[source]
+            return False
+        ban.dropped += 1
+        return True
+
+    def refused(self, source: str, now: float, *, surely: bool) -> bool:
+        """Count a refusal; returns whether that bans the source.
+
+        Args:
+            surely: nobody else can have sent the request in its name. What others could have does
+                not count against a source that proved who it is a while ago.
+        """
+        if not self._policy.after:
+            return False
+        known = self._known.get(source)
+        if not surely and known is not None and now - known < KNOWN_SECONDS:
+            return False
+        count, since = self._refused.pop(source, (0, now))
+        if now - since > self._policy.window:
+            count, since = 0, now
+        if count + 1 < self._policy.after:
+            self._refused[source] = (count + 1, since)
+            _forget_oldest(self._refused)
+            return False
+        self._banned[source] = _Ban(now + self._policy.seconds)
+        _forget_oldest(self._banned)
+        return True
+
+    def proved(self, source: str, now: float) -> None:
+        """The source has shown who it is."""
+        self._refused.pop(source, None)
+        self._known[source] = now
+        self._known.move_to_end(source)
+        _forget_oldest(self._known)
+
+    def tick(self, now: float) -> None:
+        """Let go of bans that are over. To be called about once a second."""
+        while self._banned and next(iter(self._banned.values())).until <= now:
+            self._banned.popitem(last=False)
+
+    def as_json(self, now: float) -> list[dict[str, Any]]:
+        """The bans in force, the latest first."""
+        return [
+            {"source": source, "seconds": round(ban.until - now, 1), "dropped": ban.dropped}
+            for source, ban in reversed(tuple(self._banned.items()))
+            if ban.until > now
+        ]
+
+
+def _forget_oldest(table: OrderedDict[str, Any]) -> None:
+    if len(table) > MAX_SOURCES:
+        table.popitem(last=False)
