@@ -27,6 +27,8 @@ _CONFIG = """
 listen = ["udp:{host}:{port}"]
 rtp_ports = [42000, 42399]
 max_calls = {max_calls}
+[access]
+concurrent_calls = 0
 [realtime]
 url = "{url}"
 [dialplan]
