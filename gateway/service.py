@@ -216,6 +216,7 @@ class Service:
         await self._callbacks.stop()
         await self._upkeep.stop()
         await self._agent.stop()
+        self.refusals.stop()
         await self._prober.stop()
         await self._toolbox.stop()
         await self._records.stop()
@@ -250,6 +251,7 @@ class Service:
             "trunks": trunk_states(self._agent),
             "refused": refusals(self._agent),
             "banned": bans(self._agent),
+            "unrecorded": dict(self.refusals.unrecorded),
             "cost": self._costs.as_json(),
             "realtime": self._prober.as_json(),
             "mcp": self._toolbox.states(),

@@ -46,6 +46,8 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
         yield "  refused"
         for rule, count in sorted(status["refused"].items()):
             yield f"    {count:>8}  {rule}"
+    for why, count in sorted((status.get("unrecorded") or {}).items()):
+        yield f"    {count:>8}  calls without a record of their own: {why}"
     banned = status.get("banned") or []
     for ban in banned[:_BANS_SHOWN]:
         left = duration(ban["seconds"])

@@ -191,6 +191,23 @@ concurrent_calls = 2
             await gateway.gateway.wait("sip.refused", rule=rule, code=code, source="127.0.0.1")
 
 
+async def test_refused_calls_are_sampled(runner: object, own_folder: Path) -> None:
+    """A source that dials numbers that there are not gets its answers, and not a file for each."""
+    more = "[access]\ncalls_per_second = 0\n"
+    async with site(own_folder, more=more, routes='[[route]]\nname = "r"\nto = "^7$"\n') as gateway:
+        began = time.monotonic()
+        for _ in range(40):
+            call = gateway.phone.call("1")
+            call.invite()
+            assert (await call.refused()).code == 404
+        took = time.monotonic() - began
+        told = len(gateway.gateway.all("call.summary"))
+        assert 20 <= told <= 21 + 0.2 * took
+        assert (await gateway.status())["unrecorded"] == {"no_route": 40 - told}
+    assert gateway.gateway.all("call.refusals_counted")[0]["no_route"] == 40 - told
+    assert len(list((own_folder / "records").glob("*.json"))) == told
+
+
 async def test_no_name_at_all(runner: object, own_folder: Path) -> None:
     async with site(own_folder, sip='user_agent = ""', routes=ANYBODY) as gateway:
         answer = await gateway.phone.options()
