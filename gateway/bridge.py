@@ -39,6 +39,7 @@ class Bridge:
         leg: that came in, or where to place the call.
         on_finished: told once, when both sides are over and the record is complete.
         dial: places calls for the caller; None where none may be placed.
+        permit_refer: asked before the caller's side is sent somewhere; raises DialRefusedError.
         tools: runs functions of ``plan.functions``.
     """
 
@@ -52,6 +53,7 @@ class Bridge:
         on_finished: Callable[[Bridge], None],
         *,
         dial: Dialler | None = None,
+        permit_refer: Callable[[str, bool], None] = lambda _uri, _by_pattern: None,
         tools: ToolRunner | None = None,
     ) -> None:
         self.record = record
@@ -77,6 +79,7 @@ class Bridge:
             self.feed,
             lambda: (self._loop.time() - self._began) * 1000,
             plan.follow_refer,
+            permit_refer,
         )
         self._guards = plan.content.guards
         self.transfer_plan = plan.transfer

@@ -33,6 +33,7 @@ class Dialler(Protocol):
         audio: CallAudio | None,
         codecs: list[Codec],
         trunk: str,
+        by_pattern: bool = False,
     ) -> Leg: ...
 
 
@@ -66,7 +67,9 @@ class Legs:
         feed: Callable[[inputs.Input], None],
         now_ms: Callable[[], float],
         follow_refer: re.Pattern[str] | None = None,
+        permit_refer: Callable[[str, bool], None] = lambda _uri, _by_pattern: None,
     ) -> None:
+        self._permit_refer = permit_refer
         self._main = main
         self._follow_refer = follow_refer
         self._outward = outward
@@ -153,6 +156,11 @@ class Legs:
 
     def _refer(self, output: outputs.Refer) -> None:
         if not output.replaces:
+            try:
+                self._permit_refer(output.target, output.by_pattern)
+            except DialRefusedError as refused:
+                self._feed(inputs.TransferTold(403, str(refused), True, by_us=True))
+                return
             self._leg.refer(output.target, self._on_refer)
         elif self._second is not None and self._second.leg is not None:
             self._leg.refer_to(self._second.leg, self._on_refer)
@@ -171,7 +179,9 @@ class Legs:
         first = self._audio.codec
         codecs = [first, *(codec for codec in Codec if codec is not first)]
         try:
-            second.leg = leg = self._dial(output.uri, second, None, codecs, output.trunk)
+            second.leg = leg = self._dial(
+                output.uri, second, None, codecs, output.trunk, output.by_pattern
+            )
             leg.call_id = self._record.call_id
         except DialRefusedError as refused:
             second.refused(refused)

@@ -137,9 +137,10 @@ class OutboundCalls:
             audio: CallAudio | None,
             codecs: list[Codec],
             trunk: str,
+            by_pattern: bool = False,
         ) -> Leg:
             if audio is None:
-                return self._placing.dial(uri, handler, audio, codecs, trunk)
+                return self._placing.dial(uri, handler, audio, codecs, trunk, by_pattern)
             give_back()  # it was asked for before its session was opened
             return self._placing.dial_admitted(uri, handler, audio, codecs, trunk, caller_id)
 
@@ -152,6 +153,7 @@ class OutboundCalls:
             self._pump,
             finished,
             dial=dial,
+            permit_refer=self._placing.permit_refer,
             tools=self._toolbox,
         )
         record.mark(0.0, "dial", to=uri, **({"caller_id": caller_id} if caller_id else {}))

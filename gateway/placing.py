@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from threading import Lock
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import structlog
 
@@ -54,6 +55,23 @@ class Placing:
 
         return give_back
 
+    def permit_refer(self, uri: str, by_pattern: bool) -> None:
+        """Ask whether the other side may be sent there. Raises DialRefusedError.
+
+        What the dialplan says itself takes no place of ours, and is not counted.
+        """
+        if by_pattern:
+            self._ask(uri, on_demand=False, by_pattern=True)
+        elif (rule := self._caps.destination_refusal(uri, False, False)) is not None:
+            self._refuse(uri, rule)
+
+    def promise_refusal(self, number: str, allow: re.Pattern[str] | None) -> str | None:
+        """Why a call to this number may not be promised; None when it may."""
+        rule = self._caps.promise_refusal(number, allow)
+        if rule is not None:
+            log.warning("gateway.call_not_placed", to=number, rule=rule)
+        return rule
+
     def dial(
         self,
         uri: str,
@@ -61,9 +79,10 @@ class Placing:
         audio: CallAudio | None,
         codecs: list[Codec],
         trunk: str,
+        by_pattern: bool = False,
     ) -> Leg:
-        """Place a call to a route's own destination. Raises DialRefusedError."""
-        self._ask(uri, on_demand=False)
+        """Place a call to a destination of a route. Raises DialRefusedError."""
+        self._ask(uri, on_demand=False, by_pattern=by_pattern)
         return self.dial_admitted(uri, handler, audio, codecs, trunk)
 
     def dial_admitted(
@@ -83,17 +102,22 @@ class Placing:
             counted.forget()
             raise DialRefusedError(f"there is no trunk {trunk!r}") from None
 
-    def _ask(self, uri: str, *, on_demand: bool) -> None:
+    def _ask(self, uri: str, *, on_demand: bool, by_pattern: bool = False) -> None:
         with self._asking:
-            rule = self._caps.refusal(uri, self.active, time.monotonic(), on_demand=on_demand)
+            rule = self._caps.refusal(
+                uri, self.active, time.monotonic(), on_demand=on_demand, by_pattern=by_pattern
+            )
         if rule is not None:
-            log.warning("gateway.call_not_placed", to=uri, rule=rule)
-            raise DialRefusedError(rule)
+            self._refuse(uri, rule)
+
+    def _refuse(self, uri: str, rule: str) -> NoReturn:
+        log.warning("gateway.call_not_placed", to=uri, rule=rule)
+        raise DialRefusedError(rule)
 
     def _may_follow(self, uri: str) -> bool:
         """Whether a REFER that a route follows may make a call of ours. On the SIP thread."""
         try:
-            self._ask(uri, on_demand=False)
+            self._ask(uri, on_demand=False, by_pattern=True)
         except DialRefusedError:
             return False
         return True

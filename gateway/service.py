@@ -96,7 +96,9 @@ class Service:
         self._outbound = OutboundCalls(
             config, dialplan, self._sip.retry_after, self._pump, self._placing, self, self._toolbox
         )
-        self._callbacks = CallbackBook(config.callbacks, self.dial, self._toolbox.http)
+        self._callbacks = CallbackBook(
+            config.callbacks, self.dial, self._toolbox.http, refusal=self._placing.promise_refusal
+        )
         for route in dialplan.routes:
             promise = function_of(route, self._callbacks, config.tools.seconds)
             if promise is not None:
@@ -299,6 +301,7 @@ class Service:
                 self._pump,
                 self.finished,
                 dial=self._placing.dial,
+                permit_refer=self._placing.permit_refer,
                 tools=self._toolbox,
             )
         except Exception as error:

@@ -139,11 +139,13 @@ class TransferTold:
     """What the caller's side says of the REFER: its response, then each NOTIFY (RFC 3515).
 
     A first code below 300 means that the REFER was taken; ``final``: nothing comes after this.
+    ``by_us``: a rule of ours did not let us ask.
     """
 
     code: int
     phrase: str
     final: bool
+    by_us: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,8 @@ class Refer:
 
     target: str = ""
     replaces: bool = False
+    by_pattern: bool = False
+    """A pattern of the dialplan fits the target; otherwise the dialplan names it itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,8 @@ class DialSecond:
 
     uri: str
     trunk: str = ""
+    by_pattern: bool = False
+    """As of :class:`Refer`."""
 
 
 @dataclass(frozen=True, slots=True)

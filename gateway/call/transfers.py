@@ -78,10 +78,15 @@ class Transfer:
         note = self._journal.note(
             now, "transfer", "info", destination=self.name, to=uri, mode=destination.mode
         )
+        by_pattern = destination.allow is not None
         if destination.mode == "blind":
-            return [note, Sound(self._plan.sound), Refer(uri)]
+            return [note, Sound(self._plan.sound), Refer(uri, by_pattern=by_pattern)]
         self._second = True
-        return [note, Sound(self._plan.sound), DialSecond(uri, destination.trunk)]
+        return [
+            note,
+            Sound(self._plan.sound),
+            DialSecond(uri, destination.trunk, by_pattern=by_pattern),
+        ]
 
     def on(self, happening: Happening, now: float) -> list[Output]:
         """Something was said of the transfer, or happened to the second leg."""
@@ -120,7 +125,7 @@ class Transfer:
         if self._second and not self._replacing:
             return []  # of an earlier REFER
         if told.code >= 300:
-            outcome = outcome_of(told.code) if self._taken else Outcome.REFUSED
+            outcome = outcome_of(told.code) if self._taken or told.by_us else Outcome.REFUSED
             return self._fail(outcome, told.code, now)
         self._taken = True
         if told.code >= 200:

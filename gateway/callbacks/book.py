@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -51,7 +52,10 @@ class CallbackBook:
         dial: Dial,
         http: HttpClient,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        refusal: Callable[[str, re.Pattern[str] | None], str | None] = lambda _number, _allow: None,
     ) -> None:
+        self._refusal = refusal
+        """Why a number may not be called, with what the route allows; asked before a promise."""
         self._settings = settings
         self._dial = dial
         self._http = http
@@ -99,6 +103,8 @@ class CallbackBook:
             raise ToolError("no callbacks can be taken in this call")
         caller = str(call.variables.get("from", ""))
         promise, local = promised(given, rules, caller, call.call, self._now())
+        if self._refusal(promise.number, rules.allow) is not None:
+            raise ToolError(f"number: {promise.number} may not be called")
         earlier = self._waiting.get(promise.id)
         if earlier is None and len(self._waiting) >= self._settings.max_waiting:
             log.error("callbacks.full", limit=self._settings.max_waiting)

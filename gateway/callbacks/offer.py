@@ -60,6 +60,9 @@ def problems(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
             yield wrong(".trunk", message)
         if settings.dial and given.trunk is None:
             yield wrong(".trunk", "is needed: numbers are called through a trunk (callbacks.dial)")
+        if not (config.outbound.allowed or given.allow is not None):
+            message = "needs outbound.allowed: anybody can write any number into From"
+            yield wrong("", message)
         if settings.dial and not config.outbound.enabled:
             yield wrong("", "callbacks.dial needs outbound.enabled")
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Self, get_args
 
-from pydantic import AfterValidator
+import phonenumbers
+from pydantic import AfterValidator, model_validator
 
-from .validate import Section
+from gateway.numbers import NumberClass
+
+from .problems import MisplacedError
+from .validate import Section, suggestion
 from .values import Count, Flag, Seconds
 
 
@@ -18,6 +22,20 @@ def _prefixes(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _country(value: str) -> str:
+    if value and value not in phonenumbers.SUPPORTED_REGIONS:
+        raise ValueError(f'{value!r} is no country of ISO 3166, like "DE"')
+    return value
+
+
+def _classes(value: tuple[str, ...]) -> tuple[str, ...]:
+    known = get_args(NumberClass)
+    for one in value:
+        if one not in known:
+            raise ValueError(f"{one!r} is no class of numbers{suggestion(one, known)}")
+    return value
+
+
 Prefixes = Annotated[tuple[str, ...], AfterValidator(_prefixes)]
 
 
@@ -25,10 +43,21 @@ class OutboundSettings(Section):
     """``[outbound]``: caps on every call that is placed, and settings of ``gateway dial``."""
 
     enabled: Flag = False
+    country: Annotated[str, AfterValidator(_country)] = ""
     allowed: Prefixes = ()
     forbidden: Prefixes = ()
+    allowed_classes: Annotated[tuple[str, ...], AfterValidator(_classes)] = ()
     max_concurrent: Count = 4
     per_minute: Count = 10
     max_call_seconds: Seconds = 1800.0
     ring_seconds: Seconds = 45.0
     early_media: Flag = False
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.enabled and not self.allowed:
+            raise MisplacedError(
+                ("allowed",),
+                'missing: with outbound.enabled, say where calls may go, like ["+49"]',
+            )
+        return self

@@ -16,6 +16,7 @@ from gateway.sip import info
 from gateway.sip.guard import guarded
 from gateway.sip.message import body_of, headers_of, uri_of
 from gateway.sip.ports import Port
+from gateway.sip.refer_to import refer_to_of
 
 if TYPE_CHECKING:
     from gateway.sip.agent import UserAgent
@@ -189,15 +190,19 @@ class InCall(pj.Call):  # type: ignore[misc]
     @guarded
     def onCallTransferRequest(self, prm: Any) -> None:  # noqa: N802
         """The peer wants us to call somewhere, and leave it then (RFC 3515)."""
-        uri = uri_of(str(prm.dstUri)).partition("?")[0]
+        target = refer_to_of(str(prm.dstUri))
+        uri, why = target.uri, target.flaw
         leg = self.leg
         allowed = None if leg is None else leg.follow_refer
-        if leg is None or leg.on_moved is None or not (allowed and allowed.fullmatch(uri)):
-            log.info("sip.refer_declined", call=self.name, target=uri[:200])
-            prm.statusCode = DECLINED
-            return
-        if not self.agent.may_follow(uri):
-            log.info("sip.refer_declined", call=self.name, target=uri[:200])
+        if leg is None or leg.on_moved is None or allowed is None:
+            why = "follow_refer is not set"
+        elif not why and not allowed.fullmatch(uri):
+            why = "follow_refer does not match"
+        elif not why and not self.agent.may_follow(uri):
+            why = "outbound"
+        if leg is None or why:
+            shown = str(prm.dstUri)[:200]
+            log.info("sip.refer_declined", call=self.name, target=shown, why=why)
             prm.statusCode = DECLINED
             return
         log.info("sip.refer_followed", call=self.name, target=uri)

@@ -1,0 +1,322 @@
+"""Telephone numbers as they are compared: read as E.164, and by what a call to them may cost.
+
+A number can be written in many ways that a carrier takes for the same (``+49900…``, ``0049900…``,
+``0900…``, ``+49 (0) 900``, ``%30900``); where it can be read in several ways, all of them count.
+The plans of all countries come from the ``phonenumbers`` library.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+from urllib.parse import unquote
+
+import phonenumbers
+from phonenumbers import PhoneMetadata, PhoneNumber, PhoneNumberType, ShortNumberCost
+from phonenumbers import shortnumberinfo as short_numbers
+
+NumberClass = Literal[
+    "premium_rate",
+    "shared_cost",
+    "personal_number",
+    "pager",
+    "satellite",
+    "international",
+    "emergency",
+]
+"""What costs more than a call at home, or must not be called by a machine."""
+
+_CLASSES: dict[int, NumberClass] = {
+    PhoneNumberType.PREMIUM_RATE: "premium_rate",
+    PhoneNumberType.SHARED_COST: "shared_cost",
+    PhoneNumberType.PERSONAL_NUMBER: "personal_number",
+    PhoneNumberType.PAGER: "pager",
+}
+_COUNTRY_CODES: dict[int, NumberClass] = {
+    870: "satellite",
+    881: "satellite",
+    882: "satellite",
+    883: "satellite",
+    878: "personal_number",
+    979: "premium_rate",
+}
+"""Codes of no country (ITU-T E.164): Inmarsat, satellite systems, international networks ..."""
+
+_ANY_PREFIX = re.compile(r"0{2,}|011")
+"""What calls another country from most; a carrier may take it wherever the call comes from."""
+
+_SEPARATORS = re.compile(r"[\s()./\-_\u00ad\u2010-\u2015\u200b-\u200f\u2060\ufeff]")
+_NUMBER = re.compile(r"\+?[0-9*#]+")
+_SHORT = 6
+"""Digits of an extension or short code at most; what is longer can be a number of a country."""
+
+_MAX_LENGTH = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """Whom a URI calls.
+
+    ``dialled`` is its user or number without escapes and separators; ``readings`` are the E.164
+    numbers that it can stand for, the likeliest first, none for an extension or a name.
+    """
+
+    dialled: str
+    readings: tuple[str, ...]
+    classes: frozenset[NumberClass]
+    international: bool
+    """Written with ``+`` or an international prefix."""
+
+
+@lru_cache(maxsize=512)
+def called(uri: str, country: str = "") -> Called:
+    """Read the number that is called.
+
+    Args:
+        uri: a sip or tel URI, or a number by itself.
+        country: where it is dialled, like DE (ISO 3166); empty when that is not known.
+    """
+    user, context = _dialled(uri)
+    readings: list[str] = []
+    for one in _dial_strings(user):
+        for reading in _readings(one, context, country):
+            if reading not in readings:
+                readings.append(reading)
+    classes: set[NumberClass] = set()
+    for one in _dial_strings(user):
+        classes |= _short_classes(one, country)
+    for index, reading in enumerate(readings):
+        found = _classes_of(reading, country)
+        # Which country it is in is a question for the likeliest reading only.
+        classes |= found if index == 0 else found - {"international"}
+    abroad = user.startswith("+") or bool(_ANY_PREFIX.match(user))
+    return Called(user, tuple(readings), frozenset(classes), abroad)
+
+
+def matches(number: Called, prefix: str, country: str, *, all_readings: bool) -> bool:
+    """Whether a number begins with ``prefix``, both compared as E.164 where they can be.
+
+    Args:
+        all_readings: any reading is enough, as is what was dialled: for prefixes that are denied.
+            For those that are permitted, only the likeliest reading counts.
+    """
+    plain = _SEPARATORS.sub("", prefix)
+    if not plain:
+        return True
+    as_e164 = prefix_as_e164(plain, country)
+    if all_readings and any(
+        one.startswith(plain) for one in (number.dialled, *_dial_strings(number.dialled))
+    ):
+        return True
+    if as_e164 == "+":
+        if not all_readings:
+            return bool(number.readings)
+        return number.international and (not country or "international" in number.classes)
+    if as_e164:
+        some = number.readings if all_readings else number.readings[:1]
+        return any(reading.startswith(as_e164) for reading in some)
+    if all_readings and not country and plain.startswith("0"):
+        # National, of a country that nobody has named: of any.
+        return any(_national(reading).startswith(plain) for reading in number.readings)
+    return not number.international and number.dialled.startswith(plain)
+
+
+def prefix_as_e164(prefix: str, country: str) -> str:
+    """``0900`` as ``+49900``; empty where it is no beginning of such a number. ``00`` is ``+``."""
+    if prefix.startswith("+"):
+        return prefix
+    abroad = re.match(r"00|011(?!\d*$)" if not country else _abroad(country), prefix)
+    if abroad is not None:
+        return "+" + prefix[abroad.end() :]
+    trunk = _trunk_prefix(country)
+    if trunk and prefix.startswith(trunk):
+        return f"+{phonenumbers.country_code_for_region(country)}{prefix[len(trunk) :]}"
+    return ""
+
+
+def named_country(prefixes: tuple[str, ...], number: Called, country: str) -> bool:
+    """Whether one of ``prefixes`` names the country of a number, rather than all countries."""
+    if not number.readings:
+        return False
+    reading = number.readings[0]
+    parsed = _parsed(reading)
+    code = 0 if parsed is None else parsed.country_code or 0
+    own = phonenumbers.country_code_for_region(country)
+    # +1 and +44 are several countries' codes: there, more than the code has to be named.
+    least = len(f"+{code}") + (code == own)
+    return any(
+        reading.startswith(one) and len(one) >= least
+        for one in (prefix_as_e164(_SEPARATORS.sub("", prefix), country) for prefix in prefixes)
+        if one
+    )
+
+
+def _dialled(uri: str) -> tuple[str, str]:
+    """The user or number, plain, and the digits of its ``phone-context`` (RFC 3966)."""
+    rest = re.sub(r"^\s*(?:tel|sips?):", "", uri, flags=re.IGNORECASE)
+    user, at, _host = rest.partition("@")
+    if not at:
+        user = rest.partition("?")[0]
+    for _ in range(3):  # a proxy on the way may undo escapes that were escaped
+        user = unquote(user)
+    number, *parameters = user.split(";")
+    context = ""
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "phone-context" and value.strip().startswith("+"):
+            context = re.sub(r"\D", "", value)
+    number = number.partition(":")[0].strip()
+    plain = _plain(number)[:_MAX_LENGTH]
+    return plain if _NUMBER.fullmatch(plain) else number, context[:_MAX_LENGTH]
+
+
+def _plain(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text)
+    text = "".join(str(unicodedata.digit(one, one)) for one in text)
+    return re.sub(r"^\+0+", "+", _SEPARATORS.sub("", text))
+
+
+def _dial_strings(user: str) -> list[str]:
+    """What of it may be dialled: all of it, and what follows a feature code (``*31#``)."""
+    found = _NUMBER.match(_plain(user))
+    if found is None or (found.end() < len(user) and len(found[0]) <= _SHORT):
+        return []
+    whole = found[0].rstrip("*#")
+    tail = re.split(r"[*#]", whole)[-1]
+    return [whole] if tail == whole else [whole, tail]
+
+
+def _readings(number: str, context: str, country: str) -> Iterator[str]:
+    if number.startswith("+"):
+        yield from _e164(number, "")
+        return
+    if not number.isdigit():
+        return
+    if context:
+        whole = f"+{context}{number.lstrip('0')}"
+        yield from _e164(whole, "")
+        parsed = _parsed(whole)
+        if parsed is not None:  # the context may name more than a country
+            yield from _e164(f"+{parsed.country_code}{number.lstrip('0')}", "")
+    abroad = re.match(_abroad(country), number) if country else _ANY_PREFIX.match(number)
+    if abroad is not None:
+        yield from _e164("+" + number[abroad.end() :], "")
+    trunk = _trunk_prefix(country)
+    if country and trunk and number.startswith(trunk):
+        yield from _e164(number, country)
+    elif len(number) > _SHORT:
+        at_home = _parsed(number, country) if country and not trunk else None
+        if at_home is not None and phonenumbers.is_valid_number(at_home):
+            yield from _e164(number, country)
+        elif not number.startswith("0"):
+            # Carriers take E.164 without "+" where a number at home would begin with 0.
+            yield from _e164(f"+{number}", "")
+    other = _ANY_PREFIX.match(number)
+    if other is not None and len(number) > _SHORT:
+        yield from _e164("+" + number[other.end() :], "")
+
+
+def _e164(number: str, country: str) -> Iterator[str]:
+    parsed = _parsed(number, country)
+    if parsed is None:
+        digits = re.sub(r"\D", "", number)
+        if number.startswith("+") and digits:
+            yield f"+{digits}"
+        return
+    code = parsed.country_code
+    national = phonenumbers.national_significant_number(parsed)
+    region = phonenumbers.region_code_for_country_code(code or 0)
+    trunk = _trunk_prefix(region)
+    if trunk == "0":  # +49 (0) 900, by however many zeros
+        national = national.lstrip("0")
+    yield f"+{code}{national}"
+
+
+def _parsed(number: str, country: str = "") -> PhoneNumber | None:
+    try:
+        return phonenumbers.parse(number, country or None)
+    except phonenumbers.NumberParseException:
+        return None
+
+
+def _trunk_prefix(country: str) -> str:
+    """What numbers at home begin with, where they do without exception: 0 in Germany."""
+    metadata = PhoneMetadata.metadata_for_region(country) if country else None
+    prefix = "" if metadata is None else metadata.national_prefix or ""
+    return "" if prefix == "1" else prefix
+
+
+def _abroad(country: str) -> str:
+    metadata = PhoneMetadata.metadata_for_region(country) if country else None
+    prefix = "" if metadata is None else metadata.international_prefix or ""
+    return f"(?:{prefix})" if prefix else "(?!)"
+
+
+def _national(reading: str) -> str:
+    """As it is dialled in its own country."""
+    parsed = _parsed(reading)
+    if parsed is None:
+        return ""
+    region = phonenumbers.region_code_for_country_code(parsed.country_code or 0)
+    return _trunk_prefix(region) + phonenumbers.national_significant_number(parsed)
+
+
+def _short_classes(number: str, country: str) -> set[NumberClass]:
+    found: set[NumberClass] = set()
+    if not country or len(number) > _SHORT or not number.isdigit():
+        return found
+    if short_numbers.connects_to_emergency_number(number, country):
+        found.add("emergency")
+    parsed = _parsed(number, country)
+    if parsed is not None:
+        cost = short_numbers.expected_cost_for_region(parsed, country)
+        if cost == ShortNumberCost.PREMIUM_RATE:
+            found.add("premium_rate")
+    return found
+
+
+def _classes_of(reading: str, country: str) -> set[NumberClass]:
+    found: set[NumberClass] = set()
+    parsed = _parsed(reading)
+    if parsed is None:
+        return {"international"} if country else found
+    code = parsed.country_code or 0
+    if code in _COUNTRY_CODES:
+        found.add(_COUNTRY_CODES[code])
+    likely = _completed(reading, parsed)
+    kind = _CLASSES.get(phonenumbers.number_type(likely))
+    if kind is not None:
+        found.add(kind)
+    if country:
+        own = phonenumbers.country_code_for_region(country)
+        region = phonenumbers.region_code_for_number(likely)
+        if code != own or (region is not None and region != country):
+            found.add("international")
+        else:
+            found |= _short_classes(phonenumbers.national_significant_number(parsed), country)
+    return found
+
+
+def _completed(reading: str, parsed: PhoneNumber) -> PhoneNumber:
+    """The number that a network would see in one of a wrong length.
+
+    It is routed by how it begins: digits too many are not looked at, and what is too short begins
+    like a longer one.
+    """
+    if phonenumbers.is_valid_number(parsed):
+        return parsed
+    shorter = (reading[:length] for length in range(len(reading) - 1, 5, -1))
+    longer = (reading + digit * more for more in range(1, 8) for digit in "1234567890")
+    usual: PhoneNumber | None = None
+    for one in (*shorter, *longer):
+        other = _parsed(one) if len(one) <= 17 else None
+        if other is None or not phonenumbers.is_valid_number(other):
+            continue
+        if phonenumbers.number_type(other) in _CLASSES:
+            return other
+        usual = usual or other
+    return usual or parsed
