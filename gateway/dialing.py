@@ -91,7 +91,7 @@ class OutboundCaps:
     def destination_refusal(self, to: str, on_demand: bool, by_pattern: bool) -> str | None:
         """Why nobody may be called there, whenever it is; None when it may be."""
         caps, number = self._settings, called(to, self._settings.country)
-        for prefix in caps.forbidden:
+        for prefix in sorted(caps.forbidden, key=len, reverse=True):
             if matches(number, prefix, caps.country, all_readings=True):
                 return f"outbound.forbidden has {prefix!r}"
         if not (on_demand or by_pattern):

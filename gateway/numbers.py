@@ -115,7 +115,7 @@ def matches(number: Called, prefix: str, country: str, *, all_readings: bool) ->
     if as_e164 == "+":
         if not all_readings:
             return bool(number.readings)
-        return number.international and (not country or "international" in number.classes)
+        return "international" in number.classes
     if as_e164:
         some = number.readings if all_readings else number.readings[:1]
         return any(reading.startswith(as_e164) for reading in some)

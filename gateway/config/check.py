@@ -201,6 +201,38 @@ def _open_doors(config: Config) -> list[str]:
     return advice
 
 
+_ANY_NUMBER = ("+882161234567", "09001234567", "112", "7")
+_ANY_ADDRESS = ("sip:+882161234567@203.0.113.9:5999", "sip:x-7f3@elsewhere.invalid")
+"""Nobody means all of these: an expression that fits them is one that fits everything."""
+
+
+def _open_purses(config: Config, dialplan: Dialplan) -> list[str]:
+    """What lets calls go anywhere, at our cost."""
+    advice: list[str] = []
+    outbound = config.outbound
+    if not outbound.country and (outbound.allowed or outbound.forbidden):
+        advice.append(
+            "outbound.country is not set: 0900 and +49900 are not known to be the same, and calls "
+            "abroad not to be such"
+        )
+    for prefix in outbound.allowed:
+        if prefix in ("", "+", "0", "00"):
+            advice.append(f"outbound.allowed: {prefix!r} is the beginning of every number")
+    for route in dialplan.routes:
+        numbers = [(f"transfer {one.name!r}, allow", one.allow) for one in route.transfer]
+        numbers.append(("schedule_callback.allow", route.schedule_callback.allow))
+        for where, pattern in numbers:
+            if pattern is not None and all(pattern.fullmatch(one) for one in _ANY_NUMBER):
+                advice.append(f"route {route.name}, {where}: matches every number")
+        pattern = route.follow_refer
+        if pattern is not None and any(pattern.fullmatch(one) for one in _ANY_ADDRESS):
+            advice.append(
+                f"route {route.name}, follow_refer: matches every address, so whoever calls can "
+                "have the gateway call anywhere"
+            )
+    return advice
+
+
 def _others(config: Config) -> str:
     """What becomes of calls that are no trunk's."""
     if config.access.unknown != "auto":
@@ -260,6 +292,7 @@ def _advice(config: Config, dialplan: Dialplan) -> list[str]:
             advice.append(f"route {route.name} takes every call, none is left for {after}")
             break
     advice += _open_doors(config)
+    advice += _open_purses(config, dialplan)
     advice += tool_advice(config, dialplan)
     advice += [
         f"route {route.name}: the guard {guard.name} listens to the caller, whose words nobody "

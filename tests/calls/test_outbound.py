@@ -45,6 +45,8 @@ voicemail_say = "Your room is ready."
 socket = "gateway.sock"
 [outbound]
 enabled = true
+country = "DE"
+allowed = ["answer", "busy", "away", "no", "full", "ring", "race", "early", "+", "00"]
 forbidden = ["00", "+882"]
 max_concurrent = 2
 per_minute = 60

@@ -60,6 +60,7 @@ seconds = 0.3
 socket = "gateway.sock"
 [outbound]
 enabled = true
+allowed = ["answer"]
 """,
 }
 

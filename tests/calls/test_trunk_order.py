@@ -30,6 +30,7 @@ follow_refer = 'sip:[a-z0-9-]+@127\\.0\\.0\\.1:{PORT}'
 socket = "gateway.sock"
 [outbound]
 enabled = true
+allowed = ["busy", "1"]
 forbidden = ["00"]
 max_concurrent = 1
 ring_seconds = 5

@@ -55,6 +55,7 @@ OUTBOUND = """
 socket = "gateway.sock"
 [outbound]
 enabled = true
+allowed = ["2"]
 """
 
 
