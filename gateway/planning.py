@@ -41,6 +41,7 @@ from gateway.routes import (
     machine_plan,
     metadata_of,
     own_tools,
+    silence_plan,
     transfer_plan,
     trouble_plan,
     turns_left_to_us,
@@ -236,6 +237,8 @@ def call_plan(
         budget=budget_plan(config, route),
         interruptions=interruption_plan(route, session),
         idle=idle_plan(route, values),
+        silence=silence_plan(route),
+        server_responds=_server_responds(session),
         machines=machine_plan(route),
         on_trouble=trouble_plan(route, [one.name for one in config.endpoint]),
         handover_seconds=settings.realtime.handover_seconds,
@@ -368,3 +371,8 @@ def _greeting(route: Route, values: Mapping[str, str]) -> Mapping[str, Any] | No
 def _server_interrupts(session: Mapping[str, Any]) -> bool:
     detection = session["audio"]["input"]["turn_detection"]
     return detection is not None and bool(detection.get("interrupt_response", True))
+
+
+def _server_responds(session: Mapping[str, Any]) -> bool:
+    detection = session["audio"]["input"]["turn_detection"]
+    return detection is not None and bool(detection.get("create_response", True))

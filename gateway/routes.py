@@ -19,6 +19,7 @@ from gateway.call.plan import (
     PressPlan,
     Rung,
     SchedulePlan,
+    SilencePlan,
     TransferPlan,
 )
 from gateway.config import TrunkSettings
@@ -133,6 +134,12 @@ def idle_plan(route: Route, values: Mapping[str, str]) -> IdlePlan:
     idle = route.idle
     ask, goodbye = render(idle.ask, values), render(idle.goodbye, values)
     return IdlePlan(idle.seconds, ask, idle.times, goodbye, idle.transfer_to or "")
+
+
+def silence_plan(route: Route) -> SilencePlan:
+    """How long a caller may wait for a response, and what they hear meanwhile."""
+    given = route.silence
+    return SilencePlan(given.seconds, given.filler_sound or "", given.filler_delay)
 
 
 def machine_plan(route: Route) -> MachinePlan:

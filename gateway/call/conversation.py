@@ -25,6 +25,7 @@ from gateway.call.rules.machines import Machines
 from gateway.call.rules.mcp import McpWatch
 from gateway.call.rules.part import Part
 from gateway.call.rules.rescue import Rescue
+from gateway.call.rules.silence import Silence
 from gateway.call.talk import Talk, send
 from gateway.call.transcript import Transcript
 from gateway.realtime.commands import CancelResponse, ClientCommand, CreateResponse
@@ -61,6 +62,13 @@ class Conversation:
         approvals = self.talk.approvals = Approvals(self.talk)
         self._functions = Functions(self.talk, approvals)
         self.transcript = Transcript(self.talk)
+        self._session_failed = False
+        self._caller_speaks = False
+        self.silence = Silence(
+            self.talk,
+            lambda: self._caller_speaks or self._functions.busy or approvals.wants_keys,
+        )
+        self._rescue = Rescue(self.talk)
         self._parts: tuple[Part, ...] = (
             self.transcript,
             Budget(self.talk),
@@ -70,10 +78,9 @@ class Conversation:
             McpWatch(self.talk, approvals),
             Guards(self.talk),
             Keeping(self.talk),
-            Rescue(self.talk),
+            self._rescue,
+            self.silence,
         )
-        self._session_failed = False
-        self._caller_speaks = False
 
     def prepare(self, plan: CallPlan) -> None:
         """The same plan with its texts complete; before :meth:`open`."""
@@ -107,7 +114,8 @@ class Conversation:
         match event:
             case AudioDelta():
                 outputs = self.errands.model_speaks(now) + self._functions.model_speaks()
-                return outputs + talk.playback.receive(event)
+                outputs += talk.playback.receive(event)
+                return outputs + self.silence.heard() if talk.speaking else outputs
             case AudioDone():
                 return talk.playback.part_done(event)
             case SpeechStarted():
@@ -118,6 +126,7 @@ class Conversation:
                 stopped = note(now, "caller_stops", audio_ms=event.audio_end_ms)
                 return [*self._interruptions.speech_over(event, now), stopped]
             case InputCommitted():
+                self._caller_speaks = False
                 return self._interruptions.committed(event, now)
             case ResponseCreated():
                 self._interruptions.created(event.response_id, talk.gate.created(event.response_id))
@@ -210,7 +219,12 @@ class Conversation:
             # What is under way, or a goodbye that is being said, ends the call by itself.
             outputs += self.talk.leave(now)
             outputs += self._begin_errand(now, confirmed)
-        return outputs
+        return outputs + self.silence.settle(now, confirmed=confirmed)
+
+    def on_silence(self, rule: str, now: float) -> list[Output]:
+        """A response is due and nothing was heard for too long, and there is no other session."""
+        outputs = self.talk.interrupt("silence", now) + self.silence.reset()
+        return outputs + self._rescue.silent(rule, self.talk.gate.abandon(), now)
 
     def on_session_over(self, now: float) -> list[Output]:
         """The session closed as it should, but what came of it is still to be heard."""
@@ -223,6 +237,7 @@ class Conversation:
         """The session is gone, or about to be, and another one is to take its place."""
         self.transcript.detached()
         outputs = self.talk.playback.session_over() + self._interruptions.session_over()
+        outputs += self.silence.reset()
         self.talk.gate = ResponseGate()
         self._caller_speaks = self._session_failed = False
         return outputs

@@ -40,6 +40,8 @@ class Why(StrEnum):
     SESSION_CLOSED = "session_closed"
     SESSION_ERROR = "session_error"
     SESSION_LOST = "session_lost"
+    SESSION_SILENT = "session_silent"
+    """A response was due, and nothing of it came."""
     SESSION_UNREACHABLE = "session_unreachable"
     SESSION_REFUSED = "session_refused"
     LEG_LOST = "leg_lost"
@@ -90,6 +92,7 @@ _TABLE: dict[Why, _Row] = {
     Why.SESSION_CLOSED: _Row(Party.MODEL, 480, 16, "Session closed"),
     Why.SESSION_ERROR: _Row(Party.MODEL, 503, 41, "Session failed"),
     Why.SESSION_LOST: _Row(Party.NETWORK, 503, 41, "Session lost"),
+    Why.SESSION_SILENT: _Row(Party.MODEL, 503, 41, "Session silent"),
     Why.SESSION_UNREACHABLE: _Row(Party.NETWORK, 503, 41, "No session in time"),
     Why.SESSION_REFUSED: _Row(Party.MODEL, 503, 41, "Session refused"),
     Why.LEG_LOST: _Row(Party.NETWORK, 480, 41, "Leg lost"),

@@ -183,6 +183,8 @@ class CallMachine:
             todo += self._bridge(now)
         if self._call.session_up and self._call.talking:
             todo += self._session.handover.settle(now)
+        if self._call.session_up and self._call.state is State.TALKING and talk.silence.rule:
+            todo += self._session.on_silence(talk.silence.rule, now)
         if self._session.recovery.over is not None:
             return todo + self._session.give_up(now)
         why, detail = talk.errands.over or (None, "")

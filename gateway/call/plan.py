@@ -202,6 +202,17 @@ class IdlePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class SilencePlan:
+    """A caller who waits for a response and hears nothing: see
+    :class:`gateway.dialplan.turns.Silence`."""
+
+    seconds: float = 0.0
+    """0: never too long."""
+    filler_sound: str = ""
+    filler_delay: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
 class MachinePlan:
     """A caller that is a machine: see :class:`gateway.dialplan.machines.Machines`."""
 
@@ -267,6 +278,9 @@ class CallPlan:
     server_interrupts: bool = True
     """The server's voice activity detection cancels the running response by itself
     (``interrupt_response``); without it, speech of the caller cuts nothing."""
+    server_responds: bool = True
+    """The server's voice activity detection asks for a response when a turn of the caller ends
+    (``create_response``)."""
     retry_after: int = 5
     """Seconds, in the Retry-After of a 503."""
     outbound: OutboundPlan | None = None
@@ -283,6 +297,7 @@ class CallPlan:
     budget: BudgetPlan = field(default_factory=BudgetPlan)
     interruptions: InterruptionPlan = field(default_factory=InterruptionPlan)
     idle: IdlePlan = field(default_factory=IdlePlan)
+    silence: SilencePlan = field(default_factory=SilencePlan)
     machines: MachinePlan = field(default_factory=MachinePlan)
     content: ContentPlan = field(default_factory=ContentPlan)
     follow_refer: re.Pattern[str] | None = None

@@ -65,7 +65,8 @@ class Playback:
             if event.item_id not in cut.unplayed_items and not self._ledger.knows(event.item_id):
                 cut.unplayed_items.append(event.item_id)
             return []
-        self._last_spoken = event.response_id
+        if event.audio:
+            self._last_spoken = event.response_id
         key = (event.item_id, event.content_index)
         return self._play(self._ledger.receive(event.response_id, key, event.audio), more=True)
 

@@ -7,6 +7,7 @@ to begin again.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from gateway.call import inputs
@@ -23,6 +24,16 @@ from gateway.realtime.events import AudioDelta
 FIRST_WAIT = 0.25
 LONGEST_WAIT = 4.0
 """Seconds from an attempt that failed to the next; each wait is double the one before."""
+
+PROVEN_SECONDS = 30.0
+"""A session that took over and is silent within this, before anything of it was heard, was no
+help: the attempt counts as failed. So does one that is lost within the rung's own time."""
+
+MAX_PER_MINUTE = 3
+"""Lost sessions within 60 s after which the same server is not tried again; the next rung is."""
+
+MAX_PER_CALL = 20
+"""Lost sessions of one call after which no other one is opened."""
 
 _OPENS = ("reconnect", "endpoint")
 NEEDS_ANSWER = ("announcement", "transfer")
@@ -55,6 +66,9 @@ class Recovery:
         self._wait = FIRST_WAIT
         self._sounding = ""
         self._answered = False
+        self._unproven: float | None = None
+        """When the session came that took over last, while nothing of it was heard (s)."""
+        self._lost_at: deque[float] = deque(maxlen=MAX_PER_MINUTE)
         self._plays_on = False
         """Words of the lost session were still to be heard when the next one came."""
         self._began = 0.0
@@ -72,16 +86,34 @@ class Recovery:
         """There is no session (any more). ``fatal``: the same server would say the same again."""
         # A call that is not answered has been tried for its connect_timeout already.
         useless = fatal or not answered
-        self._rungs = tuple(
+        rungs = tuple(
             rung for rung in self._talk.plan.on_trouble if not (useless and rung.do == "reconnect")
         )
         self._why, self._detail, self._answered = why, detail, answered
-        self._began, self._at = now, -1
+        self._began, unproven, self._unproven = now, self._unproven, None
         self.active = True
         record = self._journal.record
         record.trouble.append(Trouble(round(self._journal.ms(now), 1), why.value, detail))
         note = self._journal.note(now, "session_gone", "warning", why=why.value, detail=detail)
+        often = len(self._lost_at) == MAX_PER_MINUTE and now - self._lost_at[0] < 60
+        self._lost_at.append(now)
+        if len(record.trouble) > MAX_PER_CALL:
+            self._rungs, self._at = tuple(rung for rung in rungs if rung.do not in _OPENS), -1
+        elif unproven is not None and self._was_no_help(unproven, now):
+            self._last.rungs.append(self._rung.do)
+            todo = self.failed(detail, now, fatal=fatal)
+            return [note, *todo, *(self._sound(now) if self._again_at is not None else [])]
+        elif not often:
+            self._rungs, self._at = rungs, -1
         return [note, *self._next(now)]
+
+    def _was_no_help(self, up_at: float, now: float) -> bool:
+        """Whether the session that took over at ``up_at`` is lost as one that never came."""
+        if self._until is None:
+            return False
+        return now < self._until or (
+            self._why is Why.SESSION_SILENT and now - up_at < PROVEN_SECONDS
+        )
 
     def failed(self, detail: str, now: float, *, fatal: bool) -> list[Output]:
         """An attempt to get one has failed."""
@@ -96,7 +128,7 @@ class Recovery:
 
     def up(self, now: float) -> list[Output]:
         """There is a session again; tell it what was said, and let it go on where it has to."""
-        self.active, self._until, self._again_at = False, None, None
+        self.active, self._again_at, self._unproven = False, None, now
         self._plays_on = self._talk.speaking
         lasted = round((now - self._began) * 1000, 1)
         self._last.outcome, self._last.session_after_ms = "recovered", lasted
@@ -114,6 +146,8 @@ class Recovery:
         """What the caller hears while there is no session."""
         if self._speaks(input) and self._journal.record.trouble:
             last = self._last
+            if not self.active:
+                self._unproven = None
             if last.heard_after_ms is None and not self.active and self._at >= 0:
                 last.heard_after_ms = round((now - self._began) * 1000, 1)
         if isinstance(input, inputs.PlayoutDrained):

@@ -103,6 +103,13 @@ class ResponseGate:
                 return instead
         return self._next(now)
 
+    def abandon(self) -> CreateResponse | None:
+        """Expect nothing more of the response that runs, or that was asked for; returns our
+        request for it, if it was ours."""
+        asked = self._sent if self.active is None else self.answered
+        self.active = self._sent = None
+        return asked
+
     def unanswered(self, now: float) -> CreateResponse | None:
         """The deadline has come; returns the next one to send."""
         self.given_up += 1

@@ -9,6 +9,7 @@ from gateway.call.handover import Handover
 from gateway.call.plan import OutboundPlan
 from gateway.call.recovery import Recovery
 from gateway.call.states import State
+from gateway.realtime.commands import CreateResponse
 from gateway.realtime.errors import Kind
 
 
@@ -30,6 +31,8 @@ class SessionSide:
         self.lost_meanwhile: tuple[Why, str] | None = None
         """The session was lost while the caller was on the way to somebody else."""
         self._opened = False
+        self._resume = False
+        """A response was due when the session was lost, and is asked for again."""
 
     def known_trouble(self, detail: str, now: float) -> list[outputs.Output]:
         """The server is known to give no session: what is to be done about that is done at once."""
@@ -67,7 +70,12 @@ class SessionSide:
         self._call.record.session_id = input.session_id
         self._call.conversation.attach()
         todo = self.recovery.up(now)
-        return todo + ([] if self._opened else self.open(now))
+        resume, self._resume = self._resume, False
+        talk, greeting = self._call.conversation.talk, self._call.plan.greeting
+        unheard = greeting is not None and self._call.record.times.first_audio is None
+        if not self._opened or (resume and unheard):
+            return todo + self.open(now)
+        return todo + (talk.ask(CreateResponse(), now) if resume and talk.gate.idle else [])
 
     def on_spare_up(self, input: inputs.SpareUp, now: float) -> list[outputs.Output]:
         self.handover.spare_up(input.session_id, input.seconds_left, now)
@@ -165,11 +173,19 @@ class SessionSide:
         why = Why.SESSION_CLOSED if input.code == 1000 else Why.SESSION_LOST
         return self._without_session(why, now, f"{input.code} {input.reason}".strip())
 
+    def on_silence(self, rule: str, now: float) -> list[outputs.Output]:
+        """A response is due, and neither sound nor a tool has been there for too long."""
+        if not self._ladder:
+            return self._call.conversation.on_silence(rule, now)
+        detail = f"{rule}: nothing heard for {self._call.plan.silence.seconds:g} s"
+        return self._without_session(Why.SESSION_SILENT, now, detail)
+
     def _without_session(self, why: Why, now: float, detail: str) -> list[outputs.Output]:
         if self._call.state is not State.BRIDGED and not self._call.conversation.errands.underway:
             if not (self._call.live and self._ladder):
                 return self._end(why, now, detail)
             self._call.session_up = False
+            self._resume = self._call.conversation.silence.due
             rest = self._call.conversation.detach(now)
             # Until the ACK there is nobody who could hear anything.
             answered = self._call.state is State.TALKING

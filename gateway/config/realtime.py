@@ -99,8 +99,8 @@ class RealtimeSettings(Section):
     model: Text = "gpt-realtime-2.1"
     headers: Headers = Field(default_factory=lambda: MappingProxyType({}))
     connect_timeout: Seconds = 8.0
-    ping_interval: Seconds = 20.0
-    ping_timeout: Seconds = 20.0
+    ping_interval: Seconds = 5.0
+    ping_timeout: Seconds = 5.0
     playout_seconds: Seconds = 600.0
     handover_seconds: SecondsOrOff = 60.0
     probe_seconds: SecondsOrOff = 0.0

@@ -51,7 +51,7 @@ from .machines import Machines
 from .session import nulled
 from .tools import Hold, SendDtmf, Transfer, TransferCall
 from .trouble import DEFAULT, Rung, in_order
-from .turns import Idle, Interruptions
+from .turns import Idle, Interruptions, Silence
 from .values import Regex
 from .variables import (
     BUILT_IN,
@@ -235,6 +235,7 @@ class Route(Section):
     budget: RouteBudget = Field(default_factory=RouteBudget)
     interruptions: Interruptions = Field(default_factory=Interruptions)
     idle: Idle = Field(default_factory=Idle)
+    silence: Silence = Field(default_factory=Silence)
     machines: Machines = Field(default_factory=Machines)
     on_trouble: tuple[Rung, ...] = DEFAULT
     guard: tuple[Guard, ...] = ()

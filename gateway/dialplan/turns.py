@@ -1,4 +1,4 @@
-"""``[route.interruptions]`` and ``[route.idle]``: who has the word, and for how long nobody may."""
+"""``[route.interruptions]``, ``[route.idle]``, ``[route.silence]``: turns of caller and model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from gateway.config.problems import MisplacedError
 from gateway.config.validate import Section
 from gateway.config.values import Count, Flag, Milliseconds, Seconds, SecondsOrOff, Text
 
+from .tools import Sound
 from .values import Regex
 
 BACK_CHANNEL = (
@@ -82,3 +83,11 @@ class Idle(Section):
             found = found.get(part) if isinstance(found, Mapping) else None
         if found is not None:
             raise MisplacedError(path, "and [route.idle] would both ask a silent caller; use one")
+
+
+class Silence(Section):
+    """``[route.silence]``: a caller who waits for a response and hears nothing."""
+
+    seconds: SecondsOrOff = 6.0
+    filler_sound: Sound | None = None
+    filler_delay: Seconds = 2.0

@@ -35,7 +35,7 @@ class Endpoint:
     api_key_header: str = "authorization"
     headers: Mapping[str, str] = field(default_factory=dict)
     ping_interval: float | None = 5.0
-    ping_timeout: float | None = 10.0
+    ping_timeout: float | None = 5.0
     dialect: Dialect = GA
     audio: Audio = "g711"
 

@@ -189,6 +189,10 @@ def _note(entry: Entry) -> Text:
             return Text(f"a machine ({entry.text('kind')}): {entry.text('why')}", CUT)
         case "guard":
             return Text(f"guard {entry.text('rule')} on the {entry.text('who')}'s words", CUT)
+        case "silence_detected":
+            return Text(f"nothing heard: {entry.text('rule').replace('_', ' ')}", CUT)
+        case "response_without_audio":
+            return Text(f"a response without audio: {entry.text('content')}", CUT)
         case "session_gone":
             detail = entry.text("detail")
             return Text(f"no session: {entry.text('why').replace('_', ' ')}, {detail}", CUT)

@@ -109,7 +109,8 @@ def test_words_while_the_operator_thinks() -> None:
     scene = Scene(replace(PLAN, functions={"search": search}, approvals=(rule,))).up()
     assert scene.at(1.0, created("r1"), done("r1", calls=[("search", "c1")])) == ["ask search 0"]
     assert scene.at(3.1) == ["create ['instructions', 'tools']"]
-    scene.do(created("r2"), done("r2"))
+    scene.do(created("r2"), audio("r2", "i2", 20), done("r2"))
+    scene.listen(100)
     assert scene.at(6.0, inputs.OperatorAnswered("c1", True)) == ["run search c1 {}"]
     assert scene.at(20.0) == [], "they are told once"
 

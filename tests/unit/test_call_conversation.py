@@ -332,7 +332,7 @@ def test_runs_that_wait_are_answered_together() -> None:
     seen = scene.do(key("1"), key("#"), key("2"), key("#"), key("3"), key("#"))
     assert seen == [PRESSED.format(digit) for digit in "123"]
     assert scene.do(done("r1")) == ["create"]
-    assert scene.do(created("r2"), done("r2")) == []
+    assert scene.do(created("r2"), audio("r2", "i2", 20), done("r2")) == ["play 20"]
 
 
 # ---- requests
@@ -351,7 +351,7 @@ def test_a_request_meets_the_servers_own_response() -> None:
     assert scene.do(created("auto"), collision) == []
     assert scene.do(done("auto")) == ["create"]
     assert scene.requests[0] is scene.requests[1]
-    assert scene.do(created("r2"), done("r2")) == []
+    assert scene.do(created("r2"), audio("r2", "i2", 20), done("r2")) == ["play 20"]
 
 
 def test_a_request_meets_a_response_that_is_told_of_later() -> None:
@@ -424,7 +424,7 @@ def test_a_failed_response_is_said_and_the_call_goes_on() -> None:
     assert note.level == "warning"
     assert note.fields["code"] == "rate_limit_exceeded"
     assert scene.requests[-1].response is None, "asked again"
-    scene.do(created("r2"), done("r2"))
+    scene.do(created("r2"), audio("r2", "i2", 20), done("r2"))
     assert scene.do(key("#"))[-1] == "create"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from call_scene import Scene, created, done, said
+from call_scene import Scene, audio, created, done, said
 
 from gateway.audio.g711 import Codec
 from gateway.call.asides import KEY
@@ -41,6 +41,7 @@ class Server:
         self.scene.do(said(InputTranscribed(f"u{number}", f"Turn {number}.")))
         self.scene.do(created(f"r{number}"))
         self.add(id=f"a{number}", type="message", role="assistant")
+        self.scene.do(audio(f"r{number}", f"a{number}", 20))
         self.scene.at(self.scene.now + 1.0, done(f"r{number}"))
         self.settle()
         self.most = max(self.most, len(self.items))

@@ -1,10 +1,13 @@
 """Answers that fail are told to the caller, who never hears nothing only.
 
 A response may end as failed, or as incomplete by the content filter or ``max_output_tokens``
-(``response.done``, ``status_details``), be refused (``error``), or never come at all.
+(``response.done``, ``status_details``), complete without any sound (text only, empty, audio of no
+length), be refused (``error``), or never come at all.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from gateway.call import inputs
 from gateway.call.ending import Why
@@ -59,6 +62,8 @@ class Rescue:
             if not talk.playback.spoke(done.response_id):
                 return self._last_resort("the words had no sound", now)
             return []
+        if done.status == "completed" and not talk.playback.spoke(done.response_id):
+            return self._soundless(done, now)
         if done.status == "completed":
             self._failures = self._retries = 0
         return []
@@ -83,6 +88,27 @@ class Rescue:
         if verdict.ends_session or (asked.response or {}).get("conversation") == "none":
             return []
         return self._failed(verdict.code, asked, now)
+
+    def silent(self, rule: str, asked: CreateResponse | None, now: float) -> list[Output]:
+        """A response was due and nothing was heard for too long: a sound, and another attempt."""
+        self._failures += 1
+        todo = self._last_resort(rule, now)
+        if self._failures >= self._plan.give_up:
+            return todo + self._give_up(rule, now)
+        return todo + self._talk.after_cut(self._talk.ask(asked or CreateResponse(), now))
+
+    def _soundless(self, done: ResponseDone, now: float) -> list[Output]:
+        """A response completed, and the caller heard nothing of it."""
+        kinds = [item.get("type") for item in done.output]
+        if any(kind != "message" for kind in kinds):
+            return []  # a tool's result, or an approval, is followed by a response
+        content = content_of(done)
+        note = self._talk.journal.note(
+            now, "response_without_audio", "warning", content=content, response_id=done.response_id
+        )
+        if not self._talk.gate.idle:
+            return [note]  # another response was asked for already
+        return [note, *self._failed(f"no sound: {content}", self._talk.gate.answered, now)]
 
     def _filtered(self, now: float) -> list[Output]:
         self._failures += 1
@@ -146,3 +172,12 @@ class Rescue:
             return []
         self._sound_until = None
         return [] if self._talk.errands.busy else [Sound("")]
+
+
+def content_of(done: ResponseDone) -> str:
+    """What a response without any sound had in its place."""
+    parts = [part for item in done.output for part in item.get("content") or () if part]
+    kinds = {part.get("type") for part in parts if isinstance(part, Mapping)}
+    if kinds & {"output_audio", "audio"}:
+        return "audio of zero length"
+    return "text" if kinds else "empty"

@@ -1,0 +1,167 @@
+"""Detect a caller who is left in silence: a response is due, and neither sound nor a tool is there.
+
+It does not matter how the silence came about: a response that was asked for and never created,
+one that was created and brings no audio or stops in the middle of it, a caller's turn that the
+server does not answer, an ``error`` without ``response.done``. What follows (the route's
+``on_trouble``) is decided by :class:`gateway.call.sessionside.SessionSide`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gateway.call import inputs
+from gateway.call.outputs import Output, Sound
+from gateway.call.plan import SilencePlan
+from gateway.call.talk import Talk
+from gateway.realtime.events import (
+    InputCommitted,
+    OtherEvent,
+    ResponseCreated,
+    SpeechStarted,
+    SpeechStopped,
+)
+
+MCP_SECONDS = 60.0
+"""An MCP call of the server's counts as a running tool for at most this long (s)."""
+
+_MAX_MCP = 16
+_MCP_ENDS = ("response.mcp_call.completed", "response.mcp_call.failed")
+
+
+class Silence:
+    """A part: counts since when the caller has been waiting. Methods take the time (s).
+
+    Args:
+        busy: whether the caller speaks, or a tool runs for the model.
+    """
+
+    def __init__(self, talk: Talk, busy: Callable[[], bool]) -> None:
+        self._talk = talk
+        self._busy = busy
+        self._since: float | None = None
+        self._turn = False
+        """The caller's turn is over, and the server has not begun to answer it."""
+        self._answered = False
+        """A response was created since the caller last began to speak."""
+        self._held = False
+        self._filler = False
+        self._mcp: dict[str, float] = {}
+        """MCP calls that the server runs, and until when they count (s)."""
+        self.rule: str | None = None
+        """Which silence lasted too long, once one has."""
+
+    @property
+    def _plan(self) -> SilencePlan:
+        return self._talk.plan.silence
+
+    @property
+    def due(self) -> bool:
+        """Whether a response is to come."""
+        return self._turn or not self._talk.gate.idle
+
+    def on(self, input: inputs.Input, now: float) -> list[Output]:
+        """Keep track of turns, hold and the server's own tools."""
+        match input:
+            case inputs.Held(held=held):
+                self._held = held
+            case inputs.ServerSaid(event=SpeechStarted()):
+                self._turn = self._answered = False
+            case inputs.ServerSaid(event=SpeechStopped()):
+                self._turn = self._turn_is_answered_next()
+            case inputs.ServerSaid(event=InputCommitted()):
+                # From here on the request for the response says that one is due.
+                by_gateway = self._talk.plan.interruptions.by_gateway
+                self._turn = not by_gateway and self._turn_is_answered_next()
+            case inputs.ServerSaid(event=ResponseCreated()):
+                self._turn, self._answered = False, True
+            case inputs.ServerSaid(event=OtherEvent() as event):
+                self._server_tool(event, now)
+            case inputs.SessionUp():
+                self.reset()
+        return []
+
+    def heard(self) -> list[Output]:
+        """Audio of the model was put into the playout queue."""
+        self._since = None
+        return self._stop_filler()
+
+    def settle(self, now: float, *, confirmed: bool) -> list[Output]:
+        """Look whether the caller waits, once all that happened is known."""
+        if not (confirmed and self._waits()):
+            self._since = None
+            return self._stop_filler()
+        if self._since is None:
+            self._since = now
+        return []
+
+    def tick(self, now: float) -> list[Output]:
+        """The wait may have lasted for long enough."""
+        for item_id in [one for one, until in self._mcp.items() if now >= until]:
+            del self._mcp[item_id]
+        if self._since is None or not self._waits():
+            return []
+        plan = self._plan
+        if now >= self._since + plan.seconds:
+            self.rule = self._which()
+            self._since = None
+            note = self._talk.journal.note(
+                now, "silence_detected", "warning", rule=self.rule, seconds=plan.seconds
+            )
+            return [*self._stop_filler(), note]
+        if plan.filler_sound and not self._filler and now >= self._since + plan.filler_delay:
+            self._filler = True
+            return [self._talk.journal.note(now, "filler"), Sound(plan.filler_sound)]
+        return []
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due next (s)."""
+        plan = self._plan
+        if self._since is None:
+            return min(self._mcp.values(), default=None)
+        if plan.filler_sound and not self._filler and plan.filler_delay < plan.seconds:
+            return self._since + plan.filler_delay
+        return self._since + plan.seconds
+
+    def reset(self) -> list[Output]:
+        """The session is gone, or another one has the caller: nothing is waited for."""
+        self._since = self.rule = None
+        self._turn = self._answered = False
+        self._mcp.clear()
+        return self._stop_filler()
+
+    def _turn_is_answered_next(self) -> bool:
+        plan, gate = self._talk.plan, self._talk.gate
+        if self._answered:
+            return False  # the server announced its response before the end of the turn
+        if plan.interruptions.by_gateway:
+            return True
+        # A response that is not interrupted goes on, and takes the place of another.
+        return plan.server_responds and (plan.server_interrupts or gate.active is None)
+
+    def _waits(self) -> bool:
+        talk = self._talk
+        if self._plan.seconds <= 0 or not self.due or self._held or self._mcp:
+            return False
+        # Last words have a deadline of their own.
+        ends = talk.parting is not None or talk.farewell.deadline is not None
+        return not (ends or talk.speaking or talk.errands.busy or self._busy())
+
+    def _which(self) -> str:
+        active = self._talk.gate.active
+        if active is not None:
+            stalled = self._talk.playback.spoke(active)
+            return "audio_stalled" if stalled else "response_without_audio"
+        return "turn_not_answered" if self._turn else "response_not_created"
+
+    def _server_tool(self, event: OtherEvent, now: float) -> None:
+        item_id = str(event.raw.get("item_id"))
+        if event.type == "response.mcp_call.in_progress" and len(self._mcp) < _MAX_MCP:
+            self._mcp[item_id] = now + MCP_SECONDS
+        elif event.type in _MCP_ENDS:
+            self._mcp.pop(item_id, None)
+
+    def _stop_filler(self) -> list[Output]:
+        was, self._filler = self._filler, False
+        return [Sound("")] if was and not self._talk.errands.busy else []

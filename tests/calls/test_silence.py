@@ -1,0 +1,104 @@
+"""A server that leaves the caller in silence: what is heard then, and how soon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from harness import World
+from listening import is_silence
+
+TIMEOUT_S = 1.0
+
+ROUTES = f"""
+[[route]]
+name = "watched"
+to = "^watched$"
+[route.greeting]
+say = "Hello."
+[route.silence]
+seconds = {TIMEOUT_S}
+
+[[route]]
+name = "no-steps"
+to = "^no-steps$"
+on_trouble = []
+[route.greeting]
+say = "Hello."
+[route.silence]
+seconds = {TIMEOUT_S}
+
+[[route]]
+name = "listens"
+to = "^listens$"
+[route.greeting]
+say = "Hello."
+[route.silence]
+seconds = {TIMEOUT_S}
+filler_sound = "ringback"
+filler_delay = 0.3
+"""
+
+
+@pytest.fixture(scope="module")
+def shared_world(
+    runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    made = World(
+        tmp_path_factory.mktemp("silence"),
+        routes=ROUTES,
+        realtime="ping_interval = 0.4\nping_timeout = 0.4",
+    )
+    runner.run(made.start())
+    yield made
+    runner.run(made.stop())
+
+
+HELLO = {"kind": "pattern", "seconds": 1, "seed": 3}
+TURN = {"speech": {"at_ms": [200], "length_ms": 300}, "vad": "scripted"}
+
+
+@pytest.mark.parametrize(
+    ("route", "script", "rule"),
+    [
+        ("watched", {"vad": "off", "answer": "hang"}, "response_without_audio"),
+        ("watched", {"vad": "off", "answer": "silent"}, "response_not_created"),
+        (
+            "watched",
+            {"vad": "off", "answers": [HELLO | {"stall_at_ms": 300, "stall_s": 60}]},
+            "audio_stalled",
+        ),
+        ("no-steps", {"vad": "off", "answer": "hang"}, "response_without_audio"),
+        ("listens", TURN | {"answers": [HELLO, {"kind": "silent"}]}, "turn_not_answered"),
+        ("listens", TURN | {"answers": [HELLO, {"kind": "hang"}]}, "response_without_audio"),
+    ],
+)
+async def test_the_caller_hears_something_soon(
+    world: World, route: str, script: dict[str, Any], rule: str
+) -> None:
+    world.behave(**script)
+    call = await world.dial(route)
+    line = await world.gateway.wait("call.silence_detected", call=call.call_id)
+    assert line["rule"] == rule
+    before = len(call.rtp.packets)
+    world.behave(vad="off", answers=[HELLO])
+    # A sound of the gateway's own, before any model has spoken: within 2 s of packets.
+    await call.rtp.until(lambda: any(not is_silence(one) for one in call.rtp.packets[before:]))
+    first = next(n for n, one in enumerate(call.rtp.packets[before:]) if not is_silence(one))
+    assert first < 100, "2 s"
+    if route != "no-steps":
+        await world.gateway.wait("call.session_replaced", call=call.call_id)
+        second = world.emulator.sessions[-1]
+        await second.wait_until(lambda s: len(s.sent("response.done")) == 1, 20)
+    await world.summary_at_end(call)
+
+
+async def test_a_response_of_text_only_is_said_and_asked_for_again(world: World) -> None:
+    world.behave(vad="off", answers=[{"kind": "nothing"}, HELLO])
+    call = await world.dial("greeted")
+    line = await world.gateway.wait("call.response_without_audio", call=call.call_id)
+    assert line["content"] == "empty"
+    await call.rtp.heard_bytes(4000)
+    await world.summary_at_end(call)
