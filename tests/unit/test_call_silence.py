@@ -57,9 +57,9 @@ def rule_of(scene: Scene) -> str:
     return str(note.fields["rule"])
 
 
-def answer(scene: Scene, response: str, ms: int = 200) -> None:
+def answer(scene: Scene, response: str, ms: int = 200) -> list[str]:
     scene.do(created(response), audio(response, f"i-{response}", ms), done(response))
-    scene.listen(ms + 100)
+    return scene.listen(ms + 100)
 
 
 Begin = Callable[[Scene], object]
