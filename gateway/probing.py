@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from random import uniform
 
 import structlog
 
@@ -82,7 +83,8 @@ class Prober:
                 _tell(self.health.worked(url, now))
             else:
                 _tell(self.health.probe_failed(url, failure, now))
-            await asyncio.sleep(self._seconds)
+            # Servers and workers that began together do not stay together.
+            await asyncio.sleep(self._seconds * uniform(0.9, 1.1))
 
     async def _ask(self, endpoint: Endpoint) -> str | None:
         try:

@@ -7,10 +7,10 @@ events only those of the session that has the caller count: what an old one stil
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from random import uniform
 from typing import Any
 
 import structlog
@@ -22,7 +22,7 @@ from gateway.cost.budget import Level
 from gateway.preparing import Preparation
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import InputTranscribed, ResponseDone, ServerError, ServerEvent
-from gateway.realtime.opening import SetupFailed, open_with_retry
+from gateway.realtime.opening import SetupFailed, open_session, open_with_retry
 from gateway.realtime.refused import Refused
 from gateway.realtime.session import Session, SessionClosed
 from gateway.records.events import EventLog
@@ -33,6 +33,10 @@ _EARLY_EVENTS = 256
 _CLOSING = 8
 """Sessions of one call that are being closed at a time; each has its own deadline, and takes 2 s at
 most. Calls that lose more than these in that time have other troubles."""
+
+
+SPREAD_SECONDS = 0.25
+"""A session that replaces one that was lost is opened up to this much later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,24 +146,31 @@ class Sessions:
 
     def _open(self, output: outputs.OpenSession) -> None:
         line = _Line(output.spare)
+        again = False
         if output.spare:
             self._spare = line
         else:
             if self._line is not None:
+                again = self._line.session is not None
                 self._let_go(self._line, 1000, "replaced")
             self._line = line
         if self.plan.preparation is not None:
             self.plan.preparation.start(self._record.call_id)
         endpoint = (self.plan.endpoint, *self.plan.others)[output.endpoint]
         name = f"open {self._record.call_id}"
-        line.opening = asyncio.create_task(self._set_up(line, endpoint), name=name)
+        line.opening = asyncio.create_task(self._set_up(line, endpoint, again), name=name)
 
-    async def _set_up(self, line: _Line, endpoint: Endpoint) -> None:
+    async def _set_up(self, line: _Line, endpoint: Endpoint, again: bool) -> None:
         record = self._record
         # This task's own: what the session logs, from here to its end, names the call.
         structlog.contextvars.bind_contextvars(call=record.call_id, route=record.route)
+        if again:
+            # The calls that lost a server at one moment do not all come back at one.
+            await asyncio.sleep(uniform(0, SPREAD_SECONDS))
         try:
-            session = await open_with_retry(
+            # A session that may take over is tried for once: the machine says when again.
+            opened = open_session if line.spare else open_with_retry
+            session = await opened(
                 endpoint,
                 self.plan.settings,
                 timeout=self.plan.connect_timeout,
@@ -185,9 +196,8 @@ class Sessions:
         if line is not self._line and line is not self._spare:
             self._let_go(line, 1000, "not wanted any more")
             return
-        left = None if session.expires_at is None else session.expires_at - time.time()
         up = inputs.SpareUp if line.spare else inputs.SessionUp
-        self._feed(up(session.id, left))
+        self._feed(up(session.id, session.seconds_left))
         early, line.early = line.early or deque(), None
         for event in early:
             self._on_event(line, event)

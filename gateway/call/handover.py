@@ -18,8 +18,13 @@ from gateway.realtime.commands import CreateResponse
 FORCED_SECONDS = 3.0
 """So long before the end no silence is waited for any more."""
 
-AGAIN_SECONDS = 5.0
-"""From an attempt that failed to the next."""
+INTERVAL_SECONDS = 30.0
+"""From one session that is opened to take over to the next, whether it came or not. A server's
+``expires_at`` decides when, never how often."""
+
+MAX_PER_CALL = 20
+"""Sessions that are opened to take over in one call; five hours of sessions of 15 minutes. After
+them the session is left to its end, and replaced when it is lost."""
 
 SHORTEST_SECONDS = 2 * FORCED_SECONDS
 """A session that has less to live is not handed over; it could not be done in time."""
@@ -51,6 +56,8 @@ class Handover:
         self._latest = 0.0
         self._opening = False
         self._spare: tuple[str, float | None] | None = None
+        self._opened = 0
+        self._opened_at = -INTERVAL_SECONDS
 
     def session_up(self, seconds_left: float | None, now: float) -> None:
         """This session has the caller from now on."""
@@ -59,7 +66,12 @@ class Handover:
         if seconds_left is None or self._lead <= 0 or seconds_left < SHORTEST_SECONDS:
             return
         self._latest = now + seconds_left - FORCED_SECONDS
-        self._open_at = max(now, min(now + seconds_left - self._lead, self._latest))
+        wanted = max(now, min(now + seconds_left - self._lead, self._latest))
+        self._open_at = self._not_too_often(wanted)
+
+    def _not_too_often(self, wanted: float) -> float | None:
+        at = max(wanted, self._opened_at + INTERVAL_SECONDS)
+        return at if at <= self._latest and self._opened <= MAX_PER_CALL else None
 
     def session_over(self) -> None:
         """It is lost, or not needed any more."""
@@ -77,8 +89,7 @@ class Handover:
         """It is not; try again, while there is time."""
         self._opening, self._spare = False, None
         note = self._journal.note(now, "handover_failed", "warning", detail=detail)
-        again = now + AGAIN_SECONDS
-        self._open_at = again if again < self._latest else None
+        self._open_at = self._not_too_often(now)
         return [note]
 
     def tick(self, now: float) -> list[Output]:
@@ -87,7 +98,11 @@ class Handover:
             return []
         if now < self._open_at:
             return []
+        if self._opened >= MAX_PER_CALL:
+            self._opened, self._open_at = MAX_PER_CALL + 1, None
+            return [self._journal.note(now, "handover_limit", "warning", sessions=MAX_PER_CALL)]
         self._opening = True
+        self._opened, self._opened_at = self._opened + 1, now
         return [self._journal.note(now, "handover_begins", "info"), OpenSession(spare=True)]
 
     @property

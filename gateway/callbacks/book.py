@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from random import uniform
 from typing import Any, Protocol
 
 import structlog
@@ -25,7 +26,13 @@ from gateway.tools.runner import ToolCall
 log = structlog.get_logger("callbacks")
 
 AGAIN_SECONDS = 60.0
-"""Between two tries: nobody answered, or a cap did not allow the call."""
+"""From the first try to the second: nobody answered, or a cap did not allow the call. Each further
+wait is double, and up to a quarter longer."""
+
+LONGEST_AGAIN_SECONDS = 900.0
+
+MAX_TRIES = 12
+"""Calls placed for one promise."""
 
 LONGEST_SLEEP = 30.0
 """Seconds; clocks are set, and promises are by the clock on the wall."""
@@ -166,7 +173,8 @@ class CallbackBook:
     async def _place(self, promise: Promise) -> None:
         """One promise, until somebody answered or it is too late."""
         until = promise.due + timedelta(seconds=self._settings.late_seconds)
-        while self._settings.dial and self._now() <= until:
+        again = AGAIN_SECONDS
+        while self._settings.dial and self._now() <= until and promise.tries < MAX_TRIES:
             promise = replace(promise, tries=promise.tries + 1)
             if not await self._keep(promise):
                 return  # promised for another time meanwhile
@@ -176,7 +184,8 @@ class CallbackBook:
                 await self._drop(promise)
                 return
             log.warning("callbacks.not_reached", route=promise.route, tries=promise.tries, why=why)
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(again * uniform(1.0, 1.25))
+            again = min(2 * again, LONGEST_AGAIN_SECONDS)
         if self._settings.dial:
             self.given_up += 1
             log.error("callbacks.given_up", route=promise.route, at=promise.at, call=promise.call)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from random import uniform
 from typing import Any, Literal, TypeVar
 
 import structlog
@@ -140,6 +142,7 @@ async def open_session(
             waiting=opening.early,
             tap=tap,
             refused=opening.refused,
+            server_time=opening.server_time,
         )
         took = round((loop.time() - started) * 1000)
         log.debug("session.up", session=session.id, ms=took, expires_at=session.expires_at)
@@ -174,8 +177,9 @@ async def open_with_retry(
 ) -> Session:
     """As :func:`open_session`, trying retryable failures again while ``timeout`` seconds allow.
 
-    Waits 0.25, 0.5, 1, … s between attempts. Raises the last :class:`SetupFailed`: at once for a
-    fatal one, else when another wait would pass the deadline.
+    Waits about 0.25, 0.5, 1, … s between attempts (each up to a quarter longer, so that calls that
+    lost their server at one moment do not all come back at one). Raises the last
+    :class:`SetupFailed`: at once for a fatal one, else when another wait would pass the deadline.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
@@ -195,7 +199,7 @@ async def open_with_retry(
             if failure.verdict.kind is not Kind.RETRYABLE or loop.time() + wait >= deadline:
                 raise
         log.info("session.retry", url=endpoint.shown, wait_ms=round(wait * 1000))
-        await asyncio.sleep(wait)
+        await asyncio.sleep(wait * uniform(1.0, 1.25))
         wait *= 2
 
 
@@ -218,6 +222,16 @@ class _Opening:
         self._late = late
         self._tap = tap
         self.edge = Edge(endpoint.dialect, endpoint.audio, session_object)
+        self._date: tuple[float, float] | None = None
+        """The server's clock at the upgrade (Unix s), and ours (monotonic, s)."""
+
+    @property
+    def server_time(self) -> float | None:
+        """The server's clock now (Unix s), by the ``Date`` of its response (RFC 9110, 6.6.1)."""
+        if self._date is None:
+            return None
+        told, at = self._date
+        return told + asyncio.get_running_loop().time() - at
 
     async def run(self) -> dict[str, Any]:
         """All the steps; returns the session object that the server reports."""
@@ -295,6 +309,9 @@ class _Opening:
                 create_connection=Connection,
             )
             assert isinstance(connection, Connection)
+            date = _date_of(connection)
+            if date is not None:
+                self._date = (date, asyncio.get_running_loop().time())
             return connection
         except InvalidStatus as error:
             status = error.response.status_code
@@ -352,6 +369,17 @@ class _Opening:
         return SetupFailed(
             at_setup(verdict), self.step, " ".join(self._endpoint.redact(detail).split())
         )
+
+
+def _date_of(connection: Connection) -> float | None:
+    """The ``Date`` of the response to the upgrade (Unix s)."""
+    response = connection.response
+    if response is None:
+        return None
+    try:
+        return parsedate_to_datetime(response.headers["Date"]).timestamp()
+    except (KeyError, LookupError, TypeError, ValueError, OverflowError):
+        return None
 
 
 class _Connect(connect):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -102,6 +103,8 @@ class Session:
     """One realtime session after its ``session.updated``.
 
     ``id`` is the server's ``sess_…``, ``expires_at`` its end in Unix seconds if the server tells,
+    ``seconds_left`` how long after its set-up that is, by the server's own clock (``server_time``,
+    Unix seconds) where that is known,
     ``effective`` the session object last reported by the server, ``refused`` the settings that the
     server did not take, of which the first 64 are kept. All methods belong to the event
     loop that made the session.
@@ -119,12 +122,16 @@ class Session:
         waiting: Iterable[ServerEvent] = (),
         tap: Tap | None = None,
         refused: Iterable[Refused] = (),
+        server_time: float | None = None,
     ) -> None:
         self.effective = effective
         self.refused = list(refused)
         self.id = str(effective.get("id") or "")
         expires_at = effective.get("expires_at")
         self.expires_at = float(expires_at) if isinstance(expires_at, (int, float)) else None
+        if server_time is None:
+            server_time = time.time()
+        self.seconds_left = None if self.expires_at is None else self.expires_at - server_time
         self.counters = Counters()
         self._connection = connection
         self._protocol = connection.protocol

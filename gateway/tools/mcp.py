@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from random import uniform
 from typing import Any
 
 import structlog
@@ -119,7 +120,7 @@ class McpServer:
             log.warning(
                 "mcp.down", server=self.settings.name, why=self.state, again_in_s=pause, **hint
             )
-            await asyncio.sleep(pause)
+            await asyncio.sleep(pause * uniform(0.75, 1.25))
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _watch(self, client: Any) -> None:

@@ -221,7 +221,8 @@ async def test_lost_while_the_goodbye_is_said(world: World) -> None:
 
 
 async def test_another_session_takes_over_before_the_server_ends_one(world: World) -> None:
-    """Three of them, one after the other; each is told what was said, and the caller hears all."""
+    """It is told what was said, and the caller hears all. An end that is always near opens no more
+    than one in 30 s."""
     world.behave(
         vad="scripted",
         expires_s=7,
@@ -231,13 +232,13 @@ async def test_another_session_takes_over_before_the_server_ends_one(world: Worl
     )
     call = await world.dial("again")
     first = await world.session_of(call)
-    line = await world.gateway.wait("call.handed_over", count=2, call=call.call_id)
+    line = await world.gateway.wait("call.handed_over", call=call.call_id)
     (last,) = (one for one in world.emulator.sessions if one.id == line["session_id"])
     assert last.id != first.id
     await last.wait_until(lambda s: "What is open?" in told(s), 10)
     assert_continuous(call.rtp.packets)
     await world.summary_at_end(call)
     record = await world.record(call)
-    assert record["handovers"] >= 2
+    assert record["handovers"] == 1
     assert record["trouble"] == []
     assert record["ending"]["why"] == "hung_up"

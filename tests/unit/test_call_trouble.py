@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+import pytest
 from call_scene import (
     ACK,
     OUR_END,
@@ -273,8 +274,26 @@ def test_one_that_cannot_be_had_is_tried_for_again() -> None:
     scene = living(3600.0)
     assert scene.at(3540.5) == ["open spare"]
     scene.do(inputs.SpareFailed("busy"))
-    assert scene.at(3545.0) == []
-    assert scene.at(3545.6) == ["open spare"]
+    assert scene.at(3569.9) == []
+    assert scene.at(3570.1) == ["open spare"]
+    scene.do(inputs.SpareFailed("busy"))
+    assert "open spare" not in scene.at(3599.0), "too late for a third"
+
+
+@pytest.mark.parametrize("left", [6.5, 29.0, 30.0, 59.0, 61.0, 90.0])
+def test_what_a_server_says_of_its_end_opens_no_session_more_often_than_in_thirty_seconds(
+    left: float,
+) -> None:
+    scene = living(left, replace(PLAN, rtp_timeout=0, max_call_seconds=36_000))
+    opened = []
+    while scene.now < 3600 and scene.record.ending is None:
+        if "open spare" in scene.at(scene.now + 0.5):
+            opened.append(scene.now)
+            scene.do(inputs.SpareUp(f"sess_{len(opened)}", left))
+    assert all(later - before >= 29.5 for before, later in pairwise(opened))
+    assert len(opened) <= 20
+    limited = scene.events.count("handover_limit")
+    assert limited == (1 if len(opened) == 20 else 0)
 
 
 def test_one_that_is_there_takes_over_at_once_when_the_other_is_lost() -> None:
