@@ -14,7 +14,6 @@ import structlog
 from gateway.audio.g711 import Codec
 from gateway.sip import library
 from gateway.sip.accounts import Accounts, header_vector
-from gateway.sip.admission import Admission
 from gateway.sip.byes import Byes
 from gateway.sip.calls import QUALITY_SECONDS, Calls
 from gateway.sip.endpoint import configure_media, endpoint_config, only_g711
@@ -27,6 +26,7 @@ from gateway.sip.ports import CallAudio, PortPool, beat_fd, clear_beat
 from gateway.sip.probes import Probes
 from gateway.sip.quietports import QuietPorts
 from gateway.sip.screen import Screen
+from gateway.sip.signalling import Signalling
 from gateway.sip.sounds import Sounds
 from gateway.sip.thread import SipThread
 from gateway.sip.transports import Listeners
@@ -82,6 +82,7 @@ class UserAgent:
         self.calls = Calls()
         self.trunks = Trunks(settings.trunks)
         self.screen: Screen | None = None
+        self.signalling: Signalling | None = None
         self.accounts: Accounts | None = None
         self.incoming = Incoming(self)
         self._probes: Probes | None = None
@@ -92,7 +93,6 @@ class UserAgent:
         self._quiet_ports = QuietPorts((high - low + 1) // 2)
         self._endpoint: Any = None
         self._listeners: Listeners | None = None
-        self._admission: Admission | None = None
         self._draining = False
         self._offered: list[Codec] = []
         self._log_writer: Any = None
@@ -318,7 +318,7 @@ class UserAgent:
             )
         endpoint = Endpoint(self, self.incoming)
         self._endpoint = endpoint
-        library.native().pj_log_set_level(0)  # it would write to stdout until libInit says where
+        library.quieten()
         endpoint.libCreate()
         self._log_writer = LogWriter()
         config = endpoint_config(self.settings, self._log_writer)
@@ -339,13 +339,16 @@ class UserAgent:
         )
         self.accounts.open()
         endpoint.libStart()
-        self.byes = Byes()
-        self.byes.open()
-        self._admission, self.screen = self.incoming.open(lambda: self._draining)
+        self.signalling, self.screen = self.incoming.screening(lambda: self._draining)
+        self.byes = Byes(self.signalling)
         accounts = self.accounts
         self._probes = Probes(
-            self.trunks.all, lambda trunk: int(accounts.of(trunk).getId()), accounts.on_back
+            self.signalling,
+            self.trunks.all,
+            lambda trunk: int(accounts.of(trunk).getId()),
+            accounts.on_back,
         )
+        self.signalling.open()
 
     def _configure_media(self, media: Any) -> None:
         configure_media(media, self.settings)
@@ -368,6 +371,8 @@ class UserAgent:
             log.warning("sip.stop_failed", error=error.info())
         finally:
             self._quiet_ports.close()
+            if self.signalling is not None:
+                self.signalling.close()
             self.pool.abandon()
             self.sounds.disown()
             if self.accounts is not None:

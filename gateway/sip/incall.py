@@ -154,7 +154,7 @@ class InCall(pj.Call):  # type: ignore[misc]
         body = body_of(message)
         code = info.answer_to(content_type, body)
         if code:
-            info.respond(int(rdata.pjRxData), code)
+            pj.nativeRespond(rdata, code)
         return info.digit_of(content_type, body)
 
     # ---- transfers

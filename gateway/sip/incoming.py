@@ -16,8 +16,8 @@ from gateway.sip.arrivals import Arrivals
 from gateway.sip.invite import invite_of
 from gateway.sip.leg import Leg, SipCall
 from gateway.sip.message import offered_codecs, request_uri_of
-from gateway.sip.received import Received
 from gateway.sip.screen import Screen, party_of
+from gateway.sip.signalling import PASS, Decision, Received, Signalling
 from gateway.sip.trunks import Attribution
 from gateway.sip.types import Invite, Refused
 
@@ -34,13 +34,12 @@ class Incoming:
     def __init__(self, agent: UserAgent) -> None:
         self._agent = agent
 
-    def open(self, draining: Callable[[], bool]) -> tuple[Admission, Screen]:
-        """Put both looks at requests before pjsua; they are kept for the endpoint's life."""
+    def screening(self, draining: Callable[[], bool]) -> tuple[Signalling, Screen]:
+        """Both looks at requests before pjsua, ready to be opened."""
         agent, settings = self._agent, self._agent.settings
-        count = library.native().pjsua_call_get_count
 
         def full() -> bool:
-            calls = int(count())
+            calls = library.calls()
             return calls >= agent.capacity or not agent.has_rtp_port(calls)
 
         admission = Admission(
@@ -50,13 +49,12 @@ class Incoming:
             retry_after=settings.retry_after,
             on_refused=lambda message: agent.tell_refused(
                 Refused(
-                    invite_of(message, "") if message else None,
+                    invite_of(message, ""),
                     503,
                     "no call of the library, or no RTP port, is free",
                 )
             ),
         )
-        admission.open()
         screen = Screen(
             settings.access,
             agent.trunks,
@@ -67,8 +65,12 @@ class Incoming:
                 () if agent.accounts is None else agent.accounts.names_of(connection)
             ),
         )
-        screen.open()
-        return admission, screen
+
+        def on_request(received: Received) -> Decision:
+            decision = admission.decide(received)
+            return decision if decision != PASS else screen.on_request(received)
+
+        return Signalling(screen.on_message, on_request), screen
 
     def account_for(self, rdata: Any) -> Account:
         """The account of an incoming request. The laws that its call may speak are set, too."""

@@ -1,4 +1,4 @@
-"""Keys in INFO requests (RFC 2976), in the two forms that telephones use. Pure, but for the answer.
+"""Keys in INFO requests (RFC 2976), in the two forms that telephones use. Pure.
 
 ``application/dtmf-relay`` has lines ``Signal=5`` and ``Duration=160``; ``application/dtmf`` is the
 key alone. Some write the event's number (RFC 4733 section 3.2), 10 for the star and 11 for the
@@ -7,10 +7,7 @@ hash, in either.
 
 from __future__ import annotations
 
-import ctypes
 import re
-
-from gateway.sip.library import native
 
 RELAY = "application/dtmf-relay"
 PLAIN = "application/dtmf"
@@ -53,16 +50,3 @@ def answer_to(content_type: str, body: str) -> int:
     if kind != PLAIN:
         return 415
     return 200 if digit_of(content_type, body) is not None else 400
-
-
-def respond(rdata: int, code: int) -> None:
-    """Answer a request within its dialog. On the SIP thread, in the callback that brought it."""
-    library = native()
-    pointer = ctypes.c_void_p
-    dialog_of = library.pjsip_rdata_get_dlg
-    dialog_of.argtypes, dialog_of.restype = (pointer,), pointer
-    answer = library.pjsip_dlg_respond
-    answer.argtypes = (pointer, pointer, ctypes.c_int, pointer, pointer, pointer)
-    dialog = dialog_of(rdata)
-    if dialog:
-        answer(dialog, rdata, code, None, None, None)

@@ -118,8 +118,8 @@ class SipCall(InCall):
         self.party = ""
         """Whose calls this one is counted with."""
         self._local = False
-        self._dialog = 0
-        """pjsip's, while the library tells of the call."""
+        self._bye = 0
+        """The number of our BYE, once one is on its way."""
         self._up = False
         """The ACK has come: only BYE ends it."""
         self._held = False
@@ -175,8 +175,8 @@ class SipCall(InCall):
             header.hName, header.hValue = key, value
             vector.append(header)
         param.txOption.headers = vector
-        if self._up and self._dialog and self.agent.byes is not None:
-            self.agent.byes.watch(self._dialog)
+        if self._up and self.agent.byes is not None:
+            self._bye = self.agent.byes.watch(self)
         self.hangup(param)
 
     def fail(self) -> None:
@@ -246,10 +246,10 @@ class SipCall(InCall):
             told = replace(end, undelivered=undelivered)
             self._tell_of(leg, lambda handler: handler.on_ended(told))
 
-        if byes is None or not self._dialog:
+        if byes is None or not self._bye:
             tell("")
         else:
-            byes.wait(self._dialog, tell)
+            byes.wait(self._bye, tell)
 
     @guarded
     def onCallTsxState(self, prm: Any) -> None:  # noqa: N802
@@ -258,8 +258,6 @@ class SipCall(InCall):
         if event.type != pj.PJSIP_EVENT_TSX_STATE:
             return
         state = event.body.tsxState
-        if not self._dialog and self.agent.byes is not None:
-            self._dialog = self.agent.byes.dialog_of(state.tsx)
         if state.type != pj.PJSIP_EVENT_RX_MSG or state.tsx.role != pj.PJSIP_ROLE_UAS:
             return
         method = str(state.tsx.method)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import pjsua2 as pj
 
-_NEEDED = ("BUILD", "NativeCallAudio", "NativeAudioPort")
+_NEEDED = ("BUILD", "NativeCallAudio", "NativeSignalling")
 _lacking = [name for name in _NEEDED if not hasattr(pj, name)]
 if _lacking:
     raise ImportError(
@@ -18,12 +16,15 @@ if _lacking:
         "`make` installs it"
     )
 
-_NATIVE = ctypes.CDLL(pj._pjsua2.__file__, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+
+def quieten() -> None:
+    """Let pjlib log nothing until ``libInit`` says where to: it would write to stdout."""
+    pj.nativeLogLevel(0)
 
 
-def native() -> ctypes.CDLL:
-    """The C functions of pjsip that the extension module exports, for what its proxies lack."""
-    return _NATIVE
+def calls() -> int:
+    """Calls of the library now, those that are ending included."""
+    return int(pj.nativeCallCount())
 
 
 def capacity() -> int:
@@ -66,11 +67,9 @@ def build() -> Build:
         found = f"pjsua2-gateway {importlib.metadata.version('pjsua2-gateway')}"
     except importlib.metadata.PackageNotFoundError:
         found = "unknown"
-    tls = _NATIVE.OpenSSL_version
-    tls.restype = ctypes.c_char_p
     return Build(
         distribution=found,
         version=str(pj.BUILD["version"]),
         path=str(pj._pjsua2.__file__),
-        tls=tls(0).decode(),
+        tls=str(pj.nativeTlsLibrary()),
     )

@@ -25,7 +25,7 @@ class _Quiet(pj.LogWriter):  # type: ignore[misc]
 def main() -> None:
     """Start an endpoint with a null device, look, and end it."""
     settings = SipSettings(listen=(), log_level=0)
-    library.native().pj_log_set_level(0)
+    library.quieten()
     endpoint, writer = pj.Endpoint(), _Quiet()
     endpoint.libCreate()
     config = endpoint_config(settings, writer)

@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import re
 from collections.abc import Callable
-from typing import Any
 
 import structlog
 
-from gateway.sip.library import native
+from gateway.sip.signalling import Signalling
 from gateway.sip.trunks import Trunk
 
 log = structlog.get_logger("sip")
-
-_P = ctypes.c_void_p
-_RX_MSG = 3
-"""PJSIP_EVENT_RX_MSG: a response came; otherwise time is over, or nothing could be sent."""
-
-_CODE = re.compile(rb"Response msg (\d{3})/")
-_OnEvent = ctypes.CFUNCTYPE(None, _P, _P)
-
-
-class _Str(ctypes.Structure):
-    _fields_ = (("ptr", ctypes.c_char_p), ("slen", ctypes.c_ssize_t))
-
-
-class _Event(ctypes.Structure):
-    """``pjsip_event`` of a transaction's state."""
-
-    _fields_ = (
-        ("prev", _P),
-        ("next", _P),
-        ("type", ctypes.c_int),
-        ("source", _P),
-        ("transaction", _P),
-        ("previous_state", ctypes.c_int),
-        ("cause", ctypes.c_int),
-    )
 
 
 def target_of(trunk: Trunk) -> str:
@@ -61,6 +33,7 @@ class Probes:
 
     def __init__(
         self,
+        signalling: Signalling,
         trunks: tuple[Trunk, ...],
         account_of: Callable[[Trunk], int],
         on_back: Callable[[Trunk], None] = lambda _trunk: None,
@@ -71,19 +44,8 @@ class Probes:
         self._account_of = account_of
         self._on_back = on_back
         self._due: dict[str, float] = {}
-        library = native()
-        self._options: Any = library.pjsip_get_options_method
-        self._options.restype = _P
-        self._create: Any = library.pjsua_acc_create_request
-        self._create.argtypes = (ctypes.c_int, _P, _P, _P)
-        self._send: Any = library.pjsip_endpt_send_request
-        self._send.argtypes = (_P, _P, ctypes.c_int32, _P, _OnEvent)
-        self._info: Any = library.pjsip_rx_data_get_info
-        self._info.argtypes, self._info.restype = (_P,), ctypes.c_char_p
-        endpoint: Any = library.pjsua_get_pjsip_endpt
-        endpoint.restype = _P
-        self._endpoint = endpoint()
-        self._callback = _OnEvent(self._on_event)
+        signalling.on_options = self._on_options
+        self._signalling = signalling
 
     def tick(self, now: float) -> None:
         """Ask where it is due. To be called about once a second."""
@@ -93,24 +55,12 @@ class Probes:
                 self._ask(index, trunk)
 
     def _ask(self, index: int, trunk: Trunk) -> None:
-        uri = target_of(trunk).encode()
-        target, request = _Str(uri, len(uri)), _P()
-        status = self._create(
-            self._account_of(trunk), self._options(), ctypes.byref(target), ctypes.byref(request)
-        )
-        if status == 0:
-            status = self._send(self._endpoint, request, -1, index + 1, self._callback)
+        status = self._signalling.send_options(self._account_of(trunk), target_of(trunk), index)
         if status != 0:
             self._note(trunk, f"cannot be sent ({status})")
 
-    def _on_event(self, token: int, event: int) -> None:
-        try:
-            trunk = self._trunks[token - 1]
-            seen = _Event.from_address(event)
-            found = _CODE.search(self._info(seen.source) or b"") if seen.cause == _RX_MSG else None
-            self._note(trunk, found[1].decode() if found else "no answer")
-        except Exception:
-            log.exception("sip.callback_failed", callback="OPTIONS")
+    def _on_options(self, index: int, status: int) -> None:
+        self._note(self._trunks[index], str(status) if status else "no answer")
 
     def _note(self, trunk: Trunk, result: str) -> None:
         before = self.results.get(trunk.name)

@@ -33,7 +33,10 @@ def trunk_states(agent: UserAgent) -> list[dict[str, Any]]:
 
 def refusals(agent: UserAgent) -> dict[str, int]:
     """Requests refused since the start, by rule."""
-    return {} if agent.screen is None else dict(agent.screen.refusals.by_rule)
+    if agent.screen is None or agent.signalling is None:
+        return {}
+    failures = agent.signalling.failures
+    return {**agent.screen.refusals.by_rule, **({"not decided": failures} if failures else {})}
 
 
 def bans(agent: UserAgent) -> list[dict[str, Any]]:

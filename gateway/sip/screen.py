@@ -8,24 +8,20 @@ methods there are.
 
 from __future__ import annotations
 
-import ctypes
 import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import structlog
 
 from gateway.sip.bans import Bans, is_scanner
 from gateway.sip.digest import DigestAuth, Outcome
-from gateway.sip.filter import FIRST, HANDLED, PASS, RequestFilter
-from gateway.sip.library import native
 from gateway.sip.limits import SourceBuckets, TokenBucket
 from gateway.sip.message import body_of, headers_of
 from gateway.sip.methods import Reply, name_of, reply_inside, reply_outside
-from gateway.sip.received import Reader, Received
 from gateway.sip.refusals import RefusalLog
+from gateway.sip.signalling import DROP, PASS, Decision, Received
 from gateway.sip.trunks import Access, Attribution, Trunk, Trunks, address_of
 from gateway.sip.wellformed import Flaw, body_flaw, flaw_of
 
@@ -48,22 +44,10 @@ _UNAUTHORIZED, _FORBIDDEN, _INTERVAL, _BUSY, _UNAVAILABLE = 401, 403, 422, 486, 
 Headers = Mapping[str, tuple[str, ...]]
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
-_NOT_NOW = re.compile(r"SIP/2.0 (?:491|500) ")
+_NOT_NOW = (491, 500)
 """Glare, and what some say in its place (RFC 3261 section 14.2)."""
 
 _SECONDS = re.compile(r"(\d{1,9})")
-_REFRESH = re.compile(r"\b(?:INVITE|UPDATE)\s*$")
-_TO = re.compile(rb"\n(?:to|t)[ \t]*:([^\r\n]*)", re.IGNORECASE)
-_TAG = re.compile(r";\s*tag\s*=\s*([^;,\s]+)", re.IGNORECASE)
-
-
-class _Str(ctypes.Structure):
-    _fields_ = (("ptr", ctypes.c_char_p), ("slen", ctypes.c_ssize_t))
-
-
-def _text(value: str) -> _Str:
-    raw = value.encode()
-    return _Str(raw, len(raw))
 
 
 class Screen:
@@ -106,38 +90,26 @@ class Screen:
         """By source and Call-ID."""
         self.bans = Bans(access.bans)
         self._ban_lines: TokenBucket | None = None
-        self._reader = Reader()
-        self._blind = False
         self._rates = SourceBuckets()
         self._answers = SourceBuckets()
-        self._first = RequestFilter("", self._on_any, retry_after, FIRST, self._on_response)
-        self._second = RequestFilter("", self._on_new, retry_after)
-        self._find_dialog: Any = native().pjsip_ua_find_dialog
-        self._find_dialog.argtypes = (ctypes.c_void_p,) * 3 + (ctypes.c_int,)
-        self._find_dialog.restype = ctypes.c_void_p
-
-    def open(self) -> None:
-        """Register with the endpoint. Raises OSError when pjsip refuses."""
-        self._first.open()
-        self._second.open()
+        self._retry_after = ("Retry-After", str(retry_after))
 
     def tick(self, now: float) -> None:
         """To be called about once a second."""
         self.refusals.tick(now)
         self.bans.tick(now)
 
-    def _on_any(self, rdata: int) -> int:
+    def on_message(self, received: Received) -> Decision:
+        """Decide on every message, before pjsip's own layers."""
+        if received.status:
+            return self._on_response(received)
         self.current = self.found = None
-        received = self._reader.read(rdata)
-        if received is None:
-            self._say_blind()
-            return HANDLED
         method, now = received.method, time.monotonic()
         source = _plain(received.source)
-        inside = self._in_dialog(received)
+        inside = received.in_dialog
         if not inside and self.bans.drops(source, now):
             self.refusals.by_rule["banned"] += 1
-            return HANDLED
+            return DROP
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
         self.found = self._attribute(received)
@@ -146,22 +118,18 @@ class Screen:
             if stop is not None:
                 rule, reply = stop
                 if method == "ACK":  # of the refusal before
-                    return HANDLED
+                    return DROP
                 if rule:
-                    self._refuse(self._first, rdata, received, rule, reply)
-                else:
-                    self._answer(self._first, rdata, source, reply, now)
-                return HANDLED
+                    return self._refuse(received, rule, reply)
+                return self._answer(source, reply, now)
         flaw = _flaw_in(message, headers)
         if flaw is not None:
             reply = Reply(0 if method == "ACK" else flaw.code)
-            self._refuse(self._first, rdata, received, f"malformed: {flaw.what}", reply)
-            return HANDLED
+            return self._refuse(received, f"malformed: {flaw.what}", reply)
         if inside:
             answer = reply_inside(method, _first(headers, "event"))
             if answer is not None:
-                self._first.refuse(rdata, answer.code, answer.header)
-                return HANDLED
+                return self._decision(answer)
         return PASS
 
     def _stop(
@@ -248,24 +216,21 @@ class Screen:
     def _verdict(self, source: str) -> str:
         return self._access.verdict(source, bool(self._trunks.all))
 
-    def _on_new(self, rdata: int) -> int:
-        received = self.current = self._reader.read(rdata)
-        if received is None:
-            return HANDLED
+    def on_request(self, received: Received) -> Decision:
+        """Decide on a new request outside of dialogs, just before pjsua."""
+        self.current = received
         method = received.method
         reply = reply_outside(method)
         if reply is not None:
             rule = f"no {name_of(method)} outside of a call"
-            self._refuse(self._second, rdata, received, rule, reply)
-            return HANDLED
+            return self._refuse(received, rule, reply)
         if method != "INVITE":
             return PASS
         if self._min_session and _interval(received) < self._min_session:
             # pjsua would say so as well, but after it has told of the call.
             rule = f"Session-Expires below {self._min_session}"
             reply = Reply(_INTERVAL, ("Min-SE", str(self._min_session)))
-            self._refuse(self._second, rdata, received, rule, reply)
-            return HANDLED
+            return self._refuse(received, rule, reply)
         found = self.found
         source = _plain(received.source)
         limits = self._access.limits if found is None else found.trunk.limits
@@ -273,49 +238,30 @@ class Screen:
         party = party_of(found, source)
         if limits.concurrent_calls and self._calls_of(party) >= limits.concurrent_calls:
             rule = f"{where}: concurrent_calls = {limits.concurrent_calls}"
-            self._refuse(self._second, rdata, received, rule, Reply(_BUSY))
-            return HANDLED
+            return self._refuse(received, rule, Reply(_BUSY))
         now = time.monotonic()
         if not self._rates.take(source, limits.calls_per_second, limits.burst, now):
             rule = f"{where}: calls_per_second = {limits.calls_per_second:g}"
-            self._refuse(self._second, rdata, received, rule, Reply(_UNAVAILABLE))
-            return HANDLED
+            return self._refuse(received, rule, Reply(_UNAVAILABLE))
         return PASS
 
-    def _on_response(self, rdata: int) -> int:
-        received = self._reader.read(rdata)
-        if received is None:
-            self._say_blind()
-            return HANDLED
+    def _on_response(self, received: Received) -> Decision:
         message = received.message.decode("utf-8", "replace")
-        headers = headers_of(message)
-        flaw = _flaw_in(message, headers)
-        if flaw is None:
-            if _NOT_NOW.match(message) and _REFRESH.search(headers["cseq"][0]):
-                # pjsip would end the call where RFC 4028 section 10 wants the refresh tried again;
-                # after a 503 it does.
-                self._reader.relabel(rdata, _UNAVAILABLE)
-            return PASS
-        self._refuse(self._first, rdata, received, f"malformed response: {flaw.what}", Reply(0))
-        return HANDLED
-
-    def _say_blind(self) -> None:
-        if not self._blind:
-            self._blind = True
-            log.error(
-                "sip.screen_blind",
-                advice="messages of this pjsua2 cannot be read before it makes calls of them, so "
-                "none gets in: build the one of deploy/pjsua2",
-            )
+        flaw = _flaw_in(message, headers_of(message))
+        if flaw is not None:
+            return self._refuse(received, f"malformed response: {flaw.what}", Reply(0))
+        if received.status in _NOT_NOW and received.method in ("INVITE", "UPDATE"):
+            # pjsip would end the call where RFC 4028 section 10 wants the refresh tried again;
+            # after a 503 it does.
+            return Decision(_UNAVAILABLE)
+        return PASS
 
     def _attribute(self, received: Received) -> Attribution | None:
         return self._trunks.attribute(
             received.source, received.port, received.reliable, received.request_uri
         )
 
-    def _refuse(
-        self, through: RequestFilter, rdata: int, received: Received, rule: str, reply: Reply
-    ) -> None:
+    def _refuse(self, received: Received, rule: str, reply: Reply) -> Decision:
         now = time.monotonic()
         source = _plain(received.source)
         self.refusals.note(
@@ -327,32 +273,23 @@ class Screen:
             uri=received.request_uri[:200],
             transport=received.transport,
         )
-        self._answer(through, rdata, source, reply, now)
+        return self._answer(source, reply, now)
 
-    def _answer(
-        self, through: RequestFilter, rdata: int, source: str, reply: Reply, now: float
-    ) -> None:
+    def _answer(self, source: str, reply: Reply, now: float) -> Decision:
         if not reply.code:
-            return
+            return DROP
         if not self._answers.take(source, ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now):
             self.refusals.unanswered += 1
-        elif reply.challenges:
-            through.challenge(rdata, reply.challenges)
-        else:
-            through.refuse(rdata, reply.code, reply.header)
+            return DROP
+        return self._decision(reply)
 
-    def _in_dialog(self, received: Received) -> bool:
-        """Whether a dialog of ours has this request: a trunk may send it from another address."""
-        to = _TO.search(received.message)
-        if to is None or b"tag" not in to[1]:
-            return False
-        headers = headers_of(received.message.decode("utf-8", "replace"))
-        local, remote = (_TAG.search(headers.get(name, ("",))[0]) for name in ("to", "from"))
-        call_id = headers.get("call-id", ("",))[0]
-        if local is None or remote is None or not call_id:
-            return False
-        keys = [_text(call_id), _text(local[1]), _text(remote[1])]
-        return bool(self._find_dialog(*(ctypes.addressof(key) for key in keys), 0))
+    def _decision(self, reply: Reply) -> Decision:
+        headers = [("WWW-Authenticate", value) for value in reply.challenges]
+        if reply.header is not None:
+            headers.append(reply.header)
+        if reply.code == _UNAVAILABLE:
+            headers.append(self._retry_after)
+        return Decision(reply.code, tuple(headers))
 
 
 def _first(headers: Headers, name: str) -> str:

@@ -1,0 +1,405 @@
+#include "signalling.hpp"
+
+#define THIS_FILE "signalling.cpp"
+
+#include <openssl/crypto.h>
+
+#include <cstring>
+
+extern "C" {
+#include <pjsua-lib/pjsua_internal.h>
+}
+
+namespace pj {
+namespace {
+
+constexpr int kPass = -1, kDrop = 0, kServerError = 500;
+constexpr int kBeforeAllLayers = 1;  // the transport layer is 8, transactions 16, dialogs 32
+constexpr int kJustBeforePjsua = PJSIP_MOD_PRIORITY_APPLICATION - 1;
+
+// Holds the interpreter's lock, on a thread that may have it already.
+struct Locked {
+    PyGILState_STATE state = PyGILState_Ensure();
+    ~Locked() { PyGILState_Release(state); }
+};
+
+struct Decision {
+    Decision() { pj_list_init(&headers); }
+    Decision(const Decision &) = delete;
+
+    int code = kServerError;
+    std::string reason;
+    pjsip_hdr headers;  // those to add, in the pool of the message
+};
+
+PyObject *bytes_of(const void *data, size_t size)
+{
+    return PyBytes_FromStringAndSize(static_cast<const char *>(data), (Py_ssize_t)size);
+}
+
+PyObject *text_of(const char *data, pj_ssize_t size)
+{
+    return PyUnicode_DecodeUTF8(data, size > 0 ? size : 0, "replace");
+}
+
+const char *transport_of(const pjsip_transport *transport)
+{
+    switch (transport->key.type & ~PJSIP_TRANSPORT_IPV6) {
+    case PJSIP_TRANSPORT_TCP:
+        return "tcp";
+    case PJSIP_TRANSPORT_TLS:
+        return "tls";
+    default:
+        return "udp";
+    }
+}
+
+// Whether a dialog of ours has this request, or would have it.
+bool in_dialog(const pjsip_rx_data *rdata)
+{
+    const auto &info = rdata->msg_info;
+    if (rdata->msg_info.msg->type != PJSIP_REQUEST_MSG || !info.to->tag.slen)
+        return false;
+    return pjsip_ua_find_dialog(&info.cid->id, &info.to->tag, &info.from->tag, PJ_FALSE) != nullptr;
+}
+
+// Control characters would end a header field, and begin another.
+bool printable(const char *text)
+{
+    for (; *text; ++text) {
+        if ((unsigned char)*text < 0x20 || *text == 0x7f)
+            return false;
+    }
+    return true;
+}
+
+} // namespace
+
+struct NativeSignalling::State {
+    pjsip_module first, second, byes;
+    PyObject *handler;
+    bool opened;
+
+    // The endpoint is one a process, and so is this; pjsip's callbacks name nobody.
+    static NativeSignalling *current;
+    static pjsip_rx_data *deciding;
+
+    // A BYE that is watched; lives in its dialog's pool.
+    struct Watch {
+        unsigned number;
+        const pjsip_transaction *latest;
+        bool done;
+    };
+    static unsigned watches;
+
+    static void init_module(pjsip_module &module, const char *name, int priority)
+    {
+        memset(&module, 0, sizeof module);
+        module.name = pj_str(const_cast<char *>(name));
+        module.id = -1;
+        module.priority = priority;
+    }
+
+    static PyObject *arguments(const pjsip_rx_data *rdata)
+    {
+        const pjsip_msg *msg = rdata->msg_info.msg;
+        bool request = msg->type == PJSIP_REQUEST_MSG;
+        const pj_str_t &method =
+            request ? msg->line.req.method.name : rdata->msg_info.cseq->method.name;
+        char local[PJ_INET6_ADDRSTRLEN + 10];
+        pj_sockaddr_print(&rdata->tp_info.transport->local_addr, local, sizeof local, 0);
+        const pjsip_msg_body *body = msg->body;
+        return Py_BuildValue(
+            "(NisNNNiNNO)", text_of(rdata->pkt_info.src_name, (pj_ssize_t)strlen(rdata->pkt_info.src_name)),
+            rdata->pkt_info.src_port, transport_of(rdata->tp_info.transport),
+            text_of(local, (pj_ssize_t)strlen(local)), PyLong_FromVoidPtr(rdata->tp_info.transport),
+            text_of(method.ptr, method.slen),
+            request ? 0 : msg->line.status.code,
+            bytes_of(rdata->msg_info.msg_buf, (size_t)rdata->msg_info.len),
+            bytes_of(body ? body->data : "", body ? body->len : 0),
+            in_dialog(rdata) ? Py_True : Py_False);
+    }
+
+    // What a handler's method says; false where it raised or said nothing of use.
+    static bool decided(PyObject *said, pj_pool_t *pool, Decision &decision)
+    {
+        PyObject *headers;
+        const char *reason;
+        int code;
+        if (!said || !PyTuple_Check(said) ||
+            !PyArg_ParseTuple(said, "iO!s", &code, &PyTuple_Type, &headers, &reason))
+            return false;
+        if (code != kPass && code != kDrop && (code < 200 || code > 699))
+            return false;
+        if (!printable(reason))
+            return false;
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(headers); ++i) {
+            const char *name, *value;
+            PyObject *pair = PyTuple_GET_ITEM(headers, i);
+            if (!PyTuple_Check(pair) || !PyArg_ParseTuple(pair, "ss", &name, &value) ||
+                !printable(name) || !printable(value))
+                return false;
+            pj_str_t key, text;
+            pj_strdup2_with_null(pool, &key, name);
+            pj_strdup2_with_null(pool, &text, value);
+            pj_list_push_back(&decision.headers, pjsip_generic_string_hdr_create(pool, &key, &text));
+        }
+        decision.code = code;
+        decision.reason = reason;
+        return true;
+    }
+
+    static void ask(const char *method, pjsip_rx_data *rdata, Decision &decision)
+    {
+        Locked locked;
+        PyObject *said = nullptr;
+        pjsip_rx_data *before = deciding;
+        deciding = rdata;
+        PyObject *callback =
+            current->state_->handler ? PyObject_GetAttrString(current->state_->handler, method) : nullptr;
+        PyObject *values = callback ? arguments(rdata) : nullptr;
+        if (values)
+            said = PyObject_CallObject(callback, values);
+        if (!decided(said, rdata->tp_info.pool, decision)) {
+            PyErr_Clear();
+            ++current->failures_;
+            decision.code = kServerError;
+            decision.reason.clear();
+            pj_list_init(&decision.headers);
+        }
+        deciding = before;
+        Py_XDECREF(said);
+        Py_XDECREF(values);
+        Py_XDECREF(callback);
+    }
+
+    static pj_bool_t screen(const char *method, pjsip_rx_data *rdata)
+    {
+        if (!current)
+            return PJ_TRUE;
+        Decision decision;
+        ask(method, rdata, decision);
+        if (decision.code == kPass)
+            return PJ_FALSE;
+        if (decision.code == kDrop || rdata->msg_info.msg->line.req.method.id == PJSIP_ACK_METHOD)
+            return PJ_TRUE;
+        pj_str_t reason = pj_str(const_cast<char *>(decision.reason.c_str()));
+        pjsip_endpt_respond_stateless(pjsua_get_pjsip_endpt(), rdata, decision.code,
+                                      decision.reason.empty() ? nullptr : &reason,
+                                      &decision.headers, nullptr);
+        return PJ_TRUE;
+    }
+
+    static pj_bool_t on_first(pjsip_rx_data *rdata) { return screen("on_message", rdata); }
+
+    static pj_bool_t on_second(pjsip_rx_data *rdata)
+    {
+        return pjsip_rdata_get_dlg(rdata) ? PJ_FALSE : screen("on_request", rdata);
+    }
+
+    static pj_bool_t on_response(pjsip_rx_data *rdata)
+    {
+        if (!current)
+            return PJ_TRUE;
+        unsigned before = current->failures_;
+        Decision decision;
+        ask("on_message", rdata, decision);
+        if (decision.code == kDrop || current->failures_ != before)
+            return PJ_TRUE;
+        if (decision.code != kPass)
+            rdata->msg_info.msg->line.status.code = decision.code;
+        return PJ_FALSE;
+    }
+
+    static void on_tsx_state(pjsip_transaction *tsx, pjsip_event *event)
+    {
+        pjsip_dialog *dialog = pjsip_tsx_get_dlg(tsx);
+        if (!current || !dialog || event->type != PJSIP_EVENT_TSX_STATE ||
+            tsx->role != PJSIP_ROLE_UAC || tsx->method.id != PJSIP_BYE_METHOD)
+            return;
+        auto *watch = static_cast<Watch *>(dialog->mod_data[current->state_->byes.id]);
+        if (!watch || watch->done)
+            return;
+        int status;
+        switch (event->body.tsx_state.type) {
+        case PJSIP_EVENT_TX_MSG:
+            watch->latest = tsx;  // a challenge is answered with another BYE
+            return;
+        case PJSIP_EVENT_TRANSPORT_ERROR:
+            status = 0;
+            break;
+        case PJSIP_EVENT_TIMER:
+            if (tsx != watch->latest)
+                return;
+            status = PJSIP_SC_REQUEST_TIMEOUT;
+            break;
+        case PJSIP_EVENT_RX_MSG:
+            status = event->body.tsx_state.src.rdata->msg_info.msg->line.status.code;
+            if (tsx != watch->latest || status < 200)
+                return;
+            break;
+        default:
+            return;
+        }
+        watch->done = true;
+        tell("on_bye", (int)watch->number, status);
+    }
+
+    static void on_options(void *token, pjsip_event *event)
+    {
+        bool answered = event->type == PJSIP_EVENT_TSX_STATE &&
+                        event->body.tsx_state.type == PJSIP_EVENT_RX_MSG;
+        int status =
+            answered ? event->body.tsx_state.src.rdata->msg_info.msg->line.status.code : 0;
+        tell("on_options", (int)(pj_ssize_t)token, status);
+    }
+
+    static void tell(const char *method, int first, int second)
+    {
+        if (!current)
+            return;
+        Locked locked;
+        PyObject *handler = current->state_->handler;
+        PyObject *done = handler ? PyObject_CallMethod(handler, method, "ii", first, second) : nullptr;
+        if (!done)
+            PyErr_Clear();
+        Py_XDECREF(done);
+    }
+};
+
+NativeSignalling *NativeSignalling::State::current = nullptr;
+pjsip_rx_data *NativeSignalling::State::deciding = nullptr;
+unsigned NativeSignalling::State::watches = 0;
+
+NativeSignalling::NativeSignalling(PyObject *handler) : state_(new State()), failures_(0)
+{
+    State::init_module(state_->first, "mod-gateway-first", kBeforeAllLayers);
+    state_->first.on_rx_request = &State::on_first;
+    state_->first.on_rx_response = &State::on_response;
+    State::init_module(state_->second, "mod-gateway-requests", kJustBeforePjsua);
+    state_->second.on_rx_request = &State::on_second;
+    // Behind pjsip's own usage (48), which answers a challenge with another BYE.
+    State::init_module(state_->byes, "mod-gateway-byes", kJustBeforePjsua);
+    state_->byes.on_tsx_state = &State::on_tsx_state;
+    Py_INCREF(handler);
+    state_->handler = handler;
+}
+
+NativeSignalling::~NativeSignalling()
+{
+    close();
+    delete state_;
+}
+
+void NativeSignalling::open() PJSUA2_THROW(Error)
+{
+    if (State::current || !pjsua_get_pjsip_endpt())
+        PJSUA2_RAISE_ERROR(PJ_EINVALIDOP);
+    State::current = this;
+    state_->opened = true;
+    for (pjsip_module *module : {&state_->first, &state_->second, &state_->byes}) {
+        pj_status_t status = pjsip_endpt_register_module(pjsua_get_pjsip_endpt(), module);
+        if (status != PJ_SUCCESS)
+            PJSUA2_RAISE_ERROR(status);
+    }
+}
+
+void NativeSignalling::close()
+{
+    // The endpoint's end has unregistered the modules.
+    if (state_->opened && pjsua_get_pjsip_endpt()) {
+        for (pjsip_module *module : {&state_->first, &state_->second, &state_->byes}) {
+            if (module->id != -1)
+                pjsip_endpt_unregister_module(pjsua_get_pjsip_endpt(), module);
+        }
+    }
+    state_->opened = false;
+    if (State::current == this)
+        State::current = nullptr;
+    PyObject *handler = state_->handler;
+    state_->handler = nullptr;
+    Py_XDECREF(handler);
+}
+
+PyObject *NativeSignalling::headers(const std::string &name) const
+{
+    pjsip_rx_data *rdata = State::deciding;
+    if (!rdata) {
+        PyErr_SetString(PyExc_RuntimeError, "no message is being decided on");
+        return nullptr;
+    }
+    PyObject *found = PyList_New(0);
+    pj_str_t wanted = {const_cast<char *>(name.data()), (pj_ssize_t)name.size()};
+    std::string text(PJSIP_MAX_PKT_LEN + 256, '\0');
+    const pjsip_hdr *all = &rdata->msg_info.msg->hdr;
+    for (const pjsip_hdr *hdr = all->next; found && hdr != all; hdr = hdr->next) {
+        if (pj_stricmp(&hdr->name, &wanted) && pj_stricmp(&hdr->sname, &wanted))
+            continue;
+        int size = pjsip_hdr_print_on(const_cast<pjsip_hdr *>(hdr), &text[0], text.size());
+        const char *colon = size > 0 ? (const char *)memchr(text.data(), ':', (size_t)size) : nullptr;
+        if (!colon)
+            continue;
+        const char *end = text.data() + size;
+        for (++colon; colon < end && *colon == ' '; ++colon) {
+        }
+        PyObject *value = text_of(colon, end - colon);
+        if (!value || PyList_Append(found, value) != 0)
+            Py_CLEAR(found);
+        Py_XDECREF(value);
+    }
+    PyObject *result = found ? PyList_AsTuple(found) : nullptr;
+    Py_XDECREF(found);
+    return result;
+}
+
+unsigned NativeSignalling::watchBye(Call &call)
+{
+    int id = call.getId();
+    if (State::current != this || id < 0 || id >= (int)pjsua_call_get_max_count() ||
+        pjsua_call_get_user_data(id) != &call)
+        return 0;
+    pjsip_inv_session *session = pjsua_var.calls[id].inv;
+    pjsip_dialog *dialog = session ? session->dlg : nullptr;
+    if (!dialog)
+        return 0;
+    auto *watch = static_cast<State::Watch *>(dialog->mod_data[state_->byes.id]);
+    if (watch) {
+        watch->done = false;
+        return watch->number;
+    }
+    watch = PJ_POOL_ZALLOC_T(dialog->pool, State::Watch);
+    if (pjsip_dlg_add_usage(dialog, &state_->byes, watch) != PJ_SUCCESS)
+        return 0;
+    return watch->number = ++State::watches;
+}
+
+int NativeSignalling::sendOptions(int account, const std::string &uri, int token)
+{
+    pj_str_t target = {const_cast<char *>(uri.data()), (pj_ssize_t)uri.size()};
+    pjsip_tx_data *request;
+    pj_status_t status =
+        pjsua_acc_create_request(account, pjsip_get_options_method(), &target, &request);
+    if (status == PJ_SUCCESS) {
+        status = pjsip_endpt_send_request(pjsua_get_pjsip_endpt(), request, -1,
+                                          (void *)(pj_ssize_t)token, &State::on_options);
+    }
+    return status;
+}
+
+int nativeRespond(const SipRxData &request, int status)
+{
+    auto *rdata = static_cast<pjsip_rx_data *>(request.pjRxData);
+    pjsip_dialog *dialog = rdata ? pjsip_rdata_get_dlg(rdata) : nullptr;
+    pjsip_transaction *transaction = rdata ? pjsip_rdata_get_tsx(rdata) : nullptr;
+    if (!dialog || !transaction)
+        return PJ_EINVALIDOP;
+    return pjsip_dlg_respond(dialog, rdata, status, nullptr, nullptr, nullptr);
+}
+
+unsigned nativeCallCount() { return pjsua_call_get_count(); }
+
+void nativeLogLevel(int level) { pj_log_set_level(level); }
+
+std::string nativeTlsLibrary() { return OpenSSL_version(OPENSSL_VERSION); }
+
+} // namespace pj

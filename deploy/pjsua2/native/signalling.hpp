@@ -1,0 +1,77 @@
+/*
+ * What stands between pjsip and pjsua: Python decides on every message before pjsua sees it, and is
+ * told what became of the BYEs and of the OPTIONS that it sent.
+ *
+ * It fails closed: a request on which Python cannot decide is answered with 500 (an ACK dropped), a
+ * response is dropped, and both are counted. All of it runs on the thread that polls pjsip.
+ */
+#pragma once
+
+#include <Python.h>
+
+#include <string>
+
+#include <pjsua2.hpp>
+
+namespace pj {
+
+class NativeSignalling {
+public:
+    /**
+     * handler: a Python object with these methods. The first two return a decision: a tuple of an
+     * int (-1 pass, 0 drop, else the status to answer with or, of a response, to take it for), a
+     * tuple of (name, value) of header fields to add, and a reason phrase (empty: the usual one).
+     *
+     *  - on_message(*message): every request and response, before pjsip's own layers;
+     *  - on_request(*message): a new request outside of dialogs, just before pjsua;
+     *  - on_bye(watched, status): the end of a BYE that is watched: 0 could not be sent, 408 no
+     *    answer, else the final status;
+     *  - on_options(token, status): the answer to an OPTIONS; 0 for none.
+     *
+     * message: source address, source port, transport (udp, tcp, tls), our address, pjsip's
+     * handle of the connection, method, status
+     * (0: a request), the bytes of the message, those of its body, whether it is for a dialog of
+     * ours. All but the bytes are of pjsip's own parse.
+     */
+    explicit NativeSignalling(PyObject *handler);
+    ~NativeSignalling();
+
+    /** Register with the endpoint of an initialised library. Throws Error. */
+    void open() PJSUA2_THROW(Error);
+    /** Let go of the handler; to be called once the library has been destroyed. */
+    void close();
+
+    /** Fields of this name of the message that is being decided on, as a tuple of str; of pjsip's
+     *  own parse, printed by it. Raises RuntimeError outside of on_message and on_request. */
+    PyObject *headers(const std::string &name) const;
+    /** Messages that were refused because Python could not decide on them. */
+    unsigned failures() const { return failures_; }
+
+    /** A BYE is about to be sent in the dialog of this call: watch it. Returns the number that
+     *  on_bye is told, or 0 where the call has no dialog. */
+    unsigned watchBye(Call &call);
+    /** Send an OPTIONS request outside of dialogs, of this account. Returns pjsip's status. */
+    int sendOptions(int account, const std::string &uri, int token);
+
+    struct State;
+
+private:
+    NativeSignalling(const NativeSignalling &);
+    NativeSignalling &operator=(const NativeSignalling &);
+
+    State *state_;
+    unsigned failures_;
+    friend struct State;
+};
+
+/** Answer a request within its dialog, in the callback that brought it. Returns pjsip's status. */
+int nativeRespond(const SipRxData &request, int status);
+
+/** Calls of the library, those that are ending included. */
+unsigned nativeCallCount();
+/** pjlib's log level, before an endpoint sets it. */
+void nativeLogLevel(int level);
+/** The TLS library that is loaded, by its own word. */
+std::string nativeTlsLibrary();
+
+} // namespace pj

@@ -1,0 +1,166 @@
+"""The seam between pjsip and pjsua: every message is decided on before pjsua sees it.
+
+The C++ side is ``deploy/pjsua2/native/signalling.hpp``. It fails closed: a message on which nothing
+could be decided, since what is here raised, is answered with 500 or dropped, and counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import pjsua2 as pj
+import structlog
+
+log = structlog.get_logger("sip")
+
+FAILED_SECONDS = 10.0
+"""A screen that raises says so this often."""
+
+_T = TypeVar("_T")
+
+
+class Decision(NamedTuple):
+    """What becomes of a message."""
+
+    code: int
+    """:data:`PASS` and :data:`DROP` have codes of their own. Else a request is answered with this
+    status, without a transaction; a response is taken for one with this status."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Name and value of the fields to add to the answer."""
+    reason: str = ""
+    """The phrase after the status; empty for the usual one."""
+
+
+PASS = Decision(-1)
+DROP = Decision(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message before it is anything to pjsua; pjsip has parsed it."""
+
+    source: str
+    """IP literal."""
+    port: int
+    transport: str
+    """udp, tcp or tls."""
+    local: str
+    """Our address that it came to, as IP literal; the unspecified one for a socket on all."""
+    connection: int
+    """pjsip's handle of the connection or socket that it came by."""
+    method: str
+    """INVITE, OPTIONS, ...; of a response, that of its request."""
+    status: int
+    """Of a response; 0: it is a request."""
+    message: bytes
+    body: bytes
+    in_dialog: bool
+    """A dialog of ours has this request."""
+
+    @property
+    def reliable(self) -> bool:
+        """Over a connection, whose source port means nothing."""
+        return self.transport != "udp"
+
+    @property
+    def request_uri(self) -> str:
+        """As it came."""
+        parts = self.message.split(b"\n", 1)[0].split(b" ")
+        return parts[1].decode("utf-8", "replace") if len(parts) > 1 else ""
+
+
+Screening = Callable[[Received], Decision]
+
+
+class Signalling:
+    """Made, opened, used and closed on the SIP thread.
+
+    Args:
+        on_message: decides on every request and response, before pjsip's own layers.
+        on_request: decides on new requests outside of dialogs, just before pjsua; neither
+            retransmissions nor what ``on_message`` has not passed get there.
+    """
+
+    def __init__(self, on_message: Screening, on_request: Screening) -> None:
+        self.on_bye: Callable[[int, int], None] = lambda _number, _status: None
+        """Told how a BYE of :meth:`watch_bye` ended: 0 could not be sent, 408 no answer, else the
+        final status."""
+        self.on_options: Callable[[int, int], None] = lambda _token, _status: None
+        """Told the status that an OPTIONS of :meth:`send_options` brought; 0 for no answer."""
+        self._native: Any = pj.NativeSignalling(
+            _Handler(on_message, on_request, lambda: self.on_bye, lambda: self.on_options)
+        )
+
+    @property
+    def failures(self) -> int:
+        """Messages refused because nothing could be decided on them; each is a defect of ours."""
+        return int(self._native.failures())
+
+    def open(self) -> None:
+        """Register with the endpoint of an initialised library. Raises ``pj.Error``."""
+        self._native.open()
+
+    def close(self) -> None:
+        """Forget whom to ask and tell. After the library has been destroyed."""
+        self._native.close()
+
+    def headers(self, name: str) -> tuple[str, ...]:
+        """Fields of the message that is being decided on, as pjsip has parsed them.
+
+        Raises RuntimeError outside of ``on_message`` and ``on_request``.
+        """
+        found: tuple[str, ...] = self._native.headers(name)
+        return found
+
+    def watch_bye(self, call: Any) -> int:
+        """A BYE is about to be sent for a ``pj.Call``: the number that ``on_bye`` is told.
+
+        0 where the call has no dialog any more.
+        """
+        return int(self._native.watchBye(call))
+
+    def send_options(self, account: int, uri: str, token: int) -> int:
+        """Send an OPTIONS request by pjsua's number of an account; returns pjsip's status."""
+        return int(self._native.sendOptions(account, uri, token))
+
+
+class _Handler:
+    """What the C++ side calls. It is no part of :class:`Signalling`, which owns that side."""
+
+    def __init__(
+        self,
+        on_message: Screening,
+        on_request: Screening,
+        on_bye: Callable[[], Callable[[int, int], None]],
+        on_options: Callable[[], Callable[[int, int], None]],
+    ) -> None:
+        self._on_message = on_message
+        self._on_request = on_request
+        self._on_bye = on_bye
+        self._on_options = on_options
+        self._quiet_until = 0.0
+
+    def on_message(self, *fields: Any) -> Decision:
+        return self._said(lambda: self._on_message(Received(*fields)))
+
+    def on_request(self, *fields: Any) -> Decision:
+        return self._said(lambda: self._on_request(Received(*fields)))
+
+    def on_bye(self, number: int, status: int) -> None:
+        self._said(lambda: self._on_bye()(number, status))
+
+    def on_options(self, token: int, status: int) -> None:
+        self._said(lambda: self._on_options()(token, status))
+
+    def _said(self, ask: Callable[[], _T]) -> _T:
+        try:
+            return ask()
+        except Exception:
+            now = time.monotonic()
+            if now >= self._quiet_until:
+                self._quiet_until = now + FAILED_SECONDS
+                log.exception("sip.screen_failed", advice="what it was asked about got no further")
+            raise
