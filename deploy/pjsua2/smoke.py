@@ -5,7 +5,6 @@ Exits with 1 and a sentence when a part does not work. ``--json`` prints what it
 
 from __future__ import annotations
 
-import ctypes
 import json
 import re
 import sys
@@ -16,16 +15,6 @@ from typing import Any
 import pjsua2 as pj
 from pjsua2 import _pjsua2
 
-SYMBOLS = (
-    "pjsua_call_get_max_count",
-    "pjsip_endpt_register_module",
-    "pjsip_endpt_respond_stateless",
-    "pjsua_get_pjsip_endpt",
-    "pjsip_generic_string_hdr_create",
-    "pjsua_pool_create",
-    "pjsip_rdata_get_dlg",
-    "pjsip_rx_data_get_info",
-)
 _DEADLINE_SECONDS = 20.0
 _FRAME_BYTES = 320  # 20 ms of 16 bit samples at 8000 Hz
 
@@ -86,19 +75,6 @@ class Account(pj.Account):  # type: ignore[misc]
         call.answer(answer)
 
 
-def tls_library() -> str:
-    """The OpenSSL that the process has loaded, by its own word."""
-    maps = Path("/proc/self/maps").read_text()
-    for path in sorted(set(re.findall(r"\S*/libcrypto[^\s]*", maps))):
-        library = ctypes.CDLL(path)
-        for name in ("OpenSSL_version", "SSLeay_version"):
-            if hasattr(library, name):
-                version = getattr(library, name)
-                version.restype = ctypes.c_char_p
-                return str(version(0).decode())
-    return "none"
-
-
 def resident_kib() -> int:
     """This process's resident memory."""
     status = Path("/proc/self/status").read_text()
@@ -108,10 +84,6 @@ def resident_kib() -> int:
 def run() -> dict[str, Any]:
     """Everything; raises SystemExit with a sentence when something does not work."""
     imported = resident_kib()
-    library = ctypes.CDLL(_pjsua2.__file__)
-    absent = [name for name in SYMBOLS if not hasattr(library, name)]
-    if absent:
-        raise SystemExit(f"pjsua2 does not export {', '.join(absent)}")
     endpoint = pj.Endpoint()
     endpoint.libCreate()
     config = pj.EpConfig()
@@ -132,10 +104,10 @@ def run() -> dict[str, Any]:
     found: dict[str, Any] = {
         "version": endpoint.libVersion().full,
         "module": _pjsua2.__file__,
-        "max_calls": library.pjsua_call_get_max_count(),
+        "max_calls": pj.BUILD["max_calls"],
         "max_media_ports": int(config.medConfig.maxMediaPorts),
         "codecs": [codec.codecId for codec in list(endpoint.codecEnum2())],
-        "tls": tls_library(),
+        "tls": pj.nativeTlsLibrary(),
         "imported_kib": imported,
         "started_kib": resident_kib(),
     }

@@ -117,7 +117,7 @@ class World:
         """Calls that go on from one test to another."""
         self._routes = ROUTES + routes
         # One telephone makes all the calls.
-        self._more = more if "[access]" in more else NO_LIMITS + more
+        self._more = more if "[access]" in more else more + NO_LIMITS
         self._realtime = realtime
         self._max_calls = max_calls
         self._log_level = log_level

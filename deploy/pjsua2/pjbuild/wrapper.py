@@ -27,7 +27,7 @@ SWIG_FLAGS = ("-c++", "-python", "-threads", "-w312,325,389,401,451,473,503,509"
 WRAPPER_FLAGS = ("-O1", "-g0", "-fPIC", "-DNDEBUG", "-w", "-fno-strict-aliasing")
 NATIVE_FLAGS = ("-O2", "-g0", "-fPIC", "-DNDEBUG", "-Wall")
 # Calls inside the module are bound when it is linked: no lookup by name, and no mix-up with
-# another pjproject in the same process. The C functions stay visible to ctypes.
+# another pjproject in the same process.
 LINK_FLAGS = ("-shared", "-Wl,-Bsymbolic-functions", "-Wl,--as-needed", "-s")
 
 _FIRST = "// Read before pjsua2.i"
