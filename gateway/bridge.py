@@ -12,14 +12,15 @@ import structlog
 from gateway.asides import WaitingAsides
 from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.call import inputs, outputs
-from gateway.call.ending import Why, ending_of, reason_header
-from gateway.call.machine import CallMachine
+from gateway.call.ending import Why, ending_of, reason_header, refusal_code
+from gateway.call.machine import LEG_END_SECONDS, CallMachine
 from gateway.call.plan import CallPlan
 from gateway.call.quality import QualityOfCall
 from gateway.call.record import CallRecord
 from gateway.call.states import State
 from gateway.cost.account import Account
 from gateway.ear import Ear
+from gateway.entries import entry
 from gateway.legs import Dialler, Legs, Outward, quality_of
 from gateway.pump import MediaPump
 from gateway.realtime.events import AudioDelta
@@ -60,7 +61,7 @@ class Bridge:
         self._loop = asyncio.get_running_loop()
         self._tools = tools
         self._sessions = Sessions(
-            session_plan, record, self._on_session, self._on_defect, lambda: self._over
+            session_plan, record, self._on_session, self.on_fault, lambda: self._over
         )
         self._pump = pump
         self._on_finished = on_finished
@@ -78,6 +79,7 @@ class Bridge:
             dial,
             self.feed,
             lambda: (self._loop.time() - self._began) * 1000,
+            self.on_fault,
             plan.follow_refer,
             permit_refer,
         )
@@ -92,7 +94,10 @@ class Bridge:
         self._ear = Ear(plan)
         self._inbox: deque[tuple[inputs.Input, float]] = deque()
         self._busy = False
-        self._faulted = False
+        self._begun = False
+        self._leg_over = False
+        self._backstop: asyncio.TimerHandle | None = None
+        """Set from the first defect on: ends the call if the machine does not."""
         self._over = False
         self._began = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
@@ -123,8 +128,10 @@ class Bridge:
         """Before the start: count what the call uses, and let ``events`` see its session."""
         self._sessions.watch(account, events)
 
-    def start(self) -> None:
-        """Take the leg on: ring and connect. Or connect, and dial."""
+    @entry
+    def start(self, prepare: Callable[[], None] = lambda: None) -> None:
+        """Take the leg on: ring and connect. Or connect, and dial. ``prepare`` runs first."""
+        prepare()
         self._legs.take()
         self._log.info(
             "call.invite",
@@ -134,8 +141,11 @@ class Bridge:
             codec=self.record.codec,
         )
         self._busy = True
-        self._carry_out(self._machine.start(self._loop.time()))
-        self._busy = False
+        try:
+            self._carry_out(self._machine.start(self._loop.time()))
+            self._begun = True
+        finally:
+            self._busy = False
         self._work()
 
     @property
@@ -156,6 +166,7 @@ class Bridge:
         """End the call now, properly on both sides."""
         self.feed(inputs.ShutDown())
 
+    @entry
     def feed(self, input: inputs.Input, at: float | None = None) -> None:
         """Hand something that happened to the machine and do what it says.
 
@@ -169,43 +180,58 @@ class Bridge:
 
     # ---- what the leg tells
 
+    @entry
     def on_ringing(self, code: int) -> None:
         """The callee's side says how far it is."""
         if code >= 180:
             self.feed(inputs.RingingThere(code))
 
+    @entry
     def on_media(self, codec: Codec) -> None:
         """RTP flows."""
+        if self._over:
+            return  # the record is written
         self.record.security = self._legs.security
         self.feed(inputs.MediaUp(codec))
 
+    @entry
     def on_confirmed(self) -> None:
         """The ACK came."""
         self.feed(inputs.Confirmed())
 
+    @entry
     def on_hold(self, held: bool) -> None:
         """The caller put us on hold, or took us back."""
         self.feed(inputs.Held(held))
 
+    @entry
     def on_digit(self, digit: str) -> None:
         """A key."""
         self.feed(inputs.DigitPressed(digit))
 
+    @entry
     def on_quality(self, quality: RtpQuality) -> None:
         """RTP counters."""
+        if self._over:
+            return  # the record is written
         self.record.security = self._legs.security
         self.record.rtp = quality_of(quality)
         self.record.quality = self._quality.add(quality)
         self.feed(inputs.RtpCounted(quality.rx_packets, quality.expected))
 
+    @entry
     def on_ended(self, end: LegEnd) -> None:
         """The dialog is over."""
+        if self._over:
+            return  # the record is written
+        self._leg_over = True
         self.record.security = self._legs.security
         self.record.bye_undelivered = end.undelivered
         self.feed(inputs.LegEnded(end.code, end.reason, end.method, end.reason_header, end.local))
 
     # ---- what the sessions tell
 
+    @entry
     def _on_session(self, input: inputs.Input) -> None:
         if isinstance(input, inputs.SessionUp):
             self._log = self._log.bind(session=input.session_id)
@@ -213,7 +239,10 @@ class Bridge:
 
     # ---- what the media clock tells
 
+    @entry
     def _beat(self) -> None:
+        if self._backstop is not None:
+            return  # ends after a defect, which may be in here
         audio = self._audio.uplink.drain()
         for heard in self._ear.feed(audio, held=self._held is not None):
             self.feed(heard)
@@ -232,6 +261,7 @@ class Bridge:
 
     # ---- what the machine says
 
+    @entry
     def _work(self) -> None:
         if self._busy or self._over:
             return
@@ -243,9 +273,6 @@ class Bridge:
                 self._carry_out(self._machine.handle(input, at))
                 if type(input) is not inputs.ServerSaid or type(input.event) is not AudioDelta:
                     audio_only = False
-        except Exception as error:
-            self._log.exception("call.fault")
-            self._fault(error)
         finally:
             self._busy = False
         # Audio that is queued moves no deadline, and comes fifty times a second.
@@ -256,22 +283,46 @@ class Bridge:
         for output in todo:
             self._carriers[type(output)](output)
 
-    def _fault(self, error: Exception) -> None:
+    # ---- when something of ours raises
+
+    def on_fault(self, error: Exception) -> None:
+        """End the call because of a defect of ours: by the machine, or else without it."""
+        self._log.error("call.fault", exc_info=error)
+        if self._over:
+            return
         detail = f"{type(error).__name__}: {error}"
-        if not self._faulted:
+        ends = not self._leg_over and self._machine.state is not State.FINISHED
+        if self._begun and self._backstop is None and ends:
             # What else waits is kept: the end of the leg may be among it.
-            self._faulted = True
             self._inbox.appendleft((inputs.Faulted(detail), self._loop.time()))
+            self._backstop = self._loop.call_later(
+                LEG_END_SECONDS + 5.0, self._end_without_machine, detail
+            )
             self._loop.call_soon(self._work)
-        elif not self._over:
-            # The machine cannot end this call either; both sides are let go without it.
-            record = self.record
-            answered = record.times.answered is not None
-            record.ending = ending_of(Why.FAULT, answered=answered, detail=detail)
+        else:
+            self._end_without_machine(detail)
+
+    def _end_without_machine(self, detail: str) -> None:
+        """Let both sides go; each step is done whatever became of those before it."""
+        if self._over:
+            return
+        record = self.record
+        answered = record.times.answered is not None
+        if record.ending is None:
+            ending = record.ending = ending_of(Why.FAULT, answered=answered, detail=detail)
             record.times.end = record.times.end or (self._loop.time() - self._began) * 1000
-            self._legs.let_go({"Reason": reason_header(Why.FAULT)})
-            self._sessions.close(outputs.CloseSession(1000, Why.FAULT.value))
-            self._finished(None)
+            told = {"by": ending.by.value, "why": ending.why.value, "detail": detail}
+            record.mark(record.times.end, "end", **told)
+        headers = {"Reason": reason_header(Why.FAULT)}
+        self._attempt(lambda: self._legs.let_go(refusal_code(Why.FAULT), headers))
+        self._attempt(lambda: self._sessions.close(outputs.CloseSession(1000, Why.FAULT.value)))
+        self._finished(None)
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception:
+            self._log.exception("call.fault")
 
     def _schedule(self) -> None:
         at = self._machine.deadline
@@ -282,13 +333,10 @@ class Bridge:
         self._timer_at = at
         self._timer = None if at is None else self._loop.call_at(at, self._tick)
 
+    @entry
     def _tick(self) -> None:
         self._timer = self._timer_at = None
         self.feed(inputs.Tick())
-
-    def _on_defect(self, error: Exception) -> None:
-        self._log.error("call.fault", exc_info=error)
-        self._fault(error)
 
     def _take_over(self, _output: outputs.TakeOver) -> None:
         self._sessions.take_over()
@@ -373,23 +421,35 @@ class Bridge:
         getattr(self._log, output.level)(f"call.{output.event}", **output.fields)
 
     def _finished(self, _output: outputs.Finished | None) -> None:
+        if self._over:
+            return
         self._over = True
         self._inbox.clear()
-        self.asides.close()
+        for timer in (self._timer, self._backstop):
+            if timer is not None:
+                timer.cancel()
         self._pump.remove(self._beat)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        # Whatever fails in completing the record, the place is freed and the record is written.
+        for step in (
+            self.asides.close,
+            self._count_audio,
+            self._legs.finish,
+            self._sessions.finish,
+            self._summarize,
+            lambda: self._on_finished(self),
+        ):
+            self._attempt(step)
+
+    def _count_audio(self) -> None:
         playout, record = self._audio.playout, self.record
         playout.flush()
-        self._legs.finish()
         record.underruns = playout.underruns
         record.underrun_ms = playout.underrun_frames * FRAME_MS
         record.playout_frames_refused = playout.frames_refused
         record.uplink_frames_dropped = self._audio.uplink.dropped
-        self._sessions.finish()
-        self._log.info("call.summary", **_flat(record.summary()))
-        self._on_finished(self)
+
+    def _summarize(self) -> None:
+        self._log.info("call.summary", **_flat(self.record.summary()))
 
     async def gone(self) -> None:
         """Wait until the tasks of its sessions are gone too; they have their own deadlines."""

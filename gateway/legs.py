@@ -13,6 +13,7 @@ from gateway.audio.g711 import Codec
 from gateway.call import inputs, outputs
 from gateway.call.record import CallRecord
 from gateway.call.record import SecondLeg as SecondRecord
+from gateway.entries import entry
 from gateway.sip.incall import ReferProgress
 from gateway.sip.leg import Leg
 from gateway.sip.ports import CallAudio
@@ -54,6 +55,7 @@ class Legs:
         handler: told what happens to the main leg.
         feed: takes what the machine is to know of the second leg, and of transfers.
         now_ms: ms since the call began.
+        on_fault: told of a defect of ours; ends the call.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Legs:
         dial: Dialler | None,
         feed: Callable[[inputs.Input], None],
         now_ms: Callable[[], float],
+        on_fault: Callable[[Exception], None],
         follow_refer: re.Pattern[str] | None = None,
         permit_refer: Callable[[str, bool], None] = lambda _uri, _by_pattern: None,
     ) -> None:
@@ -79,6 +82,7 @@ class Legs:
         self._dial = dial
         self._feed = feed
         self._now_ms = now_ms
+        self._on_fault = on_fault
         self._second: _Second | None = None
         self._seconds: list[_Second] = []
         self.carriers: dict[type, Callable[[Any], None]] = {
@@ -105,6 +109,11 @@ class Legs:
     def _watch(self, leg: Leg) -> None:
         leg.follow_refer, leg.on_moved = self._follow_refer, self._on_moved
 
+    def on_fault(self, error: Exception) -> None:
+        """As :class:`gateway.entries.HasFaults`."""
+        self._on_fault(error)
+
+    @entry
     def _on_moved(self, successor: Leg) -> None:
         """Another leg is the caller's now; it has the audio already."""
         old, self._main = self._main, successor
@@ -116,10 +125,10 @@ class Legs:
         there = successor.invite
         self._feed(inputs.Moved(there.to_uri if not there.sip_call_id else there.from_uri))
 
-    def let_go(self, headers: dict[str, str]) -> None:
-        """End both legs, whatever state they are in."""
+    def let_go(self, code: int, headers: dict[str, str]) -> None:
+        """End both legs, whatever state they are in: with ``code`` what was not answered."""
         if self._main is not None:
-            self._main.hang_up(headers)
+            self._main.refuse(code, headers)
         if self._second is not None and self._second.leg is not None:
             self._second.leg.hang_up(headers)
 
@@ -165,13 +174,14 @@ class Legs:
         elif self._second is not None and self._second.leg is not None:
             self._leg.refer_to(self._second.leg, self._on_refer)
 
+    @entry
     def _on_refer(self, progress: ReferProgress) -> None:
         self._feed(inputs.TransferTold(progress.code, progress.phrase, progress.final))
 
     def _dial_second(self, output: outputs.DialSecond) -> None:
         record = SecondRecord(output.uri)
         self._record.second_legs.append(record)
-        self._second = second = _Second(record, self._of_second, self._now_ms)
+        self._second = second = _Second(record, self._of_second, self._now_ms, self._on_fault)
         self._seconds.append(second)
         if self._dial is None:
             second.refused(DialRefusedError("this gateway places no calls"))
@@ -213,11 +223,17 @@ class _Second:
         record: SecondRecord,
         tell: Callable[[_Second, inputs.Input], None],
         now_ms: Callable[[], float],
+        on_fault: Callable[[Exception], None],
     ) -> None:
         self.leg: Leg | None = None
         self._record = record
         self._tell = tell
         self._now_ms = now_ms
+        self._on_fault = on_fault
+
+    def on_fault(self, error: Exception) -> None:
+        """As :class:`gateway.entries.HasFaults`."""
+        self._on_fault(error)
 
     def refused(self, why: DialRefusedError) -> None:
         """It is not even dialled."""
@@ -230,16 +246,19 @@ class _Second:
             self._record.ended_ms = round(self._now_ms(), 1)
         self._record = replace(self._record)
 
+    @entry
     def on_ringing(self, code: int) -> None:
         """It rings."""
         self._name()
         if code >= 180:
             self._tell(self, inputs.SecondRinging(code))
 
+    @entry
     def on_media(self, codec: Codec) -> None:
         """RTP flows."""
         self._record.codec = codec.value
 
+    @entry
     def on_confirmed(self) -> None:
         """It has answered."""
         self._name()
@@ -250,14 +269,17 @@ class _Second:
     def on_hold(self, held: bool) -> None:
         """Its music is for whoever listens."""
 
+    @entry
     def on_digit(self, digit: str) -> None:
         """A key."""
         self._tell(self, inputs.SecondDigit(digit))
 
+    @entry
     def on_quality(self, quality: RtpQuality) -> None:
         """RTP counters."""
         self._record.rtp = quality_of(quality)
 
+    @entry
     def on_ended(self, end: LegEnd) -> None:
         """It is over."""
         self._name()

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+import structlog
+
 from gateway.audio.g711 import Codec
 from gateway.bridge import Bridge
 from gateway.call.ending import Why
@@ -26,6 +28,8 @@ from gateway.sip.message import user_of
 from gateway.sip.ports import CallAudio
 from gateway.sip.types import LegHandler
 from gateway.tools.toolbox import Toolbox
+
+log = structlog.get_logger("gateway")
 
 MAX_REMEMBERED = 256
 """Placed calls whose outcome can still be asked for over the control socket."""
@@ -109,7 +113,16 @@ class OutboundCalls:
         self._recent[record.call_id] = record
         while len(self._recent) > MAX_REMEMBERED:
             self._recent.popitem(last=False)
-        return record, self._place(chosen, through, uri, record, variables, give_back, caller_id)
+        try:
+            return record, self._place(
+                chosen, through, uri, record, variables, give_back, caller_id
+            )
+        except Exception as error:
+            give_back()
+            detail = f"{type(error).__name__}: {error}"
+            log.exception("call.fault", call=record.call_id, route=route)
+            self._calls.refusals.write(record, Why.FAULT, 500, detail)
+            raise DialRefusedError(f"a defect of the gateway: {detail}") from error
 
     def _place(
         self,
@@ -126,10 +139,12 @@ class OutboundCalls:
         over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
 
         def finished(bridge: Bridge) -> None:
-            give_back()
-            self._calls.finished(bridge)
-            if not over.done():
-                over.set_result(bridge.record)
+            try:
+                give_back()
+                self._calls.finished(bridge)
+            finally:
+                if not over.done():
+                    over.set_result(bridge.record)
 
         def dial(
             uri: str,

@@ -18,7 +18,12 @@ from gateway.sip.types import LegEnd, Refused, RtpQuality
 
 log = structlog.get_logger("gateway")
 
-_REFUSED_BELOW = {488: Why.NO_COMMON_CODEC, 415: Why.NO_COMMON_CODEC, 503: Why.OVER_CAPACITY}
+_REFUSED_BELOW = {
+    488: Why.NO_COMMON_CODEC,
+    415: Why.NO_COMMON_CODEC,
+    500: Why.FAULT,
+    503: Why.OVER_CAPACITY,
+}
 
 
 EACH_AT_ONCE, EACH_PER_SECOND = 20, 0.2
@@ -55,8 +60,10 @@ class Refusals:
         if code == 503:
             headers["Retry-After"] = str(self._retry_after)
         leg.handler = _Refusing()
-        leg.refuse(code, headers)
-        self.write(record, why, code, detail)
+        try:
+            self.write(record, why, code, detail)
+        finally:
+            leg.refuse(code, headers)
 
     def refused_below(self, refused: Refused) -> None:
         """The library, or what stands before it, has refused one."""
@@ -73,9 +80,11 @@ class Refusals:
         record.times.end = 0.0
         record.mark(0.0, "invite", source=record.source)
         record.mark(0.0, "end", by=ending.by.value, why=why.value, detail=detail)
-        summary = {key: value for key, value in record.summary().items() if key != "call_id"}
-        log.info("call.summary", call=record.call_id, **summary)
-        self._records.write(record)
+        try:
+            summary = {key: value for key, value in record.summary().items() if key != "call_id"}
+            log.info("call.summary", call=record.call_id, **summary)
+        finally:
+            self._records.write(record)
 
     def stop(self) -> None:
         """Say what was counted and not yet said."""

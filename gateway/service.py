@@ -268,7 +268,16 @@ class Service:
 
     def _on_invite(self, leg: Leg) -> None:
         now = datetime.now(UTC)
-        record = record_of(leg.invite, now)
+        record = CallRecord(leg.invite.call_id, leg.invite.sip_call_id, started_at=now.isoformat())
+        try:
+            record = record_of(leg.invite, now)
+            self._admit(leg, record, now)
+        except Exception as error:
+            # Before it had a bridge: that ends its call by itself.
+            log.exception("call.fault", call=record.call_id, route=record.route)
+            self.refusals.refuse(leg, record, Why.FAULT, f"{type(error).__name__}: {error}")
+
+    def _admit(self, leg: Leg, record: CallRecord, now: datetime) -> None:
         if self._stop.is_set() or self._only_placing:
             self.refusals.refuse(leg, record, Why.SHUTDOWN)
         elif len(self._calls) >= self._max_calls:
@@ -291,23 +300,18 @@ class Service:
     def _take(self, leg: Leg, record: CallRecord, match: Match) -> None:
         codec = codec_of(leg.invite)
         record.route, record.codec = match.route.name, codec.value
-        try:
-            bridge = Bridge(
-                leg,
-                *self._prober.inform(
-                    *plans(self._config, match, codec, self._sip.retry_after, self._toolbox)
-                ),
-                record,
-                self._pump,
-                self.finished,
-                dial=self._placing.dial,
-                permit_refer=self._placing.permit_refer,
-                tools=self._toolbox,
-            )
-        except Exception as error:
-            log.exception("call.fault", call=record.call_id, route=match.route.name)
-            self.refusals.refuse(leg, record, Why.FAULT, f"{type(error).__name__}: {error}")
-            return
+        bridge = Bridge(
+            leg,
+            *self._prober.inform(
+                *plans(self._config, match, codec, self._sip.retry_after, self._toolbox)
+            ),
+            record,
+            self._pump,
+            self.finished,
+            dial=self._placing.dial,
+            permit_refer=self._placing.permit_refer,
+            tools=self._toolbox,
+        )
         record.mark(0.0, "invite", source=record.source)
         if match.cleaned:
             record.mark(0.0, "variables_cleaned", names=list(match.cleaned))
@@ -316,10 +320,9 @@ class Service:
 
     def begin(self, bridge: Bridge) -> None:
         """Count a call, and start it."""
-        self._watch(bridge)
         self._calls.add(bridge)
         self._idle.clear()
-        bridge.start()
+        bridge.start(lambda: self._watch(bridge))
 
     def _watch(self, bridge: Bridge) -> None:
         record = bridge.record

@@ -19,6 +19,7 @@ from gateway.call import inputs, outputs
 from gateway.call.record import CallRecord
 from gateway.cost.account import Account
 from gateway.cost.budget import Level
+from gateway.entries import entry, entry_task
 from gateway.preparing import Preparation
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import InputTranscribed, ResponseDone, ServerError, ServerEvent
@@ -74,7 +75,7 @@ class Sessions:
 
     Args:
         feed: takes what the machine is to know.
-        on_fault: told of a defect of ours in opening a session.
+        on_fault: told of a defect of ours; ends the call.
         is_over: whether the call is, and its record written.
     """
 
@@ -139,6 +140,9 @@ class Sessions:
         tasks = [line.opening for line in lines if line.opening is not None]
         if tasks or self._closing:
             await asyncio.gather(*tasks, *self._closing, return_exceptions=True)
+        for line in lines:
+            if line.session is not None:
+                await line.session.close(1000, "over")  # where its end failed; else it is closed
         if self._events is not None:
             self._events.end()
 
@@ -160,6 +164,7 @@ class Sessions:
         name = f"open {self._record.call_id}"
         line.opening = asyncio.create_task(self._set_up(line, endpoint, again), name=name)
 
+    @entry_task
     async def _set_up(self, line: _Line, endpoint: Endpoint, again: bool) -> None:
         record = self._record
         # This task's own: what the session logs, from here to its end, names the call.
@@ -187,11 +192,8 @@ class Sessions:
             elif line is self._line:
                 self._feed(inputs.SessionFailed(failure.verdict, failure.detail))
             return
-        except Exception as error:
-            self._on_fault(error)
-            return
+        line.session = session  # first of all, so that it is closed whatever raises
         self.plan.met(endpoint, None)
-        line.session = session
         self._refused.append(session.refused)
         if line is not self._line and line is not self._spare:
             self._let_go(line, 1000, "not wanted any more")
@@ -213,10 +215,10 @@ class Sessions:
 
     def close(self, output: outputs.CloseSession) -> None:
         """End what there is."""
-        spare, self._spare = self._spare, None
-        for line in (self._line, spare):
+        for line in (self._line, self._spare):
             if line is not None:
                 self._let_go(line, output.code, output.reason)
+        self._spare = None
 
     def take_over(self) -> None:
         """The spare session has the caller from now on; the other one is closed."""
@@ -235,6 +237,11 @@ class Sessions:
 
     # ---- what the sessions tell
 
+    def on_fault(self, error: Exception) -> None:
+        """As :class:`gateway.entries.HasFaults`."""
+        self._on_fault(error)
+
+    @entry
     def _on_event(self, line: _Line, event: ServerEvent) -> None:
         if line.early is not None:
             line.early.append(event)
@@ -264,6 +271,7 @@ class Sessions:
         if reached is not None:
             self._feed(inputs.BudgetReached(reached.level is Level.LIMIT, str(reached)))
 
+    @entry
     def _on_closed(self, line: _Line, closed: SessionClosed) -> None:
         line.over = True
         if self._events is not None:

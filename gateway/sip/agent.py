@@ -242,6 +242,10 @@ class UserAgent:
             return
         self.to_loop(lambda: self._on_refused(refused))
 
+    def tell_defect(self, refused: Refused) -> None:
+        """Announce an INVITE that was refused because of a defect of ours."""
+        self.to_loop(lambda: self._on_refused(refused))
+
     def quieten(self, rtp_name: str) -> None:
         """A call has let go of its RTP port, ``host:port``; it shall not serve again at once."""
         host, _, port = rtp_name.rpartition(":")

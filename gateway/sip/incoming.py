@@ -116,12 +116,37 @@ class Incoming:
         )
 
     def on_call(self, account: Account, prm: Any) -> None:
-        """An INVITE that pjsua has made a call of: announce its leg."""
-        message, source = str(prm.rdata.wholeMsg), str(prm.rdata.srcAddress)
+        """An INVITE that pjsua has made a call of: announce its leg.
+
+        Where something of ours raises, the call ends with 500, and is told of as refused.
+        """
+        call = SipCall(self._agent, account, prm.callId)
+        try:
+            self._announce(call, str(prm.rdata.wholeMsg), str(prm.rdata.srcAddress))
+        except Exception as error:
+            log.exception("sip.callback_failed", callback="onIncomingCall", call=call.name)
+            if not call.party:
+                self._agent.calls.hold(call, "?")
+            call.fail()
+            info = call.getInfo()
+            # Not by facts_of, which may be what raised.
+            invite = Invite(
+                sip_call_id=str(info.callIdString),
+                to_uri=str(info.localUri),
+                from_uri=str(info.remoteUri),
+                to_user="",
+                from_user="",
+                from_name="",
+                source=str(prm.rdata.srcAddress),
+                headers={},
+                offered=None,
+            )
+            self._agent.tell_defect(Refused(invite, 500, f"{type(error).__name__}: {error}"))
+
+    def _announce(self, call: SipCall, message: str, source: str) -> None:
         found = self._attribute(message, source)
         invite = self.facts_of(message, source)
         host = invite.source.rpartition(":")[0].strip("[]")
-        call = SipCall(self._agent, account, prm.callId)
         self._agent.calls.hold(call, party_of(found, host))
         leg = Leg(self._agent, invite)
         call.leg = leg

@@ -1,0 +1,53 @@
+"""Entries of a call's handling: whatever one raises ends its call, and no other.
+
+Everything that reaches a call from outside (its legs, its sessions, the media clock, timers,
+results of tools) comes in by a method with :func:`entry`. What it raises goes to ``on_fault`` of
+its object, which ends the call, frees its place and writes its record.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+
+class HasFaults(Protocol):
+    """What methods with :func:`entry` belong to."""
+
+    def on_fault(self, error: Exception) -> None:
+        """End the call because of a defect of ours. Never raises."""
+
+
+_P = ParamSpec("_P")
+_Self = TypeVar("_Self", bound=HasFaults)
+
+
+def entry(
+    method: Callable[Concatenate[_Self, _P], None],
+) -> Callable[Concatenate[_Self, _P], None]:
+    """Hand what ``method`` raises to ``on_fault``."""
+
+    @functools.wraps(method)
+    def run(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self.on_fault(error)
+
+    return run
+
+
+def entry_task(
+    method: Callable[Concatenate[_Self, _P], Coroutine[Any, Any, None]],
+) -> Callable[Concatenate[_Self, _P], Coroutine[Any, Any, None]]:
+    """As :func:`entry`, for a coroutine that a task runs."""
+
+    @functools.wraps(method)
+    async def run(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            await method(self, *args, **kwargs)
+        except Exception as error:
+            self.on_fault(error)
+
+    return run

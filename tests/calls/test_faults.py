@@ -1,0 +1,73 @@
+"""A defect of ours, at every entry of a call's handling in turn: that call ends, with a record, and
+the only place there is takes the next one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from faulty_gateway import PLACES
+from harness import World
+from sip_phone import PhoneCall
+
+WORLD = {
+    "entry": (str(Path(__file__).with_name("faulty_gateway.py")),),
+    "max_calls": 1,
+    "routes": """
+[[route]]
+name = "brief"
+to = "^brief$"
+[route.greeting]
+say = "Hello."
+[route.limits]
+max_call_seconds = 1.0
+""",
+}
+
+AT_THE_END = {
+    "close a session",
+    "end",
+    "finish",
+    "hang up",
+    "the legs' figures",
+    "the sessions' figures",
+    "gone",
+    "input LegEnded",
+}
+"""What runs, or is told, only once somebody hangs up."""
+
+UNHARMED = {"hang up", "gone"}
+"""These do not run, or not before the call is over."""
+
+
+def fault_of(world: World, call: PhoneCall) -> bool:
+    """Whether the log has a line of the defect."""
+    return bool(world.gateway.all("call.fault", call=call.call_id))
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_a_defect_ends_its_call_and_frees_its_place(world: World, place: str) -> None:
+    world.gateway.tolerated |= {"call.fault", "call.fault_at_end", "sip.callback_failed"}
+    fault = world.folder / "fault"
+    fault.write_text(place)
+    call = world.phone.call("brief" if place == "input Tick" else "greeted")
+    call.invite()
+    await call.until(lambda call: call.final is not None, what="a final response")
+    assert call.final is not None
+    if call.final.code == 200:
+        if place in AT_THE_END:
+            await call.hang_up()
+        else:
+            await call.hung_up()
+    else:
+        assert call.final.code in (500, 603)
+    ending = (await world.summary(call))["ending"]
+    if place not in UNHARMED:
+        assert fault_of(world, call) or world.gateway.all("sip.callback_failed")
+        assert ending["why"] == "fault" or (place in AT_THE_END and ending["why"] == "hung_up")
+    fault.unlink()
+    after = await world.dial("greeted")
+    await after.rtp.until(lambda: len(after.rtp.packets) > 10)
+    await world.summary_at_end(after)
+    assert not fault_of(world, after)
+    assert (await world.record(call))["ending"] == ending
