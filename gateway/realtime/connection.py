@@ -12,6 +12,13 @@ from websockets.protocol import Event, State
 
 READ_BYTES = 64 * 1024
 """Read from the socket at once: some seconds of audio as base64 in JSON."""
+MAX_MESSAGE = 16 * 1024 * 1024
+"""Bytes of one message, whole or in fragments; a longer one ends the session with 1009. The
+service's own limit for audio is 15 MiB."""
+MAX_FRAGMENTS = 4096
+"""Frames of one message: without a limit, a server that sends empty ones would fill the memory."""
+LARGE_MESSAGE = 64 * 1024
+"""Bytes from which a message is decoded beside the event loop: four seconds of audio and more."""
 CLOSE_TIMEOUT = 2.0
 """Seconds that the server has to answer our close before the socket is cut."""
 
@@ -23,8 +30,8 @@ class Connection(ClientConnection):
 
     Fifty messages a second and call come in. The library puts each into a queue and wakes the
     task that reads it, a turn of the event loop later; :attr:`take` is called with it instead,
-    at once. Messages in several frames, and those that came before, go through the queue;
-    nothing overtakes them.
+    at once. Messages in several frames, large ones, and those that came before, go through the
+    queue; nothing overtakes them.
 
     After the server's close frame the library waits for the server to end TCP, and a reader
     learns of the close only then: it waits :data:`CLOSE_TIMEOUT` here.
@@ -39,6 +46,7 @@ class Connection(ClientConnection):
     """Messages that were taken out of the queue."""
 
     _cut: asyncio.TimerHandle | None = None
+    _fragments = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -56,8 +64,15 @@ class Connection(ClientConnection):
 
     def process_event(self, event: Event) -> None:
         if isinstance(event, Frame) and event.opcode in _DATA:
-            if self.take is not None and event.fin and event.opcode is not Opcode.CONT:
+            whole = event.fin and event.opcode is not Opcode.CONT
+            if self.take is not None and whole and len(event.data) <= LARGE_MESSAGE:
                 self.take(bytes(event.data))
+                return
+            self._fragments = 0 if event.fin else self._fragments + 1
+            if self._fragments > MAX_FRAGMENTS:
+                self.protocol.fail(1009, "message in too many fragments")
+                self.send_data()
+                self.transport.abort()
                 return
             self.take = None  # until the reader has what goes through the queue
             self.queued += event.fin

@@ -20,7 +20,13 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from gateway.realtime.commands import UpdateSession
-from gateway.realtime.connection import CLOSE_TIMEOUT, Connection, discard
+from gateway.realtime.connection import (
+    CLOSE_TIMEOUT,
+    LARGE_MESSAGE,
+    MAX_MESSAGE,
+    Connection,
+    discard,
+)
 from gateway.realtime.dialects import Edge
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import (
@@ -297,7 +303,7 @@ class _Opening:
                 compression=None,
                 # The environment's would be picked up otherwise.
                 proxy=None,
-                max_size=None,
+                max_size=MAX_MESSAGE,
                 open_timeout=None,
                 close_timeout=CLOSE_TIMEOUT,
                 ping_interval=endpoint.ping_interval,
@@ -327,7 +333,10 @@ class _Opening:
                 message = await connection.next_message()
                 if self._tap is not None:
                     self._tap.received(message)
-                event = self.edge.parse(message)
+                if len(message) > LARGE_MESSAGE:
+                    event = await asyncio.to_thread(self.edge.parse, message)
+                else:
+                    event = self.edge.parse(message)
             except ConnectionClosed as error:
                 raise self._closed(error) from None
             except BadEvent as error:

@@ -76,6 +76,15 @@ _KNOWN_UNUSED = frozenset(
 )
 
 
+MAX_AUDIO_TEXT = 4 * 1024 * 1024
+"""Characters of base64 in one delta: six minutes of G.711, or one of 24 kHz PCM."""
+
+MAX_VALUES = 100_000
+"""Values in one large event; a parser makes an object of each, all at once."""
+
+_LARGE = 64 * 1024
+
+
 class BadEvent(ValueError):  # noqa: N818 - names what came, as the other events do
     """A frame that is no event, or a known event without what it must carry.
 
@@ -100,6 +109,8 @@ def parse_event(
     Raises :class:`BadEvent` for malformed JSON and for a known event that lacks a key the gateway
     needs; nothing else, whatever the frame holds.
     """
+    if len(frame) > _LARGE and _values_in(frame) > MAX_VALUES:
+        raise BadEvent(None, None, f"more than {MAX_VALUES} values")
     try:
         event = orjson.loads(frame)
     except orjson.JSONDecodeError:
@@ -116,6 +127,12 @@ def parse_event(
     if reader is None:
         return OtherEvent(event_type, event)
     return reader(_Fields(event_type, event))
+
+
+def _values_in(frame: str | bytes) -> int:
+    """At most so many values are in a JSON text."""
+    raw = frame.encode() if isinstance(frame, str) else frame
+    return raw.count(b",") + raw.count(b"[") + raw.count(b"{") + 1
 
 
 def _lenient(frame: str | bytes) -> Any:
@@ -188,6 +205,8 @@ class _Fields:
 
 def _audio_delta(event: _Fields) -> AudioDelta:
     encoded = event.text("delta")
+    if len(encoded) > MAX_AUDIO_TEXT:
+        raise event.bad("delta", f"more than {MAX_AUDIO_TEXT} characters")
     try:
         audio = binascii.a2b_base64(encoded, strict_mode=True)
     except ValueError:

@@ -15,6 +15,9 @@ class ResampledSession(Session):
     left in the filter comes with the end of a part, as a delta of its own before it.
     """
 
+    part_bytes = 48_000
+    """A second, which takes 5 ms to resample."""
+
     _part: tuple[str, str, int] | None = None
 
     def append(self, audio: bytes) -> None:

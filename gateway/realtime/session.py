@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
 from gateway.realtime.commands import ClientCommand, UpdateSession
-from gateway.realtime.connection import CLOSE_TIMEOUT, Connection
+from gateway.realtime.connection import CLOSE_TIMEOUT, LARGE_MESSAGE, Connection
 from gateway.realtime.dialects import Edge
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, Verdict, classify_close
@@ -109,6 +109,9 @@ class Session:
     server did not take, of which the first 64 are kept. All methods belong to the event
     loop that made the session.
     """
+
+    part_bytes: int | None = None
+    """Audio of a large delta that is worked on at a time; None: all of it."""
 
     def __init__(
         self,
@@ -246,7 +249,11 @@ class Session:
             while True:
                 if connection.read == connection.queued:
                     connection.take = self._take
-                self._take(await connection.next_message())
+                message = await connection.next_message()
+                if len(message) > LARGE_MESSAGE:
+                    await self._take_large(message)
+                else:
+                    self._take(message)
         except ConnectionClosed as error:
             closed = self._closed(error)
         except asyncio.CancelledError:
@@ -260,23 +267,47 @@ class Session:
             self._end(closed)
 
     def _take(self, frame: bytes) -> None:
-        counters = self.counters
-        counters.events_received += 1
-        if self._tap is not None:
-            self._tap.received(frame)
+        self._count_in(frame)
         try:
             event = self._parse(frame)
         except BadEvent as error:
-            counters.bad_events += 1
-            if counters.bad_events <= _LOGGED_COMPLAINTS:
-                self._log.warning(
-                    "session.bad_event",
-                    type=error.event_type,
-                    field=error.field,
-                    detail=error.detail,
-                    bytes=len(frame),
-                )
+            self._bad(error, frame)
+        else:
+            self._on_parsed(event)
+
+    async def _take_large(self, frame: bytes) -> None:
+        """As :meth:`_take`, so that other calls are served meanwhile."""
+        self._count_in(frame)
+        try:
+            event = await asyncio.to_thread(self._parse, frame)
+        except BadEvent as error:
+            self._bad(error, frame)
             return
+        part = self.part_bytes
+        if part is None or not isinstance(event, AudioDelta):
+            self._on_parsed(event)
+            return
+        for start in range(0, len(event.audio), part):
+            self._on_parsed(replace(event, audio=event.audio[start : start + part]))
+            await asyncio.sleep(0)
+
+    def _count_in(self, frame: bytes) -> None:
+        self.counters.events_received += 1
+        if self._tap is not None:
+            self._tap.received(frame)
+
+    def _bad(self, error: BadEvent, frame: bytes) -> None:
+        self.counters.bad_events += 1
+        if self.counters.bad_events <= _LOGGED_COMPLAINTS:
+            self._log.warning(
+                "session.bad_event",
+                type=error.event_type,
+                field=error.field,
+                detail=error.detail,
+                bytes=len(frame),
+            )
+
+    def _on_parsed(self, event: ServerEvent) -> None:
         if isinstance(event, OtherEvent):
             if not is_known_type(event.type):
                 self._count_unknown(event.type)
