@@ -7,7 +7,6 @@ only ``session.update`` waits for it, and nothing but this call.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ from gateway.config.http import shown
 from gateway.dialplan import Match
 from gateway.realtime.errors import Kind, Verdict
 from gateway.realtime.opening import SetupFailed, Step
+from gateway.text import json_of
 from gateway.tools.api import ToolError
 from gateway.tools.http import HttpClient, Request
 
@@ -121,7 +121,7 @@ async def fetch(match: Match, client: HttpClient) -> tuple[Any, str]:
     except ToolError as error:
         return None, str(error)
     try:
-        answer = json.loads(text)
+        answer = json_of(text)
     except (ValueError, RecursionError):
         return None, "the answer is no JSON"
     if not isinstance(answer, dict):

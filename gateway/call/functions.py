@@ -16,6 +16,7 @@ from gateway.call.record import ToolUse
 from gateway.call.talk import Talk, tool_output
 from gateway.realtime.commands import CreateResponse, UpdateSession
 from gateway.realtime.events import ResponseDone
+from gateway.text import json_of
 from gateway.tools.arguments import ToolError, language_of
 from gateway.tools.definitions import COLLECT_DIGITS, END_CALL, SET_LANGUAGE
 
@@ -349,7 +350,7 @@ def _id_of(call: Mapping[str, Any]) -> str:
 
 def _given(arguments: str) -> Mapping[str, Any]:
     try:
-        given = json.loads(arguments or "{}")
+        given = json_of(arguments or "{}")
     except (ValueError, RecursionError):
         return {}
     return given if isinstance(given, dict) else {}

@@ -16,6 +16,8 @@ from typing import Any
 
 import structlog
 
+from gateway.text import json_of
+
 log = structlog.get_logger("control")
 
 MAX_LINE_BYTES = 1024 * 1024
@@ -124,7 +126,7 @@ class ControlServer:
 
     async def _answer(self, line: bytes) -> Answer:
         try:
-            request = json.loads(line)
+            request = json_of(line)
         except ValueError:
             return {"ok": False, "error": "one JSON object on one line is wanted"}
         name = request.get("command") if isinstance(request, dict) else None

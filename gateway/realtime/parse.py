@@ -39,6 +39,7 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
+from gateway.text import unicode_in
 
 # GA events that nothing here acts on. They are OtherEvent as well, but no news to an operator.
 _KNOWN_UNUSED = frozenset(
@@ -138,7 +139,7 @@ def _values_in(frame: str | bytes) -> int:
 def _lenient(frame: str | bytes) -> Any:
     """What the strict reader refuses and Python's takes: NaN, lone surrogates."""
     try:
-        return json.loads(frame if isinstance(frame, str) else frame.decode())
+        return unicode_in(json.loads(frame if isinstance(frame, str) else frame.decode()))
     except (ValueError, RecursionError) as error:
         # The JSON decoder's own text holds a position only, never the content.
         detail = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__

@@ -18,6 +18,7 @@ import structlog
 
 from gateway.sip.contact import forced_contact
 from gateway.sip.library import account_capacity
+from gateway.sip.message import text_of
 from gateway.sip.registration import Change, Registration, State
 from gateway.sip.trunks import LINE_PARAMETER, Security, Trunk, Trunks, address_of
 
@@ -147,7 +148,7 @@ class Accounts:
             try:
                 self._accounts[name, self._host, ""].setRegistration(True)
             except pj.Error as error:
-                self._tell(name, registration.failed(0, str(error.reason), now))
+                self._tell(name, registration.failed(0, text_of(error.reason), now))
 
     def on_registrar(self, trunk: Trunk, prm: Any) -> None:
         """What came of a REGISTER."""
@@ -164,7 +165,7 @@ class Accounts:
             self._registrars[trunk.name] = source
             self._tell(trunk.name, registration.succeeded(float(prm.expiration), now))
         else:
-            self._tell(trunk.name, registration.failed(code, str(prm.reason), now))
+            self._tell(trunk.name, registration.failed(code, text_of(prm.reason), now))
 
     def on_back(self, trunk: Trunk) -> None:
         """A trunk answers again after a silence."""
@@ -205,7 +206,7 @@ class Accounts:
             try:
                 self._accounts[name, self._host, ""].setRegistration(False)
             except pj.Error as error:
-                log.warning("trunk.not_unregistered", trunk=name, error=str(error.reason))
+                log.warning("trunk.not_unregistered", trunk=name, error=text_of(error.reason))
                 registration.left(now)
 
     def wait_gone(self, poll: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ from gateway.sip.endpoint import configure_media, endpoint_config, only_g711
 from gateway.sip.errors import AgentError as AgentError
 from gateway.sip.incoming import Endpoint, Incoming
 from gateway.sip.leg import Leg, SipCall
-from gateway.sip.message import user_of
+from gateway.sip.message import text_of, user_of
 from gateway.sip.pjlog import LogWriter
 from gateway.sip.ports import CallAudio, PortPool, beat_fd, clear_beat
 from gateway.sip.probes import Probes
@@ -271,10 +271,10 @@ class UserAgent:
                 param.txOption.headers = header_vector(trunk)
                 param.txOption.localUri = self.accounts.from_uri(trunk, caller_id)
             call.makeCall(uri, param)
-            leg.invite = replace(leg.invite, sip_call_id=str(call.getInfo().callIdString))
+            leg.invite = replace(leg.invite, sip_call_id=text_of(call.getInfo().callIdString))
         except Exception as error:
             # pjsip may have told of the end already, as of a call that was not answered.
-            why = str(error.reason) if isinstance(error, pj.Error) else type(error).__name__
+            why = text_of(error.reason) if isinstance(error, pj.Error) else type(error).__name__
             log.warning("sip.not_sent", to=uri[:200], error=why)
             call.end(_UNAVAILABLE, why)
         finally:

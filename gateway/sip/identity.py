@@ -7,18 +7,15 @@ callers send.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from gateway.sip.message import display_name_of, uri_of, user_of
+from gateway.sip.message import user_of
+from gateway.sip.nameaddr import MAX_FIELD, name_addr_of, parameter_of, split_list
 
 MAX_PARTIES = 16
 """Entries read of one header; a call that was diverted more often is in a loop."""
 
-_ENTRY = re.compile(r'(?:"(?:[^"\\]|\\.)*"|<[^>]*>|[^,"<])+')
-_REASON = re.compile(r';\s*reason\s*=\s*("(?:[^"\\]|\\.)*"|[^;,\s]+)', re.IGNORECASE)
-_CAUSE = re.compile(r"[;?&]cause=(\d{3})", re.IGNORECASE)
 _REASONS = {
     "302": "unconditional",
     "486": "user-busy",
@@ -38,7 +35,7 @@ class Party:
     number: str
     name: str
     uri: str
-    field: str
+    parameters: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +48,18 @@ class Diverted:
 
 
 def parties_of(fields: Iterable[str]) -> tuple[Party, ...]:
-    """The entries of header fields that hold name-addr lists, in their order."""
+    """The entries of header fields that hold name-addr lists, in their order.
+
+    A field that is too long is left out whole.
+    """
     found: list[Party] = []
     for field in fields:
-        for entry in _ENTRY.findall(field):
+        if len(field) > MAX_FIELD:
+            continue
+        for entry in split_list(field):
             if entry.strip() and len(found) < MAX_PARTIES:
-                uri = uri_of(entry)
-                found.append(Party(user_of(uri), display_name_of(entry), uri, entry))
+                read = name_addr_of(entry)
+                found.append(Party(user_of(read.uri), read.name, read.uri, read.parameters))
     return tuple(found)
 
 
@@ -70,18 +72,25 @@ def diverted(headers: Mapping[str, tuple[str, ...]]) -> Diverted:
     """Who diverted the call: by Diversion, or else by History-Info."""
     entries = [party for party in _of(headers, "diversion") if party.number]
     if entries:
-        found = _REASON.search(entries[0].field)
-        reason = found[1].strip('"') if found else ""
+        reason = parameter_of(entries[0].parameters, "reason") or ""
         return Diverted(tuple(party.number for party in entries), reason)
     history = [party for party in _of(headers, "history-info") if party.number]
     if not history:
         return Diverted()
     now = history[-1]
     before = [party.number for party in reversed(history) if party.number != now.number]
-    cause = _CAUSE.search(now.uri)
-    reason = _REASONS.get(cause[1], "") if cause and before else ""
+    reason = _REASONS.get(_cause_of(now.uri), "") if before else ""
     return Diverted(tuple(dict.fromkeys(before)), reason)
 
 
 def _of(headers: Mapping[str, tuple[str, ...]], name: str) -> tuple[Party, ...]:
     return parties_of(headers.get(name, ()))
+
+
+def _cause_of(uri: str) -> str:
+    """The ``cause`` parameter of a URI (RFC 4458), among its headers too."""
+    for part in uri.replace("?", ";").replace("&", ";").split(";"):
+        name, _, value = part.partition("=")
+        if name.lower() == "cause":
+            return value[:3]
+    return ""

@@ -14,7 +14,7 @@ import structlog
 
 from gateway.sip import info
 from gateway.sip.guard import guarded
-from gateway.sip.message import body_of, headers_of, uri_of
+from gateway.sip.message import body_of, headers_of, text_of, uri_of
 from gateway.sip.ports import Port
 from gateway.sip.refer_to import refer_to_of
 
@@ -149,7 +149,7 @@ class InCall(pj.Call):  # type: ignore[misc]
 
     def take_info(self, rdata: Any) -> str | None:
         """An INFO request came: answer it where pjsua does not; returns the key in it."""
-        message = str(rdata.wholeMsg)
+        message = text_of(rdata.wholeMsg)
         content_type = next(iter(headers_of(message).get("content-type", ())), "")
         body = body_of(message)
         code = info.answer_to(content_type, body)
@@ -173,7 +173,7 @@ class InCall(pj.Call):  # type: ignore[misc]
             send(pj.CallOpParam())
         except pj.Error as error:
             self._on_refer = None
-            progress = ReferProgress(500, str(error.info()), True)
+            progress = ReferProgress(500, text_of(error.info()), True)
             self.agent.to_loop(lambda: told(progress))
 
     @guarded
@@ -182,7 +182,7 @@ class InCall(pj.Call):  # type: ignore[misc]
         told = self._on_refer
         if told is None:
             return  # of a call that had this library slot before
-        progress = ReferProgress(int(prm.statusCode), str(prm.reason), bool(prm.finalNotify))
+        progress = ReferProgress(int(prm.statusCode), text_of(prm.reason), bool(prm.finalNotify))
         if progress.final:
             self._on_refer = None
         self.agent.to_loop(lambda: told(progress))
@@ -190,7 +190,7 @@ class InCall(pj.Call):  # type: ignore[misc]
     @guarded
     def onCallTransferRequest(self, prm: Any) -> None:  # noqa: N802
         """The peer wants us to call somewhere, and leave it then (RFC 3515)."""
-        target = refer_to_of(str(prm.dstUri))
+        target = refer_to_of(text_of(prm.dstUri))
         uri, why = target.uri, target.flaw
         leg = self.leg
         allowed = None if leg is None else leg.follow_refer
@@ -201,7 +201,7 @@ class InCall(pj.Call):  # type: ignore[misc]
         elif not why and not self.agent.may_follow(uri):
             why = "outbound"
         if leg is None or why:
-            shown = str(prm.dstUri)[:200]
+            shown = text_of(prm.dstUri)[:200]
             log.info("sip.refer_declined", call=self.name, target=shown, why=why)
             prm.statusCode = DECLINED
             return
@@ -226,7 +226,7 @@ class InCall(pj.Call):  # type: ignore[misc]
         if leg is None or leg.on_moved is None or self._partner is not None:
             prm.statusCode = DECLINED
             return
-        message = str(prm.rdata.wholeMsg)
+        message = text_of(prm.rdata.wholeMsg)
         fields = headers_of(message)
         sender = uri_of(next(iter(fields.get("from", ())), ""))
         sip_call_id = next(iter(fields.get("call-id", ())), "")

@@ -15,7 +15,7 @@ from gateway.sip.admission import Admission
 from gateway.sip.arrivals import Arrivals
 from gateway.sip.invite import invite_of
 from gateway.sip.leg import Leg, SipCall
-from gateway.sip.message import offered_codecs, request_uri_of
+from gateway.sip.message import offered_codecs, request_uri_of, text_of
 from gateway.sip.screen import Screen, party_of
 from gateway.sip.signalling import PASS, Decision, Received, Signalling
 from gateway.sip.trunks import Attribution
@@ -75,7 +75,7 @@ class Incoming:
     def account_for(self, rdata: Any) -> Account:
         """The account of an incoming request. The laws that its call may speak are set, too."""
         assert self._agent.accounts is not None
-        message, source = str(rdata.wholeMsg), str(rdata.srcAddress)
+        message, source = text_of(rdata.wholeMsg), text_of(rdata.srcAddress)
         found = self._attribute(message, source)
         trunk = None if found is None else found.trunk
         offered = offered_codecs(message)
@@ -122,7 +122,7 @@ class Incoming:
         """
         call = SipCall(self._agent, account, prm.callId)
         try:
-            self._announce(call, str(prm.rdata.wholeMsg), str(prm.rdata.srcAddress))
+            self._announce(call, text_of(prm.rdata.wholeMsg), text_of(prm.rdata.srcAddress))
         except Exception as error:
             log.exception("sip.callback_failed", callback="onIncomingCall", call=call.name)
             if not call.party:
@@ -131,13 +131,13 @@ class Incoming:
             info = call.getInfo()
             # Not by facts_of, which may be what raised.
             invite = Invite(
-                sip_call_id=str(info.callIdString),
-                to_uri=str(info.localUri),
-                from_uri=str(info.remoteUri),
+                sip_call_id=text_of(info.callIdString),
+                to_uri=text_of(info.localUri),
+                from_uri=text_of(info.remoteUri),
                 to_user="",
                 from_user="",
                 from_name="",
-                source=str(prm.rdata.srcAddress),
+                source=text_of(prm.rdata.srcAddress),
                 headers={},
                 offered=None,
             )
@@ -168,11 +168,11 @@ class Endpoint(pj.Endpoint):  # type: ignore[misc]
     def onRejectedIncomingCall(self, prm: Any) -> None:  # noqa: N802
         """pjsua refused an INVITE by itself."""
         try:
-            message = str(prm.rdata.wholeMsg)
+            message = text_of(prm.rdata.wholeMsg)
             invite = (
-                self._incoming.facts_of(message, str(prm.rdata.srcAddress)) if message else None
+                self._incoming.facts_of(message, text_of(prm.rdata.srcAddress)) if message else None
             )
-            self._agent.tell_refused(Refused(invite, int(prm.statusCode), str(prm.reason)))
+            self._agent.tell_refused(Refused(invite, int(prm.statusCode), text_of(prm.reason)))
         except Exception:
             log.exception("sip.callback_failed", callback="onRejectedIncomingCall")
 

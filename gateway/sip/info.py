@@ -7,12 +7,14 @@ hash, in either.
 
 from __future__ import annotations
 
-import re
 
 RELAY = "application/dtmf-relay"
 PLAIN = "application/dtmf"
 
-_SIGNAL = re.compile(r"^\s*Signal\s*=\s*(\S+)\s*$", re.IGNORECASE | re.MULTILINE)
+MAX_BODY = 1024
+"""Characters of a body that are read. One with a key has some thirty."""
+
+_KEYS = frozenset("0123456789*#ABCD")
 _BY_NUMBER = {"10": "*", "11": "#", "12": "A", "13": "B", "14": "C", "15": "D"}
 _ANSWERED_BY_PJSUA = frozenset(
     {RELAY, "application/media_control+xml", "application/trickle-ice-sdpfrag"}
@@ -24,17 +26,27 @@ def digit_of(content_type: str, body: str) -> str | None:
     kind = media_type(content_type)
     if kind not in (RELAY, PLAIN):
         return None
-    found = _SIGNAL.search(body)
-    if found is None and kind == RELAY:
+    body = body[:MAX_BODY]
+    value = _signal_in(body)
+    if value is None and kind == PLAIN:
+        value = body.strip()
+    if value is None:
         return None
-    value = (found[1] if found else body.strip()).upper()
-    value = _BY_NUMBER.get(value, value)
-    return value if re.fullmatch(r"[0-9*#A-D]", value) else None
+    value = _BY_NUMBER.get(value, value.upper())
+    return value if value in _KEYS else None
+
+
+def _signal_in(body: str) -> str | None:
+    for line in body.splitlines():
+        name, equals, value = line.partition("=")
+        if equals and name.strip().lower() == "signal":
+            return value.strip()
+    return None
 
 
 def media_type(content_type: str) -> str:
     """Type and subtype in lower case, without parameters."""
-    return content_type.partition(";")[0].strip().lower()
+    return content_type[:MAX_BODY].partition(";")[0].strip().lower()
 
 
 def answer_to(content_type: str, body: str) -> int:

@@ -13,7 +13,7 @@ import structlog
 from gateway.audio.g711 import Codec
 from gateway.sip.guard import guarded
 from gateway.sip.incall import InCall, InCallCommands
-from gateway.sip.message import headers_of, offered_codecs, reason_of
+from gateway.sip.message import headers_of, offered_codecs, reason_of, text_of
 from gateway.sip.ports import CallAudio, Port
 from gateway.sip.quality import Meter, counters_of
 from gateway.sip.security import media_security
@@ -212,7 +212,7 @@ class SipCall(InCall):
             code = int(info.lastStatusCode)
             self._tell(lambda handler: handler.on_ringing(code))
         elif info.state == pj.PJSIP_INV_STATE_DISCONNECTED:
-            self.end(int(info.lastStatusCode), str(info.lastReason))
+            self.end(int(info.lastStatusCode), text_of(info.lastReason))
 
     def end(self, code: int, reason: str) -> None:
         """The call is over, by this status: let go of all that it has, and tell of it, once."""
@@ -260,7 +260,7 @@ class SipCall(InCall):
         state = event.body.tsxState
         if state.type != pj.PJSIP_EVENT_RX_MSG or state.tsx.role != pj.PJSIP_ROLE_UAS:
             return
-        method = str(state.tsx.method)
+        method = text_of(state.tsx.method)
         if method == "INFO" and state.tsx.state == pj.PJSIP_TSX_STATE_TRYING:
             key = self.take_info(state.src.rdata)
             if key is not None:
@@ -268,7 +268,7 @@ class SipCall(InCall):
         # A CANCEL that crossed our 200 has no effect; the BYE that follows it is the end.
         if method in ("BYE", "CANCEL"):
             self._method = method
-            self._reason_header = reason_of(headers_of(str(state.src.rdata.wholeMsg)))
+            self._reason_header = reason_of(headers_of(text_of(state.src.rdata.wholeMsg)))
 
     @guarded
     def onCallMediaState(self, _prm: Any) -> None:  # noqa: N802
@@ -316,7 +316,7 @@ class SipCall(InCall):
     @guarded
     def onCallRxOffer(self, prm: Any) -> None:  # noqa: N802
         """A re-INVITE or UPDATE brings an offer; the library would refuse a bad one with 500."""
-        if offered_codecs(f"\r\n\r\n{prm.offer.wholeSdp}") == ():
+        if offered_codecs(f"\r\n\r\n{text_of(prm.offer.wholeSdp)}") == ():
             prm.statusCode = _NOT_ACCEPTABLE
 
     @guarded

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from urllib.parse import unquote
 
 from gateway.audio.g711 import Codec
+from gateway.sip.nameaddr import MAX_FIELD, name_addr_of
+from gateway.text import unicode_of
 
 _COMPACT = {
     "a": "accept-contact",
@@ -30,10 +32,11 @@ _STATIC_PAYLOADS = {"0": Codec.PCMU, "8": Codec.PCMA}
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _FOLD = re.compile(r"(?:\r\n|\n|\r)[ \t]+")
 _EMPTY_LINE = re.compile(r"\r\n\r\n|\n\n|\r\r")
-_NAME_ADDR = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^<"]*))\s*<([^>]*)>')
-"""A quoted or plain display name, then the URI (RFC 3261 section 25.1: name-addr)."""
-_QUOTED_PAIR = re.compile(r"\\(.)")
-_URI = re.compile(r"(sips?|tel):(.*)", re.IGNORECASE | re.DOTALL)
+
+
+def text_of(value: object) -> str:
+    """A text of pjsua2's, decoded once and for all: what was no UTF-8 in it is U+FFFD."""
+    return unicode_of(str(value))
 
 
 def headers_of(message: str) -> Mapping[str, tuple[str, ...]]:
@@ -65,8 +68,7 @@ def request_uri_of(message: str) -> str:
 
 def uri_of(field: str) -> str:
     """The URI inside a From, To or Contact field, with or without angle brackets."""
-    found = _NAME_ADDR.match(field)
-    return found.group(3) if found else field.split(";", 1)[0].strip()
+    return name_addr_of(field).uri
 
 
 def user_of(uri: str) -> str:
@@ -75,24 +77,21 @@ def user_of(uri: str) -> str:
     Without a password, without a telephone number's parameters (``;phone-context=``), and with
     escapes undone, as ``%2B49`` and ``+49`` are the same user (RFC 3261 section 19.1.4).
     """
-    found = _URI.match(uri)
-    if found is None:
+    scheme, _, rest = uri[:MAX_FIELD].partition(":")
+    if scheme.lower() not in ("sip", "sips", "tel"):
         return ""
-    scheme, rest = found.groups()
     # An "@" elsewhere is escaped in both the user and what follows the host.
     user, at, _host = rest.partition("@")
     if scheme.lower() != "tel" and not at:
         return ""
-    return unquote(re.split("[:;?]" if at else "[;?]", user, maxsplit=1)[0])
+    for end in ":;?" if at else ";?":
+        user = user.partition(end)[0]
+    return unquote(user)
 
 
 def display_name_of(field: str) -> str:
     """The display name before the angle bracket, without quotes; empty when there is none."""
-    found = _NAME_ADDR.match(field)
-    if found is None:
-        return ""
-    quoted, plain, _uri = found.groups()
-    return (_QUOTED_PAIR.sub(r"\1", quoted) if quoted is not None else plain).strip()
+    return name_addr_of(field).name
 
 
 def reason_of(headers: Mapping[str, tuple[str, ...]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Any
 
@@ -10,6 +9,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.sip.limits import TokenBucket
+from gateway.text import unicode_of
 
 log = structlog.get_logger("sip")
 
@@ -21,8 +21,9 @@ MAX_TEXT = 2000
 """Characters of one line; it may quote a packet."""
 
 
-_PORT_TAKEN = re.compile(r"RTC?P socket bind\(\) at .* in use")
-"""Ports that are held quiet after their call are found taken; pjsua tries the next."""
+def _says_port_taken(text: str) -> bool:
+    """Ports that are held quiet after their call are found taken; pjsua tries the next."""
+    return "P socket bind() at " in text and " in use" in text
 
 
 class LogWriter(pj.LogWriter):  # type: ignore[misc]
@@ -36,14 +37,15 @@ class LogWriter(pj.LogWriter):  # type: ignore[misc]
     def write(self, entry: Any) -> None:
         """One line."""
         try:
-            if entry.level > 2 or _PORT_TAKEN.search(str(entry.msg)):
-                log.debug("pjsip", text=str(entry.msg).strip()[:MAX_TEXT])
+            text = unicode_of(str(entry.msg)).strip()[:MAX_TEXT]
+            if entry.level > 2 or _says_port_taken(text):
+                log.debug("pjsip", text=text)
                 return
             if not self._bucket.take(time.monotonic()):
                 self._dropped += 1
                 return
             dropped, self._dropped = self._dropped, 0
             more = {"lines_left_out": dropped} if dropped else {}
-            log.warning("pjsip", text=str(entry.msg).strip()[:MAX_TEXT], **more)
+            log.warning("pjsip", text=text, **more)
         except Exception:  # a log line is never worth a call
             return

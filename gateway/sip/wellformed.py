@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from gateway.sip.nameaddr import MAX_FIELD, name_addr_of, parameter_of, split_list
 
 BAD_REQUEST, UNSUPPORTED_SCHEME, NOT_ACCEPTABLE = 400, 416, 488
 
@@ -24,18 +26,16 @@ MAX_HEADERS = 128
 
 _SIP_ONLY = ("route", "record-route", "contact", "path", "service-route", "refer-to")
 _ADDRESSES = ("from", "to")
-_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.\-]*):")
-_HOST = re.compile(
-    r"(?:[^@<>\s]*@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9.\-_]*[A-Za-z0-9.])?)"
-    r"(?::(\d{1,5}))?(?=[;?>\s]|$)"
-)
 _ADDRESS_LINE = re.compile(
     r"^(?:c=|a=rtcp:[0-9]*[ \t]+)(?P<type>IN[ \t]+IP[46])[ \t]+(?P<address>[^\s/]+)", re.MULTILINE
 )
 _ANY_ADDRESS_LINE = re.compile(r"^(?:c=|a=rtcp:[0-9]*[ \t])", re.MULTILINE)
 _STREAM = re.compile(r"^m=", re.MULTILINE)
-_NUMBER = re.compile(r"\s*(\d{1,10})\s")
-_TAG = re.compile(r";\s*tag\s*(?:=\s*([^;,\s]*))?", re.IGNORECASE)
+_WORD = frozenset("-.!%*_+`'~()<>:\\\"/[]?{}")
+"""What a Call-ID may have besides letters, digits and one ``@`` (RFC 3261 section 25.1)."""
+
+_HOST_MARKS = frozenset(".-_")
+_IPV6 = frozenset("0123456789abcdefABCDEF:.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,27 +54,32 @@ def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> Flaw | N
     for name in ("from", "to", "call-id", "cseq"):
         if len(headers.get(name, ())) > 1:
             return Flaw(BAD_REQUEST, f"more than one {name}")
+    for value in headers.get("call-id", ()):
+        if not call_id_allowed(value):
+            return Flaw(BAD_REQUEST, "Call-ID")
     for name in _SIP_ONLY:
         for value in headers.get(name, ()):
-            for address in addresses_of(value):
-                found = _uri_flaw(name, address)
+            for one in split_list(value):
+                found = _uri_flaw(name, one)
                 if found is not None:
                     return found
     for name in _ADDRESSES:
         for value in headers.get(name, ()):
-            uri = uri_in(value)
-            scheme = _SCHEME.match(uri)
-            if scheme is None:
+            address = name_addr_of(value)
+            scheme = _scheme_of(address.uri)
+            if not scheme:
                 return Flaw(BAD_REQUEST, f"no URI in {name}")
-            if scheme[1].lower() not in ("sip", "sips", "tel"):
+            if scheme not in ("sip", "sips", "tel"):
                 return Flaw(UNSUPPORTED_SCHEME, f"URI scheme in {name}")
-            if any(not match[1] for match in _TAG.finditer(_parameters(value))):
+            if parameter_of(address.parameters, "tag") == "":
                 return Flaw(BAD_REQUEST, f"empty tag in {name}")
     for value in headers.get("cseq", ()):
-        number = _NUMBER.match(value)
-        if number is None or int(number[1]) >= 2**31:
+        number, _, method = value[:MAX_FIELD].strip().replace("\t", " ").partition(" ")
+        if not (number.isascii() and number.isdigit() and len(number) <= 10) or (
+            int(number) >= 2**31
+        ):
             return Flaw(BAD_REQUEST, "CSeq number")  # RFC 3261 section 8.1.1.5
-        if not start_line.startswith(("SIP/", value[number.end() :].strip() + " ")):
+        if not start_line.startswith(("SIP/", method.strip() + " ")):
             return Flaw(BAD_REQUEST, "CSeq of another method")
     return _line_flaw(start_line)
 
@@ -97,55 +102,65 @@ def body_flaw(body: str) -> Flaw | None:
     return None
 
 
-def addresses_of(value: str) -> Iterator[str]:
-    """The addresses of a field that may have several, split at commas that separate them."""
-    depth, quoted, start, skip = 0, False, 0, False
-    for at, char in enumerate(value):
-        if skip:
-            skip = False
-        elif quoted:
-            skip = char == "\\"
-            quoted = char != '"'
-        elif char == '"':
-            quoted = True
-        elif char == "<":
-            depth += 1
-        elif char == ">":
-            depth -= 1
-        elif char == "," and depth <= 0:
-            yield value[start:at]
-            start = at + 1
-    yield value[start:]
+def call_id_allowed(value: str) -> bool:
+    """Whether RFC 3261 section 25.1 has such a Call-ID: ``word [ "@" word ]``."""
+    words = value.split("@")
+    return (
+        len(value) <= MAX_FIELD
+        and value.isascii()
+        and len(words) <= 2
+        and all(word and all(c.isalnum() or c in _WORD for c in word) for word in words)
+    )
 
 
-def uri_in(address: str) -> str:
-    """The URI of one address, with or without angle brackets."""
-    bare = re.sub(r'^\s*"(?:[^"\\]|\\.)*"', "", address)
-    _before, bracket, inside = bare.partition("<")
-    return inside.partition(">")[0] if bracket else bare.partition(";")[0].strip()
+def _scheme_of(uri: str) -> str:
+    """The scheme in lower case, empty without one."""
+    scheme, colon, _ = uri[:MAX_FIELD].lstrip().partition(":")
+    good = colon and scheme.isascii() and all(c.isalnum() or c in "+-." for c in scheme)
+    return scheme.lower() if good and scheme[:1].isalpha() else ""
 
 
-def _parameters(address: str) -> str:
-    bare = re.sub(r'^\s*"(?:[^"\\]|\\.)*"', "", address)
-    after = bare.partition(">")[2] if "<" in bare else bare.partition(";")[2]
-    return after if "<" in bare else ";" + after
-
-
-def _uri_flaw(name: str, address: str) -> Flaw | None:
-    if name == "contact" and address.strip() == "*":
+def _uri_flaw(name: str, text: str) -> Flaw | None:
+    if name == "contact" and text.strip() == "*":
         return None
-    uri = uri_in(address)
-    scheme = _SCHEME.match(uri)
-    if scheme is None:
+    uri = name_addr_of(text).uri.strip()
+    scheme = _scheme_of(uri)
+    if not scheme:
         return Flaw(BAD_REQUEST, f"no URI in {name}")
-    if scheme[1].lower() not in ("sip", "sips"):
+    if scheme not in ("sip", "sips"):
         if name == "refer-to":
             return None  # tel: is fine there (RFC 3515 section 2.1)
         return Flaw(BAD_REQUEST, f"URI scheme in {name}")
-    host = _HOST.match(uri, scheme.end())
-    if host is None or (host[2] is not None and int(host[2]) > 65535):
-        return Flaw(BAD_REQUEST, f"host in {name}")
-    return None
+    rest = uri.partition(":")[2]
+    user, at, host = rest.partition("@")
+    if at and not any(c in "<>" or c.isspace() for c in user) and _is_host(host):
+        return None
+    return None if _is_host(rest) else Flaw(BAD_REQUEST, f"host in {name}")
+
+
+def _is_host(text: str) -> bool:
+    """Whether ``text`` begins with a host, and a port where there is one (RFC 3261 25.1)."""
+    end = next((at for at, c in enumerate(text) if c in ";?>" or c.isspace()), len(text))
+    text = text[:end]
+    if text.startswith("["):
+        host, closed, port = text[1:].partition("]")
+        good = bool(closed and host) and _IPV6.issuperset(host)
+    else:
+        host, colon, port = text.partition(":")
+        port = colon + port
+        good = host.isascii() and all(c.isalnum() or c in _HOST_MARKS for c in host)
+        good = good and host[:1].isalnum() and (host[-1].isalnum() or host[-1] == ".")
+    if not port:
+        return good
+    digits = port[1:]
+    return (
+        good
+        and port[0] == ":"
+        and digits.isascii()
+        and digits.isdigit()
+        and len(digits) <= 5
+        and int(digits) <= 65535
+    )
 
 
 def _line_flaw(start_line: str) -> Flaw | None:
@@ -153,7 +168,6 @@ def _line_flaw(start_line: str) -> Flaw | None:
         return None
     words = start_line.split(" ")
     uri = words[1] if len(words) > 1 else ""
-    scheme = _SCHEME.match(uri)
-    if scheme is None or scheme[1].lower() not in ("sip", "sips", "tel"):
+    if _scheme_of(uri) not in ("sip", "sips", "tel"):
         return Flaw(UNSUPPORTED_SCHEME, "scheme of the Request-URI")
     return None

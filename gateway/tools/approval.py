@@ -7,11 +7,11 @@ for the model, a ``reason``; anything else is a no.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.text import json_of
 from gateway.tools.api import ToolError
 from gateway.tools.http import HttpClient, Request
 from gateway.tools.runner import ToolCall
@@ -40,7 +40,7 @@ async def ask(client: HttpClient, operator: Operator, call: ToolCall) -> tuple[b
     # Somebody is asked: twice is only more ringing, and nothing is done by it.
     request = Request("POST", operator.url, operator.headers, body=body, retries=1, again=True)
     try:
-        answer = json.loads(await client.send(request))
+        answer = json_of(await client.send(request))
     except ToolError:
         return False, "nobody could be asked"
     except ValueError:
@@ -53,6 +53,6 @@ async def ask(client: HttpClient, operator: Operator, call: ToolCall) -> tuple[b
 
 def _arguments(text: str) -> Any:
     try:
-        return json.loads(text or "{}")
+        return json_of(text or "{}")
     except ValueError:
         return text

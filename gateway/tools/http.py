@@ -14,6 +14,7 @@ from urllib.parse import urlencode, urlsplit
 import httpx
 
 from gateway import __version__
+from gateway.text import json_of
 from gateway.tools.api import ToolError
 
 SAFE = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
@@ -159,6 +160,6 @@ def _host(url: str) -> str:
 def compact(text: str) -> str:
     """JSON without its white space, which costs tokens; other text as it is."""
     try:
-        return json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(json_of(text), ensure_ascii=False, separators=(",", ":"))
     except (ValueError, RecursionError):
         return text

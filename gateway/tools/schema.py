@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from jsonschema import Draft202012Validator, SchemaError
 from jsonschema.exceptions import ValidationError, best_match
 from referencing import Registry
 
+from gateway.text import json_of
 from gateway.tools.arguments import ToolError
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -42,7 +42,7 @@ def parsed(schema: Mapping[str, Any], arguments: str) -> dict[str, Any]:
     if len(arguments) > MAX_ARGUMENTS:
         raise ToolError(f"arguments: {len(arguments)} characters are too many")
     try:
-        given = json.loads(arguments.strip() or "{}")
+        given = json_of(arguments.strip() or "{}")
     except (ValueError, RecursionError):
         raise ToolError("arguments: must be one JSON object") from None
     if not isinstance(given, dict):

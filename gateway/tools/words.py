@@ -8,9 +8,9 @@ the record.
 from __future__ import annotations
 
 import asyncio
-import json
 
 from gateway.call.content_plan import GuardRule
+from gateway.text import json_of
 from gateway.tools.api import ToolError
 from gateway.tools.http import HttpClient, Request
 from gateway.tools.runner import ToolCall
@@ -34,7 +34,7 @@ async def ask(client: HttpClient, rule: GuardRule, call: ToolCall) -> Verdict:
     try:
         async with asyncio.timeout(rule.seconds):
             text = await client.send(Request("POST", rule.url, rule.headers, body=body, again=True))
-        answer = json.loads(text)
+        answer = json_of(text)
     except TimeoutError:
         return None, "too late"
     except ToolError:

@@ -6,7 +6,8 @@ import pytest
 
 from gateway.sip.message import headers_of
 from gateway.sip.methods import name_of, reply_inside, reply_outside
-from gateway.sip.wellformed import addresses_of, body_flaw, flaw_of, uri_in
+from gateway.sip.nameaddr import name_addr_of, split_list
+from gateway.sip.wellformed import body_flaw, flaw_of
 
 GOOD = """INVITE sip:100@192.0.2.1 SIP/2.0
 Via: SIP/2.0/UDP 192.0.2.9:5060;branch=z9hG4bK1;rport
@@ -86,7 +87,11 @@ def test_what_is_kept_from_pjsip(old: str, new: str, found: str) -> None:
 
 def test_addresses_are_split_where_they_end() -> None:
     field = '"a, \\"<b" <sip:c@d;x=1,2>;p=3, sip:e@f;q=1 , <sip:g>'
-    assert [uri_in(one) for one in addresses_of(field)] == ["sip:c@d;x=1,2", "sip:e@f", "sip:g"]
+    assert [name_addr_of(one).uri for one in split_list(field)] == [
+        "sip:c@d;x=1,2",
+        "sip:e@f",
+        "sip:g",
+    ]
 
 
 @pytest.mark.parametrize(

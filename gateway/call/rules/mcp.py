@@ -8,7 +8,6 @@ documented).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from gateway.realtime.events import (
     ResponseDone,
     SpeechStarted,
 )
+from gateway.text import json_of
 
 RESPOND_SECONDS = 1.0
 """How long the server has to say something about a call by itself."""
@@ -151,7 +151,7 @@ def _name_of(item: Mapping[str, Any]) -> str:
 
 def _given(arguments: str) -> Mapping[str, Any]:
     try:
-        given = json.loads(arguments)
+        given = json_of(arguments)
     except (ValueError, RecursionError):
         return {}
     return given if isinstance(given, dict) else {}

@@ -1,0 +1,150 @@
+"""What a stranger sends must not take more than its length of time to read.
+
+Each parser is given hostile input and the same input doubled: by processor time of this thread,
+best of several, so that a busy machine does not matter. Twice the input may take three times as
+long; where a parser is quadratic it takes four times, and eight where it is cubic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import pytest
+
+from gateway.call.interruptions import words_of
+from gateway.realtime.parse import BadEvent, parse_event
+from gateway.sip import info
+from gateway.sip.identity import asserted, diverted
+from gateway.sip.invite import invite_of
+from gateway.sip.message import (
+    body_of,
+    display_name_of,
+    headers_of,
+    offered_codecs,
+    uri_of,
+    user_of,
+)
+from gateway.sip.nameaddr import name_addr_of, parameter_of, split_list
+from gateway.sip.wellformed import body_flaw, call_id_allowed, flaw_of
+from gateway.text import printable, unicode_of
+
+SIZE = 3_000
+FLOOR_S = 0.0005
+"""Below this the clock decides, not the parser."""
+ROUNDS = 4
+
+SHAPES: dict[str, Callable[[int], str]] = {
+    "spaces": lambda n: "x," + " " * n + "y",
+    "quotes": lambda n: '"' * n,
+    "open quote": lambda n: '"' + "a" * n,
+    "backslashes": lambda n: '"' + "\\" * n,
+    "brackets": lambda n: "<" * n,
+    "closing": lambda n: ">" * n,
+    "addresses": lambda n: "<sip:a@b>," * (n // 10),
+    "commas": lambda n: "," * n,
+    "semicolons": lambda n: "<sip:a@b>" + "; " * (n // 2),
+    "tags": lambda n: "<sip:a@b>" + ";tag" * (n // 4),
+    "at": lambda n: "sip:" + "@" * n,
+    "colons": lambda n: "sip:" + ":" * n,
+    "dots": lambda n: "sip:a@" + "b." * (n // 2),
+    "hyphens": lambda n: "sip:a@" + "-" * n,
+    "percent": lambda n: "sip:" + "%41" * (n // 3) + "@b",
+    "signal": lambda n: "Signal=" * (n // 7),
+    "blank signal": lambda n: "Signal=5 " + " " * n + "x",
+    "empty lines": lambda n: "\n" * n,
+    "blank lines": lambda n: " \n" * (n // 2),
+    "folds": lambda n: "A: b" + "\r\n " * (n // 3),
+    "carriage returns": lambda n: "\r" * n,
+    "fields": lambda n: "A: b\r\n" * (n // 6),
+    "streams": lambda n: "m=audio 1 RTP/AVP 0\r\n" * (n // 21),
+    "payloads": lambda n: "\r\n\r\nm=audio 1 RTP/AVP" + " 96" * (n // 3),
+    "maps": lambda n: "\r\n\r\nm=audio 1 RTP/AVP 0\r\n" + "a=rtpmap:0 x\r\n" * (n // 14),
+    "address lines": lambda n: "c=IN IP4 127.0.0.1\r\n" * (n // 20),
+    "blank address": lambda n: "c=IN" + " " * n + "IP4",
+    "rtcp digits": lambda n: "a=rtcp:" + "1" * n,
+    "words": lambda n: "a-b'" * (n // 4),
+    "escapes": lambda n: "\x1b[2J" * (n // 4),
+    "surrogates": lambda n: "\udcff" * n,
+    "milliseconds": lambda n: "Audio content of " + "1" * n,
+    "nested": lambda n: "[" * n,
+}
+
+
+def _message(text: str) -> str:
+    names = ("From", "To", "P-Asserted-Identity", "Diversion", "History-Info", "Contact", "CSeq")
+    fields = "".join(f"{name}: {text}\r\n" for name in names)
+    return f"INVITE sip:1@h SIP/2.0\r\n{fields}Call-ID: 1\r\n\r\n{text}"
+
+
+def _flaws(text: str) -> None:
+    names = ("from", "to", "contact", "route", "refer-to", "cseq", "call-id")
+    for name in names:
+        flaw_of(f"INVITE {text} SIP/2.0", {name: (text,)})
+
+
+def _parse_event(text: str) -> None:
+    for message in (text, f'{{"type": "error", "error": {{"message": {text!r}}}}}'):
+        with contextlib.suppress(BadEvent):
+            parse_event(message.encode("utf-8", "replace"))
+
+
+PARSERS: dict[str, Callable[[str], object]] = {
+    "name_addr_of": name_addr_of,
+    "split_list": lambda text: list(split_list(text)),
+    "parameter_of": lambda text: parameter_of(text, "tag"),
+    "uri_of": uri_of,
+    "user_of": user_of,
+    "display_name_of": display_name_of,
+    "headers_of": lambda text: headers_of(f"INVITE sip:1@h SIP/2.0\r\nA: {text}"),
+    "body_of": body_of,
+    "offered_codecs": offered_codecs,
+    "asserted": lambda text: asserted({"p-asserted-identity": (text,)}),
+    "diverted": lambda text: diverted({"diversion": (text,)}),
+    "history": lambda text: diverted({"history-info": (text,)}),
+    "invite_of": lambda text: invite_of(_message(text), "192.0.2.1:5060"),
+    "flaw_of": _flaws,
+    "body_flaw": body_flaw,
+    "call_id_allowed": call_id_allowed,
+    "digit_of": lambda text: info.digit_of(info.RELAY, text),
+    "plain digit_of": lambda text: info.digit_of(info.PLAIN, text),
+    "answer_to": lambda text: info.answer_to(text, text),
+    "unicode_of": unicode_of,
+    "printable": printable,
+    "words_of": words_of,
+    "parse_event": _parse_event,
+}
+
+
+def _seconds(parser: Callable[[str], object], text: str) -> float:
+    best = float("inf")
+    for _ in range(ROUNDS):
+        began = time.thread_time()
+        parser(text)
+        best = min(best, time.thread_time() - began)
+    return best
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_twice_the_input_takes_twice_the_time(name: str) -> None:
+    parser = PARSERS[name]
+    slow = {}
+    for shape, make in SHAPES.items():
+        for _ in range(3):  # what another process does to the cache is not the parser's
+            once, twice = _seconds(parser, make(SIZE)), _seconds(parser, make(2 * SIZE))
+            if twice <= 3 * once + FLOOR_S:
+                break
+        else:
+            slow[shape] = (once, twice)
+    assert not slow
+
+
+def test_the_test_finds_a_quadratic_parser() -> None:
+    import re
+
+    quadratic = re.compile(r"^\s*Signal\s*=\s*(\S+)\s*$", re.IGNORECASE | re.MULTILINE)
+    once, twice = (
+        _seconds(quadratic.search, SHAPES["empty lines"](size)) for size in (SIZE, 2 * SIZE)
+    )
+    assert twice > 3 * once + FLOOR_S
