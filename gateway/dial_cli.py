@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gateway.text import printable
+
 if TYPE_CHECKING:
     from gateway.call.record import CallRecord
     from gateway.config import Config
@@ -100,13 +102,13 @@ def _ask_gateway(
     except NoAnswerError:
         return None
     except RefusedError as refused:
-        click.echo(f"not placed: {refused}", err=True)
+        click.echo(printable(f"not placed: {refused}"), err=True)
         return NOT_PLACED
     try:
         while not (answer := ask(path, "call", call=call))["over"]:
             time.sleep(POLL_SECONDS)
     except (NoAnswerError, RefusedError) as error:
-        click.echo(f"{call}: {error}", err=True)
+        click.echo(printable(f"{call}: {error}"), err=True)
         return NOT_ANSWERED
     except KeyboardInterrupt:
         click.echo(f"{call} goes on in the gateway: `gateway hangup {call}` ends it", err=True)
@@ -121,7 +123,7 @@ def _tell(summary: dict[str, Any]) -> int:
     words = f"{ending['why']} by {ending['by']}, SIP {code}"
     told = "answered" if answered else "not answered"
     # What the network said begins with the code in its own words.
-    click.echo(f"{told}: {words} {detail.removeprefix(code).strip()}".rstrip())
+    click.echo(printable(f"{told}: {words} {detail.removeprefix(code).strip()}".rstrip()))
     return 0 if answered else NOT_ANSWERED
 
 
@@ -148,7 +150,7 @@ def _place(
     try:
         record = asyncio.run(one_call())
     except DialRefusedError as refused:
-        click.echo(f"not placed: {refused}", err=True)
+        click.echo(printable(f"not placed: {refused}"), err=True)
         return NOT_PLACED
     except (AgentError, OSError, ValueError) as error:
         click.echo(str(error), err=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import json
 import logging
 import os
@@ -25,6 +26,8 @@ from urllib.parse import quote
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor
+
+from gateway.text import printable, printable_in
 
 _SHORTEST_SECRET = 4
 """Shorter ones would blank out plain words; the configuration has none worth hiding."""
@@ -182,6 +185,17 @@ def _brief_summary(_logger: Any, _method: str, line: EventDict) -> EventDict:
     return {key: value for key, value in line.items() if value and key not in twice}
 
 
+def _printable_values(_logger: Any, _method: str, line: EventDict) -> EventDict:
+    """What callers, servers and callees wrote is no command to the terminal of who reads it."""
+    return {key: value if key == "exc_info" else printable_in(value) for key, value in line.items()}
+
+
+def _printable_traceback(out: TextIO, exc_info: Any) -> None:
+    plain = io.StringIO()
+    structlog.dev.plain_traceback(plain, exc_info)
+    out.write("\n".join(printable(line) for line in plain.getvalue().split("\n")))
+
+
 def set_up_logging(
     form: str = "json",
     level: str = "info",
@@ -210,8 +224,9 @@ def set_up_logging(
     else:
         rendering = [
             _brief_summary,
+            _printable_values,
             structlog.dev.ConsoleRenderer(
-                colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback
+                colors=target.isatty(), exception_formatter=_printable_traceback
             ),
         ]
     marking: list[Processor] = [

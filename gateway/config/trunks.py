@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
+from gateway.patterns import pattern_of
+
 from .access import CountOrOff, Rate
 from .problems import MisplacedError
 from .sip import TRANSPORTS, Transport
@@ -120,10 +122,7 @@ def _caller_id(value: str) -> str:
 def _pattern(value: object) -> object:
     if not isinstance(value, str):
         return value
-    try:
-        return re.compile(value)
-    except re.error as error:
-        raise ValueError(f"is no regular expression: {error}") from None
+    return pattern_of(value)
 
 
 def _realm(value: str) -> str:

@@ -9,6 +9,7 @@ import click
 
 from gateway.control.cli import CONFIG, SOCKET, asked
 from gateway.control.text import call_lines
+from gateway.text import printable
 
 
 @click.command("calls")
@@ -19,12 +20,12 @@ def calls(config: Path, path: Path | None, as_json: bool) -> None:
     """List the calls in progress, with the ids that hangup and transfer take."""
     found = asked(config, path, "status")["calls"]
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False))
+        click.echo(printable(json.dumps(found, ensure_ascii=False)))
         return
     if not found:
         click.echo("no calls in progress", err=True)
     for line in call_lines(found):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 @click.command("hangup")
@@ -49,4 +50,4 @@ def transfer(call: str, destination: str, config: Path, path: Path | None) -> No
     back to the model. Exit 0 when it was asked for, or 1 and why not.
     """
     answer = asked(config, path, "transfer", call=call, destination=destination)
-    click.echo(f"{answer['call']} goes to {answer['to']}")
+    click.echo(printable(f"{answer['call']} goes to {answer['to']}"))

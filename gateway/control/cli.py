@@ -11,6 +11,7 @@ import click
 
 from gateway.control.client import ANSWER_SECONDS, NoAnswerError, RefusedError, ask_within
 from gateway.control.text import status_lines
+from gateway.text import printable
 
 CONFIG = click.option(
     "-c",
@@ -36,10 +37,10 @@ def command(config: Path, path: Path | None, as_json: bool) -> None:
     """Say how a running gateway is: trunks, calls, refusals. Exit 0, or 1 without an answer."""
     status = asked(config, path, "status")
     if as_json:
-        click.echo(json.dumps(status, ensure_ascii=False))
+        click.echo(printable(json.dumps(status, ensure_ascii=False)))
         return
     for line in status_lines(status):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 def asked(
@@ -54,7 +55,7 @@ def asked(
     try:
         return ask_within(seconds, path or socket_of(config), {**fields, "command": command})
     except (NoAnswerError, RefusedError) as error:
-        click.echo(str(error), err=True)
+        click.echo(printable(str(error)), err=True)
         sys.exit(1)
 
 

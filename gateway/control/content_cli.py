@@ -14,6 +14,7 @@ import click
 
 from gateway.control.cli import CONFIG, SOCKET, asked, socket_of
 from gateway.control.client import ANSWER_SECONDS, NoAnswerError, RefusedError, ask
+from gateway.text import printable
 
 FOLLOW_SECONDS = 0.5
 ASIDE_SECONDS = 25.0
@@ -87,7 +88,7 @@ def respond(call: str, instructions: str, config: Path, path: Path | None) -> No
 def ask_aside(call: str, question: str, config: Path, path: Path | None) -> None:
     """Ask the model about CALL (a summary, a class); the caller hears nothing of it."""
     answer = _asked(config, path, "ask", call=call, text=question)
-    click.echo(answer["text"])
+    click.echo(printable(answer["text"]))
 
 
 @click.command("transcript")
@@ -106,7 +107,7 @@ def transcript(call: str, follow: bool, as_json: bool, config: Path, path: Path 
         ready = entries[:-1] if follow else entries
         lines = [json.dumps(one, ensure_ascii=False) if as_json else line_of(one) for one in ready]
         for line in lines[len(shown) :]:
-            click.echo(line)
+            click.echo(printable(line))
         shown = lines if len(lines) > len(shown) else shown
         if not follow:
             return
@@ -115,7 +116,9 @@ def transcript(call: str, follow: bool, as_json: bool, config: Path, path: Path 
             answer = ask(path or socket_of(config), "transcript", call=call)
         except (NoAnswerError, RefusedError):
             for one in entries[len(shown) :]:
-                click.echo(json.dumps(one, ensure_ascii=False) if as_json else line_of(one))
+                click.echo(
+                    printable(json.dumps(one, ensure_ascii=False) if as_json else line_of(one))
+                )
             return
 
 

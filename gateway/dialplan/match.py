@@ -10,6 +10,8 @@ from datetime import datetime
 from types import MappingProxyType
 from zoneinfo import ZoneInfo
 
+from gateway.patterns import searched
+
 from .hours import DAYS
 from .models import Route
 from .variables import values_of
@@ -124,7 +126,7 @@ def _open(route: Route, zone: ZoneInfo, facts: InviteFacts) -> bool:
 def _search(regex: re.Pattern[str], texts: tuple[str, ...], variables: dict[str, str]) -> bool:
     """Whether one of ``texts`` matches; its named groups (absent ones empty) become variables."""
     for text in texts:
-        if (match := regex.search(text)) is not None:
+        if (match := searched(regex, text)) is not None:
             variables.update(match.groupdict(default=""))
             return True
     return False

@@ -7,17 +7,15 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from gateway.patterns import pattern_of
+
 
 def _regex(value: object) -> re.Pattern[str]:
     if isinstance(value, re.Pattern):
         return value
     if not isinstance(value, str):
         raise ValueError("must be a regular expression, as a string")
-    try:
-        return re.compile(value)
-    except re.error as error:
-        where = "" if error.pos is None else f" at position {error.pos + 1}"
-        raise ValueError(f"is no regular expression: {error.msg}{where}") from None
+    return pattern_of(value)
 
 
 Regex = Annotated[re.Pattern[str], BeforeValidator(_regex)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gateway.text import json_of, printable, printable_in
 
 
 class EventLogError(Exception):
@@ -70,12 +71,12 @@ def read_lines(file: Path) -> Iterator[Line]:
 
 def _line(number: int, text: str) -> Line | None:
     try:
-        value = json.loads(text)
+        value = printable_in(json_of(text))
         direction = value["dir"]
         key = "event" if direction in ("in", "out") and "event" in value else direction
         body = value.get(key, value.get("not_json", {}))
         if not isinstance(body, dict) or direction not in ("in", "out", "close", "meta"):
             return None
-        return Line(number, float(value["t_ms"]), direction, body, text)
+        return Line(number, float(value["t_ms"]), direction, body, printable(text))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

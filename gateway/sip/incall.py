@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pjsua2 as pj
 import structlog
 
+from gateway.patterns import matched
 from gateway.sip import info
 from gateway.sip.guard import guarded
 from gateway.sip.message import body_of, headers_of, text_of, uri_of
@@ -196,7 +197,7 @@ class InCall(pj.Call):  # type: ignore[misc]
         allowed = None if leg is None else leg.follow_refer
         if leg is None or leg.on_moved is None or allowed is None:
             why = "follow_refer is not set"
-        elif not why and not allowed.fullmatch(uri):
+        elif not why and not matched(allowed, uri):
             why = "follow_refer does not match"
         elif not why and not self.agent.may_follow(uri):
             why = "outbound"

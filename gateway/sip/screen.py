@@ -39,6 +39,13 @@ BAN_LINES_PER_SECOND = 0.2
 BAN_LINES_AT_ONCE = 20
 """Bans that the log tells of; ``gateway status`` has all of them."""
 
+REQUESTS_PER_SECOND = 20.0
+REQUESTS_AT_ONCE = 40
+"""INFO, UPDATE, re-INVITE and the like within one call; a fast typist presses ten keys a second.
+What ends a call, or is part of an INVITE's transaction, has no limit."""
+
+_UNLIMITED = frozenset({"ACK", "BYE", "CANCEL", "PRACK"})
+
 _UNAUTHORIZED, _FORBIDDEN, _INTERVAL, _BUSY, _UNAVAILABLE = 401, 403, 422, 486, 503
 
 Headers = Mapping[str, tuple[str, ...]]
@@ -93,6 +100,7 @@ class Screen:
         self._rates = SourceBuckets()
         self._answers = SourceBuckets()
         self._retry_after = ("Retry-After", str(retry_after))
+        self._within_calls = SourceBuckets()
 
     def tick(self, now: float) -> None:
         """To be called about once a second."""
@@ -127,6 +135,12 @@ class Screen:
             reply = Reply(0 if method == "ACK" else flaw.code)
             return self._refuse(received, f"malformed: {flaw.what}", reply)
         if inside:
+            call = _first(headers, "call-id")
+            if method not in _UNLIMITED and not self._within_calls.take(
+                call, REQUESTS_PER_SECOND, REQUESTS_AT_ONCE, now
+            ):
+                rule = f"more than {REQUESTS_PER_SECOND:g} requests a second within a call"
+                return self._refuse(received, rule, Reply(_UNAVAILABLE))
             answer = reply_inside(method, _first(headers, "event"))
             if answer is not None:
                 return self._decision(answer)

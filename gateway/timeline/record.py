@@ -6,11 +6,15 @@ what they know.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gateway.text import json_of, printable_in
 
 
 class RecordError(Exception):
@@ -158,6 +162,8 @@ def read_record(file: Path) -> Record:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise RecordError(f"{file}: cannot be read: {reason}") from None
     try:
+        with contextlib.suppress(ValueError):
+            text = json.dumps(printable_in(json_of(text)))
         return Record.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
