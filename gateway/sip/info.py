@@ -7,7 +7,6 @@ hash, in either.
 
 from __future__ import annotations
 
-
 RELAY = "application/dtmf-relay"
 PLAIN = "application/dtmf"
 
