@@ -22,7 +22,13 @@ from gateway.cost.budget import Level
 from gateway.entries import entry, entry_task
 from gateway.preparing import Preparation
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.events import InputTranscribed, ResponseDone, ServerError, ServerEvent
+from gateway.realtime.events import (
+    InputTranscribed,
+    ResponseCreated,
+    ResponseDone,
+    ServerError,
+    ServerEvent,
+)
 from gateway.realtime.opening import SetupFailed, open_session, open_with_retry
 from gateway.realtime.refused import Refused
 from gateway.realtime.session import Session, SessionClosed
@@ -257,7 +263,10 @@ class Sessions:
                 command = line.session.command_of(event.client_event_id)
             self._feed(inputs.ServerFailed(event, command))
             return
-        self._feed(inputs.ServerSaid(event))
+        asked = None
+        if isinstance(event, ResponseCreated) and line.session is not None:
+            asked = line.session.asked_by(event)
+        self._feed(inputs.ServerSaid(event, asked))
         if isinstance(event, ResponseDone | InputTranscribed):
             self._count(event)
 

@@ -22,6 +22,8 @@ class Decision:
     """words, http or timeout."""
     action: str
     reason: str = ""
+    heard_ms: int = 0
+    """What the caller had heard of the response that was stopped, of its other words as a rule."""
 
 
 @dataclass(slots=True)

@@ -104,8 +104,10 @@ class Conversation:
             return []
         return [output for part in self._parts for output in part.on(input, now)]
 
-    def on_event(self, event: ServerEvent, now: float) -> list[Output]:
-        """An event of the session."""
+    def on_event(
+        self, event: ServerEvent, now: float, command: ClientCommand | None = None
+    ) -> list[Output]:
+        """An event of the session; ``command`` is our request for a response that begins."""
         note, talk = self._journal.note, self.talk
         if talk.asides.takes(event):
             return talk.asides.on_event(event, now)
@@ -127,9 +129,13 @@ class Conversation:
                 return [*self._interruptions.speech_over(event, now), stopped]
             case InputCommitted():
                 self._caller_speaks = False
+                if not self._plan.interruptions.by_gateway:
+                    talk.gate.turn()
                 return self._interruptions.committed(event, now)
             case ResponseCreated():
-                self._interruptions.created(event.response_id, talk.gate.created(event.response_id))
+                request = command if isinstance(command, CreateResponse) else None
+                request = talk.gate.created(event.response_id, request)
+                self._interruptions.created(event.response_id, request)
                 return []
             case AgentTranscriptDelta():
                 self._interruptions.agent_words(event)
@@ -166,7 +172,9 @@ class Conversation:
         if self.talk.asides.asked(command):
             outputs += self.talk.asides.refused(command, error, now)
         elif error.code == "conversation_already_has_active_response":
-            gate.collided(command if isinstance(command, CreateResponse) else None, now)
+            request = command if isinstance(command, CreateResponse) else None
+            gate.collided(request, now)
+            self._interruptions.refused(request)
         elif isinstance(command, CreateResponse):
             # A field that this server does not take costs nobody the answer.
             instead = mended(command, error)

@@ -68,9 +68,15 @@ class SessionClosed:
 
 @dataclass(frozen=True, slots=True)
 class ServerSaid:
-    """An event of the running session, errors excepted."""
+    """An event of the running session, errors excepted.
+
+    ``command`` is the request of ours that a ``response.created`` answers, where the server says
+    which (``response.metadata``); None for a response that it began by itself, and for one of a
+    server that does not return the metadata of a request.
+    """
 
     event: ServerEvent
+    command: ClientCommand | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,9 +91,14 @@ class Interruptions:
         """What is being said, or about to be, is not to be interrupted."""
         talk = self._talk
         return any(
-            one == talk.gate.active or (talk.speaking and talk.playback.to_be_heard(one))
+            one in talk.gate.running or (talk.speaking and talk.playback.to_be_heard(one))
             for one in self._protected
         )
+
+    def refused(self, asked: CreateResponse | None) -> None:
+        """The request met another response, which may have been taken for its answer."""
+        if asked is self.greeting:
+            self._protected.clear()
 
     # ---- the caller
 

@@ -184,6 +184,11 @@ class Ledger:
         parts = (part for key, part in self._parts.items() if key[0] == item_id)
         return sum(part.received for part in parts) // BYTES_PER_MS
 
+    def heard_ms(self, response_id: str) -> int:
+        """What is known to have been heard of this response, all its parts together."""
+        parts = (part for part in self._parts.values() if part.response_id == response_id)
+        return sum(part.heard for part in parts) // BYTES_PER_MS
+
     def queued(self, response_id: str) -> bool:
         """Whether audio of this response was queued since the queue was last empty."""
         return any(run.part.response_id == response_id for run in self._runs)

@@ -8,6 +8,7 @@ what still comes of the responses cut, and corrects the server's idea of what wa
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from gateway.audio.g711 import BYTES_PER_MS
@@ -52,7 +53,7 @@ class Playback:
         self._cuts: deque[_Cut] = deque(maxlen=_CUT_RESPONSES)
         self._trigger: str | None = None
         self._audible = False
-        self._last_spoken = ""
+        self._spoken: deque[str] = deque(maxlen=_CUT_RESPONSES)
         self._heard: deque[Heard] = deque(maxlen=_CUT_RESPONSES)
         self.queued_ms = 0
         """Audio put into the playout queue since it was last known to be empty."""
@@ -65,8 +66,8 @@ class Playback:
             if event.item_id not in cut.unplayed_items and not self._ledger.knows(event.item_id):
                 cut.unplayed_items.append(event.item_id)
             return []
-        if event.audio:
-            self._last_spoken = event.response_id
+        if event.audio and event.response_id not in self._spoken:
+            self._spoken.append(event.response_id)
         key = (event.item_id, event.content_index)
         return self._play(self._ledger.receive(event.response_id, key, event.audio), more=True)
 
@@ -89,8 +90,12 @@ class Playback:
         return self._play(self._ledger.finish_all(), more=False)
 
     def spoke(self, response_id: str) -> bool:
-        """Whether the last audio taken was of this response."""
-        return self._last_spoken == response_id
+        """Whether audio of this response was taken."""
+        return response_id in self._spoken
+
+    def heard_ms(self, response_id: str) -> int:
+        """What the caller is known to have heard of this response."""
+        return self._ledger.heard_ms(response_id)
 
     def received_ms(self, item_id: str) -> int:
         """Audio of this item so far."""
@@ -110,11 +115,16 @@ class Playback:
         """Whether this response was interrupted while it ran."""
         return self._cut_of(response_id) is not None
 
-    def interrupt(self, trigger: str, active: str | None) -> list[Output]:
-        """Stop now; ``active`` is the response that is running, if one is."""
-        if active is not None and not self.was_cut(active):
-            self._cuts.append(_Cut(active, []))
-        if not (self.queued_ms or self._ledger or active is not None):
+    def bar(self, response_id: str) -> None:
+        """Nothing that still comes of this response is to be heard."""
+        if not self.was_cut(response_id):
+            self._cuts.append(_Cut(response_id, []))
+
+    def interrupt(self, trigger: str, running: Collection[str]) -> list[Output]:
+        """Stop now; ``running`` are the responses that run."""
+        for response_id in running:
+            self.bar(response_id)
+        if not (self.queued_ms or self._ledger or running):
             return []
         self._trigger = trigger
         return [Flush()]

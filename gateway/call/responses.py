@@ -3,11 +3,15 @@
 The server refuses a second response in the default conversation
 (``conversation_already_has_active_response``), and starts some by itself when a caller's turn
 ends, so a request of ours may lose that race; it is then sent again after ``response.done``.
+
+Which response answers which request the server says by the request's ``event_id`` in the metadata
+of the response, and never the order in which they come: a caller's turn may begin one of the
+server's own between a request and its answer.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 
 from gateway.realtime.commands import CreateResponse
 
@@ -19,31 +23,70 @@ UNANSWERED_SECONDS = 10.0
 """A request that brings neither ``response.created`` nor an error within this is given up."""
 
 
+MAX_RUNNING = 8
+"""Responses that run at a time, and turns that wait for one; a server has one, as a rule, and one
+that never tells of an end must not fill the memory."""
+
+MAX_REMEMBERED = 64
+"""Responses of which it is known what asked for them."""
+
+
 class ResponseGate:
-    """Knows whether a response is running, and holds back those that would collide."""
+    """Knows which responses run and what asked for them; holds back those that would collide."""
 
     def __init__(self) -> None:
-        self.active: str | None = None
-        """Id of the response that is running, if one is."""
-        self.answered: CreateResponse | None = None
-        """The request of ours that the latest response answers; None: the server's own."""
         self.given_up = 0
         """Requests to which the server did not say a word."""
         self.dropped = 0
+        self._running: list[str] = []
+        self._requests: OrderedDict[str, CreateResponse | None] = OrderedDict()
         self._waiting: deque[CreateResponse] = deque()
         self._sent: CreateResponse | None = None
         self._sent_at = 0.0
+        self._taken: CreateResponse | None = None
+        """The last request of which it cannot be told whether a response was the answer to it."""
+        self._named = False
+        """This server says which request a response answers."""
+        self._turns = 0
+        """Turns of the caller to which a response of the server's own may still come."""
+
+    @property
+    def active(self) -> str | None:
+        """Id of the latest response that is running, if one is."""
+        return self._running[-1] if self._running else None
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Ids of all that are running, oldest first; more than one where the server allows it."""
+        return tuple(self._running)
+
+    def asked_by(self, response_id: str) -> CreateResponse | None:
+        """The request of ours that this response answers; None: the server's own."""
+        return self._requests.get(response_id)
+
+    def answers_turn(self, response_id: str) -> bool:
+        """Whether it answers what was said so far: nobody asked for anything else."""
+        asked = self.asked_by(response_id)
+        return asked is None or asked.response is None
+
+    @property
+    def answering(self) -> bool:
+        """A response that :meth:`answers_turn` runs, was asked for, or waits."""
+        asked = [self._sent] if self._sent is not None else []
+        waiting = any(one.response is None for one in (*asked, *self._waiting))
+        return waiting or any(self.answers_turn(one) for one in self._running)
 
     @property
     def deadline(self) -> float | None:
         """When to stop waiting for the answer to a request (s)."""
-        stuck = self._sent is not None or (self._waiting and self.active is None)
-        return self._sent_at + UNANSWERED_SECONDS if stuck else None
+        if self._running or not (self._sent or self._waiting):
+            return None
+        return self._sent_at + UNANSWERED_SECONDS
 
     @property
     def idle(self) -> bool:
         """No response runs, was asked for, or waits."""
-        return self.active is None and self._sent is None and not self._waiting
+        return not (self._running or self._sent or self._waiting)
 
     def request(self, create: CreateResponse, now: float) -> CreateResponse | None:
         """Ask for a response; returns what to send now, None when it has to wait.
@@ -51,7 +94,7 @@ class ResponseGate:
         One that waits without wishes of its own answers all that has been said by then, so it
         stands for any further one like it.
         """
-        if self.active is None and self._sent is None:
+        if not self._running and self._sent is None:
             self._sent, self._sent_at = create, now
             return create
         if create.response is None and any(one.response is None for one in self._waiting):
@@ -66,31 +109,68 @@ class ResponseGate:
         """What waits is not to be asked for any more."""
         self._waiting.clear()
 
-    def created(self, response_id: str) -> CreateResponse | None:
-        """``response.created`` came; returns the request that it answers, as far as can be told."""
-        self.active = response_id
-        self.answered, self._sent = self._sent, None
-        return self.answered
+    def forget_answers(self) -> None:
+        """Of what waits, what would answer the caller is not to be asked for any more."""
+        self._waiting = deque(one for one in self._waiting if one.response is not None)
+
+    def turn(self) -> None:
+        """A turn of the caller is complete, which the server answers by itself."""
+        self._turns = min(self._turns + 1, MAX_RUNNING)
+
+    def created(
+        self, response_id: str, request: CreateResponse | None = None
+    ) -> CreateResponse | None:
+        """``response.created`` came; ``request`` is what it answers, where the server says so.
+
+        Returns the request that it answers; None for the server's own. Of a server that does not
+        say, ours is only a response that nothing else can have begun: no turn of the caller waits
+        for one.
+        """
+        self._taken = None
+        if request is not None:
+            self._named = True
+        elif self._sent is not None and not self._named:
+            request = None if self._turns else self._sent
+            self._taken, self._sent = self._sent, None  # only one runs at a time
+        if request is None:
+            self._turns = max(0, self._turns - 1)
+        elif request is self._sent:
+            self._sent = None
+        self._running = [*self._running, response_id][-MAX_RUNNING:]
+        self._requests[response_id] = request
+        if len(self._requests) > MAX_REMEMBERED:
+            self._requests.popitem(last=False)
+        return request
 
     def done(self, response_id: str, now: float) -> CreateResponse | None:
         """``response.done`` came; returns what waited and is to be sent now."""
-        if self.active == response_id:
-            self.active = None
+        if response_id in self._running:
+            self._running.remove(response_id)
+            self._sent_at = now
         return self._next(now)
 
     def collided(self, create: CreateResponse | None, now: float) -> None:
         """A request met a response that was running; it goes first once that one is done.
 
-        The server's own response may have been announced before the refusal, and was taken for
-        the answer then: so the request is named, and None stands for the last one.
+        None: the error does not name the request, so it is the last one.
         """
-        create = self._sent if create is None else create
+        create = create or self._sent or self._taken
+        self._taken = None
+        for response_id, request in self._requests.items():
+            if request is create:
+                self._requests[response_id] = None  # it was no answer to this
         if create is None or any(one is create for one in self._waiting):
             return
         if create is self._sent:
             self._sent = None
         self._sent_at = now
         self._waiting.appendleft(create)
+
+    def stopped(self, now: float) -> None:
+        """The answer that has just begun is not wanted: a request for something else, which it may
+        have been taken for, goes first once it is done."""
+        if self._taken is not None and self._taken.response is not None:
+            self.collided(self._taken, now)
 
     def failed(
         self, create: CreateResponse, now: float, instead: CreateResponse | None = None
@@ -104,10 +184,10 @@ class ResponseGate:
         return self._next(now)
 
     def abandon(self) -> CreateResponse | None:
-        """Expect nothing more of the response that runs, or that was asked for; returns our
-        request for it, if it was ours."""
-        asked = self._sent if self.active is None else self.answered
-        self.active = self._sent = None
+        """Expect nothing more of what runs, or was asked for; returns our request for it, if it
+        was ours."""
+        asked = self._sent or (self.asked_by(self._running[-1]) if self._running else None)
+        self._running, self._sent = [], None
         return asked
 
     def unanswered(self, now: float) -> CreateResponse | None:
@@ -117,7 +197,7 @@ class ResponseGate:
         return self._next(now)
 
     def _next(self, now: float) -> CreateResponse | None:
-        if self.active is not None or self._sent is not None or not self._waiting:
+        if self._running or self._sent is not None or not self._waiting:
             return None
         self._sent, self._sent_at = self._waiting.popleft(), now
         return self._sent

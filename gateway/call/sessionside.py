@@ -199,7 +199,7 @@ class SessionSide:
     def on_server_said(self, input: inputs.ServerSaid, now: float) -> list[outputs.Output]:
         if not self._call.session_up:
             return []
-        return self._call.conversation.on_event(input.event, now)
+        return self._call.conversation.on_event(input.event, now, input.command)
 
     def on_server_failed(self, input: inputs.ServerFailed, now: float) -> list[outputs.Output]:
         if not self._call.session_up:

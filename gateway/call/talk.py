@@ -76,7 +76,7 @@ class Talk:
         self.approvals: KeyTaker | None = None
         self.parting: Parting | None = None
         """Why nothing more is asked of the model, once that is so."""
-        self._to_cancel: str | None = None
+        self._to_cancel: list[str] = []
         self._after_cut: list[Output] = []
         self._handed_on = False
 
@@ -129,10 +129,19 @@ class Talk:
         if undone is not None:
             result = {"status": "not done", "reason": "the caller interrupted"}
             outputs.append(tool_output(undone, result))
-        active = self.gate.active
-        if cancel and active is not None and not self.playback.was_cut(active):
-            self._to_cancel = active
-        return outputs + self.playback.interrupt(trigger, active)
+        running = self.gate.running
+        if cancel:
+            self._to_cancel += [one for one in running if not self.playback.was_cut(one)]
+        return outputs + self.playback.interrupt(trigger, running)
+
+    def bar(self, response_id: str, trigger: str, now: float) -> list[Output]:
+        """Let nothing (more) of this response be heard, and what else is being said go on."""
+        if self.playback.to_be_heard(response_id):
+            return self.interrupt(trigger, now)
+        if self.playback.was_cut(response_id) or response_id not in self.gate.running:
+            return []
+        self.playback.bar(response_id)
+        return [Send(CancelResponse(response_id))]
 
     def after_cut(self, outputs: list[Output]) -> list[Output]:
         """These outputs now, or once the server was told what of a cut answer was heard: the model
@@ -145,9 +154,8 @@ class Talk:
     def flushed(self, unplayed_frames: int, now: float) -> list[Output]:
         """Playout has stopped; tell the server what was heard, and to stop where it does not."""
         outputs = self.playback.flushed(unplayed_frames, now)
-        cancel, self._to_cancel = self._to_cancel, None
-        if cancel is not None:
-            outputs.append(Send(CancelResponse(cancel)))
+        outputs += [Send(CancelResponse(one)) for one in self._to_cancel]
+        self._to_cancel = []
         following, self._after_cut = self._after_cut, []
         return outputs + following
 

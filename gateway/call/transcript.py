@@ -91,11 +91,11 @@ class Transcript:
             case inputs.ServerSaid(event=InputTranscribed(item_id, text)):
                 self._entry("caller", item_id, now).text = text.strip()[:MAX_TEXT]
             case inputs.ServerSaid(event=AgentTranscriptDelta() as delta):
-                entry = self._entry("agent", delta.item_id, now)
+                entry = self._agent(delta.response_id, delta.item_id, now)
                 self._mark(entry)
                 entry.text = (entry.text + delta.delta)[:MAX_TEXT]
             case inputs.ServerSaid(event=AgentTranscript() as whole):
-                entry = self._entry("agent", whole.item_id, now)
+                entry = self._agent(whole.response_id, whole.item_id, now)
                 if whole.transcript:
                     entry.text = whole.transcript[:MAX_TEXT]
             case inputs.ServerSaid(event=ResponseDone() as done):
@@ -175,6 +175,13 @@ class Transcript:
         entry = self._by_item.get(item_id)
         if entry is None:
             entry = self._add(Entry(self._talk.journal.ms(now), who, item_id=item_id))
+        return entry
+
+    def _agent(self, response_id: str, item_id: str, now: float) -> Entry:
+        entry = self._entry("agent", item_id, now)
+        playback = self._talk.playback
+        if playback.was_cut(response_id) and not playback.received_ms(item_id):
+            entry.heard = ""  # its words come after the cut, and no sound of it was let through
         return entry
 
     def _add(self, entry: Entry) -> Entry:

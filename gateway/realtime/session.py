@@ -19,12 +19,19 @@ import structlog
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
-from gateway.realtime.commands import ClientCommand, UpdateSession
+from gateway.realtime.commands import ClientCommand, CreateResponse, UpdateSession
 from gateway.realtime.connection import CLOSE_TIMEOUT, LARGE_MESSAGE, Connection
 from gateway.realtime.dialects import Edge
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, Verdict, classify_close
-from gateway.realtime.events import AudioDelta, OtherEvent, ServerError, ServerEvent, SessionUpdated
+from gateway.realtime.events import (
+    AudioDelta,
+    OtherEvent,
+    ResponseCreated,
+    ServerError,
+    ServerEvent,
+    SessionUpdated,
+)
 from gateway.realtime.parse import BadEvent, is_known_type
 from gateway.realtime.refused import (
     Refused,
@@ -43,6 +50,12 @@ WRITE_BUFFER_LIMIT = 256 * 1024
 A 20 ms message is about 270 bytes on the wire, so this is some 19 s of audio behind a network
 that takes nothing: older than that it serves no conversation.
 """
+
+REQUEST_KEY = "gateway_request"
+"""In the metadata of a response: the ``event_id`` of our request for it."""
+
+MAX_METADATA = 16
+"""Pairs that the protocol has room for."""
 
 _APPEND_HEAD = b'{"type":"input_audio_buffer.append","audio":"'
 _APPEND_TAIL = b'"}'
@@ -150,6 +163,8 @@ class Session:
         self._mended: deque[str | None] = deque(maxlen=_REMEMBERED_COMMANDS)
         self._last_command = 0
         self._spoken = False
+        self._marks = True
+        """Requests for responses name themselves in their metadata."""
         self._close_asked: tuple[int, str] | None = None
         self._ended = False
         self._reader = asyncio.create_task(
@@ -193,7 +208,10 @@ class Session:
         self._last_command += 1
         event_id = f"gw_{self._last_command}"
         command = self._without_locked_voice(command)
-        body = self._edge.command(command.body())
+        body = command.body()
+        if self._marks and isinstance(command, CreateResponse):
+            _mark(body, event_id)
+        body = self._edge.command(body)
         if self.closed:
             self.counters.commands_dropped += 1
             self._log.debug("session.command_dropped", type=body["type"], why="session ended")
@@ -208,6 +226,11 @@ class Session:
     def command_of(self, event_id: str | None) -> ClientCommand | None:
         """The command sent with ``event_id``, if it is one of the last 256."""
         return self._commands.get(event_id) if event_id is not None else None
+
+    def asked_by(self, event: ResponseCreated) -> ClientCommand | None:
+        """Our request for this response; None if the server began it, or does not say."""
+        event_id = event.metadata.get(REQUEST_KEY)
+        return self.command_of(event_id) if isinstance(event_id, str) else None
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """End the session and return when its socket and task are gone, within about 2 s.
@@ -315,6 +338,8 @@ class Session:
             self.effective = dict(event.session)
         elif isinstance(event, ServerError):
             event = replace(event, message=self._redact(event.message))
+            if self._unmarked(event):
+                return
             self._mend(event)
         elif isinstance(event, AudioDelta):
             self._spoken = True
@@ -357,6 +382,20 @@ class Session:
         )
         if again:
             self.send(UpdateSession(rest))
+
+    def _unmarked(self, error: ServerError) -> bool:
+        """A server that takes no metadata gets none from us; whether the request was sent again."""
+        command = self.command_of(error.client_event_id)
+        if not self._marks or not isinstance(command, CreateResponse):
+            return False
+        if field_of(error, {"metadata": {REQUEST_KEY: ""}}) is None:
+            return False
+        self._marks = False
+        if "metadata" in (command.response or {}):
+            return False  # it has some of its own, and whoever asked has to do without
+        self._log.info("session.requests_unmarked", code=error.code, detail=error.message)
+        self.send(command)
+        return True
 
     def _count_unknown(self, event_type: str) -> None:
         seen = self.counters.unknown_types
@@ -409,6 +448,15 @@ class Session:
             self._on_closed(closed)
         except Exception:
             self._log.exception("session.closed_handler_failed")
+
+
+def _mark(body: dict[str, Any], event_id: str) -> None:
+    """Let the response name the request that it answers: the server returns its metadata."""
+    response = dict(body.get("response") or {})
+    metadata = dict(response.get("metadata") or {})
+    if len(metadata) < MAX_METADATA:
+        response["metadata"] = {**metadata, REQUEST_KEY: event_id}
+        body["response"] = response
 
 
 def encode_command(body: dict[str, Any], event_id: str) -> bytes:

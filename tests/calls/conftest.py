@@ -13,6 +13,7 @@ from typing import Any
 import figures
 import pytest
 import structlog
+from gateway_process import Gateway
 from harness import World
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))  # for what both kinds of test start
@@ -81,6 +82,21 @@ def world(
     yield shared_world
     if request.session.testsfailed == before:
         runner.run(shared_world.idle())
+    else:
+        runner.run(shared_world.abandon())
+
+
+@pytest.fixture(autouse=True)
+def _no_gateway_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that fails leaves no gateway of its own running."""
+    before = request.session.testsfailed
+    there = set(Gateway.running)
+    yield
+    if request.session.testsfailed > before:
+        shared = request.node.funcargs.get("shared_world")
+        kept = there if shared is None else there | {shared.gateway}
+        for gateway in Gateway.running - kept:
+            gateway.kill()
 
 
 @pytest.fixture

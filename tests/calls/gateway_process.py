@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import fcntl
 import json
 import os
@@ -10,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 WITHIN_S = 30.0
 """Deadline of a wait that should take milliseconds; only something stuck gets there."""
@@ -40,6 +41,14 @@ FAULTS = (
 
 Line = Mapping[str, Any]
 
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+def end_with_parent() -> None:
+    """In a new process, before it is a gateway: the kernel kills it when its parent dies."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
 
 class Gateway:
     """``gateway run -c`` and what it says.
@@ -48,6 +57,9 @@ class Gateway:
         config: the configuration's file; its log must be JSON on standard error.
         entry: what to run instead of ``-m gateway``.
     """
+
+    running: ClassVar[set[Gateway]] = set()
+    """Those that were started and have not been waited for."""
 
     def __init__(self, config: Path, entry: tuple[str, ...] = ("-m", "gateway")) -> None:
         self.config = config
@@ -74,7 +86,9 @@ class Gateway:
             stderr=asyncio.subprocess.PIPE,
             limit=16 * 1024 * 1024,
             env={**os.environ, **PROXIES},
+            preexec_fn=end_with_parent,
         )
+        self.running.add(self)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._readers = [
@@ -172,8 +186,15 @@ class Gateway:
         except TimeoutError:
             self._process.kill()
             status = await self._process.wait()
+        self.running.discard(self)
         await asyncio.gather(*self._readers)
         return status
+
+    def kill(self) -> None:
+        """End it at once, without waiting."""
+        self.running.discard(self)
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
 
     def check(self, status: int) -> None:
         """Assert that it ended well and did nothing wrong on the way."""

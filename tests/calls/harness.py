@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ from gateway.config.models import LEDGER_NAME
 from gateway.emulator.record import SessionRecord
 from gateway.emulator.script import Script
 from gateway.emulator.server import Emulator
+from gateway.realtime.session import REQUEST_KEY
 from gateway.records.events import SUFFIX
 
 API_KEY = "sk-test-5bd1e2c07f"
 """Demanded by the emulator; must show up nowhere."""
+
+ABANDON_S = 5.0
+"""For a call that a failed test has left."""
 
 AUDIO_LIMIT = 20_000_000
 """Bytes of audio kept of a session by the emulator: forty minutes."""
@@ -238,6 +243,25 @@ class World:
         record: dict[str, Any] = json.loads(files[0].read_text())
         return record
 
+    async def abandon(self) -> None:
+        """End what a failed test has left, so that the next one begins with nothing."""
+        self.behave()
+        for call in list(self.phone.calls.values()):
+            if call not in self.lasting:
+                if call.messages and not call.byes:
+                    with suppress(AssertionError):
+                        await self._end(call)
+                await self.phone.forget(call)
+
+    async def _end(self, call: PhoneCall) -> None:
+        if call.final is None:
+            call.cancel()
+        elif call.final.code == 200:
+            if not call.acknowledge:
+                call.ack()
+            call.bye()
+        await self.gateway.wait("call.summary", ABANDON_S, call=call.call_id)
+
     async def idle(self) -> None:
         """Assert that nothing is left of any call: no session, no RTP, no call in the gateway."""
         going_on = {(await self.session_of(call)).id for call in self.lasting}
@@ -247,6 +271,19 @@ class World:
                 if call.messages:
                     await self.gateway.wait("call.summary", call=call.call_id)
                 await self.phone.forget(call)
+
+
+def wishes(session: SessionRecord) -> list[dict[str, Any] | None]:
+    """``response`` of each request for one, without what tells the gateway its answer."""
+    return [_unmarked(event.body.get("response")) for event in session.seen("response.create")]
+
+
+def _unmarked(response: dict[str, Any] | None) -> dict[str, Any] | None:
+    response = response or {}
+    metadata = dict(response.get("metadata") or {})
+    metadata.pop(REQUEST_KEY, None)
+    rest = {key: value for key, value in response.items() if key != "metadata"}
+    return {**rest, **({"metadata": metadata} if metadata else {})} or None
 
 
 async def eventually(condition: Callable[[], bool], what: str, within_s: float = WITHIN_S) -> None:

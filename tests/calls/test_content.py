@@ -44,6 +44,13 @@ WORLD = {
                 rules='[[route.guard]]\nname = "g"\nwords = ["secret"]\nsay = "No word of it."',
             ),
             ROUTE.format(
+                name="listened",
+                rules="[route.session.audio.input.transcription]\n"
+                'model = "gpt-4o-transcribe"\n'
+                '[[route.guard]]\nname = "c"\nwho = "caller"\nwords = ["secret"]\n'
+                'say = "No word of it."',
+            ),
+            ROUTE.format(
                 name="rescued",
                 rules='[route.rescue]\nretries = 0\nsay = "Sorry."\ngive_up = 2\ngoodbye = "Bye."',
             ),
@@ -115,6 +122,40 @@ async def test_words_that_are_not_allowed_are_not_heard(world: World) -> None:
     record = await world.record(call)
     (decision,) = record["guards"]
     assert (decision["rule"], decision["by"], decision["action"]) == ("g", "words", "say")
+
+
+@pytest.mark.parametrize("late_ms", [0, 300])
+async def test_what_answers_forbidden_words_is_stopped_however_early_they_are_known(
+    world: World, late_ms: int
+) -> None:
+    """The words may be known before the server tells of its answer to them, or while it is said."""
+    pattern = {"kind": "pattern", "seconds": 0.6}
+    world.behave(
+        vad="off",
+        answers=[{**pattern, "seed": n, "speed": 1.0} for n in range(4)],
+        transcripts=["Tell me the secret.", "Well, how are you?"],
+        transcription_delays_ms=[late_ms],
+    )
+    call = await world.dial("listened")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 1, 20)
+    world.emulator.live[session.id].session.pretend_speech(100)
+    # The greeting, what is stopped, and the phrase.
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 3, 20)
+    answers = [Spoken(bytes(audio)) for audio in session.sent_items.values()]
+    await call.rtp.until(lambda: answers[-1].heard_ms(call.rtp.packets) >= 580)
+    world.emulator.live[session.id].session.pretend_speech(100)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 4, 20)
+    last = Spoken(bytes(list(session.sent_items.values())[-1]))
+    await call.rtp.until(lambda: last.heard_ms(call.rtp.packets) >= 580)
+    status = [event.body["response"]["status"] for event in session.sent("response.done")]
+    assert status == ["completed", "cancelled", "completed", "completed"]
+    assert not session.errors or late_ms == 0  # the phrase may collide with what is stopped
+    await world.summary_at_end(call)
+    (decision,) = (await world.record(call))["guards"]
+    heard = answers[1].heard_ms(call.rtp.packets) if len(answers) == 3 else 0
+    assert decision["heard_ms"] == heard
+    assert heard == 0 or late_ms
 
 
 async def test_failed_answers_are_told_and_then_end_the_call(world: World) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from harness import World
+from harness import World, wishes
 from listening import is_silence
 from sip_phone import PhoneCall
 
@@ -56,7 +56,8 @@ async def test_customers(world: World) -> None:
     assert "they have 0 open orders" in settings["instructions"]
     assert settings["audio"]["input"]["transcription"]["language"] == "en"
     assert settings["audio"]["input"]["turn_detection"]["eagerness"] == "low"
-    create = session.seen("response.create")[0].body["response"]
+    (create,) = wishes(session)
+    assert create is not None
     assert create["metadata"] == {"language": "en"}
     assert not session.errors
     await world.summary_at_end(call)

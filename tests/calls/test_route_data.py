@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from callee import CalledPhone
-from harness import World, eventually
+from harness import World, eventually, wishes
 from http_service import Answer, HttpService, http_service
 
 from gateway.control.client import ask
@@ -97,7 +97,8 @@ async def test_data_are_in_all_that_is_said(world: World, crm: HttpService) -> N
     (update,) = session.seen("session.update")
     compact = json.dumps(answer["customer"], separators=(",", ":"))
     assert instructions_of(update.body) == f"Tier normal, order 4711, {compact}."
-    greeting = session.seen("response.create")[0].body["response"]
+    greeting = wishes(session)[0]
+    assert greeting is not None
     assert greeting["instructions"] == "Say exactly: Hello Ann {to} Lee."
     caller = asked.path.removeprefix("/callers/").partition("?")[0]
     assert greeting["metadata"] == {"tier": "normal", "caller": caller}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from harness import World
+from harness import World, wishes
 
 WORLD = {
     "routes": """
@@ -153,7 +153,8 @@ async def test_a_greeting_is_heard_although_a_field_of_it_is_refused(world: Worl
     session = await world.session_of(call)
     await session.wait_until(lambda s: s.sent("response.done") != [], 20)
     await world.summary_at_end(call)
-    first, second = [one.body["response"] for one in session.seen("response.create")]
+    first, second = wishes(session)
+    assert first is not None
     assert first["metadata"] == {"line": "tongues"}
     assert second == {"instructions": "Say exactly: Hello."}
     assert call.rtp.packets

@@ -11,7 +11,7 @@ from typing import Any
 
 import figures
 import pytest
-from harness import World, eventually
+from harness import World, eventually, wishes
 from http_service import Answer, HttpService, http_service
 from listening import is_silence
 from referred import dial
@@ -221,8 +221,7 @@ async def test_a_session_that_is_lost_while_a_tool_runs(world: World) -> None:
 async def test_words_while_a_tool_takes_long(world: World) -> None:
     call, session = await used(world, ("slow", {}), then=2)
     await session.wait_until(lambda s: len(s.sent("response.done")) == 3, 20)
-    requests = [event.body.get("response") for event in session.seen("response.create")][1:]
-    assert requests == [
+    assert wishes(session)[1:] == [
         {"instructions": "Say exactly: One moment, please.", "tools": []},
         None,
     ]
@@ -252,9 +251,8 @@ async def test_a_tool_knows_its_call_and_acts_in_it(world: World) -> None:
     told = [one["content"][0]["text"] for one in items if one.get("role") == "system"]
     assert told == ["They called hotel by route hotel."]
     assert any(one.startswith("sip:") for one in outputs_of(session))
-    spoken = [event.body.get("response") for event in session.seen("response.create")]
     words = "Say exactly: This number is closed. Goodbye."
-    assert {"instructions": words, "tools": []} in spoken
+    assert {"instructions": words, "tools": []} in wishes(session)
     summary = await world.summary(call)
     assert (summary["ending"]["by"], summary["ending"]["why"]) == ("operator", "application")
 
@@ -270,9 +268,8 @@ async def test_a_tool_hands_the_caller_on(world: World, answered: bool) -> None:
     await call.hung_up()
     record = await world.record(call)
     assert record["ending"]["why"] == ("transferred" if answered else "application")
-    words = [event.body.get("response") for event in session.seen("response.create")]
     last = {"instructions": "Say exactly: Nobody is there. Goodbye.", "tools": []}
-    assert (last in words) is not answered
+    assert (last in wishes(session)) is not answered
 
 
 @pytest.mark.parametrize(("key", "told"), [("1", "20 euros given back"), ("2", "not done")])

@@ -57,9 +57,10 @@ def said(event: ServerEvent) -> inputs.ServerSaid:
     return inputs.ServerSaid(event)
 
 
-def created(response: str) -> inputs.ServerSaid:
-    """``response.created``."""
-    return said(ResponseCreated(response, {}))
+def created(response: str, command: CreateResponse | None = None) -> inputs.ServerSaid:
+    """``response.created``, of a server that says that ``command`` asked for it."""
+    metadata = (command.response or {}).get("metadata") if command is not None else None
+    return inputs.ServerSaid(ResponseCreated(response, metadata or {}), command)
 
 
 def done(

@@ -29,7 +29,7 @@ from gateway.realtime.events import (
     SessionUpdated,
     SpeechStarted,
 )
-from gateway.realtime.session import WRITE_BUFFER_LIMIT, Session
+from gateway.realtime.session import REQUEST_KEY, WRITE_BUFFER_LIMIT, Session
 
 
 def test_audio_and_commands_arrive_in_order_and_unchanged() -> None:
@@ -74,8 +74,11 @@ def test_audio_and_commands_arrive_in_order_and_unchanged() -> None:
     assert len({event.pop("event_id") for event in commands}) == 7
     assert commands == [
         {"type": "conversation.item.create", "item": item},
-        {"type": "response.create"},
-        {"type": "response.create", "response": {"instructions": "Say goodbye."}},
+        {"type": "response.create", "response": {"metadata": {REQUEST_KEY: "gw_2"}}},
+        {
+            "type": "response.create",
+            "response": {"instructions": "Say goodbye.", "metadata": {REQUEST_KEY: "gw_3"}},
+        },
         {"type": "response.cancel", "response_id": "resp_1"},
         {
             "type": "conversation.item.truncate",

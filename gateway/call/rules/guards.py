@@ -1,14 +1,18 @@
 """Words that must not be said: an answer is stopped, and the caller told something else instead.
 
-The model's words come ahead of their sound, so as a rule nothing of what is stopped was heard. A
-rule looks at the words of one item together, so it does not matter how they were cut into deltas.
+The model's words come ahead of their sound, so as a rule the words themselves are not heard; what
+comes before them in the same answer may be, and stands in the decision (``heard_ms``). A rule looks
+at the words of one item together, so it does not matter how they were cut into deltas.
+
+A rule about the caller's words stops what answers them: also where that begins only after the words
+are known, and where the model first calls a tool. Nothing is stopped that answers another turn.
 """
 
 from __future__ import annotations
 
 import re
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gateway.call import inputs
 from gateway.call.content_plan import GuardRule
@@ -16,18 +20,21 @@ from gateway.call.content_record import Decision
 from gateway.call.ending import Why
 from gateway.call.outputs import CheckWords, Output
 from gateway.call.talk import Parting, Talk
+from gateway.realtime.commands import CreateResponse
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,
+    InputCommitted,
     InputTranscribed,
     ResponseCreated,
 )
+from gateway.tools.acts import Show, Tell
 
 WINDOW = 600
 """Characters of an item that a pattern is looked for in: the new ones, and these before them."""
 
 MAX_ITEMS = 32
-"""Items of the agent whose words are kept."""
+"""Items of the agent whose words are kept; turns of the caller whose answers are known."""
 
 MAX_CHECKS = 16
 """Questions without an answer; a sentence that comes when there are as many is as one without."""
@@ -46,7 +53,6 @@ class _Words:
     tail: str = ""
     sentence: str = ""
     """Not asked about yet."""
-    stopped: bool = False
 
 
 @dataclass(slots=True)
@@ -58,11 +64,47 @@ class _Check:
     until: float
 
 
-@dataclass(slots=True)
-class _State:
-    items: OrderedDict[str, _Words] = field(default_factory=OrderedDict)
-    own: deque[str] = field(default_factory=lambda: deque(maxlen=8))
-    """Responses that say a phrase of ours, which no rule looks at."""
+class _Turns:
+    """Turns of the caller, and the response that answers each."""
+
+    def __init__(self) -> None:
+        self._answers: OrderedDict[str, str] = OrderedDict()
+        """By turn; empty while its answer is still to come."""
+        self._refused: deque[str] = deque(maxlen=MAX_ITEMS)
+        self.latest = ""
+
+    def complete(self, item_id: str, answer: str = "") -> None:
+        """The caller said something."""
+        if item_id in self._answers:
+            return
+        self._answers[item_id] = answer
+        self.latest = item_id
+        if len(self._answers) > MAX_ITEMS:
+            self._answers.popitem(last=False)
+
+    def answered(self, response_id: str) -> bool:
+        """A response to what was said begins; returns whether it is not to be heard.
+
+        It answers all turns that have none yet, or goes on with the latest, as after a tool.
+        """
+        turns = [turn for turn, answer in self._answers.items() if not answer] or [self.latest]
+        for turn in turns:
+            if turn in self._answers:
+                self._answers[turn] = response_id
+        return any(turn in self._refused for turn in turns)
+
+    def refuse(self, item_id: str, running: str | None) -> str:
+        """This turn is not to be answered; returns the response that does, empty: still to come.
+
+        Of a turn that the server did not tell of, what runs is taken to be the answer.
+        """
+        self.complete(item_id, running or "")
+        self._refused.append(item_id)
+        return self._answers[item_id]
+
+    def allow(self) -> None:
+        """An answer to what was said is wanted after all."""
+        self._refused.clear()
 
 
 class Guards:
@@ -71,8 +113,14 @@ class Guards:
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
         self._rules = talk.plan.content.guards
-        self._state = _State()
-        self._phrases: deque[object] = deque(maxlen=8)
+        self._items: OrderedDict[str, _Words] = OrderedDict()
+        self._stopped: deque[str] = deque(maxlen=MAX_ITEMS)
+        """Responses that are not looked at any more."""
+        self._turns = _Turns()
+        self._phrases: deque[CreateResponse] = deque(maxlen=8)
+        """What was asked for in place of answers; no rule looks at these."""
+        self._cut: list[tuple[str, Decision]] = []
+        """Decisions that do not know yet what was heard of the response they stopped."""
         self._checks: dict[str, _Check] = {}
         self._asked = 0
 
@@ -83,9 +131,14 @@ class Guards:
         match input:
             case inputs.WordsChecked(key, allow, reason):
                 return self._checked(key, allow, reason, now)
+            case inputs.Flushed():
+                self._measure()
+            case inputs.ToolActs(act=Tell(respond=True) | Show(respond=True)):
+                self._turns.allow()  # the application knows what it wants answered
+            case inputs.ServerSaid(event=InputCommitted(item_id)):
+                self._turns.complete(item_id)
             case inputs.ServerSaid(event=ResponseCreated(response_id)):
-                if any(self._talk.gate.answered is phrase for phrase in self._phrases):
-                    self._state.own.append(response_id)
+                return self._created(response_id, now)
             case inputs.ServerSaid(event=AgentTranscriptDelta() as delta):
                 words = self._words(delta.item_id, delta.response_id)
                 return self._agent(delta.item_id, words, delta.delta, now, whole=False)
@@ -109,8 +162,20 @@ class Guards:
 
     # ---- how
 
+    def _created(self, response_id: str, now: float) -> list[Output]:
+        if self._talk.gate.answers_turn(response_id) and self._turns.answered(response_id):
+            self._stopped.append(response_id)
+            self._talk.gate.stopped(now)
+            return self._talk.bar(response_id, "guard", now)
+        return []
+
+    def _measure(self) -> None:
+        for response_id, decision in self._cut:
+            decision.heard_ms = self._talk.playback.heard_ms(response_id)
+        self._cut.clear()
+
     def _words(self, item_id: str, response_id: str) -> _Words:
-        items = self._state.items
+        items = self._items
         words = items.get(item_id)
         if words is None:
             words = items[item_id] = _Words(response_id)
@@ -121,10 +186,14 @@ class Guards:
     def _agent(
         self, item_id: str, words: _Words, new: str, now: float, *, whole: bool
     ) -> list[Output]:
-        if words.stopped or words.response_id in self._state.own:
+        asked = self._talk.gate.asked_by(words.response_id)
+        ours = any(asked is phrase for phrase in self._phrases)
+        if ours or words.response_id in self._stopped:
             return []
         window = words.tail[-WINDOW:] + new
         words.tail = window[-2 * WINDOW :]
+        if self._is_phrase(words.tail):
+            return []  # ours, of a server that does not say what it answers
         words.sentence = (words.sentence + new)[-MAX_TEXT:]
         sentence = ""
         if whole or _SENTENCE.search(words.sentence) or len(words.sentence) >= WINDOW:
@@ -132,6 +201,11 @@ class Guards:
         return self._look(
             "agent", item_id, words.response_id, window, sentence, now, open=not whole
         )
+
+    def _is_phrase(self, said: str) -> bool:
+        said = " ".join(said.split())
+        phrases = (" ".join(rule.say.split()) for rule in self._rules) if self._phrases else ()
+        return bool(said) and any(phrase.startswith(said) for phrase in phrases)
 
     def _look(
         self,
@@ -187,13 +261,16 @@ class Guards:
 
     def _act(self, check: _Check, by: str, reason: str, now: float) -> list[Output]:
         talk, rule = self._talk, self._rules[check.rule]
-        words = self._state.items.get(check.item_id)
-        if talk.parting is not None or (words is not None and words.stopped):
+        response = check.response_id
+        if talk.parting is not None or response in self._stopped:
             return []
-        if words is not None:
-            for one in self._state.items.values():
-                if one.response_id == words.response_id:
-                    one.stopped = True
+        # Of the agent the answer itself is stopped; of the caller, what answers them.
+        if check.who == "caller":
+            response = self._turns.refuse(check.item_id, talk.gate.active)
+            if self._turns.latest == check.item_id:
+                talk.gate.forget_answers()
+        if response:
+            self._stopped.append(response)
         decision = Decision(
             round(talk.journal.ms(now), 1),
             rule.name,
@@ -217,14 +294,12 @@ class Guards:
                 reason=reason,
             )
         ]
-        # Of the agent the answer itself is stopped; of the caller, what answers them.
-        response = check.response_id
-        if (
-            check.who == "caller"
-            or response == talk.gate.active
-            or talk.playback.to_be_heard(response)
-        ):
+        over = response and response not in talk.gate.running
+        if not over or talk.playback.to_be_heard(response):
             outputs += talk.interrupt("guard", now)
+        self._cut.append((response, decision))
+        if not talk.playback.cutting:
+            self._measure()
         if rule.action != "say":
             to = rule.transfer_to if rule.action == "transfer" else ""
             talk.part(Parting(Why.GUARD, rule.name, rule.say, to))

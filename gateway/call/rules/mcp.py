@@ -55,7 +55,9 @@ class McpWatch:
             return []
         event = input.event
         match event:
-            case ResponseCreated() | SpeechStarted():
+            case ResponseCreated(response_id) if self._talk.gate.answers_turn(response_id):
+                self.deadline = None  # a phrase of ours says nothing about the call
+            case SpeechStarted():
                 self.deadline = None
             case ResponseDone():
                 return self._done(event, now)
@@ -70,7 +72,7 @@ class McpWatch:
         if self.deadline is None or now < self.deadline:
             return []
         self.deadline = None
-        return self._talk.ask(CreateResponse(), now) if self._talk.gate.idle else []
+        return [] if self._talk.gate.answering else self._talk.ask(CreateResponse(), now)
 
     def _done(self, event: ResponseDone, now: float) -> list[Output]:
         outputs = [output for item in event.output for output in self._item(item, now, whole=True)]

@@ -50,20 +50,21 @@ class Rescue:
         done = input.event
         if talk.errands.joined or talk.playback.was_cut(done.response_id):
             return []
+        asked = talk.gate.asked_by(done.response_id)
         if done.status == "failed":
-            return self._failed(done.error_code or "failed", talk.gate.answered, now)
+            return self._failed(done.error_code or "failed", asked, now)
         if done.status == "incomplete" and done.reason == "content_filter":
             return self._filtered(now)
         if done.status == "incomplete" and self._plan.go_on and talk.parting is None:
             note = talk.journal.note(now, "answer_gone_on", "info", reason=done.reason)
             return [note, *talk.ask(CreateResponse({"instructions": GOES_ON}), now)]
-        if done.status == "completed" and talk.gate.answered is self._words is not None:
+        if done.status == "completed" and asked is self._words is not None:
             self._words = None
             if not talk.playback.spoke(done.response_id):
                 return self._last_resort("the words had no sound", now)
             return []
         if done.status == "completed" and not talk.playback.spoke(done.response_id):
-            return self._soundless(done, now)
+            return self._soundless(done, asked, now)
         if done.status == "completed":
             self._failures = self._retries = 0
         return []
@@ -97,7 +98,9 @@ class Rescue:
             return todo + self._give_up(rule, now)
         return todo + self._talk.after_cut(self._talk.ask(asked or CreateResponse(), now))
 
-    def _soundless(self, done: ResponseDone, now: float) -> list[Output]:
+    def _soundless(
+        self, done: ResponseDone, asked: CreateResponse | None, now: float
+    ) -> list[Output]:
         """A response completed, and the caller heard nothing of it."""
         kinds = [item.get("type") for item in done.output]
         if any(kind != "message" for kind in kinds):
@@ -108,7 +111,7 @@ class Rescue:
         )
         if not self._talk.gate.idle:
             return [note]  # another response was asked for already
-        return [note, *self._failed(f"no sound: {content}", self._talk.gate.answered, now)]
+        return [note, *self._failed(f"no sound: {content}", asked, now)]
 
     def _filtered(self, now: float) -> list[Output]:
         self._failures += 1
