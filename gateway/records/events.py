@@ -24,7 +24,7 @@ import orjson
 import structlog
 
 from gateway.log import BLANK, Redactor
-from gateway.records.files import file_stem
+from gateway.records.files import file_stem, private
 
 MAX_WAITING = 20_000
 """Messages waiting for the disk, of all calls: two seconds of a hundred calls that talk."""
@@ -178,7 +178,9 @@ def write_lines(lines: Sequence[_Line] | deque[_Line], redact: Redactor) -> None
         event_log.bytes += size
         texts.setdefault(event_log, []).append(text)
     for event_log, of_call in texts.items():
-        with event_log.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        with open(
+            event_log.path, "a", encoding="utf-8", errors="backslashreplace", opener=private
+        ) as file:
             file.writelines(of_call)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import shutil
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from gateway.call.ending import Why, ending_of
 from gateway.call.record import MAX_TIMELINE, CallRecord, DigitRun, Interruption
 from gateway.records import files
 from gateway.records.files import RecordFiles
+from gateway.text import unicode_of
 
 
 def _record(call_id: str, second: int = 0) -> CallRecord:
@@ -78,7 +82,7 @@ def test_any_call_id_is_a_file_in_the_folder(tmp_path: Path, call_id: str) -> No
     folder = tmp_path / "records"
     writer, logs = _write(folder, _record(call_id))
     (file,) = folder.iterdir()
-    assert json.loads(file.read_text())["call_id"] == call_id
+    assert json.loads(file.read_text())["call_id"] == unicode_of(call_id)
     assert (writer.dropped, logs) == (0, [])
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -104,13 +108,83 @@ def test_a_folder_that_goes_away_is_said(tmp_path: Path) -> None:
         writer = RecordFiles(folder)
         await writer.start()
         folder.rmdir()
+        writer.write(_record("remade"))
+        while writer._unwritten:  # noqa: ASYNC110  a thread writes it
+            await asyncio.sleep(0.01)
+        shutil.rmtree(folder)
+        folder.write_text("no folder any more")
         writer.write(_record("lost"))
         await writer.stop()
         return writer.dropped
 
     with capture_logs() as logs:
         assert asyncio.run(scenario()) == 1
-    assert [(line["event"], line["call"]) for line in logs] == [("records.dropped", "lost")]
+    assert [line["event"] for line in logs] == ["records.waiting", "records.dropped"]
+    assert logs[1]["call"] == "lost"
+    assert json.loads(logs[1]["record"])["call_id"] == "lost"
+
+
+def test_a_disk_that_is_full_for_a_while_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, tries = files._write, iter(range(100))
+
+    def full(folder: Path, record: CallRecord) -> None:
+        if next(tries) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, record)
+
+    monkeypatch.setattr(files, "_write", full)
+    monkeypatch.setattr(files, "RETRY_AFTER_SECONDS", 0.01)
+
+    async def scenario() -> int:
+        writer = RecordFiles(tmp_path)
+        await writer.start()
+        for number in range(3):
+            writer.write(_record(f"c{number}"))
+        while writer._unwritten:  # noqa: ASYNC110  a thread writes them
+            await asyncio.sleep(0.01)
+        await writer.stop()
+        return writer.dropped
+
+    with capture_logs() as logs:
+        assert asyncio.run(scenario()) == 0
+    assert [line["event"] for line in logs] == ["records.waiting", "records.written_again"]
+
+
+def test_a_disk_that_stays_full_costs_one_line_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, record: CallRecord) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "_write", full)
+    monkeypatch.setattr(files, "RETRY_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr(files, "RETRY_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        writer = RecordFiles(tmp_path)
+        await writer.start()
+        for number in range(3):
+            writer.write(_record(f"c{number}"))
+        while writer.dropped < 3:  # noqa: ASYNC110  a thread tries
+            await asyncio.sleep(0.01)
+        await writer.stop()
+
+    with capture_logs() as logs:
+        asyncio.run(scenario())
+    lines = [line for line in logs if line["event"] == "records.dropped"]
+    assert [json.loads(line["record"])["call_id"] for line in lines] == ["c0", "c1", "c2"]
+
+
+def test_records_of_one_name_are_all_kept(tmp_path: Path) -> None:
+    writer, _ = _write(tmp_path, *(_record("x" * 80 + str(number)) for number in range(20)))
+    written = list(tmp_path.iterdir())
+    assert (len(written), writer.dropped) == (20, 0)
+    assert {json.loads(file.read_text())["call_id"][80:] for file in written} == {
+        str(number) for number in range(20)
+    }
+    assert {stat.S_IMODE(file.stat().st_mode) for file in written} == {0o600}
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_at_start(tmp_path: Path) -> None:
