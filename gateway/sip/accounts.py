@@ -18,7 +18,7 @@ import structlog
 
 from gateway.sip.contact import forced_contact
 from gateway.sip.library import account_capacity
-from gateway.sip.message import text_of
+from gateway.sip.message import headers_of, text_of
 from gateway.sip.registration import Change, Registration, State
 from gateway.sip.trunks import LINE_PARAMETER, Security, Trunk, Trunks, address_of
 
@@ -78,6 +78,7 @@ class Accounts:
         own: ``host:port`` that our own URI names, where no registrar gives us another.
         listeners: with the ports really bound.
         on_call: told of each incoming call.
+        on_registered: told of each registration, by the trunk's name and the Call-ID.
     """
 
     def __init__(
@@ -87,7 +88,9 @@ class Accounts:
         own: str,
         listeners: tuple[Listen, ...],
         on_call: Callable[[Account, Any], None],
+        on_registered: Callable[[str, str], None] = lambda _trunk, _call_id: None,
     ) -> None:
+        self._on_registered = on_registered
         self.on_call = on_call
         self.registrations: dict[str, Registration] = {}
         self._settings = settings
@@ -163,6 +166,8 @@ class Accounts:
         elif code // 100 == 2 and int(prm.expiration) > 0:
             self._trunks.learn(trunk.name, source.rpartition(":")[0])
             self._registrars[trunk.name] = source
+            call_id = headers_of(text_of(prm.rdata.wholeMsg)).get("call-id", ("",))[0]
+            self._on_registered(trunk.name, call_id)
             self._tell(trunk.name, registration.succeeded(float(prm.expiration), now))
         else:
             self._tell(trunk.name, registration.failed(code, text_of(prm.reason), now))

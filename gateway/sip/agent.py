@@ -16,6 +16,7 @@ from gateway.sip import library
 from gateway.sip.accounts import Accounts, header_vector
 from gateway.sip.byes import Byes
 from gateway.sip.calls import QUALITY_SECONDS, Calls
+from gateway.sip.challenges import Challenges
 from gateway.sip.endpoint import configure_media, endpoint_config, only_g711
 from gateway.sip.errors import AgentError as AgentError
 from gateway.sip.incoming import Endpoint, Incoming
@@ -81,6 +82,7 @@ class UserAgent:
         self._thread = SipThread(self._poll, self._housekeeping)
         self.calls = Calls()
         self.trunks = Trunks(settings.trunks)
+        self.challenges = Challenges(self.trunks, self.calls.challenged)
         self.screen: Screen | None = None
         self.signalling: Signalling | None = None
         self.accounts: Accounts | None = None
@@ -340,6 +342,7 @@ class UserAgent:
             self._listeners.name,
             self._listeners.bound,
             self.incoming.on_call,
+            self.challenges.registered,
         )
         self.accounts.open()
         endpoint.libStart()

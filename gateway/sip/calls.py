@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
+from gateway.sip.challenges import Challenged
+
 if TYPE_CHECKING:
     from gateway.sip.leg import SipCall
 
@@ -98,6 +100,15 @@ class Calls:
         """Have each leg report its RTP counters."""
         for call in list(self._all):
             self._ask(call, call.poll_quality)
+
+    def challenged(self, sip_call_id: str) -> Challenged | None:
+        """What is to be known of the call with this SIP Call-ID that somebody wants a password
+        for."""
+        for call in self._all:
+            if not call.ended and sip_call_id == call.sip_call_id:
+                to_uri = "" if call.leg is None else call.leg.invite.to_uri
+                return Challenged(call.account.trunk, to_uri, call.followed)
+        return None
 
     def each(self, what: Callable[[SipCall], None]) -> None:
         """Do something with every call that is held, ended ones included."""

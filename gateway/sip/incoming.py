@@ -64,6 +64,7 @@ class Incoming:
             lambda connection: (
                 () if agent.accounts is None else agent.accounts.names_of(connection)
             ),
+            agent.challenges,
         )
 
         def on_request(received: Received) -> Decision:

@@ -140,6 +140,17 @@ class SipCall(InCall):
         """The gateway's id of the call, for logs."""
         return self.leg.call_id if self.leg is not None else "?"
 
+    @property
+    def sip_call_id(self) -> str:
+        """The Call-ID on the wire; empty where there is none yet."""
+        known = "" if self.leg is None else self.leg.invite.sip_call_id
+        if known:
+            return known
+        try:
+            return str(self.getInfo().callIdString)
+        except pj.Error:
+            return ""
+
     def run(self, command: Callable[[SipCall], None]) -> None:
         """Run a command of the event loop; one that fails because the call just ended is moot."""
         try:

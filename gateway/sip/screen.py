@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from gateway.sip.bans import Bans, is_scanner
+from gateway.sip.challenges import Challenges
 from gateway.sip.digest import DigestAuth, Outcome
 from gateway.sip.limits import SourceBuckets, TokenBucket
 from gateway.sip.message import body_of, headers_of
@@ -68,6 +69,7 @@ class Screen:
         min_session: least Session-Expires that a call may ask for, s; 0 leaves it to pjsip.
         names_of: the names in the certificate of who is at the other end of a connection, by
             pjsip's handle of it.
+        challenges: who may ask for a trunk's password.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class Screen:
         calls_of: Callable[[str], int],
         min_session: int = 90,
         names_of: Callable[[int], tuple[str, ...]] = lambda _connection: (),
+        challenges: Challenges | None = None,
     ) -> None:
+        self._challenges = challenges
         self.refusals = RefusalLog(lambda fields: log.warning("sip.refused", **fields))
         self.current: Received | None = None
         """The new request that pjsua is looking at, while it is."""
@@ -261,13 +265,18 @@ class Screen:
 
     def _on_response(self, received: Received) -> Decision:
         message = received.message.decode("utf-8", "replace")
-        flaw = _flaw_in(message, headers_of(message))
+        headers = headers_of(message)
+        flaw = _flaw_in(message, headers)
         if flaw is not None:
             return self._refuse(received, f"malformed response: {flaw.what}", Reply(0))
         if received.status in _NOT_NOW and received.method in ("INVITE", "UPDATE"):
             # pjsip would end the call where RFC 4028 section 10 wants the refresh tried again;
             # after a 503 it does.
             return Decision(_UNAVAILABLE)
+        if self._challenges is not None and self._challenges.is_foreign(
+            received.status, headers, _plain(received.source)
+        ):
+            return Decision(_FORBIDDEN)
         return PASS
 
     def _attribute(self, received: Received) -> Attribution | None:

@@ -193,6 +193,26 @@ class Trunks:
                 return Attribution(trunk, "peer")
         return None
 
+    def is_server(self, trunk: Trunk, source: str) -> bool | None:
+        """Whether an address is of a trunk's own servers; None when none of them is known."""
+        address = address_of(source)
+        registrars = self._registrars.get(trunk.name, [])
+        named = [
+            found
+            for text in (trunk.registrar, trunk.outbound_proxy)
+            if (found := _literal(text)) is not None
+        ]
+        if not (trunk.peers or registrars or named):
+            return None
+        return address is not None and (
+            address in registrars
+            or address in named
+            or any(
+                address.version == peer.network.version and address in peer.network
+                for peer in trunk.peers
+            )
+        )
+
     def learn(self, name: str, source: str) -> None:
         """The registrar of trunk ``name`` has answered a registration from this address."""
         address = address_of(source)
@@ -200,6 +220,12 @@ class Trunks:
         if address is not None and address not in known:
             known.append(address)
             del known[:-MAX_REGISTRARS]
+
+
+def _literal(address: str) -> IPAddress | None:
+    """The address in ``host[:port]``; None for a name."""
+    host = address.partition("]")[0] if address.startswith("[") else address.partition(":")[0]
+    return address_of(host)
 
 
 def address_of(text: str) -> IPAddress | None:
