@@ -64,6 +64,8 @@ class PhoneCall:
     _sequence: int = 1
     _pulse: asyncio.Event = field(default_factory=asyncio.Event)
     _invite: bytes = b""
+    caller: str = "tester"
+    """The user of From."""
 
     # ---- what the test does
 
@@ -203,7 +205,7 @@ class PhoneCall:
             f"{method} {self._target if in_dialog else self.uri} SIP/2.0",
             f"Via: SIP/2.0/UDP {host}:{port};branch={branch};rport",
             "Max-Forwards: 70",
-            f"From: <sip:tester@{host}:{port}>;tag={self._tag}",
+            f"From: <sip:{self.caller}@{host}:{port}>;tag={self._tag}",
             f"To: {self._to if method != 'CANCEL' else f'<{self.uri}>'}",
             f"Call-ID: {self.call_id}",
             f"CSeq: {sequence} {method}",

@@ -1,0 +1,285 @@
+"""Nobody makes the gateway call where it shall not, or shows them the password of a trunk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+from callee import CalledCall, CalledPhone, free_port
+from harness import World
+from referred import ReferredCall, dial
+from sip_phone import Message, _parsed
+from test_moved import _more_answers, refer, told
+from test_transfer_blind import outputs_of
+
+PORT, ELSEWHERE = free_port(), free_port()
+AT = f"127.0.0.1:{PORT}"
+
+
+def _transfer(mode: str) -> str:
+    return f"""
+[[route.transfer]]
+name = "number {mode}"
+to = "sip:{{number}}@{AT}"
+allow = "[+0-9*#]+"
+mode = "{mode}"
+ring_seconds = 3
+"""
+
+
+def _route(mode: str) -> str:
+    head = f'[[route]]\nname = "{mode}"\nto = "^{mode}$"\ngreeting.say = "Hello."\n'
+    return head + _transfer(mode)
+
+
+WORLD = {
+    "routes": """
+[[route]]
+name = "follows"
+to = "^follows$"
+follow_refer = 'sips?:.*@127\\.0\\.0\\.[12](:[0-9]+)?(;.*)?'
+
+[[route]]
+name = "office"
+to = "^office$"
+greeting.say = "Hello."
+[route.schedule_callback]
+enabled = true
+allow = ".*"
+trunk = "carrier"
+[[route.transfer]]
+name = "hotline"
+to = "tel:+499001234567"
+"""
+    + "".join(_route(mode) for mode in ("blind", "bridge", "attended")),
+    "more": """
+[control]
+socket = "gateway.sock"
+[outbound]
+enabled = true
+country = "DE"
+allowed = ["+49", "+44"]
+forbidden = ["0900"]
+per_minute = 1000
+max_concurrent = 20
+[callbacks]
+file = "callbacks.json"
+[[trunk]]
+name = "carrier"
+peers = ["127.0.0.1"]
+username = "us"
+password = "a-secret-of-the-trunk"
+""",
+}
+
+
+class Challenger(CalledPhone):
+    """Asks everybody for a password, once."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__()
+        self._host = host
+        self.invites: list[Message] = []
+
+    async def start(self, port: int = 0) -> Challenger:
+        loop = asyncio.get_running_loop()
+        await loop.create_datagram_endpoint(lambda: self, (self._host, port))
+        return self
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        if data.startswith(b"INVITE "):
+            self.invites.append(_parsed(data))
+        super().datagram_received(data, addr)
+
+    def _begin(self, call: CalledCall) -> None:
+        to = f"{call.invite.headers['to']};tag={call.tag}"
+        names = ("Via", "From", "Call-ID", "CSeq")
+        lines = [f"{name}: {call.invite.headers[name.lower()]}" for name in names]
+        challenge = 'Proxy-Authenticate: Digest realm="anybody", nonce="n1", algorithm=MD5'
+        head = ["SIP/2.0 407 Who", *lines, f"To: {to}", challenge, "Content-Length: 0"]
+        self.send(("\r\n".join(head) + "\r\n\r\n").encode())
+
+
+@pytest.fixture
+def callee(runner: asyncio.Runner) -> Iterator[CalledPhone]:
+    """Where calls may go."""
+    phone = runner.run(CalledPhone().start(PORT))
+    yield phone
+    runner.run(phone.stop())
+
+
+@pytest.fixture
+def challengers(runner: asyncio.Runner) -> Iterator[tuple[Challenger, Challenger]]:
+    """The trunk, and somebody else."""
+    phones = (
+        runner.run(Challenger("127.0.0.1").start()),
+        runner.run(Challenger("127.0.0.2").start()),
+    )
+    yield phones
+    for phone in phones:
+        runner.run(phone.stop())
+
+
+NUMBERS = ("09001234567", "+499001234567", "0049900123456", "+4909001234567", "*31#0900123")
+NOT_AT_HOME = ("+88216123456", "0018765551234", "112", "+491801234567")
+
+
+def _asks(number: str) -> list[dict[str, Any]]:
+    tool = {"name": "transfer_call", "arguments": json.dumps({"destination": number})}
+    return [{"kind": "nothing", "tools": [tool]}, {"kind": "silent"}]
+
+
+@pytest.mark.parametrize("mode", ["blind", "bridge", "attended"])
+@pytest.mark.parametrize("number", [*NUMBERS, *NOT_AT_HOME])
+async def test_no_transfer_there(world: World, callee: CalledPhone, number: str, mode: str) -> None:
+    world.behave(vad="off", answers=_asks(number))
+    call = await dial(world, mode)
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: outputs_of(s) != [], 20)
+    (output,) = outputs_of(session)
+    assert (output["status"], output["sip_code"]) == ("forbidden", 403)
+    assert not call.referred
+    assert not callee.calls
+    await world.summary_at_end(call)
+
+
+async def test_a_denied_number_that_the_dialplan_names(world: World) -> None:
+    world.behave(vad="off", answers=_asks("hotline"))
+    call = await dial(world, "office")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: outputs_of(s) != [], 20)
+    assert outputs_of(session)[0]["status"] == "forbidden"
+    assert not call.referred
+    await world.summary_at_end(call)
+
+
+async def test_what_may_be_called_is(world: World, callee: CalledPhone) -> None:
+    world.behave(vad="off", answers=_asks("+442079460000"))
+    call = await dial(world, "blind")
+    assert await call.asked() == f"sip:+442079460000@{AT}"
+    call.notify("200 OK", last=True)
+    await call.hung_up()
+    await world.summary(call)
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "?Route=%3Csip:127.0.0.2%3Blr%3E",
+        "?P-Asserted-Identity=%3Csip:boss@pbx%3E",
+        "?Contact=%3Csip:x@127.0.0.2%3E",
+        "?Record-Route=%3Csip:127.0.0.2%3E",
+        "?From=%3Csip:boss@pbx%3E",
+        "?body=v%3D0",
+        "?Proxy-Authorization=x",
+        "?Replaces=a%3Bto-tag%3D1%3Bfrom-tag%3D2&Route=%3Csip:127.0.0.2%3Blr%3E",
+        "?Replaces=a%0D%0ARoute:%20%3Csip:127.0.0.2%3E%3Bto-tag%3D1%3Bfrom-tag%3D2",
+        "?Replaces=a",
+        "?Require=100rel",
+        ";maddr=127.0.0.2",
+        ";MADDR=127.0.0.2",
+        ";m%61ddr=127.0.0.2",
+        ";lr",
+        ";method=BYE",
+        ";transport=udp;maddr=127.0.0.2",
+    ],
+)
+async def test_what_a_refer_brings_along(world: World, callee: CalledPhone, to: str) -> None:
+    world.behave(vad="off", answer="silent")
+    call = await dial(world, "follows")
+    refer(call, callee.uri("answer") + to)
+    await call.until(partial(_more_answers, 0))
+    assert call.answers_to("REFER") == [603]
+    assert not callee.calls
+    await world.summary_at_end(call)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "{uri};maddr=127.0.0.2",
+        '"<sip:answer@127.0.0.1>" <sip:x@127.0.0.3>',
+        "<sip:x@127.0.0.3>, <{uri}>",
+        "<{uri}>, <sip:x@127.0.0.3>",
+        "<{uri}",
+    ],
+)
+async def test_an_address_that_can_be_read_in_two_ways(
+    world: World, callee: CalledPhone, field: str
+) -> None:
+    world.behave(vad="off", answer="silent")
+    call = await dial(world, "follows")
+    _refer_field(call, field.format(uri=callee.uri("answer")))
+    await call.until(partial(_more_answers, 0))
+    assert call.answers_to("REFER")[0] >= 400
+    assert not callee.calls
+    await world.summary_at_end(call)
+
+
+def _refer_field(call: ReferredCall, field: str) -> None:
+    call._sequence += 1
+    branch = f"z9hG4bK{os.urandom(6).hex()}"
+    call.phone.send(call._request("REFER", branch, call._sequence, [f"Refer-To: {field}"]))
+
+
+async def test_a_call_that_replaces_another_is_followed(world: World, callee: CalledPhone) -> None:
+    world.behave(vad="off", answer="silent")
+    call = await dial(world, "follows")
+    refer(call, callee.uri("busy-486") + "?Replaces=a%40b%3Bto-tag%3D1%3Bfrom-tag%3D2")
+    there = await callee.called()
+    assert there.invite.headers["replaces"] == "a@b;to-tag=1;from-tag=2"
+    await call.until(lambda c: any("486" in line for line in told(c)))
+    await world.summary_at_end(call)
+
+
+@pytest.mark.parametrize("number", ["0900123", "+88216123456", "%30900123", "112"])
+async def test_a_refer_to_a_number_that_is_closed(
+    world: World, callee: CalledPhone, number: str
+) -> None:
+    world.behave(vad="off", answer="silent")
+    call = await dial(world, "follows")
+    refer(call, callee.uri(number) + ";user=phone")
+    await call.until(partial(_more_answers, 0))
+    assert call.answers_to("REFER") == [603]
+    assert not callee.calls
+    await world.summary_at_end(call)
+
+
+async def test_the_password_is_for_the_trunk_only(
+    world: World, challengers: tuple[Challenger, Challenger]
+) -> None:
+    ours, foreign = challengers
+    world.behave(vad="off", answer="silent")
+    for there, count in ((foreign, 1), (ours, 2)):
+        call = await dial(world, "follows")
+        refer(call, there.uri("x"))
+        await call.until(lambda c: len(told(c)) > 1, what="an outcome")
+        assert len(there.invites) == count
+        digests = [m.headers["proxy-authorization"] for m in there.invites[1:]]
+        assert ['username="us"' in digest for digest in digests] == [True] * (count - 1)
+        await world.summary_at_end(call)
+    assert world.gateway.all("trunk.foreign_challenge", source="127.0.0.2")
+
+
+@pytest.mark.parametrize("number", ["+499001234567", "0049900123456", "+88216123456", "112", "1"])
+async def test_from_is_nobodys_word(world: World, number: str) -> None:
+    """The caller's own number is called back only where calls may go."""
+    at = datetime.now(UTC) + timedelta(hours=1)
+    tool = {"name": "schedule_callback", "arguments": json.dumps({"at": at.isoformat()})}
+    world.behave(vad="off", answers=[{"kind": "nothing", "tools": [tool]}, {"kind": "silent"}])
+    call = world.phone.call("office")
+    call.caller = number
+    call.invite()
+    await call.answered()
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.seen("response.create")) == 2, 20)
+    items = [event.body["item"] for event in session.seen("conversation.item.create")]
+    assert f"{number} may not be called" in items[0]["output"]
+    assert not (world.folder / "callbacks.json").exists()
+    await world.summary_at_end(call)
