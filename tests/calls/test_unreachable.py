@@ -24,7 +24,6 @@ UNREACHABLE = {
     "other_family": "sip:x@[::1]:5060",
     "malformed": "sip:x@[::1",
     "no_host": "sip:x@",
-    "spaces": "sip:x y@127.0.0.1",
     "long": "sip:" + "x" * 3000 + "@240.0.0.1",
 }
 """None of these can be called from a gateway that listens on IPv4 UDP only."""
@@ -41,8 +40,6 @@ ring_seconds = 3
 
 
 MODES = ("bridge", "attended")
-WRITTEN = UNREACHABLE.keys() - {"spaces"}
-"""A dialplan takes no other."""
 
 WORLD = {
     "routes": """
@@ -59,7 +56,7 @@ to = "^office$"
 [route.greeting]
 say = "Hello."
 """
-    + "".join(_transfer(name, mode) for name in sorted(WRITTEN) for mode in MODES),
+    + "".join(_transfer(name, mode) for name in UNREACHABLE for mode in MODES),
     "more": """
 [control]
 socket = "gateway.sock"
@@ -82,7 +79,7 @@ async def test_dialled(world: World, name: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", sorted(WRITTEN))
+@pytest.mark.parametrize("name", UNREACHABLE)
 async def test_transferred(world: World, name: str, mode: str) -> None:
     """The model is told, and the caller is back with it."""
     tool = {"name": "transfer_call", "arguments": json.dumps({"destination": f"{name} {mode}"})}
