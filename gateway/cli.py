@@ -109,12 +109,24 @@ def main() -> None:
     metavar="I",
     help="Be only worker I, counted from 0, and let another program start the rest.",
 )
+@click.option(
+    "--supervisor/--no-supervisor",
+    default=True,
+    help="Whether a second process starts this one again if it dies; with several workers always.",
+)
 @click.option("--lifeline", type=int, hidden=True)
-def run(config: Path, workers: int | None, worker: int | None, lifeline: int | None) -> None:
+def run(
+    config: Path,
+    workers: int | None,
+    worker: int | None,
+    supervisor: bool,
+    lifeline: int | None,
+) -> None:
     """Answer calls until SIGTERM or Ctrl-C; a second one does not wait for calls to end."""
     from gateway.config import ConfigError
     from gateway.config.check import load_all
     from gateway.log import set_up_logging
+    from gateway.signals import keep_running
 
     try:
         settings, dialplan = load_all(config, workers=workers)
@@ -133,10 +145,11 @@ def run(config: Path, workers: int | None, worker: int | None, lifeline: int | N
     except OSError as error:
         click.echo(f"{config}: {error}", err=True)
         sys.exit(1)
-    if count > 1 and worker is None:
+    keep_running(sink.reopen)
+    if worker is None and lifeline is None and (count > 1 or supervisor):
         from gateway.workers.supervisor import supervise
 
-        sys.exit(supervise(settings, config))
+        sys.exit(supervise(settings, config, sink.reopen))
     sink.write_behind()
     _serve(config, settings if worker is None else settings.for_worker(worker), dialplan, lifeline)
 

@@ -85,9 +85,10 @@ class Sink:
     :meth:`write_behind`.
     """
 
-    def __init__(self, target: TextIO) -> None:
+    def __init__(self, target: TextIO, path: Path | None = None) -> None:
         self.lost = 0
         self._target = target
+        self._path = path
         self._lock = threading.Lock()
         self._waiting: queue.Queue[str | None] | None = None
         self._writer: threading.Thread | None = None
@@ -109,6 +110,20 @@ class Sink:
         )
         self._writer.start()
         atexit.register(self.close)
+
+    def reopen(self) -> None:
+        """Go on in a new file of the same name, after the old one was moved away. Never raises."""
+        if self._path is None:
+            return
+        try:
+            target = _opened(self._path)
+        except OSError:
+            self.lost += 1
+            return  # lines go on to the old file
+        with self._lock:
+            before, self._target = self._target, target
+        with contextlib.suppress(OSError, ValueError):
+            before.close()
 
     def close(self) -> None:
         """Write what waits, for at most ``CLOSE_SECONDS``; later lines are written at once."""
@@ -143,6 +158,10 @@ class Sink:
             self.lost += 1
 
     debug = info = warning = error = critical = exception = msg
+
+
+def _opened(path: Path) -> TextIO:
+    return path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
 class _Handler(logging.Handler):
@@ -207,12 +226,8 @@ def set_up_logging(
 
     With ``worker`` every line says which one of several processes it comes from.
     """
-    target: TextIO = (
-        sys.stderr
-        if file is None
-        else file.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
-    )
-    sink = Sink(target)
+    target: TextIO = sys.stderr if file is None else _opened(file)
+    sink = Sink(target, file)
     threshold = logging.getLevelNamesMapping()[level.upper()]
     rendering: list[Processor]
     if form == "json":

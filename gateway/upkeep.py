@@ -51,6 +51,7 @@ class Upkeep:
     async def stop(self) -> None:
         """End what is under way."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, lambda *_: None)  # the default would cut the drain short
         for task in self._tasks:
             task.cancel()
         if self._control is not None:

@@ -51,7 +51,11 @@ async def play(stage: Stage, tell: Callable[[str], None]) -> Result:
          "--record", stage.events],
         stage.folder / "emulator.log",
     )  # fmt: skip
-    gateway = Child("gateway", ["run", "-c", stage.gateway_config], stage.folder / "gateway.log")
+    gateway = Child(
+        "gateway",
+        ["run", "--no-supervisor", "-c", stage.gateway_config],
+        stage.folder / "gateway.log",
+    )
     started: list[Child] = []
     try:
         started.append(emulator)

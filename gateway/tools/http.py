@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,9 @@ MAX_BODY = 1024 * 1024
 
 MAX_DETAIL = 500
 """Characters of a failure's body that the model is told."""
+
+_WINDOWS = {"": None, "identity": None, "gzip": 31, "x-gzip": 31, "deflate": 15}
+"""Content codings that are read (RFC 9110 section 8.4.1), as zlib's window bits."""
 
 FIRST_PAUSE = 0.25
 """Seconds before the second try; each further pause is twice as long."""
@@ -72,7 +76,10 @@ class HttpClient:
             timeout=httpx.Timeout(None),  # the whole of a request has its deadline
             trust_env=False,  # no proxy that nobody asked for, no credentials of a .netrc
             follow_redirects=False,  # its headers are for the host that was named
-            headers={"User-Agent": f"sip-realtime-gateway/{__version__}"},
+            headers={
+                "User-Agent": f"sip-realtime-gateway/{__version__}",
+                "Accept-Encoding": "gzip, deflate",
+            },
         )
 
     async def close(self) -> None:
@@ -136,10 +143,25 @@ class _AgainError(Exception):
 
 
 async def _read(response: httpx.Response) -> tuple[str, bool]:
-    """The body as text, and whether that is all of it."""
+    """The body as text, and whether that is all of it.
+
+    A small body that is compressed may become a very large one: it is decompressed here, where
+    the bound holds for what comes out, and not by the client, which does it packet by packet.
+    """
+    coding = response.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in _WINDOWS:
+        raise ToolError("the service answered in a content coding that was not asked for")
+    window = _WINDOWS[coding]
+    unpack = None if window is None else zlib.decompressobj(window)
     body = bytearray()
-    async for part in response.aiter_bytes(64 * 1024):
-        body += part
+    async for part in response.aiter_raw():
+        room = MAX_BODY + 1 - len(body)
+        try:
+            body += part[:room] if unpack is None else unpack.decompress(part, room)
+        except zlib.error:
+            raise ToolError(
+                "the service answered with a body that cannot be decompressed"
+            ) from None
         if len(body) > MAX_BODY:
             return "", False
     return body.decode(response.encoding or "utf-8", "replace"), True

@@ -244,7 +244,8 @@ async def _http(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
 
     client = await stack.enter_async_context(
         httpx2.AsyncClient(
-            headers=dict(settings.headers),
+            headers={**settings.headers, "Accept-Encoding": "identity"},
+            event_hooks={"response": [_refuse_compressed]},
             timeout=httpx2.Timeout(settings.connect_seconds, read=None),
             limits=httpx2.Limits(max_connections=MAX_RUNNING + 4),
             proxy=settings.proxy,
@@ -252,6 +253,12 @@ async def _http(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
         )
     )
     return streamable_http_client(settings.url, http_client=client)
+
+
+async def _refuse_compressed(response: Any) -> None:
+    """A small body that is compressed may become a very large one, and none was asked for."""
+    if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise ValueError("compressed")
 
 
 def _kind(error: BaseException) -> str:

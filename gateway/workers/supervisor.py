@@ -37,6 +37,7 @@ class Supervisor:
         count: how many.
         max_restarts: deaths in a row after which a worker is given up.
         drain_seconds: how long the workers' calls may go on after the first signal.
+        reopen_log: called on SIGUSR1, which the workers get, too.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Supervisor:
         *,
         max_restarts: int,
         drain_seconds: float,
+        reopen_log: Callable[[], None] = lambda: None,
     ) -> None:
         self._command = command
         self._count = count
         self._max_restarts = max_restarts
         self._drain_seconds = drain_seconds
+        self._reopen_log = reopen_log
         self._workers: dict[int, Worker] = {}
         self._ever_up: set[int] = set()
         self._announced = False
@@ -67,7 +70,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        loop.add_signal_handler(signal.SIGHUP, self._hand_on, signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGUSR1, self._on_usr1)
         log.info("workers.starting", count=self._count)
         try:
             async with asyncio.TaskGroup() as keepers:
@@ -77,7 +81,7 @@ class Supervisor:
             if self._killing is not None:
                 self._killing.cancel()
             self._signal_all(signal.SIGKILL)  # none is left, unless something here failed
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
                 loop.remove_signal_handler(number)
         log.info("workers.down", status=self._status)
         return self._status
@@ -85,11 +89,15 @@ class Supervisor:
     def _on_signal(self, number: int) -> None:
         self._end(signal.Signals(number).name)
 
-    def _hang_up(self) -> None:
-        """Hand SIGHUP on to those that are up; one that starts reads everything anew."""
+    def _on_usr1(self) -> None:
+        self._reopen_log()
+        self._hand_on(signal.SIGUSR1)
+
+    def _hand_on(self, number: signal.Signals) -> None:
+        """To those that are up; one that starts reads, and opens, everything anew."""
         for worker in self._workers.values():
             if worker.was_up:
-                worker.send(signal.SIGHUP)
+                worker.send(number)
 
     def _end(self, reason: str) -> None:
         """Tell all workers to end; the second time, to hurry."""
@@ -198,13 +206,13 @@ class Supervisor:
             self._status = 1
 
 
-def supervise(config: Config, file: Path) -> int:
+def supervise(config: Config, file: Path, reopen_log: Callable[[], None]) -> int:
     """Run ``workers.count`` workers of the configuration in ``file``; returns the exit status."""
 
     def command(index: int) -> list[str]:
         count = str(config.workers.count)
         run = [sys.executable, "-m", "gateway", "run", "-c", str(file), "--workers", count]
-        return [*run, "--worker", str(index)]
+        return run if config.workers.count == 1 else [*run, "--worker", str(index)]
 
     async def main() -> int:
         supervisor = Supervisor(
@@ -212,6 +220,7 @@ def supervise(config: Config, file: Path) -> int:
             config.workers.count,
             max_restarts=config.workers.max_restarts,
             drain_seconds=max(config.limits.drain_seconds, config.limits.drain_notice_seconds),
+            reopen_log=reopen_log,
         )
         return await supervisor.run()
 

@@ -56,12 +56,18 @@ class Gateway:
     Args:
         config: the configuration's file; its log must be JSON on standard error.
         entry: what to run instead of ``-m gateway``.
+        options: of ``run``; without a supervisor the process is the gateway itself.
     """
 
     running: ClassVar[set[Gateway]] = set()
     """Those that were started and have not been waited for."""
 
-    def __init__(self, config: Path, entry: tuple[str, ...] = ("-m", "gateway")) -> None:
+    def __init__(
+        self,
+        config: Path,
+        entry: tuple[str, ...] = ("-m", "gateway"),
+        options: tuple[str, ...] = ("--no-supervisor",),
+    ) -> None:
         self.config = config
         self.lines: list[Line] = []
         self.other_output: list[str] = []
@@ -69,6 +75,7 @@ class Gateway:
         self.tolerated: set[str] = set()
         """Fault events that a test provokes on purpose."""
         self._entry = entry
+        self._options = options
         self._process: asyncio.subprocess.Process | None = None
         self._readers: list[asyncio.Task[None]] = []
         self._pulse = asyncio.Event()
@@ -81,6 +88,7 @@ class Gateway:
             "run",
             "-c",
             str(self.config),
+            *self._options,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

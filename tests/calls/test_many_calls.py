@@ -38,7 +38,7 @@ async def watched(world: World) -> dict[str, Any]:
     await eventually(lambda: not world.emulator.live, "all sessions closed")
     await asyncio.sleep(1.5)  # sockets rest half a second in the library; the loop's tasks end
     seen = len(world.gateway.all("watch"))
-    world.gateway.signal(signal.SIGUSR1)
+    world.gateway.signal(signal.SIGRTMIN)
     line = await world.gateway.wait("watch", count=seen + 1)
     return {**world.gateway.resources(), "tasks": line["tasks"], "objects": line["objects"]}
 

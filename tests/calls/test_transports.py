@@ -220,7 +220,7 @@ async def test_more_trunks_than_the_library_has_accounts_is_an_error_at_start(
         )
     )
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway", "run", "-c", str(config)),
+        *(sys.executable, "-m", "gateway", "run", "-c", str(config), "--no-supervisor"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""The gateway, with a window: on SIGUSR1 it logs what it holds. ``watched_gateway.py run -c …``."""
+"""The gateway, with a window: ``watched_gateway.py run -c …`` logs what it holds on SIGRTMIN."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def tell(_number: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGUSR1, tell)
+    signal.signal(signal.SIGRTMIN, tell)
     main()

@@ -130,7 +130,9 @@ def gateway(
             high=low + PORTS - 1,
         )
     )
-    with Worker.python("gateway", "gateway", folder, "run", "-c", str(config)) as worker:
+    with Worker.python(
+        "gateway", "gateway", folder, "run", "-c", str(config), "--no-supervisor"
+    ) as worker:
         yield Gateway(worker)
 
 

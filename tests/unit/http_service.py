@@ -32,7 +32,7 @@ class Answer:
     """What to say; ``seconds`` later."""
 
     status: int = 200
-    body: str = "{}"
+    body: str | bytes = "{}"
     headers: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     hang_up: bool = False
@@ -71,7 +71,7 @@ def http_service() -> Iterator[HttpService]:
             if answer.hang_up:
                 self.close_connection = True
                 return
-            body = answer.body.encode()
+            body = answer.body if isinstance(answer.body, bytes) else answer.body.encode()
             self.send_response(answer.status)
             for name, value in answer.headers.items():
                 self.send_header(name, value)

@@ -243,3 +243,19 @@ def test_people_see_a_summary_without_what_is_empty_or_twice(tmp_path: Path) -> 
     assert not any(word in summary for word in ("session_id", "tools", "underruns"))
     assert "session_id=s1" in other
     assert "tools=[]" in other
+
+
+def test_the_log_goes_on_in_a_new_file_when_it_was_moved_away(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.log"
+    sink = set_up_logging("json", "info", file)
+    try:
+        structlog.get_logger("gateway").info("before")
+        file.rename(tmp_path / "gateway.log.1")
+        structlog.get_logger("gateway").info("meanwhile")
+        sink.reopen()
+        structlog.get_logger("gateway").info("after")
+    finally:
+        sink.close()
+    moved = (tmp_path / "gateway.log.1").read_text()
+    assert [json.loads(line)["event"] for line in moved.splitlines()] == ["before", "meanwhile"]
+    assert [json.loads(line)["event"] for line in file.read_text().splitlines()] == ["after"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import tracemalloc
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -318,3 +321,32 @@ def test_through_a_proxy(tmp_path: Path, service: HttpService) -> None:
 
     assert asyncio.run(main()) == "from the proxy"
     assert service.asked[0].path == "http://pms.example/x"
+
+
+def test_a_compressed_answer_is_read(tmp_path: Path, service: HttpService) -> None:
+    body = gzip.compress(b'{"name": "Ann"}')
+    service.answers = [Answer(body=body, headers={"Content-Encoding": "gzip"})]
+    assert use(tmp_path, hook(service.url)) == '{"name":"Ann"}'
+    assert service.asked[0].headers["accept-encoding"] == "gzip, deflate"
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "words"),
+    [
+        ("gzip", gzip.compress(bytes(64 * MAX_BODY), 1), f"larger than {MAX_BODY} bytes"),
+        ("deflate", zlib.compress(bytes(64 * MAX_BODY), 1), f"larger than {MAX_BODY} bytes"),
+        ("gzip", b"no gzip at all", "cannot be decompressed"),
+        ("br", b"\x0b\x02\x80", "content coding that was not asked for"),
+        ("gzip, gzip", gzip.compress(b"{}"), "content coding that was not asked for"),
+    ],
+)
+def test_a_compressed_answer_is_never_larger_than_its_bound(
+    tmp_path: Path, service: HttpService, coding: str, body: bytes, words: str
+) -> None:
+    service.answers = [Answer(body=body, headers={"Content-Encoding": coding})]
+    tracemalloc.start()
+    try:
+        assert words in use(tmp_path, hook(service.url))
+        assert tracemalloc.get_traced_memory()[1] < 24 * MAX_BODY
+    finally:
+        tracemalloc.stop()
