@@ -57,6 +57,7 @@ class Received:
     """Of a response; 0: it is a request."""
     message: bytes
     body: bytes
+    """Where it has a Content-Type."""
     in_dialog: bool
     """A dialog of ours has this request."""
 

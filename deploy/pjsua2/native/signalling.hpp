@@ -30,8 +30,8 @@ public:
      *
      * message: source address, source port, transport (udp, tcp, tls), our address, pjsip's
      * handle of the connection, method, status
-     * (0: a request), the bytes of the message, those of its body, whether it is for a dialog of
-     * ours. All but the bytes are of pjsip's own parse.
+     * (0: a request), the bytes of the message, those of its body (where it has a Content-Type),
+     * whether it is for a dialog of ours. All but the bytes are of pjsip's own parse.
      */
     explicit NativeSignalling(PyObject *handler);
     ~NativeSignalling();
