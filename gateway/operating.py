@@ -3,19 +3,69 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from gateway.bridge import Bridge
 from gateway.call import inputs
+from gateway.call.ending import Why
+from gateway.call.outcomes import Outcome
+from gateway.call.record import CallRecord
+from gateway.call.transfers import TAKE_OVER_SECONDS
 from gateway.control.finding import call_named
 from gateway.control.server import RefusedError
 from gateway.tools.acts import HandOn
 from gateway.tools.arguments import ToolError, transfer_target
 
 log = structlog.get_logger("gateway")
+
+
+MAX_TRANSFERS = 64
+"""Transfers whose outcome can still be asked for."""
+
+BEGIN_SECONDS = 30.0
+"""For what the model is saying to be heard, before a transfer begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A transfer that was asked for; ``before``: attempts that the call had made by then."""
+
+    record: CallRecord
+    destination: str
+    before: int
+    refusals: int
+
+    def outcome(self) -> Mapping[str, Any]:
+        """What is known: ``over``, ``done``, and in words what became of it."""
+        ending = self.record.ending
+        attempts = [
+            one
+            for one in self.record.transfers[self.before :]
+            if one.destination == self.destination
+        ]
+        if attempts:
+            attempt = attempts[0]
+            taken = ending is not None and ending.why is Why.TRANSFERRED
+            over = ending is not None or attempt.outcome not in ("", Outcome.RINGING)
+            done = attempt.outcome == Outcome.ANSWERED or taken
+            words = str(attempt.outcome or "asked for")
+            if attempt.sip_code:
+                words += f", SIP {attempt.sip_code}"
+            return {"over": over, "done": done, "outcome": words}
+        if ending is not None:
+            return {"over": True, "done": False, "outcome": f"the call ended: {ending.why.value}"}
+        if _refusals(self.record) > self.refusals:
+            return {"over": True, "done": False, "outcome": "this call cannot be transferred now"}
+        return {"over": False, "done": False, "outcome": "not begun"}
+
+
+def _refusals(record: CallRecord) -> int:
+    return sum(mark["event"] == "act_refused" for mark in record.timeline)
 
 
 class OperatorCommands:
@@ -27,7 +77,12 @@ class OperatorCommands:
 
     def __init__(self, calls: Set[Bridge]) -> None:
         self._calls = calls
-        self.commands = {"hangup": self._hang_up, "transfer": self._transfer}
+        self._transfers: OrderedDict[str, _Asked] = OrderedDict()
+        self.commands = {
+            "hangup": self._hang_up,
+            "transfer": self._transfer,
+            "transfer_outcome": self._outcome,
+        }
         """For the control socket."""
 
     def _hang_up(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -49,5 +104,19 @@ class OperatorCommands:
         except ToolError as error:
             raise RefusedError(str(error)) from None
         log.info("operator.transfer", call=call, to=target.uri)
+        record = bridge.record
+        asked = _Asked(record, target.destination.name, len(record.transfers), _refusals(record))
+        number = f"{call}/{asked.before}"
+        self._transfers[number] = asked
+        self._transfers.move_to_end(number)
+        while len(self._transfers) > MAX_TRANSFERS:
+            self._transfers.popitem(last=False)
         bridge.feed(inputs.ToolActs(HandOn(str(request["destination"]))))
-        return {"call": call, "to": target.uri}
+        seconds = target.destination.ring_seconds + TAKE_OVER_SECONDS + BEGIN_SECONDS
+        return {"call": call, "to": target.uri, "transfer": number, "seconds": seconds}
+
+    def _outcome(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        asked = self._transfers.get(str(request.get("transfer", "")))
+        if asked is None:
+            raise RefusedError("there is no such transfer, or it is long over")
+        return asked.outcome()

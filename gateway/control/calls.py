@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
 
 import click
@@ -10,6 +12,9 @@ import click
 from gateway.control.cli import CONFIG, SOCKET, asked
 from gateway.control.text import call_lines
 from gateway.text import printable
+
+POLL_SECONDS = 0.2
+"""Between two questions for the outcome of a transfer."""
 
 
 @click.command("calls")
@@ -47,7 +52,18 @@ def transfer(call: str, destination: str, config: Path, path: Path | None) -> No
     """Hand CALL on to DESTINATION, one of its route's [[route.transfer]].
 
     The call goes the way that the route says for it; if nobody answers there, the caller comes
-    back to the model. Exit 0 when it was asked for, or 1 and why not.
+    back to the model. Waits for the outcome: exit 0 when somebody has taken the call, or 1 and why
+    not. Ctrl-C leaves the transfer as it is.
     """
     answer = asked(config, path, "transfer", call=call, destination=destination)
     click.echo(printable(f"{answer['call']} goes to {answer['to']}"))
+    until = time.monotonic() + answer["seconds"]
+    number = answer["transfer"]
+    while not (told := asked(config, path, "transfer_outcome", transfer=number))["over"]:
+        if time.monotonic() >= until:
+            click.echo(f"no outcome yet: {told['outcome']}", err=True)
+            sys.exit(1)
+        time.sleep(POLL_SECONDS)
+    click.echo(printable(told["outcome"]), err=not told["done"])
+    if not told["done"]:
+        sys.exit(1)

@@ -17,7 +17,7 @@ from gateway.sip import info
 from gateway.sip.guard import guarded
 from gateway.sip.message import body_of, headers_of, text_of, uri_of
 from gateway.sip.ports import Port
-from gateway.sip.refer_to import refer_to_of
+from gateway.sip.refer_to import refer_to_of, sip_target
 
 if TYPE_CHECKING:
     from gateway.sip.agent import UserAgent
@@ -161,7 +161,13 @@ class InCall(pj.Call):  # type: ignore[misc]
     # ---- transfers
 
     def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None:
-        """REFER the peer to ``target``, as it is; ``told`` of all that comes of it, on the loop."""
+        """REFER the peer to ``target``; ``told`` of all that comes of it, on the loop.
+
+        A tel URI becomes a sip URI of the call's trunk, all else goes as it is.
+        """
+        trunk, leg = self.account.trunk, self.leg
+        if trunk is not None and leg is not None:
+            target = sip_target(target, trunk, leg.invite.source)
         self._refer(told, lambda param: self.xfer(target, param))
 
     def refer_to(self, other: InCall, told: Callable[[ReferProgress], None]) -> None:
@@ -286,7 +292,7 @@ class InCallCommands:
         self._command(lambda call: call.press(digit, how))
 
     def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None:
-        """Blind transfer to a sip or tel URI, sent as it is."""
+        """Blind transfer to a sip or tel URI."""
         self._command(lambda call: call.refer(target, told))
 
     def refer_to(self, other: Leg, told: Callable[[ReferProgress], None]) -> None:

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from gateway.sip.trunks import Peer, Trunk
+
 MAX_BYTES = 1000
 
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9.\-]*[A-Za-z0-9])?)"
@@ -61,6 +63,32 @@ def refer_to_of(field: str) -> ReferTo:
         if name in _ELSEWHERE:
             return ReferTo(plain, f"parameter {name}")
     return ReferTo(plain, _header_flaw(found[2] or ""))
+
+
+def sip_target(uri: str, trunk: Trunk, source: str) -> str:
+    """A tel URI as a sip URI of a trunk (RFC 3261 section 19.1.6); all else as it is.
+
+    PBXs refuse a REFER to a tel URI, Asterisk with 400.
+
+    Args:
+        source: ``host:port`` that the trunk's call came from, where it came in.
+    """
+    if not uri.lower().startswith("tel:"):
+        return uri
+    number, semicolon, parameters = uri[4:].partition(";")
+    user = re.sub(r"[-.()]", "", number)
+    if not user.startswith("+"):
+        user += semicolon + parameters  # a local number means nothing without its context
+    single = [peer for peer in trunk.peers if peer.network.num_addresses == 1]
+    host = trunk.registrar or (_host_port(single[0]) if single else source)
+    through = "" if trunk.transport == "udp" else f";transport={trunk.transport}"
+    return f"sip:{user}@{host or trunk.outbound_proxy}{through};user=phone"
+
+
+def _host_port(peer: Peer) -> str:
+    address = peer.network.network_address
+    host = f"[{address}]" if address.version == 6 else str(address)
+    return f"{host}:{peer.port}" if peer.port else host
 
 
 def _header_flaw(headers: str) -> str:

@@ -77,20 +77,24 @@ async def test_transferred(world: World) -> None:
     socket = world.folder / "gateway.sock"
     with pytest.raises(RefusedError, match="there are: 'front desk'"):
         await asyncio.to_thread(ask, socket, "transfer", call=call.call_id, destination="moon")
-    status, words = await command(world, "transfer", call.call_id, "front desk")
-    assert (status, "sip:1002@pbx.example" in words) == (0, True)
+    asked = asyncio.create_task(command(world, "transfer", call.call_id, "front desk"))
     assert await call.asked() == "sip:1002@pbx.example"
     # Nobody there: the caller comes back to the model, which is told.
+    call.notify("180 Ringing")
     call.notify("486 Busy Here", last=True)
+    status, words = await asked
+    assert (status, "sip:1002@pbx.example" in words, "busy, SIP 486" in words) == (1, True, True)
     session = await world.session_of(call)
     await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
-    (words,) = told(session)
+    words = told(session)[-1]
     assert "busy" in words
     # The second time somebody takes the call.
-    await asyncio.to_thread(ask, socket, "transfer", call=call.call_id, destination="front desk")
+    asked = asyncio.create_task(command(world, "transfer", call.call_id, "front desk"))
     await call.until(lambda _call: len(call.referred) == 2, what="second REFER")
     call.notify("200 OK", last=True)
     await call.hung_up()
+    status, words = await asked
+    assert (status, "answered, SIP 200" in words) == (0, True)
     record = await world.record(call)
     assert record["ending"]["why"] == "transferred"
     assert [one["outcome"] for one in record["transfers"]] == ["busy", "answered"]

@@ -56,6 +56,9 @@ trunk = "carrier"
 [[route.transfer]]
 name = "hotline"
 to = "tel:+499001234567"
+[[route.transfer]]
+name = "mobile"
+to = "tel:+49-170-1234567"
 """
     + "".join(_route(mode) for mode in ("blind", "bridge", "attended")),
     "more": """
@@ -157,6 +160,16 @@ async def test_a_denied_number_that_the_dialplan_names(world: World) -> None:
     assert outputs_of(session)[0]["status"] == "forbidden"
     assert not call.referred
     await world.summary_at_end(call)
+
+
+async def test_a_tel_uri_goes_to_the_trunk(world: World) -> None:
+    """PBXs refuse a REFER to a tel URI."""
+    world.behave(vad="off", answers=_asks("mobile"))
+    call = await dial(world, "office")
+    assert await call.asked() == "sip:+491701234567@127.0.0.1;user=phone"
+    call.notify("200 OK", last=True)
+    await call.hung_up()
+    await world.summary(call)
 
 
 async def test_what_may_be_called_is(world: World, callee: CalledPhone) -> None:
