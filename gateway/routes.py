@@ -27,6 +27,7 @@ from gateway.dialing import dial_uri
 from gateway.dialplan import Route, Transfer
 from gateway.dialplan.trouble import Rung as RungSettings
 from gateway.dialplan.variables import render
+from gateway.realtime.session_object import complete_detection
 from gateway.tools import definitions
 
 RECONNECT_SECONDS = 10.0
@@ -92,7 +93,8 @@ def interruption_plan(route: Route, session: Mapping[str, Any]) -> InterruptionP
 
 def turns_left_to_us(session: dict[str, Any]) -> dict[str, Any]:
     """The session object of a server that tells of turns and does nothing by itself."""
-    detection = session["audio"]["input"]["turn_detection"]
+    detection = session["audio"]["input"].setdefault("turn_detection", {})
+    complete_detection(detection)
     detection |= {"interrupt_response": False, "create_response": False}
     return session
 
@@ -196,7 +198,7 @@ def own_tools(route: Route, transfer: TransferPlan) -> list[dict[str, Any]]:
     """The tools that the gateway offers to the model on this route."""
     languages, collect, schedule = language_plan(route), collect_plan(route), schedule_plan(route)
     tools = [
-        definitions.end_call(route.end_call.description) if route.end_call.enabled else None,
+        definitions.end_call(route.end_call.description) if _ends_calls(route) else None,
         definitions.transfer_call(transfer, route.transfer_call.description),
         definitions.send_dtmf(
             PressPlan(route.send_dtmf.enabled, route.send_dtmf.how), route.send_dtmf.description
@@ -209,9 +211,21 @@ def own_tools(route: Route, transfer: TransferPlan) -> list[dict[str, Any]]:
     return [tool for tool in tools if tool is not None]
 
 
+def _ends_calls(route: Route) -> bool:
+    """A hosted prompt has tools of its own, which those of a session replace: that is for the
+    route to decide, and not for a default."""
+    decided = "end_call" in route.model_fields_set or "tools" in route.session
+    return route.end_call.enabled and (decided or not has_prompt(route))
+
+
+def has_prompt(route: Route) -> bool:
+    """Whether the session has a hosted prompt."""
+    return bool(route.session.get("prompt"))
+
+
 def listening_session(session: Mapping[str, Any]) -> dict[str, Any]:
     """What a session is told that shall go on listening, and say nothing any more."""
-    detection = session["audio"]["input"]["turn_detection"]
+    detection = session["audio"]["input"].get("turn_detection", {"type": "server_vad"})
     if detection is None:
         return {"tools": []}
     quiet = {**detection, "create_response": False, "interrupt_response": False}

@@ -7,6 +7,10 @@ from gateway.call.course import Course
 from gateway.call.sessionside import SessionSide
 from gateway.call.states import State
 
+HELD = "The caller has put this call on hold, and hears nothing until they come back."
+RESUMED = "The caller is back from hold."
+"""For the model."""
+
 
 class LegSide:
     """One part of :class:`gateway.call.machine.CallMachine`. Methods take the time (s)."""
@@ -72,7 +76,10 @@ class LegSide:
         self._call.held = input.held
         if self._call.record.times.confirmed is not None:
             self._call.timers.held(now, input.held)
-        return [self._call.journal.note(now, "held" if input.held else "resumed", "info")]
+        note = self._call.journal.note(now, "held" if input.held else "resumed", "info")
+        if self._call.state is not State.TALKING or not self._call.session_up:
+            return [note]
+        return [note, *self._call.conversation.talk.tell(HELD if input.held else RESUMED)]
 
     def on_digit(self, input: inputs.DigitPressed, now: float) -> list[outputs.Output]:
         if not (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from gateway.addresses import is_inside
 from gateway.callbacks.offer import problems as callback_problems
@@ -13,8 +14,10 @@ from gateway.cost.planning import transcriber_of
 from gateway.cost.prices import load_prices
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.dialplan.session import only_beta
+from gateway.routes import has_prompt, own_tools, transfer_plan
 from gateway.tools.advice import advice as tool_advice
 from gateway.tools.advice import summary as tool_summary
+from gateway.tools.offer import RouteOffer, offers_of
 from gateway.tools.offer import problems as tool_problems
 
 from .load import KEY_MISSING, judge_config
@@ -307,8 +310,46 @@ def _advice(config: Config, dialplan: Dialplan) -> list[str]:
         for url in sorted(urls)
         if url.startswith(("ws:", "http:")) and not on_loopback(url)
     ]
+    advice += _other_regions(config, enabled)
+    offers = offers_of(config, dialplan)
+    advice += [
+        f"route {route.name}: its tools take the place of those of the hosted prompt"
+        for route in enabled
+        if has_prompt(route)
+        and (
+            own_tools(route, transfer_plan(route, config.trunk))
+            or offers[route.name] != RouteOffer()
+        )
+    ]
     advice += [f"{problem} (passed on to the server as it is)" for problem in dialplan.unsure]
     return [f"  note: {line}" for line in advice]
+
+
+_REGION = re.compile(r"^(?:(eu|us|ae|au|in|jp)\.)?api\.openai\.com$")
+
+
+def _region(url: str) -> str | None:
+    """Where data of this address stay, as far as its name tells; None: it does not tell."""
+    found = _REGION.match((urlsplit(url).hostname or "").lower())
+    return None if found is None else found[1] or "none"
+
+
+def _other_regions(config: Config, routes: Sequence[Route]) -> list[str]:
+    """Fallback servers that are not in the region of the server they stand in for."""
+    urls = {endpoint.name: endpoint.url for endpoint in config.endpoint}
+    advice: list[str] = []
+    for route in routes:
+        home = _region(call_settings(config, route).realtime.url)
+        if home in (None, "none"):
+            continue
+        for rung in route.on_trouble:
+            url = urls.get(rung.endpoint or "", "")
+            if url and _region(url) != home:
+                advice.append(
+                    f"route {route.name}: its server keeps data in {home!r}, and the endpoint "
+                    f"{rung.endpoint} ({urlsplit(url).hostname}) does not"
+                )
+    return advice
 
 
 def _count(number: int, what: str) -> str:

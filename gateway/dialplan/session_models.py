@@ -285,8 +285,12 @@ def _tracing(value: Any) -> Any:
 
 
 def _modalities(value: Any) -> Any:
-    if value not in (["audio"], ["text"]):
-        raise ValueError('must be ["audio"] (its transcript comes with it) or ["text"]')
+    if value == ["text"]:
+        # The words would be in no transcript either: they come without an item of audio, and what
+        # is not heard is not said. Asides answer in text by themselves.
+        raise ValueError('must be ["audio"]: a caller on a telephone hears nothing of a text')
+    if value != ["audio"]:
+        raise ValueError('must be ["audio"] (its transcript comes with it)')
     return value
 
 

@@ -32,7 +32,8 @@ def session_object(
     ``type`` is ``realtime``; input and output format are those of ``codec``, whatever the route
     says, as nothing here resamples; ``tools`` follow the route's own, except functions that the
     route defines itself under the same name. Turn detection gets explicit values wherever the
-    route gives none; one that the route turns off (``None``) stays off.
+    route gives none; one that the route turns off (``None``) stays off. Where the route has a
+    hosted ``prompt`` and no turn detection, none is sent: the prompt's own holds.
 
     Raises :class:`ValueError`, naming the key, where the route has something else than an object.
     """
@@ -42,17 +43,24 @@ def session_object(
     for direction in ("input", "output"):
         side = _table(audio.setdefault(direction, {}), f"audio.{direction}")
         side["format"] = {"type": AUDIO_FORMATS[codec]}
-    detection = audio["input"].setdefault("turn_detection", {"type": "server_vad"})
-    if detection is not None:
-        detection = _table(detection, "audio.input.turn_detection")
-        kind = detection.setdefault("type", "server_vad")
-        for name, value in _VAD_DEFAULTS.get(kind, {}).items():
-            detection.setdefault(name, value)
+    if not session.get("prompt"):
+        audio["input"].setdefault("turn_detection", {})
+    if audio["input"].get("turn_detection") is not None:
+        detection = _table(audio["input"]["turn_detection"], "audio.input.turn_detection")
+        complete_detection(detection)
     if tools:
         own = [_table(tool, "tools") for tool in session.get("tools") or []]
         names = {tool.get("name") for tool in own} - {None}
         session["tools"] = own + [_plain(tool) for tool in tools if tool.get("name") not in names]
     return session
+
+
+def complete_detection(detection: dict[str, Any]) -> dict[str, Any]:
+    """Put explicit values in where ``detection`` has none; returns it."""
+    kind = detection.setdefault("type", "server_vad")
+    for name, value in _VAD_DEFAULTS.get(kind, {}).items():
+        detection.setdefault(name, value)
+    return detection
 
 
 def format_of(session: Mapping[str, Any], direction: Literal["input", "output"]) -> str | None:

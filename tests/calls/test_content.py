@@ -195,13 +195,13 @@ async def test_old_turns_leave_the_session_and_a_summary_comes(world: World) -> 
     def free(session: SessionRecord) -> bool:
         return len(session.sent("response.done")) > answered
 
-    for number in range(1, 5):
+    for number in range(1, 4):
         await session.wait_until(free, 20)
         answered = number
         text = f"Turn {number}."
         await command(world, "tell", call=call.call_id, text=text, role="user", respond=True)
-    await session.wait_until(lambda s: len(s.deletions) >= 4, 20)
-    await session.wait_until(lambda s: len(s.sent("conversation.item.deleted")) >= 4, 20)
+    await session.wait_until(lambda s: len(s.deletions) >= 3, 20)
+    await session.wait_until(lambda s: len(s.sent("conversation.item.deleted")) >= 3, 20)
     created = [event.body for event in session.seen("conversation.item.create")]
     (summary,) = [body for body in created if body.get("previous_item_id") == "root"]
     assert summary["item"]["role"] == "system"
@@ -209,10 +209,10 @@ async def test_old_turns_leave_the_session_and_a_summary_comes(world: World) -> 
     await world.summary_at_end(call)
     record = await world.record(call)
     (trim,) = record["trims"]
-    assert (trim["how"], trim["turns"]) == ("summary", 2)
+    assert (trim["how"], trim["turns"]) == ("summary", 1)
     assert [one["purpose"] for one in record["asides"]] == ["old turns"]
     said = [one["text"] for one in record["transcript"] if one["who"] == "caller"]
-    assert said == [f"Turn {number}." for number in range(1, 5)]
+    assert said == [f"Turn {number}." for number in range(1, 4)]
 
 
 async def test_at_the_end_the_model_is_asked_about_the_call(world: World) -> None:

@@ -14,6 +14,7 @@ from rtp_end import FRAME, Packet, RtpEnd
 from sip_phone import CODECS
 
 from gateway.audio.g711 import Codec
+from gateway.call.legside import HELD, RESUMED
 from gateway.emulator.record import SessionRecord
 
 LAWS = {0: Codec.PCMU, 8: Codec.PCMA}
@@ -256,6 +257,9 @@ async def held(world: World, kind: str, route: str) -> None:
     said = {music[at : at + 40] for at in range(0, len(music), 40)}
     assert not said & received_frames, "music reached the model"
     assert len(world.gateway.all("call.resumed", call=call.call_id)) == 2
+    items = [event.body["item"] for event in session.seen("conversation.item.create")]
+    told = [item["content"][0]["text"] for item in items if item.get("role") == "system"]
+    assert told == [HELD, RESUMED, HELD, RESUMED], "the model knows why nobody answers"
 
 
 async def test_a_peer_that_only_listens_is_no_dead_line(world: World) -> None:
@@ -292,7 +296,11 @@ async def test_keys_pressed_on_hold_are_taken(world: World) -> None:
     assert not [packet for packet in call.rtp.packets if not is_silence(packet)]
     await call.renegotiate(direction="sendrecv")
     await call.rtp.until(lambda: len([p for p in call.rtp.packets if not is_silence(p)]) >= 50)
-    (item,) = session.seen("conversation.item.create")
-    assert "4 2" in str(item.body["item"])
+    told = [str(event.body["item"]) for event in session.seen("conversation.item.create")]
+    assert [words in one for words, one in zip((HELD, "4 2", RESUMED), told, strict=True)] == [
+        True,
+        True,
+        True,
+    ]
     await ends_well(world, call)
     (await answer_of(world, call)).assert_whole(call.rtp.packets, 50)

@@ -256,6 +256,21 @@ def test_the_caller_approves_of_what_an_mcp_server_does() -> None:
     assert answers(scene)[0]["approve"] is False
     assert answers(scene)[0]["reason"] == "the caller said no"
     assert seen
+    (use,) = scene.record.tools
+    assert (use.name, use.outcome, use.approval) == ("crm_delete", "refused", "refused: caller")
+
+
+def test_who_approved_of_a_call_of_an_mcp_server_is_in_the_record() -> None:
+    scene, _ = mcp_asked(ApprovalRule("crm_delete", "caller", seconds=10.0, say=_say))
+    heard(scene, "r2")
+    scene.do(key("1"))
+    assert answers(scene)[0]["approve"] is True
+    call = {"type": "mcp_call", "id": "m1", "server_label": "crm", "name": "delete"}
+    for more in ({"id": "m1", "approval_request_id": "mcpr_1"}, {"id": "m2"}):
+        item = {"item": {**call, **more}}
+        scene.do(inputs.ServerSaid(OtherEvent("response.output_item.done", item)))
+    uses = [(one.name, one.outcome, one.approval) for one in scene.record.tools]
+    assert uses == [("crm_delete", "done", "caller"), ("crm_delete", "done", "")]
 
 
 def test_what_mcp_servers_do_is_in_the_record() -> None:

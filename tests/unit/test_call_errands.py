@@ -26,6 +26,7 @@ from call_scene import (
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.errands import KEY_SECONDS
+from gateway.call.legside import HELD, RESUMED
 from gateway.call.plan import CallPlan, Destination, FunctionPlan, HoldPlan, PressPlan, TransferPlan
 from gateway.call.states import State
 from gateway.call.transfers import TAKE_OVER_SECONDS
@@ -371,9 +372,9 @@ def test_music_ends_when_the_model_speaks() -> None:
 def test_our_hold_and_the_callers() -> None:
     scene = Scene(PLAN).up()
     scene.do(created("r1"), wants("hold", seconds=10))
-    assert scene.at(2.0, inputs.Held(True)) == ["hold"]
+    assert scene.at(2.0, inputs.Held(True)) == [f"item {HELD}", "hold"]
     assert scene.at(11.0) == ["sound", "output c1", "create"]
-    assert scene.at(12.0, inputs.Held(False)) == ["resume"]
+    assert scene.at(12.0, inputs.Held(False)) == [f"item {RESUMED}", "resume"]
 
 
 def test_keys() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from call_scene import Scene, audio, created, done, said
 
 from gateway.audio.g711 import Codec
@@ -88,38 +89,47 @@ def test_a_result_goes_with_its_call() -> None:
     server.turn(0)
     server.add(id="c", type="function_call", call_id="k")
     server.turn(1)
-    server.turn(2)
     server.add(id="o", type="function_call_output", call_id="k")
-    server.turn(3)
-    assert server.items == ["u2", "a2", "u3", "a3"]
+    server.turn(2)
+    assert server.items == ["u1", "a1", "u2", "a2"]
+
+
+@pytest.mark.parametrize(("turns", "most"), [(1, 2), (2, 3), (3, 4), (4, 6), (10, 15)])
+def test_they_go_when_there_are_half_as_many_again(turns: int, most: int) -> None:
+    server = Server(KeepPlan(turns=turns))
+    for number in range(most - 1):
+        server.turn(number)
+    assert server.scene.record.content.trims == []
+    server.turn(most - 1)
+    assert [trim.turns for trim in server.scene.record.content.trims] == [most - turns]
+    assert len(server.items) == 2 * turns
 
 
 def test_a_summary_takes_their_place_and_the_next_one_takes_its_place() -> None:
     server = Server(KeepPlan(turns=2, how="summary", instructions="Sum up."))
-    for number in range(4):
+    for number in range(3):
         server.turn(number)
     response = server.scene.requests[-1].response
     assert response is not None
     assert response["instructions"] == "Sum up."
-    assert [one["id"] for one in response["input"]] == ["u0", "a0", "u1", "a1"]
-    assert len(server.items) == 8, "nothing goes before the summary is there"
+    assert [one["id"] for one in response["input"]] == ["u0", "a0"]
+    assert len(server.items) == 6, "nothing goes before the summary is there"
     server.summarise("They want a room.")
-    assert server.items == ["item_gw_summary_1", "u2", "a2", "u3", "a3"]
-    for number in (4, 5):
-        server.turn(number)
+    assert server.items == ["item_gw_summary_1", "u1", "a1", "u2", "a2"]
+    server.turn(3)
     server.summarise("They want a room, for two.")
-    assert server.items == ["item_gw_summary_2", "u4", "a4", "u5", "a5"]
+    assert server.items == ["item_gw_summary_2", "u2", "a2", "u3", "a3"]
     trims = server.scene.record.as_json()["trims"]
-    assert [(trim["how"], trim["turns"]) for trim in trims] == [("summary", 2), ("summary", 2)]
+    assert [(trim["how"], trim["turns"]) for trim in trims] == [("summary", 1), ("summary", 1)]
 
 
 def test_without_a_summary_they_are_deleted() -> None:
     server = Server(KeepPlan(turns=2, how="summary", seconds=15.0))
-    for number in range(4):
+    for number in range(3):
         server.turn(number)
     server.scene.at(server.scene.now + 15.1)
     server.settle()
-    assert server.items == ["u2", "a2", "u3", "a3"]
+    assert server.items == ["u1", "a1", "u2", "a2"]
     assert [one.how for one in server.scene.record.content.trims] == ["delete"]
     assert [one.status for one in server.scene.record.content.asides] == ["late"]
 
@@ -127,7 +137,7 @@ def test_without_a_summary_they_are_deleted() -> None:
 def test_the_answer_beside_is_nobody_elses_business() -> None:
     """While it runs, an answer of the conversation is asked for as if it were not there."""
     server = Server(KeepPlan(turns=2, how="summary"))
-    for number in range(4):
+    for number in range(3):
         server.turn(number)
     scene = server.scene
     key = (scene.requests[-1].response or {})["metadata"][KEY]

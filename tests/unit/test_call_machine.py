@@ -30,6 +30,7 @@ from call_scene import (
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
+from gateway.call.legside import HELD, RESUMED
 from gateway.call.machine import LEG_END_SECONDS, State
 from gateway.call.plan import CallPlan
 from gateway.call.timers import ACK_SECONDS
@@ -350,10 +351,10 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         CallPlan("route", Codec.PCMU, rtp_timeout=10.0),
         [
             *TALKING,
-            (1.0, inputs.Held(True), ["hold"]),
+            (1.0, inputs.Held(True), [f"item {HELD}", "hold"]),
             (1.1, inputs.Held(True), []),
             (2.0, inputs.RtpCounted(7), []),
-            (100.0, inputs.Held(False), ["resume"]),
+            (100.0, inputs.Held(False), [f"item {RESUMED}", "resume"]),
             (109.9, None, []),
             (110.0, None, _over("rtp_silence", "bye 102")),
             (110.1, OUR_END, ["finished"]),

@@ -92,6 +92,7 @@ MISTAKES: list[tuple[str, str, str, bool]] = [
     ("instructions = 3", "instructions", "string", False),
     ('instrutions = "x"', "instrutions", 'did you mean "instructions"', True),
     ('output_modalities = ["audio", "text"]', "output_modalities", '["audio"]', False),
+    ('output_modalities = ["text"]', "output_modalities", "hears nothing of a text", False),
     ('audio.output.voice = "tomorrow"', "audio.output.voice", "no voice that", True),
     ('audio.output.voice = "marine"', "audio.output.voice", 'did you mean "marin"', True),
     ("audio.output.voice = { name = 'x' }", "audio.output.voice", "id =", False),
@@ -224,6 +225,52 @@ def checked(folder: Path, more: str, route: str) -> tuple[int, str]:
     (folder / "gateway.toml").write_text(CONFIG + more)
     status, lines = check(folder / "gateway.toml")
     return status, "\n".join(lines)
+
+
+PROMPT = 'session.prompt.id = "pmpt_1"\n'
+
+
+@pytest.mark.parametrize(
+    ("route", "noted"),
+    [
+        (PROMPT, False),
+        (PROMPT + "end_call.enabled = true", True),
+        (PROMPT + "hold.tool = true", True),
+        (PROMPT + 'session.tools = [{ type = "function", name = "f" }]', True),
+        ("hold.tool = true", False),
+    ],
+)
+def test_tools_that_replace_those_of_a_hosted_prompt_are_noted(
+    tmp_path: Path, route: str, noted: bool
+) -> None:
+    status, said = checked(tmp_path, "", route)
+    assert status == 0
+    assert ("take the place of those of the hosted prompt" in said) is noted
+
+
+@pytest.mark.parametrize(
+    ("home", "fallback", "noted"),
+    [
+        ("eu.api.openai.com", "api.openai.com", True),
+        ("eu.api.openai.com", "us.api.openai.com", True),
+        ("eu.api.openai.com", "elsewhere.example", True),
+        ("eu.api.openai.com", "EU.api.openai.com", False),
+        ("api.openai.com", "eu.api.openai.com", False),
+    ],
+)
+def test_a_fallback_in_another_region_is_noted(
+    tmp_path: Path, home: str, fallback: str, noted: bool
+) -> None:
+    more = (
+        f'api_key = "k"\n[[endpoint]]\nname = "other"\nurl = "wss://{fallback}/v1"\napi_key = "k"\n'
+    )
+    route = (
+        f'realtime.url = "wss://{home}/v1"\nrealtime.api_key = "k"\n'
+        'on_trouble = [{ do = "endpoint", endpoint = "other" }]'
+    )
+    status, said = checked(tmp_path, more, route)
+    assert status == 0, said
+    assert ("keeps data in" in said) is noted
 
 
 def test_gateway_check_notes_what_it_does_not_know_or_refuses_it(tmp_path: Path) -> None:

@@ -91,6 +91,15 @@ def test_turn_detection(given: Any, sent: Any) -> None:
     assert session["audio"]["input"]["turn_detection"] == sent
 
 
+def test_a_hosted_prompt_keeps_its_own_turn_detection() -> None:
+    prompt = {"prompt": {"id": "pmpt_1"}}
+    assert "turn_detection" not in session_object(prompt, "PCMU", ())["audio"]["input"]
+    assert "tools" not in session_object(prompt, "PCMU", ())
+    own = {**prompt, "audio": {"input": {"turn_detection": {"type": "semantic_vad"}}}}
+    sent = session_object(own, "PCMU", ())["audio"]["input"]["turn_detection"]
+    assert sent["eagerness"] == "auto", "what the route says is completed as ever"
+
+
 def test_a_tool_of_the_route_stands_before_one_of_the_same_name() -> None:
     own = {"type": "function", "name": "end_call", "description": "Only after the survey."}
     assert session_object({"tools": [own]}, "PCMU", [END_CALL])["tools"] == [own]

@@ -84,7 +84,7 @@ class Keeping:
         turns = [item_id for item_id, item in self._items.items() if item.role == "user"]
         if self._asking or talk.parting is not None or talk.errands.joined:
             return []
-        if len(turns) <= keep + max(1, keep // 2):
+        if len(turns) < keep + max(1, keep // 2):
             return []
         old = self._before(turns[-keep])
         count = len(turns) - keep

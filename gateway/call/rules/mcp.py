@@ -44,12 +44,15 @@ class McpWatch:
         self._seen: dict[str, None] = {}
         self._asked_for: set[str] = set()
         """Requests of this session that wait for a decision."""
+        self._approved: dict[str, str] = {}
+        """Who approved of it, by request; until the call that was asked about is over."""
         self.deadline: float | None = None
 
     def on(self, input: Input, now: float) -> list[Output]:
         """An event of the session may be about MCP."""
         if isinstance(input, SessionClosed):
             self._asked_for.clear()
+            self._approved.clear()
             self.deadline = None
         if not isinstance(input, ServerSaid):
             return []
@@ -105,8 +108,7 @@ class McpWatch:
         if kind == "mcp_call" and whole and self._is_new(item_id):
             name, failed = _name_of(item), item.get("error")
             outcome = "failed" if failed else "done"
-            use = ToolUse(round(self._talk.journal.ms(now), 1), name, outcome)
-            self._talk.journal.record.used(use)
+            self._used(name, outcome, self._approved.pop(_request_of(item), ""), now)
             why = {"why": failed.get("type")} if isinstance(failed, Mapping) else {}
             return [note(now, "mcp_call", "info", name=name, outcome=outcome, **why)]
         if kind == "mcp_approval_request" and whole and self._is_new(item_id):
@@ -118,7 +120,7 @@ class McpWatch:
 
         self._asked_for.add(item_id)
 
-        def decided(yes: bool, _by: str, reason: str, now: float) -> list[Output]:
+        def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
             if item_id not in self._asked_for:
                 return []  # the session that asked is gone
             self._asked_for.discard(item_id)
@@ -127,8 +129,11 @@ class McpWatch:
                 "approval_request_id": item_id,
                 "approve": yes,
             }
-            if not yes:
+            if yes:
+                self._approved[item_id] = by
+            else:
                 answer["reason"] = reason
+                self._used(name, "refused", f"refused: {by}", now)
             self.deadline = now + RESPOND_SECONDS
             return [Send(CreateItem(answer))]
 
@@ -136,6 +141,10 @@ class McpWatch:
             item_id, name, arguments, _given(arguments), decided, now, needed=True
         )
         return asked or []
+
+    def _used(self, name: str, outcome: str, approval: str, now: float) -> None:
+        at_ms = round(self._talk.journal.ms(now), 1)
+        self._talk.journal.record.used(ToolUse(at_ms, name, outcome, approval=approval))
 
     def _is_new(self, item_id: str) -> bool:
         if item_id in self._seen:
@@ -149,6 +158,11 @@ class McpWatch:
 def _name_of(item: Mapping[str, Any]) -> str:
     """As a tool of a server that the gateway calls would be named."""
     return f"{item.get('server_label')}_{item.get('name')}"
+
+
+def _request_of(call: Mapping[str, Any]) -> str:
+    """The request for approval that this call was made by."""
+    return str(call.get("approval_request_id") or "")
 
 
 def _given(arguments: str) -> Mapping[str, Any]:
