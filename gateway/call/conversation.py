@@ -6,6 +6,8 @@ What the parts share is :class:`gateway.call.talk.Talk`. A rule of its own is a
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gateway.call.acts import carry_out
 from gateway.call.approvals import Approvals
 from gateway.call.ending import Why
@@ -28,7 +30,7 @@ from gateway.call.rules.rescue import Rescue
 from gateway.call.rules.silence import Silence
 from gateway.call.talk import Talk, send
 from gateway.call.transcript import Transcript
-from gateway.realtime.commands import CancelResponse, ClientCommand, CreateResponse
+from gateway.realtime.commands import UNNAMED, CancelResponse, ClientCommand, CreateResponse
 from gateway.realtime.errors import Kind, classify_error
 from gateway.realtime.events import (
     AgentTranscript,
@@ -64,6 +66,8 @@ class Conversation:
         self.transcript = Transcript(self.talk)
         self._session_failed = False
         self._caller_speaks = False
+        self._unnamed = 0
+        """Responses that came without an id."""
         self.silence = Silence(
             self.talk,
             lambda: self._caller_speaks or self._functions.busy or approvals.wants_keys,
@@ -103,6 +107,35 @@ class Conversation:
         ):
             return []
         return [output for part in self._parts for output in part.on(input, now)]
+
+    def complete(self, event: ServerEvent) -> ServerEvent:
+        """The event with the ids that its server left out, as far as they can be told: what has
+        no response belongs to the one that runs, and each response has an item then."""
+        match event:
+            case AudioDelta() | AudioDone() | AgentTranscriptDelta() | AgentTranscript():
+                self._name_active(event.response_id)
+                if event.response_id and event.item_id:
+                    return event
+                response_id = event.response_id or self.talk.gate.active or UNNAMED
+                item_id = event.item_id or f"item_of_{response_id}"
+                return replace(event, response_id=response_id, item_id=item_id)
+            case ResponseCreated(response_id=""):
+                self._unnamed += 1
+                return replace(event, response_id=f"{UNNAMED}{self._unnamed}")
+            case ResponseDone(response_id=""):
+                return replace(event, response_id=self.talk.gate.active or UNNAMED)
+            case ResponseDone():
+                self._name_active(event.response_id)
+        return event
+
+    def _name_active(self, response_id: str) -> None:
+        """A response that was created without an id shows it later."""
+        talk, active = self.talk, self.talk.gate.active
+        if active is None or not active.startswith(UNNAMED) or not response_id:
+            return
+        if response_id != active and not talk.playback.was_cut(response_id):
+            talk.playback.rename(active, response_id)
+            talk.gate.rename(active, response_id)
 
     def on_event(
         self, event: ServerEvent, now: float, command: ClientCommand | None = None

@@ -39,7 +39,7 @@ class _Turn:
     """One stretch of the caller's speech."""
 
     item_id: str
-    start_ms: int
+    start_ms: int | None
     undecided: bool
     """Playout is paused for it."""
     deadline: float | None = None
@@ -135,13 +135,15 @@ class Interruptions:
 
     def speech_over(self, event: SpeechStopped, now: float) -> list[Output]:
         """The server hears no more of it."""
-        turn = self._turns.get(event.item_id)
+        turn = self._turn_of(event.item_id)
         if turn is None or not turn.undecided:
             return []
         turn.over = True
-        lasted = event.audio_end_ms - turn.start_ms - self._plan.padding_ms
-        if lasted < self._plan.cough_ms:
-            return self._nothing(turn, now, f"{max(lasted, 0)} ms")
+        start_ms, end_ms = turn.start_ms, event.audio_end_ms
+        if start_ms is not None and end_ms is not None and end_ms >= start_ms:
+            lasted = end_ms - start_ms - self._plan.padding_ms
+            if lasted < self._plan.cough_ms:
+                return self._nothing(turn, now, f"{max(lasted, 0)} ms")
         if not self._plan.transcribed:
             return self._cut(turn, now)
         turn.deadline = now + self._plan.wait_seconds
@@ -149,7 +151,7 @@ class Interruptions:
 
     def transcribed(self, event: InputTranscribed, now: float) -> list[Output]:
         """The words of a turn."""
-        turn = self._turns.get(event.item_id)
+        turn = self._turns.get(event.item_id) or (None if event.item_id else self._turn_of(""))
         if turn is None or not turn.undecided:
             return []
         words = words_of(event.transcript)
@@ -161,7 +163,7 @@ class Interruptions:
 
     def committed(self, event: InputCommitted, now: float) -> list[Output]:
         """A turn has become an item; what is to be answered is asked for."""
-        turn = self._turns.get(event.item_id)
+        turn = self._turn_of(event.item_id)
         if turn is None:
             return []
         turn.committed = True
@@ -186,6 +188,21 @@ class Interruptions:
         return self._go_on()
 
     # ---- what follows
+
+    def _turn_of(self, item_id: str) -> _Turn | None:
+        """The turn that this is about; some servers give it no id, or another one than before."""
+        turn = self._turns.get(item_id)
+        if turn is not None:
+            return turn
+        waiting = [one for one in self._turns.values() if not one.committed]
+        if not waiting:
+            return None
+        turn = waiting[-1]
+        if item_id:
+            del self._turns[turn.item_id]
+            turn.item_id = item_id
+            self._turns[item_id] = turn
+        return turn
 
     def _begin(self, event: SpeechStarted, *, undecided: bool) -> _Turn:
         if len(self._turns) >= MAX_TURNS:
@@ -216,7 +233,7 @@ class Interruptions:
         """What becomes of a turn that is an item of the conversation."""
         self._turns.pop(turn.item_id, None)
         if turn.dropped:
-            return [Send(DeleteItem(turn.item_id))]
+            return [Send(DeleteItem(turn.item_id))] if turn.item_id else []
         return self._talk.after_cut(self._talk.ask(CreateResponse(), now))
 
     def _go_on(self) -> list[Output]:

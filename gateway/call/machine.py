@@ -126,6 +126,9 @@ class CallMachine:
             return self._wait_afterwards(self._afterwards, input, now)
         if self._leg_end is not None and type(input) is not inputs.Flushed:
             return self._on_leg_ended(self._leg_end, now)
+        if type(input) is inputs.ServerSaid:
+            event = self._call.conversation.complete(input.event)
+            input = input if event is input.event else replace(input, event=event)
         session_was_up = self._call.session_up
         todo = self._handlers[type(input)](input, now)
         if self._call.live:

@@ -111,6 +111,12 @@ class Playback:
         """Whether audio of this response was queued since the queue was last empty."""
         return self._ledger.queued(response_id)
 
+    def rename(self, response_id: str, name: str) -> None:
+        """The server's id of a response becomes known."""
+        cut = self._cut_of(response_id)
+        if cut is not None:
+            cut.response_id = name
+
     def was_cut(self, response_id: str) -> bool:
         """Whether this response was interrupted while it ran."""
         return self._cut_of(response_id) is not None

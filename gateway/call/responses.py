@@ -142,6 +142,11 @@ class ResponseGate:
             self._requests.popitem(last=False)
         return request
 
+    def rename(self, response_id: str, name: str) -> None:
+        """The server's id of a response that runs becomes known."""
+        self._running = [name if one == response_id else one for one in self._running]
+        self._requests[name] = self._requests.pop(response_id, None)
+
     def done(self, response_id: str, now: float) -> CreateResponse | None:
         """``response.done`` came; returns what waited and is to be sent now."""
         if response_id in self._running:

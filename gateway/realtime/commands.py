@@ -13,6 +13,10 @@ from typing import Any
 Json = Mapping[str, Any]
 
 
+UNNAMED = "unnamed_"
+"""Begins our own names of responses that the server gave no id."""
+
+
 @dataclass(frozen=True, slots=True)
 class UpdateSession:
     """``session.update``; ``session`` is the GA session object, only what shall change.
@@ -57,12 +61,14 @@ class CreateResponse:
 
 @dataclass(frozen=True, slots=True)
 class CancelResponse:
-    """``response.cancel`` for one response."""
+    """``response.cancel`` for one response; the one that runs, where it has no id."""
 
     response_id: str
 
     def body(self) -> dict[str, Any]:
         """The event as JSON object, without its ``event_id``."""
+        if self.response_id.startswith(UNNAMED):
+            return {"type": "response.cancel"}
         return {"type": "response.cancel", "response_id": self.response_id}
 
 

@@ -4,6 +4,9 @@ Each class stands for one ``type`` of the protocol and keeps what the gateway us
 gateway does not use stays out: an unknown type, or a known one that nothing here acts on, is
 :class:`OtherEvent`. All times named ``*_ms`` are milliseconds of the audio written into the
 session, as the server counts them.
+
+Some servers leave fields out that the documentation requires. An id that is missing is empty, a
+time that is missing None; :meth:`gateway.call.conversation.Conversation.complete` makes up for ids.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ class SpeechStarted:
     """``input_audio_buffer.speech_started``: the caller began to speak (barge-in begins here)."""
 
     item_id: str
-    audio_start_ms: int
+    audio_start_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class SpeechStopped:
     """``input_audio_buffer.speech_stopped``: the caller's turn ended."""
 
     item_id: str
-    audio_end_ms: int
+    audio_end_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -340,7 +340,12 @@ class _Opening:
             except ConnectionClosed as error:
                 raise self._closed(error) from None
             except BadEvent as error:
-                log.warning("session.bad_event", type=error.event_type, detail=str(error))
+                log.warning(
+                    "session.bad_event",
+                    type=error.event_type,
+                    detail=str(error),
+                    consequence=error.consequence,
+                )
                 continue
             if isinstance(event, wanted):
                 return event
@@ -355,6 +360,8 @@ class _Opening:
                 self.early.append(event)
 
     def _check_formats(self, session: Mapping[str, Any]) -> None:
+        if not session:
+            return  # the server confirms without saying what; it was asked for these formats
         directions: tuple[Literal["input", "output"], ...] = ("input", "output")
         for direction in directions:
             asked = self.edge.format_on_wire(self._asked, direction)

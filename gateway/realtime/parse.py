@@ -2,8 +2,9 @@
 
 Tolerant where the protocol asks for it: unknown event types become :class:`OtherEvent`, unknown
 keys are passed over, white space around ``type`` is stripped (one published example has some).
-Strict where the gateway would act on a guess: a known event without a key it needs is a
-:class:`BadEvent` that names both.
+Fields that the gateway can do without are optional, whatever the documentation says: servers leave
+them out. A known event without its substance (the audio of a delta, the item of ``item.added``) is
+a :class:`BadEvent` that names both, and what follows from it.
 
 All frames, audio too, go through one JSON parser, orjson, which reads an audio delta of 20 ms in
 half a microsecond, a quarter of what the standard library's takes. Cutting the base64 out of the
@@ -86,6 +87,18 @@ MAX_VALUES = 100_000
 _LARGE = 64 * 1024
 
 
+_CONSEQUENCES = {
+    "response.output_audio.delta": "this part of the response is not heard",
+    "response.output_audio_transcript.delta": "these words are missing in the transcript",
+    "response.output_audio_transcript.done": "the transcript has what came before",
+    "conversation.item.input_audio_transcription.completed": "the caller's words are not known",
+    "conversation.item.added": "the item is not known",
+    "conversation.item.created": "the item is not known",
+    "conversation.item.truncated": "it is not noted that the server took the truncation",
+    "conversation.item.deleted": "the transcript keeps the item",
+}
+
+
 class BadEvent(ValueError):  # noqa: N818 - names what came, as the other events do
     """A frame that is no event, or a known event without what it must carry.
 
@@ -98,6 +111,7 @@ class BadEvent(ValueError):  # noqa: N818 - names what came, as the other events
         self.event_type = event_type
         self.field = field
         self.detail = detail
+        self.consequence = _CONSEQUENCES.get(event_type or "", "it is passed over")
         where = f"{event_type or 'frame'}: {field}" if field else (event_type or "frame")
         super().__init__(f"{where}: {detail}")
 
@@ -174,6 +188,16 @@ class _Fields:
         value = self._values.get(key)
         return value if isinstance(value, str) else None
 
+    def id(self, key: str) -> str:
+        """Empty where it is missing."""
+        return self.text_or_none(key) or ""
+
+    def number_or_none(self, key: str) -> int | None:
+        try:
+            return self.number(key)
+        except BadEvent:
+            return None
+
     def number(self, key: str) -> int:
         value = self._values.get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -185,7 +209,7 @@ class _Fields:
 
     def content_index(self) -> int:
         # 0 is the only value seen in the field, and some servers leave it out.
-        return self.number("content_index") if "content_index" in self._values else 0
+        return self.number_or_none("content_index") or 0
 
     def object(self, key: str) -> dict[str, Any]:
         value = self._values.get(key)
@@ -198,7 +222,8 @@ class _Fields:
         return value if isinstance(value, dict) else None
 
     def inner(self, key: str) -> _Fields:
-        return _Fields(self._type, self.object(key), f"{self._path}{key}.")
+        """The object at ``key``; an empty one where there is none."""
+        return _Fields(self._type, self.object_or_none(key) or {}, f"{self._path}{key}.")
 
     def raw(self, key: str) -> Any:
         return self._values.get(key)
@@ -212,9 +237,7 @@ def _audio_delta(event: _Fields) -> AudioDelta:
         audio = binascii.a2b_base64(encoded, strict_mode=True)
     except ValueError:
         raise event.bad("delta", "not base64") from None
-    return AudioDelta(
-        event.text("response_id"), event.text("item_id"), event.content_index(), audio
-    )
+    return AudioDelta(event.id("response_id"), event.id("item_id"), event.content_index(), audio)
 
 
 def _response_done(event: _Fields) -> ResponseDone:
@@ -223,9 +246,10 @@ def _response_done(event: _Fields) -> ResponseDone:
     error = details.get("error")
     error = error if isinstance(error, dict) else {}
     output = response.raw("output")
+    status = response.text_or_none("status") or ("failed" if error else "completed")
     return ResponseDone(
-        response_id=response.text("id"),
-        status=response.text("status"),
+        response_id=response.id("id"),
+        status=status,
         reason=_string(details.get("reason")),
         # Servers differ in which of the two they fill.
         error_code=_string(error.get("code")) or _string(error.get("type")),
@@ -239,7 +263,7 @@ def _response_done(event: _Fields) -> ResponseDone:
 
 def _response_created(event: _Fields) -> ResponseCreated:
     response = event.inner("response")
-    return ResponseCreated(response.text("id"), response.object_or_none("metadata") or {})
+    return ResponseCreated(response.id("id"), response.object_or_none("metadata") or {})
 
 
 def _server_error(event: _Fields) -> ServerError:
@@ -263,18 +287,18 @@ def _string(value: object) -> str | None:
 
 
 _READERS: dict[str, Callable[[_Fields], ServerEvent]] = {
-    "session.created": lambda e: SessionCreated(e.object("session")),
-    "session.updated": lambda e: SessionUpdated(e.object("session")),
+    "session.created": lambda e: SessionCreated(e.object_or_none("session") or {}),
+    "session.updated": lambda e: SessionUpdated(e.object_or_none("session") or {}),
     "error": _server_error,
     "input_audio_buffer.speech_started": lambda e: SpeechStarted(
-        e.text("item_id"), e.number("audio_start_ms")
+        e.id("item_id"), e.number_or_none("audio_start_ms")
     ),
     "input_audio_buffer.speech_stopped": lambda e: SpeechStopped(
-        e.text("item_id"), e.number("audio_end_ms")
+        e.id("item_id"), e.number_or_none("audio_end_ms")
     ),
-    "input_audio_buffer.committed": lambda e: InputCommitted(e.text("item_id")),
+    "input_audio_buffer.committed": lambda e: InputCommitted(e.id("item_id")),
     "conversation.item.input_audio_transcription.completed": lambda e: InputTranscribed(
-        e.text("item_id"), e.text("transcript"), e.object_or_none("usage")
+        e.id("item_id"), e.text("transcript"), e.object_or_none("usage")
     ),
     "conversation.item.added": lambda e: ItemAdded(e.object("item")),
     "conversation.item.created": lambda e: ItemAdded(e.object("item")),
@@ -286,12 +310,12 @@ _READERS: dict[str, Callable[[_Fields], ServerEvent]] = {
     "response.done": _response_done,
     "response.output_audio.delta": _audio_delta,
     "response.output_audio.done": lambda e: AudioDone(
-        e.text("response_id"), e.text("item_id"), e.content_index()
+        e.id("response_id"), e.id("item_id"), e.content_index()
     ),
     "response.output_audio_transcript.delta": lambda e: AgentTranscriptDelta(
-        e.text("response_id"), e.text("item_id"), e.content_index(), e.text("delta")
+        e.id("response_id"), e.id("item_id"), e.content_index(), e.text("delta")
     ),
     "response.output_audio_transcript.done": lambda e: AgentTranscript(
-        e.text("response_id"), e.text("item_id"), e.content_index(), e.text("transcript")
+        e.id("response_id"), e.id("item_id"), e.content_index(), e.text("transcript")
     ),
 }

@@ -327,6 +327,7 @@ class Session:
                 type=error.event_type,
                 field=error.field,
                 detail=error.detail,
+                consequence=error.consequence,
                 bytes=len(frame),
             )
 

@@ -36,7 +36,7 @@ class Machines:
         self._talk = talk
         self._plan = talk.plan.machines
         self._turns = 0
-        self._started: tuple[float, int] | None = None
+        self._started: tuple[float, int | None] | None = None
         """When the stretch of speech that goes on began: our time (s), and the server's (ms)."""
         self._lengths: deque[int] = deque(maxlen=min(self._plan.turns, _MAX_TURNS))
         self._said = Repeats(self._plan.repeats)
@@ -63,7 +63,11 @@ class Machines:
             case inputs.ServerSaid(event=SpeechStopped(item_id, end_ms)) if (
                 self._started is not None
             ):
-                length = end_ms - self._started[1]
+                began, start_ms = self._started
+                if start_ms is None or end_ms is None:  # the server does not tell
+                    length = round((now - began) * 1000)
+                else:
+                    length = end_ms - start_ms
                 self._started = None
                 self._said.turn(item_id, length)
                 self._beeps.stopped(now)
