@@ -162,6 +162,10 @@ class Bridge:
         """Do this in the conversation; nothing is done where nobody talks."""
         self.feed(inputs.ToolActs(act))
 
+    def give_up(self, detail: str) -> None:
+        """End the call at once, without waiting for either side: nothing carries it any more."""
+        self._end_without_machine(detail)
+
     def shut_down(self) -> None:
         """End the call now, properly on both sides."""
         self.feed(inputs.ShutDown())

@@ -9,6 +9,7 @@ from random import uniform
 import structlog
 
 from gateway.call.plan import CallPlan
+from gateway.health import background
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.health import Changed, Health
 from gateway.realtime.opening import SetupFailed, open_session
@@ -43,7 +44,7 @@ class Prober:
             return
         for url, endpoint in self._endpoints.items():
             name = f"probe {url}"
-            self._tasks.append(asyncio.create_task(self._ask_on(url, endpoint), name=name))
+            self._tasks.append(background(self._ask_on(url, endpoint), name))
 
     async def stop(self) -> None:
         """End it."""

@@ -28,7 +28,7 @@ class MediaPump:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._halves: tuple[set[Callable[[], None]], set[Callable[[], None]]] = (set(), set())
-        self._beats = 0
+        self.beats = 0
         self._scheduled = False
         self._faulty: set[Callable[[], None]] = set()
         self.faults = 0
@@ -55,13 +55,13 @@ class MediaPump:
     def _beat(self) -> None:
         # Cleared first: a frame that comes while we run gets a beat of its own.
         self._scheduled = False
-        self._beats += 1
+        self.beats += 1
         first, second = self._halves
         if len(first) + len(second) < BUSY_CALLS:
             self._move(first)
             self._move(second)
         else:
-            self._move(self._halves[self._beats % 2])
+            self._move(self._halves[self.beats % 2])
 
     def _move(self, half: set[Callable[[], None]]) -> None:
         for move in tuple(half):

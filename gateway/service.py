@@ -22,6 +22,7 @@ from gateway.config import Config
 from gateway.control.content import ContentCommands
 from gateway.cost.costs import Costs
 from gateway.dialplan import Dialplan, Match, Route
+from gateway.health import HUNG_SECONDS, Health
 from gateway.operating import OperatorCommands
 from gateway.outbound import OutboundCalls
 from gateway.placing import Placing
@@ -92,6 +93,13 @@ class Service:
             on_refused=self.refusals.refused_below,
             on_caller_audio=self._pump.wake,
         )
+        self.health = Health(
+            lambda: self._agent.trouble(HUNG_SECONDS),
+            lambda: self._pump.beats if self._agent.pool.in_use else None,
+            self._on_look,
+            self._on_unfit,
+        )
+        self._unfit = ""
         self._placing = Placing(config.outbound, self._agent)
         self._outbound = OutboundCalls(
             config, dialplan, self._sip.retry_after, self._pump, self._placing, self, self._toolbox
@@ -123,15 +131,19 @@ class Service:
         await self._start_up()
         if self._lifeline is not None:
             self._lifeline.say_up()
+        self.health.start()
         notify("READY=1", "STATUS=takes calls")
         try:
             await self._stop.wait()
         finally:
             await self._shut_down()
+            await self.health.stop()
             if self._lifeline is not None:
                 self._lifeline.close()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
+        if self._unfit:
+            raise AgentError(self._unfit)
 
     async def run_one(
         self,
@@ -193,6 +205,23 @@ class Service:
         log.info("gateway.signal", signal=signal.Signals(number).name, calls=len(self._calls))
         self._drain()
 
+    def _on_look(self, well: bool) -> None:
+        if self._lifeline is not None:
+            self._lifeline.say_well(well)
+        if well:
+            notify("WATCHDOG=1")
+        else:
+            notify(f"STATUS=not well: {', '.join(self.health.problems)}")
+
+    def _on_unfit(self, why: str) -> None:
+        """No call can be carried any more: end, to be started again."""
+        log.error("gateway.cannot_carry_calls", error=why, calls=len(self._calls))
+        self._unfit = why
+        self._hurry.set()
+        self._drain()
+        for bridge in tuple(self._calls):
+            bridge.give_up(why)
+
     def _on_supervisor_gone(self) -> None:
         log.error("gateway.supervisor_gone", calls=len(self._calls))
         self._drain()
@@ -246,6 +275,7 @@ class Service:
             "version": __version__,
             "pjsua2": asdict(library.build()),
             "uptime_seconds": round(asyncio.get_running_loop().time() - self._started, 1),
+            "health": self.health.as_json(),
             "draining": self._stop.is_set(),
             "listen": list(self._agent.addresses),
             "max_calls": self._max_calls,
@@ -385,16 +415,8 @@ def run(config: Config, dialplan: Dialplan, lifeline: int | None = None) -> None
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(_log_unhandled)
-        await Service(config, dialplan, lifeline).run()
+        service = Service(config, dialplan, lifeline)
+        loop.set_exception_handler(service.health.on_unhandled)
+        await service.run()
 
     asyncio.run(serve())
-
-
-def _log_unhandled(_loop: asyncio.AbstractEventLoop, context: Mapping[str, object]) -> None:
-    error = context.get("exception")
-    log.error(
-        "gateway.unhandled",
-        what=context.get("message"),
-        exc_info=error if isinstance(error, BaseException) else None,
-    )

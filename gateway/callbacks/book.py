@@ -18,6 +18,7 @@ from gateway.callbacks.promise import Promise, Rules, promised
 from gateway.callbacks.store import Store
 from gateway.config.http import shown
 from gateway.config.tools import CallbackSettings
+from gateway.health import background
 from gateway.legs import DialRefusedError
 from gateway.tools.api import ToolError
 from gateway.tools.http import HttpClient, Request
@@ -80,7 +81,7 @@ class CallbackBook:
         self._waiting = {one.id: one for one in await self._store.load()}
         if self._waiting:
             log.info("callbacks.waiting", count=len(self._waiting))
-        self._owner = asyncio.create_task(self._own(), name="callbacks")
+        self._owner = background(self._own(), "callbacks")
 
     async def stop(self) -> None:
         """Place no more; what waits is in the file."""

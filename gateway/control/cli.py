@@ -34,13 +34,18 @@ SOCKET = click.option(
 @SOCKET
 @click.option("--json", "as_json", is_flag=True, help="All of it, as one JSON object.")
 def command(config: Path, path: Path | None, as_json: bool) -> None:
-    """Say how a running gateway is: trunks, calls, refusals. Exit 0, or 1 without an answer."""
+    """Say how a running gateway is: trunks, calls, refusals.
+
+    Exit 0, 1 without an answer, or 3 when a part of it has failed.
+    """
     status = asked(config, path, "status")
     if as_json:
         click.echo(printable(json.dumps(status, ensure_ascii=False)))
-        return
-    for line in status_lines(status):
-        click.echo(printable(line))
+    else:
+        for line in status_lines(status):
+            click.echo(printable(line))
+    if (status.get("health") or {}).get("problems"):
+        sys.exit(3)
 
 
 def asked(

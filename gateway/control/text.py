@@ -16,6 +16,8 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     build = status["pjsua2"]
     state = "draining" if status["draining"] else "up"
     yield f"gateway {status['version']}, {state} for {duration(status['uptime_seconds'])}"
+    for part, error in ((status.get("health") or {}).get("problems") or {}).items():
+        yield f"  NOT WELL  {part}: {error}"
     yield f"  pjsua2    {build['distribution']}, {build['tls']}"
     yield f"  listens   {', '.join(status['listen'])}"
     yield f"  calls     {len(status['calls'])} of {status['max_calls']}"

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import structlog
 
+from gateway.health import background
+
 from .ledger import DaySums, Ledger
 
 EVERY_SECONDS = 5.0
@@ -47,7 +49,7 @@ class Keeper:
         except (OSError, ValueError) as error:
             log.error("cost.ledger_unreadable", file=str(self._path), error=str(error))
         await self._look()
-        self._task = asyncio.create_task(self._run(), name="cost ledger")
+        self._task = background(self._run(), "cost ledger")
 
     async def stop(self) -> None:
         """Keep the last sums; within ``STOP_SECONDS``."""

@@ -23,6 +23,7 @@ from typing import Any
 import orjson
 import structlog
 
+from gateway.health import background
 from gateway.log import BLANK, Redactor
 from gateway.records.files import file_stem, private
 
@@ -110,7 +111,7 @@ class EventLogs:
     async def start(self) -> None:
         """Begin; the folder is there already."""
         if self._folder is not None:
-            self._task = asyncio.create_task(self._run(), name="event logs")
+            self._task = background(self._run(), "event logs")
 
     def open(self, call_id: str, started_at: str, **facts: Any) -> EventLog | None:
         """The log of a call that begins now; None where none is written."""

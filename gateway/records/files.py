@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from gateway.call.record import CallRecord
+from gateway.health import background
 from gateway.text import unicode_in
 
 QUEUE_RECORDS = 1000
@@ -53,7 +54,7 @@ class RecordFiles:
         if self._folder is None:
             return
         await asyncio.to_thread(_prepare, self._folder)
-        self._task = asyncio.create_task(self._run(self._folder), name="records")
+        self._task = background(self._run(self._folder), "records")
 
     def write(self, record: CallRecord) -> None:
         """Have a record written; returns at once."""

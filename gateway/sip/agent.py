@@ -219,6 +219,10 @@ class UserAgent:
         """Run a command on the SIP thread."""
         self._thread.post(command)
 
+    def trouble(self, seconds: float) -> str:
+        """What is wrong with the SIP thread; see :meth:`SipThread.trouble`."""
+        return self._thread.trouble(seconds)
+
     def _on_beat(self) -> None:
         clear_beat()
         self._on_caller_audio()

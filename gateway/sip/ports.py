@@ -192,6 +192,11 @@ class PortPool:
         port.attach(audio.queues)
         return port
 
+    @property
+    def in_use(self) -> int:
+        """Ports that serve a call. Any thread."""
+        return len(self._all) - len(self._idle)
+
     def give_back(self, port: Port) -> None:
         """End the port's service; the next call may take it."""
         port.detach()

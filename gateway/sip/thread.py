@@ -40,6 +40,8 @@ class SipThread:
         self._housekeeping = housekeeping
         self._commands: deque[Callable[[], None]] = deque()
         self._stopping = False
+        self._ended = ""
+        self._polled = 0.0
         self._thread: threading.Thread | None = None
         self.failures = 0
         """Parts of turns that raised something."""
@@ -58,6 +60,9 @@ class SipThread:
                 return
             try:
                 self._turn_until_stopped()
+            except BaseException as error:
+                self._ended = f"ended: {type(error).__name__}: {error}"
+                log.exception("sip.thread_ended")
             finally:
                 last()
 
@@ -70,6 +75,13 @@ class SipThread:
             self.dropped += 1
             return
         self._commands.append(command)
+
+    def trouble(self, seconds: float) -> str:
+        """Why it carries no calls: it has ended, or polled nothing for ``seconds``. Any thread."""
+        if self._ended or not self._polled:
+            return self._ended
+        silent = time.monotonic() - self._polled
+        return f"nothing polled for {silent:.0f} s" if silent >= seconds else ""
 
     def stop(self) -> None:
         """Leave the loop after the commands already posted. Any thread."""
@@ -87,18 +99,21 @@ class SipThread:
 
     def _turn_until_stopped(self) -> None:
         while not self._stopping:
-            self._run(lambda: self._poll(POLL_MS), "poll")
+            if self._run(lambda: self._poll(POLL_MS), "poll"):
+                self._polled = time.monotonic()
             for _ in range(len(self._commands)):
                 self._run(self._commands.popleft(), "command")
             self._run(self._housekeeping, "housekeeping")
 
-    def _run(self, what: Callable[[], Any], part: str) -> None:
+    def _run(self, what: Callable[[], Any], part: str) -> bool:
         """Run one part of a turn: what it raises must not end the calls of all."""
         try:
             what()
+            return True
         except Exception:
             self.failures += 1
             now = time.monotonic()
             if now >= self._next_log:  # a turn comes every 5 ms
                 self._next_log = now + LOG_SECONDS
                 log.exception("sip.turn_failed", part=part, count=self.failures)
+            return False

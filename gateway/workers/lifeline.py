@@ -11,6 +11,9 @@ from collections.abc import Callable
 UP = b"up\n"
 """What a worker says, once, when it takes calls."""
 
+WELL, ILL = b"well\n", b"ill\n"
+"""What it says each second from then on."""
+
 
 class Lifeline:
     """The worker's end.
@@ -32,6 +35,11 @@ class Lifeline:
         """Report that calls are taken."""
         with contextlib.suppress(OSError):  # a supervisor that is gone is noticed by reading
             self._socket.send(UP)
+
+    def say_well(self, well: bool) -> None:
+        """Report how it is; also that the event loop turns."""
+        with contextlib.suppress(OSError):
+            self._socket.send(WELL if well else ILL)
 
     def close(self) -> None:
         """Let go of it."""

@@ -9,7 +9,7 @@ import signal
 import socket
 from collections.abc import Sequence
 
-from gateway.workers.lifeline import UP
+from gateway.workers.lifeline import ILL, UP
 from gateway.workers.notify import without_notify
 
 
@@ -24,6 +24,8 @@ class Worker:
     def __init__(self, index: int, command: Sequence[str]) -> None:
         self.index = index
         self.was_up = False
+        self.well = True
+        """What it says of itself."""
         self.started_at = 0.0
         """Time of the event loop's clock, s."""
         self._command = tuple(command)
@@ -67,10 +69,24 @@ class Worker:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(seconds):
             try:
-                self.was_up = await loop.sock_recv(self._lifeline, 64) == UP
+                self.was_up = (await loop.sock_recv(self._lifeline, 64)).startswith(UP)
             except ConnectionError:
                 self.was_up = False
         return self.was_up
+
+    async def listen(self, seconds: float) -> None:
+        """Hear how it is until it ends. Raises TimeoutError when nothing comes for so long."""
+        assert self._lifeline is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            async with asyncio.timeout(seconds):
+                try:
+                    said = await loop.sock_recv(self._lifeline, 4096)
+                except ConnectionError:
+                    return
+            if not said:
+                return
+            self.well = not said.endswith(ILL)
 
     async def ended(self) -> int:
         """Wait for its end; the exit status, or minus the signal that ended it."""

@@ -19,6 +19,13 @@ log = structlog.get_logger("workers")
 UP_SECONDS = 60.0
 """Longest time from start to taking calls; a second on an idle machine."""
 
+SILENT_SECONDS = 40.0
+"""A worker says each second how it is; one that is silent for so long hangs, and is killed. It ends
+by itself when its event loop hangs for half of that."""
+
+WATCHDOG_SECONDS = 5.0
+"""How often systemd is told that all workers are well, while they are."""
+
 STEADY_SECONDS = 60.0
 """Up for so long, its earlier deaths are forgotten."""
 
@@ -59,6 +66,7 @@ class Supervisor:
         self._announced = False
         self._stop = asyncio.Event()
         self._killing: asyncio.TimerHandle | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
         self._status = 0
 
     async def run(self) -> int:
@@ -73,13 +81,15 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self._hand_on, signal.SIGHUP)
         loop.add_signal_handler(signal.SIGUSR1, self._on_usr1)
         log.info("workers.starting", count=self._count)
+        self._tell_systemd()
         try:
             async with asyncio.TaskGroup() as keepers:
                 for index in range(self._count):
                     keepers.create_task(self._keep(index), name=f"worker {index}")
         finally:
-            if self._killing is not None:
-                self._killing.cancel()
+            for timer in (self._killing, self._watchdog):
+                if timer is not None:
+                    timer.cancel()
             self._signal_all(signal.SIGKILL)  # none is left, unless something here failed
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
                 loop.remove_signal_handler(number)
@@ -164,7 +174,25 @@ class Supervisor:
         except TimeoutError:
             log.error("worker.stuck", worker=worker.index, pid=worker.pid, seconds=UP_SECONDS)
             worker.send(signal.SIGKILL)
+        if worker.was_up:
+            await self._listen(worker)
         return await worker.ended()
+
+    async def _listen(self, worker: Worker) -> None:
+        try:
+            await worker.listen(SILENT_SECONDS)
+        except TimeoutError:
+            if not self._stop.is_set():  # one that is told to end has another deadline
+                log.error("worker.silent", worker=worker.index, pid=worker.pid)
+                worker.send(signal.SIGKILL)
+
+    def _tell_systemd(self) -> None:
+        ill = [one.index for one in self._workers.values() if one.running and not one.well]
+        if ill:
+            notify(f"STATUS=not well: worker {ill[0]}")
+        else:
+            notify("WATCHDOG=1")
+        self._watchdog = asyncio.get_running_loop().call_later(WATCHDOG_SECONDS, self._tell_systemd)
 
     def _note_up(self, worker: Worker) -> None:
         log.info("worker.up", worker=worker.index, pid=worker.pid)

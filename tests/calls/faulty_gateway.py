@@ -71,6 +71,13 @@ PLACES = {
 }
 """What is made to raise, by its name in a test."""
 
+PARTS = {
+    "exit of the SIP thread": "gateway.sip.agent:UserAgent._poll",
+    "media clock": "gateway.pump:MediaPump.wake",
+    "cost ledger": "gateway.cost.keeper:Keeper._look",
+}
+"""What stands for a part of the process that ends alone."""
+
 
 def install(file: Path) -> None:
     """Put a look at ``file`` before everything in :data:`PLACES`."""
@@ -85,12 +92,12 @@ def install(file: Path) -> None:
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
             if (not kinds or type(args[1]).__name__ in kinds.split(",")) and armed(name):
-                raise ZeroDivisionError(name)
+                raise (SystemExit if name.startswith("exit") else ZeroDivisionError)(name)
             return function(*args, **kwargs)
 
         return run
 
-    for name, place in PLACES.items():
+    for name, place in {**PLACES, **PARTS}.items():
         module, _, rest = place.partition(":")
         path, _, kinds = rest.partition(":")
         owner: Any = import_module(module)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import sys
 from pathlib import Path
 
+import pytest
+from faulty_gateway import PARTS
 from gateway_process import Gateway
 from harness import World
 
@@ -41,3 +45,59 @@ async def test_signals_that_mean_nothing_end_no_call(world: World) -> None:
     heard = len(call.rtp.packets)
     await call.rtp.until(lambda: len(call.rtp.packets) > heard + 10)
     await world.summary_at_end(call)
+
+
+async def status_of(world: World) -> tuple[int | None, str]:
+    """Exit status and output of ``gateway status``."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", "status", "-c", str(world.gateway.config)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    return process.returncode, out.decode()
+
+
+FAULTY = (str(Path(__file__).with_name("faulty_gateway.py")),)
+CONTROL = '[control]\nsocket = "gateway.sock"\n'
+
+
+@pytest.mark.parametrize(
+    ("part", "told"), [("exit of the SIP thread", "SIP thread"), ("media clock", "media clock")]
+)
+async def test_a_process_that_cannot_carry_calls_ends(
+    own_folder: Path, part: str, told: str
+) -> None:
+    assert part in PARTS
+    world = World(own_folder, entry=FAULTY, drain_seconds=600)
+    await world.start()
+    try:
+        call = await world.dial("greeted")
+        (own_folder / "fault").write_text(part)
+        line = await world.gateway.wait("gateway.not_well", part=told)
+        assert line["error"]
+        # The SIP thread hangs up before it is gone.
+        assert (await world.summary(call))["ending"]["why"] in ("fault", "leg_lost")
+        assert await world.gateway.ended() == 1
+        assert world.gateway.all("gateway.cannot_carry_calls")
+        assert told in world.gateway.other_output[-1]
+    finally:
+        await world.gateway.stop()
+        await world.phone.stop()
+        await world.emulator.stop()
+
+
+async def test_a_background_task_that_ends_is_seen(own_folder: Path) -> None:
+    world = World(own_folder, entry=FAULTY, more=CONTROL)
+    world.gateway.tolerated |= {"gateway.unhandled"}
+    await world.start()
+    try:
+        assert (await status_of(world))[0] == 0
+        (own_folder / "fault").write_text("cost ledger")
+        await world.gateway.wait("gateway.not_well", part="cost ledger")
+        (own_folder / "fault").unlink()
+        code, told = await status_of(world)
+        assert code == 3
+        assert "NOT WELL  cost ledger: ZeroDivisionError: cost ledger" in told
+        await world.summary_at_end(await world.dial("greeted"))
+    finally:
+        await world.stop()
