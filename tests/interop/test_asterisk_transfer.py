@@ -31,6 +31,9 @@ say = "Hello."
 name = "blind"
 to = "sip:202@{asterisk}"
 [[route.transfer]]
+name = "telephone number"
+to = "tel:202"
+[[route.transfer]]
 name = "nobody"
 to = "sip:209@{asterisk}"
 [[route.transfer]]
@@ -114,10 +117,11 @@ def outputs_of(session: SessionRecord) -> list[dict[str, Any]]:
     return [json.loads(one["output"]) for one in items if one["type"] == "function_call_output"]
 
 
-@pytest.mark.parametrize("mode", ["blind", "attended", "bridge"])
-async def test_transfer(scene: Scene, mode: str) -> None:
+@pytest.mark.parametrize("destination", ["blind", "telephone number", "attended", "bridge"])
+async def test_transfer(scene: Scene, destination: str) -> None:
     """The human answers, and both talk; the gateway is out of it, except for a bridge."""
-    transfers_to(scene, mode)
+    transfers_to(scene, destination)
+    mode = "blind" if destination == "telephone number" else destination
     caller, human = await scene.phone("201"), await scene.phone("202")
     call = scene.agent.next_call()
     await caller.call(scene.uri("110"))
