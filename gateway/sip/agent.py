@@ -32,7 +32,7 @@ from gateway.sip.sounds import Sounds
 from gateway.sip.thread import SipThread
 from gateway.sip.transports import Listeners
 from gateway.sip.trunks import Trunk, Trunks
-from gateway.sip.types import Invite, LegHandler, Refused, SipSettings
+from gateway.sip.types import Invite, LegEnd, LegHandler, Refused, SipSettings
 
 log = structlog.get_logger("sip")
 
@@ -264,13 +264,14 @@ class UserAgent:
     def _dial(
         self, leg: Leg, uri: str, codecs: list[Codec], trunk: Trunk | None, caller_id: str
     ) -> None:
-        assert self.accounts is not None
-        self.offer(codecs)
-        call = SipCall(self, self.accounts.of(trunk))
-        call.leg = leg
-        leg.bind(call)
-        self.calls.hold(call, "" if trunk is None else f"trunk {trunk.name}")
+        call: SipCall | None = None
         try:
+            assert self.accounts is not None
+            self.offer(codecs)
+            call = SipCall(self, self.accounts.of(trunk))
+            call.leg = leg
+            leg.bind(call)
+            self.calls.hold(call, "" if trunk is None else f"trunk {trunk.name}")
             param = pj.CallOpParam(True)
             param.opt.audioCount, param.opt.videoCount = 1, 0
             if trunk is not None:
@@ -282,7 +283,11 @@ class UserAgent:
             # pjsip may have told of the end already, as of a call that was not answered.
             why = text_of(error.reason) if isinstance(error, pj.Error) else type(error).__name__
             log.warning("sip.not_sent", to=uri[:200], error=why)
-            call.end(_UNAVAILABLE, why)
+            if call is not None:
+                call.end(_UNAVAILABLE, why)
+            elif (handler := leg.handler) is not None:
+                end = LegEnd(_UNAVAILABLE, why, method="", reason_header="", local=False)
+                self.to_loop(lambda: handler.on_ended(end))
         finally:
             self.offer(list(Codec))
 

@@ -178,9 +178,10 @@ class InCall(pj.Call):  # type: ignore[misc]
         self._on_refer = told
         try:
             send(pj.CallOpParam())
-        except pj.Error as error:
+        except Exception as error:
             self._on_refer = None
-            progress = ReferProgress(500, text_of(error.info()), True)
+            why = text_of(error.info()) if isinstance(error, pj.Error) else type(error).__name__
+            progress = ReferProgress(500, why, True)
             self.agent.to_loop(lambda: told(progress))
 
     @guarded

@@ -159,6 +159,9 @@ class SipCall(InCall):
             log.warning("sip.command_refused", call=self.name, error=error.info())
             if not self.ended and not self._is_over():
                 self.fail()
+        except Exception:
+            log.exception("sip.call_failed", call=self.name)
+            self.fail()
 
     def _is_over(self) -> bool:
         try:
@@ -195,7 +198,7 @@ class SipCall(InCall):
         try:
             if not self.ended:
                 self.finish(500, {"Reason": 'SIP;cause=500;text="Gateway error"'})
-        except pj.Error:
+        except Exception:
             log.exception("sip.call_stuck", call=self.name)
             if self._is_over():
                 self.end(_GATEWAY_ERROR, "Gateway error")

@@ -1,0 +1,101 @@
+"""What one call or one turn raises ends neither the SIP thread nor the other calls."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, cast
+
+import pytest
+
+from gateway.sip.calls import Calls
+from gateway.sip.leg import SipCall
+from gateway.sip.thread import SipThread
+
+
+@pytest.mark.parametrize("part", ["poll", "command", "housekeeping"])
+def test_the_thread_goes_on(part: str) -> None:
+    went_on, turns = threading.Event(), {"poll": 0, "housekeeping": 0}
+
+    def turn(name: str) -> None:
+        turns[name] += 1
+        if name == part and turns[name] < 20:
+            raise ValueError(name)
+
+    def command() -> None:
+        if part == "command":
+            raise ValueError(part)
+
+    thread = SipThread(lambda _ms: turn("poll"), lambda: turn("housekeeping"))
+    thread.start(lambda: None, lambda: None)
+    thread.post(command)
+    thread.post(went_on.set)
+    assert went_on.wait(10)
+    while turns["housekeeping"] < 30:
+        waited = threading.Event()
+        thread.post(waited.set)
+        assert waited.wait(10)
+    thread.stop()
+    assert thread.join(10)
+    assert thread.failures == (1 if part == "command" else 19)
+
+
+class Call:
+    """As much of a call as :class:`Calls` asks for."""
+
+    def __init__(self, number: int, *, broken: bool = False) -> None:
+        self.number, self.broken = number, broken
+        self.party, self.name = "", str(number)
+        self.leg: Any = None
+        self.ended = self.followed = self.failed = False
+        self.polled = 0
+
+    def getId(self) -> int:  # noqa: N802
+        return self.number
+
+    def poll_quality(self) -> None:
+        self.polled += 1
+        if self.broken:
+            raise ValueError
+
+    def keys_known(self) -> bool:
+        self.poll_quality()
+        return False
+
+    def fail(self) -> None:
+        self.failed = True
+
+
+def held(calls: Calls, *some: Call) -> list[SipCall]:
+    found = [cast(SipCall, call) for call in some]
+    for call in found:
+        calls.hold(call, "source 192.0.2.1")
+    return found
+
+
+def test_a_call_is_retired_once() -> None:
+    calls = Calls()
+    first, second = held(calls, Call(0), Call(1))
+    first.followed = True
+    calls.followed = 1
+    for _ in range(3):
+        first.ended = True
+        calls.retire(first)
+    assert calls.followed == 0
+    calls.let_go()
+    calls.retire(first)
+    calls.let_go()
+    assert calls.of("source 192.0.2.1") == 1
+    second.ended = True
+    calls.retire(second)
+    calls.let_go()
+    assert not calls
+
+
+def test_one_call_that_raises_ends_alone() -> None:
+    calls = Calls()
+    broken, good = Call(0, broken=True), Call(1)
+    calls.awaiting_keys = held(calls, broken, good)
+    calls.poll_quality()
+    calls.ask_for_keys(1.0)
+    assert (broken.failed, good.failed, good.polled) == (True, False, 2)
+    assert calls.awaiting_keys == [cast(SipCall, good)]
