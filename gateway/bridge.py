@@ -422,7 +422,9 @@ class Bridge:
         self._inbox.appendleft((inputs.Flushed(unplayed), self._loop.time()))
 
     def _note(self, output: outputs.Note) -> None:
-        getattr(self._log, output.level)(f"call.{output.event}", **output.fields)
+        getattr(self._log, output.level)(
+            f"call.{output.event}", **self.record.private.masked(output.fields)
+        )
 
     def _finished(self, _output: outputs.Finished | None) -> None:
         if self._over:

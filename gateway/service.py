@@ -362,7 +362,9 @@ class Service:
         events = None
         own = route.records.events
         if self._config.records.events if own is None else own:
-            events = self._event_logs.open(record.call_id, record.started_at, route=record.route)
+            events = self._event_logs.open(
+                record.call_id, record.started_at, record.private, route=record.route
+            )
         bridge.watch(account, events)
 
     def spent(self, route: Route, number: str) -> str | None:

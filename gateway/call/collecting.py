@@ -69,5 +69,7 @@ class Collecting:
         self.deadline = None
         private = self._talk.plan.collect.private
         shown = "*" * len(self._digits) if private else self._digits
+        if private:
+            self._talk.journal.record.private.add(self._digits)
         note = self._talk.journal.note(now, "digits", "info", digits=shown, ended_by=ended_by)
         return [note, *self._told({"digits": self._digits, "ended_by": ended_by}, now)]

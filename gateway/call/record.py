@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from gateway.call.content_record import ContentRecord
 from gateway.call.ending import Ending
+from gateway.call.private import PrivateDigits
 from gateway.realtime.refused import Refused
 
 MAX_TIMELINE = 20_000
@@ -175,6 +176,8 @@ class CallRecord:
     transcript_dropped: int = 0
     ending: Ending | None = None
     timeline_dropped: int = 0
+    private: PrivateDigits = field(default_factory=PrivateDigits, repr=False)
+    """Digits that :meth:`summary` and :meth:`as_json` mask."""
     _marks: bytearray = field(default_factory=bytearray, repr=False)
     _mark_count: int = 0
 
@@ -229,6 +232,10 @@ class CallRecord:
 
     def summary(self) -> dict[str, Any]:
         """The record as JSON object, without its timeline."""
+        masked: dict[str, Any] = self.private.masked(self._summary())
+        return masked
+
+    def _summary(self) -> dict[str, Any]:
         ending = self.ending
         return {
             "call_id": self.call_id,
@@ -284,10 +291,12 @@ class CallRecord:
 
     def as_json(self) -> dict[str, Any]:
         """The whole record as JSON object."""
-        return {
-            **self.summary(),
+        whole = {
+            **self._summary(),
             "transcript": [] if self.transcript is None else self.transcript.as_json(),
             "transcript_dropped": self.transcript_dropped,
             "timeline": self.timeline,
             "timeline_dropped": self.timeline_dropped,
         }
+        masked: dict[str, Any] = self.private.masked(whole)
+        return masked

@@ -23,6 +23,7 @@ from typing import Any
 import orjson
 import structlog
 
+from gateway.call.private import PrivateDigits
 from gateway.health import background
 from gateway.log import BLANK, Redactor
 from gateway.records.files import file_stem, private
@@ -48,8 +49,15 @@ log = structlog.get_logger("records")
 class EventLog:
     """The log of one call; a :class:`gateway.realtime.session.Tap` of its session."""
 
-    def __init__(self, path: Path, put: Callable[[_Line], bool], now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        put: Callable[[_Line], bool],
+        now: Callable[[], float],
+        private: PrivateDigits,
+    ) -> None:
         self.path = path
+        self.private = private
         self.dropped = 0
         """Messages that are not in the file."""
         self.bytes = 0
@@ -113,12 +121,23 @@ class EventLogs:
         if self._folder is not None:
             self._task = background(self._run(), "event logs")
 
-    def open(self, call_id: str, started_at: str, **facts: Any) -> EventLog | None:
+    def open(
+        self,
+        call_id: str,
+        started_at: str,
+        private: PrivateDigits | None = None,
+        **facts: Any,
+    ) -> EventLog | None:
         """The log of a call that begins now; None where none is written."""
         if self._folder is None or self._task is None:
             return None
         path = self._folder / f"{file_stem(started_at, call_id)}{SUFFIX}"
-        made = EventLog(path, self._put, asyncio.get_running_loop().time)
+        made = EventLog(
+            path,
+            self._put,
+            asyncio.get_running_loop().time,
+            PrivateDigits() if private is None else private,
+        )
         made.begin(call_id=call_id, started_at=started_at, **facts)
         return made
 
@@ -171,7 +190,7 @@ def write_lines(lines: Sequence[_Line] | deque[_Line], redact: Redactor) -> None
     """Append each line to its call's file. Raises OSError."""
     texts: dict[EventLog, list[str]] = {}
     for event_log, t_ms, direction, message in lines:
-        text = redact(None, "", _text(t_ms, direction, message)) + "\n"
+        text = redact(None, "", _text(t_ms, direction, message, event_log.private)) + "\n"
         size = len(text)
         if event_log.bytes + size > MAX_FILE_BYTES and direction != "meta":
             event_log.dropped += 1
@@ -185,10 +204,11 @@ def write_lines(lines: Sequence[_Line] | deque[_Line], redact: Redactor) -> None
             file.writelines(of_call)
 
 
-def _text(t_ms: float, direction: str, message: Any) -> str:
+def _text(t_ms: float, direction: str, message: Any, private: PrivateDigits) -> str:
     line: dict[str, Any] = {"t_ms": t_ms, "dir": direction}
     if isinstance(message, bytes):
-        line |= _event(message)
+        for key, value in _event(message).items():
+            line[key] = private.masked_event(value)
     else:
         line[direction] = message
     return json.dumps(line, ensure_ascii=False, separators=(",", ":"))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from call_scene import SPEECH, Scene, audio, audio_done, created, done, key
+from call_scene import SPEECH, Scene, audio, audio_done, created, done, key, said
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
@@ -22,6 +22,7 @@ from gateway.call.plan import (
     TransferPlan,
 )
 from gateway.realtime.commands import CreateItem, CreateResponse, UpdateSession
+from gateway.realtime.events import AgentTranscript
 from gateway.tools.acts import Act, EndCall, Say, Tell, TransferTo
 from gateway.tools.arguments import ToolError
 
@@ -248,6 +249,11 @@ def test_private_digits_are_in_no_record() -> None:
     assert "****" in json.dumps(scene.record.as_json())
     assert "7391" not in json.dumps(scene.record.as_json())
     assert not [one for one in scene.notes if one.fields.get("digit") in list("7391")]
+    scene.do(
+        created("r2"), said(AgentTranscript("r2", "i2", 0, "Is it 73 91, seven three nine one?"))
+    )
+    read_back = scene.record.as_json()["transcript"][-1]
+    assert read_back["text"] == "Is it ****, ****?"
 
 
 @pytest.mark.parametrize(

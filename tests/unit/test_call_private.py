@@ -1,0 +1,70 @@
+"""Digits that were collected as private, in every form in which they come back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gateway.call.private import PrivateDigits
+from gateway.call.record import CallRecord
+
+
+def private(*digits: str) -> PrivateDigits:
+    made = PrivateDigits()
+    for one in digits:
+        made.add(one)
+    return made
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "4242",
+        "42 42",
+        "4-2-4-2",
+        "4, 2, 4, 2",
+        "four two four two",
+        "Four, two. Four, two",
+        "four 2 four 2",
+        "vier zwei vier zwo",
+        "quatre deux quatre deux",
+        '{"code":"4242"}',
+        '{"code": 4242}',
+    ],
+)
+def test_forms_in_which_digits_come_back(said: str) -> None:
+    masked = private("4242").masked(f"I have {said}, right?")
+    assert "****" in masked
+    assert not set("42") & set(masked)
+    assert not [word for word in ("four", "vier", "quatre") if word in masked.lower()]
+
+
+def test_what_is_nobodys_digits_stays() -> None:
+    value = {"item_id": "item_4242", "started_at": "4242", "text": ["room 424", "forty", 4242]}
+    assert private("4242").masked(value) == value
+    assert private("42").masked("42 rooms") == "42 rooms"
+    assert private().masked("4242") == "4242"
+
+
+def test_many_digits_and_long_texts_take_no_time() -> None:
+    made = private("4" * 20, "0123456789")
+    assert made.masked("4 " * 200_000 + "x") != ""
+
+
+def test_pieces_of_words_have_only_their_length() -> None:
+    event = {"type": "response.output_audio_transcript.delta", "delta": " four"}
+    assert private("4242").masked_event(event)["delta"] == {"chars": 5}
+    assert private().masked_event(event) == event
+
+
+def test_a_record_masks_all_that_is_in_it() -> None:
+    record = CallRecord("c4242")
+    record.mark(1.0, "agent_said", text="four two four two")
+    record.metadata = {"pin": "42-42"}
+    record.private.add("4242#")
+    text = json.dumps(record.as_json())
+    assert "c4242" in text
+    assert "four" not in text
+    assert "42-42" not in text
+    assert "42-42" not in json.dumps(record.summary())
