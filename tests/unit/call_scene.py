@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from official_types import check_client_event
+
 from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, Codec
 from gateway.call import inputs, outputs
 from gateway.call.machine import CallMachine, State
@@ -204,6 +206,7 @@ class Scene:
                 case outputs.Note():
                     self.notes.append(output)
                 case outputs.Send():
+                    check_client_event(output.command.body())
                     self.sent.append(output.command)
                 case outputs.Play():
                     frames, rest = divmod(len(output.audio), FRAME_BYTES)

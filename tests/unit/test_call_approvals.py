@@ -219,7 +219,12 @@ def test_a_request_for_approval_is_answered_once(
     rules: tuple[ApprovalRule, ...], answer: dict[str, Any]
 ) -> None:
     scene, _ = mcp_asked(*rules)
-    wanted = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", **answer}
+    wanted = {
+        "id": "gw_approval_1",
+        "type": "mcp_approval_response",
+        "approval_request_id": "mcpr_1",
+        **answer,
+    }
     assert answers(scene) == [wanted]
     # The server says nothing by itself: it is asked to.
     assert scene.at(2.5) == ["create"]

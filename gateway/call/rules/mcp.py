@@ -46,6 +46,7 @@ class McpWatch:
         """Requests of this session that wait for a decision."""
         self._approved: dict[str, str] = {}
         """Who approved of it, by request; until the call that was asked about is over."""
+        self._answered = 0
         self.deadline: float | None = None
 
     def on(self, input: Input, now: float) -> list[Output]:
@@ -124,7 +125,9 @@ class McpWatch:
             if item_id not in self._asked_for:
                 return []  # the session that asked is gone
             self._asked_for.discard(item_id)
+            self._answered += 1
             answer: dict[str, Any] = {
+                "id": f"gw_approval_{self._answered}",
                 "type": "mcp_approval_response",
                 "approval_request_id": item_id,
                 "approve": yes,

@@ -1,0 +1,43 @@
+"""Client events held against the official client's types, with unknown fields forbidden."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from openai.types.realtime import RealtimeClientEvent
+from pydantic import BaseModel, TypeAdapter
+
+_EVENTS: TypeAdapter[Any] = TypeAdapter(RealtimeClientEvent)
+
+
+def check_client_event(body: Mapping[str, Any]) -> None:
+    """Assert that the official types know this event with each of its fields."""
+    event = _EVENTS.validate_python(_without_references(body))
+    unknown = sorted(_unknown(event))
+    assert not unknown, f"{body['type']}: the official types have no {', '.join(unknown)}"
+
+
+def _without_references(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The guide to responses outside of the conversation has items by reference; the types do not
+    know them."""
+    response = body.get("response")
+    if not isinstance(response, Mapping) or not response.get("input"):
+        return dict(body)
+    kept = [
+        item
+        for item in response["input"]
+        if item["type"] != "item_reference" or item.keys() != {"type", "id"}
+    ]
+    return {**body, "response": {**response, "input": kept}}
+
+
+def _unknown(value: Any, path: str = "") -> Iterator[str]:
+    if isinstance(value, BaseModel):
+        for name in value.model_extra or {}:
+            yield f"{path}{name}"
+        for name in type(value).model_fields:
+            yield from _unknown(getattr(value, name), f"{path}{name}.")
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _unknown(one, path)
