@@ -29,7 +29,7 @@ from gateway.realtime.events import (
     ServerError,
     ServerEvent,
 )
-from gateway.realtime.opening import SetupFailed, open_session, open_with_retry
+from gateway.realtime.opening import SetupFailed, open_with_retry
 from gateway.realtime.refused import Refused
 from gateway.realtime.session import Session, SessionClosed
 from gateway.records.events import EventLog
@@ -41,6 +41,9 @@ _CLOSING = 8
 """Sessions of one call that are being closed at a time; each has its own deadline, and takes 2 s at
 most. Calls that lose more than these in that time have other troubles."""
 
+
+ATTEMPTS = 2
+"""Of one server, before the route's next step is taken."""
 
 SPREAD_SECONDS = 0.25
 """A session that replaces one that was lost is opened up to this much later."""
@@ -179,9 +182,9 @@ class Sessions:
             # The calls that lost a server at one moment do not all come back at one.
             await asyncio.sleep(uniform(0, SPREAD_SECONDS))
         try:
-            # A session that may take over is tried for once: the machine says when again.
-            opened = open_session if line.spare else open_with_retry
-            session = await opened(
+            # Once more at most: what is done then, and when another attempt is made, is the
+            # machine's to say (the route's on_trouble), and nobody rings for long in vain.
+            session = await open_with_retry(
                 endpoint,
                 self.plan.settings,
                 timeout=self.plan.connect_timeout,
@@ -189,6 +192,7 @@ class Sessions:
                 on_closed=lambda closed: self._on_closed(line, closed),
                 tap=self._events,
                 late=None if self.plan.preparation is None else self._prepare,
+                attempts=1 if line.spare else ATTEMPTS,
             )
         except SetupFailed as failure:
             self.plan.met(endpoint, str(failure))
@@ -196,7 +200,8 @@ class Sessions:
                 self._spare = None
                 self._feed(inputs.SpareFailed(str(failure)))
             elif line is self._line:
-                self._feed(inputs.SessionFailed(failure.verdict, failure.detail))
+                failed = inputs.SessionFailed(failure.verdict, failure.detail, failure.retry_after)
+                self._feed(failed)
             return
         line.session = session  # first of all, so that it is closed whatever raises
         self.plan.met(endpoint, None)

@@ -27,6 +27,8 @@ class Course:
         self.timers = Timers(plan)
         self.opening = Opening(plan.answer, self.journal)
         self.session_up = False
+        self.retry_after: float | None = None
+        """What the server that gave no session last wants to be left alone for (s)."""
         self.held = False
         """The caller has put us on hold."""
 

@@ -55,6 +55,8 @@ class SessionFailed:
 
     verdict: Verdict
     detail: str
+    retry_after: float | None = None
+    """Seconds that the server wants to be left alone, where it says so."""
 
 
 @dataclass(frozen=True, slots=True)

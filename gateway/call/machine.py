@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 from gateway.call import inputs, outputs
@@ -350,7 +351,8 @@ class CallMachine:
         headers |= more
         self._ending = replace(self._ending, sip_code=code)
         if code == 503:
-            headers["Retry-After"] = str(self._call.plan.retry_after)
+            told = self._call.retry_after or 0.0
+            headers["Retry-After"] = str(max(self._call.plan.retry_after, ceil(told)))
         return [*todo, outputs.Refuse(code, headers)]
 
     def _wait_afterwards(

@@ -115,12 +115,14 @@ class Recovery:
             self._why is Why.SESSION_SILENT and now - up_at < PROVEN_SECONDS
         )
 
-    def failed(self, detail: str, now: float, *, fatal: bool) -> list[Output]:
-        """An attempt to get one has failed."""
+    def failed(
+        self, detail: str, now: float, *, fatal: bool, after: float | None = None
+    ) -> list[Output]:
+        """An attempt to get one has failed; the server wants to be left alone for ``after`` s."""
         if not self.active or self._until is None:
             return []
         self._detail = detail
-        again_at = now + self._wait
+        again_at = now + max(self._wait, after or 0.0)
         if fatal or again_at >= self._until:
             return self._next(now)
         self._again_at, self._wait = again_at, min(2 * self._wait, LONGEST_WAIT)

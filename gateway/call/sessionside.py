@@ -132,8 +132,10 @@ class SessionSide:
         fatal = input.verdict.kind is Kind.FATAL
         why = Why.SESSION_REFUSED if fatal else Why.SESSION_UNREACHABLE
         detail = f"{input.verdict.code}: {input.detail}"
+        self._call.retry_after = input.retry_after
         if self.recovery.active:
-            return self.trouble(self.recovery.failed(detail, now, fatal=fatal), now)
+            todo = self.recovery.failed(detail, now, fatal=fatal, after=input.retry_after)
+            return self.trouble(todo, now)
         if self._call.state is not State.CONNECTING or not self._ladder:
             return self._end(why, now, detail)
         answered = self._call.opening.confirmed

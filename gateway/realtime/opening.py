@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -18,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import structlog
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.http11 import Response
 
 from gateway.realtime.commands import UpdateSession
 from gateway.realtime.connection import (
@@ -56,6 +58,9 @@ log = structlog.get_logger(__name__)
 FIRST_BACKOFF = 0.25
 """Seconds before the second attempt of :func:`open_with_retry`; each further wait is double."""
 
+MAX_RETRY_AFTER = 3600
+"""Seconds that a server's ``Retry-After`` is taken for at most."""
+
 # The library logs request headers, so the key, at DEBUG: this logger never does.
 _wire_log = logging.getLogger("gateway.realtime.websocket")
 _wire_log.setLevel(logging.INFO)
@@ -83,7 +88,10 @@ class SetupFailed(Exception):  # noqa: N818 - names what happened to the call
     """No session: ``step`` is what was being waited for, ``detail`` what came instead.
 
     ``verdict`` is classified for a set-up (never benign). The text never holds a secret.
+    ``retry_after`` is how long the server wants to be left alone (s), where it says so.
     """
+
+    retry_after: float | None = None
 
     def __init__(self, verdict: Verdict, step: Step, detail: str) -> None:
         self.verdict = verdict
@@ -180,16 +188,19 @@ async def open_with_retry(
     on_closed: Callable[[SessionClosed], None],
     tap: Tap | None = None,
     late: Late | None = None,
+    attempts: int | None = None,
 ) -> Session:
     """As :func:`open_session`, trying retryable failures again while ``timeout`` seconds allow.
 
     Waits about 0.25, 0.5, 1, … s between attempts (each up to a quarter longer, so that calls that
     lost their server at one moment do not all come back at one). Raises the last
-    :class:`SetupFailed`: at once for a fatal one, else when another wait would pass the deadline.
+    :class:`SetupFailed`: at once for a fatal one, else after ``attempts`` of them, or when another
+    wait would pass the deadline. A ``Retry-After`` of the server's (RFC 9110 section 10.2.3) is
+    waited for.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
-    wait = FIRST_BACKOFF
+    wait, made = FIRST_BACKOFF, 0
     while True:
         try:
             return await open_session(
@@ -202,10 +213,13 @@ async def open_with_retry(
                 late=late,
             )
         except SetupFailed as failure:
-            if failure.verdict.kind is not Kind.RETRYABLE or loop.time() + wait >= deadline:
+            made += 1
+            pause = max(wait, failure.retry_after or 0.0)
+            over = made == attempts or loop.time() + pause >= deadline
+            if failure.verdict.kind is not Kind.RETRYABLE or over:
                 raise
-        log.info("session.retry", url=endpoint.shown, wait_ms=round(wait * 1000))
-        await asyncio.sleep(wait * uniform(1.0, 1.25))
+        log.info("session.retry", url=endpoint.shown, wait_ms=round(pause * 1000))
+        await asyncio.sleep(pause * uniform(1.0, 1.25))
         wait *= 2
 
 
@@ -322,7 +336,9 @@ class _Opening:
         except InvalidStatus as error:
             status = error.response.status_code
             body = bytes(error.response.body or b"")[:300].decode(errors="replace")
-            raise self._failed(classify_handshake(status), body) from None
+            failure = self._failed(classify_handshake(status), body)
+            failure.retry_after = _retry_after(error.response)
+            raise failure from None
         except (OSError, InvalidHandshake, EOFError) as error:
             detail = str(error) or type(error).__name__
             raise self._failed(classify_network(error), detail) from None
@@ -396,6 +412,18 @@ def _date_of(connection: Connection) -> float | None:
         return parsedate_to_datetime(response.headers["Date"]).timestamp()
     except (KeyError, LookupError, TypeError, ValueError, OverflowError):
         return None
+
+
+def _retry_after(response: Response) -> float | None:
+    """Seconds of a ``Retry-After``: a number, or a date."""
+    value = (response.headers.get("Retry-After") or "").strip()
+    if value.isascii() and value.isdigit():
+        return float(min(int(value[:9]), MAX_RETRY_AFTER))
+    try:
+        left = parsedate_to_datetime(value).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return min(max(left, 0.0), MAX_RETRY_AFTER)
 
 
 class _Connect(connect):

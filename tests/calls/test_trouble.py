@@ -242,3 +242,18 @@ async def test_another_session_takes_over_before_the_server_ends_one(world: Worl
     assert record["handovers"] == 1
     assert record["trouble"] == []
     assert record["ending"]["why"] == "hung_up"
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_server_that_refuses_does_not_let_the_caller_ring(
+    world: World, status: int
+) -> None:
+    """The route's step comes at once, and not after ``connect_timeout``."""
+    world.behave(refuse={"step": "upgrade", "http_status": status})
+    call = world.phone.call("left")
+    call.invite()
+    final = await call.refused()
+    assert final.code == 503
+    assert int(final.headers["retry-after"]) >= 1
+    await world.record(call)
+    assert len(world.gateway.all("session.retry", call=call.call_id)) <= 1

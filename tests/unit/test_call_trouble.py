@@ -33,6 +33,7 @@ from gateway.call.plan import (
     Rung,
     TransferPlan,
 )
+from gateway.realtime.errors import Kind, Verdict
 from gateway.realtime.events import AgentTranscriptDelta, InputCommitted, InputTranscribed
 
 RECONNECT = Rung("reconnect", 10.0, "chime")
@@ -347,3 +348,26 @@ def test_where_trouble_is_known_nobody_waits_to_find_out() -> None:
         scene = Scene(replace(PLAN, known_trouble="probe: no answer", on_trouble=rungs))
         assert scene.seen == seen
         assert "open" not in scene.seen
+
+
+# ---- a server that wants to be left alone
+
+
+def _busy(after: float) -> inputs.SessionFailed:
+    verdict = Verdict(Kind.RETRYABLE, "http 429", "too many requests for now", True)
+    return inputs.SessionFailed(verdict, "slow down", after)
+
+
+def test_the_next_step_is_taken_at_once_and_the_caller_told_when_to_come_back() -> None:
+    scene = Scene(replace(PLAN, on_trouble=(SECOND,)))
+    assert scene.do(_busy(30.0))[-1] == "open 1"
+    alone = Scene(replace(PLAN, on_trouble=()))
+    assert alone.do(_busy(29.5))[-1] == "503 41 retry 30"
+
+
+def test_in_a_call_the_server_is_left_alone_as_long_as_it_asks() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(LOST)
+    scene.do(_busy(4.0))
+    assert "open" not in scene.at(scene.now + 3.9)
+    assert "open" in scene.at(scene.now + 0.2)

@@ -516,3 +516,39 @@ def with_warnings_as_errors(scenario: Any) -> None:
     asyncio.run(watched())
     gc.collect()
     assert complaints == []
+
+
+@pytest.mark.parametrize(
+    ("value", "retried"),
+    [("1", True), ("30", False), ("Wed, 21 Oct 2015 07:28:00 GMT", True), ("soon", True)],
+)
+def test_a_server_that_says_when_is_not_asked_before(value: str, retried: bool) -> None:
+    async def scenario() -> tuple[int, SetupFailed, list[Any]]:
+        asked = 0
+
+        def refuse(ws: ServerConnection, _request: Request) -> Response:
+            nonlocal asked
+            asked += 1
+            response = ws.respond(HTTPStatus.TOO_MANY_REQUESTS, "slow down")
+            response.headers["Retry-After"] = value
+            return response
+
+        async with serving(quiet, process_request=refuse) as server:
+            with capture_logs() as logs, pytest.raises(SetupFailed) as caught:
+                await open_with_retry(
+                    Endpoint(server.url, "gpt-realtime-2.1", KEY),
+                    ASKED,
+                    timeout=5.0,
+                    on_event=lambda _event: None,
+                    on_closed=lambda _closed: None,
+                    attempts=2,
+                )
+        waits = [line["wait_ms"] for line in logs if line["event"] == "session.retry"]
+        return asked, caught.value, waits
+
+    asked, failure, waits = asyncio.run(scenario())
+    assert asked == (2 if retried else 1)
+    assert failure.verdict.code == "http 429"
+    if value.isdigit():
+        assert failure.retry_after == float(value)
+        assert waits == ([1000] if retried else [])
