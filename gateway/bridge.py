@@ -136,7 +136,7 @@ class Bridge:
         self._log.info(
             "call.invite",
             sip_call_id=self.record.sip_call_id,
-            **{"from": self.record.from_uri, "to": self.record.to_uri},
+            **self.record.private.masked({"from": self.record.from_uri, "to": self.record.to_uri}),
             source=self.record.source,
             codec=self.record.codec,
         )

@@ -141,7 +141,7 @@ def run(
         sys.exit(2)
     secrets = settings.secrets() + dialplan.secrets()
     try:
-        sink = set_up_logging(log.format, log.level, log.file, secrets, worker)
+        sink = set_up_logging(log.format, log.level, log.file, secrets, worker, log.redact)
     except OSError as error:
         click.echo(f"{config}: {error}", err=True)
         sys.exit(1)

@@ -86,7 +86,9 @@ def command(
         if status is not None:
             sys.exit(status)
     log = settings.log
-    set_up_logging(log.format, log.level, log.file, settings.secrets() + dialplan.secrets(), None)
+    set_up_logging(
+        log.format, log.level, log.file, settings.secrets() + dialplan.secrets(), None, log.redact
+    )
     sys.exit(_place(settings, dialplan, to, route, trunk, variables, caller_id))
 
 

@@ -18,7 +18,7 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote
@@ -27,6 +27,7 @@ import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor
 
+from gateway.call.private import PrivateDigits
 from gateway.text import printable, printable_in
 
 _SHORTEST_SECRET = 4
@@ -180,6 +181,18 @@ class _Handler(logging.Handler):
             self._sink.msg(line)
 
 
+class _Redacted:
+    """A structlog processor that masks numbers, or keys, in all values."""
+
+    def __init__(self, what: Collection[str]) -> None:
+        self._private = PrivateDigits(what)
+
+    def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
+        """Return the event without them."""
+        masked: EventDict = self._private.masked(event)
+        return masked
+
+
 class _Worker:
     """A structlog processor that adds ``worker``; on all threads, unlike a context variable."""
 
@@ -221,6 +234,7 @@ def set_up_logging(
     file: Path | None = None,
     secrets: Sequence[str] = (),
     worker: int | None = None,
+    redact: Collection[str] = (),
 ) -> Sink:
     """Configure the process's log. ``form`` is json or console; raises OSError for a bad file.
 
@@ -250,6 +264,8 @@ def set_up_logging(
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if redact:
+        marking.append(_Redacted(redact))
     if worker is not None:
         marking.append(_Worker(worker))
     # Processors after the renderer get its line, which the types of structlog do not foresee.

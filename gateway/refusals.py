@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 import structlog
@@ -46,6 +47,8 @@ class Refusals:
     def __init__(self, records: RecordFiles, retry_after: int) -> None:
         self._records = records
         self._retry_after = retry_after
+        self.redact: Collection[str] = ()
+        """What is masked in their records and log lines."""
         self._each = SourceBuckets()
         self._all: TokenBucket | None = None
         self._counted: Counter[str] = Counter()
@@ -75,6 +78,8 @@ class Refusals:
         """A call came, or was to be placed, and is not."""
         if record.direction == "inbound" and not self._sampled(record, why):
             return
+        if not record.private:
+            record.private.redact(self.redact)
         ending = ending_of(why, answered=False, detail=detail)
         record.ending = type(ending)(ending.by, why, code, ending.reason, detail)
         record.times.end = 0.0

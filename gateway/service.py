@@ -87,6 +87,7 @@ class Service:
         self._started = 0.0
         self._lifeline = None if lifeline is None else Lifeline(lifeline, self._on_supervisor_gone)
         self.refusals = Refusals(self._records, self._sip.retry_after)
+        self.refusals.redact = config.records.redact
         self._agent = UserAgent(
             self._sip,
             on_invite=self._on_invite,
@@ -357,6 +358,8 @@ class Service:
     def _watch(self, bridge: Bridge) -> None:
         record = bridge.record
         route = next(one for one in self._dialplan.routes if one.name == record.route)
+        redact = route.records.redact
+        record.private.redact(self._config.records.redact if redact is None else redact)
         number = user_of(record.from_uri if record.direction == "inbound" else record.to_uri)
         account = self._costs.open(route, number, bridge.session_plan)
         events = None

@@ -73,5 +73,6 @@ class Keys:
         if collected is not None:
             journal = self._talk.journal
             at_ms = round(journal.ms(now), 1)
+            journal.record.private.pressed(collected.digits)
             run = DigitRun(at_ms, collected.digits, collected.ended_by.value)
             journal.record.digits.append(run)

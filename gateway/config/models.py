@@ -30,10 +30,15 @@ class DialplanSettings(Section):
     unknown_settings: Literal["warn", "refuse"] = "warn"
 
 
+Redacted = Literal["numbers", "dtmf"]
+"""What may be masked: telephone numbers but for their last digits, and keys."""
+
+
 class LogSettings(Section):
     """``[log]``: what is said, how, and where to."""
 
     format: Literal["json", "console"] = "json"
+    redact: tuple[Redacted, ...] = ()
     level: Literal["debug", "info", "warning", "error"] = "info"
     file: FilePath | None = None
 
@@ -46,6 +51,7 @@ class RecordSettings(Section):
 
     folder: FilePath | None = None
     events: Flag = False
+    redact: tuple[Redacted, ...] = ()
 
 
 class MediaSettings(Section):

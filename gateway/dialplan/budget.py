@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from gateway.config.cost import Money, Part
 from gateway.config.validate import Section
 from gateway.config.values import Flag, Text
@@ -24,3 +26,4 @@ class RouteRecords(Section):
     """In place of ``[records]``, for this route."""
 
     events: Flag | None = None
+    redact: tuple[Literal["numbers", "dtmf"], ...] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from faulty_gateway import PARTS
 from gateway_process import Gateway
-from harness import World
+from harness import World, eventually
 
 from gateway.signals import HARMLESS
 
@@ -99,5 +100,34 @@ async def test_a_background_task_that_ends_is_seen(own_folder: Path) -> None:
         assert code == 3
         assert "NOT WELL  cost ledger: ZeroDivisionError: cost ledger" in told
         await world.summary_at_end(await world.dial("greeted"))
+    finally:
+        await world.stop()
+
+
+async def test_numbers_and_keys_are_masked_where_the_route_says_so(own_folder: Path) -> None:
+    routes = """
+[[route]]
+name = "masked"
+to = '^[+]49301234567$'
+records.redact = ["numbers", "dtmf"]
+records.events = true
+"""
+    world = World(own_folder, routes=routes)
+    await world.start()
+    try:
+        call = await world.dial("+49301234567")
+        session = await world.session_of(call)
+        call.rtp.press("4715#")
+        await session.wait_until(lambda one: bool(one.seen("conversation.item.create")), 20)
+        summary = await world.summary_at_end(call)
+        record = await world.record(call)
+        log = world.records_folder / record["event_log"]["file"]
+        await eventually(lambda: '"over":true' in log.read_text(), "the end of the event log")
+        lines = [line for line in world.gateway.lines if line.get("call") == summary["call"]]
+        for text in (json.dumps(lines), json.dumps(record), log.read_text()):
+            assert "4930123" not in text
+            assert "4715" not in text
+            assert "4 7 1 5" not in text
+        assert "+********567@" in summary["to"]
     finally:
         await world.stop()

@@ -68,3 +68,32 @@ def test_a_record_masks_all_that_is_in_it() -> None:
     assert "four" not in text
     assert "42-42" not in text
     assert "42-42" not in json.dumps(record.summary())
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("sip:+49301234567@example.org:5060", "sip:+********567@example.org:5060"),
+        ("tel:+49-30-1234567", "tel:+**-**-****567"),
+        ("call +49 30 1234567 now", "call +** ** ****567 now"),
+        ("no route takes '0301234567'", "no route takes '*******567'"),
+        ("sip:alice@127.0.0.1:54110", "sip:alice@127.0.0.1:54110"),
+        ("2026-11-28T12:00:00.123456+00:00", "2026-11-28T12:00:00.123456+00:00"),
+        ("a room for 120 EUR", "a room for 120 EUR"),
+    ],
+)
+def test_numbers_but_for_their_last_digits(text: str, masked: str) -> None:
+    assert PrivateDigits(["numbers"]).masked(text) == masked
+
+
+def test_keys() -> None:
+    made = PrivateDigits(["dtmf"])
+    made.pressed("4711")
+    value = {"digit": "4", "digits": "47#", "text": 'pressed 4711, {"digits": "12"}', "n": 4}
+    assert made.masked(value) == {
+        "digit": "*",
+        "digits": "***",
+        "text": 'pressed ****, {"digits": "**"}',
+        "n": 4,
+    }
+    assert PrivateDigits().masked(value) == value
