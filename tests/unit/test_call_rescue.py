@@ -81,6 +81,22 @@ def test_an_answer_too_long_is_gone_on_with_where_wanted(go_on: bool) -> None:
     assert ("create ['instructions']" in asked) is go_on
 
 
+def test_an_answer_that_never_comes_to_its_end_is_not_gone_on_with_for_ever() -> None:
+    scene = scene_of(RescuePlan(go_on=True))
+    for number in range(20):
+        response, item = f"r{number}", f"i{number}"
+        scene.do(created(response), audio(response, item, 200))
+        scene.do(incomplete(response, "max_output_tokens"))
+    assert scene.events.count("answer_gone_on") == 5
+
+
+def test_an_answer_that_ended_before_its_first_sound_is_no_answer() -> None:
+    """As of a model whose reasoning took all of max_output_tokens."""
+    scene = scene_of()
+    assert scene.do(created("r1"), incomplete("r1", "max_output_tokens")) == ["create"]
+    assert "response_without_audio" in scene.events
+
+
 def test_a_request_without_any_response_is_told() -> None:
     scene = scene_of(RescuePlan(retries=0, say="Again?"))
     scene.do(key("1"), key("#"))

@@ -20,6 +20,10 @@ from gateway.realtime.events import ResponseDone
 GOES_ON = "Go on exactly where you were cut off, without repeating anything."
 
 
+MAX_CONTINUED = 5
+"""Responses in a row that are gone on with; a model that never comes to an end is paid for."""
+
+
 class Rescue:
     """A part: acts on responses that are no answers. Every method takes the time (s)."""
 
@@ -28,6 +32,7 @@ class Rescue:
         self._plan = talk.plan.content.rescue
         self._failures = 0
         self._retries = 0
+        self._continued = 0
         self._words: CreateResponse | None = None
         """The fixed phrase that was asked for last."""
         self._given_up = talk.gate.given_up
@@ -55,7 +60,9 @@ class Rescue:
             return self._failed(done.error_code or "failed", asked, now)
         if done.status == "incomplete" and done.reason == "content_filter":
             return self._filtered(now)
-        if done.status == "incomplete" and self._plan.go_on and talk.parting is None:
+        wanted = self._plan.go_on and self._continued < MAX_CONTINUED and talk.parting is None
+        if done.status == "incomplete" and wanted:
+            self._continued += 1
             note = talk.journal.note(now, "answer_gone_on", "info", reason=done.reason)
             return [note, *talk.ask(CreateResponse({"instructions": GOES_ON}), now)]
         if done.status == "completed" and asked is self._words is not None:
@@ -63,10 +70,10 @@ class Rescue:
             if not talk.playback.spoke(done.response_id):
                 return self._last_resort("the words had no sound", now)
             return []
-        if done.status == "completed" and not talk.playback.spoke(done.response_id):
+        if done.status != "cancelled" and not talk.playback.spoke(done.response_id):
             return self._soundless(done, asked, now)
         if done.status == "completed":
-            self._failures = self._retries = 0
+            self._failures = self._retries = self._continued = 0
         return []
 
     def tick(self, now: float) -> list[Output]:
