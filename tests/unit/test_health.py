@@ -1,0 +1,27 @@
+"""What is looked at each second, where nothing else can say that it has failed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+HANGS = """
+import asyncio, time
+from gateway import health
+health.HUNG_SECONDS = 1.5
+
+async def main():
+    health.Health(lambda: "", lambda: None, lambda well: None, lambda why: None).start()
+    await asyncio.sleep(0.1)
+    time.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_whose_event_loop_hangs_ends_and_says_where() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 1
+    assert 'File "<string>", line 9 in main' in done.stderr
