@@ -136,8 +136,8 @@ async def test_every_row_at_the_same_time(world: World, monologue: asyncio.Task[
     """Model silent and caller talking; both; nobody; the model bursting: four lines at once."""
     world.behave(vad="off", answer={"kind": "pattern", "seconds": SECONDS, "seed": 5})
     lines = [await world.dial("greeted", codecs=(codec,)) for codec in ("PCMU", "PCMA")]
-    world.behave(vad="off", answer="silent")
-    lines.append(await world.dial("greeted"))
+    # Nothing is asked of this model, so no response is due, and nothing covers for one.
+    lines.append(await world.dial("plain"))
     before, at = world.gateway.cpu_seconds(), time.monotonic()
     pcmu, pcma, _ = await asyncio.gather(
         both_talk(world, lines[0], 1),
@@ -149,7 +149,7 @@ async def test_every_row_at_the_same_time(world: World, monologue: asyncio.Task[
     figures.show("PCMA unchanged, 10 s", pcma)
     figures.show("CPU at four calls", f"{used / took / 4:.2%} of a core for each")
     assert not monologue.done()
-    await nobody_talks(world, await world.dial("greeted", codecs=("PCMA",)))
+    await nobody_talks(world, await world.dial("plain", codecs=("PCMA",)))
 
 
 async def test_an_answer_that_stalls_is_heard_whole(world: World) -> None:
@@ -194,11 +194,13 @@ async def test_a_log_that_nobody_reads_holds_no_call_up(own_folder: Path) -> Non
         call.invite()
         await call.answered()
         session = world.emulator.sessions[-1]
-        await session.wait_until(lambda s: s.sent("conversation.item.truncated") != [], 20)
+        # On a busy machine the caller may speak before anything was heard: then it is deleted.
+        await session.wait_until(lambda s: bool(s.truncations or s.deletions), 20)
         await call.hang_up()
-        (cut,) = session.truncations
-        spoken = Spoken(bytes(session.sent_items[cut.item_id]))
-        assert spoken.heard_ms(call.rtp.packets) == cut.requested_ms
+        cuts = [(cut.item_id, cut.requested_ms) for cut in session.truncations]
+        ((item_id, heard_ms),) = cuts or [(item_id, 0) for item_id in session.deletions]
+        spoken = Spoken(bytes(session.sent_items[item_id]))
+        assert spoken.heard_ms(call.rtp.packets) == heard_ms
     world.gateway.read_log(True)
     await world.idle()
     await world.stop()

@@ -380,4 +380,6 @@ async def test_setup_time(world: World) -> None:
         await world.summary_at_end(call)
         await world.phone.forget(call)
         await asyncio.sleep(0.03)  # slower than this build of the library frees its sockets
+    assert len(world.gateway.all("call.answered")) >= len(took)
+    assert all(ms > 0 for ms in took)
     figures.show("set-up, INVITE to 200", figures.spread(took, "ms"))

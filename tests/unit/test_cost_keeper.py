@@ -94,10 +94,15 @@ def test_a_folder_that_cannot_be_written_to_costs_nothing_but_the_file(tmp_path:
     asyncio.run(run())
 
 
-def test_nowhere_to_keep_them() -> None:
+def test_nowhere_to_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ledger = _spend(Ledger(), "3")
+
     async def run() -> None:
-        keeper = Keeper(None, _spend(Ledger(), "3"))
+        keeper = Keeper(None, ledger)
         await keeper.start()
         await keeper.stop()
 
     asyncio.run(run())
+    assert ledger.day("d") == Decimal(3), "they hold for this process"
+    assert list(tmp_path.iterdir()) == []
