@@ -101,7 +101,7 @@ def calls(*tools: tuple[str, dict[str, Any]], then: int = 1) -> dict[str, Any]:
     """A script: the model calls these and then says something short, so many times."""
     wanted = [{"name": name, "arguments": json.dumps(given)} for name, given in tools]
     first = {"kind": "nothing", "tools": wanted}
-    rest = [{"kind": "pattern", "seconds": 0.4, "seed": 5 + n} for n in range(then)]
+    rest = [{"kind": "pattern", "seconds": 0.4, "seed": 5 + n, "burst": True} for n in range(then)]
     return {"vad": "off", "answers": [first, *rest, {"kind": "silent"}]}
 
 
@@ -355,12 +355,14 @@ async def test_an_mcp_server_that_the_realtime_server_calls(world: World) -> Non
     await session.wait_until(lambda s: s.seen("conversation.item.create") != [], 20)
     answer = session.seen("conversation.item.create")[0].body["item"]
     assert answer == {
+        "id": "gw_approval_1",
         "type": "mcp_approval_response",
         "approval_request_id": "q1",
         "approve": True,
     }
     server.emit({"type": "response.mcp_call.in_progress", "output_index": 0, "item_id": "m1"})
     found = {**request, "id": "m1", "type": "mcp_call", "output": "in the cupboard"}
+    found["approval_request_id"] = "q1"
     server.emit({"type": "conversation.item.done", "previous_item_id": None, "item": found})
     assert len(session.seen("response.create")) == 1
     server.emit({"type": "response.mcp_call.completed", "output_index": 0, "item_id": "m1"})
@@ -369,7 +371,8 @@ async def test_an_mcp_server_that_the_realtime_server_calls(world: World) -> Non
     said = bytes(list(session.sent_items.values())[1])
     await call.rtp.until(lambda: said in call.rtp.heard)
     record = await record_at_end(world, call)
-    assert [(one["name"], one["outcome"]) for one in record["tools"]] == [("docs_find", "done")]
+    uses = [(one["name"], one["outcome"], one["approval"]) for one in record["tools"]]
+    assert uses == [("docs_find", "done", "rule")]
     events = [entry["event"] for entry in record["timeline"]]
     assert {"mcp_listed", "approval", "mcp_call"} <= set(events)
 
