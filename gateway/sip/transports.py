@@ -159,11 +159,14 @@ def _readable(key: str, name: str) -> None:
         raise AgentError(f"{key}: {name} cannot be read: {error.strerror}") from None
 
 
+_REUSE_ADDRESS = pj.SockOpt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+"""Kept: a copy of it, which is what pjsua2 has, refers to the value in this one."""
+
+
 def _reuse_address(params: Any) -> None:
     # A listener has to come back while connections to its port live on.
-    option = pj.SockOpt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     options = pj.SockOptVector()
-    options.append(option)
+    options.append(_REUSE_ADDRESS)
     params.sockOpts = options
 
 

@@ -16,10 +16,10 @@ from . import requirements, source
 from .cache import cache_root, finished_wheel, library_key, locked, platform_key, prune, wheel_key
 from .environment import has, install_wheel, require_pip
 from .errors import BuildError
-from .library import compile_library, extra_cflags, limits, slim
+from .library import compile_library, extra_cflags, limits, sanitizing, slim
 from .progress import Progress
 from .wheel import wheel_name, write_wheel
-from .wrapper import build_module, compiler
+from .wrapper import asan_runtime, build_module, compiler
 
 HERE = Path(__file__).resolve().parent.parent
 _STEPS = 8
@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if sys.platform != "linux":
             raise BuildError(f"the build is for Linux, this is {sys.platform}")
+        if options.sanitize:
+            os.environ["PJSUA2_SANITIZE"] = "1"
+            options.no_install = True
         root = cache_root(os.environ, HERE.parent.parent)
         if options.key:
             print(wheel_key(HERE, "*"))
@@ -58,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
         "--no-packages", action="store_true", help="never run apt-get install, name what is missing"
     )
     add("--rebuild", action="store_true", help="build again even if the cache has the wheel")
+    add(
+        "--sanitize",
+        action="store_true",
+        help="for AddressSanitizer, into the cache only: README.md says how to run with it",
+    )
     add("--key", action="store_true", help="print what the cached wheel is keyed by, and stop")
     add("--jobs", type=int, default=os.cpu_count() or 1, help="compile so many files at once")
     return parser
@@ -161,6 +169,8 @@ def try_wheel(wheel: Path, work: Path, progress: Progress) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(place)
     env = {**os.environ, "PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
+    if sanitizing():
+        env |= {"LD_PRELOAD": asan_runtime(), "ASAN_OPTIONS": "detect_leaks=0"}
     lines = progress.run(
         [sys.executable, "-B", HERE / "smoke.py"], env=env, what="trying the wheel"
     )

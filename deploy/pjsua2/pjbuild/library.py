@@ -71,9 +71,21 @@ _OBJECT = re.compile(r" -o output/\S+\.o ")
 _KEEP = re.compile(r"/(include|lib)/|/swig/[^/]+$|^/(COPYING|version\.mak|build\.mak|build/)")
 
 
+def sanitizing() -> bool:
+    """Whether this build is for AddressSanitizer (``--sanitize``)."""
+    return os.environ.get("PJSUA2_SANITIZE") == "1"
+
+
 def extra_cflags() -> str:
-    """What the person who builds adds to the compiler's flags (PJSUA2_CFLAGS)."""
-    return os.environ.get("PJSUA2_CFLAGS", "")
+    """What is added to the compiler's flags everywhere: of the person who builds (PJSUA2_CFLAGS),
+    and where memory is to be watched a pool that asks malloc for each of its pieces."""
+    pools = ("-DPJ_POOL_DEBUG=1",) if sanitizing() else ()
+    return " ".join((os.environ.get("PJSUA2_CFLAGS", ""), *pools)).strip()
+
+
+def sanitizer_flags() -> tuple[str, ...]:
+    """For all but the generated wrapper, of compiler and linker."""
+    return ("-fsanitize=address", "-fno-omit-frame-pointer", "-g1") if sanitizing() else ()
 
 
 def compile_library(tree: Path, here: Path, jobs: int, progress: Progress) -> None:
@@ -90,8 +102,14 @@ def compile_library(tree: Path, here: Path, jobs: int, progress: Progress) -> No
             cwd=tree,
             what=f"applying {patch.name}",
         )
-    flags = f"{CFLAGS} {extra_cflags()}".strip()
-    env = {**os.environ, "CFLAGS": flags, "CXXFLAGS": flags, "LC_ALL": "C"}
+    flags = " ".join((CFLAGS, extra_cflags(), *sanitizer_flags())).strip()
+    env = {
+        **os.environ,
+        "CFLAGS": flags,
+        "CXXFLAGS": flags,
+        "LC_ALL": "C",
+        "ASAN_OPTIONS": "detect_leaks=0",  # of configure's own programs
+    }
     with progress.step("configure pjproject"):
         progress.run(["./aconfigure", *CONFIGURE], cwd=tree, env=env, what="configuring pjproject")
     with progress.step("compile the C libraries"):

@@ -18,7 +18,7 @@ import sysconfig
 from pathlib import Path
 
 from .errors import BuildError
-from .library import INCLUDES, extra_cflags, link_words
+from .library import INCLUDES, extra_cflags, link_words, sanitizer_flags, sanitizing
 from .progress import Progress
 
 SWIG_FLAGS = ("-c++", "-python", "-threads", "-w312,325,389,401,451,473,503,509")
@@ -28,7 +28,7 @@ WRAPPER_FLAGS = ("-O1", "-g0", "-fPIC", "-DNDEBUG", "-w", "-fno-strict-aliasing"
 NATIVE_FLAGS = ("-O2", "-g0", "-fPIC", "-DNDEBUG", "-Wall")
 # Calls inside the module are bound when it is linked: no lookup by name, and no mix-up with
 # another pjproject in the same process.
-LINK_FLAGS = ("-shared", "-Wl,-Bsymbolic-functions", "-Wl,--as-needed", "-s")
+LINK_FLAGS = ("-shared", "-Wl,-Bsymbolic-functions", "-Wl,--as-needed")
 
 _FIRST = "// Read before pjsua2.i"
 
@@ -75,13 +75,17 @@ def build_module(tree: Path, here: Path, work: Path, objects: Path, progress: Pr
         for source in sorted(native.glob("*.cpp")):
             target = work / f"{source.stem}.o"
             progress.run(
-                ["g++", *NATIVE_FLAGS, *common, "-c", source, "-o", target],
+                ["g++", *NATIVE_FLAGS, *common, *sanitizer_flags(), "-c", source, "-o", target],
                 what=f"compiling {source.name}",
             )
             compiled.append(target)
         link = [word for word in words if word.startswith(("-L", "-l", "-p", "/")) or ".a" in word]
         module = work / f"_pjsua2{sysconfig.get_config_var('EXT_SUFFIX')}"
-        progress.run(["g++", *LINK_FLAGS, *compiled, *link, "-o", module], what="linking")
+        strip = () if sanitizing() else ("-s",)
+        progress.run(
+            ["g++", *LINK_FLAGS, *strip, *sanitizer_flags(), *compiled, *link, "-o", module],
+            what="linking",
+        )
 
 
 def _wrapper_object(
@@ -113,3 +117,15 @@ def compiler() -> str:
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"cannot run g++: {error}") from error
     return shown.stdout.splitlines()[0]
+
+
+def asan_runtime() -> str:
+    """The library that a program has to load first (LD_PRELOAD) where a module is sanitized."""
+    shown = subprocess.run(
+        ["gcc", "-print-file-name=libasan.so"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return shown.stdout.strip()
