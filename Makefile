@@ -5,6 +5,7 @@
 CONFIG ?= gateway.toml
 TESTS ?=
 INTEROP ?= tests/interop
+ASAN_TESTS ?= $(patsubst %,tests/calls/test_%.py,screening hostile_input signalling renegotiation transports)
 # Tests of calls wait for real time, most of it: four files at a time keep two cores half busy.
 # In their order, not by size: calls, which take long, come first.
 PARALLEL ?= -n 4 --dist loadfile --no-loadscope-reorder
@@ -25,7 +26,7 @@ export PIP_NO_INPUT = 1
 
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run check test test-tools interop lint format bench venv lock clean
+.PHONY: help demo run check test test-asan test-tools interop lint format bench venv lock clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +44,10 @@ test: $(DEV) ## all tests but those of interop (TESTS=tests/unit for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester
 	@rm -f test-output/figures.txt
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not interop" $(TESTS)
+
+test-asan: $(DEV) ## calls and broken messages on a pjsua2 that AddressSanitizer watches
+	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl
+	@deploy/pjsua2/with-asan.sh $(BIN)/python $(BIN)/python -m pytest $(PARALLEL) $(ASAN_TESTS)
 
 interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones (INTEROP=... for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl setpriv:util-linux

@@ -123,6 +123,16 @@ def test_compiler_flags_of_the_person_are_part_of_the_key(
     assert cache.wheel_key(recipe, "2.17") != finished
 
 
+def test_a_sanitized_build_has_keys_of_its_own(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = cache.wheel_key(recipe, "2.17")
+    library = cache.library_key(recipe, "2.17", "ab" * 32)
+    monkeypatch.setenv("PJSUA2_SANITIZE", "1")
+    assert cache.wheel_key(recipe, "2.17") != finished
+    assert cache.library_key(recipe, "2.17", "ab" * 32) != library
+
+
 def test_newest_wheel_of_this_recipe_is_found_and_no_other(recipe: Path, tmp_path: Path) -> None:
     root = tmp_path / "cache"
     assert cache.finished_wheel(root, recipe) is None
