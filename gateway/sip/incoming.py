@@ -71,7 +71,7 @@ class Incoming:
             decision = admission.decide(received)
             return decision if decision != PASS else screen.on_request(received)
 
-        return Signalling(screen.on_message, on_request), screen
+        return Signalling(screen.on_message, on_request, screen.on_unread), screen
 
     def account_for(self, rdata: Any) -> Account:
         """The account of an incoming request. The laws that its call may speak are set, too."""

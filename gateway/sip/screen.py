@@ -22,8 +22,9 @@ from gateway.sip.limits import SourceBuckets, TokenBucket
 from gateway.sip.message import body_of, headers_of
 from gateway.sip.methods import Reply, name_of, reply_inside, reply_outside
 from gateway.sip.refusals import RefusalLog
-from gateway.sip.signalling import DROP, PASS, Decision, Received
+from gateway.sip.signalling import DROP, PASS, Decision, Received, Unread
 from gateway.sip.trunks import Access, Attribution, Trunk, Trunks, address_of
+from gateway.sip.unread import answer_to, method_of
 from gateway.sip.wellformed import Flaw, body_flaw, flaw_of
 
 log = structlog.get_logger("sip")
@@ -48,6 +49,7 @@ What ends a call, or is part of an INVITE's transaction, has no limit."""
 _UNLIMITED = frozenset({"ACK", "BYE", "CANCEL", "PRACK"})
 
 _UNAUTHORIZED, _FORBIDDEN, _INTERVAL, _BUSY, _UNAVAILABLE = 401, 403, 422, 486, 503
+_TOO_LARGE = 513
 
 Headers = Mapping[str, tuple[str, ...]]
 
@@ -134,7 +136,7 @@ class Screen:
                 if rule:
                     return self._refuse(received, rule, reply)
                 return self._answer(source, reply, now)
-        flaw = _flaw_in(message, headers)
+        flaw = _flaw_in(message, headers) or _cut(received, headers)
         if flaw is not None:
             reply = Reply(0 if method == "ACK" else flaw.code)
             return self._refuse(received, f"malformed: {flaw.what}", reply)
@@ -263,6 +265,30 @@ class Screen:
             return self._refuse(received, rule, Reply(_UNAVAILABLE))
         return PASS
 
+    def on_unread(self, unread: Unread) -> bytes:
+        """The answer to what pjsip's parser gave up; empty for none."""
+        now, source = time.monotonic(), _plain(unread.source)
+        if self.bans.drops(source, now):
+            self.refusals.by_rule["banned"] += 1
+            return b""
+        found = self._trunks.attribute(unread.source, unread.port, unread.transport != "udp", "")
+        rule, code = "malformed: cannot be read", unread.code
+        if found is None and self._verdict(source) != "allow":
+            self._count_refusal(source, now)
+            rule, code = f'access.unknown = "{self._access.unknown}"', self._no.code
+        elif code == _TOO_LARGE:
+            rule = "message too large"
+        method = method_of(unread.data)
+        answer = answer_to(unread.data, code, unread.source, unread.port) if code else b""
+        if answer and not self._answers.take(source, ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now):
+            self.refusals.unanswered += 1
+            answer = b""
+        told = code if answer else 0
+        self.refusals.note(
+            rule, source, now, code=told, method=name_of(method), transport=unread.transport
+        )
+        return answer
+
     def _on_response(self, received: Received) -> Decision:
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
@@ -325,6 +351,15 @@ def _interval(received: Received) -> float:
     supported = ",".join(headers.get("supported", ())).lower().replace(" ", "").split(",")
     interval = _SECONDS.match(next(iter(headers.get("session-expires", ())), ""))
     return int(interval[1]) if interval is not None and "timer" in supported else float("inf")
+
+
+def _cut(received: Received, headers: Headers) -> Flaw | None:
+    """A datagram that ends before its body does (RFC 3261 section 18.3)."""
+    length = _first(headers, "content-length")
+    _head, end, body = received.message.partition(b"\r\n\r\n")
+    if received.reliable or not end or not (length.isascii() and length.isdigit()):
+        return None
+    return Flaw(400, "Content-Length") if int(length[:10]) > len(body) else None
 
 
 def _flaw_in(message: str, headers: Mapping[str, tuple[str, ...]]) -> Flaw | None:

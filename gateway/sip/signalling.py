@@ -73,6 +73,20 @@ class Received:
         return parts[1].decode("utf-8", "replace") if len(parts) > 1 else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """What pjsip could not make a message of."""
+
+    source: str
+    """IP literal."""
+    port: int
+    transport: str
+    """udp, tcp or tls."""
+    code: int
+    """400, or 513 where it does not fit the buffer."""
+    data: bytes
+
+
 Screening = Callable[[Received], Decision]
 
 
@@ -83,16 +97,24 @@ class Signalling:
         on_message: decides on every request and response, before pjsip's own layers.
         on_request: decides on new requests outside of dialogs, just before pjsua; neither
             retransmissions nor what ``on_message`` has not passed get there.
+        on_unread: told of what pjsip's parser gave up; returns the bytes to answer with.
     """
 
-    def __init__(self, on_message: Screening, on_request: Screening) -> None:
+    def __init__(
+        self,
+        on_message: Screening,
+        on_request: Screening,
+        on_unread: Callable[[Unread], bytes] = lambda _unread: b"",
+    ) -> None:
         self.on_bye: Callable[[int, int], None] = lambda _number, _status: None
         """Told how a BYE of :meth:`watch_bye` ended: 0 could not be sent, 408 no answer, else the
         final status."""
         self.on_options: Callable[[int, int], None] = lambda _token, _status: None
         """Told the status that an OPTIONS of :meth:`send_options` brought; 0 for no answer."""
         self._native: Any = pj.NativeSignalling(
-            _Handler(on_message, on_request, lambda: self.on_bye, lambda: self.on_options)
+            _Handler(
+                on_message, on_request, on_unread, lambda: self.on_bye, lambda: self.on_options
+            )
         )
 
     @property
@@ -135,11 +157,13 @@ class _Handler:
         self,
         on_message: Screening,
         on_request: Screening,
+        on_unread: Callable[[Unread], bytes],
         on_bye: Callable[[], Callable[[int, int], None]],
         on_options: Callable[[], Callable[[int, int], None]],
     ) -> None:
         self._on_message = on_message
         self._on_request = on_request
+        self._on_unread = on_unread
         self._on_bye = on_bye
         self._on_options = on_options
         self._quiet_until = 0.0
@@ -149,6 +173,9 @@ class _Handler:
 
     def on_request(self, *fields: Any) -> Decision:
         return self._said(lambda: self._on_request(Received(*fields)))
+
+    def on_unread(self, *fields: Any) -> bytes:
+        return self._said(lambda: self._on_unread(Unread(*fields)))
 
     def on_bye(self, number: int, status: int) -> None:
         self._said(lambda: self._on_bye()(number, status))

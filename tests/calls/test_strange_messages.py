@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -42,15 +43,20 @@ def changed(world: World, *changes: Change, user: str = "plain") -> PhoneCall:
 
 
 async def answer_to(world: World, datagram: bytes, within_s: float = 10.0) -> bytes:
-    """The final response to a request that is sent from a socket of its own."""
+    """The final response to a request that is sent from a socket of its own, again and again:
+    refusals have a rate.
+    """
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
         sender.connect(world.gateway.sip)
-        await loop.sock_sendall(sender, datagram)
         async with asyncio.timeout(within_s):
-            while (said := await loop.sock_recv(sender, 65535)).startswith(b"SIP/2.0 1"):
-                pass
+            said = b"SIP/2.0 1"
+            while said.startswith(b"SIP/2.0 1"):
+                await loop.sock_sendall(sender, datagram)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        said = await loop.sock_recv(sender, 65535)
             return said
 
 
@@ -137,3 +143,106 @@ async def test_requests_inside_a_call_are_limited(world: World) -> None:
     for call in (flooded, other):
         await world.summary_at_end(call)
     await eventually(lambda: not world.emulator.live, "no session")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        (b"To: <", b'To: ""unknown"" <'),
+        (b"To: <", b'To: "open <'),
+        (b"From: <", b"From: <<<"),
+        (b"Contact: <sip:", b"Contact: <<sip:"),
+        (b"From: <sip:", b"From: <sip:\xff"),
+        (b"Max-Forwards: 70", b"Max-Forwards: seventy"),
+    ],
+)
+async def test_what_the_parser_gives_up_is_answered(world: World, change: Change) -> None:
+    call = changed(world, change)
+    answer = await answer_to(world, call._invite)
+    assert code_of(answer) == 400
+    text = answer.decode("latin-1")
+    assert f"branch={call._branch}" in text
+    assert "CSeq: 1 INVITE" in text
+    assert f"Call-ID: {call.call_id}" in text
+    await world.phone.forget(call)
+
+
+async def test_what_the_parser_gives_up_is_counted(world: World) -> None:
+    status = await asyncio.to_thread(ask, world.folder / "gateway.sock", "status")
+    assert status["refused"]["malformed: cannot be read"] >= 1
+
+
+async def test_a_request_that_is_too_large_is_told_so(world: World) -> None:
+    """It is not taken for what its first 8,000 bytes say."""
+    large = b"X-Long: " + b"y" * 900 + b"\r\n"
+    call = changed(world, (b"Contact", large * 10 + b"Contact"))
+    assert code_of(await answer_to(world, call._invite)) == 513
+    fits = changed(world, (b"Contact", large * 7 + b"Contact"))
+    fits.invite()
+    await fits.answered()
+    await world.summary_at_end(fits)
+    await world.phone.forget(call)
+
+
+async def test_a_content_length_beyond_the_datagram_is_refused(world: World) -> None:
+    """RFC 3261 section 18.3."""
+    call = changed(world, (b"Content-Length: ", b"Content-Length: 9"))
+    assert code_of(await answer_to(world, call._invite)) == 400
+    await world.phone.forget(call)
+
+
+@pytest.mark.parametrize(
+    "contact",
+    [
+        b"Contact: <sip:a@[2001:db8::1]:5060>",
+        b"Contact: <sip:a@df7jal23ls0d.invalid;transport=ws>",
+        b"Contact: <sip:a@192.0.2.7:5061;transport=tls>",
+        b"Contact: <sip:a@df7jal23ls0d.invalid>",
+    ],
+)
+async def test_a_contact_of_another_way_is_answered_and_hung_up(
+    world: World, contact: bytes
+) -> None:
+    """Ours names where the request came to; our BYE goes to where it came from."""
+    call = changed(world, user="plain")
+    call._invite = re.sub(rb"Contact: [^\r]*", contact, call._invite)
+    call.invite()
+    await call.answered()
+    assert call.final is not None
+    host, port = world.gateway.sip
+    assert f"@{host}:{port}>" in call.final.headers["contact"]
+    await world.gateway.wait("call.confirmed", call=call.call_id)
+    (name,) = world.gateway.ids_of(call.call_id)
+    await asyncio.to_thread(ask, world.folder / "gateway.sock", "hangup", call=name)
+    await call.hung_up()
+    await world.summary(call)
+
+
+async def test_a_route_by_ipv6_is_answered(world: World) -> None:
+    route = b"Record-Route: <sip:[2001:db8::7];lr>\r\nMax-Forwards"
+    call = changed(
+        world,
+        (b"Max-Forwards", route),
+        (b"Via: ", b"Via: SIP/2.0/UDP [2001:db8::7];rport;branch=z9hG4bKa\r\nVia: "),
+    )
+    assert code_of(await answer_to(world, call._invite)) == 200
+    (name,) = world.gateway.ids_of(call.call_id)
+    await asyncio.to_thread(ask, world.folder / "gateway.sock", "hangup", call=name)
+    await world.gateway.wait("call.summary", call=name)
+    await world.phone.forget(call)
+
+
+async def test_a_body_of_several_parts(world: World) -> None:
+    """RFC 5621: the description is one of them."""
+    call = changed(world)
+    head, _, sdp = call._invite.partition(b"\r\n\r\n")
+    body = (
+        b"--b1\r\nContent-Type: application/sdp\r\n\r\n" + sdp + b"\r\n--b1\r\n"
+        b"Content-Type: text/plain\r\n\r\nm=audio\r\n--b1--\r\n"
+    )
+    head = head.replace(b"application/sdp", b"multipart/mixed;boundary=b1")
+    head = re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % len(body), head)
+    call._invite = head + b"\r\n\r\n" + body
+    call.invite()
+    await call.answered()
+    await world.summary_at_end(call)

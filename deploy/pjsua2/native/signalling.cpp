@@ -190,7 +190,52 @@ struct NativeSignalling::State {
         return PJ_TRUE;
     }
 
-    static pj_bool_t on_first(pjsip_rx_data *rdata) { return screen("on_message", rdata); }
+    static pj_bool_t on_first(pjsip_rx_data *rdata)
+    {
+        if (screen("on_message", rdata))
+            return PJ_TRUE;
+        make_reachable(rdata);
+        return PJ_FALSE;
+    }
+
+    // A Contact that no request of ours could get to stands for where its request came from: a
+    // browser's "x.invalid", a WebSocket, a TLS connection or an IPv6 address that is not the way
+    // this one came. With a Record-Route the proxy knows the way.
+    static void make_reachable(pjsip_rx_data *rdata)
+    {
+        if (rdata->msg_info.record_route)
+            return;
+        auto *contact = static_cast<pjsip_contact_hdr *>(
+            pjsip_msg_find_hdr(rdata->msg_info.msg, PJSIP_H_CONTACT, nullptr));
+        if (!contact || contact->star || !contact->uri)
+            return;
+        auto *uri = static_cast<pjsip_sip_uri *>(pjsip_uri_get_uri(contact->uri));
+        if (!PJSIP_URI_SCHEME_IS_SIP(uri) && !PJSIP_URI_SCHEME_IS_SIPS(uri))
+            return;
+        const pjsip_transport *transport = rdata->tp_info.transport;
+        int came_by = transport->key.type & ~PJSIP_TRANSPORT_IPV6;
+        static const pj_str_t invalid = {const_cast<char *>(".invalid"), 8};
+        pj_str_t end = uri->host;
+        if (end.slen > invalid.slen) {
+            end.ptr += end.slen - invalid.slen;
+            end.slen = invalid.slen;
+        }
+        bool other_way = false;
+        if (uri->transport_param.slen) {
+            int named = pjsip_transport_get_type_from_name(&uri->transport_param);
+            other_way = named != came_by && named != PJSIP_TRANSPORT_UDP && named != PJSIP_TRANSPORT_TCP;
+        }
+        bool other_family = pj_strchr(&uri->host, ':') &&
+                            !(transport->key.type & PJSIP_TRANSPORT_IPV6);
+        if (!other_way && !other_family && pj_stricmp(&end, &invalid) != 0)
+            return;
+        pj_strdup2(rdata->tp_info.pool, &uri->host, rdata->pkt_info.src_name);
+        uri->port = rdata->pkt_info.src_port;
+        if (came_by == PJSIP_TRANSPORT_UDP)
+            uri->transport_param.slen = 0;
+        else
+            pj_strdup2(rdata->tp_info.pool, &uri->transport_param, transport_of(transport));
+    }
 
     static pj_bool_t on_second(pjsip_rx_data *rdata)
     {
@@ -254,6 +299,53 @@ struct NativeSignalling::State {
         tell("on_options", (int)(pj_ssize_t)token, status);
     }
 
+    static void on_unread(pjsip_tp_dropped_data *dropped)
+    {
+        pjsip_rx_data *rdata = dropped->rdata;
+        if (!current || !rdata || dropped->status == PJ_EIGNORED)
+            return;
+        pjsip_transport *transport = dropped->tp;
+        std::string answer = answer_to_unread(
+            rdata, dropped->status == PJSIP_ERXOVERFLOW ? PJSIP_SC_MESSAGE_TOO_LARGE
+                                                         : PJSIP_SC_BAD_REQUEST,
+            dropped->data, dropped->len);
+        if (!answer.empty()) {
+            pjsip_tpselector selector;
+            pj_bzero(&selector, sizeof selector);
+            selector.type = PJSIP_TPSELECTOR_TRANSPORT;
+            selector.u.transport = transport;
+            pjsip_tpmgr_send_raw(pjsip_endpt_get_tpmgr(pjsua_get_pjsip_endpt()),
+                                 (pjsip_transport_type_e)transport->key.type, &selector, nullptr,
+                                 answer.data(), answer.size(), &rdata->pkt_info.src_addr,
+                                 rdata->pkt_info.src_addr_len, nullptr, nullptr);
+        }
+        // Where the next message of a stream begins is known only if this one's end was found.
+        if (!(transport->flag & PJSIP_TRANSPORT_DATAGRAM) && dropped->status != PJSIP_EINVALIDMSG)
+            pjsip_transport_shutdown2(transport, PJ_TRUE);
+    }
+
+    static std::string answer_to_unread(const pjsip_rx_data *rdata, int status, const void *data,
+                                        size_t size)
+    {
+        Locked locked;
+        std::string answer;
+        PyObject *handler = current->state_->handler;
+        PyObject *said =
+            handler ? PyObject_CallMethod(handler, "on_unread", "(sisiN)", rdata->pkt_info.src_name,
+                                          rdata->pkt_info.src_port,
+                                          transport_of(rdata->tp_info.transport), status,
+                                          bytes_of(data, size))
+                    : nullptr;
+        if (said && PyBytes_Check(said)) {
+            answer.assign(PyBytes_AS_STRING(said), (size_t)PyBytes_GET_SIZE(said));
+        } else {
+            PyErr_Clear();
+            ++current->failures_;
+        }
+        Py_XDECREF(said);
+        return answer;
+    }
+
     static void tell(const char *method, int first, int second)
     {
         if (!current)
@@ -297,6 +389,7 @@ void NativeSignalling::open() PJSUA2_THROW(Error)
         PJSUA2_RAISE_ERROR(PJ_EINVALIDOP);
     State::current = this;
     state_->opened = true;
+    pjsip_tpmgr_set_drop_data_cb(pjsip_endpt_get_tpmgr(pjsua_get_pjsip_endpt()), &State::on_unread);
     for (pjsip_module *module : {&state_->first, &state_->second, &state_->byes}) {
         pj_status_t status = pjsip_endpt_register_module(pjsua_get_pjsip_endpt(), module);
         if (status != PJ_SUCCESS)

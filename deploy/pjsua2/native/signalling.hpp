@@ -26,7 +26,10 @@ public:
      *  - on_request(*message): a new request outside of dialogs, just before pjsua;
      *  - on_bye(watched, status): the end of a BYE that is watched: 0 could not be sent, 408 no
      *    answer, else the final status;
-     *  - on_options(token, status): the answer to an OPTIONS; 0 for none.
+     *  - on_options(token, status): the answer to an OPTIONS; 0 for none;
+     *  - on_unread(source address, source port, transport, status, bytes): what the parser gave up
+     *    (400) or the buffer does not hold (513). Returns the bytes to send back, none for nothing.
+     *    A connection whose next message would not be found any more is closed then.
      *
      * message: source address, source port, transport (udp, tcp, tls), our address, pjsip's
      * handle of the connection, method, status
