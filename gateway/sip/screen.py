@@ -107,6 +107,8 @@ class Screen:
         self._answers = SourceBuckets()
         self._retry_after = ("Retry-After", str(retry_after))
         self._within_calls = SourceBuckets()
+        self._unread = SourceBuckets()
+        """Apart from the other answers: what is no message shall not cost those to messages."""
 
     def tick(self, now: float) -> None:
         """To be called about once a second."""
@@ -280,7 +282,7 @@ class Screen:
             rule = "message too large"
         method = method_of(unread.data)
         answer = answer_to(unread.data, code, unread.source, unread.port) if code else b""
-        if answer and not self._answers.take(source, ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now):
+        if answer and not self._unread.take(source, ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now):
             self.refusals.unanswered += 1
             answer = b""
         told = code if answer else 0

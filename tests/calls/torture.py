@@ -249,7 +249,7 @@ MESSAGES: tuple[Torture, ...] = (
         "regaut01",
         "REGISTER sip:{gw} SIP/2.0",
         "Authorization: NoOneKnowsThisScheme opaque-data=here",
-        codes=(405,),
+        codes=(400, 405),
     ),
     _message(
         "multi01",
