@@ -271,14 +271,19 @@ def plans(
     retry_after: int,
     toolbox: Toolbox | None,
     placed: bool = False,
+    trusted: bool = True,
 ) -> tuple[CallPlan, SessionPlan]:
     """Both plans of a call; ``placed`` by us. Where data are to be fetched first, they are at work
-    on it when the call begins, and complete before its session is up."""
+    on it when the call begins, and complete before its session is up.
+
+    ``trusted`` is that of :class:`gateway.call.plan.CallPlan`, for a call that came in.
+    """
 
     def complete(match: Match) -> tuple[CallPlan, Mapping[str, Any]]:
         plan = call_plan(config, match, codec, retry_after, toolbox)
         session = _session(config, match.route, codec, match.values, toolbox)
-        return outbound_plan(config, plan) if placed else plan, session
+        plan = outbound_plan(config, plan) if placed else replace(plan, trusted=trusted)
+        return plan, session
 
     preparation = None
     if match.route.data is not None and toolbox is not None:

@@ -334,7 +334,14 @@ class Service:
         bridge = Bridge(
             leg,
             *self._prober.inform(
-                *plans(self._config, match, codec, self._sip.retry_after, self._toolbox)
+                *plans(
+                    self._config,
+                    match,
+                    codec,
+                    self._sip.retry_after,
+                    self._toolbox,
+                    trusted=leg.invite.trusted,
+                )
             ),
             record,
             self._pump,

@@ -58,14 +58,13 @@ class LegSide:
             self._call.record.times.answered = self._call.journal.ms(now)
         elif self._call.state is not State.ANSWERED:
             return []
-        dialled = self._call.state is State.DIALLING
         self._call.state = State.TALKING
         self._call.record.times.confirmed = self._call.journal.ms(now)
         self._call.timers.confirmed(now, held=self._call.held)
         note = self._call.journal.note(now, "confirmed", "info")
         todo: list[outputs.Output] = [note, outputs.StartMedia()]
         todo += self._session.recovery.answered(now)
-        return todo + self._session.open(now) if dialled else todo
+        return todo + self._session.confirmed(now)
 
     def on_held(self, input: inputs.Held, now: float) -> list[outputs.Output]:
         if (

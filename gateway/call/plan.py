@@ -283,6 +283,8 @@ class CallPlan:
     (``create_response``)."""
     retry_after: int = 5
     """Seconds, in the Retry-After of a 503."""
+    trusted: bool = True
+    """The model may be asked before the ACK: the caller is known to be there, or a trunk's."""
     outbound: OutboundPlan | None = None
     """None for a call that came in."""
     transfer: TransferPlan = field(default_factory=TransferPlan)

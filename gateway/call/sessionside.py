@@ -85,8 +85,15 @@ class SessionSide:
         return self.handover.spare_failed(input.detail, now) if self._call.session_up else []
 
     def open(self, now: float) -> list[outputs.Output]:
+        """The model has the word; with a caller that nobody knows to be there, at the ACK."""
+        if not (self._call.plan.trusted or self._call.record.times.confirmed is not None):
+            return []
         self._opened = True
         return self._call.conversation.open(now)
+
+    def confirmed(self, now: float) -> list[outputs.Output]:
+        """The caller is there: whatever has waited for that."""
+        return self.open(now) if self._call.session_up and not self._opened else []
 
     def answer(self, now: float) -> list[outputs.Output]:
         """The model is ready, and has the word."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from gateway.call.ending import Why
 from gateway.call.plan import CallPlan
 
-ACK_SECONDS = 40.0
-"""The ACK of a 200 is waited for at most 32 s below (RFC 3261 section 13.3.1.4), and then told."""
+ACK_SECONDS = 32.5
+"""The library sends BYE when the ACK of a 200 has not come for 64 * T1 = 32 s (RFC 3261 section
+13.3.1.4), and tells; should it not, we do so ourselves."""
 
 
 class Timers:

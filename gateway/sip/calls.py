@@ -32,6 +32,8 @@ class Calls:
         """Calls in progress that a REFER made."""
         self.awaiting_keys: list[SipCall] = []
         """Calls whose SRTP keys are agreed by DTLS, in media, which no callback tells of."""
+        self.awaiting_rtp: list[SipCall] = []
+        """Calls that may send early media only where RTP has come from."""
         self._all: list[SipCall] = []
         self._retired: list[SipCall] = []
         self._parties: Counter[str] = Counter()
@@ -88,9 +90,13 @@ class Calls:
                 call.leg = None
 
     def ask_for_keys(self, now: float) -> None:
-        """See whether a call has the keys that it waits for."""
-        if self.awaiting_keys and now >= self._next_keys:
+        """See whether a call has the keys, or the RTP, that it waits for."""
+        if (self.awaiting_keys or self.awaiting_rtp) and now >= self._next_keys:
             self._next_keys = now + KEYS_SECONDS
+            awaiting, self.awaiting_rtp = self.awaiting_rtp, []
+            self.awaiting_rtp += [
+                call for call in awaiting if self._ask(call, call.rtp_known) is False
+            ]
             waiting, self.awaiting_keys = self.awaiting_keys, []
             self.awaiting_keys += [
                 call for call in waiting if self._ask(call, call.keys_known) is False

@@ -48,6 +48,10 @@ class InCall(pj.Call):  # type: ignore[misc]
     leg: Leg | None
     ended: bool
     party: str
+    may_send: bool
+    """The peer is there: it has acknowledged the call, or is whom we called."""
+    may_send_early: bool
+    """Early media may go where the peer's description says."""
     _port: Port | None
 
     def __init__(self, account: Any, *args: Any) -> None:
@@ -57,6 +61,9 @@ class InCall(pj.Call):  # type: ignore[misc]
         """The call's stream in the bridge, while it has one."""
         self._partner: InCall | None = None
         self._listened_to = True
+        self._stream: Any = None
+        """pjmedia's, while there is one."""
+        self._send_held = False
         self._sound = ""
         self._playing: Any = None
         self._player: Any = None
@@ -81,6 +88,31 @@ class InCall(pj.Call):  # type: ignore[misc]
         self._connect()
         self.play(self._sound)
 
+    def let_send(self, *, early: bool = False) -> None:
+        """There is somebody to hear us."""
+        self.may_send_early = True
+        self.may_send = self.may_send or not early
+        self.gate()
+
+    def gate(self) -> None:
+        """Let RTP go out, or hold it: silence that nobody asked for is traffic, too."""
+        held = not (self.may_send or (self.may_send_early and self._playing is not None))
+        if self._stream is not None and held is not self._send_held:
+            self._send_held = held
+            pj.nativeHoldStream(self._stream, held)
+
+    @guarded
+    def onStreamCreated(self, prm: Any) -> None:  # noqa: N802
+        """A stream stands; it sends from its first frame on unless it is held."""
+        self._stream, self._send_held = prm.stream, False
+        self.gate()
+
+    @guarded
+    def onStreamDestroyed(self, prm: Any) -> None:  # noqa: N802
+        """A stream is gone."""
+        if self._stream is not None and int(prm.stream) == int(self._stream):
+            self._stream = None
+
     def unwire(self) -> None:
         """The call is over; pjsua has removed its stream, and what was joined with it."""
         self._media = self._playing = self._predecessor = None
@@ -103,6 +135,7 @@ class InCall(pj.Call):  # type: ignore[misc]
         self._playing = player
         if player is not None:
             player.startTransmit(self._media)
+        self.gate()
 
     def join(self, other: InCall, listen: bool) -> None:
         """Let both peers hear each other; our own port hears both, or nobody (``listen``)."""

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger("sip")
 
 
+_PROVEN = ("registration", "authentication")
+"""Only who was told something of us can be found so."""
+
+
 class Incoming:
     """Used on the SIP thread, while pjsua looks at a request."""
 
@@ -102,8 +106,11 @@ class Incoming:
         """The facts of an INVITE that pjsua looks at, with the trunk that it belongs to."""
         found = self._attribute(message, source)
         current = self._current()
+        how = "" if found is None else found.how
         invite = replace(
-            invite_of(message, source), transport="" if current is None else current.transport
+            invite_of(message, source),
+            transport="" if current is None else current.transport,
+            there=(current is not None and current.reliable) or how in _PROVEN,
         )
         if found is None:
             return invite

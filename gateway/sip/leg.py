@@ -17,6 +17,7 @@ from gateway.sip.message import headers_of, offered_codecs, reason_of, text_of
 from gateway.sip.ports import CallAudio, Port
 from gateway.sip.quality import Meter, counters_of
 from gateway.sip.security import media_security
+from gateway.sip.trunks import address_of
 from gateway.sip.types import Invite, LegEnd, LegHandler
 
 if TYPE_CHECKING:
@@ -38,6 +39,13 @@ _IN_USE = (
 
 def _tell_media(handler: LegHandler, codec: Codec) -> None:
     handler.on_media(codec)
+
+
+def _host_of(address: str) -> str:
+    """The address in ``host:port``, spelled one way."""
+    host = address.rpartition(":")[0].strip("[]")
+    found = address_of(host)
+    return host if found is None else str(found)
 
 
 def _has_media(info: Any) -> bool:
@@ -115,6 +123,7 @@ class SipCall(InCall):
         self.agent = agent
         self.leg: Leg | None = None
         self.ended = False
+        self.may_send = self.may_send_early = call_id is None
         self.party = ""
         """Whose calls this one is counted with."""
         self._local = False
@@ -217,6 +226,7 @@ class SipCall(InCall):
         if info.state == pj.PJSIP_INV_STATE_CONFIRMED:
             self._up = True
             if _has_media(info):
+                self.let_send()
                 self.confirmed()
                 self._tell(lambda handler: handler.on_confirmed())
             else:
@@ -306,7 +316,14 @@ class SipCall(InCall):
             audio = self.getAudioMedia(index)
             if self._port is None and leg.audio is not None:
                 self._port = self.agent.pool.take(leg.audio)
+            self.may_send_early = (
+                self.may_send_early
+                or leg.invite.there
+                or (_host_of(str(stream.remoteRtpAddress)) == _host_of(leg.invite.source))
+            )
             self.wire(audio)
+            if not self.may_send_early and self not in self.agent.calls.awaiting_rtp:
+                self.agent.calls.awaiting_rtp.append(self)
             leg.security = media_security(self, stream)
             if not leg.security and self not in self.agent.calls.awaiting_keys:
                 self.agent.calls.awaiting_keys.append(self)
@@ -352,6 +369,18 @@ class SipCall(InCall):
             if prm.flags & _IS_UPDATE and start <= last_start + last_duration:
                 return
         self._tell(lambda handler: handler.on_digit(digit))
+
+    def rtp_known(self) -> bool:
+        """Whether there is nothing more to wait for: RTP came from the peer, or its ACK."""
+        if self.ended or self.may_send_early:
+            return True
+        try:
+            came = self.getStreamStat(0).rtcp.rxStat.pkt
+        except pj.Error:
+            return True
+        if came:
+            self.let_send(early=True)
+        return bool(came)
 
     def keys_known(self) -> bool:
         """Whether there is nothing more to wait for, see :mod:`gateway.sip.security`."""

@@ -19,13 +19,14 @@ from gateway.sip.bans import Bans, is_scanner
 from gateway.sip.challenges import Challenges
 from gateway.sip.digest import DigestAuth, Outcome
 from gateway.sip.limits import SourceBuckets, TokenBucket
+from gateway.sip.media_addresses import refused_address
 from gateway.sip.message import body_of, headers_of
 from gateway.sip.methods import Reply, name_of, reply_inside, reply_outside
 from gateway.sip.refusals import RefusalLog
 from gateway.sip.signalling import DROP, PASS, Decision, Received, Unread
 from gateway.sip.trunks import Access, Attribution, Trunk, Trunks, address_of
 from gateway.sip.unread import answer_to, method_of
-from gateway.sip.wellformed import Flaw, body_flaw, flaw_of
+from gateway.sip.wellformed import NOT_ACCEPTABLE, Flaw, body_flaw, flaw_of
 
 log = structlog.get_logger("sip")
 
@@ -138,7 +139,7 @@ class Screen:
                 if rule:
                     return self._refuse(received, rule, reply)
                 return self._answer(source, reply, now)
-        flaw = _flaw_in(message, headers) or _cut(received, headers)
+        flaw = _flaw_in(message, headers, source, hold=inside) or _cut(received, headers)
         if flaw is not None:
             reply = Reply(0 if method == "ACK" else flaw.code)
             return self._refuse(received, f"malformed: {flaw.what}", reply)
@@ -294,7 +295,7 @@ class Screen:
     def _on_response(self, received: Received) -> Decision:
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
-        flaw = _flaw_in(message, headers)
+        flaw = _flaw_in(message, headers, received.source, hold=True)
         if flaw is not None:
             return self._refuse(received, f"malformed response: {flaw.what}", Reply(0))
         if received.status in _NOT_NOW and received.method in ("INVITE", "UPDATE"):
@@ -364,9 +365,13 @@ def _cut(received: Received, headers: Headers) -> Flaw | None:
     return Flaw(400, "Content-Length") if int(length[:10]) > len(body) else None
 
 
-def _flaw_in(message: str, headers: Mapping[str, tuple[str, ...]]) -> Flaw | None:
+def _flaw_in(message: str, headers: Headers, source: str, *, hold: bool) -> Flaw | None:
     start_line = _LINE_END.split(message, maxsplit=1)[0]
-    return flaw_of(start_line, headers) or body_flaw(body_of(message))
+    body = body_of(message)
+    flaw = flaw_of(start_line, headers) or body_flaw(body)
+    if flaw is None and (address := refused_address(body, source, hold=hold)):
+        return Flaw(NOT_ACCEPTABLE, f"RTP to {address}")
+    return flaw
 
 
 def party_of(found: Attribution | None, source: str) -> str:

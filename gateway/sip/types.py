@@ -83,10 +83,17 @@ class Invite:
     """registration, registrar or peer: how that was found."""
     transport: str = ""
     """udp, tcp or tls, as it came."""
+    there: bool = False
+    """Whoever sent it is known to be where it came from: over UDP anybody can forge that."""
     laws: tuple[Codec, ...] = tuple(Codec)
     """What we offer where the INVITE brought no offer: its trunk's, in their order."""
     call_id: str = field(default_factory=new_call_id)
     """The gateway's own id of the call."""
+
+    @property
+    def trusted(self) -> bool:
+        """What it costs to get ready for it may be spent before its ACK."""
+        return self.there or bool(self.trunk)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from call_scene import (
@@ -66,6 +67,15 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (0.6, audio_done("r1", "i1"), []),
             (0.6, done("r1"), []),
             (9.0, BYE, ["flush", "close 1000 hung_up", "finished"]),
+        ],
+        ("caller", "hung_up", 200),
+    ),
+    "a caller whom nobody knows to be there: the greeting at the ACK": (
+        replace(GREETED, trusted=False),
+        [
+            *ANSWERED,
+            (0.5, ACK, ["media", "create ['instructions']"]),
+            (9.0, BYE, ["close 1000 hung_up", "finished"]),
         ],
         ("caller", "hung_up", 200),
     ),

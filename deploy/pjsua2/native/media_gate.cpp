@@ -1,0 +1,16 @@
+#include "media_gate.hpp"
+
+#include <pjmedia/stream.h>
+
+namespace pj {
+
+void nativeHoldStream(MediaStream stream, bool held)
+{
+    pjmedia_stream *s = static_cast<pjmedia_stream *>(stream);
+    if (held)
+        pjmedia_stream_pause(s, PJMEDIA_DIR_ENCODING);
+    else
+        pjmedia_stream_resume(s, PJMEDIA_DIR_ENCODING);
+}
+
+} // namespace pj

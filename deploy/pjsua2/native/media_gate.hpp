@@ -1,0 +1,14 @@
+/*
+ * Whether a stream may send: an address that nobody has confirmed gets nothing.
+ */
+#pragma once
+
+#include <pjsua2.hpp>
+
+namespace pj {
+
+/** Hold what a stream sends, RTP and (with patches/hold-rtcp-with-rtp.patch) RTCP, or let it go on.
+ *  `stream` is that of on_stream_created; not to be used after on_stream_destroyed. */
+void nativeHoldStream(MediaStream stream, bool held);
+
+} // namespace pj

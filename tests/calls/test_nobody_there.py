@@ -1,0 +1,209 @@
+"""An INVITE is nobody's word: before its ACK no RTP, no greeting, and in the end a BYE."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from dialog import DialogCall, answered, dialog_call
+from harness import eventually
+from site_under_test import ANYBODY, Site, site
+
+from gateway.emulator.record import SessionRecord
+from gateway.sip.media_addresses import refused_address
+
+EARLY = """
+[[route]]
+name = "early"
+to = "^early$"
+answer = {{ when = "early", sound = "{wav}" }}
+"""
+
+
+class Victim:
+    """Somebody who never asked for RTP, at a pair of ports."""
+
+    def __init__(self, host: str) -> None:
+        self._sockets = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(2)]
+        self._sockets[0].bind((host, 0))
+        self.host, self.port = self._sockets[0].getsockname()
+        self._sockets[1].bind((host, self.port + 1))
+        for one in self._sockets:
+            one.setblocking(False)
+
+    def close(self) -> None:
+        for one in self._sockets:
+            one.close()
+
+    def speak(self, address: tuple[str, int]) -> None:
+        """Send some RTP: silence of PCMU."""
+        for number in range(50):
+            header = struct.pack("!BBHII", 0x80, 0, number, 160 * number, 4711)
+            self._sockets[0].sendto(header + b"\xff" * 160, address)
+
+    def bytes(self) -> int:
+        """What has come since the last time, RTP and RTCP."""
+        total = 0
+        for one in self._sockets:
+            while True:
+                try:
+                    total += len(one.recv(4096))
+                except BlockingIOError:
+                    break
+        return total
+
+
+@contextmanager
+def victim(host: str) -> Iterator[Victim]:
+    made = Victim(host)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def asked(session: SessionRecord) -> int:
+    """How many responses the gateway asked for."""
+    return sum(event.type == "response.create" for event in session.client_events)
+
+
+def forged(gateway: Site, user: str, somebody: Victim) -> DialogCall:
+    """A call whose description names somebody else, and whose sender gets no answer."""
+    call = dialog_call(gateway.phone, user, address=somebody.host, port=somebody.port)
+    call.acknowledge = call.rtp.sending = False
+    return call
+
+
+@pytest.mark.parametrize("host", ["127.0.0.5", "127.0.0.1"], ids=["elsewhere", "at the source"])
+async def test_a_forged_invite_costs_nothing(runner: object, own_folder: Path, host: str) -> None:
+    """No RTP, and no response of the model, until the ACK; then both."""
+    async with site(own_folder, routes=ANYBODY) as gateway:
+        with victim(host) as somebody:
+            call = forged(gateway, "1", somebody)
+            call.invite()
+            # 200, and again after 0.5 and 1.5 s: some 75 packets of RTP.
+            await call.until(lambda one: one.responses.count(200) == 3)
+            assert somebody.bytes() == 0
+            (session,) = gateway.emulator.sessions
+            assert asked(session) == 0
+            call.ack()
+            await gateway.gateway.wait("call.confirmed")
+            await eventually(lambda: somebody.bytes() > 0, "RTP")
+            await eventually(lambda: asked(session) == 1, "a greeting")
+        await call.hang_up()
+
+
+@pytest.mark.slow
+async def test_no_ack_for_32_seconds(runner: object, own_folder: Path) -> None:
+    async with site(own_folder, routes=ANYBODY) as gateway:
+        with victim("127.0.0.5") as somebody:
+            call = forged(gateway, "1", somebody)
+            call.invite()
+            await call.answered()
+            bye = await call.hung_up(within_s=40)
+            assert 31 < bye.at - call.answered_at < 34
+            assert somebody.bytes() == 0
+            (session,) = gateway.emulator.sessions
+            assert asked(session) == 0
+        summary = await gateway.gateway.wait("call.summary")
+        assert summary["ending"]["why"] == "leg_lost"
+
+
+async def test_early_media_goes_where_rtp_came_from(runner: object, own_folder: Path) -> None:
+    """183 to a caller whose RTP is elsewhere than its signalling: that side speaks first."""
+    wav = own_folder / "wait.wav"
+    with wave.open(str(wav), "wb") as made:
+        made.setnchannels(1)
+        made.setsampwidth(2)
+        made.setframerate(8000)
+        made.writeframes(struct.pack("<8000h", *([3000, -3000] * 4000)))
+    async with site(own_folder, routes=EARLY.format(wav=wav)) as gateway:
+        gateway.emulator.script = gateway.emulator.script.model_copy(update={"updated": "never"})
+        with victim("127.0.0.5") as somebody:
+            call = forged(gateway, "early", somebody)
+            call.invite()
+            await call.until(lambda one: 183 in one.responses)
+            await asyncio.sleep(0.5)  # absence: some 25 packets
+            assert somebody.bytes() == 0
+            call.cancel()
+            assert (await call.refused()).code == 487
+        own = dialog_call(gateway.phone, "early")
+        own.rtp.sending = False
+        own.invite()
+        await own.until(lambda one: 183 in one.responses)
+        await own.rtp.until(lambda: len(own.rtp.packets) > 5)
+        own.cancel()
+        assert (await own.refused()).code == 487
+        with victim("127.0.0.5") as somebody:
+            call = forged(gateway, "early", somebody)
+            call.invite()
+            await call.until(lambda one: 183 in one.responses)
+            media = next(one for one in call.messages if one.code == 183)
+            port = int(media.body.partition("m=audio ")[2].split(" ")[0])
+            somebody.speak(("127.0.0.1", port))
+            await eventually(lambda: somebody.bytes() > 0, "early media")
+            call.cancel()
+            assert (await call.refused()).code == 487
+
+
+NOBODYS = ("0.0.0.0", "0.1.2.3", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255")
+
+
+async def test_addresses_where_nobody_is(runner: object, own_folder: Path) -> None:
+    """488 in an INVITE and inside a call, which goes on as it was."""
+    async with site(own_folder, routes=ANYBODY) as gateway:
+        for address in NOBODYS:
+            call = dialog_call(gateway.phone, "1", address=address)
+            call.invite()
+            assert (await call.refused()).code == 488, address
+            await gateway.gateway.wait("sip.refused", rule=f"malformed: RTP to {address}")
+        call = dialog_call(gateway.phone, "1")
+        await answered(call)
+        await gateway.gateway.wait("call.confirmed")
+        for address in NOBODYS[1:]:
+            call.sdp.address = address
+            refused = await call.ask("INVITE", body=call.sdp.text(call.rtp.port))
+            assert refused.code == 488, address
+        heard = len(call.rtp.packets)
+        await call.rtp.until(lambda: len(call.rtp.packets) > heard + 5)
+        await call.hang_up()
+
+
+@pytest.mark.parametrize(
+    ("line", "source", "hold", "refused"),
+    [
+        ("c=IN IP4 192.0.2.1", "192.0.2.9", False, ""),
+        ("c=IN IP4 10.0.0.1", "192.0.2.9", False, ""),
+        ("c=IN IP4 127.0.0.1", "127.0.0.1", False, ""),
+        ("c=IN IP4 127.0.0.1", "::1", False, ""),
+        ("c=IN IP4 127.0.0.1", "::ffff:127.0.0.2", False, ""),
+        ("c=IN IP4 127.0.0.1", "192.0.2.9", False, "127.0.0.1"),
+        ("c=IN IP4 127.9.9.9", "10.0.0.1", True, "127.9.9.9"),
+        ("c=IN IP6 ::1", "2001:db8::1", False, "::1"),
+        ("c=IN IP6 ::ffff:127.0.0.1", "192.0.2.9", False, "127.0.0.1"),
+        ("c=IN IP6 ::ffff:224.0.0.9", "192.0.2.9", False, "224.0.0.9"),
+        ("c=IN IP6 ff02::1", "2001:db8::1", False, "ff02::1"),
+        ("c=IN IP6 ff15::101/3", "2001:db8::1", False, "ff15::101"),
+        ("c=IN IP6 ::", "2001:db8::1", False, "::"),
+        ("c=IN IP6 ::", "2001:db8::1", True, ""),
+        ("c=IN IP4 0.0.0.0", "192.0.2.9", True, ""),
+        ("c=IN IP4 224.2.1.1/127/3", "192.0.2.9", True, "224.2.1.1"),
+        (
+            "c=IN IP4 192.0.2.1\r\na=rtcp:53020 IN IP4 255.255.255.255",
+            "192.0.2.9",
+            True,
+            "255.255.255.255",
+        ),
+        ("a=rtcp:53020 IN IP4 127.0.0.1", "192.0.2.9", False, "127.0.0.1"),
+        ("s=c=IN IP4 127.0.0.1", "192.0.2.9", False, ""),
+        ("c=IN IP4 host.example", "192.0.2.9", False, ""),
+    ],
+)
+def test_addresses_of_rtp(line: str, source: str, hold: bool, refused: str) -> None:
+    assert refused_address(f"v=0\r\n{line}\r\nt=0 0\r\n", source, hold=hold) == refused
