@@ -57,6 +57,13 @@ calls_per_second = 0
 concurrent_calls = 0
 """
 
+TRUSTED = """
+[[trunk]]
+name = "test"
+peers = ["127.0.0.1"]
+"""
+"""The telephone's calls are a trunk's: they are worth a greeting before their ACK."""
+
 ROUTES = """
 [[route]]
 name = "plain"

@@ -6,11 +6,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import figures
 import pytest
-from harness import World
+from harness import TRUSTED, World
 from listening import Spoken, assert_continuous, is_silence
 from rtp_end import FRAME, Packet
 from sip_phone import PhoneCall
@@ -196,8 +197,10 @@ async def test_heard_to_the_end_is_not_truncated(world: World) -> None:
     assert not session.deletions
 
 
-async def test_nothing_heard_yet_deletes_the_item(world: World) -> None:
+async def test_nothing_heard_yet_deletes_the_item(own_folder: Path) -> None:
     """The answer is there before the ACK, and the caller speaks before it plays."""
+    world = World(own_folder, more=TRUSTED)
+    await world.start()
     world.behave(vad="off", answer={"kind": "pattern", "seconds": 5, "burst": True})
     call = await world.dial("greeted", acknowledge=False)
     session = await world.session_of(call)
@@ -210,6 +213,7 @@ async def test_nothing_heard_yet_deletes_the_item(world: World) -> None:
     assert session.deletions == list(session.sent_items)
     assert not session.truncations
     assert all(is_silence(packet) for packet in call.rtp.packets)
+    await world.stop()
 
 
 async def test_a_shorter_item_than_was_sent_is_answered_by_one_resend(world: World) -> None:
