@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 
 PER_CALL = 3
@@ -10,6 +11,10 @@ PER_CALL = 3
 OWN = 128
 """What the process has without a call: libraries, log, listeners, wake-up pipes, records; and
 sockets of calls that have ended and linger for a moment."""
+
+
+SPARE = 24
+"""Kept free of calls: for sessions of calls that have just begun, and for who asks how we are."""
 
 
 def needed(calls: int) -> int:
@@ -31,6 +36,20 @@ def allow(calls: int) -> bool:
         top = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(need, hard), top))
     return hard >= need
+
+
+def are_left(count: int) -> bool:
+    """Whether the process may open so many more, by trying."""
+    opened: list[int] = []
+    try:
+        for _ in range(count):
+            opened.append(os.dup(0 if not opened else opened[0]))
+    except OSError:
+        return False
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return True
 
 
 def _counted(limit: int) -> int:

@@ -87,6 +87,7 @@ def sip_settings(config: Config) -> SipSettings:
             verify_server=tls.verify_server,
             client_certificates=tls.client_certificates,
             min_version=tls.min_version,
+            ciphers=tls.ciphers,
         ),
         security=Security(media.srtp, media.srtp_keying),
         trunks=tuple(trunk_of(trunk, access.burst, media) for trunk in config.trunk),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import ssl
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Literal, NamedTuple, Self, cast
 
@@ -114,6 +115,15 @@ def _user_agent() -> str:
         return "sip-realtime-gateway"
 
 
+def _cipher_list(value: str) -> str:
+    if value:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).set_ciphers(value)
+        except ssl.SSLError:
+            raise ValueError("names no cipher suite that this OpenSSL has") from None
+    return value
+
+
 class TlsSettings(Section):
     """``[sip.tls]``: certificates and what is asked of the other side's."""
 
@@ -123,6 +133,7 @@ class TlsSettings(Section):
     verify_server: Flag = True
     client_certificates: Literal["off", "optional", "required"] = "off"
     min_version: Literal["1.2", "1.3"] = "1.2"
+    ciphers: Annotated[str, AfterValidator(_cipher_list)] = ""
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Self:

@@ -261,6 +261,14 @@ class UserAgent:
         """Whether another call finds one while ``calls`` of the library are there."""
         return self._quiet_ports.make_way(calls)
 
+    def on_connection(self, prm: Any) -> None:
+        """A connection over TCP or TLS stands, or has ended. SIP thread."""
+        assert self.screen is not None
+        if prm.state != pj.PJSIP_TP_STATE_CONNECTED:
+            self.screen.connections.closed(int(prm.hnd))
+        elif source := str(pj.nativeConnectedFrom(int(prm.hnd))):
+            self.screen.on_connection(int(prm.hnd), source, pj.nativeShutConnection)
+
     def _dial(
         self, leg: Leg, uri: str, codecs: list[Codec], trunk: Trunk | None, caller_id: str
     ) -> None:
@@ -320,6 +328,7 @@ class UserAgent:
             self._quiet_ports.tick(now)
             if self.screen is not None:
                 self.screen.tick(now)
+                self.screen.close_idle(now, pj.nativeShutConnection)
             if self.accounts is not None and not self._draining:
                 self.accounts.tick(now)
             if self._probes is not None:

@@ -73,6 +73,9 @@ class Bans:
         ban.dropped += 1
         return True
 
+    def __contains__(self, source: str) -> bool:
+        return source in self._banned
+
     def refused(self, source: str, now: float, *, surely: bool) -> bool:
         """Count a refusal; returns whether that bans the source.
 

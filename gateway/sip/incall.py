@@ -61,7 +61,7 @@ class InCall(pj.Call):  # type: ignore[misc]
         """The call's stream in the bridge, while it has one."""
         self._partner: InCall | None = None
         self._listened_to = True
-        self._stream: Any = None
+        self._stream = 0
         """pjmedia's, while there is one."""
         self._send_held = False
         self._sound = ""
@@ -97,21 +97,21 @@ class InCall(pj.Call):  # type: ignore[misc]
     def gate(self) -> None:
         """Let RTP go out, or hold it: silence that nobody asked for is traffic, too."""
         held = not (self.may_send or (self.may_send_early and self._playing is not None))
-        if self._stream is not None and held is not self._send_held:
+        if self._stream and held is not self._send_held:
             self._send_held = held
             pj.nativeHoldStream(self._stream, held)
 
     @guarded
     def onStreamCreated(self, prm: Any) -> None:  # noqa: N802
         """A stream stands; it sends from its first frame on unless it is held."""
-        self._stream, self._send_held = prm.stream, False
+        self._stream, self._send_held = int(prm.stream), False
         self.gate()
 
     @guarded
     def onStreamDestroyed(self, prm: Any) -> None:  # noqa: N802
         """A stream is gone."""
-        if self._stream is not None and int(prm.stream) == int(self._stream):
-            self._stream = None
+        if int(prm.stream) == self._stream:
+            self._stream = 0
 
     def unwire(self) -> None:
         """The call is over; pjsua has removed its stream, and what was joined with it."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pjsua2 as pj
 import structlog
 
+from gateway import descriptors
 from gateway.audio.g711 import Codec
 from gateway.sip import library
 from gateway.sip.admission import Admission
@@ -44,7 +45,11 @@ class Incoming:
 
         def full() -> bool:
             calls = library.calls()
-            return calls >= agent.capacity or not agent.has_rtp_port(calls)
+            return (
+                calls >= agent.capacity
+                or not agent.has_rtp_port(calls)
+                or not descriptors.are_left(descriptors.SPARE)
+            )
 
         admission = Admission(
             full=full,
@@ -55,7 +60,7 @@ class Incoming:
                 Refused(
                     invite_of(message, ""),
                     503,
-                    "no call of the library, or no RTP port, is free",
+                    "no call of the library, RTP port or descriptor is free",
                 )
             ),
         )
@@ -196,5 +201,7 @@ class Endpoint(pj.Endpoint):  # type: ignore[misc]
         try:
             if self._agent.accounts is not None:
                 self._agent.accounts.on_connection(prm)
+            if self._agent.screen is not None:
+                self._agent.on_connection(prm)
         except Exception:
             log.exception("sip.callback_failed", callback="onTransportState")

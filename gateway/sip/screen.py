@@ -17,6 +17,7 @@ import structlog
 
 from gateway.sip.bans import Bans, is_scanner
 from gateway.sip.challenges import Challenges
+from gateway.sip.connections import Connections
 from gateway.sip.digest import DigestAuth, Outcome
 from gateway.sip.limits import SourceBuckets, TokenBucket
 from gateway.sip.media_addresses import refused_address
@@ -104,6 +105,11 @@ class Screen:
         """By source and Call-ID."""
         self.bans = Bans(access.bans)
         self._ban_lines: TokenBucket | None = None
+        self.connections = Connections(
+            trunks.is_peer,
+            self._may_come,
+            lambda source: self._calls_of(f"source {source}") > 0,
+        )
         self._rates = SourceBuckets()
         self._answers = SourceBuckets()
         self._retry_after = ("Retry-After", str(retry_after))
@@ -116,8 +122,39 @@ class Screen:
         self.refusals.tick(now)
         self.bans.tick(now)
 
+    def on_connection(self, connection: int, source: str, close: Callable[[int], None]) -> None:
+        """Somebody has connected to us: ``close`` what is not welcome, or comes to be."""
+        now, source = time.monotonic(), _plain(source)
+        rule = self.connections.opened(connection, source, now)
+        if rule:
+            self.refusals.note(rule, source, now)
+            close(connection)
+
+    def close_idle(self, now: float, close: Callable[[int], None]) -> None:
+        """Close the connections that are silent for too long. To be called about once a second."""
+        for connection, source, rule in self.connections.overdue(now):
+            self.refusals.note(rule, source, now)
+            self.connections.closed(connection)
+            close(connection)
+
+    def _may_come(self, source: str) -> bool:
+        """Whether a connection of a stranger can lead to anything."""
+        if source in self.bans:
+            return False
+        # A registrar's other servers are known by our contact's parameter only.
+        registers = any(
+            self._trunks.by_name[name].transport != "udp" for name in self._trunks.lines
+        )
+        return self._verdict(source) == "allow" or bool(self._trunks.callers) or registers
+
     def on_message(self, received: Received) -> Decision:
         """Decide on every message, before pjsip's own layers."""
+        decision = self._on_message(received)
+        if decision == PASS:
+            self.connections.heard(received.connection, time.monotonic())
+        return decision
+
+    def _on_message(self, received: Received) -> Decision:
         if received.status:
             return self._on_response(received)
         self.current = self.found = None

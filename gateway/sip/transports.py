@@ -21,6 +21,9 @@ _KINDS = {
     "tcp": (pj.PJSIP_TRANSPORT_TCP, pj.PJSIP_TRANSPORT_TCP6),
     "tls": (pj.PJSIP_TRANSPORT_TLS, pj.PJSIP_TRANSPORT_TLS6),
 }
+HANDSHAKE_MS = 10_000
+"""How long a TLS handshake may take, ms; whoever connects and says nothing is gone after that."""
+
 _SYSTEM_CAS = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -117,6 +120,9 @@ class Listeners:
         config.verifyServer = tls.verify_server
         config.verifyClient = tls.client_certificates != "off"
         config.requireClientCert = tls.client_certificates == "required"
+        config.msecTimeout = HANDSHAKE_MS
+        if tls.ciphers:
+            config.ciphers = _ciphers(tls.ciphers)
         config.proto = pj.PJ_SSL_SOCK_PROTO_TLS1_3
         if tls.min_version == "1.2":
             config.proto |= pj.PJ_SSL_SOCK_PROTO_TLS1_2
@@ -142,6 +148,17 @@ class Listeners:
                 context.load_verify_locations(tls.ca)
             except ssl.SSLError as error:
                 raise AgentError(f"sip.tls.ca: {tls.ca} holds no certificates: {error}") from None
+
+
+def _ciphers(names: str) -> Any:
+    """The cipher suites of an OpenSSL list, by their numbers (RFC 8446 appendix B.4)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers(names)
+    numbers = pj.IntVector()
+    for cipher in context.get_ciphers():
+        if cipher["protocol"] != "TLSv1.3":
+            numbers.append(cipher["id"] & 0xFFFF)
+    return numbers
 
 
 def system_cas() -> str:

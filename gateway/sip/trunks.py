@@ -213,6 +213,16 @@ class Trunks:
             )
         )
 
+    def is_peer(self, source: str) -> bool:
+        """Whether calls of a trunk come from this address."""
+        address = address_of(source)
+        if address is None:
+            return False
+        return any(address in known for known in self._registrars.values()) or any(
+            address.version == peer.network.version and address in peer.network
+            for peer, _trunk in self._peers
+        )
+
     def learn(self, name: str, source: str) -> None:
         """The registrar of trunk ``name`` has answered a registration from this address."""
         address = address_of(source)

@@ -31,6 +31,8 @@ class Tls:
     verify_server: bool = True
     client_certificates: str = "off"
     min_version: str = "1.2"
+    ciphers: str = ""
+    """An OpenSSL cipher list; empty for that of the library."""
 
 
 @dataclass(frozen=True, slots=True)

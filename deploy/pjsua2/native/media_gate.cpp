@@ -4,9 +4,9 @@
 
 namespace pj {
 
-void nativeHoldStream(MediaStream stream, bool held)
+void nativeHoldStream(unsigned long stream, bool held)
 {
-    pjmedia_stream *s = static_cast<pjmedia_stream *>(stream);
+    pjmedia_stream *s = reinterpret_cast<pjmedia_stream *>(stream);
     if (held)
         pjmedia_stream_pause(s, PJMEDIA_DIR_ENCODING);
     else

@@ -8,7 +8,7 @@
 namespace pj {
 
 /** Hold what a stream sends, RTP and (with patches/hold-rtcp-with-rtp.patch) RTCP, or let it go on.
- *  `stream` is that of on_stream_created; not to be used after on_stream_destroyed. */
-void nativeHoldStream(MediaStream stream, bool held);
+ *  `stream` is the address of that of on_stream_created; not to be used after on_stream_destroyed. */
+void nativeHoldStream(unsigned long stream, bool held);
 
 } // namespace pj

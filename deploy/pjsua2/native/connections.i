@@ -1,0 +1,5 @@
+// Who has connected; see connections.hpp.
+%{
+#include "connections.hpp"
+%}
+%include "connections.hpp"

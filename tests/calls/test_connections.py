@@ -1,0 +1,158 @@
+"""Connections and descriptors: strangers take none that others need."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from harness import eventually
+from site_under_test import ANYBODY, Site, site
+
+from gateway.sip.connections import (
+    FIRST_MESSAGE_SECONDS,
+    IDLE_SECONDS,
+    OF_STRANGERS,
+    PER_SOURCE,
+    Connections,
+)
+
+TRUNK = """
+[[trunk]]
+name = "provider"
+peers = ["127.0.0.1"]
+transport = "tcp"
+"""
+MANY = 2000
+
+
+def options(host: str, port: int, number: int) -> bytes:
+    """A probe over TCP."""
+    lines = [
+        f"OPTIONS sip:{host}:{port} SIP/2.0",
+        f"Via: SIP/2.0/TCP 127.0.0.1:1;branch=z9hG4bKtcp{number};rport",
+        "From: <sip:probe@127.0.0.1>;tag=1",
+        "To: <sip:gateway@127.0.0.1>",
+        f"Call-ID: tcp{number}",
+        "CSeq: 1 OPTIONS",
+        "Max-Forwards: 70",
+        "Content-Length: 0",
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def highest_descriptor(pid: int) -> int:
+    return max(int(one.name) for one in Path(f"/proc/{pid}/fd").iterdir())
+
+
+@contextlib.contextmanager
+def room_for(descriptors: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(descriptors, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextlib.asynccontextmanager
+async def connection(
+    gateway: Site,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """The trunk's own connection."""
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", gateway.port("tcp"), local_addr=("127.0.0.1", 0)
+    )
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def probed(
+    stream: tuple[asyncio.StreamReader, asyncio.StreamWriter], port: int, number: int
+) -> str:
+    reader, writer = stream
+    writer.write(options("127.0.0.1", port, number))
+    async with asyncio.timeout(20):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    length = int(head.lower().partition("content-length:")[2].split("\r\n")[0])
+    await reader.readexactly(length)
+    return head.split(" ")[1]
+
+
+@pytest.mark.parametrize(
+    ("access", "kept"), [("refuse", 0), ("allow", PER_SOURCE)], ids=["refused", "allowed"]
+)
+async def test_idle_connections_of_a_stranger(
+    runner: object, own_folder: Path, access: str, kept: int
+) -> None:
+    """Thousands of them beside a trunk's own, which lives on and answers."""
+    listen = ("udp:127.0.0.1:0", "tcp:127.0.0.1:0")
+    more = TRUNK + f'[access]\nunknown = "{access}"\n'
+    async with site(own_folder, listen=listen, more=more) as gateway:
+        port = gateway.port("tcp")
+        before = gateway.gateway.resources()["fds"]
+        with room_for(MANY + 500):
+            async with connection(gateway) as own:
+                assert await probed(own, port, 1) == "200"
+                strangers = []
+                try:
+                    for _ in range(MANY):
+                        one = socket.socket()
+                        strangers.append(one)
+                        one.bind(("127.0.0.2", 0))
+                        await asyncio.to_thread(one.connect, ("127.0.0.1", port))
+                    await eventually(
+                        lambda: gateway.gateway.resources()["fds"] <= before + 1 + kept,
+                        "connections closed",
+                    )
+                    assert await probed(own, port, 2) == "200"
+                    await gateway.status()
+                finally:
+                    for one in strangers:
+                        one.close()
+        await gateway.gateway.wait("sip.refused", source="127.0.0.2")
+
+
+async def test_no_descriptor_left(runner: object, own_folder: Path) -> None:
+    """503 with Retry-After, and who asks how the gateway is gets an answer."""
+    async with site(own_folder, routes=ANYBODY) as gateway:
+        pid = gateway.gateway.pid
+        highest = highest_descriptor(pid)
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 8, hard))
+        call = gateway.phone.call("1")
+        call.invite()
+        refused = await call.refused()
+        assert (refused.code, refused.headers["retry-after"]) == (503, "5")
+        assert (await gateway.status())["calls"] == []
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        again = gateway.phone.call("1")
+        again.invite()
+        await again.answered()
+        await gateway.gateway.wait("call.confirmed")
+        await again.hang_up()
+
+
+def test_whose_connections_are_kept() -> None:
+    calls: set[str] = set()
+    kept = Connections(lambda s: s == "trunk", lambda s: s != "banned", lambda s: s in calls)
+    assert kept.opened(1, "banned", 0.0) == "connection of a stranger"
+    assert [kept.opened(n, "trunk", 0.0) for n in range(100, 900)] == [""] * 800
+    assert [kept.opened(n, "a", 0.0) for n in range(PER_SOURCE)] == [""] * PER_SOURCE
+    assert kept.opened(99, "a", 0.0) == f"more than {PER_SOURCE} connections"
+    kept.closed(0)
+    assert kept.opened(99, "a", 0.0) == ""
+    kept.heard(99, 5.0)
+    assert {one for one, _, _ in kept.overdue(FIRST_MESSAGE_SECONDS)} == set(range(1, PER_SOURCE))
+    assert (99, "a", "idle connection") in kept.overdue(5.0 + IDLE_SECONDS)
+    calls.add("a")
+    assert kept.overdue(5.0 + IDLE_SECONDS) == []
+    for number in range(PER_SOURCE, OF_STRANGERS):
+        assert kept.opened(1000 + number, f"s{number}", 0.0) == ""
+    assert kept.opened(5000, "last", 0.0).startswith(f"more than {OF_STRANGERS}")
