@@ -113,7 +113,7 @@ def test_it_has_bounds_and_counts_what_they_cost() -> None:
     scene = Scene(PLAN).up()
     for number in range(transcript.MAX_ENTRIES + 5):
         scene.do(said(InputCommitted(f"u{number}")))
-        scene.do(said(InputTranscribed(f"u{number}", "long " * 3000)))
+        scene.do(said(InputTranscribed(f"u{number}", "long " * 1601)))
     assert scene.record.as_json()["transcript_dropped"] == 5
     told = lines(scene)
     assert len(told) == transcript.MAX_ENTRIES
