@@ -119,7 +119,7 @@ class Toolbox:
     ) -> None:
         """Ask the operator's application whether words may be said."""
         if len(self._tasks) >= MAX_RUNNING:
-            done(None, "the gateway is busy")
+            done(False, "the gateway is busy")
             return
         self._begin(self._check(rule, call, done), f"check of {call.name}")
 
@@ -131,6 +131,7 @@ class Toolbox:
             answer = await words.ask(self.http, rule, call)
         except Exception:
             log.exception("guard.failed", rule=rule.name, call=call.call)
+            answer = (False, "the gateway could not ask")  # on_timeout is about others' failures
         done(*answer)
 
     def _begin(self, work: Any, name: str) -> None:

@@ -1,0 +1,37 @@
+"""A guardrail that fails on our side denies: ``on_timeout`` is about others' failures."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.call.content_plan import GuardRule
+from gateway.tools import toolbox, words
+from gateway.tools.runner import ToolCall
+from gateway.tools.toolbox import Toolbox
+
+
+def test_what_raises_denies(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> Any:
+        raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+
+    monkeypatch.setattr(words, "ask", broken)
+    made, said = Toolbox.__new__(Toolbox), list[tuple[bool | None, str]]()
+    made.http = None  # type: ignore[assignment]
+    call = ToolCall("", "agent", "words", call="c1")
+    with capture_logs() as logs:
+        asyncio.run(made._check(GuardRule("r"), call, lambda *answer: said.append(answer)))
+    assert [allowed for allowed, _why in said] == [False]
+    assert [line["event"] for line in logs] == ["guard.failed"]
+
+
+def test_too_much_at_once_denies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolbox, "MAX_RUNNING", 0)
+    made, said = Toolbox.__new__(Toolbox), list[tuple[bool | None, str]]()
+    made._tasks = set()
+    call = ToolCall("", "agent", "words", call="c1")
+    made.check(GuardRule("r"), call, lambda *answer: said.append(answer))
+    assert [allowed for allowed, _why in said] == [False]
