@@ -100,7 +100,7 @@ def test_events_are_delivered_in_order_and_trouble_in_between_is_survived() -> N
             await peer.send("input_audio_buffer.speech_started", item_id="i1", audio_start_ms=20)
             await peer.ws.send("{ not json")
             await peer.ws.send(b"\xff\xfe binary")
-            await peer.send("input_audio_buffer.speech_started", item_id="i2")
+            await peer.send("response.output_audio.delta", response_id="r1", item_id="i2")
             await peer.send("response.brand_new", anything=[1])
             await peer.send("response.brand_new", anything=[2])
             await peer.send("rate_limits.updated", rate_limits=[])
@@ -151,7 +151,7 @@ def test_events_are_delivered_in_order_and_trouble_in_between_is_survived() -> N
     assert [(entry["type"], entry["field"]) for entry in bad] == [
         (None, None),
         (None, None),
-        ("input_audio_buffer.speech_started", "audio_start_ms"),
+        ("response.output_audio.delta", "delta"),
     ]
     assert [e["session"] for e in logs if e["event"] == "session.handler_failed"] == ["sess_1"]
 
