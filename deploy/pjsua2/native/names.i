@@ -1,0 +1,6 @@
+// The table of host names; see names.hpp.
+%{
+#include "names.hpp"
+%}
+%feature("nothreadallow") pj::setNameAddresses;
+%include "names.hpp"
