@@ -20,8 +20,9 @@ from gateway.sip.types import LegEnd, Refused, RtpQuality
 log = structlog.get_logger("gateway")
 
 _REFUSED_BELOW = {
-    488: Why.NO_COMMON_CODEC,
-    415: Why.NO_COMMON_CODEC,
+    400: Why.BAD_SDP,
+    415: Why.UNSUPPORTED_BODY,
+    488: Why.BAD_SDP,
     500: Why.FAULT,
     503: Why.OVER_CAPACITY,
 }
@@ -71,7 +72,7 @@ class Refusals:
     def refused_below(self, refused: Refused) -> None:
         """The library, or what stands before it, has refused one."""
         record = record_of(refused.invite, datetime.now(UTC))
-        why = _REFUSED_BELOW.get(refused.code, Why.REFUSED)
+        why = refused.why or _REFUSED_BELOW.get(refused.code, Why.REFUSED)
         self.write(record, why, refused.code, refused.reason)
 
     def write(self, record: CallRecord, why: Why, code: int, detail: str) -> None:

@@ -63,6 +63,14 @@ class Why(StrEnum):
     NO_ROUTE = "no_route"
     OVER_CAPACITY = "over_capacity"
     NO_COMMON_CODEC = "no_common_codec"
+    NO_AUDIO = "no_audio"
+    """The offer has no audio line, or only disabled ones."""
+    SRTP_MISMATCH = "srtp_mismatch"
+    """RTP profile, encryption or keys that the account does not take."""
+    ADDRESS_FAMILY = "address_family"
+    """RTP over IPv6 was offered to IPv4, or the other way round."""
+    BAD_SDP = "bad_sdp"
+    UNSUPPORTED_BODY = "unsupported_body"
     REFUSED = "refused"
     FAULT = "fault"
 
@@ -109,6 +117,11 @@ _TABLE: dict[Why, _Row] = {
     Why.NO_ROUTE: _Row(Party.GATEWAY, 404, 1, "No route"),
     Why.OVER_CAPACITY: _Row(Party.GATEWAY, 503, 34, "No free call"),
     Why.NO_COMMON_CODEC: _Row(Party.GATEWAY, 488, 88, "No common codec"),
+    Why.NO_AUDIO: _Row(Party.GATEWAY, 488, 65, "No audio offered"),
+    Why.SRTP_MISMATCH: _Row(Party.GATEWAY, 488, 88, "RTP profile or SRTP not acceptable"),
+    Why.ADDRESS_FAMILY: _Row(Party.GATEWAY, 488, 88, "Address family not acceptable"),
+    Why.BAD_SDP: _Row(Party.GATEWAY, 488, 111, "SDP cannot be used"),
+    Why.UNSUPPORTED_BODY: _Row(Party.GATEWAY, 415, 79, "Body is no SDP"),
     Why.REFUSED: _Row(Party.GATEWAY, 480, 21, "Refused"),
     Why.FAULT: _Row(Party.GATEWAY, 500, 41, "Gateway error"),
 }

@@ -50,9 +50,11 @@ _KEYING = {
 class Account(pj.Account):  # type: ignore[misc]
     """One account; ``trunk`` is None for calls of no trunk."""
 
-    def __init__(self, accounts: Accounts, trunk: Trunk | None) -> None:
+    def __init__(self, accounts: Accounts, trunk: Trunk | None, host: str) -> None:
         super().__init__()
         self.trunk = trunk
+        self.host = host
+        """Our address of its calls; empty for any."""
         self._accounts = accounts
 
     def onIncomingCall(self, prm: Any) -> None:  # noqa: N802
@@ -276,7 +278,7 @@ class Accounts:
             _secure_media(config.mediaConfig, settings.security)
         else:
             self._fill(config, trunk)
-        account = Account(self, trunk)
+        account = Account(self, trunk, host)
         account.create(config, default)
         self._accounts["" if trunk is None else trunk.name, host, contact] = account
         return account
@@ -321,6 +323,10 @@ def _secure_media(config: Any, security: Security) -> None:
     keyings = pj.IntVector()
     for keying in security.keying:
         keyings.append(_KEYING[keying])
+    if security.srtp == "optional" and "sdes" not in security.keying:
+        # Without it pjmedia refuses RTP that is not encrypted. It is never offered, as it is not
+        # the first; lines with keys are taken out of what comes (gateway.sip.sdp.mended).
+        keyings.append(_KEYING["sdes"])
     config.srtpOpt.keyings = keyings
 
 

@@ -17,6 +17,7 @@ from gateway.sip.accounts import Accounts, header_vector
 from gateway.sip.byes import Byes
 from gateway.sip.calls import QUALITY_SECONDS, Calls
 from gateway.sip.challenges import Challenges
+from gateway.sip.descriptions import Descriptions
 from gateway.sip.endpoint import configure_media, endpoint_config, only_g711
 from gateway.sip.errors import AgentError as AgentError
 from gateway.sip.incoming import Endpoint, Incoming
@@ -83,6 +84,7 @@ class UserAgent:
         self.calls = Calls()
         self.trunks = Trunks(settings.trunks)
         self.challenges = Challenges(self.trunks, self.calls.challenged)
+        self.descriptions = Descriptions(settings)
         self.screen: Screen | None = None
         self.signalling: Signalling | None = None
         self.accounts: Accounts | None = None

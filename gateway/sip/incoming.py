@@ -11,13 +11,15 @@ import structlog
 
 from gateway import descriptors
 from gateway.audio.g711 import Codec
+from gateway.call.ending import refusal_code
 from gateway.sip import library
 from gateway.sip.admission import Admission
 from gateway.sip.arrivals import Arrivals
 from gateway.sip.invite import invite_of
 from gateway.sip.leg import Leg, SipCall
-from gateway.sip.message import offered_codecs, request_uri_of, text_of
+from gateway.sip.message import request_uri_of, text_of
 from gateway.sip.screen import Screen, party_of
+from gateway.sip.sdp import Media, Objection, offered_codecs
 from gateway.sip.signalling import PASS, Decision, Received, Signalling
 from gateway.sip.trunks import Attribution
 from gateway.sip.types import Invite, Refused
@@ -70,6 +72,8 @@ class Incoming:
             settings.retry_after,
             agent.calls.of,
             0 if settings.session_timers == "off" else settings.session_min,
+            agent.descriptions,
+            self._on_objection,
             lambda connection: (
                 () if agent.accounts is None else agent.accounts.names_of(connection)
             ),
@@ -82,13 +86,22 @@ class Incoming:
 
         return Signalling(screen.on_message, on_request, screen.on_unread), screen
 
+    def _on_objection(self, received: Received, objection: Objection) -> None:
+        """The offer of a new INVITE cannot be taken; it has its answer."""
+        message = received.message.decode("utf-8", "replace")
+        host = f"[{received.source}]" if ":" in received.source else received.source
+        invite = self.facts_of(message, f"{host}:{received.port}")
+        self._agent.tell_refused(
+            Refused(invite, refusal_code(objection.why), objection.text, objection.why)
+        )
+
     def account_for(self, rdata: Any) -> Account:
         """The account of an incoming request. The laws that its call may speak are set, too."""
         assert self._agent.accounts is not None
         message, source = text_of(rdata.wholeMsg), text_of(rdata.srcAddress)
         found = self._attribute(message, source)
         trunk = None if found is None else found.trunk
-        offered = offered_codecs(message)
+        offered = self._offered(message)
         if trunk is not None and offered is not None:
             self._agent.offer([codec for codec in trunk.codecs if codec in offered][:1])
         elif trunk is not None:
@@ -107,6 +120,13 @@ class Incoming:
         host, _, port = source.rpartition(":")
         return self._agent.trunks.attribute(host, int(port or 0), False, request_uri_of(message))
 
+    def _offered(self, message: str) -> tuple[Codec, ...] | None:
+        """The laws of the line that is answered; those of the message where none was chosen."""
+        screen = self._agent.screen
+        if screen is not None and screen.current is not None and isinstance(screen.chosen, Media):
+            return screen.chosen.codecs
+        return offered_codecs(message)
+
     def facts_of(self, message: str, source: str) -> Invite:
         """The facts of an INVITE that pjsua looks at, with the trunk that it belongs to."""
         found = self._attribute(message, source)
@@ -116,6 +136,7 @@ class Incoming:
             invite_of(message, source),
             transport="" if current is None else current.transport,
             there=(current is not None and current.reliable) or how in _PROVEN,
+            offered=self._offered(message),
         )
         if found is None:
             return invite

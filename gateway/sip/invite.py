@@ -5,11 +5,11 @@ from __future__ import annotations
 from gateway.sip.message import (
     display_name_of,
     headers_of,
-    offered_codecs,
     request_uri_of,
     uri_of,
     user_of,
 )
+from gateway.sip.sdp import offered_codecs
 from gateway.sip.types import Invite
 
 

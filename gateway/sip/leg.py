@@ -13,7 +13,7 @@ import structlog
 from gateway.audio.g711 import Codec
 from gateway.sip.guard import guarded
 from gateway.sip.incall import InCall, InCallCommands
-from gateway.sip.message import headers_of, offered_codecs, reason_of, text_of
+from gateway.sip.message import headers_of, reason_of, text_of
 from gateway.sip.ports import CallAudio, Port
 from gateway.sip.quality import Meter, counters_of
 from gateway.sip.security import media_security
@@ -137,6 +137,8 @@ class SipCall(InCall):
         self._port: Port | None = None
         self._meter = Meter()
         self._last_digit: tuple[str, int, int] | None = None
+        self._audio_index = 0
+        """Which ``m=`` line is the call's audio."""
         self._rtp_name = ""
         """``host:port`` of our RTP, once its peer knows it."""
         self._peer_sends = True
@@ -303,10 +305,10 @@ class SipCall(InCall):
             return
         for index in range(len(info.media)):
             media = info.media[index]
-            if media.type != pj.PJMEDIA_TYPE_AUDIO:
-                continue
-            if media.status in _IN_USE:
-                self._rtp_name = str(self.getMedTransportInfo(index).localRtpName)
+            if media.type != pj.PJMEDIA_TYPE_AUDIO or media.status not in _IN_USE:
+                continue  # other lines, and audio that is disabled, have no transport
+            self._audio_index = index
+            self._rtp_name = str(self.getMedTransportInfo(index).localRtpName)
             self._peer_sends = bool(media.dir & pj.PJMEDIA_DIR_DECODING)
             self._note_hold(media.status == pj.PJSUA_CALL_MEDIA_REMOTE_HOLD)
             if media.status != pj.PJSUA_CALL_MEDIA_ACTIVE:
@@ -347,8 +349,15 @@ class SipCall(InCall):
     @guarded
     def onCallRxOffer(self, prm: Any) -> None:  # noqa: N802
         """A re-INVITE or UPDATE brings an offer; the library would refuse a bad one with 500."""
-        if offered_codecs(f"\r\n\r\n{text_of(prm.offer.wholeSdp)}") == ():
+        text, leg = text_of(prm.offer.wholeSdp), self.leg
+        trunk, local = self.account.trunk, self.account.host
+        objection = self.agent.descriptions.objection(text, trunk, local)
+        if objection is not None:
             prm.statusCode = _NOT_ACCEPTABLE
+            log.warning("sip.offer_refused", call=self.name, code=488, reason=objection.text)
+        elif leg is not None and leg.audio is not None:
+            # The law of the session, where the offer has it: nothing is transcoded then.
+            self.agent.offer([leg.audio.codec, *(c for c in Codec if c is not leg.audio.codec)])
 
     @guarded
     def onDtmfEvent(self, prm: Any) -> None:  # noqa: N802
@@ -387,7 +396,7 @@ class SipCall(InCall):
         if self._port is None or self.ended or self.leg is None:
             return True
         try:
-            self.leg.security = media_security(self, self.getStreamInfo(0))
+            self.leg.security = media_security(self, self.getStreamInfo(self._audio_index))
         except pj.Error:
             return True
         return bool(self.leg.security)
@@ -397,7 +406,7 @@ class SipCall(InCall):
         if self._media is None or self.ended:
             return
         try:
-            counters = counters_of(self.getStreamStat(0))
+            counters = counters_of(self.getStreamStat(self._audio_index))
         except pj.Error:
             return
         quality = replace(self._meter.read(counters), expected=self._peer_sends)

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from urllib.parse import unquote
 
-from gateway.audio.g711 import Codec
 from gateway.sip.nameaddr import MAX_FIELD, name_addr_of
 from gateway.text import unicode_of
 
@@ -28,7 +27,6 @@ _COMPACT = {
     "v": "via",
     "x": "session-expires",
 }
-_STATIC_PAYLOADS = {"0": Codec.PCMU, "8": Codec.PCMA}
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _FOLD = re.compile(r"(?:\r\n|\n|\r)[ \t]+")
 _EMPTY_LINE = re.compile(r"\r\n\r\n|\n\n|\r\r")
@@ -97,35 +95,3 @@ def display_name_of(field: str) -> str:
 def reason_of(headers: Mapping[str, tuple[str, ...]]) -> str:
     """The Reason header of a BYE or CANCEL (RFC 3326), empty without one."""
     return ", ".join(headers.get("reason", ()))
-
-
-def offered_codecs(message: str) -> tuple[Codec, ...] | None:
-    """G.711 laws of the first audio stream in the order of the offer; None without an offer."""
-    lines = [line for part in _EMPTY_LINE.split(message, 1)[1:] for line in _LINE_END.split(part)]
-    if not any(line.startswith("m=") for line in lines):
-        return None
-    payloads: list[str] = []
-    names: dict[str, str] = {}
-    inside = False
-    for line in lines:
-        if line.startswith("m="):
-            if inside:
-                break
-            words = line[2:].split()
-            if words and words[0] == "audio" and len(words) > 3 and words[1] != "0":
-                inside, payloads = True, words[3:]
-        elif inside and line.startswith("a=rtpmap:"):
-            payload, _, name = line[len("a=rtpmap:") :].partition(" ")
-            names[payload.strip()] = name.strip().upper()
-    found: list[Codec] = []
-    for payload in payloads:
-        encoding = names.get(payload)
-        if encoding is None:
-            codec = _STATIC_PAYLOADS.get(payload)
-        else:
-            codec = next(
-                (c for c in Codec if encoding in (f"{c.value}/8000", f"{c.value}/8000/1")), None
-            )
-        if codec is not None and codec not in found:
-            found.append(codec)
-    return tuple(found)

@@ -15,19 +15,22 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
+from gateway.call.ending import reason_header, refusal_code
 from gateway.sip.bans import Bans, is_scanner
 from gateway.sip.challenges import Challenges
 from gateway.sip.connections import Connections
+from gateway.sip.descriptions import Descriptions
 from gateway.sip.digest import DigestAuth, Outcome
 from gateway.sip.limits import SourceBuckets, TokenBucket
 from gateway.sip.media_addresses import refused_address
 from gateway.sip.message import body_of, headers_of
 from gateway.sip.methods import Reply, name_of, reply_inside, reply_outside
 from gateway.sip.refusals import RefusalLog
+from gateway.sip.sdp import Media, Objection
 from gateway.sip.signalling import DROP, PASS, Decision, Received, Unread
 from gateway.sip.trunks import Access, Attribution, Trunk, Trunks, address_of
 from gateway.sip.unread import answer_to, method_of
-from gateway.sip.wellformed import NOT_ACCEPTABLE, Flaw, body_flaw, flaw_of
+from gateway.sip.wellformed import NOT_ACCEPTABLE, Flaw, flaw_of
 
 log = structlog.get_logger("sip")
 
@@ -71,6 +74,8 @@ class Screen:
         retry_after: seconds, for a 503.
         calls_of: calls in progress, by what :func:`party_of` says.
         min_session: least Session-Expires that a call may ask for, s; 0 leaves it to pjsip.
+        descriptions: judges and mends what messages say of media.
+        on_objection: told of each new INVITE whose offer cannot be taken.
         names_of: the names in the certificate of who is at the other end of a connection, by
             pjsip's handle of it.
         challenges: who may ask for a trunk's password.
@@ -82,7 +87,9 @@ class Screen:
         trunks: Trunks,
         retry_after: int,
         calls_of: Callable[[str], int],
-        min_session: int = 90,
+        min_session: int,
+        descriptions: Descriptions,
+        on_objection: Callable[[Received, Objection], None],
         names_of: Callable[[int], tuple[str, ...]] = lambda _connection: (),
         challenges: Challenges | None = None,
     ) -> None:
@@ -92,6 +99,10 @@ class Screen:
         """The new request that pjsua is looking at, while it is."""
         self.found: Attribution | None = None
         """Whose it is."""
+        self.chosen: Media | Objection | None = None
+        """The audio line to answer in it."""
+        self._descriptions = descriptions
+        self._on_objection = on_objection
         self._access = access
         self._trunks = trunks
         self._calls_of = calls_of
@@ -157,7 +168,7 @@ class Screen:
     def _on_message(self, received: Received) -> Decision:
         if received.status:
             return self._on_response(received)
-        self.current = self.found = None
+        self.current = self.found = self.chosen = None
         method, now = received.method, time.monotonic()
         source = _plain(received.source)
         inside = received.in_dialog
@@ -180,6 +191,8 @@ class Screen:
         if flaw is not None:
             reply = Reply(0 if method == "ACK" else flaw.code)
             return self._refuse(received, f"malformed: {flaw.what}", reply)
+        trunk = None if self.found is None else self.found.trunk
+        self.chosen = self._descriptions.settle(method, trunk, received.local)
         if inside:
             call = _first(headers, "call-id")
             if method not in _UNLIMITED and not self._within_calls.take(
@@ -303,6 +316,10 @@ class Screen:
         if not self._rates.take(source, limits.calls_per_second, limits.burst, now):
             rule = f"{where}: calls_per_second = {limits.calls_per_second:g}"
             return self._refuse(received, rule, Reply(_UNAVAILABLE))
+        if isinstance(self.chosen, Objection):
+            self._on_objection(received, self.chosen)
+            why = self.chosen.why
+            return Decision(refusal_code(why), (("Reason", reason_header(why)),))
         return PASS
 
     def on_unread(self, unread: Unread) -> bytes:
@@ -335,6 +352,7 @@ class Screen:
         flaw = _flaw_in(message, headers, received.source, hold=True)
         if flaw is not None:
             return self._refuse(received, f"malformed response: {flaw.what}", Reply(0))
+        self._descriptions.settle("", None, received.local)
         if received.status in _NOT_NOW and received.method in ("INVITE", "UPDATE"):
             # pjsip would end the call where RFC 4028 section 10 wants the refresh tried again;
             # after a 503 it does.
@@ -409,6 +427,7 @@ def _flaw_in(message: str, headers: Headers, source: str, *, hold: bool) -> Flaw
     if flaw is None and (address := refused_address(body, source, hold=hold)):
         return Flaw(NOT_ACCEPTABLE, f"RTP to {address}")
     return flaw
+    return flaw_of(start_line, headers)
 
 
 def party_of(found: Attribution | None, source: str) -> str:

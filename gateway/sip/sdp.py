@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gateway.audio.g711 import Codec
+from gateway.call.ending import Why
 from gateway.sip.trunks import Security
 
 MAX_STREAMS = 8
@@ -29,18 +30,28 @@ MAX_LINES = 512
 
 
 class Objection(Enum):
-    """Why no line of a description can be answered. The value is for people."""
+    """Why no line of a description can be answered: the reason of the ending, and in words."""
 
-    MALFORMED = "the SDP cannot be read"
-    TOO_MANY_STREAMS = f"more than {MAX_STREAMS} m= lines"
-    NO_AUDIO = "no audio line that is not disabled"
-    ADDRESS_FAMILY = "the audio is at an address of a family that this listener does not speak"
-    CODEC = "neither PCMU nor PCMA, at 8 kHz, of those that the trunk may speak"
-    PROFILE = "an RTP profile that cannot be taken"
-    SRTP_REQUIRED = "RTP without encryption, and srtp is required here"
-    SRTP_OFF = "SRTP, and srtp is off here"
-    KEYING = "SRTP whose keys are agreed in a way that is not taken here"
-    KEYS = "SRTP without a crypto or fingerprint line that can be used"
+    MALFORMED = Why.BAD_SDP, "the SDP cannot be read, or names a host in place of an address"
+    TOO_MANY_STREAMS = Why.BAD_SDP, f"more than {MAX_STREAMS} m= lines"
+    NO_AUDIO = Why.NO_AUDIO, "no audio line that is not disabled"
+    ADDRESS_FAMILY = Why.ADDRESS_FAMILY, "the audio is at an address of the other IP version"
+    CODEC = Why.NO_COMMON_CODEC, "neither PCMU nor PCMA of those that its calls may speak"
+    PROFILE = Why.SRTP_MISMATCH, "an RTP profile that is not known"
+    SRTP_REQUIRED = Why.SRTP_MISMATCH, 'RTP without encryption, and srtp = "required"'
+    SRTP_OFF = Why.SRTP_MISMATCH, 'SRTP, and srtp = "off"'
+    KEYING = Why.SRTP_MISMATCH, "SRTP keys in a way that is not in srtp_keying"
+    KEYS = Why.SRTP_MISMATCH, "SRTP without a crypto or fingerprint line that can be used"
+
+    @property
+    def why(self) -> Why:
+        """The reason in the record; its row says SIP code and Reason."""
+        return self.value[0]
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        return self.value[1]
 
 
 _PLAIN, _SDES, _DTLS = "RTP/AVP", "RTP/SAVP", "UDP/TLS/RTP/SAVP"
@@ -165,7 +176,8 @@ class Description:
         if not any(codec in laws for codec in media.codecs):
             return 1, Objection.CODEC
         address = media.address or _address_in(self.head)
-        if six is not None and address and ":" in address is not six and address != "0.0.0.0":  # noqa: S104
+        found_six = address is not None and ":" in address
+        if six is not None and address != "0.0.0.0" and found_six is not six:
             return 2, Objection.ADDRESS_FAMILY
         why = self._keying_objection(media, security)
         return None if why is None else (3, why)
@@ -214,6 +226,7 @@ def parse(text: str) -> Description:
             if address is None:
                 flaw = flaw or Objection.MALFORMED
                 continue
+            lines[:] = [line for line in lines if line[0] != "c"]
             lines.append(f"c=IN IP{6 if ':' in address else 4} {_after_address(value)}")
             if media:
                 media[-1].address = address

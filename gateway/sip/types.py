@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.audio.g711 import Codec
+from gateway.call.ending import Why
 from gateway.ids import new_call_id
 from gateway.sip.jitter import JitterBuffer as JitterBuffer
 from gateway.sip.trunks import Access, Security, Trunk
@@ -106,6 +107,8 @@ class Refused:
     """None where the library no longer had the message."""
     code: int
     reason: str
+    why: Why | None = None
+    """Where it is known; else the code has to say it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,6 @@ anyway; all else is the library's to judge.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,19 +16,11 @@ from gateway.sip.nameaddr import MAX_FIELD, name_addr_of, parameter_of, split_li
 
 BAD_REQUEST, UNSUPPORTED_SCHEME, NOT_ACCEPTABLE = 400, 416, 488
 
-MAX_STREAMS = 16
-"""``m=`` lines of a description; each gets sockets of its own while it is offered."""
-
 MAX_HEADERS = 128
 """Header fields of one message. A real one has some thirty; each costs pjsip memory and time."""
 
 _SIP_ONLY = ("route", "record-route", "contact", "path", "service-route", "refer-to")
 _ADDRESSES = ("from", "to")
-_ADDRESS_LINE = re.compile(
-    r"^(?:c=|a=rtcp:[0-9]*[ \t]+)(?P<type>IN[ \t]+IP[46])[ \t]+(?P<address>[^\s/]+)", re.MULTILINE
-)
-_ANY_ADDRESS_LINE = re.compile(r"^(?:c=|a=rtcp:[0-9]*[ \t])", re.MULTILINE)
-_STREAM = re.compile(r"^m=", re.MULTILINE)
 _WORD = frozenset("-.!%*_+`'~()<>:\\\"/[]?{}")
 """What a Call-ID may have besides letters, digits and one ``@`` (RFC 3261 section 25.1)."""
 
@@ -82,24 +72,6 @@ def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> Flaw | N
         if not start_line.startswith(("SIP/", method.strip() + " ")):
             return Flaw(BAD_REQUEST, "CSeq of another method")
     return _line_flaw(start_line)
-
-
-def body_flaw(body: str) -> Flaw | None:
-    """What is wrong with a body, wherever in it session descriptions are (RFC 4566)."""
-    text = body.replace("\r", "\n")
-    if len(_STREAM.findall(text)) > MAX_STREAMS:
-        return Flaw(NOT_ACCEPTABLE, f"more than {MAX_STREAMS} streams")
-    found = list(_ADDRESS_LINE.finditer(text))
-    if len(found) != len(_ANY_ADDRESS_LINE.findall(text)):
-        return Flaw(NOT_ACCEPTABLE, "address in SDP")
-    for line in found:
-        try:
-            version = ipaddress.ip_address(line["address"]).version
-        except ValueError:
-            return Flaw(NOT_ACCEPTABLE, "address in SDP")
-        if not line["type"].endswith(str(version)):
-            return Flaw(NOT_ACCEPTABLE, "address in SDP")
-    return None
 
 
 def call_id_allowed(value: str) -> bool:

@@ -6,11 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.audio.g711 import Codec
 from gateway.sip.message import (
     display_name_of,
     headers_of,
-    offered_codecs,
     reason_of,
     request_uri_of,
     uri_of,
@@ -33,11 +31,6 @@ INVITE = (
     "Content-Length: 0\r\n"
     "\r\n"
 )
-
-
-def _offer(*lines: str) -> str:
-    head = "INVITE sip:1@h SIP/2.0\r\nContent-Type: application/sdp\r\n\r\n"
-    return head + "\r\n".join(("v=0", "o=- 1 1 IN IP4 h", "s=-", "t=0 0", *lines)) + "\r\n"
 
 
 def test_header_fields_by_full_name_in_order() -> None:
@@ -140,53 +133,6 @@ def test_reason(line: str, reason: str) -> None:
     assert reason_of(headers_of(f"BYE sip:1@h SIP/2.0\r\n{line}\r\n\r\n")) == reason
 
 
-U, A = Codec.PCMU, Codec.PCMA
-
-
-@pytest.mark.parametrize(
-    ("lines", "codecs"),
-    [
-        (["m=audio 4000 RTP/AVP 0 8 101"], (U, A)),
-        (["m=audio 4000 RTP/AVP 8 0"], (A, U)),
-        (["m=audio 4000 RTP/AVP 8"], (A,)),
-        (["m=audio 4000 RTP/AVP 9 18 8 0", "a=rtpmap:9 G722/8000"], (A, U)),
-        (
-            ["m=audio 4000 RTP/AVP 96 97", "a=rtpmap:96 pcma/8000/1", "a=rtpmap:97 PCMU/8000"],
-            (A, U),
-        ),
-        (["m=audio 4000 RTP/AVP 96 0", "a=rtpmap:96 PCMU/8000", "a=rtpmap:0 PCMU/8000"], (U,)),
-        (["m=audio 4000 RTP/AVP 96 97", "a=rtpmap:96 PCMU/16000", "a=rtpmap:97 opus/48000/2"], ()),
-        (["m=audio 4000 RTP/AVP 0 8", "a=rtpmap:0 PCMU/16000"], (A,)),
-        (["m=audio 4000 RTP/AVP 9", "a=rtpmap:9 G722/8000"], ()),
-        (["m=audio 0 RTP/AVP 0", "m=audio 4002 RTP/AVP 8"], (A,)),
-        (["m=video 4000 RTP/AVP 31", "a=rtpmap:0 x/1", "m=audio 4002 RTP/AVP 0"], (U,)),
-        (["m=audio 4000 RTP/AVP 0", "m=audio 4002 RTP/AVP 8"], (U,)),
-        (["m=audio 4000/2 RTP/AVP 0"], (U,)),
-        (["m=video 4000 RTP/AVP 31"], ()),
-        (["m=audio"], ()),
-        (["m="], ()),
-    ],
-)
-def test_codecs_offered_in_the_callers_order(lines: list[str], codecs: tuple[Codec, ...]) -> None:
-    assert offered_codecs(_offer(*lines)) == codecs
-
-
-def test_an_offer_inside_a_multipart_body() -> None:
-    part = _offer("m=audio 4000 RTP/AVP 8").partition("\r\n\r\n")[2]
-    message = (
-        "INVITE sip:1@h SIP/2.0\r\nContent-Type: multipart/mixed;boundary=b\r\n\r\n"
-        f"--b\r\nContent-Type: application/sdp\r\n\r\n{part}\r\n--b--\r\n"
-    )
-    assert offered_codecs(message) == (A,)
-
-
-@pytest.mark.parametrize(
-    "message", [INVITE, "", "INVITE sip:1@h SIP/2.0\r\n\r\nplain text with m= in it"]
-)
-def test_no_offer(message: str) -> None:
-    assert offered_codecs(message) is None
-
-
 _TEXT = st.lists(
     st.sampled_from([*'abm=:;<>@"\\ \t\r\n09%/[]', "audio ", "a=rtpmap:", "%2", "\r\n\r\n"])
 ).map("".join)
@@ -197,7 +143,6 @@ def test_nothing_that_comes_raises(text: str) -> None:
     for message in (text, INVITE + text, "INVITE sip:1@h SIP/2.0\r\n\r\nm=audio 1 x " + text):
         headers_of(message)
         request_uri_of(message)
-        offered_codecs(message)
     uri_of(text)
     user_of("sip:" + text)
     display_name_of(text)

@@ -7,7 +7,7 @@ import pytest
 from gateway.sip.message import headers_of
 from gateway.sip.methods import name_of, reply_inside, reply_outside
 from gateway.sip.nameaddr import name_addr_of, split_list
-from gateway.sip.wellformed import body_flaw, flaw_of
+from gateway.sip.wellformed import flaw_of
 
 GOOD = """INVITE sip:100@192.0.2.1 SIP/2.0
 Via: SIP/2.0/UDP 192.0.2.9:5060;branch=z9hG4bK1;rport
@@ -127,25 +127,3 @@ def test_notify_of_a_transfer_is_for_the_library() -> None:
 def test_made_up_methods_share_a_name() -> None:
     assert {name_of("X1"), name_of("X2")} == {"unknown"}
     assert name_of("BYE") == "BYE"
-
-
-@pytest.mark.parametrize(
-    ("body", "found"),
-    [
-        ("", ""),
-        ("Signal=1\r\nDuration=100\r\n", ""),
-        ("v=0\r\nc=IN IP4 192.0.2.1/127\r\nm=audio 1 RTP/AVP 0\r\na=rtcp:2\r\n", ""),
-        ("v=0\r\nc=IN IP6 2001:db8::1\r\na=rtcp:2 IN IP6 ::1\r\n", ""),
-        ("v=0\r\nc=IN IP4 0.0.0.0\r\n", ""),
-        ("v=0\r\nc=IN IP4 " + "a" * 300 + "\r\n", "address in SDP"),
-        ("v=0\r\nc=IN IP4 pbx.example.net\r\n", "address in SDP"),
-        ("v=0\nc=IN IP6 192.0.2.1\n", "address in SDP"),
-        ("v=0\r\nc=\r\n", "address in SDP"),
-        ("v=0\r\na=rtcp:9 IN IP4 host.example\r\n", "address in SDP"),
-        ("--x\r\n\r\nv=0\r\nc=IN IP4 host.example\r\n--x--", "address in SDP"),
-        ("v=0\r\n" + "m=audio 1 RTP/AVP 0\r\n" * 17, "more than 16 streams"),
-    ],
-)
-def test_descriptions(body: str, found: str) -> None:
-    flaw = body_flaw(body)
-    assert ("" if flaw is None else flaw.what) == found

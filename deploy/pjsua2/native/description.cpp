@@ -1,6 +1,6 @@
 #include "description.hpp"
+#include "signalling.hpp"
 
-#include <cstdint>
 #include <cstring>
 
 #include <pjsip.h>
@@ -27,24 +27,19 @@ pjsip_msg_body *described(pjsip_rx_data *rdata)
     return part ? part->body : NULL;
 }
 
-pjsip_rx_data *received(unsigned long long rdata)
-{
-    return reinterpret_cast<pjsip_rx_data *>(static_cast<uintptr_t>(rdata));
-}
-
 } // namespace
 
-PyObject *sessionDescription(unsigned long long rdata)
+PyObject *sessionDescription()
 {
-    pjsip_msg_body *body = described(received(rdata));
+    pjsip_msg_body *body = described(messageBeingDecided());
     if (!body || !body->data)
         Py_RETURN_NONE;
     return PyBytes_FromStringAndSize((const char *)body->data, (Py_ssize_t)body->len);
 }
 
-void replaceSessionDescription(unsigned long long rdata, PyObject *text)
+void replaceSessionDescription(PyObject *text)
 {
-    pjsip_rx_data *data = received(rdata);
+    pjsip_rx_data *data = messageBeingDecided();
     pjsip_msg_body *body = described(data);
     char *bytes = NULL;
     Py_ssize_t length = 0;

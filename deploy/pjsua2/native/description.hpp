@@ -8,10 +8,11 @@
 
 namespace pj {
 
-/** The description in this pjsip_rx_data, of a whole body or one part of it; None without one. */
-PyObject *sessionDescription(unsigned long long rdata);
+/** The description in the message that is being decided on (signalling.hpp), its whole body or one
+ *  part of it, as bytes; None without one. */
+PyObject *sessionDescription();
 
-/** Have pjsip take these bytes for the description in this pjsip_rx_data. */
-void replaceSessionDescription(unsigned long long rdata, PyObject *text);
+/** Have pjsip take these bytes for it. */
+void replaceSessionDescription(PyObject *text);
 
 } // namespace pj

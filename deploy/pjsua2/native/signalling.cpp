@@ -489,6 +489,8 @@ int nativeRespond(const SipRxData &request, int status)
     return pjsip_dlg_respond(dialog, rdata, status, nullptr, nullptr, nullptr);
 }
 
+pjsip_rx_data *messageBeingDecided() { return NativeSignalling::State::deciding; }
+
 unsigned nativeCallCount() { return pjsua_call_get_count(); }
 
 void nativeLogLevel(int level) { pj_log_set_level(level); }

@@ -13,6 +13,8 @@
 
 #include <pjsua2.hpp>
 
+struct pjsip_rx_data;
+
 namespace pj {
 
 class NativeSignalling {
@@ -69,6 +71,11 @@ private:
 
 /** Answer a request within its dialog, in the callback that brought it. Returns pjsip's status. */
 int nativeRespond(const SipRxData &request, int status);
+
+#ifndef SWIG
+/** What on_message or on_request is being asked about; NULL outside of them. */
+pjsip_rx_data *messageBeingDecided();
+#endif
 
 /** Calls of the library, those that are ending included. */
 unsigned nativeCallCount();
