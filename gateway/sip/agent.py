@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from gateway.sip.errors import AgentError as AgentError
 from gateway.sip.incoming import Endpoint, Incoming
 from gateway.sip.leg import Leg, SipCall
 from gateway.sip.message import text_of, user_of
+from gateway.sip.names import Names, host_of
 from gateway.sip.pjlog import LogWriter
 from gateway.sip.ports import CallAudio, PortPool, beat_fd, clear_beat
 from gateway.sip.probes import Probes
@@ -47,6 +49,7 @@ STOP_SECONDS = 6.0
 _HANG_UP_SECONDS = 2.0
 
 _UNAVAILABLE = 503
+_TERMINATED = 487
 """Of a call that cannot be sent anywhere (RFC 3261 section 8.1.3.1 has a transport error so)."""
 
 
@@ -85,6 +88,11 @@ class UserAgent:
         self.trunks = Trunks(settings.trunks)
         self.challenges = Challenges(self.trunks, self.calls.challenged)
         self.descriptions = Descriptions(settings)
+        named = [host_of(one) for t in settings.trunks for one in (t.registrar, t.outbound_proxy)]
+        # pjsip looks for our own address by the name of this machine, among others.
+        named += [host_of(settings.stun_server), host_of(socket.gethostname())]
+        self.names = Names(named)
+        self._dialling: set[asyncio.Task[None]] = set()
         self.screen: Screen | None = None
         self.signalling: Signalling | None = None
         self.accounts: Accounts | None = None
@@ -127,6 +135,7 @@ class UserAgent:
                 raise
             self.to_loop(lambda: settle(None))
 
+        await self.names.start()
         self._thread.start(first, self._destroy)
         async with asyncio.timeout(START_SECONDS):
             await started
@@ -136,6 +145,9 @@ class UserAgent:
         """Hang up what is left, unbind, and end the thread, at most ``STOP_SECONDS``."""
         if self._loop is not None:
             self._loop.remove_reader(beat_fd())
+        await self.names.stop()
+        for task in tuple(self._dialling):
+            task.cancel()
         self._thread.stop()
         gone = await asyncio.to_thread(self._thread.join, STOP_SECONDS)
         if not gone:
@@ -173,8 +185,30 @@ class UserAgent:
         )
         through = self.trunks.by_name[trunk] if trunk else None
         leg.handler, leg.audio = handler, audio
-        self.post(lambda: self._dial(leg, uri, codecs, through, caller_id))
+        hop = host_of(through.outbound_proxy if through and through.outbound_proxy else uri)
+        if self.names.lasting(hop):
+            self.post(lambda: self._dial(leg, uri, codecs, through, caller_id))
+        else:
+            place = self._dial_named(
+                leg, hop, lambda: self._dial(leg, uri, codecs, through, caller_id)
+            )
+            waiting = asyncio.create_task(place, name="look up whom to call")
+            self._dialling.add(waiting)
+            waiting.add_done_callback(self._dialling.discard)
         return leg
+
+    async def _dial_named(self, leg: Leg, host: str, dial: Callable[[], None]) -> None:
+        """Place a call once its next hop's address is known."""
+        known = await self.names.settle(host)
+        if known and not leg.given_up:
+            self.post(dial)
+            return
+        if not known:
+            log.warning("sip.name_not_resolved", name=host)
+        reason = "Given up" if leg.given_up else f"no address for {host}"
+        code = _TERMINATED if leg.given_up else _UNAVAILABLE
+        if leg.handler is not None:
+            leg.handler.on_ended(LegEnd(code, reason, "", "", local=leg.given_up))
 
     def drain(self) -> None:
         """Answer OPTIONS with 503 from now on, so that dispatchers send their calls elsewhere.
@@ -342,6 +376,7 @@ class UserAgent:
                 f"trunk: the library has no place for more than {places - 1}, and there are "
                 f"{len(self.settings.trunks)}"
             )
+        pj.answerNamesFromTable()
         endpoint = Endpoint(self, self.incoming)
         self._endpoint = endpoint
         library.quieten()

@@ -20,7 +20,7 @@ _NOTHING = b"v=0\r\no=- 0 0 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"
 
 
 class Descriptions:
-    """Used on the SIP thread; :meth:`settle` while a message is decided on, before pjsip's layers."""
+    """Used on the SIP thread; :meth:`settle` while it is decided on a message."""
 
     def __init__(self, settings: SipSettings) -> None:
         self._settings = settings

@@ -16,6 +16,7 @@ from gateway.patterns import matched
 from gateway.sip import info
 from gateway.sip.guard import guarded
 from gateway.sip.message import body_of, headers_of, text_of, uri_of
+from gateway.sip.names import host_of
 from gateway.sip.ports import Port
 from gateway.sip.refer_to import refer_to_of, sip_target
 
@@ -241,6 +242,10 @@ class InCall(pj.Call):  # type: ignore[misc]
             why = "follow_refer does not match"
         elif not why and not self.agent.may_follow(uri):
             why = "outbound"
+        elif not why and not self.agent.names.known(host_of(uri)):
+            # pjsip places the call in this very callback, and no name is looked up meanwhile.
+            why = "unknown host"
+            self.agent.to_loop(lambda: self.agent.names.note(host_of(uri)))
         if leg is None or why:
             shown = text_of(prm.dstUri)[:200]
             log.info("sip.refer_declined", call=self.name, target=shown, why=why)

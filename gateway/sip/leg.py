@@ -68,6 +68,8 @@ class Leg(InCallCommands):
         """The gateway's id of the call that it belongs to, for logs."""
         self.security = ""
         """``rtp``, or what SRTP was negotiated; empty until that is known."""
+        self.given_up = False
+        """Hung up by its owner; one that was not dialled yet is not dialled any more."""
         self._agent = agent
         self._call: SipCall | None = None
 
@@ -89,6 +91,7 @@ class Leg(InCallCommands):
 
     def hang_up(self, headers: Mapping[str, str] | None = None) -> None:
         """BYE, CANCEL or a 603, as the dialog's state wants, with these headers added."""
+        self.given_up = True
         self._command(lambda call: call.finish(0, headers or {}))
 
     def send_digits(self, digits: str) -> None:
@@ -303,8 +306,9 @@ class SipCall(InCall):
         leg = self.leg
         if leg is None or self.ended:
             return
-        for index in range(len(info.media)):
-            media = info.media[index]
+        for place in range(len(info.media)):
+            media = info.media[place]
+            index = int(media.index)  # lines of other kinds than audio, video and text are left out
             if media.type != pj.PJMEDIA_TYPE_AUDIO or media.status not in _IN_USE:
                 continue  # other lines, and audio that is disabled, have no transport
             self._audio_index = index
@@ -315,7 +319,7 @@ class SipCall(InCall):
                 continue
             stream = self.getStreamInfo(index)
             codec = Codec(str(stream.codecName).upper())
-            audio = self.getAudioMedia(index)
+            audio = self.getAudioMedia(place)
             if self._port is None and leg.audio is not None:
                 self._port = self.agent.pool.take(leg.audio)
             self.may_send_early = (

@@ -205,6 +205,8 @@ def parse(text: str) -> Description:
     fixed: dict[str, str] = {}
     media: list[Media] = []
     flaw: Objection | None = None
+    connection_at: int | None = None
+    """Where the ``c=`` of this part is, in its lines."""
     for number, raw in enumerate(text.replace("\r", "\n").split("\n")):
         line = _printable(raw)
         kind, value = line[:1].lower(), line[1:].lstrip()
@@ -221,13 +223,18 @@ def parse(text: str) -> Description:
                 flaw = flaw or Objection.MALFORMED
                 continue
             media.append(found)
+            connection_at = None
         elif kind == "c":
             address = _connection(value)
             if address is None:
                 flaw = flaw or Objection.MALFORMED
                 continue
-            lines[:] = [line for line in lines if line[0] != "c"]
-            lines.append(f"c=IN IP{6 if ':' in address else 4} {_after_address(value)}")
+            line = f"c=IN IP{6 if ':' in address else 4} {_after_address(value)}"
+            if connection_at is None:
+                connection_at = len(lines)
+                lines.append(line)
+            else:
+                lines[connection_at] = line  # pjmedia takes the last one
             if media:
                 media[-1].address = address
         elif kind == "a":
@@ -479,8 +486,10 @@ def _is_fingerprint(value: str) -> bool:
 def _mend_media(media: Media) -> None:
     """Leave out what would have pjmedia refuse the line, or take another meaning from it."""
     if media.kind != "audio":
-        if not media.formats:
-            media.formats, media.written = ["0"], ""
+        names = media.names
+        known = [n for n in media.formats if n in names or not n.isdigit() or int(n[:9]) < 96]
+        if known != media.formats or not known:
+            media.formats, media.written = known or ["0"], ""
         return
     media.lines = _one_direction(_one_rtpmap_each(_distinct_crypto(media.lines)))
     names = media.names

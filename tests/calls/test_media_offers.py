@@ -260,7 +260,9 @@ async def test_answers_to_calls_of_ours(
     runner: object, own_folder: Path, srtp: str, keying: tuple[str, ...]
 ) -> None:
     more = settings_of(srtp, keying, trunk=False)
-    more += "[outbound]\nenabled = true\nmax_concurrent = 40\nper_minute = 1000\n"
+    more += (
+        '[outbound]\nenabled = true\nallowed = ["answer"]\nmax_concurrent = 40\nper_minute = 1000\n'
+    )
     rows = list(itertools.product(PROFILES, ("no keys", "crypto", "bad crypto", "two prints")))
     rows = rows[:: 1 if srtp == "optional" else 3]
     bodies = [description(40000, profile, KEYS[keys][0]) for profile, keys in rows]
@@ -281,3 +283,135 @@ async def test_answers_to_calls_of_ours(
             assert (await gateway.phone.options()).code == 200
     finally:
         await phone.stop()
+
+
+AUDIO = "m=audio {port} RTP/AVP 0 101\r\na=rtpmap:101 telephone-event/8000\r\n"
+LINES = {
+    "video before": ("m=video 5000 RTP/AVP 31\r\n", AUDIO),
+    "video behind": (AUDIO, "m=video 5000 RTP/AVP 31\r\n"),
+    "t.38 before": ("m=image 5000 udptl t38\r\na=T38FaxVersion:0\r\n", AUDIO),
+    "t.38 behind": (AUDIO, "m=image 5000 UDPTL t38\r\n"),
+    "bfcp and video": ("m=application 5000 UDP/BFCP *\r\n", AUDIO, "m=video 5002 RTP/AVP 96\r\n"),
+    "disabled audio before": ("m=audio 0 RTP/AVP 0\r\n", AUDIO),
+    "disabled video before": ("m=video 0 RTP/AVP 31\r\n", AUDIO),
+    "disabled behind": (AUDIO, "m=video 0 RTP/AVP 31\r\n", "m=audio 0 RTP/AVP 8\r\n"),
+    "two audio": (AUDIO, "m=audio 5004 RTP/AVP 8\r\n"),
+    "audio of another codec before": ("m=audio 5004 RTP/AVP 9\r\n", AUDIO),
+    "audio of another profile before": ("m=audio 5004 RTP/XYZ 0\r\n", AUDIO),
+    "text and message": ("m=text 5000 RTP/AVP 98\r\na=rtpmap:98 t140/1000\r\n", AUDIO,
+                         "m=message 5006 TCP/MSRP *\r\n"),
+    "no formats": (AUDIO, "m=application 5008 TCP/X\r\n"),
+}  # fmt: skip
+ODD = {
+    "empty s": ("s=-", "s="),
+    "no s": ("s=-\r\n", ""),
+    "no t": ("t=0 0\r\n", ""),
+    "short o": ("o=- 1 1 IN IP4 127.0.0.1", "o=PBX"),
+    "no o": ("o=- 1 1 IN IP4 127.0.0.1\r\n", ""),
+    "lower case": ("c=IN IP4", "c=in ip4"),
+    "bare LF": ("\r\n", "\n"),
+    "unknown lines": ("t=0 0\r\n", "t=0 0\r\nX=1\r\n!garbage\r\ny=2\r\nb=AS:x\r\na=\r\n"),
+    "trailing garbage": ("8000\r\na=x", "8000\r\na=x\r\n\r\n\0\0garbage"),
+    "spaces": ("m=audio ", "m=audio  "),
+    "events at 16 kHz": (
+        "a=rtpmap:101 telephone-event/8000",
+        "a=rtpmap:101 telephone-event/16000\r\na=rtpmap:101 telephone-event/8000",
+    ),
+    "events at 110": ("101", "110"),
+    "payload without a name": ("RTP/AVP 0", "RTP/AVP 0 97"),
+}
+
+
+def body_of(port: int, lines: tuple[str, ...]) -> str:
+    head = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
+    return head + "".join(lines).replace("{port}", str(port))
+
+
+def kinds(lines: Iterable[str]) -> list[tuple[str, bool]]:
+    """Kind of each ``m=`` line, and whether it has a port."""
+    found = (line.split(" ") for text in lines for line in text.split("\r\n"))
+    return [(words[0][2:], words[1] != "0") for words in found if words[0].startswith("m=")]
+
+
+@pytest.fixture(scope="module")
+def place(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterable[Site]:
+    """One gateway for what follows."""
+    opened = site(tmp_path_factory.mktemp("site"), more=OPEN, routes=ROUTES)
+    yield runner.run(opened.__aenter__())
+    runner.run(opened.__aexit__(None, None, None))
+
+
+@pytest.mark.parametrize("lines", LINES.values(), ids=LINES)
+async def test_each_line_is_answered_in_its_place(
+    runner: object, place: Site, lines: tuple[str, ...]
+) -> None:
+    call = raw_call(place.phone, "")
+    call.body = body_of(call.rtp.port, lines)
+    assert (await final(call)).code == 200
+    assert call.final is not None
+    asked, answered = kinds(lines), kinds([call.final.body])
+    assert [kind for kind, _ in answered] == [kind for kind, _ in asked]
+    assert [number for number, (_, up) in enumerate(answered) if up] == [lines.index(AUDIO)]
+    match = re.search(r"^m=audio ([1-9]\d*) RTP/AVP (\d+)", call.final.body, re.M)
+    assert match
+    call.rtp.connect("127.0.0.1", int(match[1]))
+    await call.rtp.until(lambda: len(call.rtp.packets) > 3)
+    again = await call.ask("INVITE", body=body_of(call.rtp.port, lines))
+    assert again.code == 200
+    assert [kind for kind, _ in kinds([again.body])] == [kind for kind, _ in asked]
+    heard = len(call.rtp.packets)
+    await call.rtp.until(lambda: len(call.rtp.packets) > heard + 3)
+    await call.ends()
+    summary = await place.gateway.wait("call.summary", sip_call_id=call.call_id)
+    assert summary["ending"]["why"] == "hung_up"
+    await place.phone.forget(call)
+
+
+@pytest.mark.parametrize(("old", "new"), ODD.values(), ids=ODD)
+async def test_odd_descriptions_are_understood(
+    runner: object, place: Site, old: str, new: str
+) -> None:
+    call = raw_call(place.phone, "")
+    good = description(call.rtp.port, "RTP/AVP", ["a=x"])
+    assert old in good
+    call.body = good.replace(old, new)
+    assert (await final(call)).code == 200
+    assert call.final is not None
+    match = re.search(r"^m=audio ([1-9]\d*) RTP/AVP 0 (\d+)", call.final.body, re.M)
+    assert match, call.final.body
+    assert match[2] == ("110" if new == "110" else "101")
+    assert f"a=rtpmap:{match[2]} telephone-event/8000" in call.final.body
+    call.rtp.connect("127.0.0.1", int(match[1]))
+    await call.rtp.until(lambda: len(call.rtp.packets) > 3)
+    await call.ends()
+    await place.gateway.wait("call.summary", sip_call_id=call.call_id)
+    await place.phone.forget(call)
+
+
+REFUSED = {
+    "audio disabled": (("m=audio 0 RTP/AVP 0\r\n",), "no_audio"),
+    "fax only": (("m=image 5000 udptl t38\r\n",), "no_audio"),
+    "other codecs": (("m=audio 5000 RTP/AVP 9 18\r\n",), "no_common_codec"),
+    "IPv6": ((AUDIO, "c=IN IP6 2001:db8::1\r\n"), "address_family"),
+    "a host name": ((AUDIO, "c=IN IP4 pbx.example.net\r\n"), "bad_sdp"),
+    "nine lines": ((AUDIO,) * 9, "bad_sdp"),
+    "no such port": (("m=audio 70000 RTP/AVP 0\r\n",), "bad_sdp"),
+    "nothing": ((), "bad_sdp"),
+}
+
+
+@pytest.mark.parametrize(("lines", "why"), REFUSED.values(), ids=REFUSED)
+async def test_what_cannot_be_taken_says_why(
+    runner: object, place: Site, lines: tuple[str, ...], why: str
+) -> None:
+    before = len(place.gateway.all("session.connecting"))
+    call = raw_call(place.phone, "")
+    call.body = body_of(call.rtp.port, lines)
+    answer = await final(call)
+    assert answer.code == 488
+    assert answer.headers["reason"].startswith("Q.850;cause=")
+    summary = await place.gateway.wait("call.summary", sip_call_id=call.call_id)
+    assert (summary["ending"]["why"], summary["ending"]["sip_code"]) == (why, 488)
+    assert summary["ending"]["detail"]
+    assert len(place.gateway.all("session.connecting")) == before
+    await place.phone.forget(call)

@@ -22,12 +22,12 @@ from gateway.sip.message import (
     body_of,
     display_name_of,
     headers_of,
-    offered_codecs,
     uri_of,
     user_of,
 )
 from gateway.sip.nameaddr import name_addr_of, parameter_of, split_list
-from gateway.sip.wellformed import body_flaw, call_id_allowed, flaw_of
+from gateway.sip.sdp import mended, offered_codecs, parse
+from gateway.sip.wellformed import call_id_allowed, flaw_of
 from gateway.text import printable, unicode_of
 
 SIZE = 3_000
@@ -105,7 +105,8 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "history": lambda text: diverted({"history-info": (text,)}),
     "invite_of": lambda text: invite_of(_message(text), "192.0.2.1:5060"),
     "flaw_of": _flaws,
-    "body_flaw": body_flaw,
+    "parse": parse,
+    "mended": lambda text: mended(parse(text)),
     "call_id_allowed": call_id_allowed,
     "digit_of": lambda text: info.digit_of(info.RELAY, text),
     "plain digit_of": lambda text: info.digit_of(info.PLAIN, text),
