@@ -423,7 +423,7 @@ def _cut(received: Received, headers: Headers) -> Flaw | None:
 def _flaw_in(message: str, headers: Headers, source: str, *, hold: bool) -> Flaw | None:
     start_line = _LINE_END.split(message, maxsplit=1)[0]
     body = body_of(message)
-    flaw = flaw_of(start_line, headers) or body_flaw(body)
+    flaw = flaw_of(start_line, headers)
     if flaw is None and (address := refused_address(body, source, hold=hold)):
         return Flaw(NOT_ACCEPTABLE, f"RTP to {address}")
     return flaw
