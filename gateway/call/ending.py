@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from gateway.call.outcomes import Outcome, outcome_of
+from gateway.call.leg.outcomes import Outcome, outcome_of
 
 
 class Party(StrEnum):

@@ -9,7 +9,7 @@ from gateway.call.plan import CallPlan
 from gateway.realtime.commands import ClientCommand
 from gateway.realtime.errors import Verdict
 from gateway.realtime.events import ServerError, ServerEvent
-from gateway.tools.acts import Act
+from gateway.tools.commands import Act
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class DigitPressed:
 
 @dataclass(frozen=True, slots=True)
 class SoundHeard:
-    """What one second of the caller's sound is like: see :class:`gateway.audio.heard.Second`."""
+    """What one second of the caller's sound is like: see :class:`gateway.audio.tone_analysis.Second`."""
 
     sounding: float
     held: float

@@ -13,7 +13,7 @@ from math import ceil
 from typing import Any
 
 from gateway.call import inputs, outputs
-from gateway.call.course import Course
+from gateway.call.context import Course
 from gateway.call.ending import (
     Ending,
     Why,
@@ -23,14 +23,14 @@ from gateway.call.ending import (
     why_leg_ended,
     why_not_answered,
 )
-from gateway.call.legside import LegSide
+from gateway.call.leg.handlers import LegSide
+from gateway.call.leg.transfer import Happening
 from gateway.call.plan import CallPlan, Rung
 from gateway.call.record import CallRecord
-from gateway.call.recovery import refusal_of
-from gateway.call.rules.afterwards import Afterwards, afterwards_of
-from gateway.call.sessionside import SessionSide
+from gateway.call.rules.post_call import Afterwards, afterwards_of
+from gateway.call.session.failover import refusal_of
+from gateway.call.session.lifecycle import SessionSide
 from gateway.call.states import State as State
-from gateway.call.transfers import Happening
 from gateway.realtime.commands import UpdateSession
 
 LEG_END_SECONDS = 35.0

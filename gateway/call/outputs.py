@@ -1,4 +1,4 @@
-"""What a call decides, as values. :class:`gateway.bridge.Bridge` carries them out, in order."""
+"""What a call decides, as values. :class:`gateway.bridge.call_controller.Bridge` carries them out, in order."""
 
 from __future__ import annotations
 

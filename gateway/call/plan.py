@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.audio.g711 import Codec
-from gateway.call.content_plan import ContentPlan
+from gateway.call.rules.plan import ContentPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class AnswerPlan:
 
 @dataclass(frozen=True, slots=True)
 class InterruptionPlan:
-    """Barge-in: see :class:`gateway.dialplan.turns.Interruptions`."""
+    """Barge-in: see :class:`gateway.dialplan.turn_taking.Interruptions`."""
 
     policy: str = "at_once"
     """at_once, pause or never."""
@@ -177,7 +177,7 @@ class InterruptionPlan:
     wait_seconds: float = 1.5
     """For the words of speech that is over; without them by then it was an interruption."""
     back_channel: frozenset[str] = frozenset()
-    """Words that ask for nothing, as :func:`gateway.call.interruptions.words_of` has them."""
+    """Words that ask for nothing, as :func:`gateway.call.playout.barge_in.words_of` has them."""
     protect_greeting: bool = False
     protect: tuple[re.Pattern[str], ...] = ()
     """An answer in whose words one of these is found is not interrupted."""
@@ -191,7 +191,7 @@ class InterruptionPlan:
 
 @dataclass(frozen=True, slots=True)
 class IdlePlan:
-    """A caller who says nothing: see :class:`gateway.dialplan.turns.Idle`."""
+    """A caller who says nothing: see :class:`gateway.dialplan.turn_taking.Idle`."""
 
     seconds: float = 0.0
     """0: they may be silent for as long as they like."""
@@ -204,7 +204,7 @@ class IdlePlan:
 @dataclass(frozen=True, slots=True)
 class SilencePlan:
     """A caller who waits for a response and hears nothing: see
-    :class:`gateway.dialplan.turns.Silence`."""
+    :class:`gateway.dialplan.turn_taking.Silence`."""
 
     seconds: float = 0.0
     """0: never too long."""
@@ -214,7 +214,7 @@ class SilencePlan:
 
 @dataclass(frozen=True, slots=True)
 class MachinePlan:
-    """A caller that is a machine: see :class:`gateway.dialplan.machines.Machines`."""
+    """A caller that is a machine: see :class:`gateway.dialplan.machine_detection.Machines`."""
 
     actions: Mapping[str, str] = field(default_factory=dict)
     """off, note, say, hang_up or transfer, for music, voicemail and bot."""
@@ -240,7 +240,7 @@ class MachinePlan:
 @dataclass(frozen=True, slots=True)
 class Rung:
     """One thing to do about a session that is lost or not to be had: see
-    :class:`gateway.dialplan.trouble.Rung`."""
+    :class:`gateway.dialplan.fallback.Rung`."""
 
     do: str
     """reconnect, endpoint, announcement, transfer, busy, redirect or hang_up."""

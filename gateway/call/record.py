@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from gateway.call.content_record import ContentRecord
+from gateway.call.dtmf.private_digits import PrivateDigits
 from gateway.call.ending import Ending
-from gateway.call.private import PrivateDigits
-from gateway.realtime.refused import Refused
+from gateway.call.rules.record import ContentRecord
+from gateway.realtime.settings_fallback import Refused
 
 MAX_TIMELINE = 20_000
 """Entries kept of one call; a talkative hour has some thousands. What exceeds it is counted."""
@@ -114,7 +114,7 @@ class Times:
 
 
 class Told(Protocol):
-    """What was said: :class:`gateway.call.transcript.Transcript`."""
+    """What was said: :class:`gateway.call.conversation.transcript.Transcript`."""
 
     def as_json(self) -> list[dict[str, Any]]:
         """Entries of both sides, oldest first."""
@@ -164,7 +164,7 @@ class CallRecord:
     quality: dict[str, Any] = field(default_factory=dict)
     """Both directions, as :class:`gateway.call.quality.QualityOfCall` has them; live."""
     cost: dict[str, Any] = field(default_factory=dict)
-    """As :class:`gateway.cost.account.Account` has it; live."""
+    """As :class:`gateway.billing.account.Account` has it; live."""
     event_log: dict[str, Any] = field(default_factory=dict)
     """The file of the session's events, and how many are not in it, where they are written."""
     metadata: dict[str, str] = field(default_factory=dict)

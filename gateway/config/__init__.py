@@ -4,14 +4,14 @@
 there, ``validate`` words what is wrong. The dialplans are read with the same parts.
 """
 
-from .access import AccessSettings, ControlSettings
-from .load import load_config
-from .models import Config, LimitSettings, LogSettings, MediaSettings, WorkerSettings
-from .outbound import OutboundSettings
-from .problems import ConfigError, Problem
-from .realtime import RealtimeSettings
-from .sip import ListenAddress, PortRange, SipSettings, TlsSettings
-from .trunks import TrunkSettings
+from gateway.config.access import AccessSettings, ControlSettings
+from gateway.config.load import load_config
+from gateway.config.models import Config, LimitSettings, LogSettings, MediaSettings, WorkerSettings
+from gateway.config.outbound import OutboundSettings
+from gateway.config.problems import ConfigError, Problem
+from gateway.config.realtime import RealtimeSettings
+from gateway.config.sip import ListenAddress, PortRange, SipSettings, TlsSettings
+from gateway.config.trunks import TrunkSettings
 
 __all__ = [
     "AccessSettings",

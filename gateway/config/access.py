@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, Strict
 
-from .validate import Section
-from .values import FilePath, Seconds, Typed
+from gateway.config.validate import Section
+from gateway.config.values import FilePath, Seconds, Typed
 
 Rate = Annotated[float, Strict(), Field(ge=0), Typed]
 """Per second; 0 is no limit."""

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, PlainSerializer, SecretStr
 
-from .problems import MisplacedError
+from gateway.config.problems import MisplacedError
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _SET_BY_US = frozenset({"host", "content-length", "connection", "transfer-encoding", "upgrade"})

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any
 
-from .problems import KeyPath
+from gateway.config.problems import KeyPath
 
 _CLOSINGS = ("]", '"""', "'''")
 """What the last line of a statement that spans lines must hold."""

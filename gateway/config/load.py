@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .models import Config
-from .problems import ConfigError, Problem
-from .realtime import on_loopback
-from .source import TomlSource, read_toml
-from .validate import problems_of
+from gateway.config.models import Config
+from gateway.config.problems import ConfigError, Problem
+from gateway.config.realtime import on_loopback
+from gateway.config.source import TomlSource, read_toml
+from gateway.config.validate import problems_of
 
 _API_KEY = ("realtime", "api_key")
 KEY_MISSING = 'missing, and the server is not on this machine (api_key = "" if it wants none)'
@@ -22,7 +22,7 @@ def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
     """Read and check ``path``; ``environ`` stands in for the process's environment.
 
     Raises ConfigError with every problem of the file. The dialplans are not read here:
-    :func:`gateway.config.check.load_all` reads both.
+    :func:`gateway.planning.check.load_all` reads both.
     """
     config, problems = judge_config(read_toml(path, environ))
     if config is None or problems:

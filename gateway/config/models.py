@@ -11,16 +11,16 @@ from pydantic import (
     model_validator,
 )
 
-from .access import AccessSettings, ControlSettings
-from .cost import CostSettings
-from .outbound import OutboundSettings
-from .problems import MisplacedError
-from .realtime import EndpointSettings, RealtimeSettings
-from .sip import ListenAddress, SipSettings
-from .tools import CallbackSettings, ToolSettings
-from .trunks import Keying, Srtp, TrunkSettings, judge_jitter, judge_trunks
-from .validate import Section
-from .values import Count, FilePath, Flag, Milliseconds, Seconds, SecondsOrOff, Typed
+from gateway.config.access import AccessSettings, ControlSettings
+from gateway.config.budget import CostSettings
+from gateway.config.outbound import OutboundSettings
+from gateway.config.problems import MisplacedError
+from gateway.config.realtime import EndpointSettings, RealtimeSettings
+from gateway.config.sip import ListenAddress, SipSettings
+from gateway.config.tools import CallbackSettings, ToolSettings
+from gateway.config.trunks import Keying, Srtp, TrunkSettings, judge_jitter, judge_trunks
+from gateway.config.validate import Section
+from gateway.config.values import Count, FilePath, Flag, Milliseconds, Seconds, SecondsOrOff, Typed
 
 
 class DialplanSettings(Section):

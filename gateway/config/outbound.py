@@ -8,11 +8,10 @@ from typing import Annotated, Self, get_args
 import phonenumbers
 from pydantic import AfterValidator, model_validator
 
-from gateway.numbers import NumberClass
-
-from .problems import MisplacedError
-from .validate import Section, suggestion
-from .values import Count, Flag, Seconds
+from gateway.config.numbers import NumberClass
+from gateway.config.problems import MisplacedError
+from gateway.config.validate import Section, suggestion
+from gateway.config.values import Count, Flag, Seconds
 
 
 def _prefixes(value: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, model_validator
 
-from .problems import MisplacedError
-from .validate import Section
-from .values import Flag, Milliseconds, Seconds, SecondsOrOff, Text
+from gateway.config.problems import MisplacedError
+from gateway.config.validate import Section
+from gateway.config.values import Flag, Milliseconds, Seconds, SecondsOrOff, Text
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Set by the WebSocket handshake (RFC 6455, section 4.1) or by api_key.

@@ -10,9 +10,9 @@ from typing import Annotated, Literal, NamedTuple, Self, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from .problems import MisplacedError
-from .validate import Section
-from .values import Count, FilePath, Flag, ip_literal
+from gateway.config.problems import MisplacedError
+from gateway.config.validate import Section
+from gateway.config.values import Count, FilePath, Flag, ip_literal
 
 Transport = Literal["udp", "tcp", "tls"]
 TRANSPORTS = ("udp", "tcp", "tls")

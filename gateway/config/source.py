@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .lines import key_lines
-from .problems import ConfigError, KeyPath, Problem, dotted
+from gateway.config.lines import key_lines
+from gateway.config.problems import ConfigError, KeyPath, Problem, dotted
 
 MAX_FILE_BYTES = 1024 * 1024
 """More than this is no configuration, secret or prompt, but a wrong path."""

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, model_validator
 
-from .http import HttpHeaders, HttpUrl, shown
-from .problems import MisplacedError
-from .validate import Section
-from .values import Count, FilePath, Seconds, SecondsOrOff, Text
+from gateway.config.http import HttpHeaders, HttpUrl, shown
+from gateway.config.problems import MisplacedError
+from gateway.config.validate import Section
+from gateway.config.values import Count, FilePath, Seconds, SecondsOrOff, Text
 
 
 def _server_name(value: str) -> str:

@@ -10,13 +10,12 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
-from gateway.patterns import pattern_of
-
-from .access import CountOrOff, Rate
-from .problems import MisplacedError
-from .sip import TRANSPORTS, Transport
-from .validate import Section
-from .values import Count, Flag, Milliseconds, SecondsOrOff
+from gateway.config.access import CountOrOff, Rate
+from gateway.config.patterns import pattern_of
+from gateway.config.problems import MisplacedError
+from gateway.config.sip import TRANSPORTS, Transport
+from gateway.config.validate import Section
+from gateway.config.values import Count, Flag, Milliseconds, SecondsOrOff
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Srtp = Literal["off", "optional", "required"]

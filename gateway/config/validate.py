@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from .problems import KeyPath, MisplacedError, Problem
-from .source import Reference, TomlSource
+from gateway.config.problems import KeyPath, MisplacedError, Problem
+from gateway.config.source import Reference, TomlSource
 
 
 class Section(BaseModel):

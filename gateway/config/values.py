@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationInfo
 
-from .source import Reference
+from gateway.config.source import Reference
 
 
 def _from_reference(value: object) -> object:

@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from gateway.asides import WaitingAsides
+from gateway.bridge.out_of_band import WaitingAsides
 from gateway.call.record import CallRecord
 from gateway.control.finding import call_named
 from gateway.control.server import Command, RefusedError
-from gateway.tools.acts import Act, AskAside, Respond, Say, Show, Tell
+from gateway.tools.commands import Act, AskAside, Respond, Say, Show, Tell
 from gateway.tools.images import ImageError, checked
 
 MAX_TEXT = 16_000
@@ -25,7 +25,7 @@ ASIDE_SECONDS = 20.0
 
 
 class TalkingCall(Protocol):
-    """A call, as far as this goes: :class:`gateway.bridge.Bridge`."""
+    """A call, as far as this goes: :class:`gateway.bridge.call_controller.Bridge`."""
 
     record: CallRecord
     asides: WaitingAsides

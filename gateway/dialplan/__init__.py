@@ -4,11 +4,11 @@
 INVITE; :func:`call_settings` joins it with the configuration.
 """
 
-from .load import Dialplan, Origin, dialplan_files, load_dialplan
-from .match import Explanation, InviteFacts, Match, Refusal
-from .models import Digits, EndCall, Greeting, Route, RouteLimits, RouteRealtime
-from .settings import CallSettings, call_settings
-from .tools import Hold, SendDtmf, Transfer, TransferCall
+from gateway.dialplan.load import Dialplan, Origin, dialplan_files, load_dialplan
+from gateway.dialplan.match import Explanation, InviteFacts, Match, Refusal
+from gateway.dialplan.models import Digits, EndCall, Greeting, Route, RouteLimits, RouteRealtime
+from gateway.dialplan.settings import CallSettings, call_settings
+from gateway.dialplan.tools import Hold, SendDtmf, Transfer, TransferCall
 
 __all__ = [
     "CallSettings",

@@ -10,8 +10,7 @@ from gateway.audio.sounds import BUILT_IN
 from gateway.config.problems import MisplacedError
 from gateway.config.validate import Section
 from gateway.config.values import Flag
-
-from .tools import Sound
+from gateway.dialplan.tools import Sound
 
 
 class Answer(Section):

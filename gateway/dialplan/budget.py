@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from gateway.config.cost import Money, Part
+from gateway.config.budget import Money, Part
 from gateway.config.validate import Section
 from gateway.config.values import Flag, Text
 

@@ -10,8 +10,7 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from gateway.config.problems import MisplacedError
-
-from .hours import Hours, parse_hours
+from gateway.dialplan.hours import Hours, parse_hours
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

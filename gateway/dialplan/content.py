@@ -13,9 +13,8 @@ from gateway.config.http import HttpHeaders, HttpUrl
 from gateway.config.problems import MisplacedError
 from gateway.config.validate import Section
 from gateway.config.values import Count, Flag, Seconds, Text
-
-from .tools import Sound
-from .values import Regex
+from gateway.dialplan.tools import Sound
+from gateway.dialplan.values import Regex
 
 MAX_QUESTIONS = 4
 """Each is one more response to pay for, at the end of every call."""

@@ -20,8 +20,7 @@ from gateway.config.problems import KeyPath, MisplacedError
 from gateway.config.source import plain
 from gateway.config.validate import Section
 from gateway.config.values import Count, Flag, Seconds, Typed
-
-from .variables import clean, render
+from gateway.dialplan.variables import clean, render
 
 DATA = "data."
 """What the variables begin with."""

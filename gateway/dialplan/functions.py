@@ -22,6 +22,9 @@ from gateway.config.problems import KeyPath, MisplacedError
 from gateway.config.source import plain
 from gateway.config.validate import Section
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text, Typed
+from gateway.dialplan.tools import Sound
+from gateway.dialplan.values import Regex
+from gateway.dialplan.variables import names_in
 from gateway.tools.definitions import (
     COLLECT_DESCRIPTION,
     END_CALL,
@@ -30,10 +33,6 @@ from gateway.tools.definitions import (
     SCHEDULE_DESCRIPTION,
 )
 from gateway.tools.schema import NAME, check_schema
-
-from .tools import Sound
-from .values import Regex
-from .variables import names_in
 
 ARGUMENT = "arg."
 """What variables begin with that are the model's arguments."""

@@ -10,11 +10,10 @@ from datetime import datetime
 from types import MappingProxyType
 from zoneinfo import ZoneInfo
 
-from gateway.patterns import searched
-
-from .hours import DAYS
-from .models import Route
-from .variables import values_of
+from gateway.config.patterns import searched
+from gateway.dialplan.hours import DAYS
+from gateway.dialplan.models import Route
+from gateway.dialplan.variables import values_of
 
 
 @dataclass(frozen=True, slots=True)

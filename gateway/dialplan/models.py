@@ -31,13 +31,19 @@ from gateway.config.realtime import (
 from gateway.config.source import plain
 from gateway.config.validate import Section, suggestion
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
-
-from .answer import Answer
-from .budget import RouteBudget, RouteRecords
-from .conditions import Network, header_conditions, hours_of, networks_of, timezone_of
-from .content import Afterwards, Guard, Keep, Rescue
-from .data import DATA, RouteData
-from .functions import (
+from gateway.dialplan.answer import Answer
+from gateway.dialplan.budget import RouteBudget, RouteRecords
+from gateway.dialplan.conditions import (
+    Network,
+    header_conditions,
+    hours_of,
+    networks_of,
+    timezone_of,
+)
+from gateway.dialplan.content import Afterwards, Guard, Keep, Rescue
+from gateway.dialplan.data import DATA, RouteData
+from gateway.dialplan.fallback import DEFAULT, Rung, in_order
+from gateway.dialplan.functions import (
     ARGUMENT,
     Approval,
     CollectDigits,
@@ -46,14 +52,13 @@ from .functions import (
     WebTool,
     secrets_of,
 )
-from .hours import Hours
-from .machines import Machines
-from .session import nulled
-from .tools import Hold, SendDtmf, Transfer, TransferCall
-from .trouble import DEFAULT, Rung, in_order
-from .turns import Idle, Interruptions, Silence
-from .values import Regex
-from .variables import (
+from gateway.dialplan.hours import Hours
+from gateway.dialplan.machine_detection import Machines
+from gateway.dialplan.session import nulled
+from gateway.dialplan.tools import Hold, SendDtmf, Transfer, TransferCall
+from gateway.dialplan.turn_taking import Idle, Interruptions, Silence
+from gateway.dialplan.values import Regex
+from gateway.dialplan.variables import (
     BUILT_IN,
     CLOCK,
     HEADER,

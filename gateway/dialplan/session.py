@@ -14,9 +14,8 @@ from pydantic import ValidationError
 
 from gateway.config.problems import KeyPath, MisplacedError
 from gateway.config.validate import suggestion
-
-from .session_models import TABLES, UNKNOWN, SessionModel
-from .variables import names_in
+from gateway.dialplan.session_models import TABLES, UNKNOWN, SessionModel
+from gateway.dialplan.variables import names_in
 
 OFF: tuple[KeyPath, ...] = (
     ("audio", "input", "turn_detection"),

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from gateway.config import Config, RealtimeSettings
-
-from .models import Route
+from gateway.dialplan.models import Route
 
 
 @dataclass(frozen=True, slots=True)

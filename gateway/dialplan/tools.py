@@ -19,9 +19,8 @@ from gateway.audio.sounds import BUILT_IN, SoundError, check_wav
 from gateway.config.problems import MisplacedError
 from gateway.config.validate import Section
 from gateway.config.values import Flag, Seconds, Text
+from gateway.dialplan.values import Regex
 from gateway.tools.definitions import HOLD_DESCRIPTION, SEND_DTMF_DESCRIPTION, TRANSFER_DESCRIPTION
-
-from .values import Regex
 
 _URI = re.compile(r"(?:sips?|tel):[!-;=?-~]+")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from gateway.patterns import pattern_of
+from gateway.config.patterns import pattern_of
 
 
 def _regex(value: object) -> re.Pattern[str]:

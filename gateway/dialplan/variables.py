@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:
-    from .match import InviteFacts
+    from gateway.dialplan.match import InviteFacts
 
 MAX_VALUE = 256
 """Characters of a value that are kept: URIs and tracking ids fit, a speech does not."""

@@ -1,6 +1,6 @@
 """A realtime session that is up: caller audio and commands go out, typed events come in.
 
-:func:`gateway.realtime.opening.open_session` makes one. This module knows nothing of calls and
+:func:`gateway.realtime.setup.open_session` makes one. This module knows nothing of calls and
 decides nothing: events go to a callback in the order they came, and so does the end.
 """
 
@@ -33,14 +33,14 @@ from gateway.realtime.events import (
     SessionUpdated,
 )
 from gateway.realtime.parse import BadEvent, is_known_type
-from gateway.realtime.refused import (
+from gateway.realtime.session_object import voice_of
+from gateway.realtime.settings_fallback import (
     Refused,
     changes_something,
     dotted,
     field_of,
     without,
 )
-from gateway.realtime.session_object import voice_of
 
 log = structlog.get_logger(__name__)
 

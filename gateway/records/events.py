@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 import structlog
 
-from gateway.call.private import PrivateDigits
+from gateway.call.dtmf.private_digits import PrivateDigits
 from gateway.health import background
 from gateway.log import BLANK, Redactor
 from gateway.records.files import file_stem, private

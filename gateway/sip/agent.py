@@ -14,27 +14,27 @@ import structlog
 
 from gateway.audio.g711 import Codec
 from gateway.sip import library
-from gateway.sip.accounts import Accounts, header_vector
-from gateway.sip.byes import Byes
+from gateway.sip.bye_tracking import Byes
 from gateway.sip.calls import QUALITY_SECONDS, Calls
-from gateway.sip.challenges import Challenges
 from gateway.sip.descriptions import Descriptions
 from gateway.sip.endpoint import configure_media, endpoint_config, only_g711
 from gateway.sip.errors import AgentError as AgentError
 from gateway.sip.incoming import Endpoint, Incoming
+from gateway.sip.ingress.access_control import Screen
+from gateway.sip.ingress.message import text_of, user_of
 from gateway.sip.leg import Leg, SipCall
-from gateway.sip.message import text_of, user_of
+from gateway.sip.media.ports import CallAudio, PortPool, beat_fd, clear_beat
+from gateway.sip.media.rtp_port_quarantine import QuietPorts
+from gateway.sip.media.sounds import Sounds
 from gateway.sip.names import Names, host_of
 from gateway.sip.pjlog import LogWriter
-from gateway.sip.ports import CallAudio, PortPool, beat_fd, clear_beat
-from gateway.sip.probes import Probes
-from gateway.sip.quietports import QuietPorts
-from gateway.sip.screen import Screen
 from gateway.sip.signalling import Signalling
-from gateway.sip.sounds import Sounds
 from gateway.sip.thread import SipThread
 from gateway.sip.transports import Listeners
-from gateway.sip.trunks import Trunk, Trunks
+from gateway.sip.trunks.accounts import Accounts, header_vector
+from gateway.sip.trunks.challenges import Challenges
+from gateway.sip.trunks.matching import Trunk, Trunks
+from gateway.sip.trunks.options_ping import Probes
 from gateway.sip.types import Invite, LegEnd, LegHandler, Refused, SipSettings
 
 log = structlog.get_logger("sip")

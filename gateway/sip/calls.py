@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from gateway.sip.challenges import Challenged
+from gateway.sip.trunks.challenges import Challenged
 
 if TYPE_CHECKING:
     from gateway.sip.leg import SipCall
@@ -48,7 +48,7 @@ class Calls:
         return sum(not call.ended for call in self._all)
 
     def of(self, party: str) -> int:
-        """Calls in progress of a party (:func:`gateway.sip.screen.party_of`). Any thread."""
+        """Calls in progress of a party (:func:`gateway.sip.ingress.access_control.party_of`). Any thread."""
         return self._parties.get(party, 0)
 
     def hold(self, call: SipCall, party: str) -> None:

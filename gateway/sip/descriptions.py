@@ -11,7 +11,7 @@ import pjsua2 as pj
 
 from gateway.audio.g711 import Codec
 from gateway.sip.sdp import Media, Objection, mended, parse
-from gateway.sip.trunks import Security, Trunk, address_of
+from gateway.sip.trunks.matching import Security, Trunk, address_of
 from gateway.sip.types import SipSettings
 
 _OFFERS = ("INVITE", "UPDATE", "PRACK")

@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 import pjsua2 as pj
 import structlog
 
-from gateway import descriptors
+from gateway.app import descriptors
 from gateway.audio.g711 import Codec
 from gateway.call.ending import refusal_code
 from gateway.sip import library
-from gateway.sip.admission import Admission
-from gateway.sip.arrivals import Arrivals
-from gateway.sip.invite import invite_of
+from gateway.sip.ingress.access_control import Screen, party_of
+from gateway.sip.ingress.admission import Admission
+from gateway.sip.ingress.arrivals import Arrivals
+from gateway.sip.ingress.invite import invite_of
+from gateway.sip.ingress.message import request_uri_of, text_of
 from gateway.sip.leg import Leg, SipCall
-from gateway.sip.message import request_uri_of, text_of
-from gateway.sip.screen import Screen, party_of
 from gateway.sip.sdp import Media, Objection, offered_codecs
 from gateway.sip.signalling import PASS, Decision, Received, Signalling
-from gateway.sip.trunks import Attribution
+from gateway.sip.trunks.matching import Attribution
 from gateway.sip.types import Invite, Refused
 
 if TYPE_CHECKING:
-    from gateway.sip.accounts import Account
     from gateway.sip.agent import UserAgent
+    from gateway.sip.trunks.accounts import Account
 
 log = structlog.get_logger("sip")
 

@@ -11,13 +11,13 @@ import pjsua2 as pj
 import structlog
 
 from gateway.audio.g711 import Codec
-from gateway.sip.guard import guarded
-from gateway.sip.incall import InCall, InCallCommands
-from gateway.sip.message import headers_of, reason_of, text_of
-from gateway.sip.ports import CallAudio, Port
-from gateway.sip.quality import Meter, counters_of
+from gateway.sip.in_call import InCall, InCallCommands
+from gateway.sip.ingress.callback_guard import guarded
+from gateway.sip.ingress.message import headers_of, reason_of, text_of
+from gateway.sip.media.ports import CallAudio, Port
+from gateway.sip.media.quality import Meter, counters_of
 from gateway.sip.security import media_security
-from gateway.sip.trunks import address_of
+from gateway.sip.trunks.matching import address_of
 from gateway.sip.types import Invite, LegEnd, LegHandler
 
 if TYPE_CHECKING:

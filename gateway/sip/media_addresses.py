@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from gateway.sip.trunks import IPAddress, address_of
+from gateway.sip.trunks.matching import IPAddress, address_of
 
 _ADDRESS = re.compile(
     r"^(?:c=|a=rtcp:[0-9]{1,5}[ \t]{1,9})IN[ \t]{1,9}IP[46][ \t]{1,9}"

@@ -8,7 +8,7 @@ from typing import Any
 import pjsua2 as pj
 import structlog
 
-from gateway.sip.limits import TokenBucket
+from gateway.sip.ingress.rate_limits import TokenBucket
 from gateway.text import unicode_of
 
 log = structlog.get_logger("sip")

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from gateway.sip.trunks import Peer, Trunk
+from gateway.sip.trunks.matching import Peer, Trunk
 
 MAX_BYTES = 1000
 

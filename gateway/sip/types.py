@@ -8,9 +8,9 @@ from typing import Protocol
 
 from gateway.audio.g711 import Codec
 from gateway.call.ending import Why
-from gateway.ids import new_call_id
-from gateway.sip.jitter import JitterBuffer as JitterBuffer
-from gateway.sip.trunks import Access, Security, Trunk
+from gateway.sip.ids import new_call_id
+from gateway.sip.media.jitter import JitterBuffer as JitterBuffer
+from gateway.sip.trunks.matching import Access, Security, Trunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class Heard:
     """What came too late to be heard included, for what we receive."""
     jitter_ms: float
     mos: float
-    """Estimated, 1 to 4.5: see :mod:`gateway.sip.quality`."""
+    """Estimated, 1 to 4.5: see :mod:`gateway.sip.media.quality`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 
-from gateway.sip.message import headers_of
-from gateway.sip.nameaddr import MAX_FIELD
+from gateway.sip.ingress.message import headers_of
+from gateway.sip.ingress.nameaddr import MAX_FIELD
 
 MAX_VIAS = 16
 

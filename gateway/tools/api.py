@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar, overload
 
-from gateway.tools.acts import Act, EndCall, Respond, Say, Show, Tell, TransferTo
+from gateway.tools.commands import Act, EndCall, Respond, Say, Show, Tell, TransferTo
 from gateway.tools.images import ImageError, checked, data_uri
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import structlog
 
-from gateway.tools.acts import Act
 from gateway.tools.api import Call
 from gateway.tools.arguments import ToolError
+from gateway.tools.commands import Act
 from gateway.tools.functions import Function
 from gateway.tools.module import PythonTool
 from gateway.tools.results import text_of

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
-from gateway.call.content_plan import GuardRule
-from gateway.tools.acts import Act
+from gateway.call.rules.plan import GuardRule
+from gateway.tools.commands import Act
 
 
 def _no_act(_act: Act) -> None:

@@ -20,10 +20,10 @@ import sys
 from pathlib import Path
 
 from gateway.audio.g711 import Codec
-from gateway.caller.phone import JITTER_BUFFER
+from gateway.devtools.scripted_caller.phone import JITTER_BUFFER
 from gateway.sip.agent import UserAgent
 from gateway.sip.leg import Leg
-from gateway.sip.ports import CallAudio
+from gateway.sip.media.ports import CallAudio
 from gateway.sip.types import LegEnd, Listen, RtpQuality, SipSettings
 
 RAW = {Codec.PCMU: "ulaw", Codec.PCMA: "alaw"}

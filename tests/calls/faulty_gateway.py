@@ -16,42 +16,42 @@ from typing import Any
 PLACES = {
     # before there is a bridge
     "facts of an INVITE": "gateway.sip.incoming:Incoming.facts_of",
-    "record of an INVITE": "gateway.service:record_of",
+    "record of an INVITE": "gateway.app.service:record_of",
     "route": "gateway.dialplan:Dialplan.match",
-    "budget": "gateway.service:Service.spent",
-    "plans": "gateway.service:plans",
-    "bridge": "gateway.bridge:Bridge.__init__",
+    "budget": "gateway.app.service:Service.spent",
+    "plans": "gateway.app.service:plans",
+    "bridge": "gateway.bridge.call_controller:Bridge.__init__",
     # the start
-    "count": "gateway.service:Service.begin",
-    "watch": "gateway.service:Service._watch",
-    "take the leg": "gateway.legs:Legs.take",
+    "count": "gateway.app.service:Service.begin",
+    "watch": "gateway.app.service:Service._watch",
+    "take the leg": "gateway.bridge.legs:Legs.take",
     "machine's start": "gateway.call.machine:CallMachine.start",
     "ring": "gateway.sip.leg:Leg.ring",
-    "open a session": "gateway.sessions:Sessions._open",
+    "open a session": "gateway.bridge.sessions:Sessions._open",
     # the session
-    "set-up": "gateway.sessions:open_with_retry",
-    "probe's knowledge": "gateway.probing:Prober.met",
+    "set-up": "gateway.bridge.sessions:open_with_retry",
+    "probe's knowledge": "gateway.app.server_health:Prober.met",
     "send": "gateway.realtime.session:Session.send",
-    "count of usage": "gateway.cost.account:Account.take",
-    "close a session": "gateway.sessions:Sessions._let_go",
+    "count of usage": "gateway.billing.account:Account.take",
+    "close a session": "gateway.bridge.sessions:Sessions._let_go",
     # the leg
     "answer": "gateway.sip.leg:Leg.answer",
-    "security": "gateway.legs:Legs.security",
+    "security": "gateway.bridge.legs:Legs.security",
     "quality": "gateway.call.quality:QualityOfCall.add",
     # audio
-    "media": "gateway.bridge:Bridge._stand_still",
-    "ear": "gateway.ear:Ear.feed",
-    "append": "gateway.sessions:Sessions.append",
-    "play": "gateway.bridge:Bridge._play",
+    "media": "gateway.bridge.call_controller:Bridge._stand_still",
+    "ear": "gateway.bridge.inband_detection:Ear.feed",
+    "append": "gateway.bridge.sessions:Sessions.append",
+    "play": "gateway.bridge.call_controller:Bridge._play",
     # time, and the end
     "deadline": "gateway.call.machine:CallMachine.deadline",
     "settle": "gateway.call.machine:CallMachine._settle",
     "end": "gateway.call.machine:CallMachine._end",
     "finish": "gateway.call.machine:CallMachine._finish",
     "hang up": "gateway.sip.leg:Leg.hang_up",
-    "the legs' figures": "gateway.legs:Legs.finish",
-    "the sessions' figures": "gateway.sessions:Sessions.finish",
-    "gone": "gateway.bridge:Bridge.gone",
+    "the legs' figures": "gateway.bridge.legs:Legs.finish",
+    "the sessions' figures": "gateway.bridge.sessions:Sessions.finish",
+    "gone": "gateway.bridge.call_controller:Bridge.gone",
     # and whatever is told to the machine
     **{
         f"input {name}": f"gateway.call.machine:CallMachine.handle:{name}"
@@ -73,8 +73,8 @@ PLACES = {
 
 PARTS = {
     "exit of the SIP thread": "gateway.sip.agent:UserAgent._poll",
-    "media clock": "gateway.pump:MediaPump.wake",
-    "cost ledger": "gateway.cost.keeper:Keeper._look",
+    "media clock": "gateway.bridge.media_clock:MediaPump.wake",
+    "cost ledger": "gateway.billing.store:Keeper._look",
 }
 """What stands for a part of the process that ends alone."""
 
@@ -114,6 +114,6 @@ def install(file: Path) -> None:
 
 if __name__ == "__main__":
     install(Path(sys.argv[sys.argv.index("-c") + 1]).with_name("fault"))
-    from gateway.cli import main
+    from gateway.cli.main import main
 
     main()

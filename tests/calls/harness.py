@@ -15,9 +15,9 @@ from gateway_process import WITHIN_S, Gateway
 from sip_phone import Phone, PhoneCall
 
 from gateway.config.models import LEDGER_NAME
-from gateway.emulator.record import SessionRecord
-from gateway.emulator.script import Script
-from gateway.emulator.server import Emulator
+from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.script import Script
+from gateway.devtools.emulator.server import Emulator
 from gateway.realtime.session import REQUEST_KEY
 from gateway.records.events import SUFFIX
 

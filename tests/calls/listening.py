@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from rtp_end import FRAME, Packet
 
-from gateway.emulator.audio import pattern
+from gateway.devtools.emulator.audio import pattern
 
 SILENCE = {0: b"\xff", 8: b"\xd5"}
 """A byte of silence by RTP payload type."""

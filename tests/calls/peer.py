@@ -15,8 +15,8 @@ from typing import Any
 from gateway.audio.g711 import Codec
 from gateway.log import set_up_logging
 from gateway.sip.agent import AgentError, UserAgent
-from gateway.sip.ports import CallAudio
-from gateway.sip.trunks import Security
+from gateway.sip.media.ports import CallAudio
+from gateway.sip.trunks.matching import Security
 from gateway.sip.types import LegEnd, Listen, RtpQuality, SipSettings, Tls
 
 UP_S = 10.0

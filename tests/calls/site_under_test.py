@@ -16,8 +16,8 @@ from gateway_process import WITHIN_S, Gateway
 from harness import rtp_range
 from sip_phone import Phone
 
-from gateway.emulator.script import Script
-from gateway.emulator.server import Emulator
+from gateway.devtools.emulator.script import Script
+from gateway.devtools.emulator.server import Emulator
 
 PEER = Path(__file__).parent / "peer.py"
 

@@ -10,7 +10,7 @@ from sip_phone import PhoneCall
 from site_under_test import Site, site
 from test_access import Stranger, settled
 
-from gateway.emulator.script import Script
+from gateway.devtools.emulator.script import Script
 
 PASSWORD = "correct horse"
 DESK = """

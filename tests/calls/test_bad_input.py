@@ -13,7 +13,7 @@ from harness import World
 from listening import Spoken, assert_continuous
 from sip_phone import PhoneCall
 
-from gateway.emulator.errors import ProtocolError
+from gateway.devtools.emulator.errors import ProtocolError
 
 WORLD = {"log_level": "info"}
 

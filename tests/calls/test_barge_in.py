@@ -16,9 +16,9 @@ from listening import Spoken, assert_continuous, is_silence
 from rtp_end import FRAME, Packet
 from sip_phone import PhoneCall
 
-from gateway.emulator.audio import FORMATS
-from gateway.emulator.record import SessionRecord
-from gateway.emulator.speech import synthesise
+from gateway.devtools.emulator.audio import FORMATS
+from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.speech import synthesise
 
 WORLD = {
     "routes": """

@@ -12,7 +12,7 @@ from harness import World
 from rtcp_end import ReportingEnd
 from sip_phone import CODECS, PhoneCall
 
-from gateway.cli import main
+from gateway.cli.main import main
 
 SECONDS = 7
 """pjmedia sends its first sender report after some five."""

@@ -12,8 +12,8 @@ import pytest
 from callee import CalledPhone, free_port
 from harness import World
 
+from gateway.cli.status_text import status_lines
 from gateway.control.client import ask
-from gateway.control.text import status_lines
 
 WORLD = {
     "more": """

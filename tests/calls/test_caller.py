@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 PYTHON = sys.executable
-CALL = "from gateway.caller import command; command()"
+CALL = "from gateway.devtools.scripted_caller import command; command()"
 CODECS = {"PCMU": "ulaw", "PCMA": "alaw"}
 SECOND = 8000
 

@@ -12,7 +12,7 @@ from harness import World
 from listening import Spoken
 
 from gateway.control.client import RefusedError, ask_within
-from gateway.emulator.record import SessionRecord
+from gateway.devtools.emulator.record import SessionRecord
 
 ROUTE = """
 [[route]]

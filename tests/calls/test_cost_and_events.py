@@ -12,7 +12,7 @@ from figures import show
 from gateway_process import Gateway
 from harness import API_KEY, World, eventually
 
-from gateway.cli import main
+from gateway.cli.main import main
 
 WORLD = {
     "routes": """

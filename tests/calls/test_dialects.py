@@ -12,7 +12,7 @@ from listening import Spoken, assert_continuous, is_silence
 from sip_phone import PhoneCall
 
 from gateway.audio.g711 import Codec
-from gateway.emulator.record import SessionRecord
+from gateway.devtools.emulator.record import SessionRecord
 from gateway.realtime.dialects.pcm24 import Pcm24
 
 WORLD = {

@@ -12,9 +12,9 @@ from listening import is_silence
 from sip_phone import PhoneCall
 
 import gateway as package
-from gateway.emulator.audio import PCMU
-from gateway.emulator.record import SessionRecord
-from gateway.emulator.speech import synthesise
+from gateway.devtools.emulator.audio import PCMU
+from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.speech import synthesise
 
 DIALPLANS = Path(package.__file__).parents[1] / "dialplans"
 

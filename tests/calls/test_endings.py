@@ -12,8 +12,8 @@ from harness import World, eventually
 from listening import Spoken, assert_continuous, is_silence
 from sip_phone import PhoneCall
 
-from gateway.emulator.errors import ProtocolError
-from gateway.emulator.record import SessionRecord
+from gateway.devtools.emulator.errors import ProtocolError
+from gateway.devtools.emulator.record import SessionRecord
 
 WORLD = {
     "routes": """

@@ -11,8 +11,8 @@ from harness import World
 from made_sounds import g711, melody, tone
 
 from gateway.audio.g711 import Codec
-from gateway.emulator.record import SessionRecord
-from gateway.emulator.speech import synthesise
+from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.speech import synthesise
 
 ROUTE = """
 [[route]]

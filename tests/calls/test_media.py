@@ -16,7 +16,7 @@ from listening import Spoken, assert_continuous, is_silence, noise
 from rtp_end import FRAME
 from sip_phone import PhoneCall
 
-from gateway.emulator.record import SessionRecord
+from gateway.devtools.emulator.record import SessionRecord
 
 SECONDS = 10
 MONOLOGUE_SECONDS = 60

@@ -15,7 +15,7 @@ from dialog import DialogCall, answered, dialog_call
 from harness import eventually
 from site_under_test import ANYBODY, Site, site
 
-from gateway.emulator.record import SessionRecord
+from gateway.devtools.emulator.record import SessionRecord
 from gateway.sip.media_addresses import refused_address
 
 EARLY = """
@@ -124,7 +124,9 @@ async def test_early_media_goes_where_rtp_came_from(runner: object, own_folder: 
         made.setframerate(8000)
         made.writeframes(struct.pack("<8000h", *([3000, -3000] * 4000)))
     async with site(own_folder, routes=EARLY.format(wav=wav)) as gateway:
-        gateway.emulator.script = gateway.emulator.script.model_copy(update={"updated": "never"})
+        gateway.emulator.script = gateway.devtools.emulator.script.model_copy(
+            update={"updated": "never"}
+        )
         with victim("127.0.0.5") as somebody:
             call = forged(gateway, "early", somebody)
             call.invite()

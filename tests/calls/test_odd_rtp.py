@@ -17,7 +17,7 @@ from harness import World, eventually
 from listening import Spoken, assert_continuous, noise
 from rtp_end import FRAME, RtpEnd
 
-from gateway.emulator.record import SessionRecord
+from gateway.devtools.emulator.record import SessionRecord
 
 WORLD = {
     "log_level": "debug",

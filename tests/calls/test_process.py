@@ -14,7 +14,7 @@ from faulty_gateway import PARTS
 from gateway_process import Gateway
 from harness import World, eventually
 
-from gateway.signals import HARMLESS
+from gateway.app.signals import HARMLESS
 
 
 async def test_a_gateway_that_dies_is_started_again(own_folder: Path) -> None:

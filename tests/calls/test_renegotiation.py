@@ -14,8 +14,8 @@ from rtp_end import FRAME, Packet, RtpEnd
 from sip_phone import CODECS
 
 from gateway.audio.g711 import Codec
-from gateway.call.legside import HELD, RESUMED
-from gateway.emulator.record import SessionRecord
+from gateway.call.leg.handlers import HELD, RESUMED
+from gateway.devtools.emulator.record import SessionRecord
 
 LAWS = {0: Codec.PCMU, 8: Codec.PCMA}
 LEAD_IN = 25 * FRAME

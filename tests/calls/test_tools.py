@@ -17,7 +17,7 @@ from listening import is_silence
 from referred import dial
 from sip_phone import PhoneCall
 
-from gateway.emulator.record import SessionRecord
+from gateway.devtools.emulator.record import SessionRecord
 
 HERE = Path(__file__).parent
 SECRET = "tool-secret-77aa"

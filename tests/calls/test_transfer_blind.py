@@ -9,7 +9,7 @@ from harness import World
 from listening import is_silence
 from referred import ReferredCall, dial
 
-from gateway.emulator.record import SessionRecord
+from gateway.devtools.emulator.record import SessionRecord
 
 WORLD = {
     "routes": """

@@ -17,7 +17,7 @@ from referred import ReferredCall, dial
 from rtp_end import EVENT_PAYLOAD
 from test_transfer_blind import outputs_of, told
 
-from gateway.emulator.record import SessionRecord
+from gateway.devtools.emulator.record import SessionRecord
 
 PORT = free_port()
 

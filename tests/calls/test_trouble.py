@@ -14,7 +14,7 @@ from listening import Spoken, assert_continuous, is_silence, noise
 from sip_phone import PhoneCall
 
 from gateway.audio.g711 import Codec
-from gateway.emulator.record import SessionRecord
+from gateway.devtools.emulator.record import SessionRecord
 
 PLACE = """
 [route.greeting]

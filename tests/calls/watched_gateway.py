@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from types import FrameType
 
-from gateway.cli import main
+from gateway.cli.main import main
 
 WATCHED = ("Bridge", "CallMachine", "CallRecord", "Leg", "SipCall", "Session", "CallAudio", "Task")
 

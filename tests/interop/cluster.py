@@ -13,8 +13,8 @@ from gateway_process import FAULTS, Gateway, Line
 from harness import closed_port, eventually
 from sip_phone import Message, Phone, PhoneCall
 
-from gateway.emulator.record import SessionRecord
-from gateway.emulator.server import Emulator
+from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.server import Emulator
 from interop.kamailio import Kamailio
 
 HOST = "127.0.0.1"

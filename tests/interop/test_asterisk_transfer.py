@@ -11,7 +11,7 @@ import pytest
 from harness import eventually
 
 from gateway.control.client import ask
-from gateway.emulator.record import SessionRecord
+from gateway.devtools.emulator.record import SessionRecord
 from interop.lab.baresip import Phone
 from interop.lab.debian import Root
 from interop.lab.ports import GATEWAY, PBX

@@ -20,10 +20,10 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from gateway.realtime.commands import CreateResponse
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.opening import open_session
 from gateway.realtime.parse import parse_event
 from gateway.realtime.session import Session
 from gateway.realtime.session_object import session_object
+from gateway.realtime.setup import open_session
 
 ROUNDS = 20
 MESSAGES = 500

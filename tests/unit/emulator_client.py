@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from gateway.emulator.server import Emulator
+from gateway.devtools.emulator.server import Emulator
 
 PCMU_SESSION = {
     "type": "realtime",

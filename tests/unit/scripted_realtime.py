@@ -13,9 +13,9 @@ from websockets.exceptions import ConnectionClosed
 
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import ServerEvent
-from gateway.realtime.opening import open_session
 from gateway.realtime.session import Session, SessionClosed
 from gateway.realtime.session_object import session_object
+from gateway.realtime.setup import open_session
 
 KEY = "sk-test-6f1c0a9d-never-to-be-seen"
 WAIT = 10.0

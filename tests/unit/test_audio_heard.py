@@ -11,10 +11,10 @@ import soxr
 from made_sounds import Array, g711, melody, tone
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.audio.heard import Beep, Listener, Second
+from gateway.audio.tone_analysis import Beep, Listener, Second
 from gateway.call.inputs import SoundHeard
-from gateway.call.rules.music import MusicHeard
-from gateway.emulator.speech import synthesise
+from gateway.call.rules.hold_music import MusicHeard
+from gateway.devtools.emulator.speech import synthesise
 
 TEXT = (
     "I would like to book a room for two nights, from the fourteenth of May. We are two adults and "

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.sip.ports import CallAudio, Playout
+from gateway.sip.media.ports import CallAudio, Playout
 
 
 def _frames(first: int, count: int) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from structlog.testing import capture_logs
 
-from gateway.pump import MediaPump
+from gateway.bridge.media_clock import MediaPump
 
 
 def _run(scenario: Callable[[MediaPump], object]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.sip.ports import MAX_UPLINK_FRAMES, CallAudio
+from gateway.sip.media.ports import MAX_UPLINK_FRAMES, CallAudio
 
 
 def _frame(number: int) -> bytes:

@@ -6,10 +6,10 @@ import pytest
 from call_scene import BYE, OUR_END, SHUT_DOWN, Scene, audio, closed, created, done, said
 
 from gateway.audio.g711 import Codec
-from gateway.call.asides import KEY
-from gateway.call.content_plan import AfterwardsPlan, ContentPlan
+from gateway.call.conversation.out_of_band import KEY
 from gateway.call.inputs import Input
 from gateway.call.plan import CallPlan
+from gateway.call.rules.plan import AfterwardsPlan, ContentPlan
 from gateway.realtime.events import ResponseCreated, ResponseDone
 
 PLAN = CallPlan(

@@ -25,13 +25,13 @@ from call_scene import (
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.errands import KEY_SECONDS
-from gateway.call.legside import HELD, RESUMED
+from gateway.call.leg.call_control import KEY_SECONDS
+from gateway.call.leg.handlers import HELD, RESUMED
+from gateway.call.leg.transfer import TAKE_OVER_SECONDS
 from gateway.call.plan import CallPlan, Destination, FunctionPlan, HoldPlan, PressPlan, TransferPlan
 from gateway.call.states import State
-from gateway.call.transfers import TAKE_OVER_SECONDS
 from gateway.realtime.commands import CreateItem
-from gateway.tools.acts import HandOn, TransferTo
+from gateway.tools.commands import HandOn, TransferTo
 
 DESK = Destination("front desk", "tel:+4930123", ring_seconds=20)
 NUMBERS = Destination("staff", "sip:{number}@pbx", allow=re.compile("1[0-9]{3}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.call.ending import Why
-from gateway.call.farewell import LINGER_SECONDS, Farewell
+from gateway.call.leg.graceful_hangup import LINGER_SECONDS, Farewell
 
 
 def test_no_last_words_no_end() -> None:

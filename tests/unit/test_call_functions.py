@@ -23,8 +23,8 @@ from gateway.call.plan import (
 )
 from gateway.realtime.commands import CreateItem, CreateResponse, UpdateSession
 from gateway.realtime.events import AgentTranscript
-from gateway.tools.acts import Act, EndCall, Say, Tell, TransferTo
 from gateway.tools.arguments import ToolError
+from gateway.tools.commands import Act, EndCall, Say, Tell, TransferTo
 
 
 def _picky(arguments: str) -> None:

@@ -10,8 +10,8 @@ from call_scene import Scene, audio, audio_done, created, done, said
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs, outputs
-from gateway.call.content_plan import ContentPlan, GuardRule
 from gateway.call.plan import CallPlan, Destination, TransferPlan
+from gateway.call.rules.plan import ContentPlan, GuardRule
 from gateway.realtime.events import AgentTranscriptDelta, InputTranscribed
 
 BOMB = GuardRule(pattern=re.compile(r"\bbomb\b", re.I), say="No.", name="bombs")

@@ -9,8 +9,8 @@ import pytest
 from call_scene import Scene, audio, audio_done, closed, created, done, key, said
 
 from gateway.audio.g711 import Codec
-from gateway.call.interruptions import words_of
 from gateway.call.plan import CallPlan, DigitPlan, InterruptionPlan
+from gateway.call.playout.barge_in import words_of
 from gateway.realtime.events import (
     AgentTranscriptDelta,
     InputCommitted,

@@ -8,9 +8,9 @@ import pytest
 from call_scene import Scene, audio, created, done, said
 
 from gateway.audio.g711 import Codec
-from gateway.call.asides import KEY
-from gateway.call.content_plan import ContentPlan, KeepPlan
+from gateway.call.conversation.out_of_band import KEY
 from gateway.call.plan import CallPlan
+from gateway.call.rules.plan import ContentPlan, KeepPlan
 from gateway.realtime.commands import CreateItem, DeleteItem
 from gateway.realtime.events import (
     InputCommitted,

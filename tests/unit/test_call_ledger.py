@@ -21,8 +21,8 @@ from hypothesis.stateful import (
 )
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.call.ledger import MAX_PARTS, Heard, Ledger, PartKey
-from gateway.sip.ports import CallAudio
+from gateway.call.playout.tracker import MAX_PARTS, Heard, Ledger, PartKey
+from gateway.sip.media.ports import CallAudio
 
 PAD = b"\xff"
 

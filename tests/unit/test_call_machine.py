@@ -31,10 +31,10 @@ from call_scene import (
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.legside import HELD, RESUMED
+from gateway.call.leg.handlers import HELD, RESUMED
+from gateway.call.leg.timers import ACK_SECONDS
 from gateway.call.machine import LEG_END_SECONDS, State
 from gateway.call.plan import CallPlan
-from gateway.call.timers import ACK_SECONDS
 
 Step = tuple[float, inputs.Input | None, list[str]]
 Row = Sequence[Step]

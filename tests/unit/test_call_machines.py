@@ -14,13 +14,13 @@ from gateway.call.inputs import BeepHeard, Held, SoundHeard
 from gateway.call.plan import CallPlan, MachinePlan
 from gateway.config import ConfigError
 from gateway.dialplan import load_dialplan
-from gateway.dialplan.machines import VOICEMAIL
+from gateway.dialplan.machine_detection import VOICEMAIL
+from gateway.planning.tools import machine_plan
 from gateway.realtime.events import (
     InputTranscribed,
     SpeechStarted,
     SpeechStopped,
 )
-from gateway.routes import machine_plan
 
 BEEP = BeepHeard(1000.0, 400)
 KINDS = ("music", "voicemail", "bot")

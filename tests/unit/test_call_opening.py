@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gateway.call.journal import Journal
-from gateway.call.opening import Opening
+from gateway.call.leg.answering import Opening
 from gateway.call.outputs import Answer, Note, Output, Progress, Ring, Sound
 from gateway.call.plan import AnswerPlan
 from gateway.call.record import CallRecord
+from gateway.call.timeline import Journal
 
 
 def opening(when: str, sound: str = "", whole: float = 0.0) -> Opening:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gateway.call.private import PrivateDigits
+from gateway.call.dtmf.private_digits import PrivateDigits
 from gateway.call.record import CallRecord
 
 

@@ -55,7 +55,7 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
-from gateway.tools.acts import Act, EndCall, Say, Tell, TransferTo
+from gateway.tools.commands import Act, EndCall, Say, Tell, TransferTo
 
 RESPONSES = st.sampled_from(["r1", "r2", "r3"])
 ITEMS = st.sampled_from(["i1", "i2", "i3"])

@@ -7,8 +7,8 @@ from call_scene import SPEECH, Scene, audio, audio_done, created, done, error, f
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.content_plan import ContentPlan, RescuePlan
 from gateway.call.plan import CallPlan
+from gateway.call.rules.plan import ContentPlan, RescuePlan
 from gateway.realtime.events import ResponseDone
 
 RESCUE = RescuePlan(say="Again?", filtered="No.", sound="chime", give_up=3, goodbye="Bye.")

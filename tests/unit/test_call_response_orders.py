@@ -17,8 +17,7 @@ from call_scene import Scene, audio, audio_done, created, done, error, failed, s
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.asides import KEY
-from gateway.call.content_plan import ContentPlan, GuardRule, KeepPlan, RescuePlan
+from gateway.call.conversation.out_of_band import KEY
 from gateway.call.plan import (
     BudgetPlan,
     CallPlan,
@@ -29,6 +28,7 @@ from gateway.call.plan import (
     MachinePlan,
     TransferPlan,
 )
+from gateway.call.rules.plan import ContentPlan, GuardRule, KeepPlan, RescuePlan
 from gateway.realtime.commands import CancelResponse, CreateResponse
 from gateway.realtime.events import (
     AgentTranscript,
@@ -41,7 +41,7 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
-from gateway.tools.acts import Say
+from gateway.tools.commands import Say
 
 MS = 200
 """Audio of one item."""

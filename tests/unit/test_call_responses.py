@@ -7,7 +7,7 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.call.responses import MAX_WAITING, UNANSWERED_SECONDS, ResponseGate
+from gateway.call.conversation.responses import MAX_WAITING, UNANSWERED_SECONDS, ResponseGate
 from gateway.realtime.commands import CreateResponse
 
 

@@ -24,8 +24,8 @@ from call_scene import (
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.content_plan import ContentPlan, RescuePlan
 from gateway.call.plan import CallPlan, FunctionPlan, InterruptionPlan, Rung, SilencePlan
+from gateway.call.rules.plan import ContentPlan, RescuePlan
 from gateway.realtime.events import (
     AudioDelta,
     InputCommitted,

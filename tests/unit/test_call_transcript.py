@@ -7,7 +7,8 @@ from dataclasses import replace
 from call_scene import BYE, SPEECH, Scene, audio, audio_done, created, done, key, said
 
 from gateway.audio.g711 import Codec
-from gateway.call import inputs, transcript
+from gateway.call import inputs
+from gateway.call.conversation import transcript
 from gateway.call.plan import CallPlan, DigitPlan, FunctionPlan
 from gateway.realtime.events import (
     AgentTranscript,

@@ -14,13 +14,13 @@ from zoneinfo import ZoneInfo
 import pytest
 from http_service import Answer, http_service
 
+from gateway.bridge.legs import DialRefusedError
 from gateway.call.record import CallRecord
-from gateway.callbacks import book as book_module
-from gateway.callbacks.book import CallbackBook
-from gateway.callbacks.promise import Rules, promised
-from gateway.config.check import check
 from gateway.config.tools import CallbackSettings
-from gateway.legs import DialRefusedError
+from gateway.outbound.callbacks import scheduler as book_module
+from gateway.outbound.callbacks.scheduled import Rules, promised
+from gateway.outbound.callbacks.scheduler import CallbackBook
+from gateway.planning.check import check
 from gateway.tools.api import ToolError
 from gateway.tools.http import HttpClient
 from gateway.tools.runner import ToolCall

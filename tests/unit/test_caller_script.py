@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.caller.hearing import Hearing, Speech
-from gateway.caller.script import (
+from gateway.config.problems import ConfigError
+from gateway.devtools.demo.stage import CALLER
+from gateway.devtools.scripted_caller.hearing import Hearing, Speech
+from gateway.devtools.scripted_caller.script import (
     STEPS,
     Digits,
     ExpectEnd,
@@ -19,9 +21,7 @@ from gateway.caller.script import (
     load_script,
     simple_script,
 )
-from gateway.caller.sound import Clip, SoundError, read_clip, write_sound
-from gateway.config.problems import ConfigError
-from gateway.demo.stage import CALLER
+from gateway.devtools.scripted_caller.sound import Clip, SoundError, read_clip, write_sound
 
 ANSWER = '[[step]]\ndo = "wait_answer"\n'
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config import Config, ConfigError, ListenAddress, PortRange, Problem, load_config
-from gateway.config.check import check, load_all
+from gateway.planning.check import check, load_all
 
 ROOT = Path(__file__).parents[2]
 LOCAL = '[realtime]\nurl = "ws://127.0.0.1:8765/v1/realtime"\n'

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gateway.config import ConfigError, load_config
-from gateway.config.check import check
-from gateway.planning import sip_settings
+from gateway.planning.call_plan import sip_settings
+from gateway.planning.check import check
 
 BASE = """\
 [realtime]

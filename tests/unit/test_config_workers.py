@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import Config, ConfigError, ListenAddress, PortRange, Problem
-from gateway.config.check import check, load_all
+from gateway.planning.check import check, load_all
 
 HEAD = '[realtime]\nurl = "ws://127.0.0.1:8765/v1/realtime"\n'
 

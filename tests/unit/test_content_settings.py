@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from http_service import Answer, http_service
 
-from gateway.call.content_plan import GuardRule
+from gateway.call.rules.plan import GuardRule
 from gateway.config import ConfigError
-from gateway.content_plans import content_plan
 from gateway.dialplan import Route, load_dialplan
-from gateway.tools import words
+from gateway.planning.content_plan import content_plan
+from gateway.tools import content_check as words
 from gateway.tools.http import HttpClient
 from gateway.tools.images import MAX_BYTES, ImageError, checked, data_uri
 from gateway.tools.runner import ToolCall

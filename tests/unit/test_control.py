@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli import main
-from gateway.control.cli import command
-from gateway.control.content_cli import line_of
+from gateway.cli.conversation import line_of
+from gateway.cli.main import main
+from gateway.cli.status import command
+from gateway.cli.status_text import call_lines, duration, status_lines
 from gateway.control.server import ControlError, ControlServer
-from gateway.control.text import call_lines, duration, status_lines
 
 STATUS: dict[str, Any] = {
     "version": "1.0",

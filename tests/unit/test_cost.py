@@ -12,14 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.billing.account import Account, Accounts
+from gateway.billing.budget import Budgets, Level, Reached, Scope, Watch, money
+from gateway.billing.ledger import DaySums, Ledger
+from gateway.billing.prices import OWN_FILE, PriceBook, load_prices
+from gateway.billing.route_budget import budget_plan, budgets_of
+from gateway.billing.usage import Tokens, Usage, transcription_usage_of, usage_of
 from gateway.config import ConfigError
-from gateway.config.check import check, load_all
-from gateway.cost.account import Account, Accounts
-from gateway.cost.budget import Budgets, Level, Reached, Scope, Watch, money
-from gateway.cost.ledger import DaySums, Ledger
-from gateway.cost.planning import budget_plan, budgets_of
-from gateway.cost.prices import OWN_FILE, PriceBook, load_prices
-from gateway.cost.usage import Tokens, Usage, transcription_usage_of, usage_of
+from gateway.planning.check import check, load_all
 from gateway.realtime.events import InputTranscribed, ResponseDone
 
 CHECK = {

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cost.keeper import Keeper, brothers_of, read_sums
-from gateway.cost.ledger import Ledger
+from gateway.billing.ledger import Ledger
+from gateway.billing.store import Keeper, brothers_of, read_sums
 
 
 def _spend(ledger: Ledger, amount: str, day: str = "d") -> Ledger:

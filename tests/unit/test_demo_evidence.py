@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.demo.evidence import Ear, Item, heard_of, read_events
+from gateway.devtools.demo.evidence import Ear, Item, heard_of, read_events
 
 QUIET = Codec.PCMA.silence
 

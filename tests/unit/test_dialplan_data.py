@@ -12,11 +12,11 @@ from http_service import Answer, http_service
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.cli import main
+from gateway.cli.main import main
 from gateway.config import ConfigError
-from gateway.config.check import check
 from gateway.dialplan import load_dialplan
 from gateway.dialplan.data import RouteData
+from gateway.planning.check import check
 
 ANSWER: dict[str, Any] = {
     "name": 'Ann "Dr"\u202e \x07 Lee {to}',

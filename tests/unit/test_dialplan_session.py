@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from gateway.config import ConfigError
-from gateway.config.check import check
+from gateway.devtools.emulator.settings import default_session, updated_session
 from gateway.dialplan import load_dialplan
 from gateway.dialplan.session import judge_session, nulled
-from gateway.emulator.settings import default_session, updated_session
+from gateway.planning.check import check
 from gateway.realtime.session_object import session_object
 
 WHOLE = """

@@ -9,10 +9,10 @@ import pytest
 
 from gateway.audio.sounds import BUILT_IN, samples_of
 from gateway.config import ConfigError, load_config
-from gateway.config.check import load_all
-from gateway.dialing import OutboundCaps, called_user, dial_uri
 from gateway.dialplan import Route, load_dialplan
-from gateway.routes import own_tools, transfer_plan
+from gateway.planning.check import load_all
+from gateway.planning.destinations import OutboundCaps, called_user, dial_uri
+from gateway.planning.tools import own_tools, transfer_plan
 
 ROUTE = """
 [[route]]

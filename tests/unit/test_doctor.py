@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gateway import descriptors
-from gateway.config.check import load_all
+from gateway.app import descriptors
+from gateway.devtools.doctor import command, library, machine, network
+from gateway.devtools.doctor.finding import Finding, Verdict, lines
 from gateway.dialplan import Dialplan
-from gateway.doctor import command, library, machine, network
-from gateway.doctor.finding import Finding, Verdict, lines
+from gateway.planning.check import load_all
 
 BUILD: dict[str, Any] = {
     "distribution": "pjsua2-gateway 2.17",

@@ -12,7 +12,7 @@ from agents.realtime import RealtimeAgent, RealtimeRunner
 from agents.realtime.events import RealtimeSessionEvent
 from emulator_client import check, with_emulator
 
-from gateway.emulator.server import Emulator
+from gateway.devtools.emulator.server import Emulator
 
 
 def test_an_agent_with_a_tool_is_interrupted(caplog: pytest.LogCaptureFixture) -> None:

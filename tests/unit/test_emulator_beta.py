@@ -17,13 +17,13 @@ from pydantic import BaseModel, TypeAdapter
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from gateway.emulator.server import Emulator
+from gateway.devtools.emulator.server import Emulator
 from gateway.realtime.commands import CreateResponse
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import AgentTranscript, AudioDelta, AudioDone, ResponseDone
-from gateway.realtime.opening import open_session
 from gateway.realtime.session_object import session_object
+from gateway.realtime.setup import open_session
 
 HEADER = {"OpenAI-Beta": "realtime=v1"}
 PREVIEW = "/openai/realtime?api-version=2025-04-01-preview&deployment=dep"

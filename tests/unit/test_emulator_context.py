@@ -9,7 +9,7 @@ import pytest
 from emulator_client import PCMU_SESSION, Client, session, with_emulator
 from openai.types.realtime import ConversationItemInputAudioTranscriptionSegment
 
-from gateway.emulator.server import Emulator
+from gateway.devtools.emulator.server import Emulator
 
 TEXT = {**PCMU_SESSION, "output_modalities": ["text"]}
 TYPE = "conversation.item.input_audio_transcription"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gateway.emulator.script import BUILT_IN, Script, ScriptFile, script_of_query
+from gateway.devtools.emulator.script import BUILT_IN, Script, ScriptFile, script_of_query
 
 TEXT = (Path(__file__).parents[2] / "docs" / "emulator.md").read_text("utf-8")
 

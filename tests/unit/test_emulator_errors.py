@@ -8,7 +8,7 @@ from typing import Any
 
 from emulator_client import END_CALL, PCMU_SESSION, phone, session, with_emulator
 
-from gateway.emulator.server import Emulator
+from gateway.devtools.emulator.server import Emulator
 
 ERRORS: list[tuple[str | bytes | dict[str, Any], str, str | None]] = [
     (b"\x00\x01", "invalid_event", None),

@@ -10,8 +10,8 @@ from emulator_client import Client, phone, session, with_emulator
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from gateway.emulator.script import BUILT_IN
-from gateway.emulator.server import Emulator
+from gateway.devtools.emulator.script import BUILT_IN
+from gateway.devtools.emulator.server import Emulator
 
 
 def test_updates_late_or_never() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emulator_client import PCMU_SESSION, session, with_emulator
 
-from gateway.emulator.server import Emulator
+from gateway.devtools.emulator.server import Emulator
 
 
 def test_images_are_counted_and_cached() -> None:

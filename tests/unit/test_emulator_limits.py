@@ -14,16 +14,16 @@ from scripted_realtime import Heard
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from gateway.emulator.limits import Limits, RateLimits
-from gateway.emulator.script import BUILT_IN
-from gateway.emulator.server import AZURE_PATH, PREVIEW_PATH, Emulator
-from gateway.emulator.settings import McpTool
+from gateway.devtools.emulator.limits import Limits, RateLimits
+from gateway.devtools.emulator.script import BUILT_IN
+from gateway.devtools.emulator.server import AZURE_PATH, PREVIEW_PATH, Emulator
+from gateway.devtools.emulator.settings import McpTool
 from gateway.realtime.commands import CreateResponse
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind
 from gateway.realtime.events import ResponseDone
-from gateway.realtime.opening import SetupFailed, open_session
 from gateway.realtime.session_object import session_object
+from gateway.realtime.setup import SetupFailed, open_session
 
 TEXT = {**PCMU_SESSION, "output_modalities": ["text"]}
 MCP = {"type": "mcp", "server_label": "shop", "server_url": "https://mcp.example.com"}

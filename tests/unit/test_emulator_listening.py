@@ -10,11 +10,19 @@ import numpy as np
 import pytest
 from emulator_client import PCMU_SESSION, Client, phone, session, with_emulator
 
-from gateway.emulator.audio import FORMATS, PCMA, PCMU, AudioFormat, pattern, resample, tones
-from gateway.emulator.espeak import engine
-from gateway.emulator.server import Emulator
-from gateway.emulator.speech import synthesise, words_of_keys
-from gateway.emulator.vad import Started, Stopped, VadSettings, VoiceDetector
+from gateway.devtools.emulator.audio import (
+    FORMATS,
+    PCMA,
+    PCMU,
+    AudioFormat,
+    pattern,
+    resample,
+    tones,
+)
+from gateway.devtools.emulator.espeak import engine
+from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator.speech import synthesise, words_of_keys
+from gateway.devtools.emulator.vad import Started, Stopped, VadSettings, VoiceDetector
 
 SENTENCE = "Good morning, I would like to book a room for two nights, please."
 

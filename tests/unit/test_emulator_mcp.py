@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from emulator_client import PCMU_SESSION, Client, session, with_emulator
 
-from gateway.emulator.server import Emulator
+from gateway.devtools.emulator.server import Emulator
 
 CALL = {"server_label": "shop", "name": "search", "arguments": '{"query": "tea, green, loose"}'}
 

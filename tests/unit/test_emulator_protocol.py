@@ -12,9 +12,9 @@ from openai import AsyncOpenAI
 from openai.types.realtime.realtime_response import RealtimeResponse
 from openai.types.realtime.realtime_session_create_request import RealtimeSessionCreateRequest
 
-from gateway.emulator.audio import PCMU
-from gateway.emulator.server import Emulator
-from gateway.emulator.speech import synthesise
+from gateway.devtools.emulator.audio import PCMU
+from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator.speech import synthesise
 
 
 def test_official_client_understands_a_conversation() -> None:

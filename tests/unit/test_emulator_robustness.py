@@ -16,11 +16,11 @@ import pytest
 from emulator_client import PCMU_SESSION, phone, session, with_emulator
 from websockets.asyncio.client import connect
 
-from gateway.emulator import run
-from gateway.emulator.audio import PCMU, pattern
-from gateway.emulator.script import ScriptError
-from gateway.emulator.server import Emulator
-from gateway.emulator.speech import synthesise
+from gateway.devtools.emulator import run
+from gateway.devtools.emulator.audio import PCMU, pattern
+from gateway.devtools.emulator.script import ScriptError
+from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator.speech import synthesise
 
 
 async def gone(emulator: Emulator) -> None:
@@ -197,7 +197,7 @@ def test_run_serves_until_a_signal(tmp_path: Path) -> None:
     script = tmp_path / "script.toml"
     script.write_text('answer = { kind = "say", text = "From the file." }\nspeed = 200.0')
     program = (
-        "import sys; from pathlib import Path; from gateway.emulator import run;"
+        "import sys; from pathlib import Path; from gateway.devtools.emulator import run;"
         "run('127.0.0.1:0', Path(sys.argv[1]))"
     )
 

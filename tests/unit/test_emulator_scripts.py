@@ -11,9 +11,15 @@ from typing import Any
 import pytest
 from emulator_client import END_CALL, phone, session, with_emulator
 
-from gateway.emulator.audio import pattern
-from gateway.emulator.script import BUILT_IN, Script, ScriptError, ScriptFile, script_of_query
-from gateway.emulator.server import Emulator
+from gateway.devtools.emulator.audio import pattern
+from gateway.devtools.emulator.script import (
+    BUILT_IN,
+    Script,
+    ScriptError,
+    ScriptFile,
+    script_of_query,
+)
+from gateway.devtools.emulator.server import Emulator
 
 # Reading scripts
 

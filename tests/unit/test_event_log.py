@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli import main
-from gateway.eventview.lines import read_lines
-from gateway.eventview.story import Entry, tell
+from gateway.cli.main import main
+from gateway.devtools.event_viewer.lines import read_lines
+from gateway.devtools.event_viewer.story import Entry, tell
 from gateway.records import events
 from gateway.records.events import EventLog, EventLogs, elided
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.call.content_plan import GuardRule
-from gateway.tools import toolbox, words
+from gateway.call.rules.plan import GuardRule
+from gateway.tools import content_check as words
+from gateway.tools import executor as toolbox
+from gateway.tools.executor import Toolbox
 from gateway.tools.runner import ToolCall
-from gateway.tools.toolbox import Toolbox
 
 
 def test_what_raises_denies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.config import OutboundSettings
-from gateway.dialing import OutboundCaps
-from gateway.numbers import called
+from gateway.config.numbers import called
+from gateway.planning.destinations import OutboundCaps
 
 PREMIUM = (
     "09001234567",

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 import pytest
 
-from gateway import cli
+from gateway.app.workers.supervisor import OWN_END_SECONDS
 from gateway.call.ending import Why
+from gateway.cli import main as cli
 from gateway.config.models import LimitSettings
-from gateway.workers.supervisor import OWN_END_SECONDS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.check import check
-from gateway.sip.challenges import Challenged, Challenges
+from gateway.planning.check import check
 from gateway.sip.refer_to import refer_to_of, sip_target
-from gateway.sip.trunks import Peer, Trunk, Trunks
+from gateway.sip.trunks.challenges import Challenged, Challenges
+from gateway.sip.trunks.matching import Peer, Trunk, Trunks
 
 BASE = '[realtime]\nurl = "ws://127.0.0.1:1"\n[dialplan]\nfolder = "routes"\n'
 

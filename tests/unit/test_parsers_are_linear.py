@@ -13,21 +13,21 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.call.interruptions import words_of
+from gateway.call.playout.barge_in import words_of
 from gateway.realtime.parse import BadEvent, parse_event
-from gateway.sip import info
-from gateway.sip.identity import asserted, diverted
-from gateway.sip.invite import invite_of
-from gateway.sip.message import (
+from gateway.sip.ingress import info
+from gateway.sip.ingress.identity import asserted, diverted
+from gateway.sip.ingress.invite import invite_of
+from gateway.sip.ingress.message import (
     body_of,
     display_name_of,
     headers_of,
     uri_of,
     user_of,
 )
-from gateway.sip.nameaddr import name_addr_of, parameter_of, split_list
+from gateway.sip.ingress.nameaddr import name_addr_of, parameter_of, split_list
+from gateway.sip.ingress.wellformed import call_id_allowed, flaw_of
 from gateway.sip.sdp import mended, offered_codecs, parse
-from gateway.sip.wellformed import call_id_allowed, flaw_of
 from gateway.text import printable, unicode_of
 
 SIZE = 3_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.patterns import MAX_SUBJECT, matched, pattern_of, searched
+from gateway.config.patterns import MAX_SUBJECT, matched, pattern_of, searched
 
 
 @pytest.mark.parametrize(

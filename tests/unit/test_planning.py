@@ -12,7 +12,7 @@ from gateway.audio.g711 import Codec
 from gateway.call.plan import CallPlan
 from gateway.config import Config, load_config
 from gateway.dialplan import Dialplan, Match, load_dialplan
-from gateway.planning import (
+from gateway.planning.call_plan import (
     call_plan,
     codec_of,
     facts_of,

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from gateway.audio.g711 import Codec
-from gateway.config.check import load_all
-from gateway.cost.prices import load_prices
-from gateway.cost.usage import usage_of
-from gateway.planning import session_plan
+from gateway.billing.prices import load_prices
+from gateway.billing.usage import usage_of
+from gateway.planning.call_plan import session_plan
+from gateway.planning.check import load_all
 from gateway.realtime.endpoint import Endpoint
 
 BEARER = {"authorization": "Bearer k"}

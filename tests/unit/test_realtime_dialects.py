@@ -19,16 +19,16 @@ from structlog.testing import capture_logs
 
 from gateway.audio.g711 import Codec
 from gateway.config import ConfigError, load_config
-from gateway.config.check import check
+from gateway.planning.check import check
 from gateway.realtime import events
 from gateway.realtime.commands import CreateItem, CreateResponse, TruncateItem, UpdateSession
 from gateway.realtime.dialects import DIALECTS, GA, Edge
 from gateway.realtime.dialects.pcm24 import DELAY_MS, Pcm24
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.opening import SetupFailed, open_session
 from gateway.realtime.parse import parse_event
 from gateway.realtime.session import Session
 from gateway.realtime.session_object import session_object
+from gateway.realtime.setup import SetupFailed, open_session
 
 BETA = DIALECTS["beta"]
 ULAW, ALAW = {"type": "audio/pcmu"}, {"type": "audio/pcma"}

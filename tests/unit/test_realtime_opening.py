@@ -19,9 +19,9 @@ from websockets.http11 import Request, Response
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind
 from gateway.realtime.events import OtherEvent
-from gateway.realtime.opening import SetupFailed, Step, open_session, open_with_retry
 from gateway.realtime.session import Session
 from gateway.realtime.session_object import session_object
+from gateway.realtime.setup import SetupFailed, Step, open_session, open_with_retry
 
 ASKED = session_object(
     {"instructions": "Be short.", "audio": {"output": {"voice": "x"}}}, "PCMA", []

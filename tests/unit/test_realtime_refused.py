@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from gateway.realtime.commands import CreateResponse, UpdateSession
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import ServerError
-from gateway.realtime.opening import SetupFailed, open_session
-from gateway.realtime.refused import (
+from gateway.realtime.session import Session
+from gateway.realtime.settings_fallback import (
     MAX_REFUSED,
     changes_something,
     dotted,
@@ -23,7 +23,7 @@ from gateway.realtime.refused import (
     mended,
     without,
 )
-from gateway.realtime.session import Session
+from gateway.realtime.setup import SetupFailed, open_session
 
 ASKED: dict[str, Any] = {
     "type": "realtime",

@@ -7,8 +7,8 @@ from typing import Any
 
 from scripted_realtime import Heard
 
-from gateway.emulator.faults import CLOSE_CODES as SENDABLE
-from gateway.emulator.server import Emulator
+from gateway.devtools.emulator.faults import CLOSE_CODES as SENDABLE
+from gateway.devtools.emulator.server import Emulator
 from gateway.realtime.commands import CreateResponse
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import (
@@ -23,9 +23,9 @@ from gateway.realtime.errors import (
     classify_handshake,
 )
 from gateway.realtime.events import ResponseDone, ServerError
-from gateway.realtime.opening import SetupFailed, open_session
 from gateway.realtime.session import Session
 from gateway.realtime.session_object import session_object
+from gateway.realtime.setup import SetupFailed, open_session
 
 QUIET = {"answer": "quiet", "answer__seconds": 0.1, "speed": 100}
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sip.arrivals import HANDLE_REST_SECONDS, MAX_REMEMBERED, REPEAT_SECONDS, Arrivals
+from gateway.sip.ingress.arrivals import (
+    HANDLE_REST_SECONDS,
+    MAX_REMEMBERED,
+    REPEAT_SECONDS,
+    Arrivals,
+)
 
 PJLIB_REST_SECONDS = 0.5
 

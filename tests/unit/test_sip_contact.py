@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.sip.contact import forced_contact
+from gateway.sip.trunks.contact import forced_contact
 from gateway.sip.types import Listen
 
 ONE = (Listen("udp", "192.0.2.7", 5060), Listen("tls", "192.0.2.7", 5061))

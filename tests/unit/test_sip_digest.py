@@ -10,9 +10,9 @@ from digest_answer import answer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sip import digest
-from gateway.sip.bans import KNOWN_SECONDS, BanPolicy, Bans, is_scanner
-from gateway.sip.digest import DigestAuth, Outcome, parameters_of, response_of
+from gateway.sip.ingress import digest
+from gateway.sip.ingress.bans import KNOWN_SECONDS, BanPolicy, Bans, is_scanner
+from gateway.sip.ingress.digest import DigestAuth, Outcome, parameters_of, response_of
 
 HOST = "192.0.2.7"
 

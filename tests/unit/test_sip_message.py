@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sip.message import (
+from gateway.sip.ingress.message import (
     display_name_of,
     headers_of,
     reason_of,

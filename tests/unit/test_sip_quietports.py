@@ -6,7 +6,12 @@ import socket
 
 import pytest
 
-from gateway.sip.quietports import LEAVE_SECONDS, QUIET_SECONDS, SPARE_PAIRS, QuietPorts
+from gateway.sip.media.rtp_port_quarantine import (
+    LEAVE_SECONDS,
+    QUIET_SECONDS,
+    SPARE_PAIRS,
+    QuietPorts,
+)
 
 
 def free_pair() -> int:

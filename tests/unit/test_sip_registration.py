@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.sip.registration import RECONNECT_PAUSE_SECONDS, Registration, State
+from gateway.sip.trunks.registration import RECONNECT_PAUSE_SECONDS, Registration, State
 
 
 def registered(at: float) -> Registration:

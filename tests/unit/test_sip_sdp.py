@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gateway.audio.g711 import Codec
 from gateway.call.ending import Why, refusal_code
 from gateway.sip.sdp import Media, Objection, description_in, mended, offered_codecs, parse
-from gateway.sip.trunks import Security
+from gateway.sip.trunks.matching import Security
 
 INVITE = (
     "INVITE sip:100@192.0.2.1:5060;transport=udp SIP/2.0\r\n"

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sip.limits import SourceBuckets, TokenBucket
-from gateway.sip.nat import hosts_of, unreachable
-from gateway.sip.probes import target_of
-from gateway.sip.refusals import LINES_AT_ONCE, MAX_SOURCES, REPEAT_SECONDS, RefusalLog
-from gateway.sip.registration import Registration, State
-from gateway.sip.trunks import Access, Peer, Trunk, Trunks, address_of
+from gateway.sip.ingress.rate_limits import SourceBuckets, TokenBucket
+from gateway.sip.ingress.refusals import LINES_AT_ONCE, MAX_SOURCES, REPEAT_SECONDS, RefusalLog
+from gateway.sip.trunks.matching import Access, Peer, Trunk, Trunks, address_of
+from gateway.sip.trunks.nat import hosts_of, unreachable
+from gateway.sip.trunks.options_ping import target_of
+from gateway.sip.trunks.registration import Registration, State
 from gateway.sip.types import Listen, SipSettings
 
 

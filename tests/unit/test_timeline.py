@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from gateway.timeline import command, read_record, tell
-from gateway.timeline.picture import draw
-from gateway.timeline.record import Record, RecordError
-from gateway.timeline.sound import began_speaking, read_sound, replies
-from gateway.timeline.text import render
+from gateway.devtools.timeline import command, read_record, tell
+from gateway.devtools.timeline.picture import draw
+from gateway.devtools.timeline.record import Record, RecordError
+from gateway.devtools.timeline.sound import began_speaking, read_sound, replies
+from gateway.devtools.timeline.text import render
 
 
 def sample(**changes: Any) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gateway import cli
-from gateway.config.check import check, load_all
+from gateway.cli import main as cli
+from gateway.planning.check import check, load_all
+from gateway.tools.executor import Toolbox
 from gateway.tools.runner import ToolCall
-from gateway.tools.toolbox import Toolbox
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8")

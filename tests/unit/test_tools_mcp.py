@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from gateway.config.check import check, load_all
+from gateway.planning.check import check, load_all
 from gateway.tools import mcp
+from gateway.tools.executor import Toolbox
 from gateway.tools.runner import ToolCall
-from gateway.tools.toolbox import Toolbox
 
 DOUBLE = Path(__file__).with_name("mcp_double.py")
 CONFIG = """

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from gateway.config import ConfigError
-from gateway.config.check import check, load_all
+from gateway.planning.check import check, load_all
 from gateway.tools import module as tool_module
-from gateway.tools.acts import Act, EndCall, Say, Tell, TransferTo
+from gateway.tools.commands import Act, EndCall, Say, Tell, TransferTo
+from gateway.tools.executor import Toolbox
 from gateway.tools.runner import ToolCall
-from gateway.tools.toolbox import Toolbox
 
 CONFIG = """
 [realtime]

@@ -14,11 +14,11 @@ import pytest
 from http_service import Answer, HttpService, http_service
 
 from gateway.config import ConfigError, load_config
-from gateway.config.check import check, load_all
 from gateway.dialplan import load_dialplan
+from gateway.planning.check import check, load_all
+from gateway.tools.executor import Toolbox
 from gateway.tools.http import MAX_BODY
 from gateway.tools.runner import Question, ToolCall
-from gateway.tools.toolbox import Toolbox
 
 CONFIG = """
 [realtime]

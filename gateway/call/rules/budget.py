@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from gateway.call.conversation.control import Parting, Talk
 from gateway.call.ending import Why
 from gateway.call.inputs import BudgetReached, Input
 from gateway.call.outputs import Output
-from gateway.call.talk import Parting, Talk
 from gateway.realtime.commands import CreateResponse
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.call import inputs
+from gateway.call.conversation.control import Parting, Talk
 from gateway.call.ending import Why
 from gateway.call.outputs import Output
 from gateway.call.plan import IdlePlan
-from gateway.call.talk import Parting, Talk
 from gateway.realtime.events import SpeechStarted, SpeechStopped
 
 

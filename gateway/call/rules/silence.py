@@ -3,7 +3,7 @@
 It does not matter how the silence came about: a response that was asked for and never created,
 one that was created and brings no audio or stops in the middle of it, a caller's turn that the
 server does not answer, an ``error`` without ``response.done``. What follows (the route's
-``on_trouble``) is decided by :class:`gateway.call.sessionside.SessionSide`.
+``on_trouble``) is decided by :class:`gateway.call.session.lifecycle.SessionSide`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.call import inputs
+from gateway.call.conversation.control import Talk
 from gateway.call.outputs import Output, Sound
 from gateway.call.plan import SilencePlan
-from gateway.call.talk import Talk
 from gateway.realtime.events import (
     InputCommitted,
     OtherEvent,

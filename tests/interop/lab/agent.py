@@ -8,9 +8,9 @@ from typing import Any
 
 from gateway_process import Gateway
 
-from gateway.emulator.record import SessionRecord
-from gateway.emulator.script import Script
-from gateway.emulator.server import Emulator
+from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.script import Script
+from gateway.devtools.emulator.server import Emulator
 
 CONFIG = """
 [sip]

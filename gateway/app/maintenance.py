@@ -1,0 +1,95 @@
+"""What a running gateway does besides calls: the control socket, SIGHUP, a look at NAT."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from gateway.control.server import Command, ControlError, ControlServer
+from gateway.sip.agent import AgentError, UserAgent
+from gateway.sip.trunks.nat import hosts_of, unreachable
+
+log = structlog.get_logger("gateway")
+
+RESOLVE_SECONDS = 5.0
+
+
+class Upkeep:
+    """Started when the agent listens, stopped before it does not.
+
+    Args:
+        socket_path: of the control socket; None for none.
+        commands: what may be asked there.
+    """
+
+    def __init__(
+        self,
+        agent: UserAgent,
+        socket_path: Path | None,
+        commands: Mapping[str, Command],
+    ) -> None:
+        self._agent = agent
+        self._control = None if socket_path is None else ControlServer(socket_path, commands)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Raises AgentError when the control socket cannot be had."""
+        if self._control is not None:
+            try:
+                await self._control.start()
+            except ControlError as error:
+                raise AgentError(str(error)) from None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
+        self._spawn(self._look_at_addresses())
+
+    async def stop(self) -> None:
+        """End what is under way."""
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, lambda *_: None)  # the default would cut the drain short
+        for task in self._tasks:
+            task.cancel()
+        if self._control is not None:
+            await self._control.stop()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _on_hangup(self) -> None:
+        self._spawn(self._renew())
+
+    async def _renew(self) -> None:
+        try:
+            count = await self._agent.renew_certificates()
+        except AgentError as error:
+            log.error("sip.certificates_kept", error=str(error))
+        except TimeoutError:
+            log.error("sip.certificates_kept", error="the SIP thread does not answer")
+        else:
+            log.info("sip.certificates_renewed", listeners=count)
+
+    async def _look_at_addresses(self) -> None:
+        found: dict[str, list[str]] = {}
+        for trunk in self._agent.trunks.all:
+            found[trunk.name] = []
+            for host in hosts_of(trunk):
+                found[trunk.name] += await _resolved(host)
+        for line in unreachable(self._agent.settings, found):
+            log.warning("sip.nat", advice=line)
+
+
+async def _resolved(host: str) -> list[str]:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            infos = await loop.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+    except (OSError, TimeoutError):
+        return []  # what needs it will say so
+    return [str(info[4][0]) for info in infos]

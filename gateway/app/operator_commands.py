@@ -1,0 +1,122 @@
+"""What somebody at the gateway may do to calls in progress, over the control socket."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from gateway.bridge.call_controller import Bridge
+from gateway.call import inputs
+from gateway.call.ending import Why
+from gateway.call.leg.outcomes import Outcome
+from gateway.call.leg.transfer import TAKE_OVER_SECONDS
+from gateway.call.record import CallRecord
+from gateway.control.finding import call_named
+from gateway.control.server import RefusedError
+from gateway.tools.arguments import ToolError, transfer_target
+from gateway.tools.commands import HandOn
+
+log = structlog.get_logger("gateway")
+
+
+MAX_TRANSFERS = 64
+"""Transfers whose outcome can still be asked for."""
+
+BEGIN_SECONDS = 30.0
+"""For what the model is saying to be heard, before a transfer begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A transfer that was asked for; ``before``: attempts that the call had made by then."""
+
+    record: CallRecord
+    destination: str
+    before: int
+    refusals: int
+
+    def outcome(self) -> Mapping[str, Any]:
+        """What is known: ``over``, ``done``, and in words what became of it."""
+        ending = self.record.ending
+        attempts = [
+            one
+            for one in self.record.transfers[self.before :]
+            if one.destination == self.destination
+        ]
+        if attempts:
+            attempt = attempts[0]
+            taken = ending is not None and ending.why is Why.TRANSFERRED
+            over = ending is not None or attempt.outcome not in ("", Outcome.RINGING)
+            done = attempt.outcome == Outcome.ANSWERED or taken
+            words = str(attempt.outcome or "asked for")
+            if attempt.sip_code:
+                words += f", SIP {attempt.sip_code}"
+            return {"over": over, "done": done, "outcome": words}
+        if ending is not None:
+            return {"over": True, "done": False, "outcome": f"the call ended: {ending.why.value}"}
+        if _refusals(self.record) > self.refusals:
+            return {"over": True, "done": False, "outcome": "this call cannot be transferred now"}
+        return {"over": False, "done": False, "outcome": "not begun"}
+
+
+def _refusals(record: CallRecord) -> int:
+    return sum(mark["event"] == "act_refused" for mark in record.timeline)
+
+
+class OperatorCommands:
+    """Hang up, or hand on to a destination of the call's own route.
+
+    Args:
+        calls: in progress, as they come and go.
+    """
+
+    def __init__(self, calls: Set[Bridge]) -> None:
+        self._calls = calls
+        self._transfers: OrderedDict[str, _Asked] = OrderedDict()
+        self.commands = {
+            "hangup": self._hang_up,
+            "transfer": self._transfer,
+            "transfer_outcome": self._outcome,
+        }
+        """For the control socket."""
+
+    def _hang_up(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        bridge = call_named(request, self._calls)
+        log.info("operator.hangup", call=bridge.record.call_id)
+        bridge.feed(inputs.HangUpAsked())
+        return {"call": bridge.record.call_id}
+
+    def _transfer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        bridge = call_named(request, self._calls)
+        call = bridge.record.call_id
+        if not bridge.talking:
+            raise RefusedError(f"{call} is not in conversation with the model")
+        if not bridge.transfer_plan.destinations:
+            raise RefusedError(f"route {bridge.record.route!r} has no [[route.transfer]]")
+        wanted = json.dumps({"destination": request.get("destination")})
+        try:
+            target = transfer_target(wanted, bridge.transfer_plan)
+        except ToolError as error:
+            raise RefusedError(str(error)) from None
+        log.info("operator.transfer", call=call, to=target.uri)
+        record = bridge.record
+        asked = _Asked(record, target.destination.name, len(record.transfers), _refusals(record))
+        number = f"{call}/{asked.before}"
+        self._transfers[number] = asked
+        self._transfers.move_to_end(number)
+        while len(self._transfers) > MAX_TRANSFERS:
+            self._transfers.popitem(last=False)
+        bridge.feed(inputs.ToolActs(HandOn(str(request["destination"]))))
+        seconds = target.destination.ring_seconds + TAKE_OVER_SECONDS + BEGIN_SECONDS
+        return {"call": call, "to": target.uri, "transfer": number, "seconds": seconds}
+
+    def _outcome(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        asked = self._transfers.get(str(request.get("transfer", "")))
+        if asked is None:
+            raise RefusedError("there is no such transfer, or it is long over")
+        return asked.outcome()

@@ -1,0 +1,132 @@
+"""Calls that are not taken: the answer, the line in the log, and the record."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Collection
+from datetime import UTC, datetime
+
+import structlog
+
+from gateway.call.ending import Why, ending_of, reason_header, refusal_code
+from gateway.call.record import CallRecord
+from gateway.planning.call_plan import record_of
+from gateway.records.files import RecordFiles
+from gateway.sip.ingress.rate_limits import SourceBuckets, TokenBucket
+from gateway.sip.leg import Leg
+from gateway.sip.types import LegEnd, Refused, RtpQuality
+
+log = structlog.get_logger("gateway")
+
+_REFUSED_BELOW = {
+    400: Why.BAD_SDP,
+    415: Why.UNSUPPORTED_BODY,
+    488: Why.BAD_SDP,
+    500: Why.FAULT,
+    503: Why.OVER_CAPACITY,
+}
+
+
+EACH_AT_ONCE, EACH_PER_SECOND = 20, 0.2
+"""Refusals of one source for one reason that have a line and a record; the rest is counted."""
+
+ALL_AT_ONCE, ALL_PER_SECOND = 300, 5.0
+"""Those of all sources together: made-up addresses must not fill the disk either."""
+
+COUNT_SECONDS = 60.0
+"""How often the log says how many were only counted."""
+
+
+class Refusals:
+    """Says no to calls.
+
+    Args:
+        retry_after: seconds, in the Retry-After of a 503 (RFC 3261 section 20.33).
+    """
+
+    def __init__(self, records: RecordFiles, retry_after: int) -> None:
+        self._records = records
+        self._retry_after = retry_after
+        self.redact: Collection[str] = ()
+        """What is masked in their records and log lines."""
+        self._each = SourceBuckets()
+        self._all: TokenBucket | None = None
+        self._counted: Counter[str] = Counter()
+        self._count_due: asyncio.TimerHandle | None = None
+        self.unrecorded: Counter[str] = Counter()
+        """Refused calls without a line and a record of their own, since the start, by reason."""
+
+    def refuse(self, leg: Leg, record: CallRecord, why: Why, detail: str = "") -> None:
+        """A call came that we do not take."""
+        code = refusal_code(why)
+        headers = {"Reason": reason_header(why)}
+        if code == 503:
+            headers["Retry-After"] = str(self._retry_after)
+        leg.handler = _Refusing()
+        try:
+            self.write(record, why, code, detail)
+        finally:
+            leg.refuse(code, headers)
+
+    def refused_below(self, refused: Refused) -> None:
+        """The library, or what stands before it, has refused one."""
+        record = record_of(refused.invite, datetime.now(UTC))
+        why = refused.why or _REFUSED_BELOW.get(refused.code, Why.REFUSED)
+        self.write(record, why, refused.code, refused.reason)
+
+    def write(self, record: CallRecord, why: Why, code: int, detail: str) -> None:
+        """A call came, or was to be placed, and is not."""
+        if record.direction == "inbound" and not self._sampled(record, why):
+            return
+        if not record.private:
+            record.private.redact(self.redact)
+        ending = ending_of(why, answered=False, detail=detail)
+        record.ending = type(ending)(ending.by, why, code, ending.reason, detail)
+        record.times.end = 0.0
+        record.mark(0.0, "invite", source=record.source)
+        record.mark(0.0, "end", by=ending.by.value, why=why.value, detail=detail)
+        try:
+            summary = {key: value for key, value in record.summary().items() if key != "call_id"}
+            log.info("call.summary", call=record.call_id, **summary)
+        finally:
+            self._records.write(record)
+
+    def stop(self) -> None:
+        """Say what was counted and not yet said."""
+        if self._count_due is not None:
+            self._count_due.cancel()
+            self._say_counted()
+
+    def _sampled(self, record: CallRecord, why: Why) -> bool:
+        """Whether this one has a line and a record; it is counted if not."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if self._all is None:
+            self._all = TokenBucket(ALL_PER_SECOND, ALL_AT_ONCE, now)
+        source = record.source.rpartition(":")[0] or record.trunk
+        key = f"{why.value} {source}"
+        if self._each.take(key, EACH_PER_SECOND, EACH_AT_ONCE, now) and self._all.take(now):
+            return True
+        self._counted[why.value] += 1
+        self.unrecorded[why.value] += 1
+        if self._count_due is None:
+            self._count_due = loop.call_later(COUNT_SECONDS, self._say_counted)
+        return False
+
+    def _say_counted(self) -> None:
+        self._count_due = None
+        log.warning("call.refusals_counted", **self._counted)
+        self._counted.clear()
+
+
+class _Refusing:
+    """Handler of a leg that was refused: nothing that happens to it matters any more."""
+
+    def on_ringing(self, code: int) -> None: ...
+    def on_media(self, codec: object) -> None: ...
+    def on_confirmed(self) -> None: ...
+    def on_hold(self, held: bool) -> None: ...
+    def on_digit(self, digit: str) -> None: ...
+    def on_quality(self, quality: RtpQuality) -> None: ...
+    def on_ended(self, end: LegEnd) -> None: ...

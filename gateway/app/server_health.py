@@ -1,0 +1,114 @@
+"""Asks realtime servers in the background whether they give a session, before a caller has to."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from random import uniform
+
+import structlog
+
+from gateway.bridge.sessions import SessionPlan
+from gateway.call.plan import CallPlan
+from gateway.health import background
+from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.health import Changed, Health
+from gateway.realtime.session_object import session_object
+from gateway.realtime.setup import SetupFailed, open_session
+
+log = structlog.get_logger("gateway")
+
+
+class Prober:
+    """Owns one task for each server; without an interval there is none, and nothing is known.
+
+    A probe is a session that is opened, configured and closed: no audio goes through it, and no
+    response is asked for, so that it costs nothing.
+
+    Args:
+        endpoints: the servers; those of one URL are asked once.
+        seconds: from one probe to the next; 0 for none.
+        timeout: a session that takes longer is trouble (s).
+    """
+
+    def __init__(self, endpoints: list[Endpoint], seconds: float, timeout: float) -> None:
+        self.health = Health()
+        self._endpoints = {endpoint.shown: endpoint for endpoint in endpoints}
+        self._seconds = seconds
+        self._timeout = timeout
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to ask."""
+        if self._seconds <= 0:
+            return
+        for url, endpoint in self._endpoints.items():
+            name = f"probe {url}"
+            self._tasks.append(background(self._ask_on(url, endpoint), name))
+
+    async def stop(self) -> None:
+        """End it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def trouble(self, endpoint: Endpoint) -> str | None:
+        """What is known to be wrong with a server, if something is."""
+        return self.health.trouble(endpoint.shown) if self._seconds > 0 else None
+
+    def met(self, endpoint: Endpoint, failure: str | None) -> None:
+        """What a call met there; ``failure`` is None where it got its session."""
+        if self._seconds <= 0:
+            return
+        now = asyncio.get_running_loop().time()
+        if failure is None:
+            _tell(self.health.worked(endpoint.shown, now))
+        else:
+            _tell(self.health.call_failed(endpoint.shown, failure, now))
+
+    def inform(self, plan: CallPlan, session: SessionPlan) -> tuple[CallPlan, SessionPlan]:
+        """The plans of a call that knows what is known, and tells what it meets."""
+        known = self.trouble(session.endpoint) or ""
+        return replace(plan, known_trouble=known), replace(session, met=self.met)
+
+    def as_json(self) -> list[dict[str, object]]:
+        """For ``gateway status``."""
+        return self.health.as_json(asyncio.get_running_loop().time())
+
+    async def _ask_on(self, url: str, endpoint: Endpoint) -> None:
+        while True:
+            with structlog.contextvars.bound_contextvars(probe=True):
+                failure = await self._ask(endpoint)
+            now = asyncio.get_running_loop().time()
+            if failure is None:
+                _tell(self.health.worked(url, now))
+            else:
+                _tell(self.health.probe_failed(url, failure, now))
+            # Servers and workers that began together do not stay together.
+            await asyncio.sleep(self._seconds * uniform(0.9, 1.1))
+
+    async def _ask(self, endpoint: Endpoint) -> str | None:
+        try:
+            session = await open_session(
+                endpoint,
+                session_object({}, "PCMU", ()),
+                timeout=self._timeout,
+                on_event=lambda _event: None,
+                on_closed=lambda _closed: None,
+            )
+        except SetupFailed as failure:
+            return str(failure)
+        except Exception as error:  # whatever it is, the next probe comes
+            log.exception("probe.fault", url=endpoint.shown)
+            return type(error).__name__
+        await session.close(1000, "probe")
+        return None
+
+
+def _tell(changed: Changed | None) -> None:
+    if changed is None:
+        return
+    if changed.down:
+        log.error("realtime.trouble", url=changed.url, detail=changed.detail)
+    else:
+        log.info("realtime.well_again", url=changed.url, seconds=round(changed.lasted, 1))

@@ -1,0 +1,255 @@
+"""Starts the workers, keeps them up, and ends when all of them have ended."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import structlog
+
+from gateway.app.workers.notify import notify
+from gateway.app.workers.process import Worker, how_ended
+from gateway.config import Config
+
+log = structlog.get_logger("workers")
+
+UP_SECONDS = 60.0
+"""Longest time from start to taking calls; a second on an idle machine."""
+
+SILENT_SECONDS = 40.0
+"""A worker says each second how it is; one that is silent for so long hangs, and is killed. It ends
+by itself when its event loop hangs for half of that."""
+
+WATCHDOG_SECONDS = 5.0
+"""How often systemd is told that all workers are well, while they are."""
+
+STEADY_SECONDS = 60.0
+"""Up for so long, its earlier deaths are forgotten."""
+
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+
+OWN_END_SECONDS = 25.0
+"""What a worker may need beyond its drain: its deadlines for BYE, sessions, SIP and records."""
+
+
+class Supervisor:
+    """Owns the worker processes.
+
+    Args:
+        command: program and arguments of the worker with this index.
+        count: how many.
+        max_restarts: deaths in a row after which a worker is given up.
+        drain_seconds: how long the workers' calls may go on after the first signal.
+        reopen_log: called on SIGUSR1, which the workers get, too.
+    """
+
+    def __init__(
+        self,
+        command: Callable[[int], Sequence[str]],
+        count: int,
+        *,
+        max_restarts: int,
+        drain_seconds: float,
+        reopen_log: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._command = command
+        self._count = count
+        self._max_restarts = max_restarts
+        self._drain_seconds = drain_seconds
+        self._reopen_log = reopen_log
+        self._workers: dict[int, Worker] = {}
+        self._ever_up: set[int] = set()
+        self._announced = False
+        self._stop = asyncio.Event()
+        self._killing: asyncio.TimerHandle | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._status = 0
+
+    async def run(self) -> int:
+        """Keep the workers up until SIGTERM or SIGINT; a second one hurries them.
+
+        Returns the exit status: 0 when all ended as told, else 1, or a worker's own when none
+        could start.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._hand_on, signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGUSR1, self._on_usr1)
+        log.info("workers.starting", count=self._count)
+        self._tell_systemd()
+        try:
+            async with asyncio.TaskGroup() as keepers:
+                for index in range(self._count):
+                    keepers.create_task(self._keep(index), name=f"worker {index}")
+        finally:
+            for timer in (self._killing, self._watchdog):
+                if timer is not None:
+                    timer.cancel()
+            self._signal_all(signal.SIGKILL)  # none is left, unless something here failed
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+                loop.remove_signal_handler(number)
+        log.info("workers.down", status=self._status)
+        return self._status
+
+    def _on_signal(self, number: int) -> None:
+        self._end(signal.Signals(number).name)
+
+    def _on_usr1(self) -> None:
+        self._reopen_log()
+        self._hand_on(signal.SIGUSR1)
+
+    def _hand_on(self, number: signal.Signals) -> None:
+        """To those that are up; one that starts reads, and opens, everything anew."""
+        for worker in self._workers.values():
+            if worker.was_up:
+                worker.send(number)
+
+    def _end(self, reason: str) -> None:
+        """Tell all workers to end; the second time, to hurry."""
+        hurry = self._stop.is_set()
+        running = [worker.index for worker in self._workers.values() if worker.running]
+        log.info("workers.stopping", reason=reason, running=running, hurry=hurry)
+        self._stop.set()
+        notify("STOPPING=1")
+        self._signal_all(signal.SIGTERM)
+        if self._killing is not None:
+            self._killing.cancel()
+        seconds = OWN_END_SECONDS + (0.0 if hurry else self._drain_seconds)
+        self._killing = asyncio.get_running_loop().call_later(seconds, self._kill)
+
+    def _kill(self) -> None:
+        left = [worker.index for worker in self._workers.values() if worker.running]
+        log.error("workers.killed", workers=left, advice="they did not end in time")
+        self._signal_all(signal.SIGKILL)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for worker in self._workers.values():
+            worker.send(number)
+
+    # ---- one worker
+
+    async def _keep(self, index: int) -> None:
+        deaths = 0
+        while not self._stop.is_set():
+            worker = Worker(index, self._command(index))
+            self._workers[index] = worker
+            status = await self._live(worker)
+            if self._stop.is_set():
+                self._judge_last(worker, status)
+                return
+            if status == 0 and worker.was_up:
+                # Somebody told this one alone to drain: so it is restarted with what its files say.
+                log.info("worker.drained", worker=index, pid=worker.pid)
+                deaths = 0
+                continue
+            if index not in self._ever_up and status > 0:
+                # A wrong setting, not a crash: trying again would only hide it.
+                log.error("worker.cannot_start", worker=index, ended=how_ended(status))
+                self._status = status
+                self._end(f"worker {index} cannot start")
+                return
+            seconds = asyncio.get_running_loop().time() - worker.started_at
+            deaths = 1 if worker.was_up and seconds >= STEADY_SECONDS else deaths + 1
+            if not await self._pause(worker, status, seconds, deaths):
+                return
+
+    async def _live(self, worker: Worker) -> int:
+        """From start to end; the exit status."""
+        try:
+            await worker.start()
+        except OSError as error:
+            log.error("worker.not_run", worker=worker.index, error=str(error))
+            return 1
+        log.info("worker.started", worker=worker.index, pid=worker.pid)
+        if self._stop.is_set():  # told to end while it was being started
+            worker.send(signal.SIGTERM)
+        try:
+            if await worker.came_up(UP_SECONDS):
+                self._note_up(worker)
+        except TimeoutError:
+            log.error("worker.stuck", worker=worker.index, pid=worker.pid, seconds=UP_SECONDS)
+            worker.send(signal.SIGKILL)
+        if worker.was_up:
+            await self._listen(worker)
+        return await worker.ended()
+
+    async def _listen(self, worker: Worker) -> None:
+        try:
+            await worker.listen(SILENT_SECONDS)
+        except TimeoutError:
+            if not self._stop.is_set():  # one that is told to end has another deadline
+                log.error("worker.silent", worker=worker.index, pid=worker.pid)
+                worker.send(signal.SIGKILL)
+
+    def _tell_systemd(self) -> None:
+        ill = [one.index for one in self._workers.values() if one.running and not one.well]
+        if ill:
+            notify(f"STATUS=not well: worker {ill[0]}")
+        else:
+            notify("WATCHDOG=1")
+        self._watchdog = asyncio.get_running_loop().call_later(WATCHDOG_SECONDS, self._tell_systemd)
+
+    def _note_up(self, worker: Worker) -> None:
+        log.info("worker.up", worker=worker.index, pid=worker.pid)
+        self._ever_up.add(worker.index)
+        if len(self._ever_up) == self._count and not self._announced:
+            self._announced = True
+            log.info("workers.up", pids=[one.pid for _, one in sorted(self._workers.items())])
+            notify("READY=1", f"STATUS={self._count} workers take calls")
+
+    async def _pause(self, worker: Worker, status: int, seconds: float, deaths: int) -> bool:
+        """Say that it died and wait before the next start; False when there is none."""
+        said = {
+            "worker": worker.index,
+            "pid": worker.pid,
+            "ended": how_ended(status),
+            "after_seconds": round(seconds, 1),
+            "deaths": deaths,
+            "max_restarts": self._max_restarts,
+        }
+        if deaths > self._max_restarts:
+            log.error("worker.given_up", **said)
+            notify(f"STATUS=worker {worker.index} was given up")
+            self._status = 1
+            return False
+        pause = min(FIRST_PAUSE_SECONDS * 2 ** (deaths - 1), LONGEST_PAUSE_SECONDS)
+        log.error("worker.died", **said, restart_in_seconds=pause)
+        try:
+            async with asyncio.timeout(pause):
+                await self._stop.wait()
+        except TimeoutError:
+            return True
+        return False
+
+    def _judge_last(self, worker: Worker, status: int) -> None:
+        """What the end of a worker that was told to end means for the exit status."""
+        never_up = not worker.was_up and status == -signal.SIGTERM
+        log.info("worker.ended", worker=worker.index, pid=worker.pid, ended=how_ended(status))
+        if status != 0 and not never_up and self._status == 0:
+            self._status = 1
+
+
+def supervise(config: Config, file: Path, reopen_log: Callable[[], None]) -> int:
+    """Run ``workers.count`` workers of the configuration in ``file``; returns the exit status."""
+
+    def command(index: int) -> list[str]:
+        count = str(config.workers.count)
+        run = [sys.executable, "-m", "gateway", "run", "-c", str(file), "--workers", count]
+        return run if config.workers.count == 1 else [*run, "--worker", str(index)]
+
+    async def main() -> int:
+        supervisor = Supervisor(
+            command,
+            config.workers.count,
+            max_restarts=config.workers.max_restarts,
+            drain_seconds=max(config.limits.drain_seconds, config.limits.drain_notice_seconds),
+            reopen_log=reopen_log,
+        )
+        return await supervisor.run()
+
+    return asyncio.run(main())

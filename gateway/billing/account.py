@@ -1,0 +1,156 @@
+"""The account of one call: its usage, what that costs, and the budgets that it draws on. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+from gateway.billing.budget import Budgets, Reached, Scope, Watch
+from gateway.billing.ledger import Ledger
+from gateway.billing.prices import PriceBook
+from gateway.billing.usage import Usage, transcription_usage_of, usage_of
+from gateway.realtime.events import InputTranscribed, ResponseDone, ServerEvent
+
+
+class Accounts:
+    """Opens an account for each call.
+
+    Args:
+        today: the ISO date that money is spent on now.
+        on_unknown: told once of each model that has no price.
+    """
+
+    def __init__(
+        self,
+        prices: PriceBook,
+        ledger: Ledger,
+        today: Callable[[], str],
+        on_unknown: Callable[[str], None] = lambda _model: None,
+    ) -> None:
+        self.prices = prices
+        self.ledger = ledger
+        self.today = today
+        self._on_unknown = on_unknown
+        self._said: set[str] = set()
+
+    def open(
+        self, *, model: str, host: str, transcriber: str, route: str, number: str, budgets: Budgets
+    ) -> Account:
+        """The account of a call that begins now."""
+        self.ledger.begin(self.today())
+        return Account(self, model, host, transcriber, route, number, budgets)
+
+    def exhausted(self, route: str, number: str, budgets: Budgets) -> Reached | None:
+        """Which budget leaves nothing for another call, if one does."""
+        return Watch(Budgets(None, budgets.number, budgets.route, budgets.day, Decimal(2))).look(
+            self.spent(route, number)
+        )
+
+    def spent(self, route: str, number: str) -> dict[Scope, Decimal]:
+        """What was spent today, by scope."""
+        day, ledger = self.today(), self.ledger
+        return {
+            Scope.NUMBER: ledger.number(day, number),
+            Scope.ROUTE: ledger.route(day, route),
+            Scope.DAY: ledger.day(day),
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Today's sums of this process, and the total with the others that share its budgets."""
+        day = self.today()
+        sums = self.ledger.own.as_json() if self.ledger.own.day == day else {"day": day}
+        sums.pop("numbers", None)
+        return {"currency": self.prices.currency, **sums, "shared_total": str(self.ledger.day(day))}
+
+    def unknown(self, model: str) -> None:
+        """Say once that a model has no price."""
+        if model not in self._said and len(self._said) < 100:
+            self._said.add(model)
+            self._on_unknown(model)
+
+
+class Account:
+    """Counts what one call uses. ``transcriber`` is empty where callers are not transcribed."""
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        model: str,
+        host: str,
+        transcriber: str,
+        route: str,
+        number: str,
+        budgets: Budgets,
+    ) -> None:
+        self.total = Decimal(0)
+        """What is priced of the call."""
+        self._accounts = accounts
+        self._model, self._transcriber = model, transcriber
+        self._route, self._number = route, number
+        self._price = accounts.prices.price(model, host)
+        self._transcribing = accounts.prices.price(transcriber, host) if transcriber else None
+        self._watch = Watch(budgets)
+        self._used, self._heard = Usage(), Usage()
+        self._responses = self._transcriptions = self._untold = 0
+        self._unpriced: list[str] = []
+
+    def take(self, event: ServerEvent) -> Reached | None:
+        """Count what ``event`` says was used; returns the budget that this has reached."""
+        if isinstance(event, ResponseDone):
+            self._responses += 1
+            if event.usage is None:
+                # One that failed or was cancelled before it began is not billed.
+                self._untold += event.status in ("completed", "incomplete")
+                return None
+            usage = usage_of(event.usage)
+            self._used += usage
+            cost = None if self._price is None else self._price.of(usage)
+            return self._spend(self._model, cost, usage)
+        if isinstance(event, InputTranscribed) and event.usage is not None:
+            usage = transcription_usage_of(event.usage)
+            self._transcriptions += 1
+            self._heard += usage
+            cost = None if self._transcribing is None else self._transcribing.of(usage)
+            return self._spend(self._transcriber or "transcription", cost, usage)
+        return None
+
+    def _spend(self, model: str, cost: Decimal | None, usage: Usage) -> Reached | None:
+        accounts = self._accounts
+        if cost is None and not (usage.total or usage.seconds):
+            return None
+        accounts.ledger.add(accounts.today(), self._route, self._number, cost)
+        if cost is None:
+            accounts.unknown(model)
+            if model not in self._unpriced:
+                self._unpriced.append(model)
+            return None
+        self.total += cost
+        spent = {Scope.CALL: self.total, **accounts.spent(self._route, self._number)}
+        return self._watch.look(spent)
+
+    def as_json(self) -> dict[str, Any]:
+        """For the call's record. ``total`` is null when something of it has no price."""
+        told: dict[str, Any] = {
+            "currency": self._accounts.prices.currency,
+            "total": None if self._unpriced or self._untold else exact(self.total),
+            "priced": exact(self.total),
+            "model": self._model,
+            "responses": self._responses,
+            "responses_without_usage": self._untold,
+            "tokens": self._used.as_json(),
+            "unpriced": list(self._unpriced),
+        }
+        if self._transcriber or self._transcriptions:
+            told["transcription"] = {
+                "model": self._transcriber,
+                "turns": self._transcriptions,
+                "seconds": round(self._heard.seconds, 3),
+                "tokens": self._heard.as_json(),
+            }
+        return told
+
+
+def exact(amount: Decimal) -> float:
+    """As JSON number: 15 digits, more than any bill has."""
+    return float(round(amount, 12))

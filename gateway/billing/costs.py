@@ -1,0 +1,74 @@
+"""The costs of a process: accounts for its calls, and the sums of the day on the disk."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+import structlog
+
+from gateway.billing.account import Account, Accounts
+from gateway.billing.budget import Reached
+from gateway.billing.ledger import Ledger
+from gateway.billing.prices import load_prices
+from gateway.billing.route_budget import budgets_of, transcriber_of
+from gateway.billing.store import Keeper
+from gateway.config import Config
+from gateway.dialplan import Route
+
+if TYPE_CHECKING:
+    from gateway.bridge.sessions import SessionPlan
+
+log = structlog.get_logger("cost")
+
+
+class Costs:
+    """Raises ConfigError for a price file with mistakes."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        name = config.cost.timezone
+        self._zone = ZoneInfo(name) if name else None
+        ledger = Ledger()
+        self._accounts = Accounts(load_prices(config.cost.prices), ledger, self._today, _unknown)
+        self._keeper = Keeper(config.ledger, ledger)
+
+    async def start(self) -> None:
+        """Go on with what was spent today before a restart."""
+        await self._keeper.start()
+
+    async def stop(self) -> None:
+        """Keep what was spent."""
+        await self._keeper.stop()
+
+    def exhausted(self, route: Route, number: str) -> Reached | None:
+        """The budget that leaves nothing for another call, if one does."""
+        return self._accounts.exhausted(route.name, number, budgets_of(self._config, route))
+
+    def open(self, route: Route, number: str, session: SessionPlan) -> Account:
+        """The account of a call that begins now."""
+        return self._accounts.open(
+            model=session.endpoint.model,
+            host=urlsplit(session.endpoint.url).hostname or "",
+            transcriber=transcriber_of(session.settings),
+            route=route.name,
+            number=number,
+            budgets=budgets_of(self._config, route),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Today's sums."""
+        return self._accounts.as_json()
+
+    def _today(self) -> str:
+        return datetime.now().astimezone(self._zone).date().isoformat()
+
+
+def _unknown(model: str) -> None:
+    log.warning(
+        "cost.unknown_model",
+        model=model,
+        advice="what it uses is counted, its cost is null; cost.prices can name it",
+    )

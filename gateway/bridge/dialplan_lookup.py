@@ -1,0 +1,129 @@
+"""What a call waits for before its session is set up: the data that its route asks for.
+
+The request goes out with the INVITE, beside the ringing and the connection to the realtime server;
+only ``session.update`` waits for it, and nothing but this call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from gateway.call.plan import CallPlan
+from gateway.config.http import shown
+from gateway.dialplan import Match
+from gateway.realtime.errors import Kind, Verdict
+from gateway.realtime.setup import SetupFailed, Step
+from gateway.text import json_of
+from gateway.tools.api import ToolError
+from gateway.tools.http import HttpClient, Request
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A call whose data are there, or will not be.
+
+    ``plan`` and ``settings`` are complete now; ``failure`` says why the data are not in them.
+    """
+
+    plan: CallPlan
+    settings: Mapping[str, Any]
+    ms: int
+    failure: str = ""
+
+
+Complete = Callable[[Match], tuple[CallPlan, Mapping[str, Any]]]
+"""The plan of the call and the session object, for a match with all its values."""
+
+
+class Preparation:
+    """The request for one call. Belongs to the event loop; :meth:`stop` leaves no task behind."""
+
+    def __init__(self, match: Match, client: HttpClient, complete: Complete) -> None:
+        self._match = match
+        self._client = client
+        self._complete = complete
+        self._task: asyncio.Task[Prepared] | None = None
+
+    async def ready(self) -> Prepared:
+        """The whole plan, once the data are there, or their deadline has passed.
+
+        Raises SetupFailed where the route refuses calls without their data.
+        """
+        self.start("")
+        assert self._task is not None
+        prepared = await asyncio.shield(self._task)
+        data = self._match.route.data
+        if prepared.failure and data is not None and data.on_failure == "refuse":
+            verdict = Verdict(Kind.FATAL, "no_data", "the data of this call cannot be had", True)
+            raise SetupFailed(verdict, Step.CREATED, prepared.failure)
+        return prepared
+
+    def start(self, call_id: str) -> None:
+        """Ask, if that has not been done; ``call_id`` names the call in logs."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(call_id), name=f"data {call_id}")
+
+    def stop(self) -> None:
+        """The call is over."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self, call_id: str) -> Prepared:
+        structlog.contextvars.bind_contextvars(call=call_id, route=self._match.route.name)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        answer, failure = await fetch(self._match, self._client)
+        ms = round((loop.time() - began) * 1000)
+        if failure:
+            log.warning("call.data_failed", detail=failure, ms=ms)
+        else:
+            log.info("call.data", ms=ms)
+        plan, settings = self._complete(with_data(self._match, answer))
+        return Prepared(plan, settings, ms, failure)
+
+
+def with_data(match: Match, answer: Any) -> Match:
+    """``match`` with the values of its route's data; ``answer`` is None for none."""
+    route = match.route
+    if route.data is None:
+        return match
+    return replace(
+        match, values={**match.values, **route.data.values(route.data_variables(), answer)}
+    )
+
+
+async def fetch(match: Match, client: HttpClient) -> tuple[Any, str]:
+    """The JSON object that the service answers, and why there is none. Never raises for that."""
+    data = match.route.data
+    if data is None:
+        return None, ""
+    known = {name: value for name, value in match.values.items() if value}
+    request = Request(
+        method=data.method,
+        url=data.address(match.values),
+        headers={"Accept": "application/json", **shown(data.headers)},
+        body=known if data.method == "POST" else None,
+        retries=data.retries,
+        again=True,  # it asks for something, and does nothing
+    )
+    try:
+        async with asyncio.timeout(data.seconds):
+            text = await client.send(request)
+    except TimeoutError:
+        return None, f"no answer within {data.seconds:g} s"
+    except ToolError as error:
+        return None, str(error)
+    try:
+        answer = json_of(text)
+    except (ValueError, RecursionError):
+        return None, "the answer is no JSON"
+    if not isinstance(answer, dict):
+        return None, "the answer is no JSON object"
+    return answer, ""

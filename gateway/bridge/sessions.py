@@ -1,0 +1,317 @@
+"""The realtime side of one call: the session that has the caller, and one that may take its place.
+
+Carries out what the machine says of sessions, and feeds in what they tell; decides nothing. Of
+events only those of the session that has the caller count: what an old one still sends is past.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from random import uniform
+from typing import Any
+
+import structlog
+
+from gateway.billing.account import Account
+from gateway.billing.budget import Level
+from gateway.bridge.dialplan_lookup import Preparation
+from gateway.bridge.entries import entry, entry_task
+from gateway.call import inputs, outputs
+from gateway.call.record import CallRecord
+from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.events import (
+    InputTranscribed,
+    ResponseCreated,
+    ResponseDone,
+    ServerError,
+    ServerEvent,
+)
+from gateway.realtime.session import Session, SessionClosed
+from gateway.realtime.settings_fallback import Refused
+from gateway.realtime.setup import SetupFailed, open_with_retry
+from gateway.records.events import EventLog
+
+_EARLY_EVENTS = 256
+"""Events kept between the session's first event and the answer to it; a turn of the loop."""
+
+_CLOSING = 8
+"""Sessions of one call that are being closed at a time; each has its own deadline, and takes 2 s at
+most. Calls that lose more than these in that time have other troubles."""
+
+
+ATTEMPTS = 2
+"""Of one server, before the route's next step is taken."""
+
+SPREAD_SECONDS = 0.25
+"""A session that replaces one that was lost is opened up to this much later."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPlan:
+    """How to get the session of one call."""
+
+    endpoint: Endpoint
+    settings: Mapping[str, Any]
+    """The GA session object to send."""
+    connect_timeout: float
+    max_playout_frames: int
+    preparation: Preparation | None = None
+    """What the settings wait for; they say only the audio formats until it is there."""
+    met: Callable[[Endpoint, str | None], None] = lambda _endpoint, _failure: None
+    """Told what each attempt met; None where there is a session."""
+    others: tuple[Endpoint, ...] = ()
+    """Servers to turn to when the first is in trouble; :class:`outputs.OpenSession` counts them
+    from 1."""
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    """One session, from the attempt to open it."""
+
+    spare: bool
+    session: Session | None = None
+    opening: asyncio.Task[None] | None = None
+    over: bool = False
+    """It is closed, or is being closed: it takes no more audio."""
+    early: deque[ServerEvent] | None = field(default_factory=lambda: deque(maxlen=_EARLY_EVENTS))
+
+
+class Sessions:
+    """Lives as long as its call.
+
+    Args:
+        feed: takes what the machine is to know.
+        on_fault: told of a defect of ours; ends the call.
+        is_over: whether the call is, and its record written.
+    """
+
+    def __init__(
+        self,
+        plan: SessionPlan,
+        record: CallRecord,
+        feed: Callable[[inputs.Input], None],
+        on_fault: Callable[[Exception], None],
+        is_over: Callable[[], bool],
+    ) -> None:
+        self.plan = plan
+        self._record = record
+        self._feed = feed
+        self._on_fault = on_fault
+        self._is_over = is_over
+        self._account: Account | None = None
+        self._events: EventLog | None = None
+        self._line: _Line | None = None
+        self._spare: _Line | None = None
+        self._closing: deque[asyncio.Task[None]] = deque(maxlen=_CLOSING)
+        self._frames_dropped = 0
+        self._refused: deque[list[Refused]] = deque(maxlen=_CLOSING)
+        self.carriers: dict[type, Callable[[Any], None]] = {
+            outputs.OpenSession: self._open,
+            outputs.CloseSession: self.close,
+            outputs.Send: self._send,
+        }
+
+    def watch(self, account: Account, events: EventLog | None) -> None:
+        """Before the start: count what the call uses, and let ``events`` see its sessions."""
+        self._account, self._events = account, events
+
+    def append(self, audio: bytes) -> None:
+        """Caller audio, in the session's law; while there is no session it goes nowhere."""
+        line = self._line
+        if line is not None and line.session is not None and not line.over:
+            line.session.append(audio)
+
+    @property
+    def id(self) -> str:
+        """The server's name of the session that has the caller; empty without one."""
+        return "" if self._line is None or self._line.session is None else self._line.session.id
+
+    def finish(self) -> None:
+        """The call is over on both sides: complete the record."""
+        if self.plan.preparation is not None:
+            self.plan.preparation.stop()
+        for line in (self._line, self._spare):
+            if line is not None:
+                self._stop_opening(line)
+                self._count_dropped(line)
+        self._record.append_frames_dropped = self._frames_dropped
+        refused = dict.fromkeys(one for session in self._refused for one in session)
+        self._record.settings_refused = list(refused)
+        if self._events is not None:
+            self._record.event_log = self._events.as_json()
+
+    async def gone(self) -> None:
+        """Wait until the sessions' tasks are gone too; they have their own deadlines."""
+        lines = [line for line in (self._line, self._spare) if line is not None]
+        tasks = [line.opening for line in lines if line.opening is not None]
+        if tasks or self._closing:
+            await asyncio.gather(*tasks, *self._closing, return_exceptions=True)
+        for line in lines:
+            if line.session is not None:
+                await line.session.close(1000, "over")  # where its end failed; else it is closed
+        if self._events is not None:
+            self._events.end()
+
+    # ---- what the machine says
+
+    def _open(self, output: outputs.OpenSession) -> None:
+        line = _Line(output.spare)
+        again = False
+        if output.spare:
+            self._spare = line
+        else:
+            if self._line is not None:
+                again = self._line.session is not None
+                self._let_go(self._line, 1000, "replaced")
+            self._line = line
+        if self.plan.preparation is not None:
+            self.plan.preparation.start(self._record.call_id)
+        endpoint = (self.plan.endpoint, *self.plan.others)[output.endpoint]
+        name = f"open {self._record.call_id}"
+        line.opening = asyncio.create_task(self._set_up(line, endpoint, again), name=name)
+
+    @entry_task
+    async def _set_up(self, line: _Line, endpoint: Endpoint, again: bool) -> None:
+        record = self._record
+        # This task's own: what the session logs, from here to its end, names the call.
+        structlog.contextvars.bind_contextvars(call=record.call_id, route=record.route)
+        if again:
+            # The calls that lost a server at one moment do not all come back at one.
+            await asyncio.sleep(uniform(0, SPREAD_SECONDS))
+        try:
+            # Once more at most: what is done then, and when another attempt is made, is the
+            # machine's to say (the route's on_trouble), and nobody rings for long in vain.
+            session = await open_with_retry(
+                endpoint,
+                self.plan.settings,
+                timeout=self.plan.connect_timeout,
+                on_event=lambda event: self._on_event(line, event),
+                on_closed=lambda closed: self._on_closed(line, closed),
+                tap=self._events,
+                late=None if self.plan.preparation is None else self._prepare,
+                attempts=1 if line.spare else ATTEMPTS,
+            )
+        except SetupFailed as failure:
+            self.plan.met(endpoint, str(failure))
+            if line is self._spare:
+                self._spare = None
+                self._feed(inputs.SpareFailed(str(failure)))
+            elif line is self._line:
+                failed = inputs.SessionFailed(failure.verdict, failure.detail, failure.retry_after)
+                self._feed(failed)
+            return
+        line.session = session  # first of all, so that it is closed whatever raises
+        self.plan.met(endpoint, None)
+        self._refused.append(session.refused)
+        if line is not self._line and line is not self._spare:
+            self._let_go(line, 1000, "not wanted any more")
+            return
+        up = inputs.SpareUp if line.spare else inputs.SessionUp
+        self._feed(up(session.id, session.seconds_left))
+        early, line.early = line.early or deque(), None
+        for event in early:
+            self._on_event(line, event)
+
+    async def _prepare(self) -> Mapping[str, Any]:
+        """The settings, when what they wait for is there."""
+        if self.plan.preparation is not None:
+            prepared = await self.plan.preparation.ready()
+            if self.plan.preparation is not None:  # nobody else waited for it, and was first
+                self.plan = replace(self.plan, settings=prepared.settings, preparation=None)
+                self._feed(inputs.Prepared(prepared.plan, prepared.ms, prepared.failure))
+        return self.plan.settings
+
+    def close(self, output: outputs.CloseSession) -> None:
+        """End what there is."""
+        for line in (self._line, self._spare):
+            if line is not None:
+                self._let_go(line, output.code, output.reason)
+        self._spare = None
+
+    def take_over(self) -> None:
+        """The spare session has the caller from now on; the other one is closed."""
+        old, spare = self._line, self._spare
+        if spare is None:
+            return
+        self._line, self._spare = spare, None
+        spare.spare = False
+        if old is not None:
+            self._count_dropped(old)
+            self._let_go(old, 1000, "handed over")
+
+    def _send(self, output: outputs.Send) -> None:
+        if self._line is not None and self._line.session is not None:
+            self._line.session.send(output.command)
+
+    # ---- what the sessions tell
+
+    def on_fault(self, error: Exception) -> None:
+        """As :class:`gateway.bridge.entries.HasFaults`."""
+        self._on_fault(error)
+
+    @entry
+    def _on_event(self, line: _Line, event: ServerEvent) -> None:
+        if line.early is not None:
+            line.early.append(event)
+            return
+        if line is not self._line:
+            # Past for the call, but it is paid for.
+            if isinstance(event, ResponseDone | InputTranscribed):
+                self._count(event)
+            return
+        if isinstance(event, ServerError):
+            command = None
+            if line.session is not None:
+                command = line.session.command_of(event.client_event_id)
+            self._feed(inputs.ServerFailed(event, command))
+            return
+        asked = None
+        if isinstance(event, ResponseCreated) and line.session is not None:
+            asked = line.session.asked_by(event)
+        self._feed(inputs.ServerSaid(event, asked))
+        if isinstance(event, ResponseDone | InputTranscribed):
+            self._count(event)
+
+    def _count(self, event: ServerEvent) -> None:
+        if self._account is None:
+            return
+        reached = self._account.take(event)
+        if self._is_over():
+            return  # it is paid for all the same, but the record is written
+        self._record.cost = self._account.as_json()
+        if reached is not None:
+            self._feed(inputs.BudgetReached(reached.level is Level.LIMIT, str(reached)))
+
+    @entry
+    def _on_closed(self, line: _Line, closed: SessionClosed) -> None:
+        line.over = True
+        if self._events is not None:
+            self._events.closed(closed.code, closed.reason, closed.by_us)
+        if line is self._line:
+            self._feed(inputs.SessionClosed(closed.code, closed.reason, closed.by_us))
+        elif line is self._spare:
+            self._spare = None
+            self._feed(inputs.SpareFailed(f"{closed.code} {closed.reason}".strip()))
+
+    # ---- how
+
+    def _let_go(self, line: _Line, code: int, reason: str) -> None:
+        line.over = True
+        if line.session is not None:
+            closing = line.session.close(code, reason)
+            name = f"close {line.session.id}"
+            self._closing.append(asyncio.create_task(closing, name=name))
+        else:
+            self._stop_opening(line)
+
+    @staticmethod
+    def _stop_opening(line: _Line) -> None:
+        if line.opening is not None and line.opening is not asyncio.current_task():
+            line.opening.cancel()
+
+    def _count_dropped(self, line: _Line) -> None:
+        if line.session is not None:
+            self._frames_dropped += line.session.counters.audio_dropped

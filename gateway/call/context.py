@@ -1,0 +1,51 @@
+"""Where one call is, and what it has: what the sides of its machine share."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from gateway.call.conversation.conversation import Conversation
+from gateway.call.ending import Why
+from gateway.call.leg.answering import Opening
+from gateway.call.leg.timers import Timers
+from gateway.call.outputs import Output
+from gateway.call.plan import CallPlan, Rung
+from gateway.call.record import CallRecord
+from gateway.call.states import State
+from gateway.call.timeline import Journal
+
+
+class Course:
+    """Written by the machine and its sides, each its own part of it."""
+
+    def __init__(self, plan: CallPlan, record: CallRecord, now: float) -> None:
+        self.state = State.CONNECTING
+        self.plan = plan
+        self.record = record
+        self.journal = Journal(record, now)
+        self.conversation = Conversation(plan, self.journal)
+        self.timers = Timers(plan)
+        self.opening = Opening(plan.answer, self.journal)
+        self.session_up = False
+        self.retry_after: float | None = None
+        """What the server that gave no session last wants to be left alone for (s)."""
+        self.held = False
+        """The caller has put us on hold."""
+
+    @property
+    def live(self) -> bool:
+        """It is answered, and not being ended."""
+        return self.state in (State.ANSWERED, State.TALKING, State.BRIDGED)
+
+    @property
+    def talking(self) -> bool:
+        """It is live, and the caller has nobody but the model."""
+        return self.state in (State.ANSWERED, State.TALKING)
+
+
+class End(Protocol):
+    """Ends the call, once; ``rung`` may say how a call is refused that is not answered."""
+
+    def __call__(
+        self, why: Why, now: float, detail: str = "", *, rung: Rung | None = None
+    ) -> list[Output]: ...

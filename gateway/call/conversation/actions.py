@@ -1,0 +1,61 @@
+"""What functions outside do to the call that they run for."""
+
+from __future__ import annotations
+
+import json
+
+from gateway.call.conversation.control import Parting, Talk
+from gateway.call.ending import Why
+from gateway.call.leg.call_control import OPERATOR_ERRAND
+from gateway.call.outputs import Output, Send
+from gateway.realtime.commands import CreateItem, CreateResponse
+from gateway.tools.arguments import ToolError
+from gateway.tools.commands import (
+    Act,
+    AskAside,
+    EndCall,
+    HandOn,
+    Respond,
+    Say,
+    Show,
+    Tell,
+    TransferTo,
+)
+from gateway.tools.definitions import TRANSFER_CALL
+
+
+def carry_out(act: Act, talk: Talk, now: float) -> list[Output]:
+    """Do it, unless the call is being left already."""
+    if talk.parting is not None and not isinstance(act, AskAside):
+        return []
+    note = talk.journal.note(now, "act", "info", act=type(act).__name__)
+    match act:
+        case Say(words):
+            return [note, *talk.say(words, now)]
+        case Tell(text, role, respond):
+            return [note, *talk.tell(text, role=role), *_respond(talk, respond, now)]
+        case Show(image, text, respond):
+            content = [{"type": "input_text", "text": text}] if text else []
+            content.append({"type": "input_image", "image_url": image})
+            item = {"type": "message", "role": "user", "content": content}
+            return [note, Send(CreateItem(item)), *_respond(talk, respond, now)]
+        case Respond(instructions):
+            return [note, *talk.ask(CreateResponse({"instructions": instructions}), now)]
+        case AskAside(key, instructions, metadata):
+            return [note, *talk.asides.ask(key, "application", instructions, now, metadata)]
+        case TransferTo(destination, words):
+            talk.part(Parting(Why.APPLICATION, "by a function", words, transfer_to=destination))
+        case HandOn(destination):
+            wanted = json.dumps({"destination": destination})
+            try:
+                talk.errands.ask(TRANSFER_CALL, OPERATOR_ERRAND, wanted, now)
+            except ToolError as error:
+                refused = talk.journal.note(now, "act_refused", "warning", reason=str(error))
+                return [note, refused]
+        case EndCall(words):
+            talk.part(Parting(Why.APPLICATION, "by a function", words))
+    return [note]
+
+
+def _respond(talk: Talk, wanted: bool, now: float) -> list[Output]:
+    return talk.ask(CreateResponse(), now) if wanted else []

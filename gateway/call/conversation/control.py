@@ -1,0 +1,209 @@
+"""What the parts of a conversation share: the agent's sound, its responses, and the acts in a call.
+
+A part (:mod:`gateway.call.rules.rule`) decides that something is to be done; how it is done without
+colliding with what else goes on is here, once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gateway.call.conversation.out_of_band import Asides
+from gateway.call.conversation.responses import ResponseGate
+from gateway.call.ending import Why
+from gateway.call.leg.call_control import OWN_ERRAND, Errands
+from gateway.call.leg.graceful_hangup import Farewell
+from gateway.call.outputs import Output, Send
+from gateway.call.plan import CallPlan
+from gateway.call.playout.playback import Playback
+from gateway.call.timeline import Journal
+from gateway.realtime.commands import (
+    CancelResponse,
+    ClientCommand,
+    CreateItem,
+    CreateResponse,
+    UpdateSession,
+)
+from gateway.tools.arguments import ToolError
+from gateway.tools.definitions import TRANSFER_CALL
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """The gateway ends the model's part in this call."""
+
+    why: Why
+    detail: str = ""
+    """For the record."""
+    words: str = ""
+    """The caller's last words from us; empty: the call just ends."""
+    transfer_to: str = ""
+    """Name of the destination to transfer to; ``words`` are for when that fails."""
+
+
+class KeyTaker(Protocol):
+    """Takes the caller's keys in place of the conversation, while it wants them."""
+
+    @property
+    def wants_keys(self) -> bool:
+        """Whether it does now."""
+
+    def key(self, digit: str, now: float) -> list[Output]:
+        """The caller pressed a key."""
+
+
+class Talk:
+    """One conversation's means. Every method takes the time (s) and returns outputs."""
+
+    def __init__(self, plan: CallPlan, journal: Journal) -> None:
+        self.plan = plan
+        self.journal = journal
+        self.playback = Playback(plan.codec.silence, plan.truncate_margin_ms, journal)
+        self.gate = ResponseGate()
+        self.farewell = Farewell(plan.farewell_seconds)
+        self.errands = Errands(plan, journal)
+        self.changes: dict[str, UpdateSession] = {}
+        """What was changed about the session, by what it concerns, and holds for the next, too."""
+        self.asides = Asides(journal)
+        self.let_go: set[str] = set()
+        """Items that the session was told to forget because they are old."""
+        self.private: set[str] = set()
+        """Function calls whose results stand in no record."""
+        self.collecting: KeyTaker | None = None
+        self.approvals: KeyTaker | None = None
+        self.parting: Parting | None = None
+        """Why nothing more is asked of the model, once that is so."""
+        self._to_cancel: list[str] = []
+        self._after_cut: list[Output] = []
+        self._handed_on = False
+
+    # ---- the model
+
+    def ask(self, create: CreateResponse, now: float) -> list[Output]:
+        """Ask for a response, once none is running."""
+        if self.parting is not None:
+            return []
+        return send(self.gate.request(create, now))
+
+    def say(self, words: str, now: float) -> list[Output]:
+        """Let the model say these words, and nothing else; no tools meanwhile."""
+        return self.ask(self.exactly(words), now)
+
+    def exactly(self, words: str) -> CreateResponse:
+        """The request for these words, and nothing else."""
+        return CreateResponse({"instructions": f"Say exactly: {words}", "tools": []})
+
+    def tell(self, text: str, *, role: str = "system") -> list[Output]:
+        """Put a message into the conversation; nothing answers it by itself."""
+        return [Send(CreateItem(message(role, text)))]
+
+    @property
+    def key_taker(self) -> KeyTaker | None:
+        """Who gets the next key instead of the conversation."""
+        for taker in (self.approvals, self.collecting):
+            if taker is not None and taker.wants_keys:
+                return taker
+        return None
+
+    # ---- its sound
+
+    @property
+    def speaking(self) -> bool:
+        """Something of the agent is being heard, or stands in the playout queue."""
+        return self.playback.queued_ms > 0
+
+    def interrupt(self, trigger: str, now: float, *, cancel: bool = True) -> list[Output]:
+        """Stop playing, and take a goodbye back; ``cancel`` the running response, where the server
+        does not know by itself."""
+        outputs: list[Output] = []
+        unanswered = self.farewell.take_back()
+        if unanswered is not None:
+            outputs.append(self.journal.note(now, "farewell_taken_back", "info"))
+        if unanswered:
+            result = {"status": "not ended", "reason": "the caller spoke during the goodbye"}
+            outputs.append(tool_output(unanswered, result))
+        undone = self.errands.interrupt()
+        if undone is not None:
+            result = {"status": "not done", "reason": "the caller interrupted"}
+            outputs.append(tool_output(undone, result))
+        running = self.gate.running
+        if cancel:
+            self._to_cancel += [one for one in running if not self.playback.was_cut(one)]
+        return outputs + self.playback.interrupt(trigger, running)
+
+    def bar(self, response_id: str, trigger: str, now: float) -> list[Output]:
+        """Let nothing (more) of this response be heard, and what else is being said go on."""
+        if self.playback.to_be_heard(response_id):
+            return self.interrupt(trigger, now)
+        if self.playback.was_cut(response_id) or response_id not in self.gate.running:
+            return []
+        self.playback.bar(response_id)
+        return [Send(CancelResponse(response_id))]
+
+    def after_cut(self, outputs: list[Output]) -> list[Output]:
+        """These outputs now, or once the server was told what of a cut answer was heard: the model
+        must not answer to what nobody heard."""
+        if not self.playback.cutting:
+            return outputs
+        self._after_cut = [*self._after_cut, *outputs]
+        return []
+
+    def flushed(self, unplayed_frames: int, now: float) -> list[Output]:
+        """Playout has stopped; tell the server what was heard, and to stop where it does not."""
+        outputs = self.playback.flushed(unplayed_frames, now)
+        outputs += [Send(CancelResponse(one)) for one in self._to_cancel]
+        self._to_cancel = []
+        following, self._after_cut = self._after_cut, []
+        return outputs + following
+
+    # ---- the end of it
+
+    def part(self, parting: Parting) -> None:
+        """Nothing more is asked of the model; the caller is handed on, or told goodbye. The first
+        reason stands."""
+        if self.parting is None:
+            self.parting = parting
+            self.gate.forget_waiting()
+
+    def leave(self, now: float) -> list[Output]:
+        """Carry a parting out, once nothing else is under way."""
+        parting = self.parting
+        if parting is None or self.errands.busy or self.farewell.deadline is not None:
+            return []
+        if parting.transfer_to and not self._handed_on:
+            self._handed_on = True
+            wanted = json.dumps({"destination": parting.transfer_to})
+            try:
+                self.errands.ask(TRANSFER_CALL, OWN_ERRAND, wanted, now)
+            except ToolError as error:
+                note = self.journal.note(now, "tool_refused", "error", reason=str(error))
+                return [note, *self.leave(now)]
+            return []
+        self.farewell.last(parting.why, now)
+        if not parting.words:
+            return []
+        # Nobody is to be answered any more, nor to be cut short.
+        deaf = UpdateSession({"audio": {"input": {"turn_detection": None}}})
+        words = CreateResponse({"instructions": f"Say exactly: {parting.words}", "tools": []})
+        return [Send(deaf), *send(self.gate.request(words, now))]
+
+
+def tool_output(call_id: str, result: Mapping[str, Any] | str) -> Output:
+    """The item that answers a function call."""
+    text = result if isinstance(result, str) else json.dumps(result)
+    item = {"type": "function_call_output", "call_id": call_id, "output": text}
+    return Send(CreateItem(item))
+
+
+def send(command: ClientCommand | None) -> list[Output]:
+    """The output for a command, if there is one."""
+    return [] if command is None else [Send(command)]
+
+
+def message(role: str, text: str) -> dict[str, Any]:
+    """A message item of one text."""
+    kind = "output_text" if role == "assistant" else "input_text"
+    return {"type": "message", "role": role, "content": [{"type": kind, "text": text}]}

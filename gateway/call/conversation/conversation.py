@@ -1,0 +1,374 @@
+"""The conversation of one call while its session is up: what happens goes to the part it concerns.
+
+What the parts share is :class:`gateway.call.conversation.control.Talk`. A rule of its own is a
+:class:`gateway.call.rules.rule.Part`, and is named in :meth:`Conversation.__init__`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gateway.call.conversation.actions import carry_out
+from gateway.call.conversation.control import Talk, send
+from gateway.call.conversation.responses import ResponseGate
+from gateway.call.conversation.transcript import Transcript
+from gateway.call.dtmf.input import Keys
+from gateway.call.ending import Why
+from gateway.call.inputs import Input, ServerSaid
+from gateway.call.outputs import AsideDone, Output
+from gateway.call.plan import CallPlan
+from gateway.call.playout.barge_in import Interruptions
+from gateway.call.rules.budget import Budget
+from gateway.call.rules.context_trimming import Keeping
+from gateway.call.rules.guardrails import Guards
+from gateway.call.rules.idle import Idle
+from gateway.call.rules.machine_detection import Machines
+from gateway.call.rules.response_failure import Rescue
+from gateway.call.rules.rule import Part
+from gateway.call.rules.silence import Silence
+from gateway.call.timeline import Journal
+from gateway.call.tools.approvals import Approvals
+from gateway.call.tools.function_calls import Functions
+from gateway.call.tools.mcp import McpWatch
+from gateway.realtime.commands import UNNAMED, CancelResponse, ClientCommand, CreateResponse
+from gateway.realtime.errors import Kind, classify_error
+from gateway.realtime.events import (
+    AgentTranscript,
+    AgentTranscriptDelta,
+    AudioDelta,
+    AudioDone,
+    InputCommitted,
+    InputTranscribed,
+    ItemTruncated,
+    ResponseCreated,
+    ResponseDone,
+    ServerError,
+    ServerEvent,
+    SpeechStarted,
+    SpeechStopped,
+)
+from gateway.realtime.settings_fallback import mended
+from gateway.tools.commands import Act, AskAside
+
+
+class Conversation:
+    """Decides for a call that is up. Every method takes the time (s) and returns outputs."""
+
+    def __init__(self, plan: CallPlan, journal: Journal) -> None:
+        self._plan = plan
+        self._journal = journal
+        self.talk = Talk(plan, journal)
+        self.errands = self.talk.errands
+        self._interruptions = Interruptions(self.talk)
+        self._keys = Keys(self.talk, self._interruptions)
+        approvals = self.talk.approvals = Approvals(self.talk)
+        self._functions = Functions(self.talk, approvals)
+        self.transcript = Transcript(self.talk)
+        self._session_failed = False
+        self._caller_speaks = False
+        self._unnamed = 0
+        """Responses that came without an id."""
+        self.silence = Silence(
+            self.talk,
+            lambda: self._caller_speaks or self._functions.busy or approvals.wants_keys,
+        )
+        self._rescue = Rescue(self.talk)
+        self._parts: tuple[Part, ...] = (
+            self.transcript,
+            Budget(self.talk),
+            Idle(self.talk, lambda: self._functions.busy or approvals.wants_keys),
+            Machines(self.talk),
+            approvals,
+            McpWatch(self.talk, approvals),
+            Guards(self.talk),
+            Keeping(self.talk),
+            self._rescue,
+            self.silence,
+        )
+
+    def prepare(self, plan: CallPlan) -> None:
+        """The same plan with its texts complete; before :meth:`open`."""
+        self._plan = self.talk.plan = plan
+
+    # ---- what happens
+
+    def open(self, now: float) -> list[Output]:
+        """The session is up: the greeting is asked for, so that it is there at the answer."""
+        if self._plan.greeting is None:
+            return []
+        greeting = CreateResponse(self._plan.greeting)
+        self._interruptions.greeting = greeting
+        return self.talk.ask(greeting, now)
+
+    def look_on(self, input: Input, now: float) -> list[Output]:
+        """What the parts do about it, after it was taken by whom it concerns."""
+        if type(input) is ServerSaid and (
+            type(input.event) is AudioDelta or self.talk.asides.takes(input.event)
+        ):
+            return []
+        return [output for part in self._parts for output in part.on(input, now)]
+
+    def complete(self, event: ServerEvent) -> ServerEvent:
+        """The event with the ids that its server left out, as far as they can be told: what has
+        no response belongs to the one that runs, and each response has an item then."""
+        match event:
+            case AudioDelta() | AudioDone() | AgentTranscriptDelta() | AgentTranscript():
+                self._name_active(event.response_id)
+                if event.response_id and event.item_id:
+                    return event
+                response_id = event.response_id or self.talk.gate.active or UNNAMED
+                item_id = event.item_id or f"item_of_{response_id}"
+                return replace(event, response_id=response_id, item_id=item_id)
+            case ResponseCreated(response_id=""):
+                self._unnamed += 1
+                return replace(event, response_id=f"{UNNAMED}{self._unnamed}")
+            case ResponseDone(response_id=""):
+                return replace(event, response_id=self.talk.gate.active or UNNAMED)
+            case ResponseDone():
+                self._name_active(event.response_id)
+        return event
+
+    def _name_active(self, response_id: str) -> None:
+        """A response that was created without an id shows it later."""
+        talk, active = self.talk, self.talk.gate.active
+        if active is None or not active.startswith(UNNAMED) or not response_id:
+            return
+        if response_id != active and not talk.playback.was_cut(response_id):
+            talk.playback.rename(active, response_id)
+            talk.gate.rename(active, response_id)
+
+    def on_event(
+        self, event: ServerEvent, now: float, command: ClientCommand | None = None
+    ) -> list[Output]:
+        """An event of the session; ``command`` is our request for a response that begins."""
+        note, talk = self._journal.note, self.talk
+        if talk.asides.takes(event):
+            return talk.asides.on_event(event, now)
+        if self.errands.joined and not isinstance(event, AgentTranscript | InputTranscribed):
+            return []  # it listens, and has nobody to talk to
+        match event:
+            case AudioDelta():
+                outputs = self.errands.model_speaks(now) + self._functions.model_speaks()
+                outputs += talk.playback.receive(event)
+                return outputs + self.silence.heard() if talk.speaking else outputs
+            case AudioDone():
+                return talk.playback.part_done(event)
+            case SpeechStarted():
+                self._caller_speaks = True
+                return self._interruptions.speech(event, now)
+            case SpeechStopped():
+                self._caller_speaks = False
+                stopped = note(now, "caller_stops", audio_ms=event.audio_end_ms)
+                return [*self._interruptions.speech_over(event, now), stopped]
+            case InputCommitted():
+                self._caller_speaks = False
+                if not self._plan.interruptions.by_gateway:
+                    talk.gate.turn()
+                return self._interruptions.committed(event, now)
+            case ResponseCreated():
+                request = command if isinstance(command, CreateResponse) else None
+                request = talk.gate.created(event.response_id, request)
+                self._interruptions.created(event.response_id, request)
+                return []
+            case AgentTranscriptDelta():
+                self._interruptions.agent_words(event)
+                return []
+            case ResponseDone():
+                return self._on_response_done(event, now)
+            case AgentTranscript():
+                return [note(now, "agent_said", item_id=event.item_id, text=event.transcript)]
+            case InputTranscribed():
+                said = note(now, "caller_said", text=event.transcript)
+                return [said, *self._interruptions.transcribed(event, now)]
+            case ItemTruncated():
+                at_ms = event.audio_end_ms
+                return [note(now, "truncated", item_id=event.item_id, audio_end_ms=at_ms)]
+        return []
+
+    def on_error(
+        self, error: ServerError, command: ClientCommand | None, now: float
+    ) -> list[Output]:
+        """An ``error`` event; most leave the call as it is (:mod:`gateway.realtime.errors`)."""
+        verdict = classify_error(error)
+        gate = self.talk.gate
+        outputs: list[Output] = [
+            self._journal.note(
+                now,
+                "error",
+                "debug" if verdict.kind is Kind.BENIGN else "warning",
+                code=verdict.code,
+                message=error.message,
+                answers=None if command is None else type(command).__name__,
+                kind=verdict.kind.value,
+            )
+        ]
+        if self.talk.asides.asked(command):
+            outputs += self.talk.asides.refused(command, error, now)
+        elif error.code == "conversation_already_has_active_response":
+            request = command if isinstance(command, CreateResponse) else None
+            gate.collided(request, now)
+            self._interruptions.refused(request)
+        elif isinstance(command, CreateResponse):
+            # A field that this server does not take costs nobody the answer.
+            instead = mended(command, error)
+            self._interruptions.replaced(command, instead)
+            outputs += send(gate.failed(command, now, instead))
+        elif isinstance(command, CancelResponse):
+            # It does not run, whatever became of its response.done.
+            outputs += send(gate.done(command.response_id, now))
+        outputs += self.talk.playback.refusal(error, command)
+        self._session_failed = self._session_failed or verdict.ends_session
+        return outputs
+
+    def on_digit(self, digit: str, now: float, *, in_band: bool = False) -> list[Output]:
+        """The caller pressed a key."""
+        return self._keys.press(digit, now, in_band=in_band)
+
+    def on_playout_started(self, now: float) -> list[Output]:
+        """The caller begins to hear an answer."""
+        return self.talk.playback.started(now)
+
+    def on_playout_drained(self, now: float) -> list[Output]:
+        """The caller has heard all there was."""
+        return self.talk.playback.drained(now)
+
+    def on_playout_refused(self, frames: int, now: float) -> list[Output]:
+        """The queue is full: the answer is cut at its end, and that is said."""
+        return self.talk.playback.refused(frames, now)
+
+    def on_flushed(self, unplayed_frames: int, now: float) -> list[Output]:
+        """Playout has stopped."""
+        return self.talk.flushed(unplayed_frames, now)
+
+    def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
+        """A function outside has returned."""
+        return self._functions.done(call_id, output, now)
+
+    def on_act(self, act: Act, now: float) -> list[Output]:
+        """A function outside wants something done."""
+        return carry_out(act, self.talk, now)
+
+    def act_in_vain(self, act: Act) -> list[Output]:
+        """There is nobody to do it for any more."""
+        return [AsideDone(act.key, "refused", "nobody talks")] if isinstance(act, AskAside) else []
+
+    def settle(self, now: float, *, confirmed: bool) -> list[Output]:
+        """What follows from what happened, once all of that is known."""
+        outputs = self._begin_errand(now, confirmed)
+        outputs += self._functions.errand_done(now)
+        if self.talk.parting is not None:
+            # What is under way, or a goodbye that is being said, ends the call by itself.
+            outputs += self.talk.leave(now)
+            outputs += self._begin_errand(now, confirmed)
+        return outputs + self.silence.settle(now, confirmed=confirmed)
+
+    def on_silence(self, rule: str, now: float) -> list[Output]:
+        """A response is due and nothing was heard for too long, and there is no other session."""
+        outputs = self.talk.interrupt("silence", now) + self.silence.reset()
+        return outputs + self._rescue.silent(rule, self.talk.gate.abandon(), now)
+
+    def on_session_over(self, now: float) -> list[Output]:
+        """The session closed as it should, but what came of it is still to be heard."""
+        self.talk.farewell.session_over(now)
+        self.talk.gate = ResponseGate()
+        self.on_end(now)
+        return self._interruptions.session_over()
+
+    def detach(self, now: float) -> list[Output]:
+        """The session is gone, or about to be, and another one is to take its place."""
+        self.transcript.detached()
+        outputs = self.talk.playback.session_over() + self._interruptions.session_over()
+        outputs += self.silence.reset()
+        self.talk.gate = ResponseGate()
+        self._caller_speaks = self._session_failed = False
+        return outputs
+
+    def attach(self) -> None:
+        """Another session has the caller; what was asked of none is not waited for."""
+        self.talk.gate = ResponseGate()
+
+    @property
+    def quiet(self) -> bool:
+        """Neither side speaks, and nothing is being done."""
+        talk = self.talk
+        busy = talk.errands.busy or self._functions.busy or talk.farewell.deadline is not None
+        return not (busy or talk.speaking or self._caller_speaks) and talk.gate.idle
+
+    def on_end(self, now: float) -> None:
+        """The session ends."""
+        self._keys.abandon(now)
+
+    # ---- what follows from it
+
+    @property
+    def leaving(self) -> bool:
+        """Last words were asked for, or are being said."""
+        return self.talk.farewell.deadline is not None
+
+    @property
+    def goodbye_is_here(self) -> bool:
+        """What is left to be heard is a goodbye, and all of it has come."""
+        return self.talk.farewell.being_said
+
+    def ended(self, now: float) -> tuple[Why | None, str]:
+        """Why the call is to end now, if it is, and a word about it; asked after everything that
+        happens."""
+        if self._session_failed:
+            return Why.SESSION_ERROR, ""
+        queued_ms, responding = self.talk.playback.queued_ms, not self.talk.gate.idle
+        why = self.talk.farewell.over(now, queued_ms=queued_ms, responding=responding)
+        parting = self.talk.parting
+        return why, parting.detail if parting is not None and parting.why is why else ""
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`on_tick` is due next (s)."""
+        due = [
+            self._keys.deadline,
+            self._functions.deadline,
+            self._interruptions.deadline,
+            self.talk.gate.deadline,
+            self.talk.farewell.deadline,
+            self.talk.asides.deadline,
+            self.errands.deadline,
+            *(part.deadline for part in self._parts),
+        ]
+        return min((at for at in due if at is not None), default=None)
+
+    def on_tick(self, now: float) -> list[Output]:
+        """A deadline may have come."""
+        gate = self.talk.gate
+        outputs = self._keys.tick(now) + self._interruptions.tick(now)
+        if gate.deadline is not None and now >= gate.deadline:
+            outputs.append(self._journal.note(now, "response_unanswered", "warning"))
+            outputs += send(gate.unanswered(now))
+        outputs += self.errands.tick(now) + self.talk.asides.tick(now)
+        outputs += self._functions.tick(now)
+        return outputs + [output for part in self._parts for output in part.tick(now)]
+
+    @property
+    def late_audio_ms(self) -> int:
+        """Audio that came after its response was cut, ms."""
+        return self.talk.playback.late_audio_ms
+
+    def _begin_errand(self, now: float, confirmed: bool) -> list[Output]:
+        return self.errands.settle(now, queued=self.talk.speaking, confirmed=confirmed)
+
+    def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
+        outputs = self.talk.playback.response_done(event.response_id)
+        failed = event.status == "failed"
+        outputs.append(
+            self._journal.note(
+                now,
+                "response",
+                "warning" if failed else "debug",
+                response_id=event.response_id,
+                status=event.status,
+                reason=event.reason,
+                **({"code": event.error_code, "message": event.error_message} if failed else {}),
+            )
+        )
+        following = self.talk.gate.done(event.response_id, now)
+        if event.status == "completed":
+            outputs += self._functions.called(event, now)
+        return outputs + send(following)

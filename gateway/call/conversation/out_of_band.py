@@ -1,0 +1,165 @@
+"""Questions to the model beside the conversation: ``response.create`` with ``conversation`` "none".
+
+They run beside whatever is being said, answer in text, and are known by their metadata: nothing of
+them reaches the caller, the playout or the one-response-at-a-time gate.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.call.outputs import AsideDone, Output, Send
+from gateway.call.rules.record import Aside
+from gateway.call.timeline import Journal
+from gateway.realtime.commands import ClientCommand, CreateResponse
+from gateway.realtime.events import ResponseCreated, ResponseDone, ServerError, ServerEvent
+
+KEY = "gateway_aside"
+"""The metadata that tells one of these responses from an answer."""
+
+SECONDS = 15.0
+"""Without an end by then it is given up."""
+
+MAX_ASIDES = 8
+"""At a time; each costs as much as an answer."""
+
+MAX_TEXT = 8000
+"""Characters kept of an answer."""
+
+MAX_METADATA = 12
+"""Pairs of an asker's own; the protocol has room for 16."""
+
+Then = Callable[[str, str, float], list[Output]]
+"""Takes status, text and time (s)."""
+
+
+@dataclass(slots=True)
+class _Running:
+    command: CreateResponse
+    aside: Aside
+    began: float
+    until: float
+    then: Then | None
+    response_id: str = ""
+
+
+class Asides:
+    """Those of one call. Every method takes the time (s) and returns outputs."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._running: dict[str, _Running] = {}
+        self._ids: deque[str] = deque(maxlen=4 * MAX_ASIDES)
+
+    @property
+    def busy(self) -> bool:
+        """One runs."""
+        return bool(self._running)
+
+    def ask(
+        self,
+        key: str,
+        purpose: str,
+        instructions: str,
+        now: float,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        items: Sequence[str] = (),
+        seconds: float = SECONDS,
+        then: Then | None = None,
+    ) -> list[Output]:
+        """Ask. ``items`` are those that it is about; none: the whole conversation."""
+        aside = Aside(round(self._journal.ms(now), 1), key, purpose)
+        self._journal.record.content.asked(aside)
+        if len(self._running) >= MAX_ASIDES or key in self._running:
+            aside.status = "refused"
+            aside.text = "too many of them run" if key not in self._running else "it runs already"
+            return [*self._told(aside, now), *([] if then is None else then("refused", "", now))]
+        own = dict(list((metadata or {}).items())[:MAX_METADATA])
+        response: dict[str, Any] = {
+            "conversation": "none",
+            "output_modalities": ["text"],
+            "instructions": instructions,
+            "tools": [],
+            "metadata": {**own, KEY: key},
+        }
+        if items:
+            response["input"] = [{"type": "item_reference", "id": item} for item in items]
+        command = CreateResponse(response)
+        self._running[key] = _Running(command, aside, now, now + seconds, then)
+        note = self._journal.note(now, "aside_asked", "info", key=key, purpose=purpose)
+        return [note, Send(command)]
+
+    def takes(self, event: ServerEvent) -> bool:
+        """Whether this event is about one of these, and nobody else's business."""
+        if isinstance(event, ResponseCreated):
+            return KEY in event.metadata
+        response_id = getattr(event, "response_id", None)
+        return response_id is not None and response_id in self._ids
+
+    def on_event(self, event: ServerEvent, now: float) -> list[Output]:
+        """An event that :meth:`takes` is true of."""
+        if isinstance(event, ResponseCreated):
+            self._ids.append(event.response_id)
+            running = self._running.get(str(event.metadata[KEY]))
+            if running is not None:
+                running.response_id = event.response_id
+        elif isinstance(event, ResponseDone):
+            for key, running in self._running.items():
+                if running.response_id == event.response_id:
+                    return self._end(key, event.status, _text_of(event), now)
+        return []
+
+    def asked(self, command: ClientCommand | None) -> bool:
+        """Whether this command asked for one of these."""
+        return isinstance(command, CreateResponse) and KEY in (
+            (command.response or {}).get("metadata") or {}
+        )
+
+    def refused(
+        self, command: ClientCommand | None, error: ServerError, now: float
+    ) -> list[Output]:
+        """The server does not take the command."""
+        for key, running in self._running.items():
+            if running.command is command:
+                return self._end(key, "refused", error.message, now)
+        return []
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due next (s)."""
+        return min((one.until for one in self._running.values()), default=None)
+
+    def tick(self, now: float) -> list[Output]:
+        """What has no end is given up."""
+        late = [key for key, one in self._running.items() if now >= one.until]
+        return [output for key in late for output in self._end(key, "late", "", now)]
+
+    def _end(self, key: str, status: str, text: str, now: float) -> list[Output]:
+        running = self._running.pop(key)
+        aside = running.aside
+        aside.status, aside.text = status, text[:MAX_TEXT]
+        aside.ms = round((now - running.began) * 1000, 1)
+        outputs = self._told(aside, now)
+        return outputs + (running.then(status, aside.text, now) if running.then else [])
+
+    def _told(self, aside: Aside, now: float) -> list[Output]:
+        level = "info" if aside.status == "completed" else "warning"
+        note = self._journal.note(
+            now, "aside_done", level, key=aside.key, purpose=aside.purpose, status=aside.status
+        )
+        return [note, AsideDone(aside.key, aside.status, aside.text)]
+
+
+def _text_of(done: ResponseDone) -> str:
+    parts = [
+        str(part.get("text") or part.get("transcript") or "")
+        for item in done.output
+        for part in item.get("content") or ()
+    ]
+    if not parts and done.error_message:
+        return done.error_message
+    return "".join(parts)

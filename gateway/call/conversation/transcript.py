@@ -1,0 +1,277 @@
+"""What was said in a call, by both sides, in order, and what the caller heard of it.
+
+The server believes that the caller heard all it sent; where playout was cut, the words are cut
+here too. Of the model's words the server tells no times, so where in them a cut lies is reckoned
+from the audio that had come with them: to a word or so.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.call import inputs
+from gateway.call.conversation.control import Talk, message
+from gateway.call.outputs import Output, Send
+from gateway.realtime.commands import CreateItem, UpdateSession
+from gateway.realtime.events import (
+    AgentTranscript,
+    AgentTranscriptDelta,
+    InputCommitted,
+    InputTranscribed,
+    ItemDeleted,
+    ResponseDone,
+)
+from gateway.tools.images import told
+
+MAX_ENTRIES = 2000
+"""Kept of one call; an hour of lively talk has some hundred. The oldest go first, counted."""
+
+MAX_TEXT = 8000
+"""Characters kept of one entry; a response of 4,096 tokens has at most twice as many."""
+
+SEED_ENTRIES = 500
+SEED_TEXT = 40_000
+"""A session that takes over gets at most so much of what was said, the latest: some 10,000 tokens,
+of which a realtime model has room for three times as many; an hour's talk has fewer."""
+
+LEFT_OUT = "This conversation goes on from another session; its beginning is left out here."
+"""For the model, where it was more."""
+
+_MARKS = 512
+"""Places kept that tie one answer's words to its audio; deltas have one word, as a rule."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """Something that stands in the conversation."""
+
+    at_ms: float
+    who: str
+    """caller, agent, system, call (of a function) or result."""
+    text: str = ""
+    item_id: str = ""
+    heard: str | None = None
+    """Of the agent's words what the caller heard; None where that is all."""
+    item: Mapping[str, Any] | None = None
+    """The item itself, where it is no message."""
+    marks: list[tuple[int, int]] = field(default_factory=list)
+    """Characters that had come when so many ms of audio had."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For the record."""
+        told: dict[str, Any] = {"at_ms": round(self.at_ms, 1), "who": self.who, "text": self.text}
+        if self.heard is not None:
+            told["heard"] = self.heard
+        if self.item_id:
+            told["item_id"] = self.item_id
+        return told
+
+
+class Transcript:
+    """A part that only listens. Every method takes the time (s)."""
+
+    deadline: float | None = None
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._entries: list[Entry] = []
+        self._by_item: dict[str, Entry] = {}
+        talk.journal.record.transcript = self
+
+    # ---- what happens
+
+    def on(self, input: inputs.Input, now: float) -> list[Output]:
+        """Something happened."""
+        match input:
+            case inputs.ServerSaid(event=InputCommitted(item_id)):
+                self._entry("caller", item_id, now)
+            case inputs.ServerSaid(event=InputTranscribed(item_id, text)):
+                self._entry("caller", item_id, now).text = text.strip()[:MAX_TEXT]
+            case inputs.ServerSaid(event=AgentTranscriptDelta() as delta):
+                entry = self._agent(delta.response_id, delta.item_id, now)
+                self._mark(entry)
+                entry.text = (entry.text + delta.delta)[:MAX_TEXT]
+            case inputs.ServerSaid(event=AgentTranscript() as whole):
+                entry = self._agent(whole.response_id, whole.item_id, now)
+                if whole.transcript:
+                    entry.text = whole.transcript[:MAX_TEXT]
+            case inputs.ServerSaid(event=ResponseDone() as done):
+                for item in done.output:
+                    if item.get("type") == "function_call" and done.status == "completed":
+                        self._called(item, now)
+            case inputs.ServerSaid(event=ItemDeleted(item_id)):
+                self._forget(item_id)
+            case inputs.Flushed() | inputs.PlayoutDrained() | inputs.LegEnded():
+                self._cut()
+        return []
+
+    def tick(self, now: float) -> list[Output]:
+        """Nothing here waits for time."""
+        return []
+
+    def sent(self, todo: list[Output], now: float) -> None:
+        """What we put into the conversation ourselves is part of it."""
+        for output in todo:
+            if type(output) is Send and type(output.command) is CreateItem and not output.seed:
+                self._put(output.command.item, now)
+
+    def detached(self) -> None:
+        """The session ends in the middle of an answer: what has come of it is heard, no more."""
+        active = self._talk.gate.active
+        last = next((one for one in reversed(self._entries) if one.who == "agent"), None)
+        if active is None or last is None or last is not self._entries[-1]:
+            return
+        if last.heard is None:
+            last.heard = last.text
+
+    # ---- what is known
+
+    @property
+    def owed(self) -> bool:
+        """The last word is the caller's or a function's, or an answer was cut."""
+        said = (one for one in reversed(self._entries) if one.who not in ("call", "system"))
+        last = next(said, None)
+        return last is not None and (last.who != "agent" or last.heard is not None)
+
+    @property
+    def changes(self) -> list[UpdateSession]:
+        """What has been changed about the session since it began, for one that takes over."""
+        return list(self._talk.changes.values())
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Oldest first; turns of the caller of which no words are known have an empty text."""
+        return [entry.as_json() for entry in self._entries]
+
+    def seed(self) -> list[Mapping[str, Any]]:
+        """Items for a session that takes over: what was said, as it was heard, oldest first."""
+        items: list[Mapping[str, Any]] = []
+        room, whole = SEED_TEXT, True
+        for entry in reversed(self._entries):
+            item = _item_of(entry)
+            if item is None:
+                continue
+            room -= len(entry.text)
+            if room < 0 or len(items) >= SEED_ENTRIES:
+                whole = False
+                break
+            items.append(item)
+        if not whole or self._talk.journal.record.transcript_dropped:
+            items.append(message("system", LEFT_OUT))
+        items.reverse()
+        # A result without its call is an error to the server.
+        calls = {item["call_id"] for item in items if item.get("type") == "function_call"}
+        return [
+            item
+            for item in items
+            if item.get("type") != "function_call_output" or item["call_id"] in calls
+        ]
+
+    # ---- how
+
+    def _entry(self, who: str, item_id: str, now: float) -> Entry:
+        entry = self._by_item.get(item_id)
+        if entry is None:
+            entry = self._add(Entry(self._talk.journal.ms(now), who, item_id=item_id))
+        return entry
+
+    def _agent(self, response_id: str, item_id: str, now: float) -> Entry:
+        entry = self._entry("agent", item_id, now)
+        playback = self._talk.playback
+        if playback.was_cut(response_id) and not playback.received_ms(item_id):
+            entry.heard = ""  # its words come after the cut, and no sound of it was let through
+        return entry
+
+    def _add(self, entry: Entry) -> Entry:
+        if len(self._entries) >= MAX_ENTRIES:
+            gone = self._entries.pop(0)
+            self._by_item.pop(gone.item_id, None)
+            self._talk.journal.record.transcript_dropped += 1
+        self._entries.append(entry)
+        if entry.item_id:
+            self._by_item[entry.item_id] = entry
+        return entry
+
+    def _put(self, item: Mapping[str, Any], now: float) -> None:
+        at_ms = self._talk.journal.ms(now)
+        if item.get("type") == "function_call_output":
+            text = str(item.get("output", ""))[:MAX_TEXT]
+            if item.get("call_id") in self._talk.private:
+                text = "(private)"
+            self._add(Entry(at_ms, "result", text, item=item))
+        elif item.get("type") == "message":
+            parts = item.get("content") or []
+            text = " ".join(_text_of(part) for part in parts)[:MAX_TEXT]
+            who = "caller" if item.get("role") == "user" else str(item.get("role", "system"))
+            self._add(Entry(at_ms, who, text))
+
+    def _called(self, item: Mapping[str, Any], now: float) -> None:
+        call_id = str(item.get("call_id", ""))
+        name, arguments = str(item.get("name", "")), str(item.get("arguments") or "{}")
+        if len(arguments) > MAX_TEXT:
+            return
+        call = {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}
+        entry = Entry(self._talk.journal.ms(now), "call", f"{name} {arguments}", item=call)
+        answered = [
+            index
+            for index, one in enumerate(self._entries)
+            if one.who == "result" and one.item is not None and one.item["call_id"] == call_id
+        ]
+        if answered:
+            self._entries.insert(answered[0], entry)  # its result was sent in the same breath
+        else:
+            self._add(entry)
+
+    def _mark(self, entry: Entry) -> None:
+        received = self._talk.playback.received_ms(entry.item_id)
+        marks = entry.marks
+        if (not marks or marks[-1][1] < received) and len(marks) < _MARKS:
+            marks.append((len(entry.text), received))
+
+    def _cut(self) -> None:
+        for heard in self._talk.playback.take_cuts():
+            entry = self._by_item.get(heard.item_id)
+            if entry is not None:
+                entry.heard = _part_of(entry, heard.played_ms, heard.received_ms)
+
+    def _forget(self, item_id: str) -> None:
+        entry = self._by_item.pop(item_id, None)
+        if item_id in self._talk.let_go:
+            self._talk.let_go.discard(item_id)
+        elif entry is not None and entry.who == "caller":
+            self._entries.remove(entry)
+
+
+def _part_of(entry: Entry, played_ms: int, received_ms: int) -> str:
+    """The words of which the audio was heard, as near as the marks tell."""
+    text, marks = entry.text, [*entry.marks, (len(entry.text), received_ms)]
+    if played_ms <= 0 or received_ms <= 0:
+        return ""
+    at = bisect_left([ms for _, ms in marks], played_ms)
+    chars, ms = marks[min(at, len(marks) - 1)]
+    before_chars, before_ms = marks[at - 1] if at > 0 else (0, 0)
+    if ms > before_ms:
+        part = (played_ms - before_ms) / (ms - before_ms)
+        chars = before_chars + round((chars - before_chars) * part)
+    if chars >= len(text):
+        return text
+    end = text.rfind(" ", 0, chars + 1)
+    return text[: end if end > 0 else 0]
+
+
+def _text_of(part: Mapping[str, Any]) -> str:
+    image = part.get("image_url")
+    return told(str(image)) if image else str(part.get("text", ""))
+
+
+def _item_of(entry: Entry) -> Mapping[str, Any] | None:
+    if entry.item is not None:
+        return entry.item
+    said = entry.text if entry.heard is None else entry.heard
+    if not said:
+        return None
+    if entry.who == "agent":
+        return message("assistant", said if entry.heard is None else f"{said} …")
+    return message("user" if entry.who == "caller" else "system", said)

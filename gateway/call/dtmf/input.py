@@ -1,0 +1,78 @@
+"""Keys that the caller presses: collected, and put into the conversation as words."""
+
+from __future__ import annotations
+
+from gateway.call.conversation.control import Talk, message
+from gateway.call.dtmf.collector import Collected, DigitCollector
+from gateway.call.outputs import Output, Press, Send
+from gateway.call.playout.barge_in import Interruptions
+from gateway.call.record import DigitRun
+from gateway.realtime.commands import CreateItem, CreateResponse
+
+
+class Keys:
+    """The caller's keypad. Every method takes the time (s) and returns outputs."""
+
+    def __init__(self, talk: Talk, interruptions: Interruptions) -> None:
+        self._talk = talk
+        self._interruptions = interruptions
+        self._plan = talk.plan.digits
+        self._collector = DigitCollector(
+            self._plan.inter_digit_seconds, self._plan.terminator, self._plan.max_digits
+        )
+        self._signalled = False
+
+    def press(self, digit: str, now: float, *, in_band: bool) -> list[Output]:
+        """The caller pressed a key."""
+        talk = self._talk
+        if in_band and self._signalled:
+            return []  # the tone of a key that was signalled, too
+        self._signalled = self._signalled or not in_band
+        taker = talk.key_taker
+        private = taker is talk.collecting and taker is not None and talk.plan.collect.private
+        outputs: list[Output] = [talk.journal.note(now, "digit", digit="*" if private else digit)]
+        if talk.errands.joined:
+            return [*outputs, Press(digit, second=True)]
+        if talk.parting is not None or talk.errands.away:
+            return outputs
+        if taker is not None:
+            outputs += self._interruptions.key(now)
+            return outputs + talk.after_cut(taker.key(digit, now))
+        if not self._plan.enabled:
+            return outputs
+        outputs += self._collected(self._collector.expire(now), now)
+        outputs += self._interruptions.key(now)
+        return outputs + talk.after_cut(self._collected(self._collector.press(digit, now), now))
+
+    def tick(self, now: float) -> list[Output]:
+        """The wait for another key may be over."""
+        return self._collected(self._collector.expire(now), now)
+
+    def abandon(self, now: float) -> None:
+        """The session ends; digits that were not sent yet are in the record at least."""
+        self._record(self._collector.abandon(), now)
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due next (s)."""
+        return self._collector.deadline
+
+    def _collected(self, collected: Collected | None, now: float) -> list[Output]:
+        if collected is None:
+            return []
+        self._record(collected, now)
+        text = self._talk.plan.digits.text(collected.digits)
+        ended_by = collected.ended_by.value
+        note = self._talk.journal.note(
+            now, "digits", "info", digits=collected.digits, ended_by=ended_by
+        )
+        item = Send(CreateItem(message("user", text)))
+        return [note, item, *self._talk.ask(CreateResponse(), now)]
+
+    def _record(self, collected: Collected | None, now: float) -> None:
+        if collected is not None:
+            journal = self._talk.journal
+            at_ms = round(journal.ms(now), 1)
+            journal.record.private.pressed(collected.digits)
+            run = DigitRun(at_ms, collected.digits, collected.ended_by.value)
+            journal.record.digits.append(run)

@@ -1,0 +1,68 @@
+"""How a call that came in is answered, and what its caller hears before the model is there.
+
+As a rule it rings until the model is ready. A route may let the caller hear something meanwhile: as
+early media (183, RFC 3960), or in a call that is answered at once.
+"""
+
+from __future__ import annotations
+
+from gateway.call.outputs import Answer, Output, Progress, Ring, Sound
+from gateway.call.plan import AnswerPlan
+from gateway.call.timeline import Journal
+
+
+class Opening:
+    """From the INVITE to the model's turn. Times in s, of the machine's clock."""
+
+    def __init__(self, plan: AnswerPlan, journal: Journal) -> None:
+        self._plan = plan
+        self._journal = journal
+        self._began: float | None = None
+        self.waiting = False
+        """The model is ready, and the caller is still to hear something out."""
+        self.confirmed = False
+        """The ACK came before the model."""
+
+    @property
+    def at_once(self) -> bool:
+        """The 200 goes out before the model is ready."""
+        return self._plan.when == "at_once"
+
+    def begin(self, now: float) -> list[Output]:
+        """The INVITE has a route."""
+        times = self._journal.record.times
+        if self.at_once:
+            times.answered = self._journal.ms(now)
+            return [Answer(), self._journal.note(now, "answered", "info"), *self._sound()]
+        times.ringing = self._journal.ms(now)
+        note = self._journal.note(now, "ringing", "info")
+        if self._plan.when != "early":
+            return [note, Ring()]
+        self._began = now
+        return [note, Progress(), *self._sound()]
+
+    def on_confirmed(self, now: float) -> None:
+        """The ACK of a 200 that was sent at once: now the caller hears."""
+        self.confirmed, self._began = True, now
+
+    def heard_out(self, now: float) -> bool:
+        """Whether what is to be heard to its end has been; asked when the model is ready."""
+        at = self.deadline
+        self.waiting = self._plan.whole_seconds > 0 and (at is None or now < at)
+        return not self.waiting
+
+    @property
+    def deadline(self) -> float | None:
+        """When the sound will have been heard once; None while nobody hears it."""
+        return None if self._began is None else self._began + self._plan.whole_seconds
+
+    def answer(self, now: float) -> list[Output]:
+        """The model's turn has come: answer, if that has not been done."""
+        quiet: list[Output] = [Sound("")] if self._plan.when != "ready" else []
+        if self.at_once:
+            return quiet
+        self._journal.record.times.answered = self._journal.ms(now)
+        return [*quiet, Answer(), self._journal.note(now, "answered", "info")]
+
+    def _sound(self) -> list[Output]:
+        return [Sound(self._plan.sound)] if self._plan.sound else []

@@ -1,0 +1,241 @@
+"""When the caller speaks up, or presses a key: whether the agent falls silent.
+
+Where the server decides (its own ``interrupt_response``), playout is cut at once. Where the gateway
+does (:attr:`gateway.call.plan.InterruptionPlan.by_gateway`), the server only tells that it hears
+speech; the gateway cuts, cancels, and asks for the answer to what was said (sections "turn
+detection" and "interruptions" of the protocol's guides).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from gateway.call.conversation.control import Talk
+from gateway.call.outputs import Output, Pause, Send
+from gateway.realtime.commands import CreateResponse, DeleteItem
+from gateway.realtime.events import (
+    AgentTranscriptDelta,
+    InputCommitted,
+    InputTranscribed,
+    SpeechStarted,
+    SpeechStopped,
+)
+
+MAX_TURNS = 8
+"""Turns of the caller about which something is still to be decided; the oldest is let be."""
+
+_PROTECTED_TEXT = 4000
+"""Characters of the newest answer that patterns are looked for in; a minute of speech has 1,000."""
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text, without case and punctuation, a hyphen inside one aside."""
+    return tuple(re.findall(r"\w+(?:[-'\u2019]\w+)*", text.casefold()))
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One stretch of the caller's speech."""
+
+    item_id: str
+    start_ms: int | None
+    undecided: bool
+    """Playout is paused for it."""
+    deadline: float | None = None
+    over: bool = False
+    committed: bool = False
+    dropped: bool = False
+    """It was no speech, and is not to be answered."""
+
+
+class Interruptions:
+    """Decides about barge-in. Every method takes the time (s) and returns outputs."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._plan = talk.plan.interruptions
+        self._turns: dict[str, _Turn] = {}
+        self._paused = False
+        self._protected: set[str] = set()
+        self._words: tuple[str, str] = ("", "")
+        self.greeting: CreateResponse | None = None
+        """The request for the first answer of the call."""
+
+    # ---- the agent
+
+    def replaced(self, asked: CreateResponse, by: CreateResponse | None) -> None:
+        """The request was refused, and another takes its place."""
+        if by is not None and asked is self.greeting:
+            self.greeting = by
+
+    def created(self, response_id: str, asked: CreateResponse | None) -> None:
+        """A response runs; ``asked`` is our request for it, if it was ours."""
+        # Of what was protected before, only that is of interest which is still to be heard.
+        self._protected = {one for one in self._protected if self._talk.playback.to_be_heard(one)}
+        if asked is not None and asked is self.greeting and self._plan.protect_greeting:
+            self._protected.add(response_id)
+
+    def agent_words(self, event: AgentTranscriptDelta) -> None:
+        """Words of an answer, as a rule before they are heard."""
+        if not self._plan.protect or event.response_id in self._protected:
+            return
+        of, text = self._words
+        text = (text if of == event.response_id else "") + event.delta
+        self._words = (event.response_id, text[-_PROTECTED_TEXT:])
+        if any(pattern.search(text) for pattern in self._plan.protect):
+            self._protected.add(event.response_id)
+
+    @property
+    def protected(self) -> bool:
+        """What is being said, or about to be, is not to be interrupted."""
+        talk = self._talk
+        return any(
+            one in talk.gate.running or (talk.speaking and talk.playback.to_be_heard(one))
+            for one in self._protected
+        )
+
+    def refused(self, asked: CreateResponse | None) -> None:
+        """The request met another response, which may have been taken for its answer."""
+        if asked is self.greeting:
+            self._protected.clear()
+
+    # ---- the caller
+
+    def key(self, now: float) -> list[Output]:
+        """The caller pressed a key."""
+        if not self._talk.plan.digits.interrupt or self.protected:
+            return []
+        return [*self._talk.interrupt("digit", now), *self._go_on()]
+
+    def speech(self, event: SpeechStarted, now: float) -> list[Output]:
+        """The server hears the caller speak."""
+        talk = self._talk
+        note = talk.journal.note
+        if not self._plan.by_gateway:
+            # Silence first: a log that takes its time must not let the agent talk on.
+            server = talk.plan.server_interrupts
+            cut = talk.interrupt("speech", now, cancel=False) if server else []
+            return [*cut, note(now, "caller_starts", audio_ms=event.audio_start_ms)]
+        agent = talk.speaking or talk.gate.active is not None
+        let_be = self._plan.policy == "never" or self.protected
+        pause = self._plan.policy == "pause" and agent and not let_be
+        turn = self._begin(event, undecided=pause)
+        outputs: list[Output] = []
+        if pause:
+            turn.deadline = now + self._plan.sure_ms / 1000
+            outputs.append(Pause(True))
+            self._paused = True
+        elif not let_be:
+            outputs += talk.interrupt("speech", now)
+        outputs.append(note(now, "caller_starts", audio_ms=event.audio_start_ms))
+        if agent and let_be:
+            outputs.append(note(now, "not_interrupted", protected=self.protected))
+        return outputs
+
+    def speech_over(self, event: SpeechStopped, now: float) -> list[Output]:
+        """The server hears no more of it."""
+        turn = self._turn_of(event.item_id)
+        if turn is None or not turn.undecided:
+            return []
+        turn.over = True
+        start_ms, end_ms = turn.start_ms, event.audio_end_ms
+        if start_ms is not None and end_ms is not None and end_ms >= start_ms:
+            lasted = end_ms - start_ms - self._plan.padding_ms
+            if lasted < self._plan.cough_ms:
+                return self._nothing(turn, now, f"{max(lasted, 0)} ms")
+        if not self._plan.transcribed:
+            return self._cut(turn, now)
+        turn.deadline = now + self._plan.wait_seconds
+        return []
+
+    def transcribed(self, event: InputTranscribed, now: float) -> list[Output]:
+        """The words of a turn."""
+        turn = self._turns.get(event.item_id) or (None if event.item_id else self._turn_of(""))
+        if turn is None or not turn.undecided:
+            return []
+        words = words_of(event.transcript)
+        if " ".join(words) in self._plan.back_channel or all(
+            word in self._plan.back_channel for word in words
+        ):
+            return self._nothing(turn, now, event.transcript.strip() or "no words")
+        return self._cut(turn, now)
+
+    def committed(self, event: InputCommitted, now: float) -> list[Output]:
+        """A turn has become an item; what is to be answered is asked for."""
+        turn = self._turn_of(event.item_id)
+        if turn is None:
+            return []
+        turn.committed = True
+        return [] if turn.undecided else self._answer(turn, now)
+
+    def tick(self, now: float) -> list[Output]:
+        """A wait may be over: what goes on, or has no words yet, was meant."""
+        late = [t for t in self._turns.values() if t.deadline is not None and now >= t.deadline]
+        return [output for turn in late for output in self._cut(turn, now)]
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due next (s)."""
+        if not self._paused:
+            return None
+        due = [turn.deadline for turn in self._turns.values() if turn.deadline is not None]
+        return min(due, default=None)
+
+    def session_over(self) -> list[Output]:
+        """Nobody will tell any more what was said; what is left is heard."""
+        self._turns.clear()
+        return self._go_on()
+
+    # ---- what follows
+
+    def _turn_of(self, item_id: str) -> _Turn | None:
+        """The turn that this is about; some servers give it no id, or another one than before."""
+        turn = self._turns.get(item_id)
+        if turn is not None:
+            return turn
+        waiting = [one for one in self._turns.values() if not one.committed]
+        if not waiting:
+            return None
+        turn = waiting[-1]
+        if item_id:
+            del self._turns[turn.item_id]
+            turn.item_id = item_id
+            self._turns[item_id] = turn
+        return turn
+
+    def _begin(self, event: SpeechStarted, *, undecided: bool) -> _Turn:
+        if len(self._turns) >= MAX_TURNS:
+            del self._turns[next(iter(self._turns))]
+        turn = self._turns[event.item_id] = _Turn(event.item_id, event.audio_start_ms, undecided)
+        return turn
+
+    def _nothing(self, turn: _Turn, now: float, heard: str) -> list[Output]:
+        """The caller wanted nothing: the agent goes on where it was."""
+        turn.undecided, turn.deadline, turn.dropped = False, None, True
+        outputs: list[Output] = []
+        if not any(one.undecided for one in self._turns.values()):
+            outputs += self._go_on()
+        outputs.append(self._talk.journal.note(now, "talked_on", "info", heard=heard))
+        return outputs + (self._answer(turn, now) if turn.committed else [])
+
+    def _cut(self, turn: _Turn, now: float) -> list[Output]:
+        """The caller wants to be heard."""
+        outputs = self._talk.interrupt("speech", now)
+        outputs += self._go_on()
+        for one in tuple(self._turns.values()):
+            if one is turn or one.undecided:
+                one.undecided, one.deadline = False, None
+                outputs += self._answer(one, now) if one.committed else []
+        return outputs
+
+    def _answer(self, turn: _Turn, now: float) -> list[Output]:
+        """What becomes of a turn that is an item of the conversation."""
+        self._turns.pop(turn.item_id, None)
+        if turn.dropped:
+            return [Send(DeleteItem(turn.item_id))] if turn.item_id else []
+        return self._talk.after_cut(self._talk.ask(CreateResponse(), now))
+
+    def _go_on(self) -> list[Output]:
+        was, self._paused = self._paused, False
+        return [Pause(False)] if was else []

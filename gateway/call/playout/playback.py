@@ -1,0 +1,240 @@
+"""What the agent says, as far as the caller hears it; and what the server is told of a cut.
+
+Audio goes through the ledger into the playout queue. An interruption cuts the queue at once, drops
+what still comes of the responses cut, and corrects the server's idea of what was heard (sections
+"barge-in" of the protocol's guides: ``conversation.item.truncate``, ``conversation.item.delete``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from gateway.audio.g711 import BYTES_PER_MS
+from gateway.call.outputs import Flush, Output, Play, Send
+from gateway.call.playout.tracker import Heard, Ledger
+from gateway.call.playout.truncation import Truncations
+from gateway.call.record import Interruption
+from gateway.call.timeline import Journal
+from gateway.realtime.commands import ClientCommand, DeleteItem
+from gateway.realtime.events import AudioDelta, AudioDone, ServerError
+
+_CUT_RESPONSES = 32
+"""Interrupted responses remembered; events of one stop coming at its ``response.done``."""
+
+AT_END = "end"
+"""Trigger of the last cut: the leg is over."""
+
+OVERFLOW = "overflow"
+"""Trigger of a cut that nobody asked for: the playout queue was full."""
+
+
+@dataclass(slots=True)
+class _Cut:
+    """A response that was interrupted, and its items of which nothing was played."""
+
+    response_id: str
+    unplayed_items: list[str]
+
+
+class Playback:
+    """The agent's side of the sound. Every method takes the time (s) and returns outputs.
+
+    Args:
+        silence: one byte of silence in the session's law.
+        margin_ms: see :class:`gateway.call.playout.truncation.Truncations`.
+    """
+
+    def __init__(self, silence: bytes, margin_ms: int, journal: Journal) -> None:
+        self._journal = journal
+        self._ledger = Ledger(silence)
+        self._truncations = Truncations(margin_ms)
+        self._cuts: deque[_Cut] = deque(maxlen=_CUT_RESPONSES)
+        self._trigger: str | None = None
+        self._audible = False
+        self._spoken: deque[str] = deque(maxlen=_CUT_RESPONSES)
+        self._heard: deque[Heard] = deque(maxlen=_CUT_RESPONSES)
+        self.queued_ms = 0
+        """Audio put into the playout queue since it was last known to be empty."""
+
+    def receive(self, event: AudioDelta) -> list[Output]:
+        """A delta: into the queue, or dropped where its response was interrupted."""
+        cut = self._cut_of(event.response_id)
+        if cut is not None:
+            self._ledger.dropped_bytes += len(event.audio)
+            if event.item_id not in cut.unplayed_items and not self._ledger.knows(event.item_id):
+                cut.unplayed_items.append(event.item_id)
+            return []
+        if event.audio and event.response_id not in self._spoken:
+            self._spoken.append(event.response_id)
+        key = (event.item_id, event.content_index)
+        return self._play(self._ledger.receive(event.response_id, key, event.audio), more=True)
+
+    def part_done(self, event: AudioDone) -> list[Output]:
+        """No more audio of one part."""
+        return self._play(self._ledger.finish((event.item_id, event.content_index)), more=False)
+
+    def response_done(self, response_id: str) -> list[Output]:
+        """No more audio of a response; items that came after its cut are deleted."""
+        outputs = self._play(self._ledger.finish_response(response_id), more=False)
+        cut = self._cut_of(response_id)
+        if cut is not None:
+            outputs += [Send(DeleteItem(item_id)) for item_id in cut.unplayed_items]
+            cut.unplayed_items = []
+        return outputs
+
+    def session_over(self) -> list[Output]:
+        """No more audio of anything; what has come is heard."""
+        self._cuts.clear()
+        return self._play(self._ledger.finish_all(), more=False)
+
+    def spoke(self, response_id: str) -> bool:
+        """Whether audio of this response was taken."""
+        return response_id in self._spoken
+
+    def heard_ms(self, response_id: str) -> int:
+        """What the caller is known to have heard of this response."""
+        return self._ledger.heard_ms(response_id)
+
+    def received_ms(self, item_id: str) -> int:
+        """Audio of this item so far."""
+        return self._ledger.received_ms(item_id)
+
+    def take_cuts(self) -> list[Heard]:
+        """What was heard of answers that were cut since this was last asked."""
+        cuts = list(self._heard)
+        self._heard.clear()
+        return cuts
+
+    def to_be_heard(self, response_id: str) -> bool:
+        """Whether audio of this response was queued since the queue was last empty."""
+        return self._ledger.queued(response_id)
+
+    def rename(self, response_id: str, name: str) -> None:
+        """The server's id of a response becomes known."""
+        cut = self._cut_of(response_id)
+        if cut is not None:
+            cut.response_id = name
+
+    def was_cut(self, response_id: str) -> bool:
+        """Whether this response was interrupted while it ran."""
+        return self._cut_of(response_id) is not None
+
+    def bar(self, response_id: str) -> None:
+        """Nothing that still comes of this response is to be heard."""
+        if not self.was_cut(response_id):
+            self._cuts.append(_Cut(response_id, []))
+
+    def interrupt(self, trigger: str, running: Collection[str]) -> list[Output]:
+        """Stop now; ``running`` are the responses that run."""
+        for response_id in running:
+            self.bar(response_id)
+        if not (self.queued_ms or self._ledger or running):
+            return []
+        self._trigger = trigger
+        return [Flush()]
+
+    def stop(self) -> list[Output]:
+        """Nobody hears it any more."""
+        if not (self.queued_ms or self._ledger):
+            return []
+        self._trigger = AT_END
+        return [Flush()]
+
+    @property
+    def cutting(self) -> bool:
+        """A flush was asked for, and its answer has not come."""
+        return self._trigger is not None
+
+    def started(self, now: float) -> list[Output]:
+        """The caller begins to hear an answer."""
+        if not self.queued_ms:
+            return []  # it was flushed before word of its start came here
+        outputs: list[Output] = []
+        if self._audible:
+            # An underrun that was over before word of it came: what was heard ended and began.
+            outputs.append(self._journal.note(now, "agent_stops", cut=False))
+        self._audible = True
+        outputs.append(self._journal.note(now, "agent_starts", item_id=self._ledger.first_item))
+        return outputs
+
+    def drained(self, now: float) -> list[Output]:
+        """The caller has heard all there was."""
+        self.queued_ms = 0
+        was_audible, self._audible = self._audible, False
+        outputs: list[Output] = []
+        if was_audible:
+            outputs.append(self._journal.note(now, "agent_stops", cut=False))
+        return outputs + self._settle(self._ledger.drained(), OVERFLOW, now)
+
+    def refused(self, frames: int, now: float) -> list[Output]:
+        """The queue is full: the answer is cut at its end, and that is said."""
+        self._ledger.refused(frames)
+        return [self._journal.note(now, "playout_overflow", "error", lost_ms=frames * 20)]
+
+    def flushed(self, unplayed_frames: int, now: float) -> list[Output]:
+        """Playout has stopped; tell the server what was heard."""
+        trigger, self._trigger = self._trigger or "speech", None
+        was_audible, self._audible, self.queued_ms = self._audible, False, 0
+        outputs: list[Output] = []
+        if was_audible:
+            outputs.append(self._journal.note(now, "agent_stops", cut=True))
+        return outputs + self._settle(self._ledger.flush(unplayed_frames), trigger, now)
+
+    def refusal(self, error: ServerError, command: ClientCommand | None) -> list[Output]:
+        """The server refused something: a truncation may be worth another attempt."""
+        again = self._truncations.retry(error, command)
+        return [] if again is None else [Send(again)]
+
+    @property
+    def late_audio_ms(self) -> int:
+        """Audio that came after its response was cut, ms."""
+        return self._ledger.dropped_bytes // 8
+
+    def _cut_of(self, response_id: str) -> _Cut | None:
+        return next((cut for cut in self._cuts if cut.response_id == response_id), None)
+
+    def _play(self, due: bytes, *, more: bool) -> list[Output]:
+        self.queued_ms += len(due) // BYTES_PER_MS
+        return [Play(due, more)] if due or not more else []
+
+    def _settle(self, heard: list[Heard], trigger: str, now: float) -> list[Output]:
+        outputs: list[Output] = []
+        deleted: set[str] = set()
+        for one in heard:
+            if one.complete or one.item_id in deleted:
+                continue
+            self._heard.append(one)
+            if trigger == AT_END:
+                continue  # nobody is left to be told
+            command = self._truncations.command(one)
+            action = "truncate"
+            if isinstance(command, DeleteItem):
+                action = "delete"
+                deleted.add(one.item_id)
+            outputs += [Send(command), self._note(one, trigger, action, now)]
+        return outputs
+
+    def _note(self, heard: Heard, trigger: str, action: str, now: float) -> Output:
+        self._journal.record.interruptions.append(
+            Interruption(
+                at_ms=round(self._journal.ms(now), 1),
+                trigger=trigger,
+                item_id=heard.item_id,
+                played_ms=heard.played_ms,
+                received_ms=heard.received_ms,
+                flushed_ms=heard.received_ms - heard.played_ms,
+                action=action,
+            )
+        )
+        return self._journal.note(
+            now,
+            "interruption",
+            "info",
+            trigger=trigger,
+            item_id=heard.item_id,
+            played_ms=heard.played_ms,
+            received_ms=heard.received_ms,
+            action=action,
+        )

@@ -1,0 +1,151 @@
+"""A long conversation is kept in bounds: old turns are deleted, or a summary takes their place.
+
+Every answer is paid for with all that the session remembers, and what exceeds the model's room the
+server throws away by itself. Deleting costs the server's cache, so several turns go at a time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from gateway.call import inputs
+from gateway.call.conversation.control import Talk, message
+from gateway.call.outputs import Output, Send
+from gateway.call.rules.record import Trim
+from gateway.realtime.commands import CreateItem, DeleteItem
+from gateway.realtime.events import ItemAdded, ItemDeleted, ResponseDone
+
+MAX_ITEMS = 5000
+"""Items known of one session; the oldest are forgotten here first, and stay there."""
+
+SUMMARY_ITEM = "item_gw_summary_"
+"""What our summaries' ids begin with."""
+
+_TOLD = "What was said earlier in this call, in short: "
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    kind: str
+    role: str
+    call_id: str
+
+
+class Keeping:
+    """A part. Every method takes the time (s) and returns outputs."""
+
+    deadline: float | None = None
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._plan = talk.plan.content.keep
+        self._items: OrderedDict[str, _Item] = OrderedDict()
+        self._session = ""
+        self._summaries = 0
+        self._asking = False
+
+    def on(self, input: inputs.Input, now: float) -> list[Output]:
+        """An item came or went, or an answer is over."""
+        if self._plan.turns <= 0 or not isinstance(input, inputs.ServerSaid):
+            return []
+        session = self._talk.journal.record.session_id
+        if session != self._session:
+            self._session, self._asking = session, False
+            self._items.clear()  # another session, with items of its own
+        match input.event:
+            case ItemAdded(item):
+                self._added(str(item.get("id") or ""), item)
+            case ItemDeleted(item_id):
+                self._items.pop(item_id, None)
+            case ResponseDone():
+                return self._look(now)
+        return []
+
+    def tick(self, now: float) -> list[Output]:
+        """Nothing here waits for time."""
+        return []
+
+    # ---- how
+
+    def _added(self, item_id: str, item: object) -> None:
+        if not item_id or item_id in self._items or not hasattr(item, "get"):
+            return
+        kind, role = str(item.get("type") or ""), str(item.get("role") or "")
+        known = _Item(kind, role, str(item.get("call_id") or ""))
+        self._items[item_id] = known
+        if item_id.startswith(SUMMARY_ITEM):
+            self._items.move_to_end(item_id, last=False)
+        if len(self._items) > MAX_ITEMS:
+            self._items.popitem(last=False)
+
+    def _look(self, now: float) -> list[Output]:
+        talk, keep = self._talk, self._plan.turns
+        turns = [item_id for item_id, item in self._items.items() if item.role == "user"]
+        if self._asking or talk.parting is not None or talk.errands.joined:
+            return []
+        if len(turns) < keep + max(1, keep // 2):
+            return []
+        old = self._before(turns[-keep])
+        count = len(turns) - keep
+        if self._plan.how == "delete":
+            return self._let_go(old, count, "", now)
+        self._asking = True
+        session = self._session
+
+        def summarised(status: str, text: str, at: float) -> list[Output]:
+            self._asking = False
+            if self._session != session:
+                return []
+            return self._let_go(old, count, text if status == "completed" else "", at)
+
+        self._summaries += 1
+        return talk.asides.ask(
+            f"summary-{self._summaries}",
+            "old turns",
+            self._plan.instructions,
+            now,
+            items=old,
+            seconds=self._plan.seconds,
+            then=summarised,
+        )
+
+    def _before(self, first_kept: str) -> list[str]:
+        """What stands before a turn, but for system messages; results go with their calls."""
+        ids = list(self._items)
+        at = ids.index(first_kept)
+        old = [
+            item_id
+            for item_id in ids[:at]
+            if self._items[item_id].role != "system" or item_id.startswith(SUMMARY_ITEM)
+        ]
+        calls = {
+            self._items[item_id].call_id
+            for item_id in old
+            if self._items[item_id].kind == "function_call"
+        }
+        return old + [
+            item_id
+            for item_id in ids[at:]
+            if self._items[item_id].kind == "function_call_output"
+            and self._items[item_id].call_id in calls
+        ]
+
+    def _let_go(self, old: list[str], turns: int, summary: str, now: float) -> list[Output]:
+        talk = self._talk
+        there = [item_id for item_id in old if item_id in self._items]
+        outputs: list[Output] = []
+        how = "summary" if summary else "delete"
+        if summary:
+            item = {"id": f"{SUMMARY_ITEM}{self._summaries}", **message("system", _TOLD + summary)}
+            outputs.append(Send(CreateItem(item, after="root")))
+        for item_id in there:
+            self._items.pop(item_id)
+            talk.let_go.add(item_id)
+            outputs.append(Send(DeleteItem(item_id)))
+        trim = Trim(round(talk.journal.ms(now), 1), how, len(there), turns)
+        talk.journal.record.content.trimmed(trim)
+        note = talk.journal.note(
+            now, "old_turns_let_go", "info", how=how, items=len(there), turns=turns
+        )
+        return [note, *outputs]

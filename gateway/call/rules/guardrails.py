@@ -1,0 +1,319 @@
+"""Words that must not be said: an answer is stopped, and the caller told something else instead.
+
+The model's words come ahead of their sound, so as a rule the words themselves are not heard; what
+comes before them in the same answer may be, and stands in the decision (``heard_ms``). A rule looks
+at the words of one item together, so it does not matter how they were cut into deltas.
+
+A rule about the caller's words stops what answers them: also where that begins only after the words
+are known, and where the model first calls a tool. Nothing is stopped that answers another turn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+from gateway.call import inputs
+from gateway.call.conversation.control import Parting, Talk
+from gateway.call.ending import Why
+from gateway.call.outputs import CheckWords, Output
+from gateway.call.rules.plan import GuardRule
+from gateway.call.rules.record import Decision
+from gateway.realtime.commands import CreateResponse
+from gateway.realtime.events import (
+    AgentTranscript,
+    AgentTranscriptDelta,
+    InputCommitted,
+    InputTranscribed,
+    ResponseCreated,
+)
+from gateway.tools.commands import Show, Tell
+
+WINDOW = 600
+"""Characters of an item that a pattern is looked for in: the new ones, and these before them."""
+
+MAX_ITEMS = 32
+"""Items of the agent whose words are kept; turns of the caller whose answers are known."""
+
+MAX_CHECKS = 16
+"""Questions without an answer; a sentence that comes when there are as many is as one without."""
+
+MAX_TEXT = 2000
+"""Characters of one question."""
+
+_SENTENCE = re.compile(r"[.!?…:;]\s*$|[\u3002\uff01\uff1f]")
+
+
+@dataclass(slots=True)
+class _Words:
+    """An item of the agent as far as its words have come."""
+
+    response_id: str
+    tail: str = ""
+    sentence: str = ""
+    """Not asked about yet."""
+
+
+@dataclass(slots=True)
+class _Check:
+    rule: int
+    who: str
+    response_id: str
+    item_id: str
+    until: float
+
+
+class _Turns:
+    """Turns of the caller, and the response that answers each."""
+
+    def __init__(self) -> None:
+        self._answers: OrderedDict[str, str] = OrderedDict()
+        """By turn; empty while its answer is still to come."""
+        self._refused: deque[str] = deque(maxlen=MAX_ITEMS)
+        self.latest = ""
+
+    def complete(self, item_id: str, answer: str = "") -> None:
+        """The caller said something."""
+        if item_id in self._answers:
+            return
+        self._answers[item_id] = answer
+        self.latest = item_id
+        if len(self._answers) > MAX_ITEMS:
+            self._answers.popitem(last=False)
+
+    def answered(self, response_id: str) -> bool:
+        """A response to what was said begins; returns whether it is not to be heard.
+
+        It answers all turns that have none yet, or goes on with the latest, as after a tool.
+        """
+        turns = [turn for turn, answer in self._answers.items() if not answer] or [self.latest]
+        for turn in turns:
+            if turn in self._answers:
+                self._answers[turn] = response_id
+        return any(turn in self._refused for turn in turns)
+
+    def refuse(self, item_id: str, running: str | None) -> str:
+        """This turn is not to be answered; returns the response that does, empty: still to come.
+
+        Of a turn that the server did not tell of, what runs is taken to be the answer.
+        """
+        self.complete(item_id, running or "")
+        self._refused.append(item_id)
+        return self._answers[item_id]
+
+    def allow(self) -> None:
+        """An answer to what was said is wanted after all."""
+        self._refused.clear()
+
+
+class Guards:
+    """A part. Every method takes the time (s) and returns outputs."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._rules = talk.plan.content.guards
+        self._items: OrderedDict[str, _Words] = OrderedDict()
+        self._stopped: deque[str] = deque(maxlen=MAX_ITEMS)
+        """Responses that are not looked at any more."""
+        self._turns = _Turns()
+        self._phrases: deque[CreateResponse] = deque(maxlen=8)
+        """What was asked for in place of answers; no rule looks at these."""
+        self._cut: list[tuple[str, Decision]] = []
+        """Decisions that do not know yet what was heard of the response they stopped."""
+        self._checks: dict[str, _Check] = {}
+        self._asked = 0
+
+    def on(self, input: inputs.Input, now: float) -> list[Output]:
+        """Words came, or an answer about them."""
+        if not self._rules:
+            return []
+        match input:
+            case inputs.WordsChecked(key, allow, reason):
+                return self._checked(key, allow, reason, now)
+            case inputs.Flushed():
+                self._measure()
+            case inputs.ToolActs(act=Tell(respond=True) | Show(respond=True)):
+                self._turns.allow()  # the application knows what it wants answered
+            case inputs.ServerSaid(event=InputCommitted(item_id)):
+                self._turns.complete(item_id)
+            case inputs.ServerSaid(event=ResponseCreated(response_id)):
+                return self._created(response_id, now)
+            case inputs.ServerSaid(event=AgentTranscriptDelta() as delta):
+                words = self._words(delta.item_id, delta.response_id)
+                return self._agent(delta.item_id, words, delta.delta, now, whole=False)
+            case inputs.ServerSaid(event=AgentTranscript() as said):
+                words = self._words(said.item_id, said.response_id)
+                new = "" if words.tail else said.transcript
+                return self._agent(said.item_id, words, new, now, whole=True)
+            case inputs.ServerSaid(event=InputTranscribed(item_id, text)):
+                return self._look("caller", item_id, "", text[-MAX_TEXT:], text, now)
+        return []
+
+    def tick(self, now: float) -> list[Output]:
+        """A check has not been answered in time."""
+        late = [key for key, check in self._checks.items() if now >= check.until]
+        return [output for key in late for output in self._checked(key, None, "too late", now)]
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due next (s)."""
+        return min((check.until for check in self._checks.values()), default=None)
+
+    # ---- how
+
+    def _created(self, response_id: str, now: float) -> list[Output]:
+        if self._talk.gate.answers_turn(response_id) and self._turns.answered(response_id):
+            self._stopped.append(response_id)
+            self._talk.gate.stopped(now)
+            return self._talk.bar(response_id, "guard", now)
+        return []
+
+    def _measure(self) -> None:
+        for response_id, decision in self._cut:
+            decision.heard_ms = self._talk.playback.heard_ms(response_id)
+        self._cut.clear()
+
+    def _words(self, item_id: str, response_id: str) -> _Words:
+        items = self._items
+        words = items.get(item_id)
+        if words is None:
+            words = items[item_id] = _Words(response_id)
+            while len(items) > MAX_ITEMS:
+                items.popitem(last=False)
+        return words
+
+    def _agent(
+        self, item_id: str, words: _Words, new: str, now: float, *, whole: bool
+    ) -> list[Output]:
+        asked = self._talk.gate.asked_by(words.response_id)
+        ours = any(asked is phrase for phrase in self._phrases)
+        if ours or words.response_id in self._stopped:
+            return []
+        window = words.tail[-WINDOW:] + new
+        words.tail = window[-2 * WINDOW :]
+        if self._is_phrase(words.tail):
+            return []  # ours, of a server that does not say what it answers
+        words.sentence = (words.sentence + new)[-MAX_TEXT:]
+        sentence = ""
+        if whole or _SENTENCE.search(words.sentence) or len(words.sentence) >= WINDOW:
+            sentence, words.sentence = words.sentence.strip(), ""
+        return self._look(
+            "agent", item_id, words.response_id, window, sentence, now, open=not whole
+        )
+
+    def _is_phrase(self, said: str) -> bool:
+        said = " ".join(said.split())
+        phrases = (" ".join(rule.say.split()) for rule in self._rules) if self._phrases else ()
+        return bool(said) and any(phrase.startswith(said) for phrase in phrases)
+
+    def _look(
+        self,
+        who: str,
+        item_id: str,
+        response_id: str,
+        window: str,
+        sentence: str,
+        now: float,
+        *,
+        open: bool = False,
+    ) -> list[Output]:
+        outputs: list[Output] = []
+        for index, rule in enumerate(self._rules):
+            if rule.who not in (who, "both"):
+                continue
+            found = _found(rule, window, open=open)
+            if found and not rule.url:
+                check = _Check(index, who, response_id, item_id, now)
+                return [*outputs, *self._act(check, "words", "", now)]
+            if rule.url and sentence and (rule.pattern is None or rule.pattern.search(sentence)):
+                outputs += self._ask(index, who, response_id, item_id, sentence, now)
+        return outputs
+
+    def _ask(
+        self, index: int, who: str, response_id: str, item_id: str, text: str, now: float
+    ) -> list[Output]:
+        rule = self._rules[index]
+        self._asked += 1
+        key = f"guard-{self._asked}"
+        check = _Check(index, who, response_id, item_id, now + rule.seconds)
+        if len(self._checks) >= MAX_CHECKS:
+            note = self._talk.journal.note(now, "guard_unasked", "warning", rule=rule.name)
+            denied = rule.on_timeout == "deny"
+            return [note, *(self._act(check, "timeout", "too many", now) if denied else [])]
+        self._checks[key] = check
+        return [CheckWords(key, index, who, text)]
+
+    def _checked(self, key: str, allow: bool | None, reason: str, now: float) -> list[Output]:
+        check = self._checks.pop(key, None)
+        if check is None:
+            return []
+        rule, outputs = self._rules[check.rule], list[Output]()
+        by = "http"
+        if allow is None:
+            by, allow = "timeout", rule.on_timeout == "allow"
+            outputs.append(
+                self._talk.journal.note(
+                    now, "guard_unanswered", "warning", rule=rule.name, reason=reason, allowed=allow
+                )
+            )
+        return outputs if allow else outputs + self._act(check, by, reason, now)
+
+    def _act(self, check: _Check, by: str, reason: str, now: float) -> list[Output]:
+        talk, rule = self._talk, self._rules[check.rule]
+        response = check.response_id
+        if talk.parting is not None or response in self._stopped:
+            return []
+        # Of the agent the answer itself is stopped; of the caller, what answers them.
+        if check.who == "caller":
+            response = self._turns.refuse(check.item_id, talk.gate.active)
+            if self._turns.latest == check.item_id:
+                talk.gate.forget_answers()
+        if response:
+            self._stopped.append(response)
+        decision = Decision(
+            round(talk.journal.ms(now), 1),
+            rule.name,
+            check.who,
+            check.item_id,
+            by,
+            rule.action,
+            reason,
+        )
+        talk.journal.record.content.guarded(decision)
+        outputs: list[Output] = [
+            talk.journal.note(
+                now,
+                "guard",
+                "warning",
+                rule=rule.name,
+                who=check.who,
+                item_id=check.item_id,
+                by=by,
+                action=rule.action,
+                reason=reason,
+            )
+        ]
+        over = response and response not in talk.gate.running
+        if not over or talk.playback.to_be_heard(response):
+            outputs += talk.interrupt("guard", now)
+        self._cut.append((response, decision))
+        if not talk.playback.cutting:
+            self._measure()
+        if rule.action != "say":
+            to = rule.transfer_to if rule.action == "transfer" else ""
+            talk.part(Parting(Why.GUARD, rule.name, rule.say, to))
+        elif rule.say:
+            phrase = talk.exactly(rule.say)
+            self._phrases.append(phrase)
+            outputs += talk.after_cut(talk.ask(phrase, now))
+        return outputs
+
+
+def _found(rule: GuardRule, window: str, *, open: bool) -> bool:
+    if rule.pattern is None:
+        return False
+    for match in rule.pattern.finditer(window):
+        if match.end() > match.start() and (not open or match.end() < len(window)):
+            return True  # at the very end, the next delta may make another word of it
+    return False

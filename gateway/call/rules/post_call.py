@@ -1,0 +1,78 @@
+"""Questions about a call at its end: the session stays open for them, the caller's leg does not."""
+
+from __future__ import annotations
+
+from gateway.call import inputs
+from gateway.call.conversation.control import Talk
+from gateway.call.ending import Why
+from gateway.call.outputs import Output
+
+NOT_AFTER = frozenset(
+    {
+        Why.FAULT,
+        Why.SHUTDOWN,
+        Why.BUDGET,
+        Why.SESSION_CLOSED,
+        Why.SESSION_ERROR,
+        Why.SESSION_LOST,
+        Why.SESSION_REFUSED,
+        Why.SESSION_UNREACHABLE,
+        Why.NO_ANSWERS,
+    }
+)
+"""Ends after which nothing is asked: there is no session, no money, or no time."""
+
+
+class Afterwards:
+    """The end of one call, while answers are waited for. Every method takes the time (s)."""
+
+    def __init__(self, talk: Talk, why: Why, now: float) -> None:
+        self.why = why
+        self.leg_over = False
+        self.ended_ms = talk.journal.ms(now)
+        """When the call was over for the caller."""
+        self._asides = talk.asides
+        self._plan = talk.plan.content.afterwards
+        self._until = now + self._plan.seconds
+        self._gone = False
+
+    @property
+    def deadline(self) -> float:
+        """When it is over at the latest (s)."""
+        return self._until
+
+    def ask(self, now: float) -> list[Output]:
+        """All questions at once; they run beside each other."""
+        return [
+            output
+            for name, words in self._plan.questions.items()
+            for output in self._asides.ask(
+                f"after-{name}", name, words, now, seconds=self._plan.seconds
+            )
+        ]
+
+    def on(self, input: inputs.Input, now: float) -> list[Output]:
+        """Something happened; what is not about these questions is of no interest any more."""
+        match input:
+            case inputs.ServerSaid(event=event) if self._asides.takes(event):
+                return self._asides.on_event(event, now)
+            case inputs.ServerFailed(error=error, command=command):
+                return self._asides.refused(command, error, now)
+            case inputs.LegEnded():
+                self.leg_over = True
+            case inputs.SessionClosed() | inputs.ShutDown():
+                self._gone = True
+            case inputs.Tick():
+                return self._asides.tick(now)
+        return []
+
+    def over(self, now: float) -> bool:
+        """All answers are there, or are not to come."""
+        return self._gone or not self._asides.busy or now >= self._until
+
+
+def afterwards_of(talk: Talk, why: Why, now: float) -> Afterwards | None:
+    """What is waited for after a call that ends so; None for nothing."""
+    if not talk.plan.content.afterwards.questions or why in NOT_AFTER:
+        return None
+    return Afterwards(talk, why, now)

@@ -1,0 +1,193 @@
+"""Answers that fail are told to the caller, who never hears nothing only.
+
+A response may end as failed, or as incomplete by the content filter or ``max_output_tokens``
+(``response.done``, ``status_details``), complete without any sound (text only, empty, audio of no
+length), be refused (``error``), or never come at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gateway.call import inputs
+from gateway.call.conversation.control import Parting, Talk
+from gateway.call.ending import Why
+from gateway.call.outputs import Output, Sound
+from gateway.realtime.commands import CreateResponse
+from gateway.realtime.errors import classify_error
+from gateway.realtime.events import ResponseDone
+
+GOES_ON = "Go on exactly where you were cut off, without repeating anything."
+
+
+MAX_CONTINUED = 5
+"""Responses in a row that are gone on with; a model that never comes to an end is paid for."""
+
+
+class Rescue:
+    """A part: acts on responses that are no answers. Every method takes the time (s)."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._plan = talk.plan.content.rescue
+        self._failures = 0
+        self._retries = 0
+        self._continued = 0
+        self._words: CreateResponse | None = None
+        """The fixed phrase that was asked for last."""
+        self._given_up = talk.gate.given_up
+        self._sound_until: float | None = None
+
+    def on(self, input: inputs.Input, now: float) -> list[Output]:
+        """A response ended, or was never answered."""
+        talk = self._talk
+        if isinstance(input, inputs.PlayoutStarted):
+            return self._quiet()
+        if isinstance(input, inputs.Tick) and talk.gate.given_up != self._given_up:
+            self._given_up = talk.gate.given_up
+            if not talk.gate.idle:
+                return []  # another one was asked for
+            return self._failed("no response came", None, now)
+        if isinstance(input, inputs.ServerFailed):
+            return self._refused(input, now)
+        if not isinstance(input, inputs.ServerSaid) or not isinstance(input.event, ResponseDone):
+            return []
+        done = input.event
+        if talk.errands.joined or talk.playback.was_cut(done.response_id):
+            return []
+        asked = talk.gate.asked_by(done.response_id)
+        if done.status == "failed":
+            return self._failed(done.error_code or "failed", asked, now)
+        if done.status == "incomplete" and done.reason == "content_filter":
+            return self._filtered(now)
+        wanted = self._plan.go_on and self._continued < MAX_CONTINUED and talk.parting is None
+        if done.status == "incomplete" and wanted:
+            self._continued += 1
+            note = talk.journal.note(now, "answer_gone_on", "info", reason=done.reason)
+            return [note, *talk.ask(CreateResponse({"instructions": GOES_ON}), now)]
+        if done.status == "completed" and asked is self._words is not None:
+            self._words = None
+            if not talk.playback.spoke(done.response_id):
+                return self._last_resort("the words had no sound", now)
+            return []
+        if done.status != "cancelled" and not talk.playback.spoke(done.response_id):
+            return self._soundless(done, asked, now)
+        if done.status == "completed":
+            self._failures = self._retries = self._continued = 0
+        return []
+
+    def tick(self, now: float) -> list[Output]:
+        """The sound has been heard for long enough."""
+        if self._sound_until is None or now < self._sound_until:
+            return []
+        return self._quiet()
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due next (s)."""
+        return self._sound_until
+
+    def _refused(self, failed: inputs.ServerFailed, now: float) -> list[Output]:
+        """A ``response.create`` was refused, and no other was sent in its place."""
+        asked, talk = failed.command, self._talk
+        if not isinstance(asked, CreateResponse) or not talk.gate.idle or talk.errands.joined:
+            return []
+        verdict = classify_error(failed.error)
+        if verdict.ends_session or (asked.response or {}).get("conversation") == "none":
+            return []
+        return self._failed(verdict.code, asked, now)
+
+    def silent(self, rule: str, asked: CreateResponse | None, now: float) -> list[Output]:
+        """A response was due and nothing was heard for too long: a sound, and another attempt."""
+        self._failures += 1
+        todo = self._last_resort(rule, now)
+        if self._failures >= self._plan.give_up:
+            return todo + self._give_up(rule, now)
+        return todo + self._talk.after_cut(self._talk.ask(asked or CreateResponse(), now))
+
+    def _soundless(
+        self, done: ResponseDone, asked: CreateResponse | None, now: float
+    ) -> list[Output]:
+        """A response completed, and the caller heard nothing of it."""
+        kinds = [item.get("type") for item in done.output]
+        if any(kind != "message" for kind in kinds):
+            return []  # a tool's result, or an approval, is followed by a response
+        content = content_of(done)
+        note = self._talk.journal.note(
+            now, "response_without_audio", "warning", content=content, response_id=done.response_id
+        )
+        if not self._talk.gate.idle:
+            return [note]  # another response was asked for already
+        return [note, *self._failed(f"no sound: {content}", asked, now)]
+
+    def _filtered(self, now: float) -> list[Output]:
+        self._failures += 1
+        note = self._talk.journal.note(now, "answer_filtered", "warning", count=self._failures)
+        if self._failures >= self._plan.give_up:
+            return [note, *self._give_up("content_filter", now)]
+        return [note, *self._say(self._plan.filtered, now)]
+
+    def _failed(self, why: str, asked: CreateResponse | None, now: float) -> list[Output]:
+        talk = self._talk
+        if talk.parting is not None:
+            return self._last_resort(why, now)  # the goodbye failed
+        if talk.farewell.deadline is not None:
+            return []  # the model wanted to end the call, and it does
+        if asked is not None and asked is self._words:
+            self._words = None
+            self._failures += 1
+            resort = self._last_resort(why, now)
+            given_up = self._failures >= self._plan.give_up
+            return resort + (self._give_up(why, now) if given_up else [])
+        if self._retries < self._plan.retries:
+            self._retries += 1
+            note = talk.journal.note(now, "answer_asked_again", "info", why=why)
+            # One that answers whatever was said is asked for anew: what it was is not known.
+            return [note, *talk.ask(asked or CreateResponse(), now)]
+        self._retries = 0
+        self._failures += 1
+        note = talk.journal.note(now, "answer_failed", "warning", why=why, count=self._failures)
+        if self._failures >= self._plan.give_up:
+            return [note, *self._give_up(why, now)]
+        return [note, *self._say(self._plan.say, now)]
+
+    def _say(self, words: str, now: float) -> list[Output]:
+        if self._talk.parting is not None:
+            return []
+        self._words = self._talk.exactly(words)
+        return self._talk.ask(self._words, now)
+
+    def _give_up(self, why: str, now: float) -> list[Output]:
+        talk, plan = self._talk, self._plan
+        if talk.parting is not None:
+            return []
+        detail = f"{self._failures} answers in a row failed, the last one: {why}"
+        talk.part(Parting(Why.NO_ANSWERS, detail, plan.goodbye, plan.transfer_to))
+        return [talk.journal.note(now, "answers_given_up", "error", why=why)]
+
+    def _last_resort(self, why: str, now: float) -> list[Output]:
+        """Something that needs no model."""
+        if not self._plan.sound or self._talk.errands.busy:
+            return []
+        note = self._talk.journal.note(
+            now, "answer_sound", "warning", why=why, sound=self._plan.sound
+        )
+        self._sound_until = now + self._plan.sound_seconds
+        if self._talk.parting is not None:
+            self._talk.farewell.replaced(self._sound_until)
+        return [note, Sound(self._plan.sound)]
+
+    def _quiet(self) -> list[Output]:
+        if self._sound_until is None:
+            return []
+        self._sound_until = None
+        return [] if self._talk.errands.busy else [Sound("")]
+
+
+def content_of(done: ResponseDone) -> str:
+    """What a response without any sound had in its place."""
+    parts = [part for item in done.output for part in item.get("content") or () if part]
+    kinds = {part.get("type") for part in parts if isinstance(part, Mapping)}
+    if kinds & {"output_audio", "audio"}:
+        return "audio of zero length"
+    return "text" if kinds else "empty"

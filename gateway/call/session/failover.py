@@ -1,0 +1,261 @@
+"""When the session is lost, or cannot be had: the rungs of a route's ``on_trouble``, one by one.
+
+A session that takes over is told what was said so far, as the caller heard it
+(:meth:`gateway.call.conversation.transcript.Transcript.seed`), and goes on from there: the caller is not asked
+to begin again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from gateway.call import inputs
+from gateway.call.conversation.control import Parting, Talk
+from gateway.call.conversation.transcript import Transcript
+from gateway.call.ending import Why
+from gateway.call.outputs import CloseSession, OpenSession, Output, Send, Sound
+from gateway.call.plan import Rung
+from gateway.call.record import Trouble
+from gateway.call.timeline import Journal
+from gateway.realtime.commands import CreateItem, CreateResponse
+from gateway.realtime.events import AudioDelta
+
+FIRST_WAIT = 0.25
+LONGEST_WAIT = 4.0
+"""Seconds from an attempt that failed to the next; each wait is double the one before."""
+
+PROVEN_SECONDS = 30.0
+"""A session that took over and is silent within this, before anything of it was heard, was no
+help: the attempt counts as failed. So does one that is lost within the rung's own time."""
+
+MAX_PER_MINUTE = 3
+"""Lost sessions within 60 s after which the same server is not tried again; the next rung is."""
+
+MAX_PER_CALL = 20
+"""Lost sessions of one call after which no other one is opened."""
+
+_OPENS = ("reconnect", "endpoint")
+NEEDS_ANSWER = ("announcement", "transfer")
+"""What a caller can only have in a call that is answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """The ladder is at its end: how the call ends."""
+
+    why: Why
+    detail: str
+    rung: Rung | None = None
+    """The last one, where it says how a call is refused that is not answered yet."""
+
+
+class Recovery:
+    """Knows which rung the call is on. Every method takes the time (s) and returns outputs."""
+
+    def __init__(self, talk: Talk, transcript: Transcript, journal: Journal) -> None:
+        self._talk = talk
+        self._transcript = transcript
+        self._journal = journal
+        self._rungs: tuple[Rung, ...] = ()
+        self._at = -1
+        self._why = Why.SESSION_LOST
+        self._detail = ""
+        self._until: float | None = None
+        self._again_at: float | None = None
+        self._wait = FIRST_WAIT
+        self._sounding = ""
+        self._answered = False
+        self._unproven: float | None = None
+        """When the session came that took over last, while nothing of it was heard (s)."""
+        self._lost_at: deque[float] = deque(maxlen=MAX_PER_MINUTE)
+        self._plays_on = False
+        """Words of the lost session were still to be heard when the next one came."""
+        self._began = 0.0
+        self.active = False
+        """The call has no session, and something is being done about it."""
+        self.wants_answer = False
+        """The rung is for a call that is answered; it waits for that."""
+        self.over: Over | None = None
+
+    # ---- what happens
+
+    def begin(
+        self, why: Why, detail: str, now: float, *, answered: bool, fatal: bool = False
+    ) -> list[Output]:
+        """There is no session (any more). ``fatal``: the same server would say the same again."""
+        # A call that is not answered has been tried for its connect_timeout already.
+        useless = fatal or not answered
+        rungs = tuple(
+            rung for rung in self._talk.plan.on_trouble if not (useless and rung.do == "reconnect")
+        )
+        self._why, self._detail, self._answered = why, detail, answered
+        self._began, unproven, self._unproven = now, self._unproven, None
+        self.active = True
+        record = self._journal.record
+        record.trouble.append(Trouble(round(self._journal.ms(now), 1), why.value, detail))
+        note = self._journal.note(now, "session_gone", "warning", why=why.value, detail=detail)
+        often = len(self._lost_at) == MAX_PER_MINUTE and now - self._lost_at[0] < 60
+        self._lost_at.append(now)
+        if len(record.trouble) > MAX_PER_CALL:
+            self._rungs, self._at = tuple(rung for rung in rungs if rung.do not in _OPENS), -1
+        elif unproven is not None and self._was_no_help(unproven, now):
+            self._last.rungs.append(self._rung.do)
+            todo = self.failed(detail, now, fatal=fatal)
+            return [note, *todo, *(self._sound(now) if self._again_at is not None else [])]
+        elif not often:
+            self._rungs, self._at = rungs, -1
+        return [note, *self._next(now)]
+
+    def _was_no_help(self, up_at: float, now: float) -> bool:
+        """Whether the session that took over at ``up_at`` is lost as one that never came."""
+        if self._until is None:
+            return False
+        return now < self._until or (
+            self._why is Why.SESSION_SILENT and now - up_at < PROVEN_SECONDS
+        )
+
+    def failed(
+        self, detail: str, now: float, *, fatal: bool, after: float | None = None
+    ) -> list[Output]:
+        """An attempt to get one has failed; the server wants to be left alone for ``after`` s."""
+        if not self.active or self._until is None:
+            return []
+        self._detail = detail
+        again_at = now + max(self._wait, after or 0.0)
+        if fatal or again_at >= self._until:
+            return self._next(now)
+        self._again_at, self._wait = again_at, min(2 * self._wait, LONGEST_WAIT)
+        return []
+
+    def up(self, now: float) -> list[Output]:
+        """There is a session again; tell it what was said, and let it go on where it has to."""
+        self.active, self._again_at, self._unproven = False, None, now
+        self._plays_on = self._talk.speaking
+        lasted = round((now - self._began) * 1000, 1)
+        self._last.outcome, self._last.session_after_ms = "recovered", lasted
+        note = self._journal.note(now, "session_replaced", "info", after_ms=lasted)
+        return [*self._quiet(), note, *seeded(self._transcript), *self._go_on(now)]
+
+    def answered(self, now: float) -> list[Output]:
+        """The ACK came: what the rung has to say can be heard."""
+        waited, self._answered, self.wants_answer = self.wants_answer, True, False
+        if not self.active:
+            return []
+        return self._climb(now) if waited else self._sound(now)
+
+    def on(self, input: inputs.Input, now: float) -> list[Output]:
+        """What the caller hears while there is no session."""
+        if self._speaks(input) and self._journal.record.trouble:
+            last = self._last
+            if not self.active:
+                self._unproven = None
+            if last.heard_after_ms is None and not self.active and self._at >= 0:
+                last.heard_after_ms = round((now - self._began) * 1000, 1)
+        if isinstance(input, inputs.PlayoutDrained):
+            self._plays_on = False
+        if self.active and isinstance(input, inputs.PlayoutDrained):
+            return self._sound(now)
+        return []
+
+    def _speaks(self, input: inputs.Input) -> bool:
+        """The agent is heard again, or goes on without a pause."""
+        if isinstance(input, inputs.ServerSaid) and self._plays_on:
+            return isinstance(input.event, AudioDelta)
+        return isinstance(input, inputs.PlayoutStarted)
+
+    def tick(self, now: float) -> list[Output]:
+        """A wait may be over."""
+        if not self.active:
+            return []
+        if self._until is not None and now >= self._until:
+            return self._next(now)
+        if self._again_at is not None and now >= self._again_at:
+            self._again_at = None
+            return [OpenSession(self._rung.endpoint)]
+        return []
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due next (s)."""
+        due = [at for at in (self._until, self._again_at) if at is not None]
+        return min(due, default=None) if self.active else None
+
+    # ---- the ladder
+
+    @property
+    def _rung(self) -> Rung:
+        return self._rungs[self._at]
+
+    @property
+    def _last(self) -> Trouble:
+        return self._journal.record.trouble[-1]
+
+    def _next(self, now: float) -> list[Output]:
+        self._at += 1
+        self._until = self._again_at = None
+        self._wait = FIRST_WAIT
+        if self._at >= len(self._rungs):
+            return self._give_up(None)
+        rung = self._rung
+        self._last.rungs.append(rung.do)
+        note = self._journal.note(now, "trouble", "warning", do=rung.do, seconds=rung.seconds)
+        if rung.do in NEEDS_ANSWER and not self._answered:
+            self.wants_answer = True
+            return [note]
+        return [note, *self._climb(now)]
+
+    def _climb(self, now: float) -> list[Output]:
+        rung = self._rung
+        if rung.do in _OPENS:
+            self._until = now + rung.seconds
+            return [*self._sound(now), OpenSession(rung.endpoint)]
+        if rung.do == "announcement":
+            self._until = now + rung.seconds
+            return [CloseSession(1000, self._why.value), *self._sound(now)]
+        if rung.do == "transfer":
+            self.active = False
+            self._last.outcome = "transferred"
+            self._talk.part(Parting(self._why, self._detail, "", rung.transfer_to))
+            return [*self._quiet(), CloseSession(1000, self._why.value)]
+        return self._give_up(rung)
+
+    def _give_up(self, rung: Rung | None) -> list[Output]:
+        self.active = False
+        self._last.outcome = "given up"
+        self.over = Over(self._why, self._detail, rung)
+        return self._quiet()
+
+    # ---- what is heard
+
+    def _sound(self, now: float) -> list[Output]:
+        """Not over the words that are still to be heard."""
+        sound = self._rung.sound
+        if not self._answered or self._talk.speaking or not sound or sound == self._sounding:
+            return []
+        self._sounding = sound
+        if self._last.sound_after_ms is None:
+            self._last.sound_after_ms = round((now - self._began) * 1000, 1)
+        return [Sound(sound)]
+
+    def _quiet(self) -> list[Output]:
+        was, self._sounding = self._sounding, ""
+        return [Sound("")] if was else []
+
+    def _go_on(self, now: float) -> list[Output]:
+        return self._talk.ask(CreateResponse(), now) if self._transcript.owed else []
+
+
+def refusal_of(rung: Rung | None, otherwise: int) -> tuple[int, dict[str, str]]:
+    """The final response to a call that is not answered, and its headers (RFC 3261 section 21)."""
+    if rung is not None and rung.do == "busy":
+        return 486, {}
+    if rung is not None and rung.do == "redirect":
+        return 302, {"Contact": f"<{rung.transfer_to}>"}
+    return otherwise, {}
+
+
+def seeded(transcript: Transcript) -> list[Output]:
+    """What a session that takes over is told, first of all."""
+    changes: list[Output] = [Send(update, seed=True) for update in transcript.changes]
+    return changes + [Send(CreateItem(item), seed=True) for item in transcript.seed()]

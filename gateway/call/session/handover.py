@@ -1,0 +1,131 @@
+"""Before the server ends a session at its maximum length, another one takes its place.
+
+When that is, the server says (``expires_at``); the new session is opened some time before, told
+what was said, and switched to while nobody speaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gateway.call.conversation.control import Talk
+from gateway.call.conversation.transcript import Transcript
+from gateway.call.outputs import OpenSession, Output, TakeOver
+from gateway.call.session.failover import seeded
+from gateway.call.timeline import Journal
+from gateway.realtime.commands import CreateResponse
+
+FORCED_SECONDS = 3.0
+"""So long before the end no silence is waited for any more."""
+
+INTERVAL_SECONDS = 30.0
+"""From one session that is opened to take over to the next, whether it came or not. A server's
+``expires_at`` decides when, never how often."""
+
+MAX_PER_CALL = 20
+"""Sessions that are opened to take over in one call; five hours of sessions of 15 minutes. After
+them the session is left to its end, and replaced when it is lost."""
+
+SHORTEST_SECONDS = 2 * FORCED_SECONDS
+"""A session that has less to live is not handed over; it could not be done in time."""
+
+
+class Handover:
+    """Every method takes the time (s) and returns outputs.
+
+    Args:
+        quiet: whether neither side speaks, and nothing is being done.
+        detach: lets go of the session that has the caller; what has come of its answer is heard.
+    """
+
+    def __init__(
+        self,
+        talk: Talk,
+        transcript: Transcript,
+        journal: Journal,
+        quiet: Callable[[], bool],
+        detach: Callable[[float], list[Output]],
+    ) -> None:
+        self._talk = talk
+        self._transcript = transcript
+        self._journal = journal
+        self._quiet = quiet
+        self._detach = detach
+        self._lead = talk.plan.handover_seconds
+        self._open_at: float | None = None
+        self._latest = 0.0
+        self._opening = False
+        self._spare: tuple[str, float | None] | None = None
+        self._opened = 0
+        self._opened_at = -INTERVAL_SECONDS
+
+    def session_up(self, seconds_left: float | None, now: float) -> None:
+        """This session has the caller from now on."""
+        self._opening, self._spare = False, None
+        self._open_at = None
+        if seconds_left is None or self._lead <= 0 or seconds_left < SHORTEST_SECONDS:
+            return
+        self._latest = now + seconds_left - FORCED_SECONDS
+        wanted = max(now, min(now + seconds_left - self._lead, self._latest))
+        self._open_at = self._not_too_often(wanted)
+
+    def _not_too_often(self, wanted: float) -> float | None:
+        at = max(wanted, self._opened_at + INTERVAL_SECONDS)
+        return at if at <= self._latest and self._opened <= MAX_PER_CALL else None
+
+    def session_over(self) -> None:
+        """It is lost, or not needed any more."""
+        self._open_at, self._opening, self._spare = None, False, None
+
+    def spare_up(self, session_id: str, seconds_left: float | None, now: float) -> None:
+        """The one that is to take over is there."""
+        if not self._opening:
+            return
+        self._opening = False
+        left = None if seconds_left is None else now + seconds_left
+        self._spare = (session_id, left)
+
+    def spare_failed(self, detail: str, now: float) -> list[Output]:
+        """It is not; try again, while there is time."""
+        self._opening, self._spare = False, None
+        note = self._journal.note(now, "handover_failed", "warning", detail=detail)
+        self._open_at = self._not_too_often(now)
+        return [note]
+
+    def tick(self, now: float) -> list[Output]:
+        """A moment may have come."""
+        if self._open_at is None or self._opening or self._spare is not None:
+            return []
+        if now < self._open_at:
+            return []
+        if self._opened >= MAX_PER_CALL:
+            self._opened, self._open_at = MAX_PER_CALL + 1, None
+            return [self._journal.note(now, "handover_limit", "warning", sessions=MAX_PER_CALL)]
+        self._opening = True
+        self._opened, self._opened_at = self._opened + 1, now
+        return [self._journal.note(now, "handover_begins", "info"), OpenSession(spare=True)]
+
+    @property
+    def ready(self) -> bool:
+        """The new session is there."""
+        return self._spare is not None
+
+    def settle(self, now: float, *, at_once: bool = False) -> list[Output]:
+        """Switch, if the new session is there and it is quiet, or late."""
+        if self._spare is None or not (at_once or self._quiet() or now >= self._latest):
+            return []
+        (session_id, ends), self._spare = self._spare, None
+        rest = self._detach(now)
+        self.session_up(None if ends is None else ends - now, now)
+        self._journal.record.session_id = session_id
+        self._journal.record.handovers += 1
+        note = self._journal.note(now, "handed_over", "info", session_id=session_id)
+        outputs = [*rest, TakeOver(), note, *seeded(self._transcript)]
+        return outputs + (self._talk.ask(CreateResponse(), now) if self._transcript.owed else [])
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` or :meth:`settle` is due next (s)."""
+        if self._spare is not None:
+            return self._latest
+        return None if self._opening else self._open_at

@@ -1,0 +1,220 @@
+"""The session in the life of a call: it comes up, is lost and replaced, and hands over."""
+
+from __future__ import annotations
+
+from gateway.call import inputs, outputs
+from gateway.call.context import Course, End
+from gateway.call.ending import Why
+from gateway.call.plan import OutboundPlan
+from gateway.call.session.failover import Recovery
+from gateway.call.session.handover import Handover
+from gateway.call.states import State
+from gateway.realtime.commands import CreateResponse
+from gateway.realtime.errors import Kind
+
+
+class SessionSide:
+    """One part of :class:`gateway.call.machine.CallMachine`. Methods take the time (s)."""
+
+    def __init__(self, call: Course, end: End) -> None:
+        self._call = call
+        self._end = end
+        talk, transcript = call.conversation.talk, call.conversation.transcript
+        self.recovery = Recovery(talk, transcript, call.journal)
+        self.handover = Handover(
+            talk,
+            transcript,
+            call.journal,
+            lambda: call.conversation.quiet,
+            call.conversation.detach,
+        )
+        self.lost_meanwhile: tuple[Why, str] | None = None
+        """The session was lost while the caller was on the way to somebody else."""
+        self._opened = False
+        self._resume = False
+        """A response was due when the session was lost, and is asked for again."""
+
+    def known_trouble(self, detail: str, now: float) -> list[outputs.Output]:
+        """The server is known to give no session: what is to be done about that is done at once."""
+        if not self._ladder:
+            return self._end(Why.SESSION_UNREACHABLE, now, detail)
+        begun = self._call.opening.begin(now)
+        why = Why.SESSION_UNREACHABLE
+        todo = self.recovery.begin(why, detail, now, answered=False, fatal=True)
+        if self.recovery.over is not None:
+            return [*begun, *todo, *self.give_up(now)]
+        return [*begun, *self.trouble(todo, now)]
+
+    def on_session_up(self, input: inputs.SessionUp, now: float) -> list[outputs.Output]:
+        if self._call.state is State.ENDING:
+            # It came up while it was being given up; nobody else will close it.
+            return [outputs.CloseSession(1000, "call over")]
+        if self.recovery.active and self._call.state is not State.CONNECTING:
+            return self._on_session_again(input, now)
+        if self._call.state is not State.CONNECTING:
+            return []
+        self._call.session_up = True
+        self.handover.session_up(input.seconds_left, now)
+        recovered = self.recovery.up(now) if self.recovery.active else []
+        if self._call.plan.outbound is not None:
+            return self._dial(input, self._call.plan.outbound, now)
+        self._call.record.session_id = input.session_id
+        self._call.record.times.session = self._call.journal.ms(now)
+        note = self._call.journal.note(now, "session_up", "info", session_id=input.session_id)
+        answer = self.answer(now) if self._call.opening.heard_out(now) else []
+        return [*recovered, note, *answer]
+
+    def _on_session_again(self, input: inputs.SessionUp, now: float) -> list[outputs.Output]:
+        self._call.session_up = True
+        self.handover.session_up(input.seconds_left, now)
+        self._call.record.session_id = input.session_id
+        self._call.conversation.attach()
+        todo = self.recovery.up(now)
+        resume, self._resume = self._resume, False
+        talk, greeting = self._call.conversation.talk, self._call.plan.greeting
+        unheard = greeting is not None and self._call.record.times.first_audio is None
+        if not self._opened or (resume and unheard):
+            return todo + self.open(now)
+        return todo + (talk.ask(CreateResponse(), now) if resume and talk.gate.idle else [])
+
+    def on_spare_up(self, input: inputs.SpareUp, now: float) -> list[outputs.Output]:
+        self.handover.spare_up(input.session_id, input.seconds_left, now)
+        return []
+
+    def on_spare_failed(self, input: inputs.SpareFailed, now: float) -> list[outputs.Output]:
+        return self.handover.spare_failed(input.detail, now) if self._call.session_up else []
+
+    def open(self, now: float) -> list[outputs.Output]:
+        """The model has the word; with a caller that nobody knows to be there, at the ACK."""
+        if not (self._call.plan.trusted or self._call.record.times.confirmed is not None):
+            return []
+        self._opened = True
+        return self._call.conversation.open(now)
+
+    def confirmed(self, now: float) -> list[outputs.Output]:
+        """The caller is there: whatever has waited for that."""
+        return self.open(now) if self._call.session_up and not self._opened else []
+
+    def answer(self, now: float) -> list[outputs.Output]:
+        """The model is ready, and has the word."""
+        self._call.opening.waiting = False
+        todo = self._call.opening.answer(now)
+        if self._call.opening.confirmed:
+            self._call.state = State.TALKING
+            todo.append(outputs.StartMedia())
+        else:
+            self._call.state = State.ANSWERED
+            self._call.timers.answered(now)
+        return todo + self.open(now)
+
+    def _answer_for_trouble(self, now: float) -> list[outputs.Output]:
+        """There is no model, but something to be said."""
+        self._call.opening.waiting = False
+        todo = self._call.opening.answer(now)
+        if self._call.opening.confirmed:
+            self._call.state = State.TALKING
+            return [*todo, outputs.StartMedia(), *self.recovery.answered(now)]
+        self._call.state = State.ANSWERED
+        self._call.timers.answered(now)
+        return todo
+
+    def give_up(self, now: float) -> list[outputs.Output]:
+        over = self.recovery.over
+        assert over is not None
+        return self._end(over.why, now, over.detail, rung=over.rung)
+
+    def _dial(self, up: inputs.SessionUp, plan: OutboundPlan, now: float) -> list[outputs.Output]:
+        """The model is ready: whoever answers is not left waiting for it."""
+        self._call.state = State.DIALLING
+        self._call.timers.dialling(now, plan.ring_seconds)
+        self._call.record.session_id = up.session_id
+        self._call.record.times.session = self._call.journal.ms(now)
+        return [
+            self._call.journal.note(now, "session_up", "info", session_id=up.session_id),
+            outputs.Dial(),
+            self._call.journal.note(now, "dialling", "info"),
+        ]
+
+    def on_session_failed(self, input: inputs.SessionFailed, now: float) -> list[outputs.Output]:
+        fatal = input.verdict.kind is Kind.FATAL
+        why = Why.SESSION_REFUSED if fatal else Why.SESSION_UNREACHABLE
+        detail = f"{input.verdict.code}: {input.detail}"
+        self._call.retry_after = input.retry_after
+        if self.recovery.active:
+            todo = self.recovery.failed(detail, now, fatal=fatal, after=input.retry_after)
+            return self.trouble(todo, now)
+        if self._call.state is not State.CONNECTING or not self._ladder:
+            return self._end(why, now, detail)
+        answered = self._call.opening.confirmed
+        return self.trouble(
+            self.recovery.begin(why, detail, now, answered=answered, fatal=fatal), now
+        )
+
+    def trouble(self, todo: list[outputs.Output], now: float) -> list[outputs.Output]:
+        if self.recovery.wants_answer and self._call.state is State.CONNECTING:
+            todo = todo + self._answer_for_trouble(now)
+        return todo
+
+    @property
+    def _ladder(self) -> bool:
+        """Something may be done about a session that is not there; a call that we place and that
+        nobody has answered yet just ends."""
+        placing = self._call.plan.outbound is not None and not self._call.live
+        leaving = (
+            self._call.conversation.talk.parting is not None or self._call.conversation.leaving
+        )
+        return bool(self._call.plan.on_trouble) and not (placing or leaving)
+
+    def on_session_closed(self, input: inputs.SessionClosed, now: float) -> list[outputs.Output]:
+        was_up, self._call.session_up = self._call.session_up, False
+        given_up = not was_up and (self.recovery.active or self._call.state is not State.CONNECTING)
+        if given_up or self._call.state in (State.ENDING, State.BRIDGED):
+            return []
+        if self.handover.ready and self._call.live and input.code != 1000:
+            self._call.session_up = True
+            return self.handover.settle(now, at_once=True)
+        self.handover.session_over()
+        if self._call.conversation.errands.underway:
+            return self._without_session(Why.SESSION_LOST, now, f"{input.code} {input.reason}")
+        if self._call.live and (input.code == 1000 or self._call.conversation.goodbye_is_here):
+            rest = self._call.conversation.on_session_over(now)
+            return [*rest, self._call.journal.note(now, "session_closed", "info", code=input.code)]
+        why = Why.SESSION_CLOSED if input.code == 1000 else Why.SESSION_LOST
+        return self._without_session(why, now, f"{input.code} {input.reason}".strip())
+
+    def on_silence(self, rule: str, now: float) -> list[outputs.Output]:
+        """A response is due, and neither sound nor a tool has been there for too long."""
+        if not self._ladder:
+            return self._call.conversation.on_silence(rule, now)
+        detail = f"{rule}: nothing heard for {self._call.plan.silence.seconds:g} s"
+        return self._without_session(Why.SESSION_SILENT, now, detail)
+
+    def _without_session(self, why: Why, now: float, detail: str) -> list[outputs.Output]:
+        if self._call.state is not State.BRIDGED and not self._call.conversation.errands.underway:
+            if not (self._call.live and self._ladder):
+                return self._end(why, now, detail)
+            self._call.session_up = False
+            self._resume = self._call.conversation.silence.due
+            rest = self._call.conversation.detach(now)
+            # Until the ACK there is nobody who could hear anything.
+            answered = self._call.state is State.TALKING
+            return rest + self.recovery.begin(why, detail, now, answered=answered)
+        # The caller is on the way to somebody else: it matters only if they come back.
+        self.lost_meanwhile = (why, detail)
+        self._call.session_up = False
+        note = self._call.journal.note(now, "session_gone", "warning", why=why.value, detail=detail)
+        return [note, outputs.CloseSession(1000, why.value)]
+
+    def on_server_said(self, input: inputs.ServerSaid, now: float) -> list[outputs.Output]:
+        if not self._call.session_up:
+            return []
+        return self._call.conversation.on_event(input.event, now, input.command)
+
+    def on_server_failed(self, input: inputs.ServerFailed, now: float) -> list[outputs.Output]:
+        if not self._call.session_up:
+            return []
+        todo = self._call.conversation.on_error(input.error, input.command, now)
+        if self._call.conversation.ended(now)[0] is Why.SESSION_ERROR:
+            detail = f"{input.error.code}: {input.error.message}"
+            return todo + self._without_session(Why.SESSION_ERROR, now, detail)
+        return todo

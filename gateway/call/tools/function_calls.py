@@ -1,0 +1,356 @@
+"""Function calls of the model: checked, approved, run, and answered together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.call.conversation.control import Talk, tool_output
+from gateway.call.dtmf.collect_digits import Collecting
+from gateway.call.leg.call_control import OPERATOR_ERRAND, OWN_ERRAND
+from gateway.call.outputs import AskOperator, Output, RunTool, Send, Sound
+from gateway.call.plan import CallPlan, FunctionPlan
+from gateway.call.record import ToolUse
+from gateway.call.tools.approvals import Approvals
+from gateway.realtime.commands import CreateResponse, UpdateSession
+from gateway.realtime.events import ResponseDone
+from gateway.text import json_of
+from gateway.tools.arguments import ToolError, language_of
+from gateway.tools.definitions import COLLECT_DIGITS, END_CALL, SET_LANGUAGE
+
+MAX_RUNNING = 8
+"""Functions outside that run at a time for one call; a model that asks for more is in a loop."""
+
+MAX_REASON = 300
+"""Characters of what was wrong with a call that the log gets; the model gets all."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """The calls of one response: answered together, and then one response is asked for."""
+
+    open: set[str] = field(default_factory=set)
+    whole: bool = False
+    """All of them have been looked at."""
+    outputs: list[Output] = field(default_factory=list)
+    respond: bool = False
+
+
+@dataclass(slots=True)
+class _Running:
+    """A function outside that is being run, or waits for its approval."""
+
+    name: str
+    plan: FunctionPlan
+    group: _Group
+    use: ToolUse
+    began: float
+    arguments: str
+    started: bool = False
+    asking: bool = False
+    """The operator is asked, which takes time, too."""
+    told: bool = False
+    """The caller has got what they get while they wait."""
+    waits_from: float = 0.0
+    """When their wait began: with the function, or later where they heard something anyway (s)."""
+
+    @property
+    def due(self) -> float | None:
+        """When it is late, or the caller is to hear something."""
+        due = [self.began + self.plan.seconds] if self.started else []
+        if self.plan.after_seconds and not self.told and (self.started or self.asking):
+            due.append(max(self.began, self.waits_from) + self.plan.after_seconds)
+        return min(due, default=None)
+
+
+class Functions:
+    """Knows which function calls are still to be answered. Every method takes the time (s)."""
+
+    def __init__(self, talk: Talk, approvals: Approvals) -> None:
+        self._talk = talk
+        self._approvals = approvals
+        self._running: dict[str, _Running] = {}
+        self._collecting = Collecting(talk, self._collected)
+        self._collecting_for: tuple[str, _Group] | None = None
+        self._sounding = ""
+        self._own = set(talk.errands.names)
+        if self._plan.language.updates:
+            self._own.add(SET_LANGUAGE)
+        if self._plan.collect.enabled:
+            self._own.add(COLLECT_DIGITS)
+
+    @property
+    def _plan(self) -> CallPlan:
+        return self._talk.plan
+
+    def called(self, event: ResponseDone, now: float) -> list[Output]:
+        """Answer what the model called, once its response is whole (ordering D of the protocol)."""
+        talk = self._talk
+        outputs: list[Output] = []
+        calls = [item for item in event.output if item.get("type") == "function_call"]
+        for call in calls:
+            outputs.append(talk.journal.note(now, "tool", "info", name=str(call.get("name"))))
+        if talk.playback.was_cut(event.response_id):
+            # The caller was first; what comes of that is asked for elsewhere.
+            result = {"status": "not done", "reason": "the caller interrupted"}
+            return outputs + [tool_output(_id_of(call), result) for call in calls]
+        end_call = next((call for call in calls if call.get("name") == END_CALL), None)
+        group = _Group()
+        for call in calls:
+            if call.get("name") == END_CALL:
+                continue
+            if end_call is not None and call.get("name") in talk.errands.names:
+                result = {"status": "not done", "reason": "the call is being ended"}
+                outputs.append(tool_output(_id_of(call), result))
+                continue
+            outputs += self._take(call, group, now)
+        group.whole = True
+        outputs += self._close(group, now, respond=end_call is None)
+        if end_call is not None:
+            spoke = talk.playback.spoke(event.response_id)
+            return outputs + self._say_goodbye(end_call, spoke, now)
+        return outputs
+
+    def done(self, call_id: str, output: str, now: float) -> list[Output]:
+        """A function outside has returned."""
+        running = self._running.pop(call_id, None)
+        if running is None:
+            return []
+        # What runs functions tells of a failure so, and so do most services.
+        outcome = "failed" if output.startswith('{"error":') else "done"
+        note = self._talk.journal.note(
+            now, "tool_done", name=running.name, call_id=call_id, outcome=outcome
+        )
+        return [note, *self._end(running, call_id, outcome, output, now)]
+
+    def errand_done(self, now: float) -> list[Output]:
+        """What the gateway was to do in the call may be done: tell the model."""
+        result = self._talk.errands.take_result()
+        if result is None:
+            return []
+        outputs: list[Output] = []
+        if result.call_id == OPERATOR_ERRAND:
+            words = f"The operator wanted to hand the caller on: {json.dumps(result.output)}"
+            outputs += self._talk.tell(words)
+        elif result.call_id != OWN_ERRAND:
+            outputs.append(tool_output(result.call_id, result.output))
+        return outputs + (self._talk.ask(CreateResponse(), now) if result.respond else [])
+
+    def model_speaks(self) -> list[Output]:
+        """The model has something to say: what the caller hears while they wait is over."""
+        return self._quiet() if self._sounding else []
+
+    def tick(self, now: float) -> list[Output]:
+        """A deadline may have come."""
+        outputs = self._collecting.tick(now)
+        for call_id, running in list(self._running.items()):
+            if running.due is None or now < running.due:
+                continue
+            if running.started and now >= running.began + running.plan.seconds:
+                del self._running[call_id]
+                text = json.dumps({"error": f"no result within {running.plan.seconds:g} s"})
+                note = self._talk.journal.note(
+                    now, "tool_late", "warning", name=running.name, call_id=call_id
+                )
+                outputs += [note, *self._end(running, call_id, "late", text, now)]
+            else:
+                outputs += self._keep_company(running, call_id, now)
+        return outputs
+
+    @property
+    def busy(self) -> bool:
+        """Whether the model waits for something, and the caller with it."""
+        return bool(self._running) or self._collecting_for is not None
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due next (s)."""
+        due = [self._collecting.deadline, *(one.due for one in self._running.values())]
+        return min((at for at in due if at is not None), default=None)
+
+    # ---- one call
+
+    def _take(self, call: Mapping[str, Any], group: _Group, now: float) -> list[Output]:
+        talk = self._talk
+        name, call_id = str(call.get("name", "")), _id_of(call)
+        arguments = str(call.get("arguments") or "{}")
+        use = ToolUse(round(talk.journal.ms(now), 1), name)
+        talk.journal.record.used(use)
+        try:
+            if call_id in self._running:
+                raise ToolError("this call is being carried out already")
+            if name in self._plan.functions:
+                return self._begin(name, call_id, arguments, group, use, now)
+            if name not in self._own:
+                raise ToolError("this gateway has no such tool")
+        except ToolError as error:
+            return self._refuse(error, call_id, group, use, now)
+
+        def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
+            use.approval = by if yes else f"refused: {by}"
+            group.open.discard(call_id)
+            if yes:
+                return self._do_own(name, call_id, arguments, group, use, now)
+            use.outcome = "refused"
+            return self._answer(group, call_id, {"status": "not done", "reason": reason}, now)
+
+        group.open.add(call_id)
+        asked = self._approvals.ask(
+            call_id, name, arguments, _given(arguments), decided, now, needed=False
+        )
+        if asked is not None:
+            return asked
+        group.open.discard(call_id)
+        return self._do_own(name, call_id, arguments, group, use, now)
+
+    def _refuse(
+        self, error: ToolError, call_id: str, group: _Group, use: ToolUse, now: float
+    ) -> list[Output]:
+        use.outcome, reason = "refused", str(error)[:MAX_REASON]
+        note = self._talk.journal.note(now, "tool_refused", "warning", name=use.name, reason=reason)
+        return [note, *self._answer(group, call_id, {"error": str(error)}, now)]
+
+    def _begin(
+        self, name: str, call_id: str, arguments: str, group: _Group, use: ToolUse, now: float
+    ) -> list[Output]:
+        if len(self._running) >= MAX_RUNNING:
+            raise ToolError(f"{MAX_RUNNING} functions are running already; wait for their results")
+        plan = self._plan.functions[name]
+        plan.check(arguments)
+        running = _Running(name, plan, group, use, now, arguments)
+        self._running[call_id] = running
+        group.open.add(call_id)
+
+        def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
+            use.approval = by if yes else f"refused: {by}"
+            if call_id not in self._running:
+                return []
+            if yes:
+                return self._start(running, call_id, now)
+            del self._running[call_id]
+            result = json.dumps({"status": "not done", "reason": reason})
+            return self._end(running, call_id, "refused", result, now)
+
+        asked = self._approvals.ask(
+            call_id, name, arguments, _given(arguments), decided, now, needed=plan.approval
+        )
+        if asked is None:
+            return self._start(running, call_id, now)
+        running.asking = any(isinstance(output, AskOperator) for output in asked)
+        return asked
+
+    def _start(self, running: _Running, call_id: str, now: float) -> list[Output]:
+        running.began, running.started = now, True
+        return [RunTool(call_id, running.name, running.arguments)]
+
+    def _keep_company(self, running: _Running, call_id: str, now: float) -> list[Output]:
+        """The caller has waited long enough to hear something."""
+        talk, plan = self._talk, running.plan
+        notes: list[Output] = []
+        if running.waits_from <= running.began:
+            fields = {"name": running.name, "call_id": call_id}
+            notes.append(talk.journal.note(now, "tool_takes_long", **fields))
+        busy = self._sounding or talk.errands.busy or talk.parting is not None
+        if busy or talk.speaking or not talk.gate.idle:
+            running.waits_from = now  # they hear something anyway; perhaps not for so long
+            return notes
+        running.told = True
+        if plan.say:
+            return [*notes, *talk.say(plan.say, now)]
+        if plan.sound:
+            self._sounding = call_id
+            return [*notes, Sound(plan.sound)]
+        return notes
+
+    def _quiet(self) -> list[Output]:
+        self._sounding = ""
+        # An errand's own sound has taken its place by then.
+        return [] if self._talk.errands.busy else [Sound("")]
+
+    def _end(
+        self, running: _Running, call_id: str, outcome: str, output: str, now: float
+    ) -> list[Output]:
+        running.use.outcome = outcome
+        running.use.ms = round((now - running.began) * 1000, 1)
+        quiet = self._quiet() if self._sounding == call_id else []
+        return quiet + self._answer(running.group, call_id, output, now)
+
+    # ---- the calls of one response
+
+    def _answer(
+        self, group: _Group, call_id: str, output: str | Mapping[str, Any], now: float
+    ) -> list[Output]:
+        group.open.discard(call_id)
+        group.outputs.append(tool_output(call_id, output))
+        group.respond = True
+        return self._close(group, now)
+
+    def _close(self, group: _Group, now: float, *, respond: bool = True) -> list[Output]:
+        """All results at once, and one response about them."""
+        if not respond:
+            group.respond = False
+        if group.open or not group.whole:
+            return []
+        outputs, group.outputs = group.outputs, []
+        return outputs + (self._talk.ask(CreateResponse(), now) if group.respond else [])
+
+    # ---- the gateway's own
+
+    def _do_own(
+        self, name: str, call_id: str, arguments: str, group: _Group, use: ToolUse, now: float
+    ) -> list[Output]:
+        """A tool of the gateway's own; those that take time are answered when they are over."""
+        try:
+            if name == SET_LANGUAGE:
+                plan = self._plan.language
+                code = language_of(arguments, plan)
+                use.outcome = "done"
+                result = {"status": "done", "language": plan.names.get(code, code)}
+                change = self._talk.changes["language"] = UpdateSession(plan.updates[code])
+                return [Send(change), *self._answer(group, call_id, result, now)]
+            use.outcome = "begun"
+            if name == COLLECT_DIGITS:
+                self._collect(call_id, arguments, group, now)
+                return []
+            self._talk.errands.ask(name, call_id, arguments, now)
+        except ToolError as error:
+            return self._refuse(error, call_id, group, use, now)
+        return self._close(group, now)
+
+    def _collect(self, call_id: str, arguments: str, group: _Group, now: float) -> None:
+        if self._collecting_for is not None:
+            raise ToolError("digits are being waited for already")
+        self._collecting.begin(arguments, now)
+        self._collecting_for = (call_id, group)
+        group.open.add(call_id)
+        if self._plan.collect.private:
+            self._talk.private.add(call_id)
+
+    def _collected(self, result: Mapping[str, Any], now: float) -> list[Output]:
+        waiting, self._collecting_for = self._collecting_for, None
+        return [] if waiting is None else self._answer(waiting[1], waiting[0], result, now)
+
+    def _say_goodbye(self, call: Mapping[str, Any], spoke: bool, now: float) -> list[Output]:
+        talk = self._talk
+        outputs: list[Output] = [talk.journal.note(now, "farewell", "info", spoken=spoke)]
+        if spoke or talk.speaking:
+            talk.farewell.said(_id_of(call), now)
+            return outputs
+        talk.farewell.asked_for(now)
+        result = {"status": "ending", "next": "Say a short goodbye now; then the call ends."}
+        outputs.append(tool_output(_id_of(call), result))
+        return outputs + talk.ask(CreateResponse({"tools": []}), now)
+
+
+def _id_of(call: Mapping[str, Any]) -> str:
+    return str(call.get("call_id", ""))
+
+
+def _given(arguments: str) -> Mapping[str, Any]:
+    try:
+        given = json_of(arguments or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return given if isinstance(given, dict) else {}

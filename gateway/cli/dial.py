@@ -1,0 +1,160 @@
+"""``gateway dial``: place one call with a route's session, and say what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gateway.text import printable
+
+if TYPE_CHECKING:
+    from gateway.call.record import CallRecord
+    from gateway.config import Config
+    from gateway.dialplan import Dialplan
+
+NOT_PLACED = 2
+NOT_ANSWERED = 1
+
+POLL_SECONDS = 0.5
+"""How often a running gateway is asked whether the call is over."""
+
+
+def _variables(_context: object, _parameter: object, values: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals or not name.isidentifier():
+            raise click.BadParameter(f"{value!r} is not NAME=VALUE")
+        found[name] = text
+    return found
+
+
+@click.command("dial")
+@click.argument("to")
+@click.option("--route", required=True, metavar="NAME", help="Whose session it gets.")
+@click.option(
+    "--trunk", default="", metavar="NAME", help="Through which trunk; a number needs one."
+)
+@click.option(
+    "--caller-id",
+    default="",
+    metavar="NUMBER",
+    help="Who calls, in place of the trunk's caller_id; its caller_ids has to allow it.",
+)
+@click.option(
+    "--var",
+    "variables",
+    multiple=True,
+    callback=_variables,
+    metavar="NAME=VALUE",
+    help="What a named group of the route would have brought.",
+)
+@click.option(
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path),
+    default=Path("gateway.toml"),
+    show_default=True,
+)
+def command(
+    to: str, route: str, trunk: str, caller_id: str, variables: dict[str, str], config: Path
+) -> None:
+    """Call TO (a number, or a sip or tel URI) and let the model of a route talk.
+
+    The gateway that runs with this configuration places it, if its control socket answers;
+    otherwise one is run for this call. Ends with the call: exit 0 when it was answered, 1 when it
+    was not, 2 when it was not placed. Ctrl-C leaves a call of the running gateway as it is, for
+    `gateway hangup`.
+    """
+    from gateway.config import ConfigError
+    from gateway.log import set_up_logging
+    from gateway.planning.check import load_all
+
+    try:
+        settings, dialplan = load_all(config)
+    except ConfigError as error:
+        click.echo(str(error), err=True)
+        sys.exit(NOT_PLACED)
+    socket = settings.control.socket
+    if socket is not None and socket.is_socket():
+        status = _ask_gateway(socket, to, route, trunk, variables, caller_id)
+        if status is not None:
+            sys.exit(status)
+    log = settings.log
+    set_up_logging(
+        log.format, log.level, log.file, settings.secrets() + dialplan.secrets(), None, log.redact
+    )
+    sys.exit(_place(settings, dialplan, to, route, trunk, variables, caller_id))
+
+
+def _ask_gateway(
+    path: Path, to: str, route: str, trunk: str, variables: dict[str, str], caller_id: str
+) -> int | None:
+    """Let the running gateway place it, and follow it to its end; None when none answers."""
+    from gateway.control.client import NoAnswerError, RefusedError, ask
+
+    try:
+        fields = {"to": to, "route": route, "trunk": trunk, "variables": variables}
+        call = ask(path, "dial", **fields, caller_id=caller_id)["call"]
+    except NoAnswerError:
+        return None
+    except RefusedError as refused:
+        click.echo(printable(f"not placed: {refused}"), err=True)
+        return NOT_PLACED
+    try:
+        while not (answer := ask(path, "call", call=call))["over"]:
+            time.sleep(POLL_SECONDS)
+    except (NoAnswerError, RefusedError) as error:
+        click.echo(printable(f"{call}: {error}"), err=True)
+        return NOT_ANSWERED
+    except KeyboardInterrupt:
+        click.echo(f"{call} goes on in the gateway: `gateway hangup {call}` ends it", err=True)
+        return NOT_ANSWERED
+    return _tell(answer["summary"])
+
+
+def _tell(summary: dict[str, Any]) -> int:
+    ending = summary["ending"]
+    answered = summary["times_ms"]["answered"] is not None
+    code, detail = str(ending["sip_code"]), str(ending["detail"])
+    words = f"{ending['why']} by {ending['by']}, SIP {code}"
+    told = "answered" if answered else "not answered"
+    # What the network said begins with the code in its own words.
+    click.echo(printable(f"{told}: {words} {detail.removeprefix(code).strip()}".rstrip()))
+    return 0 if answered else NOT_ANSWERED
+
+
+def _place(
+    settings: Config,
+    dialplan: Dialplan,
+    to: str,
+    route: str,
+    trunk: str,
+    variables: dict[str, str],
+    caller_id: str,
+) -> int:
+    try:
+        from gateway.app.service import Service
+        from gateway.bridge.legs import DialRefusedError
+        from gateway.sip.agent import AgentError
+    except ImportError as error:
+        click.echo(f"pjsua2 cannot be loaded ({error}): `make` builds and installs it", err=True)
+        return NOT_PLACED
+
+    async def one_call() -> CallRecord:
+        return await Service(settings, dialplan).run_one(to, route, trunk, variables, caller_id)
+
+    try:
+        record = asyncio.run(one_call())
+    except DialRefusedError as refused:
+        click.echo(printable(f"not placed: {refused}"), err=True)
+        return NOT_PLACED
+    except (AgentError, OSError, ValueError) as error:
+        click.echo(str(error), err=True)
+        return NOT_PLACED
+    return _tell(record.summary())

@@ -1,4 +1,0 @@
-"""What calls cost: usage that servers tell, prices from files, sums for each day, budgets.
-
-Pure but for :mod:`gateway.cost.keeper`, which keeps the sums of a day on the disk.
-"""

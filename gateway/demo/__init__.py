@@ -1,5 +1,0 @@
-"""One scripted call through emulator and gateway on this machine, shown and checked."""
-
-from gateway.demo.cli import command
-
-__all__ = ["command"]

@@ -1,0 +1,184 @@
+"""Whether ports can be had and realtime servers can be reached."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from gateway.config import Config, ListenAddress
+from gateway.config.realtime import on_loopback
+from gateway.devtools.doctor.finding import Finding, bad, ok, warn
+from gateway.dialplan import Dialplan
+
+CONNECT_SECONDS = 5.0
+"""For name, TCP and TLS together; a call that waits longer for its session is refused anyway."""
+
+MAX_SERVERS = 20
+"""Servers that are tried; a dialplan with more is told so."""
+
+CERTIFICATE_DAYS = 14
+
+
+def look(config: Config, dialplan: Dialplan) -> Iterator[Finding]:
+    """Try each server and each port of the configuration."""
+    yield from servers(config, dialplan)
+    yield from sip_ports(config)
+    yield rtp_ports(config)
+
+
+# ---- the realtime side
+
+
+def servers(config: Config, dialplan: Dialplan) -> list[Finding]:
+    """Connect to each realtime server that routes use; no session is opened."""
+    own = [route.realtime.url for route in dialplan.routes if route.enabled and route.realtime.url]
+    urls = list(dict.fromkeys([config.realtime.url, *own]))
+
+    async def all_of_them() -> list[Finding]:
+        return list(await asyncio.gather(*map(_server, urls[:MAX_SERVERS])))
+
+    found = asyncio.run(all_of_them())
+    if len(urls) > MAX_SERVERS:
+        fact = f"only {MAX_SERVERS} of {len(urls)} servers were tried"
+        found.append(warn("realtime", fact, "try the others by hand"))
+    return found
+
+
+async def _server(url: str) -> Finding:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    secure = parts.scheme in ("wss", "https")
+    port = parts.port or (443 if secure else 80)
+    shown = f"{parts.scheme}://{parts.netloc}"
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            context = ssl.create_default_context() if secure else None
+            _, writer = await asyncio.open_connection(host, port, ssl=context)
+    except TimeoutError:
+        advice = "does a firewall drop it? A proxy in the environment is not used"
+        return bad("realtime", f"{shown}: no answer within {CONNECT_SECONDS:.0f} s", advice)
+    except socket.gaierror as error:
+        return bad("realtime", f"{shown}: {error.strerror}", "is the name right, and DNS working?")
+    except ssl.SSLCertVerificationError as error:
+        advice = "is this the right server, the clock right, ca-certificates installed?"
+        return bad("realtime", f"{shown}: {error.verify_message}", advice)
+    except (OSError, ssl.SSLError) as error:
+        fact = f"{shown}: {error.strerror or error}"
+        if on_loopback(url):
+            advice = "`gateway emulator` listens there; until then calls get 503"
+            return warn("realtime", fact, advice)
+        return bad("realtime", fact, "is the address right? Until then calls get 503")
+    ms = (time.monotonic() - began) * 1000
+    try:
+        return _reached(shown, ms, writer.get_extra_info("ssl_object"))
+    finally:
+        writer.close()
+
+
+def _reached(shown: str, ms: float, tls: ssl.SSLObject | None) -> Finding:
+    fact = f"{shown} reached in {ms:.0f} ms"
+    if tls is None:
+        return ok("realtime", fact)
+    certificate = tls.getpeercert() or {}
+    ends = ssl.cert_time_to_seconds(str(certificate["notAfter"])) if certificate else time.time()
+    days = (ends - time.time()) / 86400
+    fact += f", {tls.version()}, certificate for {days:.0f} more days"
+    if days < CERTIFICATE_DAYS:
+        return warn("realtime", fact, "its operator has to renew it")
+    return ok("realtime", fact)
+
+
+# ---- the telephone side
+
+
+def sip_ports(config: Config) -> Iterator[Finding]:
+    """Bind each listener of each worker for a moment."""
+    for worker in range(config.workers.count):
+        for address in config.for_worker(worker).sip.listen:
+            if address.port == 0:
+                yield ok("sip port", f"{address}: any free one")
+                continue
+            number = _bind(address)
+            who = f" (worker {worker})" if config.workers.count > 1 else ""
+            yield _sip_finding(f"{address}{who}", number)
+
+
+def _sip_finding(where: str, number: int) -> Finding:
+    if number == 0:
+        return ok("sip port", f"{where} is free")
+    if number == errno.EADDRINUSE:
+        advice = "right if the gateway runs now; else `ss -lptu` tells who has it"
+        return warn("sip port", f"{where} is in use", advice)
+    if number == errno.EADDRNOTAVAIL:
+        advice = "`ip address` lists those of this machine; 0.0.0.0 takes all"
+        return bad("sip port", f"{where}: no address of this machine", advice)
+    if number == errno.EACCES:
+        advice = "a port below 1024 needs AmbientCapabilities=CAP_NET_BIND_SERVICE"
+        return bad("sip port", f"{where}: not allowed", advice)
+    return bad("sip port", f"{where}: {errno.errorcode.get(number, number)}", "see `man 2 bind`")
+
+
+def rtp_ports(config: Config) -> Finding:
+    """Bind every pair of ``sip.rtp_ports`` for a moment, and see who else may take them."""
+    low, high = config.sip.rtp_ports
+    host = config.sip.listen[0].host
+    free = sum(
+        _bind(ListenAddress("udp", host, port)) == 0
+        and _bind(ListenAddress("udp", host, port + 1)) == 0
+        for port in range(low, high, 2)
+    )
+    need = config.sip.max_calls * config.workers.count
+    fact = f"{low}-{high}: {free} pairs free, {need} needed"
+    if free < need:
+        return bad("rtp ports", fact, "widen sip.rtp_ports, or see `ss -lnu` for who has them")
+    taken = _ephemeral()
+    if taken is not None and low <= taken[1] and taken[0] <= high and not _reserved(low, high):
+        advice = f"reserve them: sysctl -w net.ipv4.ip_local_reserved_ports={low}-{high}"
+        fact += f"; the kernel gives {taken[0]}-{taken[1]} to any program"
+        return warn("rtp ports", fact, advice)
+    return ok("rtp ports", fact)
+
+
+def _bind(address: ListenAddress) -> int:
+    """0, or the error number."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    kind = socket.SOCK_DGRAM if address.transport == "udp" else socket.SOCK_STREAM
+    with socket.socket(family, kind) as probe:
+        try:
+            if kind == socket.SOCK_STREAM:  # as servers do: connections of before do not matter
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            return error.errno or errno.EIO
+    return 0
+
+
+def _ephemeral() -> tuple[int, int] | None:
+    numbers = _numbers("net/ipv4/ip_local_port_range")
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
+
+
+def _reserved(low: int, high: int) -> bool:
+    try:
+        text = Path("/proc/sys/net/ipv4/ip_local_reserved_ports").read_text().strip()
+    except OSError:
+        return False
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        if int(first) <= low and high <= int(last or first):
+            return True
+    return False
+
+
+def _numbers(name: str) -> Sequence[int]:
+    try:
+        return [int(word) for word in Path("/proc/sys", name).read_text().split()]
+    except (OSError, ValueError):
+        return []

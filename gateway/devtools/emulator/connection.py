@@ -1,0 +1,226 @@
+"""One connection: frames in and out, timers, and the faults that a script asks for.
+
+What the events mean is :class:`gateway.devtools.emulator.session.Session`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from gateway.devtools.emulator.beta import BetaWire
+from gateway.devtools.emulator.client_events import CLIENT_EVENTS
+from gateway.devtools.emulator.content import ContentMaker
+from gateway.devtools.emulator.errors import ProtocolError, validated
+from gateway.devtools.emulator.objects import Json, error_event, new_id
+from gateway.devtools.emulator.outbox import Outbox
+from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.script import Script
+from gateway.devtools.emulator.session import Session
+
+MAX_APPEND_CHARACTERS = 15 * 1024 * 1024
+
+_log = structlog.get_logger("gateway.devtools.emulator")
+
+
+class Connection:
+    """Serves one client from ``session.created`` to the close of the WebSocket.
+
+    ``beta``: in the Beta dialect.
+    """
+
+    def __init__(
+        self,
+        socket: ServerConnection,
+        record: SessionRecord,
+        script: Script,
+        maker: ContentMaker,
+        *,
+        beta: bool = False,
+    ) -> None:
+        self.script = script
+        self.record = record
+        self.session = Session(self, record, script, maker)
+        self._socket = socket
+        self.request = socket.request
+        """The upgrade, as it came."""
+        self._beta = BetaWire(self.session.conversation.id) if beta else None
+        translate = None if self._beta is None else self._beta.sent
+        self._outbox = Outbox(socket, record, translate, script.spaced_types)
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._refused = 0
+        self._end_seen = 0
+
+    async def serve(self) -> None:
+        """Read until the connection is over; no task or timer of it is left then."""
+        writer = asyncio.create_task(self._outbox.run(), name=f"{self.record.id} writer")
+        try:
+            self._begin()
+            async for message in self._socket:
+                await self._outbox.room()
+                self._receive(message)
+        except ConnectionClosed:
+            pass
+        finally:
+            for timer in self._timers:
+                timer.cancel()
+            await self.session.stop()
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+
+    # Towards the client
+
+    def emit(self, event: Json, audio: bytes = b"") -> None:
+        """Put a server event in the way, with its ``event_id`` and the script's oddities.
+
+        ``audio`` is sent as the event's ``delta``, in base64.
+        """
+        event["event_id"] = new_id("event")
+        type_ = event["type"]
+        if self.script.obfuscation and type_.endswith(".delta"):
+            event["obfuscation"] = "emulated"
+        self._outbox.put(event, audio)
+        end = self.script.end
+        if end is not None and end.at == type_:
+            self._at_end_event()
+        if self.script.unknown_events and type_ in ("session.created", "response.created"):
+            self.emit({"type": "emulator.unknown_event", "nobody": {"knows": ["this"]}})
+
+    def close(self, code: int, reason: str = "", *, drop: bool = False) -> None:
+        """End the session after what was sent so far; ``drop`` cuts the TCP connection."""
+        self._outbox.end(code, reason, drop=drop)
+
+    async def room(self) -> None:
+        """Wait until the client has taken what was sent."""
+        await self._outbox.room()
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call ``action`` after a delay, unless the connection ends before."""
+
+        def fire() -> None:
+            self._timers.discard(handle)
+            action()
+
+        handle = asyncio.get_running_loop().call_later(delay_s, fire)
+        self._timers = {timer for timer in self._timers if not timer.cancelled()}
+        self._timers.add(handle)
+        return handle
+
+    def error(self, error: ProtocolError, client_event_id: str | None) -> None:
+        """Send an ``error`` event."""
+        _log.debug("refused", session=self.record.id, code=error.code, message=error.message)
+        self.emit(error_event(error, client_event_id))
+
+    # What the script does to the connection
+
+    def _begin(self) -> None:
+        script = self.script
+        if script.refuse is not None and script.refuse.step == "connect":
+            self._refuse(None)
+            return
+        if script.created == "normal":
+            if script.created_delay_ms:
+                self.later(script.created_delay_ms / 1000, self.session.announce)
+            else:
+                self.session.announce()
+        self.later(max(0.0, self.session.expires_at - time.time()), self._expire)
+        if script.end is not None and script.end.after_s is not None:
+            self.later(script.end.after_s, self._end)
+
+    def _refuse(self, event_id: str | None) -> None:
+        refusal = self.script.refuse
+        assert refusal is not None
+        error = ProtocolError(refusal.code, refusal.message, refusal.param, refusal.type)
+        self.error(error, event_id)
+        if refusal.close_code is not None:
+            self.close(refusal.close_code, f"{refusal.type}.{refusal.code}")
+
+    def _expire(self) -> None:
+        text = "Your session hit the maximum duration of 60 minutes."
+        self.error(ProtocolError("session_expired", text), None)
+        self.close(1001, text)
+
+    def _at_end_event(self) -> bool:
+        """Count an event that the script ends at; whether the end has come."""
+        end = self.script.end
+        assert end is not None
+        self._end_seen += 1
+        if self._end_seen == end.nth:
+            self._end()
+        return self._end_seen >= end.nth
+
+    def _end(self) -> None:
+        end = self.script.end
+        assert end is not None
+        self.close(end.code, end.reason, drop=end.drop)
+
+    # From the client
+
+    def _receive(self, message: str | bytes) -> None:
+        event_id: str | None = None
+        try:
+            if isinstance(message, bytes):
+                raise ProtocolError("invalid_event", "Binary messages are not supported.")
+            event = _parsed(message)
+            given = event.get("event_id")
+            event_id = given if isinstance(given, str) else None
+            if event["type"] == "input_audio_buffer.append":
+                data = _audio_of(event)
+                self.record.note_append(data)
+                self.session.append(data)
+                return
+            self.record.note_client(event)
+            end = self.script.end
+            if end is not None and end.at == event["type"] and self._at_end_event():
+                return
+            self._handle(event, event_id)
+        except ProtocolError as error:
+            self.error(error, event_id)
+
+    def _handle(self, event: Json, event_id: str | None) -> None:
+        type_ = event["type"]
+        model = CLIENT_EVENTS.get(type_)
+        if model is None:
+            supported = ", ".join(f"'{name}'" for name in CLIENT_EVENTS)
+            text = f"Invalid value: '{type_[:100]}'. Supported values are: {supported}."
+            raise ProtocolError("invalid_value", text, "type")
+        refusal = self.script.refuse
+        if refusal is not None and refusal.step == type_ and self._refused < refusal.times:
+            self._refused += 1
+            self._refuse(event_id)
+            return
+        if self._beta is not None:
+            event = self._beta.received(event)
+        validated(model, event, "").apply(self.session)
+
+
+def _parsed(message: str) -> Json:
+    try:
+        event = json.loads(message)
+    except (ValueError, RecursionError):
+        raise ProtocolError("invalid_json", "The message is not valid JSON.") from None
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+        raise ProtocolError("invalid_event", "The message is not a JSON object with a 'type'.")
+    return event
+
+
+def _audio_of(event: Mapping[str, Any]) -> bytes:
+    audio = event.get("audio")
+    if not isinstance(audio, str):
+        text = "Missing required parameter: 'audio'."
+        raise ProtocolError("missing_required_parameter", text, "audio")
+    if len(audio) > MAX_APPEND_CHARACTERS:
+        raise ProtocolError("invalid_value", "Audio is limited to 15 MiB per event.", "audio")
+    try:
+        return binascii.a2b_base64(audio, strict_mode=True)
+    except ValueError:
+        text = "Invalid 'audio'. Expected base64-encoded audio bytes but got an invalid value."
+        raise ProtocolError("invalid_value", text, "audio") from None

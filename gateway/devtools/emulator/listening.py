@@ -1,0 +1,230 @@
+"""The listening side of a session: the input audio buffer, turn detection, the idle clock."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from gateway.devtools.emulator.audio import FORMATS, AudioFormat
+from gateway.devtools.emulator.errors import ProtocolError
+from gateway.devtools.emulator.objects import Json, new_id
+from gateway.devtools.emulator.script import Script
+from gateway.devtools.emulator.vad import FRAME_MS, Started, Stopped, VadSettings, VoiceDetector
+
+MAX_BUFFERED_S = 600
+"""Audio waiting for a commit; of a longer turn the beginning is forgotten."""
+_PREROLL_S = 10
+_SHORTEST_COMMIT_MS = 100
+
+
+class Cancellable(Protocol):
+    """A timer that can be stopped."""
+
+    def cancel(self) -> None:
+        """Stop it, harmlessly when it has fired."""
+
+
+class Listener(Protocol):
+    """What the listening side tells its session."""
+
+    script: Script
+
+    def emit(self, event: Json, audio: bytes = b"") -> None:
+        """Put an event in the way to the client."""
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> Cancellable:
+        """Call ``action`` after a delay, unless the session ends before."""
+
+    def speech_began(self) -> None:
+        """``speech_started`` was sent: interrupt what runs, if the settings say so."""
+
+    def caller_item(
+        self, item_id: str, audio: bytes, audio_format: AudioFormat, spoken_ms: int
+    ) -> None:
+        """Audio was committed as this item: add it to the conversation."""
+
+    def turn_over(self, *, idle: bool) -> None:
+        """A turn ended by itself: answer it, if the settings say so."""
+
+
+class Listening:
+    """Takes the caller's audio; positions are ms of all audio written in the session."""
+
+    def __init__(self, session: Listener) -> None:
+        self._session = session
+        self._format: AudioFormat = FORMATS["audio/pcm"]
+        self._turn_detection: Mapping[str, Any] | None = None
+        self._buffer = bytearray()
+        self._buffer_end_ms = 0.0
+        self._detector: VoiceDetector | None = None
+        self._item_id: str | None = None
+        self._began_ms = 0
+        self._voice_began_ms = 0
+        self._idle: Cancellable | None = None
+        self._random = random.Random(session.script.speech.seed)
+        self._interruptions = 0
+        self._scripted: Cancellable | None = None
+
+    @property
+    def format(self) -> AudioFormat:
+        """The session's input format."""
+        return self._format
+
+    @property
+    def written_ms(self) -> int:
+        """All audio that was appended in this session."""
+        return int(self._buffer_end_ms)
+
+    def configure(self, audio_input: Mapping[str, Any]) -> None:
+        """Take over ``session.audio.input``; a turn that is open goes on when nothing changed."""
+        format_ = FORMATS[audio_input["format"]["type"]]
+        detection = audio_input["turn_detection"]
+        changed = format_ is not self._format or detection != self._turn_detection
+        first = self._detector is None
+        if format_ is not self._format:
+            self._buffer.clear()
+            self._item_id = None
+        self._format, self._turn_detection = format_, detection
+        if not changed and not first:
+            return
+        self.stop_idle()
+        if detection is None or self._session.script.vad != "auto":
+            self._detector = None
+        else:
+            self._detector = VoiceDetector(VadSettings.of(detection), format_, self.written_ms)
+            self._item_id = None
+
+    def append(self, data: bytes) -> None:
+        """``input_audio_buffer.append``. Cheap: the detector runs only when one is wanted."""
+        self._buffer += data
+        self._buffer_end_ms += len(data) / self._format.bytes_per_ms
+        if self._detector is not None:
+            for event in self._detector.feed(data):
+                if isinstance(event, Started):
+                    padded = event.at_ms - self._detector.settings.prefix_padding_ms
+                    self._start(max(0, padded), event.at_ms)
+                else:
+                    self._stop(event)
+        kept_s = MAX_BUFFERED_S if self._detector is None or self._item_id else _PREROLL_S
+        limit = self._format.bytes_for(kept_s * 1000)
+        if len(self._buffer) > limit * 1.25:
+            del self._buffer[: len(self._buffer) - limit]
+
+    def commit(self) -> None:
+        """``input_audio_buffer.commit``. Raises :class:`ProtocolError` below 100 ms of audio."""
+        length = len(self._buffer) / self._format.bytes_per_ms
+        if length < _SHORTEST_COMMIT_MS:
+            raise ProtocolError(
+                "input_audio_buffer_commit_empty",
+                "Error committing input audio buffer: buffer too small. Expected at least 100ms "
+                f"of audio, but buffer only has {length:.2f}ms of audio.",
+            )
+        self._commit(self._item_id or new_id("item"), bytes(self._buffer), int(length))
+
+    def clear(self) -> None:
+        """``input_audio_buffer.clear``."""
+        self._buffer.clear()
+        self._item_id = None
+        self._session.emit({"type": "input_audio_buffer.cleared"})
+
+    # Turns found by the detector
+
+    def _start(self, began_ms: int, voice_began_ms: int) -> None:
+        self.stop_idle()
+        self._item_id = new_id("item")
+        self._began_ms, self._voice_began_ms = began_ms, voice_began_ms
+        self._session.emit(
+            {
+                "type": "input_audio_buffer.speech_started",
+                "item_id": self._item_id,
+                "audio_start_ms": began_ms,
+            }
+        )
+        self._session.speech_began()
+
+    def _stop(self, event: Stopped) -> None:
+        item_id = self._item_id
+        if item_id is None:  # the client cleared the buffer in the middle of the turn
+            return
+        self._session.emit(
+            {
+                "type": "input_audio_buffer.speech_stopped",
+                "item_id": item_id,
+                "audio_end_ms": event.at_ms,
+            }
+        )
+        wanted = self._format.bytes_for(self.written_ms - self._began_ms)
+        spoken = max(FRAME_MS, event.voice_end_ms - self._voice_began_ms)
+        self._commit(item_id, bytes(self._buffer[-wanted:]) if wanted else b"", spoken)
+        self._session.turn_over(idle=False)
+
+    def _commit(self, item_id: str, audio: bytes, spoken_ms: int) -> None:
+        self._buffer.clear()
+        self._item_id = None
+        self._session.caller_item(item_id, audio, self._format, spoken_ms)
+
+    # Scripted speech
+
+    def agent_audio_began(self) -> None:
+        """The first audio of a response went out: plan the next scripted interruption."""
+        script = self._session.script
+        if script.vad != "scripted" or self._scripted is not None:
+            return
+        speech = script.speech
+        moments = speech.at_ms
+        if self._interruptions >= (len(moments) or speech.count):
+            return
+        after_ms = (
+            moments[self._interruptions]
+            if moments
+            else self._random.randint(speech.min_ms, speech.max_ms)
+        )
+        self._interruptions += 1
+        self._scripted = self._session.later(after_ms / 1000, self._scripted_start)
+
+    def _scripted_start(self) -> None:
+        self._scripted = None
+        self.pretend_speech(self._session.script.speech.length_ms)
+
+    def pretend_speech(self, length_ms: int) -> None:
+        """``speech_started`` now, ``speech_stopped`` and the turn's end ``length_ms`` later."""
+        if self._item_id is None:
+            self._start(self.written_ms, self.written_ms)
+            self._scripted = self._session.later(length_ms / 1000, self._scripted_stop)
+
+    def _scripted_stop(self) -> None:
+        self._scripted = None
+        self._stop(Stopped(self.written_ms, self.written_ms))
+
+    # The idle clock
+
+    def start_idle(self, delay_s: float) -> None:
+        """After a response: ``idle_timeout_ms`` runs once its audio was heard, in ``delay_s``."""
+        self.stop_idle()
+        timeout_ms = (self._turn_detection or {}).get("idle_timeout_ms")
+        if timeout_ms is not None and self._item_id is None:
+            self._idle = self._session.later(delay_s + timeout_ms / 1000, self._idled)
+
+    def stop_idle(self) -> None:
+        """Somebody speaks."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+
+    def _idled(self) -> None:
+        self._idle = None
+        timeout_ms = (self._turn_detection or {}).get("idle_timeout_ms") or 0
+        item_id = new_id("item")
+        end = self.written_ms
+        self._session.emit(
+            {
+                "type": "input_audio_buffer.timeout_triggered",
+                "item_id": item_id,
+                "audio_start_ms": max(0, end - timeout_ms),
+                "audio_end_ms": end,
+            }
+        )
+        audio = bytes(self._buffer[-self._format.bytes_for(timeout_ms) :])
+        self._commit(item_id, audio, 0)
+        self._session.turn_over(idle=True)

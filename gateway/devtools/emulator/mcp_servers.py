@@ -1,0 +1,79 @@
+"""The MCP servers of a session: their listings, and the calls that wait for an approval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from gateway.devtools.emulator.audio import AudioFormat
+from gateway.devtools.emulator.conversation import Item
+from gateway.devtools.emulator.errors import ProtocolError
+from gateway.devtools.emulator.listening import Cancellable
+from gateway.devtools.emulator.mcp import allowed, labels, list_item
+from gateway.devtools.emulator.objects import Json
+from gateway.devtools.emulator.script import McpCall, Script
+
+
+class Host(Protocol):
+    """What is needed of the session."""
+
+    script: Script
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> Cancellable:
+        """Call ``action`` after a delay."""
+
+    def emit(self, event: Json, audio: bytes = b"") -> None:
+        """Put an event in the way to the client."""
+
+    def add_item(self, item: Item) -> None:
+        """An item at the end of the conversation."""
+
+
+class McpServers:
+    """What the session knows of its MCP servers."""
+
+    def __init__(self, host: Host) -> None:
+        self.asked: dict[str, McpCall] = {}
+        """Calls that wait for the client, by the id of the ``mcp_approval_request``."""
+        self.approved: list[tuple[str, McpCall]] = []
+        """Calls that may run, with the request that was said yes to."""
+        self._host = host
+        self._listed: set[str] = set()
+
+    def configure(self, tools: Sequence[Mapping[str, Any]], audio_format: AudioFormat) -> None:
+        """List the tools of servers that the session did not have before."""
+        script, servers = self._host.script, labels(tools)
+        for label in [label for label in servers if label not in self._listed]:
+            self._listed.add(label)
+            item = Item(list_item(label, allowed(servers[label], script.mcp_tools)), audio_format)
+            self._host.later(0, partial(self._say, "in_progress", item))
+            if script.mcp_listing != "never":
+                delay_s = 0.001 + script.mcp_listing_ms / 1000
+                self._host.later(delay_s, partial(self._over, item))
+
+    def known(self, answer: Json) -> McpCall:
+        """The call that an ``mcp_approval_response`` is about. Raises :class:`ProtocolError`."""
+        call = self.asked.get(answer["approval_request_id"])
+        if call is None:
+            text = f"Approval request with id not found: {answer['approval_request_id']}"
+            raise ProtocolError("invalid_value", text, "item.approval_request_id")
+        return call
+
+    def decided(self, answer: Json) -> McpCall | None:
+        """Take the client's answer; the call if it was refused."""
+        call = self.asked.pop(answer["approval_request_id"])
+        if not answer["approve"]:
+            return call
+        self.approved.append((answer["approval_request_id"], call))
+        return None
+
+    def _over(self, item: Item) -> None:
+        if self._host.script.mcp_listing == "failed":
+            self._say("failed", item)
+            return
+        self._host.add_item(item)
+        self._say("completed", item)
+
+    def _say(self, state: str, item: Item) -> None:
+        self._host.emit({"type": f"mcp_list_tools.{state}", "item_id": item.id})

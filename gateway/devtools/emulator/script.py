@@ -1,0 +1,347 @@
+"""Scripts: what the emulator does differently from a helpful conversation.
+
+A script is one declarative object (:class:`Script`). It comes from
+
+- a TOML or JSON file (``gateway emulator --script FILE``): the fields of :class:`Script` at the top
+  level are in force for every session; ``[scripts.NAME]`` tables are chosen by a session with
+  ``?script=NAME`` in its URL;
+- the URL itself, on top of the chosen one: ``?answer.kind=pattern&answer.seconds=10`` (dots reach
+  into tables, lists are separated by commas, ``answer=silent`` is short for ``answer.kind=silent``)
+  or ``?behaviour={"answers":[{"kind":"say","text":"Hello."}]}`` as JSON.
+
+Built in are the names of :data:`BUILT_IN`. A mistake in a script is a :class:`ScriptError` that
+names the field; in a URL it becomes an ``error`` event with code ``invalid_script`` and close 4000.
+
+>>> script_of_query({}, Script(), "answer=pattern&answer.seconds=10&speed=4").answers[0].kind
+'pattern'
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from gateway.devtools.emulator.faults import Ending, Refusal, Seconds
+from gateway.devtools.emulator.limits import Limits
+
+
+class ScriptError(ValueError):
+    """A script cannot be used; the text names file or query, field and mistake."""
+
+
+def _listed(value: object) -> object:
+    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+Milliseconds = Annotated[int, Field(ge=0, le=3_600_000)]
+Numbers = Annotated[list[Annotated[float, Field(gt=0, lt=20_000)]], BeforeValidator(_listed)]
+Names = Annotated[list[str], BeforeValidator(_listed)]
+Moments = Annotated[list[Milliseconds], BeforeValidator(_listed)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ToolCall(_Part):
+    """A function call at the end of a response, after what it says."""
+
+    name: str = Field(min_length=1)
+    arguments: str = "{}"
+
+
+class McpCall(_Part):
+    """A call of a tool of an MCP server, at the end of a response, and what comes of it."""
+
+    server_label: str = Field(min_length=1)
+    name: str = Field(min_length=1)
+    arguments: str = "{}"
+    output: str = "done"
+    error: Literal["protocol_error", "tool_execution_error", "http_error"] | None = None
+    """The call fails in this way."""
+    error_message: str = "Failed by the emulator's script."
+    approval: bool | None = None
+    """Ask the client first; by default what ``require_approval`` of the session's tool says."""
+
+
+class Answer(_Part):
+    """One response.
+
+    ``kind``: ``conversation`` (the rules of :mod:`gateway.devtools.emulator.dialogue`), ``say`` (``text``),
+    ``pattern`` (bytes of :func:`gateway.devtools.emulator.audio.pattern` for ``seed``), ``tones``
+    (``frequencies_hz`` in turn, ``seconds`` each), ``quiet`` (silence as audio), ``echo`` (the
+    caller's last turn), ``nothing`` (a response without a message, say with tool calls only),
+    ``silent`` (no response at all), ``hang`` (``response.created``, then nothing more).
+    """
+
+    kind: Literal[
+        "conversation",
+        "say",
+        "pattern",
+        "tones",
+        "quiet",
+        "echo",
+        "nothing",
+        "silent",
+        "hang",
+    ] = "conversation"
+    text: str = ""
+    seconds: Annotated[float, Field(gt=0, le=600)] = 5.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    frequencies_hz: Numbers = [440.0]
+    level_dbfs: Annotated[float, Field(ge=-90, le=0)] = -12.0
+    first_delay_ms: Milliseconds = 0
+    """Between ``response.created`` and the first item: the model thinking."""
+    burst: bool = False
+    """All audio at once instead of the script's ``speed``."""
+    speed: Annotated[float, Field(gt=0, le=1000)] | None = None
+    stall_at_ms: Milliseconds | None = None
+    """Stop sending at this millisecond of the answer for ``stall_s``."""
+    stall_s: Seconds = 0.0
+    outcome: Literal["completed", "failed", "incomplete"] = "completed"
+    """``response.done.status`` once everything was sent."""
+    reason: Literal["max_output_tokens", "content_filter"] = "content_filter"
+    error_code: str = "rate_limit_exceeded"
+    error_message: str = "Rate limit reached for this emulated model."
+    end_call: bool = False
+    """Close with the ``end_call`` tool of the session, as a farewell does."""
+    tools: list[ToolCall] = []
+    mcp: list[McpCall] = []
+
+    @model_validator(mode="after")
+    def _text_to_say(self) -> Answer:
+        if self.kind == "say" and not self.text:
+            raise ValueError('kind "say" needs a text')
+        return self
+
+
+class ScriptedSpeech(_Part):
+    """Speech events without speech, with ``vad = "scripted"``: to interrupt at chosen moments.
+
+    ``speech_started`` comes so many milliseconds after the first audio of a response was sent:
+    the n-th of ``at_ms``, or, when that is empty, random between ``min_ms`` and ``max_ms``.
+    ``speech_stopped`` follows after ``length_ms``, and with it the next turn.
+    """
+
+    at_ms: Moments = []
+    min_ms: Milliseconds = 200
+    max_ms: Milliseconds = 2000
+    seed: int = 0
+    length_ms: Annotated[int, Field(ge=20, le=60_000)] = 300
+    count: Annotated[int, Field(ge=0, le=100_000)] = 1
+    """How many times, when ``at_ms`` is empty."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ScriptedSpeech:
+        if self.min_ms > self.max_ms:
+            raise ValueError("min_ms is above max_ms")
+        return self
+
+
+class Script(_Part):
+    """Everything that a script can say. The defaults are a helpful conversation."""
+
+    answers: list[Answer] = []
+    """One for each response in turn, the last of them repeated; none means ``conversation``."""
+    speed: Annotated[float, Field(gt=0, le=1000)] = 8.0
+    """How many times faster than real time audio is sent."""
+    chunk_ms: Annotated[int, Field(ge=20, le=1000)] = 200
+    """Audio in one ``response.output_audio.delta``."""
+    vad: Literal["auto", "scripted", "off"] = "auto"
+    speech: ScriptedSpeech = ScriptedSpeech()
+    created: Literal["normal", "never"] = "normal"
+    created_delay_ms: Milliseconds = 0
+    updated: Literal["normal", "never"] = "normal"
+    updated_delay_ms: Milliseconds = 0
+    refuse: Refusal | None = None
+    end: Ending | None = None
+    cancel_tail: Literal["full", "bare"] = "full"
+    """``bare``: after an interruption only ``response.done``, as some servers do."""
+    transcripts: list[str] = []
+    """Words for the caller's turns, one after the other, the last repeated; by default the emulator
+    says that it knows none."""
+    transcription_fails: Moments = []
+    """Turns of the caller (the first is 0) whose transcription fails."""
+    transcription_delays_ms: Moments = []
+    """By turn, how late its transcription comes: a turn's may come after the next one's."""
+    transcription_segments: bool = False
+    rate_limits: Limits | None = None
+    """Of each session: with them both limits are told, and ``rate_limit_exceeded`` comes."""
+    mcp_tools: Names = ["search"]
+    """Names of the tools that every MCP server of a session lists."""
+    mcp_listing: Literal["completed", "failed", "never"] = "completed"
+    mcp_listing_ms: Milliseconds = 0
+    """How long a listing takes."""
+    after_approval: Literal["response", "nothing"] = "response"
+    """An approved MCP call runs in a response of its own, or with the next ``response.create``."""
+    obfuscation: bool = False
+    """An extra ``obfuscation`` string in every delta."""
+    spaced_types: Names = []
+    """Types of events sent with a space before them, as one published example has it."""
+    unknown_events: bool = False
+    """Events of a type that nobody knows, at the start and in each response."""
+    expires_s: Annotated[float, Field(gt=0, le=86_400)] = 3600.0
+    beta: bool = False
+    """Serves clients that send ``OpenAI-Beta: realtime=v1`` in that dialect, as OpenAI's service
+    does no longer; without it they are refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_answer(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "answer" in data:
+            data = dict(data)
+            answer = data.pop("answer")
+            data["answers"] = [{"kind": answer} if isinstance(answer, str) else answer]
+        if isinstance(data, dict) and "transcript" in data:
+            data = dict(data)
+            data["transcripts"] = [data.pop("transcript")]
+        return data
+
+
+BUILT_IN: Mapping[str, Script] = {
+    "conversation": Script(),
+    "silent": Script(answers=[Answer(kind="silent")]),
+    "hang": Script(answers=[Answer(kind="hang")]),
+    "burst": Script(answers=[Answer(kind="pattern", seconds=20, burst=True)]),
+    "pattern": Script(answers=[Answer(kind="pattern", seconds=10)]),
+    "tones": Script(
+        answers=[Answer(kind="tones", seconds=1, frequencies_hz=[400, 600, 800, 1000, 1200])]
+    ),
+    "stall": Script(answers=[Answer(kind="pattern", stall_at_ms=1000, stall_s=3)]),
+    "trickle": Script(speed=0.5, answers=[Answer(kind="pattern", seconds=4)]),
+    "goodbye": Script(answers=[Answer(kind="say", text="Thank you. Goodbye.", end_call=True)]),
+    "hang-up": Script(answers=[Answer(kind="nothing", end_call=True)]),
+    "failed": Script(answers=[Answer(kind="nothing", outcome="failed")]),
+    "deaf": Script(vad="off"),
+    "interrupt": Script(
+        vad="scripted",
+        answers=[Answer(kind="pattern", seconds=20)],
+        speech=ScriptedSpeech(count=100, min_ms=200, max_ms=3000),
+    ),
+    "no-update": Script(updated="never"),
+    "bad-key": Script(
+        refuse=Refusal(step="connect", code="invalid_api_key", message="Incorrect API key.")
+    ),
+    "no-model": Script(
+        refuse=Refusal(step="connect", code="model_not_found", message="No such model.")
+    ),
+    "no-realtime": Script(
+        refuse=Refusal(
+            step="upgrade",
+            http_status=400,
+            code="OpperationNotSupported",  # spelt so by Azure
+            message="The realtime operation does not work with the specified model.",
+        )
+    ),
+    "drop": Script(end=Ending(at="response.output_audio.delta", nth=5, drop=True)),
+    "lost": Script(end=Ending(at="response.output_audio.delta", nth=5, code=1011)),
+    "expired": Script(expires_s=3.0),
+}
+
+# Query keys that belong to the protocol or to Azure, not to a script.
+_NOT_OURS = {"model", "intent", "call_id", "api-version", "deployment", "api-key", "script"}
+
+
+class ScriptFile:
+    """The scripts of one file: a default for all sessions, and named ones."""
+
+    def __init__(self, default: Script, named: Mapping[str, Script]) -> None:
+        self.default = default
+        self.named = {**BUILT_IN, **named}
+
+    @classmethod
+    def load(cls, path: Path) -> ScriptFile:
+        """Read a TOML or (``*.json``) JSON file. Raises :class:`ScriptError`."""
+        try:
+            text = path.read_text("utf-8")
+            data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        except (OSError, ValueError) as error:
+            raise ScriptError(f"{path}: {error}") from error
+        if not isinstance(data, dict):
+            raise ScriptError(f"{path}: a table is wanted")
+        named = data.pop("scripts", {})
+        if not isinstance(named, dict):
+            raise ScriptError(f"{path}: scripts: a table of tables is wanted")
+        scripts = {name: _parsed(table, f"{path}: scripts.{name}") for name, table in named.items()}
+        return cls(_parsed(data, str(path)), scripts)
+
+
+def script_of_query(named: Mapping[str, Script], default: Script, query: str) -> Script:
+    """The script of a session whose URL has this query. Raises :class:`ScriptError`."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    base = default
+    changes: dict[str, Any] = {}
+    for key, value in pairs:
+        if key == "script":
+            if value not in named:
+                raise ScriptError(f"script={value}: no such script (there are {', '.join(named)})")
+            base = named[value]
+        elif key == "behaviour":
+            try:
+                given = json.loads(value)
+            except ValueError as error:
+                raise ScriptError(f"behaviour: not JSON: {error}") from error
+            if not isinstance(given, dict):
+                raise ScriptError("behaviour: a JSON object is wanted")
+            changes.update(given)
+        elif key not in _NOT_OURS:
+            _put(changes, key, value)
+    if not changes:
+        return base
+    given = base.model_dump(exclude_unset=True)
+    answer = changes.pop("answer", None)
+    merged = _over(given, changes)
+    if answer is not None:
+        fields = answer if isinstance(answer, dict) else {"kind": answer}
+        answers = merged.get("answers") or [{}]
+        if not isinstance(answers, list) or not all(isinstance(each, dict) for each in answers):
+            raise ScriptError("behaviour: answers: a list of objects is wanted")
+        merged["answers"] = [_over(each, fields) for each in answers]
+    return _parsed(merged, "query")
+
+
+def _put(changes: dict[str, Any], key: str, value: str) -> None:
+    *parents, last = key.split(".")
+    table = changes
+    for parent in parents:
+        inner = table.get(parent, {})
+        if not isinstance(inner, dict):
+            inner = {"kind": inner}
+        table[parent] = table = inner
+    if isinstance(table.get(last), dict):
+        table[last]["kind"] = value
+    else:
+        table[last] = value
+
+
+def _over(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        before = merged.get(key)
+        if isinstance(before, dict) and isinstance(value, dict):
+            merged[key] = _over(before, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _parsed(data: object, where: str) -> Script:
+    try:
+        return Script.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(step) for step in first["loc"])
+        raise ScriptError(f"{where}: {field or 'script'}: {first['msg']}") from None

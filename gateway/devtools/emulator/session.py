@@ -1,0 +1,366 @@
+"""One realtime session: its settings, conversation, listening side and responses (GA protocol)."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import structlog
+
+from gateway.devtools.emulator.audio import AudioFormat
+from gateway.devtools.emulator.content import ContentMaker
+from gateway.devtools.emulator.conversation import Conversation, Item
+from gateway.devtools.emulator.dialogue import Turn
+from gateway.devtools.emulator.errors import ProtocolError
+from gateway.devtools.emulator.limits import RateLimits
+from gateway.devtools.emulator.listening import Cancellable, Listening
+from gateway.devtools.emulator.mcp_servers import McpServers
+from gateway.devtools.emulator.objects import Json, message_item
+from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.response import Response, Settings
+from gateway.devtools.emulator.script import Answer, McpCall, Script
+from gateway.devtools.emulator.settings import ResponseParameters, default_session, updated_session
+from gateway.devtools.emulator.speech import SpeechError
+from gateway.devtools.emulator.transcribing import Transcribing
+
+MAX_PARALLEL_RESPONSES = 8
+"""Responses at a time, out-of-band ones included: a client cannot pile up work."""
+_TEXTS_REMEMBERED = 20
+
+_log = structlog.get_logger("gateway.devtools.emulator")
+
+
+class Wire(Protocol):
+    """The connection, as a session uses it."""
+
+    def emit(self, event: Json, audio: bytes = b"") -> None:
+        """Put a server event in the way to the client."""
+
+    def error(self, error: ProtocolError, client_event_id: str | None) -> None:
+        """Put an ``error`` event in the way."""
+
+    def room(self) -> Awaitable[None]:
+        """Wait until the client has taken what was sent."""
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> Cancellable:
+        """Call ``action`` after a delay, unless the connection ends before."""
+
+
+class Session:
+    """State and answers of one session. Client events arrive as calls of its methods.
+
+    Methods that a client event leads to raise :class:`ProtocolError` where the service would
+    send an ``error``; nothing has changed then.
+    """
+
+    def __init__(
+        self, wire: Wire, record: SessionRecord, script: Script, maker: ContentMaker
+    ) -> None:
+        self.script = script
+        self.record = record
+        self.conversation = Conversation(record)
+        self.limits = RateLimits(script.rate_limits)
+        self.expires_at = time.time() + script.expires_s
+        self.room = wire.room
+        self.emit = wire.emit
+        self.later = wire.later
+        self._error = wire.error
+        self._maker = maker
+        self._settings = default_session(record.model)
+        self._listening = Listening(self)
+        self._listening.configure(self._settings["audio"]["input"])
+        self._turn = Turn(first=True)
+        self._transcribing = Transcribing(self)
+        self._caller_audio: tuple[bytes, AudioFormat] | None = None
+        self._active: Response | None = None
+        self._running: dict[Response, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._answered = 0
+        self._voice_locked = False
+        self._mcp = McpServers(self)
+
+    def announce(self) -> None:
+        """Send ``session.created``."""
+        self.emit({"type": "session.created", "session": self._session_object()})
+
+    async def stop(self) -> None:
+        """The connection is over: end what still runs."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def pretend_speech(self, length_ms: int = 300) -> None:
+        """Send ``speech_started`` now and ``speech_stopped`` later, whatever the caller does."""
+        self._listening.pretend_speech(length_ms)
+
+    # What client events do
+
+    def append(self, data: bytes) -> None:
+        """``input_audio_buffer.append``, decoded."""
+        self._listening.append(data)
+
+    def update(self, session: object) -> None:
+        """``session.update``."""
+        script = self.script
+        self._settings = updated_session(self._settings, session, voice_locked=self._voice_locked)
+        self._listening.configure(self._settings["audio"]["input"])
+        if self.record.log is not None:
+            self.record.log.caller_format(self._listening.format)
+        self._mcp.configure(self._settings["tools"], self._listening.format)
+        if script.updated == "never":
+            return
+        event = {"type": "session.updated", "session": self._session_object()}
+        if script.updated_delay_ms:
+            self.later(script.updated_delay_ms / 1000, lambda: self.emit(event))
+        else:
+            self.emit(event)
+
+    def commit(self) -> None:
+        """``input_audio_buffer.commit``."""
+        self._listening.commit()
+
+    def clear(self) -> None:
+        """``input_audio_buffer.clear``."""
+        self._listening.clear()
+
+    def create_item(self, data: object, after: str | None) -> None:
+        """``conversation.item.create``."""
+        item = self.conversation.item_of_client(data, self._listening.format)
+        body = item.body
+        if body["type"] == "mcp_approval_response":
+            self._mcp.known(body)
+        self._add_item(item, after)
+        if body["type"] == "function_call_output":
+            self._turn.outputs.append(body["output"])
+        elif body["type"] == "mcp_approval_response":
+            refused = self._mcp.decided(body)
+            if refused is not None:
+                self._turn.outputs.append(f"{refused.name} was not approved.")
+            self._run_approved()
+        elif body["type"] == "message" and body["role"] == "user":
+            parts = body["content"]
+            self._turn.texts += [part["text"] for part in parts if part["type"] == "input_text"]
+            if any(part["type"] == "input_audio" for part in parts):
+                self._heard(item, item.audio_ms)
+        del self._turn.texts[:-_TEXTS_REMEMBERED], self._turn.outputs[:-_TEXTS_REMEMBERED]
+
+    def retrieve_item(self, item_id: str) -> None:
+        """``conversation.item.retrieve``."""
+        item = self.conversation.retrieve(item_id)
+        self.emit({"type": "conversation.item.retrieved", "item": item})
+
+    def truncate_item(self, item_id: str, content_index: int, audio_end_ms: int) -> None:
+        """``conversation.item.truncate``."""
+        self.conversation.truncate(item_id, content_index, audio_end_ms)
+        self.emit(
+            {
+                "type": "conversation.item.truncated",
+                "item_id": item_id,
+                "content_index": content_index,
+                "audio_end_ms": audio_end_ms,
+            }
+        )
+
+    def delete_item(self, item_id: str) -> None:
+        """``conversation.item.delete``."""
+        self.conversation.delete(item_id)
+        self.emit({"type": "conversation.item.deleted", "item_id": item_id})
+
+    def create_response(self, parameters: ResponseParameters) -> None:
+        """``response.create``."""
+        turn, context = self._turn, None
+        if parameters.conversation == "none" or parameters.input is not None:
+            given = self.conversation.context_of_client(parameters.input, self._listening.format)
+            turn = _turn_of_input([item.body for item in given])
+            context = None if parameters.input is None else given
+        turn.instructions = parameters.instructions
+        self._respond(turn, parameters, context=context)
+
+    def cancel_response(self, response_id: str | None) -> None:
+        """``response.cancel``."""
+        wanted = [
+            response
+            for response in self._running
+            if response.id == response_id or (response_id is None and response is self._active)
+        ]
+        if not wanted:
+            text = "Cancellation failed: no active response found"
+            raise ProtocolError("response_cancel_not_active", text)
+        self._cancel(wanted[0], "client_cancelled")
+
+    # What the listening side reports
+
+    def speech_began(self) -> None:
+        """The caller speaks: the active response is cancelled where the settings say so."""
+        if self._active is not None and self._turn_detection("interrupt_response"):
+            self._cancel(self._active, "turn_detected")
+
+    def caller_item(
+        self, item_id: str, audio: bytes, audio_format: AudioFormat, spoken_ms: int
+    ) -> None:
+        """Committed audio becomes an item of the caller."""
+        part = {"type": "input_audio", "transcript": None}
+        item = Item(message_item(item_id, "user", [part], "completed"), audio_format)
+        item.add_audio(audio)
+        self.emit(
+            {
+                "type": "input_audio_buffer.committed",
+                "item_id": item_id,
+                "previous_item_id": self.conversation.last_id(),
+            }
+        )
+        self._add_item(item, None)
+        self._heard(item, spoken_ms)
+        transcription = self._settings["audio"]["input"]["transcription"]
+        if transcription is not None:
+            self._transcribing.turn(item, spoken_ms, transcription["model"] or "")
+
+    def turn_over(self, *, idle: bool) -> None:
+        """The server found the end of a turn: answer where ``create_response`` is set."""
+        if not self._turn_detection("create_response"):
+            return
+        try:
+            self._respond(Turn(idle=True) if idle else self._turn, ResponseParameters())
+        except ProtocolError as error:
+            self._error(error, None)
+
+    def _turn_detection(self, flag: str) -> bool:
+        detection = self._settings["audio"]["input"]["turn_detection"] or {}
+        return bool(detection.get(flag, True))
+
+    def _heard(self, item: Item, spoken_ms: int) -> None:
+        self._turn.spoken_ms += spoken_ms
+        self._turn.caller_spoke = True
+        self._caller_audio = (bytes(item.audio), item.audio_format)
+
+    def approval_asked(self, request_id: str, call: McpCall) -> None:
+        """A response asked the client whether an MCP tool may be called."""
+        self._mcp.asked[request_id] = call
+
+    def mcp_answered(self, output: str) -> None:
+        """An MCP tool gave this: the next answer says it."""
+        self._turn.outputs.append(output)
+
+    def add_item(self, item: Item) -> None:
+        """An item of the server's own, at the end of the conversation."""
+        self._add_item(item, None)
+
+    def _run_approved(self) -> None:
+        wanted = self._mcp.approved and self.script.after_approval == "response"
+        if wanted and self._active is None:
+            self._respond(Turn(), ResponseParameters(), Answer(kind="nothing"))
+
+    def _add_item(self, item: Item, after: str | None) -> None:
+        previous = self.conversation.add(item, after)
+        for type_ in ("conversation.item.added", "conversation.item.done"):
+            body = copy.deepcopy(item.body)
+            self.emit({"type": type_, "previous_item_id": previous, "item": body})
+
+    # Responses
+
+    def _respond(
+        self,
+        turn: Turn,
+        parameters: ResponseParameters,
+        answer: Answer | None = None,
+        context: list[Item] | None = None,
+    ) -> None:
+        settings = Settings.of(self._settings, parameters, context)
+        if settings.in_conversation and self._active is not None:
+            raise ProtocolError(
+                "conversation_already_has_active_response",
+                f"Conversation already has an active response in progress: {self._active.id}. "
+                "Wait until the response is finished before creating a new one.",
+            )
+        if len(self._running) >= MAX_PARALLEL_RESPONSES:
+            raise ProtocolError("rate_limit_exceeded", "Too many responses at a time.")
+        approved, given = self._mcp.approved, answer
+        answer = given or Answer()
+        if settings.in_conversation:
+            self._listening.stop_idle()
+            self._turn = Turn()
+            self._mcp.approved = []
+            answer = given or self._next_answer()
+            if approved:
+                calls = [call for _, call in approved]
+                answer = answer.model_copy(update={"mcp": [*calls, *answer.mcp]})
+        if answer.kind == "silent":
+            return
+        response = Response(self, settings, answer)
+        response.approved = {id(call): request_id for request_id, call in approved}
+        if settings.in_conversation:
+            self._active = response
+        response.begin()
+        if (used_up := self.limits.begin()) is not None:
+            response.fail("rate_limit_exceeded", used_up, "invalid_request_error")
+            return
+        task = asyncio.create_task(
+            self._produce(response, turn, self._caller_audio), name=f"response {response.id}"
+        )
+        self._running[response] = task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _produce(
+        self, response: Response, turn: Turn, caller: tuple[bytes, AudioFormat] | None
+    ) -> None:
+        answer = response.answer
+        await asyncio.sleep(answer.first_delay_ms / 1000)
+        if answer.kind == "hang":
+            return
+        try:
+            content = await self._maker.make(
+                answer, response.settings, response.audio_format, turn, caller
+            )
+        except SpeechError as error:
+            _log.error("no speech for a response", session=self.record.id, error=str(error))
+            response.fail("server_error", str(error))
+            return
+        await response.run(content)
+
+    def _next_answer(self) -> Answer:
+        answers = self.script.answers
+        self._answered += 1
+        return answers[min(self._answered, len(answers)) - 1] if answers else Answer()
+
+    def _cancel(self, response: Response, reason: str) -> None:
+        task = self._running[response]
+        response.cancel(reason)
+        task.cancel()
+
+    def audio_began(self) -> None:
+        """The first audio of a response went out: the voice is fixed from here."""
+        self._voice_locked = True
+        self._listening.agent_audio_began()
+
+    def response_over(self, response: Response) -> None:
+        """A response is done, whatever its fate."""
+        self._running.pop(response, None)
+        if response is self._active:
+            self._active = None
+            self._listening.start_idle(max(0.0, response.audio_ends_at - time.monotonic()))
+            self._run_approved()
+
+    def _session_object(self) -> Json:
+        return {
+            **copy.deepcopy(self._settings),
+            "id": self.record.id,
+            "object": "realtime.session",
+            "expires_at": int(self.expires_at),
+        }
+
+
+def _turn_of_input(items: list[Json]) -> Turn:
+    """What ``response.create.response.input`` says in words, and gives as results of functions."""
+    contents = [item["content"] for item in items if item["type"] == "message"]
+    texts = [
+        part.get("text") or part.get("transcript") or "" for content in contents for part in content
+    ]
+    outputs = [item["output"] for item in items if item["type"] == "function_call_output"]
+    return Turn(
+        texts=[text for text in texts if text][-_TEXTS_REMEMBERED:],
+        outputs=outputs[-_TEXTS_REMEMBERED:],
+    )

@@ -1,0 +1,72 @@
+"""The command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gateway.devtools.event_viewer.lines import EventLogError, Line, read_lines
+from gateway.devtools.event_viewer.story import AGENT, CALLER, ERROR, GATEWAY, SERVER, Entry, tell
+
+_STYLES = {
+    CALLER: "bright_blue",
+    AGENT: "cyan",
+    GATEWAY: "green",
+    SERVER: "white",
+    ERROR: "bold red",
+}
+
+
+@click.command("events")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--raw", is_flag=True, help="Every event as it is, one a line.")
+@click.option("--errors", is_flag=True, help="Only what went wrong.")
+def command(file: Path, raw: bool, errors: bool) -> None:
+    """Show the event log FILE of a call's session as a conversation."""
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        lines = list(read_lines(file))
+    except EventLogError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
+    if raw:
+        for line in lines:
+            if not errors or _is_trouble(line):
+                console.print(line.text, markup=False)
+        return
+    entries = sorted(tell(lines), key=lambda entry: entry.t_ms)
+    if errors:
+        entries = [entry for entry in entries if entry.trouble]
+        if not entries:
+            console.print("[green]nothing went wrong[/]")
+    console.print(table(entries))
+
+
+def table(entries: Iterable[Entry]) -> Table:
+    """The conversation for a rich console."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(justify="right", style="dim", no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1)
+    for entry in entries:
+        style = _STYLES["error"] if entry.trouble else _STYLES[entry.who]
+        detail = f"  [dim]{escape(entry.detail)}[/]" if entry.detail else ""
+        text = escape(entry.text)
+        grid.add_row(_clock(entry.t_ms), f"[{style}]{entry.who}[/]", f"[{style}]{text}[/]{detail}")
+    return grid
+
+
+def _is_trouble(line: Line) -> bool:
+    # Alone, the begin of a response has no end.
+    return line.type != "response.created" and any(entry.trouble for entry in tell([line]))
+
+
+def _clock(t_ms: float) -> str:
+    minutes, rest = divmod(t_ms / 1000, 60)
+    return f"{int(minutes)}:{rest:06.3f}"

@@ -1,0 +1,152 @@
+"""What happened in a call, from its record: turns, cuts, digits, delays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gateway.devtools.timeline.record import Entry, Interruption, Record
+
+REPLY_WITHIN_MS = 15_000
+"""A pause longer than this before an answer is no delay of the answer, but a pause."""
+
+
+CALLERS_TURN = "the caller's turn"
+"""What an answer to speech comes after."""
+
+
+@dataclass(slots=True)
+class AgentTurn:
+    """One answer as the caller heard it; ms since the INVITE."""
+
+    item_id: str
+    from_ms: float
+    to_ms: float
+    text: str = ""
+    cut: Interruption | None = None
+    after_ms: float | None = None
+    """Delay since ``after``, None when nothing of the caller came before."""
+    after: str = ""
+
+    @property
+    def played_ms(self) -> float:
+        """What was heard of it."""
+        return self.cut.played_ms if self.cut is not None else self.to_ms - self.from_ms
+
+    @property
+    def received_ms(self) -> float:
+        """What the session sent of it."""
+        return self.cut.received_ms if self.cut is not None else self.to_ms - self.from_ms
+
+    def heard_text(self) -> tuple[str, str]:
+        """The words heard and those not, by proportion of the time: about right, no more."""
+        if self.cut is None or self.cut.received_ms <= 0:
+            return self.text, ""
+        at = round(len(self.text) * self.cut.played_ms / self.cut.received_ms)
+        space = self.text.rfind(" ", 0, at + 1)
+        at = space + 1 if space >= 0 else 0
+        return self.text[:at], self.text[at:]
+
+
+@dataclass(slots=True)
+class CallerTurn:
+    """The caller speaking, as the session's turn detection said it."""
+
+    from_ms: float
+    to_ms: float
+    open: bool = False
+    """The call ended before the turn did."""
+    text: str = ""
+
+
+@dataclass(slots=True)
+class Story:
+    """A call's turns and marks, each list in order of time."""
+
+    record: Record
+    agent: list[AgentTurn] = field(default_factory=list)
+    caller: list[CallerTurn] = field(default_factory=list)
+    keys: list[tuple[float, str]] = field(default_factory=list)
+    """Single keys, ms and digit."""
+    notes: list[Entry] = field(default_factory=list)
+    """Tools, errors, truncations and whatever else has no lane of its own."""
+
+    @property
+    def delays(self) -> list[float]:
+        """How long each answer to a caller's turn took to begin, ms."""
+        return [turn.after_ms for turn in self.agent if turn.after_ms is not None]
+
+
+_LANES = frozenset(
+    (
+        *("invite", "ringing", "session_up", "answered", "confirmed", "end"),
+        *("agent_starts", "agent_stops", "agent_said", "response", "interruption"),
+        *("caller_starts", "caller_stops", "caller_said", "digit", "digits"),
+    )
+)
+"""Events that the lanes, the record's lists or the head of the timeline show."""
+
+
+def tell(record: Record) -> Story:
+    """Make a story of a record."""
+    story = Story(record)
+    end = record.end_ms
+    said = {e.text("item_id"): e.text("text") for e in record.timeline if e.event == "agent_said"}
+    started = {e.text("item_id") for e in record.timeline if e.event == "agent_starts"}
+    speaking: AgentTurn | None = None
+    listening: CallerTurn | None = None
+    for entry in record.timeline:
+        match entry.event:
+            case "agent_starts":
+                if speaking is not None:
+                    speaking.to_ms = entry.t_ms
+                item = entry.text("item_id")
+                speaking = AgentTurn(item, entry.t_ms, end, said.get(item, ""))
+                speaking.after_ms, speaking.after = _delay(story, listening, entry.t_ms)
+                story.agent.append(speaking)
+            case "agent_said" if speaking is not None and entry.text("item_id") not in started:
+                # Another answer that followed without a pause.
+                speaking.text = f"{speaking.text} {entry.text('text')}".strip()
+            case "agent_stops":
+                if speaking is not None:
+                    speaking.to_ms = entry.t_ms
+                speaking = None
+            case "caller_starts":
+                listening = CallerTurn(entry.t_ms, end, open=True)
+                story.caller.append(listening)
+            case "caller_stops":
+                if listening is not None:
+                    listening.to_ms, listening.open = entry.t_ms, False
+                listening = None
+            case "caller_said":
+                if story.caller:
+                    story.caller[-1].text = entry.text("text")
+            case "digit":
+                story.keys.append((entry.t_ms, entry.text("digit")))
+            case event if event not in _LANES:
+                story.notes.append(entry)
+    _put_cuts(story)
+    return story
+
+
+def _delay(story: Story, listening: CallerTurn | None, at_ms: float) -> tuple[float | None, str]:
+    """The delay of an answer that begins now, and after what."""
+    if listening is not None:
+        return None, ""
+    moments = [(turn.to_ms, CALLERS_TURN) for turn in story.caller if not turn.open]
+    moments += [
+        (run.at_ms, f"the digits {run.digits}") for run in story.record.digits if run.at_ms <= at_ms
+    ]
+    earlier = max((turn.to_ms for turn in story.agent), default=-1.0)
+    since, what = max(moments, default=(-1.0, ""))
+    # An answer in two parts has its delay once.
+    if since < 0 or at_ms - since > REPLY_WITHIN_MS or since < earlier < at_ms:
+        return None, ""
+    return at_ms - since, what
+
+
+def _put_cuts(story: Story) -> None:
+    for cut in story.record.interruptions:
+        for turn in story.agent:
+            if turn.item_id == cut.item_id and turn.from_ms <= cut.at_ms + 1:
+                turn.cut = cut
+                turn.to_ms = min(turn.to_ms, max(cut.at_ms, turn.from_ms))

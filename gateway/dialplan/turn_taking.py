@@ -1,0 +1,92 @@
+"""``[route.interruptions]``, ``[route.idle]``, ``[route.silence]``: turns of caller and model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from gateway.call.playout.barge_in import words_of
+from gateway.config.problems import MisplacedError
+from gateway.config.validate import Section
+from gateway.config.values import Count, Flag, Milliseconds, Seconds, SecondsOrOff, Text
+from gateway.dialplan.tools import Sound
+from gateway.dialplan.values import Regex
+
+BACK_CHANNEL = (
+    "mm-hm", "mhm", "mmhm", "mm", "mmm", "hm", "hmm", "uh-huh", "uh", "um", "ah", "oh", "aha",
+    "yes", "yeah", "yep", "ok", "okay", "right", "sure", "i see", "got it",
+    "ja", "genau", "gut", "oui", "d'accord", "voilà", "sí", "si", "vale", "claro", "certo",
+    "va bene", "precies", "sim", "tá",
+)  # fmt: skip
+"""What people say to show that they listen, in some languages."""
+
+
+class Interruptions(Section):
+    """``[route.interruptions]``: what happens when the caller speaks while the agent does."""
+
+    policy: Literal["at_once", "pause", "never"] = "at_once"
+    cough_ms: Milliseconds = 250
+    sure_ms: Milliseconds = 1500
+    wait_seconds: Seconds = 1.5
+    back_channel: tuple[Text, ...] = BACK_CHANNEL
+    protect_greeting: Flag = False
+    protect: tuple[Regex, ...] = ()
+
+    @property
+    def by_gateway(self) -> bool:
+        """The gateway decides, and the server is told to leave it."""
+        return self.policy != "at_once" or self.protect_greeting or bool(self.protect)
+
+    def words(self) -> frozenset[str]:
+        """The back channel, as :func:`gateway.call.playout.barge_in.words_of` splits texts."""
+        return frozenset(" ".join(words_of(text)) for text in self.back_channel)
+
+    def agree_with(self, session: Mapping[str, Any]) -> None:
+        """Raises MisplacedError where the route's own session object says otherwise."""
+        if not self.by_gateway:
+            return
+        path = ("session", "audio", "input", "turn_detection")
+        detection: Any = session
+        for part in path[1:]:
+            if not isinstance(detection, Mapping) or part not in detection:
+                return
+            detection = detection[part]
+        if detection is None:
+            raise MisplacedError(
+                path,
+                "is off, so nobody tells when the caller speaks; [route.interruptions] needs it",
+            )
+        for name in ("interrupt_response", "create_response"):
+            if isinstance(detection, Mapping) and detection.get(name) is True:
+                raise MisplacedError(
+                    (*path, name), "must be left out: [route.interruptions] lets the gateway decide"
+                )
+
+
+class Idle(Section):
+    """``[route.idle]``: a caller who says nothing."""
+
+    seconds: SecondsOrOff = 0.0
+    ask: Text = "Are you still there?"
+    times: Count = 2
+    goodbye: Text = "I cannot hear you. Goodbye."
+    transfer_to: Text | None = None
+
+    def agree_with(self, session: Mapping[str, Any]) -> None:
+        """Raises MisplacedError where the server is told to ask by itself, too."""
+        if self.seconds <= 0:
+            return
+        path = ("session", "audio", "input", "turn_detection", "idle_timeout_ms")
+        found: Any = session
+        for part in path[1:]:
+            found = found.get(part) if isinstance(found, Mapping) else None
+        if found is not None:
+            raise MisplacedError(path, "and [route.idle] would both ask a silent caller; use one")
+
+
+class Silence(Section):
+    """``[route.silence]``: a caller who waits for a response and hears nothing."""
+
+    seconds: SecondsOrOff = 6.0
+    filler_sound: Sound | None = None
+    filler_delay: Seconds = 2.0

@@ -1,0 +1,229 @@
+"""The book of promised calls: takes promises, keeps them, and places them at their time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from random import uniform
+from typing import Any, Protocol
+
+import structlog
+
+from gateway.bridge.legs import DialRefusedError
+from gateway.call.record import CallRecord
+from gateway.config.http import shown
+from gateway.config.tools import CallbackSettings
+from gateway.health import background
+from gateway.outbound.callbacks.scheduled import Promise, Rules, promised
+from gateway.outbound.callbacks.store import Store
+from gateway.tools.api import ToolError
+from gateway.tools.http import HttpClient, Request
+from gateway.tools.runner import ToolCall
+
+log = structlog.get_logger("callbacks")
+
+AGAIN_SECONDS = 60.0
+"""From the first try to the second: nobody answered, or a cap did not allow the call. Each further
+wait is double, and up to a quarter longer."""
+
+LONGEST_AGAIN_SECONDS = 900.0
+
+MAX_TRIES = 12
+"""Calls placed for one promise."""
+
+LONGEST_SLEEP = 30.0
+"""Seconds; clocks are set, and promises are by the clock on the wall."""
+
+SHOWN = 20
+"""Promises that ``gateway status`` lists."""
+
+
+class Dial(Protocol):
+    """Places a call: :meth:`gateway.app.service.Service.dial`."""
+
+    def __call__(
+        self, to: str, route: str, trunk: str, variables: Mapping[str, str]
+    ) -> asyncio.Future[CallRecord]:
+        """The record, once the call is over. Raises DialRefusedError and ValueError."""
+
+
+class CallbackBook:
+    """Lives on the event loop, as long as the service."""
+
+    def __init__(
+        self,
+        settings: CallbackSettings,
+        dial: Dial,
+        http: HttpClient,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        refusal: Callable[[str, re.Pattern[str] | None], str | None] = lambda _number, _allow: None,
+    ) -> None:
+        self._refusal = refusal
+        """Why a number may not be called, with what the route allows; asked before a promise."""
+        self._settings = settings
+        self._dial = dial
+        self._http = http
+        self._now = now
+        self._store = Store(settings.file)
+        self._waiting: dict[str, Promise] = {}
+        self._placing: dict[str, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+        self._owner: asyncio.Task[None] | None = None
+        self.placed = 0
+        self.given_up = 0
+
+    async def start(self) -> None:
+        """Take up what was promised before."""
+        self._waiting = {one.id: one for one in await self._store.load()}
+        if self._waiting:
+            log.info("callbacks.waiting", count=len(self._waiting))
+        self._owner = background(self._own(), "callbacks")
+
+    async def stop(self) -> None:
+        """Place no more; what waits is in the file."""
+        tasks = [task for task in (self._owner, *self._placing.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=2.0)
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``gateway status``."""
+        first = sorted(self._waiting.values(), key=lambda one: one.at)[:SHOWN]
+        return {
+            "count": len(self._waiting),
+            "waiting": [
+                {"at": one.at, "number": one.number, "route": one.route, "tries": one.tries}
+                for one in first
+            ],
+            "placed": self.placed,
+            "given_up": self.given_up,
+        }
+
+    async def take(self, rules: Rules, call: ToolCall, given: dict[str, Any]) -> str:
+        """The tool ``schedule_callback``: returns words for the model. Raises ToolError."""
+        if self._owner is None:
+            # A process that places one call has not read the file, and must not write it.
+            raise ToolError("no callbacks can be taken in this call")
+        caller = str(call.variables.get("from", ""))
+        promise, local = promised(given, rules, caller, call.call, self._now())
+        if self._refusal(promise.number, rules.allow) is not None:
+            raise ToolError(f"number: {promise.number} may not be called")
+        earlier = self._waiting.get(promise.id)
+        if earlier is None and len(self._waiting) >= self._settings.max_waiting:
+            log.error("callbacks.full", limit=self._settings.max_waiting)
+            raise ToolError("no more callbacks can be taken now")
+        if self._settings.url is not None:
+            await self._tell(promise)
+        self._waiting[promise.id] = promise
+        try:
+            await self._store.save(self._waiting.values())
+        except OSError as error:
+            del self._waiting[promise.id]
+            log.error("callbacks.not_written", why=error.strerror)
+            raise ToolError("the callback could not be noted down") from None
+        self._changed.set()
+        log.info("callbacks.taken", call=call.call, at=promise.at, route=promise.route)
+        status = "scheduled" if earlier is None else "scheduled in place of the earlier one"
+        return json.dumps({"status": status, "at": local, "number": promise.number})
+
+    async def _tell(self, promise: Promise) -> None:
+        settings = self._settings
+        assert settings.url is not None
+        body = promise.as_json()
+        headers = {"Idempotency-Key": promise.id, **shown(settings.headers)}
+        try:
+            await self._http.send(
+                Request("POST", settings.url, headers, body=body, retries=1, again=True)
+            )
+        except ToolError:
+            raise ToolError("the callback could not be noted down") from None
+
+    # ---- their time comes
+
+    async def _own(self) -> None:
+        while True:
+            self._changed.clear()
+            now = self._now()
+            for promise in list(self._waiting.values()):
+                if promise.due <= now and promise.id not in self._placing:
+                    self._begin(promise)
+            waiting = (one.due for one in self._waiting.values() if one.id not in self._placing)
+            soonest = min(waiting, default=now + timedelta(seconds=LONGEST_SLEEP))
+            seconds = min(max((soonest - now).total_seconds(), 0.0), LONGEST_SLEEP)
+            try:
+                async with asyncio.timeout(seconds + 0.01):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    def _begin(self, promise: Promise) -> None:
+        task = asyncio.create_task(self._place(promise), name=f"callback {promise.id}")
+        self._placing[promise.id] = task
+
+        def over(_task: asyncio.Task[None]) -> None:
+            self._placing.pop(promise.id, None)
+            self._changed.set()
+
+        task.add_done_callback(over)
+
+    async def _place(self, promise: Promise) -> None:
+        """One promise, until somebody answered or it is too late."""
+        until = promise.due + timedelta(seconds=self._settings.late_seconds)
+        again = AGAIN_SECONDS
+        while self._settings.dial and self._now() <= until and promise.tries < MAX_TRIES:
+            promise = replace(promise, tries=promise.tries + 1)
+            if not await self._keep(promise):
+                return  # promised for another time meanwhile
+            why = await self._try(promise)
+            if why is None:
+                self.placed += 1
+                await self._drop(promise)
+                return
+            log.warning("callbacks.not_reached", route=promise.route, tries=promise.tries, why=why)
+            await asyncio.sleep(again * uniform(1.0, 1.25))
+            again = min(2 * again, LONGEST_AGAIN_SECONDS)
+        if self._settings.dial:
+            self.given_up += 1
+            log.error("callbacks.given_up", route=promise.route, at=promise.at, call=promise.call)
+        else:
+            log.info("callbacks.due", route=promise.route, at=promise.at, call=promise.call)
+        await self._drop(promise)
+
+    async def _try(self, promise: Promise) -> str | None:
+        """Place the call; returns why nobody was reached, None when somebody was."""
+        variables = {"callback_reason": promise.reason}
+        try:
+            over = self._dial(promise.number, promise.route, promise.trunk, variables)
+        except (DialRefusedError, ValueError) as error:
+            return str(error)
+        record = await asyncio.shield(over)
+        if record.times.answered is not None:
+            return None
+        return "not answered" if record.ending is None else record.ending.why.value
+
+    def _is_current(self, promise: Promise) -> bool:
+        kept = self._waiting.get(promise.id)
+        return kept is not None and kept.at == promise.at
+
+    async def _keep(self, promise: Promise) -> bool:
+        if not self._is_current(promise):
+            return False
+        self._waiting[promise.id] = promise
+        await self._saved()
+        return True
+
+    async def _drop(self, promise: Promise) -> None:
+        if self._is_current(promise):
+            del self._waiting[promise.id]
+            await self._saved()
+
+    async def _saved(self) -> None:
+        try:
+            await self._store.save(self._waiting.values())
+        except OSError as error:
+            log.error("callbacks.not_written", why=error.strerror)

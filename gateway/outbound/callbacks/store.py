@@ -1,0 +1,75 @@
+"""The file in which promised calls outlive the process: JSON, replaced as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+
+import structlog
+
+from gateway.outbound.callbacks.scheduled import Promise
+
+log = structlog.get_logger("callbacks")
+
+_FIELDS = {field.name for field in fields(Promise)}
+
+
+class Store:
+    """Belongs to the event loop; the disk is waited for in a thread. Without a path, nothing is
+    kept."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._lock = asyncio.Lock()
+
+    async def load(self) -> list[Promise]:
+        """What is there. A file that cannot be read is put aside, and that is an error in the
+        log."""
+        if self._path is None:
+            return []
+        return await asyncio.to_thread(_load, self._path)
+
+    async def save(self, promises: Iterable[Promise]) -> None:
+        """Write all of them, and wait for the disk. Raises OSError."""
+        if self._path is None:
+            return
+        text = json.dumps([one.as_json() for one in promises], indent=1, ensure_ascii=False)
+        async with self._lock:
+            await asyncio.to_thread(_save, self._path, text)
+
+
+def _load(path: Path) -> list[Promise]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        promises = [
+            Promise(**{name: value for name, value in one.items() if name in _FIELDS})
+            for one in found
+        ]
+        for promise in promises:
+            assert promise.due.tzinfo is not None
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        aside = path.with_name(path.name + ".bad")
+        log.error("callbacks.unreadable", file=str(path), why=type(error).__name__, kept=str(aside))
+        try:
+            path.replace(aside)
+        except OSError:
+            log.error("callbacks.unreadable", file=str(path), why="it cannot be put aside")
+        return []
+    return promises
+
+
+def _save(path: Path, text: str) -> None:
+    new = path.with_name(path.name + ".new")
+    # It has numbers of callers, and what they want.
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)

@@ -1,0 +1,197 @@
+"""Calls that the gateway places on demand: from code, and over the control socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import structlog
+
+from gateway.app.refusals import Refusals
+from gateway.audio.g711 import Codec
+from gateway.bridge.call_controller import Bridge
+from gateway.bridge.legs import DialRefusedError, Outward
+from gateway.bridge.media_clock import MediaPump
+from gateway.call.ending import Why
+from gateway.call.record import CallRecord
+from gateway.config import Config, TrunkSettings
+from gateway.control.server import RefusedError
+from gateway.dialplan import Dialplan, Route
+from gateway.outbound.limits import Placing
+from gateway.planning.call_plan import placed_match, placed_record, plans
+from gateway.planning.destinations import caller_id_of, dial_uri
+from gateway.sip.ingress.message import user_of
+from gateway.sip.leg import Leg
+from gateway.sip.media.ports import CallAudio
+from gateway.sip.types import LegHandler
+from gateway.tools.executor import Toolbox
+
+log = structlog.get_logger("gateway")
+
+MAX_REMEMBERED = 256
+"""Placed calls whose outcome can still be asked for over the control socket."""
+
+
+class Calls(Protocol):
+    """What the service does for a call of ours."""
+
+    def no_room(self) -> str | None:
+        """Which rule lets no further call begin now; None when there is room."""
+
+    def spent(self, route: Route, number: str) -> str | None:
+        """Which budget leaves nothing for it; None when there is money."""
+
+    def begin(self, bridge: Bridge) -> None:
+        """Count it, and start it."""
+
+    def finished(self, bridge: Bridge) -> None:
+        """It is over."""
+
+    @property
+    def refusals(self) -> Refusals:
+        """Where it is written that one was not placed."""
+
+
+class OutboundCalls:
+    """Lives on the event loop, as long as the service."""
+
+    def __init__(
+        self,
+        config: Config,
+        dialplan: Dialplan,
+        retry_after: int,
+        pump: MediaPump,
+        placing: Placing,
+        calls: Calls,
+        toolbox: Toolbox | None = None,
+    ) -> None:
+        self._toolbox = toolbox
+        self._config = config
+        self._dialplan = dialplan
+        self._retry_after = retry_after
+        self._pump = pump
+        self._placing = placing
+        self._calls = calls
+        self._recent: OrderedDict[str, CallRecord] = OrderedDict()
+        self.commands = {"dial": self._on_dial_asked, "call": self._on_call_asked}
+        """For the control socket."""
+
+    def dial(
+        self,
+        to: str,
+        route: str,
+        trunk: str = "",
+        variables: Mapping[str, str] | None = None,
+        caller_id: str = "",
+    ) -> asyncio.Future[CallRecord]:
+        """As :meth:`gateway.app.service.Service.dial`."""
+        return self._dial(to, route, trunk, variables or {}, caller_id)[1]
+
+    def _dial(
+        self, to: str, route: str, trunk: str, variables: Mapping[str, str], caller_id: str
+    ) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
+        chosen = next((one for one in self._dialplan.routes if one.name == route), None)
+        if chosen is None:
+            raise ValueError(f"there is no route {route!r}")
+        through = next((one for one in self._config.trunk if one.name == trunk), None)
+        if trunk and through is None:
+            raise ValueError(f"there is no trunk {trunk!r}")
+        uri, caller_id = dial_uri(to, through), caller_id_of(caller_id, through)
+        record = placed_record(uri, trunk, route, datetime.now(UTC))
+        try:
+            if (rule := self._calls.no_room()) is not None:
+                raise DialRefusedError(rule)
+            if (budget := self._calls.spent(chosen, user_of(uri))) is not None:
+                raise DialRefusedError(f"budget: {budget}")
+            give_back = self._placing.admit(uri)
+        except DialRefusedError as refused:
+            self._calls.refusals.write(record, Why.REFUSED, 403, str(refused))
+            raise
+        self._recent[record.call_id] = record
+        while len(self._recent) > MAX_REMEMBERED:
+            self._recent.popitem(last=False)
+        try:
+            return record, self._place(
+                chosen, through, uri, record, variables, give_back, caller_id
+            )
+        except Exception as error:
+            give_back()
+            detail = f"{type(error).__name__}: {error}"
+            log.exception("call.fault", call=record.call_id, route=route)
+            self._calls.refusals.write(record, Why.FAULT, 500, detail)
+            raise DialRefusedError(f"a defect of the gateway: {detail}") from error
+
+    def _place(
+        self,
+        route: Route,
+        trunk: TrunkSettings | None,
+        uri: str,
+        record: CallRecord,
+        variables: Mapping[str, str],
+        give_back: Callable[[], None],
+        caller_id: str,
+    ) -> asyncio.Future[CallRecord]:
+        codecs = tuple(Codec) if trunk is None else tuple(Codec(name) for name in trunk.codecs)
+        record.codec = codecs[0].value
+        over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
+
+        def finished(bridge: Bridge) -> None:
+            try:
+                give_back()
+                self._calls.finished(bridge)
+            finally:
+                if not over.done():
+                    over.set_result(bridge.record)
+
+        def dial(
+            uri: str,
+            handler: LegHandler,
+            audio: CallAudio | None,
+            codecs: list[Codec],
+            trunk: str,
+            by_pattern: bool = False,
+        ) -> Leg:
+            if audio is None:
+                return self._placing.dial(uri, handler, audio, codecs, trunk, by_pattern)
+            give_back()  # it was asked for before its session was opened
+            return self._placing.dial_admitted(uri, handler, audio, codecs, trunk, caller_id)
+
+        match = placed_match(route, uri, record.trunk, variables, datetime.now(UTC))
+        toolbox, retry_after = self._toolbox, self._retry_after
+        bridge = Bridge(
+            Outward(uri, record.trunk, codecs),
+            *plans(self._config, match, codecs[0], retry_after, toolbox, placed=True),
+            record,
+            self._pump,
+            finished,
+            dial=dial,
+            permit_refer=self._placing.permit_refer,
+            tools=self._toolbox,
+        )
+        record.mark(0.0, "dial", to=uri, **({"caller_id": caller_id} if caller_id else {}))
+        self._calls.begin(bridge)
+        return over
+
+    def _on_dial_asked(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        variables = request.get("variables") or {}
+        texts = [request.get(key, "") for key in ("to", "route", "trunk", "caller_id")]
+        if not isinstance(variables, dict) or not all(
+            isinstance(text, str) for text in (*texts, *variables.values())
+        ):
+            raise RefusedError(
+                "to, route, trunk, caller_id and the values of variables must be texts"
+            )
+        try:
+            record, _over = self._dial(texts[0], texts[1], texts[2], variables, texts[3])
+        except (DialRefusedError, ValueError) as error:
+            raise RefusedError(str(error)) from None
+        return {"call": record.call_id}
+
+    def _on_call_asked(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        record = self._recent.get(str(request.get("call", "")))
+        if record is None:
+            raise RefusedError("there is no such call, or it is long over")
+        return {"over": record.ending is not None, "summary": record.summary()}

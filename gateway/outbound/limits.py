@@ -1,0 +1,144 @@
+"""Calls that the gateway places: each asked of the caps first, and counted until it is over."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, NoReturn, cast
+
+import structlog
+
+from gateway.audio.g711 import Codec
+from gateway.bridge.legs import DialRefusedError
+from gateway.config import OutboundSettings
+from gateway.planning.destinations import OutboundCaps
+from gateway.sip.agent import UserAgent
+from gateway.sip.leg import Leg
+from gateway.sip.media.ports import CallAudio
+from gateway.sip.types import LegEnd, LegHandler
+
+log = structlog.get_logger("gateway")
+
+
+class Placing:
+    """Every leg that we dial goes through here. Lives on the event loop."""
+
+    def __init__(self, settings: OutboundSettings, agent: UserAgent) -> None:
+        self._caps = OutboundCaps(settings)
+        self._agent = agent
+        self._legs: set[_Counted] = set()
+        self._admitted = 0
+        self._asking = Lock()
+        agent.may_follow = self._may_follow
+
+    @property
+    def active(self) -> int:
+        """Calls of ours that are in progress, or admitted and about to be dialled."""
+        return len(self._legs) + self._admitted + self._agent.calls.followed
+
+    def admit(self, uri: str) -> Callable[[], None]:
+        """Ask for a call on somebody's demand; returns what gives its place back.
+
+        Raises DialRefusedError, naming the rule.
+        """
+        self._ask(uri, on_demand=True)
+        self._admitted += 1
+        held = True
+
+        def give_back() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._admitted -= 1
+
+        return give_back
+
+    def permit_refer(self, uri: str, by_pattern: bool) -> None:
+        """Ask whether the other side may be sent there. Raises DialRefusedError.
+
+        What the dialplan says itself takes no place of ours, and is not counted.
+        """
+        if by_pattern:
+            self._ask(uri, on_demand=False, by_pattern=True)
+        elif (rule := self._caps.destination_refusal(uri, False, False)) is not None:
+            self._refuse(uri, rule)
+
+    def promise_refusal(self, number: str, allow: re.Pattern[str] | None) -> str | None:
+        """Why a call to this number may not be promised; None when it may."""
+        rule = self._caps.promise_refusal(number, allow)
+        if rule is not None:
+            log.warning("gateway.call_not_placed", to=number, rule=rule)
+        return rule
+
+    def dial(
+        self,
+        uri: str,
+        handler: LegHandler,
+        audio: CallAudio | None,
+        codecs: list[Codec],
+        trunk: str,
+        by_pattern: bool = False,
+    ) -> Leg:
+        """Place a call to a destination of a route. Raises DialRefusedError."""
+        self._ask(uri, on_demand=False, by_pattern=by_pattern)
+        return self.dial_admitted(uri, handler, audio, codecs, trunk)
+
+    def dial_admitted(
+        self,
+        uri: str,
+        handler: LegHandler,
+        audio: CallAudio | None,
+        codecs: list[Codec],
+        trunk: str,
+        caller_id: str = "",
+    ) -> Leg:
+        """Place a call that was asked for already. Raises DialRefusedError."""
+        counted = _Counted(handler, self._legs)
+        try:
+            return self._agent.dial(uri, cast(LegHandler, counted), audio, codecs, trunk, caller_id)
+        except KeyError:
+            counted.forget()
+            raise DialRefusedError(f"there is no trunk {trunk!r}") from None
+
+    def _ask(self, uri: str, *, on_demand: bool, by_pattern: bool = False) -> None:
+        with self._asking:
+            rule = self._caps.refusal(
+                uri, self.active, time.monotonic(), on_demand=on_demand, by_pattern=by_pattern
+            )
+        if rule is not None:
+            self._refuse(uri, rule)
+
+    def _refuse(self, uri: str, rule: str) -> NoReturn:
+        log.warning("gateway.call_not_placed", to=uri, rule=rule)
+        raise DialRefusedError(rule)
+
+    def _may_follow(self, uri: str) -> bool:
+        """Whether a REFER that a route follows may make a call of ours. On the SIP thread."""
+        try:
+            self._ask(uri, on_demand=False, by_pattern=True)
+        except DialRefusedError:
+            return False
+        return True
+
+
+class _Counted:
+    """Hands on what happens to a leg, and notices its end."""
+
+    def __init__(self, handler: LegHandler, legs: set[_Counted]) -> None:
+        self._handler = handler
+        self._legs = legs
+        legs.add(self)
+
+    def forget(self) -> None:
+        """It counts no more."""
+        self._legs.discard(self)
+
+    def on_ended(self, end: LegEnd) -> None:
+        """The leg is over."""
+        self.forget()
+        self._handler.on_ended(end)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handler, name)

@@ -1,0 +1,384 @@
+"""From configuration, route and INVITE to the plan of one call. Pure."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from gateway.audio.g711 import FRAME_MS, Codec
+from gateway.billing.route_budget import budget_plan
+from gateway.bridge.dialplan_lookup import Preparation, with_data
+from gateway.bridge.sessions import SessionPlan
+from gateway.call.plan import CallPlan, DigitPlan, OutboundPlan, PressPlan
+from gateway.call.record import CallRecord
+from gateway.config import Config, MediaSettings, TrunkSettings
+from gateway.config.realtime import EndpointSettings, RealtimeSettings
+from gateway.config.trunks import InboundAuthSettings
+from gateway.dialplan import (
+    Dialplan,
+    InviteFacts,
+    Match,
+    Route,
+    call_settings,
+)
+from gateway.dialplan.variables import render, values_of
+from gateway.planning.content_plan import content_plan
+from gateway.planning.route_tools import approval_rules
+from gateway.planning.tools import (
+    answer_plan,
+    collect_plan,
+    hold_plan,
+    idle_plan,
+    interruption_plan,
+    language_plan,
+    listening_session,
+    machine_plan,
+    metadata_of,
+    own_tools,
+    silence_plan,
+    transfer_plan,
+    trouble_plan,
+    turns_left_to_us,
+)
+from gateway.realtime.dialects import DIALECTS
+from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.session_object import session_object
+from gateway.sip.ids import new_call_id
+from gateway.sip.ingress.bans import BanPolicy
+from gateway.sip.ingress.identity import asserted, diverted
+from gateway.sip.ingress.message import display_name_of, user_of
+from gateway.sip.trunks.matching import (
+    Access,
+    Credentials,
+    DigestPolicy,
+    Limits,
+    Peer,
+    Security,
+    Trunk,
+)
+from gateway.sip.types import Invite, JitterBuffer, Listen, SipSettings, Tls
+
+if TYPE_CHECKING:
+    from gateway.tools.executor import Toolbox
+
+
+def sip_settings(config: Config) -> SipSettings:
+    """What the user agent needs of the configuration."""
+    media, tls, access = config.media, config.sip.tls, config.access
+    return SipSettings(
+        listen=tuple(Listen(*address) for address in config.sip.listen),
+        rtp_ports=config.sip.rtp_ports,
+        public_address=config.sip.public_address,
+        max_calls=config.sip.max_calls,
+        user_agent=config.sip.user_agent,
+        jitter_buffer=_jitter_buffer(media),
+        stun_server=config.sip.stun_server,
+        session_timers=config.sip.session_timers,
+        session_expires=config.sip.session_expires,
+        session_min=config.sip.session_min,
+        tls=Tls(
+            certificate=str(tls.certificate or ""),
+            private_key=str(tls.private_key or ""),
+            ca=str(tls.ca or ""),
+            verify_server=tls.verify_server,
+            client_certificates=tls.client_certificates,
+            min_version=tls.min_version,
+            ciphers=tls.ciphers,
+        ),
+        security=Security(media.srtp, media.srtp_keying),
+        trunks=tuple(trunk_of(trunk, access.burst, media) for trunk in config.trunk),
+        access=Access(
+            access.unknown,
+            Limits(
+                access.calls_per_second,
+                access.burst,
+                access.concurrent_of(config.sip.max_calls),
+            ),
+            DigestPolicy(access.realm, access.auth_algorithms, access.nonce_lifetime),
+            BanPolicy(access.ban_after, access.ban_window, access.ban_seconds),
+        ),
+    )
+
+
+def _jitter_buffer(media: MediaSettings) -> JitterBuffer:
+    return JitterBuffer(
+        init=media.jb_init_ms,
+        min_prefetch=media.jb_min_ms,
+        max_prefetch=media.jb_max_ms,
+        maximum=media.jb_max_ms,
+        catch_up=media.jb_catch_up,
+    )
+
+
+def _credentials(auth: InboundAuthSettings | None) -> Credentials | None:
+    return None if auth is None else Credentials(auth.username, auth.password.get_secret_value())
+
+
+def trunk_of(trunk: TrunkSettings, burst: int, media: MediaSettings) -> Trunk:
+    """One ``[[trunk]]``, as the user agent needs it."""
+    given = trunk.model_dump(include={"jb_init_ms", "jb_min_ms", "jb_max_ms", "jb_catch_up"})
+    own = {key: value for key, value in given.items() if value is not None}
+    return Trunk(
+        name=trunk.name,
+        peers=tuple(Peer(*peer) for peer in trunk.peers),
+        username=trunk.username,
+        password="" if trunk.password is None else trunk.password.get_secret_value(),
+        realm=trunk.realm,
+        registrar=str(trunk.registrar or ""),
+        outbound_proxy=str(trunk.outbound_proxy or ""),
+        transport=trunk.transport,
+        codecs=tuple(Codec(name) for name in trunk.codecs),
+        security=Security(trunk.srtp, trunk.srtp_keying),
+        headers=trunk.headers,
+        caller_id=trunk.caller_id,
+        expires=trunk.expires,
+        options_interval=trunk.options_interval,
+        jitter_buffer=_jitter_buffer(media.model_copy(update=own)) if own else None,
+        limits=Limits(trunk.calls_per_second, burst, trunk.concurrent_calls),
+        inbound_auth=_credentials(trunk.inbound_auth),
+        certificate_names=trunk.certificate_names,
+    )
+
+
+def facts_of(invite: Invite, at: datetime) -> InviteFacts:
+    """What the dialplan may ask about an INVITE that came at ``at`` (with a time zone)."""
+    host, _, _port = invite.source.rpartition(":")
+    headers = invite.headers
+    callers, diversion = asserted(headers), diverted(headers)
+    return InviteFacts(
+        to_user=invite.to_user,
+        from_user=invite.from_user,
+        to_uri=invite.to_uri,
+        from_uri=invite.from_uri,
+        source_ip=host.strip("[]"),
+        at=at,
+        headers=headers,
+        trunk=invite.trunk or None,
+        to_name=display_name_of(next(iter(headers.get("to", ())), "")),
+        from_name=invite.from_name,
+        call_id=invite.call_id,
+        sip_call_id=invite.sip_call_id,
+        pai=tuple(party.number for party in callers),
+        pai_name=next((party.name for party in callers if party.name), ""),
+        diversion=diversion.numbers,
+        diversion_reason=diversion.reason,
+    )
+
+
+def record_of(invite: Invite | None, at: datetime) -> CallRecord:
+    """An empty record of a call whose INVITE came at ``at``."""
+    record = CallRecord(call_id=new_call_id() if invite is None else invite.call_id)
+    record.started_at = at.astimezone(UTC).isoformat(timespec="milliseconds")
+    if invite is not None:
+        record.from_uri, record.to_uri = invite.from_uri, invite.to_uri
+        record.sip_call_id, record.source = invite.sip_call_id, invite.source
+        record.trunk, record.transport = invite.trunk, invite.transport
+    return record
+
+
+def placed_record(uri: str, trunk: str, route: str, at: datetime) -> CallRecord:
+    """An empty record of a call that we place; nobody has given it a Call-ID yet."""
+    record = CallRecord(call_id=new_call_id(), route=route, direction="outbound")
+    record.started_at = at.astimezone(UTC).isoformat(timespec="milliseconds")
+    record.to_uri, record.trunk = uri, trunk
+    return record
+
+
+def placed_match(
+    route: Route, uri: str, trunk: str, variables: Mapping[str, str], at: datetime
+) -> Match:
+    """The match of a call that we place: the route is chosen, and so are its groups' values."""
+    groups = dict.fromkeys(route.variable_names(), "") | dict(variables)
+    facts = InviteFacts(user_of(uri), "", uri, "", "", at, trunk=trunk or None)
+    values, cleaned = values_of(route.name, facts, groups, route.timezone)
+    return Match(route, groups, values, cleaned)
+
+
+def codec_of(invite: Invite) -> Codec:
+    """The law that pjsip will agree on: the caller's first, or ours where we make the offer."""
+    return (invite.offered or invite.laws)[0]
+
+
+def call_plan(
+    config: Config, match: Match, codec: Codec, retry_after: int, toolbox: Toolbox | None = None
+) -> CallPlan:
+    """What the machine is to do on this route; ``toolbox`` has its functions."""
+    route, settings = match.route, call_settings(config, match.route)
+    values = match.values
+    session = _session(config, route, codec, values, toolbox)
+    digits = route.digits
+    return CallPlan(
+        route=route.name,
+        codec=codec,
+        greeting=_greeting(route, values),
+        digits=DigitPlan(
+            enabled=digits.enabled,
+            in_band=digits.in_band,
+            inter_digit_seconds=digits.inter_digit_seconds,
+            terminator=digits.terminator,
+            max_digits=digits.max_digits,
+            interrupt=digits.interrupt,
+            text=lambda pressed: digits.render(" ".join(pressed), values),
+        ),
+        farewell_seconds=route.end_call.farewell_seconds,
+        max_call_seconds=settings.max_call_seconds,
+        rtp_timeout=settings.rtp_timeout,
+        answer=answer_plan(route),
+        silence_on_hold=route.hold.caller_audio == "silence",
+        server_interrupts=_server_interrupts(session),
+        retry_after=retry_after,
+        transfer=transfer_plan(route, config.trunk),
+        press=PressPlan(route.send_dtmf.enabled, route.send_dtmf.how),
+        hold=hold_plan(route),
+        follow_refer=route.follow_refer,
+        budget=budget_plan(config, route),
+        interruptions=interruption_plan(route, session),
+        idle=idle_plan(route, values),
+        silence=silence_plan(route),
+        server_responds=_server_responds(session),
+        machines=machine_plan(route),
+        on_trouble=trouble_plan(route, [one.name for one in config.endpoint]),
+        handover_seconds=settings.realtime.handover_seconds,
+        content=content_plan(route),
+        listening=listening_session(session),
+        truncate_margin_ms=settings.realtime.truncate_margin_ms,
+        functions={} if toolbox is None else toolbox.plans(route.name),
+        approvals=approval_rules(route, values),
+        language=language_plan(route, session),
+        collect=collect_plan(route),
+        variables=values,
+        metadata=metadata_of(route, values),
+    )
+
+
+def outbound_plan(config: Config, plan: CallPlan) -> CallPlan:
+    """The same for a call that we place."""
+    caps = config.outbound
+    return replace(
+        plan,
+        max_call_seconds=min(plan.max_call_seconds, caps.max_call_seconds),
+        outbound=OutboundPlan(caps.ring_seconds, caps.early_media),
+    )
+
+
+def plans(
+    config: Config,
+    match: Match,
+    codec: Codec,
+    retry_after: int,
+    toolbox: Toolbox | None,
+    placed: bool = False,
+    trusted: bool = True,
+) -> tuple[CallPlan, SessionPlan]:
+    """Both plans of a call; ``placed`` by us. Where data are to be fetched first, they are at work
+    on it when the call begins, and complete before its session is up.
+
+    ``trusted`` is that of :class:`gateway.call.plan.CallPlan`, for a call that came in.
+    """
+
+    def complete(match: Match) -> tuple[CallPlan, Mapping[str, Any]]:
+        plan = call_plan(config, match, codec, retry_after, toolbox)
+        session = _session(config, match.route, codec, match.values, toolbox)
+        plan = outbound_plan(config, plan) if placed else replace(plan, trusted=trusted)
+        return plan, session
+
+    preparation = None
+    if match.route.data is not None and toolbox is not None:
+        preparation = Preparation(match, toolbox.http, complete)
+        match = with_data(match, None)
+    plan, _session_object = complete(match)
+    session = session_plan(config, match.route, codec, match.values, toolbox)
+    return plan, replace(session, preparation=preparation)
+
+
+def session_plan(
+    config: Config,
+    route: Route,
+    codec: Codec,
+    values: Mapping[str, str] = MappingProxyType({}),
+    toolbox: Toolbox | None = None,
+) -> SessionPlan:
+    """How to get the session of a call on this route; ``values`` are those of its match."""
+    realtime = call_settings(config, route).realtime
+    return SessionPlan(
+        endpoint=_endpoint(realtime, realtime, values),
+        others=tuple(_endpoint(other, realtime, values) for other in config.endpoint),
+        settings=_session(config, route, codec, values, toolbox),
+        connect_timeout=realtime.connect_timeout,
+        max_playout_frames=int(realtime.playout_seconds * 1000) // FRAME_MS,
+    )
+
+
+def servers_of(config: Config, dialplan: Dialplan) -> list[Endpoint]:
+    """Every server that a call may come to."""
+    found: list[Endpoint] = []
+    for route in dialplan.routes:
+        plan = session_plan(config, route, Codec.PCMU)
+        used = {rung.endpoint for rung in route.on_trouble if rung.endpoint is not None}
+        named = zip(config.endpoint, plan.others, strict=True)
+        found += [plan.endpoint, *(other for one, other in named if one.name in used)]
+    return found
+
+
+def _endpoint(
+    server: RealtimeSettings | EndpointSettings, line: RealtimeSettings, values: Mapping[str, str]
+) -> Endpoint:
+    headers = {name: value.get_secret_value() for name, value in server.headers.items()}
+    caller = values.get("from", "")
+    if line.safety_identifier and caller:
+        # Numbers are few enough to be tried out: only with the key does the hash name anybody.
+        key = "" if server.api_key is None else server.api_key.get_secret_value()
+        digest = hmac.new(key.encode(), caller.encode(), "sha256").hexdigest()
+        headers["OpenAI-Safety-Identifier"] = digest
+    return Endpoint(
+        url=server.url,
+        model=server.model,
+        api_key="" if server.api_key is None else server.api_key,
+        api_key_header=server.api_key_header,
+        headers=headers,
+        ping_interval=line.ping_interval,
+        ping_timeout=line.ping_timeout,
+        dialect=DIALECTS[server.dialect],
+        audio=server.audio,
+    )
+
+
+def _session(
+    config: Config,
+    route: Route,
+    codec: Codec,
+    values: Mapping[str, str],
+    toolbox: Toolbox | None,
+) -> dict[str, Any]:
+    tools = own_tools(route, transfer_plan(route, config.trunk))
+    if toolbox is not None:
+        names = {tool["name"] for tool in tools}
+        offered = toolbox.definitions(route.name)
+        tools += [tool for tool in offered if tool.get("name") not in names]
+    session = session_object(route.session_settings(values), codec.value, tools)
+    return turns_left_to_us(session) if route.interruptions.by_gateway else session
+
+
+def _greeting(route: Route, values: Mapping[str, str]) -> Mapping[str, Any] | None:
+    greeting = route.greeting
+    if greeting is None:
+        return None
+    words = render(greeting.say or greeting.instructions or "", values)
+    told: dict[str, Any] = {"instructions": f"Say exactly: {words}" if greeting.say else words}
+    if metadata := metadata_of(route, values):
+        told["metadata"] = metadata
+    return told
+
+
+def _server_interrupts(session: Mapping[str, Any]) -> bool:
+    detection = session["audio"]["input"]["turn_detection"]
+    return detection is not None and bool(detection.get("interrupt_response", True))
+
+
+def _server_responds(session: Mapping[str, Any]) -> bool:
+    detection = session["audio"]["input"]["turn_detection"]
+    return detection is not None and bool(detection.get("create_response", True))

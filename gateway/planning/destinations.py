@@ -1,0 +1,123 @@
+"""Whom the gateway may call, and under which address. Pure: the time is passed in."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from urllib.parse import unquote
+
+from gateway.config import OutboundSettings, TrunkSettings
+from gateway.config.numbers import called, matches, named_country
+
+MINUTE = 60.0
+
+
+def dial_uri(to: str, trunk: TrunkSettings | None) -> str:
+    """The sip URI for a number, a tel URI or a sip URI; numbers go to the trunk.
+
+    Raises ValueError where there is neither a host in it nor a trunk, and for a URI that would
+    bring header fields along, or go elsewhere than to its host.
+    """
+    if re.match(r"sips?:", to, re.IGNORECASE) and "@" in to:
+        if re.search(r"[?\s<>\"]|;\s*maddr\s*=", to, re.IGNORECASE):
+            raise ValueError(f"{to!r} is no plain URI like sip:NUMBER@HOST")
+        return to
+    number = re.sub(r"^(?:tel|sips?):", "", to, flags=re.IGNORECASE)
+    number = re.split("[;?]", number, maxsplit=1)[0]
+    number = re.sub(r"[\s()./-]", "", number)
+    if trunk is None:
+        raise ValueError(f"{to!r} has no host: name a trunk, or write sip:NUMBER@HOST")
+    host = str(trunk.registrar) if trunk.registrar is not None else str(trunk.peers[0])
+    transport = "" if trunk.transport == "udp" else f";transport={trunk.transport}"
+    return f"sip:{number}@{host}{transport}"
+
+
+def called_user(to: str) -> str:
+    """The number or user that is called, as prefixes are held against it."""
+    rest = re.sub(r"^(?:tel|sips?):", "", to, flags=re.IGNORECASE)
+    return unquote(re.split("[@;?]", rest, maxsplit=1)[0])
+
+
+def caller_id_of(caller_id: str, trunk: TrunkSettings | None) -> str:
+    """The caller id that a call asks for. Raises ValueError where its trunk does not let it."""
+    if not caller_id:
+        return ""
+    if trunk is None:
+        raise ValueError("a caller id needs a trunk")
+    allowed = trunk.caller_ids
+    if allowed is None or not re.fullmatch(r"[+0-9A-Za-z_.\-]+", caller_id):
+        why = "is not set" if allowed is None else "takes a number or a name without spaces"
+        raise ValueError(f"caller id {caller_id!r}: caller_ids of trunk {trunk.name} {why}")
+    if not allowed.fullmatch(caller_id):
+        raise ValueError(f"caller id {caller_id!r}: not one of caller_ids of trunk {trunk.name}")
+    return caller_id
+
+
+class OutboundCaps:
+    """What keeps calls that we place within bounds. Every refusal names its rule.
+
+    Who chose the number makes a difference: somebody who asked for a call (``on_demand``), a
+    pattern of the dialplan that fits it (``by_pattern``), or the dialplan itself.
+    """
+
+    def __init__(self, settings: OutboundSettings) -> None:
+        self._settings = settings
+        self._placed: deque[float] = deque()
+
+    def refusal(
+        self, to: str, active: int, now: float, *, on_demand: bool, by_pattern: bool = False
+    ) -> str | None:
+        """Why this call may not be placed; None when it may, and then it counts.
+
+        Args:
+            to: the URI that is to be called.
+            active: calls of ours that are in progress.
+            now: any monotonic clock (s).
+        """
+        caps = self._settings
+        if on_demand and not caps.enabled:
+            return "outbound.enabled is false"
+        if (rule := self.destination_refusal(to, on_demand, by_pattern)) is not None:
+            return rule
+        if active >= caps.max_concurrent:
+            return f"outbound.max_concurrent = {caps.max_concurrent}"
+        while self._placed and self._placed[0] <= now - MINUTE:
+            self._placed.popleft()
+        if len(self._placed) >= caps.per_minute:
+            return f"outbound.per_minute = {caps.per_minute}"
+        self._placed.append(now)
+        return None
+
+    def destination_refusal(self, to: str, on_demand: bool, by_pattern: bool) -> str | None:
+        """Why nobody may be called there, whenever it is; None when it may be."""
+        caps, number = self._settings, called(to, self._settings.country)
+        for prefix in sorted(caps.forbidden, key=len, reverse=True):
+            if matches(number, prefix, caps.country, all_readings=True):
+                return f"outbound.forbidden has {prefix!r}"
+        if not (on_demand or by_pattern):
+            return None
+        # Where only a pattern says so, extensions and names need no more than that.
+        if on_demand or (caps.allowed and number.readings):
+            permitted = (
+                matches(number, one, caps.country, all_readings=False) for one in caps.allowed
+            )
+            if not any(permitted):
+                return f"outbound.allowed has no beginning of {number.dialled!r}"
+        closed = number.classes - set(caps.allowed_classes)
+        if named_country(caps.allowed, number, caps.country):
+            closed -= {"international"}
+        if closed:
+            return f"outbound.allowed_classes has no {min(closed)!r}"
+        return None
+
+    def promise_refusal(self, number: str, allow: re.Pattern[str] | None) -> str | None:
+        """Why a call to this number may not be promised; None when it may.
+
+        Where ``outbound.allowed`` says nothing, ``allow`` of the route has to, the caller's own
+        number included: anybody can write any number into From.
+        """
+        if self._settings.allowed:
+            return self.destination_refusal(number, on_demand=True, by_pattern=False)
+        if allow is None or not allow.fullmatch(number):
+            return "outbound.allowed is empty"
+        return self.destination_refusal(number, on_demand=False, by_pattern=True)

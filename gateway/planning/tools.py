@@ -1,0 +1,233 @@
+"""What a route lets the model do, as the plans of a call and the tools of its session. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gateway.audio.sounds import wav_seconds
+from gateway.call.plan import (
+    AnswerPlan,
+    CollectPlan,
+    Destination,
+    HoldPlan,
+    IdlePlan,
+    InterruptionPlan,
+    LanguagePlan,
+    MachinePlan,
+    PressPlan,
+    Rung,
+    SchedulePlan,
+    SilencePlan,
+    TransferPlan,
+)
+from gateway.config import TrunkSettings
+from gateway.dialplan import Route, Transfer
+from gateway.dialplan.fallback import Rung as RungSettings
+from gateway.dialplan.variables import render
+from gateway.planning.destinations import dial_uri
+from gateway.realtime.session_object import complete_detection
+from gateway.tools import definitions
+
+RECONNECT_SECONDS = 10.0
+"""How long another session is tried for, where the route does not say."""
+
+
+def transfer_plan(route: Route, trunks: tuple[TrunkSettings, ...]) -> TransferPlan:
+    """Where the model may transfer to, with the addresses that are really called.
+
+    Raises ValueError where a route names a trunk that there is not.
+    """
+    by_name = {trunk.name: trunk for trunk in trunks}
+    return TransferPlan(
+        destinations=tuple(
+            Destination(
+                name=one.name,
+                to=_address(one, by_name),
+                mode=one.mode,
+                allow=one.allow,
+                description=one.description,
+                trunk=one.trunk or "",
+                ring_seconds=one.ring_seconds,
+            )
+            for one in route.transfer
+        ),
+        sound=route.transfer_call.sound,
+        listen=route.transfer_call.listen,
+    )
+
+
+def _address(one: Transfer, trunks: Mapping[str, TrunkSettings]) -> str:
+    """What a REFER asks for is sent as it is; what we call ourselves needs a host."""
+    return one.to if one.mode == "blind" else dial_uri(one.to, trunks.get(one.trunk or ""))
+
+
+def answer_plan(route: Route) -> AnswerPlan:
+    """When it is answered, and what is heard before."""
+    answer = route.answer
+    if answer.when == "ready":
+        return AnswerPlan()
+    whole = wav_seconds(Path(answer.sound)) if answer.whole else 0.0
+    return AnswerPlan(answer.when, answer.sound, whole)
+
+
+def interruption_plan(route: Route, session: Mapping[str, Any]) -> InterruptionPlan:
+    """What becomes of the agent's words when the caller speaks; ``session`` is what is sent."""
+    given, heard = route.interruptions, session["audio"]["input"]
+    detection = heard.get("turn_detection") or {}
+    silence_ms = detection.get("silence_duration_ms", 0)
+    return InterruptionPlan(
+        policy=given.policy,
+        cough_ms=given.cough_ms,
+        sure_ms=given.sure_ms,
+        wait_seconds=given.wait_seconds,
+        back_channel=given.words(),
+        protect_greeting=given.protect_greeting,
+        protect=given.protect,
+        by_gateway=given.by_gateway,
+        transcribed=bool(heard.get("transcription")),
+        padding_ms=silence_ms + detection.get("prefix_padding_ms", 0),
+    )
+
+
+def turns_left_to_us(session: dict[str, Any]) -> dict[str, Any]:
+    """The session object of a server that tells of turns and does nothing by itself."""
+    detection = session["audio"]["input"].setdefault("turn_detection", {})
+    complete_detection(detection)
+    detection |= {"interrupt_response": False, "create_response": False}
+    return session
+
+
+def metadata_of(route: Route, values: Mapping[str, str]) -> dict[str, str]:
+    """The route's own words about the call, as a response may carry them: 512 characters each."""
+    texts = {name: render(text, values)[:512] for name, text in route.metadata.items()}
+    return {name: text for name, text in texts.items() if text}
+
+
+def trouble_plan(route: Route, endpoints: Sequence[str]) -> tuple[Rung, ...]:
+    """The ladder; ``endpoints`` are the names of the servers to turn to, in their order.
+
+    Raises ValueError where a route names one that there is not.
+    """
+    return tuple(
+        Rung(
+            do=one.do,
+            seconds=one.seconds or _rung_seconds(one),
+            sound=_rung_sound(one),
+            endpoint=0 if one.endpoint is None else endpoints.index(one.endpoint) + 1,
+            transfer_to=one.to or "",
+        )
+        for one in route.on_trouble
+    )
+
+
+def _rung_seconds(rung: RungSettings) -> float:
+    return wav_seconds(Path(rung.sound or "")) if rung.do == "announcement" else RECONNECT_SECONDS
+
+
+def _rung_sound(rung: RungSettings) -> str:
+    tries = rung.do in ("reconnect", "endpoint")
+    return "chime" if tries and rung.sound is None else rung.sound or ""
+
+
+def idle_plan(route: Route, values: Mapping[str, str]) -> IdlePlan:
+    """What is done about a caller who says nothing."""
+    idle = route.idle
+    ask, goodbye = render(idle.ask, values), render(idle.goodbye, values)
+    return IdlePlan(idle.seconds, ask, idle.times, goodbye, idle.transfer_to or "")
+
+
+def silence_plan(route: Route) -> SilencePlan:
+    """How long a caller may wait for a response, and what they hear meanwhile."""
+    given = route.silence
+    return SilencePlan(given.seconds, given.filler_sound or "", given.filler_delay)
+
+
+def machine_plan(route: Route) -> MachinePlan:
+    """What is done about a caller that is a machine."""
+    ours = route.machines
+    words = {"music": ours.music_say, "voicemail": ours.voicemail_say, "bot": ours.bot_say}
+    return MachinePlan(
+        ours.actions,
+        words,
+        ours.music_seconds,
+        ours.greeting_seconds,
+        ours.voicemail_words,
+        ours.turns,
+        ours.repeats,
+        ours.transfer_to or "",
+        ours.beep_seconds,
+    )
+
+
+def hold_plan(route: Route) -> HoldPlan:
+    """Whether and how the model may let the caller wait."""
+    hold = route.hold
+    return HoldPlan(hold.tool, hold.sound, hold.max_seconds)
+
+
+def language_plan(route: Route, session: Mapping[str, Any] | None = None) -> LanguagePlan:
+    """The languages of this route; ``session`` is the session object of the call."""
+    given = route.set_language
+    instructions = str((session or {}).get("instructions") or "")
+    transcription = ((session or {}).get("audio") or {}).get("input", {}).get("transcription")
+    updates: dict[str, dict[str, Any]] = {}
+    for code, name in given.languages.items():
+        words = render(given.instruction, {"language": name})
+        update: dict[str, Any] = {"instructions": f"{instructions}\n\n{words}".strip()}
+        if transcription:
+            spoken = {**transcription, "language": code.partition("-")[0]}
+            update["audio"] = {"input": {"transcription": spoken}}
+        updates[code] = update
+    return LanguagePlan(given.languages, updates)
+
+
+def collect_plan(route: Route) -> CollectPlan:
+    """Whether and how the model may ask for keys."""
+    given = route.collect_digits
+    return CollectPlan(given.enabled, given.seconds, given.max_digits, given.private)
+
+
+def schedule_plan(route: Route) -> SchedulePlan:
+    """Whether the model may promise a call."""
+    return SchedulePlan(route.schedule_callback.enabled, route.schedule_callback.max_days)
+
+
+def own_tools(route: Route, transfer: TransferPlan) -> list[dict[str, Any]]:
+    """The tools that the gateway offers to the model on this route."""
+    languages, collect, schedule = language_plan(route), collect_plan(route), schedule_plan(route)
+    tools = [
+        definitions.end_call(route.end_call.description) if _ends_calls(route) else None,
+        definitions.transfer_call(transfer, route.transfer_call.description),
+        definitions.send_dtmf(
+            PressPlan(route.send_dtmf.enabled, route.send_dtmf.how), route.send_dtmf.description
+        ),
+        definitions.hold(hold_plan(route), route.hold.description),
+        definitions.set_language(languages, route.set_language.description),
+        definitions.collect_digits(collect, route.collect_digits.description),
+        definitions.schedule_callback(schedule, route.schedule_callback.description),
+    ]
+    return [tool for tool in tools if tool is not None]
+
+
+def _ends_calls(route: Route) -> bool:
+    """A hosted prompt has tools of its own, which those of a session replace: that is for the
+    route to decide, and not for a default."""
+    decided = "end_call" in route.model_fields_set or "tools" in route.session
+    return route.end_call.enabled and (decided or not has_prompt(route))
+
+
+def has_prompt(route: Route) -> bool:
+    """Whether the session has a hosted prompt."""
+    return bool(route.session.get("prompt"))
+
+
+def listening_session(session: Mapping[str, Any]) -> dict[str, Any]:
+    """What a session is told that shall go on listening, and say nothing any more."""
+    detection = session["audio"]["input"].get("turn_detection", {"type": "server_vad"})
+    if detection is None:
+        return {"tools": []}
+    quiet = {**detection, "create_response": False, "interrupt_response": False}
+    quiet.pop("idle_timeout_ms", None)
+    return {"tools": [], "audio": {"input": {"turn_detection": quiet}}}

@@ -1,0 +1,433 @@
+"""Setting a realtime session up: connect, ``session.created``, ``session.update``, ``.updated``.
+
+A session is handed out only when the server has confirmed the settings that were asked for, so
+that no caller hears a line that is up and dead. Nothing else is sent before that: audio that
+comes first would run under the server's defaults.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from random import uniform
+from typing import Any, Literal, TypeVar
+
+import structlog
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.http11 import Response
+
+from gateway.realtime.commands import UpdateSession
+from gateway.realtime.connection import (
+    CLOSE_TIMEOUT,
+    LARGE_MESSAGE,
+    MAX_MESSAGE,
+    Connection,
+    discard,
+)
+from gateway.realtime.dialects import Edge
+from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.errors import (
+    Kind,
+    Verdict,
+    at_setup,
+    classify_close,
+    classify_error,
+    classify_handshake,
+    classify_network,
+)
+from gateway.realtime.events import ServerError, ServerEvent, SessionCreated, SessionUpdated
+from gateway.realtime.parse import BadEvent
+from gateway.realtime.resampled import ResampledSession
+from gateway.realtime.session import (
+    WRITE_BUFFER_LIMIT,
+    Session,
+    SessionClosed,
+    Tap,
+    encode_command,
+)
+from gateway.realtime.session_object import format_of
+from gateway.realtime.settings_fallback import MAX_REFUSED, Refused, dotted, field_of, without
+
+log = structlog.get_logger(__name__)
+
+FIRST_BACKOFF = 0.25
+"""Seconds before the second attempt of :func:`open_with_retry`; each further wait is double."""
+
+MAX_RETRY_AFTER = 3600
+"""Seconds that a server's ``Retry-After`` is taken for at most."""
+
+# The library logs request headers, so the key, at DEBUG: this logger never does.
+_wire_log = logging.getLogger("gateway.realtime.websocket")
+_wire_log.setLevel(logging.INFO)
+
+_ONLY_PCM = 'for servers with 24 kHz PCM only there is realtime.audio = "pcm24"'
+
+# A server that talks this much before session.updated is not one.
+_EARLY_EVENTS = 100
+
+Late = Callable[[], Awaitable[Mapping[str, Any]]]
+"""Gives the session object when it is known; may raise :class:`SetupFailed`."""
+
+_Wanted = TypeVar("_Wanted", SessionCreated, SessionUpdated)
+
+
+class Step(StrEnum):
+    """How far a set-up came."""
+
+    CONNECT = "connect"
+    CREATED = "session.created"
+    UPDATED = "session.updated"
+
+
+class SetupFailed(Exception):  # noqa: N818 - names what happened to the call
+    """No session: ``step`` is what was being waited for, ``detail`` what came instead.
+
+    ``verdict`` is classified for a set-up (never benign). The text never holds a secret.
+    ``retry_after`` is how long the server wants to be left alone (s), where it says so.
+    """
+
+    retry_after: float | None = None
+
+    def __init__(self, verdict: Verdict, step: Step, detail: str) -> None:
+        self.verdict = verdict
+        self.step = step
+        self.detail = detail
+        super().__init__(
+            f"realtime session not up, waiting for {step}: "
+            f"{verdict.meaning} ({verdict.code}{': ' if detail else ''}{detail})"
+        )
+
+
+async def open_session(
+    endpoint: Endpoint,
+    session_object: Mapping[str, Any],
+    *,
+    timeout: float,  # noqa: ASYNC109 - one deadline over several steps, with a verdict of its own
+    on_event: Callable[[ServerEvent], None],
+    on_closed: Callable[[SessionClosed], None],
+    tap: Tap | None = None,
+    late: Late | None = None,
+) -> Session:
+    """Set a session up within ``timeout`` seconds, from the first packet to ``session.updated``.
+
+    ``on_event`` gets what follows, synchronously and in order; ``on_closed`` is called exactly
+    once, at the end. Both may be called before the awaiting coroutine has gone on. ``tap`` sees
+    every message of the session as it is on the wire, from the first. ``late``, where it is given,
+    is asked for the session object when the server is ready for it; ``session_object`` then only
+    says the audio formats.
+
+    A field that the server refuses is taken out, and the rest is asked for again
+    (:mod:`gateway.realtime.settings_fallback`); ``Session.refused`` names such fields.
+
+    Raises :class:`SetupFailed` for a refused or lost connection, another ``error`` or a close
+    before ``session.updated``, settings that the server changed to another audio format, and the
+    deadline. After that, or when cancelled, no socket and no task is left.
+    """
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    opening = _Opening(endpoint, session_object, tap, late)
+    log.info("session.connecting", url=endpoint.shown, model=endpoint.model)
+    try:
+        async with asyncio.timeout(timeout):
+            effective = await opening.run()
+    except SetupFailed as error:
+        failure = error
+    except TimeoutError:
+        verdict = Verdict(Kind.RETRYABLE, "timeout", "no answer in time", True)
+        failure = SetupFailed(verdict, opening.step, f"after {timeout:g} s")
+    except BaseException:
+        await opening.discard()
+        raise
+    else:
+        assert opening.connection is not None
+        kind = Session if opening.edge.pcm is None else ResampledSession
+        session = kind(
+            opening.connection,
+            endpoint,
+            effective,
+            opening.edge,
+            on_event=on_event,
+            on_closed=on_closed,
+            waiting=opening.early,
+            tap=tap,
+            refused=opening.refused,
+            server_time=opening.server_time,
+        )
+        took = round((loop.time() - started) * 1000)
+        log.debug("session.up", session=session.id, ms=took, expires_at=session.expires_at)
+        return session
+    await opening.discard()
+    log.warning(
+        "session.setup_failed",
+        url=endpoint.shown,
+        model=endpoint.model,
+        step=str(failure.step),
+        code=failure.verdict.code,
+        verdict=str(failure.verdict.kind),
+        meaning=failure.verdict.meaning,
+        detail=failure.detail,
+        ms=round((loop.time() - started) * 1000),
+    )
+    # Inner frames and chained exceptions hold the headers and the server's own words, which a
+    # log that shows local variables would print.
+    failure.__context__ = None
+    raise failure.with_traceback(None)
+
+
+async def open_with_retry(
+    endpoint: Endpoint,
+    session_object: Mapping[str, Any],
+    *,
+    timeout: float,  # noqa: ASYNC109 - shared by all attempts
+    on_event: Callable[[ServerEvent], None],
+    on_closed: Callable[[SessionClosed], None],
+    tap: Tap | None = None,
+    late: Late | None = None,
+    attempts: int | None = None,
+) -> Session:
+    """As :func:`open_session`, trying retryable failures again while ``timeout`` seconds allow.
+
+    Waits about 0.25, 0.5, 1, … s between attempts (each up to a quarter longer, so that calls that
+    lost their server at one moment do not all come back at one). Raises the last
+    :class:`SetupFailed`: at once for a fatal one, else after ``attempts`` of them, or when another
+    wait would pass the deadline. A ``Retry-After`` of the server's (RFC 9110 section 10.2.3) is
+    waited for.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    wait, made = FIRST_BACKOFF, 0
+    while True:
+        try:
+            return await open_session(
+                endpoint,
+                session_object,
+                timeout=deadline - loop.time(),
+                on_event=on_event,
+                on_closed=on_closed,
+                tap=tap,
+                late=late,
+            )
+        except SetupFailed as failure:
+            made += 1
+            pause = max(wait, failure.retry_after or 0.0)
+            over = made == attempts or loop.time() + pause >= deadline
+            if failure.verdict.kind is not Kind.RETRYABLE or over:
+                raise
+        log.info("session.retry", url=endpoint.shown, wait_ms=round(pause * 1000))
+        await asyncio.sleep(pause * uniform(1.0, 1.25))
+        wait *= 2
+
+
+class _Opening:
+    """One set-up under way: what must be dropped if it fails, and how far it is."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        session_object: Mapping[str, Any],
+        tap: Tap | None,
+        late: Late | None,
+    ) -> None:
+        self.step = Step.CONNECT
+        self.connection: Connection | None = None
+        self.early: list[ServerEvent] = []
+        self.refused: list[Refused] = []
+        self._endpoint = endpoint
+        self._asked = session_object
+        self._late = late
+        self._tap = tap
+        self.edge = Edge(endpoint.dialect, endpoint.audio, session_object)
+        self._date: tuple[float, float] | None = None
+        """The server's clock at the upgrade (Unix s), and ours (monotonic, s)."""
+
+    @property
+    def server_time(self) -> float | None:
+        """The server's clock now (Unix s), by the ``Date`` of its response (RFC 9110, 6.6.1)."""
+        if self._date is None:
+            return None
+        told, at = self._date
+        return told + asyncio.get_running_loop().time() - at
+
+    async def run(self) -> dict[str, Any]:
+        """All the steps; returns the session object that the server reports."""
+        connection = await self._connect()
+        self.connection = connection
+        self.step = Step.CREATED
+        created = await self._wait_for(connection, SessionCreated)
+        if self._late is not None:
+            self._asked = await self._late()
+        self.step = Step.UPDATED
+        await self._update(connection)
+        updated = await self._wait_for(connection, SessionUpdated)
+        self._check_formats(updated.session)
+        return {**created.session, **updated.session}
+
+    async def _update(self, connection: Connection) -> None:
+        update = self.edge.command(UpdateSession(self._asked).body())
+        message = encode_command(update, self._event_id)
+        if self._tap is not None:
+            self._tap.sent(message)
+        try:
+            await connection.send(message.decode())
+        except ConnectionClosed as error:
+            raise self._closed(error) from None
+
+    @property
+    def _event_id(self) -> str:
+        return f"gw_setup_{len(self.refused)}" if self.refused else "gw_setup"
+
+    async def _mended(self, connection: Connection, error: ServerError) -> bool:
+        """Whether the call goes on without what the server refused."""
+        if self.step is not Step.UPDATED:
+            return False
+        if error.client_event_id not in (None, self._event_id):
+            return bool(self.refused)  # one more complaint about an update that was replaced
+        path = field_of(error, self._asked)
+        if path is None or len(self.refused) >= MAX_REFUSED:
+            return False
+        message = " ".join(self._endpoint.redact(error.message).split())
+        refused = Refused(dotted(path), error.code or error.type or "error", message)
+        self.refused.append(refused)
+        self._asked = without(self._asked, path)
+        log.warning(
+            "session.setting_refused",
+            field=refused.field,
+            code=refused.code,
+            detail=message,
+            what="the session goes on without it",
+        )
+        await self._update(connection)
+        return True
+
+    async def discard(self) -> None:
+        if self.connection is not None:
+            await discard(self.connection)
+
+    async def _connect(self) -> Connection:
+        endpoint = self._endpoint
+        try:
+            connection = await _Connect(
+                endpoint.connect_url,
+                additional_headers=endpoint.request_headers(),
+                compression=None,
+                # The environment's would be picked up otherwise.
+                proxy=None,
+                max_size=MAX_MESSAGE,
+                open_timeout=None,
+                close_timeout=CLOSE_TIMEOUT,
+                ping_interval=endpoint.ping_interval,
+                ping_timeout=endpoint.ping_timeout,
+                # Above what waits in the buffer at worst, so that the library's own pings never
+                # block behind audio: they are what finds a dead network.
+                write_limit=16 * WRITE_BUFFER_LIMIT,
+                logger=_wire_log,
+                create_connection=Connection,
+            )
+            assert isinstance(connection, Connection)
+            date = _date_of(connection)
+            if date is not None:
+                self._date = (date, asyncio.get_running_loop().time())
+            return connection
+        except InvalidStatus as error:
+            status = error.response.status_code
+            body = bytes(error.response.body or b"")[:300].decode(errors="replace")
+            failure = self._failed(classify_handshake(status), body)
+            failure.retry_after = _retry_after(error.response)
+            raise failure from None
+        except (OSError, InvalidHandshake, EOFError) as error:
+            detail = str(error) or type(error).__name__
+            raise self._failed(classify_network(error), detail) from None
+
+    async def _wait_for(self, connection: Connection, wanted: type[_Wanted]) -> _Wanted:
+        while True:
+            try:
+                message = await connection.next_message()
+                if self._tap is not None:
+                    self._tap.received(message)
+                if len(message) > LARGE_MESSAGE:
+                    event = await asyncio.to_thread(self.edge.parse, message)
+                else:
+                    event = self.edge.parse(message)
+            except ConnectionClosed as error:
+                raise self._closed(error) from None
+            except BadEvent as error:
+                log.warning(
+                    "session.bad_event",
+                    type=error.event_type,
+                    detail=str(error),
+                    consequence=error.consequence,
+                )
+                continue
+            if isinstance(event, wanted):
+                return event
+            if isinstance(event, ServerError):
+                if await self._mended(connection, event):
+                    continue
+                detail = event.message if event.param is None else f"{event.param}: {event.message}"
+                if ".format" in (event.param or ""):
+                    detail += f" ({_ONLY_PCM})"
+                raise self._failed(classify_error(event), detail)
+            if len(self.early) < _EARLY_EVENTS:
+                self.early.append(event)
+
+    def _check_formats(self, session: Mapping[str, Any]) -> None:
+        if not session:
+            return  # the server confirms without saying what; it was asked for these formats
+        directions: tuple[Literal["input", "output"], ...] = ("input", "output")
+        for direction in directions:
+            asked = self.edge.format_on_wire(self._asked, direction)
+            got = format_of(session, direction)
+            if asked is not None and got != asked:
+                meaning = f"the server does not speak {asked}"
+                verdict = Verdict(Kind.FATAL, "audio_format", meaning, True)
+                detail = f"session.updated has audio.{direction}.format {got or 'missing'}"
+                if self.edge.pcm is None:
+                    detail += f" ({_ONLY_PCM})"
+                raise self._failed(verdict, detail)
+
+    def _closed(self, error: ConnectionClosed) -> SetupFailed:
+        if error.rcvd is not None:
+            code, reason = int(error.rcvd.code), error.rcvd.reason
+        else:
+            code, reason = 1006, error.sent.reason if error.sent is not None else ""
+        return self._failed(classify_close(code, reason), f"close {code} {reason}".strip())
+
+    def _failed(self, verdict: Verdict, detail: str) -> SetupFailed:
+        return SetupFailed(
+            at_setup(verdict), self.step, " ".join(self._endpoint.redact(detail).split())
+        )
+
+
+def _date_of(connection: Connection) -> float | None:
+    """The ``Date`` of the response to the upgrade (Unix s)."""
+    response = connection.response
+    if response is None:
+        return None
+    try:
+        return parsedate_to_datetime(response.headers["Date"]).timestamp()
+    except (KeyError, LookupError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _retry_after(response: Response) -> float | None:
+    """Seconds of a ``Retry-After``: a number, or a date."""
+    value = (response.headers.get("Retry-After") or "").strip()
+    if value.isascii() and value.isdigit():
+        return float(min(int(value[:9]), MAX_RETRY_AFTER))
+    try:
+        left = parsedate_to_datetime(value).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return min(max(left, 0.0), MAX_RETRY_AFTER)
+
+
+class _Connect(connect):
+    """The library's connect without redirects: one would hand the key to whoever it points to."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc

@@ -1,0 +1,96 @@
+"""Who calls and who diverted the call, as proxies on the way say it.
+
+P-Asserted-Identity is RFC 3325, Diversion RFC 5806, History-Info RFC 7044. None of them is better
+than the peer that sent it: ask for them on routes of a trunk that takes them out of what its own
+callers send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from gateway.sip.ingress.message import user_of
+from gateway.sip.ingress.nameaddr import MAX_FIELD, name_addr_of, parameter_of, split_list
+
+MAX_PARTIES = 16
+"""Entries read of one header; a call that was diverted more often is in a loop."""
+
+_REASONS = {
+    "302": "unconditional",
+    "486": "user-busy",
+    "408": "no-answer",
+    "480": "deflection",
+    "487": "deflection",
+    "503": "unavailable",
+    "404": "unknown",
+}
+"""Causes of RFC 4458 in the words of RFC 5806."""
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """One entry: ``number`` is the user of its URI, or the number of a tel URI."""
+
+    number: str
+    name: str
+    uri: str
+    parameters: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diverted:
+    """``numbers`` that the call was diverted from, the last one first."""
+
+    numbers: tuple[str, ...] = ()
+    reason: str = ""
+    """Of the last diversion, in the words of RFC 5806: user-busy, no-answer, unconditional ..."""
+
+
+def parties_of(fields: Iterable[str]) -> tuple[Party, ...]:
+    """The entries of header fields that hold name-addr lists, in their order.
+
+    A field that is too long is left out whole.
+    """
+    found: list[Party] = []
+    for field in fields:
+        if len(field) > MAX_FIELD:
+            continue
+        for entry in split_list(field):
+            if entry.strip() and len(found) < MAX_PARTIES:
+                read = name_addr_of(entry)
+                found.append(Party(user_of(read.uri), read.name, read.uri, read.parameters))
+    return tuple(found)
+
+
+def asserted(headers: Mapping[str, tuple[str, ...]]) -> tuple[Party, ...]:
+    """P-Asserted-Identity, at most a sip and a tel URI."""
+    return tuple(party for party in _of(headers, "p-asserted-identity") if party.number)
+
+
+def diverted(headers: Mapping[str, tuple[str, ...]]) -> Diverted:
+    """Who diverted the call: by Diversion, or else by History-Info."""
+    entries = [party for party in _of(headers, "diversion") if party.number]
+    if entries:
+        reason = parameter_of(entries[0].parameters, "reason") or ""
+        return Diverted(tuple(party.number for party in entries), reason)
+    history = [party for party in _of(headers, "history-info") if party.number]
+    if not history:
+        return Diverted()
+    now = history[-1]
+    before = [party.number for party in reversed(history) if party.number != now.number]
+    reason = _REASONS.get(_cause_of(now.uri), "") if before else ""
+    return Diverted(tuple(dict.fromkeys(before)), reason)
+
+
+def _of(headers: Mapping[str, tuple[str, ...]], name: str) -> tuple[Party, ...]:
+    return parties_of(headers.get(name, ()))
+
+
+def _cause_of(uri: str) -> str:
+    """The ``cause`` parameter of a URI (RFC 4458), among its headers too."""
+    for part in uri.replace("?", ";").replace("&", ";").split(";"):
+        name, _, value = part.partition("=")
+        if name.lower() == "cause":
+            return value[:3]
+    return ""

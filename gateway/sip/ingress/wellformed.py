@@ -1,0 +1,145 @@
+"""What pjsip takes for granted in a message that its parser let through. Pure.
+
+pjsip casts the URIs of Route, Record-Route and Contact to sip URIs without a look at their scheme,
+and some of its assertions can be met by what a peer sends (a host of 300 characters in SDP): one
+datagram would end the process and every call in it. And a host name in SDP it looks up in DNS
+while all signalling waits. What is looked at here is only that, and what the RFCs want there
+anyway; all else is the library's to judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway.sip.ingress.nameaddr import MAX_FIELD, name_addr_of, parameter_of, split_list
+
+BAD_REQUEST, UNSUPPORTED_SCHEME, NOT_ACCEPTABLE = 400, 416, 488
+
+MAX_HEADERS = 128
+"""Header fields of one message. A real one has some thirty; each costs pjsip memory and time."""
+
+_SIP_ONLY = ("route", "record-route", "contact", "path", "service-route", "refer-to")
+_ADDRESSES = ("from", "to")
+_WORD = frozenset("-.!%*_+`'~()<>:\\\"/[]?{}")
+"""What a Call-ID may have besides letters, digits and one ``@`` (RFC 3261 section 25.1)."""
+
+_HOST_MARKS = frozenset(".-_")
+_IPV6 = frozenset("0123456789abcdefABCDEF:.")
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """Why a message is not let through; ``code`` answers a request."""
+
+    code: int
+    what: str
+
+
+def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> Flaw | None:
+    """What is wrong with a message, of which ``headers`` are by lower-case full name."""
+    count = sum(len(values) for values in headers.values())
+    if count > MAX_HEADERS:
+        return Flaw(BAD_REQUEST, f"more than {MAX_HEADERS} header fields")
+    for name in ("from", "to", "call-id", "cseq"):
+        if len(headers.get(name, ())) > 1:
+            return Flaw(BAD_REQUEST, f"more than one {name}")
+    for value in headers.get("call-id", ()):
+        if not call_id_allowed(value):
+            return Flaw(BAD_REQUEST, "Call-ID")
+    for name in _SIP_ONLY:
+        for value in headers.get(name, ()):
+            for one in split_list(value):
+                found = _uri_flaw(name, one)
+                if found is not None:
+                    return found
+    for name in _ADDRESSES:
+        for value in headers.get(name, ()):
+            address = name_addr_of(value)
+            scheme = _scheme_of(address.uri)
+            if not scheme:
+                return Flaw(BAD_REQUEST, f"no URI in {name}")
+            if scheme not in ("sip", "sips", "tel"):
+                return Flaw(UNSUPPORTED_SCHEME, f"URI scheme in {name}")
+            if parameter_of(address.parameters, "tag") == "":
+                return Flaw(BAD_REQUEST, f"empty tag in {name}")
+    for value in headers.get("cseq", ()):
+        number, _, method = value[:MAX_FIELD].strip().replace("\t", " ").partition(" ")
+        if not (number.isascii() and number.isdigit() and len(number) <= 10) or (
+            int(number) >= 2**31
+        ):
+            return Flaw(BAD_REQUEST, "CSeq number")  # RFC 3261 section 8.1.1.5
+        if not start_line.startswith(("SIP/", method.strip() + " ")):
+            return Flaw(BAD_REQUEST, "CSeq of another method")
+    return _line_flaw(start_line)
+
+
+def call_id_allowed(value: str) -> bool:
+    """Whether RFC 3261 section 25.1 has such a Call-ID: ``word [ "@" word ]``."""
+    words = value.split("@")
+    return (
+        len(value) <= MAX_FIELD
+        and value.isascii()
+        and len(words) <= 2
+        and all(word and all(c.isalnum() or c in _WORD for c in word) for word in words)
+    )
+
+
+def _scheme_of(uri: str) -> str:
+    """The scheme in lower case, empty without one."""
+    scheme, colon, _ = uri[:MAX_FIELD].lstrip().partition(":")
+    good = colon and scheme.isascii() and all(c.isalnum() or c in "+-." for c in scheme)
+    return scheme.lower() if good and scheme[:1].isalpha() else ""
+
+
+def _uri_flaw(name: str, text: str) -> Flaw | None:
+    if name == "contact" and text.strip() == "*":
+        return None
+    uri = name_addr_of(text).uri.strip()
+    scheme = _scheme_of(uri)
+    if not scheme:
+        return Flaw(BAD_REQUEST, f"no URI in {name}")
+    if scheme not in ("sip", "sips"):
+        if name == "refer-to":
+            return None  # tel: is fine there (RFC 3515 section 2.1)
+        return Flaw(BAD_REQUEST, f"URI scheme in {name}")
+    rest = uri.partition(":")[2]
+    user, at, host = rest.partition("@")
+    if at and not any(c in "<>" or c.isspace() for c in user) and _is_host(host):
+        return None
+    return None if _is_host(rest) else Flaw(BAD_REQUEST, f"host in {name}")
+
+
+def _is_host(text: str) -> bool:
+    """Whether ``text`` begins with a host, and a port where there is one (RFC 3261 25.1)."""
+    end = next((at for at, c in enumerate(text) if c in ";?>" or c.isspace()), len(text))
+    text = text[:end]
+    if text.startswith("["):
+        host, closed, port = text[1:].partition("]")
+        good = bool(closed and host) and _IPV6.issuperset(host)
+    else:
+        host, colon, port = text.partition(":")
+        port = colon + port
+        good = host.isascii() and all(c.isalnum() or c in _HOST_MARKS for c in host)
+        good = good and host[:1].isalnum() and (host[-1].isalnum() or host[-1] == ".")
+    if not port:
+        return good
+    digits = port[1:]
+    return (
+        good
+        and port[0] == ":"
+        and digits.isascii()
+        and digits.isdigit()
+        and len(digits) <= 5
+        and int(digits) <= 65535
+    )
+
+
+def _line_flaw(start_line: str) -> Flaw | None:
+    if start_line.startswith("SIP/"):
+        return None
+    words = start_line.split(" ")
+    uri = words[1] if len(words) > 1 else ""
+    if _scheme_of(uri) not in ("sip", "sips", "tel"):
+        return Flaw(UNSUPPORTED_SCHEME, "scheme of the Request-URI")
+    return None

@@ -1,0 +1,350 @@
+"""pjsua2 accounts: one for calls of no trunk, one for each trunk, and its registration.
+
+An account is where pjsua keeps what a call needs: who we are, SRTP, the address of our RTP. A call
+that arrives at another of our addresses gets an account like its trunk's, bound to that address;
+so does one over TCP or TLS that needs a Contact of its own.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pjsua2 as pj
+import structlog
+
+from gateway.sip.ingress.message import headers_of, text_of
+from gateway.sip.library import account_capacity
+from gateway.sip.trunks.contact import forced_contact
+from gateway.sip.trunks.matching import LINE_PARAMETER, Security, Trunk, Trunks, address_of
+from gateway.sip.trunks.registration import Change, Registration, State
+
+if TYPE_CHECKING:
+    from gateway.sip.types import Listen, SipSettings
+
+log = structlog.get_logger("sip")
+
+LEAVE_SECONDS = 2.0
+"""How long a stop waits for registrars to answer the goodbye."""
+
+_SRTP = {
+    "off": pj.PJMEDIA_SRTP_DISABLED,
+    "optional": pj.PJMEDIA_SRTP_OPTIONAL,
+    "required": pj.PJMEDIA_SRTP_MANDATORY,
+}
+_TIMERS = {
+    "off": pj.PJSUA_SIP_TIMER_INACTIVE,
+    "optional": pj.PJSUA_SIP_TIMER_OPTIONAL,
+    "required": pj.PJSUA_SIP_TIMER_REQUIRED,
+    "always": pj.PJSUA_SIP_TIMER_ALWAYS,
+}
+_KEYING = {
+    "sdes": pj.PJMEDIA_SRTP_KEYING_SDES,
+    "dtls": pj.PJMEDIA_SRTP_KEYING_DTLS_SRTP,
+}
+
+
+class Account(pj.Account):  # type: ignore[misc]
+    """One account; ``trunk`` is None for calls of no trunk."""
+
+    def __init__(self, accounts: Accounts, trunk: Trunk | None, host: str) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.host = host
+        """Our address of its calls; empty for any."""
+        self._accounts = accounts
+
+    def onIncomingCall(self, prm: Any) -> None:  # noqa: N802
+        """An INVITE that pjsua has a call and a common codec for."""
+        try:
+            self._accounts.on_call(self, prm)
+        except Exception:
+            log.exception("sip.callback_failed", callback="onIncomingCall")
+
+    def onRegState(self, prm: Any) -> None:  # noqa: N802
+        """A registrar has answered, or has not."""
+        try:
+            if self.trunk is not None:
+                self._accounts.on_registrar(self.trunk, prm)
+        except Exception:
+            log.exception("sip.callback_failed", callback="onRegState")
+
+
+class Accounts:
+    """Made and used on the SIP thread; ``registrations`` may be read from others.
+
+    Args:
+        own: ``host:port`` that our own URI names, where no registrar gives us another.
+        listeners: with the ports really bound.
+        on_call: told of each incoming call.
+        on_registered: told of each registration, by the trunk's name and the Call-ID.
+    """
+
+    def __init__(
+        self,
+        settings: SipSettings,
+        trunks: Trunks,
+        own: str,
+        listeners: tuple[Listen, ...],
+        on_call: Callable[[Account, Any], None],
+        on_registered: Callable[[str, str], None] = lambda _trunk, _call_id: None,
+    ) -> None:
+        self._on_registered = on_registered
+        self.on_call = on_call
+        self.registrations: dict[str, Registration] = {}
+        self._settings = settings
+        self._trunks = trunks
+        self._own = own
+        self._listeners = listeners
+        self._host = _specific(settings.listen[0].host)
+        self._accounts: dict[tuple[str, str, str], Account] = {}
+        """By the trunk's name, our address, and the Contact that is forced, mostly none."""
+        self._registrars: dict[str, str] = {}
+        """``address:port`` that answered each trunk's last REGISTER."""
+        self._connections: dict[int, str] = {}
+        """``address:port`` of whom each TLS connection is with, by pjsip's handle."""
+        self._names: dict[int, tuple[str, ...]] = {}
+        """Names in the certificate of who is at its other end, where it was verified."""
+        self._places = account_capacity()
+        self._unmakeable: set[tuple[str, str, str]] = set()
+
+    def open(self) -> None:
+        """Make the accounts. Raises ``pj.Error`` when the library has no place for them."""
+        self._make(None, self._host, default=True)
+        for trunk in self._trunks.all:
+            self._make(trunk, self._host)
+            if trunk.registrar:
+                self.registrations[trunk.name] = Registration(random.random)
+
+    def of(self, trunk: Trunk | None, local: str = "", transport: str = "") -> Account:
+        """The account for a call of ``trunk`` whose INVITE came to our address ``local``.
+
+        ``transport`` is that of the call; one that we place goes by the trunk's own.
+        """
+        known = _specific(local)
+        host = known or self._host
+        transport = transport or ("udp" if trunk is None else trunk.transport)
+        public = self._settings.public_address
+        contact = forced_contact(self._user(trunk), transport, known, public, self._listeners)
+        name = "" if trunk is None else trunk.name
+        found = self._accounts.get((name, host, contact))
+        full = len(self._accounts) >= self._places
+        if found is None and not full and (name, host, contact) not in self._unmakeable:
+            try:
+                found = self._make(trunk, host, contact)
+            except pj.Error as error:
+                self._unmakeable.add((name, host, contact))
+                log.warning("sip.account_lacking", trunk=name, host=host, error=error.reason)
+        return found or self._accounts[name, self._host, ""]
+
+    def from_uri(self, trunk: Trunk, caller_id: str = "") -> str:
+        """Who calls, on this trunk: the caller id it is to present, at our own domain there."""
+        user = caller_id or trunk.caller_id or self._user(trunk)
+        return f"sip:{user}@{_host_of(trunk.registrar) or self._own}"
+
+    def tick(self, now: float) -> None:
+        """Register where it is due. To be called about once a second."""
+        for name, registration in self.registrations.items():
+            if not registration.due(now):
+                continue
+            try:
+                self._accounts[name, self._host, ""].setRegistration(True)
+            except pj.Error as error:
+                self._tell(name, registration.failed(0, text_of(error.reason), now))
+
+    def on_registrar(self, trunk: Trunk, prm: Any) -> None:
+        """What came of a REGISTER."""
+        now = time.monotonic()
+        registration = self.registrations.get(trunk.name)
+        if registration is None:
+            return
+        code, source = int(prm.code), str(prm.rdata.srcAddress)
+        if registration.state is State.LEAVING:
+            registration.left(now)
+            log.info("trunk.unregistered", trunk=trunk.name, code=code)
+        elif code // 100 == 2 and int(prm.expiration) > 0:
+            self._trunks.learn(trunk.name, source.rpartition(":")[0])
+            self._registrars[trunk.name] = source
+            call_id = headers_of(text_of(prm.rdata.wholeMsg)).get("call-id", ("",))[0]
+            self._on_registered(trunk.name, call_id)
+            self._tell(trunk.name, registration.succeeded(float(prm.expiration), now))
+        else:
+            self._tell(trunk.name, registration.failed(code, text_of(prm.reason), now))
+
+    def on_back(self, trunk: Trunk) -> None:
+        """A trunk answers again after a silence."""
+        registration = self.registrations.get(trunk.name)
+        if registration is not None:
+            registration.reachable(time.monotonic())
+
+    def on_connection(self, prm: Any) -> None:
+        """A connection over TCP or TLS stands, or has ended."""
+        transport, handle = str(prm.type).lower()[:3], int(prm.hnd)
+        if prm.state == pj.PJSIP_TP_STATE_CONNECTED:
+            if transport == "tls":  # pjsua tells whose it is for TLS only, and only now
+                self._connections[handle] = str(prm.tlsInfo.remoteAddr)
+                self._names[handle] = _names_in(prm.tlsInfo)
+            return
+        remote = self._connections.pop(handle, "")
+        self._names.pop(handle, None)
+        if prm.state != pj.PJSIP_TP_STATE_DISCONNECTED:
+            return
+        now = time.monotonic()
+        for trunk in self._trunks.all:
+            registration = self.registrations.get(trunk.name)
+            if registration is None or trunk.transport != transport:
+                continue
+            if not remote or remote == self._registrars.get(trunk.name):
+                registration.disconnected(now, surely=bool(remote))
+
+    def names_of(self, connection: int) -> tuple[str, ...]:
+        """Names in the verified certificate of who is at the other end, in lower case."""
+        return self._names.get(connection, ())
+
+    def leave(self) -> None:
+        """Unregister everywhere; what comes of it is waited for by :meth:`wait_gone`."""
+        now = time.monotonic()
+        for name, registration in self.registrations.items():
+            if registration.state in (State.LEAVING, State.GONE) or not registration.leave(now):
+                continue
+            try:
+                self._accounts[name, self._host, ""].setRegistration(False)
+            except pj.Error as error:
+                log.warning("trunk.not_unregistered", trunk=name, error=text_of(error.reason))
+                registration.left(now)
+
+    def wait_gone(self, poll: Callable[[], None]) -> None:
+        """Wait for the registrars' answers, at most ``LEAVE_SECONDS``; ``poll`` handles events."""
+        end = time.monotonic() + LEAVE_SECONDS
+        leaving = {name for name, one in self.registrations.items() if one.state is State.LEAVING}
+        while leaving and time.monotonic() < end:
+            poll()
+            leaving = {name for name in leaving if self.registrations[name].state is State.LEAVING}
+        for name in sorted(leaving):
+            log.warning("trunk.not_unregistered", trunk=name, error="no answer")
+
+    def shut_down(self) -> None:
+        """Delete all accounts."""
+        for account in self._accounts.values():
+            account.shutdown()
+
+    def disown(self) -> None:
+        """Leave the objects to the end of the process, when the library is gone."""
+        for account in self._accounts.values():
+            account.this.disown()
+
+    def _tell(self, name: str, change: Change | None) -> None:
+        if change is None:
+            return
+        fields = {key: value for key, value in asdict(change).items() if value and key != "state"}
+        if change.state is State.REGISTERED:
+            log.info("trunk.registered", trunk=name, expires=fields.get("seconds"))
+        else:
+            next_try = fields.pop("seconds", None)
+            log.warning("trunk.not_registered", trunk=name, next_try=next_try, **fields)
+
+    def _user(self, trunk: Trunk | None) -> str:
+        return (trunk.username if trunk else "") or self._settings.user
+
+    def _make(
+        self, trunk: Trunk | None, host: str, contact: str = "", *, default: bool = False
+    ) -> Account:
+        settings = self._settings
+        config = pj.AccountConfig()
+        config.sipConfig.contactForced = contact
+        config.natConfig.sipOutboundUse = 0
+        known = bool(settings.public_address)
+        config.natConfig.contactRewriteUse = 0 if known or trunk is None else 1
+        config.natConfig.viaRewriteUse = 0 if known or trunk is None else 1
+        config.natConfig.sdpNatRewriteUse = 0 if known or trunk is None else 1
+        low, high = settings.rtp_ports
+        media = config.mediaConfig.transportConfig
+        media.port, media.portRange = low, high - low
+        if (":" in settings.public_address) is (":" in host):
+            media.publicAddress = settings.public_address
+        media.boundAddress = host
+        six = ":" in host or (not host and ":" in settings.listen[0].host)
+        config.mediaConfig.ipv6Use = (
+            pj.PJSUA_IPV6_ENABLED_USE_IPV6_ONLY if six else pj.PJSUA_IPV6_DISABLED
+        )
+        config.callConfig.timerUse = _TIMERS[settings.session_timers]
+        config.callConfig.timerSessExpiresSec = settings.session_expires
+        config.callConfig.timerMinSESec = settings.session_min
+        if trunk is None:
+            config.idUri = f"sip:{settings.user}@{self._own}"
+            _secure_media(config.mediaConfig, settings.security)
+        else:
+            self._fill(config, trunk)
+        account = Account(self, trunk, host)
+        account.create(config, default)
+        self._accounts["" if trunk is None else trunk.name, host, contact] = account
+        return account
+
+    def _fill(self, config: Any, trunk: Trunk) -> None:
+        config.idUri = f"sip:{self._user(trunk)}@{_host_of(trunk.registrar) or self._own}"
+        through = "" if trunk.transport == "udp" else f";transport={trunk.transport}"
+        if trunk.registrar:
+            registration = config.regConfig
+            registration.registrarUri = f"sip:{trunk.registrar}{through}"
+            registration.registerOnAdd = False
+            registration.timeoutSec = trunk.expires
+            registration.retryIntervalSec = 0  # that is Registration's, which says what it does
+            registration.contactUriParams = f";{LINE_PARAMETER}={self._trunks.lines[trunk.name]}"
+            registration.headers = header_vector(trunk)
+        if trunk.outbound_proxy:
+            proxies = pj.StringVector()
+            proxies.append(f"sip:{trunk.outbound_proxy}{through};lr")
+            config.sipConfig.proxies = proxies
+        if trunk.password:
+            credentials = pj.AuthCredInfoVector()
+            credentials.append(
+                pj.AuthCredInfo("digest", trunk.realm, trunk.username, 0, trunk.password)
+            )
+            config.sipConfig.authCreds = credentials
+        _secure_media(config.mediaConfig, trunk.security)
+
+
+def header_vector(trunk: Trunk) -> Any:
+    """The header fields that a trunk wants in our requests, for pjsua2."""
+    vector = pj.SipHeaderVector()
+    for name, value in trunk.headers.items():
+        header = pj.SipHeader()
+        header.hName, header.hValue = name, value
+        vector.append(header)
+    return vector
+
+
+def _secure_media(config: Any, security: Security) -> None:
+    config.srtpUse = _SRTP[security.srtp]
+    config.srtpSecureSignaling = 0  # who wants SDES kept secret says transport = "tls"
+    keyings = pj.IntVector()
+    for keying in security.keying:
+        keyings.append(_KEYING[keying])
+    if security.srtp == "optional" and "sdes" not in security.keying:
+        # Without it pjmedia refuses RTP that is not encrypted. It is never offered, as it is not
+        # the first; lines with keys are taken out of what comes (gateway.sip.sdp.mended).
+        keyings.append(_KEYING["sdes"])
+    config.srtpOpt.keyings = keyings
+
+
+def _names_in(tls: Any) -> tuple[str, ...]:
+    """The names of a verified certificate by its subjectAltName (RFC 5922 section 7.1)."""
+    if tls.isEmpty() or not tls.established or tls.verifyStatus:
+        return ()
+    names = tls.remoteCertInfo.subjectAltName
+    return tuple(str(names[index].name).lower() for index in range(len(names)))
+
+
+def _specific(host: str) -> str:
+    address = address_of(host)
+    return "" if address is None or address.is_unspecified else str(address)
+
+
+def _host_of(address: str) -> str:
+    """``host`` of ``host[:port]``, as it stands in a URI."""
+    if address.startswith("["):
+        return address.partition("]")[0] + "]"
+    return address.partition(":")[0]

@@ -1,0 +1,60 @@
+"""What is wrong with the addresses that SDP will carry. Pure, but for the look at a route."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Mapping
+
+from gateway.addresses import is_inside
+from gateway.sip.trunks.matching import Trunk
+from gateway.sip.types import SipSettings
+
+
+def hosts_of(trunk: Trunk) -> list[str]:
+    """Hosts that media of a trunk's calls may go to, as far as they are known."""
+    named = [address for address in (trunk.outbound_proxy, trunk.registrar) if address]
+    hosts = [
+        address[1:].partition("]")[0] if address.startswith("[") else address.partition(":")[0]
+        for address in named
+    ]
+    return hosts + [str(peer.network.network_address) for peer in trunk.peers]
+
+
+def unreachable(settings: SipSettings, addresses: Mapping[str, Iterable[str]]) -> list[str]:
+    """A line for each trunk on a public address whose SDP would carry one that is not.
+
+    Args:
+        addresses: IP literals of each trunk, by its name.
+    """
+    if settings.stun_server:
+        return []
+    lines = []
+    for name, known in addresses.items():
+        for address in known:
+            carried = carried_to(settings, address)
+            if carried and is_inside(carried) and not is_inside(address):
+                lines.append(
+                    f"trunk {name} is at {address}, but Contact and SDP would carry {carried}, "
+                    "which it cannot reach: set sip.public_address"
+                )
+                break
+    return lines
+
+
+def carried_to(settings: SipSettings, peer: str) -> str:
+    """The address that SDP to this peer will carry; empty when there is no way to it."""
+    six = ":" in peer
+    if settings.public_address and (":" in settings.public_address) is six:
+        return settings.public_address
+    hosts = [listen.host for listen in settings.listen if (":" in listen.host) is six]
+    if not hosts:
+        return ""
+    if hosts[0] not in ("0.0.0.0", "::"):
+        return hosts[0]
+    family = socket.AF_INET6 if six else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((peer, 9))  # sends nothing: only the route is looked up
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])

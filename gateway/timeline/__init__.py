@@ -1,7 +1,0 @@
-"""The record of a call, made readable: as text and as a picture."""
-
-from gateway.timeline.cli import command
-from gateway.timeline.record import Record, RecordError, read_record
-from gateway.timeline.story import Story, tell
-
-__all__ = ["Record", "RecordError", "Story", "command", "read_record", "tell"]
