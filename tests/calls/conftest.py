@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import figures
 import pytest
 import structlog
-from gateway_process import Gateway
-from harness import World
 
-sys.path.append(str(Path(__file__).parents[1] / "unit"))  # for what both kinds of test start
+from tests.support import figures
+from tests.support.gateway_process import Gateway
+from tests.support.harness import World
 
 TEST_SECONDS = 110
 _runner = pytest.StashKey[asyncio.Runner]()

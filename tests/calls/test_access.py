@@ -13,10 +13,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import figures
 import pytest
-from listening import assert_continuous
-from site_under_test import ANYBODY, Site, site
+
+from tests.support import figures
+from tests.support.listening import assert_continuous
+from tests.support.site_under_test import ANYBODY, Site, site
 
 PROVIDER = """
 [[trunk]]

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dialog import DialogCall, answered, dialog_call
-from harness import World, eventually
-from listening import Spoken, assert_continuous, is_silence, noise, speech
-from rtp_end import FRAME
 
 from gateway.audio.g711 import Codec
+from tests.support.dialog import DialogCall, answered, dialog_call
+from tests.support.harness import World, eventually
+from tests.support.listening import Spoken, assert_continuous, is_silence, noise, speech
+from tests.support.rtp_end import FRAME
 
 SECONDS = 1.2
 PROMPT = noise(70, SECONDS)

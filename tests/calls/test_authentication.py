@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from digest_answer import answer
-from sip_phone import PhoneCall
-from site_under_test import Site, site
-from test_access import Stranger, settled
 
 from gateway.devtools.emulator.script import Script
+from tests.calls.test_access import Stranger, settled
+from tests.support.digest_answer import answer
+from tests.support.sip_phone import PhoneCall
+from tests.support.site_under_test import Site, site
 
 PASSWORD = "correct horse"
 DESK = """

@@ -9,11 +9,11 @@ import socket
 from typing import Any
 
 import pytest
-from harness import World
-from listening import Spoken, assert_continuous
-from sip_phone import PhoneCall
 
 from gateway.devtools.emulator.errors import ProtocolError
+from tests.support.harness import World
+from tests.support.listening import Spoken, assert_continuous
+from tests.support.sip_phone import PhoneCall
 
 WORLD = {"log_level": "info"}
 

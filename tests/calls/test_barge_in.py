@@ -9,16 +9,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import figures
 import pytest
-from harness import TRUSTED, World
-from listening import Spoken, assert_continuous, is_silence
-from rtp_end import FRAME, Packet
-from sip_phone import PhoneCall
 
 from gateway.devtools.emulator.audio import FORMATS
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.speech import synthesise
+from tests.support import figures
+from tests.support.harness import TRUSTED, World
+from tests.support.listening import Spoken, assert_continuous, is_silence
+from tests.support.rtp_end import FRAME, Packet
+from tests.support.sip_phone import PhoneCall
 
 WORLD = {
     "routes": """

@@ -7,12 +7,12 @@ import itertools
 
 import pytest
 from click.testing import CliRunner
-from figures import show
-from harness import World
-from rtcp_end import ReportingEnd
-from sip_phone import CODECS, PhoneCall
 
 from gateway.cli.main import main
+from tests.support.figures import show
+from tests.support.harness import World
+from tests.support.rtcp_end import ReportingEnd
+from tests.support.sip_phone import CODECS, PhoneCall
 
 SECONDS = 7
 """pjmedia sends its first sender report after some five."""

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from callee import CalledPhone, free_port
-from harness import World
 
 from gateway.cli.status_text import status_lines
 from gateway.control.client import ask
+from tests.support.callee import CalledPhone, free_port
+from tests.support.harness import World
 
 WORLD = {
     "more": """

@@ -7,8 +7,8 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from answerer import Answerer, interval_of
-from rtp_end import RtpEnd
+from tests.support.answerer import Answerer, interval_of
+from tests.support.rtp_end import RtpEnd
 
 NO_ANSWER = 4
 """Exit status of ``gateway call``."""

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests import support
+
 PYTHON = sys.executable
 CALL = "from gateway.devtools.scripted_caller import command; command()"
 CODECS = {"PCMU": "ulaw", "PCMA": "alaw"}
@@ -31,7 +33,7 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        script = Path(__file__).with_name("answering_machine.py")
+        script = Path(support.__file__).with_name("answering_machine.py")
         self.process = subprocess.Popen(
             [PYTHON, str(script), str(folder)],
             stdin=subprocess.PIPE,

@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from harness import eventually
-from site_under_test import ANYBODY, Site, site
 
 from gateway.sip.connections import (
     FIRST_MESSAGE_SECONDS,
@@ -20,6 +18,8 @@ from gateway.sip.connections import (
     PER_SOURCE,
     Connections,
 )
+from tests.support.harness import eventually
+from tests.support.site_under_test import ANYBODY, Site, site
 
 TRUNK = """
 [[trunk]]

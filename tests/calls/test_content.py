@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import World
-from listening import Spoken
 
 from gateway.control.client import RefusedError, ask_within
 from gateway.devtools.emulator.record import SessionRecord
+from tests.support.harness import World
+from tests.support.listening import Spoken
 
 ROUTE = """
 [[route]]

@@ -8,11 +8,11 @@ from decimal import Decimal
 from typing import Any
 
 from click.testing import CliRunner
-from figures import show
-from gateway_process import Gateway
-from harness import API_KEY, World, eventually
 
 from gateway.cli.main import main
+from tests.support.figures import show
+from tests.support.gateway_process import Gateway
+from tests.support.harness import API_KEY, World, eventually
 
 WORLD = {
     "routes": """

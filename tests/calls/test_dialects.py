@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
-import figures
 import numpy as np
 import pytest
-from harness import World
-from listening import Spoken, assert_continuous, is_silence
-from sip_phone import PhoneCall
 
 from gateway.audio.g711 import Codec
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.realtime.dialects.pcm24 import Pcm24
+from tests.support import figures
+from tests.support.harness import World
+from tests.support.listening import Spoken, assert_continuous, is_silence
+from tests.support.sip_phone import PhoneCall
 
 WORLD = {
     "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n",

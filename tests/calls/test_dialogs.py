@@ -7,10 +7,11 @@ import re
 from typing import Any
 
 import pytest
-from dialog import DialogCall, answered, dialog_call
-from harness import World
-from listening import Spoken, assert_continuous
-from sip_phone import Message
+
+from tests.support.dialog import DialogCall, answered, dialog_call
+from tests.support.harness import World
+from tests.support.listening import Spoken, assert_continuous
+from tests.support.sip_phone import Message
 
 WORLD = {"log_level": "debug", "more": ""}
 LONG_ANSWER: dict[str, Any] = {"kind": "pattern", "seconds": 120, "burst": True}

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from harness import World, wishes
-from listening import is_silence
-from sip_phone import PhoneCall
-
 import gateway as package
 from gateway.devtools.emulator.audio import PCMU
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.speech import synthesise
+from tests.support.harness import World, wishes
+from tests.support.listening import is_silence
+from tests.support.sip_phone import PhoneCall
 
 DIALPLANS = Path(package.__file__).parents[1] / "dialplans"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 
-import figures
-from harness import World
-from listening import is_silence
-from rtp_end import EVENTS
-from sip_phone import PhoneCall
+from tests.support import figures
+from tests.support.harness import World
+from tests.support.listening import is_silence
+from tests.support.rtp_end import EVENTS
+from tests.support.sip_phone import PhoneCall
 
 LOSS = 0.05
 PER_CALL = 50

@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from gateway_process import Gateway
-from harness import World
-from sip_phone import Phone
+from tests.support.gateway_process import Gateway
+from tests.support.harness import World
+from tests.support.sip_phone import Phone
 
 NOTICE = "drain_notice_seconds = 30"
 

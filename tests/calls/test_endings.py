@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import World, eventually
-from listening import Spoken, assert_continuous, is_silence
-from sip_phone import PhoneCall
 
 from gateway.devtools.emulator.errors import ProtocolError
 from gateway.devtools.emulator.record import SessionRecord
+from tests.support.harness import World, eventually
+from tests.support.listening import Spoken, assert_continuous, is_silence
+from tests.support.sip_phone import PhoneCall
 
 WORLD = {
     "routes": """

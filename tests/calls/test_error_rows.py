@@ -12,13 +12,13 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from harness import World, eventually
-from listening import Spoken, is_silence
-from sip_phone import PhoneCall
 
 from gateway.devtools.emulator.errors import ProtocolError
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.realtime.errors import CLOSE_CODES, ERROR_CODES, HANDSHAKE_STATUSES
+from tests.support.harness import World, eventually
+from tests.support.listening import Spoken, is_silence
+from tests.support.sip_phone import PhoneCall
 
 FATAL = {
     "invalid_api_key",

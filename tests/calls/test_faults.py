@@ -6,12 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from faulty_gateway import PLACES
-from harness import World
-from sip_phone import PhoneCall
+
+from tests import support
+from tests.support.faulty_gateway import PLACES
+from tests.support.harness import World
+from tests.support.sip_phone import PhoneCall
 
 WORLD = {
-    "entry": (str(Path(__file__).with_name("faulty_gateway.py")),),
+    "entry": (str(Path(support.__file__).with_name("faulty_gateway.py")),),
     "max_calls": 1,
     "routes": """
 [[route]]

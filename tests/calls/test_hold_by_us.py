@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 import numpy as np
-from harness import World
-from listening import is_silence, noise
-from referred import ReferredCall, dial
-from test_transfer_blind import outputs_of
+
+from tests.calls.test_transfer_blind import outputs_of
+from tests.support.harness import World
+from tests.support.listening import is_silence, noise
+from tests.support.referred import ReferredCall, dial
 
 WORLD = {
     "routes": """

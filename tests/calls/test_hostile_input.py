@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import figures
-import harness
 import pytest
-from dialog import DialogCall, Sdp, answered, dialog_call
-from harness import World, eventually
-from listening import Spoken, assert_continuous
-from mutations import mutated, rtcp, rtp
-from torture import MESSAGES
+
+from tests.support import figures, harness
+from tests.support.dialog import DialogCall, Sdp, answered, dialog_call
+from tests.support.harness import World, eventually
+from tests.support.listening import Spoken, assert_continuous
+from tests.support.mutations import mutated, rtcp, rtp
+from tests.support.torture import MESSAGES
 
 AT_START: dict[str, int] = {}
 

@@ -9,12 +9,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from harness import World
-from referred import ReferredCall, dial
-from rtp_end import EVENT_PAYLOAD, EVENTS
-from test_transfer_blind import outputs_of
 
 from gateway.audio.g711 import Codec
+from tests.calls.test_transfer_blind import outputs_of
+from tests.support.harness import World
+from tests.support.referred import ReferredCall, dial
+from tests.support.rtp_end import EVENT_PAYLOAD, EVENTS
 
 WORLD = {
     "routes": """

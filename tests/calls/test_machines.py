@@ -7,12 +7,12 @@ from functools import partial
 
 import numpy as np
 import soxr
-from harness import World
-from made_sounds import g711, melody, tone
 
 from gateway.audio.g711 import Codec
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.speech import synthesise
+from tests.support.harness import World
+from tests.support.made_sounds import g711, melody, tone
 
 ROUTE = """
 [[route]]

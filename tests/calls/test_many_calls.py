@@ -8,10 +8,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import figures
 import pytest
-from harness import World, eventually
-from sipp_run import need_sipp, sipp
+
+from tests import support
+from tests.support import figures
+from tests.support.harness import World, eventually
+from tests.support.sipp_run import need_sipp, sipp
 
 pytestmark = [need_sipp, pytest.mark.slow]
 
@@ -44,7 +46,7 @@ async def watched(world: World) -> dict[str, Any]:
 
 
 async def test_a_thousand_short_calls(own_folder: Path) -> None:
-    entry = (str(Path(__file__).with_name("watched_gateway.py")),)
+    entry = (str(Path(support.__file__).with_name("watched_gateway.py")),)
     world = World(own_folder, log_level="info", entry=entry, keep_sessions=20)
     await world.start()
     world.behave(vad="off", answer={"kind": "pattern", "seconds": 0.1, "burst": True})

@@ -9,14 +9,14 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-import figures
 import pytest
-from harness import TRUSTED, World
-from listening import Spoken, assert_continuous, is_silence, noise
-from rtp_end import FRAME
-from sip_phone import PhoneCall
 
 from gateway.devtools.emulator.record import SessionRecord
+from tests.support import figures
+from tests.support.harness import TRUSTED, World
+from tests.support.listening import Spoken, assert_continuous, is_silence, noise
+from tests.support.rtp_end import FRAME
+from tests.support.sip_phone import PhoneCall
 
 SECONDS = 10
 MONOLOGUE_SECONDS = 60

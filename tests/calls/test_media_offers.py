@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from callee import CalledCall, CalledPhone
-from dialog import DialogCall, dialog_call
-from rtp_end import RtpEnd
-from sip_phone import Message
-from site_under_test import Site, site
 
 from gateway.control.client import ask
+from tests.support.callee import CalledCall, CalledPhone
+from tests.support.dialog import DialogCall, dialog_call
+from tests.support.rtp_end import RtpEnd
+from tests.support.sip_phone import Message
+from tests.support.site_under_test import Site, site
 
 ROUTES = """
 [[route]]
@@ -243,7 +243,7 @@ class Callees(CalledPhone):
             call_id = re.search(rb"Call-ID: *(\S+)", data)
             known = call_id and any(c.call_id == call_id[1].decode() for c in self.calls)
             if not known:
-                from sip_phone import _parsed
+                from tests.support.sip_phone import _parsed
 
                 self._peer = addr
                 call = Callee(self, _parsed(data), RtpEnd(0, b"\xff"))

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from callee import CalledPhone, free_port
-from harness import World
-from listening import noise
-from referred import ReferredCall, dial
-from sip_phone import PhoneCall
+
+from tests.support.callee import CalledPhone, free_port
+from tests.support.harness import World
+from tests.support.listening import noise
+from tests.support.referred import ReferredCall, dial
+from tests.support.sip_phone import PhoneCall
 
 PORT = free_port()
 

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from dialog import DialogCall, answered, dialog_call
-from harness import eventually
-from site_under_test import ANYBODY, Site, site
 
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.sip.media_addresses import refused_address
+from tests.support.dialog import DialogCall, answered, dialog_call
+from tests.support.harness import eventually
+from tests.support.site_under_test import ANYBODY, Site, site
 
 EARLY = """
 [[route]]

@@ -12,12 +12,12 @@ import time
 from typing import Any
 
 import pytest
-from dialog import DialogCall, answered, dialog_call
-from harness import World, eventually
-from listening import Spoken, assert_continuous, noise
-from rtp_end import FRAME, RtpEnd
 
 from gateway.devtools.emulator.record import SessionRecord
+from tests.support.dialog import DialogCall, answered, dialog_call
+from tests.support.harness import World, eventually
+from tests.support.listening import Spoken, assert_continuous, noise
+from tests.support.rtp_end import FRAME, RtpEnd
 
 WORLD = {
     "log_level": "debug",

@@ -6,12 +6,12 @@ import asyncio
 import sys
 
 import pytest
-from harness import World, eventually
-from referred import ReferredCall, dial
-from sip_phone import Phone
-from test_transfer_blind import told
 
 from gateway.control.client import RefusedError, ask
+from tests.calls.test_transfer_blind import told
+from tests.support.harness import World, eventually
+from tests.support.referred import ReferredCall, dial
+from tests.support.sip_phone import Phone
 
 WORLD = {
     "routes": """

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from callee import CalledPhone
-from harness import World
-from listening import noise
-from made_sounds import g711, tone
 
 from gateway.audio.g711 import Codec
 from gateway.control.client import RefusedError, ask
+from tests.support.callee import CalledPhone
+from tests.support.harness import World
+from tests.support.listening import noise
+from tests.support.made_sounds import g711, tone
 
 WORLD = {
     "routes": """

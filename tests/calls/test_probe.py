@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness import World
+from tests.support.harness import World
 
 WORLD = {
     "realtime": "probe_seconds = 0.2",

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from faulty_gateway import PARTS
-from gateway_process import Gateway
-from harness import World, eventually
 
 from gateway.app.signals import HARMLESS
+from tests import support
+from tests.support.faulty_gateway import PARTS
+from tests.support.gateway_process import Gateway
+from tests.support.harness import World, eventually
 
 
 async def test_a_gateway_that_dies_is_started_again(own_folder: Path) -> None:
@@ -58,7 +59,7 @@ async def status_of(world: World) -> tuple[int | None, str]:
     return process.returncode, out.decode()
 
 
-FAULTY = (str(Path(__file__).with_name("faulty_gateway.py")),)
+FAULTY = (str(Path(support.__file__).with_name("faulty_gateway.py")),)
 CONTROL = '[control]\nsocket = "gateway.sock"\n'
 
 

@@ -6,16 +6,16 @@ import asyncio
 from typing import Any
 
 import pytest
-from dialog import DialogCall, answered, dialog_call
-from harness import World
-from laws import Frames, contains
-from listening import assert_continuous, is_silence, noise
-from rtp_end import FRAME, Packet, RtpEnd
-from sip_phone import CODECS
 
 from gateway.audio.g711 import Codec
 from gateway.call.leg.handlers import HELD, RESUMED
 from gateway.devtools.emulator.record import SessionRecord
+from tests.support.dialog import DialogCall, answered, dialog_call
+from tests.support.harness import World
+from tests.support.laws import Frames, contains
+from tests.support.listening import assert_continuous, is_silence, noise
+from tests.support.rtp_end import FRAME, Packet, RtpEnd
+from tests.support.sip_phone import CODECS
 
 LAWS = {0: Codec.PCMU, 8: Codec.PCMA}
 LEAD_IN = 25 * FRAME

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-from callee import CalledPhone
-from harness import World, eventually, wishes
-from http_service import Answer, HttpService, http_service
 
 from gateway.control.client import ask
+from tests.support.callee import CalledPhone
+from tests.support.harness import World, eventually, wishes
+from tests.support.http_service import Answer, HttpService, http_service
 
 SECRET = "crm-key-77aa01"
 

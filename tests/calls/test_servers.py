@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from harness import API_KEY, World
+
+from tests.support.harness import API_KEY, World
 
 ROUTE = """
 [[route]]

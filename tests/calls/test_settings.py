@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from harness import World, wishes
+from tests.support.harness import World, wishes
 
 WORLD = {
     "routes": """

@@ -8,11 +8,12 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import figures
 import pytest
-from harness import World, closed_port, eventually
-from listening import Spoken, assert_continuous
-from sip_phone import PhoneCall
+
+from tests.support import figures
+from tests.support.harness import World, closed_port, eventually
+from tests.support.listening import Spoken, assert_continuous
+from tests.support.sip_phone import PhoneCall
 
 _silent = socket.socket()
 _silent.bind(("127.0.0.1", 0))

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harness import World
-from listening import is_silence
+
+from tests.support.harness import World
+from tests.support.listening import is_silence
 
 TIMEOUT_S = 1.0
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import World
-from sipp_run import need_sipp, sipp
+
+from tests.support.harness import World
+from tests.support.sipp_run import need_sipp, sipp
 
 pytestmark = need_sipp
 

@@ -10,11 +10,11 @@ import socket
 import sys
 
 import pytest
-from dialog import answered, dialog_call
-from harness import World, eventually
-from sip_phone import PhoneCall
 
 from gateway.control.client import ask
+from tests.support.dialog import answered, dialog_call
+from tests.support.harness import World, eventually
+from tests.support.sip_phone import PhoneCall
 
 WORLD = {
     "more": """

@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any
 
 import pytest
-from callee import CalledCall, CalledPhone, free_port
-from harness import World
-from referred import ReferredCall, dial
-from sip_phone import Message, _parsed
-from test_moved import _more_answers, refer, told
-from test_transfer_blind import outputs_of
+
+from tests.calls.test_moved import _more_answers, refer, told
+from tests.calls.test_transfer_blind import outputs_of
+from tests.support.callee import CalledCall, CalledPhone, free_port
+from tests.support.harness import World
+from tests.support.referred import ReferredCall, dial
+from tests.support.sip_phone import Message, _parsed
 
 PORT, ELSEWHERE = free_port(), free_port()
 AT = f"127.0.0.1:{PORT}"

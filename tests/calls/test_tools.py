@@ -9,17 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import figures
 import pytest
-from harness import World, eventually, wishes
-from http_service import Answer, HttpService, http_service
-from listening import is_silence
-from referred import dial
-from sip_phone import PhoneCall
 
 from gateway.devtools.emulator.record import SessionRecord
+from tests import support
+from tests.support import figures
+from tests.support.harness import World, eventually, wishes
+from tests.support.http_service import Answer, HttpService, http_service
+from tests.support.listening import is_silence
+from tests.support.referred import dial
+from tests.support.sip_phone import PhoneCall
 
-HERE = Path(__file__).parent
+HERE = Path(support.__file__).parent
 SECRET = "tool-secret-77aa"
 WORLD = {
     "more": f"""
@@ -27,7 +28,7 @@ WORLD = {
 module = {json.dumps(str(HERE / "hotel_tools.py"))}
 [[tools.mcp]]
 name = "crm"
-command = [{json.dumps(sys.executable)}, {json.dumps(str(HERE.parent / "unit" / "mcp_double.py"))}]
+command = [{json.dumps(sys.executable)}, {json.dumps(str(HERE / "mcp_double.py"))}]
 env = {{ CRM_KEY = "${{env:TOOLS_SECRET}}" }}
 [[tools.mcp]]
 name = "docs"

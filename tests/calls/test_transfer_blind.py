@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from harness import World
-from listening import is_silence
-from referred import ReferredCall, dial
-
 from gateway.devtools.emulator.record import SessionRecord
+from tests.support.harness import World
+from tests.support.listening import is_silence
+from tests.support.referred import ReferredCall, dial
 
 WORLD = {
     "routes": """

@@ -10,14 +10,14 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from callee import CalledCall, CalledPhone, free_port
-from harness import World, eventually
-from listening import noise
-from referred import ReferredCall, dial
-from rtp_end import EVENT_PAYLOAD
-from test_transfer_blind import outputs_of, told
 
 from gateway.devtools.emulator.record import SessionRecord
+from tests.calls.test_transfer_blind import outputs_of, told
+from tests.support.callee import CalledCall, CalledPhone, free_port
+from tests.support.harness import World, eventually
+from tests.support.listening import noise
+from tests.support.referred import ReferredCall, dial
+from tests.support.rtp_end import EVENT_PAYLOAD
 
 PORT = free_port()
 

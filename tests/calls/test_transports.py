@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from site_under_test import ANYBODY, CONFIG, Peer, certificate, site
+
+from tests.support.site_under_test import ANYBODY, CONFIG, Peer, certificate, site
 
 TLS = """
 [sip.tls]

@@ -7,14 +7,14 @@ import wave
 from collections.abc import Iterator
 from typing import Any
 
-import figures
 import pytest
-from harness import World
-from listening import Spoken, assert_continuous, is_silence, noise
-from sip_phone import PhoneCall
 
 from gateway.audio.g711 import Codec
 from gateway.devtools.emulator.record import SessionRecord
+from tests.support import figures
+from tests.support.harness import World
+from tests.support.listening import Spoken, assert_continuous, is_silence, noise
+from tests.support.sip_phone import PhoneCall
 
 PLACE = """
 [route.greeting]

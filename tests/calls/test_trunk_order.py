@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from callee import CalledPhone, free_port
-from dialog import answered, dialog_call
-from harness import World
-from referred import dial
-from rtp_end import FRAME
-from sip_phone import CODECS
-from test_moved import refer
 
 from gateway.control.client import RefusedError, ask
+from tests.calls.test_moved import refer
+from tests.support.callee import CalledPhone, free_port
+from tests.support.dialog import answered, dialog_call
+from tests.support.harness import World
+from tests.support.referred import dial
+from tests.support.rtp_end import FRAME
+from tests.support.sip_phone import CODECS
 
 PORT = free_port()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-import harness
 import pytest
-from dialog import answered, dialog_call
-from harness import World
-from listening import noise
-from rtp_end import FRAME
+
+from tests.support import harness
+from tests.support.dialog import answered, dialog_call
+from tests.support.harness import World
+from tests.support.listening import noise
+from tests.support.rtp_end import FRAME
 
 TRUNK = """
 [[trunk]]

@@ -9,9 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from kamailio_registrar import Registrar, program
-from sip_phone import PhoneCall
-from site_under_test import site
+
+from tests.support.kamailio_registrar import Registrar, program
+from tests.support.sip_phone import PhoneCall
+from tests.support.site_under_test import site
 
 kamailio = pytest.mark.skipif(program() is None, reason="kamailio is not installed")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from harness import World
-from listening import Spoken, assert_continuous, is_silence
+
+from tests.support.harness import World
+from tests.support.listening import Spoken, assert_continuous, is_silence
 
 ROUTE = """
 [[route]]

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from dialog import Answerer, DialogCall, Sdp, answered, dialog_call
-from harness import World, closed_port
-from sip_phone import Message
-from site_under_test import ANYBODY, site
 
 from gateway.control.client import ask
+from tests.support.dialog import Answerer, DialogCall, Sdp, answered, dialog_call
+from tests.support.harness import World, closed_port
+from tests.support.sip_phone import Message
+from tests.support.site_under_test import ANYBODY, site
 
 WORLD = {"more": '[control]\nsocket = "gateway.sock"\n'}
 

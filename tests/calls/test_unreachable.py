@@ -6,11 +6,12 @@ import json
 import re
 
 import pytest
-from harness import World
-from referred import dial
-from test_moved import refer, told
-from test_outbound import place
-from test_transfer_blind import outputs_of
+
+from tests.calls.test_moved import refer, told
+from tests.calls.test_outbound import place
+from tests.calls.test_transfer_blind import outputs_of
+from tests.support.harness import World
+from tests.support.referred import dial
 
 UNREACHABLE = {
     "no_name": "sip:x@no-such-host.invalid",

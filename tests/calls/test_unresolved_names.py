@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from callee import CalledPhone
-from dialog import DialogCall, answered, dialog_call
-from site_under_test import site
 
 from gateway.control.client import ask
+from tests.support.callee import CalledPhone
+from tests.support.dialog import DialogCall, answered, dialog_call
+from tests.support.site_under_test import site
 
 ROUTES = """
 [[route]]

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gateway_process import FAULTS, Gateway, Line
-from harness import closed_port, eventually
-from sip_phone import Message, Phone, PhoneCall
-
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.server import Emulator
-from interop.kamailio import Kamailio
+from tests.interop.kamailio import Kamailio
+from tests.support.gateway_process import FAULTS, Gateway, Line
+from tests.support.harness import closed_port, eventually
+from tests.support.sip_phone import Message, Phone, PhoneCall
 
 HOST = "127.0.0.1"
 WORKERS = 2

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from interop.lab.process import Process
+from tests.interop.lab.process import Process
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "kamailio"
 WITHIN_S = 20.0

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harness import eventually
 
-from interop.lab.debian import Root
-from interop.lab.ports import EXTENSION
-from interop.lab.scene import Scene
-from interop.lab.snippets import deployed
-from interop.lab.sound import noise, pcm, share_heard
+from tests.interop.lab.debian import Root
+from tests.interop.lab.ports import EXTENSION
+from tests.interop.lab.scene import Scene
+from tests.interop.lab.snippets import deployed
+from tests.interop.lab.sound import noise, pcm, share_heard
+from tests.support.harness import eventually
 
 pytestmark = pytest.mark.interop
 

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from harness import eventually
 
-from interop.lab.debian import Root
-from interop.lab.ports import GATEWAY
-from interop.lab.scene import Scene
-from interop.lab.snippets import of_readme
+from tests.interop.lab.debian import Root
+from tests.interop.lab.ports import GATEWAY
+from tests.interop.lab.scene import Scene
+from tests.interop.lab.snippets import of_readme
+from tests.support.harness import eventually
 
 pytestmark = pytest.mark.interop
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from harness import eventually
 
-from interop.lab.agent import Agent
-from interop.lab.baresip import Phone
-from interop.lab.debian import Root
-from interop.lab.keys import Keys, self_signed
-from interop.lab.ports import GATEWAY, PHONES
-from interop.lab.sound import noise, pcm, share_heard
+from tests.interop.lab.agent import Agent
+from tests.interop.lab.baresip import Phone
+from tests.interop.lab.debian import Root
+from tests.interop.lab.keys import Keys, self_signed
+from tests.interop.lab.ports import GATEWAY, PHONES
+from tests.interop.lab.sound import noise, pcm, share_heard
+from tests.support.harness import eventually
 
 pytestmark = pytest.mark.interop
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from listening import assert_continuous, noise
-from rtp_end import FRAME
-from sip_phone import Phone
 
-from interop.cluster import HOST, MAX_CALLS, Cluster, RoutedCall
-from interop.kamailio import Target, program
+from tests.interop.cluster import HOST, MAX_CALLS, Cluster, RoutedCall
+from tests.interop.kamailio import Target, program
+from tests.support.listening import assert_continuous, noise
+from tests.support.rtp_end import FRAME
+from tests.support.sip_phone import Phone
 
 pytestmark = [
     pytest.mark.interop,

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from harness import eventually
-from sip_phone import Message
 
-from interop.cluster import RoutedPhone as Phone
-from interop.kamailio import Kamailio, program
-from interop.lab.ports import free_port
+from tests.interop.cluster import RoutedPhone as Phone
+from tests.interop.kamailio import Kamailio, program
+from tests.interop.lab.ports import free_port
+from tests.support.harness import eventually
+from tests.support.sip_phone import Message
 
 pytestmark = [
     pytest.mark.interop,

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harness import eventually
 
-from interop.lab.agent import Agent
-from interop.lab.baresip import Phone
-from interop.lab.debian import Root
-from interop.lab.ports import EXTENSION
-from interop.lab.registrar import SECRET, Registrar
-from interop.lab.sound import noise, pcm, share_heard
+from tests.interop.lab.agent import Agent
+from tests.interop.lab.baresip import Phone
+from tests.interop.lab.debian import Root
+from tests.interop.lab.ports import EXTENSION
+from tests.interop.lab.registrar import SECRET, Registrar
+from tests.interop.lab.sound import noise, pcm, share_heard
+from tests.support.harness import eventually
 
 pytestmark = pytest.mark.interop
 

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gateway_process import Gateway
-
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.script import Script
 from gateway.devtools.emulator.server import Emulator
+from tests.support.gateway_process import Gateway
 
 CONFIG = """
 [sip]

@@ -6,12 +6,12 @@ import asyncio
 import random
 from pathlib import Path
 
-from interop.lab.ami import Manager
-from interop.lab.asterisk_conf import MANAGER_SECRET, PHONE_SECRET, Configuration, Ports
-from interop.lab.debian import Root
-from interop.lab.keys import Keys
-from interop.lab.ports import PBX, free_port
-from interop.lab.process import Process
+from tests.interop.lab.ami import Manager
+from tests.interop.lab.asterisk_conf import MANAGER_SECRET, PHONE_SECRET, Configuration, Ports
+from tests.interop.lab.debian import Root
+from tests.interop.lab.keys import Keys
+from tests.interop.lab.ports import PBX, free_port
+from tests.interop.lab.process import Process
 
 BOOT_S = 30.0
 

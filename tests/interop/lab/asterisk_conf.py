@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from interop.lab.debian import Root
-from interop.lab.keys import Keys
-from interop.lab.ports import PBX
-from interop.lab.sound import write_wav
+from tests.interop.lab.debian import Root
+from tests.interop.lab.keys import Keys
+from tests.interop.lab.ports import PBX
+from tests.interop.lab.sound import write_wav
 
 PHONE_SECRET = "phone-secret"
 MANAGER_SECRET = "manager-secret"

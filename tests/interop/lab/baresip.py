@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from interop.lab.debian import Root
-from interop.lab.keys import Keys
-from interop.lab.ports import PHONES, free_port
-from interop.lab.process import Process
-from interop.lab.sound import SILENCE_S, Heard, write_wav
+from tests.interop.lab.debian import Root
+from tests.interop.lab.keys import Keys
+from tests.interop.lab.ports import PHONES, free_port
+from tests.interop.lab.process import Process
+from tests.interop.lab.sound import SILENCE_S, Heard, write_wav
 
 WITHIN_S = 15.0
 KEPT = 2000

@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from interop.lab.mirror import Origin, origin
+from tests.interop.lab.mirror import Origin, origin
 
 PACKAGES = (
     "asterisk",

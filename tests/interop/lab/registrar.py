@@ -9,9 +9,9 @@ import asyncio
 import socket
 from pathlib import Path
 
-from interop.lab.debian import Root
-from interop.lab.ports import PROXY, free_port
-from interop.lab.process import Process
+from tests.interop.lab.debian import Root
+from tests.interop.lab.ports import PROXY, free_port
+from tests.interop.lab.process import Process
 
 SECRET = "proxy-secret"
 REALM = "lab"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from interop.lab.agent import Agent
-from interop.lab.asterisk import Asterisk
-from interop.lab.baresip import Phone
-from interop.lab.debian import Root
-from interop.lab.keys import self_signed
+from tests.interop.lab.agent import Agent
+from tests.interop.lab.asterisk import Asterisk
+from tests.interop.lab.baresip import Phone
+from tests.interop.lab.debian import Root
+from tests.interop.lab.keys import self_signed
 
 Snippets = Callable[["Scene"], tuple[str, str]]
 """Makes what is added to pjsip.conf and extensions.conf, when the gateway's address is known."""

@@ -1,0 +1,310 @@
+"""Emulator, gateway and telephone in one place: real SIP, real RTP, a real WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gateway.config.models import LEDGER_NAME
+from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.script import Script
+from gateway.devtools.emulator.server import Emulator
+from gateway.realtime.session import REQUEST_KEY
+from gateway.records.events import SUFFIX
+from tests.support.gateway_process import WITHIN_S, Gateway
+from tests.support.sip_phone import Phone, PhoneCall
+
+API_KEY = "sk-test-5bd1e2c07f"
+"""Demanded by the emulator; must show up nowhere."""
+
+ABANDON_S = 5.0
+"""For a call that a failed test has left."""
+
+AUDIO_LIMIT = 20_000_000
+"""Bytes of audio kept of a session by the emulator: forty minutes."""
+
+CONFIG = """
+[sip]
+listen = ["udp:127.0.0.1:0"]
+rtp_ports = [{rtp_low}, {rtp_high}]
+max_calls = {max_calls}
+[realtime]
+url = "{url}"
+api_key = "{key}"
+connect_timeout = 8
+{realtime}
+[dialplan]
+folder = "{dialplans}"
+[records]
+folder = "records"
+[log]
+level = "{log_level}"
+[limits]
+drain_seconds = {drain_seconds}
+{more}
+"""
+
+NO_LIMITS = """
+[access]
+calls_per_second = 0
+concurrent_calls = 0
+"""
+
+TRUSTED = """
+[[trunk]]
+name = "test"
+peers = ["127.0.0.1"]
+"""
+"""The telephone's calls are a trunk's: they are worth a greeting before their ACK."""
+
+ROUTES = """
+[[route]]
+name = "plain"
+to = "^plain$"
+on_trouble = []
+[route.session]
+instructions = "Talk."
+
+[[route]]
+name = "greeted"
+to = "^greeted$"
+on_trouble = []
+[route.greeting]
+say = "Hello."
+"""
+"""``plain``: the caller speaks first. ``greeted``: the model does, whatever its script says."""
+
+_rtp_low = 30000 + os.getpid() % 25 * 400
+
+
+def rtp_range() -> tuple[int, int]:
+    """A range of RTP ports of its own for each gateway of this process.
+
+    Where it begins differs from process to process: RTP that still comes for the gateway of another
+    run must not end up in a call of this one.
+    """
+    global _rtp_low
+    low = _rtp_low
+    _rtp_low = low + 400 if low < 40000 else 30000
+    return low, low + 399
+
+
+class World:
+    """One gateway with its emulator and a telephone.
+
+    ``more``, ``realtime`` and ``routes`` are TOML, added to the configuration, to its section
+    ``[realtime]`` and to the dialplan; ``{url}`` in a route stands for the emulator's address
+    and its key, ``{port}`` and ``{key}`` for parts of these.
+    ``script`` says how the emulator's next session behaves.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        routes: str = "",
+        more: str = "",
+        realtime: str = "",
+        max_calls: int = 100,
+        log_level: str = "debug",
+        drain_seconds: float = 0,
+        entry: tuple[str, ...] = ("-m", "gateway"),
+        dialplans: Path | None = None,
+        keep_sessions: int = 50,
+    ) -> None:
+        self.folder = folder
+        self.emulator = Emulator(
+            api_key=API_KEY, audio_limit=AUDIO_LIMIT, keep_sessions=keep_sessions
+        )
+        self.gateway = Gateway(folder / "gateway.toml", entry)
+        self.phone = Phone(("127.0.0.1", 0))
+        self.lasting: list[PhoneCall] = []
+        """Calls that go on from one test to another."""
+        self._routes = ROUTES + routes
+        # One telephone makes all the calls.
+        self._more = more if "[access]" in more else more + NO_LIMITS
+        self._realtime = realtime
+        self._max_calls = max_calls
+        self._log_level = log_level
+        self._drain_seconds = drain_seconds
+        self._dialplans = dialplans
+
+    async def start(self) -> None:
+        """Bring all three up."""
+        await self.emulator.start()
+        low, high = rtp_range()
+        (self.folder / "routes").mkdir(parents=True)
+        keyed = f'{self.emulator.url()}"\napi_key = "{API_KEY}'
+        routes = self._routes.replace("{url}", keyed).replace("{port}", str(self.emulator.port))
+        routes = routes.replace("{key}", API_KEY)
+        (self.folder / "routes" / "10-routes.toml").write_text(routes)
+        config = CONFIG.format(
+            rtp_low=low,
+            rtp_high=high,
+            max_calls=self._max_calls,
+            url=self.emulator.url(),
+            key=API_KEY,
+            realtime=self._realtime,
+            dialplans=self._dialplans or "routes",
+            log_level=self._log_level,
+            drain_seconds=self._drain_seconds,
+            more=self._more.replace("{url}", keyed),
+        )
+        self.gateway.config.write_text(config)
+        await self.gateway.start()
+        self.phone.gateway = self.gateway.sip
+        await self.phone.start()
+
+    async def stop(self, status: int | None = None) -> None:
+        """Bring all down, and assert that nothing went wrong and nothing is left."""
+        try:
+            if status is None:
+                status = await self.gateway.stop()
+        finally:
+            await self.phone.stop()
+            await self.emulator.stop()
+        self.gateway.check(status)
+        told = {line["call"]: line for line in self.gateway.all("call.summary")}
+        written = {}
+        assert API_KEY not in json.dumps(self.gateway.lines)
+        for file in self.records_folder.glob("*"):
+            text = file.read_text()
+            assert API_KEY not in text
+            if file.name == LEDGER_NAME or file.name.endswith(SUFFIX):
+                continue
+            assert file.suffix == ".json", file
+            record = json.loads(text)
+            written[record["call_id"]] = record
+        assert told.keys() == written.keys(), "one summary line and one record for each call"
+        for call_id, record in written.items():
+            of_the_file = {"timeline", "timeline_dropped", "transcript", "transcript_dropped"}
+            for key in record.keys() - {"call_id", *of_the_file}:
+                assert told[call_id][key] == record[key], key
+
+    @property
+    def script(self) -> Script:
+        """How the emulator's next session behaves."""
+        return self.emulator.script
+
+    @script.setter
+    def script(self, script: Script) -> None:
+        self.emulator.script = script
+
+    def behave(self, **fields: Any) -> None:
+        """Set the script from its fields."""
+        self.emulator.script = Script.model_validate(fields)
+
+    @property
+    def records_folder(self) -> Path:
+        """Where the gateway writes a file for each call."""
+        return self.folder / "records"
+
+    async def dial(self, user: str = "plain", **options: Any) -> PhoneCall:
+        """Place a call and wait until it is up on both sides."""
+        call = self.phone.call(user, **options)
+        call.invite()
+        await call.answered()
+        if call.acknowledge:
+            await self.gateway.wait("call.confirmed", call=call.call_id)
+        return call
+
+    async def session_of(self, call: PhoneCall) -> SessionRecord:
+        """What the emulator saw of this call's session."""
+        line = await self.gateway.wait("call.session_up", call=call.call_id)
+        found = [one for one in self.emulator.sessions if one.id == line["session_id"]]
+        assert len(found) == 1, line
+        return found[0]
+
+    async def summary(self, call: PhoneCall, within_s: float = WITHIN_S) -> dict[str, Any]:
+        """The summary line of this call; there has to be one only."""
+        await self.gateway.wait("call.summary", within_s, call=call.call_id)
+        lines = self.gateway.all("call.summary", call=call.call_id)
+        assert len(lines) == 1, lines
+        return dict(lines[0])
+
+    async def summary_at_end(self, call: PhoneCall) -> dict[str, Any]:
+        """Hang up; returns the summary line, which has to say so."""
+        await call.hang_up()
+        summary = await self.summary(call)
+        assert summary["ending"]["why"] == "hung_up", summary["ending"]
+        return summary
+
+    async def record(self, call: PhoneCall, within_s: float = WITHIN_S) -> dict[str, Any]:
+        """The record of this call, once its file is there."""
+        name = (await self.summary(call, within_s))["call"]
+        files: list[Path] = []
+
+        def there() -> bool:
+            files[:] = self.records_folder.glob(f"*_{name}.json")
+            return bool(files)
+
+        await eventually(there, f"a record of {call.call_id}")
+        assert len(files) == 1, files
+        record: dict[str, Any] = json.loads(files[0].read_text())
+        return record
+
+    async def abandon(self) -> None:
+        """End what a failed test has left, so that the next one begins with nothing."""
+        self.behave()
+        for call in list(self.phone.calls.values()):
+            if call not in self.lasting:
+                if call.messages and not call.byes:
+                    with suppress(AssertionError):
+                        await self._end(call)
+                await self.phone.forget(call)
+
+    async def _end(self, call: PhoneCall) -> None:
+        if call.final is None:
+            call.cancel()
+        elif call.final.code == 200:
+            if not call.acknowledge:
+                call.ack()
+            call.bye()
+        await self.gateway.wait("call.summary", ABANDON_S, call=call.call_id)
+
+    async def idle(self) -> None:
+        """Assert that nothing is left of any call: no session, no RTP, no call in the gateway."""
+        going_on = {(await self.session_of(call)).id for call in self.lasting}
+        await eventually(lambda: set(self.emulator.live) <= going_on, "no session")
+        for call in list(self.phone.calls.values()):
+            if call not in self.lasting:
+                if call.messages:
+                    await self.gateway.wait("call.summary", call=call.call_id)
+                await self.phone.forget(call)
+
+
+def wishes(session: SessionRecord) -> list[dict[str, Any] | None]:
+    """``response`` of each request for one, without what tells the gateway its answer."""
+    return [_unmarked(event.body.get("response")) for event in session.seen("response.create")]
+
+
+def _unmarked(response: dict[str, Any] | None) -> dict[str, Any] | None:
+    response = response or {}
+    metadata = dict(response.get("metadata") or {})
+    metadata.pop(REQUEST_KEY, None)
+    rest = {key: value for key, value in response.items() if key != "metadata"}
+    return {**rest, **({"metadata": metadata} if metadata else {})} or None
+
+
+async def eventually(condition: Callable[[], bool], what: str, within_s: float = WITHIN_S) -> None:
+    """Wait for a condition that nothing announces."""
+    try:
+        async with asyncio.timeout(within_s):
+            # A file, a count of the kernel's: nothing says when they change.
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"never: {what}") from None
+
+
+def closed_port() -> int:
+    """A TCP port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,55 @@
+"""What was heard: looking for known bytes in what came, and for gaps in the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from gateway.devtools.emulator.audio import pattern
+from tests.support.rtp_end import FRAME, Packet
+
+SILENCE = {0: b"\xff", 8: b"\xd5"}
+"""A byte of silence by RTP payload type."""
+
+
+def noise(seed: int, seconds: float) -> bytes:
+    """Bytes of no order, without u-law's second zero; never the emulator's own."""
+    return pattern(1_000_000 + seed, int(seconds * 8000))
+
+
+def assert_continuous(packets: Sequence[Packet]) -> None:
+    """Every packet is there: numbers go up by one and timestamps by 20 ms, all of one law."""
+    assert packets
+    for before, after in pairwise(packets):
+        assert after.sequence == (before.sequence + 1) & 0xFFFF, "a packet is missing"
+        assert after.timestamp == (before.timestamp + FRAME) & 0xFFFFFFFF, "the clock jumped"
+    assert {len(packet.payload) for packet in packets} == {FRAME}
+    assert len({packet.payload_type for packet in packets}) == 1
+
+
+def is_silence(packet: Packet) -> bool:
+    """Whether nothing is in it."""
+    return packet.payload == SILENCE[packet.payload_type] * FRAME
+
+
+def speech(packets: Sequence[Packet]) -> bytes:
+    """All that was said, without the silence around it and between."""
+    return b"".join(packet.payload for packet in packets if not is_silence(packet))
+
+
+class Spoken:
+    """An item of the agent, found again in what was heard."""
+
+    def __init__(self, audio: bytes) -> None:
+        self.audio = audio
+        self._at = {audio[i : i + FRAME]: i for i in range(0, len(audio) - FRAME + 1, FRAME)}
+
+    def packets_of(self, packets: Sequence[Packet]) -> list[Packet]:
+        """The packets that carry a piece of it."""
+        return [packet for packet in packets if packet.payload in self._at]
+
+    def heard_ms(self, packets: Sequence[Packet]) -> int:
+        """Up to which millisecond it was heard. Asserts that nothing before was left out."""
+        places = [self._at[packet.payload] for packet in self.packets_of(packets)]
+        assert places == list(range(0, len(places) * FRAME, FRAME)), places[:20]
+        return len(places) * FRAME // 8

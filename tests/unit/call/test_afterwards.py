@@ -1,0 +1,86 @@
+"""What the model is asked about a call at its end."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.audio.g711 import Codec
+from gateway.call.conversation.out_of_band import KEY
+from gateway.call.inputs import Input
+from gateway.call.plan import CallPlan
+from gateway.call.rules.plan import AfterwardsPlan, ContentPlan
+from gateway.realtime.events import ResponseCreated, ResponseDone
+from tests.support.call_scene import (
+    BYE,
+    OUR_END,
+    SHUT_DOWN,
+    Scene,
+    audio,
+    closed,
+    created,
+    done,
+    said,
+)
+
+PLAN = CallPlan(
+    "r",
+    Codec.PCMU,
+    content=ContentPlan(afterwards=AfterwardsPlan({"summary": "Sum up."}, 8.0)),
+    max_call_seconds=100.0,
+    rtp_timeout=0,
+)
+ASKED = "create ['conversation', 'instructions', 'metadata', 'output_modalities', 'tools']"
+KEYS = {KEY: "after-summary"}
+OUTPUT = ({"type": "message", "content": [{"type": "output_text", "text": "A room."}]},)
+ANSWER: list[Input] = [
+    said(ResponseCreated("side", KEYS)),
+    said(ResponseDone("side", "completed", None, None, None, OUTPUT, None)),
+]
+
+
+def test_the_session_stays_for_the_answer_and_the_caller_does_not() -> None:
+    scene = Scene(PLAN).up()
+    assert scene.at(5.0, BYE) == [ASKED]
+    assert scene.at(7.0, *ANSWER) == ["close 1000 hung_up", "finished"]
+    assert scene.ending == ("caller", "hung_up", 200)
+    assert scene.record.times.end == 5000.0
+    (aside,) = scene.record.as_json()["asides"]
+    assert (aside["purpose"], aside["status"], aside["text"]) == ("summary", "completed", "A room.")
+
+
+def test_while_the_agent_speaks_the_caller_hangs_up() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), audio("r1", "i1", 1000))
+    assert scene.at(1.0, BYE) == ["flush", ASKED]
+    scene.do(done("r1", "cancelled"))
+    assert scene.at(2.0, *ANSWER) == ["close 1000 hung_up", "finished"]
+
+
+@pytest.mark.parametrize("leg_first", [True, False])
+def test_when_we_end_it_both_are_waited_for(leg_first: bool) -> None:
+    scene = Scene(PLAN).up()
+    assert scene.at(100.0)[-2:] == [ASKED, "bye 102"]
+    if leg_first:
+        assert scene.do(OUR_END) == []
+        assert scene.do(*ANSWER) == ["close 1000 max_duration", "finished"]
+    else:
+        assert scene.do(*ANSWER) == ["close 1000 max_duration"]
+        assert scene.do(OUR_END) == ["finished"]
+
+
+@pytest.mark.parametrize("what", ["late", "closed", "shut down"])
+def test_an_answer_that_does_not_come_is_given_up(what: str) -> None:
+    scene = Scene(PLAN).up()
+    scene.at(5.0, BYE)
+    if what == "late":
+        seen = scene.at(13.1)
+    else:
+        seen = scene.do(closed(1006) if what == "closed" else SHUT_DOWN)
+    assert seen == ["close 1000 hung_up", "finished"]
+
+
+def test_a_call_without_a_conversation_is_not_asked_about() -> None:
+    scene = Scene(PLAN)
+    assert ASKED not in scene.do(BYE)
+    up = Scene(PLAN).up()
+    assert ASKED not in up.do(SHUT_DOWN)

@@ -1,0 +1,298 @@
+"""Approval of tools on the virtual clock: by rule, by the operator, by the caller's key."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gateway.audio.g711 import Codec
+from gateway.call import inputs
+from gateway.call.plan import (
+    ApprovalRule,
+    CallPlan,
+    Destination,
+    FunctionPlan,
+    HoldPlan,
+    Rung,
+    TransferPlan,
+)
+from gateway.realtime.commands import CreateItem
+from gateway.realtime.events import ItemAdded, OtherEvent, ResponseDone
+from tests.support.call_scene import Scene, audio, audio_done, created, done, key
+from tests.unit.call.test_functions import outputs_of
+
+PLAN = CallPlan(
+    "route",
+    Codec.PCMU,
+    functions={"refund": FunctionPlan(), "crm_delete": FunctionPlan(approval=True)},
+)
+BIG = {"amount": re.compile(r"^\d{3,}$")}
+REFUND = ("refund", "c1", '{"amount": 250}')
+
+
+def asked(*rules: ApprovalRule, call: tuple[str, ...] = REFUND) -> tuple[Scene, list[str]]:
+    """A call in which the model wants to use a tool; what was done about it."""
+    scene = Scene(replace(PLAN, approvals=rules)).up()
+    return scene, scene.at(1.0, created("r1"), done("r1", calls=[call]))
+
+
+@pytest.mark.parametrize(
+    ("rules", "call", "runs"),
+    [
+        ((), REFUND, True),
+        ((), ("crm_delete", "c1"), False),
+        ((ApprovalRule("crm_*", "allow"),), ("crm_delete", "c1"), True),
+        ((ApprovalRule("*", "refuse"),), REFUND, False),
+        ((ApprovalRule("refund", "refuse", BIG),), REFUND, False),
+        ((ApprovalRule("refund", "refuse", BIG),), ("refund", "c1", '{"amount": 25}'), True),
+        ((ApprovalRule("refund", "refuse", BIG),), ("refund", "c1", "{}"), True),
+        ((ApprovalRule("refund", "allow", BIG), ApprovalRule("*", "refuse")), REFUND, True),
+    ],
+)
+def test_by_rule(rules: tuple[ApprovalRule, ...], call: tuple[str, ...], runs: bool) -> None:
+    scene, seen = asked(*rules, call=call)
+    if runs:
+        assert seen[-1].startswith(f"run {call[0]}")
+    else:
+        assert seen == ["output c1", "create"]
+        assert outputs_of(scene)["c1"] == {"status": "not done", "reason": "this may not be done"}
+
+
+def test_the_gateways_own_tools_need_approval_where_a_rule_says_so() -> None:
+    rules = (ApprovalRule("hold", "refuse"), ApprovalRule("transfer_*", "http", seconds=5.0))
+    desk = TransferPlan((Destination("desk", "tel:1"),))
+    scene = Scene(replace(PLAN, approvals=rules, hold=HoldPlan(True), transfer=desk)).up()
+    wanted = ("transfer_call", "c2", '{"destination": "desk"}')
+    calls = [("hold", "c1", '{"seconds": 1}'), wanted]
+    assert scene.at(1.0, created("r1"), done("r1", calls=calls)) == ["ask transfer_call 1"]
+    seen = scene.do(inputs.OperatorAnswered("c2", True))
+    assert seen[:2] == ["output c1", "create"]
+    assert "refer tel:1" in seen
+    assert outputs_of(scene)["c1"] == {"status": "not done", "reason": "this may not be done"}
+
+
+def test_what_a_rule_refuses_waits_for_the_others_of_its_response() -> None:
+    scene = Scene(replace(PLAN, approvals=(ApprovalRule("crm_*", "refuse"),))).up()
+    calls = [("crm_delete", "c1"), ("refund", "c2", "{}")]
+    seen = scene.at(1.0, created("r1"), done("r1", calls=calls))
+    assert seen == ["run refund c2 {}"]
+    assert scene.do(inputs.ToolDone("c2", "{}")) == ["output c1", "output c2", "create"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (inputs.OperatorAnswered("c1", True), None),
+        (inputs.OperatorAnswered("c1", False), "the operator said no"),
+        (inputs.OperatorAnswered("c1", False, "too much"), "too much"),
+        (inputs.Tick(), "nobody confirmed it in time"),
+    ],
+)
+def test_by_the_operator(answer: inputs.Input, told: str | None) -> None:
+    scene, seen = asked(ApprovalRule("refund", "http", seconds=10.0))
+    assert seen == ["ask refund 0"]
+    seen = scene.at(3.0 if isinstance(answer, inputs.OperatorAnswered) else 12.1, answer)
+    if told is None:
+        assert seen == ['run refund c1 {"amount": 250}']
+    else:
+        assert seen == ["output c1", "create"]
+        assert outputs_of(scene)["c1"] == {"status": "not done", "reason": told}
+    assert scene.do(inputs.OperatorAnswered("c1", True)) == [], "an answer that comes twice"
+
+
+def test_words_while_the_operator_thinks() -> None:
+    search = FunctionPlan(after_seconds=2.0, say="One moment.")
+    rule = ApprovalRule("search", "http", seconds=10.0)
+    scene = Scene(replace(PLAN, functions={"search": search}, approvals=(rule,))).up()
+    assert scene.at(1.0, created("r1"), done("r1", calls=[("search", "c1")])) == ["ask search 0"]
+    assert scene.at(3.1) == ["create ['instructions', 'tools']"]
+    scene.do(created("r2"), audio("r2", "i2", 20), done("r2"))
+    scene.listen(100)
+    assert scene.at(6.0, inputs.OperatorAnswered("c1", True)) == ["run search c1 {}"]
+    assert scene.at(20.0) == [], "they are told once"
+
+
+def _say(tool: str, given: Any) -> str:
+    return f"{tool} {given['amount']}?"
+
+
+CALLER = ApprovalRule("refund", "caller", seconds=10.0, say=_say)
+
+
+def heard(scene: Scene, response: str) -> None:
+    """The question is said and heard."""
+    scene.do(created(response), audio(response, f"i_{response}", 600))
+    scene.do(audio_done(response, f"i_{response}"), done(response))
+    scene.listen(700)
+
+
+@pytest.mark.parametrize(
+    ("pressed", "told"),
+    [("1", None), ("2", "the caller said no"), ("9", "nobody confirmed it in time")],
+)
+def test_by_the_callers_key(pressed: str, told: str | None) -> None:
+    scene, seen = asked(CALLER)
+    assert seen == ["create ['instructions', 'tools']"]
+    assert scene.requests[-1].response == {
+        "instructions": "Say exactly: refund 250?",
+        "tools": [],
+    }
+    heard(scene, "r2")
+    seen = scene.do(key(pressed))
+    assert not [words for words in seen if words.startswith("item ")], "no message of theirs"
+    if pressed == "9":
+        assert scene.at(scene.now + 9.0) == []
+        seen = scene.at(scene.now + 1.1)
+    if told is None:
+        assert seen == ['run refund c1 {"amount": 250}']
+    else:
+        assert outputs_of(scene)["c1"] == {"status": "not done", "reason": told}
+    uses = [one.approval for one in scene.record.tools]
+    assert uses == [{"1": "caller", "2": "refused: caller", "9": "refused: time"}[pressed]]
+
+
+def test_a_key_cuts_the_question_short() -> None:
+    scene, _ = asked(CALLER)
+    scene.do(created("r2"), audio("r2", "i2", 4000))
+    scene.listen(500)
+    seen = scene.do(key("1"))
+    assert seen[0] == "flush"
+    assert seen[-1] == 'run refund c1 {"amount": 250}'
+
+
+def test_questions_come_one_after_the_other() -> None:
+    scene = Scene(replace(PLAN, approvals=(CALLER,))).up()
+    calls = [("refund", "c1", '{"amount": 1}'), ("refund", "c2", '{"amount": 2}')]
+    scene.at(1.0, created("r1"), done("r1", calls=calls))
+    assert len(scene.requests) == 1
+    heard(scene, "r2")
+    seen = scene.do(key("2"))
+    assert seen == ["create ['instructions', 'tools']"]
+    assert scene.requests[-1].response == {"instructions": "Say exactly: refund 2?", "tools": []}
+    heard(scene, "r3")
+    assert scene.do(key("1")) == ['run refund c2 {"amount": 2}']
+    assert scene.do(inputs.ToolDone("c2", "{}")) == ["output c1", "output c2", "create"]
+
+
+# ---- MCP servers that the realtime server calls
+
+REQUEST = {
+    "type": "mcp_approval_request",
+    "id": "mcpr_1",
+    "server_label": "crm",
+    "name": "delete",
+    "arguments": '{"amount": 250}',
+}
+
+
+def mcp_asked(*rules: ApprovalRule, on_trouble: tuple[Rung, ...] = ()) -> tuple[Scene, list[str]]:
+    """A response ends with a request for approval."""
+    scene = Scene(replace(PLAN, approvals=rules, on_trouble=on_trouble)).up()
+    scene.at(1.0, created("r1"), inputs.ServerSaid(ItemAdded({**REQUEST, "arguments": ""})))
+    item_done = OtherEvent("response.output_item.done", {"item": REQUEST})
+    seen = scene.do(inputs.ServerSaid(item_done))
+    end = ResponseDone("r1", "completed", None, None, None, (REQUEST,), None)
+    return scene, seen + scene.do(inputs.ServerSaid(end))
+
+
+def answers(scene: Scene) -> list[dict[str, Any]]:
+    """The approval responses that were sent."""
+    items = [dict(one.item) for one in scene.sent if isinstance(one, CreateItem)]
+    return [one for one in items if one["type"] == "mcp_approval_response"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "answer"),
+    [
+        ((ApprovalRule("crm_delete", "allow"),), {"approve": True}),
+        ((), {"approve": False, "reason": "this may not be done"}),
+        (
+            (ApprovalRule("crm_*", "refuse", BIG),),
+            {"approve": False, "reason": "this may not be done"},
+        ),
+    ],
+)
+def test_a_request_for_approval_is_answered_once(
+    rules: tuple[ApprovalRule, ...], answer: dict[str, Any]
+) -> None:
+    scene, _ = mcp_asked(*rules)
+    wanted = {
+        "id": "gw_approval_1",
+        "type": "mcp_approval_response",
+        "approval_request_id": "mcpr_1",
+        **answer,
+    }
+    assert answers(scene) == [wanted]
+    # The server says nothing by itself: it is asked to.
+    assert scene.at(2.5) == ["create"]
+
+
+def test_a_server_that_goes_on_by_itself_is_not_asked_to() -> None:
+    scene, _ = mcp_asked(ApprovalRule("crm_delete", "allow"))
+    scene.at(1.5, inputs.ServerSaid(OtherEvent("response.mcp_call.in_progress", {"item_id": "m"})))
+    assert scene.at(9.0) == [], "it takes its time"
+    scene.do(inputs.ServerSaid(OtherEvent("response.mcp_call.completed", {"item_id": "m"})))
+    assert scene.at(9.5, created("r2")) == []
+    assert scene.at(20.0) == []
+
+
+def test_a_request_of_a_session_that_is_gone_is_not_answered() -> None:
+    rule = ApprovalRule("crm_delete", "http", seconds=10.0)
+    trouble = (Rung("reconnect", 10.0, ""),)
+    scene, seen = mcp_asked(rule, on_trouble=trouble)
+    assert seen == ["ask crm_delete 0"]
+    scene.do(inputs.SessionClosed(1011, "", False), inputs.SessionUp("sess_2"))
+    scene.do(inputs.OperatorAnswered("mcpr_1", True))
+    assert answers(scene) == []
+
+
+def test_the_caller_approves_of_what_an_mcp_server_does() -> None:
+    rule = ApprovalRule("crm_delete", "caller", seconds=10.0, say=_say)
+    scene, seen = mcp_asked(rule)
+    assert scene.requests[-1].response == {
+        "instructions": "Say exactly: crm_delete 250?",
+        "tools": [],
+    }
+    heard(scene, "r2")
+    seen = scene.do(key("2"))
+    assert answers(scene)[0]["approve"] is False
+    assert answers(scene)[0]["reason"] == "the caller said no"
+    assert seen
+    (use,) = scene.record.tools
+    assert (use.name, use.outcome, use.approval) == ("crm_delete", "refused", "refused: caller")
+
+
+def test_who_approved_of_a_call_of_an_mcp_server_is_in_the_record() -> None:
+    scene, _ = mcp_asked(ApprovalRule("crm_delete", "caller", seconds=10.0, say=_say))
+    heard(scene, "r2")
+    scene.do(key("1"))
+    assert answers(scene)[0]["approve"] is True
+    call = {"type": "mcp_call", "id": "m1", "server_label": "crm", "name": "delete"}
+    for more in ({"id": "m1", "approval_request_id": "mcpr_1"}, {"id": "m2"}):
+        item = {"item": {**call, **more}}
+        scene.do(inputs.ServerSaid(OtherEvent("response.output_item.done", item)))
+    uses = [(one.name, one.outcome, one.approval) for one in scene.record.tools]
+    assert uses == [("crm_delete", "done", "caller"), ("crm_delete", "done", "")]
+
+
+def test_what_mcp_servers_do_is_in_the_record() -> None:
+    scene = Scene(PLAN).up()
+    tools = {"type": "mcp_list_tools", "id": "l1", "server_label": "crm", "tools": [{}, {}]}
+    scene.do(inputs.ServerSaid(OtherEvent("conversation.item.done", {"item": tools})))
+    call = {"type": "mcp_call", "id": "m1", "server_label": "crm", "name": "find"}
+    broken = {**call, "id": "m2", "error": {"type": "http_error", "message": "secret"}}
+    scene.at(1.0, created("r1"))
+    end = ResponseDone("r1", "completed", None, None, None, (call, broken), None)
+    scene.do(inputs.ServerSaid(end))
+    scene.do(inputs.ServerSaid(OtherEvent("mcp_list_tools.failed", {"item_id": "l2"})))
+    told = {one.event: one.fields for one in scene.notes}
+    assert told["mcp_listed"] == {"server": "crm", "tools": 2}
+    assert told["mcp_list_failed"] == {"item_id": "l2"}
+    assert [(one.name, one.outcome) for one in scene.record.tools] == [
+        ("crm_find", "done"),
+        ("crm_find", "failed"),
+    ]
+    assert scene.at(2.5) == ["create"], "nothing was said about it"

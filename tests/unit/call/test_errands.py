@@ -1,0 +1,421 @@
+"""Transfers, holds and keys on the virtual clock: what is done, and what the model is told."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from gateway.audio.g711 import Codec
+from gateway.call import inputs
+from gateway.call.leg.call_control import KEY_SECONDS
+from gateway.call.leg.handlers import HELD, RESUMED
+from gateway.call.leg.transfer import TAKE_OVER_SECONDS
+from gateway.call.plan import CallPlan, Destination, FunctionPlan, HoldPlan, PressPlan, TransferPlan
+from gateway.call.states import State
+from gateway.realtime.commands import CreateItem
+from gateway.tools.commands import HandOn, TransferTo
+from tests.support.call_scene import (
+    ACK,
+    BYE,
+    LOST,
+    OUR_END,
+    SPEECH,
+    UP,
+    Scene,
+    audio,
+    audio_done,
+    closed,
+    created,
+    done,
+    key,
+)
+
+DESK = Destination("front desk", "tel:+4930123", ring_seconds=20)
+NUMBERS = Destination("staff", "sip:{number}@pbx", allow=re.compile("1[0-9]{3}"))
+BOSS = Destination("boss", "sip:1@pbx", "attended", trunk="office", ring_seconds=20)
+ANNA = Destination("anna", "sip:2@pbx", "bridge", ring_seconds=20)
+PLAN = CallPlan(
+    "route",
+    Codec.PCMU,
+    transfer=TransferPlan((DESK, NUMBERS, BOSS, ANNA)),
+    press=PressPlan(True),
+    hold=HoldPlan(True, "chime", 30.0),
+    functions={"lookup": FunctionPlan(seconds=5.0)},
+    say_seconds=4.0,
+)
+LISTENING = CallPlan(
+    "route",
+    Codec.PCMU,
+    transfer=TransferPlan((ANNA,), listen=True),
+    listening={"tools": []},
+)
+ACCEPTED = inputs.TransferTold(100, "Accepted", False)
+RINGING = inputs.TransferTold(180, "Ringing", False)
+ANSWERED = inputs.TransferTold(200, "OK", True)
+PICKED_UP = inputs.SecondAnswered()
+
+
+def told(code: int, *, final: bool = True) -> inputs.TransferTold:
+    """A NOTIFY, or a refusal of the REFER."""
+    return inputs.TransferTold(code, "", final)
+
+
+def gone(code: int, method: str = "") -> inputs.SecondEnded:
+    """The second leg ends."""
+    return inputs.SecondEnded(code, "", method, False)
+
+
+def wants(name: str, **arguments: Any) -> inputs.ServerSaid:
+    """The model calls a tool, and says nothing with it."""
+    return done("r1", calls=[(name, "c1", json.dumps(arguments))])
+
+
+def asked(destination: str, plan: CallPlan = PLAN) -> Scene:
+    """A call in which the model has asked for a transfer."""
+    scene = Scene(plan).up()
+    scene.at(1.0, created("r1"), wants("transfer_call", destination=destination))
+    return scene
+
+
+def results(scene: Scene) -> list[dict[str, Any]]:
+    """What the model was told of its calls."""
+    items = [command.item for command in scene.sent if isinstance(command, CreateItem)]
+    return [json.loads(one["output"]) for one in items if one["type"] == "function_call_output"]
+
+
+@pytest.mark.parametrize(
+    ("destination", "done_for_it"),
+    [
+        ("front desk", ["sound ringback", "refer tel:+4930123", "hold"]),
+        (" Front Desk ", ["sound ringback", "refer tel:+4930123", "hold"]),
+        ("1234", ["sound ringback", "refer sip:1234@pbx", "hold"]),
+        ("12-34", ["sound ringback", "refer sip:1234@pbx", "hold"]),
+        ("boss", ["sound ringback", "second sip:1@pbx office", "hold"]),
+        ("anna", ["sound ringback", "second sip:2@pbx", "hold"]),
+    ],
+)
+def test_how_each_destination_is_reached(destination: str, done_for_it: list[str]) -> None:
+    assert asked(destination).seen[-3:] == done_for_it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ('{"destination": "+19005551234"}', "'+19005551234' is not allowed; there are: 'front"),
+        ('{"destination": "12345"}', "is not allowed"),
+        ('{"destination": "1234@evil.example"}', "is not allowed"),
+        ('{"destination": "sip:1234@pbx"}', "is not allowed"),
+        ('{"destination": "staff"}', "is not allowed"),
+        ('{"destination": ""}', "destination: String should have at least 1 character"),
+        ("{}", "destination: Field required"),
+        ("", "destination: Field required"),
+        ("{", "arguments: Invalid JSON"),
+        ('{"destination": "boss", "uri": "sip:x@y"}', "uri: Extra inputs are not permitted"),
+    ],
+)
+def test_what_is_not_allowed_is_answered_to_the_model(arguments: str, words: str) -> None:
+    scene = Scene(PLAN).up()
+    seen = scene.at(1.0, created("r1"), done("r1", calls=[("transfer_call", "c1", arguments)]))
+    assert seen == ["output c1", "create"]
+    assert words in results(scene)[0]["error"]
+    assert scene.record.transfers == []
+
+
+def test_what_was_said_is_heard_first() -> None:
+    scene = Scene(PLAN).up()
+    said = [created("r1"), audio("r1", "i1", 400), audio_done("r1", "i1")]
+    assert "refer tel:+4930123" not in scene.do(*said, wants("transfer_call", destination="boss"))
+    assert scene.listen(300) == []
+    assert scene.listen(200)[0] == "sound ringback"
+    assert scene.heard_ms == 400
+
+
+def test_a_sentence_that_does_not_end_is_not_waited_for() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), audio("r1", "i1", 9000), wants("transfer_call", destination="boss"))
+    assert scene.at(3.9) == []
+    assert "second sip:1@pbx office" in scene.at(4.1)
+
+
+@pytest.mark.parametrize("interruption", [SPEECH, key("1")])
+def test_the_caller_may_stop_it_before_it_begins(interruption: inputs.Input) -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), audio("r1", "i1", 2000), wants("transfer_call", destination="boss"))
+    scene.listen(200)
+    seen = scene.do(interruption)
+    assert "output c1" in seen
+    assert results(scene) == [{"status": "not done", "reason": "the caller interrupted"}]
+    assert not any("second" in words for words in scene.at(20.0))
+
+
+@pytest.mark.parametrize("interruption", [SPEECH, key("1")])
+@pytest.mark.parametrize("act", [HandOn("front desk"), TransferTo("front desk", "One moment.")])
+def test_what_the_model_did_not_ask_for_is_no_callers_to_stop(
+    act: HandOn | TransferTo, interruption: inputs.Input
+) -> None:
+    """Of an operator or a function: it is done, and no tool call that nobody made is answered."""
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), audio("r1", "i1", 2000))
+    scene.listen(200)
+    seen = scene.do(inputs.ToolActs(act), interruption, done("r1", "cancelled"))
+    if isinstance(act, TransferTo):
+        seen += scene.at(5.0, created("r2"), audio("r2", "i2", 2000), done("r2"))
+        scene.listen(200)
+        seen += scene.do(interruption)
+    seen += scene.at(20.0)
+    assert [one for one in seen if one.startswith("refer")] == ["refer tel:+4930123"]
+    assert not any(one.startswith("output") for one in seen)
+    assert results(scene) == []
+
+
+def test_only_one_thing_at_a_time() -> None:
+    scene = asked("front desk")
+    scene.do(created("r2"), done("r2", calls=[("hold", "c2", '{"seconds": 5}')]))
+    assert "something else is being done" in results(scene)[0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("happenings", "status", "code"),
+    [
+        ([ACCEPTED, told(486)], "busy", 486),
+        ([ACCEPTED, RINGING, told(603)], "declined", 603),
+        ([ACCEPTED, told(480)], "no_answer", 480),
+        ([ACCEPTED, told(404)], "no_such_number", 404),
+        ([ACCEPTED, told(403)], "forbidden", 403),
+        ([ACCEPTED, told(500)], "failed", 500),
+        ([ACCEPTED, told(503, final=False)], "failed", 503),
+        ([ACCEPTED, told(100)], "unknown", 100),
+        ([told(603)], "refused", 603),
+        ([told(405)], "refused", 405),
+        ([told(408)], "refused", 408),
+    ],
+)
+def test_a_blind_transfer_that_fails(
+    happenings: list[inputs.Input], status: str, code: int
+) -> None:
+    scene = asked("front desk")
+    seen = scene.at(2.0, *happenings)
+    assert seen[-4:] == ["sound", "output c1", "create", "resume"]
+    (result,) = results(scene)
+    assert (result["status"], result["sip_code"]) == (status, code)
+    assert result["destination"] == "front desk"
+    assert [(one.outcome, one.sip_code) for one in scene.record.transfers] == [(status, code)]
+    assert scene.state is State.TALKING
+
+
+@pytest.mark.parametrize(
+    ("happenings", "status"),
+    [([], "failed"), ([ACCEPTED], "unknown"), ([ACCEPTED, RINGING], "no_answer")],
+)
+def test_a_blind_transfer_without_an_end(happenings: list[inputs.Input], status: str) -> None:
+    scene = asked("front desk")
+    scene.at(2.0, *happenings)
+    assert "create" not in scene.at(20.9)
+    assert scene.at(21.1) == ["sound", "output c1", "create", "resume"]
+    assert results(scene)[0]["status"] == status
+
+
+def test_a_blind_transfer_that_is_answered() -> None:
+    scene = asked("front desk")
+    assert scene.at(2.0, ACCEPTED) == []
+    assert scene.at(3.0, RINGING, RINGING) == ["item The transfer to front desk is ringing."]
+    assert scene.at(4.0, ANSWERED) == ["close 1000 transferred", "bye 16"]
+    assert scene.do(OUR_END) == ["finished"]
+    assert scene.ending == ("model", "transferred", 200)
+
+
+def test_an_answer_after_we_gave_up() -> None:
+    scene = asked("front desk")
+    scene.at(2.0, ACCEPTED, RINGING)
+    scene.at(25.0)
+    assert scene.at(26.0, told(200)) == ["close 1000 transferred", "bye 16"]
+
+
+@pytest.mark.parametrize(
+    ("happenings", "end", "why"),
+    [
+        ([], BYE, "hung_up"),
+        ([ACCEPTED], BYE, "transferred"),
+        ([ACCEPTED, RINGING], BYE, "hung_up"),
+        ([ACCEPTED], LOST, "leg_lost"),
+    ],
+)
+def test_a_caller_that_goes_meanwhile(
+    happenings: list[inputs.Input], end: inputs.Input, why: str
+) -> None:
+    scene = asked("front desk")
+    scene.at(2.0, *happenings, end)
+    assert scene.ending[1] == why
+    assert scene.record.transfers[0].outcome in ("unknown", "failed")
+
+
+def test_attended() -> None:
+    scene = asked("boss")
+    assert scene.at(2.0, inputs.SecondRinging(180)) == ["item The transfer to boss is ringing."]
+    assert scene.at(3.0, PICKED_UP) == ["refer to the second"]
+    assert scene.at(4.0, ACCEPTED, gone(200, "BYE")) == []
+    assert scene.at(5.0, ANSWERED) == ["close 1000 transferred", "bye 16"]
+    scene.do(OUR_END)
+    assert scene.ending == ("model", "transferred", 200)
+
+
+def test_attended_with_a_second_leg_that_stays() -> None:
+    scene = asked("boss")
+    scene.at(3.0, PICKED_UP, ACCEPTED)
+    assert scene.at(5.0, ANSWERED) == ["hang up second", "close 1000 transferred", "bye 16"]
+
+
+@pytest.mark.parametrize(
+    ("happenings", "seconds", "seen", "status"),
+    [
+        ([gone(486)], 0, ["sound", "output c1", "create", "resume"], "busy"),
+        ([], 20, ["sound", "hang up second", "output c1", "create", "resume"], "no_answer"),
+        (
+            [PICKED_UP, told(603)],
+            0,
+            ["refer to the second", "sound", "hang up second", "output c1", "create", "resume"],
+            "refused",
+        ),
+        (
+            [PICKED_UP, ACCEPTED],
+            TAKE_OVER_SECONDS,
+            ["sound", "hang up second", "output c1", "create", "resume"],
+            "unknown",
+        ),
+    ],
+)
+def test_attended_that_fails(
+    happenings: list[inputs.Input], seconds: float, seen: list[str], status: str
+) -> None:
+    scene = asked("boss")
+    done_now = scene.do(*happenings)
+    assert (scene.at(1.1 + seconds) if seconds else done_now) == seen
+    assert results(scene)[0]["status"] == status
+
+
+def test_bridge() -> None:
+    scene = asked("anna")
+    seen = scene.at(3.0, PICKED_UP)
+    assert seen == ["sound", "join", "close 1000 bridged", "resume"]
+    assert scene.state is State.BRIDGED
+    assert scene.do(closed(1000)) == []
+    # Keys go through, both ways.
+    assert scene.do(key("5"), inputs.SecondDigit("6")) == ["press 5 second", "press 6 auto"]
+    assert scene.at(9.0, gone(200, "BYE")) == ["close 1000 bridge_ended", "bye 16"]
+    scene.do(OUR_END)
+    assert scene.ending == ("callee", "bridge_ended", 200)
+
+
+def test_bridge_that_the_caller_ends() -> None:
+    scene = asked("anna")
+    scene.at(3.0, PICKED_UP)
+    assert scene.at(9.0, BYE) == ["hang up second", "close 1000 hung_up", "finished"]
+
+
+def test_bridge_to_nobody() -> None:
+    scene = asked("anna")
+    assert scene.at(2.0, gone(403)) == ["sound", "output c1", "create", "resume"]
+    assert results(scene)[0]["status"] == "forbidden"
+
+
+def test_an_answer_that_crosses_our_cancel() -> None:
+    scene = asked("anna")
+    scene.at(21.1)
+    assert scene.do(PICKED_UP) == ["hang up second"]
+    assert scene.state is State.TALKING
+
+
+def test_a_session_that_listens_says_nothing() -> None:
+    scene = asked("anna", LISTENING)
+    assert scene.at(3.0, PICKED_UP) == ["sound", "join, listening", "session.update", "resume"]
+    assert scene.do(created("r2"), audio("r2", "i2", 500), done("r2"), SPEECH) == []
+    assert scene.do(closed(1011)) == []
+    assert scene.state is State.BRIDGED
+
+
+@pytest.mark.parametrize("code", [1000, 1011])
+def test_a_session_lost_during_a_transfer_matters_only_if_the_caller_comes_back(code: int) -> None:
+    scene = asked("front desk")
+    scene.at(2.0, ACCEPTED, closed(code))
+    assert scene.state is State.TALKING
+    scene.at(3.0, ANSWERED, OUR_END)
+    assert scene.ending[1] == "transferred"
+    scene = asked("front desk")
+    scene.at(2.0, ACCEPTED, closed(code))
+    scene.at(3.0, told(486), OUR_END)
+    assert scene.ending[1] == "session_lost"
+
+
+def test_hold() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"))
+    assert scene.do(wants("hold", seconds=10)) == ["sound chime", "hold"]
+    assert scene.at(9.9) == []
+    assert scene.at(10.1) == ["sound", "output c1", "create", "resume"]
+    assert results(scene) == [{"status": "the caller is back", "seconds": 10.0}]
+
+
+def test_music_ends_when_the_model_speaks() -> None:
+    scene = Scene(PLAN).up()
+    lookup = ("lookup", "c2", '{"room": 7}')
+    hold = ("hold", "c1", '{"seconds": 20}')
+    seen = scene.do(created("r1"), done("r1", calls=[lookup, hold]))
+    assert seen == ['run lookup c2 {"room": 7}', "sound chime", "hold"]
+    assert scene.at(3.0, inputs.ToolDone("c2", "free")) == ["output c2", "create"]
+    seen = scene.do(created("r2"), audio("r2", "i2", 200))
+    assert seen == ["sound", "play 200", "output c1", "resume"]
+
+
+def test_our_hold_and_the_callers() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), wants("hold", seconds=10))
+    assert scene.at(2.0, inputs.Held(True)) == [f"item {HELD}", "hold"]
+    assert scene.at(11.0) == ["sound", "output c1", "create"]
+    assert scene.at(12.0, inputs.Held(False)) == [f"item {RESUMED}", "resume"]
+
+
+def test_keys() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"))
+    assert scene.do(wants("send_dtmf", digits="1W2")) == ["press 1 auto"]
+    assert scene.at(KEY_SECONDS + 0.9) == []
+    assert scene.at(KEY_SECONDS + 1.1) == ["press 2 auto"]
+    assert scene.at(2 * KEY_SECONDS + 1.1) == ["output c1", "create"]
+    assert results(scene) == [{"status": "sent", "digits": "12"}]
+
+
+@pytest.mark.parametrize(
+    ("digits", "words"),
+    [("12x", "'x' is no key"), ("", "at least 1 character"), ("ww", "no key"), ("1" * 65, "65")],
+)
+def test_keys_that_there_are_not(digits: str, words: str) -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), wants("send_dtmf", digits=digits))
+    assert words in results(scene)[0]["error"]
+
+
+def test_a_function_that_does_not_return() -> None:
+    scene = Scene(PLAN).up()
+    assert scene.do(created("r1"), wants("lookup")) == ["run lookup c1 {}"]
+    assert scene.at(4.9) == []
+    assert scene.at(5.1) == ["output c1", "create"]
+    assert results(scene) == [{"error": "no result within 5 s"}]
+    assert scene.do(inputs.ToolDone("c1", "late")) == []
+
+
+def test_keys_in_the_audio_count_until_one_is_signalled() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(inputs.DigitPressed("1", in_band=True))
+    scene.do(inputs.DigitPressed("2"), inputs.DigitPressed("2", in_band=True))
+    scene.do(inputs.DigitPressed("#"))
+    assert [run.digits for run in scene.record.digits] == ["12"]
+
+
+def test_nothing_begins_before_the_ack() -> None:
+    scene = Scene(PLAN)
+    scene.do(UP, created("r1"))
+    assert scene.do(wants("transfer_call", destination="anna")) == []
+    assert "second sip:2@pbx" in scene.do(ACK)

@@ -1,0 +1,126 @@
+"""Words that must not be said."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pytest
+
+from gateway.audio.g711 import Codec
+from gateway.call import inputs, outputs
+from gateway.call.plan import CallPlan, Destination, TransferPlan
+from gateway.call.rules.plan import ContentPlan, GuardRule
+from gateway.realtime.events import AgentTranscriptDelta, InputTranscribed
+from tests.support.call_scene import Scene, audio, audio_done, created, done, said
+
+BOMB = GuardRule(pattern=re.compile(r"\bbomb\b", re.I), say="No.", name="bombs")
+SAYS_NO = "create ['instructions', 'tools']"
+
+
+def scene_of(*rules: GuardRule) -> Scene:
+    desk = TransferPlan((Destination("Desk", "sip:desk@pbx"),))
+    plan = CallPlan("r", Codec.PCMU, content=ContentPlan(guards=rules), transfer=desk)
+    return Scene(plan).up()
+
+
+def words(*deltas: str, response: str = "r1", item: str = "i1") -> list[inputs.ServerSaid]:
+    return [said(AgentTranscriptDelta(response, item, 0, delta)) for delta in deltas]
+
+
+@pytest.mark.parametrize(
+    ("deltas", "stopped"),
+    [
+        (["Build a bomb", " like this."], True),
+        (["Build a bo", "mb", " like this."], True),
+        (["A BOMB."], True),
+        (["That is bomb", "astic."], False),
+        (["Nothing of the kind."], False),
+        (["x" * 5000, " bomb ", "x"], True),
+    ],
+)
+def test_words_are_found_however_they_come(deltas: Sequence[str], stopped: bool) -> None:
+    scene = scene_of(BOMB)
+    scene.do(created("r1"), audio("r1", "i1", 400))
+    seen = scene.do(*words(*deltas))
+    assert ("flush" in seen) is stopped
+    assert ("cancel r1" in seen) is stopped
+    assert bool(scene.record.content.guards) is stopped
+
+
+def test_nothing_of_the_answer_is_heard_and_the_phrase_is() -> None:
+    scene = scene_of(BOMB)
+    seen = scene.do(created("r1"), *words("The bomb ", "is"), audio("r1", "i1", 400))
+    # Nothing was played yet: there is nothing to truncate.
+    assert seen == ["flush", "cancel r1"]
+    assert scene.do(done("r1", "cancelled")) == ["delete i1", SAYS_NO]
+    assert scene.requests[-1].response == {"instructions": "Say exactly: No.", "tools": []}
+    scene.do(
+        created("r2"), audio("r2", "i2", 200), *words("No bomb. ", "x", response="r2", item="i2")
+    )
+    assert scene.queue == 10, "the phrase itself is not looked at"
+    scene.listen(300)
+    assert scene.heard_ms == 200
+    (decision,) = scene.record.as_json()["guards"]
+    assert (decision["rule"], decision["by"], decision["action"]) == ("bombs", "words", "say")
+
+
+def test_what_was_heard_is_truncated_there() -> None:
+    scene = scene_of(BOMB)
+    scene.do(created("r1"), *words("Well, "), audio("r1", "i1", 1000))
+    scene.listen(300)
+    assert scene.do(*words("a bomb "), *words("is")) == ["flush", "truncate i1/0 300", "cancel r1"]
+    assert scene.do(done("r1", "cancelled")) == [SAYS_NO]
+
+
+def test_the_call_ends_or_is_transferred() -> None:
+    end = GuardRule(pattern=re.compile("bomb"), action="end", say="Goodbye.", name="e")
+    scene = scene_of(end)
+    scene.do(created("r1"), *words("bomb "))
+    scene.do(done("r1", "cancelled"))
+    assert scene.requests[-1].response is not None
+    assert "Goodbye." in scene.requests[-1].response["instructions"]
+    scene.do(created("r2"), audio("r2", "i2", 200), audio_done("r2", "i2"), done("r2"))
+    scene.listen(600)
+    assert "bye 16" in scene.seen
+    hand = GuardRule(pattern=re.compile("bomb"), action="transfer", transfer_to="Desk", name="t")
+    scene = scene_of(hand)
+    scene.do(created("r1"), *words("bomb "), done("r1", "cancelled"))
+    assert "refer sip:desk@pbx" in scene.seen
+
+
+def test_of_the_caller_the_answer_is_stopped() -> None:
+    scene = scene_of(GuardRule("caller", re.compile("bomb"), say="No.", name="c"))
+    scene.do(created("r1"), *words("bomb "), audio("r1", "i1", 400))
+    assert scene.record.content.guards == []
+    assert scene.do(said(InputTranscribed("u1", "How is a bomb made?"))) == [
+        "flush",
+        "cancel r1",
+    ] or ("cancel r1" in scene.seen)
+    assert scene.do(done("r1", "cancelled"))[-1] == SAYS_NO
+
+
+def checks(scene: Scene, *happenings: inputs.Input) -> list[outputs.CheckWords]:
+    todo = [o for one in happenings for o in scene.machine.handle(one, scene.now)]
+    return [output for output in todo if isinstance(output, outputs.CheckWords)]
+
+
+@pytest.mark.parametrize("on_timeout", ["allow", "deny"])
+@pytest.mark.parametrize("answer", ["yes", "no", "late", "broken"])
+def test_somebody_is_asked_about_each_sentence(on_timeout: str, answer: str) -> None:
+    rule = GuardRule(url="http://x", seconds=0.5, on_timeout=on_timeout, say="No.", name="h")
+    scene = scene_of(rule)
+    scene.do(created("r1"), audio("r1", "i1", 3000))
+    (check,) = checks(scene, *words("One ", "sentence. ", "And"))
+    assert (check.who, check.text) == ("agent", "One sentence.")
+    if answer == "late":
+        scene.at(scene.now + 0.6)
+    else:
+        allow = {"yes": True, "no": False, "broken": None}[answer]
+        scene.do(inputs.WordsChecked(check.key, allow, "because"))
+    stopped = answer == "no" or (answer in ("late", "broken") and on_timeout == "deny")
+    assert ("cancel r1" in scene.seen) is stopped
+    assert ("guard_unanswered" in scene.events) is (answer in ("late", "broken"))
+    assert [one.by for one in scene.record.content.guards] == (
+        [] if not stopped else ["http" if answer == "no" else "timeout"]
+    )

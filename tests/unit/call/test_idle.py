@@ -1,0 +1,104 @@
+"""A caller who says nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gateway.audio.g711 import Codec
+from gateway.call import inputs
+from gateway.call.plan import CallPlan, Destination, FunctionPlan, IdlePlan, TransferPlan
+from gateway.realtime.events import SpeechStarted, SpeechStopped
+from tests.support.call_scene import ACK, OUR_END, UP, Scene, audio, audio_done, created, done, said
+
+IDLE = IdlePlan(8.0, "Hello?", 2, "Goodbye then.")
+PLAN = CallPlan("r", Codec.PCMU, idle=IDLE, rtp_timeout=0)
+ASKED = "create ['instructions', 'tools']"
+
+
+def answer(scene: Scene, number: int, ms: int = 1000) -> None:
+    """The model says something, and it is heard."""
+    response, item = f"r{number}", f"i{number}"
+    scene.do(created(response), audio(response, item, ms), audio_done(response, item))
+    scene.do(done(response))
+    scene.listen(ms + 40)
+
+
+def test_the_caller_is_asked_twice_and_then_said_goodbye_to() -> None:
+    scene = Scene(PLAN).up()
+    answer(scene, 1)
+    assert scene.at(scene.now + 7.9) == []
+    assert scene.at(scene.now + 0.2) == [ASKED]
+    assert scene.requests[-1].response == {"instructions": "Say exactly: Hello?", "tools": []}
+    answer(scene, 2)
+    assert scene.at(scene.now + 8.1) == [ASKED]
+    answer(scene, 3)
+    assert scene.at(scene.now + 8.1) == ["session.update", ASKED]
+    assert scene.requests[-1].response is not None
+    assert scene.requests[-1].response["instructions"] == "Say exactly: Goodbye then."
+    answer(scene, 4)
+    scene.listen(400)
+    scene.do(OUR_END)
+    assert scene.ending == ("gateway", "idle", 200)
+
+
+def test_a_caller_who_answers_is_asked_from_the_beginning() -> None:
+    scene = Scene(PLAN).up()
+    answer(scene, 1)
+    assert scene.at(scene.now + 8.1) == [ASKED]
+    answer(scene, 2)
+    scene.at(scene.now + 6, said(SpeechStarted("u", 0)))
+    assert scene.at(scene.now + 12) == [], "a long story"
+    scene.do(said(SpeechStopped("u", 9000)))
+    answer(scene, 3)
+    for number in (4, 5):
+        assert scene.at(scene.now + 8.1) == [ASKED]
+        answer(scene, number)
+    assert scene.state.name == "TALKING"
+
+
+def test_before_the_call_is_up_nobody_is_idle() -> None:
+    scene = Scene(PLAN)
+    scene.do(UP)
+    assert scene.at(20) == []
+    scene.do(ACK)
+    assert scene.at(scene.now + 8.1) == [ASKED]
+
+
+@pytest.mark.parametrize("busy", ["held", "responding", "tool"])
+def test_what_the_caller_waits_for_is_no_silence(busy: str) -> None:
+    scene = Scene(replace(PLAN, functions={"look_up": FunctionPlan()})).up()
+    if busy == "held":
+        scene.do(inputs.Held(True))
+    elif busy == "responding":
+        scene.do(created("r1"))
+    else:
+        scene.do(created("r1"), done("r1", calls=[("look_up", "c1")]))
+    before = len(scene.requests)
+    scene.at(scene.now + 29)
+    assert len(scene.requests) == before
+    if busy == "held":
+        scene.do(inputs.Held(False))
+        assert scene.at(scene.now + 8.1) == [ASKED]
+
+
+def test_a_silent_caller_is_handed_on_where_the_route_says_so() -> None:
+    desk = Destination("Desk", "sip:desk@pbx")
+    plan = replace(
+        PLAN,
+        idle=replace(IDLE, times=1, transfer_to="Desk"),
+        transfer=TransferPlan((desk,)),
+    )
+    scene = Scene(plan).up()
+    answer(scene, 1)
+    scene.at(scene.now + 8.1)
+    answer(scene, 2)
+    assert "refer sip:desk@pbx" in scene.at(scene.now + 8.1)
+
+
+def test_off_by_default() -> None:
+    scene = Scene().up()
+    answer(scene, 1)
+    assert scene.at(scene.now + 300)[:1] != [ASKED]
+    assert "idle_asked" not in scene.events

@@ -1,0 +1,528 @@
+"""Any inputs in any order at any times: a call ends once, properly, and never raises."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.audio.g711 import FRAME_BYTES, Codec
+from gateway.call import inputs, outputs
+from gateway.call.machine import CallMachine, State
+from gateway.call.plan import (
+    ApprovalRule,
+    CallPlan,
+    CollectPlan,
+    Destination,
+    DigitPlan,
+    FunctionPlan,
+    HoldPlan,
+    IdlePlan,
+    InterruptionPlan,
+    LanguagePlan,
+    MachinePlan,
+    PressPlan,
+    Rung,
+    TransferPlan,
+)
+from gateway.call.record import CallRecord
+from gateway.realtime.commands import (
+    CancelResponse,
+    ClientCommand,
+    CreateItem,
+    CreateResponse,
+    DeleteItem,
+    TruncateItem,
+)
+from gateway.realtime.errors import ERROR_CODES
+from gateway.realtime.events import (
+    AgentTranscript,
+    AgentTranscriptDelta,
+    AudioDelta,
+    AudioDone,
+    InputCommitted,
+    InputTranscribed,
+    ItemTruncated,
+    OtherEvent,
+    ResponseCreated,
+    ResponseDone,
+    ServerError,
+    ServerEvent,
+    SpeechStarted,
+    SpeechStopped,
+)
+from gateway.tools.commands import Act, EndCall, Say, Tell, TransferTo
+from tests.support.call_scene import BYE, CANCEL, FAULT, LOST, OUR_END, REFUSED, UNREACHABLE
+
+RESPONSES = st.sampled_from(["r1", "r2", "r3"])
+ITEMS = st.sampled_from(["i1", "i2", "i3"])
+CALLS = st.lists(
+    st.sampled_from(
+        [
+            {"type": "function_call", "name": "end_call", "call_id": "c1"},
+            {"type": "function_call", "name": "lookup", "call_id": "c2"},
+            {"type": "function_call", "name": "send_dtmf", "arguments": '{"digits": "1W2"}'},
+            {"type": "function_call", "name": "hold", "arguments": '{"seconds": 9}'},
+            *(
+                {
+                    "type": "function_call",
+                    "name": "transfer_call",
+                    "call_id": "c3",
+                    "arguments": json.dumps({"destination": mode}),
+                }
+                for mode in ("blind", "attended", "bridge")
+            ),
+            {"type": "function_call"},
+            {"type": "function_call", "name": "collect_digits", "call_id": "c4"},
+            {"type": "function_call", "name": "set_language", "arguments": '{"language": "de"}'},
+            {"type": "mcp_approval_request", "id": "m1", "server_label": "s", "name": "look_up"},
+            {"type": "mcp_call", "id": "m2", "server_label": "s", "name": "look_up"},
+            {"type": "message"},
+            {},
+        ]
+    ),
+    max_size=3,
+).map(tuple)
+EVENTS: st.SearchStrategy[ServerEvent] = st.one_of(
+    st.builds(
+        AudioDelta,
+        RESPONSES,
+        ITEMS,
+        st.integers(0, 1),
+        st.integers(0, 4000).map(lambda n: bytes(n)),
+    ),
+    st.builds(AudioDone, RESPONSES, ITEMS, st.integers(0, 1)),
+    st.builds(ResponseCreated, RESPONSES, st.just({})),
+    st.builds(
+        ResponseDone,
+        RESPONSES,
+        st.sampled_from(["completed", "completed", "cancelled", "failed", "incomplete", "new"]),
+        st.none(),
+        st.none(),
+        st.none(),
+        CALLS,
+        st.none(),
+    ),
+    st.just(SpeechStarted("u", 1)),
+    st.sampled_from([2, 2000]).map(lambda at: SpeechStopped("u", at)),
+    st.just(InputCommitted("u")),
+    st.builds(AgentTranscriptDelta, RESPONSES, ITEMS, st.just(0), st.just("word ")),
+    st.just(AgentTranscript("r1", "i1", 0, "x")),
+    st.just(InputTranscribed("u", "x")),
+    st.just(ItemTruncated("i1", 0, 5)),
+    st.just(OtherEvent("new", {})),
+    st.just(OtherEvent("response.mcp_call.completed", {"item_id": "m2"})),
+    st.just(OtherEvent("mcp_list_tools.failed", {})),
+    st.just(OtherEvent("response.output_item.done", {"item": {"type": "mcp_list_tools"}})),
+)
+COMMANDS: st.SearchStrategy[ClientCommand | None] = st.sampled_from(
+    [
+        None,
+        CreateResponse(),
+        CreateItem({"type": "message"}),
+        CancelResponse("r1"),
+        TruncateItem("i1", 0, 300),
+        DeleteItem("i1"),
+    ]
+)
+ERRORS = st.builds(
+    inputs.ServerFailed,
+    st.builds(
+        ServerError,
+        st.sampled_from([*ERROR_CODES, None, "new"]),
+        st.sampled_from(["", "Audio content of 100ms is already shorter than 300ms"]),
+    ),
+    COMMANDS,
+)
+CODES = st.sampled_from([1000, 1001, 1006, 1011, 4000])
+SESSION = st.one_of(
+    st.sampled_from([None, 9.0, 3600.0]).map(lambda left: inputs.SessionUp("sess", left)),
+    st.sampled_from([inputs.SpareUp("spare", 30.0), inputs.SpareFailed("no")]),
+    EVENTS.map(inputs.ServerSaid),
+    EVENTS.map(inputs.ServerSaid),
+    EVENTS.map(inputs.ServerSaid),
+    ERRORS,
+)
+LEG = st.one_of(
+    st.just(inputs.Confirmed()),
+    st.sampled_from("0123456789*#ABCD").map(inputs.DigitPressed),
+    st.integers(0, 9).map(inputs.RtpCounted),
+    st.sampled_from(list(Codec)).map(inputs.MediaUp),
+    st.booleans().map(inputs.Held),
+    st.sampled_from([inputs.BeepHeard(1000, 400), inputs.SoundHeard(1.0, 0.9, 0.2)]),
+)
+ACTS: list[Act] = [Say("x"), Tell("x"), TransferTo("blind", "x"), EndCall("")]
+STATUS = st.sampled_from([100, 180, 200, 404, 486, 603])
+TRANSFERS = st.one_of(
+    st.builds(inputs.TransferTold, STATUS, st.just(""), st.booleans()),
+    st.just(inputs.SecondRinging(180)),
+    st.just(inputs.SecondAnswered()),
+    st.builds(inputs.SecondEnded, STATUS, st.just(""), st.sampled_from(["", "BYE"]), st.booleans()),
+    st.just(inputs.SecondDigit("1")),
+    st.just(inputs.ToolDone("c2", "{}")),
+    st.builds(inputs.OperatorAnswered, st.sampled_from(["c2", "m1"]), st.booleans()),
+    st.builds(inputs.ToolActs, st.sampled_from(ACTS)),
+    st.just(inputs.RingingThere(180)),
+)
+PLAYOUT = st.one_of(
+    st.just(inputs.PlayoutStarted()),
+    st.just(inputs.PlayoutDrained()),
+    st.integers(0, 300).map(inputs.Flushed),
+    st.integers(0, 300).map(inputs.PlayoutRefused),
+    st.just(inputs.Tick()),
+)
+ENDS = st.one_of(
+    st.builds(inputs.SessionClosed, CODES, st.just(""), st.booleans()),
+    st.sampled_from([REFUSED, UNREACHABLE, BYE, CANCEL, LOST, OUR_END]),
+    st.just(inputs.ShutDown()),
+    st.just(FAULT),
+)
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 0.0, 0.02, 0.5, 3.0, 12.0, 40.0]),
+        st.integers(0, 29).flatmap(
+            lambda n: (
+                ENDS
+                if n == 0
+                else PLAYOUT
+                if n < 6
+                else LEG
+                if n < 10
+                else TRANSFERS
+                if n < 15
+                else SESSION
+            )
+        ),
+    ),
+    max_size=60,
+)
+BY = ("allow", "refuse", "caller", "http")
+RUNGS = st.sampled_from(
+    [
+        Rung("reconnect", 5.0, "chime"),
+        Rung("endpoint", 5.0, endpoint=1),
+        Rung("announcement", 2.0, "/sorry.wav"),
+        Rung("transfer", transfer_to="blind"),
+        Rung("busy"),
+        Rung("redirect", transfer_to="sip:x@pbx"),
+        Rung("hang_up"),
+    ]
+)
+PLANS = st.builds(
+    CallPlan,
+    route=st.just("r"),
+    codec=st.sampled_from(list(Codec)),
+    greeting=st.sampled_from([None, {"instructions": "Hello"}]),
+    digits=st.builds(
+        DigitPlan,
+        enabled=st.booleans(),
+        terminator=st.sampled_from(["", "#"]),
+        max_digits=st.integers(1, 4),
+        interrupt=st.booleans(),
+    ),
+    rtp_timeout=st.sampled_from([0.0, 30.0]),
+    max_call_seconds=st.sampled_from([60.0, 3600.0]),
+    transfer=st.builds(
+        TransferPlan,
+        destinations=st.sampled_from(
+            [(), tuple(Destination(m, f"sip:{m}@pbx", m) for m in ("blind", "attended", "bridge"))]
+        ),
+        listen=st.booleans(),
+    ),
+    press=st.builds(PressPlan, st.booleans()),
+    hold=st.builds(HoldPlan, st.booleans()),
+    functions=st.sampled_from(
+        [
+            {},
+            {"lookup": FunctionPlan()},
+            {"lookup": FunctionPlan(seconds=9.0, after_seconds=2.0, say="Wait.", approval=True)},
+            {"lookup": FunctionPlan(after_seconds=2.0, sound="chime")},
+        ]
+    ),
+    approvals=st.sampled_from([(), *((ApprovalRule("*look*", by, {}, 9.0),) for by in BY)]),
+    collect=st.builds(CollectPlan, st.booleans()),
+    language=st.sampled_from(
+        [LanguagePlan(), LanguagePlan({"de": "German"}, {"de": {"instructions": "x"}})]
+    ),
+    server_interrupts=st.booleans(),
+    interruptions=st.sampled_from(
+        [
+            InterruptionPlan(),
+            InterruptionPlan("pause", by_gateway=True, transcribed=True),
+            InterruptionPlan("pause", by_gateway=True, protect_greeting=True),
+            InterruptionPlan("never", by_gateway=True),
+        ]
+    ),
+    idle=st.sampled_from([IdlePlan(), IdlePlan(4.0, times=1)]),
+    machines=st.sampled_from(
+        [
+            MachinePlan(),
+            MachinePlan({"music": "say", "voicemail": "note"}, {"music": "Bye."}, 4.0, 2.0),
+            MachinePlan({"voicemail": "hang_up", "bot": "hang_up"}, {}, turns=4, repeats=2),
+            MachinePlan({"voicemail": "say"}, {"voicemail": "Hi."}, 4.0, 2.0, beep_seconds=5.0),
+        ]
+    ),
+    on_trouble=st.lists(RUNGS, max_size=3).map(tuple),
+    truncate_margin_ms=st.sampled_from([0, 85]),
+)
+
+
+class _Watch:
+    """Feeds a machine and holds it to the rules that every call obeys."""
+
+    def __init__(self, plan: CallPlan) -> None:
+        self.record = CallRecord("c")
+        self.machine = CallMachine(plan, self.record, 0.0)
+        self.now = 0.0
+        self.released = 0
+        """Refusals and hang-ups."""
+        self.finished = 0
+        self.session_closed = False
+        self.answered = False
+        self.second = False
+        """Somebody was called for the caller, and is still there."""
+        self.leg_ended_first = False
+        self.faults_at_end = 0
+        self.in_flight: CreateResponse | None = None
+        self._take(self.machine.start(0.0))
+
+    def feed(self, happening: inputs.Input) -> None:
+        state = self.machine.state
+        if isinstance(happening, inputs.SecondEnded):
+            self.second = False
+        if isinstance(happening, inputs.LegEnded) and state not in (State.ENDING, State.FINISHED):
+            self.leg_ended_first = True
+        if isinstance(happening, inputs.Faulted) and state is State.ENDING:
+            self.faults_at_end += 1
+        if isinstance(happening, inputs.ServerSaid) and isinstance(
+            happening.event, ResponseCreated
+        ):
+            self.in_flight = None
+        if isinstance(happening, inputs.ServerFailed):
+            # Errors that answer the request in flight name it, as a server's do.
+            command = happening.command
+            if isinstance(command, CreateResponse) and self.in_flight is not None:
+                happening = inputs.ServerFailed(happening.error, self.in_flight)
+                self.in_flight = None
+            elif happening.error.code == "conversation_already_has_active_response":
+                self.in_flight = None
+        if isinstance(happening, inputs.Tick) and self.machine.deadline is not None:
+            self.in_flight = None if self.now >= self.machine.deadline else self.in_flight
+        todo = self.machine.handle(happening, self.now)
+        if state is State.FINISHED:
+            assert todo == []
+        self._take(todo)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, with a tick at each deadline; each of them makes progress."""
+        until = self.now + seconds
+        for _ in range(1000):
+            deadline = self.machine.deadline
+            if deadline is None or deadline > until:
+                break
+            self.now = max(self.now, deadline)
+            self.feed(inputs.Tick())
+            following = self.machine.deadline
+            assert following is None or following > self.now
+        else:
+            raise AssertionError("deadlines without end")
+        self.now = until
+
+    def _take(self, todo: list[outputs.Output]) -> None:
+        for output in todo:
+            assert self.finished == 0, "something after the end"
+            match output:
+                case outputs.Answer():
+                    assert not self.answered
+                    assert self.released == 0
+                    self.answered = True
+                case outputs.Refuse():
+                    assert not self.answered
+                    self.released += 1
+                case outputs.HangUp():
+                    assert self.answered or self.faults_at_end
+                    self.released += 1
+                case outputs.CloseSession():
+                    self.session_closed = True
+                case outputs.StartMedia():
+                    assert self.answered
+                    assert self.released == 0
+                case outputs.DialSecond():
+                    assert not self.second
+                    self.second = True
+                case outputs.HangUpSecond():
+                    self.second = False
+                case outputs.Join() | outputs.Refer(replaces=True):
+                    assert self.second
+                case outputs.Play(audio):
+                    assert len(audio) % FRAME_BYTES == 0
+                case outputs.Send(command):
+                    assert not self.session_closed
+                    json.dumps(command.body())
+                    if isinstance(command, CreateResponse):
+                        assert self.in_flight is None
+                        self.in_flight = command
+                    if isinstance(command, TruncateItem):
+                        assert command.audio_end_ms >= 0
+                case outputs.Finished(ending):
+                    assert self.session_closed
+                    assert self.record.ending is ending
+                    assert not self.second, "nobody is left on the line"
+                    self.finished += 1
+
+
+@settings(max_examples=600, deadline=None)
+@given(PLANS, st.integers(0, 3), STEPS)
+def test_any_call(plan: CallPlan, up: int, steps: list[tuple[float, inputs.Input]]) -> None:
+    watch = _Watch(plan)
+    for beginning in (inputs.SessionUp("sess"), inputs.Confirmed())[:up]:
+        watch.feed(beginning)
+    for wait, happening in steps:
+        watch.advance(wait)
+        watch.feed(happening)
+    # Whatever happened, it can be ended, and ends by itself if the leg stays silent.
+    watch.feed(inputs.ShutDown())
+    watch.advance(100.0)
+    assert watch.machine.state is State.FINISHED
+    assert watch.finished == 1
+    assert watch.machine.deadline is None
+    assert watch.released == (0 if watch.leg_ended_first else 1) + watch.faults_at_end
+    ending = watch.record.ending
+    assert ending is not None
+    if ending.sip_code == 200:
+        assert watch.answered
+    json.dumps(watch.record.as_json())
+
+
+class _Player:
+    """A playout queue of frames, played at random moments."""
+
+    def __init__(self, size: int) -> None:
+        self.frames: deque[bytes] = deque()
+        self.size = size
+        self.played = 0
+        self.playing = False
+
+    def put(self, audio: bytes) -> int:
+        count = len(audio) // FRAME_BYTES
+        if len(self.frames) + count > self.size:
+            return count
+        self.frames.extend(audio[i : i + FRAME_BYTES] for i in range(0, len(audio), FRAME_BYTES))
+        return 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("delta"), st.integers(1, 3000)),
+            st.tuples(st.just("play"), st.integers(1, 40)),
+            st.tuples(st.sampled_from(["done", "speech", "digit", "next"]), st.just(0)),
+        ),
+        max_size=40,
+    ),
+    st.sampled_from([30, 100_000]),
+)
+def test_what_the_server_is_told_is_what_was_played(
+    steps: list[tuple[str, int]], size: int
+) -> None:
+    """Many interruptions at any moment: truncated at what was handed to RTP, deleted if nothing."""
+    plan = CallPlan("r", Codec.PCMU, digits=DigitPlan(inter_digit_seconds=1000.0))
+    machine = CallMachine(plan, CallRecord("c"), 0.0)
+    player, inbox = _Player(size), deque[inputs.Input]()
+    owner: dict[int, str] = {}
+    received: dict[str, int] = {}
+    heard: dict[str, int] = {}
+    told: dict[str, Any] = {}
+    cut: set[int] = set()
+    answer, running = 0, False
+
+    def feed(happening: inputs.Input) -> None:
+        inbox.append(happening)
+        while inbox:
+            for output in machine.handle(inbox.popleft(), 1.0):
+                match output:
+                    case outputs.Play(audio):
+                        assert not cut & set(audio)
+                        refused = player.put(audio)
+                        if refused:
+                            inbox.append(inputs.PlayoutRefused(refused))
+                    case outputs.Flush():
+                        unplayed = len(player.frames)
+                        player.frames.clear()
+                        player.playing = False
+                        inbox.appendleft(inputs.Flushed(unplayed))
+                    case outputs.Send(TruncateItem(item, 0, end_ms)):
+                        assert item not in told
+                        told[item] = end_ms
+                        assert end_ms == heard.get(item, 0) // 8
+                        assert end_ms <= received[item] // 8
+                    case outputs.Send(DeleteItem(item)):
+                        assert item not in told
+                        told[item] = None
+                        assert heard.get(item, 0) == 0
+
+    def play(count: int) -> None:
+        for _ in range(count):
+            if player.frames:
+                frame = player.frames.popleft()
+                number = frame[0]
+                real = len(frame.rstrip(b"\xff"))
+                assert set(frame[:real]) == {number}
+                heard[owner[number]] = heard.get(owner[number], 0) + real
+                if not player.playing:
+                    player.playing = True
+                    feed(inputs.PlayoutStarted())
+            elif player.playing:
+                player.playing = False
+                feed(inputs.PlayoutDrained())
+
+    def begin() -> None:
+        nonlocal answer, running
+        answer, running = answer + 1, True
+        owner[answer] = f"i{answer}"
+        feed(inputs.ServerSaid(ResponseCreated(f"r{answer}", {})))
+
+    def end(status: str) -> None:
+        nonlocal running
+        if running:
+            running = False
+            event = ResponseDone(f"r{answer}", status, None, None, None, (), None)
+            feed(inputs.ServerSaid(event))
+
+    feed(inputs.SessionUp("s"))
+    feed(inputs.Confirmed())
+    begin()
+    for step, count in steps:
+        if step == "delta" and running:
+            item = owner[answer]
+            received[item] = received.get(item, 0) + count
+            delta = AudioDelta(f"r{answer}", item, 0, bytes([answer]) * count)
+            feed(inputs.ServerSaid(delta))
+        elif step == "play":
+            play(count)
+        elif step == "done":
+            end("completed")
+        elif step == "speech":
+            feed(inputs.ServerSaid(SpeechStarted("u", 0)))
+            cut |= {answer} if running else set()
+        elif step == "digit":
+            feed(inputs.DigitPressed("1"))
+            cut |= {answer} if running else set()
+        elif step == "next":
+            end("completed")
+            begin()
+    end("completed")
+    play(10_000)
+    play(2)
+    for item, bytes_received in received.items():
+        # What was not told was heard, and nothing but what was told was missed.
+        if item not in told:
+            assert heard.get(item, 0) == bytes_received
+        elif told[item] is not None:
+            assert told[item] == heard[item] // 8
+        else:
+            assert heard.get(item, 0) == 0

@@ -1,0 +1,148 @@
+"""Answers that fail are told to the caller."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.audio.g711 import Codec
+from gateway.call import inputs
+from gateway.call.plan import CallPlan
+from gateway.call.rules.plan import ContentPlan, RescuePlan
+from gateway.realtime.events import ResponseDone
+from tests.support.call_scene import (
+    SPEECH,
+    Scene,
+    audio,
+    audio_done,
+    created,
+    done,
+    error,
+    failed,
+    key,
+    said,
+)
+
+RESCUE = RescuePlan(say="Again?", filtered="No.", sound="chime", give_up=3, goodbye="Bye.")
+PHRASE = "create ['instructions', 'tools']"
+
+
+def scene_of(rescue: RescuePlan = RESCUE) -> Scene:
+    return Scene(CallPlan("r", Codec.PCMU, content=ContentPlan(rescue=rescue))).up()
+
+
+def incomplete(response: str, reason: str) -> inputs.ServerSaid:
+    return said(ResponseDone(response, "incomplete", reason, None, None, (), None))
+
+
+def answer(scene: Scene, response: str) -> list[str]:
+    item = f"i-{response}"
+    scene.do(created(response), audio(response, item, 200), audio_done(response, item))
+    return scene.do(done(response))
+
+
+def last_words(scene: Scene) -> str:
+    response = scene.requests[-1].response
+    assert response is not None
+    return str(response["instructions"])
+
+
+def test_a_failed_response_is_asked_again_then_told() -> None:
+    scene = scene_of()
+    assert scene.do(created("r1"), failed("r1")) == ["create"]
+    assert scene.do(created("r2"), failed("r2")) == [PHRASE]
+    assert last_words(scene) == "Say exactly: Again?"
+    assert answer(scene, "r3") == []
+    assert scene.do(created("r4"), failed("r4")) == ["create"], "from the beginning"
+
+
+def test_the_phrase_without_sound_becomes_a_sound() -> None:
+    scene = scene_of()
+    scene.do(created("r1"), failed("r1"), created("r2"), failed("r2"))
+    assert scene.do(created("r3"), failed("r3")) == ["sound chime"]
+    assert scene.at(scene.now + 2.1) == ["sound"]
+    silent = scene_of()
+    silent.do(created("r1"), failed("r1"), created("r2"), failed("r2"))
+    assert silent.do(created("r3"), done("r3")) == ["sound chime"]
+
+
+def test_a_filtered_answer_is_told_at_once() -> None:
+    scene = scene_of()
+    assert scene.do(created("r1"), incomplete("r1", "content_filter")) == [PHRASE]
+    assert last_words(scene) == "Say exactly: No."
+
+
+def test_after_several_the_call_ends_aloud() -> None:
+    scene = scene_of()
+    for number in (1, 2, 3):
+        scene.do(created(f"r{number}"), incomplete(f"r{number}", "content_filter"))
+        if number < 3:
+            scene.do(created(f"p{number}"), audio(f"p{number}", "i", 200), done(f"p{number}"))
+            scene.listen(300)
+    assert last_words(scene) == "Say exactly: Bye."
+    answer(scene, "bye")
+    scene.listen(700)
+    assert "bye 41" in scene.seen
+    assert "answers_given_up" in scene.events
+
+
+@pytest.mark.parametrize("go_on", [True, False])
+def test_an_answer_too_long_is_gone_on_with_where_wanted(go_on: bool) -> None:
+    scene = scene_of(RescuePlan(go_on=go_on))
+    asked = scene.do(created("r1"), audio("r1", "i1", 200), incomplete("r1", "max_output_tokens"))
+    assert ("create ['instructions']" in asked) is go_on
+
+
+def test_an_answer_that_never_comes_to_its_end_is_not_gone_on_with_for_ever() -> None:
+    scene = scene_of(RescuePlan(go_on=True))
+    for number in range(20):
+        response, item = f"r{number}", f"i{number}"
+        scene.do(created(response), audio(response, item, 200))
+        scene.do(incomplete(response, "max_output_tokens"))
+    assert scene.events.count("answer_gone_on") == 5
+
+
+def test_an_answer_that_ended_before_its_first_sound_is_no_answer() -> None:
+    """As of a model whose reasoning took all of max_output_tokens."""
+    scene = scene_of()
+    assert scene.do(created("r1"), incomplete("r1", "max_output_tokens")) == ["create"]
+    assert "response_without_audio" in scene.events
+
+
+def test_a_request_without_any_response_is_told() -> None:
+    scene = scene_of(RescuePlan(retries=0, say="Again?"))
+    scene.do(key("1"), key("#"))
+    assert scene.at(10.1) == [PHRASE]
+    assert last_words(scene) == "Say exactly: Again?"
+
+
+def test_what_the_caller_cut_short_is_no_failure() -> None:
+    scene = scene_of()
+    scene.do(created("r1"), audio("r1", "i1", 900), SPEECH)
+    assert PHRASE not in scene.do(failed("r1"))
+
+
+def test_a_call_that_nothing_can_be_said_in_does_not_end_in_silence() -> None:
+    scene = scene_of(RescuePlan(retries=0, give_up=1, sound="chime", sound_seconds=2.0))
+    scene.do(created("r1"), failed("r1"))
+    assert scene.do(created("bye"), failed("bye")) == ["sound chime"]
+    assert scene.at(scene.now + 1.9) == []
+    assert scene.at(scene.now + 0.2)[-2:] == ["close 1000 no_answers", "bye 41"]
+
+
+def test_a_refused_request_is_asked_again_then_told() -> None:
+    """An ``error`` in answer to ``response.create`` leaves the caller with nothing, too."""
+    scene = scene_of()
+    scene.do(key("1"), key("#"))
+    asked = scene.requests[-1]
+    assert scene.do(error("rate_limit_exceeded", asked)) == ["create"]
+    assert scene.do(error("rate_limit_exceeded", scene.requests[-1])) == [PHRASE]
+    assert scene.do(error("rate_limit_exceeded", scene.requests[-1])) == ["sound chime"]
+
+
+def test_a_refusal_that_costs_no_answer_is_let_be() -> None:
+    scene = scene_of()
+    scene.do(key("1"), key("#"))
+    asked = scene.requests[-1]
+    assert scene.do(error("unknown_event", None), error("invalid_event", None)) == []
+    scene.do(created("r1"))
+    assert scene.do(error("conversation_already_has_active_response", asked)) == []

@@ -1,0 +1,373 @@
+"""Sessions that are lost, or not to be had: the ladder, and what another session is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from gateway.audio.g711 import Codec
+from gateway.call import inputs
+from gateway.call.plan import (
+    AnswerPlan,
+    CallPlan,
+    Destination,
+    FunctionPlan,
+    OutboundPlan,
+    Rung,
+    TransferPlan,
+)
+from gateway.realtime.errors import Kind, Verdict
+from gateway.realtime.events import AgentTranscriptDelta, InputCommitted, InputTranscribed
+from tests.support.call_scene import (
+    ACK,
+    OUR_END,
+    REFUSED,
+    UNREACHABLE,
+    UP,
+    Scene,
+    audio,
+    audio_done,
+    closed,
+    created,
+    done,
+    error,
+    said,
+)
+
+RECONNECT = Rung("reconnect", 10.0, "chime")
+SECOND = Rung("endpoint", 6.0, "chime", endpoint=1)
+PLAN = CallPlan("r", Codec.PCMU, on_trouble=(RECONNECT,), rtp_timeout=0, max_call_seconds=20_000)
+AGAIN = inputs.SessionUp("sess_2")
+LOST = closed(1011, "oops")
+
+
+def ladder(*rungs: Rung) -> CallPlan:
+    """A plan with these."""
+    return replace(PLAN, on_trouble=rungs)
+
+
+def talked(plan: CallPlan = PLAN) -> Scene:
+    """A question and its answer."""
+    scene = Scene(plan).up()
+    scene.do(said(InputCommitted("u1")), said(InputTranscribed("u1", "What is open?")))
+    scene.do(created("r1"), said(AgentTranscriptDelta("r1", "i1", 0, "The desk is.")))
+    scene.do(audio("r1", "i1", 1000), audio_done("r1", "i1"), done("r1"))
+    scene.listen(1100)
+    return scene
+
+
+def test_a_lost_session_is_replaced_and_told_what_was_said() -> None:
+    scene = talked()
+    assert scene.do(LOST) == ["sound chime", "open"]
+    assert scene.do(AGAIN) == ["sound", "item What is open?", "item The desk is."]
+    assert scene.state.name == "TALKING"
+    (trouble,) = scene.record.trouble
+    assert (trouble.why, trouble.rungs, trouble.outcome) == (
+        "session_lost",
+        ["reconnect"],
+        "recovered",
+    )
+    assert scene.record.session_id == "sess_2"
+
+
+def test_a_question_that_was_not_answered_is_answered_by_the_next() -> None:
+    scene = talked()
+    scene.do(said(InputCommitted("u2")), said(InputTranscribed("u2", "Since when?")))
+    scene.do(created("r2"), LOST)
+    assert scene.do(AGAIN)[-2:] == ["item Since when?", "create"]
+    scene.do(created("r9"), audio("r9", "i9", 400))
+    scene.listen(500)
+    assert scene.record.trouble[0].heard_after_ms is not None
+
+
+def test_an_answer_that_was_under_way_is_heard_as_far_as_it_came_and_gone_on_with() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), said(AgentTranscriptDelta("r1", "i1", 0, "It opens at nine")))
+    scene.do(audio("r1", "i1", 2000))
+    scene.listen(500)
+    assert scene.do(LOST) == ["open"], "no tone over the words that are still to be heard"
+    scene.listen(1000)
+    assert scene.do(AGAIN) == ["item It opens at nine …", "create"]
+    scene.listen(600)
+    assert scene.heard_ms == 2000
+
+
+def test_words_that_follow_without_a_pause_are_heard_when_they_come() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), audio("r1", "i1", 2000))
+    scene.listen(500)
+    scene.do(LOST)
+    scene.listen(200)
+    scene.do(AGAIN, created("r2"), audio("r2", "i2", 1000))
+    scene.listen(4000)
+    assert scene.record.trouble[0].heard_after_ms == 200
+
+
+def test_the_tone_begins_when_the_words_are_over() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), audio("r1", "i1", 1000))
+    scene.do(LOST)
+    assert scene.listen(1100) == ["sound chime"]
+
+
+def test_attempts_that_fail_are_repeated_with_longer_waits_until_the_rung_is_over() -> None:
+    scene = talked(ladder(RECONNECT, Rung("hang_up")))
+    scene.do(LOST, UNREACHABLE)
+    opened = [0.0]
+    while scene.state.name == "TALKING" and scene.now < 40:
+        deadline = scene.machine.deadline
+        assert deadline is not None
+        if "open" in scene.at(deadline):
+            opened.append(round(scene.now, 2))
+        scene.do(UNREACHABLE)
+    gaps = [round(b - a, 2) for a, b in pairwise(opened[1:])]
+    assert gaps == [0.5, 1.0, 2.0, 4.0]
+    scene.do(OUR_END)
+    assert scene.ending == ("network", "session_lost", 200)
+    assert scene.record.trouble[0].outcome == "given up"
+
+
+def test_a_key_that_is_refused_is_not_tried_again_but_elsewhere() -> None:
+    scene = talked(ladder(RECONNECT, SECOND))
+    scene.do(LOST)
+    assert scene.do(REFUSED) == ["open 1"]
+    assert "item What is open?" in scene.do(AGAIN)
+    assert scene.record.trouble[0].rungs == ["reconnect", "endpoint"]
+
+
+def test_an_announcement_then_the_caller_is_handed_on() -> None:
+    desk = Destination("Desk", "sip:desk@pbx")
+    plan = replace(
+        ladder(Rung("announcement", 4.0, "/sorry.wav"), Rung("transfer", transfer_to="Desk")),
+        transfer=TransferPlan((desk,)),
+    )
+    scene = talked(plan)
+    assert scene.do(LOST) == ["close 1000 session_lost", "sound /sorry.wav"]
+    assert "refer sip:desk@pbx" in scene.at(scene.now + 4.1)
+    assert scene.record.trouble[0].outcome == "transferred"
+
+
+def test_the_close_of_a_session_that_was_given_up_ends_nothing() -> None:
+    desk = Destination("Desk", "sip:desk@pbx")
+    plan = replace(ladder(Rung("transfer", transfer_to="Desk")), transfer=TransferPlan((desk,)))
+    scene = Scene(plan).up()
+    scene.do(created("r1"), audio("r1", "i1", 1000))
+    assert "close 1000 session_error" in scene.do(error("session_expired"))
+    assert scene.do(inputs.SessionClosed(1000, "session_error", True)) == []
+    assert "refer sip:desk@pbx" in scene.listen(1100), "behind the words that are still heard"
+    assert scene.at(scene.now + 15) == [], "the transfer has its time"
+    assert scene.state.name == "TALKING"
+
+
+def test_a_call_that_we_placed_gets_another_session_too() -> None:
+    scene = Scene(replace(PLAN, outbound=OutboundPlan()))
+    scene.do(UP, ACK)
+    assert scene.do(LOST) == ["sound chime", "open"]
+    scene.do(AGAIN)
+    assert scene.record.trouble[0].outcome == "recovered"
+    assert scene.state.name == "TALKING"
+
+
+def test_a_call_that_nobody_has_answered_yet_is_not_held_up_for_a_session() -> None:
+    for before in ((), (UP,)):
+        scene = Scene(replace(PLAN, outbound=OutboundPlan()))
+        scene.do(*before)
+        assert "open" not in scene.do(LOST if before else UNREACHABLE)
+        assert scene.state.name in ("ENDING", "FINISHED")
+
+
+def test_a_result_that_comes_meanwhile_is_told_to_the_next() -> None:
+    scene = Scene(replace(PLAN, functions={"hours": FunctionPlan()})).up()
+    scene.do(created("r1"), done("r1", calls=[("hours", "c1")]))
+    scene.do(LOST)
+    assert scene.do(inputs.ToolDone("c1", "nine to five")) == []
+    assert scene.do(AGAIN) == ["sound", "function_call", "output c1", "create"]
+
+
+def test_before_the_answer_another_server_is_asked_while_it_rings() -> None:
+    scene = Scene(ladder(RECONNECT, SECOND))
+    assert scene.do(UNREACHABLE) == ["open 1"]
+    assert scene.do(AGAIN) == ["200"]
+    assert scene.record.trouble[0].outcome == "recovered"
+
+
+def test_before_the_answer_a_call_can_be_refused_as_the_route_says() -> None:
+    for rung, words in (
+        (Rung("busy"), "486 41"),
+        (Rung("redirect", transfer_to="sip:other@pbx"), "302 41"),
+        (Rung("hang_up"), "503 41 retry 5"),
+    ):
+        scene = Scene(ladder(RECONNECT, rung))
+        assert scene.do(UNREACHABLE) == ["close 1000 session_unreachable", words]
+        scene.do(OUR_END)
+        assert scene.record.ending is not None
+        assert scene.record.ending.sip_code == int(words[:3])
+
+
+def test_an_announcement_needs_a_call_that_is_answered() -> None:
+    scene = Scene(ladder(Rung("announcement", 4.0, "/sorry.wav"), Rung("hang_up")))
+    assert scene.do(UNREACHABLE) == ["200"]
+    assert scene.do(ACK) == ["media", "close 1000 session_unreachable", "sound /sorry.wav"]
+    assert "bye 41" in scene.at(scene.now + 4.1)
+
+
+def test_lost_before_the_ack() -> None:
+    scene = Scene(ladder(SECOND))
+    scene.do(UP)
+    assert scene.do(LOST) == ["open 1"]
+    assert scene.do(ACK) == ["media", "sound chime"]
+    assert scene.do(AGAIN) == ["sound"]
+    assert scene.state.name == "TALKING"
+
+
+def test_a_call_that_is_being_ended_is_not_rescued() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(created("r1"), audio("r1", "i1", 1000), audio_done("r1", "i1"))
+    scene.do(done("r1", calls=[("end_call", "c1")]))
+    assert "open" not in scene.do(LOST)
+
+
+def test_answered_at_once_the_caller_hears_the_announcement() -> None:
+    plan = replace(
+        ladder(Rung("announcement", 4.0, "/sorry.wav")), answer=AnswerPlan("at_once", "ringback")
+    )
+    scene = Scene(plan)
+    scene.do(ACK)
+    assert scene.do(UNREACHABLE)[-1:] == ["sound /sorry.wav"]
+
+
+# ---- before the maximum length
+
+
+def living(seconds: float, plan: CallPlan = PLAN) -> Scene:
+    """A session that the server ends after so long."""
+    scene = Scene(plan)
+    scene.do(inputs.SessionUp("sess_1", seconds), ACK)
+    return scene
+
+
+def test_before_the_end_of_a_session_another_takes_over_in_a_silence() -> None:
+    scene = living(3600.0)
+    scene.do(said(InputCommitted("u1")), said(InputTranscribed("u1", "What is open?")))
+    scene.do(created("r1"), said(AgentTranscriptDelta("r1", "i1", 0, "The desk is.")))
+    assert scene.at(3539.0) == []
+    assert scene.at(3540.5) == ["open spare"]
+    assert scene.do(inputs.SpareUp("sess_2", 3600.0)) == [], "the agent speaks"
+    scene.do(audio("r1", "i1", 1000), audio_done("r1", "i1"), done("r1"))
+    assert scene.listen(1200) == ["take over", "item What is open?", "item The desk is."]
+    assert scene.record.session_id == "sess_2"
+    assert scene.record.handovers == 1
+    assert scene.at(3540.5 + 3538) == []
+    assert "open spare" in scene.at(3541 + 3545), "and that one has its end, too"
+
+
+def test_where_nobody_is_silent_it_takes_over_at_the_last_moment() -> None:
+    scene = living(3600.0)
+    scene.at(3541.0, created("r1"), audio("r1", "i1", 200), inputs.SpareUp("sess_2", None))
+    scene.do(said(AgentTranscriptDelta("r1", "i1", 0, "A long story")))
+    assert scene.at(3596.0) == []
+    assert scene.at(3597.5) == ["take over", "item A long story …", "create"]
+
+
+def test_one_that_cannot_be_had_is_tried_for_again() -> None:
+    scene = living(3600.0)
+    assert scene.at(3540.5) == ["open spare"]
+    scene.do(inputs.SpareFailed("busy"))
+    assert scene.at(3569.9) == []
+    assert scene.at(3570.1) == ["open spare"]
+    scene.do(inputs.SpareFailed("busy"))
+    assert "open spare" not in scene.at(3599.0), "too late for a third"
+
+
+@pytest.mark.parametrize("left", [6.5, 29.0, 30.0, 59.0, 61.0, 90.0])
+def test_what_a_server_says_of_its_end_opens_no_session_more_often_than_in_thirty_seconds(
+    left: float,
+) -> None:
+    scene = living(left, replace(PLAN, rtp_timeout=0, max_call_seconds=36_000))
+    opened = []
+    while scene.now < 3600 and scene.record.ending is None:
+        if "open spare" in scene.at(scene.now + 0.5):
+            opened.append(scene.now)
+            scene.do(inputs.SpareUp(f"sess_{len(opened)}", left))
+    assert all(later - before >= 29.5 for before, later in pairwise(opened))
+    assert len(opened) <= 20
+    limited = scene.events.count("handover_limit")
+    assert limited == (1 if len(opened) == 20 else 0)
+
+
+def test_one_that_is_there_takes_over_at_once_when_the_other_is_lost() -> None:
+    scene = living(3600.0)
+    scene.at(3541.0, created("r1"))
+    scene.do(inputs.SpareUp("sess_2", None))
+    assert scene.do(LOST) == ["take over"]
+    assert scene.record.trouble == []
+
+
+def test_a_server_that_tells_no_end_gets_no_successor() -> None:
+    scene = Scene(PLAN).up()
+    assert "open spare" not in scene.at(3599.0)
+
+
+def test_a_call_of_seventy_minutes_loses_no_word() -> None:
+    """A question every twenty seconds, sessions of sixty minutes, and everything told."""
+    scene = living(3600.0)
+    words = []
+    for turn in range(210):
+        at = 20.0 * turn + 1
+        question, answer = f"Question number {turn}, please?", f"Answer number {turn} is this."
+        opened = scene.at(at, said(InputCommitted(f"u{turn}")))
+        if "open spare" in opened:
+            scene.do(inputs.SpareUp("sess_2", 3600.0))
+        scene.do(said(InputTranscribed(f"u{turn}", question)), created(f"r{turn}"))
+        scene.do(said(AgentTranscriptDelta(f"r{turn}", f"i{turn}", 0, answer)))
+        scene.do(audio(f"r{turn}", f"i{turn}", 2000), audio_done(f"r{turn}", f"i{turn}"))
+        scene.do(done(f"r{turn}"))
+        scene.listen(2100)
+        words += [question, answer]
+    assert scene.record.handovers == 1
+    where = scene.seen.index("take over")
+    given = [text.removeprefix("item ") for text in scene.seen[where:] if text.startswith("item ")]
+    assert given == words[: len(given)]
+    assert 340 < len(given) < 380, "an hour of it"
+    told = [one["text"] for one in scene.record.as_json()["transcript"]]
+    assert told == words
+
+
+# ---- known before
+
+
+def test_where_trouble_is_known_nobody_waits_to_find_out() -> None:
+    for rungs, seen in (
+        ((), ["close 1000 session_unreachable", "503 41 retry 5"]),
+        ((RECONNECT,), ["180", "close 1000 session_unreachable", "503 41 retry 5"]),
+        ((Rung("busy"),), ["180", "close 1000 session_unreachable", "486 41"]),
+        ((SECOND,), ["180", "open 1"]),
+    ):
+        scene = Scene(replace(PLAN, known_trouble="probe: no answer", on_trouble=rungs))
+        assert scene.seen == seen
+        assert "open" not in scene.seen
+
+
+# ---- a server that wants to be left alone
+
+
+def _busy(after: float) -> inputs.SessionFailed:
+    verdict = Verdict(Kind.RETRYABLE, "http 429", "too many requests for now", True)
+    return inputs.SessionFailed(verdict, "slow down", after)
+
+
+def test_the_next_step_is_taken_at_once_and_the_caller_told_when_to_come_back() -> None:
+    scene = Scene(replace(PLAN, on_trouble=(SECOND,)))
+    assert scene.do(_busy(30.0))[-1] == "open 1"
+    alone = Scene(replace(PLAN, on_trouble=()))
+    assert alone.do(_busy(29.5))[-1] == "503 41 retry 30"
+
+
+def test_in_a_call_the_server_is_left_alone_as_long_as_it_asks() -> None:
+    scene = Scene(PLAN).up()
+    scene.do(LOST)
+    scene.do(_busy(4.0))
+    assert "open" not in scene.at(scene.now + 3.9)
+    assert "open" in scene.at(scene.now + 0.2)

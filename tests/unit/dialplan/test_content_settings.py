@@ -1,0 +1,140 @@
+"""What a dialplan says of a call's content, images, and questions about words over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from pathlib import Path
+
+import pytest
+
+from gateway.call.rules.plan import GuardRule
+from gateway.config import ConfigError
+from gateway.dialplan import Route, load_dialplan
+from gateway.planning.content_plan import content_plan
+from gateway.tools import content_check as words
+from gateway.tools.http import HttpClient
+from gateway.tools.images import MAX_BYTES, ImageError, checked, data_uri
+from gateway.tools.runner import ToolCall
+from tests.support.http_service import Answer, http_service
+
+
+def route_of(folder: Path, text: str) -> Route:
+    (folder / "r.toml").write_text(f'[[route]]\nname = "r"\n{text}', encoding="utf-8")
+    (route,) = load_dialplan(folder, {}).routes
+    return route
+
+
+@pytest.mark.parametrize(
+    ("text", "fits", "not_fits"),
+    [
+        ('words = ["a b", "c++"]', ["an A  B, c", "in C++."], ["ab", "xa b", "c+ +"]),
+        ("pattern = '\\d{4}'", ["pin 1234"], ["pin 123"]),
+        ('words = ["größe"]', ["Die GRÖSSE", "GRÖßE"][1:], ["größen"]),
+    ],
+)
+def test_words_are_whole_and_of_any_case(
+    tmp_path: Path, text: str, fits: list[str], not_fits: list[str]
+) -> None:
+    (rule,) = content_plan(route_of(tmp_path, f'[[route.guard]]\nname = "g"\n{text}')).guards
+    assert rule.pattern is not None
+    assert [one for one in fits if not rule.pattern.search(one)] == []
+    assert [one for one in not_fits if rule.pattern.search(one)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "message"),
+    [
+        (
+            'guard = [{ name = "g", words = ["a"] }, { name = "g", words = ["b"] }]',
+            "guard[1].name",
+            "is there twice",
+        ),
+        (
+            'on_trouble = [{ do = "busy" }, { do = "reconnect" }]',
+            "on_trouble[1].do",
+            'is never reached: the "busy" before it ends the call',
+        ),
+        ('guard = [{ name = "g" }]', "guard[0].words", "is needed, or pattern, or url"),
+        ('guard = [{ name = "g", words = ["a"], pattern = "a" }]', "guard[0].pattern", "exclude"),
+        ('guard = [{ name = "g", pattern = "a*" }]', "guard[0].pattern", "fits everything"),
+        ('guard = [{ name = "g", pattern = "(" }]', "guard[0].pattern", "no regular expression"),
+        (
+            'guard = [{ name = "g", words = ["a"], action = "transfer" }]',
+            "guard[0].transfer_to",
+            'is needed for action = "transfer"',
+        ),
+        (
+            'guard = [{ name = "g", words = ["a"], action = "transfer", transfer_to = "x" }]',
+            "guard[0].transfer_to",
+            'there is no [[route.transfer]] "x"',
+        ),
+        ('rescue.transfer_to = "x"', "rescue.transfer_to", "there is no [[route.transfer]]"),
+        ('rescue.sound = "hum"', "rescue.sound", ""),
+        ('keep.how = "forget"', "keep.how", "'delete' or 'summary'"),
+        ("keep.turns = -1", "keep.turns", "greater than or equal to 0"),
+        ('afterwards.questions = { "A b" = "x" }', "afterwards.questions.A b", "a-z"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, key: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        route_of(tmp_path, text)
+    (problem,) = caught.value.problems
+    assert problem.key.replace('"', "") == f"route[0].{key}"
+    assert message in problem.message
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (Answer(body='{"allow": true}'), (True, "")),
+        (Answer(body='{"allow": false, "reason": "rude"}'), (False, "rude")),
+        (Answer(body='{"allow": "yes"}'), (None, "the answer was not understood")),
+        (Answer(body="<html>"), (None, "the answer was not understood")),
+        (Answer(status=500), (None, "nobody could be asked")),
+        (Answer(body='{"allow": false}', seconds=1.0), (None, "too late")),
+    ],
+)
+def test_somebody_is_asked_over_http(answer: Answer, verdict: words.Verdict) -> None:
+    async def asked(url: str) -> words.Verdict:
+        client = HttpClient(2)
+        rule = GuardRule(url=url, headers={"X-Key": "k"}, seconds=0.4, name="g")
+        call = ToolCall("key", "agent", "One sentence.", call="c1", route="r")
+        try:
+            return await words.ask(client, rule, call)
+        finally:
+            await client.close()
+
+    with http_service() as service:
+        service.answers = [answer]
+        assert asyncio.run(asked(service.url)) == verdict
+        (request,) = service.asked
+    assert request.headers["x-key"] == "k"
+    assert (request.json["who"], request.json["text"]) == ("agent", "One sentence.")
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("http://h/x.png", "must be a data URI"),
+        ("data:image/gif;base64,AAAA", "must be image/png or image/jpeg"),
+        ("data:image/png;base64,$$$$", "is no base64"),
+        ("data:image/jpeg;base64," + base64.b64encode(PNG).decode(), "its bytes do not"),
+        ("data:image/png;base64," + "A" * (2 * MAX_BYTES), "more than"),
+    ],
+)
+def test_what_is_no_image_is_refused(uri: str, why: str) -> None:
+    with pytest.raises(ImageError, match=why):
+        checked(uri)
+
+
+def test_images_are_known_by_their_bytes() -> None:
+    assert checked(data_uri(PNG)) == data_uri(PNG)
+    assert data_uri(b"\xff\xd8\xff" + bytes(9)).startswith("data:image/jpeg;base64,")
+    with pytest.raises(ImageError, match="neither PNG nor JPEG"):
+        data_uri(b"GIF89a")
+    with pytest.raises(ImageError, match="are allowed"):
+        data_uri(PNG + bytes(MAX_BYTES))

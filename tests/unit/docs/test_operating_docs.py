@@ -1,0 +1,93 @@
+"""What the page on operating and the units of systemd name is there."""
+
+from __future__ import annotations
+
+import re
+from configparser import RawConfigParser
+from pathlib import Path
+
+import click
+import pytest
+
+from gateway.app.workers.supervisor import OWN_END_SECONDS
+from gateway.call.ending import Why
+from gateway.cli import main as cli
+from gateway.config.models import LimitSettings
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+SOURCE = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "gateway").rglob("*.py"))
+UNITS = sorted((ROOT / "deploy" / "systemd").glob("gateway*.service"))
+
+
+def first_column(header: str) -> list[str]:
+    """The names in backticks that begin the rows of the table with this header."""
+    table = PAGE.partition(f"| {header} |")[2].partition("\n\n")[0]
+    rows = table.splitlines()[2:]
+    assert rows, header
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+
+
+def test_every_event_of_the_log_table_is_logged() -> None:
+    for event in first_column("event | means"):
+        # The machine names its events without the "call." that the bridge puts before them.
+        spellings = (f'"{event}"', f'"{event.removeprefix("call.")}"')
+        assert any(spelling in SOURCE for spelling in spellings), event
+
+
+LEVELLED = re.compile(r'log\.(?:info|warning|error)\(\s*"((?:call|realtime|tool|mcp)\.[a-z_]+)"')
+NOTED = re.compile(r'note\(\s*now,\s*"([a-z_]+)",\s*"(?:warning|error)"')
+
+
+def test_every_line_that_may_wake_somebody_is_in_the_table() -> None:
+    told = set(first_column("event | means"))
+    logged = set(LEVELLED.findall(SOURCE)) | {f"call.{name}" for name in NOTED.findall(SOURCE)}
+    assert len(logged) > 25
+    assert logged - told == set()
+
+
+def test_every_why_of_the_page_is_one() -> None:
+    told = set(first_column("why | look at"))
+    whys = {why.value for why in Why}
+    assert told <= whys
+    # What everybody understands who reads it.
+    assert whys - told == {
+        *("hung_up", "cancelled", "farewell", "transferred", "bridge_ended", "busy", "declined"),
+        *("no_answer", "no_such_number", "unobtainable"),
+    }
+
+
+def test_every_subject_of_the_doctor_is_found() -> None:
+    for subject in first_column("line | what it looks at"):
+        assert f'"{subject}"' in SOURCE, subject
+
+
+def unit(file: Path) -> RawConfigParser:
+    parser = RawConfigParser(strict=False)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.read(file, encoding="utf-8")
+    return parser
+
+
+@pytest.mark.parametrize("file", UNITS, ids=lambda file: file.name)
+def test_units_run_a_command_that_there_is(file: Path) -> None:
+    service = unit(file)["Service"]
+    program, name, *words = service["ExecStart"].split()
+    assert program.endswith("/gateway")
+    command = cli.main.commands[name]
+    words = ["0" if word == "%i" else word for word in words]
+    context = command.make_context("gateway run", words, resilient_parsing=False)
+    assert isinstance(context, click.Context)
+    is_template = "@" in file.name
+    assert context.params["worker"] == (0 if is_template else None)
+
+
+@pytest.mark.parametrize("file", UNITS, ids=lambda file: file.name)
+def test_units_leave_time_to_drain(file: Path) -> None:
+    stop = float(unit(file)["Service"]["TimeoutStopSec"])
+    assert stop > LimitSettings().drain_seconds + OWN_END_SECONDS
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", PAGE):
+        assert (ROOT / "docs" / target).exists(), target

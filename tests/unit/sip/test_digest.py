@@ -1,0 +1,169 @@
+"""Digest authentication of calls that come in: RFC 7616, and what forgers send."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.sip.ingress import digest
+from gateway.sip.ingress.bans import KNOWN_SECONDS, BanPolicy, Bans, is_scanner
+from gateway.sip.ingress.digest import DigestAuth, Outcome, parameters_of, response_of
+from tests.support.digest_answer import answer
+
+HOST = "192.0.2.7"
+
+
+def auth() -> DigestAuth:
+    return DigestAuth("gateway", ("MD5", "SHA-256"), 32.0, {"desk": "secret", "hall": "other"})
+
+
+def judged(
+    checker: DigestAuth, field: str, now: float = 1.0, source: str = HOST, message: bytes = b"m"
+) -> Outcome:
+    return checker.check([field], "INVITE", source, message, now).outcome
+
+
+def test_the_example_of_the_rfc() -> None:
+    """RFC 7616 section 3.9.1."""
+    given = {
+        "username": "Mufasa",
+        "realm": "http-auth@example.org",
+        "nonce": "7ypf/xlj9XXwfDPEoM4URrv/xwf94BcCAzFZH4GiTo0v",
+        "uri": "/dir/index.html",
+        "cnonce": "f2/wE4q74E6zIJEtWaHKaf5wv/H5QzzpXusqGemxURZJ",
+        "nc": "00000001",
+        "qop": "auth",
+    }
+    assert response_of(given, "MD5", "GET", "Circle of Life") == "8ca523f5e9506fed4657c9700eebdbec"
+    assert response_of(given, "SHA-256", "GET", "Circle of Life") == (
+        "753927fa0e85d155564e2e272a28d1802ca10daf4496794697cf8db5856cb6c1"
+    )
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_right_password(which: int) -> None:
+    checker = auth()
+    challenge = checker.challenge(HOST, 1.0)[which]
+    assert 'qop="auth"' in challenge
+    assert "stale" not in challenge
+    found = checker.check([answer(challenge)], "INVITE", HOST, b"m", 2.0)
+    assert (found.outcome, found.username) == (Outcome.GOOD, "desk")
+
+
+def test_nonce_counts() -> None:
+    """Each counts once; the same bytes again are a retransmission, for as long as there are any."""
+    checker = auth()
+    challenge = checker.challenge(HOST, 0.0)[0]
+    one, two = answer(challenge), answer(challenge, nc="00000002")
+    assert judged(checker, one, 1.0) is Outcome.GOOD
+    assert judged(checker, one, 2.0) is Outcome.GOOD
+    assert judged(checker, one, 2.0, message=b"another request") is Outcome.STALE
+    assert judged(checker, two, 3.0) is Outcome.GOOD
+    assert judged(checker, one, 3.0) is Outcome.STALE
+    assert judged(checker, two, 34.0) is Outcome.STALE
+
+
+def test_old_and_foreign_nonces() -> None:
+    checker = auth()
+    challenge = checker.challenge(HOST, 0.0)[0]
+    assert judged(checker, answer(challenge), 32.1) is Outcome.STALE
+    assert judged(checker, answer(challenge), 1.0, source="192.0.2.8") is Outcome.STALE
+    assert judged(auth(), answer(challenge), 1.0) is Outcome.STALE, "of a gateway before this one"
+    assert "stale=true" in checker.challenge(HOST, 0.0, stale=True)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({"password": "Secret"}, Outcome.WRONG),
+        ({"password": ""}, Outcome.WRONG),
+        ({"username": "nobody", "password": ""}, Outcome.WRONG),
+        ({"username": "hall"}, Outcome.WRONG),
+        ({"response": '""'}, Outcome.WRONG),
+        ({"qop": ""}, Outcome.WRONG),
+        ({"qop": "auth-int"}, Outcome.WRONG),
+        ({"cnonce": ""}, Outcome.WRONG),
+        ({"nc": "0000000g"}, Outcome.WRONG),
+        ({"nc": "00000000"}, Outcome.WRONG),
+        ({"nonce": '"1.2.3"'}, Outcome.FORGED),
+        ({"nonce": '"\u00e9"'}, Outcome.FORGED),
+        ({"realm": '"elsewhere"'}, Outcome.NONE),
+        ({"algorithm": "MD5-sess"}, Outcome.NONE),
+        ({"algorithm": "SHA-256"}, Outcome.WRONG),
+        ({"more": '"'}, Outcome.NONE),
+        ({"more": '"x" y'}, Outcome.NONE),
+    ],
+)
+def test_wrong_credentials(changes: Mapping[str, str], outcome: Outcome) -> None:
+    checker = auth()
+    challenge = checker.challenge(HOST, 0.0)[0]
+    assert judged(checker, answer(challenge, **changes)) is outcome
+
+
+def test_fields_that_are_none() -> None:
+    for text in ("", "Digest", "Basic abc", "Digest a=1, A=2", "Digest =x", "Digest x", "digestx"):
+        assert parameters_of(text) is None, text
+    assert parameters_of("Digest " + "a" * 4000) is None
+    assert parameters_of('DIGEST\tA = "q\\"\\\\x, y" ,b=2') == {"a": 'q"\\x, y', "b": "2"}
+
+
+@given(st.text(alphabet='Digest ",=\\ab\t', max_size=200))
+def test_any_text_is_read(text: str) -> None:
+    parameters_of("Digest " + text)
+    auth().check([f"Digest realm=gateway,{text}"], "INVITE", HOST, b"m", 1.0)
+
+
+def test_nonces_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest, "MAX_NONCES", 3)
+    checker = auth()
+    for _ in range(10):
+        assert judged(checker, answer(checker.challenge(HOST, 0.0)[0])) is Outcome.GOOD
+    assert len(checker._used) == 3
+
+
+def test_reading_takes_time_in_proportion() -> None:
+    """The dearest field of the longest length is read in no more than some 8 times the half."""
+
+    def took(size: int) -> float:
+        texts = [
+            'Digest a="' + "\\" * size,
+            "Digest " + 'a="",' * (size // 5),
+            "Digest a" + " " * size,
+        ]
+        began = time.process_time()
+        for _ in range(50):
+            for text in texts:
+                parameters_of(text)
+        return time.process_time() - began
+
+    assert took(1800) < 8 * took(900) + 0.05
+
+
+def test_bans() -> None:
+    bans = Bans(BanPolicy(after=3, window=10, seconds=100))
+    assert [bans.refused("a", at, surely=False) for at in (0.0, 1.0, 2.0)] == [False, False, True]
+    assert bans.drops("a", 3.0)
+    assert not bans.drops("b", 3.0)
+    assert bans.as_json(3.0) == [{"source": "a", "seconds": 99.0, "dropped": 1}]
+    assert not bans.drops("a", 102.0)
+    assert bans.as_json(102.0) == []
+    # Too far apart.
+    assert not any(bans.refused("c", at, surely=True) for at in (0.0, 1.0, 12.0, 13.0))
+    # Proved: what comes in its name does not count, what only it can send does.
+    bans.proved("d", 0.0)
+    assert not any(bans.refused("d", 1.0, surely=False) for _ in range(10))
+    assert [bans.refused("d", 1.0, surely=True) for _ in range(3)] == [False, False, True]
+    bans.proved("e", 0.0)
+    assert any(bans.refused("e", KNOWN_SECONDS + 1, surely=False) for _ in range(3))
+    assert not any(Bans(BanPolicy(after=0)).refused("a", 0.0, surely=True) for _ in range(99))
+
+
+def test_scanners() -> None:
+    assert is_scanner("friendly-scanner")
+    assert is_scanner(" SIPVicious/0.3")
+    assert not is_scanner("Asterisk PBX 22.1.0")
+    assert not is_scanner("")
