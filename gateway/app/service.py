@@ -74,7 +74,7 @@ class Service:
         self._toolbox = Toolbox(config, dialplan)
         realtime = config.realtime
         self._prober = Prober(
-            servers_of(config, dialplan), realtime.probe_seconds, realtime.connect_timeout
+            servers_of(config, dialplan), realtime.health_check_interval, realtime.connect_timeout
         )
         self._calls: set[Bridge] = set()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -109,7 +109,7 @@ class Service:
             config.callbacks, self.dial, self._toolbox.http, refusal=self._placing.promise_refusal
         )
         for route in dialplan.routes:
-            promise = function_of(route, self._callbacks, config.tools.seconds)
+            promise = function_of(route, self._callbacks, config.tools.timeout)
             if promise is not None:
                 self._toolbox.add(route.name, promise)
         operator = OperatorCommands(self._calls)
@@ -235,8 +235,8 @@ class Service:
 
     async def _shut_down(self) -> None:
         limits = self._config.limits
-        await self._notice(limits.drain_notice_seconds)
-        left = max(0.0, limits.drain_seconds - limits.drain_notice_seconds)
+        await self._notice(limits.min_drain_time)
+        left = max(0.0, limits.drain_timeout - limits.min_drain_time)
         await self._wait_idle(left, or_hurry=True)
         for bridge in tuple(self._calls):
             bridge.shut_down()

@@ -17,11 +17,11 @@ def budgets_of(config: Config, route: Route) -> Budgets:
     """What calls of ``route`` may spend."""
     base, own = config.cost.budget, route.budget
     return Budgets(
-        call=_limit(_either(own.call, base.call)),
-        number=_limit(_either(own.number, base.number)),
-        route=_limit(own.day or 0.0),
-        day=_limit(base.day),
-        warn_at=Decimal(str(_either(own.warn_at, base.warn_at))),
+        call=_limit(_either(own.per_call, base.per_call)),
+        number=_limit(_either(own.per_caller, base.per_caller)),
+        route=_limit(own.per_day or 0.0),
+        day=_limit(base.per_day),
+        warn_at=Decimal(str(_either(own.warning_threshold, base.warning_threshold))),
     )
 
 
@@ -29,8 +29,8 @@ def budget_plan(config: Config, route: Route) -> BudgetPlan:
     """What is said and done about them in a call."""
     base, own = config.cost.budget, route.budget
     return BudgetPlan(
-        warn=_either(own.warn, base.warn),
-        warn_respond=_either(own.warn_respond, base.warn_respond),
+        warn=_either(own.warning_message, base.warning_message),
+        warn_respond=_either(own.warning_response, base.warning_response),
         goodbye=_either(own.goodbye, base.goodbye),
         transfer_to=own.transfer_to or "",
     )

@@ -60,7 +60,7 @@ class Preparation:
         assert self._task is not None
         prepared = await asyncio.shield(self._task)
         data = self._match.route.data
-        if prepared.failure and data is not None and data.on_failure == "refuse":
+        if prepared.failure and data is not None and data.on_failure == "reject":
             verdict = Verdict(Kind.FATAL, "no_data", "the data of this call cannot be had", True)
             raise SetupFailed(verdict, Step.CREATED, prepared.failure)
         return prepared
@@ -114,10 +114,10 @@ async def fetch(match: Match, client: HttpClient) -> tuple[Any, str]:
         again=True,  # it asks for something, and does nothing
     )
     try:
-        async with asyncio.timeout(data.seconds):
+        async with asyncio.timeout(data.timeout):
             text = await client.send(request)
     except TimeoutError:
-        return None, f"no answer within {data.seconds:g} s"
+        return None, f"no answer within {data.timeout:g} s"
     except ToolError as error:
         return None, str(error)
     try:

@@ -168,7 +168,7 @@ class AnswerPlan:
 class InterruptionPlan:
     """Barge-in: see :class:`gateway.dialplan.turn_taking.Interruptions`."""
 
-    policy: str = "at_once"
+    mode: str = "immediate"
     """at_once, pause or never."""
     cough_ms: int = 250
     """Speech shorter than this is none."""

@@ -31,10 +31,10 @@ def _different(value: tuple[str, ...]) -> tuple[str, ...]:
 class AccessSettings(Section):
     """``[access]``: calls from no known trunk, and how many of them one source may make."""
 
-    unknown: Literal["auto", "allow", "refuse", "drop"] = "auto"
+    unknown_sources: Literal["auto", "allow", "reject", "drop"] = "auto"
     calls_per_second: Rate = 10.0
     burst: Annotated[int, Strict(), Field(ge=1), Typed] = 10
-    concurrent_calls: CountOrOff | None = None
+    max_concurrent_calls: CountOrOff | None = None
     realm: Annotated[str, AfterValidator(_realm)] = "sip-realtime-gateway"
     auth_algorithms: Annotated[
         tuple[Literal["MD5", "SHA-256"], ...], Field(min_length=1), AfterValidator(_different)
@@ -46,7 +46,9 @@ class AccessSettings(Section):
 
     def concurrent_of(self, max_calls: int) -> int:
         """Calls that one source of no trunk may have at a time, 0 for any number."""
-        return -(-max_calls // 2) if self.concurrent_calls is None else self.concurrent_calls
+        return (
+            -(-max_calls // 2) if self.max_concurrent_calls is None else self.max_concurrent_calls
+        )
 
 
 class ControlSettings(Section):

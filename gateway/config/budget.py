@@ -32,12 +32,12 @@ def _zone(value: str) -> str:
 class BudgetSettings(Section):
     """``[cost.budget]``: what may be spent, in the currency of the prices; 0 is no limit."""
 
-    call: Money = 0.0
-    number: Money = 0.0
-    day: Money = 0.0
-    warn_at: Part = 0.8
-    warn: Text = WRAP_UP
-    warn_respond: Flag = False
+    per_call: Money = 0.0
+    per_caller: Money = 0.0
+    per_day: Money = 0.0
+    warning_threshold: Part = 0.8
+    warning_message: Text = WRAP_UP
+    warning_response: Flag = False
     goodbye: Text = GOODBYE
 
 
@@ -45,6 +45,6 @@ class CostSettings(Section):
     """``[cost]``: the prices, and where the sums of a day are kept."""
 
     prices: FilePath | None = None
-    ledger: FilePath | None = None
+    state_file: FilePath | None = None
     timezone: Annotated[str, AfterValidator(_zone)] = ""
     budget: BudgetSettings = Field(default_factory=BudgetSettings)

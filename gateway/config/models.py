@@ -27,7 +27,7 @@ class DialplanSettings(Section):
     """``[dialplan]``: where the routes are."""
 
     folder: FilePath = Field(default=Path("dialplans"), validate_default=True)
-    unknown_settings: Literal["warn", "refuse"] = "warn"
+    unknown_session_fields: Literal["warn", "error"] = "warn"
 
 
 Redacted = Literal["numbers", "dtmf"]
@@ -75,9 +75,9 @@ class MediaSettings(Section):
 class LimitSettings(Section):
     """``[limits]``: how long a call may last, and a shutdown may take (s)."""
 
-    max_call_seconds: Seconds = 3600.0
-    drain_seconds: SecondsOrOff = 5.0
-    drain_notice_seconds: SecondsOrOff = 0.0
+    max_call_duration: Seconds = 3600.0
+    drain_timeout: SecondsOrOff = 5.0
+    min_drain_time: SecondsOrOff = 0.0
 
 
 class WorkerSettings(Section):
@@ -104,7 +104,7 @@ class Config(Section):
     control: ControlSettings = Field(default_factory=ControlSettings)
     outbound: OutboundSettings = Field(default_factory=OutboundSettings)
     trunk: tuple[TrunkSettings, ...] = ()
-    endpoint: tuple[EndpointSettings, ...] = ()
+    realtime_server: tuple[EndpointSettings, ...] = ()
     tools: ToolSettings = Field(default_factory=ToolSettings)
     callbacks: CallbackSettings = Field(default_factory=CallbackSettings)
 
@@ -116,10 +116,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _endpoints_differ(self) -> Self:
-        names = [one.name for one in self.endpoint]
+        names = [one.name for one in self.realtime_server]
         for number, name in enumerate(names):
             if name in names[:number]:
-                raise MisplacedError(("endpoint", number, "name"), "is there twice")
+                raise MisplacedError(("realtime_server", number, "name"), "is there twice")
         return self
 
     @model_validator(mode="after")
@@ -191,14 +191,14 @@ class Config(Section):
 
     @property
     def ledger(self) -> Path | None:
-        """Where the day's costs are kept: ``cost.ledger``, or else beside the records."""
+        """Where the day's costs are kept: ``cost.state_file``, or else beside the records."""
         folder = self.records.folder
-        return self.cost.ledger or (None if folder is None else folder / LEDGER_NAME)
+        return self.cost.state_file or (None if folder is None else folder / LEDGER_NAME)
 
     def secrets(self) -> tuple[str, ...]:
         """Every secret text, for a log filter that must let none of them through."""
         values: list[Any] = [self.realtime.api_key, *self.realtime.headers.values()]
-        for endpoint in self.endpoint:
+        for endpoint in self.realtime_server:
             values += [endpoint.api_key, *endpoint.headers.values()]
         values += [trunk.password for trunk in self.trunk]
         values += [trunk.inbound_auth.password for trunk in self.trunk if trunk.inbound_auth]

@@ -43,18 +43,18 @@ class OutboundSettings(Section):
 
     enabled: Flag = False
     country: Annotated[str, AfterValidator(_country)] = ""
-    allowed: Prefixes = ()
-    forbidden: Prefixes = ()
+    allowed_prefixes: Prefixes = ()
+    denied_prefixes: Prefixes = ()
     allowed_classes: Annotated[tuple[str, ...], AfterValidator(_classes)] = ()
-    max_concurrent: Count = 4
-    per_minute: Count = 10
-    max_call_seconds: Seconds = 1800.0
-    ring_seconds: Seconds = 45.0
+    max_concurrent_calls: Count = 4
+    max_calls_per_minute: Count = 10
+    max_call_duration: Seconds = 1800.0
+    ring_timeout: Seconds = 45.0
     early_media: Flag = False
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
-        if self.enabled and not self.allowed:
+        if self.enabled and not self.allowed_prefixes:
             raise MisplacedError(
                 ("allowed",),
                 'missing: with outbound.enabled, say where calls may go, like ["+49"]',

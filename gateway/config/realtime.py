@@ -1,4 +1,4 @@
-"""``[realtime]`` and ``[[endpoint]]``: the speech-to-speech servers."""
+"""``[realtime]`` and ``[[realtime_server]]``: the speech-to-speech servers."""
 
 from __future__ import annotations
 
@@ -101,9 +101,9 @@ class RealtimeSettings(Section):
     connect_timeout: Seconds = 8.0
     ping_interval: Seconds = 5.0
     ping_timeout: Seconds = 5.0
-    playout_seconds: Seconds = 600.0
-    handover_seconds: SecondsOrOff = 60.0
-    probe_seconds: SecondsOrOff = 0.0
+    max_playout_seconds: Seconds = 600.0
+    handover_before_expiry: SecondsOrOff = 60.0
+    health_check_interval: SecondsOrOff = 0.0
     truncate_margin_ms: Milliseconds = 0
     dialect: DialectName = "ga"
     audio: AudioName = "g711"
@@ -138,7 +138,7 @@ def _endpoint_name(value: str) -> str:
 
 
 class EndpointSettings(Section):
-    """One ``[[endpoint]]``: a server to turn to when another is in trouble; keys as above."""
+    """One ``[[realtime_server]]``: a server to turn to when another is in trouble; keys as above."""
 
     name: Annotated[str, AfterValidator(_endpoint_name)]
     url: Url

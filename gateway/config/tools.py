@@ -41,7 +41,7 @@ class McpServerSettings(Section):
     """``[[tools.mcp]]``: one server of the Model Context Protocol."""
 
     name: Annotated[str, AfterValidator(_server_name)]
-    run: Literal["gateway", "server"] = "gateway"
+    client: Literal["gateway", "provider"] = "gateway"
     url: HttpUrl | None = None
     connector_id: Text | None = None
     command: tuple[Text, ...] = ()
@@ -53,28 +53,28 @@ class McpServerSettings(Section):
     description: str = ""
     allowed_tools: tuple[Text, ...] = ()
     require_approval: Literal["always", "never"] | NeedsApproval = "never"
-    connect_seconds: Seconds = 10.0
-    seconds: Seconds = 20.0
-    after_seconds: SecondsOrOff = 0.0
-    say: str = ""
+    connect_timeout: Seconds = 10.0
+    timeout: Seconds = 20.0
+    filler_delay: SecondsOrOff = 0.0
+    filler_text: str = ""
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
         ways = [bool(self.url), bool(self.command), bool(self.connector_id)]
         if sum(ways) != 1:
             raise ValueError("must have one of url, command and connector_id")
-        if self.run == "server" and self.command:
+        if self.client == "provider" and self.command:
             raise MisplacedError(("command",), "the realtime server cannot run a command of ours")
-        if self.run == "gateway" and self.connector_id:
+        if self.client == "gateway" and self.connector_id:
             raise MisplacedError(
-                ("connector_id",), 'is known to the realtime server: run = "server"'
+                ("connector_id",), 'is known to the realtime server: client = "provider"'
             )
         if not self.command and self.env:
             raise MisplacedError(("env",), "means nothing without command")
-        if self.run == "gateway" and importlib.util.find_spec("mcp") is None:
+        if self.client == "gateway" and importlib.util.find_spec("mcp") is None:
             raise ValueError(
                 "needs the package mcp: pip install 'sip-realtime-gateway[mcp]', or let the "
-                'realtime server call it: run = "server"'
+                'realtime server call it: client = "provider"'
             )
         return self
 
@@ -116,10 +116,10 @@ class ToolSettings(Section):
     """``[tools]``: functions that are run by the gateway."""
 
     module: Text | None = None
-    folder: FilePath = Field(default=Path(), validate_default=True)
+    search_path: FilePath = Field(default=Path(), validate_default=True)
     threads: Count = 8
-    seconds: Seconds = 20.0
-    max_result: Annotated[Count, Field(le=200_000)] = 8000
+    timeout: Seconds = 20.0
+    max_result_chars: Annotated[Count, Field(le=200_000)] = 8000
     http_connections: Count = 50
     http_proxy: HttpUrl | None = None
     mcp: tuple[McpServerSettings, ...] = ()
@@ -142,8 +142,8 @@ class CallbackSettings(Section):
     """``[callbacks]``: what ``schedule_callback`` leads to."""
 
     file: FilePath | None = None
-    max_waiting: Count = 500
+    max_pending: Count = 500
     url: HttpUrl | None = None
     headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
-    dial: bool = False
-    late_seconds: Seconds = 900.0
+    auto_dial: bool = False
+    expire_after: Seconds = 900.0

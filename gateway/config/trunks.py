@@ -195,7 +195,7 @@ class TrunkSettings(Section):
     jb_max_ms: Annotated[Milliseconds, Field(le=2000)] | None = None
     jb_catch_up: Flag | None = None
     calls_per_second: Rate = 0.0
-    concurrent_calls: CountOrOff = 0
+    max_concurrent_calls: CountOrOff = 0
     inbound_auth: InboundAuthSettings | None = None
     certificate_names: tuple[Annotated[str, AfterValidator(_host_name)], ...] = ()
 

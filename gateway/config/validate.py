@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from gateway.config.problems import KeyPath, MisplacedError, Problem
+from gateway.config.renamed import RENAMED_KEYS, RENAMED_VALUES
 from gateway.config.source import Reference, TomlSource
 
 
@@ -72,6 +73,9 @@ def _message(
     loc = detail["loc"]
     if kind == "extra_forbidden":
         owner = _model_at(model, loc[:-1])
+        name = RENAMED_KEYS.get(_dotted(path))
+        if name is not None:
+            return f'unknown key; it is called "{name}" now'
         return "unknown key" + suggestion(str(loc[-1]), known_keys(owner) if owner else [])
     if kind == "missing":
         return "missing, and it has no default"
@@ -87,7 +91,16 @@ def _message(
         return text.removeprefix("Value error, ")
     text = text.replace("Input should be", "must be").replace("a valid ", "a ")
     text = text.replace("a integer", "an integer").replace("Tuple should", "must")
+    if kind == "literal_error":
+        value = _value_at(source.data, path)
+        name = RENAMED_VALUES.get((_dotted(path), value)) if isinstance(value, str) else None
+        if name is not None:
+            return f"{text} (is {value!r}, which is called {name!r} now)"
     return text + _as_written(_value_at(source.data, path), quote=kind == "literal_error")
+
+
+def _dotted(path: KeyPath) -> str:
+    return ".".join(part for part in path if isinstance(part, str))
 
 
 def _as_written(value: Any, quote: bool = False) -> str:

@@ -16,14 +16,15 @@ from gateway.dialplan.tools import Sound
 class Answer(Section):
     """``[route.answer]``: when a call is answered, and what its caller hears before the model."""
 
-    when: Literal["ready", "early", "at_once"] = "ready"
+    mode: Literal["when_ready", "early_media", "immediate"] = "when_ready"
     sound: Sound = "ringback"
-    whole: Flag = False
+    play_to_end: Flag = False
 
     @model_validator(mode="after")
     def _of_a_file(self) -> Self:
-        if self.whole and (self.when == "ready" or self.sound in BUILT_IN):
+        if self.play_to_end and (self.mode == "when_ready" or self.sound in BUILT_IN):
             raise MisplacedError(
-                ("whole",), 'needs when = "early" or "at_once", and a .wav file as sound'
+                ("play_to_end",),
+                'needs mode = "early_media" or "immediate", and a .wav file as sound',
             )
         return self

@@ -12,12 +12,12 @@ from gateway.config.values import Flag, Text
 class RouteBudget(Section):
     """In place of ``[cost.budget]``, for this route; ``day`` is for all calls of this route."""
 
-    call: Money | None = None
-    number: Money | None = None
-    day: Money | None = None
-    warn_at: Part | None = None
-    warn: Text | None = None
-    warn_respond: Flag | None = None
+    per_call: Money | None = None
+    per_caller: Money | None = None
+    per_day: Money | None = None
+    warning_threshold: Part | None = None
+    warning_message: Text | None = None
+    warning_response: Flag | None = None
     goodbye: Text | None = None
     transfer_to: Text | None = None
 

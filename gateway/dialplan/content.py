@@ -1,4 +1,4 @@
-"""``[[route.guard]]``, ``[route.rescue]``, ``[route.keep]``, ``[route.afterwards]``."""
+"""``[[route.guardrail]]``, ``[route.response_failure]``, ``[route.context]``, ``[route.post_call]``."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ MAX_QUESTIONS = 4
 
 
 class Guard(Section):
-    """One ``[[route.guard]]``: words that are not to be said, and what is done about them."""
+    """One ``[[route.guardrail]]``: words that are not to be said, and what is done about them."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     name: Text
-    who: Literal["agent", "caller", "both"] = "agent"
+    speaker: Literal["agent", "caller", "both"] = "agent"
     words: tuple[Text, ...] = ()
     pattern: Regex | None = None
     url: HttpUrl | None = None
     headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
-    seconds: Seconds = 1.0
+    timeout: Seconds = 1.0
     on_timeout: Literal["allow", "deny"] = "allow"
-    action: Literal["say", "end", "transfer"] = "say"
-    say: Text = "Sorry, I cannot talk about that."
+    action: Literal["replace", "end", "transfer"] = "replace"
+    replacement: Text = "Sorry, I cannot talk about that."
     transfer_to: Text | None = None
 
     @model_validator(mode="after")
@@ -68,29 +68,29 @@ class Guard(Section):
 
 
 class Rescue(Section):
-    """``[route.rescue]``: answers that fail, or that the server's content filter stops."""
+    """``[route.response_failure]``: answers that fail, or that the server's content filter stops."""
 
     retries: Annotated[int, Field(strict=True, ge=0, le=5)] = 1
-    say: Text = "Sorry, something went wrong. Could you say that again?"
-    filtered: Text = "Sorry, I cannot talk about that."
-    go_on: Flag = False
+    message: Text = "Sorry, something went wrong. Could you say that again?"
+    content_filter_message: Text = "Sorry, I cannot talk about that."
+    continue_incomplete: Flag = False
     sound: Sound = "chime"
-    sound_seconds: Seconds = 2.0
-    give_up: Count = 3
+    sound_duration: Seconds = 2.0
+    max_failures: Count = 3
     goodbye: Text = "I am sorry, this does not work at the moment. Goodbye."
     transfer_to: Text | None = None
 
 
 class Keep(Section):
-    """``[route.keep]``: how much of a long conversation the session keeps."""
+    """``[route.context]``: how much of a long conversation the session keeps."""
 
-    turns: Annotated[int, Field(strict=True, ge=0)] = 0
-    how: Literal["delete", "summary"] = "delete"
+    max_turns: Annotated[int, Field(strict=True, ge=0)] = 0
+    strategy: Literal["delete", "summarize"] = "delete"
     instructions: Text = (
         "Summarise this part of the telephone conversation in at most 150 words: what the caller "
         "wants, every name, number and date that was said, and what was agreed."
     )
-    seconds: Seconds = 15.0
+    timeout: Seconds = 15.0
 
 
 def _questions(value: Mapping[str, str]) -> Mapping[str, str]:
@@ -103,9 +103,9 @@ def _questions(value: Mapping[str, str]) -> Mapping[str, str]:
 
 
 class Afterwards(Section):
-    """``[route.afterwards]``: what the model is asked about a call at its end."""
+    """``[route.post_call]``: what the model is asked about a call at its end."""
 
-    questions: Annotated[
+    prompts: Annotated[
         Mapping[str, Text], AfterValidator(_questions), PlainSerializer(lambda value: dict(value))
     ] = Field(default_factory=lambda: MappingProxyType({}))
-    seconds: Seconds = 8.0
+    timeout: Seconds = 8.0

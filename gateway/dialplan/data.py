@@ -41,14 +41,14 @@ class RouteData(Section):
     url: HttpUrl
     method: Literal["GET", "POST"] = "GET"
     headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
-    seconds: Annotated[Seconds, Field(le=30)] = 2.0
+    timeout: Annotated[Seconds, Field(le=30)] = 2.0
     retries: Annotated[int, Strict(), Field(ge=0, le=3), Typed] = 0
-    on_failure: Literal["go_on", "refuse"] = "go_on"
+    on_failure: Literal["continue", "reject"] = "continue"
     defaults: Annotated[
         Mapping[str, Any], AfterValidator(_defaults), PlainSerializer(lambda value: dict(value))
     ] = Field(default_factory=lambda: MappingProxyType({}))
-    max_value: Annotated[Count, Field(le=100_000)] = 2000
-    lines: Flag = False
+    max_value_chars: Annotated[Count, Field(le=100_000)] = 2000
+    preserve_newlines: Flag = False
 
     def address(self, values: Mapping[str, str]) -> str:
         """The URL for a call with these variables; what they stand for cannot leave its place."""
@@ -66,8 +66,12 @@ class RouteData(Section):
             return ""
         if not isinstance(value, str):
             value = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-            return str(value)[: self.max_value]
-        return _lines(value, self.max_value) if self.lines else clean(value, self.max_value)
+            return str(value)[: self.max_value_chars]
+        return (
+            _lines(value, self.max_value_chars)
+            if self.preserve_newlines
+            else clean(value, self.max_value_chars)
+        )
 
 
 def _at(value: Any, name: str) -> Any:

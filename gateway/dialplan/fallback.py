@@ -1,4 +1,4 @@
-"""``[[route.on_trouble]]``: what is done when a call's session is lost or not to be had."""
+"""``[[route.fallback]]``: what is done when a call's session is lost or not to be had."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ from gateway.config.validate import Section
 from gateway.config.values import Seconds, Text
 from gateway.dialplan.tools import Sound
 
-_NEEDS = {"endpoint": "endpoint", "transfer": "to", "redirect": "to", "announcement": "sound"}
+_NEEDS = {"server": "server", "transfer": "to", "redirect": "to", "announcement": "sound"}
 _TAKES = {
-    "reconnect": ("seconds", "sound"),
-    "endpoint": ("seconds", "sound", "endpoint"),
-    "announcement": ("seconds", "sound"),
+    "reconnect": ("timeout", "sound"),
+    "server": ("timeout", "sound", "server"),
+    "announcement": ("timeout", "sound"),
     "transfer": ("to",),
     "redirect": ("to",),
     "busy": (),
-    "hang_up": (),
+    "hangup": (),
 }
-_ENDS = ("redirect", "busy", "hang_up")
+_ENDS = ("redirect", "busy", "hangup")
 
 
 class Rung(Section):
-    """One ``[[route.on_trouble]]``; they are taken in the order in which they stand."""
+    """One ``[[route.fallback]]``; they are taken in the order in which they stand."""
 
-    do: Literal["reconnect", "endpoint", "announcement", "transfer", "redirect", "busy", "hang_up"]
-    seconds: Seconds | None = None
+    action: Literal["reconnect", "server", "announcement", "transfer", "redirect", "busy", "hangup"]
+    timeout: Seconds | None = None
     sound: Sound | None = None
-    endpoint: Text | None = None
+    server: Text | None = None
     to: Text | None = None
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
-        needed = _NEEDS.get(self.do)
+        needed = _NEEDS.get(self.action)
         if needed is not None and getattr(self, needed) is None:
-            raise MisplacedError((needed,), f'is needed with do = "{self.do}"')
-        for key in ("seconds", "sound", "endpoint", "to"):
-            if getattr(self, key) is not None and key not in _TAKES[self.do]:
-                raise MisplacedError((key,), f'means nothing with do = "{self.do}"')
-        if self.do == "announcement" and self.sound in BUILT_IN:
+            raise MisplacedError((needed,), f'is needed with action = "{self.action}"')
+        for key in ("timeout", "sound", "server", "to"):
+            if getattr(self, key) is not None and key not in _TAKES[self.action]:
+                raise MisplacedError((key,), f'means nothing with action = "{self.action}"')
+        if self.action == "announcement" and self.sound in BUILT_IN:
             raise MisplacedError(("sound",), "must be the path of a .wav file")
-        if self.do == "redirect" and not (self.to or "").startswith(("sip:", "sips:", "tel:")):
+        if self.action == "redirect" and not (self.to or "").startswith(("sip:", "sips:", "tel:")):
             raise MisplacedError(("to",), 'must be a URI like "sip:1002@pbx.example"')
         return self
 
 
-DEFAULT = (Rung(do="reconnect"),)
+DEFAULT = (Rung(action="reconnect"),)
 """A call that is up gets another session, if one is to be had."""
 
 
 def in_order(rungs: tuple[Rung, ...]) -> None:
     """A rung that ends the call is the last. Raises MisplacedError, as seen from the route."""
     for number, before in enumerate(rungs[:-1], 1):
-        if before.do in _ENDS:
+        if before.action in _ENDS:
             raise MisplacedError(
                 ("on_trouble", number, "do"),
-                f'is never reached: the "{before.do}" before it ends the call',
+                f'is never reached: the "{before.action}" before it ends the call',
             )

@@ -58,13 +58,13 @@ class WebTool(Section):
         default_factory=lambda: MappingProxyType({})
     )
     parameters: Mapping[str, Any] | None = None
-    seconds: Seconds | None = None
+    timeout: Seconds | None = None
     retries: Annotated[int, Strict(), Field(ge=0, le=5), Typed] = 2
     idempotent: Flag = False
-    max_result: Annotated[Count, Field(le=200_000)] | None = None
-    after_seconds: SecondsOrOff = 0.0
-    say: str = ""
-    sound: Sound | None = None
+    max_result_chars: Annotated[Count, Field(le=200_000)] | None = None
+    filler_delay: SecondsOrOff = 0.0
+    filler_text: str = ""
+    filler_sound: Sound | None = None
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
@@ -79,7 +79,7 @@ class WebTool(Section):
         for name in names_in(self.url):
             if name.startswith(ARGUMENT) and name.removeprefix(ARGUMENT) not in known:
                 raise MisplacedError(("url",), f"there is no parameter for {{{name}}}")
-        if (self.say or self.sound) and not self.after_seconds:
+        if (self.filler_text or self.filler_sound) and not self.filler_delay:
             raise MisplacedError(("after_seconds",), "say and sound need a time, like 2.0")
         return self
 
@@ -122,9 +122,9 @@ class Approval(Section):
         AfterValidator(_conditions),
         PlainSerializer(lambda value: dict(value)),
     ] = Field(default_factory=lambda: MappingProxyType({}))
-    by: Literal["allow", "refuse", "caller", "http"]
-    seconds: Seconds = 20.0
-    say: Text = "Please confirm: {tool}. Press 1 for yes, or 2 for no."
+    policy: Literal["allow", "deny", "ask_caller", "ask_http"]
+    timeout: Seconds = 20.0
+    prompt: Text = "Please confirm: {tool}. Press 1 for yes, or 2 for no."
     url: HttpUrl | None = None
     headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
 
@@ -132,10 +132,12 @@ class Approval(Section):
     def _belong_together(self) -> Self:
         if self.tool == END_CALL:
             raise MisplacedError(("tool",), "needs no approval: see end_call.enabled")
-        if (self.by == "http") != (self.url is not None):
+        if (self.policy == "ask_http") != (self.url is not None):
             raise MisplacedError(
                 ("url",),
-                'is needed for by = "http"' if self.by == "http" else 'is for by = "http" only',
+                'is needed for policy = "ask_http"'
+                if self.policy == "ask_http"
+                else 'is for policy = "ask_http" only',
             )
         return self
 
@@ -167,7 +169,7 @@ class CollectDigits(Section):
     """``[route.collect_digits]``: the tool with which the model asks for keys."""
 
     enabled: Flag = False
-    seconds: Seconds = 15.0
+    timeout: Seconds = 15.0
     max_digits: Annotated[Count, Field(le=128)] = 32
     private: Flag = False
     description: Text = COLLECT_DESCRIPTION
@@ -179,7 +181,7 @@ class ScheduleCallback(Section):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     enabled: Flag = False
-    allow: Regex | None = None
+    allowed_numbers: Regex | None = None
     max_days: Annotated[Count, Field(le=366)] = 14
     route: Text | None = None
     trunk: Text | None = None

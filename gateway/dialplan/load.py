@@ -75,7 +75,7 @@ def dialplan_files(folder: Path) -> list[Path]:
 def load_dialplan(
     folder: Path,
     environ: Mapping[str, str] | None = None,
-    unknown: Literal["warn", "refuse"] = "warn",
+    unknown: Literal["warn", "error"] = "warn",
 ) -> Dialplan:
     """Read every ``*.toml`` of ``folder``; ``environ`` stands in for the process's environment.
 

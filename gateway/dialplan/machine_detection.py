@@ -1,4 +1,4 @@
-"""``[route.machines]``: what is done about a caller that is a machine."""
+"""``[route.machine_detection]``: what is done about a caller that is a machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.config.validate import Section
 from gateway.config.values import Count, Seconds, SecondsOrOff, Text
 from gateway.dialplan.values import Regex
 
-Action = Literal["off", "note", "say", "hang_up", "transfer"]
+Action = Literal["off", "log", "leave_message", "hangup", "transfer"]
 
 VOICEMAIL = (
     r"(?i)leave (me |us )?(a|your) (message|name)",
@@ -25,20 +25,20 @@ VOICEMAIL = (
 
 
 class Machines(Section):
-    """``[route.machines]``: hold music, voicemail greetings and bots; off unless asked for."""
+    """``[route.machine_detection]``: hold music, voicemail greetings and bots; off unless asked for."""
 
     music: Action = "off"
-    music_seconds: Annotated[Seconds, Field(ge=1)] = 20.0
-    music_say: Text = "Goodbye."
+    music_threshold: Annotated[Seconds, Field(ge=1)] = 20.0
+    music_message: Text = "Goodbye."
     voicemail: Action = "off"
-    greeting_seconds: Seconds = 8.0
-    voicemail_words: tuple[Regex, ...] = tuple(re.compile(one) for one in VOICEMAIL)
-    beep_seconds: Annotated[SecondsOrOff, Field(le=60)] = 5.0
-    voicemail_say: Text = "We tried to reach you, and will call again. Goodbye."
+    greeting_threshold: Seconds = 8.0
+    voicemail_patterns: tuple[Regex, ...] = tuple(re.compile(one) for one in VOICEMAIL)
+    beep_timeout: Annotated[SecondsOrOff, Field(le=60)] = 5.0
+    voicemail_message: Text = "We tried to reach you, and will call again. Goodbye."
     bot: Action = "off"
-    turns: Annotated[Count, Field(ge=4, le=64)] = 12
-    repeats: Annotated[Count, Field(ge=2, le=64)] = 3
-    bot_say: Text = "Goodbye."
+    bot_equal_turns: Annotated[Count, Field(ge=4, le=64)] = 12
+    bot_repeats: Annotated[Count, Field(ge=2, le=64)] = 3
+    bot_message: Text = "Goodbye."
     transfer_to: Text | None = None
 
     @property
@@ -50,7 +50,9 @@ class Machines(Section):
         """Raises MisplacedError where this could not work."""
         wanted = [kind for kind, action in self.actions.items() if action == "transfer"]
         if wanted and self.transfer_to is None:
-            raise MisplacedError(("machines", wanted[0]), "needs transfer_to in [route.machines]")
+            raise MisplacedError(
+                ("machine_detection", wanted[0]), "needs transfer_to in [route.machine_detection]"
+            )
         path = ("session", "audio", "input", "turn_detection")
         found: Any = session
         for part in path[1:]:
@@ -58,4 +60,6 @@ class Machines(Section):
                 return
             found = found[part]
         if found is None and set(self.actions.values()) != {"off"}:
-            raise MisplacedError(path, "is off, so there are no turns; [route.machines] needs them")
+            raise MisplacedError(
+                path, "is off, so there are no turns; [route.machine_detection] needs them"
+            )

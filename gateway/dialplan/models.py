@@ -134,12 +134,12 @@ def _one_key(value: str) -> str:
 
 
 class Digits(Section):
-    """``[route.digits]``: how keys that the caller presses become a message to the model."""
+    """``[route.dtmf]``: how keys that the caller presses become a message to the model."""
 
     enabled: Flag = True
-    terminator: Annotated[str, AfterValidator(_one_key)] = "#"
-    in_band: Flag = False
-    inter_digit_seconds: Seconds = 3.0
+    finish_on_key: Annotated[str, AfterValidator(_one_key)] = "#"
+    inband: Flag = False
+    inter_digit_timeout: Seconds = 3.0
     max_digits: Annotated[Count, Field(le=128)] = 32
     interrupt: Flag = True
     text: Text = "The caller pressed {digits} on the telephone keypad."
@@ -163,13 +163,13 @@ class EndCall(Section):
         "End the phone call. Use it when the caller says goodbye or asks to hang up, "
         "after you have said a short goodbye yourself."
     )
-    farewell_seconds: Seconds = 10.0
+    goodbye_timeout: Seconds = 10.0
 
 
 class RouteLimits(Section):
     """``[route.limits]``: in place of ``[limits]`` and ``[media]``, for this route (s)."""
 
-    max_call_seconds: Seconds | None = None
+    max_call_duration: Seconds | None = None
     rtp_timeout: SecondsOrOff | None = None
 
 
@@ -228,10 +228,10 @@ class Route(Section):
     ] = Field(default_factory=lambda: MappingProxyType({}))
     data: RouteData | None = None
     greeting: Greeting | None = None
-    digits: Digits = Field(default_factory=Digits)
+    dtmf: Digits = Field(default_factory=Digits)
     end_call: EndCall = Field(default_factory=EndCall)
     transfer: tuple[Transfer, ...] = ()
-    follow_refer: Regex | None = None
+    allowed_refer_to: Regex | None = None
     transfer_call: TransferCall = Field(default_factory=TransferCall)
     send_dtmf: SendDtmf = Field(default_factory=SendDtmf)
     limits: RouteLimits = Field(default_factory=RouteLimits)
@@ -241,12 +241,12 @@ class Route(Section):
     interruptions: Interruptions = Field(default_factory=Interruptions)
     idle: Idle = Field(default_factory=Idle)
     silence: Silence = Field(default_factory=Silence)
-    machines: Machines = Field(default_factory=Machines)
-    on_trouble: tuple[Rung, ...] = DEFAULT
-    guard: tuple[Guard, ...] = ()
-    rescue: Rescue = Field(default_factory=Rescue)
-    keep: Keep = Field(default_factory=Keep)
-    afterwards: Afterwards = Field(default_factory=Afterwards)
+    machine_detection: Machines = Field(default_factory=Machines)
+    fallback: tuple[Rung, ...] = DEFAULT
+    guardrail: tuple[Guard, ...] = ()
+    response_failure: Rescue = Field(default_factory=Rescue)
+    context: Keep = Field(default_factory=Keep)
+    post_call: Afterwards = Field(default_factory=Afterwards)
     records: RouteRecords = Field(default_factory=RouteRecords)
     realtime: RouteRealtime = Field(default_factory=RouteRealtime)
     tools: tuple[Text, ...] = ()
@@ -275,21 +275,21 @@ class Route(Section):
         for section, wanted in (
             ("budget", self.budget.transfer_to),
             ("idle", self.idle.transfer_to),
-            ("machines", self.machines.transfer_to),
-            ("rescue", self.rescue.transfer_to),
+            ("machine_detection", self.machine_detection.transfer_to),
+            ("response_failure", self.response_failure.transfer_to),
         ):
             self._transferable((section, "transfer_to"), wanted)
-        in_order(self.on_trouble)
-        for number, rung in enumerate(self.on_trouble):
-            if rung.do == "transfer":
+        in_order(self.fallback)
+        for number, rung in enumerate(self.fallback):
+            if rung.action == "transfer":
                 self._transferable(("on_trouble", number, "to"), rung.to)
-        for index, guard in enumerate(self.guard):
-            if guard.name in [before.name for before in self.guard[:index]]:
+        for index, guard in enumerate(self.guardrail):
+            if guard.name in [before.name for before in self.guardrail[:index]]:
                 raise MisplacedError(("guard", index, "name"), "is there twice")
             self._transferable(("guard", index, "transfer_to"), guard.transfer_to)
         self.interruptions.agree_with(self.session)
         self.idle.agree_with(self.session)
-        self.machines.agree_with(self.session)
+        self.machine_detection.agree_with(self.session)
         names = self.variable_names()
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -318,7 +318,7 @@ class Route(Section):
         return self
 
     def _transferable(self, path: KeyPath, wanted: str | None) -> None:
-        named = [one.name for one in self.transfer if one.allow is None]
+        named = [one.name for one in self.transfer if one.allowed_numbers is None]
         if wanted is not None and wanted.casefold() not in [name.casefold() for name in named]:
             raise MisplacedError(
                 path,
@@ -339,7 +339,7 @@ class Route(Section):
         yield from texts_in(self.session, ("session",))
         if self.greeting is not None:
             yield from texts_in(self.greeting.model_dump(exclude_none=True), ("greeting",))
-        yield ("digits", "text"), self.digits.text
+        yield ("dtmf", "text"), self.dtmf.text
         for key in ("ask", "goodbye"):
             yield ("idle", key), getattr(self.idle, key)
         for name, text in self.metadata.items():
@@ -349,7 +349,7 @@ class Route(Section):
         for index, tool in enumerate(self.tool):
             yield ("tool", index, "url"), tool.url
         for index, rule in enumerate(self.approval):
-            yield ("approval", index, "say"), rule.say
+            yield ("approval", index, "prompt"), rule.prompt
 
     def header_variables(self) -> frozenset[str]:
         """The variables of header fields that the texts ask for, as :func:`key_of` keeps them."""
@@ -381,7 +381,7 @@ class Route(Section):
             *_credentials(self.session),
             *(secrets_of(self.data.headers) if self.data is not None else ()),
             *(secret for tool in self.tool for secret in secrets_of(tool.headers)),
-            *(secret for one in self.guard for secret in secrets_of(one.headers)),
+            *(secret for one in self.guardrail for secret in secrets_of(one.headers)),
             *(secret for rule in self.approval for secret in secrets_of(rule.headers)),
         )
 

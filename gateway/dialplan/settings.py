@@ -23,7 +23,7 @@ def call_settings(config: Config, route: Route) -> CallSettings:
     limits = route.limits
     return CallSettings(
         realtime=_realtime(config.realtime, route),
-        max_call_seconds=_either(limits.max_call_seconds, config.limits.max_call_seconds),
+        max_call_seconds=_either(limits.max_call_duration, config.limits.max_call_duration),
         rtp_timeout=_either(limits.rtp_timeout, config.media.rtp_timeout),
     )
 

@@ -56,19 +56,19 @@ class Transfer(Section):
 
     name: Text
     to: Annotated[str, AfterValidator(_target)]
-    allow: Regex | None = None
+    allowed_numbers: Regex | None = None
     mode: Literal["blind", "attended", "bridge"] = "blind"
     description: str = ""
     trunk: Text | None = None
-    ring_seconds: Seconds = 30.0
+    ring_timeout: Seconds = 30.0
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
-        if (self.allow is not None) != ("{number}" in self.to):
+        if (self.allowed_numbers is not None) != ("{number}" in self.to):
             raise MisplacedError(
                 ("to",),
                 "must have {number} in it, for what allow allows"
-                if self.allow is not None
+                if self.allowed_numbers is not None
                 else "has {number} in it, but no allow says which numbers",
             )
         if self.mode == "blind" and self.trunk is not None:
@@ -94,7 +94,7 @@ class SendDtmf(Section):
     """``[route.send_dtmf]``: the tool with which the model presses keys."""
 
     enabled: Flag = False
-    how: Literal["auto", "rfc4733", "info"] = "auto"
+    mode: Literal["auto", "rfc4733", "info"] = "auto"
     description: Text = SEND_DTMF_DESCRIPTION
 
 
@@ -103,8 +103,8 @@ class Hold(Section):
     round.
     """
 
-    caller_audio: Literal["silence", "stop"] = "silence"
-    tool: Flag = False
+    session_audio: Literal["silence", "stop"] = "silence"
+    enabled: Flag = False
     sound: Sound = "chime"
-    max_seconds: Annotated[Seconds, Field(le=600)] = 60.0
+    max_duration: Annotated[Seconds, Field(le=600)] = 60.0
     description: Text = HOLD_DESCRIPTION

@@ -24,22 +24,26 @@ BACK_CHANNEL = (
 class Interruptions(Section):
     """``[route.interruptions]``: what happens when the caller speaks while the agent does."""
 
-    policy: Literal["at_once", "pause", "never"] = "at_once"
-    cough_ms: Milliseconds = 250
-    sure_ms: Milliseconds = 1500
-    wait_seconds: Seconds = 1.5
-    back_channel: tuple[Text, ...] = BACK_CHANNEL
-    protect_greeting: Flag = False
-    protect: tuple[Regex, ...] = ()
+    mode: Literal["immediate", "adaptive", "disabled"] = "immediate"
+    min_speech_ms: Milliseconds = 250
+    force_interrupt_ms: Milliseconds = 1500
+    transcript_timeout: Seconds = 1.5
+    backchannel_phrases: tuple[Text, ...] = BACK_CHANNEL
+    uninterruptible_greeting: Flag = False
+    uninterruptible_patterns: tuple[Regex, ...] = ()
 
     @property
     def by_gateway(self) -> bool:
         """The gateway decides, and the server is told to leave it."""
-        return self.policy != "at_once" or self.protect_greeting or bool(self.protect)
+        return (
+            self.mode != "immediate"
+            or self.uninterruptible_greeting
+            or bool(self.uninterruptible_patterns)
+        )
 
     def words(self) -> frozenset[str]:
         """The back channel, as :func:`gateway.call.playout.barge_in.words_of` splits texts."""
-        return frozenset(" ".join(words_of(text)) for text in self.back_channel)
+        return frozenset(" ".join(words_of(text)) for text in self.backchannel_phrases)
 
     def agree_with(self, session: Mapping[str, Any]) -> None:
         """Raises MisplacedError where the route's own session object says otherwise."""
@@ -66,15 +70,15 @@ class Interruptions(Section):
 class Idle(Section):
     """``[route.idle]``: a caller who says nothing."""
 
-    seconds: SecondsOrOff = 0.0
-    ask: Text = "Are you still there?"
-    times: Count = 2
+    timeout: SecondsOrOff = 0.0
+    prompt: Text = "Are you still there?"
+    max_prompts: Count = 2
     goodbye: Text = "I cannot hear you. Goodbye."
     transfer_to: Text | None = None
 
     def agree_with(self, session: Mapping[str, Any]) -> None:
         """Raises MisplacedError where the server is told to ask by itself, too."""
-        if self.seconds <= 0:
+        if self.timeout <= 0:
             return
         path = ("session", "audio", "input", "turn_detection", "idle_timeout_ms")
         found: Any = session

@@ -92,7 +92,7 @@ def sip_settings(config: Config) -> SipSettings:
         security=Security(media.srtp, media.srtp_keying),
         trunks=tuple(trunk_of(trunk, access.burst, media) for trunk in config.trunk),
         access=Access(
-            access.unknown,
+            access.unknown_sources,
             Limits(
                 access.calls_per_second,
                 access.burst,
@@ -138,7 +138,7 @@ def trunk_of(trunk: TrunkSettings, burst: int, media: MediaSettings) -> Trunk:
         expires=trunk.expires,
         options_interval=trunk.options_interval,
         jitter_buffer=_jitter_buffer(media.model_copy(update=own)) if own else None,
-        limits=Limits(trunk.calls_per_second, burst, trunk.concurrent_calls),
+        limits=Limits(trunk.calls_per_second, burst, trunk.max_concurrent_calls),
         inbound_auth=_credentials(trunk.inbound_auth),
         certificate_names=trunk.certificate_names,
     )
@@ -210,39 +210,39 @@ def call_plan(
     route, settings = match.route, call_settings(config, match.route)
     values = match.values
     session = _session(config, route, codec, values, toolbox)
-    digits = route.digits
+    digits = route.dtmf
     return CallPlan(
         route=route.name,
         codec=codec,
         greeting=_greeting(route, values),
         digits=DigitPlan(
             enabled=digits.enabled,
-            in_band=digits.in_band,
-            inter_digit_seconds=digits.inter_digit_seconds,
-            terminator=digits.terminator,
+            in_band=digits.inband,
+            inter_digit_seconds=digits.inter_digit_timeout,
+            terminator=digits.finish_on_key,
             max_digits=digits.max_digits,
             interrupt=digits.interrupt,
             text=lambda pressed: digits.render(" ".join(pressed), values),
         ),
-        farewell_seconds=route.end_call.farewell_seconds,
+        farewell_seconds=route.end_call.goodbye_timeout,
         max_call_seconds=settings.max_call_seconds,
         rtp_timeout=settings.rtp_timeout,
         answer=answer_plan(route),
-        silence_on_hold=route.hold.caller_audio == "silence",
+        silence_on_hold=route.hold.session_audio == "silence",
         server_interrupts=_server_interrupts(session),
         retry_after=retry_after,
         transfer=transfer_plan(route, config.trunk),
-        press=PressPlan(route.send_dtmf.enabled, route.send_dtmf.how),
+        press=PressPlan(route.send_dtmf.enabled, route.send_dtmf.mode),
         hold=hold_plan(route),
-        follow_refer=route.follow_refer,
+        follow_refer=route.allowed_refer_to,
         budget=budget_plan(config, route),
         interruptions=interruption_plan(route, session),
         idle=idle_plan(route, values),
         silence=silence_plan(route),
         server_responds=_server_responds(session),
         machines=machine_plan(route),
-        on_trouble=trouble_plan(route, [one.name for one in config.endpoint]),
-        handover_seconds=settings.realtime.handover_seconds,
+        on_trouble=trouble_plan(route, [one.name for one in config.realtime_server]),
+        handover_seconds=settings.realtime.handover_before_expiry,
         content=content_plan(route),
         listening=listening_session(session),
         truncate_margin_ms=settings.realtime.truncate_margin_ms,
@@ -260,8 +260,8 @@ def outbound_plan(config: Config, plan: CallPlan) -> CallPlan:
     caps = config.outbound
     return replace(
         plan,
-        max_call_seconds=min(plan.max_call_seconds, caps.max_call_seconds),
-        outbound=OutboundPlan(caps.ring_seconds, caps.early_media),
+        max_call_seconds=min(plan.max_call_seconds, caps.max_call_duration),
+        outbound=OutboundPlan(caps.ring_timeout, caps.early_media),
     )
 
 
@@ -306,10 +306,10 @@ def session_plan(
     realtime = call_settings(config, route).realtime
     return SessionPlan(
         endpoint=_endpoint(realtime, realtime, values),
-        others=tuple(_endpoint(other, realtime, values) for other in config.endpoint),
+        others=tuple(_endpoint(other, realtime, values) for other in config.realtime_server),
         settings=_session(config, route, codec, values, toolbox),
         connect_timeout=realtime.connect_timeout,
-        max_playout_frames=int(realtime.playout_seconds * 1000) // FRAME_MS,
+        max_playout_frames=int(realtime.max_playout_seconds * 1000) // FRAME_MS,
     )
 
 
@@ -318,8 +318,8 @@ def servers_of(config: Config, dialplan: Dialplan) -> list[Endpoint]:
     found: list[Endpoint] = []
     for route in dialplan.routes:
         plan = session_plan(config, route, Codec.PCMU)
-        used = {rung.endpoint for rung in route.on_trouble if rung.endpoint is not None}
-        named = zip(config.endpoint, plan.others, strict=True)
+        used = {rung.server for rung in route.fallback if rung.server is not None}
+        named = zip(config.realtime_server, plan.others, strict=True)
         found += [plan.endpoint, *(other for one, other in named if one.name in used)]
     return found
 

@@ -43,7 +43,7 @@ def load_all(
     dialplan = Dialplan(())
     if folder.is_dir():
         try:
-            unknown = "warn" if config is None else config.dialplan.unknown_settings
+            unknown = "warn" if config is None else config.dialplan.unknown_session_fields
             dialplan = load_dialplan(folder, environ, unknown)
         except ConfigError as error:
             problems += error.problems
@@ -114,7 +114,7 @@ def _data_late(config: Config, dialplan: Dialplan) -> list[Problem]:
     problems: list[Problem] = []
     for route in dialplan.routes:
         limit = call_settings(config, route).realtime.connect_timeout
-        if route.data is not None and route.data.seconds >= limit:
+        if route.data is not None and route.data.timeout >= limit:
             file, line = dialplan.origins[route.name]
             message = f"must be less than realtime.connect_timeout ({limit:g} s), its whole"
             problems.append(Problem(file, line, f"route {route.name}, data.seconds", message))
@@ -147,14 +147,14 @@ def _trunks_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
 
 def _endpoints_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
     """Routes that would turn to a server that is not there."""
-    known = [endpoint.name for endpoint in config.endpoint]
+    known = [endpoint.name for endpoint in config.realtime_server]
     problems: list[Problem] = []
     for route in dialplan.routes:
-        for rung in route.on_trouble:
-            if rung.endpoint is not None and rung.endpoint not in known:
+        for rung in route.fallback:
+            if rung.server is not None and rung.server not in known:
                 file, line = dialplan.origins[route.name]
-                message = f'there is no [[endpoint]] "{rung.endpoint}"'
-                message += suggestion(rung.endpoint, known)
+                message = f'there is no [[realtime_server]] "{rung.server}"'
+                message += suggestion(rung.server, known)
                 problems.append(Problem(file, line, f"route {route.name}, on_trouble", message))
     return problems
 
@@ -164,16 +164,20 @@ def _open_doors(config: Config) -> list[str]:
     advice: list[str] = []
     access = config.access
     public = [address for address in config.sip.listen if not is_inside(address.host)]
-    if access.unknown == "allow" and public:
-        unlimited = not access.calls_per_second and access.concurrent_calls == 0
+    if access.unknown_sources == "allow" and public:
+        unlimited = not access.calls_per_second and access.max_concurrent_calls == 0
         more = ", without a limit" if unlimited else ""
-        advice.append(f'access.unknown = "allow": anybody who reaches {public[0]} can call{more}')
-    elif access.unknown == "auto" and not config.trunk and public:
         advice.append(
-            f'access.unknown = "auto" and no trunk: whoever reaches {public[0]} from a private '
+            f'access.unknown_sources = "allow": anybody who reaches {public[0]} can call{more}'
+        )
+    elif access.unknown_sources == "auto" and not config.trunk and public:
+        advice.append(
+            f'access.unknown_sources = "auto" and no trunk: whoever reaches {public[0]} from a private '
             "network can call"
         )
-    if public and (access.unknown == "allow" or (access.unknown == "auto" and not config.trunk)):
+    if public and (
+        access.unknown_sources == "allow" or (access.unknown_sources == "auto" and not config.trunk)
+    ):
         advice += [
             f"access.{key} = 0: one source can take all calls"
             for key in ("calls_per_second", "concurrent_calls")
@@ -212,21 +216,23 @@ def _open_purses(config: Config, dialplan: Dialplan) -> list[str]:
     """What lets calls go anywhere, at our cost."""
     advice: list[str] = []
     outbound = config.outbound
-    if not outbound.country and (outbound.allowed or outbound.forbidden):
+    if not outbound.country and (outbound.allowed_prefixes or outbound.denied_prefixes):
         advice.append(
             "outbound.country is not set: 0900 and +49900 are not known to be the same, and calls "
             "abroad not to be such"
         )
-    for prefix in outbound.allowed:
+    for prefix in outbound.allowed_prefixes:
         if prefix in ("", "+", "0", "00"):
-            advice.append(f"outbound.allowed: {prefix!r} is the beginning of every number")
+            advice.append(f"outbound.allowed_prefixes: {prefix!r} is the beginning of every number")
     for route in dialplan.routes:
-        numbers = [(f"transfer {one.name!r}, allow", one.allow) for one in route.transfer]
-        numbers.append(("schedule_callback.allow", route.schedule_callback.allow))
+        numbers = [(f"transfer {one.name!r}, allow", one.allowed_numbers) for one in route.transfer]
+        numbers.append(
+            ("schedule_callback.allowed_numbers", route.schedule_callback.allowed_numbers)
+        )
         for where, pattern in numbers:
             if pattern is not None and all(pattern.fullmatch(one) for one in _ANY_NUMBER):
                 advice.append(f"route {route.name}, {where}: matches every number")
-        pattern = route.follow_refer
+        pattern = route.allowed_refer_to
         if pattern is not None and any(pattern.fullmatch(one) for one in _ANY_ADDRESS):
             advice.append(
                 f"route {route.name}, follow_refer: matches every address, so whoever calls can "
@@ -237,8 +243,8 @@ def _open_purses(config: Config, dialplan: Dialplan) -> list[str]:
 
 def _others(config: Config) -> str:
     """What becomes of calls that are no trunk's."""
-    if config.access.unknown != "auto":
-        return config.access.unknown
+    if config.access.unknown_sources != "auto":
+        return config.access.unknown_sources
     return "auto (refused)" if config.trunk else "auto (from private networks only)"
 
 
@@ -263,7 +269,10 @@ def _summary(path: Path, config: Config, dialplan: Dialplan) -> list[str]:
         f"  trunks    {trunks or 'none'}; other calls: {_others(config)}",
         f"  realtime  {realtime.url}, model {realtime.model}, {key}, "
         f"dialect {realtime.dialect}, audio {realtime.audio}",
-        *(f"  endpoint  {one.name}: {one.url}, model {one.model}" for one in config.endpoint),
+        *(
+            f"  endpoint  {one.name}: {one.url}, model {one.model}"
+            for one in config.realtime_server
+        ),
         f"  dialplan  {_count(len(dialplan.routes), 'route')} in {_count(files, 'file')}: "
         f"{names or 'none'}",
         *tool_summary(config, dialplan),
@@ -300,8 +309,8 @@ def _advice(config: Config, dialplan: Dialplan) -> list[str]:
         f"route {route.name}: the guard {guard.name} listens to the caller, whose words nobody "
         "writes down (session.audio.input.transcription does)"
         for route in enabled
-        for guard in route.guard
-        if guard.who != "agent" and not transcriber_of(route.session)
+        for guard in route.guardrail
+        if guard.speaker != "agent" and not transcriber_of(route.session)
     ]
     urls = {config.realtime.url} | {route.realtime.url for route in enabled if route.realtime.url}
     advice += [
@@ -335,18 +344,18 @@ def _region(url: str) -> str | None:
 
 def _other_regions(config: Config, routes: Sequence[Route]) -> list[str]:
     """Fallback servers that are not in the region of the server they stand in for."""
-    urls = {endpoint.name: endpoint.url for endpoint in config.endpoint}
+    urls = {endpoint.name: endpoint.url for endpoint in config.realtime_server}
     advice: list[str] = []
     for route in routes:
         home = _region(call_settings(config, route).realtime.url)
         if home in (None, "none"):
             continue
-        for rung in route.on_trouble:
-            url = urls.get(rung.endpoint or "", "")
+        for rung in route.fallback:
+            url = urls.get(rung.server or "", "")
             if url and _region(url) != home:
                 advice.append(
                     f"route {route.name}: its server keeps data in {home!r}, and the endpoint "
-                    f"{rung.endpoint} ({urlsplit(url).hostname}) does not"
+                    f"{rung.server} ({urlsplit(url).hostname}) does not"
                 )
     return advice
 

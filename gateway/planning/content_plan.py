@@ -8,34 +8,34 @@ from gateway.dialplan import Route
 
 def content_plan(route: Route) -> ContentPlan:
     """What must not be said, answers that fail, long conversations, questions at the end."""
-    rescue, keep, afterwards = route.rescue, route.keep, route.afterwards
+    rescue, keep, afterwards = route.response_failure, route.context, route.post_call
     return ContentPlan(
         guards=tuple(
             GuardRule(
-                who=one.who,
+                who=one.speaker,
                 pattern=one.regex(),
                 url=one.url or "",
                 headers={name: value.get_secret_value() for name, value in one.headers.items()},
-                seconds=one.seconds,
+                seconds=one.timeout,
                 on_timeout=one.on_timeout,
                 action=one.action,
-                say=one.say,
+                say=one.replacement,
                 transfer_to=one.transfer_to or "",
                 name=one.name,
             )
-            for one in route.guard
+            for one in route.guardrail
         ),
         rescue=RescuePlan(
-            say=rescue.say,
+            say=rescue.message,
             retries=rescue.retries,
-            filtered=rescue.filtered,
-            go_on=rescue.go_on,
+            filtered=rescue.content_filter_message,
+            go_on=rescue.continue_incomplete,
             sound=rescue.sound,
-            sound_seconds=rescue.sound_seconds,
-            give_up=rescue.give_up,
+            sound_seconds=rescue.sound_duration,
+            give_up=rescue.max_failures,
             goodbye=rescue.goodbye,
             transfer_to=rescue.transfer_to or "",
         ),
-        keep=KeepPlan(keep.turns, keep.how, keep.instructions, keep.seconds),
-        afterwards=AfterwardsPlan(afterwards.questions, afterwards.seconds),
+        keep=KeepPlan(keep.max_turns, keep.strategy, keep.instructions, keep.timeout),
+        afterwards=AfterwardsPlan(afterwards.prompts, afterwards.timeout),
     )

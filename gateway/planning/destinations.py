@@ -79,32 +79,33 @@ class OutboundCaps:
             return "outbound.enabled is false"
         if (rule := self.destination_refusal(to, on_demand, by_pattern)) is not None:
             return rule
-        if active >= caps.max_concurrent:
-            return f"outbound.max_concurrent = {caps.max_concurrent}"
+        if active >= caps.max_concurrent_calls:
+            return f"outbound.max_concurrent_calls = {caps.max_concurrent_calls}"
         while self._placed and self._placed[0] <= now - MINUTE:
             self._placed.popleft()
-        if len(self._placed) >= caps.per_minute:
-            return f"outbound.per_minute = {caps.per_minute}"
+        if len(self._placed) >= caps.max_calls_per_minute:
+            return f"outbound.max_calls_per_minute = {caps.max_calls_per_minute}"
         self._placed.append(now)
         return None
 
     def destination_refusal(self, to: str, on_demand: bool, by_pattern: bool) -> str | None:
         """Why nobody may be called there, whenever it is; None when it may be."""
         caps, number = self._settings, called(to, self._settings.country)
-        for prefix in sorted(caps.forbidden, key=len, reverse=True):
+        for prefix in sorted(caps.denied_prefixes, key=len, reverse=True):
             if matches(number, prefix, caps.country, all_readings=True):
-                return f"outbound.forbidden has {prefix!r}"
+                return f"outbound.denied_prefixes has {prefix!r}"
         if not (on_demand or by_pattern):
             return None
         # Where only a pattern says so, extensions and names need no more than that.
-        if on_demand or (caps.allowed and number.readings):
+        if on_demand or (caps.allowed_prefixes and number.readings):
             permitted = (
-                matches(number, one, caps.country, all_readings=False) for one in caps.allowed
+                matches(number, one, caps.country, all_readings=False)
+                for one in caps.allowed_prefixes
             )
             if not any(permitted):
-                return f"outbound.allowed has no beginning of {number.dialled!r}"
+                return f"outbound.allowed_prefixes has no beginning of {number.dialled!r}"
         closed = number.classes - set(caps.allowed_classes)
-        if named_country(caps.allowed, number, caps.country):
+        if named_country(caps.allowed_prefixes, number, caps.country):
             closed -= {"international"}
         if closed:
             return f"outbound.allowed_classes has no {min(closed)!r}"
@@ -113,11 +114,11 @@ class OutboundCaps:
     def promise_refusal(self, number: str, allow: re.Pattern[str] | None) -> str | None:
         """Why a call to this number may not be promised; None when it may.
 
-        Where ``outbound.allowed`` says nothing, ``allow`` of the route has to, the caller's own
+        Where ``outbound.allowed_prefixes`` says nothing, ``allow`` of the route has to, the caller's own
         number included: anybody can write any number into From.
         """
-        if self._settings.allowed:
+        if self._settings.allowed_prefixes:
             return self.destination_refusal(number, on_demand=True, by_pattern=False)
         if allow is None or not allow.fullmatch(number):
-            return "outbound.allowed is empty"
+            return "outbound.allowed_prefixes is empty"
         return self.destination_refusal(number, on_demand=False, by_pattern=True)

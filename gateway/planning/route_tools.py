@@ -49,7 +49,7 @@ def offers_of(config: Config, dialplan: Dialplan) -> dict[str, RouteOffer]:
 
 def module_tools(settings: ToolSettings) -> Mapping[str, PythonTool]:
     """The functions of ``tools.module``. Raises ToolModuleError."""
-    return python_tools(settings.module, settings.folder) if settings.module else {}
+    return python_tools(settings.module, settings.search_path) if settings.module else {}
 
 
 def problems(config: Config, dialplan: Dialplan, source: Problem) -> Iterator[Problem]:
@@ -90,10 +90,10 @@ def approval_rules(route: Route, values: Mapping[str, str]) -> tuple[ApprovalRul
     return tuple(
         ApprovalRule(
             tool=one.tool,
-            by=one.by,
+            by=one.policy,
             when=one.when,
-            seconds=one.seconds,
-            say=partial(_question, one.say, values),
+            seconds=one.timeout,
+            say=partial(_question, one.prompt, values),
         )
         for one in route.approval
     )
@@ -115,8 +115,8 @@ def _offer(
     return RouteOffer(
         python=tuple(tool for tool in python.values() if chosen(tool.name)),
         webhooks=tuple(_webhook(tool, settings) for tool in hooks),
-        mcp=tuple(server.name for server in servers if server.run == "gateway"),
-        passed_on=tuple(server for server in servers if server.run == "server"),
+        mcp=tuple(server.name for server in servers if server.client == "gateway"),
+        passed_on=tuple(server for server in servers if server.client == "provider"),
         operators={
             index: Operator(one.url, shown(one.headers))
             for index, one in enumerate(route.approval)
@@ -133,11 +133,11 @@ def _webhook(tool: WebTool, settings: ToolSettings) -> Webhook:
         method=tool.method,
         url=tool.url,
         headers=shown(tool.headers),
-        seconds=tool.seconds or settings.seconds,
+        seconds=tool.timeout or settings.timeout,
         retries=tool.retries,
         idempotent=tool.idempotent,
-        max_result=tool.max_result or settings.max_result,
-        waiting=Waiting(tool.after_seconds, tool.say, tool.sound or ""),
+        max_result=tool.max_result_chars or settings.max_result_chars,
+        waiting=Waiting(tool.filler_delay, tool.filler_text, tool.filler_sound or ""),
     )
 
 
@@ -153,11 +153,11 @@ def mcp_settings(server: McpServerSettings, settings: ToolSettings) -> McpSettin
         proxy=settings.http_proxy,
         command=server.command,
         env=shown(server.env),
-        folder=str(settings.folder),
+        folder=str(settings.search_path),
         allowed_tools=server.allowed_tools,
-        connect_seconds=server.connect_seconds,
-        seconds=server.seconds,
-        max_result=settings.max_result,
+        connect_seconds=server.connect_timeout,
+        seconds=server.timeout,
+        max_result=settings.max_result_chars,
         needs_approval=server.needs_approval,
-        waiting=Waiting(server.after_seconds, server.say),
+        waiting=Waiting(server.filler_delay, server.filler_text),
     )

@@ -46,10 +46,10 @@ def transfer_plan(route: Route, trunks: tuple[TrunkSettings, ...]) -> TransferPl
                 name=one.name,
                 to=_address(one, by_name),
                 mode=one.mode,
-                allow=one.allow,
+                allow=one.allowed_numbers,
                 description=one.description,
                 trunk=one.trunk or "",
-                ring_seconds=one.ring_seconds,
+                ring_seconds=one.ring_timeout,
             )
             for one in route.transfer
         ),
@@ -66,10 +66,10 @@ def _address(one: Transfer, trunks: Mapping[str, TrunkSettings]) -> str:
 def answer_plan(route: Route) -> AnswerPlan:
     """When it is answered, and what is heard before."""
     answer = route.answer
-    if answer.when == "ready":
+    if answer.mode == "ready":
         return AnswerPlan()
-    whole = wav_seconds(Path(answer.sound)) if answer.whole else 0.0
-    return AnswerPlan(answer.when, answer.sound, whole)
+    whole = wav_seconds(Path(answer.sound)) if answer.play_to_end else 0.0
+    return AnswerPlan(answer.mode, answer.sound, whole)
 
 
 def interruption_plan(route: Route, session: Mapping[str, Any]) -> InterruptionPlan:
@@ -78,13 +78,13 @@ def interruption_plan(route: Route, session: Mapping[str, Any]) -> InterruptionP
     detection = heard.get("turn_detection") or {}
     silence_ms = detection.get("silence_duration_ms", 0)
     return InterruptionPlan(
-        policy=given.policy,
-        cough_ms=given.cough_ms,
-        sure_ms=given.sure_ms,
-        wait_seconds=given.wait_seconds,
+        policy=given.mode,
+        cough_ms=given.min_speech_ms,
+        sure_ms=given.force_interrupt_ms,
+        wait_seconds=given.transcript_timeout,
         back_channel=given.words(),
-        protect_greeting=given.protect_greeting,
-        protect=given.protect,
+        protect_greeting=given.uninterruptible_greeting,
+        protect=given.uninterruptible_patterns,
         by_gateway=given.by_gateway,
         transcribed=bool(heard.get("transcription")),
         padding_ms=silence_ms + detection.get("prefix_padding_ms", 0),
@@ -112,30 +112,32 @@ def trouble_plan(route: Route, endpoints: Sequence[str]) -> tuple[Rung, ...]:
     """
     return tuple(
         Rung(
-            do=one.do,
-            seconds=one.seconds or _rung_seconds(one),
+            do=one.action,
+            seconds=one.timeout or _rung_seconds(one),
             sound=_rung_sound(one),
-            endpoint=0 if one.endpoint is None else endpoints.index(one.endpoint) + 1,
+            endpoint=0 if one.server is None else endpoints.index(one.server) + 1,
             transfer_to=one.to or "",
         )
-        for one in route.on_trouble
+        for one in route.fallback
     )
 
 
 def _rung_seconds(rung: RungSettings) -> float:
-    return wav_seconds(Path(rung.sound or "")) if rung.do == "announcement" else RECONNECT_SECONDS
+    return (
+        wav_seconds(Path(rung.sound or "")) if rung.action == "announcement" else RECONNECT_SECONDS
+    )
 
 
 def _rung_sound(rung: RungSettings) -> str:
-    tries = rung.do in ("reconnect", "endpoint")
+    tries = rung.action in ("reconnect", "server")
     return "chime" if tries and rung.sound is None else rung.sound or ""
 
 
 def idle_plan(route: Route, values: Mapping[str, str]) -> IdlePlan:
     """What is done about a caller who says nothing."""
     idle = route.idle
-    ask, goodbye = render(idle.ask, values), render(idle.goodbye, values)
-    return IdlePlan(idle.seconds, ask, idle.times, goodbye, idle.transfer_to or "")
+    ask, goodbye = render(idle.prompt, values), render(idle.goodbye, values)
+    return IdlePlan(idle.timeout, ask, idle.max_prompts, goodbye, idle.transfer_to or "")
 
 
 def silence_plan(route: Route) -> SilencePlan:
@@ -146,25 +148,29 @@ def silence_plan(route: Route) -> SilencePlan:
 
 def machine_plan(route: Route) -> MachinePlan:
     """What is done about a caller that is a machine."""
-    ours = route.machines
-    words = {"music": ours.music_say, "voicemail": ours.voicemail_say, "bot": ours.bot_say}
+    ours = route.machine_detection
+    words = {
+        "music": ours.music_message,
+        "voicemail": ours.voicemail_message,
+        "bot": ours.bot_message,
+    }
     return MachinePlan(
         ours.actions,
         words,
-        ours.music_seconds,
-        ours.greeting_seconds,
-        ours.voicemail_words,
-        ours.turns,
-        ours.repeats,
+        ours.music_threshold,
+        ours.greeting_threshold,
+        ours.voicemail_patterns,
+        ours.bot_equal_turns,
+        ours.bot_repeats,
         ours.transfer_to or "",
-        ours.beep_seconds,
+        ours.beep_timeout,
     )
 
 
 def hold_plan(route: Route) -> HoldPlan:
     """Whether and how the model may let the caller wait."""
     hold = route.hold
-    return HoldPlan(hold.tool, hold.sound, hold.max_seconds)
+    return HoldPlan(hold.enabled, hold.sound, hold.max_duration)
 
 
 def language_plan(route: Route, session: Mapping[str, Any] | None = None) -> LanguagePlan:
@@ -186,7 +192,7 @@ def language_plan(route: Route, session: Mapping[str, Any] | None = None) -> Lan
 def collect_plan(route: Route) -> CollectPlan:
     """Whether and how the model may ask for keys."""
     given = route.collect_digits
-    return CollectPlan(given.enabled, given.seconds, given.max_digits, given.private)
+    return CollectPlan(given.enabled, given.timeout, given.max_digits, given.private)
 
 
 def schedule_plan(route: Route) -> SchedulePlan:
@@ -201,7 +207,7 @@ def own_tools(route: Route, transfer: TransferPlan) -> list[dict[str, Any]]:
         definitions.end_call(route.end_call.description) if _ends_calls(route) else None,
         definitions.transfer_call(transfer, route.transfer_call.description),
         definitions.send_dtmf(
-            PressPlan(route.send_dtmf.enabled, route.send_dtmf.how), route.send_dtmf.description
+            PressPlan(route.send_dtmf.enabled, route.send_dtmf.mode), route.send_dtmf.description
         ),
         definitions.hold(hold_plan(route), route.hold.description),
         definitions.set_language(languages, route.set_language.description),

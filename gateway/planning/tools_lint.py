@@ -70,7 +70,7 @@ def _rules(route: Route, config: Config, functions: list[str]) -> Iterator[str]:
         if not of_mcp and not any(fnmatchcase(name, rule.tool) for name in known):
             yield f'route {route.name}: no tool fits the approval of "{rule.tool}"'
     dialect = call_settings(config, route).realtime.dialect
-    passed_on = [server.name for server in servers if server.run == "server"]
+    passed_on = [server.name for server in servers if server.client == "provider"]
     if passed_on and dialect != "ga":
         yield (
             f"route {route.name}: the dialect {dialect} knows no MCP; {', '.join(passed_on)} will "

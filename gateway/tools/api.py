@@ -41,7 +41,7 @@ class Options:
     name: str | None = None
     description: str | None = None
     seconds: float | None = None
-    """Deadline; None for ``tools.seconds``."""
+    """Deadline; None for ``tools.timeout``."""
     waiting: Waiting = field(default_factory=Waiting)
 
 
@@ -72,7 +72,7 @@ def tool(
     Args:
         name: for the model; the function's own by default.
         description: for the model; the first paragraph of the docstring by default.
-        seconds: deadline, in place of ``tools.seconds``.
+        seconds: deadline, in place of ``tools.timeout``.
         after_seconds: with ``say`` or ``sound``: when the caller hears that.
         say: words for the caller while they wait.
         sound: what they hear until the result is there.

@@ -44,7 +44,7 @@ class Toolbox:
         self._settings = config.tools
         self._offers = offers_of(config, dialplan)
         self._rules = {
-            route.name: tuple(one.seconds for one in route.approval) for route in dialplan.routes
+            route.name: tuple(one.timeout for one in route.approval) for route in dialplan.routes
         }
         self._threads = python.Threads(config.tools.threads)
         self.http = HttpClient(config.tools.http_connections, config.tools.http_proxy)
@@ -182,7 +182,7 @@ class Toolbox:
     def _made(self, offer: RouteOffer) -> dict[str, Function]:
         settings = self._settings
         made = [
-            python.function_of(tool, self._threads, settings.seconds, settings.max_result)
+            python.function_of(tool, self._threads, settings.timeout, settings.max_result_chars)
             for tool in offer.python
         ]
         made += [webhook.function_of(hook, self.http) for hook in offer.webhooks]

@@ -95,10 +95,10 @@ async def test_strangers_are_refused_and_told_once(runner: object, own_folder: P
         await gateway.gateway.wait("sip.refused")
         refused = gateway.gateway.all("sip.refused")
         assert len(refused) == 1
-        assert refused[0]["rule"] == 'access.unknown = "auto"'
+        assert refused[0]["rule"] == 'access.unknown_sources = "auto"'
         assert (refused[0]["source"], refused[0]["code"]) == ("127.0.0.2", 403)
         status = await gateway.status()
-        assert status["refused"] == {'access.unknown = "auto"': len(METHODS) + 1}
+        assert status["refused"] == {'access.unknown_sources = "auto"': len(METHODS) + 1}
         assert not list((own_folder / "records").glob("*")), "no record of a stranger"
         call = gateway.phone.call("1")
         call.invite()
@@ -116,7 +116,7 @@ async def test_drop_is_silence(runner: object, own_folder: Path) -> None:
             await settled(gateway)
             assert stranger.waiting() == []
         line = await gateway.gateway.wait("sip.refused")
-        assert (line["rule"], line["code"]) == ('access.unknown = "drop"', 0)
+        assert (line["rule"], line["code"]) == ('access.unknown_sources = "drop"', 0)
 
 
 async def test_auto_takes_this_machine_without_a_trunk(runner: object, own_folder: Path) -> None:
@@ -156,10 +156,10 @@ async def test_in_dialog_requests_may_come_from_elsewhere(runner: object, own_fo
 async def test_limits_of_a_source(runner: object, own_folder: Path) -> None:
     more = """
 [access]
-unknown = "allow"
+unknown_sources = "allow"
 calls_per_second = 0.01
 burst = 3
-concurrent_calls = 2
+max_concurrent_calls = 2
 """
     async with site(own_folder, more=more, routes=ANYBODY) as gateway:
         calls = []

@@ -21,12 +21,12 @@ WORLD = {
 socket = "gateway.sock"
 [outbound]
 enabled = true
-allowed = ["4"]
+allowed_prefixes = ["4"]
 [callbacks]
 file = "callbacks.json"
-dial = true
+auto_dial = true
 [access]
-unknown = "allow"
+unknown_sources = "allow"
 [[trunk]]
 name = "carrier"
 peers = ["127.0.0.1:${env:CALLBACK_PORT}"]
@@ -38,7 +38,7 @@ to = "^desk$"
 greeting.say = "Hello."
 [route.schedule_callback]
 enabled = true
-allow = "4[0-9]"
+allowed_numbers = "4[0-9]"
 route = "back"
 trunk = "carrier"
 

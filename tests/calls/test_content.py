@@ -18,7 +18,7 @@ ROUTE = """
 [[route]]
 name = "{name}"
 to = "^{name}$"
-on_trouble = []
+fallback = []
 [route.greeting]
 say = "Hello."
 {rules}
@@ -31,28 +31,28 @@ WORLD = {
             ROUTE.format(name="open", rules=""),
             ROUTE.format(
                 name="checked",
-                rules='[[route.guard]]\nname = "h"\nurl = "http://127.0.0.1:1/"\n'
+                rules='[[route.guardrail]]\nname = "h"\nurl = "http://127.0.0.1:1/"\n'
                 'on_timeout = "deny"\nsay = "No word of it."',
             ),
             ROUTE.format(
                 name="asked",
-                rules='[route.afterwards]\nquestions = { summary = "Sum up.", mood = "How?" }',
+                rules='[route.post_call]\nquestions = { summary = "Sum up.", mood = "How?" }',
             ),
-            ROUTE.format(name="kept", rules='[route.keep]\nturns = 2\nhow = "summary"'),
+            ROUTE.format(name="kept", rules='[route.context]\nturns = 2\nhow = "summary"'),
             ROUTE.format(
                 name="guarded",
-                rules='[[route.guard]]\nname = "g"\nwords = ["secret"]\nsay = "No word of it."',
+                rules='[[route.guardrail]]\nname = "g"\nwords = ["secret"]\nsay = "No word of it."',
             ),
             ROUTE.format(
                 name="listened",
                 rules="[route.session.audio.input.transcription]\n"
                 'model = "gpt-4o-transcribe"\n'
-                '[[route.guard]]\nname = "c"\nwho = "caller"\nwords = ["secret"]\n'
+                '[[route.guardrail]]\nname = "c"\nwho = "caller"\nwords = ["secret"]\n'
                 'say = "No word of it."',
             ),
             ROUTE.format(
                 name="rescued",
-                rules='[route.rescue]\nretries = 0\nsay = "Sorry."\ngive_up = 2\ngoodbye = "Bye."',
+                rules='[route.response_failure]\nretries = 0\nsay = "Sorry."\ngive_up = 2\ngoodbye = "Bye."',
             ),
         )
     ),

@@ -34,7 +34,7 @@ records.events = true
 [route.greeting]
 say = "Hello."
 [route.budget]
-day = 0.000001
+per_day = 0.000001
 goodbye = "Your time is up."
 """,
     "more": """

@@ -19,23 +19,23 @@ WORLD = {
 [[route]]
 name = "many"
 to = "^many$"
-[route.digits]
-terminator = "#"
+[route.dtmf]
+finish_on_key = "#"
 max_digits = 128
-inter_digit_seconds = 30
+inter_digit_timeout = 30
 
 [[route]]
 name = "hasty"
 to = "^hasty$"
-[route.digits]
-terminator = ""
-inter_digit_seconds = 0.4
+[route.dtmf]
+finish_on_key = ""
+inter_digit_timeout = 0.4
 text = "Keys: {digits}."
 
 [[route]]
 name = "four"
 to = "^four$"
-[route.digits]
+[route.dtmf]
 max_digits = 4
 
 [[route]]
@@ -43,7 +43,7 @@ name = "polite"
 to = "^polite$"
 [route.greeting]
 say = "Hello."
-[route.digits]
+[route.dtmf]
 interrupt = false
 
 [[route]]
@@ -51,7 +51,7 @@ name = "ignoring"
 to = "^ignoring$"
 [route.greeting]
 say = "Hello."
-[route.digits]
+[route.dtmf]
 enabled = false
 """
 }

@@ -21,7 +21,7 @@ WORLD = {
 name = "short"
 to = "^short$"
 [route.limits]
-max_call_seconds = 1.0
+max_call_duration = 1.0
 
 [[route]]
 name = "attentive"
@@ -35,7 +35,7 @@ to = "^brisk$"
 [route.greeting]
 say = "Hello."
 [route.end_call]
-farewell_seconds = 0.5
+goodbye_timeout = 0.5
 """
 }
 

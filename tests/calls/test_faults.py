@@ -22,7 +22,7 @@ to = "^brief$"
 [route.greeting]
 say = "Hello."
 [route.limits]
-max_call_seconds = 1.0
+max_call_duration = 1.0
 """,
 }
 

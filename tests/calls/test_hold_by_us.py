@@ -20,9 +20,9 @@ to = "^waiting$"
 [route.greeting]
 say = "Hello."
 [route.hold]
-tool = true
+enabled = true
 sound = "chime"
-max_seconds = 20
+max_duration = 20
 """
 }
 

@@ -21,8 +21,8 @@ WORLD = {
 [[route]]
 name = "listening"
 to = "^listening$"
-[route.digits]
-in_band = true
+[route.dtmf]
+inband = true
 
 [[route]]
 name = "pressing"
@@ -39,7 +39,7 @@ to = "^informing$"
 say = "Hello."
 [route.send_dtmf]
 enabled = true
-how = "info"
+mode = "info"
 """
 }
 

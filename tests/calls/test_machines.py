@@ -22,7 +22,7 @@ to = "^{name}$"
 say = "Hello."
 [route.session.audio.input.transcription]
 model = "whisper-1"
-[route.machines]
+[route.machine_detection]
 {rules}
 """
 

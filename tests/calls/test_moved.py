@@ -24,7 +24,7 @@ WORLD = {
 [[route]]
 name = "follows"
 to = "^follows$"
-follow_refer = 'sip:[a-z0-9-]+@127\\.0\\.0\\.1:{PORT}'
+allowed_refer_to = 'sip:[a-z0-9-]+@127\\.0\\.0\\.1:{PORT}'
 """,
 }
 

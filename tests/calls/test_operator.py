@@ -23,7 +23,7 @@ say = "Hello."
 [[route.transfer]]
 name = "front desk"
 to = "sip:1002@pbx.example"
-ring_seconds = 20
+ring_timeout = 20
 """,
     "more": """
 [control]

@@ -36,9 +36,9 @@ to = "^nobody$"
 say = "Hello, this is the hotel."
 [route.session.audio.input.transcription]
 model = "whisper-1"
-[route.machines]
-voicemail = "say"
-voicemail_say = "Your room is ready."
+[route.machine_detection]
+voicemail = "leave_message"
+voicemail_message = "Your room is ready."
 """,
     "more": """
 [control]
@@ -46,17 +46,17 @@ socket = "gateway.sock"
 [outbound]
 enabled = true
 country = "DE"
-allowed = ["answer", "busy", "away", "no", "full", "ring", "race", "early", "+", "00"]
-forbidden = ["00", "+882"]
-max_concurrent = 2
-per_minute = 60
-ring_seconds = 1.5
+allowed_prefixes = ["answer", "busy", "away", "no", "full", "ring", "race", "early", "+", "00"]
+denied_prefixes = ["00", "+882"]
+max_concurrent_calls = 2
+max_calls_per_minute = 60
+ring_timeout = 1.5
 early_media = true
 [[trunk]]
 name = "carrier"
 peers = ["127.0.0.9"]
 [access]
-unknown = "allow"
+unknown_sources = "allow"
 """,
 }
 
@@ -200,8 +200,8 @@ async def test_no_session_no_call(world: World, callee: CalledPhone) -> None:
 async def test_caps(world: World, callee: CalledPhone) -> None:
     for to, rule in [
         ("0049301234567", "has no host: name a trunk"),
-        (callee.uri("0049301234567"), "outbound.forbidden has '00'"),
-        (callee.uri("+8821234"), "outbound.forbidden has '+882'"),
+        (callee.uri("0049301234567"), "outbound.denied_prefixes has '00'"),
+        (callee.uri("+8821234"), "outbound.denied_prefixes has '+882'"),
     ]:
         with pytest.raises(RefusedError) as refused:
             await place(world, to)
@@ -228,7 +228,7 @@ async def test_the_command_line(world: World, callee: CalledPhone) -> None:
     for user, status, words in [
         ("answer", 0, "answered: farewell by model, SIP 200"),
         ("busy-486", 1, "not answered: busy by callee, SIP 486"),
-        ("0012345", 2, "not placed: outbound.forbidden has '00'"),
+        ("0012345", 2, "not placed: outbound.denied_prefixes has '00'"),
     ]:
         dial = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "gateway", "dial", callee.uri(user), "--route", "outward"),

@@ -10,7 +10,7 @@ WORLD = {
 [[route]]
 name = "away"
 to = "^away$"
-on_trouble = [{do = "redirect", to = "sip:desk@pbx.example"}]
+fallback = [{do = "redirect", to = "sip:desk@pbx.example"}]
 """,
 }
 

@@ -41,7 +41,7 @@ say = "Hello."
 [route.limits]
 rtp_timeout = 1.6
 [route.hold]
-caller_audio = "stop"
+session_audio = "stop"
 """,
 }
 

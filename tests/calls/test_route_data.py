@@ -25,15 +25,15 @@ to = "^known$"
 [route.data]
 url = "${env:CRM_URL}/callers/{from}?called={to}"
 headers = { X-Key = "${env:CRM_KEY}" }
-seconds = 5
+timeout = 5
 defaults = { customer.tier = "normal" }
 [route.metadata]
 tier = "{data.customer.tier}"
 caller = "{from}"
 [route.greeting]
 say = "Hello {data.customer.name|there}."
-[route.digits]
-inter_digit_seconds = 0.1
+[route.dtmf]
+inter_digit_timeout = 0.1
 text = "{data.customer.name|Somebody} pressed {digits}."
 [route.session]
 instructions = "Tier {data.customer.tier}, order {data.orders.0.id|none}, {data.customer}."
@@ -52,15 +52,15 @@ name = "strict"
 to = "^strict$"
 [route.data]
 url = "${env:CRM_URL}/callers/{from}"
-on_failure = "refuse"
-seconds = 0.3
+on_failure = "reject"
+timeout = 0.3
 """,
     "more": """
 [control]
 socket = "gateway.sock"
 [outbound]
 enabled = true
-allowed = ["answer"]
+allowed_prefixes = ["answer"]
 """,
 }
 

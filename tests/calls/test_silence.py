@@ -25,7 +25,7 @@ seconds = {TIMEOUT_S}
 [[route]]
 name = "no-steps"
 to = "^no-steps$"
-on_trouble = []
+fallback = []
 [route.greeting]
 say = "Hello."
 [route.silence]

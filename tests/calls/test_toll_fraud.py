@@ -28,9 +28,9 @@ def _transfer(mode: str) -> str:
 [[route.transfer]]
 name = "number {mode}"
 to = "sip:{{number}}@{AT}"
-allow = "[+0-9*#]+"
+allowed_numbers = "[+0-9*#]+"
 mode = "{mode}"
-ring_seconds = 3
+ring_timeout = 3
 """
 
 
@@ -44,7 +44,7 @@ WORLD = {
 [[route]]
 name = "follows"
 to = "^follows$"
-follow_refer = 'sips?:.*@127\\.0\\.0\\.[12](:[0-9]+)?(;.*)?'
+allowed_refer_to = 'sips?:.*@127\\.0\\.0\\.[12](:[0-9]+)?(;.*)?'
 
 [[route]]
 name = "office"
@@ -52,7 +52,7 @@ to = "^office$"
 greeting.say = "Hello."
 [route.schedule_callback]
 enabled = true
-allow = ".*"
+allowed_numbers = ".*"
 trunk = "carrier"
 [[route.transfer]]
 name = "hotline"
@@ -68,10 +68,10 @@ socket = "gateway.sock"
 [outbound]
 enabled = true
 country = "DE"
-allowed = ["+49", "+44"]
-forbidden = ["0900"]
-per_minute = 1000
-max_concurrent = 20
+allowed_prefixes = ["+49", "+44"]
+denied_prefixes = ["0900"]
+max_calls_per_minute = 1000
+max_concurrent_calls = 20
 [callbacks]
 file = "callbacks.json"
 [[trunk]]

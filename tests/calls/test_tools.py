@@ -32,7 +32,7 @@ command = [{json.dumps(sys.executable)}, {json.dumps(str(HERE / "mcp_double.py")
 env = {{ CRM_KEY = "${{env:TOOLS_SECRET}}" }}
 [[tools.mcp]]
 name = "docs"
-run = "server"
+client = "provider"
 url = "https://docs.example/mcp"
 authorization = "${{env:TOOLS_SECRET}}"
 require_approval = "always"
@@ -59,19 +59,19 @@ collect_digits = { enabled = true, seconds = 5, private = true }
 [[route.transfer]]
 name = "porter"
 to = "tel:+4930123456"
-ring_seconds = 2
+ring_timeout = 2
 [[route.approval]]
 tool = "refund"
 when = { amount = "^[0-9]{3,}$" }
-by = "http"
+policy = "ask_http"
 url = "${env:TOOLS_URL}/approve"
 [[route.approval]]
 tool = "refund"
-by = "caller"
-say = "Shall I give back {arg.amount} euros? Press 1 for yes, 2 for no."
+policy = "ask_caller"
+prompt = "Shall I give back {arg.amount} euros? Press 1 for yes, 2 for no."
 [[route.approval]]
 tool = "docs_*"
-by = "allow"
+policy = "allow"
 """,
 }
 

@@ -20,14 +20,14 @@ say = "Hello."
 [[route.transfer]]
 name = "front desk"
 to = "sip:1002@pbx.example;user=phone?Subject=hi"
-ring_seconds = 1.5
+ring_timeout = 1.5
 [[route.transfer]]
 name = "mobile"
 to = "tel:+49301234567"
 [[route.transfer]]
 name = "extensions"
 to = "sip:{number}@pbx.example"
-allow = "1[0-9]{3}"
+allowed_numbers = "1[0-9]{3}"
 """
 }
 

@@ -28,7 +28,7 @@ def _destination(name: str, user: str, mode: str) -> str:
 name = "{name}"
 to = "sip:{user}@127.0.0.1:{PORT}"
 mode = "{mode}"
-ring_seconds = 1.5
+ring_timeout = 1.5
 """
 
 

@@ -36,7 +36,7 @@ model = "whisper-1"
 [[route]]
 name = "elsewhere"
 to = "^elsewhere$"
-on_trouble = [{{do = "endpoint", endpoint = "backup"}}]
+fallback = [{{do = "endpoint", endpoint = "backup"}}]
 [route.greeting]
 say = "Hello."
 [route.realtime]
@@ -47,25 +47,25 @@ connect_timeout = 0.5
 [[route]]
 name = "sorry"
 to = "^sorry$"
-on_trouble = [{{do = "announcement", sound = "{{sorry}}"}}, {{do = "hang_up"}}]
+fallback = [{{do = "announcement", sound = "{{sorry}}"}}, {{do = "hang_up"}}]
 {PLACE}
 
 [[route]]
 name = "busy"
 to = "^busy$"
-on_trouble = [{{do = "busy"}}]
+fallback = [{{do = "busy"}}]
 {PLACE}
 
 [[route]]
 name = "away"
 to = "^away$"
-on_trouble = [{{do = "redirect", to = "sip:desk@pbx.example"}}]
+fallback = [{{do = "redirect", to = "sip:desk@pbx.example"}}]
 {PLACE}
 
 [[route]]
 name = "left"
 to = "^left$"
-on_trouble = []
+fallback = []
 {PLACE}
 """
 
@@ -84,7 +84,7 @@ def shared_world(
         folder / "own",
         routes=ROUTES.replace("{sorry}", str(sorry)),
         realtime="handover_seconds = 5",
-        more='[[endpoint]]\nname = "backup"\nurl = "{url}"',
+        more='[[realtime_server]]\nname = "backup"\nurl = "{url}"',
     )
     runner.run(made.start())
     yield made

@@ -23,17 +23,17 @@ WORLD = {
 [[route]]
 name = "follows"
 to = "^follows$"
-follow_refer = 'sip:[a-z0-9-]+@127\\.0\\.0\\.1:{PORT}'
+allowed_refer_to = 'sip:[a-z0-9-]+@127\\.0\\.0\\.1:{PORT}'
 """,
     "more": f"""
 [control]
 socket = "gateway.sock"
 [outbound]
 enabled = true
-allowed = ["busy", "1"]
-forbidden = ["00"]
-max_concurrent = 1
-ring_seconds = 5
+allowed_prefixes = ["busy", "1"]
+denied_prefixes = ["00"]
+max_concurrent_calls = 1
+ring_timeout = 5
 [[trunk]]
 name = "office"
 peers = ["127.0.0.1:{PORT}", "127.0.0.1"]
@@ -89,7 +89,7 @@ async def test_calls_that_a_refer_makes_are_counted(world: World, callee: Called
     refer(call, callee.uri("00495"))
     await call.until(lambda c: c.answers_to("REFER") == [603])
     line = await world.gateway.wait("gateway.call_not_placed")
-    assert "outbound.forbidden" in line["rule"]
+    assert "outbound.denied_prefixes" in line["rule"]
     refer(call, callee.uri("answer"))
     there = await callee.called()
     await call.hung_up()

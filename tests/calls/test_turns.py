@@ -36,9 +36,9 @@ to = "^idle$"
 [route.greeting]
 say = "Hello."
 [route.idle]
-seconds = 0.6
-ask = "Are you there?"
-times = 1
+timeout = 0.6
+prompt = "Are you there?"
+max_prompts = 1
 goodbye = "Bye then."
 """,
         )

@@ -36,7 +36,7 @@ def _transfer(name: str, mode: str) -> str:
 name = "{name} {mode}"
 to = "{UNREACHABLE[name]}"
 mode = "{mode}"
-ring_seconds = 3
+ring_timeout = 3
 """
 
 
@@ -50,7 +50,7 @@ to = "^nobody$"
 [[route]]
 name = "follows"
 to = "^follows$"
-follow_refer = '.*'
+allowed_refer_to = '.*'
 [[route]]
 name = "office"
 to = "^office$"
@@ -63,10 +63,10 @@ say = "Hello."
 socket = "gateway.sock"
 [outbound]
 enabled = true
-allowed = ["x"]
-per_minute = 1000
-max_concurrent = 1
-ring_seconds = 3
+allowed_prefixes = ["x"]
+max_calls_per_minute = 1000
+max_concurrent_calls = 1
+ring_timeout = 3
 """,
 }
 

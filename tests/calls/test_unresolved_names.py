@@ -22,10 +22,10 @@ say = "Hello."
 """
 MORE = """
 [access]
-unknown = "{unknown}"
+unknown_sources = "{unknown}"
 [outbound]
 enabled = true
-allowed = ["answer"]
+allowed_prefixes = ["answer"]
 """
 
 

@@ -27,7 +27,7 @@ listen = ["udp:{host}:{port}"]
 rtp_ports = [42000, 42399]
 max_calls = {max_calls}
 [access]
-concurrent_calls = 0
+max_concurrent_calls = 0
 [realtime]
 url = "{url}"
 [dialplan]
@@ -37,8 +37,8 @@ level = "debug"
 [workers]
 count = {workers}
 [limits]
-drain_seconds = 20
-drain_notice_seconds = 2.5
+drain_timeout = 20
+min_drain_time = 2.5
 """
 
 _ROUTES = """

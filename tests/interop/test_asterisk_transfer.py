@@ -58,7 +58,7 @@ OUTBOUND = """
 socket = "gateway.sock"
 [outbound]
 enabled = true
-allowed = ["2"]
+allowed_prefixes = ["2"]
 """
 
 

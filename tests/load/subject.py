@@ -27,7 +27,7 @@ rtp_ports = [{low}, {high}]
 max_calls = {max_calls}
 [access]
 calls_per_second = 0
-concurrent_calls = 0
+max_concurrent_calls = 0
 [realtime]
 url = "ws://127.0.0.1:{port}/v1/realtime"
 model = "bulk"
@@ -37,8 +37,8 @@ folder = "dialplan"
 format = "json"
 level = "info"
 [limits]
-drain_seconds = 0
-max_call_seconds = {max_call_seconds}
+drain_timeout = 0
+max_call_duration = {max_call_seconds}
 """
 
 _ROUTE = """\

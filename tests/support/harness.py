@@ -46,14 +46,14 @@ folder = "records"
 [log]
 level = "{log_level}"
 [limits]
-drain_seconds = {drain_seconds}
+drain_timeout = {drain_seconds}
 {more}
 """
 
 NO_LIMITS = """
 [access]
 calls_per_second = 0
-concurrent_calls = 0
+max_concurrent_calls = 0
 """
 
 TRUSTED = """
@@ -67,14 +67,14 @@ ROUTES = """
 [[route]]
 name = "plain"
 to = "^plain$"
-on_trouble = []
+fallback = []
 [route.session]
 instructions = "Talk."
 
 [[route]]
 name = "greeted"
 to = "^greeted$"
-on_trouble = []
+fallback = []
 [route.greeting]
 say = "Hello."
 """

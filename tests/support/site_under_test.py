@@ -34,7 +34,7 @@ folder = "records"
 [log]
 level = "debug"
 [limits]
-drain_seconds = 0
+drain_timeout = 0
 [control]
 socket = "control"
 {more}

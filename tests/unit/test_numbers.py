@@ -47,7 +47,9 @@ PREMIUM = (
 @pytest.mark.parametrize("to", PREMIUM)
 def test_a_premium_number_however_it_is_written(to: str) -> None:
     home = OutboundCaps(
-        OutboundSettings(enabled=True, country="DE", allowed=("+49", "0", "00", "+", "*", "#"))
+        OutboundSettings(
+            enabled=True, country="DE", allowed_prefixes=("+49", "0", "00", "+", "*", "#")
+        )
     )
     refused = home.refusal(to, 0, 0.0, on_demand=True)
     assert refused is not None
@@ -55,11 +57,13 @@ def test_a_premium_number_however_it_is_written(to: str) -> None:
     for by_pattern in (False, True):
         for country in ("DE", ""):
             caps = OutboundCaps(
-                OutboundSettings(enabled=True, country=country, allowed=("",), forbidden=("0900",))
+                OutboundSettings(
+                    enabled=True, country=country, allowed_prefixes=("",), denied_prefixes=("0900",)
+                )
             )
             rule = caps.refusal(to, 0, 0.0, on_demand=False, by_pattern=by_pattern)
             if country or not to.startswith("4990"):  # nobody could know
-                assert rule == "outbound.forbidden has '0900'", (country, rule)
+                assert rule == "outbound.denied_prefixes has '0900'", (country, rule)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +100,7 @@ def test_a_premium_number_however_it_is_written(to: str) -> None:
     ],
 )
 def test_classes(to: str, country: str, rule: str | None) -> None:
-    caps = OutboundCaps(OutboundSettings(enabled=True, country=country, allowed=("",)))
+    caps = OutboundCaps(OutboundSettings(enabled=True, country=country, allowed_prefixes=("",)))
     found = caps.refusal(to, 0, 0.0, on_demand=True)
     assert found == (None if rule is None else f"outbound.allowed_classes has no {rule}")
 
@@ -121,7 +125,7 @@ def test_classes(to: str, country: str, rule: str | None) -> None:
     ],
 )
 def test_permitted_destinations(allowed: tuple[str, ...], to: str, permitted: bool) -> None:
-    settings = OutboundSettings(country="DE", allowed=allowed)
+    settings = OutboundSettings(country="DE", allowed_prefixes=allowed)
     rule = OutboundCaps(settings).destination_refusal(to, on_demand=True, by_pattern=False)
     assert (rule is None) is permitted, rule
 
@@ -129,19 +133,21 @@ def test_permitted_destinations(allowed: tuple[str, ...], to: str, permitted: bo
 def test_a_country_that_shares_its_code() -> None:
     """``+1`` names no island whose numbers cost a dollar a minute."""
     for allowed, permitted in ((("+1",), False), (("+1876",), True)):
-        settings = OutboundSettings(country="US", allowed=allowed)
+        settings = OutboundSettings(country="US", allowed_prefixes=allowed)
         rule = OutboundCaps(settings).destination_refusal("+18765551234", True, False)
         assert (rule is None) is permitted
 
 
 def test_classes_that_are_opened() -> None:
-    settings = OutboundSettings(country="DE", allowed=("0900",), allowed_classes=("premium_rate",))
+    settings = OutboundSettings(
+        country="DE", allowed_prefixes=("0900",), allowed_classes=("premium_rate",)
+    )
     assert OutboundCaps(settings).destination_refusal("+499001234567", True, False) is None
 
 
 def test_who_chose_the_number() -> None:
     """What the dialplan says itself is only held against what is denied."""
-    settings = OutboundSettings(country="DE", allowed=("+49",), forbidden=("0900",))
+    settings = OutboundSettings(country="DE", allowed_prefixes=("+49",), denied_prefixes=("0900",))
     caps = OutboundCaps(settings)
     abroad, extension = "tel:+442079460000", "sip:1002@pbx"
     assert caps.destination_refusal(abroad, False, False) is None

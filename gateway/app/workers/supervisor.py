@@ -247,7 +247,7 @@ def supervise(config: Config, file: Path, reopen_log: Callable[[], None]) -> int
             command,
             config.workers.count,
             max_restarts=config.workers.max_restarts,
-            drain_seconds=max(config.limits.drain_seconds, config.limits.drain_notice_seconds),
+            drain_seconds=max(config.limits.drain_timeout, config.limits.min_drain_time),
             reopen_log=reopen_log,
         )
         return await supervisor.run()

@@ -26,7 +26,7 @@ class Opening:
     @property
     def at_once(self) -> bool:
         """The 200 goes out before the model is ready."""
-        return self._plan.when == "at_once"
+        return self._plan.mode == "immediate"
 
     def begin(self, now: float) -> list[Output]:
         """The INVITE has a route."""
@@ -36,7 +36,7 @@ class Opening:
             return [Answer(), self._journal.note(now, "answered", "info"), *self._sound()]
         times.ringing = self._journal.ms(now)
         note = self._journal.note(now, "ringing", "info")
-        if self._plan.when != "early":
+        if self._plan.mode != "early_media":
             return [note, Ring()]
         self._began = now
         return [note, Progress(), *self._sound()]

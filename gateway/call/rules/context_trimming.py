@@ -135,7 +135,7 @@ class Keeping:
         talk = self._talk
         there = [item_id for item_id in old if item_id in self._items]
         outputs: list[Output] = []
-        how = "summary" if summary else "delete"
+        how = "summarize" if summary else "delete"
         if summary:
             item = {"id": f"{SUMMARY_ITEM}{self._summaries}", **message("system", _TOLD + summary)}
             outputs.append(Send(CreateItem(item, after="root")))

@@ -181,7 +181,7 @@ class Machines:
         outputs: list[Output] = [
             talk.journal.note(now, "machine", "warning", kind=kind, action=action, why=evidence)
         ]
-        if action == "note":
+        if action == "log":
             return outputs
         if kind == "voicemail" and action == "say":
             self._message = found
@@ -192,7 +192,7 @@ class Machines:
         return outputs + self._part(found, now)
 
     def _part(self, found: MachineFound, now: float) -> list[Output]:
-        words = "" if found.action == "hang_up" else self._plan.words.get(found.kind, "")
+        words = "" if found.action == "hangup" else self._plan.words.get(found.kind, "")
         to = self._plan.transfer_to if found.action == "transfer" else ""
         outputs = self._hush(now)
         self._talk.part(Parting(Why.MACHINE, f"{found.kind}: {found.why}", words, to))

@@ -35,7 +35,7 @@ MAX_PER_MINUTE = 3
 MAX_PER_CALL = 20
 """Lost sessions of one call after which no other one is opened."""
 
-_OPENS = ("reconnect", "endpoint")
+_OPENS = ("reconnect", "server")
 NEEDS_ANSWER = ("announcement", "transfer")
 """What a caller can only have in a call that is answered."""
 

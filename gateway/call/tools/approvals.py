@@ -61,7 +61,7 @@ class Approvals:
                 for argument, pattern in rule.when.items()
             ):
                 return rule
-        return ApprovalRule(name, "refuse") if needed else None
+        return ApprovalRule(name, "deny") if needed else None
 
     def ask(
         self,
@@ -85,12 +85,12 @@ class Approvals:
         if rule is None:
             return None
         note = self._talk.journal.note(now, "approval", "info", name=name, by=rule.by)
-        if rule.by in ("allow", "refuse"):
+        if rule.policy in ("allow", "deny"):
             yes = rule.by == "allow"
             return [note, *decided(yes, "rule", "" if yes else "this may not be done", now)]
         pending = _Pending(key, name, rule, given, decided)
         self._pending[key] = pending
-        if rule.by == "http":
+        if rule.policy == "ask_http":
             # What asks has the deadline; this one is for when it does not keep it.
             pending.deadline = now + rule.seconds + 1.0
             return [note, AskOperator(key, name, arguments, self._rules.index(rule))]

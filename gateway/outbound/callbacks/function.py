@@ -26,7 +26,7 @@ def function_of(route: Route, book: CallbackBook, seconds: float) -> Function | 
     rules = Rules(
         route=given.route or route.name,
         trunk=given.trunk or "",
-        allow=given.allow,
+        allow=given.allowed_numbers,
         max_days=given.max_days,
         zone=route.timezone,
     )
@@ -58,13 +58,15 @@ def problems(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
         if given.trunk is not None and given.trunk not in trunks:
             message = f'there is no trunk "{given.trunk}"' + suggestion(given.trunk, trunks)
             yield wrong(".trunk", message)
-        if settings.dial and given.trunk is None:
-            yield wrong(".trunk", "is needed: numbers are called through a trunk (callbacks.dial)")
-        if not (config.outbound.allowed or given.allow is not None):
-            message = "needs outbound.allowed: anybody can write any number into From"
+        if settings.auto_dial and given.trunk is None:
+            yield wrong(
+                ".trunk", "is needed: numbers are called through a trunk (callbacks.auto_dial)"
+            )
+        if not (config.outbound.allowed_prefixes or given.allowed_numbers is not None):
+            message = "needs outbound.allowed_prefixes: anybody can write any number into From"
             yield wrong("", message)
-        if settings.dial and not config.outbound.enabled:
-            yield wrong("", "callbacks.dial needs outbound.enabled")
+        if settings.auto_dial and not config.outbound.enabled:
+            yield wrong("", "callbacks.auto_dial needs outbound.enabled")
 
 
 def _problem(route: Route, origin: Origin, key: str, message: str) -> Problem:

@@ -114,8 +114,8 @@ class CallbackBook:
         if self._refusal(promise.number, rules.allow) is not None:
             raise ToolError(f"number: {promise.number} may not be called")
         earlier = self._waiting.get(promise.id)
-        if earlier is None and len(self._waiting) >= self._settings.max_waiting:
-            log.error("callbacks.full", limit=self._settings.max_waiting)
+        if earlier is None and len(self._waiting) >= self._settings.max_pending:
+            log.error("callbacks.full", limit=self._settings.max_pending)
             raise ToolError("no more callbacks can be taken now")
         if self._settings.url is not None:
             await self._tell(promise)
@@ -173,9 +173,9 @@ class CallbackBook:
 
     async def _place(self, promise: Promise) -> None:
         """One promise, until somebody answered or it is too late."""
-        until = promise.due + timedelta(seconds=self._settings.late_seconds)
+        until = promise.due + timedelta(seconds=self._settings.expire_after)
         again = AGAIN_SECONDS
-        while self._settings.dial and self._now() <= until and promise.tries < MAX_TRIES:
+        while self._settings.auto_dial and self._now() <= until and promise.tries < MAX_TRIES:
             promise = replace(promise, tries=promise.tries + 1)
             if not await self._keep(promise):
                 return  # promised for another time meanwhile
@@ -187,7 +187,7 @@ class CallbackBook:
             log.warning("callbacks.not_reached", route=promise.route, tries=promise.tries, why=why)
             await asyncio.sleep(again * uniform(1.0, 1.25))
             again = min(2 * again, LONGEST_AGAIN_SECONDS)
-        if self._settings.dial:
+        if self._settings.auto_dial:
             self.given_up += 1
             log.error("callbacks.given_up", route=promise.route, at=promise.at, call=promise.call)
         else:

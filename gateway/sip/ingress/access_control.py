@@ -229,7 +229,7 @@ class Screen:
         if welcome:
             return None
         self._count_refusal(source, now)
-        return f'access.unknown = "{self._access.unknown}"', self._no
+        return f'access.unknown_sources = "{self._access.unknown}"', self._no
 
     def _asks(self, found: Attribution | None, *, welcome: bool) -> bool:
         """Whether an INVITE has to have credentials to be taken, or taken for a trunk's."""
@@ -332,7 +332,7 @@ class Screen:
         rule, code = "malformed: cannot be read", unread.code
         if found is None and self._verdict(source) != "allow":
             self._count_refusal(source, now)
-            rule, code = f'access.unknown = "{self._access.unknown}"', self._no.code
+            rule, code = f'access.unknown_sources = "{self._access.unknown}"', self._no.code
         elif code == _TOO_LARGE:
             rule = "message too large"
         method = method_of(unread.data)

@@ -24,7 +24,7 @@ folder = "records"
 [log]
 level = "debug"
 [limits]
-drain_seconds = 0
+drain_timeout = 0
 {media}
 {more}
 """

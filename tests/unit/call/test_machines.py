@@ -306,12 +306,12 @@ def test_people_are_no_machines(seed: int) -> None:
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ('machines.bot = "transfer"', "machines.bot"),
-        ('machines.bot = "note"\nsession.audio.input.turn_detection = "null"', "session"),
-        ("idle.seconds = 5\nsession.audio.input.turn_detection.idle_timeout_ms = 6000", "session"),
-        ("machines.turns = 2", "machines.turns"),
-        ("machines.beep_seconds = 61", "machines.beep_seconds"),
-        ("machines.music_seconds = 0", "machines.music_seconds"),
+        ('machine_detection.bot = "transfer"', "machine_detection.bot"),
+        ('machine_detection.bot = "log"\nsession.audio.input.turn_detection = "null"', "session"),
+        ("idle.timeout = 5\nsession.audio.input.turn_detection.idle_timeout_ms = 6000", "session"),
+        ("machine_detection.bot_equal_turns = 2", "machine_detection.bot_equal_turns"),
+        ("machine_detection.beep_timeout = 61", "machine_detection.beep_timeout"),
+        ("machine_detection.music_threshold = 0", "machine_detection.music_threshold"),
     ],
 )
 def test_what_cannot_work_is_refused(tmp_path: Path, text: str, key: str) -> None:

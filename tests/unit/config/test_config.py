@@ -66,8 +66,8 @@ def test_the_example_with_the_live_service(tmp_path: Path) -> None:
 def test_defaults(tmp_path: Path) -> None:
     config = load(tmp_path, LOCAL)
     assert config.realtime.connect_timeout == 8
-    assert config.realtime.playout_seconds == 600
-    assert config.limits.max_call_seconds == 3600
+    assert config.realtime.max_playout_seconds == 600
+    assert config.limits.max_call_duration == 3600
     assert config.media.rtp_timeout == 30
     assert config.records.folder is None
     assert config.dialplan.folder == tmp_path / "dialplans"
@@ -217,13 +217,13 @@ headers.X-File = "${file:secret}"
 [sip]
 max_calls = "${env:CALLS:-7}"
 [limits]
-drain_seconds = "${env:DRAIN}"
+drain_timeout = "${env:DRAIN}"
 """
     config = load(tmp_path, text, A="a", EMPTY="", DRAIN="2.5")
     assert config.realtime.url == "ws://127.0.0.1/a/b/c/${env:A}"
     assert config.realtime.headers["X-File"].get_secret_value() == "from file"
     assert config.sip.max_calls == 7
-    assert config.limits.drain_seconds == 2.5
+    assert config.limits.drain_timeout == 2.5
 
 
 @pytest.mark.parametrize(

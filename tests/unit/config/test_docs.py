@@ -21,14 +21,14 @@ ROW = re.compile(r"^\| `([a-z_.]+)` \| (.+) \|([^|]*)\| ([^|]+) \|$", re.MULTILI
 EXAMPLE = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Defaults that the manual describes instead.
 DESCRIBED = {
-    "cost.budget.warn": "in English",
+    "cost.budget.warning_message": "in English",
     "cost.budget.goodbye": "in English",
     "sip.user_agent": "name and version",
-    "route.interruptions.back_channel": (
+    "route.interruptions.backchannel_phrases": (
         "some of English, German, French, Spanish, Italian, Dutch, Portuguese"
     ),
-    "route.machines.voicemail_words": "some of English, German, French, Spanish",
-    "route.keep.instructions": "in English",
+    "route.machine_detection.voicemail_patterns": "some of English, German, French, Spanish",
+    "route.context.instructions": "in English",
     "route.end_call.description": "in English",
     "route.transfer_call.description": "in English",
     "route.hold.description": "in English",

@@ -47,7 +47,7 @@ STATUS: dict[str, Any] = {
             "calls": 1,
         }
     ],
-    "refused": {'access.unknown = "auto"': 17},
+    "refused": {'access.unknown_sources = "auto"': 17},
     "dropped": {"records": 0, "media faults": 2},
 }
 
@@ -146,7 +146,7 @@ def test_status_for_people() -> None:
         "1 of 100",
         "1 min 1 s  sip:1@a to sip:2@b by carrier, route reception, PCMA srtp sdes",
         "carrier: failed for 5 s, last error 401 Unauthorized, next try in 58 s, 1 calls",
-        '17  access.unknown = "auto"',
+        '17  access.unknown_sources = "auto"',
         "2 media faults",
     ):
         assert part in text

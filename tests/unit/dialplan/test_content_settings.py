@@ -36,7 +36,7 @@ def route_of(folder: Path, text: str) -> Route:
 def test_words_are_whole_and_of_any_case(
     tmp_path: Path, text: str, fits: list[str], not_fits: list[str]
 ) -> None:
-    (rule,) = content_plan(route_of(tmp_path, f'[[route.guard]]\nname = "g"\n{text}')).guards
+    (rule,) = content_plan(route_of(tmp_path, f'[[route.guardrail]]\nname = "g"\n{text}')).guards
     assert rule.pattern is not None
     assert [one for one in fits if not rule.pattern.search(one)] == []
     assert [one for one in not_fits if rule.pattern.search(one)] == []
@@ -47,33 +47,45 @@ def test_words_are_whole_and_of_any_case(
     [
         (
             'guard = [{ name = "g", words = ["a"] }, { name = "g", words = ["b"] }]',
-            "guard[1].name",
+            "guardrail[1].name",
             "is there twice",
         ),
         (
             'on_trouble = [{ do = "busy" }, { do = "reconnect" }]',
-            "on_trouble[1].do",
+            "fallback[1].action",
             'is never reached: the "busy" before it ends the call',
         ),
-        ('guard = [{ name = "g" }]', "guard[0].words", "is needed, or pattern, or url"),
-        ('guard = [{ name = "g", words = ["a"], pattern = "a" }]', "guard[0].pattern", "exclude"),
-        ('guard = [{ name = "g", pattern = "a*" }]', "guard[0].pattern", "fits everything"),
-        ('guard = [{ name = "g", pattern = "(" }]', "guard[0].pattern", "no regular expression"),
+        ('guard = [{ name = "g" }]', "guardrail[0].words", "is needed, or pattern, or url"),
+        (
+            'guard = [{ name = "g", words = ["a"], pattern = "a" }]',
+            "guardrail[0].pattern",
+            "exclude",
+        ),
+        ('guard = [{ name = "g", pattern = "a*" }]', "guardrail[0].pattern", "fits everything"),
+        (
+            'guard = [{ name = "g", pattern = "(" }]',
+            "guardrail[0].pattern",
+            "no regular expression",
+        ),
         (
             'guard = [{ name = "g", words = ["a"], action = "transfer" }]',
-            "guard[0].transfer_to",
+            "guardrail[0].transfer_to",
             'is needed for action = "transfer"',
         ),
         (
             'guard = [{ name = "g", words = ["a"], action = "transfer", transfer_to = "x" }]',
-            "guard[0].transfer_to",
+            "guardrail[0].transfer_to",
             'there is no [[route.transfer]] "x"',
         ),
-        ('rescue.transfer_to = "x"', "rescue.transfer_to", "there is no [[route.transfer]]"),
-        ('rescue.sound = "hum"', "rescue.sound", ""),
-        ('keep.how = "forget"', "keep.how", "'delete' or 'summary'"),
-        ("keep.turns = -1", "keep.turns", "greater than or equal to 0"),
-        ('afterwards.questions = { "A b" = "x" }', "afterwards.questions.A b", "a-z"),
+        (
+            'response_failure.transfer_to = "x"',
+            "response_failure.transfer_to",
+            "there is no [[route.transfer]]",
+        ),
+        ('response_failure.sound = "hum"', "response_failure.sound", ""),
+        ('context.strategy = "forget"', "context.strategy", "'delete' or 'summary'"),
+        ("context.max_turns = -1", "context.max_turns", "greater than or equal to 0"),
+        ('post_call.prompts = { "A b" = "x" }', "post_call.prompts.A b", "a-z"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, key: str, message: str) -> None:

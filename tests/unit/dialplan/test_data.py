@@ -85,7 +85,9 @@ def test_defaults_stand_for_what_is_not_there_or_empty() -> None:
 
 
 def test_lines_are_kept_where_the_service_is_trusted() -> None:
-    assert data(lines=True).values(["data.lines"], ANSWER) == {"data.lines": 'one\n"two"'}
+    assert data(lines=True).values(["data.preserve_newlines"], ANSWER) == {
+        "data.preserve_newlines": 'one\n"two"'
+    }
     (short,) = data(lines=True, max_value=10).values(["data.long"], ANSWER).values()
     assert short == "x" * 9 + "…"
 
@@ -103,7 +105,7 @@ def test_a_callers_text_stays_where_it_was_put_in_the_address() -> None:
         ('data.url = "https://{from}/x"', "data.url", "callers would choose it"),
         ('data.url = "https://x/{data.a}"', "data.url", "{data.a}"),
         ('data.url = "https://x/{nobody}"', "data.url", "{nobody}"),
-        ('data = { url = "https://x", seconds = 60.0 }', "data.seconds", "30"),
+        ('data = { url = "https://x", seconds = 60.0 }', "data.timeout", "30"),
         ('data = { url = "https://x", on_failure = "panic" }', "data.on_failure", "go_on"),
         ('data = { url = "https://x", headers = { "a b" = "c" } }', 'data.headers."a b"', "HTTP"),
         (

@@ -145,12 +145,12 @@ def test_named_groups_become_variables(tmp_path: Path) -> None:
         tmp_path,
         'to = "^(?P<hotel>[0-9])(?P<room>[0-9]{2})?$"\n'
         'headers = { X-Case = "id=(?P<case>[0-9]+)" }\n'
-        'digits.text = "{case}: {digits} in {hotel}, {{hotel}}"',
+        'dtmf.text = "{case}: {digits} in {hotel}, {{hotel}}"',
     )
     match = plan.match(facts("4", headers={"x-case": ("none", "id=77")}))
     assert match is not None
     assert match.variables == {"hotel": "4", "room": "", "case": "77"}
-    text = match.route.digits.render("12#", match.variables)
+    text = match.route.dtmf.render("12#", match.variables)
     assert text == "77: 12# in 4, {hotel}"
 
 
@@ -224,21 +224,21 @@ audio.input.turn_detection.type = "semantic_vad"
         ("source = []", "source", "matches nobody"),
         ('hours = "mon-fri 08:00-18:00"', "hours", "need a time zone"),
         ('timezone = "UTC"', "timezone", "without hours"),
-        ('digits.terminator = "##"', "digits.terminator", "one key"),
-        ('digits.text = "You pressed"', "digits.text", "must contain {digits}"),
-        ('digits.text = "{digits!r}"', "digits.text", "must contain {digits}"),
-        ('digits.text = "{digits} {digits.x}"', "digits.text", "no variable {digits.x}"),
-        ('digits.text = "{digits} {room}"', "digits.text", "no variable {room}"),
+        ('dtmf.finish_on_key = "##"', "dtmf.finish_on_key", "one key"),
+        ('dtmf.text = "You pressed"', "dtmf.text", "must contain {digits}"),
+        ('dtmf.text = "{digits!r}"', "dtmf.text", "must contain {digits}"),
+        ('dtmf.text = "{digits} {digits.x}"', "dtmf.text", "no variable {digits.x}"),
+        ('dtmf.text = "{digits} {room}"', "dtmf.text", "no variable {room}"),
         ('pai = "("', "pai", "no regular expression"),
-        ("digits.inter_digit_seconds = 0", "digits.inter_digit_seconds", "greater than 0"),
-        ("digits.max_digits = 1000", "digits.max_digits", "less than or equal to 128"),
-        ('digits.interrupt = "no"', "digits.interrupt", "boolean"),
+        ("dtmf.inter_digit_timeout = 0", "dtmf.inter_digit_timeout", "greater than 0"),
+        ("dtmf.max_digits = 1000", "dtmf.max_digits", "less than or equal to 128"),
+        ('dtmf.interrupt = "no"', "dtmf.interrupt", "boolean"),
         ('greeting.say = ""', "greeting.say", "at least 1 character"),
         ("greeting = {}", "greeting", "either say"),
         ('greeting = { say = "a", instructions = "b" }', "greeting", "either say"),
         ('greeting.says = "a"', "greeting.says", 'did you mean "say"?'),
         ("greeting = 'Hello'", "greeting", "must be a table"),
-        ("limits.max_call_seconds = -1", "limits.max_call_seconds", "greater than 0"),
+        ("limits.max_call_duration = -1", "limits.max_call_duration", "greater than 0"),
         ('realtime.url = "ftp://h/"', "realtime.url", "wss:// or https://"),
         ('session.type = "realtime"', "session.type", "set by the gateway"),
         ('session.model = "m"', "session.model", "route.realtime.model"),

@@ -235,9 +235,9 @@ PROMPT = 'session.prompt.id = "pmpt_1"\n'
     [
         (PROMPT, False),
         (PROMPT + "end_call.enabled = true", True),
-        (PROMPT + "hold.tool = true", True),
+        (PROMPT + "hold.enabled = true", True),
         (PROMPT + 'session.tools = [{ type = "function", name = "f" }]', True),
-        ("hold.tool = true", False),
+        ("hold.enabled = true", False),
     ],
 )
 def test_tools_that_replace_those_of_a_hosted_prompt_are_noted(
@@ -261,9 +261,7 @@ def test_tools_that_replace_those_of_a_hosted_prompt_are_noted(
 def test_a_fallback_in_another_region_is_noted(
     tmp_path: Path, home: str, fallback: str, noted: bool
 ) -> None:
-    more = (
-        f'api_key = "k"\n[[endpoint]]\nname = "other"\nurl = "wss://{fallback}/v1"\napi_key = "k"\n'
-    )
+    more = f'api_key = "k"\n[[realtime_server]]\nname = "other"\nurl = "wss://{fallback}/v1"\napi_key = "k"\n'
     route = (
         f'realtime.url = "wss://{home}/v1"\nrealtime.api_key = "k"\n'
         'on_trouble = [{ do = "endpoint", endpoint = "other" }]'

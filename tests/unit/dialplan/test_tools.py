@@ -143,8 +143,8 @@ def test_addresses_to_call(tmp_path: Path) -> None:
     ("to", "rule"),
     [
         ("sip:+4930@x", None),
-        ("sip:+43190@x", "outbound.allowed has no beginning of '+43190'"),
-        ("sip:+4990099@x", "outbound.forbidden has '+49900'"),
+        ("sip:+43190@x", "outbound.allowed_prefixes has no beginning of '+43190'"),
+        ("sip:+4990099@x", "outbound.denied_prefixes has '+49900'"),
     ],
 )
 def test_prefixes(tmp_path: Path, to: str, rule: str | None) -> None:
@@ -164,9 +164,9 @@ def test_rates(tmp_path: Path) -> None:
     settings = load_config(tmp_path / "gateway.toml", {}).outbound
     caps = OutboundCaps(settings)
     assert caps.refusal("sip:1@x", 0, 0.0, on_demand=True) == "outbound.enabled is false"
-    assert caps.refusal("sip:1@x", 4, 0.0, on_demand=False) == "outbound.max_concurrent = 4"
+    assert caps.refusal("sip:1@x", 4, 0.0, on_demand=False) == "outbound.max_concurrent_calls = 4"
     verdicts = [caps.refusal("sip:1@x", 0, float(at), on_demand=False) for at in range(11)]
-    assert verdicts == [None] * 10 + ["outbound.per_minute = 10"]
+    assert verdicts == [None] * 10 + ["outbound.max_calls_per_minute = 10"]
     assert caps.refusal("sip:1@x", 0, 60.0, on_demand=False) is None
 
 

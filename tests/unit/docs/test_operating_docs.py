@@ -85,7 +85,7 @@ def test_units_run_a_command_that_there_is(file: Path) -> None:
 @pytest.mark.parametrize("file", UNITS, ids=lambda file: file.name)
 def test_units_leave_time_to_drain(file: Path) -> None:
     stop = float(unit(file)["Service"]["TimeoutStopSec"])
-    assert stop > LimitSettings().drain_seconds + OWN_END_SECONDS
+    assert stop > LimitSettings().drain_timeout + OWN_END_SECONDS
 
 
 def test_links_lead_somewhere() -> None:

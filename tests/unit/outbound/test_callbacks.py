@@ -94,7 +94,7 @@ class World:
         self.dialled.append((to, route, trunk, variables))
         outcome = self.outcomes.pop(0) if self.outcomes else "answered"
         if outcome == "refused":
-            raise DialRefusedError("outbound.per_minute = 1")
+            raise DialRefusedError("outbound.max_calls_per_minute = 1")
         over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
         record = CallRecord("out-1")
         record.times.answered = 1.0 if outcome == "answered" else None

@@ -26,14 +26,14 @@ def checked(folder: Path, config: str, route: str = "") -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("config", "route", "words"),
     [
-        ("[outbound]\nenabled = true", "", "gateway.toml:5: outbound.allowed: missing"),
+        ("[outbound]\nenabled = true", "", "gateway.toml:5: outbound.allowed_prefixes: missing"),
         ("[outbound]\ncountry = 'XX'", "", "'XX' is no country of ISO 3166"),
         ("[outbound]\ncountry = 'de'", "", "'de' is no country of ISO 3166"),
         ("[outbound]\nallowed_classes = ['premium']", "", 'did you mean "premium_rate"?'),
         (
             "[callbacks]\nfile = 'c.json'",
             "[route.schedule_callback]\nenabled = true",
-            "schedule_callback: needs outbound.allowed",
+            "schedule_callback: needs outbound.allowed_prefixes",
         ),
     ],
 )

@@ -121,19 +121,19 @@ def test_what_the_route_says_arrives(tmp_path: Path) -> None:
         to = '^(?P<extension>\\d+)$'
         [route.greeting]
         say = "Good morning."
-        [route.digits]
-        inter_digit_seconds = 1.5
-        terminator = "*"
+        [route.dtmf]
+        inter_digit_timeout = 1.5
+        finish_on_key = "*"
         max_digits = 4
         interrupt = false
         text = "{digits} on {extension}"
         [route.end_call]
-        farewell_seconds = 7
+        goodbye_timeout = 7
         [route.limits]
-        max_call_seconds = 60
+        max_call_duration = 60
         rtp_timeout = 0
         [route.hold]
-        caller_audio = "stop"
+        session_audio = "stop"
         """,
     )
     assert plan.greeting == {"instructions": "Say exactly: Good morning."}
@@ -268,7 +268,7 @@ def test_variables_arrive_in_session_greeting_and_digits(tmp_path: Path) -> None
         instructions = "You speak with {from_name|a stranger} on {to}."
         [route.greeting]
         say = "Hello {header.X-Account|you}, {nothing}."
-        [route.digits]
+        [route.dtmf]
         text = "{from}: {digits}"
         """.replace("{nothing}", "{trunk|no trunk}"),
     )

@@ -27,7 +27,7 @@ url = "ws://127.0.0.1:8765"
 [dialplan]
 folder = "routes"
 [tools]
-max_result = 300
+max_result_chars = 300
 [[tools.mcp]]
 name = "crm"
 """

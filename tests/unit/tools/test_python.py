@@ -26,7 +26,7 @@ url = "ws://127.0.0.1:8765"
 folder = "routes"
 [tools]
 module = "hotel.py"
-seconds = 5
+timeout = 5
 threads = 2
 """
 ROUTE = """

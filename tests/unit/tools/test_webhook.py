@@ -26,7 +26,7 @@ url = "ws://127.0.0.1:8765"
 [dialplan]
 folder = "routes"
 [tools]
-max_result = 200
+max_result_chars = 200
 """
 ROUTE = """
 [[route]]
@@ -176,13 +176,13 @@ def test_the_operator_is_asked(
     rule = f"""
 [[route.approval]]
 tool = "guest"
-by = "allow"
+policy = "allow"
 [[route.approval]]
 tool = "*"
-by = "http"
+policy = "ask_http"
 url = "{service.url}/approve"
 headers = {{ X-Key = "k" }}
-seconds = 2.0
+timeout = 2.0
 """
 
     async def main() -> tuple[bool, str]:
@@ -287,7 +287,7 @@ name = "r"
 mcp = ["crm"]
 [[route.approval]]
 tool = "refnd"
-by = "refuse"
+policy = "deny"
 """
     (tmp_path / "routes" / "r.toml").write_text(tool)
     server = '[[tools.mcp]]\nname = "crm"\nrun = "server"\nurl = "https://x/mcp"\n'
