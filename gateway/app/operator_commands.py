@@ -112,7 +112,7 @@ class OperatorCommands:
         while len(self._transfers) > MAX_TRANSFERS:
             self._transfers.popitem(last=False)
         bridge.feed(inputs.ToolActs(HandOn(str(request["destination"]))))
-        seconds = target.destination.ring_seconds + TAKE_OVER_SECONDS + BEGIN_SECONDS
+        seconds = target.destination.ring_timeout + TAKE_OVER_SECONDS + BEGIN_SECONDS
         return {"call": call, "to": target.uri, "transfer": number, "seconds": seconds}
 
     def _outcome(self, request: Mapping[str, Any]) -> Mapping[str, Any]:

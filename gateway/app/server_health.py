@@ -69,7 +69,7 @@ class Prober:
     def inform(self, plan: CallPlan, session: SessionPlan) -> tuple[CallPlan, SessionPlan]:
         """The plans of a call that knows what is known, and tells what it meets."""
         known = self.trouble(session.endpoint) or ""
-        return replace(plan, known_trouble=known), replace(session, met=self.met)
+        return replace(plan, known_outage=known), replace(session, met=self.met)
 
     def as_json(self) -> list[dict[str, object]]:
         """For ``gateway status``."""

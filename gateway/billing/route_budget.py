@@ -29,8 +29,8 @@ def budget_plan(config: Config, route: Route) -> BudgetPlan:
     """What is said and done about them in a call."""
     base, own = config.cost.budget, route.budget
     return BudgetPlan(
-        warn=_either(own.warning_message, base.warning_message),
-        warn_respond=_either(own.warning_response, base.warning_response),
+        warning_message=_either(own.warning_message, base.warning_message),
+        warning_response=_either(own.warning_response, base.warning_response),
         goodbye=_either(own.goodbye, base.goodbye),
         transfer_to=own.transfer_to or "",
     )

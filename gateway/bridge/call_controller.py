@@ -80,10 +80,10 @@ class Bridge:
             self.feed,
             lambda: (self._loop.time() - self._began) * 1000,
             self.on_fault,
-            plan.follow_refer,
+            plan.allowed_refer_to,
             permit_refer,
         )
-        self._guards = plan.content.guards
+        self._guards = plan.content.guardrails
         self.transfer_plan = plan.transfer
         self.asides = WaitingAsides()
         """Those who wait for an answer beside the conversation."""

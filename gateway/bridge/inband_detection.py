@@ -12,8 +12,8 @@ class Ear:
     """Of one call."""
 
     def __init__(self, plan: CallPlan) -> None:
-        self._keys = InBandDetector(plan.codec) if plan.digits.in_band else None
-        self._sounds = Listener(plan.codec) if plan.machines.listens else None
+        self._keys = InBandDetector(plan.codec) if plan.dtmf.inband else None
+        self._sounds = Listener(plan.codec) if plan.machine_detection.listens else None
         self._held = False
 
     def feed(self, audio: bytes, *, held: bool) -> list[DigitPressed | SoundHeard | BeepHeard]:

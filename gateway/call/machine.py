@@ -115,8 +115,8 @@ class CallMachine:
             return [self._call.journal.note(now, "preparing", "info"), outputs.OpenSession()]
         if self._call.opening.at_once:
             self._call.timers.answered(now)
-        if self._call.plan.known_trouble:
-            return self._session.known_trouble(self._call.plan.known_trouble, now)
+        if self._call.plan.known_outage:
+            return self._session.known_trouble(self._call.plan.known_outage, now)
         return [*self._call.opening.begin(now), outputs.OpenSession()]
 
     def handle(self, input: inputs.Input, now: float) -> list[outputs.Output]:

@@ -16,10 +16,10 @@ class DigitPlan:
     """Keys: see :class:`gateway.dialplan.models.Digits`; ``text`` makes the item's words."""
 
     enabled: bool = True
-    in_band: bool = False
+    inband: bool = False
     """The audio is listened to for keys, too."""
-    inter_digit_seconds: float = 3.0
-    terminator: str = "#"
+    inter_digit_timeout: float = 3.0
+    finish_on_key: str = "#"
     max_digits: int = 32
     interrupt: bool = True
     text: Callable[[str], str] = "The caller pressed {} on the telephone keypad.".format
@@ -34,11 +34,11 @@ class Destination:
     """A sip or tel URI; with ``allow``, ``{number}`` in it stands for the number asked for."""
     mode: str = "blind"
     """blind, attended or bridge."""
-    allow: re.Pattern[str] | None = None
+    allowed_numbers: re.Pattern[str] | None = None
     """Numbers that the model may name; None when this is one destination only."""
     description: str = ""
     trunk: str = ""
-    ring_seconds: float = 30.0
+    ring_timeout: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class PressPlan:
     """The tool ``send_dtmf``: see :class:`gateway.dialplan.tools.SendDtmf`."""
 
     enabled: bool = False
-    how: str = "auto"
+    mode: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class HoldPlan:
 
     enabled: bool = False
     sound: str = "chime"
-    max_seconds: float = 60.0
+    max_duration: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class CollectPlan:
     """The tool ``collect_digits``."""
 
     enabled: bool = False
-    seconds: float = 15.0
+    timeout: float = 15.0
     """How long a key may take, if the model does not say."""
     max_digits: int = 32
     private: bool = False
@@ -104,12 +104,12 @@ class FunctionPlan:
 
     check: Callable[[str], object] = lambda _arguments: None
     """Raises ToolError, with what is wrong, for arguments (JSON text) that it does not take."""
-    seconds: float = 30.0
+    timeout: float = 30.0
     """Without a result by then it is answered for, and forgotten."""
-    after_seconds: float = 0.0
+    filler_delay: float = 0.0
     """From then on the caller gets ``say`` or ``sound`` while they wait; 0: never."""
-    say: str = ""
-    sound: str = ""
+    filler_text: str = ""
+    filler_sound: str = ""
     approval: bool = False
     """It may not be used without a rule that approves it."""
 
@@ -120,12 +120,12 @@ class ApprovalRule:
 
     tool: str
     """A name, with * and ? as in file names."""
-    by: str
+    policy: str
     """allow, refuse, caller or http."""
     when: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
     """Arguments that all have to be so; JSON for what is no text."""
-    seconds: float = 20.0
-    say: Callable[[str, Mapping[str, Any]], str] = lambda tool, _arguments: tool
+    timeout: float = 20.0
+    prompt: Callable[[str, Mapping[str, Any]], str] = lambda tool, _arguments: tool
     """What the caller is asked, for a tool and its arguments."""
 
 
@@ -133,7 +133,7 @@ class ApprovalRule:
 class OutboundPlan:
     """A call that the gateway places."""
 
-    ring_seconds: float = 45.0
+    ring_timeout: float = 45.0
     early_media: bool = False
     """Whether the session hears what comes before the answer."""
 
@@ -142,9 +142,9 @@ class OutboundPlan:
 class BudgetPlan:
     """What a call is told when its money is nearly spent, and what becomes of it when it is."""
 
-    warn: str = "The time for this call is nearly used up. Bring it to an end."
+    warning_message: str = "The time for this call is nearly used up. Bring it to an end."
     """A system message for the model."""
-    warn_respond: bool = False
+    warning_response: bool = False
     """Whether the model is asked to say something about it at once."""
     goodbye: str = "The time for this call is used up. Goodbye."
     """The caller's last words from us."""
@@ -156,11 +156,11 @@ class BudgetPlan:
 class AnswerPlan:
     """When a call that came in is answered: see :class:`gateway.dialplan.models.Answer`."""
 
-    when: str = "ready"
+    mode: str = "ready"
     """ready, early or at_once."""
     sound: str = ""
     """What the caller hears until the model is ready."""
-    whole_seconds: float = 0.0
+    play_to_end_seconds: float = 0.0
     """So long the sound is heard, even if the model is ready before."""
 
 
@@ -170,16 +170,16 @@ class InterruptionPlan:
 
     mode: str = "immediate"
     """at_once, pause or never."""
-    cough_ms: int = 250
+    min_speech_ms: int = 250
     """Speech shorter than this is none."""
-    sure_ms: int = 1500
+    force_interrupt_ms: int = 1500
     """Speech that lasts so long is an interruption, whatever its words."""
-    wait_seconds: float = 1.5
+    transcript_timeout: float = 1.5
     """For the words of speech that is over; without them by then it was an interruption."""
-    back_channel: frozenset[str] = frozenset()
+    backchannel_phrases: frozenset[str] = frozenset()
     """Words that ask for nothing, as :func:`gateway.call.playout.barge_in.words_of` has them."""
-    protect_greeting: bool = False
-    protect: tuple[re.Pattern[str], ...] = ()
+    uninterruptible_greeting: bool = False
+    uninterruptible_patterns: tuple[re.Pattern[str], ...] = ()
     """An answer in whose words one of these is found is not interrupted."""
     by_gateway: bool = False
     """The server neither cancels nor answers by itself when the caller has spoken."""
@@ -193,10 +193,10 @@ class InterruptionPlan:
 class IdlePlan:
     """A caller who says nothing: see :class:`gateway.dialplan.turn_taking.Idle`."""
 
-    seconds: float = 0.0
+    timeout: float = 0.0
     """0: they may be silent for as long as they like."""
-    ask: str = "Are you still there?"
-    times: int = 2
+    prompt: str = "Are you still there?"
+    max_prompts: int = 2
     goodbye: str = "I cannot hear you. Goodbye."
     transfer_to: str = ""
 
@@ -218,17 +218,17 @@ class MachinePlan:
 
     actions: Mapping[str, str] = field(default_factory=dict)
     """off, note, say, hang_up or transfer, for music, voicemail and bot."""
-    words: Mapping[str, str] = field(default_factory=dict)
+    messages: Mapping[str, str] = field(default_factory=dict)
     """The last words to each."""
-    music_seconds: float = 20.0
-    greeting_seconds: float = 8.0
-    voicemail_words: tuple[re.Pattern[str], ...] = ()
-    turns: int = 12
+    music_threshold: float = 20.0
+    greeting_threshold: float = 8.0
+    voicemail_patterns: tuple[re.Pattern[str], ...] = ()
+    bot_equal_turns: int = 12
     """So many turns of the same length are a bot's."""
-    repeats: int = 3
+    bot_repeats: int = 3
     """The same words so many times are a bot's."""
     transfer_to: str = ""
-    beep_seconds: float = 0.0
+    beep_timeout: float = 0.0
     """So long after a greeting a message waits for the beep."""
 
     @property
@@ -242,13 +242,13 @@ class Rung:
     """One thing to do about a session that is lost or not to be had: see
     :class:`gateway.dialplan.fallback.Rung`."""
 
-    do: str
+    action: str
     """reconnect, endpoint, announcement, transfer, busy, redirect or hang_up."""
-    seconds: float = 0.0
+    timeout: float = 0.0
     """How long it is tried, or lasts."""
     sound: str = ""
     """What the caller hears meanwhile, in a call that is answered."""
-    endpoint: int = 0
+    server: int = 0
     """The server, as :class:`gateway.call.outputs.OpenSession` counts them."""
     transfer_to: str = ""
     """Name of the destination (transfer), or a SIP URI (redirect)."""
@@ -265,11 +265,11 @@ class CallPlan:
     metadata: Mapping[str, str] = field(default_factory=dict)
     """What the route says of the call, for its record."""
     """The ``response`` of the first ``response.create``; None when the caller speaks first."""
-    digits: DigitPlan = field(default_factory=DigitPlan)
+    dtmf: DigitPlan = field(default_factory=DigitPlan)
     answer: AnswerPlan = field(default_factory=AnswerPlan)
-    farewell_seconds: float = 10.0
+    goodbye_timeout: float = 10.0
     """A goodbye that has not come to its end this long after the model asked to hang up is cut."""
-    max_call_seconds: float = 3600.0
+    max_call_duration: float = 3600.0
     rtp_timeout: float = 30.0
     """0 never ends a call for want of RTP."""
     silence_on_hold: bool = True
@@ -288,28 +288,28 @@ class CallPlan:
     outbound: OutboundPlan | None = None
     """None for a call that came in."""
     transfer: TransferPlan = field(default_factory=TransferPlan)
-    press: PressPlan = field(default_factory=PressPlan)
+    send_dtmf: PressPlan = field(default_factory=PressPlan)
     hold: HoldPlan = field(default_factory=HoldPlan)
-    on_trouble: tuple[Rung, ...] = ()
+    fallback: tuple[Rung, ...] = ()
     """In this order; none of them ends the call at once."""
-    known_trouble: str = ""
+    known_outage: str = ""
     """What is known to be wrong with the route's server before the call begins."""
-    handover_seconds: float = 60.0
+    handover_before_expiry: float = 60.0
     """So long before the server ends a session another one is opened; 0 lets it end."""
     budget: BudgetPlan = field(default_factory=BudgetPlan)
     interruptions: InterruptionPlan = field(default_factory=InterruptionPlan)
     idle: IdlePlan = field(default_factory=IdlePlan)
     silence: SilencePlan = field(default_factory=SilencePlan)
-    machines: MachinePlan = field(default_factory=MachinePlan)
+    machine_detection: MachinePlan = field(default_factory=MachinePlan)
     content: ContentPlan = field(default_factory=ContentPlan)
-    follow_refer: re.Pattern[str] | None = None
+    allowed_refer_to: re.Pattern[str] | None = None
     """URIs that the caller's side may send us to by REFER."""
     functions: Mapping[str, FunctionPlan] = field(default_factory=dict)
     """Functions that live outside and may be run, by name."""
     approvals: tuple[ApprovalRule, ...] = ()
     """Asked in order; the first that fits decides. None fits: allowed, unless it needs approval."""
     language: LanguagePlan = field(default_factory=LanguagePlan)
-    collect: CollectPlan = field(default_factory=CollectPlan)
+    collect_digits: CollectPlan = field(default_factory=CollectPlan)
     variables: Mapping[str, str] = field(default_factory=dict)
     """Of the route's texts, for functions outside."""
     say_seconds: float = 10.0

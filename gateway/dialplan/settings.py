@@ -14,7 +14,7 @@ class CallSettings:
     """Settings of one call; times in seconds, ``rtp_timeout`` 0 means never."""
 
     realtime: RealtimeSettings
-    max_call_seconds: float
+    max_call_duration: float
     rtp_timeout: float
 
 
@@ -23,7 +23,7 @@ def call_settings(config: Config, route: Route) -> CallSettings:
     limits = route.limits
     return CallSettings(
         realtime=_realtime(config.realtime, route),
-        max_call_seconds=_either(limits.max_call_duration, config.limits.max_call_duration),
+        max_call_duration=_either(limits.max_call_duration, config.limits.max_call_duration),
         rtp_timeout=_either(limits.rtp_timeout, config.media.rtp_timeout),
     )
 

@@ -10,32 +10,32 @@ def content_plan(route: Route) -> ContentPlan:
     """What must not be said, answers that fail, long conversations, questions at the end."""
     rescue, keep, afterwards = route.response_failure, route.context, route.post_call
     return ContentPlan(
-        guards=tuple(
+        guardrails=tuple(
             GuardRule(
-                who=one.speaker,
+                speaker=one.speaker,
                 pattern=one.regex(),
                 url=one.url or "",
                 headers={name: value.get_secret_value() for name, value in one.headers.items()},
-                seconds=one.timeout,
+                timeout=one.timeout,
                 on_timeout=one.on_timeout,
                 action=one.action,
-                say=one.replacement,
+                replacement=one.replacement,
                 transfer_to=one.transfer_to or "",
                 name=one.name,
             )
             for one in route.guardrail
         ),
-        rescue=RescuePlan(
-            say=rescue.message,
+        response_failure=RescuePlan(
+            message=rescue.message,
             retries=rescue.retries,
-            filtered=rescue.content_filter_message,
-            go_on=rescue.continue_incomplete,
+            content_filter_message=rescue.content_filter_message,
+            continue_incomplete=rescue.continue_incomplete,
             sound=rescue.sound,
-            sound_seconds=rescue.sound_duration,
-            give_up=rescue.max_failures,
+            sound_duration=rescue.sound_duration,
+            max_failures=rescue.max_failures,
             goodbye=rescue.goodbye,
             transfer_to=rescue.transfer_to or "",
         ),
-        keep=KeepPlan(keep.max_turns, keep.strategy, keep.instructions, keep.timeout),
-        afterwards=AfterwardsPlan(afterwards.prompts, afterwards.timeout),
+        context=KeepPlan(keep.max_turns, keep.strategy, keep.instructions, keep.timeout),
+        post_call=AfterwardsPlan(afterwards.prompts, afterwards.timeout),
     )

@@ -90,10 +90,10 @@ def approval_rules(route: Route, values: Mapping[str, str]) -> tuple[ApprovalRul
     return tuple(
         ApprovalRule(
             tool=one.tool,
-            by=one.policy,
+            policy=one.policy,
             when=one.when,
-            seconds=one.timeout,
-            say=partial(_question, one.prompt, values),
+            timeout=one.timeout,
+            prompt=partial(_question, one.prompt, values),
         )
         for one in route.approval
     )

@@ -46,10 +46,10 @@ def transfer_plan(route: Route, trunks: tuple[TrunkSettings, ...]) -> TransferPl
                 name=one.name,
                 to=_address(one, by_name),
                 mode=one.mode,
-                allow=one.allowed_numbers,
+                allowed_numbers=one.allowed_numbers,
                 description=one.description,
                 trunk=one.trunk or "",
-                ring_seconds=one.ring_timeout,
+                ring_timeout=one.ring_timeout,
             )
             for one in route.transfer
         ),
@@ -66,7 +66,7 @@ def _address(one: Transfer, trunks: Mapping[str, TrunkSettings]) -> str:
 def answer_plan(route: Route) -> AnswerPlan:
     """When it is answered, and what is heard before."""
     answer = route.answer
-    if answer.mode == "ready":
+    if answer.mode == "when_ready":
         return AnswerPlan()
     whole = wav_seconds(Path(answer.sound)) if answer.play_to_end else 0.0
     return AnswerPlan(answer.mode, answer.sound, whole)
@@ -78,13 +78,13 @@ def interruption_plan(route: Route, session: Mapping[str, Any]) -> InterruptionP
     detection = heard.get("turn_detection") or {}
     silence_ms = detection.get("silence_duration_ms", 0)
     return InterruptionPlan(
-        policy=given.mode,
-        cough_ms=given.min_speech_ms,
-        sure_ms=given.force_interrupt_ms,
-        wait_seconds=given.transcript_timeout,
-        back_channel=given.words(),
-        protect_greeting=given.uninterruptible_greeting,
-        protect=given.uninterruptible_patterns,
+        mode=given.mode,
+        min_speech_ms=given.min_speech_ms,
+        force_interrupt_ms=given.force_interrupt_ms,
+        transcript_timeout=given.transcript_timeout,
+        backchannel_phrases=given.words(),
+        uninterruptible_greeting=given.uninterruptible_greeting,
+        uninterruptible_patterns=given.uninterruptible_patterns,
         by_gateway=given.by_gateway,
         transcribed=bool(heard.get("transcription")),
         padding_ms=silence_ms + detection.get("prefix_padding_ms", 0),
@@ -112,10 +112,10 @@ def trouble_plan(route: Route, endpoints: Sequence[str]) -> tuple[Rung, ...]:
     """
     return tuple(
         Rung(
-            do=one.action,
-            seconds=one.timeout or _rung_seconds(one),
+            action=one.action,
+            timeout=one.timeout or _rung_seconds(one),
             sound=_rung_sound(one),
-            endpoint=0 if one.server is None else endpoints.index(one.server) + 1,
+            server=0 if one.server is None else endpoints.index(one.server) + 1,
             transfer_to=one.to or "",
         )
         for one in route.fallback

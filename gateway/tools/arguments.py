@@ -71,12 +71,12 @@ def transfer_target(arguments: str, plan: TransferPlan) -> Target:
     """Whom the model may transfer to by these arguments (JSON text). Raises ToolError."""
     wanted = _parsed(TransferArguments, arguments).destination
     for one in plan.destinations:
-        if one.allow is None and one.name.casefold() == wanted.casefold():
+        if one.allowed_numbers is None and one.name.casefold() == wanted.casefold():
             return Target(one, one.to)
     number = re.sub(r"[\s()./-]", "", wanted)
     if NUMBER.fullmatch(number):
         for one in plan.destinations:
-            if one.allow is not None and one.allow.fullmatch(number):
+            if one.allowed_numbers is not None and one.allowed_numbers.fullmatch(number):
                 return Target(one, one.to.replace("{number}", number.replace("#", "%23")))
     names = ", ".join(repr(one.name) for one in plan.destinations)
     raise ToolError(f"destination {wanted!r} is not allowed; there are: {names}")
@@ -123,7 +123,7 @@ def collect_wanted(arguments: str, plan: CollectPlan) -> tuple[int, str, float]:
     if most > plan.max_digits:
         raise ToolError(f"digits: at most {plan.max_digits}")
     terminator = "#" if wanted.terminator is None else wanted.terminator
-    return most, terminator, wanted.seconds or plan.seconds
+    return most, terminator, wanted.seconds or plan.timeout
 
 
 def _parsed(model: type[_M], arguments: str) -> _M:

@@ -32,7 +32,7 @@ async def ask(client: HttpClient, rule: GuardRule, call: ToolCall) -> Verdict:
         "text": call.arguments,
     }
     try:
-        async with asyncio.timeout(rule.seconds):
+        async with asyncio.timeout(rule.timeout):
             text = await client.send(Request("POST", rule.url, rule.headers, body=body, again=True))
         answer = json_of(text)
     except TimeoutError:

@@ -65,14 +65,14 @@ def transfer_call(plan: TransferPlan, description: str) -> dict[str, Any] | None
     lines = [
         f"- {one.name}"
         + (f": {one.description}" if one.description else "")
-        + ("" if one.allow is None else " (give the number itself)")
+        + ("" if one.allowed_numbers is None else " (give the number itself)")
         for one in plan.destinations
     ]
     destination: dict[str, Any] = {
         "type": "string",
         "description": "\n".join(["Where to:", *lines]),
     }
-    if all(one.allow is None for one in plan.destinations):
+    if all(one.allowed_numbers is None for one in plan.destinations):
         destination["enum"] = [one.name for one in plan.destinations]
     return _tool(TRANSFER_CALL, description, {"destination": destination})
 
@@ -89,7 +89,7 @@ def hold(plan: HoldPlan, description: str) -> dict[str, Any] | None:
     """Plays music; None where the route does not want it."""
     if not plan.enabled:
         return None
-    seconds = {"type": "number", "exclusiveMinimum": 0, "maximum": plan.max_seconds}
+    seconds = {"type": "number", "exclusiveMinimum": 0, "maximum": plan.max_duration}
     return _tool(HOLD, description, {"seconds": seconds})
 
 
@@ -121,7 +121,7 @@ def collect_digits(plan: CollectPlan, description: str) -> dict[str, Any] | None
         "type": "number",
         "minimum": 1,
         "maximum": 120,
-        "description": f"How long to wait for each; {plan.seconds:g} if left out",
+        "description": f"How long to wait for each; {plan.timeout:g} if left out",
     }
     given = {"digits": digits, "terminator": ends, "seconds": seconds}
     return {**_tool(COLLECT_DIGITS, description, given), "parameters": _optional(given)}

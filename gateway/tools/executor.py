@@ -195,9 +195,9 @@ def plan_of(function: Function) -> FunctionPlan:
     return FunctionPlan(
         check=partial(parsed, function.parameters),
         # What runs it has the deadline; the call's own is for when that does not keep it.
-        seconds=function.seconds + 1.0,
-        after_seconds=waiting.after_seconds,
-        say=waiting.say,
-        sound=waiting.sound,
+        timeout=function.seconds + 1.0,
+        filler_delay=waiting.after_seconds,
+        filler_text=waiting.say,
+        filler_sound=waiting.sound,
         approval=function.approval,
     )

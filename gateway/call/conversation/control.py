@@ -63,7 +63,7 @@ class Talk:
         self.journal = journal
         self.playback = Playback(plan.codec.silence, plan.truncate_margin_ms, journal)
         self.gate = ResponseGate()
-        self.farewell = Farewell(plan.farewell_seconds)
+        self.farewell = Farewell(plan.goodbye_timeout)
         self.errands = Errands(plan, journal)
         self.changes: dict[str, UpdateSession] = {}
         """What was changed about the session, by what it concerns, and holds for the next, too."""

@@ -40,7 +40,7 @@ class Collecting:
 
     def begin(self, arguments: str, now: float) -> None:
         """The model asks, by these arguments (JSON text). Raises ToolError."""
-        wanted = collect_wanted(arguments, self._talk.plan.collect)
+        wanted = collect_wanted(arguments, self._talk.plan.collect_digits)
         self._digits = ""
         self._most, self._terminator, self._seconds = wanted
         self.deadline = now + self._seconds
@@ -67,7 +67,7 @@ class Collecting:
 
     def _done(self, ended_by: str, now: float) -> list[Output]:
         self.deadline = None
-        private = self._talk.plan.collect.private
+        private = self._talk.plan.collect_digits.private
         shown = "*" * len(self._digits) if private else self._digits
         if private:
             self._talk.journal.record.private.add(self._digits)

@@ -16,9 +16,9 @@ class Keys:
     def __init__(self, talk: Talk, interruptions: Interruptions) -> None:
         self._talk = talk
         self._interruptions = interruptions
-        self._plan = talk.plan.digits
+        self._plan = talk.plan.dtmf
         self._collector = DigitCollector(
-            self._plan.inter_digit_seconds, self._plan.terminator, self._plan.max_digits
+            self._plan.inter_digit_timeout, self._plan.finish_on_key, self._plan.max_digits
         )
         self._signalled = False
 
@@ -29,7 +29,9 @@ class Keys:
             return []  # the tone of a key that was signalled, too
         self._signalled = self._signalled or not in_band
         taker = talk.key_taker
-        private = taker is talk.collecting and taker is not None and talk.plan.collect.private
+        private = (
+            taker is talk.collecting and taker is not None and talk.plan.collect_digits.private
+        )
         outputs: list[Output] = [talk.journal.note(now, "digit", digit="*" if private else digit)]
         if talk.errands.joined:
             return [*outputs, Press(digit, second=True)]
@@ -61,7 +63,7 @@ class Keys:
         if collected is None:
             return []
         self._record(collected, now)
-        text = self._talk.plan.digits.text(collected.digits)
+        text = self._talk.plan.dtmf.text(collected.digits)
         ended_by = collected.ended_by.value
         note = self._talk.journal.note(
             now, "digits", "info", digits=collected.digits, ended_by=ended_by

@@ -48,17 +48,17 @@ class Opening:
     def heard_out(self, now: float) -> bool:
         """Whether what is to be heard to its end has been; asked when the model is ready."""
         at = self.deadline
-        self.waiting = self._plan.whole_seconds > 0 and (at is None or now < at)
+        self.waiting = self._plan.play_to_end_seconds > 0 and (at is None or now < at)
         return not self.waiting
 
     @property
     def deadline(self) -> float | None:
         """When the sound will have been heard once; None while nobody hears it."""
-        return None if self._began is None else self._began + self._plan.whole_seconds
+        return None if self._began is None else self._began + self._plan.play_to_end_seconds
 
     def answer(self, now: float) -> list[Output]:
         """The model's turn has come: answer, if that has not been done."""
-        quiet: list[Output] = [Sound("")] if self._plan.when != "ready" else []
+        quiet: list[Output] = [Sound("")] if self._plan.mode != "ready" else []
         if self.at_once:
             return quiet
         self._journal.record.times.answered = self._journal.ms(now)

@@ -134,7 +134,7 @@ class Errands:
         self._late = False
         offered = {
             TRANSFER_CALL: bool(plan.transfer.destinations),
-            SEND_DTMF: plan.press.enabled,
+            SEND_DTMF: plan.send_dtmf.enabled,
             HOLD: plan.hold.enabled,
         }
         self.names = frozenset(name for name, there in offered.items() if there)
@@ -148,9 +148,9 @@ class Errands:
             target = transfer_target(arguments, self._plan.transfer)
             self._errand = Transfer(target, self._plan.transfer, self._journal)
         elif name == SEND_DTMF:
-            self._errand = Pressing(key_steps(arguments), self._plan.press.how, self._journal)
+            self._errand = Pressing(key_steps(arguments), self._plan.send_dtmf.mode, self._journal)
         else:
-            seconds = hold_seconds(arguments, self._plan.hold.max_seconds)
+            seconds = hold_seconds(arguments, self._plan.hold.max_duration)
             self._errand = Holding(seconds, self._plan.hold, self._journal)
         self._call_id = call_id
         self._begin_by = now + self._plan.say_seconds

@@ -32,7 +32,7 @@ class Timers:
     def confirmed(self, now: float, *, held: bool) -> None:
         """The call is up."""
         self._ack_at = self._ring_until = None
-        self._max_at = now + self._plan.max_call_seconds
+        self._max_at = now + self._plan.max_call_duration
         self.held(now, held)
 
     def held(self, now: float, held: bool) -> None:

@@ -74,11 +74,11 @@ class Transfer:
         )
         self.begun = True
         self._journal.record.transfers.append(self._attempt)
-        self.deadline = now + destination.ring_seconds
+        self.deadline = now + destination.ring_timeout
         note = self._journal.note(
             now, "transfer", "info", destination=self.name, to=uri, mode=destination.mode
         )
-        by_pattern = destination.allow is not None
+        by_pattern = destination.allowed_numbers is not None
         if destination.mode == "blind":
             return [note, Sound(self._plan.sound), Refer(uri, by_pattern=by_pattern)]
         self._second = True

@@ -73,17 +73,17 @@ class Interruptions:
         """A response runs; ``asked`` is our request for it, if it was ours."""
         # Of what was protected before, only that is of interest which is still to be heard.
         self._protected = {one for one in self._protected if self._talk.playback.to_be_heard(one)}
-        if asked is not None and asked is self.greeting and self._plan.protect_greeting:
+        if asked is not None and asked is self.greeting and self._plan.uninterruptible_greeting:
             self._protected.add(response_id)
 
     def agent_words(self, event: AgentTranscriptDelta) -> None:
         """Words of an answer, as a rule before they are heard."""
-        if not self._plan.protect or event.response_id in self._protected:
+        if not self._plan.uninterruptible_patterns or event.response_id in self._protected:
             return
         of, text = self._words
         text = (text if of == event.response_id else "") + event.delta
         self._words = (event.response_id, text[-_PROTECTED_TEXT:])
-        if any(pattern.search(text) for pattern in self._plan.protect):
+        if any(pattern.search(text) for pattern in self._plan.uninterruptible_patterns):
             self._protected.add(event.response_id)
 
     @property
@@ -104,7 +104,7 @@ class Interruptions:
 
     def key(self, now: float) -> list[Output]:
         """The caller pressed a key."""
-        if not self._talk.plan.digits.interrupt or self.protected:
+        if not self._talk.plan.dtmf.interrupt or self.protected:
             return []
         return [*self._talk.interrupt("digit", now), *self._go_on()]
 
@@ -118,12 +118,12 @@ class Interruptions:
             cut = talk.interrupt("speech", now, cancel=False) if server else []
             return [*cut, note(now, "caller_starts", audio_ms=event.audio_start_ms)]
         agent = talk.speaking or talk.gate.active is not None
-        let_be = self._plan.policy == "never" or self.protected
-        pause = self._plan.policy == "pause" and agent and not let_be
+        let_be = self._plan.mode == "never" or self.protected
+        pause = self._plan.mode == "pause" and agent and not let_be
         turn = self._begin(event, undecided=pause)
         outputs: list[Output] = []
         if pause:
-            turn.deadline = now + self._plan.sure_ms / 1000
+            turn.deadline = now + self._plan.force_interrupt_ms / 1000
             outputs.append(Pause(True))
             self._paused = True
         elif not let_be:
@@ -142,11 +142,11 @@ class Interruptions:
         start_ms, end_ms = turn.start_ms, event.audio_end_ms
         if start_ms is not None and end_ms is not None and end_ms >= start_ms:
             lasted = end_ms - start_ms - self._plan.padding_ms
-            if lasted < self._plan.cough_ms:
+            if lasted < self._plan.min_speech_ms:
                 return self._nothing(turn, now, f"{max(lasted, 0)} ms")
         if not self._plan.transcribed:
             return self._cut(turn, now)
-        turn.deadline = now + self._plan.wait_seconds
+        turn.deadline = now + self._plan.transcript_timeout
         return []
 
     def transcribed(self, event: InputTranscribed, now: float) -> list[Output]:
@@ -155,8 +155,8 @@ class Interruptions:
         if turn is None or not turn.undecided:
             return []
         words = words_of(event.transcript)
-        if " ".join(words) in self._plan.back_channel or all(
-            word in self._plan.back_channel for word in words
+        if " ".join(words) in self._plan.backchannel_phrases or all(
+            word in self._plan.backchannel_phrases for word in words
         ):
             return self._nothing(turn, now, event.transcript.strip() or "no words")
         return self._cut(turn, now)

@@ -25,8 +25,8 @@ class Budget:
             return []
         if not input.spent:
             warned = talk.journal.note(now, "budget_warning", "info", budget=input.detail)
-            asked = talk.ask(CreateResponse(), now) if self._plan.warn_respond else []
-            return [warned, *talk.tell(self._plan.warn), *asked]
+            asked = talk.ask(CreateResponse(), now) if self._plan.warning_response else []
+            return [warned, *talk.tell(self._plan.warning_message), *asked]
         goodbye, transfer_to = self._plan.goodbye, self._plan.transfer_to
         talk.part(Parting(Why.BUDGET, input.detail, goodbye, transfer_to))
         return [talk.journal.note(now, "budget_spent", "warning", budget=input.detail)]

@@ -39,7 +39,7 @@ class Keeping:
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
-        self._plan = talk.plan.content.keep
+        self._plan = talk.plan.content.context
         self._items: OrderedDict[str, _Item] = OrderedDict()
         self._session = ""
         self._summaries = 0
@@ -47,7 +47,7 @@ class Keeping:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """An item came or went, or an answer is over."""
-        if self._plan.turns <= 0 or not isinstance(input, inputs.ServerSaid):
+        if self._plan.max_turns <= 0 or not isinstance(input, inputs.ServerSaid):
             return []
         session = self._talk.journal.record.session_id
         if session != self._session:
@@ -80,7 +80,7 @@ class Keeping:
             self._items.popitem(last=False)
 
     def _look(self, now: float) -> list[Output]:
-        talk, keep = self._talk, self._plan.turns
+        talk, keep = self._talk, self._plan.max_turns
         turns = [item_id for item_id, item in self._items.items() if item.role == "user"]
         if self._asking or talk.parting is not None or talk.errands.joined:
             return []
@@ -88,7 +88,7 @@ class Keeping:
             return []
         old = self._before(turns[-keep])
         count = len(turns) - keep
-        if self._plan.how == "delete":
+        if self._plan.strategy == "delete":
             return self._let_go(old, count, "", now)
         self._asking = True
         session = self._session
@@ -106,7 +106,7 @@ class Keeping:
             self._plan.instructions,
             now,
             items=old,
-            seconds=self._plan.seconds,
+            seconds=self._plan.timeout,
             then=summarised,
         )
 

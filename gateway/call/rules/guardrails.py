@@ -112,7 +112,7 @@ class Guards:
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
-        self._rules = talk.plan.content.guards
+        self._rules = talk.plan.content.guardrails
         self._items: OrderedDict[str, _Words] = OrderedDict()
         self._stopped: deque[str] = deque(maxlen=MAX_ITEMS)
         """Responses that are not looked at any more."""
@@ -204,7 +204,9 @@ class Guards:
 
     def _is_phrase(self, said: str) -> bool:
         said = " ".join(said.split())
-        phrases = (" ".join(rule.say.split()) for rule in self._rules) if self._phrases else ()
+        phrases = (
+            (" ".join(rule.replacement.split()) for rule in self._rules) if self._phrases else ()
+        )
         return bool(said) and any(phrase.startswith(said) for phrase in phrases)
 
     def _look(
@@ -220,7 +222,7 @@ class Guards:
     ) -> list[Output]:
         outputs: list[Output] = []
         for index, rule in enumerate(self._rules):
-            if rule.who not in (who, "both"):
+            if rule.speaker not in (who, "both"):
                 continue
             found = _found(rule, window, open=open)
             if found and not rule.url:
@@ -236,7 +238,7 @@ class Guards:
         rule = self._rules[index]
         self._asked += 1
         key = f"guard-{self._asked}"
-        check = _Check(index, who, response_id, item_id, now + rule.seconds)
+        check = _Check(index, who, response_id, item_id, now + rule.timeout)
         if len(self._checks) >= MAX_CHECKS:
             note = self._talk.journal.note(now, "guard_unasked", "warning", rule=rule.name)
             denied = rule.on_timeout == "deny"
@@ -302,9 +304,9 @@ class Guards:
             self._measure()
         if rule.action != "say":
             to = rule.transfer_to if rule.action == "transfer" else ""
-            talk.part(Parting(Why.GUARD, rule.name, rule.say, to))
-        elif rule.say:
-            phrase = talk.exactly(rule.say)
+            talk.part(Parting(Why.GUARD, rule.name, rule.replacement, to))
+        elif rule.replacement:
+            phrase = talk.exactly(rule.replacement)
             self._phrases.append(phrase)
             outputs += talk.after_cut(talk.ask(phrase, now))
         return outputs

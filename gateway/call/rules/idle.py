@@ -33,7 +33,7 @@ class Idle:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Something happened."""
-        if self._plan.seconds <= 0:
+        if self._plan.timeout <= 0:
             return []
         match input:
             case inputs.ServerSaid(event=SpeechStarted()):
@@ -63,10 +63,10 @@ class Idle:
         busy = self._speaking or self._held or talk.speaking or not talk.gate.idle
         if busy or talk.errands.busy or self._working() or talk.farewell.deadline is not None:
             return []
-        if self._asked < self._plan.times:
+        if self._asked < self._plan.max_prompts:
             self._asked += 1
             note = talk.journal.note(now, "idle_asked", "info", count=self._asked)
-            return [note, *talk.say(self._plan.ask, now)]
+            return [note, *talk.say(self._plan.prompt, now)]
         silent = f"nothing said after being asked {self._asked} times"
         talk.part(Parting(Why.IDLE, silent, self._plan.goodbye, self._plan.transfer_to))
         return [talk.journal.note(now, "idle", "info", asked=self._asked)]
@@ -74,6 +74,6 @@ class Idle:
     @property
     def deadline(self) -> float | None:
         """When :meth:`tick` is due next (s)."""
-        if self._since is None or self._plan.seconds <= 0 or self._talk.parting is not None:
+        if self._since is None or self._plan.timeout <= 0 or self._talk.parting is not None:
             return None
-        return self._since + self._plan.seconds
+        return self._since + self._plan.timeout

@@ -34,18 +34,18 @@ class Machines:
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
-        self._plan = talk.plan.machines
+        self._plan = talk.plan.machine_detection
         self._turns = 0
         self._started: tuple[float, int | None] | None = None
         """When the stretch of speech that goes on began: our time (s), and the server's (ms)."""
-        self._lengths: deque[int] = deque(maxlen=min(self._plan.turns, _MAX_TURNS))
-        self._said = Repeats(self._plan.repeats)
+        self._lengths: deque[int] = deque(maxlen=min(self._plan.bot_equal_turns, _MAX_TURNS))
+        self._said = Repeats(self._plan.bot_repeats)
         self._first_item = ""
         self._unbroken = 0.0
         """Since when sound without a pause counts (s)."""
         self._held = False
         self._music = MusicHeard()
-        self._beeps = Beeps(self._plan.beep_seconds)
+        self._beeps = Beeps(self._plan.beep_timeout)
         self._message: MachineFound | None = None
         """Voicemail, whose message is not said yet."""
         self._decided: set[str] = set()
@@ -118,13 +118,13 @@ class Machines:
     def _music_due(self) -> float | None:
         if self._started is None or not self._open("music"):
             return None
-        return self._unbroken + self._plan.music_seconds
+        return self._unbroken + self._plan.music_threshold
 
     def _sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
         if self._held or self._talk.errands.busy:
             self._music.reset()
             return []
-        evidence = self._music.second(heard, self._plan.music_seconds)
+        evidence = self._music.second(heard, self._plan.music_threshold)
         return self._found("music", now, evidence) if evidence else []
 
     def _beep(self, heard: inputs.BeepHeard, now: float) -> list[Output]:
@@ -146,10 +146,10 @@ class Machines:
         return [note, *self._part(found, now)]
 
     def _turn(self, length_ms: int, now: float) -> list[Output]:
-        if self._turns == 1 and length_ms >= self._plan.greeting_seconds * 1000:
+        if self._turns == 1 and length_ms >= self._plan.greeting_threshold * 1000:
             return self._found("voicemail", now, f"a first turn of {length_ms / 1000:g} s")
         self._lengths.append(length_ms)
-        if len(self._lengths) < self._plan.turns:
+        if len(self._lengths) < self._plan.bot_equal_turns:
             return []
         mean = fmean(self._lengths)
         if mean < _MIN_TURN_MS or not even(self._lengths):
@@ -158,7 +158,7 @@ class Machines:
 
     def _words(self, item_id: str, text: str, now: float) -> list[Output]:
         if item_id == self._first_item:
-            for pattern in self._plan.voicemail_words:
+            for pattern in self._plan.voicemail_patterns:
                 found = pattern.search(text)
                 if found is not None:
                     return self._found("voicemail", now, f"said {found.group()[:80]!r}")
@@ -192,7 +192,7 @@ class Machines:
         return outputs + self._part(found, now)
 
     def _part(self, found: MachineFound, now: float) -> list[Output]:
-        words = "" if found.action == "hangup" else self._plan.words.get(found.kind, "")
+        words = "" if found.action == "hangup" else self._plan.messages.get(found.kind, "")
         to = self._plan.transfer_to if found.action == "transfer" else ""
         outputs = self._hush(now)
         self._talk.part(Parting(Why.MACHINE, f"{found.kind}: {found.why}", words, to))

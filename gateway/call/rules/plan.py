@@ -11,19 +11,19 @@ from dataclasses import dataclass, field
 class GuardRule:
     """Words that are not to be said: see :class:`gateway.dialplan.content.Guard`."""
 
-    who: str = "agent"
+    speaker: str = "agent"
     """agent, caller or both."""
     pattern: re.Pattern[str] | None = None
     """Found in the words; None where only ``url`` decides."""
     url: str = ""
     """Asked about the words (POST); empty: nobody is."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    seconds: float = 1.0
+    timeout: float = 1.0
     on_timeout: str = "allow"
     """allow or deny, where no answer came in time or none that is understood."""
     action: str = "say"
     """say, end or transfer."""
-    say: str = ""
+    replacement: str = ""
     transfer_to: str = ""
     name: str = ""
 
@@ -32,17 +32,17 @@ class GuardRule:
 class RescuePlan:
     """Answers that fail: see :class:`gateway.dialplan.content.Rescue`."""
 
-    say: str = "Sorry, something went wrong. Could you say that again?"
+    message: str = "Sorry, something went wrong. Could you say that again?"
     retries: int = 1
     """How often a failed response is asked for again before the caller is told."""
-    filtered: str = "Sorry, I cannot talk about that."
+    content_filter_message: str = "Sorry, I cannot talk about that."
     """For an answer that the server's content filter stopped."""
-    go_on: bool = False
+    continue_incomplete: bool = False
     """An answer that ended at max_output_tokens is gone on with."""
     sound: str = "chime"
     """Heard where not even the words come."""
-    sound_seconds: float = 2.0
-    give_up: int = 3
+    sound_duration: float = 2.0
+    max_failures: int = 3
     """So many failures in a row end the call."""
     goodbye: str = "I am sorry, this does not work at the moment. Goodbye."
     transfer_to: str = ""
@@ -52,13 +52,13 @@ class RescuePlan:
 class KeepPlan:
     """How much of a long conversation the session keeps."""
 
-    turns: int = 0
+    max_turns: int = 0
     """Turns of the caller; 0: all."""
-    how: str = "delete"
+    strategy: str = "delete"
     """delete or summary."""
     instructions: str = ""
     """For the summary."""
-    seconds: float = 15.0
+    timeout: float = 15.0
     """Without a summary by then the turns are deleted."""
 
 
@@ -66,16 +66,16 @@ class KeepPlan:
 class AfterwardsPlan:
     """What the model is asked about the call at its end, without the caller hearing of it."""
 
-    questions: Mapping[str, str] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=dict)
     """Instructions by name."""
-    seconds: float = 8.0
+    timeout: float = 8.0
 
 
 @dataclass(frozen=True, slots=True)
 class ContentPlan:
     """All of it."""
 
-    guards: tuple[GuardRule, ...] = ()
-    rescue: RescuePlan = field(default_factory=RescuePlan)
-    keep: KeepPlan = field(default_factory=KeepPlan)
-    afterwards: AfterwardsPlan = field(default_factory=AfterwardsPlan)
+    guardrails: tuple[GuardRule, ...] = ()
+    response_failure: RescuePlan = field(default_factory=RescuePlan)
+    context: KeepPlan = field(default_factory=KeepPlan)
+    post_call: AfterwardsPlan = field(default_factory=AfterwardsPlan)

@@ -32,8 +32,8 @@ class Afterwards:
         self.ended_ms = talk.journal.ms(now)
         """When the call was over for the caller."""
         self._asides = talk.asides
-        self._plan = talk.plan.content.afterwards
-        self._until = now + self._plan.seconds
+        self._plan = talk.plan.content.post_call
+        self._until = now + self._plan.timeout
         self._gone = False
 
     @property
@@ -45,9 +45,9 @@ class Afterwards:
         """All questions at once; they run beside each other."""
         return [
             output
-            for name, words in self._plan.questions.items()
+            for name, words in self._plan.prompts.items()
             for output in self._asides.ask(
-                f"after-{name}", name, words, now, seconds=self._plan.seconds
+                f"after-{name}", name, words, now, seconds=self._plan.timeout
             )
         ]
 
@@ -73,6 +73,6 @@ class Afterwards:
 
 def afterwards_of(talk: Talk, why: Why, now: float) -> Afterwards | None:
     """What is waited for after a call that ends so; None for nothing."""
-    if not talk.plan.content.afterwards.questions or why in NOT_AFTER:
+    if not talk.plan.content.post_call.prompts or why in NOT_AFTER:
         return None
     return Afterwards(talk, why, now)

@@ -29,7 +29,7 @@ class Rescue:
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
-        self._plan = talk.plan.content.rescue
+        self._plan = talk.plan.content.response_failure
         self._failures = 0
         self._retries = 0
         self._continued = 0
@@ -60,7 +60,11 @@ class Rescue:
             return self._failed(done.error_code or "failed", asked, now)
         if done.status == "incomplete" and done.reason == "content_filter":
             return self._filtered(now)
-        wanted = self._plan.go_on and self._continued < MAX_CONTINUED and talk.parting is None
+        wanted = (
+            self._plan.continue_incomplete
+            and self._continued < MAX_CONTINUED
+            and talk.parting is None
+        )
         if done.status == "incomplete" and wanted:
             self._continued += 1
             note = talk.journal.note(now, "answer_gone_on", "info", reason=done.reason)
@@ -101,7 +105,7 @@ class Rescue:
         """A response was due and nothing was heard for too long: a sound, and another attempt."""
         self._failures += 1
         todo = self._last_resort(rule, now)
-        if self._failures >= self._plan.give_up:
+        if self._failures >= self._plan.max_failures:
             return todo + self._give_up(rule, now)
         return todo + self._talk.after_cut(self._talk.ask(asked or CreateResponse(), now))
 
@@ -123,9 +127,9 @@ class Rescue:
     def _filtered(self, now: float) -> list[Output]:
         self._failures += 1
         note = self._talk.journal.note(now, "answer_filtered", "warning", count=self._failures)
-        if self._failures >= self._plan.give_up:
+        if self._failures >= self._plan.max_failures:
             return [note, *self._give_up("content_filter", now)]
-        return [note, *self._say(self._plan.filtered, now)]
+        return [note, *self._say(self._plan.content_filter_message, now)]
 
     def _failed(self, why: str, asked: CreateResponse | None, now: float) -> list[Output]:
         talk = self._talk
@@ -137,7 +141,7 @@ class Rescue:
             self._words = None
             self._failures += 1
             resort = self._last_resort(why, now)
-            given_up = self._failures >= self._plan.give_up
+            given_up = self._failures >= self._plan.max_failures
             return resort + (self._give_up(why, now) if given_up else [])
         if self._retries < self._plan.retries:
             self._retries += 1
@@ -147,9 +151,9 @@ class Rescue:
         self._retries = 0
         self._failures += 1
         note = talk.journal.note(now, "answer_failed", "warning", why=why, count=self._failures)
-        if self._failures >= self._plan.give_up:
+        if self._failures >= self._plan.max_failures:
             return [note, *self._give_up(why, now)]
-        return [note, *self._say(self._plan.say, now)]
+        return [note, *self._say(self._plan.message, now)]
 
     def _say(self, words: str, now: float) -> list[Output]:
         if self._talk.parting is not None:
@@ -172,7 +176,7 @@ class Rescue:
         note = self._talk.journal.note(
             now, "answer_sound", "warning", why=why, sound=self._plan.sound
         )
-        self._sound_until = now + self._plan.sound_seconds
+        self._sound_until = now + self._plan.sound_duration
         if self._talk.parting is not None:
             self._talk.farewell.replaced(self._sound_until)
         return [note, Sound(self._plan.sound)]

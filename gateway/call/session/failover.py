@@ -87,7 +87,9 @@ class Recovery:
         # A call that is not answered has been tried for its connect_timeout already.
         useless = fatal or not answered
         rungs = tuple(
-            rung for rung in self._talk.plan.on_trouble if not (useless and rung.do == "reconnect")
+            rung
+            for rung in self._talk.plan.fallback
+            if not (useless and rung.action == "reconnect")
         )
         self._why, self._detail, self._answered = why, detail, answered
         self._began, unproven, self._unproven = now, self._unproven, None
@@ -98,9 +100,9 @@ class Recovery:
         often = len(self._lost_at) == MAX_PER_MINUTE and now - self._lost_at[0] < 60
         self._lost_at.append(now)
         if len(record.trouble) > MAX_PER_CALL:
-            self._rungs, self._at = tuple(rung for rung in rungs if rung.do not in _OPENS), -1
+            self._rungs, self._at = tuple(rung for rung in rungs if rung.action not in _OPENS), -1
         elif unproven is not None and self._was_no_help(unproven, now):
-            self._last.rungs.append(self._rung.do)
+            self._last.rungs.append(self._rung.action)
             todo = self.failed(detail, now, fatal=fatal)
             return [note, *todo, *(self._sound(now) if self._again_at is not None else [])]
         elif not often:
@@ -172,7 +174,7 @@ class Recovery:
             return self._next(now)
         if self._again_at is not None and now >= self._again_at:
             self._again_at = None
-            return [OpenSession(self._rung.endpoint)]
+            return [OpenSession(self._rung.server)]
         return []
 
     @property
@@ -198,22 +200,22 @@ class Recovery:
         if self._at >= len(self._rungs):
             return self._give_up(None)
         rung = self._rung
-        self._last.rungs.append(rung.do)
-        note = self._journal.note(now, "trouble", "warning", do=rung.do, seconds=rung.seconds)
-        if rung.do in NEEDS_ANSWER and not self._answered:
+        self._last.rungs.append(rung.action)
+        note = self._journal.note(now, "trouble", "warning", do=rung.action, seconds=rung.timeout)
+        if rung.action in NEEDS_ANSWER and not self._answered:
             self.wants_answer = True
             return [note]
         return [note, *self._climb(now)]
 
     def _climb(self, now: float) -> list[Output]:
         rung = self._rung
-        if rung.do in _OPENS:
-            self._until = now + rung.seconds
-            return [*self._sound(now), OpenSession(rung.endpoint)]
-        if rung.do == "announcement":
-            self._until = now + rung.seconds
+        if rung.action in _OPENS:
+            self._until = now + rung.timeout
+            return [*self._sound(now), OpenSession(rung.server)]
+        if rung.action == "announcement":
+            self._until = now + rung.timeout
             return [CloseSession(1000, self._why.value), *self._sound(now)]
-        if rung.do == "transfer":
+        if rung.action == "transfer":
             self.active = False
             self._last.outcome = "transferred"
             self._talk.part(Parting(self._why, self._detail, "", rung.transfer_to))
@@ -248,9 +250,9 @@ class Recovery:
 
 def refusal_of(rung: Rung | None, otherwise: int) -> tuple[int, dict[str, str]]:
     """The final response to a call that is not answered, and its headers (RFC 3261 section 21)."""
-    if rung is not None and rung.do == "busy":
+    if rung is not None and rung.action == "busy":
         return 486, {}
-    if rung is not None and rung.do == "redirect":
+    if rung is not None and rung.action == "redirect":
         return 302, {"Contact": f"<{rung.transfer_to}>"}
     return otherwise, {}
 

@@ -51,7 +51,7 @@ class Handover:
         self._journal = journal
         self._quiet = quiet
         self._detach = detach
-        self._lead = talk.plan.handover_seconds
+        self._lead = talk.plan.handover_before_expiry
         self._open_at: float | None = None
         self._latest = 0.0
         self._opening = False

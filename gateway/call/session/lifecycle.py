@@ -126,7 +126,7 @@ class SessionSide:
     def _dial(self, up: inputs.SessionUp, plan: OutboundPlan, now: float) -> list[outputs.Output]:
         """The model is ready: whoever answers is not left waiting for it."""
         self._call.state = State.DIALLING
-        self._call.timers.dialling(now, plan.ring_seconds)
+        self._call.timers.dialling(now, plan.ring_timeout)
         self._call.record.session_id = up.session_id
         self._call.record.times.session = self._call.journal.ms(now)
         return [
@@ -163,7 +163,7 @@ class SessionSide:
         leaving = (
             self._call.conversation.talk.parting is not None or self._call.conversation.leaving
         )
-        return bool(self._call.plan.on_trouble) and not (placing or leaving)
+        return bool(self._call.plan.fallback) and not (placing or leaving)
 
     def on_session_closed(self, input: inputs.SessionClosed, now: float) -> list[outputs.Output]:
         was_up, self._call.session_up = self._call.session_up, False

@@ -84,15 +84,15 @@ class Approvals:
         rule = self.rule_for(name, given, needed=needed)
         if rule is None:
             return None
-        note = self._talk.journal.note(now, "approval", "info", name=name, by=rule.by)
+        note = self._talk.journal.note(now, "approval", "info", name=name, by=rule.policy)
         if rule.policy in ("allow", "deny"):
-            yes = rule.by == "allow"
+            yes = rule.policy == "allow"
             return [note, *decided(yes, "rule", "" if yes else "this may not be done", now)]
         pending = _Pending(key, name, rule, given, decided)
         self._pending[key] = pending
         if rule.policy == "ask_http":
             # What asks has the deadline; this one is for when it does not keep it.
-            pending.deadline = now + rule.seconds + 1.0
+            pending.deadline = now + rule.timeout + 1.0
             return [note, AskOperator(key, name, arguments, self._rules.index(rule))]
         self._callers.append(pending)
         return [note, *(self._ask_caller(now) if len(self._callers) == 1 else [])]
@@ -109,7 +109,7 @@ class Approvals:
             return self._decide(pending, input.approve, "operator", reason, now)
         if isinstance(input, PlayoutDrained) and self._callers and self._talk.gate.idle:
             first = self._callers[0]
-            first.deadline = now + first.rule.seconds
+            first.deadline = now + first.rule.timeout
         return []
 
     def key(self, digit: str, now: float) -> list[Output]:
@@ -140,8 +140,8 @@ class Approvals:
 
     def _ask_caller(self, now: float) -> list[Output]:
         first = self._callers[0]
-        first.deadline = now + QUESTION_SECONDS + first.rule.seconds
-        return self._talk.say(first.rule.say(first.name, first.given), now)
+        first.deadline = now + QUESTION_SECONDS + first.rule.timeout
+        return self._talk.say(first.rule.prompt(first.name, first.given), now)
 
     def _decide(
         self, pending: _Pending, yes: bool, by: str, reason: str, now: float

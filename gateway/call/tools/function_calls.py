@@ -59,9 +59,9 @@ class _Running:
     @property
     def due(self) -> float | None:
         """When it is late, or the caller is to hear something."""
-        due = [self.began + self.plan.seconds] if self.started else []
-        if self.plan.after_seconds and not self.told and (self.started or self.asking):
-            due.append(max(self.began, self.waits_from) + self.plan.after_seconds)
+        due = [self.began + self.plan.timeout] if self.started else []
+        if self.plan.filler_delay and not self.told and (self.started or self.asking):
+            due.append(max(self.began, self.waits_from) + self.plan.filler_delay)
         return min(due, default=None)
 
 
@@ -78,7 +78,7 @@ class Functions:
         self._own = set(talk.errands.names)
         if self._plan.language.updates:
             self._own.add(SET_LANGUAGE)
-        if self._plan.collect.enabled:
+        if self._plan.collect_digits.enabled:
             self._own.add(COLLECT_DIGITS)
 
     @property
@@ -148,9 +148,9 @@ class Functions:
         for call_id, running in list(self._running.items()):
             if running.due is None or now < running.due:
                 continue
-            if running.started and now >= running.began + running.plan.seconds:
+            if running.started and now >= running.began + running.plan.timeout:
                 del self._running[call_id]
-                text = json.dumps({"error": f"no result within {running.plan.seconds:g} s"})
+                text = json.dumps({"error": f"no result within {running.plan.timeout:g} s"})
                 note = self._talk.journal.note(
                     now, "tool_late", "warning", name=running.name, call_id=call_id
                 )
@@ -257,11 +257,11 @@ class Functions:
             running.waits_from = now  # they hear something anyway; perhaps not for so long
             return notes
         running.told = True
-        if plan.say:
-            return [*notes, *talk.say(plan.say, now)]
-        if plan.sound:
+        if plan.filler_text:
+            return [*notes, *talk.say(plan.filler_text, now)]
+        if plan.filler_sound:
             self._sounding = call_id
-            return [*notes, Sound(plan.sound)]
+            return [*notes, Sound(plan.filler_sound)]
         return notes
 
     def _quiet(self) -> list[Output]:
@@ -325,7 +325,7 @@ class Functions:
         self._collecting.begin(arguments, now)
         self._collecting_for = (call_id, group)
         group.open.add(call_id)
-        if self._plan.collect.private:
+        if self._plan.collect_digits.private:
             self._talk.private.add(call_id)
 
     def _collected(self, result: Mapping[str, Any], now: float) -> list[Output]:

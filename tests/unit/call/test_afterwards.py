@@ -25,8 +25,8 @@ from tests.support.call_scene import (
 PLAN = CallPlan(
     "r",
     Codec.PCMU,
-    content=ContentPlan(afterwards=AfterwardsPlan({"summary": "Sum up."}, 8.0)),
-    max_call_seconds=100.0,
+    content=ContentPlan(post_call=AfterwardsPlan({"summary": "Sum up."}, 8.0)),
+    max_call_duration=100.0,
     rtp_timeout=0,
 )
 ASKED = "create ['conversation', 'instructions', 'metadata', 'output_modalities', 'tools']"

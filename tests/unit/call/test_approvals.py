@@ -62,7 +62,7 @@ def test_by_rule(rules: tuple[ApprovalRule, ...], call: tuple[str, ...], runs: b
 
 
 def test_the_gateways_own_tools_need_approval_where_a_rule_says_so() -> None:
-    rules = (ApprovalRule("hold", "refuse"), ApprovalRule("transfer_*", "http", seconds=5.0))
+    rules = (ApprovalRule("hold", "refuse"), ApprovalRule("transfer_*", "http", timeout=5.0))
     desk = TransferPlan((Destination("desk", "tel:1"),))
     scene = Scene(replace(PLAN, approvals=rules, hold=HoldPlan(True), transfer=desk)).up()
     wanted = ("transfer_call", "c2", '{"destination": "desk"}')
@@ -92,7 +92,7 @@ def test_what_a_rule_refuses_waits_for_the_others_of_its_response() -> None:
     ],
 )
 def test_by_the_operator(answer: inputs.Input, told: str | None) -> None:
-    scene, seen = asked(ApprovalRule("refund", "http", seconds=10.0))
+    scene, seen = asked(ApprovalRule("refund", "http", timeout=10.0))
     assert seen == ["ask refund 0"]
     seen = scene.at(3.0 if isinstance(answer, inputs.OperatorAnswered) else 12.1, answer)
     if told is None:
@@ -104,8 +104,8 @@ def test_by_the_operator(answer: inputs.Input, told: str | None) -> None:
 
 
 def test_words_while_the_operator_thinks() -> None:
-    search = FunctionPlan(after_seconds=2.0, say="One moment.")
-    rule = ApprovalRule("search", "http", seconds=10.0)
+    search = FunctionPlan(filler_delay=2.0, filler_text="One moment.")
+    rule = ApprovalRule("search", "http", timeout=10.0)
     scene = Scene(replace(PLAN, functions={"search": search}, approvals=(rule,))).up()
     assert scene.at(1.0, created("r1"), done("r1", calls=[("search", "c1")])) == ["ask search 0"]
     assert scene.at(3.1) == ["create ['instructions', 'tools']"]
@@ -119,7 +119,7 @@ def _say(tool: str, given: Any) -> str:
     return f"{tool} {given['amount']}?"
 
 
-CALLER = ApprovalRule("refund", "caller", seconds=10.0, say=_say)
+CALLER = ApprovalRule("refund", "caller", timeout=10.0, prompt=_say)
 
 
 def heard(scene: Scene, response: str) -> None:
@@ -190,7 +190,7 @@ REQUEST = {
 
 def mcp_asked(*rules: ApprovalRule, on_trouble: tuple[Rung, ...] = ()) -> tuple[Scene, list[str]]:
     """A response ends with a request for approval."""
-    scene = Scene(replace(PLAN, approvals=rules, on_trouble=on_trouble)).up()
+    scene = Scene(replace(PLAN, approvals=rules, fallback=on_trouble)).up()
     scene.at(1.0, created("r1"), inputs.ServerSaid(ItemAdded({**REQUEST, "arguments": ""})))
     item_done = OtherEvent("response.output_item.done", {"item": REQUEST})
     seen = scene.do(inputs.ServerSaid(item_done))
@@ -240,7 +240,7 @@ def test_a_server_that_goes_on_by_itself_is_not_asked_to() -> None:
 
 
 def test_a_request_of_a_session_that_is_gone_is_not_answered() -> None:
-    rule = ApprovalRule("crm_delete", "http", seconds=10.0)
+    rule = ApprovalRule("crm_delete", "http", timeout=10.0)
     trouble = (Rung("reconnect", 10.0, ""),)
     scene, seen = mcp_asked(rule, on_trouble=trouble)
     assert seen == ["ask crm_delete 0"]
@@ -250,7 +250,7 @@ def test_a_request_of_a_session_that_is_gone_is_not_answered() -> None:
 
 
 def test_the_caller_approves_of_what_an_mcp_server_does() -> None:
-    rule = ApprovalRule("crm_delete", "caller", seconds=10.0, say=_say)
+    rule = ApprovalRule("crm_delete", "caller", timeout=10.0, prompt=_say)
     scene, seen = mcp_asked(rule)
     assert scene.requests[-1].response == {
         "instructions": "Say exactly: crm_delete 250?",
@@ -266,7 +266,7 @@ def test_the_caller_approves_of_what_an_mcp_server_does() -> None:
 
 
 def test_who_approved_of_a_call_of_an_mcp_server_is_in_the_record() -> None:
-    scene, _ = mcp_asked(ApprovalRule("crm_delete", "caller", seconds=10.0, say=_say))
+    scene, _ = mcp_asked(ApprovalRule("crm_delete", "caller", timeout=10.0, prompt=_say))
     heard(scene, "r2")
     scene.do(key("1"))
     assert answers(scene)[0]["approve"] is True

@@ -38,7 +38,7 @@ def test_the_model_is_told_to_come_to_an_end_and_goes_on_as_it_was() -> None:
 
 
 def test_it_is_asked_to_say_so_where_the_route_wants_that() -> None:
-    scene = _scene(replace(PLAN, budget=replace(PLAN.budget, warn_respond=True)))
+    scene = _scene(replace(PLAN, budget=replace(PLAN.budget, warning_response=True)))
     assert scene.do(WARNING) == ["item Wrap up.", "create"]
 
 
@@ -84,9 +84,11 @@ def test_speech_that_came_before_the_server_was_deaf_does_not_keep_the_call() ->
 def test_a_goodbye_that_does_not_come_is_not_waited_for_long() -> None:
     scene = _scene()
     scene.do(SPENT)
-    scene.at(PLAN.farewell_seconds + 1)
-    assert scene.seen[-1] == f"sound {PLAN.content.rescue.sound}", "something is heard, at least"
-    scene.at(scene.now + PLAN.content.rescue.sound_seconds + 1)
+    scene.at(PLAN.goodbye_timeout + 1)
+    assert scene.seen[-1] == f"sound {PLAN.content.response_failure.sound}", (
+        "something is heard, at least"
+    )
+    scene.at(scene.now + PLAN.content.response_failure.sound_duration + 1)
     assert scene.state.name == "ENDING"
     scene.do(OUR_END)
     assert scene.ending[1] == "budget"

@@ -239,10 +239,14 @@ def test_speech_into_an_answer_that_did_not_fit() -> None:
         ("4242", DigitPlan(max_digits=2), [(0.1, "42", "full"), (0.3, "42", "full")]),
         ("#", DigitPlan(), [(0.0, "#", "terminator")]),
         ("##", DigitPlan(), [(0.0, "#", "terminator"), (0.1, "#", "terminator")]),
-        ("12*34", DigitPlan(terminator="*"), [(0.2, "12", "terminator"), (3.4, "34", "timeout")]),
-        ("1#2", DigitPlan(terminator="", inter_digit_seconds=1.0), [(1.2, "1#2", "timeout")]),
-        ("1", DigitPlan(terminator="", max_digits=1), [(0.0, "1", "full")]),
-        ("*9D", DigitPlan(inter_digit_seconds=0.5), [(0.7, "*9D", "timeout")]),
+        (
+            "12*34",
+            DigitPlan(finish_on_key="*"),
+            [(0.2, "12", "terminator"), (3.4, "34", "timeout")],
+        ),
+        ("1#2", DigitPlan(finish_on_key="", inter_digit_timeout=1.0), [(1.2, "1#2", "timeout")]),
+        ("1", DigitPlan(finish_on_key="", max_digits=1), [(0.0, "1", "full")]),
+        ("*9D", DigitPlan(inter_digit_timeout=0.5), [(0.7, "*9D", "timeout")]),
     ],
 )
 def test_digits_become_an_item_and_a_request(

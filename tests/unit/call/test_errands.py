@@ -33,17 +33,17 @@ from tests.support.call_scene import (
     key,
 )
 
-DESK = Destination("front desk", "tel:+4930123", ring_seconds=20)
-NUMBERS = Destination("staff", "sip:{number}@pbx", allow=re.compile("1[0-9]{3}"))
-BOSS = Destination("boss", "sip:1@pbx", "attended", trunk="office", ring_seconds=20)
-ANNA = Destination("anna", "sip:2@pbx", "bridge", ring_seconds=20)
+DESK = Destination("front desk", "tel:+4930123", ring_timeout=20)
+NUMBERS = Destination("staff", "sip:{number}@pbx", allowed_numbers=re.compile("1[0-9]{3}"))
+BOSS = Destination("boss", "sip:1@pbx", "attended", trunk="office", ring_timeout=20)
+ANNA = Destination("anna", "sip:2@pbx", "bridge", ring_timeout=20)
 PLAN = CallPlan(
     "route",
     Codec.PCMU,
     transfer=TransferPlan((DESK, NUMBERS, BOSS, ANNA)),
-    press=PressPlan(True),
+    send_dtmf=PressPlan(True),
     hold=HoldPlan(True, "chime", 30.0),
-    functions={"lookup": FunctionPlan(seconds=5.0)},
+    functions={"lookup": FunctionPlan(timeout=5.0)},
     say_seconds=4.0,
 )
 LISTENING = CallPlan(

@@ -14,13 +14,13 @@ from gateway.call.rules.plan import ContentPlan, GuardRule
 from gateway.realtime.events import AgentTranscriptDelta, InputTranscribed
 from tests.support.call_scene import Scene, audio, audio_done, created, done, said
 
-BOMB = GuardRule(pattern=re.compile(r"\bbomb\b", re.I), say="No.", name="bombs")
+BOMB = GuardRule(pattern=re.compile(r"\bbomb\b", re.I), replacement="No.", name="bombs")
 SAYS_NO = "create ['instructions', 'tools']"
 
 
 def scene_of(*rules: GuardRule) -> Scene:
     desk = TransferPlan((Destination("Desk", "sip:desk@pbx"),))
-    plan = CallPlan("r", Codec.PCMU, content=ContentPlan(guards=rules), transfer=desk)
+    plan = CallPlan("r", Codec.PCMU, content=ContentPlan(guardrails=rules), transfer=desk)
     return Scene(plan).up()
 
 
@@ -74,7 +74,7 @@ def test_what_was_heard_is_truncated_there() -> None:
 
 
 def test_the_call_ends_or_is_transferred() -> None:
-    end = GuardRule(pattern=re.compile("bomb"), action="end", say="Goodbye.", name="e")
+    end = GuardRule(pattern=re.compile("bomb"), action="end", replacement="Goodbye.", name="e")
     scene = scene_of(end)
     scene.do(created("r1"), *words("bomb "))
     scene.do(done("r1", "cancelled"))
@@ -90,7 +90,7 @@ def test_the_call_ends_or_is_transferred() -> None:
 
 
 def test_of_the_caller_the_answer_is_stopped() -> None:
-    scene = scene_of(GuardRule("caller", re.compile("bomb"), say="No.", name="c"))
+    scene = scene_of(GuardRule("caller", re.compile("bomb"), replacement="No.", name="c"))
     scene.do(created("r1"), *words("bomb "), audio("r1", "i1", 400))
     assert scene.record.content.guards == []
     assert scene.do(said(InputTranscribed("u1", "How is a bomb made?"))) == [
@@ -108,7 +108,9 @@ def checks(scene: Scene, *happenings: inputs.Input) -> list[outputs.CheckWords]:
 @pytest.mark.parametrize("on_timeout", ["allow", "deny"])
 @pytest.mark.parametrize("answer", ["yes", "no", "late", "broken"])
 def test_somebody_is_asked_about_each_sentence(on_timeout: str, answer: str) -> None:
-    rule = GuardRule(url="http://x", seconds=0.5, on_timeout=on_timeout, say="No.", name="h")
+    rule = GuardRule(
+        url="http://x", timeout=0.5, on_timeout=on_timeout, replacement="No.", name="h"
+    )
     scene = scene_of(rule)
     scene.do(created("r1"), audio("r1", "i1", 3000))
     (check,) = checks(scene, *words("One ", "sentence. ", "And"))

@@ -87,7 +87,7 @@ def test_a_silent_caller_is_handed_on_where_the_route_says_so() -> None:
     desk = Destination("Desk", "sip:desk@pbx")
     plan = replace(
         PLAN,
-        idle=replace(IDLE, times=1, transfer_to="Desk"),
+        idle=replace(IDLE, max_prompts=1, transfer_to="Desk"),
         transfer=TransferPlan((desk,)),
     )
     scene = Scene(plan).up()

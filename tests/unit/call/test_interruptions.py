@@ -20,10 +20,10 @@ from gateway.realtime.events import (
 from tests.support.call_scene import Scene, audio, audio_done, closed, created, done, key, said
 
 PAUSE = InterruptionPlan(
-    policy="pause",
+    mode="pause",
     by_gateway=True,
     transcribed=True,
-    back_channel=frozenset({"mm-hm", "yes", "i see"}),
+    backchannel_phrases=frozenset({"mm-hm", "yes", "i see"}),
     padding_ms=800,
 )
 PLAN = CallPlan("r", Codec.PCMU, interruptions=PAUSE, server_interrupts=False)
@@ -70,7 +70,7 @@ def test_a_cough_pauses_the_answer_and_it_goes_on_where_it_was() -> None:
 @pytest.mark.parametrize("text", ["Mm-hm.", "Yes, I see!", "I see", "yes yes", "", " ... "])
 def test_words_that_only_show_that_somebody_listens_interrupt_nothing(text: str) -> None:
     scene = talking()
-    plan = replace(PAUSE, back_channel=frozenset({"mm-hm", "yes", "i", "see", "i see"}))
+    plan = replace(PAUSE, backchannel_phrases=frozenset({"mm-hm", "yes", "i", "see", "i see"}))
     scene = talking(replace(PLAN, interruptions=plan))
     assert scene.do(speaks(), stops(), committed()) == ["pause"]
     assert scene.do(words(text)) == ["go on", "delete u1"]
@@ -136,7 +136,7 @@ def test_a_turn_while_the_agent_is_silent_is_asked_to_be_answered() -> None:
 
 
 def test_never_hears_the_agent_out_and_answers_afterwards() -> None:
-    plan = replace(PLAN, interruptions=replace(PAUSE, policy="never"))
+    plan = replace(PLAN, interruptions=replace(PAUSE, mode="never"))
     scene = Scene(plan).up()
     scene.do(created("r1"), audio("r1", "i1", 3000))
     assert scene.do(speaks(), stops(), committed(), words("Stop!")) == []
@@ -150,8 +150,8 @@ def test_a_greeting_is_protected_from_speech_and_keys_and_what_follows_is_not() 
     plan = replace(
         PLAN,
         greeting={"instructions": "Say exactly: This call is recorded."},
-        interruptions=InterruptionPlan(by_gateway=True, protect_greeting=True),
-        digits=DigitPlan(terminator="", max_digits=1),
+        interruptions=InterruptionPlan(by_gateway=True, uninterruptible_greeting=True),
+        dtmf=DigitPlan(finish_on_key="", max_digits=1),
     )
     scene = Scene(plan).up()
     scene.do(created("r1"), audio("r1", "i1", 2000), audio_done("r1", "i1"), done("r1"))
@@ -166,7 +166,9 @@ def test_a_greeting_is_protected_from_speech_and_keys_and_what_follows_is_not() 
 
 
 def test_an_answer_with_the_notice_in_it_is_protected() -> None:
-    notice = InterruptionPlan(by_gateway=True, protect=(re.compile("recorded for"),))
+    notice = InterruptionPlan(
+        by_gateway=True, uninterruptible_patterns=(re.compile("recorded for"),)
+    )
     scene = Scene(replace(PLAN, interruptions=notice)).up()
     scene.do(created("r1"))
     for delta in ("This call is rec", "orded f", "or training."):

@@ -26,7 +26,7 @@ class Server:
     """The items of a session, as its server keeps them."""
 
     def __init__(self, keep: KeepPlan) -> None:
-        plan = CallPlan("r", Codec.PCMU, rtp_timeout=0, content=ContentPlan(keep=keep))
+        plan = CallPlan("r", Codec.PCMU, rtp_timeout=0, content=ContentPlan(context=keep))
         self.scene = Scene(plan).up()
         self.items: list[str] = []
         self._taken = 0
@@ -70,7 +70,7 @@ class Server:
 
 
 def test_old_turns_are_deleted_in_a_call_of_hundreds() -> None:
-    server = Server(KeepPlan(turns=10))
+    server = Server(KeepPlan(max_turns=10))
     server.add(id="notice", type="message", role="system")
     for number in range(300):
         server.turn(number)
@@ -85,7 +85,7 @@ def test_old_turns_are_deleted_in_a_call_of_hundreds() -> None:
 
 
 def test_a_result_goes_with_its_call() -> None:
-    server = Server(KeepPlan(turns=2))
+    server = Server(KeepPlan(max_turns=2))
     server.turn(0)
     server.add(id="c", type="function_call", call_id="k")
     server.turn(1)
@@ -96,7 +96,7 @@ def test_a_result_goes_with_its_call() -> None:
 
 @pytest.mark.parametrize(("turns", "most"), [(1, 2), (2, 3), (3, 4), (4, 6), (10, 15)])
 def test_they_go_when_there_are_half_as_many_again(turns: int, most: int) -> None:
-    server = Server(KeepPlan(turns=turns))
+    server = Server(KeepPlan(max_turns=turns))
     for number in range(most - 1):
         server.turn(number)
     assert server.scene.record.content.trims == []
@@ -106,7 +106,7 @@ def test_they_go_when_there_are_half_as_many_again(turns: int, most: int) -> Non
 
 
 def test_a_summary_takes_their_place_and_the_next_one_takes_its_place() -> None:
-    server = Server(KeepPlan(turns=2, how="summary", instructions="Sum up."))
+    server = Server(KeepPlan(max_turns=2, strategy="summary", instructions="Sum up."))
     for number in range(3):
         server.turn(number)
     response = server.scene.requests[-1].response
@@ -124,7 +124,7 @@ def test_a_summary_takes_their_place_and_the_next_one_takes_its_place() -> None:
 
 
 def test_without_a_summary_they_are_deleted() -> None:
-    server = Server(KeepPlan(turns=2, how="summary", seconds=15.0))
+    server = Server(KeepPlan(max_turns=2, strategy="summary", timeout=15.0))
     for number in range(3):
         server.turn(number)
     server.scene.at(server.scene.now + 15.1)
@@ -136,7 +136,7 @@ def test_without_a_summary_they_are_deleted() -> None:
 
 def test_the_answer_beside_is_nobody_elses_business() -> None:
     """While it runs, an answer of the conversation is asked for as if it were not there."""
-    server = Server(KeepPlan(turns=2, how="summary"))
+    server = Server(KeepPlan(max_turns=2, strategy="summary"))
     for number in range(3):
         server.turn(number)
     scene = server.scene

@@ -192,7 +192,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         ("model", "session_closed", 200),
     ),
     "1000, and the rest is never heard": (
-        CallPlan("route", Codec.PCMU, farewell_seconds=4.0),
+        CallPlan("route", Codec.PCMU, goodbye_timeout=4.0),
         [
             *AGENT_TALKS,
             (1.5, closed(1000), []),
@@ -348,7 +348,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         ("network", "rtp_silence", 200),
     ),
     "RTP silence that is allowed": (
-        CallPlan("route", Codec.PCMU, rtp_timeout=0.0, max_call_seconds=60.0),
+        CallPlan("route", Codec.PCMU, rtp_timeout=0.0, max_call_duration=60.0),
         [
             *TALKING,
             (60.4, None, []),
@@ -382,7 +382,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         ("caller", "hung_up", 200),
     ),
     "maximum length": (
-        CallPlan("route", Codec.PCMU, max_call_seconds=20.0),
+        CallPlan("route", Codec.PCMU, max_call_duration=20.0),
         [
             *AGENT_TALKS,
             (20.4, None, []),
@@ -519,7 +519,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         ("model", "farewell", 200),
     ),
     "the goodbye asked for never comes": (
-        CallPlan("route", Codec.PCMU, farewell_seconds=6.0),
+        CallPlan("route", Codec.PCMU, goodbye_timeout=6.0),
         [
             *TALKING,
             (2.0, created("r1"), []),
@@ -531,7 +531,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         ("model", "farewell", 200),
     ),
     "a goodbye without end": (
-        CallPlan("route", Codec.PCMU, farewell_seconds=6.0),
+        CallPlan("route", Codec.PCMU, goodbye_timeout=6.0),
         [
             *AGENT_TALKS,
             (1.2, done("r1", calls=[("end_call", "c1")]), []),

@@ -31,10 +31,10 @@ def scene_with(action: str, beep_seconds: float = 0.0) -> Scene:
     plan = MachinePlan(
         dict.fromkeys(KINDS, action),
         dict.fromkeys(KINDS, "Goodbye."),
-        voicemail_words=tuple(re.compile(one) for one in VOICEMAIL),
-        beep_seconds=beep_seconds,
+        voicemail_patterns=tuple(re.compile(one) for one in VOICEMAIL),
+        beep_timeout=beep_seconds,
     )
-    scene = Scene(CallPlan("r", Codec.PCMU, machines=plan, rtp_timeout=0))
+    scene = Scene(CallPlan("r", Codec.PCMU, machine_detection=plan, rtp_timeout=0))
     scene.do(UP, ACK)
     return scene
 
@@ -325,5 +325,5 @@ def test_settings_become_the_plan(tmp_path: Path) -> None:
     text = '[[route]]\nname = "a"\nmachines = { voicemail = "say", beep_seconds = 0.0 }\n'
     (tmp_path / "a.toml").write_text(text)
     plan = machine_plan(load_dialplan(tmp_path).routes[0])
-    assert (plan.beep_seconds, plan.listens) == (0, True)
+    assert (plan.beep_timeout, plan.listens) == (0, True)
     assert not MachinePlan({"bot": "note", "music": "off"}).listens, "bots go by turns and words"

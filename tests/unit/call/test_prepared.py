@@ -28,14 +28,14 @@ BARE = CallPlan(
     "route",
     Codec.PCMU,
     greeting={"instructions": "Hello you."},
-    digits=DigitPlan(max_digits=1),
+    dtmf=DigitPlan(max_digits=1),
     language=LanguagePlan({"de": "German"}, {"de": {"instructions": "In German."}}),
 )
 FULL = replace(
     BARE,
     greeting={"instructions": "Hello Ann.", "metadata": {"tier": "gold"}},
     metadata={"tier": "gold"},
-    digits=DigitPlan(max_digits=1, text=lambda keys: f"Ann pressed {keys}."),
+    dtmf=DigitPlan(max_digits=1, text=lambda keys: f"Ann pressed {keys}."),
     language=LanguagePlan({"de": "German"}, {"de": {"instructions": "Ann, in German."}}),
     approvals=(ApprovalRule("*", "allow"),),
     variables={"data.name": "Ann"},
@@ -82,7 +82,11 @@ def refused(param: str, command: CreateResponse) -> inputs.ServerFailed:
 def test_a_greeting_that_is_refused_for_a_field_is_asked_for_without_it(protected: bool) -> None:
     """And is still the greeting: its protection from interruptions holds."""
     interruptions = replace(
-        FULL.interruptions, policy="at_once", by_gateway=True, protect_greeting=protected, sure_ms=0
+        FULL.interruptions,
+        mode="at_once",
+        by_gateway=True,
+        uninterruptible_greeting=protected,
+        force_interrupt_ms=0,
     )
     scene = Scene(replace(FULL, interruptions=interruptions, server_interrupts=False)).up()
     (first,) = scene.requests

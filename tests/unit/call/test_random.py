@@ -203,7 +203,7 @@ BY = ("allow", "refuse", "caller", "http")
 RUNGS = st.sampled_from(
     [
         Rung("reconnect", 5.0, "chime"),
-        Rung("endpoint", 5.0, endpoint=1),
+        Rung("endpoint", 5.0, server=1),
         Rung("announcement", 2.0, "/sorry.wav"),
         Rung("transfer", transfer_to="blind"),
         Rung("busy"),
@@ -238,8 +238,12 @@ PLANS = st.builds(
         [
             {},
             {"lookup": FunctionPlan()},
-            {"lookup": FunctionPlan(seconds=9.0, after_seconds=2.0, say="Wait.", approval=True)},
-            {"lookup": FunctionPlan(after_seconds=2.0, sound="chime")},
+            {
+                "lookup": FunctionPlan(
+                    timeout=9.0, filler_delay=2.0, filler_text="Wait.", approval=True
+                )
+            },
+            {"lookup": FunctionPlan(filler_delay=2.0, filler_sound="chime")},
         ]
     ),
     approvals=st.sampled_from([(), *((ApprovalRule("*look*", by, {}, 9.0),) for by in BY)]),
@@ -252,17 +256,19 @@ PLANS = st.builds(
         [
             InterruptionPlan(),
             InterruptionPlan("pause", by_gateway=True, transcribed=True),
-            InterruptionPlan("pause", by_gateway=True, protect_greeting=True),
+            InterruptionPlan("pause", by_gateway=True, uninterruptible_greeting=True),
             InterruptionPlan("never", by_gateway=True),
         ]
     ),
-    idle=st.sampled_from([IdlePlan(), IdlePlan(4.0, times=1)]),
+    idle=st.sampled_from([IdlePlan(), IdlePlan(4.0, max_prompts=1)]),
     machines=st.sampled_from(
         [
             MachinePlan(),
             MachinePlan({"music": "say", "voicemail": "note"}, {"music": "Bye."}, 4.0, 2.0),
-            MachinePlan({"voicemail": "hang_up", "bot": "hang_up"}, {}, turns=4, repeats=2),
-            MachinePlan({"voicemail": "say"}, {"voicemail": "Hi."}, 4.0, 2.0, beep_seconds=5.0),
+            MachinePlan(
+                {"voicemail": "hang_up", "bot": "hang_up"}, {}, bot_equal_turns=4, bot_repeats=2
+            ),
+            MachinePlan({"voicemail": "say"}, {"voicemail": "Hi."}, 4.0, 2.0, beep_timeout=5.0),
         ]
     ),
     on_trouble=st.lists(RUNGS, max_size=3).map(tuple),
@@ -430,7 +436,7 @@ def test_what_the_server_is_told_is_what_was_played(
     steps: list[tuple[str, int]], size: int
 ) -> None:
     """Many interruptions at any moment: truncated at what was handed to RTP, deleted if nothing."""
-    plan = CallPlan("r", Codec.PCMU, digits=DigitPlan(inter_digit_seconds=1000.0))
+    plan = CallPlan("r", Codec.PCMU, dtmf=DigitPlan(inter_digit_timeout=1000.0))
     machine = CallMachine(plan, CallRecord("c"), 0.0)
     player, inbox = _Player(size), deque[inputs.Input]()
     owner: dict[int, str] = {}

@@ -147,9 +147,9 @@ def scene_of(names: bool, **plan: Any) -> tuple[Scene, Server]:
 
 
 def guarded(who: str, **more: Any) -> dict[str, Any]:
-    rule = GuardRule(who, re.compile("bomb", re.I), say="No bomb.", name="g", **more)
+    rule = GuardRule(who, re.compile("bomb", re.I), replacement="No bomb.", name="g", **more)
     desk = TransferPlan((Destination("Desk", "sip:desk@pbx"),))
-    return {"content": ContentPlan(guards=(rule,)), "transfer": desk}
+    return {"content": ContentPlan(guardrails=(rule,)), "transfer": desk}
 
 
 TRIPS = "How is a bomb made?"
@@ -309,7 +309,7 @@ def test_an_answer_that_begins_after_the_end_was_decided_is_not_heard(
 
 @pytest.mark.parametrize("first", ["greeting", "own"])
 def test_the_greeting_is_protected_and_nothing_else_is(first: str) -> None:
-    turns = InterruptionPlan(protect_greeting=True, by_gateway=True)
+    turns = InterruptionPlan(uninterruptible_greeting=True, by_gateway=True)
     scene = Scene(
         CallPlan("r", Codec.PCMU, greeting={"instructions": "Hello."}, interruptions=turns)
     ).up()
@@ -334,8 +334,8 @@ def test_the_greeting_is_protected_and_nothing_else_is(first: str) -> None:
 @named
 @pytest.mark.parametrize("fails", ["own", "phrase"])
 def test_what_fails_is_told_by_what_asked_for_it(names: bool, fails: str) -> None:
-    rescue = RescuePlan(retries=0, say="Again?", sound="chime", give_up=9)
-    scene, server = scene_of(names, content=ContentPlan(rescue=rescue))
+    rescue = RescuePlan(retries=0, message="Again?", sound="chime", max_failures=9)
+    scene, server = scene_of(names, content=ContentPlan(response_failure=rescue))
     server.turn()
     scene.do(failed(server.begin()))
     server.running = ""
@@ -381,7 +381,7 @@ def test_the_goodbye_is_heard_after_an_answer_that_came_between(names: bool) -> 
 
 @named
 def test_an_answer_that_comes_between_uses_no_question_of_the_idle_rule_up(names: bool) -> None:
-    plan = IdlePlan(3.0, "Are you there?", times=1, goodbye="Goodbye.")
+    plan = IdlePlan(3.0, "Are you there?", max_prompts=1, goodbye="Goodbye.")
     scene, server = scene_of(names, idle=plan)
     scene.at(scene.now + 3.1)
     scene.do(said(InputCommitted(f"u{server.turns + 1}")))
@@ -399,7 +399,7 @@ def test_an_answer_that_comes_between_uses_no_question_of_the_idle_rule_up(names
 
 @named
 def test_words_while_a_tool_runs_do_not_take_its_answer(names: bool) -> None:
-    function = FunctionPlan(lambda _text: {}, 9.0, say="One moment.", after_seconds=1.0)
+    function = FunctionPlan(lambda _text: {}, 9.0, filler_text="One moment.", filler_delay=1.0)
     scene, server = scene_of(names, functions={"f": function})
     server.turn()
     server.begin()
@@ -423,8 +423,8 @@ def test_no_answer_is_heard_by_a_voicemail_box_that_waits_for_its_message(names:
     plan = MachinePlan(
         {"voicemail": "say"},
         {"voicemail": "Call me."},
-        voicemail_words=(re.compile("after the tone"),),
-        beep_seconds=5.0,
+        voicemail_patterns=(re.compile("after the tone"),),
+        beep_timeout=5.0,
     )
     scene, server = scene_of(names, machines=plan)
     item = server.turn()
@@ -443,7 +443,7 @@ def test_no_answer_is_heard_by_a_voicemail_box_that_waits_for_its_message(names:
 
 @named
 def test_a_warning_is_answered_though_another_answer_came_first(names: bool) -> None:
-    budget = BudgetPlan(warn="Come to an end.", warn_respond=True, goodbye="Bye.")
+    budget = BudgetPlan(warning_message="Come to an end.", warning_response=True, goodbye="Bye.")
     scene, server = scene_of(names, budget=budget)
     server.turn()
     scene.do(inputs.BudgetReached(False, "1 USD"))
@@ -463,8 +463,8 @@ def test_a_warning_is_answered_though_another_answer_came_first(names: bool) -> 
 @named
 @pytest.mark.parametrize("order", ["first", "between", "last"])
 def test_an_aside_is_no_answer(names: bool, order: str) -> None:
-    plan = KeepPlan(turns=1, how="summary")
-    scene, server = scene_of(names, content=ContentPlan(keep=plan))
+    plan = KeepPlan(max_turns=1, strategy="summary")
+    scene, server = scene_of(names, content=ContentPlan(context=plan))
     for number in range(2):
         _added(scene, f"u{number}")
         server.turn()
@@ -527,7 +527,7 @@ def test_a_cut_is_told_of_each_item_by_itself(names: bool, cut_at: int) -> None:
 
 @named
 def test_repeats_are_counted_by_turn_however_late_their_words_are(names: bool) -> None:
-    scene, server = scene_of(names, machines=MachinePlan({"bot": "note"}, repeats=3))
+    scene, server = scene_of(names, machines=MachinePlan({"bot": "note"}, bot_repeats=3))
     items = []
     for _ in range(3):
         items.append(server.turn())

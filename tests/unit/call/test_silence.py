@@ -42,8 +42,8 @@ PLAN = CallPlan(
     Codec.PCMU,
     greeting={"instructions": "Say exactly: Hello."},
     silence=SilencePlan(6.0),
-    on_trouble=(RECONNECT,),
-    functions={"search": FunctionPlan(seconds=60.0)},
+    fallback=(RECONNECT,),
+    functions={"search": FunctionPlan(timeout=60.0)},
 )
 QUIET = replace(PLAN, greeting=None)
 
@@ -220,7 +220,7 @@ def test_a_filler_is_heard_before_and_ends_with_the_response() -> None:
 
 
 def test_a_silent_server_that_gives_sessions_does_not_go_on_for_ever() -> None:
-    scene = scene_of(replace(QUIET, on_trouble=(RECONNECT, Rung("hang_up"))))
+    scene = scene_of(replace(QUIET, fallback=(RECONNECT, Rung("hang_up"))))
     scene.do(key("#"))
     sessions = 0
     for _ in range(100):
@@ -277,8 +277,8 @@ def test_lost_now_and_then_the_call_goes_on() -> None:
 
 
 def test_without_fallback_steps_a_sound_and_another_attempt() -> None:
-    rescue = RescuePlan(sound="chime", give_up=2, goodbye="Bye.")
-    scene = scene_of(replace(QUIET, on_trouble=(), content=ContentPlan(rescue=rescue)))
+    rescue = RescuePlan(sound="chime", max_failures=2, goodbye="Bye.")
+    scene = scene_of(replace(QUIET, fallback=(), content=ContentPlan(response_failure=rescue)))
     scene.do(key("#"), created("r1"))
     assert scene.at(6.0) == ["flush", "sound chime", "cancel r1", "create"]
     assert scene.do(audio("r1", "i1", 100)) == [], "too late"

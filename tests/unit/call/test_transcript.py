@@ -16,7 +16,7 @@ from gateway.realtime.events import (
 )
 from tests.support.call_scene import BYE, SPEECH, Scene, audio, audio_done, created, done, key, said
 
-PLAN = CallPlan("r", Codec.PCMU, digits=DigitPlan(terminator="", max_digits=1))
+PLAN = CallPlan("r", Codec.PCMU, dtmf=DigitPlan(finish_on_key="", max_digits=1))
 WORDS = "One two three four five six seven eight nine ten."
 
 

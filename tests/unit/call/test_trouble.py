@@ -37,15 +37,15 @@ from tests.support.call_scene import (
 )
 
 RECONNECT = Rung("reconnect", 10.0, "chime")
-SECOND = Rung("endpoint", 6.0, "chime", endpoint=1)
-PLAN = CallPlan("r", Codec.PCMU, on_trouble=(RECONNECT,), rtp_timeout=0, max_call_seconds=20_000)
+SECOND = Rung("endpoint", 6.0, "chime", server=1)
+PLAN = CallPlan("r", Codec.PCMU, fallback=(RECONNECT,), rtp_timeout=0, max_call_duration=20_000)
 AGAIN = inputs.SessionUp("sess_2")
 LOST = closed(1011, "oops")
 
 
 def ladder(*rungs: Rung) -> CallPlan:
     """A plan with these."""
-    return replace(PLAN, on_trouble=rungs)
+    return replace(PLAN, fallback=rungs)
 
 
 def talked(plan: CallPlan = PLAN) -> Scene:
@@ -285,7 +285,7 @@ def test_one_that_cannot_be_had_is_tried_for_again() -> None:
 def test_what_a_server_says_of_its_end_opens_no_session_more_often_than_in_thirty_seconds(
     left: float,
 ) -> None:
-    scene = living(left, replace(PLAN, rtp_timeout=0, max_call_seconds=36_000))
+    scene = living(left, replace(PLAN, rtp_timeout=0, max_call_duration=36_000))
     opened = []
     while scene.now < 3600 and scene.record.ending is None:
         if "open spare" in scene.at(scene.now + 0.5):
@@ -345,7 +345,7 @@ def test_where_trouble_is_known_nobody_waits_to_find_out() -> None:
         ((Rung("busy"),), ["180", "close 1000 session_unreachable", "486 41"]),
         ((SECOND,), ["180", "open 1"]),
     ):
-        scene = Scene(replace(PLAN, known_trouble="probe: no answer", on_trouble=rungs))
+        scene = Scene(replace(PLAN, known_outage="probe: no answer", fallback=rungs))
         assert scene.seen == seen
         assert "open" not in scene.seen
 
@@ -359,9 +359,9 @@ def _busy(after: float) -> inputs.SessionFailed:
 
 
 def test_the_next_step_is_taken_at_once_and_the_caller_told_when_to_come_back() -> None:
-    scene = Scene(replace(PLAN, on_trouble=(SECOND,)))
+    scene = Scene(replace(PLAN, fallback=(SECOND,)))
     assert scene.do(_busy(30.0))[-1] == "open 1"
-    alone = Scene(replace(PLAN, on_trouble=()))
+    alone = Scene(replace(PLAN, fallback=()))
     assert alone.do(_busy(29.5))[-1] == "503 41 retry 30"
 
 

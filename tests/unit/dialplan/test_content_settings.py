@@ -36,7 +36,9 @@ def route_of(folder: Path, text: str) -> Route:
 def test_words_are_whole_and_of_any_case(
     tmp_path: Path, text: str, fits: list[str], not_fits: list[str]
 ) -> None:
-    (rule,) = content_plan(route_of(tmp_path, f'[[route.guardrail]]\nname = "g"\n{text}')).guards
+    (rule,) = content_plan(
+        route_of(tmp_path, f'[[route.guardrail]]\nname = "g"\n{text}')
+    ).guardrails
     assert rule.pattern is not None
     assert [one for one in fits if not rule.pattern.search(one)] == []
     assert [one for one in not_fits if rule.pattern.search(one)] == []
@@ -110,7 +112,7 @@ def test_mistakes_are_named(tmp_path: Path, text: str, key: str, message: str) -
 def test_somebody_is_asked_over_http(answer: Answer, verdict: words.Verdict) -> None:
     async def asked(url: str) -> words.Verdict:
         client = HttpClient(2)
-        rule = GuardRule(url=url, headers={"X-Key": "k"}, seconds=0.4, name="g")
+        rule = GuardRule(url=url, headers={"X-Key": "k"}, timeout=0.4, name="g")
         call = ToolCall("key", "agent", "One sentence.", call="c1", route="r")
         try:
             return await words.ask(client, rule, call)

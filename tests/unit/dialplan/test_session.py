@@ -194,7 +194,7 @@ def test_mistakes(tmp_path: Path, written: str, key: str, message: str, is_new: 
     file = tmp_path / "a.toml"
     file.write_text(f'[[route]]\nname = "a"\n\n[route.session]\n{written}\n')
     with pytest.raises(ConfigError) as caught:
-        load_dialplan(tmp_path, unknown="refuse")
+        load_dialplan(tmp_path, unknown="error")
     (problem,) = caught.value.problems
     assert (problem.file, problem.key) == (file, f"route[0].session.{key}")
     assert problem.line in (4, 5)

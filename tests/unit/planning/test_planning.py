@@ -108,8 +108,8 @@ def test_defaults(tmp_path: Path) -> None:
     assert plan.route == "r"
     assert plan.codec is Codec.PCMU
     assert plan.greeting is None
-    assert (plan.digits.enabled, plan.digits.terminator, plan.digits.interrupt) == (True, "#", True)
-    assert plan.digits.text("42") == "The caller pressed 4 2 on the telephone keypad."
+    assert (plan.dtmf.enabled, plan.dtmf.finish_on_key, plan.dtmf.interrupt) == (True, "#", True)
+    assert plan.dtmf.text("42") == "The caller pressed 4 2 on the telephone keypad."
     assert plan.server_interrupts
     assert plan.retry_after == 5
 
@@ -137,11 +137,11 @@ def test_what_the_route_says_arrives(tmp_path: Path) -> None:
         """,
     )
     assert plan.greeting == {"instructions": "Say exactly: Good morning."}
-    digits = plan.digits
-    assert (digits.inter_digit_seconds, digits.terminator, digits.max_digits) == (1.5, "*", 4)
+    digits = plan.dtmf
+    assert (digits.inter_digit_timeout, digits.finish_on_key, digits.max_digits) == (1.5, "*", 4)
     assert not digits.interrupt
     assert digits.text("42") == "4 2 on 100"
-    assert (plan.farewell_seconds, plan.max_call_seconds, plan.rtp_timeout) == (7.0, 60.0, 0.0)
+    assert (plan.goodbye_timeout, plan.max_call_duration, plan.rtp_timeout) == (7.0, 60.0, 0.0)
     assert not plan.silence_on_hold
 
 
@@ -277,7 +277,7 @@ def test_variables_arrive_in_session_greeting_and_digits(tmp_path: Path) -> None
     assert session["instructions"] == "You speak with Alice on 100."
     plan = call_plan(config, match, Codec.PCMU, 5)
     assert plan.greeting == {"instructions": "Say exactly: Hello 7, no trunk."}
-    assert plan.digits.text("12") == "alice: 1 2"
+    assert plan.dtmf.text("12") == "alice: 1 2"
 
 
 def test_variables_of_a_call_that_we_place(tmp_path: Path) -> None:
@@ -292,4 +292,4 @@ def test_variables_of_a_call_that_we_place(tmp_path: Path) -> None:
 
 def test_what_a_silent_caller_is_asked_has_its_variables(tmp_path: Path) -> None:
     plan = _plan(tmp_path, '[route.idle]\nseconds = 5\nask = "Are you there, {from}?"')
-    assert plan.idle.ask == "Are you there, alice?"
+    assert plan.idle.prompt == "Are you there, alice?"

@@ -197,8 +197,11 @@ def test_what_the_model_is_told(tmp_path: Path) -> None:
     async def main() -> list[dict[str, Any]]:
         box = Toolbox(*load_all(folder_with(tmp_path, HOTEL), {}))
         plans = box.plans("r")
-        assert (plans["room_price"].seconds, plans["room_price"].say) == (3.0, "One moment.")
-        assert plans["guests"].seconds == 6.0
+        assert (plans["room_price"].timeout, plans["room_price"].filler_text) == (
+            3.0,
+            "One moment.",
+        )
+        assert plans["guests"].timeout == 6.0
         await box.stop()
         return box.definitions("r")
 
