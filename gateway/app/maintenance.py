@@ -20,7 +20,7 @@ log = structlog.get_logger("gateway")
 RESOLVE_SECONDS = 5.0
 
 
-class Upkeep:
+class Maintenance:
     """Started when the agent listens, stopped before it does not.
 
     Args:
@@ -69,11 +69,11 @@ class Upkeep:
         try:
             count = await self._agent.renew_certificates()
         except AgentError as error:
-            log.error("sip.certificates_kept", error=str(error))
+            log.error("sip.certificate_reload_failed", error=str(error))
         except TimeoutError:
-            log.error("sip.certificates_kept", error="the SIP thread does not answer")
+            log.error("sip.certificate_reload_failed", error="the SIP thread does not answer")
         else:
-            log.info("sip.certificates_renewed", listeners=count)
+            log.info("sip.certificates_reloaded", listeners=count)
 
     async def _look_at_addresses(self) -> None:
         found: dict[str, list[str]] = {}

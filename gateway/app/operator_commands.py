@@ -10,9 +10,9 @@ from typing import Any
 
 import structlog
 
-from gateway.bridge.call_controller import Bridge
+from gateway.bridge.call_controller import CallController
 from gateway.call import inputs
-from gateway.call.ending import Why
+from gateway.call.ending import EndReason
 from gateway.call.leg.outcomes import Outcome
 from gateway.call.leg.transfer import TAKE_OVER_SECONDS
 from gateway.call.record import CallRecord
@@ -50,7 +50,7 @@ class _Asked:
         ]
         if attempts:
             attempt = attempts[0]
-            taken = ending is not None and ending.why is Why.TRANSFERRED
+            taken = ending is not None and ending.why is EndReason.TRANSFERRED
             over = ending is not None or attempt.outcome not in ("", Outcome.RINGING)
             done = attempt.outcome == Outcome.ANSWERED or taken
             words = str(attempt.outcome or "asked for")
@@ -65,7 +65,7 @@ class _Asked:
 
 
 def _refusals(record: CallRecord) -> int:
-    return sum(mark["event"] == "act_refused" for mark in record.timeline)
+    return sum(mark["event"] == "command_rejected" for mark in record.timeline)
 
 
 class OperatorCommands:
@@ -75,7 +75,7 @@ class OperatorCommands:
         calls: in progress, as they come and go.
     """
 
-    def __init__(self, calls: Set[Bridge]) -> None:
+    def __init__(self, calls: Set[CallController]) -> None:
         self._calls = calls
         self._transfers: OrderedDict[str, _Asked] = OrderedDict()
         self.commands = {
@@ -88,7 +88,7 @@ class OperatorCommands:
     def _hang_up(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         bridge = call_named(request, self._calls)
         log.info("operator.hangup", call=bridge.record.call_id)
-        bridge.feed(inputs.HangUpAsked())
+        bridge.feed(inputs.HangupRequested())
         return {"call": bridge.record.call_id}
 
     def _transfer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -111,7 +111,7 @@ class OperatorCommands:
         self._transfers.move_to_end(number)
         while len(self._transfers) > MAX_TRANSFERS:
             self._transfers.popitem(last=False)
-        bridge.feed(inputs.ToolActs(HandOn(str(request["destination"]))))
+        bridge.feed(inputs.ToolRequest(HandOn(str(request["destination"]))))
         seconds = target.destination.ring_timeout + TAKE_OVER_SECONDS + BEGIN_SECONDS
         return {"call": call, "to": target.uri, "transfer": number, "seconds": seconds}
 

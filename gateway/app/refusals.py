@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from gateway.call.ending import Why, ending_of, reason_header, refusal_code
+from gateway.call.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.call.record import CallRecord
 from gateway.planning.call_plan import record_of
 from gateway.records.files import RecordFiles
@@ -20,11 +20,11 @@ from gateway.sip.types import LegEnd, Refused, RtpQuality
 log = structlog.get_logger("gateway")
 
 _REFUSED_BELOW = {
-    400: Why.BAD_SDP,
-    415: Why.UNSUPPORTED_BODY,
-    488: Why.BAD_SDP,
-    500: Why.FAULT,
-    503: Why.OVER_CAPACITY,
+    400: EndReason.BAD_SDP,
+    415: EndReason.UNSUPPORTED_BODY,
+    488: EndReason.BAD_SDP,
+    500: EndReason.INTERNAL_ERROR,
+    503: EndReason.OVER_CAPACITY,
 }
 
 
@@ -38,7 +38,7 @@ COUNT_SECONDS = 60.0
 """How often the log says how many were only counted."""
 
 
-class Refusals:
+class Rejections:
     """Says no to calls.
 
     Args:
@@ -57,7 +57,7 @@ class Refusals:
         self.unrecorded: Counter[str] = Counter()
         """Refused calls without a line and a record of their own, since the start, by reason."""
 
-    def refuse(self, leg: Leg, record: CallRecord, why: Why, detail: str = "") -> None:
+    def refuse(self, leg: Leg, record: CallRecord, why: EndReason, detail: str = "") -> None:
         """A call came that we do not take."""
         code = refusal_code(why)
         headers = {"Reason": reason_header(why)}
@@ -72,10 +72,10 @@ class Refusals:
     def refused_below(self, refused: Refused) -> None:
         """The library, or what stands before it, has refused one."""
         record = record_of(refused.invite, datetime.now(UTC))
-        why = refused.why or _REFUSED_BELOW.get(refused.code, Why.REFUSED)
+        why = refused.why or _REFUSED_BELOW.get(refused.code, EndReason.REFUSED)
         self.write(record, why, refused.code, refused.reason)
 
-    def write(self, record: CallRecord, why: Why, code: int, detail: str) -> None:
+    def write(self, record: CallRecord, why: EndReason, code: int, detail: str) -> None:
         """A call came, or was to be placed, and is not."""
         if record.direction == "inbound" and not self._sampled(record, why):
             return
@@ -98,7 +98,7 @@ class Refusals:
             self._count_due.cancel()
             self._say_counted()
 
-    def _sampled(self, record: CallRecord, why: Why) -> bool:
+    def _sampled(self, record: CallRecord, why: EndReason) -> bool:
         """Whether this one has a line and a record; it is counted if not."""
         loop = asyncio.get_running_loop()
         now = loop.time()

@@ -19,7 +19,7 @@ from gateway.realtime.setup import SetupFailed, open_session
 log = structlog.get_logger("gateway")
 
 
-class Prober:
+class HealthChecker:
     """Owns one task for each server; without an interval there is none, and nothing is known.
 
     A probe is a session that is opened, configured and closed: no audio goes through it, and no
@@ -99,7 +99,7 @@ class Prober:
         except SetupFailed as failure:
             return str(failure)
         except Exception as error:  # whatever it is, the next probe comes
-            log.exception("probe.fault", url=endpoint.shown)
+            log.exception("health_check.failed", url=endpoint.shown)
             return type(error).__name__
         await session.close(1000, "probe")
         return None
@@ -109,6 +109,6 @@ def _tell(changed: Changed | None) -> None:
     if changed is None:
         return
     if changed.down:
-        log.error("realtime.trouble", url=changed.url, detail=changed.detail)
+        log.error("realtime.unhealthy", url=changed.url, detail=changed.detail)
     else:
-        log.info("realtime.well_again", url=changed.url, seconds=round(changed.lasted, 1))
+        log.info("realtime.healthy", url=changed.url, seconds=round(changed.lasted, 1))

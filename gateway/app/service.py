@@ -13,25 +13,25 @@ import structlog
 
 from gateway import __version__
 from gateway.app.capacity import room_for
-from gateway.app.maintenance import Upkeep
+from gateway.app.maintenance import Maintenance
 from gateway.app.operator_commands import OperatorCommands
-from gateway.app.refusals import Refusals
-from gateway.app.server_health import Prober
+from gateway.app.refusals import Rejections
+from gateway.app.server_health import HealthChecker
 from gateway.app.workers.notify import notify
-from gateway.app.workers.supervisor_link import Lifeline
+from gateway.app.workers.supervisor_link import SupervisorLink
 from gateway.billing.costs import Costs
-from gateway.bridge.call_controller import Bridge
-from gateway.bridge.media_clock import MediaPump
-from gateway.call.ending import Why
+from gateway.bridge.call_controller import CallController
+from gateway.bridge.media_clock import MediaClock
+from gateway.call.ending import EndReason
 from gateway.call.record import CallRecord
 from gateway.config import Config
 from gateway.control.content import ContentCommands
 from gateway.dialplan import Dialplan, Match, Route
 from gateway.health import HUNG_SECONDS, Health
 from gateway.outbound.callbacks.function import function_of
-from gateway.outbound.callbacks.scheduler import CallbackBook
+from gateway.outbound.callbacks.scheduler import CallbackScheduler
 from gateway.outbound.calls import OutboundCalls
-from gateway.outbound.limits import Placing
+from gateway.outbound.limits import OutboundLimiter
 from gateway.planning.call_plan import (
     codec_of,
     facts_of,
@@ -47,7 +47,7 @@ from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.ingress.message import user_of
 from gateway.sip.leg import Leg
 from gateway.sip.report import bans, refusals, trunk_states
-from gateway.tools.executor import Toolbox
+from gateway.tools.executor import ToolExecutor
 
 log = structlog.get_logger("gateway")
 
@@ -62,21 +62,23 @@ class Service:
         lifeline: descriptor of the socket to the supervisor that started this process, if one did.
     """
 
-    def __init__(self, config: Config, dialplan: Dialplan, lifeline: int | None = None) -> None:
+    def __init__(
+        self, config: Config, dialplan: Dialplan, supervisor_link: int | None = None
+    ) -> None:
         self._config = config
         self._dialplan = dialplan
         self._sip = sip_settings(config)
-        self._pump = MediaPump()
+        self._pump = MediaClock()
         self._records = RecordFiles(config.records.folder)
         secrets = (*config.secrets(), *dialplan.secrets())
         self._event_logs = EventLogs(config.records.folder, secrets)
         self._costs = Costs(config)
-        self._toolbox = Toolbox(config, dialplan)
+        self._tool_executor = ToolExecutor(config, dialplan)
         realtime = config.realtime
-        self._prober = Prober(
+        self._health_checker = HealthChecker(
             servers_of(config, dialplan), realtime.health_check_interval, realtime.connect_timeout
         )
-        self._calls: set[Bridge] = set()
+        self._calls: set[CallController] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -85,8 +87,12 @@ class Service:
         self._max_calls = 0
         self._only_placing = False
         self._started = 0.0
-        self._lifeline = None if lifeline is None else Lifeline(lifeline, self._on_supervisor_gone)
-        self.refusals = Refusals(self._records, self._sip.retry_after)
+        self._supervisor_link = (
+            None
+            if supervisor_link is None
+            else SupervisorLink(supervisor_link, self._on_supervisor_gone)
+        )
+        self.refusals = Rejections(self._records, self._sip.retry_after)
         self.refusals.redact = config.records.redact
         self._agent = UserAgent(
             self._sip,
@@ -101,17 +107,26 @@ class Service:
             self._on_unfit,
         )
         self._unfit = ""
-        self._placing = Placing(config.outbound, self._agent)
+        self._placing = OutboundLimiter(config.outbound, self._agent)
         self._outbound = OutboundCalls(
-            config, dialplan, self._sip.retry_after, self._pump, self._placing, self, self._toolbox
+            config,
+            dialplan,
+            self._sip.retry_after,
+            self._pump,
+            self._placing,
+            self,
+            self._tool_executor,
         )
-        self._callbacks = CallbackBook(
-            config.callbacks, self.dial, self._toolbox.http, refusal=self._placing.promise_refusal
+        self._callbacks = CallbackScheduler(
+            config.callbacks,
+            self.dial,
+            self._tool_executor.http,
+            refusal=self._placing.promise_refusal,
         )
         for route in dialplan.routes:
             promise = function_of(route, self._callbacks, config.tools.timeout)
             if promise is not None:
-                self._toolbox.add(route.name, promise)
+                self._tool_executor.add(route.name, promise)
         operator = OperatorCommands(self._calls)
         commands = {
             "status": lambda _request: self._status(),
@@ -119,7 +134,7 @@ class Service:
             **operator.commands,
             **ContentCommands(lambda: self._calls).commands,
         }
-        self._upkeep = Upkeep(self._agent, config.control.socket, commands)
+        self._maintenance = Maintenance(self._agent, config.control.socket, commands)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; a second one hurries the end.
@@ -130,8 +145,8 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         await self._start_up()
-        if self._lifeline is not None:
-            self._lifeline.say_up()
+        if self._supervisor_link is not None:
+            self._supervisor_link.say_up()
         self.health.start()
         notify("READY=1", "STATUS=takes calls")
         try:
@@ -139,8 +154,8 @@ class Service:
         finally:
             await self._shut_down()
             await self.health.stop()
-            if self._lifeline is not None:
-                self._lifeline.close()
+            if self._supervisor_link is not None:
+                self._supervisor_link.close()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
         if self._unfit:
@@ -179,11 +194,11 @@ class Service:
         await self._records.start()
         await self._event_logs.start()
         await self._costs.start()
-        await self._toolbox.start()
-        self._prober.start()
+        await self._tool_executor.start()
+        self._health_checker.start()
         await self._agent.start()
         try:
-            await self._upkeep.start()
+            await self._maintenance.start()
         except AgentError:
             await self._agent.stop()
             raise
@@ -192,7 +207,7 @@ class Service:
         self._started = asyncio.get_running_loop().time()
         self._max_calls = room_for(self._config.sip.max_calls, self._agent.capacity)
         log.info(
-            "gateway.up",
+            "gateway.started",
             listen=list(self._agent.addresses),
             max_calls=self._max_calls,
             routes=[route.name for route in self._dialplan.routes],
@@ -207,8 +222,8 @@ class Service:
         self._drain()
 
     def _on_look(self, well: bool) -> None:
-        if self._lifeline is not None:
-            self._lifeline.say_well(well)
+        if self._supervisor_link is not None:
+            self._supervisor_link.say_well(well)
         if well:
             notify("WATCHDOG=1")
         else:
@@ -242,19 +257,19 @@ class Service:
             bridge.shut_down()
         await self._wait_idle(BYE_SECONDS, or_hurry=False)
         if self._calls:
-            log.warning("gateway.calls_left", calls=[b.record.call_id for b in self._calls])
+            log.warning("gateway.calls_not_ended", calls=[b.record.call_id for b in self._calls])
         if self._leaving:
             await asyncio.wait(tuple(self._leaving), timeout=BYE_SECONDS)
         await self._callbacks.stop()
-        await self._upkeep.stop()
+        await self._maintenance.stop()
         await self._agent.stop()
         self.refusals.stop()
-        await self._prober.stop()
-        await self._toolbox.stop()
+        await self._health_checker.stop()
+        await self._tool_executor.stop()
         await self._records.stop()
         await self._event_logs.stop()
         await self._costs.stop()
-        log.info("gateway.down", media_faults=self._pump.faults)
+        log.info("gateway.stopped", media_faults=self._pump.faults)
 
     async def _notice(self, seconds: float) -> None:
         """Stay for a dispatcher's probes to see that we drain."""
@@ -286,8 +301,8 @@ class Service:
             "banned": bans(self._agent),
             "unrecorded": dict(self.refusals.unrecorded),
             "cost": self._costs.as_json(),
-            "realtime": self._prober.as_json(),
-            "mcp": self._toolbox.states(),
+            "realtime": self._health_checker.as_json(),
+            "mcp": self._tool_executor.states(),
             "callbacks": self._callbacks.as_json(),
             "dropped": {
                 "records": self._records.dropped,
@@ -305,41 +320,43 @@ class Service:
             self._admit(leg, record, now)
         except Exception as error:
             # Before it had a bridge: that ends its call by itself.
-            log.exception("call.fault", call=record.call_id, route=record.route)
-            self.refusals.refuse(leg, record, Why.FAULT, f"{type(error).__name__}: {error}")
+            log.exception("call.internal_error", call=record.call_id, route=record.route)
+            self.refusals.refuse(
+                leg, record, EndReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"
+            )
 
     def _admit(self, leg: Leg, record: CallRecord, now: datetime) -> None:
         if self._stop.is_set() or self._only_placing:
-            self.refusals.refuse(leg, record, Why.SHUTDOWN)
+            self.refusals.refuse(leg, record, EndReason.SHUTDOWN)
         elif len(self._calls) >= self._max_calls:
             self.refusals.refuse(
-                leg, record, Why.OVER_CAPACITY, f"{self._max_calls} calls in progress"
+                leg, record, EndReason.OVER_CAPACITY, f"{self._max_calls} calls in progress"
             )
         elif leg.invite.offered == ():
-            self.refusals.refuse(leg, record, Why.NO_COMMON_CODEC)
+            self.refusals.refuse(leg, record, EndReason.NO_COMMON_CODEC)
         else:
             match = self._dialplan.match(facts_of(leg.invite, now))
             if match is None:
                 to = leg.invite.to_user
-                self.refusals.refuse(leg, record, Why.NO_ROUTE, f"no route takes {to!r}")
+                self.refusals.refuse(leg, record, EndReason.NO_ROUTE, f"no route takes {to!r}")
             elif (spent := self.spent(match.route, leg.invite.from_user)) is not None:
                 record.route = match.route.name
-                self.refusals.refuse(leg, record, Why.BUDGET, spent)
+                self.refusals.refuse(leg, record, EndReason.BUDGET, spent)
             else:
                 self._take(leg, record, match)
 
     def _take(self, leg: Leg, record: CallRecord, match: Match) -> None:
         codec = codec_of(leg.invite)
         record.route, record.codec = match.route.name, codec.value
-        bridge = Bridge(
+        bridge = CallController(
             leg,
-            *self._prober.inform(
+            *self._health_checker.inform(
                 *plans(
                     self._config,
                     match,
                     codec,
                     self._sip.retry_after,
-                    self._toolbox,
+                    self._tool_executor,
                     trusted=leg.invite.trusted,
                 )
             ),
@@ -348,7 +365,7 @@ class Service:
             self.finished,
             dial=self._placing.dial,
             permit_refer=self._placing.permit_refer,
-            tools=self._toolbox,
+            tools=self._tool_executor,
         )
         record.mark(0.0, "invite", source=record.source)
         if match.cleaned:
@@ -356,13 +373,13 @@ class Service:
             log.warning("call.variables_cleaned", call=record.call_id, names=list(match.cleaned))
         self.begin(bridge)
 
-    def begin(self, bridge: Bridge) -> None:
+    def begin(self, bridge: CallController) -> None:
         """Count a call, and start it."""
         self._calls.add(bridge)
         self._idle.clear()
         bridge.start(lambda: self._watch(bridge))
 
-    def _watch(self, bridge: Bridge) -> None:
+    def _watch(self, bridge: CallController) -> None:
         record = bridge.record
         route = next(one for one in self._dialplan.routes if one.name == record.route)
         redact = route.records.redact
@@ -411,7 +428,7 @@ class Service:
             return f"sip.max_calls: {self._max_calls} calls in progress"
         return None
 
-    def finished(self, bridge: Bridge) -> None:
+    def finished(self, bridge: CallController) -> None:
         """A call is over."""
         self._calls.discard(bridge)
         if not self._calls:
@@ -422,12 +439,12 @@ class Service:
         leaving.add_done_callback(self._leaving.discard)
 
 
-def run(config: Config, dialplan: Dialplan, lifeline: int | None = None) -> None:
+def run(config: Config, dialplan: Dialplan, supervisor_link: int | None = None) -> None:
     """Serve until told to stop: ``gateway run``."""
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
-        service = Service(config, dialplan, lifeline)
+        service = Service(config, dialplan, supervisor_link)
         loop.set_exception_handler(service.health.on_unhandled)
         await service.run()
 

@@ -14,7 +14,7 @@ from gateway.billing.budget import Reached
 from gateway.billing.ledger import Ledger
 from gateway.billing.prices import load_prices
 from gateway.billing.route_budget import budgets_of, transcriber_of
-from gateway.billing.store import Keeper
+from gateway.billing.store import LedgerStore
 from gateway.config import Config
 from gateway.dialplan import Route
 
@@ -33,7 +33,7 @@ class Costs:
         self._zone = ZoneInfo(name) if name else None
         ledger = Ledger()
         self._accounts = Accounts(load_prices(config.cost.prices), ledger, self._today, _unknown)
-        self._keeper = Keeper(config.ledger, ledger)
+        self._keeper = LedgerStore(config.ledger, ledger)
 
     async def start(self) -> None:
         """Go on with what was spent today before a restart."""

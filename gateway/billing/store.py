@@ -25,7 +25,7 @@ MAX_FILE_BYTES = 16 * 1024 * 1024
 log = structlog.get_logger("cost")
 
 
-class Keeper:
+class LedgerStore:
     """Keeps ``ledger`` at ``path``; None keeps it nowhere.
 
     A path whose name ends in a worker's number (``cost-0.ledger``) has brothers, which are read.
@@ -46,7 +46,7 @@ class Keeper:
             if kept is not None:
                 self._ledger.restore(kept)
         except (OSError, ValueError) as error:
-            log.error("cost.ledger_unreadable", file=str(self._path), error=str(error))
+            log.error("cost.state_unreadable", file=str(self._path), error=str(error))
         await self._look()
         self._task = background(self._run(), "cost ledger")
 
@@ -61,7 +61,7 @@ class Keeper:
             async with asyncio.timeout(STOP_SECONDS):
                 await self._look()
         except TimeoutError:
-            log.error("cost.ledger_not_kept", file=str(self._path))
+            log.error("cost.state_write_failed", file=str(self._path))
 
     async def _run(self) -> None:
         while True:
@@ -79,7 +79,7 @@ class Keeper:
         except OSError as error:
             ledger.changed = ledger.changed or text is not None
             if not self._failing:
-                log.error("cost.ledger_not_kept", file=str(self._path), error=str(error))
+                log.error("cost.state_write_failed", file=str(self._path), error=str(error))
             self._failing = True
 
 

@@ -12,13 +12,13 @@ import structlog
 from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.billing.account import Account
 from gateway.bridge.entries import entry
-from gateway.bridge.inband_detection import Ear
-from gateway.bridge.legs import Dialler, Legs, Outward, quality_of
-from gateway.bridge.media_clock import MediaPump
-from gateway.bridge.out_of_band import WaitingAsides
+from gateway.bridge.inband_detection import InboundAudioAnalyzer
+from gateway.bridge.legs import Dialer, Legs, OutboundTarget, quality_of
+from gateway.bridge.media_clock import MediaClock
+from gateway.bridge.out_of_band import OutOfBandWaiters
 from gateway.bridge.sessions import SessionPlan, Sessions
 from gateway.call import inputs, outputs
-from gateway.call.ending import Why, ending_of, reason_header, refusal_code
+from gateway.call.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.call.machine import LEG_END_SECONDS, CallMachine
 from gateway.call.plan import CallPlan
 from gateway.call.quality import QualityOfCall
@@ -29,11 +29,11 @@ from gateway.records.events import EventLog
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio
 from gateway.sip.types import LegEnd, RtpQuality
-from gateway.tools.commands import Act
+from gateway.tools.commands import CallCommand
 from gateway.tools.runner import Question, ToolCall, ToolRunner
 
 
-class Bridge:
+class CallController:
     """One call. Lives on the event loop from its INVITE to :class:`outputs.Finished`.
 
     Args:
@@ -46,14 +46,14 @@ class Bridge:
 
     def __init__(
         self,
-        leg: Leg | Outward,
+        leg: Leg | OutboundTarget,
         plan: CallPlan,
         session_plan: SessionPlan,
         record: CallRecord,
-        pump: MediaPump,
-        on_finished: Callable[[Bridge], None],
+        pump: MediaClock,
+        on_finished: Callable[[CallController], None],
         *,
-        dial: Dialler | None = None,
+        dial: Dialer | None = None,
         permit_refer: Callable[[str, bool], None] = lambda _uri, _by_pattern: None,
         tools: ToolRunner | None = None,
     ) -> None:
@@ -72,7 +72,7 @@ class Bridge:
         self._audio.playout.pause(True)
         self._legs = Legs(
             leg if isinstance(leg, Leg) else None,
-            leg if isinstance(leg, Outward) else None,
+            leg if isinstance(leg, OutboundTarget) else None,
             self,
             self._audio,
             record,
@@ -85,13 +85,13 @@ class Bridge:
         )
         self._guards = plan.content.guardrails
         self.transfer_plan = plan.transfer
-        self.asides = WaitingAsides()
+        self.out_of_band = OutOfBandWaiters()
         """Those who wait for an answer beside the conversation."""
         self._streaming = False
         self._started = False
         self._held: outputs.Hold | None = None
         self._paused = False
-        self._ear = Ear(plan)
+        self._audio_analyzer = InboundAudioAnalyzer(plan)
         self._inbox: deque[tuple[inputs.Input, float]] = deque()
         self._busy = False
         self._begun = False
@@ -102,20 +102,20 @@ class Bridge:
         self._began = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
-        self._carriers: dict[type, Callable[[Any], None]] = {
-            **self._legs.carriers,
-            **self._sessions.carriers,
-            outputs.TakeOver: self._take_over,
+        self._executors: dict[type, Callable[[Any], None]] = {
+            **self._legs.executors,
+            **self._sessions.executors,
+            outputs.PromoteStandby: self._take_over,
             outputs.StartMedia: self._start_media,
             outputs.Hold: self._hold,
             outputs.Pause: self._pause,
             outputs.RunTool: self._run_tool,
-            outputs.AskOperator: self._ask_operator,
-            outputs.CheckWords: self._check_words,
-            outputs.AsideDone: lambda output: self.asides.done(output),
+            outputs.RequestApproval: self._ask_operator,
+            outputs.CheckContent: self._check_words,
+            outputs.OutOfBandDone: lambda output: self.out_of_band.done(output),
             outputs.Play: self._play,
             outputs.Flush: self._flush,
-            outputs.Note: self._note,
+            outputs.LogEvent: self._note,
             outputs.Finished: self._finished,
         }
 
@@ -142,7 +142,7 @@ class Bridge:
         )
         self._busy = True
         try:
-            self._carry_out(self._machine.start(self._loop.time()))
+            self._execute(self._machine.start(self._loop.time()))
             self._begun = True
         finally:
             self._busy = False
@@ -158,9 +158,9 @@ class Bridge:
         """It is up, with a session that talks."""
         return self._machine.talking
 
-    def act(self, act: Act) -> None:
+    def act(self, act: CallCommand) -> None:
         """Do this in the conversation; nothing is done where nobody talks."""
-        self.feed(inputs.ToolActs(act))
+        self.feed(inputs.ToolRequest(act))
 
     def give_up(self, detail: str) -> None:
         """End the call at once, without waiting for either side: nothing carries it any more."""
@@ -188,7 +188,7 @@ class Bridge:
     def on_ringing(self, code: int) -> None:
         """The callee's side says how far it is."""
         if code >= 180:
-            self.feed(inputs.RingingThere(code))
+            self.feed(inputs.RemoteRinging(code))
 
     @entry
     def on_media(self, codec: Codec) -> None:
@@ -206,7 +206,7 @@ class Bridge:
     @entry
     def on_hold(self, held: bool) -> None:
         """The caller put us on hold, or took us back."""
-        self.feed(inputs.Held(held))
+        self.feed(inputs.HoldChanged(held))
 
     @entry
     def on_digit(self, digit: str) -> None:
@@ -221,7 +221,7 @@ class Bridge:
         self.record.security = self._legs.security
         self.record.rtp = quality_of(quality)
         self.record.quality = self._quality.add(quality)
-        self.feed(inputs.RtpCounted(quality.rx_packets, quality.expected))
+        self.feed(inputs.RtpStats(quality.rx_packets, quality.expected))
 
     @entry
     def on_ended(self, end: LegEnd) -> None:
@@ -237,7 +237,7 @@ class Bridge:
 
     @entry
     def _on_session(self, input: inputs.Input) -> None:
-        if isinstance(input, inputs.SessionUp):
+        if isinstance(input, inputs.SessionReady):
             self._log = self._log.bind(session=input.session_id)
         self.feed(input)
 
@@ -248,7 +248,7 @@ class Bridge:
         if self._backstop is not None:
             return  # ends after a defect, which may be in here
         audio = self._audio.uplink.drain()
-        for heard in self._ear.feed(audio, held=self._held is not None):
+        for heard in self._audio_analyzer.feed(audio, held=self._held is not None):
             self.feed(heard)
         if self._held is not None:
             audio = self._audio.codec.silence * len(audio) if self._held.silent else b""
@@ -274,8 +274,11 @@ class Bridge:
         try:
             while self._inbox:
                 input, at = self._inbox.popleft()
-                self._carry_out(self._machine.handle(input, at))
-                if type(input) is not inputs.ServerSaid or type(input.event) is not AudioDelta:
+                self._execute(self._machine.handle(input, at))
+                if (
+                    type(input) is not inputs.ServerEventReceived
+                    or type(input.event) is not AudioDelta
+                ):
                     audio_only = False
         finally:
             self._busy = False
@@ -283,22 +286,22 @@ class Bridge:
         if not audio_only and not self._over:
             self._schedule()
 
-    def _carry_out(self, todo: list[outputs.Output]) -> None:
+    def _execute(self, todo: list[outputs.Output]) -> None:
         for output in todo:
-            self._carriers[type(output)](output)
+            self._executors[type(output)](output)
 
     # ---- when something of ours raises
 
     def on_fault(self, error: Exception) -> None:
         """End the call because of a defect of ours: by the machine, or else without it."""
-        self._log.error("call.fault", exc_info=error)
+        self._log.error("call.internal_error", exc_info=error)
         if self._over:
             return
         detail = f"{type(error).__name__}: {error}"
         ends = not self._leg_over and self._machine.state is not State.FINISHED
         if self._begun and self._backstop is None and ends:
             # What else waits is kept: the end of the leg may be among it.
-            self._inbox.appendleft((inputs.Faulted(detail), self._loop.time()))
+            self._inbox.appendleft((inputs.InternalError(detail), self._loop.time()))
             self._backstop = self._loop.call_later(
                 LEG_END_SECONDS + 5.0, self._end_without_machine, detail
             )
@@ -313,20 +316,24 @@ class Bridge:
         record = self.record
         answered = record.times.answered is not None
         if record.ending is None:
-            ending = record.ending = ending_of(Why.FAULT, answered=answered, detail=detail)
+            ending = record.ending = ending_of(
+                EndReason.INTERNAL_ERROR, answered=answered, detail=detail
+            )
             record.times.end = record.times.end or (self._loop.time() - self._began) * 1000
             told = {"by": ending.by.value, "why": ending.why.value, "detail": detail}
             record.mark(record.times.end, "end", **told)
-        headers = {"Reason": reason_header(Why.FAULT)}
-        self._attempt(lambda: self._legs.let_go(refusal_code(Why.FAULT), headers))
-        self._attempt(lambda: self._sessions.close(outputs.CloseSession(1000, Why.FAULT.value)))
+        headers = {"Reason": reason_header(EndReason.INTERNAL_ERROR)}
+        self._attempt(lambda: self._legs.let_go(refusal_code(EndReason.INTERNAL_ERROR), headers))
+        self._attempt(
+            lambda: self._sessions.close(outputs.CloseSession(1000, EndReason.INTERNAL_ERROR.value))
+        )
         self._finished(None)
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
             step()
         except Exception:
-            self._log.exception("call.fault")
+            self._log.exception("call.internal_error")
 
     def _schedule(self) -> None:
         at = self._machine.deadline
@@ -342,7 +349,7 @@ class Bridge:
         self._timer = self._timer_at = None
         self.feed(inputs.Tick())
 
-    def _take_over(self, _output: outputs.TakeOver) -> None:
+    def _take_over(self, _output: outputs.PromoteStandby) -> None:
         self._sessions.take_over()
         self._log = self._log.bind(session=self._sessions.id)
 
@@ -375,9 +382,9 @@ class Bridge:
         else:
             self._tools.run(self._tool_call(call_id, output.name, output.arguments), done)
 
-    def _ask_operator(self, output: outputs.AskOperator) -> None:
+    def _ask_operator(self, output: outputs.RequestApproval) -> None:
         def done(approve: bool, reason: str) -> None:
-            self.feed(inputs.OperatorAnswered(output.key, approve, reason))
+            self.feed(inputs.ApprovalResult(output.key, approve, reason))
 
         if self._tools is None:
             done(False, "nobody can be asked")
@@ -385,9 +392,9 @@ class Bridge:
             call = self._tool_call(output.key, output.name, output.arguments)
             self._tools.ask(Question(call, output.rule), done)
 
-    def _check_words(self, output: outputs.CheckWords) -> None:
+    def _check_words(self, output: outputs.CheckContent) -> None:
         def done(allow: bool | None, reason: str) -> None:
-            self.feed(inputs.WordsChecked(output.key, allow, reason))
+            self.feed(inputs.ContentChecked(output.key, allow, reason))
 
         if self._tools is None:
             done(None, "nobody can be asked")
@@ -406,7 +413,7 @@ class Bridge:
             caller=record.from_uri,
             called=record.to_uri,
             variables=self._machine.variables,
-            act=lambda act: self.feed(inputs.ToolActs(act)),
+            act=lambda act: self.feed(inputs.ToolRequest(act)),
         )
 
     def _play(self, output: outputs.Play) -> None:
@@ -421,7 +428,7 @@ class Bridge:
         unplayed = self._audio.playout.flush()
         self._inbox.appendleft((inputs.Flushed(unplayed), self._loop.time()))
 
-    def _note(self, output: outputs.Note) -> None:
+    def _note(self, output: outputs.LogEvent) -> None:
         getattr(self._log, output.level)(
             f"call.{output.event}", **self.record.private.masked(output.fields)
         )
@@ -437,7 +444,7 @@ class Bridge:
         self._pump.remove(self._beat)
         # Whatever fails in completing the record, the place is freed and the record is written.
         for step in (
-            self.asides.close,
+            self.out_of_band.close,
             self._count_audio,
             self._legs.finish,
             self._sessions.finish,

@@ -42,7 +42,7 @@ Complete = Callable[[Match], tuple[CallPlan, Mapping[str, Any]]]
 """The plan of the call and the session object, for a match with all its values."""
 
 
-class Preparation:
+class DataLookup:
     """The request for one call. Belongs to the event loop; :meth:`stop` leaves no task behind."""
 
     def __init__(self, match: Match, client: HttpClient, complete: Complete) -> None:

@@ -8,7 +8,7 @@ from gateway.call.inputs import BeepHeard, DigitPressed, SoundHeard
 from gateway.call.plan import CallPlan
 
 
-class Ear:
+class InboundAudioAnalyzer:
     """Of one call."""
 
     def __init__(self, plan: CallPlan) -> None:

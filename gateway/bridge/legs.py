@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from gateway.audio.g711 import Codec
 from gateway.bridge.entries import entry
 from gateway.call import inputs, outputs
+from gateway.call.record import BLeg as SecondRecord
 from gateway.call.record import CallRecord
-from gateway.call.record import SecondLeg as SecondRecord
 from gateway.sip.in_call import ReferProgress
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio
@@ -24,7 +24,7 @@ class DialRefusedError(Exception):
     """A rule of ours does not let this call be placed; the text names it."""
 
 
-class Dialler(Protocol):
+class Dialer(Protocol):
     """Places calls. Raises DialRefusedError."""
 
     def __call__(
@@ -39,7 +39,7 @@ class Dialler(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Outward:
+class OutboundTarget:
     """Where a call of ours goes to."""
 
     uri: str
@@ -61,11 +61,11 @@ class Legs:
     def __init__(
         self,
         main: Leg | None,
-        outward: Outward | None,
+        outward: OutboundTarget | None,
         handler: LegHandler,
         audio: CallAudio,
         record: CallRecord,
-        dial: Dialler | None,
+        dial: Dialer | None,
         feed: Callable[[inputs.Input], None],
         now_ms: Callable[[], float],
         on_fault: Callable[[Exception], None],
@@ -85,19 +85,19 @@ class Legs:
         self._on_fault = on_fault
         self._second: _Second | None = None
         self._seconds: list[_Second] = []
-        self.carriers: dict[type, Callable[[Any], None]] = {
+        self.executors: dict[type, Callable[[Any], None]] = {
             outputs.Ring: lambda _out: self._leg.ring(),
             outputs.Progress: lambda _out: self._leg.progress(),
             outputs.Answer: lambda _out: self._leg.answer(),
-            outputs.Refuse: lambda out: self._leg.refuse(out.code, out.headers),
+            outputs.Reject: lambda out: self._leg.refuse(out.code, out.headers),
             outputs.HangUp: lambda out: self._leg.hang_up(out.headers),
             outputs.Dial: self._dial_main,
-            outputs.Sound: lambda out: self._leg.play(out.name),
+            outputs.PlaySound: lambda out: self._leg.play(out.name),
             outputs.Refer: self._refer,
-            outputs.DialSecond: self._dial_second,
-            outputs.HangUpSecond: self._hang_up_second,
-            outputs.Join: self._join,
-            outputs.Press: self._press,
+            outputs.DialBLeg: self._dial_second,
+            outputs.HangUpBLeg: self._hang_up_second,
+            outputs.BridgeLegs: self._join,
+            outputs.SendDtmf: self._press,
         }
 
     def take(self) -> None:
@@ -123,7 +123,7 @@ class Legs:
             old.handler = None
             old.hang_up({"Reason": 'SIP;cause=200;text="Call moved"'})
         there = successor.invite
-        self._feed(inputs.Moved(there.to_uri if not there.sip_call_id else there.from_uri))
+        self._feed(inputs.CallerReplaced(there.to_uri if not there.sip_call_id else there.from_uri))
 
     def let_go(self, code: int, headers: dict[str, str]) -> None:
         """End both legs, whatever state they are in: with ``code`` what was not answered."""
@@ -168,7 +168,7 @@ class Legs:
             try:
                 self._permit_refer(output.target, output.by_pattern)
             except DialRefusedError as refused:
-                self._feed(inputs.TransferTold(403, str(refused), True, by_us=True))
+                self._feed(inputs.ReferProgress(403, str(refused), True, by_us=True))
                 return
             self._leg.refer(output.target, self._on_refer)
         elif self._second is not None and self._second.leg is not None:
@@ -176,9 +176,9 @@ class Legs:
 
     @entry
     def _on_refer(self, progress: ReferProgress) -> None:
-        self._feed(inputs.TransferTold(progress.code, progress.phrase, progress.final))
+        self._feed(inputs.ReferProgress(progress.code, progress.phrase, progress.final))
 
-    def _dial_second(self, output: outputs.DialSecond) -> None:
+    def _dial_second(self, output: outputs.DialBLeg) -> None:
         record = SecondRecord(output.uri)
         self._record.second_legs.append(record)
         self._second = second = _Second(record, self._of_second, self._now_ms, self._on_fault)
@@ -200,15 +200,15 @@ class Legs:
         if second is self._second:
             self._feed(input)
 
-    def _hang_up_second(self, output: outputs.HangUpSecond) -> None:
+    def _hang_up_second(self, output: outputs.HangUpBLeg) -> None:
         if self._second is not None and self._second.leg is not None:
             self._second.leg.hang_up(output.headers)
 
-    def _join(self, output: outputs.Join) -> None:
+    def _join(self, output: outputs.BridgeLegs) -> None:
         if self._second is not None and self._second.leg is not None:
             self._leg.join(self._second.leg, output.listen)
 
-    def _press(self, output: outputs.Press) -> None:
+    def _press(self, output: outputs.SendDtmf) -> None:
         if not output.second:
             self._leg.press(output.digit, output.how)
         elif self._second is not None and self._second.leg is not None:
@@ -238,7 +238,7 @@ class _Second:
     def refused(self, why: DialRefusedError) -> None:
         """It is not even dialled."""
         self._record.sip_code = 403
-        self._tell(self, inputs.SecondEnded(403, str(why), "", True))
+        self._tell(self, inputs.BLegEnded(403, str(why), "", True))
 
     def finish(self) -> None:
         """The call is over, and its record complete: what comes now is not written any more."""
@@ -251,7 +251,7 @@ class _Second:
         """It rings."""
         self._name()
         if code >= 180:
-            self._tell(self, inputs.SecondRinging(code))
+            self._tell(self, inputs.BLegRinging(code))
 
     @entry
     def on_media(self, codec: Codec) -> None:
@@ -264,7 +264,7 @@ class _Second:
         self._name()
         if self._record.answered_ms is None:
             self._record.answered_ms = round(self._now_ms(), 1)
-        self._tell(self, inputs.SecondAnswered())
+        self._tell(self, inputs.BLegAnswered())
 
     def on_hold(self, held: bool) -> None:
         """Its music is for whoever listens."""
@@ -272,7 +272,7 @@ class _Second:
     @entry
     def on_digit(self, digit: str) -> None:
         """A key."""
-        self._tell(self, inputs.SecondDigit(digit))
+        self._tell(self, inputs.BLegDigit(digit))
 
     @entry
     def on_quality(self, quality: RtpQuality) -> None:
@@ -285,7 +285,7 @@ class _Second:
         self._name()
         self._record.ended_ms = round(self._now_ms(), 1)
         self._record.sip_code = end.code
-        self._tell(self, inputs.SecondEnded(end.code, end.reason, end.method, end.local))
+        self._tell(self, inputs.BLegEnded(end.code, end.reason, end.method, end.local))
 
     def _name(self) -> None:
         if self.leg is not None:

@@ -19,7 +19,7 @@ goes out in messages of 40 ms. A message costs the same whatever its length, mos
 kernel; the price is 10 ms of delay on average, at a load where there is more to win."""
 
 
-class MediaPump:
+class MediaClock:
     """Calls every registered function after the media clock has ticked.
 
     :meth:`wake` belongs to the media clock thread; everything else to the event loop.

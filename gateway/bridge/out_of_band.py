@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.call.outputs import AsideDone
+from gateway.call.outputs import OutOfBandDone
 
 
-class WaitingAsides:
+class OutOfBandWaiters:
     """Those of one call."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, asyncio.Future[AsideDone]] = {}
+        self._waiting: dict[str, asyncio.Future[OutOfBandDone]] = {}
         self._asked = 0
 
     def key(self) -> str:
@@ -19,13 +19,13 @@ class WaitingAsides:
         self._asked += 1
         return f"outside-{self._asked}"
 
-    def wait(self, key: str) -> asyncio.Future[AsideDone]:
+    def wait(self, key: str) -> asyncio.Future[OutOfBandDone]:
         """Before it is asked for; given up by ``close`` at the latest."""
-        future: asyncio.Future[AsideDone] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[OutOfBandDone] = asyncio.get_running_loop().create_future()
         self._waiting[key] = future
         return future
 
-    def done(self, output: AsideDone) -> None:
+    def done(self, output: OutOfBandDone) -> None:
         """It has ended."""
         future = self._waiting.pop(output.key, None)
         if future is not None and not future.done():
@@ -34,4 +34,4 @@ class WaitingAsides:
     def close(self) -> None:
         """The call is over."""
         for key in tuple(self._waiting):
-            self.done(AsideDone(key, "over", ""))
+            self.done(OutOfBandDone(key, "over", ""))

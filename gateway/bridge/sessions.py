@@ -17,7 +17,7 @@ import structlog
 
 from gateway.billing.account import Account
 from gateway.billing.budget import Level
-from gateway.bridge.dialplan_lookup import Preparation
+from gateway.bridge.dialplan_lookup import DataLookup
 from gateway.bridge.entries import entry, entry_task
 from gateway.call import inputs, outputs
 from gateway.call.record import CallRecord
@@ -58,7 +58,7 @@ class SessionPlan:
     """The GA session object to send."""
     connect_timeout: float
     max_playout_frames: int
-    preparation: Preparation | None = None
+    preparation: DataLookup | None = None
     """What the settings wait for; they say only the audio formats until it is there."""
     met: Callable[[Endpoint, str | None], None] = lambda _endpoint, _failure: None
     """Told what each attempt met; None where there is a session."""
@@ -108,7 +108,7 @@ class Sessions:
         self._closing: deque[asyncio.Task[None]] = deque(maxlen=_CLOSING)
         self._frames_dropped = 0
         self._refused: deque[list[Refused]] = deque(maxlen=_CLOSING)
-        self.carriers: dict[type, Callable[[Any], None]] = {
+        self.executors: dict[type, Callable[[Any], None]] = {
             outputs.OpenSession: self._open,
             outputs.CloseSession: self.close,
             outputs.Send: self._send,
@@ -198,7 +198,7 @@ class Sessions:
             self.plan.met(endpoint, str(failure))
             if line is self._spare:
                 self._spare = None
-                self._feed(inputs.SpareFailed(str(failure)))
+                self._feed(inputs.StandbyFailed(str(failure)))
             elif line is self._line:
                 failed = inputs.SessionFailed(failure.verdict, failure.detail, failure.retry_after)
                 self._feed(failed)
@@ -209,7 +209,7 @@ class Sessions:
         if line is not self._line and line is not self._spare:
             self._let_go(line, 1000, "not wanted any more")
             return
-        up = inputs.SpareUp if line.spare else inputs.SessionUp
+        up = inputs.StandbyReady if line.spare else inputs.SessionReady
         self._feed(up(session.id, session.seconds_left))
         early, line.early = line.early or deque(), None
         for event in early:
@@ -266,12 +266,12 @@ class Sessions:
             command = None
             if line.session is not None:
                 command = line.session.command_of(event.client_event_id)
-            self._feed(inputs.ServerFailed(event, command))
+            self._feed(inputs.ServerErrorReceived(event, command))
             return
         asked = None
         if isinstance(event, ResponseCreated) and line.session is not None:
             asked = line.session.asked_by(event)
-        self._feed(inputs.ServerSaid(event, asked))
+        self._feed(inputs.ServerEventReceived(event, asked))
         if isinstance(event, ResponseDone | InputTranscribed):
             self._count(event)
 
@@ -283,7 +283,7 @@ class Sessions:
             return  # it is paid for all the same, but the record is written
         self._record.cost = self._account.as_json()
         if reached is not None:
-            self._feed(inputs.BudgetReached(reached.level is Level.LIMIT, str(reached)))
+            self._feed(inputs.BudgetThreshold(reached.level is Level.LIMIT, str(reached)))
 
     @entry
     def _on_closed(self, line: _Line, closed: SessionClosed) -> None:
@@ -294,7 +294,7 @@ class Sessions:
             self._feed(inputs.SessionClosed(closed.code, closed.reason, closed.by_us))
         elif line is self._spare:
             self._spare = None
-            self._feed(inputs.SpareFailed(f"{closed.code} {closed.reason}".strip()))
+            self._feed(inputs.StandbyFailed(f"{closed.code} {closed.reason}".strip()))
 
     # ---- how
 

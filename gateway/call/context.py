@@ -5,27 +5,27 @@ from __future__ import annotations
 from typing import Protocol
 
 from gateway.call.conversation.conversation import Conversation
-from gateway.call.ending import Why
-from gateway.call.leg.answering import Opening
+from gateway.call.ending import EndReason
+from gateway.call.leg.answering import AnswerPolicy
 from gateway.call.leg.timers import Timers
 from gateway.call.outputs import Output
-from gateway.call.plan import CallPlan, Rung
+from gateway.call.plan import CallPlan, FallbackStep
 from gateway.call.record import CallRecord
 from gateway.call.states import State
-from gateway.call.timeline import Journal
+from gateway.call.timeline import CallTimeline
 
 
-class Course:
+class CallContext:
     """Written by the machine and its sides, each its own part of it."""
 
     def __init__(self, plan: CallPlan, record: CallRecord, now: float) -> None:
         self.state = State.CONNECTING
         self.plan = plan
         self.record = record
-        self.journal = Journal(record, now)
-        self.conversation = Conversation(plan, self.journal)
+        self.timeline = CallTimeline(record, now)
+        self.conversation = Conversation(plan, self.timeline)
         self.timers = Timers(plan)
-        self.opening = Opening(plan.answer, self.journal)
+        self.opening = AnswerPolicy(plan.answer, self.timeline)
         self.session_up = False
         self.retry_after: float | None = None
         """What the server that gave no session last wants to be left alone for (s)."""
@@ -44,8 +44,8 @@ class Course:
 
 
 class End(Protocol):
-    """Ends the call, once; ``rung`` may say how a call is refused that is not answered."""
+    """Ends the call, once; ``step`` may say how a call is refused that is not answered."""
 
     def __call__(
-        self, why: Why, now: float, detail: str = "", *, rung: Rung | None = None
+        self, why: EndReason, now: float, detail: str = "", *, step: FallbackStep | None = None
     ) -> list[Output]: ...

@@ -23,12 +23,12 @@ class Party(StrEnum):
     NETWORK = "network"
 
 
-class Why(StrEnum):
+class EndReason(StrEnum):
     """Why the call ended."""
 
-    HUNG_UP = "hung_up"
+    REMOTE_HANGUP = "remote_hangup"
     CANCELLED = "cancelled"
-    FAREWELL = "farewell"
+    AGENT_HANGUP = "agent_hangup"
     TRANSFERRED = "transferred"
     BRIDGE_ENDED = "bridge_ended"
     BUSY = "busy"
@@ -36,7 +36,7 @@ class Why(StrEnum):
     NO_ANSWER = "no_answer"
     NO_SUCH_NUMBER = "no_such_number"
     FORBIDDEN = "forbidden"
-    UNOBTAINABLE = "unobtainable"
+    CALL_FAILED = "call_failed"
     SESSION_CLOSED = "session_closed"
     SESSION_ERROR = "session_error"
     SESSION_LOST = "session_lost"
@@ -44,16 +44,16 @@ class Why(StrEnum):
     """A response was due, and nothing of it came."""
     SESSION_UNREACHABLE = "session_unreachable"
     SESSION_REFUSED = "session_refused"
-    LEG_LOST = "leg_lost"
-    RTP_SILENCE = "rtp_silence"
+    LEG_TIMEOUT = "leg_timeout"
+    RTP_TIMEOUT = "rtp_timeout"
     MAX_DURATION = "max_duration"
     BUDGET = "budget"
     IDLE = "idle"
-    MACHINE = "machine"
+    MACHINE_DETECTED = "machine_detected"
     """The caller is no human, and the route does not talk to what it is."""
-    GUARD = "guard"
+    GUARDRAIL = "guardrail"
     """Words were said that a rule of the route does not allow."""
-    NO_ANSWERS = "no_answers"
+    RESPONSE_FAILURES = "response_failures"
     """The model's answers failed, one after the other."""
     APPLICATION = "application"
     """A function that ran for the call ended it."""
@@ -72,7 +72,7 @@ class Why(StrEnum):
     BAD_SDP = "bad_sdp"
     UNSUPPORTED_BODY = "unsupported_body"
     REFUSED = "refused"
-    FAULT = "fault"
+    INTERNAL_ERROR = "internal_error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,45 +85,45 @@ class _Row:
     text: str
 
 
-_TABLE: dict[Why, _Row] = {
-    Why.HUNG_UP: _Row(Party.CALLER, 487, 16, "Normal call clearing"),
-    Why.CANCELLED: _Row(Party.CALLER, 487, 16, "Cancelled by the caller"),
-    Why.FAREWELL: _Row(Party.MODEL, 480, 16, "Normal call clearing"),
-    Why.TRANSFERRED: _Row(Party.MODEL, 480, 16, "Transferred"),
-    Why.BRIDGE_ENDED: _Row(Party.CALLEE, 480, 16, "Normal call clearing"),
-    Why.BUSY: _Row(Party.CALLEE, 486, 17, "User busy"),
-    Why.DECLINED: _Row(Party.CALLEE, 603, 21, "Call rejected"),
-    Why.NO_ANSWER: _Row(Party.CALLEE, 480, 19, "No answer"),
-    Why.NO_SUCH_NUMBER: _Row(Party.NETWORK, 404, 1, "Unallocated number"),
-    Why.FORBIDDEN: _Row(Party.NETWORK, 403, 21, "Call rejected"),
-    Why.UNOBTAINABLE: _Row(Party.NETWORK, 503, 38, "Call could not be placed"),
-    Why.SESSION_CLOSED: _Row(Party.MODEL, 480, 16, "Session closed"),
-    Why.SESSION_ERROR: _Row(Party.MODEL, 503, 41, "Session failed"),
-    Why.SESSION_LOST: _Row(Party.NETWORK, 503, 41, "Session lost"),
-    Why.SESSION_SILENT: _Row(Party.MODEL, 503, 41, "Session silent"),
-    Why.SESSION_UNREACHABLE: _Row(Party.NETWORK, 503, 41, "No session in time"),
-    Why.SESSION_REFUSED: _Row(Party.MODEL, 503, 41, "Session refused"),
-    Why.LEG_LOST: _Row(Party.NETWORK, 480, 41, "Leg lost"),
-    Why.RTP_SILENCE: _Row(Party.NETWORK, 480, 102, "No RTP from the caller"),
-    Why.MAX_DURATION: _Row(Party.GATEWAY, 480, 102, "Maximum call length"),
-    Why.BUDGET: _Row(Party.GATEWAY, 480, 31, "Budget used up"),
-    Why.IDLE: _Row(Party.GATEWAY, 480, 16, "Caller said nothing"),
-    Why.MACHINE: _Row(Party.GATEWAY, 480, 16, "Caller is a machine"),
-    Why.GUARD: _Row(Party.GATEWAY, 480, 16, "Ended by a rule"),
-    Why.NO_ANSWERS: _Row(Party.GATEWAY, 480, 41, "Answers failed"),
-    Why.APPLICATION: _Row(Party.OPERATOR, 480, 16, "Ended by the application"),
-    Why.OPERATOR: _Row(Party.OPERATOR, 480, 16, "Ended by the operator"),
-    Why.SHUTDOWN: _Row(Party.OPERATOR, 503, 41, "Gateway shuts down"),
-    Why.NO_ROUTE: _Row(Party.GATEWAY, 404, 1, "No route"),
-    Why.OVER_CAPACITY: _Row(Party.GATEWAY, 503, 34, "No free call"),
-    Why.NO_COMMON_CODEC: _Row(Party.GATEWAY, 488, 88, "No common codec"),
-    Why.NO_AUDIO: _Row(Party.GATEWAY, 488, 65, "No audio offered"),
-    Why.SRTP_MISMATCH: _Row(Party.GATEWAY, 488, 88, "RTP profile or SRTP not acceptable"),
-    Why.ADDRESS_FAMILY: _Row(Party.GATEWAY, 488, 88, "Address family not acceptable"),
-    Why.BAD_SDP: _Row(Party.GATEWAY, 488, 111, "SDP cannot be used"),
-    Why.UNSUPPORTED_BODY: _Row(Party.GATEWAY, 415, 79, "Body is no SDP"),
-    Why.REFUSED: _Row(Party.GATEWAY, 480, 21, "Refused"),
-    Why.FAULT: _Row(Party.GATEWAY, 500, 41, "Gateway error"),
+_TABLE: dict[EndReason, _Row] = {
+    EndReason.REMOTE_HANGUP: _Row(Party.CALLER, 487, 16, "Normal call clearing"),
+    EndReason.CANCELLED: _Row(Party.CALLER, 487, 16, "Cancelled by the caller"),
+    EndReason.AGENT_HANGUP: _Row(Party.MODEL, 480, 16, "Normal call clearing"),
+    EndReason.TRANSFERRED: _Row(Party.MODEL, 480, 16, "Transferred"),
+    EndReason.BRIDGE_ENDED: _Row(Party.CALLEE, 480, 16, "Normal call clearing"),
+    EndReason.BUSY: _Row(Party.CALLEE, 486, 17, "User busy"),
+    EndReason.DECLINED: _Row(Party.CALLEE, 603, 21, "Call rejected"),
+    EndReason.NO_ANSWER: _Row(Party.CALLEE, 480, 19, "No answer"),
+    EndReason.NO_SUCH_NUMBER: _Row(Party.NETWORK, 404, 1, "Unallocated number"),
+    EndReason.FORBIDDEN: _Row(Party.NETWORK, 403, 21, "Call rejected"),
+    EndReason.CALL_FAILED: _Row(Party.NETWORK, 503, 38, "Call could not be placed"),
+    EndReason.SESSION_CLOSED: _Row(Party.MODEL, 480, 16, "Session closed"),
+    EndReason.SESSION_ERROR: _Row(Party.MODEL, 503, 41, "Session failed"),
+    EndReason.SESSION_LOST: _Row(Party.NETWORK, 503, 41, "Session lost"),
+    EndReason.SESSION_SILENT: _Row(Party.MODEL, 503, 41, "Session silent"),
+    EndReason.SESSION_UNREACHABLE: _Row(Party.NETWORK, 503, 41, "No session in time"),
+    EndReason.SESSION_REFUSED: _Row(Party.MODEL, 503, 41, "Session refused"),
+    EndReason.LEG_TIMEOUT: _Row(Party.NETWORK, 480, 41, "Leg lost"),
+    EndReason.RTP_TIMEOUT: _Row(Party.NETWORK, 480, 102, "No RTP from the caller"),
+    EndReason.MAX_DURATION: _Row(Party.GATEWAY, 480, 102, "Maximum call length"),
+    EndReason.BUDGET: _Row(Party.GATEWAY, 480, 31, "Budget used up"),
+    EndReason.IDLE: _Row(Party.GATEWAY, 480, 16, "Caller said nothing"),
+    EndReason.MACHINE_DETECTED: _Row(Party.GATEWAY, 480, 16, "Caller is a machine"),
+    EndReason.GUARDRAIL: _Row(Party.GATEWAY, 480, 16, "Ended by a rule"),
+    EndReason.RESPONSE_FAILURES: _Row(Party.GATEWAY, 480, 41, "Answers failed"),
+    EndReason.APPLICATION: _Row(Party.OPERATOR, 480, 16, "Ended by the application"),
+    EndReason.OPERATOR: _Row(Party.OPERATOR, 480, 16, "Ended by the operator"),
+    EndReason.SHUTDOWN: _Row(Party.OPERATOR, 503, 41, "Gateway shuts down"),
+    EndReason.NO_ROUTE: _Row(Party.GATEWAY, 404, 1, "No route"),
+    EndReason.OVER_CAPACITY: _Row(Party.GATEWAY, 503, 34, "No free call"),
+    EndReason.NO_COMMON_CODEC: _Row(Party.GATEWAY, 488, 88, "No common codec"),
+    EndReason.NO_AUDIO: _Row(Party.GATEWAY, 488, 65, "No audio offered"),
+    EndReason.SRTP_MISMATCH: _Row(Party.GATEWAY, 488, 88, "RTP profile or SRTP not acceptable"),
+    EndReason.ADDRESS_FAMILY: _Row(Party.GATEWAY, 488, 88, "Address family not acceptable"),
+    EndReason.BAD_SDP: _Row(Party.GATEWAY, 488, 111, "SDP cannot be used"),
+    EndReason.UNSUPPORTED_BODY: _Row(Party.GATEWAY, 415, 79, "Body is no SDP"),
+    EndReason.REFUSED: _Row(Party.GATEWAY, 480, 21, "Refused"),
+    EndReason.INTERNAL_ERROR: _Row(Party.GATEWAY, 500, 41, "Gateway error"),
 }
 
 
@@ -136,25 +136,25 @@ class Ending:
     """
 
     by: Party
-    why: Why
+    why: EndReason
     sip_code: int
     reason: str
     detail: str = ""
 
 
-def reason_header(why: Why) -> str:
+def reason_header(why: EndReason) -> str:
     """The Reason header for a BYE or a refusal of ours."""
     row = _TABLE[why]
     return f'Q.850;cause={row.cause};text="{row.text}"'
 
 
-def refusal_code(why: Why) -> int:
+def refusal_code(why: EndReason) -> int:
     """The final response to an INVITE that is not answered for this reason."""
     return _TABLE[why].refusal
 
 
 def ending_of(
-    why: Why,
+    why: EndReason,
     *,
     answered: bool,
     detail: str = "",
@@ -179,24 +179,24 @@ def ending_of(
 
 
 _UNANSWERED = {
-    Outcome.BUSY: Why.BUSY,
-    Outcome.DECLINED: Why.DECLINED,
-    Outcome.NO_ANSWER: Why.NO_ANSWER,
-    Outcome.NO_SUCH_NUMBER: Why.NO_SUCH_NUMBER,
-    Outcome.FORBIDDEN: Why.FORBIDDEN,
+    Outcome.BUSY: EndReason.BUSY,
+    Outcome.DECLINED: EndReason.DECLINED,
+    Outcome.NO_ANSWER: EndReason.NO_ANSWER,
+    Outcome.NO_SUCH_NUMBER: EndReason.NO_SUCH_NUMBER,
+    Outcome.FORBIDDEN: EndReason.FORBIDDEN,
 }
 
 
-def why_not_answered(code: int) -> Why:
+def why_not_answered(code: int) -> EndReason:
     """Why a call of ours was not answered, by its final response."""
-    return _UNANSWERED.get(outcome_of(code), Why.UNOBTAINABLE)
+    return _UNANSWERED.get(outcome_of(code), EndReason.CALL_FAILED)
 
 
-def why_leg_ended(code: int, method: str, *, local: bool, talked: bool) -> Why:
+def why_leg_ended(code: int, method: str, *, local: bool, talked: bool) -> EndReason:
     """Why a leg is over that we did not end: ``method`` is the peer's BYE or CANCEL, if any."""
     if not talked and (method == "CANCEL" or code == 487):
-        return Why.CANCELLED
+        return EndReason.CANCELLED
     if method in ("BYE", "CANCEL"):
         # A CANCEL that our 200 had crossed has no effect (RFC 3261 section 9.2).
-        return Why.HUNG_UP
-    return Why.FAULT if local else Why.LEG_LOST
+        return EndReason.REMOTE_HANGUP
+    return EndReason.INTERNAL_ERROR if local else EndReason.LEG_TIMEOUT

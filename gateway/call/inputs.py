@@ -9,7 +9,7 @@ from gateway.call.plan import CallPlan
 from gateway.realtime.commands import ClientCommand
 from gateway.realtime.errors import Verdict
 from gateway.realtime.events import ServerError, ServerEvent
-from gateway.tools.commands import Act
+from gateway.tools.commands import CallCommand
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionUp:
+class SessionReady:
     """``session.updated`` came: the model is ready."""
 
     session_id: str
@@ -35,7 +35,7 @@ class SessionUp:
 
 
 @dataclass(frozen=True, slots=True)
-class SpareUp:
+class StandbyReady:
     """A session that may take the place of the one that has the caller; fields as above."""
 
     session_id: str
@@ -43,7 +43,7 @@ class SpareUp:
 
 
 @dataclass(frozen=True, slots=True)
-class SpareFailed:
+class StandbyFailed:
     """It could not be had, or is lost before it had the caller."""
 
     detail: str
@@ -69,7 +69,7 @@ class SessionClosed:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerSaid:
+class ServerEventReceived:
     """An event of the running session, errors excepted.
 
     ``command`` is the request of ours that a ``response.created`` answers, where the server says
@@ -82,7 +82,7 @@ class ServerSaid:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerFailed:
+class ServerErrorReceived:
     """An ``error`` event of the running session; ``command`` is what it answers, if known."""
 
     error: ServerError
@@ -102,7 +102,7 @@ class Confirmed:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HoldChanged:
     """The caller put us on hold (``sendonly``, ``inactive`` or 0.0.0.0, RFC 3264 section 8.4), or
     took us back."""
 
@@ -136,14 +136,14 @@ class BeepHeard:
 
 
 @dataclass(frozen=True, slots=True)
-class RingingThere:
+class RemoteRinging:
     """A provisional response to the call that we place (RFC 3261 section 21.1)."""
 
     code: int
 
 
 @dataclass(frozen=True, slots=True)
-class TransferTold:
+class ReferProgress:
     """What the caller's side says of the REFER: its response, then each NOTIFY (RFC 3515).
 
     A first code below 300 means that the REFER was taken; ``final``: nothing comes after this.
@@ -157,19 +157,19 @@ class TransferTold:
 
 
 @dataclass(frozen=True, slots=True)
-class SecondRinging:
+class BLegRinging:
     """The party that the caller is to be joined with rings."""
 
     code: int
 
 
 @dataclass(frozen=True, slots=True)
-class SecondAnswered:
+class BLegAnswered:
     """It has answered, and media is up."""
 
 
 @dataclass(frozen=True, slots=True)
-class SecondEnded:
+class BLegEnded:
     """It is gone, or was never to be had; fields as in :class:`LegEnded`."""
 
     code: int
@@ -179,14 +179,14 @@ class SecondEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class SecondDigit:
+class BLegDigit:
     """It pressed a key."""
 
     digit: str
 
 
 @dataclass(frozen=True, slots=True)
-class BudgetReached:
+class BudgetThreshold:
     """The money of this call, or what it shares with others, is nearly spent or spent."""
 
     spent: bool
@@ -196,7 +196,7 @@ class BudgetReached:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class CallerReplaced:
     """Somebody else has taken the caller's place (REFER to us, or Replaces); the call goes on."""
 
     uri: str
@@ -211,15 +211,15 @@ class ToolDone:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolActs:
+class ToolRequest:
     """A function outside wants something done in the call."""
 
-    act: Act
+    act: CallCommand
 
 
 @dataclass(frozen=True, slots=True)
-class WordsChecked:
-    """Answer to :class:`gateway.call.outputs.CheckWords`."""
+class ContentChecked:
+    """Answer to :class:`gateway.call.outputs.CheckContent`."""
 
     key: str
     allow: bool | None
@@ -228,8 +228,8 @@ class WordsChecked:
 
 
 @dataclass(frozen=True, slots=True)
-class OperatorAnswered:
-    """Answer to :class:`gateway.call.outputs.AskOperator`."""
+class ApprovalResult:
+    """Answer to :class:`gateway.call.outputs.RequestApproval`."""
 
     key: str
     approve: bool
@@ -238,7 +238,7 @@ class OperatorAnswered:
 
 
 @dataclass(frozen=True, slots=True)
-class RtpCounted:
+class RtpStats:
     """RTP packets received on the leg so far."""
 
     packets: int
@@ -292,12 +292,12 @@ class ShutDown:
 
 
 @dataclass(frozen=True, slots=True)
-class HangUpAsked:
+class HangupRequested:
     """Somebody at the gateway wants the call to end now."""
 
 
 @dataclass(frozen=True, slots=True)
-class Faulted:
+class InternalError:
     """A defect of ours in carrying out this call's outputs; the call cannot go on."""
 
     detail: str
@@ -305,32 +305,32 @@ class Faulted:
 
 Input = (
     Prepared
-    | SessionUp
-    | SpareUp
-    | SpareFailed
+    | SessionReady
+    | StandbyReady
+    | StandbyFailed
     | SessionFailed
     | SessionClosed
-    | ServerSaid
-    | ServerFailed
+    | ServerEventReceived
+    | ServerErrorReceived
     | MediaUp
     | Confirmed
-    | Held
+    | HoldChanged
     | DigitPressed
-    | RingingThere
-    | TransferTold
-    | SecondRinging
+    | RemoteRinging
+    | ReferProgress
+    | BLegRinging
     | SoundHeard
     | BeepHeard
-    | SecondAnswered
-    | SecondEnded
-    | SecondDigit
-    | BudgetReached
+    | BLegAnswered
+    | BLegEnded
+    | BLegDigit
+    | BudgetThreshold
     | ToolDone
-    | ToolActs
-    | OperatorAnswered
-    | WordsChecked
-    | Moved
-    | RtpCounted
+    | ToolRequest
+    | ApprovalResult
+    | ContentChecked
+    | CallerReplaced
+    | RtpStats
     | LegEnded
     | PlayoutStarted
     | PlayoutDrained
@@ -338,6 +338,6 @@ Input = (
     | PlayoutRefused
     | Tick
     | ShutDown
-    | HangUpAsked
-    | Faulted
+    | HangupRequested
+    | InternalError
 )

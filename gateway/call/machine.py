@@ -13,23 +13,23 @@ from math import ceil
 from typing import Any
 
 from gateway.call import inputs, outputs
-from gateway.call.context import Course
+from gateway.call.context import CallContext
 from gateway.call.ending import (
     Ending,
-    Why,
+    EndReason,
     ending_of,
     reason_header,
     refusal_code,
     why_leg_ended,
     why_not_answered,
 )
-from gateway.call.leg.handlers import LegSide
+from gateway.call.leg.handlers import LegEvents
 from gateway.call.leg.transfer import Happening
-from gateway.call.plan import CallPlan, Rung
+from gateway.call.plan import CallPlan, FallbackStep
 from gateway.call.record import CallRecord
-from gateway.call.rules.post_call import Afterwards, afterwards_of
+from gateway.call.rules.post_call import PostCallAnalysis, afterwards_of
 from gateway.call.session.failover import refusal_of
-from gateway.call.session.lifecycle import SessionSide
+from gateway.call.session.lifecycle import SessionEvents
 from gateway.call.states import State as State
 from gateway.realtime.commands import UpdateSession
 
@@ -47,45 +47,47 @@ class CallMachine:
     """
 
     def __init__(self, plan: CallPlan, record: CallRecord, now: float) -> None:
-        call = self._call = Course(plan, record, now)
+        call = self._call = CallContext(plan, record, now)
         record.metadata = dict(plan.metadata)
         self._ending: Ending | None = None
         self._hold = (False, False)
         self._end_at: float | None = None
         self._leg_end: inputs.LegEnded | None = None
-        self._afterwards: Afterwards | None = None
+        self._afterwards: PostCallAnalysis | None = None
         self._ended_ms: float | None = None
-        session = self._session = SessionSide(call, self._end)
-        leg = LegSide(call, session)
-        conversation, note = call.conversation, call.journal.note
+        session = self._session = SessionEvents(call, self._end)
+        leg = LegEvents(call, session)
+        conversation, note = call.conversation, call.timeline.note
         self._handlers: dict[type, Callable[[Any, float], list[outputs.Output]]] = {
             inputs.Prepared: self._on_prepared,
-            inputs.SessionUp: session.on_session_up,
+            inputs.SessionReady: session.on_session_up,
             inputs.SessionFailed: session.on_session_failed,
             inputs.SessionClosed: session.on_session_closed,
-            inputs.SpareUp: session.on_spare_up,
-            inputs.SpareFailed: session.on_spare_failed,
-            inputs.ServerSaid: session.on_server_said,
-            inputs.ServerFailed: session.on_server_failed,
+            inputs.StandbyReady: session.on_spare_up,
+            inputs.StandbyFailed: session.on_spare_failed,
+            inputs.ServerEventReceived: session.on_server_said,
+            inputs.ServerErrorReceived: session.on_server_failed,
             inputs.MediaUp: leg.on_media_up,
             inputs.Confirmed: leg.on_confirmed,
-            inputs.Held: leg.on_held,
-            inputs.RingingThere: leg.on_ringing_there,
-            inputs.TransferTold: self._on_transfer,
-            inputs.SecondRinging: self._on_transfer,
-            inputs.SecondAnswered: self._on_transfer,
-            inputs.SecondEnded: self._on_transfer,
-            inputs.SecondDigit: leg.on_second_digit,
+            inputs.HoldChanged: leg.on_held,
+            inputs.RemoteRinging: leg.on_ringing_there,
+            inputs.ReferProgress: self._on_transfer,
+            inputs.BLegRinging: self._on_transfer,
+            inputs.BLegAnswered: self._on_transfer,
+            inputs.BLegEnded: self._on_transfer,
+            inputs.BLegDigit: leg.on_second_digit,
             inputs.ToolDone: self._on_tool_done,
-            inputs.ToolActs: self._on_tool_acts,
-            inputs.OperatorAnswered: lambda _input, _now: [],
-            inputs.WordsChecked: lambda _input, _now: [],
+            inputs.ToolRequest: self._on_tool_acts,
+            inputs.ApprovalResult: lambda _input, _now: [],
+            inputs.ContentChecked: lambda _input, _now: [],
             inputs.SoundHeard: lambda _input, _now: [],
             inputs.BeepHeard: lambda _input, _now: [],
-            inputs.Moved: lambda input, now: [note(now, "moved", "info", uri=input.uri)],
-            inputs.BudgetReached: self._on_budget,
+            inputs.CallerReplaced: lambda input, now: [
+                note(now, "caller_replaced", "info", uri=input.uri)
+            ],
+            inputs.BudgetThreshold: self._on_budget,
             inputs.DigitPressed: leg.on_digit,
-            inputs.RtpCounted: leg.on_rtp,
+            inputs.RtpStats: leg.on_rtp,
             inputs.LegEnded: self._on_leg_ended,
             inputs.PlayoutStarted: self._on_playout_started,
             inputs.PlayoutDrained: lambda _input, now: conversation.on_playout_drained(now),
@@ -94,9 +96,9 @@ class CallMachine:
             ),
             inputs.Flushed: self._on_flushed,
             inputs.Tick: self._on_tick,
-            inputs.ShutDown: lambda _input, now: self._end(Why.SHUTDOWN, now),
-            inputs.HangUpAsked: lambda _input, now: self._end(Why.OPERATOR, now),
-            inputs.Faulted: self._on_fault,
+            inputs.ShutDown: lambda _input, now: self._end(EndReason.SHUTDOWN, now),
+            inputs.HangupRequested: lambda _input, now: self._end(EndReason.OPERATOR, now),
+            inputs.InternalError: self._on_fault,
         }
 
     @property
@@ -112,7 +114,7 @@ class CallMachine:
     def start(self, now: float) -> list[outputs.Output]:
         """The INVITE has a route: ring, and get the model. Or get it before somebody is called."""
         if self._call.plan.outbound is not None:
-            return [self._call.journal.note(now, "preparing", "info"), outputs.OpenSession()]
+            return [self._call.timeline.note(now, "data_lookup", "info"), outputs.OpenSession()]
         if self._call.opening.at_once:
             self._call.timers.answered(now)
         if self._call.plan.known_outage:
@@ -123,11 +125,11 @@ class CallMachine:
         """Something happened at ``now``; returns what to do, in order."""
         if self._call.state is State.FINISHED:
             return []
-        if self._afterwards is not None and type(input) is not inputs.Faulted:
+        if self._afterwards is not None and type(input) is not inputs.InternalError:
             return self._wait_afterwards(self._afterwards, input, now)
         if self._leg_end is not None and type(input) is not inputs.Flushed:
             return self._on_leg_ended(self._leg_end, now)
-        if type(input) is inputs.ServerSaid:
+        if type(input) is inputs.ServerEventReceived:
             event = self._call.conversation.complete(input.event)
             input = input if event is input.event else replace(input, event=event)
         session_was_up = self._call.session_up
@@ -183,7 +185,7 @@ class CallMachine:
         """What follows for the call from what has just happened in its conversation."""
         talk = self._call.conversation
         todo = talk.settle(now, confirmed=self._call.state is not State.ANSWERED)
-        if talk.errands.joined and self._call.state is State.TALKING:
+        if talk.call_actions.joined and self._call.state is State.TALKING:
             todo += self._bridge(now)
         if self._call.session_up and self._call.talking:
             todo += self._session.handover.settle(now)
@@ -191,15 +193,19 @@ class CallMachine:
             todo += self._session.on_silence(talk.silence.rule, now)
         if self._session.recovery.over is not None:
             return todo + self._session.give_up(now)
-        why, detail = talk.errands.over or (None, "")
+        why, detail = talk.call_actions.over or (None, "")
         if why is None and self._session.lost_meanwhile is None:
             why, detail = talk.ended(now)
-        elif why is None and self._session.lost_meanwhile is not None and not talk.errands.underway:
+        elif (
+            why is None
+            and self._session.lost_meanwhile is not None
+            and not talk.call_actions.underway
+        ):
             why, detail = self._session.lost_meanwhile
         if why is not None:
             return todo + self._end(why, now, detail)
         hold = (
-            self._call.held or talk.errands.away,
+            self._call.held or talk.call_actions.away,
             self._call.held and self._call.plan.silence_on_hold,
         )
         if hold != self._hold:
@@ -209,7 +215,7 @@ class CallMachine:
 
     def _bridge(self, now: float) -> list[outputs.Output]:
         self._call.state = State.BRIDGED
-        note = self._call.journal.note(now, "bridged", "info")
+        note = self._call.timeline.note(now, "bridged", "info")
         if self._call.session_up and self._call.plan.transfer.listen:
             return [note, outputs.Send(UpdateSession(self._call.plan.listening))]
         if not self._call.session_up:
@@ -225,31 +231,31 @@ class CallMachine:
         self._call.conversation.prepare(input.plan)
         # The log has its line from who fetched it.
         failed = {"failed": input.failure} if input.failure else {}
-        self._call.journal.mark(now, "data", ms=input.ms, **failed)
+        self._call.timeline.mark(now, "data", ms=input.ms, **failed)
         return []
 
     # ---- leg
 
     def _on_transfer(self, input: Happening, now: float) -> list[outputs.Output]:
-        return self._call.conversation.errands.on(input, now) if self._call.live else []
+        return self._call.conversation.call_actions.on(input, now) if self._call.live else []
 
     def _on_tool_done(self, input: inputs.ToolDone, now: float) -> list[outputs.Output]:
         if not (self._call.session_up or self._session.recovery.active):
             return []
         return self._call.conversation.on_tool_done(input.call_id, input.output, now)
 
-    def _on_tool_acts(self, input: inputs.ToolActs, now: float) -> list[outputs.Output]:
+    def _on_tool_acts(self, input: inputs.ToolRequest, now: float) -> list[outputs.Output]:
         if not (self._call.session_up and self._call.live) or self._call.state is State.BRIDGED:
-            return self._call.conversation.act_in_vain(input.act)
+            return self._call.conversation.command_rejected(input.act)
         return self._call.conversation.on_act(input.act, now)
 
-    def _on_budget(self, input: inputs.BudgetReached, now: float) -> list[outputs.Output]:
+    def _on_budget(self, input: inputs.BudgetThreshold, now: float) -> list[outputs.Output]:
         if self._call.state is not State.BRIDGED or not (self._call.session_up and input.spent):
             return []
         # The two go on by themselves; only the listening session costs money.
         self._call.session_up = False
-        note = self._call.journal.note(now, "budget_spent", "warning", budget=input.detail)
-        return [note, outputs.CloseSession(1000, Why.BUDGET.value)]
+        note = self._call.timeline.note(now, "budget_exceeded", "warning", budget=input.detail)
+        return [note, outputs.CloseSession(1000, EndReason.BUDGET.value)]
 
     def _on_leg_ended(self, input: inputs.LegEnded, now: float) -> list[outputs.Output]:
         if self._ending is not None:
@@ -266,8 +272,8 @@ class CallMachine:
         if self._call.state is State.DIALLING:
             why = why_not_answered(input.code)
             return self._end(why, now, outcome, leg_over=True, code=input.code)
-        if input.method == "BYE" and self._call.conversation.errands.taken_over(now):
-            why, outcome = Why.TRANSFERRED, "the caller's side let go; it told no outcome"
+        if input.method == "BYE" and self._call.conversation.call_actions.taken_over(now):
+            why, outcome = EndReason.TRANSFERRED, "the caller's side let go; it told no outcome"
         else:
             talked = self._call.state in (State.TALKING, State.BRIDGED)
             why = why_leg_ended(input.code, input.method, local=input.local, talked=talked)
@@ -286,7 +292,7 @@ class CallMachine:
         self, _input: inputs.PlayoutStarted, now: float
     ) -> list[outputs.Output]:
         if self._call.record.times.first_audio is None:
-            self._call.record.times.first_audio = self._call.journal.ms(now)
+            self._call.record.times.first_audio = self._call.timeline.ms(now)
         return self._call.conversation.on_playout_started(now)
 
     # ---- time
@@ -294,7 +300,7 @@ class CallMachine:
     def _on_tick(self, _input: inputs.Tick, now: float) -> list[outputs.Output]:
         if self._call.state is State.ENDING:
             if self._end_at is not None and now >= self._end_at:
-                return [self._call.journal.note(now, "leg_given_up", "error"), *self._finish(now)]
+                return [self._call.timeline.note(now, "leg_timeout", "error"), *self._finish(now)]
             return []
         due = self._call.timers.due(now)
         if due is not None:
@@ -310,18 +316,18 @@ class CallMachine:
 
     def _end(
         self,
-        why: Why,
+        why: EndReason,
         now: float,
         detail: str = "",
         *,
         reason: str | None = None,
         leg_over: bool = False,
         code: int = 0,
-        rung: Rung | None = None,
+        step: FallbackStep | None = None,
     ) -> list[outputs.Output]:
         if self._ending is not None:
             return []
-        if why is Why.CANCELLED:
+        if why is EndReason.CANCELLED:
             self._call.record.times.answered = None  # the 200 did not go out, or too late
         answered = self._call.record.times.answered is not None
         outbound = self._call.plan.outbound is not None
@@ -336,7 +342,7 @@ class CallMachine:
         self._call.session_up = False
         self._end_at = now + LEG_END_SECONDS
         self._call.conversation.on_end(now)
-        todo = self._call.conversation.errands.abandon(now)
+        todo = self._call.conversation.call_actions.abandon(now)
         if self._afterwards is not None:
             self._ended_ms, self._afterwards.leg_over = self._afterwards.ended_ms, leg_over
             todo += self._afterwards.ask(now)
@@ -347,16 +353,16 @@ class CallMachine:
         headers = {"Reason": reason_header(why)}
         if answered or outbound:
             return [*todo, outputs.HangUp(headers)]
-        code, more = refusal_of(rung, refusal_code(why))
+        code, more = refusal_of(step, refusal_code(why))
         headers |= more
         self._ending = replace(self._ending, sip_code=code)
         if code == 503:
             told = self._call.retry_after or 0.0
             headers["Retry-After"] = str(max(self._call.plan.retry_after, ceil(told)))
-        return [*todo, outputs.Refuse(code, headers)]
+        return [*todo, outputs.Reject(code, headers)]
 
     def _wait_afterwards(
-        self, after: Afterwards, input: inputs.Input, now: float
+        self, after: PostCallAnalysis, input: inputs.Input, now: float
     ) -> list[outputs.Output]:
         """The call is over for the caller, and the model is asked about it."""
         todo = after.on(input, now)
@@ -366,14 +372,14 @@ class CallMachine:
         todo.append(outputs.CloseSession(1000, after.why.value))
         return todo + self._finish(now) if after.leg_over else todo
 
-    def _on_fault(self, input: inputs.Faulted, now: float) -> list[outputs.Output]:
+    def _on_fault(self, input: inputs.InternalError, now: float) -> list[outputs.Output]:
         self._afterwards = None
         if self._call.state is not State.ENDING:
-            return self._end(Why.FAULT, now, input.detail)
+            return self._end(EndReason.INTERNAL_ERROR, now, input.detail)
         # Ending it may be what failed, and a leg or a session left up costs somebody money.
-        note = self._call.journal.note(now, "fault_at_end", "error", detail=input.detail)
-        close = outputs.CloseSession(1000, Why.FAULT.value)
-        return [note, close, outputs.HangUp({"Reason": reason_header(Why.FAULT)})]
+        note = self._call.timeline.note(now, "teardown_error", "error", detail=input.detail)
+        close = outputs.CloseSession(1000, EndReason.INTERNAL_ERROR.value)
+        return [note, close, outputs.HangUp({"Reason": reason_header(EndReason.INTERNAL_ERROR)})]
 
     def _finish(self, now: float) -> list[outputs.Output]:
         assert self._ending is not None
@@ -381,9 +387,9 @@ class CallMachine:
         record, ending = self._call.record, self._ending
         record.ending = ending
         ended_ms = self._ended_ms
-        record.times.end = self._call.journal.ms(now) if ended_ms is None else ended_ms
+        record.times.end = self._call.timeline.ms(now) if ended_ms is None else ended_ms
         record.late_audio_ms = self._call.conversation.late_audio_ms
-        note = self._call.journal.note(
+        note = self._call.timeline.note(
             now, "end", "debug", by=ending.by.value, why=ending.why.value, detail=ending.detail
         )
         return [note, outputs.Finished(ending)]

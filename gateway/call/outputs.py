@@ -1,4 +1,4 @@
-"""What a call decides, as values. :class:`gateway.bridge.call_controller.Bridge` carries them out, in order."""
+"""What a call decides, as values. :class:`gateway.bridge.call_controller.CallController` carries them out, in order."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class OpenSession:
     endpoint: int = 0
     """0 is the route's own server; others are counted from 1."""
     spare: bool = False
-    """Beside the one that has the caller, to take its place (:class:`TakeOver`)."""
+    """Beside the one that has the caller, to take its place (:class:`PromoteStandby`)."""
 
 
 @dataclass(frozen=True, slots=True)
-class TakeOver:
+class PromoteStandby:
     """The spare session has the caller from now on; the other one is closed."""
 
 
@@ -41,7 +41,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Refuse:
+class Reject:
     """A final response other than 200."""
 
     code: int
@@ -101,7 +101,7 @@ class Dial:
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
+class PlaySound:
     """Let the caller hear this, over and over (:mod:`gateway.audio.sounds`); "" ends it."""
 
     name: str
@@ -122,7 +122,7 @@ class Refer:
 
 
 @dataclass(frozen=True, slots=True)
-class DialSecond:
+class DialBLeg:
     """Call somebody for the caller."""
 
     uri: str
@@ -132,21 +132,21 @@ class DialSecond:
 
 
 @dataclass(frozen=True, slots=True)
-class HangUpSecond:
+class HangUpBLeg:
     """CANCEL or BYE for the second leg."""
 
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Join:
+class BridgeLegs:
     """Caller and second leg hear each other; the session listens to both, or to nothing."""
 
     listen: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Press:
+class SendDtmf:
     """Send one key, to the caller or to the second leg; ``how``: auto, rfc4733 or info."""
 
     digit: str
@@ -165,8 +165,8 @@ class RunTool:
 
 
 @dataclass(frozen=True, slots=True)
-class AskOperator:
-    """Ask the operator's application about the use of a tool: ``OperatorAnswered`` comes back."""
+class RequestApproval:
+    """Ask the operator's application about the use of a tool: ``ApprovalResult`` comes back."""
 
     key: str
     name: str
@@ -177,8 +177,8 @@ class AskOperator:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckWords:
-    """Ask over HTTP whether these words may be said: ``WordsChecked`` comes back."""
+class CheckContent:
+    """Ask over HTTP whether these words may be said: ``ContentChecked`` comes back."""
 
     key: str
     rule: int
@@ -189,7 +189,7 @@ class CheckWords:
 
 
 @dataclass(frozen=True, slots=True)
-class AsideDone:
+class OutOfBandDone:
     """A response beside the conversation has ended; whoever waits for it is told."""
 
     key: str
@@ -211,7 +211,7 @@ class Flush:
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class LogEvent:
     """Something worth a line in the log and in the call's timeline."""
 
     event: str
@@ -230,9 +230,9 @@ Output = (
     Ring
     | Progress
     | OpenSession
-    | TakeOver
+    | PromoteStandby
     | Answer
-    | Refuse
+    | Reject
     | HangUp
     | CloseSession
     | Send
@@ -240,18 +240,18 @@ Output = (
     | Hold
     | Pause
     | Dial
-    | Sound
+    | PlaySound
     | Refer
-    | DialSecond
-    | HangUpSecond
-    | Join
-    | Press
+    | DialBLeg
+    | HangUpBLeg
+    | BridgeLegs
+    | SendDtmf
     | RunTool
-    | AskOperator
-    | CheckWords
-    | AsideDone
+    | RequestApproval
+    | CheckContent
+    | OutOfBandDone
     | Play
     | Flush
-    | Note
+    | LogEvent
     | Finished
 )

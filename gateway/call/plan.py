@@ -12,7 +12,7 @@ from gateway.call.rules.plan import ContentPlan
 
 
 @dataclass(frozen=True, slots=True)
-class DigitPlan:
+class DtmfPlan:
     """Keys: see :class:`gateway.dialplan.models.Digits`; ``text`` makes the item's words."""
 
     enabled: bool = True
@@ -52,7 +52,7 @@ class TransferPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class PressPlan:
+class SendDtmfPlan:
     """The tool ``send_dtmf``: see :class:`gateway.dialplan.tools.SendDtmf`."""
 
     enabled: bool = False
@@ -190,8 +190,8 @@ class InterruptionPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class IdlePlan:
-    """A caller who says nothing: see :class:`gateway.dialplan.turn_taking.Idle`."""
+class UserIdlePlan:
+    """A caller who says nothing: see :class:`gateway.dialplan.turn_taking.UserIdleTimeout`."""
 
     timeout: float = 0.0
     """0: they may be silent for as long as they like."""
@@ -213,8 +213,8 @@ class SilencePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class MachinePlan:
-    """A caller that is a machine: see :class:`gateway.dialplan.machine_detection.Machines`."""
+class MachineDetectionPlan:
+    """A caller that is a machine: see :class:`gateway.dialplan.machine_detection.MachineDetector`."""
 
     actions: Mapping[str, str] = field(default_factory=dict)
     """off, note, say, hang_up or transfer, for music, voicemail and bot."""
@@ -238,9 +238,9 @@ class MachinePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class FallbackStep:
     """One thing to do about a session that is lost or not to be had: see
-    :class:`gateway.dialplan.fallback.Rung`."""
+    :class:`gateway.dialplan.fallback.FallbackStep`."""
 
     action: str
     """reconnect, endpoint, announcement, transfer, busy, redirect or hang_up."""
@@ -265,7 +265,7 @@ class CallPlan:
     metadata: Mapping[str, str] = field(default_factory=dict)
     """What the route says of the call, for its record."""
     """The ``response`` of the first ``response.create``; None when the caller speaks first."""
-    dtmf: DigitPlan = field(default_factory=DigitPlan)
+    dtmf: DtmfPlan = field(default_factory=DtmfPlan)
     answer: AnswerPlan = field(default_factory=AnswerPlan)
     goodbye_timeout: float = 10.0
     """A goodbye that has not come to its end this long after the model asked to hang up is cut."""
@@ -288,9 +288,9 @@ class CallPlan:
     outbound: OutboundPlan | None = None
     """None for a call that came in."""
     transfer: TransferPlan = field(default_factory=TransferPlan)
-    send_dtmf: PressPlan = field(default_factory=PressPlan)
+    send_dtmf: SendDtmfPlan = field(default_factory=SendDtmfPlan)
     hold: HoldPlan = field(default_factory=HoldPlan)
-    fallback: tuple[Rung, ...] = ()
+    fallback: tuple[FallbackStep, ...] = ()
     """In this order; none of them ends the call at once."""
     known_outage: str = ""
     """What is known to be wrong with the route's server before the call begins."""
@@ -298,9 +298,9 @@ class CallPlan:
     """So long before the server ends a session another one is opened; 0 lets it end."""
     budget: BudgetPlan = field(default_factory=BudgetPlan)
     interruptions: InterruptionPlan = field(default_factory=InterruptionPlan)
-    idle: IdlePlan = field(default_factory=IdlePlan)
+    idle: UserIdlePlan = field(default_factory=UserIdlePlan)
     silence: SilencePlan = field(default_factory=SilencePlan)
-    machine_detection: MachinePlan = field(default_factory=MachinePlan)
+    machine_detection: MachineDetectionPlan = field(default_factory=MachineDetectionPlan)
     content: ContentPlan = field(default_factory=ContentPlan)
     allowed_refer_to: re.Pattern[str] | None = None
     """URIs that the caller's side may send us to by REFER."""

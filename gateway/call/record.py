@@ -71,13 +71,13 @@ class ToolUse:
 
 
 @dataclass(slots=True)
-class Trouble:
+class FailoverRecord:
     """A session that was lost, or not to be had, and what was done about it. Times in ms since."""
 
     at_ms: float
     why: str
     detail: str
-    rungs: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
     outcome: str = ""
     """recovered, transferred or given up."""
     sound_after_ms: float | None = None
@@ -88,7 +88,7 @@ class Trouble:
 
 
 @dataclass(slots=True)
-class SecondLeg:
+class BLeg:
     """A call that was placed for the caller, and its RTP."""
 
     to_uri: str
@@ -113,7 +113,7 @@ class Times:
     end: float | None = None
 
 
-class Told(Protocol):
+class SpokenTranscript(Protocol):
     """What was said: :class:`gateway.call.conversation.transcript.Transcript`."""
 
     def as_json(self) -> list[dict[str, Any]]:
@@ -148,8 +148,8 @@ class CallRecord:
     interruptions: list[Interruption] = field(default_factory=list)
     digits: list[DigitRun] = field(default_factory=list)
     transfers: list[TransferAttempt] = field(default_factory=list)
-    second_legs: list[SecondLeg] = field(default_factory=list)
-    trouble: list[Trouble] = field(default_factory=list)
+    second_legs: list[BLeg] = field(default_factory=list)
+    trouble: list[FailoverRecord] = field(default_factory=list)
     handovers: int = 0
     """How often another session took over before the server ended one."""
     tools: list[ToolUse] = field(default_factory=list)
@@ -172,7 +172,7 @@ class CallRecord:
     settings_refused: list[Refused] = field(default_factory=list)
     """Settings that a session's server did not take, each once."""
     content: ContentRecord = field(default_factory=ContentRecord)
-    transcript: Told | None = None
+    transcript: SpokenTranscript | None = None
     transcript_dropped: int = 0
     ending: Ending | None = None
     timeline_dropped: int = 0

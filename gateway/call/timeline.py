@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.call.outputs import Note
+from gateway.call.outputs import LogEvent
 from gateway.call.record import CallRecord
 
 
-class Journal:
+class CallTimeline:
     """Writes the record's timeline in ms since ``started`` (s, the INVITE)."""
 
     def __init__(self, record: CallRecord, started: float) -> None:
@@ -23,7 +23,7 @@ class Journal:
         """Mark the timeline of what the log has already."""
         self.record.mark(self.ms(now), event, **fields)
 
-    def note(self, now: float, event: str, level: str = "debug", **fields: Any) -> Note:
+    def note(self, now: float, event: str, level: str = "debug", **fields: Any) -> LogEvent:
         """Mark the timeline; returns the output that logs it."""
         self.record.mark(self.ms(now), event, **fields)
-        return Note(event, fields, level)
+        return LogEvent(event, fields, level)

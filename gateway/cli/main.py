@@ -122,13 +122,13 @@ def main() -> None:
     default=True,
     help="Whether a second process starts this one again if it dies; with several workers always.",
 )
-@click.option("--lifeline", type=int, hidden=True)
+@click.option("--supervisor-link", type=int, hidden=True)
 def run(
     config: Path,
     workers: int | None,
     worker: int | None,
     supervisor: bool,
-    lifeline: int | None,
+    supervisor_link: int | None,
 ) -> None:
     """Answer calls until SIGTERM or Ctrl-C; a second one does not wait for calls to end."""
     from gateway.app.signals import keep_running
@@ -154,15 +154,20 @@ def run(
         click.echo(f"{config}: {error}", err=True)
         sys.exit(1)
     keep_running(sink.reopen)
-    if worker is None and lifeline is None and (count > 1 or supervisor):
+    if worker is None and supervisor_link is None and (count > 1 or supervisor):
         from gateway.app.workers.supervisor import supervise
 
         sys.exit(supervise(settings, config, sink.reopen))
     sink.write_behind()
-    _serve(config, settings if worker is None else settings.for_worker(worker), dialplan, lifeline)
+    _serve(
+        config,
+        settings if worker is None else settings.for_worker(worker),
+        dialplan,
+        supervisor_link,
+    )
 
 
-def _serve(config: Path, settings: Config, dialplan: Dialplan, lifeline: int | None) -> None:
+def _serve(config: Path, settings: Config, dialplan: Dialplan, supervisor_link: int | None) -> None:
     try:
         from gateway.app import service
         from gateway.sip.agent import AgentError
@@ -170,7 +175,7 @@ def _serve(config: Path, settings: Config, dialplan: Dialplan, lifeline: int | N
         click.echo(f"pjsua2 cannot be loaded ({error}): `make` builds and installs it", err=True)
         sys.exit(1)
     try:
-        service.run(settings, dialplan, lifeline)
+        service.run(settings, dialplan, supervisor_link)
     except (AgentError, OSError) as error:
         click.echo(f"{config}: {error}", err=True)
         sys.exit(1)

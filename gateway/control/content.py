@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from gateway.bridge.out_of_band import WaitingAsides
+from gateway.bridge.out_of_band import OutOfBandWaiters
 from gateway.call.record import CallRecord
 from gateway.control.finding import call_named
 from gateway.control.server import Command, RefusedError
-from gateway.tools.commands import Act, AskAside, Respond, Say, Show, Tell
+from gateway.tools.commands import AskAside, CallCommand, Respond, Say, Show, Tell
 from gateway.tools.images import ImageError, checked
 
 MAX_TEXT = 16_000
@@ -25,16 +25,16 @@ ASIDE_SECONDS = 20.0
 
 
 class TalkingCall(Protocol):
-    """A call, as far as this goes: :class:`gateway.bridge.call_controller.Bridge`."""
+    """A call, as far as this goes: :class:`gateway.bridge.call_controller.CallController`."""
 
     record: CallRecord
-    asides: WaitingAsides
+    out_of_band: OutOfBandWaiters
 
     @property
     def conversing(self) -> bool:
         """It is up, with a session that talks."""
 
-    def act(self, act: Act) -> None:
+    def act(self, act: CallCommand) -> None:
         """Do this in the conversation."""
 
 
@@ -82,8 +82,8 @@ class ContentCommands:
             raise RefusedError("metadata must be texts by name, of at most 512 and 64 characters")
         instructions = _text(request, "text")
         call = self._up(request)
-        key = call.asides.key()
-        answer = call.asides.wait(key)
+        key = call.out_of_band.key()
+        answer = call.out_of_band.wait(key)
         call.act(AskAside(key, instructions, metadata))
         return _answered(call, answer, key)
 
@@ -104,7 +104,7 @@ class ContentCommands:
 
     # ---- how
 
-    def _do(self, request: Mapping[str, Any], act: Act) -> Mapping[str, Any]:
+    def _do(self, request: Mapping[str, Any], act: CallCommand) -> Mapping[str, Any]:
         call = self._up(request)
         call.act(act)
         return {"call": call.record.call_id}

@@ -20,7 +20,7 @@ MAX_QUESTIONS = 4
 """Each is one more response to pay for, at the end of every call."""
 
 
-class Guard(Section):
+class Guardrail(Section):
     """One ``[[route.guardrail]]``: words that are not to be said, and what is done about them."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -67,7 +67,7 @@ class Guard(Section):
         return re.compile(rf"(?<!\w)(?:{'|'.join(each)})(?!\w)", re.IGNORECASE)
 
 
-class Rescue(Section):
+class ResponseFailure(Section):
     """``[route.response_failure]``: answers that fail, or that the server's content filter stops."""
 
     retries: Annotated[int, Field(strict=True, ge=0, le=5)] = 1
@@ -81,7 +81,7 @@ class Rescue(Section):
     transfer_to: Text | None = None
 
 
-class Keep(Section):
+class ContextTrimming(Section):
     """``[route.context]``: how much of a long conversation the session keeps."""
 
     max_turns: Annotated[int, Field(strict=True, ge=0)] = 0
@@ -102,7 +102,7 @@ def _questions(value: Mapping[str, str]) -> Mapping[str, str]:
     return MappingProxyType(dict(value))
 
 
-class Afterwards(Section):
+class PostCall(Section):
     """``[route.post_call]``: what the model is asked about a call at its end."""
 
     prompts: Annotated[

@@ -25,7 +25,7 @@ _TAKES = {
 _ENDS = ("redirect", "busy", "hangup")
 
 
-class Rung(Section):
+class Fallback(Section):
     """One ``[[route.fallback]]``; they are taken in the order in which they stand."""
 
     action: Literal["reconnect", "server", "announcement", "transfer", "redirect", "busy", "hangup"]
@@ -49,13 +49,13 @@ class Rung(Section):
         return self
 
 
-DEFAULT = (Rung(action="reconnect"),)
+DEFAULT = (Fallback(action="reconnect"),)
 """A call that is up gets another session, if one is to be had."""
 
 
-def in_order(rungs: tuple[Rung, ...]) -> None:
+def in_order(steps: tuple[Fallback, ...]) -> None:
     """A rung that ends the call is the last. Raises MisplacedError, as seen from the route."""
-    for number, before in enumerate(rungs[:-1], 1):
+    for number, before in enumerate(steps[:-1], 1):
         if before.action in _ENDS:
             raise MisplacedError(
                 ("on_trouble", number, "do"),

@@ -24,7 +24,7 @@ VOICEMAIL = (
 )
 
 
-class Machines(Section):
+class MachineDetection(Section):
     """``[route.machine_detection]``: hold music, voicemail greetings and bots; off unless asked for."""
 
     music: Action = "off"

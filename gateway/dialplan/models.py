@@ -40,9 +40,9 @@ from gateway.dialplan.conditions import (
     networks_of,
     timezone_of,
 )
-from gateway.dialplan.content import Afterwards, Guard, Keep, Rescue
+from gateway.dialplan.content import ContextTrimming, Guardrail, PostCall, ResponseFailure
 from gateway.dialplan.data import DATA, RouteData
-from gateway.dialplan.fallback import DEFAULT, Rung, in_order
+from gateway.dialplan.fallback import DEFAULT, Fallback, in_order
 from gateway.dialplan.functions import (
     ARGUMENT,
     Approval,
@@ -53,10 +53,10 @@ from gateway.dialplan.functions import (
     secrets_of,
 )
 from gateway.dialplan.hours import Hours
-from gateway.dialplan.machine_detection import Machines
+from gateway.dialplan.machine_detection import MachineDetection
 from gateway.dialplan.session import nulled
 from gateway.dialplan.tools import Hold, SendDtmf, Transfer, TransferCall
-from gateway.dialplan.turn_taking import Idle, Interruptions, Silence
+from gateway.dialplan.turn_taking import Interruptions, Silence, UserIdle
 from gateway.dialplan.values import Regex
 from gateway.dialplan.variables import (
     BUILT_IN,
@@ -133,7 +133,7 @@ def _one_key(value: str) -> str:
     return value
 
 
-class Digits(Section):
+class Dtmf(Section):
     """``[route.dtmf]``: how keys that the caller presses become a message to the model."""
 
     enabled: Flag = True
@@ -228,7 +228,7 @@ class Route(Section):
     ] = Field(default_factory=lambda: MappingProxyType({}))
     data: RouteData | None = None
     greeting: Greeting | None = None
-    dtmf: Digits = Field(default_factory=Digits)
+    dtmf: Dtmf = Field(default_factory=Dtmf)
     end_call: EndCall = Field(default_factory=EndCall)
     transfer: tuple[Transfer, ...] = ()
     allowed_refer_to: Regex | None = None
@@ -239,14 +239,14 @@ class Route(Section):
     hold: Hold = Field(default_factory=Hold)
     budget: RouteBudget = Field(default_factory=RouteBudget)
     interruptions: Interruptions = Field(default_factory=Interruptions)
-    idle: Idle = Field(default_factory=Idle)
+    idle: UserIdle = Field(default_factory=UserIdle)
     silence: Silence = Field(default_factory=Silence)
-    machine_detection: Machines = Field(default_factory=Machines)
-    fallback: tuple[Rung, ...] = DEFAULT
-    guardrail: tuple[Guard, ...] = ()
-    response_failure: Rescue = Field(default_factory=Rescue)
-    context: Keep = Field(default_factory=Keep)
-    post_call: Afterwards = Field(default_factory=Afterwards)
+    machine_detection: MachineDetection = Field(default_factory=MachineDetection)
+    fallback: tuple[Fallback, ...] = DEFAULT
+    guardrail: tuple[Guardrail, ...] = ()
+    response_failure: ResponseFailure = Field(default_factory=ResponseFailure)
+    context: ContextTrimming = Field(default_factory=ContextTrimming)
+    post_call: PostCall = Field(default_factory=PostCall)
     records: RouteRecords = Field(default_factory=RouteRecords)
     realtime: RouteRealtime = Field(default_factory=RouteRealtime)
     tools: tuple[Text, ...] = ()
@@ -280,9 +280,9 @@ class Route(Section):
         ):
             self._transferable((section, "transfer_to"), wanted)
         in_order(self.fallback)
-        for number, rung in enumerate(self.fallback):
-            if rung.action == "transfer":
-                self._transferable(("on_trouble", number, "to"), rung.to)
+        for number, step in enumerate(self.fallback):
+            if step.action == "transfer":
+                self._transferable(("on_trouble", number, "to"), step.to)
         for index, guard in enumerate(self.guardrail):
             if guard.name in [before.name for before in self.guardrail[:index]]:
                 raise MisplacedError(("guard", index, "name"), "is there twice")
@@ -299,7 +299,7 @@ class Route(Section):
                 raise ValueError(f"a named group may not be called {name}: that is a variable")
         groups = frozenset(names)
         for path, text in self.templates():
-            own = {"digits": {DIGITS}, "approval": {"tool"}}.get(str(path[0]), set())
+            own = {"dtmf": {DIGITS}, "approval": {"tool"}}.get(str(path[0]), set())
             of_tools = path[0] in ("tool", "approval")
             for name in names_in(text):
                 if name in own or (of_tools and name.startswith(ARGUMENT)):
@@ -340,7 +340,7 @@ class Route(Section):
         if self.greeting is not None:
             yield from texts_in(self.greeting.model_dump(exclude_none=True), ("greeting",))
         yield ("dtmf", "text"), self.dtmf.text
-        for key in ("ask", "goodbye"):
+        for key in ("prompt", "goodbye"):
             yield ("idle", key), getattr(self.idle, key)
         for name, text in self.metadata.items():
             yield ("metadata", name), text

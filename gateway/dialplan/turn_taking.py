@@ -67,7 +67,7 @@ class Interruptions(Section):
                 )
 
 
-class Idle(Section):
+class UserIdle(Section):
     """``[route.idle]``: a caller who says nothing."""
 
     timeout: SecondsOrOff = 0.0

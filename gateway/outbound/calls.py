@@ -10,24 +10,24 @@ from typing import Any, Protocol
 
 import structlog
 
-from gateway.app.refusals import Refusals
+from gateway.app.refusals import Rejections
 from gateway.audio.g711 import Codec
-from gateway.bridge.call_controller import Bridge
-from gateway.bridge.legs import DialRefusedError, Outward
-from gateway.bridge.media_clock import MediaPump
-from gateway.call.ending import Why
+from gateway.bridge.call_controller import CallController
+from gateway.bridge.legs import DialRefusedError, OutboundTarget
+from gateway.bridge.media_clock import MediaClock
+from gateway.call.ending import EndReason
 from gateway.call.record import CallRecord
 from gateway.config import Config, TrunkSettings
 from gateway.control.server import RefusedError
 from gateway.dialplan import Dialplan, Route
-from gateway.outbound.limits import Placing
+from gateway.outbound.limits import OutboundLimiter
 from gateway.planning.call_plan import placed_match, placed_record, plans
 from gateway.planning.destinations import caller_id_of, dial_uri
 from gateway.sip.ingress.message import user_of
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio
 from gateway.sip.types import LegHandler
-from gateway.tools.executor import Toolbox
+from gateway.tools.executor import ToolExecutor
 
 log = structlog.get_logger("gateway")
 
@@ -44,14 +44,14 @@ class Calls(Protocol):
     def spent(self, route: Route, number: str) -> str | None:
         """Which budget leaves nothing for it; None when there is money."""
 
-    def begin(self, bridge: Bridge) -> None:
+    def begin(self, bridge: CallController) -> None:
         """Count it, and start it."""
 
-    def finished(self, bridge: Bridge) -> None:
+    def finished(self, bridge: CallController) -> None:
         """It is over."""
 
     @property
-    def refusals(self) -> Refusals:
+    def refusals(self) -> Rejections:
         """Where it is written that one was not placed."""
 
 
@@ -63,12 +63,12 @@ class OutboundCalls:
         config: Config,
         dialplan: Dialplan,
         retry_after: int,
-        pump: MediaPump,
-        placing: Placing,
+        pump: MediaClock,
+        placing: OutboundLimiter,
         calls: Calls,
-        toolbox: Toolbox | None = None,
+        tool_executor: ToolExecutor | None = None,
     ) -> None:
-        self._toolbox = toolbox
+        self._tool_executor = tool_executor
         self._config = config
         self._dialplan = dialplan
         self._retry_after = retry_after
@@ -108,7 +108,7 @@ class OutboundCalls:
                 raise DialRefusedError(f"budget: {budget}")
             give_back = self._placing.admit(uri)
         except DialRefusedError as refused:
-            self._calls.refusals.write(record, Why.REFUSED, 403, str(refused))
+            self._calls.refusals.write(record, EndReason.REFUSED, 403, str(refused))
             raise
         self._recent[record.call_id] = record
         while len(self._recent) > MAX_REMEMBERED:
@@ -120,8 +120,8 @@ class OutboundCalls:
         except Exception as error:
             give_back()
             detail = f"{type(error).__name__}: {error}"
-            log.exception("call.fault", call=record.call_id, route=route)
-            self._calls.refusals.write(record, Why.FAULT, 500, detail)
+            log.exception("call.internal_error", call=record.call_id, route=route)
+            self._calls.refusals.write(record, EndReason.INTERNAL_ERROR, 500, detail)
             raise DialRefusedError(f"a defect of the gateway: {detail}") from error
 
     def _place(
@@ -138,7 +138,7 @@ class OutboundCalls:
         record.codec = codecs[0].value
         over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
 
-        def finished(bridge: Bridge) -> None:
+        def finished(bridge: CallController) -> None:
             try:
                 give_back()
                 self._calls.finished(bridge)
@@ -160,16 +160,16 @@ class OutboundCalls:
             return self._placing.dial_admitted(uri, handler, audio, codecs, trunk, caller_id)
 
         match = placed_match(route, uri, record.trunk, variables, datetime.now(UTC))
-        toolbox, retry_after = self._toolbox, self._retry_after
-        bridge = Bridge(
-            Outward(uri, record.trunk, codecs),
-            *plans(self._config, match, codecs[0], retry_after, toolbox, placed=True),
+        tool_executor, retry_after = self._tool_executor, self._retry_after
+        bridge = CallController(
+            OutboundTarget(uri, record.trunk, codecs),
+            *plans(self._config, match, codecs[0], retry_after, tool_executor, placed=True),
             record,
             self._pump,
             finished,
             dial=dial,
             permit_refer=self._placing.permit_refer,
-            tools=self._toolbox,
+            tools=self._tool_executor,
         )
         record.mark(0.0, "dial", to=uri, **({"caller_id": caller_id} if caller_id else {}))
         self._calls.begin(bridge)

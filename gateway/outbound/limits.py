@@ -22,7 +22,7 @@ from gateway.sip.types import LegEnd, LegHandler
 log = structlog.get_logger("gateway")
 
 
-class Placing:
+class OutboundLimiter:
     """Every leg that we dial goes through here. Lives on the event loop."""
 
     def __init__(self, settings: OutboundSettings, agent: UserAgent) -> None:

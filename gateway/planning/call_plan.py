@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.billing.route_budget import budget_plan
-from gateway.bridge.dialplan_lookup import Preparation, with_data
+from gateway.bridge.dialplan_lookup import DataLookup, with_data
 from gateway.bridge.sessions import SessionPlan
-from gateway.call.plan import CallPlan, DigitPlan, OutboundPlan, PressPlan
+from gateway.call.plan import CallPlan, DtmfPlan, OutboundPlan, SendDtmfPlan
 from gateway.call.record import CallRecord
 from gateway.config import Config, MediaSettings, TrunkSettings
 from gateway.config.realtime import EndpointSettings, RealtimeSettings
@@ -63,7 +63,7 @@ from gateway.sip.trunks.matching import (
 from gateway.sip.types import Invite, JitterBuffer, Listen, SipSettings, Tls
 
 if TYPE_CHECKING:
-    from gateway.tools.executor import Toolbox
+    from gateway.tools.executor import ToolExecutor
 
 
 def sip_settings(config: Config) -> SipSettings:
@@ -204,18 +204,22 @@ def codec_of(invite: Invite) -> Codec:
 
 
 def call_plan(
-    config: Config, match: Match, codec: Codec, retry_after: int, toolbox: Toolbox | None = None
+    config: Config,
+    match: Match,
+    codec: Codec,
+    retry_after: int,
+    tool_executor: ToolExecutor | None = None,
 ) -> CallPlan:
-    """What the machine is to do on this route; ``toolbox`` has its functions."""
+    """What the machine is to do on this route; ``tool_executor`` has its functions."""
     route, settings = match.route, call_settings(config, match.route)
     values = match.values
-    session = _session(config, route, codec, values, toolbox)
+    session = _session(config, route, codec, values, tool_executor)
     digits = route.dtmf
     return CallPlan(
         route=route.name,
         codec=codec,
         greeting=_greeting(route, values),
-        dtmf=DigitPlan(
+        dtmf=DtmfPlan(
             enabled=digits.enabled,
             inband=digits.inband,
             inter_digit_timeout=digits.inter_digit_timeout,
@@ -232,7 +236,7 @@ def call_plan(
         server_interrupts=_server_interrupts(session),
         retry_after=retry_after,
         transfer=transfer_plan(route, config.trunk),
-        send_dtmf=PressPlan(route.send_dtmf.enabled, route.send_dtmf.mode),
+        send_dtmf=SendDtmfPlan(route.send_dtmf.enabled, route.send_dtmf.mode),
         hold=hold_plan(route),
         allowed_refer_to=route.allowed_refer_to,
         budget=budget_plan(config, route),
@@ -246,7 +250,7 @@ def call_plan(
         content=content_plan(route),
         listening=listening_session(session),
         truncate_margin_ms=settings.realtime.truncate_margin_ms,
-        functions={} if toolbox is None else toolbox.plans(route.name),
+        functions={} if tool_executor is None else tool_executor.plans(route.name),
         approvals=approval_rules(route, values),
         language=language_plan(route, session),
         collect_digits=collect_plan(route),
@@ -270,7 +274,7 @@ def plans(
     match: Match,
     codec: Codec,
     retry_after: int,
-    toolbox: Toolbox | None,
+    tool_executor: ToolExecutor | None,
     placed: bool = False,
     trusted: bool = True,
 ) -> tuple[CallPlan, SessionPlan]:
@@ -281,17 +285,17 @@ def plans(
     """
 
     def complete(match: Match) -> tuple[CallPlan, Mapping[str, Any]]:
-        plan = call_plan(config, match, codec, retry_after, toolbox)
-        session = _session(config, match.route, codec, match.values, toolbox)
+        plan = call_plan(config, match, codec, retry_after, tool_executor)
+        session = _session(config, match.route, codec, match.values, tool_executor)
         plan = outbound_plan(config, plan) if placed else replace(plan, trusted=trusted)
         return plan, session
 
     preparation = None
-    if match.route.data is not None and toolbox is not None:
-        preparation = Preparation(match, toolbox.http, complete)
+    if match.route.data is not None and tool_executor is not None:
+        preparation = DataLookup(match, tool_executor.http, complete)
         match = with_data(match, None)
     plan, _session_object = complete(match)
-    session = session_plan(config, match.route, codec, match.values, toolbox)
+    session = session_plan(config, match.route, codec, match.values, tool_executor)
     return plan, replace(session, preparation=preparation)
 
 
@@ -300,14 +304,14 @@ def session_plan(
     route: Route,
     codec: Codec,
     values: Mapping[str, str] = MappingProxyType({}),
-    toolbox: Toolbox | None = None,
+    tool_executor: ToolExecutor | None = None,
 ) -> SessionPlan:
     """How to get the session of a call on this route; ``values`` are those of its match."""
     realtime = call_settings(config, route).realtime
     return SessionPlan(
         endpoint=_endpoint(realtime, realtime, values),
         others=tuple(_endpoint(other, realtime, values) for other in config.realtime_server),
-        settings=_session(config, route, codec, values, toolbox),
+        settings=_session(config, route, codec, values, tool_executor),
         connect_timeout=realtime.connect_timeout,
         max_playout_frames=int(realtime.max_playout_seconds * 1000) // FRAME_MS,
     )
@@ -318,7 +322,7 @@ def servers_of(config: Config, dialplan: Dialplan) -> list[Endpoint]:
     found: list[Endpoint] = []
     for route in dialplan.routes:
         plan = session_plan(config, route, Codec.PCMU)
-        used = {rung.server for rung in route.fallback if rung.server is not None}
+        used = {step.server for step in route.fallback if step.server is not None}
         named = zip(config.realtime_server, plan.others, strict=True)
         found += [plan.endpoint, *(other for one, other in named if one.name in used)]
     return found
@@ -352,12 +356,12 @@ def _session(
     route: Route,
     codec: Codec,
     values: Mapping[str, str],
-    toolbox: Toolbox | None,
+    tool_executor: ToolExecutor | None,
 ) -> dict[str, Any]:
     tools = own_tools(route, transfer_plan(route, config.trunk))
-    if toolbox is not None:
+    if tool_executor is not None:
         names = {tool["name"] for tool in tools}
-        offered = toolbox.definitions(route.name)
+        offered = tool_executor.definitions(route.name)
         tools += [tool for tool in offered if tool.get("name") not in names]
     session = session_object(route.session_settings(values), codec.value, tools)
     return turns_left_to_us(session) if route.interruptions.by_gateway else session

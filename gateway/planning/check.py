@@ -20,7 +20,7 @@ from gateway.config.validate import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.dialplan.session import only_beta
 from gateway.outbound.callbacks.function import problems as callback_problems
-from gateway.planning.route_tools import RouteOffer, offers_of
+from gateway.planning.route_tools import RouteTools, offers_of
 from gateway.planning.route_tools import problems as tool_problems
 from gateway.planning.tools import has_prompt, own_tools, transfer_plan
 from gateway.planning.tools_lint import advice as tool_advice
@@ -150,11 +150,11 @@ def _endpoints_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
     known = [endpoint.name for endpoint in config.realtime_server]
     problems: list[Problem] = []
     for route in dialplan.routes:
-        for rung in route.fallback:
-            if rung.server is not None and rung.server not in known:
+        for step in route.fallback:
+            if step.server is not None and step.server not in known:
                 file, line = dialplan.origins[route.name]
-                message = f'there is no [[realtime_server]] "{rung.server}"'
-                message += suggestion(rung.server, known)
+                message = f'there is no [[realtime_server]] "{step.server}"'
+                message += suggestion(step.server, known)
                 problems.append(Problem(file, line, f"route {route.name}, on_trouble", message))
     return problems
 
@@ -326,7 +326,7 @@ def _advice(config: Config, dialplan: Dialplan) -> list[str]:
         if has_prompt(route)
         and (
             own_tools(route, transfer_plan(route, config.trunk))
-            or offers[route.name] != RouteOffer()
+            or offers[route.name] != RouteTools()
         )
     ]
     advice += [f"{problem} (passed on to the server as it is)" for problem in dialplan.unsure]
@@ -350,12 +350,12 @@ def _other_regions(config: Config, routes: Sequence[Route]) -> list[str]:
         home = _region(call_settings(config, route).realtime.url)
         if home in (None, "none"):
             continue
-        for rung in route.fallback:
-            url = urls.get(rung.server or "", "")
+        for step in route.fallback:
+            url = urls.get(step.server or "", "")
             if url and _region(url) != home:
                 advice.append(
                     f"route {route.name}: its server keeps data in {home!r}, and the endpoint "
-                    f"{rung.server} ({urlsplit(url).hostname}) does not"
+                    f"{step.server} ({urlsplit(url).hostname}) does not"
                 )
     return advice
 

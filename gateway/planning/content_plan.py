@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from gateway.call.rules.plan import AfterwardsPlan, ContentPlan, GuardRule, KeepPlan, RescuePlan
+from gateway.call.rules.plan import (
+    ContentPlan,
+    ContextPlan,
+    GuardrailPlan,
+    PostCallPlan,
+    ResponseFailurePlan,
+)
 from gateway.dialplan import Route
 
 
@@ -11,7 +17,7 @@ def content_plan(route: Route) -> ContentPlan:
     rescue, keep, afterwards = route.response_failure, route.context, route.post_call
     return ContentPlan(
         guardrails=tuple(
-            GuardRule(
+            GuardrailPlan(
                 speaker=one.speaker,
                 pattern=one.regex(),
                 url=one.url or "",
@@ -25,7 +31,7 @@ def content_plan(route: Route) -> ContentPlan:
             )
             for one in route.guardrail
         ),
-        response_failure=RescuePlan(
+        response_failure=ResponseFailurePlan(
             message=rescue.message,
             retries=rescue.retries,
             content_filter_message=rescue.content_filter_message,
@@ -36,6 +42,6 @@ def content_plan(route: Route) -> ContentPlan:
             goodbye=rescue.goodbye,
             transfer_to=rescue.transfer_to or "",
         ),
-        context=KeepPlan(keep.max_turns, keep.strategy, keep.instructions, keep.timeout),
-        post_call=AfterwardsPlan(afterwards.prompts, afterwards.timeout),
+        context=ContextPlan(keep.max_turns, keep.strategy, keep.instructions, keep.timeout),
+        post_call=PostCallPlan(afterwards.prompts, afterwards.timeout),
     )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class RouteOffer:
+class RouteTools:
     """What one route offers beside the gateway's own tools."""
 
     python: tuple[PythonTool, ...] = ()
@@ -41,7 +41,7 @@ class RouteOffer:
     """Of the rules that ask over HTTP, by their place among the route's."""
 
 
-def offers_of(config: Config, dialplan: Dialplan) -> dict[str, RouteOffer]:
+def offers_of(config: Config, dialplan: Dialplan) -> dict[str, RouteTools]:
     """Each route's, by its name. Raises ToolModuleError."""
     python = module_tools(config.tools)
     return {route.name: _offer(route, config.tools, python, dialplan) for route in dialplan.routes}
@@ -106,13 +106,13 @@ def _question(text: str, values: Mapping[str, str], tool: str, given: Mapping[st
 
 def _offer(
     route: Route, settings: ToolSettings, python: Mapping[str, PythonTool], dialplan: Dialplan
-) -> RouteOffer:
+) -> RouteTools:
     def chosen(name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in route.tools)
 
     hooks = [*(tool for tool in dialplan.tools if chosen(tool.name)), *route.tool]
     servers = [server for server in settings.mcp if server.name in route.mcp]
-    return RouteOffer(
+    return RouteTools(
         python=tuple(tool for tool in python.values() if chosen(tool.name)),
         webhooks=tuple(_webhook(tool, settings) for tool in hooks),
         mcp=tuple(server.name for server in servers if server.client == "gateway"),

@@ -11,20 +11,20 @@ from gateway.call.plan import (
     AnswerPlan,
     CollectPlan,
     Destination,
+    FallbackStep,
     HoldPlan,
-    IdlePlan,
     InterruptionPlan,
     LanguagePlan,
-    MachinePlan,
-    PressPlan,
-    Rung,
+    MachineDetectionPlan,
     SchedulePlan,
+    SendDtmfPlan,
     SilencePlan,
     TransferPlan,
+    UserIdlePlan,
 )
 from gateway.config import TrunkSettings
 from gateway.dialplan import Route, Transfer
-from gateway.dialplan.fallback import Rung as RungSettings
+from gateway.dialplan.fallback import Fallback
 from gateway.dialplan.variables import render
 from gateway.planning.destinations import dial_uri
 from gateway.realtime.session_object import complete_detection
@@ -105,13 +105,13 @@ def metadata_of(route: Route, values: Mapping[str, str]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text}
 
 
-def trouble_plan(route: Route, endpoints: Sequence[str]) -> tuple[Rung, ...]:
+def trouble_plan(route: Route, endpoints: Sequence[str]) -> tuple[FallbackStep, ...]:
     """The ladder; ``endpoints`` are the names of the servers to turn to, in their order.
 
     Raises ValueError where a route names one that there is not.
     """
     return tuple(
-        Rung(
+        FallbackStep(
             action=one.action,
             timeout=one.timeout or _rung_seconds(one),
             sound=_rung_sound(one),
@@ -122,22 +122,22 @@ def trouble_plan(route: Route, endpoints: Sequence[str]) -> tuple[Rung, ...]:
     )
 
 
-def _rung_seconds(rung: RungSettings) -> float:
+def _rung_seconds(step: Fallback) -> float:
     return (
-        wav_seconds(Path(rung.sound or "")) if rung.action == "announcement" else RECONNECT_SECONDS
+        wav_seconds(Path(step.sound or "")) if step.action == "announcement" else RECONNECT_SECONDS
     )
 
 
-def _rung_sound(rung: RungSettings) -> str:
-    tries = rung.action in ("reconnect", "server")
-    return "chime" if tries and rung.sound is None else rung.sound or ""
+def _rung_sound(step: Fallback) -> str:
+    tries = step.action in ("reconnect", "server")
+    return "chime" if tries and step.sound is None else step.sound or ""
 
 
-def idle_plan(route: Route, values: Mapping[str, str]) -> IdlePlan:
+def idle_plan(route: Route, values: Mapping[str, str]) -> UserIdlePlan:
     """What is done about a caller who says nothing."""
     idle = route.idle
     ask, goodbye = render(idle.prompt, values), render(idle.goodbye, values)
-    return IdlePlan(idle.timeout, ask, idle.max_prompts, goodbye, idle.transfer_to or "")
+    return UserIdlePlan(idle.timeout, ask, idle.max_prompts, goodbye, idle.transfer_to or "")
 
 
 def silence_plan(route: Route) -> SilencePlan:
@@ -146,7 +146,7 @@ def silence_plan(route: Route) -> SilencePlan:
     return SilencePlan(given.seconds, given.filler_sound or "", given.filler_delay)
 
 
-def machine_plan(route: Route) -> MachinePlan:
+def machine_plan(route: Route) -> MachineDetectionPlan:
     """What is done about a caller that is a machine."""
     ours = route.machine_detection
     words = {
@@ -154,7 +154,7 @@ def machine_plan(route: Route) -> MachinePlan:
         "voicemail": ours.voicemail_message,
         "bot": ours.bot_message,
     }
-    return MachinePlan(
+    return MachineDetectionPlan(
         ours.actions,
         words,
         ours.music_threshold,
@@ -207,7 +207,7 @@ def own_tools(route: Route, transfer: TransferPlan) -> list[dict[str, Any]]:
         definitions.end_call(route.end_call.description) if _ends_calls(route) else None,
         definitions.transfer_call(transfer, route.transfer_call.description),
         definitions.send_dtmf(
-            PressPlan(route.send_dtmf.enabled, route.send_dtmf.mode), route.send_dtmf.description
+            SendDtmfPlan(route.send_dtmf.enabled, route.send_dtmf.mode), route.send_dtmf.description
         ),
         definitions.hold(hold_plan(route), route.hold.description),
         definitions.set_language(languages, route.set_language.description),

@@ -323,7 +323,7 @@ class Session:
         self.counters.bad_events += 1
         if self.counters.bad_events <= _LOGGED_COMPLAINTS:
             self._log.warning(
-                "session.bad_event",
+                "session.invalid_event",
                 type=error.event_type,
                 field=error.field,
                 detail=error.detail,
@@ -375,7 +375,7 @@ class Session:
         rest = without(command.session, path)
         again = changes_something(rest)
         self._log.warning(
-            "session.setting_refused",
+            "session.setting_rejected",
             field=field,
             code=error.code,
             detail=error.message,

@@ -295,7 +295,7 @@ class _Opening:
         self.refused.append(refused)
         self._asked = without(self._asked, path)
         log.warning(
-            "session.setting_refused",
+            "session.setting_rejected",
             field=refused.field,
             code=refused.code,
             detail=message,
@@ -357,7 +357,7 @@ class _Opening:
                 raise self._closed(error) from None
             except BadEvent as error:
                 log.warning(
-                    "session.bad_event",
+                    "session.invalid_event",
                     type=error.event_type,
                     detail=str(error),
                     consequence=error.consequence,

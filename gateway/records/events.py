@@ -152,7 +152,7 @@ class EventLogs:
             async with asyncio.timeout(STOP_SECONDS):
                 await self._write()
         except TimeoutError:
-            log.error("events.not_written", lost=len(self._waiting))
+            log.error("event_log.write_failed", lost=len(self._waiting))
 
     def _put(self, line: _Line) -> bool:
         size = len(line[3]) if isinstance(line[3], bytes) else 100
@@ -182,7 +182,7 @@ class EventLogs:
             for line in lines:
                 line[0].dropped += 1
             if not self._failing:
-                log.error("events.not_written", lost=len(lines), error=str(error))
+                log.error("event_log.write_failed", lost=len(lines), error=str(error))
             self._failing = True
 
 

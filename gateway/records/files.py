@@ -83,7 +83,7 @@ class RecordFiles:
         except TimeoutError:
             task.cancel()
             self.dropped += self._unwritten
-            log.error("records.not_written", lost=self._unwritten)
+            log.error("records.write_failed", lost=self._unwritten)
 
     async def _run(self, folder: Path) -> None:
         while (record := await self._queue.get()) is not None:

@@ -14,17 +14,17 @@ import structlog
 
 from gateway.audio.g711 import Codec
 from gateway.sip import library
-from gateway.sip.bye_tracking import Byes
+from gateway.sip.bye_tracking import ByeTracker
 from gateway.sip.calls import QUALITY_SECONDS, Calls
 from gateway.sip.descriptions import Descriptions
 from gateway.sip.endpoint import configure_media, endpoint_config, only_g711
 from gateway.sip.errors import AgentError as AgentError
 from gateway.sip.incoming import Endpoint, Incoming
-from gateway.sip.ingress.access_control import Screen
+from gateway.sip.ingress.access_control import AccessControl
 from gateway.sip.ingress.message import text_of, user_of
 from gateway.sip.leg import Leg, SipCall
 from gateway.sip.media.ports import CallAudio, PortPool, beat_fd, clear_beat
-from gateway.sip.media.rtp_port_quarantine import QuietPorts
+from gateway.sip.media.rtp_port_quarantine import DrainingPorts
 from gateway.sip.media.sounds import Sounds
 from gateway.sip.names import Names, host_of
 from gateway.sip.pjlog import LogWriter
@@ -34,7 +34,7 @@ from gateway.sip.transports import Listeners
 from gateway.sip.trunks.accounts import Accounts, header_vector
 from gateway.sip.trunks.challenges import Challenges
 from gateway.sip.trunks.matching import Trunk, Trunks
-from gateway.sip.trunks.options_ping import Probes
+from gateway.sip.trunks.options_ping import OptionsPinger
 from gateway.sip.types import Invite, LegEnd, LegHandler, Refused, SipSettings
 
 log = structlog.get_logger("sip")
@@ -93,16 +93,16 @@ class UserAgent:
         named += [host_of(settings.stun_server), host_of(socket.gethostname())]
         self.names = Names(named)
         self._dialling: set[asyncio.Task[None]] = set()
-        self.screen: Screen | None = None
+        self.screen: AccessControl | None = None
         self.signalling: Signalling | None = None
         self.accounts: Accounts | None = None
         self.incoming = Incoming(self)
-        self._probes: Probes | None = None
-        self.byes: Byes | None = None
+        self._probes: OptionsPinger | None = None
+        self.byes: ByeTracker | None = None
         self.may_follow: Callable[[str], bool] = lambda _uri: True
         """Asked on the SIP thread before a REFER makes a call of ours."""
         low, high = settings.rtp_ports
-        self._quiet_ports = QuietPorts((high - low + 1) // 2)
+        self._quiet_ports = DrainingPorts((high - low + 1) // 2)
         self._endpoint: Any = None
         self._listeners: Listeners | None = None
         self._draining = False
@@ -151,7 +151,7 @@ class UserAgent:
         self._thread.stop()
         gone = await asyncio.to_thread(self._thread.join, STOP_SECONDS)
         if not gone:
-            log.error("sip.thread_hung", seconds=STOP_SECONDS)
+            log.error("sip.thread_stuck", seconds=STOP_SECONDS)
 
     def dial(
         self,
@@ -402,9 +402,9 @@ class UserAgent:
         self.accounts.open()
         endpoint.libStart()
         self.signalling, self.screen = self.incoming.screening(lambda: self._draining)
-        self.byes = Byes(self.signalling)
+        self.byes = ByeTracker(self.signalling)
         accounts = self.accounts
-        self._probes = Probes(
+        self._probes = OptionsPinger(
             self.signalling,
             self.trunks.all,
             lambda trunk: int(accounts.of(trunk).getId()),

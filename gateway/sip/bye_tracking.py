@@ -31,7 +31,7 @@ class _Watch:
     outcome: str | None = None
 
 
-class Byes:
+class ByeTracker:
     """Made and used on the SIP thread."""
 
     def __init__(self, signalling: Signalling) -> None:

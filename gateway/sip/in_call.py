@@ -173,14 +173,14 @@ class InCall(pj.Call):  # type: ignore[misc]
                 return
             except pj.Error as error:
                 if how == "rfc4733":
-                    log.warning("sip.key_not_sent", call=self.name, error=error.info())
+                    log.warning("sip.dtmf_not_sent", call=self.name, error=error.info())
                     return
         param = pj.CallSendDtmfParam()
         param.method, param.digits, param.duration = pj.PJSUA_DTMF_METHOD_SIP_INFO, digit, 200
         try:
             self.sendDtmf(param)
         except pj.Error as error:
-            log.warning("sip.key_not_sent", call=self.name, error=error.info())
+            log.warning("sip.dtmf_not_sent", call=self.name, error=error.info())
 
     def take_info(self, rdata: Any) -> str | None:
         """An INFO request came: answer it where pjsua does not; returns the key in it."""

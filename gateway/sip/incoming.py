@@ -13,7 +13,7 @@ from gateway.app import descriptors
 from gateway.audio.g711 import Codec
 from gateway.call.ending import refusal_code
 from gateway.sip import library
-from gateway.sip.ingress.access_control import Screen, party_of
+from gateway.sip.ingress.access_control import AccessControl, party_of
 from gateway.sip.ingress.admission import Admission
 from gateway.sip.ingress.arrivals import Arrivals
 from gateway.sip.ingress.invite import invite_of
@@ -41,7 +41,7 @@ class Incoming:
     def __init__(self, agent: UserAgent) -> None:
         self._agent = agent
 
-    def screening(self, draining: Callable[[], bool]) -> tuple[Signalling, Screen]:
+    def screening(self, draining: Callable[[], bool]) -> tuple[Signalling, AccessControl]:
         """Both looks at requests before pjsua, ready to be opened."""
         agent, settings = self._agent, self._agent.settings
 
@@ -66,7 +66,7 @@ class Incoming:
                 )
             ),
         )
-        screen = Screen(
+        screen = AccessControl(
             settings.access,
             agent.trunks,
             settings.retry_after,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gateway.audio.g711 import Codec
-from gateway.call.ending import Why
+from gateway.call.ending import EndReason
 from gateway.sip.trunks.matching import Security
 
 MAX_STREAMS = 8
@@ -32,19 +32,19 @@ MAX_LINES = 512
 class Objection(Enum):
     """Why no line of a description can be answered: the reason of the ending, and in words."""
 
-    MALFORMED = Why.BAD_SDP, "the SDP cannot be read, or names a host in place of an address"
-    TOO_MANY_STREAMS = Why.BAD_SDP, f"more than {MAX_STREAMS} m= lines"
-    NO_AUDIO = Why.NO_AUDIO, "no audio line that is not disabled"
-    ADDRESS_FAMILY = Why.ADDRESS_FAMILY, "the audio is at an address of the other IP version"
-    CODEC = Why.NO_COMMON_CODEC, "neither PCMU nor PCMA of those that its calls may speak"
-    PROFILE = Why.SRTP_MISMATCH, "an RTP profile that is not known"
-    SRTP_REQUIRED = Why.SRTP_MISMATCH, 'RTP without encryption, and srtp = "required"'
-    SRTP_OFF = Why.SRTP_MISMATCH, 'SRTP, and srtp = "off"'
-    KEYING = Why.SRTP_MISMATCH, "SRTP keys in a way that is not in srtp_keying"
-    KEYS = Why.SRTP_MISMATCH, "SRTP without a crypto or fingerprint line that can be used"
+    MALFORMED = EndReason.BAD_SDP, "the SDP cannot be read, or names a host in place of an address"
+    TOO_MANY_STREAMS = EndReason.BAD_SDP, f"more than {MAX_STREAMS} m= lines"
+    NO_AUDIO = EndReason.NO_AUDIO, "no audio line that is not disabled"
+    ADDRESS_FAMILY = EndReason.ADDRESS_FAMILY, "the audio is at an address of the other IP version"
+    CODEC = EndReason.NO_COMMON_CODEC, "neither PCMU nor PCMA of those that its calls may speak"
+    PROFILE = EndReason.SRTP_MISMATCH, "an RTP profile that is not known"
+    SRTP_REQUIRED = EndReason.SRTP_MISMATCH, 'RTP without encryption, and srtp = "required"'
+    SRTP_OFF = EndReason.SRTP_MISMATCH, 'SRTP, and srtp = "off"'
+    KEYING = EndReason.SRTP_MISMATCH, "SRTP keys in a way that is not in srtp_keying"
+    KEYS = EndReason.SRTP_MISMATCH, "SRTP without a crypto or fingerprint line that can be used"
 
     @property
-    def why(self) -> Why:
+    def why(self) -> EndReason:
         """The reason in the record; its row says SIP code and Reason."""
         return self.value[0]
 

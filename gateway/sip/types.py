@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.audio.g711 import Codec
-from gateway.call.ending import Why
+from gateway.call.ending import EndReason
 from gateway.sip.ids import new_call_id
 from gateway.sip.media.jitter import JitterBuffer as JitterBuffer
 from gateway.sip.trunks.matching import Access, Security, Trunk
@@ -107,7 +107,7 @@ class Refused:
     """None where the library no longer had the message."""
     code: int
     reason: str
-    why: Why | None = None
+    why: EndReason | None = None
     """Where it is known; else the code has to say it."""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar, overload
 
-from gateway.tools.commands import Act, EndCall, Respond, Say, Show, Tell, TransferTo
+from gateway.tools.commands import CallCommand, EndCall, Respond, Say, Show, Tell, TransferTo
 from gateway.tools.images import ImageError, checked, data_uri
 
 
@@ -103,7 +103,7 @@ class Call:
     route: str
     variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """As in the route's texts, its named groups too."""
-    _act: Callable[[Act], None] = field(default=lambda _act: None, repr=False)
+    _act: Callable[[CallCommand], None] = field(default=lambda _act: None, repr=False)
 
     def say(self, words: str) -> None:
         """Let the model say exactly this, as soon as it says nothing else."""

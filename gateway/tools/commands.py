@@ -74,4 +74,4 @@ class EndCall:
     words: str
 
 
-Act = Say | Tell | Show | Respond | AskAside | TransferTo | HandOn | EndCall
+CallCommand = Say | Tell | Show | Respond | AskAside | TransferTo | HandOn | EndCall

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.call.rules.plan import GuardRule
+from gateway.call.rules.plan import GuardrailPlan
 from gateway.text import json_of
 from gateway.tools.api import ToolError
 from gateway.tools.http import HttpClient, Request
@@ -21,7 +21,7 @@ Verdict = tuple[bool | None, str]
 """None: no answer, or none that is understood."""
 
 
-async def ask(client: HttpClient, rule: GuardRule, call: ToolCall) -> Verdict:
+async def ask(client: HttpClient, rule: GuardrailPlan, call: ToolCall) -> Verdict:
     """Whether ``call.arguments`` may be said by ``call.name``, within the rule's time."""
     body = {
         "call": call.call,

@@ -9,8 +9,8 @@ from gateway.call.plan import (
     CollectPlan,
     HoldPlan,
     LanguagePlan,
-    PressPlan,
     SchedulePlan,
+    SendDtmfPlan,
     TransferPlan,
 )
 
@@ -77,7 +77,7 @@ def transfer_call(plan: TransferPlan, description: str) -> dict[str, Any] | None
     return _tool(TRANSFER_CALL, description, {"destination": destination})
 
 
-def send_dtmf(plan: PressPlan, description: str) -> dict[str, Any] | None:
+def send_dtmf(plan: SendDtmfPlan, description: str) -> dict[str, Any] | None:
     """Presses keys; None where the route does not want it."""
     if not plan.enabled:
         return None

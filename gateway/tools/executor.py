@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from gateway.call.plan import FunctionPlan
-from gateway.call.rules.plan import GuardRule
-from gateway.planning.route_tools import RouteOffer, mcp_settings, offers_of
+from gateway.call.rules.plan import GuardrailPlan
+from gateway.planning.route_tools import RouteTools, mcp_settings, offers_of
 from gateway.tools import approval, python, webhook
 from gateway.tools import content_check as words
 from gateway.tools.api import ToolError
@@ -31,10 +31,10 @@ log = structlog.get_logger("tools")
 MAX_RUNNING = 1000
 """Functions of all calls at a time: eight for each of some hundred calls. More are refused."""
 
-_NOTHING = RouteOffer()
+_NOTHING = RouteTools()
 
 
-class Toolbox:
+class ToolExecutor:
     """The process's :class:`gateway.tools.runner.ToolRunner`. Lives on the event loop.
 
     Raises ToolModuleError where the module of tools cannot be had.
@@ -116,7 +116,7 @@ class Toolbox:
         self._begin(self._ask(question, done), f"ask about {question.request.name}")
 
     def check(
-        self, rule: GuardRule, call: ToolCall, done: Callable[[bool | None, str], None]
+        self, rule: GuardrailPlan, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
         """Ask the operator's application whether words may be said."""
         if len(self._tasks) >= MAX_RUNNING:
@@ -125,13 +125,13 @@ class Toolbox:
         self._begin(self._check(rule, call, done), f"check of {call.name}")
 
     async def _check(
-        self, rule: GuardRule, call: ToolCall, done: Callable[[bool | None, str], None]
+        self, rule: GuardrailPlan, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
         answer: words.Verdict = (None, "nobody could be asked")
         try:
             answer = await words.ask(self.http, rule, call)
         except Exception:
-            log.exception("guard.failed", rule=rule.name, call=call.call)
+            log.exception("guardrail.failed", rule=rule.name, call=call.call)
             answer = (False, "the gateway could not ask")  # on_timeout is about others' failures
         done(*answer)
 
@@ -179,7 +179,7 @@ class Toolbox:
                 log.exception("approval.failed", tool=call.name, call=call.call)
         done(*answer)
 
-    def _made(self, offer: RouteOffer) -> dict[str, Function]:
+    def _made(self, offer: RouteTools) -> dict[str, Function]:
         settings = self._settings
         made = [
             python.function_of(tool, self._threads, settings.timeout, settings.max_result_chars)

@@ -13,7 +13,7 @@ import structlog
 
 from gateway.tools.api import Call
 from gateway.tools.arguments import ToolError
-from gateway.tools.commands import Act
+from gateway.tools.commands import CallCommand
 from gateway.tools.functions import Function
 from gateway.tools.module import PythonTool
 from gateway.tools.results import text_of
@@ -70,7 +70,7 @@ class Threads:
         except asyncio.CancelledError:
             if not result.done() or result.cancelled():
                 # Nothing ends a thread from outside; while it lasts, one fewer is free.
-                log.warning("tool.thread_goes_on", running=self.running, limit=self._limit)
+                log.warning("tool.thread_still_running", running=self.running, limit=self._limit)
             raise
 
 
@@ -110,7 +110,7 @@ async def _run(tool: PythonTool, threads: Threads, request: ToolCall, given: dic
 def _call_of(request: ToolCall) -> Call:
     loop, ours = asyncio.get_running_loop(), threading.get_ident()
 
-    def act(wanted: Act) -> None:
+    def act(wanted: CallCommand) -> None:
         if threading.get_ident() == ours:
             request.act(wanted)  # at once: what a coroutine tells comes before its result
         else:

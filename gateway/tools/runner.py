@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
-from gateway.call.rules.plan import GuardRule
-from gateway.tools.commands import Act
+from gateway.call.rules.plan import GuardrailPlan
+from gateway.tools.commands import CallCommand
 
 
-def _no_act(_act: Act) -> None:
+def _no_act(_act: CallCommand) -> None:
     pass
 
 
@@ -29,7 +29,7 @@ class ToolCall:
     """SIP URI."""
     called: str = ""
     variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    act: Callable[[Act], None] = _no_act
+    act: Callable[[CallCommand], None] = _no_act
     """What the function wants done in the call meanwhile; from the event loop only."""
 
 
@@ -52,7 +52,7 @@ class ToolRunner(Protocol):
         """
 
     def check(
-        self, rule: GuardRule, call: ToolCall, done: Callable[[bool | None, str], None]
+        self, rule: GuardrailPlan, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
         """Ask whether words may be said; ``done`` is called as for ``ask``, None for no answer."""
 

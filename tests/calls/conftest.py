@@ -14,7 +14,7 @@ import structlog
 
 from tests.support import figures
 from tests.support.gateway_process import Gateway
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 
 TEST_SECONDS = 110
 _runner = pytest.StashKey[asyncio.Runner]()
@@ -61,10 +61,10 @@ def shared_world(
     runner: asyncio.Runner,
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[World]:
+) -> Iterator[GatewayStack]:
     """A world with the module's ``WORLD`` settings."""
     settings: dict[str, Any] = getattr(request.module, "WORLD", {})
-    made = World(tmp_path_factory.mktemp("world"), **settings)
+    made = GatewayStack(tmp_path_factory.mktemp("world"), **settings)
     runner.run(made.start())
     yield made
     runner.run(made.stop())
@@ -72,8 +72,8 @@ def shared_world(
 
 @pytest.fixture
 def world(
-    runner: asyncio.Runner, shared_world: World, request: pytest.FixtureRequest
-) -> Iterator[World]:
+    runner: asyncio.Runner, shared_world: GatewayStack, request: pytest.FixtureRequest
+) -> Iterator[GatewayStack]:
     """The module's world; after each test nothing of its calls may be left."""
     shared_world.behave()
     before = request.session.testsfailed

@@ -92,8 +92,8 @@ async def test_strangers_are_refused_and_told_once(runner: object, own_folder: P
         codes = Counter(answer.split(" ")[1] for answer in answers)
         assert codes == {"403": len(METHODS) + 1}
         assert not any(re.search("^(Server|User-Agent|Allow):", answer, re.M) for answer in answers)
-        await gateway.gateway.wait("sip.refused")
-        refused = gateway.gateway.all("sip.refused")
+        await gateway.gateway.wait("sip.rejected")
+        refused = gateway.gateway.all("sip.rejected")
         assert len(refused) == 1
         assert refused[0]["rule"] == 'access.unknown_sources = "auto"'
         assert (refused[0]["source"], refused[0]["code"]) == ("127.0.0.2", 403)
@@ -115,7 +115,7 @@ async def test_drop_is_silence(runner: object, own_folder: Path) -> None:
                 stranger.send(method, to_tag=";tag=none")
             await settled(gateway)
             assert stranger.waiting() == []
-        line = await gateway.gateway.wait("sip.refused")
+        line = await gateway.gateway.wait("sip.rejected")
         assert (line["rule"], line["code"]) == ('access.unknown_sources = "drop"', 0)
 
 
@@ -189,7 +189,7 @@ max_concurrent_calls = 2
             ("access: concurrent_calls = 2", 486),
             ("access: calls_per_second = 0.01", 503),
         ):
-            await gateway.gateway.wait("sip.refused", rule=rule, code=code, source="127.0.0.1")
+            await gateway.gateway.wait("sip.rejected", rule=rule, code=code, source="127.0.0.1")
 
 
 async def test_refused_calls_are_sampled(runner: object, own_folder: Path) -> None:
@@ -236,7 +236,7 @@ async def test_a_flood_costs_the_calls_nothing(runner: object, own_folder: Path)
         refused = sum((await gateway.status())["refused"].values())
         assert refused > 5_000, "the test sent faster than the socket takes"
         assert answers < 20 + 10 * took, "answers are limited"
-        assert len(gateway.gateway.all("sip.refused")) == 1
+        assert len(gateway.gateway.all("sip.rejected")) == 1
         heard = len(call.rtp.packets)
         await call.rtp.until(lambda: len(call.rtp.packets) > heard + 25)
         await call.hang_up()
@@ -275,4 +275,4 @@ async def test_sipvicious_finds_nothing(runner: object, own_folder: Path, tool: 
             said, _ = await scanner.communicate()
         text = said.decode()
         assert "| " not in text.replace("| SIP Device", ""), text
-        await gateway.gateway.wait("sip.refused", source="127.0.0.1")
+        await gateway.gateway.wait("sip.rejected", source="127.0.0.1")

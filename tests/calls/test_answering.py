@@ -13,7 +13,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from tests.support.dialog import DialogCall, answered, dialog_call
-from tests.support.harness import World, eventually
+from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import Spoken, assert_continuous, is_silence, noise, speech
 from tests.support.rtp_end import FRAME
 
@@ -56,7 +56,7 @@ say = "Hello."
 @pytest.fixture(scope="module")
 def shared_world(
     runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[World]:
+) -> Iterator[GatewayStack]:
     """A world whose routes play a file of known bytes."""
     folder = tmp_path_factory.mktemp("world")
     wav = folder / "prompt.wav"
@@ -66,7 +66,7 @@ def shared_world(
         file.setsampwidth(2)
         file.setframerate(8000)
         file.writeframes(samples.tobytes())
-    made = World(folder / "own", routes=ROUTES.format(wav=Path(wav)))
+    made = GatewayStack(folder / "own", routes=ROUTES.format(wav=Path(wav)))
     runner.run(made.start())
     yield made
     runner.run(made.stop())
@@ -81,7 +81,7 @@ def prompt_heard(call: DialogCall) -> int:
     return 0
 
 
-async def agent_heard(world: World, call: DialogCall) -> None:
+async def agent_heard(world: GatewayStack, call: DialogCall) -> None:
     """Asserts that the greeting was heard from its beginning."""
     session = await world.session_of(call)
     await session.wait_until(lambda s: s.sent("response.done") != [], 20)
@@ -91,7 +91,7 @@ async def agent_heard(world: World, call: DialogCall) -> None:
     assert spoken.heard_ms(call.rtp.packets) >= 1000
 
 
-async def test_a_prompt_before_the_answer(world: World) -> None:
+async def test_a_prompt_before_the_answer(world: GatewayStack) -> None:
     """183 with a description, the prompt from its beginning, then 200 when the model is there."""
     for _ in range(2):
         world.behave(vad="off", answer=SHORT_ANSWER, updated_delay_ms=900)
@@ -110,7 +110,7 @@ async def test_a_prompt_before_the_answer(world: World) -> None:
         assert_continuous(call.rtp.packets)
 
 
-async def test_ringback_before_the_answer(world: World) -> None:
+async def test_ringback_before_the_answer(world: GatewayStack) -> None:
     world.behave(vad="off", updated_delay_ms=500)
     call = await answered(dialog_call(world.phone, "tone"))
     heard = [packet for packet in call.rtp.packets if not is_silence(packet)]
@@ -118,7 +118,7 @@ async def test_ringback_before_the_answer(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def test_reliable_early_media(world: World) -> None:
+async def test_reliable_early_media(world: GatewayStack) -> None:
     """Whoever requires 100rel gets the description in a 183 that is acknowledged (RFC 3262)."""
     world.behave(vad="off", answer=SHORT_ANSWER, updated_delay_ms=600)
     call = await answered(dialog_call(world.phone, "early", "Require: 100rel"))
@@ -130,7 +130,7 @@ async def test_reliable_early_media(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def test_cancelled_while_the_prompt_plays(world: World) -> None:
+async def test_cancelled_while_the_prompt_plays(world: GatewayStack) -> None:
     world.behave(updated="never")
     call = dialog_call(world.phone, "early")
     call.invite()
@@ -142,7 +142,7 @@ async def test_cancelled_while_the_prompt_plays(world: World) -> None:
     await eventually(lambda: not world.emulator.live, "the session closed")
 
 
-async def test_answered_at_once(world: World) -> None:
+async def test_answered_at_once(world: GatewayStack) -> None:
     world.behave(vad="off", answer=SHORT_ANSWER, updated_delay_ms=900)
     call = await answered(dialog_call(world.phone, "at-once"))
     assert call.responses == [100, 200]
@@ -155,7 +155,7 @@ async def test_answered_at_once(world: World) -> None:
     assert_continuous(call.rtp.packets)
 
 
-async def test_an_announcement_is_heard_to_its_end(world: World) -> None:
+async def test_an_announcement_is_heard_to_its_end(world: GatewayStack) -> None:
     """The model is there long before; its first word comes after the announcement's last."""
     world.behave(vad="off", answer=SHORT_ANSWER)
     call = await answered(dialog_call(world.phone, "announced"))
@@ -165,7 +165,7 @@ async def test_an_announcement_is_heard_to_its_end(world: World) -> None:
     assert_continuous(call.rtp.packets)
 
 
-async def test_answered_at_once_and_no_model(world: World) -> None:
+async def test_answered_at_once_and_no_model(world: GatewayStack) -> None:
     """The line that is up is hung up, with the cause that the 503 would have had."""
     world.behave(updated="never")
     call = await answered(dialog_call(world.phone, "at-once"))
@@ -175,7 +175,7 @@ async def test_answered_at_once_and_no_model(world: World) -> None:
     assert (ending["why"], ending["sip_code"]) == ("session_unreachable", 200)
 
 
-async def test_hung_up_before_the_model_is_there(world: World) -> None:
+async def test_hung_up_before_the_model_is_there(world: GatewayStack) -> None:
     world.behave(updated="never")
     call = await answered(dialog_call(world.phone, "at-once"))
     await world.summary_at_end(call)

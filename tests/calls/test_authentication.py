@@ -69,7 +69,7 @@ async def test_calls_with_credentials(runner: object, own_folder: Path) -> None:
             wrong.invite()
             assert (await wrong.refused()).code == 401
             assert "stale" not in challenges(wrong)["MD5"]
-        await gateway.gateway.wait("sip.refused", rule="digest: wrong credentials")
+        await gateway.gateway.wait("sip.rejected", rule="digest: wrong credentials")
         assert len(gateway.emulator.sessions) == 2
         text = str(gateway.gateway.lines) + "".join(
             file.read_text() for file in (own_folder / "records").glob("*")
@@ -174,4 +174,4 @@ async def test_scanners_are_told_nothing(runner: object, own_folder: Path) -> No
                 stranger.send(method)
             await settled(gateway)
             assert stranger.waiting() == []
-        await gateway.gateway.wait("sip.refused", rule="known scanner")
+        await gateway.gateway.wait("sip.rejected", rule="known scanner")

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from gateway.devtools.emulator.errors import ProtocolError
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.listening import Spoken, assert_continuous
 from tests.support.sip_phone import PhoneCall
 
 WORLD = {"log_level": "info"}
 
 
-async def bystander(world: World) -> PhoneCall:
+async def bystander(world: GatewayStack) -> PhoneCall:
     """A call in progress that must not notice."""
     world.behave(vad="off", answer={"kind": "pattern", "seconds": 60, "burst": True})
     call = await world.dial("greeted")
@@ -26,7 +26,7 @@ async def bystander(world: World) -> PhoneCall:
     return call
 
 
-async def unharmed(world: World, call: PhoneCall) -> None:
+async def unharmed(world: GatewayStack, call: PhoneCall) -> None:
     """Asserts that the bystander's call went on as if nothing had been."""
     count = len(call.rtp.packets)
     await call.rtp.until(lambda: len(call.rtp.packets) > count + 25)
@@ -37,7 +37,7 @@ async def unharmed(world: World, call: PhoneCall) -> None:
     assert Spoken(bytes(audio)).heard_ms(call.rtp.packets) >= 1000
 
 
-def broken_invites(world: World) -> list[bytes]:
+def broken_invites(world: GatewayStack) -> list[bytes]:
     """INVITEs with something wrong, made from a good one."""
     call = world.phone.call("plain")
     call.invite()
@@ -81,7 +81,7 @@ def broken_invites(world: World) -> list[bytes]:
     ]
 
 
-async def test_garbage_on_the_sip_port(world: World) -> None:
+async def test_garbage_on_the_sip_port(world: GatewayStack) -> None:
     call = await bystander(world)
     chance = random.Random(4)
     world.phone.send(b"")
@@ -97,7 +97,7 @@ async def test_garbage_on_the_sip_port(world: World) -> None:
     await unharmed(world, call)
 
 
-async def test_broken_invites(world: World) -> None:
+async def test_broken_invites(world: GatewayStack) -> None:
     """Each is refused, dropped or taken for what it can mean; then a good call gets through."""
     call = await bystander(world)
     invites = broken_invites(world)
@@ -112,7 +112,7 @@ async def test_broken_invites(world: World) -> None:
     await world.summary_at_end(await world.dial())
 
 
-async def test_requests_for_calls_that_do_not_exist(world: World) -> None:
+async def test_requests_for_calls_that_do_not_exist(world: GatewayStack) -> None:
     call = await bystander(world)
     ghost = world.phone.call("plain")
     ghost._to = f"<{ghost.uri}>;tag=none"
@@ -129,7 +129,7 @@ async def test_requests_for_calls_that_do_not_exist(world: World) -> None:
     await unharmed(world, call)
 
 
-async def test_garbage_on_a_live_call(world: World) -> None:
+async def test_garbage_on_a_live_call(world: GatewayStack) -> None:
     """Datagrams that are no RTP, foreign sequence numbers, odd sizes, unknown payload types."""
     call = await bystander(world)
     other = await bystander(world)
@@ -171,7 +171,7 @@ EVENTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("codec", ["PCMU", "PCMA"])
-async def test_events_that_nobody_knows(world: World, codec: str) -> None:
+async def test_events_that_nobody_knows(world: GatewayStack, codec: str) -> None:
     """Unknown events and fields are tolerated; the conversation goes on."""
     call = await bystander(world)
     answer = {"kind": "pattern", "seconds": 1, "seed": 4}

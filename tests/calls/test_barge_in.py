@@ -15,7 +15,7 @@ from gateway.devtools.emulator.audio import FORMATS
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.speech import synthesise
 from tests.support import figures
-from tests.support.harness import TRUSTED, World
+from tests.support.harness import TRUSTED, GatewayStack
 from tests.support.listening import Spoken, assert_continuous, is_silence
 from tests.support.rtp_end import FRAME, Packet
 from tests.support.sip_phone import PhoneCall
@@ -54,21 +54,23 @@ def heard_of(session: SessionRecord, packets: Sequence[Packet], item_id: str) ->
     return Spoken(bytes(session.sent_items[item_id])).heard_ms(packets)
 
 
-def starts_received(world: World, call: PhoneCall, record: dict[str, Any]) -> list[float]:
+def starts_received(world: GatewayStack, call: PhoneCall, record: dict[str, Any]) -> list[float]:
     """When the gateway received each ``speech_started``, Unix seconds.
 
     The record has these times on the gateway's own clock. The log line that was written with the
     least delay says where that clock lies.
     """
-    after_ms = [entry["t_ms"] for entry in record["timeline"] if entry["event"] == "caller_starts"]
-    lines = world.gateway.all("call.caller_starts", call=call.call_id)
+    after_ms = [
+        entry["t_ms"] for entry in record["timeline"] if entry["event"] == "caller_speech_started"
+    ]
+    lines = world.gateway.all("call.caller_speech_started", call=call.call_id)
     logged = [datetime.fromisoformat(line["timestamp"]).timestamp() for line in lines]
     began = min(at - ms / 1000 for at, ms in zip(logged, after_ms, strict=True))
     return [began + ms / 1000 for ms in after_ms]
 
 
 async def interrupted_often(
-    world: World, call: PhoneCall
+    world: GatewayStack, call: PhoneCall
 ) -> tuple[list[int], list[int], list[int]]:
     """One call; for each interruption: what the server was told less what was heard (ms), packets
     of the answer that left after ``speech_started`` was received, and what was heard (ms).
@@ -96,7 +98,7 @@ async def interrupted_often(
     return differences, late, heard
 
 
-async def test_many_interruptions_at_random_moments(world: World) -> None:
+async def test_many_interruptions_at_random_moments(world: GatewayStack) -> None:
     """What the server is told is what the phone heard, to the millisecond."""
     calls = []
     for seed in range(AT_A_TIME):
@@ -120,7 +122,7 @@ async def test_many_interruptions_at_random_moments(world: World) -> None:
     assert max(late) <= 1
 
 
-async def test_while_the_answer_is_still_coming(world: World) -> None:
+async def test_while_the_answer_is_still_coming(world: GatewayStack) -> None:
     """The server cancels by itself: no response.cancel, and nothing more is heard."""
     answer = {"kind": "pattern", "seconds": 20, "speed": 1.2}
     world.behave(vad="scripted", answer=answer, speech={"at_ms": [700], "length_ms": 60_000})
@@ -139,7 +141,7 @@ async def test_while_the_answer_is_still_coming(world: World) -> None:
     assert not session.seen("response.cancel")
 
 
-async def test_after_the_answer_is_done(world: World) -> None:
+async def test_after_the_answer_is_done(world: GatewayStack) -> None:
     """The common case: all audio came at once, the caller hears it for a while yet."""
     answer = {"kind": "pattern", "seconds": 20, "burst": True}
     world.behave(vad="scripted", answer=answer, speech={"at_ms": [700], "length_ms": 60_000})
@@ -156,7 +158,7 @@ async def test_after_the_answer_is_done(world: World) -> None:
     assert not session.errors
 
 
-async def test_while_the_answer_stalls(world: World) -> None:
+async def test_while_the_answer_stalls(world: GatewayStack) -> None:
     """Silence that is played for want of audio counts as nothing heard."""
     answer = {"kind": "pattern", "seconds": 5, "stall_at_ms": 600, "stall_s": 30}
     world.behave(vad="scripted", answer=answer, speech={"at_ms": [1300], "length_ms": 60_000})
@@ -170,7 +172,7 @@ async def test_while_the_answer_stalls(world: World) -> None:
 
 
 @pytest.mark.parametrize("codec", ["PCMU", "PCMA"])
-async def test_a_real_voice_interrupts(world: World, codec: str) -> None:
+async def test_a_real_voice_interrupts(world: GatewayStack, codec: str) -> None:
     """No script: the caller speaks, the server's voice activity detection finds it."""
     world.behave(answers=[{"kind": "pattern", "seconds": 30, "burst": True}, {"kind": "silent"}])
     call = await world.dial("greeted", codecs=(codec,))
@@ -185,13 +187,13 @@ async def test_a_real_voice_interrupts(world: World, codec: str) -> None:
     assert 0 < cut.requested_ms < 30_000
 
 
-async def test_heard_to_the_end_is_not_truncated(world: World) -> None:
+async def test_heard_to_the_end_is_not_truncated(world: GatewayStack) -> None:
     answer = {"kind": "pattern", "seconds": 0.5, "burst": True}
     world.behave(vad="scripted", answer=answer, speech={"at_ms": [1500], "length_ms": 60_000})
     call = await world.dial("greeted")
     session = await world.session_of(call)
     await session.wait_until(lambda s: s.sent("input_audio_buffer.speech_started") != [], 20)
-    await world.gateway.wait("call.caller_starts", call=call.call_id)
+    await world.gateway.wait("call.caller_speech_started", call=call.call_id)
     await world.summary_at_end(call)
     assert not session.truncations
     assert not session.deletions
@@ -199,7 +201,7 @@ async def test_heard_to_the_end_is_not_truncated(world: World) -> None:
 
 async def test_nothing_heard_yet_deletes_the_item(own_folder: Path) -> None:
     """The answer is there before the ACK, and the caller speaks before it plays."""
-    world = World(own_folder, more=TRUSTED)
+    world = GatewayStack(own_folder, more=TRUSTED)
     await world.start()
     world.behave(vad="off", answer={"kind": "pattern", "seconds": 5, "burst": True})
     call = await world.dial("greeted", acknowledge=False)
@@ -216,7 +218,7 @@ async def test_nothing_heard_yet_deletes_the_item(own_folder: Path) -> None:
     await world.stop()
 
 
-async def test_a_shorter_item_than_was_sent_is_answered_by_one_resend(world: World) -> None:
+async def test_a_shorter_item_than_was_sent_is_answered_by_one_resend(world: GatewayStack) -> None:
     """A server that counts an item shorter says so; the truncation comes once more, at that."""
     answer = {"kind": "pattern", "seconds": 5, "burst": True}
     world.behave(vad="scripted", answer=answer, speech={"at_ms": [900], "length_ms": 60_000})
@@ -237,7 +239,7 @@ async def test_a_shorter_item_than_was_sent_is_answered_by_one_resend(world: Wor
 
 
 @pytest.mark.parametrize("burst", [True, False])
-async def test_a_digit_interrupts(world: World, burst: bool) -> None:
+async def test_a_digit_interrupts(world: GatewayStack, burst: bool) -> None:
     """The server knows nothing of it: response.cancel while it still speaks, and truncate."""
     answer = {"kind": "pattern", "seconds": 20, "burst": burst, "speed": 1.2}
     world.behave(vad="off", answers=[answer, {"kind": "silent"}])
@@ -257,7 +259,7 @@ async def test_a_digit_interrupts(world: World, burst: bool) -> None:
     assert done.body["response"]["status"] == ("completed" if burst else "cancelled")
 
 
-async def test_late_audio_of_a_cut_answer_is_dropped(world: World) -> None:
+async def test_late_audio_of_a_cut_answer_is_dropped(world: GatewayStack) -> None:
     """A server that goes on sending for a while is not heard."""
     answer = {"kind": "pattern", "seconds": 20, "speed": 1.2}
     world.behave(vad="scripted", answer=answer, speech={"at_ms": [500], "length_ms": 60_000})
@@ -277,7 +279,7 @@ async def test_late_audio_of_a_cut_answer_is_dropped(world: World) -> None:
     assert len(session.truncations) == 1
 
 
-async def test_speech_cuts_nothing_where_the_route_says_so(world: World) -> None:
+async def test_speech_cuts_nothing_where_the_route_says_so(world: GatewayStack) -> None:
     """``interrupt_response = false``: the answer is heard to its end."""
     answers = [{"kind": "pattern", "seconds": 2, "burst": True}, {"kind": "silent"}]
     world.behave(vad="scripted", answers=answers, speech={"at_ms": [500], "length_ms": 200})

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from gateway.cli.main import main
 from tests.support.figures import show
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.rtcp_end import ReportingEnd
 from tests.support.sip_phone import CODECS, PhoneCall
 
@@ -18,7 +18,7 @@ SECONDS = 7
 """pjmedia sends its first sender report after some five."""
 
 
-async def _call(world: World, **network: object) -> PhoneCall:
+async def _call(world: GatewayStack, **network: object) -> PhoneCall:
     call = world.phone.call("plain")
     await call.rtp.close()
     payload_type, silence = CODECS["PCMU"]
@@ -30,7 +30,7 @@ async def _call(world: World, **network: object) -> PhoneCall:
     return call
 
 
-async def test_loss_jitter_and_round_trip_as_they_were_made(world: World) -> None:
+async def test_loss_jitter_and_round_trip_as_they_were_made(world: GatewayStack) -> None:
     every_tenth = itertools.cycle([False] * 9 + [True]).__next__
     good, lossy, shaky = await asyncio.gather(
         _call(world),

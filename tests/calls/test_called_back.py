@@ -13,7 +13,7 @@ import pytest
 from gateway.cli.status_text import status_lines
 from gateway.control.client import ask
 from tests.support.callee import CalledPhone, free_port
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 
 WORLD = {
     "more": """
@@ -60,7 +60,7 @@ def callee(runner: asyncio.Runner) -> Iterator[CalledPhone]:
     runner.run(phone.stop())
 
 
-async def test_a_promise_is_kept(world: World, callee: CalledPhone) -> None:
+async def test_a_promise_is_kept(world: GatewayStack, callee: CalledPhone) -> None:
     at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3)
     wanted = {"at": at.isoformat(), "number": "4 2", "reason": "the refund"}
     tools = [{"name": "schedule_callback", "arguments": json.dumps(wanted)}]

@@ -126,7 +126,7 @@ def test_digits_arrive_in_order_and_before_the_end(machine: Machine) -> None:
     result = call(machine.uri("echo"), "--dtmf", "4422#*", "--seconds", "0.1")
     assert result.returncode == 0, result.stderr
     events = machine.events_until("ended")
-    assert "".join(e["digit"] for e in events if e["event"] == "digit") == "4422#*"
+    assert "".join(e["digit"] for e in events if e["event"] == "dtmf") == "4422#*"
 
 
 def test_refused(machine: Machine, tmp_path: Path) -> None:

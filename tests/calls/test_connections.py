@@ -116,7 +116,7 @@ async def test_idle_connections_of_a_stranger(
                 finally:
                     for one in strangers:
                         one.close()
-        await gateway.gateway.wait("sip.refused", source="127.0.0.2")
+        await gateway.gateway.wait("sip.rejected", source="127.0.0.2")
 
 
 async def test_no_descriptor_left(runner: object, own_folder: Path) -> None:

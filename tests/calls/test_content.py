@@ -11,7 +11,7 @@ import pytest
 
 from gateway.control.client import RefusedError, ask_within
 from gateway.devtools.emulator.record import SessionRecord
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.listening import Spoken
 
 ROUTE = """
@@ -60,12 +60,12 @@ WORLD = {
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(3000)
 
 
-async def command(world: World, name: str, **fields: Any) -> dict[str, Any]:
+async def command(world: GatewayStack, name: str, **fields: Any) -> dict[str, Any]:
     path = Path(world.folder, "control")
     return await asyncio.to_thread(ask_within, 20.0, path, {**fields, "command": name})
 
 
-async def test_words_and_images_come_in_and_a_summary_goes_out(world: World) -> None:
+async def test_words_and_images_come_in_and_a_summary_goes_out(world: GatewayStack) -> None:
     world.behave(answers=[{"kind": "pattern", "seconds": 0.4, "seed": n} for n in range(4)])
     call = await world.dial("open")
     session = await world.session_of(call)
@@ -105,7 +105,7 @@ async def test_words_and_images_come_in_and_a_summary_goes_out(world: World) -> 
     assert (kept["status"], kept["text"]) == ("completed", aside["text"])
 
 
-async def test_words_that_are_not_allowed_are_not_heard(world: World) -> None:
+async def test_words_that_are_not_allowed_are_not_heard(world: GatewayStack) -> None:
     world.behave(
         answers=[
             {"kind": "say", "text": "Here is the secret of the house, all of it at length."},
@@ -126,7 +126,7 @@ async def test_words_that_are_not_allowed_are_not_heard(world: World) -> None:
 
 @pytest.mark.parametrize("late_ms", [0, 300])
 async def test_what_answers_forbidden_words_is_stopped_however_early_they_are_known(
-    world: World, late_ms: int
+    world: GatewayStack, late_ms: int
 ) -> None:
     """The words may be known before the server tells of its answer to them, or while it is said."""
     pattern = {"kind": "pattern", "seconds": 0.6}
@@ -158,7 +158,7 @@ async def test_what_answers_forbidden_words_is_stopped_however_early_they_are_kn
     assert heard == 0 or late_ms
 
 
-async def test_failed_answers_are_told_and_then_end_the_call(world: World) -> None:
+async def test_failed_answers_are_told_and_then_end_the_call(world: GatewayStack) -> None:
     failed = {"kind": "nothing", "outcome": "failed"}
     filtered = {"kind": "nothing", "outcome": "incomplete", "reason": "content_filter"}
     sorry = {"kind": "pattern", "seconds": 0.5, "seed": 1}
@@ -172,20 +172,20 @@ async def test_failed_answers_are_told_and_then_end_the_call(world: World) -> No
     await call.rtp.until(lambda: phrase.heard_ms(call.rtp.packets) >= 480)
     await command(world, "respond", call=call.call_id, text="Go on.")
     summary = await world.summary(call)
-    assert summary["ending"]["why"] == "no_answers"
+    assert summary["ending"]["why"] == "response_failures"
 
 
-async def test_a_model_without_a_sound_is_covered_by_one_of_ours(world: World) -> None:
+async def test_a_model_without_a_sound_is_covered_by_one_of_ours(world: GatewayStack) -> None:
     """The last resort: the phrase failed too, and the caller hears a chime."""
     world.behave(answers=[{"kind": "nothing", "outcome": "failed"}])
     call = await world.dial("rescued")
     silence = {b"\xff" * 160, b"\xd5" * 160, b"\x7f" * 160}
     await call.rtp.until(lambda: any(p.payload not in silence for p in call.rtp.packets))
     await world.summary_at_end(call)
-    assert "answer_sound" in [e["event"] for e in (await world.record(call))["timeline"]]
+    assert "response_failure_tone" in [e["event"] for e in (await world.record(call))["timeline"]]
 
 
-async def test_old_turns_leave_the_session_and_a_summary_comes(world: World) -> None:
+async def test_old_turns_leave_the_session_and_a_summary_comes(world: GatewayStack) -> None:
     """Turns put in from outside, so that each comes when the one before is answered."""
     world.behave(answers=[{"kind": "pattern", "seconds": 0.1, "seed": 1}])
     call = await world.dial("kept")
@@ -215,7 +215,7 @@ async def test_old_turns_leave_the_session_and_a_summary_comes(world: World) -> 
     assert said == [f"Turn {number}." for number in range(1, 4)]
 
 
-async def test_at_the_end_the_model_is_asked_about_the_call(world: World) -> None:
+async def test_at_the_end_the_model_is_asked_about_the_call(world: GatewayStack) -> None:
     """The caller has hung up, the session answers, and the record has it."""
     world.behave(answers=[{"kind": "pattern", "seconds": 0.3, "seed": 1}])
     call = await world.dial("asked")
@@ -232,7 +232,9 @@ async def test_at_the_end_the_model_is_asked_about_the_call(world: World) -> Non
     assert not session.errors
 
 
-async def test_nobody_to_ask_about_words_denies_them_where_the_route_says_so(world: World) -> None:
+async def test_nobody_to_ask_about_words_denies_them_where_the_route_says_so(
+    world: GatewayStack,
+) -> None:
     world.behave(
         answers=[
             {"kind": "say", "text": "This is one sentence. Here is another one, and a long one."},

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from gateway.cli.main import main
 from tests.support.figures import show
 from tests.support.gateway_process import Gateway
-from tests.support.harness import API_KEY, World, eventually
+from tests.support.harness import API_KEY, GatewayStack, eventually
 
 WORLD = {
     "routes": """
@@ -45,12 +45,12 @@ timezone = "UTC"
 GPT_REALTIME_2_1 = {"text": (4, Decimal("0.40"), 24), "audio": (32, Decimal("0.40"), 64)}
 
 
-def _events(world: World, record: dict[str, Any]) -> list[dict[str, Any]]:
+def _events(world: GatewayStack, record: dict[str, Any]) -> list[dict[str, Any]]:
     path = world.records_folder / record["event_log"]["file"]
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-async def _whole_log(world: World, record: dict[str, Any]) -> list[dict[str, Any]]:
+async def _whole_log(world: GatewayStack, record: dict[str, Any]) -> list[dict[str, Any]]:
     """Its last line comes when the session is gone, which the record does not wait for."""
     await eventually(lambda: "over" in _events(world, record)[-1].get("meta", {}), "the last line")
     return _events(world, record)
@@ -76,14 +76,14 @@ def _price(usages: list[dict[str, Any]]) -> Decimal:
     return total / 1_000_000
 
 
-async def test_what_was_used_is_priced_and_what_was_said_is_logged(world: World) -> None:
+async def test_what_was_used_is_priced_and_what_was_said_is_logged(world: GatewayStack) -> None:
     call = world.phone.call("logged", headers=("X-Topic: bicycles",))
     call.invite()
     await call.answered()
     session = await world.session_of(call)
     await call.rtp.heard_bytes(12_000)
     call.rtp.press("42#")
-    await world.gateway.wait("call.digits", call=call.call_id)
+    await world.gateway.wait("call.dtmf_collected", call=call.call_id)
     await world.gateway.wait("call.response", call=call.call_id, count=2)
     await world.summary_at_end(call)
     record = await world.record(call)
@@ -143,7 +143,9 @@ async def test_what_was_used_is_priced_and_what_was_said_is_logged(world: World)
     )
 
 
-async def test_a_route_without_money_says_goodbye_and_takes_no_more_calls(world: World) -> None:
+async def test_a_route_without_money_says_goodbye_and_takes_no_more_calls(
+    world: GatewayStack,
+) -> None:
     call = await world.dial("thrifty")
     session = await world.session_of(call)
     bye = await call.hung_up(30)
@@ -152,7 +154,7 @@ async def test_a_route_without_money_says_goodbye_and_takes_no_more_calls(world:
     ending = record["ending"]
     assert (ending["by"], ending["why"], ending["sip_code"]) == ("gateway", "budget", 200)
     assert ending["detail"].startswith("route: 0.00")
-    assert "budget_spent" in [entry["event"] for entry in record["timeline"]]
+    assert "budget_exceeded" in [entry["event"] for entry in record["timeline"]]
     # The goodbye was heard to its end: all that the session has sent came by RTP.
     lines = await _whole_log(world, record)
     (deaf,) = _of(lines, "out", "session.update")[1:]
@@ -175,7 +177,7 @@ async def test_a_route_without_money_says_goodbye_and_takes_no_more_calls(world:
     await world.summary(other)
 
 
-async def test_a_restart_does_not_forget_what_was_spent(world: World) -> None:
+async def test_a_restart_does_not_forget_what_was_spent(world: GatewayStack) -> None:
     first = world.gateway
     first.check(await first.stop())
     kept = json.loads((world.records_folder / "today.cost").read_text())

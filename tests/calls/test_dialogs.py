@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.dialog import DialogCall, answered, dialog_call
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.listening import Spoken, assert_continuous
 from tests.support.sip_phone import Message
 
@@ -17,7 +17,7 @@ WORLD = {"log_level": "debug", "more": ""}
 LONG_ANSWER: dict[str, Any] = {"kind": "pattern", "seconds": 120, "burst": True}
 
 
-async def greeted(world: World, *headers: str, **sdp: Any) -> DialogCall:
+async def greeted(world: GatewayStack, *headers: str, **sdp: Any) -> DialogCall:
     world.behave(vad="off", answer=LONG_ANSWER)
     call = await answered(dialog_call(world.phone, "greeted", *headers, **sdp))
     await world.gateway.wait("call.confirmed", call=call.call_id)
@@ -25,7 +25,7 @@ async def greeted(world: World, *headers: str, **sdp: Any) -> DialogCall:
     return call
 
 
-async def ends_well(world: World, call: DialogCall) -> None:
+async def ends_well(world: GatewayStack, call: DialogCall) -> None:
     """The call has gone on as if nothing had been."""
     assert not call.byes
     session = await world.session_of(call)
@@ -40,7 +40,7 @@ async def ends_well(world: World, call: DialogCall) -> None:
 # ---- half a minute, beside the other tests
 
 
-async def refreshed_by_us(world: World) -> None:
+async def refreshed_by_us(world: GatewayStack) -> None:
     """We refresh at half of 90 s; glare on the way: 491 both ways, then it is tried again."""
     call = await greeted(world, "Supported: timer", "Session-Expires: 90;refresher=uas")
     assert call.final is not None
@@ -67,7 +67,7 @@ async def refreshed_by_us(world: World) -> None:
     await ends_well(world, call)
 
 
-async def not_acknowledged(world: World) -> None:
+async def not_acknowledged(world: GatewayStack) -> None:
     """The 200 comes again and again for 64 * T1, and then a BYE; the ending says why."""
     call = dialog_call(world.phone, "greeted")
     call.acknowledge = False
@@ -75,11 +75,11 @@ async def not_acknowledged(world: World) -> None:
     await call.hung_up(45)
     assert 9 <= call.responses.count(200) <= 13
     ending = (await world.summary(call))["ending"]
-    assert (ending["why"], ending["by"]) == ("leg_lost", "network"), ending
+    assert (ending["why"], ending["by"]) == ("leg_timeout", "network"), ending
 
 
 @pytest.fixture(scope="module")
-def slow(runner: asyncio.Runner, shared_world: World) -> list[asyncio.Task[None]]:
+def slow(runner: asyncio.Runner, shared_world: GatewayStack) -> list[asyncio.Task[None]]:
     """Started first, awaited last."""
 
     async def begin() -> list[asyncio.Task[None]]:
@@ -92,7 +92,7 @@ def slow(runner: asyncio.Runner, shared_world: World) -> list[asyncio.Task[None]
 
 
 @pytest.fixture
-def world(shared_world: World, slow: list[asyncio.Task[None]]) -> World:
+def world(shared_world: GatewayStack, slow: list[asyncio.Task[None]]) -> GatewayStack:
     """The module's; the slow calls are up all the time."""
     assert slow
     return shared_world
@@ -101,7 +101,7 @@ def world(shared_world: World, slow: list[asyncio.Task[None]]) -> World:
 # ---- INVITE
 
 
-async def test_reliable_progress(world: World) -> None:
+async def test_reliable_progress(world: GatewayStack) -> None:
     """RFC 3262: the 180 is repeated until its PRACK, and not after it."""
     world.behave(vad="off", answer=LONG_ANSWER, updated_delay_ms=1800)
     call = dialog_call(world.phone, "greeted", "Require: 100rel")
@@ -123,7 +123,7 @@ async def test_reliable_progress(world: World) -> None:
     await ends_well(world, call)
 
 
-async def test_an_extension_that_nobody_knows_is_refused(world: World) -> None:
+async def test_an_extension_that_nobody_knows_is_refused(world: GatewayStack) -> None:
     call = dialog_call(world.phone, "greeted", "Require: timetravel")
     call.invite()
     refusal = await call.refused()
@@ -132,7 +132,7 @@ async def test_an_extension_that_nobody_knows_is_refused(world: World) -> None:
     await world.phone.forget(call)
 
 
-async def test_cancel_that_crosses_the_200(world: World) -> None:
+async def test_cancel_that_crosses_the_200(world: GatewayStack) -> None:
     """It has no effect any more (RFC 3261 section 9.2): the call goes on until its BYE."""
     world.behave(vad="off", answer=LONG_ANSWER)
     call = dialog_call(world.phone, "greeted")
@@ -147,7 +147,7 @@ async def test_cancel_that_crosses_the_200(world: World) -> None:
     await ends_well(world, call)
 
 
-async def test_the_200_comes_again_until_its_ack(world: World) -> None:
+async def test_the_200_comes_again_until_its_ack(world: GatewayStack) -> None:
     world.behave(vad="off", answer=LONG_ANSWER)
     call = dialog_call(world.phone, "greeted")
     call.acknowledge = False
@@ -163,19 +163,19 @@ async def test_the_200_comes_again_until_its_ack(world: World) -> None:
 # ---- session timers (RFC 4028)
 
 
-async def test_an_interval_too_small(world: World) -> None:
+async def test_an_interval_too_small(world: GatewayStack) -> None:
     call = dialog_call(world.phone, "greeted", "Supported: timer", "Session-Expires: 60")
     call.invite()
     refusal = await call.refused()
     assert refusal.code == 422
     assert int(refusal.headers["min-se"]) == 90
     assert call.responses == [422]
-    await world.gateway.wait("sip.refused", code=422)
+    await world.gateway.wait("sip.rejected", code=422)
     await world.phone.forget(call)
 
 
 @pytest.mark.parametrize("method", ["INVITE", "UPDATE"])
-async def test_refreshed_by_the_peer(world: World, method: str) -> None:
+async def test_refreshed_by_the_peer(world: GatewayStack, method: str) -> None:
     expires = "Session-Expires: 90;refresher=uac"
     call = await greeted(world, "Supported: timer", expires)
     assert call.final is not None
@@ -190,7 +190,7 @@ async def test_refreshed_by_the_peer(world: World, method: str) -> None:
     await ends_well(world, call)
 
 
-async def test_a_refresh_without_a_description(world: World) -> None:
+async def test_a_refresh_without_a_description(world: GatewayStack) -> None:
     call = await greeted(world, "Supported: timer", "Session-Expires: 90;refresher=uac")
     answer = await call.ask("UPDATE", "Supported: timer", "Session-Expires: 90;refresher=uac")
     assert answer.code == 200
@@ -201,7 +201,7 @@ async def test_a_refresh_without_a_description(world: World) -> None:
 # ---- inside a dialog
 
 
-async def test_a_second_offer_before_the_first_is_through(world: World) -> None:
+async def test_a_second_offer_before_the_first_is_through(world: GatewayStack) -> None:
     """RFC 3261 section 14.2: 500 with Retry-After; then it may come again."""
     call = await greeted(world)
     first, _ = call.put("INVITE", body=call.sdp.text(call.rtp.port))
@@ -229,7 +229,7 @@ INSIDE: dict[str, tuple[tuple[str, ...], str, str, int]] = {
 }
 
 
-async def test_requests_inside_a_call(world: World) -> None:
+async def test_requests_inside_a_call(world: GatewayStack) -> None:
     call = await greeted(world)
     for method, (headers, body, kind, code) in INSIDE.items():
         answer = await call.ask(method, *headers, body=body, kind=kind)
@@ -244,7 +244,7 @@ OUTSIDE = {
 }  # fmt: skip
 
 
-async def test_requests_outside_of_calls(world: World) -> None:
+async def test_requests_outside_of_calls(world: GatewayStack) -> None:
     """Each gets its answer at once, and one line in the log however often it comes."""
     for _ in range(2):
         for method, code in OUTSIDE.items():
@@ -265,13 +265,13 @@ async def test_requests_outside_of_calls(world: World) -> None:
             world.phone.send(("\r\n".join(lines) + "\r\n\r\n").encode())
             answer = await world.phone.stray("SIP/2.0 ", 5, branch)
             assert answer.code == code, (method, answer.start)
-    said = [str(line["rule"]) for line in world.gateway.all("sip.refused")]
+    said = [str(line["rule"]) for line in world.gateway.all("sip.rejected")]
     rules = [rule for rule in said if "outside" in rule]
     assert sorted(set(rules)) == sorted(rules)
     assert len(rules) == len(OUTSIDE)
 
 
-async def test_our_description_names_the_range(world: World) -> None:
+async def test_our_description_names_the_range(world: GatewayStack) -> None:
     """RTP ports come from ``sip.rtp_ports``, even ones (RFC 3550 section 11)."""
     match = re.search(r"rtp_ports = \[(\d+), (\d+)\]", world.gateway.config.read_text())
     assert match is not None
@@ -288,6 +288,6 @@ async def test_our_description_names_the_range(world: World) -> None:
         await world.summary_at_end(call)
 
 
-async def test_the_slow_ones(world: World, slow: list[asyncio.Task[None]]) -> None:
+async def test_the_slow_ones(world: GatewayStack, slow: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*slow)
     await world.idle()

@@ -11,7 +11,7 @@ import gateway as package
 from gateway.devtools.emulator.audio import PCMU
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.speech import synthesise
-from tests.support.harness import World, wishes
+from tests.support.harness import GatewayStack, wishes
 from tests.support.listening import is_silence
 from tests.support.sip_phone import PhoneCall
 
@@ -30,7 +30,7 @@ def settings_of(session: SessionRecord) -> dict[str, Any]:
     return settings
 
 
-async def greeted(world: World, call: PhoneCall, said: str) -> SessionRecord:
+async def greeted(world: GatewayStack, call: PhoneCall, said: str) -> SessionRecord:
     """The session of a call, once the caller hears its greeting."""
     session = await world.session_of(call)
     await call.rtp.until(lambda: any(not is_silence(packet) for packet in call.rtp.packets))
@@ -46,7 +46,7 @@ async def said(session: SessionRecord, nth: int) -> str:
     return str(session.sent(type_)[nth - 1].body["transcript"])
 
 
-async def test_customers(world: World) -> None:
+async def test_customers(world: GatewayStack) -> None:
     """Nobody is there to ask about the caller: the texts have what they say for that."""
     call = await world.dial("500")
     session = await greeted(world, call, ", dear customer. What can I do for you?")
@@ -64,7 +64,7 @@ async def test_customers(world: World) -> None:
     assert "cannot be reached" in line["detail"]
 
 
-async def test_reception(world: World) -> None:
+async def test_reception(world: GatewayStack) -> None:
     """Greets, answers, says goodbye and hangs up."""
     call = await world.dial("100")
     session = await greeted(world, call, "Good morning, reception.")
@@ -85,7 +85,7 @@ async def test_reception(world: World) -> None:
     assert goodbye[: len(goodbye) // 160 * 160] in call.rtp.heard
 
 
-async def test_keypad(world: World) -> None:
+async def test_keypad(world: GatewayStack) -> None:
     """A caller who knows the menu types on; the digits become the route's own words."""
     call = await world.dial("200")
     session = await greeted(world, call, "Welcome. For opening hours press one")
@@ -108,7 +108,7 @@ def open_now() -> bool:
     return now.weekday() == 5 and 10 * 60 <= minutes < 14 * 60
 
 
-async def test_shop_by_the_hour(world: World) -> None:
+async def test_shop_by_the_hour(world: GatewayStack) -> None:
     before = open_now()
     call = await world.dial("300")
     after = open_now()
@@ -121,7 +121,7 @@ async def test_shop_by_the_hour(world: World) -> None:
         assert wanted in create
 
 
-async def test_urgent_calls_get_through_always(world: World) -> None:
+async def test_urgent_calls_get_through_always(world: GatewayStack) -> None:
     """A header field decides, and what it names is told to the model."""
     call = await world.dial("300", headers=("X-Priority: urgent;ticket=77",))
     session = await greeted(world, call, "Bicycle shop, emergency line.")
@@ -132,7 +132,7 @@ async def test_urgent_calls_get_through_always(world: World) -> None:
     assert (await world.summary_at_end(call))["route"] == "shop-urgent"
 
 
-async def test_echo(world: World) -> None:
+async def test_echo(world: GatewayStack) -> None:
     """What the caller says is played back to them."""
     call = await world.dial("4007")
     session = await greeted(world, call, "This is the echo test.")

@@ -6,7 +6,7 @@ import asyncio
 import random
 
 from tests.support import figures
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.listening import is_silence
 from tests.support.rtp_end import EVENTS
 from tests.support.sip_phone import PhoneCall
@@ -57,7 +57,7 @@ enabled = false
 }
 
 
-async def texts_of(world: World, call: PhoneCall, count: int) -> list[str]:
+async def texts_of(world: GatewayStack, call: PhoneCall, count: int) -> list[str]:
     """The words of the first ``count`` items that the keys became."""
     session = await world.session_of(call)
     await session.wait_until(lambda s: len(s.seen("conversation.item.create")) >= count, 30)
@@ -65,7 +65,7 @@ async def texts_of(world: World, call: PhoneCall, count: int) -> list[str]:
     return [item["content"][0]["text"] for item in items]
 
 
-async def lossy_call(world: World, seed: int) -> tuple[int, int]:
+async def lossy_call(world: GatewayStack, seed: int) -> tuple[int, int]:
     """Press keys while one packet in twenty is lost; how many arrived in their place, and lost."""
     chance = random.Random(seed)
     keys = [chance.choice(EVENTS.replace("#", "")) for _ in range(PER_CALL)]
@@ -89,7 +89,7 @@ async def lossy_call(world: World, seed: int) -> tuple[int, int]:
     return sum(a == b for a, b in zip(run["digits"], keys, strict=True)), lost
 
 
-async def test_no_digit_is_lost_with_its_packets(world: World) -> None:
+async def test_no_digit_is_lost_with_its_packets(world: GatewayStack) -> None:
     world.behave(answer="silent")
     calls = await asyncio.gather(*(lossy_call(world, seed) for seed in range(4)))
     arrived, lost = (sum(column) for column in zip(*calls, strict=True))
@@ -101,7 +101,7 @@ async def test_no_digit_is_lost_with_its_packets(world: World) -> None:
     assert arrived == 4 * PER_CALL
 
 
-async def test_a_pause_ends_an_entry(world: World) -> None:
+async def test_a_pause_ends_an_entry(world: GatewayStack) -> None:
     world.behave(answer="silent")
     call = await world.dial("hasty")
     call.rtp.press("12#")
@@ -115,7 +115,7 @@ async def test_a_pause_ends_an_entry(world: World) -> None:
     ]
 
 
-async def test_the_terminator_ends_an_entry_and_is_no_part_of_it(world: World) -> None:
+async def test_the_terminator_ends_an_entry_and_is_no_part_of_it(world: GatewayStack) -> None:
     world.behave(answer="silent")
     call = await world.dial("plain")
     call.rtp.press("42#")
@@ -130,7 +130,7 @@ async def test_the_terminator_ends_an_entry_and_is_no_part_of_it(world: World) -
     assert [run["ended_by"] for run in summary["digits"]] == ["terminator"]
 
 
-async def test_the_largest_number_of_keys_ends_an_entry(world: World) -> None:
+async def test_the_largest_number_of_keys_ends_an_entry(world: GatewayStack) -> None:
     world.behave(answer="silent")
     call = await world.dial("four")
     call.rtp.press("123456#")
@@ -142,7 +142,7 @@ async def test_the_largest_number_of_keys_ends_an_entry(world: World) -> None:
     ]
 
 
-async def test_a_key_held_long_is_one_key(world: World) -> None:
+async def test_a_key_held_long_is_one_key(world: GatewayStack) -> None:
     world.behave(answer="silent")
     call = await world.dial("plain")
     call.rtp.press("9", packets=60)
@@ -152,7 +152,7 @@ async def test_a_key_held_long_is_one_key(world: World) -> None:
     assert [run["digits"] for run in summary["digits"]] == ["99"]
 
 
-async def test_the_model_answers_what_was_pressed(world: World) -> None:
+async def test_the_model_answers_what_was_pressed(world: GatewayStack) -> None:
     """The greeting is cut by the first key; the digits are read back."""
     greeting = {"kind": "pattern", "seconds": 20, "burst": True}
     answer = {"kind": "pattern", "seconds": 1, "seed": 9}
@@ -172,7 +172,7 @@ async def test_the_model_answers_what_was_pressed(world: World) -> None:
     assert [one["trigger"] for one in summary["interruptions"]] == ["digit"]
 
 
-async def test_a_key_interrupts_nothing_where_the_route_says_so(world: World) -> None:
+async def test_a_key_interrupts_nothing_where_the_route_says_so(world: GatewayStack) -> None:
     greeting = {"kind": "pattern", "seconds": 2, "burst": True}
     world.behave(vad="off", answers=[greeting, {"kind": "silent"}])
     call = await world.dial("polite")
@@ -187,12 +187,12 @@ async def test_a_key_interrupts_nothing_where_the_route_says_so(world: World) ->
     assert not session.truncations
 
 
-async def test_keys_are_only_logged_where_the_route_says_so(world: World) -> None:
+async def test_keys_are_only_logged_where_the_route_says_so(world: GatewayStack) -> None:
     greeting = {"kind": "pattern", "seconds": 1, "burst": True}
     world.behave(vad="off", answers=[greeting, {"kind": "silent"}])
     call = await world.dial("ignoring")
     call.rtp.press("12#")
-    await world.gateway.wait("call.digit", call=call.call_id, digit="#")
+    await world.gateway.wait("call.dtmf", call=call.call_id, digit="#")
     await call.rtp.quiet()
     session = await world.session_of(call)
     (audio,) = session.sent_items.values()

@@ -13,16 +13,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.support.gateway_process import Gateway
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.sip_phone import Phone
 
 NOTICE = "drain_notice_seconds = 30"
 
 
 @asynccontextmanager
-async def own_world(folder: Path, more: str, drain_seconds: float = 20) -> AsyncIterator[World]:
+async def own_world(
+    folder: Path, more: str, drain_seconds: float = 20
+) -> AsyncIterator[GatewayStack]:
     """A world that the test itself brings down, by signals."""
-    made = World(folder, more=more, drain_seconds=drain_seconds)
+    made = GatewayStack(folder, more=more, drain_seconds=drain_seconds)
     await made.start()
     status = None
     try:
@@ -49,7 +51,7 @@ async def test_a_draining_gateway_refuses_what_is_new_and_keeps_what_it_has(
         heard = len(call.rtp.packets)
         await call.rtp.until(lambda: len(call.rtp.packets) > heard + 10)
         await call.hang_up()
-        assert (await world.summary(call))["ending"]["why"] == "hung_up"
+        assert (await world.summary(call))["ending"]["why"] == "remote_hangup"
         assert (await world.summary(new))["ending"]["why"] == "shutdown"
 
 
@@ -96,15 +98,15 @@ async def test_two_workers_under_one_supervisor(runner: asyncio.Runner, tmp_path
     gateway = Gateway(write(tmp_path, port, "[workers]\ncount = 2\n"))
     await gateway.start()
     try:
-        up = await gateway.wait("workers.up")
+        up = await gateway.wait("workers.ready")
         for worker in (0, 1):  # a worker's lines come by a thread of its own
-            await gateway.wait("gateway.up", worker=worker)
-            await gateway.wait("worker.up", worker=worker)
-        assert {line["worker"]: line["listen"] for line in gateway.all("gateway.up")} == {
+            await gateway.wait("gateway.started", worker=worker)
+            await gateway.wait("worker.ready", worker=worker)
+        assert {line["worker"]: line["listen"] for line in gateway.all("gateway.started")} == {
             0: [f"udp:127.0.0.1:{port}"],
             1: [f"udp:127.0.0.1:{port + 1}"],
         }
-        assert up["pids"] == [gateway.all("worker.up", worker=n)[0]["pid"] for n in (0, 1)]
+        assert up["pids"] == [gateway.all("worker.ready", worker=n)[0]["pid"] for n in (0, 1)]
         for worker in (0, 1):
             phone = Phone(("127.0.0.1", port + worker))
             await phone.start()
@@ -113,7 +115,7 @@ async def test_two_workers_under_one_supervisor(runner: asyncio.Runner, tmp_path
     finally:
         status = await gateway.stop()
     assert status == 0
-    assert {line["worker"] for line in gateway.all("gateway.down")} == {0, 1}
+    assert {line["worker"] for line in gateway.all("gateway.stopped")} == {0, 1}
     assert not gateway.other_output
 
 
@@ -137,7 +139,7 @@ def test_a_port_that_is_taken_ends_the_start(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     (said,) = [line for line in lines if line["event"] == "worker.cannot_start"]
     assert (said["worker"], said["ended"]) == (1, "exit status 1")
-    assert lines[-1]["event"] == "workers.down"
+    assert lines[-1]["event"] == "workers.stopped"
 
 
 def test_what_cannot_be_shared_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.devtools.emulator.errors import ProtocolError
 from gateway.devtools.emulator.record import SessionRecord
-from tests.support.harness import World, eventually
+from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import Spoken, assert_continuous, is_silence
 from tests.support.sip_phone import PhoneCall
 
@@ -40,7 +40,7 @@ goodbye_timeout = 0.5
 }
 
 
-async def ended_by_us(world: World, call: PhoneCall, why: str, by: str) -> dict[str, Any]:
+async def ended_by_us(world: GatewayStack, call: PhoneCall, why: str, by: str) -> dict[str, Any]:
     """Wait for the gateway's BYE; asserts ending, Reason header and a closed session."""
     bye = await call.hung_up()
     record = await world.record(call)
@@ -63,7 +63,7 @@ async def last_words(session: SessionRecord, call: PhoneCall) -> None:
 
 
 @pytest.fixture(scope="module")
-def never_acknowledged(runner: asyncio.Runner, shared_world: World) -> PhoneCall:
+def never_acknowledged(runner: asyncio.Runner, shared_world: GatewayStack) -> PhoneCall:
     """A call whose ACK never comes, which takes 32 s to notice: it waits beside the other tests."""
 
     async def begin() -> PhoneCall:
@@ -78,34 +78,34 @@ def never_acknowledged(runner: asyncio.Runner, shared_world: World) -> PhoneCall
 # ---- the caller
 
 
-async def test_caller_hangs_up(world: World, never_acknowledged: PhoneCall) -> None:
+async def test_caller_hangs_up(world: GatewayStack, never_acknowledged: PhoneCall) -> None:
     world.behave(answer={"kind": "pattern", "seconds": 20, "burst": True})
     call = await world.dial("greeted")
     await call.rtp.heard_bytes(8000)
     session = await world.session_of(call)
     await call.hang_up('Reason: SIP;cause=200;text="Call completed elsewhere"')
     record = await world.record(call)
-    assert (record["ending"]["why"], record["ending"]["by"]) == ("hung_up", "caller")
+    assert (record["ending"]["why"], record["ending"]["by"]) == ("remote_hangup", "caller")
     assert record["ending"]["reason"] == 'SIP;cause=200;text="Call completed elsewhere"'
     await eventually(lambda: not session.live, "the session's end")
-    assert (session.close_code, session.close_reason) == (1000, "hung_up")
+    assert (session.close_code, session.close_reason) == (1000, "remote_hangup")
     assert not call.byes
 
 
-async def test_caller_hangs_up_as_soon_as_it_is_answered(world: World) -> None:
+async def test_caller_hangs_up_as_soon_as_it_is_answered(world: GatewayStack) -> None:
     for _ in range(5):
         call = world.phone.call("greeted")
         call.invite()
         await call.answered()
         await call.hang_up()
         record = await world.record(call)
-        assert (record["ending"]["why"], record["ending"]["by"]) == ("hung_up", "caller")
+        assert (record["ending"]["why"], record["ending"]["by"]) == ("remote_hangup", "caller")
 
 
 # ---- the model
 
 
-async def test_model_says_goodbye(world: World) -> None:
+async def test_model_says_goodbye(world: GatewayStack) -> None:
     """The goodbye is heard to its last byte, then comes the BYE."""
     goodbye = {"kind": "pattern", "seconds": 1.5, "burst": True, "end_call": True}
     world.behave(vad="off", answer=goodbye)
@@ -117,7 +117,7 @@ async def test_model_says_goodbye(world: World) -> None:
     assert record["ending"]["reason"] == 'Q.850;cause=16;text="Normal call clearing"'
 
 
-async def test_model_hangs_up_without_a_word(world: World) -> None:
+async def test_model_hangs_up_without_a_word(world: GatewayStack) -> None:
     """It is asked for a goodbye, which is heard to its end."""
     answers = [
         {"kind": "nothing", "end_call": True},
@@ -133,14 +133,14 @@ async def test_model_hangs_up_without_a_word(world: World) -> None:
     assert len(session.seen("response.create")) == 2
 
 
-async def test_model_hangs_up_and_stays_mute(world: World) -> None:
+async def test_model_hangs_up_and_stays_mute(world: GatewayStack) -> None:
     """No goodbye comes: the call ends all the same, when its time is over."""
     world.behave(vad="off", answers=[{"kind": "nothing", "end_call": True}, {"kind": "hang"}])
     call = await world.dial("brisk")
     await ended_by_us(world, call, "farewell", "model")
 
 
-async def test_caller_speaks_into_the_goodbye(world: World) -> None:
+async def test_caller_speaks_into_the_goodbye(world: GatewayStack) -> None:
     """Then the call is not over: the goodbye stops, and the model is told so."""
     goodbye = {"kind": "pattern", "seconds": 10, "burst": True, "end_call": True}
     reply = {"kind": "pattern", "seconds": 1, "seed": 8}
@@ -153,7 +153,7 @@ async def test_caller_speaks_into_the_goodbye(world: World) -> None:
     await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
     await call.rtp.until(lambda: bytes(list(session.sent_items.values())[1]) in call.rtp.heard)
     await world.summary_at_end(call)
-    await world.gateway.wait("call.farewell_taken_back", call=call.call_id)
+    await world.gateway.wait("call.hangup_cancelled", call=call.call_id)
     (cut,) = session.truncations
     heard = Spoken(bytes(session.sent_items[cut.item_id])).heard_ms(call.rtp.packets)
     assert cut.requested_ms == heard
@@ -163,7 +163,7 @@ async def test_caller_speaks_into_the_goodbye(world: World) -> None:
 
 
 @pytest.mark.parametrize("burst", [True, False])
-async def test_session_closes_normally(world: World, burst: bool) -> None:
+async def test_session_closes_normally(world: GatewayStack, burst: bool) -> None:
     """What came of it is heard to its end, then the call ends; even when it came before the ACK."""
     answer = {"kind": "pattern", "seconds": 2, "burst": burst}
     world.behave(vad="off", answer=answer, end={"at": "response.done", "code": 1000})
@@ -177,7 +177,7 @@ async def test_session_closes_normally(world: World, burst: bool) -> None:
     [{"drop": True}, {"code": 1011}, {"code": 1001}, {"code": 4000, "reason": "x.invalid_model"}],
     ids=lambda end: str(end.get("code", "cut")),
 )
-async def test_session_is_lost(world: World, end: dict[str, Any]) -> None:
+async def test_session_is_lost(world: GatewayStack, end: dict[str, Any]) -> None:
     answer = {"kind": "pattern", "seconds": 10, "speed": 2}
     nth = {"at": "response.output_audio.delta", "nth": 5}
     world.behave(vad="off", answer=answer, end={**nth, **end})
@@ -187,7 +187,7 @@ async def test_session_is_lost(world: World, end: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("code", ["insufficient_quota", "session_expired"])
-async def test_fatal_error(world: World, code: str) -> None:
+async def test_fatal_error(world: GatewayStack, code: str) -> None:
     world.behave(vad="off", answer="silent")
     call = await world.dial("greeted")
     session = await world.session_of(call)
@@ -198,7 +198,7 @@ async def test_fatal_error(world: World, code: str) -> None:
     assert session.close_code == 1000
 
 
-async def test_an_error_that_means_nothing_is_survived(world: World) -> None:
+async def test_an_error_that_means_nothing_is_survived(world: GatewayStack) -> None:
     world.behave(vad="off", answer={"kind": "pattern", "seconds": 1})
     call = await world.dial("plain")
     session = await world.session_of(call)
@@ -214,25 +214,25 @@ async def test_an_error_that_means_nothing_is_survived(world: World) -> None:
 # ---- network and gateway
 
 
-async def test_rtp_falls_silent(world: World) -> None:
+async def test_rtp_falls_silent(world: GatewayStack) -> None:
     """A caller whose network is gone sends no BYE."""
     world.behave(answer="silent")
     call = await world.dial("attentive")
     await call.rtp.heard_bytes(20 * 160)
     call.rtp.sending = False
-    await ended_by_us(world, call, "rtp_silence", "network")
+    await ended_by_us(world, call, "rtp_timeout", "network")
 
 
-async def test_rtp_that_never_began(world: World) -> None:
+async def test_rtp_that_never_began(world: GatewayStack) -> None:
     world.behave(answer="silent")
     call = world.phone.call("attentive")
     call.rtp.sending = False
     call.invite()
     await call.answered()
-    await ended_by_us(world, call, "rtp_silence", "network")
+    await ended_by_us(world, call, "rtp_timeout", "network")
 
 
-async def test_longest_call(world: World) -> None:
+async def test_longest_call(world: GatewayStack) -> None:
     world.behave(answer={"kind": "pattern", "seconds": 20, "burst": True})
     call = await world.dial("short")
     record = await ended_by_us(world, call, "max_duration", "gateway")
@@ -241,7 +241,7 @@ async def test_longest_call(world: World) -> None:
 
 async def test_shutdown_ends_calls_properly(own_folder: Path) -> None:
     """SIGTERM: BYE and a closed session for calls that are up, 503 for one that rings."""
-    world = World(own_folder)
+    world = GatewayStack(own_folder)
     await world.start()
     world.behave(vad="off", answer={"kind": "pattern", "seconds": 20, "burst": True})
     calls = [await world.dial("greeted") for _ in range(2)]
@@ -268,7 +268,7 @@ async def test_shutdown_ends_calls_properly(own_folder: Path) -> None:
 
 async def test_drain_lets_calls_finish(own_folder: Path) -> None:
     """Within ``drain_seconds`` calls go on and new ones are refused; the last one ends the wait."""
-    world = World(own_folder, drain_seconds=60)
+    world = GatewayStack(own_folder, drain_seconds=60)
     await world.start()
     world.behave(vad="off", answer={"kind": "pattern", "seconds": 20, "burst": True})
     call = await world.dial("greeted")
@@ -286,7 +286,7 @@ async def test_drain_lets_calls_finish(own_folder: Path) -> None:
 
 
 async def test_a_second_signal_hurries(own_folder: Path) -> None:
-    world = World(own_folder, drain_seconds=60)
+    world = GatewayStack(own_folder, drain_seconds=60)
     await world.start()
     call = await world.dial()
     world.gateway.signal(signal.SIGINT)
@@ -298,7 +298,7 @@ async def test_a_second_signal_hurries(own_folder: Path) -> None:
 
 async def test_a_caller_that_is_gone_holds_no_shutdown_up(own_folder: Path) -> None:
     """Nobody answers the BYE: call, session and process end all the same."""
-    world = World(own_folder)
+    world = GatewayStack(own_folder)
     await world.start()
     call = await world.dial()
     world.phone.deaf = True
@@ -308,7 +308,7 @@ async def test_a_caller_that_is_gone_holds_no_shutdown_up(own_folder: Path) -> N
     await world.stop(status)
 
 
-async def test_a_caller_that_is_gone_leaves_nothing_when_we_hang_up(world: World) -> None:
+async def test_a_caller_that_is_gone_leaves_nothing_when_we_hang_up(world: GatewayStack) -> None:
     world.behave(answer="silent")
     call = await world.dial("short")
     session = await world.session_of(call)
@@ -322,12 +322,12 @@ async def test_a_caller_that_is_gone_leaves_nothing_when_we_hang_up(world: World
     await world.summary_at_end(await world.dial())
 
 
-async def test_no_ack_ever(world: World, never_acknowledged: PhoneCall) -> None:
+async def test_no_ack_ever(world: GatewayStack, never_acknowledged: PhoneCall) -> None:
     """The 200 is sent again and again, then the call is given up with a BYE."""
     call = never_acknowledged
     session = await world.session_of(call)
     record = await world.record(call, 60)
-    assert (record["ending"]["why"], record["ending"]["by"]) == ("leg_lost", "network")
+    assert (record["ending"]["why"], record["ending"]["by"]) == ("leg_timeout", "network")
     assert record["times_ms"]["confirmed"] is None
     assert call.responses.count(200) > 3
     await call.hung_up()

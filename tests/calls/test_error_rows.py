@@ -16,7 +16,7 @@ import pytest
 from gateway.devtools.emulator.errors import ProtocolError
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.realtime.errors import CLOSE_CODES, ERROR_CODES, HANDSHAKE_STATUSES
-from tests.support.harness import World, eventually
+from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import Spoken, is_silence
 from tests.support.sip_phone import PhoneCall
 
@@ -151,7 +151,9 @@ WORLD = {
 }
 
 
-async def each(world: World, rows: Iterable[Any], of: Callable[[Any], Awaitable[None]]) -> None:
+async def each(
+    world: GatewayStack, rows: Iterable[Any], of: Callable[[Any], Awaitable[None]]
+) -> None:
     """Rows at the same time, as many as the gateway takes calls; none begins after a failure."""
     room = asyncio.Semaphore(min(world.gateway.max_calls, 8))
     wrong: list[Exception] = []
@@ -178,7 +180,7 @@ async def spoken(call: PhoneCall, session: SessionRecord, count: int) -> None:
     await call.rtp.until(lambda: Spoken(audio).heard_ms(call.rtp.packets) == len(audio) // 8)
 
 
-async def up(world: World, user: str) -> tuple[PhoneCall, SessionRecord]:
+async def up(world: GatewayStack, user: str) -> tuple[PhoneCall, SessionRecord]:
     """A call whose greeting was heard."""
     call = await world.dial(user)
     session = await world.session_of(call)
@@ -186,7 +188,9 @@ async def up(world: World, user: str) -> tuple[PhoneCall, SessionRecord]:
     return call, session
 
 
-async def goes_on(world: World, call: PhoneCall, session: SessionRecord, answers: int) -> None:
+async def goes_on(
+    world: GatewayStack, call: PhoneCall, session: SessionRecord, answers: int
+) -> None:
     """The same session answers the caller's next turn, and the caller hangs up."""
     world.emulator.live[session.id].session.pretend_speech(100)
     await spoken(call, session, answers)
@@ -195,7 +199,7 @@ async def goes_on(world: World, call: PhoneCall, session: SessionRecord, answers
     assert record["trouble"] == []
 
 
-async def ended(world: World, call: PhoneCall, why: str, reason: str) -> str:
+async def ended(world: GatewayStack, call: PhoneCall, why: str, reason: str) -> str:
     """The gateway's BYE says why; returns the record's word about it."""
     bye = await call.hung_up()
     record = await world.record(call)
@@ -205,7 +209,7 @@ async def ended(world: World, call: PhoneCall, why: str, reason: str) -> str:
     return str(ending["detail"])
 
 
-async def replaced(world: World, call: PhoneCall, first: SessionRecord, why: str) -> None:
+async def replaced(world: GatewayStack, call: PhoneCall, first: SessionRecord, why: str) -> None:
     """Another session goes on with the call, until the caller hangs up."""
     line = await world.gateway.wait("call.session_replaced", call=call.call_id)
     (second,) = (one for one in world.emulator.sessions if one.id == line["session"])
@@ -224,7 +228,7 @@ def test_every_row_is_here() -> None:
 
 
 @pytest.mark.parametrize("route", ["greeted", "ladder"])
-async def test_errors_in_a_call(world: World, route: str) -> None:
+async def test_errors_in_a_call(world: GatewayStack, route: str) -> None:
     """Told out of the blue: survived, or another session, or the end, as the route has it."""
     world.behave(**TALK)
 
@@ -248,7 +252,7 @@ async def test_errors_in_a_call(world: World, route: str) -> None:
     await each(world, sorted(codes), row)
 
 
-async def test_errors_that_answer_a_request_for_an_answer(world: World) -> None:
+async def test_errors_that_answer_a_request_for_an_answer(world: GatewayStack) -> None:
     """What answers a key is refused: the caller hears it all the same, or the call ends."""
 
     async def row(user: str) -> None:
@@ -266,7 +270,7 @@ async def test_errors_that_answer_a_request_for_an_answer(world: World) -> None:
 
 
 @pytest.mark.parametrize("route", ["greeted", "ladder"])
-async def test_closes_in_a_call(world: World, route: str) -> None:
+async def test_closes_in_a_call(world: GatewayStack, route: str) -> None:
     world.behave(**TALK)
 
     async def row(code: int) -> None:
@@ -284,7 +288,7 @@ async def test_closes_in_a_call(world: World, route: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["error", "close", "http"])
-async def test_no_session_at_first(world: World, what: str) -> None:
+async def test_no_session_at_first(world: GatewayStack, what: str) -> None:
     """Tried again where that helps, and then the call is answered; else refused at once."""
 
     async def row(user: str) -> None:
@@ -308,7 +312,7 @@ async def test_no_session_at_first(world: World, what: str) -> None:
     await each(world, [user for user in SETUP if user.startswith(f"{what}-")], row)
 
 
-async def test_no_session_at_all(world: World) -> None:
+async def test_no_session_at_all(world: GatewayStack) -> None:
     """What may pass is tried for ``connect_timeout``, and then the call is refused."""
 
     async def row(user: str) -> None:
@@ -323,12 +327,12 @@ async def test_no_session_at_all(world: World) -> None:
     await each(world, ["never", "no-tls"], row)
 
 
-async def test_a_rate_that_is_used_up_is_heard(world: World) -> None:
+async def test_a_rate_that_is_used_up_is_heard(world: GatewayStack) -> None:
     """Every further response fails, the words about it too: then there is a sound."""
     call, session = await up(world, "few")
     before = len(call.rtp.packets)
     world.emulator.live[session.id].session.pretend_speech(100)
-    line = await world.gateway.wait("call.answer_sound", call=call.call_id)
+    line = await world.gateway.wait("call.response_failure_tone", call=call.call_id)
     assert line["why"] == "rate_limit_exceeded"
     await call.rtp.until(lambda: any(not is_silence(p) for p in call.rtp.packets[before + 10 :]))
     await world.summary_at_end(call)

@@ -9,7 +9,7 @@ import pytest
 
 from tests import support
 from tests.support.faulty_gateway import PLACES
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.sip_phone import PhoneCall
 
 WORLD = {
@@ -42,14 +42,14 @@ UNHARMED = {"hang up", "gone"}
 """These do not run, or not before the call is over."""
 
 
-def fault_of(world: World, call: PhoneCall) -> bool:
+def fault_of(world: GatewayStack, call: PhoneCall) -> bool:
     """Whether the log has a line of the defect."""
-    return bool(world.gateway.all("call.fault", call=call.call_id))
+    return bool(world.gateway.all("call.internal_error", call=call.call_id))
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_a_defect_ends_its_call_and_frees_its_place(world: World, place: str) -> None:
-    world.gateway.tolerated |= {"call.fault", "call.fault_at_end", "sip.callback_failed"}
+async def test_a_defect_ends_its_call_and_frees_its_place(world: GatewayStack, place: str) -> None:
+    world.gateway.tolerated |= {"call.internal_error", "call.teardown_error", "sip.callback_failed"}
     fault = world.folder / "fault"
     fault.write_text(place)
     call = world.phone.call("brief" if place == "input Tick" else "greeted")
@@ -66,7 +66,9 @@ async def test_a_defect_ends_its_call_and_frees_its_place(world: World, place: s
     ending = (await world.summary(call))["ending"]
     if place not in UNHARMED:
         assert fault_of(world, call) or world.gateway.all("sip.callback_failed")
-        assert ending["why"] == "fault" or (place in AT_THE_END and ending["why"] == "hung_up")
+        assert ending["why"] == "internal_error" or (
+            place in AT_THE_END and ending["why"] == "remote_hangup"
+        )
     fault.unlink()
     after = await world.dial("greeted")
     await after.rtp.until(lambda: len(after.rtp.packets) > 10)

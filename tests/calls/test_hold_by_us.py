@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tests.calls.test_transfer_blind import outputs_of
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.listening import is_silence, noise
 from tests.support.referred import ReferredCall, dial
 
@@ -34,14 +34,14 @@ def holds(seconds: float) -> list[dict[str, Any]]:
     return [first, {"kind": "pattern", "seconds": 0.4, "seed": 5}, {"kind": "silent"}]
 
 
-async def music(world: World, call: ReferredCall) -> None:
+async def music(world: GatewayStack, call: ReferredCall) -> None:
     """Wait for the hold to begin, and for the caller to hear its chime."""
     await world.gateway.wait("call.holding", call=call.call_id)
     before = len(call.rtp.packets)
     await call.rtp.until(lambda: sum(not is_silence(p) for p in call.rtp.packets[before:]) > 10)
 
 
-async def test_music_for_some_seconds(world: World) -> None:
+async def test_music_for_some_seconds(world: GatewayStack) -> None:
     world.behave(vad="off", answers=holds(5))
     call = await dial(world, "waiting")
     session = await world.session_of(call)
@@ -61,7 +61,7 @@ async def test_music_for_some_seconds(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def test_too_long_a_hold(world: World) -> None:
+async def test_too_long_a_hold(world: GatewayStack) -> None:
     world.behave(vad="off", answers=holds(600))
     call = await dial(world, "waiting")
     session = await world.session_of(call)
@@ -70,7 +70,7 @@ async def test_too_long_a_hold(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def test_a_caller_who_hangs_up_while_waiting(world: World) -> None:
+async def test_a_caller_who_hangs_up_while_waiting(world: GatewayStack) -> None:
     world.behave(vad="off", answers=holds(20))
     call = await dial(world, "waiting")
     await music(world, call)

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import figures, harness
 from tests.support.dialog import DialogCall, Sdp, answered, dialog_call
-from tests.support.harness import World, eventually
+from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import Spoken, assert_continuous
 from tests.support.mutations import mutated, rtcp, rtp
 from tests.support.torture import MESSAGES
@@ -28,13 +28,13 @@ AT_START: dict[str, int] = {}
 @pytest.fixture(scope="module")
 def shared_world(
     runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[World]:
+) -> Iterator[GatewayStack]:
     """A world that takes calls over TCP as well."""
     listen = 'listen = ["udp:127.0.0.1:0", "tcp:127.0.0.1:0"]'
     config = harness.CONFIG.replace('listen = ["udp:127.0.0.1:0"]', listen)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(harness, "CONFIG", config)
-        made = World(tmp_path_factory.mktemp("world"), log_level="info")
+        made = GatewayStack(tmp_path_factory.mktemp("world"), log_level="info")
         runner.run(made.start())
     AT_START.update(made.gateway.resources())
     yield made
@@ -55,14 +55,14 @@ MOST_GROWTH_KIB = 32_000
 MOST_LINES_PER_KIND = 60
 
 
-async def bystander(world: World) -> DialogCall:
+async def bystander(world: GatewayStack) -> DialogCall:
     world.behave(vad="off", answer={"kind": "pattern", "seconds": 200, "burst": True})
     call = await answered(dialog_call(world.phone, "greeted"))
     await call.rtp.heard_bytes(4000)
     return call
 
 
-async def unharmed(world: World, call: DialogCall) -> None:
+async def unharmed(world: GatewayStack, call: DialogCall) -> None:
     heard = len(call.rtp.packets)
     await call.rtp.until(lambda: len(call.rtp.packets) > heard + 25)
     await world.summary_at_end(call)
@@ -71,7 +71,7 @@ async def unharmed(world: World, call: DialogCall) -> None:
     assert Spoken(bytes(audio)).heard_ms(call.rtp.packets) >= 1000
 
 
-def invite(world: World, number: int) -> bytes:
+def invite(world: GatewayStack, number: int) -> bytes:
     """A good INVITE with all that pjsip has a parser for, to nobody."""
     host, port = world.phone.address
     body = Sdp().text(40000)
@@ -96,18 +96,18 @@ def invite(world: World, number: int) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
 
 
-def assert_log_is_short(world: World, since: int) -> None:
+def assert_log_is_short(world: GatewayStack, since: int) -> None:
     """What is no call's line has been said a few times, however often it came."""
     kinds = Counter(
         (line["event"], line.get("rule", "")) for line in world.gateway.lines[since:]
-        if line["event"] in ("sip.refused", "pjsip")
+        if line["event"] in ("sip.rejected", "pjsip")
         or line.get("ending", {}).get("why") == "refused"
     )  # fmt: skip
     assert all(count <= MOST_LINES_PER_KIND for count in kinds.values()), kinds
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=[one.section for one in MESSAGES])
-async def test_torture(world: World, message: Any) -> None:
+async def test_torture(world: GatewayStack, message: Any) -> None:
     world.phone.strays.clear()
     world.phone.send(message.message(world.phone.address, world.phone.gateway))
     if message.codes and not message.unreadable:
@@ -121,11 +121,11 @@ async def test_torture(world: World, message: Any) -> None:
     assert codes <= message.codes, codes
 
 
-async def test_mutated_messages_over_tcp(world: World) -> None:
+async def test_mutated_messages_over_tcp(world: GatewayStack) -> None:
     """Streams that are cut, stuck, or no SIP at all; other calls go on."""
     call = await bystander(world)
     (address,) = (
-        one for one in world.gateway.all("gateway.up")[0]["listen"] if one.startswith("tcp:")
+        one for one in world.gateway.all("gateway.started")[0]["listen"] if one.startswith("tcp:")
     )
     port = int(address.rpartition(":")[2])
     chance = random.Random(7118)
@@ -139,7 +139,7 @@ async def test_mutated_messages_over_tcp(world: World) -> None:
     await unharmed(world, call)
 
 
-async def test_mutated_invites(world: World) -> None:
+async def test_mutated_invites(world: GatewayStack) -> None:
     call = await bystander(world)
     chance = random.Random(4475)
     for number in range(200):
@@ -162,7 +162,7 @@ async def test_mutated_invites(world: World) -> None:
     figures.show(f"{MESSAGES_SENT} mutated INVITEs", f"all survived; memory grew by {grown} KiB")
 
 
-async def test_mutated_descriptions(world: World) -> None:
+async def test_mutated_descriptions(world: GatewayStack) -> None:
     """SDP with something wrong in good INVITEs: refused, or a call that can be ended."""
     bystanding = await bystander(world)
     chance = random.Random(4566)
@@ -190,7 +190,7 @@ async def test_mutated_descriptions(world: World) -> None:
     await unharmed(world, bystanding)
 
 
-async def test_mutated_requests_inside_a_call(world: World) -> None:
+async def test_mutated_requests_inside_a_call(world: GatewayStack) -> None:
     bystanding = await bystander(world)
     chance = random.Random(3261)
     call: DialogCall | None = None
@@ -223,7 +223,7 @@ async def test_mutated_requests_inside_a_call(world: World) -> None:
     await unharmed(world, bystanding)
 
 
-async def test_odd_packets_to_a_live_call(world: World) -> None:
+async def test_odd_packets_to_a_live_call(world: GatewayStack) -> None:
     """RTP and RTCP with something wrong, from the caller's own ports."""
     bystanding = await bystander(world)
     call = await bystander(world)
@@ -245,7 +245,7 @@ async def test_odd_packets_to_a_live_call(world: World) -> None:
     await unharmed(world, bystanding)
 
 
-async def test_nothing_is_left(world: World) -> None:
+async def test_nothing_is_left(world: GatewayStack) -> None:
     """Connections live as long as their transactions, half a minute (RFC 3261 timer H)."""
     most = AT_START["fds"] + 6
     await eventually(lambda: world.gateway.resources()["fds"] <= most, "files closed", 45)

@@ -12,7 +12,7 @@ import numpy as np
 
 from gateway.audio.g711 import Codec
 from tests.calls.test_transfer_blind import outputs_of
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.referred import ReferredCall, dial
 from tests.support.rtp_end import EVENT_PAYLOAD, EVENTS
 
@@ -44,13 +44,13 @@ mode = "info"
 }
 
 
-async def digits_of(world: World, call: ReferredCall) -> list[str]:
+async def digits_of(world: GatewayStack, call: ReferredCall) -> list[str]:
     """What the keys became."""
     summary = await world.summary_at_end(call)
     return [run["digits"] for run in summary["digits"]]
 
 
-async def test_keys_by_info(world: World) -> None:
+async def test_keys_by_info(world: GatewayStack) -> None:
     world.behave(answer="silent")
     call = await dial(world, "plain")
     for content_type, body in [
@@ -72,7 +72,7 @@ def _more_answers(before: int, call: ReferredCall) -> bool:
     return len(call.answers_to("INFO")) > before
 
 
-async def test_other_info(world: World) -> None:
+async def test_other_info(world: GatewayStack) -> None:
     world.behave(answer="silent")
     call = await dial(world, "plain")
     for content_type, body, code in [
@@ -88,7 +88,7 @@ async def test_other_info(world: World) -> None:
     assert await digits_of(world, call) == []
 
 
-async def test_keys_in_the_audio(world: World) -> None:
+async def test_keys_in_the_audio(world: GatewayStack) -> None:
     world.behave(answer="silent", vad="off")
     call = await dial(world, "listening")
     time = np.arange(800) / 8000
@@ -120,7 +120,7 @@ def events_of(call: ReferredCall) -> list[tuple[str, int]]:
     return [(key, at) for at, key in found.items()]
 
 
-async def test_the_model_presses_keys(world: World) -> None:
+async def test_the_model_presses_keys(world: GatewayStack) -> None:
     world.behave(vad="off", answers=presses("12#Ww9"))
     call = await dial(world, "pressing")
     session = await world.session_of(call)
@@ -142,7 +142,7 @@ async def test_the_model_presses_keys(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def test_the_model_presses_keys_by_info(world: World) -> None:
+async def test_the_model_presses_keys_by_info(world: GatewayStack) -> None:
     world.behave(vad="off", answers=presses("5*"))
     call = await dial(world, "informing")
     session = await world.session_of(call)
@@ -155,7 +155,7 @@ async def test_the_model_presses_keys_by_info(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def test_keys_that_there_are_not(world: World) -> None:
+async def test_keys_that_there_are_not(world: GatewayStack) -> None:
     world.behave(vad="off", answers=presses("12x"))
     call = await dial(world, "pressing")
     session = await world.session_of(call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 
 WORLD = {
     "routes": """
@@ -17,7 +17,7 @@ say = "Hello."
 }
 
 
-async def test_the_transcript_is_in_the_order_of_the_call(world: World) -> None:
+async def test_the_transcript_is_in_the_order_of_the_call(world: GatewayStack) -> None:
     """What the caller said first is written first, though its words came last."""
     world.behave(
         vad="off",
@@ -32,7 +32,7 @@ async def test_the_transcript_is_in_the_order_of_the_call(world: World) -> None:
         await session.wait_until(lambda s, n=turn: len(s.sent("response.done")) == n, 20)  # type: ignore[misc]
         world.emulator.live[session.id].session.pretend_speech(100)
     await session.wait_until(lambda s: len(s.sent("response.done")) == 3, 20)
-    lines = await world.gateway.wait("call.caller_said", call=call.call_id, count=2)
+    lines = await world.gateway.wait("call.caller_transcript", call=call.call_id, count=2)
     assert lines["text"] == "My first words.", "the second words came first"
     await world.summary_at_end(call)
     record = await world.record(call)

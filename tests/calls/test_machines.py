@@ -11,7 +11,7 @@ import soxr
 from gateway.audio.g711 import Codec
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.speech import synthesise
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.made_sounds import g711, melody, tone
 
 ROUTE = """
@@ -44,7 +44,7 @@ WORLD = {
 FULL_GREETING = "Hello. You have reached Anna and Tom. We cannot take your call now."
 
 
-async def test_a_message_is_left_on_voicemail(world: World) -> None:
+async def test_a_message_is_left_on_voicemail(world: GatewayStack) -> None:
     """The greeting's words tell; the message is said after the beep to its end, then BYE with its
     reason."""
     world.behave(
@@ -54,26 +54,28 @@ async def test_a_message_is_left_on_voicemail(world: World) -> None:
     )
     call = await world.dial("voicemail")
     session = await world.session_of(call)
-    await world.gateway.wait("call.machine", call=call.call_id)
+    await world.gateway.wait("call.machine_detected", call=call.call_id)
     call.rtp.say(g711(tone(1000, 400), Codec.PCMU))
     bye = await call.hung_up()
     said = [one.body["transcript"] for one in session.sent("response.output_audio_transcript.done")]
     assert said[-1] == "Your room."
     assert 'text="Caller is a machine"' in bye.headers["reason"]
     record = await world.record(call)
-    assert (record["ending"]["by"], record["ending"]["why"]) == ("gateway", "machine")
-    (mark,) = [mark for mark in record["timeline"] if mark["event"] == "machine"]
+    assert (record["ending"]["by"], record["ending"]["why"]) == ("gateway", "machine_detected")
+    (mark,) = [mark for mark in record["timeline"] if mark["event"] == "machine_detected"]
     assert (mark["kind"], mark["why"]) == ("voicemail", "said 'leave a message'")
     (found,) = record["machines"]
     assert re.fullmatch(r"1000 Hz for (360|380|400|420) ms", found["beep"]), found
     (message,) = [mark for mark in record["timeline"] if mark["event"] == "voicemail_message"]
-    starts = [mark["t_ms"] for mark in record["timeline"] if mark["event"] == "agent_starts"]
+    starts = [
+        mark["t_ms"] for mark in record["timeline"] if mark["event"] == "agent_speech_started"
+    ]
     assert mark["t_ms"] < message["t_ms"] < starts[-1]
     # The server may just have begun an answer of its own to the greeting.
     assert set(session.errors) <= {"conversation_already_has_active_response"}
 
 
-async def test_music_is_hung_up_on(world: World) -> None:
+async def test_music_is_hung_up_on(world: GatewayStack) -> None:
     """Sound without a pause."""
     world.behave(vad="scripted", speech={"at_ms": [200], "length_ms": 8000})
     call = await world.dial("music")
@@ -81,19 +83,19 @@ async def test_music_is_hung_up_on(world: World) -> None:
     await world.session_of(call)
     await call.hung_up()
     record = await world.record(call)
-    assert record["ending"]["why"] == "machine"
-    (mark,) = [mark for mark in record["timeline"] if mark["event"] == "machine"]
+    assert record["ending"]["why"] == "machine_detected"
+    (mark,) = [mark for mark in record["timeline"] if mark["event"] == "machine_detected"]
     assert mark["kind"] == "music"
 
 
-async def test_music_is_known_by_its_sound(world: World) -> None:
+async def test_music_is_known_by_its_sound(world: GatewayStack) -> None:
     """A server that hears no speech in it says nothing about it."""
     world.behave(vad="off")
     call = await world.dial("sound")
     call.rtp.say(g711(melody(8), Codec.PCMU))
     await call.hung_up()
     record = await world.record(call)
-    assert record["ending"]["why"] == "machine"
+    assert record["ending"]["why"] == "machine_detected"
     (found,) = record["machines"]
     assert (found["kind"], found["action"]) == ("music", "hang_up")
     assert re.fullmatch(r"3 s of music's sound, standing tones in [89]\d% of it", found["why"])
@@ -105,7 +107,7 @@ def spoken(text: str) -> bytes:
     return g711(soxr.resample(np.frombuffer(pcm, "<i2") / 32768, rate, 8000), Codec.PCMU)
 
 
-async def test_a_box_is_known_by_its_beep(world: World) -> None:
+async def test_a_box_is_known_by_its_beep(world: GatewayStack) -> None:
     """A greeting that nobody transcribes, heard by voice activity detection; then the beep."""
     world.behave(vad="auto")
     call = await world.dial("box")
@@ -123,7 +125,7 @@ def answered(times: int, session: SessionRecord) -> bool:
     return len(session.sent("response.done")) >= times
 
 
-async def test_a_dialogue_is_none(world: World) -> None:
+async def test_a_dialogue_is_none(world: GatewayStack) -> None:
     """Speech, real voice activity detection, answers: nothing is found."""
     world.behave(vad="auto", answer={"kind": "say", "text": "Yes, we do."})
     call = await world.dial("watched")
@@ -135,4 +137,4 @@ async def test_a_dialogue_is_none(world: World) -> None:
     await call.hang_up()
     record = await world.record(call)
     assert record["machines"] == []
-    assert [mark for mark in record["timeline"] if mark["event"] == "caller_stops"]
+    assert [mark for mark in record["timeline"] if mark["event"] == "caller_speech_stopped"]

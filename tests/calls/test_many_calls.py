@@ -12,7 +12,7 @@ import pytest
 
 from tests import support
 from tests.support import figures
-from tests.support.harness import World, eventually
+from tests.support.harness import GatewayStack, eventually
 from tests.support.sipp_run import need_sipp, sipp
 
 pytestmark = [need_sipp, pytest.mark.slow]
@@ -35,7 +35,7 @@ RECORD_WRITERS = 8
 """Threads of the loop's pool, which come when two records are written at once, and stay."""
 
 
-async def watched(world: World) -> dict[str, Any]:
+async def watched(world: GatewayStack) -> dict[str, Any]:
     """What the process holds while no call is up."""
     await eventually(lambda: not world.emulator.live, "all sessions closed")
     await asyncio.sleep(1.5)  # sockets rest half a second in the library; the loop's tasks end
@@ -47,7 +47,7 @@ async def watched(world: World) -> dict[str, Any]:
 
 async def test_a_thousand_short_calls(own_folder: Path) -> None:
     entry = (str(Path(support.__file__).with_name("watched_gateway.py")),)
-    world = World(own_folder, log_level="info", entry=entry, keep_sessions=20)
+    world = GatewayStack(own_folder, log_level="info", entry=entry, keep_sessions=20)
     await world.start()
     world.behave(vad="off", answer={"kind": "pattern", "seconds": 0.1, "burst": True})
     at_a_time = min(4, world.gateway.max_calls)
@@ -80,7 +80,7 @@ async def test_a_thousand_short_calls(own_folder: Path) -> None:
 
     records = [json.loads(file.read_text()) for file in world.records_folder.glob("*.json")]
     assert len(records) == CALLS
-    assert {record["ending"]["why"] for record in records} == {"hung_up"}
+    assert {record["ending"]["why"] for record in records} == {"remote_hangup"}
     heard = sum(record["times_ms"]["first_audio"] is not None for record in records)
     # A call this short may be over before its first audio, now and then, on a busy machine.
     assert heard >= CALLS * 0.99

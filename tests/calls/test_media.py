@@ -13,7 +13,7 @@ import pytest
 
 from gateway.devtools.emulator.record import SessionRecord
 from tests.support import figures
-from tests.support.harness import TRUSTED, World
+from tests.support.harness import TRUSTED, GatewayStack
 from tests.support.listening import Spoken, assert_continuous, is_silence, noise
 from tests.support.rtp_end import FRAME
 from tests.support.sip_phone import PhoneCall
@@ -38,7 +38,9 @@ def unchanged(received: bytes, said: bytes) -> int:
     return sum(a == b for a, b in zip(part, said, strict=False))
 
 
-async def caller_talks(world: World, call: PhoneCall, seed: int) -> tuple[SessionRecord, int]:
+async def caller_talks(
+    world: GatewayStack, call: PhoneCall, seed: int
+) -> tuple[SessionRecord, int]:
     """Say known bytes; returns the session that heard them, and how many came unchanged.
 
     A machine that keeps us from sending in time makes the receiver fill the gap, as it should;
@@ -59,7 +61,7 @@ async def caller_talks(world: World, call: PhoneCall, seed: int) -> tuple[Sessio
     return session, right
 
 
-async def agent_heard(world: World, call: PhoneCall, seconds: int) -> Spoken:
+async def agent_heard(world: GatewayStack, call: PhoneCall, seconds: int) -> Spoken:
     """Wait until the one answer was heard to its end; asserts every byte and every packet."""
     session = await world.session_of(call)
     rtp = call.rtp
@@ -75,7 +77,7 @@ async def agent_heard(world: World, call: PhoneCall, seconds: int) -> Spoken:
     return spoken
 
 
-async def ended(world: World, call: PhoneCall) -> dict[str, object]:
+async def ended(world: GatewayStack, call: PhoneCall) -> dict[str, object]:
     """Hang up; asserts that RTP never stopped on the way and that nothing was lost."""
     await call.hang_up()
     assert_continuous(call.rtp.packets)
@@ -85,7 +87,7 @@ async def ended(world: World, call: PhoneCall) -> dict[str, object]:
     return record
 
 
-async def both_talk(world: World, call: PhoneCall, seed: int) -> str:
+async def both_talk(world: GatewayStack, call: PhoneCall, seed: int) -> str:
     (_session, right), _ = await asyncio.gather(
         caller_talks(world, call, seed), agent_heard(world, call, SECONDS)
     )
@@ -95,7 +97,7 @@ async def both_talk(world: World, call: PhoneCall, seed: int) -> str:
     return f"{right} of {SECONDS * 8000} bytes from the caller, all of {SECONDS * 8000} to them"
 
 
-async def only_caller_talks(world: World, call: PhoneCall) -> None:
+async def only_caller_talks(world: GatewayStack, call: PhoneCall) -> None:
     session, right = await caller_talks(world, call, 3)
     assert right == SECONDS * 8000
     assert not session.sent_items
@@ -103,7 +105,7 @@ async def only_caller_talks(world: World, call: PhoneCall) -> None:
     assert all(is_silence(packet) for packet in call.rtp.packets)
 
 
-async def nobody_talks(world: World, call: PhoneCall) -> None:
+async def nobody_talks(world: GatewayStack, call: PhoneCall) -> None:
     session = await world.session_of(call)
     await call.rtp.heard_bytes(SECONDS * 8000)
     await session.wait_until(lambda s: s.received_total >= SECONDS * 7000, 30)
@@ -114,7 +116,7 @@ async def nobody_talks(world: World, call: PhoneCall) -> None:
 
 
 @pytest.fixture(scope="module")
-def monologue(runner: asyncio.Runner, shared_world: World) -> asyncio.Task[None]:
+def monologue(runner: asyncio.Runner, shared_world: GatewayStack) -> asyncio.Task[None]:
     """A minute of speech in one burst, listened to while the other tests run."""
 
     async def listen(call: PhoneCall) -> None:
@@ -132,7 +134,9 @@ def monologue(runner: asyncio.Runner, shared_world: World) -> asyncio.Task[None]
     return runner.run(begin())
 
 
-async def test_every_row_at_the_same_time(world: World, monologue: asyncio.Task[None]) -> None:
+async def test_every_row_at_the_same_time(
+    world: GatewayStack, monologue: asyncio.Task[None]
+) -> None:
     """Model silent and caller talking; both; nobody; the model bursting: four lines at once."""
     world.behave(vad="off", answer={"kind": "pattern", "seconds": SECONDS, "seed": 5})
     lines = [await world.dial("greeted", codecs=(codec,)) for codec in ("PCMU", "PCMA")]
@@ -152,7 +156,7 @@ async def test_every_row_at_the_same_time(world: World, monologue: asyncio.Task[
     await nobody_talks(world, await world.dial("plain", codecs=("PCMA",)))
 
 
-async def test_an_answer_that_stalls_is_heard_whole(world: World) -> None:
+async def test_an_answer_that_stalls_is_heard_whole(world: GatewayStack) -> None:
     """Silence is played meanwhile, and counted."""
     answer = {"kind": "pattern", "seconds": 2, "stall_at_ms": 1000, "stall_s": 1.5}
     world.behave(vad="off", answer=answer)
@@ -168,7 +172,7 @@ async def test_an_answer_that_stalls_is_heard_whole(world: World) -> None:
     assert 0 < int(str(record["underrun_ms"])) <= 1500
 
 
-async def test_audio_of_an_odd_length_is_filled_up(world: World) -> None:
+async def test_audio_of_an_odd_length_is_filled_up(world: GatewayStack) -> None:
     """An answer need not be a whole number of frames; its end is heard, then silence."""
     world.behave(
         vad="off", chunk_ms=33, answer={"kind": "pattern", "seconds": 0.7077, "burst": True}
@@ -184,7 +188,7 @@ async def test_audio_of_an_odd_length_is_filled_up(world: World) -> None:
 
 async def test_a_log_that_nobody_reads_holds_no_call_up(own_folder: Path) -> None:
     """Its pipe is full: calls are answered, interrupted and ended all the same."""
-    world = World(own_folder)
+    world = GatewayStack(own_folder)
     await world.start()
     world.gateway.read_log(False)
     for number in range(4):
@@ -208,7 +212,7 @@ async def test_a_log_that_nobody_reads_holds_no_call_up(own_folder: Path) -> Non
 
 async def test_an_answer_too_long_for_the_queue_is_said(own_folder: Path) -> None:
     """What does not fit is an error in the log, the beginning is heard, the call goes on."""
-    world = World(own_folder, realtime="playout_seconds = 2", more=TRUSTED)
+    world = GatewayStack(own_folder, realtime="playout_seconds = 2", more=TRUSTED)
     await world.start()
     world.gateway.tolerated.add("call.playout_overflow")
     answers = [{"kind": "pattern", "seconds": seconds, "burst": True} for seconds in (5, 1)]
@@ -236,7 +240,7 @@ async def test_an_answer_too_long_for_the_queue_is_said(own_folder: Path) -> Non
 
 @pytest.mark.parametrize("codec", ["PCMU", "PCMA"])
 async def test_gateway_call_plays_and_records_the_same_bytes(
-    world: World, tmp_path: Path, codec: str
+    world: GatewayStack, tmp_path: Path, codec: str
 ) -> None:
     """The scripted caller, which is pjsip like the gateway, against the telephone's result."""
     world.behave(vad="off", answer={"kind": "pattern", "seconds": 2, "first_delay_ms": 500})
@@ -259,7 +263,7 @@ async def test_gateway_call_plays_and_records_the_same_bytes(
 
 
 async def test_a_minute_in_one_burst_is_heard_to_its_end(
-    world: World, monologue: asyncio.Task[None]
+    world: GatewayStack, monologue: asyncio.Task[None]
 ) -> None:
     """All of it, in order, without a gap, whatever the other calls did meanwhile."""
     await monologue

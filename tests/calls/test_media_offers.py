@@ -363,7 +363,7 @@ async def test_each_line_is_answered_in_its_place(
     await call.rtp.until(lambda: len(call.rtp.packets) > heard + 3)
     await call.ends()
     summary = await place.gateway.wait("call.summary", sip_call_id=call.call_id)
-    assert summary["ending"]["why"] == "hung_up"
+    assert summary["ending"]["why"] == "remote_hangup"
     await place.phone.forget(call)
 
 

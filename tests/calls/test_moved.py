@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from tests.support.callee import CalledPhone, free_port
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.listening import noise
 from tests.support.referred import ReferredCall, dial
 from tests.support.sip_phone import PhoneCall
@@ -56,7 +56,7 @@ def _more_answers(before: int, call: ReferredCall) -> bool:
 
 
 @pytest.mark.parametrize("user", ["plain", "follows"])
-async def test_declined(world: World, callee: CalledPhone, user: str) -> None:
+async def test_declined(world: GatewayStack, callee: CalledPhone, user: str) -> None:
     world.behave(answer="silent")
     call = await dial(world, user)
     for to in ["sip:evil@192.0.2.1", callee.uri("answer") + ";x=y", "tel:+19005551234"]:
@@ -68,7 +68,9 @@ async def test_declined(world: World, callee: CalledPhone, user: str) -> None:
     await world.summary_at_end(call)
 
 
-async def test_the_session_moves_to_where_it_is_sent(world: World, callee: CalledPhone) -> None:
+async def test_the_session_moves_to_where_it_is_sent(
+    world: GatewayStack, callee: CalledPhone
+) -> None:
     world.behave(vad="off", answer="silent")
     call = await dial(world, "follows")
     session = await world.session_of(call)
@@ -77,17 +79,19 @@ async def test_the_session_moves_to_where_it_is_sent(world: World, callee: Calle
     assert there.invite.headers["referred-by"].startswith("<sip:tester@")
     await call.until(lambda c: any("200" in line for line in told(c)))
     await call.hung_up()
-    await world.gateway.wait("call.moved", call=call.call_id)
+    await world.gateway.wait("call.caller_replaced", call=call.call_id)
     said = noise(1, 1.2)
     there.rtp.say(said)
     await session.wait_until(lambda s: said[4800:] in bytes(s.received), 20)
     there.bye()
     summary = await world.summary(call)
-    assert summary["ending"]["why"] == "hung_up"
+    assert summary["ending"]["why"] == "remote_hangup"
     assert call.answers_to("REFER") == [202]
 
 
-async def test_the_caller_stays_when_nobody_takes_it(world: World, callee: CalledPhone) -> None:
+async def test_the_caller_stays_when_nobody_takes_it(
+    world: GatewayStack, callee: CalledPhone
+) -> None:
     world.behave(vad="off", answer="silent")
     call = await dial(world, "follows")
     session = await world.session_of(call)
@@ -99,7 +103,7 @@ async def test_the_caller_stays_when_nobody_takes_it(world: World, callee: Calle
     await world.summary_at_end(call)
 
 
-def replacing(world: World, call: PhoneCall, user: str = "plain") -> PhoneCall:
+def replacing(world: GatewayStack, call: PhoneCall, user: str = "plain") -> PhoneCall:
     """A call from another telephone that is to take this one's place (RFC 3891)."""
     assert call.final is not None
     tag = re.search(r";tag=([^;]+)", call.final.headers["to"])
@@ -108,7 +112,7 @@ def replacing(world: World, call: PhoneCall, user: str = "plain") -> PhoneCall:
     return world.phone.call(user, headers=(replaces, "Require: replaces"))
 
 
-async def test_somebody_takes_the_callers_place(world: World, callee: CalledPhone) -> None:
+async def test_somebody_takes_the_callers_place(world: GatewayStack, callee: CalledPhone) -> None:
     world.behave(vad="off", answer="silent")
     call = await dial(world, "plain")
     session = await world.session_of(call)
@@ -116,17 +120,17 @@ async def test_somebody_takes_the_callers_place(world: World, callee: CalledPhon
     other.invite()
     await other.answered()
     await call.hung_up()
-    await world.gateway.wait("call.moved", call=call.call_id)
+    await world.gateway.wait("call.caller_replaced", call=call.call_id)
     said = noise(3, 1.2)
     other.rtp.say(said)
     await session.wait_until(lambda s: said[4800:] in bytes(s.received), 20)
     await other.hang_up()
     summary = await world.summary(call)
-    assert summary["ending"]["why"] == "hung_up"
+    assert summary["ending"]["why"] == "remote_hangup"
     await world.phone.forget(other)
 
 
-async def test_a_place_that_there_is_not(world: World, callee: CalledPhone) -> None:
+async def test_a_place_that_there_is_not(world: GatewayStack, callee: CalledPhone) -> None:
     world.behave(vad="off", answer="silent")
     call = await dial(world, "plain")
     other = replacing(world, call)

@@ -112,7 +112,7 @@ async def test_no_ack_for_32_seconds(runner: object, own_folder: Path) -> None:
             (session,) = gateway.emulator.sessions
             assert asked(session) == 0
         summary = await gateway.gateway.wait("call.summary")
-        assert summary["ending"]["why"] == "leg_lost"
+        assert summary["ending"]["why"] == "leg_timeout"
 
 
 async def test_early_media_goes_where_rtp_came_from(runner: object, own_folder: Path) -> None:
@@ -164,7 +164,7 @@ async def test_addresses_where_nobody_is(runner: object, own_folder: Path) -> No
             call = dialog_call(gateway.phone, "1", address=address)
             call.invite()
             assert (await call.refused()).code == 488, address
-            await gateway.gateway.wait("sip.refused", rule=f"malformed: RTP to {address}")
+            await gateway.gateway.wait("sip.rejected", rule=f"malformed: RTP to {address}")
         call = dialog_call(gateway.phone, "1")
         await answered(call)
         await gateway.gateway.wait("call.confirmed")

@@ -15,7 +15,7 @@ import pytest
 
 from gateway.devtools.emulator.record import SessionRecord
 from tests.support.dialog import DialogCall, answered, dialog_call
-from tests.support.harness import World, eventually
+from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import Spoken, assert_continuous, noise
 from tests.support.rtp_end import FRAME, RtpEnd
 
@@ -62,7 +62,7 @@ class Sender:
         self.timestamp = (self.timestamp + step) & 0xFFFFFFFF
 
 
-async def greeted(world: World, **sdp: Any) -> DialogCall:
+async def greeted(world: GatewayStack, **sdp: Any) -> DialogCall:
     world.behave(vad="off", answer=LONG_ANSWER)
     call = await answered(dialog_call(world.phone, "greeted", **sdp))
     await world.gateway.wait("call.confirmed", call=call.call_id)
@@ -76,7 +76,7 @@ async def arrives(session: SessionRecord, said: bytes) -> None:
 
 
 @pytest.mark.parametrize("ptime", [10, 30, 40, 60])
-async def test_packets_of_other_lengths(world: World, ptime: int) -> None:
+async def test_packets_of_other_lengths(world: GatewayStack, ptime: int) -> None:
     """Offered by ``a=ptime``, and sent."""
     for _attempt in range(3):
         call = await greeted(world, ptime=ptime)
@@ -96,7 +96,7 @@ async def test_packets_of_other_lengths(world: World, ptime: int) -> None:
 
 
 @pytest.mark.parametrize("ptime", [10, 30, 60])
-async def test_packets_of_other_lengths_unannounced(world: World, ptime: int) -> None:
+async def test_packets_of_other_lengths_unannounced(world: GatewayStack, ptime: int) -> None:
     """Who offers 20 ms and sends something else is understood all the same."""
     call = await greeted(world)
     session = await world.session_of(call)
@@ -108,7 +108,7 @@ async def test_packets_of_other_lengths_unannounced(world: World, ptime: int) ->
     assert_continuous(call.rtp.packets)
 
 
-async def test_another_source_in_mid_call(world: World) -> None:
+async def test_another_source_in_mid_call(world: GatewayStack) -> None:
     """SSRC, sequence number and timestamp jump, as when a PBX changes who speaks."""
     call = await greeted(world)
     session = await world.session_of(call)
@@ -121,7 +121,7 @@ async def test_another_source_in_mid_call(world: World) -> None:
     assert_continuous(call.rtp.packets)
 
 
-async def test_symmetric_rtp(world: World) -> None:
+async def test_symmetric_rtp(world: GatewayStack) -> None:
     """A caller behind NAT: its SDP names one port, its packets come from another."""
     call = await greeted(world)
     session = await world.session_of(call)
@@ -168,7 +168,7 @@ async def _flood(sender: Sender, seconds: float) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_a_stranger_takes_nothing_over_from_who_speaks(world: World) -> None:
+async def test_a_stranger_takes_nothing_over_from_who_speaks(world: GatewayStack) -> None:
     call = await greeted(world)
     session = await world.session_of(call)
     end = call.rtp
@@ -186,7 +186,7 @@ async def test_a_stranger_takes_nothing_over_from_who_speaks(world: World) -> No
 
 
 async def test_a_stranger_who_was_first_gives_way_to_the_address_of_the_description(
-    world: World,
+    world: GatewayStack,
 ) -> None:
     world.behave(vad="off", answer=LONG_ANSWER)
     call = dialog_call(world.phone, "greeted")
@@ -208,7 +208,7 @@ async def test_a_stranger_who_was_first_gives_way_to_the_address_of_the_descript
     await world.summary_at_end(call)
 
 
-async def test_silence_suppression_with_comfort_noise(world: World) -> None:
+async def test_silence_suppression_with_comfort_noise(world: GatewayStack) -> None:
     """RFC 3389: packets of type 13 and a pause; the session's clock goes on with silence."""
     call = await greeted(world, comfort_noise=True)
     assert call.final is not None
@@ -229,7 +229,7 @@ async def test_silence_suppression_with_comfort_noise(world: World) -> None:
     assert_continuous(call.rtp.packets)
 
 
-async def test_a_port_rests_until_nobody_sends_to_it(world: World) -> None:
+async def test_a_port_rests_until_nobody_sends_to_it(world: GatewayStack) -> None:
     """Who goes on sending after its BYE is heard by no later call, as long as it goes on."""
     ports: list[int] = []
     late = await greeted(world)

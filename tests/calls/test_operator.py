@@ -9,7 +9,7 @@ import pytest
 
 from gateway.control.client import RefusedError, ask
 from tests.calls.test_transfer_blind import told
-from tests.support.harness import World, eventually
+from tests.support.harness import GatewayStack, eventually
 from tests.support.referred import ReferredCall, dial
 from tests.support.sip_phone import Phone
 
@@ -34,7 +34,7 @@ socket = "gateway.sock"
 GREETING = {"kind": "pattern", "seconds": 0.3}
 
 
-async def command(world: World, *words: str) -> tuple[int, str]:
+async def command(world: GatewayStack, *words: str) -> tuple[int, str]:
     """Run ``gateway WORDS`` against the gateway; exit status and what it printed."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "gateway", *words, "-c", str(world.gateway.config)),
@@ -45,7 +45,7 @@ async def command(world: World, *words: str) -> tuple[int, str]:
     return process.returncode or 0, output.decode()
 
 
-async def talking(world: World) -> ReferredCall:
+async def talking(world: GatewayStack) -> ReferredCall:
     """A call whose greeting was said."""
     world.behave(vad="off", answers=[GREETING, {"kind": "pattern", "seconds": 0.4, "seed": 3}])
     call = await dial(world, "office", 202)
@@ -54,7 +54,7 @@ async def talking(world: World) -> ReferredCall:
     return call
 
 
-async def test_listed_and_hung_up(world: World) -> None:
+async def test_listed_and_hung_up(world: GatewayStack) -> None:
     call = await talking(world)
     status, listed = await command(world, "calls")
     assert status == 0
@@ -72,7 +72,7 @@ async def test_listed_and_hung_up(world: World) -> None:
     assert (ending["by"], ending["why"]) == ("operator", "operator")
 
 
-async def test_transferred(world: World) -> None:
+async def test_transferred(world: GatewayStack) -> None:
     call = await talking(world)
     socket = world.folder / "gateway.sock"
     with pytest.raises(RefusedError, match="there are: 'front desk'"):
@@ -100,7 +100,7 @@ async def test_transferred(world: World) -> None:
     assert [one["outcome"] for one in record["transfers"]] == ["busy", "answered"]
 
 
-async def test_calls_with_one_call_id_are_told_apart(world: World) -> None:
+async def test_calls_with_one_call_id_are_told_apart(world: GatewayStack) -> None:
     """Call-IDs are the callers' choice; commands and files go by the gateway's own ids."""
     world.behave(vad="off", answers=[GREETING])
     other_phone = Phone(world.gateway.sip)

@@ -13,7 +13,7 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.control.client import RefusedError, ask
 from tests.support.callee import CalledPhone
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.listening import noise
 from tests.support.made_sounds import g711, tone
 
@@ -69,19 +69,19 @@ def callee(runner: asyncio.Runner) -> Iterator[CalledPhone]:
     runner.run(phone.stop())
 
 
-async def place(world: World, to: str, route: str = "outward", trunk: str = "") -> str:
+async def place(world: GatewayStack, to: str, route: str = "outward", trunk: str = "") -> str:
     """Ask for a call; returns its id. Raises RefusedError."""
     path = world.folder / "gateway.sock"
     answer = await asyncio.to_thread(ask, path, "dial", to=to, route=route, trunk=trunk)
     return str(answer["call"])
 
 
-async def summary_of(world: World, call: str) -> dict[str, Any]:
+async def summary_of(world: GatewayStack, call: str) -> dict[str, Any]:
     """Its summary line."""
     return dict(await world.gateway.wait("call.summary", call=call))
 
 
-async def test_answered_and_greeted(world: World, callee: CalledPhone) -> None:
+async def test_answered_and_greeted(world: GatewayStack, callee: CalledPhone) -> None:
     greeting = {"kind": "pattern", "seconds": 1}
     world.behave(vad="off", answers=[greeting, {"kind": "silent"}])
     call = await place(world, callee.uri("answer"))
@@ -99,7 +99,7 @@ async def test_answered_and_greeted(world: World, callee: CalledPhone) -> None:
     there.bye()
     summary = await summary_of(world, call)
     assert summary["direction"] == "outbound"
-    assert (summary["ending"]["by"], summary["ending"]["why"]) == ("callee", "hung_up")
+    assert (summary["ending"]["by"], summary["ending"]["why"]) == ("callee", "remote_hangup")
     assert summary["sip_call_id"] == there.call_id
     times = summary["times_ms"]
     assert times["session"] <= times["ringing"] <= times["answered"] <= times["first_audio"]
@@ -113,11 +113,11 @@ async def test_answered_and_greeted(world: World, callee: CalledPhone) -> None:
         ("no-603", "callee", "declined", 603),
         ("nobody-404", "network", "no_such_number", 404),
         ("not-403", "network", "forbidden", 403),
-        ("full-503", "network", "unobtainable", 503),
+        ("full-503", "network", "call_failed", 503),
     ],
 )
 async def test_refused(
-    world: World, callee: CalledPhone, user: str, by: str, why: str, code: int
+    world: GatewayStack, callee: CalledPhone, user: str, by: str, why: str, code: int
 ) -> None:
     call = await place(world, callee.uri(user))
     summary = await summary_of(world, call)
@@ -126,7 +126,7 @@ async def test_refused(
     assert summary["times_ms"]["answered"] is None
 
 
-async def test_a_voicemail_box_answers(world: World, callee: CalledPhone) -> None:
+async def test_a_voicemail_box_answers(world: GatewayStack, callee: CalledPhone) -> None:
     """The greeting that speaks into the box's own is stopped; what is left is the message."""
     world.behave(
         vad="scripted",
@@ -137,7 +137,7 @@ async def test_a_voicemail_box_answers(world: World, callee: CalledPhone) -> Non
     call = await place(world, callee.uri("answer"), "box")
     there = await callee.called()
     await there.until(lambda c: c.requests("ACK"))
-    await world.gateway.wait("call.machine", call=call)
+    await world.gateway.wait("call.machine_detected", call=call)
     there.rtp.say(g711(tone(950, 300), Codec.PCMU))
     message = await world.gateway.wait("call.voicemail_message", call=call)
     assert message["beep"].startswith("950 Hz for ")
@@ -150,7 +150,7 @@ async def test_a_voicemail_box_answers(world: World, callee: CalledPhone) -> Non
     assert summary["interruptions"], "twenty seconds of greeting were not heard out"
 
 
-async def test_nobody_answers(world: World, callee: CalledPhone) -> None:
+async def test_nobody_answers(world: GatewayStack, callee: CalledPhone) -> None:
     call = await place(world, callee.uri("ring"))
     there = await callee.called()
     summary = await summary_of(world, call)
@@ -160,7 +160,7 @@ async def test_nobody_answers(world: World, callee: CalledPhone) -> None:
 
 
 async def test_an_answer_that_crosses_our_cancel_is_hung_up(
-    world: World, callee: CalledPhone
+    world: GatewayStack, callee: CalledPhone
 ) -> None:
     call = await place(world, callee.uri("race"))
     there = await callee.called()
@@ -171,7 +171,9 @@ async def test_an_answer_that_crosses_our_cancel_is_hung_up(
     assert summary["times_ms"]["answered"] is None
 
 
-async def test_what_comes_before_the_answer_is_heard(world: World, callee: CalledPhone) -> None:
+async def test_what_comes_before_the_answer_is_heard(
+    world: GatewayStack, callee: CalledPhone
+) -> None:
     world.behave(vad="off", answer="silent")
     call = await place(world, callee.uri("early"), "quiet")
     there = await callee.called()
@@ -185,10 +187,10 @@ async def test_what_comes_before_the_answer_is_heard(world: World, callee: Calle
     await there.until(lambda c: c.requests("ACK"))
     there.bye()
     summary = await summary_of(world, call)
-    assert summary["ending"]["why"] == "hung_up"
+    assert summary["ending"]["why"] == "remote_hangup"
 
 
-async def test_no_session_no_call(world: World, callee: CalledPhone) -> None:
+async def test_no_session_no_call(world: GatewayStack, callee: CalledPhone) -> None:
     refusal = {"step": "connect", "code": "invalid_api_key"}
     world.behave(refuse=refusal)
     call = await place(world, callee.uri("answer"))
@@ -197,7 +199,7 @@ async def test_no_session_no_call(world: World, callee: CalledPhone) -> None:
     assert not callee.calls
 
 
-async def test_caps(world: World, callee: CalledPhone) -> None:
+async def test_caps(world: GatewayStack, callee: CalledPhone) -> None:
     for to, rule in [
         ("0049301234567", "has no host: name a trunk"),
         (callee.uri("0049301234567"), "outbound.denied_prefixes has '00'"),
@@ -222,7 +224,7 @@ async def test_caps(world: World, callee: CalledPhone) -> None:
     assert (line["ending"]["why"], line["direction"]) == ("refused", "outbound")
 
 
-async def test_the_command_line(world: World, callee: CalledPhone) -> None:
+async def test_the_command_line(world: GatewayStack, callee: CalledPhone) -> None:
     """Through the gateway that runs: an answered call, a busy one, and one that is not allowed."""
     world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 0.3, "end_call": True}])
     for user, status, words in [
@@ -241,7 +243,7 @@ async def test_the_command_line(world: World, callee: CalledPhone) -> None:
         assert dial.returncode == status
 
 
-async def test_without_a_gateway_that_runs(world: World, callee: CalledPhone) -> None:
+async def test_without_a_gateway_that_runs(world: GatewayStack, callee: CalledPhone) -> None:
     """The same command places the call by itself."""
     world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 0.3, "end_call": True}])
     text = world.gateway.config.read_text().replace("gateway.sock", "other.sock")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 
 WORLD = {
     "realtime": "probe_seconds = 0.2",
@@ -15,10 +15,10 @@ fallback = [{do = "redirect", to = "sip:desk@pbx.example"}]
 }
 
 
-async def test_trouble_is_known_and_so_is_its_end(world: World) -> None:
+async def test_trouble_is_known_and_so_is_its_end(world: GatewayStack) -> None:
     """Refused at once while the server gives no sessions; taken again as soon as it does."""
     world.behave(refuse={"step": "upgrade", "http_status": 503})
-    await world.gateway.wait("realtime.trouble")
+    await world.gateway.wait("realtime.unhealthy")
     call = world.phone.call("plain")
     call.invite()
     final = await call.refused()
@@ -32,7 +32,7 @@ async def test_trouble_is_known_and_so_is_its_end(world: World) -> None:
     moved = await away.refused()
     assert (moved.code, moved.headers["contact"]) == (302, "<sip:desk@pbx.example>")
     world.behave()
-    await world.gateway.wait("realtime.well_again")
+    await world.gateway.wait("realtime.healthy")
     again = await world.dial("plain")
     assert world.gateway.all("session.connecting", call=again.call_id)
     await world.summary_at_end(again)

@@ -15,21 +15,21 @@ from gateway.app.signals import HARMLESS
 from tests import support
 from tests.support.faulty_gateway import PARTS
 from tests.support.gateway_process import Gateway
-from tests.support.harness import World, eventually
+from tests.support.harness import GatewayStack, eventually
 
 
 async def test_a_gateway_that_dies_is_started_again(own_folder: Path) -> None:
-    world = World(own_folder)
+    world = GatewayStack(own_folder)
     world.gateway = Gateway(own_folder / "gateway.toml", options=())
     await world.start()
     try:
-        up = await world.gateway.wait("worker.up")
+        up = await world.gateway.wait("worker.ready")
         call = await world.dial("greeted")
         os.kill(up["pid"], signal.SIGSEGV)
-        died = await world.gateway.wait("worker.died")
+        died = await world.gateway.wait("worker.crashed")
         assert (died["pid"], died["ended"]) == (up["pid"], "SIGSEGV")
-        await world.gateway.wait("worker.up", count=2)
-        line = await world.gateway.wait("gateway.up", count=2)
+        await world.gateway.wait("worker.ready", count=2)
+        line = await world.gateway.wait("gateway.started", count=2)
         _transport, host, port = line["listen"][0].split(":")
         world.phone.gateway = (host, int(port))
         after = await world.dial("greeted")
@@ -40,7 +40,7 @@ async def test_a_gateway_that_dies_is_started_again(own_folder: Path) -> None:
         await world.stop()
 
 
-async def test_signals_that_mean_nothing_end_no_call(world: World) -> None:
+async def test_signals_that_mean_nothing_end_no_call(world: GatewayStack) -> None:
     call = await world.dial()
     for number in HARMLESS:
         world.gateway.signal(number)
@@ -49,7 +49,7 @@ async def test_signals_that_mean_nothing_end_no_call(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def status_of(world: World) -> tuple[int | None, str]:
+async def status_of(world: GatewayStack) -> tuple[int | None, str]:
     """Exit status and output of ``gateway status``."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "gateway", "status", "-c", str(world.gateway.config)),
@@ -70,7 +70,7 @@ async def test_a_process_that_cannot_carry_calls_ends(
     own_folder: Path, part: str, told: str
 ) -> None:
     assert part in PARTS
-    world = World(own_folder, entry=FAULTY, drain_seconds=600)
+    world = GatewayStack(own_folder, entry=FAULTY, drain_seconds=600)
     await world.start()
     try:
         call = await world.dial("greeted")
@@ -78,7 +78,7 @@ async def test_a_process_that_cannot_carry_calls_ends(
         line = await world.gateway.wait("gateway.not_well", part=told)
         assert line["error"]
         # The SIP thread hangs up before it is gone.
-        assert (await world.summary(call))["ending"]["why"] in ("fault", "leg_lost")
+        assert (await world.summary(call))["ending"]["why"] in ("fault", "leg_timeout")
         assert await world.gateway.ended() == 1
         assert world.gateway.all("gateway.cannot_carry_calls")
         assert told in world.gateway.other_output[-1]
@@ -89,7 +89,7 @@ async def test_a_process_that_cannot_carry_calls_ends(
 
 
 async def test_a_background_task_that_ends_is_seen(own_folder: Path) -> None:
-    world = World(own_folder, entry=FAULTY, more=CONTROL)
+    world = GatewayStack(own_folder, entry=FAULTY, more=CONTROL)
     world.gateway.tolerated |= {"gateway.unhandled"}
     await world.start()
     try:
@@ -113,7 +113,7 @@ to = '^[+]49301234567$'
 records.redact = ["numbers", "dtmf"]
 records.events = true
 """
-    world = World(own_folder, routes=routes)
+    world = GatewayStack(own_folder, routes=routes)
     await world.start()
     try:
         call = await world.dial("+49301234567")

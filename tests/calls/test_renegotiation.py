@@ -11,7 +11,7 @@ from gateway.audio.g711 import Codec
 from gateway.call.leg.handlers import HELD, RESUMED
 from gateway.devtools.emulator.record import SessionRecord
 from tests.support.dialog import DialogCall, answered, dialog_call
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.laws import Frames, contains
 from tests.support.listening import assert_continuous, is_silence, noise
 from tests.support.rtp_end import FRAME, Packet, RtpEnd
@@ -62,7 +62,9 @@ class Answer:
         assert all(is_silence(packet) for packet in odd), "something that nobody said"
 
 
-async def greeted(world: World, user: str = "greeted", *headers: str, **sdp: Any) -> DialogCall:
+async def greeted(
+    world: GatewayStack, user: str = "greeted", *headers: str, **sdp: Any
+) -> DialogCall:
     world.behave(vad="off", answer=LONG_ANSWER)
     call = await answered(dialog_call(world.phone, user, *headers, **sdp))
     await world.gateway.wait("call.confirmed", call=call.call_id)
@@ -70,7 +72,7 @@ async def greeted(world: World, user: str = "greeted", *headers: str, **sdp: Any
     return call
 
 
-async def answer_of(world: World, call: DialogCall, law: Codec = Codec.PCMU) -> Answer:
+async def answer_of(world: GatewayStack, call: DialogCall, law: Codec = Codec.PCMU) -> Answer:
     session = await world.session_of(call)
     (audio,) = session.sent_items.values()
     return Answer(bytes(audio), law)
@@ -94,13 +96,13 @@ async def is_heard(session: SessionRecord, call: DialogCall, seed: int, law: Cod
     raise AssertionError("what was said did not come as it was")
 
 
-async def ends_well(world: World, call: DialogCall) -> dict[str, Any]:
+async def ends_well(world: GatewayStack, call: DialogCall) -> dict[str, Any]:
     assert not call.byes
     return await world.summary_at_end(call)
 
 
 @pytest.mark.parametrize("codec", ["PCMU", "PCMA"])
-async def test_a_delayed_offer_is_answered_in_the_ack(world: World, codec: str) -> None:
+async def test_a_delayed_offer_is_answered_in_the_ack(world: GatewayStack, codec: str) -> None:
     """The session begins before the law is known; whatever the caller takes is right."""
     world.behave(vad="off", answer=LONG_ANSWER)
     call = await answered(dialog_call(world.phone, "greeted", offer=False, codecs=(codec,)))
@@ -116,7 +118,7 @@ async def test_a_delayed_offer_is_answered_in_the_ack(world: World, codec: str) 
     assert {packet.payload_type for packet in call.rtp.packets} == {CODECS[codec][0]}
 
 
-async def test_an_ack_without_an_answer_ends_the_call(world: World) -> None:
+async def test_an_ack_without_an_answer_ends_the_call(world: GatewayStack) -> None:
     call = dialog_call(world.phone, "greeted", offer=False)
     call.acknowledge = False
     await answered(call)
@@ -124,12 +126,12 @@ async def test_an_ack_without_an_answer_ends_the_call(world: World) -> None:
     bye = await call.hung_up()
     assert bye.headers["reason"].startswith("SIP;cause=488")
     ending = (await world.summary(call))["ending"]
-    assert (ending["why"], ending["by"]) == ("leg_lost", "network")
+    assert (ending["why"], ending["by"]) == ("leg_timeout", "network")
     assert "ACK" in ending["detail"]
 
 
 @pytest.mark.parametrize("method", ["INVITE", "UPDATE"])
-async def test_the_law_changes_and_the_session_goes_on(world: World, method: str) -> None:
+async def test_the_law_changes_and_the_session_goes_on(world: GatewayStack, method: str) -> None:
     """From PCMU to PCMA and back, while both sides talk."""
     call = await greeted(world)
     session = await world.session_of(call)
@@ -145,7 +147,7 @@ async def test_the_law_changes_and_the_session_goes_on(world: World, method: str
 
 
 @pytest.mark.parametrize("method", ["INVITE", "UPDATE"])
-async def test_rtp_moves_to_another_port(world: World, method: str) -> None:
+async def test_rtp_moves_to_another_port(world: GatewayStack, method: str) -> None:
     call = await greeted(world)
     session = await world.session_of(call)
     before, call.rtp = call.rtp, RtpEnd(*CODECS["PCMU"])
@@ -176,7 +178,7 @@ def _once(packets: list[Packet]) -> list[Packet]:
     return list(seen.values())
 
 
-async def test_an_invite_without_an_offer_inside_the_call(world: World) -> None:
+async def test_an_invite_without_an_offer_inside_the_call(world: GatewayStack) -> None:
     """We offer, the ACK answers, and nothing is lost on the way."""
     call = await greeted(world)
     session = await world.session_of(call)
@@ -196,7 +198,7 @@ async def test_an_invite_without_an_offer_inside_the_call(world: World) -> None:
     (await answer_of(world, call)).assert_whole(call.rtp.packets, 50)
 
 
-async def test_an_offer_that_cannot_be_taken_changes_nothing(world: World) -> None:
+async def test_an_offer_that_cannot_be_taken_changes_nothing(world: GatewayStack) -> None:
     call = await greeted(world)
     session = await world.session_of(call)
     for method in ("INVITE", "UPDATE"):
@@ -219,7 +221,7 @@ BACK = {"direction": "sendrecv", "address": "127.0.0.1"}
 
 
 @pytest.mark.parametrize("route", ["held-silence", "held-stop"])
-async def test_hold_by_the_peer(world: World, route: str) -> None:
+async def test_hold_by_the_peer(world: GatewayStack, route: str) -> None:
     """Playout pauses, and goes on with the very next frame; the peer's music is for nobody.
 
     The silence of a peer on hold is longer than the route's RTP time-out.
@@ -227,7 +229,7 @@ async def test_hold_by_the_peer(world: World, route: str) -> None:
     await asyncio.gather(*(held(world, kind, route) for kind in HOLDS))
 
 
-async def held(world: World, kind: str, route: str) -> None:
+async def held(world: GatewayStack, kind: str, route: str) -> None:
     method = "UPDATE" if route == "held-stop" else "INVITE"
     call = await greeted(world, route)
     session = await world.session_of(call)
@@ -263,7 +265,7 @@ async def held(world: World, kind: str, route: str) -> None:
     assert told == [HELD, RESUMED, HELD, RESUMED], "the model knows why nobody answers"
 
 
-async def test_a_peer_that_only_listens_is_no_dead_line(world: World) -> None:
+async def test_a_peer_that_only_listens_is_no_dead_line(world: GatewayStack) -> None:
     """``recvonly``: what it announced not to send is not missed."""
     call = await greeted(world, "held-silence", direction="recvonly")
     call.rtp.sending = False
@@ -273,7 +275,7 @@ async def test_a_peer_that_only_listens_is_no_dead_line(world: World) -> None:
     (await answer_of(world, call)).assert_whole(call.rtp.packets, 125)
 
 
-async def test_a_call_that_begins_on_hold(world: World) -> None:
+async def test_a_call_that_begins_on_hold(world: GatewayStack) -> None:
     world.behave(vad="off", answer=LONG_ANSWER)
     call = await answered(dialog_call(world.phone, "held-silence", direction="sendonly"))
     await world.gateway.wait("call.confirmed", call=call.call_id)
@@ -285,7 +287,7 @@ async def test_a_call_that_begins_on_hold(world: World) -> None:
     (await answer_of(world, call)).assert_whole(call.rtp.packets, 25)
 
 
-async def test_keys_pressed_on_hold_are_taken(world: World) -> None:
+async def test_keys_pressed_on_hold_are_taken(world: GatewayStack) -> None:
     """The peer's keypad works on hold as well; what the model says to it waits for the way back."""
     world.behave(vad="off", answer={"kind": "pattern", "seconds": 1, "burst": True})
     call = await answered(dialog_call(world.phone, "plain"))

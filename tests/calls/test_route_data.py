@@ -12,7 +12,7 @@ import pytest
 
 from gateway.control.client import ask
 from tests.support.callee import CalledPhone
-from tests.support.harness import World, eventually, wishes
+from tests.support.harness import GatewayStack, eventually, wishes
 from tests.support.http_service import Answer, HttpService, http_service
 
 SECRET = "crm-key-77aa01"
@@ -78,7 +78,7 @@ def instructions_of(update: Mapping[str, Any]) -> object:
     return update["session"]["instructions"]
 
 
-async def test_data_are_in_all_that_is_said(world: World, crm: HttpService) -> None:
+async def test_data_are_in_all_that_is_said(world: GatewayStack, crm: HttpService) -> None:
     """The server is asked when it rings, and the settings are sent when it has answered."""
     answer = {"customer": {"name": "Ann \n{to} Lee", "tier": ""}, "orders": [{"id": 4711}]}
     crm.asked.clear()
@@ -111,7 +111,7 @@ async def test_data_are_in_all_that_is_said(world: World, crm: HttpService) -> N
     assert SECRET not in json.dumps(world.gateway.lines) + json.dumps(record)
 
 
-async def test_without_an_answer_the_call_goes_on(world: World, crm: HttpService) -> None:
+async def test_without_an_answer_the_call_goes_on(world: GatewayStack, crm: HttpService) -> None:
     crm.answers = [Answer(status=500, body="no")]
     call = await world.dial("known")
     session = await world.session_of(call)
@@ -128,7 +128,7 @@ async def test_without_an_answer_the_call_goes_on(world: World, crm: HttpService
     assert "500" in mark["failed"]
 
 
-async def test_a_post_says_what_is_known_of_the_call(world: World, crm: HttpService) -> None:
+async def test_a_post_says_what_is_known_of_the_call(world: GatewayStack, crm: HttpService) -> None:
     crm.asked.clear()
     crm.answers = [Answer(body='{"text": "Be kind."}')]
     call = await world.dial("asked")
@@ -155,7 +155,7 @@ async def test_a_post_says_what_is_known_of_the_call(world: World, crm: HttpServ
     ids=["404", "list", "html", "late", "cut"],
 )
 async def test_a_route_may_refuse_calls_without_data(
-    world: World, crm: HttpService, answer: Answer, said: str
+    world: GatewayStack, crm: HttpService, answer: Answer, said: str
 ) -> None:
     crm.answers = [answer]
     call = world.phone.call("strict")
@@ -167,7 +167,7 @@ async def test_a_route_may_refuse_calls_without_data(
 
 
 async def test_a_call_that_waits_blocks_no_other_and_can_be_given_up(
-    world: World, crm: HttpService
+    world: GatewayStack, crm: HttpService
 ) -> None:
     crm.asked.clear()
     crm.answers = [Answer(seconds=4.0)]
@@ -193,7 +193,7 @@ def callee(runner: asyncio.Runner) -> Iterator[CalledPhone]:
 
 
 async def test_data_of_a_call_that_we_place(
-    world: World, crm: HttpService, callee: CalledPhone
+    world: GatewayStack, crm: HttpService, callee: CalledPhone
 ) -> None:
     """They are there before anybody is called."""
     crm.asked.clear()

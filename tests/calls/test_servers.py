@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.harness import API_KEY, World
+from tests.support.harness import API_KEY, GatewayStack
 
 ROUTE = """
 [[route]]
@@ -45,7 +45,7 @@ WORLD = {
 
 
 @pytest.mark.parametrize("name", list(FORMS))
-async def test_a_call(world: World, name: str) -> None:
+async def test_a_call(world: GatewayStack, name: str) -> None:
     """Greeted, with the settings in force that the route has; the key goes where it belongs."""
     more, path, beta = FORMS[name]
     call = await world.dial(name, codecs=("PCMA",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.support.harness import World, wishes
+from tests.support.harness import GatewayStack, wishes
 
 WORLD = {
     "routes": """
@@ -99,7 +99,7 @@ audio.input.transcription = { model = "whisper-1", accent = "bavarian" }
 }
 
 
-async def test_settings_that_the_server_refuses_cost_no_call(world: World) -> None:
+async def test_settings_that_the_server_refuses_cost_no_call(world: GatewayStack) -> None:
     """Two fields that a strict server does not know: named, and all else is in force."""
     call = await world.dial("tomorrow")
     session = await world.session_of(call)
@@ -114,11 +114,13 @@ async def test_settings_that_the_server_refuses_cost_no_call(world: World) -> No
     assert asked["audio"]["output"]["voice"] == "ash"
     named = {"mood", "audio.input.turn_detection.patience_ms"}
     assert {one["field"] for one in summary["settings_refused"]} == named
-    lines = world.gateway.all("session.setting_refused", call=call.call_id)
+    lines = world.gateway.all("session.setting_rejected", call=call.call_id)
     assert {line["field"] for line in lines} == named
 
 
-async def test_an_update_during_the_call_goes_on_without_what_is_refused(world: World) -> None:
+async def test_an_update_during_the_call_goes_on_without_what_is_refused(
+    world: GatewayStack,
+) -> None:
     """The model changes the language; of what that sets, one field is refused, the rest arrives."""
     tool = {"name": "set_language", "arguments": json.dumps({"language": "de"})}
     pattern = {"kind": "pattern", "seconds": 0.4}
@@ -133,11 +135,11 @@ async def test_an_update_during_the_call_goes_on_without_what_is_refused(world: 
     assert now["audio"]["input"]["transcription"]["language"] == "de"
     (refused,) = summary["settings_refused"]
     assert refused["field"] == "audio.input.transcription.accent"
-    lines = world.gateway.all("session.setting_refused", call=call.call_id)
+    lines = world.gateway.all("session.setting_rejected", call=call.call_id)
     assert len(lines) == 2
 
 
-async def test_a_greeting_is_heard_although_a_field_of_it_is_refused(world: World) -> None:
+async def test_a_greeting_is_heard_although_a_field_of_it_is_refused(world: GatewayStack) -> None:
     world.behave(
         vad="off",
         answer={"kind": "pattern", "seconds": 0.4},
@@ -160,7 +162,7 @@ async def test_a_greeting_is_heard_although_a_field_of_it_is_refused(world: Worl
     assert call.rtp.packets
 
 
-async def test_the_whole_session_object_is_in_force(world: World) -> None:
+async def test_the_whole_session_object_is_in_force(world: GatewayStack) -> None:
     """Each setting of the protocol, as the route has it, at a server that takes no other."""
     call = await world.dial("whole")
     session = await world.session_of(call)
@@ -209,7 +211,7 @@ async def test_the_whole_session_object_is_in_force(world: World) -> None:
     assert now["tools"][0]["description"] == "Looks up whole."
 
 
-async def test_what_a_route_turns_off_is_off(world: World) -> None:
+async def test_what_a_route_turns_off_is_off(world: GatewayStack) -> None:
     call = await world.dial("off")
     session = await world.session_of(call)
     await world.summary_at_end(call)

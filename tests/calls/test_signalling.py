@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support import figures
-from tests.support.harness import World, closed_port, eventually
+from tests.support.harness import GatewayStack, closed_port, eventually
 from tests.support.listening import Spoken, assert_continuous
 from tests.support.sip_phone import PhoneCall
 
@@ -60,7 +60,7 @@ def assert_unavailable(call: PhoneCall) -> None:
     assert int(call.final.headers["retry-after"]) > 0
 
 
-async def test_progress_comes_in_order(world: World) -> None:
+async def test_progress_comes_in_order(world: GatewayStack) -> None:
     call = await world.dial()
     assert call.responses == [100, 180, 200]
     times = (await world.summary_at_end(call))["times_ms"]
@@ -68,7 +68,7 @@ async def test_progress_comes_in_order(world: World) -> None:
     assert [times[name] for name in order] == sorted(times[name] for name in order)
 
 
-async def test_answered_only_when_the_model_is_ready(world: World) -> None:
+async def test_answered_only_when_the_model_is_ready(world: GatewayStack) -> None:
     world.behave(updated_delay_ms=300)
     call = await world.dial()
     session = await world.session_of(call)
@@ -79,7 +79,7 @@ async def test_answered_only_when_the_model_is_ready(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def test_no_route(world: World) -> None:
+async def test_no_route(world: GatewayStack) -> None:
     before = world.emulator.total_sessions
     call = world.phone.call("nowhere")
     call.invite()
@@ -131,7 +131,7 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-async def test_no_session_is_no_answer(world: World, case: str) -> None:
+async def test_no_session_is_no_answer(world: GatewayStack, case: str) -> None:
     user, script, why = REFUSALS[case]
     world.behave(**script)
     before = world.emulator.total_sessions
@@ -146,7 +146,7 @@ async def test_no_session_is_no_answer(world: World, case: str) -> None:
         assert world.emulator.total_sessions == before + 1, "what will not do is not tried again"
 
 
-async def test_a_server_that_recovers_in_time_is_used(world: World) -> None:
+async def test_a_server_that_recovers_in_time_is_used(world: GatewayStack) -> None:
     world.behave(refuse={"step": "upgrade", "http_status": 503})
     call = world.phone.call("plain")
     call.invite()
@@ -156,7 +156,7 @@ async def test_a_server_that_recovers_in_time_is_used(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def test_no_common_codec(world: World) -> None:
+async def test_no_common_codec(world: GatewayStack) -> None:
     before = world.emulator.total_sessions
     call = world.phone.call("plain", codecs=("GSM",))
     call.invite()
@@ -167,7 +167,9 @@ async def test_no_common_codec(world: World) -> None:
 
 
 @pytest.mark.parametrize("offer", [("PCMA", "PCMU"), ("PCMU", "PCMA"), ("GSM", "PCMA")])
-async def test_the_callers_first_law_is_the_sessions(world: World, offer: tuple[str, ...]) -> None:
+async def test_the_callers_first_law_is_the_sessions(
+    world: GatewayStack, offer: tuple[str, ...]
+) -> None:
     world.behave(answer={"kind": "pattern", "seconds": 1, "burst": True})
     call = await world.dial("greeted", codecs=offer)
     session = await world.session_of(call)
@@ -182,7 +184,7 @@ async def test_the_callers_first_law_is_the_sessions(world: World, offer: tuple[
     assert {packet.payload_type for packet in call.rtp.packets} == {0 if wanted == "PCMU" else 8}
 
 
-async def test_an_invite_without_offer(world: World) -> None:
+async def test_an_invite_without_offer(world: GatewayStack) -> None:
     """The 200 makes the offer, the ACK answers it (RFC 3261 section 13.2.1)."""
     world.behave(answer={"kind": "pattern", "seconds": 1, "burst": True})
     call = world.phone.call("greeted", codecs=(), acknowledge=False)
@@ -196,13 +198,13 @@ async def test_an_invite_without_offer(world: World) -> None:
     assert (await world.summary_at_end(call))["codec"] == "PCMU"
 
 
-async def test_options(world: World) -> None:
+async def test_options(world: GatewayStack) -> None:
     answer = await world.phone.options()
     assert answer.code == 200
     assert "INVITE" in answer.headers["allow"]
 
 
-async def test_a_retransmitted_invite_is_one_call(world: World) -> None:
+async def test_a_retransmitted_invite_is_one_call(world: GatewayStack) -> None:
     """While it rings the 180 comes again; after the ACK nothing does."""
     world.behave(updated_delay_ms=200)
     before = world.emulator.total_sessions
@@ -234,7 +236,7 @@ CANCELLED_AT: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("stage", CANCELLED_AT)
-async def test_cancel_closes_the_half_open_session(world: World, stage: str) -> None:
+async def test_cancel_closes_the_half_open_session(world: GatewayStack, stage: str) -> None:
     user, script = CANCELLED_AT[stage]
     world.behave(**script)
     before = world.emulator.total_sessions
@@ -260,7 +262,7 @@ async def test_cancel_closes_the_half_open_session(world: World, stage: str) -> 
     await eventually(lambda: not world.emulator.live, "the session closed")
 
 
-async def test_cancel_at_any_moment(world: World) -> None:
+async def test_cancel_at_any_moment(world: GatewayStack) -> None:
     """The CANCEL races the answer: one of them wins, and nothing is left either way."""
     chance = random.Random(1)
     won: set[int] = set()
@@ -284,12 +286,14 @@ async def test_cancel_at_any_moment(world: World) -> None:
         else:
             assert call.final.code == 487
         summary = await world.summary(call)
-        assert summary["ending"]["why"] == ("hung_up" if call.final.code == 200 else "cancelled")
+        assert summary["ending"]["why"] == (
+            "remote_hangup" if call.final.code == 200 else "cancelled"
+        )
         await world.phone.forget(call)
     assert 487 in won
 
 
-async def dial_once_free(world: World, user: str) -> PhoneCall:
+async def dial_once_free(world: GatewayStack, user: str) -> PhoneCall:
     """A call that is up. The library may hold a place for 32 s more (RFC 3261 timer F) after a
     call whose telephone did not answer the BYE."""
     async with asyncio.timeout(40):
@@ -305,7 +309,9 @@ async def dial_once_free(world: World, user: str) -> PhoneCall:
             await asyncio.sleep(0.25)  # between two attempts, not in place of a condition
 
 
-async def test_calls_beyond_the_library_are_refused_and_the_others_untouched(world: World) -> None:
+async def test_calls_beyond_the_library_are_refused_and_the_others_untouched(
+    world: GatewayStack,
+) -> None:
     world.behave(answer={"kind": "pattern", "seconds": 30, "burst": True})
     most = world.gateway.max_calls
     calls = [await dial_once_free(world, "greeted") for _ in range(most)]
@@ -330,7 +336,7 @@ async def test_calls_beyond_the_library_are_refused_and_the_others_untouched(wor
     await world.summary_at_end(again)
 
 
-async def test_a_flood_of_invites_is_survived(world: World) -> None:
+async def test_a_flood_of_invites_is_survived(world: GatewayStack) -> None:
     """Calls that come and go faster than the library frees their sockets: 503 for those."""
     world.behave(answer={"kind": "pattern", "seconds": 30, "burst": True})
     call = await world.dial("greeted")
@@ -354,7 +360,7 @@ async def test_a_flood_of_invites_is_survived(world: World) -> None:
 
 
 async def test_calls_beyond_max_calls_are_refused(runner: object, own_folder: Path) -> None:
-    world = World(own_folder, max_calls=2)
+    world = GatewayStack(own_folder, max_calls=2)
     await world.start()
     assert world.gateway.max_calls == 2
     calls = [await world.dial() for _ in range(2)]
@@ -372,7 +378,7 @@ async def test_calls_beyond_max_calls_are_refused(runner: object, own_folder: Pa
     await world.stop()
 
 
-async def test_setup_time(world: World) -> None:
+async def test_setup_time(world: GatewayStack) -> None:
     """No threshold: a figure, INVITE sent to 200 received with the emulator on this machine."""
     took = []
     for _ in range(40):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.listening import is_silence
 
 TIMEOUT_S = 1.0
@@ -46,8 +46,8 @@ filler_delay = 0.3
 @pytest.fixture(scope="module")
 def shared_world(
     runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[World]:
-    made = World(
+) -> Iterator[GatewayStack]:
+    made = GatewayStack(
         tmp_path_factory.mktemp("silence"),
         routes=ROUTES,
         realtime="ping_interval = 0.4\nping_timeout = 0.4",
@@ -77,7 +77,7 @@ TURN = {"speech": {"at_ms": [200], "length_ms": 300}, "vad": "scripted"}
     ],
 )
 async def test_the_caller_hears_something_soon(
-    world: World, route: str, script: dict[str, Any], rule: str
+    world: GatewayStack, route: str, script: dict[str, Any], rule: str
 ) -> None:
     world.behave(**script)
     call = await world.dial(route)
@@ -96,7 +96,7 @@ async def test_the_caller_hears_something_soon(
     await world.summary_at_end(call)
 
 
-async def test_a_response_of_text_only_is_said_and_asked_for_again(world: World) -> None:
+async def test_a_response_of_text_only_is_said_and_asked_for_again(world: GatewayStack) -> None:
     world.behave(vad="off", answers=[{"kind": "nothing"}, HELLO])
     call = await world.dial("greeted")
     line = await world.gateway.wait("call.response_without_audio", call=call.call_id)

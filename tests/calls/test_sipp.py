@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.sipp_run import need_sipp, sipp
 
 pytestmark = need_sipp
@@ -26,7 +26,7 @@ connect_timeout = 0.5
 GOODBYE = {"kind": "pattern", "seconds": 0.5, "burst": True, "end_call": True}
 
 RUNS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "call": ("greeted", {"answer": {"kind": "pattern", "seconds": 5}}, "hung_up"),
+    "call": ("greeted", {"answer": {"kind": "pattern", "seconds": 5}}, "remote_hangup"),
     "farewell": ("greeted", {"vad": "off", "answer": GOODBYE}, "farewell"),
     "no-route": ("nowhere", {}, "no_route"),
     "no-codec": ("plain", {}, "no_common_codec"),
@@ -36,7 +36,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("scenario", RUNS)
-async def test_scenario(world: World, tmp_path: Path, scenario: str) -> None:
+async def test_scenario(world: GatewayStack, tmp_path: Path, scenario: str) -> None:
     user, script, why = RUNS[scenario]
     world.behave(**script)
     before = len(world.gateway.all("call.summary"))
@@ -47,6 +47,6 @@ async def test_scenario(world: World, tmp_path: Path, scenario: str) -> None:
     assert endings == [why] * 4
 
 
-async def test_options(world: World, tmp_path: Path) -> None:
+async def test_options(world: GatewayStack, tmp_path: Path) -> None:
     result = await sipp("options", world.gateway.sip, "", tmp_path, calls=5)
     assert (result.successful, result.failed) == (5, 0), result.unexpected

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.control.client import ask
 from tests.support.dialog import answered, dialog_call
-from tests.support.harness import World, eventually
+from tests.support.harness import GatewayStack, eventually
 from tests.support.sip_phone import PhoneCall
 
 WORLD = {
@@ -29,7 +29,7 @@ burst = 500
 Change = tuple[bytes, bytes]
 
 
-def changed(world: World, *changes: Change, user: str = "plain") -> PhoneCall:
+def changed(world: GatewayStack, *changes: Change, user: str = "plain") -> PhoneCall:
     """A call whose INVITE is the usual one with these replacements; not sent yet."""
     call = world.phone.call(user)
     call._to, call._target = f"<{call.uri}>", call.uri
@@ -42,7 +42,7 @@ def changed(world: World, *changes: Change, user: str = "plain") -> PhoneCall:
     return call
 
 
-async def answer_to(world: World, datagram: bytes, within_s: float = 10.0) -> bytes:
+async def answer_to(world: GatewayStack, datagram: bytes, within_s: float = 10.0) -> bytes:
     """The final response to a request that is sent from a socket of its own, again and again:
     refusals have a rate.
     """
@@ -69,14 +69,14 @@ def code_of(response: bytes) -> int:
     "call_id",
     [b"x\xff", b"a b", b"a@b@c", b"x\x1b[2J", b"a;b", "é@x".encode(), b"@", b"a" * 1025, b"a=b"],
 )
-async def test_a_call_id_that_is_none_is_refused(world: World, call_id: bytes) -> None:
+async def test_a_call_id_that_is_none_is_refused(world: GatewayStack, call_id: bytes) -> None:
     call = changed(world)
     call._invite = call._invite.replace(call.call_id.encode(), call_id)
     assert code_of(await answer_to(world, call._invite)) == 400
     await world.phone.forget(call)
 
 
-async def test_every_call_id_of_rfc_3261_is_taken(world: World) -> None:
+async def test_every_call_id_of_rfc_3261_is_taken(world: GatewayStack) -> None:
     """RFC 4475 section 3.1.1.2."""
     call = changed(world)
     world.phone.calls.pop(call.call_id)
@@ -90,7 +90,7 @@ async def test_every_call_id_of_rfc_3261_is_taken(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def test_bytes_that_are_no_text_reach_nobody(world: World) -> None:
+async def test_bytes_that_are_no_text_reach_nobody(world: GatewayStack) -> None:
     """Latin-1 and half characters are taken, as U+FFFD; controls are shown to nobody raw."""
     call = changed(
         world,
@@ -116,7 +116,7 @@ async def test_bytes_that_are_no_text_reach_nobody(world: World) -> None:
 
 
 @pytest.mark.parametrize("field", [b"P-Asserted-Identity", b"Diversion", b"History-Info", b"X-A"])
-async def test_a_field_of_spaces_holds_nobody_up(world: World, field: bytes) -> None:
+async def test_a_field_of_spaces_holds_nobody_up(world: GatewayStack, field: bytes) -> None:
     call = changed(world, (b"Max-Forwards", field + b": x," + b" " * 6000 + b"y\r\nMax-Forwards"))
     before = world.gateway.cpu_seconds()
     call.invite()
@@ -125,7 +125,7 @@ async def test_a_field_of_spaces_holds_nobody_up(world: World, field: bytes) -> 
     assert world.gateway.cpu_seconds() - before < 2
 
 
-async def test_requests_inside_a_call_are_limited(world: World) -> None:
+async def test_requests_inside_a_call_are_limited(world: GatewayStack) -> None:
     flooded, other = dialog_call(world.phone, "plain"), dialog_call(world.phone, "plain")
     await answered(flooded)
     await answered(other)
@@ -135,7 +135,7 @@ async def test_requests_inside_a_call_are_limited(world: World) -> None:
     said = await other.ask("INFO")
     assert said.code == 200
     await world.gateway.wait(
-        "sip.refused", rule="more than 20 requests a second within a call", code=503
+        "sip.rejected", rule="more than 20 requests a second within a call", code=503
     )
     codes = [m.code for m in flooded.messages if m.method == "INFO"]
     assert 503 in codes
@@ -156,7 +156,7 @@ async def test_requests_inside_a_call_are_limited(world: World) -> None:
         (b"Max-Forwards: 70", b"Max-Forwards: seventy"),
     ],
 )
-async def test_what_the_parser_gives_up_is_answered(world: World, change: Change) -> None:
+async def test_what_the_parser_gives_up_is_answered(world: GatewayStack, change: Change) -> None:
     call = changed(world, change)
     answer = await answer_to(world, call._invite)
     assert code_of(answer) == 400
@@ -167,12 +167,12 @@ async def test_what_the_parser_gives_up_is_answered(world: World, change: Change
     await world.phone.forget(call)
 
 
-async def test_what_the_parser_gives_up_is_counted(world: World) -> None:
+async def test_what_the_parser_gives_up_is_counted(world: GatewayStack) -> None:
     status = await asyncio.to_thread(ask, world.folder / "gateway.sock", "status")
     assert status["refused"]["malformed: cannot be read"] >= 1
 
 
-async def test_a_request_that_is_too_large_is_told_so(world: World) -> None:
+async def test_a_request_that_is_too_large_is_told_so(world: GatewayStack) -> None:
     """It is not taken for what its first 8,000 bytes say."""
     large = b"X-Long: " + b"y" * 900 + b"\r\n"
     call = changed(world, (b"Contact", large * 10 + b"Contact"))
@@ -184,7 +184,7 @@ async def test_a_request_that_is_too_large_is_told_so(world: World) -> None:
     await world.phone.forget(call)
 
 
-async def test_a_content_length_beyond_the_datagram_is_refused(world: World) -> None:
+async def test_a_content_length_beyond_the_datagram_is_refused(world: GatewayStack) -> None:
     """RFC 3261 section 18.3."""
     call = changed(world, (b"Content-Length: ", b"Content-Length: 9"))
     assert code_of(await answer_to(world, call._invite)) == 400
@@ -201,7 +201,7 @@ async def test_a_content_length_beyond_the_datagram_is_refused(world: World) -> 
     ],
 )
 async def test_a_contact_of_another_way_is_answered_and_hung_up(
-    world: World, contact: bytes
+    world: GatewayStack, contact: bytes
 ) -> None:
     """Ours names where the request came to; our BYE goes to where it came from."""
     call = changed(world, user="plain")
@@ -218,7 +218,7 @@ async def test_a_contact_of_another_way_is_answered_and_hung_up(
     await world.summary(call)
 
 
-async def test_a_route_by_ipv6_is_answered(world: World) -> None:
+async def test_a_route_by_ipv6_is_answered(world: GatewayStack) -> None:
     route = b"Record-Route: <sip:[2001:db8::7];lr>\r\nMax-Forwards"
     call = changed(
         world,
@@ -232,7 +232,7 @@ async def test_a_route_by_ipv6_is_answered(world: World) -> None:
     await world.phone.forget(call)
 
 
-async def test_a_body_of_several_parts(world: World) -> None:
+async def test_a_body_of_several_parts(world: GatewayStack) -> None:
     """RFC 5621: the description is one of them."""
     call = changed(world)
     head, _, sdp = call._invite.partition(b"\r\n\r\n")

@@ -15,7 +15,7 @@ import pytest
 from tests.calls.test_moved import _more_answers, refer, told
 from tests.calls.test_transfer_blind import outputs_of
 from tests.support.callee import CalledCall, CalledPhone, free_port
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.referred import ReferredCall, dial
 from tests.support.sip_phone import Message, _parsed
 
@@ -141,7 +141,9 @@ def _asks(number: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("mode", ["blind", "bridge", "attended"])
 @pytest.mark.parametrize("number", [*NUMBERS, *NOT_AT_HOME])
-async def test_no_transfer_there(world: World, callee: CalledPhone, number: str, mode: str) -> None:
+async def test_no_transfer_there(
+    world: GatewayStack, callee: CalledPhone, number: str, mode: str
+) -> None:
     world.behave(vad="off", answers=_asks(number))
     call = await dial(world, mode)
     session = await world.session_of(call)
@@ -153,7 +155,7 @@ async def test_no_transfer_there(world: World, callee: CalledPhone, number: str,
     await world.summary_at_end(call)
 
 
-async def test_a_denied_number_that_the_dialplan_names(world: World) -> None:
+async def test_a_denied_number_that_the_dialplan_names(world: GatewayStack) -> None:
     world.behave(vad="off", answers=_asks("hotline"))
     call = await dial(world, "office")
     session = await world.session_of(call)
@@ -163,7 +165,7 @@ async def test_a_denied_number_that_the_dialplan_names(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def test_a_tel_uri_goes_to_the_trunk(world: World) -> None:
+async def test_a_tel_uri_goes_to_the_trunk(world: GatewayStack) -> None:
     """PBXs refuse a REFER to a tel URI."""
     world.behave(vad="off", answers=_asks("mobile"))
     call = await dial(world, "office")
@@ -173,7 +175,7 @@ async def test_a_tel_uri_goes_to_the_trunk(world: World) -> None:
     await world.summary(call)
 
 
-async def test_what_may_be_called_is(world: World, callee: CalledPhone) -> None:
+async def test_what_may_be_called_is(world: GatewayStack, callee: CalledPhone) -> None:
     world.behave(vad="off", answers=_asks("+442079460000"))
     call = await dial(world, "blind")
     assert await call.asked() == f"sip:+442079460000@{AT}"
@@ -204,7 +206,7 @@ async def test_what_may_be_called_is(world: World, callee: CalledPhone) -> None:
         ";transport=udp;maddr=127.0.0.2",
     ],
 )
-async def test_what_a_refer_brings_along(world: World, callee: CalledPhone, to: str) -> None:
+async def test_what_a_refer_brings_along(world: GatewayStack, callee: CalledPhone, to: str) -> None:
     world.behave(vad="off", answer="silent")
     call = await dial(world, "follows")
     refer(call, callee.uri("answer") + to)
@@ -225,7 +227,7 @@ async def test_what_a_refer_brings_along(world: World, callee: CalledPhone, to: 
     ],
 )
 async def test_an_address_that_can_be_read_in_two_ways(
-    world: World, callee: CalledPhone, field: str
+    world: GatewayStack, callee: CalledPhone, field: str
 ) -> None:
     world.behave(vad="off", answer="silent")
     call = await dial(world, "follows")
@@ -242,7 +244,9 @@ def _refer_field(call: ReferredCall, field: str) -> None:
     call.phone.send(call._request("REFER", branch, call._sequence, [f"Refer-To: {field}"]))
 
 
-async def test_a_call_that_replaces_another_is_followed(world: World, callee: CalledPhone) -> None:
+async def test_a_call_that_replaces_another_is_followed(
+    world: GatewayStack, callee: CalledPhone
+) -> None:
     world.behave(vad="off", answer="silent")
     call = await dial(world, "follows")
     refer(call, callee.uri("busy-486") + "?Replaces=a%40b%3Bto-tag%3D1%3Bfrom-tag%3D2")
@@ -254,7 +258,7 @@ async def test_a_call_that_replaces_another_is_followed(world: World, callee: Ca
 
 @pytest.mark.parametrize("number", ["0900123", "+88216123456", "%30900123", "112"])
 async def test_a_refer_to_a_number_that_is_closed(
-    world: World, callee: CalledPhone, number: str
+    world: GatewayStack, callee: CalledPhone, number: str
 ) -> None:
     world.behave(vad="off", answer="silent")
     call = await dial(world, "follows")
@@ -266,7 +270,7 @@ async def test_a_refer_to_a_number_that_is_closed(
 
 
 async def test_the_password_is_for_the_trunk_only(
-    world: World, challengers: tuple[Challenger, Challenger]
+    world: GatewayStack, challengers: tuple[Challenger, Challenger]
 ) -> None:
     ours, foreign = challengers
     world.behave(vad="off", answer="silent")
@@ -282,7 +286,7 @@ async def test_the_password_is_for_the_trunk_only(
 
 
 @pytest.mark.parametrize("number", ["+499001234567", "0049900123456", "+88216123456", "112", "1"])
-async def test_from_is_nobodys_word(world: World, number: str) -> None:
+async def test_from_is_nobodys_word(world: GatewayStack, number: str) -> None:
     """The caller's own number is called back only where calls may go."""
     at = datetime.now(UTC) + timedelta(hours=1)
     tool = {"name": "schedule_callback", "arguments": json.dumps({"at": at.isoformat()})}

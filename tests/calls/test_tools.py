@@ -14,7 +14,7 @@ import pytest
 from gateway.devtools.emulator.record import SessionRecord
 from tests import support
 from tests.support import figures
-from tests.support.harness import World, eventually, wishes
+from tests.support.harness import GatewayStack, eventually, wishes
 from tests.support.http_service import Answer, HttpService, http_service
 from tests.support.listening import is_silence
 from tests.support.referred import dial
@@ -107,7 +107,7 @@ def calls(*tools: tuple[str, dict[str, Any]], then: int = 1) -> dict[str, Any]:
 
 
 async def used(
-    world: World, *tools: tuple[str, dict[str, Any]], then: int = 1
+    world: GatewayStack, *tools: tuple[str, dict[str, Any]], then: int = 1
 ) -> tuple[PhoneCall, SessionRecord]:
     """A call in which the model uses tools instead of a greeting; the call and its session."""
     world.behave(**calls(*tools, then=then))
@@ -115,13 +115,13 @@ async def used(
     return call, await world.session_of(call)
 
 
-async def record_at_end(world: World, call: PhoneCall) -> dict[str, Any]:
+async def record_at_end(world: GatewayStack, call: PhoneCall) -> dict[str, Any]:
     """Hang up; returns the record."""
     await world.summary_at_end(call)
     return await world.record(call)
 
 
-async def test_results_of_one_response_together(world: World, service: HttpService) -> None:
+async def test_results_of_one_response_together(world: GatewayStack, service: HttpService) -> None:
     service.answers = [Answer(body='{"name": "Ann"}', seconds=0.3)]
     call, session = await used(
         world,
@@ -154,7 +154,7 @@ async def test_results_of_one_response_together(world: World, service: HttpServi
     ]
 
 
-async def test_a_tool_that_fails_ends_no_call(world: World) -> None:
+async def test_a_tool_that_fails_ends_no_call(world: GatewayStack) -> None:
     call, session = await used(world, ("broken", {}))
     await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
     assert outputs_of(session) == ['{"error": "the function failed (RuntimeError)"}']
@@ -166,7 +166,7 @@ async def test_a_tool_that_fails_ends_no_call(world: World) -> None:
 
 
 async def test_deadlines_services_that_are_away_and_servers_that_die(
-    world: World, service: HttpService
+    world: GatewayStack, service: HttpService
 ) -> None:
     service.answers = [Answer(503, "closed"), Answer(body="{}")]
     call, session = await used(
@@ -189,18 +189,18 @@ async def test_deadlines_services_that_are_away_and_servers_that_die(
     await world.summary_at_end(call)
 
 
-async def test_a_caller_who_hangs_up_while_a_tool_runs(world: World) -> None:
+async def test_a_caller_who_hangs_up_while_a_tool_runs(world: GatewayStack) -> None:
     call, session = await used(world, ("slow", {}))
-    await world.gateway.wait("call.tool_takes_long", call=call.call_id)
+    await world.gateway.wait("call.tool_slow", call=call.call_id)
     record = await record_at_end(world, call)
     assert [(one["name"], one["outcome"]) for one in record["tools"]] == [("slow", "")]
     await world.gateway.wait("tool.ran", call=call.call_id, outcome="done")
     assert outputs_of(session) == []
 
 
-async def test_a_session_that_is_lost_while_a_tool_runs(world: World) -> None:
+async def test_a_session_that_is_lost_while_a_tool_runs(world: GatewayStack) -> None:
     call, session = await used(world, ("set_language", {"language": "de"}), ("slow_with_sound", {}))
-    await world.gateway.wait("call.tool_takes_long", call=call.call_id)
+    await world.gateway.wait("call.tool_slow", call=call.call_id)
     world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 0.4, "seed": 9}])
     world.emulator.live[session.id].close(1011)
     await world.gateway.wait("call.session_replaced", call=call.call_id)
@@ -219,7 +219,7 @@ async def test_a_session_that_is_lost_while_a_tool_runs(world: World) -> None:
     assert [one["outcome"] for one in record["tools"]] == ["done", "done"]
 
 
-async def test_words_while_a_tool_takes_long(world: World) -> None:
+async def test_words_while_a_tool_takes_long(world: GatewayStack) -> None:
     call, session = await used(world, ("slow", {}), then=2)
     await session.wait_until(lambda s: len(s.sent("response.done")) == 3, 20)
     assert wishes(session)[1:] == [
@@ -233,7 +233,7 @@ async def test_words_while_a_tool_takes_long(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def test_a_sound_while_a_tool_takes_long(world: World) -> None:
+async def test_a_sound_while_a_tool_takes_long(world: GatewayStack) -> None:
     call, session = await used(world, ("slow_with_sound", {}))
     await call.rtp.until(lambda: sum(not is_silence(one) for one in call.rtp.packets) > 20)
     assert outputs_of(session) == [], "it is heard while the tool runs"
@@ -244,7 +244,7 @@ async def test_a_sound_while_a_tool_takes_long(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def test_a_tool_knows_its_call_and_acts_in_it(world: World) -> None:
+async def test_a_tool_knows_its_call_and_acts_in_it(world: GatewayStack) -> None:
     call, session = await used(world, ("who", {}), ("goodbye", {}), then=1)
     bye = await call.hung_up()
     assert 'text="Ended by the application"' in bye.headers["reason"]
@@ -259,7 +259,7 @@ async def test_a_tool_knows_its_call_and_acts_in_it(world: World) -> None:
 
 
 @pytest.mark.parametrize("answered", [True, False])
-async def test_a_tool_hands_the_caller_on(world: World, answered: bool) -> None:
+async def test_a_tool_hands_the_caller_on(world: GatewayStack, answered: bool) -> None:
     world.behave(**calls(("porter", {})))
     call = await dial(world, "hotel")
     session = await world.session_of(call)
@@ -274,7 +274,7 @@ async def test_a_tool_hands_the_caller_on(world: World, answered: bool) -> None:
 
 
 @pytest.mark.parametrize(("key", "told"), [("1", "20 euros given back"), ("2", "not done")])
-async def test_the_caller_approves(world: World, key: str, told: str) -> None:
+async def test_the_caller_approves(world: GatewayStack, key: str, told: str) -> None:
     call, session = await used(world, ("refund", {"amount": 20}), then=2)
     await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
     question = session.seen("response.create")[1].body["response"]["instructions"]
@@ -296,7 +296,7 @@ async def test_the_caller_approves(world: World, key: str, told: str) -> None:
     ],
 )
 async def test_the_operator_approves(
-    world: World, service: HttpService, answer: Answer, told: str
+    world: GatewayStack, service: HttpService, answer: Answer, told: str
 ) -> None:
     service.answers = [answer]
     call, session = await used(world, ("refund", {"amount": 250}))
@@ -309,7 +309,7 @@ async def test_the_operator_approves(
     await world.summary_at_end(call)
 
 
-async def test_digits_that_the_model_asked_for(world: World) -> None:
+async def test_digits_that_the_model_asked_for(world: GatewayStack) -> None:
     call, session = await used(world, ("collect_digits", {"digits": 4}))
     for digit in "7391":
         call.rtp.press(digit)
@@ -326,7 +326,7 @@ async def test_digits_that_the_model_asked_for(world: World) -> None:
     assert "7391" not in log.read_text()
 
 
-async def test_another_language(world: World) -> None:
+async def test_another_language(world: GatewayStack) -> None:
     call, session = await used(world, ("set_language", {"language": "de"}))
     await session.wait_until(lambda s: len(s.sent("session.updated")) == 2, 20)
     now = session.sent("session.updated")[1].body["session"]
@@ -337,7 +337,7 @@ async def test_another_language(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def test_an_mcp_server_that_the_realtime_server_calls(world: World) -> None:
+async def test_an_mcp_server_that_the_realtime_server_calls(world: GatewayStack) -> None:
     answers = [{"kind": "pattern", "seconds": 0.3}, {"kind": "pattern", "seconds": 0.3, "seed": 2}]
     world.behave(vad="off", answers=[*answers, {"kind": "silent"}])
     call = await world.dial("hotel")
@@ -378,7 +378,7 @@ async def test_an_mcp_server_that_the_realtime_server_calls(world: World) -> Non
     assert {"mcp_listed", "approval", "mcp_call"} <= set(events)
 
 
-async def test_what_the_session_is_told_and_no_log(world: World) -> None:
+async def test_what_the_session_is_told_and_no_log(world: GatewayStack) -> None:
     call, session = await used(world)
     (update,) = session.seen("session.update")
     tools = {one.get("name") or one["server_label"]: one for one in update.body["session"]["tools"]}

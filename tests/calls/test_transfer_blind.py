@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from gateway.devtools.emulator.record import SessionRecord
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.listening import is_silence
 from tests.support.referred import ReferredCall, dial
 
@@ -51,7 +51,7 @@ def told(session: SessionRecord) -> list[str]:
     return [one["content"][0]["text"] for one in items if one.get("role") == "system"]
 
 
-async def asked(world: World, destination: str, refer_code: int = 202) -> ReferredCall:
+async def asked(world: GatewayStack, destination: str, refer_code: int = 202) -> ReferredCall:
     """A call in which the model has asked for a transfer."""
     world.behave(vad="off", answers=asks_for(destination))
     call = await dial(world, "office", refer_code)
@@ -59,7 +59,7 @@ async def asked(world: World, destination: str, refer_code: int = 202) -> Referr
     return call
 
 
-async def comes_back(world: World, call: ReferredCall) -> dict[str, Any]:
+async def comes_back(world: GatewayStack, call: ReferredCall) -> dict[str, Any]:
     """The model is told of the failure, and the caller hears it again; returns what it was told."""
     session = await world.session_of(call)
     await session.wait_until(lambda s: outputs_of(s) != [], 20)
@@ -72,7 +72,7 @@ async def comes_back(world: World, call: ReferredCall) -> dict[str, Any]:
     return output
 
 
-async def test_a_transfer_that_is_answered_ends_the_call(world: World) -> None:
+async def test_a_transfer_that_is_answered_ends_the_call(world: GatewayStack) -> None:
     call = await asked(world, "Front Desk")
     assert call.refer_to == "sip:1002@pbx.example;user=phone?Subject=hi", "as it is written"
     assert call.referred[0].headers["referred-by"].startswith("<sip:office@")
@@ -102,7 +102,7 @@ async def test_a_transfer_that_is_answered_ends_the_call(world: World) -> None:
     assert len(call.referred) == 1
 
 
-async def test_the_caller_comes_back_when_nobody_takes_it(world: World) -> None:
+async def test_the_caller_comes_back_when_nobody_takes_it(world: GatewayStack) -> None:
     for line, status in [("486 Busy Here", "busy"), ("603 Decline", "declined")]:
         call = await asked(world, "mobile")
         assert call.refer_to == "tel:+49301234567"
@@ -116,7 +116,7 @@ async def test_the_caller_comes_back_when_nobody_takes_it(world: World) -> None:
         assert [one["outcome"] for one in summary["transfers"]] == [status]
 
 
-async def test_a_telephone_that_takes_no_transfers(world: World) -> None:
+async def test_a_telephone_that_takes_no_transfers(world: GatewayStack) -> None:
     call = await asked(world, "1234", refer_code=603)
     assert call.refer_to == "sip:1234@pbx.example"
     output = await comes_back(world, call)
@@ -124,7 +124,7 @@ async def test_a_telephone_that_takes_no_transfers(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def test_nobody_answers_in_time(world: World) -> None:
+async def test_nobody_answers_in_time(world: GatewayStack) -> None:
     call = await asked(world, "front desk")
     call.notify("180 Ringing")
     output = await comes_back(world, call)
@@ -136,14 +136,14 @@ async def test_nobody_answers_in_time(world: World) -> None:
     assert summary["ending"]["why"] == "transferred"
 
 
-async def test_an_outcome_that_is_never_told(world: World) -> None:
+async def test_an_outcome_that_is_never_told(world: GatewayStack) -> None:
     call = await asked(world, "front desk")
     output = await comes_back(world, call)
     assert output["status"] == "unknown"
     await world.summary_at_end(call)
 
 
-async def test_a_subscription_that_ends_without_an_outcome(world: World) -> None:
+async def test_a_subscription_that_ends_without_an_outcome(world: GatewayStack) -> None:
     call = await asked(world, "mobile")
     call.notify("100 Trying", last=True)
     output = await comes_back(world, call)
@@ -151,17 +151,17 @@ async def test_a_subscription_that_ends_without_an_outcome(world: World) -> None
     await world.summary_at_end(call)
 
 
-async def test_a_pbx_that_lets_go_after_the_202(world: World) -> None:
+async def test_a_pbx_that_lets_go_after_the_202(world: GatewayStack) -> None:
     call = await asked(world, "mobile")
     call.notify("100 Trying")
-    await world.gateway.wait("call.transfer_told", call=call.call_id)
+    await world.gateway.wait("call.transfer_progress", call=call.call_id)
     await call.hang_up()
     summary = await world.summary(call)
     assert summary["ending"]["why"] == "transferred"
     assert [one["outcome"] for one in summary["transfers"]] == ["unknown"]
 
 
-async def test_a_caller_who_hangs_up_while_it_rings(world: World) -> None:
+async def test_a_caller_who_hangs_up_while_it_rings(world: GatewayStack) -> None:
     call = await asked(world, "mobile")
     call.notify("180 Ringing")
     await world.gateway.wait("call.transfer_ringing", call=call.call_id)
@@ -169,7 +169,7 @@ async def test_a_caller_who_hangs_up_while_it_rings(world: World) -> None:
     assert [one["outcome"] for one in summary["transfers"]] == ["unknown"]
 
 
-async def test_a_destination_that_is_not_allowed(world: World) -> None:
+async def test_a_destination_that_is_not_allowed(world: GatewayStack) -> None:
     world.behave(vad="off", answers=asks_for("+4319001234567"))
     call = await dial(world, "office")
     session = await world.session_of(call)

@@ -14,7 +14,7 @@ import pytest
 from gateway.devtools.emulator.record import SessionRecord
 from tests.calls.test_transfer_blind import outputs_of, told
 from tests.support.callee import CalledCall, CalledPhone, free_port
-from tests.support.harness import World, eventually
+from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import noise
 from tests.support.referred import ReferredCall, dial
 from tests.support.rtp_end import EVENT_PAYLOAD
@@ -68,7 +68,7 @@ def callee(runner: asyncio.Runner) -> Iterator[CalledPhone]:
 
 
 async def transferred(
-    world: World, destination: str, user: str = "office", refer_code: int = 202
+    world: GatewayStack, destination: str, user: str = "office", refer_code: int = 202
 ) -> ReferredCall:
     """A call whose model asks for this at once."""
     tool = {"name": "transfer_call", "arguments": json.dumps({"destination": destination})}
@@ -79,7 +79,7 @@ async def transferred(
     return await dial(world, user, refer_code)
 
 
-async def joined(world: World, call: ReferredCall, callee: CalledPhone) -> CalledCall:
+async def joined(world: GatewayStack, call: ReferredCall, callee: CalledPhone) -> CalledCall:
     """Wait until both sides are joined."""
     there = await callee.called()
     await world.gateway.wait("call.bridged", call=call.call_id)
@@ -101,7 +101,7 @@ def _heard_by(said: bytes, session: SessionRecord) -> bool:
     return said in bytes(session.received)
 
 
-async def test_joined_both_hear_each_other(world: World, callee: CalledPhone) -> None:
+async def test_joined_both_hear_each_other(world: GatewayStack, callee: CalledPhone) -> None:
     call = await transferred(world, "anna")
     there = await joined(world, call, callee)
     session = await world.session_of(call)
@@ -125,14 +125,14 @@ async def test_joined_both_hear_each_other(world: World, callee: CalledPhone) ->
     assert (attempt["outcome"], attempt["mode"]) == ("answered", "bridge")
 
 
-async def test_the_caller_hangs_up_while_joined(world: World, callee: CalledPhone) -> None:
+async def test_the_caller_hangs_up_while_joined(world: GatewayStack, callee: CalledPhone) -> None:
     call = await transferred(world, "anna")
     there = await joined(world, call, callee)
     await world.summary_at_end(call)
     await there.hung_up()
 
 
-async def test_the_session_goes_on_listening(world: World, callee: CalledPhone) -> None:
+async def test_the_session_goes_on_listening(world: GatewayStack, callee: CalledPhone) -> None:
     call = await transferred(world, "anna", "heard")
     there = await joined(world, call, callee)
     session = await world.session_of(call)
@@ -153,7 +153,7 @@ async def test_the_session_goes_on_listening(world: World, callee: CalledPhone) 
     ("destination", "status"), [("busy", "busy"), ("nobody", "no_answer"), ("busy boss", "busy")]
 )
 async def test_back_with_the_model(
-    world: World, callee: CalledPhone, destination: str, status: str
+    world: GatewayStack, callee: CalledPhone, destination: str, status: str
 ) -> None:
     call = await transferred(world, destination)
     there = await callee.called()
@@ -178,7 +178,7 @@ def replaces_of(call: ReferredCall) -> dict[str, str]:
     return {"call-id": call_id, **dict(one.split("=", 1) for one in parameters)}
 
 
-async def test_handed_over_to_a_call_that_we_made(world: World, callee: CalledPhone) -> None:
+async def test_handed_over_to_a_call_that_we_made(world: GatewayStack, callee: CalledPhone) -> None:
     call = await transferred(world, "boss")
     there = await callee.called()
     await call.asked()
@@ -199,7 +199,7 @@ async def test_handed_over_to_a_call_that_we_made(world: World, callee: CalledPh
     assert (attempt["outcome"], attempt["mode"]) == ("answered", "attended")
 
 
-async def test_a_hand_over_that_is_refused(world: World, callee: CalledPhone) -> None:
+async def test_a_hand_over_that_is_refused(world: GatewayStack, callee: CalledPhone) -> None:
     call: Any = await transferred(world, "boss", refer_code=603)
     there = await callee.called()
     await call.asked()

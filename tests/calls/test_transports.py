@@ -163,20 +163,20 @@ async def test_certificates_are_taken_anew(runner: object, own_folder: Path) -> 
 
         spoil(files["private_key"])
         gateway.gateway.signal(signal.SIGHUP)
-        kept = await gateway.gateway.wait("sip.certificates_kept")
+        kept = await gateway.gateway.wait("sip.certificate_reload_failed")
         assert "cert.pem" in kept["error"]
         assert await seen() == old
 
         certificate(own_folder, "second")
         gateway.gateway.signal(signal.SIGHUP)
-        await gateway.gateway.wait("sip.certificates_renewed", listeners=1)
+        await gateway.gateway.wait("sip.certificates_reloaded", listeners=1)
         new = await seen()
         assert new == text_of(files["certificate"]) != old
 
         result = await peer.result()  # it listens once more, then says BYE on its connection
         assert result["heard"], result
         summary = await gateway.gateway.wait("call.summary")
-        assert summary["ending"]["why"] == "hung_up"
+        assert summary["ending"]["why"] == "remote_hangup"
 
 
 async def test_old_tls_and_clients_without_a_certificate(runner: object, own_folder: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.devtools.emulator.record import SessionRecord
 from tests.support import figures
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.listening import Spoken, assert_continuous, is_silence, noise
 from tests.support.sip_phone import PhoneCall
 
@@ -73,14 +73,14 @@ fallback = []
 @pytest.fixture(scope="module")
 def shared_world(
     runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[World]:
+) -> Iterator[GatewayStack]:
     """With an announcement, and a second server that is the same emulator."""
     folder = tmp_path_factory.mktemp("trouble")
     sorry = folder / "sorry.wav"
     with wave.open(str(sorry), "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(Codec.PCMU.to_linear(noise(71, SORRY_SECONDS)))
-    made = World(
+    made = GatewayStack(
         folder / "own",
         routes=ROUTES.replace("{sorry}", str(sorry)),
         realtime="handover_seconds = 5",
@@ -91,7 +91,7 @@ def shared_world(
     runner.run(made.stop())
 
 
-async def session_after(world: World, call: PhoneCall) -> SessionRecord:
+async def session_after(world: GatewayStack, call: PhoneCall) -> SessionRecord:
     """The session that took over."""
     await world.gateway.wait("call.session_replaced", call=call.call_id)
     return world.emulator.sessions[-1]
@@ -103,7 +103,7 @@ def told(session: SessionRecord) -> list[str]:
     return [item["content"][0]["text"] for item in items if item["type"] == "message"]
 
 
-async def trouble_of(world: World, call: PhoneCall) -> dict[str, Any]:
+async def trouble_of(world: GatewayStack, call: PhoneCall) -> dict[str, Any]:
     """What the record says of it, and that the call was hung up by its caller."""
     await world.summary_at_end(call)
     record = await world.record(call)
@@ -111,7 +111,7 @@ async def trouble_of(world: World, call: PhoneCall) -> dict[str, Any]:
     return dict(trouble)
 
 
-async def test_a_session_lost_in_the_middle_of_an_answer(world: World) -> None:
+async def test_a_session_lost_in_the_middle_of_an_answer(world: GatewayStack) -> None:
     """What had come is heard; the next session is told of it and goes on."""
     world.behave(
         vad="off",
@@ -151,7 +151,7 @@ async def test_a_session_lost_in_the_middle_of_an_answer(world: World) -> None:
 )
 @pytest.mark.parametrize(("route", "code"), [("left", 503), ("busy", 486), ("away", 302)])
 async def test_a_session_that_is_not_to_be_had(
-    world: World, step: str, script: dict[str, Any], route: str, code: int
+    world: GatewayStack, step: str, script: dict[str, Any], route: str, code: int
 ) -> None:
     """Before the answer the route says how the call is refused."""
     world.behave(**script)
@@ -166,7 +166,7 @@ async def test_a_session_that_is_not_to_be_had(
     assert record["ending"]["why"] in ("session_unreachable", "session_refused")
 
 
-async def test_a_server_that_is_not_there_and_another_that_is(world: World) -> None:
+async def test_a_server_that_is_not_there_and_another_that_is(world: GatewayStack) -> None:
     world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 1, "seed": 4}])
     call = await world.dial("elsewhere")
     await call.rtp.heard_bytes(4000)
@@ -175,7 +175,7 @@ async def test_a_server_that_is_not_there_and_another_that_is(world: World) -> N
 
 
 @pytest.mark.parametrize("when", ["before the answer", "in the call"])
-async def test_an_announcement_and_the_end(world: World, when: str) -> None:
+async def test_an_announcement_and_the_end(world: GatewayStack, when: str) -> None:
     if when == "in the call":
         world.behave(vad="off", answer="silent", end={"after_s": 0.3, "code": 1011})
     else:
@@ -191,14 +191,14 @@ async def test_an_announcement_and_the_end(world: World, when: str) -> None:
     figures.show(f"announcement, {when}: heard after ms", f"{trouble['sound_after_ms']:.0f}")
 
 
-async def test_a_tool_that_ends_while_there_is_no_session(world: World) -> None:
+async def test_a_tool_that_ends_while_there_is_no_session(world: GatewayStack) -> None:
     """Lost between the function call and its result, or a key: nothing of it is lost."""
     world.behave(vad="off", answer="silent", end={"after_s": 0.4, "code": 1011})
     call = await world.dial("again")
     world.behave(refuse={"step": "upgrade", "http_status": 503})
-    await world.gateway.wait("call.session_gone", call=call.call_id)
+    await world.gateway.wait("call.session_lost", call=call.call_id)
     call.rtp.press("4#")
-    await world.gateway.wait("call.digits", call=call.call_id)
+    await world.gateway.wait("call.dtmf_collected", call=call.call_id)
     world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 1, "seed": 6}])
     second = await session_after(world, call)
     await second.wait_until(lambda s: len(s.sent("response.done")) == 1, 20)
@@ -206,7 +206,7 @@ async def test_a_tool_that_ends_while_there_is_no_session(world: World) -> None:
     await trouble_of(world, call)
 
 
-async def test_lost_while_the_goodbye_is_said(world: World) -> None:
+async def test_lost_while_the_goodbye_is_said(world: GatewayStack) -> None:
     """All of it is here: it is heard, and the call ends as it would have."""
     world.behave(
         vad="off",
@@ -220,7 +220,7 @@ async def test_lost_while_the_goodbye_is_said(world: World) -> None:
     assert record["trouble"] == []
 
 
-async def test_another_session_takes_over_before_the_server_ends_one(world: World) -> None:
+async def test_another_session_takes_over_before_the_server_ends_one(world: GatewayStack) -> None:
     """It is told what was said, and the caller hears all. An end that is always near opens no more
     than one in 30 s."""
     world.behave(
@@ -241,12 +241,12 @@ async def test_another_session_takes_over_before_the_server_ends_one(world: Worl
     record = await world.record(call)
     assert record["handovers"] == 1
     assert record["trouble"] == []
-    assert record["ending"]["why"] == "hung_up"
+    assert record["ending"]["why"] == "remote_hangup"
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 async def test_a_server_that_refuses_does_not_let_the_caller_ring(
-    world: World, status: int
+    world: GatewayStack, status: int
 ) -> None:
     """The route's step comes at once, and not after ``connect_timeout``."""
     world.behave(refuse={"step": "upgrade", "http_status": status})

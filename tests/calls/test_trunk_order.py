@@ -11,7 +11,7 @@ from gateway.control.client import RefusedError, ask
 from tests.calls.test_moved import refer
 from tests.support.callee import CalledPhone, free_port
 from tests.support.dialog import answered, dialog_call
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.referred import dial
 from tests.support.rtp_end import FRAME
 from tests.support.sip_phone import CODECS
@@ -52,7 +52,7 @@ def callee(runner: asyncio.Runner) -> Iterator[CalledPhone]:
     runner.run(phone.stop())
 
 
-async def test_a_delayed_offer_has_the_trunks_order(world: World) -> None:
+async def test_a_delayed_offer_has_the_trunks_order(world: GatewayStack) -> None:
     call = await answered(dialog_call(world.phone, "plain", offer=False, codecs=("PCMA",)))
     assert call.final is not None
     assert " RTP/AVP 8 0 " in call.final.body
@@ -64,7 +64,7 @@ async def test_a_delayed_offer_has_the_trunks_order(world: World) -> None:
     assert (await world.summary_at_end(call))["codec"] == "PCMA"
 
 
-async def test_who_calls(world: World, callee: CalledPhone) -> None:
+async def test_who_calls(world: GatewayStack, callee: CalledPhone) -> None:
     """The trunk's caller id, or one that it lets a call have."""
     path = world.folder / "gateway.sock"
     for asked, presented in [("", "100"), ("49301234567", "49301234567")]:
@@ -82,7 +82,9 @@ async def test_who_calls(world: World, callee: CalledPhone) -> None:
         )
 
 
-async def test_calls_that_a_refer_makes_are_counted(world: World, callee: CalledPhone) -> None:
+async def test_calls_that_a_refer_makes_are_counted(
+    world: GatewayStack, callee: CalledPhone
+) -> None:
     world.behave(vad="off", answer="silent")
     call = await dial(world, "follows")
     await world.session_of(call)

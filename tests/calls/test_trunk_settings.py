@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import harness
 from tests.support.dialog import answered, dialog_call
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.listening import noise
 from tests.support.rtp_end import FRAME
 
@@ -27,20 +27,20 @@ jb_catch_up = false
 @pytest.fixture(scope="module")
 def shared_world(
     runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[World]:
+) -> Iterator[GatewayStack]:
     """A trunk far away, and a gateway that refreshes its calls by itself."""
     listen = 'listen = ["udp:127.0.0.1:0"]'
     timers = 'session_timers = "always"\nsession_expires = 240\nsession_min = 120'
     config = harness.CONFIG.replace(listen, f"{listen}\n{timers}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(harness, "CONFIG", config)
-        made = World(tmp_path_factory.mktemp("world"), more=TRUNK)
+        made = GatewayStack(tmp_path_factory.mktemp("world"), more=TRUNK)
         runner.run(made.start())
     yield made
     runner.run(made.stop())
 
 
-async def test_the_trunks_jitter_buffer(world: World) -> None:
+async def test_the_trunks_jitter_buffer(world: GatewayStack) -> None:
     """It holds its 400 ms, where that of ``[media]`` has 40."""
     call = await answered(dialog_call(world.phone, "plain"))
     session = await world.session_of(call)
@@ -55,14 +55,14 @@ async def test_the_trunks_jitter_buffer(world: World) -> None:
     await world.summary_at_end(call)
 
 
-async def test_refreshes_that_nobody_asked_for(world: World) -> None:
+async def test_refreshes_that_nobody_asked_for(world: GatewayStack) -> None:
     call = await answered(dialog_call(world.phone, "plain"))
     assert call.final is not None
     assert call.final.headers["session-expires"].replace(" ", "") == "240;refresher=uas"
     await world.summary_at_end(call)
 
 
-async def test_the_least_interval_is_ours(world: World) -> None:
+async def test_the_least_interval_is_ours(world: GatewayStack) -> None:
     call = dialog_call(world.phone, "plain", "Supported: timer", "Session-Expires: 100")
     call.invite()
     refusal = await call.refused()

@@ -42,7 +42,7 @@ async def test_registers_takes_its_calls_and_leaves(
             saved = await registrar.saw(r"SAVED expires=300 contact=(\S+) header=7")
             assert saved[1].startswith("<sip:4930@127.0.0.1:")
             assert ";line=" in saved[1]
-            await gateway.gateway.wait("trunk.answers", trunk="provider", code=200)
+            await gateway.gateway.wait("trunk.reachable", trunk="provider", code=200)
 
             gateway.phone.gateway = ("127.0.0.1", registrar.port)
             call = gateway.phone.call("4930")
@@ -73,7 +73,7 @@ async def test_registrar_that_comes_up_after_the_gateway(runner: object, own_fol
             listen=("udp:127.0.0.1:0", "tcp:127.0.0.1:0"),
             more=trunk(registrar, more='transport = "tcp"'),
         ) as gateway:
-            failed = await gateway.gateway.wait("trunk.not_registered", trunk="provider")
+            failed = await gateway.gateway.wait("trunk.registration_failed", trunk="provider")
             assert 0 < failed["next_try"] <= 2.5
             (state,) = (await gateway.status())["trunks"]
             assert state["state"] == "failed"
@@ -106,7 +106,7 @@ async def test_wrong_password_is_said_and_not_hammered(runner: object, own_folde
     await registrar.start()
     try:
         async with site(own_folder, more=trunk(registrar, "wr0ng-pass")) as gateway:
-            failed = await gateway.gateway.wait("trunk.not_registered", trunk="provider")
+            failed = await gateway.gateway.wait("trunk.registration_failed", trunk="provider")
             assert failed["code"] == 401
             assert failed["next_try"] >= 45
             (state,) = (await gateway.status())["trunks"]

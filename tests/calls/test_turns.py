@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.listening import Spoken, assert_continuous, is_silence
 
 ROUTE = """
@@ -52,7 +52,7 @@ def answers(*seconds: float) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("what", ["cough", "mm-hm"])
-async def test_the_agent_goes_on_where_it_was(world: World, what: str) -> None:
+async def test_the_agent_goes_on_where_it_was(world: GatewayStack, what: str) -> None:
     """It is silent for as long as the caller is heard, and not a frame of its answer is lost."""
     length_ms, text = (150, "") if what == "cough" else (500, "Mm-hm.")
     world.behave(
@@ -77,10 +77,10 @@ async def test_the_agent_goes_on_where_it_was(world: World, what: str) -> None:
     await world.summary_at_end(call)
     record = await world.record(call)
     assert record["interruptions"] == []
-    assert [e["event"] for e in record["timeline"]].count("talked_on") == 1
+    assert [e["event"] for e in record["timeline"]].count("false_interruption") == 1
 
 
-async def test_words_cut_it_where_it_had_paused(world: World) -> None:
+async def test_words_cut_it_where_it_had_paused(world: GatewayStack) -> None:
     """What the server is told of is what was heard before the pause, to the millisecond."""
     world.behave(
         vad="scripted",
@@ -105,7 +105,7 @@ async def test_words_cut_it_where_it_had_paused(world: World) -> None:
 
 @pytest.mark.parametrize("route", ["never", "notice"])
 async def test_the_agent_is_heard_out_and_the_caller_answered_then(
-    world: World, route: str
+    world: GatewayStack, route: str
 ) -> None:
     """Nothing of the first answer is left out, and the second comes behind it."""
     world.behave(
@@ -125,7 +125,7 @@ async def test_the_agent_is_heard_out_and_the_caller_answered_then(
     await world.summary_at_end(call)
 
 
-async def test_a_caller_who_says_nothing_is_asked_and_then_left(world: World) -> None:
+async def test_a_caller_who_says_nothing_is_asked_and_then_left(world: GatewayStack) -> None:
     """The question, the goodbye, then BYE with its reason."""
     call = await world.dial("idle")
     session = await world.session_of(call)

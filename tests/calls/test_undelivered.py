@@ -10,7 +10,7 @@ import pytest
 
 from gateway.control.client import ask
 from tests.support.dialog import Answerer, DialogCall, Sdp, answered, dialog_call
-from tests.support.harness import World, closed_port
+from tests.support.harness import GatewayStack, closed_port
 from tests.support.sip_phone import Message
 from tests.support.site_under_test import ANYBODY, site
 
@@ -94,7 +94,7 @@ def answers_bye(code: int, transmission: int = 1) -> Answerer:
     ],
 )
 async def test_how_a_bye_is_answered(
-    world: World, code: int, transmission: int, undelivered: str
+    world: GatewayStack, code: int, transmission: int, undelivered: str
 ) -> None:
     world.behave(vad="off", answer={"kind": "pattern", "seconds": 0.3})
     call = dialog_call(world.phone, "greeted")

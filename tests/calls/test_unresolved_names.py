@@ -102,7 +102,7 @@ async def test_a_call_of_ours_to_a_name(runner: object, own_folder: Path) -> Non
             to = "sip:answer@no-such-host.invalid"
             placed = await asyncio.to_thread(ask, path, "dial", to=to, route="anybody", trunk="")
             summary = await gateway.gateway.wait("call.summary", call=str(placed["call"]))
-            assert summary["ending"]["why"] == "unobtainable"
+            assert summary["ending"]["why"] == "call_failed"
             assert "no-such-host.invalid" in summary["ending"]["detail"]
         finally:
             await phone.stop()

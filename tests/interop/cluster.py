@@ -174,7 +174,7 @@ class Cluster:
         )
         self.gateway.config.write_text(config)
         await self.gateway.start()
-        await self.gateway.wait("workers.up")
+        await self.gateway.wait("workers.ready")
         await self.proxy.start()
         await self.phone.start()
 
@@ -217,7 +217,7 @@ class Cluster:
 
     def pid(self, worker: int) -> int:
         """Process id of a worker, the newest that came up."""
-        return int(self.gateway.all("worker.up", worker=worker)[-1]["pid"])
+        return int(self.gateway.all("worker.ready", worker=worker)[-1]["pid"])
 
     async def summary(self, call: PhoneCall) -> Line:
         """The summary line of a call."""

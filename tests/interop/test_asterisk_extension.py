@@ -88,7 +88,7 @@ async def test_both_hear_each_other(scene: Scene) -> None:
     await phone.hang_up()
     summary = await call.summary()
     print(summary)
-    assert summary["ending"]["why"] == "hung_up"
+    assert summary["ending"]["why"] == "remote_hangup"
     assert summary["trunk"] == "pbx"
     assert summary["transport"] == scene.transport
     assert summary["security"].split()[:2] == SECURITY[scene.transport]
@@ -100,7 +100,7 @@ async def test_the_model_hangs_up(scene: Scene) -> None:
     call = scene.agent.next_call()
     await phone.call(scene.uri("100"))
     await phone.wait("CALL_CLOSED")
-    assert (await call.summary())["ending"]["why"] == "farewell"
+    assert (await call.summary())["ending"]["why"] == "agent_hangup"
     assert await scene.asterisk.channels() == []
 
 
@@ -112,7 +112,7 @@ async def test_asterisk_restarts(scene: Scene) -> None:
     await phone.call(scene.uri("100"))
     await lost.session()
     await scene.asterisk.restart()
-    assert (await lost.summary())["ending"]["why"] == "hung_up"
+    assert (await lost.summary())["ending"]["why"] == "remote_hangup"
     await phone.wait("CALL_CLOSED")
     if scene.transport == "tls":
         await scene.asterisk.reachable("100")
@@ -120,4 +120,4 @@ async def test_asterisk_restarts(scene: Scene) -> None:
     await phone.call(scene.uri("100"))
     await call.session()
     await phone.hang_up()
-    assert (await call.summary())["ending"]["why"] == "hung_up"
+    assert (await call.summary())["ending"]["why"] == "remote_hangup"

@@ -44,4 +44,4 @@ async def test_a_telephone_dials_100(scene: Scene) -> None:
     (greeting,) = session.sent_items.values()
     await eventually(lambda: phone.heard.has(bytes(greeting)), "the whole greeting")
     await phone.hang_up()
-    assert (await call.summary())["ending"]["why"] == "hung_up"
+    assert (await call.summary())["ending"]["why"] == "remote_hangup"

@@ -150,7 +150,7 @@ async def test_nobody_answers_the_consultation(scene: Scene) -> None:
     answer = bytes(list(session.sent_items.values())[1])
     await eventually(lambda: caller.heard.has(answer), "the model again")
     await caller.hang_up()
-    assert (await call.summary())["ending"]["why"] == "hung_up"
+    assert (await call.summary())["ending"]["why"] == "remote_hangup"
 
 
 async def test_nobody_answers_a_blind_transfer(scene: Scene) -> None:
@@ -164,7 +164,7 @@ async def test_nobody_answers_a_blind_transfer(scene: Scene) -> None:
     await session.wait_until(lambda s: outputs_of(s) != [], within_s=15)
     (output,) = outputs_of(session)
     assert output["status"] == "failed"
-    assert (await call.summary())["ending"]["why"] == "rtp_silence", "Asterisk sends no BYE"
+    assert (await call.summary())["ending"]["why"] == "rtp_timeout", "Asterisk sends no BYE"
 
 
 async def test_the_gateway_calls_a_telephone(scene: Scene) -> None:
@@ -183,7 +183,7 @@ async def test_the_gateway_calls_a_telephone(scene: Scene) -> None:
     await phone.hang_up()
     summary = await scene.agent.gateway.wait("call.summary", call=answer["call"])
     assert summary["direction"] == "outbound"
-    assert (summary["ending"]["by"], summary["ending"]["why"]) == ("callee", "hung_up")
+    assert (summary["ending"]["by"], summary["ending"]["why"]) == ("callee", "remote_hangup")
 
 
 async def test_the_gateway_calls_in_vain(scene: Scene) -> None:

@@ -87,7 +87,7 @@ async def test_both_hear_each_other(scene: Scene) -> None:
     await phone.hang_up()
     summary = await call.summary()
     assert summary["ending"]["by"] == "caller"
-    assert summary["ending"]["why"] == "hung_up"
+    assert summary["ending"]["why"] == "remote_hangup"
     assert summary["ending"]["reason"] == "Q.850;cause=16"
     assert summary["codec"] == "PCMU"
     assert summary["trunk"] == "pbx"
@@ -121,7 +121,7 @@ async def test_the_model_hangs_up(scene: Scene) -> None:
     await phone.wait("CALL_CLOSED")
     summary = await call.summary()
     assert summary["ending"]["by"] == "model"
-    assert summary["ending"]["why"] == "farewell"
+    assert summary["ending"]["why"] == "agent_hangup"
     (farewell,) = session.sent_items.values()
     assert phone.heard.has(bytes(farewell)), "a goodbye is heard to its end"
     hangup = await scene.asterisk.manager.wait("Hangup", ChannelStateDesc="Up", Exten="")
@@ -176,10 +176,10 @@ async def test_asterisk_crashes(scene: Scene) -> None:
     await phone.call(scene.uri("101"))
     await lost.session()
     await scene.asterisk.crash_and_restart()
-    assert (await lost.summary())["ending"]["why"] == "rtp_silence"
+    assert (await lost.summary())["ending"]["why"] == "rtp_timeout"
     await phone.hang_up()
     call = scene.agent.next_call()
     await phone.call(scene.uri("101"))
     await call.session()
     await phone.hang_up()
-    assert (await call.summary())["ending"]["why"] == "hung_up"
+    assert (await call.summary())["ending"]["why"] == "remote_hangup"

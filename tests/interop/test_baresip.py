@@ -114,7 +114,7 @@ async def test_both_hear_each_other(agent: Agent, phone: Phone, way: Way) -> Non
     await eventually(lambda: phone.heard.has(bytes(greeting), but_first_ms=0), "all of it")
     await phone.hang_up()
     summary = await call.summary()
-    assert summary["ending"]["why"] == "hung_up"
+    assert summary["ending"]["why"] == "remote_hangup"
     assert summary["underruns"] == 0
     assert summary["transport"] == way.transport
     assert summary["security"].startswith(way.security)
@@ -131,7 +131,7 @@ async def test_keys_and_goodbye(agent: Agent, phone: Phone, way: Way) -> None:
     await phone.wait("CALL_CLOSED", within_s=30)
     summary = await call.summary()
     assert [entry["digits"] for entry in summary["digits"]] == ["0"]
-    assert summary["ending"]["why"] == "farewell"
+    assert summary["ending"]["why"] == "agent_hangup"
     assert summary["security"].startswith(way.security)
     (farewell,) = session.sent_items.values()
     assert phone.heard.has(bytes(farewell), but_first_ms=0), "a goodbye is heard to its end"
@@ -159,7 +159,7 @@ async def test_hold_and_resume(agent: Agent, phone: Phone, way: Way) -> None:
         "the greeting, the rest of it after the hold",
     )
     await phone.hang_up()
-    assert (await call.summary())["ending"]["why"] == "hung_up"
+    assert (await call.summary())["ending"]["why"] == "remote_hangup"
 
 
 async def test_no_such_number(agent: Agent, phone: Phone) -> None:

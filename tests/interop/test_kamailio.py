@@ -116,7 +116,7 @@ async def test_a_dialog_stays_on_its_worker(cluster: Cluster) -> None:
     await assert_alive(cluster, second, 20)
     await second.hang_up()
     summary = await cluster.summary(second)
-    assert (summary["worker"], summary["ending"]["why"]) == (1, "hung_up")
+    assert (summary["worker"], summary["ending"]["why"]) == (1, "remote_hangup")
 
 
 async def test_the_gateways_bye_comes_back_through_the_proxy(cluster: Cluster) -> None:
@@ -169,7 +169,7 @@ async def test_a_draining_worker_is_taken_out_and_comes_back(cluster: Cluster) -
     await assert_alive(cluster, staying, 30)
     await assert_alive(cluster, other, 31)
     await staying.hang_up()
-    assert (await cluster.summary(staying))["ending"]["why"] == "hung_up"
+    assert (await cluster.summary(staying))["ending"]["why"] == "remote_hangup"
     assert_continuous(staying.rtp.packets)
     await cluster.gateway.wait("worker.drained", worker=0, pid=before)
     await cluster.settled((0, 2))
@@ -185,19 +185,19 @@ async def test_killing_a_worker_loses_only_its_calls(cluster: Cluster) -> None:
     session = await cluster.session_of(lost)
     before = cluster.pid(0)
     os.kill(before, signal.SIGKILL)
-    died = await cluster.gateway.wait("worker.died", worker=0, pid=before)
+    died = await cluster.gateway.wait("worker.crashed", worker=0, pid=before)
     assert died["ended"] == "SIGKILL"
     new = await cluster.dial()
     await assert_alive(cluster, kept, 40)
     await assert_alive(cluster, new, 41)
     assert (await kept.reinvite()).code == 200
     await session.wait_until(lambda one: not one.live, 10)
-    await cluster.gateway.wait("worker.up", worker=0, count=_ups(cluster, 0, before) + 1)
+    await cluster.gateway.wait("worker.ready", worker=0, count=_ups(cluster, 0, before) + 1)
     lost.bye()  # its worker knows nothing of it any more
     await lost.until(lambda call: any(m.code == 481 for m in call.messages), what="481 to the BYE")
     for call in (kept, new):
         await call.hang_up()
-        assert (await cluster.summary(call))["ending"]["why"] == "hung_up"
+        assert (await cluster.summary(call))["ending"]["why"] == "remote_hangup"
         assert_continuous(call.rtp.packets)
     await cluster.settled((0, 0))
     pair = await cluster.dial_each()
@@ -207,7 +207,7 @@ async def test_killing_a_worker_loses_only_its_calls(cluster: Cluster) -> None:
 
 def _ups(cluster: Cluster, worker: int, pid: int) -> int:
     """How often the worker had come up when it had this process."""
-    pids = [line["pid"] for line in cluster.gateway.all("worker.up", worker=worker)]
+    pids = [line["pid"] for line in cluster.gateway.all("worker.ready", worker=worker)]
     return pids.index(pid) + 1
 
 
@@ -232,7 +232,7 @@ async def test_no_call_of_sipp_fails_while_both_workers_are_restarted(
             before = cluster.pid(worker)
             ups = _ups(cluster, worker, before)
             os.kill(before, signal.SIGTERM)
-            await cluster.gateway.wait("worker.up", worker=worker, count=ups + 1)
+            await cluster.gateway.wait("worker.ready", worker=worker, count=ups + 1)
             await cluster.proxy.until(lambda targets: all(t.flags == "AP" for t in targets), "back")
         async with asyncio.timeout(45):
             await sipp.wait()

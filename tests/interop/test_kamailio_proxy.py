@@ -85,7 +85,7 @@ async def test_both_hear_each_other(registrar: Registrar, agent: Agent, phone: P
     await session.wait_until(lambda s: bool(s.seen("conversation.item.create")), within_s=15)
     await phone.hang_up()
     summary = await call.summary()
-    assert summary["ending"]["why"] == "hung_up"
+    assert summary["ending"]["why"] == "remote_hangup"
     assert summary["trunk"] == "proxy"
     assert summary["transport"] == agent.transport
 
@@ -96,7 +96,7 @@ async def test_the_model_hangs_up(registrar: Registrar, agent: Agent, phone: Pho
     call = agent.next_call()
     await phone.call(f"sip:100@{registrar.address}")
     await phone.wait("CALL_CLOSED")
-    assert (await call.summary())["ending"]["why"] == "farewell"
+    assert (await call.summary())["ending"]["why"] == "agent_hangup"
     host = agent.gateway.sip[0]
     requests = registrar.tail(100_000).splitlines()
     assert any("BYE sip:201" in line and f"from {host}:" in line for line in requests)
@@ -115,7 +115,7 @@ async def test_hold_and_resume(registrar: Registrar, agent: Agent, phone: Phone)
     await phone.say(pcm(said))
     await session.wait_until(lambda s: share_heard(said, bytes(s.received)) > 0.9, within_s=15)
     await phone.hang_up()
-    assert (await call.summary())["ending"]["why"] == "hung_up"
+    assert (await call.summary())["ending"]["why"] == "remote_hangup"
 
 
 async def test_a_wrong_password_registers_nobody(
@@ -124,7 +124,7 @@ async def test_a_wrong_password_registers_nobody(
     more = TRUNK.format(registrar=registrar, secret="wrong", transport="udp")
     other = Agent(tmp_path, (f"udp:{EXTENSION}:0",), more)
     await other.start()
-    line = await other.gateway.wait("trunk.not_registered", trunk="proxy")
+    line = await other.gateway.wait("trunk.registration_failed", trunk="proxy")
     assert line["code"] == 401
     assert line["next_try"] > 30, "a registrar locks out who tries too often"
     await other.stop()

@@ -21,11 +21,11 @@ HOLD_MS, EARLY_MS, EARLY_SHARE = (100, 4000), (0, 40), 0.3
 
 OURS = {
     "fault",
-    "leg_lost",
+    "leg_timeout",
     "session_unreachable",
     "session_refused",
     "session_error",
-    "rtp_silence",
+    "rtp_timeout",
     "max_duration",
     "no_route",
     "over_capacity",
@@ -33,7 +33,7 @@ OURS = {
     "refused",
 }
 """Endings that nobody in this load asks for."""
-GOOD_OUTCOMES = {"hung_up", "ended", "cancelled", "crossed"}
+GOOD_OUTCOMES = {"remote_hangup", "ended", "cancelled", "crossed"}
 REST_SECONDS = 5.0
 """RTP ports are let go of up to 1 s after their call and rest for 2 s; then their descriptors are
 closed."""

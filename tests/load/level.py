@@ -36,13 +36,13 @@ QUICK = Timing(repetitions=1, warm_up=1.5, steady=4.0, probe=3.0, barge=3.0)
 
 FAULTS = {
     "gateway.unhandled",
-    "gateway.calls_left",
-    "call.fault",
-    "call.leg_given_up",
+    "gateway.calls_not_ended",
+    "call.internal_error",
+    "call.leg_timeout",
     "sip.callback_failed",
     "sip.turn_failed",
     "sip.call_stuck",
-    "sip.thread_hung",
+    "sip.thread_stuck",
     "session.handler_failed",
     "session.reader_failed",
     "records.dropped",

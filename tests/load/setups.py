@@ -71,7 +71,7 @@ def _at(rate: int, gateway: subject.Gateway, phone: Worker) -> Rate:
     cpu = proc.cpu_ms(gateway.pid) - cpu
     after = phone.ask("count")["outcomes"]
     setup = Spread.of(value / NS for value in phone.ask("take")["setups_ns"])
-    good = after.get("hung_up", 0) - before.get("hung_up", 0)
+    good = after.get("remote_hangup", 0) - before.get("remote_hangup", 0)
     return Rate(
         per_second=rate,
         calls=calls,

@@ -106,7 +106,7 @@ class SipCall:
         if method == "INVITE":
             self._on_invite_response(code, lines, body, at)
         elif method == "BYE" and code >= 200:
-            self._over("crossed" if self.cancelled else "hung_up")
+            self._over("crossed" if self.cancelled else "remote_hangup")
         elif method == "CANCEL" and code >= 200 and self._pending == "CANCEL":
             self._pending = ""
 

@@ -90,7 +90,7 @@ class Gateway:
             if self.worker.process.poll() is not None:
                 raise Failed(f"the gateway ended at its start ({self.worker.tail()})")
             for line in self.log():
-                if line.get("event") == "gateway.up":
+                if line.get("event") == "gateway.started":
                     return line
             time.sleep(0.05)
         raise Failed(f"the gateway did not come up ({self.worker.tail()})")

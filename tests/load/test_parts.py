@@ -114,7 +114,7 @@ def test_a_call_is_answered_and_hung_up() -> None:
     assert wires.call.media == ("127.0.0.1", 4002)
     wires.call.hang_up(2000)
     wires.receive("SIP/2.0 200 OK", "BYE")
-    assert wires.call.outcome == "hung_up"
+    assert wires.call.outcome == "remote_hangup"
     assert wires.sent == ["INVITE", "ACK", "BYE"]
 
 

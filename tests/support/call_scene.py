@@ -35,11 +35,11 @@ from gateway.realtime.events import (
 )
 from tests.support.official_types import check_client_event
 
-UP = inputs.SessionUp("sess_1")
+UP = inputs.SessionReady("sess_1")
 ACK = inputs.Confirmed()
 TICK = inputs.Tick()
 SHUT_DOWN = inputs.ShutDown()
-FAULT = inputs.Faulted("ValueError: defect")
+FAULT = inputs.InternalError("ValueError: defect")
 BYE = inputs.LegEnded(200, "OK", "BYE", "Q.850;cause=16", False)
 CANCEL = inputs.LegEnded(487, "Request Terminated", "CANCEL", "SIP;cause=200", False)
 OUR_END = inputs.LegEnded(200, "OK", "", "", True)
@@ -53,20 +53,20 @@ def closed(code: int, reason: str = "") -> inputs.SessionClosed:
     return inputs.SessionClosed(code, reason, False)
 
 
-def said(event: ServerEvent) -> inputs.ServerSaid:
+def said(event: ServerEvent) -> inputs.ServerEventReceived:
     """An event of the session."""
-    return inputs.ServerSaid(event)
+    return inputs.ServerEventReceived(event)
 
 
-def created(response: str, command: CreateResponse | None = None) -> inputs.ServerSaid:
+def created(response: str, command: CreateResponse | None = None) -> inputs.ServerEventReceived:
     """``response.created``, of a server that says that ``command`` asked for it."""
     metadata = (command.response or {}).get("metadata") if command is not None else None
-    return inputs.ServerSaid(ResponseCreated(response, metadata or {}), command)
+    return inputs.ServerEventReceived(ResponseCreated(response, metadata or {}), command)
 
 
 def done(
     response: str, status: str = "completed", calls: Sequence[tuple[str, ...]] = ()
-) -> inputs.ServerSaid:
+) -> inputs.ServerEventReceived:
     """``response.done`` with function calls (name, call_id, and arguments if there are any)."""
     output: list[dict[str, Any]] = [{"type": "message", "role": "assistant"}]
     output += [
@@ -81,19 +81,19 @@ def done(
     return said(ResponseDone(response, status, None, None, None, tuple(output), None))
 
 
-def failed(response: str) -> inputs.ServerSaid:
+def failed(response: str) -> inputs.ServerEventReceived:
     """``response.done`` of a response that the server could not make."""
     return said(
         ResponseDone(response, "failed", None, "rate_limit_exceeded", "Too many.", (), None)
     )
 
 
-def audio(response: str, item: str, ms: int, part: int = 0) -> inputs.ServerSaid:
+def audio(response: str, item: str, ms: int, part: int = 0) -> inputs.ServerEventReceived:
     """A delta of ``ms`` milliseconds."""
     return said(AudioDelta(response, item, part, b"\x42" * (ms * 8)))
 
 
-def audio_done(response: str, item: str, part: int = 0) -> inputs.ServerSaid:
+def audio_done(response: str, item: str, part: int = 0) -> inputs.ServerEventReceived:
     """``response.output_audio.done``."""
     return said(AudioDone(response, item, part))
 
@@ -108,9 +108,9 @@ def key(digit: str) -> inputs.DigitPressed:
 
 def error(
     code: str | None, command: ClientCommand | None = None, message: str = ""
-) -> inputs.ServerFailed:
+) -> inputs.ServerErrorReceived:
     """An ``error`` event that answers ``command``."""
-    return inputs.ServerFailed(ServerError(code, message), command)
+    return inputs.ServerErrorReceived(ServerError(code, message), command)
 
 
 class Scene:
@@ -122,7 +122,7 @@ class Scene:
         self.now = 0.0
         self.machine = CallMachine(self.plan, self.record, self.now)
         self.sent: list[ClientCommand] = []
-        self.notes: list[outputs.Note] = []
+        self.notes: list[outputs.LogEvent] = []
         self.seen: list[str] = []
         self.queue = 0
         """Frames in the playout queue."""
@@ -131,7 +131,7 @@ class Scene:
         self._playing = False
         self._paused = False
         self._inbox: deque[inputs.Input] = deque()
-        self._carry_out(self.machine.start(self.now))
+        self._execute(self.machine.start(self.now))
 
     def at(self, seconds: float, *happenings: inputs.Input) -> list[str]:
         """Let the time come, with the ticks due by then, then feed; returns what was done."""
@@ -194,15 +194,15 @@ class Scene:
     def _feed(self, happening: inputs.Input) -> None:
         self._inbox.append(happening)
         while self._inbox:
-            self._carry_out(self.machine.handle(self._inbox.popleft(), self.now))
+            self._execute(self.machine.handle(self._inbox.popleft(), self.now))
 
-    def _carry_out(self, todo: list[outputs.Output]) -> None:
+    def _execute(self, todo: list[outputs.Output]) -> None:
         for output in todo:
             words = _words(output)
             if words:
                 self.seen.append(words)
             match output:
-                case outputs.Note():
+                case outputs.LogEvent():
                     self.notes.append(output)
                 case outputs.Send():
                     check_client_event(output.command.body())
@@ -227,11 +227,11 @@ def _words(output: outputs.Output) -> str:
             return "180"
         case outputs.OpenSession(endpoint, spare):
             return "open spare" if spare else f"open {endpoint or ''}".rstrip()
-        case outputs.TakeOver():
+        case outputs.PromoteStandby():
             return "take over"
         case outputs.Answer():
             return "200"
-        case outputs.Refuse(code, headers):
+        case outputs.Reject(code, headers):
             after = headers.get("Retry-After")
             return f"{code} {_cause(headers)}" + (f" retry {after}" if after else "")
         case outputs.HangUp(headers):
@@ -248,21 +248,21 @@ def _words(output: outputs.Output) -> str:
             return "pause" if paused else "go on"
         case outputs.Dial():
             return "dial"
-        case outputs.Sound(name):
+        case outputs.PlaySound(name):
             return f"sound {name}".rstrip()
         case outputs.Refer(target, replaces):
             return "refer to the second" if replaces else f"refer {target}"
-        case outputs.DialSecond(uri, trunk):
+        case outputs.DialBLeg(uri, trunk):
             return f"second {uri} {trunk}".rstrip()
-        case outputs.HangUpSecond():
+        case outputs.HangUpBLeg():
             return "hang up second"
-        case outputs.Join(listen):
+        case outputs.BridgeLegs(listen):
             return "join, listening" if listen else "join"
-        case outputs.Press(digit, how, second):
+        case outputs.SendDtmf(digit, how, second):
             return f"press {digit} {'second' if second else how}"
         case outputs.RunTool(call_id, name, arguments):
             return f"run {name} {call_id} {arguments}"
-        case outputs.AskOperator(_key, name, _arguments, rule):
+        case outputs.RequestApproval(_key, name, _arguments, rule):
             return f"ask {name} {rule}"
         case outputs.Play(audio):
             return f"play {len(audio) // 8}" if audio else ""

@@ -21,21 +21,21 @@ PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "ALL_PROXY"),
 
 FAULTS = (
     "gateway.unhandled",
-    "gateway.calls_left",
-    "call.fault",
-    "call.leg_given_up",
+    "gateway.calls_not_ended",
+    "call.internal_error",
+    "call.leg_timeout",
     "call.playout_overflow",
     "sip.callback_failed",
     "sip.turn_failed",
     "sip.call_failed",
     "sip.call_stuck",
-    "sip.thread_hung",
+    "sip.thread_stuck",
     "sip.stop_failed",
     "session.handler_failed",
     "session.reader_failed",
     "session.closed_handler_failed",
     "records.dropped",
-    "records.not_written",
+    "records.write_failed",
 )
 """Log events that a run without a defect has none of."""
 
@@ -103,7 +103,7 @@ class Gateway:
             asyncio.create_task(self._read(stream), name="gateway log")
             for stream in (self._process.stdout, self._process.stderr)
         ]
-        await self.wait("gateway.up")
+        await self.wait("gateway.started")
 
     @property
     def pid(self) -> int:
@@ -114,13 +114,13 @@ class Gateway:
     @property
     def sip(self) -> tuple[str, int]:
         """Where it takes calls."""
-        _transport, host, port = self.all("gateway.up")[0]["listen"][0].split(":")
+        _transport, host, port = self.all("gateway.started")[0]["listen"][0].split(":")
         return host, int(port)
 
     @property
     def max_calls(self) -> int:
         """Calls it takes at a time, as it says at its start."""
-        return int(self.all("gateway.up")[0]["max_calls"])
+        return int(self.all("gateway.started")[0]["max_calls"])
 
     def all(self, event: str, **fields: Any) -> list[Line]:
         """Log lines of this event with these fields, so far.
@@ -215,7 +215,7 @@ class Gateway:
         assert not faults, faults[:5]
         assert not self.other_output, self.other_output
         assert status == 0, self.tail()
-        down = self.all("gateway.down")
+        down = self.all("gateway.stopped")
         assert [line["media_faults"] for line in down] == [0], down
 
     def read_log(self, reading: bool) -> None:

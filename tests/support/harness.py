@@ -95,7 +95,7 @@ def rtp_range() -> tuple[int, int]:
     return low, low + 399
 
 
-class World:
+class GatewayStack:
     """One gateway with its emulator and a telephone.
 
     ``more``, ``realtime`` and ``routes`` are TOML, added to the configuration, to its section
@@ -232,7 +232,7 @@ class World:
         """Hang up; returns the summary line, which has to say so."""
         await call.hang_up()
         summary = await self.summary(call)
-        assert summary["ending"]["why"] == "hung_up", summary["ending"]
+        assert summary["ending"]["why"] == "remote_hangup", summary["ending"]
         return summary
 
     async def record(self, call: PhoneCall, within_s: float = WITHIN_S) -> dict[str, Any]:

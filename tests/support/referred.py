@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from tests.support.harness import World
+from tests.support.harness import GatewayStack
 from tests.support.rtp_end import RtpEnd
 from tests.support.sip_phone import CODECS, Message, Phone, PhoneCall, _answer
 
@@ -66,7 +66,7 @@ class ReferredCall(PhoneCall):
         return [m.code for m in self.messages if m.code and m.method == method]
 
 
-async def dial(world: World, user: str, refer_code: int = 202) -> ReferredCall:
+async def dial(world: GatewayStack, user: str, refer_code: int = 202) -> ReferredCall:
     """Place such a call, and wait until it is up on both sides."""
     phone: Phone = world.phone
     payload_type, silence = CODECS["PCMU"]

@@ -29,7 +29,7 @@ def user_of(received: Received) -> str:
     return received.request_uri.partition(":")[2].partition("@")[0]
 
 
-class Screen:
+class AccessControl:
     """Decides as the called user says."""
 
     signalling: Signalling
@@ -104,7 +104,7 @@ def main() -> None:
     account = pj.Account()
     account.create(account_config)
     endpoint.libStart()
-    screen = Screen()
+    screen = AccessControl()
     signalling = screen.signalling = Signalling(screen.on_message, screen.on_request)
     signalling.open()
     answers: list[tuple[int, int]] = []

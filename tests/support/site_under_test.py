@@ -82,7 +82,7 @@ class Site:
 
     def port(self, transport: str, host: str = "127.0.0.1") -> int:
         """Where the gateway listens."""
-        listening = self.gateway.all("gateway.up")[0]["listen"]
+        listening = self.gateway.all("gateway.started")[0]["listen"]
         begin = f"{transport}:{host}:"
         return int(next(a for a in listening if a.startswith(begin)).removeprefix(begin))
 

@@ -17,16 +17,16 @@ from pathlib import Path
 def main() -> None:
     """Behave."""
     what = sys.argv[1]
-    lifeline = socket.socket(fileno=int(sys.argv[sys.argv.index("--lifeline") + 1]))
+    supervisor_link = socket.socket(fileno=int(sys.argv[sys.argv.index("--supervisor-link") + 1]))
     if what == "broken":
         sys.exit(1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if what == "deaf" else lambda *_: sys.exit(0))
     if what == "renew":
         signal.signal(signal.SIGHUP, lambda *_: Path(sys.argv[2]).touch())
-    lifeline.send(b"up\n")
+    supervisor_link.send(b"up\n")
     if what == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
-    lifeline.recv(1)  # until the supervisor is gone
+    supervisor_link.recv(1)  # until the supervisor is gone
     if what == "orphan":
         Path(sys.argv[2]).touch()
 

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.call.rules.plan import GuardRule
+from gateway.call.rules.plan import GuardrailPlan
 from gateway.tools import content_check as words
-from gateway.tools import executor as toolbox
-from gateway.tools.executor import Toolbox
+from gateway.tools.executor import ToolExecutor
 from gateway.tools.runner import ToolCall
 
 
@@ -20,19 +19,19 @@ def test_what_raises_denies(monkeypatch: pytest.MonkeyPatch) -> None:
         raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
 
     monkeypatch.setattr(words, "ask", broken)
-    made, said = Toolbox.__new__(Toolbox), list[tuple[bool | None, str]]()
+    made, said = ToolExecutor.__new__(ToolExecutor), list[tuple[bool | None, str]]()
     made.http = None  # type: ignore[assignment]
     call = ToolCall("", "agent", "words", call="c1")
     with capture_logs() as logs:
-        asyncio.run(made._check(GuardRule("r"), call, lambda *answer: said.append(answer)))
+        asyncio.run(made._check(GuardrailPlan("r"), call, lambda *answer: said.append(answer)))
     assert [allowed for allowed, _why in said] == [False]
-    assert [line["event"] for line in logs] == ["guard.failed"]
+    assert [line["event"] for line in logs] == ["guardrail.failed"]
 
 
 def test_too_much_at_once_denies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toolbox, "MAX_RUNNING", 0)
-    made, said = Toolbox.__new__(Toolbox), list[tuple[bool | None, str]]()
+    monkeypatch.setattr(tool_executor, "MAX_RUNNING", 0)
+    made, said = ToolExecutor.__new__(ToolExecutor), list[tuple[bool | None, str]]()
     made._tasks = set()
     call = ToolCall("", "agent", "words", call="c1")
-    made.check(GuardRule("r"), call, lambda *answer: said.append(answer))
+    made.check(GuardrailPlan("r"), call, lambda *answer: said.append(answer))
     assert [allowed for allowed, _why in said] == [False]

@@ -197,9 +197,9 @@ def test_of_a_probe_only_trouble_is_written(tmp_path: Path) -> None:
     with structlog.contextvars.bound_contextvars(probe=True):
         structlog.get_logger("test").info("session.connecting")
         structlog.get_logger("test").warning("session.setup_failed")
-    structlog.get_logger("test").info("realtime.well_again")
+    structlog.get_logger("test").info("realtime.healthy")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["event"] for line in lines] == ["session.setup_failed", "realtime.well_again"]
+    assert [line["event"] for line in lines] == ["session.setup_failed", "realtime.healthy"]
     assert lines[0]["probe"] is True
 
 

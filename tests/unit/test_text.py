@@ -41,7 +41,7 @@ def test_the_console_log_shows_no_controls(tmp_path: Path) -> None:
     try:
         raise ValueError(EVIL)
     except ValueError:
-        log.exception("call.fault")
+        log.exception("call.internal_error")
     text = file.read_text()
     assert SHOWN in text
     assert "ValueError" in text

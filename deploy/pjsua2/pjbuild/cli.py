@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(wheel_key(HERE, "*"))
             return 0
         with locked(root):
-            _carry_out(options, root)
+            _execute(options, root)
     except BuildError as error:
         print(f"pjsua2: {error}\npjsua2: the environment is as it was.", file=sys.stderr)
         return 1
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _carry_out(options: argparse.Namespace, root: Path) -> None:
+def _execute(options: argparse.Namespace, root: Path) -> None:
     logs = root / "logs"
     logs.mkdir(exist_ok=True)
     log = logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"

@@ -18,7 +18,7 @@ class Worker:
 
     Args:
         index: which worker, counted from 0.
-        command: program and arguments; ``--lifeline FD`` is added.
+        command: program and arguments; ``--supervisor_link FD`` is added.
     """
 
     def __init__(self, index: int, command: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ class Worker:
         """Time of the event loop's clock, s."""
         self._command = tuple(command)
         self._process: asyncio.subprocess.Process | None = None
-        self._lifeline: socket.socket | None = None
+        self._supervisor_link: socket.socket | None = None
 
     @property
     def pid(self) -> int:
@@ -51,7 +51,7 @@ class Worker:
             try:
                 self._process = await asyncio.create_subprocess_exec(
                     *self._command,
-                    "--lifeline",
+                    "--supervisor-link",
                     str(theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
@@ -61,27 +61,27 @@ class Worker:
             except BaseException:
                 ours.close()
                 raise
-        self._lifeline = ours
+        self._supervisor_link = ours
 
     async def came_up(self, seconds: float) -> bool:
         """Wait until it takes calls; False when it ended before. Raises TimeoutError."""
-        assert self._lifeline is not None
+        assert self._supervisor_link is not None
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(seconds):
             try:
-                self.was_up = (await loop.sock_recv(self._lifeline, 64)).startswith(UP)
+                self.was_up = (await loop.sock_recv(self._supervisor_link, 64)).startswith(UP)
             except ConnectionError:
                 self.was_up = False
         return self.was_up
 
     async def listen(self, seconds: float) -> None:
         """Hear how it is until it ends. Raises TimeoutError when nothing comes for so long."""
-        assert self._lifeline is not None
+        assert self._supervisor_link is not None
         loop = asyncio.get_running_loop()
         while True:
             async with asyncio.timeout(seconds):
                 try:
-                    said = await loop.sock_recv(self._lifeline, 4096)
+                    said = await loop.sock_recv(self._supervisor_link, 4096)
                 except ConnectionError:
                     return
             if not said:
@@ -92,9 +92,9 @@ class Worker:
         """Wait for its end; the exit status, or minus the signal that ended it."""
         assert self._process is not None
         status = await self._process.wait()
-        if self._lifeline is not None:
-            self._lifeline.close()
-            self._lifeline = None
+        if self._supervisor_link is not None:
+            self._supervisor_link.close()
+            self._supervisor_link = None
         return status
 
     def send(self, number: signal.Signals) -> None:

@@ -93,7 +93,7 @@ class Supervisor:
             self._signal_all(signal.SIGKILL)  # none is left, unless something here failed
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
                 loop.remove_signal_handler(number)
-        log.info("workers.down", status=self._status)
+        log.info("workers.stopped", status=self._status)
         return self._status
 
     def _on_signal(self, number: int) -> None:
@@ -163,7 +163,7 @@ class Supervisor:
         try:
             await worker.start()
         except OSError as error:
-            log.error("worker.not_run", worker=worker.index, error=str(error))
+            log.error("worker.exec_failed", worker=worker.index, error=str(error))
             return 1
         log.info("worker.started", worker=worker.index, pid=worker.pid)
         if self._stop.is_set():  # told to end while it was being started
@@ -172,7 +172,9 @@ class Supervisor:
             if await worker.came_up(UP_SECONDS):
                 self._note_up(worker)
         except TimeoutError:
-            log.error("worker.stuck", worker=worker.index, pid=worker.pid, seconds=UP_SECONDS)
+            log.error(
+                "worker.start_timeout", worker=worker.index, pid=worker.pid, seconds=UP_SECONDS
+            )
             worker.send(signal.SIGKILL)
         if worker.was_up:
             await self._listen(worker)
@@ -195,11 +197,11 @@ class Supervisor:
         self._watchdog = asyncio.get_running_loop().call_later(WATCHDOG_SECONDS, self._tell_systemd)
 
     def _note_up(self, worker: Worker) -> None:
-        log.info("worker.up", worker=worker.index, pid=worker.pid)
+        log.info("worker.ready", worker=worker.index, pid=worker.pid)
         self._ever_up.add(worker.index)
         if len(self._ever_up) == self._count and not self._announced:
             self._announced = True
-            log.info("workers.up", pids=[one.pid for _, one in sorted(self._workers.items())])
+            log.info("workers.ready", pids=[one.pid for _, one in sorted(self._workers.items())])
             notify("READY=1", f"STATUS={self._count} workers take calls")
 
     async def _pause(self, worker: Worker, status: int, seconds: float, deaths: int) -> bool:
@@ -213,12 +215,12 @@ class Supervisor:
             "max_restarts": self._max_restarts,
         }
         if deaths > self._max_restarts:
-            log.error("worker.given_up", **said)
+            log.error("worker.restart_limit_reached", **said)
             notify(f"STATUS=worker {worker.index} was given up")
             self._status = 1
             return False
         pause = min(FIRST_PAUSE_SECONDS * 2 ** (deaths - 1), LONGEST_PAUSE_SECONDS)
-        log.error("worker.died", **said, restart_in_seconds=pause)
+        log.error("worker.crashed", **said, restart_in_seconds=pause)
         try:
             async with asyncio.timeout(pause):
                 await self._stop.wait()

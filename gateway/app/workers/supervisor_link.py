@@ -15,7 +15,7 @@ WELL, ILL = b"well\n", b"ill\n"
 """What it says each second from then on."""
 
 
-class Lifeline:
+class SupervisorLink:
     """The worker's end.
 
     Args:

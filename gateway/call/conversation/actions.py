@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 
-from gateway.call.conversation.control import Parting, Talk
-from gateway.call.ending import Why
+from gateway.call.conversation.control import ConversationControl, Termination
+from gateway.call.ending import EndReason
 from gateway.call.leg.call_control import OPERATOR_ERRAND
 from gateway.call.outputs import Output, Send
 from gateway.realtime.commands import CreateItem, CreateResponse
 from gateway.tools.arguments import ToolError
 from gateway.tools.commands import (
-    Act,
     AskAside,
+    CallCommand,
     EndCall,
     HandOn,
     Respond,
@@ -24,11 +24,11 @@ from gateway.tools.commands import (
 from gateway.tools.definitions import TRANSFER_CALL
 
 
-def carry_out(act: Act, talk: Talk, now: float) -> list[Output]:
+def carry_out(act: CallCommand, talk: ConversationControl, now: float) -> list[Output]:
     """Do it, unless the call is being left already."""
     if talk.parting is not None and not isinstance(act, AskAside):
         return []
-    note = talk.journal.note(now, "act", "info", act=type(act).__name__)
+    note = talk.timeline.note(now, "command", "info", act=type(act).__name__)
     match act:
         case Say(words):
             return [note, *talk.say(words, now)]
@@ -42,20 +42,22 @@ def carry_out(act: Act, talk: Talk, now: float) -> list[Output]:
         case Respond(instructions):
             return [note, *talk.ask(CreateResponse({"instructions": instructions}), now)]
         case AskAside(key, instructions, metadata):
-            return [note, *talk.asides.ask(key, "application", instructions, now, metadata)]
+            return [note, *talk.out_of_band.ask(key, "application", instructions, now, metadata)]
         case TransferTo(destination, words):
-            talk.part(Parting(Why.APPLICATION, "by a function", words, transfer_to=destination))
+            talk.part(
+                Termination(EndReason.APPLICATION, "by a function", words, transfer_to=destination)
+            )
         case HandOn(destination):
             wanted = json.dumps({"destination": destination})
             try:
-                talk.errands.ask(TRANSFER_CALL, OPERATOR_ERRAND, wanted, now)
+                talk.call_actions.ask(TRANSFER_CALL, OPERATOR_ERRAND, wanted, now)
             except ToolError as error:
-                refused = talk.journal.note(now, "act_refused", "warning", reason=str(error))
+                refused = talk.timeline.note(now, "command_rejected", "warning", reason=str(error))
                 return [note, refused]
         case EndCall(words):
-            talk.part(Parting(Why.APPLICATION, "by a function", words))
+            talk.part(Termination(EndReason.APPLICATION, "by a function", words))
     return [note]
 
 
-def _respond(talk: Talk, wanted: bool, now: float) -> list[Output]:
+def _respond(talk: ConversationControl, wanted: bool, now: float) -> list[Output]:
     return talk.ask(CreateResponse(), now) if wanted else []

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gateway.call.conversation.out_of_band import Asides
+from gateway.call.conversation.out_of_band import OutOfBandResponses
 from gateway.call.conversation.responses import ResponseGate
-from gateway.call.ending import Why
-from gateway.call.leg.call_control import OWN_ERRAND, Errands
-from gateway.call.leg.graceful_hangup import Farewell
+from gateway.call.ending import EndReason
+from gateway.call.leg.call_control import OWN_ERRAND, CallActions
+from gateway.call.leg.graceful_hangup import HangupAfterPlayout
 from gateway.call.outputs import Output, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playout.playback import Playback
-from gateway.call.timeline import Journal
+from gateway.call.timeline import CallTimeline
 from gateway.realtime.commands import (
     CancelResponse,
     ClientCommand,
@@ -32,10 +32,10 @@ from gateway.tools.definitions import TRANSFER_CALL
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
+class Termination:
     """The gateway ends the model's part in this call."""
 
-    why: Why
+    why: EndReason
     detail: str = ""
     """For the record."""
     words: str = ""
@@ -44,7 +44,7 @@ class Parting:
     """Name of the destination to transfer to; ``words`` are for when that fails."""
 
 
-class KeyTaker(Protocol):
+class DtmfConsumer(Protocol):
     """Takes the caller's keys in place of the conversation, while it wants them."""
 
     @property
@@ -55,26 +55,26 @@ class KeyTaker(Protocol):
         """The caller pressed a key."""
 
 
-class Talk:
+class ConversationControl:
     """One conversation's means. Every method takes the time (s) and returns outputs."""
 
-    def __init__(self, plan: CallPlan, journal: Journal) -> None:
+    def __init__(self, plan: CallPlan, timeline: CallTimeline) -> None:
         self.plan = plan
-        self.journal = journal
-        self.playback = Playback(plan.codec.silence, plan.truncate_margin_ms, journal)
+        self.timeline = timeline
+        self.playback = Playback(plan.codec.silence, plan.truncate_margin_ms, timeline)
         self.gate = ResponseGate()
-        self.farewell = Farewell(plan.goodbye_timeout)
-        self.errands = Errands(plan, journal)
+        self.hangup_after_playout = HangupAfterPlayout(plan.goodbye_timeout)
+        self.call_actions = CallActions(plan, timeline)
         self.changes: dict[str, UpdateSession] = {}
         """What was changed about the session, by what it concerns, and holds for the next, too."""
-        self.asides = Asides(journal)
+        self.out_of_band = OutOfBandResponses(timeline)
         self.let_go: set[str] = set()
         """Items that the session was told to forget because they are old."""
         self.private: set[str] = set()
         """Function calls whose results stand in no record."""
-        self.collecting: KeyTaker | None = None
-        self.approvals: KeyTaker | None = None
-        self.parting: Parting | None = None
+        self.collecting: DtmfConsumer | None = None
+        self.approvals: DtmfConsumer | None = None
+        self.parting: Termination | None = None
         """Why nothing more is asked of the model, once that is so."""
         self._to_cancel: list[str] = []
         self._after_cut: list[Output] = []
@@ -101,7 +101,7 @@ class Talk:
         return [Send(CreateItem(message(role, text)))]
 
     @property
-    def key_taker(self) -> KeyTaker | None:
+    def key_taker(self) -> DtmfConsumer | None:
         """Who gets the next key instead of the conversation."""
         for taker in (self.approvals, self.collecting):
             if taker is not None and taker.wants_keys:
@@ -119,13 +119,13 @@ class Talk:
         """Stop playing, and take a goodbye back; ``cancel`` the running response, where the server
         does not know by itself."""
         outputs: list[Output] = []
-        unanswered = self.farewell.take_back()
+        unanswered = self.hangup_after_playout.take_back()
         if unanswered is not None:
-            outputs.append(self.journal.note(now, "farewell_taken_back", "info"))
+            outputs.append(self.timeline.note(now, "hangup_cancelled", "info"))
         if unanswered:
             result = {"status": "not ended", "reason": "the caller spoke during the goodbye"}
             outputs.append(tool_output(unanswered, result))
-        undone = self.errands.interrupt()
+        undone = self.call_actions.interrupt()
         if undone is not None:
             result = {"status": "not done", "reason": "the caller interrupted"}
             outputs.append(tool_output(undone, result))
@@ -161,7 +161,7 @@ class Talk:
 
     # ---- the end of it
 
-    def part(self, parting: Parting) -> None:
+    def part(self, parting: Termination) -> None:
         """Nothing more is asked of the model; the caller is handed on, or told goodbye. The first
         reason stands."""
         if self.parting is None:
@@ -171,18 +171,22 @@ class Talk:
     def leave(self, now: float) -> list[Output]:
         """Carry a parting out, once nothing else is under way."""
         parting = self.parting
-        if parting is None or self.errands.busy or self.farewell.deadline is not None:
+        if (
+            parting is None
+            or self.call_actions.busy
+            or self.hangup_after_playout.deadline is not None
+        ):
             return []
         if parting.transfer_to and not self._handed_on:
             self._handed_on = True
             wanted = json.dumps({"destination": parting.transfer_to})
             try:
-                self.errands.ask(TRANSFER_CALL, OWN_ERRAND, wanted, now)
+                self.call_actions.ask(TRANSFER_CALL, OWN_ERRAND, wanted, now)
             except ToolError as error:
-                note = self.journal.note(now, "tool_refused", "error", reason=str(error))
+                note = self.timeline.note(now, "tool_refused", "error", reason=str(error))
                 return [note, *self.leave(now)]
             return []
-        self.farewell.last(parting.why, now)
+        self.hangup_after_playout.last(parting.why, now)
         if not parting.words:
             return []
         # Nobody is to be answered any more, nor to be cut short.

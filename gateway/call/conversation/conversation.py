@@ -1,7 +1,7 @@
 """The conversation of one call while its session is up: what happens goes to the part it concerns.
 
-What the parts share is :class:`gateway.call.conversation.control.Talk`. A rule of its own is a
-:class:`gateway.call.rules.rule.Part`, and is named in :meth:`Conversation.__init__`.
+What the parts share is :class:`gateway.call.conversation.control.ConversationControl`. A rule of its own is a
+:class:`gateway.call.rules.rule.ConversationRule`, and is named in :meth:`Conversation.__init__`.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gateway.call.conversation.actions import carry_out
-from gateway.call.conversation.control import Talk, send
+from gateway.call.conversation.control import ConversationControl, send
 from gateway.call.conversation.responses import ResponseGate
 from gateway.call.conversation.transcript import Transcript
-from gateway.call.dtmf.input import Keys
-from gateway.call.ending import Why
-from gateway.call.inputs import Input, ServerSaid
-from gateway.call.outputs import AsideDone, Output
+from gateway.call.dtmf.input import DtmfInput
+from gateway.call.ending import EndReason
+from gateway.call.inputs import Input, ServerEventReceived
+from gateway.call.outputs import OutOfBandDone, Output
 from gateway.call.plan import CallPlan
 from gateway.call.playout.barge_in import Interruptions
 from gateway.call.rules.budget import Budget
-from gateway.call.rules.context_trimming import Keeping
-from gateway.call.rules.guardrails import Guards
-from gateway.call.rules.idle import Idle
-from gateway.call.rules.machine_detection import Machines
-from gateway.call.rules.response_failure import Rescue
-from gateway.call.rules.rule import Part
+from gateway.call.rules.context_trimming import ContextTrimmer
+from gateway.call.rules.guardrails import Guardrails
+from gateway.call.rules.idle import UserIdleTimeout
+from gateway.call.rules.machine_detection import MachineDetector
+from gateway.call.rules.response_failure import ResponseFallback
+from gateway.call.rules.rule import ConversationRule
 from gateway.call.rules.silence import Silence
-from gateway.call.timeline import Journal
+from gateway.call.timeline import CallTimeline
 from gateway.call.tools.approvals import Approvals
 from gateway.call.tools.function_calls import Functions
 from gateway.call.tools.mcp import McpWatch
@@ -48,19 +48,19 @@ from gateway.realtime.events import (
     SpeechStopped,
 )
 from gateway.realtime.settings_fallback import mended
-from gateway.tools.commands import Act, AskAside
+from gateway.tools.commands import AskAside, CallCommand
 
 
 class Conversation:
     """Decides for a call that is up. Every method takes the time (s) and returns outputs."""
 
-    def __init__(self, plan: CallPlan, journal: Journal) -> None:
+    def __init__(self, plan: CallPlan, timeline: CallTimeline) -> None:
         self._plan = plan
-        self._journal = journal
-        self.talk = Talk(plan, journal)
-        self.errands = self.talk.errands
+        self._timeline = timeline
+        self.talk = ConversationControl(plan, timeline)
+        self.call_actions = self.talk.call_actions
         self._interruptions = Interruptions(self.talk)
-        self._keys = Keys(self.talk, self._interruptions)
+        self._keys = DtmfInput(self.talk, self._interruptions)
         approvals = self.talk.approvals = Approvals(self.talk)
         self._functions = Functions(self.talk, approvals)
         self.transcript = Transcript(self.talk)
@@ -72,17 +72,17 @@ class Conversation:
             self.talk,
             lambda: self._caller_speaks or self._functions.busy or approvals.wants_keys,
         )
-        self._rescue = Rescue(self.talk)
-        self._parts: tuple[Part, ...] = (
+        self._response_fallback = ResponseFallback(self.talk)
+        self._parts: tuple[ConversationRule, ...] = (
             self.transcript,
             Budget(self.talk),
-            Idle(self.talk, lambda: self._functions.busy or approvals.wants_keys),
-            Machines(self.talk),
+            UserIdleTimeout(self.talk, lambda: self._functions.busy or approvals.wants_keys),
+            MachineDetector(self.talk),
             approvals,
             McpWatch(self.talk, approvals),
-            Guards(self.talk),
-            Keeping(self.talk),
-            self._rescue,
+            Guardrails(self.talk),
+            ContextTrimmer(self.talk),
+            self._response_fallback,
             self.silence,
         )
 
@@ -102,8 +102,8 @@ class Conversation:
 
     def look_on(self, input: Input, now: float) -> list[Output]:
         """What the parts do about it, after it was taken by whom it concerns."""
-        if type(input) is ServerSaid and (
-            type(input.event) is AudioDelta or self.talk.asides.takes(input.event)
+        if type(input) is ServerEventReceived and (
+            type(input.event) is AudioDelta or self.talk.out_of_band.takes(input.event)
         ):
             return []
         return [output for part in self._parts for output in part.on(input, now)]
@@ -141,14 +141,14 @@ class Conversation:
         self, event: ServerEvent, now: float, command: ClientCommand | None = None
     ) -> list[Output]:
         """An event of the session; ``command`` is our request for a response that begins."""
-        note, talk = self._journal.note, self.talk
-        if talk.asides.takes(event):
-            return talk.asides.on_event(event, now)
-        if self.errands.joined and not isinstance(event, AgentTranscript | InputTranscribed):
+        note, talk = self._timeline.note, self.talk
+        if talk.out_of_band.takes(event):
+            return talk.out_of_band.on_event(event, now)
+        if self.call_actions.joined and not isinstance(event, AgentTranscript | InputTranscribed):
             return []  # it listens, and has nobody to talk to
         match event:
             case AudioDelta():
-                outputs = self.errands.model_speaks(now) + self._functions.model_speaks()
+                outputs = self.call_actions.model_speaks(now) + self._functions.model_speaks()
                 outputs += talk.playback.receive(event)
                 return outputs + self.silence.heard() if talk.speaking else outputs
             case AudioDone():
@@ -158,7 +158,7 @@ class Conversation:
                 return self._interruptions.speech(event, now)
             case SpeechStopped():
                 self._caller_speaks = False
-                stopped = note(now, "caller_stops", audio_ms=event.audio_end_ms)
+                stopped = note(now, "caller_speech_stopped", audio_ms=event.audio_end_ms)
                 return [*self._interruptions.speech_over(event, now), stopped]
             case InputCommitted():
                 self._caller_speaks = False
@@ -176,9 +176,9 @@ class Conversation:
             case ResponseDone():
                 return self._on_response_done(event, now)
             case AgentTranscript():
-                return [note(now, "agent_said", item_id=event.item_id, text=event.transcript)]
+                return [note(now, "agent_transcript", item_id=event.item_id, text=event.transcript)]
             case InputTranscribed():
-                said = note(now, "caller_said", text=event.transcript)
+                said = note(now, "caller_transcript", text=event.transcript)
                 return [said, *self._interruptions.transcribed(event, now)]
             case ItemTruncated():
                 at_ms = event.audio_end_ms
@@ -192,7 +192,7 @@ class Conversation:
         verdict = classify_error(error)
         gate = self.talk.gate
         outputs: list[Output] = [
-            self._journal.note(
+            self._timeline.note(
                 now,
                 "error",
                 "debug" if verdict.kind is Kind.BENIGN else "warning",
@@ -202,8 +202,8 @@ class Conversation:
                 kind=verdict.kind.value,
             )
         ]
-        if self.talk.asides.asked(command):
-            outputs += self.talk.asides.refused(command, error, now)
+        if self.talk.out_of_band.asked(command):
+            outputs += self.talk.out_of_band.refused(command, error, now)
         elif error.code == "conversation_already_has_active_response":
             request = command if isinstance(command, CreateResponse) else None
             gate.collided(request, now)
@@ -244,18 +244,20 @@ class Conversation:
         """A function outside has returned."""
         return self._functions.done(call_id, output, now)
 
-    def on_act(self, act: Act, now: float) -> list[Output]:
+    def on_act(self, act: CallCommand, now: float) -> list[Output]:
         """A function outside wants something done."""
         return carry_out(act, self.talk, now)
 
-    def act_in_vain(self, act: Act) -> list[Output]:
+    def command_rejected(self, act: CallCommand) -> list[Output]:
         """There is nobody to do it for any more."""
-        return [AsideDone(act.key, "refused", "nobody talks")] if isinstance(act, AskAside) else []
+        return (
+            [OutOfBandDone(act.key, "refused", "nobody talks")] if isinstance(act, AskAside) else []
+        )
 
     def settle(self, now: float, *, confirmed: bool) -> list[Output]:
         """What follows from what happened, once all of that is known."""
         outputs = self._begin_errand(now, confirmed)
-        outputs += self._functions.errand_done(now)
+        outputs += self._functions.action_done(now)
         if self.talk.parting is not None:
             # What is under way, or a goodbye that is being said, ends the call by itself.
             outputs += self.talk.leave(now)
@@ -265,11 +267,11 @@ class Conversation:
     def on_silence(self, rule: str, now: float) -> list[Output]:
         """A response is due and nothing was heard for too long, and there is no other session."""
         outputs = self.talk.interrupt("silence", now) + self.silence.reset()
-        return outputs + self._rescue.silent(rule, self.talk.gate.abandon(), now)
+        return outputs + self._response_fallback.silent(rule, self.talk.gate.abandon(), now)
 
     def on_session_over(self, now: float) -> list[Output]:
         """The session closed as it should, but what came of it is still to be heard."""
-        self.talk.farewell.session_over(now)
+        self.talk.hangup_after_playout.session_over(now)
         self.talk.gate = ResponseGate()
         self.on_end(now)
         return self._interruptions.session_over()
@@ -291,7 +293,11 @@ class Conversation:
     def quiet(self) -> bool:
         """Neither side speaks, and nothing is being done."""
         talk = self.talk
-        busy = talk.errands.busy or self._functions.busy or talk.farewell.deadline is not None
+        busy = (
+            talk.call_actions.busy
+            or self._functions.busy
+            or talk.hangup_after_playout.deadline is not None
+        )
         return not (busy or talk.speaking or self._caller_speaks) and talk.gate.idle
 
     def on_end(self, now: float) -> None:
@@ -303,20 +309,20 @@ class Conversation:
     @property
     def leaving(self) -> bool:
         """Last words were asked for, or are being said."""
-        return self.talk.farewell.deadline is not None
+        return self.talk.hangup_after_playout.deadline is not None
 
     @property
     def goodbye_is_here(self) -> bool:
         """What is left to be heard is a goodbye, and all of it has come."""
-        return self.talk.farewell.being_said
+        return self.talk.hangup_after_playout.being_said
 
-    def ended(self, now: float) -> tuple[Why | None, str]:
+    def ended(self, now: float) -> tuple[EndReason | None, str]:
         """Why the call is to end now, if it is, and a word about it; asked after everything that
         happens."""
         if self._session_failed:
-            return Why.SESSION_ERROR, ""
+            return EndReason.SESSION_ERROR, ""
         queued_ms, responding = self.talk.playback.queued_ms, not self.talk.gate.idle
-        why = self.talk.farewell.over(now, queued_ms=queued_ms, responding=responding)
+        why = self.talk.hangup_after_playout.over(now, queued_ms=queued_ms, responding=responding)
         parting = self.talk.parting
         return why, parting.detail if parting is not None and parting.why is why else ""
 
@@ -328,9 +334,9 @@ class Conversation:
             self._functions.deadline,
             self._interruptions.deadline,
             self.talk.gate.deadline,
-            self.talk.farewell.deadline,
-            self.talk.asides.deadline,
-            self.errands.deadline,
+            self.talk.hangup_after_playout.deadline,
+            self.talk.out_of_band.deadline,
+            self.call_actions.deadline,
             *(part.deadline for part in self._parts),
         ]
         return min((at for at in due if at is not None), default=None)
@@ -340,9 +346,9 @@ class Conversation:
         gate = self.talk.gate
         outputs = self._keys.tick(now) + self._interruptions.tick(now)
         if gate.deadline is not None and now >= gate.deadline:
-            outputs.append(self._journal.note(now, "response_unanswered", "warning"))
+            outputs.append(self._timeline.note(now, "response_unanswered", "warning"))
             outputs += send(gate.unanswered(now))
-        outputs += self.errands.tick(now) + self.talk.asides.tick(now)
+        outputs += self.call_actions.tick(now) + self.talk.out_of_band.tick(now)
         outputs += self._functions.tick(now)
         return outputs + [output for part in self._parts for output in part.tick(now)]
 
@@ -352,13 +358,13 @@ class Conversation:
         return self.talk.playback.late_audio_ms
 
     def _begin_errand(self, now: float, confirmed: bool) -> list[Output]:
-        return self.errands.settle(now, queued=self.talk.speaking, confirmed=confirmed)
+        return self.call_actions.settle(now, queued=self.talk.speaking, confirmed=confirmed)
 
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
         outputs = self.talk.playback.response_done(event.response_id)
         failed = event.status == "failed"
         outputs.append(
-            self._journal.note(
+            self._timeline.note(
                 now,
                 "response",
                 "warning" if failed else "debug",

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.call.outputs import AsideDone, Output, Send
-from gateway.call.rules.record import Aside
-from gateway.call.timeline import Journal
+from gateway.call.outputs import OutOfBandDone, Output, Send
+from gateway.call.rules.record import OutOfBandResponse
+from gateway.call.timeline import CallTimeline
 from gateway.realtime.commands import ClientCommand, CreateResponse
 from gateway.realtime.events import ResponseCreated, ResponseDone, ServerError, ServerEvent
 
@@ -39,18 +39,18 @@ Then = Callable[[str, str, float], list[Output]]
 @dataclass(slots=True)
 class _Running:
     command: CreateResponse
-    aside: Aside
+    out_of_band_response: OutOfBandResponse
     began: float
     until: float
     then: Then | None
     response_id: str = ""
 
 
-class Asides:
+class OutOfBandResponses:
     """Those of one call. Every method takes the time (s) and returns outputs."""
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, timeline: CallTimeline) -> None:
+        self._timeline = timeline
         self._running: dict[str, _Running] = {}
         self._ids: deque[str] = deque(maxlen=4 * MAX_ASIDES)
 
@@ -72,12 +72,17 @@ class Asides:
         then: Then | None = None,
     ) -> list[Output]:
         """Ask. ``items`` are those that it is about; none: the whole conversation."""
-        aside = Aside(round(self._journal.ms(now), 1), key, purpose)
-        self._journal.record.content.asked(aside)
+        out_of_band_response = OutOfBandResponse(round(self._timeline.ms(now), 1), key, purpose)
+        self._timeline.record.content.asked(out_of_band_response)
         if len(self._running) >= MAX_ASIDES or key in self._running:
-            aside.status = "refused"
-            aside.text = "too many of them run" if key not in self._running else "it runs already"
-            return [*self._told(aside, now), *([] if then is None else then("refused", "", now))]
+            out_of_band_response.status = "refused"
+            out_of_band_response.text = (
+                "too many of them run" if key not in self._running else "it runs already"
+            )
+            return [
+                *self._told(out_of_band_response, now),
+                *([] if then is None else then("refused", "", now)),
+            ]
         own = dict(list((metadata or {}).items())[:MAX_METADATA])
         response: dict[str, Any] = {
             "conversation": "none",
@@ -89,8 +94,8 @@ class Asides:
         if items:
             response["input"] = [{"type": "item_reference", "id": item} for item in items]
         command = CreateResponse(response)
-        self._running[key] = _Running(command, aside, now, now + seconds, then)
-        note = self._journal.note(now, "aside_asked", "info", key=key, purpose=purpose)
+        self._running[key] = _Running(command, out_of_band_response, now, now + seconds, then)
+        note = self._timeline.note(now, "out_of_band_requested", "info", key=key, purpose=purpose)
         return [note, Send(command)]
 
     def takes(self, event: ServerEvent) -> bool:
@@ -140,18 +145,30 @@ class Asides:
 
     def _end(self, key: str, status: str, text: str, now: float) -> list[Output]:
         running = self._running.pop(key)
-        aside = running.aside
-        aside.status, aside.text = status, text[:MAX_TEXT]
-        aside.ms = round((now - running.began) * 1000, 1)
-        outputs = self._told(aside, now)
-        return outputs + (running.then(status, aside.text, now) if running.then else [])
-
-    def _told(self, aside: Aside, now: float) -> list[Output]:
-        level = "info" if aside.status == "completed" else "warning"
-        note = self._journal.note(
-            now, "aside_done", level, key=aside.key, purpose=aside.purpose, status=aside.status
+        out_of_band_response = running.out_of_band_response
+        out_of_band_response.status, out_of_band_response.text = status, text[:MAX_TEXT]
+        out_of_band_response.ms = round((now - running.began) * 1000, 1)
+        outputs = self._told(out_of_band_response, now)
+        return outputs + (
+            running.then(status, out_of_band_response.text, now) if running.then else []
         )
-        return [note, AsideDone(aside.key, aside.status, aside.text)]
+
+    def _told(self, out_of_band_response: OutOfBandResponse, now: float) -> list[Output]:
+        level = "info" if out_of_band_response.status == "completed" else "warning"
+        note = self._timeline.note(
+            now,
+            "out_of_band_done",
+            level,
+            key=out_of_band_response.key,
+            purpose=out_of_band_response.purpose,
+            status=out_of_band_response.status,
+        )
+        return [
+            note,
+            OutOfBandDone(
+                out_of_band_response.key, out_of_band_response.status, out_of_band_response.text
+            ),
+        ]
 
 
 def _text_of(done: ResponseDone) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.call import inputs
-from gateway.call.conversation.control import Talk, message
+from gateway.call.conversation.control import ConversationControl, message
 from gateway.call.outputs import Output, Send
 from gateway.realtime.commands import CreateItem, UpdateSession
 from gateway.realtime.events import (
@@ -75,34 +75,34 @@ class Transcript:
 
     deadline: float | None = None
 
-    def __init__(self, talk: Talk) -> None:
+    def __init__(self, talk: ConversationControl) -> None:
         self._talk = talk
         self._entries: list[Entry] = []
         self._by_item: dict[str, Entry] = {}
-        talk.journal.record.transcript = self
+        talk.timeline.record.transcript = self
 
     # ---- what happens
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Something happened."""
         match input:
-            case inputs.ServerSaid(event=InputCommitted(item_id)):
+            case inputs.ServerEventReceived(event=InputCommitted(item_id)):
                 self._entry("caller", item_id, now)
-            case inputs.ServerSaid(event=InputTranscribed(item_id, text)):
+            case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
                 self._entry("caller", item_id, now).text = text.strip()[:MAX_TEXT]
-            case inputs.ServerSaid(event=AgentTranscriptDelta() as delta):
+            case inputs.ServerEventReceived(event=AgentTranscriptDelta() as delta):
                 entry = self._agent(delta.response_id, delta.item_id, now)
                 self._mark(entry)
                 entry.text = (entry.text + delta.delta)[:MAX_TEXT]
-            case inputs.ServerSaid(event=AgentTranscript() as whole):
+            case inputs.ServerEventReceived(event=AgentTranscript() as whole):
                 entry = self._agent(whole.response_id, whole.item_id, now)
                 if whole.transcript:
                     entry.text = whole.transcript[:MAX_TEXT]
-            case inputs.ServerSaid(event=ResponseDone() as done):
+            case inputs.ServerEventReceived(event=ResponseDone() as done):
                 for item in done.output:
                     if item.get("type") == "function_call" and done.status == "completed":
                         self._called(item, now)
-            case inputs.ServerSaid(event=ItemDeleted(item_id)):
+            case inputs.ServerEventReceived(event=ItemDeleted(item_id)):
                 self._forget(item_id)
             case inputs.Flushed() | inputs.PlayoutDrained() | inputs.LegEnded():
                 self._cut()
@@ -158,7 +158,7 @@ class Transcript:
                 whole = False
                 break
             items.append(item)
-        if not whole or self._talk.journal.record.transcript_dropped:
+        if not whole or self._talk.timeline.record.transcript_dropped:
             items.append(message("system", LEFT_OUT))
         items.reverse()
         # A result without its call is an error to the server.
@@ -174,7 +174,7 @@ class Transcript:
     def _entry(self, who: str, item_id: str, now: float) -> Entry:
         entry = self._by_item.get(item_id)
         if entry is None:
-            entry = self._add(Entry(self._talk.journal.ms(now), who, item_id=item_id))
+            entry = self._add(Entry(self._talk.timeline.ms(now), who, item_id=item_id))
         return entry
 
     def _agent(self, response_id: str, item_id: str, now: float) -> Entry:
@@ -188,14 +188,14 @@ class Transcript:
         if len(self._entries) >= MAX_ENTRIES:
             gone = self._entries.pop(0)
             self._by_item.pop(gone.item_id, None)
-            self._talk.journal.record.transcript_dropped += 1
+            self._talk.timeline.record.transcript_dropped += 1
         self._entries.append(entry)
         if entry.item_id:
             self._by_item[entry.item_id] = entry
         return entry
 
     def _put(self, item: Mapping[str, Any], now: float) -> None:
-        at_ms = self._talk.journal.ms(now)
+        at_ms = self._talk.timeline.ms(now)
         if item.get("type") == "function_call_output":
             text = str(item.get("output", ""))[:MAX_TEXT]
             if item.get("call_id") in self._talk.private:
@@ -213,7 +213,7 @@ class Transcript:
         if len(arguments) > MAX_TEXT:
             return
         call = {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}
-        entry = Entry(self._talk.journal.ms(now), "call", f"{name} {arguments}", item=call)
+        entry = Entry(self._talk.timeline.ms(now), "call", f"{name} {arguments}", item=call)
         answered = [
             index
             for index, one in enumerate(self._entries)

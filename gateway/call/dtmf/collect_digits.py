@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gateway.call.conversation.control import Talk
+from gateway.call.conversation.control import ConversationControl
 from gateway.call.outputs import Output
 from gateway.tools.arguments import collect_wanted
 
@@ -16,11 +16,13 @@ LONGEST_SECONDS = 120.0
 """So long at most a first key is waited for while the model talks."""
 
 
-class Collecting:
+class DigitCollection:
     """Waits for keys while :attr:`wants_keys`. Every method takes the time (s)."""
 
     def __init__(
-        self, talk: Talk, collected: Callable[[Mapping[str, Any], float], list[Output]]
+        self,
+        talk: ConversationControl,
+        collected: Callable[[Mapping[str, Any], float], list[Output]],
     ) -> None:
         self._talk = talk
         self._told = collected
@@ -70,6 +72,8 @@ class Collecting:
         private = self._talk.plan.collect_digits.private
         shown = "*" * len(self._digits) if private else self._digits
         if private:
-            self._talk.journal.record.private.add(self._digits)
-        note = self._talk.journal.note(now, "digits", "info", digits=shown, ended_by=ended_by)
+            self._talk.timeline.record.private.add(self._digits)
+        note = self._talk.timeline.note(
+            now, "dtmf_collected", "info", digits=shown, ended_by=ended_by
+        )
         return [note, *self._told({"digits": self._digits, "ended_by": ended_by}, now)]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from gateway.call.conversation.control import Talk, message
+from gateway.call.conversation.control import ConversationControl, message
 from gateway.call.dtmf.collector import Collected, DigitCollector
-from gateway.call.outputs import Output, Press, Send
+from gateway.call.outputs import Output, Send, SendDtmf
 from gateway.call.playout.barge_in import Interruptions
 from gateway.call.record import DigitRun
 from gateway.realtime.commands import CreateItem, CreateResponse
 
 
-class Keys:
+class DtmfInput:
     """The caller's keypad. Every method takes the time (s) and returns outputs."""
 
-    def __init__(self, talk: Talk, interruptions: Interruptions) -> None:
+    def __init__(self, talk: ConversationControl, interruptions: Interruptions) -> None:
         self._talk = talk
         self._interruptions = interruptions
         self._plan = talk.plan.dtmf
@@ -32,10 +32,10 @@ class Keys:
         private = (
             taker is talk.collecting and taker is not None and talk.plan.collect_digits.private
         )
-        outputs: list[Output] = [talk.journal.note(now, "digit", digit="*" if private else digit)]
-        if talk.errands.joined:
-            return [*outputs, Press(digit, second=True)]
-        if talk.parting is not None or talk.errands.away:
+        outputs: list[Output] = [talk.timeline.note(now, "dtmf", digit="*" if private else digit)]
+        if talk.call_actions.joined:
+            return [*outputs, SendDtmf(digit, second=True)]
+        if talk.parting is not None or talk.call_actions.away:
             return outputs
         if taker is not None:
             outputs += self._interruptions.key(now)
@@ -65,16 +65,16 @@ class Keys:
         self._record(collected, now)
         text = self._talk.plan.dtmf.text(collected.digits)
         ended_by = collected.ended_by.value
-        note = self._talk.journal.note(
-            now, "digits", "info", digits=collected.digits, ended_by=ended_by
+        note = self._talk.timeline.note(
+            now, "dtmf_collected", "info", digits=collected.digits, ended_by=ended_by
         )
         item = Send(CreateItem(message("user", text)))
         return [note, item, *self._talk.ask(CreateResponse(), now)]
 
     def _record(self, collected: Collected | None, now: float) -> None:
         if collected is not None:
-            journal = self._talk.journal
-            at_ms = round(journal.ms(now), 1)
-            journal.record.private.pressed(collected.digits)
+            timeline = self._talk.timeline
+            at_ms = round(timeline.ms(now), 1)
+            timeline.record.private.pressed(collected.digits)
             run = DigitRun(at_ms, collected.digits, collected.ended_by.value)
-            journal.record.digits.append(run)
+            timeline.record.digits.append(run)

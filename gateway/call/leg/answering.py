@@ -6,17 +6,17 @@ early media (183, RFC 3960), or in a call that is answered at once.
 
 from __future__ import annotations
 
-from gateway.call.outputs import Answer, Output, Progress, Ring, Sound
+from gateway.call.outputs import Answer, Output, PlaySound, Progress, Ring
 from gateway.call.plan import AnswerPlan
-from gateway.call.timeline import Journal
+from gateway.call.timeline import CallTimeline
 
 
-class Opening:
+class AnswerPolicy:
     """From the INVITE to the model's turn. Times in s, of the machine's clock."""
 
-    def __init__(self, plan: AnswerPlan, journal: Journal) -> None:
+    def __init__(self, plan: AnswerPlan, timeline: CallTimeline) -> None:
         self._plan = plan
-        self._journal = journal
+        self._timeline = timeline
         self._began: float | None = None
         self.waiting = False
         """The model is ready, and the caller is still to hear something out."""
@@ -30,12 +30,12 @@ class Opening:
 
     def begin(self, now: float) -> list[Output]:
         """The INVITE has a route."""
-        times = self._journal.record.times
+        times = self._timeline.record.times
         if self.at_once:
-            times.answered = self._journal.ms(now)
-            return [Answer(), self._journal.note(now, "answered", "info"), *self._sound()]
-        times.ringing = self._journal.ms(now)
-        note = self._journal.note(now, "ringing", "info")
+            times.answered = self._timeline.ms(now)
+            return [Answer(), self._timeline.note(now, "answered", "info"), *self._sound()]
+        times.ringing = self._timeline.ms(now)
+        note = self._timeline.note(now, "ringing", "info")
         if self._plan.mode != "early_media":
             return [note, Ring()]
         self._began = now
@@ -58,11 +58,11 @@ class Opening:
 
     def answer(self, now: float) -> list[Output]:
         """The model's turn has come: answer, if that has not been done."""
-        quiet: list[Output] = [Sound("")] if self._plan.mode != "ready" else []
+        quiet: list[Output] = [PlaySound("")] if self._plan.mode != "ready" else []
         if self.at_once:
             return quiet
-        self._journal.record.times.answered = self._journal.ms(now)
-        return [*quiet, Answer(), self._journal.note(now, "answered", "info")]
+        self._timeline.record.times.answered = self._timeline.ms(now)
+        return [*quiet, Answer(), self._timeline.note(now, "answered", "info")]
 
     def _sound(self) -> list[Output]:
-        return [Sound(self._plan.sound)] if self._plan.sound else []
+        return [PlaySound(self._plan.sound)] if self._plan.sound else []

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.call.ending import Why
-from gateway.call.inputs import SecondAnswered, TransferTold
+from gateway.call.ending import EndReason
+from gateway.call.inputs import BLegAnswered, ReferProgress
 from gateway.call.leg.transfer import Happening, Transfer
-from gateway.call.outputs import HangUpSecond, Output, Press, Sound
+from gateway.call.outputs import HangUpBLeg, Output, PlaySound, SendDtmf
 from gateway.call.plan import CallPlan, HoldPlan
-from gateway.call.timeline import Journal
+from gateway.call.timeline import CallTimeline
 from gateway.tools.arguments import ToolError, hold_seconds, key_steps, transfer_target
 from gateway.tools.definitions import HOLD, SEND_DTMF, TRANSFER_CALL
 
@@ -25,24 +25,24 @@ KEY_SECONDS = 0.32
 receiver hears (ITU-T Q.24 asks for 40 ms)."""
 
 
-class Pressing:
+class SendDtmfAction:
     """Sends keys, with their pauses."""
 
     away = joined = False
-    over: Why | None = None
+    over: EndReason | None = None
     detail = ""
 
-    def __init__(self, steps: tuple[str | float, ...], how: str, journal: Journal) -> None:
+    def __init__(self, steps: tuple[str | float, ...], how: str, timeline: CallTimeline) -> None:
         self.deadline: float | None = None
         self.result: Mapping[str, Any] | None = None
         self._steps = list(steps)
         self._keys = "".join(step for step in steps if isinstance(step, str))
         self._how = how
-        self._journal = journal
+        self._timeline = timeline
 
     def begin(self, now: float) -> list[Output]:
         """Press the first key."""
-        note = self._journal.note(now, "keys_sent", "info", digits=self._keys)
+        note = self._timeline.note(now, "dtmf_sent", "info", digits=self._keys)
         return [note, *self._go_on(now)]
 
     def tick(self, now: float) -> list[Output]:
@@ -60,7 +60,7 @@ class Pressing:
                     self._steps.insert(0, step)
                     break
                 self.deadline = now + KEY_SECONDS
-                return [Press(step, self._how)]
+                return [SendDtmf(step, self._how)]
             wait += step
         if wait:
             self.deadline = now + wait
@@ -69,27 +69,27 @@ class Pressing:
         return []
 
 
-class Holding:
+class HoldAction:
     """Lets the caller hear music for a while."""
 
     joined = False
-    over: Why | None = None
+    over: EndReason | None = None
     detail = ""
 
-    def __init__(self, seconds: float, plan: HoldPlan, journal: Journal) -> None:
+    def __init__(self, seconds: float, plan: HoldPlan, timeline: CallTimeline) -> None:
         self.away = True
         self.deadline: float | None = None
         self.result: Mapping[str, Any] | None = None
         self._seconds = seconds
         self._plan = plan
-        self._journal = journal
+        self._timeline = timeline
         self._began = 0.0
 
     def begin(self, now: float) -> list[Output]:
         """Start the music."""
         self._began, self.deadline = now, now + self._seconds
-        note = self._journal.note(now, "holding", "info", seconds=self._seconds)
-        return [note, Sound(self._plan.sound)]
+        note = self._timeline.note(now, "holding", "info", seconds=self._seconds)
+        return [note, PlaySound(self._plan.sound)]
 
     def tick(self, now: float) -> list[Output]:
         """Stop it, when its time has come."""
@@ -100,10 +100,10 @@ class Holding:
         self.away, self.deadline = False, None
         held = round(now - self._began, 1)
         self.result = {"status": "the caller is back", "seconds": held}
-        return [self._journal.note(now, "hold_over", "info", seconds=held), Sound("")]
+        return [self._timeline.note(now, "hold_ended", "info", seconds=held), PlaySound("")]
 
 
-Errand = Transfer | Pressing | Holding
+Errand = Transfer | SendDtmfAction | HoldAction
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +121,13 @@ OPERATOR_ERRAND = "operator"
 """In place of the tool call's id, for what the model did not ask for."""
 
 
-class Errands:
+class CallActions:
     """Keeps the one errand of a call. Every method takes the time (s)."""
 
-    def __init__(self, plan: CallPlan, journal: Journal) -> None:
+    def __init__(self, plan: CallPlan, timeline: CallTimeline) -> None:
         self._plan = plan
-        self._journal = journal
-        self._errand: Errand | None = None
+        self._timeline = timeline
+        self._action: Errand | None = None
         self._call_id = ""
         self._begin_by: float | None = None
         self._unasked = False
@@ -142,23 +142,25 @@ class Errands:
 
     def ask(self, name: str, call_id: str, arguments: str, now: float) -> None:
         """The model wants this done. Raises ToolError, with what is wrong."""
-        if self._errand is not None:
+        if self._action is not None:
             raise ToolError("something else is being done for this call; wait for its outcome")
         if name == TRANSFER_CALL:
             target = transfer_target(arguments, self._plan.transfer)
-            self._errand = Transfer(target, self._plan.transfer, self._journal)
+            self._action = Transfer(target, self._plan.transfer, self._timeline)
         elif name == SEND_DTMF:
-            self._errand = Pressing(key_steps(arguments), self._plan.send_dtmf.mode, self._journal)
+            self._action = SendDtmfAction(
+                key_steps(arguments), self._plan.send_dtmf.mode, self._timeline
+            )
         else:
             seconds = hold_seconds(arguments, self._plan.hold.max_duration)
-            self._errand = Holding(seconds, self._plan.hold, self._journal)
+            self._action = HoldAction(seconds, self._plan.hold, self._timeline)
         self._call_id = call_id
         self._begin_by = now + self._plan.say_seconds
 
     def settle(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
         """Begin, once the call is up, and unless something is still to be heard (``queued``) and
         there is time for it."""
-        if self._errand is None or self._begin_by is None:
+        if self._action is None or self._begin_by is None:
             return []
         if not confirmed:
             self._begin_by = now + self._plan.say_seconds
@@ -166,57 +168,57 @@ class Errands:
         if queued and now < self._begin_by:
             return []
         self._begin_by = None
-        return self._errand.begin(now)
+        return self._action.begin(now)
 
     def interrupt(self) -> str | None:
         """The caller speaks up; returns the tool call that will not be done, if there is one."""
         if self._begin_by is None or self._call_id in (OWN_ERRAND, OPERATOR_ERRAND):
             return None
-        self._errand = self._begin_by = None
+        self._action = self._begin_by = None
         return self._call_id
 
     def model_speaks(self, now: float) -> list[Output]:
         """The model has something to say: its music is over."""
-        errand = self._errand
-        if not isinstance(errand, Holding) or self._begin_by is not None:
+        action = self._action
+        if not isinstance(action, HoldAction) or self._begin_by is not None:
             return []
         self._unasked = True
-        return errand.stop(now)
+        return action.stop(now)
 
     def on(self, happening: Happening, now: float) -> list[Output]:
         """Something about a transfer."""
-        if isinstance(self._errand, Transfer) and self._begin_by is None:
-            return self._errand.on(happening, now)
-        if isinstance(happening, SecondAnswered):
-            return [HangUpSecond()]  # it crossed our giving up
-        if isinstance(happening, TransferTold) and 200 <= happening.code < 300:
+        if isinstance(self._action, Transfer) and self._begin_by is None:
+            return self._action.on(happening, now)
+        if isinstance(happening, BLegAnswered):
+            return [HangUpBLeg()]  # it crossed our giving up
+        if isinstance(happening, ReferProgress) and 200 <= happening.code < 300:
             # Nobody can take back a REFER; the caller is there now, not here.
             self._late = True
         return []
 
     def tick(self, now: float) -> list[Output]:
         """A deadline may have come."""
-        if self._errand is None or self._begin_by is not None:
+        if self._action is None or self._begin_by is not None:
             return []
-        return self._errand.tick(now)
+        return self._action.tick(now)
 
     def take_result(self) -> Result | None:
         """What is done now."""
-        errand = self._errand
-        if errand is None or errand.result is None:
+        action = self._action
+        if action is None or action.result is None:
             return None
-        self._errand = None
+        self._action = None
         unasked, self._unasked = self._unasked, False
-        return Result(self._call_id, errand.result, respond=not unasked)
+        return Result(self._call_id, action.result, respond=not unasked)
 
     def abandon(self, now: float) -> list[Output]:
         """The call ends."""
-        errand, self._errand, self._begin_by = self._errand, None, None
-        return errand.abandon(now) if isinstance(errand, Transfer) and errand.begun else []
+        action, self._action, self._begin_by = self._action, None, None
+        return action.abandon(now) if isinstance(action, Transfer) and action.begun else []
 
     def taken_over(self, now: float) -> bool:
         """Whether the caller's BYE means that it has gone where it was transferred to."""
-        transfer = self._errand
+        transfer = self._action
         if not isinstance(transfer, Transfer) or not transfer.released:
             return False
         transfer.taken_over(now)
@@ -227,33 +229,33 @@ class Errands:
         """When :meth:`tick` or :meth:`settle` is due next (s)."""
         if self._begin_by is not None:
             return self._begin_by
-        return None if self._errand is None else self._errand.deadline
+        return None if self._action is None else self._action.deadline
 
     @property
     def busy(self) -> bool:
         """Something is being done, or about to begin."""
-        return self._errand is not None
+        return self._action is not None
 
     @property
     def underway(self) -> bool:
         """Something is being done that can outlive the session."""
-        return isinstance(self._errand, Transfer) and self._begin_by is None
+        return isinstance(self._action, Transfer) and self._begin_by is None
 
     @property
     def away(self) -> bool:
         """Caller and model do not hear each other now."""
-        return self._errand is not None and self._begin_by is None and self._errand.away
+        return self._action is not None and self._begin_by is None and self._action.away
 
     @property
     def joined(self) -> bool:
         """The caller talks with somebody else, through us."""
-        return self._errand is not None and self._errand.joined
+        return self._action is not None and self._action.joined
 
     @property
-    def over(self) -> tuple[Why, str] | None:
+    def over(self) -> tuple[EndReason, str] | None:
         """Why the call ends now, and with which words, if it does."""
         if self._late:
-            return Why.TRANSFERRED, "answered after it was given up"
-        if self._errand is None or self._errand.over is None:
+            return EndReason.TRANSFERRED, "answered after it was given up"
+        if self._action is None or self._action.over is None:
             return None
-        return self._errand.over, self._errand.detail
+        return self._action.over, self._action.detail

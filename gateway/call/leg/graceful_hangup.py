@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.call.ending import Why
+from gateway.call.ending import EndReason
 
 LINGER_SECONDS = 0.2
 """From the last frame handed to RTP to the BYE: a telephone plays some 60 ms later than it
@@ -13,7 +13,7 @@ receives, and throws away what it still holds when the BYE comes."""
 
 @dataclass(slots=True)
 class _LastWords:
-    why: Why
+    why: EndReason
     deadline: float
     call_id: str
     awaited: bool
@@ -27,7 +27,7 @@ class _LastWords:
     """All of it has been since; the deadline is when the telephone has played it."""
 
 
-class Farewell:
+class HangupAfterPlayout:
     """Knows whether what is playing is the last of the call.
 
     Args:
@@ -45,13 +45,15 @@ class Farewell:
 
     def said(self, call_id: str, now: float) -> None:
         """The model has said goodbye and asked to hang up, by the tool call ``call_id``."""
-        self._words = _LastWords(Why.FAREWELL, now + self._seconds, call_id, awaited=False)
+        self._words = _LastWords(
+            EndReason.AGENT_HANGUP, now + self._seconds, call_id, awaited=False
+        )
 
     def asked_for(self, now: float) -> None:
         """The model has asked to hang up; a goodbye was asked for, and its tool call answered."""
-        self._words = _LastWords(Why.FAREWELL, now + self._seconds, "", awaited=True)
+        self._words = _LastWords(EndReason.AGENT_HANGUP, now + self._seconds, "", awaited=True)
 
-    def last(self, why: Why, now: float) -> None:
+    def last(self, why: EndReason, now: float) -> None:
         """We end the call; the words for it were asked for, and nobody takes them back."""
         self._words = _LastWords(why, now + self._seconds, "", awaited=True)
 
@@ -63,7 +65,9 @@ class Farewell:
     def session_over(self, now: float) -> None:
         """The session closed as it should; what came of it is still to be heard."""
         if self._words is None or self._words.awaited:
-            self._words = _LastWords(Why.SESSION_CLOSED, now + self._seconds, "", awaited=False)
+            self._words = _LastWords(
+                EndReason.SESSION_CLOSED, now + self._seconds, "", awaited=False
+            )
 
     @property
     def being_said(self) -> bool:
@@ -76,12 +80,12 @@ class Farewell:
         None when there was no goodbye to take back.
         """
         words = self._words
-        if words is None or words.why is not Why.FAREWELL:
+        if words is None or words.why is not EndReason.AGENT_HANGUP:
             return None
         self._words = None
         return words.call_id
 
-    def over(self, now: float, *, queued_ms: int, responding: bool) -> Why | None:
+    def over(self, now: float, *, queued_ms: int, responding: bool) -> EndReason | None:
         """Why the call ends now, if it does.
 
         ``queued_ms``: audio put into the queue since it was last empty, 0 when it is;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.call.ending import Why
+from gateway.call.ending import EndReason
 from gateway.call.plan import CallPlan
 
 ACK_SECONDS = 32.5
@@ -54,15 +54,15 @@ class Timers:
         due = (self._ring_until, self._ack_at, self._max_at, rtp_at)
         return min((at for at in due if at is not None), default=None)
 
-    def due(self, now: float) -> tuple[Why, str] | None:
+    def due(self, now: float) -> tuple[EndReason, str] | None:
         """Why the call ends now, and a word about it, if it does."""
         if self._ack_at is not None and now >= self._ack_at:
-            return Why.LEG_LOST, "no ACK"
+            return EndReason.LEG_TIMEOUT, "no ACK"
         if self._ring_until is not None and now >= self._ring_until:
-            return Why.NO_ANSWER, "rang too long"
+            return EndReason.NO_ANSWER, "rang too long"
         if self._max_at is not None and now >= self._max_at:
-            return Why.MAX_DURATION, ""
+            return EndReason.MAX_DURATION, ""
         timeout = self._plan.rtp_timeout
         if self._rtp_at is not None and timeout > 0 and now >= self._rtp_at + timeout:
-            return Why.RTP_SILENCE, f"no packet for {timeout:g} s"
+            return EndReason.RTP_TIMEOUT, f"no packet for {timeout:g} s"
         return None

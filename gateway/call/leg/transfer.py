@@ -10,25 +10,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.call.ending import Why
+from gateway.call.ending import EndReason
 from gateway.call.inputs import (
-    SecondAnswered,
-    SecondEnded,
-    SecondRinging,
-    TransferTold,
+    BLegAnswered,
+    BLegEnded,
+    BLegRinging,
+    ReferProgress,
 )
 from gateway.call.leg.outcomes import Outcome, outcome_of
-from gateway.call.outputs import DialSecond, HangUpSecond, Join, Output, Refer, Send, Sound
+from gateway.call.outputs import BridgeLegs, DialBLeg, HangUpBLeg, Output, PlaySound, Refer, Send
 from gateway.call.plan import TransferPlan
 from gateway.call.record import TransferAttempt
-from gateway.call.timeline import Journal
+from gateway.call.timeline import CallTimeline
 from gateway.realtime.commands import CreateItem
 from gateway.tools.arguments import Target
 
 TAKE_OVER_SECONDS = 20.0
 """The caller's side has answered callee and knows where to: its INVITE needs no ringing."""
 
-Happening = TransferTold | SecondRinging | SecondAnswered | SecondEnded
+Happening = ReferProgress | BLegRinging | BLegAnswered | BLegEnded
 
 _NEXT = "The caller is back with you: tell them, and offer something else."
 
@@ -36,20 +36,20 @@ _NEXT = "The caller is back with you: tell them, and offer something else."
 class Transfer:
     """Told what happens, it says what to do; the caller waits with a sound meanwhile."""
 
-    def __init__(self, target: Target, plan: TransferPlan, journal: Journal) -> None:
+    def __init__(self, target: Target, plan: TransferPlan, timeline: CallTimeline) -> None:
         self.deadline: float | None = None
         self.away = True
         """Caller and model do not hear each other."""
         self.begun = False
         self.joined = False
-        self.over: Why | None = None
+        self.over: EndReason | None = None
         """Set when the call ends by it."""
         self.detail = ""
         self.result: Mapping[str, Any] | None = None
         """For the model, once the transfer has failed."""
         self._target = target
         self._plan = plan
-        self._journal = journal
+        self._timeline = timeline
         self._taken = False
         self._ringing = False
         self._replacing = False
@@ -70,34 +70,34 @@ class Transfer:
         """What was to be said first has been heard."""
         destination, uri = self._target.destination, self._target.uri
         self._attempt = TransferAttempt(
-            self._journal.ms(now), destination.name, uri, destination.mode
+            self._timeline.ms(now), destination.name, uri, destination.mode
         )
         self.begun = True
-        self._journal.record.transfers.append(self._attempt)
+        self._timeline.record.transfers.append(self._attempt)
         self.deadline = now + destination.ring_timeout
-        note = self._journal.note(
+        note = self._timeline.note(
             now, "transfer", "info", destination=self.name, to=uri, mode=destination.mode
         )
         by_pattern = destination.allowed_numbers is not None
         if destination.mode == "blind":
-            return [note, Sound(self._plan.sound), Refer(uri, by_pattern=by_pattern)]
+            return [note, PlaySound(self._plan.sound), Refer(uri, by_pattern=by_pattern)]
         self._second = True
         return [
             note,
-            Sound(self._plan.sound),
-            DialSecond(uri, destination.trunk, by_pattern=by_pattern),
+            PlaySound(self._plan.sound),
+            DialBLeg(uri, destination.trunk, by_pattern=by_pattern),
         ]
 
     def on(self, happening: Happening, now: float) -> list[Output]:
         """Something was said of the transfer, or happened to the second leg."""
         match happening:
-            case TransferTold():
+            case ReferProgress():
                 return self._on_told(happening, now)
-            case SecondRinging(code):
+            case BLegRinging(code):
                 return self._on_ringing(code, now)
-            case SecondAnswered():
+            case BLegAnswered():
                 return self._on_second_answered(now)
-            case SecondEnded():
+            case BLegEnded():
                 return self._on_second_ended(happening, now)
 
     def tick(self, now: float) -> list[Output]:
@@ -115,13 +115,13 @@ class Transfer:
         if self._attempt.outcome in ("", Outcome.RINGING):
             self._close(Outcome.UNKNOWN if self._taken else Outcome.FAILED, 0, now)
         second, self._second = self._second, False
-        return [HangUpSecond()] if second else []
+        return [HangUpBLeg()] if second else []
 
     def taken_over(self, now: float) -> None:
         """The caller's side has let go of our call, without a word of what it made of it."""
         self._close(Outcome.UNKNOWN, 0, now)
 
-    def _on_told(self, told: TransferTold, now: float) -> list[Output]:
+    def _on_told(self, told: ReferProgress, now: float) -> list[Output]:
         if self._second and not self._replacing:
             return []  # of an earlier REFER
         if told.code >= 300:
@@ -130,13 +130,13 @@ class Transfer:
         self._taken = True
         if told.code >= 200:
             self._close(Outcome.ANSWERED, told.code, now)
-            self.over, self.detail = Why.TRANSFERRED, f"to {self.name}"
-            return [self._journal.note(now, "transfer_answered", "info", code=told.code)]
+            self.over, self.detail = EndReason.TRANSFERRED, f"to {self.name}"
+            return [self._timeline.note(now, "transfer_answered", "info", code=told.code)]
         if told.final:
             return self._fail(Outcome.UNKNOWN, told.code, now)
         if told.code >= 180 and not self._replacing:
             return self._on_ringing(told.code, now)
-        return [self._journal.note(now, "transfer_told", code=told.code, phrase=told.phrase)]
+        return [self._timeline.note(now, "transfer_progress", code=told.code, phrase=told.phrase)]
 
     def _on_ringing(self, code: int, now: float) -> list[Output]:
         if self._ringing:
@@ -146,13 +146,13 @@ class Transfer:
         text = f"The transfer to {self.name} is ringing."
         content = [{"type": "input_text", "text": text}]
         item = {"type": "message", "role": "system", "content": content}
-        note = self._journal.note(now, "transfer_ringing", "info", code=code)
+        note = self._timeline.note(now, "transfer_ringing", "info", code=code)
         return [note, Send(CreateItem(item))]
 
     def _on_second_answered(self, now: float) -> list[Output]:
         if not self._second or self._replacing or self.joined:
             return []
-        note = self._journal.note(now, "transfer_picked_up", "info", destination=self.name)
+        note = self._timeline.note(now, "transfer_picked_up", "info", destination=self.name)
         if self._target.destination.mode == "attended":
             self._replacing = True
             self._ringing = False
@@ -160,18 +160,21 @@ class Transfer:
             return [note, Refer(replaces=True)]
         self.joined, self.away, self.deadline = True, False, None
         self._close(Outcome.ANSWERED, 200, now)
-        return [note, Sound(""), Join(self._plan.listen)]
+        return [note, PlaySound(""), BridgeLegs(self._plan.listen)]
 
-    def _on_second_ended(self, ended: SecondEnded, now: float) -> list[Output]:
+    def _on_second_ended(self, ended: BLegEnded, now: float) -> list[Output]:
         if not self._second:
             return []
         self._second = False
         if self.joined:
-            self.over, self.detail = Why.BRIDGE_ENDED, f"{self.name}: {ended.code} {ended.phrase}"
-            return [self._journal.note(now, "bridge_over", "info")]
+            self.over, self.detail = (
+                EndReason.BRIDGE_ENDED,
+                f"{self.name}: {ended.code} {ended.phrase}",
+            )
+            return [self._timeline.note(now, "bridge_ended", "info")]
         if self._replacing:
             # What replaces a call ends it (RFC 3891 section 3); NOTIFY has the last word.
-            return [self._journal.note(now, "transfer_replaced", code=ended.code)]
+            return [self._timeline.note(now, "transfer_replaced", code=ended.code)]
         if 200 <= ended.code < 300:
             return self._fail(Outcome.FAILED, ended.code, now)
         return self._fail(outcome_of(ended.code), ended.code, now)
@@ -183,10 +186,10 @@ class Transfer:
         if code:
             result["sip_code"] = code
         self.result = {**result, "next": _NEXT}
-        note = self._journal.note(now, "transfer_failed", "info", outcome=outcome.value, code=code)
-        return [note, Sound(""), *self.abandon(now)]
+        note = self._timeline.note(now, "transfer_failed", "info", outcome=outcome.value, code=code)
+        return [note, PlaySound(""), *self.abandon(now)]
 
     def _close(self, outcome: Outcome, code: int, now: float) -> None:
         self._attempt.outcome = outcome.value
         self._attempt.sip_code = code
-        self._attempt.ms = round(self._journal.ms(now) - self._attempt.at_ms, 1)
+        self._attempt.ms = round(self._timeline.ms(now) - self._attempt.at_ms, 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from gateway.call.conversation.control import Talk
+from gateway.call.conversation.control import ConversationControl
 from gateway.call.outputs import Output, Pause, Send
 from gateway.realtime.commands import CreateResponse, DeleteItem
 from gateway.realtime.events import (
@@ -52,7 +52,7 @@ class _Turn:
 class Interruptions:
     """Decides about barge-in. Every method takes the time (s) and returns outputs."""
 
-    def __init__(self, talk: Talk) -> None:
+    def __init__(self, talk: ConversationControl) -> None:
         self._talk = talk
         self._plan = talk.plan.interruptions
         self._turns: dict[str, _Turn] = {}
@@ -111,12 +111,12 @@ class Interruptions:
     def speech(self, event: SpeechStarted, now: float) -> list[Output]:
         """The server hears the caller speak."""
         talk = self._talk
-        note = talk.journal.note
+        note = talk.timeline.note
         if not self._plan.by_gateway:
             # Silence first: a log that takes its time must not let the agent talk on.
             server = talk.plan.server_interrupts
             cut = talk.interrupt("speech", now, cancel=False) if server else []
-            return [*cut, note(now, "caller_starts", audio_ms=event.audio_start_ms)]
+            return [*cut, note(now, "caller_speech_started", audio_ms=event.audio_start_ms)]
         agent = talk.speaking or talk.gate.active is not None
         let_be = self._plan.mode == "never" or self.protected
         pause = self._plan.mode == "pause" and agent and not let_be
@@ -128,9 +128,9 @@ class Interruptions:
             self._paused = True
         elif not let_be:
             outputs += talk.interrupt("speech", now)
-        outputs.append(note(now, "caller_starts", audio_ms=event.audio_start_ms))
+        outputs.append(note(now, "caller_speech_started", audio_ms=event.audio_start_ms))
         if agent and let_be:
-            outputs.append(note(now, "not_interrupted", protected=self.protected))
+            outputs.append(note(now, "interruption_suppressed", protected=self.protected))
         return outputs
 
     def speech_over(self, event: SpeechStopped, now: float) -> list[Output]:
@@ -216,7 +216,7 @@ class Interruptions:
         outputs: list[Output] = []
         if not any(one.undecided for one in self._turns.values()):
             outputs += self._go_on()
-        outputs.append(self._talk.journal.note(now, "talked_on", "info", heard=heard))
+        outputs.append(self._talk.timeline.note(now, "false_interruption", "info", heard=heard))
         return outputs + (self._answer(turn, now) if turn.committed else [])
 
     def _cut(self, turn: _Turn, now: float) -> list[Output]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from gateway.audio.g711 import BYTES_PER_MS
 from gateway.call.outputs import Flush, Output, Play, Send
-from gateway.call.playout.tracker import Heard, Ledger
+from gateway.call.playout.tracker import Heard, PlayoutTracker
 from gateway.call.playout.truncation import Truncations
 from gateway.call.record import Interruption
-from gateway.call.timeline import Journal
+from gateway.call.timeline import CallTimeline
 from gateway.realtime.commands import ClientCommand, DeleteItem
 from gateway.realtime.events import AudioDelta, AudioDone, ServerError
 
@@ -46,9 +46,9 @@ class Playback:
         margin_ms: see :class:`gateway.call.playout.truncation.Truncations`.
     """
 
-    def __init__(self, silence: bytes, margin_ms: int, journal: Journal) -> None:
-        self._journal = journal
-        self._ledger = Ledger(silence)
+    def __init__(self, silence: bytes, margin_ms: int, timeline: CallTimeline) -> None:
+        self._timeline = timeline
+        self._tracker = PlayoutTracker(silence)
         self._truncations = Truncations(margin_ms)
         self._cuts: deque[_Cut] = deque(maxlen=_CUT_RESPONSES)
         self._trigger: str | None = None
@@ -62,22 +62,22 @@ class Playback:
         """A delta: into the queue, or dropped where its response was interrupted."""
         cut = self._cut_of(event.response_id)
         if cut is not None:
-            self._ledger.dropped_bytes += len(event.audio)
-            if event.item_id not in cut.unplayed_items and not self._ledger.knows(event.item_id):
+            self._tracker.dropped_bytes += len(event.audio)
+            if event.item_id not in cut.unplayed_items and not self._tracker.knows(event.item_id):
                 cut.unplayed_items.append(event.item_id)
             return []
         if event.audio and event.response_id not in self._spoken:
             self._spoken.append(event.response_id)
         key = (event.item_id, event.content_index)
-        return self._play(self._ledger.receive(event.response_id, key, event.audio), more=True)
+        return self._play(self._tracker.receive(event.response_id, key, event.audio), more=True)
 
     def part_done(self, event: AudioDone) -> list[Output]:
         """No more audio of one part."""
-        return self._play(self._ledger.finish((event.item_id, event.content_index)), more=False)
+        return self._play(self._tracker.finish((event.item_id, event.content_index)), more=False)
 
     def response_done(self, response_id: str) -> list[Output]:
         """No more audio of a response; items that came after its cut are deleted."""
-        outputs = self._play(self._ledger.finish_response(response_id), more=False)
+        outputs = self._play(self._tracker.finish_response(response_id), more=False)
         cut = self._cut_of(response_id)
         if cut is not None:
             outputs += [Send(DeleteItem(item_id)) for item_id in cut.unplayed_items]
@@ -87,7 +87,7 @@ class Playback:
     def session_over(self) -> list[Output]:
         """No more audio of anything; what has come is heard."""
         self._cuts.clear()
-        return self._play(self._ledger.finish_all(), more=False)
+        return self._play(self._tracker.finish_all(), more=False)
 
     def spoke(self, response_id: str) -> bool:
         """Whether audio of this response was taken."""
@@ -95,11 +95,11 @@ class Playback:
 
     def heard_ms(self, response_id: str) -> int:
         """What the caller is known to have heard of this response."""
-        return self._ledger.heard_ms(response_id)
+        return self._tracker.heard_ms(response_id)
 
     def received_ms(self, item_id: str) -> int:
         """Audio of this item so far."""
-        return self._ledger.received_ms(item_id)
+        return self._tracker.received_ms(item_id)
 
     def take_cuts(self) -> list[Heard]:
         """What was heard of answers that were cut since this was last asked."""
@@ -109,7 +109,7 @@ class Playback:
 
     def to_be_heard(self, response_id: str) -> bool:
         """Whether audio of this response was queued since the queue was last empty."""
-        return self._ledger.queued(response_id)
+        return self._tracker.queued(response_id)
 
     def rename(self, response_id: str, name: str) -> None:
         """The server's id of a response becomes known."""
@@ -130,14 +130,14 @@ class Playback:
         """Stop now; ``running`` are the responses that run."""
         for response_id in running:
             self.bar(response_id)
-        if not (self.queued_ms or self._ledger or running):
+        if not (self.queued_ms or self._tracker or running):
             return []
         self._trigger = trigger
         return [Flush()]
 
     def stop(self) -> list[Output]:
         """Nobody hears it any more."""
-        if not (self.queued_ms or self._ledger):
+        if not (self.queued_ms or self._tracker):
             return []
         self._trigger = AT_END
         return [Flush()]
@@ -154,9 +154,11 @@ class Playback:
         outputs: list[Output] = []
         if self._audible:
             # An underrun that was over before word of it came: what was heard ended and began.
-            outputs.append(self._journal.note(now, "agent_stops", cut=False))
+            outputs.append(self._timeline.note(now, "agent_speech_stopped", cut=False))
         self._audible = True
-        outputs.append(self._journal.note(now, "agent_starts", item_id=self._ledger.first_item))
+        outputs.append(
+            self._timeline.note(now, "agent_speech_started", item_id=self._tracker.first_item)
+        )
         return outputs
 
     def drained(self, now: float) -> list[Output]:
@@ -165,13 +167,13 @@ class Playback:
         was_audible, self._audible = self._audible, False
         outputs: list[Output] = []
         if was_audible:
-            outputs.append(self._journal.note(now, "agent_stops", cut=False))
-        return outputs + self._settle(self._ledger.drained(), OVERFLOW, now)
+            outputs.append(self._timeline.note(now, "agent_speech_stopped", cut=False))
+        return outputs + self._settle(self._tracker.drained(), OVERFLOW, now)
 
     def refused(self, frames: int, now: float) -> list[Output]:
         """The queue is full: the answer is cut at its end, and that is said."""
-        self._ledger.refused(frames)
-        return [self._journal.note(now, "playout_overflow", "error", lost_ms=frames * 20)]
+        self._tracker.refused(frames)
+        return [self._timeline.note(now, "playout_overflow", "error", lost_ms=frames * 20)]
 
     def flushed(self, unplayed_frames: int, now: float) -> list[Output]:
         """Playout has stopped; tell the server what was heard."""
@@ -179,8 +181,8 @@ class Playback:
         was_audible, self._audible, self.queued_ms = self._audible, False, 0
         outputs: list[Output] = []
         if was_audible:
-            outputs.append(self._journal.note(now, "agent_stops", cut=True))
-        return outputs + self._settle(self._ledger.flush(unplayed_frames), trigger, now)
+            outputs.append(self._timeline.note(now, "agent_speech_stopped", cut=True))
+        return outputs + self._settle(self._tracker.flush(unplayed_frames), trigger, now)
 
     def refusal(self, error: ServerError, command: ClientCommand | None) -> list[Output]:
         """The server refused something: a truncation may be worth another attempt."""
@@ -190,7 +192,7 @@ class Playback:
     @property
     def late_audio_ms(self) -> int:
         """Audio that came after its response was cut, ms."""
-        return self._ledger.dropped_bytes // 8
+        return self._tracker.dropped_bytes // 8
 
     def _cut_of(self, response_id: str) -> _Cut | None:
         return next((cut for cut in self._cuts if cut.response_id == response_id), None)
@@ -217,9 +219,9 @@ class Playback:
         return outputs
 
     def _note(self, heard: Heard, trigger: str, action: str, now: float) -> Output:
-        self._journal.record.interruptions.append(
+        self._timeline.record.interruptions.append(
             Interruption(
-                at_ms=round(self._journal.ms(now), 1),
+                at_ms=round(self._timeline.ms(now), 1),
                 trigger=trigger,
                 item_id=heard.item_id,
                 played_ms=heard.played_ms,
@@ -228,7 +230,7 @@ class Playback:
                 action=action,
             )
         )
-        return self._journal.note(
+        return self._timeline.note(
             now,
             "interruption",
             "info",

@@ -69,7 +69,7 @@ class Heard:
     """Something was heard of the item, in this part or in another."""
 
 
-class Ledger:
+class PlayoutTracker:
     """The parts of one call's answers, and which of them stand in the playout queue.
 
     Args:

@@ -1,1 +1,1 @@
-"""Rules about a conversation, a module each; all are a :class:`gateway.call.rules.rule.Part`."""
+"""Rules about a conversation, a module each; all are a :class:`gateway.call.rules.rule.ConversationRule`."""

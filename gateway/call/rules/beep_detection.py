@@ -12,7 +12,7 @@ LONGEST_SECONDS = 60.0
 """A greeting that goes on for longer than this after it was known as one is not waited for."""
 
 
-class Beeps:
+class BeepWaiter:
     """Knows the last beep, and what waits for one. Times in s.
 
     Args:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gateway.call.conversation.control import Parting, Talk
-from gateway.call.ending import Why
-from gateway.call.inputs import BudgetReached, Input
+from gateway.call.conversation.control import ConversationControl, Termination
+from gateway.call.ending import EndReason
+from gateway.call.inputs import BudgetThreshold, Input
 from gateway.call.outputs import Output
 from gateway.realtime.commands import CreateResponse
 
@@ -14,22 +14,26 @@ class Budget:
 
     deadline: float | None = None
 
-    def __init__(self, talk: Talk) -> None:
+    def __init__(self, talk: ConversationControl) -> None:
         self._talk = talk
         self._plan = talk.plan.budget
 
     def on(self, input: Input, now: float) -> list[Output]:
         """Money is nearly spent, or spent."""
         talk = self._talk
-        if not isinstance(input, BudgetReached) or talk.parting is not None or talk.errands.joined:
+        if (
+            not isinstance(input, BudgetThreshold)
+            or talk.parting is not None
+            or talk.call_actions.joined
+        ):
             return []
         if not input.spent:
-            warned = talk.journal.note(now, "budget_warning", "info", budget=input.detail)
+            warned = talk.timeline.note(now, "budget_warning", "info", budget=input.detail)
             asked = talk.ask(CreateResponse(), now) if self._plan.warning_response else []
             return [warned, *talk.tell(self._plan.warning_message), *asked]
         goodbye, transfer_to = self._plan.goodbye, self._plan.transfer_to
-        talk.part(Parting(Why.BUDGET, input.detail, goodbye, transfer_to))
-        return [talk.journal.note(now, "budget_spent", "warning", budget=input.detail)]
+        talk.part(Termination(EndReason.BUDGET, input.detail, goodbye, transfer_to))
+        return [talk.timeline.note(now, "budget_exceeded", "warning", budget=input.detail)]
 
     def tick(self, now: float) -> list[Output]:
         """Nothing here waits for time."""

@@ -10,9 +10,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from gateway.call import inputs
-from gateway.call.conversation.control import Talk, message
+from gateway.call.conversation.control import ConversationControl, message
 from gateway.call.outputs import Output, Send
-from gateway.call.rules.record import Trim
+from gateway.call.rules.record import ContextTrim
 from gateway.realtime.commands import CreateItem, DeleteItem
 from gateway.realtime.events import ItemAdded, ItemDeleted, ResponseDone
 
@@ -32,12 +32,12 @@ class _Item:
     call_id: str
 
 
-class Keeping:
+class ContextTrimmer:
     """A part. Every method takes the time (s) and returns outputs."""
 
     deadline: float | None = None
 
-    def __init__(self, talk: Talk) -> None:
+    def __init__(self, talk: ConversationControl) -> None:
         self._talk = talk
         self._plan = talk.plan.content.context
         self._items: OrderedDict[str, _Item] = OrderedDict()
@@ -47,9 +47,9 @@ class Keeping:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """An item came or went, or an answer is over."""
-        if self._plan.max_turns <= 0 or not isinstance(input, inputs.ServerSaid):
+        if self._plan.max_turns <= 0 or not isinstance(input, inputs.ServerEventReceived):
             return []
-        session = self._talk.journal.record.session_id
+        session = self._talk.timeline.record.session_id
         if session != self._session:
             self._session, self._asking = session, False
             self._items.clear()  # another session, with items of its own
@@ -82,7 +82,7 @@ class Keeping:
     def _look(self, now: float) -> list[Output]:
         talk, keep = self._talk, self._plan.max_turns
         turns = [item_id for item_id, item in self._items.items() if item.role == "user"]
-        if self._asking or talk.parting is not None or talk.errands.joined:
+        if self._asking or talk.parting is not None or talk.call_actions.joined:
             return []
         if len(turns) < keep + max(1, keep // 2):
             return []
@@ -100,7 +100,7 @@ class Keeping:
             return self._let_go(old, count, text if status == "completed" else "", at)
 
         self._summaries += 1
-        return talk.asides.ask(
+        return talk.out_of_band.ask(
             f"summary-{self._summaries}",
             "old turns",
             self._plan.instructions,
@@ -143,9 +143,9 @@ class Keeping:
             self._items.pop(item_id)
             talk.let_go.add(item_id)
             outputs.append(Send(DeleteItem(item_id)))
-        trim = Trim(round(talk.journal.ms(now), 1), how, len(there), turns)
-        talk.journal.record.content.trimmed(trim)
-        note = talk.journal.note(
-            now, "old_turns_let_go", "info", how=how, items=len(there), turns=turns
+        trim = ContextTrim(round(talk.timeline.ms(now), 1), how, len(there), turns)
+        talk.timeline.record.content.trimmed(trim)
+        note = talk.timeline.note(
+            now, "context_trimmed", "info", how=how, items=len(there), turns=turns
         )
         return [note, *outputs]

@@ -15,10 +15,10 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 
 from gateway.call import inputs
-from gateway.call.conversation.control import Parting, Talk
-from gateway.call.ending import Why
-from gateway.call.outputs import CheckWords, Output
-from gateway.call.rules.plan import GuardRule
+from gateway.call.conversation.control import ConversationControl, Termination
+from gateway.call.ending import EndReason
+from gateway.call.outputs import CheckContent, Output
+from gateway.call.rules.plan import GuardrailPlan
 from gateway.call.rules.record import Decision
 from gateway.realtime.commands import CreateResponse
 from gateway.realtime.events import (
@@ -107,10 +107,10 @@ class _Turns:
         self._refused.clear()
 
 
-class Guards:
+class Guardrails:
     """A part. Every method takes the time (s) and returns outputs."""
 
-    def __init__(self, talk: Talk) -> None:
+    def __init__(self, talk: ConversationControl) -> None:
         self._talk = talk
         self._rules = talk.plan.content.guardrails
         self._items: OrderedDict[str, _Words] = OrderedDict()
@@ -129,24 +129,24 @@ class Guards:
         if not self._rules:
             return []
         match input:
-            case inputs.WordsChecked(key, allow, reason):
+            case inputs.ContentChecked(key, allow, reason):
                 return self._checked(key, allow, reason, now)
             case inputs.Flushed():
                 self._measure()
-            case inputs.ToolActs(act=Tell(respond=True) | Show(respond=True)):
+            case inputs.ToolRequest(act=Tell(respond=True) | Show(respond=True)):
                 self._turns.allow()  # the application knows what it wants answered
-            case inputs.ServerSaid(event=InputCommitted(item_id)):
+            case inputs.ServerEventReceived(event=InputCommitted(item_id)):
                 self._turns.complete(item_id)
-            case inputs.ServerSaid(event=ResponseCreated(response_id)):
+            case inputs.ServerEventReceived(event=ResponseCreated(response_id)):
                 return self._created(response_id, now)
-            case inputs.ServerSaid(event=AgentTranscriptDelta() as delta):
+            case inputs.ServerEventReceived(event=AgentTranscriptDelta() as delta):
                 words = self._words(delta.item_id, delta.response_id)
                 return self._agent(delta.item_id, words, delta.delta, now, whole=False)
-            case inputs.ServerSaid(event=AgentTranscript() as said):
+            case inputs.ServerEventReceived(event=AgentTranscript() as said):
                 words = self._words(said.item_id, said.response_id)
                 new = "" if words.tail else said.transcript
                 return self._agent(said.item_id, words, new, now, whole=True)
-            case inputs.ServerSaid(event=InputTranscribed(item_id, text)):
+            case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
                 return self._look("caller", item_id, "", text[-MAX_TEXT:], text, now)
         return []
 
@@ -240,11 +240,11 @@ class Guards:
         key = f"guard-{self._asked}"
         check = _Check(index, who, response_id, item_id, now + rule.timeout)
         if len(self._checks) >= MAX_CHECKS:
-            note = self._talk.journal.note(now, "guard_unasked", "warning", rule=rule.name)
+            note = self._talk.timeline.note(now, "guardrail_skipped", "warning", rule=rule.name)
             denied = rule.on_timeout == "deny"
             return [note, *(self._act(check, "timeout", "too many", now) if denied else [])]
         self._checks[key] = check
-        return [CheckWords(key, index, who, text)]
+        return [CheckContent(key, index, who, text)]
 
     def _checked(self, key: str, allow: bool | None, reason: str, now: float) -> list[Output]:
         check = self._checks.pop(key, None)
@@ -255,8 +255,13 @@ class Guards:
         if allow is None:
             by, allow = "timeout", rule.on_timeout == "allow"
             outputs.append(
-                self._talk.journal.note(
-                    now, "guard_unanswered", "warning", rule=rule.name, reason=reason, allowed=allow
+                self._talk.timeline.note(
+                    now,
+                    "guardrail_timeout",
+                    "warning",
+                    rule=rule.name,
+                    reason=reason,
+                    allowed=allow,
                 )
             )
         return outputs if allow else outputs + self._act(check, by, reason, now)
@@ -274,7 +279,7 @@ class Guards:
         if response:
             self._stopped.append(response)
         decision = Decision(
-            round(talk.journal.ms(now), 1),
+            round(talk.timeline.ms(now), 1),
             rule.name,
             check.who,
             check.item_id,
@@ -282,11 +287,11 @@ class Guards:
             rule.action,
             reason,
         )
-        talk.journal.record.content.guarded(decision)
+        talk.timeline.record.content.guarded(decision)
         outputs: list[Output] = [
-            talk.journal.note(
+            talk.timeline.note(
                 now,
-                "guard",
+                "guardrail",
                 "warning",
                 rule=rule.name,
                 who=check.who,
@@ -304,7 +309,7 @@ class Guards:
             self._measure()
         if rule.action != "say":
             to = rule.transfer_to if rule.action == "transfer" else ""
-            talk.part(Parting(Why.GUARD, rule.name, rule.replacement, to))
+            talk.part(Termination(EndReason.GUARDRAIL, rule.name, rule.replacement, to))
         elif rule.replacement:
             phrase = talk.exactly(rule.replacement)
             self._phrases.append(phrase)
@@ -312,7 +317,7 @@ class Guards:
         return outputs
 
 
-def _found(rule: GuardRule, window: str, *, open: bool) -> bool:
+def _found(rule: GuardrailPlan, window: str, *, open: bool) -> bool:
     if rule.pattern is None:
         return False
     for match in rule.pattern.finditer(window):

@@ -21,7 +21,7 @@ MIXED = 0.45
 """Mean of a stretch without a pause from which it is no voice alone: singers, words over music."""
 
 
-class MusicHeard:
+class MusicOnHoldDetector:
     """Counts the seconds of music that are heard in a row, and weighs stretches without a pause."""
 
     def __init__(self) -> None:

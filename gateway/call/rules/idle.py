@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.call import inputs
-from gateway.call.conversation.control import Parting, Talk
-from gateway.call.ending import Why
+from gateway.call.conversation.control import ConversationControl, Termination
+from gateway.call.ending import EndReason
 from gateway.call.outputs import Output
-from gateway.call.plan import IdlePlan
+from gateway.call.plan import UserIdlePlan
 from gateway.realtime.events import SpeechStarted, SpeechStopped
 
 
-class Idle:
+class UserIdleTimeout:
     """A part: counts from when the agent was last heard, or the caller. Methods take the time (s).
 
     Args:
         working: whether a function runs for the model, which the caller waits for.
     """
 
-    def __init__(self, talk: Talk, working: Callable[[], bool]) -> None:
+    def __init__(self, talk: ConversationControl, working: Callable[[], bool]) -> None:
         self._talk = talk
         self._working = working
         self._since: float | None = None
@@ -28,7 +28,7 @@ class Idle:
         self._asked = 0
 
     @property
-    def _plan(self) -> IdlePlan:
+    def _plan(self) -> UserIdlePlan:
         return self._talk.plan.idle
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
@@ -36,17 +36,17 @@ class Idle:
         if self._plan.timeout <= 0:
             return []
         match input:
-            case inputs.ServerSaid(event=SpeechStarted()):
+            case inputs.ServerEventReceived(event=SpeechStarted()):
                 self._speaking, self._asked = True, 0
-            case inputs.ServerSaid(event=SpeechStopped()):
+            case inputs.ServerEventReceived(event=SpeechStopped()):
                 self._speaking = False
             case inputs.DigitPressed():
                 self._asked = 0
-            case inputs.Held(held=held):
+            case inputs.HoldChanged(held=held):
                 self._held = held
             case inputs.Confirmed() | inputs.PlayoutStarted() | inputs.PlayoutDrained():
                 pass
-            case inputs.Flushed() | inputs.ToolDone() | inputs.SecondEnded():
+            case inputs.Flushed() | inputs.ToolDone() | inputs.BLegEnded():
                 pass
             case _:
                 return []
@@ -61,15 +61,20 @@ class Idle:
         talk = self._talk
         self._since = now
         busy = self._speaking or self._held or talk.speaking or not talk.gate.idle
-        if busy or talk.errands.busy or self._working() or talk.farewell.deadline is not None:
+        if (
+            busy
+            or talk.call_actions.busy
+            or self._working()
+            or talk.hangup_after_playout.deadline is not None
+        ):
             return []
         if self._asked < self._plan.max_prompts:
             self._asked += 1
-            note = talk.journal.note(now, "idle_asked", "info", count=self._asked)
+            note = talk.timeline.note(now, "idle_prompted", "info", count=self._asked)
             return [note, *talk.say(self._plan.prompt, now)]
         silent = f"nothing said after being asked {self._asked} times"
-        talk.part(Parting(Why.IDLE, silent, self._plan.goodbye, self._plan.transfer_to))
-        return [talk.journal.note(now, "idle", "info", asked=self._asked)]
+        talk.part(Termination(EndReason.IDLE, silent, self._plan.goodbye, self._plan.transfer_to))
+        return [talk.timeline.note(now, "idle", "info", asked=self._asked)]
 
     @property
     def deadline(self) -> float | None:

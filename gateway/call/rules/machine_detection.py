@@ -12,13 +12,13 @@ from collections import deque
 from statistics import fmean
 
 from gateway.call import inputs
-from gateway.call.conversation.control import Parting, Talk
-from gateway.call.ending import Why
+from gateway.call.conversation.control import ConversationControl, Termination
+from gateway.call.ending import EndReason
 from gateway.call.outputs import Output
 from gateway.call.playout.barge_in import words_of
-from gateway.call.rules.beep_detection import Beeps
-from gateway.call.rules.hold_music import MusicHeard
-from gateway.call.rules.record import MachineFound
+from gateway.call.rules.beep_detection import BeepWaiter
+from gateway.call.rules.hold_music import MusicOnHoldDetector
+from gateway.call.rules.record import MachineDetected
 from gateway.call.rules.repeats import Repeats, even
 from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechStarted, SpeechStopped
 
@@ -29,10 +29,10 @@ said twelve times, is even, too."""
 _MAX_TURNS = 64
 
 
-class Machines:
+class MachineDetector:
     """A part. Every method takes the time (s) and returns outputs."""
 
-    def __init__(self, talk: Talk) -> None:
+    def __init__(self, talk: ConversationControl) -> None:
         self._talk = talk
         self._plan = talk.plan.machine_detection
         self._turns = 0
@@ -44,23 +44,23 @@ class Machines:
         self._unbroken = 0.0
         """Since when sound without a pause counts (s)."""
         self._held = False
-        self._music = MusicHeard()
-        self._beeps = Beeps(self._plan.beep_timeout)
-        self._message: MachineFound | None = None
+        self._music = MusicOnHoldDetector()
+        self._beeps = BeepWaiter(self._plan.beep_timeout)
+        self._message: MachineDetected | None = None
         """Voicemail, whose message is not said yet."""
         self._decided: set[str] = set()
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Something happened."""
         match input:
-            case inputs.ServerSaid(event=SpeechStarted(item_id, start_ms)):
+            case inputs.ServerEventReceived(event=SpeechStarted(item_id, start_ms)):
                 self._turns += 1
                 self._first_item = self._first_item or item_id
                 self._started = (now, start_ms)
                 self._unbroken = now
                 self._music.stretch()
                 self._beeps.spoke(now)
-            case inputs.ServerSaid(event=SpeechStopped(item_id, end_ms)) if (
+            case inputs.ServerEventReceived(event=SpeechStopped(item_id, end_ms)) if (
                 self._started is not None
             ):
                 began, start_ms = self._started
@@ -72,15 +72,15 @@ class Machines:
                 self._said.turn(item_id, length)
                 self._beeps.stopped(now)
                 return self._turn(length, now)
-            case inputs.ServerSaid(event=InputTranscribed(item_id, text)):
+            case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
                 return self._words(item_id, text, now)
-            case inputs.ServerSaid(event=ResponseCreated()) if self._beeps.waiting:
+            case inputs.ServerEventReceived(event=ResponseCreated()) if self._beeps.waiting:
                 return self._talk.interrupt("machine", now)  # nobody is there to be answered
             case inputs.SoundHeard():
                 return self._sound(input, now)
             case inputs.BeepHeard():
                 return self._beep(input, now)
-            case inputs.Held(held=held):
+            case inputs.HoldChanged(held=held):
                 self._held = held
                 self._music.reset()
             case inputs.SessionClosed():
@@ -95,7 +95,7 @@ class Machines:
         if due is None or now < due or self._started is None:
             return []
         seconds = round(now - self._started[0], 1)
-        if self._held or self._talk.errands.busy:
+        if self._held or self._talk.call_actions.busy:
             self._started = None  # not what the model hears
             return []
         share = self._music.mixed
@@ -121,7 +121,7 @@ class Machines:
         return self._unbroken + self._plan.music_threshold
 
     def _sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
-        if self._held or self._talk.errands.busy:
+        if self._held or self._talk.call_actions.busy:
             self._music.reset()
             return []
         evidence = self._music.second(heard, self._plan.music_threshold)
@@ -132,7 +132,7 @@ class Machines:
         greeting = self._beeps.beep(evidence, now)
         if self._beeps.waiting:
             return self._leave_message(evidence, now)
-        if not greeting or self._talk.errands.busy:
+        if not greeting or self._talk.call_actions.busy:
             return []
         return self._found("voicemail", now, f"a beep after the first turn, {evidence}")
 
@@ -142,7 +142,7 @@ class Machines:
         if found is None or self._talk.parting is not None:
             return []
         found.beep = beep
-        note = self._talk.journal.note(now, "voicemail_message", "info", beep=beep)
+        note = self._talk.timeline.note(now, "voicemail_message", "info", beep=beep)
         return [note, *self._part(found, now)]
 
     def _turn(self, length_ms: int, now: float) -> list[Output]:
@@ -176,10 +176,12 @@ class Machines:
             return []
         self._decided.add(kind)
         action, talk = self._plan.actions[kind], self._talk
-        found = MachineFound(round(talk.journal.ms(now), 1), kind, action, evidence)
-        talk.journal.record.content.machines.append(found)
+        found = MachineDetected(round(talk.timeline.ms(now), 1), kind, action, evidence)
+        talk.timeline.record.content.machines.append(found)
         outputs: list[Output] = [
-            talk.journal.note(now, "machine", "warning", kind=kind, action=action, why=evidence)
+            talk.timeline.note(
+                now, "machine_detected", "warning", kind=kind, action=action, why=evidence
+            )
         ]
         if action == "log":
             return outputs
@@ -191,11 +193,13 @@ class Machines:
             return outputs + self._hush(now)
         return outputs + self._part(found, now)
 
-    def _part(self, found: MachineFound, now: float) -> list[Output]:
+    def _part(self, found: MachineDetected, now: float) -> list[Output]:
         words = "" if found.action == "hangup" else self._plan.messages.get(found.kind, "")
         to = self._plan.transfer_to if found.action == "transfer" else ""
         outputs = self._hush(now)
-        self._talk.part(Parting(Why.MACHINE, f"{found.kind}: {found.why}", words, to))
+        self._talk.part(
+            Termination(EndReason.MACHINE_DETECTED, f"{found.kind}: {found.why}", words, to)
+        )
         return outputs
 
     def _hush(self, now: float) -> list[Output]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class GuardRule:
+class GuardrailPlan:
     """Words that are not to be said: see :class:`gateway.dialplan.content.Guard`."""
 
     speaker: str = "agent"
@@ -29,8 +29,8 @@ class GuardRule:
 
 
 @dataclass(frozen=True, slots=True)
-class RescuePlan:
-    """Answers that fail: see :class:`gateway.dialplan.content.Rescue`."""
+class ResponseFailurePlan:
+    """Answers that fail: see :class:`gateway.dialplan.content.ResponseFallback`."""
 
     message: str = "Sorry, something went wrong. Could you say that again?"
     retries: int = 1
@@ -49,7 +49,7 @@ class RescuePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepPlan:
+class ContextPlan:
     """How much of a long conversation the session keeps."""
 
     max_turns: int = 0
@@ -63,7 +63,7 @@ class KeepPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class AfterwardsPlan:
+class PostCallPlan:
     """What the model is asked about the call at its end, without the caller hearing of it."""
 
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class AfterwardsPlan:
 class ContentPlan:
     """All of it."""
 
-    guardrails: tuple[GuardRule, ...] = ()
-    response_failure: RescuePlan = field(default_factory=RescuePlan)
-    context: KeepPlan = field(default_factory=KeepPlan)
-    post_call: AfterwardsPlan = field(default_factory=AfterwardsPlan)
+    guardrails: tuple[GuardrailPlan, ...] = ()
+    response_failure: ResponseFailurePlan = field(default_factory=ResponseFailurePlan)
+    context: ContextPlan = field(default_factory=ContextPlan)
+    post_call: PostCallPlan = field(default_factory=PostCallPlan)

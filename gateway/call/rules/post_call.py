@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 from gateway.call import inputs
-from gateway.call.conversation.control import Talk
-from gateway.call.ending import Why
+from gateway.call.conversation.control import ConversationControl
+from gateway.call.ending import EndReason
 from gateway.call.outputs import Output
 
 NOT_AFTER = frozenset(
     {
-        Why.FAULT,
-        Why.SHUTDOWN,
-        Why.BUDGET,
-        Why.SESSION_CLOSED,
-        Why.SESSION_ERROR,
-        Why.SESSION_LOST,
-        Why.SESSION_REFUSED,
-        Why.SESSION_UNREACHABLE,
-        Why.NO_ANSWERS,
+        EndReason.INTERNAL_ERROR,
+        EndReason.SHUTDOWN,
+        EndReason.BUDGET,
+        EndReason.SESSION_CLOSED,
+        EndReason.SESSION_ERROR,
+        EndReason.SESSION_LOST,
+        EndReason.SESSION_REFUSED,
+        EndReason.SESSION_UNREACHABLE,
+        EndReason.RESPONSE_FAILURES,
     }
 )
 """Ends after which nothing is asked: there is no session, no money, or no time."""
 
 
-class Afterwards:
+class PostCallAnalysis:
     """The end of one call, while answers are waited for. Every method takes the time (s)."""
 
-    def __init__(self, talk: Talk, why: Why, now: float) -> None:
+    def __init__(self, talk: ConversationControl, why: EndReason, now: float) -> None:
         self.why = why
         self.leg_over = False
-        self.ended_ms = talk.journal.ms(now)
+        self.ended_ms = talk.timeline.ms(now)
         """When the call was over for the caller."""
-        self._asides = talk.asides
+        self._out_of_band = talk.out_of_band
         self._plan = talk.plan.content.post_call
         self._until = now + self._plan.timeout
         self._gone = False
@@ -46,7 +46,7 @@ class Afterwards:
         return [
             output
             for name, words in self._plan.prompts.items()
-            for output in self._asides.ask(
+            for output in self._out_of_band.ask(
                 f"after-{name}", name, words, now, seconds=self._plan.timeout
             )
         ]
@@ -54,25 +54,25 @@ class Afterwards:
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Something happened; what is not about these questions is of no interest any more."""
         match input:
-            case inputs.ServerSaid(event=event) if self._asides.takes(event):
-                return self._asides.on_event(event, now)
-            case inputs.ServerFailed(error=error, command=command):
-                return self._asides.refused(command, error, now)
+            case inputs.ServerEventReceived(event=event) if self._out_of_band.takes(event):
+                return self._out_of_band.on_event(event, now)
+            case inputs.ServerErrorReceived(error=error, command=command):
+                return self._out_of_band.refused(command, error, now)
             case inputs.LegEnded():
                 self.leg_over = True
             case inputs.SessionClosed() | inputs.ShutDown():
                 self._gone = True
             case inputs.Tick():
-                return self._asides.tick(now)
+                return self._out_of_band.tick(now)
         return []
 
     def over(self, now: float) -> bool:
         """All answers are there, or are not to come."""
-        return self._gone or not self._asides.busy or now >= self._until
+        return self._gone or not self._out_of_band.busy or now >= self._until
 
 
-def afterwards_of(talk: Talk, why: Why, now: float) -> Afterwards | None:
+def afterwards_of(talk: ConversationControl, why: EndReason, now: float) -> PostCallAnalysis | None:
     """What is waited for after a call that ends so; None for nothing."""
     if not talk.plan.content.post_call.prompts or why in NOT_AFTER:
         return None
-    return Afterwards(talk, why, now)
+    return PostCallAnalysis(talk, why, now)

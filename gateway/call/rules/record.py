@@ -27,7 +27,7 @@ class Decision:
 
 
 @dataclass(slots=True)
-class Aside:
+class OutOfBandResponse:
     """A response beside the conversation, which the caller did not hear."""
 
     at_ms: float
@@ -41,7 +41,7 @@ class Aside:
 
 
 @dataclass(slots=True)
-class Trim:
+class ContextTrim:
     """Old turns that the session was told to forget."""
 
     at_ms: float
@@ -52,7 +52,7 @@ class Trim:
 
 
 @dataclass(slots=True)
-class MachineFound:
+class MachineDetected:
     """A caller's side that is a machine."""
 
     at_ms: float
@@ -70,9 +70,9 @@ class ContentRecord:
     """All of it, oldest first."""
 
     guards: list[Decision] = field(default_factory=list)
-    asides: list[Aside] = field(default_factory=list)
-    trims: list[Trim] = field(default_factory=list)
-    machines: list[MachineFound] = field(default_factory=list)
+    out_of_band: list[OutOfBandResponse] = field(default_factory=list)
+    trims: list[ContextTrim] = field(default_factory=list)
+    machines: list[MachineDetected] = field(default_factory=list)
     """At most one of each kind."""
 
     def guarded(self, decision: Decision) -> None:
@@ -80,12 +80,12 @@ class ContentRecord:
         if len(self.guards) < MAX_KEPT:
             self.guards.append(decision)
 
-    def asked(self, aside: Aside) -> None:
+    def asked(self, out_of_band_response: OutOfBandResponse) -> None:
         """Add a question; filled in as it goes on."""
-        if len(self.asides) < MAX_KEPT:
-            self.asides.append(aside)
+        if len(self.out_of_band) < MAX_KEPT:
+            self.out_of_band.append(out_of_band_response)
 
-    def trimmed(self, trim: Trim) -> None:
+    def trimmed(self, trim: ContextTrim) -> None:
         """Add what was let go."""
         if len(self.trims) < MAX_KEPT:
             self.trims.append(trim)

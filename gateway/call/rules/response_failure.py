@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.call import inputs
-from gateway.call.conversation.control import Parting, Talk
-from gateway.call.ending import Why
-from gateway.call.outputs import Output, Sound
+from gateway.call.conversation.control import ConversationControl, Termination
+from gateway.call.ending import EndReason
+from gateway.call.outputs import Output, PlaySound
 from gateway.realtime.commands import CreateResponse
 from gateway.realtime.errors import classify_error
 from gateway.realtime.events import ResponseDone
@@ -24,10 +24,10 @@ MAX_CONTINUED = 5
 """Responses in a row that are gone on with; a model that never comes to an end is paid for."""
 
 
-class Rescue:
+class ResponseFallback:
     """A part: acts on responses that are no answers. Every method takes the time (s)."""
 
-    def __init__(self, talk: Talk) -> None:
+    def __init__(self, talk: ConversationControl) -> None:
         self._talk = talk
         self._plan = talk.plan.content.response_failure
         self._failures = 0
@@ -48,12 +48,14 @@ class Rescue:
             if not talk.gate.idle:
                 return []  # another one was asked for
             return self._failed("no response came", None, now)
-        if isinstance(input, inputs.ServerFailed):
+        if isinstance(input, inputs.ServerErrorReceived):
             return self._refused(input, now)
-        if not isinstance(input, inputs.ServerSaid) or not isinstance(input.event, ResponseDone):
+        if not isinstance(input, inputs.ServerEventReceived) or not isinstance(
+            input.event, ResponseDone
+        ):
             return []
         done = input.event
-        if talk.errands.joined or talk.playback.was_cut(done.response_id):
+        if talk.call_actions.joined or talk.playback.was_cut(done.response_id):
             return []
         asked = talk.gate.asked_by(done.response_id)
         if done.status == "failed":
@@ -67,7 +69,7 @@ class Rescue:
         )
         if done.status == "incomplete" and wanted:
             self._continued += 1
-            note = talk.journal.note(now, "answer_gone_on", "info", reason=done.reason)
+            note = talk.timeline.note(now, "response_continued", "info", reason=done.reason)
             return [note, *talk.ask(CreateResponse({"instructions": GOES_ON}), now)]
         if done.status == "completed" and asked is self._words is not None:
             self._words = None
@@ -91,10 +93,10 @@ class Rescue:
         """When :meth:`tick` is due next (s)."""
         return self._sound_until
 
-    def _refused(self, failed: inputs.ServerFailed, now: float) -> list[Output]:
+    def _refused(self, failed: inputs.ServerErrorReceived, now: float) -> list[Output]:
         """A ``response.create`` was refused, and no other was sent in its place."""
         asked, talk = failed.command, self._talk
-        if not isinstance(asked, CreateResponse) or not talk.gate.idle or talk.errands.joined:
+        if not isinstance(asked, CreateResponse) or not talk.gate.idle or talk.call_actions.joined:
             return []
         verdict = classify_error(failed.error)
         if verdict.ends_session or (asked.response or {}).get("conversation") == "none":
@@ -117,7 +119,7 @@ class Rescue:
         if any(kind != "message" for kind in kinds):
             return []  # a tool's result, or an approval, is followed by a response
         content = content_of(done)
-        note = self._talk.journal.note(
+        note = self._talk.timeline.note(
             now, "response_without_audio", "warning", content=content, response_id=done.response_id
         )
         if not self._talk.gate.idle:
@@ -126,7 +128,7 @@ class Rescue:
 
     def _filtered(self, now: float) -> list[Output]:
         self._failures += 1
-        note = self._talk.journal.note(now, "answer_filtered", "warning", count=self._failures)
+        note = self._talk.timeline.note(now, "response_filtered", "warning", count=self._failures)
         if self._failures >= self._plan.max_failures:
             return [note, *self._give_up("content_filter", now)]
         return [note, *self._say(self._plan.content_filter_message, now)]
@@ -135,7 +137,7 @@ class Rescue:
         talk = self._talk
         if talk.parting is not None:
             return self._last_resort(why, now)  # the goodbye failed
-        if talk.farewell.deadline is not None:
+        if talk.hangup_after_playout.deadline is not None:
             return []  # the model wanted to end the call, and it does
         if asked is not None and asked is self._words:
             self._words = None
@@ -145,12 +147,12 @@ class Rescue:
             return resort + (self._give_up(why, now) if given_up else [])
         if self._retries < self._plan.retries:
             self._retries += 1
-            note = talk.journal.note(now, "answer_asked_again", "info", why=why)
+            note = talk.timeline.note(now, "response_retried", "info", why=why)
             # One that answers whatever was said is asked for anew: what it was is not known.
             return [note, *talk.ask(asked or CreateResponse(), now)]
         self._retries = 0
         self._failures += 1
-        note = talk.journal.note(now, "answer_failed", "warning", why=why, count=self._failures)
+        note = talk.timeline.note(now, "response_failed", "warning", why=why, count=self._failures)
         if self._failures >= self._plan.max_failures:
             return [note, *self._give_up(why, now)]
         return [note, *self._say(self._plan.message, now)]
@@ -166,26 +168,26 @@ class Rescue:
         if talk.parting is not None:
             return []
         detail = f"{self._failures} answers in a row failed, the last one: {why}"
-        talk.part(Parting(Why.NO_ANSWERS, detail, plan.goodbye, plan.transfer_to))
-        return [talk.journal.note(now, "answers_given_up", "error", why=why)]
+        talk.part(Termination(EndReason.RESPONSE_FAILURES, detail, plan.goodbye, plan.transfer_to))
+        return [talk.timeline.note(now, "response_failures_exceeded", "error", why=why)]
 
     def _last_resort(self, why: str, now: float) -> list[Output]:
         """Something that needs no model."""
-        if not self._plan.sound or self._talk.errands.busy:
+        if not self._plan.sound or self._talk.call_actions.busy:
             return []
-        note = self._talk.journal.note(
-            now, "answer_sound", "warning", why=why, sound=self._plan.sound
+        note = self._talk.timeline.note(
+            now, "response_failure_tone", "warning", why=why, sound=self._plan.sound
         )
         self._sound_until = now + self._plan.sound_duration
         if self._talk.parting is not None:
-            self._talk.farewell.replaced(self._sound_until)
-        return [note, Sound(self._plan.sound)]
+            self._talk.hangup_after_playout.replaced(self._sound_until)
+        return [note, PlaySound(self._plan.sound)]
 
     def _quiet(self) -> list[Output]:
         if self._sound_until is None:
             return []
         self._sound_until = None
-        return [] if self._talk.errands.busy else [Sound("")]
+        return [] if self._talk.call_actions.busy else [PlaySound("")]
 
 
 def content_of(done: ResponseDone) -> str:

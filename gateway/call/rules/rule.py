@@ -13,7 +13,7 @@ from gateway.call.inputs import Input
 from gateway.call.outputs import Output
 
 
-class Part(Protocol):
+class ConversationRule(Protocol):
     """Looks on at one conversation. Methods take the time (s) and return what to do."""
 
     def on(self, input: Input, now: float) -> list[Output]:

@@ -3,7 +3,7 @@
 It does not matter how the silence came about: a response that was asked for and never created,
 one that was created and brings no audio or stops in the middle of it, a caller's turn that the
 server does not answer, an ``error`` without ``response.done``. What follows (the route's
-``on_trouble``) is decided by :class:`gateway.call.session.lifecycle.SessionSide`.
+``on_trouble``) is decided by :class:`gateway.call.session.lifecycle.SessionEvents`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.call import inputs
-from gateway.call.conversation.control import Talk
-from gateway.call.outputs import Output, Sound
+from gateway.call.conversation.control import ConversationControl
+from gateway.call.outputs import Output, PlaySound
 from gateway.call.plan import SilencePlan
 from gateway.realtime.events import (
     InputCommitted,
@@ -36,7 +36,7 @@ class Silence:
         busy: whether the caller speaks, or a tool runs for the model.
     """
 
-    def __init__(self, talk: Talk, busy: Callable[[], bool]) -> None:
+    def __init__(self, talk: ConversationControl, busy: Callable[[], bool]) -> None:
         self._talk = talk
         self._busy = busy
         self._since: float | None = None
@@ -63,21 +63,21 @@ class Silence:
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Keep track of turns, hold and the server's own tools."""
         match input:
-            case inputs.Held(held=held):
+            case inputs.HoldChanged(held=held):
                 self._held = held
-            case inputs.ServerSaid(event=SpeechStarted()):
+            case inputs.ServerEventReceived(event=SpeechStarted()):
                 self._turn = self._answered = False
-            case inputs.ServerSaid(event=SpeechStopped()):
+            case inputs.ServerEventReceived(event=SpeechStopped()):
                 self._turn = self._turn_is_answered_next()
-            case inputs.ServerSaid(event=InputCommitted()):
+            case inputs.ServerEventReceived(event=InputCommitted()):
                 # From here on the request for the response says that one is due.
                 by_gateway = self._talk.plan.interruptions.by_gateway
                 self._turn = not by_gateway and self._turn_is_answered_next()
-            case inputs.ServerSaid(event=ResponseCreated()):
+            case inputs.ServerEventReceived(event=ResponseCreated()):
                 self._turn, self._answered = False, True
-            case inputs.ServerSaid(event=OtherEvent() as event):
+            case inputs.ServerEventReceived(event=OtherEvent() as event):
                 self._server_tool(event, now)
-            case inputs.SessionUp():
+            case inputs.SessionReady():
                 self.reset()
         return []
 
@@ -105,13 +105,13 @@ class Silence:
         if now >= self._since + plan.seconds:
             self.rule = self._which()
             self._since = None
-            note = self._talk.journal.note(
+            note = self._talk.timeline.note(
                 now, "silence_detected", "warning", rule=self.rule, seconds=plan.seconds
             )
             return [*self._stop_filler(), note]
         if plan.filler_sound and not self._filler and now >= self._since + plan.filler_delay:
             self._filler = True
-            return [self._talk.journal.note(now, "filler"), Sound(plan.filler_sound)]
+            return [self._talk.timeline.note(now, "filler"), PlaySound(plan.filler_sound)]
         return []
 
     @property
@@ -145,8 +145,8 @@ class Silence:
         if self._plan.seconds <= 0 or not self.due or self._held or self._mcp:
             return False
         # Last words have a deadline of their own.
-        ends = talk.parting is not None or talk.farewell.deadline is not None
-        return not (ends or talk.speaking or talk.errands.busy or self._busy())
+        ends = talk.parting is not None or talk.hangup_after_playout.deadline is not None
+        return not (ends or talk.speaking or talk.call_actions.busy or self._busy())
 
     def _which(self) -> str:
         active = self._talk.gate.active
@@ -164,4 +164,4 @@ class Silence:
 
     def _stop_filler(self) -> list[Output]:
         was, self._filler = self._filler, False
-        return [Sound("")] if was and not self._talk.errands.busy else []
+        return [PlaySound("")] if was and not self._talk.call_actions.busy else []

@@ -11,13 +11,13 @@ from collections import deque
 from dataclasses import dataclass
 
 from gateway.call import inputs
-from gateway.call.conversation.control import Parting, Talk
+from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.conversation.transcript import Transcript
-from gateway.call.ending import Why
-from gateway.call.outputs import CloseSession, OpenSession, Output, Send, Sound
-from gateway.call.plan import Rung
-from gateway.call.record import Trouble
-from gateway.call.timeline import Journal
+from gateway.call.ending import EndReason
+from gateway.call.outputs import CloseSession, OpenSession, Output, PlaySound, Send
+from gateway.call.plan import FallbackStep
+from gateway.call.record import FailoverRecord
+from gateway.call.timeline import CallTimeline
 from gateway.realtime.commands import CreateItem, CreateResponse
 from gateway.realtime.events import AudioDelta
 
@@ -44,22 +44,24 @@ NEEDS_ANSWER = ("announcement", "transfer")
 class Over:
     """The ladder is at its end: how the call ends."""
 
-    why: Why
+    why: EndReason
     detail: str
-    rung: Rung | None = None
+    step: FallbackStep | None = None
     """The last one, where it says how a call is refused that is not answered yet."""
 
 
-class Recovery:
+class Failover:
     """Knows which rung the call is on. Every method takes the time (s) and returns outputs."""
 
-    def __init__(self, talk: Talk, transcript: Transcript, journal: Journal) -> None:
+    def __init__(
+        self, talk: ConversationControl, transcript: Transcript, timeline: CallTimeline
+    ) -> None:
         self._talk = talk
         self._transcript = transcript
-        self._journal = journal
-        self._rungs: tuple[Rung, ...] = ()
+        self._timeline = timeline
+        self._steps: tuple[FallbackStep, ...] = ()
         self._at = -1
-        self._why = Why.SESSION_LOST
+        self._why = EndReason.SESSION_LOST
         self._detail = ""
         self._until: float | None = None
         self._again_at: float | None = None
@@ -81,32 +83,32 @@ class Recovery:
     # ---- what happens
 
     def begin(
-        self, why: Why, detail: str, now: float, *, answered: bool, fatal: bool = False
+        self, why: EndReason, detail: str, now: float, *, answered: bool, fatal: bool = False
     ) -> list[Output]:
         """There is no session (any more). ``fatal``: the same server would say the same again."""
         # A call that is not answered has been tried for its connect_timeout already.
         useless = fatal or not answered
-        rungs = tuple(
-            rung
-            for rung in self._talk.plan.fallback
-            if not (useless and rung.action == "reconnect")
+        steps = tuple(
+            step
+            for step in self._talk.plan.fallback
+            if not (useless and step.action == "reconnect")
         )
         self._why, self._detail, self._answered = why, detail, answered
         self._began, unproven, self._unproven = now, self._unproven, None
         self.active = True
-        record = self._journal.record
-        record.trouble.append(Trouble(round(self._journal.ms(now), 1), why.value, detail))
-        note = self._journal.note(now, "session_gone", "warning", why=why.value, detail=detail)
+        record = self._timeline.record
+        record.trouble.append(FailoverRecord(round(self._timeline.ms(now), 1), why.value, detail))
+        note = self._timeline.note(now, "session_lost", "warning", why=why.value, detail=detail)
         often = len(self._lost_at) == MAX_PER_MINUTE and now - self._lost_at[0] < 60
         self._lost_at.append(now)
         if len(record.trouble) > MAX_PER_CALL:
-            self._rungs, self._at = tuple(rung for rung in rungs if rung.action not in _OPENS), -1
+            self._steps, self._at = tuple(step for step in steps if step.action not in _OPENS), -1
         elif unproven is not None and self._was_no_help(unproven, now):
-            self._last.rungs.append(self._rung.action)
+            self._last.steps.append(self._step.action)
             todo = self.failed(detail, now, fatal=fatal)
             return [note, *todo, *(self._sound(now) if self._again_at is not None else [])]
         elif not often:
-            self._rungs, self._at = rungs, -1
+            self._steps, self._at = steps, -1
         return [note, *self._next(now)]
 
     def _was_no_help(self, up_at: float, now: float) -> bool:
@@ -114,7 +116,7 @@ class Recovery:
         if self._until is None:
             return False
         return now < self._until or (
-            self._why is Why.SESSION_SILENT and now - up_at < PROVEN_SECONDS
+            self._why is EndReason.SESSION_SILENT and now - up_at < PROVEN_SECONDS
         )
 
     def failed(
@@ -136,7 +138,7 @@ class Recovery:
         self._plays_on = self._talk.speaking
         lasted = round((now - self._began) * 1000, 1)
         self._last.outcome, self._last.session_after_ms = "recovered", lasted
-        note = self._journal.note(now, "session_replaced", "info", after_ms=lasted)
+        note = self._timeline.note(now, "session_replaced", "info", after_ms=lasted)
         return [*self._quiet(), note, *seeded(self._transcript), *self._go_on(now)]
 
     def answered(self, now: float) -> list[Output]:
@@ -148,7 +150,7 @@ class Recovery:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """What the caller hears while there is no session."""
-        if self._speaks(input) and self._journal.record.trouble:
+        if self._speaks(input) and self._timeline.record.trouble:
             last = self._last
             if not self.active:
                 self._unproven = None
@@ -162,7 +164,7 @@ class Recovery:
 
     def _speaks(self, input: inputs.Input) -> bool:
         """The agent is heard again, or goes on without a pause."""
-        if isinstance(input, inputs.ServerSaid) and self._plays_on:
+        if isinstance(input, inputs.ServerEventReceived) and self._plays_on:
             return isinstance(input.event, AudioDelta)
         return isinstance(input, inputs.PlayoutStarted)
 
@@ -174,7 +176,7 @@ class Recovery:
             return self._next(now)
         if self._again_at is not None and now >= self._again_at:
             self._again_at = None
-            return [OpenSession(self._rung.server)]
+            return [OpenSession(self._step.server)]
         return []
 
     @property
@@ -186,74 +188,76 @@ class Recovery:
     # ---- the ladder
 
     @property
-    def _rung(self) -> Rung:
-        return self._rungs[self._at]
+    def _step(self) -> FallbackStep:
+        return self._steps[self._at]
 
     @property
-    def _last(self) -> Trouble:
-        return self._journal.record.trouble[-1]
+    def _last(self) -> FailoverRecord:
+        return self._timeline.record.trouble[-1]
 
     def _next(self, now: float) -> list[Output]:
         self._at += 1
         self._until = self._again_at = None
         self._wait = FIRST_WAIT
-        if self._at >= len(self._rungs):
+        if self._at >= len(self._steps):
             return self._give_up(None)
-        rung = self._rung
-        self._last.rungs.append(rung.action)
-        note = self._journal.note(now, "trouble", "warning", do=rung.action, seconds=rung.timeout)
-        if rung.action in NEEDS_ANSWER and not self._answered:
+        step = self._step
+        self._last.steps.append(step.action)
+        note = self._timeline.note(
+            now, "fallback_step", "warning", do=step.action, seconds=step.timeout
+        )
+        if step.action in NEEDS_ANSWER and not self._answered:
             self.wants_answer = True
             return [note]
         return [note, *self._climb(now)]
 
     def _climb(self, now: float) -> list[Output]:
-        rung = self._rung
-        if rung.action in _OPENS:
-            self._until = now + rung.timeout
-            return [*self._sound(now), OpenSession(rung.server)]
-        if rung.action == "announcement":
-            self._until = now + rung.timeout
+        step = self._step
+        if step.action in _OPENS:
+            self._until = now + step.timeout
+            return [*self._sound(now), OpenSession(step.server)]
+        if step.action == "announcement":
+            self._until = now + step.timeout
             return [CloseSession(1000, self._why.value), *self._sound(now)]
-        if rung.action == "transfer":
+        if step.action == "transfer":
             self.active = False
             self._last.outcome = "transferred"
-            self._talk.part(Parting(self._why, self._detail, "", rung.transfer_to))
+            self._talk.part(Termination(self._why, self._detail, "", step.transfer_to))
             return [*self._quiet(), CloseSession(1000, self._why.value)]
-        return self._give_up(rung)
+        return self._give_up(step)
 
-    def _give_up(self, rung: Rung | None) -> list[Output]:
+    def _give_up(self, step: FallbackStep | None) -> list[Output]:
         self.active = False
         self._last.outcome = "given up"
-        self.over = Over(self._why, self._detail, rung)
+        self.over = Over(self._why, self._detail, step)
         return self._quiet()
 
     # ---- what is heard
 
     def _sound(self, now: float) -> list[Output]:
         """Not over the words that are still to be heard."""
-        sound = self._rung.sound
+        sound = self._step.sound
         if not self._answered or self._talk.speaking or not sound or sound == self._sounding:
             return []
         self._sounding = sound
         if self._last.sound_after_ms is None:
             self._last.sound_after_ms = round((now - self._began) * 1000, 1)
-        return [Sound(sound)]
+        return [PlaySound(sound)]
 
     def _quiet(self) -> list[Output]:
         was, self._sounding = self._sounding, ""
-        return [Sound("")] if was else []
+        return [PlaySound("")] if was else []
 
     def _go_on(self, now: float) -> list[Output]:
         return self._talk.ask(CreateResponse(), now) if self._transcript.owed else []
 
 
-def refusal_of(rung: Rung | None, otherwise: int) -> tuple[int, dict[str, str]]:
+def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str, str]]:
     """The final response to a call that is not answered, and its headers (RFC 3261 section 21)."""
-    if rung is not None and rung.action == "busy":
+    if step is not None and step.action == "busy":
         return 486, {}
-    if rung is not None and rung.action == "redirect":
-        return 302, {"Contact": f"<{rung.transfer_to}>"}
+    if step is not None and step.action == "redirect":
+        return 302, {"Contact": f"<{step.transfer_to}>"}
     return otherwise, {}
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.call.conversation.control import Talk
+from gateway.call.conversation.control import ConversationControl
 from gateway.call.conversation.transcript import Transcript
-from gateway.call.outputs import OpenSession, Output, TakeOver
+from gateway.call.outputs import OpenSession, Output, PromoteStandby
 from gateway.call.session.failover import seeded
-from gateway.call.timeline import Journal
+from gateway.call.timeline import CallTimeline
 from gateway.realtime.commands import CreateResponse
 
 FORCED_SECONDS = 3.0
@@ -40,15 +40,15 @@ class Handover:
 
     def __init__(
         self,
-        talk: Talk,
+        talk: ConversationControl,
         transcript: Transcript,
-        journal: Journal,
+        timeline: CallTimeline,
         quiet: Callable[[], bool],
         detach: Callable[[float], list[Output]],
     ) -> None:
         self._talk = talk
         self._transcript = transcript
-        self._journal = journal
+        self._timeline = timeline
         self._quiet = quiet
         self._detach = detach
         self._lead = talk.plan.handover_before_expiry
@@ -88,7 +88,7 @@ class Handover:
     def spare_failed(self, detail: str, now: float) -> list[Output]:
         """It is not; try again, while there is time."""
         self._opening, self._spare = False, None
-        note = self._journal.note(now, "handover_failed", "warning", detail=detail)
+        note = self._timeline.note(now, "handover_failed", "warning", detail=detail)
         self._open_at = self._not_too_often(now)
         return [note]
 
@@ -100,10 +100,10 @@ class Handover:
             return []
         if self._opened >= MAX_PER_CALL:
             self._opened, self._open_at = MAX_PER_CALL + 1, None
-            return [self._journal.note(now, "handover_limit", "warning", sessions=MAX_PER_CALL)]
+            return [self._timeline.note(now, "handover_limit", "warning", sessions=MAX_PER_CALL)]
         self._opening = True
         self._opened, self._opened_at = self._opened + 1, now
-        return [self._journal.note(now, "handover_begins", "info"), OpenSession(spare=True)]
+        return [self._timeline.note(now, "handover_begins", "info"), OpenSession(spare=True)]
 
     @property
     def ready(self) -> bool:
@@ -117,10 +117,10 @@ class Handover:
         (session_id, ends), self._spare = self._spare, None
         rest = self._detach(now)
         self.session_up(None if ends is None else ends - now, now)
-        self._journal.record.session_id = session_id
-        self._journal.record.handovers += 1
-        note = self._journal.note(now, "handed_over", "info", session_id=session_id)
-        outputs = [*rest, TakeOver(), note, *seeded(self._transcript)]
+        self._timeline.record.session_id = session_id
+        self._timeline.record.handovers += 1
+        note = self._timeline.note(now, "handed_over", "info", session_id=session_id)
+        outputs = [*rest, PromoteStandby(), note, *seeded(self._transcript)]
         return outputs + (self._talk.ask(CreateResponse(), now) if self._transcript.owed else [])
 
     @property

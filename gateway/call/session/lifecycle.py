@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from gateway.call import inputs, outputs
-from gateway.call.context import Course, End
-from gateway.call.ending import Why
+from gateway.call.context import CallContext, End
+from gateway.call.ending import EndReason
 from gateway.call.plan import OutboundPlan
-from gateway.call.session.failover import Recovery
+from gateway.call.session.failover import Failover
 from gateway.call.session.handover import Handover
 from gateway.call.states import State
 from gateway.realtime.commands import CreateResponse
 from gateway.realtime.errors import Kind
 
 
-class SessionSide:
+class SessionEvents:
     """One part of :class:`gateway.call.machine.CallMachine`. Methods take the time (s)."""
 
-    def __init__(self, call: Course, end: End) -> None:
+    def __init__(self, call: CallContext, end: End) -> None:
         self._call = call
         self._end = end
         talk, transcript = call.conversation.talk, call.conversation.transcript
-        self.recovery = Recovery(talk, transcript, call.journal)
+        self.recovery = Failover(talk, transcript, call.timeline)
         self.handover = Handover(
             talk,
             transcript,
-            call.journal,
+            call.timeline,
             lambda: call.conversation.quiet,
             call.conversation.detach,
         )
-        self.lost_meanwhile: tuple[Why, str] | None = None
+        self.lost_meanwhile: tuple[EndReason, str] | None = None
         """The session was lost while the caller was on the way to somebody else."""
         self._opened = False
         self._resume = False
@@ -37,15 +37,15 @@ class SessionSide:
     def known_trouble(self, detail: str, now: float) -> list[outputs.Output]:
         """The server is known to give no session: what is to be done about that is done at once."""
         if not self._ladder:
-            return self._end(Why.SESSION_UNREACHABLE, now, detail)
+            return self._end(EndReason.SESSION_UNREACHABLE, now, detail)
         begun = self._call.opening.begin(now)
-        why = Why.SESSION_UNREACHABLE
+        why = EndReason.SESSION_UNREACHABLE
         todo = self.recovery.begin(why, detail, now, answered=False, fatal=True)
         if self.recovery.over is not None:
             return [*begun, *todo, *self.give_up(now)]
         return [*begun, *self.trouble(todo, now)]
 
-    def on_session_up(self, input: inputs.SessionUp, now: float) -> list[outputs.Output]:
+    def on_session_up(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
         if self._call.state is State.ENDING:
             # It came up while it was being given up; nobody else will close it.
             return [outputs.CloseSession(1000, "call over")]
@@ -59,12 +59,12 @@ class SessionSide:
         if self._call.plan.outbound is not None:
             return self._dial(input, self._call.plan.outbound, now)
         self._call.record.session_id = input.session_id
-        self._call.record.times.session = self._call.journal.ms(now)
-        note = self._call.journal.note(now, "session_up", "info", session_id=input.session_id)
+        self._call.record.times.session = self._call.timeline.ms(now)
+        note = self._call.timeline.note(now, "session_up", "info", session_id=input.session_id)
         answer = self.answer(now) if self._call.opening.heard_out(now) else []
         return [*recovered, note, *answer]
 
-    def _on_session_again(self, input: inputs.SessionUp, now: float) -> list[outputs.Output]:
+    def _on_session_again(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
         self._call.session_up = True
         self.handover.session_up(input.seconds_left, now)
         self._call.record.session_id = input.session_id
@@ -77,11 +77,11 @@ class SessionSide:
             return todo + self.open(now)
         return todo + (talk.ask(CreateResponse(), now) if resume and talk.gate.idle else [])
 
-    def on_spare_up(self, input: inputs.SpareUp, now: float) -> list[outputs.Output]:
+    def on_spare_up(self, input: inputs.StandbyReady, now: float) -> list[outputs.Output]:
         self.handover.spare_up(input.session_id, input.seconds_left, now)
         return []
 
-    def on_spare_failed(self, input: inputs.SpareFailed, now: float) -> list[outputs.Output]:
+    def on_spare_failed(self, input: inputs.StandbyFailed, now: float) -> list[outputs.Output]:
         return self.handover.spare_failed(input.detail, now) if self._call.session_up else []
 
     def open(self, now: float) -> list[outputs.Output]:
@@ -121,23 +121,25 @@ class SessionSide:
     def give_up(self, now: float) -> list[outputs.Output]:
         over = self.recovery.over
         assert over is not None
-        return self._end(over.why, now, over.detail, rung=over.rung)
+        return self._end(over.why, now, over.detail, step=over.step)
 
-    def _dial(self, up: inputs.SessionUp, plan: OutboundPlan, now: float) -> list[outputs.Output]:
+    def _dial(
+        self, up: inputs.SessionReady, plan: OutboundPlan, now: float
+    ) -> list[outputs.Output]:
         """The model is ready: whoever answers is not left waiting for it."""
         self._call.state = State.DIALLING
         self._call.timers.dialling(now, plan.ring_timeout)
         self._call.record.session_id = up.session_id
-        self._call.record.times.session = self._call.journal.ms(now)
+        self._call.record.times.session = self._call.timeline.ms(now)
         return [
-            self._call.journal.note(now, "session_up", "info", session_id=up.session_id),
+            self._call.timeline.note(now, "session_up", "info", session_id=up.session_id),
             outputs.Dial(),
-            self._call.journal.note(now, "dialling", "info"),
+            self._call.timeline.note(now, "dialing", "info"),
         ]
 
     def on_session_failed(self, input: inputs.SessionFailed, now: float) -> list[outputs.Output]:
         fatal = input.verdict.kind is Kind.FATAL
-        why = Why.SESSION_REFUSED if fatal else Why.SESSION_UNREACHABLE
+        why = EndReason.SESSION_REFUSED if fatal else EndReason.SESSION_UNREACHABLE
         detail = f"{input.verdict.code}: {input.detail}"
         self._call.retry_after = input.retry_after
         if self.recovery.active:
@@ -174,12 +176,14 @@ class SessionSide:
             self._call.session_up = True
             return self.handover.settle(now, at_once=True)
         self.handover.session_over()
-        if self._call.conversation.errands.underway:
-            return self._without_session(Why.SESSION_LOST, now, f"{input.code} {input.reason}")
+        if self._call.conversation.call_actions.underway:
+            return self._without_session(
+                EndReason.SESSION_LOST, now, f"{input.code} {input.reason}"
+            )
         if self._call.live and (input.code == 1000 or self._call.conversation.goodbye_is_here):
             rest = self._call.conversation.on_session_over(now)
-            return [*rest, self._call.journal.note(now, "session_closed", "info", code=input.code)]
-        why = Why.SESSION_CLOSED if input.code == 1000 else Why.SESSION_LOST
+            return [*rest, self._call.timeline.note(now, "session_closed", "info", code=input.code)]
+        why = EndReason.SESSION_CLOSED if input.code == 1000 else EndReason.SESSION_LOST
         return self._without_session(why, now, f"{input.code} {input.reason}".strip())
 
     def on_silence(self, rule: str, now: float) -> list[outputs.Output]:
@@ -187,10 +191,13 @@ class SessionSide:
         if not self._ladder:
             return self._call.conversation.on_silence(rule, now)
         detail = f"{rule}: nothing heard for {self._call.plan.silence.seconds:g} s"
-        return self._without_session(Why.SESSION_SILENT, now, detail)
+        return self._without_session(EndReason.SESSION_SILENT, now, detail)
 
-    def _without_session(self, why: Why, now: float, detail: str) -> list[outputs.Output]:
-        if self._call.state is not State.BRIDGED and not self._call.conversation.errands.underway:
+    def _without_session(self, why: EndReason, now: float, detail: str) -> list[outputs.Output]:
+        if (
+            self._call.state is not State.BRIDGED
+            and not self._call.conversation.call_actions.underway
+        ):
             if not (self._call.live and self._ladder):
                 return self._end(why, now, detail)
             self._call.session_up = False
@@ -202,19 +209,23 @@ class SessionSide:
         # The caller is on the way to somebody else: it matters only if they come back.
         self.lost_meanwhile = (why, detail)
         self._call.session_up = False
-        note = self._call.journal.note(now, "session_gone", "warning", why=why.value, detail=detail)
+        note = self._call.timeline.note(
+            now, "session_lost", "warning", why=why.value, detail=detail
+        )
         return [note, outputs.CloseSession(1000, why.value)]
 
-    def on_server_said(self, input: inputs.ServerSaid, now: float) -> list[outputs.Output]:
+    def on_server_said(self, input: inputs.ServerEventReceived, now: float) -> list[outputs.Output]:
         if not self._call.session_up:
             return []
         return self._call.conversation.on_event(input.event, now, input.command)
 
-    def on_server_failed(self, input: inputs.ServerFailed, now: float) -> list[outputs.Output]:
+    def on_server_failed(
+        self, input: inputs.ServerErrorReceived, now: float
+    ) -> list[outputs.Output]:
         if not self._call.session_up:
             return []
         todo = self._call.conversation.on_error(input.error, input.command, now)
-        if self._call.conversation.ended(now)[0] is Why.SESSION_ERROR:
+        if self._call.conversation.ended(now)[0] is EndReason.SESSION_ERROR:
             detail = f"{input.error.code}: {input.error.message}"
-            return todo + self._without_session(Why.SESSION_ERROR, now, detail)
+            return todo + self._without_session(EndReason.SESSION_ERROR, now, detail)
         return todo

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from gateway.call.conversation.control import Talk
-from gateway.call.inputs import Input, OperatorAnswered, PlayoutDrained
-from gateway.call.outputs import AskOperator, Output
+from gateway.call.conversation.control import ConversationControl
+from gateway.call.inputs import ApprovalResult, Input, PlayoutDrained
+from gateway.call.outputs import Output, RequestApproval
 from gateway.call.plan import ApprovalRule
 
 YES, NO = "1", "2"
@@ -41,9 +41,9 @@ class _Pending:
 
 
 class Approvals:
-    """A part: see :class:`gateway.call.rules.rule.Part`."""
+    """A part: see :class:`gateway.call.rules.rule.ConversationRule`."""
 
-    def __init__(self, talk: Talk) -> None:
+    def __init__(self, talk: ConversationControl) -> None:
         self._talk = talk
         self._pending: dict[str, _Pending] = {}
         self._callers: deque[_Pending] = deque()
@@ -84,7 +84,7 @@ class Approvals:
         rule = self.rule_for(name, given, needed=needed)
         if rule is None:
             return None
-        note = self._talk.journal.note(now, "approval", "info", name=name, by=rule.policy)
+        note = self._talk.timeline.note(now, "approval", "info", name=name, by=rule.policy)
         if rule.policy in ("allow", "deny"):
             yes = rule.policy == "allow"
             return [note, *decided(yes, "rule", "" if yes else "this may not be done", now)]
@@ -93,7 +93,7 @@ class Approvals:
         if rule.policy == "ask_http":
             # What asks has the deadline; this one is for when it does not keep it.
             pending.deadline = now + rule.timeout + 1.0
-            return [note, AskOperator(key, name, arguments, self._rules.index(rule))]
+            return [note, RequestApproval(key, name, arguments, self._rules.index(rule))]
         self._callers.append(pending)
         return [note, *(self._ask_caller(now) if len(self._callers) == 1 else [])]
 
@@ -101,7 +101,7 @@ class Approvals:
 
     def on(self, input: Input, now: float) -> list[Output]:
         """An answer; or a question was heard to its end."""
-        if isinstance(input, OperatorAnswered):
+        if isinstance(input, ApprovalResult):
             pending = self._pending.get(input.key)
             if pending is None:
                 return []
@@ -147,7 +147,7 @@ class Approvals:
         self, pending: _Pending, yes: bool, by: str, reason: str, now: float
     ) -> list[Output]:
         del self._pending[pending.key]
-        note = self._talk.journal.note(
+        note = self._talk.timeline.note(
             now, "approved" if yes else "not_approved", "info", name=pending.name, by=by
         )
         outputs: list[Output] = [note, *pending.decided(yes, by, "" if yes else reason, now)]

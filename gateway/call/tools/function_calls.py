@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.call.conversation.control import Talk, tool_output
-from gateway.call.dtmf.collect_digits import Collecting
+from gateway.call.conversation.control import ConversationControl, tool_output
+from gateway.call.dtmf.collect_digits import DigitCollection
 from gateway.call.leg.call_control import OPERATOR_ERRAND, OWN_ERRAND
-from gateway.call.outputs import AskOperator, Output, RunTool, Send, Sound
+from gateway.call.outputs import Output, PlaySound, RequestApproval, RunTool, Send
 from gateway.call.plan import CallPlan, FunctionPlan
 from gateway.call.record import ToolUse
 from gateway.call.tools.approvals import Approvals
@@ -68,14 +68,14 @@ class _Running:
 class Functions:
     """Knows which function calls are still to be answered. Every method takes the time (s)."""
 
-    def __init__(self, talk: Talk, approvals: Approvals) -> None:
+    def __init__(self, talk: ConversationControl, approvals: Approvals) -> None:
         self._talk = talk
         self._approvals = approvals
         self._running: dict[str, _Running] = {}
-        self._collecting = Collecting(talk, self._collected)
+        self._collecting = DigitCollection(talk, self._collected)
         self._collecting_for: tuple[str, _Group] | None = None
         self._sounding = ""
-        self._own = set(talk.errands.names)
+        self._own = set(talk.call_actions.names)
         if self._plan.language.updates:
             self._own.add(SET_LANGUAGE)
         if self._plan.collect_digits.enabled:
@@ -91,7 +91,7 @@ class Functions:
         outputs: list[Output] = []
         calls = [item for item in event.output if item.get("type") == "function_call"]
         for call in calls:
-            outputs.append(talk.journal.note(now, "tool", "info", name=str(call.get("name"))))
+            outputs.append(talk.timeline.note(now, "tool", "info", name=str(call.get("name"))))
         if talk.playback.was_cut(event.response_id):
             # The caller was first; what comes of that is asked for elsewhere.
             result = {"status": "not done", "reason": "the caller interrupted"}
@@ -101,7 +101,7 @@ class Functions:
         for call in calls:
             if call.get("name") == END_CALL:
                 continue
-            if end_call is not None and call.get("name") in talk.errands.names:
+            if end_call is not None and call.get("name") in talk.call_actions.names:
                 result = {"status": "not done", "reason": "the call is being ended"}
                 outputs.append(tool_output(_id_of(call), result))
                 continue
@@ -120,14 +120,14 @@ class Functions:
             return []
         # What runs functions tells of a failure so, and so do most services.
         outcome = "failed" if output.startswith('{"error":') else "done"
-        note = self._talk.journal.note(
+        note = self._talk.timeline.note(
             now, "tool_done", name=running.name, call_id=call_id, outcome=outcome
         )
         return [note, *self._end(running, call_id, outcome, output, now)]
 
-    def errand_done(self, now: float) -> list[Output]:
+    def action_done(self, now: float) -> list[Output]:
         """What the gateway was to do in the call may be done: tell the model."""
-        result = self._talk.errands.take_result()
+        result = self._talk.call_actions.take_result()
         if result is None:
             return []
         outputs: list[Output] = []
@@ -151,7 +151,7 @@ class Functions:
             if running.started and now >= running.began + running.plan.timeout:
                 del self._running[call_id]
                 text = json.dumps({"error": f"no result within {running.plan.timeout:g} s"})
-                note = self._talk.journal.note(
+                note = self._talk.timeline.note(
                     now, "tool_late", "warning", name=running.name, call_id=call_id
                 )
                 outputs += [note, *self._end(running, call_id, "late", text, now)]
@@ -176,8 +176,8 @@ class Functions:
         talk = self._talk
         name, call_id = str(call.get("name", "")), _id_of(call)
         arguments = str(call.get("arguments") or "{}")
-        use = ToolUse(round(talk.journal.ms(now), 1), name)
-        talk.journal.record.used(use)
+        use = ToolUse(round(talk.timeline.ms(now), 1), name)
+        talk.timeline.record.used(use)
         try:
             if call_id in self._running:
                 raise ToolError("this call is being carried out already")
@@ -209,7 +209,9 @@ class Functions:
         self, error: ToolError, call_id: str, group: _Group, use: ToolUse, now: float
     ) -> list[Output]:
         use.outcome, reason = "refused", str(error)[:MAX_REASON]
-        note = self._talk.journal.note(now, "tool_refused", "warning", name=use.name, reason=reason)
+        note = self._talk.timeline.note(
+            now, "tool_refused", "warning", name=use.name, reason=reason
+        )
         return [note, *self._answer(group, call_id, {"error": str(error)}, now)]
 
     def _begin(
@@ -238,7 +240,7 @@ class Functions:
         )
         if asked is None:
             return self._start(running, call_id, now)
-        running.asking = any(isinstance(output, AskOperator) for output in asked)
+        running.asking = any(isinstance(output, RequestApproval) for output in asked)
         return asked
 
     def _start(self, running: _Running, call_id: str, now: float) -> list[Output]:
@@ -251,8 +253,8 @@ class Functions:
         notes: list[Output] = []
         if running.waits_from <= running.began:
             fields = {"name": running.name, "call_id": call_id}
-            notes.append(talk.journal.note(now, "tool_takes_long", **fields))
-        busy = self._sounding or talk.errands.busy or talk.parting is not None
+            notes.append(talk.timeline.note(now, "tool_slow", **fields))
+        busy = self._sounding or talk.call_actions.busy or talk.parting is not None
         if busy or talk.speaking or not talk.gate.idle:
             running.waits_from = now  # they hear something anyway; perhaps not for so long
             return notes
@@ -261,13 +263,13 @@ class Functions:
             return [*notes, *talk.say(plan.filler_text, now)]
         if plan.filler_sound:
             self._sounding = call_id
-            return [*notes, Sound(plan.filler_sound)]
+            return [*notes, PlaySound(plan.filler_sound)]
         return notes
 
     def _quiet(self) -> list[Output]:
         self._sounding = ""
         # An errand's own sound has taken its place by then.
-        return [] if self._talk.errands.busy else [Sound("")]
+        return [] if self._talk.call_actions.busy else [PlaySound("")]
 
     def _end(
         self, running: _Running, call_id: str, outcome: str, output: str, now: float
@@ -314,7 +316,7 @@ class Functions:
             if name == COLLECT_DIGITS:
                 self._collect(call_id, arguments, group, now)
                 return []
-            self._talk.errands.ask(name, call_id, arguments, now)
+            self._talk.call_actions.ask(name, call_id, arguments, now)
         except ToolError as error:
             return self._refuse(error, call_id, group, use, now)
         return self._close(group, now)
@@ -334,11 +336,11 @@ class Functions:
 
     def _say_goodbye(self, call: Mapping[str, Any], spoke: bool, now: float) -> list[Output]:
         talk = self._talk
-        outputs: list[Output] = [talk.journal.note(now, "farewell", "info", spoken=spoke)]
+        outputs: list[Output] = [talk.timeline.note(now, "hangup_requested", "info", spoken=spoke)]
         if spoke or talk.speaking:
-            talk.farewell.said(_id_of(call), now)
+            talk.hangup_after_playout.said(_id_of(call), now)
             return outputs
-        talk.farewell.asked_for(now)
+        talk.hangup_after_playout.asked_for(now)
         result = {"status": "ending", "next": "Say a short goodbye now; then the call ends."}
         outputs.append(tool_output(_id_of(call), result))
         return outputs + talk.ask(CreateResponse({"tools": []}), now)

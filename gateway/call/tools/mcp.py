@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.call.conversation.control import Talk
-from gateway.call.inputs import Input, ServerSaid, SessionClosed
+from gateway.call.conversation.control import ConversationControl
+from gateway.call.inputs import Input, ServerEventReceived, SessionClosed
 from gateway.call.outputs import Output, Send
 from gateway.call.record import ToolUse
 from gateway.call.tools.approvals import Approvals
@@ -36,9 +36,9 @@ _CALL_ENDS = ("response.mcp_call.completed", "response.mcp_call.failed")
 
 
 class McpWatch:
-    """A part: see :class:`gateway.call.rules.rule.Part`."""
+    """A part: see :class:`gateway.call.rules.rule.ConversationRule`."""
 
-    def __init__(self, talk: Talk, approvals: Approvals) -> None:
+    def __init__(self, talk: ConversationControl, approvals: Approvals) -> None:
         self._talk = talk
         self._approvals = approvals
         self._seen: dict[str, None] = {}
@@ -55,7 +55,7 @@ class McpWatch:
             self._asked_for.clear()
             self._approved.clear()
             self.deadline = None
-        if not isinstance(input, ServerSaid):
+        if not isinstance(input, ServerEventReceived):
             return []
         event = input.event
         match event:
@@ -91,7 +91,7 @@ class McpWatch:
             return self._item(item, now, whole=True) if isinstance(item, Mapping) else []
         if event.type == "mcp_list_tools.failed":
             item_id = str(event.raw.get("item_id"))
-            return [self._talk.journal.note(now, "mcp_list_failed", "warning", item_id=item_id)]
+            return [self._talk.timeline.note(now, "mcp_list_failed", "warning", item_id=item_id)]
         if event.type == "response.mcp_call.in_progress":
             self.deadline = None
         elif event.type in _CALL_ENDS and self._talk.gate.active is None:
@@ -100,7 +100,7 @@ class McpWatch:
 
     def _item(self, item: Mapping[str, Any], now: float, *, whole: bool = False) -> list[Output]:
         kind, item_id = item.get("type"), str(item.get("id"))
-        note = self._talk.journal.note
+        note = self._talk.timeline.note
         if kind == "mcp_list_tools" and whole and self._is_new(item_id):
             tools = item.get("tools")
             count = len(tools) if isinstance(tools, list) else 0
@@ -146,8 +146,8 @@ class McpWatch:
         return asked or []
 
     def _used(self, name: str, outcome: str, approval: str, now: float) -> None:
-        at_ms = round(self._talk.journal.ms(now), 1)
-        self._talk.journal.record.used(ToolUse(at_ms, name, outcome, approval=approval))
+        at_ms = round(self._talk.timeline.ms(now), 1)
+        self._talk.timeline.record.used(ToolUse(at_ms, name, outcome, approval=approval))
 
     def _is_new(self, item_id: str) -> bool:
         if item_id in self._seen:

@@ -108,7 +108,7 @@ def _digits(evidence: Evidence) -> Iterator[Check]:
 def _ending(evidence: Evidence) -> Iterator[Check]:
     ending, end = evidence.record.ending, evidence.report.end
     found = "no ending" if ending is None else f"{ending.by}, {ending.why}"
-    planned = ending is not None and (ending.by, ending.why) == ("model", "farewell")
+    planned = ending is not None and (ending.by, ending.why) == ("model", "agent_hangup")
     yield Check("the model ended the call with a farewell", planned, found)
     heard_it = end is not None and (end.by, end.method) == ("callee", "BYE")
     story = tell(evidence.record)

@@ -79,8 +79,14 @@ class Story:
 _LANES = frozenset(
     (
         *("invite", "ringing", "session_up", "answered", "confirmed", "end"),
-        *("agent_starts", "agent_stops", "agent_said", "response", "interruption"),
-        *("caller_starts", "caller_stops", "caller_said", "digit", "digits"),
+        *(
+            "agent_speech_started",
+            "agent_speech_stopped",
+            "agent_transcript",
+            "response",
+            "interruption",
+        ),
+        *("caller_speech_started", "caller_speech_stopped", "caller_transcript", "digit", "digits"),
     )
 )
 """Events that the lanes, the record's lists or the head of the timeline show."""
@@ -90,37 +96,41 @@ def tell(record: Record) -> Story:
     """Make a story of a record."""
     story = Story(record)
     end = record.end_ms
-    said = {e.text("item_id"): e.text("text") for e in record.timeline if e.event == "agent_said"}
-    started = {e.text("item_id") for e in record.timeline if e.event == "agent_starts"}
+    said = {
+        e.text("item_id"): e.text("text") for e in record.timeline if e.event == "agent_transcript"
+    }
+    started = {e.text("item_id") for e in record.timeline if e.event == "agent_speech_started"}
     speaking: AgentTurn | None = None
     listening: CallerTurn | None = None
     for entry in record.timeline:
         match entry.event:
-            case "agent_starts":
+            case "agent_speech_started":
                 if speaking is not None:
                     speaking.to_ms = entry.t_ms
                 item = entry.text("item_id")
                 speaking = AgentTurn(item, entry.t_ms, end, said.get(item, ""))
                 speaking.after_ms, speaking.after = _delay(story, listening, entry.t_ms)
                 story.agent.append(speaking)
-            case "agent_said" if speaking is not None and entry.text("item_id") not in started:
+            case "agent_transcript" if (
+                speaking is not None and entry.text("item_id") not in started
+            ):
                 # Another answer that followed without a pause.
                 speaking.text = f"{speaking.text} {entry.text('text')}".strip()
-            case "agent_stops":
+            case "agent_speech_stopped":
                 if speaking is not None:
                     speaking.to_ms = entry.t_ms
                 speaking = None
-            case "caller_starts":
+            case "caller_speech_started":
                 listening = CallerTurn(entry.t_ms, end, open=True)
                 story.caller.append(listening)
-            case "caller_stops":
+            case "caller_speech_stopped":
                 if listening is not None:
                     listening.to_ms, listening.open = entry.t_ms, False
                 listening = None
-            case "caller_said":
+            case "caller_transcript":
                 if story.caller:
                     story.caller[-1].text = entry.text("text")
-            case "digit":
+            case "dtmf":
                 story.keys.append((entry.t_ms, entry.text("digit")))
             case event if event not in _LANES:
                 story.notes.append(entry)

@@ -170,37 +170,37 @@ def _note(entry: Entry) -> Text:
         case "truncated":
             end = entry.extra.get("audio_end_ms")
             return Text(f"the server confirms the cut at {end:,} ms" if end else "truncated", QUIET)
-        case "tool_takes_long":
+        case "tool_slow":
             return Text.assemble("tool ", (name, "bold magenta"), " takes long")
         case "data":
             failed = entry.text("failed")
             what = (f"no data of the call: {failed}", CUT) if failed else "has the data of the call"
             return Text.assemble(what)
-        case "idle_asked":
+        case "idle_prompted":
             return Text("asks the silent caller", QUIET)
         case "idle":
             return Text("gives the silent caller up", QUIET)
-        case "talked_on":
+        case "false_interruption":
             heard = entry.text("heard")
             return Text(
                 f"goes on: {f'“{heard}”' if heard else 'a cough'} interrupts nothing", QUIET
             )
-        case "machine":
+        case "machine_detected":
             return Text(f"a machine ({entry.text('kind')}): {entry.text('why')}", CUT)
-        case "guard":
+        case "guardrail":
             return Text(f"guard {entry.text('rule')} on the {entry.text('who')}'s words", CUT)
         case "silence_detected":
             return Text(f"nothing heard: {entry.text('rule').replace('_', ' ')}", CUT)
         case "response_without_audio":
             return Text(f"a response without audio: {entry.text('content')}", CUT)
-        case "session_gone":
+        case "session_lost":
             detail = entry.text("detail")
             return Text(f"no session: {entry.text('why').replace('_', ' ')}, {detail}", CUT)
-        case "trouble":
+        case "fallback_step":
             return Text(f"on trouble: {entry.text('do')}", CUT)
         case "session_replaced":
             return Text(f"has a session again, after {ms(entry.extra.get('after_ms', 0))}")
-        case "not_interrupted":
+        case "interruption_suppressed":
             return Text("is heard out: this does not interrupt", QUIET)
         case "voicemail_message":
             return Text(f"leaves its message (beep: {entry.text('beep')})", QUIET)
@@ -208,9 +208,9 @@ def _note(entry: Entry) -> Text:
             return Text("opens the next session, before the server ends this one", QUIET)
         case "handed_over":
             return Text("the next session has taken over", QUIET)
-        case "act":
+        case "command":
             return Text(f"asked from outside, or by a tool: {entry.text('act')}", QUIET)
-        case "farewell":
+        case "hangup_requested":
             return Text("farewell: the call ends when it has been heard", QUIET)
         case "error":
             return Text(f"error {entry.text('code')}: {entry.text('message')}", CUT)

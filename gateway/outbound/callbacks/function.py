@@ -11,13 +11,13 @@ from gateway.config.validate import suggestion
 from gateway.dialplan import Dialplan, Route
 from gateway.dialplan.load import Origin
 from gateway.outbound.callbacks.scheduled import Rules
-from gateway.outbound.callbacks.scheduler import CallbackBook
+from gateway.outbound.callbacks.scheduler import CallbackScheduler
 from gateway.planning.tools import schedule_plan
 from gateway.tools import definitions
 from gateway.tools.functions import Function
 
 
-def function_of(route: Route, book: CallbackBook, seconds: float) -> Function | None:
+def function_of(route: Route, book: CallbackScheduler, seconds: float) -> Function | None:
     """What the route's tool runs; None where it does not have it."""
     given = route.schedule_callback
     told = definitions.schedule_callback(schedule_plan(route), given.description)

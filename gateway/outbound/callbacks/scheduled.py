@@ -27,7 +27,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class ScheduledCallback:
     """A call that is to be placed."""
 
     id: str
@@ -53,7 +53,7 @@ class Promise:
 
 def promised(
     given: dict[str, Any], rules: Rules, caller: str, call: str, now: datetime
-) -> tuple[Promise, str]:
+) -> tuple[ScheduledCallback, str]:
     """What the model asks for, and its time as people at the route's place say it.
 
     Args:
@@ -67,7 +67,7 @@ def promised(
     due = _time(str(given["at"]), rules, now)
     number = _number(str(given.get("number") or ""), rules, caller)
     # One call to a number: a later promise takes the place of an earlier one.
-    promise = Promise(
+    promise = ScheduledCallback(
         id=f"{number}/{rules.route}",
         at=due.astimezone(UTC).isoformat(timespec="seconds"),
         number=number,

@@ -18,7 +18,7 @@ from gateway.call.record import CallRecord
 from gateway.config.http import shown
 from gateway.config.tools import CallbackSettings
 from gateway.health import background
-from gateway.outbound.callbacks.scheduled import Promise, Rules, promised
+from gateway.outbound.callbacks.scheduled import Rules, ScheduledCallback, promised
 from gateway.outbound.callbacks.store import Store
 from gateway.tools.api import ToolError
 from gateway.tools.http import HttpClient, Request
@@ -51,7 +51,7 @@ class Dial(Protocol):
         """The record, once the call is over. Raises DialRefusedError and ValueError."""
 
 
-class CallbackBook:
+class CallbackScheduler:
     """Lives on the event loop, as long as the service."""
 
     def __init__(
@@ -69,7 +69,7 @@ class CallbackBook:
         self._http = http
         self._now = now
         self._store = Store(settings.file)
-        self._waiting: dict[str, Promise] = {}
+        self._waiting: dict[str, ScheduledCallback] = {}
         self._placing: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._owner: asyncio.Task[None] | None = None
@@ -80,7 +80,7 @@ class CallbackBook:
         """Take up what was promised before."""
         self._waiting = {one.id: one for one in await self._store.load()}
         if self._waiting:
-            log.info("callbacks.waiting", count=len(self._waiting))
+            log.info("callback.pending", count=len(self._waiting))
         self._owner = background(self._own(), "callbacks")
 
     async def stop(self) -> None:
@@ -115,7 +115,7 @@ class CallbackBook:
             raise ToolError(f"number: {promise.number} may not be called")
         earlier = self._waiting.get(promise.id)
         if earlier is None and len(self._waiting) >= self._settings.max_pending:
-            log.error("callbacks.full", limit=self._settings.max_pending)
+            log.error("callback.queue_full", limit=self._settings.max_pending)
             raise ToolError("no more callbacks can be taken now")
         if self._settings.url is not None:
             await self._tell(promise)
@@ -124,14 +124,14 @@ class CallbackBook:
             await self._store.save(self._waiting.values())
         except OSError as error:
             del self._waiting[promise.id]
-            log.error("callbacks.not_written", why=error.strerror)
+            log.error("callback.write_failed", why=error.strerror)
             raise ToolError("the callback could not be noted down") from None
         self._changed.set()
-        log.info("callbacks.taken", call=call.call, at=promise.at, route=promise.route)
+        log.info("callback.scheduled", call=call.call, at=promise.at, route=promise.route)
         status = "scheduled" if earlier is None else "scheduled in place of the earlier one"
         return json.dumps({"status": status, "at": local, "number": promise.number})
 
-    async def _tell(self, promise: Promise) -> None:
+    async def _tell(self, promise: ScheduledCallback) -> None:
         settings = self._settings
         assert settings.url is not None
         body = promise.as_json()
@@ -161,7 +161,7 @@ class CallbackBook:
             except TimeoutError:
                 continue
 
-    def _begin(self, promise: Promise) -> None:
+    def _begin(self, promise: ScheduledCallback) -> None:
         task = asyncio.create_task(self._place(promise), name=f"callback {promise.id}")
         self._placing[promise.id] = task
 
@@ -171,7 +171,7 @@ class CallbackBook:
 
         task.add_done_callback(over)
 
-    async def _place(self, promise: Promise) -> None:
+    async def _place(self, promise: ScheduledCallback) -> None:
         """One promise, until somebody answered or it is too late."""
         until = promise.due + timedelta(seconds=self._settings.expire_after)
         again = AGAIN_SECONDS
@@ -184,17 +184,19 @@ class CallbackBook:
                 self.placed += 1
                 await self._drop(promise)
                 return
-            log.warning("callbacks.not_reached", route=promise.route, tries=promise.tries, why=why)
+            log.warning(
+                "callback.attempt_failed", route=promise.route, tries=promise.tries, why=why
+            )
             await asyncio.sleep(again * uniform(1.0, 1.25))
             again = min(2 * again, LONGEST_AGAIN_SECONDS)
         if self._settings.auto_dial:
             self.given_up += 1
-            log.error("callbacks.given_up", route=promise.route, at=promise.at, call=promise.call)
+            log.error("callback.expired", route=promise.route, at=promise.at, call=promise.call)
         else:
-            log.info("callbacks.due", route=promise.route, at=promise.at, call=promise.call)
+            log.info("callback.due", route=promise.route, at=promise.at, call=promise.call)
         await self._drop(promise)
 
-    async def _try(self, promise: Promise) -> str | None:
+    async def _try(self, promise: ScheduledCallback) -> str | None:
         """Place the call; returns why nobody was reached, None when somebody was."""
         variables = {"callback_reason": promise.reason}
         try:
@@ -206,18 +208,18 @@ class CallbackBook:
             return None
         return "not answered" if record.ending is None else record.ending.why.value
 
-    def _is_current(self, promise: Promise) -> bool:
+    def _is_current(self, promise: ScheduledCallback) -> bool:
         kept = self._waiting.get(promise.id)
         return kept is not None and kept.at == promise.at
 
-    async def _keep(self, promise: Promise) -> bool:
+    async def _keep(self, promise: ScheduledCallback) -> bool:
         if not self._is_current(promise):
             return False
         self._waiting[promise.id] = promise
         await self._saved()
         return True
 
-    async def _drop(self, promise: Promise) -> None:
+    async def _drop(self, promise: ScheduledCallback) -> None:
         if self._is_current(promise):
             del self._waiting[promise.id]
             await self._saved()
@@ -226,4 +228,4 @@ class CallbackBook:
         try:
             await self._store.save(self._waiting.values())
         except OSError as error:
-            log.error("callbacks.not_written", why=error.strerror)
+            log.error("callback.write_failed", why=error.strerror)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import structlog
 
-from gateway.outbound.callbacks.scheduled import Promise
+from gateway.outbound.callbacks.scheduled import ScheduledCallback
 
 log = structlog.get_logger("callbacks")
 
-_FIELDS = {field.name for field in fields(Promise)}
+_FIELDS = {field.name for field in fields(ScheduledCallback)}
 
 
 class Store:
@@ -26,14 +26,14 @@ class Store:
         self._path = path
         self._lock = asyncio.Lock()
 
-    async def load(self) -> list[Promise]:
+    async def load(self) -> list[ScheduledCallback]:
         """What is there. A file that cannot be read is put aside, and that is an error in the
         log."""
         if self._path is None:
             return []
         return await asyncio.to_thread(_load, self._path)
 
-    async def save(self, promises: Iterable[Promise]) -> None:
+    async def save(self, promises: Iterable[ScheduledCallback]) -> None:
         """Write all of them, and wait for the disk. Raises OSError."""
         if self._path is None:
             return
@@ -42,11 +42,11 @@ class Store:
             await asyncio.to_thread(_save, self._path, text)
 
 
-def _load(path: Path) -> list[Promise]:
+def _load(path: Path) -> list[ScheduledCallback]:
     try:
         found = json.loads(path.read_text("utf-8"))
         promises = [
-            Promise(**{name: value for name, value in one.items() if name in _FIELDS})
+            ScheduledCallback(**{name: value for name, value in one.items() if name in _FIELDS})
             for one in found
         ]
         for promise in promises:
@@ -55,11 +55,13 @@ def _load(path: Path) -> list[Promise]:
         return []
     except (OSError, ValueError, TypeError, AttributeError, AssertionError) as error:
         aside = path.with_name(path.name + ".bad")
-        log.error("callbacks.unreadable", file=str(path), why=type(error).__name__, kept=str(aside))
+        log.error(
+            "callback.file_unreadable", file=str(path), why=type(error).__name__, kept=str(aside)
+        )
         try:
             path.replace(aside)
         except OSError:
-            log.error("callbacks.unreadable", file=str(path), why="it cannot be put aside")
+            log.error("callback.file_unreadable", file=str(path), why="it cannot be put aside")
         return []
     return promises
 

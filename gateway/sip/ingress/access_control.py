@@ -24,7 +24,7 @@ from gateway.sip.ingress.message import body_of, headers_of
 from gateway.sip.ingress.methods import Reply, name_of, reply_inside, reply_outside
 from gateway.sip.ingress.rate_limits import SourceBuckets, TokenBucket
 from gateway.sip.ingress.refusals import RefusalLog
-from gateway.sip.ingress.wellformed import NOT_ACCEPTABLE, Flaw, flaw_of
+from gateway.sip.ingress.wellformed import NOT_ACCEPTABLE, InvalidMessage, flaw_of
 from gateway.sip.media_addresses import refused_address
 from gateway.sip.sdp import Media, Objection
 from gateway.sip.signalling import DROP, PASS, Decision, Received, Unread
@@ -65,7 +65,7 @@ _NOT_NOW = (491, 500)
 _SECONDS = re.compile(r"(\d{1,9})")
 
 
-class Screen:
+class AccessControl:
     """Made, opened and used on the SIP thread.
 
     Args:
@@ -94,7 +94,7 @@ class Screen:
         challenges: Challenges | None = None,
     ) -> None:
         self._challenges = challenges
-        self.refusals = RefusalLog(lambda fields: log.warning("sip.refused", **fields))
+        self.refusals = RefusalLog(lambda fields: log.warning("sip.rejected", **fields))
         self.current: Received | None = None
         """The new request that pjsua is looking at, while it is."""
         self.found: Attribution | None = None
@@ -411,21 +411,21 @@ def _interval(received: Received) -> float:
     return int(interval[1]) if interval is not None and "timer" in supported else float("inf")
 
 
-def _cut(received: Received, headers: Headers) -> Flaw | None:
+def _cut(received: Received, headers: Headers) -> InvalidMessage | None:
     """A datagram that ends before its body does (RFC 3261 section 18.3)."""
     length = _first(headers, "content-length")
     _head, end, body = received.message.partition(b"\r\n\r\n")
     if received.reliable or not end or not (length.isascii() and length.isdigit()):
         return None
-    return Flaw(400, "Content-Length") if int(length[:10]) > len(body) else None
+    return InvalidMessage(400, "Content-Length") if int(length[:10]) > len(body) else None
 
 
-def _flaw_in(message: str, headers: Headers, source: str, *, hold: bool) -> Flaw | None:
+def _flaw_in(message: str, headers: Headers, source: str, *, hold: bool) -> InvalidMessage | None:
     start_line = _LINE_END.split(message, maxsplit=1)[0]
     body = body_of(message)
     flaw = flaw_of(start_line, headers)
     if flaw is None and (address := refused_address(body, source, hold=hold)):
-        return Flaw(NOT_ACCEPTABLE, f"RTP to {address}")
+        return InvalidMessage(NOT_ACCEPTABLE, f"RTP to {address}")
     return flaw
     return flaw_of(start_line, headers)
 

@@ -29,24 +29,24 @@ _IPV6 = frozenset("0123456789abcdefABCDEF:.")
 
 
 @dataclass(frozen=True, slots=True)
-class Flaw:
+class InvalidMessage:
     """Why a message is not let through; ``code`` answers a request."""
 
     code: int
     what: str
 
 
-def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> Flaw | None:
+def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> InvalidMessage | None:
     """What is wrong with a message, of which ``headers`` are by lower-case full name."""
     count = sum(len(values) for values in headers.values())
     if count > MAX_HEADERS:
-        return Flaw(BAD_REQUEST, f"more than {MAX_HEADERS} header fields")
+        return InvalidMessage(BAD_REQUEST, f"more than {MAX_HEADERS} header fields")
     for name in ("from", "to", "call-id", "cseq"):
         if len(headers.get(name, ())) > 1:
-            return Flaw(BAD_REQUEST, f"more than one {name}")
+            return InvalidMessage(BAD_REQUEST, f"more than one {name}")
     for value in headers.get("call-id", ()):
         if not call_id_allowed(value):
-            return Flaw(BAD_REQUEST, "Call-ID")
+            return InvalidMessage(BAD_REQUEST, "Call-ID")
     for name in _SIP_ONLY:
         for value in headers.get(name, ()):
             for one in split_list(value):
@@ -58,19 +58,19 @@ def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> Flaw | N
             address = name_addr_of(value)
             scheme = _scheme_of(address.uri)
             if not scheme:
-                return Flaw(BAD_REQUEST, f"no URI in {name}")
+                return InvalidMessage(BAD_REQUEST, f"no URI in {name}")
             if scheme not in ("sip", "sips", "tel"):
-                return Flaw(UNSUPPORTED_SCHEME, f"URI scheme in {name}")
+                return InvalidMessage(UNSUPPORTED_SCHEME, f"URI scheme in {name}")
             if parameter_of(address.parameters, "tag") == "":
-                return Flaw(BAD_REQUEST, f"empty tag in {name}")
+                return InvalidMessage(BAD_REQUEST, f"empty tag in {name}")
     for value in headers.get("cseq", ()):
         number, _, method = value[:MAX_FIELD].strip().replace("\t", " ").partition(" ")
         if not (number.isascii() and number.isdigit() and len(number) <= 10) or (
             int(number) >= 2**31
         ):
-            return Flaw(BAD_REQUEST, "CSeq number")  # RFC 3261 section 8.1.1.5
+            return InvalidMessage(BAD_REQUEST, "CSeq number")  # RFC 3261 section 8.1.1.5
         if not start_line.startswith(("SIP/", method.strip() + " ")):
-            return Flaw(BAD_REQUEST, "CSeq of another method")
+            return InvalidMessage(BAD_REQUEST, "CSeq of another method")
     return _line_flaw(start_line)
 
 
@@ -92,22 +92,22 @@ def _scheme_of(uri: str) -> str:
     return scheme.lower() if good and scheme[:1].isalpha() else ""
 
 
-def _uri_flaw(name: str, text: str) -> Flaw | None:
+def _uri_flaw(name: str, text: str) -> InvalidMessage | None:
     if name == "contact" and text.strip() == "*":
         return None
     uri = name_addr_of(text).uri.strip()
     scheme = _scheme_of(uri)
     if not scheme:
-        return Flaw(BAD_REQUEST, f"no URI in {name}")
+        return InvalidMessage(BAD_REQUEST, f"no URI in {name}")
     if scheme not in ("sip", "sips"):
         if name == "refer-to":
             return None  # tel: is fine there (RFC 3515 section 2.1)
-        return Flaw(BAD_REQUEST, f"URI scheme in {name}")
+        return InvalidMessage(BAD_REQUEST, f"URI scheme in {name}")
     rest = uri.partition(":")[2]
     user, at, host = rest.partition("@")
     if at and not any(c in "<>" or c.isspace() for c in user) and _is_host(host):
         return None
-    return None if _is_host(rest) else Flaw(BAD_REQUEST, f"host in {name}")
+    return None if _is_host(rest) else InvalidMessage(BAD_REQUEST, f"host in {name}")
 
 
 def _is_host(text: str) -> bool:
@@ -135,11 +135,11 @@ def _is_host(text: str) -> bool:
     )
 
 
-def _line_flaw(start_line: str) -> Flaw | None:
+def _line_flaw(start_line: str) -> InvalidMessage | None:
     if start_line.startswith("SIP/"):
         return None
     words = start_line.split(" ")
     uri = words[1] if len(words) > 1 else ""
     if _scheme_of(uri) not in ("sip", "sips", "tel"):
-        return Flaw(UNSUPPORTED_SCHEME, "scheme of the Request-URI")
+        return InvalidMessage(UNSUPPORTED_SCHEME, "scheme of the Request-URI")
     return None

@@ -40,7 +40,7 @@ class _Held:
     noisy: bool = False
 
 
-class QuietPorts:
+class DrainingPorts:
     """Lives on the SIP thread.
 
     Args:
@@ -123,7 +123,7 @@ class QuietPorts:
         self.given_up += 1
         if self._held[key].noisy:
             log.warning(
-                "sip.rtp_port_not_quiet",
+                "sip.rtp_port_still_receiving",
                 port=key[1],
                 advice="somebody still sends to it, but sip.rtp_ports has no other left",
             )

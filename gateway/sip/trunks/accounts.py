@@ -213,7 +213,7 @@ class Accounts:
             try:
                 self._accounts[name, self._host, ""].setRegistration(False)
             except pj.Error as error:
-                log.warning("trunk.not_unregistered", trunk=name, error=text_of(error.reason))
+                log.warning("trunk.unregister_failed", trunk=name, error=text_of(error.reason))
                 registration.left(now)
 
     def wait_gone(self, poll: Callable[[], None]) -> None:
@@ -224,7 +224,7 @@ class Accounts:
             poll()
             leaving = {name for name in leaving if self.registrations[name].state is State.LEAVING}
         for name in sorted(leaving):
-            log.warning("trunk.not_unregistered", trunk=name, error="no answer")
+            log.warning("trunk.unregister_failed", trunk=name, error="no answer")
 
     def shut_down(self) -> None:
         """Delete all accounts."""
@@ -244,7 +244,7 @@ class Accounts:
             log.info("trunk.registered", trunk=name, expires=fields.get("seconds"))
         else:
             next_try = fields.pop("seconds", None)
-            log.warning("trunk.not_registered", trunk=name, next_try=next_try, **fields)
+            log.warning("trunk.registration_failed", trunk=name, next_try=next_try, **fields)
 
     def _user(self, trunk: Trunk | None) -> str:
         return (trunk.username if trunk else "") or self._settings.user

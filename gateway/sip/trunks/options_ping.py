@@ -23,7 +23,7 @@ def target_of(trunk: Trunk) -> str:
     return f"sip:{address}{through}" if address else ""
 
 
-class Probes:
+class OptionsPinger:
     """Made and used on the SIP thread; ``results`` may be read from others.
 
     Args:
@@ -68,8 +68,8 @@ class Probes:
         if result == before:
             return
         if result[:1].isdigit():  # whatever it says, somebody is there
-            log.info("trunk.answers", trunk=trunk.name, code=int(result))
+            log.info("trunk.reachable", trunk=trunk.name, code=int(result))
             if before is not None and not before[:1].isdigit():
                 self._on_back(trunk)
         else:
-            log.warning("trunk.silent", trunk=trunk.name, error=result)
+            log.warning("trunk.unreachable", trunk=trunk.name, error=result)

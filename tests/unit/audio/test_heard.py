@@ -12,7 +12,7 @@ import soxr
 from gateway.audio.g711 import FRAME_BYTES, Codec
 from gateway.audio.tone_analysis import Beep, Listener, Second
 from gateway.call.inputs import SoundHeard
-from gateway.call.rules.hold_music import MusicHeard
+from gateway.call.rules.hold_music import MusicOnHoldDetector
 from gateway.devtools.emulator.speech import synthesise
 from tests.support.made_sounds import Array, g711, melody, tone
 
@@ -87,7 +87,7 @@ def music_seconds(samples: Array, codec: Codec = Codec.PCMU) -> int:
     seconds = [one for one in heard(samples, codec) if isinstance(one, Second)]
     assert len(seconds) >= 10
     for wanted in range(len(seconds), 1, -1):
-        watch = MusicHeard()
+        watch = MusicOnHoldDetector()
         for one in seconds:
             if watch.second(SoundHeard(one.sounding, one.held, one.change), wanted):
                 return wanted
@@ -159,7 +159,7 @@ def test_words_over_music_are_no_voice_alone() -> None:
 
 
 def _weighed(samples: Array) -> float:
-    watch = MusicHeard()
+    watch = MusicOnHoldDetector()
     for one in heard(samples):
         if isinstance(one, Second):
             watch.second(SoundHeard(one.sounding, one.held, one.change), 1000)

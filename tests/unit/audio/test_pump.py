@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 from structlog.testing import capture_logs
 
-from gateway.bridge.media_clock import MediaPump
+from gateway.bridge.media_clock import MediaClock
 
 
-def _run(scenario: Callable[[MediaPump], object]) -> None:
+def _run(scenario: Callable[[MediaClock], object]) -> None:
     async def main() -> None:
-        pump = MediaPump()
+        pump = MediaClock()
         steps = scenario(pump)
         assert hasattr(steps, "__await__")
         await steps
@@ -27,7 +27,7 @@ async def _turns(count: int = 3) -> None:
 
 
 def test_many_frames_make_one_beat() -> None:
-    async def scenario(pump: MediaPump) -> None:
+    async def scenario(pump: MediaClock) -> None:
         beats: list[str] = []
         pump.add(lambda: beats.append("a"))
         pump.add(lambda: beats.append("b"))
@@ -43,7 +43,7 @@ def test_many_frames_make_one_beat() -> None:
 
 
 def test_a_wake_during_a_beat_makes_another() -> None:
-    async def scenario(pump: MediaPump) -> None:
+    async def scenario(pump: MediaClock) -> None:
         beats: list[int] = []
 
         def move() -> None:
@@ -60,7 +60,7 @@ def test_a_wake_during_a_beat_makes_another() -> None:
 
 
 def test_one_call_that_fails_leaves_the_others_their_audio() -> None:
-    async def scenario(pump: MediaPump) -> None:
+    async def scenario(pump: MediaClock) -> None:
         beats = [0] * 5
 
         def working(index: int) -> Callable[[], None]:
@@ -91,7 +91,7 @@ def test_one_call_that_fails_leaves_the_others_their_audio() -> None:
 
 
 def test_a_call_that_ends_in_a_beat_gets_no_more_of_it() -> None:
-    async def scenario(pump: MediaPump) -> None:
+    async def scenario(pump: MediaClock) -> None:
         beats: list[str] = []
 
         def first() -> None:
@@ -112,9 +112,9 @@ def test_a_call_that_ends_in_a_beat_gets_no_more_of_it() -> None:
 
 
 def test_wakes_from_the_clock_thread_arrive_and_none_comes_after_the_loop() -> None:
-    pumps: list[MediaPump] = []
+    pumps: list[MediaClock] = []
 
-    async def scenario(pump: MediaPump) -> None:
+    async def scenario(pump: MediaClock) -> None:
         pumps.append(pump)
         beaten = asyncio.Event()
         pump.add(beaten.set)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.billing.ledger import Ledger
-from gateway.billing.store import Keeper, brothers_of, read_sums
+from gateway.billing.store import LedgerStore, brothers_of, read_sums
 
 
 def _spend(ledger: Ledger, amount: str, day: str = "d") -> Ledger:
@@ -19,7 +19,7 @@ def _spend(ledger: Ledger, amount: str, day: str = "d") -> Ledger:
 
 
 async def _kept(path: Path, ledger: Ledger) -> Ledger:
-    keeper = Keeper(path, ledger)
+    keeper = LedgerStore(path, ledger)
     await keeper.start()
     await keeper.stop()
     return ledger
@@ -29,7 +29,7 @@ def test_a_restart_goes_on_with_the_days_sums(tmp_path: Path) -> None:
     async def run() -> None:
         path = tmp_path / "new" / "today.cost"
         first = Ledger()
-        keeper = Keeper(path, first)
+        keeper = LedgerStore(path, first)
         await keeper.start()
         _spend(first, "0.0069656")
         await keeper.stop()
@@ -47,7 +47,7 @@ def test_a_restart_goes_on_with_the_days_sums(tmp_path: Path) -> None:
 def test_workers_read_each_others_sums(tmp_path: Path) -> None:
     async def run() -> None:
         for worker, amount in enumerate(("1", "2", "4")):
-            keeper = Keeper(tmp_path / f"today-{worker}.cost", ledger := Ledger())
+            keeper = LedgerStore(tmp_path / f"today-{worker}.cost", ledger := Ledger())
             await keeper.start()
             _spend(ledger, amount)
             await keeper.stop()
@@ -68,7 +68,7 @@ def test_a_broken_file_is_left_behind(tmp_path: Path, text: str) -> None:
     path.write_bytes(text.encode("latin-1"))
 
     async def run() -> None:
-        keeper = Keeper(path, ledger := Ledger())
+        keeper = LedgerStore(path, ledger := Ledger())
         await keeper.start()
         assert ledger.day("d") == 0
         _spend(ledger, "3")
@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_written_to_costs_nothing_but_the_file(tmp_path:
     (tmp_path / "file").write_text("")
 
     async def run() -> None:
-        keeper = Keeper(tmp_path / "file" / "today.cost", ledger := Ledger())
+        keeper = LedgerStore(tmp_path / "file" / "today.cost", ledger := Ledger())
         await keeper.start()
         _spend(ledger, "3")
         await keeper.stop()
@@ -99,7 +99,7 @@ def test_nowhere_to_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ledger = _spend(Ledger(), "3")
 
     async def run() -> None:
-        keeper = Keeper(None, ledger)
+        keeper = LedgerStore(None, ledger)
         await keeper.start()
         await keeper.stop()
 

@@ -8,7 +8,7 @@ from gateway.audio.g711 import Codec
 from gateway.call.conversation.out_of_band import KEY
 from gateway.call.inputs import Input
 from gateway.call.plan import CallPlan
-from gateway.call.rules.plan import AfterwardsPlan, ContentPlan
+from gateway.call.rules.plan import ContentPlan, PostCallPlan
 from gateway.realtime.events import ResponseCreated, ResponseDone
 from tests.support.call_scene import (
     BYE,
@@ -25,7 +25,7 @@ from tests.support.call_scene import (
 PLAN = CallPlan(
     "r",
     Codec.PCMU,
-    content=ContentPlan(post_call=AfterwardsPlan({"summary": "Sum up."}, 8.0)),
+    content=ContentPlan(post_call=PostCallPlan({"summary": "Sum up."}, 8.0)),
     max_call_duration=100.0,
     rtp_timeout=0,
 )
@@ -41,8 +41,8 @@ ANSWER: list[Input] = [
 def test_the_session_stays_for_the_answer_and_the_caller_does_not() -> None:
     scene = Scene(PLAN).up()
     assert scene.at(5.0, BYE) == [ASKED]
-    assert scene.at(7.0, *ANSWER) == ["close 1000 hung_up", "finished"]
-    assert scene.ending == ("caller", "hung_up", 200)
+    assert scene.at(7.0, *ANSWER) == ["close 1000 remote_hangup", "finished"]
+    assert scene.ending == ("caller", "remote_hangup", 200)
     assert scene.record.times.end == 5000.0
     (aside,) = scene.record.as_json()["asides"]
     assert (aside["purpose"], aside["status"], aside["text"]) == ("summary", "completed", "A room.")
@@ -53,7 +53,7 @@ def test_while_the_agent_speaks_the_caller_hangs_up() -> None:
     scene.do(created("r1"), audio("r1", "i1", 1000))
     assert scene.at(1.0, BYE) == ["flush", ASKED]
     scene.do(done("r1", "cancelled"))
-    assert scene.at(2.0, *ANSWER) == ["close 1000 hung_up", "finished"]
+    assert scene.at(2.0, *ANSWER) == ["close 1000 remote_hangup", "finished"]
 
 
 @pytest.mark.parametrize("leg_first", [True, False])
@@ -76,7 +76,7 @@ def test_an_answer_that_does_not_come_is_given_up(what: str) -> None:
         seen = scene.at(13.1)
     else:
         seen = scene.do(closed(1006) if what == "closed" else SHUT_DOWN)
-    assert seen == ["close 1000 hung_up", "finished"]
+    assert seen == ["close 1000 remote_hangup", "finished"]
 
 
 def test_a_call_without_a_conversation_is_not_asked_about() -> None:

@@ -14,9 +14,9 @@ from gateway.call.plan import (
     ApprovalRule,
     CallPlan,
     Destination,
+    FallbackStep,
     FunctionPlan,
     HoldPlan,
-    Rung,
     TransferPlan,
 )
 from gateway.realtime.commands import CreateItem
@@ -45,11 +45,11 @@ def asked(*rules: ApprovalRule, call: tuple[str, ...] = REFUND) -> tuple[Scene, 
         ((), REFUND, True),
         ((), ("crm_delete", "c1"), False),
         ((ApprovalRule("crm_*", "allow"),), ("crm_delete", "c1"), True),
-        ((ApprovalRule("*", "refuse"),), REFUND, False),
-        ((ApprovalRule("refund", "refuse", BIG),), REFUND, False),
-        ((ApprovalRule("refund", "refuse", BIG),), ("refund", "c1", '{"amount": 25}'), True),
-        ((ApprovalRule("refund", "refuse", BIG),), ("refund", "c1", "{}"), True),
-        ((ApprovalRule("refund", "allow", BIG), ApprovalRule("*", "refuse")), REFUND, True),
+        ((ApprovalRule("*", "deny"),), REFUND, False),
+        ((ApprovalRule("refund", "deny", BIG),), REFUND, False),
+        ((ApprovalRule("refund", "deny", BIG),), ("refund", "c1", '{"amount": 25}'), True),
+        ((ApprovalRule("refund", "deny", BIG),), ("refund", "c1", "{}"), True),
+        ((ApprovalRule("refund", "allow", BIG), ApprovalRule("*", "deny")), REFUND, True),
     ],
 )
 def test_by_rule(rules: tuple[ApprovalRule, ...], call: tuple[str, ...], runs: bool) -> None:
@@ -62,20 +62,20 @@ def test_by_rule(rules: tuple[ApprovalRule, ...], call: tuple[str, ...], runs: b
 
 
 def test_the_gateways_own_tools_need_approval_where_a_rule_says_so() -> None:
-    rules = (ApprovalRule("hold", "refuse"), ApprovalRule("transfer_*", "http", timeout=5.0))
+    rules = (ApprovalRule("hold", "deny"), ApprovalRule("transfer_*", "ask_http", timeout=5.0))
     desk = TransferPlan((Destination("desk", "tel:1"),))
     scene = Scene(replace(PLAN, approvals=rules, hold=HoldPlan(True), transfer=desk)).up()
     wanted = ("transfer_call", "c2", '{"destination": "desk"}')
     calls = [("hold", "c1", '{"seconds": 1}'), wanted]
     assert scene.at(1.0, created("r1"), done("r1", calls=calls)) == ["ask transfer_call 1"]
-    seen = scene.do(inputs.OperatorAnswered("c2", True))
+    seen = scene.do(inputs.ApprovalResult("c2", True))
     assert seen[:2] == ["output c1", "create"]
     assert "refer tel:1" in seen
     assert outputs_of(scene)["c1"] == {"status": "not done", "reason": "this may not be done"}
 
 
 def test_what_a_rule_refuses_waits_for_the_others_of_its_response() -> None:
-    scene = Scene(replace(PLAN, approvals=(ApprovalRule("crm_*", "refuse"),))).up()
+    scene = Scene(replace(PLAN, approvals=(ApprovalRule("crm_*", "deny"),))).up()
     calls = [("crm_delete", "c1"), ("refund", "c2", "{}")]
     seen = scene.at(1.0, created("r1"), done("r1", calls=calls))
     assert seen == ["run refund c2 {}"]
@@ -85,33 +85,33 @@ def test_what_a_rule_refuses_waits_for_the_others_of_its_response() -> None:
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        (inputs.OperatorAnswered("c1", True), None),
-        (inputs.OperatorAnswered("c1", False), "the operator said no"),
-        (inputs.OperatorAnswered("c1", False, "too much"), "too much"),
+        (inputs.ApprovalResult("c1", True), None),
+        (inputs.ApprovalResult("c1", False), "the operator said no"),
+        (inputs.ApprovalResult("c1", False, "too much"), "too much"),
         (inputs.Tick(), "nobody confirmed it in time"),
     ],
 )
 def test_by_the_operator(answer: inputs.Input, told: str | None) -> None:
-    scene, seen = asked(ApprovalRule("refund", "http", timeout=10.0))
+    scene, seen = asked(ApprovalRule("refund", "ask_http", timeout=10.0))
     assert seen == ["ask refund 0"]
-    seen = scene.at(3.0 if isinstance(answer, inputs.OperatorAnswered) else 12.1, answer)
+    seen = scene.at(3.0 if isinstance(answer, inputs.ApprovalResult) else 12.1, answer)
     if told is None:
         assert seen == ['run refund c1 {"amount": 250}']
     else:
         assert seen == ["output c1", "create"]
         assert outputs_of(scene)["c1"] == {"status": "not done", "reason": told}
-    assert scene.do(inputs.OperatorAnswered("c1", True)) == [], "an answer that comes twice"
+    assert scene.do(inputs.ApprovalResult("c1", True)) == [], "an answer that comes twice"
 
 
 def test_words_while_the_operator_thinks() -> None:
     search = FunctionPlan(filler_delay=2.0, filler_text="One moment.")
-    rule = ApprovalRule("search", "http", timeout=10.0)
+    rule = ApprovalRule("search", "ask_http", timeout=10.0)
     scene = Scene(replace(PLAN, functions={"search": search}, approvals=(rule,))).up()
     assert scene.at(1.0, created("r1"), done("r1", calls=[("search", "c1")])) == ["ask search 0"]
     assert scene.at(3.1) == ["create ['instructions', 'tools']"]
     scene.do(created("r2"), audio("r2", "i2", 20), done("r2"))
     scene.listen(100)
-    assert scene.at(6.0, inputs.OperatorAnswered("c1", True)) == ["run search c1 {}"]
+    assert scene.at(6.0, inputs.ApprovalResult("c1", True)) == ["run search c1 {}"]
     assert scene.at(20.0) == [], "they are told once"
 
 
@@ -119,7 +119,7 @@ def _say(tool: str, given: Any) -> str:
     return f"{tool} {given['amount']}?"
 
 
-CALLER = ApprovalRule("refund", "caller", timeout=10.0, prompt=_say)
+CALLER = ApprovalRule("refund", "ask_caller", timeout=10.0, prompt=_say)
 
 
 def heard(scene: Scene, response: str) -> None:
@@ -188,14 +188,18 @@ REQUEST = {
 }
 
 
-def mcp_asked(*rules: ApprovalRule, on_trouble: tuple[Rung, ...] = ()) -> tuple[Scene, list[str]]:
+def mcp_asked(
+    *rules: ApprovalRule, on_trouble: tuple[FallbackStep, ...] = ()
+) -> tuple[Scene, list[str]]:
     """A response ends with a request for approval."""
     scene = Scene(replace(PLAN, approvals=rules, fallback=on_trouble)).up()
-    scene.at(1.0, created("r1"), inputs.ServerSaid(ItemAdded({**REQUEST, "arguments": ""})))
+    scene.at(
+        1.0, created("r1"), inputs.ServerEventReceived(ItemAdded({**REQUEST, "arguments": ""}))
+    )
     item_done = OtherEvent("response.output_item.done", {"item": REQUEST})
-    seen = scene.do(inputs.ServerSaid(item_done))
+    seen = scene.do(inputs.ServerEventReceived(item_done))
     end = ResponseDone("r1", "completed", None, None, None, (REQUEST,), None)
-    return scene, seen + scene.do(inputs.ServerSaid(end))
+    return scene, seen + scene.do(inputs.ServerEventReceived(end))
 
 
 def answers(scene: Scene) -> list[dict[str, Any]]:
@@ -210,7 +214,7 @@ def answers(scene: Scene) -> list[dict[str, Any]]:
         ((ApprovalRule("crm_delete", "allow"),), {"approve": True}),
         ((), {"approve": False, "reason": "this may not be done"}),
         (
-            (ApprovalRule("crm_*", "refuse", BIG),),
+            (ApprovalRule("crm_*", "deny", BIG),),
             {"approve": False, "reason": "this may not be done"},
         ),
     ],
@@ -232,25 +236,30 @@ def test_a_request_for_approval_is_answered_once(
 
 def test_a_server_that_goes_on_by_itself_is_not_asked_to() -> None:
     scene, _ = mcp_asked(ApprovalRule("crm_delete", "allow"))
-    scene.at(1.5, inputs.ServerSaid(OtherEvent("response.mcp_call.in_progress", {"item_id": "m"})))
+    scene.at(
+        1.5,
+        inputs.ServerEventReceived(OtherEvent("response.mcp_call.in_progress", {"item_id": "m"})),
+    )
     assert scene.at(9.0) == [], "it takes its time"
-    scene.do(inputs.ServerSaid(OtherEvent("response.mcp_call.completed", {"item_id": "m"})))
+    scene.do(
+        inputs.ServerEventReceived(OtherEvent("response.mcp_call.completed", {"item_id": "m"}))
+    )
     assert scene.at(9.5, created("r2")) == []
     assert scene.at(20.0) == []
 
 
 def test_a_request_of_a_session_that_is_gone_is_not_answered() -> None:
-    rule = ApprovalRule("crm_delete", "http", timeout=10.0)
-    trouble = (Rung("reconnect", 10.0, ""),)
+    rule = ApprovalRule("crm_delete", "ask_http", timeout=10.0)
+    trouble = (FallbackStep("reconnect", 10.0, ""),)
     scene, seen = mcp_asked(rule, on_trouble=trouble)
     assert seen == ["ask crm_delete 0"]
-    scene.do(inputs.SessionClosed(1011, "", False), inputs.SessionUp("sess_2"))
-    scene.do(inputs.OperatorAnswered("mcpr_1", True))
+    scene.do(inputs.SessionClosed(1011, "", False), inputs.SessionReady("sess_2"))
+    scene.do(inputs.ApprovalResult("mcpr_1", True))
     assert answers(scene) == []
 
 
 def test_the_caller_approves_of_what_an_mcp_server_does() -> None:
-    rule = ApprovalRule("crm_delete", "caller", timeout=10.0, prompt=_say)
+    rule = ApprovalRule("crm_delete", "ask_caller", timeout=10.0, prompt=_say)
     scene, seen = mcp_asked(rule)
     assert scene.requests[-1].response == {
         "instructions": "Say exactly: crm_delete 250?",
@@ -266,14 +275,14 @@ def test_the_caller_approves_of_what_an_mcp_server_does() -> None:
 
 
 def test_who_approved_of_a_call_of_an_mcp_server_is_in_the_record() -> None:
-    scene, _ = mcp_asked(ApprovalRule("crm_delete", "caller", timeout=10.0, prompt=_say))
+    scene, _ = mcp_asked(ApprovalRule("crm_delete", "ask_caller", timeout=10.0, prompt=_say))
     heard(scene, "r2")
     scene.do(key("1"))
     assert answers(scene)[0]["approve"] is True
     call = {"type": "mcp_call", "id": "m1", "server_label": "crm", "name": "delete"}
     for more in ({"id": "m1", "approval_request_id": "mcpr_1"}, {"id": "m2"}):
         item = {"item": {**call, **more}}
-        scene.do(inputs.ServerSaid(OtherEvent("response.output_item.done", item)))
+        scene.do(inputs.ServerEventReceived(OtherEvent("response.output_item.done", item)))
     uses = [(one.name, one.outcome, one.approval) for one in scene.record.tools]
     assert uses == [("crm_delete", "done", "caller"), ("crm_delete", "done", "")]
 
@@ -281,13 +290,13 @@ def test_who_approved_of_a_call_of_an_mcp_server_is_in_the_record() -> None:
 def test_what_mcp_servers_do_is_in_the_record() -> None:
     scene = Scene(PLAN).up()
     tools = {"type": "mcp_list_tools", "id": "l1", "server_label": "crm", "tools": [{}, {}]}
-    scene.do(inputs.ServerSaid(OtherEvent("conversation.item.done", {"item": tools})))
+    scene.do(inputs.ServerEventReceived(OtherEvent("conversation.item.done", {"item": tools})))
     call = {"type": "mcp_call", "id": "m1", "server_label": "crm", "name": "find"}
     broken = {**call, "id": "m2", "error": {"type": "http_error", "message": "secret"}}
     scene.at(1.0, created("r1"))
     end = ResponseDone("r1", "completed", None, None, None, (call, broken), None)
-    scene.do(inputs.ServerSaid(end))
-    scene.do(inputs.ServerSaid(OtherEvent("mcp_list_tools.failed", {"item_id": "l2"})))
+    scene.do(inputs.ServerEventReceived(end))
+    scene.do(inputs.ServerEventReceived(OtherEvent("mcp_list_tools.failed", {"item_id": "l2"})))
     told = {one.event: one.fields for one in scene.notes}
     assert told["mcp_listed"] == {"server": "crm", "tools": 2}
     assert told["mcp_list_failed"] == {"item_id": "l2"}

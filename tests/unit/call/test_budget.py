@@ -20,8 +20,8 @@ from tests.support.call_scene import (
     key,
 )
 
-WARNING = inputs.BudgetReached(False, "call: 0.41 of 0.50")
-SPENT = inputs.BudgetReached(True, "call: 0.52 of 0.50")
+WARNING = inputs.BudgetThreshold(False, "call: 0.41 of 0.50")
+SPENT = inputs.BudgetThreshold(True, "call: 0.52 of 0.50")
 PLAN = CallPlan("r", Codec.PCMU, budget=BudgetPlan("Wrap up.", goodbye="Time is up."))
 GOODBYE = ["session.update", "create ['instructions', 'tools']"]
 
@@ -127,13 +127,13 @@ def test_the_caller_is_handed_on_where_the_route_says_so() -> None:
     scene = _scene(plan)
     scene.do(SPENT)
     assert not scene.requests
-    scene.do(inputs.TransferTold(200, "OK", True))
+    scene.do(inputs.ReferProgress(200, "OK", True))
     scene.do(OUR_END)
     assert scene.ending[1] == "transferred"
 
     scene = _scene(plan)
     scene.do(SPENT)
-    seen = scene.do(inputs.TransferTold(486, "Busy Here", True))
+    seen = scene.do(inputs.ReferProgress(486, "Busy Here", True))
     assert [word for word in seen if word in GOODBYE] == GOODBYE, "it failed"
     assert not any("output" in word for word in seen), "no model asked for it"
 

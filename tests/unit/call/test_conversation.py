@@ -9,7 +9,7 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.machine import State
-from gateway.call.plan import CallPlan, DigitPlan
+from gateway.call.plan import CallPlan, DtmfPlan
 from gateway.realtime.commands import CreateItem, TruncateItem
 from gateway.realtime.events import (
     AgentTranscript,
@@ -146,7 +146,7 @@ def test_a_server_that_does_not_interrupt_is_not_interrupted_by_speech() -> None
     scene = _talking(1000, 200, _plan(server_interrupts=False))
     assert scene.do(SPEECH) == []
     assert scene.queue == 40
-    assert "caller_starts" in scene.events
+    assert "caller_speech_started" in scene.events
 
 
 def test_speech_twice_cuts_once() -> None:
@@ -183,10 +183,10 @@ def test_start_and_stop_of_the_agent() -> None:
     scene.do(SPEECH)
     agent = [(n.event, n.fields) for n in scene.notes if n.event.startswith("agent_")]
     assert agent == [
-        ("agent_starts", {"item_id": "i1"}),
-        ("agent_stops", {"cut": False}),
-        ("agent_starts", {"item_id": "i2"}),
-        ("agent_stops", {"cut": True}),
+        ("agent_speech_started", {"item_id": "i1"}),
+        ("agent_speech_stopped", {"cut": False}),
+        ("agent_speech_started", {"item_id": "i2"}),
+        ("agent_speech_stopped", {"cut": True}),
     ]
 
 
@@ -195,7 +195,7 @@ def test_word_of_a_start_that_comes_after_the_flush_is_old() -> None:
     scene.queue -= 1  # the clock took a frame, the loop has not heard of it
     scene.do(SPEECH)
     scene.do(inputs.PlayoutStarted())
-    assert "agent_starts" not in scene.events
+    assert "agent_speech_started" not in scene.events
 
 
 def test_a_start_behind_a_stop_that_nobody_told() -> None:
@@ -203,7 +203,7 @@ def test_a_start_behind_a_stop_that_nobody_told() -> None:
     scene.listen(40)
     scene.do(inputs.PlayoutStarted())
     agent = [note.event for note in scene.notes if note.event.startswith("agent_")]
-    assert agent == ["agent_starts", "agent_stops", "agent_starts"]
+    assert agent == ["agent_speech_started", "agent_speech_stopped", "agent_speech_started"]
 
 
 # ---- a queue that is full
@@ -234,23 +234,23 @@ def test_speech_into_an_answer_that_did_not_fit() -> None:
 @pytest.mark.parametrize(
     ("keys", "plan", "items"),
     [
-        ("42#", DigitPlan(), [(0.2, "42", "terminator")]),
-        ("42", DigitPlan(), [(3.1, "42", "timeout")]),
-        ("4242", DigitPlan(max_digits=2), [(0.1, "42", "full"), (0.3, "42", "full")]),
-        ("#", DigitPlan(), [(0.0, "#", "terminator")]),
-        ("##", DigitPlan(), [(0.0, "#", "terminator"), (0.1, "#", "terminator")]),
+        ("42#", DtmfPlan(), [(0.2, "42", "terminator")]),
+        ("42", DtmfPlan(), [(3.1, "42", "timeout")]),
+        ("4242", DtmfPlan(max_digits=2), [(0.1, "42", "full"), (0.3, "42", "full")]),
+        ("#", DtmfPlan(), [(0.0, "#", "terminator")]),
+        ("##", DtmfPlan(), [(0.0, "#", "terminator"), (0.1, "#", "terminator")]),
         (
             "12*34",
-            DigitPlan(finish_on_key="*"),
+            DtmfPlan(finish_on_key="*"),
             [(0.2, "12", "terminator"), (3.4, "34", "timeout")],
         ),
-        ("1#2", DigitPlan(finish_on_key="", inter_digit_timeout=1.0), [(1.2, "1#2", "timeout")]),
-        ("1", DigitPlan(finish_on_key="", max_digits=1), [(0.0, "1", "full")]),
-        ("*9D", DigitPlan(inter_digit_timeout=0.5), [(0.7, "*9D", "timeout")]),
+        ("1#2", DtmfPlan(finish_on_key="", inter_digit_timeout=1.0), [(1.2, "1#2", "timeout")]),
+        ("1", DtmfPlan(finish_on_key="", max_digits=1), [(0.0, "1", "full")]),
+        ("*9D", DtmfPlan(inter_digit_timeout=0.5), [(0.7, "*9D", "timeout")]),
     ],
 )
 def test_digits_become_an_item_and_a_request(
-    keys: str, plan: DigitPlan, items: list[tuple[float, str, str]]
+    keys: str, plan: DtmfPlan, items: list[tuple[float, str, str]]
 ) -> None:
     scene = Scene(_plan(digits=plan)).up()
     for number, digit in enumerate(keys):
@@ -298,14 +298,14 @@ def test_a_digit_after_speech_leaves_the_cancelling_to_the_server() -> None:
 
 
 def test_digits_that_do_not_interrupt_wait_for_the_answer() -> None:
-    scene = _talking(1000, 200, _plan(digits=DigitPlan(interrupt=False)))
+    scene = _talking(1000, 200, _plan(digits=DtmfPlan(interrupt=False)))
     assert scene.do(key("7"), key("#")) == [PRESSED.format("7")]
     assert scene.queue == 40
     assert scene.do(done("r1")) == ["create"]
 
 
 def test_digits_that_are_switched_off_are_noted_only() -> None:
-    scene = _talking(1000, 200, _plan(digits=DigitPlan(enabled=False)))
+    scene = _talking(1000, 200, _plan(digits=DtmfPlan(enabled=False)))
     assert scene.do(key("7"), key("#")) == []
     assert scene.queue == 40
     scene.at(30.0)
@@ -314,7 +314,7 @@ def test_digits_that_are_switched_off_are_noted_only() -> None:
 
 
 def test_digits_are_given_to_the_text_of_the_plan() -> None:
-    scene = Scene(_plan(digits=DigitPlan(text=lambda pressed: "-".join(pressed)))).up()
+    scene = Scene(_plan(digits=DtmfPlan(text=lambda pressed: "-".join(pressed)))).up()
     assert scene.do(key("1"), key("2"), key("#")) == ["item 1-2", "create"]
 
 
@@ -332,7 +332,7 @@ def test_digits_of_a_caller_who_hangs_up_are_in_the_record() -> None:
 
 
 def test_runs_that_wait_are_answered_together() -> None:
-    scene = _talking(1000, 200, _plan(digits=DigitPlan(interrupt=False)))
+    scene = _talking(1000, 200, _plan(digits=DtmfPlan(interrupt=False)))
     seen = scene.do(key("1"), key("#"), key("2"), key("#"), key("3"), key("#"))
     assert seen == [PRESSED.format(digit) for digit in "123"]
     assert scene.do(done("r1")) == ["create"]
@@ -451,7 +451,7 @@ def test_an_unknown_tool_beside_the_hang_up() -> None:
     seen = scene.do(done("r1", calls=[("lookup", "c1"), ("end_call", "c2")]))
     assert seen == ["output c1"]
     assert scene.listen(240) == []  # the telephone still plays
-    assert scene.listen(220) == ["close 1000 farewell", "bye 16"]
+    assert scene.listen(220) == ["close 1000 agent_hangup", "bye 16"]
 
 
 @pytest.mark.parametrize("status", ["cancelled", "incomplete", "failed"])
@@ -479,7 +479,7 @@ def test_a_goodbye_taken_back_can_be_said_again() -> None:
     scene.do(created("r2"), audio("r2", "i2", 200))
     assert scene.do(done("r2", calls=[("end_call", "c2")])) == []
     assert scene.listen(240) == []  # the telephone still plays
-    assert scene.listen(220) == ["close 1000 farewell", "bye 16"]
+    assert scene.listen(220) == ["close 1000 agent_hangup", "bye 16"]
 
 
 def test_a_server_that_does_not_interrupt_does_not_take_the_goodbye_back() -> None:
@@ -487,7 +487,7 @@ def test_a_server_that_does_not_interrupt_does_not_take_the_goodbye_back() -> No
     scene.do(done("r1", calls=[("end_call", "c1")]))
     assert scene.do(SPEECH) == []
     assert scene.listen(440) == []  # the telephone still plays
-    assert scene.listen(220) == ["close 1000 farewell", "bye 16"]
+    assert scene.listen(220) == ["close 1000 agent_hangup", "bye 16"]
 
 
 # ---- notes
@@ -503,9 +503,9 @@ def test_what_was_said_is_in_the_timeline() -> None:
         said(OtherEvent("rate_limits.updated", {})),
     )
     entries = {entry["event"]: entry for entry in scene.record.timeline}
-    assert entries["caller_stops"]["audio_ms"] == 2000
-    assert entries["caller_said"]["text"] == "hello?"
-    assert entries["agent_said"]["text"] == "Hello."
+    assert entries["caller_speech_stopped"]["audio_ms"] == 2000
+    assert entries["caller_transcript"]["text"] == "hello?"
+    assert entries["agent_transcript"]["text"] == "Hello."
     assert entries["truncated"]["audio_end_ms"] == 240
 
 

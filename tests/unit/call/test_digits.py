@@ -16,7 +16,7 @@ KEYS = "0123456789*#ABCD"
         st.tuples(st.sampled_from(KEYS), st.integers(0, 50).map(lambda n: n / 10)), max_size=40
     ),
     pause=st.sampled_from([0.5, 2.0, 3.0]),
-    terminator=st.sampled_from(["", "#", "*"]),
+    finish_on_key=st.sampled_from(["", "#", "*"]),
     most=st.integers(1, 6),
     ticks=st.booleans(),
 )

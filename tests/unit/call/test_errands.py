@@ -13,7 +13,14 @@ from gateway.call import inputs
 from gateway.call.leg.call_control import KEY_SECONDS
 from gateway.call.leg.handlers import HELD, RESUMED
 from gateway.call.leg.transfer import TAKE_OVER_SECONDS
-from gateway.call.plan import CallPlan, Destination, FunctionPlan, HoldPlan, PressPlan, TransferPlan
+from gateway.call.plan import (
+    CallPlan,
+    Destination,
+    FunctionPlan,
+    HoldPlan,
+    SendDtmfPlan,
+    TransferPlan,
+)
 from gateway.call.states import State
 from gateway.realtime.commands import CreateItem
 from gateway.tools.commands import HandOn, TransferTo
@@ -41,7 +48,7 @@ PLAN = CallPlan(
     "route",
     Codec.PCMU,
     transfer=TransferPlan((DESK, NUMBERS, BOSS, ANNA)),
-    send_dtmf=PressPlan(True),
+    send_dtmf=SendDtmfPlan(True),
     hold=HoldPlan(True, "chime", 30.0),
     functions={"lookup": FunctionPlan(timeout=5.0)},
     say_seconds=4.0,
@@ -52,23 +59,23 @@ LISTENING = CallPlan(
     transfer=TransferPlan((ANNA,), listen=True),
     listening={"tools": []},
 )
-ACCEPTED = inputs.TransferTold(100, "Accepted", False)
-RINGING = inputs.TransferTold(180, "Ringing", False)
-ANSWERED = inputs.TransferTold(200, "OK", True)
-PICKED_UP = inputs.SecondAnswered()
+ACCEPTED = inputs.ReferProgress(100, "Accepted", False)
+RINGING = inputs.ReferProgress(180, "Ringing", False)
+ANSWERED = inputs.ReferProgress(200, "OK", True)
+PICKED_UP = inputs.BLegAnswered()
 
 
-def told(code: int, *, final: bool = True) -> inputs.TransferTold:
+def told(code: int, *, final: bool = True) -> inputs.ReferProgress:
     """A NOTIFY, or a refusal of the REFER."""
-    return inputs.TransferTold(code, "", final)
+    return inputs.ReferProgress(code, "", final)
 
 
-def gone(code: int, method: str = "") -> inputs.SecondEnded:
+def gone(code: int, method: str = "") -> inputs.BLegEnded:
     """The second leg ends."""
-    return inputs.SecondEnded(code, "", method, False)
+    return inputs.BLegEnded(code, "", method, False)
 
 
-def wants(name: str, **arguments: Any) -> inputs.ServerSaid:
+def wants(name: str, **arguments: Any) -> inputs.ServerEventReceived:
     """The model calls a tool, and says nothing with it."""
     return done("r1", calls=[(name, "c1", json.dumps(arguments))])
 
@@ -160,7 +167,7 @@ def test_what_the_model_did_not_ask_for_is_no_callers_to_stop(
     scene = Scene(PLAN).up()
     scene.do(created("r1"), audio("r1", "i1", 2000))
     scene.listen(200)
-    seen = scene.do(inputs.ToolActs(act), interruption, done("r1", "cancelled"))
+    seen = scene.do(inputs.ToolRequest(act), interruption, done("r1", "cancelled"))
     if isinstance(act, TransferTo):
         seen += scene.at(5.0, created("r2"), audio("r2", "i2", 2000), done("r2"))
         scene.listen(200)
@@ -237,10 +244,10 @@ def test_an_answer_after_we_gave_up() -> None:
 @pytest.mark.parametrize(
     ("happenings", "end", "why"),
     [
-        ([], BYE, "hung_up"),
+        ([], BYE, "remote_hangup"),
         ([ACCEPTED], BYE, "transferred"),
-        ([ACCEPTED, RINGING], BYE, "hung_up"),
-        ([ACCEPTED], LOST, "leg_lost"),
+        ([ACCEPTED, RINGING], BYE, "remote_hangup"),
+        ([ACCEPTED], LOST, "leg_timeout"),
     ],
 )
 def test_a_caller_that_goes_meanwhile(
@@ -254,7 +261,7 @@ def test_a_caller_that_goes_meanwhile(
 
 def test_attended() -> None:
     scene = asked("boss")
-    assert scene.at(2.0, inputs.SecondRinging(180)) == ["item The transfer to boss is ringing."]
+    assert scene.at(2.0, inputs.BLegRinging(180)) == ["item The transfer to boss is ringing."]
     assert scene.at(3.0, PICKED_UP) == ["refer to the second"]
     assert scene.at(4.0, ACCEPTED, gone(200, "BYE")) == []
     assert scene.at(5.0, ANSWERED) == ["close 1000 transferred", "bye 16"]
@@ -303,7 +310,7 @@ def test_bridge() -> None:
     assert scene.state is State.BRIDGED
     assert scene.do(closed(1000)) == []
     # Keys go through, both ways.
-    assert scene.do(key("5"), inputs.SecondDigit("6")) == ["press 5 second", "press 6 auto"]
+    assert scene.do(key("5"), inputs.BLegDigit("6")) == ["press 5 second", "press 6 auto"]
     assert scene.at(9.0, gone(200, "BYE")) == ["close 1000 bridge_ended", "bye 16"]
     scene.do(OUR_END)
     assert scene.ending == ("callee", "bridge_ended", 200)
@@ -312,7 +319,7 @@ def test_bridge() -> None:
 def test_bridge_that_the_caller_ends() -> None:
     scene = asked("anna")
     scene.at(3.0, PICKED_UP)
-    assert scene.at(9.0, BYE) == ["hang up second", "close 1000 hung_up", "finished"]
+    assert scene.at(9.0, BYE) == ["hang up second", "close 1000 remote_hangup", "finished"]
 
 
 def test_bridge_to_nobody() -> None:
@@ -372,9 +379,9 @@ def test_music_ends_when_the_model_speaks() -> None:
 def test_our_hold_and_the_callers() -> None:
     scene = Scene(PLAN).up()
     scene.do(created("r1"), wants("hold", seconds=10))
-    assert scene.at(2.0, inputs.Held(True)) == [f"item {HELD}", "hold"]
+    assert scene.at(2.0, inputs.HoldChanged(True)) == [f"item {HELD}", "hold"]
     assert scene.at(11.0) == ["sound", "output c1", "create"]
-    assert scene.at(12.0, inputs.Held(False)) == [f"item {RESUMED}", "resume"]
+    assert scene.at(12.0, inputs.HoldChanged(False)) == [f"item {RESUMED}", "resume"]
 
 
 def test_keys() -> None:

@@ -14,16 +14,16 @@ from gateway.call.plan import (
     CallPlan,
     CollectPlan,
     Destination,
+    FallbackStep,
     FunctionPlan,
     HoldPlan,
     LanguagePlan,
-    Rung,
     TransferPlan,
 )
 from gateway.realtime.commands import CreateItem, CreateResponse, UpdateSession
 from gateway.realtime.events import AgentTranscript
 from gateway.tools.arguments import ToolError
-from gateway.tools.commands import Act, EndCall, Say, Tell, TransferTo
+from gateway.tools.commands import CallCommand, EndCall, Say, Tell, TransferTo
 from tests.support.call_scene import SPEECH, Scene, audio, audio_done, created, done, key, said
 
 
@@ -132,7 +132,7 @@ def test_no_words_while_the_model_speaks_anyway() -> None:
     scene = talking()
     scene.do(audio("r1", "i1", 5000), audio_done("r1", "i1"), done("r1", calls=[("search", "c1")]))
     scene.listen(3000)
-    assert "tool_takes_long" in scene.events
+    assert "tool_slow" in scene.events
     assert scene.requests == []
 
 
@@ -143,7 +143,7 @@ def test_words_when_the_model_has_said_its_own_and_the_caller_waits_on() -> None
     assert scene.requests == []
     assert scene.at(4.9) == []
     assert scene.at(5.2) == ["create ['instructions', 'tools']"]
-    assert scene.events.count("tool_takes_long") == 1
+    assert scene.events.count("tool_slow") == 1
 
 
 def test_a_sound_for_a_caller_who_waits_ends_with_the_result_or_the_model() -> None:
@@ -188,11 +188,11 @@ def test_another_language() -> None:
 
 
 def test_a_session_that_takes_over_is_told_of_the_language_and_of_results() -> None:
-    scene = talking(replace(PLAN, fallback=(Rung("reconnect", 10.0, ""),)))
+    scene = talking(replace(PLAN, fallback=(FallbackStep("reconnect", 10.0, ""),)))
     calls = [("set_language", "c1", '{"language": "de"}'), ("search", "c2"), ("price", "c3", ROOM)]
     scene.do(done("r1", calls=calls))
     scene.do(inputs.ToolDone("c2", "{}"), inputs.SessionClosed(1011, "oops", False))
-    told = scene.do(inputs.SessionUp("sess_2"))
+    told = scene.do(inputs.SessionReady("sess_2"))
     assert told == ["session.update", "function_call", "function_call", "function_call"]
     assert scene.do(inputs.ToolDone("c3", "{}")) == [
         "output c1",
@@ -265,15 +265,15 @@ def test_private_digits_are_in_no_record() -> None:
         (EndCall(""), ["close 1000 application", "bye 16"]),
     ],
 )
-def test_what_a_function_does_to_its_call(act: Act, seen: list[str]) -> None:
+def test_what_a_function_does_to_its_call(act: CallCommand, seen: list[str]) -> None:
     scene = Scene(PLAN).up()
-    did = scene.at(2.0, inputs.ToolActs(act))
+    did = scene.at(2.0, inputs.ToolRequest(act))
     assert did[: len(seen)] == seen or seen[0] in did
 
 
 def test_a_function_that_ends_the_call_is_heard_out() -> None:
     scene = Scene(PLAN).up()
-    scene.at(1.0, inputs.ToolActs(EndCall("Goodbye.")))
+    scene.at(1.0, inputs.ToolRequest(EndCall("Goodbye.")))
     assert isinstance(scene.sent[-1], CreateResponse)
     scene.do(created("r1"), audio("r1", "i1", 600), audio_done("r1", "i1"), done("r1"))
     scene.listen(700)

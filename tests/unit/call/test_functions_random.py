@@ -40,9 +40,9 @@ PLAN = CallPlan(
         "by_nobody": FunctionPlan(approval=True),
     },
     approvals=(
-        ApprovalRule("by_http", "http", timeout=4.0),
-        ApprovalRule("by_caller", "caller", timeout=4.0),
-        ApprovalRule("hold", "caller", timeout=4.0),
+        ApprovalRule("by_http", "ask_http", timeout=4.0),
+        ApprovalRule("by_caller", "ask_caller", timeout=4.0),
+        ApprovalRule("hold", "ask_caller", timeout=4.0),
     ),
     hold=HoldPlan(True, max_duration=5.0),
     collect_digits=CollectPlan(True, timeout=2.0),
@@ -118,7 +118,7 @@ def test_each_call_is_answered_once(steps: list[tuple[str, Any]]) -> None:
             case "result":
                 scene.do(inputs.ToolDone(f"c{what}", "{}"))
             case "operator":
-                scene.do(inputs.OperatorAnswered(f"c{what[0]}", what[1]))
+                scene.do(inputs.ApprovalResult(f"c{what[0]}", what[1]))
             case "key":
                 scene.do(key(what))
             case "speech":

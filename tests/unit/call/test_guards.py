@@ -10,21 +10,21 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan, Destination, TransferPlan
-from gateway.call.rules.plan import ContentPlan, GuardRule
+from gateway.call.rules.plan import ContentPlan, GuardrailPlan
 from gateway.realtime.events import AgentTranscriptDelta, InputTranscribed
 from tests.support.call_scene import Scene, audio, audio_done, created, done, said
 
-BOMB = GuardRule(pattern=re.compile(r"\bbomb\b", re.I), replacement="No.", name="bombs")
+BOMB = GuardrailPlan(pattern=re.compile(r"\bbomb\b", re.I), replacement="No.", name="bombs")
 SAYS_NO = "create ['instructions', 'tools']"
 
 
-def scene_of(*rules: GuardRule) -> Scene:
+def scene_of(*rules: GuardrailPlan) -> Scene:
     desk = TransferPlan((Destination("Desk", "sip:desk@pbx"),))
     plan = CallPlan("r", Codec.PCMU, content=ContentPlan(guardrails=rules), transfer=desk)
     return Scene(plan).up()
 
 
-def words(*deltas: str, response: str = "r1", item: str = "i1") -> list[inputs.ServerSaid]:
+def words(*deltas: str, response: str = "r1", item: str = "i1") -> list[inputs.ServerEventReceived]:
     return [said(AgentTranscriptDelta(response, item, 0, delta)) for delta in deltas]
 
 
@@ -74,7 +74,7 @@ def test_what_was_heard_is_truncated_there() -> None:
 
 
 def test_the_call_ends_or_is_transferred() -> None:
-    end = GuardRule(pattern=re.compile("bomb"), action="end", replacement="Goodbye.", name="e")
+    end = GuardrailPlan(pattern=re.compile("bomb"), action="end", replacement="Goodbye.", name="e")
     scene = scene_of(end)
     scene.do(created("r1"), *words("bomb "))
     scene.do(done("r1", "cancelled"))
@@ -83,14 +83,16 @@ def test_the_call_ends_or_is_transferred() -> None:
     scene.do(created("r2"), audio("r2", "i2", 200), audio_done("r2", "i2"), done("r2"))
     scene.listen(600)
     assert "bye 16" in scene.seen
-    hand = GuardRule(pattern=re.compile("bomb"), action="transfer", transfer_to="Desk", name="t")
+    hand = GuardrailPlan(
+        pattern=re.compile("bomb"), action="transfer", transfer_to="Desk", name="t"
+    )
     scene = scene_of(hand)
     scene.do(created("r1"), *words("bomb "), done("r1", "cancelled"))
     assert "refer sip:desk@pbx" in scene.seen
 
 
 def test_of_the_caller_the_answer_is_stopped() -> None:
-    scene = scene_of(GuardRule("caller", re.compile("bomb"), replacement="No.", name="c"))
+    scene = scene_of(GuardrailPlan("caller", re.compile("bomb"), replacement="No.", name="c"))
     scene.do(created("r1"), *words("bomb "), audio("r1", "i1", 400))
     assert scene.record.content.guards == []
     assert scene.do(said(InputTranscribed("u1", "How is a bomb made?"))) == [
@@ -100,15 +102,15 @@ def test_of_the_caller_the_answer_is_stopped() -> None:
     assert scene.do(done("r1", "cancelled"))[-1] == SAYS_NO
 
 
-def checks(scene: Scene, *happenings: inputs.Input) -> list[outputs.CheckWords]:
+def checks(scene: Scene, *happenings: inputs.Input) -> list[outputs.CheckContent]:
     todo = [o for one in happenings for o in scene.machine.handle(one, scene.now)]
-    return [output for output in todo if isinstance(output, outputs.CheckWords)]
+    return [output for output in todo if isinstance(output, outputs.CheckContent)]
 
 
 @pytest.mark.parametrize("on_timeout", ["allow", "deny"])
 @pytest.mark.parametrize("answer", ["yes", "no", "late", "broken"])
 def test_somebody_is_asked_about_each_sentence(on_timeout: str, answer: str) -> None:
-    rule = GuardRule(
+    rule = GuardrailPlan(
         url="http://x", timeout=0.5, on_timeout=on_timeout, replacement="No.", name="h"
     )
     scene = scene_of(rule)
@@ -119,10 +121,10 @@ def test_somebody_is_asked_about_each_sentence(on_timeout: str, answer: str) -> 
         scene.at(scene.now + 0.6)
     else:
         allow = {"yes": True, "no": False, "broken": None}[answer]
-        scene.do(inputs.WordsChecked(check.key, allow, "because"))
+        scene.do(inputs.ContentChecked(check.key, allow, "because"))
     stopped = answer == "no" or (answer in ("late", "broken") and on_timeout == "deny")
     assert ("cancel r1" in scene.seen) is stopped
-    assert ("guard_unanswered" in scene.events) is (answer in ("late", "broken"))
+    assert ("guardrail_timeout" in scene.events) is (answer in ("late", "broken"))
     assert [one.by for one in scene.record.content.guards] == (
         [] if not stopped else ["http" if answer == "no" else "timeout"]
     )

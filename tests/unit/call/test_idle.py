@@ -8,11 +8,11 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import CallPlan, Destination, FunctionPlan, IdlePlan, TransferPlan
+from gateway.call.plan import CallPlan, Destination, FunctionPlan, TransferPlan, UserIdlePlan
 from gateway.realtime.events import SpeechStarted, SpeechStopped
 from tests.support.call_scene import ACK, OUR_END, UP, Scene, audio, audio_done, created, done, said
 
-IDLE = IdlePlan(8.0, "Hello?", 2, "Goodbye then.")
+IDLE = UserIdlePlan(8.0, "Hello?", 2, "Goodbye then.")
 PLAN = CallPlan("r", Codec.PCMU, idle=IDLE, rtp_timeout=0)
 ASKED = "create ['instructions', 'tools']"
 
@@ -70,7 +70,7 @@ def test_before_the_call_is_up_nobody_is_idle() -> None:
 def test_what_the_caller_waits_for_is_no_silence(busy: str) -> None:
     scene = Scene(replace(PLAN, functions={"look_up": FunctionPlan()})).up()
     if busy == "held":
-        scene.do(inputs.Held(True))
+        scene.do(inputs.HoldChanged(True))
     elif busy == "responding":
         scene.do(created("r1"))
     else:
@@ -79,7 +79,7 @@ def test_what_the_caller_waits_for_is_no_silence(busy: str) -> None:
     scene.at(scene.now + 29)
     assert len(scene.requests) == before
     if busy == "held":
-        scene.do(inputs.Held(False))
+        scene.do(inputs.HoldChanged(False))
         assert scene.at(scene.now + 8.1) == [ASKED]
 
 
@@ -101,4 +101,4 @@ def test_off_by_default() -> None:
     scene = Scene().up()
     answer(scene, 1)
     assert scene.at(scene.now + 300)[:1] != [ASKED]
-    assert "idle_asked" not in scene.events
+    assert "idle_prompted" not in scene.events

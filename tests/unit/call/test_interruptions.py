@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.audio.g711 import Codec
-from gateway.call.plan import CallPlan, DigitPlan, InterruptionPlan
+from gateway.call.plan import CallPlan, DtmfPlan, InterruptionPlan
 from gateway.call.playout.barge_in import words_of
 from gateway.realtime.events import (
     AgentTranscriptDelta,
@@ -20,7 +20,7 @@ from gateway.realtime.events import (
 from tests.support.call_scene import Scene, audio, audio_done, closed, created, done, key, said
 
 PAUSE = InterruptionPlan(
-    mode="pause",
+    mode="adaptive",
     by_gateway=True,
     transcribed=True,
     backchannel_phrases=frozenset({"mm-hm", "yes", "i see"}),
@@ -60,7 +60,7 @@ def test_a_cough_pauses_the_answer_and_it_goes_on_where_it_was() -> None:
     assert scene.heard_ms == 2000, "silence meanwhile"
     assert scene.do(stops(at_ms=5000 + 800 + 200)) == ["go on"]
     assert scene.do(committed()) == ["delete u1"]
-    assert "talked_on" in scene.events
+    assert "false_interruption" in scene.events
     scene.listen(3100)
     assert scene.heard_ms == 5000
     assert scene.record.interruptions == []
@@ -136,11 +136,11 @@ def test_a_turn_while_the_agent_is_silent_is_asked_to_be_answered() -> None:
 
 
 def test_never_hears_the_agent_out_and_answers_afterwards() -> None:
-    plan = replace(PLAN, interruptions=replace(PAUSE, mode="never"))
+    plan = replace(PLAN, interruptions=replace(PAUSE, mode="disabled"))
     scene = Scene(plan).up()
     scene.do(created("r1"), audio("r1", "i1", 3000))
     assert scene.do(speaks(), stops(), committed(), words("Stop!")) == []
-    assert "not_interrupted" in scene.events
+    assert "interruption_suppressed" in scene.events
     assert scene.do(audio_done("r1", "i1"), done("r1")) == ["create"]
     scene.listen(3100)
     assert scene.heard_ms == 3000
@@ -151,7 +151,7 @@ def test_a_greeting_is_protected_from_speech_and_keys_and_what_follows_is_not() 
         PLAN,
         greeting={"instructions": "Say exactly: This call is recorded."},
         interruptions=InterruptionPlan(by_gateway=True, uninterruptible_greeting=True),
-        dtmf=DigitPlan(finish_on_key="", max_digits=1),
+        dtmf=DtmfPlan(finish_on_key="", max_digits=1),
     )
     scene = Scene(plan).up()
     scene.do(created("r1"), audio("r1", "i1", 2000), audio_done("r1", "i1"), done("r1"))

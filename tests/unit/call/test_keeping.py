@@ -9,7 +9,7 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call.conversation.out_of_band import KEY
 from gateway.call.plan import CallPlan
-from gateway.call.rules.plan import ContentPlan, KeepPlan
+from gateway.call.rules.plan import ContentPlan, ContextPlan
 from gateway.realtime.commands import CreateItem, DeleteItem
 from gateway.realtime.events import (
     InputCommitted,
@@ -25,7 +25,7 @@ from tests.support.call_scene import Scene, audio, created, done, said
 class Server:
     """The items of a session, as its server keeps them."""
 
-    def __init__(self, keep: KeepPlan) -> None:
+    def __init__(self, keep: ContextPlan) -> None:
         plan = CallPlan("r", Codec.PCMU, rtp_timeout=0, content=ContentPlan(context=keep))
         self.scene = Scene(plan).up()
         self.items: list[str] = []
@@ -70,7 +70,7 @@ class Server:
 
 
 def test_old_turns_are_deleted_in_a_call_of_hundreds() -> None:
-    server = Server(KeepPlan(max_turns=10))
+    server = Server(ContextPlan(max_turns=10))
     server.add(id="notice", type="message", role="system")
     for number in range(300):
         server.turn(number)
@@ -79,13 +79,13 @@ def test_old_turns_are_deleted_in_a_call_of_hundreds() -> None:
     assert server.items[-2:] == ["u299", "a299"]
     record = server.scene.record.as_json()
     assert sum(trim["turns"] for trim in record["trims"]) == 300 - (len(server.items) - 1) // 2
-    assert "old_turns_let_go" in server.scene.events
+    assert "context_trimmed" in server.scene.events
     told = [one["text"] for one in record["transcript"] if one["who"] == "caller"]
     assert told == [f"Turn {number}." for number in range(300)], "the record has all of it"
 
 
 def test_a_result_goes_with_its_call() -> None:
-    server = Server(KeepPlan(max_turns=2))
+    server = Server(ContextPlan(max_turns=2))
     server.turn(0)
     server.add(id="c", type="function_call", call_id="k")
     server.turn(1)
@@ -96,7 +96,7 @@ def test_a_result_goes_with_its_call() -> None:
 
 @pytest.mark.parametrize(("turns", "most"), [(1, 2), (2, 3), (3, 4), (4, 6), (10, 15)])
 def test_they_go_when_there_are_half_as_many_again(turns: int, most: int) -> None:
-    server = Server(KeepPlan(max_turns=turns))
+    server = Server(ContextPlan(max_turns=turns))
     for number in range(most - 1):
         server.turn(number)
     assert server.scene.record.content.trims == []
@@ -106,7 +106,7 @@ def test_they_go_when_there_are_half_as_many_again(turns: int, most: int) -> Non
 
 
 def test_a_summary_takes_their_place_and_the_next_one_takes_its_place() -> None:
-    server = Server(KeepPlan(max_turns=2, strategy="summary", instructions="Sum up."))
+    server = Server(ContextPlan(max_turns=2, strategy="summarize", instructions="Sum up."))
     for number in range(3):
         server.turn(number)
     response = server.scene.requests[-1].response
@@ -124,19 +124,19 @@ def test_a_summary_takes_their_place_and_the_next_one_takes_its_place() -> None:
 
 
 def test_without_a_summary_they_are_deleted() -> None:
-    server = Server(KeepPlan(max_turns=2, strategy="summary", timeout=15.0))
+    server = Server(ContextPlan(max_turns=2, strategy="summarize", timeout=15.0))
     for number in range(3):
         server.turn(number)
     server.scene.at(server.scene.now + 15.1)
     server.settle()
     assert server.items == ["u1", "a1", "u2", "a2"]
     assert [one.how for one in server.scene.record.content.trims] == ["delete"]
-    assert [one.status for one in server.scene.record.content.asides] == ["late"]
+    assert [one.status for one in server.scene.record.content.out_of_band] == ["late"]
 
 
 def test_the_answer_beside_is_nobody_elses_business() -> None:
     """While it runs, an answer of the conversation is asked for as if it were not there."""
-    server = Server(KeepPlan(max_turns=2, strategy="summary"))
+    server = Server(ContextPlan(max_turns=2, strategy="summarize"))
     for number in range(3):
         server.turn(number)
     scene = server.scene
@@ -145,4 +145,4 @@ def test_the_answer_beside_is_nobody_elses_business() -> None:
     assert scene.do(created("r9"), done("r9", "failed")) == ["create"], "r9 is seen to"
     scene.do(said(ResponseDone("side", "failed", None, None, "No.", (), None)))
     assert scene.requests[-1].response is None, "a failed one beside is not told to the caller"
-    assert scene.record.content.asides[0].status == "failed"
+    assert scene.record.content.out_of_band[0].status == "failed"

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.call.playout.tracker import MAX_PARTS, Heard, Ledger, PartKey
+from gateway.call.playout.tracker import MAX_PARTS, Heard, PartKey, PlayoutTracker
 from gateway.sip.media.ports import CallAudio
 
 PAD = b"\xff"
@@ -48,7 +48,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.ledger = Ledger(PAD)
+        self.ledger = PlayoutTracker(PAD)
         self.parts: dict[PartKey, _Part] = {}
         self.frames: list[tuple[PartKey, bytes]] = []
         self.owner: PartKey = ("", 0)
@@ -191,7 +191,7 @@ def _heard(heard: list[Heard]) -> list[tuple[str, int, int, int, bool]]:
 
 
 def test_cut_in_the_middle() -> None:
-    ledger = Ledger(PAD)
+    ledger = PlayoutTracker(PAD)
     assert len(ledger.receive("r", ("i", 0), bytes(1000))) == 960
     assert _heard(ledger.flush(4)) == [("i", 0, 40, 125, False)]
     assert ledger.receive("r", ("i", 0), bytes(500)) == b""
@@ -200,14 +200,14 @@ def test_cut_in_the_middle() -> None:
 
 
 def test_padding_does_not_count_as_heard() -> None:
-    ledger = Ledger(PAD)
+    ledger = PlayoutTracker(PAD)
     assert ledger.receive("r", ("i", 0), bytes(170)) == bytes(160)
     assert ledger.finish(("i", 0)) == bytes(10) + PAD * 150
     assert _heard(ledger.flush(0)) == [("i", 0, 21, 21, True)]
 
 
 def test_a_part_that_is_interrupted_by_another_counts_as_one() -> None:
-    ledger = Ledger(PAD)
+    ledger = PlayoutTracker(PAD)
     ledger.receive("r", ("i", 0), bytes(240))
     ledger.receive("s", ("j", 0), bytes(160))
     ledger.receive("r", ("i", 0), bytes(800))
@@ -216,7 +216,7 @@ def test_a_part_that_is_interrupted_by_another_counts_as_one() -> None:
 
 
 def test_what_was_heard_before_a_drain_still_counts() -> None:
-    ledger = Ledger(PAD)
+    ledger = PlayoutTracker(PAD)
     ledger.receive("r", ("i", 0), bytes(320))
     assert ledger.drained() == []
     assert ledger
@@ -225,7 +225,7 @@ def test_what_was_heard_before_a_drain_still_counts() -> None:
 
 
 def test_heard_to_the_end_is_nothing_to_tell() -> None:
-    ledger = Ledger(PAD)
+    ledger = PlayoutTracker(PAD)
     ledger.receive("r", ("i", 0), bytes(320))
     ledger.finish(("i", 0))
     assert ledger.first_item == "i"
@@ -236,7 +236,7 @@ def test_heard_to_the_end_is_nothing_to_tell() -> None:
 
 
 def test_a_done_that_comes_after_the_last_frame_was_heard_settles_the_part() -> None:
-    ledger = Ledger(PAD)
+    ledger = PlayoutTracker(PAD)
     ledger.receive("r", ("i", 0), bytes(320))
     ledger.drained()
     assert ledger.finish_response("r") == b""
@@ -244,7 +244,7 @@ def test_a_done_that_comes_after_the_last_frame_was_heard_settles_the_part() -> 
 
 
 def test_an_answer_too_long_for_the_queue_is_told_when_the_rest_was_heard() -> None:
-    ledger = Ledger(PAD)
+    ledger = PlayoutTracker(PAD)
     ledger.receive("r", ("i", 0), bytes(320))
     ledger.receive("r", ("i", 0), bytes(500))
     ledger.refused(3)
@@ -255,7 +255,7 @@ def test_an_answer_too_long_for_the_queue_is_told_when_the_rest_was_heard() -> N
 
 
 def test_second_part_of_an_item_whose_first_was_heard() -> None:
-    ledger = Ledger(PAD)
+    ledger = PlayoutTracker(PAD)
     ledger.receive("r", ("i", 0), bytes(160))
     ledger.finish(("i", 0))
     ledger.drained()
@@ -267,7 +267,7 @@ def test_second_part_of_an_item_whose_first_was_heard() -> None:
 
 
 def test_parts_of_a_long_call_are_bounded() -> None:
-    ledger = Ledger(PAD)
+    ledger = PlayoutTracker(PAD)
     for number in range(3 * MAX_PARTS):
         key = (f"i{number}", 0)
         ledger.receive("r", key, bytes(200))
@@ -300,7 +300,7 @@ def _nervous_threads() -> Iterator[None]:
 def test_truncation_is_what_a_real_clock_thread_has_taken(codec: Codec) -> None:
     """Ledger and playout queue together, a second thread pulling while this one puts and cuts."""
     chance = random.Random(11)
-    ledger, playout = Ledger(codec.silence), CallAudio(codec, 10_000).playout
+    ledger, playout = PlayoutTracker(codec.silence), CallAudio(codec, 10_000).playout
     taken: list[bytes] = []
     beats, ticked = threading.Semaphore(0), threading.Semaphore(0)
     over = threading.Event()

@@ -66,18 +66,18 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (0.6, audio("r1", "i1", 100), ["play 100"]),
             (0.6, audio_done("r1", "i1"), []),
             (0.6, done("r1"), []),
-            (9.0, BYE, ["flush", "close 1000 hung_up", "finished"]),
+            (9.0, BYE, ["flush", "close 1000 remote_hangup", "finished"]),
         ],
-        ("caller", "hung_up", 200),
+        ("caller", "remote_hangup", 200),
     ),
     "a caller whom nobody knows to be there: the greeting at the ACK": (
         replace(GREETED, trusted=False),
         [
             *ANSWERED,
             (0.5, ACK, ["media", "create ['instructions']"]),
-            (9.0, BYE, ["close 1000 hung_up", "finished"]),
+            (9.0, BYE, ["close 1000 remote_hangup", "finished"]),
         ],
-        ("caller", "hung_up", 200),
+        ("caller", "remote_hangup", 200),
     ),
     "CANCEL before the session is up": (
         None,
@@ -108,10 +108,10 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (
                 5.0,
                 inputs.LegEnded(200, "OK", "CANCEL", "", False),
-                ["close 1000 hung_up", "finished"],
+                ["close 1000 remote_hangup", "finished"],
             ),
         ],
-        ("caller", "hung_up", 200),
+        ("caller", "remote_hangup", 200),
     ),
     "session comes up while the CANCEL is under way": (
         None,
@@ -270,39 +270,46 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (3.0, error("response_cancel_not_active"), []),
             (3.0, error("never_heard_of"), []),
             (3.0, error(None), []),
-            (9.0, BYE, ["close 1000 hung_up", "finished"]),
+            (9.0, BYE, ["close 1000 remote_hangup", "finished"]),
         ],
-        ("caller", "hung_up", 200),
+        ("caller", "remote_hangup", 200),
     ),
     # ---- the leg is lost
     "leg lost while ringing": (
         None,
-        [*RINGING, (0.3, LOST, ["close 1000 leg_lost", "finished"])],
-        ("network", "leg_lost", 480),
+        [*RINGING, (0.3, LOST, ["close 1000 leg_timeout", "finished"])],
+        ("network", "leg_timeout", 480),
     ),
     "leg lost while talking": (
         None,
-        [*TALKING, (3.0, LOST, ["close 1000 leg_lost", "finished"])],
-        ("network", "leg_lost", 200),
+        [*TALKING, (3.0, LOST, ["close 1000 leg_timeout", "finished"])],
+        ("network", "leg_timeout", 200),
     ),
     "no ACK, told from below": (
         None,
-        [*ANSWERED, (32.4, LOST, ["close 1000 leg_lost", "finished"])],
-        ("network", "leg_lost", 200),
+        [*ANSWERED, (32.4, LOST, ["close 1000 leg_timeout", "finished"])],
+        ("network", "leg_timeout", 200),
     ),
     "no ACK, and nobody says so": (
         None,
         [
             *ANSWERED,
-            (0.4 + ACK_SECONDS, None, _over("leg_lost", "bye 41")),
+            (0.4 + ACK_SECONDS, None, _over("leg_timeout", "bye 41")),
             (50.0, OUR_END, ["finished"]),
         ],
-        ("network", "leg_lost", 200),
+        ("network", "leg_timeout", 200),
     ),
     "leg ended by ourselves though nobody said so": (
         None,
-        [*TALKING, (3.0, inputs.LegEnded(500, "", "", "", True), ["close 1000 fault", "finished"])],
-        ("gateway", "fault", 200),
+        [
+            *TALKING,
+            (
+                3.0,
+                inputs.LegEnded(500, "", "", "", True),
+                ["close 1000 internal_error", "finished"],
+            ),
+        ],
+        ("gateway", "internal_error", 200),
     ),
     "leg that never ends": (
         None,
@@ -328,24 +335,24 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         CallPlan("route", Codec.PCMU, rtp_timeout=10.0),
         [
             *TALKING,
-            (1.0, inputs.RtpCounted(50), []),
-            (9.0, inputs.RtpCounted(450), []),
-            (10.0, inputs.RtpCounted(450), []),
+            (1.0, inputs.RtpStats(50), []),
+            (9.0, inputs.RtpStats(450), []),
+            (10.0, inputs.RtpStats(450), []),
             (18.9, None, []),
-            (19.0, None, _over("rtp_silence", "bye 102")),
+            (19.0, None, _over("rtp_timeout", "bye 102")),
             (19.1, OUR_END, ["finished"]),
         ],
-        ("network", "rtp_silence", 200),
+        ("network", "rtp_timeout", 200),
     ),
     "no RTP at all": (
         CallPlan("route", Codec.PCMU, rtp_timeout=10.0),
         [
             *TALKING,
             (10.4, None, []),
-            (10.5, None, _over("rtp_silence", "bye 102")),
+            (10.5, None, _over("rtp_timeout", "bye 102")),
             (10.6, OUR_END, ["finished"]),
         ],
-        ("network", "rtp_silence", 200),
+        ("network", "rtp_timeout", 200),
     ),
     "RTP silence that is allowed": (
         CallPlan("route", Codec.PCMU, rtp_timeout=0.0, max_call_duration=60.0),
@@ -361,25 +368,25 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         CallPlan("route", Codec.PCMU, rtp_timeout=10.0),
         [
             *TALKING,
-            (1.0, inputs.Held(True), [f"item {HELD}", "hold"]),
-            (1.1, inputs.Held(True), []),
-            (2.0, inputs.RtpCounted(7), []),
-            (100.0, inputs.Held(False), [f"item {RESUMED}", "resume"]),
+            (1.0, inputs.HoldChanged(True), [f"item {HELD}", "hold"]),
+            (1.1, inputs.HoldChanged(True), []),
+            (2.0, inputs.RtpStats(7), []),
+            (100.0, inputs.HoldChanged(False), [f"item {RESUMED}", "resume"]),
             (109.9, None, []),
-            (110.0, None, _over("rtp_silence", "bye 102")),
+            (110.0, None, _over("rtp_timeout", "bye 102")),
             (110.1, OUR_END, ["finished"]),
         ],
-        ("network", "rtp_silence", 200),
+        ("network", "rtp_timeout", 200),
     ),
     "on hold before the ACK": (
         CallPlan("route", Codec.PCMU, rtp_timeout=10.0),
         [
             *ANSWERED,
-            (0.45, inputs.Held(True), ["hold"]),
+            (0.45, inputs.HoldChanged(True), ["hold"]),
             (0.5, ACK, ["media"]),
-            (90.0, BYE, ["close 1000 hung_up", "finished"]),
+            (90.0, BYE, ["close 1000 remote_hangup", "finished"]),
         ],
-        ("caller", "hung_up", 200),
+        ("caller", "remote_hangup", 200),
     ),
     "maximum length": (
         CallPlan("route", Codec.PCMU, max_call_duration=20.0),
@@ -425,19 +432,19 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
     "fault while ringing": (
         None,
         [*RINGING, (0.2, FAULT, _over("fault", "500 41")), (0.3, OUR_END, ["finished"])],
-        ("gateway", "fault", 500),
+        ("gateway", "internal_error", 500),
     ),
     "fault while talking": (
         None,
         [*TALKING, (3.0, FAULT, _over("fault", "bye 41")), (3.1, OUR_END, ["finished"])],
-        ("gateway", "fault", 200),
+        ("gateway", "internal_error", 200),
     ),
     "fault while the call ends: the hang-up may be what failed": (
         None,
         [
             *TALKING,
             (3.0, SHUT_DOWN, _over("shutdown", "bye 41")),
-            (3.0, FAULT, ["close 1000 fault", "bye 41"]),
+            (3.0, FAULT, ["close 1000 internal_error", "bye 41"]),
             (3.1, OUR_END, ["finished"]),
             (3.2, FAULT, []),
         ],
@@ -453,7 +460,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (2.2, None, _over("farewell", "bye 16")),
             (2.1, OUR_END, ["finished"]),
         ],
-        ("model", "farewell", 200),
+        ("model", "agent_hangup", 200),
     ),
     "goodbye heard before the response is done": (
         None,
@@ -464,7 +471,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (2.5, done("r1", calls=[("end_call", "c1")]), _over("farewell", "bye 16")),
             (2.6, OUR_END, ["finished"]),
         ],
-        ("model", "farewell", 200),
+        ("model", "agent_hangup", 200),
     ),
     "hang-up while an earlier answer is heard": (
         None,
@@ -477,7 +484,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (2.2, None, _over("farewell", "bye 16")),
             (2.1, OUR_END, ["finished"]),
         ],
-        ("model", "farewell", 200),
+        ("model", "agent_hangup", 200),
     ),
     "hang-up without a word: a goodbye is asked for": (
         None,
@@ -492,7 +499,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (3, None, _over("farewell", "bye 16")),
             (2.9, OUR_END, ["finished"]),
         ],
-        ("model", "farewell", 200),
+        ("model", "agent_hangup", 200),
     ),
     "the goodbye asked for stays silent": (
         None,
@@ -504,7 +511,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (2.3, done("r2"), _over("farewell", "bye 16")),
             (2.9, OUR_END, ["finished"]),
         ],
-        ("model", "farewell", 200),
+        ("model", "agent_hangup", 200),
     ),
     "the goodbye asked for is refused": (
         None,
@@ -516,7 +523,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (2.3, done("r2", "failed"), _over("farewell", "bye 16")),
             (2.9, OUR_END, ["finished"]),
         ],
-        ("model", "farewell", 200),
+        ("model", "agent_hangup", 200),
     ),
     "the goodbye asked for never comes": (
         CallPlan("route", Codec.PCMU, goodbye_timeout=6.0),
@@ -528,7 +535,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (8.0, None, _over("farewell", "bye 16")),
             (8.1, OUR_END, ["finished"]),
         ],
-        ("model", "farewell", 200),
+        ("model", "agent_hangup", 200),
     ),
     "a goodbye without end": (
         CallPlan("route", Codec.PCMU, goodbye_timeout=6.0),
@@ -538,7 +545,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (8.2, None, _over("farewell", "bye 16")),
             (8.3, OUR_END, ["finished"]),
         ],
-        ("model", "farewell", 200),
+        ("model", "agent_hangup", 200),
     ),
     "the session closes during the goodbye": (
         None,
@@ -550,7 +557,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (2.2, None, _over("farewell", "bye 16")),
             (2.1, OUR_END, ["finished"]),
         ],
-        ("model", "farewell", 200),
+        ("model", "agent_hangup", 200),
     ),
     "the session is lost during the goodbye, which is all here": (
         None,
@@ -562,7 +569,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (2.2, None, _over("farewell", "bye 16")),
             (2.1, OUR_END, ["finished"]),
         ],
-        ("model", "farewell", 200),
+        ("model", "agent_hangup", 200),
     ),
     "the session is lost before the goodbye came": (
         None,
@@ -580,9 +587,9 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         [
             *AGENT_TALKS,
             (1.2, done("r1", calls=[("end_call", "c1")]), []),
-            (1.3, BYE, ["flush", "close 1000 hung_up", "finished"]),
+            (1.3, BYE, ["flush", "close 1000 remote_hangup", "finished"]),
         ],
-        ("caller", "hung_up", 200),
+        ("caller", "remote_hangup", 200),
     ),
     "the caller speaks into the goodbye, and the call goes on": (
         None,
@@ -592,9 +599,9 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (1.3, SPEECH, ["output c1", "flush", "delete i1"]),
             (1.4, inputs.PlayoutDrained(), []),
             (25.0, None, []),
-            (25.0, BYE, ["close 1000 hung_up", "finished"]),
+            (25.0, BYE, ["close 1000 remote_hangup", "finished"]),
         ],
-        ("caller", "hung_up", 200),
+        ("caller", "remote_hangup", 200),
     ),
     "a key during the goodbye, and the call goes on": (
         None,
@@ -613,9 +620,9 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
                 ],
             ),
             (2.0, created("r2"), []),
-            (25.0, BYE, ["close 1000 hung_up", "finished"]),
+            (25.0, BYE, ["close 1000 remote_hangup", "finished"]),
         ],
-        ("caller", "hung_up", 200),
+        ("caller", "remote_hangup", 200),
     ),
     "the caller speaks before the goodbye that was asked for": (
         None,
@@ -626,9 +633,9 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
             (2.2, created("r2"), []),
             (2.3, SPEECH, ["flush"]),
             (2.4, done("r2", "cancelled"), []),
-            (25.0, BYE, ["close 1000 hung_up", "finished"]),
+            (25.0, BYE, ["close 1000 remote_hangup", "finished"]),
         ],
-        ("caller", "hung_up", 200),
+        ("caller", "remote_hangup", 200),
     ),
 }
 
@@ -662,7 +669,7 @@ def test_life_of_a_call(plan: CallPlan | None, row: Row, ending: tuple[str, str,
         (closed(4000), "session_lost"),
         (SHUT_DOWN, "shutdown"),
         (FAULT, "fault"),
-        (LOST, "leg_lost"),
+        (LOST, "leg_timeout"),
         (inputs.LegEnded(500, "", "", "", True), "fault"),
     ],
     ids=str,
@@ -727,7 +734,7 @@ def test_milestones() -> None:
     assert scene.record.talk_ms == 8500.0
     assert scene.record.session_id == "sess_1"
     starts = [note.event for note in scene.notes if note.event.startswith("agent_")]
-    assert starts == ["agent_starts", "agent_stops"]
+    assert starts == ["agent_speech_started", "agent_speech_stopped"]
 
 
 def test_details_say_what_came() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gateway.audio.g711 import Codec
-from gateway.call.inputs import BeepHeard, Held, SoundHeard
-from gateway.call.plan import CallPlan, MachinePlan
+from gateway.call.inputs import BeepHeard, HoldChanged, SoundHeard
+from gateway.call.plan import CallPlan, MachineDetectionPlan
 from gateway.config import ConfigError
 from gateway.dialplan import load_dialplan
 from gateway.dialplan.machine_detection import VOICEMAIL
@@ -28,7 +28,7 @@ KINDS = ("music", "voicemail", "bot")
 
 def scene_with(action: str, beep_seconds: float = 0.0) -> Scene:
     """A call that is up, every kind of machine being looked for."""
-    plan = MachinePlan(
+    plan = MachineDetectionPlan(
         dict.fromkeys(KINDS, action),
         dict.fromkeys(KINDS, "Goodbye."),
         voicemail_patterns=tuple(re.compile(one) for one in VOICEMAIL),
@@ -57,7 +57,7 @@ def hear(scene: Scene, held: float, *, seconds: int, change: float = 0.2) -> Non
 
 def found(scene: Scene) -> list[tuple[str, str]]:
     """Kinds and evidence, in the order of the timeline."""
-    notes = [note.fields for note in scene.notes if note.event == "machine"]
+    notes = [note.fields for note in scene.notes if note.event == "machine_detected"]
     return [(fields["kind"], fields["why"]) for fields in notes]
 
 
@@ -125,7 +125,7 @@ def test_what_is_found_and_why(happens, kind, why) -> None:  # type: ignore[no-u
     scene = scene_with("note")
     happens(scene)
     assert found(scene) == [(kind, why)]
-    marks = [mark for mark in scene.record.timeline if mark["event"] == "machine"]
+    marks = [mark for mark in scene.record.timeline if mark["event"] == "machine_detected"]
     assert len(marks) == 1, "and it is in the record"
     (kept,) = scene.record.summary()["machines"]
     assert (kept["kind"], kept["action"], kept["why"]) == (kind, "note", why)
@@ -137,7 +137,7 @@ def test_the_call_ends_for_it(happens, kind, why) -> None:  # type: ignore[no-un
     scene = scene_with("hang_up")
     happens(scene)
     scene.do(OUR_END)
-    assert scene.ending == ("gateway", "machine", 200)
+    assert scene.ending == ("gateway", "machine_detected", 200)
 
 
 def test_a_message_is_left() -> None:
@@ -230,8 +230,8 @@ def a_hum(scene: Scene) -> None:
 
 def music_on_hold(scene: Scene) -> None:
     hear(scene, 0.9, seconds=19)
-    scene.do(Held(True))
-    scene.do(Held(False))
+    scene.do(HoldChanged(True))
+    scene.do(HoldChanged(False))
     hear(scene, 0.9, seconds=19)
 
 
@@ -326,4 +326,6 @@ def test_settings_become_the_plan(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(text)
     plan = machine_plan(load_dialplan(tmp_path).routes[0])
     assert (plan.beep_timeout, plan.listens) == (0, True)
-    assert not MachinePlan({"bot": "note", "music": "off"}).listens, "bots go by turns and words"
+    assert not MachineDetectionPlan({"bot": "note", "music": "off"}).listens, (
+        "bots go by turns and words"
+    )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from gateway.call.leg.answering import Opening
-from gateway.call.outputs import Answer, Note, Output, Progress, Ring, Sound
+from gateway.call.leg.answering import AnswerPolicy
+from gateway.call.outputs import Answer, LogEvent, Output, PlaySound, Progress, Ring
 from gateway.call.plan import AnswerPlan
 from gateway.call.record import CallRecord
-from gateway.call.timeline import Journal
+from gateway.call.timeline import CallTimeline
 
 
-def opening(when: str, sound: str = "", whole: float = 0.0) -> Opening:
+def opening(when: str, sound: str = "", whole: float = 0.0) -> AnswerPolicy:
     record = CallRecord(call_id="1", route="r", from_uri="", to_uri="", source="")
-    return Opening(AnswerPlan(when, sound, whole), Journal(record, 100.0))
+    return AnswerPolicy(AnswerPlan(when, sound, whole), CallTimeline(record, 100.0))
 
 
 def acts(outputs: list[Output]) -> list[Output]:
-    return [output for output in outputs if not isinstance(output, Note)]
+    return [output for output in outputs if not isinstance(output, LogEvent)]
 
 
 def test_when_the_model_is_ready() -> None:
@@ -27,9 +27,9 @@ def test_when_the_model_is_ready() -> None:
 
 def test_early_media() -> None:
     one = opening("early", "chime")
-    assert acts(one.begin(100.0)) == [Progress(), Sound("chime")]
+    assert acts(one.begin(100.0)) == [Progress(), PlaySound("chime")]
     assert one.heard_out(100.1)
-    assert acts(one.answer(100.1)) == [Sound(""), Answer()]
+    assert acts(one.answer(100.1)) == [PlaySound(""), Answer()]
 
 
 def test_early_media_that_is_heard_to_its_end() -> None:
@@ -45,10 +45,10 @@ def test_early_media_that_is_heard_to_its_end() -> None:
 def test_at_once() -> None:
     """What is heard begins with the ACK; before, there is nothing to wait for but that."""
     one = opening("at_once", "a.wav", 2.0)
-    assert acts(one.begin(100.0)) == [Answer(), Sound("a.wav")]
+    assert acts(one.begin(100.0)) == [Answer(), PlaySound("a.wav")]
     assert not one.heard_out(100.1)
     assert one.deadline is None
     one.on_confirmed(100.5)
     assert one.deadline == 102.5
     assert one.heard_out(102.5)
-    assert acts(one.answer(102.5)) == [Sound("")]
+    assert acts(one.answer(102.5)) == [PlaySound("")]

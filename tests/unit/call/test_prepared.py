@@ -8,7 +8,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import ApprovalRule, CallPlan, DigitPlan, LanguagePlan
+from gateway.call.plan import ApprovalRule, CallPlan, DtmfPlan, LanguagePlan
 from gateway.realtime.commands import CreateItem, CreateResponse, UpdateSession
 from gateway.realtime.events import ServerError
 from tests.support.call_scene import (
@@ -28,14 +28,14 @@ BARE = CallPlan(
     "route",
     Codec.PCMU,
     greeting={"instructions": "Hello you."},
-    dtmf=DigitPlan(max_digits=1),
+    dtmf=DtmfPlan(max_digits=1),
     language=LanguagePlan({"de": "German"}, {"de": {"instructions": "In German."}}),
 )
 FULL = replace(
     BARE,
     greeting={"instructions": "Hello Ann.", "metadata": {"tier": "gold"}},
     metadata={"tier": "gold"},
-    dtmf=DigitPlan(max_digits=1, text=lambda keys: f"Ann pressed {keys}."),
+    dtmf=DtmfPlan(max_digits=1, text=lambda keys: f"Ann pressed {keys}."),
     language=LanguagePlan({"de": "German"}, {"de": {"instructions": "Ann, in German."}}),
     approvals=(ApprovalRule("*", "allow"),),
     variables={"data.name": "Ann"},
@@ -72,8 +72,8 @@ def test_data_of_a_call_that_was_given_up_change_nothing() -> None:
     assert scene.do(prepared()) == []
 
 
-def refused(param: str, command: CreateResponse) -> inputs.ServerFailed:
-    return inputs.ServerFailed(
+def refused(param: str, command: CreateResponse) -> inputs.ServerErrorReceived:
+    return inputs.ServerErrorReceived(
         ServerError("unknown_parameter", "No.", "invalid_request_error", param), command
     )
 
@@ -83,7 +83,7 @@ def test_a_greeting_that_is_refused_for_a_field_is_asked_for_without_it(protecte
     """And is still the greeting: its protection from interruptions holds."""
     interruptions = replace(
         FULL.interruptions,
-        mode="at_once",
+        mode="immediate",
         by_gateway=True,
         uninterruptible_greeting=protected,
         force_interrupt_ms=0,

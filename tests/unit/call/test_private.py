@@ -60,7 +60,7 @@ def test_pieces_of_words_have_only_their_length() -> None:
 
 def test_a_record_masks_all_that_is_in_it() -> None:
     record = CallRecord("c4242")
-    record.mark(1.0, "agent_said", text="four two four two")
+    record.mark(1.0, "agent_transcript", text="four two four two")
     record.metadata = {"pin": "42-42"}
     record.private.add("4242#")
     text = json.dumps(record.as_json())

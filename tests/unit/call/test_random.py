@@ -17,16 +17,16 @@ from gateway.call.plan import (
     CallPlan,
     CollectPlan,
     Destination,
-    DigitPlan,
+    DtmfPlan,
+    FallbackStep,
     FunctionPlan,
     HoldPlan,
-    IdlePlan,
     InterruptionPlan,
     LanguagePlan,
-    MachinePlan,
-    PressPlan,
-    Rung,
+    MachineDetectionPlan,
+    SendDtmfPlan,
     TransferPlan,
+    UserIdlePlan,
 )
 from gateway.call.record import CallRecord
 from gateway.realtime.commands import (
@@ -54,7 +54,7 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
-from gateway.tools.commands import Act, EndCall, Say, Tell, TransferTo
+from gateway.tools.commands import CallCommand, EndCall, Say, Tell, TransferTo
 from tests.support.call_scene import BYE, CANCEL, FAULT, LOST, OUR_END, REFUSED, UNREACHABLE
 
 RESPONSES = st.sampled_from(["r1", "r2", "r3"])
@@ -129,7 +129,7 @@ COMMANDS: st.SearchStrategy[ClientCommand | None] = st.sampled_from(
     ]
 )
 ERRORS = st.builds(
-    inputs.ServerFailed,
+    inputs.ServerErrorReceived,
     st.builds(
         ServerError,
         st.sampled_from([*ERROR_CODES, None, "new"]),
@@ -139,33 +139,33 @@ ERRORS = st.builds(
 )
 CODES = st.sampled_from([1000, 1001, 1006, 1011, 4000])
 SESSION = st.one_of(
-    st.sampled_from([None, 9.0, 3600.0]).map(lambda left: inputs.SessionUp("sess", left)),
-    st.sampled_from([inputs.SpareUp("spare", 30.0), inputs.SpareFailed("no")]),
-    EVENTS.map(inputs.ServerSaid),
-    EVENTS.map(inputs.ServerSaid),
-    EVENTS.map(inputs.ServerSaid),
+    st.sampled_from([None, 9.0, 3600.0]).map(lambda left: inputs.SessionReady("sess", left)),
+    st.sampled_from([inputs.StandbyReady("spare", 30.0), inputs.StandbyFailed("no")]),
+    EVENTS.map(inputs.ServerEventReceived),
+    EVENTS.map(inputs.ServerEventReceived),
+    EVENTS.map(inputs.ServerEventReceived),
     ERRORS,
 )
 LEG = st.one_of(
     st.just(inputs.Confirmed()),
     st.sampled_from("0123456789*#ABCD").map(inputs.DigitPressed),
-    st.integers(0, 9).map(inputs.RtpCounted),
+    st.integers(0, 9).map(inputs.RtpStats),
     st.sampled_from(list(Codec)).map(inputs.MediaUp),
-    st.booleans().map(inputs.Held),
+    st.booleans().map(inputs.HoldChanged),
     st.sampled_from([inputs.BeepHeard(1000, 400), inputs.SoundHeard(1.0, 0.9, 0.2)]),
 )
-ACTS: list[Act] = [Say("x"), Tell("x"), TransferTo("blind", "x"), EndCall("")]
+ACTS: list[CallCommand] = [Say("x"), Tell("x"), TransferTo("blind", "x"), EndCall("")]
 STATUS = st.sampled_from([100, 180, 200, 404, 486, 603])
 TRANSFERS = st.one_of(
-    st.builds(inputs.TransferTold, STATUS, st.just(""), st.booleans()),
-    st.just(inputs.SecondRinging(180)),
-    st.just(inputs.SecondAnswered()),
-    st.builds(inputs.SecondEnded, STATUS, st.just(""), st.sampled_from(["", "BYE"]), st.booleans()),
-    st.just(inputs.SecondDigit("1")),
+    st.builds(inputs.ReferProgress, STATUS, st.just(""), st.booleans()),
+    st.just(inputs.BLegRinging(180)),
+    st.just(inputs.BLegAnswered()),
+    st.builds(inputs.BLegEnded, STATUS, st.just(""), st.sampled_from(["", "BYE"]), st.booleans()),
+    st.just(inputs.BLegDigit("1")),
     st.just(inputs.ToolDone("c2", "{}")),
-    st.builds(inputs.OperatorAnswered, st.sampled_from(["c2", "m1"]), st.booleans()),
-    st.builds(inputs.ToolActs, st.sampled_from(ACTS)),
-    st.just(inputs.RingingThere(180)),
+    st.builds(inputs.ApprovalResult, st.sampled_from(["c2", "m1"]), st.booleans()),
+    st.builds(inputs.ToolRequest, st.sampled_from(ACTS)),
+    st.just(inputs.RemoteRinging(180)),
 )
 PLAYOUT = st.one_of(
     st.just(inputs.PlayoutStarted()),
@@ -200,15 +200,15 @@ STEPS = st.lists(
     max_size=60,
 )
 BY = ("allow", "refuse", "caller", "http")
-RUNGS = st.sampled_from(
+FALLBACK_STEPS = st.sampled_from(
     [
-        Rung("reconnect", 5.0, "chime"),
-        Rung("endpoint", 5.0, server=1),
-        Rung("announcement", 2.0, "/sorry.wav"),
-        Rung("transfer", transfer_to="blind"),
-        Rung("busy"),
-        Rung("redirect", transfer_to="sip:x@pbx"),
-        Rung("hang_up"),
+        FallbackStep("reconnect", 5.0, "chime"),
+        FallbackStep("server", 5.0, server=1),
+        FallbackStep("announcement", 2.0, "/sorry.wav"),
+        FallbackStep("transfer", transfer_to="blind"),
+        FallbackStep("busy"),
+        FallbackStep("redirect", transfer_to="sip:x@pbx"),
+        FallbackStep("hangup"),
     ]
 )
 PLANS = st.builds(
@@ -216,10 +216,10 @@ PLANS = st.builds(
     route=st.just("r"),
     codec=st.sampled_from(list(Codec)),
     greeting=st.sampled_from([None, {"instructions": "Hello"}]),
-    digits=st.builds(
-        DigitPlan,
+    dtmf=st.builds(
+        DtmfPlan,
         enabled=st.booleans(),
-        terminator=st.sampled_from(["", "#"]),
+        finish_on_key=st.sampled_from(["", "#"]),
         max_digits=st.integers(1, 4),
         interrupt=st.booleans(),
     ),
@@ -232,7 +232,7 @@ PLANS = st.builds(
         ),
         listen=st.booleans(),
     ),
-    press=st.builds(PressPlan, st.booleans()),
+    press=st.builds(SendDtmfPlan, st.booleans()),
     hold=st.builds(HoldPlan, st.booleans()),
     functions=st.sampled_from(
         [
@@ -260,18 +260,22 @@ PLANS = st.builds(
             InterruptionPlan("never", by_gateway=True),
         ]
     ),
-    idle=st.sampled_from([IdlePlan(), IdlePlan(4.0, max_prompts=1)]),
+    idle=st.sampled_from([UserIdlePlan(), UserIdlePlan(4.0, max_prompts=1)]),
     machines=st.sampled_from(
         [
-            MachinePlan(),
-            MachinePlan({"music": "say", "voicemail": "note"}, {"music": "Bye."}, 4.0, 2.0),
-            MachinePlan(
+            MachineDetectionPlan(),
+            MachineDetectionPlan(
+                {"music": "say", "voicemail": "note"}, {"music": "Bye."}, 4.0, 2.0
+            ),
+            MachineDetectionPlan(
                 {"voicemail": "hang_up", "bot": "hang_up"}, {}, bot_equal_turns=4, bot_repeats=2
             ),
-            MachinePlan({"voicemail": "say"}, {"voicemail": "Hi."}, 4.0, 2.0, beep_timeout=5.0),
+            MachineDetectionPlan(
+                {"voicemail": "say"}, {"voicemail": "Hi."}, 4.0, 2.0, beep_timeout=5.0
+            ),
         ]
     ),
-    on_trouble=st.lists(RUNGS, max_size=3).map(tuple),
+    on_trouble=st.lists(FALLBACK_STEPS, max_size=3).map(tuple),
     truncate_margin_ms=st.sampled_from([0, 85]),
 )
 
@@ -297,21 +301,21 @@ class _Watch:
 
     def feed(self, happening: inputs.Input) -> None:
         state = self.machine.state
-        if isinstance(happening, inputs.SecondEnded):
+        if isinstance(happening, inputs.BLegEnded):
             self.second = False
         if isinstance(happening, inputs.LegEnded) and state not in (State.ENDING, State.FINISHED):
             self.leg_ended_first = True
-        if isinstance(happening, inputs.Faulted) and state is State.ENDING:
+        if isinstance(happening, inputs.InternalError) and state is State.ENDING:
             self.faults_at_end += 1
-        if isinstance(happening, inputs.ServerSaid) and isinstance(
+        if isinstance(happening, inputs.ServerEventReceived) and isinstance(
             happening.event, ResponseCreated
         ):
             self.in_flight = None
-        if isinstance(happening, inputs.ServerFailed):
+        if isinstance(happening, inputs.ServerErrorReceived):
             # Errors that answer the request in flight name it, as a server's do.
             command = happening.command
             if isinstance(command, CreateResponse) and self.in_flight is not None:
-                happening = inputs.ServerFailed(happening.error, self.in_flight)
+                happening = inputs.ServerErrorReceived(happening.error, self.in_flight)
                 self.in_flight = None
             elif happening.error.code == "conversation_already_has_active_response":
                 self.in_flight = None
@@ -345,7 +349,7 @@ class _Watch:
                     assert not self.answered
                     assert self.released == 0
                     self.answered = True
-                case outputs.Refuse():
+                case outputs.Reject():
                     assert not self.answered
                     self.released += 1
                 case outputs.HangUp():
@@ -356,12 +360,12 @@ class _Watch:
                 case outputs.StartMedia():
                     assert self.answered
                     assert self.released == 0
-                case outputs.DialSecond():
+                case outputs.DialBLeg():
                     assert not self.second
                     self.second = True
-                case outputs.HangUpSecond():
+                case outputs.HangUpBLeg():
                     self.second = False
-                case outputs.Join() | outputs.Refer(replaces=True):
+                case outputs.BridgeLegs() | outputs.Refer(replaces=True):
                     assert self.second
                 case outputs.Play(audio):
                     assert len(audio) % FRAME_BYTES == 0
@@ -384,7 +388,7 @@ class _Watch:
 @given(PLANS, st.integers(0, 3), STEPS)
 def test_any_call(plan: CallPlan, up: int, steps: list[tuple[float, inputs.Input]]) -> None:
     watch = _Watch(plan)
-    for beginning in (inputs.SessionUp("sess"), inputs.Confirmed())[:up]:
+    for beginning in (inputs.SessionReady("sess"), inputs.Confirmed())[:up]:
         watch.feed(beginning)
     for wait, happening in steps:
         watch.advance(wait)
@@ -436,7 +440,7 @@ def test_what_the_server_is_told_is_what_was_played(
     steps: list[tuple[str, int]], size: int
 ) -> None:
     """Many interruptions at any moment: truncated at what was handed to RTP, deleted if nothing."""
-    plan = CallPlan("r", Codec.PCMU, dtmf=DigitPlan(inter_digit_timeout=1000.0))
+    plan = CallPlan("r", Codec.PCMU, dtmf=DtmfPlan(inter_digit_timeout=1000.0))
     machine = CallMachine(plan, CallRecord("c"), 0.0)
     player, inbox = _Player(size), deque[inputs.Input]()
     owner: dict[int, str] = {}
@@ -490,16 +494,16 @@ def test_what_the_server_is_told_is_what_was_played(
         nonlocal answer, running
         answer, running = answer + 1, True
         owner[answer] = f"i{answer}"
-        feed(inputs.ServerSaid(ResponseCreated(f"r{answer}", {})))
+        feed(inputs.ServerEventReceived(ResponseCreated(f"r{answer}", {})))
 
     def end(status: str) -> None:
         nonlocal running
         if running:
             running = False
             event = ResponseDone(f"r{answer}", status, None, None, None, (), None)
-            feed(inputs.ServerSaid(event))
+            feed(inputs.ServerEventReceived(event))
 
-    feed(inputs.SessionUp("s"))
+    feed(inputs.SessionReady("s"))
     feed(inputs.Confirmed())
     begin()
     for step, count in steps:
@@ -507,13 +511,13 @@ def test_what_the_server_is_told_is_what_was_played(
             item = owner[answer]
             received[item] = received.get(item, 0) + count
             delta = AudioDelta(f"r{answer}", item, 0, bytes([answer]) * count)
-            feed(inputs.ServerSaid(delta))
+            feed(inputs.ServerEventReceived(delta))
         elif step == "play":
             play(count)
         elif step == "done":
             end("completed")
         elif step == "speech":
-            feed(inputs.ServerSaid(SpeechStarted("u", 0)))
+            feed(inputs.ServerEventReceived(SpeechStarted("u", 0)))
             cut |= {answer} if running else set()
         elif step == "digit":
             feed(inputs.DigitPressed("1"))

@@ -7,7 +7,7 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.plan import CallPlan
-from gateway.call.rules.plan import ContentPlan, RescuePlan
+from gateway.call.rules.plan import ContentPlan, ResponseFailurePlan
 from gateway.realtime.events import ResponseDone
 from tests.support.call_scene import (
     SPEECH,
@@ -22,17 +22,17 @@ from tests.support.call_scene import (
     said,
 )
 
-RESCUE = RescuePlan(
+RESCUE = ResponseFailurePlan(
     message="Again?", content_filter_message="No.", sound="chime", max_failures=3, goodbye="Bye."
 )
 PHRASE = "create ['instructions', 'tools']"
 
 
-def scene_of(rescue: RescuePlan = RESCUE) -> Scene:
+def scene_of(rescue: ResponseFailurePlan = RESCUE) -> Scene:
     return Scene(CallPlan("r", Codec.PCMU, content=ContentPlan(response_failure=rescue))).up()
 
 
-def incomplete(response: str, reason: str) -> inputs.ServerSaid:
+def incomplete(response: str, reason: str) -> inputs.ServerEventReceived:
     return said(ResponseDone(response, "incomplete", reason, None, None, (), None))
 
 
@@ -84,23 +84,23 @@ def test_after_several_the_call_ends_aloud() -> None:
     answer(scene, "bye")
     scene.listen(700)
     assert "bye 41" in scene.seen
-    assert "answers_given_up" in scene.events
+    assert "response_failures_exceeded" in scene.events
 
 
 @pytest.mark.parametrize("go_on", [True, False])
 def test_an_answer_too_long_is_gone_on_with_where_wanted(go_on: bool) -> None:
-    scene = scene_of(RescuePlan(continue_incomplete=go_on))
+    scene = scene_of(ResponseFailurePlan(continue_incomplete=go_on))
     asked = scene.do(created("r1"), audio("r1", "i1", 200), incomplete("r1", "max_output_tokens"))
     assert ("create ['instructions']" in asked) is go_on
 
 
 def test_an_answer_that_never_comes_to_its_end_is_not_gone_on_with_for_ever() -> None:
-    scene = scene_of(RescuePlan(continue_incomplete=True))
+    scene = scene_of(ResponseFailurePlan(continue_incomplete=True))
     for number in range(20):
         response, item = f"r{number}", f"i{number}"
         scene.do(created(response), audio(response, item, 200))
         scene.do(incomplete(response, "max_output_tokens"))
-    assert scene.events.count("answer_gone_on") == 5
+    assert scene.events.count("response_continued") == 5
 
 
 def test_an_answer_that_ended_before_its_first_sound_is_no_answer() -> None:
@@ -111,7 +111,7 @@ def test_an_answer_that_ended_before_its_first_sound_is_no_answer() -> None:
 
 
 def test_a_request_without_any_response_is_told() -> None:
-    scene = scene_of(RescuePlan(retries=0, message="Again?"))
+    scene = scene_of(ResponseFailurePlan(retries=0, message="Again?"))
     scene.do(key("1"), key("#"))
     assert scene.at(10.1) == [PHRASE]
     assert last_words(scene) == "Say exactly: Again?"
@@ -124,11 +124,13 @@ def test_what_the_caller_cut_short_is_no_failure() -> None:
 
 
 def test_a_call_that_nothing_can_be_said_in_does_not_end_in_silence() -> None:
-    scene = scene_of(RescuePlan(retries=0, max_failures=1, sound="chime", sound_duration=2.0))
+    scene = scene_of(
+        ResponseFailurePlan(retries=0, max_failures=1, sound="chime", sound_duration=2.0)
+    )
     scene.do(created("r1"), failed("r1"))
     assert scene.do(created("bye"), failed("bye")) == ["sound chime"]
     assert scene.at(scene.now + 1.9) == []
-    assert scene.at(scene.now + 0.2)[-2:] == ["close 1000 no_answers", "bye 41"]
+    assert scene.at(scene.now + 0.2)[-2:] == ["close 1000 response_failures", "bye 41"]
 
 
 def test_a_refused_request_is_asked_again_then_told() -> None:

@@ -22,12 +22,12 @@ from gateway.call.plan import (
     CallPlan,
     Destination,
     FunctionPlan,
-    IdlePlan,
     InterruptionPlan,
-    MachinePlan,
+    MachineDetectionPlan,
     TransferPlan,
+    UserIdlePlan,
 )
-from gateway.call.rules.plan import ContentPlan, GuardRule, KeepPlan, RescuePlan
+from gateway.call.rules.plan import ContentPlan, ContextPlan, GuardrailPlan, ResponseFailurePlan
 from gateway.realtime.commands import CancelResponse, CreateResponse
 from gateway.realtime.events import (
     AgentTranscript,
@@ -147,7 +147,7 @@ def scene_of(names: bool, **plan: Any) -> tuple[Scene, Server]:
 
 
 def guarded(who: str, **more: Any) -> dict[str, Any]:
-    rule = GuardRule(who, re.compile("bomb", re.I), replacement="No bomb.", name="g", **more)
+    rule = GuardrailPlan(who, re.compile("bomb", re.I), replacement="No bomb.", name="g", **more)
     desk = TransferPlan((Destination("Desk", "sip:desk@pbx"),))
     return {"content": ContentPlan(guardrails=(rule,)), "transfer": desk}
 
@@ -250,7 +250,7 @@ def test_a_preamble_and_an_answer_are_both_looked_at(names: bool, item: int, pen
     scene, server = scene_of(names, **guarded("agent"))
     server.turn()
     if pending:  # asked for before the server's own is told of, and refused for it
-        scene.do(inputs.ToolActs(Say("Please hold.")))
+        scene.do(inputs.ToolRequest(Say("Please hold.")))
     answer = server.begin()
     words = ["Let me see. ", "That is it. "]
     words[item] = "A bomb is "
@@ -334,7 +334,7 @@ def test_the_greeting_is_protected_and_nothing_else_is(first: str) -> None:
 @named
 @pytest.mark.parametrize("fails", ["own", "phrase"])
 def test_what_fails_is_told_by_what_asked_for_it(names: bool, fails: str) -> None:
-    rescue = RescuePlan(retries=0, message="Again?", sound="chime", max_failures=9)
+    rescue = ResponseFailurePlan(retries=0, message="Again?", sound="chime", max_failures=9)
     scene, server = scene_of(names, content=ContentPlan(response_failure=rescue))
     server.turn()
     scene.do(failed(server.begin()))
@@ -381,7 +381,7 @@ def test_the_goodbye_is_heard_after_an_answer_that_came_between(names: bool) -> 
 
 @named
 def test_an_answer_that_comes_between_uses_no_question_of_the_idle_rule_up(names: bool) -> None:
-    plan = IdlePlan(3.0, "Are you there?", max_prompts=1, goodbye="Goodbye.")
+    plan = UserIdlePlan(3.0, "Are you there?", max_prompts=1, goodbye="Goodbye.")
     scene, server = scene_of(names, idle=plan)
     scene.at(scene.now + 3.1)
     scene.do(said(InputCommitted(f"u{server.turns + 1}")))
@@ -420,7 +420,7 @@ def test_words_while_a_tool_runs_do_not_take_its_answer(names: bool) -> None:
 
 @named
 def test_no_answer_is_heard_by_a_voicemail_box_that_waits_for_its_message(names: bool) -> None:
-    plan = MachinePlan(
+    plan = MachineDetectionPlan(
         {"voicemail": "say"},
         {"voicemail": "Call me."},
         voicemail_patterns=(re.compile("after the tone"),),
@@ -446,7 +446,7 @@ def test_a_warning_is_answered_though_another_answer_came_first(names: bool) -> 
     budget = BudgetPlan(warning_message="Come to an end.", warning_response=True, goodbye="Bye.")
     scene, server = scene_of(names, budget=budget)
     server.turn()
-    scene.do(inputs.BudgetReached(False, "1 USD"))
+    scene.do(inputs.BudgetThreshold(False, "1 USD"))
     own = server.begin()
     server.serve()
     server.say()
@@ -454,7 +454,7 @@ def test_a_warning_is_answered_though_another_answer_came_first(names: bool) -> 
     server.serve()
     warned = server.running
     assert warned not in ("", own)
-    scene.do(inputs.BudgetReached(True, "1 USD"))
+    scene.do(inputs.BudgetThreshold(True, "1 USD"))
     server.rest()
     assert server.heard(warned) == server.heard(server.response_to("Bye.")) == MS
     assert any(one.startswith("bye") for one in scene.seen)
@@ -463,7 +463,7 @@ def test_a_warning_is_answered_though_another_answer_came_first(names: bool) -> 
 @named
 @pytest.mark.parametrize("order", ["first", "between", "last"])
 def test_an_aside_is_no_answer(names: bool, order: str) -> None:
-    plan = KeepPlan(max_turns=1, strategy="summary")
+    plan = ContextPlan(max_turns=1, strategy="summarize")
     scene, server = scene_of(names, content=ContentPlan(context=plan))
     for number in range(2):
         _added(scene, f"u{number}")
@@ -473,7 +473,9 @@ def test_an_aside_is_no_answer(names: bool, order: str) -> None:
         server.end()
     scene.listen(1000)
     aside = next(one for one in scene.requests if KEY in (one.response or {}).get("metadata", {}))
-    told: inputs.Input = inputs.ServerSaid(created("aside", aside).event, aside if names else None)
+    told: inputs.Input = inputs.ServerEventReceived(
+        created("aside", aside).event, aside if names else None
+    )
     over: inputs.Input = said(
         ResponseDone("aside", "completed", None, None, None, _text("Cakes."), None)
     )
@@ -506,7 +508,7 @@ def _text(words: str) -> tuple[Mapping[str, Any], ...]:
 def test_a_cut_is_told_of_each_item_by_itself(names: bool, cut_at: int) -> None:
     scene, server = scene_of(names)
     server.turn()
-    scene.do(inputs.ToolActs(Say("Please hold.")))
+    scene.do(inputs.ToolRequest(Say("Please hold.")))
     answer = server.begin()
     server.serve()
     server.say("Let me see. ", "preamble")
@@ -527,7 +529,7 @@ def test_a_cut_is_told_of_each_item_by_itself(names: bool, cut_at: int) -> None:
 
 @named
 def test_repeats_are_counted_by_turn_however_late_their_words_are(names: bool) -> None:
-    scene, server = scene_of(names, machines=MachinePlan({"bot": "note"}, bot_repeats=3))
+    scene, server = scene_of(names, machines=MachineDetectionPlan({"bot": "note"}, bot_repeats=3))
     items = []
     for _ in range(3):
         items.append(server.turn())
@@ -546,12 +548,12 @@ def test_a_phrase_of_ours_is_no_answer_to_a_call_of_a_tool_by_the_server(phrase:
     server.turn()
     server.begin()
     if phrase == "before":
-        scene.do(inputs.ToolActs(Say("One moment.")))
+        scene.do(inputs.ToolRequest(Say("One moment.")))
     over, server.running = server.running, ""
     scene.do(said(ResponseDone(over, "completed", None, None, None, (item,), None)))
     scene.do(said(OtherEvent("response.mcp_call.completed", {"item_id": "m1"})))
     if phrase == "after":
-        scene.do(inputs.ToolActs(Say("One moment.")))
+        scene.do(inputs.ToolRequest(Say("One moment.")))
     server.serve()
     scene.at(scene.now + 1.1)
     server.rest()

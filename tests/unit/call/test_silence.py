@@ -9,8 +9,8 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import CallPlan, FunctionPlan, InterruptionPlan, Rung, SilencePlan
-from gateway.call.rules.plan import ContentPlan, RescuePlan
+from gateway.call.plan import CallPlan, FallbackStep, FunctionPlan, InterruptionPlan, SilencePlan
+from gateway.call.rules.plan import ContentPlan, ResponseFailurePlan
 from gateway.realtime.events import (
     AudioDelta,
     InputCommitted,
@@ -36,7 +36,7 @@ from tests.support.call_scene import (
 
 STOPPED = said(SpeechStopped("item_user", 2000))
 COMMITTED = said(InputCommitted("item_user"))
-RECONNECT = Rung("reconnect", 10.0, "chime")
+RECONNECT = FallbackStep("reconnect", 10.0, "chime")
 PLAN = CallPlan(
     "route",
     Codec.PCMU,
@@ -167,7 +167,7 @@ def test_audio_that_trickles_is_no_silence() -> None:
 NO_SILENCE: dict[str, tuple[CallPlan, Begin]] = {
     "nobody waits": (QUIET, lambda s: answer(s, "r1")),
     "the caller speaks": (QUIET, lambda s: s.do(key("#"), SPEECH)),
-    "the caller has us on hold": (QUIET, lambda s: s.do(key("#"), inputs.Held(True))),
+    "the caller has us on hold": (QUIET, lambda s: s.do(key("#"), inputs.HoldChanged(True))),
     "a tool runs": (QUIET, lambda s: s.do(created("r1"), done("r1", calls=[("search", "c1")]))),
     "a tool of the server's runs": (
         QUIET,
@@ -220,7 +220,7 @@ def test_a_filler_is_heard_before_and_ends_with_the_response() -> None:
 
 
 def test_a_silent_server_that_gives_sessions_does_not_go_on_for_ever() -> None:
-    scene = scene_of(replace(QUIET, fallback=(RECONNECT, Rung("hang_up"))))
+    scene = scene_of(replace(QUIET, fallback=(RECONNECT, FallbackStep("hangup"))))
     scene.do(key("#"))
     sessions = 0
     for _ in range(100):
@@ -277,13 +277,13 @@ def test_lost_now_and_then_the_call_goes_on() -> None:
 
 
 def test_without_fallback_steps_a_sound_and_another_attempt() -> None:
-    rescue = RescuePlan(sound="chime", max_failures=2, goodbye="Bye.")
+    rescue = ResponseFailurePlan(sound="chime", max_failures=2, goodbye="Bye.")
     scene = scene_of(replace(QUIET, fallback=(), content=ContentPlan(response_failure=rescue)))
     scene.do(key("#"), created("r1"))
     assert scene.at(6.0) == ["flush", "sound chime", "cancel r1", "create"]
     assert scene.do(audio("r1", "i1", 100)) == [], "too late"
     assert "sound chime" in scene.at(12.1)
-    assert "answers_given_up" in scene.events
+    assert "response_failures_exceeded" in scene.events
     scene.at(40.0)
     assert "bye 41" in scene.seen
 
@@ -298,7 +298,7 @@ def test_the_end_of_a_call_is_no_silence() -> None:
 # ---- responses that complete and are not heard
 
 
-def completed(response: str, *content: dict[str, str]) -> inputs.ServerSaid:
+def completed(response: str, *content: dict[str, str]) -> inputs.ServerEventReceived:
     output = ({"type": "message", "role": "assistant", "content": list(content)},)
     return said(ResponseDone(response, "completed", None, None, None, output, None))
 

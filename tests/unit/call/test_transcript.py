@@ -7,7 +7,7 @@ from dataclasses import replace
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.conversation import transcript
-from gateway.call.plan import CallPlan, DigitPlan, FunctionPlan
+from gateway.call.plan import CallPlan, DtmfPlan, FunctionPlan
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,
@@ -16,7 +16,7 @@ from gateway.realtime.events import (
 )
 from tests.support.call_scene import BYE, SPEECH, Scene, audio, audio_done, created, done, key, said
 
-PLAN = CallPlan("r", Codec.PCMU, dtmf=DigitPlan(finish_on_key="", max_digits=1))
+PLAN = CallPlan("r", Codec.PCMU, dtmf=DtmfPlan(finish_on_key="", max_digits=1))
 WORDS = "One two three four five six seven eight nine ten."
 
 
@@ -79,7 +79,7 @@ def test_a_caller_who_hangs_up_has_heard_what_was_played_by_then() -> None:
     scene.do(BYE)
     assert lines(scene) == [("agent", WORDS, "One two")]
     assert scene.record.interruptions == [], "nobody interrupted anything"
-    assert scene.ending == ("caller", "hung_up", 200)
+    assert scene.ending == ("caller", "remote_hangup", 200)
 
 
 def test_function_calls_and_their_results() -> None:

@@ -13,9 +13,9 @@ from gateway.call.plan import (
     AnswerPlan,
     CallPlan,
     Destination,
+    FallbackStep,
     FunctionPlan,
     OutboundPlan,
-    Rung,
     TransferPlan,
 )
 from gateway.realtime.errors import Kind, Verdict
@@ -36,16 +36,16 @@ from tests.support.call_scene import (
     said,
 )
 
-RECONNECT = Rung("reconnect", 10.0, "chime")
-SECOND = Rung("endpoint", 6.0, "chime", server=1)
+RECONNECT = FallbackStep("reconnect", 10.0, "chime")
+SECOND = FallbackStep("server", 6.0, "chime", server=1)
 PLAN = CallPlan("r", Codec.PCMU, fallback=(RECONNECT,), rtp_timeout=0, max_call_duration=20_000)
-AGAIN = inputs.SessionUp("sess_2")
+AGAIN = inputs.SessionReady("sess_2")
 LOST = closed(1011, "oops")
 
 
-def ladder(*rungs: Rung) -> CallPlan:
+def ladder(*steps: FallbackStep) -> CallPlan:
     """A plan with these."""
-    return replace(PLAN, fallback=rungs)
+    return replace(PLAN, fallback=steps)
 
 
 def talked(plan: CallPlan = PLAN) -> Scene:
@@ -64,7 +64,7 @@ def test_a_lost_session_is_replaced_and_told_what_was_said() -> None:
     assert scene.do(AGAIN) == ["sound", "item What is open?", "item The desk is."]
     assert scene.state.name == "TALKING"
     (trouble,) = scene.record.trouble
-    assert (trouble.why, trouble.rungs, trouble.outcome) == (
+    assert (trouble.why, trouble.steps, trouble.outcome) == (
         "session_lost",
         ["reconnect"],
         "recovered",
@@ -113,7 +113,7 @@ def test_the_tone_begins_when_the_words_are_over() -> None:
 
 
 def test_attempts_that_fail_are_repeated_with_longer_waits_until_the_rung_is_over() -> None:
-    scene = talked(ladder(RECONNECT, Rung("hang_up")))
+    scene = talked(ladder(RECONNECT, FallbackStep("hangup")))
     scene.do(LOST, UNREACHABLE)
     opened = [0.0]
     while scene.state.name == "TALKING" and scene.now < 40:
@@ -134,13 +134,16 @@ def test_a_key_that_is_refused_is_not_tried_again_but_elsewhere() -> None:
     scene.do(LOST)
     assert scene.do(REFUSED) == ["open 1"]
     assert "item What is open?" in scene.do(AGAIN)
-    assert scene.record.trouble[0].rungs == ["reconnect", "endpoint"]
+    assert scene.record.trouble[0].steps == ["reconnect", "endpoint"]
 
 
 def test_an_announcement_then_the_caller_is_handed_on() -> None:
     desk = Destination("Desk", "sip:desk@pbx")
     plan = replace(
-        ladder(Rung("announcement", 4.0, "/sorry.wav"), Rung("transfer", transfer_to="Desk")),
+        ladder(
+            FallbackStep("announcement", 4.0, "/sorry.wav"),
+            FallbackStep("transfer", transfer_to="Desk"),
+        ),
         transfer=TransferPlan((desk,)),
     )
     scene = talked(plan)
@@ -151,7 +154,9 @@ def test_an_announcement_then_the_caller_is_handed_on() -> None:
 
 def test_the_close_of_a_session_that_was_given_up_ends_nothing() -> None:
     desk = Destination("Desk", "sip:desk@pbx")
-    plan = replace(ladder(Rung("transfer", transfer_to="Desk")), transfer=TransferPlan((desk,)))
+    plan = replace(
+        ladder(FallbackStep("transfer", transfer_to="Desk")), transfer=TransferPlan((desk,))
+    )
     scene = Scene(plan).up()
     scene.do(created("r1"), audio("r1", "i1", 1000))
     assert "close 1000 session_error" in scene.do(error("session_expired"))
@@ -194,12 +199,12 @@ def test_before_the_answer_another_server_is_asked_while_it_rings() -> None:
 
 
 def test_before_the_answer_a_call_can_be_refused_as_the_route_says() -> None:
-    for rung, words in (
-        (Rung("busy"), "486 41"),
-        (Rung("redirect", transfer_to="sip:other@pbx"), "302 41"),
-        (Rung("hang_up"), "503 41 retry 5"),
+    for step, words in (
+        (FallbackStep("busy"), "486 41"),
+        (FallbackStep("redirect", transfer_to="sip:other@pbx"), "302 41"),
+        (FallbackStep("hangup"), "503 41 retry 5"),
     ):
-        scene = Scene(ladder(RECONNECT, rung))
+        scene = Scene(ladder(RECONNECT, step))
         assert scene.do(UNREACHABLE) == ["close 1000 session_unreachable", words]
         scene.do(OUR_END)
         assert scene.record.ending is not None
@@ -207,7 +212,7 @@ def test_before_the_answer_a_call_can_be_refused_as_the_route_says() -> None:
 
 
 def test_an_announcement_needs_a_call_that_is_answered() -> None:
-    scene = Scene(ladder(Rung("announcement", 4.0, "/sorry.wav"), Rung("hang_up")))
+    scene = Scene(ladder(FallbackStep("announcement", 4.0, "/sorry.wav"), FallbackStep("hangup")))
     assert scene.do(UNREACHABLE) == ["200"]
     assert scene.do(ACK) == ["media", "close 1000 session_unreachable", "sound /sorry.wav"]
     assert "bye 41" in scene.at(scene.now + 4.1)
@@ -231,7 +236,8 @@ def test_a_call_that_is_being_ended_is_not_rescued() -> None:
 
 def test_answered_at_once_the_caller_hears_the_announcement() -> None:
     plan = replace(
-        ladder(Rung("announcement", 4.0, "/sorry.wav")), answer=AnswerPlan("at_once", "ringback")
+        ladder(FallbackStep("announcement", 4.0, "/sorry.wav")),
+        answer=AnswerPlan("immediate", "ringback"),
     )
     scene = Scene(plan)
     scene.do(ACK)
@@ -244,7 +250,7 @@ def test_answered_at_once_the_caller_hears_the_announcement() -> None:
 def living(seconds: float, plan: CallPlan = PLAN) -> Scene:
     """A session that the server ends after so long."""
     scene = Scene(plan)
-    scene.do(inputs.SessionUp("sess_1", seconds), ACK)
+    scene.do(inputs.SessionReady("sess_1", seconds), ACK)
     return scene
 
 
@@ -254,7 +260,7 @@ def test_before_the_end_of_a_session_another_takes_over_in_a_silence() -> None:
     scene.do(created("r1"), said(AgentTranscriptDelta("r1", "i1", 0, "The desk is.")))
     assert scene.at(3539.0) == []
     assert scene.at(3540.5) == ["open spare"]
-    assert scene.do(inputs.SpareUp("sess_2", 3600.0)) == [], "the agent speaks"
+    assert scene.do(inputs.StandbyReady("sess_2", 3600.0)) == [], "the agent speaks"
     scene.do(audio("r1", "i1", 1000), audio_done("r1", "i1"), done("r1"))
     assert scene.listen(1200) == ["take over", "item What is open?", "item The desk is."]
     assert scene.record.session_id == "sess_2"
@@ -265,7 +271,7 @@ def test_before_the_end_of_a_session_another_takes_over_in_a_silence() -> None:
 
 def test_where_nobody_is_silent_it_takes_over_at_the_last_moment() -> None:
     scene = living(3600.0)
-    scene.at(3541.0, created("r1"), audio("r1", "i1", 200), inputs.SpareUp("sess_2", None))
+    scene.at(3541.0, created("r1"), audio("r1", "i1", 200), inputs.StandbyReady("sess_2", None))
     scene.do(said(AgentTranscriptDelta("r1", "i1", 0, "A long story")))
     assert scene.at(3596.0) == []
     assert scene.at(3597.5) == ["take over", "item A long story …", "create"]
@@ -274,10 +280,10 @@ def test_where_nobody_is_silent_it_takes_over_at_the_last_moment() -> None:
 def test_one_that_cannot_be_had_is_tried_for_again() -> None:
     scene = living(3600.0)
     assert scene.at(3540.5) == ["open spare"]
-    scene.do(inputs.SpareFailed("busy"))
+    scene.do(inputs.StandbyFailed("busy"))
     assert scene.at(3569.9) == []
     assert scene.at(3570.1) == ["open spare"]
-    scene.do(inputs.SpareFailed("busy"))
+    scene.do(inputs.StandbyFailed("busy"))
     assert "open spare" not in scene.at(3599.0), "too late for a third"
 
 
@@ -290,7 +296,7 @@ def test_what_a_server_says_of_its_end_opens_no_session_more_often_than_in_thirt
     while scene.now < 3600 and scene.record.ending is None:
         if "open spare" in scene.at(scene.now + 0.5):
             opened.append(scene.now)
-            scene.do(inputs.SpareUp(f"sess_{len(opened)}", left))
+            scene.do(inputs.StandbyReady(f"sess_{len(opened)}", left))
     assert all(later - before >= 29.5 for before, later in pairwise(opened))
     assert len(opened) <= 20
     limited = scene.events.count("handover_limit")
@@ -300,7 +306,7 @@ def test_what_a_server_says_of_its_end_opens_no_session_more_often_than_in_thirt
 def test_one_that_is_there_takes_over_at_once_when_the_other_is_lost() -> None:
     scene = living(3600.0)
     scene.at(3541.0, created("r1"))
-    scene.do(inputs.SpareUp("sess_2", None))
+    scene.do(inputs.StandbyReady("sess_2", None))
     assert scene.do(LOST) == ["take over"]
     assert scene.record.trouble == []
 
@@ -319,7 +325,7 @@ def test_a_call_of_seventy_minutes_loses_no_word() -> None:
         question, answer = f"Question number {turn}, please?", f"Answer number {turn} is this."
         opened = scene.at(at, said(InputCommitted(f"u{turn}")))
         if "open spare" in opened:
-            scene.do(inputs.SpareUp("sess_2", 3600.0))
+            scene.do(inputs.StandbyReady("sess_2", 3600.0))
         scene.do(said(InputTranscribed(f"u{turn}", question)), created(f"r{turn}"))
         scene.do(said(AgentTranscriptDelta(f"r{turn}", f"i{turn}", 0, answer)))
         scene.do(audio(f"r{turn}", f"i{turn}", 2000), audio_done(f"r{turn}", f"i{turn}"))
@@ -339,13 +345,13 @@ def test_a_call_of_seventy_minutes_loses_no_word() -> None:
 
 
 def test_where_trouble_is_known_nobody_waits_to_find_out() -> None:
-    for rungs, seen in (
+    for steps, seen in (
         ((), ["close 1000 session_unreachable", "503 41 retry 5"]),
         ((RECONNECT,), ["180", "close 1000 session_unreachable", "503 41 retry 5"]),
-        ((Rung("busy"),), ["180", "close 1000 session_unreachable", "486 41"]),
+        ((FallbackStep("busy"),), ["180", "close 1000 session_unreachable", "486 41"]),
         ((SECOND,), ["180", "open 1"]),
     ):
-        scene = Scene(replace(PLAN, known_outage="probe: no answer", fallback=rungs))
+        scene = Scene(replace(PLAN, known_outage="probe: no answer", fallback=steps))
         assert scene.seen == seen
         assert "open" not in scene.seen
 

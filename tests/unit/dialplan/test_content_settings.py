@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.call.rules.plan import GuardRule
+from gateway.call.rules.plan import GuardrailPlan
 from gateway.config import ConfigError
 from gateway.dialplan import Route, load_dialplan
 from gateway.planning.content_plan import content_plan
@@ -112,7 +112,7 @@ def test_mistakes_are_named(tmp_path: Path, text: str, key: str, message: str) -
 def test_somebody_is_asked_over_http(answer: Answer, verdict: words.Verdict) -> None:
     async def asked(url: str) -> words.Verdict:
         client = HttpClient(2)
-        rule = GuardRule(url=url, headers={"X-Key": "k"}, timeout=0.4, name="g")
+        rule = GuardrailPlan(url=url, headers={"X-Key": "k"}, timeout=0.4, name="g")
         call = ToolCall("key", "agent", "One sentence.", call="c1", route="r")
         try:
             return await words.ask(client, rule, call)

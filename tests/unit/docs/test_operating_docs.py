@@ -10,7 +10,7 @@ import click
 import pytest
 
 from gateway.app.workers.supervisor import OWN_END_SECONDS
-from gateway.call.ending import Why
+from gateway.call.ending import EndReason
 from gateway.cli import main as cli
 from gateway.config.models import LimitSettings
 
@@ -48,12 +48,20 @@ def test_every_line_that_may_wake_somebody_is_in_the_table() -> None:
 
 def test_every_why_of_the_page_is_one() -> None:
     told = set(first_column("why | look at"))
-    whys = {why.value for why in Why}
+    whys = {why.value for why in EndReason}
     assert told <= whys
     # What everybody understands who reads it.
     assert whys - told == {
-        *("hung_up", "cancelled", "farewell", "transferred", "bridge_ended", "busy", "declined"),
-        *("no_answer", "no_such_number", "unobtainable"),
+        *(
+            "remote_hangup",
+            "cancelled",
+            "farewell",
+            "transferred",
+            "bridge_ended",
+            "busy",
+            "declined",
+        ),
+        *("no_answer", "no_such_number", "call_failed"),
     }
 
 

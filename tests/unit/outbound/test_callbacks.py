@@ -18,7 +18,7 @@ from gateway.call.record import CallRecord
 from gateway.config.tools import CallbackSettings
 from gateway.outbound.callbacks import scheduler as book_module
 from gateway.outbound.callbacks.scheduled import Rules, promised
-from gateway.outbound.callbacks.scheduler import CallbackBook
+from gateway.outbound.callbacks.scheduler import CallbackScheduler
 from gateway.planning.check import check
 from gateway.tools.api import ToolError
 from gateway.tools.http import HttpClient
@@ -83,9 +83,9 @@ class World:
         self.http = HttpClient(4)
         self.book = self.another()
 
-    def another(self) -> CallbackBook:
+    def another(self) -> CallbackScheduler:
         """A book of the same file, as after a restart."""
-        return CallbackBook(self.settings, self.dial, self.http, lambda: self.now)
+        return CallbackScheduler(self.settings, self.dial, self.http, lambda: self.now)
 
     def dial(
         self, to: str, route: str, trunk: str, variables: Mapping[str, str]

@@ -138,5 +138,5 @@ def test_a_bad_large_event_is_said_and_the_session_goes_on() -> None:
             session_with(script, lambda heard: ResponseCreated("after", {}) in heard.events)
         )
     assert counters.bad_events == 1
-    (line,) = [line for line in logs if line["event"] == "session.bad_event"]
+    (line,) = [line for line in logs if line["event"] == "session.invalid_event"]
     assert line["field"] == "delta"

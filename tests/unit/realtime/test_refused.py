@@ -165,7 +165,7 @@ def test_a_set_up_goes_on_without_what_is_refused() -> None:
         ("reasoning", "unknown_parameter"),
         ("prompt.id", "invalid_value"),
     ]
-    said = [line for line in logs if line["event"] == "session.setting_refused"]
+    said = [line for line in logs if line["event"] == "session.setting_rejected"]
     assert [line["field"] for line in said] == ["reasoning", "prompt.id"]
     assert KEY not in str(said) + str(session.refused)
 

@@ -147,7 +147,7 @@ def test_events_are_delivered_in_order_and_trouble_in_between_is_survived() -> N
     counters = session.counters
     assert (counters.events_received, counters.bad_events, counters.handler_errors) == (9, 3, 1)
     assert counters.unknown_types == {"response.brand_new": 2}
-    bad = [entry for entry in logs if entry["event"] == "session.bad_event"]
+    bad = [entry for entry in logs if entry["event"] == "session.invalid_event"]
     assert [(entry["type"], entry["field"]) for entry in bad] == [
         (None, None),
         (None, None),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.call.ending import Why, ending_of
+from gateway.call.ending import EndReason, ending_of
 from gateway.call.record import MAX_TIMELINE, CallRecord, DigitRun, Interruption
 from gateway.records import files
 from gateway.records.files import RecordFiles
@@ -28,8 +28,8 @@ def _record(call_id: str, second: int = 0) -> CallRecord:
     record.times.confirmed, record.times.end = 1000.04, 4567.94
     record.digits.append(DigitRun(2000.0, "42", "terminator"))
     record.interruptions.append(Interruption(1.0, "speech", "item_1", 120, 400, 280, "truncate"))
-    record.mark(12.345, "digit", digit="4")
-    record.ending = ending_of(Why.HUNG_UP, answered=True, reason="Q.850;cause=16")
+    record.mark(12.345, "dtmf", digit="4")
+    record.ending = ending_of(EndReason.REMOTE_HANGUP, answered=True, reason="Q.850;cause=16")
     return record
 
 
@@ -64,14 +64,14 @@ def test_a_record_as_file(tmp_path: Path) -> None:
     assert record["talk_ms"] == 3567.9
     assert record["ending"] == {
         "by": "caller",
-        "why": "hung_up",
+        "why": "remote_hangup",
         "sip_code": 200,
         "reason": "Q.850;cause=16",
         "detail": "",
     }
     assert record["digits"] == [{"at_ms": 2000.0, "digits": "42", "ended_by": "terminator"}]
     assert record["interruptions"][0]["flushed_ms"] == 280
-    assert record["timeline"] == [{"t_ms": 12.3, "event": "digit", "digit": "4"}]
+    assert record["timeline"] == [{"t_ms": 12.3, "event": "dtmf", "digit": "4"}]
     assert record["timeline_dropped"] == 0
 
 
@@ -257,7 +257,7 @@ def test_a_disk_that_hangs_at_the_end_does_not_hold_the_end_up(
 
     with capture_logs() as logs:
         assert asyncio.run(scenario()) == 3
-    assert [(line["event"], line["lost"]) for line in logs] == [("records.not_written", 3)]
+    assert [(line["event"], line["lost"]) for line in logs] == [("records.write_failed", 3)]
 
 
 def test_timeline_is_bounded_and_counts_the_rest() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.audio.g711 import Codec
-from gateway.call.ending import Why, refusal_code
+from gateway.call.ending import EndReason, refusal_code
 from gateway.sip.sdp import Media, Objection, description_in, mended, offered_codecs, parse
 from gateway.sip.trunks.matching import Security
 
@@ -244,7 +244,7 @@ def test_only_the_chosen_audio_line_stays() -> None:
 @pytest.mark.parametrize("objection", Objection)
 def test_every_objection_has_a_code(objection: Objection) -> None:
     assert refusal_code(objection.why) == 488
-    assert objection.why is not Why.REFUSED
+    assert objection.why is not EndReason.REFUSED
     assert objection.text
 
 

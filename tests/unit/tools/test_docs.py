@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from gateway.cli import main as cli
 from gateway.planning.check import check, load_all
-from gateway.tools.executor import Toolbox
+from gateway.tools.executor import ToolExecutor
 from gateway.tools.runner import ToolCall
 
 ROOT = Path(__file__).parents[3]
@@ -59,7 +59,7 @@ def test_the_example(tmp_path: Path) -> None:
     assert not [line for line in told if line.startswith("  note: ")], told
 
     async def main() -> list[str]:
-        box = Toolbox(*load_all(EXAMPLE, ENVIRON))
+        box = ToolExecutor(*load_all(EXAMPLE, ENVIRON))
         await box.start()
         loop = asyncio.get_running_loop()
         results: list[asyncio.Future[str]] = []

@@ -16,7 +16,7 @@ import pytest
 
 from gateway.planning.check import check, load_all
 from gateway.tools import mcp
-from gateway.tools.executor import Toolbox
+from gateway.tools.executor import ToolExecutor
 from gateway.tools.runner import ToolCall
 from tests import support
 
@@ -49,11 +49,13 @@ def config_of(folder: Path, server: str) -> Path:
     return folder / "gateway.toml"
 
 
-def run(folder: Path, server: str, work: Callable[[Toolbox], Awaitable[Any]], **env: str) -> Any:
+def run(
+    folder: Path, server: str, work: Callable[[ToolExecutor], Awaitable[Any]], **env: str
+) -> Any:
     """Do something with the toolbox of this configuration."""
 
     async def main() -> Any:
-        box = Toolbox(*load_all(config_of(folder, server), env))
+        box = ToolExecutor(*load_all(config_of(folder, server), env))
         await box.start()
         try:
             return await work(box)
@@ -63,7 +65,7 @@ def run(folder: Path, server: str, work: Callable[[Toolbox], Awaitable[Any]], **
     return asyncio.run(main())
 
 
-async def use(box: Toolbox, name: str, arguments: str = "{}") -> str:
+async def use(box: ToolExecutor, name: str, arguments: str = "{}") -> str:
     """What the model gets."""
     result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     box.run(ToolCall("c", name, arguments, "call-1", "r"), result.set_result)
@@ -89,7 +91,7 @@ def test_over_stdio(tmp_path: Path) -> None:
     more = 'env = { CRM_KEY = "${env:KEY}" }\nallowed_tools = ["find_customer", "numbers", '
     more += '"fails", "slow", "environment"]\nseconds = 3.0\n'
 
-    async def work(box: Toolbox) -> None:
+    async def work(box: ToolExecutor) -> None:
         told = {one["name"]: one for one in box.definitions("r")}
         assert set(told) == {
             "crm_find_customer",
@@ -113,7 +115,7 @@ def test_over_stdio(tmp_path: Path) -> None:
 
 
 def test_a_server_that_dies_is_started_again(tmp_path: Path) -> None:
-    async def work(box: Toolbox) -> None:
+    async def work(box: ToolExecutor) -> None:
         assert "is lost" in await use(box, "crm_die")
         async with asyncio.timeout(20):
             while "Ann" not in (said := await use(box, "crm_find_customer", '{"number": "1"}')):
@@ -127,7 +129,7 @@ def test_over_http_with_a_token(tmp_path: Path) -> None:
     with http_server("s3cret") as url:
         more = f'url = "{url}"\nauthorization = "${{env:TOKEN}}"\n'
 
-        async def work(box: Toolbox) -> None:
+        async def work(box: ToolExecutor) -> None:
             async with asyncio.timeout(20):
                 while not box.of("r"):  # noqa: ASYNC110 - nothing says when
                     await asyncio.sleep(0.05)
@@ -144,7 +146,7 @@ def test_over_http_with_the_wrong_token_and_then_gone(
     with http_server("other") as url:
         more = f'url = "{url}"\nauthorization = "s3cret"\nconnect_seconds = 2.0\n'
 
-        async def work(box: Toolbox) -> None:
+        async def work(box: ToolExecutor) -> None:
             assert box.of("r") == {}
             assert "not available" in await use(box, "crm_find_customer")
 
@@ -158,13 +160,13 @@ def test_a_server_over_http_that_goes_and_comes_back(tmp_path: Path) -> None:
         config = load_all(config_of(tmp_path, more), {})
         port = url.split(":")[2].split("/")[0]
 
-        async def until(box: Toolbox, words: str) -> None:
+        async def until(box: ToolExecutor, words: str) -> None:
             async with asyncio.timeout(20):
                 while words not in await use(box, "crm_find_customer", NUMBER):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
 
         async def main() -> None:
-            box = Toolbox(*config)
+            box = ToolExecutor(*config)
             await box.start()
             try:
                 await until(box, "Ann")
@@ -183,7 +185,7 @@ def test_a_server_over_http_that_goes_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_not_there_delays_the_start_no_longer_than_said(tmp_path: Path) -> None:
-    async def work(box: Toolbox) -> None:
+    async def work(box: ToolExecutor) -> None:
         assert box.definitions("r") == []
         assert box.states()["crm"]["tools"] == 0
 
@@ -201,7 +203,7 @@ allowed_tools = ["find"]
 require_approval = { never = ["find"] }
 """
 
-    async def work(box: Toolbox) -> None:
+    async def work(box: ToolExecutor) -> None:
         assert box.definitions("r") == [
             {
                 "type": "mcp",
@@ -219,7 +221,7 @@ require_approval = { never = ["find"] }
 
 
 def test_approval_of_tools_that_the_gateway_calls(tmp_path: Path) -> None:
-    async def work(box: Toolbox) -> None:
+    async def work(box: ToolExecutor) -> None:
         needed = {name: plan.approval for name, plan in box.plans("r").items()}
         assert needed["crm_die"] is True
         assert needed["crm_find_customer"] is False

@@ -15,8 +15,8 @@ import pytest
 from gateway.config import ConfigError
 from gateway.planning.check import check, load_all
 from gateway.tools import module as tool_module
-from gateway.tools.commands import Act, EndCall, Say, Tell, TransferTo
-from gateway.tools.executor import Toolbox
+from gateway.tools.commands import CallCommand, EndCall, Say, Tell, TransferTo
+from gateway.tools.executor import ToolExecutor
 from gateway.tools.runner import ToolCall
 
 CONFIG = """
@@ -164,11 +164,11 @@ def folder_with(folder: Path, code: str, config: str = CONFIG) -> Path:
     return folder / "gateway.toml"
 
 
-def use(folder: Path, *calls: tuple[str, str], acts: list[Act] | None = None) -> list[str]:
+def use(folder: Path, *calls: tuple[str, str], acts: list[CallCommand] | None = None) -> list[str]:
     """What the model gets from these calls, made together."""
 
     async def main() -> list[str]:
-        box = Toolbox(*load_all(folder_with(folder, HOTEL), {}))
+        box = ToolExecutor(*load_all(folder_with(folder, HOTEL), {}))
         loop = asyncio.get_running_loop()
         results: list[asyncio.Future[str]] = []
         for name, arguments in calls:
@@ -195,7 +195,7 @@ def use(folder: Path, *calls: tuple[str, str], acts: list[Act] | None = None) ->
 
 def test_what_the_model_is_told(tmp_path: Path) -> None:
     async def main() -> list[dict[str, Any]]:
-        box = Toolbox(*load_all(folder_with(tmp_path, HOTEL), {}))
+        box = ToolExecutor(*load_all(folder_with(tmp_path, HOTEL), {}))
         plans = box.plans("r")
         assert (plans["room_price"].timeout, plans["room_price"].filler_text) == (
             3.0,
@@ -279,14 +279,14 @@ def test_a_failure_is_logged_with_its_traceback(
 
 
 def test_acts_are_done_in_order_whatever_thread_they_come_from(tmp_path: Path) -> None:
-    done: list[Act] = []
+    done: list[CallCommand] = []
     assert use(tmp_path, ("acts", "{}"), acts=done) == ["done"]
     assert done == [Say("Hello."), Tell("A guest."), TransferTo("desk", "Sorry."), EndCall("Bye.")]
 
 
 def test_threads_are_bounded_and_the_rest_waits(tmp_path: Path) -> None:
     async def main() -> list[str]:
-        box = Toolbox(*load_all(folder_with(tmp_path, HOTEL), {}))
+        box = ToolExecutor(*load_all(folder_with(tmp_path, HOTEL), {}))
         hotel: Any = sys.modules["gateway_tools_hotel"]
         loop = asyncio.get_running_loop()
         results: list[asyncio.Future[str]] = [loop.create_future() for _ in range(3)]
@@ -310,7 +310,7 @@ def test_a_coroutine_that_takes_too_long_is_cancelled(tmp_path: Path) -> None:
     code = HOTEL.replace("@tool\nasync def slow", "@tool(seconds=0.1)\nasync def slow")
 
     async def main() -> str:
-        box = Toolbox(*load_all(folder_with(tmp_path, code), {}))
+        box = ToolExecutor(*load_all(folder_with(tmp_path, code), {}))
         result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         box.run(ToolCall("c", "slow", "{}", "call-1", "r"), result.set_result)
         said = await result
@@ -365,7 +365,7 @@ def undocumented(x: int) -> int:
     config = CONFIG.replace("hotel.py", "hotel")
 
     async def main() -> list[str]:
-        box = Toolbox(*load_all(folder_with(tmp_path, code, config), {}))
+        box = ToolExecutor(*load_all(folder_with(tmp_path, code, config), {}))
         await box.stop()
         return list(box.of("r"))
 
@@ -384,7 +384,7 @@ async def tells(call: Call) -> str:
     order: list[object] = []
 
     async def main() -> None:
-        box = Toolbox(*load_all(folder_with(tmp_path, code), {}))
+        box = ToolExecutor(*load_all(folder_with(tmp_path, code), {}))
         over = asyncio.Event()
 
         def done(text: str) -> None:

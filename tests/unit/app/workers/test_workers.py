@@ -89,7 +89,7 @@ def tell(number: signal.Signals) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_all_and_the_status_is_0(number: signal.Signals) -> None:
     async def story(run: Run) -> None:
-        await run.wait("workers.up")
+        await run.wait("workers.ready")
         tell(number)
 
     status, run = supervised(story, lambda _index: ["up"])
@@ -100,12 +100,12 @@ def test_a_signal_ends_all_and_the_status_is_0(number: signal.Signals) -> None:
 
 def test_a_worker_that_dies_is_started_again() -> None:
     async def story(run: Run) -> None:
-        await run.wait("workers.up")
-        first = run.all("worker.up", worker=1)[0]["pid"]
+        await run.wait("workers.ready")
+        first = run.all("worker.ready", worker=1)[0]["pid"]
         os.kill(first, signal.SIGKILL)
-        died = await run.wait("worker.died")
+        died = await run.wait("worker.crashed")
         assert (died["worker"], died["pid"], died["ended"]) == (1, first, "SIGKILL")
-        again = await run.wait("worker.up", 2, worker=1)
+        again = await run.wait("worker.ready", 2, worker=1)
         assert again["pid"] != first
         tell(signal.SIGTERM)
 
@@ -116,24 +116,24 @@ def test_a_worker_that_dies_is_started_again() -> None:
 
 def test_a_worker_told_to_drain_is_replaced_without_a_penalty() -> None:
     async def story(run: Run) -> None:
-        await run.wait("workers.up")
+        await run.wait("workers.ready")
         for generation in range(1, 4):
-            await run.wait("worker.up", generation, worker=0)
-            os.kill(run.all("worker.up", worker=0)[-1]["pid"], signal.SIGTERM)
+            await run.wait("worker.ready", generation, worker=0)
+            os.kill(run.all("worker.ready", worker=0)[-1]["pid"], signal.SIGTERM)
             await run.wait("worker.drained", generation, worker=0)
-        await run.wait("worker.up", 4, worker=0)
+        await run.wait("worker.ready", 4, worker=0)
         tell(signal.SIGTERM)
 
     status, run = supervised(story, lambda _index: ["up"], max_restarts=0)
     assert status == 0
-    assert not run.all("worker.died")
+    assert not run.all("worker.crashed")
 
 
 def test_a_worker_that_keeps_dying_is_given_up_and_the_other_goes_on() -> None:
     async def story(run: Run) -> None:
-        given_up = await run.wait("worker.given_up")
+        given_up = await run.wait("worker.restart_limit_reached")
         assert (given_up["worker"], given_up["ended"], given_up["deaths"]) == (1, "SIGSEGV", 4)
-        pauses = [line["restart_in_seconds"] for line in run.all("worker.died")]
+        pauses = [line["restart_in_seconds"] for line in run.all("worker.crashed")]
         assert pauses == [0.01, 0.02, 0.04]
         assert len(run.all("worker.started", worker=0)) == 1
         tell(signal.SIGTERM)
@@ -153,7 +153,7 @@ def test_a_worker_that_cannot_start_ends_the_others() -> None:
     assert status == 1
     (said,) = run.all("worker.cannot_start")
     assert (said["worker"], said["ended"]) == (1, "exit status 1")
-    assert not run.all("worker.died")
+    assert not run.all("worker.crashed")
 
 
 def test_a_program_that_is_not_there_ends_the_start() -> None:
@@ -166,14 +166,14 @@ def test_a_program_that_is_not_there_ends_the_start() -> None:
 
     with capture_logs() as lines:
         assert asyncio.run(main()) == 1
-    assert any(line["event"] == "worker.not_run" for line in lines)
+    assert any(line["event"] == "worker.exec_failed" for line in lines)
 
 
 def test_a_worker_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "OWN_END_SECONDS", 0.2)
 
     async def story(run: Run) -> None:
-        await run.wait("workers.up")
+        await run.wait("workers.ready")
         tell(signal.SIGTERM)
 
     status, run = supervised(story, lambda index: ["deaf" if index else "up"], drain_seconds=0.1)
@@ -186,7 +186,7 @@ def test_a_second_signal_does_not_wait_for_the_drain(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "OWN_END_SECONDS", 0.2)
 
     async def story(run: Run) -> None:
-        await run.wait("workers.up")
+        await run.wait("workers.ready")
         tell(signal.SIGTERM)
         await run.wait("workers.stopping")
         tell(signal.SIGTERM)
@@ -203,8 +203,8 @@ def test_a_worker_that_hangs_at_its_start_is_killed_and_tried_again(
     monkeypatch.setattr(module, "UP_SECONDS", 0.1)
 
     async def story(run: Run) -> None:
-        await run.wait("worker.stuck")
-        await run.wait("worker.died", ended="SIGKILL")
+        await run.wait("worker.start_timeout")
+        await run.wait("worker.crashed", ended="SIGKILL")
         tell(signal.SIGTERM)
 
     async def main(lines: list[EventDict]) -> int:
@@ -234,7 +234,7 @@ def test_workers_notice_that_their_supervisor_is_gone(tmp_path: Path) -> None:
         assert process.stdout is not None
         async with asyncio.timeout(WITHIN_S):
             async for line in process.stdout:
-                if b"workers.up" in line:
+                if b"workers.ready" in line:
                     break
             process.kill()
             await process.wait()
@@ -248,7 +248,7 @@ def test_sighup_is_handed_on(tmp_path: Path) -> None:
     marks = [tmp_path / "0", tmp_path / "1"]
 
     async def story(run: Run) -> None:
-        await run.wait("workers.up")
+        await run.wait("workers.ready")
         tell(signal.SIGHUP)
         async with asyncio.timeout(WITHIN_S):
             while not all(mark.exists() for mark in marks):  # noqa: ASYNC110 (as above)
@@ -257,7 +257,7 @@ def test_sighup_is_handed_on(tmp_path: Path) -> None:
 
     status, run = supervised(story, lambda index: ["renew", str(marks[index])])
     assert status == 0
-    assert not run.all("worker.died")
+    assert not run.all("worker.crashed")
 
 
 def test_systemd_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
