@@ -1,1 +1,1 @@
-"""TODO gateway/app."""
+"""The process: start, serve, drain and stop; which INVITE becomes a call; workers."""

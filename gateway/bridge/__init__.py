@@ -1,1 +1,1 @@
-"""TODO gateway/bridge."""
+"""One call: executes what its machine decides, and feeds it what happens."""

@@ -1,1 +1,1 @@
-"""TODO gateway/cli."""
+"""The commands of `gateway`."""

@@ -1,1 +1,1 @@
-"""TODO gateway/devtools."""
+"""What one develops and tests with: emulator, scripted caller, timeline, demo, doctor."""

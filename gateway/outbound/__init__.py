@@ -1,1 +1,1 @@
-"""TODO gateway/outbound."""
+"""Calls that the gateway places: limits, destinations, callbacks."""

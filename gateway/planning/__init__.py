@@ -1,1 +1,1 @@
-"""TODO gateway/planning."""
+"""Makes the plan of one call out of configuration, route and INVITE. Pure."""

@@ -124,9 +124,7 @@ async def test_early_media_goes_where_rtp_came_from(runner: object, own_folder: 
         made.setframerate(8000)
         made.writeframes(struct.pack("<8000h", *([3000, -3000] * 4000)))
     async with site(own_folder, routes=EARLY.format(wav=wav)) as gateway:
-        gateway.emulator.script = gateway.devtools.emulator.script.model_copy(
-            update={"updated": "never"}
-        )
+        gateway.emulator.script = gateway.emulator.script.model_copy(update={"updated": "never"})
         with victim("127.0.0.5") as somebody:
             call = forged(gateway, "early", somebody)
             call.invite()

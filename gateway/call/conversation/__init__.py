@@ -1,1 +1,1 @@
-"""TODO gateway/call/conversation."""
+"""What is said: responses, items, transcript, and what rules may do in a conversation."""

@@ -1,1 +1,1 @@
-"""TODO gateway/call/dtmf."""
+"""Digits that the caller presses, and digits that a tool asks for."""

@@ -1,1 +1,1 @@
-"""TODO gateway/call/leg."""
+"""The SIP side of a call: answering, hang-up, transfer, hold, timers."""

@@ -1,1 +1,1 @@
-"""TODO gateway/call/playout."""
+"""What the caller hears of each item, to the frame; barge-in and truncation."""

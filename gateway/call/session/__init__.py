@@ -1,1 +1,1 @@
-"""TODO gateway/call/session."""
+"""The realtime side of a call: its life, failover and hand-over."""

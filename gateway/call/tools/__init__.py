@@ -1,1 +1,1 @@
-"""TODO gateway/call/tools."""
+"""Tool calls of the model, their approval, and MCP calls that the server makes."""

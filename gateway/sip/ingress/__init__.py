@@ -1,1 +1,1 @@
-"""TODO gateway/sip/ingress."""
+"""Which SIP requests get in, before pjsua makes calls of them."""

@@ -1,1 +1,1 @@
-"""TODO gateway/sip/media."""
+"""RTP: media ports, jitter buffer, quality, sounds."""

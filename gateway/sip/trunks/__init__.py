@@ -1,1 +1,1 @@
-"""TODO gateway/sip/trunks."""
+"""Trunks: matching, accounts, registration, OPTIONS, NAT."""

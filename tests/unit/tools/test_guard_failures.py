@@ -29,7 +29,7 @@ def test_what_raises_denies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_too_much_at_once_denies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tool_executor, "MAX_RUNNING", 0)
+    monkeypatch.setattr(executor, "MAX_RUNNING", 0)
     made, said = ToolExecutor.__new__(ToolExecutor), list[tuple[bool | None, str]]()
     made._tasks = set()
     call = ToolCall("", "agent", "words", call="c1")
