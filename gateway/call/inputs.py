@@ -120,7 +120,7 @@ class DigitPressed:
 
 @dataclass(frozen=True, slots=True)
 class SoundHeard:
-    """What one second of the caller's sound is like: see :class:`gateway.audio.tone_analysis.Second`."""
+    """One second of the caller's sound: see :class:`gateway.audio.tone_analysis.Second`."""
 
     sounding: float
     held: float

@@ -1,4 +1,4 @@
-"""What a call decides, as values. :class:`gateway.bridge.call_controller.CallController` carries them out, in order."""
+"""Decisions of a call, as values; the bridge executes them in their order."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ class SilencePlan:
 
 @dataclass(frozen=True, slots=True)
 class MachineDetectionPlan:
-    """A caller that is a machine: see :class:`gateway.dialplan.machine_detection.MachineDetector`."""
+    """A caller that is a machine: ``[route.machine_detection]``."""
 
     actions: Mapping[str, str] = field(default_factory=dict)
     """off, note, say, hang_up or transfer, for music, voicemail and bot."""

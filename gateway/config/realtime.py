@@ -138,7 +138,7 @@ def _endpoint_name(value: str) -> str:
 
 
 class EndpointSettings(Section):
-    """One ``[[realtime_server]]``: a server to turn to when another is in trouble; keys as above."""
+    """One ``[[realtime_server]]``: a server for fallback steps; keys as above."""
 
     name: Annotated[str, AfterValidator(_endpoint_name)]
     url: Url

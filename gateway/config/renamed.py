@@ -1,4 +1,4 @@
-"""Keys and values of configuration and dialplans that had another name, for the error that names it."""
+"""Old names of keys and values, for the error that gives the new one."""
 
 from __future__ import annotations
 

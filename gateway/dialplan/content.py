@@ -1,4 +1,4 @@
-"""``[[route.guardrail]]``, ``[route.response_failure]``, ``[route.context]``, ``[route.post_call]``."""
+"""Settings of guardrails, response failures, context and post-call prompts."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Guardrail(Section):
 
 
 class ResponseFailure(Section):
-    """``[route.response_failure]``: answers that fail, or that the server's content filter stops."""
+    """``[route.response_failure]``: responses that fail or that a content filter stops."""
 
     retries: Annotated[int, Field(strict=True, ge=0, le=5)] = 1
     message: Text = "Sorry, something went wrong. Could you say that again?"

@@ -25,7 +25,7 @@ VOICEMAIL = (
 
 
 class MachineDetection(Section):
-    """``[route.machine_detection]``: hold music, voicemail greetings and bots; off unless asked for."""
+    """``[route.machine_detection]``: hold music, voicemail and bots; off by default."""
 
     music: Action = "off"
     music_threshold: Annotated[Seconds, Field(ge=1)] = 20.0

@@ -172,8 +172,8 @@ def _open_doors(config: Config) -> list[str]:
         )
     elif access.unknown_sources == "auto" and not config.trunk and public:
         advice.append(
-            f'access.unknown_sources = "auto" and no trunk: whoever reaches {public[0]} from a private '
-            "network can call"
+            f'access.unknown_sources = "auto" and no trunk: whoever reaches {public[0]} from a '
+            "private network can call"
         )
     if public and (
         access.unknown_sources == "allow" or (access.unknown_sources == "auto" and not config.trunk)

@@ -114,8 +114,8 @@ class OutboundCaps:
     def promise_refusal(self, number: str, allow: re.Pattern[str] | None) -> str | None:
         """Why a call to this number may not be promised; None when it may.
 
-        Where ``outbound.allowed_prefixes`` says nothing, ``allow`` of the route has to, the caller's own
-        number included: anybody can write any number into From.
+        Where ``outbound.allowed_prefixes`` says nothing, the route's own ``allowed_numbers`` has
+        to, the caller's number included: anybody can write any number into From.
         """
         if self._settings.allowed_prefixes:
             return self.destination_refusal(number, on_demand=True, by_pattern=False)

@@ -6,7 +6,7 @@ gateway does not use stays out: an unknown type, or a known one that nothing her
 session, as the server counts them.
 
 Some servers leave fields out that the documentation requires. An id that is missing is empty, a
-time that is missing None; :meth:`gateway.call.conversation.conversation.Conversation.complete` makes up for ids.
+time that is missing None; ``Conversation.complete`` in the decision core makes up for ids.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Calls:
         return sum(not call.ended for call in self._all)
 
     def of(self, party: str) -> int:
-        """Calls in progress of a party (:func:`gateway.sip.ingress.access_control.party_of`). Any thread."""
+        """Calls in progress of a party (``access_control.party_of``). Any thread."""
         return self._parties.get(party, 0)
 
     def hold(self, call: SipCall, party: str) -> None:

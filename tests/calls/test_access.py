@@ -108,7 +108,7 @@ async def test_strangers_are_refused_and_told_once(runner: object, own_folder: P
 
 
 async def test_drop_is_silence(runner: object, own_folder: Path) -> None:
-    async with site(own_folder, more=PROVIDER + '[access]\nunknown = "drop"\n') as gateway:
+    async with site(own_folder, more=PROVIDER + '[access]\nunknown_sources = "drop"\n') as gateway:
         with Stranger(gateway.phone.gateway) as stranger:
             for method in METHODS:
                 stranger.send(method)
@@ -258,7 +258,7 @@ SCANNERS: dict[str, list[str]] = {
 )
 @pytest.mark.parametrize("tool", SCANNERS)
 async def test_sipvicious_finds_nothing(runner: object, own_folder: Path, tool: str) -> None:
-    more = PROVIDER.replace("127.0.0.1", "127.0.0.9") + '[access]\nunknown = "drop"\n'
+    more = PROVIDER.replace("127.0.0.1", "127.0.0.9") + '[access]\nunknown_sources = "drop"\n'
     async with site(own_folder, more=more) as gateway:
         port = str(gateway.port("udp"))
         arguments = [word.format(port=port) for word in SCANNERS[tool]]

@@ -93,7 +93,7 @@ async def test_idle_connections_of_a_stranger(
 ) -> None:
     """Thousands of them beside a trunk's own, which lives on and answers."""
     listen = ("udp:127.0.0.1:0", "tcp:127.0.0.1:0")
-    more = TRUNK + f'[access]\nunknown = "{access}"\n'
+    more = TRUNK + f'[access]\nunknown_sources = "{access}"\n'
     async with site(own_folder, listen=listen, more=more) as gateway:
         port = gateway.port("tcp")
         before = gateway.gateway.resources()["fds"]

@@ -36,23 +36,26 @@ WORLD = {
             ),
             ROUTE.format(
                 name="asked",
-                rules='[route.post_call]\nquestions = { summary = "Sum up.", mood = "How?" }',
+                rules='[route.post_call]\nprompts = { summary = "Sum up.", mood = "How?" }',
             ),
-            ROUTE.format(name="kept", rules='[route.context]\nturns = 2\nhow = "summary"'),
+            ROUTE.format(
+                name="kept", rules='[route.context]\nmax_turns = 2\nstrategy = "summarize"'
+            ),
             ROUTE.format(
                 name="guarded",
-                rules='[[route.guardrail]]\nname = "g"\nwords = ["secret"]\nsay = "No word of it."',
+                rules='[[route.guardrail]]\nname = "g"\nwords = ["secret"]\nreplacement = "No word of it."',
             ),
             ROUTE.format(
                 name="listened",
                 rules="[route.session.audio.input.transcription]\n"
                 'model = "gpt-4o-transcribe"\n'
-                '[[route.guardrail]]\nname = "c"\nwho = "caller"\nwords = ["secret"]\n'
+                '[[route.guardrail]]\nname = "c"\nspeaker = "caller"\nwords = ["secret"]\n'
                 'say = "No word of it."',
             ),
             ROUTE.format(
                 name="rescued",
-                rules='[route.response_failure]\nretries = 0\nsay = "Sorry."\ngive_up = 2\ngoodbye = "Bye."',
+                rules="[route.response_failure]\nretries = 0\n"
+                'message = "Sorry."\nmax_failures = 2\ngoodbye = "Bye."',
             ),
         )
     ),

@@ -29,7 +29,7 @@ name = "anybody"
 [route.greeting]
 say = "Hello."
 """
-OPEN = '[access]\nunknown = "allow"\ncalls_per_second = 0\nconcurrent_calls = 0\n'
+OPEN = '[access]\nunknown_sources = "allow"\ncalls_per_second = 0\nmax_concurrent_calls = 0\n'
 KEY = "A" * 40
 CRYPTO = f"a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:{KEY}"
 PRINT = "a=fingerprint:sha-256 " + ":".join(["AB"] * 32)
@@ -260,9 +260,8 @@ async def test_answers_to_calls_of_ours(
     runner: object, own_folder: Path, srtp: str, keying: tuple[str, ...]
 ) -> None:
     more = settings_of(srtp, keying, trunk=False)
-    more += (
-        '[outbound]\nenabled = true\nallowed = ["answer"]\nmax_concurrent = 40\nper_minute = 1000\n'
-    )
+    more += '[outbound]\nenabled = true\nallowed_prefixes = ["answer"]\n'
+    more += "max_concurrent_calls = 40\nmax_calls_per_minute = 1000\n"
     rows = list(itertools.product(PROFILES, ("no keys", "crypto", "bad crypto", "two prints")))
     rows = rows[:: 1 if srtp == "optional" else 3]
     bodies = [description(40000, profile, KEYS[keys][0]) for profile, keys in rows]

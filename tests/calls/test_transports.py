@@ -20,7 +20,7 @@ TLS = """
 certificate = "cert.pem"
 private_key = "key.pem"
 """
-OPEN = '[access]\nunknown = "allow"\n'
+OPEN = '[access]\nunknown_sources = "allow"\n'
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The conversation of one call while its session is up: what happens goes to the part it concerns.
 
-What the parts share is :class:`gateway.call.conversation.control.ConversationControl`. A rule of its own is a
-:class:`gateway.call.rules.rule.ConversationRule`, and is named in :meth:`Conversation.__init__`.
+Rules act through ``ConversationControl``; each is a ``ConversationRule``, and is named in :meth:`Conversation.__init__`.
 """
 
 from __future__ import annotations

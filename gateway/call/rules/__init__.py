@@ -1,1 +1,1 @@
-"""Rules about a conversation, a module each; all are a :class:`gateway.call.rules.rule.ConversationRule`."""
+"""Rules about a conversation, a module each (:class:`.rule.ConversationRule`)."""

@@ -1,4 +1,4 @@
-"""Parts of a conversation: each looks on for one thing, and acts by :mod:`gateway.call.conversation.control`.
+"""Rules of a conversation: each watches for one thing and acts through ``ConversationControl``.
 
 A rule about a conversation (a budget, a caller who says nothing, words that must not be said) is a
 part of its own: it sees what happens after the conversation itself has taken it, keeps its own

@@ -1,8 +1,7 @@
 """When the session is lost, or cannot be had: the rungs of a route's ``on_trouble``, one by one.
 
 A session that takes over is told what was said so far, as the caller heard it
-(:meth:`gateway.call.conversation.transcript.Transcript.seed`), and goes on from there: the caller is not asked
-to begin again.
+(``Transcript.seed``), and goes on from there: the caller is not asked to begin again.
 """
 
 from __future__ import annotations

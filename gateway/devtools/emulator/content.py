@@ -1,4 +1,4 @@
-"""From an :class:`~gateway.devtools.emulator.script.Answer` to bytes: speech, tones, patterns, echoes."""
+"""From a script's ``Answer`` to bytes: speech, tones, patterns, echoes."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class McpCall(_Part):
 class Answer(_Part):
     """One response.
 
-    ``kind``: ``conversation`` (the rules of :mod:`gateway.devtools.emulator.dialogue`), ``say`` (``text``),
+    ``kind``: ``conversation`` (the rules of ``dialogue.py``), ``say`` (``text``),
     ``pattern`` (bytes of :func:`gateway.devtools.emulator.audio.pattern` for ``seed``), ``tones``
     (``frequencies_hz`` in turn, ``seconds`` each), ``quiet`` (silence as audio), ``echo`` (the
     caller's last turn), ``nothing`` (a response without a message, say with tool calls only),

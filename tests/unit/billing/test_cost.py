@@ -272,12 +272,13 @@ def test_a_routes_budget_goes_before_the_configurations(tmp_path: Path) -> None:
     (tmp_path / "plans" / "a.toml").write_text(
         '[[route]]\nname = "a"\n[[route]]\nname = "b"\n'
         '[[route.transfer]]\nname = "Desk"\nto = "sip:1@pbx"\n'
-        '[route.budget]\ncall = 0.5\nnumber = 0\nday = 7\nwarn_at = 1\ntransfer_to = "desk"\n'
+        "[route.budget]\nper_call = 0.5\nper_caller = 0\nper_day = 7\n"
+        'warning_threshold = 1\ntransfer_to = "desk"\n'
     )
     file = tmp_path / "gateway.toml"
     file.write_text(
         '[realtime]\nurl = "ws://127.0.0.1:1"\n[dialplan]\nfolder = "plans"\n'
-        "[cost.budget]\ncall = 0.1\nnumber = 2\nday = 30\n"
+        "[cost.budget]\nper_call = 0.1\nper_caller = 2\nper_day = 30\n"
     )
     config, dialplan = load_all(file, {})
     first, second = (budgets_of(config, route) for route in dialplan.routes)
@@ -297,7 +298,7 @@ def test_each_worker_keeps_its_own_file(tmp_path: Path) -> None:
     for more, alone, second in (
         ("", None, None),
         ('[records]\nfolder = "r"\n', "r/today.cost", "r/today-1.cost"),
-        ('[cost]\nledger = "l.json"\n', "l.json", "l-1.json"),
+        ('[cost]\nstate_file = "l.json"\n', "l.json", "l-1.json"),
     ):
         file.write_text(
             '[realtime]\nurl = "ws://127.0.0.1:1"\n[dialplan]\nfolder = "plans"\n'

@@ -322,7 +322,7 @@ def test_what_cannot_work_is_refused(tmp_path: Path, text: str, key: str) -> Non
 
 
 def test_settings_become_the_plan(tmp_path: Path) -> None:
-    text = '[[route]]\nname = "a"\nmachines = { voicemail = "say", beep_seconds = 0.0 }\n'
+    text = '[[route]]\nname = "a"\nmachine_detection = { voicemail = "say", beep_seconds = 0.0 }\n'
     (tmp_path / "a.toml").write_text(text)
     plan = machine_plan(load_dialplan(tmp_path).routes[0])
     assert (plan.beep_timeout, plan.listens) == (0, True)

@@ -113,7 +113,7 @@ def test_a_trunk_in_single_brackets(tmp_path: Path) -> None:
     [
         ("", "auto (from private networks only)"),
         ('[[trunk]]\nname = "a"\npeers = ["::1"]\n', "auto (refused)"),
-        ('[access]\nunknown = "drop"\n', "drop"),
+        ('[access]\nunknown_sources = "drop"\n', "drop"),
     ],
 )
 def test_what_the_check_says_of_strangers(tmp_path: Path, text: str, others: str) -> None:

@@ -261,7 +261,8 @@ def test_tools_that_replace_those_of_a_hosted_prompt_are_noted(
 def test_a_fallback_in_another_region_is_noted(
     tmp_path: Path, home: str, fallback: str, noted: bool
 ) -> None:
-    more = f'api_key = "k"\n[[realtime_server]]\nname = "other"\nurl = "wss://{fallback}/v1"\napi_key = "k"\n'
+    more = 'api_key = "k"\n[[realtime_server]]\nname = "other"\n'
+    more += f'url = "wss://{fallback}/v1"\napi_key = "k"\n'
     route = (
         f'realtime.url = "wss://{home}/v1"\nrealtime.api_key = "k"\n'
         'on_trouble = [{ do = "endpoint", endpoint = "other" }]'
@@ -278,7 +279,7 @@ def test_gateway_check_notes_what_it_does_not_know_or_refuses_it(tmp_path: Path)
     assert status == 0
     assert "a.toml:3: route[0].session.audio.output.voice: 'tomorrow' is no voice" in said
     (tmp_path / "refuse").mkdir()
-    more = '[dialplan]\nunknown_settings = "refuse"\n'
+    more = '[dialplan]\nunknown_session_fields = "error"\n'
     status, said = checked(tmp_path / "refuse", more, route)
     assert status == 2
     assert "'tomorrow' is no voice" in said

@@ -53,7 +53,7 @@ def route_of(folder: Path, more: str) -> Route:
         ('[[route.transfer]]\nname = "x"\nto = "sip:a b@pbx"', "must be a URI like"),
         ('[[route.transfer]]\nname = "Front Desk"\nto = "sip:1@pbx"', "is there twice"),
         (
-            '[[route.transfer]]\nname = "x"\nto = "sip:1@pbx"\nallow = "1"',
+            '[[route.transfer]]\nname = "x"\nto = "sip:1@pbx"\nallowed_numbers = "1"',
             "must have {number} in it",
         ),
         ('[[route.transfer]]\nname = "x"\nto = "sip:{number}@pbx"', "no allow says which"),
@@ -70,8 +70,8 @@ def route_of(folder: Path, more: str) -> Route:
         ('[route.hold]\nsound = "none.wav"', "cannot be read: No such file"),
         ('[route.hold]\nsound = "wide.wav"', "has 16000 Hz, 1 channel(s), 16 bit; it must be"),
         ('[route.hold]\nsound = "text.wav"', "is no WAV of PCM samples"),
-        ("[route.hold]\nmax_seconds = 601", "less than or equal to 600"),
-        ('[route.send_dtmf]\nhow = "morse"', "must be 'auto', 'rfc4733' or 'info'"),
+        ("[route.hold]\nmax_duration = 601", "less than or equal to 600"),
+        ('[route.send_dtmf]\nmode = "morse"', "must be 'auto', 'rfc4733' or 'info'"),
     ],
 )
 def test_mistakes(tmp_path: Path, more: str, words: str) -> None:
@@ -109,7 +109,7 @@ def test_tools_are_offered_where_a_route_wants_them(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text('[[route]]\nname = "plain"\n')
     plain = load_dialplan(tmp_path, {}).routes[0]
     assert [tool["name"] for tool in own_tools(plain, transfer_plan(plain, ()))] == ["end_call"]
-    route = route_of(tmp_path, "[route.hold]\ntool = true\n[route.send_dtmf]\nenabled = true\n")
+    route = route_of(tmp_path, "[route.hold]\nenabled = true\n[route.send_dtmf]\nenabled = true\n")
     tools = {tool["name"]: tool for tool in own_tools(route, transfer_plan(route, ()))}
     assert list(tools) == ["end_call", "transfer_call", "send_dtmf", "hold"]
     destination = tools["transfer_call"]["parameters"]["properties"]["destination"]
@@ -119,7 +119,8 @@ def test_tools_are_offered_where_a_route_wants_them(tmp_path: Path) -> None:
     assert tools["hold"]["parameters"]["properties"]["seconds"]["maximum"] == 60
     # Where numbers are allowed too, the model may write one.
     route = route_of(
-        tmp_path, '[[route.transfer]]\nname = "room"\nto = "sip:{number}@pbx"\nallow = "[0-9]+"\n'
+        tmp_path,
+        '[[route.transfer]]\nname = "room"\nto = "sip:{number}@pbx"\nallowed_numbers = "[0-9]+"\n',
     )
     (_end, transfer) = own_tools(route, transfer_plan(route, ()))
     assert "enum" not in transfer["parameters"]["properties"]["destination"]
@@ -149,7 +150,7 @@ def test_addresses_to_call(tmp_path: Path) -> None:
 )
 def test_prefixes(tmp_path: Path, to: str, rule: str | None) -> None:
     (tmp_path / "routes").mkdir()
-    more = '[outbound]\nenabled = true\nallowed = ["+49"]\nforbidden = ["+49900"]\n'
+    more = '[outbound]\nenabled = true\nallowed_prefixes = ["+49"]\ndenied_prefixes = ["+49900"]\n'
     (tmp_path / "gateway.toml").write_text(CONFIG + more)
     caps = OutboundCaps(load_config(tmp_path / "gateway.toml", {}).outbound)
     assert caps.refusal(to, 0, 0.0, on_demand=True) == rule

@@ -50,16 +50,20 @@ def test_refused(tmp_path: Path, config: str, route: str, words: str) -> None:
         ("", "follow_refer = 'sips?:.+'", "follow_refer: matches every address"),
         ("", "follow_refer = 'sip:.*@203.0.113.9(:.*)?'", "follow_refer: matches every address"),
         ("", "follow_refer = 'sip:1[0-9]+@pbx.example'", ""),
-        ("", "[[route.transfer]]\nname='a'\nto='sip:{number}@x'\nallow='.*'", "every number"),
         (
             "",
-            "[[route.transfer]]\nname='a'\nto='sip:{number}@x'\nallow='[+]?[0-9]+'",
+            "[[route.transfer]]\nname='a'\nto='sip:{number}@x'\nallowed_numbers='.*'",
             "every number",
         ),
-        ("", "[[route.transfer]]\nname='a'\nto='sip:{number}@x'\nallow='1[0-9]+'", ""),
-        ("[outbound]\ncountry = 'DE'\nallowed = ['+']", "", "beginning of every number"),
-        ("[outbound]\nallowed = ['+49']", "", "outbound.country is not set"),
-        ("[outbound]\ncountry = 'DE'\nallowed = ['+49']\nenabled = true", "", ""),
+        (
+            "",
+            "[[route.transfer]]\nname='a'\nto='sip:{number}@x'\nallowed_numbers='[+]?[0-9]+'",
+            "every number",
+        ),
+        ("", "[[route.transfer]]\nname='a'\nto='sip:{number}@x'\nallowed_numbers='1[0-9]+'", ""),
+        ("[outbound]\ncountry = 'DE'\nallowed_prefixes = ['+']", "", "beginning of every number"),
+        ("[outbound]\nallowed_prefixes = ['+49']", "", "outbound.country is not set"),
+        ("[outbound]\ncountry = 'DE'\nallowed_prefixes = ['+49']\nenabled = true", "", ""),
     ],
 )
 def test_advised(tmp_path: Path, config: str, route: str, words: str) -> None:

@@ -291,5 +291,5 @@ def test_variables_of_a_call_that_we_place(tmp_path: Path) -> None:
 
 
 def test_what_a_silent_caller_is_asked_has_its_variables(tmp_path: Path) -> None:
-    plan = _plan(tmp_path, '[route.idle]\nseconds = 5\nask = "Are you there, {from}?"')
+    plan = _plan(tmp_path, '[route.idle]\ntimeout = 5\nprompt = "Are you there, {from}?"')
     assert plan.idle.prompt == "Are you there, alice?"

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from gateway.call.rules.plan import GuardrailPlan
 from gateway.tools import content_check as words
+from gateway.tools import executor
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.runner import ToolCall
 

@@ -227,8 +227,8 @@ timeout = 2.0
             'did you mean "guest"?',
         ),
         ('mcp = ["crm"]', 'there is no [[tools.mcp]] "crm"'),
-        ('[[route.approval]]\ntool = "x"\nby = "http"', 'is needed for by = "http"'),
-        ('[[route.approval]]\ntool = "x"\nby = "caller"\nurl = "http://x"', "only"),
+        ('[[route.approval]]\ntool = "x"\npolicy = "ask_http"', 'is needed for by = "http"'),
+        ('[[route.approval]]\ntool = "x"\npolicy = "ask_caller"\nurl = "http://x"', "only"),
         ('[route.set_language]\nlanguages = { German = "de" }', "is no code of a language"),
         ('[route.set_language]\ninstruction = "x"', "must contain {language}"),
     ],
@@ -290,7 +290,7 @@ tool = "refnd"
 policy = "deny"
 """
     (tmp_path / "routes" / "r.toml").write_text(tool)
-    server = '[[tools.mcp]]\nname = "crm"\nrun = "server"\nurl = "https://x/mcp"\n'
+    server = '[[tools.mcp]]\nname = "crm"\nclient = "provider"\nurl = "https://x/mcp"\n'
     config = CONFIG + server + 'require_approval = "always"\n'
     (tmp_path / "gateway.toml").write_text(config.replace('8765"', '8765"\ndialect = "beta"'))
     status, told = check(tmp_path / "gateway.toml", {})
