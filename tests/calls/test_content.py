@@ -43,7 +43,8 @@ WORLD = {
             ),
             ROUTE.format(
                 name="guarded",
-                rules='[[route.guardrail]]\nname = "g"\nwords = ["secret"]\nreplacement = "No word of it."',
+                rules='[[route.guardrail]]\nname = "g"\nwords = ["secret"]\n'
+                'replacement = "No word of it."',
             ),
             ROUTE.format(
                 name="listened",

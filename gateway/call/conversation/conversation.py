@@ -1,6 +1,7 @@
 """The conversation of one call while its session is up: what happens goes to the part it concerns.
 
-Rules act through ``ConversationControl``; each is a ``ConversationRule``, and is named in :meth:`Conversation.__init__`.
+Rules act through ``ConversationControl``; each is a ``ConversationRule`` that is named in
+:meth:`Conversation.__init__`.
 """
 
 from __future__ import annotations

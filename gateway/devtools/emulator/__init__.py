@@ -13,7 +13,8 @@ def run(listen: str, script: Path | None = None, record: Path | None = None) -> 
     """Serve on ``listen`` (``HOST:PORT``) until SIGINT or SIGTERM: ``gateway emulator``.
 
     ``script`` is a TOML or JSON file (see ``script.py``), ``record`` a folder that gets an event
-    log and the caller's audio of each session. Raises ``ValueError`` for a bad address or script, ``OSError`` when the address cannot be bound.
+    log and the caller's audio of each session. Raises ``ValueError`` for a bad address or
+    script, ``OSError`` when the address cannot be bound.
     """
     from gateway.devtools.emulator import server
 
