@@ -1,0 +1,40 @@
+"""What docs/architecture.md names is there, and its walks are short."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+MOST_FILES = 8
+"""Files between one wire and the other."""
+
+
+def test_every_file_that_it_names_is_there() -> None:
+    named = set(re.findall(r"`(?:gateway/)?([a-z_0-9]+(?:/[a-z_0-9]+)*\.(?:py|toml))`", PAGE))
+    missing = {
+        name
+        for name in named
+        if not (ROOT / "gateway" / name).is_file()
+        and not (ROOT / name).is_file()
+        and not ("/" not in name and (ROOT / "gateway" / "call" / "rules" / name).is_file())
+    }
+    assert len(named) > 30
+    assert not missing
+
+
+def test_every_package_has_its_row() -> None:
+    packages = {path.parent.name for path in (ROOT / "gateway").glob("*/__init__.py")}
+    rows = [line for line in PAGE.splitlines() if line.startswith("| `")]
+    assert {name for name in packages if not any(f"`{name}/`" in row for row in rows)} == set()
+
+
+@pytest.mark.parametrize(
+    "walk", re.findall(r"^\*\*.+?(?=\n\n)", PAGE, re.MULTILINE | re.DOTALL)[:2]
+)
+def test_a_walk_from_wire_to_wire_passes_few_files(walk: str) -> None:
+    files = re.findall(r"`([a-z_/]+\.py)`", walk)
+    assert 0 < len(files) <= MOST_FILES
