@@ -56,7 +56,7 @@ class OutboundSettings(Section):
     def _bounded(self) -> Self:
         if self.enabled and not self.allowed_prefixes:
             raise MisplacedError(
-                ("allowed",),
+                ("allowed_prefixes",),
                 'missing: with outbound.enabled, say where calls may go, like ["+49"]',
             )
         return self

@@ -235,8 +235,8 @@ def _open_purses(config: Config, dialplan: Dialplan) -> list[str]:
         pattern = route.allowed_refer_to
         if pattern is not None and any(pattern.fullmatch(one) for one in _ANY_ADDRESS):
             advice.append(
-                f"route {route.name}, follow_refer: matches every address, so whoever calls can "
-                "have the gateway call anywhere"
+                f"route {route.name}, allowed_refer_to: matches every address, so whoever calls "
+                "can have the gateway call anywhere"
             )
     return advice
 

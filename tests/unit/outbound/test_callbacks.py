@@ -75,7 +75,7 @@ class World:
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.file = folder / "callbacks.json"
-        settings = {"file": self.file, "dial": True, **settings}
+        settings = {"file": self.file, "auto_dial": True, **settings}
         self.settings = CallbackSettings.model_validate(settings)
         self.now = NOW
         self.dialled: list[tuple[str, str, str, Mapping[str, str]]] = []
@@ -163,7 +163,7 @@ def test_nobody_answers_and_then_somebody_does(
 @pytest.mark.parametrize("dial", [True, False])
 def test_too_late_is_given_up(tmp_path: Path, dial: bool) -> None:
     async def main() -> None:
-        world = World(tmp_path, late_seconds=60, dial=dial)
+        world = World(tmp_path, expire_after=60, auto_dial=dial)
         await world.book.start()
         await world.book.take(RULES, CALL, at(1))
         world.now += timedelta(seconds=90)
@@ -178,7 +178,7 @@ def test_too_late_is_given_up(tmp_path: Path, dial: bool) -> None:
 
 def test_a_later_promise_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
     async def main() -> None:
-        world = World(tmp_path, max_waiting=1)
+        world = World(tmp_path, max_pending=1)
         await world.book.start()
         await world.book.take(RULES, CALL, at(600))
         told = json.loads(await world.book.take(RULES, CALL, at(900)))
@@ -239,7 +239,7 @@ def test_a_file_that_cannot_be_read_is_put_aside(tmp_path: Path, text: str) -> N
         ("[callbacks]\nfile = 'c.json'", "trunk = 'x'", 'there is no trunk "x"'),
         ("[callbacks]\nfile = 'c.json'\nauto_dial = true", "", "is needed: numbers are called"),
         ("[callbacks]\nfile = 'c.json'\nauto_dial = true", "", "needs outbound.enabled"),
-        ("[callbacks]\nfile = 'c.json'", "allow = '('", "is no regular expression"),
+        ("[callbacks]\nfile = 'c.json'", "allowed_numbers = '('", "is no regular expression"),
         ("[callbacks]\nurl = 'x'", "", "must begin with http"),
     ],
 )

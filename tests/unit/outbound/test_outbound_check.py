@@ -46,10 +46,14 @@ def test_refused(tmp_path: Path, config: str, route: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("config", "route", "words"),
     [
-        ("", "follow_refer = '.*'", "follow_refer: matches every address"),
-        ("", "follow_refer = 'sips?:.+'", "follow_refer: matches every address"),
-        ("", "follow_refer = 'sip:.*@203.0.113.9(:.*)?'", "follow_refer: matches every address"),
-        ("", "follow_refer = 'sip:1[0-9]+@pbx.example'", ""),
+        ("", "allowed_refer_to = '.*'", "allowed_refer_to: matches every address"),
+        ("", "allowed_refer_to = 'sips?:.+'", "allowed_refer_to: matches every address"),
+        (
+            "",
+            "allowed_refer_to = 'sip:.*@203.0.113.9(:.*)?'",
+            "allowed_refer_to: matches every address",
+        ),
+        ("", "allowed_refer_to = 'sip:1[0-9]+@pbx.example'", ""),
         (
             "",
             "[[route.transfer]]\nname='a'\nto='sip:{number}@x'\nallowed_numbers='.*'",
