@@ -55,6 +55,25 @@ _SHORT = 6
 """Digits of an extension or short code at most; what is longer can be a number of a country."""
 
 _MAX_LENGTH = 40
+_E164_DIGITS = 15
+"""Digits of a number at most (ITU-T E.164); networks do not look at those behind them."""
+
+_DEAR_PREFIXES: dict[int, tuple[str, ...]] = {
+    33: ("118",),
+    34: ("118",),
+    41: ("118", "18"),
+    43: ("118",),
+    44: ("118",),
+    49: ("118", "12", "19"),
+}
+"""Country code → how national numbers begin that cost more and are of no class of the library's:
+directory enquiries, innovative services, numbers of single networks."""
+
+_CARRIER_SELECTION = {49: re.compile(r"010(?:0\d\d|\d\d)(?=\d{3})"), 1: re.compile(r"1010\d{3}")}
+"""Country code → what chooses another carrier for the number that follows."""
+
+_NAME = re.compile(r"[A-Za-z](?:[A-Za-z._\-]|[0-9](?![0-9]{3}))*")
+"""A user that is no number: begins with a letter, and has no four digits in a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +89,8 @@ class Called:
     classes: frozenset[NumberClass]
     international: bool
     """Written with ``+`` or an international prefix."""
+    unclear: bool
+    """Neither a number nor a name, or longer than a number can be: who is called is not known."""
 
 
 @lru_cache(maxsize=512)
@@ -82,7 +103,7 @@ def called(uri: str, country: str = "") -> Called:
     """
     user, context = _dialled(uri)
     readings: list[str] = []
-    for one in _dial_strings(user):
+    for one in _behind_carrier(_dial_strings(user), country):
         for reading in _readings(one, context, country):
             if reading not in readings:
                 readings.append(reading)
@@ -94,7 +115,28 @@ def called(uri: str, country: str = "") -> Called:
         # Which country it is in is a question for the likeliest reading only.
         classes |= found if index == 0 else found - {"international"}
     abroad = user.startswith("+") or bool(_ANY_PREFIX.match(user))
-    return Called(user, tuple(readings), frozenset(classes), abroad)
+    return Called(user, tuple(readings), frozenset(classes), abroad, _is_unclear(user, readings))
+
+
+def _is_unclear(user: str, readings: list[str]) -> bool:
+    if _NUMBER.fullmatch(user) is None:
+        return _NAME.fullmatch(user) is None
+    digits = sum(char.isdigit() for char in user)
+    too_long = any(len(reading) > _E164_DIGITS + 1 for reading in readings[:1])
+    return too_long or (digits > _SHORT and not readings and not re.search("[*#]", user))
+
+
+def _behind_carrier(strings: list[str], country: str) -> list[str]:
+    """The dial strings, with what follows the choice of a carrier before the whole."""
+    codes = (phonenumbers.country_code_for_region(country),) if country else (49, 1)
+    behind: list[str] = []
+    for one in strings:
+        for code in codes:
+            pattern = _CARRIER_SELECTION.get(code)
+            chosen = pattern.match(one) if pattern is not None else None
+            if chosen is not None:
+                behind.append(one[chosen.end() :])
+    return [*behind, *strings] if country else [*strings, *behind]
 
 
 def matches(number: Called, prefix: str, country: str, *, all_readings: bool) -> bool:
@@ -166,10 +208,12 @@ def _dialled(uri: str) -> tuple[str, str]:
     number, *parameters = user.split(";")
     context = ""
     for parameter in parameters:
-        name, _, value = parameter.partition("=")
+        name, equals, value = parameter.partition("=")
+        if not equals and re.search(r"\d{3}", name):
+            number += f";{name}"  # no parameter of a number: a PBX may dial it all
         if name.strip().lower() == "phone-context" and value.strip().startswith("+"):
             context = re.sub(r"\D", "", value)
-    number = number.partition(":")[0].strip()
+    number = number.strip()
     plain = _plain(number)[:_MAX_LENGTH]
     return plain if _NUMBER.fullmatch(plain) else number, context[:_MAX_LENGTH]
 
@@ -186,8 +230,8 @@ def _dial_strings(user: str) -> list[str]:
     if found is None or (found.end() < len(user) and len(found[0]) <= _SHORT):
         return []
     whole = found[0].rstrip("*#")
-    tail = re.split(r"[*#]", whole)[-1]
-    return [whole] if tail == whole else [whole, tail]
+    pieces = [piece for piece in re.split(r"[*#]", whole) if piece]
+    return [whole] if pieces == [whole] else [whole, *pieces]
 
 
 def _readings(number: str, context: str, country: str) -> Iterator[str]:
@@ -233,12 +277,19 @@ def _e164(number: str, country: str) -> Iterator[str]:
     trunk = _trunk_prefix(region)
     if trunk == "0":  # +49 (0) 900, by however many zeros
         national = national.lstrip("0")
-    yield f"+{code}{national}"
+    selection = _CARRIER_SELECTION.get(code or 0)
+    chosen = selection.match(trunk + national) if selection is not None else None
+    if chosen is not None:
+        rest = (trunk + national)[chosen.end() :]
+        if rest.startswith(trunk or "1"):
+            yield from _e164(rest, region)
+    over = len(re.sub(r"\D", "", number)) - _E164_DIGITS
+    yield f"+{code}{national}" + ("0" * over if over > 0 else "")
 
 
 def _parsed(number: str, country: str = "") -> PhoneNumber | None:
     try:
-        return phonenumbers.parse(number, country or None)
+        return phonenumbers.parse(number[: _E164_DIGITS + 1], country or None)
     except phonenumbers.NumberParseException:
         return None
 
@@ -271,6 +322,9 @@ def _short_classes(number: str, country: str) -> set[NumberClass]:
         return found
     if short_numbers.connects_to_emergency_number(number, country):
         found.add("emergency")
+    code = phonenumbers.country_code_for_region(country)
+    if len(number) > 4 and number.startswith(_DEAR_PREFIXES.get(code, ())):
+        found.add("premium_rate")
     parsed = _parsed(number, country)
     if parsed is not None:
         cost = short_numbers.expected_cost_for_region(parsed, country)
@@ -288,6 +342,9 @@ def _classes_of(reading: str, country: str) -> set[NumberClass]:
     if code in _COUNTRY_CODES:
         found.add(_COUNTRY_CODES[code])
     likely = _completed(reading, parsed)
+    national = phonenumbers.national_significant_number(parsed).lstrip("0")
+    if national.startswith(_DEAR_PREFIXES.get(code, ())):
+        found.add("premium_rate")
     kind = _CLASSES.get(phonenumbers.number_type(likely))
     if kind is not None:
         found.add(kind)

@@ -96,6 +96,8 @@ class OutboundCaps:
                 return f"outbound.denied_prefixes has {prefix!r}"
         if not (on_demand or by_pattern):
             return None
+        if number.unclear:
+            return f"{number.dialled!r} is neither a telephone number nor a name"
         # Where only a pattern says so, extensions and names need no more than that.
         if on_demand or (caps.allowed_prefixes and number.readings):
             permitted = (

@@ -160,3 +160,39 @@ def test_who_chose_the_number() -> None:
 @pytest.mark.parametrize("to", ["", "sip:", "tel:", "+", "sip:@", "%", "*#", "+" + "9" * 5000])
 def test_what_is_no_number(to: str) -> None:
     assert not called(to, "DE").classes - {"international"}
+
+
+BEHIND_SOMETHING = """
+09001234567890123456789 +499001234567890123456789 +49900111111111111111111 0049900111111111111111111
+010130088216123456 0101309001234567 01013|0018765551234 +49|010|13|0900|123 0900CALLNOW
+0,09001234567
+0w09001234567 0p09001234567 9;09001234567 !09001234567 ~0900123456 =0900 0900~1234567 0900!1234
+0900'1234 0900$1 0900+1234567 +49+9001234567 ++499001234567 00+499001234567 +49900a \\09001234567
+user%4009001234567@h a:09001234567@h 0900123456*1 %2525302B49900 011833 +4911833 0120012345
+019912345 118|33
+"""
+"""Premium, satellite and foreign numbers that something stands before, in, or behind."""
+
+
+@pytest.mark.parametrize("dialled", BEHIND_SOMETHING.split())
+@pytest.mark.parametrize("who", [(True, False), (False, True)], ids=["on demand", "by pattern"])
+def test_what_stands_around_a_number_opens_nothing(dialled: str, who: tuple[bool, bool]) -> None:
+    settings = {"enabled": True, "country": "DE", "allowed_prefixes": ["+49"]}
+    caps = OutboundCaps(OutboundSettings.model_validate(settings))
+    user = dialled.replace("|", " ")
+    uri = f"sip:{user}" if "@" in user else f"sip:{user}@127.0.0.1"
+    assert caps.destination_refusal(uri, *who) is not None
+
+
+@pytest.mark.parametrize("dialled", ["101028819005551234", "1010288 19005551234", "19005551234"])
+def test_the_choice_of_a_carrier_opens_nothing(dialled: str) -> None:
+    settings = {"enabled": True, "country": "US", "allowed_prefixes": ["+1"]}
+    caps = OutboundCaps(OutboundSettings.model_validate(settings))
+    assert caps.destination_refusal(f"sip:{dialled}@h", True, False) is not None
+
+
+@pytest.mark.parametrize("user", ["reception", "1001", "+49 (0) 30 12345", "sales.de", "room-12"])
+def test_names_and_extensions_stay_names_and_extensions(user: str) -> None:
+    settings = {"enabled": True, "country": "DE", "allowed_prefixes": ["+49"]}
+    caps = OutboundCaps(OutboundSettings.model_validate(settings))
+    assert caps.destination_refusal(f"sip:{user}@pbx", False, True) is None
