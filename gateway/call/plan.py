@@ -31,7 +31,7 @@ class Destination:
 
     name: str
     to: str
-    """A sip or tel URI; with ``allow``, ``{number}`` in it stands for the number asked for."""
+    """A sip or tel URI; ``{number}`` in it stands for the number asked for."""
     mode: str = "blind"
     """blind, attended or bridge."""
     allowed_numbers: re.Pattern[str] | None = None
@@ -107,7 +107,7 @@ class FunctionPlan:
     timeout: float = 30.0
     """Without a result by then it is answered for, and forgotten."""
     filler_delay: float = 0.0
-    """From then on the caller gets ``say`` or ``sound`` while they wait; 0: never."""
+    """Seconds until the caller gets ``filler_text`` or ``filler_sound``; 0: never."""
     filler_text: str = ""
     filler_sound: str = ""
     approval: bool = False
@@ -121,7 +121,7 @@ class ApprovalRule:
     tool: str
     """A name, with * and ? as in file names."""
     policy: str
-    """allow, refuse, caller or http."""
+    """allow, deny, ask_caller or ask_http."""
     when: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
     """Arguments that all have to be so; JSON for what is no text."""
     timeout: float = 20.0
@@ -156,8 +156,8 @@ class BudgetPlan:
 class AnswerPlan:
     """When a call that came in is answered: see :class:`gateway.dialplan.models.Answer`."""
 
-    mode: str = "ready"
-    """ready, early or at_once."""
+    mode: str = "when_ready"
+    """when_ready, early_media or immediate."""
     sound: str = ""
     """What the caller hears until the model is ready."""
     play_to_end_seconds: float = 0.0
@@ -169,7 +169,7 @@ class InterruptionPlan:
     """Barge-in: see :class:`gateway.dialplan.turn_taking.Interruptions`."""
 
     mode: str = "immediate"
-    """at_once, pause or never."""
+    """immediate, adaptive or disabled."""
     min_speech_ms: int = 250
     """Speech shorter than this is none."""
     force_interrupt_ms: int = 1500
@@ -217,7 +217,7 @@ class MachineDetectionPlan:
     """A caller that is a machine: ``[route.machine_detection]``."""
 
     actions: Mapping[str, str] = field(default_factory=dict)
-    """off, note, say, hang_up or transfer, for music, voicemail and bot."""
+    """off, log, leave_message, hangup or transfer, for music, voicemail and bot."""
     messages: Mapping[str, str] = field(default_factory=dict)
     """The last words to each."""
     music_threshold: float = 20.0
@@ -243,7 +243,7 @@ class FallbackStep:
     :class:`gateway.dialplan.fallback.FallbackStep`."""
 
     action: str
-    """reconnect, endpoint, announcement, transfer, busy, redirect or hang_up."""
+    """reconnect, server, announcement, transfer, busy, redirect or hangup."""
     timeout: float = 0.0
     """How long it is tried, or lasts."""
     sound: str = ""

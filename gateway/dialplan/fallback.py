@@ -58,6 +58,6 @@ def in_order(steps: tuple[Fallback, ...]) -> None:
     for number, before in enumerate(steps[:-1], 1):
         if before.action in _ENDS:
             raise MisplacedError(
-                ("on_trouble", number, "do"),
+                ("fallback", number, "action"),
                 f'is never reached: the "{before.action}" before it ends the call',
             )

@@ -80,7 +80,9 @@ class WebTool(Section):
             if name.startswith(ARGUMENT) and name.removeprefix(ARGUMENT) not in known:
                 raise MisplacedError(("url",), f"there is no parameter for {{{name}}}")
         if (self.filler_text or self.filler_sound) and not self.filler_delay:
-            raise MisplacedError(("after_seconds",), "say and sound need a time, like 2.0")
+            raise MisplacedError(
+                ("filler_delay",), "filler_text and filler_sound need a time, like 2.0"
+            )
         return self
 
     def json_schema(self) -> dict[str, Any]:

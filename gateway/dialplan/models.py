@@ -282,11 +282,11 @@ class Route(Section):
         in_order(self.fallback)
         for number, step in enumerate(self.fallback):
             if step.action == "transfer":
-                self._transferable(("on_trouble", number, "to"), step.to)
+                self._transferable(("fallback", number, "to"), step.to)
         for index, guard in enumerate(self.guardrail):
             if guard.name in [before.name for before in self.guardrail[:index]]:
-                raise MisplacedError(("guard", index, "name"), "is there twice")
-            self._transferable(("guard", index, "transfer_to"), guard.transfer_to)
+                raise MisplacedError(("guardrail", index, "name"), "is there twice")
+            self._transferable(("guardrail", index, "transfer_to"), guard.transfer_to)
         self.interruptions.agree_with(self.session)
         self.idle.agree_with(self.session)
         self.machine_detection.agree_with(self.session)

@@ -117,7 +117,7 @@ def _data_late(config: Config, dialplan: Dialplan) -> list[Problem]:
         if route.data is not None and route.data.timeout >= limit:
             file, line = dialplan.origins[route.name]
             message = f"must be less than realtime.connect_timeout ({limit:g} s), its whole"
-            problems.append(Problem(file, line, f"route {route.name}, data.seconds", message))
+            problems.append(Problem(file, line, f"route {route.name}, data.timeout", message))
     return problems
 
 
@@ -180,7 +180,7 @@ def _open_doors(config: Config) -> list[str]:
     ):
         advice += [
             f"access.{key} = 0: one source can take all calls"
-            for key in ("calls_per_second", "concurrent_calls")
+            for key in ("calls_per_second", "max_concurrent_calls")
             if getattr(access, key) == 0
         ]
     if not access.ban_after and public:

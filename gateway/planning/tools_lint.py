@@ -74,7 +74,7 @@ def _rules(route: Route, config: Config, functions: list[str]) -> Iterator[str]:
     if passed_on and dialect != "ga":
         yield (
             f"route {route.name}: the dialect {dialect} knows no MCP; {', '.join(passed_on)} will "
-            'not be there (run = "gateway" is with every server)'
+            'not be there (client = "gateway" is with every server)'
         )
     for server in servers:
         needs = server.require_approval != "never"

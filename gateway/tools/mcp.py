@@ -47,7 +47,7 @@ CLOSE_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class McpSettings:
-    """One ``[[tools.mcp]]`` with ``run = "gateway"``."""
+    """One ``[[tools.mcp]]`` with ``client = "gateway"``."""
 
     name: str
     url: str = ""

@@ -58,7 +58,7 @@ class AnswerPolicy:
 
     def answer(self, now: float) -> list[Output]:
         """The model's turn has come: answer, if that has not been done."""
-        quiet: list[Output] = [PlaySound("")] if self._plan.mode != "ready" else []
+        quiet: list[Output] = [PlaySound("")] if self._plan.mode != "when_ready" else []
         if self.at_once:
             return quiet
         self._timeline.record.times.answered = self._timeline.ms(now)

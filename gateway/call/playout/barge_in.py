@@ -118,8 +118,8 @@ class Interruptions:
             cut = talk.interrupt("speech", now, cancel=False) if server else []
             return [*cut, note(now, "caller_speech_started", audio_ms=event.audio_start_ms)]
         agent = talk.speaking or talk.gate.active is not None
-        let_be = self._plan.mode == "never" or self.protected
-        pause = self._plan.mode == "pause" and agent and not let_be
+        let_be = self._plan.mode == "disabled" or self.protected
+        pause = self._plan.mode == "adaptive" and agent and not let_be
         turn = self._begin(event, undecided=pause)
         outputs: list[Output] = []
         if pause:

@@ -307,7 +307,7 @@ class Guardrails:
         self._cut.append((response, decision))
         if not talk.playback.cutting:
             self._measure()
-        if rule.action != "say":
+        if rule.action != "replace":
             to = rule.transfer_to if rule.action == "transfer" else ""
             talk.part(Termination(EndReason.GUARDRAIL, rule.name, rule.replacement, to))
         elif rule.replacement:

@@ -185,7 +185,7 @@ class MachineDetector:
         ]
         if action == "log":
             return outputs
-        if kind == "voicemail" and action == "say":
+        if kind == "voicemail" and action == "leave_message":
             self._message = found
             beep = self._beeps.wait(now)
             if beep:

@@ -21,8 +21,8 @@ class GuardrailPlan:
     timeout: float = 1.0
     on_timeout: str = "allow"
     """allow or deny, where no answer came in time or none that is understood."""
-    action: str = "say"
-    """say, end or transfer."""
+    action: str = "replace"
+    """replace, end or transfer."""
     replacement: str = ""
     transfer_to: str = ""
     name: str = ""
@@ -55,7 +55,7 @@ class ContextPlan:
     max_turns: int = 0
     """Turns of the caller; 0: all."""
     strategy: str = "delete"
-    """delete or summary."""
+    """delete or summarize."""
     instructions: str = ""
     """For the summary."""
     timeout: float = 15.0

@@ -46,7 +46,7 @@ class ContextTrim:
 
     at_ms: float
     how: str
-    """delete or summary."""
+    """delete or summarize."""
     items: int
     turns: int
 

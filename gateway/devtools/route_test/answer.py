@@ -110,7 +110,7 @@ def answer(
     if not trunk:
         verdict = settings.access.verdict(facts.source_ip, bool(settings.trunks))
         if verdict != "allow":
-            done = {"refuse": "refused", "drop": "dropped"}[verdict]
+            done = {"reject": "refused", "drop": "dropped"}[verdict]
             access = f"access.unknown_sources: this source is no trunk's, so its calls are {done}"
     return _with_route(Answer(facts, how, access, verdicts), config, dialplan, invite, data)
 

@@ -79,10 +79,10 @@ class Access:
     bans: BanPolicy = field(default_factory=BanPolicy)
 
     def verdict(self, source: str, have_trunks: bool) -> str:
-        """allow, refuse or drop, for a request from ``source`` that is no trunk's."""
+        """allow, reject or drop, for a request from ``source`` that is no trunk's."""
         if self.unknown != "auto":
             return self.unknown
-        return "allow" if not have_trunks and is_inside(source) else "refuse"
+        return "allow" if not have_trunks and is_inside(source) else "reject"
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def test_the_session_stays_for_the_answer_and_the_caller_does_not() -> None:
     assert scene.at(7.0, *ANSWER) == ["close 1000 remote_hangup", "finished"]
     assert scene.ending == ("caller", "remote_hangup", 200)
     assert scene.record.times.end == 5000.0
-    (aside,) = scene.record.as_json()["asides"]
+    (aside,) = scene.record.as_json()["out_of_band"]
     assert (aside["purpose"], aside["status"], aside["text"]) == ("summary", "completed", "A room.")
 
 

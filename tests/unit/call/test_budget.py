@@ -100,7 +100,7 @@ def test_a_goodbye_of_the_models_own_is_enough() -> None:
     assert scene.do(SPENT) == []
     scene.listen(900)
     scene.do(OUR_END)
-    assert scene.ending[1] == "farewell"
+    assert scene.ending[1] == "agent_hangup"
 
 
 def test_one_that_the_caller_stops_is_followed_by_ours() -> None:

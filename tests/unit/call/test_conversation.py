@@ -252,7 +252,7 @@ def test_speech_into_an_answer_that_did_not_fit() -> None:
 def test_digits_become_an_item_and_a_request(
     keys: str, plan: DtmfPlan, items: list[tuple[float, str, str]]
 ) -> None:
-    scene = Scene(_plan(digits=plan)).up()
+    scene = Scene(_plan(dtmf=plan)).up()
     for number, digit in enumerate(keys):
         scene.at(number / 10, key(digit))
     scene.at(20.0)
@@ -261,7 +261,7 @@ def test_digits_become_an_item_and_a_request(
     texts = [c.item["content"][0]["text"] for c in scene.sent if isinstance(c, CreateItem)]
     assert texts == [f"The caller pressed {d} on the telephone keypad." for _, d, _ in items]
     assert len(scene.requests) >= 1
-    assert scene.events.count("digit") == len(keys)
+    assert scene.events.count("dtmf") == len(keys)
 
 
 def test_a_pause_splits_runs_even_when_no_tick_came_in_between() -> None:
@@ -298,23 +298,23 @@ def test_a_digit_after_speech_leaves_the_cancelling_to_the_server() -> None:
 
 
 def test_digits_that_do_not_interrupt_wait_for_the_answer() -> None:
-    scene = _talking(1000, 200, _plan(digits=DtmfPlan(interrupt=False)))
+    scene = _talking(1000, 200, _plan(dtmf=DtmfPlan(interrupt=False)))
     assert scene.do(key("7"), key("#")) == [PRESSED.format("7")]
     assert scene.queue == 40
     assert scene.do(done("r1")) == ["create"]
 
 
 def test_digits_that_are_switched_off_are_noted_only() -> None:
-    scene = _talking(1000, 200, _plan(digits=DtmfPlan(enabled=False)))
+    scene = _talking(1000, 200, _plan(dtmf=DtmfPlan(enabled=False)))
     assert scene.do(key("7"), key("#")) == []
     assert scene.queue == 40
     scene.at(30.0)
     assert scene.record.digits == []
-    assert scene.events.count("digit") == 2
+    assert scene.events.count("dtmf") == 2
 
 
 def test_digits_are_given_to_the_text_of_the_plan() -> None:
-    scene = Scene(_plan(digits=DtmfPlan(text=lambda pressed: "-".join(pressed)))).up()
+    scene = Scene(_plan(dtmf=DtmfPlan(text=lambda pressed: "-".join(pressed)))).up()
     assert scene.do(key("1"), key("2"), key("#")) == ["item 1-2", "create"]
 
 
@@ -332,7 +332,7 @@ def test_digits_of_a_caller_who_hangs_up_are_in_the_record() -> None:
 
 
 def test_runs_that_wait_are_answered_together() -> None:
-    scene = _talking(1000, 200, _plan(digits=DtmfPlan(interrupt=False)))
+    scene = _talking(1000, 200, _plan(dtmf=DtmfPlan(interrupt=False)))
     seen = scene.do(key("1"), key("#"), key("2"), key("#"), key("3"), key("#"))
     assert seen == [PRESSED.format(digit) for digit in "123"]
     assert scene.do(done("r1")) == ["create"]

@@ -21,10 +21,10 @@ KEYS = "0123456789*#ABCD"
     ticks=st.booleans(),
 )
 def test_runs_are_what_was_pressed(
-    presses: list[tuple[str, float]], pause: float, terminator: str, most: int, ticks: bool
+    presses: list[tuple[str, float]], pause: float, finish_on_key: str, most: int, ticks: bool
 ) -> None:
     """``ticks``: the deadline is met in time, or only found to have passed at the next key."""
-    collector = DigitCollector(pause, terminator, most)
+    collector = DigitCollector(pause, finish_on_key, most)
     got: list[tuple[str, EndedBy]] = []
     expected: list[tuple[str, EndedBy]] = []
     run, now, last = "", 0.0, 0.0
@@ -38,7 +38,7 @@ def test_runs_are_what_was_pressed(
         if run and now >= last + pause:
             expected.append((run, EndedBy.TIMEOUT))
             run = ""
-        if digit == terminator:
+        if digit == finish_on_key:
             expected.append((run or digit, EndedBy.TERMINATOR))
             run = ""
         else:

@@ -62,7 +62,7 @@ def test_nothing_of_the_answer_is_heard_and_the_phrase_is() -> None:
     scene.listen(300)
     assert scene.heard_ms == 200
     (decision,) = scene.record.as_json()["guards"]
-    assert (decision["rule"], decision["by"], decision["action"]) == ("bombs", "words", "say")
+    assert (decision["rule"], decision["by"], decision["action"]) == ("bombs", "words", "replace")
 
 
 def test_what_was_heard_is_truncated_there() -> None:

@@ -120,7 +120,7 @@ def test_a_summary_takes_their_place_and_the_next_one_takes_its_place() -> None:
     server.summarise("They want a room, for two.")
     assert server.items == ["item_gw_summary_2", "u2", "a2", "u3", "a3"]
     trims = server.scene.record.as_json()["trims"]
-    assert [(trim["how"], trim["turns"]) for trim in trims] == [("summary", 1), ("summary", 1)]
+    assert [(trim["how"], trim["turns"]) for trim in trims] == [("summarize", 1), ("summarize", 1)]
 
 
 def test_without_a_summary_they_are_deleted() -> None:

@@ -26,13 +26,13 @@ BEEP = BeepHeard(1000.0, 400)
 KINDS = ("music", "voicemail", "bot")
 
 
-def scene_with(action: str, beep_seconds: float = 0.0) -> Scene:
+def scene_with(action: str, beep_timeout: float = 0.0) -> Scene:
     """A call that is up, every kind of machine being looked for."""
     plan = MachineDetectionPlan(
         dict.fromkeys(KINDS, action),
         dict.fromkeys(KINDS, "Goodbye."),
         voicemail_patterns=tuple(re.compile(one) for one in VOICEMAIL),
-        beep_timeout=beep_seconds,
+        beep_timeout=beep_timeout,
     )
     scene = Scene(CallPlan("r", Codec.PCMU, machine_detection=plan, rtp_timeout=0))
     scene.do(UP, ACK)
@@ -122,26 +122,26 @@ CASES = [
 
 @pytest.mark.parametrize(("happens", "kind", "why"), CASES)
 def test_what_is_found_and_why(happens, kind, why) -> None:  # type: ignore[no-untyped-def]
-    scene = scene_with("note")
+    scene = scene_with("log")
     happens(scene)
     assert found(scene) == [(kind, why)]
     marks = [mark for mark in scene.record.timeline if mark["event"] == "machine_detected"]
     assert len(marks) == 1, "and it is in the record"
     (kept,) = scene.record.summary()["machines"]
-    assert (kept["kind"], kept["action"], kept["why"]) == (kind, "note", why)
+    assert (kept["kind"], kept["action"], kept["why"]) == (kind, "log", why)
     assert scene.state.name == "TALKING"
 
 
 @pytest.mark.parametrize(("happens", "kind", "why"), CASES)
 def test_the_call_ends_for_it(happens, kind, why) -> None:  # type: ignore[no-untyped-def]
-    scene = scene_with("hang_up")
+    scene = scene_with("hangup")
     happens(scene)
     scene.do(OUR_END)
     assert scene.ending == ("gateway", "machine_detected", 200)
 
 
 def test_a_message_is_left() -> None:
-    scene = scene_with("say")
+    scene = scene_with("leave_message")
     words_of_voicemail(scene)
     assert scene.requests[-1].response is not None
     assert scene.requests[-1].response["instructions"] == "Say exactly: Goodbye."
@@ -160,7 +160,7 @@ def beep_in_record(scene: Scene) -> str:
 
 def test_a_message_waits_for_the_beep() -> None:
     """A greeting that goes on is waited for; what the server answers to it is cancelled."""
-    scene = scene_with("say", beep_seconds=5)
+    scene = scene_with("leave_message", beep_timeout=5)
     words_of_voicemail(scene)
     assert "cancel r1" in scene.do(created("r1"))
     scene.do(done("r1", "cancelled"))
@@ -174,7 +174,7 @@ def test_a_message_waits_for_the_beep() -> None:
 
 
 def test_a_message_is_said_without_a_beep() -> None:
-    scene = scene_with("say", beep_seconds=5)
+    scene = scene_with("leave_message", beep_timeout=5)
     words_of_voicemail(scene)
     scene.at(scene.now + 4.9)
     assert last_words(scene) == []
@@ -184,7 +184,7 @@ def test_a_message_is_said_without_a_beep() -> None:
 
 
 def test_a_greeting_without_end_is_not_waited_for_for_ever() -> None:
-    scene = scene_with("say", beep_seconds=5)
+    scene = scene_with("leave_message", beep_timeout=5)
     words_of_voicemail(scene)
     scene.at(scene.now + 1, said(SpeechStarted("u2", 0)))
     scene.at(scene.now + 58)
@@ -195,7 +195,7 @@ def test_a_greeting_without_end_is_not_waited_for_for_ever() -> None:
 
 def test_a_beep_that_was_before_the_words_is_enough() -> None:
     """The transcript comes when the box records already."""
-    scene = scene_with("say", beep_seconds=5)
+    scene = scene_with("leave_message", beep_timeout=5)
     turn(scene, 1, 2)
     scene.at(scene.now + 0.3, BEEP)
     assert last_words(scene) == []
@@ -207,7 +207,7 @@ def test_a_beep_that_was_before_the_words_is_enough() -> None:
 @pytest.mark.parametrize("before", [0.5, 2.0])
 def test_a_beep_alone_is_no_machine(before: float) -> None:
     """After a short word, before all words, or in the middle of a conversation."""
-    scene = scene_with("note")
+    scene = scene_with("log")
     scene.at(scene.now + 1, BEEP)
     turn(scene, 1, before)
     scene.do(BEEP)
@@ -280,7 +280,7 @@ def yes_a_dozen_times(scene: Scene) -> None:
     ],
 )
 def test_people_and_their_surroundings(happens) -> None:  # type: ignore[no-untyped-def]
-    scene = scene_with("note")
+    scene = scene_with("log")
     happens(scene)
     assert found(scene) == []
 
@@ -296,7 +296,7 @@ def test_off_looks_for_nothing() -> None:
 def test_people_are_no_machines(seed: int) -> None:
     """Turns of a human's lengths, short words said again and again, and a long story."""
     dice = random.Random(seed)
-    scene = scene_with("note")
+    scene = scene_with("log")
     for number in range(60):
         words = dice.choice(["Yes.", "Yes please.", "No.", f"I want room {number}."])
         turn(scene, number, min(dice.lognormvariate(0.5, 0.6), 7.5 if number == 0 else 15), words)
@@ -322,10 +322,11 @@ def test_what_cannot_work_is_refused(tmp_path: Path, text: str, key: str) -> Non
 
 
 def test_settings_become_the_plan(tmp_path: Path) -> None:
-    text = '[[route]]\nname = "a"\nmachine_detection = { voicemail = "say", beep_seconds = 0.0 }\n'
+    detection = '{ voicemail = "leave_message", beep_timeout = 0.0 }'
+    text = f'[[route]]\nname = "a"\nmachine_detection = {detection}\n'
     (tmp_path / "a.toml").write_text(text)
     plan = machine_plan(load_dialplan(tmp_path).routes[0])
     assert (plan.beep_timeout, plan.listens) == (0, True)
-    assert not MachineDetectionPlan({"bot": "note", "music": "off"}).listens, (
+    assert not MachineDetectionPlan({"bot": "log", "music": "off"}).listens, (
         "bots go by turns and words"
     )

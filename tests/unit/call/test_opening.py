@@ -19,21 +19,21 @@ def acts(outputs: list[Output]) -> list[Output]:
 
 
 def test_when_the_model_is_ready() -> None:
-    one = opening("ready")
+    one = opening("when_ready")
     assert acts(one.begin(100.0)) == [Ring()]
     assert one.heard_out(101.0)
     assert acts(one.answer(101.0)) == [Answer()]
 
 
 def test_early_media() -> None:
-    one = opening("early", "chime")
+    one = opening("early_media", "chime")
     assert acts(one.begin(100.0)) == [Progress(), PlaySound("chime")]
     assert one.heard_out(100.1)
     assert acts(one.answer(100.1)) == [PlaySound(""), Answer()]
 
 
 def test_early_media_that_is_heard_to_its_end() -> None:
-    one = opening("early", "a.wav", 2.0)
+    one = opening("early_media", "a.wav", 2.0)
     one.begin(100.0)
     assert not one.heard_out(101.9)
     assert one.waiting
@@ -44,7 +44,7 @@ def test_early_media_that_is_heard_to_its_end() -> None:
 
 def test_at_once() -> None:
     """What is heard begins with the ACK; before, there is nothing to wait for but that."""
-    one = opening("at_once", "a.wav", 2.0)
+    one = opening("immediate", "a.wav", 2.0)
     assert acts(one.begin(100.0)) == [Answer(), PlaySound("a.wav")]
     assert not one.heard_out(100.1)
     assert one.deadline is None

@@ -199,7 +199,7 @@ STEPS = st.lists(
     ),
     max_size=60,
 )
-BY = ("allow", "refuse", "caller", "http")
+BY = ("allow", "deny", "ask_caller", "ask_http")
 FALLBACK_STEPS = st.sampled_from(
     [
         FallbackStep("reconnect", 5.0, "chime"),
@@ -224,7 +224,7 @@ PLANS = st.builds(
         interrupt=st.booleans(),
     ),
     rtp_timeout=st.sampled_from([0.0, 30.0]),
-    max_call_seconds=st.sampled_from([60.0, 3600.0]),
+    max_call_duration=st.sampled_from([60.0, 3600.0]),
     transfer=st.builds(
         TransferPlan,
         destinations=st.sampled_from(
@@ -232,7 +232,7 @@ PLANS = st.builds(
         ),
         listen=st.booleans(),
     ),
-    press=st.builds(SendDtmfPlan, st.booleans()),
+    send_dtmf=st.builds(SendDtmfPlan, st.booleans()),
     hold=st.builds(HoldPlan, st.booleans()),
     functions=st.sampled_from(
         [
@@ -247,7 +247,7 @@ PLANS = st.builds(
         ]
     ),
     approvals=st.sampled_from([(), *((ApprovalRule("*look*", by, {}, 9.0),) for by in BY)]),
-    collect=st.builds(CollectPlan, st.booleans()),
+    collect_digits=st.builds(CollectPlan, st.booleans()),
     language=st.sampled_from(
         [LanguagePlan(), LanguagePlan({"de": "German"}, {"de": {"instructions": "x"}})]
     ),
@@ -255,27 +255,27 @@ PLANS = st.builds(
     interruptions=st.sampled_from(
         [
             InterruptionPlan(),
-            InterruptionPlan("pause", by_gateway=True, transcribed=True),
-            InterruptionPlan("pause", by_gateway=True, uninterruptible_greeting=True),
-            InterruptionPlan("never", by_gateway=True),
+            InterruptionPlan("adaptive", by_gateway=True, transcribed=True),
+            InterruptionPlan("adaptive", by_gateway=True, uninterruptible_greeting=True),
+            InterruptionPlan("disabled", by_gateway=True),
         ]
     ),
     idle=st.sampled_from([UserIdlePlan(), UserIdlePlan(4.0, max_prompts=1)]),
-    machines=st.sampled_from(
+    machine_detection=st.sampled_from(
         [
             MachineDetectionPlan(),
             MachineDetectionPlan(
-                {"music": "say", "voicemail": "note"}, {"music": "Bye."}, 4.0, 2.0
+                {"music": "leave_message", "voicemail": "log"}, {"music": "Bye."}, 4.0, 2.0
             ),
             MachineDetectionPlan(
-                {"voicemail": "hang_up", "bot": "hang_up"}, {}, bot_equal_turns=4, bot_repeats=2
+                {"voicemail": "hangup", "bot": "hangup"}, {}, bot_equal_turns=4, bot_repeats=2
             ),
             MachineDetectionPlan(
-                {"voicemail": "say"}, {"voicemail": "Hi."}, 4.0, 2.0, beep_timeout=5.0
+                {"voicemail": "leave_message"}, {"voicemail": "Hi."}, 4.0, 2.0, beep_timeout=5.0
             ),
         ]
     ),
-    on_trouble=st.lists(FALLBACK_STEPS, max_size=3).map(tuple),
+    fallback=st.lists(FALLBACK_STEPS, max_size=3).map(tuple),
     truncate_margin_ms=st.sampled_from([0, 85]),
 )
 

@@ -421,12 +421,12 @@ def test_words_while_a_tool_runs_do_not_take_its_answer(names: bool) -> None:
 @named
 def test_no_answer_is_heard_by_a_voicemail_box_that_waits_for_its_message(names: bool) -> None:
     plan = MachineDetectionPlan(
-        {"voicemail": "say"},
+        {"voicemail": "leave_message"},
         {"voicemail": "Call me."},
         voicemail_patterns=(re.compile("after the tone"),),
         beep_timeout=5.0,
     )
-    scene, server = scene_of(names, machines=plan)
+    scene, server = scene_of(names, machine_detection=plan)
     item = server.turn()
     scene.do(said(InputTranscribed(item, "Speak after the tone")))
     answers = [server.begin()]
@@ -491,7 +491,7 @@ def test_an_aside_is_no_answer(names: bool, order: str) -> None:
     server.end()
     server.rest()
     assert server.heard(own) == MS
-    assert [trim.how for trim in scene.record.content.trims] == ["summary"]
+    assert [trim.how for trim in scene.record.content.trims] == ["summarize"]
     assert scene.requests == [aside]
 
 
@@ -529,7 +529,9 @@ def test_a_cut_is_told_of_each_item_by_itself(names: bool, cut_at: int) -> None:
 
 @named
 def test_repeats_are_counted_by_turn_however_late_their_words_are(names: bool) -> None:
-    scene, server = scene_of(names, machines=MachineDetectionPlan({"bot": "note"}, bot_repeats=3))
+    scene, server = scene_of(
+        names, machine_detection=MachineDetectionPlan({"bot": "log"}, bot_repeats=3)
+    )
     items = []
     for _ in range(3):
         items.append(server.turn())

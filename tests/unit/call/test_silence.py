@@ -104,7 +104,7 @@ WAYS: dict[str, tuple[CallPlan, Begin, str]] = {
         "audio_stalled",
     ),
     "a turn that the gateway is to answer, and that is not committed": (
-        replace(QUIET, interruptions=InterruptionPlan("never", by_gateway=True)),
+        replace(QUIET, interruptions=InterruptionPlan("disabled", by_gateway=True)),
         lambda s: s.do(SPEECH, STOPPED),
         "turn_not_answered",
     ),

@@ -134,7 +134,7 @@ def test_a_key_that_is_refused_is_not_tried_again_but_elsewhere() -> None:
     scene.do(LOST)
     assert scene.do(REFUSED) == ["open 1"]
     assert "item What is open?" in scene.do(AGAIN)
-    assert scene.record.trouble[0].steps == ["reconnect", "endpoint"]
+    assert scene.record.trouble[0].steps == ["reconnect", "server"]
 
 
 def test_an_announcement_then_the_caller_is_handed_on() -> None:

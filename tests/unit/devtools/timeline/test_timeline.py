@@ -87,7 +87,7 @@ def test_the_text_says_what_happened() -> None:
         "digits 42 to the model (terminator)",
         "500 ms after the digits 42",
         "error odd: [red]nothing[/]",
-        "ends the call: caller, hung up (200)",
+        "ends the call: caller, remote hangup (200)",
         "answered 82 ms after the INVITE, first agent audio after 300 ms",
     ):
         assert said in text, said
