@@ -79,7 +79,7 @@ async def test_reception(world: GatewayStack) -> None:
     assert "Goodbye" in await said(session, 2)
     await call.hung_up()
     record = await world.record(call)
-    assert (record["route"], record["ending"]["why"]) == ("reception", "farewell")
+    assert (record["route"], record["ending"]["why"]) == ("reception", "agent_hangup")
     goodbye = bytes(list(session.sent_items.values())[-1])
     call.rtp.read_what_waits()
     assert goodbye[: len(goodbye) // 160 * 160] in call.rtp.heard

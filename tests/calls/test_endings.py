@@ -110,10 +110,10 @@ async def test_model_says_goodbye(world: GatewayStack) -> None:
     goodbye = {"kind": "pattern", "seconds": 1.5, "burst": True, "end_call": True}
     world.behave(vad="off", answer=goodbye)
     call = await world.dial("greeted")
-    record = await ended_by_us(world, call, "farewell", "model")
+    record = await ended_by_us(world, call, "agent_hangup", "model")
     session = await world.session_of(call)
     await last_words(session, call)
-    assert (session.close_code, session.close_reason) == (1000, "farewell")
+    assert (session.close_code, session.close_reason) == (1000, "agent_hangup")
     assert record["ending"]["reason"] == 'Q.850;cause=16;text="Normal call clearing"'
 
 
@@ -125,7 +125,7 @@ async def test_model_hangs_up_without_a_word(world: GatewayStack) -> None:
     ]
     world.behave(vad="off", answers=answers)
     call = await world.dial("greeted")
-    await ended_by_us(world, call, "farewell", "model")
+    await ended_by_us(world, call, "agent_hangup", "model")
     session = await world.session_of(call)
     await last_words(session, call)
     (output,) = session.seen("conversation.item.create")
@@ -137,7 +137,7 @@ async def test_model_hangs_up_and_stays_mute(world: GatewayStack) -> None:
     """No goodbye comes: the call ends all the same, when its time is over."""
     world.behave(vad="off", answers=[{"kind": "nothing", "end_call": True}, {"kind": "hang"}])
     call = await world.dial("brisk")
-    await ended_by_us(world, call, "farewell", "model")
+    await ended_by_us(world, call, "agent_hangup", "model")
 
 
 async def test_caller_speaks_into_the_goodbye(world: GatewayStack) -> None:

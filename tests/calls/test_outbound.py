@@ -142,7 +142,7 @@ async def test_a_voicemail_box_answers(world: GatewayStack, callee: CalledPhone)
     message = await world.gateway.wait("call.voicemail_message", call=call)
     assert message["beep"].startswith("950 Hz for ")
     summary = await summary_of(world, call)
-    assert (summary["ending"]["why"], summary["direction"]) == ("machine", "outbound")
+    assert (summary["ending"]["why"], summary["direction"]) == ("machine_detected", "outbound")
     line = await world.gateway.wait("call.session_up", call=call)
     (session,) = [one for one in world.emulator.sessions if one.id == line["session_id"]]
     asked = [one.body.get("response", {}) for one in session.seen("response.create")]

@@ -78,7 +78,7 @@ async def test_a_process_that_cannot_carry_calls_ends(
         line = await world.gateway.wait("gateway.not_well", part=told)
         assert line["error"]
         # The SIP thread hangs up before it is gone.
-        assert (await world.summary(call))["ending"]["why"] in ("fault", "leg_timeout")
+        assert (await world.summary(call))["ending"]["why"] in ("internal_error", "leg_timeout")
         assert await world.gateway.ended() == 1
         assert world.gateway.all("gateway.cannot_carry_calls")
         assert told in world.gateway.other_output[-1]

@@ -27,7 +27,7 @@ GOODBYE = {"kind": "pattern", "seconds": 0.5, "burst": True, "end_call": True}
 
 RUNS: dict[str, tuple[str, dict[str, Any], str]] = {
     "call": ("greeted", {"answer": {"kind": "pattern", "seconds": 5}}, "remote_hangup"),
-    "farewell": ("greeted", {"vad": "off", "answer": GOODBYE}, "farewell"),
+    "farewell": ("greeted", {"vad": "off", "answer": GOODBYE}, "agent_hangup"),
     "no-route": ("nowhere", {}, "no_route"),
     "no-codec": ("plain", {}, "no_common_codec"),
     "no-session": ("hasty", {"updated": "never"}, "session_unreachable"),

@@ -216,7 +216,7 @@ async def test_lost_while_the_goodbye_is_said(world: GatewayStack) -> None:
     call = await world.dial("again")
     await call.hung_up()
     record = await world.record(call)
-    assert record["ending"]["why"] in ("farewell", "session_closed")
+    assert record["ending"]["why"] in ("agent_hangup", "session_closed")
     assert record["trouble"] == []
 
 

@@ -20,7 +20,7 @@ HOLD_MS, EARLY_MS, EARLY_SHARE = (100, 4000), (0, 40), 0.3
 """When the phones' calls do: some within the time that an answer takes."""
 
 OURS = {
-    "fault",
+    "internal_error",
     "leg_timeout",
     "session_unreachable",
     "session_refused",
