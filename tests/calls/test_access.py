@@ -186,7 +186,7 @@ max_concurrent_calls = 2
         assert refused.code == 503
         assert refused.headers["retry-after"] == "5"
         for rule, code in (
-            ("access: concurrent_calls = 2", 486),
+            ("access: max_concurrent_calls = 2", 486),
             ("access: calls_per_second = 0.01", 503),
         ):
             await gateway.gateway.wait("sip.rejected", rule=rule, code=code, source="127.0.0.1")

@@ -25,19 +25,19 @@ ROUTES = """
 [[route]]
 name = "early"
 to = "^early$"
-answer = {{ when = "early", sound = "{wav}" }}
+answer = {{ mode = "early_media", sound = "{wav}" }}
 [route.greeting]
 say = "Hello."
 
 [[route]]
 name = "tone"
 to = "^tone$"
-answer = {{ when = "early" }}
+answer = {{ mode = "early_media" }}
 
 [[route]]
 name = "at-once"
 to = "^at-once$"
-answer = {{ when = "at_once", sound = "{wav}" }}
+answer = {{ mode = "immediate", sound = "{wav}" }}
 [route.greeting]
 say = "Hello."
 [route.realtime]
@@ -47,7 +47,7 @@ connect_timeout = 1.5
 [[route]]
 name = "announced"
 to = "^announced$"
-answer = {{ when = "at_once", sound = "{wav}", whole = true }}
+answer = {{ mode = "immediate", sound = "{wav}", play_to_end = true }}
 [route.greeting]
 say = "Hello."
 """

@@ -16,7 +16,7 @@ from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack
 from tests.support.sip_phone import Phone
 
-NOTICE = "drain_notice_seconds = 30"
+NOTICE = "min_drain_time = 30"
 
 
 @asynccontextmanager

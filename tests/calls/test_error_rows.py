@@ -86,7 +86,7 @@ BRIEF = {
 def _route(
     user: str,
     script: dict[str, Any],
-    more: str = "on_trouble = []",
+    more: str = "fallback = []",
     greeting: str = '[route.greeting]\nsay = "Hello."',
 ) -> str:
     query = urlencode(BRIEF | script)
@@ -147,7 +147,7 @@ WORLD = {
     + _route("never", {"refuse.step": "upgrade", "refuse.http_status": 503})
     + _route("no-tls", {}).replace("ws://", "wss://")
     + _route("few", {"rate_limits.requests": 1, "rate_limits.window_s": 3600})
-    + _route("ladder", {}, 'on_trouble = [{ do = "reconnect", seconds = 10 }]'),
+    + _route("ladder", {}, 'fallback = [{ action = "reconnect", timeout = 10 }]'),
 }
 
 

@@ -212,7 +212,7 @@ async def test_a_log_that_nobody_reads_holds_no_call_up(own_folder: Path) -> Non
 
 async def test_an_answer_too_long_for_the_queue_is_said(own_folder: Path) -> None:
     """What does not fit is an error in the log, the beginning is heard, the call goes on."""
-    world = GatewayStack(own_folder, realtime="playout_seconds = 2", more=TRUSTED)
+    world = GatewayStack(own_folder, realtime="max_playout_seconds = 2", more=TRUSTED)
     await world.start()
     world.gateway.tolerated.add("call.playout_overflow")
     answers = [{"kind": "pattern", "seconds": seconds, "burst": True} for seconds in (5, 1)]

@@ -22,7 +22,7 @@ EARLY = """
 [[route]]
 name = "early"
 to = "^early$"
-answer = {{ when = "early", sound = "{wav}" }}
+answer = {{ mode = "early_media", sound = "{wav}" }}
 """
 
 

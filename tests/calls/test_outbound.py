@@ -209,7 +209,7 @@ async def test_caps(world: GatewayStack, callee: CalledPhone) -> None:
             await place(world, to)
         assert rule in str(refused.value)
     calls = [await place(world, callee.uri("ring")) for _ in range(2)]
-    with pytest.raises(RefusedError, match=r"outbound\.max_concurrent = 2"):
+    with pytest.raises(RefusedError, match=r"outbound\.max_concurrent_calls = 2"):
         await place(world, callee.uri("ring"))
     for call in calls:
         await summary_of(world, call)
@@ -228,7 +228,7 @@ async def test_the_command_line(world: GatewayStack, callee: CalledPhone) -> Non
     """Through the gateway that runs: an answered call, a busy one, and one that is not allowed."""
     world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 0.3, "end_call": True}])
     for user, status, words in [
-        ("answer", 0, "answered: farewell by model, SIP 200"),
+        ("answer", 0, "answered: agent_hangup by model, SIP 200"),
         ("busy-486", 1, "not answered: busy by callee, SIP 486"),
         ("0012345", 2, "not placed: outbound.denied_prefixes has '00'"),
     ]:
@@ -257,7 +257,7 @@ async def test_without_a_gateway_that_runs(world: GatewayStack, callee: CalledPh
         stderr=asyncio.subprocess.PIPE,
     )
     output, log = await dial.communicate()
-    assert "answered: farewell by model, SIP 200" in output.decode(), log.decode()[-2000:]
+    assert "answered: agent_hangup by model, SIP 200" in output.decode(), log.decode()[-2000:]
     assert dial.returncode == 0
     (there,) = callee.calls
     (audio,) = world.emulator.sessions[-1].sent_items.values()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from tests.support.harness import GatewayStack
 
 WORLD = {
-    "realtime": "probe_seconds = 0.2",
+    "realtime": "health_check_interval = 0.2",
     "routes": """
 [[route]]
 name = "away"
 to = "^away$"
-fallback = [{do = "redirect", to = "sip:desk@pbx.example"}]
+fallback = [{action = "redirect", to = "sip:desk@pbx.example"}]
 """,
 }
 

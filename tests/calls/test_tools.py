@@ -55,7 +55,7 @@ records.events = true
 session.instructions = "You are a hotel."
 session.audio.input.transcription.model = "gpt-transcribe"
 set_language.languages = { de = "German", en = "English" }
-collect_digits = { enabled = true, seconds = 5, private = true }
+collect_digits = { enabled = true, timeout = 5, private = true }
 [[route.transfer]]
 name = "porter"
 to = "tel:+4930123456"

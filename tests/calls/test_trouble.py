@@ -36,7 +36,7 @@ model = "whisper-1"
 [[route]]
 name = "elsewhere"
 to = "^elsewhere$"
-fallback = [{{do = "endpoint", endpoint = "backup"}}]
+fallback = [{{action = "server", server = "backup"}}]
 [route.greeting]
 say = "Hello."
 [route.realtime]
@@ -47,19 +47,19 @@ connect_timeout = 0.5
 [[route]]
 name = "sorry"
 to = "^sorry$"
-fallback = [{{do = "announcement", sound = "{{sorry}}"}}, {{do = "hang_up"}}]
+fallback = [{{action = "announcement", sound = "{{sorry}}"}}, {{action = "hangup"}}]
 {PLACE}
 
 [[route]]
 name = "busy"
 to = "^busy$"
-fallback = [{{do = "busy"}}]
+fallback = [{{action = "busy"}}]
 {PLACE}
 
 [[route]]
 name = "away"
 to = "^away$"
-fallback = [{{do = "redirect", to = "sip:desk@pbx.example"}}]
+fallback = [{{action = "redirect", to = "sip:desk@pbx.example"}}]
 {PLACE}
 
 [[route]]
@@ -83,7 +83,7 @@ def shared_world(
     made = GatewayStack(
         folder / "own",
         routes=ROUTES.replace("{sorry}", str(sorry)),
-        realtime="handover_seconds = 5",
+        realtime="handover_before_expiry = 5",
         more='[[realtime_server]]\nname = "backup"\nurl = "{url}"',
     )
     runner.run(made.start())

@@ -97,7 +97,7 @@ async def test_calls_that_a_refer_makes_are_counted(
     await call.hung_up()
     # It takes the one place that there is, until it is over.
     path = world.folder / "gateway.sock"
-    with pytest.raises(RefusedError, match="max_concurrent = 1"):
+    with pytest.raises(RefusedError, match="max_concurrent_calls = 1"):
         await asyncio.to_thread(ask, path, "dial", to=callee.uri("busy-486"), route="plain")
     there.bye()
     await world.summary(call)

@@ -26,9 +26,9 @@ model = "whisper-1"
 WORLD = {
     "routes": "".join(
         (
-            ROUTE.format(name="pause", rules='policy = "pause"'),
-            ROUTE.format(name="never", rules='policy = "never"'),
-            ROUTE.format(name="notice", rules="protect_greeting = true"),
+            ROUTE.format(name="pause", rules='mode = "adaptive"'),
+            ROUTE.format(name="never", rules='mode = "disabled"'),
+            ROUTE.format(name="notice", rules="uninterruptible_greeting = true"),
             """
 [[route]]
 name = "idle"
