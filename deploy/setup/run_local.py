@@ -70,7 +70,7 @@ def _run_gateway(config: Path) -> int:
         nonlocal asked
         asked += 1
         if asked == 1:
-            click.echo("Calls may end within drain_seconds; Ctrl-C again ends them now.", err=True)
+            click.echo("Calls may end within drain_timeout; Ctrl-C again ends them now.", err=True)
         if gateway is not None:
             gateway.send_signal(signal.SIGTERM)
 

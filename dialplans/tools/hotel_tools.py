@@ -26,7 +26,7 @@ def room_price(
     return {"euros": PRICES[kind] * nights}
 
 
-@tool(seconds=15, after_seconds=2, say="One moment, I am looking.")
+@tool(timeout=15, filler_delay=2, filler_text="One moment, I am looking.")
 async def book_room(call: Call, kind: Literal["single", "double"], arrival: date) -> str:
     """Book a room for the caller.
 

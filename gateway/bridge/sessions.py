@@ -183,7 +183,7 @@ class Sessions:
             await asyncio.sleep(uniform(0, SPREAD_SECONDS))
         try:
             # Once more at most: what is done then, and when another attempt is made, is the
-            # machine's to say (the route's on_trouble), and nobody rings for long in vain.
+            # machine's to say (the route's fallback), and nobody rings for long in vain.
             session = await open_with_retry(
                 endpoint,
                 self.plan.settings,

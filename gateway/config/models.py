@@ -184,7 +184,7 @@ class Config(Section):
         cost, ledger = self.cost, self.ledger
         if ledger is not None:
             own = ledger.with_name(f"{ledger.stem}-{index}{ledger.suffix}")
-            cost = cost.model_copy(update={"ledger": own})
+            cost = cost.model_copy(update={"state_file": own})
         return self.model_copy(
             update={"sip": sip, "control": control, "cost": cost, "callbacks": callbacks}
         )

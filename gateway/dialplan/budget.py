@@ -10,7 +10,7 @@ from gateway.config.values import Flag, Text
 
 
 class RouteBudget(Section):
-    """In place of ``[cost.budget]``, for this route; ``day`` is for all calls of this route."""
+    """In place of ``[cost.budget]``, for this route; ``per_day`` is for all calls of this route."""
 
     per_call: Money | None = None
     per_caller: Money | None = None

@@ -16,7 +16,7 @@ from gateway.config.values import Count, Flag, Seconds, Text
 from gateway.dialplan.tools import Sound
 from gateway.dialplan.values import Regex
 
-MAX_QUESTIONS = 4
+MAX_PROMPTS = 4
 """Each is one more response to pay for, at the end of every call."""
 
 
@@ -93,9 +93,9 @@ class ContextTrimming(Section):
     timeout: Seconds = 15.0
 
 
-def _questions(value: Mapping[str, str]) -> Mapping[str, str]:
-    if len(value) > MAX_QUESTIONS:
-        raise ValueError(f"has {len(value)} questions; {MAX_QUESTIONS} are allowed")
+def _prompts(value: Mapping[str, str]) -> Mapping[str, str]:
+    if len(value) > MAX_PROMPTS:
+        raise ValueError(f"has {len(value)} prompts; {MAX_PROMPTS} are allowed")
     for name in value:
         if not re.fullmatch(r"[a-z0-9_-]{1,32}", name):
             raise MisplacedError((name,), "must be 1 to 32 of a-z, 0-9, _ and -")
@@ -106,6 +106,6 @@ class PostCall(Section):
     """``[route.post_call]``: what the model is asked about a call at its end."""
 
     prompts: Annotated[
-        Mapping[str, Text], AfterValidator(_questions), PlainSerializer(lambda value: dict(value))
+        Mapping[str, Text], AfterValidator(_prompts), PlainSerializer(lambda value: dict(value))
     ] = Field(default_factory=lambda: MappingProxyType({}))
     timeout: Seconds = 8.0

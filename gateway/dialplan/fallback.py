@@ -54,7 +54,8 @@ DEFAULT = (Fallback(action="reconnect"),)
 
 
 def in_order(steps: tuple[Fallback, ...]) -> None:
-    """A rung that ends the call is the last. Raises MisplacedError, as seen from the route."""
+    """Check that a step which ends the call is the last. Raises MisplacedError, as seen from the
+    route."""
     for number, before in enumerate(steps[:-1], 1):
         if before.action in _ENDS:
             raise MisplacedError(

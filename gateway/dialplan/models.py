@@ -322,7 +322,7 @@ class Route(Section):
         if wanted is not None and wanted.casefold() not in [name.casefold() for name in named]:
             raise MisplacedError(
                 path,
-                f'there is no [[route.transfer]] "{wanted}" (one without allow)'
+                f'there is no [[route.transfer]] "{wanted}" (one without allowed_numbers)'
                 + suggestion(wanted, named),
             )
 

@@ -67,9 +67,9 @@ class Transfer(Section):
         if (self.allowed_numbers is not None) != ("{number}" in self.to):
             raise MisplacedError(
                 ("to",),
-                "must have {number} in it, for what allow allows"
+                "must have {number} in it, for what allowed_numbers allows"
                 if self.allowed_numbers is not None
-                else "has {number} in it, but no allow says which numbers",
+                else "has {number} in it, but no allowed_numbers says which",
             )
         if self.mode == "blind" and self.trunk is not None:
             raise MisplacedError(

@@ -12,7 +12,7 @@ from gateway.config.values import Count, Flag, Milliseconds, Seconds, SecondsOrO
 from gateway.dialplan.tools import Sound
 from gateway.dialplan.values import Regex
 
-BACK_CHANNEL = (
+BACKCHANNEL = (
     "mm-hm", "mhm", "mmhm", "mm", "mmm", "hm", "hmm", "uh-huh", "uh", "um", "ah", "oh", "aha",
     "yes", "yeah", "yep", "ok", "okay", "right", "sure", "i see", "got it",
     "ja", "genau", "gut", "oui", "d'accord", "voilà", "sí", "si", "vale", "claro", "certo",
@@ -28,7 +28,7 @@ class Interruptions(Section):
     min_speech_ms: Milliseconds = 250
     force_interrupt_ms: Milliseconds = 1500
     transcript_timeout: Seconds = 1.5
-    backchannel_phrases: tuple[Text, ...] = BACK_CHANNEL
+    backchannel_phrases: tuple[Text, ...] = BACKCHANNEL
     uninterruptible_greeting: Flag = False
     uninterruptible_patterns: tuple[Regex, ...] = ()
 
@@ -42,7 +42,7 @@ class Interruptions(Section):
         )
 
     def words(self) -> frozenset[str]:
-        """The back channel, as :func:`gateway.call.playout.barge_in.words_of` splits texts."""
+        """The phrases, split as :func:`gateway.call.playout.barge_in.words_of` splits texts."""
         return frozenset(" ".join(words_of(text)) for text in self.backchannel_phrases)
 
     def agree_with(self, session: Mapping[str, Any]) -> None:

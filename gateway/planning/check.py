@@ -53,7 +53,7 @@ def load_all(
         problems += _dialects_wrong(config, dialplan)
         problems += _data_late(config, dialplan)
         problems += _trunks_missing(config, dialplan)
-        problems += _endpoints_missing(config, dialplan)
+        problems += _servers_missing(config, dialplan)
         problems += callback_problems(config, dialplan)
         problems += tool_problems(config, dialplan, source.problem(("tools", "module"), ""))
     if config is None or problems:
@@ -145,9 +145,9 @@ def _trunks_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
     return problems
 
 
-def _endpoints_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
+def _servers_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
     """Routes that would turn to a server that is not there."""
-    known = [endpoint.name for endpoint in config.realtime_server]
+    known = [one.name for one in config.realtime_server]
     problems: list[Problem] = []
     for route in dialplan.routes:
         for step in route.fallback:
@@ -155,7 +155,7 @@ def _endpoints_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
                 file, line = dialplan.origins[route.name]
                 message = f'there is no [[realtime_server]] "{step.server}"'
                 message += suggestion(step.server, known)
-                problems.append(Problem(file, line, f"route {route.name}, on_trouble", message))
+                problems.append(Problem(file, line, f"route {route.name}, fallback", message))
     return problems
 
 
@@ -225,7 +225,10 @@ def _open_purses(config: Config, dialplan: Dialplan) -> list[str]:
         if prefix in ("", "+", "0", "00"):
             advice.append(f"outbound.allowed_prefixes: {prefix!r} is the beginning of every number")
     for route in dialplan.routes:
-        numbers = [(f"transfer {one.name!r}, allow", one.allowed_numbers) for one in route.transfer]
+        numbers = [
+            (f"transfer {one.name!r}, allowed_numbers", one.allowed_numbers)
+            for one in route.transfer
+        ]
         numbers.append(
             ("schedule_callback.allowed_numbers", route.schedule_callback.allowed_numbers)
         )
@@ -270,7 +273,7 @@ def _summary(path: Path, config: Config, dialplan: Dialplan) -> list[str]:
         f"  realtime  {realtime.url}, model {realtime.model}, {key}, "
         f"dialect {realtime.dialect}, audio {realtime.audio}",
         *(
-            f"  endpoint  {one.name}: {one.url}, model {one.model}"
+            f"  server    {one.name}: {one.url}, model {one.model}"
             for one in config.realtime_server
         ),
         f"  dialplan  {_count(len(dialplan.routes), 'route')} in {_count(files, 'file')}: "
@@ -306,7 +309,7 @@ def _advice(config: Config, dialplan: Dialplan) -> list[str]:
     advice += _open_purses(config, dialplan)
     advice += tool_advice(config, dialplan)
     advice += [
-        f"route {route.name}: the guard {guard.name} listens to the caller, whose words nobody "
+        f"route {route.name}: the guardrail {guard.name} listens to the caller, whose words nobody "
         "writes down (session.audio.input.transcription does)"
         for route in enabled
         for guard in route.guardrail
@@ -344,7 +347,7 @@ def _region(url: str) -> str | None:
 
 def _other_regions(config: Config, routes: Sequence[Route]) -> list[str]:
     """Fallback servers that are not in the region of the server they stand in for."""
-    urls = {endpoint.name: endpoint.url for endpoint in config.realtime_server}
+    urls = {one.name: one.url for one in config.realtime_server}
     advice: list[str] = []
     for route in routes:
         home = _region(call_settings(config, route).realtime.url)
@@ -354,7 +357,7 @@ def _other_regions(config: Config, routes: Sequence[Route]) -> list[str]:
             url = urls.get(step.server or "", "")
             if url and _region(url) != home:
                 advice.append(
-                    f"route {route.name}: its server keeps data in {home!r}, and the endpoint "
+                    f"route {route.name}: its server keeps data in {home!r}, and the server "
                     f"{step.server} ({urlsplit(url).hostname}) does not"
                 )
     return advice

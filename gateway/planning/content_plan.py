@@ -14,7 +14,7 @@ from gateway.dialplan import Route
 
 def content_plan(route: Route) -> ContentPlan:
     """What must not be said, answers that fail, long conversations, questions at the end."""
-    rescue, keep, afterwards = route.response_failure, route.context, route.post_call
+    failure, context, post_call = route.response_failure, route.context, route.post_call
     return ContentPlan(
         guardrails=tuple(
             GuardrailPlan(
@@ -32,16 +32,18 @@ def content_plan(route: Route) -> ContentPlan:
             for one in route.guardrail
         ),
         response_failure=ResponseFailurePlan(
-            message=rescue.message,
-            retries=rescue.retries,
-            content_filter_message=rescue.content_filter_message,
-            continue_incomplete=rescue.continue_incomplete,
-            sound=rescue.sound,
-            sound_duration=rescue.sound_duration,
-            max_failures=rescue.max_failures,
-            goodbye=rescue.goodbye,
-            transfer_to=rescue.transfer_to or "",
+            message=failure.message,
+            retries=failure.retries,
+            content_filter_message=failure.content_filter_message,
+            continue_incomplete=failure.continue_incomplete,
+            sound=failure.sound,
+            sound_duration=failure.sound_duration,
+            max_failures=failure.max_failures,
+            goodbye=failure.goodbye,
+            transfer_to=failure.transfer_to or "",
         ),
-        context=ContextPlan(keep.max_turns, keep.strategy, keep.instructions, keep.timeout),
-        post_call=PostCallPlan(afterwards.prompts, afterwards.timeout),
+        context=ContextPlan(
+            context.max_turns, context.strategy, context.instructions, context.timeout
+        ),
+        post_call=PostCallPlan(post_call.prompts, post_call.timeout),
     )

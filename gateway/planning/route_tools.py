@@ -133,10 +133,10 @@ def _webhook(tool: WebTool, settings: ToolSettings) -> Webhook:
         method=tool.method,
         url=tool.url,
         headers=shown(tool.headers),
-        seconds=tool.timeout or settings.timeout,
+        timeout=tool.timeout or settings.timeout,
         retries=tool.retries,
         idempotent=tool.idempotent,
-        max_result=tool.max_result_chars or settings.max_result_chars,
+        max_result_chars=tool.max_result_chars or settings.max_result_chars,
         waiting=Waiting(tool.filler_delay, tool.filler_text, tool.filler_sound or ""),
     )
 
@@ -155,9 +155,9 @@ def mcp_settings(server: McpServerSettings, settings: ToolSettings) -> McpSettin
         env=shown(server.env),
         folder=str(settings.search_path),
         allowed_tools=server.allowed_tools,
-        connect_seconds=server.connect_timeout,
-        seconds=server.timeout,
-        max_result=settings.max_result_chars,
+        connect_timeout=server.connect_timeout,
+        timeout=server.timeout,
+        max_result_chars=settings.max_result_chars,
         needs_approval=server.needs_approval,
         waiting=Waiting(server.filler_delay, server.filler_text),
     )

@@ -237,9 +237,9 @@ class InCall(pj.Call):  # type: ignore[misc]
         leg = self.leg
         allowed = None if leg is None else leg.follow_refer
         if leg is None or leg.on_moved is None or allowed is None:
-            why = "follow_refer is not set"
+            why = "allowed_refer_to is not set"
         elif not why and not matched(allowed, uri):
-            why = "follow_refer does not match"
+            why = "allowed_refer_to does not match"
         elif not why and not self.agent.may_follow(uri):
             why = "outbound"
         elif not why and not self.agent.names.known(host_of(uri)):

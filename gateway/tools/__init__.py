@@ -5,7 +5,7 @@ tools written in Python needs these names of here::
 
     from gateway.tools import Call, tool
 
-    @tool(seconds=5)
+    @tool(timeout=5)
     async def room_price(call: Call, nights: int) -> dict[str, float]:
         \"\"\"The price of a room.\"\"\"
         return {"euros": 80.0 * nights}

@@ -26,10 +26,10 @@ class Waiting:
     """What the caller gets when a function takes long: nothing (the model talks on), words, or a
     sound."""
 
-    after_seconds: float = 0.0
-    """From when on; 0 for never."""
-    say: str = ""
-    sound: str = ""
+    filler_delay: float = 0.0
+    """From when on (s); 0 for never."""
+    filler_text: str = ""
+    filler_sound: str = ""
     """One of :mod:`gateway.audio.sounds`, or the path of a WAV file; heard until the result is
     there."""
 
@@ -40,8 +40,8 @@ class Options:
 
     name: str | None = None
     description: str | None = None
-    seconds: float | None = None
-    """Deadline; None for ``tools.timeout``."""
+    timeout: float | None = None
+    """Deadline (s); None for ``tools.timeout``."""
     waiting: Waiting = field(default_factory=Waiting)
 
 
@@ -52,32 +52,32 @@ def tool(
     *,
     name: str | None = None,
     description: str | None = None,
-    seconds: float | None = None,
-    after_seconds: float = 0.0,
-    say: str = "",
-    sound: str = "",
+    timeout: float | None = None,
+    filler_delay: float = 0.0,
+    filler_text: str = "",
+    filler_sound: str = "",
 ) -> Callable[[_F], _F]: ...
 def tool(
     function: _F | None = None,
     *,
     name: str | None = None,
     description: str | None = None,
-    seconds: float | None = None,
-    after_seconds: float = 0.0,
-    say: str = "",
-    sound: str = "",
+    timeout: float | None = None,
+    filler_delay: float = 0.0,
+    filler_text: str = "",
+    filler_sound: str = "",
 ) -> _F | Callable[[_F], _F]:
     """Mark a function as a tool of the model.
 
     Args:
         name: for the model; the function's own by default.
         description: for the model; the first paragraph of the docstring by default.
-        seconds: deadline, in place of ``tools.timeout``.
-        after_seconds: with ``say`` or ``sound``: when the caller hears that.
-        say: words for the caller while they wait.
-        sound: what they hear until the result is there.
+        timeout: deadline in seconds, in place of ``tools.timeout``.
+        filler_delay: seconds after which the caller hears ``filler_text`` or ``filler_sound``.
+        filler_text: words for the caller while they wait.
+        filler_sound: what they hear until the result is there.
     """
-    options = Options(name, description, seconds, Waiting(after_seconds, say, sound))
+    options = Options(name, description, timeout, Waiting(filler_delay, filler_text, filler_sound))
 
     def mark(function: _F) -> _F:
         setattr(function, MARK, options)

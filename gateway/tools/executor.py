@@ -149,14 +149,14 @@ class ToolExecutor:
             return
         try:
             given = parsed(function.parameters, call.arguments)
-            async with asyncio.timeout(function.seconds):
-                text = bounded(await function.run(call, given), function.max_result)
+            async with asyncio.timeout(function.timeout):
+                text = bounded(await function.run(call, given), function.max_result_chars)
         except ToolError as error:
             outcome = "failed"
-            text = bounded(error_text(str(error)), function.max_result)
+            text = bounded(error_text(str(error)), function.max_result_chars)
         except TimeoutError:
             outcome = "too late"
-            text = error_text(f"no result within {function.seconds:g} s")
+            text = error_text(f"no result within {function.timeout:g} s")
         except Exception as error:
             outcome = "fault"
             log.exception("tool.failed", tool=call.name, call=call.call)
@@ -195,9 +195,9 @@ def plan_of(function: Function) -> FunctionPlan:
     return FunctionPlan(
         check=partial(parsed, function.parameters),
         # What runs it has the deadline; the call's own is for when that does not keep it.
-        timeout=function.seconds + 1.0,
-        filler_delay=waiting.after_seconds,
-        filler_text=waiting.say,
-        filler_sound=waiting.sound,
+        timeout=function.timeout + 1.0,
+        filler_delay=waiting.filler_delay,
+        filler_text=waiting.filler_text,
+        filler_sound=waiting.filler_sound,
         approval=function.approval,
     )

@@ -25,9 +25,9 @@ class Function:
     parameters: Mapping[str, Any]
     """JSON Schema of the arguments."""
     run: Run
-    seconds: float
+    timeout: float
     """Deadline."""
-    max_result: int
+    max_result_chars: int
     """Characters of its result that the model gets."""
     waiting: Waiting = field(default_factory=Waiting)
     approval: bool = False

@@ -58,9 +58,9 @@ class McpSettings:
     folder: str = ""
     allowed_tools: tuple[str, ...] = ()
     """Empty: all of them."""
-    connect_seconds: float = 10.0
-    seconds: float = 20.0
-    max_result: int = 8000
+    connect_timeout: float = 10.0
+    timeout: float = 20.0
+    max_result_chars: int = 8000
     needs_approval: Callable[[str], bool] = field(default=lambda _tool: False)
     waiting: Waiting = field(default_factory=Waiting)
 
@@ -87,7 +87,7 @@ class McpServer:
         """Connect; returns when its tools are listed, or the deadline is over."""
         self._owner = background(self._own(), f"mcp {self.settings.name}")
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.connect_seconds):
+            async with asyncio.timeout(self.settings.connect_timeout):
                 await self._listed.wait()
 
     async def stop(self) -> None:
@@ -147,14 +147,14 @@ class McpServer:
             else:
                 transport = await _http(settings, stack)
             client = Client(transport, cache=None)
-            async with asyncio.timeout(settings.connect_seconds):
+            async with asyncio.timeout(settings.connect_timeout):
                 yielded = await stack.enter_async_context(client)
             yield yielded
 
     async def _list(self, client: Any) -> None:
         found: dict[str, Function] = {}
         cursor: str | None = None
-        async with asyncio.timeout(self.settings.connect_seconds):
+        async with asyncio.timeout(self.settings.connect_timeout):
             while True:
                 page = await client.list_tools(cursor=cursor)
                 for tool in page.tools:
@@ -186,8 +186,8 @@ class McpServer:
             description=(tool.description or tool.title or tool.name)[:4096],
             parameters=tool.input_schema,
             run=partial(self._run, tool.name),
-            seconds=settings.seconds,
-            max_result=settings.max_result,
+            timeout=settings.timeout,
+            max_result_chars=settings.max_result_chars,
             waiting=settings.waiting,
             approval=settings.needs_approval(tool.name),
         )
@@ -247,7 +247,7 @@ async def _http(settings: McpSettings, stack: contextlib.AsyncExitStack) -> Any:
         httpx2.AsyncClient(
             headers={**settings.headers, "Accept-Encoding": "identity"},
             event_hooks={"response": [_refuse_compressed]},
-            timeout=httpx2.Timeout(settings.connect_seconds, read=None),
+            timeout=httpx2.Timeout(settings.connect_timeout, read=None),
             limits=httpx2.Limits(max_connections=MAX_RUNNING + 4),
             proxy=settings.proxy,
             trust_env=False,

@@ -74,15 +74,17 @@ class Threads:
             raise
 
 
-def function_of(tool: PythonTool, threads: Threads, seconds: float, max_result: int) -> Function:
-    """The function of a tool; ``seconds`` is for one that names no deadline itself."""
+def function_of(
+    tool: PythonTool, threads: Threads, timeout: float, max_result_chars: int
+) -> Function:
+    """The function of a tool; ``timeout`` (s) is for one that names no deadline itself."""
     return Function(
         name=tool.name,
         description=tool.description,
         parameters=tool.signature.parameters,
         run=partial(_run, tool, threads),
-        seconds=tool.options.seconds or seconds,
-        max_result=max_result,
+        timeout=tool.options.timeout or timeout,
+        max_result_chars=max_result_chars,
         waiting=tool.options.waiting,
     )
 

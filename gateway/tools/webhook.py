@@ -31,10 +31,10 @@ class Webhook:
     method: str
     url: str
     headers: Mapping[str, str] = field(repr=False)
-    seconds: float
+    timeout: float
     retries: int
     idempotent: bool
-    max_result: int
+    max_result_chars: int
     waiting: Waiting
 
 
@@ -45,8 +45,8 @@ def function_of(hook: Webhook, client: HttpClient) -> Function:
         description=hook.description,
         parameters=hook.parameters,
         run=partial(_run, hook, client),
-        seconds=hook.seconds,
-        max_result=hook.max_result,
+        timeout=hook.timeout,
+        max_result_chars=hook.max_result_chars,
         waiting=hook.waiting,
     )
 

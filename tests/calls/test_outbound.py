@@ -219,7 +219,7 @@ async def test_caps(world: GatewayStack, callee: CalledPhone) -> None:
     (line,) = [
         one
         for one in world.gateway.all("call.summary")
-        if "max_concurrent" in one["ending"]["detail"]
+        if "max_concurrent_calls" in one["ending"]["detail"]
     ]
     assert (line["ending"]["why"], line["direction"]) == ("refused", "outbound")
 

@@ -24,14 +24,14 @@ def broken(call: Call) -> str:
     raise RuntimeError(f"for {call.id}: s3cret-of-the-database")
 
 
-@tool(after_seconds=0.3, say="One moment, please.")
+@tool(filler_delay=0.3, filler_text="One moment, please.")
 def slow() -> str:
     """Takes two seconds, in a thread."""
     time.sleep(2)
     return "found"
 
 
-@tool(after_seconds=0.2, sound="chime")
+@tool(filler_delay=0.2, filler_sound="chime")
 async def slow_with_sound() -> str:
     """Takes a second and a half."""
     await asyncio.sleep(1.5)
@@ -58,7 +58,7 @@ def refund(amount: int) -> str:
     return f"{amount} euros given back"
 
 
-@tool(seconds=0.3)
+@tool(timeout=0.3)
 def never() -> str:
     """Takes ten seconds, and has a third of one."""
     time.sleep(10)

@@ -17,7 +17,7 @@ from gateway.tools import definitions
 from gateway.tools.functions import Function
 
 
-def function_of(route: Route, book: CallbackScheduler, seconds: float) -> Function | None:
+def function_of(route: Route, book: CallbackScheduler, timeout: float) -> Function | None:
     """What the route's tool runs; None where it does not have it."""
     given = route.schedule_callback
     told = definitions.schedule_callback(schedule_plan(route), given.description)
@@ -35,8 +35,8 @@ def function_of(route: Route, book: CallbackScheduler, seconds: float) -> Functi
         description=told["description"],
         parameters=told["parameters"],
         run=partial(book.take, rules),
-        seconds=seconds,
-        max_result=1000,
+        timeout=timeout,
+        max_result_chars=1000,
     )
 
 

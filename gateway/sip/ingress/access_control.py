@@ -310,7 +310,7 @@ class AccessControl:
         where = "access" if found is None else f"trunk {found.trunk.name}"
         party = party_of(found, source)
         if limits.concurrent_calls and self._calls_of(party) >= limits.concurrent_calls:
-            rule = f"{where}: concurrent_calls = {limits.concurrent_calls}"
+            rule = f"{where}: max_concurrent_calls = {limits.concurrent_calls}"
             return self._refuse(received, rule, Reply(_BUSY))
         now = time.monotonic()
         if not self._rates.take(source, limits.calls_per_second, limits.burst, now):

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 import zipfile
@@ -17,6 +18,9 @@ import pytest
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy" / "pjsua2"
 sys.path.insert(0, str(DEPLOY))
 wheel: Any = importlib.import_module("pjbuild.wheel")
+
+ENVIRONMENT = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+"""For an interpreter that is to see its own packages only."""
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the build is for Linux")
 
@@ -82,6 +86,7 @@ def install(python: Path, path: Path, log: Path) -> subprocess.CompletedProcess[
     )
     return subprocess.run(
         [python, "-B", "-c", script, DEPLOY, path, log],
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
@@ -92,6 +97,7 @@ def install(python: Path, path: Path, log: Path) -> subprocess.CompletedProcess[
 def imported(python: Path) -> str:
     done = subprocess.run(
         [python, "-B", "-c", "import pjsua2; print(pjsua2.X)"],
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=True,

@@ -71,7 +71,11 @@ JSON = st.recursive(
 def test_whatever_the_service_answers_is_a_text_of_bounded_length(
     answer: Any, path: str, limit: int, lines: bool
 ) -> None:
-    (value,) = data(max_value=limit, lines=lines).values([f"data.{path}"], answer).values()
+    (value,) = (
+        data(max_value_chars=limit, preserve_newlines=lines)
+        .values([f"data.{path}"], answer)
+        .values()
+    )
     assert len(value) <= limit
     assert lines or "\n" not in value
 
@@ -85,10 +89,12 @@ def test_defaults_stand_for_what_is_not_there_or_empty() -> None:
 
 
 def test_lines_are_kept_where_the_service_is_trusted() -> None:
-    assert data(lines=True).values(["data.preserve_newlines"], ANSWER) == {
-        "data.preserve_newlines": 'one\n"two"'
+    assert data(preserve_newlines=True).values(["data.lines"], ANSWER) == {
+        "data.lines": 'one\n"two"'
     }
-    (short,) = data(lines=True, max_value=10).values(["data.long"], ANSWER).values()
+    (short,) = (
+        data(preserve_newlines=True, max_value_chars=10).values(["data.long"], ANSWER).values()
+    )
     assert short == "x" * 9 + "…"
 
 
@@ -105,8 +111,8 @@ def test_a_callers_text_stays_where_it_was_put_in_the_address() -> None:
         ('data.url = "https://{from}/x"', "data.url", "callers would choose it"),
         ('data.url = "https://x/{data.a}"', "data.url", "{data.a}"),
         ('data.url = "https://x/{nobody}"', "data.url", "{nobody}"),
-        ('data = { url = "https://x", seconds = 60.0 }', "data.timeout", "30"),
-        ('data = { url = "https://x", on_failure = "panic" }', "data.on_failure", "go_on"),
+        ('data = { url = "https://x", timeout = 60.0 }', "data.timeout", "30"),
+        ('data = { url = "https://x", on_failure = "panic" }', "data.on_failure", "continue"),
         ('data = { url = "https://x", headers = { "a b" = "c" } }', 'data.headers."a b"', "HTTP"),
         (
             'data = { url = "https://x", defaults = { a.b = 2026-01-01 } }',
@@ -181,7 +187,7 @@ def test_data_that_are_none(tmp_path: Path, text: str) -> None:
 def test_data_leave_time_for_the_session(tmp_path: Path, seconds: str, status: int) -> None:
     route_test(tmp_path, "https://x")
     (tmp_path / "dialplans" / "a.toml").write_text(
-        f'[[route]]\nname = "a"\ndata = {{ url = "https://x", seconds = {seconds} }}\n'
+        f'[[route]]\nname = "a"\ndata = {{ url = "https://x", timeout = {seconds} }}\n'
         "realtime.connect_timeout = 3.0\n"
     )
     found, lines = check(tmp_path / "gateway.toml")

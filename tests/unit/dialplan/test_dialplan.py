@@ -250,7 +250,7 @@ audio.input.turn_detection.type = "semantic_vad"
         (
             "colour = 1",
             "colour",
-            "known here: afterwards, answer, approval, budget, collect_digits",
+            "known here: allowed_refer_to, answer, approval, budget, collect_digits",
         ),
     ],
 )
@@ -345,15 +345,15 @@ def settings_for(folder: Path, lines: str) -> Any:
 def test_route_wins_over_configuration(tmp_path: Path) -> None:
     plain = settings_for(tmp_path, "")
     assert plain.realtime == config(tmp_path).realtime
-    assert (plain.max_call_seconds, plain.rtp_timeout) == (3600, 20)
+    assert (plain.max_call_duration, plain.rtp_timeout) == (3600, 20)
     own = settings_for(
         tmp_path,
         'realtime = { model = "m", connect_timeout = 2 }\n'
-        "limits = { max_call_seconds = 60, rtp_timeout = 0 }",
+        "limits = { max_call_duration = 60, rtp_timeout = 0 }",
     )
     assert (own.realtime.model, own.realtime.connect_timeout) == ("m", 2)
     assert own.realtime.api_key.get_secret_value() == "secret"
-    assert (own.max_call_seconds, own.rtp_timeout) == (60, 0)
+    assert (own.max_call_duration, own.rtp_timeout) == (60, 0)
 
 
 def test_secrets_go_to_their_own_server_only(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_a_fallback_in_another_region_is_noted(
     more += f'url = "wss://{fallback}/v1"\napi_key = "k"\n'
     route = (
         f'realtime.url = "wss://{home}/v1"\nrealtime.api_key = "k"\n'
-        'on_trouble = [{ do = "endpoint", endpoint = "other" }]'
+        'fallback = [{ action = "server", server = "other" }]'
     )
     status, said = checked(tmp_path, more, route)
     assert status == 0, said

@@ -56,7 +56,7 @@ def route_of(folder: Path, more: str) -> Route:
             '[[route.transfer]]\nname = "x"\nto = "sip:1@pbx"\nallowed_numbers = "1"',
             "must have {number} in it",
         ),
-        ('[[route.transfer]]\nname = "x"\nto = "sip:{number}@pbx"', "no allow says which"),
+        ('[[route.transfer]]\nname = "x"\nto = "sip:{number}@pbx"', "no allowed_numbers says"),
         ('[[route.transfer]]\nname = "x"\nto = "sip:1@pbx"\nmode = "warm"', "must be 'blind'"),
         (
             '[[route.transfer]]\nname = "x"\nto = "tel:+49"\nmode = "bridge"',

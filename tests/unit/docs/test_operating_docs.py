@@ -55,7 +55,7 @@ def test_every_why_of_the_page_is_one() -> None:
         *(
             "remote_hangup",
             "cancelled",
-            "farewell",
+            "agent_hangup",
             "transferred",
             "bridge_ended",
             "busy",

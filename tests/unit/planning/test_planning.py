@@ -171,7 +171,7 @@ def test_session_has_the_calls_codec_and_the_hang_up_tool(
     config, dialplan = _load(
         tmp_path,
         '[route.session]\ninstructions = "Be brief."\naudio.output.voice = "marin"',
-        'api_key = "sk-secret-key"\nmodel = "m"\nplayout_seconds = 90\nconnect_timeout = 4',
+        'api_key = "sk-secret-key"\nmodel = "m"\nmax_playout_seconds = 90\nconnect_timeout = 4',
     )
     route = _match(dialplan, _invite()).route
     plan = session_plan(config, route, codec)

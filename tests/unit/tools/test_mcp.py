@@ -89,7 +89,7 @@ def http_server(token: str = "") -> Iterator[str]:
 
 def test_over_stdio(tmp_path: Path) -> None:
     more = 'env = { CRM_KEY = "${env:KEY}" }\nallowed_tools = ["find_customer", "numbers", '
-    more += '"fails", "slow", "environment"]\nseconds = 3.0\n'
+    more += '"fails", "slow", "environment"]\ntimeout = 3.0\n'
 
     async def work(box: ToolExecutor) -> None:
         told = {one["name"]: one for one in box.definitions("r")}
@@ -144,7 +144,7 @@ def test_over_http_with_the_wrong_token_and_then_gone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with http_server("other") as url:
-        more = f'url = "{url}"\nauthorization = "s3cret"\nconnect_seconds = 2.0\n'
+        more = f'url = "{url}"\nauthorization = "s3cret"\nconnect_timeout = 2.0\n'
 
         async def work(box: ToolExecutor) -> None:
             assert box.of("r") == {}
@@ -189,12 +189,12 @@ def test_a_server_that_is_not_there_delays_the_start_no_longer_than_said(tmp_pat
         assert box.definitions("r") == []
         assert box.states()["crm"]["tools"] == 0
 
-    run(tmp_path, 'command = ["/no/such/program"]\nconnect_seconds = 0.3\n', work)
+    run(tmp_path, 'command = ["/no/such/program"]\nconnect_timeout = 0.3\n', work)
 
 
 def test_servers_that_the_realtime_server_calls(tmp_path: Path) -> None:
     more = """
-run = "server"
+client = "provider"
 url = "https://crm.example/mcp"
 authorization = "s3cret"
 headers = { X-Tenant = "t" }
@@ -234,8 +234,8 @@ def test_approval_of_tools_that_the_gateway_calls(tmp_path: Path) -> None:
     [
         ("", "must have one of url, command and connector_id"),
         (STDIO + 'url = "http://x"', "must have one of url, command and connector_id"),
-        (STDIO + 'run = "server"', "cannot run a command of ours"),
-        ('connector_id = "c"', 'run = "server"'),
+        (STDIO + 'client = "provider"', "cannot run a command of ours"),
+        ('connector_id = "c"', 'client = "provider"'),
         ('url = "http://x"\nenv = { A = "b" }', "means nothing without command"),
         ('url = "http://x"\n[[tools.mcp]]\nname = "crm"\nurl = "http://y"', "is there twice"),
     ],

@@ -55,7 +55,7 @@ class Guest(BaseModel):
     age: Annotated[int, Field(ge=0)]
 
 
-@tool(seconds=2, after_seconds=1.0, say="One moment.")
+@tool(timeout=2, filler_delay=1.0, filler_text="One moment.")
 async def room_price(
     call: Call,
     kind: Literal["single", "double"],
@@ -307,7 +307,7 @@ def test_threads_are_bounded_and_the_rest_waits(tmp_path: Path) -> None:
 
 
 def test_a_coroutine_that_takes_too_long_is_cancelled(tmp_path: Path) -> None:
-    code = HOTEL.replace("@tool\nasync def slow", "@tool(seconds=0.1)\nasync def slow")
+    code = HOTEL.replace("@tool\nasync def slow", "@tool(timeout=0.1)\nasync def slow")
 
     async def main() -> str:
         box = ToolExecutor(*load_all(folder_with(tmp_path, code), {}))

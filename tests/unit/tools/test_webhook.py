@@ -126,7 +126,7 @@ def test_get(tmp_path: Path, service: HttpService) -> None:
         ([Answer(302, headers={"Location": "/elsewhere"})], "", "answered 302", 1),
         ([Answer(body="x" * 300)], "", "[cut: only the first 200 of 300 characters", 1),
         ([Answer(body="x" * (MAX_BODY + 1))], "", "larger than", 1),
-        ([Answer(seconds=5)], "seconds = 0.2", "no result within 0.2 s", 1),
+        ([Answer(seconds=5)], "timeout = 0.2", "no result within 0.2 s", 1),
     ],
 )
 def test_what_comes_back(
@@ -218,7 +218,7 @@ timeout = 2.0
         (hook("http://x", "fields = { a = { type = 3 } }"), "is no JSON Schema"),
         (hook("http://x", 'parameters = { type = "string" }'), 'of type "object"'),
         (hook("http://x", 'headers = { Host = "y" }'), "is set by the gateway"),
-        (hook("http://x", 'say = "Wait."'), "say and sound need a time"),
+        (hook("http://x", 'filler_text = "Wait."'), "filler_text and filler_sound need a time"),
         (hook("http://x").replace('"guest"', '"end_call"'), "of the gateway's own"),
         (hook("http://x").replace('"guest"', '"a b"'), "must be 1 to 64 letters"),
         (hook("http://x") + hook("http://y"), "'guest' is there twice"),
@@ -227,7 +227,10 @@ timeout = 2.0
             'did you mean "guest"?',
         ),
         ('mcp = ["crm"]', 'there is no [[tools.mcp]] "crm"'),
-        ('[[route.approval]]\ntool = "x"\npolicy = "ask_http"', 'is needed for by = "http"'),
+        (
+            '[[route.approval]]\ntool = "x"\npolicy = "ask_http"',
+            'is needed for policy = "ask_http"',
+        ),
         ('[[route.approval]]\ntool = "x"\npolicy = "ask_caller"\nurl = "http://x"', "only"),
         ('[route.set_language]\nlanguages = { German = "de" }', "is no code of a language"),
         ('[route.set_language]\ninstruction = "x"', "must contain {language}"),
