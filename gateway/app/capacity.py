@@ -15,14 +15,14 @@ def room_for(wanted: int, carried: int) -> int:
     calls = min(wanted, carried)
     if carried < wanted:
         log.warning(
-            "gateway.app.capacity",
+            "gateway.capacity",
             max_calls=wanted,
             library_calls=carried,
             advice="the library carries fewer calls than sip.max_calls: run more workers",
         )
     if not descriptors.allow(calls):
         log.warning(
-            "gateway.app.descriptors",
+            "gateway.descriptors",
             hard_limit=descriptors.limits()[1],
             needed=descriptors.needed(calls),
             advice="calls will fail before max_calls; raise the hard limit of open files",

@@ -7,13 +7,13 @@ import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import structlog
 
 from gateway.control.server import Command, ControlError, ControlServer
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.trunks.nat import hosts_of, unreachable
+from gateway.tasks import TaskSet
 
 log = structlog.get_logger("gateway")
 
@@ -36,7 +36,7 @@ class Maintenance:
     ) -> None:
         self._agent = agent
         self._control = None if socket_path is None else ControlServer(socket_path, commands)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
 
     async def start(self) -> None:
         """Raises AgentError when the control socket cannot be had."""
@@ -46,24 +46,18 @@ class Maintenance:
             except ControlError as error:
                 raise AgentError(str(error)) from None
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
-        self._spawn(self._look_at_addresses())
+        self._tasks.spawn(self._look_at_addresses(), "look at addresses")
 
     async def stop(self) -> None:
         """End what is under way."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, lambda *_: None)  # the default would cut the drain short
-        for task in self._tasks:
-            task.cancel()
+        await self._tasks.cancel()
         if self._control is not None:
             await self._control.stop()
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     def _on_hangup(self) -> None:
-        self._spawn(self._renew())
+        self._tasks.spawn(self._renew(), "reload certificates")
 
     async def _renew(self) -> None:
         try:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from random import uniform
 
 import structlog
 
 from gateway.bridge.sessions import SessionPlan
 from gateway.call.plan import CallPlan
-from gateway.health import background
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.health import Changed, Health
 from gateway.realtime.session_object import session_object
 from gateway.realtime.setup import SetupFailed, open_session
+from gateway.tasks import TaskSet
 
 log = structlog.get_logger("gateway")
 
@@ -36,21 +37,18 @@ class HealthChecker:
         self._endpoints = {endpoint.shown: endpoint for endpoint in endpoints}
         self._seconds = seconds
         self._timeout = timeout
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = TaskSet()
 
     def start(self) -> None:
         """Begin to ask."""
         if self._seconds <= 0:
             return
         for url, endpoint in self._endpoints.items():
-            name = f"probe {url}"
-            self._tasks.append(background(self._ask_on(url, endpoint), name))
+            self._tasks.serve(partial(self._ask_on, url, endpoint), f"probe {url}")
 
     async def stop(self) -> None:
         """End it."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     def trouble(self, endpoint: Endpoint) -> str | None:
         """What is known to be wrong with a server, if something is."""

@@ -13,6 +13,7 @@ import structlog
 
 from gateway import __version__
 from gateway.app.capacity import room_for
+from gateway.app.health import HUNG_SECONDS, Health
 from gateway.app.maintenance import Maintenance
 from gateway.app.operator_commands import OperatorCommands
 from gateway.app.refusals import Rejections
@@ -27,7 +28,6 @@ from gateway.call.record import CallRecord
 from gateway.config import Config
 from gateway.control.content import ContentCommands
 from gateway.dialplan import Dialplan, Match, Route
-from gateway.health import HUNG_SECONDS, Health
 from gateway.outbound.callbacks.function import function_of
 from gateway.outbound.callbacks.scheduler import CallbackScheduler
 from gateway.outbound.calls import OutboundCalls

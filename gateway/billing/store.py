@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from gateway.billing.ledger import DaySums, Ledger
-from gateway.health import background
+from gateway.tasks import background
 
 EVERY_SECONDS = 5.0
 """Between two looks at the files; what a crash forgets at most."""
@@ -48,7 +48,7 @@ class LedgerStore:
         except (OSError, ValueError) as error:
             log.error("cost.state_unreadable", file=str(self._path), error=str(error))
         await self._look()
-        self._task = background(self._run(), "cost ledger")
+        self._task = background(self._run, "cost ledger")
 
     async def stop(self) -> None:
         """Keep the last sums; within ``STOP_SECONDS``."""

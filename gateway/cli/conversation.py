@@ -95,11 +95,19 @@ def ask_aside(call: str, question: str, config: Path, path: Path | None) -> None
 @_CALL
 @click.option("-f", "--follow", is_flag=True, help="Go on until the call is over.")
 @click.option("--json", "as_json", is_flag=True, help="Each entry as one JSON object.")
+@click.option(
+    "--unmasked", is_flag=True, help="With private digits and what records.redact names, in clear."
+)
 @CONFIG
 @SOCKET
-def transcript(call: str, follow: bool, as_json: bool, config: Path, path: Path | None) -> None:
-    """Say what was said in CALL so far, by both sides, and what the caller heard of it."""
-    answer = _asked(config, path, "transcript", call=call)
+def transcript(
+    call: str, follow: bool, as_json: bool, unmasked: bool, config: Path, path: Path | None
+) -> None:
+    """Print what both sides said in CALL so far, and what the caller heard of it.
+
+    Digits are masked as in the record of the call.
+    """
+    answer = _asked(config, path, "transcript", call=call, unmasked=unmasked)
     shown: list[str] = []
     while True:
         entries = answer["transcript"]
@@ -113,7 +121,7 @@ def transcript(call: str, follow: bool, as_json: bool, config: Path, path: Path 
             return
         time.sleep(FOLLOW_SECONDS)
         try:
-            answer = ask(path or socket_of(config), "transcript", call=call)
+            answer = ask(path or socket_of(config), "transcript", call=call, unmasked=unmasked)
         except (NoAnswerError, RefusedError):
             for one in entries[len(shown) :]:
                 click.echo(

@@ -71,6 +71,7 @@ def command(
     was not, 2 when it was not placed. Ctrl-C leaves a call of the running gateway as it is, for
     `gateway hangup`.
     """
+    from gateway.app.signals import keep_running
     from gateway.config import ConfigError
     from gateway.log import set_up_logging
     from gateway.planning.check import load_all
@@ -86,9 +87,10 @@ def command(
         if status is not None:
             sys.exit(status)
     log = settings.log
-    set_up_logging(
+    sink = set_up_logging(
         log.format, log.level, log.file, settings.secrets() + dialplan.secrets(), None, log.redact
     )
+    keep_running(sink.reopen)
     sys.exit(_place(settings, dialplan, to, route, trunk, variables, caller_id))
 
 

@@ -94,6 +94,8 @@ class ContentCommands:
             raise RefusedError("after must be a number of entries")
         told = call.record.transcript
         entries = [] if told is None else told.as_json()
+        if not _flag(request, "unmasked"):
+            entries = call.record.private.masked(entries)
         dropped = call.record.transcript_dropped
         return {
             "call": call.record.call_id,

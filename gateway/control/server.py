@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from gateway.tasks import TaskSet
 from gateway.text import json_of
 
 log = structlog.get_logger("control")
@@ -28,6 +29,9 @@ MAX_CLIENTS = 16
 
 PATIENCE_SECONDS = 10.0
 """How long a client may be silent, or slow to read."""
+
+LOOK_SECONDS = 5.0
+"""Between two looks at whether the socket is still there."""
 
 MAX_PATH_BYTES = 107
 """What a ``sockaddr_un`` holds."""
@@ -58,10 +62,24 @@ class ControlServer:
         self._path = path
         self._commands = commands
         self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients = TaskSet()
+        self._watch = TaskSet()
 
     async def start(self) -> None:
-        """Listen. Raises ControlError."""
+        """Listen, and go on listening. Raises ControlError."""
+        await self._listen()
+        self._watch.serve(self._keep_listening, "control socket")
+
+    async def _keep_listening(self) -> None:
+        """Listen again where the socket was removed (by a cleaner of /run, say) or has closed."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if self._server is None or not self._server.is_serving() or not self._path.is_socket():
+                log.warning("control.socket_lost", path=str(self._path))
+                self._close()
+                await self._listen()
+
+    async def _listen(self) -> None:
         path = str(self._path)
         if len(os.fsencode(path)) > MAX_PATH_BYTES:
             raise ControlError(f"control.socket: {path} is longer than {MAX_PATH_BYTES} bytes")
@@ -69,7 +87,7 @@ class ControlServer:
         before = os.umask(0o177)
         try:
             self._server = await asyncio.start_unix_server(
-                self._serve, path, limit=MAX_LINE_BYTES, backlog=MAX_CLIENTS
+                self._accept, path, limit=MAX_LINE_BYTES, backlog=MAX_CLIENTS
             )
         except OSError as error:
             raise ControlError(f"control.socket: {path}: {error.strerror or error}") from None
@@ -80,12 +98,15 @@ class ControlServer:
         """Stop listening, end what is being answered, and remove the file."""
         if self._server is None:
             return
-        self._server.close()
-        for task in self._clients:
-            task.cancel()
-        if self._clients:
-            await asyncio.wait(self._clients, timeout=1.0)
+        await self._watch.cancel()
+        self._close()
+        await self._clients.cancel()
         self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
     def _make_room(self) -> None:
         if not self._path.is_socket():
@@ -101,13 +122,13 @@ class ControlServer:
                 return
         raise ControlError(f"control.socket: another gateway listens on {self._path}")
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._clients) >= MAX_CLIENTS:
             writer.close()
-            return
-        self._clients.add(task)
+        else:
+            self._clients.spawn(self._serve(reader, writer), "control client")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
                 async with asyncio.timeout(PATIENCE_SECONDS):
@@ -121,7 +142,6 @@ class ControlServer:
         except (TimeoutError, ConnectionError, ValueError, asyncio.CancelledError):
             return  # silent, gone, or a line without an end
         finally:
-            self._clients.discard(task)
             writer.close()
 
     async def _answer(self, line: bytes) -> Answer:

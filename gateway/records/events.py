@@ -24,9 +24,9 @@ import orjson
 import structlog
 
 from gateway.call.dtmf.private_digits import PrivateDigits
-from gateway.health import background
 from gateway.log import BLANK, Redactor
 from gateway.records.files import file_stem, private
+from gateway.tasks import background
 
 MAX_WAITING = 20_000
 """Messages waiting for the disk, of all calls: two seconds of a hundred calls that talk."""
@@ -119,7 +119,7 @@ class EventLogs:
     async def start(self) -> None:
         """Begin; the folder is there already."""
         if self._folder is not None:
-            self._task = background(self._run(), "event logs")
+            self._task = background(self._run, "event logs")
 
     def open(
         self,

@@ -8,12 +8,13 @@ import errno
 import json
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import structlog
 
 from gateway.call.record import CallRecord
-from gateway.health import background
+from gateway.tasks import background
 from gateway.text import unicode_in
 
 QUEUE_RECORDS = 1000
@@ -54,7 +55,7 @@ class RecordFiles:
         if self._folder is None:
             return
         await asyncio.to_thread(_prepare, self._folder)
-        self._task = background(self._run(self._folder), "records")
+        self._task = background(partial(self._run, self._folder), "records")
 
     def write(self, record: CallRecord) -> None:
         """Have a record written; returns at once."""

@@ -12,6 +12,7 @@ import structlog
 from gateway.call.plan import FunctionPlan
 from gateway.call.rules.plan import GuardrailPlan
 from gateway.planning.route_tools import RouteTools, mcp_settings, offers_of
+from gateway.tasks import TaskSet
 from gateway.tools import approval, python, webhook
 from gateway.tools import content_check as words
 from gateway.tools.api import ToolError
@@ -55,7 +56,7 @@ class ToolExecutor:
             if one.name in wanted
         }
         self._fixed = {name: self._made(offer) for name, offer in self._offers.items()}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
 
     def add(self, route: str, function: Function) -> None:
         """Give a route one more function, before calls come."""
@@ -67,10 +68,7 @@ class ToolExecutor:
 
     async def stop(self) -> None:
         """End what runs, and close all connections."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks), timeout=2.0)
+        await self._tasks.cancel()
         await asyncio.gather(*(server.stop() for server in self._servers.values()))
         await self.http.close()
 
@@ -106,14 +104,14 @@ class ToolExecutor:
             log.error("tool.too_many", tool=call.name, call=call.call, limit=MAX_RUNNING)
             done(error_text("the gateway is busy; try again later"))
             return
-        self._begin(self._run(call, done), f"tool {call.name}")
+        self._tasks.spawn(self._run(call, done), f"tool {call.name}")
 
     def ask(self, question: Question, done: Callable[[bool, str], None]) -> None:
         """Ask the operator's application."""
         if len(self._tasks) >= MAX_RUNNING:
             done(False, "the gateway is busy")
             return
-        self._begin(self._ask(question, done), f"ask about {question.request.name}")
+        self._tasks.spawn(self._ask(question, done), f"ask about {question.request.name}")
 
     def check(
         self, rule: GuardrailPlan, call: ToolCall, done: Callable[[bool | None, str], None]
@@ -122,7 +120,7 @@ class ToolExecutor:
         if len(self._tasks) >= MAX_RUNNING:
             done(False, "the gateway is busy")
             return
-        self._begin(self._check(rule, call, done), f"check of {call.name}")
+        self._tasks.spawn(self._check(rule, call, done), f"check of {call.name}")
 
     async def _check(
         self, rule: GuardrailPlan, call: ToolCall, done: Callable[[bool | None, str], None]
@@ -134,11 +132,6 @@ class ToolExecutor:
             log.exception("guardrail.failed", rule=rule.name, call=call.call)
             answer = (False, "the gateway could not ask")  # on_timeout is about others' failures
         done(*answer)
-
-    def _begin(self, work: Any, name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _run(self, call: ToolCall, done: Callable[[str], None]) -> None:
         function = self.of(call.route).get(call.name)

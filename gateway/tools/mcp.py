@@ -21,7 +21,7 @@ from typing import Any
 
 import structlog
 
-from gateway.health import background
+from gateway.tasks import background
 from gateway.tools.api import ToolError, Waiting
 from gateway.tools.functions import Function
 from gateway.tools.mcp_text import text_of
@@ -85,7 +85,7 @@ class McpServer:
 
     async def start(self) -> None:
         """Connect; returns when its tools are listed, or the deadline is over."""
-        self._owner = background(self._own(), f"mcp {self.settings.name}")
+        self._owner = background(self._own, f"mcp {self.settings.name}")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.connect_timeout):
                 await self._listed.wait()

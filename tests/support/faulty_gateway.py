@@ -20,7 +20,7 @@ PLACES = {
     "route": "gateway.dialplan:Dialplan.match",
     "budget": "gateway.app.service:Service.spent",
     "plans": "gateway.app.service:plans",
-    "bridge": "gateway.bridge.call_controller:Bridge.__init__",
+    "bridge": "gateway.bridge.call_controller:CallController.__init__",
     # the start
     "count": "gateway.app.service:Service.begin",
     "watch": "gateway.app.service:Service._watch",
@@ -30,7 +30,7 @@ PLACES = {
     "open a session": "gateway.bridge.sessions:Sessions._open",
     # the session
     "set-up": "gateway.bridge.sessions:open_with_retry",
-    "probe's knowledge": "gateway.app.server_health:Prober.met",
+    "probe's knowledge": "gateway.app.server_health:HealthChecker.met",
     "send": "gateway.realtime.session:Session.send",
     "count of usage": "gateway.billing.account:Account.take",
     "close a session": "gateway.bridge.sessions:Sessions._let_go",
@@ -39,10 +39,10 @@ PLACES = {
     "security": "gateway.bridge.legs:Legs.security",
     "quality": "gateway.call.quality:QualityOfCall.add",
     # audio
-    "media": "gateway.bridge.call_controller:Bridge._stand_still",
-    "ear": "gateway.bridge.inband_detection:Ear.feed",
+    "media": "gateway.bridge.call_controller:CallController._stand_still",
+    "ear": "gateway.bridge.inband_detection:InboundAudioAnalyzer.feed",
     "append": "gateway.bridge.sessions:Sessions.append",
-    "play": "gateway.bridge.call_controller:Bridge._play",
+    "play": "gateway.bridge.call_controller:CallController._play",
     # time, and the end
     "deadline": "gateway.call.machine:CallMachine.deadline",
     "settle": "gateway.call.machine:CallMachine._settle",
@@ -51,21 +51,21 @@ PLACES = {
     "hang up": "gateway.sip.leg:Leg.hang_up",
     "the legs' figures": "gateway.bridge.legs:Legs.finish",
     "the sessions' figures": "gateway.bridge.sessions:Sessions.finish",
-    "gone": "gateway.bridge.call_controller:Bridge.gone",
+    "gone": "gateway.bridge.call_controller:CallController.gone",
     # and whatever is told to the machine
     **{
         f"input {name}": f"gateway.call.machine:CallMachine.handle:{name}"
         for name in (
-            "SessionUp",
+            "SessionReady",
             "MediaUp",
             "Confirmed",
-            "ServerSaid",
-            "RtpCounted",
+            "ServerEventReceived",
+            "RtpStats",
             "PlayoutStarted",
             "PlayoutDrained",
             "LegEnded",
             "Tick",
-            "Confirmed,Faulted",
+            "Confirmed,InternalError",
         )
     },
 }
@@ -73,8 +73,8 @@ PLACES = {
 
 PARTS = {
     "exit of the SIP thread": "gateway.sip.agent:UserAgent._poll",
-    "media clock": "gateway.bridge.media_clock:MediaPump.wake",
-    "cost ledger": "gateway.billing.store:Keeper._look",
+    "media clock": "gateway.bridge.media_clock:MediaClock.wake",
+    "cost ledger": "gateway.billing.store:LedgerStore._look",
 }
 """What stands for a part of the process that ends alone."""
 

@@ -13,7 +13,16 @@ from types import FrameType
 
 from gateway.cli.main import main
 
-WATCHED = ("Bridge", "CallMachine", "CallRecord", "Leg", "SipCall", "Session", "CallAudio", "Task")
+WATCHED = (
+    "CallController",
+    "CallMachine",
+    "CallRecord",
+    "Leg",
+    "SipCall",
+    "Session",
+    "CallAudio",
+    "Task",
+)
 
 
 def tell(_number: int, _frame: FrameType | None) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 MASK = "****"
 
 FEWEST = 3
-"""Digits; of fewer every other number would be masked, and a single key is no secret."""
+"""Digits; fewer are masked only where they stand alone, as figures or as two words in a row: else
+they would be masked within other numbers, and every "one" of a sentence."""
 
 _WORDS = {
     "0": "zero|null|oh|zéro|cero|nul",
@@ -93,7 +94,15 @@ class PrivateDigits:
     def add(self, digits: str) -> None:
         """Mask these from now on."""
         digits = "".join(digit for digit in digits if digit in _WORDS)
+        if not digits:
+            return
         if len(digits) < FEWEST:
+            figures = r"[\W_]{0,3}".join(digits)
+            words = r"[\W_]{1,3}".join(f"(?:{_WORDS[digit]})" for digit in digits)
+            alone = figures if len(digits) == 1 else f"(?:{figures}|{words})"
+            # Not in 14:30, 4.5 or +49: a figure of another number is none of these.
+            found = rf"(?<![\w+])(?<!\d[.,:/-]){alone}(?![.,:/-]?\d)(?!\w)"
+            self._patterns.append(re.compile(found, re.IGNORECASE))
             return
         each = (rf"(?:{digit}|(?:{_WORDS[digit]})(?!\w))" for digit in digits)
         self._patterns.append(re.compile(r"[\W_]{0,3}".join(each), re.IGNORECASE))

@@ -17,9 +17,9 @@ from gateway.bridge.legs import DialRefusedError
 from gateway.call.record import CallRecord
 from gateway.config.http import shown
 from gateway.config.tools import CallbackSettings
-from gateway.health import background
 from gateway.outbound.callbacks.scheduled import Rules, ScheduledCallback, promised
 from gateway.outbound.callbacks.store import Store
+from gateway.tasks import TaskSet
 from gateway.tools.api import ToolError
 from gateway.tools.http import HttpClient, Request
 from gateway.tools.runner import ToolCall
@@ -70,9 +70,10 @@ class CallbackScheduler:
         self._now = now
         self._store = Store(settings.file)
         self._waiting: dict[str, ScheduledCallback] = {}
-        self._placing: dict[str, asyncio.Task[None]] = {}
+        self._placing: set[str] = set()
         self._changed = asyncio.Event()
-        self._owner: asyncio.Task[None] | None = None
+        self._tasks = TaskSet()
+        self._started = False
         self.placed = 0
         self.given_up = 0
 
@@ -81,15 +82,12 @@ class CallbackScheduler:
         self._waiting = {one.id: one for one in await self._store.load()}
         if self._waiting:
             log.info("callback.pending", count=len(self._waiting))
-        self._owner = background(self._own(), "callbacks")
+        self._started = True
+        self._tasks.serve(self._own, "callbacks")
 
     async def stop(self) -> None:
         """Place no more; what waits is in the file."""
-        tasks = [task for task in (self._owner, *self._placing.values()) if task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=2.0)
+        await self._tasks.cancel()
 
     def as_json(self) -> dict[str, Any]:
         """For ``gateway status``."""
@@ -106,7 +104,7 @@ class CallbackScheduler:
 
     async def take(self, rules: Rules, call: ToolCall, given: dict[str, Any]) -> str:
         """The tool ``schedule_callback``: returns words for the model. Raises ToolError."""
-        if self._owner is None:
+        if not self._started:
             # A process that places one call has not read the file, and must not write it.
             raise ToolError("no callbacks can be taken in this call")
         caller = str(call.variables.get("from", ""))
@@ -162,11 +160,11 @@ class CallbackScheduler:
                 continue
 
     def _begin(self, promise: ScheduledCallback) -> None:
-        task = asyncio.create_task(self._place(promise), name=f"callback {promise.id}")
-        self._placing[promise.id] = task
+        self._placing.add(promise.id)
+        task = self._tasks.spawn(self._place(promise), f"callback {promise.id}")
 
         def over(_task: asyncio.Task[None]) -> None:
-            self._placing.pop(promise.id, None)
+            self._placing.discard(promise.id)
             self._changed.set()
 
         task.add_done_callback(over)

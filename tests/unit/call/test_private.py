@@ -43,8 +43,22 @@ def test_forms_in_which_digits_come_back(said: str) -> None:
 def test_what_is_nobodys_digits_stays() -> None:
     value = {"item_id": "item_4242", "started_at": "4242", "text": ["room 424", "forty", 4242]}
     assert private("4242").masked(value) == value
-    assert private("42").masked("42 rooms") == "42 rooms"
     assert private().masked("4242") == "4242"
+
+
+@pytest.mark.parametrize(
+    ("digits", "text", "masked"),
+    [
+        ("42", "42, four two, vier zwei", "****, ****, ****"),
+        ("42", "room 142, 42.50 and 14:42", "room 142, 42.50 and 14:42"),
+        ("1", "You pressed 1. One moment", "You pressed ****. One moment"),
+        ("1", "+49 301, 1.5, 11", "+49 301, 1.5, 11"),
+    ],
+)
+def test_one_or_two_digits_are_masked_where_they_stand_alone(
+    digits: str, text: str, masked: str
+) -> None:
+    assert private(digits).masked(text) == masked
 
 
 def test_many_digits_and_long_texts_take_no_time() -> None:

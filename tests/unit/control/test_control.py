@@ -15,6 +15,7 @@ from gateway.cli.conversation import line_of
 from gateway.cli.main import main
 from gateway.cli.status import command
 from gateway.cli.status_text import call_lines, duration, status_lines
+from gateway.control import server as server_module
 from gateway.control.server import ControlError, ControlServer
 
 STATUS: dict[str, Any] = {
@@ -132,6 +133,22 @@ def test_what_a_dead_gateway_left_is_replaced_and_nothing_else(tmp_path: Path) -
         asyncio.run(run(path))
     with pytest.raises(ControlError, match="longer than 107 bytes"):
         asyncio.run(run(tmp_path / ("x" * 120)))
+
+
+async def test_a_socket_that_was_removed_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "LOOK_SECONDS", 0.01)
+    path = tmp_path / "socket"
+    server = ControlServer(path, commands())
+    await server.start()
+    path.unlink()
+    async with asyncio.timeout(5):
+        while not path.exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert (await ask(path, b'{"command": "status"}'))[0]["ok"]
+    await server.stop()
+    assert not path.exists()
 
 
 def test_the_caller_of_a_call_that_we_place() -> None:

@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.call.rules.plan import GuardrailPlan
+from gateway.tasks import TaskSet
 from gateway.tools import content_check as words
 from gateway.tools import executor
 from gateway.tools.executor import ToolExecutor
@@ -32,7 +33,7 @@ def test_what_raises_denies(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_too_much_at_once_denies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "MAX_RUNNING", 0)
     made, said = ToolExecutor.__new__(ToolExecutor), list[tuple[bool | None, str]]()
-    made._tasks = set()
+    made._tasks = TaskSet()
     call = ToolCall("", "agent", "words", call="c1")
     made.check(GuardrailPlan("r"), call, lambda *answer: said.append(answer))
     assert [allowed for allowed, _why in said] == [False]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
+
+from gateway.tasks import TaskSet
 
 log = structlog.get_logger("gateway")
 
@@ -25,20 +27,6 @@ HUNG_SECONDS = 20.0
 
 SILENT_CLOCK_SECONDS = 5.0
 """A media clock that brings nothing for so long, while calls have media, has stopped."""
-
-
-def background(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-    """Start a task that lasts until its owner ends it; one that raises is told of as trouble."""
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(_report)
-    return task
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if task.cancelled() or (error := task.exception()) is None:
-        return
-    context = {"message": "a background task ended", "exception": error, "background": task}
-    task.get_loop().call_exception_handler(context)
 
 
 class Health:
@@ -67,17 +55,15 @@ class Health:
         self._longest_stall = 0.0
         self._last_beats: int | None = None
         self._silent_since = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = TaskSet()
 
     def start(self) -> None:
         """Begin to look."""
-        self._task = background(self._run(), "health")
+        self._tasks.serve(self._run, "health")
 
     async def stop(self) -> None:
         """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.cancel()
         faulthandler.cancel_dump_traceback_later()
 
     def failed(self, part: str, error: object) -> None:

@@ -7,7 +7,7 @@ import sys
 
 HANGS = """
 import asyncio, time
-from gateway import health
+from gateway.app import health
 health.HUNG_SECONDS = 1.5
 
 async def main():

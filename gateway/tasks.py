@@ -1,0 +1,104 @@
+"""Background tasks: started with a name, watched, restarted once, and ended with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger("gateway")
+
+Work = Coroutine[Any, Any, None]
+
+RESTART_SECONDS = 1.0
+"""Pause before a background loop that raised is started again."""
+
+STABLE_SECONDS = 600.0
+"""A loop that has run for so long since its restart may be restarted once more."""
+
+CANCEL_SECONDS = 2.0
+"""Time that cancelled tasks have to end."""
+
+
+def background(loop: Callable[[], Work], name: str) -> asyncio.Task[None]:
+    """Start a loop that runs until its task is cancelled or the loop returns.
+
+    Where it raises, it is started again once, after :data:`RESTART_SECONDS`. Where it raises again,
+    the event loop's exception handler is told, with the task as ``background``: that part of the
+    process has failed (:class:`gateway.app.health.Health`).
+    """
+    task = asyncio.create_task(_restarting(loop, name), name=name)
+    task.add_done_callback(_report_failed_part)
+    return task
+
+
+async def _restarting(loop: Callable[[], Work], name: str) -> None:
+    clock = asyncio.get_running_loop().time
+    restarted = False
+    while True:
+        began = clock()
+        try:
+            await loop()
+            return
+        except Exception:
+            if restarted and clock() - began < STABLE_SECONDS:
+                raise
+            restarted = True
+            log.exception("gateway.task_restarted", task=name, after_seconds=RESTART_SECONDS)
+        await asyncio.sleep(RESTART_SECONDS)
+
+
+class TaskSet:
+    """The tasks of one owner. Whatever one raises is logged with its name, and ends no other."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def spawn(self, work: Work, name: str) -> asyncio.Task[None]:
+        """Start a task that ends by itself."""
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(_report_error)
+        return self._keep(task)
+
+    def serve(self, loop: Callable[[], Work], name: str) -> asyncio.Task[None]:
+        """Start a loop that ends with :meth:`cancel`: see :func:`background`."""
+        return self._keep(background(loop, name))
+
+    async def wait(self, seconds: float | None = None) -> None:
+        """Wait until all tasks have ended, ``seconds`` at most."""
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=seconds)
+
+    async def cancel(self, seconds: float = CANCEL_SECONDS) -> None:
+        """Cancel all tasks and wait ``seconds`` for their end; those still running are logged."""
+        for task in self._tasks:
+            task.cancel()
+        await self.wait(seconds)
+        if self._tasks:
+            names = sorted(task.get_name() for task in self._tasks)
+            log.error("gateway.tasks_not_ended", tasks=names, seconds=seconds)
+
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _report_failed_part(task: asyncio.Task[None]) -> None:
+    _report(task, {"background": task})
+
+
+def _report_error(task: asyncio.Task[None]) -> None:
+    _report(task, {})
+
+
+def _report(task: asyncio.Task[None], more: dict[str, Any]) -> None:
+    if task.cancelled() or (error := task.exception()) is None:
+        return
+    message = f"the task {task.get_name()!r} failed"
+    task.get_loop().call_exception_handler({"message": message, "exception": error, **more})
