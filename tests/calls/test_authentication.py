@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,45 @@ ban_seconds = 1000
         await call.answered()
         await gateway.gateway.wait("call.confirmed", call=call.call_id)
         await call.hang_up()
+
+
+async def test_forgers_do_not_ban_a_peer_with_a_port(runner: object, own_folder: Path) -> None:
+    """Whoever writes a trunk's address into UDP packets knows its port or not."""
+    more = '[[trunk]]\nname = "provider"\npeers = ["127.0.0.1:9"]\n[access]\nban_after = 3\n'
+    async with site(own_folder, more=more) as gateway:
+        for _ in range(5):
+            call = gateway.phone.call("1")
+            call.invite()
+            assert (await call.refused()).code == 403
+        assert (await gateway.status())["banned"] == []
+
+
+async def test_forgers_do_not_ban_who_has_credentials(runner: object, own_folder: Path) -> None:
+    """INVITEs without credentials bring a ban that good ones pass, and wrong ones one for all."""
+    (own_folder / "desk.secret").write_text(PASSWORD)
+    async with site(own_folder, more=DESK + "[access]\nban_after = 3\n") as gateway:
+        asked = [await challenged(gateway) for _ in range(5)]
+        await gateway.gateway.wait("sip.banned", source="127.0.0.1")
+        gateway.phone.send(b"REGISTER sip:h SIP/2.0\r\nbroken\r\n\r\n")
+        call = authorized(gateway, asked[4]["MD5"])
+        call.invite()
+        await call.answered()
+        await gateway.gateway.wait("call.confirmed", call=call.call_id)
+        await call.hang_up()
+        for guess in ("1", "2", "3"):
+            call = authorized(gateway, asked[4]["MD5"], nc="00000009", password=guess)
+            call.invite()
+            assert (await call.refused()).code == 401
+        dropped = (await gateway.status())["banned"][0]["dropped"]
+        call = authorized(gateway, asked[4]["MD5"], nc="0000000a")
+        call.invite()
+        for _ in range(200):
+            if (await gateway.status())["banned"][0]["dropped"] > dropped:
+                break
+            await asyncio.sleep(0.05)
+        else:
+            raise AssertionError("good credentials after wrong ones get no answer")
+        assert not call.responses
 
 
 async def test_guessing_passwords_bans(runner: object, own_folder: Path) -> None:

@@ -150,7 +150,7 @@ class AccessControl:
 
     def _may_come(self, source: str) -> bool:
         """Whether a connection of a stranger can lead to anything."""
-        if source in self.bans:
+        if self.bans.drops(source, time.monotonic(), may_prove=bool(self._trunks.callers)):
             return False
         # A registrar's other servers are known by our contact's parameter only.
         registers = any(
@@ -172,12 +172,11 @@ class AccessControl:
         method, now = received.method, time.monotonic()
         source = _plain(received.source)
         inside = received.in_dialog
-        if not inside and self.bans.drops(source, now):
-            self.refusals.by_rule["banned"] += 1
-            return DROP
+        self.found = self._attribute(received)
+        if not inside and self._is_banned(received, source, now):
+            return self._drop_banned()
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
-        self.found = self._attribute(received)
         if not inside:
             stop = self._stop(received, source, headers, now)
             if stop is not None:
@@ -214,13 +213,14 @@ class AccessControl:
         """
         found, method = self.found, received.method
         if found is None and is_scanner(_first(headers, "user-agent")):
-            self._count_refusal(source, now)
+            self._count_refusal(received, now)
             return "known scanner", Reply(0)
         if found is not None:
             unfit = found.trunk.misfit(received.transport, self._names_of(received.connection))
             if unfit:
                 return f"trunk {found.trunk.name}: {unfit}", self._no
-        welcome = found is not None or self._verdict(source) == "allow"
+        banned = source in self.bans
+        welcome = found is not None or (self._verdict(source) == "allow" and not banned)
         if method != "INVITE":
             follows = (source, _first(headers, "call-id")) in self._authenticated
             welcome = welcome or (follows and method in ("ACK", "CANCEL"))
@@ -228,7 +228,10 @@ class AccessControl:
             return self._authenticate(received, source, headers, now)
         if welcome:
             return None
-        self._count_refusal(source, now)
+        self._count_refusal(received, now)
+        if banned:
+            self._drop_banned()
+            return "", Reply(0)
         return f'access.unknown_sources = "{self._access.unknown}"', self._no
 
     def _asks(self, found: Attribution | None, *, welcome: bool) -> bool:
@@ -263,7 +266,7 @@ class AccessControl:
             return "", reply
         surely = outcome is Outcome.WRONG or (received.reliable and outcome is Outcome.FORGED)
         if surely or self.found is None:
-            self._count_refusal(source, now, surely=surely)
+            self._count_refusal(received, now, surely=surely)
         return "" if outcome is Outcome.NONE else f"digest: {outcome.value}", reply
 
     def _trunk_of(self, username: str) -> Trunk | None:
@@ -273,8 +276,28 @@ class AccessControl:
         own = self.found.trunk.inbound_auth
         return self.found.trunk if own is not None and own.username == username else None
 
-    def _count_refusal(self, source: str, now: float, *, surely: bool = False) -> None:
-        if not self.bans.refused(source, now, surely=surely):
+    def _is_banned(self, received: Received, source: str, now: float) -> bool:
+        """Whether a request outside of dialogs is left without an answer because of its source.
+
+        A trunk that is known without credentials is never banned. Who has credentials may show them
+        unless wrong ones brought the ban: anybody can write another's address into UDP packets.
+        """
+        if self.found is not None and self.found.trunk.inbound_auth is None:
+            return False
+        may_prove = received.method in ("INVITE", "ACK", "CANCEL") and (
+            self.found is not None or bool(self._trunks.callers)
+        )
+        return self.bans.drops(source, now, may_prove=may_prove)
+
+    def _drop_banned(self) -> Decision:
+        self.refusals.by_rule["banned"] += 1
+        return DROP
+
+    def _count_refusal(self, by: Received | Unread, now: float, *, surely: bool = False) -> None:
+        source, connected = _plain(by.source), by.transport != "udp"
+        if not surely and self._trunks.is_peer(source):
+            return
+        if not self.bans.refused(source, now, surely=surely, connected=connected):
             return
         if self._ban_lines is None:
             self._ban_lines = TokenBucket(BAN_LINES_PER_SECOND, BAN_LINES_AT_ONCE, now)
@@ -325,13 +348,13 @@ class AccessControl:
     def on_unread(self, unread: Unread) -> bytes:
         """The answer to what pjsip's parser gave up; empty for none."""
         now, source = time.monotonic(), _plain(unread.source)
-        if self.bans.drops(source, now):
-            self.refusals.by_rule["banned"] += 1
-            return b""
         found = self._trunks.attribute(unread.source, unread.port, unread.transport != "udp", "")
+        if found is None and self.bans.drops(source, now):
+            self._drop_banned()
+            return b""
         rule, code = "malformed: cannot be read", unread.code
         if found is None and self._verdict(source) != "allow":
-            self._count_refusal(source, now)
+            self._count_refusal(unread, now)
             rule, code = f'access.unknown_sources = "{self._access.unknown}"', self._no.code
         elif code == _TOO_LARGE:
             rule = "message too large"
@@ -427,7 +450,6 @@ def _flaw_in(message: str, headers: Headers, source: str, *, hold: bool) -> Inva
     if flaw is None and (address := refused_address(body, source, hold=hold)):
         return InvalidMessage(NOT_ACCEPTABLE, f"RTP to {address}")
     return flaw
-    return flaw_of(start_line, headers)
 
 
 def party_of(found: Attribution | None, source: str) -> str:

@@ -47,8 +47,17 @@ class BanPolicy:
 
 
 @dataclass(slots=True)
+class _Count:
+    since: float
+    total: int = 0
+    proven: int = 0
+    """Those that nobody else can have sent in the source's name."""
+
+
+@dataclass(slots=True)
 class _Ban:
     until: float
+    proven: bool
     dropped: int = 0
 
 
@@ -57,18 +66,24 @@ class Bans:
 
     def __init__(self, policy: BanPolicy) -> None:
         self._policy = policy
-        self._refused: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        """Refusals, and since when they are counted."""
+        self._refused: OrderedDict[str, _Count] = OrderedDict()
         self._banned: OrderedDict[str, _Ban] = OrderedDict()
         self._known: OrderedDict[str, float] = OrderedDict()
 
-    def drops(self, source: str, now: float) -> bool:
-        """Whether a request of ``source`` is to be left without an answer; counts it if so."""
+    def drops(self, source: str, now: float, *, may_prove: bool = False) -> bool:
+        """Whether a request of ``source`` is to be left without an answer; counts it if so.
+
+        Args:
+            may_prove: the request can show who sent it. It is dropped only where the refusals were
+                proven to be the source's own, and not somebody's who wrote its address into UDP.
+        """
         ban = self._banned.get(source)
         if ban is None:
             return False
         if now >= ban.until:
             del self._banned[source]
+            return False
+        if may_prove and not ban.proven:
             return False
         ban.dropped += 1
         return True
@@ -76,28 +91,36 @@ class Bans:
     def __contains__(self, source: str) -> bool:
         return source in self._banned
 
-    def refused(self, source: str, now: float, *, surely: bool) -> bool:
+    def refused(self, source: str, now: float, *, surely: bool, connected: bool = False) -> bool:
         """Count a refusal; returns whether that bans the source.
 
         Args:
             surely: nobody else can have sent the request in its name. What others could have does
                 not count against a source that proved who it is a while ago.
+            connected: it came over TCP or TLS, so nobody outside of that host or its NAT sent it.
         """
         if not self._policy.after:
             return False
         known = self._known.get(source)
         if not surely and known is not None and now - known < KNOWN_SECONDS:
             return False
-        count, since = self._refused.pop(source, (0, now))
-        if now - since > self._policy.window:
-            count, since = 0, now
-        if count + 1 < self._policy.after:
-            self._refused[source] = (count + 1, since)
-            _forget_oldest(self._refused)
+        ban = self._banned.get(source)
+        if ban is not None and (ban.proven or not (surely or connected)):
             return False
-        self._banned[source] = _Ban(now + self._policy.seconds)
-        _forget_oldest(self._banned)
-        return True
+        count = self._refused.pop(source, None)
+        if count is None or now - count.since > self._policy.window:
+            count = _Count(now)
+        count.total += 1
+        count.proven += surely or connected
+        proven = count.proven >= self._policy.after
+        if proven or (count.total >= self._policy.after and ban is None):
+            self._banned[source] = _Ban(now + self._policy.seconds, proven)
+            self._banned.move_to_end(source)
+            _forget_oldest(self._banned)
+        if not proven:
+            self._refused[source] = count
+            _forget_oldest(self._refused)
+        return ban is None and source in self._banned
 
     def proved(self, source: str, now: float) -> None:
         """The source has shown who it is."""

@@ -157,6 +157,12 @@ def test_bans() -> None:
     bans.proved("d", 0.0)
     assert not any(bans.refused("d", 1.0, surely=False) for _ in range(10))
     assert [bans.refused("d", 1.0, surely=True) for _ in range(3)] == [False, False, True]
+    assert not any(bans.refused("f", 1.0, surely=False) for _ in range(2))
+    assert bans.refused("f", 1.0, surely=False)  # by nobody knows whom
+    assert bans.drops("f", 2.0)
+    assert not bans.drops("f", 2.0, may_prove=True)
+    assert not any(bans.refused("f", 2.0, surely=True) for _ in range(3))
+    assert bans.drops("f", 3.0, may_prove=True)
     bans.proved("e", 0.0)
     assert any(bans.refused("e", KNOWN_SECONDS + 1, surely=False) for _ in range(3))
     assert not any(Bans(BanPolicy(after=0)).refused("a", 0.0, surely=True) for _ in range(99))
