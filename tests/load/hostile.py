@@ -160,7 +160,9 @@ class Campaign:
         self.events_left = 0
         self.stack: GatewayStack | None = None
 
-    async def run(self, rounds: int, sip: int, packets: int, events: int, minutes: float) -> None:
+    async def run(
+        self, rounds: int, sip: int, packets: int, events: int, minutes: float, pause: float
+    ) -> None:
         """All rounds; raises AssertionError with what went wrong."""
         async with serve(self._serve, "127.0.0.1", 0, compression=None, ping_interval=None) as ws:
             port = next(iter(ws.sockets)).getsockname()[1]
@@ -175,6 +177,7 @@ class Campaign:
                     await self._round(sip, packets, events)
                     done += 1
                     self._tell(done, time.monotonic() - began)
+                    await asyncio.sleep(pause)
             finally:
                 status = await stack.gateway.stop()
                 await stack.phone.stop()
@@ -293,13 +296,16 @@ class Campaign:
 @click.option("--sip", default=10_000, show_default=True, help="Mutated SIP messages a round.")
 @click.option("--packets", default=10_000, show_default=True, help="RTP and RTCP packets a round.")
 @click.option("--events", default=2_000, show_default=True, help="Realtime events a round.")
+@click.option("--pause", default=0.0, help="Seconds between rounds.")
 @click.option("--seed", default=4475, show_default=True)
-def main(rounds: int, minutes: float, sip: int, packets: int, events: int, seed: int) -> None:
+def main(
+    rounds: int, minutes: float, sip: int, packets: int, events: int, pause: float, seed: int
+) -> None:
     """Send a gateway what is wrong, at length; exit 0 if it and the calls beside stayed whole."""
     with tempfile.TemporaryDirectory() as folder:
         campaign = Campaign(Path(folder), seed)
         try:
-            asyncio.run(campaign.run(rounds, sip, packets, events, minutes))
+            asyncio.run(campaign.run(rounds, sip, packets, events, minutes, pause))
         except AssertionError as error:
             click.echo(f"FAILED: {error}")
             sys.exit(1)
