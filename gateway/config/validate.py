@@ -95,7 +95,7 @@ def _message(
         value = _value_at(source.data, path)
         name = RENAMED_VALUES.get((_dotted(path), value)) if isinstance(value, str) else None
         if name is not None:
-            return f"{text} (is {value!r}, which is called {name!r} now)"
+            return f'{text}; "{value}" is called "{name}" now'
     return text + _as_written(_value_at(source.data, path), quote=kind == "literal_error")
 
 
