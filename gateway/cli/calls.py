@@ -9,20 +9,25 @@ from pathlib import Path
 
 import click
 
-from gateway.cli.status import CONFIG, SOCKET, asked
+from gateway.cli.options import CONFIG, examples
+from gateway.cli.status import SOCKET, asked
 from gateway.cli.status_text import call_lines
 from gateway.text import printable
 
 POLL_SECONDS = 0.2
-"""Between two questions for the outcome of a transfer."""
+"""Interval of the queries for the outcome of a transfer."""
 
 
-@click.command("calls")
+@click.command("calls", epilog=examples("gateway calls", "gateway calls --json"))
 @CONFIG
 @SOCKET
-@click.option("--json", "as_json", is_flag=True, help="All of it, as one JSON array.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON array.")
 def calls(config: Path, path: Path | None, as_json: bool) -> None:
-    """List the calls in progress, with the ids that hangup and transfer take."""
+    """List calls in progress.
+
+    For each: id (the other commands take it, or its beginning), state, age, numbers, route, codec
+    and cost so far.
+    """
     found = asked(config, path, "status")["calls"]
     if as_json:
         click.echo(printable(json.dumps(found, ensure_ascii=False)))
@@ -33,27 +38,27 @@ def calls(config: Path, path: Path | None, as_json: bool) -> None:
         click.echo(printable(line))
 
 
-@click.command("hangup")
+@click.command("hangup", epilog=examples("gateway hangup 7f3a"))
 @click.argument("call")
 @CONFIG
 @SOCKET
 def hangup(call: str, config: Path, path: Path | None) -> None:
-    """End CALL now: its id, or the beginning of it. Exit 0, or 1 and why not."""
+    """End CALL, given by its id or the beginning of it. Exit 0, or 1 with the reason."""
     answer = asked(config, path, "hangup", call=call)
     click.echo(f"{answer['call']} is hung up")
 
 
-@click.command("transfer")
+@click.command("transfer", epilog=examples("gateway transfer 7f3a sales"))
 @click.argument("call")
 @click.argument("destination")
 @CONFIG
 @SOCKET
 def transfer(call: str, destination: str, config: Path, path: Path | None) -> None:
-    """Hand CALL on to DESTINATION, one of its route's [[route.transfer]].
+    """Transfer CALL to DESTINATION, the name of one of its route's [[route.transfer]].
 
-    The call goes the way that the route says for it; if nobody answers there, the caller comes
-    back to the model. Waits for the outcome: exit 0 when somebody has taken the call, or 1 and why
-    not. Ctrl-C leaves the transfer as it is.
+    The transfer runs in the mode that the route sets; without an answer the caller returns to the
+    model. Waits for the outcome: exit 0 when the call was answered, or 1 with the reason. Ctrl-C
+    does not cancel the transfer.
     """
     answer = asked(config, path, "transfer", call=call, destination=destination)
     click.echo(printable(f"{answer['call']} goes to {answer['to']}"))

@@ -1,5 +1,4 @@
-"""``gateway say``, ``tell``, ``show``, ``respond``, ``ask`` and ``transcript``: into a call's
-conversation, and out of it."""
+"""Commands that add to the conversation of a call in progress, or print it."""
 
 from __future__ import annotations
 
@@ -12,54 +11,70 @@ from typing import Any
 
 import click
 
-from gateway.cli.status import CONFIG, SOCKET, asked, socket_of
+from gateway.cli.options import CONFIG, examples
+from gateway.cli.status import SOCKET, asked, socket_of
 from gateway.control.client import ANSWER_SECONDS, NoAnswerError, RefusedError, ask
 from gateway.text import printable
 
 FOLLOW_SECONDS = 0.5
-ASIDE_SECONDS = 25.0
+QUERY_SECONDS = 25.0
 
-_RESPOND = click.option("--respond", is_flag=True, help="The model is asked to answer to it.")
+_RESPOND = click.option("--respond", is_flag=True, help="Also request a response to it.")
 _CALL = click.argument("call")
 
 
 def _asked(config: Path, path: Path | None, command: str, **fields: Any) -> dict[str, Any]:
-    seconds = ASIDE_SECONDS if command == "ask" else ANSWER_SECONDS
+    seconds = QUERY_SECONDS if command == "ask" else ANSWER_SECONDS
     return asked(config, path, command, seconds, **fields)
 
 
-@click.command("say")
+def _confirm(answer: Mapping[str, Any], what: str, respond: bool) -> None:
+    more = " and response requested" if respond else ""
+    click.echo(printable(f"{answer['call']}: {what} added{more}"))
+
+
+@click.command("say", epilog=examples('gateway say 7f3a "Please hold the line."'))
 @_CALL
 @click.argument("text")
 @CONFIG
 @SOCKET
 def say(call: str, text: str, config: Path, path: Path | None) -> None:
-    """Let the model say exactly TEXT in CALL, as soon as it says nothing else."""
-    _asked(config, path, "say", call=call, text=text)
+    """Have the model say TEXT in CALL, word for word, after the current response."""
+    answer = _asked(config, path, "say", call=call, text=text)
+    click.echo(printable(f"{answer['call']}: queued; the model says it after the current response"))
 
 
-@click.command("tell")
+@click.command(
+    "send-message", epilog=examples('gateway send-message 7f3a "The order has shipped." --respond')
+)
 @_CALL
 @click.argument("text")
-@click.option("--user", is_flag=True, help="As if the caller had said it; else a system message.")
+@click.option("--user", is_flag=True, help="Send it as the caller, not the system.")
 @_RESPOND
 @CONFIG
 @SOCKET
-def tell(call: str, text: str, user: bool, respond: bool, config: Path, path: Path | None) -> None:
-    """Put TEXT into the conversation of CALL."""
+def send_message(
+    call: str, text: str, user: bool, respond: bool, config: Path, path: Path | None
+) -> None:
+    """Add TEXT to the conversation of CALL as a message."""
     role = "user" if user else "system"
-    _asked(config, path, "tell", call=call, text=text, role=role, respond=respond)
+    answer = _asked(config, path, "tell", call=call, text=text, role=role, respond=respond)
+    _confirm(answer, f"{role} message", respond)
 
 
-@click.command("show")
+@click.command(
+    "send-image", epilog=examples('gateway send-image 7f3a parcel.jpg --text "Their parcel."')
+)
 @_CALL
 @click.argument("image", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--text", default="", help="Words beside it.")
+@click.option("--text", default="", help="Text to send with it.")
 @_RESPOND
 @CONFIG
 @SOCKET
-def show(call: str, image: Path, text: str, respond: bool, config: Path, path: Path | None) -> None:
-    """Show the model of CALL a PNG or JPEG file."""
+def send_image(
+    call: str, image: Path, text: str, respond: bool, config: Path, path: Path | None
+) -> None:
+    """Add IMAGE, a PNG or JPEG file, to the conversation of CALL."""
     from gateway.tools.images import ImageError, data_uri
 
     try:
@@ -67,37 +82,40 @@ def show(call: str, image: Path, text: str, respond: bool, config: Path, path: P
     except (OSError, ImageError) as error:
         click.echo(f"{image}: {error}", err=True)
         sys.exit(1)
-    _asked(config, path, "show", call=call, image=uri, text=text, respond=respond)
+    answer = _asked(config, path, "show", call=call, image=uri, text=text, respond=respond)
+    _confirm(answer, "image", respond)
 
 
-@click.command("respond")
+@click.command(
+    "create-response",
+    epilog=examples('gateway create-response 7f3a "Ask for the order number."'),
+)
 @_CALL
 @click.argument("instructions")
 @CONFIG
 @SOCKET
-def respond(call: str, instructions: str, config: Path, path: Path | None) -> None:
-    """Let the model speak in CALL by INSTRUCTIONS for this one response."""
-    _asked(config, path, "respond", call=call, text=instructions)
+def create_response(call: str, instructions: str, config: Path, path: Path | None) -> None:
+    """Have the model speak in CALL, with INSTRUCTIONS for this response only."""
+    answer = _asked(config, path, "respond", call=call, text=instructions)
+    click.echo(printable(f"{answer['call']}: response requested"))
 
 
-@click.command("ask")
+@click.command("query", epilog=examples('gateway query 7f3a "Sum the call up in one line."'))
 @_CALL
 @click.argument("question")
 @CONFIG
 @SOCKET
-def ask_aside(call: str, question: str, config: Path, path: Path | None) -> None:
-    """Ask the model about CALL (a summary, a class); the caller hears nothing of it."""
+def query(call: str, question: str, config: Path, path: Path | None) -> None:
+    """Ask the model QUESTION about CALL; the caller does not hear it."""
     answer = _asked(config, path, "ask", call=call, text=question)
     click.echo(printable(answer["text"]))
 
 
-@click.command("transcript")
+@click.command("transcript", epilog=examples("gateway transcript 7f3a --follow"))
 @_CALL
-@click.option("-f", "--follow", is_flag=True, help="Go on until the call is over.")
-@click.option("--json", "as_json", is_flag=True, help="Each entry as one JSON object.")
-@click.option(
-    "--unmasked", is_flag=True, help="With private digits and what records.redact names, in clear."
-)
+@click.option("-f", "--follow", is_flag=True, help="Continue until the call ends.")
+@click.option("--json", "as_json", is_flag=True, help="Print each entry as one JSON object.")
+@click.option("--unmasked", is_flag=True, help="Show private digits and what records.redact masks.")
 @CONFIG
 @SOCKET
 def transcript(
@@ -131,7 +149,7 @@ def transcript(
 
 
 def line_of(entry: Mapping[str, Any]) -> str:
-    """One entry for people."""
+    """Return one transcript entry as a line of text."""
     heard = entry.get("heard")
     cut = "" if heard is None else f"  [heard: {heard or 'nothing'}]"
     return f"{entry['at_ms'] / 1000:8.1f}  {entry['who']:<7} {entry['text'] or '(no words)'}{cut}"

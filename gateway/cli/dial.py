@@ -1,4 +1,4 @@
-"""``gateway dial``: place one call with a route's session, and say what became of it."""
+"""``gateway dial``: place one call with a route's session."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gateway.cli.options import CONFIG, examples
 from gateway.text import printable
 
 if TYPE_CHECKING:
@@ -34,17 +35,19 @@ def _variables(_context: object, _parameter: object, values: tuple[str, ...]) ->
     return found
 
 
-@click.command("dial")
+@click.command(
+    "dial", epilog=examples("gateway dial +4930123456 --route reception --trunk carrier")
+)
 @click.argument("to")
-@click.option("--route", required=True, metavar="NAME", help="Whose session it gets.")
+@click.option("--route", required=True, metavar="NAME", help="Route whose session the call gets.")
 @click.option(
-    "--trunk", default="", metavar="NAME", help="Through which trunk; a number needs one."
+    "--trunk", default="", metavar="NAME", help="Trunk to call through; required for a number."
 )
 @click.option(
     "--caller-id",
     default="",
     metavar="NUMBER",
-    help="Who calls, in place of the trunk's caller_id; its caller_ids has to allow it.",
+    help="Caller number; overrides the trunk's caller_id, must match its caller_ids.",
 )
 @click.option(
     "--var",
@@ -52,24 +55,18 @@ def _variables(_context: object, _parameter: object, values: tuple[str, ...]) ->
     multiple=True,
     callback=_variables,
     metavar="NAME=VALUE",
-    help="What a named group of the route would have brought.",
+    help="Value of a variable that the route's named groups would set.",
 )
-@click.option(
-    "-c",
-    "--config",
-    type=click.Path(path_type=Path),
-    default=Path("gateway.toml"),
-    show_default=True,
-)
+@CONFIG
 def command(
     to: str, route: str, trunk: str, caller_id: str, variables: dict[str, str], config: Path
 ) -> None:
-    """Call TO (a number, or a sip or tel URI) and let the model of a route talk.
+    """Call TO, a number or a sip or tel URI, and join it to a route's session.
 
-    The gateway that runs with this configuration places it, if its control socket answers;
-    otherwise one is run for this call. Ends with the call: exit 0 when it was answered, 1 when it
-    was not, 2 when it was not placed. Ctrl-C leaves a call of the running gateway as it is, for
-    `gateway hangup`.
+    The running gateway with this configuration places the call, if its control socket answers;
+    otherwise a gateway is run for this call. Waits for the end of the call: exit 0 when it was
+    answered, 1 when not, 2 when it was not placed. Ctrl-C does not end a call of the running
+    gateway; `gateway hangup` does.
     """
     from gateway.app.signals import keep_running
     from gateway.config import ConfigError

@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gateway.cli.options import CONFIG, examples
 from gateway.cli.status_text import status_lines
 from gateway.control.client import ANSWER_SECONDS, NoAnswerError, RefusedError, ask_within
 from gateway.text import printable
 
-CONFIG = click.option(
-    "-c",
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("gateway.toml"),
-    show_default=True,
-    help="The configuration file of the gateway that is asked.",
-)
 SOCKET = click.option(
     "--socket",
     "path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Its socket, in place of control.socket of the configuration.",
+    help="Control socket of the gateway; overrides control.socket.",
 )
 
 
-@click.command("status")
+@click.command("status", epilog=examples("gateway status", "gateway status --json"))
 @CONFIG
 @SOCKET
-@click.option("--json", "as_json", is_flag=True, help="All of it, as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def command(config: Path, path: Path | None, as_json: bool) -> None:
-    """Say how a running gateway is: trunks, calls, refusals.
+    """Show trunks, calls, servers and rejected requests of a running gateway.
 
-    Exit 0, 1 without an answer, or 3 when a part of it has failed.
+    Exit 0; 1 when no gateway answers; 3 when a part of it has failed.
     """
     status = asked(config, path, "status")
     if as_json:
@@ -55,8 +49,10 @@ def asked(
     seconds: float = ANSWER_SECONDS,
     **fields: Any,
 ) -> dict[str, Any]:
-    """The answer of the gateway that the options name, within ``seconds``; without one the process
-    ends with 1 and says why."""
+    """Return the answer of the gateway that the options name, within ``seconds``.
+
+    Without an answer, prints why and exits with 1.
+    """
     try:
         return ask_within(seconds, path or socket_of(config), {**fields, "command": command})
     except (NoAnswerError, RefusedError) as error:
@@ -65,19 +61,22 @@ def asked(
 
 
 def socket_of(config: Path) -> Path:
-    """Where a gateway with this configuration listens. Raises NoAnswerError.
+    """Return the path of the control socket of this configuration. Raises NoAnswerError.
 
-    Only that key is read, so that no secret has to be at hand.
+    Reads that key only: secrets need not be present, and nothing slow is imported.
     """
-    from gateway.config.problems import ConfigError
-    from gateway.config.source import read_toml
-
     try:
-        data: dict[str, Any] = read_toml(config).data
-    except ConfigError as error:
-        raise NoAnswerError(str(error)) from None
+        data = tomllib.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NoAnswerError(f"{config}: {error.strerror or error}") from None
+    except ValueError as error:  # neither TOML nor UTF-8
+        raise NoAnswerError(f"{config}: {error}") from None
     section = data.get("control")
     name = section.get("socket") if isinstance(section, dict) else None
     if not isinstance(name, str) or not name:
         raise NoAnswerError(f"{config}: control.socket is not set, so no gateway can be asked")
+    if "${" in name:
+        from gateway.config.source import read_toml
+
+        name = str(read_toml(config).data["control"]["socket"])
     return Path(config.absolute().parent, Path(name).expanduser())

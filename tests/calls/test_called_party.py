@@ -21,7 +21,8 @@ async def calling(*options: str, status: int = 0) -> AsyncIterator[tuple[Answere
     await callee.start()
     rtp = RtpEnd(0, b"\xff")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", "call", f"sip:callee@127.0.0.1:{callee.port}", *options,
+        sys.executable, "-m", "gateway", "test-call",
+        f"sip:callee@127.0.0.1:{callee.port}", *options,
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:

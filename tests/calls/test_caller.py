@@ -17,7 +17,7 @@ import pytest
 from tests import support
 
 PYTHON = sys.executable
-CALL = "from gateway.devtools.scripted_caller import command; command()"
+CALL = "from gateway.cli.test_call import command; command()"
 CODECS = {"PCMU": "ulaw", "PCMA": "alaw"}
 SECOND = 8000
 

@@ -250,7 +250,8 @@ async def test_gateway_call_plays_and_records_the_same_bytes(
     played.write_bytes(b"\x55" * LEAD_IN + said)
     host, port = world.gateway.sip
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", "call", f"sip:greeted@{host}:{port}", "--codec", codec,
+        sys.executable, "-m", "gateway", "test-call",
+        f"sip:greeted@{host}:{port}", "--codec", codec,
         "--play", str(played), "--record", str(heard), "--seconds", "4.5",
         stderr=subprocess.PIPE,
     )  # fmt: skip

@@ -84,7 +84,7 @@ async def play(stage: Stage, tell: Callable[[str], None]) -> Result:
 def _caller(stage: Stage, port: str, tell: Callable[[str], None]) -> Child:
     child = Child(
         "caller",
-        ["call", f"sip:100@127.0.0.1:{port}", "--script", stage.caller_script,
+        ["test-call", f"sip:100@127.0.0.1:{port}", "--script", stage.caller_script,
          "--codec", "PCMA", "--record-both", stage.recording, "--record", stage.heard,
          "--report", stage.report],
         stage.folder / "caller.log",

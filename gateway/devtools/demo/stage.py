@@ -78,7 +78,7 @@ say = {json.dumps(GREETING)}
 """
 
 CALLER = f"""\
-# gateway call sip:100@127.0.0.1:PORT --script caller.toml --record-both call.wav
+# gateway test-call sip:100@127.0.0.1:PORT --script caller.toml --record-both call.wav
 
 max_seconds = 90
 

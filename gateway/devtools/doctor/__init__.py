@@ -5,6 +5,4 @@ its own, ``machine`` the kernel, ``network`` binds ports for a moment and connec
 realtime server.
 """
 
-from gateway.devtools.doctor.cli import command
-
 __all__ = ["command"]

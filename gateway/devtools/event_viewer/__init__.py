@@ -1,5 +1,1 @@
-"""``gateway events``: the event log of a session, read as a conversation."""
-
-from gateway.devtools.event_viewer.cli import command
-
-__all__ = ["command"]
+"""Reads the event log of a realtime session and shows it as a conversation."""

@@ -1,5 +1,1 @@
-"""``gateway route-test``: which route an INVITE would take, why, and with which session."""
-
-from gateway.devtools.route_test.cli import command
-
-__all__ = ["command"]
+"""Finds the route that an INVITE would take, with the reasons and the session."""

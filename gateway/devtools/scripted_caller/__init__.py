@@ -1,6 +1,5 @@
 """A scripted caller: dials, listens, speaks, presses keys, hangs up, and says how it went."""
 
-from gateway.devtools.scripted_caller.cli import command
 from gateway.devtools.scripted_caller.report import CallReport, Outcome, RunReport
 from gateway.devtools.scripted_caller.run import CallOptions, place_call, place_calls
 from gateway.devtools.scripted_caller.script import Script, load_script, simple_script
@@ -11,7 +10,6 @@ __all__ = [
     "Outcome",
     "RunReport",
     "Script",
-    "command",
     "load_script",
     "place_call",
     "place_calls",

@@ -223,7 +223,7 @@ class Script(Section):
 def simple_script(
     play: Path | None = None, digits: str = "", seconds: float = 10.0, answer_within: float = 30.0
 ) -> Script:
-    """The script of ``gateway call --play --dtmf --seconds``."""
+    """The script of ``gateway test-call --play --dtmf --seconds``."""
     steps: list[AnyStep] = [WaitAnswer(within=answer_within)]
     if play is not None:
         steps.append(Play(file=play))

@@ -195,7 +195,7 @@ def test_lines_of_a_transcript() -> None:
     assert line_of({"at_ms": 0, "who": "caller", "text": ""}).endswith("caller  (no words)")
 
 
-@pytest.mark.parametrize("name", ["say", "tell", "respond", "ask", "transcript"])
+@pytest.mark.parametrize("name", ["say", "send-message", "create-response", "query", "transcript"])
 def test_commands_for_a_call_say_what_is_wrong(tmp_path: Path, name: str) -> None:
     words = [] if name == "transcript" else ["words"]
     asked = [name, "call-1", *words, "--socket", str(tmp_path / "none")]

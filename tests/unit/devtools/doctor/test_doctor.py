@@ -17,7 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.app import descriptors
-from gateway.devtools.doctor import command, library, machine, network
+from gateway.cli.doctor import command
+from gateway.devtools.doctor import library, machine, network
 from gateway.devtools.doctor.finding import Finding, Verdict, lines
 from gateway.dialplan import Dialplan
 from gateway.planning.check import load_all

@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from gateway.devtools.timeline import command, read_record, tell
+from gateway.cli.timeline import command
+from gateway.devtools.timeline import read_record, tell
 from gateway.devtools.timeline.picture import draw
 from gateway.devtools.timeline.record import Record, RecordError
 from gateway.devtools.timeline.sound import began_speaking, read_sound, replies

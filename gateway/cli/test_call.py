@@ -1,4 +1,4 @@
-"""``gateway call``: the scripted caller on the command line."""
+"""``gateway test-call``: place scripted calls."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ from gateway.devtools.scripted_caller.sound import SoundError
 
 _EPILOG = """
 \b
+Example:
+  gateway test-call sip:100@127.0.0.1:5060 --play hello.wav --record heard.wav --dtmf 42#
+
+\b
 Exit status: 0 as scripted; 2 wrong usage or script; 3 refused (the SIP code is shown);
 4 no answer; 5 a step missed its deadline; 6 the call was lost; 7 it could not be placed;
 130 interrupted.
 """
 
 
-@click.command("call", epilog=_EPILOG)
+@click.command("test-call", epilog=_EPILOG)
 @click.argument("uri")
 @click.option("--play", type=click.Path(path_type=Path), help="WAV, .ulaw or .alaw to play.")
 @click.option("--record", type=click.Path(path_type=Path), help="Write what is heard.")
@@ -38,7 +42,7 @@ Exit status: 0 as scripted; 2 wrong usage or script; 3 refused (the SIP code is 
     type=click.FloatRange(0.02, 3600),
     default=10.0,
     show_default=True,
-    help="Listen so long after the answer, then hang up.",
+    help="Hang up this long after the answer.",
 )
 @click.option(
     "--answer-within",
@@ -56,14 +60,20 @@ Exit status: 0 as scripted; 2 wrong usage or script; 3 refused (the SIP code is 
     "codecs",
     multiple=True,
     type=click.Choice([codec.value for codec in Codec], case_sensitive=False),
-    help="Law to offer first. Default: PCMU.",
+    help="Codec to offer first. Default: PCMU.",
 )
-@click.option("--local", metavar="HOST:PORT", help="Call from here; port 0 is any.")
-@click.option("--from", "user", default="caller", show_default=True, help="User of our address.")
-@click.option("--repeat", type=click.IntRange(1, 1_000_000), default=1, help="So many calls.")
-@click.option("--parallel", type=click.IntRange(1, 10_000), default=1, help="At the same time.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
-@click.option("-v", "--verbose", is_flag=True, help="pjsip's own warnings too.")
+@click.option("--local", metavar="HOST:PORT", help="Local address; port 0 is any.")
+@click.option(
+    "--from",
+    "user",
+    default="caller",
+    show_default=True,
+    help="Caller's user name.",
+)
+@click.option("--repeat", type=click.IntRange(1, 1_000_000), default=1, help="Number of calls.")
+@click.option("--parallel", type=click.IntRange(1, 10_000), default=1, help="Simultaneous calls.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Print pjsip's warnings too.")
 def command(
     uri: str,
     play: Path | None,
@@ -82,9 +92,9 @@ def command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Place a scripted call to URI, as sip:100@127.0.0.1:5060.
+    """Place a scripted call to URI, such as sip:100@127.0.0.1:5060.
 
-    Plays, presses keys, listens, hangs up; the exit status says how it went.
+    Plays a file, sends DTMF, listens and hangs up; the exit status tells the outcome.
     """
     console = Console(stderr=True, quiet=quiet, highlight=False)
     _quiet_logs(verbose)

@@ -1,4 +1,4 @@
-"""The command."""
+"""``gateway events``: show the event log of a session."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gateway.cli.options import examples
 from gateway.devtools.event_viewer.lines import EventLogError, Line, read_lines
 from gateway.devtools.event_viewer.story import AGENT, CALLER, ERROR, GATEWAY, SERVER, Entry, tell
 
@@ -23,10 +24,12 @@ _STYLES = {
 }
 
 
-@click.command("events")
+@click.command(
+    "events", epilog=examples("gateway events records/2026-11-28/7f3a.events.jsonl --errors")
+)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--raw", is_flag=True, help="Every event as it is, one a line.")
-@click.option("--errors", is_flag=True, help="Only what went wrong.")
+@click.option("--raw", is_flag=True, help="Print each event unchanged, one per line.")
+@click.option("--errors", is_flag=True, help="Show errors only.")
 def command(file: Path, raw: bool, errors: bool) -> None:
     """Show the event log FILE of a call's session as a conversation."""
     console = Console(highlight=False, soft_wrap=True)

@@ -1,47 +1,18 @@
-"""The command: look at everything, print the report, and say by the status whether to worry."""
+"""Runs every examination that the configuration allows."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-
-import click
 
 from gateway.config import Config, ConfigError
 from gateway.devtools.doctor import library, machine, network
-from gateway.devtools.doctor.finding import Finding, Verdict, bad, lines, ok, warn
+from gateway.devtools.doctor.finding import Finding, bad, ok, warn
 from gateway.dialplan import Dialplan
 from gateway.planning.check import check, load_all
 
 _NOTE = "  note: "
-
-
-@click.command()
-@click.option(
-    "-c",
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("gateway.toml"),
-    show_default=True,
-    help="The configuration file.",
-)
-@click.option("--json", "as_json", is_flag=True, help="The report as a JSON array.")
-def command(config: Path, as_json: bool) -> None:
-    """Say what this machine and this pjsua2 can carry, and what to mend.
-
-    Nothing is changed and no session is opened. Exit 0, or 1 when something is bad.
-    """
-    findings = list(examine(config))
-    if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
-    else:
-        for line in lines(findings):
-            click.echo(line)
-    sys.exit(any(finding.verdict is Verdict.BAD for finding in findings))
 
 
 def examine(path: Path) -> Iterator[Finding]:

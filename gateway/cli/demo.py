@@ -1,4 +1,4 @@
-"""``gateway demo``: one scripted call through a real gateway, and what it shows."""
+"""``gateway demo``: one scripted call through a real gateway, with checks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gateway.cli.options import examples
 from gateway.devtools.demo.checks import Check
 from gateway.devtools.demo.play import DemoError, Result, run
 from gateway.devtools.demo.stage import Stage
@@ -23,19 +24,19 @@ PLAIN_WIDTH = 110
 """Columns where no terminal says how many it has: a log is read in wide windows."""
 
 
-@click.command("demo")
+@click.command("demo", epilog=examples("gateway demo --output demo-output"))
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("demo-output"),
     show_default=True,
-    help="Folder for everything that the demo writes.",
+    help="Folder for record, log, WAV and picture.",
 )
 def command(output: Path) -> None:
-    """Emulator, gateway and one scripted call on this machine, then a timeline of the call.
+    """Run emulator, gateway and one scripted call on this machine; print a timeline.
 
-    A caller listens to the greeting, asks, interrupts the answer, presses keys and is told
-    goodbye, over real SIP and RTP. Exit status 0 only if every check passed.
+    The caller listens to the greeting, asks a question, interrupts the response and sends DTMF,
+    over real SIP and RTP. Exit 0 only if every check passed.
     """
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -1,4 +1,4 @@
-"""The command, and how its answer is shown."""
+"""``gateway route-test``: show which route a call takes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gateway.cli.options import CONFIG, examples
 from gateway.devtools.route_test.given import (
     GivenError,
     invite_from_message,
@@ -23,27 +24,24 @@ if TYPE_CHECKING:
     from gateway.devtools.route_test.answer import Answer
 
 
-@click.command("route-test")
-@click.option(
-    "-c",
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("gateway.toml"),
-    show_default=True,
-    help="The configuration file.",
+@click.command(
+    "route-test",
+    epilog=examples(
+        "gateway route-test --to 100 --from +4930123456",
+        "gateway route-test --invite captured.sip --source 192.0.2.1",
+    ),
 )
-@click.option("--to", "to", metavar="USER", help="Whom the call is for: a number or an address.")
-@click.option("--from", "from_", metavar="USER", default="anonymous", help="Who calls.")
+@CONFIG
+@click.option("--to", "to", metavar="USER", help="Called user or address.")
+@click.option("--from", "from_", metavar="USER", default="anonymous", help="Caller.")
 @click.option("--header", "headers", metavar="'NAME: VALUE'", multiple=True, help="A header field.")
-@click.option("--source", metavar="ADDRESS[:PORT]", help="Where the INVITE comes from.")
-@click.option("--trunk", metavar="NAME", help="Whose call it is; else found by its source.")
-@click.option("--at", metavar="'DATE TIME'", help="When it comes; else now.")
-@click.option(
-    "--codec", type=click.Choice(["PCMU", "PCMA"]), default="PCMU", help="What it offers."
-)
-@click.option("--invite", type=click.File("r"), help="A SIP message instead; - is standard input.")
-@click.option("--data", metavar="JSON", help="The data that would be fetched, or @FILE.")
-@click.option("--fetch", is_flag=True, help="Ask the route's service now.")
+@click.option("--source", metavar="ADDRESS[:PORT]", help="Source address of the INVITE.")
+@click.option("--trunk", metavar="NAME", help="Trunk; default: found by the source address.")
+@click.option("--at", metavar="'DATE TIME'", help="Time of the call; default: now.")
+@click.option("--codec", type=click.Choice(["PCMU", "PCMA"]), default="PCMU", help="Offered codec.")
+@click.option("--invite", type=click.File("r"), help="File with the INVITE; - is stdin.")
+@click.option("--data", metavar="JSON", help="Response of the route's data service, or @FILE.")
+@click.option("--fetch", is_flag=True, help="Request the data from the route's service.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     config: Path,
@@ -59,7 +57,10 @@ def command(
     fetch: bool,
     as_json: bool,
 ) -> None:
-    """Say which route an INVITE takes, and why each other one does not: exit 0, or 1 for none."""
+    """Show which route an INVITE takes, why the others do not match, and its session.
+
+    Exit 0, or 1 when no route matches.
+    """
     from gateway.config import ConfigError
     from gateway.planning.check import load_all
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from gateway.cli.options import examples
 from gateway.devtools.timeline.record import Record, RecordError, read_record
 from gateway.devtools.timeline.sound import Sound, SoundFileError, read_sound
 from gateway.devtools.timeline.story import tell
 from gateway.devtools.timeline.text import render
 
 
-@click.command("timeline")
+@click.command("timeline", epilog=examples("gateway timeline record.json --png call.png"))
 @click.argument("record", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture.")
 @click.option(
@@ -29,7 +30,7 @@ from gateway.devtools.timeline.text import render
     help="Where the recording begins, ms after the INVITE. Default: when the call was confirmed.",
 )
 def command(record: Path, png: Path | None, wav: Path | None, wav_at: float | None) -> None:
-    """Show a call's RECORD: who spoke when, what was cut, the digits, the delays, the end."""
+    """Show a call's RECORD: speech of both sides, interruptions, DTMF, delays, ending."""
     try:
         call = read_record(record)
         sound = None if wav is None else read_sound(wav, _begin(call, wav_at))

@@ -1,0 +1,33 @@
+"""``gateway doctor``: check host, network, servers and trunks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from gateway.cli.options import CONFIG, examples
+
+
+@click.command("doctor", epilog=examples("gateway doctor -c gateway.toml"))
+@CONFIG
+@click.option("--json", "as_json", is_flag=True, help="Print the report as a JSON array.")
+def command(config: Path, as_json: bool) -> None:
+    """Check host, pjsua2 build, configuration, realtime servers and trunks; print fixes.
+
+    Nothing is changed and no call is placed; one session is opened at each realtime server, and
+    each trunk is asked once. Exit 0, or 1 when something is bad.
+    """
+    from gateway.devtools.doctor.examine import examine
+    from gateway.devtools.doctor.finding import Verdict, lines
+
+    findings = list(examine(config))
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        for line in lines(findings):
+            click.echo(line)
+    sys.exit(any(finding.verdict is Verdict.BAD for finding in findings))

@@ -1,0 +1,97 @@
+"""``gateway run``: serve calls."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gateway.cli.options import CONFIG, examples
+
+if TYPE_CHECKING:
+    from gateway.config import Config
+    from gateway.dialplan import Dialplan
+
+
+@click.command("run", epilog=examples("gateway run -c gateway.toml", "gateway run --workers 4"))
+@CONFIG
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of processes that share the calls; overrides workers.count.",
+)
+@click.option(
+    "--worker",
+    type=click.IntRange(min=0),
+    metavar="I",
+    help="Run only worker I, counted from 0; another program starts the others.",
+)
+@click.option(
+    "--supervisor/--no-supervisor",
+    default=True,
+    help="Run under a supervisor process that restarts the gateway if it crashes. Several workers "
+    "always have one.",
+)
+@click.option("--supervisor-link", type=int, hidden=True)
+def command(
+    config: Path,
+    workers: int | None,
+    worker: int | None,
+    supervisor: bool,
+    supervisor_link: int | None,
+) -> None:
+    """Answer calls until SIGTERM or Ctrl-C.
+
+    Calls in progress may then end within limits.drain_timeout; a second signal ends them at once.
+    """
+    from gateway.app.signals import keep_running
+    from gateway.config import ConfigError
+    from gateway.log import set_up_logging
+    from gateway.planning.check import load_all
+
+    try:
+        settings, dialplan = load_all(config, workers=workers)
+    except ConfigError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
+    count, log = settings.workers.count, settings.log
+    if worker is not None and worker >= count:
+        click.echo(
+            f"--worker {worker}: workers.count is {count}, so the last is {count - 1}", err=True
+        )
+        sys.exit(2)
+    secrets = settings.secrets() + dialplan.secrets()
+    try:
+        sink = set_up_logging(log.format, log.level, log.file, secrets, worker, log.redact)
+    except OSError as error:
+        click.echo(f"{config}: {error}", err=True)
+        sys.exit(1)
+    keep_running(sink.reopen)
+    if worker is None and supervisor_link is None and (count > 1 or supervisor):
+        from gateway.app.workers.supervisor import supervise
+
+        sys.exit(supervise(settings, config, sink.reopen))
+    sink.write_behind()
+    _serve(
+        config,
+        settings if worker is None else settings.for_worker(worker),
+        dialplan,
+        supervisor_link,
+    )
+
+
+def _serve(config: Path, settings: Config, dialplan: Dialplan, supervisor_link: int | None) -> None:
+    try:
+        from gateway.app import service
+        from gateway.sip.agent import AgentError
+    except ImportError as error:
+        click.echo(f"pjsua2 cannot be loaded ({error}): `make` builds and installs it", err=True)
+        sys.exit(1)
+    try:
+        service.run(settings, dialplan, supervisor_link)
+    except (AgentError, OSError) as error:
+        click.echo(f"{config}: {error}", err=True)
+        sys.exit(1)
