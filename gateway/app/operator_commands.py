@@ -16,10 +16,10 @@ from gateway.call.ending import EndReason
 from gateway.call.leg.outcomes import Outcome
 from gateway.call.leg.transfer import TAKE_OVER_SECONDS
 from gateway.call.record import CallRecord
+from gateway.call.tools.arguments import ToolCallError, transfer_target
+from gateway.call.tools.commands import OperatorTransfer
 from gateway.control.finding import call_named
 from gateway.control.server import RefusedError
-from gateway.tools.arguments import ToolError, transfer_target
-from gateway.tools.commands import HandOn
 
 log = structlog.get_logger("gateway")
 
@@ -101,7 +101,7 @@ class OperatorCommands:
         wanted = json.dumps({"destination": request.get("destination")})
         try:
             target = transfer_target(wanted, bridge.transfer_plan)
-        except ToolError as error:
+        except ToolCallError as error:
             raise RefusedError(str(error)) from None
         log.info("operator.transfer", call=call, to=target.uri)
         record = bridge.record
@@ -111,7 +111,7 @@ class OperatorCommands:
         self._transfers.move_to_end(number)
         while len(self._transfers) > MAX_TRANSFERS:
             self._transfers.popitem(last=False)
-        bridge.feed(inputs.ToolRequest(HandOn(str(request["destination"]))))
+        bridge.feed(inputs.ToolRequest(OperatorTransfer(str(request["destination"]))))
         seconds = target.destination.ring_timeout + TAKE_OVER_SECONDS + BEGIN_SECONDS
         return {"call": call, "to": target.uri, "transfer": number, "seconds": seconds}
 

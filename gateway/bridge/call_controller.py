@@ -24,12 +24,12 @@ from gateway.call.plan import CallPlan
 from gateway.call.quality import QualityOfCall
 from gateway.call.record import CallRecord
 from gateway.call.states import State
+from gateway.call.tools.commands import CallCommand, CommandsFromTools
 from gateway.realtime.events import AudioDelta
 from gateway.records.events import EventLog
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio
 from gateway.sip.types import LegEnd, RtpQuality
-from gateway.tools.commands import CallCommand
 from gateway.tools.runner import Question, ToolCall, ToolRunner
 
 
@@ -413,7 +413,7 @@ class CallController:
             caller=record.from_uri,
             called=record.to_uri,
             variables=self._machine.variables,
-            act=lambda act: self.feed(inputs.ToolRequest(act)),
+            control=CommandsFromTools(self.act),
         )
 
     def _play(self, output: outputs.Play) -> None:

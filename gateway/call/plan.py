@@ -102,8 +102,8 @@ class SchedulePlan:
 class FunctionPlan:
     """One function that lives outside of the call."""
 
-    check: Callable[[str], object] = lambda _arguments: None
-    """Raises ToolError, with what is wrong, for arguments (JSON text) that it does not take."""
+    check: Callable[[str], str] = lambda _arguments: ""
+    """Returns what is wrong with arguments (JSON text), for the model; empty: nothing."""
     timeout: float = 30.0
     """Without a result by then it is answered for, and forgotten."""
     filler_delay: float = 0.0

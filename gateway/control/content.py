@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from gateway.bridge.out_of_band import OutOfBandWaiters
 from gateway.call.record import CallRecord
+from gateway.call.tools.commands import CallCommand, RequestOutOfBand, Respond, Say, Show, Tell
 from gateway.control.finding import call_named
 from gateway.control.server import Command, RefusedError
-from gateway.tools.commands import AskAside, CallCommand, Respond, Say, Show, Tell
 from gateway.tools.images import ImageError, checked
 
 MAX_TEXT = 16_000
@@ -84,7 +84,7 @@ class ContentCommands:
         call = self._up(request)
         key = call.out_of_band.key()
         answer = call.out_of_band.wait(key)
-        call.act(AskAside(key, instructions, metadata))
+        call.act(RequestOutOfBand(key, instructions, metadata))
         return _answered(call, answer, key)
 
     def _transcript(self, request: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -17,6 +17,13 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.call.tools.definitions import (
+    COLLECT_DESCRIPTION,
+    END_CALL,
+    LANGUAGE_DESCRIPTION,
+    OWN,
+    SCHEDULE_DESCRIPTION,
+)
 from gateway.config.http import HttpHeaders, HttpUrl
 from gateway.config.problems import KeyPath, MisplacedError
 from gateway.config.source import plain
@@ -25,13 +32,6 @@ from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text, Type
 from gateway.dialplan.tools import Sound
 from gateway.dialplan.values import Regex
 from gateway.dialplan.variables import names_in
-from gateway.tools.definitions import (
-    COLLECT_DESCRIPTION,
-    END_CALL,
-    LANGUAGE_DESCRIPTION,
-    OWN,
-    SCHEDULE_DESCRIPTION,
-)
 from gateway.tools.schema import NAME, check_schema
 
 ARGUMENT = "arg."

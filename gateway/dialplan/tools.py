@@ -16,11 +16,15 @@ from pydantic import (
 )
 
 from gateway.audio.sounds import BUILT_IN, SoundError, check_wav
+from gateway.call.tools.definitions import (
+    HOLD_DESCRIPTION,
+    SEND_DTMF_DESCRIPTION,
+    TRANSFER_DESCRIPTION,
+)
 from gateway.config.problems import MisplacedError
 from gateway.config.validate import Section
 from gateway.config.values import Flag, Seconds, Text
 from gateway.dialplan.values import Regex
-from gateway.tools.definitions import HOLD_DESCRIPTION, SEND_DTMF_DESCRIPTION, TRANSFER_DESCRIPTION
 
 _URI = re.compile(r"(?:sips?|tel):[!-;=?-~]+")
 

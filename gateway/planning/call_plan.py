@@ -31,6 +31,7 @@ from gateway.planning.route_tools import approval_rules
 from gateway.planning.tools import (
     answer_plan,
     collect_plan,
+    function_plans,
     hold_plan,
     idle_plan,
     interruption_plan,
@@ -250,7 +251,7 @@ def call_plan(
         content=content_plan(route),
         listening=listening_session(session),
         truncate_margin_ms=settings.realtime.truncate_margin_ms,
-        functions={} if tool_executor is None else tool_executor.plans(route.name),
+        functions={} if tool_executor is None else function_plans(tool_executor.of(route.name)),
         approvals=approval_rules(route, values),
         language=language_plan(route, session),
         collect_digits=collect_plan(route),

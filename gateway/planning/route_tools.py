@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway.call.plan import ApprovalRule
+from gateway.call.tools.definitions import OWN
 from gateway.config.http import shown
 from gateway.config.problems import Problem
 from gateway.config.tools import McpServerSettings, ToolSettings
@@ -49,7 +50,9 @@ def offers_of(config: Config, dialplan: Dialplan) -> dict[str, RouteTools]:
 
 def module_tools(settings: ToolSettings) -> Mapping[str, PythonTool]:
     """The functions of ``tools.module``. Raises ToolModuleError."""
-    return python_tools(settings.module, settings.search_path) if settings.module else {}
+    if not settings.module:
+        return {}
+    return python_tools(settings.module, settings.search_path, OWN)
 
 
 def problems(config: Config, dialplan: Dialplan, source: Problem) -> Iterator[Problem]:

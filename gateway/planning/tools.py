@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from gateway.call.plan import (
     CollectPlan,
     Destination,
     FallbackStep,
+    FunctionPlan,
     HoldPlan,
     InterruptionPlan,
     LanguagePlan,
@@ -22,13 +24,16 @@ from gateway.call.plan import (
     TransferPlan,
     UserIdlePlan,
 )
+from gateway.call.tools import definitions
 from gateway.config import TrunkSettings
 from gateway.dialplan import Route, Transfer
 from gateway.dialplan.fallback import Fallback
 from gateway.dialplan.variables import render
 from gateway.planning.destinations import dial_uri
 from gateway.realtime.session_object import complete_detection
-from gateway.tools import definitions
+from gateway.tools import ToolError
+from gateway.tools.functions import Function
+from gateway.tools.schema import parsed
 
 RECONNECT_SECONDS = 10.0
 """How long another session is tried for, where the route does not say."""
@@ -237,3 +242,29 @@ def listening_session(session: Mapping[str, Any]) -> dict[str, Any]:
     quiet = {**detection, "create_response": False, "interrupt_response": False}
     quiet.pop("idle_timeout_ms", None)
     return {"tools": [], "audio": {"input": {"turn_detection": quiet}}}
+
+
+def function_plans(functions: Mapping[str, Function]) -> dict[str, FunctionPlan]:
+    """Return what a call has to know of each of its route's functions, by name."""
+    return {name: _function_plan(function) for name, function in functions.items()}
+
+
+def _function_plan(function: Function) -> FunctionPlan:
+    waiting = function.waiting
+    return FunctionPlan(
+        check=partial(_wrong_arguments, function.parameters),
+        # What runs it has the deadline; the call's own is for when that does not keep it.
+        timeout=function.timeout + 1.0,
+        filler_delay=waiting.filler_delay,
+        filler_text=waiting.filler_text,
+        filler_sound=waiting.filler_sound,
+        approval=function.approval,
+    )
+
+
+def _wrong_arguments(schema: Mapping[str, Any], arguments: str) -> str:
+    try:
+        parsed(schema, arguments)
+    except ToolError as error:
+        return str(error)
+    return ""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
+from gateway.call.tools.definitions import OWN
 from gateway.config.models import Config
 from gateway.config.realtime import on_loopback
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.planning.route_tools import module_tools
-from gateway.tools.definitions import OWN
 
 
 def advice(config: Config, dialplan: Dialplan) -> Iterator[str]:

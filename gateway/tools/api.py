@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TypeVar, overload
+from typing import Protocol, TypeVar, overload
 
-from gateway.tools.commands import CallCommand, EndCall, Respond, Say, Show, Tell, TransferTo
 from gateway.tools.images import ImageError, checked, data_uri
 
 
@@ -86,6 +85,18 @@ def tool(
     return mark if function is None else mark(function)
 
 
+class CallControl(Protocol):
+    """What a function may do to its call. Methods ask, return at once, and ignore a call that is
+    over. From the event loop only."""
+
+    def say(self, words: str) -> None: ...
+    def tell(self, text: str, role: str, respond: bool) -> None: ...
+    def show(self, image_uri: str, text: str, respond: bool) -> None: ...
+    def respond(self, instructions: str) -> None: ...
+    def transfer(self, destination: str, words: str) -> None: ...
+    def end(self, words: str) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """The telephone call that a tool runs for: a parameter of this type is not the model's.
@@ -103,18 +114,19 @@ class Call:
     route: str
     variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """As in the route's texts, its named groups too."""
-    _act: Callable[[CallCommand], None] = field(default=lambda _act: None, repr=False)
+    _control: CallControl | None = field(default=None, repr=False)
+    _on_loop: Callable[[Callable[[], None]], None] = field(default=lambda do: do(), repr=False)
 
     def say(self, words: str) -> None:
         """Let the model say exactly this, as soon as it says nothing else."""
-        self._act(Say(words))
+        self._ask(lambda control: control.say(words))
 
     def tell(self, text: str, *, role: str = "system", respond: bool = False) -> None:
         """Tell the model something, or as ``user`` in the caller's place; with ``respond`` it is
         asked to answer. Raises ToolError."""
         if role not in ("system", "user"):
             raise ToolError(f"role must be system or user, not {role}")
-        self._act(Tell(text, role, respond))
+        self._ask(lambda control: control.tell(text, role, respond))
 
     def show(self, image: bytes | str, text: str = "", *, respond: bool = False) -> None:
         """Show the model a PNG or JPEG: its bytes, or a data URI. Raises ToolError."""
@@ -122,17 +134,22 @@ class Call:
             uri = data_uri(image) if isinstance(image, bytes) else checked(image)
         except ImageError as error:
             raise ToolError(str(error)) from None
-        self._act(Show(uri, text, respond))
+        self._ask(lambda control: control.show(uri, text, respond))
 
     def respond(self, instructions: str) -> None:
         """Let the model speak, by these instructions for this one response."""
-        self._act(Respond(instructions))
+        self._ask(lambda control: control.respond(instructions))
 
     def transfer(self, destination: str, words: str = "") -> None:
         """Hand the caller on to a ``[[route.transfer]]``; ``words`` are said if that fails, and
         the call ends."""
-        self._act(TransferTo(destination, words))
+        self._ask(lambda control: control.transfer(destination, words))
 
     def end(self, words: str = "") -> None:
         """Say these words, then hang up."""
-        self._act(EndCall(words))
+        self._ask(lambda control: control.end(words))
+
+    def _ask(self, ask: Callable[[CallControl], None]) -> None:
+        control = self._control
+        if control is not None:
+            self._on_loop(lambda: ask(control))

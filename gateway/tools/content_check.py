@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.call.rules.plan import GuardrailPlan
 from gateway.text import json_of
 from gateway.tools.api import ToolError
 from gateway.tools.http import HttpClient, Request
-from gateway.tools.runner import ToolCall
+from gateway.tools.runner import ContentService, ToolCall
 
 MAX_REASON = 500
 
@@ -21,7 +20,7 @@ Verdict = tuple[bool | None, str]
 """None: no answer, or none that is understood."""
 
 
-async def ask(client: HttpClient, rule: GuardrailPlan, call: ToolCall) -> Verdict:
+async def ask(client: HttpClient, rule: ContentService, call: ToolCall) -> Verdict:
     """Whether ``call.arguments`` may be said by ``call.name``, within the rule's time."""
     body = {
         "call": call.call,

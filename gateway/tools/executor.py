@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from gateway.call.plan import FunctionPlan
-from gateway.call.rules.plan import GuardrailPlan
 from gateway.planning.route_tools import RouteTools, mcp_settings, offers_of
 from gateway.tasks import TaskSet
 from gateway.tools import approval, python, webhook
@@ -20,7 +17,7 @@ from gateway.tools.functions import Function
 from gateway.tools.http import HttpClient
 from gateway.tools.mcp import McpServer
 from gateway.tools.results import bounded, error_text
-from gateway.tools.runner import Question, ToolCall
+from gateway.tools.runner import ContentService, Question, ToolCall
 from gateway.tools.schema import parsed
 
 if TYPE_CHECKING:
@@ -86,10 +83,6 @@ class ToolExecutor:
             found.update(self._servers[name].functions)
         return found
 
-    def plans(self, route: str) -> dict[str, FunctionPlan]:
-        """What a call has to know of each of a route's functions."""
-        return {name: plan_of(one) for name, one in self.of(route).items()}
-
     def definitions(self, route: str) -> list[dict[str, Any]]:
         """What the session is told of them, and of the servers that it calls itself."""
         passed_on = self._offers.get(route, _NOTHING).passed_on
@@ -114,7 +107,7 @@ class ToolExecutor:
         self._tasks.spawn(self._ask(question, done), f"ask about {question.request.name}")
 
     def check(
-        self, rule: GuardrailPlan, call: ToolCall, done: Callable[[bool | None, str], None]
+        self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
         """Ask the operator's application whether words may be said."""
         if len(self._tasks) >= MAX_RUNNING:
@@ -123,7 +116,7 @@ class ToolExecutor:
         self._tasks.spawn(self._check(rule, call, done), f"check of {call.name}")
 
     async def _check(
-        self, rule: GuardrailPlan, call: ToolCall, done: Callable[[bool | None, str], None]
+        self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
         answer: words.Verdict = (None, "nobody could be asked")
         try:
@@ -180,17 +173,3 @@ class ToolExecutor:
         ]
         made += [webhook.function_of(hook, self.http) for hook in offer.webhooks]
         return {function.name: function for function in made}
-
-
-def plan_of(function: Function) -> FunctionPlan:
-    """What a call has to know of a function."""
-    waiting = function.waiting
-    return FunctionPlan(
-        check=partial(parsed, function.parameters),
-        # What runs it has the deadline; the call's own is for when that does not keep it.
-        timeout=function.timeout + 1.0,
-        filler_delay=waiting.filler_delay,
-        filler_text=waiting.filler_text,
-        filler_sound=waiting.filler_sound,
-        approval=function.approval,
-    )

@@ -45,10 +45,3 @@ def checked(uri: str) -> str:
     if not image.startswith(_KINDS[kind]):
         raise ImageError(f"the data URI says {kind}, and its bytes do not")
     return data_uri(image)
-
-
-def told(uri: str) -> str:
-    """What a transcript says of an image in its place."""
-    head = _URI.match(uri)
-    size = (len(uri) - (head.end() if head else 0)) * 3 // 4 - uri[-2:].count("=")
-    return f"({head[1] if head else 'image'}, {size} bytes)"

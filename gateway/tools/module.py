@@ -7,13 +7,12 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 
 from gateway.tools.api import MARK, Options
-from gateway.tools.definitions import OWN
 from gateway.tools.schema import NAME
 from gateway.tools.signature import Signature, SignatureError
 
@@ -46,15 +45,18 @@ class PythonTool:
 _loaded: dict[tuple[str, Path], Mapping[str, PythonTool]] = {}
 
 
-def python_tools(name: str, folder: Path) -> Mapping[str, PythonTool]:
+def python_tools(
+    name: str, folder: Path, reserved: Collection[str] = ()
+) -> Mapping[str, PythonTool]:
     """The tools of a module (``hotel.tools``), or of a file (``tools.py``, from ``folder``).
 
     What is marked with ``@tool`` is a tool; in a module that marks nothing, each public function
-    that it defines and documents. The code runs once in a process. Raises ToolModuleError.
+    that it defines and documents. None may have a ``reserved`` name. The code runs once in a
+    process. Raises ToolModuleError.
     """
     key = (name, folder)
     if key not in _loaded:
-        _loaded[key] = MappingProxyType(_tools_of(_imported(name, folder)))
+        _loaded[key] = MappingProxyType(_tools_of(_imported(name, folder), reserved))
     return _loaded[key]
 
 
@@ -103,7 +105,7 @@ def _fault(error: BaseException, name: str) -> ToolModuleError:
     return ToolModuleError(said, Path(at.filename), at.lineno or 1)
 
 
-def _tools_of(module: ModuleType) -> dict[str, PythonTool]:
+def _tools_of(module: ModuleType, reserved: Collection[str]) -> dict[str, PythonTool]:
     members = [
         one for one in vars(module).values() if inspect.isfunction(one) or hasattr(one, MARK)
     ]
@@ -115,19 +117,19 @@ def _tools_of(module: ModuleType) -> dict[str, PythonTool]:
     ]
     tools: dict[str, PythonTool] = {}
     for function in dict.fromkeys(chosen):
-        one = _tool_of(function)
+        one = _tool_of(function, reserved)
         if one.name in tools:
             raise _at(function, f"the name {one.name!r} is there twice")
         tools[one.name] = one
     return tools
 
 
-def _tool_of(function: Callable[..., object]) -> PythonTool:
+def _tool_of(function: Callable[..., object], reserved: Collection[str]) -> PythonTool:
     options = getattr(function, MARK, Options())
     name = options.name or function.__name__
     if not NAME.fullmatch(name):
         raise _at(function, f"{name!r}: a tool's name has 1 to 64 letters, digits, _ and -")
-    if name in OWN:
+    if name in reserved:
         raise _at(function, f"{name!r} is the name of a tool of the gateway's own")
     try:
         signature = Signature(function)

@@ -11,9 +11,7 @@ from typing import Any
 
 import structlog
 
-from gateway.tools.api import Call
-from gateway.tools.arguments import ToolError
-from gateway.tools.commands import CallCommand
+from gateway.tools.api import Call, ToolError
 from gateway.tools.functions import Function
 from gateway.tools.module import PythonTool
 from gateway.tools.results import text_of
@@ -112,11 +110,11 @@ async def _run(tool: PythonTool, threads: Threads, request: ToolCall, given: dic
 def _call_of(request: ToolCall) -> Call:
     loop, ours = asyncio.get_running_loop(), threading.get_ident()
 
-    def act(wanted: CallCommand) -> None:
+    def on_loop(ask: Callable[[], None]) -> None:
         if threading.get_ident() == ours:
-            request.act(wanted)  # at once: what a coroutine tells comes before its result
+            ask()  # at once: what a coroutine tells comes before its result
         else:
-            loop.call_soon_threadsafe(request.act, wanted)
+            loop.call_soon_threadsafe(ask)
 
     return Call(
         id=request.call,
@@ -124,5 +122,6 @@ def _call_of(request: ToolCall) -> Call:
         called=request.called,
         route=request.route,
         variables=request.variables,
-        _act=act,
+        _control=request.control,
+        _on_loop=on_loop,
     )

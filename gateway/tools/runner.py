@@ -7,12 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
-from gateway.call.rules.plan import GuardrailPlan
-from gateway.tools.commands import CallCommand
-
-
-def _no_act(_act: CallCommand) -> None:
-    pass
+from gateway.tools.api import CallControl
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +24,8 @@ class ToolCall:
     """SIP URI."""
     called: str = ""
     variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    act: Callable[[CallCommand], None] = _no_act
-    """What the function wants done in the call meanwhile; from the event loop only."""
+    control: CallControl | None = None
+    """What the function may do to the call meanwhile; from the event loop only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +35,19 @@ class Question:
     request: ToolCall
     rule: int
     """Which rule of the route asks, counted from 0."""
+
+
+class ContentService(Protocol):
+    """A service that is asked whether words may be said."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def timeout(self) -> float: ...
 
 
 class ToolRunner(Protocol):
@@ -52,7 +60,7 @@ class ToolRunner(Protocol):
         """
 
     def check(
-        self, rule: GuardrailPlan, call: ToolCall, done: Callable[[bool | None, str], None]
+        self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
         """Ask whether words may be said; ``done`` is called as for ``ask``, None for no answer."""
 

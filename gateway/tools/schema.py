@@ -11,7 +11,7 @@ from jsonschema.exceptions import ValidationError, best_match
 from referencing import Registry
 
 from gateway.text import json_of
-from gateway.tools.arguments import ToolError
+from gateway.tools.api import ToolError
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What the realtime API takes as the name of a function."""

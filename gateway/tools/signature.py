@@ -11,8 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
-from gateway.tools.api import Call
-from gateway.tools.arguments import ToolError
+from gateway.tools.api import Call, ToolError
 
 _ARGUMENT = re.compile(r"^(\s+)(\w+)(?:\s*\([^)]*\))?\s*:\s*(.*)$")
 

@@ -8,25 +8,25 @@ from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.ending import EndReason
 from gateway.call.leg.call_control import OPERATOR_ERRAND
 from gateway.call.outputs import Output, Send
-from gateway.realtime.commands import CreateItem, CreateResponse
-from gateway.tools.arguments import ToolError
-from gateway.tools.commands import (
-    AskAside,
+from gateway.call.tools.arguments import ToolCallError
+from gateway.call.tools.commands import (
     CallCommand,
     EndCall,
-    HandOn,
+    OperatorTransfer,
+    RequestOutOfBand,
     Respond,
     Say,
     Show,
     Tell,
     TransferTo,
 )
-from gateway.tools.definitions import TRANSFER_CALL
+from gateway.call.tools.definitions import TRANSFER_CALL
+from gateway.realtime.commands import CreateItem, CreateResponse
 
 
 def carry_out(act: CallCommand, talk: ConversationControl, now: float) -> list[Output]:
     """Do it, unless the call is being left already."""
-    if talk.parting is not None and not isinstance(act, AskAside):
+    if talk.parting is not None and not isinstance(act, RequestOutOfBand):
         return []
     note = talk.timeline.note(now, "command", "info", act=type(act).__name__)
     match act:
@@ -41,17 +41,17 @@ def carry_out(act: CallCommand, talk: ConversationControl, now: float) -> list[O
             return [note, Send(CreateItem(item)), *_respond(talk, respond, now)]
         case Respond(instructions):
             return [note, *talk.ask(CreateResponse({"instructions": instructions}), now)]
-        case AskAside(key, instructions, metadata):
+        case RequestOutOfBand(key, instructions, metadata):
             return [note, *talk.out_of_band.ask(key, "application", instructions, now, metadata)]
         case TransferTo(destination, words):
             talk.part(
                 Termination(EndReason.APPLICATION, "by a function", words, transfer_to=destination)
             )
-        case HandOn(destination):
+        case OperatorTransfer(destination):
             wanted = json.dumps({"destination": destination})
             try:
                 talk.call_actions.ask(TRANSFER_CALL, OPERATOR_ERRAND, wanted, now)
-            except ToolError as error:
+            except ToolCallError as error:
                 refused = talk.timeline.note(now, "command_rejected", "warning", reason=str(error))
                 return [note, refused]
         case EndCall(words):

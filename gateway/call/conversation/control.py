@@ -20,6 +20,8 @@ from gateway.call.outputs import Output, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playout.playback import Playback
 from gateway.call.timeline import CallTimeline
+from gateway.call.tools.arguments import ToolCallError
+from gateway.call.tools.definitions import TRANSFER_CALL
 from gateway.realtime.commands import (
     CancelResponse,
     ClientCommand,
@@ -27,8 +29,6 @@ from gateway.realtime.commands import (
     CreateResponse,
     UpdateSession,
 )
-from gateway.tools.arguments import ToolError
-from gateway.tools.definitions import TRANSFER_CALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ class ConversationControl:
             wanted = json.dumps({"destination": parting.transfer_to})
             try:
                 self.call_actions.ask(TRANSFER_CALL, OWN_ERRAND, wanted, now)
-            except ToolError as error:
+            except ToolCallError as error:
                 note = self.timeline.note(now, "tool_refused", "error", reason=str(error))
                 return [note, *self.leave(now)]
             return []

@@ -28,6 +28,7 @@ from gateway.call.rules.rule import ConversationRule
 from gateway.call.rules.silence import Silence
 from gateway.call.timeline import CallTimeline
 from gateway.call.tools.approvals import Approvals
+from gateway.call.tools.commands import CallCommand, RequestOutOfBand
 from gateway.call.tools.function_calls import Functions
 from gateway.call.tools.mcp import McpWatch
 from gateway.realtime.commands import UNNAMED, CancelResponse, ClientCommand, CreateResponse
@@ -48,7 +49,6 @@ from gateway.realtime.events import (
     SpeechStopped,
 )
 from gateway.realtime.settings_fallback import mended
-from gateway.tools.commands import AskAside, CallCommand
 
 
 class Conversation:
@@ -251,7 +251,9 @@ class Conversation:
     def command_rejected(self, act: CallCommand) -> list[Output]:
         """There is nobody to do it for any more."""
         return (
-            [OutOfBandDone(act.key, "refused", "nobody talks")] if isinstance(act, AskAside) else []
+            [OutOfBandDone(act.key, "refused", "nobody talks")]
+            if isinstance(act, RequestOutOfBand)
+            else []
         )
 
     def settle(self, now: float, *, confirmed: bool) -> list[Output]:

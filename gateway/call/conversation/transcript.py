@@ -24,7 +24,6 @@ from gateway.realtime.events import (
     ItemDeleted,
     ResponseDone,
 )
-from gateway.tools.images import told
 
 MAX_ENTRIES = 2000
 """Kept of one call; an hour of lively talk has some hundred. The oldest go first, counted."""
@@ -263,7 +262,14 @@ def _part_of(entry: Entry, played_ms: int, received_ms: int) -> str:
 
 def _text_of(part: Mapping[str, Any]) -> str:
     image = part.get("image_url")
-    return told(str(image)) if image else str(part.get("text", ""))
+    return _image_text(str(image)) if image else str(part.get("text", ""))
+
+
+def _image_text(uri: str) -> str:
+    """Kind and size of an image in a data URI (RFC 2397), which itself is not kept."""
+    head, _, data = uri.partition(";base64,")
+    size = len(data) * 3 // 4 - data[-2:].count("=")
+    return f"({head.removeprefix('data:')}, {size} bytes)"
 
 
 def _item_of(entry: Entry) -> Mapping[str, Any] | None:

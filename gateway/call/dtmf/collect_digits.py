@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.call.conversation.control import ConversationControl
 from gateway.call.outputs import Output
-from gateway.tools.arguments import collect_wanted
+from gateway.call.tools.arguments import collect_wanted
 
 LONGEST_SECONDS = 120.0
 """So long at most a first key is waited for while the model talks."""
@@ -41,7 +41,7 @@ class DigitCollection:
         return self.deadline is not None
 
     def begin(self, arguments: str, now: float) -> None:
-        """The model asks, by these arguments (JSON text). Raises ToolError."""
+        """The model asks, by these arguments (JSON text). Raises ToolCallError."""
         wanted = collect_wanted(arguments, self._talk.plan.collect_digits)
         self._digits = ""
         self._most, self._terminator, self._seconds = wanted

@@ -17,8 +17,8 @@ from gateway.call.leg.transfer import Happening, Transfer
 from gateway.call.outputs import HangUpBLeg, Output, PlaySound, SendDtmf
 from gateway.call.plan import CallPlan, HoldPlan
 from gateway.call.timeline import CallTimeline
-from gateway.tools.arguments import ToolError, hold_seconds, key_steps, transfer_target
-from gateway.tools.definitions import HOLD, SEND_DTMF, TRANSFER_CALL
+from gateway.call.tools.arguments import ToolCallError, hold_seconds, key_steps, transfer_target
+from gateway.call.tools.definitions import HOLD, SEND_DTMF, TRANSFER_CALL
 
 KEY_SECONDS = 0.32
 """From one key to the next: 200 ms of tone (pjmedia's length of an event) and a gap that every
@@ -141,9 +141,9 @@ class CallActions:
         """The tools that lead here."""
 
     def ask(self, name: str, call_id: str, arguments: str, now: float) -> None:
-        """The model wants this done. Raises ToolError, with what is wrong."""
+        """The model wants this done. Raises ToolCallError, with what is wrong."""
         if self._action is not None:
-            raise ToolError("something else is being done for this call; wait for its outcome")
+            raise ToolCallError("something else is being done for this call; wait for its outcome")
         if name == TRANSFER_CALL:
             target = transfer_target(arguments, self._plan.transfer)
             self._action = Transfer(target, self._plan.transfer, self._timeline)

@@ -22,8 +22,8 @@ from gateway.call.outputs import BridgeLegs, DialBLeg, HangUpBLeg, Output, PlayS
 from gateway.call.plan import TransferPlan
 from gateway.call.record import TransferAttempt
 from gateway.call.timeline import CallTimeline
+from gateway.call.tools.arguments import Target
 from gateway.realtime.commands import CreateItem
-from gateway.tools.arguments import Target
 
 TAKE_OVER_SECONDS = 20.0
 """The caller's side has answered callee and knows where to: its INVITE needs no ringing."""

@@ -20,6 +20,7 @@ from gateway.call.ending import EndReason
 from gateway.call.outputs import CheckContent, Output
 from gateway.call.rules.plan import GuardrailPlan
 from gateway.call.rules.record import Decision
+from gateway.call.tools.commands import Show, Tell
 from gateway.realtime.commands import CreateResponse
 from gateway.realtime.events import (
     AgentTranscript,
@@ -28,7 +29,6 @@ from gateway.realtime.events import (
     InputTranscribed,
     ResponseCreated,
 )
-from gateway.tools.commands import Show, Tell
 
 WINDOW = 600
 """Characters of an item that a pattern is looked for in: the new ones, and these before them."""

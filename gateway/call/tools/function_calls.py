@@ -14,11 +14,11 @@ from gateway.call.outputs import Output, PlaySound, RequestApproval, RunTool, Se
 from gateway.call.plan import CallPlan, FunctionPlan
 from gateway.call.record import ToolUse
 from gateway.call.tools.approvals import Approvals
+from gateway.call.tools.arguments import ToolCallError, language_of
+from gateway.call.tools.definitions import COLLECT_DIGITS, END_CALL, SET_LANGUAGE
 from gateway.realtime.commands import CreateResponse, UpdateSession
 from gateway.realtime.events import ResponseDone
 from gateway.text import json_of
-from gateway.tools.arguments import ToolError, language_of
-from gateway.tools.definitions import COLLECT_DIGITS, END_CALL, SET_LANGUAGE
 
 MAX_RUNNING = 8
 """Functions outside that run at a time for one call; a model that asks for more is in a loop."""
@@ -180,12 +180,12 @@ class Functions:
         talk.timeline.record.used(use)
         try:
             if call_id in self._running:
-                raise ToolError("this call is being carried out already")
+                raise ToolCallError("this call is being carried out already")
             if name in self._plan.functions:
                 return self._begin(name, call_id, arguments, group, use, now)
             if name not in self._own:
-                raise ToolError("this gateway has no such tool")
-        except ToolError as error:
+                raise ToolCallError("this gateway has no such tool")
+        except ToolCallError as error:
             return self._refuse(error, call_id, group, use, now)
 
         def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
@@ -206,7 +206,7 @@ class Functions:
         return self._do_own(name, call_id, arguments, group, use, now)
 
     def _refuse(
-        self, error: ToolError, call_id: str, group: _Group, use: ToolUse, now: float
+        self, error: ToolCallError, call_id: str, group: _Group, use: ToolUse, now: float
     ) -> list[Output]:
         use.outcome, reason = "refused", str(error)[:MAX_REASON]
         note = self._talk.timeline.note(
@@ -218,9 +218,12 @@ class Functions:
         self, name: str, call_id: str, arguments: str, group: _Group, use: ToolUse, now: float
     ) -> list[Output]:
         if len(self._running) >= MAX_RUNNING:
-            raise ToolError(f"{MAX_RUNNING} functions are running already; wait for their results")
+            raise ToolCallError(
+                f"{MAX_RUNNING} functions are running already; wait for their results"
+            )
         plan = self._plan.functions[name]
-        plan.check(arguments)
+        if wrong := plan.check(arguments):
+            raise ToolCallError(wrong)
         running = _Running(name, plan, group, use, now, arguments)
         self._running[call_id] = running
         group.open.add(call_id)
@@ -317,13 +320,13 @@ class Functions:
                 self._collect(call_id, arguments, group, now)
                 return []
             self._talk.call_actions.ask(name, call_id, arguments, now)
-        except ToolError as error:
+        except ToolCallError as error:
             return self._refuse(error, call_id, group, use, now)
         return self._close(group, now)
 
     def _collect(self, call_id: str, arguments: str, group: _Group, now: float) -> None:
         if self._collecting_for is not None:
-            raise ToolError("digits are being waited for already")
+            raise ToolCallError("digits are being waited for already")
         self._collecting.begin(arguments, now)
         self._collecting_for = (call_id, group)
         group.open.add(call_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from gateway.call.tools import definitions
 from gateway.config import Config
 from gateway.config.problems import Problem
 from gateway.config.validate import suggestion
@@ -13,7 +14,6 @@ from gateway.dialplan.load import Origin
 from gateway.outbound.callbacks.scheduled import Rules
 from gateway.outbound.callbacks.scheduler import CallbackScheduler
 from gateway.planning.tools import schedule_plan
-from gateway.tools import definitions
 from gateway.tools.functions import Function
 
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
+from gateway.call.tools.arguments import NUMBER
 from gateway.tools.api import ToolError
-from gateway.tools.arguments import NUMBER
 
 MAX_REASON = 500
 

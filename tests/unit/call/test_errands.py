@@ -22,8 +22,8 @@ from gateway.call.plan import (
     TransferPlan,
 )
 from gateway.call.states import State
+from gateway.call.tools.commands import OperatorTransfer, TransferTo
 from gateway.realtime.commands import CreateItem
-from gateway.tools.commands import HandOn, TransferTo
 from tests.support.call_scene import (
     ACK,
     BYE,
@@ -159,9 +159,11 @@ def test_the_caller_may_stop_it_before_it_begins(interruption: inputs.Input) -> 
 
 
 @pytest.mark.parametrize("interruption", [SPEECH, key("1")])
-@pytest.mark.parametrize("act", [HandOn("front desk"), TransferTo("front desk", "One moment.")])
+@pytest.mark.parametrize(
+    "act", [OperatorTransfer("front desk"), TransferTo("front desk", "One moment.")]
+)
 def test_what_the_model_did_not_ask_for_is_no_callers_to_stop(
-    act: HandOn | TransferTo, interruption: inputs.Input
+    act: OperatorTransfer | TransferTo, interruption: inputs.Input
 ) -> None:
     """Of an operator or a function: it is done, and no tool call that nobody made is answered."""
     scene = Scene(PLAN).up()

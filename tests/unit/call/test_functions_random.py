@@ -19,12 +19,11 @@ from gateway.call.plan import (
     LanguagePlan,
 )
 from gateway.realtime.commands import CreateItem, CreateResponse
-from gateway.tools.arguments import ToolError
 from tests.support.call_scene import SPEECH, Scene, audio, audio_done, created, done, key
 
 
-def _never(_arguments: str) -> None:
-    raise ToolError("no")
+def _never(_arguments: str) -> str:
+    return "no"
 
 
 PLAN = CallPlan(

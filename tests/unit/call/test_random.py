@@ -29,6 +29,7 @@ from gateway.call.plan import (
     UserIdlePlan,
 )
 from gateway.call.record import CallRecord
+from gateway.call.tools.commands import CallCommand, EndCall, Say, Tell, TransferTo
 from gateway.realtime.commands import (
     CancelResponse,
     ClientCommand,
@@ -54,7 +55,6 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
-from gateway.tools.commands import CallCommand, EndCall, Say, Tell, TransferTo
 from tests.support.call_scene import BYE, CANCEL, FAULT, LOST, OUR_END, REFUSED, UNREACHABLE
 
 RESPONSES = st.sampled_from(["r1", "r2", "r3"])

@@ -28,6 +28,7 @@ from gateway.call.plan import (
     UserIdlePlan,
 )
 from gateway.call.rules.plan import ContentPlan, ContextPlan, GuardrailPlan, ResponseFailurePlan
+from gateway.call.tools.commands import Say
 from gateway.realtime.commands import CancelResponse, CreateResponse
 from gateway.realtime.events import (
     AgentTranscript,
@@ -40,7 +41,6 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
-from gateway.tools.commands import Say
 from tests.support.call_scene import Scene, audio, audio_done, created, done, error, failed, said
 
 MS = 200
@@ -163,7 +163,7 @@ def test_what_answers_forbidden_words_is_not_heard(
     names: bool, by_gateway: bool, when: str
 ) -> None:
     turns = InterruptionPlan(by_gateway=by_gateway)
-    function = FunctionPlan(lambda _text: {}, 5.0)
+    function = FunctionPlan(timeout=5.0)
     scene, server = scene_of(
         names, interruptions=turns, functions={"f": function}, **guarded("caller")
     )
@@ -399,7 +399,7 @@ def test_an_answer_that_comes_between_uses_no_question_of_the_idle_rule_up(names
 
 @named
 def test_words_while_a_tool_runs_do_not_take_its_answer(names: bool) -> None:
-    function = FunctionPlan(lambda _text: {}, 9.0, filler_text="One moment.", filler_delay=1.0)
+    function = FunctionPlan(timeout=9.0, filler_text="One moment.", filler_delay=1.0)
     scene, server = scene_of(names, functions={"f": function})
     server.turn()
     server.begin()

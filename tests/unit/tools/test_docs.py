@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from gateway.cli import main as cli
 from gateway.planning.check import check, load_all
+from gateway.planning.tools import function_plans
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.runner import ToolCall
 
@@ -72,7 +73,7 @@ def test_the_example(tmp_path: Path) -> None:
             call = ToolCall("c", name, arguments, "call-1", "hotel", variables={"from": "1"})
             box.run(call, results[-1].set_result)
         try:
-            assert box.plans("hotel")["guests_check_out"].approval
+            assert function_plans(box.of("hotel"))["guests_check_out"].approval
             return await asyncio.gather(*results)
         finally:
             await box.stop()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from gateway.planning.check import check, load_all
+from gateway.planning.tools import function_plans
 from gateway.tools import mcp
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.runner import ToolCall
@@ -222,7 +223,7 @@ require_approval = { never = ["find"] }
 
 def test_approval_of_tools_that_the_gateway_calls(tmp_path: Path) -> None:
     async def work(box: ToolExecutor) -> None:
-        needed = {name: plan.approval for name, plan in box.plans("r").items()}
+        needed = {name: plan.approval for name, plan in function_plans(box.of("r")).items()}
         assert needed["crm_die"] is True
         assert needed["crm_find_customer"] is False
 

@@ -12,10 +12,18 @@ from typing import Any
 
 import pytest
 
+from gateway.call.tools.commands import (
+    CallCommand,
+    CommandsFromTools,
+    EndCall,
+    Say,
+    Tell,
+    TransferTo,
+)
 from gateway.config import ConfigError
 from gateway.planning.check import check, load_all
+from gateway.planning.tools import function_plans
 from gateway.tools import module as tool_module
-from gateway.tools.commands import CallCommand, EndCall, Say, Tell, TransferTo
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.runner import ToolCall
 
@@ -182,7 +190,7 @@ def use(folder: Path, *calls: tuple[str, str], acts: list[CallCommand] | None = 
                 "r",
                 "sip:alice@x",
                 variables={"x": "y"},
-                act=(acts if acts is not None else []).append,
+                control=CommandsFromTools((acts if acts is not None else []).append),
             )
             box.run(call, result.set_result)
         try:
@@ -196,7 +204,7 @@ def use(folder: Path, *calls: tuple[str, str], acts: list[CallCommand] | None = 
 def test_what_the_model_is_told(tmp_path: Path) -> None:
     async def main() -> list[dict[str, Any]]:
         box = ToolExecutor(*load_all(folder_with(tmp_path, HOTEL), {}))
-        plans = box.plans("r")
+        plans = function_plans(box.of("r"))
         assert (plans["room_price"].timeout, plans["room_price"].filler_text) == (
             3.0,
             "One moment.",
@@ -391,7 +399,18 @@ async def tells(call: Call) -> str:
             order.append(text)
             over.set()
 
-        box.run(ToolCall("c1", "tells", "{}", "call-1", "r", "sip:a@x", act=order.append), done)
+        box.run(
+            ToolCall(
+                "c1",
+                "tells",
+                "{}",
+                "call-1",
+                "r",
+                "sip:a@x",
+                control=CommandsFromTools(order.append),
+            ),
+            done,
+        )
         await over.wait()
         await box.stop()
 

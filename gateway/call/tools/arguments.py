@@ -9,7 +9,6 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from gateway.call.plan import CollectPlan, Destination, LanguagePlan, TransferPlan
-from gateway.tools.api import ToolError as ToolError
 
 PAUSES = {"w": 0.5, "W": 1.0, ",": 2.0}
 """Seconds that these stand for between keys, as Asterisk and dial strings have them."""
@@ -18,6 +17,10 @@ MAX_KEYS = 64
 
 NUMBER = re.compile(r"\+?[0-9*#]{1,32}")
 """All that can ever become part of an address, whatever a route allows."""
+
+
+class ToolCallError(Exception):
+    """A tool call cannot be carried out; the message tells the model why."""
 
 
 class _Arguments(BaseModel):
@@ -68,7 +71,7 @@ class Target:
 
 
 def transfer_target(arguments: str, plan: TransferPlan) -> Target:
-    """Whom the model may transfer to by these arguments (JSON text). Raises ToolError."""
+    """Whom the model may transfer to by these arguments (JSON text). Raises ToolCallError."""
     wanted = _parsed(TransferArguments, arguments).destination
     for one in plan.destinations:
         if one.allowed_numbers is None and one.name.casefold() == wanted.casefold():
@@ -79,49 +82,49 @@ def transfer_target(arguments: str, plan: TransferPlan) -> Target:
             if one.allowed_numbers is not None and one.allowed_numbers.fullmatch(number):
                 return Target(one, one.to.replace("{number}", number.replace("#", "%23")))
     names = ", ".join(repr(one.name) for one in plan.destinations)
-    raise ToolError(f"destination {wanted!r} is not allowed; there are: {names}")
+    raise ToolCallError(f"destination {wanted!r} is not allowed; there are: {names}")
 
 
 def key_steps(arguments: str) -> tuple[str | float, ...]:
-    """Keys and pauses (s) in turn, by these arguments (JSON text). Raises ToolError."""
+    """Keys and pauses (s) in turn, by these arguments (JSON text). Raises ToolCallError."""
     digits = _parsed(PressArguments, arguments).digits
     keys = re.sub(r"[\s-]", "", digits)
     wrong = sorted(set(re.sub(r"[0-9*#A-Da-dwW,]", "", keys)))
     if wrong:
-        raise ToolError(
+        raise ToolCallError(
             f"digits: {wrong[0]!r} is no key; there are 0-9, *, #, A-D, and between them "
             "w (half a second), W (a second) and , (two seconds)"
         )
     if len(keys) > MAX_KEYS:
-        raise ToolError(f"digits: {len(keys)} are too many, {MAX_KEYS} go at a time")
+        raise ToolCallError(f"digits: {len(keys)} are too many, {MAX_KEYS} go at a time")
     if not keys.strip("wW,"):
-        raise ToolError("digits: there is no key in it")
+        raise ToolCallError("digits: there is no key in it")
     return tuple(PAUSES[key] if key in PAUSES else key.upper() for key in keys)
 
 
 def hold_seconds(arguments: str, longest: float) -> float:
-    """How long to hold, by these arguments (JSON text). Raises ToolError."""
+    """How long to hold, by these arguments (JSON text). Raises ToolCallError."""
     seconds = _parsed(HoldArguments, arguments).seconds
     if seconds > longest:
-        raise ToolError(f"seconds: {seconds:g} is too long, at most {longest:g}")
+        raise ToolCallError(f"seconds: {seconds:g} is too long, at most {longest:g}")
     return seconds
 
 
 def language_of(arguments: str, plan: LanguagePlan) -> str:
-    """The code of the language to change to, by these arguments (JSON text). Raises ToolError."""
+    """Return the code of the language to change to. Raises ToolCallError."""
     wanted = _parsed(LanguageArguments, arguments).language
     for code, name in plan.names.items():
         if wanted.casefold() in (code.casefold(), name.casefold()):
             return code
-    raise ToolError(f"language {wanted!r} is not offered; there are: {', '.join(plan.names)}")
+    raise ToolCallError(f"language {wanted!r} is not offered; there are: {', '.join(plan.names)}")
 
 
 def collect_wanted(arguments: str, plan: CollectPlan) -> tuple[int, str, float]:
-    """How many digits at most, the key that ends them, and seconds for each. Raises ToolError."""
+    """Return most digits, the key that ends them, seconds for each. Raises ToolCallError."""
     wanted = _parsed(CollectArguments, arguments)
     most = wanted.digits or plan.max_digits
     if most > plan.max_digits:
-        raise ToolError(f"digits: at most {plan.max_digits}")
+        raise ToolCallError(f"digits: at most {plan.max_digits}")
     terminator = "#" if wanted.terminator is None else wanted.terminator
     return most, terminator, wanted.seconds or plan.timeout
 
@@ -134,4 +137,4 @@ def _parsed(model: type[_M], arguments: str) -> _M:
             f"{'.'.join(map(str, one['loc'])) or 'arguments'}: {one['msg']}"
             for one in error.errors(include_url=False, include_input=False)
         ]
-        raise ToolError("; ".join(told[:5])) from None
+        raise ToolCallError("; ".join(told[:5])) from None

@@ -1,8 +1,8 @@
-"""What a function may do to the call it runs for, while it runs. Values: the call decides."""
+"""Commands that a tool function or an operator gives to a running call. The call decides."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -43,7 +43,7 @@ class Respond:
 
 
 @dataclass(frozen=True, slots=True)
-class AskAside:
+class RequestOutOfBand:
     """Ask the model something beside the conversation; the caller hears nothing of it."""
 
     key: str
@@ -61,7 +61,7 @@ class TransferTo:
 
 
 @dataclass(frozen=True, slots=True)
-class HandOn:
+class OperatorTransfer:
     """Hand the caller on as an operator says; where that fails, the model goes on."""
 
     destination: str
@@ -74,4 +74,37 @@ class EndCall:
     words: str
 
 
-CallCommand = Say | Tell | Show | Respond | AskAside | TransferTo | HandOn | EndCall
+CallCommand = (
+    Say | Tell | Show | Respond | RequestOutOfBand | TransferTo | OperatorTransfer | EndCall
+)
+
+
+class CommandsFromTools:
+    """The methods of :class:`gateway.tools.api.CallControl`, as commands for ``take``."""
+
+    def __init__(self, take: Callable[[CallCommand], None]) -> None:
+        self._take = take
+
+    def say(self, words: str) -> None:
+        """Give :class:`Say`."""
+        self._take(Say(words))
+
+    def tell(self, text: str, role: str, respond: bool) -> None:
+        """Give :class:`Tell`."""
+        self._take(Tell(text, role, respond))
+
+    def show(self, image_uri: str, text: str, respond: bool) -> None:
+        """Give :class:`Show`."""
+        self._take(Show(image_uri, text, respond))
+
+    def respond(self, instructions: str) -> None:
+        """Give :class:`Respond`."""
+        self._take(Respond(instructions))
+
+    def transfer(self, destination: str, words: str) -> None:
+        """Give :class:`TransferTo`."""
+        self._take(TransferTo(destination, words))
+
+    def end(self, words: str) -> None:
+        """Give :class:`EndCall`."""
+        self._take(EndCall(words))
