@@ -19,6 +19,14 @@ _INSIDE = tuple(
 )
 
 
+def is_loopback(address: str) -> bool:
+    """Return whether an address is of this machine only (127.0.0.0/8, ::1)."""
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
 def is_inside(address: str) -> bool:
     """Whether an address is loopback, private or link-local, so that no stranger can have it.
 

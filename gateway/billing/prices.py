@@ -124,6 +124,12 @@ class Price:
         return total * self.factor
 
 
+def _speaks(entry: ModelPrice) -> bool:
+    if entry.same_as is not None or entry.flat is not None:
+        return True
+    return entry.audio is not None and entry.audio.output is not None
+
+
 class PriceBook:
     """Price files, the first of which that knows a model has the say."""
 
@@ -155,6 +161,11 @@ class PriceBook:
                 factor = uplift.factor
                 break
         return Price(entry, factor)
+
+    def speech_models(self) -> list[str]:
+        """Return the names (with ``*`` and ``?``) of the models that speak."""
+        entries = [entry for file in self._files for entry in file.model]
+        return [name for entry in entries if _speaks(entry) for name in entry.match]
 
     def _entry(self, model: str, host: str) -> ModelPrice | None:
         for file in self._files:

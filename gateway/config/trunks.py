@@ -141,6 +141,15 @@ def _headers(value: Mapping[str, str]) -> Mapping[str, str]:
     return MappingProxyType(dict(value))
 
 
+def _codec(value: object) -> object:
+    name = {"ulaw": "PCMU", "mulaw": "PCMU", "alaw": "PCMA"}.get(str(value).lower())
+    if name is None and str(value).upper() in ("PCMU", "PCMA"):
+        name = str(value).upper()
+    if name is not None and value != name:
+        raise ValueError(f'"{value}" is written "{name}" here')
+    return value
+
+
 def _codecs(value: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(value)) != len(value):
         raise ValueError("has a codec twice")
@@ -179,7 +188,9 @@ class TrunkSettings(Section):
     outbound_proxy: Annotated[Address | None, BeforeValidator(_address)] = None
     transport: Transport = "udp"
     codecs: Annotated[
-        tuple[Literal["PCMU", "PCMA"], ...], Field(min_length=1), AfterValidator(_codecs)
+        tuple[Annotated[Literal["PCMU", "PCMA"], BeforeValidator(_codec)], ...],
+        Field(min_length=1),
+        AfterValidator(_codecs),
     ] = ("PCMU", "PCMA")
     srtp: Srtp = "off"
     srtp_keying: Annotated[tuple[Keying, ...], Field(min_length=1)] = ("sdes",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 
 from gateway.call.tools.definitions import OWN
@@ -62,10 +62,14 @@ def _plain_text(config: Config, dialplan: Dialplan) -> Iterator[str]:
 def _rules(route: Route, config: Config, functions: list[str]) -> Iterator[str]:
     servers = [server for server in config.tools.mcp if server.name in route.mcp]
     known = [*OWN, *(name for name in functions), *(tool.name for tool in route.tool)]
+    labels = [server.name for server in servers]
+    for tool in route.session.get("tools") or ():
+        if isinstance(tool, Mapping) and tool.get("type") == "mcp":
+            labels.append(str(tool.get("server_label", "")))
     for rule in route.approval:
         of_mcp = any(
-            rule.tool.startswith(f"{server.name}_") or fnmatchcase(f"{server.name}_", rule.tool)
-            for server in servers
+            rule.tool.startswith(f"{label}_") or fnmatchcase(f"{label}_", rule.tool)
+            for label in labels
         )
         if not of_mcp and not any(fnmatchcase(name, rule.tool) for name in known):
             yield f'route {route.name}: no tool fits the approval of "{rule.tool}"'

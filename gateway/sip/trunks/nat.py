@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Mapping
 
-from gateway.addresses import is_inside
+from gateway.addresses import is_inside, is_loopback
 from gateway.sip.trunks.matching import Trunk
 from gateway.sip.types import SipSettings
 
@@ -21,17 +21,22 @@ def hosts_of(trunk: Trunk) -> list[str]:
 
 
 def unreachable(settings: SipSettings, addresses: Mapping[str, Iterable[str]]) -> list[str]:
-    """A line for each trunk on a public address whose SDP would carry one that is not.
+    """Return a line for each trunk that could not reach the addresses it is given.
 
     Args:
         addresses: IP literals of each trunk, by its name.
     """
-    if settings.stun_server:
-        return []
     lines = []
+    local = all(is_loopback(listen.host) for listen in settings.listen)
     for name, known in addresses.items():
         for address in known:
-            carried = carried_to(settings, address)
+            if local and not is_loopback(address):
+                lines.append(
+                    f"trunk {name} is at {address}, and sip.listen is reached from this machine "
+                    "only: let it listen on 0.0.0.0, or on an address that the trunk reaches"
+                )
+                break
+            carried = "" if settings.stun_server else carried_to(settings, address)
             if carried and is_inside(carried) and not is_inside(address):
                 lines.append(
                     f"trunk {name} is at {address}, but Contact and SDP would carry {carried}, "

@@ -332,7 +332,7 @@ def test_check_gives_advice(tmp_path: Path) -> None:
     file = write(tmp_path, '[realtime]\nurl = "ws://example.com/"\napi_key = "k"\n')
     assert "every call is refused" in "\n".join(check(file, {})[1])
     (tmp_path / "dialplans" / "1.toml").write_text(
-        '[[route]]\nname = "all"\n[[route]]\nname = "rest"\nto = "1"\n', encoding="utf-8"
+        '[[route]]\nname = "all"\n[[route]]\nname = "rest"\nto = "^1$"\n', encoding="utf-8"
     )
     status, lines = check(file, {})
     assert status == 0

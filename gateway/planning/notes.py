@@ -1,0 +1,237 @@
+"""Notes of ``gateway check``: settings that are valid and seldom meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
+
+from gateway.addresses import is_inside, is_loopback
+from gateway.billing.prices import load_prices
+from gateway.billing.route_budget import transcriber_of
+from gateway.config.models import Config
+from gateway.config.realtime import on_loopback
+from gateway.config.validate import suggestion
+from gateway.dialplan import Dialplan, Route, call_settings
+from gateway.planning.certificates import certificate_notes
+from gateway.planning.route_notes import route_notes
+from gateway.planning.route_tools import RouteTools, offers_of
+from gateway.planning.tools import has_prompt, own_tools, transfer_plan
+from gateway.planning.tools_lint import advice as tool_advice
+from gateway.realtime.endpoint import Endpoint
+
+
+def notes(config: Config, dialplan: Dialplan) -> list[str]:
+    """Return a line for each setting that is valid but seldom meant."""
+    advice: list[str] = []
+    enabled = [route for route in dialplan.routes if route.enabled]
+    if not enabled:
+        advice.append("no route: every call is refused with 404")
+    listening = {address.transport for address in config.sip.listen}
+    for route in enabled:
+        for target in route.transfer:
+            if target.mode == "blind" or target.trunk is not None:
+                continue
+            found = re.search(r";transport=(\w+)", target.to, re.IGNORECASE)
+            transport = found[1].lower() if found else "udp"
+            if transport not in listening:
+                advice.append(
+                    f"route {route.name}: transfer {target.name} names no trunk, so it goes by "
+                    f"{transport}, for which sip.listen has no address"
+                )
+    advice += route_notes(enabled)
+    advice += _unreachable(config)
+    advice += certificate_notes(config.sip)
+    advice += _unknown_models(config, enabled)
+    advice += _open_doors(config)
+    advice += _open_purses(config, dialplan)
+    advice += tool_advice(config, dialplan)
+    advice += [
+        f"route {route.name}: the guardrail {guard.name} listens to the caller, whose words nobody "
+        "writes down (session.audio.input.transcription does)"
+        for route in enabled
+        for guard in route.guardrail
+        if guard.speaker != "agent" and not transcriber_of(route.session)
+    ]
+    urls = {config.realtime.url} | {route.realtime.url for route in enabled if route.realtime.url}
+    advice += [
+        f"{url} is not encrypted: keys and voices can be read on the way (wss:// is)"
+        for url in sorted(urls)
+        if url.startswith(("ws:", "http:")) and not on_loopback(url)
+    ]
+    advice += _other_regions(config, enabled)
+    offers = offers_of(config, dialplan)
+    advice += [
+        f"route {route.name}: its tools take the place of those of the hosted prompt"
+        for route in enabled
+        if has_prompt(route)
+        and (
+            own_tools(route, transfer_plan(route, config.trunk))
+            or offers[route.name] != RouteTools()
+        )
+    ]
+    advice += [f"{problem} (passed on to the server as it is)" for problem in dialplan.unsure]
+    return advice
+
+
+_REGION = re.compile(r"^(?:(eu|us|ae|au|in|jp)\.)?api\.openai\.com$")
+
+
+def _region(url: str) -> str | None:
+    """Where data of this address stay, as far as its name tells; None: it does not tell."""
+    found = _REGION.match((urlsplit(url).hostname or "").lower())
+    return None if found is None else found[1] or "none"
+
+
+def _other_regions(config: Config, routes: Sequence[Route]) -> list[str]:
+    """Fallback servers that are not in the region of the server they stand in for."""
+    urls = {one.name: one.url for one in config.realtime_server}
+    advice: list[str] = []
+    for route in routes:
+        home = _region(call_settings(config, route).realtime.url)
+        if home in (None, "none"):
+            continue
+        for step in route.fallback:
+            url = urls.get(step.server or "", "")
+            if url and _region(url) != home:
+                advice.append(
+                    f"route {route.name}: its server keeps data in {home!r}, and the server "
+                    f"{step.server} ({urlsplit(url).hostname}) does not"
+                )
+    return advice
+
+
+def _unreachable(config: Config) -> Iterator[str]:
+    """Trunks that the addresses of ``[sip]`` do not reach, as far as literals tell."""
+    sip = config.sip
+    hosts = [address.host for address in sip.listen]
+    for trunk in config.trunk:
+        known = [str(peer.network.network_address) for peer in trunk.peers]
+        known += [one.host for one in (trunk.outbound_proxy, trunk.registrar) if one]
+        away = [one for one in known if _is_literal(one) and not is_loopback(one)]
+        if away and all(is_loopback(host) for host in hosts):
+            yield (
+                f"trunk {trunk.name} is at {away[0]}, and sip.listen ({sip.listen[0]}) is reached "
+                f'from this machine only: listen = ["{sip.listen[0].transport}:0.0.0.0:'
+                f'{sip.listen[0].port}"]'
+            )
+            continue
+        public = [one for one in away if not is_inside(one)]
+        if public and not sip.public_address and not sip.stun_server and is_inside(hosts[0]):
+            yield (
+                f"trunk {trunk.name} is at {public[0]}, and SDP would carry the private address "
+                f"{hosts[0]}: set sip.public_address"
+            )
+
+
+def _is_literal(host: str) -> bool:
+    return ":" in host or host.replace(".", "").isdigit()
+
+
+def _unknown_models(config: Config, routes: Sequence[Route]) -> Iterator[str]:
+    """Models and paths that OpenAI's servers do not have; other servers have other names."""
+    servers = [(config.realtime.url, config.realtime.model, "realtime")]
+    for one in config.realtime_server:
+        servers.append((one.url, one.model, f"realtime_server {one.name}"))
+    for route in routes:
+        settings = call_settings(config, route).realtime
+        servers.append((settings.url, settings.model, f"route {route.name}, realtime"))
+    seen = set()
+    known = load_prices(config.cost.prices).speech_models()
+    for url, model, where in servers:
+        if (url, model) in seen or not _REGION.match((urlsplit(url).hostname or "").lower()):
+            continue
+        seen.add((url, model))
+        path = urlsplit(Endpoint(url).connect_url).path
+        if path != "/v1/realtime":
+            yield f"{where}.url: {url} has the path {path}; OpenAI's is /v1/realtime"
+        if not any(fnmatchcase(model, name) for name in known):
+            names = [name for name in known if "*" not in name]
+            hint = suggestion(model, names)
+            yield f'{where}.model: "{model}" is not in the price list{hint}'
+
+
+def _open_doors(config: Config) -> list[str]:
+    """What lets strangers in, or keys out."""
+    advice: list[str] = []
+    access = config.access
+    public = [address for address in config.sip.listen if not is_inside(address.host)]
+    if access.unknown_sources == "allow" and public:
+        unlimited = not access.calls_per_second and access.max_concurrent_calls == 0
+        more = ", without a limit" if unlimited else ""
+        advice.append(
+            f'access.unknown_sources = "allow": anybody who reaches {public[0]} can call{more}'
+        )
+    elif access.unknown_sources == "auto" and not config.trunk and public:
+        advice.append(
+            f'access.unknown_sources = "auto" and no trunk: whoever reaches {public[0]} from a '
+            "private network can call"
+        )
+    if public and (
+        access.unknown_sources == "allow" or (access.unknown_sources == "auto" and not config.trunk)
+    ):
+        advice += [
+            f"access.{key} = 0: one source can take all calls"
+            for key in ("calls_per_second", "max_concurrent_calls")
+            if getattr(access, key) == 0
+        ]
+    if not access.ban_after and public:
+        advice.append("access.ban_after = 0: whoever guesses passwords may go on for ever")
+    for trunk in config.trunk:
+        for peer in trunk.peers:
+            if peer.network.prefixlen == 0 and trunk.inbound_auth is None:
+                advice.append(f"trunk {trunk.name}: with {peer} anybody's call is this trunk's")
+        if (
+            config.sip.tls.client_certificates == "required"
+            and trunk.transport == "tls"
+            and trunk.peers
+            and not trunk.certificate_names
+        ):
+            advice.append(
+                f"trunk {trunk.name}: whoever has a certificate of sip.tls.ca passes for it at its "
+                "addresses; certificate_names says which name is this trunk's"
+            )
+        if trunk.srtp != "off" and "sdes" in trunk.srtp_keying and trunk.transport != "tls":
+            advice.append(
+                f"trunk {trunk.name}: SDES puts the keys of SRTP into SDP, and {trunk.transport} "
+                'lets everybody on the way read them (transport = "tls" does not)'
+            )
+    return advice
+
+
+_ANY_NUMBER = ("+882161234567", "09001234567", "112", "7")
+_ANY_ADDRESS = ("sip:+882161234567@203.0.113.9:5999", "sip:x-7f3@elsewhere.invalid")
+"""Nobody means all of these: an expression that fits them is one that fits everything."""
+
+
+def _open_purses(config: Config, dialplan: Dialplan) -> list[str]:
+    """What lets calls go anywhere, at our cost."""
+    advice: list[str] = []
+    outbound = config.outbound
+    if not outbound.country and (outbound.allowed_prefixes or outbound.denied_prefixes):
+        advice.append(
+            "outbound.country is not set: 0900 and +49900 are not known to be the same, and calls "
+            "abroad not to be such"
+        )
+    for prefix in outbound.allowed_prefixes:
+        if prefix in ("", "+", "0", "00"):
+            advice.append(f"outbound.allowed_prefixes: {prefix!r} is the beginning of every number")
+    for route in dialplan.routes:
+        numbers = [
+            (f"transfer {one.name!r}, allowed_numbers", one.allowed_numbers)
+            for one in route.transfer
+        ]
+        numbers.append(
+            ("schedule_callback.allowed_numbers", route.schedule_callback.allowed_numbers)
+        )
+        for where, pattern in numbers:
+            if pattern is not None and all(pattern.fullmatch(one) for one in _ANY_NUMBER):
+                advice.append(f"route {route.name}, {where}: matches every number")
+        pattern = route.allowed_refer_to
+        if pattern is not None and any(pattern.fullmatch(one) for one in _ANY_ADDRESS):
+            advice.append(
+                f"route {route.name}, allowed_refer_to: matches every address, so whoever calls "
+                "can have the gateway call anywhere"
+            )
+    return advice

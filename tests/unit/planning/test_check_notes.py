@@ -1,0 +1,167 @@
+"""Mistakes of the first hour that ``gateway check`` names."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from gateway.planning.check import check
+from gateway.planning.route_notes import pattern_note
+
+BASE = '[realtime]\nurl = "ws://127.0.0.1:1"\n'
+
+
+def checked(folder: Path, config: str = BASE, routes: str = "[[route]]\nname = 'r'\n") -> str:
+    (folder / "dialplans").mkdir()
+    (folder / "dialplans" / "r.toml").write_text(routes)
+    (folder / "gateway.toml").write_text(config)
+    return "\n".join(check(folder / "gateway.toml", {})[1])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("_1XX", 'looks like an Asterisk pattern; as a regular expression: "^1[0-9][0-9]$"'),
+        ("^_0N.$", '"^0[2-9].+$"'),
+        ("100*", 'matches 10 and then any number of 0; numbers that begin with 100: "^100"'),
+        ("100", 'matches 11002, too; only this number: "^100$"'),
+        ("^100", "begins so"),
+        ("100$", "ends so"),
+        ("^100$", None),
+        ("^1[0-9]*$", None),
+        (".*", None),
+        ("^sales", None),
+        ("^(100|200)$", None),
+    ],
+)
+def test_patterns_that_mean_something_else(pattern: str, says: str | None) -> None:
+    note = pattern_note(pattern)
+    assert note is None if says is None else says in (note or "")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "hidden"),
+    [
+        ("", "to = '^100$'", "r takes every call, none is left for s"),
+        ("to = '^1'", "to = '^100$'", "r comes first and takes every call of s"),
+        ("to = '^100$'", "to = '^100$'\nfrom = '^\\+49'", "takes every call of s"),
+        ("to = '^100$'\nfrom = '^\\+49'", "to = '^100$'", ""),
+        ("to = '^200$'", "to = '^100$'", ""),
+        ("to = '^1'\ntrunk = 'a'", "to = '^100$'", ""),
+    ],
+)
+def test_routes_that_an_earlier_one_hides(
+    tmp_path: Path, first: str, second: str, hidden: str
+) -> None:
+    trunk = '[[trunk]]\nname = "a"\npeers = ["127.0.0.1"]\n'
+    routes = f"[[route]]\nname = 'r'\n{first}\n[[route]]\nname = 's'\n{second}\n"
+    told = checked(tmp_path, BASE + trunk, routes)
+    assert hidden in told
+    assert ("takes every call" in told) is bool(hidden)
+
+
+@pytest.mark.parametrize(
+    ("listen", "peer", "more", "says"),
+    [
+        ("127.0.0.1", "192.0.2.5", "", 'listen = ["udp:0.0.0.0:5060"]'),
+        ("127.0.0.1", "192.168.1.5", "", "is reached from this machine only"),
+        ("192.168.1.2", "198.51.100.7", "", "private address 192.168.1.2: set sip.public_address"),
+        ("192.168.1.2", "198.51.100.7", 'public_address = "203.0.113.1"\n', None),
+        ("192.168.1.2", "192.168.1.5", "", None),
+        ("127.0.0.1", "127.0.0.2", "", None),
+    ],
+)
+def test_trunks_that_listen_does_not_reach(
+    tmp_path: Path, listen: str, peer: str, more: str, says: str | None
+) -> None:
+    sip = f'[sip]\nlisten = ["udp:{listen}:5060"]\n{more}'
+    told = checked(tmp_path, f'{BASE}{sip}[[trunk]]\nname = "pbx"\npeers = ["{peer}"]\n')
+    if says is None:
+        assert "trunk pbx is at" not in told
+    else:
+        assert says in told
+
+
+@pytest.mark.parametrize(
+    ("url", "model", "says"),
+    [
+        ("wss://api.openai.com/v1/realtime", "gpt-realtime-2.1", None),
+        ("wss://api.openai.com/v1/realtime", "gpt-realtme-2.1", 'did you mean "gpt-realtime-2.1"'),
+        ("wss://api.openai.com/v1/realtim", "gpt-realtime-2.1", "OpenAI's is /v1/realtime"),
+        ("wss://voice.example/anything", "mine", None),
+    ],
+)
+def test_models_and_paths_that_nobody_has(
+    tmp_path: Path, url: str, model: str, says: str | None
+) -> None:
+    config = f'[realtime]\nurl = "{url}"\nmodel = "{model}"\napi_key = "k"\n'
+    told = checked(tmp_path, config)
+    assert (says in told) if says else ("realtime.model" not in told and "realtime.url" not in told)
+
+
+def test_codecs_by_the_names_of_asterisk(tmp_path: Path) -> None:
+    trunk = '[[trunk]]\nname = "a"\npeers = ["127.0.0.1"]\ncodecs = ["ulaw"]\n'
+    assert '"ulaw" is written "PCMU" here' in checked(tmp_path, BASE + trunk)
+
+
+def test_a_tool_choice_that_names_no_tool(tmp_path: Path) -> None:
+    choice = "tool_choice = { type = 'function', name = 'end_cal' }"
+    told = checked(tmp_path, routes=f"[[route]]\nname = 'r'\n[route.session]\n{choice}\n")
+    assert 'session.tool_choice: there is no function "end_cal"; did you mean "end_call"?' in told
+
+
+def test_an_approval_for_an_mcp_server_of_the_session(tmp_path: Path) -> None:
+    tool = "{ type = 'mcp', server_label = 'crm', server_url = 'https://x.example/mcp' }"
+    routes = f"[[route]]\nname = 'r'\nsession.tools = [{tool}]\n"
+    routes += "[[route.approval]]\ntool = 'crm_*'\npolicy = 'allow'\n"
+    assert "no tool fits" not in checked(tmp_path, routes=routes)
+
+
+def certificate(folder: Path, days: int = 365, name: str = "a") -> tuple[Path, Path]:
+    """A self-signed certificate and its key, made with openssl."""
+    crt, key = folder / f"{name}.crt", folder / f"{name}.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=gateway",
+         "-days", str(days), "-keyout", key, "-out", crt],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return crt, key
+
+
+def tls(crt: Path, key: Path) -> str:
+    return (
+        f'{BASE}[sip]\nlisten = ["tls:127.0.0.1:5061"]\n[sip.tls]\ncertificate = "{crt}"\n'
+        f'private_key = "{key}"\n'
+    )
+
+
+def test_a_good_certificate(tmp_path: Path) -> None:
+    told = checked(tmp_path, tls(*certificate(tmp_path)))
+    assert "good" in told
+    assert "sip.tls" not in told
+
+
+def test_a_certificate_that_ends_soon(tmp_path: Path) -> None:
+    assert "expires on" in checked(tmp_path, tls(*certificate(tmp_path, days=3)))
+
+
+def test_an_expired_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_two_days = time.time() + 2 * 86400
+    monkeypatch.setattr("gateway.planning.certificates.time.time", lambda: in_two_days)
+    assert "expired on" in checked(tmp_path, tls(*certificate(tmp_path, days=1)))
+
+
+def test_a_key_of_another_certificate(tmp_path: Path) -> None:
+    crt, _ = certificate(tmp_path)
+    _, other = certificate(tmp_path, name="b")
+    told = checked(tmp_path, tls(crt, other))
+    assert f"sip.tls.private_key: {other} is not the key of {crt}" in told
+
+
+def test_a_certificate_that_is_no_pem(tmp_path: Path) -> None:
+    crt, key = certificate(tmp_path)
+    crt.write_bytes(b"\x30\x82")
+    assert "is no PEM file with a certificate" in checked(tmp_path, tls(crt, key))
