@@ -70,3 +70,17 @@ def _shown(found: re.Match[str]) -> str:
     if char in "\t\n\v\f\r\x85\u2028\u2029":
         return " "
     return "\ufffd" if "\ud800" <= char <= "\udfff" else f"\\u{ord(char):04x}"
+
+
+MAX_SUBJECT = 256
+"""Characters of a number, URI or header field that is matched; a longer one matches nothing."""
+
+
+def searched(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """``pattern.search(text)``; None for a text that is too long."""
+    return pattern.search(text) if len(text) <= MAX_SUBJECT else None
+
+
+def matched(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """``pattern.fullmatch(text)``; None for a text that is too long."""
+    return pattern.fullmatch(text) if len(text) <= MAX_SUBJECT else None

@@ -40,6 +40,7 @@ from gateway.planning.call_plan import (
     servers_of,
     sip_settings,
 )
+from gateway.planning.route_tools import tool_executor
 from gateway.records.events import EventLogs
 from gateway.records.files import RecordFiles
 from gateway.sip import library
@@ -47,7 +48,6 @@ from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.ingress.message import user_of
 from gateway.sip.leg import Leg
 from gateway.sip.report import bans, refusals, trunk_states
-from gateway.tools.executor import ToolExecutor
 
 log = structlog.get_logger("gateway")
 
@@ -73,7 +73,7 @@ class Service:
         secrets = (*config.secrets(), *dialplan.secrets())
         self._event_logs = EventLogs(config.records.folder, secrets)
         self._costs = Costs(config)
-        self._tool_executor = ToolExecutor(config, dialplan)
+        self._tool_executor = tool_executor(config, dialplan)
         realtime = config.realtime
         self._health_checker = HealthChecker(
             servers_of(config, dialplan), realtime.health_check_interval, realtime.connect_timeout
@@ -385,7 +385,13 @@ class Service:
         redact = route.records.redact
         record.private.redact(self._config.records.redact if redact is None else redact)
         number = user_of(record.from_uri if record.direction == "inbound" else record.to_uri)
-        account = self._costs.open(route, number, bridge.session_plan)
+        account = self._costs.open(
+            route,
+            number,
+            model=bridge.session_plan.endpoint.model,
+            url=bridge.session_plan.endpoint.url,
+            session=bridge.session_plan.settings,
+        )
         events = None
         own = route.records.events
         if self._config.records.events if own is None else own:

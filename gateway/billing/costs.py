@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
@@ -18,14 +19,14 @@ from gateway.billing.store import LedgerStore
 from gateway.config import Config
 from gateway.dialplan import Route
 
-if TYPE_CHECKING:
-    from gateway.bridge.sessions import SessionPlan
-
 log = structlog.get_logger("cost")
 
 
 class Costs:
-    """Raises ConfigError for a price file with mistakes."""
+    """The accounts of calls that are up, and the sums of the day.
+
+    Raises ConfigError for a price file with mistakes.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -47,12 +48,14 @@ class Costs:
         """The budget that leaves nothing for another call, if one does."""
         return self._accounts.exhausted(route.name, number, budgets_of(self._config, route))
 
-    def open(self, route: Route, number: str, session: SessionPlan) -> Account:
-        """The account of a call that begins now."""
+    def open(
+        self, route: Route, number: str, *, model: str, url: str, session: Mapping[str, Any]
+    ) -> Account:
+        """Open the account of a call that begins now, with the session object that is sent."""
         return self._accounts.open(
-            model=session.endpoint.model,
-            host=urlsplit(session.endpoint.url).hostname or "",
-            transcriber=transcriber_of(session.settings),
+            model=model,
+            host=urlsplit(url).hostname or "",
+            transcriber=transcriber_of(session),
             route=route.name,
             number=number,
             budgets=budgets_of(self._config, route),

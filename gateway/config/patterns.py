@@ -1,14 +1,16 @@
-"""Regular expressions of the operator, matched with what strangers send."""
+"""Regular expressions in configuration and dialplans.
+
+:func:`gateway.text.searched` and :func:`gateway.text.matched` apply them.
+"""
 
 from __future__ import annotations
 
 import re
 from re import _constants as codes  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
-from typing import Any
+from typing import Annotated, Any
 
-MAX_SUBJECT = 256
-"""Characters of a number, URI or header field that is matched; a longer one matches nothing."""
+from pydantic import BeforeValidator
 
 _REPEATS = (codes.MAX_REPEAT, codes.MIN_REPEAT)
 _MANY = 16
@@ -31,16 +33,6 @@ def pattern_of(text: str) -> re.Pattern[str]:
             "may take for ever: it repeats a repetition with nothing fixed between, as (\\d+)+ does"
         )
     return compiled
-
-
-def searched(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """``pattern.search(text)``; None for a text that is too long."""
-    return pattern.search(text) if len(text) <= MAX_SUBJECT else None
-
-
-def matched(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """``pattern.fullmatch(text)``; None for a text that is too long."""
-    return pattern.fullmatch(text) if len(text) <= MAX_SUBJECT else None
 
 
 def _runs_away(parts: Any) -> bool:
@@ -81,3 +73,14 @@ def _inside(code: Any, value: Any) -> tuple[Any, ...]:
     if code in (codes.ASSERT, codes.ASSERT_NOT):
         return (value[1],)
     return ()
+
+
+def _regex(value: object) -> re.Pattern[str]:
+    if isinstance(value, re.Pattern):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("must be a regular expression, as a string")
+    return pattern_of(value)
+
+
+Regex = Annotated[re.Pattern[str], BeforeValidator(_regex)]

@@ -10,11 +10,11 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from gateway.config.http import HttpHeaders, HttpUrl
+from gateway.config.patterns import Regex
 from gateway.config.problems import MisplacedError
 from gateway.config.validate import Section
 from gateway.config.values import Count, Flag, Seconds, Text
 from gateway.dialplan.tools import Sound
-from gateway.dialplan.values import Regex
 
 MAX_PROMPTS = 4
 """Each is one more response to pay for, at the end of every call."""

@@ -25,12 +25,12 @@ from gateway.call.tools.definitions import (
     SCHEDULE_DESCRIPTION,
 )
 from gateway.config.http import HttpHeaders, HttpUrl
+from gateway.config.patterns import Regex
 from gateway.config.problems import KeyPath, MisplacedError
 from gateway.config.source import plain
 from gateway.config.validate import Section
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text, Typed
 from gateway.dialplan.tools import Sound
-from gateway.dialplan.values import Regex
 from gateway.dialplan.variables import names_in
 from gateway.tools.schema import NAME, check_schema
 

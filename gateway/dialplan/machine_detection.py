@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from gateway.config.patterns import Regex
 from gateway.config.problems import MisplacedError
 from gateway.config.validate import Section
 from gateway.config.values import Count, Seconds, SecondsOrOff, Text
-from gateway.dialplan.values import Regex
 
 Action = Literal["off", "log", "leave_message", "hangup", "transfer"]
 

@@ -10,10 +10,10 @@ from datetime import datetime
 from types import MappingProxyType
 from zoneinfo import ZoneInfo
 
-from gateway.config.patterns import searched
 from gateway.dialplan.hours import DAYS
 from gateway.dialplan.models import Route
 from gateway.dialplan.variables import values_of
+from gateway.text import searched
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.config.patterns import Regex
 from gateway.config.problems import KeyPath, MisplacedError
 from gateway.config.realtime import (
     ApiKey,
@@ -57,7 +58,6 @@ from gateway.dialplan.machine_detection import MachineDetection
 from gateway.dialplan.session import nulled
 from gateway.dialplan.tools import Hold, SendDtmf, Transfer, TransferCall
 from gateway.dialplan.turn_taking import Interruptions, Silence, UserIdle
-from gateway.dialplan.values import Regex
 from gateway.dialplan.variables import (
     BUILT_IN,
     CLOCK,

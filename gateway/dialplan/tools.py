@@ -21,10 +21,10 @@ from gateway.call.tools.definitions import (
     SEND_DTMF_DESCRIPTION,
     TRANSFER_DESCRIPTION,
 )
+from gateway.config.patterns import Regex
 from gateway.config.problems import MisplacedError
 from gateway.config.validate import Section
 from gateway.config.values import Flag, Seconds, Text
-from gateway.dialplan.values import Regex
 
 _URI = re.compile(r"(?:sips?|tel):[!-;=?-~]+")
 

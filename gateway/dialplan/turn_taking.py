@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from gateway.call.playout.barge_in import words_of
+from gateway.config.patterns import Regex
 from gateway.config.problems import MisplacedError
 from gateway.config.validate import Section
 from gateway.config.values import Count, Flag, Milliseconds, Seconds, SecondsOrOff, Text
 from gateway.dialplan.tools import Sound
-from gateway.dialplan.values import Regex
 
 BACKCHANNEL = (
     "mm-hm", "mhm", "mmhm", "mm", "mmm", "hm", "hmm", "uh-huh", "uh", "um", "ah", "oh", "aha",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from gateway.config.realtime import dialect_problem
 from gateway.config.source import read_toml
 from gateway.config.validate import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
+from gateway.dialplan.load import Origin
 from gateway.dialplan.session import only_beta
-from gateway.outbound.callbacks.function import problems as callback_problems
 from gateway.planning.certificates import certificate_problem
 from gateway.planning.notes import notes
 from gateway.planning.route_tools import offers_of
@@ -55,7 +56,7 @@ def load_all(
         if (wrong := certificate_problem(config.sip)) is not None:
             problems.append(source.problem(("sip", "tls", wrong[0]), wrong[1]))
         problems += _servers_missing(config, dialplan)
-        problems += callback_problems(config, dialplan)
+        problems += _callbacks_wrong(config, dialplan)
         problems += tool_problems(config, dialplan, source.problem(("tools", "module"), ""))
     if config is None or problems:
         raise ConfigError(problems)
@@ -192,6 +193,40 @@ def _servers_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
                 message += suggestion(step.server, known)
                 problems.append(Problem(file, line, f"route {route.name}, fallback", message))
     return problems
+
+
+def _callbacks_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+    """Routes whose promised callbacks could not be placed."""
+    settings = config.callbacks
+    names = [route.name for route in dialplan.routes]
+    trunks = [trunk.name for trunk in config.trunk]
+    for route in dialplan.routes:
+        given = route.schedule_callback
+        if not given.enabled:
+            continue
+        wrong = partial(_callback_problem, route, dialplan.origins[route.name])
+        if not (settings.file or settings.url):
+            yield wrong("", "promises go nowhere: set callbacks.file or callbacks.url")
+        if given.route is not None and given.route not in names:
+            message = f'there is no route "{given.route}"' + suggestion(given.route, names)
+            yield wrong(".route", message)
+        if given.trunk is not None and given.trunk not in trunks:
+            message = f'there is no trunk "{given.trunk}"' + suggestion(given.trunk, trunks)
+            yield wrong(".trunk", message)
+        if settings.auto_dial and given.trunk is None:
+            yield wrong(
+                ".trunk", "is needed: numbers are called through a trunk (callbacks.auto_dial)"
+            )
+        if not (config.outbound.allowed_prefixes or given.allowed_numbers is not None):
+            message = "needs outbound.allowed_prefixes: anybody can write any number into From"
+            yield wrong("", message)
+        if settings.auto_dial and not config.outbound.enabled:
+            yield wrong("", "callbacks.auto_dial needs outbound.enabled")
+
+
+def _callback_problem(route: Route, origin: Origin, key: str, message: str) -> Problem:
+    where = f"route {route.name}, schedule_callback{key}"
+    return Problem(origin.file, origin.line, where, message)
 
 
 def _others(config: Config) -> str:

@@ -16,10 +16,11 @@ from gateway.config.validate import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.planning.certificates import certificate_notes
 from gateway.planning.route_notes import route_notes
-from gateway.planning.route_tools import RouteTools, offers_of
+from gateway.planning.route_tools import offers_of
 from gateway.planning.tools import has_prompt, own_tools, transfer_plan
 from gateway.planning.tools_lint import advice as tool_advice
 from gateway.realtime.endpoint import Endpoint
+from gateway.tools.executor import RouteTools
 
 
 def notes(config: Config, dialplan: Dialplan) -> list[str]:

@@ -1,9 +1,8 @@
-"""Which functions each route offers, from configuration and dialplan: before anything runs."""
+"""Which functions each route offers, from configuration and dialplan, and what runs them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,32 +13,33 @@ from gateway.config.http import shown
 from gateway.config.problems import Problem
 from gateway.config.tools import McpServerSettings, ToolSettings
 from gateway.config.validate import suggestion
-from gateway.dialplan.functions import WebTool
-from gateway.dialplan.variables import render
+from gateway.dialplan.functions import ARGUMENT, WebTool
+from gateway.dialplan.variables import names_in, render
 from gateway.tools.api import Waiting
 from gateway.tools.approval import Operator
+from gateway.tools.executor import RouteTools, ToolExecutor, ToolLimits
 from gateway.tools.mcp import McpSettings
 from gateway.tools.module import PythonTool, ToolModuleError, python_tools
 from gateway.tools.results import text_of
-from gateway.tools.webhook import ARGUMENT, Webhook
+from gateway.tools.webhook import Webhook
 
 if TYPE_CHECKING:
     from gateway.config import Config
     from gateway.dialplan import Dialplan, Route
 
 
-@dataclass(frozen=True, slots=True)
-class RouteTools:
-    """What one route offers beside the gateway's own tools."""
-
-    python: tuple[PythonTool, ...] = ()
-    webhooks: tuple[Webhook, ...] = ()
-    mcp: tuple[str, ...] = ()
-    """Servers that the gateway calls."""
-    passed_on: tuple[McpServerSettings, ...] = ()
-    """Servers that the realtime server calls."""
-    operators: Mapping[int, Operator] = field(default_factory=dict)
-    """Of the rules that ask over HTTP, by their place among the route's."""
+def tool_executor(config: Config, dialplan: Dialplan) -> ToolExecutor:
+    """Return what runs the functions of all routes. Raises ToolModuleError."""
+    tools = config.tools
+    limits = ToolLimits(
+        threads=tools.threads,
+        timeout=tools.timeout,
+        max_result_chars=tools.max_result_chars,
+        http_connections=tools.http_connections,
+        http_proxy=tools.http_proxy,
+    )
+    servers = [_mcp_settings(server, tools) for server in tools.mcp if server.client == "gateway"]
+    return ToolExecutor(offers_of(config, dialplan), servers, limits)
 
 
 def offers_of(config: Config, dialplan: Dialplan) -> dict[str, RouteTools]:
@@ -119,9 +119,9 @@ def _offer(
         python=tuple(tool for tool in python.values() if chosen(tool.name)),
         webhooks=tuple(_webhook(tool, settings) for tool in hooks),
         mcp=tuple(server.name for server in servers if server.client == "gateway"),
-        passed_on=tuple(server for server in servers if server.client == "provider"),
+        passed_on=tuple(server.session_tool() for server in servers if server.client == "provider"),
         operators={
-            index: Operator(one.url, shown(one.headers))
+            index: Operator(one.url, one.timeout, shown(one.headers))
             for index, one in enumerate(route.approval)
             if one.url is not None
         },
@@ -134,7 +134,10 @@ def _webhook(tool: WebTool, settings: ToolSettings) -> Webhook:
         description=tool.description,
         parameters=tool.json_schema(),
         method=tool.method,
-        url=tool.url,
+        url=partial(_url, tool.url),
+        in_url=frozenset(
+            name.removeprefix(ARGUMENT) for name in names_in(tool.url) if name.startswith(ARGUMENT)
+        ),
         headers=shown(tool.headers),
         timeout=tool.timeout or settings.timeout,
         retries=tool.retries,
@@ -144,7 +147,12 @@ def _webhook(tool: WebTool, settings: ToolSettings) -> Webhook:
     )
 
 
-def mcp_settings(server: McpServerSettings, settings: ToolSettings) -> McpSettings:
+def _url(text: str, variables: Mapping[str, str], arguments: Mapping[str, str]) -> str:
+    named = {ARGUMENT + name: value for name, value in arguments.items()}
+    return render(text, {**variables, **named})
+
+
+def _mcp_settings(server: McpServerSettings, settings: ToolSettings) -> McpSettings:
     """How the gateway itself calls a server."""
     headers = shown(server.headers)
     if server.authorization is not None:

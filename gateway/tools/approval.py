@@ -21,9 +21,10 @@ MAX_REASON = 500
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Where one rule asks."""
+    """Where one rule asks, and for how long (s)."""
 
     url: str
+    timeout: float
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 

@@ -1,33 +1,57 @@
-"""Everything that functions outside of calls need, and the tasks in which they run."""
+"""Run the functions that the model calls, ask operators for approval, and check words over HTTP."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
-from gateway.planning.route_tools import RouteTools, mcp_settings, offers_of
 from gateway.tasks import TaskSet
 from gateway.tools import approval, python, webhook
 from gateway.tools import content_check as words
 from gateway.tools.api import ToolError
 from gateway.tools.functions import Function
 from gateway.tools.http import HttpClient
-from gateway.tools.mcp import McpServer
+from gateway.tools.mcp import McpServer, McpSettings
+from gateway.tools.module import PythonTool
 from gateway.tools.results import bounded, error_text
 from gateway.tools.runner import ContentService, Question, ToolCall
 from gateway.tools.schema import parsed
-
-if TYPE_CHECKING:
-    from gateway.config import Config
-    from gateway.dialplan import Dialplan
 
 log = structlog.get_logger("tools")
 
 MAX_RUNNING = 1000
 """Functions of all calls at a time: eight for each of some hundred calls. More are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTools:
+    """What one route offers beside the gateway's own tools."""
+
+    python: tuple[PythonTool, ...] = ()
+    webhooks: tuple[webhook.Webhook, ...] = ()
+    mcp: tuple[str, ...] = ()
+    """Names of the servers that the gateway calls."""
+    passed_on: tuple[Mapping[str, Any], ...] = ()
+    """Servers that the realtime server calls, as the session object has them (GA ``tools``)."""
+    operators: Mapping[int, approval.Operator] = field(default_factory=dict)
+    """Of the rules that ask over HTTP, by their place among the route's."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolLimits:
+    """Settings of all functions: see :class:`gateway.config.tools.ToolSettings`."""
+
+    threads: int
+    timeout: float
+    """Seconds, for a function without a deadline of its own."""
+    max_result_chars: int
+    http_connections: int
+    http_proxy: str | None
+
 
 _NOTHING = RouteTools()
 
@@ -35,23 +59,23 @@ _NOTHING = RouteTools()
 class ToolExecutor:
     """The process's :class:`gateway.tools.runner.ToolRunner`. Lives on the event loop.
 
-    Raises ToolModuleError where the module of tools cannot be had.
+    Args:
+        offers: what each route offers, by its name.
+        servers: MCP servers; those that no route offers are not connected to.
     """
 
-    def __init__(self, config: Config, dialplan: Dialplan) -> None:
-        self._settings = config.tools
-        self._offers = offers_of(config, dialplan)
-        self._rules = {
-            route.name: tuple(one.timeout for one in route.approval) for route in dialplan.routes
-        }
-        self._threads = python.Threads(config.tools.threads)
-        self.http = HttpClient(config.tools.http_connections, config.tools.http_proxy)
-        wanted = {name for offer in self._offers.values() for name in offer.mcp}
-        self._servers = {
-            one.name: McpServer(mcp_settings(one, config.tools))
-            for one in config.tools.mcp
-            if one.name in wanted
-        }
+    def __init__(
+        self,
+        offers: Mapping[str, RouteTools],
+        servers: Iterable[McpSettings],
+        limits: ToolLimits,
+    ) -> None:
+        self._limits = limits
+        self._offers = offers
+        self._threads = python.Threads(limits.threads)
+        self.http = HttpClient(limits.http_connections, limits.http_proxy)
+        wanted = {name for offer in offers.values() for name in offer.mcp}
+        self._servers = {one.name: McpServer(one) for one in servers if one.name in wanted}
         self._fixed = {name: self._made(offer) for name, offer in self._offers.items()}
         self._tasks = TaskSet()
 
@@ -87,7 +111,7 @@ class ToolExecutor:
         """What the session is told of them, and of the servers that it calls itself."""
         passed_on = self._offers.get(route, _NOTHING).passed_on
         own = [one.definition() for one in self.of(route).values()]
-        return own + [server.session_tool() for server in passed_on]
+        return own + [dict(server) for server in passed_on]
 
     # ---- ToolRunner
 
@@ -157,7 +181,7 @@ class ToolExecutor:
         answer = (False, "nobody could be asked")
         if operator is not None:
             try:
-                async with asyncio.timeout(self._rules[call.route][question.rule]):
+                async with asyncio.timeout(operator.timeout):
                     answer = await approval.ask(self.http, operator, call)
             except TimeoutError:
                 answer = (False, "nobody answered in time")
@@ -166,9 +190,9 @@ class ToolExecutor:
         done(*answer)
 
     def _made(self, offer: RouteTools) -> dict[str, Function]:
-        settings = self._settings
+        limits = self._limits
         made = [
-            python.function_of(tool, self._threads, settings.timeout, settings.max_result_chars)
+            python.function_of(tool, self._threads, limits.timeout, limits.max_result_chars)
             for tool in offer.python
         ]
         made += [webhook.function_of(hook, self.http) for hook in offer.webhooks]

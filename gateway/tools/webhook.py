@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from gateway.dialplan.variables import render
 from gateway.tools.api import Waiting
 from gateway.tools.functions import Function
 from gateway.tools.http import HttpClient, Request, compact
 from gateway.tools.runner import ToolCall
-
-ARGUMENT = "arg."
-"""What variables of a URL begin with that are the model's arguments."""
 
 WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
@@ -29,7 +25,10 @@ class Webhook:
     description: str
     parameters: Mapping[str, Any]
     method: str
-    url: str
+    url: Callable[[Mapping[str, str], Mapping[str, str]], str] = field(compare=False)
+    """Returns the URL for a call's variables and the model's arguments, both percent-encoded."""
+    in_url: frozenset[str]
+    """Arguments that stand in the URL, and are not sent a second time."""
     headers: Mapping[str, str] = field(repr=False)
     timeout: float
     retries: int
@@ -57,13 +56,11 @@ async def _run(hook: Webhook, client: HttpClient, call: ToolCall, given: dict[st
 
 def request_of(hook: Webhook, call: ToolCall, given: Mapping[str, Any]) -> Request:
     """The request for these arguments; those that stand in the URL are not sent a second time."""
-    values = {name: _quoted(value) for name, value in call.variables.items()}
-    values |= {ARGUMENT + name: _quoted(value) for name, value in given.items()}
-    rest = {name: value for name, value in given.items() if "{" + ARGUMENT + name not in hook.url}
+    rest = {name: value for name, value in given.items() if name not in hook.in_url}
     body = hook.method in WITH_BODY
     return Request(
         method=hook.method,
-        url=render(hook.url, values),
+        url=hook.url(_all_quoted(call.variables), _all_quoted(given)),
         headers={
             "X-Gateway-Call": _header(call.call),
             "Idempotency-Key": _header(f"{call.call}:{call.call_id}"),
@@ -78,6 +75,10 @@ def request_of(hook: Webhook, call: ToolCall, given: Mapping[str, Any]) -> Reque
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _all_quoted(values: Mapping[str, object]) -> dict[str, str]:
+    return {name: _quoted(value) for name, value in values.items()}
 
 
 def _quoted(value: object) -> str:

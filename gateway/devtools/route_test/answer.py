@@ -14,10 +14,10 @@ from gateway.dialplan import Dialplan, InviteFacts, Match
 from gateway.dialplan.variables import AS_WRITTEN
 from gateway.log import BLANK, Redactor
 from gateway.planning.call_plan import call_plan, codec_of, facts_of, session_plan, sip_settings
+from gateway.planning.route_tools import tool_executor
 from gateway.planning.tools import metadata_of
 from gateway.sip.trunks.matching import Trunks
 from gateway.sip.types import Invite
-from gateway.tools.executor import ToolExecutor
 
 Fetch = Callable[[Match], tuple[Any, str]]
 """Brings the data of a call, None for none, and says where they are from or why there are none."""
@@ -131,7 +131,7 @@ def _with_route(
         match = with_data(match, got)
     codec = codec_of(invite)
     # Tools of MCP servers are not among these: nothing is started here.
-    plan = session_plan(config, match.route, codec, match.values, ToolExecutor(config, dialplan))
+    plan = session_plan(config, match.route, codec, match.values, tool_executor(config, dialplan))
     hide = _Hide((*config.secrets(), *dialplan.secrets()))
     return replace(
         found,

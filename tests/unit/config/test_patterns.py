@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.config.patterns import MAX_SUBJECT, matched, pattern_of, searched
+from gateway.config.patterns import pattern_of
+from gateway.text import MAX_SUBJECT, matched, searched
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from gateway.cli import main as cli
 from gateway.planning.check import check, load_all
+from gateway.planning.route_tools import tool_executor
 from gateway.planning.tools import function_plans
-from gateway.tools.executor import ToolExecutor
 from gateway.tools.runner import ToolCall
 
 ROOT = Path(__file__).parents[3]
@@ -60,7 +60,7 @@ def test_the_example(tmp_path: Path) -> None:
     assert not [line for line in told if line.startswith("  note: ")], told
 
     async def main() -> list[str]:
-        box = ToolExecutor(*load_all(EXAMPLE, ENVIRON))
+        box = tool_executor(*load_all(EXAMPLE, ENVIRON))
         await box.start()
         loop = asyncio.get_running_loop()
         results: list[asyncio.Future[str]] = []

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from gateway.planning.check import check, load_all
+from gateway.planning.route_tools import tool_executor
 from gateway.planning.tools import function_plans
 from gateway.tools import mcp
 from gateway.tools.executor import ToolExecutor
@@ -56,7 +57,7 @@ def run(
     """Do something with the toolbox of this configuration."""
 
     async def main() -> Any:
-        box = ToolExecutor(*load_all(config_of(folder, server), env))
+        box = tool_executor(*load_all(config_of(folder, server), env))
         await box.start()
         try:
             return await work(box)
@@ -167,7 +168,7 @@ def test_a_server_over_http_that_goes_and_comes_back(tmp_path: Path) -> None:
                     await asyncio.sleep(0.05)
 
         async def main() -> None:
-            box = ToolExecutor(*config)
+            box = tool_executor(*config)
             await box.start()
             try:
                 await until(box, "Ann")

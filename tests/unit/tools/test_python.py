@@ -22,9 +22,9 @@ from gateway.call.tools.commands import (
 )
 from gateway.config import ConfigError
 from gateway.planning.check import check, load_all
+from gateway.planning.route_tools import tool_executor
 from gateway.planning.tools import function_plans
 from gateway.tools import module as tool_module
-from gateway.tools.executor import ToolExecutor
 from gateway.tools.runner import ToolCall
 
 CONFIG = """
@@ -176,7 +176,7 @@ def use(folder: Path, *calls: tuple[str, str], acts: list[CallCommand] | None = 
     """What the model gets from these calls, made together."""
 
     async def main() -> list[str]:
-        box = ToolExecutor(*load_all(folder_with(folder, HOTEL), {}))
+        box = tool_executor(*load_all(folder_with(folder, HOTEL), {}))
         loop = asyncio.get_running_loop()
         results: list[asyncio.Future[str]] = []
         for name, arguments in calls:
@@ -203,7 +203,7 @@ def use(folder: Path, *calls: tuple[str, str], acts: list[CallCommand] | None = 
 
 def test_what_the_model_is_told(tmp_path: Path) -> None:
     async def main() -> list[dict[str, Any]]:
-        box = ToolExecutor(*load_all(folder_with(tmp_path, HOTEL), {}))
+        box = tool_executor(*load_all(folder_with(tmp_path, HOTEL), {}))
         plans = function_plans(box.of("r"))
         assert (plans["room_price"].timeout, plans["room_price"].filler_text) == (
             3.0,
@@ -294,7 +294,7 @@ def test_acts_are_done_in_order_whatever_thread_they_come_from(tmp_path: Path) -
 
 def test_threads_are_bounded_and_the_rest_waits(tmp_path: Path) -> None:
     async def main() -> list[str]:
-        box = ToolExecutor(*load_all(folder_with(tmp_path, HOTEL), {}))
+        box = tool_executor(*load_all(folder_with(tmp_path, HOTEL), {}))
         hotel: Any = sys.modules["gateway_tools_hotel"]
         loop = asyncio.get_running_loop()
         results: list[asyncio.Future[str]] = [loop.create_future() for _ in range(3)]
@@ -318,7 +318,7 @@ def test_a_coroutine_that_takes_too_long_is_cancelled(tmp_path: Path) -> None:
     code = HOTEL.replace("@tool\nasync def slow", "@tool(timeout=0.1)\nasync def slow")
 
     async def main() -> str:
-        box = ToolExecutor(*load_all(folder_with(tmp_path, code), {}))
+        box = tool_executor(*load_all(folder_with(tmp_path, code), {}))
         result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         box.run(ToolCall("c", "slow", "{}", "call-1", "r"), result.set_result)
         said = await result
@@ -373,7 +373,7 @@ def undocumented(x: int) -> int:
     config = CONFIG.replace("hotel.py", "hotel")
 
     async def main() -> list[str]:
-        box = ToolExecutor(*load_all(folder_with(tmp_path, code, config), {}))
+        box = tool_executor(*load_all(folder_with(tmp_path, code, config), {}))
         await box.stop()
         return list(box.of("r"))
 
@@ -392,7 +392,7 @@ async def tells(call: Call) -> str:
     order: list[object] = []
 
     async def main() -> None:
-        box = ToolExecutor(*load_all(folder_with(tmp_path, code), {}))
+        box = tool_executor(*load_all(folder_with(tmp_path, code), {}))
         over = asyncio.Event()
 
         def done(text: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from gateway.config import ConfigError, load_config
 from gateway.dialplan import load_dialplan
 from gateway.planning.check import check, load_all
+from gateway.planning.route_tools import tool_executor
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.http import MAX_BODY
 from gateway.tools.runner import Question, ToolCall
@@ -42,19 +43,19 @@ def service() -> Iterator[HttpService]:
         yield made
 
 
-def tool_executor(folder: Path, tool: str, environ: dict[str, str] | None = None) -> ToolExecutor:
+def executor_of(folder: Path, tool: str, environ: dict[str, str] | None = None) -> ToolExecutor:
     """The tools of a gateway with this dialplan."""
     (folder / "routes").mkdir()
     (folder / "routes" / "r.toml").write_text(ROUTE + tool)
     (folder / "gateway.toml").write_text(CONFIG)
-    return ToolExecutor(*load_all(folder / "gateway.toml", environ or {}))
+    return tool_executor(*load_all(folder / "gateway.toml", environ or {}))
 
 
 def use(folder: Path, tool: str, arguments: str = "{}", **environ: str) -> str:
     """What the model gets from the only tool."""
 
     async def main() -> str:
-        box = tool_executor(folder, tool, environ)
+        box = executor_of(folder, tool, environ)
         (name,) = box.of("r")
         result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         call = ToolCall(
@@ -186,7 +187,7 @@ timeout = 2.0
 """
 
     async def main() -> tuple[bool, str]:
-        box = tool_executor(tmp_path, rule)
+        box = executor_of(tmp_path, rule)
         result: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
         call = ToolCall("c1", "refund", '{"amount": 3}', "call-1", "r", "sip:a@b", "sip:c@d")
         box.ask(Question(call, 1), lambda yes, why: result.set_result((yes, why)))
@@ -267,7 +268,7 @@ name = "two"
     (tmp_path / "gateway.toml").write_text(CONFIG)
 
     async def names() -> list[list[str]]:
-        box = ToolExecutor(load_config(tmp_path / "gateway.toml", {}), plan)
+        box = tool_executor(load_config(tmp_path / "gateway.toml", {}), plan)
         told: list[list[Any]] = [
             [one["name"] for one in box.definitions(r)] for r in ("one", "two")
         ]
@@ -314,7 +315,7 @@ def test_through_a_proxy(tmp_path: Path, service: HttpService) -> None:
     (tmp_path / "gateway.toml").write_text(CONFIG + f'http_proxy = "{service.url}"\n')
 
     async def main() -> str:
-        box = ToolExecutor(*load_all(tmp_path / "gateway.toml", {}))
+        box = tool_executor(*load_all(tmp_path / "gateway.toml", {}))
         result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         box.run(ToolCall("c", "guest", "{}", "call-1", "r"), result.set_result)
         try:
