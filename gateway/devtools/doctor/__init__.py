@@ -1,8 +1,8 @@
-"""``gateway doctor``: what this machine and this pjsua2 can carry, and what to mend.
+"""``gateway doctor``: check host, pjsua2 build, realtime servers and trunks.
 
-Nothing is changed, no session is opened and no call placed. ``library`` asks pjsua2 in a process of
-its own, ``machine`` the kernel, ``network`` binds ports for a moment and connects once to each
-realtime server.
+Nothing is changed and no call placed. ``library`` asks pjsua2 in a process of its own, ``machine``
+the kernel; ``network`` binds ports for a moment and opens a session at each realtime server;
+``trunks`` resolves each trunk, sends OPTIONS and logs in.
 """
 
 __all__ = ["command"]

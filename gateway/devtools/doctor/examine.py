@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.config import Config, ConfigError
-from gateway.devtools.doctor import library, machine, network
+from gateway.devtools.doctor import library, machine, network, trunks
 from gateway.devtools.doctor.finding import Finding, bad, ok, warn
 from gateway.dialplan import Dialplan
 from gateway.planning.check import check, load_all
@@ -31,6 +31,7 @@ def examine(path: Path) -> Iterator[Finding]:
     if config is not None:
         yield from _folders(config)
         yield from network.look(config, dialplan)
+        yield from trunks.look(config)
 
 
 def _good(path: Path) -> Iterator[Finding]:

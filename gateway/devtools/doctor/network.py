@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import ssl
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import structlog
+
 from gateway.config import Config, ListenAddress
-from gateway.config.realtime import on_loopback
+from gateway.config.realtime import EndpointSettings, RealtimeSettings, on_loopback
+from gateway.control.client import NoAnswerError, RefusedError, ask
 from gateway.devtools.doctor.finding import Finding, bad, ok, warn
-from gateway.dialplan import Dialplan
+from gateway.dialplan import Dialplan, call_settings
+from gateway.realtime.dialects import DIALECTS
+from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.session_object import session_object
+from gateway.realtime.setup import SetupFailed, open_session
 
 CONNECT_SECONDS = 5.0
 """For name, TCP and TLS together; a call that waits longer for its session is refused anyway."""
@@ -22,7 +31,12 @@ CONNECT_SECONDS = 5.0
 MAX_SERVERS = 20
 """Servers that are tried; a dialplan with more is told so."""
 
+SESSION_SECONDS = 8.0
+
 CERTIFICATE_DAYS = 14
+
+
+_Server = RealtimeSettings | EndpointSettings
 
 
 def look(config: Config, dialplan: Dialplan) -> Iterator[Finding]:
@@ -36,12 +50,14 @@ def look(config: Config, dialplan: Dialplan) -> Iterator[Finding]:
 
 
 def servers(config: Config, dialplan: Dialplan) -> list[Finding]:
-    """Connect to each realtime server that routes use; no session is opened."""
-    own = [route.realtime.url for route in dialplan.routes if route.enabled and route.realtime.url]
-    urls = list(dict.fromkeys([config.realtime.url, *own]))
+    """Open and close one session at each realtime server that is configured."""
+    used: list[_Server] = [config.realtime, *config.realtime_server]
+    used += [call_settings(config, route).realtime for route in dialplan.routes if route.enabled]
+    urls = {(one.url, one.model): one for one in reversed(used)}
+    asked = list(reversed(urls.values()))
 
     async def all_of_them() -> list[Finding]:
-        return list(await asyncio.gather(*map(_server, urls[:MAX_SERVERS])))
+        return list(await asyncio.gather(*map(_server, asked[:MAX_SERVERS])))
 
     found = asyncio.run(all_of_them())
     if len(urls) > MAX_SERVERS:
@@ -50,7 +66,8 @@ def servers(config: Config, dialplan: Dialplan) -> list[Finding]:
     return found
 
 
-async def _server(url: str) -> Finding:
+async def _server(settings: _Server) -> Finding:
+    url = settings.url
     parts = urlsplit(url)
     host = parts.hostname or ""
     secure = parts.scheme in ("wss", "https")
@@ -60,7 +77,7 @@ async def _server(url: str) -> Finding:
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             context = ssl.create_default_context() if secure else None
-            _, writer = await asyncio.open_connection(host, port, ssl=context)
+            reader, writer = await asyncio.open_connection(host, port, ssl=context)
     except TimeoutError:
         advice = "does a firewall drop it? A proxy in the environment is not used"
         return bad("realtime", f"{shown}: no answer within {CONNECT_SECONDS:.0f} s", advice)
@@ -77,9 +94,54 @@ async def _server(url: str) -> Finding:
         return bad("realtime", fact, "is the address right? Until then calls get 503")
     ms = (time.monotonic() - began) * 1000
     try:
-        return _reached(shown, ms, writer.get_extra_info("ssl_object"))
+        reached = _reached(shown, ms, writer.get_extra_info("ssl_object"))
+        if not secure:  # a server logs a connection without a request as an error
+            writer.write(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await reader.read(1024)
     finally:
         writer.close()
+    refused = await _session(settings, shown)
+    if refused is None:
+        return replace(reached, fact=f"{reached.fact}, opens a session of {settings.model}")
+    return refused
+
+
+async def _session(settings: _Server, shown: str) -> Finding | None:
+    """Open a session as a call would; None when that works."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
+    try:
+        session = await open_session(
+            Endpoint(
+                url=settings.url,
+                model=settings.model,
+                api_key=settings.api_key or "",
+                api_key_header=settings.api_key_header,
+                headers={name: text.get_secret_value() for name, text in settings.headers.items()},
+                dialect=DIALECTS[settings.dialect],
+                audio=settings.audio,
+            ),
+            session_object({}, "PCMU", ()),
+            timeout=SESSION_SECONDS,
+            on_event=lambda _event: None,
+            on_closed=lambda _closed: None,
+        )
+    except SetupFailed as failure:
+        code = failure.verdict.code
+        fact = f"{shown}: no session: {failure.verdict.meaning} ({code}: {failure.detail})"
+        advice = "is realtime.url a realtime server's?"
+        if code in ("http 401", "http 403", "invalid_api_key"):
+            advice = 'is realtime.api_key right? With Azure: api_key_header = "api-key"'
+        elif "model" in f"{code} {failure.detail}" or code == "http 404":
+            advice = "are realtime.model and the path of realtime.url right?"
+        elif "beta" in failure.detail.lower():
+            advice = 'realtime.dialect = "beta"'
+        return bad("realtime", fact.replace(": )", ")"), advice)
+    finally:
+        structlog.reset_defaults()
+    await session.close(1000, "doctor")
+    return None
 
 
 def _reached(shown: str, ms: float, tls: ssl.SSLObject | None) -> Finding:
@@ -107,15 +169,29 @@ def sip_ports(config: Config) -> Iterator[Finding]:
                 continue
             number = _bind(address)
             who = f" (worker {worker})" if config.workers.count > 1 else ""
-            yield _sip_finding(f"{address}{who}", number)
+            if number == errno.EADDRINUSE and _gateway_runs(config):
+                yield ok("sip port", f"{address}{who} is in use by the running gateway")
+            else:
+                yield _sip_finding(f"{address}{who}", number)
+
+
+def _gateway_runs(config: Config) -> bool:
+    """Whether a gateway answers on the control socket of this configuration."""
+    if config.control.socket is None:
+        return False
+    try:
+        ask(config.control.socket, "status")
+    except (NoAnswerError, RefusedError):
+        return False
+    return True
 
 
 def _sip_finding(where: str, number: int) -> Finding:
     if number == 0:
         return ok("sip port", f"{where} is free")
     if number == errno.EADDRINUSE:
-        advice = "right if the gateway runs now; else `ss -lptu` tells who has it"
-        return warn("sip port", f"{where} is in use", advice)
+        advice = "`ss -lptu` shows which program has it; the gateway does not start like this"
+        return bad("sip port", f"{where} is in use", advice)
     if number == errno.EADDRNOTAVAIL:
         advice = "`ip address` lists those of this machine; 0.0.0.0 takes all"
         return bad("sip port", f"{where}: no address of this machine", advice)

@@ -20,8 +20,10 @@ from gateway.app import descriptors
 from gateway.cli.doctor import command
 from gateway.devtools.doctor import library, machine, network
 from gateway.devtools.doctor.finding import Finding, Verdict, lines
+from gateway.devtools.emulator.server import Emulator
 from gateway.dialplan import Dialplan
 from gateway.planning.check import load_all
+from tests.support.emulator_client import with_emulator
 
 BUILD: dict[str, Any] = {
     "distribution": "pjsua2-gateway 2.17",
@@ -165,7 +167,7 @@ def test_sip_ports(tmp_path: Path, taken: int) -> None:
     text = f'[sip]\nlisten = ["udp:127.0.0.1:{taken}", "udp:192.0.2.1:5060", "tcp:127.0.0.1:0"]\n'
     config, _ = load_all(write(tmp_path, text), {})
     first, second, third = network.sip_ports(config)
-    assert (first.verdict, second.verdict, third.verdict) == ("warn", "bad", "ok")
+    assert (first.verdict, second.verdict, third.verdict) == ("bad", "bad", "ok")
     assert first.fact == f"udp:127.0.0.1:{taken} is in use"
     assert second.fact == "udp:192.0.2.1:5060: no address of this machine"
 
@@ -185,12 +187,31 @@ def the_server(file: Path) -> Finding:
     return finding
 
 
-def test_a_server_that_is_there(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        finding = the_server(write(tmp_path, url=f"ws://127.0.0.1:{port}/v1/realtime?x=y"))
-    assert finding.verdict is Verdict.OK
-    assert finding.fact.startswith(f"ws://127.0.0.1:{port} reached in ")
+def asked_at(tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str | None = None) -> Finding:
+    """What is found at an emulator that demands this key; no traceback is logged."""
+
+    async def main(emulator: Emulator) -> Finding:
+        config, dialplan = load_all(write(tmp_path, url=emulator.url()), {})
+        (finding,) = await asyncio.to_thread(network.servers, config, dialplan)
+        return finding
+
+    found = with_emulator(main, api_key=key)
+    assert not [record for record in caplog.records if record.exc_info]
+    return found
+
+
+def test_a_server_that_gives_sessions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    finding = asked_at(tmp_path, caplog)
+    assert finding.verdict is Verdict.OK, finding
+    assert " reached in " in finding.fact
+    assert "opens a session of gpt-realtime-2.1" in finding.fact
+
+
+def test_an_invalid_key_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    finding = asked_at(tmp_path, caplog, "sk-right")
+    assert finding.verdict is Verdict.BAD
+    assert "the API key is not accepted" in finding.fact
+    assert "realtime.api_key" in finding.advice
 
 
 def test_a_server_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +248,10 @@ def certificate(tmp_path: Path) -> Path:
 def test_tls_and_its_certificate(
     tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
 ) -> None:
+    async def opened(*_: object) -> None:
+        """A session that can be had."""
+
+    monkeypatch.setattr(network, "_session", opened)
     if trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
 

@@ -1,0 +1,281 @@
+"""Asks each trunk: resolves its host, sends OPTIONS, and logs in at its registrar.
+
+The REGISTER has no Contact: the registrar checks the password and lists the bindings, and nothing
+is bound (RFC 3261 section 10.3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+import socket
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway.addresses import is_loopback
+from gateway.config import Config
+from gateway.config.trunks import Address, TrunkSettings
+from gateway.devtools.doctor.finding import Finding, bad, ok, warn
+
+ANSWER_SECONDS = 4.0
+"""For name, connection and answer of one request; a UDP request is repeated within it."""
+
+_REPEATS = (0.5, 1.0)
+_HASHES = {"MD5": hashlib.md5, "SHA-256": hashlib.sha256}
+_PORTS = {"udp": 5060, "tcp": 5060, "tls": 5061}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status line and header fields (names in lower case) of a response."""
+
+    code: int
+    reason: str
+    headers: Mapping[str, list[str]]
+
+
+class _ProbeError(Exception):
+    """No answer; ``advice`` names the key to change."""
+
+    def __init__(self, fact: str, advice: str) -> None:
+        super().__init__(fact)
+        self.fact, self.advice = fact, advice
+
+
+def look(config: Config) -> list[Finding]:
+    """Ask all trunks at the same time."""
+
+    async def all_of_them() -> list[Finding]:
+        return list(await asyncio.gather(*(_trunk(config, trunk) for trunk in config.trunk)))
+
+    return asyncio.run(all_of_them())
+
+
+async def _trunk(config: Config, trunk: TrunkSettings) -> Finding:
+    target, key = _target(trunk)
+    if target is None:
+        return ok("trunk", f"{trunk.name} has no single address to ask")
+    host, port = target.host, target.port or _PORTS[trunk.transport]
+    shown = f"{trunk.name}, {trunk.transport}:{host}:{port}"
+    loopback = all(is_loopback(address.host) for address in config.sip.listen)
+    try:
+        family, address = await _resolved(host, port, key)
+        if loopback and not is_loopback(address):
+            advice = f'sip.listen = ["{trunk.transport}:0.0.0.0:{config.sip.listen[0].port}"]'
+            return bad("trunk", f"{shown} cannot reach sip.listen, on this machine only", advice)
+        client = _Client(config, trunk, family, (address, port), host, key)
+        if trunk.registrar is None:
+            answer = await client.ask("OPTIONS", f"sip:{_bracketed(host)}")
+            return ok("trunk", f"{shown} answers OPTIONS with {answer.code} {answer.reason}")
+        return await _login(client, trunk, shown)
+    except _ProbeError as error:
+        return bad("trunk", f"{shown}: {error.fact}", error.advice)
+
+
+async def _login(client: _Client, trunk: TrunkSettings, shown: str) -> Finding:
+    registrar = trunk.registrar
+    assert registrar is not None
+    uri = f"sip:{_bracketed(registrar.host)}"
+    answer = await client.ask("REGISTER", uri)
+    if answer.code in (401, 407):
+        answer = await client.ask("REGISTER", uri, answer)
+        if answer.code in (401, 403, 407):
+            fact = f"{shown} refuses the login of {trunk.username}: {answer.code} {answer.reason}"
+            return bad("trunk", fact, "is trunk.password right, and trunk.username, trunk.realm?")
+    if 200 <= answer.code < 300:
+        return ok("trunk", f"{shown} accepts the login of {trunk.username}")
+    fact = f"{shown} answers the REGISTER with {answer.code} {answer.reason}"
+    if answer.code in (403, 404):
+        return bad("trunk", fact, "does it know trunk.username, and is trunk.registrar its domain?")
+    return warn("trunk", fact, "it does not list bindings, so the password was not tried")
+
+
+def _target(trunk: TrunkSettings) -> tuple[Address | None, str]:
+    """Whom to ask, and the key that names it."""
+    if trunk.outbound_proxy is not None:
+        return trunk.outbound_proxy, "trunk.outbound_proxy"
+    if trunk.registrar is not None:
+        return trunk.registrar, "trunk.registrar"
+    for peer in trunk.peers:
+        if peer.network.num_addresses == 1:
+            return Address(str(peer.network.network_address), peer.port), "trunk.peers"
+    return None, ""
+
+
+async def _resolved(host: str, port: int, key: str) -> tuple[int, str]:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except TimeoutError:
+        raise _ProbeError("the name is not resolved in time", "is DNS working?") from None
+    except OSError as error:
+        fact = f"the name cannot be resolved: {error.strerror or error}"
+        raise _ProbeError(fact, f"is {key} right, and DNS working?") from None
+    family, _, _, _, address = found[0]
+    return family, str(address[0])
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+class _Client:
+    """Sends one request at a time to a trunk, over a connection of its own."""
+
+    def __init__(
+        self,
+        config: Config,
+        trunk: TrunkSettings,
+        family: int,
+        address: tuple[str, int],
+        host: str,
+        key: str,
+    ) -> None:
+        self._config, self._trunk, self._key = config, trunk, key
+        self._family, self._address, self._host = family, address, host
+        self._call_id, self._tag, self._sequence = secrets.token_hex(12), secrets.token_hex(6), 0
+
+    async def ask(self, method: str, uri: str, challenge: Answer | None = None) -> Answer:
+        """Send a request and return its final response. Raises _ProbeError."""
+        transport = self._trunk.transport
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                if transport == "udp":
+                    return await self._over_udp(method, uri, challenge)
+                return await self._over_stream(method, uri, challenge)
+        except TimeoutError:
+            advice = f"are {self._key} and trunk.transport right? Does a firewall drop it?"
+            raise _ProbeError(f"no answer within {ANSWER_SECONDS:g} s", advice) from None
+        except ssl.SSLCertVerificationError as error:
+            advice = "sip.tls.ca has to hold the CA of its certificate"
+            raise _ProbeError(f"certificate not trusted: {error.verify_message}", advice) from None
+        except ssl.SSLError as error:
+            fact = f"TLS failed: {error.reason or error}"
+            advice = f"does {self._key} name its TLS port? sip.tls has versions and certificates"
+            raise _ProbeError(fact, advice) from None
+        except ConnectionRefusedError:
+            advice = f"is the port of {self._key} right, and trunk.transport?"
+            raise _ProbeError("nothing listens there", advice) from None
+        except OSError as error:
+            fact = f"cannot be reached: {error.strerror or error}"
+            raise _ProbeError(fact, f"is {self._key} right?") from None
+
+    async def _over_udp(self, method: str, uri: str, challenge: Answer | None) -> Answer:
+        loop = asyncio.get_running_loop()
+        with socket.socket(self._family, socket.SOCK_DGRAM) as own:
+            own.setblocking(False)
+            own.connect(self._address)
+            request = self._request(method, uri, own.getsockname(), challenge)
+            await loop.sock_sendall(own, request)
+            repeats = [loop.call_later(after, own.send, request) for after in _REPEATS]
+            try:
+                while True:
+                    answer = _parsed(await loop.sock_recv(own, 65535))
+                    if answer is not None and answer.code >= 200:
+                        return answer
+            finally:
+                for repeat in repeats:
+                    repeat.cancel()
+
+    async def _over_stream(self, method: str, uri: str, challenge: Answer | None) -> Answer:
+        tls = self._context() if self._trunk.transport == "tls" else None
+        name = self._host if tls is not None else None
+        reader, writer = await asyncio.open_connection(
+            *self._address, ssl=tls, server_hostname=name
+        )
+        try:
+            own = writer.get_extra_info("sockname")
+            writer.write(self._request(method, uri, own, challenge))
+            while True:
+                answer = _parsed(await reader.readuntil(b"\r\n\r\n"))
+                if answer is None:
+                    raise OSError("what answers is no SIP")
+                length = answer.headers.get("content-length") or answer.headers.get("l") or ["0"]
+                await reader.readexactly(int(length[0]))
+                if answer.code >= 200:
+                    return answer
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
+            raise OSError("it ended the connection, or is no SIP") from None
+        finally:
+            writer.close()
+
+    def _context(self) -> ssl.SSLContext:
+        tls = self._config.sip.tls
+        context = ssl.create_default_context(cafile=tls.ca and str(tls.ca))
+        if not tls.verify_server:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if tls.certificate is not None and tls.private_key is not None:
+            context.load_cert_chain(tls.certificate, tls.private_key)
+        return context
+
+    def _request(
+        self, method: str, uri: str, own: tuple[str, int], challenge: Answer | None
+    ) -> bytes:
+        self._sequence += 1
+        transport = self._trunk.transport.upper()
+        here = f"{_bracketed(own[0])}:{own[1]}"
+        user = self._trunk.username or "gateway"
+        domain = _bracketed((self._trunk.registrar or Address(self._host, 0)).host)
+        lines = [
+            f"{method} {uri} SIP/2.0",
+            f"Via: SIP/2.0/{transport} {here};branch=z9hG4bK{secrets.token_hex(8)};rport",
+            "Max-Forwards: 70",
+            f"From: <sip:{user}@{domain}>;tag={self._tag}",
+            f"To: <sip:{user}@{domain}>" if method == "REGISTER" else f"To: <{uri}>",
+            f"Call-ID: {self._call_id}",
+            f"CSeq: {self._sequence} {method}",
+            f"User-Agent: {self._config.sip.user_agent}",
+            *([f"Contact: <sip:{user}@{here}>"] if method == "OPTIONS" else []),
+            *(self._credentials(method, uri, challenge) if challenge is not None else []),
+            "Content-Length: 0",
+        ]
+        return "\r\n".join([*lines, "", ""]).encode()
+
+    def _credentials(self, method: str, uri: str, challenge: Answer) -> list[str]:
+        """Answer a digest challenge (RFC 7616); none for an algorithm that is not known."""
+        proxy = challenge.code == 407
+        name = "proxy-authenticate" if proxy else "www-authenticate"
+        for offered in challenge.headers.get(name, []):
+            fields = {
+                key.lower(): quoted or plain
+                for key, quoted, plain in re.findall(r'(\w+)=(?:"([^"]*)"|([^\s,]+))', offered)
+            }
+            digest = _HASHES.get(fields.get("algorithm", "MD5").upper())
+            if digest is None or "nonce" not in fields:
+                continue
+            realm, nonce = fields.get("realm", ""), fields["nonce"]
+            password = self._trunk.password.get_secret_value() if self._trunk.password else ""
+            one = digest(f"{self._trunk.username}:{realm}:{password}".encode()).hexdigest()
+            two = digest(f"{method}:{uri}".encode()).hexdigest()
+            given = {"username": self._trunk.username, "realm": realm, "nonce": nonce, "uri": uri}
+            more = ""
+            if "auth" in fields.get("qop", ""):
+                client = secrets.token_hex(8)
+                response = digest(f"{one}:{nonce}:00000001:{client}:auth:{two}".encode())
+                more = f', qop=auth, nc=00000001, cnonce="{client}"'
+            else:
+                response = digest(f"{one}:{nonce}:{two}".encode())
+            given["response"] = response.hexdigest()
+            if "opaque" in fields:
+                given["opaque"] = fields["opaque"]
+            text = ", ".join(f'{key}="{value}"' for key, value in given.items()) + more
+            text += f", algorithm={fields.get('algorithm', 'MD5')}"
+            return [f"{'Proxy-' if proxy else ''}Authorization: Digest {text}"]
+        return []
+
+
+def _parsed(data: bytes) -> Answer | None:
+    """A response; None for anything else."""
+    head, *lines = data.decode("utf-8", "replace").partition("\r\n\r\n")[0].split("\r\n")
+    found = re.match(r"SIP/2\.0 (\d{3}) ?(.*)", head)
+    if found is None:
+        return None
+    headers: dict[str, list[str]] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        headers.setdefault(name.strip().lower(), []).append(value.strip())
+    return Answer(int(found[1]), found[2], headers)

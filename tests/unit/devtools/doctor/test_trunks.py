@@ -1,0 +1,156 @@
+"""What ``gateway doctor`` finds at a trunk, with a registrar that is a few lines of Python."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.config import Config, load_config
+from gateway.devtools.doctor import trunks
+from gateway.devtools.doctor.finding import Finding, Verdict
+
+PASSWORD = "right"
+
+
+def answer_to(request: str) -> str:
+    """Challenge a request without credentials, then check its digest (RFC 2069 form)."""
+    method, uri, _ = request.split(" ", 2)
+    echoed = [
+        line for line in request.split("\r\n") if re.match("(Via|From|To|Call-ID|CSeq):", line)
+    ]
+    found = dict(re.findall(r'(\w+)="([^"]*)"', request))
+    if method == "OPTIONS":
+        status, more = "200 OK", []
+    elif "response" not in found:
+        status, more = "401 Unauthorized", ['WWW-Authenticate: Digest realm="r", nonce="n"']
+    else:
+        assert "Contact" not in request, "nothing is bound"
+        one = hashlib.md5(f"{found['username']}:r:{PASSWORD}".encode()).hexdigest()
+        two = hashlib.md5(f"{method}:{uri}".encode()).hexdigest()
+        good = hashlib.md5(f"{one}:n:{two}".encode()).hexdigest() == found["response"]
+        status, more = ("200 OK" if good else "403 Forbidden"), []
+    return "\r\n".join([f"SIP/2.0 {status}", *echoed, *more, "Content-Length: 0", "", ""])
+
+
+@pytest.fixture
+def registrar() -> Iterator[int]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+
+        def serve() -> None:
+            while True:
+                data, address = server.recvfrom(65535)
+                if data == b"end":
+                    return
+                server.sendto(answer_to(data.decode()).encode(), address)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+        server.sendto(b"end", server.getsockname())
+        thread.join()
+
+
+def found(folder: Path, trunk: str, listen: str = "udp:127.0.0.1:0", more: str = "") -> Finding:
+    (folder / "dialplans").mkdir(exist_ok=True)
+    file = folder / "gateway.toml"
+    sip = f'[sip]\nlisten = ["{listen}"]\n{more}'
+    file.write_text(f'[realtime]\nurl = "ws://127.0.0.1:9"\n{sip}[[trunk]]\nname = "pbx"\n{trunk}')
+    config: Config = load_config(file, {})
+    (finding,) = trunks.look(config)
+    assert finding.subject == "trunk"
+    return finding
+
+
+def login(port: int, password: str = PASSWORD) -> str:
+    return f'registrar = "127.0.0.1:{port}"\nusername = "me"\npassword = "{password}"\n'
+
+
+def test_a_login_that_works(tmp_path: Path, registrar: int) -> None:
+    finding = found(tmp_path, login(registrar))
+    assert finding.verdict is Verdict.OK, finding
+    assert "accepts the login of me" in finding.fact
+
+
+def test_a_wrong_password(tmp_path: Path, registrar: int) -> None:
+    finding = found(tmp_path, login(registrar, "wrong"))
+    assert finding.verdict is Verdict.BAD
+    assert "403 Forbidden" in finding.fact
+    assert "trunk.password" in finding.advice
+
+
+def test_a_trunk_by_address(tmp_path: Path, registrar: int) -> None:
+    finding = found(tmp_path, f'peers = ["127.0.0.1:{registrar}"]\n')
+    assert finding.verdict is Verdict.OK, finding
+    assert "answers OPTIONS with 200 OK" in finding.fact
+
+
+def test_a_port_that_nobody_has(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    finding = found(tmp_path, f'peers = ["127.0.0.1:{port}"]\n')
+    assert finding.verdict is Verdict.BAD
+    assert "the port of trunk.peers" in finding.advice
+
+
+def test_a_name_that_nobody_has(tmp_path: Path) -> None:
+    trunk = 'registrar = "pbx.invalid"\nusername = "me"\n'
+    finding = found(tmp_path, trunk, "udp:0.0.0.0:0")
+    assert finding.verdict is Verdict.BAD
+    assert "cannot be resolved" in finding.fact
+    assert "trunk.registrar" in finding.advice
+
+
+def test_a_trunk_that_silence_is_all_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trunks, "ANSWER_SECONDS", 0.2)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        finding = found(tmp_path, f'peers = ["127.0.0.1:{silent.getsockname()[1]}"]\n')
+    assert finding.verdict is Verdict.BAD
+    assert "no answer within" in finding.fact
+
+
+def test_a_trunk_away_while_listening_on_this_machine_only(tmp_path: Path) -> None:
+    finding = found(tmp_path, 'peers = ["192.0.2.5"]\n')
+    assert finding.verdict is Verdict.BAD
+    assert "udp:0.0.0.0:" in finding.advice
+
+
+def test_a_certificate_of_an_unknown_ca(tmp_path: Path) -> None:
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    crt, key = tmp_path / "a.crt", tmp_path / "a.key"
+    options = "req -x509 -newkey rsa:2048 -nodes -days 3 -subj /CN=localhost"
+    options += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {crt}"
+    subprocess.run([program, *options.split()], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(crt, key)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                context.wrap_socket(connection, server_side=True)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        port = server.getsockname()[1]
+        more = f'[sip.tls]\ncertificate = "{crt}"\nprivate_key = "{key}"\n'
+        trunk = f'transport = "tls"\npeers = ["127.0.0.1:{port}"]\n'
+        finding = found(tmp_path, trunk, "tls:127.0.0.1:0", more)
+        thread.join()
+    assert finding.verdict is Verdict.BAD
+    assert "certificate not trusted" in finding.fact
+    assert "sip.tls.ca" in finding.advice
