@@ -67,9 +67,9 @@ class CallController:
         self._on_finished = on_finished
         self._log = structlog.get_logger("call").bind(call=record.call_id, route=plan.route)
         self._quality = QualityOfCall()
-        self._machine = CallMachine(plan, record, self._loop.time())
         self._audio = CallAudio(plan.codec, session_plan.max_playout_frames)
         self._audio.playout.pause(True)
+        self._machine = CallMachine(plan, record, self._loop.time(), self._audio.playout)
         self._legs = Legs(
             leg if isinstance(leg, Leg) else None,
             leg if isinstance(leg, OutboundTarget) else None,
@@ -114,7 +114,6 @@ class CallController:
             outputs.CheckContent: self._check_words,
             outputs.OutOfBandDone: lambda output: self.out_of_band.done(output),
             outputs.Play: self._play,
-            outputs.Flush: self._flush,
             outputs.LogEvent: self._note,
             outputs.Finished: self._finished,
         }
@@ -174,8 +173,7 @@ class CallController:
     def feed(self, input: inputs.Input, at: float | None = None) -> None:
         """Hand something that happened to the machine and do what it says.
 
-        What carrying out brings up again (frames flushed, a queue that was full) is handled
-        before anything else.
+        What carrying out brings up again (a queue that was full) is handled before anything else.
         """
         if self._over:
             return  # a function, say, that outlives its call
@@ -422,11 +420,7 @@ class CallController:
         if output.audio:
             refused = playout.put(output.audio)
             if refused:
-                self._inbox.append((inputs.PlayoutRefused(refused), self._loop.time()))
-
-    def _flush(self, _output: outputs.Flush) -> None:
-        unplayed = self._audio.playout.flush()
-        self._inbox.appendleft((inputs.Flushed(unplayed), self._loop.time()))
+                self._inbox.appendleft((inputs.PlayoutRefused(refused), self._loop.time()))
 
     def _note(self, output: outputs.LogEvent) -> None:
         getattr(self._log, output.level)(

@@ -10,6 +10,7 @@ from gateway.call.leg.answering import AnswerPolicy
 from gateway.call.leg.timers import Timers
 from gateway.call.outputs import Output
 from gateway.call.plan import CallPlan, FallbackStep
+from gateway.call.playout.playback import Playout
 from gateway.call.record import CallRecord
 from gateway.call.states import State
 from gateway.call.timeline import CallTimeline
@@ -18,12 +19,12 @@ from gateway.call.timeline import CallTimeline
 class CallContext:
     """Written by the machine and its sides, each its own part of it."""
 
-    def __init__(self, plan: CallPlan, record: CallRecord, now: float) -> None:
+    def __init__(self, plan: CallPlan, record: CallRecord, now: float, playout: Playout) -> None:
         self.state = State.CONNECTING
         self.plan = plan
         self.record = record
         self.timeline = CallTimeline(record, now)
-        self.conversation = Conversation(plan, self.timeline)
+        self.conversation = Conversation(plan, self.timeline, playout)
         self.timers = Timers(plan)
         self.opening = AnswerPolicy(plan.answer, self.timeline)
         self.session_up = False

@@ -268,13 +268,6 @@ class PlayoutDrained:
 
 
 @dataclass(frozen=True, slots=True)
-class Flushed:
-    """Answer to :class:`gateway.call.outputs.Flush`: frames taken back unplayed."""
-
-    unplayed_frames: int
-
-
-@dataclass(frozen=True, slots=True)
 class PlayoutRefused:
     """Answer to :class:`gateway.call.outputs.Play` when the queue was full."""
 
@@ -334,7 +327,6 @@ Input = (
     | LegEnded
     | PlayoutStarted
     | PlayoutDrained
-    | Flushed
     | PlayoutRefused
     | Tick
     | ShutDown

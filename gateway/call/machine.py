@@ -26,6 +26,7 @@ from gateway.call.ending import (
 from gateway.call.leg.handlers import LegEvents
 from gateway.call.leg.transfer import Happening
 from gateway.call.plan import CallPlan, FallbackStep
+from gateway.call.playout.playback import Playout
 from gateway.call.record import CallRecord
 from gateway.call.rules.post_call import PostCallAnalysis, afterwards_of
 from gateway.call.session.failover import refusal_of
@@ -44,15 +45,15 @@ class CallMachine:
         plan: the settings of its route.
         record: filled in as the call goes on.
         now: time of the INVITE (s, any monotonic clock; every ``now`` is of the same).
+        playout: what the caller hears; stopped within the step that decides so.
     """
 
-    def __init__(self, plan: CallPlan, record: CallRecord, now: float) -> None:
-        call = self._call = CallContext(plan, record, now)
+    def __init__(self, plan: CallPlan, record: CallRecord, now: float, playout: Playout) -> None:
+        call = self._call = CallContext(plan, record, now, playout)
         record.metadata = dict(plan.metadata)
         self._ending: Ending | None = None
         self._hold = (False, False)
         self._end_at: float | None = None
-        self._leg_end: inputs.LegEnded | None = None
         self._afterwards: PostCallAnalysis | None = None
         self._ended_ms: float | None = None
         session = self._session = SessionEvents(call, self._end)
@@ -94,7 +95,6 @@ class CallMachine:
             inputs.PlayoutRefused: lambda input, now: conversation.on_playout_refused(
                 input.frames, now
             ),
-            inputs.Flushed: self._on_flushed,
             inputs.Tick: self._on_tick,
             inputs.ShutDown: lambda _input, now: self._end(EndReason.SHUTDOWN, now),
             inputs.HangupRequested: lambda _input, now: self._end(EndReason.OPERATOR, now),
@@ -127,8 +127,6 @@ class CallMachine:
             return []
         if self._afterwards is not None and type(input) is not inputs.InternalError:
             return self._wait_afterwards(self._afterwards, input, now)
-        if self._leg_end is not None and type(input) is not inputs.Flushed:
-            return self._on_leg_ended(self._leg_end, now)
         if type(input) is inputs.ServerEventReceived:
             event = self._call.conversation.complete(input.event)
             input = input if event is input.event else replace(input, event=event)
@@ -260,33 +258,20 @@ class CallMachine:
     def _on_leg_ended(self, input: inputs.LegEnded, now: float) -> list[outputs.Output]:
         if self._ending is not None:
             return self._finish(now)
-        if (
-            self._leg_end is None
-            and self._call.live
-            and (flush := self._call.conversation.talk.playback.stop())
-        ):
-            # First of all, what was heard; the answer to this comes at once, and leads back here.
-            self._leg_end = input
-            return flush
+        # First of all, what was heard.
+        todo = self._call.conversation.talk.playback.stop(now) if self._call.live else []
         outcome = f"{input.code} {input.phrase}".strip()
         if self._call.state is State.DIALLING:
             why = why_not_answered(input.code)
-            return self._end(why, now, outcome, leg_over=True, code=input.code)
+            return todo + self._end(why, now, outcome, leg_over=True, code=input.code)
         if input.method == "BYE" and self._call.conversation.call_actions.taken_over(now):
             why, outcome = EndReason.TRANSFERRED, "the caller's side let go; it told no outcome"
         else:
             talked = self._call.state in (State.TALKING, State.BRIDGED)
             why = why_leg_ended(input.code, input.method, local=input.local, talked=talked)
-        return self._end(why, now, outcome, reason=input.reason_header, leg_over=True)
+        return todo + self._end(why, now, outcome, reason=input.reason_header, leg_over=True)
 
     # ---- playout
-
-    def _on_flushed(self, input: inputs.Flushed, now: float) -> list[outputs.Output]:
-        todo = self._call.conversation.on_flushed(input.unplayed_frames, now)
-        if self._leg_end is None:
-            return todo
-        self._call.conversation.transcript.on(input, now)
-        return todo + self._on_leg_ended(self._leg_end, now)
 
     def _on_playout_started(
         self, _input: inputs.PlayoutStarted, now: float
@@ -392,4 +377,4 @@ class CallMachine:
         note = self._call.timeline.note(
             now, "end", "debug", by=ending.by.value, why=ending.why.value, detail=ending.detail
         )
-        return [note, outputs.Finished(ending)]
+        return [note, outputs.Finished()]

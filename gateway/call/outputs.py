@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.call.ending import Ending
 from gateway.realtime.commands import ClientCommand
 
 
@@ -206,11 +205,6 @@ class Play:
 
 
 @dataclass(frozen=True, slots=True)
-class Flush:
-    """Stop playing now; the count of what was not played comes back as ``Flushed``."""
-
-
-@dataclass(frozen=True, slots=True)
 class LogEvent:
     """Something worth a line in the log and in the call's timeline."""
 
@@ -221,9 +215,7 @@ class LogEvent:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The call is over on both sides; nothing comes after this."""
-
-    ending: Ending
+    """The call is over on both sides, its record complete; nothing comes after this."""
 
 
 Output = (
@@ -251,7 +243,6 @@ Output = (
     | CheckContent
     | OutOfBandDone
     | Play
-    | Flush
     | LogEvent
     | Finished
 )

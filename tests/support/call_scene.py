@@ -1,6 +1,6 @@
 """One call on a virtual clock: the machine, a caller's ear, and what the bridge would do.
 
-Carries outputs out as the bridge does (a flush is answered at once, a full queue too) and writes
+Carries outputs out as the bridge does (a full queue is answered at once) and writes
 each down in a few words, so that a test reads as a table of what happened and what was done.
 """
 
@@ -120,7 +120,6 @@ class Scene:
         self.plan = plan or CallPlan("route", Codec.PCMU)
         self.record = CallRecord("call-1", codec=self.plan.codec.value)
         self.now = 0.0
-        self.machine = CallMachine(self.plan, self.record, self.now)
         self.sent: list[ClientCommand] = []
         self.notes: list[outputs.LogEvent] = []
         self.seen: list[str] = []
@@ -131,6 +130,7 @@ class Scene:
         self._playing = False
         self._paused = False
         self._inbox: deque[inputs.Input] = deque()
+        self.machine = CallMachine(self.plan, self.record, self.now, self)
         self._execute(self.machine.start(self.now))
 
     def at(self, seconds: float, *happenings: inputs.Input) -> list[str]:
@@ -163,6 +163,12 @@ class Scene:
                 self._playing = False
                 self._feed(inputs.PlayoutDrained())
         return self.seen[before:]
+
+    def flush(self) -> int:
+        """As the playout queue: stop, and return the frames that were not played."""
+        self.seen.append("flush")
+        unplayed, self.queue, self._playing = self.queue, 0, False
+        return unplayed
 
     def up(self) -> Scene:
         """Session and leg are up, nothing said yet."""
@@ -211,14 +217,11 @@ class Scene:
                     frames, rest = divmod(len(output.audio), FRAME_BYTES)
                     assert rest == 0
                     if self.queue + frames > self._max_frames:
-                        self._inbox.append(inputs.PlayoutRefused(frames))
+                        self._inbox.appendleft(inputs.PlayoutRefused(frames))
                     else:
                         self.queue += frames
                 case outputs.Pause(paused):
                     self._paused = paused
-                case outputs.Flush():
-                    unplayed, self.queue, self._playing = self.queue, 0, False
-                    self._inbox.appendleft(inputs.Flushed(unplayed))
 
 
 def _words(output: outputs.Output) -> str:
@@ -266,8 +269,6 @@ def _words(output: outputs.Output) -> str:
             return f"ask {name} {rule}"
         case outputs.Play(audio):
             return f"play {len(audio) // 8}" if audio else ""
-        case outputs.Flush():
-            return "flush"
         case outputs.Finished():
             return "finished"
     return ""

@@ -18,7 +18,7 @@ from gateway.call.leg.call_control import OWN_ERRAND, CallActions
 from gateway.call.leg.graceful_hangup import HangupAfterPlayout
 from gateway.call.outputs import Output, Send
 from gateway.call.plan import CallPlan
-from gateway.call.playout.playback import Playback
+from gateway.call.playout.playback import Playback, Playout
 from gateway.call.timeline import CallTimeline
 from gateway.call.tools.arguments import ToolCallError
 from gateway.call.tools.definitions import TRANSFER_CALL
@@ -58,10 +58,10 @@ class DtmfConsumer(Protocol):
 class ConversationControl:
     """One conversation's means. Every method takes the time (s) and returns outputs."""
 
-    def __init__(self, plan: CallPlan, timeline: CallTimeline) -> None:
+    def __init__(self, plan: CallPlan, timeline: CallTimeline, playout: Playout) -> None:
         self.plan = plan
         self.timeline = timeline
-        self.playback = Playback(plan.codec.silence, plan.truncate_margin_ms, timeline)
+        self.playback = Playback(playout, plan.codec.silence, plan.truncate_margin_ms, timeline)
         self.gate = ResponseGate()
         self.hangup_after_playout = HangupAfterPlayout(plan.goodbye_timeout)
         self.call_actions = CallActions(plan, timeline)
@@ -76,8 +76,6 @@ class ConversationControl:
         self.approvals: DtmfConsumer | None = None
         self.parting: Termination | None = None
         """Why nothing more is asked of the model, once that is so."""
-        self._to_cancel: list[str] = []
-        self._after_cut: list[Output] = []
         self._handed_on = False
 
     # ---- the model
@@ -116,8 +114,8 @@ class ConversationControl:
         return self.playback.queued_ms > 0
 
     def interrupt(self, trigger: str, now: float, *, cancel: bool = True) -> list[Output]:
-        """Stop playing, and take a goodbye back; ``cancel`` the running response, where the server
-        does not know by itself."""
+        """Stop playing at once, tell the server what was heard, and take a goodbye back; ``cancel``
+        the running responses, where the server does not do so by itself."""
         outputs: list[Output] = []
         unanswered = self.hangup_after_playout.take_back()
         if unanswered is not None:
@@ -130,9 +128,9 @@ class ConversationControl:
             result = {"status": "not done", "reason": "the caller interrupted"}
             outputs.append(tool_output(undone, result))
         running = self.gate.running
-        if cancel:
-            self._to_cancel += [one for one in running if not self.playback.was_cut(one)]
-        return outputs + self.playback.interrupt(trigger, running)
+        to_cancel = [one for one in running if cancel and not self.playback.was_cut(one)]
+        outputs += self.playback.interrupt(trigger, running, now)
+        return outputs + [Send(CancelResponse(one)) for one in to_cancel]
 
     def bar(self, response_id: str, trigger: str, now: float) -> list[Output]:
         """Let nothing (more) of this response be heard, and what else is being said go on."""
@@ -142,22 +140,6 @@ class ConversationControl:
             return []
         self.playback.bar(response_id)
         return [Send(CancelResponse(response_id))]
-
-    def after_cut(self, outputs: list[Output]) -> list[Output]:
-        """These outputs now, or once the server was told what of a cut answer was heard: the model
-        must not answer to what nobody heard."""
-        if not self.playback.cutting:
-            return outputs
-        self._after_cut = [*self._after_cut, *outputs]
-        return []
-
-    def flushed(self, unplayed_frames: int, now: float) -> list[Output]:
-        """Playout has stopped; tell the server what was heard, and to stop where it does not."""
-        outputs = self.playback.flushed(unplayed_frames, now)
-        outputs += [Send(CancelResponse(one)) for one in self._to_cancel]
-        self._to_cancel = []
-        following, self._after_cut = self._after_cut, []
-        return outputs + following
 
     # ---- the end of it
 

@@ -18,6 +18,7 @@ from gateway.call.inputs import Input, ServerEventReceived
 from gateway.call.outputs import OutOfBandDone, Output
 from gateway.call.plan import CallPlan
 from gateway.call.playout.barge_in import Interruptions
+from gateway.call.playout.playback import Playout
 from gateway.call.rules.budget import Budget
 from gateway.call.rules.context_trimming import ContextTrimmer
 from gateway.call.rules.guardrails import Guardrails
@@ -54,10 +55,10 @@ from gateway.realtime.settings_fallback import mended
 class Conversation:
     """Decides for a call that is up. Every method takes the time (s) and returns outputs."""
 
-    def __init__(self, plan: CallPlan, timeline: CallTimeline) -> None:
+    def __init__(self, plan: CallPlan, timeline: CallTimeline, playout: Playout) -> None:
         self._plan = plan
         self._timeline = timeline
-        self.talk = ConversationControl(plan, timeline)
+        self.talk = ConversationControl(plan, timeline, playout)
         self.call_actions = self.talk.call_actions
         self._interruptions = Interruptions(self.talk)
         self._keys = DtmfInput(self.talk, self._interruptions)
@@ -235,10 +236,6 @@ class Conversation:
     def on_playout_refused(self, frames: int, now: float) -> list[Output]:
         """The queue is full: the answer is cut at its end, and that is said."""
         return self.talk.playback.refused(frames, now)
-
-    def on_flushed(self, unplayed_frames: int, now: float) -> list[Output]:
-        """Playout has stopped."""
-        return self.talk.flushed(unplayed_frames, now)
 
     def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
         """A function outside has returned."""

@@ -15,6 +15,7 @@ from typing import Any
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, message
 from gateway.call.outputs import Output, Send
+from gateway.call.playout.tracker import Heard
 from gateway.realtime.commands import CreateItem, UpdateSession
 from gateway.realtime.events import (
     AgentTranscript,
@@ -79,6 +80,7 @@ class Transcript:
         self._entries: list[Entry] = []
         self._by_item: dict[str, Entry] = {}
         talk.timeline.record.transcript = self
+        talk.playback.on_cut = self._cut
 
     # ---- what happens
 
@@ -103,8 +105,6 @@ class Transcript:
                         self._called(item, now)
             case inputs.ServerEventReceived(event=ItemDeleted(item_id)):
                 self._forget(item_id)
-            case inputs.Flushed() | inputs.PlayoutDrained() | inputs.LegEnded():
-                self._cut()
         return []
 
     def tick(self, now: float) -> list[Output]:
@@ -229,11 +229,10 @@ class Transcript:
         if (not marks or marks[-1][1] < received) and len(marks) < _MARKS:
             marks.append((len(entry.text), received))
 
-    def _cut(self) -> None:
-        for heard in self._talk.playback.take_cuts():
-            entry = self._by_item.get(heard.item_id)
-            if entry is not None:
-                entry.heard = _part_of(entry, heard.played_ms, heard.received_ms)
+    def _cut(self, heard: Heard) -> None:
+        entry = self._by_item.get(heard.item_id)
+        if entry is not None:
+            entry.heard = _part_of(entry, heard.played_ms, heard.received_ms)
 
     def _forget(self, item_id: str) -> None:
         entry = self._by_item.pop(item_id, None)

@@ -39,12 +39,12 @@ class DtmfInput:
             return outputs
         if taker is not None:
             outputs += self._interruptions.key(now)
-            return outputs + talk.after_cut(taker.key(digit, now))
+            return outputs + taker.key(digit, now)
         if not self._plan.enabled:
             return outputs
         outputs += self._collected(self._collector.expire(now), now)
         outputs += self._interruptions.key(now)
-        return outputs + talk.after_cut(self._collected(self._collector.press(digit, now), now))
+        return outputs + self._collected(self._collector.press(digit, now), now)
 
     def tick(self, now: float) -> list[Output]:
         """The wait for another key may be over."""

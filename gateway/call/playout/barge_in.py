@@ -113,22 +113,20 @@ class Interruptions:
         talk = self._talk
         note = talk.timeline.note
         if not self._plan.by_gateway:
-            # Silence first: a log that takes its time must not let the agent talk on.
+            started = note(now, "caller_speech_started", audio_ms=event.audio_start_ms)
             server = talk.plan.server_interrupts
-            cut = talk.interrupt("speech", now, cancel=False) if server else []
-            return [*cut, note(now, "caller_speech_started", audio_ms=event.audio_start_ms)]
+            return [started, *(talk.interrupt("speech", now, cancel=False) if server else [])]
         agent = talk.speaking or talk.gate.active is not None
         let_be = self._plan.mode == "disabled" or self.protected
         pause = self._plan.mode == "adaptive" and agent and not let_be
         turn = self._begin(event, undecided=pause)
-        outputs: list[Output] = []
+        outputs: list[Output] = [note(now, "caller_speech_started", audio_ms=event.audio_start_ms)]
         if pause:
             turn.deadline = now + self._plan.force_interrupt_ms / 1000
             outputs.append(Pause(True))
             self._paused = True
         elif not let_be:
             outputs += talk.interrupt("speech", now)
-        outputs.append(note(now, "caller_speech_started", audio_ms=event.audio_start_ms))
         if agent and let_be:
             outputs.append(note(now, "interruption_suppressed", protected=self.protected))
         return outputs
@@ -234,7 +232,7 @@ class Interruptions:
         self._turns.pop(turn.item_id, None)
         if turn.dropped:
             return [Send(DeleteItem(turn.item_id))] if turn.item_id else []
-        return self._talk.after_cut(self._talk.ask(CreateResponse(), now))
+        return self._talk.ask(CreateResponse(), now)
 
     def _go_on(self) -> list[Output]:
         was, self._paused = self._paused, False

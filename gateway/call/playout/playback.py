@@ -8,11 +8,12 @@ what still comes of the responses cut, and corrects the server's idea of what wa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 from gateway.audio.g711 import BYTES_PER_MS
-from gateway.call.outputs import Flush, Output, Play, Send
+from gateway.call.outputs import Output, Play, Send
 from gateway.call.playout.tracker import Heard, PlayoutTracker
 from gateway.call.playout.truncation import Truncations
 from gateway.call.record import Interruption
@@ -28,6 +29,13 @@ AT_END = "end"
 
 OVERFLOW = "overflow"
 """Trigger of a cut that nobody asked for: the playout queue was full."""
+
+
+class Playout(Protocol):
+    """The queue of frames that are played to the caller, one every 20 ms."""
+
+    def flush(self) -> int:
+        """Stop playing at once; return the number of frames taken back unplayed."""
 
 
 @dataclass(slots=True)
@@ -46,17 +54,22 @@ class Playback:
         margin_ms: see :class:`gateway.call.playout.truncation.Truncations`.
     """
 
-    def __init__(self, silence: bytes, margin_ms: int, timeline: CallTimeline) -> None:
+    def __init__(
+        self, playout: Playout, silence: bytes, margin_ms: int, timeline: CallTimeline
+    ) -> None:
+        self._playout = playout
         self._timeline = timeline
         self._tracker = PlayoutTracker(silence)
         self._truncations = Truncations(margin_ms)
         self._cuts: deque[_Cut] = deque(maxlen=_CUT_RESPONSES)
-        self._trigger: str | None = None
         self._audible = False
         self._spoken: deque[str] = deque(maxlen=_CUT_RESPONSES)
-        self._heard: deque[Heard] = deque(maxlen=_CUT_RESPONSES)
         self.queued_ms = 0
         """Audio put into the playout queue since it was last known to be empty."""
+        self.cut_at = 0.0
+        """When playout was last stopped (s)."""
+        self.on_cut: Callable[[Heard], None] = lambda _heard: None
+        """Called for each part of an answer that the caller did not hear to its end."""
 
     def receive(self, event: AudioDelta) -> list[Output]:
         """A delta: into the queue, or dropped where its response was interrupted."""
@@ -101,12 +114,6 @@ class Playback:
         """Audio of this item so far."""
         return self._tracker.received_ms(item_id)
 
-    def take_cuts(self) -> list[Heard]:
-        """What was heard of answers that were cut since this was last asked."""
-        cuts = list(self._heard)
-        self._heard.clear()
-        return cuts
-
     def to_be_heard(self, response_id: str) -> bool:
         """Whether audio of this response was queued since the queue was last empty."""
         return self._tracker.queued(response_id)
@@ -126,26 +133,17 @@ class Playback:
         if not self.was_cut(response_id):
             self._cuts.append(_Cut(response_id, []))
 
-    def interrupt(self, trigger: str, running: Collection[str]) -> list[Output]:
-        """Stop now; ``running`` are the responses that run."""
+    def interrupt(self, trigger: str, running: Collection[str], now: float) -> list[Output]:
+        """Stop playing, drop the rest of ``running`` responses, tell the server what was heard."""
         for response_id in running:
             self.bar(response_id)
         if not (self.queued_ms or self._tracker or running):
             return []
-        self._trigger = trigger
-        return [Flush()]
+        return self._flush(trigger, now)
 
-    def stop(self) -> list[Output]:
-        """Nobody hears it any more."""
-        if not (self.queued_ms or self._tracker):
-            return []
-        self._trigger = AT_END
-        return [Flush()]
-
-    @property
-    def cutting(self) -> bool:
-        """A flush was asked for, and its answer has not come."""
-        return self._trigger is not None
+    def stop(self, now: float) -> list[Output]:
+        """Stop playing because the leg has ended; the server need not know what was heard."""
+        return self._flush(AT_END, now) if self.queued_ms or self._tracker else []
 
     def started(self, now: float) -> list[Output]:
         """The caller begins to hear an answer."""
@@ -175,14 +173,14 @@ class Playback:
         self._tracker.refused(frames)
         return [self._timeline.note(now, "playout_overflow", "error", lost_ms=frames * 20)]
 
-    def flushed(self, unplayed_frames: int, now: float) -> list[Output]:
-        """Playout has stopped; tell the server what was heard."""
-        trigger, self._trigger = self._trigger or "speech", None
+    def _flush(self, trigger: str, now: float) -> list[Output]:
+        heard = self._tracker.flush(self._playout.flush())
+        self.cut_at = now
         was_audible, self._audible, self.queued_ms = self._audible, False, 0
         outputs: list[Output] = []
         if was_audible:
             outputs.append(self._timeline.note(now, "agent_speech_stopped", cut=True))
-        return outputs + self._settle(self._tracker.flush(unplayed_frames), trigger, now)
+        return outputs + self._settle(heard, trigger, now)
 
     def refusal(self, error: ServerError, command: ClientCommand | None) -> list[Output]:
         """The server refused something: a truncation may be worth another attempt."""
@@ -207,7 +205,7 @@ class Playback:
         for one in heard:
             if one.complete or one.item_id in deleted:
                 continue
-            self._heard.append(one)
+            self.on_cut(one)
             if trigger == AT_END:
                 continue  # nobody is left to be told
             command = self._truncations.command(one)

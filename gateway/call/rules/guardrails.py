@@ -119,8 +119,6 @@ class Guardrails:
         self._turns = _Turns()
         self._phrases: deque[CreateResponse] = deque(maxlen=8)
         """What was asked for in place of answers; no rule looks at these."""
-        self._cut: list[tuple[str, Decision]] = []
-        """Decisions that do not know yet what was heard of the response they stopped."""
         self._checks: dict[str, _Check] = {}
         self._asked = 0
 
@@ -131,8 +129,6 @@ class Guardrails:
         match input:
             case inputs.ContentChecked(key, allow, reason):
                 return self._checked(key, allow, reason, now)
-            case inputs.Flushed():
-                self._measure()
             case inputs.ToolRequest(act=Tell(respond=True) | Show(respond=True)):
                 self._turns.allow()  # the application knows what it wants answered
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
@@ -168,11 +164,6 @@ class Guardrails:
             self._talk.gate.stopped(now)
             return self._talk.bar(response_id, "guard", now)
         return []
-
-    def _measure(self) -> None:
-        for response_id, decision in self._cut:
-            decision.heard_ms = self._talk.playback.heard_ms(response_id)
-        self._cut.clear()
 
     def _words(self, item_id: str, response_id: str) -> _Words:
         items = self._items
@@ -304,16 +295,14 @@ class Guardrails:
         over = response and response not in talk.gate.running
         if not over or talk.playback.to_be_heard(response):
             outputs += talk.interrupt("guard", now)
-        self._cut.append((response, decision))
-        if not talk.playback.cutting:
-            self._measure()
+        decision.heard_ms = talk.playback.heard_ms(response)
         if rule.action != "replace":
             to = rule.transfer_to if rule.action == "transfer" else ""
             talk.part(Termination(EndReason.GUARDRAIL, rule.name, rule.replacement, to))
         elif rule.replacement:
             phrase = talk.exactly(rule.replacement)
             self._phrases.append(phrase)
-            outputs += talk.after_cut(talk.ask(phrase, now))
+            outputs += talk.ask(phrase, now)
         return outputs
 
 

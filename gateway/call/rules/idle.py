@@ -46,7 +46,7 @@ class UserIdleTimeout:
                 self._held = held
             case inputs.Confirmed() | inputs.PlayoutStarted() | inputs.PlayoutDrained():
                 pass
-            case inputs.Flushed() | inputs.ToolDone() | inputs.BLegEnded():
+            case inputs.ToolDone() | inputs.BLegEnded():
                 pass
             case _:
                 return []
@@ -81,4 +81,4 @@ class UserIdleTimeout:
         """When :meth:`tick` is due next (s)."""
         if self._since is None or self._plan.timeout <= 0 or self._talk.parting is not None:
             return None
-        return self._since + self._plan.timeout
+        return max(self._since, self._talk.playback.cut_at) + self._plan.timeout

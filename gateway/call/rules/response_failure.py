@@ -109,7 +109,7 @@ class ResponseFallback:
         todo = self._last_resort(rule, now)
         if self._failures >= self._plan.max_failures:
             return todo + self._give_up(rule, now)
-        return todo + self._talk.after_cut(self._talk.ask(asked or CreateResponse(), now))
+        return todo + self._talk.ask(asked or CreateResponse(), now)
 
     def _soundless(
         self, done: ResponseDone, asked: CreateResponse | None, now: float

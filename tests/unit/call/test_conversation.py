@@ -475,7 +475,7 @@ def test_a_goodbye_taken_back_can_be_said_again() -> None:
     scene = _talking(400)
     scene.do(done("r1", calls=[("end_call", "c1")]))
     scene.listen(100)
-    assert scene.do(SPEECH) == ["output c1", "flush", "truncate i1/0 100"]
+    assert scene.do(SPEECH) == ["flush", "output c1", "truncate i1/0 100"]
     scene.do(created("r2"), audio("r2", "i2", 200))
     assert scene.do(done("r2", calls=[("end_call", "c2")])) == []
     assert scene.listen(240) == []  # the telephone still plays

@@ -82,7 +82,7 @@ def test_other_words_cut_the_answer_where_it_had_paused() -> None:
     scene = talking()
     scene.do(speaks(), stops(), committed())
     scene.listen(400)
-    assert scene.do(words("No, wait.")) == ["flush", "go on", "truncate i1/0 2000", "create"]
+    assert scene.do(words("No, wait.")) == ["flush", "truncate i1/0 2000", "go on", "create"]
     (cut,) = scene.record.interruptions
     assert (cut.played_ms, cut.trigger, cut.action) == (2000, "speech", "truncate")
     assert scene.queue == 0
@@ -93,7 +93,7 @@ def test_the_running_response_is_cancelled_as_the_server_does_not() -> None:
     scene.do(created("r1"), audio("r1", "i1", 3000))
     scene.listen(1000)
     scene.do(speaks(), stops(), committed())
-    assert scene.do(words("Stop!")) == ["flush", "go on", "truncate i1/0 1000", "cancel r1"]
+    assert scene.do(words("Stop!")) == ["flush", "truncate i1/0 1000", "cancel r1", "go on"]
     assert scene.do(done("r1", "cancelled")) == ["create"]
 
 
@@ -101,14 +101,14 @@ def test_speech_that_goes_on_is_an_interruption_whatever_its_words() -> None:
     scene = talking()
     assert scene.do(speaks()) == ["pause"]
     assert scene.at(scene.now + 1.4) == []
-    assert scene.at(scene.now + 0.2) == ["flush", "go on", "truncate i1/0 2000"]
+    assert scene.at(scene.now + 0.2) == ["flush", "truncate i1/0 2000", "go on"]
     assert scene.do(stops(at_ms=9000), committed(), words("mm-hm")) == ["create"]
 
 
 def test_speech_whose_words_do_not_come_is_an_interruption() -> None:
     scene = talking()
     scene.do(speaks(), stops(), committed())
-    assert scene.at(scene.now + 1.6) == ["flush", "go on", "truncate i1/0 2000", "create"]
+    assert scene.at(scene.now + 1.6) == ["flush", "truncate i1/0 2000", "go on", "create"]
     assert scene.do(words("mm-hm")) == []
 
 

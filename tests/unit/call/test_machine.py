@@ -596,7 +596,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         [
             *AGENT_TALKS,
             (1.2, done("r1", calls=[("end_call", "c1")]), []),
-            (1.3, SPEECH, ["output c1", "flush", "delete i1"]),
+            (1.3, SPEECH, ["flush", "output c1", "delete i1"]),
             (1.4, inputs.PlayoutDrained(), []),
             (25.0, None, []),
             (25.0, BYE, ["close 1000 remote_hangup", "finished"]),
@@ -612,8 +612,8 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
                 1.3,
                 key("#"),
                 [
-                    "output c1",
                     "flush",
+                    "output c1",
                     "delete i1",
                     "item The caller pressed # on the telephone keypad.",
                     "create",

@@ -280,7 +280,7 @@ def test_without_fallback_steps_a_sound_and_another_attempt() -> None:
     rescue = ResponseFailurePlan(sound="chime", max_failures=2, goodbye="Bye.")
     scene = scene_of(replace(QUIET, fallback=(), content=ContentPlan(response_failure=rescue)))
     scene.do(key("#"), created("r1"))
-    assert scene.at(6.0) == ["flush", "sound chime", "cancel r1", "create"]
+    assert scene.at(6.0) == ["flush", "cancel r1", "sound chime", "create"]
     assert scene.do(audio("r1", "i1", 100)) == [], "too late"
     assert "sound chime" in scene.at(12.1)
     assert "response_failures_exceeded" in scene.events
