@@ -102,3 +102,11 @@ def _report(task: asyncio.Task[None], more: dict[str, Any]) -> None:
         return
     message = f"the task {task.get_name()!r} failed"
     task.get_loop().call_exception_handler({"message": message, "exception": error, **more})
+
+
+async def wait_any(seconds: float | None, *events: asyncio.Event) -> None:
+    """Wait until one of ``events`` is set, ``seconds`` at most."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in waits:
+        task.cancel()

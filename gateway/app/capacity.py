@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from gateway.app import descriptors
+from gateway.sip import descriptors
 
 log = structlog.get_logger("gateway")
 

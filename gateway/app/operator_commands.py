@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ class OperatorCommands:
         calls: in progress, as they come and go.
     """
 
-    def __init__(self, calls: Set[CallController]) -> None:
+    def __init__(self, calls: Iterable[CallController]) -> None:
         self._calls = calls
         self._transfers: OrderedDict[str, _Asked] = OrderedDict()
         self.commands = {

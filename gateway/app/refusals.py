@@ -39,17 +39,19 @@ COUNT_SECONDS = 60.0
 
 
 class Rejections:
-    """Says no to calls.
+    """Refuses calls, and writes their records.
 
     Args:
         retry_after: seconds, in the Retry-After of a 503 (RFC 3261 section 20.33).
+        redact: what is masked in their records and log lines.
     """
 
-    def __init__(self, records: RecordFiles, retry_after: int) -> None:
+    def __init__(
+        self, records: RecordFiles, retry_after: int, redact: Collection[str] = ()
+    ) -> None:
         self._records = records
         self._retry_after = retry_after
-        self.redact: Collection[str] = ()
-        """What is masked in their records and log lines."""
+        self._redact = redact
         self._each = SourceBuckets()
         self._all: TokenBucket | None = None
         self._counted: Counter[str] = Counter()
@@ -80,7 +82,7 @@ class Rejections:
         if record.direction == "inbound" and not self._sampled(record, why):
             return
         if not record.private:
-            record.private.redact(self.redact)
+            record.private.redact(self._redact)
         ending = ending_of(why, answered=False, detail=detail)
         record.ending = type(ending)(ending.by, why, code, ending.reason, detail)
         record.times.end = 0.0

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from gateway.call.inputs import Input
+from gateway.call.record import CallRecord
 
 
 class HasFaults(Protocol):
@@ -17,6 +21,32 @@ class HasFaults(Protocol):
 
     def on_fault(self, error: Exception) -> None:
         """End the call because of a defect of ours. Never raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallHost:
+    """What the parts of one call's handling share: its record, its machine's input, its clock."""
+
+    record: CallRecord
+    feed: Callable[[Input], None]
+    """Hands an input to the machine."""
+    now_ms: Callable[[], float]
+    """Milliseconds since the call began."""
+    on_fault: Callable[[Exception], None]
+    """Ends the call because of a defect of ours."""
+    is_over: Callable[[], bool] = lambda: False
+    """Whether the call has ended and its record is complete."""
+
+
+class CallPart:
+    """Base of the parts of a call's handling: their defects end the call."""
+
+    def __init__(self, host: CallHost) -> None:
+        self._host = host
+
+    def on_fault(self, error: Exception) -> None:
+        """As :class:`HasFaults`."""
+        self._host.on_fault(error)
 
 
 _P = ParamSpec("_P")

@@ -1,5 +1,6 @@
-"""The telephone side of one call: its own leg, and the second one where somebody is called for the
-caller. Carries out what the machine says of them; decides nothing.
+"""The SIP legs of one call: the caller's, and the B-leg of a transfer.
+
+Executes the machine's outputs for legs and feeds what happens to them.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from gateway.audio.g711 import Codec
-from gateway.bridge.entries import entry
+from gateway.bridge.entries import CallHost, CallPart, entry
 from gateway.call import inputs, outputs
-from gateway.call.record import BLeg as SecondRecord
-from gateway.call.record import CallRecord
+from gateway.call.quality import QualityOfCall
+from gateway.call.record import BLeg as BLegRecord
 from gateway.sip.in_call import ReferProgress
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio
@@ -47,44 +48,35 @@ class OutboundTarget:
     codecs: tuple[Codec, ...]
 
 
-class Legs:
+class Legs(CallPart):
     """Lives as long as its call.
 
     Args:
-        main: the leg that came in; None where ``outward`` says whom to call.
-        handler: told what happens to the main leg.
-        feed: takes what the machine is to know of the second leg, and of transfers.
-        now_ms: ms since the call began.
-        on_fault: told of a defect of ours; ends the call.
+        main: the leg that came in, or whom to call.
+        dial: places calls; None where none may be placed.
+        allowed_refer_to: where the caller's side may move the call to, by REFER.
+        permit_refer: raises DialRefusedError where the caller may not be sent to a URI.
     """
 
     def __init__(
         self,
-        main: Leg | None,
-        outward: OutboundTarget | None,
-        handler: LegHandler,
+        host: CallHost,
+        main: Leg | OutboundTarget,
         audio: CallAudio,
-        record: CallRecord,
-        dial: Dialer | None,
-        feed: Callable[[inputs.Input], None],
-        now_ms: Callable[[], float],
-        on_fault: Callable[[Exception], None],
-        follow_refer: re.Pattern[str] | None = None,
+        dial: Dialer | None = None,
+        allowed_refer_to: re.Pattern[str] | None = None,
         permit_refer: Callable[[str, bool], None] = lambda _uri, _by_pattern: None,
     ) -> None:
-        self._permit_refer = permit_refer
-        self._main = main
-        self._follow_refer = follow_refer
-        self._outward = outward
-        self._handler = handler
+        super().__init__(host)
+        self._target = main if isinstance(main, OutboundTarget) else None
+        self._main = None if isinstance(main, OutboundTarget) else main
+        self._handler = _MainLeg(host, self)
         self._audio = audio
-        self._record = record
         self._dial = dial
-        self._feed = feed
-        self._now_ms = now_ms
-        self._on_fault = on_fault
-        self._second: _Second | None = None
-        self._seconds: list[_Second] = []
+        self._allowed_refer_to = allowed_refer_to
+        self._permit_refer = permit_refer
+        self._b_legs: list[_BLeg] = []
+        """All that were dialled; the last one is the current one."""
         self.executors: dict[type, Callable[[Any], None]] = {
             outputs.Ring: lambda _out: self._leg.ring(),
             outputs.Progress: lambda _out: self._leg.progress(),
@@ -107,11 +99,7 @@ class Legs:
             self._watch(self._main)
 
     def _watch(self, leg: Leg) -> None:
-        leg.follow_refer, leg.on_moved = self._follow_refer, self._on_moved
-
-    def on_fault(self, error: Exception) -> None:
-        """As :class:`gateway.bridge.entries.HasFaults`."""
-        self._on_fault(error)
+        leg.follow_refer, leg.on_moved = self._allowed_refer_to, self._on_moved
 
     @entry
     def _on_moved(self, successor: Leg) -> None:
@@ -123,26 +111,37 @@ class Legs:
             old.handler = None
             old.hang_up({"Reason": 'SIP;cause=200;text="Call moved"'})
         there = successor.invite
-        self._feed(inputs.CallerReplaced(there.to_uri if not there.sip_call_id else there.from_uri))
+        self._host.feed(
+            inputs.CallerReplaced(there.to_uri if not there.sip_call_id else there.from_uri)
+        )
 
     def let_go(self, code: int, headers: dict[str, str]) -> None:
         """End both legs, whatever state they are in: with ``code`` what was not answered."""
         if self._main is not None:
             self._main.refuse(code, headers)
-        if self._second is not None and self._second.leg is not None:
-            self._second.leg.hang_up(headers)
+        if self._b_leg is not None:
+            self._b_leg.hang_up(headers)
 
     def finish(self) -> None:
         """The call is over: complete the record."""
         if self._main is not None:
-            self._record.sip_call_id = self._main.invite.sip_call_id
-        for second in self._seconds:
-            second.finish()
+            self._host.record.sip_call_id = self._main.invite.sip_call_id
+        for b_leg in self._b_legs:
+            b_leg.finish()
+
+    @property
+    def caller_gone(self) -> bool:
+        """Whether the main leg has ended."""
+        return self._handler.over
 
     @property
     def security(self) -> str:
         """What SRTP was negotiated on the main leg."""
         return "" if self._main is None else self._main.security
+
+    @property
+    def _b_leg(self) -> Leg | None:
+        return self._b_legs[-1].leg if self._b_legs else None
 
     @property
     def _leg(self) -> Leg:
@@ -151,38 +150,38 @@ class Legs:
         return self._main
 
     def _dial_main(self, _output: outputs.Dial) -> None:
-        assert self._outward is not None
+        assert self._target is not None
         assert self._dial is not None
-        way = self._outward
+        way = self._target
         try:
             self._main = main = self._dial(
                 way.uri, self._handler, self._audio, list(way.codecs), way.trunk
             )
-            main.call_id = self._record.call_id
+            main.call_id = self._host.record.call_id
             self._watch(main)
         except DialRefusedError as refused:
-            self._feed(inputs.LegEnded(403, str(refused), "", "", True))
+            self._host.feed(inputs.LegEnded(403, str(refused), "", "", True))
 
     def _refer(self, output: outputs.Refer) -> None:
         if not output.replaces:
             try:
                 self._permit_refer(output.target, output.by_pattern)
             except DialRefusedError as refused:
-                self._feed(inputs.ReferProgress(403, str(refused), True, by_us=True))
+                self._host.feed(inputs.ReferProgress(403, str(refused), True, by_us=True))
                 return
             self._leg.refer(output.target, self._on_refer)
-        elif self._second is not None and self._second.leg is not None:
-            self._leg.refer_to(self._second.leg, self._on_refer)
+        elif self._b_leg is not None:
+            self._leg.refer_to(self._b_leg, self._on_refer)
 
     @entry
     def _on_refer(self, progress: ReferProgress) -> None:
-        self._feed(inputs.ReferProgress(progress.code, progress.phrase, progress.final))
+        self._host.feed(inputs.ReferProgress(progress.code, progress.phrase, progress.final))
 
     def _dial_second(self, output: outputs.DialBLeg) -> None:
-        record = SecondRecord(output.uri)
-        self._record.second_legs.append(record)
-        self._second = second = _Second(record, self._of_second, self._now_ms, self._on_fault)
-        self._seconds.append(second)
+        record = BLegRecord(output.uri)
+        self._host.record.second_legs.append(record)
+        second = _BLeg(self._host, record, self._feed_if_current)
+        self._b_legs.append(second)
         if self._dial is None:
             second.refused(DialRefusedError("this gateway places no calls"))
             return
@@ -192,48 +191,104 @@ class Legs:
             second.leg = leg = self._dial(
                 output.uri, second, None, codecs, output.trunk, output.by_pattern
             )
-            leg.call_id = self._record.call_id
+            leg.call_id = self._host.record.call_id
         except DialRefusedError as refused:
             second.refused(refused)
 
-    def _of_second(self, second: _Second, input: inputs.Input) -> None:
-        if second is self._second:
-            self._feed(input)
+    def _feed_if_current(self, second: _BLeg, input: inputs.Input) -> None:
+        if second is self._b_legs[-1]:
+            self._host.feed(input)
 
     def _hang_up_second(self, output: outputs.HangUpBLeg) -> None:
-        if self._second is not None and self._second.leg is not None:
-            self._second.leg.hang_up(output.headers)
+        if self._b_leg is not None:
+            self._b_leg.hang_up(output.headers)
 
     def _join(self, output: outputs.BridgeLegs) -> None:
-        if self._second is not None and self._second.leg is not None:
-            self._leg.join(self._second.leg, output.listen)
+        if self._b_leg is not None:
+            self._leg.join(self._b_leg, output.listen)
 
     def _press(self, output: outputs.SendDtmf) -> None:
         if not output.second:
             self._leg.press(output.digit, output.how)
-        elif self._second is not None and self._second.leg is not None:
-            self._second.leg.press(output.digit, output.how)
+        elif self._b_leg is not None:
+            self._b_leg.press(output.digit, output.how)
 
 
-class _Second:
-    """Told what happens to a second leg; keeps its record, which outlives it."""
+class _MainLeg(CallPart):
+    """Handler of the caller's leg."""
+
+    def __init__(self, host: CallHost, legs: Legs) -> None:
+        super().__init__(host)
+        self._legs = legs
+        self._quality = QualityOfCall()
+        self.over = False
+
+    @entry
+    def on_ringing(self, code: int) -> None:
+        """A provisional response of a called party came."""
+        if code >= 180:
+            self._host.feed(inputs.RemoteRinging(code))
+
+    @entry
+    def on_media(self, codec: Codec) -> None:
+        """RTP flows."""
+        if self._host.is_over():
+            return  # the record is written
+        self._host.record.security = self._legs.security
+        self._host.feed(inputs.MediaUp(codec))
+
+    @entry
+    def on_confirmed(self) -> None:
+        """The ACK came."""
+        self._host.feed(inputs.Confirmed())
+
+    @entry
+    def on_hold(self, held: bool) -> None:
+        """The caller put us on hold, or took us back."""
+        self._host.feed(inputs.HoldChanged(held))
+
+    @entry
+    def on_digit(self, digit: str) -> None:
+        """The caller pressed a key."""
+        self._host.feed(inputs.DigitPressed(digit))
+
+    @entry
+    def on_quality(self, quality: RtpQuality) -> None:
+        """RTP counters, once a second."""
+        if self._host.is_over():
+            return  # the record is written
+        record = self._host.record
+        record.security = self._legs.security
+        record.rtp = quality_of(quality)
+        record.quality = self._quality.add(quality)
+        self._host.feed(inputs.RtpStats(quality.rx_packets, quality.expected))
+
+    @entry
+    def on_ended(self, end: LegEnd) -> None:
+        """The dialog is over."""
+        if self._host.is_over():
+            return  # the record is written
+        self.over = True
+        record = self._host.record
+        record.security = self._legs.security
+        record.bye_undelivered = end.undelivered
+        ended = inputs.LegEnded(end.code, end.reason, end.method, end.reason_header, end.local)
+        self._host.feed(ended)
+
+
+class _BLeg(CallPart):
+    """Handler of a B-leg; keeps its record, which outlives it."""
 
     def __init__(
         self,
-        record: SecondRecord,
-        tell: Callable[[_Second, inputs.Input], None],
-        now_ms: Callable[[], float],
-        on_fault: Callable[[Exception], None],
+        host: CallHost,
+        record: BLegRecord,
+        tell: Callable[[_BLeg, inputs.Input], None],
     ) -> None:
+        super().__init__(host)
         self.leg: Leg | None = None
         self._record = record
         self._tell = tell
-        self._now_ms = now_ms
-        self._on_fault = on_fault
-
-    def on_fault(self, error: Exception) -> None:
-        """As :class:`gateway.bridge.entries.HasFaults`."""
-        self._on_fault(error)
 
     def refused(self, why: DialRefusedError) -> None:
         """It is not even dialled."""
@@ -243,7 +298,7 @@ class _Second:
     def finish(self) -> None:
         """The call is over, and its record complete: what comes now is not written any more."""
         if self._record.ended_ms is None:
-            self._record.ended_ms = round(self._now_ms(), 1)
+            self._record.ended_ms = round(self._host.now_ms(), 1)
         self._record = replace(self._record)
 
     @entry
@@ -263,11 +318,11 @@ class _Second:
         """It has answered."""
         self._name()
         if self._record.answered_ms is None:
-            self._record.answered_ms = round(self._now_ms(), 1)
+            self._record.answered_ms = round(self._host.now_ms(), 1)
         self._tell(self, inputs.BLegAnswered())
 
     def on_hold(self, held: bool) -> None:
-        """Its music is for whoever listens."""
+        """Ignore holds of the B-leg: its music is passed on."""
 
     @entry
     def on_digit(self, digit: str) -> None:
@@ -283,7 +338,7 @@ class _Second:
     def on_ended(self, end: LegEnd) -> None:
         """It is over."""
         self._name()
-        self._record.ended_ms = round(self._now_ms(), 1)
+        self._record.ended_ms = round(self._host.now_ms(), 1)
         self._record.sip_code = end.code
         self._tell(self, inputs.BLegEnded(end.code, end.reason, end.method, end.local))
 

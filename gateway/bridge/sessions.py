@@ -1,7 +1,7 @@
-"""The realtime side of one call: the session that has the caller, and one that may take its place.
+"""The realtime sessions of one call: the active one, and a standby that may replace it.
 
-Carries out what the machine says of sessions, and feeds in what they tell; decides nothing. Of
-events only those of the session that has the caller count: what an old one still sends is past.
+Executes the machine's outputs for sessions and feeds what they report. Events of a session that
+was replaced are ignored, except for what they cost.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import structlog
 from gateway.billing.account import Account
 from gateway.billing.budget import Level
 from gateway.bridge.dialplan_lookup import DataLookup
-from gateway.bridge.entries import entry, entry_task
+from gateway.bridge.entries import CallHost, CallPart, entry, entry_task
 from gateway.call import inputs, outputs
-from gateway.call.record import CallRecord
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import (
     InputTranscribed,
@@ -33,14 +32,13 @@ from gateway.realtime.session import Session, SessionClosed
 from gateway.realtime.settings_fallback import Refused
 from gateway.realtime.setup import SetupFailed, open_with_retry
 from gateway.records.events import EventLog
+from gateway.tasks import TaskSet
 
 _EARLY_EVENTS = 256
 """Events kept between the session's first event and the answer to it; a turn of the loop."""
 
-_CLOSING = 8
-"""Sessions of one call that are being closed at a time; each has its own deadline, and takes 2 s at
-most. Calls that lose more than these in that time have other troubles."""
-
+_SESSIONS = 8
+"""Sessions of one call whose rejected settings go into the record."""
 
 ATTEMPTS = 2
 """Of one server, before the route's next step is taken."""
@@ -79,38 +77,25 @@ class _Line:
     early: deque[ServerEvent] | None = field(default_factory=lambda: deque(maxlen=_EARLY_EVENTS))
 
 
-class Sessions:
-    """Lives as long as its call.
+class Sessions(CallPart):
+    """Opens, feeds and closes the sessions of one call; lives as long as it."""
 
-    Args:
-        feed: takes what the machine is to know.
-        on_fault: told of a defect of ours; ends the call.
-        is_over: whether the call is, and its record written.
-    """
-
-    def __init__(
-        self,
-        plan: SessionPlan,
-        record: CallRecord,
-        feed: Callable[[inputs.Input], None],
-        on_fault: Callable[[Exception], None],
-        is_over: Callable[[], bool],
-    ) -> None:
+    def __init__(self, host: CallHost, plan: SessionPlan) -> None:
+        super().__init__(host)
         self.plan = plan
-        self._record = record
-        self._feed = feed
-        self._on_fault = on_fault
-        self._is_over = is_over
+        self.id = ""
+        """The server's name of the active session, or of the last one there was."""
         self._account: Account | None = None
         self._events: EventLog | None = None
         self._line: _Line | None = None
         self._spare: _Line | None = None
-        self._closing: deque[asyncio.Task[None]] = deque(maxlen=_CLOSING)
+        self._closing = TaskSet()
         self._frames_dropped = 0
-        self._refused: deque[list[Refused]] = deque(maxlen=_CLOSING)
+        self._refused: deque[list[Refused]] = deque(maxlen=_SESSIONS)
         self.executors: dict[type, Callable[[Any], None]] = {
             outputs.OpenSession: self._open,
             outputs.CloseSession: self.close,
+            outputs.PromoteStandby: lambda _output: self._promote(),
             outputs.Send: self._send,
         }
 
@@ -124,11 +109,6 @@ class Sessions:
         if line is not None and line.session is not None and not line.over:
             line.session.append(audio)
 
-    @property
-    def id(self) -> str:
-        """The server's name of the session that has the caller; empty without one."""
-        return "" if self._line is None or self._line.session is None else self._line.session.id
-
     def finish(self) -> None:
         """The call is over on both sides: complete the record."""
         if self.plan.preparation is not None:
@@ -137,18 +117,18 @@ class Sessions:
             if line is not None:
                 self._stop_opening(line)
                 self._count_dropped(line)
-        self._record.append_frames_dropped = self._frames_dropped
+        self._host.record.append_frames_dropped = self._frames_dropped
         refused = dict.fromkeys(one for session in self._refused for one in session)
-        self._record.settings_refused = list(refused)
+        self._host.record.settings_refused = list(refused)
         if self._events is not None:
-            self._record.event_log = self._events.as_json()
+            self._host.record.event_log = self._events.as_json()
 
     async def gone(self) -> None:
         """Wait until the sessions' tasks are gone too; they have their own deadlines."""
         lines = [line for line in (self._line, self._spare) if line is not None]
         tasks = [line.opening for line in lines if line.opening is not None]
-        if tasks or self._closing:
-            await asyncio.gather(*tasks, *self._closing, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._closing.wait()
         for line in lines:
             if line.session is not None:
                 await line.session.close(1000, "over")  # where its end failed; else it is closed
@@ -168,14 +148,14 @@ class Sessions:
                 self._let_go(self._line, 1000, "replaced")
             self._line = line
         if self.plan.preparation is not None:
-            self.plan.preparation.start(self._record.call_id)
+            self.plan.preparation.start(self._host.record.call_id)
         endpoint = (self.plan.endpoint, *self.plan.others)[output.endpoint]
-        name = f"open {self._record.call_id}"
+        name = f"open {self._host.record.call_id}"
         line.opening = asyncio.create_task(self._set_up(line, endpoint, again), name=name)
 
     @entry_task
     async def _set_up(self, line: _Line, endpoint: Endpoint, again: bool) -> None:
-        record = self._record
+        record = self._host.record
         # This task's own: what the session logs, from here to its end, names the call.
         structlog.contextvars.bind_contextvars(call=record.call_id, route=record.route)
         if again:
@@ -198,10 +178,10 @@ class Sessions:
             self.plan.met(endpoint, str(failure))
             if line is self._spare:
                 self._spare = None
-                self._feed(inputs.StandbyFailed(str(failure)))
+                self._host.feed(inputs.StandbyFailed(str(failure)))
             elif line is self._line:
                 failed = inputs.SessionFailed(failure.verdict, failure.detail, failure.retry_after)
-                self._feed(failed)
+                self._host.feed(failed)
             return
         line.session = session  # first of all, so that it is closed whatever raises
         self.plan.met(endpoint, None)
@@ -209,8 +189,10 @@ class Sessions:
         if line is not self._line and line is not self._spare:
             self._let_go(line, 1000, "not wanted any more")
             return
+        if not line.spare:
+            self.id = session.id
         up = inputs.StandbyReady if line.spare else inputs.SessionReady
-        self._feed(up(session.id, session.seconds_left))
+        self._host.feed(up(session.id, session.seconds_left))
         early, line.early = line.early or deque(), None
         for event in early:
             self._on_event(line, event)
@@ -221,7 +203,7 @@ class Sessions:
             prepared = await self.plan.preparation.ready()
             if self.plan.preparation is not None:  # nobody else waited for it, and was first
                 self.plan = replace(self.plan, settings=prepared.settings, preparation=None)
-                self._feed(inputs.Prepared(prepared.plan, prepared.ms, prepared.failure))
+                self._host.feed(inputs.Prepared(prepared.plan, prepared.ms, prepared.failure))
         return self.plan.settings
 
     def close(self, output: outputs.CloseSession) -> None:
@@ -231,13 +213,14 @@ class Sessions:
                 self._let_go(line, output.code, output.reason)
         self._spare = None
 
-    def take_over(self) -> None:
-        """The spare session has the caller from now on; the other one is closed."""
+    def _promote(self) -> None:
+        """Give the caller to the standby session, and close the other one."""
         old, spare = self._line, self._spare
         if spare is None:
             return
         self._line, self._spare = spare, None
         spare.spare = False
+        self.id = "" if spare.session is None else spare.session.id
         if old is not None:
             self._count_dropped(old)
             self._let_go(old, 1000, "handed over")
@@ -247,10 +230,6 @@ class Sessions:
             self._line.session.send(output.command)
 
     # ---- what the sessions tell
-
-    def on_fault(self, error: Exception) -> None:
-        """As :class:`gateway.bridge.entries.HasFaults`."""
-        self._on_fault(error)
 
     @entry
     def _on_event(self, line: _Line, event: ServerEvent) -> None:
@@ -266,12 +245,12 @@ class Sessions:
             command = None
             if line.session is not None:
                 command = line.session.command_of(event.client_event_id)
-            self._feed(inputs.ServerErrorReceived(event, command))
+            self._host.feed(inputs.ServerErrorReceived(event, command))
             return
         asked = None
         if isinstance(event, ResponseCreated) and line.session is not None:
             asked = line.session.asked_by(event)
-        self._feed(inputs.ServerEventReceived(event, asked))
+        self._host.feed(inputs.ServerEventReceived(event, asked))
         if isinstance(event, ResponseDone | InputTranscribed):
             self._count(event)
 
@@ -279,11 +258,11 @@ class Sessions:
         if self._account is None:
             return
         reached = self._account.take(event)
-        if self._is_over():
+        if self._host.is_over():
             return  # it is paid for all the same, but the record is written
-        self._record.cost = self._account.as_json()
+        self._host.record.cost = self._account.as_json()
         if reached is not None:
-            self._feed(inputs.BudgetThreshold(reached.level is Level.LIMIT, str(reached)))
+            self._host.feed(inputs.BudgetThreshold(reached.level is Level.LIMIT, str(reached)))
 
     @entry
     def _on_closed(self, line: _Line, closed: SessionClosed) -> None:
@@ -291,10 +270,10 @@ class Sessions:
         if self._events is not None:
             self._events.closed(closed.code, closed.reason, closed.by_us)
         if line is self._line:
-            self._feed(inputs.SessionClosed(closed.code, closed.reason, closed.by_us))
+            self._host.feed(inputs.SessionClosed(closed.code, closed.reason, closed.by_us))
         elif line is self._spare:
             self._spare = None
-            self._feed(inputs.StandbyFailed(f"{closed.code} {closed.reason}".strip()))
+            self._host.feed(inputs.StandbyFailed(f"{closed.code} {closed.reason}".strip()))
 
     # ---- how
 
@@ -302,8 +281,7 @@ class Sessions:
         line.over = True
         if line.session is not None:
             closing = line.session.close(code, reason)
-            name = f"close {line.session.id}"
-            self._closing.append(asyncio.create_task(closing, name=name))
+            self._closing.spawn(closing, f"close {line.session.id}")
         else:
             self._stop_opening(line)
 

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import structlog
 
-from gateway.app.refusals import Rejections
 from gateway.audio.g711 import Codec
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.legs import DialRefusedError, OutboundTarget
@@ -21,7 +20,7 @@ from gateway.config import Config, TrunkSettings
 from gateway.control.server import RefusedError
 from gateway.dialplan import Dialplan, Route
 from gateway.outbound.limits import OutboundLimiter
-from gateway.planning.call_plan import placed_match, placed_record, plans
+from gateway.planning.call_plan import placed_match, placed_record, plans, sip_settings
 from gateway.planning.destinations import caller_id_of, dial_uri
 from gateway.sip.ingress.message import user_of
 from gateway.sip.leg import Leg
@@ -50,31 +49,31 @@ class Calls(Protocol):
     def finished(self, bridge: CallController) -> None:
         """It is over."""
 
-    @property
-    def refusals(self) -> Rejections:
-        """Where it is written that one was not placed."""
+
+Reject = Callable[[CallRecord, EndReason, int, str], None]
+"""Writes the record of a call that was not placed: why, SIP code, detail."""
 
 
 class OutboundCalls:
-    """Lives on the event loop, as long as the service."""
+    """Places calls, and remembers what became of the last ones. Lives on the event loop."""
 
     def __init__(
         self,
         config: Config,
         dialplan: Dialplan,
-        retry_after: int,
-        pump: MediaClock,
-        placing: OutboundLimiter,
+        clock: MediaClock,
+        limiter: OutboundLimiter,
         calls: Calls,
-        tool_executor: ToolExecutor | None = None,
+        reject: Reject,
+        tools: ToolExecutor | None = None,
     ) -> None:
-        self._tool_executor = tool_executor
         self._config = config
         self._dialplan = dialplan
-        self._retry_after = retry_after
-        self._pump = pump
-        self._placing = placing
+        self._clock = clock
+        self._limiter = limiter
         self._calls = calls
+        self._reject = reject
+        self._tools = tools
         self._recent: OrderedDict[str, CallRecord] = OrderedDict()
         self.commands = {"dial": self._on_dial_asked, "call": self._on_call_asked}
         """For the control socket."""
@@ -106,9 +105,9 @@ class OutboundCalls:
                 raise DialRefusedError(rule)
             if (budget := self._calls.spent(chosen, user_of(uri))) is not None:
                 raise DialRefusedError(f"budget: {budget}")
-            give_back = self._placing.admit(uri)
+            give_back = self._limiter.admit(uri)
         except DialRefusedError as refused:
-            self._calls.refusals.write(record, EndReason.REFUSED, 403, str(refused))
+            self._reject(record, EndReason.REFUSED, 403, str(refused))
             raise
         self._recent[record.call_id] = record
         while len(self._recent) > MAX_REMEMBERED:
@@ -121,7 +120,7 @@ class OutboundCalls:
             give_back()
             detail = f"{type(error).__name__}: {error}"
             log.exception("call.internal_error", call=record.call_id, route=route)
-            self._calls.refusals.write(record, EndReason.INTERNAL_ERROR, 500, detail)
+            self._reject(record, EndReason.INTERNAL_ERROR, 500, detail)
             raise DialRefusedError(f"a defect of the gateway: {detail}") from error
 
     def _place(
@@ -155,21 +154,21 @@ class OutboundCalls:
             by_pattern: bool = False,
         ) -> Leg:
             if audio is None:
-                return self._placing.dial(uri, handler, audio, codecs, trunk, by_pattern)
+                return self._limiter.dial(uri, handler, audio, codecs, trunk, by_pattern)
             give_back()  # it was asked for before its session was opened
-            return self._placing.dial_admitted(uri, handler, audio, codecs, trunk, caller_id)
+            return self._limiter.dial_admitted(uri, handler, audio, codecs, trunk, caller_id)
 
         match = placed_match(route, uri, record.trunk, variables, datetime.now(UTC))
-        tool_executor, retry_after = self._tool_executor, self._retry_after
+        retry_after = sip_settings(self._config).retry_after
         bridge = CallController(
             OutboundTarget(uri, record.trunk, codecs),
-            *plans(self._config, match, codecs[0], retry_after, tool_executor, placed=True),
+            *plans(self._config, match, codecs[0], retry_after, self._tools, placed=True),
             record,
-            self._pump,
+            self._clock,
             finished,
             dial=dial,
-            permit_refer=self._placing.permit_refer,
-            tools=self._tool_executor,
+            permit_refer=self._limiter.permit_refer,
+            tools=self._tools,
         )
         record.mark(0.0, "dial", to=uri, **({"caller_id": caller_id} if caller_id else {}))
         self._calls.begin(bridge)

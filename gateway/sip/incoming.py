@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pjsua2 as pj
 import structlog
 
-from gateway.app import descriptors
 from gateway.audio.g711 import Codec
 from gateway.call.ending import refusal_code
-from gateway.sip import library
+from gateway.sip import descriptors, library
 from gateway.sip.ingress.access_control import AccessControl, party_of
 from gateway.sip.ingress.admission import Admission
 from gateway.sip.ingress.arrivals import Arrivals

@@ -171,7 +171,7 @@ async def test_a_server_that_is_not_there_and_another_that_is(world: GatewayStac
     call = await world.dial("elsewhere")
     await call.rtp.heard_bytes(4000)
     trouble = await trouble_of(world, call)
-    assert (trouble["rungs"], trouble["outcome"]) == (["endpoint"], "recovered")
+    assert (trouble["steps"], trouble["outcome"]) == (["server"], "recovered")
 
 
 @pytest.mark.parametrize("when", ["before the answer", "in the call"])

@@ -16,14 +16,14 @@ from typing import Any
 PLACES = {
     # before there is a bridge
     "facts of an INVITE": "gateway.sip.incoming:Incoming.facts_of",
-    "record of an INVITE": "gateway.app.service:record_of",
+    "record of an INVITE": "gateway.app.admission:record_of",
     "route": "gateway.dialplan:Dialplan.match",
-    "budget": "gateway.app.service:Service.spent",
-    "plans": "gateway.app.service:plans",
+    "budget": "gateway.app.registry:CallRegistry.spent",
+    "plans": "gateway.app.admission:plans",
     "bridge": "gateway.bridge.call_controller:CallController.__init__",
     # the start
-    "count": "gateway.app.service:Service.begin",
-    "watch": "gateway.app.service:Service._watch",
+    "count": "gateway.app.registry:CallRegistry.begin",
+    "watch": "gateway.app.registry:CallRegistry._watch",
     "take the leg": "gateway.bridge.legs:Legs.take",
     "machine's start": "gateway.call.machine:CallMachine.start",
     "ring": "gateway.sip.leg:Leg.ring",
@@ -39,10 +39,10 @@ PLACES = {
     "security": "gateway.bridge.legs:Legs.security",
     "quality": "gateway.call.quality:QualityOfCall.add",
     # audio
-    "media": "gateway.bridge.call_controller:CallController._stand_still",
+    "media": "gateway.bridge.media:CallMedia._pause",
     "ear": "gateway.bridge.inband_detection:InboundAudioAnalyzer.feed",
     "append": "gateway.bridge.sessions:Sessions.append",
-    "play": "gateway.bridge.call_controller:CallController._play",
+    "play": "gateway.bridge.media:CallMedia._play",
     # time, and the end
     "deadline": "gateway.call.machine:CallMachine.deadline",
     "settle": "gateway.call.machine:CallMachine._settle",

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from gateway.app import descriptors
 from gateway.config import Config
 from gateway.devtools.doctor.finding import Finding, bad, ok, warn
+from gateway.sip import descriptors
 
 WANTED_BUFFER = 1024 * 1024
 """Bytes: half a second of the SIP of 500 calls a second, or a stall of 100 ms at 1,000 calls."""

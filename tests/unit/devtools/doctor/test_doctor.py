@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gateway.app import descriptors
 from gateway.cli.doctor import command
 from gateway.devtools.doctor import library, machine, network
 from gateway.devtools.doctor.finding import Finding, Verdict, lines
 from gateway.devtools.emulator.server import Emulator
 from gateway.dialplan import Dialplan
 from gateway.planning.check import load_all
+from gateway.sip import descriptors
 from tests.support.emulator_client import with_emulator
 
 BUILD: dict[str, Any] = {

@@ -1,0 +1,186 @@
+"""The parts of a gateway process: made from its configuration, started in order, stopped in the
+opposite order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from gateway import __version__
+from gateway.app.admission import Admission
+from gateway.app.capacity import room_for
+from gateway.app.maintenance import Maintenance
+from gateway.app.operator_commands import OperatorCommands
+from gateway.app.refusals import Rejections
+from gateway.app.registry import CallRegistry
+from gateway.app.server_health import HealthChecker
+from gateway.billing.costs import Costs
+from gateway.bridge.media_clock import MediaClock
+from gateway.config import Config
+from gateway.control.content import ContentCommands
+from gateway.dialplan import Dialplan
+from gateway.outbound.callbacks.function import function_of
+from gateway.outbound.callbacks.scheduler import CallbackScheduler
+from gateway.outbound.calls import OutboundCalls
+from gateway.outbound.limits import OutboundLimiter
+from gateway.planning.call_plan import servers_of, sip_settings
+from gateway.planning.route_tools import tool_executor
+from gateway.records.events import EventLogs
+from gateway.records.files import RecordFiles
+from gateway.sip import library
+from gateway.sip.agent import UserAgent
+from gateway.sip.report import bans, refusals, trunk_states
+
+log = structlog.get_logger("gateway")
+
+Step = Callable[[], Awaitable[None] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something that is started and stopped with the process."""
+
+    name: str
+    start: Step | None
+    stop: Step
+    only_serving: bool = False
+
+    async def start_on(self, stack: AsyncExitStack) -> None:
+        """Start it, and have ``stack`` stop it. Raises what its start raises."""
+        if self.start is not None and (starting := self.start()) is not None:
+            await starting
+        stack.push_async_callback(self._stop)
+
+    async def _stop(self) -> None:
+        """Stop it; what that raises is logged, and skips no other part."""
+        try:
+            stopping = self.stop()
+            if stopping is not None:
+                await stopping
+        except Exception:
+            log.exception("gateway.stop_failed", part=self.name)
+
+
+class Gateway:
+    """Everything that a process has of a gateway, but for its own life.
+
+    Args:
+        state: how the process is, for ``gateway status``.
+    """
+
+    def __init__(
+        self, config: Config, dialplan: Dialplan, state: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        self._config = config
+        self._dialplan = dialplan
+        self._started = 0.0
+        sip, secrets = sip_settings(config), (*config.secrets(), *dialplan.secrets())
+        self.clock = clock = MediaClock()
+        records = RecordFiles(config.records.folder)
+        event_logs = EventLogs(config.records.folder, secrets)
+        costs = Costs(config)
+        tools = tool_executor(config, dialplan)
+        servers = HealthChecker(
+            servers_of(config, dialplan),
+            config.realtime.health_check_interval,
+            config.realtime.connect_timeout,
+        )
+        rejections = Rejections(records, sip.retry_after, config.records.redact)
+        self.calls = calls = CallRegistry(config, dialplan, records, event_logs, costs)
+        self.agent = agent = UserAgent(
+            sip,
+            on_invite=lambda leg: self._admission.on_invite(leg),
+            on_refused=rejections.refused_below,
+            on_caller_audio=clock.wake,
+        )
+        limiter = OutboundLimiter(config.outbound, agent)
+        self._admission = Admission(
+            config, dialplan, calls, rejections, clock, limiter, servers, tools
+        )
+        self.outbound = OutboundCalls(
+            config, dialplan, clock, limiter, calls, rejections.write, tools
+        )
+        callbacks = CallbackScheduler(
+            config.callbacks, self.outbound.dial, tools.http, refusal=limiter.promise_refusal
+        )
+        for route in dialplan.routes:
+            function = function_of(route, callbacks, config.tools.timeout)
+            if function is not None:
+                tools.add(route.name, function)
+        commands = {
+            "status": lambda _request: {**self._status(), **state()},
+            **self.outbound.commands,
+            **OperatorCommands(calls).commands,
+            **ContentCommands(lambda: calls).commands,
+        }
+        maintenance = Maintenance(agent, config.control.socket, commands)
+        self._parts = (
+            Part("records", records.start, records.stop),
+            Part("event logs", event_logs.start, event_logs.stop),
+            Part("cost state", costs.start, costs.stop),
+            Part("tools", tools.start, tools.stop),
+            Part("health checks", servers.start, servers.stop),
+            Part("refusals", None, rejections.stop),
+            Part("SIP", agent.start, agent.stop),
+            Part("control socket", maintenance.start, maintenance.stop),
+            Part("callbacks", callbacks.start, callbacks.stop, only_serving=True),
+        )
+        self._shown: dict[str, Callable[[], object]] = {
+            "trunks": lambda: trunk_states(agent),
+            "refused": lambda: refusals(agent),
+            "banned": lambda: bans(agent),
+            "unrecorded": lambda: dict(rejections.unrecorded),
+            "cost": costs.as_json,
+            "realtime": servers.as_json,
+            "mcp": tools.states,
+            "callbacks": callbacks.as_json,
+            "dropped": lambda: {"records": records.dropped, "media faults": clock.faults},
+        }
+
+    async def start(self, stack: AsyncExitStack, *, serving: bool) -> None:
+        """Start every part, and have ``stack`` stop it.
+
+        Args:
+            serving: take INVITEs and place callbacks; else calls are only placed by ``dial``.
+
+        Raises AgentError or OSError when something cannot be had.
+        """
+        for problem in self._dialplan.unsure:
+            log.warning("dialplan.unknown_setting", where=str(problem))
+        self._admission.closed = not serving
+        for part in self._parts:
+            if serving or not part.only_serving:
+                await part.start_on(stack)
+        self._started = asyncio.get_running_loop().time()
+        self.calls.max_calls = room_for(self._config.sip.max_calls, self.agent.capacity)
+        log.info(
+            "gateway.started",
+            listen=list(self.agent.addresses),
+            max_calls=self.calls.max_calls,
+            routes=[route.name for route in self._dialplan.routes],
+            realtime=self._config.realtime.url.partition("?")[0],
+            pjsua2=asdict(library.build()),
+        )
+
+    def drain(self) -> None:
+        """Begin no further call; OPTIONS says so."""
+        self.calls.closed = True
+        self.agent.drain()
+
+    def _status(self) -> dict[str, object]:
+        """What ``gateway status`` shows; times in seconds."""
+        return {
+            "version": __version__,
+            "pjsua2": asdict(library.build()),
+            "uptime_seconds": round(asyncio.get_running_loop().time() - self._started, 1),
+            "listen": list(self.agent.addresses),
+            "max_calls": self.calls.max_calls,
+            "calls": [call.record.in_progress(datetime.now(UTC)) for call in self.calls],
+            **{name: show() for name, show in self._shown.items()},
+        }

@@ -1,0 +1,111 @@
+"""The calls in progress: how many there may be, what each costs, and its record at its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from gateway.billing.costs import Costs
+from gateway.bridge.call_controller import CallController
+from gateway.config import Config
+from gateway.dialplan import Dialplan, Route
+from gateway.records.events import EventLogs
+from gateway.records.files import RecordFiles
+from gateway.sip.ingress.message import user_of
+from gateway.tasks import TaskSet, wait_any
+
+
+class CallRegistry:
+    """Starts calls and counts them until they are over. Lives on the event loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        dialplan: Dialplan,
+        records: RecordFiles,
+        event_logs: EventLogs,
+        costs: Costs,
+    ) -> None:
+        self.max_calls = 0
+        """Set when the user agent is up and says how many it carries."""
+        self.closed = False
+        """No further call may begin: the gateway is draining."""
+        self._settings = config.records
+        self._routes = {route.name: route for route in dialplan.routes}
+        self._records = records
+        self._event_logs = event_logs
+        self._costs = costs
+        self._calls: set[CallController] = set()
+        self._leaving = TaskSet()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __iter__(self) -> Iterator[CallController]:
+        return iter(tuple(self._calls))
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    @property
+    def ids(self) -> list[str]:
+        """The gateway's ids of the calls in progress."""
+        return sorted(call.record.call_id for call in self._calls)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no place for another call."""
+        return len(self._calls) >= self.max_calls
+
+    def no_room(self) -> str | None:
+        """The rule by which no further call may begin now; None when there is room."""
+        if self.closed:
+            return "the gateway shuts down"
+        return f"sip.max_calls: {self.max_calls} calls in progress" if self.full else None
+
+    def spent(self, route: Route, number: str) -> str | None:
+        """The budget that leaves nothing for another call; None when there is money."""
+        reached = self._costs.exhausted(route, number)
+        return None if reached is None else str(reached)
+
+    def begin(self, call: CallController) -> None:
+        """Count a call, and start it."""
+        self._calls.add(call)
+        self._idle.clear()
+        call.start(lambda: self._watch(call))
+
+    def finished(self, call: CallController) -> None:
+        """Free the place of a call that is over, and write its record."""
+        self._calls.discard(call)
+        if not self._calls:
+            self._idle.set()
+        self._records.write(call.record)
+        self._leaving.spawn(call.gone(), f"leave {call.record.call_id}")
+
+    async def wait_idle(self, seconds: float, *or_else: asyncio.Event) -> None:
+        """Wait until no call is left, or one of these events is set; ``seconds`` at most."""
+        await wait_any(seconds, self._idle, *or_else)
+
+    async def wait_gone(self, seconds: float) -> None:
+        """Wait for the sessions of calls that are over to be closed; ``seconds`` at most."""
+        await self._leaving.wait(seconds)
+
+    def _watch(self, call: CallController) -> None:
+        """Open the call's account and its event log, and set what is masked in its record."""
+        record = call.record
+        own = self._routes[record.route].records
+        record.private.redact(self._settings.redact if own.redact is None else own.redact)
+        number = user_of(record.from_uri if record.direction == "inbound" else record.to_uri)
+        plan = call.session_plan
+        account = self._costs.open(
+            self._routes[record.route],
+            number,
+            model=plan.endpoint.model,
+            url=plan.endpoint.url,
+            session=plan.settings,
+        )
+        events = None
+        if self._settings.events if own.events is None else own.events:
+            events = self._event_logs.open(
+                record.call_id, record.started_at, record.private, route=record.route
+            )
+        call.watch(account, events)

@@ -1,0 +1,115 @@
+"""Runs the state machine of one call: one input after the other, its outputs, and its deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from gateway.bridge.entries import entry
+from gateway.call import inputs, outputs
+from gateway.call.machine import CallMachine
+from gateway.call.states import State
+from gateway.realtime.events import AudioDelta
+
+
+class MachineDriver:
+    """Feeds ``machine`` and executes what it returns, by the type of each output.
+
+    An input that comes up while outputs are executed waits until all of them are. Lives on the
+    event loop.
+
+    Args:
+        on_fault: told of what raises; ends the call.
+    """
+
+    def __init__(self, machine: CallMachine, on_fault: Callable[[Exception], None]) -> None:
+        self.machine = machine
+        self.executors: dict[type, Callable[[Any], None]] = {}
+        self.started = False
+        self.over = False
+        self._on_fault = on_fault
+        self._loop = asyncio.get_running_loop()
+        self._inbox: deque[tuple[inputs.Input, float]] = deque()
+        self._busy = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
+
+    def on_fault(self, error: Exception) -> None:
+        """As :class:`gateway.bridge.entries.HasFaults`."""
+        self._on_fault(error)
+
+    def start(self) -> None:
+        """Execute the machine's first outputs. Raises what they raise."""
+        self._busy = True
+        try:
+            self._execute(self.machine.start(self._loop.time()))
+            self.started = True
+        finally:
+            self._busy = False
+        self.work()
+
+    @entry
+    def feed(self, input: inputs.Input, at: float | None = None) -> None:
+        """Hand over something that happened, now or ``at`` a time of the event loop."""
+        if self.over:
+            return  # a function, say, that outlives its call
+        self._inbox.append((input, self._loop.time() if at is None else at))
+        self.work()
+
+    def feed_first(self, input: inputs.Input) -> None:
+        """Put an input before all that wait; :meth:`work` handles it."""
+        if not self.over:
+            self._inbox.appendleft((input, self._loop.time()))
+
+    @entry
+    def work(self) -> None:
+        """Handle the inputs that wait."""
+        if self._busy or self.over:
+            return
+        self._busy = True
+        audio_only = True
+        try:
+            while self._inbox:
+                input, at = self._inbox.popleft()
+                self._execute(self.machine.handle(input, at))
+                if (
+                    type(input) is not inputs.ServerEventReceived
+                    or type(input.event) is not AudioDelta
+                ):
+                    audio_only = False
+        finally:
+            self._busy = False
+        # Audio that is queued moves no deadline, and comes fifty times a second.
+        if not audio_only and not self.over:
+            self._schedule()
+
+    def may_end_call(self) -> bool:
+        """Whether the machine can still end its call by itself."""
+        return self.started and not self.over and self.machine.state is not State.FINISHED
+
+    def stop(self) -> None:
+        """Take no more inputs."""
+        self.over = True
+        self._inbox.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _execute(self, todo: list[outputs.Output]) -> None:
+        for output in todo:
+            self.executors[type(output)](output)
+
+    def _schedule(self) -> None:
+        at = self.machine.deadline
+        if at == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = None if at is None else self._loop.call_at(at, self._tick)
+
+    @entry
+    def _tick(self) -> None:
+        self._timer = self._timer_at = None
+        self.feed(inputs.Tick())

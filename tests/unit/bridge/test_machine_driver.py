@@ -1,0 +1,111 @@
+"""One input after the other, outputs in between, deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from gateway.bridge.machine_driver import MachineDriver
+from gateway.call import inputs, outputs
+from gateway.call.machine import CallMachine
+from gateway.call.states import State
+
+ONE, TWO = inputs.DigitPressed("1"), inputs.DigitPressed("2")
+
+
+class Machine:
+    """Answers each input with the outputs that are written down for it."""
+
+    def __init__(self, **told: Any) -> None:
+        self.told = told
+        self.seen: list[inputs.Input] = []
+        self.deadline: float | None = None
+        self.state = State.TALKING
+
+    def start(self, _now: float) -> list[outputs.Output]:
+        """The first outputs."""
+        return [outputs.Ring()]
+
+    def handle(self, input: inputs.Input, _at: float) -> list[outputs.Output]:
+        """What is written down."""
+        self.seen.append(input)
+        found: list[outputs.Output] = self.told.get(type(input).__name__, [])
+        return found
+
+
+def driver_of(machine: Machine, faults: list[Exception]) -> MachineDriver:
+    return MachineDriver(cast(CallMachine, machine), faults.append)
+
+
+async def test_an_input_from_an_output_waits_until_all_outputs_are_done() -> None:
+    machine, done = Machine(DigitPressed=[outputs.Ring(), outputs.Answer()]), list[Any]()
+    driver = driver_of(machine, [])
+
+    def ring(_output: outputs.Ring) -> None:
+        if not machine.seen:
+            return  # the start
+        done.append(("ring", len(machine.seen)))
+        if len(machine.seen) == 1:
+            driver.feed(TWO)
+
+    driver.executors = {
+        outputs.Ring: ring,
+        outputs.Answer: lambda _output: done.append(("answer", len(machine.seen))),
+    }
+    driver.start()
+    driver.feed(ONE)
+    assert machine.seen == [ONE, TWO]
+    assert done == [("ring", 1), ("answer", 1), ("ring", 2), ("answer", 2)]
+
+
+async def test_what_is_fed_first_is_handled_before_what_waits() -> None:
+    machine = Machine(DigitPressed=[outputs.Play(b"", more=False)])
+    driver = driver_of(machine, [])
+
+    def play(_output: outputs.Play) -> None:
+        if machine.seen == [ONE]:
+            driver.feed(TWO)
+            driver.feed_first(inputs.PlayoutRefused(3))
+
+    driver.executors = {outputs.Ring: lambda _output: None, outputs.Play: play}
+    driver.start()
+    driver.feed(ONE)
+    assert machine.seen == [ONE, inputs.PlayoutRefused(3), TWO]
+
+
+async def test_a_deadline_is_a_tick_and_one_that_moved_is_not() -> None:
+    machine = Machine()
+    driver = driver_of(machine, [])
+    driver.executors = {outputs.Ring: lambda _output: None}
+    loop = asyncio.get_running_loop()
+    machine.deadline = loop.time() + 60
+    driver.start()
+    machine.deadline = loop.time()
+    driver.feed(ONE)
+    machine.deadline = None
+    await asyncio.sleep(0.01)
+    assert machine.seen == [ONE, inputs.Tick()]
+
+
+async def test_a_call_that_is_over_takes_no_input() -> None:
+    machine = Machine()
+    driver = driver_of(machine, [])
+    driver.executors = {outputs.Ring: lambda _output: None}
+    machine.deadline = asyncio.get_running_loop().time()
+    driver.start()
+    driver.stop()
+    driver.feed(ONE)
+    await asyncio.sleep(0.01)
+    assert machine.seen == []
+    assert not driver.may_end_call()
+
+
+async def test_a_defect_is_told_and_the_next_input_is_handled() -> None:
+    machine, faults = Machine(DigitPressed=[outputs.Answer()]), list[Exception]()
+    driver = driver_of(machine, faults)
+    driver.executors = {outputs.Ring: lambda _output: None}  # nothing answers
+    driver.start()
+    driver.feed(ONE)
+    assert [type(error) for error in faults] == [KeyError]
+    driver.feed(inputs.Confirmed())
+    assert machine.seen == [ONE, inputs.Confirmed()]
