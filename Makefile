@@ -58,10 +58,11 @@ test-tools: $(DEV) ## the programs of Debian's that the tests need, at once
 	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core openssl:openssl setpriv:util-linux
 	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
 
-lint: $(DEV) ## ruff and mypy
+lint: $(DEV) ## ruff, mypy, which package may import which, words
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 
 format: $(DEV) ## let ruff format the sources
 	@$(BIN)/ruff check --fix .
