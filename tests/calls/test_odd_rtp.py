@@ -50,6 +50,11 @@ class Sender:
             await asyncio.sleep(max(0.0, wait))
             self.put(audio[at : at + size], payload_type)
 
+    def burst(self, audio: bytes) -> None:
+        """In packets of 20 ms, at once: no busy machine makes one late."""
+        for at in range(0, len(audio), FRAME):
+            self.put(audio[at : at + FRAME], 0)
+
     def put(self, payload: bytes, payload_type: int, samples: int | None = None) -> None:
         """One packet; the clock goes on by its length, or by ``samples``."""
         header = struct.pack(
@@ -117,6 +122,88 @@ async def test_another_source_in_mid_call(world: GatewayStack) -> None:
         said = noise(200 + number, 0.5)
         await sender.say(LEAD_IN + said + b"\x55" * 40 * FRAME)
         await arrives(session, said)
+    await world.summary_at_end(call)
+    assert_continuous(call.rtp.packets)
+
+
+@pytest.mark.parametrize("jump", [-4000, -2400, -800, -1, 1, 2400, 4000, 2**31 - 1, -(2**31)])
+async def test_timestamps_jump_while_sequence_numbers_go_on(world: GatewayStack, jump: int) -> None:
+    """As when a PBX changes the source behind it: what was said arrives whole, without a gap."""
+    call, session, sender = await lead_in(world)
+    said = noise(600, 0.6)
+    sender.burst(said[: 15 * FRAME])
+    sender.timestamp = (sender.timestamp + jump) & 0xFFFFFFFF
+    sender.burst(said[15 * FRAME :])
+    await whole(world, call, session, sender, said)
+
+
+async def test_timestamps_that_mean_nothing(world: GatewayStack) -> None:
+    call, session, sender = await lead_in(world)
+    said = noise(620, 0.6)
+    for at in range(0, len(said), FRAME):
+        sender.timestamp = 4711 + (at // FRAME % 7) * 1234
+        sender.burst(said[at : at + FRAME])
+    await whole(world, call, session, sender, said)
+
+
+async def test_a_packet_overtaken_by_a_jump(world: GatewayStack) -> None:
+    """It was sent before the timestamps jumped back and arrives after: it is heard in its place."""
+    call, session, sender = await lead_in(world)
+    said = noise(621, 0.6)
+    middle = 15 * FRAME
+    sender.burst(said[:middle])
+    late = (sender.sequence, sender.timestamp)
+    sender.sequence = (sender.sequence + 1) & 0xFFFF
+    sender.timestamp = (sender.timestamp + FRAME - 2400) & 0xFFFFFFFF
+    sender.burst(said[middle + FRAME : middle + 2 * FRAME])
+    now, (sender.sequence, sender.timestamp) = (sender.sequence, sender.timestamp), late
+    sender.burst(said[middle : middle + FRAME])
+    sender.sequence, sender.timestamp = now
+    sender.burst(said[middle + 2 * FRAME :])
+    await whole(world, call, session, sender, said)
+
+
+async def test_sequence_numbers_and_timestamps_wrap(world: GatewayStack) -> None:
+    """Both begin anew in the middle of what is said."""
+    call, session, sender = await lead_in(world, sequence=2**16 - 50, timestamp=2**32 - 8833)
+    said = noise(622, 0.6)
+    sender.burst(said)
+    assert sender.sequence < 100
+    assert sender.timestamp < 100 * FRAME
+    await whole(world, call, session, sender, said)
+
+
+async def test_a_pause_between_packets_stays_one(world: GatewayStack) -> None:
+    """Timestamps that go ahead with the time, as with silence suppression."""
+    call, session, sender = await lead_in(world)
+    first, second = noise(623, 0.4), noise(624, 0.4)
+    sender.burst(first + b"\x55" * 2 * FRAME)  # concealment blends into the last one
+    before = session.received_total
+    sender.timestamp = (sender.timestamp + 8000) & 0xFFFFFFFF
+    await asyncio.sleep(1.0)
+    sender.burst(b"\x55" * 4 * FRAME + second)
+    await whole(world, call, session, sender, first, second)
+    assert session.received_total - before > 1.5 * 8000
+
+
+async def lead_in(world: GatewayStack, **start: int) -> tuple[DialogCall, SessionRecord, Sender]:
+    """A call in which 0.8 s of audio have been sent, with these first numbers."""
+    call = await greeted(world)
+    session = await world.session_of(call)
+    sender = Sender(call.rtp)
+    for name, value in start.items():
+        setattr(sender, name, value)
+    await sender.say(LEAD_IN)
+    return call, session, sender
+
+
+async def whole(
+    world: GatewayStack, call: DialogCall, session: SessionRecord, sender: Sender, *said: bytes
+) -> None:
+    """Asserts that each of these arrives, as it was, while the caller goes on."""
+    await sender.say(b"\x55" * 40 * FRAME)
+    for one in said:
+        await arrives(session, one)
     await world.summary_at_end(call)
     assert_continuous(call.rtp.packets)
 
