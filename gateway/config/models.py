@@ -18,7 +18,14 @@ from gateway.config.problems import MisplacedError
 from gateway.config.realtime import EndpointSettings, RealtimeSettings
 from gateway.config.sip import ListenAddress, SipSettings
 from gateway.config.tools import CallbackSettings, ToolSettings
-from gateway.config.trunks import Keying, Srtp, TrunkSettings, judge_jitter, judge_trunks
+from gateway.config.trunks import (
+    Keying,
+    Srtp,
+    TrunkSettings,
+    judge_jitter,
+    judge_keying,
+    judge_trunks,
+)
 from gateway.config.validate import Section
 from gateway.config.values import Count, FilePath, Flag, Milliseconds, Seconds, SecondsOrOff, Typed
 
@@ -64,6 +71,7 @@ class MediaSettings(Section):
     rtp_timeout: SecondsOrOff = 30.0
     srtp: Srtp = "optional"
     srtp_keying: Annotated[tuple[Keying, ...], Field(min_length=1)] = ("sdes",)
+    sdes_without_tls: Flag = False
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -112,6 +120,8 @@ class Config(Section):
     def _trunks_fit(self) -> Self:
         judge_trunks(self.trunk, self.sip)
         judge_jitter(self.trunk, self.media)
+        if any(address.transport != "tls" for address in self.sip.listen):
+            judge_keying(self.media, "media")
         return self
 
     @model_validator(mode="after")

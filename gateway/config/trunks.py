@@ -176,6 +176,26 @@ class InboundAuthSettings(Section):
         return self
 
 
+def judge_keying(section: Any, *where: str) -> None:
+    """Refuse SRTP that is required while its keys are sent in clear; raises MisplacedError.
+
+    Args:
+        section: ``[media]`` or a trunk, whose signalling does not always go by TLS.
+        where: the section's place in what is judged.
+    """
+    if (
+        section.srtp == "required"
+        and "sdes" in section.srtp_keying
+        and not section.sdes_without_tls
+    ):
+        raise MisplacedError(
+            (*where, "srtp"),
+            'is "required", but "sdes" in srtp_keying puts the keys into SDP, where everybody on '
+            "the way can read them unless all signalling goes by TLS: use TLS or DTLS, or allow it "
+            "with sdes_without_tls = true",
+        )
+
+
 class TrunkSettings(Section):
     """One ``[[trunk]]``."""
 
@@ -194,6 +214,7 @@ class TrunkSettings(Section):
     ] = ("PCMU", "PCMA")
     srtp: Srtp = "off"
     srtp_keying: Annotated[tuple[Keying, ...], Field(min_length=1)] = ("sdes",)
+    sdes_without_tls: Flag = False
     headers: Annotated[Mapping[str, str], AfterValidator(_headers)] = Field(
         default_factory=lambda: MappingProxyType({})
     )
@@ -219,6 +240,8 @@ class TrunkSettings(Section):
             )
         if self.certificate_names and self.transport != "tls":
             raise MisplacedError(("certificate_names",), 'needs transport = "tls"')
+        if self.transport != "tls":
+            judge_keying(self)
         if self.registrar is not None and not self.username:
             raise MisplacedError(("username",), "missing: the registrar wants to know who we are")
         if self.password is not None and not self.username:

@@ -135,7 +135,7 @@ async def final(call: RawCall) -> Message:
 
 
 def settings_of(srtp: str, keying: tuple[str, ...], trunk: bool) -> str:
-    keys = f'srtp = "{srtp}"\nsrtp_keying = {json.dumps(list(keying))}\n'
+    keys = f'srtp = "{srtp}"\nsrtp_keying = {json.dumps(list(keying))}\nsdes_without_tls = true\n'
     return OPEN + (
         f'[[trunk]]\nname = "provider"\npeers = ["127.0.0.1"]\n{keys}'
         if trunk

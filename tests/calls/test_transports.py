@@ -58,6 +58,7 @@ async def test_srtp_required_and_off(runner: object, own_folder: Path) -> None:
 name = "provider"
 peers = ["127.0.0.1"]
 srtp = "required"
+sdes_without_tls = true
 """
     )
     async with site(own_folder, more=more) as gateway:

@@ -30,6 +30,7 @@ ca = "{keys.certificate}"
 [media]
 rtp_timeout = 3
 srtp = "required"
+sdes_without_tls = true
 """
 
 DTLS = """

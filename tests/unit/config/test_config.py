@@ -136,6 +136,7 @@ format = "xml"
         ("access", "burst = 0", "burst", "greater than or equal to 1"),
         ("sip.tls", 'client_certificates = "required"', "client_certificates", "needs ca"),
         ("media", 'srtp = "on"', "srtp", "'off', 'optional' or 'required'"),
+        ("media", 'srtp = "required"', "srtp", "sdes_without_tls = true"),
         ("sip", 'user_agent = "a\\r\\nX: y"', "user_agent", "printable ASCII"),
         ("media", "jb_init_ms = 500", "jb_init_ms", "between jb_min_ms and jb_max_ms"),
         ("media", "rtp_timeout = -1", "rtp_timeout", "greater than or equal to 0"),

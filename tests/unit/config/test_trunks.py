@@ -65,6 +65,17 @@ def test_bad_trunks(tmp_path: Path, lines: str, line: int, key: str, message: st
     assert message in said
 
 
+def test_srtp_with_keys_in_clear(tmp_path: Path) -> None:
+    """Required SRTP by SDES needs TLS, other keys, or a word."""
+    trunk = '[[trunk]]\nname = "a"\npeers = ["::1"]\nsrtp = "required"\n'
+    line, key, message = problem(tmp_path, trunk)
+    assert (line, key) == (4, "trunk[0].srtp")
+    assert "sdes_without_tls" in message
+    assert problem(tmp_path, trunk + 'srtp_keying = ["dtls", "sdes"]\n')[:2] == (4, "trunk[0].srtp")
+    for more in ('srtp_keying = ["dtls"]', "sdes_without_tls = true"):
+        load_config(written(tmp_path, f"{trunk}{more}\n"), {})
+
+
 def test_trunks_against_each_other(tmp_path: Path) -> None:
     first = '[[trunk]]\nname = "a"\npeers = ["10.0.0.0/8"]\n'
     assert problem(tmp_path, first + '[[trunk]]\nname = "a"\npeers = ["::1"]\n') == (
