@@ -121,6 +121,9 @@ class SpokenTranscript(Protocol):
         ...
 
 
+_HOLDS = frozenset({"held", "resumed", "holding", "hold_ended"})
+
+
 @dataclass(slots=True)
 class CallRecord:
     """Everything about one call that outlives it. Times are ms since the INVITE."""
@@ -217,6 +220,7 @@ class CallRecord:
             "call_id": self.call_id,
             "sip_call_id": self.sip_call_id,
             "route": self.route,
+            "state": self._state(),
             "age_seconds": round((now - began).total_seconds(), 1),
             "from": self.from_uri,
             "to": self.to_uri,
@@ -229,6 +233,17 @@ class CallRecord:
             "quality": dict(self.quality),
             "cost": dict(self.cost),
         }
+
+    def _state(self) -> str:
+        """ringing, transferring, held or talking; placing of a call that the gateway makes."""
+        if self.times.answered is None:
+            return "ringing" if self.direction == "inbound" else "placing"
+        if self.transfers and self.transfers[-1].outcome in ("", "ringing"):
+            return "transferring"
+        for mark in reversed(self.timeline):
+            if mark["event"] in _HOLDS:
+                return "held" if mark["event"] in ("held", "holding") else "talking"
+        return "talking"
 
     def summary(self) -> dict[str, Any]:
         """The record as JSON object, without its timeline."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
@@ -68,11 +69,24 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
 
 
 def call_lines(calls: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """One line for each call: its id first."""
+    """Return a line for each call: id, state, age, numbers, route, codec, cost so far."""
     for call in calls:
         age = duration(call["age_seconds"])
-        caller = call["from"] or "gateway"  # of a call that it placed
-        yield f"{call['call_id']}  {call['route']}  {age}  {caller} -> {call['to']}"
+        caller = _user(call["from"]) or "gateway"  # of a call that it placed
+        cost = call.get("cost") or {}
+        parts = [
+            f"{call['call_id']}  {call['state']:<12}  {age}  {caller} -> {_user(call['to'])}",
+            f"route {call['route']}",
+            call.get("codec") or "no media yet",
+            f"{cost['priced']:.4f} {cost['currency']}" if cost else "",
+        ]
+        yield ", ".join(filter(None, parts))
+
+
+def _user(uri: str) -> str:
+    """The number or name in a SIP URI; all of another URI."""
+    found = re.match(r"(?:.*<)?sips?:([^@;>]+)@", uri)
+    return found[1] if found else uri
 
 
 def _figures(call: Mapping[str, Any]) -> str:

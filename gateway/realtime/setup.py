@@ -29,7 +29,7 @@ from gateway.realtime.connection import (
     Connection,
     discard,
 )
-from gateway.realtime.dialects import Edge
+from gateway.realtime.dialects import GA, Edge
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import (
     Kind,
@@ -161,6 +161,12 @@ async def open_session(
         took = round((loop.time() - started) * 1000)
         log.debug("session.up", session=session.id, ms=took, expires_at=session.expires_at)
         return session
+    if opening.answers_as_beta:
+        hint = 'the server answers in the fields of the Beta API: realtime.dialect = "beta"'
+        detail = f"{failure.detail}; {hint}" if failure.detail else hint
+        retry_after = failure.retry_after
+        failure = SetupFailed(failure.verdict, failure.step, detail)
+        failure.retry_after = retry_after
     await opening.discard()
     log.warning(
         "session.setup_failed",
@@ -237,6 +243,7 @@ class _Opening:
         self.connection: Connection | None = None
         self.early: list[ServerEvent] = []
         self.refused: list[Refused] = []
+        self.answers_as_beta = False
         self._endpoint = endpoint
         self._asked = session_object
         self._late = late
@@ -259,6 +266,8 @@ class _Opening:
         self.connection = connection
         self.step = Step.CREATED
         created = await self._wait_for(connection, SessionCreated)
+        beta = "input_audio_format" in created.session and "audio" not in created.session
+        self.answers_as_beta = beta and self._endpoint.dialect is GA
         if self._late is not None:
             self._asked = await self._late()
         self.step = Step.UPDATED

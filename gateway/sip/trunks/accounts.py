@@ -73,6 +73,18 @@ class Account(pj.Account):  # type: ignore[misc]
             log.exception("sip.callback_failed", callback="onRegState")
 
 
+def keys_to_check(code: int, transport: str) -> str:
+    """Return the keys of ``[[trunk]]`` to check after a failed registration (code 0: nobody
+    answered)."""
+    if code in (401, 403, 407):
+        return "trunk.username, trunk.password, trunk.realm"
+    if code == 404:
+        return "trunk.username, trunk.registrar"
+    if code == 0 and transport == "tls":
+        return "trunk.registrar, sip.tls.ca, sip.tls.verify_server"
+    return "trunk.registrar, trunk.transport" if code == 0 else ""
+
+
 class Accounts:
     """Made and used on the SIP thread; ``registrations`` may be read from others.
 
@@ -101,6 +113,7 @@ class Accounts:
         self._listeners = listeners
         self._host = _specific(settings.listen[0].host)
         self._accounts: dict[tuple[str, str, str], Account] = {}
+        self._transports = {trunk.name: trunk.transport for trunk in trunks.all}
         """By the trunk's name, our address, and the Contact that is forced, mostly none."""
         self._registrars: dict[str, str] = {}
         """``address:port`` that answered each trunk's last REGISTER."""
@@ -172,6 +185,8 @@ class Accounts:
             self._on_registered(trunk.name, call_id)
             self._tell(trunk.name, registration.succeeded(float(prm.expiration), now))
         else:
+            if not text_of(prm.rdata.wholeMsg):
+                code = 0  # nobody answered: the 408 or 503 is pjsip's own
             self._tell(trunk.name, registration.failed(code, text_of(prm.reason), now))
 
     def on_back(self, trunk: Trunk) -> None:
@@ -244,7 +259,10 @@ class Accounts:
             log.info("trunk.registered", trunk=name, expires=fields.get("seconds"))
         else:
             next_try = fields.pop("seconds", None)
-            log.warning("trunk.registration_failed", trunk=name, next_try=next_try, **fields)
+            check = keys_to_check(change.code, self._transports.get(name, ""))
+            log.warning(
+                "trunk.registration_failed", trunk=name, next_try=next_try, check=check, **fields
+            )
 
     def _user(self, trunk: Trunk | None) -> str:
         return (trunk.username if trunk else "") or self._settings.user

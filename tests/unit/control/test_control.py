@@ -153,7 +153,12 @@ async def test_a_socket_that_was_removed_is_made_again(
 
 def test_the_caller_of_a_call_that_we_place() -> None:
     placed = {"call_id": "out-1", "route": "r", "age_seconds": 3, "from": "", "to": "sip:2@b"}
-    assert list(call_lines([placed])) == ["out-1  r  3 s  gateway -> sip:2@b"]
+    placed |= {"state": "talking", "codec": "PCMU", "cost": {"priced": 0.5, "currency": "USD"}}
+    line = "out-1  talking       3 s  gateway -> 2, route r, PCMU, 0.5000 USD"
+    assert list(call_lines([placed])) == [line]
+    placed |= {"state": "ringing", "from": "sip:+49301@x;user=phone", "codec": "", "cost": {}}
+    line = "out-1  ringing       3 s  +49301 -> 2, route r, no media yet"
+    assert list(call_lines([placed])) == [line]
 
 
 def test_status_for_people() -> None:

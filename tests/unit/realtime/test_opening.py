@@ -561,3 +561,19 @@ def test_a_server_that_says_when_is_not_asked_before(value: str, retried: bool) 
     if value.isdigit():
         assert failure.retry_after == float(value)
         assert waits == ([1000] if retried else [])
+
+
+def test_a_server_that_answers_as_beta_is_named() -> None:
+    async def scenario() -> str:
+        async def script(peer: Peer) -> None:
+            await peer.send("session.created", session={"id": "s", "input_audio_format": "pcm16"})
+            await peer.receive()
+            await peer.error(code="unknown_parameter", message="Unknown parameter: 'session.type'.")
+            await peer.until_closed()
+
+        async with serving(script) as server:
+            with pytest.raises(SetupFailed) as caught:
+                await attempt(server.url, Heard())
+            return str(caught.value)
+
+    assert 'realtime.dialect = "beta"' in asyncio.run(scenario())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.sip.ingress.rate_limits import SourceBuckets, TokenBucket
 from gateway.sip.ingress.refusals import LINES_AT_ONCE, MAX_SOURCES, REPEAT_SECONDS, RefusalLog
+from gateway.sip.trunks.accounts import keys_to_check
 from gateway.sip.trunks.matching import Access, Peer, Trunk, Trunks, address_of
 from gateway.sip.trunks.nat import hosts_of, unreachable
 from gateway.sip.trunks.options_ping import target_of
@@ -227,6 +228,12 @@ def test_made_up_sources_do_not_fill_the_disk() -> None:
 
 
 # ---- addresses
+
+
+def test_a_failed_registration_names_keys() -> None:
+    assert "trunk.password" in keys_to_check(401, "udp")
+    assert "sip.tls.ca" in keys_to_check(0, "tls")
+    assert keys_to_check(500, "udp") == ""
 
 
 @pytest.mark.parametrize(
