@@ -1,0 +1,211 @@
+"""Start, serve, drain and stop of the process; the gateway's parts are stand-ins."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.app import service as service_module
+from gateway.app.gateway import Part
+from gateway.app.service import Service, State
+from gateway.call.record import CallRecord
+from gateway.sip.agent import AgentError
+from gateway.tasks import wait_any
+
+
+class FakeCalls:
+    """Calls in progress."""
+
+    def __init__(self, *ids: str) -> None:
+        self.ids = list(ids)
+        self.idle = asyncio.Event()
+        self.told: list[str] = []
+        if not ids:
+            self.idle.set()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Any]:
+        def shut_down() -> None:
+            self.told.append("shut down")
+            self.end()
+
+        for _call in self.ids:
+            yield SimpleNamespace(shut_down=shut_down, give_up=self.told.append)
+
+    def end(self) -> None:
+        """All are over."""
+        self.ids.clear()
+        self.idle.set()
+
+    async def wait_idle(self, seconds: float, *or_else: asyncio.Event) -> None:
+        """As the registry's."""
+        await wait_any(seconds, self.idle, *or_else)
+
+    async def wait_gone(self, _seconds: float) -> None:
+        """All sessions are closed."""
+
+
+class FakeGateway:
+    """The parts, in the order in which they are started and stopped."""
+
+    def __init__(self) -> None:
+        self.calls = FakeCalls()
+        self.did: list[str] = []
+        self.failure: Exception | None = None
+        self.over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
+        self.outbound = SimpleNamespace(dial=lambda *_given: self.over)
+        self.clock = SimpleNamespace(beats=0, faults=0)
+        self.agent = SimpleNamespace(
+            trouble=lambda _seconds: "", pool=SimpleNamespace(in_use=False)
+        )
+
+    async def start(self, stack: AsyncExitStack, *, serving: bool) -> None:
+        """Start two parts, the second of which may fail."""
+        self.did.append("serving" if serving else "placing")
+        await Part("one", None, lambda: self.did.append("one stopped")).start_on(stack)
+        if self.failure is not None:
+            raise self.failure
+        await Part("two", None, lambda: self.did.append("two stopped")).start_on(stack)
+
+    def drain(self) -> None:
+        """Take no more calls."""
+
+
+class Process:
+    """A service whose gateway, limits and systemd are stand-ins."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *calls: str, **limits: float) -> None:
+        self.gateway = FakeGateway()
+        self.gateway.calls = FakeCalls(*calls)
+        self.told: list[str] = []
+        monkeypatch.setattr(service_module, "Gateway", lambda *_given: self.gateway)
+        monkeypatch.setattr(service_module, "notify", lambda *lines: self.told.extend(lines))
+        wanted = {"min_drain_time": 0.0, "drain_timeout": 20.0, **limits}
+        config = SimpleNamespace(limits=SimpleNamespace(**wanted))
+        self.service = Service(cast(Any, config), cast(Any, None))
+
+    async def serving(self) -> asyncio.Task[None]:
+        """Run until calls are taken."""
+        task = asyncio.create_task(self.service.run())
+        async with asyncio.timeout(5):
+            while self.service.state is State.STARTING and not task.done():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        return task
+
+    async def signal(self) -> None:
+        """SIGTERM."""
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.05)
+
+
+async def test_a_process_from_its_start_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Process(monkeypatch)
+    with capture_logs() as logs:
+        task = await process.serving()
+        assert process.service.state is State.SERVING
+        await process.signal()
+        await task
+    states = [line["state"] for line in logs if line["event"] == "gateway.state"]
+    assert states == ["starting", "serving", "draining", "stopped"]
+    assert process.gateway.did == ["serving", "two stopped", "one stopped"]
+    told = [line for line in process.told if not line.startswith("WATCHDOG")]
+    assert told == [
+        *("STATUS=starting", "READY=1", "STATUS=serving"),
+        *("STOPPING=1", "STATUS=draining", "STATUS=stopped"),
+    ]
+
+
+async def test_a_start_that_fails_stops_what_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Process(monkeypatch)
+    process.gateway.failure = AgentError("cannot bind udp:127.0.0.1:5060")
+    with pytest.raises(AgentError, match="cannot bind"):
+        await process.service.run()
+    assert process.gateway.did == ["serving", "one stopped"]
+    assert "READY=1" not in process.told
+
+
+async def test_a_draining_process_names_the_calls_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service_module, "REPORT_SECONDS", 0.01)
+    process = Process(monkeypatch, "c1", "c2")
+    with capture_logs() as logs:
+        task = await process.serving()
+        await process.signal()
+        assert process.service.state is State.DRAINING
+        process.gateway.calls.end()
+        await task
+    lines = [line for line in logs if line["event"] == "gateway.draining"]
+    assert (lines[0]["count"], lines[0]["calls"]) == (2, ["c1", "c2"])
+    assert process.gateway.calls.told == []
+
+
+async def test_a_second_signal_ends_the_calls_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Process(monkeypatch, "c1", min_drain_time=20.0)
+    task = await process.serving()
+    await process.signal()
+    assert not task.done()
+    await process.signal()
+    async with asyncio.timeout(2):
+        await task
+    assert process.gateway.calls.told == ["shut down"]
+
+
+async def test_calls_are_ended_when_the_drain_has_lasted_long_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process = Process(monkeypatch, "c1", drain_timeout=0.02)
+    task = await process.serving()
+    await process.signal()
+    async with asyncio.timeout(2):
+        await task
+    assert process.gateway.calls.told == ["shut down"]
+
+
+async def test_a_process_that_cannot_carry_calls_gives_them_up_and_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process = Process(monkeypatch, "c1")
+    task = await process.serving()
+    process.service._on_unfit("SIP thread: ended")
+    process.gateway.calls.end()
+    with pytest.raises(AgentError, match="SIP thread: ended"):
+        await task
+    assert process.gateway.calls.told == ["SIP thread: ended"]
+
+
+async def test_a_process_for_one_call_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Process(monkeypatch, min_drain_time=20.0)
+    record = CallRecord("out-1")
+    asyncio.get_running_loop().call_later(0.01, process.gateway.over.set_result, record)
+    async with asyncio.timeout(2):
+        assert await process.service.run_one("sip:b@x", "r") is record
+    assert process.gateway.did[0] == "placing"
+
+
+async def test_a_part_whose_stop_raises_skips_no_other() -> None:
+    did: list[str] = []
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    async def slow() -> None:
+        did.append("slow")
+
+    with capture_logs() as logs:
+        async with AsyncExitStack() as stack:
+            await Part("first", None, slow).start_on(stack)
+            await Part("second", None, broken).start_on(stack)
+    assert did == ["slow"]
+    (line,) = logs
+    assert (line["event"], line["part"]) == ("gateway.stop_failed", "second")
