@@ -86,7 +86,7 @@ async def probed(
 
 
 @pytest.mark.parametrize(
-    ("access", "kept"), [("refuse", 0), ("allow", PER_SOURCE)], ids=["refused", "allowed"]
+    ("access", "kept"), [("reject", 0), ("allow", PER_SOURCE)], ids=["refused", "allowed"]
 )
 async def test_idle_connections_of_a_stranger(
     runner: object, own_folder: Path, access: str, kept: int

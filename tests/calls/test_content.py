@@ -32,7 +32,7 @@ WORLD = {
             ROUTE.format(
                 name="checked",
                 rules='[[route.guardrail]]\nname = "h"\nurl = "http://127.0.0.1:1/"\n'
-                'on_timeout = "deny"\nsay = "No word of it."',
+                'on_timeout = "deny"\nreplacement = "No word of it."',
             ),
             ROUTE.format(
                 name="asked",
@@ -51,7 +51,7 @@ WORLD = {
                 rules="[route.session.audio.input.transcription]\n"
                 'model = "gpt-4o-transcribe"\n'
                 '[[route.guardrail]]\nname = "c"\nspeaker = "caller"\nwords = ["secret"]\n'
-                'say = "No word of it."',
+                'replacement = "No word of it."',
             ),
             ROUTE.format(
                 name="rescued",

@@ -34,7 +34,7 @@ def shared_world(
     config = harness.CONFIG.replace('listen = ["udp:127.0.0.1:0"]', listen)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(harness, "CONFIG", config)
-        made = GatewayStack(tmp_path_factory.mktemp("world"), log_level="info")
+        made = GatewayStack(tmp_path_factory.mktemp("world"), log_level="info", keep_sessions=500)
         runner.run(made.start())
     AT_START.update(made.gateway.resources())
     yield made

@@ -26,16 +26,22 @@ model = "whisper-1"
 {rules}
 """
 
+MESSAGE = 'voicemail = "leave_message"\nvoicemail_message = "Your room."'
 WORLD = {
     "routes": "".join(
         (
-            ROUTE.format(name="voicemail", rules='voicemail = "say"\nvoicemail_say = "Your room."'),
-            ROUTE.format(name="music", rules='music = "hang_up"\nmusic_seconds = 1.5'),
-            ROUTE.format(name="sound", rules='music = "hang_up"\nmusic_seconds = 3'),
-            ROUTE.format(name="box", rules='voicemail = "say"\nvoicemail_say = "Your room."'),
+            ROUTE.format(
+                name="voicemail",
+                rules='voicemail = "leave_message"\nvoicemail_message = "Your room."',
+            ),
+            ROUTE.format(name="music", rules='music = "hangup"\nmusic_threshold = 1.5'),
+            ROUTE.format(name="sound", rules='music = "hangup"\nmusic_threshold = 3'),
+            ROUTE.format(
+                name="box", rules='voicemail = "leave_message"\nvoicemail_message = "Your room."'
+            ),
             ROUTE.format(
                 name="watched",
-                rules='voicemail = "note"\nmusic = "note"\nmusic_seconds = 3\nbot = "note"',
+                rules='voicemail = "log"\nmusic = "log"\nmusic_threshold = 3\nbot = "log"',
             ),
         )
     )
@@ -97,7 +103,7 @@ async def test_music_is_known_by_its_sound(world: GatewayStack) -> None:
     record = await world.record(call)
     assert record["ending"]["why"] == "machine_detected"
     (found,) = record["machines"]
-    assert (found["kind"], found["action"]) == ("music", "hang_up")
+    assert (found["kind"], found["action"]) == ("music", "hangup")
     assert re.fullmatch(r"3 s of music's sound, standing tones in [89]\d% of it", found["why"])
 
 

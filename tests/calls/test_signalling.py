@@ -177,6 +177,7 @@ async def test_the_callers_first_law_is_the_sessions(
     settings = session.seen("session.update")[0].body["session"]["audio"]
     assert settings["input"]["format"] == settings["output"]["format"]
     assert settings["input"]["format"]["type"] == f"audio/{wanted.lower()}"
+    await session.wait_until(lambda s: s.sent("response.done") != [], 20)
     (audio,) = session.sent_items.values()
     await call.rtp.until(lambda: bytes(audio) in call.rtp.heard)
     summary = await world.summary_at_end(call)
@@ -266,20 +267,13 @@ async def test_cancel_at_any_moment(world: GatewayStack) -> None:
     """The CANCEL races the answer: one of them wins, and nothing is left either way."""
     chance = random.Random(1)
     won: set[int] = set()
-    races = 0
-    while races < 40:
+    for _ in range(40):
         call = world.phone.call("plain")
         call.invite()
         await asyncio.sleep(chance.uniform(0, 0.05))
         call.cancel()
         await call.until(lambda c: c.final is not None, what="final response")
         assert call.final is not None
-        if call.final.code == 503:
-            # Faster than this build of the library frees its sockets; that is no race.
-            await world.phone.forget(call)
-            await asyncio.sleep(0.1)
-            continue
-        races += 1
         won.add(call.final.code)
         if call.final.code == 200:
             await call.hang_up()
@@ -293,28 +287,12 @@ async def test_cancel_at_any_moment(world: GatewayStack) -> None:
     assert 487 in won
 
 
-async def dial_once_free(world: GatewayStack, user: str) -> PhoneCall:
-    """A call that is up. The library may hold a place for 32 s more (RFC 3261 timer F) after a
-    call whose telephone did not answer the BYE."""
-    async with asyncio.timeout(40):
-        while True:
-            call = world.phone.call(user)
-            call.invite()
-            await call.until(lambda call: call.final is not None, 20.0, "final response")
-            assert call.final is not None
-            if call.final.code == 200:
-                await world.gateway.wait("call.confirmed", call=call.call_id)
-                return call
-            assert call.final.code == 503
-            await asyncio.sleep(0.25)  # between two attempts, not in place of a condition
-
-
 async def test_calls_beyond_the_library_are_refused_and_the_others_untouched(
     world: GatewayStack,
 ) -> None:
     world.behave(answer={"kind": "pattern", "seconds": 30, "burst": True})
     most = world.gateway.max_calls
-    calls = [await dial_once_free(world, "greeted") for _ in range(most)]
+    calls = [await world.dial("greeted") for _ in range(most)]
     sessions = [await world.session_of(call) for call in calls[-4:]]
     for _ in range(3):
         over = world.phone.call("greeted")
@@ -337,26 +315,19 @@ async def test_calls_beyond_the_library_are_refused_and_the_others_untouched(
 
 
 async def test_a_flood_of_invites_is_survived(world: GatewayStack) -> None:
-    """Calls that come and go faster than the library frees their sockets: 503 for those."""
+    """Each of 120 at once gets its answer, and the call beside them loses no packet."""
     world.behave(answer={"kind": "pattern", "seconds": 30, "burst": True})
     call = await world.dial("greeted")
     flood = [world.phone.call(f"nowhere{number % 3}") for number in range(120)]
     for other in flood:
         other.invite()
     for other in flood:
-        await other.refused()
-        assert other.final is not None
-        assert other.final.code in (404, 503)
-        if other.final.code == 503:
-            assert_unavailable(other)
-    if world.gateway.max_calls <= 4:  # a build for many calls has sockets for this many at once
-        assert {other.final.code for other in flood if other.final} == {404, 503}
+        assert (await other.refused()).code == 404
+        await world.phone.forget(other)  # refusals are sampled: most have no record
     heard = len(call.rtp.packets)
     await call.rtp.until(lambda: len(call.rtp.packets) > heard + 25)
     await world.summary_at_end(call)
     assert_continuous(call.rtp.packets)
-    for other in flood:
-        await world.summary(other)
 
 
 async def test_calls_beyond_max_calls_are_refused(runner: object, own_folder: Path) -> None:
@@ -386,7 +357,6 @@ async def test_setup_time(world: GatewayStack) -> None:
         took.append((call.answered_at - call.invited_at) * 1000)
         await world.summary_at_end(call)
         await world.phone.forget(call)
-        await asyncio.sleep(0.03)  # slower than this build of the library frees its sockets
     assert len(world.gateway.all("call.answered")) >= len(took)
     assert all(ms > 0 for ms in took)
     figures.show("set-up, INVITE to 200", figures.spread(took, "ms"))

@@ -68,7 +68,7 @@ class Machine:
         tell(event="confirmed")
 
     def on_digit(self, digit: str) -> None:
-        tell(event="digit", digit=digit)
+        tell(event="dtmf", digit=digit)
 
     def on_quality(self, quality: RtpQuality) -> None:
         pass
