@@ -105,7 +105,7 @@ async def test_words_and_images_come_in_and_a_summary_goes_out(world: GatewaySta
     await call.rtp.until(lambda: spoken[-1].heard_ms(call.rtp.packets) >= 380)
     assert not session.errors
     await world.summary_at_end(call)
-    (kept,) = (await world.record(call))["asides"]
+    (kept,) = (await world.record(call))["out_of_band"]
     assert (kept["status"], kept["text"]) == ("completed", aside["text"])
 
 
@@ -125,7 +125,7 @@ async def test_words_that_are_not_allowed_are_not_heard(world: GatewayStack) -> 
     await world.summary_at_end(call)
     record = await world.record(call)
     (decision,) = record["guards"]
-    assert (decision["rule"], decision["by"], decision["action"]) == ("g", "words", "say")
+    assert (decision["rule"], decision["by"], decision["action"]) == ("g", "words", "replace")
 
 
 @pytest.mark.parametrize("late_ms", [0, 300])
@@ -213,8 +213,8 @@ async def test_old_turns_leave_the_session_and_a_summary_comes(world: GatewaySta
     await world.summary_at_end(call)
     record = await world.record(call)
     (trim,) = record["trims"]
-    assert (trim["how"], trim["turns"]) == ("summary", 1)
-    assert [one["purpose"] for one in record["asides"]] == ["old turns"]
+    assert (trim["how"], trim["turns"]) == ("summarize", 1)
+    assert [one["purpose"] for one in record["out_of_band"]] == ["old turns"]
     said = [one["text"] for one in record["transcript"] if one["who"] == "caller"]
     assert said == [f"Turn {number}." for number in range(1, 4)]
 
@@ -227,7 +227,7 @@ async def test_at_the_end_the_model_is_asked_about_the_call(world: GatewayStack)
     await session.wait_until(lambda s: len(s.sent("response.done")) == 1, 20)
     await world.summary_at_end(call)
     record = await world.record(call)
-    asides = [(one["purpose"], one["status"]) for one in record["asides"]]
+    asides = [(one["purpose"], one["status"]) for one in record["out_of_band"]]
     assert asides == [("summary", "completed"), ("mood", "completed")]
     assert [e.body["response"]["conversation"] for e in session.seen("response.create")[1:]] == [
         "none",
@@ -253,5 +253,5 @@ async def test_nobody_to_ask_about_words_denies_them_where_the_route_says_so(
     await world.summary_at_end(call)
     decisions = (await world.record(call))["guards"]
     assert [(one["rule"], one["by"], one["action"]) for one in decisions] == [
-        ("h", "timeout", "say")
+        ("h", "timeout", "replace")
     ]
