@@ -76,7 +76,7 @@ async def test_names_of_strangers(runner: object, own_folder: Path, kind: str) -
 
 async def test_a_datagram_of_somebody_unknown(runner: object, own_folder: Path) -> None:
     """Refused where it came from, and nobody waits for the name in it."""
-    async with site(own_folder, more=MORE.format(unknown="error"), routes=ROUTES) as gateway:
+    async with site(own_folder, more=MORE.format(unknown="reject"), routes=ROUTES) as gateway:
         made = dialog_call(gateway.phone, "1")
         gateway.phone.calls.pop(made.call_id)
         call = Raw(gateway.phone, "1", made.codecs, (), made.rtp, sdp=made.sdp)
