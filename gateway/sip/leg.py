@@ -13,6 +13,7 @@ import structlog
 from gateway.audio.g711 import Codec
 from gateway.sip.in_call import InCall, InCallCommands
 from gateway.sip.ingress.callback_guard import guarded
+from gateway.sip.ingress.info import KEYS
 from gateway.sip.ingress.message import headers_of, reason_of, text_of
 from gateway.sip.media.ports import CallAudio, Port
 from gateway.sip.media.quality import Meter, counters_of
@@ -139,7 +140,9 @@ class SipCall(InCall):
         self._reason_header = ""
         self._port: Port | None = None
         self._meter = Meter()
-        self._last_digit: tuple[str, int, int] | None = None
+        self._last_event: tuple[str, int] | None = None
+        """The last telephone-event: its key, and when it began by the clock of the RTP, in ms."""
+        self._stream_is_new = False
         self._audio_index = 0
         """Which ``m=`` line is the call's audio."""
         self._rtp_name = ""
@@ -346,6 +349,7 @@ class SipCall(InCall):
     @guarded
     def onStreamPreCreate(self, prm: Any) -> None:  # noqa: N802
         """A stream is about to begin: its trunk may have a jitter buffer of its own."""
+        self._stream_is_new = True
         trunk = self.account.trunk
         if trunk is not None and trunk.jitter_buffer is not None:
             trunk.jitter_buffer.apply(prm.streamInfo)
@@ -365,23 +369,15 @@ class SipCall(InCall):
 
     @guarded
     def onDtmfEvent(self, prm: Any) -> None:  # noqa: N802
-        """A telephone-event packet. A key counts once, when it is first heard of.
-
-        pjmedia takes a second press of the same key for more of the first when so many packets
-        were lost that its duration seems to go on; the event's RTP timestamp tells them apart.
-        """
+        """A telephone-event packet. A key counts once, when it is first heard of."""
         if prm.method != pj.PJSUA_DTMF_METHOD_RFC2833:
             return  # an INFO, which is read as it comes
-        digit, start, duration = str(prm.digit), int(prm.timestamp), int(prm.duration)
-        last = self._last_digit
-        self._last_digit = (digit, start, duration)
-        if last is not None and digit == last[0]:
-            _, last_start, last_duration = last
-            if start == last_start:
-                return  # a stream made anew by a re-INVITE takes its end for another beginning
-            if prm.flags & _IS_UPDATE and start <= last_start + last_duration:
-                return
-        self._tell(lambda handler: handler.on_digit(digit))
+        event = (str(prm.digit), int(prm.timestamp))
+        # A stream made anew by a re-INVITE takes the end of an event for another beginning.
+        known = self._stream_is_new and event == self._last_event
+        self._stream_is_new, self._last_event = False, event
+        if not known and not prm.flags & _IS_UPDATE and event[0] in KEYS:
+            self._tell(lambda handler: handler.on_digit(event[0]))
 
     def rtp_known(self) -> bool:
         """Whether there is nothing more to wait for: RTP came from the peer, or its ACK."""

@@ -13,7 +13,8 @@ PLAIN = "application/dtmf"
 MAX_BODY = 1024
 """Characters of a body that are read. One with a key has some thirty."""
 
-_KEYS = frozenset("0123456789*#ABCD")
+KEYS = frozenset("0123456789*#ABCD")
+"""All the keys that there are; a hook flash is none."""
 _BY_NUMBER = {"10": "*", "11": "#", "12": "A", "13": "B", "14": "C", "15": "D"}
 _ANSWERED_BY_PJSUA = frozenset(
     {RELAY, "application/media_control+xml", "application/trickle-ice-sdpfrag"}
@@ -32,7 +33,7 @@ def digit_of(content_type: str, body: str) -> str | None:
     if value is None:
         return None
     value = _BY_NUMBER.get(value, value.upper())
-    return value if value in _KEYS else None
+    return value if value in KEYS else None
 
 
 def _signal_in(body: str) -> str | None:
