@@ -25,6 +25,9 @@ MAX_STREAMS = 8
 """``m=`` lines of a description. The library answers no more, and RFC 3264 section 6 wants an
 answer to each; each offered one gets sockets of its own until it is answered."""
 
+MAX_FORMATS = 128
+"""Payload numbers of one ``m=`` line that are read: as many as there are."""
+
 MAX_LINES = 512
 """Lines of one description; a real one has some thirty."""
 
@@ -79,6 +82,8 @@ _HASHES = {"sha-256": 32, "sha-1": 20}
 _STATIC = {"0": Codec.PCMU, "8": Codec.PCMA}
 _DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
 _KNOWN_NAMES = frozenset(
+    # The others mean nothing here (ICE, BUNDLE, source descriptions); pjmedia has room for 68 of
+    # one line, and refuses the line for a flaw in some.
     {"rtpmap", "fmtp", "ptime", "maxptime", "rtcp", "rtcp-mux", "crypto", "fingerprint", "setup"}
     | {*_DIRECTIONS}
 )
@@ -118,17 +123,9 @@ class Media:
     @property
     def codecs(self) -> tuple[Codec, ...]:
         """The G.711 laws that it offers, in its order."""
-        names, found = self.names, dict[Codec, None]()
-        for number in self.formats:
-            encoding = names.get(number)
-            if encoding is None:
-                codec = _STATIC.get(number)
-            else:
-                encoding = encoding.removesuffix("/1")
-                codec = next((c for c in Codec if encoding == f"{c.value}/8000"), None)
-            if codec is not None:
-                found[codec] = None
-        return tuple(found)
+        names = self.names
+        found = dict.fromkeys(_law_of(number, names) for number in self.formats)
+        return tuple(codec for codec in found if codec is not None)
 
     def line(self, port: int) -> str:
         """The ``m=`` line, with this port."""
@@ -248,7 +245,7 @@ def parse(text: str) -> Description:
             if colon and _is_token(modifier) and _number(width, 10) is not None:
                 lines.append(f"b={modifier}:{width}")
         elif kind in "vost" and kind:
-            if not media:
+            if value and not media:
                 fixed.setdefault(kind, value)
         elif kind in "iuepzkr" and kind:
             lines.append(f"{kind}={value}")
@@ -403,7 +400,7 @@ def _media(value: str) -> Media | None:
     if kind == "audio":
         profile = profile.upper()
     formats = [word for word in words[3:] if _is_token(word)]
-    media = Media(kind, port, profile, formats[:32])
+    media = Media(kind, port, profile, formats[:MAX_FORMATS])
     plain = f"m={value}"
     media.written = plain if plain == media.line(port) and media.formats else ""
     return media
@@ -414,8 +411,9 @@ def _attribute(value: str) -> str | None:
     name, rest = name.strip(), rest.strip()
     if not _is_token(name):
         return None
-    if name.lower() in _KNOWN_NAMES:
-        name = name.lower()
+    name = name.lower()
+    if name not in _KNOWN_NAMES:
+        return None
     if not colon:
         return name if name not in ("rtpmap", "fmtp", "ptime", "rtcp", "crypto") else None
     if name == "rtpmap":
@@ -489,7 +487,7 @@ def _mend_media(media: Media) -> None:
         names = media.names
         known = [n for n in media.formats if n in names or not n.isdigit() or int(n[:9]) < 96]
         if known != media.formats or not known:
-            media.formats, media.written = known or ["0"], ""
+            media.formats, media.written = known[:32] or ["0"], ""
         return
     media.lines = _one_direction(_one_rtpmap_each(_distinct_crypto(media.lines)))
     names = media.names
@@ -505,12 +503,27 @@ def _mend_media(media: Media) -> None:
         if good and number in events and number not in good:
             continue  # keys come at the clock of the audio (RFC 4733 section 2.1)
         formats.append(number)
+    speech = [number for number in formats if _law_of(number, names) is not None]
+    if speech:
+        # Only these can be answered, and the first one of an answer is taken for its codec.
+        formats = [*speech, *(number for number in formats if number in events)]
+    formats = formats[:32]
     if formats != media.formats:
         media.formats, media.written = formats or ["0"], ""
         kept = frozenset(media.formats)
         media.lines = [line for line in media.lines if _format_of(line) in (None, *kept)]
         if not formats:
             media.port = 0
+
+
+def _law_of(number: str, names: dict[str, str]) -> Codec | None:
+    """The G.711 law of a payload number, if it is one."""
+    fixed, encoding = _STATIC.get(number), names.get(number)
+    if encoding is None:
+        return fixed
+    encoding = encoding.removesuffix("/1")
+    law = next((codec for codec in Codec if encoding == f"{codec.value}/8000"), None)
+    return law if fixed in (None, law) else None
 
 
 def _format_of(line: str) -> str | None:

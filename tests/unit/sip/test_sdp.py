@@ -154,6 +154,25 @@ def test_origins(origin: str, found: str) -> None:
     assert line_of(mended(parse(text)), "o=") == [f"o={found}"]
 
 
+def test_the_library_gets_what_it_understands() -> None:
+    """Formats of ours only, speech before keys; no attribute of what is not spoken here."""
+    text = (
+        "v=\nv=0\no=- 1 1 IN IP4 192.0.2.1\ns=-\nc=IN IP4 192.0.2.1\nt=0 0\na=group:BUNDLE 0\n"
+        "m=audio 4000 RTP/AVP 101 9 111 8 13 0\na=ssrc:1\na=rtpmap:111 opus/48000/2\n"
+        "a=fmtp:111 useinbandfec=1\na=rtpmap:101 telephone-event/8000\n"
+    ) + "".join(f"a=candidate:{n} 1 UDP 1 192.0.2.1 5 typ host\n" for n in range(80))
+    assert mended(parse(text)).split("\r\n")[5:-1] == [
+        "m=audio 4000 RTP/AVP 8 0 101",
+        "a=rtpmap:101 telephone-event/8000",
+    ]
+
+
+def test_a_fixed_payload_number_means_what_it_means() -> None:
+    """PCMU under PCMA's number would be heard as PCMA."""
+    media = "m=audio 4000 RTP/AVP 8\na=rtpmap:8 PCMU/8000\n"
+    assert parse(f"v=0\nc=IN IP4 192.0.2.1\n{media}").media[0].codecs == ()
+
+
 def test_telephone_events_at_the_clock_of_the_audio() -> None:
     text = GOOD.replace("0 8 101", "0 8 96 110").replace(
         "a=rtpmap:101 telephone-event/8000",
