@@ -24,7 +24,12 @@ from gateway.sip.ingress.message import body_of, headers_of
 from gateway.sip.ingress.methods import Reply, name_of, reply_inside, reply_outside
 from gateway.sip.ingress.rate_limits import SourceBuckets, TokenBucket
 from gateway.sip.ingress.refusals import RefusalLog
-from gateway.sip.ingress.wellformed import NOT_ACCEPTABLE, InvalidMessage, flaw_of
+from gateway.sip.ingress.wellformed import (
+    NOT_ACCEPTABLE,
+    InvalidMessage,
+    body_flaw_of,
+    flaw_of,
+)
 from gateway.sip.media_addresses import refused_address
 from gateway.sip.sdp import Media, Objection
 from gateway.sip.signalling import DROP, PASS, Decision, Received, Unread
@@ -446,7 +451,7 @@ def _cut(received: Received, headers: Headers) -> InvalidMessage | None:
 def _flaw_in(message: str, headers: Headers, source: str, *, hold: bool) -> InvalidMessage | None:
     start_line = _LINE_END.split(message, maxsplit=1)[0]
     body = body_of(message)
-    flaw = flaw_of(start_line, headers)
+    flaw = flaw_of(start_line, headers) or body_flaw_of(headers, body)
     if flaw is None and (address := refused_address(body, source, hold=hold)):
         return InvalidMessage(NOT_ACCEPTABLE, f"RTP to {address}")
     return flaw

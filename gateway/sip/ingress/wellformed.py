@@ -74,6 +74,17 @@ def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> InvalidM
     return _line_flaw(start_line)
 
 
+def body_flaw_of(headers: Mapping[str, tuple[str, ...]], body: str) -> InvalidMessage | None:
+    """What is wrong with a body: the library takes a multipart without its parts for no body."""
+    for value in headers.get("content-type", ()):
+        kind, _, parameters = value[:MAX_FIELD].partition(";")
+        if kind.strip().lower().startswith("multipart/"):
+            boundary = parameter_of(parameters, "boundary")
+            if not boundary or f"--{boundary}" not in body:
+                return InvalidMessage(BAD_REQUEST, "multipart body without its parts")
+    return None
+
+
 def call_id_allowed(value: str) -> bool:
     """Whether RFC 3261 section 25.1 has such a Call-ID: ``word [ "@" word ]``."""
     words = value.split("@")

@@ -7,7 +7,7 @@ import pytest
 from gateway.sip.ingress.message import headers_of
 from gateway.sip.ingress.methods import name_of, reply_inside, reply_outside
 from gateway.sip.ingress.nameaddr import name_addr_of, split_list
-from gateway.sip.ingress.wellformed import flaw_of
+from gateway.sip.ingress.wellformed import body_flaw_of, flaw_of
 
 GOOD = """INVITE sip:100@192.0.2.1 SIP/2.0
 Via: SIP/2.0/UDP 192.0.2.9:5060;branch=z9hG4bK1;rport
@@ -122,6 +122,22 @@ def test_replies(method: str, outside: int, inside: int) -> None:
 
 def test_notify_of_a_transfer_is_for_the_library() -> None:
     assert reply_inside("NOTIFY", "Refer;id=1") is None
+
+
+@pytest.mark.parametrize(
+    ("content_type", "good"),
+    [
+        ("multipart/mixed;boundary=x", True),
+        ('Multipart/Mixed; charset=utf-8; boundary="x"', True),
+        ("multipart/mixed;boundary=y", False),
+        ("multipart/mixed", False),
+        ("multipart/mixed;boundary=", False),
+        ("application/sdp", True),
+    ],
+)
+def test_a_multipart_body_has_its_parts(content_type: str, good: bool) -> None:
+    body = "--x\r\nContent-Type: application/sdp\r\n\r\nv=0\r\n--x--\r\n"
+    assert (body_flaw_of({"content-type": (content_type,)}, body) is None) is good
 
 
 def test_made_up_methods_share_a_name() -> None:
