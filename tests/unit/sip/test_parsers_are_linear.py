@@ -26,7 +26,7 @@ from gateway.sip.ingress.message import (
     user_of,
 )
 from gateway.sip.ingress.nameaddr import name_addr_of, parameter_of, split_list
-from gateway.sip.ingress.wellformed import call_id_allowed, flaw_of
+from gateway.sip.ingress.wellformed import body_flaw_of, call_id_allowed, flaw_of
 from gateway.sip.sdp import mended, offered_codecs, parse
 from gateway.text import printable, unicode_of
 
@@ -82,6 +82,7 @@ def _flaws(text: str) -> None:
     names = ("from", "to", "contact", "route", "refer-to", "cseq", "call-id")
     for name in names:
         flaw_of(f"INVITE {text} SIP/2.0", {name: (text,)})
+    body_flaw_of({"content-type": (f"multipart/mixed;boundary={text}",)}, text)
 
 
 def _parse_event(text: str) -> None:
