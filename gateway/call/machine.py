@@ -33,6 +33,7 @@ from gateway.call.session.failover import refusal_of
 from gateway.call.session.lifecycle import SessionEvents
 from gateway.call.states import State as State
 from gateway.realtime.commands import UpdateSession
+from gateway.realtime.events import AudioDelta
 
 LEG_END_SECONDS = 35.0
 """A BYE is retransmitted for 32 s (RFC 3261 timer F); a leg not over by then is given up."""
@@ -132,10 +133,12 @@ class CallMachine:
             input = input if event is input.event else replace(input, event=event)
         session_was_up = self._call.session_up
         todo = self._handlers[type(input)](input, now)
+        if self._only_queues_audio(input, todo):
+            return todo
         if self._call.live:
             todo = (
                 todo
-                + self._call.conversation.look_on(input, now)
+                + self._call.conversation.apply_rules(input, now)
                 + self._session.recovery.on(input, now)
             )
             todo += self._settle(now)
@@ -148,6 +151,15 @@ class CallMachine:
             return [output for output in todo if not isinstance(output, outputs.Send)]
         self._call.conversation.transcript.sent(todo, now)
         return todo
+
+    def _only_queues_audio(self, input: inputs.Input, todo: list[outputs.Output]) -> bool:
+        """Whether this is model audio, which comes fifty times a second, and nothing follows."""
+        return (
+            type(input) is inputs.ServerEventReceived
+            and type(input.event) is AudioDelta
+            and [type(output) for output in todo] == [outputs.Play]
+            and not self._session.recovery.plays_on
+        )
 
     @property
     def variables(self) -> Mapping[str, str]:

@@ -1,7 +1,7 @@
-"""What the parts of a conversation share: the agent's sound, its responses, and the acts in a call.
+"""What the rules of a conversation act through: playout, responses and actions in the call.
 
-A part (:mod:`gateway.call.rules.rule`) decides that something is to be done; how it is done without
-colliding with what else goes on is here, once.
+A :class:`ConversationRule` decides that something is to be done. How it is done without colliding
+with what else goes on is here, once.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from gateway.call.conversation.out_of_band import OutOfBandResponses
 from gateway.call.conversation.responses import ResponseGate
 from gateway.call.ending import EndReason
+from gateway.call.inputs import Input
 from gateway.call.leg.call_control import OWN_ERRAND, CallActions
 from gateway.call.leg.graceful_hangup import HangupAfterPlayout
 from gateway.call.outputs import Output, Send
@@ -53,6 +54,27 @@ class DtmfConsumer(Protocol):
 
     def key(self, digit: str, now: float) -> list[Output]:
         """The caller pressed a key."""
+
+
+class ConversationRule(Protocol):
+    """Watches one conversation for one thing, such as a budget or a silent caller.
+
+    It is given what it has registered for, after the conversation itself has taken that; it keeps
+    its own deadline and calls no other rule. Methods take the time (s) and return what to do.
+    """
+
+    reacts_to: ClassVar[tuple[type, ...]]
+    """Types of inputs and of session events (:mod:`gateway.realtime.events`)."""
+
+    def on(self, input: Input, now: float) -> list[Output]:
+        """Take an input of these types, or one with an event of these types."""
+
+    def tick(self, now: float) -> list[Output]:
+        """Act on a deadline that may have come."""
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due next (s); None while nothing waits for time."""
 
 
 class ConversationControl:

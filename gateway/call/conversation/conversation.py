@@ -1,7 +1,7 @@
-"""The conversation of one call while its session is up: what happens goes to the part it concerns.
+"""The conversation of one call while its session is up: responses, playout, DTMF, tools, rules.
 
-Rules act through ``ConversationControl``; each is a ``ConversationRule`` that is named in
-:meth:`Conversation.__init__`.
+A rule is a ``ConversationRule`` that is listed in :meth:`Conversation.__init__`; it is given the
+inputs that it registers for, and acts through ``ConversationControl``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gateway.call.conversation.actions import carry_out
-from gateway.call.conversation.control import ConversationControl, send
+from gateway.call.conversation.control import ConversationControl, ConversationRule, send
 from gateway.call.conversation.responses import ResponseGate
 from gateway.call.conversation.transcript import Transcript
 from gateway.call.dtmf.input import DtmfInput
@@ -25,7 +25,6 @@ from gateway.call.rules.guardrails import Guardrails
 from gateway.call.rules.idle import UserIdleTimeout
 from gateway.call.rules.machine_detection import MachineDetector
 from gateway.call.rules.response_failure import ResponseFallback
-from gateway.call.rules.rule import ConversationRule
 from gateway.call.rules.silence import Silence
 from gateway.call.timeline import CallTimeline
 from gateway.call.tools.approvals import Approvals
@@ -74,7 +73,7 @@ class Conversation:
             lambda: self._caller_speaks or self._functions.busy or approvals.wants_keys,
         )
         self._response_fallback = ResponseFallback(self.talk)
-        self._parts: tuple[ConversationRule, ...] = (
+        self._rules: tuple[ConversationRule, ...] = (
             self.transcript,
             Budget(self.talk),
             UserIdleTimeout(self.talk, lambda: self._functions.busy or approvals.wants_keys),
@@ -86,6 +85,11 @@ class Conversation:
             self._response_fallback,
             self.silence,
         )
+        self._rules_for: dict[type, list[ConversationRule]] = {}
+        """Rules by what they have registered for."""
+        for rule in self._rules:
+            for kind in rule.reacts_to:
+                self._rules_for.setdefault(kind, []).append(rule)
 
     def prepare(self, plan: CallPlan) -> None:
         """The same plan with its texts complete; before :meth:`open`."""
@@ -101,13 +105,14 @@ class Conversation:
         self._interruptions.greeting = greeting
         return self.talk.ask(greeting, now)
 
-    def look_on(self, input: Input, now: float) -> list[Output]:
-        """What the parts do about it, after it was taken by whom it concerns."""
-        if type(input) is ServerEventReceived and (
-            type(input.event) is AudioDelta or self.talk.out_of_band.takes(input.event)
-        ):
-            return []
-        return [output for part in self._parts for output in part.on(input, now)]
+    def apply_rules(self, input: Input, now: float) -> list[Output]:
+        """Hand an input to the rules that have registered for it, once it has taken effect."""
+        kind: type = type(input)
+        if isinstance(input, ServerEventReceived):
+            if self.talk.out_of_band.takes(input.event):
+                return []
+            kind = type(input.event)
+        return [output for rule in self._rules_for.get(kind, ()) for output in rule.on(input, now)]
 
     def complete(self, event: ServerEvent) -> ServerEvent:
         """The event with the ids that its server left out, as far as they can be told: what has
@@ -336,7 +341,7 @@ class Conversation:
             self.talk.hangup_after_playout.deadline,
             self.talk.out_of_band.deadline,
             self.call_actions.deadline,
-            *(part.deadline for part in self._parts),
+            *(rule.deadline for rule in self._rules),
         ]
         return min((at for at in due if at is not None), default=None)
 
@@ -349,7 +354,7 @@ class Conversation:
             outputs += send(gate.unanswered(now))
         outputs += self.call_actions.tick(now) + self.talk.out_of_band.tick(now)
         outputs += self._functions.tick(now)
-        return outputs + [output for part in self._parts for output in part.tick(now)]
+        return outputs + [output for rule in self._rules for output in rule.tick(now)]
 
     @property
     def late_audio_ms(self) -> int:

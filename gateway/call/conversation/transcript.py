@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, message
@@ -71,8 +71,16 @@ class Entry:
 
 
 class Transcript:
-    """A part that only listens. Every method takes the time (s)."""
+    """Keeps the words of both sides. Every method takes the time (s)."""
 
+    reacts_to: ClassVar[tuple[type, ...]] = (
+        InputCommitted,
+        InputTranscribed,
+        AgentTranscriptDelta,
+        AgentTranscript,
+        ResponseDone,
+        ItemDeleted,
+    )
     deadline: float | None = None
 
     def __init__(self, talk: ConversationControl) -> None:
@@ -85,7 +93,7 @@ class Transcript:
     # ---- what happens
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Something happened."""
+        """Take words, function calls and deletions of the session."""
         match input:
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
                 self._entry("caller", item_id, now)

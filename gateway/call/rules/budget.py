@@ -1,6 +1,8 @@
-"""Money: the model is warned when it is nearly spent, and the caller handed on when it is."""
+"""Budget of a call: warn the model near the limit, end or transfer the call at it."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.ending import EndReason
@@ -10,8 +12,9 @@ from gateway.realtime.commands import CreateResponse
 
 
 class Budget:
-    """A part: acts on what the account says. Every method takes the time (s)."""
+    """Warns the model when a budget is nearly spent, and ends the call when one is spent."""
 
+    reacts_to: ClassVar[tuple[type, ...]] = (BudgetThreshold,)
     deadline: float | None = None
 
     def __init__(self, talk: ConversationControl) -> None:
@@ -19,7 +22,7 @@ class Budget:
         self._plan = talk.plan.budget
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """Money is nearly spent, or spent."""
+        """Take a threshold of the budget."""
         talk = self._talk
         if (
             not isinstance(input, BudgetThreshold)

@@ -1,13 +1,15 @@
-"""A long conversation is kept in bounds: old turns are deleted, or a summary takes their place.
+"""Context trimming: delete old turns of a long conversation, or replace them by a summary.
 
-Every answer is paid for with all that the session remembers, and what exceeds the model's room the
-server throws away by itself. Deleting costs the server's cache, so several turns go at a time.
+Every response is billed for all items of the session, and the server truncates by itself what
+exceeds the model's context window. A deletion invalidates the server's prompt cache, so several
+turns are deleted at a time.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, message
@@ -33,8 +35,13 @@ class _Item:
 
 
 class ContextTrimmer:
-    """A part. Every method takes the time (s) and returns outputs."""
+    """Deletes old turns from the session, or has them summarized. Methods take the time (s)."""
 
+    reacts_to: ClassVar[tuple[type, ...]] = (
+        ItemAdded,
+        ItemDeleted,
+        ResponseDone,
+    )
     deadline: float | None = None
 
     def __init__(self, talk: ConversationControl) -> None:
@@ -46,7 +53,7 @@ class ContextTrimmer:
         self._asking = False
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """An item came or went, or an answer is over."""
+        """Keep track of items, and look for old turns at the end of a response."""
         if self._plan.max_turns <= 0 or not isinstance(input, inputs.ServerEventReceived):
             return []
         session = self._talk.timeline.record.session_id

@@ -1,11 +1,11 @@
-"""Words that must not be said: an answer is stopped, and the caller told something else instead.
+"""Guardrails: stop a response with words that must not be said, and say something else instead.
 
-The model's words come ahead of their sound, so as a rule the words themselves are not heard; what
-comes before them in the same answer may be, and stands in the decision (``heard_ms``). A rule looks
-at the words of one item together, so it does not matter how they were cut into deltas.
+The model's transcript comes ahead of its audio, so as a rule the words themselves are not heard;
+audio before them in the same response may be, and is in the decision (``heard_ms``). A guardrail
+looks at the text of one item as a whole, so it does not matter how it was cut into deltas.
 
-A rule about the caller's words stops what answers them: also where that begins only after the words
-are known, and where the model first calls a tool. Nothing is stopped that answers another turn.
+A guardrail about the caller's words stops the response to them: also where that begins only after
+the words are known, and where the model first calls a tool. Responses to other turns go on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, Termination
@@ -108,7 +109,17 @@ class _Turns:
 
 
 class Guardrails:
-    """A part. Every method takes the time (s) and returns outputs."""
+    """Applies the guardrails of a route to the words of both sides. Methods take the time (s)."""
+
+    reacts_to: ClassVar[tuple[type, ...]] = (
+        inputs.ContentChecked,
+        inputs.ToolRequest,
+        InputCommitted,
+        ResponseCreated,
+        AgentTranscriptDelta,
+        AgentTranscript,
+        InputTranscribed,
+    )
 
     def __init__(self, talk: ConversationControl) -> None:
         self._talk = talk
@@ -123,7 +134,7 @@ class Guardrails:
         self._asked = 0
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Words came, or an answer about them."""
+        """Take words of either side, or the result of a content check."""
         if not self._rules:
             return []
         match input:

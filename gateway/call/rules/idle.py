@@ -1,8 +1,9 @@
-"""A caller who says nothing is asked whether they are still there, and then said goodbye to."""
+"""User-idle timeout: prompt a caller who says nothing, then say goodbye and hang up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, Termination
@@ -13,11 +14,23 @@ from gateway.realtime.events import SpeechStarted, SpeechStopped
 
 
 class UserIdleTimeout:
-    """A part: counts from when the agent was last heard, or the caller. Methods take the time (s).
+    """Measures the time since either side was last heard. Methods take the time (s).
 
     Args:
         working: whether a function runs for the model, which the caller waits for.
     """
+
+    reacts_to: ClassVar[tuple[type, ...]] = (
+        inputs.Confirmed,
+        inputs.PlayoutStarted,
+        inputs.PlayoutDrained,
+        inputs.DigitPressed,
+        inputs.HoldChanged,
+        inputs.ToolDone,
+        inputs.BLegEnded,
+        SpeechStarted,
+        SpeechStopped,
+    )
 
     def __init__(self, talk: ConversationControl, working: Callable[[], bool]) -> None:
         self._talk = talk
@@ -32,7 +45,7 @@ class UserIdleTimeout:
         return self._talk.plan.idle
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Something happened."""
+        """Start the wait anew, since somebody was heard or something ended."""
         if self._plan.timeout <= 0:
             return []
         match input:
@@ -44,18 +57,12 @@ class UserIdleTimeout:
                 self._asked = 0
             case inputs.HoldChanged(held=held):
                 self._held = held
-            case inputs.Confirmed() | inputs.PlayoutStarted() | inputs.PlayoutDrained():
-                pass
-            case inputs.ToolDone() | inputs.BLegEnded():
-                pass
-            case _:
-                return []
         if self._since is not None or isinstance(input, inputs.Confirmed):
             self._since = now
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """So long nobody has said anything."""
+        """Prompt the caller, or end the call, when the timeout is over."""
         if self.deadline is None or now < self.deadline:
             return []
         talk = self._talk

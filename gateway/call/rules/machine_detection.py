@@ -1,15 +1,15 @@
-"""A caller that is a machine: hold music, a voicemail greeting, another bot.
+"""Machine detection: hold music, a voicemail greeting or another bot on the caller's side.
 
-Decided from the turns that the server hears and the words that it makes of them, so the server's
-voice activity detection has to be on, and transcription for what goes by words; and from the sound
-itself, which tells music and beeps. Each kind is decided once in a call; its evidence stands in the
-record and in the log.
+Decided from the caller's turns as the server detects them (voice activity detection must be on),
+their transcripts (transcription must be on), and the audio itself for music and beeps. Each kind is
+detected at most once in a call; the evidence is in the record and the log.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from statistics import fmean
+from typing import ClassVar
 
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, Termination
@@ -30,7 +30,18 @@ _MAX_TURNS = 64
 
 
 class MachineDetector:
-    """A part. Every method takes the time (s) and returns outputs."""
+    """Detects hold music, voicemail and bots on the caller's side. Methods take the time (s)."""
+
+    reacts_to: ClassVar[tuple[type, ...]] = (
+        inputs.SoundHeard,
+        inputs.BeepHeard,
+        inputs.HoldChanged,
+        inputs.SessionClosed,
+        SpeechStarted,
+        SpeechStopped,
+        InputTranscribed,
+        ResponseCreated,
+    )
 
     def __init__(self, talk: ConversationControl) -> None:
         self._talk = talk
@@ -51,7 +62,7 @@ class MachineDetector:
         self._decided: set[str] = set()
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Something happened."""
+        """Take a turn of the caller, its words, or an analysis of the audio."""
         match input:
             case inputs.ServerEventReceived(event=SpeechStarted(item_id, start_ms)):
                 self._turns += 1

@@ -1,4 +1,4 @@
-"""Answers that fail are told to the caller, who never hears nothing only.
+"""Retry failed responses, then play a message or a sound so that the caller never gets silence.
 
 A response may end as failed, or as incomplete by the content filter or ``max_output_tokens``
 (``response.done``, ``status_details``), complete without any sound (text only, empty, audio of no
@@ -8,6 +8,7 @@ length), be refused (``error``), or never come at all.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, Termination
@@ -25,7 +26,14 @@ MAX_CONTINUED = 5
 
 
 class ResponseFallback:
-    """A part: acts on responses that are no answers. Every method takes the time (s)."""
+    """Retries failed responses, then plays a message or a sound. Methods take the time (s)."""
+
+    reacts_to: ClassVar[tuple[type, ...]] = (
+        inputs.PlayoutStarted,
+        inputs.Tick,
+        inputs.ServerErrorReceived,
+        ResponseDone,
+    )
 
     def __init__(self, talk: ConversationControl) -> None:
         self._talk = talk
@@ -39,7 +47,7 @@ class ResponseFallback:
         self._sound_until: float | None = None
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """A response ended, or was never answered."""
+        """Take the end of a response, a refused request, or the time that one was given up."""
         talk = self._talk
         if isinstance(input, inputs.PlayoutStarted):
             return self._quiet()

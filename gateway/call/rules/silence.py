@@ -3,12 +3,13 @@
 It does not matter how the silence came about: a response that was asked for and never created,
 one that was created and brings no audio or stops in the middle of it, a caller's turn that the
 server does not answer, an ``error`` without ``response.done``. What follows (the route's
-``on_trouble``) is decided by :class:`gateway.call.session.lifecycle.SessionEvents`.
+``fallback``) is decided by :class:`gateway.call.session.lifecycle.SessionEvents`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl
@@ -30,11 +31,21 @@ _MCP_ENDS = ("response.mcp_call.completed", "response.mcp_call.failed")
 
 
 class Silence:
-    """A part: counts since when the caller has been waiting. Methods take the time (s).
+    """Measures how long the caller has waited for audio. Methods take the time (s).
 
     Args:
         busy: whether the caller speaks, or a tool runs for the model.
     """
+
+    reacts_to: ClassVar[tuple[type, ...]] = (
+        inputs.HoldChanged,
+        inputs.SessionReady,
+        SpeechStarted,
+        SpeechStopped,
+        InputCommitted,
+        ResponseCreated,
+        OtherEvent,
+    )
 
     def __init__(self, talk: ConversationControl, busy: Callable[[], bool]) -> None:
         self._talk = talk

@@ -70,7 +70,7 @@ class Failover:
         self._unproven: float | None = None
         """When the session came that took over last, while nothing of it was heard (s)."""
         self._lost_at: deque[float] = deque(maxlen=MAX_PER_MINUTE)
-        self._plays_on = False
+        self.plays_on = False
         """Words of the lost session were still to be heard when the next one came."""
         self._began = 0.0
         self.active = False
@@ -134,7 +134,7 @@ class Failover:
     def up(self, now: float) -> list[Output]:
         """There is a session again; tell it what was said, and let it go on where it has to."""
         self.active, self._again_at, self._unproven = False, None, now
-        self._plays_on = self._talk.speaking
+        self.plays_on = self._talk.speaking
         lasted = round((now - self._began) * 1000, 1)
         self._last.outcome, self._last.session_after_ms = "recovered", lasted
         note = self._timeline.note(now, "session_replaced", "info", after_ms=lasted)
@@ -156,14 +156,14 @@ class Failover:
             if last.heard_after_ms is None and not self.active and self._at >= 0:
                 last.heard_after_ms = round((now - self._began) * 1000, 1)
         if isinstance(input, inputs.PlayoutDrained):
-            self._plays_on = False
+            self.plays_on = False
         if self.active and isinstance(input, inputs.PlayoutDrained):
             return self._sound(now)
         return []
 
     def _speaks(self, input: inputs.Input) -> bool:
         """The agent is heard again, or goes on without a pause."""
-        if isinstance(input, inputs.ServerEventReceived) and self._plays_on:
+        if isinstance(input, inputs.ServerEventReceived) and self.plays_on:
             return isinstance(input.event, AudioDelta)
         return isinstance(input, inputs.PlayoutStarted)
 

@@ -1,7 +1,7 @@
-"""Whether a tool may be used: by rule, by the operator's application, or by the caller's key.
+"""Approval of tool calls: by rule, by the operator's application over HTTP, or by the caller.
 
-Functions and the calls of MCP servers alike: whoever wants to use one says what is to be done with
-the decision. The caller is asked in words, and answers with 1 or 2; one question at a time.
+The same for functions and for calls of MCP servers; who asks passes a callback for the decision.
+The caller is asked in words and answers with key 1 or 2, one question at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 from gateway.call.conversation.control import ConversationControl
 from gateway.call.inputs import ApprovalResult, Input, PlayoutDrained
@@ -41,7 +41,12 @@ class _Pending:
 
 
 class Approvals:
-    """A part: see :class:`gateway.call.rules.rule.ConversationRule`."""
+    """Decides whether tools may be used, by the route's rules. Methods take the time (s)."""
+
+    reacts_to: ClassVar[tuple[type, ...]] = (
+        ApprovalResult,
+        PlayoutDrained,
+    )
 
     def __init__(self, talk: ConversationControl) -> None:
         self._talk = talk
@@ -100,7 +105,7 @@ class Approvals:
     # ---- what happens
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """An answer; or a question was heard to its end."""
+        """Take the operator's decision; or start the caller's time once the question was heard."""
         if isinstance(input, ApprovalResult):
             pending = self._pending.get(input.key)
             if pending is None:

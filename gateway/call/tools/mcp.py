@@ -1,15 +1,14 @@
-"""MCP servers that the realtime server calls: what of that the gateway sees, and answers.
+"""MCP servers that the realtime server calls itself (``client = "provider"``).
 
-Their tools are listed and called by the realtime server; a use that needs approval comes to us as
-an item, and is answered with another. What the server then does without a response of its own is
-followed by a request for one (ordering E of the protocol; whether the service needs that is not
-documented).
+The realtime server lists and calls their tools. A call that needs approval comes as an
+``mcp_approval_request`` item and is answered with an ``mcp_approval_response``. Where the server
+begins no response after a call, one is requested (whether the service needs that is not documented).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from gateway.call.conversation.control import ConversationControl
 from gateway.call.inputs import Input, ServerEventReceived, SessionClosed
@@ -36,7 +35,16 @@ _CALL_ENDS = ("response.mcp_call.completed", "response.mcp_call.failed")
 
 
 class McpWatch:
-    """A part: see :class:`gateway.call.rules.rule.ConversationRule`."""
+    """Answers approval requests of the server, and asks for responses that it owes."""
+
+    reacts_to: ClassVar[tuple[type, ...]] = (
+        SessionClosed,
+        ResponseCreated,
+        SpeechStarted,
+        ResponseDone,
+        ItemAdded,
+        OtherEvent,
+    )
 
     def __init__(self, talk: ConversationControl, approvals: Approvals) -> None:
         self._talk = talk
@@ -50,24 +58,22 @@ class McpWatch:
         self.deadline: float | None = None
 
     def on(self, input: Input, now: float) -> list[Output]:
-        """An event of the session may be about MCP."""
-        if isinstance(input, SessionClosed):
+        """Take an event of the session, which may be about MCP, or its end."""
+        if not isinstance(input, ServerEventReceived):
             self._asked_for.clear()
             self._approved.clear()
             self.deadline = None
-        if not isinstance(input, ServerEventReceived):
             return []
-        event = input.event
-        match event:
+        match input.event:
             case ResponseCreated(response_id) if self._talk.gate.answers_turn(response_id):
                 self.deadline = None  # a phrase of ours says nothing about the call
             case SpeechStarted():
                 self.deadline = None
-            case ResponseDone():
+            case ResponseDone() as event:
                 return self._done(event, now)
-            case ItemAdded():
-                return self._item(event.item, now)
-            case OtherEvent():
+            case ItemAdded(item):
+                return self._item(item, now)
+            case OtherEvent() as event:
                 return self._other(event, now)
         return []
 
