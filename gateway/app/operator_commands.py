@@ -12,9 +12,8 @@ import structlog
 
 from gateway.bridge.call_controller import CallController
 from gateway.call import inputs
-from gateway.call.ending import EndReason
-from gateway.call.leg.outcomes import Outcome
-from gateway.call.leg.transfer import TAKE_OVER_SECONDS
+from gateway.call.ending import EndReason, Outcome
+from gateway.call.leg.call_control import TAKE_OVER_SECONDS
 from gateway.call.record import CallRecord
 from gateway.call.tools.arguments import ToolCallError, transfer_target
 from gateway.call.tools.commands import OperatorTransfer

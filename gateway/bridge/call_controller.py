@@ -25,7 +25,7 @@ from gateway.call.ending import EndReason, ending_of, reason_header, refusal_cod
 from gateway.call.machine import LEG_END_SECONDS, CallMachine
 from gateway.call.plan import CallPlan
 from gateway.call.record import CallRecord
-from gateway.call.states import State
+from gateway.call.session.lifecycle import State
 from gateway.call.tools.commands import CallCommand
 from gateway.records.events import EventLog
 from gateway.sip.leg import Leg

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.call.rules.plan import (
+from gateway.call.plan import (
     ContentPlan,
     ContextPlan,
     GuardrailPlan,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.audio.g711 import Codec
-from gateway.call.leg.handlers import HELD, RESUMED
+from gateway.call.machine import HELD, RESUMED
 from gateway.devtools.emulator.record import SessionRecord
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import GatewayStack

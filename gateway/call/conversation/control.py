@@ -20,7 +20,7 @@ from gateway.call.leg.graceful_hangup import HangupAfterPlayout
 from gateway.call.outputs import Output, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playout.playback import Playback, Playout
-from gateway.call.timeline import CallTimeline
+from gateway.call.record import CallTimeline
 from gateway.call.tools.arguments import ToolCallError
 from gateway.call.tools.definitions import TRANSFER_CALL
 from gateway.realtime.commands import (

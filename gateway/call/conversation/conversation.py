@@ -19,6 +19,7 @@ from gateway.call.outputs import OutOfBandDone, Output
 from gateway.call.plan import CallPlan
 from gateway.call.playout.barge_in import Interruptions
 from gateway.call.playout.playback import Playout
+from gateway.call.record import CallTimeline
 from gateway.call.rules.budget import Budget
 from gateway.call.rules.context_trimming import ContextTrimmer
 from gateway.call.rules.guardrails import Guardrails
@@ -26,7 +27,6 @@ from gateway.call.rules.idle import UserIdleTimeout
 from gateway.call.rules.machine_detection import MachineDetector
 from gateway.call.rules.response_failure import ResponseFallback
 from gateway.call.rules.silence import Silence
-from gateway.call.timeline import CallTimeline
 from gateway.call.tools.approvals import Approvals
 from gateway.call.tools.commands import CallCommand, RequestOutOfBand
 from gateway.call.tools.function_calls import Functions

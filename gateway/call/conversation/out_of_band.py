@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.call.outputs import OutOfBandDone, Output, Send
-from gateway.call.rules.record import OutOfBandResponse
-from gateway.call.timeline import CallTimeline
+from gateway.call.record import CallTimeline, OutOfBandResponse
 from gateway.realtime.commands import ClientCommand, CreateResponse
 from gateway.realtime.events import ResponseCreated, ResponseDone, ServerError, ServerEvent
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gateway.call.outputs import Answer, Output, PlaySound, Progress, Ring
 from gateway.call.plan import AnswerPlan
-from gateway.call.timeline import CallTimeline
+from gateway.call.record import CallTimeline
 
 
 class AnswerPolicy:

@@ -16,8 +16,7 @@ from gateway.audio.g711 import BYTES_PER_MS
 from gateway.call.outputs import Output, Play, Send
 from gateway.call.playout.tracker import Heard, PlayoutTracker
 from gateway.call.playout.truncation import Truncations
-from gateway.call.record import Interruption
-from gateway.call.timeline import CallTimeline
+from gateway.call.record import CallTimeline, Interruption
 from gateway.realtime.commands import ClientCommand, DeleteItem
 from gateway.realtime.events import AudioDelta, AudioDone, ServerError
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, message
 from gateway.call.outputs import Output, Send
-from gateway.call.rules.record import ContextTrim
+from gateway.call.record import ContextTrim
 from gateway.realtime.commands import CreateItem, DeleteItem
 from gateway.realtime.events import ItemAdded, ItemDeleted, ResponseDone
 

@@ -19,8 +19,8 @@ from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.ending import EndReason
 from gateway.call.outputs import CheckContent, Output
-from gateway.call.rules.plan import GuardrailPlan
-from gateway.call.rules.record import Decision
+from gateway.call.plan import GuardrailPlan
+from gateway.call.record import Decision
 from gateway.call.tools.commands import Show, Tell
 from gateway.realtime.commands import CreateResponse
 from gateway.realtime.events import (

@@ -16,9 +16,9 @@ from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.ending import EndReason
 from gateway.call.outputs import Output
 from gateway.call.playout.barge_in import words_of
+from gateway.call.record import MachineDetected
 from gateway.call.rules.beep_detection import BeepWaiter
 from gateway.call.rules.hold_music import MusicOnHoldDetector
-from gateway.call.rules.record import MachineDetected
 from gateway.call.rules.repeats import Repeats, even
 from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechStarted, SpeechStopped
 

@@ -15,8 +15,7 @@ from gateway.call.conversation.transcript import Transcript
 from gateway.call.ending import EndReason
 from gateway.call.outputs import CloseSession, OpenSession, Output, PlaySound, Send
 from gateway.call.plan import FallbackStep
-from gateway.call.record import FailoverRecord
-from gateway.call.timeline import CallTimeline
+from gateway.call.record import CallTimeline, FailoverRecord
 from gateway.realtime.commands import CreateItem, CreateResponse
 from gateway.realtime.events import AudioDelta
 

@@ -2,7 +2,7 @@
 
 The realtime server lists and calls their tools. A call that needs approval comes as an
 ``mcp_approval_request`` item and is answered with an ``mcp_approval_response``. Where the server
-begins no response after a call, one is requested (whether the service needs that is not documented).
+begins no response after a call, one is requested (it is not documented whether that is needed).
 """
 
 from __future__ import annotations

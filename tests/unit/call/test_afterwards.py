@@ -7,8 +7,7 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call.conversation.out_of_band import KEY
 from gateway.call.inputs import Input
-from gateway.call.plan import CallPlan
-from gateway.call.rules.plan import ContentPlan, PostCallPlan
+from gateway.call.plan import CallPlan, ContentPlan, PostCallPlan
 from gateway.realtime.events import ResponseCreated, ResponseDone
 from tests.support.call_scene import (
     BYE,

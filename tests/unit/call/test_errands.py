@@ -10,9 +10,8 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.leg.call_control import KEY_SECONDS
-from gateway.call.leg.handlers import HELD, RESUMED
-from gateway.call.leg.transfer import TAKE_OVER_SECONDS
+from gateway.call.leg.call_control import KEY_SECONDS, TAKE_OVER_SECONDS
+from gateway.call.machine import HELD, RESUMED
 from gateway.call.plan import (
     CallPlan,
     Destination,
@@ -21,7 +20,7 @@ from gateway.call.plan import (
     SendDtmfPlan,
     TransferPlan,
 )
-from gateway.call.states import State
+from gateway.call.session.lifecycle import State
 from gateway.call.tools.commands import OperatorTransfer, TransferTo
 from gateway.realtime.commands import CreateItem
 from tests.support.call_scene import (

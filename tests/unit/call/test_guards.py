@@ -9,8 +9,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs, outputs
-from gateway.call.plan import CallPlan, Destination, TransferPlan
-from gateway.call.rules.plan import ContentPlan, GuardrailPlan
+from gateway.call.plan import CallPlan, ContentPlan, Destination, GuardrailPlan, TransferPlan
 from gateway.realtime.events import AgentTranscriptDelta, InputTranscribed
 from tests.support.call_scene import Scene, audio, audio_done, created, done, said
 

@@ -8,8 +8,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call.conversation.out_of_band import KEY
-from gateway.call.plan import CallPlan
-from gateway.call.rules.plan import ContentPlan, ContextPlan
+from gateway.call.plan import CallPlan, ContentPlan, ContextPlan
 from gateway.realtime.commands import CreateItem, DeleteItem
 from gateway.realtime.events import (
     InputCommitted,

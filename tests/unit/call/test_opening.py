@@ -5,8 +5,7 @@ from __future__ import annotations
 from gateway.call.leg.answering import AnswerPolicy
 from gateway.call.outputs import Answer, LogEvent, Output, PlaySound, Progress, Ring
 from gateway.call.plan import AnswerPlan
-from gateway.call.record import CallRecord
-from gateway.call.timeline import CallTimeline
+from gateway.call.record import CallRecord, CallTimeline
 
 
 def opening(when: str, sound: str = "", whole: float = 0.0) -> AnswerPolicy:

@@ -6,8 +6,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import CallPlan
-from gateway.call.rules.plan import ContentPlan, ResponseFailurePlan
+from gateway.call.plan import CallPlan, ContentPlan, ResponseFailurePlan
 from gateway.realtime.events import ResponseDone
 from tests.support.call_scene import (
     SPEECH,

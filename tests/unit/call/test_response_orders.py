@@ -20,14 +20,17 @@ from gateway.call.conversation.out_of_band import KEY
 from gateway.call.plan import (
     BudgetPlan,
     CallPlan,
+    ContentPlan,
+    ContextPlan,
     Destination,
     FunctionPlan,
+    GuardrailPlan,
     InterruptionPlan,
     MachineDetectionPlan,
+    ResponseFailurePlan,
     TransferPlan,
     UserIdlePlan,
 )
-from gateway.call.rules.plan import ContentPlan, ContextPlan, GuardrailPlan, ResponseFailurePlan
 from gateway.call.tools.commands import Say
 from gateway.realtime.commands import CancelResponse, CreateResponse
 from gateway.realtime.events import (

@@ -9,8 +9,15 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import CallPlan, FallbackStep, FunctionPlan, InterruptionPlan, SilencePlan
-from gateway.call.rules.plan import ContentPlan, ResponseFailurePlan
+from gateway.call.plan import (
+    CallPlan,
+    ContentPlan,
+    FallbackStep,
+    FunctionPlan,
+    InterruptionPlan,
+    ResponseFailurePlan,
+    SilencePlan,
+)
 from gateway.realtime.events import (
     AudioDelta,
     InputCommitted,

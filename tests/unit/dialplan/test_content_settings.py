@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.call.rules.plan import GuardrailPlan
+from gateway.call.plan import GuardrailPlan
 from gateway.config import ConfigError
 from gateway.dialplan import Route, load_dialplan
 from gateway.planning.content_plan import content_plan

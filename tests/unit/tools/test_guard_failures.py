@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.call.rules.plan import GuardrailPlan
+from gateway.call.plan import GuardrailPlan
 from gateway.tasks import TaskSet
 from gateway.tools import content_check as words
 from gateway.tools import executor
