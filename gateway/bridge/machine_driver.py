@@ -10,7 +10,7 @@ from typing import Any
 from gateway.bridge.entries import entry
 from gateway.call import inputs, outputs
 from gateway.call.machine import CallMachine
-from gateway.call.states import State
+from gateway.call.session.lifecycle import State
 from gateway.realtime.events import AudioDelta
 
 

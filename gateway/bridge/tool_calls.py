@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.bridge.entries import CallHost
 from gateway.call import inputs, outputs
-from gateway.call.rules.plan import GuardrailPlan
+from gateway.call.plan import GuardrailPlan
 from gateway.call.tools.commands import CommandsFromTools
 from gateway.tools.runner import Question, ToolCall, ToolRunner
 

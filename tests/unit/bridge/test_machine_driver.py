@@ -8,7 +8,7 @@ from typing import Any, cast
 from gateway.bridge.machine_driver import MachineDriver
 from gateway.call import inputs, outputs
 from gateway.call.machine import CallMachine
-from gateway.call.states import State
+from gateway.call.session.lifecycle import State
 
 ONE, TWO = inputs.DigitPressed("1"), inputs.DigitPressed("2")
 
