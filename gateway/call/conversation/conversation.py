@@ -381,4 +381,7 @@ class Conversation:
         following = self.talk.gate.done(event.response_id, now)
         if event.status == "completed":
             outputs += self._functions.called(event, now)
-        return outputs + send(following)
+        outputs += send(following)
+        if self._functions.in_loop and self.talk.gate.idle:
+            outputs += self._response_fallback.looped(now)
+        return outputs

@@ -2,7 +2,7 @@
 
 A response may end as failed, or as incomplete by the content filter or ``max_output_tokens``
 (``response.done``, ``status_details``), complete without any sound (text only, empty, audio of no
-length), be refused (``error``), or never come at all.
+length, function calls without end), be refused (``error``), or never come at all.
 """
 
 from __future__ import annotations
@@ -110,6 +110,11 @@ class ResponseFallback:
         if verdict.ends_session or (asked.response or {}).get("conversation") == "none":
             return []
         return self._failed(verdict.code, asked, now)
+
+    def looped(self, now: float) -> list[Output]:
+        """The model calls functions again and again: ask once for words, then as after failures."""
+        why = "nothing but tool calls"
+        return self._failed(why, CreateResponse({"tool_choice": "none"}), now)
 
     def silent(self, rule: str, asked: CreateResponse | None, now: float) -> list[Output]:
         """A response was due and nothing was heard for too long: a sound, and another attempt."""

@@ -23,6 +23,10 @@ from gateway.text import json_of
 MAX_RUNNING = 8
 """Functions outside that run at a time for one call; a model that asks for more is in a loop."""
 
+MAX_SILENT_ROUNDS = 10
+"""Responses in a row that call functions and say nothing; each of them is paid for, and the caller
+waits. What a further one calls is not run, and counts as a response that failed."""
+
 MAX_REASON = 300
 """Characters of what was wrong with a call that the log gets; the model gets all."""
 
@@ -75,6 +79,9 @@ class Functions:
         self._collecting = DigitCollection(talk, self._collected)
         self._collecting_for: tuple[str, _Group] | None = None
         self._sounding = ""
+        self._silent_rounds = 0
+        self.in_loop = False
+        """The last response called functions once too often, and no other was asked for."""
         self._own = set(talk.call_actions.names)
         if self._plan.language.updates:
             self._own.add(SET_LANGUAGE)
@@ -90,6 +97,7 @@ class Functions:
         talk = self._talk
         outputs: list[Output] = []
         calls = [item for item in event.output if item.get("type") == "function_call"]
+        self.in_loop = False
         for call in calls:
             outputs.append(talk.timeline.note(now, "tool", "info", name=str(call.get("name"))))
         if talk.playback.was_cut(event.response_id):
@@ -97,6 +105,14 @@ class Functions:
             result = {"status": "not done", "reason": "the caller interrupted"}
             return outputs + [tool_output(_id_of(call), result) for call in calls]
         end_call = next((call for call in calls if call.get("name") == END_CALL), None)
+        if talk.playback.spoke(event.response_id):
+            self._silent_rounds = 0
+        elif calls:
+            self._silent_rounds += 1
+        self.in_loop = bool(calls) and not end_call and self._silent_rounds > MAX_SILENT_ROUNDS
+        if self.in_loop:
+            why = f"{MAX_SILENT_ROUNDS} responses in a row called tools and said nothing"
+            return outputs + [tool_output(_id_of(call), {"error": why}) for call in calls]
         group = _Group()
         for call in calls:
             if call.get("name") == END_CALL:

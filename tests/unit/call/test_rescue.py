@@ -149,3 +149,30 @@ def test_a_refusal_that_costs_no_answer_is_let_be() -> None:
     assert scene.do(error("unknown_event", None), error("invalid_event", None)) == []
     scene.do(created("r1"))
     assert scene.do(error("conversation_already_has_active_response", asked)) == []
+
+
+def test_a_model_that_only_calls_functions() -> None:
+    """After ten responses without a word: words are asked for, then the phrase, then the end."""
+    scene = scene_of()
+    answered = 0
+    while answered == 0 or answered <= len(scene.requests) < 50:
+        scene.at(1.0 + answered, created(f"r{answered}"))
+        scene.do(done(f"r{answered}", calls=[("nope", f"c{answered}", "{}")]))
+        answered += 1
+    asked = [one.response or {} for one in scene.requests[10:]]
+    assert all(one.response is None for one in scene.requests[:10])
+    assert asked[0] == {"tool_choice": "none"}
+    assert ["Again?" in str(one) for one in asked[1:3]] == [True, False]
+    assert "Bye." in last_words(scene)
+    assert len(asked) < 8
+
+
+def test_functions_between_words_are_no_loop() -> None:
+    scene = scene_of()
+    for number in range(30):
+        response, item = f"r{number}", f"i{number}"
+        scene.at(1.0 + number, created(response))
+        if number % 5 == 4:
+            scene.do(audio(response, item, 200), audio_done(response, item))
+        scene.do(done(response, calls=[("nope", f"c{number}", "{}")]))
+    assert all((one.response or {}).get("tool_choice") is None for one in scene.requests)
