@@ -8,16 +8,22 @@ the emulator outlives the calls that the gateway ends.
 from __future__ import annotations
 
 import http.client
+import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
 
-from gateway.config import ConfigError, load_config
+from gateway.config import Config, ConfigError
+from gateway.dialplan import Dialplan
+from gateway.planning.check import load_all
 
 EMULATOR_UP_SECONDS = 20.0
 """For its imports and the voice's data on a slow machine."""
@@ -29,7 +35,7 @@ EMULATOR_DOWN_SECONDS = 5.0
 def main(config: Path) -> None:
     """Run both; the exit status is the gateway's."""
     try:
-        settings = load_config(config)
+        settings, dialplan = load_all(config)
     except ConfigError as error:
         click.echo(str(error), err=True)
         sys.exit(2)
@@ -41,28 +47,36 @@ def main(config: Path) -> None:
             _stop(emulator)
             click.echo(f"the emulator did not come up at {url}", err=True)
             sys.exit(1)
-    address = settings.sip.listen[0]
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    tls = ";transport=tls" if address.transport == "tls" else ""
-    uri = f"sip:100@{host}:{address.port}{tls}"
-    click.echo(f"Call {uri} from a softphone. Ctrl-C ends calls and exits.")
-    if settings.trunk and settings.access.unknown != "allow":
-        names = ", ".join(trunk.name for trunk in settings.trunk)
-        click.echo(f"Only calls of trunks get in ({names}): see docs/trunks.md.")
     try:
-        status = _run_gateway(config)
+        status = _run_gateway(config, settings, dialplan)
     finally:
         if emulator is not None:
             _stop(emulator)
     sys.exit(status)
 
 
-def _start(*arguments: str) -> subprocess.Popen[bytes]:
-    command = [str(Path(sys.executable).with_name("gateway")), *arguments]
-    return subprocess.Popen(command, start_new_session=True)
+def _start(*arguments: str, **environ: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "gateway", *arguments]
+    return subprocess.Popen(command, start_new_session=True, env={**os.environ, **environ})
 
 
-def _run_gateway(config: Path) -> int:
+def _where_to_call(settings: Config, dialplan: Dialplan) -> str:
+    """Say how a first call gets in."""
+    if settings.trunk and settings.access.unknown_sources != "allow":
+        names = ", ".join(trunk.name for trunk in settings.trunk)
+        return f"The gateway listens. Only calls of trunks get in ({names}): see docs/trunks.md."
+    address = settings.sip.listen[0]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
+    host = f"[{host}]" if ":" in host else host
+    tls = ";transport=tls" if address.transport == "tls" else ""
+    patterns = [route.to.pattern for route in dialplan.routes if route.enabled and route.to]
+    numbers = [found[1] for one in patterns if (found := re.fullmatch(r"\^(\w+)\$", one))]
+    uri = f"sip:{numbers[0] if numbers else '100'}@{host}:{address.port}{tls}"
+    more = f" Other numbers: {', '.join(dict.fromkeys(numbers[1:]))}." if numbers[1:] else ""
+    return f"Call {uri} from a softphone.{more} Ctrl-C ends calls and exits."
+
+
+def _run_gateway(config: Path, settings: Config, dialplan: Dialplan) -> int:
     gateway: subprocess.Popen[bytes] | None = None
     asked = 0
 
@@ -76,10 +90,23 @@ def _run_gateway(config: Path) -> int:
 
     signal.signal(signal.SIGINT, forward)
     signal.signal(signal.SIGTERM, forward)
-    gateway = _start("run", "-c", str(config))
-    if asked:
-        gateway.send_signal(signal.SIGTERM)
-    status = gateway.wait()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
+    ):
+        ready.bind(f"{folder}/notify")  # told when calls are taken, as systemd is (sd_notify(3))
+        ready.settimeout(0.2)
+        gateway = _start("run", "-c", str(config), NOTIFY_SOCKET=f"{folder}/notify")
+        if asked:
+            gateway.send_signal(signal.SIGTERM)
+        while gateway.poll() is None:
+            try:
+                if b"READY=1" in ready.recv(4096):
+                    click.echo(_where_to_call(settings, dialplan))
+                    break
+            except TimeoutError:
+                continue
+        status = gateway.wait()
     return 0 if asked and status == -signal.SIGTERM else abs(status)
 
 

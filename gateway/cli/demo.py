@@ -71,7 +71,7 @@ def _needs_packages() -> None:
     for package in ("matplotlib", "soxr", "webrtcvad"):
         if importlib.util.find_spec(package) is None:
             raise click.ClickException(
-                f"the demo needs the package {package}: install the extras emulator and plot"
+                f"the demo needs the package {package}: install the extra devtools"
             )
 
 

@@ -79,7 +79,14 @@ class _Commands(click.Group):
         if cmd_name not in _ENTRIES:
             return None
         entry = _ENTRIES[cmd_name]
-        command = getattr(importlib.import_module(f"gateway.cli.{entry.module}"), entry.attribute)
+        try:
+            module = importlib.import_module(f"gateway.cli.{entry.module}")
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("gateway"):
+                raise
+            needs = f"needs the package {error.name}: install the extra devtools"
+            raise click.ClickException(f"{cmd_name} {needs}") from None
+        command = getattr(module, entry.attribute)
         assert isinstance(command, click.Command)
         return command
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from gateway.cli.options import CONFIG, examples
 
 if TYPE_CHECKING:
-    from gateway.config import Config
+    from gateway.config import Config, LogSettings
     from gateway.dialplan import Dialplan
 
 
@@ -65,7 +65,7 @@ def command(
         sys.exit(2)
     secrets = settings.secrets() + dialplan.secrets()
     try:
-        sink = set_up_logging(log.format, log.level, log.file, secrets, worker, log.redact)
+        sink = set_up_logging(_format(log), log.level, log.file, secrets, worker, log.redact)
     except OSError as error:
         click.echo(f"{config}: {error}", err=True)
         sys.exit(1)
@@ -81,6 +81,13 @@ def command(
         dialplan,
         supervisor_link,
     )
+
+
+def _format(log: LogSettings) -> Literal["json", "console"]:
+    """Return ``log.format``; where that is not set, console on a terminal and JSON elsewhere."""
+    if "format" in log.model_fields_set or log.file is not None or not sys.stderr.isatty():
+        return log.format
+    return "console"
 
 
 def _serve(config: Path, settings: Config, dialplan: Dialplan, supervisor_link: int | None) -> None:

@@ -1,6 +1,6 @@
 """An embedded Realtime server to develop, test and demonstrate against. No model is behind it.
 
-It needs the ``emulator`` extra (voice activity detection, resampling, speech synthesis), so
+It needs the ``devtools`` extra (voice activity detection, resampling, speech synthesis), so
 nothing of it is imported before it is used.
 """
 

@@ -1,0 +1,204 @@
+"""``gateway init``: write a configuration and a dialplan to start from."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import socket
+import sys
+from pathlib import Path
+
+import click
+
+from gateway.cli.options import examples
+
+_SERVERS = {
+    "emulator": "ws://127.0.0.1:8765/v1/realtime",
+    "openai": "wss://api.openai.com/v1/realtime",
+}
+_KINDS = ("softphone", "pbx", "trunk")
+
+_CONFIG = """\
+# Written by `gateway init`; docs/configuration.md has every key. Paths are relative to this file.
+# Any string may hold ${{env:NAME}}, ${{env:NAME:-default}} or ${{file:PATH}}.
+
+[sip]
+listen = [{listen}]
+rtp_ports = [20000, 29999]             # UDP, two ports per call: open them in the firewall
+public_address = ""                    # the address that others see, when behind NAT
+max_calls = 100                        # more are answered with 503
+
+[realtime]
+url = {url}
+{key}model = {model}
+
+[dialplan]
+folder = "dialplans"                   # every *.toml in it, in the order of the file names
+
+[control]
+socket = "gateway.sock"                # for gateway status, calls, transcript, say and others
+
+[records]
+folder = "records"                     # a JSON file for each call: gateway timeline
+{trunk}"""
+
+_PBX = """
+# The PBX: calls from this address get in, all others are rejected. On an Asterisk see
+# deploy/asterisk/README.md.
+[[trunk]]
+name = "pbx"
+peers = [{peer}]
+"""
+
+_TRUNK = """
+# The carrier: the gateway registers there, and calls that come from it get in.
+[[trunk]]
+name = "carrier"
+registrar = {registrar}
+username = {username}
+password = "${{env:{password}}}"
+"""
+
+_ROUTE = """\
+# Which calls the agent answers, and how. docs/dialplans.md has every key; the first route that
+# matches wins. Try it without a call: gateway route-test --to {number}
+
+[[route]]
+name = "agent"
+to = {pattern}
+
+# The session object of the realtime API, passed on as it is. The gateway adds type, model and the
+# audio formats (the codec of the call).
+[route.session]
+instructions = \"\"\"
+You are the receptionist of a small company. You are on the telephone: answer in one or two short
+sentences, in the caller's language. When the caller is done, say goodbye and end the call.
+\"\"\"
+audio.output.voice = "marin"
+
+# What the model says as soon as the call is answered.
+[route.greeting]
+say = "Good morning. How can I help?"
+"""
+
+
+@click.command(
+    "init",
+    epilog=examples(
+        "gateway init",
+        "gateway init --kind pbx --host 192.0.2.10 --number 100 --server openai",
+        "gateway init --kind trunk --host sip.example.net --username 4930123 --number +4930123",
+    ),
+)
+@click.option("--kind", type=click.Choice(_KINDS), help="Where calls come from.")
+@click.option("--host", help="Address of the PBX, or host of the carrier's registrar.")
+@click.option("--username", help="User name at the carrier.")
+@click.option(
+    "--password-env", metavar="NAME", default="SIP_PASSWORD", show_default=True,
+    help="Environment variable with the password at the carrier.",
+)  # fmt: skip
+@click.option("--number", "numbers", multiple=True, help="Number that the agent answers.")
+@click.option("--server", metavar="URL", help="emulator, openai, or the URL of a realtime server.")
+@click.option("--model", default="gpt-realtime-2.1", show_default=True)
+@click.option(
+    "--key-env", metavar="NAME", default="OPENAI_API_KEY", show_default=True,
+    help="Environment variable with the API key of the server.",
+)  # fmt: skip
+@click.option(
+    "--folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
+    help="Where gateway.toml is written. Default: here.",
+)  # fmt: skip
+def command(
+    kind: str | None,
+    host: str | None,
+    username: str | None,
+    password_env: str,
+    numbers: tuple[str, ...],
+    server: str | None,
+    model: str,
+    key_env: str,
+    folder: Path,
+) -> None:
+    """Write gateway.toml and dialplans/10-agent.toml, and check them.
+
+    On a terminal, asks for what the options leave open. Existing files are never overwritten.
+    Exit 0, or 2 when the check finds something to do.
+    """
+    config, route = folder / "gateway.toml", folder / "dialplans" / "10-agent.toml"
+    for file in (config, route):
+        if file.exists():
+            raise click.ClickException(f"{file} exists; nothing was written")
+    kind = kind or _ask("Calls from a softphone, a pbx, or a trunk?", "softphone", _KINDS)
+    listen, trunk = "udp:127.0.0.1:5060", ""
+    if kind == "pbx":
+        address = _address(host or _ask("Address of the PBX?"))
+        trunk = _PBX.format(peer=json.dumps(address))
+        if not ipaddress.ip_address(address).is_loopback:
+            listen = "udp:[::]:5060" if ":" in address else "udp:0.0.0.0:5060"
+        elif not numbers:
+            click.echo("The PBX is on this machine: port 5060 may be taken, see sip.listen.")
+    elif kind == "trunk":
+        listen = "udp:0.0.0.0:5060"
+        registrar = host or _ask("Host of the carrier's registrar?")
+        username = username or _ask("User name there?")
+        trunk = _TRUNK.format(
+            registrar=json.dumps(registrar), username=json.dumps(username), password=password_env
+        )
+    numbers = numbers or (_ask("Number that the agent answers?", "100"),)
+    server = server or _ask("Server: emulator, openai, or a URL?", "emulator")
+    url = _SERVERS.get(server, server)
+    local = (url.split("://")[-1]).startswith(("127.", "localhost", "[::1]"))
+    key = "" if local else f'api_key = "${{env:{key_env}}}"\n'
+    text = _CONFIG.format(
+        listen=json.dumps(listen),
+        url=json.dumps(url),
+        key=key,
+        model=json.dumps(model),
+        trunk=trunk,
+    )
+    pattern = "|".join(map(re.escape, numbers))
+    pattern = f"^({pattern})$" if len(numbers) > 1 else f"^{pattern}$"
+    dialplan = _ROUTE.format(number=numbers[0], pattern=json.dumps(pattern))
+    try:
+        route.parent.mkdir(parents=True, exist_ok=True)
+        _write(config, text)
+        _write(route, dialplan)
+    except OSError as error:
+        raise click.ClickException(f"{error.filename}: {error.strerror}") from None
+    click.echo(f"Written: {config}, {route}")
+    _check(config)
+
+
+def _ask(question: str, default: str | None = None, choices: tuple[str, ...] = ()) -> str:
+    if not sys.stdin.isatty():
+        if default is None:
+            raise click.UsageError(f"{question} Give the option; there is no terminal to ask on")
+        return default
+    kind = click.Choice(choices) if choices else None
+    return str(click.prompt(question, default=default, type=kind))
+
+
+def _address(host: str) -> str:
+    """Return the IP address of ``host``: trunks by address are known by that only."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)[0][4][0])
+    except OSError as error:
+        raise click.ClickException(f"{host} cannot be resolved: {error.strerror}") from None
+
+
+def _write(file: Path, text: str) -> None:
+    with file.open("x", encoding="utf-8") as opened:
+        opened.write(text)
+
+
+def _check(config: Path) -> None:
+    from gateway.planning.check import check
+
+    status, lines = check(config)
+    for line in lines:
+        click.echo(line, err=status != 0)
+    if status:
+        click.echo(f"Then: gateway check -c {config}", err=True)
+        sys.exit(status)
+    click.echo(f"Next: gateway doctor -c {config}, then gateway run -c {config}")

@@ -1,0 +1,59 @@
+"""``gateway init`` writes files that the check finds good, and overwrites none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gateway.cli.main import main
+from gateway.planning.check import load_all
+
+
+def run(folder: Path, *options: str) -> Result:
+    return CliRunner().invoke(main, ["init", "--folder", str(folder), *options])
+
+
+def test_a_softphone_and_the_emulator(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assert result.exit_code == 0, result.output
+    config, dialplan = load_all(tmp_path / "gateway.toml", {})
+    assert config.sip.listen[0].host == "127.0.0.1"
+    assert dialplan.routes[0].to is not None
+    assert dialplan.routes[0].to.pattern == "^100$"
+    assert "note:" not in result.output
+
+
+def test_a_pbx_and_the_live_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "k")
+    options = "--kind pbx --host 192.0.2.10 --number 100 --number +4930 --server openai"
+    result = run(tmp_path, *options.split(), "--key-env", "MY_KEY")
+    assert result.exit_code == 0, result.output
+    assert "note:" not in result.output
+    config, dialplan = load_all(tmp_path / "gateway.toml")
+    assert [str(peer) for peer in config.trunk[0].peers] == ["192.0.2.10"]
+    assert config.sip.listen[0].host == "0.0.0.0"
+    assert dialplan.routes[0].to is not None
+    assert dialplan.routes[0].to.fullmatch("+4930")
+
+
+def test_a_trunk_whose_password_is_not_set(tmp_path: Path) -> None:
+    options = "--kind trunk --host sip.example.net --username me --password-env NO_SUCH_PASSWORD"
+    result = run(tmp_path, *options.split())
+    assert result.exit_code == 2
+    assert "NO_SUCH_PASSWORD" in result.output
+    assert (tmp_path / "gateway.toml").exists()
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "gateway.toml").write_text("mine")
+    assert run(tmp_path).exit_code == 1
+    assert (tmp_path / "gateway.toml").read_text() == "mine"
+    assert not (tmp_path / "dialplans").exists()
+
+
+def test_without_a_terminal_a_host_has_to_be_given(tmp_path: Path) -> None:
+    result = run(tmp_path, "--kind", "pbx")
+    assert result.exit_code == 2
+    assert "Address of the PBX?" in result.output

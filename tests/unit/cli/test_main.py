@@ -1,0 +1,76 @@
+"""Every command of ``gateway``: its help, old names, and what is imported for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from gateway.cli.main import main
+
+COMMANDS = main.list_commands(click.Context(main))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example(name: str) -> None:
+    result = CliRunner().invoke(main, [name, "--help"])
+    assert result.exit_code == 0
+    assert f"  gateway {name}" in result.output
+
+
+def test_help_is_grouped() -> None:
+    result = CliRunner().invoke(main, ["--help"])
+    for title in ("Serve:", "Configure:", "Live calls:", "Develop:"):
+        assert title in result.output
+    for name in COMMANDS:
+        assert f"\n  {name} " in result.output
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("call", "test-call"),
+        ("tell", "send-message"),
+        ("show", "send-image"),
+        ("respond", "create-response"),
+        ("ask", "query"),
+    ],
+)
+def test_an_old_name_is_answered_with_the_new(old: str, new: str) -> None:
+    result = CliRunner().invoke(main, [old, "x"])
+    assert result.exit_code == 2
+    assert f"'gateway {old}' is now 'gateway {new}'" in result.output
+
+
+def imported(code: str) -> set[str]:
+    """Modules that are loaded after ``code`` ran in a fresh interpreter."""
+    command = f"{code}\nimport sys\nprint('modules:', *sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.rpartition("modules:")[2].split())
+
+
+HELP = """
+from click.testing import CliRunner
+from gateway.cli.main import main
+assert CliRunner().invoke(main, [{name!r}, "--help"]).exit_code == 0
+"""
+
+
+@pytest.mark.parametrize("code", ["import gateway.app.service", HELP.format(name="run")])
+def test_the_service_needs_no_development_tools(code: str) -> None:
+    """They are an extra of the package: emulator, pictures, speech."""
+    names = imported(code)
+    assert not [name for name in names if name.startswith("gateway.devtools")]
+    assert not names & {"matplotlib", "espeakng_loader", "webrtcvad"}
+
+
+@pytest.mark.parametrize("name", ["status", "calls", "say", "hangup", "transcript"])
+def test_live_commands_import_little(name: str) -> None:
+    """They answer at once: neither configuration models nor pjsua2 are loaded."""
+    names = imported(HELP.format(name=name))
+    assert not names & {"pydantic", "pjsua2", "structlog", "rich", "numpy", "websockets"}
