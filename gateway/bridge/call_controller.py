@@ -30,7 +30,7 @@ from gateway.call.tools.commands import CallCommand
 from gateway.records.events import EventLog
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio
-from gateway.tools.runner import ToolRunner
+from gateway.tools.functions import ToolRunner
 
 TEARDOWN_SECONDS = LEG_END_SECONDS + 5.0
 """After a defect: time that the machine has to end the call, before it is ended without it."""

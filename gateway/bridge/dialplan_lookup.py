@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from gateway.call.plan import CallPlan
-from gateway.config.http import shown
+from gateway.config.values import shown
 from gateway.dialplan import Match
 from gateway.realtime.errors import Kind, Verdict
 from gateway.realtime.setup import SetupFailed, Step

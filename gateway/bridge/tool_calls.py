@@ -9,7 +9,7 @@ from gateway.bridge.entries import CallHost
 from gateway.call import inputs, outputs
 from gateway.call.plan import GuardrailPlan
 from gateway.call.tools.commands import CommandsFromTools
-from gateway.tools.runner import Question, ToolCall, ToolRunner
+from gateway.tools.functions import Question, ToolCall, ToolRunner
 
 
 class ToolCalls:

@@ -115,7 +115,7 @@ class FunctionPlan:
 
 @dataclass(frozen=True, slots=True)
 class ApprovalRule:
-    """See :class:`gateway.dialplan.functions.Approval`."""
+    """See :class:`gateway.dialplan.tools.Approval`."""
 
     tool: str
     """A name, with * and ? as in file names."""
@@ -239,7 +239,7 @@ class MachineDetectionPlan:
 @dataclass(frozen=True, slots=True)
 class FallbackStep:
     """One thing to do about a session that is lost or not to be had: see
-    :class:`gateway.dialplan.fallback.FallbackStep`."""
+    :class:`gateway.dialplan.sections.FallbackStep`."""
 
     action: str
     """reconnect, server, announcement, transfer, busy, redirect or hangup."""

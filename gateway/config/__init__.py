@@ -4,10 +4,9 @@
 there, ``validate`` words what is wrong. The dialplans are read with the same parts.
 """
 
-from gateway.config.access import AccessSettings, ControlSettings
+from gateway.config.limits import AccessSettings, ControlSettings, OutboundSettings
 from gateway.config.load import load_config
 from gateway.config.models import Config, LimitSettings, LogSettings, MediaSettings, WorkerSettings
-from gateway.config.outbound import OutboundSettings
 from gateway.config.problems import ConfigError, Problem
 from gateway.config.realtime import RealtimeSettings
 from gateway.config.sip import ListenAddress, PortRange, SipSettings, TlsSettings

@@ -11,9 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.config.access import AccessSettings, ControlSettings
-from gateway.config.budget import CostSettings
-from gateway.config.outbound import OutboundSettings
+from gateway.config.limits import AccessSettings, ControlSettings, CostSettings, OutboundSettings
 from gateway.config.problems import MisplacedError
 from gateway.config.realtime import EndpointSettings, RealtimeSettings
 from gateway.config.sip import ListenAddress, SipSettings

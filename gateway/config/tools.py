@@ -12,10 +12,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, model_validator
 
-from gateway.config.http import HttpHeaders, HttpUrl, shown
 from gateway.config.problems import MisplacedError
 from gateway.config.validate import Section
-from gateway.config.values import Count, FilePath, Seconds, SecondsOrOff, Text
+from gateway.config.values import (
+    Count,
+    FilePath,
+    HttpHeaders,
+    HttpUrl,
+    Seconds,
+    SecondsOrOff,
+    Text,
+    shown,
+)
 
 
 def _server_name(value: str) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
-from gateway.config.access import CountOrOff, Rate
+from gateway.config.limits import CountOrOff, Rate
 from gateway.config.patterns import pattern_of
 from gateway.config.problems import MisplacedError
 from gateway.config.sip import TRANSPORTS, Transport

@@ -4,17 +4,16 @@
 INVITE; :func:`call_settings` joins it with the configuration.
 """
 
+from gateway.dialplan.call_settings import CallSettings, call_settings
 from gateway.dialplan.load import Dialplan, Origin, dialplan_files, load_dialplan
 from gateway.dialplan.match import Explanation, InviteFacts, Match, Refusal
-from gateway.dialplan.models import Dtmf as Dtmf
-from gateway.dialplan.models import EndCall, Greeting, Route, RouteLimits, RouteRealtime
-from gateway.dialplan.settings import CallSettings, call_settings
+from gateway.dialplan.models import Dtmf, EndCall, Greeting, Route, RouteLimits, RouteRealtime
 from gateway.dialplan.tools import Hold, SendDtmf, Transfer, TransferCall
 
 __all__ = [
     "CallSettings",
     "Dialplan",
-    "Digits",
+    "Dtmf",
     "EndCall",
     "Explanation",
     "Greeting",

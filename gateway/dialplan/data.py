@@ -15,11 +15,10 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, Field, PlainSerializer, Strict
 
-from gateway.config.http import HttpHeaders, HttpUrl
 from gateway.config.problems import KeyPath, MisplacedError
 from gateway.config.source import plain
 from gateway.config.validate import Section
-from gateway.config.values import Count, Flag, Seconds, Typed
+from gateway.config.values import Count, Flag, HttpHeaders, HttpUrl, Seconds, Typed
 from gateway.dialplan.variables import clean, render
 
 DATA = "data."

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from gateway.config.problems import ConfigError, Problem
 from gateway.config.source import TomlSource, plain, read_toml
 from gateway.config.validate import problems_of, suggestion
-from gateway.dialplan.functions import ARGUMENT, WebTool, secrets_of
 from gateway.dialplan.match import Explanation, InviteFacts, Match, Refusal, judge
 from gateway.dialplan.models import SET_BY_GATEWAY, Route
 from gateway.dialplan.session import judge_session
+from gateway.dialplan.tools import ARGUMENT, WebTool, secrets_of
 from gateway.dialplan.variables import BUILT_IN, names_in
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from types import MappingProxyType
 from zoneinfo import ZoneInfo
 
-from gateway.dialplan.hours import DAYS
+from gateway.dialplan.conditions import DAYS
 from gateway.dialplan.models import Route
 from gateway.dialplan.variables import values_of
 from gateway.text import searched

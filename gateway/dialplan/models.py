@@ -32,32 +32,42 @@ from gateway.config.realtime import (
 from gateway.config.source import plain
 from gateway.config.validate import Section, suggestion
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
-from gateway.dialplan.answer import Answer
-from gateway.dialplan.budget import RouteBudget, RouteRecords
 from gateway.dialplan.conditions import (
+    Hours,
     Network,
     header_conditions,
     hours_of,
     networks_of,
     timezone_of,
 )
-from gateway.dialplan.content import ContextTrimming, Guardrail, PostCall, ResponseFailure
 from gateway.dialplan.data import DATA, RouteData
-from gateway.dialplan.fallback import DEFAULT, Fallback, in_order
-from gateway.dialplan.functions import (
+from gateway.dialplan.sections import (
+    DEFAULT,
+    Answer,
+    ContextTrimming,
+    Fallback,
+    Guardrail,
+    PostCall,
+    ResponseFailure,
+    RouteBudget,
+    RouteRecords,
+    in_order,
+)
+from gateway.dialplan.session import nulled
+from gateway.dialplan.tools import (
     ARGUMENT,
     Approval,
     CollectDigits,
+    Hold,
     ScheduleCallback,
+    SendDtmf,
     SetLanguage,
+    Transfer,
+    TransferCall,
     WebTool,
     secrets_of,
 )
-from gateway.dialplan.hours import Hours
-from gateway.dialplan.machine_detection import MachineDetection
-from gateway.dialplan.session import nulled
-from gateway.dialplan.tools import Hold, SendDtmf, Transfer, TransferCall
-from gateway.dialplan.turn_taking import Interruptions, Silence, UserIdle
+from gateway.dialplan.turn_taking import Interruptions, MachineDetection, Silence, UserIdle
 from gateway.dialplan.variables import (
     BUILT_IN,
     CLOCK,

@@ -1,30 +1,52 @@
-"""What a route lets the model do besides talking: transfer, hold, press keys."""
+"""Tools that a route gives the model, and who approves their use."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
+    SecretStr,
+    Strict,
     ValidationInfo,
     model_validator,
 )
 
 from gateway.audio.sounds import BUILT_IN, SoundError, check_wav
 from gateway.call.tools.definitions import (
+    COLLECT_DESCRIPTION,
+    END_CALL,
     HOLD_DESCRIPTION,
+    LANGUAGE_DESCRIPTION,
+    OWN,
+    SCHEDULE_DESCRIPTION,
     SEND_DTMF_DESCRIPTION,
     TRANSFER_DESCRIPTION,
 )
 from gateway.config.patterns import Regex
-from gateway.config.problems import MisplacedError
+from gateway.config.problems import KeyPath, MisplacedError
+from gateway.config.source import plain
 from gateway.config.validate import Section
-from gateway.config.values import Flag, Seconds, Text
+from gateway.config.values import (
+    Count,
+    Flag,
+    HttpHeaders,
+    HttpUrl,
+    Seconds,
+    SecondsOrOff,
+    Text,
+    Typed,
+)
+from gateway.dialplan.variables import names_in
+from gateway.tools.schema import NAME, check_schema
 
 _URI = re.compile(r"(?:sips?|tel):[!-;=?-~]+")
 
@@ -112,3 +134,166 @@ class Hold(Section):
     sound: Sound = "chime"
     max_duration: Annotated[Seconds, Field(le=600)] = 60.0
     description: Text = HOLD_DESCRIPTION
+
+
+ARGUMENT = "arg."
+"""What variables begin with that are the model's arguments."""
+
+
+def _function_name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise ValueError("must be 1 to 64 letters, digits, dashes and underlines")
+    if value in OWN:
+        raise ValueError("is the name of a tool of the gateway's own")
+    return value
+
+
+class WebTool(Section):
+    """One ``[[tool]]`` or ``[[route.tool]]``: a function of the model that is an HTTP request."""
+
+    name: Annotated[str, AfterValidator(_function_name)]
+    description: Text
+    url: HttpUrl
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "POST"
+    headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
+    fields: Annotated[Mapping[str, Any], PlainSerializer(lambda value: dict(value))] = Field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    parameters: Mapping[str, Any] | None = None
+    timeout: Seconds | None = None
+    retries: Annotated[int, Strict(), Field(ge=0, le=5), Typed] = 2
+    idempotent: Flag = False
+    max_result_chars: Annotated[Count, Field(le=200_000)] | None = None
+    filler_delay: SecondsOrOff = 0.0
+    filler_text: str = ""
+    filler_sound: Sound | None = None
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.parameters is not None and self.fields:
+            raise MisplacedError(("parameters",), "write either fields or parameters")
+        key = "fields" if self.parameters is None else "parameters"
+        try:
+            check_schema(self.json_schema())
+        except ValueError as error:
+            raise MisplacedError((key,), str(error)) from None
+        known = self.json_schema().get("properties", {})
+        for name in names_in(self.url):
+            if name.startswith(ARGUMENT) and name.removeprefix(ARGUMENT) not in known:
+                raise MisplacedError(("url",), f"there is no parameter for {{{name}}}")
+        if (self.filler_text or self.filler_sound) and not self.filler_delay:
+            raise MisplacedError(
+                ("filler_delay",), "filler_text and filler_sound need a time, like 2.0"
+            )
+        return self
+
+    def json_schema(self) -> dict[str, Any]:
+        """JSON Schema of its arguments."""
+        if self.parameters is not None:
+            whole: dict[str, Any] = plain(self.parameters)
+            return whole
+        properties: dict[str, Any] = {}
+        required: list[str] = []
+        for name, given in plain(self.fields).items():
+            one = {"type": given} if isinstance(given, str) else dict(given)
+            if not one.pop("optional", False):
+                required.append(name)
+            properties[name] = one
+        return {
+            "type": "object",
+            "properties": properties,
+            "required": required,
+            "additionalProperties": False,
+        }
+
+    def templates(self) -> Iterator[tuple[KeyPath, str]]:
+        """Texts with variables."""
+        yield ("url",), self.url
+
+
+def _conditions(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(value))
+
+
+class Approval(Section):
+    """One ``[[route.approval]]``: who decides about a tool's use; the first that fits does."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    tool: Text
+    when: Annotated[
+        Mapping[str, Regex],
+        AfterValidator(_conditions),
+        PlainSerializer(lambda value: dict(value)),
+    ] = Field(default_factory=lambda: MappingProxyType({}))
+    policy: Literal["allow", "deny", "ask_caller", "ask_http"]
+    timeout: Seconds = 20.0
+    prompt: Text = "Please confirm: {tool}. Press 1 for yes, or 2 for no."
+    url: HttpUrl | None = None
+    headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.tool == END_CALL:
+            raise MisplacedError(("tool",), "needs no approval: see end_call.enabled")
+        if (self.policy == "ask_http") != (self.url is not None):
+            raise MisplacedError(
+                ("url",),
+                'is needed for policy = "ask_http"'
+                if self.policy == "ask_http"
+                else 'is for policy = "ask_http" only',
+            )
+        return self
+
+
+def _languages(value: Mapping[str, str]) -> Mapping[str, str]:
+    for code in value:
+        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
+            raise MisplacedError((code,), 'is no code of a language, like "de" (ISO 639-1)')
+    return MappingProxyType(dict(value))
+
+
+class SetLanguage(Section):
+    """``[route.set_language]``: the tool with which the model changes the language."""
+
+    languages: Annotated[
+        Mapping[str, Text], AfterValidator(_languages), PlainSerializer(lambda value: dict(value))
+    ] = Field(default_factory=lambda: MappingProxyType({}))
+    instruction: Text = "From now on, speak {language}, and nothing else."
+    description: Text = LANGUAGE_DESCRIPTION
+
+    @model_validator(mode="after")
+    def _template(self) -> Self:
+        if names_in(self.instruction) != ["language"]:
+            raise MisplacedError(("instruction",), "must contain {language}, and no other variable")
+        return self
+
+
+class CollectDigits(Section):
+    """``[route.collect_digits]``: the tool with which the model asks for keys."""
+
+    enabled: Flag = False
+    timeout: Seconds = 15.0
+    max_digits: Annotated[Count, Field(le=128)] = 32
+    private: Flag = False
+    description: Text = COLLECT_DESCRIPTION
+
+
+class ScheduleCallback(Section):
+    """``[route.schedule_callback]``: the tool with which the model promises to call back."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    enabled: Flag = False
+    allowed_numbers: Regex | None = None
+    max_days: Annotated[Count, Field(le=366)] = 14
+    route: Text | None = None
+    trunk: Text | None = None
+    description: Text = SCHEDULE_DESCRIPTION
+
+
+def secrets_of(headers: Mapping[str, SecretStr]) -> Iterator[str]:
+    """The values of header fields."""
+    for value in headers.values():
+        if value.get_secret_value():
+            yield value.get_secret_value()

@@ -1,9 +1,12 @@
-"""``[route.interruptions]``, ``[route.idle]``, ``[route.silence]``: turns of caller and model."""
+"""Interruptions, idle callers, silence of the model, and detection of machines."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from gateway.call.playout.barge_in import words_of
 from gateway.config.patterns import Regex
@@ -94,3 +97,55 @@ class Silence(Section):
     seconds: SecondsOrOff = 6.0
     filler_sound: Sound | None = None
     filler_delay: Seconds = 2.0
+
+
+Action = Literal["off", "log", "leave_message", "hangup", "transfer"]
+
+VOICEMAIL = (
+    r"(?i)leave (me |us )?(a|your) (message|name)",
+    r"(?i)after the (tone|beep|signal)",
+    r"(?i)nach dem (signal)?ton",
+    r"(?i)après le (bip|signal)",
+    r"(?i)después de la señal",
+)
+
+
+class MachineDetection(Section):
+    """``[route.machine_detection]``: hold music, voicemail and bots; off by default."""
+
+    music: Action = "off"
+    music_threshold: Annotated[Seconds, Field(ge=1)] = 20.0
+    music_message: Text = "Goodbye."
+    voicemail: Action = "off"
+    greeting_threshold: Seconds = 8.0
+    voicemail_patterns: tuple[Regex, ...] = tuple(re.compile(one) for one in VOICEMAIL)
+    beep_timeout: Annotated[SecondsOrOff, Field(le=60)] = 5.0
+    voicemail_message: Text = "We tried to reach you, and will call again. Goodbye."
+    bot: Action = "off"
+    bot_equal_turns: Annotated[Count, Field(ge=4, le=64)] = 12
+    bot_repeats: Annotated[Count, Field(ge=2, le=64)] = 3
+    bot_message: Text = "Goodbye."
+    transfer_to: Text | None = None
+
+    @property
+    def actions(self) -> Mapping[str, str]:
+        """What is done about each kind."""
+        return {"music": self.music, "voicemail": self.voicemail, "bot": self.bot}
+
+    def agree_with(self, session: Mapping[str, Any]) -> None:
+        """Raises MisplacedError where this could not work."""
+        wanted = [kind for kind, action in self.actions.items() if action == "transfer"]
+        if wanted and self.transfer_to is None:
+            raise MisplacedError(
+                ("machine_detection", wanted[0]), "needs transfer_to in [route.machine_detection]"
+            )
+        path = ("session", "audio", "input", "turn_detection")
+        found: Any = session
+        for part in path[1:]:
+            if not isinstance(found, Mapping) or part not in found:
+                return
+            found = found[part]
+        if found is None and set(self.actions.values()) != {"off"}:
+            raise MisplacedError(
+                path, "is off, so there are no turns; [route.machine_detection] needs them"
+            )

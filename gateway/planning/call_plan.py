@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gateway.audio.g711 import FRAME_MS, Codec
-from gateway.billing.route_budget import budget_plan
+from gateway.billing.budget import budget_plan
 from gateway.bridge.dialplan_lookup import DataLookup, with_data
 from gateway.bridge.sessions import SessionPlan
 from gateway.call.plan import CallPlan, DtmfPlan, OutboundPlan, SendDtmfPlan
@@ -26,11 +26,11 @@ from gateway.dialplan import (
     call_settings,
 )
 from gateway.dialplan.variables import render, values_of
-from gateway.planning.content_plan import content_plan
 from gateway.planning.route_tools import approval_rules
 from gateway.planning.tools import (
     answer_plan,
     collect_plan,
+    content_plan,
     function_plans,
     hold_plan,
     idle_plan,

@@ -19,10 +19,10 @@ from gateway.dialplan.load import Origin
 from gateway.dialplan.session import only_beta
 from gateway.planning.certificates import certificate_problem
 from gateway.planning.notes import notes
+from gateway.planning.route_notes import summary as tool_summary
 from gateway.planning.route_tools import offers_of
 from gateway.planning.route_tools import problems as tool_problems
 from gateway.planning.tools import has_prompt, own_tools, transfer_plan
-from gateway.planning.tools_lint import summary as tool_summary
 from gateway.tools.module import ToolModuleError
 
 

@@ -8,17 +8,17 @@ from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from gateway.addresses import is_inside, is_loopback
+from gateway.billing.budget import transcriber_of
 from gateway.billing.prices import load_prices
-from gateway.billing.route_budget import transcriber_of
 from gateway.config.models import Config
 from gateway.config.realtime import on_loopback
 from gateway.config.validate import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.planning.certificates import certificate_notes
+from gateway.planning.route_notes import advice as tool_advice
 from gateway.planning.route_notes import route_notes
 from gateway.planning.route_tools import offers_of
 from gateway.planning.tools import has_prompt, own_tools, transfer_plan
-from gateway.planning.tools_lint import advice as tool_advice
 from gateway.realtime.endpoint import Endpoint
 from gateway.tools.executor import RouteTools
 

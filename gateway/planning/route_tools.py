@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from gateway.call.plan import ApprovalRule
 from gateway.call.tools.definitions import OWN
-from gateway.config.http import shown
 from gateway.config.problems import Problem
 from gateway.config.tools import McpServerSettings, ToolSettings
 from gateway.config.validate import suggestion
-from gateway.dialplan.functions import ARGUMENT, WebTool
+from gateway.config.values import shown
+from gateway.dialplan.tools import ARGUMENT, WebTool
 from gateway.dialplan.variables import names_in, render
 from gateway.tools.api import Waiting
-from gateway.tools.approval import Operator
 from gateway.tools.executor import RouteTools, ToolExecutor, ToolLimits
+from gateway.tools.functions import text_of
 from gateway.tools.mcp import McpSettings
 from gateway.tools.module import PythonTool, ToolModuleError, python_tools
-from gateway.tools.results import text_of
+from gateway.tools.questions import Operator
 from gateway.tools.webhook import Webhook
 
 if TYPE_CHECKING:

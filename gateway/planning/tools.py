@@ -1,4 +1,4 @@
-"""What a route lets the model do, as the plans of a call and the tools of its session. Pure."""
+"""From a route to the plans of a call, and to the tools of its session. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from gateway.audio.sounds import wav_seconds
 from gateway.call.plan import (
     AnswerPlan,
     CollectPlan,
+    ContentPlan,
+    ContextPlan,
     Destination,
     FallbackStep,
     FunctionPlan,
+    GuardrailPlan,
     HoldPlan,
     InterruptionPlan,
     LanguagePlan,
     MachineDetectionPlan,
+    PostCallPlan,
+    ResponseFailurePlan,
     SchedulePlan,
     SendDtmfPlan,
     SilencePlan,
@@ -27,7 +32,7 @@ from gateway.call.plan import (
 from gateway.call.tools import definitions
 from gateway.config import TrunkSettings
 from gateway.dialplan import Route, Transfer
-from gateway.dialplan.fallback import Fallback
+from gateway.dialplan.sections import Fallback
 from gateway.dialplan.variables import render
 from gateway.planning.destinations import dial_uri
 from gateway.realtime.session_object import complete_detection
@@ -268,3 +273,40 @@ def _wrong_arguments(schema: Mapping[str, Any], arguments: str) -> str:
     except ToolError as error:
         return str(error)
     return ""
+
+
+def content_plan(route: Route) -> ContentPlan:
+    """What must not be said, answers that fail, long conversations, questions at the end."""
+    failure, context, post_call = route.response_failure, route.context, route.post_call
+    return ContentPlan(
+        guardrails=tuple(
+            GuardrailPlan(
+                speaker=one.speaker,
+                pattern=one.regex(),
+                url=one.url or "",
+                headers={name: value.get_secret_value() for name, value in one.headers.items()},
+                timeout=one.timeout,
+                on_timeout=one.on_timeout,
+                action=one.action,
+                replacement=one.replacement,
+                transfer_to=one.transfer_to or "",
+                name=one.name,
+            )
+            for one in route.guardrail
+        ),
+        response_failure=ResponseFailurePlan(
+            message=failure.message,
+            retries=failure.retries,
+            content_filter_message=failure.content_filter_message,
+            continue_incomplete=failure.continue_incomplete,
+            sound=failure.sound,
+            sound_duration=failure.sound_duration,
+            max_failures=failure.max_failures,
+            goodbye=failure.goodbye,
+            transfer_to=failure.transfer_to or "",
+        ),
+        context=ContextPlan(
+            context.max_turns, context.strategy, context.instructions, context.timeout
+        ),
+        post_call=PostCallPlan(post_call.prompts, post_call.timeout),
+    )

@@ -10,15 +10,19 @@ from typing import Any
 import structlog
 
 from gateway.tasks import TaskSet
-from gateway.tools import approval, python, webhook
-from gateway.tools import content_check as words
+from gateway.tools import python, questions, webhook
 from gateway.tools.api import ToolError
-from gateway.tools.functions import Function
+from gateway.tools.functions import (
+    ContentService,
+    Function,
+    Question,
+    ToolCall,
+    bounded,
+    error_text,
+)
 from gateway.tools.http import HttpClient
 from gateway.tools.mcp import McpServer, McpSettings
 from gateway.tools.module import PythonTool
-from gateway.tools.results import bounded, error_text
-from gateway.tools.runner import ContentService, Question, ToolCall
 from gateway.tools.schema import parsed
 
 log = structlog.get_logger("tools")
@@ -37,7 +41,7 @@ class RouteTools:
     """Names of the servers that the gateway calls."""
     passed_on: tuple[Mapping[str, Any], ...] = ()
     """Servers that the realtime server calls, as the session object has them (GA ``tools``)."""
-    operators: Mapping[int, approval.Operator] = field(default_factory=dict)
+    operators: Mapping[int, questions.Operator] = field(default_factory=dict)
     """Of the rules that ask over HTTP, by their place among the route's."""
 
 
@@ -57,7 +61,7 @@ _NOTHING = RouteTools()
 
 
 class ToolExecutor:
-    """The process's :class:`gateway.tools.runner.ToolRunner`. Lives on the event loop.
+    """The process's :class:`gateway.tools.functions.ToolRunner`. Lives on the event loop.
 
     Args:
         offers: what each route offers, by its name.
@@ -116,7 +120,7 @@ class ToolExecutor:
     # ---- ToolRunner
 
     def run(self, call: ToolCall, done: Callable[[str], None]) -> None:
-        """As :meth:`gateway.tools.runner.ToolRunner.run`."""
+        """As :meth:`gateway.tools.functions.ToolRunner.run`."""
         if len(self._tasks) >= MAX_RUNNING:
             log.error("tool.too_many", tool=call.name, call=call.call, limit=MAX_RUNNING)
             done(error_text("the gateway is busy; try again later"))
@@ -142,9 +146,9 @@ class ToolExecutor:
     async def _check(
         self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
-        answer: words.Verdict = (None, "nobody could be asked")
+        answer: questions.Verdict = (None, "nobody could be asked")
         try:
-            answer = await words.ask(self.http, rule, call)
+            answer = await questions.ask_content(self.http, rule, call)
         except Exception:
             log.exception("guardrail.failed", rule=rule.name, call=call.call)
             answer = (False, "the gateway could not ask")  # on_timeout is about others' failures
@@ -182,7 +186,7 @@ class ToolExecutor:
         if operator is not None:
             try:
                 async with asyncio.timeout(operator.timeout):
-                    answer = await approval.ask(self.http, operator, call)
+                    answer = await questions.ask_approval(self.http, operator, call)
             except TimeoutError:
                 answer = (False, "nobody answered in time")
             except Exception:

@@ -20,12 +20,11 @@ from random import uniform
 from typing import Any
 
 import structlog
+from pydantic_core import to_json
 
 from gateway.tasks import background
 from gateway.tools.api import ToolError, Waiting
-from gateway.tools.functions import Function
-from gateway.tools.mcp_text import text_of
-from gateway.tools.runner import ToolCall
+from gateway.tools.functions import Function, ToolCall
 from gateway.tools.schema import NAME, check_schema
 
 log = structlog.get_logger("mcp")
@@ -267,3 +266,29 @@ def _kind(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup) and error.exceptions:
         error = error.exceptions[0]
     return type(error).__name__
+
+
+def text_of(result: Any) -> str:
+    """Texts of a ``CallToolResult``; of an image or a sound, that there is one.
+
+    Raises ToolError where the result says that the tool failed.
+    """
+    parts = [_part(part) for part in result.content]
+    text = "\n".join(part for part in parts if part)
+    if result.is_error:
+        raise ToolError(text or "the tool failed, and does not say why")
+    if result.structured_content is not None and not text:
+        return to_json(result.structured_content).decode()
+    return text or "done"
+
+
+def _part(part: Any) -> str:
+    kind = part.type
+    if kind == "text":
+        return str(part.text)
+    if kind == "resource":
+        text = getattr(part.resource, "text", None)
+        return str(text) if text is not None else f"[a file: {part.resource.uri}]"
+    if kind == "resource_link":
+        return f"[a link: {part.uri}]"
+    return f"[{'an image' if kind == 'image' else 'a sound'}, which cannot be told in words]"

@@ -12,10 +12,8 @@ from typing import Any
 import structlog
 
 from gateway.tools.api import Call, ToolError
-from gateway.tools.functions import Function
+from gateway.tools.functions import Function, ToolCall, text_of
 from gateway.tools.module import PythonTool
-from gateway.tools.results import text_of
-from gateway.tools.runner import ToolCall
 
 log = structlog.get_logger("tools")
 

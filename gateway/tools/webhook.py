@@ -10,16 +10,15 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway.tools.api import Waiting
-from gateway.tools.functions import Function
+from gateway.tools.functions import Function, ToolCall
 from gateway.tools.http import HttpClient, Request, compact
-from gateway.tools.runner import ToolCall
 
 WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """One ``[[tool]]``: see :class:`gateway.dialplan.functions.WebTool`."""
+    """One ``[[tool]]``: see :class:`gateway.dialplan.tools.WebTool`."""
 
     name: str
     description: str

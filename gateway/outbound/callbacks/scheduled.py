@@ -15,7 +15,7 @@ MAX_REASON = 500
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a route allows: see :class:`gateway.dialplan.functions.ScheduleCallback`."""
+    """What a route allows: see :class:`gateway.dialplan.tools.ScheduleCallback`."""
 
     route: str
     """Of the call to be placed."""

@@ -15,14 +15,14 @@ import structlog
 
 from gateway.bridge.legs import DialRefusedError
 from gateway.call.record import CallRecord
-from gateway.config.http import shown
 from gateway.config.tools import CallbackSettings
+from gateway.config.values import shown
 from gateway.outbound.callbacks.scheduled import Rules, ScheduledCallback, promised
 from gateway.outbound.callbacks.store import Store
 from gateway.tasks import TaskSet
 from gateway.tools.api import ToolError
+from gateway.tools.functions import ToolCall
 from gateway.tools.http import HttpClient, Request
-from gateway.tools.runner import ToolCall
 
 log = structlog.get_logger("callbacks")
 

@@ -13,10 +13,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.billing.account import Account, Accounts
-from gateway.billing.budget import Budgets, Level, Reached, Scope, Watch, money
+from gateway.billing.budget import (
+    Budgets,
+    Level,
+    Reached,
+    Scope,
+    Watch,
+    budget_plan,
+    budgets_of,
+    money,
+)
 from gateway.billing.ledger import DaySums, Ledger
 from gateway.billing.prices import OWN_FILE, PriceBook, load_prices
-from gateway.billing.route_budget import budget_plan, budgets_of
 from gateway.billing.usage import Tokens, Usage, transcription_usage_of, usage_of
 from gateway.config import ConfigError
 from gateway.planning.check import check, load_all

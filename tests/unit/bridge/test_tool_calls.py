@@ -7,7 +7,7 @@ from typing import Any, cast
 from gateway.bridge.tool_calls import ToolCalls
 from gateway.call import inputs, outputs
 from gateway.call.plan import GuardrailPlan
-from gateway.tools.runner import ToolRunner
+from gateway.tools.functions import ToolRunner
 from tests.support.call_fakes import Fed
 
 

@@ -13,7 +13,7 @@ from gateway.call.inputs import BeepHeard, HoldChanged, SoundHeard
 from gateway.call.plan import CallPlan, MachineDetectionPlan
 from gateway.config import ConfigError
 from gateway.dialplan import load_dialplan
-from gateway.dialplan.machine_detection import VOICEMAIL
+from gateway.dialplan.turn_taking import VOICEMAIL
 from gateway.planning.tools import machine_plan
 from gateway.realtime.events import (
     InputTranscribed,

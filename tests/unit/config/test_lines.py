@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config.lines import key_lines
 from gateway.config.problems import KeyPath
+from gateway.config.source import key_lines
 
 EVERY_SHAPE = """\
 top = 1

@@ -11,11 +11,11 @@ import pytest
 from gateway.call.plan import GuardrailPlan
 from gateway.config import ConfigError
 from gateway.dialplan import Route, load_dialplan
-from gateway.planning.content_plan import content_plan
-from gateway.tools import content_check as words
+from gateway.planning.tools import content_plan
+from gateway.tools import questions as words
+from gateway.tools.functions import ToolCall
 from gateway.tools.http import HttpClient
 from gateway.tools.images import MAX_BYTES, ImageError, checked, data_uri
-from gateway.tools.runner import ToolCall
 from tests.support.http_service import Answer, http_service
 
 
@@ -115,7 +115,7 @@ def test_somebody_is_asked_over_http(answer: Answer, verdict: words.Verdict) -> 
         rule = GuardrailPlan(url=url, headers={"X-Key": "k"}, timeout=0.4, name="g")
         call = ToolCall("key", "agent", "One sentence.", call="c1", route="r")
         try:
-            return await words.ask(client, rule, call)
+            return await words.ask_content(client, rule, call)
         finally:
             await client.close()
 

@@ -21,8 +21,8 @@ from gateway.outbound.callbacks.scheduled import Rules, promised
 from gateway.outbound.callbacks.scheduler import CallbackScheduler
 from gateway.planning.check import check
 from gateway.tools.api import ToolError
+from gateway.tools.functions import ToolCall
 from gateway.tools.http import HttpClient
-from gateway.tools.runner import ToolCall
 from tests.support.http_service import Answer, http_service
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from gateway.bridge.legs import DialRefusedError
-from gateway.config.outbound import OutboundSettings
+from gateway.config.limits import OutboundSettings
 from gateway.outbound.limits import OutboundLimiter
 from gateway.sip.types import LegEnd
 

@@ -14,7 +14,7 @@ from gateway.cli import main as cli
 from gateway.planning.check import check, load_all
 from gateway.planning.route_tools import tool_executor
 from gateway.planning.tools import function_plans
-from gateway.tools.runner import ToolCall
+from gateway.tools.functions import ToolCall
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8")

@@ -10,17 +10,17 @@ from structlog.testing import capture_logs
 
 from gateway.call.plan import GuardrailPlan
 from gateway.tasks import TaskSet
-from gateway.tools import content_check as words
 from gateway.tools import executor
+from gateway.tools import questions as words
 from gateway.tools.executor import ToolExecutor
-from gateway.tools.runner import ToolCall
+from gateway.tools.functions import ToolCall
 
 
 def test_what_raises_denies(monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*_: object) -> Any:
         raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
 
-    monkeypatch.setattr(words, "ask", broken)
+    monkeypatch.setattr(words, "ask_content", broken)
     made, said = ToolExecutor.__new__(ToolExecutor), list[tuple[bool | None, str]]()
     made.http = None  # type: ignore[assignment]
     call = ToolCall("", "agent", "words", call="c1")

@@ -19,7 +19,7 @@ from gateway.planning.route_tools import tool_executor
 from gateway.planning.tools import function_plans
 from gateway.tools import mcp
 from gateway.tools.executor import ToolExecutor
-from gateway.tools.runner import ToolCall
+from gateway.tools.functions import ToolCall
 from tests import support
 
 DOUBLE = Path(support.__file__).with_name("mcp_double.py")

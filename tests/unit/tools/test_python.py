@@ -25,7 +25,7 @@ from gateway.planning.check import check, load_all
 from gateway.planning.route_tools import tool_executor
 from gateway.planning.tools import function_plans
 from gateway.tools import module as tool_module
-from gateway.tools.runner import ToolCall
+from gateway.tools.functions import ToolCall
 
 CONFIG = """
 [realtime]

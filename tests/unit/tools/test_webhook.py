@@ -17,8 +17,8 @@ from gateway.dialplan import load_dialplan
 from gateway.planning.check import check, load_all
 from gateway.planning.route_tools import tool_executor
 from gateway.tools.executor import ToolExecutor
+from gateway.tools.functions import Question, ToolCall
 from gateway.tools.http import MAX_BODY
-from gateway.tools.runner import Question, ToolCall
 from tests.support.http_service import Answer, HttpService, http_service
 
 CONFIG = """

@@ -1,4 +1,5 @@
-"""Settings of guardrails, response failures, context and post-call prompts."""
+"""Tables of a route: answer, fallback, guardrails, response failures, context, post-call prompts,
+budget and records."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-from gateway.config.http import HttpHeaders, HttpUrl
+from gateway.audio.sounds import BUILT_IN
+from gateway.config.limits import Money, Part
 from gateway.config.patterns import Regex
 from gateway.config.problems import MisplacedError
 from gateway.config.validate import Section
-from gateway.config.values import Count, Flag, Seconds, Text
+from gateway.config.values import Count, Flag, HttpHeaders, HttpUrl, Seconds, Text
 from gateway.dialplan.tools import Sound
 
 MAX_PROMPTS = 4
@@ -109,3 +111,92 @@ class PostCall(Section):
         Mapping[str, Text], AfterValidator(_prompts), PlainSerializer(lambda value: dict(value))
     ] = Field(default_factory=lambda: MappingProxyType({}))
     timeout: Seconds = 8.0
+
+
+class Answer(Section):
+    """``[route.answer]``: when a call is answered, and what its caller hears before the model."""
+
+    mode: Literal["when_ready", "early_media", "immediate"] = "when_ready"
+    sound: Sound = "ringback"
+    play_to_end: Flag = False
+
+    @model_validator(mode="after")
+    def _of_a_file(self) -> Self:
+        if self.play_to_end and (self.mode == "when_ready" or self.sound in BUILT_IN):
+            raise MisplacedError(
+                ("play_to_end",),
+                'needs mode = "early_media" or "immediate", and a .wav file as sound',
+            )
+        return self
+
+
+_NEEDS = {"server": "server", "transfer": "to", "redirect": "to", "announcement": "sound"}
+_TAKES = {
+    "reconnect": ("timeout", "sound"),
+    "server": ("timeout", "sound", "server"),
+    "announcement": ("timeout", "sound"),
+    "transfer": ("to",),
+    "redirect": ("to",),
+    "busy": (),
+    "hangup": (),
+}
+_ENDS = ("redirect", "busy", "hangup")
+
+
+class Fallback(Section):
+    """One ``[[route.fallback]]``; they are taken in the order in which they stand."""
+
+    action: Literal["reconnect", "server", "announcement", "transfer", "redirect", "busy", "hangup"]
+    timeout: Seconds | None = None
+    sound: Sound | None = None
+    server: Text | None = None
+    to: Text | None = None
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        needed = _NEEDS.get(self.action)
+        if needed is not None and getattr(self, needed) is None:
+            raise MisplacedError((needed,), f'is needed with action = "{self.action}"')
+        for key in ("timeout", "sound", "server", "to"):
+            if getattr(self, key) is not None and key not in _TAKES[self.action]:
+                raise MisplacedError((key,), f'means nothing with action = "{self.action}"')
+        if self.action == "announcement" and self.sound in BUILT_IN:
+            raise MisplacedError(("sound",), "must be the path of a .wav file")
+        if self.action == "redirect" and not (self.to or "").startswith(("sip:", "sips:", "tel:")):
+            raise MisplacedError(("to",), 'must be a URI like "sip:1002@pbx.example"')
+        return self
+
+
+DEFAULT = (Fallback(action="reconnect"),)
+"""A call that is up gets another session, if one is to be had."""
+
+
+def in_order(steps: tuple[Fallback, ...]) -> None:
+    """Check that a step which ends the call is the last. Raises MisplacedError, as seen from the
+    route."""
+    for number, before in enumerate(steps[:-1], 1):
+        if before.action in _ENDS:
+            raise MisplacedError(
+                ("fallback", number, "action"),
+                f'is never reached: the "{before.action}" before it ends the call',
+            )
+
+
+class RouteBudget(Section):
+    """In place of ``[cost.budget]``, for this route; ``per_day`` is for all calls of this route."""
+
+    per_call: Money | None = None
+    per_caller: Money | None = None
+    per_day: Money | None = None
+    warning_threshold: Part | None = None
+    warning_message: Text | None = None
+    warning_response: Flag | None = None
+    goodbye: Text | None = None
+    transfer_to: Text | None = None
+
+
+class RouteRecords(Section):
+    """In place of ``[records]``, for this route."""
+
+    events: Flag | None = None
+    redact: tuple[Literal["numbers", "dtmf"], ...] | None = None

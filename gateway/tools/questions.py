@@ -1,22 +1,19 @@
-"""Questions to the operator's application: may the model use this tool, with these arguments?
-
-``POST`` of a JSON object with ``call``, ``route``, ``caller``, ``called``, ``tool`` and
-``arguments``. It is answered, within the rule's time, with ``{"approve": true}`` or ``false`` and,
-for the model, a ``reason``; anything else is a no.
-"""
+"""Questions to the operator's application over HTTP: may a tool run, may words be said?"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.text import json_of
 from gateway.tools.api import ToolError
+from gateway.tools.functions import ContentService, ToolCall
 from gateway.tools.http import HttpClient, Request
-from gateway.tools.runner import ToolCall
 
 MAX_REASON = 500
+"""Characters of a reason that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +25,7 @@ class Operator:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-async def ask(client: HttpClient, operator: Operator, call: ToolCall) -> tuple[bool, str]:
+async def ask_approval(client: HttpClient, operator: Operator, call: ToolCall) -> tuple[bool, str]:
     """Whether it is approved, and why not. To be called under a deadline."""
     body = {
         "call": call.call,
@@ -57,3 +54,33 @@ def _arguments(text: str) -> Any:
         return json_of(text or "{}")
     except ValueError:
         return text
+
+
+Verdict = tuple[bool | None, str]
+"""None: no answer, or none that is understood."""
+
+
+async def ask_content(client: HttpClient, rule: ContentService, call: ToolCall) -> Verdict:
+    """Whether ``call.arguments`` may be said by ``call.name``, within the rule's time."""
+    body = {
+        "call": call.call,
+        "route": call.route,
+        "caller": call.caller,
+        "called": call.called,
+        "who": call.name,
+        "text": call.arguments,
+    }
+    try:
+        async with asyncio.timeout(rule.timeout):
+            text = await client.send(Request("POST", rule.url, rule.headers, body=body, again=True))
+        answer = json_of(text)
+    except TimeoutError:
+        return None, "too late"
+    except ToolError:
+        return None, "nobody could be asked"
+    except ValueError:
+        return None, "the answer was not understood"
+    allow = answer.get("allow") if isinstance(answer, dict) else None
+    if not isinstance(allow, bool):
+        return None, "the answer was not understood"
+    return allow, str(answer.get("reason") or "")[:MAX_REASON]
