@@ -255,7 +255,7 @@ class FallbackStep:
 
 @dataclass(frozen=True, slots=True)
 class GuardrailPlan:
-    """Words that are not to be said: see :class:`gateway.dialplan.content.Guard`."""
+    """Words that are not to be said: see :class:`gateway.dialplan.sections.Guardrail`."""
 
     speaker: str = "agent"
     """agent, caller or both."""
@@ -276,7 +276,7 @@ class GuardrailPlan:
 
 @dataclass(frozen=True, slots=True)
 class ResponseFailurePlan:
-    """Answers that fail: see :class:`gateway.dialplan.content.ResponseFallback`."""
+    """Answers that fail: see :class:`gateway.dialplan.sections.ResponseFailure`."""
 
     message: str = "Sorry, something went wrong. Could you say that again?"
     retries: int = 1
