@@ -29,7 +29,7 @@ def first_column(header: str) -> list[str]:
 
 
 def test_every_event_of_the_log_table_is_logged() -> None:
-    for event in first_column("event | means"):
+    for event in first_column("event | level | means"):
         # The machine names its events without the "call." that the bridge puts before them.
         spellings = (f'"{event}"', f'"{event.removeprefix("call.")}"')
         assert any(spelling in SOURCE for spelling in spellings), event
@@ -40,10 +40,42 @@ NOTED = re.compile(r'note\(\s*now,\s*"([a-z_]+)",\s*"(?:warning|error)"')
 
 
 def test_every_line_that_may_wake_somebody_is_in_the_table() -> None:
-    told = set(first_column("event | means"))
+    told = set(first_column("event | level | means"))
     logged = set(LEVELLED.findall(SOURCE)) | {f"call.{name}" for name in NOTED.findall(SOURCE)}
     assert len(logged) > 25
     assert logged - told == set()
+
+
+DIRECT = re.compile(r'log\.(debug|info|warning|error|exception)\(\s*"([a-z_]+\.[a-z_]+)"')
+NOTE = re.compile(r'\bnote\(\s*[\w.()]+,\s*"([a-z_]+)"(?:,\s*"(debug|info|warning|error)")?')
+
+
+def levels_of_source() -> dict[str, set[str]]:
+    """The levels at which each event is logged where its name stands in the source."""
+    levels: dict[str, set[str]] = {}
+    for level, event in DIRECT.findall(SOURCE):
+        levels.setdefault(event, set()).add(level.replace("exception", "error"))
+    for name, level in NOTE.findall(SOURCE):
+        levels.setdefault(f"call.{name}", set()).add(level or "debug")
+    return levels
+
+
+def test_every_level_of_the_log_table_is_that_of_its_event() -> None:
+    found = levels_of_source()
+    table = PAGE.partition("| event | level | means |")[2].partition("\n\n")[0]
+    for row in table.splitlines()[2:]:
+        _, events, told, *_ = row.split("|")
+        names, levels = re.findall(r"`([^`]+)`", events), told.strip().split(", ")
+        assert len(levels) in (1, len(names)), row
+        for name, level in zip(
+            names, levels * (len(names) if len(levels) == 1 else 1), strict=True
+        ):
+            if len(found.get(name, ())) == 1 and name not in CHOSEN:
+                assert found[name] == {level}, name
+
+
+CHOSEN = {"call.held", "call.approved", "call.error"}
+"""Events whose name or level is chosen when they are logged."""
 
 
 def test_every_why_of_the_page_is_one() -> None:
