@@ -63,6 +63,7 @@ lint: $(DEV) ## ruff, mypy, which package may import which, words
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python $(SETUP)/check_words.py
 
 format: $(DEV) ## let ruff format the sources
 	@$(BIN)/ruff check --fix .

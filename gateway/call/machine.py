@@ -26,7 +26,7 @@ from gateway.call.leg.call_control import Happening
 from gateway.call.plan import CallPlan, FallbackStep
 from gateway.call.playout.playback import Playout
 from gateway.call.record import CallRecord
-from gateway.call.rules.post_call import PostCallAnalysis, afterwards_of
+from gateway.call.rules.post_call import PostCallAnalysis, post_call_of
 from gateway.call.session.failover import refusal_of
 from gateway.call.session.lifecycle import CallContext, SessionEvents
 from gateway.call.session.lifecycle import State as State
@@ -145,7 +145,7 @@ class CallMachine:
         self._ending: Ending | None = None
         self._hold = (False, False)
         self._end_at: float | None = None
-        self._afterwards: PostCallAnalysis | None = None
+        self._post_call: PostCallAnalysis | None = None
         self._ended_ms: float | None = None
         session = self._session = SessionEvents(call, self._end)
         leg = LegEvents(call, session)
@@ -216,8 +216,8 @@ class CallMachine:
         """Something happened at ``now``; returns what to do, in order."""
         if self._call.state is State.FINISHED:
             return []
-        if self._afterwards is not None and type(input) is not inputs.InternalError:
-            return self._wait_afterwards(self._afterwards, input, now)
+        if self._post_call is not None and type(input) is not inputs.InternalError:
+            return self._wait_post_call(self._post_call, input, now)
         if type(input) is inputs.ServerEventReceived:
             event = self._call.conversation.complete(input.event)
             input = input if event is input.event else replace(input, event=event)
@@ -267,7 +267,7 @@ class CallMachine:
         if self._call.state is State.FINISHED:
             return None
         if self._call.state is State.ENDING:
-            return self._end_at if self._afterwards is None else self._afterwards.deadline
+            return self._end_at if self._post_call is None else self._post_call.deadline
         call = self._call
         heard_out = call.opening.deadline if call.opening.waiting else None
         due = (
@@ -424,19 +424,19 @@ class CallMachine:
         # Of a call of ours that was not dialled yet, there is no leg to end.
         leg_over = leg_over or (outbound and self._call.state is State.CONNECTING)
         if self._call.session_up and self._call.state is State.TALKING:
-            self._afterwards = afterwards_of(self._call.conversation.talk, why, now)
+            self._post_call = post_call_of(self._call.conversation.talk, why, now)
         self._call.state = State.ENDING
         self._call.session_up = False
         self._end_at = now + LEG_END_SECONDS
         self._call.conversation.on_end(now)
         todo = self._call.conversation.call_actions.abandon(now)
-        if self._afterwards is not None:
-            self._ended_ms, self._afterwards.leg_over = self._afterwards.ended_ms, leg_over
-            todo += self._afterwards.ask(now)
+        if self._post_call is not None:
+            self._ended_ms, self._post_call.leg_over = self._post_call.ended_ms, leg_over
+            todo += self._post_call.ask(now)
         else:
             todo.append(outputs.CloseSession(1000, why.value))
         if leg_over:
-            return todo if self._afterwards is not None else todo + self._finish(now)
+            return todo if self._post_call is not None else todo + self._finish(now)
         headers = {"Reason": reason_header(why)}
         if answered or outbound:
             return [*todo, outputs.HangUp(headers)]
@@ -448,19 +448,19 @@ class CallMachine:
             headers["Retry-After"] = str(max(self._call.plan.retry_after, ceil(told)))
         return [*todo, outputs.Reject(code, headers)]
 
-    def _wait_afterwards(
+    def _wait_post_call(
         self, after: PostCallAnalysis, input: inputs.Input, now: float
     ) -> list[outputs.Output]:
         """The call is over for the caller, and the model is asked about it."""
         todo = after.on(input, now)
         if not after.over(now):
             return todo
-        self._afterwards = None
+        self._post_call = None
         todo.append(outputs.CloseSession(1000, after.why.value))
         return todo + self._finish(now) if after.leg_over else todo
 
     def _on_fault(self, input: inputs.InternalError, now: float) -> list[outputs.Output]:
-        self._afterwards = None
+        self._post_call = None
         if self._call.state is not State.ENDING:
             return self._end(EndReason.INTERNAL_ERROR, now, input.detail)
         # Ending it may be what failed, and a leg or a session left up costs somebody money.

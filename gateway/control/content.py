@@ -20,7 +20,7 @@ from gateway.tools.images import ImageError, checked
 MAX_TEXT = 16_000
 """Characters put into a conversation at once; some 4,000 tokens."""
 
-ASIDE_SECONDS = 20.0
+RESPONSE_SECONDS = 20.0
 """More than the call's own deadline for these."""
 
 
@@ -121,10 +121,10 @@ class ContentCommands:
 async def _answered(call: TalkingCall, answer: asyncio.Future[Any], key: str) -> Mapping[str, Any]:
     call_id = call.record.call_id
     try:
-        async with asyncio.timeout(ASIDE_SECONDS):
+        async with asyncio.timeout(RESPONSE_SECONDS):
             done = await answer
     except TimeoutError:
-        raise RefusedError(f"call {call_id}: no answer within {ASIDE_SECONDS:g} s") from None
+        raise RefusedError(f"call {call_id}: no answer within {RESPONSE_SECONDS:g} s") from None
     if done.status != "completed":
         why = f": {done.text}" if done.text else ""
         raise RefusedError(f"call {call_id}: the response ended as {done.status}{why}")

@@ -287,7 +287,7 @@ def _tracing(value: Any) -> Any:
 def _modalities(value: Any) -> Any:
     if value == ["text"]:
         # The words would be in no transcript either: they come without an item of audio, and what
-        # is not heard is not said. Asides answer in text by themselves.
+        # is not heard is not said. Out-of-band responses are text by themselves.
         raise ValueError('must be ["audio"]: a caller on a telephone hears nothing of a text')
     if value != ["audio"]:
         raise ValueError('must be ["audio"] (its transcript comes with it)')

@@ -116,15 +116,15 @@ def metadata_of(route: Route, values: Mapping[str, str]) -> dict[str, str]:
 
 
 def trouble_plan(route: Route, endpoints: Sequence[str]) -> tuple[FallbackStep, ...]:
-    """The ladder; ``endpoints`` are the names of the servers to turn to, in their order.
+    """The fallback steps; ``endpoints`` are the names of the servers to turn to, in their order.
 
     Raises ValueError where a route names one that there is not.
     """
     return tuple(
         FallbackStep(
             action=one.action,
-            timeout=one.timeout or _rung_seconds(one),
-            sound=_rung_sound(one),
+            timeout=one.timeout or _step_seconds(one),
+            sound=_step_sound(one),
             server=0 if one.server is None else endpoints.index(one.server) + 1,
             transfer_to=one.to or "",
         )
@@ -132,13 +132,13 @@ def trouble_plan(route: Route, endpoints: Sequence[str]) -> tuple[FallbackStep, 
     )
 
 
-def _rung_seconds(step: Fallback) -> float:
+def _step_seconds(step: Fallback) -> float:
     return (
         wav_seconds(Path(step.sound or "")) if step.action == "announcement" else RECONNECT_SECONDS
     )
 
 
-def _rung_sound(step: Fallback) -> str:
+def _step_sound(step: Fallback) -> str:
     tries = step.action in ("reconnect", "server")
     return "chime" if tries and step.sound is None else step.sound or ""
 

@@ -97,11 +97,11 @@ def run(folder: Path, calls: int, rate: float, beside: int, say: Say) -> tuple[R
         idle = series.look(0, beside)
         started = time.monotonic()
         callers = sipp.Callers(
-            "parting",
+            "hangup",
             folder,
             gateway.address,
             "short",
-            sipp.parting(sipp.sound(folder), WAITS_MS),
+            sipp.hangup(sipp.sound(folder), WAITS_MS),
             calls=calls // 2,
             rate=rate / 2,
             limit=at_once,

@@ -103,7 +103,7 @@ def brief(milliseconds: int) -> str:
     return _scenario("brief", _INVITE, f'<pause milliseconds="{milliseconds}"/>\n', _BYE)
 
 
-def parting(sound: Path, waits_ms: Sequence[int]) -> str:
+def hangup(sound: Path, waits_ms: Sequence[int]) -> str:
     """Calls that hang up after one of ``waits_ms``, drawn by lot, unless the other side does first.
 
     BYEs that cross each other end well, as RFC 3261 section 15 has it.
@@ -124,7 +124,7 @@ def parting(sound: Path, waits_ms: Sequence[int]) -> str:
     )
     bye = _BYE.rsplit("<recv", 1)[0]
     return _scenario(
-        "parting",
+        "hangup",
         _INVITE,
         _speak(sound),
         lots,

@@ -6,7 +6,7 @@ import json
 
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.ending import EndReason
-from gateway.call.leg.call_control import OPERATOR_ERRAND
+from gateway.call.leg.call_control import OPERATOR_ACTION
 from gateway.call.outputs import Output, Send
 from gateway.call.tools.arguments import ToolCallError
 from gateway.call.tools.commands import (
@@ -26,7 +26,7 @@ from gateway.realtime.commands import CreateItem, CreateResponse
 
 def carry_out(act: CallCommand, talk: ConversationControl, now: float) -> list[Output]:
     """Do it, unless the call is being left already."""
-    if talk.parting is not None and not isinstance(act, RequestOutOfBand):
+    if talk.termination is not None and not isinstance(act, RequestOutOfBand):
         return []
     note = talk.timeline.note(now, "command", "info", act=type(act).__name__)
     match act:
@@ -50,7 +50,7 @@ def carry_out(act: CallCommand, talk: ConversationControl, now: float) -> list[O
         case OperatorTransfer(destination):
             wanted = json.dumps({"destination": destination})
             try:
-                talk.call_actions.ask(TRANSFER_CALL, OPERATOR_ERRAND, wanted, now)
+                talk.call_actions.ask(TRANSFER_CALL, OPERATOR_ACTION, wanted, now)
             except ToolCallError as error:
                 refused = talk.timeline.note(now, "command_rejected", "warning", reason=str(error))
                 return [note, refused]

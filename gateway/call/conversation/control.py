@@ -15,7 +15,7 @@ from gateway.call.conversation.out_of_band import OutOfBandResponses
 from gateway.call.conversation.responses import ResponseGate
 from gateway.call.ending import EndReason
 from gateway.call.inputs import Input
-from gateway.call.leg.call_control import OWN_ERRAND, CallActions
+from gateway.call.leg.call_control import OWN_ACTION, CallActions
 from gateway.call.leg.graceful_hangup import HangupAfterPlayout
 from gateway.call.outputs import Output, Send
 from gateway.call.plan import CallPlan
@@ -96,7 +96,7 @@ class ConversationControl:
         """Function calls whose results stand in no record."""
         self.collecting: DtmfConsumer | None = None
         self.approvals: DtmfConsumer | None = None
-        self.parting: Termination | None = None
+        self.termination: Termination | None = None
         """Why nothing more is asked of the model, once that is so."""
         self._handed_on = False
 
@@ -104,7 +104,7 @@ class ConversationControl:
 
     def ask(self, create: CreateResponse, now: float) -> list[Output]:
         """Ask for a response, once none is running."""
-        if self.parting is not None:
+        if self.termination is not None:
             return []
         return send(self.gate.request(create, now))
 
@@ -165,37 +165,37 @@ class ConversationControl:
 
     # ---- the end of it
 
-    def part(self, parting: Termination) -> None:
+    def part(self, termination: Termination) -> None:
         """Nothing more is asked of the model; the caller is handed on, or told goodbye. The first
         reason stands."""
-        if self.parting is None:
-            self.parting = parting
+        if self.termination is None:
+            self.termination = termination
             self.gate.forget_waiting()
 
     def leave(self, now: float) -> list[Output]:
-        """Carry a parting out, once nothing else is under way."""
-        parting = self.parting
+        """Carry a termination out, once nothing else is under way."""
+        termination = self.termination
         if (
-            parting is None
+            termination is None
             or self.call_actions.busy
             or self.hangup_after_playout.deadline is not None
         ):
             return []
-        if parting.transfer_to and not self._handed_on:
+        if termination.transfer_to and not self._handed_on:
             self._handed_on = True
-            wanted = json.dumps({"destination": parting.transfer_to})
+            wanted = json.dumps({"destination": termination.transfer_to})
             try:
-                self.call_actions.ask(TRANSFER_CALL, OWN_ERRAND, wanted, now)
+                self.call_actions.ask(TRANSFER_CALL, OWN_ACTION, wanted, now)
             except ToolCallError as error:
                 note = self.timeline.note(now, "tool_refused", "error", reason=str(error))
                 return [note, *self.leave(now)]
             return []
-        self.hangup_after_playout.last(parting.why, now)
-        if not parting.words:
+        self.hangup_after_playout.last(termination.why, now)
+        if not termination.words:
             return []
         # Nobody is to be answered any more, nor to be cut short.
         deaf = UpdateSession({"audio": {"input": {"turn_detection": None}}})
-        words = CreateResponse({"instructions": f"Say exactly: {parting.words}", "tools": []})
+        words = CreateResponse({"instructions": f"Say exactly: {termination.words}", "tools": []})
         return [Send(deaf), *send(self.gate.request(words, now))]
 
 

@@ -260,12 +260,12 @@ class Conversation:
 
     def settle(self, now: float, *, confirmed: bool) -> list[Output]:
         """What follows from what happened, once all of that is known."""
-        outputs = self._begin_errand(now, confirmed)
+        outputs = self._begin_action(now, confirmed)
         outputs += self._functions.action_done(now)
-        if self.talk.parting is not None:
+        if self.talk.termination is not None:
             # What is under way, or a goodbye that is being said, ends the call by itself.
             outputs += self.talk.leave(now)
-            outputs += self._begin_errand(now, confirmed)
+            outputs += self._begin_action(now, confirmed)
         return outputs + self.silence.settle(now, confirmed=confirmed)
 
     def on_silence(self, rule: str, now: float) -> list[Output]:
@@ -327,8 +327,8 @@ class Conversation:
             return EndReason.SESSION_ERROR, ""
         queued_ms, responding = self.talk.playback.queued_ms, not self.talk.gate.idle
         why = self.talk.hangup_after_playout.over(now, queued_ms=queued_ms, responding=responding)
-        parting = self.talk.parting
-        return why, parting.detail if parting is not None and parting.why is why else ""
+        termination = self.talk.termination
+        return why, termination.detail if termination is not None and termination.why is why else ""
 
     @property
     def deadline(self) -> float | None:
@@ -361,7 +361,7 @@ class Conversation:
         """Audio that came after its response was cut, ms."""
         return self.talk.playback.late_audio_ms
 
-    def _begin_errand(self, now: float, confirmed: bool) -> list[Output]:
+    def _begin_action(self, now: float, confirmed: bool) -> list[Output]:
         return self.call_actions.settle(now, queued=self.talk.speaking, confirmed=confirmed)
 
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:

@@ -16,13 +16,13 @@ from gateway.call.record import CallTimeline, OutOfBandResponse
 from gateway.realtime.commands import ClientCommand, CreateResponse
 from gateway.realtime.events import ResponseCreated, ResponseDone, ServerError, ServerEvent
 
-KEY = "gateway_aside"
+KEY = "gateway_out_of_band"
 """The metadata that tells one of these responses from an answer."""
 
 SECONDS = 15.0
 """Without an end by then it is given up."""
 
-MAX_ASIDES = 8
+MAX_RUNNING = 8
 """At a time; each costs as much as an answer."""
 
 MAX_TEXT = 8000
@@ -51,7 +51,7 @@ class OutOfBandResponses:
     def __init__(self, timeline: CallTimeline) -> None:
         self._timeline = timeline
         self._running: dict[str, _Running] = {}
-        self._ids: deque[str] = deque(maxlen=4 * MAX_ASIDES)
+        self._ids: deque[str] = deque(maxlen=4 * MAX_RUNNING)
 
     @property
     def busy(self) -> bool:
@@ -73,7 +73,7 @@ class OutOfBandResponses:
         """Ask. ``items`` are those that it is about; none: the whole conversation."""
         out_of_band_response = OutOfBandResponse(round(self._timeline.ms(now), 1), key, purpose)
         self._timeline.record.content.asked(out_of_band_response)
-        if len(self._running) >= MAX_ASIDES or key in self._running:
+        if len(self._running) >= MAX_RUNNING or key in self._running:
             out_of_band_response.status = "refused"
             out_of_band_response.text = (
                 "too many of them run" if key not in self._running else "it runs already"

@@ -35,7 +35,7 @@ class DtmfInput:
         outputs: list[Output] = [talk.timeline.note(now, "dtmf", digit="*" if private else digit)]
         if talk.call_actions.joined:
             return [*outputs, SendDtmf(digit, second=True)]
-        if talk.parting is not None or talk.call_actions.away:
+        if talk.termination is not None or talk.call_actions.away:
             return outputs
         if taker is not None:
             outputs += self._interruptions.key(now)

@@ -1,6 +1,6 @@
 """What the model asks the gateway to do for it: transfer, hold, press keys. One at a time.
 
-An errand begins when what the model said before it has been heard, and the caller may still stop
+An action begins when what the model said before it has been heard, and the caller may still stop
 it then by speaking up. While the caller is away (hears a sound, or is being transferred) nothing
 of them goes to the model, and nothing of the model to them.
 """
@@ -293,7 +293,7 @@ class HoldAction:
         return [self._timeline.note(now, "hold_ended", "info", seconds=held), PlaySound("")]
 
 
-Errand = Transfer | SendDtmfAction | HoldAction
+Action = Transfer | SendDtmfAction | HoldAction
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,18 +306,18 @@ class Result:
     """Whether it is to say something about it; False when it is speaking already."""
 
 
-OWN_ERRAND = "gateway"
-OPERATOR_ERRAND = "operator"
+OWN_ACTION = "gateway"
+OPERATOR_ACTION = "operator"
 """In place of the tool call's id, for what the model did not ask for."""
 
 
 class CallActions:
-    """Keeps the one errand of a call. Every method takes the time (s)."""
+    """Keeps the one action of a call. Every method takes the time (s)."""
 
     def __init__(self, plan: CallPlan, timeline: CallTimeline) -> None:
         self._plan = plan
         self._timeline = timeline
-        self._action: Errand | None = None
+        self._action: Action | None = None
         self._call_id = ""
         self._begin_by: float | None = None
         self._unasked = False
@@ -362,7 +362,7 @@ class CallActions:
 
     def interrupt(self) -> str | None:
         """The caller speaks up; returns the tool call that will not be done, if there is one."""
-        if self._begin_by is None or self._call_id in (OWN_ERRAND, OPERATOR_ERRAND):
+        if self._begin_by is None or self._call_id in (OWN_ACTION, OPERATOR_ACTION):
             return None
         self._action = self._begin_by = None
         return self._call_id

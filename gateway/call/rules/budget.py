@@ -26,7 +26,7 @@ class Budget:
         talk = self._talk
         if (
             not isinstance(input, BudgetThreshold)
-            or talk.parting is not None
+            or talk.termination is not None
             or talk.call_actions.joined
         ):
             return []

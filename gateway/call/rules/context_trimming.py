@@ -89,7 +89,7 @@ class ContextTrimmer:
     def _look(self, now: float) -> list[Output]:
         talk, keep = self._talk, self._plan.max_turns
         turns = [item_id for item_id, item in self._items.items() if item.role == "user"]
-        if self._asking or talk.parting is not None or talk.call_actions.joined:
+        if self._asking or talk.termination is not None or talk.call_actions.joined:
             return []
         if len(turns) < keep + max(1, keep // 2):
             return []

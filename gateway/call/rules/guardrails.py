@@ -271,7 +271,7 @@ class Guardrails:
     def _act(self, check: _Check, by: str, reason: str, now: float) -> list[Output]:
         talk, rule = self._talk, self._rules[check.rule]
         response = check.response_id
-        if talk.parting is not None or response in self._stopped:
+        if talk.termination is not None or response in self._stopped:
             return []
         # Of the agent the answer itself is stopped; of the caller, what answers them.
         if check.who == "caller":

@@ -86,6 +86,6 @@ class UserIdleTimeout:
     @property
     def deadline(self) -> float | None:
         """When :meth:`tick` is due next (s)."""
-        if self._since is None or self._plan.timeout <= 0 or self._talk.parting is not None:
+        if self._since is None or self._plan.timeout <= 0 or self._talk.termination is not None:
             return None
         return max(self._since, self._talk.playback.cut_at) + self._plan.timeout

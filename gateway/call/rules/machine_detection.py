@@ -150,7 +150,7 @@ class MachineDetector:
     def _leave_message(self, beep: str, now: float) -> list[Output]:
         self._beeps.over()
         found, self._message = self._message, None
-        if found is None or self._talk.parting is not None:
+        if found is None or self._talk.termination is not None:
             return []
         found.beep = beep
         note = self._talk.timeline.note(now, "voicemail_message", "info", beep=beep)
@@ -178,7 +178,7 @@ class MachineDetector:
 
     def _open(self, kind: str) -> bool:
         """Whether this is still to be decided."""
-        if self._beeps.waiting or self._talk.parting is not None:
+        if self._beeps.waiting or self._talk.termination is not None:
             return False  # it is known what this is, and what is done about it
         return self._plan.actions.get(kind, "off") != "off" and kind not in self._decided
 

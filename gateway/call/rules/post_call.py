@@ -71,7 +71,7 @@ class PostCallAnalysis:
         return self._gone or not self._out_of_band.busy or now >= self._until
 
 
-def afterwards_of(talk: ConversationControl, why: EndReason, now: float) -> PostCallAnalysis | None:
+def post_call_of(talk: ConversationControl, why: EndReason, now: float) -> PostCallAnalysis | None:
     """What is waited for after a call that ends so; None for nothing."""
     if not talk.plan.content.post_call.prompts or why in NOT_AFTER:
         return None

@@ -73,7 +73,7 @@ class ResponseFallback:
         wanted = (
             self._plan.continue_incomplete
             and self._continued < MAX_CONTINUED
-            and talk.parting is None
+            and talk.termination is None
         )
         if done.status == "incomplete" and wanted:
             self._continued += 1
@@ -148,7 +148,7 @@ class ResponseFallback:
 
     def _failed(self, why: str, asked: CreateResponse | None, now: float) -> list[Output]:
         talk = self._talk
-        if talk.parting is not None:
+        if talk.termination is not None:
             return self._last_resort(why, now)  # the goodbye failed
         if talk.hangup_after_playout.deadline is not None:
             return []  # the model wanted to end the call, and it does
@@ -171,14 +171,14 @@ class ResponseFallback:
         return [note, *self._say(self._plan.message, now)]
 
     def _say(self, words: str, now: float) -> list[Output]:
-        if self._talk.parting is not None:
+        if self._talk.termination is not None:
             return []
         self._words = self._talk.exactly(words)
         return self._talk.ask(self._words, now)
 
     def _give_up(self, why: str, now: float) -> list[Output]:
         talk, plan = self._talk, self._plan
-        if talk.parting is not None:
+        if talk.termination is not None:
             return []
         detail = f"{self._failures} answers in a row failed, the last one: {why}"
         talk.part(Termination(EndReason.RESPONSE_FAILURES, detail, plan.goodbye, plan.transfer_to))
@@ -192,7 +192,7 @@ class ResponseFallback:
             now, "response_failure_tone", "warning", why=why, sound=self._plan.sound
         )
         self._sound_until = now + self._plan.sound_duration
-        if self._talk.parting is not None:
+        if self._talk.termination is not None:
             self._talk.hangup_after_playout.replaced(self._sound_until)
         return [note, PlaySound(self._plan.sound)]
 

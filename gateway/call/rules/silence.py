@@ -156,7 +156,7 @@ class Silence:
         if self._plan.seconds <= 0 or not self.due or self._held or self._mcp:
             return False
         # Last words have a deadline of their own.
-        ends = talk.parting is not None or talk.hangup_after_playout.deadline is not None
+        ends = talk.termination is not None or talk.hangup_after_playout.deadline is not None
         return not (ends or talk.speaking or talk.call_actions.busy or self._busy())
 
     def _which(self) -> str:

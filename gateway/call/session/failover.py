@@ -1,4 +1,4 @@
-"""When the session is lost, or cannot be had: the rungs of a route's ``on_trouble``, one by one.
+"""When the session is lost, or cannot be had: the fallback steps of its route, one by one.
 
 A session that takes over is told what was said so far, as the caller heard it
 (``Transcript.seed``), and goes on from there: the caller is not asked to begin again.
@@ -25,10 +25,10 @@ LONGEST_WAIT = 4.0
 
 PROVEN_SECONDS = 30.0
 """A session that took over and is silent within this, before anything of it was heard, was no
-help: the attempt counts as failed. So does one that is lost within the rung's own time."""
+help: the attempt counts as failed. So does one that is lost within the step's own time."""
 
 MAX_PER_MINUTE = 3
-"""Lost sessions within 60 s after which the same server is not tried again; the next rung is."""
+"""Lost sessions within 60 s after which the same server is not tried again; the next step is."""
 
 MAX_PER_CALL = 20
 """Lost sessions of one call after which no other one is opened."""
@@ -40,7 +40,7 @@ NEEDS_ANSWER = ("announcement", "transfer")
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """The ladder is at its end: how the call ends."""
+    """How a call ends once the last step has failed."""
 
     why: EndReason
     detail: str
@@ -49,7 +49,7 @@ class Over:
 
 
 class Failover:
-    """Knows which rung the call is on. Every method takes the time (s) and returns outputs."""
+    """Knows which step the call is on. Every method takes the time (s) and returns outputs."""
 
     def __init__(
         self, talk: ConversationControl, transcript: Transcript, timeline: CallTimeline
@@ -75,7 +75,7 @@ class Failover:
         self.active = False
         """The call has no session, and something is being done about it."""
         self.wants_answer = False
-        """The rung is for a call that is answered; it waits for that."""
+        """The step is for a call that is answered; it waits for that."""
         self.over: Over | None = None
 
     # ---- what happens
@@ -140,7 +140,7 @@ class Failover:
         return [*self._quiet(), note, *seeded(self._transcript), *self._go_on(now)]
 
     def answered(self, now: float) -> list[Output]:
-        """The ACK came: what the rung has to say can be heard."""
+        """The ACK came: what the step has to say can be heard."""
         waited, self._answered, self.wants_answer = self.wants_answer, True, False
         if not self.active:
             return []
@@ -183,7 +183,7 @@ class Failover:
         due = [at for at in (self._until, self._again_at) if at is not None]
         return min(due, default=None) if self.active else None
 
-    # ---- the ladder
+    # ---- the steps
 
     @property
     def _step(self) -> FallbackStep:

@@ -96,7 +96,7 @@ class SessionEvents:
 
     def known_trouble(self, detail: str, now: float) -> list[outputs.Output]:
         """The server is known to give no session: what is to be done about that is done at once."""
-        if not self._ladder:
+        if not self._has_steps:
             return self._end(EndReason.SESSION_UNREACHABLE, now, detail)
         begun = self._call.opening.begin(now)
         why = EndReason.SESSION_UNREACHABLE
@@ -205,7 +205,7 @@ class SessionEvents:
         if self.recovery.active:
             todo = self.recovery.failed(detail, now, fatal=fatal, after=input.retry_after)
             return self.trouble(todo, now)
-        if self._call.state is not State.CONNECTING or not self._ladder:
+        if self._call.state is not State.CONNECTING or not self._has_steps:
             return self._end(why, now, detail)
         answered = self._call.opening.confirmed
         return self.trouble(
@@ -218,12 +218,12 @@ class SessionEvents:
         return todo
 
     @property
-    def _ladder(self) -> bool:
+    def _has_steps(self) -> bool:
         """Something may be done about a session that is not there; a call that we place and that
         nobody has answered yet just ends."""
         placing = self._call.plan.outbound is not None and not self._call.live
         leaving = (
-            self._call.conversation.talk.parting is not None or self._call.conversation.leaving
+            self._call.conversation.talk.termination is not None or self._call.conversation.leaving
         )
         return bool(self._call.plan.fallback) and not (placing or leaving)
 
@@ -248,7 +248,7 @@ class SessionEvents:
 
     def on_silence(self, rule: str, now: float) -> list[outputs.Output]:
         """A response is due, and neither sound nor a tool has been there for too long."""
-        if not self._ladder:
+        if not self._has_steps:
             return self._call.conversation.on_silence(rule, now)
         detail = f"{rule}: nothing heard for {self._call.plan.silence.seconds:g} s"
         return self._without_session(EndReason.SESSION_SILENT, now, detail)
@@ -258,7 +258,7 @@ class SessionEvents:
             self._call.state is not State.BRIDGED
             and not self._call.conversation.call_actions.underway
         ):
-            if not (self._call.live and self._ladder):
+            if not (self._call.live and self._has_steps):
                 return self._end(why, now, detail)
             self._call.session_up = False
             self._resume = self._call.conversation.silence.due

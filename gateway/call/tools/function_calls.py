@@ -9,7 +9,7 @@ from typing import Any
 
 from gateway.call.conversation.control import ConversationControl, tool_output
 from gateway.call.dtmf.collect_digits import DigitCollection
-from gateway.call.leg.call_control import OPERATOR_ERRAND, OWN_ERRAND
+from gateway.call.leg.call_control import OPERATOR_ACTION, OWN_ACTION
 from gateway.call.outputs import Output, PlaySound, RequestApproval, RunTool, Send
 from gateway.call.plan import CallPlan, FunctionPlan
 from gateway.call.record import ToolUse
@@ -147,10 +147,10 @@ class Functions:
         if result is None:
             return []
         outputs: list[Output] = []
-        if result.call_id == OPERATOR_ERRAND:
+        if result.call_id == OPERATOR_ACTION:
             words = f"The operator wanted to hand the caller on: {json.dumps(result.output)}"
             outputs += self._talk.tell(words)
-        elif result.call_id != OWN_ERRAND:
+        elif result.call_id != OWN_ACTION:
             outputs.append(tool_output(result.call_id, result.output))
         return outputs + (self._talk.ask(CreateResponse(), now) if result.respond else [])
 
@@ -273,7 +273,7 @@ class Functions:
         if running.waits_from <= running.began:
             fields = {"name": running.name, "call_id": call_id}
             notes.append(talk.timeline.note(now, "tool_slow", **fields))
-        busy = self._sounding or talk.call_actions.busy or talk.parting is not None
+        busy = self._sounding or talk.call_actions.busy or talk.termination is not None
         if busy or talk.speaking or not talk.gate.idle:
             running.waits_from = now  # they hear something anyway; perhaps not for so long
             return notes
@@ -287,7 +287,7 @@ class Functions:
 
     def _quiet(self) -> list[Output]:
         self._sounding = ""
-        # An errand's own sound has taken its place by then.
+        # The own sound of an action has taken its place by then.
         return [] if self._talk.call_actions.busy else [PlaySound("")]
 
     def _end(

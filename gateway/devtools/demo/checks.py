@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gateway.devtools.demo.evidence import Ear, EventLog, heard_of
+from gateway.devtools.demo.evidence import EventLog, HeardAudio, heard_of
 from gateway.devtools.demo.stage import DIGITS
 from gateway.devtools.scripted_caller.report import CallReport, Outcome
 from gateway.devtools.timeline.record import Record
@@ -35,7 +35,7 @@ class Evidence:
     report: CallReport
     record: Record
     events: EventLog
-    ear: Ear
+    heard_audio: HeardAudio
     """The recording at the caller's end."""
     exits: dict[str, int | None]
     """Exit status of each process."""
@@ -71,7 +71,7 @@ def _greeting(evidence: Evidence) -> Iterator[Check]:
     if item is None:
         yield Check(name, False, "the emulator sent no such item")
         return
-    heard = heard_of(item, evidence.ear)
+    heard = heard_of(item, evidence.heard_audio)
     passed = begins <= GREETING_WITHIN_MS and heard.agrees(item.ms)
     found = f"{heard} of {item.ms:,} ms, {begins:,.0f} ms after the answer"
     yield Check(name, passed, found)
@@ -93,7 +93,7 @@ def _interruption(evidence: Evidence) -> Iterator[Check]:
     if item is None:
         yield Check(name, False, "the emulator sent no such item")
         return
-    heard = heard_of(item, evidence.ear)
+    heard = heard_of(item, evidence.heard_audio)
     found = f"heard {heard}, counted {cut.played_ms:,} ms, sent {item.ms:,} ms"
     yield Check(name, heard.agrees(cut.played_ms) and cut.played_ms < item.ms, found)
 
@@ -117,7 +117,7 @@ def _ending(evidence: Evidence) -> Iterator[Check]:
     if item is None or end is None:
         yield Check(name, False, "no goodbye")
         return
-    heard = heard_of(item, evidence.ear)
+    heard = heard_of(item, evidence.heard_audio)
     found = f"{heard} of {item.ms:,} ms, then {end.method or end.reason} by {end.by}"
     yield Check(name, heard_it and heard.most_ms >= item.ms - PHONE_BUFFER_MS, found)
 

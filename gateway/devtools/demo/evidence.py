@@ -93,7 +93,7 @@ class Heard:
         return f"{self.least_ms:,} to {self.most_ms:,} ms (the end is silent)"
 
 
-class Ear:
+class HeardAudio:
     """A recording in which frames can be looked up."""
 
     def __init__(self, heard: bytes) -> None:
@@ -105,7 +105,7 @@ class Ear:
                 self.places.setdefault(digest, []).append(at)
 
 
-def heard_of(item: Item, ear: Ear) -> Heard:
+def heard_of(item: Item, heard_audio: HeardAudio) -> Heard:
     """How much of ``item`` is in the recording.
 
     Frames follow each other, so most of them agree on where the item begins; a loss on the way
@@ -114,7 +114,7 @@ def heard_of(item: Item, ear: Ear) -> Heard:
     found = [
         (at - number * FRAME_BYTES, number)
         for number, digest in enumerate(item.frames)
-        for at in ear.places.get(digest, ())
+        for at in heard_audio.places.get(digest, ())
     ]
     votes = Counter(begin for begin, _ in found)
     numbers = {number for begin, number in found if votes[begin] >= min(_AGREE, len(item.frames))}

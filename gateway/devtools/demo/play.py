@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.devtools.demo.checks import Check, Evidence, judge
-from gateway.devtools.demo.evidence import Ear, read_events
+from gateway.devtools.demo.evidence import HeardAudio, read_events
 from gateway.devtools.demo.processes import Child, ProcessError
 from gateway.devtools.demo.stage import Stage
 from gateway.devtools.scripted_caller.report import CallReport
@@ -106,7 +106,7 @@ def _look(stage: Stage, exits: dict[str, int | None], caller: Child) -> Result:
     except (RecordError, OSError, ValueError) as error:
         raise DemoError(f"the call left no evidence: {error}\n{caller.tail()}") from None
     shutil.copyfile(records[0], stage.record)
-    checks = judge(Evidence(report, record, events, Ear(heard), exits))
+    checks = judge(Evidence(report, record, events, HeardAudio(heard), exits))
     written = [{"check": c.name, "passed": c.passed, "found": c.found} for c in checks]
     stage.checks.write_text(json.dumps(written, indent=1) + "\n", "utf-8")
     return Result(checks, record, report, _recording_at(record, report))

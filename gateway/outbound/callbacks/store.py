@@ -54,12 +54,15 @@ def _load(path: Path) -> list[ScheduledCallback]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        aside = path.with_name(path.name + ".bad")
+        bad = path.with_name(path.name + ".bad")
         log.error(
-            "callback.file_unreadable", file=str(path), why=type(error).__name__, kept=str(aside)
+            "callback.file_unreadable",
+            file=str(path),
+            why=type(error).__name__,
+            kept=str(bad),
         )
         try:
-            path.replace(aside)
+            path.replace(bad)
         except OSError:
             log.error("callback.file_unreadable", file=str(path), why="it cannot be put aside")
         return []

@@ -156,7 +156,7 @@ def test_a_sound_for_a_caller_who_waits_ends_with_the_result_or_the_model() -> N
     assert scene.do(inputs.ToolDone("c1", "{}")) == ["output c1"]
 
 
-def test_an_errand_takes_the_place_of_a_waiting_sound() -> None:
+def test_an_action_takes_the_place_of_a_waiting_sound() -> None:
     scene = talking()
     scene.do(done("r1", calls=[("book", "c1")]))
     scene.at(3.1, created("r2"), done("r2", calls=[("hold", "c2", '{"seconds": 9}')]))

@@ -112,7 +112,7 @@ def test_the_tone_begins_when_the_words_are_over() -> None:
     assert scene.listen(1100) == ["sound chime"]
 
 
-def test_attempts_that_fail_are_repeated_with_longer_waits_until_the_rung_is_over() -> None:
+def test_attempts_that_fail_are_repeated_with_longer_waits_until_the_step_is_over() -> None:
     scene = talked(ladder(RECONNECT, FallbackStep("hangup")))
     scene.do(LOST, UNREACHABLE)
     opened = [0.0]

@@ -54,7 +54,7 @@ def config_of(folder: Path, server: str) -> Path:
 def run(
     folder: Path, server: str, work: Callable[[ToolExecutor], Awaitable[Any]], **env: str
 ) -> Any:
-    """Do something with the toolbox of this configuration."""
+    """Do something with the tool executor of this configuration."""
 
     async def main() -> Any:
         box = tool_executor(*load_all(config_of(folder, server), env))

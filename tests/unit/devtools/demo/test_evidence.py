@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.devtools.demo.evidence import Ear, Item, heard_of, read_events
+from gateway.devtools.demo.evidence import HeardAudio, Item, heard_of, read_events
 
 QUIET = Codec.PCMA.silence
 
@@ -30,8 +30,8 @@ def item_of(audio: bytes) -> Item:
 @pytest.mark.parametrize("shift", [0, 1, 40, 333])
 def test_a_cut_is_found_to_the_frame(shift: int) -> None:
     answer = speech(60)
-    ear = Ear(QUIET * (3000 + shift) + answer[: 31 * FRAME_BYTES] + QUIET * 4000)
-    heard = heard_of(item_of(answer), ear)
+    heard_audio = HeardAudio(QUIET * (3000 + shift) + answer[: 31 * FRAME_BYTES] + QUIET * 4000)
+    heard = heard_of(item_of(answer), heard_audio)
     assert (heard.least_ms, heard.most_ms, heard.matched) == (620, 620, 31)
     assert heard.agrees(620)
     assert not heard.agrees(600)
@@ -40,8 +40,8 @@ def test_a_cut_is_found_to_the_frame(shift: int) -> None:
 
 def test_silence_at_the_cut_leaves_the_moment_open() -> None:
     answer = speech(20) + QUIET * 5 * FRAME_BYTES + speech(20, seed=2)
-    ear = Ear(QUIET * 800 + answer[: 22 * FRAME_BYTES] + QUIET * 4000)
-    heard = heard_of(item_of(answer), ear)
+    heard_audio = HeardAudio(QUIET * 800 + answer[: 22 * FRAME_BYTES] + QUIET * 4000)
+    heard = heard_of(item_of(answer), heard_audio)
     assert (heard.least_ms, heard.most_ms) == (400, 500)
 
 
@@ -49,19 +49,19 @@ def test_a_rest_shorter_than_a_frame_belongs_to_the_end() -> None:
     answer = speech(10) + b"\x01" * 24
     item = item_of(answer)
     assert item.ms == 203
-    assert heard_of(item, Ear(QUIET * 160 + answer + QUIET * 800)).agrees(203)
-    assert not heard_of(item, Ear(QUIET * 160 + answer[: 9 * FRAME_BYTES])).agrees(203)
+    assert heard_of(item, HeardAudio(QUIET * 160 + answer + QUIET * 800)).agrees(203)
+    assert not heard_of(item, HeardAudio(QUIET * 160 + answer[: 9 * FRAME_BYTES])).agrees(203)
 
 
 def test_a_lost_packet_leaves_the_rest_countable() -> None:
     answer = speech(60)
     there = answer[: 20 * FRAME_BYTES] + QUIET * 240 + answer[21 * FRAME_BYTES :]
-    heard = heard_of(item_of(answer), Ear(QUIET * 500 + there + QUIET * 500))
+    heard = heard_of(item_of(answer), HeardAudio(QUIET * 500 + there + QUIET * 500))
     assert (heard.least_ms, heard.matched) == (1200, 59)
 
 
 def test_nothing_heard_is_nothing() -> None:
-    heard = heard_of(item_of(speech(30)), Ear(speech(50, seed=9)))
+    heard = heard_of(item_of(speech(30)), HeardAudio(speech(50, seed=9)))
     assert (heard.least_ms, heard.most_ms, heard.matched) == (0, 0, 0)
 
 

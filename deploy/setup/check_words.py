@@ -1,0 +1,86 @@
+"""Find words that this project once invented, and that nobody in telephony knows: `make lint`.
+
+The glossary (docs/glossary.md) has the word to use. Prints ``file:line: word`` for each, and exits
+with 1 if there is one.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+_ANYWHERE = """
+errand errands rung rungs legside sessionside upkeep lifeline toolbox keytaker quietports dialler
+parting
+"""
+ANYWHERE = frozenset(_ANYWHERE.split())
+"""Not to be written at all."""
+
+_IN_NAMES = """
+aside asides course ear keeping carriers rescue afterwards ladder prober journal
+"""
+IN_NAMES = frozenset(_IN_NAMES.split())
+"""English words, which prose may use; no name of ours may have one in it."""
+
+EXEMPT = (
+    "deploy/setup/check_words.py",
+    "gateway/config/renamed.py",  # old keys of the configuration, and their names of today
+    "tests/unit/config/test_renamed.py",
+)
+TEXTS = (".py", ".md", ".toml", ".sh", ".service", ".cfg", ".conf", ".yml", ".html")
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_CODE_SPAN = re.compile(r"`([^`\n]+)`")
+
+
+def words(text: str) -> set[str]:
+    """The words of a text, those within snake_case and CamelCase names too."""
+    return {word.lower() for word in _WORD.findall(text)}
+
+
+def names_of(file: Path, text: str) -> Iterator[tuple[int, str]]:
+    """Names and where they stand: Python's identifiers; in the manual, what is written as code."""
+    if file.suffix == ".py":
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            plain = token.type == tokenize.STRING and re.fullmatch(r"\W?\w+\W?", token.string)
+            if token.type == tokenize.NAME or plain:
+                yield token.start[0], token.string
+    elif file.suffix == ".md":
+        for number, line in enumerate(text.splitlines(), 1):
+            for span in _CODE_SPAN.findall(line):
+                yield number, span
+
+
+def found_in(file: Path) -> Iterator[tuple[int, str]]:
+    """Each word that is not to be there, with its line."""
+    text = file.read_text(encoding="utf-8")
+    for number, line in enumerate(text.splitlines(), 1):
+        for word in words(line) & ANYWHERE:
+            yield number, word
+    if not str(file).startswith("tests/"):
+        for number, name in names_of(file, text):
+            for word in words(name) & IN_NAMES:
+                yield number, word
+
+
+def main() -> int:
+    """Look through all files that git knows."""
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout
+    found = 0
+    for name in listed.splitlines():
+        file = Path(name)
+        if name in EXEMPT or file.suffix not in TEXTS or not file.is_file():
+            continue
+        for number, word in sorted(set(found_in(file))):
+            print(f"{name}:{number}: {word}")
+            found += 1
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
