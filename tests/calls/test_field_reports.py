@@ -1,8 +1,8 @@
 """Inputs after reports in public trackers of SIP servers, PBXs, gateways and telephones.
 
-Each row is one call: what is odd about it, where somebody met it, and the lines or packets, made
-anew. Unless it says otherwise the caller hears the greeting, a key of the caller's is heard, and
-the call ends with its BYE.
+Each row is one call: what is odd about it, where somebody met it (or the RFC that has it so), and
+the lines or packets, made anew. Unless it says otherwise the caller hears the greeting, a key of
+the caller's is heard, and the call ends with its BYE.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from tests.support.listening import is_silence, noise
 from tests.support.rtp_end import FRAME, Packet, RtpEnd
 
 WORLD = {
+    "listen": ("udp:127.0.0.1:0", "tcp:127.0.0.1:0"),
     "more": """
 [media]
 srtp = "optional"
 jb_catch_up = false
 jb_init_ms = 200
 jb_max_ms = 1000
-"""
+""",
 }
 AT_ONCE = 8
 """Calls of one test."""
@@ -128,10 +129,10 @@ OFFERS: dict[str, tuple[Report, ...]] = {
         Report("opensips #51", "i= looks like o=",
                (line("s=-\n", "s=-", "i=(o=IN IP4 10.0.0.1)"),)),
         Report("sipe #76", "an empty line", (line("t=0 0\n", "b=CT:99980", "t=0 0", "\n"),)),
-        Report("linphone-desktop #7", "a name of blanks, u=, e=, p=",
+        Report("RFC 4566", "a name of blanks, u=, e=, p=",
                (line("s=-\n", "s= ", "u=http://example.net", "e=a@example.net", "p=+49 30 1"),)),
-        Report("drachtio-server #182", "two blanks in o=", (("o=- 1 1", "o=-  1  1"),)),
-        Report("JsSIP #312", "a session id beyond 64 bits", (("o=- 1", f"o=- {'9' * 23}"),)),
+        Report("RFC 4566", "two blanks in o=", (("o=- 1 1", "o=-  1  1"),)),
+        Report("RFC 4566", "a session id beyond 64 bits", (("o=- 1", f"o=- {'9' * 23}"),)),
         Report("captagent #4", "c= behind m= only", (line(C), line(M, M, C))),
         Report("baresip #769", "c= twice", (line(C, C, C),)),
         Report("diago #125", "the last line has no end", ((END, "a=sendonly"),),
@@ -298,7 +299,7 @@ HEADERS: dict[str, tuple[Report, ...]] = {
         Report("pjproject #747", "a date of another zone, empty fields, no Max-Forwards",
                head=(*more("Date: Fri, 01 Jan 2010 16:00:00 EST", "Subject:"),
                      ("Max-Forwards", ""))),
-        Report("kamailio #3682", "an Identity of 2 kB",
+        Report("RFC 8224", "an Identity of 2 kB",
                head=more("Identity: " + "eyJhbGciOiJF" * 170 + ";info=<https://a.example/p>;ppt=shaken")),
         Report("SIP.js #666", "Replaces of no call, escaped", code=481,
                head=more("Replaces: 12345%40192.0.2.3;to-tag=12345;from-tag=5FFE-3994")),
@@ -670,13 +671,13 @@ STREAMS: dict[str, dict[str, Callable[[Speech], Awaitable[None]]]] = {
         "asterisk #1324: another source": _another_source,
         "rtpengine #1266: another source, the numbers go on": _another_source_of_the_same_numbers,
         "sipsorcery #669: the clock stands still during a key": _clock_stops_for_a_key,
-        "doubango #374: the clock stands still": sent(step=0),
-        "doubango #374: the clock counts milliseconds": sent(step=20),
+        "RFC 3550: the clock stands still": sent(step=0),
+        "RFC 3550: the clock counts milliseconds": sent(step=20),
     },
     "packets": {
         "freeswitch #3150: 40 ms, then 20 ms": _longer_then_shorter,
-        "freeswitch #3150: 120 ms": sent(size=6 * FRAME),
-        "FreePBX #294: 10 ms": sent(size=FRAME // 2),
+        "RFC 3551 4.2: 120 ms": sent(size=6 * FRAME),
+        "rtpengine #944: 10 ms": sent(size=FRAME // 2),
         "pjproject #1135: padding": _padded,
         "disgo #594: an extension of the header": sent(
             first=0x90, extra=struct.pack("!HHI", 0xBEDE, 1, 0x10FF0000)
@@ -684,14 +685,14 @@ STREAMS: dict[str, dict[str, Callable[[Speech], Awaitable[None]]]] = {
         "disgo #594: two contributing sources": sent(first=0x82, extra=b"\1\2\3\4\5\6\7\x08"),
         "Discord.Net #3262: nothing but padding": between((b"\0\0\0\4", 0, 0xA0), (b"\1", 0, 0xA0)),
         "Discord.Net #3262: more padding than packet": between((b"\xff" * 20, 0, 0xA0)),
-        "pjproject #1135: no payload": between((b"", 0, 0x80), (b"", 0, 0x80)),
+        "RFC 3550: no payload": between((b"", 0, 0x80), (b"", 0, 0x80)),
         "asterisk #927: a marker in each": sent(marker=True),
         "rtpengine #1475: comfort noise that was not offered": _comfort_noise,
-        "rtpengine #1053: comfort noise on 19": between((b"\x40", 19, 0x80)),
+        "RFC 3551: comfort noise on 19": between((b"\x40", 19, 0x80)),
         "rtpengine #1494: RTCP, STUN, DTLS and scraps at the RTP port": _other_protocols,
-        "pjproject #1135: RTP version 1": between((b"\x55" * FRAME, 0, 0x40)),
-        "rtpengine #1266: each packet twice": _each_twice,
-        "rtpengine #1266: every second one before the first": _pairs_swapped,
+        "RFC 3550: RTP version 1": between((b"\x55" * FRAME, 0, 0x40)),
+        "RFC 3550: each packet twice": _each_twice,
+        "RFC 3550: every second one before the first": _pairs_swapped,
     },
 }
 
@@ -738,11 +739,11 @@ KEYS: dict[str, tuple[str, tuple[Step, ...]]] = {
         ((5, 160), (5, 640, "end"), PAUSE, (5, 640, "end", 3000), (5, 640, "end", 3000)),
     ),
     "RestComm #62: no end": ("56", ((5, 160), (5, 320), PAUSE, (6, 160, "", 3000))),
-    "pjproject #363: twice, the second longer at once": (
+    "RFC 4733 2.3: twice, the second longer at once": (
         "55",
         ((5, 160), (5, 320, "end"), PAUSE, (5, 400, "", 3000), (5, 640, "end", 3000)),
     ),
-    "sippy_cup #103: twice, in one packet each": (
+    "livekit/sip #742: twice, in one packet each": (
         "55",
         ((5, 800, "end"), PAUSE, (5, 800, "end", 3000)),
     ),
@@ -766,20 +767,20 @@ KEYS: dict[str, tuple[str, tuple[Step, ...]]] = {
         "565",
         ((5, 160), (5, 640, "end"), (6, 160), (6, 640, "end"), (5, 160), (5, 640, "end")),
     ),
-    "pjproject #363: durations of 0": (
+    "RFC 4733 2.3: durations of 0": (
         "55",
         ((5, 0), (5, 0, "end"), PAUSE, (5, 0, "", 3000), (5, 0, "end", 3000)),
     ),
-    "pjproject #363: shorter at the end": (
+    "RFC 4733 2.3: shorter at the end": (
         "5",
         ((5, 160), (5, 480), (5, 400, "end"), (5, 0, "end")),
     ),
     "pjproject #1734: a hook flash": ("5", ((16, 160), (16, 640, "end"), (5, 640, "end", 3000))),
-    "asterisk #531: events that are no keys": (
+    "RFC 4733 7: events that are no keys": (
         "5",
         ((32, 160), (255, 1, "end"), (5, 640, "end", 3000)),
     ),
-    "pjproject #2436: A and D": ("AD", ((12, 640, "end"), (15, 640, "end", 900))),
+    "RFC 4733 3.2: A and D": ("AD", ((12, 640, "end"), (15, 640, "end", 900))),
 }
 
 
@@ -961,3 +962,67 @@ async def test_scraps_at_the_sip_port(world: GatewayStack) -> None:
     ):
         world.phone.send(scrap)
     assert (await world.phone.options()).code == 200
+
+
+# ---- connections
+
+
+def _probe(via: str = "TCP", length: str = "Content-Length: 0") -> bytes:
+    lines = [
+        "OPTIONS sip:127.0.0.1 SIP/2.0",
+        f"Via: SIP/2.0/{via} 127.0.0.1:5;branch=z9hG4bK{random.getrandbits(40):x};rport",
+        "From: <sip:a@127.0.0.1>;tag=1",
+        "To: <sip:b@127.0.0.1>",
+        f"Call-ID: {random.getrandbits(40):x}",
+        "CSeq: 1 OPTIONS",
+        *([length] if length else []),
+        "",
+        "",
+    ]
+    return "\r\n".join(lines).encode()
+
+
+CONNECTIONS: dict[str, tuple[bytes, int, int]] = {
+    "drachtio-server #438: a Via of UDP": (_probe("UDP"), 4096, 1),
+    "pjproject #747: empty lines before a message": (b"\r\n\r\n" + _probe(), 4096, 1),
+    "RFC 5626 4.4.1: keep-alives between messages": (
+        _probe() + b"\r\n\r\n" + _probe() + b"\r\n\r\n\r\n" + _probe(),
+        4096,
+        3,
+    ),
+    "RFC 3261 18.3: two messages in one segment": (_probe() + _probe(), 4096, 2),
+    "RFC 3261 18.3: three bytes in each segment": (_probe() + _probe(), 3, 2),
+    "pjproject #188: a short Content-Length": (_probe(length="l:0"), 4096, 1),
+    "RFC 3261 7.3.1: blanks around the length": (_probe(length="Content-Length :  0 "), 4096, 1),
+    "RFC 3261 18.3: a body, and what follows it": (
+        _probe(length="Content-Type: text/plain\r\nContent-Length: 5") + b"hello" + _probe(),
+        4096,
+        2,
+    ),
+}
+"""Bytes, how many in a segment, and how many answers of 200 there are to be."""
+
+
+async def test_connections(world: GatewayStack) -> None:
+    """What comes over TCP is taken apart into its messages."""
+    listening = world.gateway.all("gateway.started")[0]["listen"]
+    port = int(next(one for one in listening if one.startswith("tcp:")).rpartition(":")[2])
+
+    async def one(name: str) -> None:
+        data, size, answers = CONNECTIONS[name]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            for at in range(0, len(data), size):
+                writer.write(data[at : at + size])
+                await writer.drain()
+                await asyncio.sleep(0)
+            came = b""
+            async with asyncio.timeout(WITHIN_S):
+                while came.count(b"SIP/2.0 200") < answers:
+                    more_of_it = await reader.read(4096)
+                    assert more_of_it, came
+                    came += more_of_it
+        finally:
+            writer.close()
+
+    await each(CONNECTIONS, one)

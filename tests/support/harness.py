@@ -31,7 +31,7 @@ AUDIO_LIMIT = 20_000_000
 
 CONFIG = """
 [sip]
-listen = ["udp:127.0.0.1:0"]
+listen = {listen}
 rtp_ports = [{rtp_low}, {rtp_high}]
 max_calls = {max_calls}
 [realtime]
@@ -120,6 +120,7 @@ class GatewayStack:
         entry: tuple[str, ...] = ("-m", "gateway"),
         dialplans: Path | None = None,
         keep_sessions: int = 50,
+        listen: tuple[str, ...] = ("udp:127.0.0.1:0",),
     ) -> None:
         self.folder = folder
         self.emulator = Emulator(
@@ -137,6 +138,7 @@ class GatewayStack:
         self._log_level = log_level
         self._drain_seconds = drain_seconds
         self._dialplans = dialplans
+        self._listen = listen
 
     async def start(self) -> None:
         """Bring all three up."""
@@ -148,6 +150,7 @@ class GatewayStack:
         routes = routes.replace("{key}", API_KEY)
         (self.folder / "routes" / "10-routes.toml").write_text(routes)
         config = CONFIG.format(
+            listen=json.dumps(self._listen),
             rtp_low=low,
             rtp_high=high,
             max_calls=self._max_calls,
