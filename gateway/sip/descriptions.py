@@ -51,6 +51,11 @@ class Descriptions:
             pj.replaceSessionDescription(new)
         return chosen
 
+    def discard(self) -> None:
+        """Put an empty description in place of the message's: nothing can be agreed on by it."""
+        if pj.sessionDescription() is not None:
+            pj.replaceSessionDescription(_NOTHING)
+
     def objection(self, text: str, trunk: Trunk | None, local: str) -> Objection | None:
         """Why an offer inside of a call cannot be taken, if so."""
         security, laws = self._asked(trunk)

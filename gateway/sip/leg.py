@@ -238,7 +238,8 @@ class SipCall(InCall):
                 self.confirmed()
                 self._tell(lambda handler: handler.on_confirmed())
             else:
-                self._fault = (_NOT_ACCEPTABLE, "no description that can be used in the ACK")
+                where = "answer" if info.role == pj.PJSIP_ROLE_UAC else "ACK"
+                self._fault = (_NOT_ACCEPTABLE, f"no description that can be used in the {where}")
                 self.finish(0, {"Reason": f'SIP;cause={_NOT_ACCEPTABLE};text="No answer"'})
         elif info.state == pj.PJSIP_INV_STATE_EARLY and info.role == pj.PJSIP_ROLE_UAC:
             code = int(info.lastStatusCode)

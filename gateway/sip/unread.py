@@ -26,8 +26,8 @@ def answer_to(data: bytes, code: int, source: str, port: int) -> bytes:
     """A response to the request in ``data``; empty where there is nothing to answer.
 
     It goes to where the request came from; the fields that name its transaction are sent back as
-    they came (RFC 3261 section 8.2.6.2, RFC 3581 section 4). It is never longer than they are, but
-    for a few words: nobody is flooded through us.
+    they came (RFC 3261 section 8.2.6.2, RFC 3581 section 4), as far as it has them. It is never
+    longer than they are, but for a few words: nobody is flooded through us.
     """
     method = method_of(data)
     if not method or method == "ACK":
@@ -36,20 +36,20 @@ def answer_to(data: bytes, code: int, source: str, port: int) -> bytes:
     headers = headers_of(data.decode("latin-1"))
     vias = headers.get("via", ())
     fields = {name: headers.get(name, ()) for name in _ONCE}
-    if not vias or len(vias) > MAX_VIAS or any(len(values) != 1 for values in fields.values()):
+    if not vias or len(vias) > MAX_VIAS or any(len(values) > 1 for values in fields.values()):
         return b""
-    if any(len(one) > MAX_FIELD for one in (*vias, *(values[0] for values in fields.values()))):
+    if not fields["cseq"] and not fields["call-id"]:
         return b""
-    to = fields["to"][0]
-    tagged = to if ";tag=" in to.lower() else f"{to};tag={secrets.token_hex(4)}"
+    told = {name: values[0] for name, values in fields.items() if values}
+    if any(len(one) > MAX_FIELD for one in (*vias, *told.values())):
+        return b""
+    if "to" in told and ";tag=" not in told["to"].lower():
+        told["to"] += f";tag={secrets.token_hex(4)}"
     lines = [
         f"SIP/2.0 {code} {_REASONS[code]}",
         f"Via: {_received(vias[0], source, port)}",
         *(f"Via: {via}" for via in vias[1:]),
-        *(
-            f"{_NAMES[name]}: {tagged if name == 'to' else values[0]}"
-            for name, values in fields.items()
-        ),
+        *(f"{_NAMES[name]}: {value}" for name, value in told.items()),
         "Content-Length: 0",
     ]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")

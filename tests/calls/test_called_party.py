@@ -7,11 +7,13 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from tests.support.answerer import Answerer, interval_of
 from tests.support.rtp_end import RtpEnd
 
-NO_ANSWER = 4
-"""Exit status of ``gateway call``."""
+REFUSED, NO_ANSWER = 3, 4
+"""Exit statuses of ``gateway test-call``."""
 
 
 @asynccontextmanager
@@ -90,6 +92,16 @@ async def test_an_answer_that_would_have_ended_the_process(runner: asyncio.Runne
         callee.reply(invite, 200, tag="good", rtp=rtp.port)
         await callee.next("ACK", "good")
         await callee.next("BYE", "good")
+
+
+@pytest.mark.parametrize("host", ["239.1.1.1", "nope.invalid", "0.1.2.3"])
+async def test_an_answer_with_an_address_that_is_nobodys(runner: asyncio.Runner, host: str) -> None:
+    """It is acknowledged, and the call ended: who answered is off the hook."""
+    async with calling("--seconds", "1", status=REFUSED) as (callee, rtp):
+        invite = await callee.next("INVITE")
+        callee.reply(invite, 200, tag="odd", rtp=rtp.port, host=host)
+        await callee.next("ACK", "odd")
+        await callee.next("BYE", "odd")
 
 
 async def test_cancel_that_crosses_the_callees_200(runner: asyncio.Runner) -> None:

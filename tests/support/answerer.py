@@ -57,16 +57,22 @@ class Answerer(asyncio.DatagramProtocol):
                 await self._pulse.wait()
 
     def reply(
-        self, request: Message, code: int, *headers: str, tag: str = "", rtp: int = 0
+        self,
+        request: Message,
+        code: int,
+        *headers: str,
+        tag: str = "",
+        rtp: int = 0,
+        host: str = "127.0.0.1",
     ) -> None:
-        """Answer; with an ``rtp`` port there is a description in it."""
+        """Answer; with an ``rtp`` port there is a description in it, which names ``host``."""
         to = request.headers["to"]
         if tag and "tag=" not in to:
             to += f";tag={tag}"
         body = ""
         if rtp:
             body = (
-                "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
+                f"v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 {host}\r\nt=0 0\r\n"
                 f"m=audio {rtp} RTP/AVP 0\r\na=rtpmap:0 PCMU/8000\r\na=sendrecv\r\n"
             )
         lines = [

@@ -377,10 +377,16 @@ class AccessControl:
     def _on_response(self, received: Received) -> Decision:
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
-        flaw = _flaw_in(message, headers, received.source, hold=True)
+        flaw = flaw_of(_LINE_END.split(message, maxsplit=1)[0], headers)
         if flaw is not None:
             return self._refuse(received, f"malformed response: {flaw.what}", Reply(0))
-        self._descriptions.settle("", None, received.local)
+        if address := refused_address(body_of(message), received.source, hold=True):
+            # Not dropped: whoever has answered needs ACK and BYE.
+            source = _plain(received.source)
+            self.refusals.note(f"response with RTP to {address}", source, time.monotonic())
+            self._descriptions.discard()
+        else:
+            self._descriptions.settle("", None, received.local)
         if received.status in _NOT_NOW and received.method in ("INVITE", "UPDATE"):
             # pjsip would end the call where RFC 4028 section 10 wants the refresh tried again;
             # after a 503 it does.

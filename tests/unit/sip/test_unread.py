@@ -24,6 +24,15 @@ def test_made_of_what_can_be_read() -> None:
     assert lines[7:] == [b"Content-Length: 0", b"", b""]
 
 
+@pytest.mark.parametrize("name", [b"To", b"From", b"CSeq", b"Call-ID"])
+def test_a_field_that_is_missing(name: bytes) -> None:
+    """Its sender finds the transaction by the branch in Via (RFC 3261 section 17.1.3)."""
+    data = REQUEST.replace(b"\r\n" + name + b":", b"\r\nX:")
+    answer = answer_to(data, 400, "192.0.2.9", 5070)
+    assert answer.startswith(b"SIP/2.0 400 ")
+    assert b"\r\n" + name + b":" not in answer
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -32,7 +41,7 @@ def test_made_of_what_can_be_read() -> None:
         b"GET / HTTP/1.1\r\nVia: 1\r\n\r\n",
         b"SIP/2.0 200 OK\r\n\r\n",
         REQUEST.replace(b"INVITE", b"ACK"),
-        REQUEST.replace(b"CSeq", b"X"),
+        REQUEST.replace(b"CSeq", b"X").replace(b"Call-ID", b"Y"),
         REQUEST.replace(b"Call-ID: 1\r\n", b"Call-ID: 1\r\nCall-ID: 2\r\n"),
         REQUEST.replace(b"Via", b"X").replace(b"v:", b"x:"),
         REQUEST.replace(b"v: ", b"v: " + b"a" * 2000),
