@@ -319,7 +319,9 @@ class UserAgent:
             param = pj.CallOpParam(True)
             param.opt.audioCount, param.opt.videoCount = 1, 0
             if trunk is not None:
-                param.txOption.headers = header_vector(trunk)
+                host = host_of(uri)
+                if self.trunks.leads_to(trunk, host, self.names.addresses(host)):
+                    param.txOption.headers = header_vector(trunk)
                 param.txOption.localUri = self.accounts.from_uri(trunk, caller_id)
             call.makeCall(uri, param)
             leg.invite = replace(leg.invite, sip_call_id=text_of(call.getInfo().callIdString))

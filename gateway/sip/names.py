@@ -109,6 +109,10 @@ class Names:
         """Whether pjsip can send there."""
         return not is_name(host) or host in self._known
 
+    def addresses(self, host: str) -> tuple[str, ...]:
+        """What a name stands for, as far as that is known. Any thread."""
+        return tuple(self._known.get(host, ()))
+
     def lasting(self, host: str) -> bool:
         """Whether nothing is waited for: an address, or a known name of the configuration."""
         return not is_name(host) or (host in self._lasting and host in self._known)

@@ -18,7 +18,7 @@ REFUSED, NO_ANSWER = 3, 4
 
 @asynccontextmanager
 async def calling(*options: str, status: int = 0) -> AsyncIterator[tuple[Answerer, RtpEnd]]:
-    """``gateway call`` to a callee of ours; afterwards it has to have ended by itself."""
+    """``gateway test-call`` to a callee of ours; afterwards it has to have ended by itself."""
     callee = Answerer()
     await callee.start()
     rtp = RtpEnd(0, b"\xff")

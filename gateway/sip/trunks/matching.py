@@ -213,6 +213,19 @@ class Trunks:
             )
         )
 
+    def leads_to(self, trunk: Trunk, host: str, addresses: Iterable[str]) -> bool:
+        """Whether a call through a trunk reaches its own servers first.
+
+        Args:
+            host: whom the call is for.
+            addresses: what that name stands for.
+        """
+        if trunk.outbound_proxy or not (trunk.peers or trunk.registrar):
+            return True
+        if host and host == _host_in(trunk.registrar):
+            return True
+        return any(self.is_server(trunk, one) for one in (host, *addresses))
+
     def is_peer(self, source: str) -> bool:
         """Whether calls of a trunk come from this address."""
         address = address_of(source)
@@ -234,8 +247,14 @@ class Trunks:
 
 def _literal(address: str) -> IPAddress | None:
     """The address in ``host[:port]``; None for a name."""
-    host = address.partition("]")[0] if address.startswith("[") else address.partition(":")[0]
-    return address_of(host)
+    return address_of(_host_in(address))
+
+
+def _host_in(address: str) -> str:
+    """The host in ``host[:port]``, without brackets, in lower case."""
+    bracketed = address.startswith("[")
+    host = address[1:].partition("]")[0] if bracketed else address.partition(":")[0]
+    return host.lower()
 
 
 def address_of(text: str) -> IPAddress | None:

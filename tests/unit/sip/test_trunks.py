@@ -265,3 +265,23 @@ def test_hosts_and_targets() -> None:
     assert target_of(trunk) == "sip:[2001:db8::1]:5061;transport=tls"
     assert target_of(Trunk("t", peers=(peer("10.0.0.1", 5070),))) == "sip:10.0.0.1:5070"
     assert target_of(Trunk("t", peers=(peer("10.0.0.0/8"),))) == ""
+
+
+@pytest.mark.parametrize(
+    ("trunk", "host", "addresses", "own"),
+    [
+        (Trunk("a", peers=(peer("10.0.0.0/8"),)), "10.1.1.1", (), True),
+        (Trunk("a", peers=(peer("10.0.0.0/8"),)), "192.0.2.1", (), False),
+        (Trunk("a", peers=(peer("10.0.0.0/8"),)), "pbx.example", ("10.1.1.1",), True),
+        (Trunk("a", peers=(peer("10.0.0.0/8"),)), "pbx.example", (), False),
+        (Trunk("a", username="1", registrar="SIP.example:5070"), "sip.example", (), True),
+        (Trunk("a", username="1", registrar="[2001:db8::1]:5070"), "2001:db8::1", (), True),
+        (Trunk("a", username="1", registrar="sip.example"), "192.0.2.1", (), False),
+        (Trunk("a", outbound_proxy="p", peers=(peer("10.0.0.0/8"),)), "192.0.2.1", (), True),
+        (Trunk("a"), "192.0.2.1", (), True),
+    ],
+)
+def test_whether_a_call_leads_to_the_trunks_own_servers(
+    trunk: Trunk, host: str, addresses: tuple[str, ...], own: bool
+) -> None:
+    assert Trunks((trunk,)).leads_to(trunk, host, addresses) is own
