@@ -38,7 +38,7 @@ class Message:
     @property
     def method(self) -> str:
         """The method of a request, or of the request that a response answers."""
-        return self.headers.get("cseq", "0 ?").split(" ")[1]
+        return self.headers.get("cseq", "").partition(" ")[2] or "?"
 
 
 @dataclass(eq=False)
