@@ -14,7 +14,6 @@ import structlog
 
 from gateway import __version__
 from gateway.app.admission import Admission
-from gateway.app.capacity import room_for
 from gateway.app.maintenance import Maintenance
 from gateway.app.operator_commands import OperatorCommands
 from gateway.app.refusals import Rejections
@@ -33,7 +32,7 @@ from gateway.planning.call_plan import servers_of, sip_settings
 from gateway.planning.route_tools import tool_executor
 from gateway.records.events import EventLogs
 from gateway.records.files import RecordFiles
-from gateway.sip import library
+from gateway.sip import descriptors, library
 from gateway.sip.agent import UserAgent
 from gateway.sip.report import bans, refusals, trunk_states
 
@@ -158,7 +157,7 @@ class Gateway:
             if serving or not part.only_serving:
                 await part.start_on(stack)
         self._started = asyncio.get_running_loop().time()
-        self.calls.max_calls = room_for(self._config.sip.max_calls, self.agent.capacity)
+        self.calls.max_calls = _max_calls(self._config.sip.max_calls, self.agent.capacity)
         log.info(
             "gateway.started",
             listen=list(self.agent.addresses),
@@ -184,3 +183,28 @@ class Gateway:
             "calls": [call.record.in_progress(datetime.now(UTC)) for call in self.calls],
             **{name: show() for name, show in self._shown.items()},
         }
+
+
+def _max_calls(wanted: int, carried: int) -> int:
+    """Return how many calls are accepted at a time, and log what allows fewer than wanted.
+
+    Args:
+        wanted: ``sip.max_calls``.
+        carried: what pjsua2 was built for.
+    """
+    calls = min(wanted, carried)
+    if carried < wanted:
+        log.warning(
+            "gateway.capacity",
+            max_calls=wanted,
+            library_calls=carried,
+            advice="the library carries fewer calls than sip.max_calls: run more workers",
+        )
+    if not descriptors.allow(calls):
+        log.warning(
+            "gateway.descriptors",
+            hard_limit=descriptors.limits()[1],
+            needed=descriptors.needed(calls),
+            advice="calls will fail before max_calls; raise the hard limit of open files",
+        )
+    return calls

@@ -17,7 +17,7 @@ from gateway.call.leg.call_control import TAKE_OVER_SECONDS
 from gateway.call.record import CallRecord
 from gateway.call.tools.arguments import ToolCallError, transfer_target
 from gateway.call.tools.commands import OperatorTransfer
-from gateway.control.finding import call_named
+from gateway.control.content import call_named
 from gateway.control.server import RefusedError
 
 log = structlog.get_logger("gateway")

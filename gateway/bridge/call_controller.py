@@ -17,7 +17,6 @@ from gateway.bridge.legs import Dialer, Legs, OutboundTarget
 from gateway.bridge.machine_driver import MachineDriver
 from gateway.bridge.media import CallMedia
 from gateway.bridge.media_clock import MediaClock
-from gateway.bridge.out_of_band import OutOfBandWaiters
 from gateway.bridge.sessions import SessionPlan, Sessions
 from gateway.bridge.tool_calls import ToolCalls
 from gateway.call import inputs, outputs
@@ -65,7 +64,6 @@ class CallController:
         self.record = record
         self.transfer_plan = plan.transfer
         self.out_of_band = OutOfBandWaiters()
-        """Those who wait for an answer beside the conversation."""
         self._on_finished = on_finished
         self._log = structlog.get_logger("call").bind(call=record.call_id, route=plan.route)
         self._backstop: asyncio.TimerHandle | None = None
@@ -213,6 +211,36 @@ class CallController:
     def _summarize(self) -> None:
         session = {"session": self._sessions.id} if self._sessions.id else {}
         self._log.info("call.summary", **session, **_flat(self.record.summary()))
+
+
+class OutOfBandWaiters:
+    """Those outside of a call who wait for an out-of-band response of its session."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, asyncio.Future[outputs.OutOfBandDone]] = {}
+        self._asked = 0
+
+    def key(self) -> str:
+        """Return a new key for a request."""
+        self._asked += 1
+        return f"outside-{self._asked}"
+
+    def wait(self, key: str) -> asyncio.Future[outputs.OutOfBandDone]:
+        """Wait for the response to ``key``, from before it is requested until ``close``."""
+        future: asyncio.Future[outputs.OutOfBandDone] = asyncio.get_running_loop().create_future()
+        self._waiting[key] = future
+        return future
+
+    def done(self, output: outputs.OutOfBandDone) -> None:
+        """Hand a response to whoever waits for it."""
+        future = self._waiting.pop(output.key, None)
+        if future is not None and not future.done():
+            future.set_result(output)
+
+    def close(self) -> None:
+        """End every wait: the call is over."""
+        for key in tuple(self._waiting):
+            self.done(outputs.OutOfBandDone(key, "over", ""))
 
 
 def _flat(summary: dict[str, Any]) -> dict[str, Any]:

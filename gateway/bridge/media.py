@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.audio.g711 import FRAME_MS
+from gateway.audio.inband import InBandDetector
+from gateway.audio.tone_analysis import Beep, Listener
 from gateway.bridge.entries import CallHost, CallPart, entry
-from gateway.bridge.inband_detection import InboundAudioAnalyzer
 from gateway.bridge.media_clock import MediaClock
 from gateway.call import inputs, outputs
+from gateway.call.inputs import BeepHeard, DigitPressed, SoundHeard
 from gateway.call.plan import CallPlan
 from gateway.sip.media.ports import CallAudio
 
@@ -105,3 +107,34 @@ class CallMedia(CallPart):
             refused = playout.put(output.audio)
             if refused:
                 self._feed_first(inputs.PlayoutRefused(refused))
+
+
+class InboundAudioAnalyzer:
+    """Detects DTMF tones, beeps and music in the caller's audio, where the route asks for it."""
+
+    def __init__(self, plan: CallPlan) -> None:
+        self._keys = InBandDetector(plan.codec) if plan.dtmf.inband else None
+        self._sounds = Listener(plan.codec) if plan.machine_detection.listens else None
+        self._held = False
+
+    def feed(self, audio: bytes, *, held: bool) -> list[DigitPressed | SoundHeard | BeepHeard]:
+        """Return what is found in these G.711 bytes.
+
+        While the call is on hold only keys are: the caller's side may play music then.
+        """
+        if not audio:
+            return []
+        heard: list[DigitPressed | SoundHeard | BeepHeard] = []
+        if self._keys is not None:
+            heard += [DigitPressed(digit, in_band=True) for digit in self._keys.feed(audio)]
+        if self._sounds is None:
+            return heard
+        if held != self._held:
+            self._held = held
+            self._sounds.reset()
+        for sound in () if held else self._sounds.feed(audio):
+            if isinstance(sound, Beep):
+                heard.append(BeepHeard(sound.hz, sound.ms))
+            else:
+                heard.append(SoundHeard(sound.sounding, sound.held, sound.change))
+        return heard

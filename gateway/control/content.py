@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from gateway.bridge.out_of_band import OutOfBandWaiters
+from gateway.bridge.call_controller import OutOfBandWaiters
 from gateway.call.record import CallRecord
 from gateway.call.tools.commands import CallCommand, RequestOutOfBand, Respond, Say, Show, Tell
-from gateway.control.finding import call_named
 from gateway.control.server import Command, RefusedError
 from gateway.tools.images import ImageError, checked
 
@@ -22,6 +21,38 @@ MAX_TEXT = 16_000
 
 RESPONSE_SECONDS = 20.0
 """More than the call's own deadline for these."""
+
+
+class HasRecord(Protocol):
+    """A call in progress: all that is needed to find it."""
+
+    record: CallRecord
+
+
+T = TypeVar("T", bound="HasRecord")
+
+
+def call_named(request: Mapping[str, Any], calls: Iterable[T]) -> T:
+    """Return the call that ``request["call"]`` names.
+
+    That is its id or the beginning of one, or a SIP Call-ID. Raises RefusedError when no call
+    fits, or several do.
+    """
+    wanted = request.get("call")
+    if not isinstance(wanted, str) or not wanted:
+        raise RefusedError("call must be the id of a call, or its beginning: see gateway calls")
+    there = list(calls)
+    found = [one for one in there if one.record.call_id.startswith(wanted)]
+    found = [one for one in found if one.record.call_id == wanted] or found
+    found = found or [one for one in there if one.record.sip_call_id == wanted]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise RefusedError(
+            f"there is no call {wanted!r}: no call in progress has this id (see gateway calls)"
+        )
+    ids = ", ".join(sorted(one.record.call_id for one in found[:10]))
+    raise RefusedError(f"{wanted!r} is {len(found)} calls: {ids}")
 
 
 class TalkingCall(Protocol):

@@ -40,7 +40,7 @@ PLACES = {
     "quality": "gateway.call.quality:QualityOfCall.add",
     # audio
     "media": "gateway.bridge.media:CallMedia._pause",
-    "ear": "gateway.bridge.inband_detection:InboundAudioAnalyzer.feed",
+    "ear": "gateway.bridge.media:InboundAudioAnalyzer.feed",
     "append": "gateway.bridge.sessions:Sessions.append",
     "play": "gateway.bridge.media:CallMedia._play",
     # time, and the end

@@ -73,7 +73,6 @@ class CallbackScheduler:
         self._placing: set[str] = set()
         self._changed = asyncio.Event()
         self._tasks = TaskSet()
-        self._started = False
         self.placed = 0
         self.given_up = 0
 
@@ -82,7 +81,6 @@ class CallbackScheduler:
         self._waiting = {one.id: one for one in await self._store.load()}
         if self._waiting:
             log.info("callback.pending", count=len(self._waiting))
-        self._started = True
         self._tasks.serve(self._own, "callbacks")
 
     async def stop(self) -> None:
@@ -104,7 +102,7 @@ class CallbackScheduler:
 
     async def take(self, rules: Rules, call: ToolCall, given: dict[str, Any]) -> str:
         """The tool ``schedule_callback``: returns words for the model. Raises ToolError."""
-        if not self._started:
+        if not self._tasks:
             # A process that places one call has not read the file, and must not write it.
             raise ToolError("no callbacks can be taken in this call")
         caller = str(call.variables.get("from", ""))
