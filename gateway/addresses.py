@@ -1,4 +1,4 @@
-"""Which addresses are whose: what lies inside, and what anybody can have."""
+"""Classes of IP addresses: loopback, private, public."""
 
 from __future__ import annotations
 

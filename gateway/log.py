@@ -1,4 +1,4 @@
-"""Logging: structlog to JSON lines or a console, with every secret taken out.
+"""Logging: structlog to JSON lines or a console, with secrets removed.
 
 What the standard library's ``logging`` is told (asyncio, websockets) takes the same way, so that
 every line has one form and passes the same filter. Tracebacks show no local variables: those hold
@@ -37,14 +37,14 @@ BLANK = "***"
 
 
 def _without_probes(_logger: Any, method: str, event: EventDict) -> EventDict:
-    """Sessions that are only tried come every few seconds: what goes well with them is no news."""
+    """Drop lines below warning about the sessions of health checks."""
     if event.get("probe") and method == "info":
         raise structlog.DropEvent
     return event
 
 
 class Redactor:
-    """A structlog processor behind the renderer: blanks out known secrets wherever they stand.
+    """A structlog processor after the renderer: blanks out known secrets wherever they stand.
 
     It works on the finished line, since an exception or any other object shows its text only
     there; so a secret is looked for in every spelling that rendering may have given it.
@@ -80,7 +80,7 @@ CLOSE_SECONDS = 2.0
 
 
 class Sink:
-    """Where finished lines go, from any thread; ``lost`` counts those that could not be written.
+    """Writes finished lines, from any thread; ``lost`` counts those that could not be written.
 
     A full disk or a closed pipe must not end a call, and one that hangs must not hold it up: see
     :meth:`write_behind`.
@@ -113,7 +113,7 @@ class Sink:
         atexit.register(self.close)
 
     def reopen(self) -> None:
-        """Go on in a new file of the same name, after the old one was moved away. Never raises."""
+        """Reopen the file, after the old one was moved away. Never raises."""
         if self._path is None:
             return
         try:
@@ -166,7 +166,7 @@ def _opened(path: Path) -> TextIO:
 
 
 class _Handler(logging.Handler):
-    """Lines of the standard library's logging, to the same sink."""
+    """Sends lines of the standard library's logging to the same sink."""
 
     def __init__(self, sink: Sink) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ def _brief_summary(_logger: Any, _method: str, line: EventDict) -> EventDict:
 
 
 def _printable_values(_logger: Any, _method: str, line: EventDict) -> EventDict:
-    """What callers, servers and callees wrote is no command to the terminal of who reads it."""
+    """Make texts from outside printable, so that they cannot control a terminal."""
     return {key: value if key == "exc_info" else printable_in(value) for key, value in line.items()}
 
 

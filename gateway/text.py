@@ -1,4 +1,4 @@
-"""Texts of strangers: what may be kept of them, and how they are shown."""
+"""Cleans texts from outside before they are stored, matched or shown."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def printable(text: str) -> str:
 
 
 def unicode_in(value: Any) -> Any:
-    """A JSON value with :func:`unicode_of` all its texts."""
+    """Return a JSON value with :func:`unicode_of` applied to its texts."""
     return _each_text(value, unicode_of)
 
 
 def printable_in(value: Any) -> Any:
-    """A JSON value with all its texts :func:`printable`."""
+    """Return a JSON value with :func:`printable` applied to its texts."""
     return _each_text(value, printable)
 
 
@@ -77,10 +77,10 @@ MAX_SUBJECT = 256
 
 
 def searched(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """``pattern.search(text)``; None for a text that is too long."""
+    """Return ``pattern.search(text)``; None for a text that is too long."""
     return pattern.search(text) if len(text) <= MAX_SUBJECT else None
 
 
 def matched(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """``pattern.fullmatch(text)``; None for a text that is too long."""
+    """Return ``pattern.fullmatch(text)``; None for a text that is too long."""
     return pattern.fullmatch(text) if len(text) <= MAX_SUBJECT else None

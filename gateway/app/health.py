@@ -1,7 +1,7 @@
-"""Whether the process is well: its SIP thread, the media clock, the event loop, background tasks.
+"""Health of the process: SIP thread, media clock, event loop, background tasks.
 
-Looked at once a second. What cannot carry calls any more ends the process, for its supervisor to
-start it again; what can is told by ``gateway status`` and to systemd.
+Checked once a second. A failure after which no call can be carried ends the process, so that its
+supervisor starts it again; any other is reported by ``gateway status`` and to systemd.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SILENT_CLOCK_SECONDS = 5.0
 
 
 class Health:
-    """What is wrong with this process, by the name of its part.
+    """Keeps what has failed in this process, by the name of the part.
 
     Args:
         sip: what is wrong with the SIP thread; empty while nothing is.
@@ -58,21 +58,21 @@ class Health:
         self._tasks = TaskSet()
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start looking, once a second."""
         self._tasks.serve(self._run, "health")
 
     async def stop(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         await self._tasks.cancel()
         faulthandler.cancel_dump_traceback_later()
 
     def failed(self, part: str, error: object) -> None:
-        """A part has ended that should not have."""
+        """Report that a part of the process has failed, from now until the process ends."""
         self.problems[part] = str(error)
         log.error("gateway.not_well", part=part, error=str(error))
 
     def on_unhandled(self, _loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-        """The event loop's exception handler."""
+        """Log what nobody has caught: the event loop's exception handler."""
         error, task = context.get("exception"), context.get("background")
         log.error(
             "gateway.unhandled",
@@ -83,7 +83,7 @@ class Health:
             self.failed(task.get_name(), f"{type(error).__name__}: {error}")
 
     def as_json(self) -> dict[str, Any]:
-        """For ``gateway status``."""
+        """Return the state of the process for ``gateway status``."""
         return {
             "well": not self.problems,
             "problems": dict(self.problems),

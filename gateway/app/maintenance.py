@@ -1,4 +1,4 @@
-"""What a running gateway does besides calls: the control socket, SIGHUP, a look at NAT."""
+"""Control socket, certificate reload on SIGHUP, and a warning about addresses behind NAT."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESOLVE_SECONDS = 5.0
 
 
 class Maintenance:
-    """Started when the agent listens, stopped before it does not.
+    """Runs while the user agent listens.
 
     Args:
         socket_path: of the control socket; None for none.
@@ -39,7 +39,7 @@ class Maintenance:
         self._tasks = TaskSet()
 
     async def start(self) -> None:
-        """Raises AgentError when the control socket cannot be had."""
+        """Open the control socket. Raises AgentError when that fails."""
         if self._control is not None:
             try:
                 await self._control.start()
@@ -49,7 +49,7 @@ class Maintenance:
         self._tasks.spawn(self._look_at_addresses(), "look at addresses")
 
     async def stop(self) -> None:
-        """End what is under way."""
+        """Close the control socket and end the tasks."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, lambda *_: None)  # the default would cut the drain short
         await self._tasks.cancel()

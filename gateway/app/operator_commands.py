@@ -1,4 +1,4 @@
-"""What somebody at the gateway may do to calls in progress, over the control socket."""
+"""Commands of the control socket that end or transfer a call."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BEGIN_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A transfer that was asked for; ``before``: attempts that the call had made by then."""
+    """A requested transfer; ``before`` counts the attempts that the call had made by then."""
 
     record: CallRecord
     destination: str
@@ -40,7 +40,7 @@ class _Asked:
     refusals: int
 
     def outcome(self) -> Mapping[str, Any]:
-        """What is known: ``over``, ``done``, and in words what became of it."""
+        """Return ``over``, ``done``, and the outcome in words."""
         ending = self.record.ending
         attempts = [
             one
@@ -68,7 +68,7 @@ def _refusals(record: CallRecord) -> int:
 
 
 class OperatorCommands:
-    """Hang up, or hand on to a destination of the call's own route.
+    """Hangs calls up, and transfers them to a destination of their own route.
 
     Args:
         calls: in progress, as they come and go.

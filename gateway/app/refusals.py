@@ -1,4 +1,4 @@
-"""Calls that are not taken: the answer, the line in the log, and the record."""
+"""Rejected calls: the SIP response, the log line, and the record."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Rejections:
         """Refused calls without a line and a record of their own, since the start, by reason."""
 
     def refuse(self, leg: Leg, record: CallRecord, why: EndReason, detail: str = "") -> None:
-        """A call came that we do not take."""
+        """Reject an incoming call, and write its record."""
         code = refusal_code(why)
         headers = {"Reason": reason_header(why)}
         if code == 503:
@@ -72,13 +72,13 @@ class Rejections:
             leg.refuse(code, headers)
 
     def refused_below(self, refused: Refused) -> None:
-        """The library, or what stands before it, has refused one."""
+        """Write the record of a call that was rejected below the application."""
         record = record_of(refused.invite, datetime.now(UTC))
         why = refused.why or _REFUSED_BELOW.get(refused.code, EndReason.REFUSED)
         self.write(record, why, refused.code, refused.reason)
 
     def write(self, record: CallRecord, why: EndReason, code: int, detail: str) -> None:
-        """A call came, or was to be placed, and is not."""
+        """Write the record of a call that was rejected, or not placed; or count it only."""
         if record.direction == "inbound" and not self._sampled(record, why):
             return
         if not record.private:
@@ -95,13 +95,13 @@ class Rejections:
             self._records.write(record)
 
     def stop(self) -> None:
-        """Say what was counted and not yet said."""
+        """Log the counts that were not logged yet."""
         if self._count_due is not None:
             self._count_due.cancel()
             self._say_counted()
 
     def _sampled(self, record: CallRecord, why: EndReason) -> bool:
-        """Whether this one has a line and a record; it is counted if not."""
+        """Return whether this one has a line and a record of its own; it is counted if not."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         if self._all is None:
@@ -123,7 +123,7 @@ class Rejections:
 
 
 class _Refusing:
-    """Handler of a leg that was refused: nothing that happens to it matters any more."""
+    """Handler of a rejected leg: ignores everything."""
 
     def on_ringing(self, code: int) -> None: ...
     def on_media(self, codec: object) -> None: ...

@@ -1,4 +1,4 @@
-"""Asks realtime servers in the background whether they give a session, before a caller has to."""
+"""Health checks of the realtime servers: opens a session at each, in the background."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ log = structlog.get_logger("gateway")
 
 
 class HealthChecker:
-    """Owns one task for each server; without an interval there is none, and nothing is known.
+    """Checks each server in a task of its own; without an interval there is no check.
 
-    A probe is a session that is opened, configured and closed: no audio goes through it, and no
-    response is asked for, so that it costs nothing.
+    A check opens, configures and closes a session. It sends no audio and requests no response, so
+    it costs nothing.
 
     Args:
         endpoints: the servers; those of one URL are asked once.
-        seconds: from one probe to the next; 0 for none.
-        timeout: a session that takes longer is trouble (s).
+        seconds: from one check to the next; 0 for none.
+        timeout: a server whose session takes longer is unhealthy (s).
     """
 
     def __init__(self, endpoints: list[Endpoint], seconds: float, timeout: float) -> None:
@@ -40,22 +40,22 @@ class HealthChecker:
         self._tasks = TaskSet()
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start the checks."""
         if self._seconds <= 0:
             return
         for url, endpoint in self._endpoints.items():
             self._tasks.serve(partial(self._ask_on, url, endpoint), f"probe {url}")
 
     async def stop(self) -> None:
-        """End it."""
+        """End the checks."""
         await self._tasks.cancel()
 
     def trouble(self, endpoint: Endpoint) -> str | None:
-        """What is known to be wrong with a server, if something is."""
+        """Return what is known to be wrong with a server; None for nothing."""
         return self.health.trouble(endpoint.shown) if self._seconds > 0 else None
 
     def met(self, endpoint: Endpoint, failure: str | None) -> None:
-        """What a call met there; ``failure`` is None where it got its session."""
+        """Note what a call met at a server; ``failure`` is None where it got its session."""
         if self._seconds <= 0:
             return
         now = asyncio.get_running_loop().time()
@@ -65,12 +65,12 @@ class HealthChecker:
             _tell(self.health.call_failed(endpoint.shown, failure, now))
 
     def inform(self, plan: CallPlan, session: SessionPlan) -> tuple[CallPlan, SessionPlan]:
-        """The plans of a call that knows what is known, and tells what it meets."""
+        """Return the plans of a call with the known outage, and a report of what it meets."""
         known = self.trouble(session.endpoint) or ""
         return replace(plan, known_outage=known), replace(session, met=self.met)
 
     def as_json(self) -> list[dict[str, object]]:
-        """For ``gateway status``."""
+        """Return the state of each server for ``gateway status``."""
         return self.health.as_json(asyncio.get_running_loop().time())
 
     async def _ask_on(self, url: str, endpoint: Endpoint) -> None:

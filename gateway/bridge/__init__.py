@@ -1,1 +1,1 @@
-"""One call: executes what its machine decides, and feeds it what happens."""
+"""One call: executes the outputs of its state machine, and feeds it inputs."""

@@ -1,7 +1,7 @@
-"""What a call waits for before its session is set up: the data that its route asks for.
+"""Fetches the data that a route asks for (``[route.data]``) while its call is set up.
 
-The request goes out with the INVITE, beside the ringing and the connection to the realtime server;
-only ``session.update`` waits for it, and nothing but this call.
+The request starts with the INVITE, in parallel to ringing and connecting to the realtime server;
+only ``session.update`` waits for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A call whose data are there, or will not be.
+    """The complete plan of a call, with its data or without.
 
     ``plan`` and ``settings`` are complete now; ``failure`` says why the data are not in them.
     """
@@ -43,7 +43,7 @@ Complete = Callable[[Match], tuple[CallPlan, Mapping[str, Any]]]
 
 
 class DataLookup:
-    """The request for one call. Belongs to the event loop; :meth:`stop` leaves no task behind."""
+    """Fetches the data of one call, once. Belongs to the event loop."""
 
     def __init__(self, match: Match, client: HttpClient, complete: Complete) -> None:
         self._match = match
@@ -52,7 +52,7 @@ class DataLookup:
         self._task: asyncio.Task[Prepared] | None = None
 
     async def ready(self) -> Prepared:
-        """The whole plan, once the data are there, or their deadline has passed.
+        """Wait for the data or their deadline; return the complete plan.
 
         Raises SetupFailed where the route refuses calls without their data.
         """
@@ -66,12 +66,12 @@ class DataLookup:
         return prepared
 
     def start(self, call_id: str) -> None:
-        """Ask, if that has not been done; ``call_id`` names the call in logs."""
+        """Send the request, once; ``call_id`` names the call in logs."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(call_id), name=f"data {call_id}")
 
     def stop(self) -> None:
-        """The call is over."""
+        """Cancel the request: the call is over."""
         if self._task is not None:
             self._task.cancel()
 
@@ -90,7 +90,7 @@ class DataLookup:
 
 
 def with_data(match: Match, answer: Any) -> Match:
-    """``match`` with the values of its route's data; ``answer`` is None for none."""
+    """Return ``match`` with the values of its route's data; ``answer`` is None for none."""
     route = match.route
     if route.data is None:
         return match
@@ -100,7 +100,7 @@ def with_data(match: Match, answer: Any) -> Match:
 
 
 async def fetch(match: Match, client: HttpClient) -> tuple[Any, str]:
-    """The JSON object that the service answers, and why there is none. Never raises for that."""
+    """Return the JSON object that the service answers, and else None and why. Never raises."""
     data = match.route.data
     if data is None:
         return None, ""

@@ -1,8 +1,8 @@
-"""Entries of a call's handling: whatever one raises ends its call, and no other.
+"""Guards the entries of a call's handling, so that an exception ends its call and no other.
 
-Everything that reaches a call from outside (its legs, its sessions, the media clock, timers,
-results of tools) comes in by a method with :func:`entry`. What it raises goes to ``on_fault`` of
-its object, which ends the call, frees its place and writes its record.
+Whatever reaches a call from outside (legs, sessions, media clock, timers, results of tools) enters
+by a method decorated with :func:`entry`. What that raises goes to ``on_fault`` of its object, which
+ends the call, frees its place and writes its record.
 """
 
 from __future__ import annotations

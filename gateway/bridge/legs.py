@@ -22,7 +22,7 @@ from gateway.sip.types import LegEnd, LegHandler, RtpQuality
 
 
 class DialRefusedError(Exception):
-    """A rule of ours does not let this call be placed; the text names it."""
+    """A call may not be placed; the text names the rule."""
 
 
 class Dialer(Protocol):
@@ -41,7 +41,7 @@ class Dialer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OutboundTarget:
-    """Where a call of ours goes to."""
+    """Whom to call, for a call that the gateway places."""
 
     uri: str
     trunk: str
@@ -49,7 +49,7 @@ class OutboundTarget:
 
 
 class Legs(CallPart):
-    """Lives as long as its call.
+    """Executes outputs for the legs of one call; lives as long as it.
 
     Args:
         main: the leg that came in, or whom to call.
@@ -93,7 +93,7 @@ class Legs(CallPart):
         }
 
     def take(self) -> None:
-        """Begin with the leg that came in."""
+        """Handle the leg that came in from now on."""
         if self._main is not None:
             self._main.handler, self._main.audio = self._handler, self._audio
             self._watch(self._main)
@@ -103,7 +103,7 @@ class Legs(CallPart):
 
     @entry
     def _on_moved(self, successor: Leg) -> None:
-        """Another leg is the caller's now; it has the audio already."""
+        """Replace the caller's leg (REFER, Replaces); the successor has the audio already."""
         old, self._main = self._main, successor
         successor.handler = self._handler
         self._watch(successor)
@@ -116,14 +116,14 @@ class Legs(CallPart):
         )
 
     def let_go(self, code: int, headers: dict[str, str]) -> None:
-        """End both legs, whatever state they are in: with ``code`` what was not answered."""
+        """End both legs in whatever state they are; reject with ``code`` what was not answered."""
         if self._main is not None:
             self._main.refuse(code, headers)
         if self._b_leg is not None:
             self._b_leg.hang_up(headers)
 
     def finish(self) -> None:
-        """The call is over: complete the record."""
+        """Complete the record: the call is over."""
         if self._main is not None:
             self._host.record.sip_call_id = self._main.invite.sip_call_id
         for b_leg in self._b_legs:
@@ -136,7 +136,7 @@ class Legs(CallPart):
 
     @property
     def security(self) -> str:
-        """What SRTP was negotiated on the main leg."""
+        """Return ``rtp``, or the SRTP negotiated on the main leg."""
         return "" if self._main is None else self._main.security
 
     @property
@@ -291,19 +291,19 @@ class _BLeg(CallPart):
         self._tell = tell
 
     def refused(self, why: DialRefusedError) -> None:
-        """It is not even dialled."""
+        """End the leg with 403: it is not dialled."""
         self._record.sip_code = 403
         self._tell(self, inputs.BLegEnded(403, str(why), "", True))
 
     def finish(self) -> None:
-        """The call is over, and its record complete: what comes now is not written any more."""
+        """Complete the record: the call is over, and what comes later is not written any more."""
         if self._record.ended_ms is None:
             self._record.ended_ms = round(self._host.now_ms(), 1)
         self._record = replace(self._record)
 
     @entry
     def on_ringing(self, code: int) -> None:
-        """It rings."""
+        """A provisional response came."""
         self._name()
         if code >= 180:
             self._tell(self, inputs.BLegRinging(code))
@@ -315,7 +315,7 @@ class _BLeg(CallPart):
 
     @entry
     def on_confirmed(self) -> None:
-        """It has answered."""
+        """The called party has answered."""
         self._name()
         if self._record.answered_ms is None:
             self._record.answered_ms = round(self._host.now_ms(), 1)
@@ -326,7 +326,7 @@ class _BLeg(CallPart):
 
     @entry
     def on_digit(self, digit: str) -> None:
-        """A key."""
+        """The called party pressed a key."""
         self._tell(self, inputs.BLegDigit(digit))
 
     @entry
@@ -336,7 +336,7 @@ class _BLeg(CallPart):
 
     @entry
     def on_ended(self, end: LegEnd) -> None:
-        """It is over."""
+        """The dialog is over."""
         self._name()
         self._record.ended_ms = round(self._host.now_ms(), 1)
         self._record.sip_code = end.code
@@ -348,7 +348,7 @@ class _BLeg(CallPart):
 
 
 def quality_of(quality: RtpQuality) -> dict[str, float]:
-    """RTP counters, as a record has them."""
+    """Return RTP counters as a record has them."""
     return {
         "rx_packets": quality.rx_packets,
         "rx_lost": quality.rx_lost,

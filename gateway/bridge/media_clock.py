@@ -1,4 +1,4 @@
-"""The beat that moves audio between all legs and all sessions, fifty times a second.
+"""Moves audio between all legs and all sessions, fifty times a second.
 
 pjmedia's clock thread wakes the event loop once per beat, not once per call: each wake-up costs a
 system call and a turn of the loop, however many calls it serves.
@@ -41,13 +41,13 @@ class MediaClock:
             (second if len(second) < len(first) else first).add(move)
 
     def remove(self, move: Callable[[], None]) -> None:
-        """Call it no more."""
+        """Do not call ``move`` any more."""
         for half in self._halves:
             half.discard(move)
         self._faulty.discard(move)
 
     def wake(self) -> None:
-        """A frame came. From any thread; returns at once."""
+        """Schedule a beat: a frame came. May be called from any thread."""
         if not self._scheduled and not self._loop.is_closed():
             self._scheduled = True
             self._loop.call_soon_threadsafe(self._beat)

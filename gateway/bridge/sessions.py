@@ -49,7 +49,7 @@ SPREAD_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class SessionPlan:
-    """How to get the session of one call."""
+    """How to open the sessions of one call."""
 
     endpoint: Endpoint
     settings: Mapping[str, Any]
@@ -104,13 +104,13 @@ class Sessions(CallPart):
         self._account, self._events = account, events
 
     def append(self, audio: bytes) -> None:
-        """Caller audio, in the session's law; while there is no session it goes nowhere."""
+        """Send caller audio, in the session's law; it is dropped while there is no session."""
         line = self._line
         if line is not None and line.session is not None and not line.over:
             line.session.append(audio)
 
     def finish(self) -> None:
-        """The call is over on both sides: complete the record."""
+        """Complete the record: the call is over on both sides."""
         if self.plan.preparation is not None:
             self.plan.preparation.stop()
         for line in (self._line, self._spare):
@@ -198,7 +198,7 @@ class Sessions(CallPart):
             self._on_event(line, event)
 
     async def _prepare(self) -> Mapping[str, Any]:
-        """The settings, when what they wait for is there."""
+        """Wait for the data of the call; return the complete settings."""
         if self.plan.preparation is not None:
             prepared = await self.plan.preparation.ready()
             if self.plan.preparation is not None:  # nobody else waited for it, and was first
@@ -207,7 +207,7 @@ class Sessions(CallPart):
         return self.plan.settings
 
     def close(self, output: outputs.CloseSession) -> None:
-        """End what there is."""
+        """Close the active session and the standby."""
         for line in (self._line, self._spare):
             if line is not None:
                 self._let_go(line, output.code, output.reason)

@@ -1,4 +1,4 @@
-"""Functions, approvals and content checks of one call: handed to what runs them, outside of it."""
+"""Runs the functions, approvals and content checks of one call, by a tool runner outside of it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The control socket: a running gateway says how it is, to its own user on its own machine."""
+"""The control socket: commands to a running gateway, from its own user on its own machine."""

@@ -1,4 +1,4 @@
-"""Asks a running gateway."""
+"""Client of the control socket."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 
 class NoAnswerError(Exception):
-    """Nobody answers on the socket, or what comes is no answer; the message says which."""
+    """Nobody answers on the socket, or what comes is not an answer; the message says which."""
 
 
 class RefusedError(Exception):
-    """The gateway answered that it will not; the message is its own."""
+    """The gateway refused the command; the message is its own."""
 
 
 def ask(path: Path, command: str, **fields: Any) -> dict[str, Any]:
-    """The answer to ``command`` with these ``fields``. Raises NoAnswerError and RefusedError."""
+    """Return the answer to ``command``. Raises NoAnswerError and RefusedError."""
     return ask_within(ANSWER_SECONDS, path, {**fields, "command": command})
 
 
 def ask_within(seconds: float, path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer to a request that may take ``seconds``. Raises as :func:`ask`."""
+    """Return the answer to a request that may take ``seconds``. Raises as :func:`ask`."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(seconds)

@@ -1,4 +1,4 @@
-"""Commands that put something into a call's conversation, or ask about it.
+"""Commands of the control socket that add to a call's conversation, or ask about it.
 
 Each request names its call: ``{"command": "say", "call": "...", "text": "..."}``; the beginning of
 an id is enough where it is the only one that begins so.
@@ -56,21 +56,21 @@ def call_named(request: Mapping[str, Any], calls: Iterable[T]) -> T:
 
 
 class TalkingCall(Protocol):
-    """A call, as far as this goes: :class:`gateway.bridge.call_controller.CallController`."""
+    """What these commands need of :class:`gateway.bridge.call_controller.CallController`."""
 
     record: CallRecord
     out_of_band: OutOfBandWaiters
 
     @property
     def conversing(self) -> bool:
-        """It is up, with a session that talks."""
+        """Whether the call is up, with a session that talks."""
 
     def act(self, act: CallCommand) -> None:
         """Do this in the conversation."""
 
 
 class ContentCommands:
-    """For the control socket.
+    """Commands of the control socket that work on a conversation.
 
     Args:
         calls: those that are up now.

@@ -47,7 +47,7 @@ class RefusedError(Exception):
 
 
 class ControlError(Exception):
-    """The socket cannot be had; the message names it and why."""
+    """The socket cannot be opened; the message names it and why."""
 
 
 class ControlServer:

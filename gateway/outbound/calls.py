@@ -1,4 +1,4 @@
-"""Calls that the gateway places on demand: from code, and over the control socket."""
+"""Places calls on demand: from code, and by ``gateway dial`` over the control socket."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ MAX_REMEMBERED = 256
 
 
 class Calls(Protocol):
-    """What the service does for a call of ours."""
+    """What placing a call needs of :class:`gateway.app.registry.CallRegistry`."""
 
     def no_room(self) -> str | None:
-        """Which rule lets no further call begin now; None when there is room."""
+        """Return the rule by which no further call may begin now; None when there is room."""
 
     def spent(self, route: Route, number: str) -> str | None:
-        """Which budget leaves nothing for it; None when there is money."""
+        """Return the budget that leaves nothing for it; None when there is money."""
 
     def begin(self, bridge: CallController) -> None:
-        """Count it, and start it."""
+        """Count a call, and start it."""
 
     def finished(self, bridge: CallController) -> None:
-        """It is over."""
+        """Free the place of a call that is over."""
 
 
 Reject = Callable[[CallRecord, EndReason, int, str], None]
@@ -86,7 +86,7 @@ class OutboundCalls:
         variables: Mapping[str, str] | None = None,
         caller_id: str = "",
     ) -> asyncio.Future[CallRecord]:
-        """As :meth:`gateway.app.service.Service.dial`."""
+        """Place a call: see :meth:`gateway.app.service.Service.dial`."""
         return self._dial(to, route, trunk, variables or {}, caller_id)[1]
 
     def _dial(

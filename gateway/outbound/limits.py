@@ -1,4 +1,4 @@
-"""Calls that the gateway places: each asked of the caps first, and counted until it is over."""
+"""Limits on calls that the gateway places: each is checked first, and counted until it is over."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = structlog.get_logger("gateway")
 
 
 class OutboundLimiter:
-    """Every leg that we dial goes through here. Lives on the event loop."""
+    """Checks, counts and dials every leg that the gateway places. Lives on the event loop."""
 
     def __init__(self, settings: OutboundSettings, agent: UserAgent) -> None:
         self._caps = OutboundCaps(settings)
@@ -35,11 +35,11 @@ class OutboundLimiter:
 
     @property
     def active(self) -> int:
-        """Calls of ours that are in progress, or admitted and about to be dialled."""
+        """Return how many placed calls are in progress, or admitted and about to be dialled."""
         return len(self._legs) + self._admitted + self._agent.calls.followed
 
     def admit(self, uri: str) -> Callable[[], None]:
-        """Ask for a call on somebody's demand; returns what gives its place back.
+        """Admit a call that somebody has requested; return a function that frees its place.
 
         Raises DialRefusedError, naming the rule.
         """
@@ -56,9 +56,9 @@ class OutboundLimiter:
         return give_back
 
     def permit_refer(self, uri: str, by_pattern: bool) -> None:
-        """Ask whether the other side may be sent there. Raises DialRefusedError.
+        """Check whether the other side may be sent to ``uri``. Raises DialRefusedError.
 
-        What the dialplan says itself takes no place of ours, and is not counted.
+        A destination of the dialplan itself takes no place of ours, and is not counted.
         """
         if by_pattern:
             self._ask(uri, on_demand=False, by_pattern=True)
@@ -66,7 +66,7 @@ class OutboundLimiter:
             self._refuse(uri, rule)
 
     def promise_refusal(self, number: str, allow: re.Pattern[str] | None) -> str | None:
-        """Why a call to this number may not be promised; None when it may."""
+        """Return why a callback to this number may not be promised; None when it may."""
         rule = self._caps.promise_refusal(number, allow)
         if rule is not None:
             log.warning("gateway.call_not_placed", to=number, rule=rule)
@@ -94,7 +94,7 @@ class OutboundLimiter:
         trunk: str,
         caller_id: str = "",
     ) -> Leg:
-        """Place a call that was asked for already. Raises DialRefusedError."""
+        """Place a call that :meth:`admit` has let pass. Raises DialRefusedError."""
         counted = _Counted(handler, self._legs)
         try:
             return self._agent.dial(uri, cast(LegHandler, counted), audio, codecs, trunk, caller_id)
@@ -115,7 +115,7 @@ class OutboundLimiter:
         raise DialRefusedError(rule)
 
     def _may_follow(self, uri: str) -> bool:
-        """Whether a REFER that a route follows may make a call of ours. On the SIP thread."""
+        """Return whether following a REFER may place a call. Runs on the SIP thread."""
         try:
             self._ask(uri, on_demand=False, by_pattern=True)
         except DialRefusedError:
@@ -124,7 +124,7 @@ class OutboundLimiter:
 
 
 class _Counted:
-    """Hands on what happens to a leg, and notices its end."""
+    """Handler that forwards everything to the leg's own, and counts the leg until its end."""
 
     def __init__(self, handler: LegHandler, legs: set[_Counted]) -> None:
         self._handler = handler
@@ -132,11 +132,11 @@ class _Counted:
         legs.add(self)
 
     def forget(self) -> None:
-        """It counts no more."""
+        """Stop counting the leg."""
         self._legs.discard(self)
 
     def on_ended(self, end: LegEnd) -> None:
-        """The leg is over."""
+        """Stop counting the leg, and forward its end."""
         self.forget()
         self._handler.on_ended(end)
 

@@ -13,7 +13,7 @@ _VARIABLE = "NOTIFY_SOCKET"
 
 
 def notify(*lines: str) -> None:
-    """Send e.g. ``READY=1``; does nothing where nobody asked to be told."""
+    """Send e.g. ``READY=1`` to systemd; do nothing where ``NOTIFY_SOCKET`` is not set."""
     address = os.environ.get(_VARIABLE, "")
     if not address:
         return
@@ -28,5 +28,5 @@ def notify(*lines: str) -> None:
 
 
 def without_notify(environ: dict[str, str]) -> dict[str, str]:
-    """An environment for a child, which is not the service."""
+    """Return the environment for a child process, which must not notify systemd."""
     return {name: value for name, value in environ.items() if name != _VARIABLE}

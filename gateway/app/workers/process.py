@@ -64,7 +64,7 @@ class Worker:
         self._supervisor_link = ours
 
     async def came_up(self, seconds: float) -> bool:
-        """Wait until it takes calls; False when it ended before. Raises TimeoutError."""
+        """Wait until it accepts calls; return False when it ended before. Raises TimeoutError."""
         assert self._supervisor_link is not None
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(seconds):
@@ -75,7 +75,7 @@ class Worker:
         return self.was_up
 
     async def listen(self, seconds: float) -> None:
-        """Hear how it is until it ends. Raises TimeoutError when nothing comes for so long."""
+        """Read its health reports until it ends. Raises TimeoutError after ``seconds`` without."""
         assert self._supervisor_link is not None
         loop = asyncio.get_running_loop()
         while True:
@@ -89,7 +89,7 @@ class Worker:
             self.well = not said.endswith(ILL)
 
     async def ended(self) -> int:
-        """Wait for its end; the exit status, or minus the signal that ended it."""
+        """Wait for its end; return the exit status, or minus the signal that ended it."""
         assert self._process is not None
         status = await self._process.wait()
         if self._supervisor_link is not None:
@@ -105,7 +105,7 @@ class Worker:
 
 
 def how_ended(status: int) -> str:
-    """``exit status 1`` or ``SIGKILL``."""
+    """Return an exit status in words: ``exit status 1`` or ``SIGKILL``."""
     if status >= 0:
         return f"exit status {status}"
     try:

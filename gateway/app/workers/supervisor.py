@@ -104,13 +104,13 @@ class Supervisor:
         self._hand_on(signal.SIGUSR1)
 
     def _hand_on(self, number: signal.Signals) -> None:
-        """To those that are up; one that starts reads, and opens, everything anew."""
+        """Send a signal to the workers that are up; one that is starting needs none."""
         for worker in self._workers.values():
             if worker.was_up:
                 worker.send(number)
 
     def _end(self, reason: str) -> None:
-        """Tell all workers to end; the second time, to hurry."""
+        """Tell all workers to drain; the second time, to end their calls at once."""
         hurry = self._stop.is_set()
         running = [worker.index for worker in self._workers.values() if worker.running]
         log.info("workers.stopping", reason=reason, running=running, hurry=hurry)
@@ -159,7 +159,7 @@ class Supervisor:
                 return
 
     async def _live(self, worker: Worker) -> int:
-        """From start to end; the exit status."""
+        """Run one worker from start to end; return its exit status."""
         try:
             await worker.start()
         except OSError as error:
@@ -205,7 +205,7 @@ class Supervisor:
             notify("READY=1", f"STATUS={self._count} workers take calls")
 
     async def _pause(self, worker: Worker, status: int, seconds: float, deaths: int) -> bool:
-        """Say that it died and wait before the next start; False when there is none."""
+        """Log that it died and wait before the next start; return False when there is none."""
         said = {
             "worker": worker.index,
             "pid": worker.pid,
@@ -229,7 +229,7 @@ class Supervisor:
         return False
 
     def _judge_last(self, worker: Worker, status: int) -> None:
-        """What the end of a worker that was told to end means for the exit status."""
+        """Judge the end of a worker that was told to end, for the exit status."""
         never_up = not worker.was_up and status == -signal.SIGTERM
         log.info("worker.ended", worker=worker.index, pid=worker.pid, ended=how_ended(status))
         if status != 0 and not never_up and self._status == 0:

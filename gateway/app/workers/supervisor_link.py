@@ -37,12 +37,12 @@ class SupervisorLink:
             self._socket.send(UP)
 
     def say_well(self, well: bool) -> None:
-        """Report how it is; also that the event loop turns."""
+        """Report whether the process is healthy, once a second."""
         with contextlib.suppress(OSError):
             self._socket.send(WELL if well else ILL)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the socket."""
         self._unwatch()
         self._socket.close()
 

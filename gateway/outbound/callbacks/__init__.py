@@ -1,1 +1,1 @@
-"""Calls that the model has promised: kept in a file, told to the operator, placed at their time."""
+"""Callbacks that the model has promised: kept in a file, sent to a URL, placed when due."""

@@ -13,7 +13,7 @@ from gateway.tools.functions import Function
 
 
 def function_of(route: Route, book: CallbackScheduler, timeout: float) -> Function | None:
-    """What the route's tool runs; None where it does not have it."""
+    """Return the function behind the route's tool; None where the route has none."""
     given = route.schedule_callback
     told = definitions.schedule_callback(schedule_plan(route), given.description)
     if told is None:

@@ -1,4 +1,4 @@
-"""One promised call: what the model may ask for, and what is kept of it. Pure."""
+"""One scheduled callback: what the model may ask for, and what is kept. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledCallback:
-    """A call that is to be placed."""
+    """A call to be placed at its time."""
 
     id: str
     at: str
@@ -43,18 +43,18 @@ class ScheduledCallback:
 
     @property
     def due(self) -> datetime:
-        """When it is to be placed."""
+        """The time at which it is to be placed."""
         return datetime.fromisoformat(self.at)
 
     def as_json(self) -> dict[str, Any]:
-        """For the file, the operator's service, and ``gateway status``."""
+        """Return it for the file, the operator's service, and ``gateway status``."""
         return asdict(self)
 
 
 def promised(
     given: dict[str, Any], rules: Rules, caller: str, call: str, now: datetime
 ) -> tuple[ScheduledCallback, str]:
-    """What the model asks for, and its time as people at the route's place say it.
+    """Return the callback that the model asks for, and its time in the route's time zone.
 
     Args:
         given: arguments that fit the tool's schema.

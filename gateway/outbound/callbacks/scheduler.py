@@ -1,4 +1,4 @@
-"""The book of promised calls: takes promises, keeps them, and places them at their time."""
+"""Schedules callbacks: accepts them from the model, keeps them in a file, places them when due."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Dial(Protocol):
     def __call__(
         self, to: str, route: str, trunk: str, variables: Mapping[str, str]
     ) -> asyncio.Future[CallRecord]:
-        """The record, once the call is over. Raises DialRefusedError and ValueError."""
+        """Place a call; the result is its record. Raises DialRefusedError and ValueError."""
 
 
 class CallbackScheduler:
-    """Lives on the event loop, as long as the service."""
+    """Owns the callbacks of the process. Lives on the event loop."""
 
     def __init__(
         self,
@@ -77,18 +77,18 @@ class CallbackScheduler:
         self.given_up = 0
 
     async def start(self) -> None:
-        """Take up what was promised before."""
+        """Read the file, and start placing what is due."""
         self._waiting = {one.id: one for one in await self._store.load()}
         if self._waiting:
             log.info("callback.pending", count=len(self._waiting))
         self._tasks.serve(self._own, "callbacks")
 
     async def stop(self) -> None:
-        """Place no more; what waits is in the file."""
+        """Stop placing; what is pending is in the file."""
         await self._tasks.cancel()
 
     def as_json(self) -> dict[str, Any]:
-        """For ``gateway status``."""
+        """Return the pending callbacks for ``gateway status``."""
         first = sorted(self._waiting.values(), key=lambda one: one.at)[:SHOWN]
         return {
             "count": len(self._waiting),
@@ -101,7 +101,7 @@ class CallbackScheduler:
         }
 
     async def take(self, rules: Rules, call: ToolCall, given: dict[str, Any]) -> str:
-        """The tool ``schedule_callback``: returns words for the model. Raises ToolError."""
+        """Schedule a callback; return text for the model. Raises ToolError."""
         if not self._tasks:
             # A process that places one call has not read the file, and must not write it.
             raise ToolError("no callbacks can be taken in this call")
@@ -168,7 +168,7 @@ class CallbackScheduler:
         task.add_done_callback(over)
 
     async def _place(self, promise: ScheduledCallback) -> None:
-        """One promise, until somebody answered or it is too late."""
+        """Try one callback until somebody answered or it is too late."""
         until = promise.due + timedelta(seconds=self._settings.expire_after)
         again = AGAIN_SECONDS
         while self._settings.auto_dial and self._now() <= until and promise.tries < MAX_TRIES:
@@ -193,7 +193,7 @@ class CallbackScheduler:
         await self._drop(promise)
 
     async def _try(self, promise: ScheduledCallback) -> str | None:
-        """Place the call; returns why nobody was reached, None when somebody was."""
+        """Place the call; return why nobody was reached, None when somebody was."""
         variables = {"callback_reason": promise.reason}
         try:
             over = self._dial(promise.number, promise.route, promise.trunk, variables)

@@ -1,4 +1,4 @@
-"""The file in which promised calls outlive the process: JSON, replaced as a whole."""
+"""Keeps callbacks in a JSON file, which is replaced as a whole at each change."""
 
 from __future__ import annotations
 
@@ -19,22 +19,20 @@ _FIELDS = {field.name for field in fields(ScheduledCallback)}
 
 
 class Store:
-    """Belongs to the event loop; the disk is waited for in a thread. Without a path, nothing is
-    kept."""
+    """Reads and writes the file, in a thread; without a path nothing is kept."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._lock = asyncio.Lock()
 
     async def load(self) -> list[ScheduledCallback]:
-        """What is there. A file that cannot be read is put aside, and that is an error in the
-        log."""
+        """Read the file; one that cannot be read is renamed, and logged as an error."""
         if self._path is None:
             return []
         return await asyncio.to_thread(_load, self._path)
 
     async def save(self, promises: Iterable[ScheduledCallback]) -> None:
-        """Write all of them, and wait for the disk. Raises OSError."""
+        """Write all callbacks, and wait for the disk. Raises OSError."""
         if self._path is None:
             return
         text = json.dumps([one.as_json() for one in promises], indent=1, ensure_ascii=False)
