@@ -179,7 +179,7 @@ class Legs(CallPart):
 
     def _dial_second(self, output: outputs.DialBLeg) -> None:
         record = BLegRecord(output.uri)
-        self._host.record.second_legs.append(record)
+        self._host.record.b_legs.append(record)
         second = _BLeg(self._host, record, self._feed_if_current)
         self._b_legs.append(second)
         if self._dial is None:
@@ -208,7 +208,7 @@ class Legs(CallPart):
             self._leg.join(self._b_leg, output.listen)
 
     def _press(self, output: outputs.SendDtmf) -> None:
-        if not output.second:
+        if not output.b_leg:
             self._leg.press(output.digit, output.how)
         elif self._b_leg is not None:
             self._b_leg.press(output.digit, output.how)

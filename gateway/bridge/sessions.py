@@ -138,9 +138,9 @@ class Sessions(CallPart):
     # ---- what the machine says
 
     def _open(self, output: outputs.OpenSession) -> None:
-        line = _Line(output.spare)
+        line = _Line(output.standby)
         again = False
-        if output.spare:
+        if output.standby:
             self._spare = line
         else:
             if self._line is not None:
@@ -149,7 +149,7 @@ class Sessions(CallPart):
             self._line = line
         if self.plan.preparation is not None:
             self.plan.preparation.start(self._host.record.call_id)
-        endpoint = (self.plan.endpoint, *self.plan.others)[output.endpoint]
+        endpoint = (self.plan.endpoint, *self.plan.others)[output.server]
         name = f"open {self._host.record.call_id}"
         line.opening = asyncio.create_task(self._set_up(line, endpoint, again), name=name)
 

@@ -214,7 +214,7 @@ class ToolDone:
 class ToolRequest:
     """A function outside wants something done in the call."""
 
-    act: CallCommand
+    command: CallCommand
 
 
 @dataclass(frozen=True, slots=True)

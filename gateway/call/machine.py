@@ -22,7 +22,7 @@ from gateway.call.ending import (
     why_leg_ended,
     why_not_answered,
 )
-from gateway.call.leg.call_control import Happening
+from gateway.call.leg.call_control import TransferEvent
 from gateway.call.plan import CallPlan, FallbackStep
 from gateway.call.playout.playback import Playout
 from gateway.call.record import CallRecord
@@ -51,7 +51,7 @@ class LegEvents:
         self._codec = call.plan.codec
         self._listening_early = False
 
-    def on_ringing_there(self, input: inputs.RemoteRinging, now: float) -> list[outputs.Output]:
+    def on_remote_ringing(self, input: inputs.RemoteRinging, now: float) -> list[outputs.Output]:
         if self._call.state is not State.DIALLING or self._call.record.times.ringing is not None:
             return []
         self._call.record.times.ringing = self._call.timeline.ms(now)
@@ -93,10 +93,10 @@ class LegEvents:
         self._call.timers.confirmed(now, held=self._call.held)
         note = self._call.timeline.note(now, "confirmed", "info")
         todo: list[outputs.Output] = [note, outputs.StartMedia()]
-        todo += self._session.recovery.answered(now)
+        todo += self._session.failover.answered(now)
         return todo + self._session.confirmed(now)
 
-    def on_held(self, input: inputs.HoldChanged, now: float) -> list[outputs.Output]:
+    def on_hold_changed(self, input: inputs.HoldChanged, now: float) -> list[outputs.Output]:
         if (
             not (self._call.live or self._call.state is State.CONNECTING)
             or input.held is self._call.held
@@ -113,13 +113,13 @@ class LegEvents:
     def on_digit(self, input: inputs.DigitPressed, now: float) -> list[outputs.Output]:
         if not (
             self._call.session_up
-            or self._session.recovery.active
+            or self._session.failover.active
             or self._call.state is State.BRIDGED
         ):
             return []
         return self._call.conversation.on_digit(input.digit, now, in_band=input.in_band)
 
-    def on_second_digit(self, input: inputs.BLegDigit, now: float) -> list[outputs.Output]:
+    def on_b_leg_digit(self, input: inputs.BLegDigit, now: float) -> list[outputs.Output]:
         return [outputs.SendDtmf(input.digit)] if self._call.state is State.BRIDGED else []
 
     def on_rtp(self, input: inputs.RtpStats, now: float) -> list[outputs.Output]:
@@ -152,24 +152,24 @@ class CallMachine:
         conversation, note = call.conversation, call.timeline.note
         self._handlers: dict[type, Callable[[Any, float], list[outputs.Output]]] = {
             inputs.Prepared: self._on_prepared,
-            inputs.SessionReady: session.on_session_up,
+            inputs.SessionReady: session.on_session_ready,
             inputs.SessionFailed: session.on_session_failed,
             inputs.SessionClosed: session.on_session_closed,
-            inputs.StandbyReady: session.on_spare_up,
-            inputs.StandbyFailed: session.on_spare_failed,
-            inputs.ServerEventReceived: session.on_server_said,
-            inputs.ServerErrorReceived: session.on_server_failed,
+            inputs.StandbyReady: session.on_standby_ready,
+            inputs.StandbyFailed: session.on_standby_failed,
+            inputs.ServerEventReceived: session.on_server_event,
+            inputs.ServerErrorReceived: session.on_server_error,
             inputs.MediaUp: leg.on_media_up,
             inputs.Confirmed: leg.on_confirmed,
-            inputs.HoldChanged: leg.on_held,
-            inputs.RemoteRinging: leg.on_ringing_there,
+            inputs.HoldChanged: leg.on_hold_changed,
+            inputs.RemoteRinging: leg.on_remote_ringing,
             inputs.ReferProgress: self._on_transfer,
             inputs.BLegRinging: self._on_transfer,
             inputs.BLegAnswered: self._on_transfer,
             inputs.BLegEnded: self._on_transfer,
-            inputs.BLegDigit: leg.on_second_digit,
+            inputs.BLegDigit: leg.on_b_leg_digit,
             inputs.ToolDone: self._on_tool_done,
-            inputs.ToolRequest: self._on_tool_acts,
+            inputs.ToolRequest: self._on_tool_request,
             inputs.ApprovalResult: lambda _input, _now: [],
             inputs.ContentChecked: lambda _input, _now: [],
             inputs.SoundHeard: lambda _input, _now: [],
@@ -189,7 +189,7 @@ class CallMachine:
             inputs.Tick: self._on_tick,
             inputs.ShutDown: lambda _input, now: self._end(EndReason.SHUTDOWN, now),
             inputs.HangupRequested: lambda _input, now: self._end(EndReason.OPERATOR, now),
-            inputs.InternalError: self._on_fault,
+            inputs.InternalError: self._on_internal_error,
         }
 
     @property
@@ -209,7 +209,7 @@ class CallMachine:
         if self._call.opening.at_once:
             self._call.timers.answered(now)
         if self._call.plan.known_outage:
-            return self._session.known_trouble(self._call.plan.known_outage, now)
+            return self._session.known_outage(self._call.plan.known_outage, now)
         return [*self._call.opening.begin(now), outputs.OpenSession()]
 
     def handle(self, input: inputs.Input, now: float) -> list[outputs.Output]:
@@ -217,7 +217,7 @@ class CallMachine:
         if self._call.state is State.FINISHED:
             return []
         if self._post_call is not None and type(input) is not inputs.InternalError:
-            return self._wait_post_call(self._post_call, input, now)
+            return self._wait_for_post_call(self._post_call, input, now)
         if type(input) is inputs.ServerEventReceived:
             event = self._call.conversation.complete(input.event)
             input = input if event is input.event else replace(input, event=event)
@@ -229,13 +229,13 @@ class CallMachine:
             todo = (
                 todo
                 + self._call.conversation.apply_rules(input, now)
-                + self._session.recovery.on(input, now)
+                + self._session.failover.on(input, now)
             )
             todo += self._settle(now)
-        elif self._session.recovery.over is not None:
+        elif self._session.failover.over is not None:
             todo = todo + self._session.give_up(now)
         if not (session_was_up or self._call.session_up):
-            if self._session.recovery.active:
+            if self._session.failover.active:
                 # A tool's result, a key: the session that is to come will be told.
                 self._call.conversation.transcript.sent(todo, now)
             return [output for output in todo if not isinstance(output, outputs.Send)]
@@ -248,7 +248,7 @@ class CallMachine:
             type(input) is inputs.ServerEventReceived
             and type(input.event) is AudioDelta
             and [type(output) for output in todo] == [outputs.Play]
-            and not self._session.recovery.plays_on
+            and not self._session.failover.plays_on
         )
 
     @property
@@ -274,7 +274,7 @@ class CallMachine:
             self._call.conversation.deadline,
             self._call.timers.deadline,
             heard_out,
-            self._session.recovery.deadline,
+            self._session.failover.deadline,
             self._session.handover.deadline
             if self._call.session_up and self._call.talking
             else None,
@@ -291,7 +291,7 @@ class CallMachine:
             todo += self._session.handover.settle(now)
         if self._call.session_up and self._call.state is State.TALKING and talk.silence.rule:
             todo += self._session.on_silence(talk.silence.rule, now)
-        if self._session.recovery.over is not None:
+        if self._session.failover.over is not None:
             return todo + self._session.give_up(now)
         why, detail = talk.call_actions.over or (None, "")
         if why is None and self._session.lost_meanwhile is None:
@@ -336,18 +336,18 @@ class CallMachine:
 
     # ---- leg
 
-    def _on_transfer(self, input: Happening, now: float) -> list[outputs.Output]:
+    def _on_transfer(self, input: TransferEvent, now: float) -> list[outputs.Output]:
         return self._call.conversation.call_actions.on(input, now) if self._call.live else []
 
     def _on_tool_done(self, input: inputs.ToolDone, now: float) -> list[outputs.Output]:
-        if not (self._call.session_up or self._session.recovery.active):
+        if not (self._call.session_up or self._session.failover.active):
             return []
         return self._call.conversation.on_tool_done(input.call_id, input.output, now)
 
-    def _on_tool_acts(self, input: inputs.ToolRequest, now: float) -> list[outputs.Output]:
+    def _on_tool_request(self, input: inputs.ToolRequest, now: float) -> list[outputs.Output]:
         if not (self._call.session_up and self._call.live) or self._call.state is State.BRIDGED:
-            return self._call.conversation.command_rejected(input.act)
-        return self._call.conversation.on_act(input.act, now)
+            return self._call.conversation.command_rejected(input.command)
+        return self._call.conversation.on_command(input.command, now)
 
     def _on_budget(self, input: inputs.BudgetThreshold, now: float) -> list[outputs.Output]:
         if self._call.state is not State.BRIDGED or not (self._call.session_up and input.spent):
@@ -394,7 +394,7 @@ class CallMachine:
             return self._end(due[0], now, due[1])
         if self._call.opening.waiting and self._call.opening.heard_out(now):
             return self._session.answer(now)
-        todo = self._session.trouble(self._session.recovery.tick(now), now)
+        todo = self._session.answered_for_fallback(self._session.failover.tick(now), now)
         if self._call.session_up and self._call.talking:
             todo += self._session.handover.tick(now)
         return todo + self._call.conversation.on_tick(now)
@@ -448,7 +448,7 @@ class CallMachine:
             headers["Retry-After"] = str(max(self._call.plan.retry_after, ceil(told)))
         return [*todo, outputs.Reject(code, headers)]
 
-    def _wait_post_call(
+    def _wait_for_post_call(
         self, after: PostCallAnalysis, input: inputs.Input, now: float
     ) -> list[outputs.Output]:
         """The call is over for the caller, and the model is asked about it."""
@@ -459,7 +459,7 @@ class CallMachine:
         todo.append(outputs.CloseSession(1000, after.why.value))
         return todo + self._finish(now) if after.leg_over else todo
 
-    def _on_fault(self, input: inputs.InternalError, now: float) -> list[outputs.Output]:
+    def _on_internal_error(self, input: inputs.InternalError, now: float) -> list[outputs.Output]:
         self._post_call = None
         if self._call.state is not State.ENDING:
             return self._end(EndReason.INTERNAL_ERROR, now, input.detail)

@@ -23,9 +23,9 @@ class Progress:
 class OpenSession:
     """Connect to the realtime server and configure the session."""
 
-    endpoint: int = 0
+    server: int = 0
     """0 is the route's own server; others are counted from 1."""
-    spare: bool = False
+    standby: bool = False
     """Beside the one that has the caller, to take its place (:class:`PromoteStandby`)."""
 
 
@@ -150,7 +150,7 @@ class SendDtmf:
 
     digit: str
     how: str = "auto"
-    second: bool = False
+    b_leg: bool = False
 
 
 @dataclass(frozen=True, slots=True)

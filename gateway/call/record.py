@@ -176,16 +176,16 @@ class MachineDetected:
 class ContentRecord:
     """All of it, oldest first."""
 
-    guards: list[Decision] = field(default_factory=list)
+    guardrails: list[Decision] = field(default_factory=list)
     out_of_band: list[OutOfBandResponse] = field(default_factory=list)
-    trims: list[ContextTrim] = field(default_factory=list)
-    machines: list[MachineDetected] = field(default_factory=list)
+    context_trims: list[ContextTrim] = field(default_factory=list)
+    machine_detection: list[MachineDetected] = field(default_factory=list)
     """At most one of each kind."""
 
     def guarded(self, decision: Decision) -> None:
         """Add what a guard did."""
-        if len(self.guards) < MAX_KEPT:
-            self.guards.append(decision)
+        if len(self.guardrails) < MAX_KEPT:
+            self.guardrails.append(decision)
 
     def asked(self, out_of_band_response: OutOfBandResponse) -> None:
         """Add a question; filled in as it goes on."""
@@ -194,8 +194,8 @@ class ContentRecord:
 
     def trimmed(self, trim: ContextTrim) -> None:
         """Add what was let go."""
-        if len(self.trims) < MAX_KEPT:
-            self.trims.append(trim)
+        if len(self.context_trims) < MAX_KEPT:
+            self.context_trims.append(trim)
 
     def as_json(self) -> dict[str, Any]:
         """For the record."""
@@ -240,8 +240,8 @@ class CallRecord:
     interruptions: list[Interruption] = field(default_factory=list)
     digits: list[DigitRun] = field(default_factory=list)
     transfers: list[TransferAttempt] = field(default_factory=list)
-    second_legs: list[BLeg] = field(default_factory=list)
-    trouble: list[FailoverRecord] = field(default_factory=list)
+    b_legs: list[BLeg] = field(default_factory=list)
+    failovers: list[FailoverRecord] = field(default_factory=list)
     handovers: int = 0
     """How often another session took over before the server ended one."""
     tools: list[ToolUse] = field(default_factory=list)
@@ -363,8 +363,8 @@ class CallRecord:
             "interruptions": [asdict(one) for one in self.interruptions],
             "digits": [asdict(one) for one in self.digits],
             "transfers": [asdict(one) for one in self.transfers],
-            "second_legs": [asdict(one) for one in self.second_legs],
-            "trouble": [asdict(one) for one in self.trouble],
+            "b_legs": [asdict(one) for one in self.b_legs],
+            "failovers": [asdict(one) for one in self.failovers],
             "handovers": self.handovers,
             "tools": [asdict(one) for one in self.tools],
             "tools_dropped": self.tools_dropped,

@@ -124,7 +124,7 @@ async def test_words_that_are_not_allowed_are_not_heard(world: GatewayStack) -> 
     await call.rtp.until(lambda: phrase.heard_ms(call.rtp.packets) >= 580)
     await world.summary_at_end(call)
     record = await world.record(call)
-    (decision,) = record["guards"]
+    (decision,) = record["guardrails"]
     assert (decision["rule"], decision["by"], decision["action"]) == ("g", "words", "replace")
 
 
@@ -156,7 +156,7 @@ async def test_what_answers_forbidden_words_is_stopped_however_early_they_are_kn
     assert status == ["completed", "cancelled", "completed", "completed"]
     assert not session.errors or late_ms == 0  # the phrase may collide with what is stopped
     await world.summary_at_end(call)
-    (decision,) = (await world.record(call))["guards"]
+    (decision,) = (await world.record(call))["guardrails"]
     heard = answers[1].heard_ms(call.rtp.packets) if len(answers) == 3 else 0
     assert decision["heard_ms"] == heard
     assert heard == 0 or late_ms
@@ -212,7 +212,7 @@ async def test_old_turns_leave_the_session_and_a_summary_comes(world: GatewaySta
     assert not session.errors
     await world.summary_at_end(call)
     record = await world.record(call)
-    (trim,) = record["trims"]
+    (trim,) = record["context_trims"]
     assert (trim["how"], trim["turns"]) == ("summarize", 1)
     assert [one["purpose"] for one in record["out_of_band"]] == ["old turns"]
     said = [one["text"] for one in record["transcript"] if one["who"] == "caller"]
@@ -251,7 +251,7 @@ async def test_nobody_to_ask_about_words_denies_them_where_the_route_says_so(
     phrase = Spoken(bytes(list(session.sent_items.values())[-1]))
     await call.rtp.until(lambda: phrase.heard_ms(call.rtp.packets) >= 580)
     await world.summary_at_end(call)
-    decisions = (await world.record(call))["guards"]
+    decisions = (await world.record(call))["guardrails"]
     assert [(one["rule"], one["by"], one["action"]) for one in decisions] == [
         ("h", "timeout", "replace")
     ]

@@ -196,7 +196,7 @@ async def goes_on(
     await spoken(call, session, answers)
     await world.summary_at_end(call)
     record = await world.record(call)
-    assert record["trouble"] == []
+    assert record["failovers"] == []
 
 
 async def ended(world: GatewayStack, call: PhoneCall, why: str, reason: str) -> str:
@@ -217,7 +217,7 @@ async def replaced(world: GatewayStack, call: PhoneCall, first: SessionRecord, w
     world.emulator.live[second.id].session.pretend_speech(100)
     await spoken(call, second, 1)
     await world.summary_at_end(call)
-    (trouble,) = (await world.record(call))["trouble"]
+    (trouble,) = (await world.record(call))["failovers"]
     assert (trouble["why"], trouble["outcome"]) == (why, "recovered")
 
 

@@ -70,7 +70,7 @@ async def test_a_message_is_left_on_voicemail(world: GatewayStack) -> None:
     assert (record["ending"]["by"], record["ending"]["why"]) == ("gateway", "machine_detected")
     (mark,) = [mark for mark in record["timeline"] if mark["event"] == "machine_detected"]
     assert (mark["kind"], mark["why"]) == ("voicemail", "said 'leave a message'")
-    (found,) = record["machines"]
+    (found,) = record["machine_detection"]
     assert re.fullmatch(r"1000 Hz for (360|380|400|420) ms", found["beep"]), found
     (message,) = [mark for mark in record["timeline"] if mark["event"] == "voicemail_message"]
     starts = [
@@ -102,7 +102,7 @@ async def test_music_is_known_by_its_sound(world: GatewayStack) -> None:
     await call.hung_up()
     record = await world.record(call)
     assert record["ending"]["why"] == "machine_detected"
-    (found,) = record["machines"]
+    (found,) = record["machine_detection"]
     assert (found["kind"], found["action"]) == ("music", "hangup")
     assert re.fullmatch(r"3 s of music's sound, standing tones in [89]\d% of it", found["why"])
 
@@ -120,7 +120,7 @@ async def test_a_box_is_known_by_its_beep(world: GatewayStack) -> None:
     session = await world.session_of(call)
     call.rtp.say(spoken(FULL_GREETING) + b"\xff" * 4000 + g711(tone(800, 300), Codec.PCMU))
     await call.hung_up()
-    (found,) = (await world.record(call))["machines"]
+    (found,) = (await world.record(call))["machine_detection"]
     assert found["kind"] == "voicemail"
     assert re.fullmatch(r"a beep after the first turn, 800 Hz for \d+ ms", found["why"])
     said = [one.body["transcript"] for one in session.sent("response.output_audio_transcript.done")]
@@ -142,5 +142,5 @@ async def test_a_dialogue_is_none(world: GatewayStack) -> None:
         await call.rtp.quiet()
     await call.hang_up()
     record = await world.record(call)
-    assert record["machines"] == []
+    assert record["machine_detection"] == []
     assert [mark for mark in record["timeline"] if mark["event"] == "caller_speech_stopped"]

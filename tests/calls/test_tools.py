@@ -215,7 +215,7 @@ async def test_a_session_that_is_lost_while_a_tool_runs(world: GatewayStack) -> 
     said = bytes(next(iter(second.sent_items.values())))
     await call.rtp.until(lambda: said in call.rtp.heard)
     record = await record_at_end(world, call)
-    assert record["trouble"][0]["outcome"] == "recovered"
+    assert record["failovers"][0]["outcome"] == "recovered"
     assert [one["outcome"] for one in record["tools"]] == ["done", "done"]
 
 

@@ -117,7 +117,7 @@ async def test_joined_both_hear_each_other(world: GatewayStack, callee: CalledPh
     assert 'text="Normal call clearing"' in bye.headers["reason"]
     record = await world.record(call)
     assert (record["ending"]["by"], record["ending"]["why"]) == ("callee", "bridge_ended")
-    (leg,) = record["second_legs"]
+    (leg,) = record["b_legs"]
     assert leg["sip_call_id"] == there.call_id
     assert leg["codec"] == "PCMU"
     assert 0 < leg["answered_ms"] < leg["ended_ms"]

@@ -107,7 +107,7 @@ async def trouble_of(world: GatewayStack, call: PhoneCall) -> dict[str, Any]:
     """What the record says of it, and that the call was hung up by its caller."""
     await world.summary_at_end(call)
     record = await world.record(call)
-    (trouble,) = record["trouble"]
+    (trouble,) = record["failovers"]
     return dict(trouble)
 
 
@@ -186,7 +186,7 @@ async def test_an_announcement_and_the_end(world: GatewayStack, when: str) -> No
     spoken = [packet for packet in call.rtp.packets if not is_silence(packet)]
     assert abs(len(spoken) * 0.02 - SORRY_SECONDS) <= 0.1, "heard once, and to its end"
     record = await world.record(call)
-    (trouble,) = record["trouble"]
+    (trouble,) = record["failovers"]
     assert trouble["sound_after_ms"] is not None
     figures.show(f"announcement, {when}: heard after ms", f"{trouble['sound_after_ms']:.0f}")
 
@@ -217,7 +217,7 @@ async def test_lost_while_the_goodbye_is_said(world: GatewayStack) -> None:
     await call.hung_up()
     record = await world.record(call)
     assert record["ending"]["why"] in ("agent_hangup", "session_closed")
-    assert record["trouble"] == []
+    assert record["failovers"] == []
 
 
 async def test_another_session_takes_over_before_the_server_ends_one(world: GatewayStack) -> None:
@@ -240,7 +240,7 @@ async def test_another_session_takes_over_before_the_server_ends_one(world: Gate
     await world.summary_at_end(call)
     record = await world.record(call)
     assert record["handovers"] == 1
-    assert record["trouble"] == []
+    assert record["failovers"] == []
     assert record["ending"]["why"] == "remote_hangup"
 
 

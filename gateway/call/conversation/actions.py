@@ -6,7 +6,7 @@ import json
 
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.ending import EndReason
-from gateway.call.leg.call_control import OPERATOR_ACTION
+from gateway.call.leg.call_control import BY_OPERATOR
 from gateway.call.outputs import Output, Send
 from gateway.call.tools.arguments import ToolCallError
 from gateway.call.tools.commands import (
@@ -24,12 +24,12 @@ from gateway.call.tools.definitions import TRANSFER_CALL
 from gateway.realtime.commands import CreateItem, CreateResponse
 
 
-def carry_out(act: CallCommand, talk: ConversationControl, now: float) -> list[Output]:
+def carry_out(command: CallCommand, talk: ConversationControl, now: float) -> list[Output]:
     """Do it, unless the call is being left already."""
-    if talk.termination is not None and not isinstance(act, RequestOutOfBand):
+    if talk.termination is not None and not isinstance(command, RequestOutOfBand):
         return []
-    note = talk.timeline.note(now, "command", "info", act=type(act).__name__)
-    match act:
+    note = talk.timeline.note(now, "command", "info", command=type(command).__name__)
+    match command:
         case Say(words):
             return [note, *talk.say(words, now)]
         case Tell(text, role, respond):
@@ -44,18 +44,18 @@ def carry_out(act: CallCommand, talk: ConversationControl, now: float) -> list[O
         case RequestOutOfBand(key, instructions, metadata):
             return [note, *talk.out_of_band.ask(key, "application", instructions, now, metadata)]
         case TransferTo(destination, words):
-            talk.part(
+            talk.terminate(
                 Termination(EndReason.APPLICATION, "by a function", words, transfer_to=destination)
             )
         case OperatorTransfer(destination):
             wanted = json.dumps({"destination": destination})
             try:
-                talk.call_actions.ask(TRANSFER_CALL, OPERATOR_ACTION, wanted, now)
+                talk.call_actions.ask(TRANSFER_CALL, BY_OPERATOR, wanted, now)
             except ToolCallError as error:
                 refused = talk.timeline.note(now, "command_rejected", "warning", reason=str(error))
                 return [note, refused]
         case EndCall(words):
-            talk.part(Termination(EndReason.APPLICATION, "by a function", words))
+            talk.terminate(Termination(EndReason.APPLICATION, "by a function", words))
     return [note]
 
 

@@ -15,7 +15,7 @@ from gateway.call.conversation.out_of_band import OutOfBandResponses
 from gateway.call.conversation.responses import ResponseGate
 from gateway.call.ending import EndReason
 from gateway.call.inputs import Input
-from gateway.call.leg.call_control import OWN_ACTION, CallActions
+from gateway.call.leg.call_control import BY_GATEWAY, CallActions
 from gateway.call.leg.graceful_hangup import HangupAfterPlayout
 from gateway.call.outputs import Output, Send
 from gateway.call.plan import CallPlan
@@ -49,7 +49,7 @@ class DtmfConsumer(Protocol):
     """Takes the caller's keys in place of the conversation, while it wants them."""
 
     @property
-    def wants_keys(self) -> bool:
+    def wants_digits(self) -> bool:
         """Whether it does now."""
 
     def key(self, digit: str, now: float) -> list[Output]:
@@ -121,10 +121,10 @@ class ConversationControl:
         return [Send(CreateItem(message(role, text)))]
 
     @property
-    def key_taker(self) -> DtmfConsumer | None:
+    def dtmf_consumer(self) -> DtmfConsumer | None:
         """Who gets the next key instead of the conversation."""
         for taker in (self.approvals, self.collecting):
-            if taker is not None and taker.wants_keys:
+            if taker is not None and taker.wants_digits:
                 return taker
         return None
 
@@ -165,7 +165,7 @@ class ConversationControl:
 
     # ---- the end of it
 
-    def part(self, termination: Termination) -> None:
+    def terminate(self, termination: Termination) -> None:
         """Nothing more is asked of the model; the caller is handed on, or told goodbye. The first
         reason stands."""
         if self.termination is None:
@@ -185,7 +185,7 @@ class ConversationControl:
             self._handed_on = True
             wanted = json.dumps({"destination": termination.transfer_to})
             try:
-                self.call_actions.ask(TRANSFER_CALL, OWN_ACTION, wanted, now)
+                self.call_actions.ask(TRANSFER_CALL, BY_GATEWAY, wanted, now)
             except ToolCallError as error:
                 note = self.timeline.note(now, "tool_refused", "error", reason=str(error))
                 return [note, *self.leave(now)]

@@ -70,13 +70,13 @@ class Conversation:
         """Responses that came without an id."""
         self.silence = Silence(
             self.talk,
-            lambda: self._caller_speaks or self._functions.busy or approvals.wants_keys,
+            lambda: self._caller_speaks or self._functions.busy or approvals.wants_digits,
         )
         self._response_fallback = ResponseFallback(self.talk)
         self._rules: tuple[ConversationRule, ...] = (
             self.transcript,
             Budget(self.talk),
-            UserIdleTimeout(self.talk, lambda: self._functions.busy or approvals.wants_keys),
+            UserIdleTimeout(self.talk, lambda: self._functions.busy or approvals.wants_digits),
             MachineDetector(self.talk),
             approvals,
             McpWatch(self.talk, approvals),
@@ -246,15 +246,15 @@ class Conversation:
         """A function outside has returned."""
         return self._functions.done(call_id, output, now)
 
-    def on_act(self, act: CallCommand, now: float) -> list[Output]:
+    def on_command(self, command: CallCommand, now: float) -> list[Output]:
         """A function outside wants something done."""
-        return carry_out(act, self.talk, now)
+        return carry_out(command, self.talk, now)
 
-    def command_rejected(self, act: CallCommand) -> list[Output]:
+    def command_rejected(self, command: CallCommand) -> list[Output]:
         """There is nobody to do it for any more."""
         return (
-            [OutOfBandDone(act.key, "refused", "nobody talks")]
-            if isinstance(act, RequestOutOfBand)
+            [OutOfBandDone(command.key, "refused", "nobody talks")]
+            if isinstance(command, RequestOutOfBand)
             else []
         )
 

@@ -17,7 +17,7 @@ LONGEST_SECONDS = 120.0
 
 
 class DigitCollection:
-    """Waits for keys while :attr:`wants_keys`. Every method takes the time (s)."""
+    """Waits for keys while :attr:`wants_digits`. Every method takes the time (s)."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class DigitCollection:
         talk.collecting = self
 
     @property
-    def wants_keys(self) -> bool:
+    def wants_digits(self) -> bool:
         """Whether keys are for the model that asked for them."""
         return self.deadline is not None
 

@@ -28,13 +28,13 @@ class DtmfInput:
         if in_band and self._signalled:
             return []  # the tone of a key that was signalled, too
         self._signalled = self._signalled or not in_band
-        taker = talk.key_taker
+        taker = talk.dtmf_consumer
         private = (
             taker is talk.collecting and taker is not None and talk.plan.collect_digits.private
         )
         outputs: list[Output] = [talk.timeline.note(now, "dtmf", digit="*" if private else digit)]
         if talk.call_actions.joined:
-            return [*outputs, SendDtmf(digit, second=True)]
+            return [*outputs, SendDtmf(digit, b_leg=True)]
         if talk.termination is not None or talk.call_actions.away:
             return outputs
         if taker is not None:

@@ -43,7 +43,7 @@ from gateway.realtime.commands import CreateItem
 TAKE_OVER_SECONDS = 20.0
 """The caller's side has answered callee and knows where to: its INVITE needs no ringing."""
 
-Happening = ReferProgress | BLegRinging | BLegAnswered | BLegEnded
+TransferEvent = ReferProgress | BLegRinging | BLegAnswered | BLegEnded
 
 _NEXT = "The caller is back with you: tell them, and offer something else."
 
@@ -103,17 +103,17 @@ class Transfer:
             DialBLeg(uri, destination.trunk, by_pattern=by_pattern),
         ]
 
-    def on(self, happening: Happening, now: float) -> list[Output]:
+    def on(self, happening: TransferEvent, now: float) -> list[Output]:
         """Something was said of the transfer, or happened to the second leg."""
         match happening:
             case ReferProgress():
-                return self._on_told(happening, now)
+                return self._on_refer_progress(happening, now)
             case BLegRinging(code):
                 return self._on_ringing(code, now)
             case BLegAnswered():
-                return self._on_second_answered(now)
+                return self._on_b_leg_answered(now)
             case BLegEnded():
-                return self._on_second_ended(happening, now)
+                return self._on_b_leg_ended(happening, now)
 
     def tick(self, now: float) -> list[Output]:
         """The deadline has come."""
@@ -136,7 +136,7 @@ class Transfer:
         """The caller's side has let go of our call, without a word of what it made of it."""
         self._close(Outcome.UNKNOWN, 0, now)
 
-    def _on_told(self, told: ReferProgress, now: float) -> list[Output]:
+    def _on_refer_progress(self, told: ReferProgress, now: float) -> list[Output]:
         if self._second and not self._replacing:
             return []  # of an earlier REFER
         if told.code >= 300:
@@ -164,7 +164,7 @@ class Transfer:
         note = self._timeline.note(now, "transfer_ringing", "info", code=code)
         return [note, Send(CreateItem(item))]
 
-    def _on_second_answered(self, now: float) -> list[Output]:
+    def _on_b_leg_answered(self, now: float) -> list[Output]:
         if not self._second or self._replacing or self.joined:
             return []
         note = self._timeline.note(now, "transfer_picked_up", "info", destination=self.name)
@@ -177,7 +177,7 @@ class Transfer:
         self._close(Outcome.ANSWERED, 200, now)
         return [note, PlaySound(""), BridgeLegs(self._plan.listen)]
 
-    def _on_second_ended(self, ended: BLegEnded, now: float) -> list[Output]:
+    def _on_b_leg_ended(self, ended: BLegEnded, now: float) -> list[Output]:
         if not self._second:
             return []
         self._second = False
@@ -306,8 +306,8 @@ class Result:
     """Whether it is to say something about it; False when it is speaking already."""
 
 
-OWN_ACTION = "gateway"
-OPERATOR_ACTION = "operator"
+BY_GATEWAY = "gateway"
+BY_OPERATOR = "operator"
 """In place of the tool call's id, for what the model did not ask for."""
 
 
@@ -362,7 +362,7 @@ class CallActions:
 
     def interrupt(self) -> str | None:
         """The caller speaks up; returns the tool call that will not be done, if there is one."""
-        if self._begin_by is None or self._call_id in (OWN_ACTION, OPERATOR_ACTION):
+        if self._begin_by is None or self._call_id in (BY_GATEWAY, BY_OPERATOR):
             return None
         self._action = self._begin_by = None
         return self._call_id
@@ -375,7 +375,7 @@ class CallActions:
         self._unasked = True
         return action.stop(now)
 
-    def on(self, happening: Happening, now: float) -> list[Output]:
+    def on(self, happening: TransferEvent, now: float) -> list[Output]:
         """Something about a transfer."""
         if isinstance(self._action, Transfer) and self._begin_by is None:
             return self._action.on(happening, now)

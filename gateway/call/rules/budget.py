@@ -35,7 +35,7 @@ class Budget:
             asked = talk.ask(CreateResponse(), now) if self._plan.warning_response else []
             return [warned, *talk.tell(self._plan.warning_message), *asked]
         goodbye, transfer_to = self._plan.goodbye, self._plan.transfer_to
-        talk.part(Termination(EndReason.BUDGET, input.detail, goodbye, transfer_to))
+        talk.terminate(Termination(EndReason.BUDGET, input.detail, goodbye, transfer_to))
         return [talk.timeline.note(now, "budget_exceeded", "warning", budget=input.detail)]
 
     def tick(self, now: float) -> list[Output]:

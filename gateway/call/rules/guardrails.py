@@ -140,7 +140,7 @@ class Guardrails:
         match input:
             case inputs.ContentChecked(key, allow, reason):
                 return self._checked(key, allow, reason, now)
-            case inputs.ToolRequest(act=Tell(respond=True) | Show(respond=True)):
+            case inputs.ToolRequest(command=Tell(respond=True) | Show(respond=True)):
                 self._turns.allow()  # the application knows what it wants answered
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
                 self._turns.complete(item_id)
@@ -229,7 +229,7 @@ class Guardrails:
             found = _found(rule, window, open=open)
             if found and not rule.url:
                 check = _Check(index, who, response_id, item_id, now)
-                return [*outputs, *self._act(check, "words", "", now)]
+                return [*outputs, *self._apply(check, "words", "", now)]
             if rule.url and sentence and (rule.pattern is None or rule.pattern.search(sentence)):
                 outputs += self._ask(index, who, response_id, item_id, sentence, now)
         return outputs
@@ -244,7 +244,7 @@ class Guardrails:
         if len(self._checks) >= MAX_CHECKS:
             note = self._talk.timeline.note(now, "guardrail_skipped", "warning", rule=rule.name)
             denied = rule.on_timeout == "deny"
-            return [note, *(self._act(check, "timeout", "too many", now) if denied else [])]
+            return [note, *(self._apply(check, "timeout", "too many", now) if denied else [])]
         self._checks[key] = check
         return [CheckContent(key, index, who, text)]
 
@@ -266,9 +266,9 @@ class Guardrails:
                     allowed=allow,
                 )
             )
-        return outputs if allow else outputs + self._act(check, by, reason, now)
+        return outputs if allow else outputs + self._apply(check, by, reason, now)
 
-    def _act(self, check: _Check, by: str, reason: str, now: float) -> list[Output]:
+    def _apply(self, check: _Check, by: str, reason: str, now: float) -> list[Output]:
         talk, rule = self._talk, self._rules[check.rule]
         response = check.response_id
         if talk.termination is not None or response in self._stopped:
@@ -309,7 +309,7 @@ class Guardrails:
         decision.heard_ms = talk.playback.heard_ms(response)
         if rule.action != "replace":
             to = rule.transfer_to if rule.action == "transfer" else ""
-            talk.part(Termination(EndReason.GUARDRAIL, rule.name, rule.replacement, to))
+            talk.terminate(Termination(EndReason.GUARDRAIL, rule.name, rule.replacement, to))
         elif rule.replacement:
             phrase = talk.exactly(rule.replacement)
             self._phrases.append(phrase)

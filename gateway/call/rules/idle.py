@@ -80,7 +80,9 @@ class UserIdleTimeout:
             note = talk.timeline.note(now, "idle_prompted", "info", count=self._asked)
             return [note, *talk.say(self._plan.prompt, now)]
         silent = f"nothing said after being asked {self._asked} times"
-        talk.part(Termination(EndReason.IDLE, silent, self._plan.goodbye, self._plan.transfer_to))
+        talk.terminate(
+            Termination(EndReason.IDLE, silent, self._plan.goodbye, self._plan.transfer_to)
+        )
         return [talk.timeline.note(now, "idle", "info", asked=self._asked)]
 
     @property

@@ -188,7 +188,7 @@ class MachineDetector:
         self._decided.add(kind)
         action, talk = self._plan.actions[kind], self._talk
         found = MachineDetected(round(talk.timeline.ms(now), 1), kind, action, evidence)
-        talk.timeline.record.content.machines.append(found)
+        talk.timeline.record.content.machine_detection.append(found)
         outputs: list[Output] = [
             talk.timeline.note(
                 now, "machine_detected", "warning", kind=kind, action=action, why=evidence
@@ -208,7 +208,7 @@ class MachineDetector:
         words = "" if found.action == "hangup" else self._plan.messages.get(found.kind, "")
         to = self._plan.transfer_to if found.action == "transfer" else ""
         outputs = self._hush(now)
-        self._talk.part(
+        self._talk.terminate(
             Termination(EndReason.MACHINE_DETECTED, f"{found.kind}: {found.why}", words, to)
         )
         return outputs

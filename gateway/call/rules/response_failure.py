@@ -180,8 +180,10 @@ class ResponseFallback:
         talk, plan = self._talk, self._plan
         if talk.termination is not None:
             return []
-        detail = f"{self._failures} answers in a row failed, the last one: {why}"
-        talk.part(Termination(EndReason.RESPONSE_FAILURES, detail, plan.goodbye, plan.transfer_to))
+        detail = f"{self._failures} responses in a row failed, the last one: {why}"
+        talk.terminate(
+            Termination(EndReason.RESPONSE_FAILURES, detail, plan.goodbye, plan.transfer_to)
+        )
         return [talk.timeline.note(now, "response_failures_exceeded", "error", why=why)]
 
     def _last_resort(self, why: str, now: float) -> list[Output]:

@@ -95,11 +95,11 @@ class Failover:
         self._began, unproven, self._unproven = now, self._unproven, None
         self.active = True
         record = self._timeline.record
-        record.trouble.append(FailoverRecord(round(self._timeline.ms(now), 1), why.value, detail))
+        record.failovers.append(FailoverRecord(round(self._timeline.ms(now), 1), why.value, detail))
         note = self._timeline.note(now, "session_lost", "warning", why=why.value, detail=detail)
         often = len(self._lost_at) == MAX_PER_MINUTE and now - self._lost_at[0] < 60
         self._lost_at.append(now)
-        if len(record.trouble) > MAX_PER_CALL:
+        if len(record.failovers) > MAX_PER_CALL:
             self._steps, self._at = tuple(step for step in steps if step.action not in _OPENS), -1
         elif unproven is not None and self._was_no_help(unproven, now):
             self._last.steps.append(self._step.action)
@@ -148,7 +148,7 @@ class Failover:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """What the caller hears while there is no session."""
-        if self._speaks(input) and self._timeline.record.trouble:
+        if self._speaks(input) and self._timeline.record.failovers:
             last = self._last
             if not self.active:
                 self._unproven = None
@@ -191,7 +191,7 @@ class Failover:
 
     @property
     def _last(self) -> FailoverRecord:
-        return self._timeline.record.trouble[-1]
+        return self._timeline.record.failovers[-1]
 
     def _next(self, now: float) -> list[Output]:
         self._at += 1
@@ -220,7 +220,7 @@ class Failover:
         if step.action == "transfer":
             self.active = False
             self._last.outcome = "transferred"
-            self._talk.part(Termination(self._why, self._detail, "", step.transfer_to))
+            self._talk.terminate(Termination(self._why, self._detail, "", step.transfer_to))
             return [*self._quiet(), CloseSession(1000, self._why.value)]
         return self._give_up(step)
 

@@ -55,13 +55,13 @@ class Handover:
         self._open_at: float | None = None
         self._latest = 0.0
         self._opening = False
-        self._spare: tuple[str, float | None] | None = None
+        self._standby: tuple[str, float | None] | None = None
         self._opened = 0
         self._opened_at = -INTERVAL_SECONDS
 
     def session_up(self, seconds_left: float | None, now: float) -> None:
         """This session has the caller from now on."""
-        self._opening, self._spare = False, None
+        self._opening, self._standby = False, None
         self._open_at = None
         if seconds_left is None or self._lead <= 0 or seconds_left < SHORTEST_SECONDS:
             return
@@ -75,26 +75,26 @@ class Handover:
 
     def session_over(self) -> None:
         """It is lost, or not needed any more."""
-        self._open_at, self._opening, self._spare = None, False, None
+        self._open_at, self._opening, self._standby = None, False, None
 
-    def spare_up(self, session_id: str, seconds_left: float | None, now: float) -> None:
+    def standby_ready(self, session_id: str, seconds_left: float | None, now: float) -> None:
         """The one that is to take over is there."""
         if not self._opening:
             return
         self._opening = False
         left = None if seconds_left is None else now + seconds_left
-        self._spare = (session_id, left)
+        self._standby = (session_id, left)
 
-    def spare_failed(self, detail: str, now: float) -> list[Output]:
+    def standby_failed(self, detail: str, now: float) -> list[Output]:
         """It is not; try again, while there is time."""
-        self._opening, self._spare = False, None
+        self._opening, self._standby = False, None
         note = self._timeline.note(now, "handover_failed", "warning", detail=detail)
         self._open_at = self._not_too_often(now)
         return [note]
 
     def tick(self, now: float) -> list[Output]:
         """A moment may have come."""
-        if self._open_at is None or self._opening or self._spare is not None:
+        if self._open_at is None or self._opening or self._standby is not None:
             return []
         if now < self._open_at:
             return []
@@ -103,18 +103,18 @@ class Handover:
             return [self._timeline.note(now, "handover_limit", "warning", sessions=MAX_PER_CALL)]
         self._opening = True
         self._opened, self._opened_at = self._opened + 1, now
-        return [self._timeline.note(now, "handover_begins", "info"), OpenSession(spare=True)]
+        return [self._timeline.note(now, "handover_begins", "info"), OpenSession(standby=True)]
 
     @property
     def ready(self) -> bool:
         """The new session is there."""
-        return self._spare is not None
+        return self._standby is not None
 
     def settle(self, now: float, *, at_once: bool = False) -> list[Output]:
         """Switch, if the new session is there and it is quiet, or late."""
-        if self._spare is None or not (at_once or self._quiet() or now >= self._latest):
+        if self._standby is None or not (at_once or self._quiet() or now >= self._latest):
             return []
-        (session_id, ends), self._spare = self._spare, None
+        (session_id, ends), self._standby = self._standby, None
         rest = self._detach(now)
         self.session_up(None if ends is None else ends - now, now)
         self._timeline.record.session_id = session_id
@@ -126,6 +126,6 @@ class Handover:
     @property
     def deadline(self) -> float | None:
         """When :meth:`tick` or :meth:`settle` is due next (s)."""
-        if self._spare is not None:
+        if self._standby is not None:
             return self._latest
         return None if self._opening else self._open_at

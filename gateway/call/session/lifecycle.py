@@ -80,7 +80,7 @@ class SessionEvents:
         self._call = call
         self._end = end
         talk, transcript = call.conversation.talk, call.conversation.transcript
-        self.recovery = Failover(talk, transcript, call.timeline)
+        self.failover = Failover(talk, transcript, call.timeline)
         self.handover = Handover(
             talk,
             transcript,
@@ -94,28 +94,28 @@ class SessionEvents:
         self._resume = False
         """A response was due when the session was lost, and is asked for again."""
 
-    def known_trouble(self, detail: str, now: float) -> list[outputs.Output]:
+    def known_outage(self, detail: str, now: float) -> list[outputs.Output]:
         """The server is known to give no session: what is to be done about that is done at once."""
-        if not self._has_steps:
+        if not self._has_fallback:
             return self._end(EndReason.SESSION_UNREACHABLE, now, detail)
         begun = self._call.opening.begin(now)
         why = EndReason.SESSION_UNREACHABLE
-        todo = self.recovery.begin(why, detail, now, answered=False, fatal=True)
-        if self.recovery.over is not None:
+        todo = self.failover.begin(why, detail, now, answered=False, fatal=True)
+        if self.failover.over is not None:
             return [*begun, *todo, *self.give_up(now)]
-        return [*begun, *self.trouble(todo, now)]
+        return [*begun, *self.answered_for_fallback(todo, now)]
 
-    def on_session_up(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
+    def on_session_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
         if self._call.state is State.ENDING:
             # It came up while it was being given up; nobody else will close it.
             return [outputs.CloseSession(1000, "call over")]
-        if self.recovery.active and self._call.state is not State.CONNECTING:
+        if self.failover.active and self._call.state is not State.CONNECTING:
             return self._on_session_again(input, now)
         if self._call.state is not State.CONNECTING:
             return []
         self._call.session_up = True
         self.handover.session_up(input.seconds_left, now)
-        recovered = self.recovery.up(now) if self.recovery.active else []
+        recovered = self.failover.up(now) if self.failover.active else []
         if self._call.plan.outbound is not None:
             return self._dial(input, self._call.plan.outbound, now)
         self._call.record.session_id = input.session_id
@@ -129,7 +129,7 @@ class SessionEvents:
         self.handover.session_up(input.seconds_left, now)
         self._call.record.session_id = input.session_id
         self._call.conversation.attach()
-        todo = self.recovery.up(now)
+        todo = self.failover.up(now)
         resume, self._resume = self._resume, False
         talk, greeting = self._call.conversation.talk, self._call.plan.greeting
         unheard = greeting is not None and self._call.record.times.first_audio is None
@@ -137,12 +137,12 @@ class SessionEvents:
             return todo + self.open(now)
         return todo + (talk.ask(CreateResponse(), now) if resume and talk.gate.idle else [])
 
-    def on_spare_up(self, input: inputs.StandbyReady, now: float) -> list[outputs.Output]:
-        self.handover.spare_up(input.session_id, input.seconds_left, now)
+    def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> list[outputs.Output]:
+        self.handover.standby_ready(input.session_id, input.seconds_left, now)
         return []
 
-    def on_spare_failed(self, input: inputs.StandbyFailed, now: float) -> list[outputs.Output]:
-        return self.handover.spare_failed(input.detail, now) if self._call.session_up else []
+    def on_standby_failed(self, input: inputs.StandbyFailed, now: float) -> list[outputs.Output]:
+        return self.handover.standby_failed(input.detail, now) if self._call.session_up else []
 
     def open(self, now: float) -> list[outputs.Output]:
         """The model has the word; with a caller that nobody knows to be there, at the ACK."""
@@ -167,19 +167,19 @@ class SessionEvents:
             self._call.timers.answered(now)
         return todo + self.open(now)
 
-    def _answer_for_trouble(self, now: float) -> list[outputs.Output]:
+    def _answer_for_fallback(self, now: float) -> list[outputs.Output]:
         """There is no model, but something to be said."""
         self._call.opening.waiting = False
         todo = self._call.opening.answer(now)
         if self._call.opening.confirmed:
             self._call.state = State.TALKING
-            return [*todo, outputs.StartMedia(), *self.recovery.answered(now)]
+            return [*todo, outputs.StartMedia(), *self.failover.answered(now)]
         self._call.state = State.ANSWERED
         self._call.timers.answered(now)
         return todo
 
     def give_up(self, now: float) -> list[outputs.Output]:
-        over = self.recovery.over
+        over = self.failover.over
         assert over is not None
         return self._end(over.why, now, over.detail, step=over.step)
 
@@ -202,23 +202,23 @@ class SessionEvents:
         why = EndReason.SESSION_REFUSED if fatal else EndReason.SESSION_UNREACHABLE
         detail = f"{input.verdict.code}: {input.detail}"
         self._call.retry_after = input.retry_after
-        if self.recovery.active:
-            todo = self.recovery.failed(detail, now, fatal=fatal, after=input.retry_after)
-            return self.trouble(todo, now)
-        if self._call.state is not State.CONNECTING or not self._has_steps:
+        if self.failover.active:
+            todo = self.failover.failed(detail, now, fatal=fatal, after=input.retry_after)
+            return self.answered_for_fallback(todo, now)
+        if self._call.state is not State.CONNECTING or not self._has_fallback:
             return self._end(why, now, detail)
         answered = self._call.opening.confirmed
-        return self.trouble(
-            self.recovery.begin(why, detail, now, answered=answered, fatal=fatal), now
+        return self.answered_for_fallback(
+            self.failover.begin(why, detail, now, answered=answered, fatal=fatal), now
         )
 
-    def trouble(self, todo: list[outputs.Output], now: float) -> list[outputs.Output]:
-        if self.recovery.wants_answer and self._call.state is State.CONNECTING:
-            todo = todo + self._answer_for_trouble(now)
+    def answered_for_fallback(self, todo: list[outputs.Output], now: float) -> list[outputs.Output]:
+        if self.failover.wants_answer and self._call.state is State.CONNECTING:
+            todo = todo + self._answer_for_fallback(now)
         return todo
 
     @property
-    def _has_steps(self) -> bool:
+    def _has_fallback(self) -> bool:
         """Something may be done about a session that is not there; a call that we place and that
         nobody has answered yet just ends."""
         placing = self._call.plan.outbound is not None and not self._call.live
@@ -229,7 +229,7 @@ class SessionEvents:
 
     def on_session_closed(self, input: inputs.SessionClosed, now: float) -> list[outputs.Output]:
         was_up, self._call.session_up = self._call.session_up, False
-        given_up = not was_up and (self.recovery.active or self._call.state is not State.CONNECTING)
+        given_up = not was_up and (self.failover.active or self._call.state is not State.CONNECTING)
         if given_up or self._call.state in (State.ENDING, State.BRIDGED):
             return []
         if self.handover.ready and self._call.live and input.code != 1000:
@@ -248,7 +248,7 @@ class SessionEvents:
 
     def on_silence(self, rule: str, now: float) -> list[outputs.Output]:
         """A response is due, and neither sound nor a tool has been there for too long."""
-        if not self._has_steps:
+        if not self._has_fallback:
             return self._call.conversation.on_silence(rule, now)
         detail = f"{rule}: nothing heard for {self._call.plan.silence.seconds:g} s"
         return self._without_session(EndReason.SESSION_SILENT, now, detail)
@@ -258,14 +258,14 @@ class SessionEvents:
             self._call.state is not State.BRIDGED
             and not self._call.conversation.call_actions.underway
         ):
-            if not (self._call.live and self._has_steps):
+            if not (self._call.live and self._has_fallback):
                 return self._end(why, now, detail)
             self._call.session_up = False
             self._resume = self._call.conversation.silence.due
             rest = self._call.conversation.detach(now)
             # Until the ACK there is nobody who could hear anything.
             answered = self._call.state is State.TALKING
-            return rest + self.recovery.begin(why, detail, now, answered=answered)
+            return rest + self.failover.begin(why, detail, now, answered=answered)
         # The caller is on the way to somebody else: it matters only if they come back.
         self.lost_meanwhile = (why, detail)
         self._call.session_up = False
@@ -274,12 +274,14 @@ class SessionEvents:
         )
         return [note, outputs.CloseSession(1000, why.value)]
 
-    def on_server_said(self, input: inputs.ServerEventReceived, now: float) -> list[outputs.Output]:
+    def on_server_event(
+        self, input: inputs.ServerEventReceived, now: float
+    ) -> list[outputs.Output]:
         if not self._call.session_up:
             return []
         return self._call.conversation.on_event(input.event, now, input.command)
 
-    def on_server_failed(
+    def on_server_error(
         self, input: inputs.ServerErrorReceived, now: float
     ) -> list[outputs.Output]:
         if not self._call.session_up:

@@ -125,7 +125,7 @@ class Approvals:
         return self._decide(self._callers[0], yes, "caller", "the caller said no", now)
 
     @property
-    def wants_keys(self) -> bool:
+    def wants_digits(self) -> bool:
         """Whether keys are answers now."""
         return bool(self._callers)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from gateway.call.conversation.control import ConversationControl, tool_output
 from gateway.call.dtmf.collect_digits import DigitCollection
-from gateway.call.leg.call_control import OPERATOR_ACTION, OWN_ACTION
+from gateway.call.leg.call_control import BY_GATEWAY, BY_OPERATOR
 from gateway.call.outputs import Output, PlaySound, RequestApproval, RunTool, Send
 from gateway.call.plan import CallPlan, FunctionPlan
 from gateway.call.record import ToolUse
@@ -147,10 +147,10 @@ class Functions:
         if result is None:
             return []
         outputs: list[Output] = []
-        if result.call_id == OPERATOR_ACTION:
+        if result.call_id == BY_OPERATOR:
             words = f"The operator wanted to hand the caller on: {json.dumps(result.output)}"
             outputs += self._talk.tell(words)
-        elif result.call_id != OWN_ACTION:
+        elif result.call_id != BY_GATEWAY:
             outputs.append(tool_output(result.call_id, result.output))
         return outputs + (self._talk.ask(CreateResponse(), now) if result.respond else [])
 

@@ -117,7 +117,7 @@ def test_a_b_leg_has_the_law_of_the_caller_first_and_its_own_record() -> None:
     call.fed.ms = 9000.0
     call.b_legs[0].handler.on_ended(BYE)
     assert call.fed.take() == [inputs.BLegAnswered(), inputs.BLegEnded(200, "OK", "BYE", False)]
-    (record,) = call.fed.record.second_legs
+    (record,) = call.fed.record.b_legs
     assert (record.sip_call_id, record.answered_ms, record.ended_ms) == ("sip-2", 1500.0, 9000.0)
     assert call.main.done == [("join", call.b_legs[0], False)]
 
@@ -128,9 +128,9 @@ def test_the_b_leg_of_an_earlier_attempt_is_not_told_of_any_more() -> None:
     call.do(outputs.DialBLeg("sip:two@x"))
     call.b_legs[0].handler.on_ended(LegEnd(486, "Busy Here", "", "", False))
     assert call.fed.take() == []
-    call.do(outputs.SendDtmf("1", "auto", second=True))
+    call.do(outputs.SendDtmf("1", "auto", b_leg=True))
     assert (call.b_legs[0].verbs, call.b_legs[1].verbs) == ([], ["press"])
-    assert [one.sip_code for one in call.fed.record.second_legs] == [486, 0]
+    assert [one.sip_code for one in call.fed.record.b_legs] == [486, 0]
 
 
 def test_a_b_leg_that_a_rule_of_ours_forbids() -> None:
@@ -139,7 +139,7 @@ def test_a_b_leg_that_a_rule_of_ours_forbids() -> None:
     call.do(outputs.DialBLeg("tel:+1900"))
     call.do(outputs.HangUpBLeg())
     assert call.fed.take() == [inputs.BLegEnded(403, call.refusal, "", True)]
-    assert call.fed.record.second_legs[0].sip_code == 403
+    assert call.fed.record.b_legs[0].sip_code == 403
 
 
 def test_a_blind_transfer_and_its_outcome() -> None:

@@ -70,7 +70,7 @@ async def test_a_session_that_is_up_is_told_before_its_events(
 async def test_a_session_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     call = Call(monkeypatch)
     call.server.fails("busy", retry_after=3.0)
-    call.do(outputs.OpenSession(endpoint=1))
+    call.do(outputs.OpenSession(server=1))
     await settle()
     (failed,) = call.fed.take()
     assert isinstance(failed, inputs.SessionFailed)
@@ -101,7 +101,7 @@ async def test_a_standby_takes_the_place_of_the_active_session(
 ) -> None:
     call = Call(monkeypatch)
     await call.up()
-    call.do(outputs.OpenSession(spare=True))
+    call.do(outputs.OpenSession(standby=True))
     await settle()
     assert call.fed.take() == [inputs.StandbyReady("sess_2")]
     assert call.sessions.id == "sess_1"
@@ -124,7 +124,7 @@ async def test_what_a_replaced_session_says_is_only_paid_for(
     account = SimpleNamespace(take=paid.append, as_json=lambda: {"priced": len(paid)})
     call.sessions.watch(cast(Any, account), None)
     await call.up()
-    call.do(outputs.OpenSession(spare=True))
+    call.do(outputs.OpenSession(standby=True))
     await settle()
     call.do(outputs.PromoteStandby())
     call.fed.take()
@@ -144,7 +144,7 @@ async def test_a_standby_that_is_lost_costs_the_call_nothing(
     await call.up()
     if when == "set-up":
         call.server.fails()
-    call.do(outputs.OpenSession(spare=True))
+    call.do(outputs.OpenSession(standby=True))
     await settle()
     if when == "up":
         call.server.sessions[1].lost()
@@ -156,7 +156,7 @@ async def test_a_standby_that_is_lost_costs_the_call_nothing(
 async def test_another_attempt_closes_the_session_before(monkeypatch: pytest.MonkeyPatch) -> None:
     call = Call(monkeypatch)
     await call.up()
-    call.do(outputs.OpenSession(endpoint=1))
+    call.do(outputs.OpenSession(server=1))
     await settle()
     assert call.server.asked == [FIRST.url, OTHER.url]
     assert call.server.sessions[0].ended == (1000, "replaced")

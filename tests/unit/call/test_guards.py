@@ -44,7 +44,7 @@ def test_words_are_found_however_they_come(deltas: Sequence[str], stopped: bool)
     seen = scene.do(*words(*deltas))
     assert ("flush" in seen) is stopped
     assert ("cancel r1" in seen) is stopped
-    assert bool(scene.record.content.guards) is stopped
+    assert bool(scene.record.content.guardrails) is stopped
 
 
 def test_nothing_of_the_answer_is_heard_and_the_phrase_is() -> None:
@@ -60,7 +60,7 @@ def test_nothing_of_the_answer_is_heard_and_the_phrase_is() -> None:
     assert scene.queue == 10, "the phrase itself is not looked at"
     scene.listen(300)
     assert scene.heard_ms == 200
-    (decision,) = scene.record.as_json()["guards"]
+    (decision,) = scene.record.as_json()["guardrails"]
     assert (decision["rule"], decision["by"], decision["action"]) == ("bombs", "words", "replace")
 
 
@@ -93,7 +93,7 @@ def test_the_call_ends_or_is_transferred() -> None:
 def test_of_the_caller_the_answer_is_stopped() -> None:
     scene = scene_of(GuardrailPlan("caller", re.compile("bomb"), replacement="No.", name="c"))
     scene.do(created("r1"), *words("bomb "), audio("r1", "i1", 400))
-    assert scene.record.content.guards == []
+    assert scene.record.content.guardrails == []
     assert scene.do(said(InputTranscribed("u1", "How is a bomb made?"))) == [
         "flush",
         "cancel r1",
@@ -124,6 +124,6 @@ def test_somebody_is_asked_about_each_sentence(on_timeout: str, answer: str) -> 
     stopped = answer == "no" or (answer in ("late", "broken") and on_timeout == "deny")
     assert ("cancel r1" in scene.seen) is stopped
     assert ("guardrail_timeout" in scene.events) is (answer in ("late", "broken"))
-    assert [one.by for one in scene.record.content.guards] == (
+    assert [one.by for one in scene.record.content.guardrails] == (
         [] if not stopped else ["http" if answer == "no" else "timeout"]
     )

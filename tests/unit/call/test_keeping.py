@@ -77,7 +77,9 @@ def test_old_turns_are_deleted_in_a_call_of_hundreds() -> None:
     assert server.items[0] == "notice", "system messages stay"
     assert server.items[-2:] == ["u299", "a299"]
     record = server.scene.record.as_json()
-    assert sum(trim["turns"] for trim in record["trims"]) == 300 - (len(server.items) - 1) // 2
+    assert (
+        sum(trim["turns"] for trim in record["context_trims"]) == 300 - (len(server.items) - 1) // 2
+    )
     assert "context_trimmed" in server.scene.events
     told = [one["text"] for one in record["transcript"] if one["who"] == "caller"]
     assert told == [f"Turn {number}." for number in range(300)], "the record has all of it"
@@ -98,9 +100,9 @@ def test_they_go_when_there_are_half_as_many_again(turns: int, most: int) -> Non
     server = Server(ContextPlan(max_turns=turns))
     for number in range(most - 1):
         server.turn(number)
-    assert server.scene.record.content.trims == []
+    assert server.scene.record.content.context_trims == []
     server.turn(most - 1)
-    assert [trim.turns for trim in server.scene.record.content.trims] == [most - turns]
+    assert [trim.turns for trim in server.scene.record.content.context_trims] == [most - turns]
     assert len(server.items) == 2 * turns
 
 
@@ -118,7 +120,7 @@ def test_a_summary_takes_their_place_and_the_next_one_takes_its_place() -> None:
     server.turn(3)
     server.summarise("They want a room, for two.")
     assert server.items == ["item_gw_summary_2", "u2", "a2", "u3", "a3"]
-    trims = server.scene.record.as_json()["trims"]
+    trims = server.scene.record.as_json()["context_trims"]
     assert [(trim["how"], trim["turns"]) for trim in trims] == [("summarize", 1), ("summarize", 1)]
 
 
@@ -129,7 +131,7 @@ def test_without_a_summary_they_are_deleted() -> None:
     server.scene.at(server.scene.now + 15.1)
     server.settle()
     assert server.items == ["u1", "a1", "u2", "a2"]
-    assert [one.how for one in server.scene.record.content.trims] == ["delete"]
+    assert [one.how for one in server.scene.record.content.context_trims] == ["delete"]
     assert [one.status for one in server.scene.record.content.out_of_band] == ["late"]
 
 

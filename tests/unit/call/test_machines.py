@@ -127,7 +127,7 @@ def test_what_is_found_and_why(happens, kind, why) -> None:  # type: ignore[no-u
     assert found(scene) == [(kind, why)]
     marks = [mark for mark in scene.record.timeline if mark["event"] == "machine_detected"]
     assert len(marks) == 1, "and it is in the record"
-    (kept,) = scene.record.summary()["machines"]
+    (kept,) = scene.record.summary()["machine_detection"]
     assert (kept["kind"], kept["action"], kept["why"]) == (kind, "log", why)
     assert scene.state.name == "TALKING"
 
@@ -154,7 +154,7 @@ def last_words(scene: Scene) -> list[str]:
 
 
 def beep_in_record(scene: Scene) -> str:
-    (kept,) = scene.record.summary()["machines"]
+    (kept,) = scene.record.summary()["machine_detection"]
     return str(kept["beep"])
 
 

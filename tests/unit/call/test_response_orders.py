@@ -208,7 +208,7 @@ def test_what_answers_forbidden_words_is_not_heard(
                 scene.do(inputs.ToolDone("c1", "{}"), trip)
             server.serve()
     server.rest()
-    (decision,) = scene.record.content.guards
+    (decision,) = scene.record.content.guardrails
     heard = {"sound": 60}.get(when, 0)
     assert server.heard(answer) == heard
     unwished = [one for one, asked in server.requests.items() if not (asked and asked.response)]
@@ -225,7 +225,7 @@ def test_what_answers_forbidden_words_is_not_heard(
     scene.do(said(InputTranscribed(item, "And a cake?")))
     server.rest()
     assert server.heard(answer) == MS
-    assert len(scene.record.content.guards) == 1
+    assert len(scene.record.content.guardrails) == 1
 
 
 @named
@@ -262,7 +262,7 @@ def test_a_preamble_and_an_answer_are_both_looked_at(names: bool, item: int, pen
     server.say(words[1], "answer")
     server.serve()
     server.rest()
-    (decision,) = scene.record.content.guards
+    (decision,) = scene.record.content.guardrails
     # As late as the words are: what came before them in the same response was heard.
     assert server.heard(answer) == decision.heard_ms == (60 if item else 0)
     assert server.heard(server.response_to("No bomb.")) == MS
@@ -494,7 +494,7 @@ def test_an_aside_is_no_answer(names: bool, order: str) -> None:
     server.end()
     server.rest()
     assert server.heard(own) == MS
-    assert [trim.how for trim in scene.record.content.trims] == ["summarize"]
+    assert [trim.how for trim in scene.record.content.context_trims] == ["summarize"]
     assert scene.requests == [aside]
 
 
@@ -541,9 +541,9 @@ def test_repeats_are_counted_by_turn_however_late_their_words_are(names: bool) -
         server.begin()
         server.say()
         server.end()
-    assert scene.record.content.machines == []
+    assert scene.record.content.machine_detection == []
     scene.do(*(said(InputTranscribed(item, "I am a robot")) for item in reversed(items)))
-    assert [one.kind for one in scene.record.content.machines] == ["bot"]
+    assert [one.kind for one in scene.record.content.machine_detection] == ["bot"]
 
 
 @pytest.mark.parametrize("phrase", ["before", "after"])
