@@ -1,4 +1,4 @@
-"""What can happen to a call, as values. :class:`gateway.call.machine.CallMachine` takes them."""
+"""Inputs of the call's state machine, as values (:class:`gateway.call.machine.CallMachine`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SessionReady:
 
 @dataclass(frozen=True, slots=True)
 class StandbyReady:
-    """A session that may take the place of the one that has the caller; fields as above."""
+    """A standby session is ready; fields as above."""
 
     session_id: str
     seconds_left: float | None = None
@@ -44,19 +44,19 @@ class StandbyReady:
 
 @dataclass(frozen=True, slots=True)
 class StandbyFailed:
-    """It could not be had, or is lost before it had the caller."""
+    """The standby session failed, or was lost before it took over."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class SessionFailed:
-    """No session could be had; the connection is closed."""
+    """A session could not be set up; the connection is closed."""
 
     verdict: Verdict
     detail: str
     retry_after: float | None = None
-    """Seconds that the server wants to be left alone, where it says so."""
+    """Retry-After (s), where the server sent one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class ServerErrorReceived:
 
 @dataclass(frozen=True, slots=True)
 class MediaUp:
-    """RTP flows (again), in this law."""
+    """RTP flows (again), with this codec."""
 
     codec: Codec
 
@@ -111,11 +111,11 @@ class HoldChanged:
 
 @dataclass(frozen=True, slots=True)
 class DigitPressed:
-    """The caller pressed a key (RFC 4733, INFO, or heard in the audio)."""
+    """The caller sent a DTMF digit (RFC 4733, INFO, or in-band)."""
 
     digit: str
     in_band: bool = False
-    """Heard in the audio."""
+    """Detected in the audio."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class SoundHeard:
 
 @dataclass(frozen=True, slots=True)
 class BeepHeard:
-    """One tone, alone, has just ended on the caller's side."""
+    """A single tone has just ended in the caller's audio."""
 
     hz: float
     ms: int
@@ -158,19 +158,19 @@ class ReferProgress:
 
 @dataclass(frozen=True, slots=True)
 class BLegRinging:
-    """The party that the caller is to be joined with rings."""
+    """The B-leg rings."""
 
     code: int
 
 
 @dataclass(frozen=True, slots=True)
 class BLegAnswered:
-    """It has answered, and media is up."""
+    """The B-leg has answered, and its media is up."""
 
 
 @dataclass(frozen=True, slots=True)
 class BLegEnded:
-    """It is gone, or was never to be had; fields as in :class:`LegEnded`."""
+    """The B-leg has ended, or could not be set up; fields as in :class:`LegEnded`."""
 
     code: int
     phrase: str
@@ -180,14 +180,14 @@ class BLegEnded:
 
 @dataclass(frozen=True, slots=True)
 class BLegDigit:
-    """It pressed a key."""
+    """The B-leg sent a DTMF digit."""
 
     digit: str
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetThreshold:
-    """The money of this call, or what it shares with others, is nearly spent or spent."""
+    """A budget of this call, or one that it shares, is nearly or fully spent."""
 
     spent: bool
     """False: this is the warning."""
@@ -197,14 +197,14 @@ class BudgetThreshold:
 
 @dataclass(frozen=True, slots=True)
 class CallerReplaced:
-    """Somebody else has taken the caller's place (REFER to us, or Replaces); the call goes on."""
+    """Another party took the caller's place (REFER to us, or Replaces, RFC 3891)."""
 
     uri: str
 
 
 @dataclass(frozen=True, slots=True)
 class ToolDone:
-    """A tool outside of the gateway's heart has its result, as the text for the model."""
+    """A tool function has returned, with text for the model."""
 
     call_id: str
     output: str
@@ -212,7 +212,7 @@ class ToolDone:
 
 @dataclass(frozen=True, slots=True)
 class ToolRequest:
-    """A function outside wants something done in the call."""
+    """A tool function or an operator gives the call a command."""
 
     command: CallCommand
 
@@ -223,7 +223,7 @@ class ContentChecked:
 
     key: str
     allow: bool | None
-    """None: no answer, or none that is understood."""
+    """None: no answer, or none that could be parsed."""
     reason: str = ""
 
 
@@ -234,7 +234,7 @@ class ApprovalResult:
     key: str
     approve: bool
     reason: str = ""
-    """For the model, of a no."""
+    """For the model, where it was refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,12 +286,12 @@ class ShutDown:
 
 @dataclass(frozen=True, slots=True)
 class HangupRequested:
-    """Somebody at the gateway wants the call to end now."""
+    """An operator ends the call: ``gateway hangup``."""
 
 
 @dataclass(frozen=True, slots=True)
 class InternalError:
-    """A defect of ours in carrying out this call's outputs; the call cannot go on."""
+    """An exception in the gateway's own code; the call cannot continue."""
 
     detail: str
 

@@ -1,6 +1,6 @@
-"""The life of one call: ring, connect, answer, talk, end.
+"""State machine of one call: ring, connect, answer, talk, end.
 
-Pure: what happens comes in as :mod:`gateway.call.inputs`, with the time; what to do goes out as
+Pure: events come in as :mod:`gateway.call.inputs`, with the time; decisions go out as
 :mod:`gateway.call.outputs`. The same inputs give the same outputs, so a call can be tested as a
 table and replayed from a recording.
 """
@@ -39,11 +39,11 @@ LEG_END_SECONDS = 35.0
 
 HELD = "The caller has put this call on hold, and hears nothing until they come back."
 RESUMED = "The caller is back from hold."
-"""For the model."""
+"""System messages for the model."""
 
 
 class LegEvents:
-    """One part of :class:`gateway.call.machine.CallMachine`. Methods take the time (s)."""
+    """Handles what the SIP leg reports: ringing, media, ACK, hold, DTMF, RTP. Methods take s."""
 
     def __init__(self, call: CallContext, session: SessionEvents) -> None:
         self._call = call
@@ -130,7 +130,7 @@ class LegEvents:
 
 
 class CallMachine:
-    """Decides for one call, that came in or that we place.
+    """Decides for one inbound or outbound call.
 
     Args:
         plan: the settings of its route.
@@ -194,16 +194,16 @@ class CallMachine:
 
     @property
     def state(self) -> State:
-        """Where the call is."""
+        """Return the state of the call."""
         return self._call.state
 
     @property
     def record(self) -> CallRecord:
-        """Of the call."""
+        """Return the record of the call."""
         return self._call.record
 
     def start(self, now: float) -> list[outputs.Output]:
-        """The INVITE has a route: ring, and get the model. Or get it before somebody is called."""
+        """Begin: ring and open a session; of an outbound call open it before dialing."""
         if self._call.plan.outbound is not None:
             return [self._call.timeline.note(now, "data_lookup", "info"), outputs.OpenSession()]
         if self._call.opening.at_once:
@@ -213,7 +213,7 @@ class CallMachine:
         return [*self._call.opening.begin(now), outputs.OpenSession()]
 
     def handle(self, input: inputs.Input, now: float) -> list[outputs.Output]:
-        """Something happened at ``now``; returns what to do, in order."""
+        """Take an input that came at ``now`` (s); return what to do, in order."""
         if self._call.state is State.FINISHED:
             return []
         if self._post_call is not None and type(input) is not inputs.InternalError:
@@ -243,7 +243,7 @@ class CallMachine:
         return todo
 
     def _only_queues_audio(self, input: inputs.Input, todo: list[outputs.Output]) -> bool:
-        """Whether this is model audio, which comes fifty times a second, and nothing follows."""
+        """Return whether this is model audio, fifty times a second, that changes nothing else."""
         return (
             type(input) is inputs.ServerEventReceived
             and type(input.event) is AudioDelta
@@ -253,12 +253,12 @@ class CallMachine:
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """The values of the route's variables in this call."""
+        """Return the values of the route's variables in this call."""
         return self._call.plan.variables
 
     @property
     def talking(self) -> bool:
-        """A model and a caller talk with each other."""
+        """Return whether caller and model talk with each other."""
         return self._call.session_up and self._call.state is State.TALKING
 
     @property
@@ -282,7 +282,7 @@ class CallMachine:
         return min((at for at in due if at is not None), default=None)
 
     def _settle(self, now: float) -> list[outputs.Output]:
-        """What follows for the call from what has just happened in its conversation."""
+        """Return what follows for the call from what has just happened in its conversation."""
         talk = self._call.conversation
         todo = talk.settle(now, confirmed=self._call.state is not State.ANSWERED)
         if talk.call_actions.joined and self._call.state is State.TALKING:
@@ -451,7 +451,7 @@ class CallMachine:
     def _wait_for_post_call(
         self, after: PostCallAnalysis, input: inputs.Input, now: float
     ) -> list[outputs.Output]:
-        """The call is over for the caller, and the model is asked about it."""
+        """Wait for the post-call responses; the call is over for the caller."""
         todo = after.on(input, now)
         if not after.over(now):
             return todo

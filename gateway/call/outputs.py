@@ -1,4 +1,4 @@
-"""Decisions of a call, as values; the bridge executes them in their order."""
+"""Outputs of the call's state machine, as values; the bridge executes them in order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """183 Session Progress with our description: from now on the caller hears us."""
+    """183 Session Progress with SDP: early media begins (RFC 3960)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,12 @@ class OpenSession:
     server: int = 0
     """0 is the route's own server; others are counted from 1."""
     standby: bool = False
-    """Beside the one that has the caller, to take its place (:class:`PromoteStandby`)."""
+    """A standby session, to take over later (:class:`PromoteStandby`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromoteStandby:
-    """The spare session has the caller from now on; the other one is closed."""
+    """Make the standby session the active one; close the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +64,16 @@ class CloseSession:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """A client event."""
+    """Send a client event to the session."""
 
     command: ClientCommand
     seed: bool = False
-    """It tells a session that takes over what another one knew."""
+    """It seeds a new session with the conversation."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartMedia:
-    """From now on caller audio goes to the session, and ``playout`` to the caller."""
+    """Start caller audio to the session, and with ``playout`` model audio to the caller."""
 
     playout: bool = True
 
@@ -89,19 +89,19 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Playout stands still where it is while ``paused``; the caller hears silence."""
+    """Pause or resume playout; the caller hears silence while ``paused``."""
 
     paused: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Place the call that this is about; its plan says where to."""
+    """Place the outbound call."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlaySound:
-    """Let the caller hear this, over and over (:mod:`gateway.audio.sounds`); "" ends it."""
+    """Play a sound in a loop (:mod:`gateway.audio.sounds`); "" stops it."""
 
     name: str
 
@@ -117,36 +117,36 @@ class Refer:
     target: str = ""
     replaces: bool = False
     by_pattern: bool = False
-    """A pattern of the dialplan fits the target; otherwise the dialplan names it itself."""
+    """The target matches a pattern of the dialplan; False: the dialplan names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DialBLeg:
-    """Call somebody for the caller."""
+    """Dial a B-leg for the caller."""
 
     uri: str
     trunk: str = ""
     by_pattern: bool = False
-    """As of :class:`Refer`."""
+    """As in :class:`Refer`."""
 
 
 @dataclass(frozen=True, slots=True)
 class HangUpBLeg:
-    """CANCEL or BYE for the second leg."""
+    """CANCEL or BYE for the B-leg."""
 
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class BridgeLegs:
-    """Caller and second leg hear each other; the session listens to both, or to nothing."""
+    """Join caller and B-leg; with ``listen`` the session hears both."""
 
     listen: bool
 
 
 @dataclass(frozen=True, slots=True)
 class SendDtmf:
-    """Send one key, to the caller or to the second leg; ``how``: auto, rfc4733 or info."""
+    """Send one DTMF digit, to the caller or the B-leg; ``how``: auto, rfc4733 or info."""
 
     digit: str
     how: str = "auto"
@@ -155,7 +155,7 @@ class SendDtmf:
 
 @dataclass(frozen=True, slots=True)
 class RunTool:
-    """A function that lives outside: its result comes back as ``ToolDone``."""
+    """Run a tool function; its result comes back as ``ToolDone``."""
 
     call_id: str
     name: str
@@ -165,14 +165,14 @@ class RunTool:
 
 @dataclass(frozen=True, slots=True)
 class RequestApproval:
-    """Ask the operator's application about the use of a tool: ``ApprovalResult`` comes back."""
+    """Ask the operator's application to approve a tool call; ``ApprovalResult`` comes back."""
 
     key: str
     name: str
     arguments: str
     """The model's, as JSON text."""
     rule: int
-    """Which of the plan's approvals asks."""
+    """Index of the approval rule that asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class CheckContent:
 
     key: str
     rule: int
-    """Which of the plan's guards asks."""
+    """Index of the guardrail that asks."""
     who: str
     """agent or caller."""
     text: str
@@ -189,7 +189,7 @@ class CheckContent:
 
 @dataclass(frozen=True, slots=True)
 class OutOfBandDone:
-    """A response beside the conversation has ended; whoever waits for it is told."""
+    """An out-of-band response has ended."""
 
     key: str
     status: str
@@ -198,7 +198,7 @@ class OutOfBandDone:
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """Whole frames of G.711 audio, behind what is queued. ``more``: this part goes on."""
+    """Queue whole frames of G.711 audio. ``more``: more audio of this part is to come."""
 
     audio: bytes
     more: bool
@@ -206,7 +206,7 @@ class Play:
 
 @dataclass(frozen=True, slots=True)
 class LogEvent:
-    """Something worth a line in the log and in the call's timeline."""
+    """A line in the log, which the call's timeline has too."""
 
     event: str
     fields: Mapping[str, Any] = field(default_factory=dict)

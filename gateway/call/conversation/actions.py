@@ -1,4 +1,4 @@
-"""What functions outside do to the call that they run for."""
+"""Commands of tool functions and operators, carried out in the conversation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gateway.realtime.commands import CreateItem, CreateResponse
 
 
 def carry_out(command: CallCommand, talk: ConversationControl, now: float) -> list[Output]:
-    """Do it, unless the call is being left already."""
+    """Carry out a command, unless the call is being ended already."""
     if talk.termination is not None and not isinstance(command, RequestOutOfBand):
         return []
     note = talk.timeline.note(now, "command", "info", command=type(command).__name__)

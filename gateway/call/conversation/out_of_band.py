@@ -1,4 +1,4 @@
-"""Questions to the model beside the conversation: ``response.create`` with ``conversation`` "none".
+"""Out-of-band responses: ``response.create`` with ``conversation`` "none".
 
 They run beside whatever is being said, answer in text, and are known by their metadata: nothing of
 them reaches the caller, the playout or the one-response-at-a-time gate.
@@ -17,13 +17,13 @@ from gateway.realtime.commands import ClientCommand, CreateResponse
 from gateway.realtime.events import ResponseCreated, ResponseDone, ServerError, ServerEvent
 
 KEY = "gateway_out_of_band"
-"""The metadata that tells one of these responses from an answer."""
+"""Key of the metadata by which an out-of-band response is known."""
 
 SECONDS = 15.0
-"""Without an end by then it is given up."""
+"""Seconds until a response without an end is given up."""
 
 MAX_RUNNING = 8
-"""At a time; each costs as much as an answer."""
+"""Out-of-band responses at a time."""
 
 MAX_TEXT = 8000
 """Characters kept of an answer."""
@@ -46,7 +46,7 @@ class _Running:
 
 
 class OutOfBandResponses:
-    """Those of one call. Every method takes the time (s) and returns outputs."""
+    """Out-of-band responses of one call. Methods take the time (s) and return outputs."""
 
     def __init__(self, timeline: CallTimeline) -> None:
         self._timeline = timeline
@@ -55,7 +55,7 @@ class OutOfBandResponses:
 
     @property
     def busy(self) -> bool:
-        """One runs."""
+        """Return whether one runs."""
         return bool(self._running)
 
     def ask(
@@ -70,7 +70,7 @@ class OutOfBandResponses:
         seconds: float = SECONDS,
         then: Then | None = None,
     ) -> list[Output]:
-        """Ask. ``items`` are those that it is about; none: the whole conversation."""
+        """Request a response about ``items``; none: the whole conversation."""
         out_of_band_response = OutOfBandResponse(round(self._timeline.ms(now), 1), key, purpose)
         self._timeline.record.content.asked(out_of_band_response)
         if len(self._running) >= MAX_RUNNING or key in self._running:
@@ -98,7 +98,7 @@ class OutOfBandResponses:
         return [note, Send(command)]
 
     def takes(self, event: ServerEvent) -> bool:
-        """Whether this event is about one of these, and nobody else's business."""
+        """Return whether this event is of an out-of-band response."""
         if isinstance(event, ResponseCreated):
             return KEY in event.metadata
         response_id = getattr(event, "response_id", None)
@@ -118,7 +118,7 @@ class OutOfBandResponses:
         return []
 
     def asked(self, command: ClientCommand | None) -> bool:
-        """Whether this command asked for one of these."""
+        """Return whether this command requested an out-of-band response."""
         return isinstance(command, CreateResponse) and KEY in (
             (command.response or {}).get("metadata") or {}
         )
@@ -126,7 +126,7 @@ class OutOfBandResponses:
     def refused(
         self, command: ClientCommand | None, error: ServerError, now: float
     ) -> list[Output]:
-        """The server does not take the command."""
+        """End the response whose request was refused."""
         for key, running in self._running.items():
             if running.command is command:
                 return self._end(key, "refused", error.message, now)
@@ -138,7 +138,7 @@ class OutOfBandResponses:
         return min((one.until for one in self._running.values()), default=None)
 
     def tick(self, now: float) -> list[Output]:
-        """What has no end is given up."""
+        """Give up responses that are late."""
         late = [key for key, one in self._running.items() if now >= one.until]
         return [output for key in late for output in self._end(key, "late", "", now)]
 

@@ -1,6 +1,6 @@
-"""Digits that the model asks for with ``collect_digits``: told to it, and not to the conversation.
+"""Tool ``collect_digits``: collect DTMF digits for the model, as the result of its tool call.
 
-Time begins when what the model says has been heard, and again with each key.
+The timeout begins when the model's words have been played, and again with each digit.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from gateway.call.outputs import Output
 from gateway.call.tools.arguments import collect_wanted
 
 LONGEST_SECONDS = 120.0
-"""So long at most a first key is waited for while the model talks."""
+"""The longest wait (s) for a first digit while the model talks."""
 
 
 class DigitCollection:
-    """Waits for keys while :attr:`wants_digits`. Every method takes the time (s)."""
+    """Takes digits while :attr:`wants_digits`. Every method takes the time (s)."""
 
     def __init__(
         self,
@@ -37,11 +37,11 @@ class DigitCollection:
 
     @property
     def wants_digits(self) -> bool:
-        """Whether keys are for the model that asked for them."""
+        """Return whether digits are being collected."""
         return self.deadline is not None
 
     def begin(self, arguments: str, now: float) -> None:
-        """The model asks, by these arguments (JSON text). Raises ToolCallError."""
+        """Start, with these arguments of the model (JSON text). Raises ToolCallError."""
         wanted = collect_wanted(arguments, self._talk.plan.collect_digits)
         self._digits = ""
         self._most, self._terminator, self._seconds = wanted
@@ -49,7 +49,7 @@ class DigitCollection:
         self._until = now + LONGEST_SECONDS
 
     def key(self, digit: str, now: float) -> list[Output]:
-        """The caller pressed a key."""
+        """Take a digit."""
         if digit == self._terminator:
             return self._done("terminator", now)
         self._digits += digit
@@ -59,7 +59,7 @@ class DigitCollection:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """The time for a key may be over."""
+        """End the collection when the time for a digit is over."""
         if self.deadline is None or now < self.deadline:
             return []
         if self._talk.speaking and not self._digits and now < self._until:

@@ -1,4 +1,4 @@
-"""Keys that the caller presses (RFC 4733), gathered until they mean something."""
+"""Grouping of DTMF digits (RFC 4733) into runs, by terminator, length or pause."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class EndedBy(StrEnum):
-    """Why a run of digits was taken as complete."""
+    """Why a run of digits is complete."""
 
     TERMINATOR = "terminator"
     TIMEOUT = "timeout"
@@ -55,13 +55,13 @@ class DigitCollector:
         return None
 
     def expire(self, now: float) -> Collected | None:
-        """The run, if its pause is over at ``now`` (s)."""
+        """Return the run, if its pause is over at ``now`` (s)."""
         if self.deadline is None or now < self.deadline:
             return None
         return self._take(EndedBy.TIMEOUT)
 
     def abandon(self) -> Collected | None:
-        """The run that the end of the call cut short, if there is one."""
+        """Return the run that the end of the call cut short, if there is one."""
         return self._take(EndedBy.CALL_END) if self._digits else None
 
     def _take(self, ended_by: EndedBy, alone: str = "") -> Collected:

@@ -1,4 +1,4 @@
-"""Keys that the caller presses: collected, and put into the conversation as words."""
+"""DTMF input: collect the caller's digits and put them into the conversation as a message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.realtime.commands import CreateItem, CreateResponse
 
 
 class DtmfInput:
-    """The caller's keypad. Every method takes the time (s) and returns outputs."""
+    """Handles the caller's digits. Every method takes the time (s) and returns outputs."""
 
     def __init__(self, talk: ConversationControl, interruptions: Interruptions) -> None:
         self._talk = talk
@@ -23,7 +23,7 @@ class DtmfInput:
         self._signalled = False
 
     def press(self, digit: str, now: float, *, in_band: bool) -> list[Output]:
-        """The caller pressed a key."""
+        """Take a digit: for the B-leg, for who collects digits, or for the conversation."""
         talk = self._talk
         if in_band and self._signalled:
             return []  # the tone of a key that was signalled, too
@@ -47,11 +47,11 @@ class DtmfInput:
         return outputs + self._collected(self._collector.press(digit, now), now)
 
     def tick(self, now: float) -> list[Output]:
-        """The wait for another key may be over."""
+        """Send the run when the pause after its last digit is over."""
         return self._collected(self._collector.expire(now), now)
 
     def abandon(self, now: float) -> None:
-        """The session ends; digits that were not sent yet are in the record at least."""
+        """Record digits that were not sent before the session ended."""
         self._record(self._collector.abandon(), now)
 
     @property

@@ -1,4 +1,4 @@
-"""How a call that came in is answered, and what its caller hears before the model is there.
+"""Answer policy of an inbound call, and what its caller hears before the model is ready.
 
 As a rule it rings until the model is ready. A route may let the caller hear something meanwhile: as
 early media (183, RFC 3960), or in a call that is answered at once.
@@ -12,24 +12,24 @@ from gateway.call.record import CallTimeline
 
 
 class AnswerPolicy:
-    """From the INVITE to the model's turn. Times in s, of the machine's clock."""
+    """Decides when a call is answered. Times in s, of the machine's clock."""
 
     def __init__(self, plan: AnswerPlan, timeline: CallTimeline) -> None:
         self._plan = plan
         self._timeline = timeline
         self._began: float | None = None
         self.waiting = False
-        """The model is ready, and the caller is still to hear something out."""
+        """The model is ready; a sound is to be played to its end first."""
         self.confirmed = False
         """The ACK came before the model."""
 
     @property
     def at_once(self) -> bool:
-        """The 200 goes out before the model is ready."""
+        """Return whether the 200 is sent before the model is ready."""
         return self._plan.mode == "immediate"
 
     def begin(self, now: float) -> list[Output]:
-        """The INVITE has a route."""
+        """Ring, send early media, or answer at once."""
         times = self._timeline.record.times
         if self.at_once:
             times.answered = self._timeline.ms(now)
@@ -42,22 +42,22 @@ class AnswerPolicy:
         return [note, Progress(), *self._sound()]
 
     def on_confirmed(self, now: float) -> None:
-        """The ACK of a 200 that was sent at once: now the caller hears."""
+        """Note the ACK of a 200 that was sent at once: from now on the caller hears the sound."""
         self.confirmed, self._began = True, now
 
     def heard_out(self, now: float) -> bool:
-        """Whether what is to be heard to its end has been; asked when the model is ready."""
+        """Return whether the sound was played to its end; ask when the model is ready."""
         at = self.deadline
         self.waiting = self._plan.play_to_end_seconds > 0 and (at is None or now < at)
         return not self.waiting
 
     @property
     def deadline(self) -> float | None:
-        """When the sound will have been heard once; None while nobody hears it."""
+        """When the sound has been played once (s); None while nobody hears it."""
         return None if self._began is None else self._began + self._plan.play_to_end_seconds
 
     def answer(self, now: float) -> list[Output]:
-        """The model's turn has come: answer, if that has not been done."""
+        """Stop the sound, and answer if that was not done before."""
         quiet: list[Output] = [PlaySound("")] if self._plan.mode != "when_ready" else []
         if self.at_once:
             return quiet

@@ -1,8 +1,7 @@
-"""What the model asks the gateway to do for it: transfer, hold, press keys. One at a time.
+"""Call-control actions of a tool: transfer, hold, DTMF. One at a time.
 
-An action begins when what the model said before it has been heard, and the caller may still stop
-it then by speaking up. While the caller is away (hears a sound, or is being transferred) nothing
-of them goes to the model, and nothing of the model to them.
+An action starts after queued speech has played out; barge-in before that cancels it. While the
+caller is on hold or being transferred, no audio passes between caller and model.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from gateway.call.tools.definitions import HOLD, SEND_DTMF, TRANSFER_CALL
 from gateway.realtime.commands import CreateItem
 
 TAKE_OVER_SECONDS = 20.0
-"""The caller's side has answered callee and knows where to: its INVITE needs no ringing."""
+"""The longest wait (s) for the caller's side to replace our call to a callee that has answered."""
 
 TransferEvent = ReferProgress | BLegRinging | BLegAnswered | BLegEnded
 
@@ -49,16 +48,21 @@ _NEXT = "The caller is back with you: tell them, and offer something else."
 
 
 class Transfer:
-    """Told what happens, it says what to do; the caller waits with a sound meanwhile."""
+    """One transfer, from the request to its outcome; the caller hears a sound meanwhile.
+
+    *Blind*: the caller's side is asked to call the target (REFER, RFC 3515) and reports progress.
+    *Attended*: we call the target first, and the caller's side takes that call over (Replaces,
+    RFC 3891 and RFC 5589 section 7). *Bridge*: we call the target and join both.
+    """
 
     def __init__(self, target: Target, plan: TransferPlan, timeline: CallTimeline) -> None:
         self.deadline: float | None = None
         self.away = True
-        """Caller and model do not hear each other."""
+        """No audio passes between caller and model."""
         self.begun = False
         self.joined = False
         self.over: EndReason | None = None
-        """Set when the call ends by it."""
+        """Why the call ends by this transfer, once it does."""
         self.detail = ""
         self.result: Mapping[str, Any] | None = None
         """For the model, once the transfer has failed."""
@@ -73,16 +77,16 @@ class Transfer:
 
     @property
     def name(self) -> str:
-        """The destination's."""
+        """Return the name of the destination."""
         return self._target.destination.name
 
     @property
     def released(self) -> bool:
-        """The caller's side may let go of our call: it has taken the target, or is about to."""
+        """Return whether the caller's side accepted the REFER, and may end our call."""
         return self._taken and not self._ringing
 
     def begin(self, now: float) -> list[Output]:
-        """What was to be said first has been heard."""
+        """Start: send the REFER, or dial the B-leg."""
         destination, uri = self._target.destination, self._target.uri
         self._attempt = TransferAttempt(
             self._timeline.ms(now), destination.name, uri, destination.mode
@@ -104,7 +108,7 @@ class Transfer:
         ]
 
     def on(self, happening: TransferEvent, now: float) -> list[Output]:
-        """Something was said of the transfer, or happened to the second leg."""
+        """Take progress of the REFER, or an event of the B-leg."""
         match happening:
             case ReferProgress():
                 return self._on_refer_progress(happening, now)
@@ -116,7 +120,7 @@ class Transfer:
                 return self._on_b_leg_ended(happening, now)
 
     def tick(self, now: float) -> list[Output]:
-        """The deadline has come."""
+        """Fail the transfer at its deadline."""
         if self.deadline is None or now < self.deadline:
             return []
         if self._replacing or (self._taken and not self._ringing):
@@ -126,14 +130,14 @@ class Transfer:
         return self._fail(Outcome.NO_ANSWER, 0, now)
 
     def abandon(self, now: float) -> list[Output]:
-        """The call is over, or was joined and is now: let go of the second leg."""
+        """End the B-leg because the call is over; close the record of the transfer."""
         if self._attempt.outcome in ("", Outcome.RINGING):
             self._close(Outcome.UNKNOWN if self._taken else Outcome.FAILED, 0, now)
         second, self._second = self._second, False
         return [HangUpBLeg()] if second else []
 
     def taken_over(self, now: float) -> None:
-        """The caller's side has let go of our call, without a word of what it made of it."""
+        """Note that the caller's side ended our call without reporting an outcome."""
         self._close(Outcome.UNKNOWN, 0, now)
 
     def _on_refer_progress(self, told: ReferProgress, now: float) -> list[Output]:
@@ -216,7 +220,7 @@ receiver hears (ITU-T Q.24 asks for 40 ms)."""
 
 
 class SendDtmfAction:
-    """Sends keys, with their pauses."""
+    """Sends DTMF digits, with pauses between them."""
 
     away = joined = False
     over: EndReason | None = None
@@ -231,12 +235,12 @@ class SendDtmfAction:
         self._timeline = timeline
 
     def begin(self, now: float) -> list[Output]:
-        """Press the first key."""
+        """Send the first digit."""
         note = self._timeline.note(now, "dtmf_sent", "info", digits=self._keys)
         return [note, *self._go_on(now)]
 
     def tick(self, now: float) -> list[Output]:
-        """Press the next key, when its time has come."""
+        """Send the next digit when it is due."""
         if self.deadline is None or now < self.deadline:
             return []
         return self._go_on(now)
@@ -260,7 +264,7 @@ class SendDtmfAction:
 
 
 class HoldAction:
-    """Lets the caller hear music for a while."""
+    """Plays hold music to the caller for a while."""
 
     joined = False
     over: EndReason | None = None
@@ -282,11 +286,11 @@ class HoldAction:
         return [note, PlaySound(self._plan.sound)]
 
     def tick(self, now: float) -> list[Output]:
-        """Stop it, when its time has come."""
+        """Stop the music when it is due."""
         return self.stop(now) if self.deadline is not None and now >= self.deadline else []
 
     def stop(self, now: float) -> list[Output]:
-        """The caller is back."""
+        """Stop the music; the caller is back."""
         self.away, self.deadline = False, None
         held = round(now - self._began, 1)
         self.result = {"status": "the caller is back", "seconds": held}
@@ -298,21 +302,21 @@ Action = Transfer | SendDtmfAction | HoldAction
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What to tell the model of its tool call."""
+    """Result of an action, for the model."""
 
     call_id: str
     output: Mapping[str, Any]
     respond: bool
-    """Whether it is to say something about it; False when it is speaking already."""
+    """Whether a response is requested; False when the model speaks already."""
 
 
 BY_GATEWAY = "gateway"
 BY_OPERATOR = "operator"
-"""In place of the tool call's id, for what the model did not ask for."""
+"""In place of a tool call's id, where the model did not ask for the action."""
 
 
 class CallActions:
-    """Keeps the one action of a call. Every method takes the time (s)."""
+    """Runs the current action of a call. Every method takes the time (s)."""
 
     def __init__(self, plan: CallPlan, timeline: CallTimeline) -> None:
         self._plan = plan
@@ -328,10 +332,10 @@ class CallActions:
             HOLD: plan.hold.enabled,
         }
         self.names = frozenset(name for name, there in offered.items() if there)
-        """The tools that lead here."""
+        """Names of the tools that are actions, as the route offers them."""
 
     def ask(self, name: str, call_id: str, arguments: str, now: float) -> None:
-        """The model wants this done. Raises ToolCallError, with what is wrong."""
+        """Queue the action of a tool call. Raises ToolCallError."""
         if self._action is not None:
             raise ToolCallError("something else is being done for this call; wait for its outcome")
         if name == TRANSFER_CALL:
@@ -361,14 +365,14 @@ class CallActions:
         return self._action.begin(now)
 
     def interrupt(self) -> str | None:
-        """The caller speaks up; returns the tool call that will not be done, if there is one."""
+        """Cancel an action that has not started; return its tool call's id, None without one."""
         if self._begin_by is None or self._call_id in (BY_GATEWAY, BY_OPERATOR):
             return None
         self._action = self._begin_by = None
         return self._call_id
 
     def model_speaks(self, now: float) -> list[Output]:
-        """The model has something to say: its music is over."""
+        """Stop hold music, since the model speaks."""
         action = self._action
         if not isinstance(action, HoldAction) or self._begin_by is not None:
             return []
@@ -376,7 +380,7 @@ class CallActions:
         return action.stop(now)
 
     def on(self, happening: TransferEvent, now: float) -> list[Output]:
-        """Something about a transfer."""
+        """Take an event of a transfer, also of one that was given up."""
         if isinstance(self._action, Transfer) and self._begin_by is None:
             return self._action.on(happening, now)
         if isinstance(happening, BLegAnswered):
@@ -387,13 +391,13 @@ class CallActions:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """A deadline may have come."""
+        """Let the action act on its deadline."""
         if self._action is None or self._begin_by is not None:
             return []
         return self._action.tick(now)
 
     def take_result(self) -> Result | None:
-        """What is done now."""
+        """Return the result of an action that is done, and forget it."""
         action = self._action
         if action is None or action.result is None:
             return None
@@ -402,12 +406,12 @@ class CallActions:
         return Result(self._call_id, action.result, respond=not unasked)
 
     def abandon(self, now: float) -> list[Output]:
-        """The call ends."""
+        """Cancel the action because the call ends."""
         action, self._action, self._begin_by = self._action, None, None
         return action.abandon(now) if isinstance(action, Transfer) and action.begun else []
 
     def taken_over(self, now: float) -> bool:
-        """Whether the caller's BYE means that it has gone where it was transferred to."""
+        """Return whether the caller's BYE completes a transfer."""
         transfer = self._action
         if not isinstance(transfer, Transfer) or not transfer.released:
             return False
@@ -423,27 +427,27 @@ class CallActions:
 
     @property
     def busy(self) -> bool:
-        """Something is being done, or about to begin."""
+        """Return whether an action is under way or queued."""
         return self._action is not None
 
     @property
     def underway(self) -> bool:
-        """Something is being done that can outlive the session."""
+        """Return whether a transfer is under way, which can outlive the session."""
         return isinstance(self._action, Transfer) and self._begin_by is None
 
     @property
     def away(self) -> bool:
-        """Caller and model do not hear each other now."""
+        """Return whether audio between caller and model is cut now."""
         return self._action is not None and self._begin_by is None and self._action.away
 
     @property
     def joined(self) -> bool:
-        """The caller talks with somebody else, through us."""
+        """Return whether the caller is joined with the B-leg."""
         return self._action is not None and self._action.joined
 
     @property
     def over(self) -> tuple[EndReason, str] | None:
-        """Why the call ends now, and with which words, if it does."""
+        """Why an action ends the call now, with a detail for the record; None: it does not."""
         if self._late:
             return EndReason.TRANSFERRED, "answered after it was given up"
         if self._action is None or self._action.over is None:

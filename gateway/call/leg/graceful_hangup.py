@@ -1,4 +1,4 @@
-"""The last words of a call: it ends when they have been heard."""
+"""Hang up after playout: end the call when its last words have been played."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class _LastWords:
     counted_ms: int = 0
     """Queued audio that the deadline allows for."""
     playing: bool = False
-    """Something of it was still to be handed to RTP when last looked at."""
+    """Audio was queued when :meth:`HangupAfterPlayout.over` was last asked."""
     heard_until: float = 0.0
-    """A sound in place of the words is heard so long."""
+    """Until when a sound in place of the words is played (s)."""
     said: bool = False
-    """All of it has been since; the deadline is when the telephone has played it."""
+    """All of it was handed to RTP; the deadline is when the telephone has played it."""
 
 
 class HangupAfterPlayout:
-    """Knows whether what is playing is the last of the call.
+    """Knows whether the audio that is playing is the last of the call.
 
     Args:
         seconds: how long to wait for last words that do not come.
@@ -44,26 +44,26 @@ class HangupAfterPlayout:
         return None if self._words is None else self._words.deadline
 
     def said(self, call_id: str, now: float) -> None:
-        """The model has said goodbye and asked to hang up, by the tool call ``call_id``."""
+        """Hang up after the goodbye that the model has said, by the tool call ``call_id``."""
         self._words = _LastWords(
             EndReason.AGENT_HANGUP, now + self._seconds, call_id, awaited=False
         )
 
     def asked_for(self, now: float) -> None:
-        """The model has asked to hang up; a goodbye was asked for, and its tool call answered."""
+        """Hang up after the goodbye that was requested for the model's ``end_call``."""
         self._words = _LastWords(EndReason.AGENT_HANGUP, now + self._seconds, "", awaited=True)
 
     def last(self, why: EndReason, now: float) -> None:
-        """We end the call; the words for it were asked for, and nobody takes them back."""
+        """Hang up for ``why`` after the requested words; barge-in does not cancel this."""
         self._words = _LastWords(why, now + self._seconds, "", awaited=True)
 
     def replaced(self, until: float) -> None:
-        """The last words did not come; a sound is heard in their place until then (s)."""
+        """Play a sound until then (s) in place of last words that did not come."""
         if self._words is not None:
             self._words.heard_until = self._words.deadline = until
 
     def session_over(self, now: float) -> None:
-        """The session closed as it should; what came of it is still to be heard."""
+        """Hang up after the audio of a session that closed normally."""
         if self._words is None or self._words.awaited:
             self._words = _LastWords(
                 EndReason.SESSION_CLOSED, now + self._seconds, "", awaited=False
@@ -71,13 +71,13 @@ class HangupAfterPlayout:
 
     @property
     def being_said(self) -> bool:
-        """All of a goodbye is here: it needs no session any more."""
+        """Return whether all closing audio is queued, so that the session may close now."""
         return self._words is not None and not self._words.awaited
 
     def take_back(self) -> str | None:
-        """The caller speaks up, the call goes on: the tool call to answer, or empty.
+        """Cancel the hang-up because of barge-in; return the tool call to answer, or empty.
 
-        None when there was no goodbye to take back.
+        None when there was no hang-up to cancel.
         """
         words = self._words
         if words is None or words.why is not EndReason.AGENT_HANGUP:
@@ -86,7 +86,7 @@ class HangupAfterPlayout:
         return words.call_id
 
     def over(self, now: float, *, queued_ms: int, responding: bool) -> EndReason | None:
-        """Why the call ends now, if it does.
+        """Return why the call ends now; None: it does not.
 
         ``queued_ms``: audio put into the queue since it was last empty, 0 when it is;
         ``responding``: a response runs or is to come.

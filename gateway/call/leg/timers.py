@@ -1,4 +1,4 @@
-"""When the clock ends a call: no ACK, no answer, too long, no RTP."""
+"""Timers that end a call: no ACK, no answer, maximum duration, no RTP."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ACK_SECONDS = 32.5
 
 
 class Timers:
-    """What is due, and since when. Times in s, of the machine's clock."""
+    """The timers of one call. Times in s, of the machine's clock."""
 
     def __init__(self, plan: CallPlan) -> None:
         self._plan = plan
@@ -22,32 +22,32 @@ class Timers:
         self._packets = -1
 
     def answered(self, now: float) -> None:
-        """200 is sent."""
+        """Start the wait for the ACK."""
         self._ack_at = now + ACK_SECONDS
 
     def dialling(self, now: float, ring_seconds: float) -> None:
-        """Somebody is being called."""
+        """Start the ring timeout."""
         self._ring_until = now + ring_seconds
 
     def confirmed(self, now: float, *, held: bool) -> None:
-        """The call is up."""
+        """Start the maximum duration and the RTP timeout; the ACK came."""
         self._ack_at = self._ring_until = None
         self._max_at = now + self._plan.max_call_duration
         self.held(now, held)
 
     def held(self, now: float, held: bool) -> None:
-        """A caller who holds us may send no RTP at all; that is no dead line."""
+        """Stop the RTP timeout while on hold, when a caller may send no RTP at all."""
         self._rtp_at = None if held else now
 
     def packets(self, count: int, now: float, *, expected: bool) -> None:
-        """RTP packets so far; ``expected``: there should be more of them than the last time."""
+        """Take the count of RTP packets; ``expected``: it should have grown."""
         if count != self._packets or not expected:
             self._packets = count
             self._rtp_at = now
 
     @property
     def deadline(self) -> float | None:
-        """When :meth:`due` is to be asked next."""
+        """When :meth:`due` is to be asked next (s)."""
         rtp_at = None
         if self._rtp_at is not None and self._plan.rtp_timeout > 0:
             rtp_at = self._rtp_at + self._plan.rtp_timeout
@@ -55,7 +55,7 @@ class Timers:
         return min((at for at in due if at is not None), default=None)
 
     def due(self, now: float) -> tuple[EndReason, str] | None:
-        """Why the call ends now, and a word about it, if it does."""
+        """Return why the call ends now, and a detail for the record; None: it does not."""
         if self._ack_at is not None and now >= self._ack_at:
             return EndReason.LEG_TIMEOUT, "no ACK"
         if self._ring_until is not None and now >= self._ring_until:

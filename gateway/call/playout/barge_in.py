@@ -1,4 +1,4 @@
-"""When the caller speaks up, or presses a key: whether the agent falls silent.
+"""Barge-in: whether speech or a DTMF digit of the caller stops the agent.
 
 Where the server decides (its own ``interrupt_response``), playout is cut at once. Where the gateway
 does (:attr:`gateway.call.plan.InterruptionPlan.by_gateway`), the server only tells that it hears
@@ -23,14 +23,14 @@ from gateway.realtime.events import (
 )
 
 MAX_TURNS = 8
-"""Turns of the caller about which something is still to be decided; the oldest is let be."""
+"""Turns of the caller that may be undecided at a time; the oldest is dropped first."""
 
 _PROTECTED_TEXT = 4000
-"""Characters of the newest answer that patterns are looked for in; a minute of speech has 1,000."""
+"""Characters of the latest response that patterns are searched in; a minute of speech has 1,000."""
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The words of a text, without case and punctuation, a hyphen inside one aside."""
+    """The words of a text, without case and punctuation, keeping hyphens inside a word."""
     return tuple(re.findall(r"\w+(?:[-'\u2019]\w+)*", text.casefold()))
 
 
@@ -46,7 +46,7 @@ class _Turn:
     over: bool = False
     committed: bool = False
     dropped: bool = False
-    """It was no speech, and is not to be answered."""
+    """It was a false interruption, and is not to be answered."""
 
 
 class Interruptions:
@@ -65,19 +65,19 @@ class Interruptions:
     # ---- the agent
 
     def replaced(self, asked: CreateResponse, by: CreateResponse | None) -> None:
-        """The request was refused, and another takes its place."""
+        """Note that another request takes the place of a refused one."""
         if by is not None and asked is self.greeting:
             self.greeting = by
 
     def created(self, response_id: str, asked: CreateResponse | None) -> None:
-        """A response runs; ``asked`` is our request for it, if it was ours."""
+        """Note that a response runs; ``asked`` is our request for it, if it was ours."""
         # Of what was protected before, only that is of interest which is still to be heard.
         self._protected = {one for one in self._protected if self._talk.playback.to_be_heard(one)}
         if asked is not None and asked is self.greeting and self._plan.uninterruptible_greeting:
             self._protected.add(response_id)
 
     def agent_words(self, event: AgentTranscriptDelta) -> None:
-        """Words of an answer, as a rule before they are heard."""
+        """Search the words of a response for uninterruptible patterns."""
         if not self._plan.uninterruptible_patterns or event.response_id in self._protected:
             return
         of, text = self._words
@@ -88,7 +88,7 @@ class Interruptions:
 
     @property
     def protected(self) -> bool:
-        """What is being said, or about to be, is not to be interrupted."""
+        """Return whether what is being said must not be interrupted."""
         talk = self._talk
         return any(
             one in talk.gate.running or (talk.speaking and talk.playback.to_be_heard(one))
@@ -96,20 +96,20 @@ class Interruptions:
         )
 
     def refused(self, asked: CreateResponse | None) -> None:
-        """The request met another response, which may have been taken for its answer."""
+        """Note that a request collided with a running response."""
         if asked is self.greeting:
             self._protected.clear()
 
     # ---- the caller
 
     def key(self, now: float) -> list[Output]:
-        """The caller pressed a key."""
+        """Interrupt because of a DTMF digit, if the route wants that."""
         if not self._talk.plan.dtmf.interrupt or self.protected:
             return []
         return [*self._talk.interrupt("digit", now), *self._go_on()]
 
     def speech(self, event: SpeechStarted, now: float) -> list[Output]:
-        """The server hears the caller speak."""
+        """Interrupt or pause on ``input_audio_buffer.speech_started``."""
         talk = self._talk
         note = talk.timeline.note
         if not self._plan.by_gateway:
@@ -132,7 +132,7 @@ class Interruptions:
         return outputs
 
     def speech_over(self, event: SpeechStopped, now: float) -> list[Output]:
-        """The server hears no more of it."""
+        """Decide about a turn that is over, if its length or missing transcription allows it."""
         turn = self._turn_of(event.item_id)
         if turn is None or not turn.undecided:
             return []
@@ -148,7 +148,7 @@ class Interruptions:
         return []
 
     def transcribed(self, event: InputTranscribed, now: float) -> list[Output]:
-        """The words of a turn."""
+        """Decide about a turn by its words."""
         turn = self._turns.get(event.item_id) or (None if event.item_id else self._turn_of(""))
         if turn is None or not turn.undecided:
             return []
@@ -160,7 +160,7 @@ class Interruptions:
         return self._cut(turn, now)
 
     def committed(self, event: InputCommitted, now: float) -> list[Output]:
-        """A turn has become an item; what is to be answered is asked for."""
+        """Request a response to a turn that has become an item, unless it is undecided."""
         turn = self._turn_of(event.item_id)
         if turn is None:
             return []
@@ -168,7 +168,7 @@ class Interruptions:
         return [] if turn.undecided else self._answer(turn, now)
 
     def tick(self, now: float) -> list[Output]:
-        """A wait may be over: what goes on, or has no words yet, was meant."""
+        """Interrupt for turns that last too long, or whose transcript does not come."""
         late = [t for t in self._turns.values() if t.deadline is not None and now >= t.deadline]
         return [output for turn in late for output in self._cut(turn, now)]
 
@@ -181,14 +181,14 @@ class Interruptions:
         return min(due, default=None)
 
     def session_over(self) -> list[Output]:
-        """Nobody will tell any more what was said; what is left is heard."""
+        """Resume playout, since the session that would decide is over."""
         self._turns.clear()
         return self._go_on()
 
     # ---- what follows
 
     def _turn_of(self, item_id: str) -> _Turn | None:
-        """The turn that this is about; some servers give it no id, or another one than before."""
+        """Return the turn of this item; some servers give no id, or another one than before."""
         turn = self._turns.get(item_id)
         if turn is not None:
             return turn
@@ -209,7 +209,7 @@ class Interruptions:
         return turn
 
     def _nothing(self, turn: _Turn, now: float, heard: str) -> list[Output]:
-        """The caller wanted nothing: the agent goes on where it was."""
+        """Resume playout where it was: a false interruption."""
         turn.undecided, turn.deadline, turn.dropped = False, None, True
         outputs: list[Output] = []
         if not any(one.undecided for one in self._turns.values()):
@@ -218,7 +218,7 @@ class Interruptions:
         return outputs + (self._answer(turn, now) if turn.committed else [])
 
     def _cut(self, turn: _Turn, now: float) -> list[Output]:
-        """The caller wants to be heard."""
+        """Interrupt, and resume what was paused."""
         outputs = self._talk.interrupt("speech", now)
         outputs += self._go_on()
         for one in tuple(self._turns.values()):
@@ -228,7 +228,7 @@ class Interruptions:
         return outputs
 
     def _answer(self, turn: _Turn, now: float) -> list[Output]:
-        """What becomes of a turn that is an item of the conversation."""
+        """Request a response to a turn, or delete its item."""
         self._turns.pop(turn.item_id, None)
         if turn.dropped:
             return [Send(DeleteItem(turn.item_id))] if turn.item_id else []

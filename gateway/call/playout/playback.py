@@ -1,8 +1,8 @@
-"""What the agent says, as far as the caller hears it; and what the server is told of a cut.
+"""Playback of model audio: queue it, cut it on barge-in, and report to the server what was heard.
 
-Audio goes through the ledger into the playout queue. An interruption cuts the queue at once, drops
-what still comes of the responses cut, and corrects the server's idea of what was heard (sections
-"barge-in" of the protocol's guides: ``conversation.item.truncate``, ``conversation.item.delete``).
+Audio goes through the tracker into the playout queue. An interruption flushes the queue, drops late
+audio of the interrupted responses, and corrects the conversation at the server
+(``conversation.item.truncate``, ``conversation.item.delete``).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from gateway.realtime.commands import ClientCommand, DeleteItem
 from gateway.realtime.events import AudioDelta, AudioDone, ServerError
 
 _CUT_RESPONSES = 32
-"""Interrupted responses remembered; events of one stop coming at its ``response.done``."""
+"""Interrupted responses remembered; audio of one stops coming at its ``response.done``."""
 
 AT_END = "end"
-"""Trigger of the last cut: the leg is over."""
+"""Trigger of the last cut: the leg has ended."""
 
 OVERFLOW = "overflow"
-"""Trigger of a cut that nobody asked for: the playout queue was full."""
+"""Trigger of a cut because the playout queue was full."""
 
 
 class Playout(Protocol):
@@ -46,7 +46,7 @@ class _Cut:
 
 
 class Playback:
-    """The agent's side of the sound. Every method takes the time (s) and returns outputs.
+    """Plays the responses of one call. Every method takes the time (s) and returns outputs.
 
     Args:
         silence: one byte of silence in the session's law.
@@ -68,10 +68,10 @@ class Playback:
         self.cut_at = 0.0
         """When playout was last stopped (s)."""
         self.on_cut: Callable[[Heard], None] = lambda _heard: None
-        """Called for each part of an answer that the caller did not hear to its end."""
+        """Called for each part of a response that the caller did not hear to its end."""
 
     def receive(self, event: AudioDelta) -> list[Output]:
-        """A delta: into the queue, or dropped where its response was interrupted."""
+        """Queue an audio delta, or drop it where its response was interrupted."""
         cut = self._cut_of(event.response_id)
         if cut is not None:
             self._tracker.dropped_bytes += len(event.audio)
@@ -84,11 +84,11 @@ class Playback:
         return self._play(self._tracker.receive(event.response_id, key, event.audio), more=True)
 
     def part_done(self, event: AudioDone) -> list[Output]:
-        """No more audio of one part."""
+        """End one part."""
         return self._play(self._tracker.finish((event.item_id, event.content_index)), more=False)
 
     def response_done(self, response_id: str) -> list[Output]:
-        """No more audio of a response; items that came after its cut are deleted."""
+        """End a response; delete items of it that came after it was interrupted."""
         outputs = self._play(self._tracker.finish_response(response_id), more=False)
         cut = self._cut_of(response_id)
         if cut is not None:
@@ -97,38 +97,38 @@ class Playback:
         return outputs
 
     def session_over(self) -> list[Output]:
-        """No more audio of anything; what has come is heard."""
+        """End all responses because the session is over; queued audio is played to the end."""
         self._cuts.clear()
         return self._play(self._tracker.finish_all(), more=False)
 
     def spoke(self, response_id: str) -> bool:
-        """Whether audio of this response was taken."""
+        """Return whether audio of this response was queued at any time."""
         return response_id in self._spoken
 
     def heard_ms(self, response_id: str) -> int:
-        """What the caller is known to have heard of this response."""
+        """Return how much (ms) of this response the caller is known to have heard."""
         return self._tracker.heard_ms(response_id)
 
     def received_ms(self, item_id: str) -> int:
-        """Audio of this item so far."""
+        """Return how much audio (ms) of this item was received so far."""
         return self._tracker.received_ms(item_id)
 
     def to_be_heard(self, response_id: str) -> bool:
-        """Whether audio of this response was queued since the queue was last empty."""
+        """Return whether audio of this response was queued since the queue was last empty."""
         return self._tracker.queued(response_id)
 
     def rename(self, response_id: str, name: str) -> None:
-        """The server's id of a response becomes known."""
+        """Use the server's id of a response that began without one."""
         cut = self._cut_of(response_id)
         if cut is not None:
             cut.response_id = name
 
     def was_cut(self, response_id: str) -> bool:
-        """Whether this response was interrupted while it ran."""
+        """Return whether this response was interrupted while it ran."""
         return self._cut_of(response_id) is not None
 
     def bar(self, response_id: str) -> None:
-        """Nothing that still comes of this response is to be heard."""
+        """Drop all further audio of this response."""
         if not self.was_cut(response_id):
             self._cuts.append(_Cut(response_id, []))
 
@@ -145,7 +145,7 @@ class Playback:
         return self._flush(AT_END, now) if self.queued_ms or self._tracker else []
 
     def started(self, now: float) -> list[Output]:
-        """The caller begins to hear an answer."""
+        """Note that the caller begins to hear a response."""
         if not self.queued_ms:
             return []  # it was flushed before word of its start came here
         outputs: list[Output] = []
@@ -159,7 +159,7 @@ class Playback:
         return outputs
 
     def drained(self, now: float) -> list[Output]:
-        """The caller has heard all there was."""
+        """Note that the queue ran empty: the caller has heard all of it."""
         self.queued_ms = 0
         was_audible, self._audible = self._audible, False
         outputs: list[Output] = []
@@ -168,7 +168,7 @@ class Playback:
         return outputs + self._settle(self._tracker.drained(), OVERFLOW, now)
 
     def refused(self, frames: int, now: float) -> list[Output]:
-        """The queue is full: the answer is cut at its end, and that is said."""
+        """Note frames that did not fit the queue; the response is cut there."""
         self._tracker.refused(frames)
         return [self._timeline.note(now, "playout_overflow", "error", lost_ms=frames * 20)]
 
@@ -182,7 +182,7 @@ class Playback:
         return outputs + self._settle(heard, trigger, now)
 
     def refusal(self, error: ServerError, command: ClientCommand | None) -> list[Output]:
-        """The server refused something: a truncation may be worth another attempt."""
+        """Send a refused truncation again, at the length that the error names."""
         again = self._truncations.retry(error, command)
         return [] if again is None else [Send(again)]
 

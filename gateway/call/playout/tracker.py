@@ -1,10 +1,9 @@
-"""The playout ledger: what of each answer the caller heard, to the byte.
+"""Playout tracker: how much of each response the caller has heard, to the byte.
 
-The realtime server believes that the caller heard all it sent. On a telephone line the client
-owns playback, so the client has to say where an answer was cut
-(``conversation.item.truncate``). The ledger cuts each part (item, content index) into whole
-20 ms frames for the playout queue; told how many frames came back unplayed, it knows what was
-heard of each part, since frames leave the queue in order.
+The realtime server assumes that the caller heard all it sent. On a telephone line the client owns
+playback, so it has to report where a response was cut (``conversation.item.truncate``). The tracker
+cuts each part (item, content index) into whole 20 ms frames for the playout queue; given the number
+of frames taken back unplayed, it knows what was heard of each part, since frames leave in order.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ PartKey = tuple[str, int]
 """``(item_id, content_index)``: what a truncation names."""
 
 MAX_PARTS = 64
-"""Parts remembered, those still to be heard aside: what still comes of one that was cut is
-dropped, and belongs to one of the latest."""
+"""Parts remembered, not counting those still to be heard: late audio of a part that was cut, which
+is dropped, belongs to one of the latest."""
 
 
 @dataclass(slots=True)
 class _Part:
-    """Audio of one part as far as it has come; counts in G.711 bytes."""
+    """Audio of one part as far as received; counts in G.711 bytes."""
 
     response_id: str
     key: PartKey
@@ -32,15 +31,15 @@ class _Part:
     heard: int = 0
     """Bytes known to have been handed to RTP."""
     done: bool = False
-    """No more is to come."""
+    """All audio of it was received."""
     cut: bool = False
-    """What still comes is dropped."""
+    """Audio that still comes is dropped."""
     told: bool = False
-    """The server is to hear of the cut, and no more of this part."""
+    """The cut was reported; nothing more is to be reported of this part."""
 
     @property
     def settled(self) -> bool:
-        """Nothing is left to be heard or told of it."""
+        """Return whether nothing of it is left to be heard or reported."""
         return self.told or (self.done and self.heard == self.received)
 
 
@@ -64,13 +63,13 @@ class Heard:
     played_ms: int
     received_ms: int
     complete: bool
-    """Everything was heard, and no more was to come."""
+    """All of it was received and heard."""
     item_heard: bool
     """Something was heard of the item, in this part or in another."""
 
 
 class PlayoutTracker:
-    """The parts of one call's answers, and which of them stand in the playout queue.
+    """The parts of one call's responses, and which of them are in the playout queue.
 
     Args:
         silence: one byte of silence in the session's law; fills the last frame of a part.
@@ -82,7 +81,7 @@ class PlayoutTracker:
         self._runs: deque[_Run] = deque()
         self._open: _Part | None = None
         self._rest = b""
-        """The begun frame of the open part."""
+        """The incomplete frame of the open part."""
         self.dropped_bytes = 0
         """Audio that came after its part had been cut."""
 
@@ -109,7 +108,7 @@ class PlayoutTracker:
         return due + audio
 
     def finish(self, key: PartKey) -> bytes:
-        """No more audio of this part; returns its filled last frame, if it has one."""
+        """End this part; return its last frame, filled with silence, or nothing."""
         part = self._parts.get(key)
         if part is None:
             return b""
@@ -117,7 +116,7 @@ class PlayoutTracker:
         return self._fill() if self._open is part else b""
 
     def finish_response(self, response_id: str) -> bytes:
-        """No more audio of any part of this response; returns the filled last frame."""
+        """End all parts of this response; return the last frame, filled with silence."""
         for part in self._parts.values():
             if part.response_id == response_id:
                 part.done = True
@@ -125,13 +124,13 @@ class PlayoutTracker:
         return self._fill() if begun is not None and begun.response_id == response_id else b""
 
     def finish_all(self) -> bytes:
-        """No more audio of anything; returns the filled last frame."""
+        """End all parts; return the last frame, filled with silence."""
         for part in self._parts.values():
             part.done = True
         return self._fill()
 
     def refused(self, frames: int) -> None:
-        """The last frames returned did not fit the queue: their parts are cut where they stand."""
+        """Take back the last frames, which did not fit the queue, and cut their parts there."""
         while frames > 0 and self._runs:
             run = self._runs[-1]
             taken = min(frames, run.frames)
@@ -145,7 +144,7 @@ class PlayoutTracker:
                 self._runs.pop()
 
     def drained(self) -> list[Heard]:
-        """The queue ran empty: all that stood in it has been heard.
+        """Note that the queue ran empty: all audio in it was heard.
 
         Returns what was heard of parts that did not fit it whole; of the others there is nothing
         to tell.
@@ -156,7 +155,7 @@ class PlayoutTracker:
         return self._tell([p for p in self._parts.values() if p.cut and not p.settled])
 
     def flush(self, unplayed_frames: int) -> list[Heard]:
-        """Playout was cut with this many frames unplayed; says what was heard of each part.
+        """Take the number of frames left unplayed by a cut; return what was heard of each part.
 
         Only parts that the server may think were heard further are of interest: those not known
         to have been heard to their end, or still being sent. They are closed: more audio of them
@@ -172,11 +171,11 @@ class PlayoutTracker:
         return self._tell(unsettled)
 
     def knows(self, item_id: str) -> bool:
-        """Whether audio of this item came before it was cut."""
+        """Return whether audio of this item was received before it was cut."""
         return any(key[0] == item_id for key in self._parts)
 
     def __bool__(self) -> bool:
-        """Whether there is a part not known to have been heard to its end."""
+        """Return whether a part is not known to have been heard to its end."""
         return any(not part.settled for part in self._parts.values())
 
     def received_ms(self, item_id: str) -> int:

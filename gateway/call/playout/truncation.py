@@ -1,4 +1,4 @@
-"""What to tell the server of an answer that the caller did not hear to its end."""
+"""Truncation and deletion of items that the caller did not hear to the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions about a call at its end: the session stays open for them, the caller's leg does not."""
+"""Post-call analysis: out-of-band questions about a call, after the caller's leg has ended."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ NOT_AFTER = frozenset(
         EndReason.RESPONSE_FAILURES,
     }
 )
-"""Ends after which nothing is asked: there is no session, no money, or no time."""
+"""End reasons without analysis: there is no session, no budget, or no time."""
 
 
 class PostCallAnalysis:
-    """The end of one call, while answers are waited for. Every method takes the time (s)."""
+    """Waits for the answers about one call. Every method takes the time (s)."""
 
     def __init__(self, talk: ConversationControl, why: EndReason, now: float) -> None:
         self.why = why
@@ -38,11 +38,11 @@ class PostCallAnalysis:
 
     @property
     def deadline(self) -> float:
-        """When it is over at the latest (s)."""
+        """When the wait is over at the latest (s)."""
         return self._until
 
     def ask(self, now: float) -> list[Output]:
-        """All questions at once; they run beside each other."""
+        """Ask all questions at once."""
         return [
             output
             for name, words in self._plan.prompts.items()
@@ -52,7 +52,7 @@ class PostCallAnalysis:
         ]
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """Something happened; what is not about these questions is of no interest any more."""
+        """Take an input; what is not about these questions is ignored."""
         match input:
             case inputs.ServerEventReceived(event=event) if self._out_of_band.takes(event):
                 return self._out_of_band.on_event(event, now)
@@ -67,12 +67,12 @@ class PostCallAnalysis:
         return []
 
     def over(self, now: float) -> bool:
-        """All answers are there, or are not to come."""
+        """Return whether all answers came, or none is to come."""
         return self._gone or not self._out_of_band.busy or now >= self._until
 
 
 def post_call_of(talk: ConversationControl, why: EndReason, now: float) -> PostCallAnalysis | None:
-    """What is waited for after a call that ends so; None for nothing."""
+    """Return the analysis of a call that ends for ``why``; None without one."""
     if not talk.plan.content.post_call.prompts or why in NOT_AFTER:
         return None
     return PostCallAnalysis(talk, why, now)

@@ -1,7 +1,7 @@
-"""When the session is lost, or cannot be had: the fallback steps of its route, one by one.
+"""Failover: when the session is lost or cannot be set up, take the route's fallback steps in turn.
 
-A session that takes over is told what was said so far, as the caller heard it
-(``Transcript.seed``), and goes on from there: the caller is not asked to begin again.
+The new session is seeded with the conversation as the caller heard it (``Transcript.seed``) and
+continues from there.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ LONGEST_WAIT = 4.0
 """Seconds from an attempt that failed to the next; each wait is double the one before."""
 
 PROVEN_SECONDS = 30.0
-"""A session that took over and is silent within this, before anything of it was heard, was no
-help: the attempt counts as failed. So does one that is lost within the step's own time."""
+"""A new session that is silent within this (s), before anything of it was heard, counts as a failed
+attempt. So does one that is lost within the step's own timeout."""
 
 MAX_PER_MINUTE = 3
 """Lost sessions within 60 s after which the same server is not tried again; the next step is."""
@@ -40,16 +40,16 @@ NEEDS_ANSWER = ("announcement", "transfer")
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """How a call ends once the last step has failed."""
+    """How the call ends, after the last fallback step."""
 
     why: EndReason
     detail: str
     step: FallbackStep | None = None
-    """The last one, where it says how a call is refused that is not answered yet."""
+    """The last one, where it says how a call that is not answered yet is rejected."""
 
 
 class Failover:
-    """Knows which step the call is on. Every method takes the time (s) and returns outputs."""
+    """Takes the fallback steps one by one. Every method takes the time (s) and returns outputs."""
 
     def __init__(
         self, talk: ConversationControl, transcript: Transcript, timeline: CallTimeline
@@ -67,15 +67,15 @@ class Failover:
         self._sounding = ""
         self._answered = False
         self._unproven: float | None = None
-        """When the session came that took over last, while nothing of it was heard (s)."""
+        """When the latest new session came up (s); None once something of it was heard."""
         self._lost_at: deque[float] = deque(maxlen=MAX_PER_MINUTE)
         self.plays_on = False
-        """Words of the lost session were still to be heard when the next one came."""
+        """Audio of the lost session was still queued when the next session came up."""
         self._began = 0.0
         self.active = False
-        """The call has no session, and something is being done about it."""
+        """The call has no session, and a fallback step is being taken."""
         self.wants_answer = False
-        """The step is for a call that is answered; it waits for that."""
+        """The step needs an answered call, and waits for the answer."""
         self.over: Over | None = None
 
     # ---- what happens
@@ -83,7 +83,7 @@ class Failover:
     def begin(
         self, why: EndReason, detail: str, now: float, *, answered: bool, fatal: bool = False
     ) -> list[Output]:
-        """There is no session (any more). ``fatal``: the same server would say the same again."""
+        """Start: the session is lost, or could not be set up. ``fatal``: retrying is useless."""
         # A call that is not answered has been tried for its connect_timeout already.
         useless = fatal or not answered
         steps = tuple(
@@ -110,7 +110,7 @@ class Failover:
         return [note, *self._next(now)]
 
     def _was_no_help(self, up_at: float, now: float) -> bool:
-        """Whether the session that took over at ``up_at`` is lost as one that never came."""
+        """Return whether the session that came up at ``up_at`` (s) counts as a failed attempt."""
         if self._until is None:
             return False
         return now < self._until or (
@@ -120,7 +120,7 @@ class Failover:
     def failed(
         self, detail: str, now: float, *, fatal: bool, after: float | None = None
     ) -> list[Output]:
-        """An attempt to get one has failed; the server wants to be left alone for ``after`` s."""
+        """Retry, or take the next step, after a failed attempt; ``after``: Retry-After (s)."""
         if not self.active or self._until is None:
             return []
         self._detail = detail
@@ -131,7 +131,7 @@ class Failover:
         return []
 
     def up(self, now: float) -> list[Output]:
-        """There is a session again; tell it what was said, and let it go on where it has to."""
+        """Seed the new session, and request the response that is due, if one is."""
         self.active, self._again_at, self._unproven = False, None, now
         self.plays_on = self._talk.speaking
         lasted = round((now - self._began) * 1000, 1)
@@ -140,14 +140,14 @@ class Failover:
         return [*self._quiet(), note, *seeded(self._transcript), *self._go_on(now)]
 
     def answered(self, now: float) -> list[Output]:
-        """The ACK came: what the step has to say can be heard."""
+        """Go on with a step that waited for the ACK: now the caller hears its sound."""
         waited, self._answered, self.wants_answer = self.wants_answer, True, False
         if not self.active:
             return []
         return self._climb(now) if waited else self._sound(now)
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
-        """What the caller hears while there is no session."""
+        """Keep track of what the caller hears; play the step's sound when playout runs empty."""
         if self._speaks(input) and self._timeline.record.failovers:
             last = self._last
             if not self.active:
@@ -161,13 +161,13 @@ class Failover:
         return []
 
     def _speaks(self, input: inputs.Input) -> bool:
-        """The agent is heard again, or goes on without a pause."""
+        """Return whether the agent is heard again, or continues without a pause."""
         if isinstance(input, inputs.ServerEventReceived) and self.plays_on:
             return isinstance(input.event, AudioDelta)
         return isinstance(input, inputs.PlayoutStarted)
 
     def tick(self, now: float) -> list[Output]:
-        """A wait may be over."""
+        """Take the next step, or try again, when a wait is over."""
         if not self.active:
             return []
         if self._until is not None and now >= self._until:
@@ -233,7 +233,7 @@ class Failover:
     # ---- what is heard
 
     def _sound(self, now: float) -> list[Output]:
-        """Not over the words that are still to be heard."""
+        """Play the step's sound, unless words are still to be heard."""
         sound = self._step.sound
         if not self._answered or self._talk.speaking or not sound or sound == self._sounding:
             return []
@@ -251,7 +251,7 @@ class Failover:
 
 
 def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str, str]]:
-    """The final response to a call that is not answered, and its headers (RFC 3261 section 21)."""
+    """Return the final response to a call that is not answered, and its headers (RFC 3261, 21)."""
     if step is not None and step.action == "busy":
         return 486, {}
     if step is not None and step.action == "redirect":
@@ -260,6 +260,6 @@ def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str
 
 
 def seeded(transcript: Transcript) -> list[Output]:
-    """What a session that takes over is told, first of all."""
+    """Return what seeds a new session: changes of settings, then the conversation."""
     changes: list[Output] = [Send(update, seed=True) for update in transcript.changes]
     return changes + [Send(CreateItem(item), seed=True) for item in transcript.seed()]

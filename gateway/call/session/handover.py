@@ -1,7 +1,7 @@
-"""Before the server ends a session at its maximum length, another one takes its place.
+"""Hand-over: replace a session by a standby session before the server ends it (``expires_at``).
 
-When that is, the server says (``expires_at``); the new session is opened some time before, told
-what was said, and switched to while nobody speaks.
+The standby session is opened ``handover_before_expiry`` s before, and takes over in a pause, seeded
+with the conversation.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from gateway.call.session.failover import seeded
 from gateway.realtime.commands import CreateResponse
 
 FORCED_SECONDS = 3.0
-"""So long before the end no silence is waited for any more."""
+"""Seconds before the end of a session at which a pause is no longer waited for."""
 
 INTERVAL_SECONDS = 30.0
-"""From one session that is opened to take over to the next, whether it came or not. A server's
+"""Seconds between two attempts to open a standby session, failed ones too. A server's
 ``expires_at`` decides when, never how often."""
 
 MAX_PER_CALL = 20
-"""Sessions that are opened to take over in one call; five hours of sessions of 15 minutes. After
+"""Standby sessions opened in one call; five hours of sessions of 15 minutes. After
 them the session is left to its end, and replaced when it is lost."""
 
 SHORTEST_SECONDS = 2 * FORCED_SECONDS
-"""A session that has less to live is not handed over; it could not be done in time."""
+"""A session that expires sooner (s) is not handed over: there is no time for it."""
 
 
 class Handover:
-    """Every method takes the time (s) and returns outputs.
+    """Opens standby sessions and promotes them. Methods take the time (s) and return outputs.
 
     Args:
-        quiet: whether neither side speaks, and nothing is being done.
-        detach: lets go of the session that has the caller; what has come of its answer is heard.
+        quiet: returns whether neither side speaks and no action is under way.
+        detach: lets go of the active session; its queued audio is played to the end.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Handover:
         self._opened_at = -INTERVAL_SECONDS
 
     def session_up(self, seconds_left: float | None, now: float) -> None:
-        """This session has the caller from now on."""
+        """Note that this session is the active one from now on, and when it expires."""
         self._opening, self._standby = False, None
         self._open_at = None
         if seconds_left is None or self._lead <= 0 or seconds_left < SHORTEST_SECONDS:
@@ -74,11 +74,11 @@ class Handover:
         return at if at <= self._latest and self._opened <= MAX_PER_CALL else None
 
     def session_over(self) -> None:
-        """It is lost, or not needed any more."""
+        """Note that the active session is lost, or no longer needed."""
         self._open_at, self._opening, self._standby = None, False, None
 
     def standby_ready(self, session_id: str, seconds_left: float | None, now: float) -> None:
-        """The one that is to take over is there."""
+        """Note that the standby session is ready."""
         if not self._opening:
             return
         self._opening = False
@@ -86,14 +86,14 @@ class Handover:
         self._standby = (session_id, left)
 
     def standby_failed(self, detail: str, now: float) -> list[Output]:
-        """It is not; try again, while there is time."""
+        """Note that the standby session failed; try again while there is time."""
         self._opening, self._standby = False, None
         note = self._timeline.note(now, "handover_failed", "warning", detail=detail)
         self._open_at = self._not_too_often(now)
         return [note]
 
     def tick(self, now: float) -> list[Output]:
-        """A moment may have come."""
+        """Open a standby session when it is time."""
         if self._open_at is None or self._opening or self._standby is not None:
             return []
         if now < self._open_at:
@@ -107,11 +107,11 @@ class Handover:
 
     @property
     def ready(self) -> bool:
-        """The new session is there."""
+        """Return whether a standby session is ready."""
         return self._standby is not None
 
     def settle(self, now: float, *, at_once: bool = False) -> list[Output]:
-        """Switch, if the new session is there and it is quiet, or late."""
+        """Promote the standby session in a pause, or when it is late."""
         if self._standby is None or not (at_once or self._quiet() or now >= self._latest):
             return []
         (session_id, ends), self._standby = self._standby, None

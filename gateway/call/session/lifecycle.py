@@ -1,4 +1,4 @@
-"""The session in the life of a call: it comes up, is lost and replaced, and hands over."""
+"""The session of a call: set-up, loss, failover, hand-over. And the state that both sides share."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from gateway.realtime.errors import Kind
 
 
 class State(Enum):
-    """Where a call is."""
+    """State of a call."""
 
     CONNECTING = auto()
-    """180 is sent, or nobody was called yet: the session is being set up."""
+    """The session is being set up; 180 is sent, or the outbound call not dialed yet."""
     DIALLING = auto()
-    """The callee is being called, and has not answered."""
+    """The callee is being called and has not answered."""
     ANSWERED = auto()
     """200 is sent, its ACK has not come."""
     TALKING = auto()
     BRIDGED = auto()
-    """Caller and somebody else talk with each other, through us."""
+    """Caller and B-leg are joined."""
     ENDING = auto()
-    """The ending is decided, the leg is not over yet."""
+    """The ending is decided; the leg is not over yet."""
     FINISHED = auto()
 
 
 class CallContext:
-    """Written by the machine and its sides, each its own part of it."""
+    """State and components of one call, shared by the state machine and its handlers."""
 
     def __init__(self, plan: CallPlan, record: CallRecord, now: float, playout: Playout) -> None:
         self.state = State.CONNECTING
@@ -50,23 +50,23 @@ class CallContext:
         self.opening = AnswerPolicy(plan.answer, self.timeline)
         self.session_up = False
         self.retry_after: float | None = None
-        """What the server that gave no session last wants to be left alone for (s)."""
+        """Retry-After (s) of the server that refused a session last."""
         self.held = False
         """The caller has put us on hold."""
 
     @property
     def live(self) -> bool:
-        """It is answered, and not being ended."""
+        """Return whether the call is answered and not being ended."""
         return self.state in (State.ANSWERED, State.TALKING, State.BRIDGED)
 
     @property
     def talking(self) -> bool:
-        """It is live, and the caller has nobody but the model."""
+        """Return whether the call is live and not bridged."""
         return self.state in (State.ANSWERED, State.TALKING)
 
 
 class End(Protocol):
-    """Ends the call, once; ``step`` may say how a call is refused that is not answered."""
+    """Ends the call, once; ``step`` may say how an unanswered call is rejected."""
 
     def __call__(
         self, why: EndReason, now: float, detail: str = "", *, step: FallbackStep | None = None
@@ -74,7 +74,7 @@ class End(Protocol):
 
 
 class SessionEvents:
-    """One part of :class:`gateway.call.machine.CallMachine`. Methods take the time (s)."""
+    """Handles what the realtime sessions report. Methods take the time (s)."""
 
     def __init__(self, call: CallContext, end: End) -> None:
         self._call = call
@@ -89,13 +89,13 @@ class SessionEvents:
             call.conversation.detach,
         )
         self.lost_meanwhile: tuple[EndReason, str] | None = None
-        """The session was lost while the caller was on the way to somebody else."""
+        """Why the session was lost while the caller was being transferred; None: it was not."""
         self._opened = False
         self._resume = False
-        """A response was due when the session was lost, and is asked for again."""
+        """A response was due when the session was lost, and is requested again."""
 
     def known_outage(self, detail: str, now: float) -> list[outputs.Output]:
-        """The server is known to give no session: what is to be done about that is done at once."""
+        """Take the fallback steps at once: the server is known to be down."""
         if not self._has_fallback:
             return self._end(EndReason.SESSION_UNREACHABLE, now, detail)
         begun = self._call.opening.begin(now)
@@ -145,18 +145,18 @@ class SessionEvents:
         return self.handover.standby_failed(input.detail, now) if self._call.session_up else []
 
     def open(self, now: float) -> list[outputs.Output]:
-        """The model has the word; with a caller that nobody knows to be there, at the ACK."""
+        """Request the greeting; from an untrusted source not before the ACK."""
         if not (self._call.plan.trusted or self._call.record.times.confirmed is not None):
             return []
         self._opened = True
         return self._call.conversation.open(now)
 
     def confirmed(self, now: float) -> list[outputs.Output]:
-        """The caller is there: whatever has waited for that."""
+        """Request the greeting if it waited for the ACK."""
         return self.open(now) if self._call.session_up and not self._opened else []
 
     def answer(self, now: float) -> list[outputs.Output]:
-        """The model is ready, and has the word."""
+        """Answer the call, since the model is ready, and request the greeting."""
         self._call.opening.waiting = False
         todo = self._call.opening.answer(now)
         if self._call.opening.confirmed:
@@ -168,7 +168,7 @@ class SessionEvents:
         return todo + self.open(now)
 
     def _answer_for_fallback(self, now: float) -> list[outputs.Output]:
-        """There is no model, but something to be said."""
+        """Answer the call for a fallback step that needs that, without a session."""
         self._call.opening.waiting = False
         todo = self._call.opening.answer(now)
         if self._call.opening.confirmed:
@@ -186,7 +186,7 @@ class SessionEvents:
     def _dial(
         self, up: inputs.SessionReady, plan: OutboundPlan, now: float
     ) -> list[outputs.Output]:
-        """The model is ready: whoever answers is not left waiting for it."""
+        """Dial, since the model is ready."""
         self._call.state = State.DIALLING
         self._call.timers.dialling(now, plan.ring_timeout)
         self._call.record.session_id = up.session_id
@@ -247,7 +247,7 @@ class SessionEvents:
         return self._without_session(why, now, f"{input.code} {input.reason}".strip())
 
     def on_silence(self, rule: str, now: float) -> list[outputs.Output]:
-        """A response is due, and neither sound nor a tool has been there for too long."""
+        """Act on a response that is due and brings neither audio nor a tool call for too long."""
         if not self._has_fallback:
             return self._call.conversation.on_silence(rule, now)
         detail = f"{rule}: nothing heard for {self._call.plan.silence.seconds:g} s"
