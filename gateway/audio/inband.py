@@ -26,20 +26,20 @@ _LOOKS_TO_BEGIN = 4
 """Looks in a row with the same key make a key: all but the edges of 45 ms of tone."""
 
 _LOOKS_TO_END = 4
-"""So many without it, and the same key may come again."""
+"""Successive frames without the key after which it counts as pressed again."""
 
 _LEAST_LEVEL = 10 ** (-36 / 20)
-"""Of full scale, for each tone. A network's receiver works down to -25 dBm0, some 6 dB above."""
+"""Lowest level of each tone, of full scale; receivers of networks work down to 6 dB above."""
 
 _SHARE = 0.58
-"""Of all the energy in a look, what the two tones have at least; speech has it elsewhere, too."""
+"""Least share of the two tones in the energy of a look; speech has energy elsewhere, too."""
 
 _TWIST_DB = (9.0, 7.0)
 """How much stronger the low tone may be than the high one, and the other way round: a little more
 than networks make of it."""
 
 _NEXT_DB = 4.0
-"""How far each tone stands above the next strongest one of its group."""
+"""Level of each tone above the next strongest one of its group."""
 
 _HARMONIC_DB = 14.0
 """How far the high one stands above its own second harmonic, which a voice has and a keypad has

@@ -1,4 +1,4 @@
-"""What a caller hears while nobody talks to them: tones of our own, or a WAV of the operator's."""
+"""Sounds that a caller hears: built-in tones, or a WAV file of the operator's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUILT_IN = ("ringback", "ringback-us", "chime", "silence")
 """Names that need no file."""
 
 _LEVEL = 0.1
-"""Of full scale: -20 dBFS, as loud as a network's own tones."""
+"""Amplitude, of full scale: -20 dBFS, as loud as tones of networks."""
 
 _FADE_SECONDS = 0.005
 
@@ -25,7 +25,7 @@ class SoundError(Exception):
 
 
 def samples_of(name: str) -> NDArray[np.int16]:
-    """One round of a built-in sound, 8 kHz. Raises KeyError."""
+    """Return one period of a built-in sound at 8 kHz. Raises KeyError."""
     return _MAKERS[name]()
 
 
@@ -39,7 +39,7 @@ def write_wav(path: Path, samples: NDArray[np.int16]) -> None:
 
 
 def check_wav(path: Path) -> None:
-    """Raises SoundError where a file cannot be played as it is: nothing here resamples."""
+    """Raise SoundError where a file cannot be played as it is: nothing resamples it."""
     try:
         with wave.open(str(path), "rb") as file:
             form = file.getframerate(), file.getnchannels(), file.getsampwidth() * 8
@@ -59,7 +59,7 @@ def check_wav(path: Path) -> None:
 
 
 def wav_seconds(path: Path) -> float:
-    """How long a file that can be played is. Raises SoundError."""
+    """Return the duration of a file in seconds. Raises SoundError."""
     check_wav(path)
     with wave.open(str(path), "rb") as file:
         return file.getnframes() / SAMPLE_RATE

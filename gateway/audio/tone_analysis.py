@@ -1,4 +1,4 @@
-"""What the caller's side sounds like: how much of a second is music's kind of sound, and beeps.
+"""Analyse the caller's audio: the share of music in each second, and beeps.
 
 Music holds its tones and hardly ever pauses; a voice glides, and is noise or silence in between.
 So a moment counts as *held* when it sounds, is tonal (the energy stands in few frequencies) and has
@@ -36,10 +36,10 @@ _BAND = slice(10, 230)
 """156 to 3,594 Hz: what every telephone lets through, without the hum of mains."""
 
 _FLOOR_DB = -45.0
-"""Of full scale; what is softer is silence."""
+"""Level below which audio is silence, of full scale."""
 
 _RANGE_DB = 24.0
-"""So far below the loudest of late is a pause, too; so is a radio behind somebody who speaks."""
+"""Level below the recent maximum that counts as a pause, as a radio behind a speaker does."""
 
 _FADE_DB = 0.004
 """By which the loudest of late is forgotten with each look: 0.2 dB a second."""
@@ -54,11 +54,11 @@ _SAME = 0.7
 """Correlation of two spectra from which they are the same tones."""
 
 _PURE = 0.9
-"""Of the energy, what a beep's one tone has."""
+"""Share of a beep's tone in the energy."""
 
 _BEEP_HZ = (300.0, 2500.0)
 _BEEP_LOOKS = (6, 100)
-"""How long a beep is, in looks: 120 ms to 2 s; longer ones are tones of the network."""
+"""Duration of a beep in looks: 120 ms to 2 s; longer ones are tones of the network."""
 
 _DRIFT_HZ = 20.0
 _DROP_DB = 15.0
@@ -76,7 +76,7 @@ class Second:
     held: float
     """Tones that stand, as music has them."""
     change: float
-    """How different its tones are from those of the second before; a hum's are the same."""
+    """Difference of its tones from those of the second before; those of a hum are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Listener:
         self.reset()
 
     def reset(self) -> None:
-        """What comes now has nothing to do with what came before."""
+        """Forget what came before."""
         self._bytes.clear()
         self._tail: Array = np.zeros(WINDOW - HOP)
         self._spectra: Array = np.zeros((_LAG, _BAND.stop - _BAND.start))
@@ -111,7 +111,7 @@ class Listener:
         self._beep_hz = 0.0
 
     def feed(self, audio: bytes) -> list[Second | Beep]:
-        """What is known with these G.711 bytes; as a rule nothing."""
+        """Return what these G.711 bytes complete; usually nothing."""
         self._bytes += audio
         found: list[Second | Beep] = []
         size = HOP * BLOCK

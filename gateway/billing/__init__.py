@@ -1,4 +1,4 @@
-"""What calls cost: usage that servers tell, prices from files, sums for each day, budgets.
+"""Cost of calls: usage that servers report, prices from files, sums for each day, budgets.
 
 Pure but for :mod:`gateway.billing.store`, which keeps the sums of a day on the disk.
 """

@@ -42,13 +42,13 @@ class Accounts:
         return Account(self, model, host, transcriber, route, number, budgets)
 
     def exhausted(self, route: str, number: str, budgets: Budgets) -> Reached | None:
-        """Which budget leaves nothing for another call, if one does."""
+        """Return the budget that leaves nothing for another call, if one does."""
         return Watch(Budgets(None, budgets.number, budgets.route, budgets.day, Decimal(2))).look(
             self.spent(route, number)
         )
 
     def spent(self, route: str, number: str) -> dict[Scope, Decimal]:
-        """What was spent today, by scope."""
+        """Amounts spent today, by scope."""
         day, ledger = self.today(), self.ledger
         return {
             Scope.NUMBER: ledger.number(day, number),
@@ -84,7 +84,7 @@ class Account:
         budgets: Budgets,
     ) -> None:
         self.total = Decimal(0)
-        """What is priced of the call."""
+        """Sum of the priced usage of the call."""
         self._accounts = accounts
         self._model, self._transcriber = model, transcriber
         self._route, self._number = route, number
@@ -130,7 +130,7 @@ class Account:
         return self._watch.look(spent)
 
     def as_json(self) -> dict[str, Any]:
-        """For the call's record. ``total`` is null when something of it has no price."""
+        """Return it for the call's record. ``total`` is null when something of it has no price."""
         told: dict[str, Any] = {
             "currency": self._accounts.prices.currency,
             "total": None if self._unpriced or self._untold else exact(self.total),
@@ -152,5 +152,5 @@ class Account:
 
 
 def exact(amount: Decimal) -> float:
-    """As JSON number: 15 digits, more than any bill has."""
+    """Return a JSON number: 15 digits, more than any bill has."""
     return float(round(amount, 12))

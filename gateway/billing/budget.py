@@ -13,19 +13,19 @@ from gateway.dialplan import Route
 
 
 class Scope(StrEnum):
-    """Whose money it is."""
+    """What a budget limits."""
 
     CALL = "call"
     NUMBER = "number"
-    """All calls of one calling number on one day."""
+    """The calls of one calling number on one day."""
     ROUTE = "route"
-    """All calls of one route on one day."""
+    """The calls of one route on one day."""
     DAY = "day"
-    """All calls of one day."""
+    """The calls of one day."""
 
 
 class Level(StrEnum):
-    """How far it is spent."""
+    """Thresholds of a budget."""
 
     WARN = "warn"
     LIMIT = "limit"
@@ -69,7 +69,7 @@ class Watch:
         self._told: set[Level] = set()
 
     def look(self, spent: dict[Scope, Decimal]) -> Reached | None:
-        """What is to be told now, with what each scope has spent so far; the limit goes first."""
+        """Return what has been reached, given the amount spent by scope; the limit goes first."""
         for level in (Level.LIMIT, Level.WARN):
             if level in self._told or Level.LIMIT in self._told:
                 continue
@@ -93,7 +93,7 @@ _T = TypeVar("_T")
 
 
 def budgets_of(config: Config, route: Route) -> Budgets:
-    """What calls of ``route`` may spend."""
+    """Return the budgets of a call on ``route``."""
     base, own = config.cost.budget, route.budget
     return Budgets(
         call=_limit(_either(own.per_call, base.per_call)),
@@ -105,7 +105,7 @@ def budgets_of(config: Config, route: Route) -> Budgets:
 
 
 def budget_plan(config: Config, route: Route) -> BudgetPlan:
-    """What is said and done about them in a call."""
+    """Return the warning, goodbye and transfer of a call's budgets."""
     base, own = config.cost.budget, route.budget
     return BudgetPlan(
         warning_message=_either(own.warning_message, base.warning_message),

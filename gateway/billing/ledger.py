@@ -13,7 +13,7 @@ MAX_NUMBERS = 20_000
 
 @dataclass(slots=True)
 class DaySums:
-    """What one process has spent on one day."""
+    """Amounts that one process has spent on one day."""
 
     day: str = ""
     """ISO date."""
@@ -85,7 +85,7 @@ class Ledger:
         self.changed = True
 
     def add(self, day: str, route: str, number: str, amount: Decimal | None) -> None:
-        """Something was used; None is what has no price."""
+        """Add an amount; None counts as usage without a price."""
         self._turn(day)
         own = self.own
         self.changed = True
@@ -100,15 +100,15 @@ class Ledger:
             own.numbers_left_out += 1
 
     def day(self, day: str) -> Decimal:
-        """What was spent on this day."""
+        """Amount spent on this day."""
         return sum((sums.total for sums in self._of(day)), Decimal(0))
 
     def route(self, day: str, route: str) -> Decimal:
-        """What calls of one route spent on this day."""
+        """Amount spent by calls of one route on this day."""
         return sum((sums.routes.get(route, Decimal(0)) for sums in self._of(day)), Decimal(0))
 
     def number(self, day: str, number: str) -> Decimal:
-        """What calls of one number spent on this day."""
+        """Amount spent by calls of one number on this day."""
         return sum((sums.numbers.get(number, Decimal(0)) for sums in self._of(day)), Decimal(0))
 
     def _of(self, day: str) -> list[DaySums]:

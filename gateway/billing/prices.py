@@ -31,7 +31,7 @@ Globs = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Rate(Section):
-    """For a million tokens; None where the provider has none."""
+    """Prices for a million tokens; None where the provider has none."""
 
     input: Money | None = None
     cached: Money | None = None
@@ -65,7 +65,7 @@ class ModelPrice(Section):
 
 
 class Uplift(Section):
-    """One ``[[uplift]]``: what a region costs more."""
+    """One ``[[uplift]]``: the surcharge of a region."""
 
     hosts: Globs
     match: Globs
@@ -93,7 +93,7 @@ def _fits(globs: Iterable[str], name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What one model costs at one server. Nothing is rounded."""
+    """Price of one model at one server. Nothing is rounded."""
 
     entry: ModelPrice
     factor: Decimal = Decimal(1)

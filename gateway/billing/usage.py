@@ -25,7 +25,7 @@ class Tokens:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum over the modalities."""
         return self.text + self.audio + self.image
 
     def as_json(self) -> dict[str, int]:
@@ -35,13 +35,13 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one response, or several, used; ``cached`` is part of ``input``."""
+    """Usage of one or several responses; ``cached`` is part of ``input``."""
 
     input: Tokens = field(default_factory=Tokens)
     cached: Tokens = field(default_factory=Tokens)
     output: Tokens = field(default_factory=Tokens)
     seconds: float = 0.0
-    """Of audio, where transcription is billed so."""
+    """Duration of audio, where transcription is billed by it."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -53,7 +53,7 @@ class Usage:
 
     @property
     def total(self) -> int:
-        """All tokens, in and out."""
+        """Number of tokens, input and output."""
         return self.input.total + self.output.total
 
     def as_json(self) -> dict[str, Any]:

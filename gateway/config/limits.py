@@ -49,7 +49,7 @@ class AccessSettings(Section):
     ban_seconds: Seconds = 600.0
 
     def concurrent_of(self, max_calls: int) -> int:
-        """Calls that one source of no trunk may have at a time, 0 for any number."""
+        """Calls that one source of no trunk may have at a time; 0 for any number."""
         return (
             -(-max_calls // 2) if self.max_concurrent_calls is None else self.max_concurrent_calls
         )

@@ -1,4 +1,4 @@
-"""From a path to a checked :class:`Config`, or to everything that is wrong with the file."""
+"""Load and validate a configuration file; report every problem of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
 
 
 def judge_config(source: TomlSource) -> tuple[Config | None, list[Problem]]:
-    """What ``source`` says, if it can be said, and everything that is wrong with it."""
+    """Return the configuration, or None where it is not valid, and every problem of ``source``."""
     _key_not_needed(source)
     problems = list(source.problems)
     folder = source.file.absolute().parent
@@ -55,7 +55,7 @@ def judge_config(source: TomlSource) -> tuple[Config | None, list[Problem]]:
 
 
 def _tls_unreadable(config: Config, source: TomlSource) -> list[Problem]:
-    """Files of ``[sip.tls]`` that a ``tls:`` listener would not come up with."""
+    """Return files of ``[sip.tls]`` that cannot be read, where there is a ``tls:`` listener."""
     tls = config.sip.tls
     if not any(address.transport == "tls" for address in config.sip.listen):
         return []

@@ -1,4 +1,4 @@
-"""What ``gateway.toml`` may say, section by section: names, types, units and defaults."""
+"""Sections of ``gateway.toml``: names, types, units and defaults."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from gateway.config.values import Count, FilePath, Flag, Milliseconds, Seconds, 
 
 
 class DialplanSettings(Section):
-    """``[dialplan]``: where the routes are."""
+    """``[dialplan]``: folder of the routes, and unknown session fields."""
 
     folder: FilePath = Field(default=Path("dialplans"), validate_default=True)
     unknown_session_fields: Literal["warn", "error"] = "warn"
 
 
 Redacted = Literal["numbers", "dtmf"]
-"""What may be masked: telephone numbers but for their last digits, and keys."""
+"""Kinds of data to mask: telephone numbers but for their last digits, and DTMF digits."""
 
 
 class LogSettings(Section):
-    """``[log]``: what is said, how, and where to."""
+    """``[log]``: level, format and destination of the log."""
 
     format: Literal["json", "console"] = "json"
     redact: tuple[Redacted, ...] = ()
@@ -95,7 +95,7 @@ class WorkerSettings(Section):
 
 
 class Config(Section):
-    """All of ``gateway.toml``, checked; paths in it are absolute."""
+    """The whole of ``gateway.toml``, validated; its paths are absolute."""
 
     sip: SipSettings = Field(default_factory=SipSettings)
     realtime: RealtimeSettings
@@ -199,7 +199,7 @@ class Config(Section):
 
     @property
     def ledger(self) -> Path | None:
-        """Where the day's costs are kept: ``cost.state_file``, or else beside the records."""
+        """File of the day's costs: ``cost.state_file``, or else beside the records."""
         folder = self.records.folder
         return self.cost.state_file or (None if folder is None else folder / LEDGER_NAME)
 

@@ -28,7 +28,7 @@ NumberClass = Literal[
     "international",
     "emergency",
 ]
-"""What costs more than a call at home, or must not be called by a machine."""
+"""Classes of numbers that cost more than a domestic call, or that a machine must not call."""
 
 _CLASSES: dict[int, NumberClass] = {
     PhoneNumberType.PREMIUM_RATE: "premium_rate",
@@ -47,7 +47,7 @@ _COUNTRY_CODES: dict[int, NumberClass] = {
 """Codes of no country (ITU-T E.164): Inmarsat, satellite systems, international networks ..."""
 
 _ANY_PREFIX = re.compile(r"0{2,}|011")
-"""What calls another country from most; a carrier may take it wherever the call comes from."""
+"""International prefixes of most countries; a carrier may accept each of them anywhere."""
 
 _SEPARATORS = re.compile(r"[\s()./\-_\u00ad\u2010-\u2015\u200b-\u200f\u2060\ufeff]")
 _NUMBER = re.compile(r"\+?[0-9*#]+")
@@ -78,7 +78,7 @@ _NAME = re.compile(r"[A-Za-z](?:[A-Za-z._\-]|[0-9](?![0-9]{3}))*")
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """Whom a URI calls.
+    """The number or name that a URI calls.
 
     ``dialled`` is its user or number without escapes and separators; ``readings`` are the E.164
     numbers that it can stand for, the likeliest first, none for an extension or a name.
@@ -225,7 +225,7 @@ def _plain(text: str) -> str:
 
 
 def _dial_strings(user: str) -> list[str]:
-    """What of it may be dialled: all of it, and what follows a feature code (``*31#``)."""
+    """Return what may be dialled of it: all of it, and what follows a feature code (``*31#``)."""
     found = _NUMBER.match(_plain(user))
     if found is None or (found.end() < len(user) and len(found[0]) <= _SHORT):
         return []
@@ -295,7 +295,7 @@ def _parsed(number: str, country: str = "") -> PhoneNumber | None:
 
 
 def _trunk_prefix(country: str) -> str:
-    """What numbers at home begin with, where they do without exception: 0 in Germany."""
+    """Return the national prefix, where every domestic number has it: 0 in Germany."""
     metadata = PhoneMetadata.metadata_for_region(country) if country else None
     prefix = "" if metadata is None else metadata.national_prefix or ""
     return "" if prefix == "1" else prefix
@@ -308,7 +308,7 @@ def _abroad(country: str) -> str:
 
 
 def _national(reading: str) -> str:
-    """As it is dialled in its own country."""
+    """Return the number as it is dialled in its own country."""
     parsed = _parsed(reading)
     if parsed is None:
         return ""

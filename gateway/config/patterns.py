@@ -45,7 +45,7 @@ def _runs_away(parts: Any) -> bool:
 
 
 def _is_loose(parts: Any) -> bool:
-    """Nothing in it has to be there once and once only."""
+    """Return whether nothing in it has to occur exactly once."""
     return all(
         code is codes.AT
         or (code in _REPEATS and (value[0] == 0 or value[1] > _MANY))

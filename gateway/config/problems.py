@@ -1,4 +1,4 @@
-"""What is wrong with a configuration file, as the person who wrote it wants to read it."""
+"""Problems of configuration files, with file, line and key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KeyPath = tuple[str | int, ...]
-"""Where a value is: table and key names, and 0-based indexes into arrays."""
+"""Path of a value: names of tables and keys, and 0-based indexes into arrays."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

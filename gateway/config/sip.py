@@ -16,11 +16,11 @@ from gateway.config.values import Count, FilePath, Flag, ip_literal
 
 Transport = Literal["udp", "tcp", "tls"]
 TRANSPORTS = ("udp", "tcp", "tls")
-"""Each protects better than those before it."""
+"""Transports, from the least to the best protected."""
 
 
 class ListenAddress(NamedTuple):
-    """Where SIP is heard; ``host`` is an IP literal without brackets, port 0 lets the system."""
+    """A listening address; ``host`` is an IP literal without brackets, port 0 any free one."""
 
     transport: Transport
     host: str
@@ -35,7 +35,7 @@ class ListenAddress(NamedTuple):
         return self._replace(port=self.port + ports)
 
     def collides(self, other: ListenAddress) -> bool:
-        """Whether not both can be bound; ``0.0.0.0`` and ``::`` are all of this machine's."""
+        """Return whether both cannot be bound; ``0.0.0.0`` and ``::`` are all of this machine's."""
         if (self.transport == "udp") is not (other.transport == "udp"):
             return False
         hosts = (ipaddress.ip_address(self.host), ipaddress.ip_address(other.host))
@@ -67,7 +67,7 @@ class PortRange(NamedTuple):
 
     @property
     def calls(self) -> int:
-        """How many calls find a pair of ports in the range."""
+        """Number of calls for which the range has a pair of ports."""
         return (self.high - self.low + 1) // 2
 
     def share(self, index: int, count: int) -> PortRange:

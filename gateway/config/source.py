@@ -52,7 +52,7 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class TomlSource:
-    """One file's values, the lines of its keys, and what is already known to be wrong."""
+    """Values of one file, the lines of its keys, and the problems found so far."""
 
     file: Path
     data: dict[str, Any]
@@ -133,7 +133,7 @@ def _fill(value: Any, path: KeyPath, source: TomlSource, environ: Mapping[str, s
 
 
 def _resolve(scheme: str, argument: str | None, folder: Path, environ: Mapping[str, str]) -> str:
-    """What one reference stands for; raises LookupError with the message for the author."""
+    """Return the text of one reference. Raises LookupError with the message for the author."""
     if argument is None:
         raise LookupError(
             f"${{{scheme}}} is not a reference; write ${{env:{scheme}}} for an environment "
@@ -168,7 +168,7 @@ def _read_reference(folder: Path, name: str) -> str:
 
 
 _CLOSINGS = ("]", '"""', "'''")
-"""What the last line of a statement that spans lines must hold."""
+"""Ends of statements that span lines: the last line contains one of them."""
 
 
 def key_lines(text: str) -> dict[KeyPath, int]:

@@ -40,7 +40,7 @@ class NeedsApproval(Section):
     never: tuple[Text, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """As the realtime API has it."""
+        """Return it in the form of the realtime API."""
         named = {"always": self.always, "never": self.never}
         return {key: {"tool_names": list(names)} for key, names in named.items() if names}
 
@@ -87,7 +87,7 @@ class McpServerSettings(Section):
         return self
 
     def session_tool(self) -> dict[str, Any]:
-        """As the session object has it (GA ``tools``), for a server that calls it itself."""
+        """Return the entry of the session object (GA ``tools``); the provider calls the server."""
         tool: dict[str, Any] = {"type": "mcp", "server_label": self.name}
         if self.url:
             tool["server_url"] = self.url

@@ -1,4 +1,4 @@
-"""What holds for a call: the configuration, with what its route says instead."""
+"""Settings of a call: those of the configuration, overridden by those of its route."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from gateway.config.values import Count, Flag, HttpHeaders, HttpUrl, Seconds, Ty
 from gateway.dialplan.variables import clean, render
 
 DATA = "data."
-"""What the variables begin with."""
+"""Prefix of the variables."""
 
 
 def _defaults(value: Mapping[str, Any], path: KeyPath = ()) -> Mapping[str, Any]:
@@ -54,7 +54,7 @@ class RouteData(Section):
         return render(self.url, {name: quote(value, safe="") for name, value in values.items()})
 
     def values(self, names: Iterable[str], answer: Any) -> dict[str, str]:
-        """What the variables ``names`` stand for; ``answer`` is None where there was none."""
+        """Return the values of the variables ``names``; ``answer`` is None where there was none."""
         return {
             name: self._text(_at(answer, name)) or self._text(_at(self.defaults, name))
             for name in names

@@ -21,7 +21,7 @@ from gateway.dialplan.variables import BUILT_IN, names_in
 
 
 class Origin(NamedTuple):
-    """Where a route is written; lines count from 1."""
+    """Place of a route; lines count from 1."""
 
     file: Path
     line: int
@@ -36,11 +36,11 @@ class Dialplan:
 
     routes: tuple[Route, ...]
     origins: Mapping[str, Origin] = field(default_factory=lambda: MappingProxyType({}))
-    """Where each route is written, by its name."""
+    """Place of each route, by its name."""
     tools: tuple[WebTool, ...] = ()
     """Functions that routes may name: the ``[[tool]]`` of all files."""
     unsure: tuple[Problem, ...] = ()
-    """What this gateway does not know and passes on: settings that may only be newer than it."""
+    """Session fields that this gateway does not know and passes on: they may be newer than it."""
 
     def match(self, facts: InviteFacts) -> Match | None:
         """The first route that takes the call, or None: 404 (RFC 3261 section 21.4.5)."""
@@ -132,7 +132,7 @@ def _routes_of(source: TomlSource, origins: dict[str, Origin]) -> list[Route]:
 
 
 def _judge_sessions(source: TomlSource) -> Iterator[tuple[Problem, bool]]:
-    """What is wrong with the session objects of one file, and whether it may only be new."""
+    """Yield problems of session objects, and whether the field may only be newer."""
     tables = source.data.get("route", [])
     for index, table in enumerate(tables if isinstance(tables, list) else []):
         session = table.get("session") if isinstance(table, dict) else None

@@ -1,4 +1,4 @@
-"""Which route takes a call. Pure: what is known about the call goes in, a route comes out."""
+"""Matching of calls and routes. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gateway.text import searched
 
 @dataclass(frozen=True, slots=True)
 class InviteFacts:
-    """What an INVITE says, as far as routes may ask.
+    """Properties of an INVITE that conditions of routes can match.
 
     Users are decoded (no percent signs, no parameters); ``at`` must have a time zone. ``headers``
     has a tuple of values for each name, in any case. ``pai`` are the numbers that are asserted,
@@ -69,7 +69,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """How one route judged a call: ``refusal`` is None when it would take it."""
+    """Verdict of one route on a call: ``refusal`` is None when it would take it."""
 
     route: Route
     refusal: Refusal | None

@@ -1,4 +1,4 @@
-"""What a dialplan file may say: one :class:`Route` for each ``[[route]]``."""
+"""Model of a dialplan file: one :class:`Route` for each ``[[route]]``."""
 
 from __future__ import annotations
 

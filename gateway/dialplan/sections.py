@@ -19,7 +19,7 @@ from gateway.config.values import Count, Flag, HttpHeaders, HttpUrl, Seconds, Te
 from gateway.dialplan.tools import Sound
 
 MAX_PROMPTS = 4
-"""Each is one more response to pay for, at the end of every call."""
+"""Each prompt is one more response to pay for at the end of every call."""
 
 
 class Guardrail(Section):
@@ -62,7 +62,7 @@ class Guardrail(Section):
         return self
 
     def regex(self) -> re.Pattern[str] | None:
-        """What is looked for: whole words, whatever their case, or the pattern as it is."""
+        """Return the expression to search for: whole words in any case, or the pattern as it is."""
         if not self.words:
             return self.pattern
         each = (r"\s+".join(map(re.escape, words.split())) for words in self.words)
@@ -183,7 +183,7 @@ def in_order(steps: tuple[Fallback, ...]) -> None:
 
 
 class RouteBudget(Section):
-    """In place of ``[cost.budget]``, for this route; ``per_day`` is for all calls of this route."""
+    """``[route.budget]``: in place of ``[cost.budget]``; ``per_day`` is for this route."""
 
     per_call: Money | None = None
     per_caller: Money | None = None
@@ -196,7 +196,7 @@ class RouteBudget(Section):
 
 
 class RouteRecords(Section):
-    """In place of ``[records]``, for this route."""
+    """``[route.records]``: in place of ``[records]``."""
 
     events: Flag | None = None
     redact: tuple[Literal["numbers", "dtmf"], ...] | None = None

@@ -25,11 +25,11 @@ OFF: tuple[KeyPath, ...] = (
     ("prompt",),
     ("tracing",),
 )
-"""Where the protocol has ``null`` and TOML, which has none, gets ``false``."""
+"""Fields that take ``null`` in the protocol, and ``false`` in TOML, which has no null."""
 
 
 class Finding(NamedTuple):
-    """What is wrong at ``path`` of a session object; ``unknown`` when it may only be too new."""
+    """A problem at ``path`` of a session object; ``unknown`` where the field may only be newer."""
 
     path: KeyPath
     message: str
@@ -50,7 +50,7 @@ def _nulled(value: Any, path: KeyPath) -> Any:
 
 
 def judge_session(session: Mapping[str, Any]) -> list[Finding]:
-    """Everything that is wrong with ``session``, as it stands in the file."""
+    """Yield every problem of ``session``, as it stands in the file."""
     given = nulled(session)
     try:
         SessionModel.model_validate(given)
@@ -61,7 +61,7 @@ def judge_session(session: Mapping[str, Any]) -> list[Finding]:
 
 
 def only_beta(session: Mapping[str, Any]) -> list[Finding]:
-    """What GA refuses and Beta takes."""
+    """Yield fields that the GA protocol rejects and the Beta protocol accepts."""
     if "temperature" in session:
         message = 'is a setting of Beta servers (dialect = "beta"); GA has none'
         return [Finding(("temperature",), message, False)]
@@ -69,7 +69,7 @@ def only_beta(session: Mapping[str, Any]) -> list[Finding]:
 
 
 def _filled_in(session: Any, path: KeyPath) -> bool:
-    """Whether a call's own text comes to stand there, so that nothing can be said of it now."""
+    """Return whether variables are filled in there, so that it cannot be checked now."""
     for step in path:
         try:
             session = session[step]

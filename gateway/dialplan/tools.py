@@ -137,7 +137,7 @@ class Hold(Section):
 
 
 ARGUMENT = "arg."
-"""What variables begin with that are the model's arguments."""
+"""Prefix of variables that are arguments of the model."""
 
 
 def _function_name(value: str) -> str:

@@ -21,7 +21,7 @@ BACKCHANNEL = (
     "ja", "genau", "gut", "oui", "d'accord", "voilà", "sí", "si", "vale", "claro", "certo",
     "va bene", "precies", "sim", "tá",
 )  # fmt: skip
-"""What people say to show that they listen, in some languages."""
+"""Words that show that somebody listens, in some languages."""
 
 
 class Interruptions(Section):
@@ -49,7 +49,7 @@ class Interruptions(Section):
         return frozenset(" ".join(words_of(text)) for text in self.backchannel_phrases)
 
     def agree_with(self, session: Mapping[str, Any]) -> None:
-        """Raises MisplacedError where the route's own session object says otherwise."""
+        """Raise MisplacedError where the route's session object contradicts these settings."""
         if not self.by_gateway:
             return
         path = ("session", "audio", "input", "turn_detection")
@@ -80,7 +80,7 @@ class UserIdle(Section):
     transfer_to: Text | None = None
 
     def agree_with(self, session: Mapping[str, Any]) -> None:
-        """Raises MisplacedError where the server is told to ask by itself, too."""
+        """Raise MisplacedError where the session object has an idle timeout of the server, too."""
         if self.timeout <= 0:
             return
         path = ("session", "audio", "input", "turn_detection", "idle_timeout_ms")
@@ -129,11 +129,11 @@ class MachineDetection(Section):
 
     @property
     def actions(self) -> Mapping[str, str]:
-        """What is done about each kind."""
+        """Action for each kind of machine."""
         return {"music": self.music, "voicemail": self.voicemail, "bot": self.bot}
 
     def agree_with(self, session: Mapping[str, Any]) -> None:
-        """Raises MisplacedError where this could not work."""
+        """Raise MisplacedError where an action or the turn detection it needs is missing."""
         wanted = [kind for kind, action in self.actions.items() if action == "transfer"]
         if wanted and self.transfer_to is None:
             raise MisplacedError(

@@ -119,7 +119,7 @@ def key_of(name: str) -> str:
 
 
 def clean(value: str, limit: int = MAX_VALUE) -> str:
-    """What a caller's text may be within ours; see the module."""
+    """Return a caller's text on one line, bounded, without control characters and double quotes."""
     seen = "".join(
         "" if kind == "Cf" else " " if kind in _UNSEEN else char
         for char in value[: 8 * limit]

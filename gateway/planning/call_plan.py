@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 
 
 def sip_settings(config: Config) -> SipSettings:
-    """What the user agent needs of the configuration."""
+    """Return the settings of the SIP user agent."""
     media, tls, access = config.media, config.sip.tls, config.access
     return SipSettings(
         listen=tuple(Listen(*address) for address in config.sip.listen),
@@ -146,7 +146,7 @@ def trunk_of(trunk: TrunkSettings, burst: int, media: MediaSettings) -> Trunk:
 
 
 def facts_of(invite: Invite, at: datetime) -> InviteFacts:
-    """What the dialplan may ask about an INVITE that came at ``at`` (with a time zone)."""
+    """Return what conditions can match of an INVITE that came at ``at`` (with a time zone)."""
     host, _, _port = invite.source.rpartition(":")
     headers = invite.headers
     callers, diversion = asserted(headers), diverted(headers)
@@ -211,7 +211,7 @@ def call_plan(
     retry_after: int,
     tool_executor: ToolExecutor | None = None,
 ) -> CallPlan:
-    """What the machine is to do on this route; ``tool_executor`` has its functions."""
+    """Return the plan of a call on this route; ``tool_executor`` has its functions."""
     route, settings = match.route, call_settings(config, match.route)
     values = match.values
     session = _session(config, route, codec, values, tool_executor)
@@ -307,7 +307,7 @@ def session_plan(
     values: Mapping[str, str] = MappingProxyType({}),
     tool_executor: ToolExecutor | None = None,
 ) -> SessionPlan:
-    """How to get the session of a call on this route; ``values`` are those of its match."""
+    """Return how to open the session of a call on this route; ``values`` are those of its match."""
     realtime = call_settings(config, route).realtime
     return SessionPlan(
         endpoint=_endpoint(realtime, realtime, values),

@@ -127,7 +127,7 @@ def _data_late(config: Config, dialplan: Dialplan) -> list[Problem]:
 
 
 def _prices_wrong(config: Config) -> list[Problem]:
-    """What is wrong with the price file, where there is one."""
+    """Return the problems of the price file, where there is one."""
     try:
         load_prices(config.cost.prices)
     except ConfigError as error:
@@ -230,7 +230,7 @@ def _callback_problem(route: Route, origin: Origin, key: str, message: str) -> P
 
 
 def _others(config: Config) -> str:
-    """What becomes of calls that are no trunk's."""
+    """Return how calls from unknown sources are treated."""
     if config.access.unknown_sources != "auto":
         return config.access.unknown_sources
     return "auto (refused)" if config.trunk else "auto (from private networks only)"

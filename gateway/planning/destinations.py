@@ -1,4 +1,4 @@
-"""Whom the gateway may call, and under which address. Pure: the time is passed in."""
+"""Limits on the numbers that the gateway calls, and the URIs it calls them by. Pure."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def caller_id_of(caller_id: str, trunk: TrunkSettings | None) -> str:
 
 
 class OutboundCaps:
-    """What keeps calls that we place within bounds. Every refusal names its rule.
+    """Limits on calls that the gateway places. Every refusal names its rule.
 
     Who chose the number makes a difference: somebody who asked for a call (``on_demand``), a
     pattern of the dialplan that fits it (``by_pattern``), or the dialplan itself.

@@ -154,7 +154,7 @@ def _unknown_models(config: Config, routes: Sequence[Route]) -> Iterator[str]:
 
 
 def _open_doors(config: Config) -> list[str]:
-    """What lets strangers in, or keys out."""
+    """Return notes on settings that let unknown sources call, or disclose keys."""
     advice: list[str] = []
     access = config.access
     public = [address for address in config.sip.listen if not is_inside(address.host)]
@@ -203,11 +203,11 @@ def _open_doors(config: Config) -> list[str]:
 
 _ANY_NUMBER = ("+882161234567", "09001234567", "112", "7")
 _ANY_ADDRESS = ("sip:+882161234567@203.0.113.9:5999", "sip:x-7f3@elsewhere.invalid")
-"""Nobody means all of these: an expression that fits them is one that fits everything."""
+"""An expression that matches all of these matches everything."""
 
 
 def _open_purses(config: Config, dialplan: Dialplan) -> list[str]:
-    """What lets calls go anywhere, at our cost."""
+    """Return notes on settings that let calls go anywhere at the operator's cost."""
     advice: list[str] = []
     outbound = config.outbound
     if not outbound.country and (outbound.allowed_prefixes or outbound.denied_prefixes):

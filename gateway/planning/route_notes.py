@@ -103,7 +103,7 @@ def _covers(route: Route, later: Route) -> bool:
 
 
 def advice(config: Config, dialplan: Dialplan) -> Iterator[str]:
-    """One line for each."""
+    """Yield one line for each note."""
     python = module_tools(config.tools)
     shared = [tool.name for tool in dialplan.tools]
     offered = [pattern for route in dialplan.routes for pattern in route.tools]
@@ -120,7 +120,7 @@ def advice(config: Config, dialplan: Dialplan) -> Iterator[str]:
 
 
 def summary(config: Config, dialplan: Dialplan) -> list[str]:
-    """What there is, on one line; none where there is nothing."""
+    """Return one line with the number of tools of each kind; nothing where there are none."""
     over_http = len(dialplan.tools) + sum(len(route.tool) for route in dialplan.routes)
     servers = ", ".join(server.name for server in config.tools.mcp)
     python = len(module_tools(config.tools))

@@ -1,4 +1,4 @@
-"""Which functions each route offers, from configuration and dialplan, and what runs them."""
+"""Functions that each route offers, from configuration and dialplan, and their executor."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tool_executor(config: Config, dialplan: Dialplan) -> ToolExecutor:
 
 
 def offers_of(config: Config, dialplan: Dialplan) -> dict[str, RouteTools]:
-    """Each route's, by its name. Raises ToolModuleError."""
+    """Return what each route offers, by its name. Raises ToolModuleError."""
     python = module_tools(config.tools)
     return {route.name: _offer(route, config.tools, python, dialplan) for route in dialplan.routes}
 
@@ -56,7 +56,7 @@ def module_tools(settings: ToolSettings) -> Mapping[str, PythonTool]:
 
 
 def problems(config: Config, dialplan: Dialplan, source: Problem) -> Iterator[Problem]:
-    """What routes name and is not there. ``source`` is where ``tools.module`` stands."""
+    """Yield names in routes that do not exist. ``source`` is where ``tools.module`` stands."""
     try:
         python = module_tools(config.tools)
     except ToolModuleError as error:
@@ -153,7 +153,7 @@ def _url(text: str, variables: Mapping[str, str], arguments: Mapping[str, str]) 
 
 
 def _mcp_settings(server: McpServerSettings, settings: ToolSettings) -> McpSettings:
-    """How the gateway itself calls a server."""
+    """Return the settings of a server that the gateway calls itself."""
     headers = shown(server.headers)
     if server.authorization is not None:
         headers["Authorization"] = f"Bearer {server.authorization.get_secret_value()}"

@@ -41,11 +41,11 @@ from gateway.tools.functions import Function
 from gateway.tools.schema import parsed
 
 RECONNECT_SECONDS = 10.0
-"""How long another session is tried for, where the route does not say."""
+"""Seconds for which another session is tried, where the route does not say."""
 
 
 def transfer_plan(route: Route, trunks: tuple[TrunkSettings, ...]) -> TransferPlan:
-    """Where the model may transfer to, with the addresses that are really called.
+    """Return the destinations of transfers, with the addresses that are called.
 
     Raises ValueError where a route names a trunk that there is not.
     """
@@ -69,12 +69,12 @@ def transfer_plan(route: Route, trunks: tuple[TrunkSettings, ...]) -> TransferPl
 
 
 def _address(one: Transfer, trunks: Mapping[str, TrunkSettings]) -> str:
-    """What a REFER asks for is sent as it is; what we call ourselves needs a host."""
+    """Return the URI to call. The target of a REFER stays as it is; other calls need a host."""
     return one.to if one.mode == "blind" else dial_uri(one.to, trunks.get(one.trunk or ""))
 
 
 def answer_plan(route: Route) -> AnswerPlan:
-    """When it is answered, and what is heard before."""
+    """Return when the call is answered, and what the caller hears before."""
     answer = route.answer
     if answer.mode == "when_ready":
         return AnswerPlan()
@@ -83,7 +83,7 @@ def answer_plan(route: Route) -> AnswerPlan:
 
 
 def interruption_plan(route: Route, session: Mapping[str, Any]) -> InterruptionPlan:
-    """What becomes of the agent's words when the caller speaks; ``session`` is what is sent."""
+    """Return how barge-in is handled; ``session`` is the session object that is sent."""
     given, heard = route.interruptions, session["audio"]["input"]
     detection = heard.get("turn_detection") or {}
     silence_ms = detection.get("silence_duration_ms", 0)
@@ -144,20 +144,20 @@ def _step_sound(step: Fallback) -> str:
 
 
 def idle_plan(route: Route, values: Mapping[str, str]) -> UserIdlePlan:
-    """What is done about a caller who says nothing."""
+    """Return how an idle caller is handled."""
     idle = route.idle
     ask, goodbye = render(idle.prompt, values), render(idle.goodbye, values)
     return UserIdlePlan(idle.timeout, ask, idle.max_prompts, goodbye, idle.transfer_to or "")
 
 
 def silence_plan(route: Route) -> SilencePlan:
-    """How long a caller may wait for a response, and what they hear meanwhile."""
+    """Return how long a caller may wait for a response, and what they hear meanwhile."""
     given = route.silence
     return SilencePlan(given.seconds, given.filler_sound or "", given.filler_delay)
 
 
 def machine_plan(route: Route) -> MachineDetectionPlan:
-    """What is done about a caller that is a machine."""
+    """Return how a machine at the caller's side is handled."""
     ours = route.machine_detection
     words = {
         "music": ours.music_message,
@@ -178,7 +178,7 @@ def machine_plan(route: Route) -> MachineDetectionPlan:
 
 
 def hold_plan(route: Route) -> HoldPlan:
-    """Whether and how the model may let the caller wait."""
+    """Return whether and how the model may put the caller on hold."""
     hold = route.hold
     return HoldPlan(hold.enabled, hold.sound, hold.max_duration)
 
@@ -200,13 +200,13 @@ def language_plan(route: Route, session: Mapping[str, Any] | None = None) -> Lan
 
 
 def collect_plan(route: Route) -> CollectPlan:
-    """Whether and how the model may ask for keys."""
+    """Return whether and how the model may collect digits."""
     given = route.collect_digits
     return CollectPlan(given.enabled, given.timeout, given.max_digits, given.private)
 
 
 def schedule_plan(route: Route) -> SchedulePlan:
-    """Whether the model may promise a call."""
+    """Return whether the model may schedule callbacks."""
     return SchedulePlan(route.schedule_callback.enabled, route.schedule_callback.max_days)
 
 
@@ -240,7 +240,7 @@ def has_prompt(route: Route) -> bool:
 
 
 def listening_session(session: Mapping[str, Any]) -> dict[str, Any]:
-    """What a session is told that shall go on listening, and say nothing any more."""
+    """Return the update for a session that goes on listening and does not respond any more."""
     detection = session["audio"]["input"].get("turn_detection", {"type": "server_vad"})
     if detection is None:
         return {"tools": []}
@@ -276,7 +276,7 @@ def _wrong_arguments(schema: Mapping[str, Any], arguments: str) -> str:
 
 
 def content_plan(route: Route) -> ContentPlan:
-    """What must not be said, answers that fail, long conversations, questions at the end."""
+    """Return guardrails, handling of failed responses, context trimming and post-call prompts."""
     failure, context, post_call = route.response_failure, route.context, route.post_call
     return ContentPlan(
         guardrails=tuple(

@@ -1,4 +1,4 @@
-"""Where a realtime server is and how it is let know who calls, without ever showing the key."""
+"""Address and credentials of a realtime server; the key is never shown."""
 
 from __future__ import annotations
 

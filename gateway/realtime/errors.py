@@ -1,4 +1,4 @@
-"""What an error, a close or a refused handshake of a realtime server means for the session.
+"""Classify errors, closes and refused handshakes of a realtime server.
 
 The tables hold every code that the service documents or that was seen in the field. Auth and
 model errors come as an ``error`` event after a successful upgrade, followed by a close whose
@@ -15,16 +15,16 @@ from gateway.realtime.events import ServerError
 
 
 class Kind(StrEnum):
-    """What to do about a failure."""
+    """How a failure is handled."""
 
     FATAL = "fatal"
     """The same attempt fails again: a person must change a key, a model or a setting."""
     RETRYABLE = "retryable"
     """The same attempt may well succeed later or on a new session."""
     BENIGN = "benign"
-    """Nothing is lost: the session goes on, or ended as it should."""
+    """Harmless: the session continues, or ended as it should."""
     UNKNOWN = "unknown"
-    """In no table. A running session logs it and goes on."""
+    """A code in no table. A running session logs it and continues."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which realtime servers are known to be in trouble, so that no call has to find out by waiting.
+"""Health of realtime servers, so that no call waits for one that is known to be unavailable.
 
 Pure: probes and calls tell what they met, with the time.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CALLS_IN_A_ROW = 3
-"""So many calls in a row that could get no session are trouble; one may be chance."""
+"""Successive calls without a session after which a server counts as unavailable."""
 
 
 @dataclass(slots=True)
@@ -52,12 +52,12 @@ class Health:
         return self._fail(url, detail, now, at_once=False)
 
     def trouble(self, url: str) -> str | None:
-        """What is wrong there, if it is known that something is."""
+        """Return the failure of a server that is known to be unavailable."""
         server = self._servers.get(url)
         return None if server is None or server.since is None else server.detail
 
     def as_json(self, now: float) -> list[dict[str, object]]:
-        """For ``gateway status``."""
+        """Return the state for ``gateway status``."""
         return [
             {
                 "url": url,

@@ -151,7 +151,7 @@ def _values_in(frame: str | bytes) -> int:
 
 
 def _lenient(frame: str | bytes) -> Any:
-    """What the strict reader refuses and Python's takes: NaN, lone surrogates."""
+    """Parse JSON that the strict parser rejects: NaN, lone surrogates."""
     try:
         return unicode_in(json.loads(frame if isinstance(frame, str) else frame.decode()))
     except (ValueError, RecursionError) as error:

@@ -52,7 +52,7 @@ that takes nothing: older than that it serves no conversation.
 """
 
 REQUEST_KEY = "gateway_request"
-"""In the metadata of a response: the ``event_id`` of our request for it."""
+"""Key in the metadata of a response: the ``event_id`` of the request for it."""
 
 MAX_METADATA = 16
 """Pairs that the protocol has room for."""
@@ -95,7 +95,7 @@ class SessionClosed:
 
 @dataclass(slots=True)
 class Counters:
-    """What went through one session, in messages unless it says bytes."""
+    """Counters of one session, in messages unless the name says bytes."""
 
     audio_sent: int = 0
     audio_sent_bytes: int = 0
@@ -173,7 +173,7 @@ class Session:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can be sent any more."""
+        """Whether the session is closed for sending."""
         return self._ended or self._protocol.state is not State.OPEN
 
     def append(self, audio: bytes) -> None:

@@ -108,7 +108,7 @@ def mended(command: CreateResponse, error: ServerError) -> CreateResponse | None
 
 
 def changes_something(session: Mapping[str, Any]) -> bool:
-    """Whether an update with this ``session`` has anything left to say."""
+    """Return whether an update with this ``session`` still changes anything."""
     return any(path not in _NEEDED for path, value in _leaves(session) if value != {})
 
 
@@ -168,7 +168,7 @@ def _existing(wanted: Path, session: Mapping[str, Any]) -> Path | None:
 
 
 def _only_place(said: str, session: Mapping[str, Any]) -> Path | None:
-    """Where a lone name stands, if it stands in one place only."""
+    """Return the path of a name that occurs in one place only."""
     if not re.fullmatch(r"\w+", said):
         return None
     places = {path[: path.index(said) + 1] for path, _ in _leaves(session) if said in path}

@@ -77,7 +77,7 @@ _Wanted = TypeVar("_Wanted", SessionCreated, SessionUpdated)
 
 
 class Step(StrEnum):
-    """How far a set-up came."""
+    """Stages of a set-up."""
 
     CONNECT = "connect"
     CREATED = "session.created"
@@ -230,7 +230,7 @@ async def open_with_retry(
 
 
 class _Opening:
-    """One set-up under way: what must be dropped if it fails, and how far it is."""
+    """A set-up in progress: the connection to drop if it fails, and its stage."""
 
     def __init__(
         self,
@@ -261,7 +261,7 @@ class _Opening:
         return told + asyncio.get_running_loop().time() - at
 
     async def run(self) -> dict[str, Any]:
-        """All the steps; returns the session object that the server reports."""
+        """Run all steps, and return the session object that the server reports."""
         connection = await self._connect()
         self.connection = connection
         self.step = Step.CREATED
@@ -291,7 +291,7 @@ class _Opening:
         return f"gw_setup_{len(self.refused)}" if self.refused else "gw_setup"
 
     async def _mended(self, connection: Connection, error: ServerError) -> bool:
-        """Whether the call goes on without what the server refused."""
+        """Return whether the call continues without the setting that the server rejected."""
         if self.step is not Step.UPDATED:
             return False
         if error.client_event_id not in (None, self._event_id):

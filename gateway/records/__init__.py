@@ -1,1 +1,1 @@
-"""What is left of calls: one JSON file each."""
+"""Records of calls: one JSON file each, and one file of session events."""

@@ -33,7 +33,7 @@ MAX_WAITING = 20_000
 MAX_WAITING_BYTES = 32 * 1024 * 1024
 """Long answers come in large messages; this many bytes are about as much."""
 MAX_FILE_BYTES = 256 * 1024 * 1024
-"""Of one call: more than a day of talking. What comes then is dropped and counted."""
+"""Bytes of one call: more than a day of talking. Later events are dropped and counted."""
 GATHER_SECONDS = 0.1
 """From the first message to the write, so that one write takes many."""
 STOP_SECONDS = 5.0
@@ -79,7 +79,7 @@ class EventLog:
         self._add("close", {"code": code, "reason": reason, "by_us": by_us})
 
     def begin(self, **facts: Any) -> None:
-        """Which call it is."""
+        """The call's id."""
         self._add("meta", facts)
 
     def end(self) -> None:
@@ -87,7 +87,7 @@ class EventLog:
         self._add("meta", {"dropped": self.dropped, "over": True})
 
     def as_json(self) -> dict[str, Any]:
-        """For the call's record."""
+        """Return the counters for the call's record."""
         return {"file": self.path.name, "dropped": self.dropped}
 
     def _add(self, direction: str, message: Any) -> None:

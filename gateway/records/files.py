@@ -132,7 +132,7 @@ class RecordFiles:
 
 
 def file_stem(started_at: str, call_id: str) -> str:
-    """How the files of a call begin: ISO time of its INVITE, and the gateway's id of it."""
+    """Return the beginning of a call's file names: ISO time of its INVITE, and the call's id."""
     start = re.sub(r"[^0-9T]", "", started_at.partition("+")[0])
     name = re.sub(r"[^A-Za-z0-9._-]", "_", call_id)[:80] or "unknown"
     return f"{start}_{name}"

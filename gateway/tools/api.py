@@ -1,4 +1,4 @@
-"""What a module of tools in Python uses: the decorator, and the call that a tool runs for."""
+"""Public API of tool modules in Python: the decorator, and the call that a tool runs for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.tools.images import ImageError, checked, data_uri
 
 
 class ToolError(Exception):
-    """What was asked for cannot be done; the text is for the model. A tool may raise it."""
+    """Raised by a tool that cannot do what was asked; its text is for the model."""
 
 
 MARK = "__gateway_tool__"
@@ -35,7 +35,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What ``@tool`` was given."""
+    """Arguments of ``@tool``."""
 
     name: str | None = None
     description: str | None = None
@@ -106,14 +106,14 @@ class Call:
     """
 
     id: str
-    """As in logs and records."""
+    """The call's id in logs and records."""
     caller: str
     """SIP URI of the other side."""
     called: str
     """SIP URI that was called."""
     route: str
     variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """As in the route's texts, its named groups too."""
+    """Variables as in the route's texts, with its named groups."""
     _control: CallControl | None = field(default=None, repr=False)
     _on_loop: Callable[[Callable[[], None]], None] = field(default=lambda do: do(), repr=False)
 

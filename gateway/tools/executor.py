@@ -33,7 +33,7 @@ MAX_RUNNING = 1000
 
 @dataclass(frozen=True, slots=True)
 class RouteTools:
-    """What one route offers beside the gateway's own tools."""
+    """Functions and servers that one route offers beside the gateway's own tools."""
 
     python: tuple[PythonTool, ...] = ()
     webhooks: tuple[webhook.Webhook, ...] = ()
@@ -42,7 +42,7 @@ class RouteTools:
     passed_on: tuple[Mapping[str, Any], ...] = ()
     """Servers that the realtime server calls, as the session object has them (GA ``tools``)."""
     operators: Mapping[int, questions.Operator] = field(default_factory=dict)
-    """Of the rules that ask over HTTP, by their place among the route's."""
+    """Services of the rules that ask over HTTP, by the rule's index in the route."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class ToolExecutor:
         await self.http.close()
 
     def states(self) -> dict[str, dict[str, object]]:
-        """Each MCP server's, for ``gateway status``."""
+        """Return the state of each MCP server, for ``gateway status``."""
         return {
             name: {"state": server.state, "tools": len(server.functions)}
             for name, server in self._servers.items()
@@ -112,7 +112,7 @@ class ToolExecutor:
         return found
 
     def definitions(self, route: str) -> list[dict[str, Any]]:
-        """What the session is told of them, and of the servers that it calls itself."""
+        """Return the route's tools, and servers that the realtime server calls, for the session."""
         passed_on = self._offers.get(route, _NOTHING).passed_on
         own = [one.definition() for one in self.of(route).values()]
         return own + [dict(server) for server in passed_on]
@@ -120,7 +120,7 @@ class ToolExecutor:
     # ---- ToolRunner
 
     def run(self, call: ToolCall, done: Callable[[str], None]) -> None:
-        """As :meth:`gateway.tools.functions.ToolRunner.run`."""
+        """Run a function: see :meth:`gateway.tools.functions.ToolRunner.run`."""
         if len(self._tasks) >= MAX_RUNNING:
             log.error("tool.too_many", tool=call.name, call=call.call, limit=MAX_RUNNING)
             done(error_text("the gateway is busy; try again later"))

@@ -50,7 +50,7 @@ class ToolCall:
     called: str = ""
     variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     control: CallControl | None = None
-    """What the function may do to the call meanwhile; from the event loop only."""
+    """Ways for the function to act on the call meanwhile; from the event loop only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Question:
 
     request: ToolCall
     rule: int
-    """Which rule of the route asks, counted from 0."""
+    """Index of the route's rule that asks, from 0."""
 
 
 class ContentService(Protocol):
@@ -102,7 +102,7 @@ It is cancelled at its deadline.
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One function of the model's."""
+    """One function that the model can call."""
 
     name: str
     description: str
@@ -115,10 +115,10 @@ class Function:
     """Characters of its result that the model gets."""
     waiting: Waiting = field(default_factory=Waiting)
     approval: bool = False
-    """It may not be used without a rule that approves it."""
+    """Whether it needs a rule that approves it."""
 
     def definition(self) -> dict[str, Any]:
-        """As the session object wants it (GA ``tools``)."""
+        """Return the entry of the session object (GA ``tools``)."""
         return {
             "type": "function",
             "name": self.name,

@@ -49,7 +49,7 @@ class Request:
     """Sent as JSON, where it is not None."""
     retries: int = 0
     again: bool = False
-    """It may be sent again whatever its method: the other side knows it by its Idempotency-Key."""
+    """Whether any method may be retried: the service knows the request by its Idempotency-Key."""
 
     @property
     def whole_url(self) -> str:

@@ -30,7 +30,7 @@ from gateway.tools.schema import NAME, check_schema
 log = structlog.get_logger("mcp")
 
 MAX_TOOLS = 128
-"""Of one server; what the realtime API takes for all is about as much."""
+"""Tools of one server; the realtime API accepts about as many in all."""
 
 MAX_RUNNING = 16
 """Calls of one server at a time; a further one is told so."""
@@ -41,7 +41,7 @@ LIST_SECONDS = 30.0
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 CLOSE_SECONDS = 5.0
-"""For a server that is to end; after that its process is killed by the package."""
+"""Seconds for a server to end; after that the package kills its process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class McpServer:
 
     @property
     def functions(self) -> Mapping[str, Function]:
-        """What it offers, by the names that the model has; as it was last listed."""
+        """Its functions as last listed, by the names that the model uses."""
         return self._functions
 
     async def start(self) -> None:
@@ -262,7 +262,7 @@ async def _refuse_compressed(response: Any) -> None:
 
 
 def _kind(error: BaseException) -> str:
-    """What went wrong, without words that may hold a URL or a header."""
+    """Return the kind of error, without a text that may hold a URL or a header."""
     while isinstance(error, BaseExceptionGroup) and error.exceptions:
         error = error.exceptions[0]
     return type(error).__name__

@@ -28,7 +28,7 @@ class ToolModuleError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PythonTool:
-    """One function of the module."""
+    """One function of a tool module."""
 
     name: str
     description: str

@@ -18,7 +18,7 @@ MAX_REASON = 500
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Where one rule asks, and for how long (s)."""
+    """Service that one rule asks, with its deadline (s)."""
 
     url: str
     timeout: float
@@ -26,7 +26,7 @@ class Operator:
 
 
 async def ask_approval(client: HttpClient, operator: Operator, call: ToolCall) -> tuple[bool, str]:
-    """Whether it is approved, and why not. To be called under a deadline."""
+    """Return whether the call is approved, and the reason. The caller sets the deadline."""
     body = {
         "call": call.call,
         "route": call.route,
@@ -61,7 +61,7 @@ Verdict = tuple[bool | None, str]
 
 
 async def ask_content(client: HttpClient, rule: ContentService, call: ToolCall) -> Verdict:
-    """Whether ``call.arguments`` may be said by ``call.name``, within the rule's time."""
+    """Return whether ``call.name`` may say ``call.arguments``, within the rule's timeout."""
     body = {
         "call": call.call,
         "route": call.route,

@@ -14,7 +14,7 @@ from gateway.text import json_of
 from gateway.tools.api import ToolError
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""What the realtime API takes as the name of a function."""
+"""Names of functions that the realtime API accepts."""
 
 MAX_ARGUMENTS = 64 * 1024
 """Characters; a model that writes more than its own output limit allows is no model."""
@@ -24,7 +24,7 @@ _NOWHERE: Registry[Any] = Registry()
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
-    """Raises ValueError, with what is wrong, where this is no schema of a function's parameters."""
+    """Raise ValueError where this is no JSON Schema of a function's parameters."""
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:

@@ -21,7 +21,7 @@ class SignatureError(Exception):
 
 
 class Signature:
-    """What a function takes: ``parameters`` is its JSON Schema.
+    """Parameters of a function: ``parameters`` is its JSON Schema.
 
     Raises SignatureError for a parameter without a type, or with one that has no schema.
     """

@@ -1,4 +1,4 @@
-"""What servers speak beside GA, translated where the wire begins: inside the gateway all is GA.
+"""Dialects of the protocol, translated at the WebSocket: inside the gateway everything is GA.
 
 :data:`DIALECTS` has the dialects by their name in the configuration; an :class:`Edge` joins one
 with the audio of the wire, for one session.

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from gateway.realtime.dialects.beta import Beta
 
 API_VERSION = "2025-04-01-preview"
-"""Where the URL has no ``api-version``: the last of the preview."""
+"""Version that is sent where the URL has no ``api-version``: the last preview."""
 
 
 class AzurePreview(Beta):
-    """As Beta, with Azure's URL; the version in the URL stands for Beta's header."""
+    """The Beta protocol at Azure's URL; the version in the URL replaces Beta's header."""
 
     name = "azure-preview"
     api_base = "/openai"

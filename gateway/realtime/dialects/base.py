@@ -1,4 +1,4 @@
-"""What a dialect has to say: where to connect, and both directions of the conversation."""
+"""Interface of a dialect: the URL to connect to, and the translation of both directions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Json = dict[str, Any]
 
 
 class Dialect(Protocol):
-    """One server's way to speak. Without state: one object serves all sessions.
+    """A dialect. Stateless: one object serves all sessions.
 
     Audio has a path of its own (``input_audio_buffer.append`` is the same in every dialect);
     what its bytes are is the business of :mod:`gateway.realtime.dialects.pcm24`.
@@ -17,11 +17,11 @@ class Dialect(Protocol):
 
     @property
     def name(self) -> str:
-        """As the configuration calls it."""
+        """Its name in the configuration."""
 
     @property
     def api_base(self) -> str:
-        """How the path of a vendor's API base ends, to which ``/realtime`` is added."""
+        """End of the path of a vendor's API base, to which ``/realtime`` is added."""
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -35,7 +35,7 @@ class Dialect(Protocol):
         """The path of a URL that has none."""
 
     def parameters(self, model: str, given: Sequence[str]) -> list[tuple[str, str]]:
-        """What to add to the query of a URL, which has the parameters ``given`` already."""
+        """Return what to add to the query of a URL that has the parameters ``given``."""
 
     def command(self, body: Json) -> tuple[Json, list[str]]:
         """A GA client event as the server wants it, and the names of what it has no word for."""

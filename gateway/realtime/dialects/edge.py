@@ -1,4 +1,4 @@
-"""Where the wire of one session begins: a dialect, and what its audio is."""
+"""The translation of one session at its WebSocket: a dialect and an audio format."""
 
 from __future__ import annotations
 

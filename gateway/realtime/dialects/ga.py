@@ -12,7 +12,7 @@ AZURE_HOSTS = (
     ".services.ai.azure.com",
     ".openai.azure.us",
 )
-"""How the names of Azure's resources end."""
+"""Ends of the host names of Azure resources."""
 
 _MODEL_PARAMETERS = {"model", "call_id", "deployment"}
 

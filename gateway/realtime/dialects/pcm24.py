@@ -51,7 +51,7 @@ class Pcm24:
         return _whole(self._up.resample_chunk(samples)).astype("<i2").tobytes()
 
     def down(self, audio: bytes) -> bytes:
-        """What a piece of an answer makes ready. Half a sample waits for its other half."""
+        """Return the audio that a piece completes. Half a sample waits for its other half."""
         audio = self._rest + audio
         whole = len(audio) // _SAMPLE * _SAMPLE
         self._rest = audio[whole:]
@@ -59,7 +59,7 @@ class Pcm24:
         return self._out(np.frombuffer(audio[:whole], "<i2"), last=False)
 
     def part_over(self) -> bytes:
-        """What is left of the part; the next piece begins another."""
+        """Return the rest of the part; the next piece begins another."""
         tail = self._out(np.zeros(0, np.float32), last=True) if self._taken else b""
         self._down.clear()
         self._rest, self._taken, self._given = b"", 0, 0
