@@ -18,7 +18,6 @@ from gateway.sip.bye_tracking import ByeTracker
 from gateway.sip.calls import QUALITY_SECONDS, Calls
 from gateway.sip.descriptions import Descriptions
 from gateway.sip.endpoint import configure_media, endpoint_config, only_g711
-from gateway.sip.errors import AgentError as AgentError
 from gateway.sip.incoming import Endpoint, Incoming
 from gateway.sip.ingress.access_control import AccessControl
 from gateway.sip.ingress.message import text_of, user_of
@@ -35,6 +34,7 @@ from gateway.sip.trunks.accounts import Accounts, header_vector
 from gateway.sip.trunks.challenges import Challenges
 from gateway.sip.trunks.matching import Trunk, Trunks
 from gateway.sip.trunks.options_ping import OptionsPinger
+from gateway.sip.types import AgentError as AgentError
 from gateway.sip.types import Invite, LegEnd, LegHandler, Refused, SipSettings
 
 log = structlog.get_logger("sip")

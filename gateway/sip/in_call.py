@@ -4,16 +4,16 @@ music, send and take keys by INFO. The part of :class:`gateway.sip.leg.SipCall` 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pjsua2 as pj
 import structlog
 
 from gateway.sip.ingress import info
-from gateway.sip.ingress.callback_guard import guarded
 from gateway.sip.ingress.message import body_of, headers_of, text_of, uri_of
 from gateway.sip.media.ports import Port
 from gateway.sip.names import host_of
@@ -30,6 +30,26 @@ log = structlog.get_logger("sip")
 _UNAVAILABLE = 503
 DECLINED = 603
 """To a REFER that the route does not take."""
+
+
+_F = TypeVar("_F", bound=Callable[..., None])
+
+
+def contain_errors(callback: _F) -> _F:
+    """Log what a pjsua2 callback raises, with its call, and end that call only.
+
+    SWIG prints such an exception and forgets it; the call would stay up, deaf.
+    """
+
+    @functools.wraps(callback)
+    def run(self: Any, *args: Any) -> None:
+        try:
+            callback(self, *args)
+        except Exception:
+            log.exception("sip.callback_failed", callback=callback.__name__, call=self.name)
+            self.fail()
+
+    return run  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +122,13 @@ class InCall(pj.Call):  # type: ignore[misc]
             self._send_held = held
             pj.nativeHoldStream(self._stream, held)
 
-    @guarded
+    @contain_errors
     def onStreamCreated(self, prm: Any) -> None:  # noqa: N802
         """A stream stands; it sends from its first frame on unless it is held."""
         self._stream, self._send_held = int(prm.stream), False
         self.gate()
 
-    @guarded
+    @contain_errors
     def onStreamDestroyed(self, prm: Any) -> None:  # noqa: N802
         """A stream is gone."""
         if int(prm.stream) == self._stream:
@@ -218,7 +238,7 @@ class InCall(pj.Call):  # type: ignore[misc]
             progress = ReferProgress(500, why, True)
             self.agent.to_loop(lambda: told(progress))
 
-    @guarded
+    @contain_errors
     def onCallTransferStatus(self, prm: Any) -> None:  # noqa: N802
         """The REFER was answered, or a NOTIFY came."""
         told = self._on_refer
@@ -229,7 +249,7 @@ class InCall(pj.Call):  # type: ignore[misc]
             self._on_refer = None
         self.agent.to_loop(lambda: told(progress))
 
-    @guarded
+    @contain_errors
     def onCallTransferRequest(self, prm: Any) -> None:  # noqa: N802
         """The peer wants us to call somewhere, and leave it then (RFC 3515)."""
         target = refer_to_of(text_of(prm.dstUri))
@@ -265,7 +285,7 @@ class InCall(pj.Call):  # type: ignore[misc]
         if successor.getId() == pj.INVALID_ID:
             successor.end(_UNAVAILABLE, "cannot be sent")
 
-    @guarded
+    @contain_errors
     def onCallReplaceRequest(self, prm: Any) -> None:  # noqa: N802
         """Somebody is to take the peer's place (RFC 3891); only who was told its tags can ask."""
         leg = self.leg

@@ -13,8 +13,7 @@ from gateway.audio.g711 import Codec
 from gateway.call.ending import refusal_code
 from gateway.sip import descriptors, library
 from gateway.sip.ingress.access_control import AccessControl, party_of
-from gateway.sip.ingress.admission import Admission
-from gateway.sip.ingress.arrivals import Arrivals
+from gateway.sip.ingress.admission import Admission, Arrivals
 from gateway.sip.ingress.invite import invite_of
 from gateway.sip.ingress.message import request_uri_of, text_of
 from gateway.sip.leg import Leg, SipCall

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,13 +12,11 @@ import pjsua2 as pj
 import structlog
 
 from gateway.audio.g711 import Codec
-from gateway.sip.in_call import InCall, InCallCommands
-from gateway.sip.ingress.callback_guard import guarded
+from gateway.sip.in_call import InCall, InCallCommands, contain_errors
 from gateway.sip.ingress.info import KEYS
 from gateway.sip.ingress.message import headers_of, reason_of, text_of
 from gateway.sip.media.ports import CallAudio, Port
 from gateway.sip.media.quality import Meter, counters_of
-from gateway.sip.security import media_security
 from gateway.sip.trunks.matching import address_of
 from gateway.sip.types import Invite, LegEnd, LegHandler
 
@@ -52,6 +51,27 @@ def _host_of(address: str) -> str:
 def _has_media(info: Any) -> bool:
     # `info` is the caller's, and outlives what it hands out.
     return any(info.media[index].status in _IN_USE for index in range(len(info.media)))
+
+
+_SRTP_STATUS = re.compile(r"SRTP status: (Active|Not active) Crypto-suite: (\S*)")
+
+_PLAIN_RTP = "rtp"
+
+
+def media_security(call: Any, stream: Any) -> str:
+    """``rtp``, or ``srtp`` with its keying and crypto suite: ``srtp sdes AES_CM_128_HMAC_SHA1_80``.
+
+    Empty while keys are still agreed by DTLS, which begins with the answer. Read from the library's
+    own account of the call, the only place where both builds tell it.
+
+    Args:
+        stream: the call's ``StreamInfo``.
+    """
+    by_dtls = int(stream.proto) & pj.PJMEDIA_TP_PROTO_DTLS
+    match = _SRTP_STATUS.search(str(call.dump(True, "")))
+    if match is None or match[1] != "Active":
+        return "" if by_dtls else _PLAIN_RTP
+    return f"srtp {'dtls' if by_dtls else 'sdes'} {match[2]}"
 
 
 class Leg(InCallCommands):
@@ -227,7 +247,7 @@ class SipCall(InCall):
         if leg is not None:
             self.agent.to_loop(lambda: what(leg.handler) if leg.handler is not None else None)
 
-    @guarded
+    @contain_errors
     def onCallState(self, _prm: Any) -> None:  # noqa: N802
         """The dialog's state changed."""
         info = self.getInfo()
@@ -284,7 +304,7 @@ class SipCall(InCall):
         else:
             byes.wait(self._bye, tell)
 
-    @guarded
+    @contain_errors
     def onCallTsxState(self, prm: Any) -> None:  # noqa: N802
         """A transaction moved; a BYE or CANCEL from the peer is noted for the ending."""
         event = prm.e
@@ -303,7 +323,7 @@ class SipCall(InCall):
             self._method = method
             self._reason_header = reason_of(headers_of(text_of(state.src.rdata.wholeMsg)))
 
-    @guarded
+    @contain_errors
     def onCallMediaState(self, _prm: Any) -> None:  # noqa: N802
         """Media came up or changed: join the call's stream with its port."""
         info = self.getInfo()
@@ -347,7 +367,7 @@ class SipCall(InCall):
             self._held = held
             self._tell(lambda handler: handler.on_hold(held))
 
-    @guarded
+    @contain_errors
     def onStreamPreCreate(self, prm: Any) -> None:  # noqa: N802
         """A stream is about to begin: its trunk may have a jitter buffer of its own."""
         self._stream_is_new = True
@@ -355,7 +375,7 @@ class SipCall(InCall):
         if trunk is not None and trunk.jitter_buffer is not None:
             trunk.jitter_buffer.apply(prm.streamInfo)
 
-    @guarded
+    @contain_errors
     def onCallRxOffer(self, prm: Any) -> None:  # noqa: N802
         """A re-INVITE or UPDATE brings an offer; the library would refuse a bad one with 500."""
         text, leg = text_of(prm.offer.wholeSdp), self.leg
@@ -368,7 +388,7 @@ class SipCall(InCall):
             # The law of the session, where the offer has it: nothing is transcoded then.
             self.agent.offer([leg.audio.codec, *(c for c in Codec if c is not leg.audio.codec)])
 
-    @guarded
+    @contain_errors
     def onDtmfEvent(self, prm: Any) -> None:  # noqa: N802
         """A telephone-event packet. A key counts once, when it is first heard of."""
         if prm.method != pj.PJSUA_DTMF_METHOD_RFC2833:
@@ -393,7 +413,7 @@ class SipCall(InCall):
         return bool(came)
 
     def keys_known(self) -> bool:
-        """Whether there is nothing more to wait for, see :mod:`gateway.sip.security`."""
+        """Whether there is nothing more to wait for, see :mod:`gateway.sip.leg`."""
         if self._port is None or self.ended or self.leg is None:
             return True
         try:

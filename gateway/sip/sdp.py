@@ -394,9 +394,11 @@ def _media(value: str) -> Media | None:
     if len(words) < 3 or not _is_token(words[0]):
         return None
     port = _number(words[1].partition("/")[0], 5)
-    if port is None or port > 65535:
-        return None
     kind, profile = words[0].lower(), words[2]
+    if port is None or port > 65535:
+        if kind == "audio":
+            return None
+        port = 0  # it is declined anyway, and the audio beside it can be taken
     if kind == "audio":
         profile = profile.upper()
     formats = [word for word in words[3:] if _is_token(word)]

@@ -11,8 +11,7 @@ from typing import Any
 import pjsua2 as pj
 import structlog
 
-from gateway.sip.errors import AgentError
-from gateway.sip.types import Listen, SipSettings
+from gateway.sip.types import AgentError, Listen, SipSettings
 
 log = structlog.get_logger("sip")
 

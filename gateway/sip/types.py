@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.audio.g711 import Codec
 from gateway.call.ending import EndReason
-from gateway.sip.ids import new_call_id
 from gateway.sip.media.jitter import JitterBuffer as JitterBuffer
 from gateway.sip.trunks.matching import Access, Security, Trunk
+
+
+class AgentError(Exception):
+    """The user agent could not start; the message names the setting and the cause."""
+
+
+def new_call_id() -> str:
+    """The gateway's own id of a call: 16 hexadecimal digits.
+
+    The SIP Call-ID is the caller's choice: two calls may have the same, and it may be longer, or
+    look otherwise, than file names, commands and logs can take.
+    """
+    return secrets.token_hex(8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.devtools.emulator.record import SessionRecord
-from gateway.sip.media_addresses import refused_address
+from gateway.sip.ingress.wellformed import refused_address
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import eventually
 from tests.support.site_under_test import ANYBODY, Site, site

@@ -29,8 +29,8 @@ from gateway.sip.ingress.wellformed import (
     InvalidMessage,
     body_flaw_of,
     flaw_of,
+    refused_address,
 )
-from gateway.sip.media_addresses import refused_address
 from gateway.sip.sdp import Media, Objection
 from gateway.sip.signalling import DROP, PASS, Decision, Received, Unread
 from gateway.sip.trunks.challenges import Challenges

@@ -9,10 +9,13 @@ anyway; all else is the library's to judge.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.sip.ingress.nameaddr import MAX_FIELD, name_addr_of, parameter_of, split_list
+from gateway.sip.trunks.matching import IPAddress, address_of
 
 BAD_REQUEST, UNSUPPORTED_SCHEME, NOT_ACCEPTABLE = 400, 416, 488
 
@@ -26,6 +29,14 @@ _WORD = frozenset("-.!%*_+`'~()<>:\\\"/[]?{}")
 
 _HOST_MARKS = frozenset(".-_")
 _IPV6 = frozenset("0123456789abcdefABCDEF:.")
+
+
+_RTP_ADDRESS = re.compile(
+    r"^(?:c=|a=rtcp:[0-9]{1,5}[ \t]{1,9})IN[ \t]{1,9}IP[46][ \t]{1,9}"
+    r"([0-9A-Fa-f.:]{2,45})(?![0-9A-Fa-f.:])",
+    re.MULTILINE,
+)
+_NOBODY = tuple(map(ipaddress.IPv4Network, ("0.0.0.0/8", "240.0.0.0/4")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,3 +165,32 @@ def _line_flaw(start_line: str) -> InvalidMessage | None:
     if _scheme_of(uri) not in ("sip", "sips", "tel"):
         return InvalidMessage(UNSUPPORTED_SCHEME, "scheme of the Request-URI")
     return None
+
+
+def refused_address(body: str, source: str, *, hold: bool) -> str:
+    """The first address of ``body`` that RTP must not be sent to; empty when all are good.
+
+    A description is anybody's word. Multicast and broadcast would multiply what we send, 0.0.0.0 is
+    this machine to its kernel, and so is loopback, which only this machine's own programs may name.
+
+    Args:
+        source: IP literal that the message came from.
+        hold: 0.0.0.0 says that the call is held, as it did before RFC 3264 (section 8.4).
+    """
+    sender = address_of(source)
+    outside = sender is None or not sender.is_loopback
+    for text in _RTP_ADDRESS.findall(body.replace("\r", "\n")):
+        address = address_of(text)
+        if address is None:
+            continue  # no address at all, which is for others to say
+        if address.is_unspecified and hold:
+            continue
+        if _is_nobodys(address) or (address.is_loopback and outside):
+            return str(address)
+    return ""
+
+
+def _is_nobodys(address: IPAddress) -> bool:
+    if address.is_multicast or address.is_unspecified:
+        return True
+    return address.version == 4 and any(address in network for network in _NOBODY)

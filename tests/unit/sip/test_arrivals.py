@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sip.ingress.arrivals import (
+from gateway.sip.ingress.admission import (
     HANDLE_REST_SECONDS,
     MAX_REMEMBERED,
     REPEAT_SECONDS,

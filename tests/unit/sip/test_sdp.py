@@ -284,6 +284,13 @@ def test_what_must_not_reach_the_library(line: str) -> None:
     assert parse(GOOD + line + "\r\n").flaw is Objection.MALFORMED
 
 
+def test_another_line_with_a_port_that_is_none() -> None:
+    """It is declined as any other video line; the audio beside it is taken."""
+    description = parse(GOOD + "m=video 65536 RTP/AVP 34\r\n")
+    assert isinstance(description.choose(Security()), Media)
+    assert "m=video 0 RTP/AVP 34\r\n" in mended(description, None)
+
+
 _TEXT = st.lists(
     st.sampled_from([*'abm=:;<>@"\\ \t\r\n09%/[]', "audio ", "a=rtpmap:", "%2", "\r\n\r\n"])
 ).map("".join)
