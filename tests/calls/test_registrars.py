@@ -1,0 +1,147 @@
+"""Registrars with ways of their own: the trunk is registered with each, for as long as it says."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from tests.support.site_under_test import site
+
+ROUTES = '[[route]]\nname = "anybody"\n'
+Fields = dict[str, str]
+Rule = Callable[[Fields], tuple[int, list[str]]]
+"""Makes code and header fields of the answer to a REGISTER, of its fields."""
+
+
+class Registrar(asyncio.DatagramProtocol):
+    """Answers REGISTER by a rule."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        text = data.decode()
+        if not text.startswith("REGISTER ") or self._transport is None:
+            return
+        asked = dict(re.findall(r"^([\w-]+): *(.*?)\r$", text, re.MULTILINE))
+        code, lines = self._rule(asked)
+        head = [f"{name}: {asked[name]}" for name in ("Via", "From", "Call-ID", "CSeq")]
+        answer = [f"SIP/2.0 {code} As told", *head, f"To: {asked['To']};tag=r", *lines]
+        text = "\r\n".join([*answer, "Content-Length: 0"]) + "\r\n\r\n"
+        self._transport.sendto(text.encode(), addr)
+
+
+def contact(asked: Fields) -> str:
+    """As it was registered."""
+    return asked.get("Contact", "").partition(";expires")[0]
+
+
+def granted(seconds: int) -> Rule:
+    return lambda asked: (200, [f"Contact: {contact(asked)};expires={seconds}"])
+
+
+def too_brief(asked: Fields) -> tuple[int, list[str]]:
+    if 0 < int(asked["Expires"]) < 3600:
+        return 423, ["Min-Expires: 3600"]
+    return granted(int(asked["Expires"]))(asked)
+
+
+def challenged(*challenges: str) -> Rule:
+    def rule(asked: Fields) -> tuple[int, list[str]]:
+        if "Authorization" in asked:
+            return granted(100)(asked)
+        return 401, [f'WWW-Authenticate: Digest realm="r",{one}' for one in challenges]
+
+    return rule
+
+
+def stale(asked: Fields) -> tuple[int, list[str]]:
+    said = asked.get("Authorization", "")
+    if 'nonce="second"' in said:
+        return granted(100)(asked)
+    more = 'nonce="second",stale=true' if said else 'nonce="first"'
+    return 401, [f'WWW-Authenticate: Digest realm="r",algorithm=MD5,qop="auth",{more}']
+
+
+RULES: dict[str, tuple[int, Rule]] = {
+    "pjproject #4038: 423 with Min-Expires": (3600, too_brief),
+    "opensips #3659: less than was asked for": (77, granted(77)),
+    "RFC 3261 10.3: Expires of the response": (
+        90,
+        lambda asked: (200, [f"Contact: {contact(asked)}", "Expires: 90"]),
+    ),
+    "RFC 3261 10.3: no Contact": (120, lambda _asked: (200, ["Expires: 120"])),
+    "RFC 3261 10.3: other contacts before ours": (
+        100,
+        lambda asked: (
+            200,
+            [f"Contact: <sip:x@192.0.2.7>;expires=5, {contact(asked)};q=0.7;expires=100"],
+        ),
+    ),
+    "RFC 5626: our contact rewritten": (
+        100,
+        lambda _asked: (200, ["Contact: <sip:user@203.0.113.5:4711;ob>;expires=100"]),
+    ),
+    "RFC 3608: Service-Route, Path, P-Associated-URI": (
+        100,
+        lambda asked: (
+            200,
+            [
+                f"Contact: {contact(asked)};expires=100",
+                "Service-Route: <sip:orig@127.0.0.1:9;lr>",
+                "Path: <sip:1@192.0.2.1;lr>",
+                "P-Associated-URI: <sip:a@example.net>, <tel:+4930>",
+            ],
+        ),
+    ),
+    "RFC 2069: a challenge without qop": (100, challenged('nonce="n"')),
+    "RFC 8760: several algorithms, the first unknown": (
+        100,
+        challenged(
+            'nonce="n",algorithm=SHA-512-256,qop="auth"',
+            'nonce="n",algorithm=SHA-256,qop="auth"',
+            'nonce="n",algorithm=MD5,qop="auth"',
+        ),
+    ),
+    "RFC 2617: two ways of protection, an empty opaque": (
+        100,
+        challenged('nonce="n",algorithm="MD5",qop="auth,auth-int",opaque=""'),
+    ),
+    "doubango #27: a challenge over several lines": (
+        100,
+        challenged('\r\n nonce="n",algorithm=MD5,\r\n\tqop="auth"'),
+    ),
+    "RFC 2617: a stale nonce": (100, stale),
+}
+
+
+async def test_registrars(runner: object, own_folder: Path) -> None:
+    loop = asyncio.get_running_loop()
+    trunks, ends = "", []
+    for number, (_seconds, rule) in enumerate(RULES.values()):
+        end, _registrar = await loop.create_datagram_endpoint(
+            lambda rule=rule: Registrar(rule),  # type: ignore[misc]
+            ("127.0.0.1", 0),
+        )
+        ends.append(end)
+        host, port = end.get_extra_info("sockname")[:2]
+        trunks += (
+            f'[[trunk]]\nname = "t{number}"\nregistrar = "{host}:{port}"\n'
+            'username = "user"\npassword = "secret"\n'
+        )
+    try:
+        async with site(own_folder, more=trunks, routes=ROUTES) as gateway:
+            for number, (name, (seconds, _rule)) in enumerate(RULES.items()):
+                line = await gateway.gateway.wait("trunk.registered", trunk=f"t{number}")
+                assert line["expires"] == seconds, name
+            assert not gateway.gateway.all("trunk.registration_failed")
+    finally:
+        for end in ends:
+            end.close()
