@@ -14,7 +14,7 @@ class Party(StrEnum):
 
     CALLER = "caller"
     CALLEE = "callee"
-    """Whom the gateway called: in an outbound call, or for the caller."""
+    """The called party of an outbound call or a B-leg."""
     MODEL = "model"
     OPERATOR = "operator"
     GATEWAY = "gateway"
@@ -48,15 +48,15 @@ class EndReason(StrEnum):
     BUDGET = "budget"
     IDLE = "idle"
     MACHINE_DETECTED = "machine_detected"
-    """The caller is no human, and the route does not talk to what it is."""
+    """A machine was detected, and the route ends calls for it."""
     GUARDRAIL = "guardrail"
-    """Words were said that a rule of the route does not allow."""
+    """A guardrail of the route ended the call."""
     RESPONSE_FAILURES = "response_failures"
-    """The model's answers failed, one after the other."""
+    """Too many responses failed in a row."""
     APPLICATION = "application"
-    """A function that ran for the call ended it."""
+    """A tool function ended the call."""
     OPERATOR = "operator"
-    """Somebody hung it up at the gateway: ``gateway hangup``."""
+    """``gateway hangup``."""
     SHUTDOWN = "shutdown"
     NO_ROUTE = "no_route"
     OVER_CAPACITY = "over_capacity"
@@ -177,7 +177,7 @@ def ending_of(
 
 
 class Outcome(StrEnum):
-    """What the called party, or the network on its behalf, made of a call."""
+    """Outcome of a call attempt or transfer."""
 
     ANSWERED = "answered"
     RINGING = "ringing"
@@ -186,11 +186,11 @@ class Outcome(StrEnum):
     NO_ANSWER = "no_answer"
     NO_SUCH_NUMBER = "no_such_number"
     FORBIDDEN = "forbidden"
-    """Somebody on the way does not let us call there."""
+    """A server on the way forbids the call."""
     REFUSED = "refused"
-    """The caller's side takes no transfers: it refused the REFER itself."""
+    """The caller's side refused the REFER itself."""
     UNKNOWN = "unknown"
-    """It was asked for, and nobody ever said what became of it."""
+    """The REFER was accepted, and no outcome was reported."""
     FAILED = "failed"
 
 
@@ -216,7 +216,7 @@ _BY_CODE = {
 
 
 def outcome_of(code: int) -> Outcome:
-    """What a status code says of the called party."""
+    """Return the outcome that a status code stands for (RFC 3261 section 21)."""
     if 180 <= code < 200:
         return Outcome.RINGING
     if 200 <= code < 300:
@@ -234,12 +234,12 @@ _UNANSWERED = {
 
 
 def why_not_answered(code: int) -> EndReason:
-    """Why a call of ours was not answered, by its final response."""
+    """Return why an outbound call was not answered, by its final response."""
     return _UNANSWERED.get(outcome_of(code), EndReason.CALL_FAILED)
 
 
 def why_leg_ended(code: int, method: str, *, local: bool, talked: bool) -> EndReason:
-    """Why a leg is over that we did not end: ``method`` is the peer's BYE or CANCEL, if any."""
+    """Return why a leg ended that we did not end; ``method``: the peer's BYE or CANCEL, if any."""
     if not talked and (method == "CANCEL" or code == 487):
         return EndReason.CANCELLED
     if method in ("BYE", "CANCEL"):

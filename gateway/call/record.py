@@ -1,4 +1,4 @@
-"""The record of one call: what is written to its file and its summary line when it has ended."""
+"""Record of one call, for its file and its summary line, and the timeline within it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Interruption:
 
 @dataclass(slots=True)
 class DigitRun:
-    """Digits that became an item."""
+    """A run of DTMF digits that became an item."""
 
     at_ms: float
     digits: str
@@ -44,7 +44,7 @@ class DigitRun:
 
 @dataclass(slots=True)
 class TransferAttempt:
-    """One transfer: whereto, how, and what became of it after ``ms``."""
+    """One transfer: target, mode, and its outcome after ``ms``."""
 
     at_ms: float
     destination: str
@@ -52,13 +52,13 @@ class TransferAttempt:
     mode: str
     outcome: str = ""
     sip_code: int = 0
-    """Of what told the outcome; 0 when nothing did."""
+    """SIP code that told the outcome; 0 without one."""
     ms: float = 0.0
 
 
 @dataclass(slots=True)
 class ToolUse:
-    """One use of a tool by the model; what it was given and what came of it is not kept here."""
+    """One use of a tool by the model; arguments and result are not kept here."""
 
     at_ms: float
     name: str
@@ -72,7 +72,7 @@ class ToolUse:
 
 @dataclass(slots=True)
 class FailoverRecord:
-    """A session that was lost, or not to be had, and what was done about it. Times in ms since."""
+    """A session that was lost or could not be set up, and the fallback steps. Times in ms since."""
 
     at_ms: float
     why: str
@@ -81,15 +81,15 @@ class FailoverRecord:
     outcome: str = ""
     """recovered, transferred or given up."""
     sound_after_ms: float | None = None
-    """Until the caller heard that something is being done."""
+    """Until the caller heard the sound of a step."""
     session_after_ms: float | None = None
     heard_after_ms: float | None = None
-    """Until they heard the agent again; None where its words had not come to an end meanwhile."""
+    """Until they heard the agent again; None where its queued words bridged the gap."""
 
 
 @dataclass(slots=True)
 class BLeg:
-    """A call that was placed for the caller, and its RTP."""
+    """A B-leg, and its RTP."""
 
     to_uri: str
     sip_call_id: str = ""
@@ -114,12 +114,12 @@ class Times:
 
 
 MAX_KEPT = 500
-"""Of each kind, of one call."""
+"""Entries kept of each kind, of one call."""
 
 
 @dataclass(slots=True)
 class Decision:
-    """What a guard did."""
+    """Decision of a guardrail."""
 
     at_ms: float
     rule: str
@@ -130,12 +130,12 @@ class Decision:
     action: str
     reason: str = ""
     heard_ms: int = 0
-    """What the caller had heard of the response that was stopped, of its other words as a rule."""
+    """Ms of the stopped response that the caller had heard, as a rule other words of it."""
 
 
 @dataclass(slots=True)
 class OutOfBandResponse:
-    """A response beside the conversation, which the caller did not hear."""
+    """An out-of-band response, which the caller did not hear."""
 
     at_ms: float
     key: str
@@ -149,7 +149,7 @@ class OutOfBandResponse:
 
 @dataclass(slots=True)
 class ContextTrim:
-    """Old turns that the session was told to forget."""
+    """Old turns that were deleted from the session."""
 
     at_ms: float
     how: str
@@ -160,7 +160,7 @@ class ContextTrim:
 
 @dataclass(slots=True)
 class MachineDetected:
-    """A caller's side that is a machine."""
+    """A machine detected on the caller's side."""
 
     at_ms: float
     kind: str
@@ -169,12 +169,12 @@ class MachineDetected:
     why: str
     """The evidence."""
     beep: str = ""
-    """Of a message that is left: the beep it was said after, or why there was none."""
+    """Of a message that was left: the beep before it, or why there was none."""
 
 
 @dataclass(slots=True)
 class ContentRecord:
-    """All of it, oldest first."""
+    """What was decided about the content of a call, oldest first."""
 
     guardrails: list[Decision] = field(default_factory=list)
     out_of_band: list[OutOfBandResponse] = field(default_factory=list)
@@ -183,7 +183,7 @@ class ContentRecord:
     """At most one of each kind."""
 
     def guarded(self, decision: Decision) -> None:
-        """Add what a guard did."""
+        """Add a decision of a guardrail."""
         if len(self.guardrails) < MAX_KEPT:
             self.guardrails.append(decision)
 
@@ -193,7 +193,7 @@ class ContentRecord:
             self.out_of_band.append(out_of_band_response)
 
     def trimmed(self, trim: ContextTrim) -> None:
-        """Add what was let go."""
+        """Add a deletion of old turns."""
         if len(self.context_trims) < MAX_KEPT:
             self.context_trims.append(trim)
 
@@ -203,7 +203,7 @@ class ContentRecord:
 
 
 class SpokenTranscript(Protocol):
-    """What was said: :class:`gateway.call.conversation.transcript.Transcript`."""
+    """Transcript of a call: :class:`gateway.call.conversation.transcript.Transcript`."""
 
     def as_json(self) -> list[dict[str, Any]]:
         """Entries of both sides, oldest first."""
@@ -232,7 +232,7 @@ class CallRecord:
     """Of the media: rtp, or srtp with its keying and crypto suite."""
     codec: str = ""
     bye_undelivered: str = ""
-    """What became of our BYE, where the other side has not taken it."""
+    """Why our BYE was not delivered; empty: it was."""
     direction: str = "inbound"
     started_at: str = ""
     session_id: str = ""
@@ -243,7 +243,7 @@ class CallRecord:
     b_legs: list[BLeg] = field(default_factory=list)
     failovers: list[FailoverRecord] = field(default_factory=list)
     handovers: int = 0
-    """How often another session took over before the server ended one."""
+    """Hand-overs to a standby session before the server ended one."""
     tools: list[ToolUse] = field(default_factory=list)
     tools_dropped: int = 0
     underruns: int = 0
@@ -303,7 +303,7 @@ class CallRecord:
         return round(self.times.end - self.times.confirmed, 1)
 
     def in_progress(self, now: datetime) -> dict[str, Any]:
-        """What is known of it while it lasts; ``now`` has a time zone."""
+        """Return what is known of a live call; ``now`` has a time zone."""
         began = datetime.fromisoformat(self.started_at)
         return {
             "call_id": self.call_id,

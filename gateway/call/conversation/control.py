@@ -34,26 +34,26 @@ from gateway.realtime.commands import (
 
 @dataclass(frozen=True, slots=True)
 class Termination:
-    """The gateway ends the model's part in this call."""
+    """Decision of the gateway to end the conversation: goodbye, transfer, or at once."""
 
     why: EndReason
     detail: str = ""
     """For the record."""
     words: str = ""
-    """The caller's last words from us; empty: the call just ends."""
+    """The last words to the caller; empty: the call just ends."""
     transfer_to: str = ""
     """Name of the destination to transfer to; ``words`` are for when that fails."""
 
 
 class DtmfConsumer(Protocol):
-    """Takes the caller's keys in place of the conversation, while it wants them."""
+    """Takes the caller's DTMF digits in place of the conversation, while it wants them."""
 
     @property
     def wants_digits(self) -> bool:
-        """Whether it does now."""
+        """Return whether it wants digits now."""
 
     def key(self, digit: str, now: float) -> list[Output]:
-        """The caller pressed a key."""
+        """Take a digit."""
 
 
 class ConversationRule(Protocol):
@@ -78,7 +78,7 @@ class ConversationRule(Protocol):
 
 
 class ConversationControl:
-    """One conversation's means. Every method takes the time (s) and returns outputs."""
+    """What rules act through. Every method takes the time (s) and returns outputs."""
 
     def __init__(self, plan: CallPlan, timeline: CallTimeline, playout: Playout) -> None:
         self.plan = plan
@@ -88,22 +88,22 @@ class ConversationControl:
         self.hangup_after_playout = HangupAfterPlayout(plan.goodbye_timeout)
         self.call_actions = CallActions(plan, timeline)
         self.changes: dict[str, UpdateSession] = {}
-        """What was changed about the session, by what it concerns, and holds for the next, too."""
+        """Changes of the session's settings by subject; a new session gets them, too."""
         self.out_of_band = OutOfBandResponses(timeline)
         self.let_go: set[str] = set()
-        """Items that the session was told to forget because they are old."""
+        """Old items that were deleted from the session, and stay in the transcript."""
         self.private: set[str] = set()
-        """Function calls whose results stand in no record."""
+        """Ids of function calls whose results are not recorded."""
         self.collecting: DtmfConsumer | None = None
         self.approvals: DtmfConsumer | None = None
         self.termination: Termination | None = None
-        """Why nothing more is asked of the model, once that is so."""
+        """Why no more responses are requested; None while the conversation goes on."""
         self._handed_on = False
 
     # ---- the model
 
     def ask(self, create: CreateResponse, now: float) -> list[Output]:
-        """Ask for a response, once none is running."""
+        """Request a response, once none is running."""
         if self.termination is not None:
             return []
         return send(self.gate.request(create, now))
@@ -113,16 +113,16 @@ class ConversationControl:
         return self.ask(self.exactly(words), now)
 
     def exactly(self, words: str) -> CreateResponse:
-        """The request for these words, and nothing else."""
+        """Return the request for exactly these words."""
         return CreateResponse({"instructions": f"Say exactly: {words}", "tools": []})
 
     def tell(self, text: str, *, role: str = "system") -> list[Output]:
-        """Put a message into the conversation; nothing answers it by itself."""
+        """Put a message into the conversation; no response is requested."""
         return [Send(CreateItem(message(role, text)))]
 
     @property
     def dtmf_consumer(self) -> DtmfConsumer | None:
-        """Who gets the next key instead of the conversation."""
+        """Return who gets the next digit instead of the conversation; None: nobody."""
         for taker in (self.approvals, self.collecting):
             if taker is not None and taker.wants_digits:
                 return taker
@@ -132,7 +132,7 @@ class ConversationControl:
 
     @property
     def speaking(self) -> bool:
-        """Something of the agent is being heard, or stands in the playout queue."""
+        """Return whether model audio is playing or queued."""
         return self.playback.queued_ms > 0
 
     def interrupt(self, trigger: str, now: float, *, cancel: bool = True) -> list[Output]:
@@ -155,7 +155,7 @@ class ConversationControl:
         return outputs + [Send(CancelResponse(one)) for one in to_cancel]
 
     def bar(self, response_id: str, trigger: str, now: float) -> list[Output]:
-        """Let nothing (more) of this response be heard, and what else is being said go on."""
+        """Stop this response only: interrupt it if it is playing, else drop and cancel it."""
         if self.playback.to_be_heard(response_id):
             return self.interrupt(trigger, now)
         if self.playback.was_cut(response_id) or response_id not in self.gate.running:
@@ -166,14 +166,13 @@ class ConversationControl:
     # ---- the end of it
 
     def terminate(self, termination: Termination) -> None:
-        """Nothing more is asked of the model; the caller is handed on, or told goodbye. The first
-        reason stands."""
+        """End the conversation: transfer the caller, or say goodbye. The first reason stands."""
         if self.termination is None:
             self.termination = termination
             self.gate.forget_waiting()
 
     def leave(self, now: float) -> list[Output]:
-        """Carry a termination out, once nothing else is under way."""
+        """Carry out the termination once no action or hang-up is under way."""
         termination = self.termination
         if (
             termination is None
@@ -200,18 +199,18 @@ class ConversationControl:
 
 
 def tool_output(call_id: str, result: Mapping[str, Any] | str) -> Output:
-    """The item that answers a function call."""
+    """Return the item with the result of a function call."""
     text = result if isinstance(result, str) else json.dumps(result)
     item = {"type": "function_call_output", "call_id": call_id, "output": text}
     return Send(CreateItem(item))
 
 
 def send(command: ClientCommand | None) -> list[Output]:
-    """The output for a command, if there is one."""
+    """Return the output for a command, if there is one."""
     return [] if command is None else [Send(command)]
 
 
 def message(role: str, text: str) -> dict[str, Any]:
-    """A message item of one text."""
+    """Return a message item of one text."""
     kind = "output_text" if role == "assistant" else "input_text"
     return {"type": "message", "role": role, "content": [{"type": kind, "text": text}]}

@@ -52,7 +52,7 @@ from gateway.realtime.settings_fallback import mended
 
 
 class Conversation:
-    """Decides for a call that is up. Every method takes the time (s) and returns outputs."""
+    """Handles the events of a session. Every method takes the time (s) and returns outputs."""
 
     def __init__(self, plan: CallPlan, timeline: CallTimeline, playout: Playout) -> None:
         self._plan = plan
@@ -92,13 +92,13 @@ class Conversation:
                 self._rules_for.setdefault(kind, []).append(rule)
 
     def prepare(self, plan: CallPlan) -> None:
-        """The same plan with its texts complete; before :meth:`open`."""
+        """Take the plan with its texts complete; call before :meth:`open`."""
         self._plan = self.talk.plan = plan
 
     # ---- what happens
 
     def open(self, now: float) -> list[Output]:
-        """The session is up: the greeting is asked for, so that it is there at the answer."""
+        """Request the greeting, so that it is there when the call is answered."""
         if self._plan.greeting is None:
             return []
         greeting = CreateResponse(self._plan.greeting)
@@ -115,8 +115,8 @@ class Conversation:
         return [output for rule in self._rules_for.get(kind, ()) for output in rule.on(input, now)]
 
     def complete(self, event: ServerEvent) -> ServerEvent:
-        """The event with the ids that its server left out, as far as they can be told: what has
-        no response belongs to the one that runs, and each response has an item then."""
+        """Return the event with ids that the server left out: an event without a response id
+        belongs to the running response, one without an item id to an item of that response."""
         match event:
             case AudioDelta() | AudioDone() | AgentTranscriptDelta() | AgentTranscript():
                 self._name_active(event.response_id)
@@ -135,7 +135,7 @@ class Conversation:
         return event
 
     def _name_active(self, response_id: str) -> None:
-        """A response that was created without an id shows it later."""
+        """Rename a response that was created without an id, once its id is known."""
         talk, active = self.talk, self.talk.gate.active
         if active is None or not active.startswith(UNNAMED) or not response_id:
             return
@@ -146,7 +146,7 @@ class Conversation:
     def on_event(
         self, event: ServerEvent, now: float, command: ClientCommand | None = None
     ) -> list[Output]:
-        """An event of the session; ``command`` is our request for a response that begins."""
+        """Take an event; ``command`` is our request for a response that begins."""
         note, talk = self._timeline.note, self.talk
         if talk.out_of_band.takes(event):
             return talk.out_of_band.on_event(event, now)
@@ -194,7 +194,7 @@ class Conversation:
     def on_error(
         self, error: ServerError, command: ClientCommand | None, now: float
     ) -> list[Output]:
-        """An ``error`` event; most leave the call as it is (:mod:`gateway.realtime.errors`)."""
+        """Take an ``error`` event; few end the session (:mod:`gateway.realtime.errors`)."""
         verdict = classify_error(error)
         gate = self.talk.gate
         outputs: list[Output] = [
@@ -227,31 +227,31 @@ class Conversation:
         return outputs
 
     def on_digit(self, digit: str, now: float, *, in_band: bool = False) -> list[Output]:
-        """The caller pressed a key."""
+        """Take a DTMF digit of the caller."""
         return self._keys.press(digit, now, in_band=in_band)
 
     def on_playout_started(self, now: float) -> list[Output]:
-        """The caller begins to hear an answer."""
+        """Note that the caller begins to hear a response."""
         return self.talk.playback.started(now)
 
     def on_playout_drained(self, now: float) -> list[Output]:
-        """The caller has heard all there was."""
+        """Note that the playout queue ran empty."""
         return self.talk.playback.drained(now)
 
     def on_playout_refused(self, frames: int, now: float) -> list[Output]:
-        """The queue is full: the answer is cut at its end, and that is said."""
+        """Note frames that did not fit the playout queue."""
         return self.talk.playback.refused(frames, now)
 
     def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
-        """A function outside has returned."""
+        """Take the result of a tool function."""
         return self._functions.done(call_id, output, now)
 
     def on_command(self, command: CallCommand, now: float) -> list[Output]:
-        """A function outside wants something done."""
+        """Carry out a command."""
         return carry_out(command, self.talk, now)
 
     def command_rejected(self, command: CallCommand) -> list[Output]:
-        """There is nobody to do it for any more."""
+        """Reject a command that came when no session talks."""
         return (
             [OutOfBandDone(command.key, "refused", "nobody talks")]
             if isinstance(command, RequestOutOfBand)
@@ -259,7 +259,7 @@ class Conversation:
         )
 
     def settle(self, now: float, *, confirmed: bool) -> list[Output]:
-        """What follows from what happened, once all of that is known."""
+        """Return what follows once an input was handled: actions, termination, silence."""
         outputs = self._begin_action(now, confirmed)
         outputs += self._functions.action_done(now)
         if self.talk.termination is not None:
@@ -269,19 +269,19 @@ class Conversation:
         return outputs + self.silence.settle(now, confirmed=confirmed)
 
     def on_silence(self, rule: str, now: float) -> list[Output]:
-        """A response is due and nothing was heard for too long, and there is no other session."""
+        """Interrupt and retry a response that stays silent; there is no fallback."""
         outputs = self.talk.interrupt("silence", now) + self.silence.reset()
         return outputs + self._response_fallback.silent(rule, self.talk.gate.abandon(), now)
 
     def on_session_over(self, now: float) -> list[Output]:
-        """The session closed as it should, but what came of it is still to be heard."""
+        """Note that the session closed normally; its queued audio is played to the end."""
         self.talk.hangup_after_playout.session_over(now)
         self.talk.gate = ResponseGate()
         self.on_end(now)
         return self._interruptions.session_over()
 
     def detach(self, now: float) -> list[Output]:
-        """The session is gone, or about to be, and another one is to take its place."""
+        """Let go of a session that another one is to replace."""
         self.transcript.detached()
         outputs = self.talk.playback.session_over() + self._interruptions.session_over()
         outputs += self.silence.reset()
@@ -290,12 +290,12 @@ class Conversation:
         return outputs
 
     def attach(self) -> None:
-        """Another session has the caller; what was asked of none is not waited for."""
+        """Start with a new session; requests to the old one are forgotten."""
         self.talk.gate = ResponseGate()
 
     @property
     def quiet(self) -> bool:
-        """Neither side speaks, and nothing is being done."""
+        """Return whether neither side speaks and no action is under way."""
         talk = self.talk
         busy = (
             talk.call_actions.busy
@@ -305,24 +305,23 @@ class Conversation:
         return not (busy or talk.speaking or self._caller_speaks) and talk.gate.idle
 
     def on_end(self, now: float) -> None:
-        """The session ends."""
+        """Record what was not sent, since the session ends."""
         self._keys.abandon(now)
 
     # ---- what follows from it
 
     @property
     def leaving(self) -> bool:
-        """Last words were asked for, or are being said."""
+        """Return whether last words were requested or are being said."""
         return self.talk.hangup_after_playout.deadline is not None
 
     @property
     def goodbye_is_here(self) -> bool:
-        """What is left to be heard is a goodbye, and all of it has come."""
+        """Return whether all of a goodbye is queued."""
         return self.talk.hangup_after_playout.being_said
 
     def ended(self, now: float) -> tuple[EndReason | None, str]:
-        """Why the call is to end now, if it is, and a word about it; asked after everything that
-        happens."""
+        """Return why the call ends now and a detail, or None; ask after each input."""
         if self._session_failed:
             return EndReason.SESSION_ERROR, ""
         queued_ms, responding = self.talk.playback.queued_ms, not self.talk.gate.idle
@@ -346,7 +345,7 @@ class Conversation:
         return min((at for at in due if at is not None), default=None)
 
     def on_tick(self, now: float) -> list[Output]:
-        """A deadline may have come."""
+        """Act on deadlines that have come."""
         gate = self.talk.gate
         outputs = self._keys.tick(now) + self._interruptions.tick(now)
         if gate.deadline is not None and now >= gate.deadline:

@@ -16,8 +16,8 @@ from collections import OrderedDict, deque
 from gateway.realtime.commands import CreateResponse
 
 MAX_WAITING = 8
-"""Requests kept while a response runs. Each stands for something the caller did; more than these
-are old news, and the oldest is dropped and counted."""
+"""Requests kept while a response runs. Each stands for something the caller did; of more than
+these the oldest is dropped and counted."""
 
 UNANSWERED_SECONDS = 10.0
 """A request that brings neither ``response.created`` nor an error within this is given up."""
@@ -32,11 +32,11 @@ MAX_REMEMBERED = 64
 
 
 class ResponseGate:
-    """Knows which responses run and what asked for them; holds back those that would collide."""
+    """Tracks running responses and their requests; holds back requests that would collide."""
 
     def __init__(self) -> None:
         self.given_up = 0
-        """Requests to which the server did not say a word."""
+        """Requests that the server did not answer."""
         self.dropped = 0
         self._running: list[str] = []
         self._requests: OrderedDict[str, CreateResponse | None] = OrderedDict()
@@ -44,7 +44,7 @@ class ResponseGate:
         self._sent: CreateResponse | None = None
         self._sent_at = 0.0
         self._taken: CreateResponse | None = None
-        """The last request of which it cannot be told whether a response was the answer to it."""
+        """The last request that may or may not be answered by a response."""
         self._named = False
         """This server says which request a response answers."""
         self._turns = 0
@@ -65,13 +65,13 @@ class ResponseGate:
         return self._requests.get(response_id)
 
     def answers_turn(self, response_id: str) -> bool:
-        """Whether it answers what was said so far: nobody asked for anything else."""
+        """Return whether this response answers the caller, and no special request of ours."""
         asked = self.asked_by(response_id)
         return asked is None or asked.response is None
 
     @property
     def answering(self) -> bool:
-        """A response that :meth:`answers_turn` runs, was asked for, or waits."""
+        """Return whether a response that :meth:`answers_turn` runs, is requested, or waits."""
         asked = [self._sent] if self._sent is not None else []
         waiting = any(one.response is None for one in (*asked, *self._waiting))
         return waiting or any(self.answers_turn(one) for one in self._running)
@@ -85,11 +85,11 @@ class ResponseGate:
 
     @property
     def idle(self) -> bool:
-        """No response runs, was asked for, or waits."""
+        """Return whether no response runs, is requested, or waits."""
         return not (self._running or self._sent or self._waiting)
 
     def request(self, create: CreateResponse, now: float) -> CreateResponse | None:
-        """Ask for a response; returns what to send now, None when it has to wait.
+        """Request a response; return what to send now, None when it has to wait.
 
         One that waits without wishes of its own answers all that has been said by then, so it
         stands for any further one like it.
@@ -106,21 +106,21 @@ class ResponseGate:
         return None
 
     def forget_waiting(self) -> None:
-        """What waits is not to be asked for any more."""
+        """Drop all waiting requests."""
         self._waiting.clear()
 
     def forget_answers(self) -> None:
-        """Of what waits, what would answer the caller is not to be asked for any more."""
+        """Drop waiting requests that would answer the caller."""
         self._waiting = deque(one for one in self._waiting if one.response is not None)
 
     def turn(self) -> None:
-        """A turn of the caller is complete, which the server answers by itself."""
+        """Note a complete turn of the caller, which the server answers by itself."""
         self._turns = min(self._turns + 1, MAX_RUNNING)
 
     def created(
         self, response_id: str, request: CreateResponse | None = None
     ) -> CreateResponse | None:
-        """``response.created`` came; ``request`` is what it answers, where the server says so.
+        """Take ``response.created``; ``request`` is what it answers, where the server says so.
 
         Returns the request that it answers; None for the server's own. Of a server that does not
         say, ours is only a response that nothing else can have begun: no turn of the caller waits
@@ -143,19 +143,19 @@ class ResponseGate:
         return request
 
     def rename(self, response_id: str, name: str) -> None:
-        """The server's id of a response that runs becomes known."""
+        """Use the server's id of a response that began without one."""
         self._running = [name if one == response_id else one for one in self._running]
         self._requests[name] = self._requests.pop(response_id, None)
 
     def done(self, response_id: str, now: float) -> CreateResponse | None:
-        """``response.done`` came; returns what waited and is to be sent now."""
+        """Take ``response.done``; return a waiting request to send now."""
         if response_id in self._running:
             self._running.remove(response_id)
             self._sent_at = now
         return self._next(now)
 
     def collided(self, create: CreateResponse | None, now: float) -> None:
-        """A request met a response that was running; it goes first once that one is done.
+        """Note that a request collided with a running response; it goes first once that is done.
 
         None: the error does not name the request, so it is the last one.
         """
@@ -180,7 +180,7 @@ class ResponseGate:
     def failed(
         self, create: CreateResponse, now: float, instead: CreateResponse | None = None
     ) -> CreateResponse | None:
-        """This request was refused; returns the next one to send, ``instead`` if it is given."""
+        """Take a refused request; return the next one to send, ``instead`` if it is given."""
         if create is self._sent:
             self._sent = instead
             if instead is not None:
@@ -196,7 +196,7 @@ class ResponseGate:
         return asked
 
     def unanswered(self, now: float) -> CreateResponse | None:
-        """The deadline has come; returns the next one to send."""
+        """Give up the request at its deadline; return the next one to send."""
         self.given_up += 1
         self._sent = None
         return self._next(now)

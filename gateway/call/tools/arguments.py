@@ -1,4 +1,4 @@
-"""What the model may pass to the gateway's own tools, and what it is told when it passes else."""
+"""Arguments of the gateway's own tools: models, checks, and messages for what is wrong."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from gateway.call.plan import CollectPlan, Destination, LanguagePlan, TransferPlan
 
 PAUSES = {"w": 0.5, "W": 1.0, ",": 2.0}
-"""Seconds that these stand for between keys, as Asterisk and dial strings have them."""
+"""Pauses (s) between digits, as in Asterisk's dial strings."""
 
 MAX_KEYS = 64
 
 NUMBER = re.compile(r"\+?[0-9*#]{1,32}")
-"""All that can ever become part of an address, whatever a route allows."""
+"""Numbers that may become part of an address, whatever a route allows."""
 
 
 class ToolCallError(Exception):
@@ -31,31 +31,31 @@ _M = TypeVar("_M", bound=_Arguments)
 
 
 class TransferArguments(_Arguments):
-    """Of ``transfer_call``."""
+    """Arguments of ``transfer_call``."""
 
     destination: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class PressArguments(_Arguments):
-    """Of ``send_dtmf``."""
+    """Arguments of ``send_dtmf``."""
 
     digits: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class HoldArguments(_Arguments):
-    """Of ``hold``."""
+    """Arguments of ``hold``."""
 
     seconds: Annotated[float, Field(gt=0)]
 
 
 class LanguageArguments(_Arguments):
-    """Of ``set_language``."""
+    """Arguments of ``set_language``."""
 
     language: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class CollectArguments(_Arguments):
-    """Of ``collect_digits``."""
+    """Arguments of ``collect_digits``."""
 
     digits: Annotated[int, Field(ge=1)] | None = None
     terminator: Annotated[str, StringConstraints(pattern=r"^[0-9*#]?$")] | None = None
@@ -64,14 +64,14 @@ class CollectArguments(_Arguments):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to transfer to: an allowed destination, and the address to be used as it is."""
+    """Transfer target: an allowed destination, and the URI to call."""
 
     destination: Destination
     uri: str
 
 
 def transfer_target(arguments: str, plan: TransferPlan) -> Target:
-    """Whom the model may transfer to by these arguments (JSON text). Raises ToolCallError."""
+    """Return the allowed target that these arguments (JSON text) name. Raises ToolCallError."""
     wanted = _parsed(TransferArguments, arguments).destination
     for one in plan.destinations:
         if one.allowed_numbers is None and one.name.casefold() == wanted.casefold():
@@ -86,7 +86,7 @@ def transfer_target(arguments: str, plan: TransferPlan) -> Target:
 
 
 def key_steps(arguments: str) -> tuple[str | float, ...]:
-    """Keys and pauses (s) in turn, by these arguments (JSON text). Raises ToolCallError."""
+    """Return digits and pauses (s) in order. Raises ToolCallError."""
     digits = _parsed(PressArguments, arguments).digits
     keys = re.sub(r"[\s-]", "", digits)
     wrong = sorted(set(re.sub(r"[0-9*#A-Da-dwW,]", "", keys)))
@@ -103,7 +103,7 @@ def key_steps(arguments: str) -> tuple[str | float, ...]:
 
 
 def hold_seconds(arguments: str, longest: float) -> float:
-    """How long to hold, by these arguments (JSON text). Raises ToolCallError."""
+    """Return how long to hold (s). Raises ToolCallError."""
     seconds = _parsed(HoldArguments, arguments).seconds
     if seconds > longest:
         raise ToolCallError(f"seconds: {seconds:g} is too long, at most {longest:g}")

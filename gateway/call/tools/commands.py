@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Let the model say these words, once it is not saying anything else."""
+    """Let the model say exactly these words, once no response is running."""
 
     words: str
 
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Put a message into the conversation; nothing answers it by itself."""
+    """Put a message into the conversation; no response is requested by itself."""
 
     text: str
     role: str = "system"
-    """system, or user: as if the caller had said it."""
+    """``system``, or ``user``: as if the caller had said it."""
     respond: bool = False
-    """Ask the model to answer to it."""
+    """Request a response to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +31,20 @@ class Show:
     image: str
     """A data URI, as :func:`gateway.tools.images.checked` returns it."""
     text: str = ""
-    """Beside it."""
+    """Text beside the image."""
     respond: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Respond:
-    """Let the model speak, by these instructions for this one response."""
+    """Request one response with these instructions."""
 
     instructions: str
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOutOfBand:
-    """Ask the model something beside the conversation; the caller hears nothing of it."""
+    """Request an out-of-band response, which the caller does not hear."""
 
     key: str
     instructions: str
@@ -53,16 +53,16 @@ class RequestOutOfBand:
 
 @dataclass(frozen=True, slots=True)
 class TransferTo:
-    """Hand the caller on to a destination of the route, by its name."""
+    """Transfer the caller to a destination of the route, by its name; then the call ends."""
 
     destination: str
     words: str
-    """For the caller, where that fails."""
+    """Last words to the caller where the transfer fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorTransfer:
-    """Hand the caller on as an operator says; where that fails, the model goes on."""
+    """Transfer the caller for an operator; where that fails, the conversation goes on."""
 
     destination: str
 

@@ -1,4 +1,4 @@
-"""The definitions of the gateway's own tools, as the session object wants them (GA ``tools``)."""
+"""Definitions of the gateway's own tools, for the session object (GA ``tools``)."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ SCHEDULE_DESCRIPTION = (
 
 
 def end_call(description: str) -> dict[str, Any]:
-    """Says goodbye and hangs up."""
+    """Return the tool that says goodbye and hangs up."""
     return _tool(END_CALL, description, {})
 
 
 def transfer_call(plan: TransferPlan, description: str) -> dict[str, Any] | None:
-    """Hands the caller over; None where the route has nowhere to."""
+    """Return the tool that transfers the caller; None without destinations."""
     if not plan.destinations:
         return None
     lines = [
@@ -78,7 +78,7 @@ def transfer_call(plan: TransferPlan, description: str) -> dict[str, Any] | None
 
 
 def send_dtmf(plan: SendDtmfPlan, description: str) -> dict[str, Any] | None:
-    """Presses keys; None where the route does not want it."""
+    """Return the tool that sends DTMF; None where the route does not enable it."""
     if not plan.enabled:
         return None
     digits = {"type": "string", "description": "Keys 0-9, *, #, A-D, with w, W or , as pauses"}
@@ -86,7 +86,7 @@ def send_dtmf(plan: SendDtmfPlan, description: str) -> dict[str, Any] | None:
 
 
 def hold(plan: HoldPlan, description: str) -> dict[str, Any] | None:
-    """Plays music; None where the route does not want it."""
+    """Return the tool that puts the caller on hold; None where the route does not enable it."""
     if not plan.enabled:
         return None
     seconds = {"type": "number", "exclusiveMinimum": 0, "maximum": plan.max_duration}
@@ -94,7 +94,7 @@ def hold(plan: HoldPlan, description: str) -> dict[str, Any] | None:
 
 
 def set_language(plan: LanguagePlan, description: str) -> dict[str, Any] | None:
-    """Changes the language; None where there is no other."""
+    """Return the tool that changes the language; None where there is no other."""
     if not plan.updates:
         return None
     known = ", ".join(f"{code}: {name}" for code, name in plan.names.items())
@@ -103,7 +103,7 @@ def set_language(plan: LanguagePlan, description: str) -> dict[str, Any] | None:
 
 
 def collect_digits(plan: CollectPlan, description: str) -> dict[str, Any] | None:
-    """Asks for keys; None where the route does not want it."""
+    """Return the tool that collects digits; None where the route does not enable it."""
     if not plan.enabled:
         return None
     digits = {
@@ -128,7 +128,7 @@ def collect_digits(plan: CollectPlan, description: str) -> dict[str, Any] | None
 
 
 def schedule_callback(plan: SchedulePlan, description: str) -> dict[str, Any] | None:
-    """Promises a call; None where the route does not want it."""
+    """Return the tool that schedules a callback; None where the route does not enable it."""
     if not plan.enabled:
         return None
     at = {

@@ -1,4 +1,4 @@
-"""Function calls of the model: checked, approved, run, and answered together."""
+"""Function calls of the model: check, approve, run, and answer those of a response together."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from gateway.realtime.events import ResponseDone
 from gateway.text import json_of
 
 MAX_RUNNING = 8
-"""Functions outside that run at a time for one call; a model that asks for more is in a loop."""
+"""Tool functions that run at a time for one call; a model that wants more is in a loop."""
 
 MAX_SILENT_ROUNDS = 10
 """Responses in a row that call functions and say nothing; each of them is paid for, and the caller
 waits. What a further one calls is not run, and counts as a response that failed."""
 
 MAX_REASON = 300
-"""Characters of what was wrong with a call that the log gets; the model gets all."""
+"""Characters of a rejection's reason in the log; the model gets all."""
 
 
 @dataclass(slots=True)
 class _Group:
-    """The calls of one response: answered together, and then one response is asked for."""
+    """The function calls of one response: answered together, followed by one request."""
 
     open: set[str] = field(default_factory=set)
     whole: bool = False
-    """All of them have been looked at."""
+    """All of them have been started or rejected."""
     outputs: list[Output] = field(default_factory=list)
     respond: bool = False
 
 
 @dataclass(slots=True)
 class _Running:
-    """A function outside that is being run, or waits for its approval."""
+    """A tool function that runs, or waits for its approval."""
 
     name: str
     plan: FunctionPlan
@@ -54,15 +54,15 @@ class _Running:
     arguments: str
     started: bool = False
     asking: bool = False
-    """The operator is asked, which takes time, too."""
+    """The operator is being asked."""
     told: bool = False
-    """The caller has got what they get while they wait."""
+    """The caller has got the filler text or sound."""
     waits_from: float = 0.0
-    """When their wait began: with the function, or later where they heard something anyway (s)."""
+    """When the caller's wait began (s): with the function, or when they last heard something."""
 
     @property
     def due(self) -> float | None:
-        """When it is late, or the caller is to hear something."""
+        """When it is late, or the filler is due (s)."""
         due = [self.began + self.plan.timeout] if self.started else []
         if self.plan.filler_delay and not self.told and (self.started or self.asking):
             due.append(max(self.began, self.waits_from) + self.plan.filler_delay)
@@ -70,7 +70,7 @@ class _Running:
 
 
 class Functions:
-    """Knows which function calls are still to be answered. Every method takes the time (s)."""
+    """Runs the function calls of the model. Every method takes the time (s)."""
 
     def __init__(self, talk: ConversationControl, approvals: Approvals) -> None:
         self._talk = talk
@@ -93,7 +93,7 @@ class Functions:
         return self._talk.plan
 
     def called(self, event: ResponseDone, now: float) -> list[Output]:
-        """Answer what the model called, once its response is whole (ordering D of the protocol)."""
+        """Start the function calls of a response that is done; reject those that cannot be."""
         talk = self._talk
         outputs: list[Output] = []
         calls = [item for item in event.output if item.get("type") == "function_call"]
@@ -130,7 +130,7 @@ class Functions:
         return outputs
 
     def done(self, call_id: str, output: str, now: float) -> list[Output]:
-        """A function outside has returned."""
+        """Take the result of a tool function."""
         running = self._running.pop(call_id, None)
         if running is None:
             return []
@@ -142,7 +142,7 @@ class Functions:
         return [note, *self._end(running, call_id, outcome, output, now)]
 
     def action_done(self, now: float) -> list[Output]:
-        """What the gateway was to do in the call may be done: tell the model."""
+        """Send the result of a call-control action that is done."""
         result = self._talk.call_actions.take_result()
         if result is None:
             return []
@@ -155,11 +155,11 @@ class Functions:
         return outputs + (self._talk.ask(CreateResponse(), now) if result.respond else [])
 
     def model_speaks(self) -> list[Output]:
-        """The model has something to say: what the caller hears while they wait is over."""
+        """Stop the filler sound, since the model speaks."""
         return self._quiet() if self._sounding else []
 
     def tick(self, now: float) -> list[Output]:
-        """A deadline may have come."""
+        """Act on deadlines: a function is late, or a filler is due."""
         outputs = self._collecting.tick(now)
         for call_id, running in list(self._running.items()):
             if running.due is None or now < running.due:
@@ -177,7 +177,7 @@ class Functions:
 
     @property
     def busy(self) -> bool:
-        """Whether the model waits for something, and the caller with it."""
+        """Return whether a function runs or digits are being collected."""
         return bool(self._running) or self._collecting_for is not None
 
     @property
@@ -267,7 +267,7 @@ class Functions:
         return [RunTool(call_id, running.name, running.arguments)]
 
     def _keep_company(self, running: _Running, call_id: str, now: float) -> list[Output]:
-        """The caller has waited long enough to hear something."""
+        """Play the filler."""
         talk, plan = self._talk, running.plan
         notes: list[Output] = []
         if running.waits_from <= running.began:
@@ -309,7 +309,7 @@ class Functions:
         return self._close(group, now)
 
     def _close(self, group: _Group, now: float, *, respond: bool = True) -> list[Output]:
-        """All results at once, and one response about them."""
+        """Send all results of a group at once, and request one response."""
         if not respond:
             group.respond = False
         if group.open or not group.whole:
@@ -322,7 +322,7 @@ class Functions:
     def _do_own(
         self, name: str, call_id: str, arguments: str, group: _Group, use: ToolUse, now: float
     ) -> list[Output]:
-        """A tool of the gateway's own; those that take time are answered when they are over."""
+        """Run one of the gateway's own tools; those that take time are answered when done."""
         try:
             if name == SET_LANGUAGE:
                 plan = self._plan.language

@@ -22,7 +22,7 @@ from gateway.call.plan import (
 from gateway.realtime.commands import CreateItem
 from gateway.realtime.events import ItemAdded, OtherEvent, ResponseDone
 from tests.support.call_scene import Scene, audio, audio_done, created, done, key
-from tests.unit.call.test_functions import outputs_of
+from tests.unit.call.test_function_calls import outputs_of
 
 PLAN = CallPlan(
     "route",

@@ -1,4 +1,4 @@
-"""The ledger against a model that knows of every byte whose it is and whether it was heard."""
+"""The tracker against a model that knows of every byte whose it is and whether it was heard."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.ledger = PlayoutTracker(PAD)
+        self.tracker = PlayoutTracker(PAD)
         self.parts: dict[PartKey, _Part] = {}
         self.frames: list[tuple[PartKey, bytes]] = []
         self.owner: PartKey = ("", 0)
@@ -72,7 +72,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
     def _refuse(self, new: int) -> None:
         cut = {owner for owner, _ in self.frames[-new:]}
         del self.frames[-new:]
-        self.ledger.refused(new)
+        self.tracker.refused(new)
         for key in cut:
             self.parts[key].cut = True
         if self.owner in cut:
@@ -98,7 +98,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         response = key[0][0]
         audio = _audio(self.sent, size)
         self.sent += size
-        due = self.ledger.receive(response, key, audio)
+        due = self.tracker.receive(response, key, audio)
         part = self.parts.get(key)
         if part is not None and part.cut:
             self.dropped += size
@@ -123,14 +123,14 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
     @rule(key=keys)
     def done(self, key: PartKey) -> None:
-        due = self.ledger.finish(key)
+        due = self.tracker.finish(key)
         if key in self.parts:
             self.parts[key].done = True
         self._expect(due, self._fill() if self.owner == key else 0)
 
     @rule(response=st.sampled_from("ab"))
     def response_done(self, response: str) -> None:
-        due = self.ledger.finish_response(response)
+        due = self.tracker.finish_response(response)
         for part in self.parts.values():
             if part.response == response:
                 part.done = True
@@ -148,7 +148,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         refused = {
             key for key, part in self.parts.items() if part.cut and part.heard != part.received
         }
-        heard = self.ledger.drained()
+        heard = self.tracker.drained()
         self._check(heard)
         # Only what did not fit the queue is worth telling: all else was heard, or is still to come.
         assert {(one.item_id, one.content_index) for one in heard} <= refused
@@ -159,7 +159,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         unplayed = len(self.frames)
         self.frames.clear()
         self.open = b""
-        heard = self.ledger.flush(unplayed)
+        heard = self.tracker.flush(unplayed)
         self._check(heard)
         told = {(one.item_id, one.content_index) for one in heard}
         for key, part in self.parts.items():
@@ -167,14 +167,14 @@ class LedgerAgainstModel(RuleBasedStateMachine):
                 assert key in told
         for key in told:
             self.parts[key].cut = True
-        assert self.ledger.flush(0) == []
-        assert not self.ledger
+        assert self.tracker.flush(0) == []
+        assert not self.tracker
 
     @invariant()
     def dropped_bytes_are_counted(self) -> None:
-        assert self.ledger.dropped_bytes == self.dropped
+        assert self.tracker.dropped_bytes == self.dropped
         for key in self.parts:
-            assert self.ledger.knows(key[0])
+            assert self.tracker.knows(key[0])
 
 
 LedgerAgainstModel.TestCase.settings = settings(
@@ -191,100 +191,100 @@ def _heard(heard: list[Heard]) -> list[tuple[str, int, int, int, bool]]:
 
 
 def test_cut_in_the_middle() -> None:
-    ledger = PlayoutTracker(PAD)
-    assert len(ledger.receive("r", ("i", 0), bytes(1000))) == 960
-    assert _heard(ledger.flush(4)) == [("i", 0, 40, 125, False)]
-    assert ledger.receive("r", ("i", 0), bytes(500)) == b""
-    assert ledger.dropped_bytes == 500
-    assert ledger.finish(("i", 0)) == b""
+    tracker = PlayoutTracker(PAD)
+    assert len(tracker.receive("r", ("i", 0), bytes(1000))) == 960
+    assert _heard(tracker.flush(4)) == [("i", 0, 40, 125, False)]
+    assert tracker.receive("r", ("i", 0), bytes(500)) == b""
+    assert tracker.dropped_bytes == 500
+    assert tracker.finish(("i", 0)) == b""
 
 
 def test_padding_does_not_count_as_heard() -> None:
-    ledger = PlayoutTracker(PAD)
-    assert ledger.receive("r", ("i", 0), bytes(170)) == bytes(160)
-    assert ledger.finish(("i", 0)) == bytes(10) + PAD * 150
-    assert _heard(ledger.flush(0)) == [("i", 0, 21, 21, True)]
+    tracker = PlayoutTracker(PAD)
+    assert tracker.receive("r", ("i", 0), bytes(170)) == bytes(160)
+    assert tracker.finish(("i", 0)) == bytes(10) + PAD * 150
+    assert _heard(tracker.flush(0)) == [("i", 0, 21, 21, True)]
 
 
 def test_a_part_that_is_interrupted_by_another_counts_as_one() -> None:
-    ledger = PlayoutTracker(PAD)
-    ledger.receive("r", ("i", 0), bytes(240))
-    ledger.receive("s", ("j", 0), bytes(160))
-    ledger.receive("r", ("i", 0), bytes(800))
+    tracker = PlayoutTracker(PAD)
+    tracker.receive("r", ("i", 0), bytes(240))
+    tracker.receive("s", ("j", 0), bytes(160))
+    tracker.receive("r", ("i", 0), bytes(800))
     # 30 ms of i in two frames, 20 ms of j, and 60 of 100 ms of i in five frames.
-    assert _heard(ledger.flush(2)) == [("i", 0, 90, 130, False), ("j", 0, 20, 20, False)]
+    assert _heard(tracker.flush(2)) == [("i", 0, 90, 130, False), ("j", 0, 20, 20, False)]
 
 
 def test_what_was_heard_before_a_drain_still_counts() -> None:
-    ledger = PlayoutTracker(PAD)
-    ledger.receive("r", ("i", 0), bytes(320))
-    assert ledger.drained() == []
-    assert ledger
-    ledger.receive("r", ("i", 0), bytes(320))
-    assert _heard(ledger.flush(1)) == [("i", 0, 60, 80, False)]
+    tracker = PlayoutTracker(PAD)
+    tracker.receive("r", ("i", 0), bytes(320))
+    assert tracker.drained() == []
+    assert tracker
+    tracker.receive("r", ("i", 0), bytes(320))
+    assert _heard(tracker.flush(1)) == [("i", 0, 60, 80, False)]
 
 
 def test_heard_to_the_end_is_nothing_to_tell() -> None:
-    ledger = PlayoutTracker(PAD)
-    ledger.receive("r", ("i", 0), bytes(320))
-    ledger.finish(("i", 0))
-    assert ledger.first_item == "i"
-    assert ledger.drained() == []
-    assert not ledger
-    assert ledger.first_item == ""
-    assert ledger.flush(0) == []
+    tracker = PlayoutTracker(PAD)
+    tracker.receive("r", ("i", 0), bytes(320))
+    tracker.finish(("i", 0))
+    assert tracker.first_item == "i"
+    assert tracker.drained() == []
+    assert not tracker
+    assert tracker.first_item == ""
+    assert tracker.flush(0) == []
 
 
 def test_a_done_that_comes_after_the_last_frame_was_heard_settles_the_part() -> None:
-    ledger = PlayoutTracker(PAD)
-    ledger.receive("r", ("i", 0), bytes(320))
-    ledger.drained()
-    assert ledger.finish_response("r") == b""
-    assert not ledger
+    tracker = PlayoutTracker(PAD)
+    tracker.receive("r", ("i", 0), bytes(320))
+    tracker.drained()
+    assert tracker.finish_response("r") == b""
+    assert not tracker
 
 
 def test_an_answer_too_long_for_the_queue_is_told_when_the_rest_was_heard() -> None:
-    ledger = PlayoutTracker(PAD)
-    ledger.receive("r", ("i", 0), bytes(320))
-    ledger.receive("r", ("i", 0), bytes(500))
-    ledger.refused(3)
-    assert ledger.receive("r", ("i", 0), bytes(160)) == b""
-    assert _heard(ledger.drained()) == [("i", 0, 40, 102, False)]
-    assert ledger.drained() == []
-    assert not ledger
+    tracker = PlayoutTracker(PAD)
+    tracker.receive("r", ("i", 0), bytes(320))
+    tracker.receive("r", ("i", 0), bytes(500))
+    tracker.refused(3)
+    assert tracker.receive("r", ("i", 0), bytes(160)) == b""
+    assert _heard(tracker.drained()) == [("i", 0, 40, 102, False)]
+    assert tracker.drained() == []
+    assert not tracker
 
 
 def test_second_part_of_an_item_whose_first_was_heard() -> None:
-    ledger = PlayoutTracker(PAD)
-    ledger.receive("r", ("i", 0), bytes(160))
-    ledger.finish(("i", 0))
-    ledger.drained()
-    ledger.receive("r", ("i", 1), bytes(160))
-    ledger.receive("r", ("j", 0), bytes(160))
-    one, two = ledger.flush(2)
+    tracker = PlayoutTracker(PAD)
+    tracker.receive("r", ("i", 0), bytes(160))
+    tracker.finish(("i", 0))
+    tracker.drained()
+    tracker.receive("r", ("i", 1), bytes(160))
+    tracker.receive("r", ("j", 0), bytes(160))
+    one, two = tracker.flush(2)
     assert (one.item_id, one.played_ms, one.item_heard) == ("i", 0, True)
     assert (two.item_id, two.played_ms, two.item_heard) == ("j", 0, False)
 
 
 def test_parts_of_a_long_call_are_bounded() -> None:
-    ledger = PlayoutTracker(PAD)
+    tracker = PlayoutTracker(PAD)
     for number in range(3 * MAX_PARTS):
         key = (f"i{number}", 0)
-        ledger.receive("r", key, bytes(200))
-        ledger.finish(key)
+        tracker.receive("r", key, bytes(200))
+        tracker.finish(key)
         if number % 2:
-            ledger.drained()
-    assert ledger.knows(f"i{3 * MAX_PARTS - 1}")
-    assert not ledger.knows("i0")
+            tracker.drained()
+    assert tracker.knows(f"i{3 * MAX_PARTS - 1}")
+    assert not tracker.knows("i0")
     # The oldest go first, but none that is still to be heard.
-    ledger.receive("r", ("early", 0), bytes(320))
+    tracker.receive("r", ("early", 0), bytes(320))
     for number in range(2 * MAX_PARTS):
-        ledger.receive("r", (f"k{number}", 0), b"")
-        ledger.receive("r", (f"k{number}", 0), bytes(160))
-        ledger.finish((f"k{number}", 0))
+        tracker.receive("r", (f"k{number}", 0), b"")
+        tracker.receive("r", (f"k{number}", 0), bytes(160))
+        tracker.finish((f"k{number}", 0))
         if number == 10:
-            ledger.drained()
-    assert ("early", 0, 40, 40, False) in _heard(ledger.flush(0))
+            tracker.drained()
+    assert ("early", 0, 40, 40, False) in _heard(tracker.flush(0))
 
 
 @pytest.fixture
@@ -298,9 +298,9 @@ def _nervous_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("_nervous_threads")
 @pytest.mark.parametrize("codec", Codec)
 def test_truncation_is_what_a_real_clock_thread_has_taken(codec: Codec) -> None:
-    """Ledger and playout queue together, a second thread pulling while this one puts and cuts."""
+    """Tracker and playout queue together, a second thread pulling while this one puts and cuts."""
     chance = random.Random(11)
-    ledger, playout = PlayoutTracker(codec.silence), CallAudio(codec, 10_000).playout
+    tracker, playout = PlayoutTracker(codec.silence), CallAudio(codec, 10_000).playout
     taken: list[bytes] = []
     beats, ticked = threading.Semaphore(0), threading.Semaphore(0)
     over = threading.Event()
@@ -329,17 +329,17 @@ def test_truncation_is_what_a_real_clock_thread_has_taken(codec: Codec) -> None:
             at = 0
             while at < len(audio):
                 step = chance.randint(1, 1200)
-                assert playout.put(ledger.receive("r", key, audio[at : at + step])) == 0
+                assert playout.put(tracker.receive("r", key, audio[at : at + step])) == 0
                 at += step
             if number % 3:
-                assert playout.put(ledger.finish(key)) == 0
+                assert playout.put(tracker.finish(key)) == 0
             beats.release(ticks - ticks // 2)
             for _ in range(chance.randrange(ticks)):
                 assert ticked.acquire(timeout=10)
                 ticks -= 1
             # The clock has some beats left, and goes on while this thread flushes.
             unplayed = playout.flush()
-            (heard,) = ledger.flush(unplayed)
+            (heard,) = tracker.flush(unplayed)
             for _ in range(ticks):
                 assert ticked.acquire(timeout=10)
             whole = -(-len(audio) // FRAME_BYTES) if number % 3 else len(audio) // FRAME_BYTES
