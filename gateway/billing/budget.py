@@ -52,7 +52,7 @@ class Budgets:
     number: Decimal | None = None
     route: Decimal | None = None
     day: Decimal | None = None
-    warn_at: Decimal = Decimal("0.8")
+    warning_threshold: Decimal = Decimal("0.8")
     """The part of a limit at which a call is warned; 1 never warns."""
 
     def limit(self, scope: Scope) -> Decimal | None:
@@ -77,7 +77,9 @@ class Watch:
                 limit = self._budgets.limit(scope)
                 if limit is None:
                     continue
-                if amount >= (limit if level is Level.LIMIT else limit * self._budgets.warn_at):
+                if amount >= (
+                    limit if level is Level.LIMIT else limit * self._budgets.warning_threshold
+                ):
                     self._told.add(level)
                     return Reached(level, scope, amount, limit)
         return None
@@ -100,7 +102,7 @@ def budgets_of(config: Config, route: Route) -> Budgets:
         number=_limit(_either(own.per_caller, base.per_caller)),
         route=_limit(own.per_day or 0.0),
         day=_limit(base.per_day),
-        warn_at=Decimal(str(_either(own.warning_threshold, base.warning_threshold))),
+        warning_threshold=Decimal(str(_either(own.warning_threshold, base.warning_threshold))),
     )
 
 

@@ -13,7 +13,7 @@ from pydantic import (
 
 from gateway.config.limits import AccessSettings, ControlSettings, CostSettings, OutboundSettings
 from gateway.config.problems import MisplacedError
-from gateway.config.realtime import EndpointSettings, RealtimeSettings
+from gateway.config.realtime import RealtimeServerSettings, RealtimeSettings
 from gateway.config.sip import ListenAddress, SipSettings
 from gateway.config.tools import CallbackSettings, ToolSettings
 from gateway.config.trunks import (
@@ -110,7 +110,7 @@ class Config(Section):
     control: ControlSettings = Field(default_factory=ControlSettings)
     outbound: OutboundSettings = Field(default_factory=OutboundSettings)
     trunk: tuple[TrunkSettings, ...] = ()
-    realtime_server: tuple[EndpointSettings, ...] = ()
+    realtime_server: tuple[RealtimeServerSettings, ...] = ()
     tools: ToolSettings = Field(default_factory=ToolSettings)
     callbacks: CallbackSettings = Field(default_factory=CallbackSettings)
 

@@ -137,7 +137,7 @@ def _endpoint_name(value: str) -> str:
     return value
 
 
-class EndpointSettings(Section):
+class RealtimeServerSettings(Section):
     """One ``[[realtime_server]]``: a server for fallback steps; keys as above."""
 
     name: Annotated[str, AfterValidator(_endpoint_name)]

@@ -16,7 +16,7 @@ from gateway.bridge.sessions import SessionPlan
 from gateway.call.plan import CallPlan, DtmfPlan, OutboundPlan, SendDtmfPlan
 from gateway.call.record import CallRecord
 from gateway.config import Config, MediaSettings, TrunkSettings
-from gateway.config.realtime import EndpointSettings, RealtimeSettings
+from gateway.config.realtime import RealtimeServerSettings, RealtimeSettings
 from gateway.config.trunks import InboundAuthSettings
 from gateway.dialplan import (
     Dialplan,
@@ -329,7 +329,9 @@ def servers_of(config: Config, dialplan: Dialplan) -> list[Endpoint]:
 
 
 def _endpoint(
-    server: RealtimeSettings | EndpointSettings, line: RealtimeSettings, values: Mapping[str, str]
+    server: RealtimeSettings | RealtimeServerSettings,
+    line: RealtimeSettings,
+    values: Mapping[str, str],
 ) -> Endpoint:
     headers = {name: value.get_secret_value() for name, value in server.headers.items()}
     caller = values.get("from", "")

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from gateway.config import Config, ListenAddress
-from gateway.config.realtime import EndpointSettings, RealtimeSettings, on_loopback
+from gateway.config.realtime import RealtimeServerSettings, RealtimeSettings, on_loopback
 from gateway.control.client import NoAnswerError, RefusedError, ask
 from gateway.devtools.doctor.finding import Finding, bad, ok, warn
 from gateway.dialplan import Dialplan, call_settings
@@ -36,7 +36,7 @@ SESSION_SECONDS = 8.0
 CERTIFICATE_DAYS = 14
 
 
-_Server = RealtimeSettings | EndpointSettings
+_Server = RealtimeSettings | RealtimeServerSettings
 
 
 def look(config: Config, dialplan: Dialplan) -> Iterator[Finding]:
