@@ -9,10 +9,16 @@ from typing import Any, cast
 
 import pytest
 
+from gateway.audio.g711 import Codec
 from gateway.bridge import sessions as sessions_module
+from gateway.bridge.call_controller import CallController
 from gateway.bridge.entries import CallHost
+from gateway.bridge.media_clock import MediaClock
+from gateway.bridge.sessions import SessionPlan
 from gateway.call import inputs
+from gateway.call.plan import CallPlan
 from gateway.call.record import CallRecord
+from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, Verdict
 from gateway.realtime.events import ServerEvent
 from gateway.realtime.session import SessionClosed
@@ -55,7 +61,7 @@ class FakeSession:
 
     def __init__(self, server: FakeServer, number: int, opened: Mapping[str, Any]) -> None:
         self.id = f"sess_{number}"
-        self.seconds_left: float | None = None
+        self.seconds_left = server.seconds_left
         self.refused: list[Any] = []
         self.counters = SimpleNamespace(audio_dropped=0)
         self.audio = b""
@@ -102,6 +108,7 @@ class FakeServer:
         self.asked: list[str] = []
         self.failure: SetupFailed | None = None
         self.early: list[ServerEvent] = []
+        self.seconds_left: float | None = None
         self.open = asyncio.Event()
         self.open.set()
         monkeypatch.setattr(sessions_module, "open_with_retry", self._open_with_retry)
@@ -147,6 +154,44 @@ class Fed:
         """What was fed since the last time."""
         taken, self.inputs[:] = list(self.inputs), []
         return taken
+
+
+class FakeCall:
+    """A call that came in, with its real machine between a leg and a server that are stand-ins."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *others: Endpoint, **plan: Any) -> None:
+        self.server = FakeServer(monkeypatch)
+        self.leg = FakeLeg()
+        self.record = CallRecord("call-1", "sip-1", route="r")
+        self.finished: list[CallController] = []
+        self.clock = MediaClock()
+        self.controller = CallController(
+            self.leg.leg,
+            CallPlan("r", Codec.PCMU, **plan),
+            SessionPlan(Endpoint("ws://first/v1/realtime"), {}, 1.0, 100, others=others),
+            self.record,
+            self.clock,
+            self.finished.append,
+        )
+
+    async def up(self) -> None:
+        """Through ringing and session to the conversation."""
+        self.controller.start()
+        await settle()
+        self.leg.handler.on_media(Codec.PCMU)
+        self.leg.handler.on_confirmed()
+        await settle()
+
+    @property
+    def ending(self) -> tuple[str, str]:
+        """By whom, and why."""
+        assert self.record.ending is not None
+        return self.record.ending.by.value, self.record.ending.why.value
+
+    @property
+    def session(self) -> Any:
+        """The first session."""
+        return self.server.sessions[0]
 
 
 async def settle(turns: int = 6) -> None:

@@ -3,66 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.audio.g711 import Codec
 from gateway.bridge import call_controller as controller_module
-from gateway.bridge.call_controller import CallController
-from gateway.bridge.media_clock import MediaClock
-from gateway.bridge.sessions import SessionPlan
-from gateway.call.plan import CallPlan
-from gateway.call.record import CallRecord
-from gateway.realtime.endpoint import Endpoint
 from gateway.sip.types import LegEnd
-from tests.support.call_fakes import FakeLeg, FakeServer, settle
+from tests.support.call_fakes import FakeCall, settle
 
 BYE = LegEnd(200, "OK", "BYE", "Q.850;cause=16", False)
 OUR_BYE = LegEnd(200, "OK", "", "", True)
 
 
-class Call:
-    """A call that came in."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.server = FakeServer(monkeypatch)
-        self.leg = FakeLeg()
-        self.record = CallRecord("call-1", "sip-1", route="r")
-        self.finished: list[CallController] = []
-        self.clock = MediaClock()
-        self.controller = CallController(
-            self.leg.leg,
-            CallPlan("r", Codec.PCMU),
-            SessionPlan(Endpoint("ws://127.0.0.1/v1/realtime"), {}, 1.0, 100),
-            self.record,
-            self.clock,
-            self.finished.append,
-        )
-
-    async def up(self) -> None:
-        """Through ringing and session to the conversation."""
-        self.controller.start()
-        await settle()
-        self.leg.handler.on_media(Codec.PCMU)
-        self.leg.handler.on_confirmed()
-        await settle()
-
-    @property
-    def ending(self) -> tuple[str, str]:
-        """By whom, and why."""
-        assert self.record.ending is not None
-        return self.record.ending.by.value, self.record.ending.why.value
-
-    @property
-    def session(self) -> Any:
-        """The first session."""
-        return self.server.sessions[0]
-
-
 async def test_a_call_from_invite_to_bye(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = Call(monkeypatch)
+    call = FakeCall(monkeypatch)
     with capture_logs() as logs:
         await call.up()
         assert call.leg.verbs[:2] == ["ring", "answer"]
@@ -78,7 +32,7 @@ async def test_a_call_from_invite_to_bye(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_a_server_that_gives_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = Call(monkeypatch)
+    call = FakeCall(monkeypatch)
     call.server.fails("wrong key")
     call.controller.start()
     await settle()
@@ -89,7 +43,7 @@ async def test_a_server_that_gives_no_session(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_a_call_that_is_shut_down_says_bye(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = Call(monkeypatch)
+    call = FakeCall(monkeypatch)
     await call.up()
     call.controller.shut_down()
     assert call.leg.verbs[-1] == "hang_up"
@@ -100,7 +54,7 @@ async def test_a_call_that_is_shut_down_says_bye(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_defect_ends_the_call_by_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = Call(monkeypatch)
+    call = FakeCall(monkeypatch)
     await call.up()
     with capture_logs() as logs:
         call.leg.handler.on_quality(None)
@@ -114,7 +68,7 @@ async def test_a_defect_ends_the_call_by_its_machine(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_defect_in_the_start_ends_the_call_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = Call(monkeypatch)
+    call = FakeCall(monkeypatch)
 
     def broken() -> None:
         raise ZeroDivisionError
@@ -128,7 +82,7 @@ async def test_a_call_whose_leg_never_ends_after_a_defect_is_over_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(controller_module, "TEARDOWN_SECONDS", 0.01)
-    call = Call(monkeypatch)
+    call = FakeCall(monkeypatch)
     await call.up()
     call.controller.on_fault(ZeroDivisionError())
     await asyncio.sleep(0.05)
@@ -137,7 +91,7 @@ async def test_a_call_whose_leg_never_ends_after_a_defect_is_over_all_the_same(
 
 
 async def test_a_call_that_is_given_up_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = Call(monkeypatch)
+    call = FakeCall(monkeypatch)
     await call.up()
     call.controller.give_up("no beat for 5 s")
     assert call.finished == [call.controller]
@@ -153,7 +107,7 @@ async def test_a_call_that_is_given_up_waits_for_nobody(monkeypatch: pytest.Monk
 async def test_the_place_is_freed_whatever_fails_in_completing_the_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    call = Call(monkeypatch)
+    call = FakeCall(monkeypatch)
     await call.up()
     monkeypatch.setattr(call.controller._legs, "finish", None)
     call.leg.handler.on_ended(BYE)

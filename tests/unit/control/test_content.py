@@ -1,0 +1,83 @@
+"""Commands that work on a conversation: which call they mean, and what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from gateway.bridge.call_controller import OutOfBandWaiters
+from gateway.call.outputs import OutOfBandDone
+from gateway.call.record import CallRecord
+from gateway.call.tools.commands import RequestOutOfBand, Say
+from gateway.control.content import ContentCommands, call_named
+from gateway.control.server import RefusedError
+
+
+class Call:
+    """A call that is up."""
+
+    def __init__(self, call_id: str, sip_call_id: str = "") -> None:
+        self.record = CallRecord(call_id, sip_call_id)
+        self.out_of_band = OutOfBandWaiters()
+        self.conversing = True
+        self.acts: list[Any] = []
+
+    def act(self, act: Any) -> None:
+        """Do it."""
+        self.acts.append(act)
+
+
+def commands_of(*calls: Call) -> Mapping[str, Any]:
+    return ContentCommands(lambda: calls).commands
+
+
+def test_which_call_is_meant() -> None:
+    calls = [Call("abc1", "x@pbx"), Call("abd2", "y@pbx"), Call("abc", "z@pbx")]
+    assert call_named({"call": "abd"}, calls) is calls[1]
+    assert call_named({"call": "abc"}, calls) is calls[2]
+    assert call_named({"call": "x@pbx"}, calls) is calls[0]
+    with pytest.raises(RefusedError, match="'ab' is 3 calls: abc, abc1, abd2"):
+        call_named({"call": "ab"}, calls)
+    with pytest.raises(RefusedError, match="there is no call 'q'"):
+        call_named({"call": "q"}, calls)
+
+
+def test_something_is_said_where_somebody_talks() -> None:
+    call = Call("c1")
+    say = commands_of(call)["say"]
+    assert say({"call": "c1", "text": "One moment."}) == {"call": "c1"}
+    assert call.acts == [Say("One moment.")]
+    call.conversing = False
+    with pytest.raises(RefusedError, match="nobody talks"):
+        say({"call": "c1", "text": "Still there?"})
+
+
+def test_a_transcript_is_masked_as_the_record_is_unless_asked_otherwise() -> None:
+    call = Call("c1")
+    call.record.private.add("4242")
+    entries = [{"at_ms": 1.0, "who": "agent", "text": "Your PIN is four two 42."}]
+    call.record.transcript = cast(Any, SimpleNamespace(as_json=lambda: entries))
+    transcript = commands_of(call)["transcript"]
+    assert transcript({"call": "c1"})["transcript"][0]["text"] == "Your PIN is ****."
+    assert transcript({"call": "c1", "unmasked": True})["transcript"] == entries
+    assert transcript({"call": "c1", "after": 1})["transcript"] == []
+
+
+async def test_an_out_of_band_question_is_answered() -> None:
+    call = Call("c1")
+    answer: Awaitable[Mapping[str, Any]] = commands_of(call)["ask"]({"call": "c1", "text": "Mood?"})
+    (request,) = call.acts
+    assert isinstance(request, RequestOutOfBand)
+    call.out_of_band.done(OutOfBandDone(request.key, "completed", "calm"))
+    assert (await answer)["text"] == "calm"
+
+
+async def test_a_question_whose_call_ends_is_refused() -> None:
+    call = Call("c1")
+    answer: Awaitable[Mapping[str, Any]] = commands_of(call)["ask"]({"call": "c1", "text": "Mood?"})
+    call.out_of_band.close()
+    with pytest.raises(RefusedError, match="ended as over"):
+        await answer
