@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
@@ -84,3 +85,9 @@ def searched(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 def matched(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     """Return ``pattern.fullmatch(text)``; None for a text that is too long."""
     return pattern.fullmatch(text) if len(text) <= MAX_SUBJECT else None
+
+
+def money(amount: Decimal) -> str:
+    """Return an amount with at least two and at most seven digits behind the point."""
+    whole, _, part = f"{amount:.7f}".partition(".")
+    return f"{whole}.{part.rstrip('0').ljust(2, '0')}"

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from gateway.call.plan import BudgetPlan
 from gateway.config import Config
 from gateway.dialplan import Route
+from gateway.text import money
 
 
 class Scope(StrEnum):
@@ -83,12 +84,6 @@ class Watch:
                     self._told.add(level)
                     return Reached(level, scope, amount, limit)
         return None
-
-
-def money(amount: Decimal) -> str:
-    """With at least two digits behind the point, and no more than seven."""
-    whole, _, part = f"{amount:.7f}".partition(".")
-    return f"{whole}.{part.rstrip('0').ljust(2, '0')}"
 
 
 _T = TypeVar("_T")

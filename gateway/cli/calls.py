@@ -10,8 +10,7 @@ from pathlib import Path
 import click
 
 from gateway.cli.options import CONFIG, examples
-from gateway.cli.status import SOCKET, asked
-from gateway.cli.status_text import call_lines
+from gateway.cli.status import SOCKET, asked, call_lines
 from gateway.text import printable
 
 POLL_SECONDS = 0.2

@@ -12,15 +12,26 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.cli.options import examples
-from gateway.devtools.event_viewer.lines import EventLogError, Line, read_lines
-from gateway.devtools.event_viewer.story import AGENT, CALLER, ERROR, GATEWAY, SERVER, Entry, tell
+from gateway.devtools import event_text
+from gateway.devtools.event_viewer import (
+    AGENT,
+    CALLER,
+    ERROR,
+    GATEWAY,
+    SERVER,
+    Entry,
+    EventLogError,
+    Line,
+    read_lines,
+    tell,
+)
 
 _STYLES = {
-    CALLER: "bright_blue",
-    AGENT: "cyan",
+    CALLER: event_text.CALLER,
+    AGENT: event_text.AGENT,
     GATEWAY: "green",
     SERVER: "white",
-    ERROR: "bold red",
+    ERROR: event_text.RED,
 }
 
 
@@ -61,15 +72,12 @@ def table(entries: Iterable[Entry]) -> Table:
         style = _STYLES["error"] if entry.trouble else _STYLES[entry.who]
         detail = f"  [dim]{escape(entry.detail)}[/]" if entry.detail else ""
         text = escape(entry.text)
-        grid.add_row(_clock(entry.t_ms), f"[{style}]{entry.who}[/]", f"[{style}]{text}[/]{detail}")
+        grid.add_row(
+            event_text.clock(entry.t_ms), f"[{style}]{entry.who}[/]", f"[{style}]{text}[/]{detail}"
+        )
     return grid
 
 
 def _is_trouble(line: Line) -> bool:
     # Alone, the begin of a response has no end.
     return line.type != "response.created" and any(entry.trouble for entry in tell([line]))
-
-
-def _clock(t_ms: float) -> str:
-    minutes, rest = divmod(t_ms / 1000, 60)
-    return f"{int(minutes)}:{rest:06.3f}"

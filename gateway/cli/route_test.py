@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.cli.options import CONFIG, examples
-from gateway.devtools.route_test.given import (
+from gateway.devtools.route_test import (
     GivenError,
     invite_from_message,
     invite_from_options,
@@ -21,7 +21,7 @@ from gateway.devtools.route_test.given import (
 )
 
 if TYPE_CHECKING:
-    from gateway.devtools.route_test.answer import Answer
+    from gateway.devtools.route_test import Answer
 
 
 @click.command(
@@ -69,10 +69,10 @@ def command(
     if data is not None and fetch:
         raise click.UsageError("either --data or --fetch")
     try:
-        from gateway.devtools.route_test.data import asked, given_data
+        from gateway.devtools.route_test import asked, given_data
 
         bring = given_data(data) if data is not None else asked if fetch else None
-        from gateway.devtools.route_test.answer import answer
+        from gateway.devtools.route_test import answer
 
         settings, dialplan = load_all(config)
         if invite is not None:

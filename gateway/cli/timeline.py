@@ -9,9 +9,8 @@ import click
 from rich.console import Console
 
 from gateway.cli.options import examples
-from gateway.devtools.timeline.record import Record, RecordError, read_record
 from gateway.devtools.timeline.sound import Sound, SoundFileError, read_sound
-from gateway.devtools.timeline.story import tell
+from gateway.devtools.timeline.story import Record, RecordError, read_record, tell
 from gateway.devtools.timeline.text import render
 
 

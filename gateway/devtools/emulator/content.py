@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from gateway.devtools.emulator import dialogue
 from gateway.devtools.emulator.audio import PCM_RATE, AudioFormat, pattern, tones
 from gateway.devtools.emulator.dialogue import Turn
+from gateway.devtools.emulator.espeak import synthesise
 from gateway.devtools.emulator.response import Content, Settings
 from gateway.devtools.emulator.script import Answer
-from gateway.devtools.emulator.speech import synthesise
 
 MAX_ECHO_S = 30
 _CACHE_BYTES = 32 * 1024 * 1024

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.devtools.emulator.speech import words_of_keys
+from gateway.devtools.emulator.espeak import words_of_keys
 
 GREETING = (
     "Hello. You are talking to the emulator, not to a real model. "

@@ -22,16 +22,23 @@ from gateway.devtools.emulator.conversation import (
     output_tokens,
 )
 from gateway.devtools.emulator.limits import RateLimits
-from gateway.devtools.emulator.mcp import failure, mcp_call_item, needs_approval, request_item
+from gateway.devtools.emulator.mcp_servers import (
+    failure,
+    mcp_call_item,
+    needs_approval,
+    request_item,
+)
 from gateway.devtools.emulator.objects import (
     Json,
     call_item,
+    chunks,
     message_item,
     new_id,
+    part,
+    pieces,
     response_object,
     usage_object,
 )
-from gateway.devtools.emulator.pieces import chunks, part, pieces
 from gateway.devtools.emulator.script import Answer, McpCall, Script
 from gateway.devtools.emulator.settings import ResponseParameters
 

@@ -34,8 +34,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.devtools.emulator.faults import Ending, Refusal, Seconds
-from gateway.devtools.emulator.limits import Limits
+from gateway.devtools.emulator.limits import Ending, Limits, Refusal, Seconds
 
 
 class ScriptError(ValueError):

@@ -31,7 +31,7 @@ from gateway.devtools.emulator.audio import PCM
 from gateway.devtools.emulator.beta import HEADER, HEADER_VALUE
 from gateway.devtools.emulator.connection import Connection
 from gateway.devtools.emulator.content import ContentMaker
-from gateway.devtools.emulator.faults import Refusal
+from gateway.devtools.emulator.limits import Refusal
 from gateway.devtools.emulator.objects import new_id
 from gateway.devtools.emulator.record import FolderLog, SessionRecord
 from gateway.devtools.emulator.script import (

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, Codec
-from gateway.devtools.scripted_caller.hearing import Hearing
 from gateway.devtools.scripted_caller.report import CallReport, EndReport, Outcome, Span, StepReport
 from gateway.devtools.scripted_caller.script import (
     AnyStep,
@@ -25,8 +24,7 @@ from gateway.devtools.scripted_caller.script import (
     WaitSilence,
     WaitSpeech,
 )
-from gateway.devtools.scripted_caller.sound import Clip
-from gateway.devtools.scripted_caller.tape import Tape
+from gateway.devtools.scripted_caller.sound import Clip, Hearing, Tape
 from gateway.sip.leg import Leg
 from gateway.sip.types import LegEnd, RtpQuality
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,6 +17,37 @@ from gateway.devtools.scripted_caller.sound import Clip
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg
 from gateway.sip.types import JitterBuffer, Listen, Refused, SipSettings
+
+ANSWER_SECONDS = 0.15
+"""How long the other machine has to say that nothing listens (ICMP port unreachable)."""
+
+_UDP_TARGET = re.compile(r"sip:(?:[^@]*@)?(\[[^\]]+\]|[^:;?>]+)(?::(\d+))?", re.IGNORECASE)
+
+
+def nobody_listens(uri: str) -> str:
+    """``host:port`` when that machine says that nothing listens there over UDP; else empty.
+
+    What goes out is a keep-alive (RFC 5626 section 3.5.1), which no SIP element takes for a call.
+    """
+    target = _UDP_TARGET.match(uri)
+    if target is None or re.search(r";transport=(?!udp)", uri, re.IGNORECASE):
+        return ""
+    host, port = target[1].strip("[]"), int(target[2] or 5060)
+    try:
+        family, kind, number, _name, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_DGRAM
+        )[0]
+        with socket.socket(family, kind, number) as probe:
+            probe.settimeout(ANSWER_SECONDS)
+            probe.connect(address)
+            probe.send(b"\r\n\r\n")
+            probe.recv(1)
+    except ConnectionRefusedError:
+        return f"{target[1]}:{port}"
+    except OSError:
+        return ""
+    return ""
+
 
 RTP_PORTS = (30000, 39998)
 """Beside the gateway's default range, so that both run on one machine."""

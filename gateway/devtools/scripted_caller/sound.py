@@ -6,12 +6,156 @@ passed on byte for byte. Inside a call everything is 8 kHz mono.
 
 from __future__ import annotations
 
+import audioop
+import math
+import time
 import wave
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.audio.g711 import FRAME_BYTES, SAMPLE_RATE, Codec
+from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, SAMPLE_RATE, Codec
+from gateway.devtools.scripted_caller.report import Span
+from gateway.devtools.scripted_caller.script import SPEECH_DBFS
+from gateway.sip.media.ports import CallAudio
+
+PAUSE_MS = 300
+"""A pause shorter than this is inside a sentence, for the report's spans."""
+
+
+class Speech:
+    """Sound heard since this was made: a loud frame counts for it, a quiet one against it.
+
+    So clicks do not add up to speech over a minute, and the stops of a word do not undo it.
+    """
+
+    def __init__(self, threshold_dbfs: float) -> None:
+        self.threshold_dbfs = threshold_dbfs
+        self.ms = 0
+
+    def add(self, level_dbfs: float) -> None:
+        """One more frame."""
+        loud = level_dbfs >= self.threshold_dbfs
+        self.ms = self.ms + FRAME_MS if loud else max(self.ms - FRAME_MS // 2, 0)
+
+
+class Hearing:
+    """Levels of a call so far, and what follows from them."""
+
+    def __init__(self) -> None:
+        self._levels: list[float] = []
+        self._speech: Speech | None = None
+
+    def add(self, levels: list[float]) -> None:
+        """Frames that were heard, in order."""
+        self._levels += levels
+        if self._speech is not None:
+            for level in levels:
+                self._speech.add(level)
+
+    def speech(self, threshold_dbfs: float) -> Speech:
+        """Count speech from now on, in place of the count begun before."""
+        self._speech = Speech(threshold_dbfs)
+        return self._speech
+
+    def quiet_for(self, ms: int, threshold_dbfs: float) -> bool:
+        """Whether the last ``ms`` were all quieter than the threshold."""
+        frames = -(-ms // FRAME_MS)
+        last = self._levels[-frames:]
+        return len(last) == frames and max(last) < threshold_dbfs
+
+    def spans(self, threshold_dbfs: float = SPEECH_DBFS) -> list[Span]:
+        """Stretches of sound, ms of the recording; pauses below ``PAUSE_MS`` belong to them."""
+        found: list[list[int]] = []
+        for index, level in enumerate(self._levels):
+            if level < threshold_dbfs:
+                continue
+            at = index * FRAME_MS
+            if found and at - found[-1][1] < PAUSE_MS:
+                found[-1][1] = at + FRAME_MS
+            else:
+                found.append([at, at + FRAME_MS])
+        return [Span(from_ms=first, to_ms=last) for first, last in found]
+
+
+MAX_WAITING = 1500
+"""Ticks between the media clock and the event loop, 30 s: a recording has no holes but after a
+loop that hung for so long, and then the count of lost ticks says so."""
+
+MAX_TICKS = 3600 * 1000 // FRAME_MS
+"""An hour of recording (58 MB); what comes after it is listened to, but not kept."""
+
+MAX_PLAYOUT_FRAMES = 2 * 600 * 1000 // FRAME_MS
+"""Two sounds of the greatest length; speech waits here for its turn."""
+
+_QUIETEST_DBFS = -96.0
+
+
+class Tape:
+    """The two tracks of one call, put together on the event loop of what the clock recorded."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.audio = CallAudio(codec, MAX_PLAYOUT_FRAMES)
+        self.audio.queues.record(MAX_WAITING)
+        self.playout = self.audio.playout
+        self.first_at: float | None = None
+        """When the first tick was seen (``time.monotonic()``)."""
+        self.ticks = 0
+        """Ticks that the event loop has seen."""
+        self.said_track = bytearray()
+        self.heard_track = bytearray()
+        self._lost_waiting = 0
+        self._lost_late = 0
+        self._spoken_at = array("I")
+
+    @property
+    def lost(self) -> int:
+        """Ticks that are in no recording: the loop hung, or the call was too long."""
+        return self._lost_waiting + self._lost_late
+
+    def negotiated(self, codec: Codec) -> None:
+        """The law of the call; told before the first sound is queued."""
+        if not self.ticks:
+            self.codec = self.playout.codec = self.audio.codec = codec
+
+    def collect(self) -> list[float]:
+        """Write down the ticks that came; returns the level of each as heard, dBFS."""
+        said, heard, spoke, self._lost_waiting = self.audio.queues.takeTicks()
+        if spoke and self.first_at is None:
+            self.first_at = time.monotonic()
+        kept = min(len(spoke), max(0, MAX_TICKS - self.ticks))
+        self._lost_late += len(spoke) - kept
+        self.said_track += self.codec.from_linear(said[: kept * PCM_FRAME_BYTES])
+        self.heard_track += self.codec.from_linear(heard[: kept * PCM_FRAME_BYTES])
+        levels = []
+        for tick, speaking in enumerate(spoke):
+            levels.append(level_dbfs(heard[tick * PCM_FRAME_BYTES : (tick + 1) * PCM_FRAME_BYTES]))
+            if speaking:
+                self._spoken_at.append(self.ticks)
+            self.ticks += 1
+        return levels
+
+    def spoken_ms(self, first: int, count: int) -> tuple[int, int] | None:
+        """Where in the recording the ``count`` frames from the ``first`` one (0-based) lie, ms.
+
+        None while none of them has been said; a part of them when the call ended in between.
+        """
+        ticks = self._spoken_at[first : first + count]
+        return (ticks[0] * FRAME_MS, (ticks[-1] + 1) * FRAME_MS) if ticks else None
+
+    @property
+    def now_ms(self) -> int:
+        """Length of the recording so far, ms."""
+        return self.ticks * FRAME_MS
+
+
+def level_dbfs(pcm: bytes) -> float:
+    """Root mean square of 16-bit samples against full scale, dB; -96 is silence."""
+    rms = audioop.rms(pcm, 2)
+    return 20 * math.log10(rms / 32768) if rms else _QUIETEST_DBFS
+
 
 RAW = {".ulaw": Codec.PCMU, ".alaw": Codec.PCMA}
 """Ending of a raw file, and its law."""
@@ -69,7 +213,7 @@ def read_clip(file: Path) -> Clip:
 def spoken_clip(text: str, voice: str) -> Clip:
     """Synthesise ``text``; takes tens of ms. Raises SoundError when no synthesiser is there."""
     try:
-        from gateway.devtools.emulator.speech import SpeechError, synthesise
+        from gateway.devtools.emulator.espeak import SpeechError, synthesise
     except ImportError as error:
         raise SoundError(f"say: speech needs the emulator's packages: {error}") from None
     try:

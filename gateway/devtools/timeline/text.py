@@ -12,11 +12,18 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from gateway.devtools.timeline.record import Cost, Direction, Entry, Interruption, Quality
+from gateway.devtools.event_text import AGENT, CALLER, DTMF, QUIET, RED, clock, ms
 from gateway.devtools.timeline.sound import Reply, Sound, began_speaking, replies
-from gateway.devtools.timeline.story import AgentTurn, CallerTurn, Story
-
-CALLER, AGENT, CUT, KEYS, QUIET = "bright_blue", "cyan", "bold red", "yellow", "dim"
+from gateway.devtools.timeline.story import (
+    AgentTurn,
+    CallerTurn,
+    Cost,
+    Direction,
+    Entry,
+    Interruption,
+    Quality,
+    Story,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +38,6 @@ def render(story: Story, sound: Sound | None = None) -> RenderableType:
     """The timeline for a rich console; ``sound`` adds what was measured in the recording."""
     measured = replies(story, sound) if sound is not None else []
     return Group(_head(story), _table(story, measured, sound), Text(), _foot(story, measured))
-
-
-def ms(value: float) -> str:
-    """``6420.0`` as ``6,420 ms``."""
-    return f"{value:,.0f} ms"
-
-
-def clock(at_ms: float) -> str:
-    """Milliseconds since the INVITE as ``m:ss.mmm``."""
-    minutes, rest = divmod(max(at_ms, 0.0) / 1000, 60)
-    return f"{int(minutes)}:{rest:06.3f}"
 
 
 def _head(story: Story) -> RenderableType:
@@ -88,15 +84,15 @@ def _rows(story: Story, measured: list[Reply], sound: Sound | None) -> list[_Row
         if turn.cut is not None:
             rows.append(_Row(turn.cut.at_ms, *_cut(turn.cut, sound), order=4))
     rows += [_Row(turn.from_ms, caller=_speech(turn), order=3) for turn in story.caller]
-    rows += [_Row(at, caller=Text.assemble("key ", (f" {key} ", f"reverse {KEYS}")), order=3)
+    rows += [_Row(at, caller=Text.assemble("key ", (f" {key} ", f"reverse {DTMF}")), order=3)
              for at, key in story.keys]  # fmt: skip
     for run in record.digits:
         ended = f" ({run.ended_by})" if run.ended_by else ""
-        told = Text.assemble("digits ", (run.digits, f"bold {KEYS}"), " to the model", ended)
+        told = Text.assemble("digits ", (run.digits, f"bold {DTMF}"), " to the model", ended)
         rows.append(_Row(run.at_ms, agent=told, order=5))
     for interruption in record.interruptions:
         if not any(turn.cut is interruption for turn in story.agent):
-            rows.append(_Row(interruption.at_ms, agent=Text(_action(interruption), CUT), order=4))
+            rows.append(_Row(interruption.at_ms, agent=Text(_action(interruption), RED), order=4))
     rows += [_Row(note.t_ms, agent=_note(note), order=6) for note in story.notes]
     if record.ending is not None:
         rows.append(_Row(record.end_ms, *_ending(story), order=9))
@@ -125,7 +121,7 @@ def _answer(turn: AgentTurn, reply: Reply | None) -> Text:
         text.append("\n“", AGENT)
         text.append(heard, AGENT)
         if lost:
-            text.append("✂ ", CUT)
+            text.append("✂ ", RED)
             text.append(lost, "dim strike")
         text.append("”", AGENT)
     return text
@@ -133,12 +129,12 @@ def _answer(turn: AgentTurn, reply: Reply | None) -> Text:
 
 def _cut(cut: Interruption, sound: Sound | None) -> tuple[Text, Text]:
     words = {"digit": "✂ presses a key", "speech": "✂ interrupts"}
-    caller = Text(words.get(cut.trigger, ""), CUT)
+    caller = Text(words.get(cut.trigger, ""), RED)
     began = began_speaking(sound, cut.at_ms) if sound is not None else None
     if began is not None and cut.trigger == "speech":
         caller.append(f", {ms(cut.at_ms - began)} after the first sound", QUIET)
     agent = Text.assemble(
-        ("✂ cut: ", CUT),
+        ("✂ cut: ", RED),
         (f"heard {cut.played_ms:,} of {cut.received_ms:,} ms", "bold"),
         f", {ms(cut.flushed_ms)} dropped; {_action(cut)}",
     )
@@ -161,7 +157,7 @@ def _note(entry: Entry) -> Text:
             return Text.assemble("tool ", (name, "bold magenta"), f": {entry.text('outcome')}")
         case "tool_refused" | "tool_late":
             why = entry.text("reason") or "no result in time"
-            return Text.assemble("tool ", (name, "bold magenta"), (f": {why}", CUT))
+            return Text.assemble("tool ", (name, "bold magenta"), (f": {why}", RED))
         case "approval":
             return Text.assemble(f"{entry.text('by')} decides about ", (name, "bold magenta"))
         case "approved" | "not_approved":
@@ -174,7 +170,7 @@ def _note(entry: Entry) -> Text:
             return Text.assemble("tool ", (name, "bold magenta"), " takes long")
         case "data":
             failed = entry.text("failed")
-            what = (f"no data of the call: {failed}", CUT) if failed else "has the data of the call"
+            what = (f"no data of the call: {failed}", RED) if failed else "has the data of the call"
             return Text.assemble(what)
         case "idle_prompted":
             return Text("asks the silent caller", QUIET)
@@ -186,18 +182,18 @@ def _note(entry: Entry) -> Text:
                 f"goes on: {f'“{heard}”' if heard else 'a cough'} interrupts nothing", QUIET
             )
         case "machine_detected":
-            return Text(f"a machine ({entry.text('kind')}): {entry.text('why')}", CUT)
+            return Text(f"a machine ({entry.text('kind')}): {entry.text('why')}", RED)
         case "guardrail":
-            return Text(f"guard {entry.text('rule')} on the {entry.text('who')}'s words", CUT)
+            return Text(f"guard {entry.text('rule')} on the {entry.text('who')}'s words", RED)
         case "silence_detected":
-            return Text(f"nothing heard: {entry.text('rule').replace('_', ' ')}", CUT)
+            return Text(f"nothing heard: {entry.text('rule').replace('_', ' ')}", RED)
         case "response_without_audio":
-            return Text(f"a response without audio: {entry.text('content')}", CUT)
+            return Text(f"a response without audio: {entry.text('content')}", RED)
         case "session_lost":
             detail = entry.text("detail")
-            return Text(f"no session: {entry.text('why').replace('_', ' ')}, {detail}", CUT)
+            return Text(f"no session: {entry.text('why').replace('_', ' ')}, {detail}", RED)
         case "fallback_step":
-            return Text(f"on trouble: {entry.text('do')}", CUT)
+            return Text(f"fallback step: {entry.text('do')}", RED)
         case "session_replaced":
             return Text(f"has a session again, after {ms(entry.extra.get('after_ms', 0))}")
         case "interruption_suppressed":
@@ -211,9 +207,9 @@ def _note(entry: Entry) -> Text:
         case "command":
             return Text(f"asked from outside, or by a tool: {entry.text('act')}", QUIET)
         case "hangup_requested":
-            return Text("farewell: the call ends when it has been heard", QUIET)
+            return Text("hangs up once the goodbye has been heard", QUIET)
         case "error":
-            return Text(f"error {entry.text('code')}: {entry.text('message')}", CUT)
+            return Text(f"error {entry.text('code')}: {entry.text('message')}", RED)
         case _:
             facts = " ".join(f"{key}={value}" for key, value in entry.extra.items())
             return Text(f"{entry.event} {facts}".strip(), QUIET)

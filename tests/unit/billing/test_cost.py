@@ -21,7 +21,6 @@ from gateway.billing.budget import (
     Watch,
     budget_plan,
     budgets_of,
-    money,
 )
 from gateway.billing.ledger import DaySums, Ledger
 from gateway.billing.prices import OWN_FILE, PriceBook, load_prices
@@ -29,6 +28,7 @@ from gateway.billing.usage import Tokens, Usage, transcription_usage_of, usage_o
 from gateway.config import ConfigError
 from gateway.planning.check import check, load_all
 from gateway.realtime.events import InputTranscribed, ResponseDone
+from gateway.text import money
 
 CHECK = {
     "total_tokens": 253,

@@ -13,8 +13,7 @@ from click.testing import CliRunner
 
 from gateway.cli.conversation import line_of
 from gateway.cli.main import main
-from gateway.cli.status import command
-from gateway.cli.status_text import call_lines, duration, status_lines
+from gateway.cli.status import call_lines, command, duration, status_lines
 from gateway.control import server as server_module
 from gateway.control.server import ControlError, ControlServer
 

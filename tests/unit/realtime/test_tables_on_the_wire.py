@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gateway.devtools.emulator.faults import CLOSE_CODES as SENDABLE
+from gateway.devtools.emulator.limits import CLOSE_CODES as SENDABLE
 from gateway.devtools.emulator.server import Emulator
 from gateway.realtime.commands import CreateResponse
 from gateway.realtime.endpoint import Endpoint

@@ -14,8 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.cli.main import main
-from gateway.devtools.event_viewer.lines import read_lines
-from gateway.devtools.event_viewer.story import Entry, tell
+from gateway.devtools.event_viewer import Entry, read_lines, tell
 from gateway.records import events
 from gateway.records.events import EventLog, EventLogs, elided
 

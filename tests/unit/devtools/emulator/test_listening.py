@@ -18,9 +18,8 @@ from gateway.devtools.emulator.audio import (
     resample,
     tones,
 )
-from gateway.devtools.emulator.espeak import engine
+from gateway.devtools.emulator.espeak import engine, synthesise, words_of_keys
 from gateway.devtools.emulator.server import Emulator
-from gateway.devtools.emulator.speech import synthesise, words_of_keys
 from gateway.devtools.emulator.vad import Started, Stopped, VadSettings, VoiceDetector
 from tests.support.emulator_client import PCMU_SESSION, Client, phone, session, with_emulator
 

@@ -11,7 +11,6 @@ import pytest
 from gateway.audio.g711 import FRAME_BYTES, Codec
 from gateway.config.problems import ConfigError
 from gateway.devtools.demo.stage import CALLER
-from gateway.devtools.scripted_caller.hearing import Hearing, Speech
 from gateway.devtools.scripted_caller.script import (
     STEPS,
     Digits,
@@ -21,7 +20,14 @@ from gateway.devtools.scripted_caller.script import (
     load_script,
     simple_script,
 )
-from gateway.devtools.scripted_caller.sound import Clip, SoundError, read_clip, write_sound
+from gateway.devtools.scripted_caller.sound import (
+    Clip,
+    Hearing,
+    SoundError,
+    Speech,
+    read_clip,
+    write_sound,
+)
 
 ANSWER = '[[step]]\ndo = "wait_answer"\n'
 

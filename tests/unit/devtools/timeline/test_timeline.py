@@ -16,8 +16,8 @@ from rich.console import Console
 from gateway.cli.timeline import command
 from gateway.devtools.timeline import read_record, tell
 from gateway.devtools.timeline.picture import draw
-from gateway.devtools.timeline.record import Record, RecordError
 from gateway.devtools.timeline.sound import began_speaking, read_sound, replies
+from gateway.devtools.timeline.story import Record, RecordError
 from gateway.devtools.timeline.text import render
 
 
@@ -254,7 +254,7 @@ def test_what_the_gateway_did_is_in_words() -> None:
         "guard advice on the agent's words",
         "“mm-hm” interrupts nothing",
         "no session: session lost, 1011",
-        "on trouble: endpoint",
+        "fallback step: endpoint",
         "has a session again, after 20 ms",
         "tool order takes long",
         "asks the silent caller",
