@@ -14,7 +14,7 @@ from gateway.audio.g711 import Codec
 from gateway.control.client import RefusedError, ask
 from tests.support.callee import CalledPhone
 from tests.support.harness import GatewayStack
-from tests.support.listening import noise
+from tests.support.listening import all_of, noise
 from tests.support.made_sounds import g711, tone
 
 WORLD = {
@@ -89,13 +89,14 @@ async def test_answered_and_greeted(world: GatewayStack, callee: CalledPhone) ->
     line = await world.gateway.wait("call.session_up", call=call)
     (session,) = [one for one in world.emulator.sessions if one.id == line["session_id"]]
     await there.until(lambda c: c.requests("ACK"))
+    await world.gateway.wait("call.confirmed", call=call)
     # The model was ready before anybody was called, and was not asked to speak before the answer.
     said = noise(1, 1.0)
     there.rtp.say(said)
     await session.wait_until(lambda s: s.sent("response.done") != [], 20)
     (audio,) = session.sent_items.values()
     await there.rtp.until(lambda: bytes(audio) in there.rtp.heard)
-    await session.wait_until(lambda s: said in bytes(s.received), 20)
+    await session.wait_until(lambda s: all_of(said, bytes(s.received)), 20)
     there.bye()
     summary = await summary_of(world, call)
     assert summary["direction"] == "outbound"
@@ -182,7 +183,7 @@ async def test_what_comes_before_the_answer_is_heard(
     there.rtp.say(said)
     line = await world.gateway.wait("call.session_up", call=call)
     (session,) = [one for one in world.emulator.sessions if one.id == line["session_id"]]
-    await session.wait_until(lambda s: said in bytes(s.received), 20)
+    await session.wait_until(lambda s: all_of(said, bytes(s.received)), 20)
     there.respond(200, sdp=True)
     await there.until(lambda c: c.requests("ACK"))
     there.bye()
