@@ -1,4 +1,4 @@
-"""What a call is to do, decided before it begins: the settings of its route."""
+"""Plan of one call: the settings of its route as values, made before the call begins."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gateway.audio.g711 import Codec
 
 @dataclass(frozen=True, slots=True)
 class DtmfPlan:
-    """Keys: see :class:`gateway.dialplan.models.Digits`; ``text`` makes the item's words."""
+    """DTMF input: ``[route.dtmf]``. ``text`` makes the message of the digits."""
 
     enabled: bool = True
     inband: bool = False
-    """The audio is listened to for keys, too."""
+    """Detect DTMF tones in the audio, too."""
     inter_digit_timeout: float = 3.0
     finish_on_key: str = "#"
     max_digits: int = 32
@@ -34,7 +34,7 @@ class Destination:
     mode: str = "blind"
     """blind, attended or bridge."""
     allowed_numbers: re.Pattern[str] | None = None
-    """Numbers that the model may name; None when this is one destination only."""
+    """Numbers that the model may name; None for a single destination."""
     description: str = ""
     trunk: str = ""
     ring_timeout: float = 30.0
@@ -47,7 +47,7 @@ class TransferPlan:
     destinations: tuple[Destination, ...] = ()
     sound: str = "ringback"
     listen: bool = False
-    """Whether the session goes on listening once caller and human are joined."""
+    """Whether the session goes on listening once caller and B-leg are joined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class LanguagePlan:
     """The tool ``set_language``."""
 
     names: Mapping[str, str] = field(default_factory=dict)
-    """What each is called, by its code (ISO 639-1)."""
+    """Name of each language, by its code (ISO 639-1)."""
     updates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """``session.update`` for each; none: the tool is not offered."""
 
@@ -83,10 +83,10 @@ class CollectPlan:
 
     enabled: bool = False
     timeout: float = 15.0
-    """How long a key may take, if the model does not say."""
+    """Wait for each digit (s), if the model does not say."""
     max_digits: int = 32
     private: bool = False
-    """The digits are told to the model, and to no log or record."""
+    """The digits go to the model, and into no log or record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +99,18 @@ class SchedulePlan:
 
 @dataclass(frozen=True, slots=True)
 class FunctionPlan:
-    """One function that lives outside of the call."""
+    """What the call knows of one tool function."""
 
     check: Callable[[str], str] = lambda _arguments: ""
     """Returns what is wrong with arguments (JSON text), for the model; empty: nothing."""
     timeout: float = 30.0
-    """Without a result by then it is answered for, and forgotten."""
+    """Without a result within this (s) the model gets an error, and the result is dropped."""
     filler_delay: float = 0.0
     """Seconds until the caller gets ``filler_text`` or ``filler_sound``; 0: never."""
     filler_text: str = ""
     filler_sound: str = ""
     approval: bool = False
-    """It may not be used without a rule that approves it."""
+    """It runs only where a rule approves it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,49 +118,49 @@ class ApprovalRule:
     """See :class:`gateway.dialplan.tools.Approval`."""
 
     tool: str
-    """A name, with * and ? as in file names."""
+    """Name of a tool, with * and ? as in file names."""
     policy: str
     """allow, deny, ask_caller or ask_http."""
     when: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
-    """Arguments that all have to be so; JSON for what is no text."""
+    """Patterns that the named arguments all have to match; a value that is no text as JSON."""
     timeout: float = 20.0
     prompt: Callable[[str, Mapping[str, Any]], str] = lambda tool, _arguments: tool
-    """What the caller is asked, for a tool and its arguments."""
+    """Makes the question to the caller, from a tool and its arguments."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutboundPlan:
-    """A call that the gateway places."""
+    """An outbound call."""
 
     ring_timeout: float = 45.0
     early_media: bool = False
-    """Whether the session hears what comes before the answer."""
+    """Whether the session hears the audio before the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetPlan:
-    """What a call is told when its money is nearly spent, and what becomes of it when it is."""
+    """What happens near the limit of a budget, and at it."""
 
     warning_message: str = "The time for this call is nearly used up. Bring it to an end."
-    """A system message for the model."""
+    """System message for the model at the warning threshold."""
     warning_response: bool = False
-    """Whether the model is asked to say something about it at once."""
+    """Whether a response to it is requested at once."""
     goodbye: str = "The time for this call is used up. Goodbye."
-    """The caller's last words from us."""
+    """Last words to the caller."""
     transfer_to: str = ""
     """Name of the destination to transfer to instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerPlan:
-    """When a call that came in is answered: see :class:`gateway.dialplan.models.Answer`."""
+    """When an inbound call is answered: ``[route.answer]``."""
 
     mode: str = "when_ready"
     """when_ready, early_media or immediate."""
     sound: str = ""
-    """What the caller hears until the model is ready."""
+    """Sound for the caller until the model is ready."""
     play_to_end_seconds: float = 0.0
-    """So long the sound is heard, even if the model is ready before."""
+    """The shortest time (s) that the sound is played, even if the model is ready before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,30 +170,30 @@ class InterruptionPlan:
     mode: str = "immediate"
     """immediate, adaptive or disabled."""
     min_speech_ms: int = 250
-    """Speech shorter than this is none."""
+    """Shorter speech is a false interruption."""
     force_interrupt_ms: int = 1500
-    """Speech that lasts so long is an interruption, whatever its words."""
+    """Speech of this length is an interruption, whatever its words."""
     transcript_timeout: float = 1.5
-    """For the words of speech that is over; without them by then it was an interruption."""
+    """Wait (s) for the transcript of a turn; without it the turn is an interruption."""
     backchannel_phrases: frozenset[str] = frozenset()
-    """Words that ask for nothing, as :func:`gateway.call.playout.barge_in.words_of` has them."""
+    """Phrases that are no interruption, as ``barge_in.words_of`` splits them."""
     uninterruptible_greeting: bool = False
     uninterruptible_patterns: tuple[re.Pattern[str], ...] = ()
-    """An answer in whose words one of these is found is not interrupted."""
+    """A response with words that match one of these is not interrupted."""
     by_gateway: bool = False
-    """The server neither cancels nor answers by itself when the caller has spoken."""
+    """The gateway interrupts and requests responses; the server does neither by itself."""
     transcribed: bool = False
-    """The words of the caller are to come."""
+    """The session transcribes the caller."""
     padding_ms: int = 0
-    """What the server counts as speech before and after it."""
+    """Silence that the server counts into speech before and after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class UserIdlePlan:
-    """A caller who says nothing: see :class:`gateway.dialplan.turn_taking.UserIdleTimeout`."""
+    """User-idle timeout: ``[route.idle]``."""
 
     timeout: float = 0.0
-    """0: they may be silent for as long as they like."""
+    """Seconds without speech until the prompt; 0: never."""
     prompt: str = "Are you still there?"
     max_prompts: int = 2
     goodbye: str = "I cannot hear you. Goodbye."
@@ -206,33 +206,33 @@ class SilencePlan:
     :class:`gateway.dialplan.turn_taking.Silence`."""
 
     seconds: float = 0.0
-    """0: never too long."""
+    """Longest wait for audio of a response (s); 0: no limit."""
     filler_sound: str = ""
     filler_delay: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class MachineDetectionPlan:
-    """A caller that is a machine: ``[route.machine_detection]``."""
+    """Machine detection: ``[route.machine_detection]``."""
 
     actions: Mapping[str, str] = field(default_factory=dict)
     """off, log, leave_message, hangup or transfer, for music, voicemail and bot."""
     messages: Mapping[str, str] = field(default_factory=dict)
-    """The last words to each."""
+    """Last words to each kind."""
     music_threshold: float = 20.0
     greeting_threshold: float = 8.0
     voicemail_patterns: tuple[re.Pattern[str], ...] = ()
     bot_equal_turns: int = 12
-    """So many turns of the same length are a bot's."""
+    """Turns of equal length that tell a bot."""
     bot_repeats: int = 3
-    """The same words so many times are a bot's."""
+    """Repetitions of the same words that tell a bot."""
     transfer_to: str = ""
     beep_timeout: float = 0.0
-    """So long after a greeting a message waits for the beep."""
+    """Wait (s) for the beep after a greeting."""
 
     @property
     def listens(self) -> bool:
-        """Whether the sound itself is looked at."""
+        """Return whether the audio is analyzed."""
         return any(self.actions.get(kind, "off") != "off" for kind in ("music", "voicemail"))
 
 
@@ -244,9 +244,9 @@ class FallbackStep:
     action: str
     """reconnect, server, announcement, transfer, busy, redirect or hangup."""
     timeout: float = 0.0
-    """How long it is tried, or lasts."""
+    """How long it is tried, or lasts (s)."""
     sound: str = ""
-    """What the caller hears meanwhile, in a call that is answered."""
+    """Sound for the caller meanwhile, in an answered call."""
     server: int = 0
     """The server, as :class:`gateway.call.outputs.OpenSession` counts them."""
     transfer_to: str = ""
@@ -255,18 +255,18 @@ class FallbackStep:
 
 @dataclass(frozen=True, slots=True)
 class GuardrailPlan:
-    """Words that are not to be said: see :class:`gateway.dialplan.sections.Guardrail`."""
+    """A guardrail: ``[[route.guardrail]]``."""
 
     speaker: str = "agent"
     """agent, caller or both."""
     pattern: re.Pattern[str] | None = None
-    """Found in the words; None where only ``url`` decides."""
+    """Searched in the words; None where only ``url`` decides."""
     url: str = ""
-    """Asked about the words (POST); empty: nobody is."""
+    """Service that is asked about the words (POST); empty: none."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout: float = 1.0
     on_timeout: str = "allow"
-    """allow or deny, where no answer came in time or none that is understood."""
+    """allow or deny, without an answer in time or one that can be parsed."""
     action: str = "replace"
     """replace, end or transfer."""
     replacement: str = ""
@@ -276,20 +276,20 @@ class GuardrailPlan:
 
 @dataclass(frozen=True, slots=True)
 class ResponseFailurePlan:
-    """Answers that fail: see :class:`gateway.dialplan.sections.ResponseFailure`."""
+    """Failed responses: ``[route.response_failure]``."""
 
     message: str = "Sorry, something went wrong. Could you say that again?"
     retries: int = 1
-    """How often a failed response is asked for again before the caller is told."""
+    """Retries of a failed response before the message."""
     content_filter_message: str = "Sorry, I cannot talk about that."
-    """For an answer that the server's content filter stopped."""
+    """Said in place of a response that the server's content filter stopped."""
     continue_incomplete: bool = False
-    """An answer that ended at max_output_tokens is gone on with."""
+    """A response that ended at max_output_tokens is continued."""
     sound: str = "chime"
-    """Heard where not even the words come."""
+    """Played where the message fails, too."""
     sound_duration: float = 2.0
     max_failures: int = 3
-    """So many failures in a row end the call."""
+    """Failures in a row that end the call."""
     goodbye: str = "I am sorry, this does not work at the moment. Goodbye."
     transfer_to: str = ""
 
@@ -305,12 +305,12 @@ class ContextPlan:
     instructions: str = ""
     """For the summary."""
     timeout: float = 15.0
-    """Without a summary by then the turns are deleted."""
+    """Without a summary within this (s) the turns are deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class PostCallPlan:
-    """What the model is asked about the call at its end, without the caller hearing of it."""
+    """Post-call analysis: ``[route.post_call]``."""
 
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Instructions by name."""
@@ -319,7 +319,7 @@ class PostCallPlan:
 
 @dataclass(frozen=True, slots=True)
 class ContentPlan:
-    """All of it."""
+    """Plans about the content of a call."""
 
     guardrails: tuple[GuardrailPlan, ...] = ()
     response_failure: ResponseFailurePlan = field(default_factory=ResponseFailurePlan)
@@ -333,18 +333,18 @@ class CallPlan:
 
     route: str
     codec: Codec
-    """The session's law, both ways: the one that the leg is expected to speak."""
+    """Codec of the session, both ways: the one expected on the leg."""
     greeting: Mapping[str, Any] | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    """What the route says of the call, for its record."""
     """The ``response`` of the first ``response.create``; None when the caller speaks first."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Metadata of the route, for the record."""
     dtmf: DtmfPlan = field(default_factory=DtmfPlan)
     answer: AnswerPlan = field(default_factory=AnswerPlan)
     goodbye_timeout: float = 10.0
-    """A goodbye that has not come to its end this long after the model asked to hang up is cut."""
+    """Longest time (s) from the model's hang-up request to the end of its goodbye."""
     max_call_duration: float = 3600.0
     rtp_timeout: float = 30.0
-    """0 never ends a call for want of RTP."""
+    """Seconds without RTP that end the call; 0: never."""
     silence_on_hold: bool = True
     """Whether the session hears silence while the caller has us on hold, or nothing at all (its
     voice activity detection and idle time-out then stand still)."""
@@ -359,16 +359,16 @@ class CallPlan:
     trusted: bool = True
     """The model may be asked before the ACK: the caller is known to be there, or a trunk's."""
     outbound: OutboundPlan | None = None
-    """None for a call that came in."""
+    """None for an inbound call."""
     transfer: TransferPlan = field(default_factory=TransferPlan)
     send_dtmf: SendDtmfPlan = field(default_factory=SendDtmfPlan)
     hold: HoldPlan = field(default_factory=HoldPlan)
     fallback: tuple[FallbackStep, ...] = ()
-    """In this order; none of them ends the call at once."""
+    """Fallback steps in their order; without any the call ends at once."""
     known_outage: str = ""
-    """What is known to be wrong with the route's server before the call begins."""
+    """Why the route's server is known to be down before the call begins; empty: it is not."""
     handover_before_expiry: float = 60.0
-    """So long before the server ends a session another one is opened; 0 lets it end."""
+    """Seconds before a session expires at which a standby session is opened; 0: never."""
     budget: BudgetPlan = field(default_factory=BudgetPlan)
     interruptions: InterruptionPlan = field(default_factory=InterruptionPlan)
     idle: UserIdlePlan = field(default_factory=UserIdlePlan)
@@ -378,16 +378,16 @@ class CallPlan:
     allowed_refer_to: re.Pattern[str] | None = None
     """URIs that the caller's side may send us to by REFER."""
     functions: Mapping[str, FunctionPlan] = field(default_factory=dict)
-    """Functions that live outside and may be run, by name."""
+    """Tool functions of the route, by name."""
     approvals: tuple[ApprovalRule, ...] = ()
     """Asked in order; the first that fits decides. None fits: allowed, unless it needs approval."""
     language: LanguagePlan = field(default_factory=LanguagePlan)
     collect_digits: CollectPlan = field(default_factory=CollectPlan)
     variables: Mapping[str, str] = field(default_factory=dict)
-    """Of the route's texts, for functions outside."""
+    """Variables of the route's texts, for tool functions."""
     say_seconds: float = 10.0
-    """Before a transfer, a hold or keys, what is being said is heard out, at most so long."""
+    """Longest wait (s) for queued speech to play out before an action starts."""
     listening: Mapping[str, Any] = field(default_factory=dict)
-    """``session.update`` for a session that only listens."""
+    """``session.update`` for a session that only listens to a bridged call."""
     truncate_margin_ms: int = 0
     """Taken off every ``audio_end_ms``, for a server that counts an item shorter than it sent."""

@@ -1,4 +1,4 @@
-"""What was said in a call, by both sides, in order, and what the caller heard of it.
+"""Transcript of a call: the words of both sides, in order, and what the caller heard of them.
 
 The server believes that the caller heard all it sent; where playout was cut, the words are cut
 here too. Of the model's words the server tells no times, so where in them a cut lies is reckoned
@@ -46,7 +46,7 @@ _MARKS = 512
 
 @dataclass(slots=True)
 class Entry:
-    """Something that stands in the conversation."""
+    """One entry of the transcript."""
 
     at_ms: float
     who: str
@@ -54,7 +54,7 @@ class Entry:
     text: str = ""
     item_id: str = ""
     heard: str | None = None
-    """Of the agent's words what the caller heard; None where that is all."""
+    """The part of the agent's words that the caller heard; None for all."""
     item: Mapping[str, Any] | None = None
     """The item itself, where it is no message."""
     marks: list[tuple[int, int]] = field(default_factory=list)
@@ -120,13 +120,13 @@ class Transcript:
         return []
 
     def sent(self, todo: list[Output], now: float) -> None:
-        """What we put into the conversation ourselves is part of it."""
+        """Add the items that the gateway itself puts into the conversation."""
         for output in todo:
             if type(output) is Send and type(output.command) is CreateItem and not output.seed:
                 self._put(output.command.item, now)
 
     def detached(self) -> None:
-        """The session ends in the middle of an answer: what has come of it is heard, no more."""
+        """Cut the entry of a response that the end of its session interrupts."""
         active = self._talk.gate.active
         last = next((one for one in reversed(self._entries) if one.who == "agent"), None)
         if active is None or last is None or last is not self._entries[-1]:
@@ -138,14 +138,14 @@ class Transcript:
 
     @property
     def owed(self) -> bool:
-        """The last word is the caller's or a function's, or an answer was cut."""
+        """Return whether a response is due: the last entry is the caller's, a result, or cut."""
         said = (one for one in reversed(self._entries) if one.who not in ("call", "system"))
         last = next(said, None)
         return last is not None and (last.who != "agent" or last.heard is not None)
 
     @property
     def changes(self) -> list[UpdateSession]:
-        """What has been changed about the session since it began, for one that takes over."""
+        """Return the changes of the session's settings since it began, for a new session."""
         return list(self._talk.changes.values())
 
     def as_json(self) -> list[dict[str, Any]]:
@@ -153,7 +153,7 @@ class Transcript:
         return [entry.as_json() for entry in self._entries]
 
     def seed(self) -> list[Mapping[str, Any]]:
-        """Items for a session that takes over: what was said, as it was heard, oldest first."""
+        """Return items that seed a new session: the conversation as it was heard, oldest first."""
         items: list[Mapping[str, Any]] = []
         room, whole = SEED_TEXT, True
         for entry in reversed(self._entries):
@@ -251,7 +251,7 @@ class Transcript:
 
 
 def _part_of(entry: Entry, played_ms: int, received_ms: int) -> str:
-    """The words of which the audio was heard, as near as the marks tell."""
+    """Return the words whose audio was heard, as near as the marks tell."""
     text, marks = entry.text, [*entry.marks, (len(entry.text), received_ms)]
     if played_ms <= 0 or received_ms <= 0:
         return ""
