@@ -120,8 +120,12 @@ async def test_idle_connections_of_a_stranger(
 
 
 async def test_no_descriptor_left(runner: object, own_folder: Path) -> None:
-    """503 with Retry-After, and who asks how the gateway is gets an answer."""
+    """503 with Retry-After; calls that are up go on, and the control socket answers."""
     async with site(own_folder, routes=ANYBODY) as gateway:
+        first = gateway.phone.call("1")
+        first.invite()
+        await first.answered()
+        await gateway.gateway.wait("call.confirmed", call=first.call_id)
         pid = gateway.gateway.pid
         highest = highest_descriptor(pid)
         soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -130,12 +134,15 @@ async def test_no_descriptor_left(runner: object, own_folder: Path) -> None:
         call.invite()
         refused = await call.refused()
         assert (refused.code, refused.headers["retry-after"]) == (503, "5")
-        assert (await gateway.status())["calls"] == []
+        assert len((await gateway.status())["calls"]) == 1
+        await first.hang_up()
+        ending = (await gateway.gateway.wait("call.summary", call=first.call_id))["ending"]
+        assert ending["why"] == "remote_hangup"
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
         again = gateway.phone.call("1")
         again.invite()
         await again.answered()
-        await gateway.gateway.wait("call.confirmed")
+        await gateway.gateway.wait("call.confirmed", call=again.call_id)
         await again.hang_up()
 
 

@@ -258,6 +258,43 @@ class Callees(CalledPhone):
         super().datagram_received(data, addr)
 
 
+_VIDEO = "m=video 0 RTP/AVP 34\r\n"
+_IMAGE = "m=image 4000 udptl t38\r\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "goes_on"),
+    [
+        ("", _VIDEO, True),
+        ("", _IMAGE + _VIDEO, True),
+        ("", "m=audio 40002 RTP/AVP 0\r\n", True),
+        (_VIDEO, "", None),
+        (_IMAGE, "", None),
+    ],
+    ids=["video behind", "two behind", "audio behind", "video first", "image first"],
+)
+async def test_answers_to_delayed_offers_with_other_media_lines(
+    runner: object, own_folder: Path, before: str, behind: str, goes_on: bool | None
+) -> None:
+    """RFC 3264 section 6 has as many lines in an answer as in the offer, in its order.
+
+    More lines behind change nothing; where others come first, the call may end, by our BYE.
+    """
+    async with site(own_folder, more=OPEN, routes=ROUTES) as gateway:
+        call = raw_call(gateway.phone, "")
+        call.acknowledge = False
+        offer = await final(call)
+        assert re.findall(r"^m=(\w+)", offer.body, re.M) == ["audio"]
+        head, line, rest = description(40000, "RTP/AVP").partition("m=audio")
+        body = head + before + line + rest + behind
+        call.told = f"an ACK with {body!r}"
+        call.phone.send(call._inside("ACK", 1, (), body))
+        await call.ends()
+        summary = await gateway.gateway.wait("call.summary", sip_call_id=call.call_id)
+        assert not goes_on or summary["ending"]["why"] == "remote_hangup"
+        await gateway.phone.forget(call)
+
+
 @pytest.mark.parametrize(("srtp", "keying"), [SETTINGS[0], SETTINGS[3], SETTINGS[5]])
 async def test_answers_to_calls_of_ours(
     runner: object, own_folder: Path, srtp: str, keying: tuple[str, ...]
