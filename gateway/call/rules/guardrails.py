@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import ClassVar
 
 from gateway.call import inputs
@@ -40,6 +41,9 @@ MAX_ITEMS = 32
 MAX_CHECKS = 16
 """Questions without an answer; a sentence that comes when there are as many is as one without."""
 
+MAX_SAID = 8000
+"""Characters of an item that its final transcript is compared with; all after them counts as new."""
+
 MAX_TEXT = 2000
 """Characters of one question."""
 
@@ -51,6 +55,8 @@ class _Words:
     """An item of the agent as far as its words have come."""
 
     response_id: str
+    said: str = ""
+    """From its beginning, at most :data:`MAX_SAID` characters."""
     tail: str = ""
     sentence: str = ""
     """Not asked about yet."""
@@ -151,7 +157,7 @@ class Guardrails:
                 return self._agent(delta.item_id, words, delta.delta, now, whole=False)
             case inputs.ServerEventReceived(event=AgentTranscript() as said):
                 words = self._words(said.item_id, said.response_id)
-                new = "" if words.tail else said.transcript
+                new = _not_in_deltas(words, said.transcript)
                 return self._agent(said.item_id, words, new, now, whole=True)
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
                 return self._look("caller", item_id, "", text[-MAX_TEXT:], text, now)
@@ -194,6 +200,7 @@ class Guardrails:
             return []
         window = words.tail[-WINDOW:] + new
         words.tail = window[-2 * WINDOW :]
+        words.said = (words.said + new)[:MAX_SAID]
         if self._is_phrase(words.tail):
             return []  # ours, of a server that does not say what it answers
         words.sentence = (words.sentence + new)[-MAX_TEXT:]
@@ -315,6 +322,24 @@ class Guardrails:
             self._phrases.append(phrase)
             outputs += talk.ask(phrase, now)
         return outputs
+
+
+def _not_in_deltas(words: _Words, transcript: str) -> str:
+    """Return the part of the final transcript from where it differs from the deltas on.
+
+    A delta may have been lost. Differences in white space only are none.
+    """
+    if not words.said:
+        return transcript
+    said, whole = " ".join(words.said.split()), " ".join(transcript.split())
+    same = len(commonprefix([said, whole]))
+    if same == len(said):
+        return whole[same:]
+    if same < len(whole):
+        begin = whole.rfind(" ", 0, same) + 1
+        words.tail, words.sentence = whole[max(0, begin - WINDOW) : begin], ""
+        return whole[begin:]
+    return ""
 
 
 def _found(rule: GuardrailPlan, window: str, *, open: bool) -> bool:

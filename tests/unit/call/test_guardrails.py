@@ -10,7 +10,7 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan, ContentPlan, Destination, GuardrailPlan, TransferPlan
-from gateway.realtime.events import AgentTranscriptDelta, InputTranscribed
+from gateway.realtime.events import AgentTranscript, AgentTranscriptDelta, InputTranscribed
 from tests.support.call_scene import Scene, audio, audio_done, created, done, said
 
 BOMB = GuardrailPlan(pattern=re.compile(r"\bbomb\b", re.I), replacement="No.", name="bombs")
@@ -45,6 +45,38 @@ def test_words_are_found_however_they_come(deltas: Sequence[str], stopped: bool)
     assert ("flush" in seen) is stopped
     assert ("cancel r1" in seen) is stopped
     assert bool(scene.record.content.guardrails) is stopped
+
+
+@pytest.mark.parametrize(
+    ("deltas", "final", "stopped"),
+    [
+        (["This is "], "This is a bomb", True),
+        (["This is "], "This is a bomb, and more of it.", True),
+        (["This is ", "of mine."], "This is a bomb of mine.", True),
+        (["This is a bo"], "This is a bomb.", True),
+        (["This  is ", "bombastic."], " This is\nbombastic.", False),
+        (["This is "], "", False),
+        (["x" * 9000], "x" * 9000 + " bomb", True),
+    ],
+)
+def test_words_of_the_final_transcript_that_no_delta_had_are_found(
+    deltas: Sequence[str], final: str, stopped: bool
+) -> None:
+    scene = scene_of(BOMB)
+    scene.do(created("r1"), *words(*deltas), audio("r1", "i1", 400))
+    assert not scene.record.content.guardrails
+    seen = scene.do(said(AgentTranscript("r1", "i1", 0, final)))
+    assert ("cancel r1" in seen) is stopped
+    assert bool(scene.record.content.guardrails) is stopped
+
+
+def test_only_what_no_delta_had_is_asked_about_again() -> None:
+    scene = scene_of(GuardrailPlan("agent", None, url="http://rules/", name="u"))
+    scene.do(created("r1"))
+    (first,) = checks(scene, *words("One thing. ", "Another."))[:1]
+    assert first.text == "One thing."
+    (rest,) = checks(scene, said(AgentTranscript("r1", "i1", 0, "One thing. And a bomb.")))
+    assert rest.text == "And a bomb."
 
 
 def test_nothing_of_the_answer_is_heard_and_the_phrase_is() -> None:
