@@ -27,6 +27,7 @@ class OutboundLimiter:
 
     def __init__(self, settings: OutboundSettings, agent: UserAgent) -> None:
         self._caps = OutboundCaps(settings)
+        self._most_followed = max(1, settings.max_concurrent_calls // 2)
         self._agent = agent
         self._legs: set[_Counted] = set()
         self._admitted = 0
@@ -115,7 +116,14 @@ class OutboundLimiter:
         raise DialRefusedError(rule)
 
     def _may_follow(self, uri: str) -> bool:
-        """Return whether following a REFER may place a call. Runs on the SIP thread."""
+        """Return whether following a REFER may place a call. Runs on the SIP thread.
+
+        Callers decide when such calls are placed, so half of the places are kept for others.
+        """
+        if self._agent.calls.followed >= self._most_followed:
+            rule = f"half of outbound.max_concurrent_calls: {self._most_followed} followed REFERs"
+            log.warning("gateway.call_not_placed", to=uri, rule=rule)
+            return False
         try:
             self._ask(uri, on_demand=False, by_pattern=True)
         except DialRefusedError:

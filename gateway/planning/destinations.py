@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from gateway.config import OutboundSettings, TrunkSettings
 from gateway.config.numbers import called, matches, named_country
+from gateway.sip.refer_to import GOES_ELSEWHERE
 
 MINUTE = 60.0
 
@@ -19,7 +20,8 @@ def dial_uri(to: str, trunk: TrunkSettings | None) -> str:
     bring header fields along, or go elsewhere than to its host.
     """
     if re.match(r"sips?:", to, re.IGNORECASE) and "@" in to:
-        if re.search(r"[?\s<>\"]|;\s*maddr\s*=", to, re.IGNORECASE):
+        names = {unquote(one.partition("=")[0]).strip().lower() for one in to.split(";")[1:]}
+        if re.search(r"[?\s<>\"]", to) or names & GOES_ELSEWHERE:
             raise ValueError(f"{to!r} is no plain URI like sip:NUMBER@HOST")
         return to
     number = re.sub(r"^(?:tel|sips?):", "", to, flags=re.IGNORECASE)

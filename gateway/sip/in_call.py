@@ -260,6 +260,8 @@ class InCall(pj.Call):  # type: ignore[misc]
             why = "allowed_refer_to is not set"
         elif not why and not matched(allowed, uri):
             why = "allowed_refer_to does not match"
+        elif not why and any(one.followed for one in self._followers):
+            why = "another one of this call is being followed"
         elif not why and not self.agent.may_follow(uri):
             why = "outbound"
         elif not why and not self.agent.names.known(host_of(uri)):

@@ -28,7 +28,7 @@ _TAG = r"[A-Za-z0-9\-.!%*_+`'~]+"
 _REPLACES = re.compile(
     rf"{_CALL_ID}(?:;(?:to-tag|from-tag)={_TAG}|;early-only){{2,3}}", re.IGNORECASE
 )
-_ELSEWHERE = {"maddr", "lr", "method", "ttl"}
+GOES_ELSEWHERE = {"maddr", "lr", "method", "ttl"}
 """Parameters that change where, or what, is sent."""
 
 
@@ -60,7 +60,7 @@ def refer_to_of(field: str) -> ReferTo:
     plain = uri.partition("?")[0]
     for parameter in (found[1] or "").split(";"):
         name = unquote(parameter.partition("=")[0]).lower()
-        if name in _ELSEWHERE:
+        if name in GOES_ELSEWHERE:
             return ReferTo(plain, f"parameter {name}")
     return ReferTo(plain, _header_flaw(found[2] or ""))
 

@@ -103,6 +103,18 @@ async def test_the_caller_stays_when_nobody_takes_it(
     await world.summary_at_end(call)
 
 
+async def test_one_refer_at_a_time_is_followed(world: GatewayStack, callee: CalledPhone) -> None:
+    world.behave(answer="silent")
+    call = await dial(world, "follows")
+    refer(call, callee.uri("ring"))
+    await callee.called()
+    refer(call, callee.uri("answer"))
+    await call.until(partial(_more_answers, 1))
+    assert call.answers_to("REFER") == [202, 603]
+    assert len(callee.calls) == 1
+    await world.summary_at_end(call)
+
+
 def replacing(world: GatewayStack, call: PhoneCall, user: str = "plain") -> PhoneCall:
     """A call from another telephone that is to take this one's place (RFC 3891)."""
     assert call.final is not None

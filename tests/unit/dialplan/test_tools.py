@@ -136,6 +136,10 @@ def test_addresses_to_call(tmp_path: Path) -> None:
     assert dial_uri("sip:1002", office) == "sip:1002@pbx.example;transport=tcp"
     with pytest.raises(ValueError, match="has no host: name a trunk"):
         dial_uri("1002", None)
+    for parameter in ("maddr=h", "Maddr=h", "m%61ddr=h", "method=BYE", "%6Cr", "lr", "ttl=1"):
+        for to in (f"sip:1@pbx;{parameter}", f"sip:1@pbx;user=phone;{parameter}"):
+            with pytest.raises(ValueError, match="no plain URI"):
+                dial_uri(to, None)
     for to in ("sip:%2B49@pbx", "tel:+49", "+49"):
         assert called_user(to) == "+49"
 

@@ -98,6 +98,18 @@ def test_a_referral_by_a_pattern_counts_as_a_call_and_one_of_the_dialplan_does_n
         limiter.permit_refer(URI, True)
 
 
+@pytest.mark.parametrize(("places", "most"), [(1, 1), (4, 2), (5, 2)])
+def test_followed_refers_take_half_of_the_places_at_most(places: int, most: int) -> None:
+    agent = Agent()
+    limiter = limiter_of(agent, max_concurrent_calls=places)
+    for _ in range(most):
+        assert agent.may_follow(URI)
+        agent.calls.followed += 1
+    assert not agent.may_follow(URI)
+    for _ in range(places - most):
+        limiter.admit(URI)
+
+
 def test_a_refer_that_would_call_a_forbidden_number_is_not_followed() -> None:
     agent = Agent()
     limiter_of(agent)
