@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import ClassVar
 
 from gateway.call import inputs
@@ -332,7 +331,8 @@ def _not_in_deltas(words: _Words, transcript: str) -> str:
     if not words.said:
         return transcript
     said, whole = " ".join(words.said.split()), " ".join(transcript.split())
-    same = len(commonprefix([said, whole]))
+    pairs = enumerate(zip(said, whole, strict=False))
+    same = next((at for at, (a, b) in pairs if a != b), min(len(said), len(whole)))
     if same == len(said):
         return whole[same:]
     if same < len(whole):
