@@ -41,7 +41,7 @@ MAX_CHECKS = 16
 """Questions without an answer; a sentence that comes when there are as many is as one without."""
 
 MAX_SAID = 8000
-"""Characters of an item that its final transcript is compared with; all after them counts as new."""
+"""Characters of an item with which its final transcript is compared; what follows counts as new."""
 
 MAX_TEXT = 2000
 """Characters of one question."""
