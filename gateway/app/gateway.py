@@ -106,7 +106,7 @@ class Gateway:
             config, dialplan, clock, limiter, calls, rejections.write, tools
         )
         callbacks = CallbackScheduler(
-            config.callbacks, self.outbound.dial, tools.http, refusal=limiter.promise_refusal
+            config.callbacks, self.outbound.dial, tools.http, refusal=limiter.callback_refusal
         )
         for route in dialplan.routes:
             function = function_of(route, callbacks, config.tools.timeout)

@@ -85,32 +85,32 @@ class OperatorCommands:
         """For the control socket."""
 
     def _hang_up(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        bridge = call_named(request, self._calls)
-        log.info("operator.hangup", call=bridge.record.call_id)
-        bridge.feed(inputs.HangupRequested())
-        return {"call": bridge.record.call_id}
+        controller = call_named(request, self._calls)
+        log.info("operator.hangup", call=controller.record.call_id)
+        controller.feed(inputs.HangupRequested())
+        return {"call": controller.record.call_id}
 
     def _transfer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        bridge = call_named(request, self._calls)
-        call = bridge.record.call_id
-        if not bridge.talking:
+        controller = call_named(request, self._calls)
+        call = controller.record.call_id
+        if not controller.talking:
             raise RefusedError(f"{call} is not in conversation with the model")
-        if not bridge.transfer_plan.destinations:
-            raise RefusedError(f"route {bridge.record.route!r} has no [[route.transfer]]")
+        if not controller.transfer_plan.destinations:
+            raise RefusedError(f"route {controller.record.route!r} has no [[route.transfer]]")
         wanted = json.dumps({"destination": request.get("destination")})
         try:
-            target = transfer_target(wanted, bridge.transfer_plan)
+            target = transfer_target(wanted, controller.transfer_plan)
         except ToolCallError as error:
             raise RefusedError(str(error)) from None
         log.info("operator.transfer", call=call, to=target.uri)
-        record = bridge.record
+        record = controller.record
         asked = _Asked(record, target.destination.name, len(record.transfers), _refusals(record))
         number = f"{call}/{asked.before}"
         self._transfers[number] = asked
         self._transfers.move_to_end(number)
         while len(self._transfers) > MAX_TRANSFERS:
             self._transfers.popitem(last=False)
-        bridge.feed(inputs.ToolRequest(OperatorTransfer(str(request["destination"]))))
+        controller.feed(inputs.ToolRequest(OperatorTransfer(str(request["destination"]))))
         seconds = target.destination.ring_timeout + TAKE_OVER_SECONDS + BEGIN_SECONDS
         return {"call": call, "to": target.uri, "transfer": number, "seconds": seconds}
 

@@ -43,10 +43,10 @@ class Calls(Protocol):
     def spent(self, route: Route, number: str) -> str | None:
         """Return the budget that leaves nothing for it; None when there is money."""
 
-    def begin(self, bridge: CallController) -> None:
+    def begin(self, call: CallController) -> None:
         """Count a call, and start it."""
 
-    def finished(self, bridge: CallController) -> None:
+    def finished(self, call: CallController) -> None:
         """Free the place of a call that is over."""
 
 
@@ -137,13 +137,13 @@ class OutboundCalls:
         record.codec = codecs[0].value
         over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
 
-        def finished(bridge: CallController) -> None:
+        def finished(call: CallController) -> None:
             try:
                 give_back()
-                self._calls.finished(bridge)
+                self._calls.finished(call)
             finally:
                 if not over.done():
-                    over.set_result(bridge.record)
+                    over.set_result(call.record)
 
         def dial(
             uri: str,
@@ -160,7 +160,7 @@ class OutboundCalls:
 
         match = placed_match(route, uri, record.trunk, variables, datetime.now(UTC))
         retry_after = sip_settings(self._config).retry_after
-        bridge = CallController(
+        call = CallController(
             OutboundTarget(uri, record.trunk, codecs),
             *plans(self._config, match, codecs[0], retry_after, self._tools, placed=True),
             record,
@@ -171,7 +171,7 @@ class OutboundCalls:
             tools=self._tools,
         )
         record.mark(0.0, "dial", to=uri, **({"caller_id": caller_id} if caller_id else {}))
-        self._calls.begin(bridge)
+        self._calls.begin(call)
         return over
 
     def _on_dial_asked(self, request: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -66,9 +66,9 @@ class OutboundLimiter:
         elif (rule := self._caps.destination_refusal(uri, False, False)) is not None:
             self._refuse(uri, rule)
 
-    def promise_refusal(self, number: str, allow: re.Pattern[str] | None) -> str | None:
-        """Return why a callback to this number may not be promised; None when it may."""
-        rule = self._caps.promise_refusal(number, allow)
+    def callback_refusal(self, number: str, allow: re.Pattern[str] | None) -> str | None:
+        """Return why a callback to this number may not be scheduled; None when it may."""
+        rule = self._caps.callback_refusal(number, allow)
         if rule is not None:
             log.warning("gateway.call_not_placed", to=number, rule=rule)
         return rule

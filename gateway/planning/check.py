@@ -206,7 +206,7 @@ def _callbacks_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
             continue
         wrong = partial(_callback_problem, route, dialplan.origins[route.name])
         if not (settings.file or settings.url):
-            yield wrong("", "promises go nowhere: set callbacks.file or callbacks.url")
+            yield wrong("", "callbacks go nowhere: set callbacks.file or callbacks.url")
         if given.route is not None and given.route not in names:
             message = f'there is no route "{given.route}"' + suggestion(given.route, names)
             yield wrong(".route", message)

@@ -115,7 +115,7 @@ class OutboundCaps:
             return f"outbound.allowed_classes has no {min(closed)!r}"
         return None
 
-    def promise_refusal(self, number: str, allow: re.Pattern[str] | None) -> str | None:
+    def callback_refusal(self, number: str, allow: re.Pattern[str] | None) -> str | None:
         """Why a call to this number may not be promised; None when it may.
 
         Where ``outbound.allowed_prefixes`` says nothing, the route's own ``allowed_numbers`` has

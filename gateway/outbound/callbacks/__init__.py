@@ -1,1 +1,1 @@
-"""Callbacks that the model has promised: kept in a file, sent to a URL, placed when due."""
+"""Callbacks that the model has scheduled: kept in a file, sent to a URL, placed when due."""

@@ -12,7 +12,7 @@ from gateway.planning.tools import schedule_plan
 from gateway.tools.functions import Function
 
 
-def function_of(route: Route, book: CallbackScheduler, timeout: float) -> Function | None:
+def function_of(route: Route, scheduler: CallbackScheduler, timeout: float) -> Function | None:
     """Return the function behind the route's tool; None where the route has none."""
     given = route.schedule_callback
     told = definitions.schedule_callback(schedule_plan(route), given.description)
@@ -29,7 +29,7 @@ def function_of(route: Route, book: CallbackScheduler, timeout: float) -> Functi
         name=told["name"],
         description=told["description"],
         parameters=told["parameters"],
-        run=partial(book.take, rules),
+        run=partial(scheduler.take, rules),
         timeout=timeout,
         max_result_chars=1000,
     )

@@ -38,7 +38,7 @@ class ScheduledCallback:
     trunk: str
     reason: str
     call: str
-    """In which it was promised."""
+    """In which it was scheduled."""
     tries: int = 0
 
     @property
@@ -51,7 +51,7 @@ class ScheduledCallback:
         return asdict(self)
 
 
-def promised(
+def callback_of(
     given: dict[str, Any], rules: Rules, caller: str, call: str, now: datetime
 ) -> tuple[ScheduledCallback, str]:
     """Return the callback that the model asks for, and its time in the route's time zone.
@@ -66,8 +66,8 @@ def promised(
     """
     due = _time(str(given["at"]), rules, now)
     number = _number(str(given.get("number") or ""), rules, caller)
-    # One call to a number: a later promise takes the place of an earlier one.
-    promise = ScheduledCallback(
+    # One call to a number: a later callback takes the place of an earlier one.
+    callback = ScheduledCallback(
         id=f"{number}/{rules.route}",
         at=due.astimezone(UTC).isoformat(timespec="seconds"),
         number=number,
@@ -76,7 +76,7 @@ def promised(
         reason=" ".join(str(given.get("reason") or "").split())[:MAX_REASON],
         call=call,
     )
-    return promise, f"{due.astimezone(rules.zone):%Y-%m-%d %H:%M}"
+    return callback, f"{due.astimezone(rules.zone):%Y-%m-%d %H:%M}"
 
 
 def _time(text: str, rules: Rules, now: datetime) -> datetime:

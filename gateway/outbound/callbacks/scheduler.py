@@ -17,7 +17,7 @@ from gateway.bridge.legs import DialRefusedError
 from gateway.call.record import CallRecord
 from gateway.config.tools import CallbackSettings
 from gateway.config.values import shown
-from gateway.outbound.callbacks.scheduled import Rules, ScheduledCallback, promised
+from gateway.outbound.callbacks.scheduled import Rules, ScheduledCallback, callback_of
 from gateway.outbound.callbacks.store import Store
 from gateway.tasks import TaskSet
 from gateway.tools.api import ToolError
@@ -33,13 +33,13 @@ wait is double, and up to a quarter longer."""
 LONGEST_AGAIN_SECONDS = 900.0
 
 MAX_TRIES = 12
-"""Calls placed for one promise."""
+"""Attempts of one callback."""
 
 LONGEST_SLEEP = 30.0
-"""Seconds; clocks are set, and promises are by the clock on the wall."""
+"""Seconds; due times are wall-clock times, and that clock may be set meanwhile."""
 
 SHOWN = 20
-"""Promises that ``gateway status`` lists."""
+"""Callbacks that ``gateway status`` lists."""
 
 
 class Dial(Protocol):
@@ -63,7 +63,7 @@ class CallbackScheduler:
         refusal: Callable[[str, re.Pattern[str] | None], str | None] = lambda _number, _allow: None,
     ) -> None:
         self._refusal = refusal
-        """Why a number may not be called, with what the route allows; asked before a promise."""
+        """Says why a number may not be called, by what the route allows; None when it may."""
         self._settings = settings
         self._dial = dial
         self._http = http
@@ -106,32 +106,32 @@ class CallbackScheduler:
             # A process that places one call has not read the file, and must not write it.
             raise ToolError("no callbacks can be taken in this call")
         caller = str(call.variables.get("from", ""))
-        promise, local = promised(given, rules, caller, call.call, self._now())
-        if self._refusal(promise.number, rules.allow) is not None:
-            raise ToolError(f"number: {promise.number} may not be called")
-        earlier = self._waiting.get(promise.id)
+        callback, local = callback_of(given, rules, caller, call.call, self._now())
+        if self._refusal(callback.number, rules.allow) is not None:
+            raise ToolError(f"number: {callback.number} may not be called")
+        earlier = self._waiting.get(callback.id)
         if earlier is None and len(self._waiting) >= self._settings.max_pending:
             log.error("callback.queue_full", limit=self._settings.max_pending)
             raise ToolError("no more callbacks can be taken now")
         if self._settings.url is not None:
-            await self._tell(promise)
-        self._waiting[promise.id] = promise
+            await self._tell(callback)
+        self._waiting[callback.id] = callback
         try:
             await self._store.save(self._waiting.values())
         except OSError as error:
-            del self._waiting[promise.id]
+            del self._waiting[callback.id]
             log.error("callback.write_failed", why=error.strerror)
             raise ToolError("the callback could not be noted down") from None
         self._changed.set()
-        log.info("callback.scheduled", call=call.call, at=promise.at, route=promise.route)
+        log.info("callback.scheduled", call=call.call, at=callback.at, route=callback.route)
         status = "scheduled" if earlier is None else "scheduled in place of the earlier one"
-        return json.dumps({"status": status, "at": local, "number": promise.number})
+        return json.dumps({"status": status, "at": local, "number": callback.number})
 
-    async def _tell(self, promise: ScheduledCallback) -> None:
+    async def _tell(self, callback: ScheduledCallback) -> None:
         settings = self._settings
         assert settings.url is not None
-        body = promise.as_json()
-        headers = {"Idempotency-Key": promise.id, **shown(settings.headers)}
+        body = callback.as_json()
+        headers = {"Idempotency-Key": callback.id, **shown(settings.headers)}
         try:
             await self._http.send(
                 Request("POST", settings.url, headers, body=body, retries=1, again=True)
@@ -145,9 +145,9 @@ class CallbackScheduler:
         while True:
             self._changed.clear()
             now = self._now()
-            for promise in list(self._waiting.values()):
-                if promise.due <= now and promise.id not in self._placing:
-                    self._begin(promise)
+            for callback in list(self._waiting.values()):
+                if callback.due <= now and callback.id not in self._placing:
+                    self._begin(callback)
             waiting = (one.due for one in self._waiting.values() if one.id not in self._placing)
             soonest = min(waiting, default=now + timedelta(seconds=LONGEST_SLEEP))
             seconds = min(max((soonest - now).total_seconds(), 0.0), LONGEST_SLEEP)
@@ -157,46 +157,46 @@ class CallbackScheduler:
             except TimeoutError:
                 continue
 
-    def _begin(self, promise: ScheduledCallback) -> None:
-        self._placing.add(promise.id)
-        task = self._tasks.spawn(self._place(promise), f"callback {promise.id}")
+    def _begin(self, callback: ScheduledCallback) -> None:
+        self._placing.add(callback.id)
+        task = self._tasks.spawn(self._place(callback), f"callback {callback.id}")
 
         def over(_task: asyncio.Task[None]) -> None:
-            self._placing.discard(promise.id)
+            self._placing.discard(callback.id)
             self._changed.set()
 
         task.add_done_callback(over)
 
-    async def _place(self, promise: ScheduledCallback) -> None:
+    async def _place(self, callback: ScheduledCallback) -> None:
         """Try one callback until somebody answered or it is too late."""
-        until = promise.due + timedelta(seconds=self._settings.expire_after)
+        until = callback.due + timedelta(seconds=self._settings.expire_after)
         again = AGAIN_SECONDS
-        while self._settings.auto_dial and self._now() <= until and promise.tries < MAX_TRIES:
-            promise = replace(promise, tries=promise.tries + 1)
-            if not await self._keep(promise):
-                return  # promised for another time meanwhile
-            why = await self._try(promise)
+        while self._settings.auto_dial and self._now() <= until and callback.tries < MAX_TRIES:
+            callback = replace(callback, tries=callback.tries + 1)
+            if not await self._keep(callback):
+                return  # scheduled for another time meanwhile
+            why = await self._try(callback)
             if why is None:
                 self.placed += 1
-                await self._drop(promise)
+                await self._drop(callback)
                 return
             log.warning(
-                "callback.attempt_failed", route=promise.route, tries=promise.tries, why=why
+                "callback.attempt_failed", route=callback.route, tries=callback.tries, why=why
             )
             await asyncio.sleep(again * uniform(1.0, 1.25))
             again = min(2 * again, LONGEST_AGAIN_SECONDS)
         if self._settings.auto_dial:
             self.given_up += 1
-            log.error("callback.expired", route=promise.route, at=promise.at, call=promise.call)
+            log.error("callback.expired", route=callback.route, at=callback.at, call=callback.call)
         else:
-            log.info("callback.due", route=promise.route, at=promise.at, call=promise.call)
-        await self._drop(promise)
+            log.info("callback.due", route=callback.route, at=callback.at, call=callback.call)
+        await self._drop(callback)
 
-    async def _try(self, promise: ScheduledCallback) -> str | None:
+    async def _try(self, callback: ScheduledCallback) -> str | None:
         """Place the call; return why nobody was reached, None when somebody was."""
-        variables = {"callback_reason": promise.reason}
+        variables = {"callback_reason": callback.reason}
         try:
-            over = self._dial(promise.number, promise.route, promise.trunk, variables)
+            over = self._dial(callback.number, callback.route, callback.trunk, variables)
         except (DialRefusedError, ValueError) as error:
             return str(error)
         record = await asyncio.shield(over)
@@ -204,20 +204,20 @@ class CallbackScheduler:
             return None
         return "not answered" if record.ending is None else record.ending.why.value
 
-    def _is_current(self, promise: ScheduledCallback) -> bool:
-        kept = self._waiting.get(promise.id)
-        return kept is not None and kept.at == promise.at
+    def _is_current(self, callback: ScheduledCallback) -> bool:
+        kept = self._waiting.get(callback.id)
+        return kept is not None and kept.at == callback.at
 
-    async def _keep(self, promise: ScheduledCallback) -> bool:
-        if not self._is_current(promise):
+    async def _keep(self, callback: ScheduledCallback) -> bool:
+        if not self._is_current(callback):
             return False
-        self._waiting[promise.id] = promise
+        self._waiting[callback.id] = callback
         await self._saved()
         return True
 
-    async def _drop(self, promise: ScheduledCallback) -> None:
-        if self._is_current(promise):
-            del self._waiting[promise.id]
+    async def _drop(self, callback: ScheduledCallback) -> None:
+        if self._is_current(callback):
+            del self._waiting[callback.id]
             await self._saved()
 
     async def _saved(self) -> None:

@@ -31,11 +31,11 @@ class Store:
             return []
         return await asyncio.to_thread(_load, self._path)
 
-    async def save(self, promises: Iterable[ScheduledCallback]) -> None:
+    async def save(self, callbacks: Iterable[ScheduledCallback]) -> None:
         """Write all callbacks, and wait for the disk. Raises OSError."""
         if self._path is None:
             return
-        text = json.dumps([one.as_json() for one in promises], indent=1, ensure_ascii=False)
+        text = json.dumps([one.as_json() for one in callbacks], indent=1, ensure_ascii=False)
         async with self._lock:
             await asyncio.to_thread(_save, self._path, text)
 
@@ -43,12 +43,12 @@ class Store:
 def _load(path: Path) -> list[ScheduledCallback]:
     try:
         found = json.loads(path.read_text("utf-8"))
-        promises = [
+        callbacks = [
             ScheduledCallback(**{name: value for name, value in one.items() if name in _FIELDS})
             for one in found
         ]
-        for promise in promises:
-            assert promise.due.tzinfo is not None
+        for callback in callbacks:
+            assert callback.due.tzinfo is not None
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, AttributeError, AssertionError) as error:
@@ -64,7 +64,7 @@ def _load(path: Path) -> list[ScheduledCallback]:
         except OSError:
             log.error("callback.file_unreadable", file=str(path), why="it cannot be put aside")
         return []
-    return promises
+    return callbacks
 
 
 def _save(path: Path, text: str) -> None:

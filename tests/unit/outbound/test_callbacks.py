@@ -16,8 +16,8 @@ import pytest
 from gateway.bridge.legs import DialRefusedError
 from gateway.call.record import CallRecord
 from gateway.config.tools import CallbackSettings
-from gateway.outbound.callbacks import scheduler as book_module
-from gateway.outbound.callbacks.scheduled import Rules, promised
+from gateway.outbound.callbacks import scheduler as scheduler_module
+from gateway.outbound.callbacks.scheduled import Rules, callback_of
 from gateway.outbound.callbacks.scheduler import CallbackScheduler
 from gateway.planning.check import check
 from gateway.tools.api import ToolError
@@ -44,8 +44,8 @@ CALL = ToolCall("c1", "schedule_callback", "{}", "call-1", "r", variables={"from
     ],
 )
 def test_what_may_be_promised(given: dict[str, Any], at: str, number: str) -> None:
-    promise, _ = promised(given, RULES, "030-123", "call-1", NOW)
-    assert (promise.at, promise.number, promise.route, promise.trunk) == (
+    callback, _ = callback_of(given, RULES, "030-123", "call-1", NOW)
+    assert (callback.at, callback.number, callback.route, callback.trunk) == (
         at,
         number,
         "desk",
@@ -67,11 +67,11 @@ def test_what_may_be_promised(given: dict[str, Any], at: str, number: str) -> No
 )
 def test_what_may_not(given: dict[str, Any], caller: str, words: str) -> None:
     with pytest.raises(ToolError, match=re.escape(words)):
-        promised(given, RULES, caller, "call-1", NOW)
+        callback_of(given, RULES, caller, "call-1", NOW)
 
 
 class World:
-    """A book with a clock of its own, and calls that end as they are told to."""
+    """A scheduler with a clock of its own, and calls that end as they are told to."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.file = folder / "callbacks.json"
@@ -81,10 +81,10 @@ class World:
         self.dialled: list[tuple[str, str, str, Mapping[str, str]]] = []
         self.outcomes: list[str] = []
         self.http = HttpClient(4)
-        self.book = self.another()
+        self.scheduler = self.another()
 
     def another(self) -> CallbackScheduler:
-        """A book of the same file, as after a restart."""
+        """A scheduler of the same file, as after a restart."""
         return CallbackScheduler(self.settings, self.dial, self.http, lambda: self.now)
 
     def dial(
@@ -122,10 +122,10 @@ def at(seconds: float) -> dict[str, str]:
 def test_promises_outlive_the_process_and_are_placed_once(tmp_path: Path) -> None:
     async def main() -> None:
         world = World(tmp_path)
-        await world.book.start()
-        told = json.loads(await world.book.take(RULES, CALL, at(600)))
+        await world.scheduler.start()
+        told = json.loads(await world.scheduler.take(RULES, CALL, at(600)))
         assert told == {"status": "scheduled", "at": "2026-11-20 13:10", "number": "030123"}
-        await world.book.stop()
+        await world.scheduler.stop()
         assert world.file.stat().st_mode & 0o777 == 0o600
         again = world.another()
         world.now += timedelta(seconds=601)
@@ -144,17 +144,17 @@ def test_promises_outlive_the_process_and_are_placed_once(tmp_path: Path) -> Non
 def test_nobody_answers_and_then_somebody_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(book_module, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(scheduler_module, "AGAIN_SECONDS", 0.01)
 
     async def main() -> None:
         world = World(tmp_path)
         world.outcomes = ["no answer", "refused", "answered"]
-        await world.book.start()
-        await world.book.take(RULES, CALL, at(1))
+        await world.scheduler.start()
+        await world.scheduler.take(RULES, CALL, at(1))
         world.now += timedelta(seconds=2)
-        await world.until(lambda: world.book.placed == 1)
+        await world.until(lambda: world.scheduler.placed == 1)
         assert len(world.dialled) == 3
-        await world.book.stop()
+        await world.scheduler.stop()
         await world.http.close()
 
     asyncio.run(main())
@@ -164,13 +164,13 @@ def test_nobody_answers_and_then_somebody_does(
 def test_too_late_is_given_up(tmp_path: Path, dial: bool) -> None:
     async def main() -> None:
         world = World(tmp_path, expire_after=60, auto_dial=dial)
-        await world.book.start()
-        await world.book.take(RULES, CALL, at(1))
+        await world.scheduler.start()
+        await world.scheduler.take(RULES, CALL, at(1))
         world.now += timedelta(seconds=90)
         await world.until(lambda: world.kept == [])
         assert world.dialled == []
-        assert world.book.given_up == int(dial)
-        await world.book.stop()
+        assert world.scheduler.given_up == int(dial)
+        await world.scheduler.stop()
         await world.http.close()
 
     asyncio.run(main())
@@ -179,17 +179,17 @@ def test_too_late_is_given_up(tmp_path: Path, dial: bool) -> None:
 def test_a_later_promise_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
     async def main() -> None:
         world = World(tmp_path, max_pending=1)
-        await world.book.start()
-        await world.book.take(RULES, CALL, at(600))
-        told = json.loads(await world.book.take(RULES, CALL, at(900)))
+        await world.scheduler.start()
+        await world.scheduler.take(RULES, CALL, at(600))
+        told = json.loads(await world.scheduler.take(RULES, CALL, at(900)))
         assert told["status"] == "scheduled in place of the earlier one"
         (kept,) = world.kept
         assert kept["at"] == "2026-11-20T12:15:00+00:00"
         with pytest.raises(ToolError, match="no more callbacks"):
-            await world.book.take(RULES, CALL, {**at(900), "number": "+4930555"})
-        (listed,) = world.book.as_json()["waiting"]
+            await world.scheduler.take(RULES, CALL, {**at(900), "number": "+4930555"})
+        (listed,) = world.scheduler.as_json()["waiting"]
         assert (listed["number"], listed["tries"]) == ("030123", 0)
-        await world.book.stop()
+        await world.scheduler.stop()
         await world.http.close()
 
     asyncio.run(main())
@@ -200,17 +200,17 @@ def test_the_operator_is_told_and_may_say_no(tmp_path: Path) -> None:
         with http_service() as service:
             headers = {"X-Key": "s3cret"}
             world = World(tmp_path, url=service.url + "/promised", headers=headers)
-            await world.book.start()
-            await world.book.take(RULES, CALL, at(600))
+            await world.scheduler.start()
+            await world.scheduler.take(RULES, CALL, at(600))
             (asked,) = service.asked
             assert (asked.path, asked.headers["x-key"]) == ("/promised", "s3cret")
             assert asked.json["number"] == "030123"
             assert asked.json["call"] == "call-1"
             service.answers = [Answer(409)]
             with pytest.raises(ToolError, match="could not be noted down"):
-                await world.book.take(RULES, CALL, {**at(600), "number": "+4930555"})
+                await world.scheduler.take(RULES, CALL, {**at(600), "number": "+4930555"})
             assert len(world.kept) == 1
-            await world.book.stop()
+            await world.scheduler.stop()
             await world.http.close()
 
     asyncio.run(main())
@@ -221,11 +221,11 @@ def test_a_file_that_cannot_be_read_is_put_aside(tmp_path: Path, text: str) -> N
     async def main() -> None:
         world = World(tmp_path)
         world.file.write_text(text)
-        await world.book.start()
-        assert world.book.as_json()["count"] == 0
+        await world.scheduler.start()
+        assert world.scheduler.as_json()["count"] == 0
         assert world.file.with_name("callbacks.json.bad").read_text() == text
-        await world.book.take(RULES, CALL, at(600))
-        await world.book.stop()
+        await world.scheduler.take(RULES, CALL, at(600))
+        await world.scheduler.stop()
         await world.http.close()
 
     asyncio.run(main())
@@ -234,7 +234,7 @@ def test_a_file_that_cannot_be_read_is_put_aside(tmp_path: Path, text: str) -> N
 @pytest.mark.parametrize(
     ("config", "route", "words"),
     [
-        ("", "", "promises go nowhere: set callbacks.file or callbacks.url"),
+        ("", "", "callbacks go nowhere: set callbacks.file or callbacks.url"),
         ("[callbacks]\nfile = 'c.json'", "route = 'x'", 'there is no route "x"'),
         ("[callbacks]\nfile = 'c.json'", "trunk = 'x'", 'there is no trunk "x"'),
         ("[callbacks]\nfile = 'c.json'\nauto_dial = true", "", "is needed: numbers are called"),
