@@ -62,6 +62,9 @@ def test_the_example(tmp_path: Path) -> None:
     async def main() -> list[str]:
         box = tool_executor(*load_all(EXAMPLE, ENVIRON))
         await box.start()
+        async with asyncio.timeout(90):  # on a busy machine the server is up after its deadline
+            while "guests_check_out" not in box.of("hotel"):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         loop = asyncio.get_running_loop()
         results: list[asyncio.Future[str]] = []
         for name, arguments in (

@@ -119,7 +119,7 @@ def test_over_stdio(tmp_path: Path) -> None:
 def test_a_server_that_dies_is_started_again(tmp_path: Path) -> None:
     async def work(box: ToolExecutor) -> None:
         assert "is lost" in await use(box, "crm_die")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             while "Ann" not in (said := await use(box, "crm_find_customer", '{"number": "1"}')):
                 assert "cannot be reached" in said or "is lost" in said
                 await asyncio.sleep(0.05)
@@ -132,7 +132,7 @@ def test_over_http_with_a_token(tmp_path: Path) -> None:
         more = f'url = "{url}"\nauthorization = "${{env:TOKEN}}"\n'
 
         async def work(box: ToolExecutor) -> None:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(90):
                 while not box.of("r"):  # noqa: ASYNC110 - nothing says when
                     await asyncio.sleep(0.05)
             assert "Ann" in await use(box, "crm_find_customer", '{"number": "1"}')
@@ -163,7 +163,7 @@ def test_a_server_over_http_that_goes_and_comes_back(tmp_path: Path) -> None:
         port = url.split(":")[2].split("/")[0]
 
         async def until(box: ToolExecutor, words: str) -> None:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(90):
                 while words not in await use(box, "crm_find_customer", NUMBER):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
 
