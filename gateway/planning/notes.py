@@ -118,6 +118,8 @@ def _unreachable(config: Config) -> Iterator[str]:
                 f'{sip.listen[0].port}"]'
             )
             continue
+        if trunk.registrar is not None:
+            continue  # Contact and SDP carry the address that the registrar saw
         public = [one for one in away if not is_inside(one)]
         if public and not sip.public_address and not sip.stun_server and is_inside(hosts[0]):
             yield (

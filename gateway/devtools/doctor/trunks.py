@@ -15,10 +15,12 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway.addresses import is_loopback
+from gateway.addresses import is_inside, is_loopback
 from gateway.config import Config
 from gateway.config.trunks import Address, TrunkSettings
 from gateway.devtools.doctor.finding import Finding, bad, ok, warn
+from gateway.planning.call_plan import sip_settings
+from gateway.sip.trunks.nat import carried_to
 
 ANSWER_SECONDS = 4.0
 """For name, connection and answer of one request; a UDP request is repeated within it."""
@@ -69,6 +71,10 @@ async def _trunk(config: Config, trunk: TrunkSettings) -> Finding:
         client = _Client(config, trunk, family, (address, port), host, key)
         if trunk.registrar is None:
             answer = await client.ask("OPTIONS", f"sip:{_bracketed(host)}")
+            own = carried_to(sip_settings(config), address)
+            if own and is_inside(own) and not is_inside(address) and not config.sip.stun_server:
+                fact = f"{shown} answers OPTIONS, but SDP would carry {own}, which it cannot reach"
+                return warn("trunk", fact, "set sip.public_address, and forward the ports")
             return ok("trunk", f"{shown} answers OPTIONS with {answer.code} {answer.reason}")
         return await _login(client, trunk, shown)
     except _ProbeError as error:

@@ -95,6 +95,17 @@ def test_a_trunk_by_address(tmp_path: Path, registrar: int) -> None:
     assert "answers OPTIONS with 200 OK" in finding.fact
 
 
+def test_a_trunk_by_address_behind_nat(
+    tmp_path: Path, registrar: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the trunk were on the internet: 127.0.0.1 counts as public here."""
+    monkeypatch.setattr(trunks, "carried_to", lambda _settings, _address: "192.168.1.2")
+    monkeypatch.setattr(trunks, "is_inside", lambda address: address.startswith("192.168."))
+    finding = found(tmp_path, f'peers = ["127.0.0.1:{registrar}"]\n')
+    assert finding.verdict is Verdict.WARN
+    assert "sip.public_address" in finding.advice
+
+
 def test_a_port_that_nobody_has(tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
