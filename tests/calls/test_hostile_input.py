@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import figures, harness
+from tests.support import figures
 from tests.support.dialog import DialogCall, Sdp, answered, dialog_call
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import Spoken, assert_continuous
@@ -30,12 +30,11 @@ def shared_world(
     runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[GatewayStack]:
     """A world that takes calls over TCP as well."""
-    listen = 'listen = ["udp:127.0.0.1:0", "tcp:127.0.0.1:0"]'
-    config = harness.CONFIG.replace('listen = ["udp:127.0.0.1:0"]', listen)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "CONFIG", config)
-        made = GatewayStack(tmp_path_factory.mktemp("world"), log_level="info", keep_sessions=500)
-        runner.run(made.start())
+    listen = ("udp:127.0.0.1:0", "tcp:127.0.0.1:0")
+    made = GatewayStack(
+        tmp_path_factory.mktemp("world"), log_level="info", keep_sessions=500, listen=listen
+    )
+    runner.run(made.start())
     AT_START.update(made.gateway.resources())
     yield made
     # What comes with the Call-ID of another has no record of its own, so they are not counted.

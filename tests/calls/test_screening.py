@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-SCREENED = Path(__file__).parent / "screened.py"
+from tests import support
+
+SCREENED = Path(support.__file__).with_name("screened.py")
 FAILING = (
     *("raise", "exit", "none", "true", "short", "code-99", "code-big", "header-int"),
     *("header-line", "reason-line", "surrogate", "second-raise"),

@@ -36,7 +36,7 @@ class Torture:
 
 _UNREADABLE = frozenset(
     {"badinv01", "ncl", "scalar02", "quotbal", "ltgtruri", "lwsruri", "regbadct", "badvers"}
-    | {"unkscm", "novelsc", "regaut01"}
+    | {"unkscm", "novelsc", "regaut01", "insuf"}
 )
 
 
@@ -223,7 +223,7 @@ MESSAGES: tuple[Torture, ...] = (
         "insuf",
         "INVITE sip:user@{gw} SIP/2.0\r\nCSeq: 193942 INVITE\r\n"
         "Via: {via};rport;branch=z9hG4bKkdj.insuf\r\nContent-Type: application/sdp\r\nl: 0\r\n\r\n",
-        frozenset(),
+        frozenset({400}),
     ),
     _message(
         "unkscm", "OPTIONS nobodyKnowsThisScheme:totallyopaquecontent SIP/2.0", codes=(416, 400)
