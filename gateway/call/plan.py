@@ -290,6 +290,8 @@ class ResponseFailurePlan:
     sound_duration: float = 2.0
     max_failures: int = 3
     """Failures in a row that end the call."""
+    max_tool_rounds: int = 10
+    """Responses in a row that only call tools, with nothing from the caller in between."""
     goodbye: str = "I am sorry, this does not work at the moment. Goodbye."
     transfer_to: str = ""
 

@@ -79,6 +79,7 @@ class ResponseFailure(Section):
     sound: Sound = "chime"
     sound_duration: Seconds = 2.0
     max_failures: Count = 3
+    max_tool_rounds: Count = 10
     goodbye: Text = "I am sorry, this does not work at the moment. Goodbye."
     transfer_to: Text | None = None
 

@@ -302,6 +302,7 @@ def content_plan(route: Route) -> ContentPlan:
             sound=failure.sound,
             sound_duration=failure.sound_duration,
             max_failures=failure.max_failures,
+            max_tool_rounds=failure.max_tool_rounds,
             goodbye=failure.goodbye,
             transfer_to=failure.transfer_to or "",
         ),

@@ -168,6 +168,7 @@ class Conversation:
                 return [*self._interruptions.speech_over(event, now), stopped]
             case InputCommitted():
                 self._caller_speaks = False
+                self._functions.caller_acted()
                 if not self._plan.interruptions.by_gateway:
                     talk.gate.turn()
                 return self._interruptions.committed(event, now)
@@ -228,6 +229,7 @@ class Conversation:
 
     def on_digit(self, digit: str, now: float, *, in_band: bool = False) -> list[Output]:
         """Take a DTMF digit of the caller."""
+        self._functions.caller_acted()
         return self._keys.press(digit, now, in_band=in_band)
 
     def on_playout_started(self, now: float) -> list[Output]:

@@ -23,10 +23,6 @@ from gateway.text import json_of
 MAX_RUNNING = 8
 """Tool functions that run at a time for one call; a model that wants more is in a loop."""
 
-MAX_SILENT_ROUNDS = 10
-"""Responses in a row that call functions and say nothing; each of them is paid for, and the caller
-waits. What a further one calls is not run, and counts as a response that failed."""
-
 MAX_REASON = 300
 """Characters of a rejection's reason in the log; the model gets all."""
 
@@ -105,13 +101,14 @@ class Functions:
             result = {"status": "not done", "reason": "the caller interrupted"}
             return outputs + [tool_output(_id_of(call), result) for call in calls]
         end_call = next((call for call in calls if call.get("name") == END_CALL), None)
+        most = self._plan.content.response_failure.max_tool_rounds
         if talk.playback.spoke(event.response_id):
             self._silent_rounds = 0
         elif calls:
             self._silent_rounds += 1
-        self.in_loop = bool(calls) and not end_call and self._silent_rounds > MAX_SILENT_ROUNDS
+        self.in_loop = bool(calls) and not end_call and self._silent_rounds > most
         if self.in_loop:
-            why = f"{MAX_SILENT_ROUNDS} responses in a row called tools and said nothing"
+            why = f"{most} responses in a row called tools and said nothing"
             return outputs + [tool_output(_id_of(call), {"error": why}) for call in calls]
         group = _Group()
         for call in calls:
@@ -153,6 +150,10 @@ class Functions:
         elif result.call_id != BY_GATEWAY:
             outputs.append(tool_output(result.call_id, result.output))
         return outputs + (self._talk.ask(CreateResponse(), now) if result.respond else [])
+
+    def caller_acted(self) -> None:
+        """Count the responses that only call tools anew: they answer something else now."""
+        self._silent_rounds = 0
 
     def model_speaks(self) -> list[Output]:
         """Stop the filler sound, since the model speaks."""

@@ -7,7 +7,7 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.plan import CallPlan, ContentPlan, ResponseFailurePlan
-from gateway.realtime.events import ResponseDone
+from gateway.realtime.events import InputCommitted, ResponseDone
 from tests.support.call_scene import (
     SPEECH,
     Scene,
@@ -165,6 +165,20 @@ def test_a_model_that_only_calls_functions() -> None:
     assert ["Again?" in str(one) for one in asked[1:3]] == [True, False]
     assert "Bye." in last_words(scene)
     assert len(asked) < 8
+
+
+@pytest.mark.parametrize("most", [2, 10])
+def test_turns_and_keys_of_the_caller_start_the_count_of_tool_rounds_anew(most: int) -> None:
+    scene = scene_of(ResponseFailurePlan(max_tool_rounds=most))
+    for number in range(4 * most):
+        if number % most == 0:
+            turn = said(InputCommitted(f"u{number}"))
+            scene.at(1.0 + number, turn if number % (2 * most) else key("1"))
+        scene.do(created(f"r{number}"), done(f"r{number}", calls=[("nope", f"c{number}", "{}")]))
+        assert all((one.response or {}).get("tool_choice") is None for one in scene.requests)
+    for response in ("r", "asked for already"):
+        scene.do(created(response), done(response, calls=[("nope", "c", "{}")]))
+    assert (scene.requests[-1].response or {}).get("tool_choice") == "none"
 
 
 def test_functions_between_words_are_no_loop() -> None:
