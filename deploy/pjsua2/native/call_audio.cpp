@@ -47,6 +47,8 @@ public:
     {
         if (size_ + count > bound_)
             return false;
+        if (count == 0)
+            return true; // the store may be empty, too: nothing divides by its size
         if (size_ + count > store_.size())
             grow(size_ + count);
         size_t tail = (head_ + size_) % store_.size();
@@ -59,6 +61,8 @@ public:
 
     void pop(uint8_t *bytes, size_t count)
     {
+        if (count == 0)
+            return;
         size_t first = std::min(count, store_.size() - head_);
         memcpy(bytes, &store_[head_], first);
         memcpy(bytes + first, &store_[0], count - first);

@@ -250,3 +250,16 @@ def test_a_flush_in_the_middle_of_a_pull_counts_no_frame_twice() -> None:
     assert pulled > 0
     assert pulled + flushed == sent
     assert playout.frames_played == pulled
+
+
+@pytest.mark.parametrize("audio", [b"", bytes(FRAME_BYTES - 1)])
+def test_less_than_a_frame_is_nothing_whatever_was_there_before(audio: bytes) -> None:
+    """Before the first frame, between two, and behind the last."""
+    playout = CallAudio(Codec.PCMU, 10).playout
+    assert playout.put(audio) == 0
+    assert len(playout) == 0
+    playout.put(_frames(1, 1))
+    assert playout.put(audio) == 0
+    assert len(playout) == 1
+    assert playout.flush() == 1
+    assert playout.put(audio) == 0
