@@ -191,7 +191,7 @@ class AccessControl:
                 if rule:
                     return self._refuse(received, rule, reply)
                 return self._answer(source, reply, now)
-        flaw = _flaw_in(message, headers, source, hold=inside) or _cut(received, headers)
+        flaw = _flaw_in(message, headers, source) or _cut(received, headers)
         if flaw is not None:
             reply = Reply(0 if method == "ACK" else flaw.code)
             return self._refuse(received, f"malformed: {flaw.what}", reply)
@@ -380,7 +380,7 @@ class AccessControl:
         flaw = flaw_of(_LINE_END.split(message, maxsplit=1)[0], headers)
         if flaw is not None:
             return self._refuse(received, f"malformed response: {flaw.what}", Reply(0))
-        if address := refused_address(body_of(message), received.source, hold=True):
+        if address := refused_address(body_of(message), received.source):
             # Not dropped: whoever has answered needs ACK and BYE.
             source = _plain(received.source)
             self.refusals.note(f"response with RTP to {address}", source, time.monotonic())
@@ -454,11 +454,11 @@ def _cut(received: Received, headers: Headers) -> InvalidMessage | None:
     return InvalidMessage(400, "Content-Length") if int(length[:10]) > len(body) else None
 
 
-def _flaw_in(message: str, headers: Headers, source: str, *, hold: bool) -> InvalidMessage | None:
+def _flaw_in(message: str, headers: Headers, source: str) -> InvalidMessage | None:
     start_line = _LINE_END.split(message, maxsplit=1)[0]
     body = body_of(message)
     flaw = flaw_of(start_line, headers) or body_flaw_of(headers, body)
-    if flaw is None and (address := refused_address(body, source, hold=hold)):
+    if flaw is None and (address := refused_address(body, source)):
         return InvalidMessage(NOT_ACCEPTABLE, f"RTP to {address}")
     return flaw
 

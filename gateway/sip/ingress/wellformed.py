@@ -167,15 +167,15 @@ def _line_flaw(start_line: str) -> InvalidMessage | None:
     return None
 
 
-def refused_address(body: str, source: str, *, hold: bool) -> str:
+def refused_address(body: str, source: str) -> str:
     """The first address of ``body`` that RTP must not be sent to; empty when all are good.
 
-    A description is anybody's word. Multicast and broadcast would multiply what we send, 0.0.0.0 is
-    this machine to its kernel, and so is loopback, which only this machine's own programs may name.
+    A description is anybody's word. Multicast and broadcast would multiply what we send; loopback
+    is this machine, which only its own programs may name. 0.0.0.0 means that nothing is sent: the
+    call is held (RFC 3264 section 8.4), also in a first offer (RFC 3725 section 4.1).
 
     Args:
         source: IP literal that the message came from.
-        hold: 0.0.0.0 says that the call is held, as it did before RFC 3264 (section 8.4).
     """
     sender = address_of(source)
     outside = sender is None or not sender.is_loopback
@@ -183,7 +183,7 @@ def refused_address(body: str, source: str, *, hold: bool) -> str:
         address = address_of(text)
         if address is None:
             continue  # no address at all, which is for others to say
-        if address.is_unspecified and hold:
+        if address.is_unspecified:
             continue
         if _is_nobodys(address) or (address.is_loopback and outside):
             return str(address)
@@ -191,6 +191,6 @@ def refused_address(body: str, source: str, *, hold: bool) -> str:
 
 
 def _is_nobodys(address: IPAddress) -> bool:
-    if address.is_multicast or address.is_unspecified:
+    if address.is_multicast:
         return True
     return address.version == 4 and any(address in network for network in _NOBODY)
