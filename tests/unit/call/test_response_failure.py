@@ -173,12 +173,12 @@ def test_turns_and_keys_of_the_caller_start_the_count_of_tool_rounds_anew(most: 
     for number in range(4 * most):
         if number % most == 0:
             turn = said(InputCommitted(f"u{number}"))
-            scene.at(1.0 + number, turn if number % (2 * most) else key("1"))
+            scene.at(1.0 + number / 10, turn if number % (2 * most) else key("1"))
         scene.do(created(f"r{number}"), done(f"r{number}", calls=[("nope", f"c{number}", "{}")]))
         assert all((one.response or {}).get("tool_choice") is None for one in scene.requests)
     for response in ("r", "asked for already"):
         scene.do(created(response), done(response, calls=[("nope", "c", "{}")]))
-    assert (scene.requests[-1].response or {}).get("tool_choice") == "none"
+    assert {"tool_choice": "none"} in [one.response for one in scene.requests[-2:]]
 
 
 def test_functions_between_words_are_no_loop() -> None:
