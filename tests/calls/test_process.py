@@ -24,6 +24,8 @@ async def test_a_gateway_that_dies_is_started_again(own_folder: Path) -> None:
     await world.start()
     try:
         up = await world.gateway.wait("worker.ready")
+        for number in HARMLESS:
+            world.gateway.signal(number)  # to the supervisor, which goes on
         call = await world.dial("greeted")
         os.kill(up["pid"], signal.SIGSEGV)
         died = await world.gateway.wait("worker.crashed")

@@ -112,6 +112,18 @@ async def test_ipv6(runner: object, own_folder: Path, transport: str) -> None:
         await call.hang_up()
 
 
+async def test_a_trunk_by_tls_is_not_taken_by_udp(runner: object, own_folder: Path) -> None:
+    """Its address alone, in a datagram, is nobody's proof."""
+    certificate(own_folder, "six")
+    listen = ("udp:127.0.0.1:0", "tls:127.0.0.1:0")
+    more = '[[trunk]]\nname = "provider"\npeers = ["127.0.0.1"]\ntransport = "tls"\n'
+    async with site(own_folder, listen=listen, sip=TLS, more=more, routes=ANYBODY) as gateway:
+        call = gateway.phone.call("1")
+        call.invite()
+        assert (await call.refused()).code == 403
+        await gateway.gateway.wait("sip.rejected", source="127.0.0.1", code=403)
+
+
 def handshake(port: int, version: ssl.TLSVersion, client: dict[str, str] | None = None) -> Any:
     """Connect by TLS of this version at most; returns the server's certificate (DER)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
