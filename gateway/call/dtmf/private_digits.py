@@ -2,7 +2,7 @@
 
 Digits that were collected as private are masked wherever they come back.
 The model reads them back, says them in words or in groups, hands them to a tool: "4242", "42 42",
-"4-2-4-2", "four two four two". What was written before they were known has none of them.
+"4-2-4-2", "four... two, then forty-two". What was written before they were known has none of them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,38 @@ _WORDS = {
     "8": "eight|acht|huit|ocho|otto",
     "9": "nine|neun|neuf|nueve|nove|negen",
 }
+
+_TEENS = {
+    "0": "ten|zehn|dix",
+    "1": "eleven|elf|onze",
+    "2": "twelve|zwölf|douze",
+    "3": "thirteen|dreizehn|treize",
+    "4": "fourteen|vierzehn|quatorze",
+    "5": "fifteen|fünfzehn|quinze",
+    "6": "sixteen|sechzehn|seize",
+    "7": "seventeen|siebzehn|dix-sept",
+    "8": "eighteen|achtzehn|dix-huit",
+    "9": "nineteen|neunzehn|dix-neuf",
+}
+"""From ten to nineteen, by their second digit."""
+
+_TENS = {
+    "2": "twenty|zwanzig|vingt|veinte|venti",
+    "3": "thirty|dreißig|dreissig|trente|treinta|trenta",
+    "4": "forty|vierzig|quarante|cuarenta|quaranta",
+    "5": "fifty|fünfzig|cinquante|cincuenta|cinquanta",
+    "6": "sixty|sechzig|soixante|sesenta|sessanta",
+    "7": "seventy|siebzig|setenta|settanta",
+    "8": "eighty|achtzig|quatre-vingts|quatre-vingt|ochenta|ottanta",
+    "9": "ninety|neunzig|noventa|novanta",
+}
+
+_BETWEEN = re.compile(
+    r"[\W_]{0,8}(?:(?:and|then|the|a|und|dann|et|puis|y)[\W_]{1,8}){0,3}", re.IGNORECASE
+)
+"""What stands between two digits that are read out: white space, signs, a few words."""
+
+_FULL_WIDTH = {0xFF10 + figure: str(figure) for figure in range(10)}
 
 _NAMES = frozenset(
     {"id", "call", "session", "event", "started_at", "timestamp", "file", "source", "type", "name"}
@@ -67,6 +99,68 @@ def _masked_keys(text: str) -> str:
     return re.sub(r"[0-9*#A-D]", "*", text)
 
 
+def _values() -> dict[str, str]:
+    values = {word: digit for digit, words in _WORDS.items() for word in words.split("|")}
+    values |= {word: f"1{unit}" for unit, words in _TEENS.items() for word in words.split("|")}
+    return values
+
+
+_VALUES = _values()
+_TEN_VALUES = {word: ten for ten, words in _TENS.items() for word in words.split("|")}
+_ONE = "|".join(
+    word for digit, words in _WORDS.items() if digit != "0" for word in words.split("|")
+)
+_SPOKEN = re.compile(
+    rf"(?P<figure>\d)|(?<![^\W\d_])(?:(?P<first>{_ONE})und(?P<second>{'|'.join(_TEN_VALUES)})"
+    rf"|(?P<ten>{'|'.join(_TEN_VALUES)})(?:[\s-]{{1,2}}(?P<unit>{_ONE}))?"
+    rf"|(?:double|doppel[nt]?)[\s-]{{0,2}}(?P<twice>\d|{_ONE})"
+    rf"|(?P<word>{'|'.join(sorted(_VALUES, key=len, reverse=True))}))(?![^\W_])",
+    re.IGNORECASE,
+)
+"""A digit, or a number below a hundred in words."""
+
+
+def _digits_of(found: re.Match[str]) -> str:
+    """Return the digits of a match of :data:`_SPOKEN`; "?" for letters of unusual case."""
+    said = {name: value.casefold() for name, value in found.groupdict().items() if value}
+    if "figure" in said:
+        return str(int(said["figure"]))  # of any script
+    if "word" in said:
+        return _VALUES.get(said["word"], "?")
+    if "twice" in said:
+        return _VALUES.get(said["twice"], said["twice"][:1]) * 2
+    ten = _TEN_VALUES.get(said.get("ten") or said["second"], "?")
+    unit = said.get("unit") or said.get("first")
+    return ten + (_VALUES.get(unit, "?") if unit else "0")
+
+
+def _without(text: str, secrets: Collection[str]) -> str:
+    """Return the text with :data:`MASK` in place of these digits, however they are read out."""
+    told: list[str] = []
+    run: list[re.Match[str]] = []
+    end = 0
+
+    def close() -> None:
+        nonlocal end
+        owners = [found for found in run for _ in _digits_of(found)]
+        digits = "".join(_digits_of(found) for found in run)
+        at = 0
+        while at < len(digits):
+            secret = next((one for one in secrets if digits.startswith(one, at)), "")
+            if secret and owners[at].start() >= end:
+                told.extend((text[end : owners[at].start()], MASK))
+                end = owners[at + len(secret) - 1].end()
+            at += len(secret) or 1
+
+    for found in _SPOKEN.finditer(text):
+        if run and not _BETWEEN.fullmatch(text, run[-1].end(), found.start()):
+            close()
+            run = []
+        run.append(found)
+    close()
+    return "".join((*told, text[end:]))
+
+
 class PrivateDigits:
     """Those of one call, and what else is masked of it.
 
@@ -76,11 +170,12 @@ class PrivateDigits:
 
     def __init__(self, redact: Collection[str] = ()) -> None:
         self._patterns: list[re.Pattern[str]] = []
+        self._secrets: list[str] = []
         self.numbers = self.dtmf = False
         self.redact(redact)
 
     def __bool__(self) -> bool:
-        return bool(self._patterns) or self.numbers or self.dtmf
+        return bool(self._patterns or self._secrets) or self.numbers or self.dtmf
 
     def redact(self, what: Collection[str]) -> None:
         """Mask these from now on."""
@@ -104,8 +199,7 @@ class PrivateDigits:
             found = rf"(?<![\w+])(?<!\d[.,:/-]){alone}(?![.,:/-]?\d)(?!\w)"
             self._patterns.append(re.compile(found, re.IGNORECASE))
             return
-        each = (rf"(?:{digit}|(?:{_WORDS[digit]})(?!\w))" for digit in digits)
-        self._patterns.append(re.compile(r"[\W_]{0,3}".join(each), re.IGNORECASE))
+        self._secrets = sorted({*self._secrets, digits}, key=len, reverse=True)
 
     def masked(self, value: Any) -> Any:
         """A copy of a value of JSON with :data:`MASK` in place of the digits."""
@@ -127,6 +221,10 @@ class PrivateDigits:
         return self.masked(value)
 
     def _masked_text(self, text: str) -> str:
+        if self._patterns or self._secrets:
+            text = text.translate(_FULL_WIDTH)
+        if self._secrets:
+            text = _without(text, self._secrets)
         for pattern in self._patterns:
             text = pattern.sub(MASK, text)
         if self.dtmf:

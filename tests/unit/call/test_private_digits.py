@@ -40,6 +40,52 @@ def test_forms_in_which_digits_come_back(said: str) -> None:
     assert not [word for word in ("four", "vier", "quatre") if word in masked.lower()]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "four... two... four... two",
+        "four … two … four … two",
+        "4 and then 2, then 4 and 2",
+        "vier, dann zwei, und vier, und zwei",
+        "the 4, a 2, the 4, a 2",
+        "forty-two forty-two",
+        "forty two, forty two",
+        "42 and forty-two",
+        "4, two, and 42",
+        "zweiundvierzig zweiundvierzig",
+        "quarante-deux quarante-deux",
+        "\uff14\uff12\uff14\uff12",
+        "\uff14\uff12-42",
+        "\uff14 \uff12 \uff14 \uff12",
+    ],
+)
+def test_digits_in_pairs_with_pauses_and_words_between(said: str) -> None:
+    masked = private("4242").masked(f"I have {said}, right?")
+    assert masked in ("I have ****, right?", "I have the ****, right?")
+
+
+@pytest.mark.parametrize(
+    ("digits", "said"),
+    [
+        ("1100", "eleven hundred is wrong, one one zero zero"),
+        ("2017", "twenty seventeen"),
+        ("300", "thirty zero"),
+        ("1212", "zwölf zwölf"),
+        ("4455", "double four double five"),
+        ("4455", "doppel vier, double 5"),
+    ],
+)
+def test_numbers_in_words_and_doubles(digits: str, said: str) -> None:
+    assert private(digits).masked(said).endswith("****")
+
+
+@pytest.mark.parametrize(
+    "word", ["S\u0130X", "s\u0131x", "\u017fix", "quatre-vingt", "QUATRE-VINGTS"]
+)
+def test_letters_of_unusual_case_break_nothing(word: str) -> None:
+    assert private("4242").masked(f"{word} 4 2 4 2").endswith("****")
+
+
 def test_what_is_nobodys_digits_stays() -> None:
     value = {"item_id": "item_4242", "started_at": "4242", "text": ["room 424", "forty", 4242]}
     assert private("4242").masked(value) == value
