@@ -436,6 +436,7 @@ REFUSED = {
     "nine lines": ((AUDIO,) * 9, "bad_sdp"),
     "no such port": (("m=audio 70000 RTP/AVP 0\r\n",), "bad_sdp"),
     "nothing": ((), "bad_sdp"),
+    "SRTP without keys": (("m=audio 5000 RTP/SAVP 0\r\n",), "srtp_mismatch"),
 }
 
 
