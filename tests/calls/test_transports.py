@@ -266,7 +266,9 @@ async def test_sdp_that_a_trunk_cannot_reach_is_said(runner: object, own_folder:
         assert "sip.listen is reached from this machine only" in line["advice"]
     other = own_folder / "public"
     other.mkdir()
-    async with site(other, more=more, sip='public_address = "198.51.100.1"') as gateway:
+    async with site(
+        other, listen=("udp:0.0.0.0:0",), more=more, sip='public_address = "198.51.100.1"'
+    ) as gateway:
         await gateway.status()
         assert not gateway.gateway.all("sip.nat")
 
