@@ -43,16 +43,20 @@ class Sounds:
         return self._players[name]
 
     def take(self, name: str) -> Any:
-        """A player of a WAV file at its beginning, for one call; else that of all calls."""
-        if name in BUILT_IN or self.get(name) is None:
-            return self.get(name)
+        """A player at the beginning of its sound, for one call; else the one of all calls.
+
+        A sound that is heard for two seconds must not begin in the pause of a chime.
+        """
+        if self.get(name) is None:
+            return None
         idle = self._idle.setdefault(name, [])
         try:
             player = idle.pop() if idle else self._one_more(name)
             if player is not None:
                 player.setPos(0)
-        except pj.Error as error:
-            log.warning("sip.no_sound", sound=name, error=error.info())
+        except (pj.Error, SoundError, OSError) as error:
+            text = error.info() if isinstance(error, pj.Error) else str(error)
+            log.warning("sip.no_sound", sound=name, error=text)
             player = None
         return self.get(name) if player is None else player
 
@@ -65,7 +69,7 @@ class Sounds:
         if self._own >= MAX_OWN:
             return None
         self._own += 1
-        return _play(name)
+        return self._make(name)
 
     def disown(self) -> None:
         """Leave the players to the end of the process, after the library has been destroyed."""
