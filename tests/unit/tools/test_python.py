@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from gateway.call.tools.commands import (
     CallCommand,
@@ -24,6 +25,7 @@ from gateway.config import ConfigError
 from gateway.planning.check import check, load_all
 from gateway.planning.route_tools import tool_executor
 from gateway.planning.tools import function_plans
+from gateway.tools import executor
 from gateway.tools import module as tool_module
 from gateway.tools.functions import ToolCall
 
@@ -278,8 +280,12 @@ def test_what_comes_of_a_call(tmp_path: Path, name: str, arguments: str, result:
 
 
 def test_a_failure_is_logged_with_its_traceback(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    plain = structlog.wrap_logger(
+        structlog.PrintLogger(), processors=[structlog.dev.ConsoleRenderer(colors=False)]
+    )
+    monkeypatch.setattr(executor, "log", plain)
     use(tmp_path, ("book-it", "{}"))
     logged = capsys.readouterr().out
     assert "tool.failed" in logged
