@@ -29,9 +29,9 @@ def shared_world(
     runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[GatewayStack]:
     """A trunk far away, and a gateway that refreshes its calls by itself."""
-    listen = 'listen = ["udp:127.0.0.1:0"]'
     timers = 'session_timers = "always"\nsession_expires = 240\nsession_min = 120'
-    config = harness.CONFIG.replace(listen, f"{listen}\n{timers}")
+    config = harness.CONFIG.replace("[sip]", f"[sip]\n{timers}", 1)
+    assert timers in config
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(harness, "CONFIG", config)
         made = GatewayStack(tmp_path_factory.mktemp("world"), more=TRUNK)

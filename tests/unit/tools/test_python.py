@@ -25,8 +25,8 @@ from gateway.config import ConfigError
 from gateway.planning.check import check, load_all
 from gateway.planning.route_tools import tool_executor
 from gateway.planning.tools import function_plans
-from gateway.tools import executor
 from gateway.tools import module as tool_module
+from gateway.tools import python as python_tools
 from gateway.tools.functions import ToolCall
 
 CONFIG = """
@@ -280,14 +280,13 @@ def test_what_comes_of_a_call(tmp_path: Path, name: str, arguments: str, result:
 
 
 def test_a_failure_is_logged_with_its_traceback(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = structlog.wrap_logger(
-        structlog.PrintLogger(), processors=[structlog.dev.ConsoleRenderer(colors=False)]
-    )
-    monkeypatch.setattr(executor, "log", plain)
+    printed = structlog.testing.CapturingLogger()
+    plain = structlog.wrap_logger(printed, processors=[structlog.dev.ConsoleRenderer(colors=False)])
+    monkeypatch.setattr(python_tools, "log", plain)
     use(tmp_path, ("book-it", "{}"))
-    logged = capsys.readouterr().out
+    logged = "".join(str(call.args) for call in printed.calls)
     assert "tool.failed" in logged
     assert "hotel.py" in "".join(logged.split()).replace("│", "")
 
