@@ -58,7 +58,7 @@ test-tools: $(DEV) ## the programs of Debian's that the tests need, at once
 	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core openssl:openssl setpriv:util-linux
 	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
 
-lint: $(DEV) ## ruff, mypy, which package may import which, words
+lint: $(DEV) ## ruff, mypy, which package may import which, words, licence lines
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy

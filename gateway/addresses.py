@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Classes of IP addresses: loopback, private, public."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Logging: structlog to JSON lines or a console, with secrets removed.
 
 What the standard library's ``logging`` is told (asyncio, websockets) takes the same way, so that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Background tasks: started with a name, watched, restarted once, and ended with a deadline."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Cleans texts from outside before they are stored, matched or shown."""
 
 from __future__ import annotations

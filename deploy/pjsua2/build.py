@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Entry of the pjsua2 build; run it through ``build.sh``, with the interpreter to build for."""
 
 import sys

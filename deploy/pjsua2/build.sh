@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Builds pjsua2 for many calls and installs it into an environment: deploy/pjsua2/README.md.
 #   deploy/pjsua2/build.sh [INTERPRETER] [options]     (or PYTHON=INTERPRETER; default .venv/bin/python)
 set -eu

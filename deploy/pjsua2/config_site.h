@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * pjproject's compile-time limits for a gateway that carries a thousand G.711 calls in one process.
  * README.md beside this file says what each costs. A value can be overridden for an experiment with

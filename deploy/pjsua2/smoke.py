@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Tries whatever pjsua2 this interpreter imports: says what it is, and makes a call to itself.
 
 Exits with 1 and a sentence when a part does not work. ``--json`` prints what it found as JSON.

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Runs a command with the pjsua2 that AddressSanitizer watches: with-asan.sh INTERPRETER COMMAND...
 # What it finds ends the process in which it is found, is shown here at the end, and makes exit 1.
 set -eu

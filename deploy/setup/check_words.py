@@ -1,7 +1,9 @@
-"""Find words that this project once invented, and that nobody in telephony knows: `make lint`.
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Find words that are not to be used, and sources without a licence line: `make lint`.
 
-The glossary (docs/glossary.md) has the word to use. Prints ``file:line: word`` for each, and exits
-with 1 if there is one.
+The words are those that this project once invented and that nobody in telephony knows; the glossary
+(docs/glossary.md) has the word to use. Prints ``file:line: word`` for each, ``file:1: ...`` for a
+source without its SPDX line, and exits with 1 if there is one.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ EXEMPT = (
     "tests/unit/config/test_renamed.py",
 )
 TEXTS = (".py", ".md", ".toml", ".sh", ".service", ".cfg", ".conf", ".yml", ".html")
+
+LICENCE = "SPDX-License-Identifier: GPL-2.0-or-later"
+SOURCES = (".py", ".sh", ".cpp", ".hpp", ".h", ".i")
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _CODE_SPAN = re.compile(r"`([^`\n]+)`")
@@ -68,12 +73,23 @@ def found_in(file: Path) -> Iterator[tuple[int, str]]:
                 yield number, word
 
 
+def lacks_licence(file: Path) -> bool:
+    """Whether a source that is not empty has no SPDX line first, or second after ``#!``."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    first = lines[1:2] if lines and lines[0].startswith("#!") else lines[:1]
+    return bool(lines) and not any(LICENCE in line for line in first)
+
+
 def main() -> int:
     """Look through all files that git knows."""
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout
     found = 0
     for name in listed.splitlines():
         file = Path(name)
+        ours = name.startswith(("gateway/", "deploy/", "tests/")) and file.suffix in SOURCES
+        if ours and file.is_file() and lacks_licence(file):
+            print(f"{name}:1: the line {LICENCE} is missing")
+            found += 1
         if name in EXEMPT or file.suffix not in TEXTS or not file.is_file():
             continue
         for number, word in sorted(set(found_in(file))):

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Prints the interpreter to make .venv with: $PYTHON if set, else one that the tests run on (3.11,
 # 3.12), else any python3 that is new enough. Exit 1 with a message when there is none.
 set -eu

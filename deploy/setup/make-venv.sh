@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Makes the virtual environment FOLDER: make-venv.sh FOLDER. Installs the distribution's venv module
 # where it is missing (Debian ships Python without it).
 set -eu

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Installs Debian packages whose command is missing: need-debian.sh COMMAND:PACKAGE...
 # As root, or through sudo when that asks no question; otherwise says what to install, exit 1.
 set -eu

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Installs Debian's Kamailio for the tests where it is missing, without starting the service that
 # the package brings: it would take the SIP port of this machine, now and at every boot.
 set -eu

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Keeps the emulator and the gateway up until Ctrl-C: ``make run``.
 
 The emulator is started only when the configuration names a server on this machine and nothing

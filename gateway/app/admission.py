@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Decides which INVITE becomes a call, and makes the call."""
 
 from __future__ import annotations

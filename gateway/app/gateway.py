@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The parts of a gateway process: made from its configuration, started in order, stopped in the
 opposite order."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Health of the process: SIP thread, media clock, event loop, background tasks.
 
 Checked once a second. A failure after which no call can be carried ends the process, so that its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Control socket, certificate reload on SIGHUP, and a warning about addresses behind NAT."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Commands of the control socket that end or transfer a call."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Rejected calls: the SIP response, the log line, and the record."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The calls in progress: how many there may be, what each costs, and its record at its end."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Health checks of the realtime servers: opens a session at each, in the background."""
 
 from __future__ import annotations

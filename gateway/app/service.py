@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The life of a gateway process: start, serve, drain, stop."""
 
 from __future__ import annotations

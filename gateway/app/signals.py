@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Signals that would end the process by default, and must not while there are calls."""
 
 from __future__ import annotations

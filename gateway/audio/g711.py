@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """G.711 (ITU-T G.711, RFC 3551 section 4.5.14): the two laws and the sizes that follow from them.
 
 One byte a sample, 8,000 samples a second: 20 ms are 160 bytes, a millisecond is 8.

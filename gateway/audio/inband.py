@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Keys heard in the audio: DTMF tones (ITU-T Q.23), found with the Goertzel algorithm.
 
 For callers whose side signals no keys. A key counts when both of its tones stand out of all else

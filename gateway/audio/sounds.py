@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sounds that a caller hears: built-in tones, or a WAV file of the operator's."""
 
 from __future__ import annotations

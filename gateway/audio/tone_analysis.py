@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Analyse the caller's audio: the share of music in each second, and beeps.
 
 Music holds its tones and hardly ever pauses; a voice glides, and is noise or silence in between.

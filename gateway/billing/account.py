@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The account of one call: its usage, what that costs, and the budgets that it draws on. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Budgets: what may be spent, and when a call is told. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The costs of a process: accounts for its calls, and the sums of the day on the disk."""
 
 from __future__ import annotations

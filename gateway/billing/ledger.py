@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The sums of one day: all calls, each route, each calling number. Pure: the day is passed in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Prices: data files, and which of their entries is a model's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Keeps the sums of a day in a small file, so that a restart does not forget what was spent.
 
 Workers that share a machine have a file each, and read those of the others: so their budgets hold

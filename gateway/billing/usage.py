@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Tokens and seconds that a server says it has used (``usage`` of ``response.done`` and of
 ``conversation.item.input_audio_transcription.completed``). Pure, and tolerant: what cannot be read
 counts as nothing, and never stops a call.

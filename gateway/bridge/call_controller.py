@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One call: its SIP legs and its realtime session, connected to its state machine.
 
 Delivers events to the machine and executes the outputs it returns. Contains no call logic.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Fetches the data that a route asks for (``[route.data]``) while its call is set up.
 
 The request starts with the INVITE, in parallel to ringing and connecting to the realtime server;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Guards the entries of a call's handling, so that an exception ends its call and no other.
 
 Whatever reaches a call from outside (legs, sessions, media clock, timers, results of tools) enters

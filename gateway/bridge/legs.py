@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The SIP legs of one call: the caller's, and the B-leg of a transfer.
 
 Executes the machine's outputs for legs and feeds what happens to them.

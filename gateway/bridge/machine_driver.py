@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs the state machine of one call: one input after the other, its outputs, and its deadlines."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The audio of one call between its caller's leg and its session."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Moves audio between all legs and all sessions, fifty times a second.
 
 pjmedia's clock thread wakes the event loop once per beat, not once per call: each wake-up costs a

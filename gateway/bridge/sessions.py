@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The realtime sessions of one call: the active one, and a standby that may replace it.
 
 Executes the machine's outputs for sessions and feeds what they report. Events of a session that

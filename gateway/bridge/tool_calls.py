@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs the functions, approvals and content checks of one call, by a tool runner outside of it."""
 
 from __future__ import annotations

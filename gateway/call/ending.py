@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How calls and call attempts end: who, why, and the SIP codes and Reason headers of each.
 
 The Reason header follows RFC 3326, its Q.850 causes ITU-T Q.850.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Inputs of the call's state machine, as values (:class:`gateway.call.machine.CallMachine`)."""
 
 from __future__ import annotations

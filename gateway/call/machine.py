@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """State machine of one call: ring, connect, answer, talk, end.
 
 Pure: events come in as :mod:`gateway.call.inputs`, with the time; decisions go out as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Outputs of the call's state machine, as values; the bridge executes them in order."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Plan of one call: the settings of its route as values, made before the call begins."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The quality of a whole call, out of what was read once a second. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Record of one call, for its file and its summary line, and the timeline within it."""
 
 from __future__ import annotations

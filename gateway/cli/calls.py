@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``gateway calls``, ``gateway hangup`` and ``gateway transfer``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``gateway check``: judge the configuration and its dialplans."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Commands that add to the conversation of a call in progress, or print it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``gateway demo``: one scripted call through a real gateway, with checks."""
 
 from __future__ import annotations

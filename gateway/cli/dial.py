@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``gateway dial``: place one call with a route's session."""
 
 from __future__ import annotations

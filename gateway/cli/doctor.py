@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``gateway doctor``: check host, network, servers and trunks."""
 
 from __future__ import annotations

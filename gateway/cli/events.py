@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``gateway events``: show the event log of a session."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``gateway init``: write a configuration and a dialplan to start from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The command line: names the commands, and imports one when it is run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``gateway route-test``: show which route a call takes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``gateway timeline``: the record of a call as text and picture."""
 
 from __future__ import annotations

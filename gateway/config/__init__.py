@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The gateway's configuration: :func:`load_config` turns ``gateway.toml`` into a :class:`Config`.
 
 ``source`` and ``lines`` read TOML with positions and references, ``models`` say what may stand

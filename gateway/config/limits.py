@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``[access]``, ``[control]``, ``[outbound]``, ``[cost]``: who may call or be called; costs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Load and validate a configuration file; report every problem of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sections of ``gateway.toml``: names, types, units and defaults."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Telephone numbers as they are compared: read as E.164, and by what a call to them may cost.
 
 A number can be written in many ways that a carrier takes for the same (``+49900…``, ``0049900…``,

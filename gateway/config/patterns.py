@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Regular expressions in configuration and dialplans.
 
 :func:`gateway.text.searched` and :func:`gateway.text.matched` apply them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Problems of configuration files, with file, line and key."""
 
 from __future__ import annotations

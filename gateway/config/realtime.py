@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``[realtime]`` and ``[[realtime_server]]``: the speech-to-speech servers."""
 
 from __future__ import annotations

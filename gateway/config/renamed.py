@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Old names of keys and values, for the error that gives the new one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``[sip]`` and its tables: where calls arrive, over what, and how TLS is done."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A TOML file as read: its values with references filled in, and where each of them stands.
 
 References may stand in any string: ``${env:NAME}``, ``${env:NAME:-default}`` (used when the

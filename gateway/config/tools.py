@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``[tools]`` and ``[callbacks]``: functions of the model that all routes may offer, and the MCP
 servers that the gateway or the realtime server calls."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``[[trunk]]``: a PBX or carrier, by what its calls are known and how the gateway registers."""
 
 from __future__ import annotations

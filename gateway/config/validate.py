@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Pydantic's findings turned into problems with file, line and full key."""
 
 from __future__ import annotations

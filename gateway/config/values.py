@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Kinds of value that several tables of the configuration and of dialplans have in common."""
 
 from __future__ import annotations

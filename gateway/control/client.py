@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Client of the control socket."""
 
 from __future__ import annotations

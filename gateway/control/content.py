@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Commands of the control socket that add to a call's conversation, or ask about it.
 
 Each request names its call: ``{"command": "say", "call": "...", "text": "..."}``; the beginning of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A Unix socket that answers one JSON line with one JSON line.
 
 ``{"command": "status"}`` is answered with ``{"ok": true, ...}``; what cannot be done with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Times and colours of calls shown as text, shared by the timeline and the event viewer."""
 
 CALLER, AGENT, RED, DTMF, QUIET = "bright_blue", "cyan", "bold red", "yellow", "dim"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An event log told as a conversation: what was said, asked, cut and paid, in its order."""
 
 from __future__ import annotations

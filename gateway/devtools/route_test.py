@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Route test: the route that an INVITE takes, the reasons, and the session."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Dialplans: which route takes a call, and what that route says shall happen.
 
 :func:`load_dialplan` reads a folder; :meth:`Dialplan.match` picks the :class:`Route` for an

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Settings of a call: those of the configuration, overridden by those of its route."""
 
 from __future__ import annotations

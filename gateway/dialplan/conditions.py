@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Conditions of a route: opening hours, header fields, source networks, the time zone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``[route.data]``: what is asked of an HTTP service before a call is answered. Pure.
 
 Its answer is a JSON object. ``{data.customer.name}`` in a text is what stands at that path of it;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The routes of a folder, in the order in which they are tried."""
 
 from __future__ import annotations

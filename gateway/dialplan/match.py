@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Matching of calls and routes. Pure."""
 
 from __future__ import annotations

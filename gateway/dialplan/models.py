@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Model of a dialplan file: one :class:`Route` for each ``[[route]]``."""
 
 from __future__ import annotations

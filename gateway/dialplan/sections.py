@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Tables of a route: answer, fallback, guardrails, response failures, context, post-call prompts,
 budget and records."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``[route.session]``: the GA session object, checked before the first call.
 
 What is known of the object is checked: names, types, ranges, and what may stand beside what. Models

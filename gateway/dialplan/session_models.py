@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The GA session object as models: only to find mistakes, what is sent is what was written."""
 
 from __future__ import annotations

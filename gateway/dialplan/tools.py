@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Tools that a route gives the model, and who approves their use."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Interruptions, idle callers, silence of the model, and detection of machines."""
 
 from __future__ import annotations

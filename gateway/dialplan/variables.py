@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``{variables}`` in the texts of a route: what there is, how it is written, what it becomes.
 
 A placeholder is ``{name}`` or ``{name|default}``, its name letters, digits, ``_``, ``.`` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Places calls on demand: from code, and by ``gateway dial`` over the control socket."""
 
 from __future__ import annotations

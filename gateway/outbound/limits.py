@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Limits on calls that the gateway places: each is checked first, and counted until it is over."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From configuration, route and INVITE to the plan of one call. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Certificate and key of ``[sip.tls]``: readable, a pair, and valid now."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The configuration and its dialplans together: what ``gateway check`` says, and ``run`` needs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Limits on the numbers that the gateway calls, and the URIs it calls them by. Pure."""
 
 from __future__ import annotations

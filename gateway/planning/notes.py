@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Notes of ``gateway check``: settings that are valid and seldom meant."""
 
 from __future__ import annotations

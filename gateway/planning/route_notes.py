@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Notes of ``gateway check`` on the conditions of routes: patterns of another syntax, expressions
 without anchors, routes that an earlier one hides."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Functions that each route offers, from configuration and dialplan, and their executor."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From a route to the plans of a call, and to the tools of its session. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Client events that the gateway sends, as types (GA names).
 
 ``input_audio_buffer.append`` is not among them: audio has its own path, fifty times a second

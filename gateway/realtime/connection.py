@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The WebSocket library's connection, made fit for fifty messages a second and call."""
 
 from __future__ import annotations

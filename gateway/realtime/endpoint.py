@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Address and credentials of a realtime server; the key is never shown."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Classify errors, closes and refused handshakes of a realtime server.
 
 The tables hold every code that the service documents or that was seen in the field. Auth and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Events that a realtime server sends, as types (GA names; https://platform.openai.com/docs/api-reference/realtime).
 
 Each class stands for one ``type`` of the protocol and keeps what the gateway uses of it. What the

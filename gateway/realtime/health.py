@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Health of realtime servers, so that no call waits for one that is known to be unavailable.
 
 Pure: probes and calls tell what they met, with the time.

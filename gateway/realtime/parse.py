@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Frames of a realtime server, read into the types of :mod:`gateway.realtime.events`.
 
 Tolerant where the protocol asks for it: unknown event types become :class:`OtherEvent`, unknown

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A session whose server takes 24 kHz PCM only, with G.711 towards the call."""
 
 from __future__ import annotations

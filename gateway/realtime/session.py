@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A realtime session that is up: caller audio and commands go out, typed events come in.
 
 :func:`gateway.realtime.setup.open_session` makes one. This module knows nothing of calls and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The GA session object of a call: the route's own, with the call's codec and tools put in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Settings that a server refuses: which field an ``error`` names, and the session without it.
 
 One bad field makes the server refuse the whole ``session.update``. A call is better off without

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Setting a realtime session up: connect, ``session.created``, ``session.update``, ``.updated``.
 
 A session is handed out only when the server has confirmed the settings that were asked for, so

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Writes one JSON file for each call, off the event loop, and never holds a call up."""
 
 from __future__ import annotations

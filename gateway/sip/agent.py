@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The SIP user agent: answers and places calls. One a process, since pjsip's endpoint is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What becomes of the BYEs that we send.
 
 pjsua tells that a call is over before they are answered.

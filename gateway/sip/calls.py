@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The calls of a user agent: held for as long as the library may name them, and counted."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """TCP and TLS connections that others open: who may have how many, and for how long. Pure.
 
 A connection costs a descriptor, and none of its owner's but one. Those of trunks are theirs for as

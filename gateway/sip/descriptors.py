@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """File descriptors: what calls need of them, and the process's limit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How pjsua2's endpoint is set up: no threads of its own, G.711 and nothing else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a call in progress can do besides talking: be transferred, be joined with another, hear
 music, send and take keys by INFO. The part of :class:`gateway.sip.leg.SipCall` for that.
 """

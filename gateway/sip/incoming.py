@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What comes in: whose it is, under which account pjsua answers it, and the leg of its call."""
 
 from __future__ import annotations

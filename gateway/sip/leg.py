@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One leg: a pjsua2 call on the SIP thread, and its handle on the event loop."""
 
 from __future__ import annotations

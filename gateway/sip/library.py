@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The pjsua2 of ``deploy/pjsua2`` that this process runs on, and what it was built for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """pjsip's own log in ours, with a bound: what strangers send must not fill the disk."""
 
 from __future__ import annotations

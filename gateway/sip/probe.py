@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What pjsua2 says of itself, as JSON: ``python -m gateway.sip.probe``.
 
 A process of its own, since a library that does not fit the machine may take its process along.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where a REFER may send us: what is looked at is what will be dialled (RFC 3515, RFC 3891). Pure.
 
 pjsip puts header fields of a Refer-To URI into the INVITE, and goes where ``maddr`` says: a Route

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How the user agent is, in plain values, for who asks. May be called on any thread."""
 
 from __future__ import annotations

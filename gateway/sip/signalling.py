@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The seam between pjsip and pjsua: every message is decided on before pjsua sees it.
 
 The C++ side is ``deploy/pjsua2/native/signalling.hpp``. It fails closed: a message on which nothing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The one thread that signalling runs on.
 
 pjsip gets no worker threads: this thread polls it, so every signalling callback comes here, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The listeners: UDP, TCP and TLS, on IPv4 and IPv6 (RFC 3261 section 18)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the SIP side tells the rest of the gateway, in plain values: no pjsua2 object leaves it."""
 
 from __future__ import annotations

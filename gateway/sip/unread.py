@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Answers to requests that pjsip's parser gave up, made of what can be read of them. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Function tools of the model: what it is told of each, what it may ask for, and what runs them.
 
 :mod:`gateway.call` decides what a call of a tool leads to, the bridge carries it out. A module of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Public API of tool modules in Python: the decorator, and the call that a tool runs for."""
 
 from __future__ import annotations

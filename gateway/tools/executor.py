@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Run the functions that the model calls, ask operators for approval, and check words over HTTP."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Functions that run outside of a call: what each is given and returns, and who runs them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """HTTP requests for tools and approvals: one client for all, retries where nothing can be done
 twice, answers bounded in size."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Images for the model: PNG or JPEG, in a data URI (RFC 2397), bounded in size."""
 
 from __future__ import annotations

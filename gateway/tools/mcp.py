@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """MCP servers that the gateway itself runs or reaches, with the official ``mcp`` package.
 
 Each server has one task that owns its client: connects, lists its tools, waits, and connects again

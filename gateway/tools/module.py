@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The module of tools in Python that ``tools.module`` names: found, imported once, and read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Tools that are Python functions: coroutines on the event loop, all others in threads."""
 
 from __future__ import annotations

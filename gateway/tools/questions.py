@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Questions to the operator's application over HTTP: may a tool run, may words be said?"""
 
 from __future__ import annotations

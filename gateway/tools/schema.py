@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Arguments of a function call against the JSON Schema that the model was given."""
 
 from __future__ import annotations

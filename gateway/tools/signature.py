@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A typed Python function as a tool: its signature as JSON Schema, its docstring as words."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Tools that are HTTP requests, as a dialplan describes them."""
 
 from __future__ import annotations

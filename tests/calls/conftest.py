@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Fixtures of the tests on the wire: ``async def`` tests, a world for each module, figures."""
 
 from __future__ import annotations

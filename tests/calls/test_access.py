@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Who gets in, on the wire: refusals, silence, limits, scans and floods."""
 
 from __future__ import annotations

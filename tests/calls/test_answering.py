@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``[route.answer]``: early media, and calls that are answered before the model is there."""
 
 from __future__ import annotations

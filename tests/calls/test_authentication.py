@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Digest authentication of calls that come in, bans, and scanners, on the wire (RFC 3261 22)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What no caller and no server should send: it is answered or dropped, and hurts no other call."""
 
 from __future__ import annotations

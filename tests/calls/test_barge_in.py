@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Interruptions: where the caller's ear was cut, and what the server is told of it."""
 
 from __future__ import annotations

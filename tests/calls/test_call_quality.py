@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Loss, jitter and round trip, made by the telephone, are what the call's record says of them."""
 
 from __future__ import annotations

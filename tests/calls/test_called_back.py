@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A call back that the model promises in one call, and the gateway places."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Calls that we place, to callees that do what proxies and PBXs do: fork, bargain, cross."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``gateway call`` against another SIP endpoint: what is played, heard, pressed, how it ends."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Connections and descriptors: strangers take none that others need."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is put into a conversation from outside, what may not be said, and answers that fail."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Costs and event logs of real calls: what the server tells is what the record has."""
 
 from __future__ import annotations

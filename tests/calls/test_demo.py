@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``gateway demo`` as ``make demo`` and CI run it: without a terminal, in a folder of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Calls over servers that speak Beta, or take 24 kHz PCM only."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Dialogs as others lead them: reliable progress, crossings, repeats, refreshes, odd requests."""
 
 from __future__ import annotations

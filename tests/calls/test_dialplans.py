@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Each example dialplan, driven by a call."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Keys by RFC 4733: counted once, lost never, and what becomes of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Draining as telephones and dispatchers see it, and ``gateway run --workers`` as a whole."""
 
 from __future__ import annotations

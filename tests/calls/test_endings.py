@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every way in which a call ends: who, why, what SIP said, and nothing left behind."""
 
 from __future__ import annotations

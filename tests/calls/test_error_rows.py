@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Each row of the tables of errors, closes and refused handshakes: what a whole call makes of it.
 
 The tables below say it again, in a caller's words, so that a row that changes its kind changes a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A defect of ours, at every entry of a call's handling in turn: that call ends, with a record, and
 the only place there is takes the next one."""
 

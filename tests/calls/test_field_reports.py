@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Inputs after reports in public trackers of SIP servers, PBXs, gateways and telephones.
 
 Each row is one call: what is odd about it, where somebody met it (or the RFC that has it so), and

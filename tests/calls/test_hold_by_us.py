@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The model lets the caller wait with music, in its own time or until it has something to say."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """RFC 4475, and thousands of messages and packets with something wrong in them.
 
 Nothing ends the process, nothing grows, the log says each kind once, and a call in progress hears

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Keys by INFO and in the audio, and keys that the model presses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Transcriptions are not part of the answer: they come late, in parts, and out of order."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Callers that are machines, over real calls."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """More than a thousand short calls in a row through one process: none fails, nothing grows."""
 
 from __future__ import annotations

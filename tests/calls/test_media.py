@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is said and what is heard, byte for byte, whoever talks and whoever is silent."""
 
 from __future__ import annotations

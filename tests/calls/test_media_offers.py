@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """RTP profiles, keys and ``m=`` lines of every kind, wherever a description may stand.
 
 What an account does not take is refused with 488, and what is odd but can be understood is

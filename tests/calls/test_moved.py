@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The caller's side hands the gateway's call on: by REFER, or to somebody who replaces it."""
 
 from __future__ import annotations

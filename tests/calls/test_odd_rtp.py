@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """RTP as others send it: other packet lengths, other sources, pauses, and after the end."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What somebody at the gateway does to a running call."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Calls that the gateway places: every outcome, and what keeps them from costing a fortune."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the pjsua2 of ``deploy/pjsua2`` promises."""
 
 from __future__ import annotations

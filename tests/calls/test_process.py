@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The process: started again when it dies, and not ended by signals that mean something else."""
 
 from __future__ import annotations

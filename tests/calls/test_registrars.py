@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Registrars with ways of their own: the trunk is registered with each, for as long as it says."""
 
 from __future__ import annotations

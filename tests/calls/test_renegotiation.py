@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Offers and answers after the first, and delayed ones: audio stays right, both ways."""
 
 from __future__ import annotations

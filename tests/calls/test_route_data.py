@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Data fetched over HTTP while it rings: in the session, the greeting and the record of a call."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The seam between pjsip and pjsua: what Python is shown of a message, and what its word does.
 
 Whatever it says that is no decision, or raises, keeps the message out.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Calls over Azure's URL forms and over any server by the base of its API."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a route says of its session arrives at the server, or is named; the call goes on."""
 
 from __future__ import annotations

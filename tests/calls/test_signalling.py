@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """INVITE to the final response, and every way in which a call does not come about."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A server that leaves the caller in silence: what is heard then, and how soon."""
 
 from __future__ import annotations

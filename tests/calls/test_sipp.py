@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Scripted signalling by SIPp: what comes, in which order, and nothing else."""
 
 from __future__ import annotations

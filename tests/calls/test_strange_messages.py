@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """SIP messages that are legal, nearly legal, or meant to do harm: each gets its answer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Nobody makes the gateway call where it shall not, or shows them the password of a trunk."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Functions of the model in real calls: in Python, over HTTP, of an MCP server; approval."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Blind transfer: REFER, what the caller hears meanwhile, and what the model is told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Transfers where the gateway calls somebody for the caller: joined here, or handed over."""
 
 from __future__ import annotations

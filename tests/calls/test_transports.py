@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """TCP, TLS, IPv6, SRTP, certificates and NAT, with another pjsua2 or openssl at the other end."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sessions that fail at every step of a call: what becomes of it, and what its caller hears."""
 
 from __future__ import annotations

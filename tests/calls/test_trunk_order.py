@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a trunk speaks first and calls itself, and what its REFERs may cost."""
 
 from __future__ import annotations

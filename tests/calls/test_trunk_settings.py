@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Settings that hold for the calls of one trunk, or for all: jitter buffer, session timers."""
 
 from __future__ import annotations

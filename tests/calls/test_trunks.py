@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Trunks: registration at a real Kamailio, and whose call is whose."""
 
 from __future__ import annotations

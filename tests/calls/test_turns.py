@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Who has the word, over real calls: policies of interruption, and a caller who says nothing."""
 
 from __future__ import annotations

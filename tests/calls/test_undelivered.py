@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A BYE of the gateway's that the other side does not take, or no longer needs."""
 
 from __future__ import annotations

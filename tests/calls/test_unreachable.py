@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Destinations that cannot be sent to: an outcome for who asked, and all other calls go on."""
 
 from __future__ import annotations

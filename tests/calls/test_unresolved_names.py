@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Host names that do not resolve, with a name server that says nothing: nobody waits for them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Two workers under one supervisor, Kamailio before them, and a telephone that calls it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Fixtures of the interop tests; async tests run as those of ``tests/calls`` do."""
 
 from __future__ import annotations

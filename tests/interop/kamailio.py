@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A Kamailio with the configuration of ``deploy/kamailio``, and what it thinks of its workers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The gateway registers at Asterisk as an extension, as ``deploy/asterisk`` says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The two snippets of README.md, as they are there: only the gateway's address is another."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The model hands a caller on, and calls people, through an Asterisk with telephones."""
 
 from __future__ import annotations

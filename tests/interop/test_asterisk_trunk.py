@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The gateway as an IP trunk of Asterisk, and a softphone that is registered there.
 
 The configuration is that of ``deploy/asterisk`` and of README.md.

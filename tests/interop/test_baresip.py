@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A softphone straight to the gateway, without a PBX."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Two workers behind a real Kamailio: balance, drain, death, and dialogs that stay put."""
 
 from __future__ import annotations

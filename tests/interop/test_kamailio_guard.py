@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What Kamailio lets through, with telephones in the place of workers, trunk and caller."""
 
 from __future__ import annotations

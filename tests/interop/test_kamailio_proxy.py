@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The gateway registers at Kamailio, which authenticates callers and stays in every dialog."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``make bench``: figures of speed and memory, with the load and the floor in the same run."""
 
 from __future__ import annotations

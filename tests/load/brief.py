@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Thousands of short calls that end at random moments from both sides."""
 
 from __future__ import annotations

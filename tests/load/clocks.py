@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Time that all processes of a run share: CLOCK_MONOTONIC, in nanoseconds.
 
 The kernel stamps arriving packets with CLOCK_REALTIME (SO_TIMESTAMPNS), so that a reader that is

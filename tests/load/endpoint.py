@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A realtime server for load: hundreds of sessions, fifty messages a second each way, little CPU.
 
 Runs as a process of its own and obeys JSON lines on standard input (``python -m

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One session of the load endpoint: its socket, what it hears, what it says."""
 
 from __future__ import annotations

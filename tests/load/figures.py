@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From times to figures: pure functions, and the dataclasses that a run's JSON is made of."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The floor: pjsip carrying calls by itself, each looped back to its caller in C.
 
 ``python -m tests.load.floor CALLS PORT PORTS`` answers that many calls, with RTP on so many ports

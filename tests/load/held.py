@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Calls that stay: a hundred for an hour, and a full house with more at the door.
 
 Both listen to measured calls all the time, in windows of a few seconds.

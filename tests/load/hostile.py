@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Hostile input at length: ``python -m tests.load.hostile``.
 
 One gateway is sent mutated SIP messages, RTP and RTCP packets and realtime events, in rounds.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One subject at one number of calls: load it, look at it, take it down."""
 
 from __future__ import annotations

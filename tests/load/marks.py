@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Audio that says which frame it is: a call and a sequence number in the bytes of G.711 frames.
 
 The gateway passes G.711 through unchanged but for u-law's 0x7f, which is used nowhere here. The

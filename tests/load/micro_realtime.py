@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What one message costs the event loop: ``python tests/load/micro_realtime.py``.
 
 Prints microseconds of processor time per message, each the best of several rounds, as other work

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Telephones whose every packet has a mark and a time, and callers by the dozen.
 
 A process of its own (``python -m tests.load.phone``) that obeys JSON lines. RTP is sent every

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the kernel knows of a process: processor time by thread, memory, descriptors."""
 
 from __future__ import annotations

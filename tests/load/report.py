@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a run prints and saves: a line for each level, tables, Markdown and a plot."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A process over time: memory, descriptors, threads, processor time, calls; and a picture."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Set-up time and calls per second: brief calls at rising rates, each with a session of its own."""
 
 from __future__ import annotations

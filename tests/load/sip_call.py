@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One call of the load phones: as much SIP (RFC 3261) over UDP as an honest caller needs.
 
 Requests are retransmitted (timers A and E), every response and every crossing of BYE, CANCEL and

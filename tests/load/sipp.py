@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """SIPp as the mass of callers: real SIP, real RTP, and its own count of what failed."""
 
 from __future__ import annotations

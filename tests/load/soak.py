@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Endurance: ``python -m tests.load.soak``, and its variants ``--hold`` and ``--over-capacity``."""
 
 from __future__ import annotations

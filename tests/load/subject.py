@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is measured: the gateway as its users run it, or the floor, as a process of its own."""
 
 from __future__ import annotations

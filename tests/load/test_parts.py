@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The bench's own parts, where a mistake would give figures that look right."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """WebSocket frames (RFC 6455 section 5) and realtime events as bytes, made once and sent often.
 
 The load endpoint sends tens of thousands of frames a second, so it writes them straight to its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Processes of a run: started, asked, and ended for certain."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A telephone that is called: a bare SIP server on UDP whose every response the test writes."""
 
 from __future__ import annotations

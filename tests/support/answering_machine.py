@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The other end for tests of the caller: a SIP endpoint without sessions, run as a process.
 
     python answering_machine.py FOLDER

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Plain stand-ins for what one call's handling works with: a leg, a session, a server, audio."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One call on a virtual clock: the machine, a caller's ear, and what the bridge would do.
 
 Carries outputs out as the bridge does (a full queue is answered at once) and writes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A telephone that is called: on one UDP socket, it does what the called user's name says.
 
 ``answer`` rings and answers; ``busy-486`` or any other name that ends in a code refuses with it;

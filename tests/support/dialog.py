@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A telephone that goes on talking SIP inside its call: offers, answers, refreshes, PRACK.
 
 :class:`DialogCall` says what its SDP is, word for word, sends any request inside the dialog, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Credentials as a telephone makes them, by RFC 7616 and not by the code under test."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A client for tests of the emulator: raw WebSocket, every event held to the official types."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The gateway, with a defect on demand: ``faulty_gateway.py run -c …``.
 
 While the file ``fault`` beside the configuration names one of :data:`PLACES`, what stands there

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Figures that the tests find, kept for the end of the run."""
 
 from __future__ import annotations

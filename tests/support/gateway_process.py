@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A gateway as a process of its own, with its log read while it runs."""
 
 from __future__ import annotations

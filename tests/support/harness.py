@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Emulator, gateway and telephone in one place: real SIP, real RTP, a real WebSocket."""
 
 from __future__ import annotations

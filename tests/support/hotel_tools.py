@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The module of tools that the gateway of these tests offers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An HTTP service for tests: answers as it is told to, and remembers what it was asked."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Kamailio as registrar with digest, that can be started late and asked what it saw."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The same sound in another law, found again within a step of quantization.
 
 Encoders round otherwise here and there (pjmedia's tables, ``audioop``), and all are right.

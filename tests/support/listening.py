@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What was heard: looking for known bytes in what came, and for gaps in the stream."""
 
 from __future__ import annotations

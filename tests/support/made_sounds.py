@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sounds made for tests, 8 kHz, -1 to 1: tones, and music that was never played elsewhere."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A server of the Model Context Protocol, made with the official package: on stdio or HTTP.
 
 ``python mcp_double.py`` speaks on standard input and output; ``python mcp_double.py 8123`` serves

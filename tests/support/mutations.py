@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Messages and packets with something wrong, the same ones for the same seed."""
 
 from __future__ import annotations

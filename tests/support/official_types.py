@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Client events held against the official client's types, with unknown fields forbidden."""
 
 from __future__ import annotations

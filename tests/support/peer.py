@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A SIP endpoint of its own process that places one call over TCP, TLS or IPv6, with SRTP or not.
 
 ``python peer.py '{"listen": ["tls", "127.0.0.1", 0], "uri": "sip:..."}'`` prints one JSON object:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A caller that can be transferred: takes or refuses REFER, and tells by NOTIFY what came of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A telephone's media end that loses, delays and reports: RTP with jitter, and RTCP (RFC 3550)."""
 
 from __future__ import annotations

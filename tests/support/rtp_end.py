@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The media end of a test's own telephone: RTP on a socket, each packet kept as it came.
 
 No jitter buffer, no concealment, no clock but the sender's: what arrives is what was on the wire.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A pjsip endpoint whose messages are screened by the user of the Request-URI, as a process.
 
 Prints its ports, then what each request on ``ask`` was seen as, one JSON object a line; ends when

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A realtime server whose every move a test writes down, on a real WebSocket on loopback."""
 
 from __future__ import annotations

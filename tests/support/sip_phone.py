@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A test's own telephone: just enough SIP (RFC 3261) on one UDP socket to place calls by hand.
 
 It is written for looking at the wire: every message is kept, nothing is retransmitted unless the

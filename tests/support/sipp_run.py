@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """SIPp as the other end, judged by its statistics: 3.6.1 can crash at its own end."""
 
 from __future__ import annotations

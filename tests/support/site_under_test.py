@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A gateway with a configuration of the test's own, its emulator, and a telephone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Messages after RFC 4475 ("SIP torture test messages"), made to be answered on loopback.
 
 Each keeps what its section is about; addresses are replaced so that responses come back to the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The gateway, with a window: ``watched_gateway.py run -c …`` logs what it holds on SIGRTMIN."""
 
 from __future__ import annotations

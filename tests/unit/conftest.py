@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs tests that are coroutines, each on an event loop of its own, with a deadline."""
 
 from __future__ import annotations

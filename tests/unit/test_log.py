@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The log: one form for every line, no secret in any, and no exception out of it."""
 
 from __future__ import annotations

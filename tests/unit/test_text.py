@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Texts of strangers: kept as characters, shown without commands to terminals."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 #include "call_audio.hpp"
 
 #define THIS_FILE "call_audio.cpp"

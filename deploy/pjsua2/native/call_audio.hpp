@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * The audio of one call between pjmedia's clock and Python's event loop, without Python on the
  * clock's side: two queues of G.711, and a pooled port of the conference bridge that serves them.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 // Our own media port; see call_audio.hpp. Its calls are short and hold no lock that the clock
 // thread could keep for long, so they keep the GIL instead of paying for letting go of it.
 %{

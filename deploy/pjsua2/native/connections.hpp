@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Who is at the other end of a TCP or TLS connection, where pjsua2 tells only that there is one.
  */

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 // Who has connected; see connections.hpp.
 %{
 #include "connections.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 // Read before pjsua2.i. Upstream wraps with -threads: every call into C++ lets go of the GIL and
 // takes it back. For a field of a frame that is two lock operations for a copy of eight bytes, on
 // the clock thread, 50 times a second and call. For the buffer's own two functions it is an error:

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Whether a stream may send: an address that nobody has confirmed gets nothing.
  */

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * The host names that pjsip may know. Its own way is to ask the system's resolver on the SIP thread,
  * which waits; patches/names-answered-without-waiting.patch has it ask this table instead.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 // The table of host names; see names.hpp.
 %{
 #include "names.hpp"

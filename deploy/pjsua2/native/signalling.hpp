@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * What stands between pjsip and pjsua: Python decides on every message before pjsua sees it, and is
  * told what became of the BYEs and of the OPTIONS that it sent.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 // What stands between pjsip and pjsua; see signalling.hpp. What uses Python objects keeps the GIL;
 // what may send, and so may wait for a name to be resolved, lets go of it.
 %{

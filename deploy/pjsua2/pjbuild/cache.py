@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where finished work is kept, and the keys that say when it may be used again.
 
 Three stores under one folder: ``sources`` (checked archives), ``lib`` (compiled C libraries, for

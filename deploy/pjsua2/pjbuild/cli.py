@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The steps of a build, and what the command line may ask for."""
 
 from __future__ import annotations

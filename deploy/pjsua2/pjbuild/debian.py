@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """pjproject out of Debian's source package of Asterisk, which carries it as a component.
 
 apt does the fetching and checking, with the machine's own mirror, proxy and keyrings, but with

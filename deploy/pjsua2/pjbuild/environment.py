@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Puts a pjsua2 into the interpreter's environment in place of another, or leaves it as it was."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What ends a build: always a sentence that says what is missing or what could not be reached."""
 
 

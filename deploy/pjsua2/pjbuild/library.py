@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Compiles pjproject's C and C++ libraries: once for all interpreters of a machine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a person sees while the build runs: step n of m, a moving counter, minutes and seconds."""
 
 from __future__ import annotations

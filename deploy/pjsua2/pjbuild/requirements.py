@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the build needs on the machine, looked for before anything is fetched or compiled.
 
 Installed by apt-get where that may be done (root, or sudo without a password); otherwise the

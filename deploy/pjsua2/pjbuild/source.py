@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where pjproject's source comes from: upstream's archive, or Debian's source package by apt.
 
 Either way it is checked: the archive against a pinned SHA-256, the package by apt (signed index,

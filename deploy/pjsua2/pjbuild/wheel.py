@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Writes the wheel: a zip with the package and its metadata (PyPA binary distribution format)."""
 
 from __future__ import annotations

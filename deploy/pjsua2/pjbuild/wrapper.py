@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The Python side: SWIG's wrapper, our own native files, and the link into one extension module.
 
 ``native/`` holds what is ours:

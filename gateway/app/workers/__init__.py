@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Several gateway processes on one machine: who starts them, watches them and ends them.
 
 ``supervisor`` decides, ``process`` is one worker seen from outside, ``supervisor_link`` is the one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Tells systemd how a service of ``Type=notify`` is doing (sd_notify(3))."""
 
 from __future__ import annotations

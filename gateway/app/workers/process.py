@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One worker process, as its supervisor sees it."""
 
 from __future__ import annotations

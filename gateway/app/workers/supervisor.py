@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Starts the workers, keeps them up, and ends when all of them have ended."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A socket between supervisor and worker: the worker says that it is up, and either sees the other
 go, however it went."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Commands of tool functions and operators, carried out in the conversation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the rules of a conversation act through: playout, responses and actions in the call.
 
 A :class:`ConversationRule` decides that something is to be done. How it is done without colliding

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The conversation of one call while its session is up: responses, playout, DTMF, tools, rules.
 
 A rule is a ``ConversationRule`` that is listed in :meth:`Conversation.__init__`; it is given the

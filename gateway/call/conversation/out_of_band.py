@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Out-of-band responses: ``response.create`` with ``conversation`` "none".
 
 They run beside whatever is being said, answer in text, and are known by their metadata: nothing of

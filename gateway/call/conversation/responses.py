@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One response at a time: ``response.create`` waits until none is running.
 
 The server refuses a second response in the default conversation

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Transcript of a call: the words of both sides, in order, and what the caller heard of them.
 
 The server believes that the caller heard all it sent; where playout was cut, the words are cut

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Tool ``collect_digits``: collect DTMF digits for the model, as the result of its tool call.
 
 The timeout begins when the model's words have been played, and again with each digit.

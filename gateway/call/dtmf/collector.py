@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Grouping of DTMF digits (RFC 4733) into runs, by terminator, length or pause."""
 
 from __future__ import annotations

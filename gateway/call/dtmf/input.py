@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """DTMF input: collect the caller's digits and put them into the conversation as a message."""
 
 from __future__ import annotations

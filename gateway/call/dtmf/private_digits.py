@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What records, event logs and log lines do not tell: numbers, keys, and private digits.
 
 Digits that were collected as private are masked wherever they come back.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Answer policy of an inbound call, and what its caller hears before the model is ready.
 
 As a rule it rings until the model is ready. A route may let the caller hear something meanwhile: as

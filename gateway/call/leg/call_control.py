@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Call-control actions of a tool: transfer, hold, DTMF. One at a time.
 
 An action starts after queued speech has played out; barge-in before that cancels it. While the

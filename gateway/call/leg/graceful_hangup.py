@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Hang up after playout: end the call when its last words have been played."""
 
 from __future__ import annotations

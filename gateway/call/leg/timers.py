@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Timers that end a call: no ACK, no answer, maximum duration, no RTP."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Barge-in: whether speech or a DTMF digit of the caller stops the agent.
 
 Where the server decides (its own ``interrupt_response``), playout is cut at once. Where the gateway

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Playback of model audio: queue it, cut it on barge-in, and report to the server what was heard.
 
 Audio goes through the tracker into the playout queue. An interruption flushes the queue, drops late

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Playout tracker: how much of each response the caller has heard, to the byte.
 
 The realtime server assumes that the caller heard all it sent. On a telephone line the client owns

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Truncation and deletion of items that the caller did not hear to the end."""
 
 from __future__ import annotations

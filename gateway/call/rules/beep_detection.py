@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A message for a voicemail box waits for the beep."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Budget of a call: warn the model near the limit, end or transfer the call at it."""
 
 from __future__ import annotations

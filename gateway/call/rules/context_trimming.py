@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Context trimming: delete old turns of a long conversation, or replace them by a summary.
 
 Every response is billed for all items of the session, and the server truncates by itself what

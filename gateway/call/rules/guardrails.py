@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Guardrails: stop a response with words that must not be said, and say something else instead.
 
 The model's transcript comes ahead of its audio, so as a rule the words themselves are not heard;

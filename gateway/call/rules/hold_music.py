@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Hold music, by its sound: tones that stand, second after second, and change."""
 
 from __future__ import annotations

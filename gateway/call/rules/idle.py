@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """User-idle timeout: prompt a caller who says nothing, then say goodbye and hang up."""
 
 from __future__ import annotations

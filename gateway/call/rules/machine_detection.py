@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Machine detection: hold music, a voicemail greeting or another bot on the caller's side.
 
 Decided from the caller's turns as the server detects them (voice activity detection must be on),

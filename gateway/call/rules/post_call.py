@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Post-call analysis: out-of-band questions about a call, after the caller's leg has ended."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The same words again and again: a bot's, or those of somebody who is not understood."""
 
 from __future__ import annotations

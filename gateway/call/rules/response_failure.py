@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Retry failed responses, then play a message or a sound so that the caller never gets silence.
 
 A response may end as failed, or as incomplete by the content filter or ``max_output_tokens``

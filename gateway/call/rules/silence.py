@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Detect a caller who is left in silence: a response is due, and neither sound nor a tool is there.
 
 It does not matter how the silence came about: a response that was asked for and never created,

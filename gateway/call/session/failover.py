@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Failover: when the session is lost or cannot be set up, take the route's fallback steps in turn.
 
 The new session is seeded with the conversation as the caller heard it (``Transcript.seed``) and

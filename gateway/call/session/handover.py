@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Hand-over: replace a session by a standby session before the server ends it (``expires_at``).
 
 The standby session is opened ``handover_before_expiry`` s before, and takes over in a pause, seeded

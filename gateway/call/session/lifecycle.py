@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The session of a call: set-up, loss, failover, hand-over. And the state that both sides share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Approval of tool calls: by rule, by the operator's application over HTTP, or by the caller.
 
 The same for functions and for calls of MCP servers; who asks passes a callback for the decision.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Arguments of the gateway's own tools: models, checks, and messages for what is wrong."""
 
 from __future__ import annotations

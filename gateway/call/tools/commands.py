@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Commands that a tool function or an operator gives to a running call. The call decides."""
 
 from __future__ import annotations

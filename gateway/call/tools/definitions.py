@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Definitions of the gateway's own tools, for the session object (GA ``tools``)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Function calls of the model: check, approve, run, and answer those of a response together."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """MCP servers that the realtime server calls itself (``client = "provider"``).
 
 The realtime server lists and calls their tools. A call that needs approval comes as an

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What reached the caller's ear, frame by frame: the emulator's event log against the recording.
 
 The demo's call is A-law, where every byte survives decoding and encoding (u-law has two zeros), and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The demo's processes: started, watched through their output, ended within a deadline."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the demo is played with: files for emulator, gateway and caller, written to its folder.
 
 They stay there, to be read and changed: each works with the command of its name.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Runs every examination that the configuration allows."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What was found: a verdict, the fact, and what to do about it."""
 
 from __future__ import annotations

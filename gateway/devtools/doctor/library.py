@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whether pjsua2 works here, and carries what the configuration asks."""
 
 from __future__ import annotations

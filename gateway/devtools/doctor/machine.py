@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the kernel grants: open files, socket buffers, cores, time."""
 
 from __future__ import annotations

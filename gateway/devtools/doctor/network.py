@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whether ports can be had and realtime servers can be reached."""
 
 from __future__ import annotations

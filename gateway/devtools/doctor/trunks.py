@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Asks each trunk: resolves its host, sends OPTIONS, and logs in at its registrar.
 
 The REGISTER has no Contact: the registrar checks the password and lists the bindings, and nothing

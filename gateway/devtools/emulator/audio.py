@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Audio formats of a realtime session: lengths, conversion, and test signals.
 
 ``audio/pcmu`` and ``audio/pcma`` are G.711 at 8 kHz, one byte a sample; ``audio/pcm`` is 16-bit

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The Beta protocol: what a client that asked for it sends and gets.
 
 The emulator itself is GA. Events are translated as the last thing before they are written, so

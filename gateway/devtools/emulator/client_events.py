@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The client events of the GA protocol, as the models they are checked with.
 
 ``input_audio_buffer.append`` is not among them: it comes fifty times a second and call, and is

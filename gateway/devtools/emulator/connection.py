@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One connection: frames in and out, timers, and the faults that a script asks for.
 
 What the events mean is :class:`gateway.devtools.emulator.session.Session`'s business.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From a script's ``Answer`` to bytes: speech, tones, patterns, echoes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The conversation of a session: its items in order, their audio, truncation and deletion."""
 
 from __future__ import annotations

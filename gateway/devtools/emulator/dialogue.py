@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the emulator says: fixed rules that make a phone call worth trying.
 
 It knows what was put into the conversation since its last answer (a :class:`Turn`) and says it

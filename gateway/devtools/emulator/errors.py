@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``error`` events of the protocol, with the codes and texts that the service was seen to use."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A binding to espeak-ng: text in, 16-bit mono PCM out, all in this process.
 
 The library comes with the ``espeakng-loader`` wheel. Where that cannot be loaded (another

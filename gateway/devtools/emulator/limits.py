@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Rate limits of one session: ``rate_limits.updated``, and what happens when they are used up.
 
 The service counts for a whole account; here each session has its own, so a script says exactly

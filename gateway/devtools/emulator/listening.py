@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The listening side of a session: the input audio buffer, turn detection, the idle clock."""
 
 from __future__ import annotations

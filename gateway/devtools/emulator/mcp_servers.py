@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The MCP servers of a session: their listings, and the calls that wait for an approval."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Builders of the server's events and objects: every key of the GA schema, nulls included.
 
 They are plain JSON objects; :mod:`gateway.devtools.emulator.beta` makes Beta's of them.

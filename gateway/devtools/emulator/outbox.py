@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The sending side of a connection: events leave in the order in which they were put.
 
 State changes and their events happen in one step, without waiting; the writer task alone waits

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What happened in a session, for tests and for people: in memory, and on request in files.
 
 Everything is bounded; what did not fit is counted in :attr:`SessionRecord.left_out`.

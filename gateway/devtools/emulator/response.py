@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One response on its way to the client: its events in the documented order, and its end.
 
 Order: ``response.created``, for each item ``response.output_item.added``,

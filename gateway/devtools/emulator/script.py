@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Scripts: what the emulator does differently from a helpful conversation.
 
 A script is one declarative object (:class:`Script`). It comes from

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The emulator: a WebSocket server that speaks the Realtime protocol and says that it is none.
 
 For tests, in process::

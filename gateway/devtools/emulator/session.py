@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One realtime session: its settings, conversation, listening side and responses (GA protocol)."""
 
 from __future__ import annotations

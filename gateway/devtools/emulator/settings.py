@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The session object: defaults, ``session.update`` and the overrides of ``response.create``.
 
 An update is merged deeply into what is in force and the result is checked whole, strictly: one

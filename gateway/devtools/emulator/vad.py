@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Voice activity detection of the emulator: ``server_vad`` and ``semantic_vad``.
 
 The decision for each 20 ms frame is webrtcvad's; this module turns frames into the two events

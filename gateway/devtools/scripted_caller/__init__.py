@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A scripted caller: dials, listens, speaks, presses keys, hangs up, and says how it went."""
 
 from gateway.devtools.scripted_caller.report import CallReport, Outcome, RunReport

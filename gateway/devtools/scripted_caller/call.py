@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One scripted call: what SIP says about it on one side, the steps of its script on the other."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The scripted caller's telephone: a SIP endpoint that places calls. One a process."""
 
 from __future__ import annotations

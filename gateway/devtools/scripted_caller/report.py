@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How a scripted call went, and the exit status that says it."""
 
 from __future__ import annotations

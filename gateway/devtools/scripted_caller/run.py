@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From a script to reports and recordings: what the command and the tests call.
 
 One process has one pjsip endpoint, once: a test that needs another runs this in a subprocess.

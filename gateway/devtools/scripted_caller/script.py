@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a scripted caller does: a list of steps, each with its deadline.
 
 The caller listens and records all the time; steps say when to speak, press keys and hang up. As a

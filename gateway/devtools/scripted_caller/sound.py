@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sound files: what a scripted caller plays, and what it has heard.
 
 WAV (16 bit, any rate; several channels are mixed) and raw G.711, ``.ulaw`` and ``.alaw``, which is

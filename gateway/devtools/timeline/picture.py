@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A call's timeline as a picture: two lanes, what was heard and what was not, how it ended.
 
 Time runs to the right; a long call goes on in the next strip, like a line of text.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The recording of a call beside its record: waveforms, and delays as the caller felt them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What happened in a call, from its record: turns, cuts, digits, delays."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A call's timeline as text: caller on the left, agent on the right, time downwards."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The function behind a route's tool ``schedule_callback``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One scheduled callback: what the model may ask for, and what is kept. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Schedules callbacks: accepts them from the model, keeps them in a file, places them when due."""
 
 from __future__ import annotations

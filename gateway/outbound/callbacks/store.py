@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Keeps callbacks in a JSON file, which is replaced as a whole at each change."""
 
 from __future__ import annotations

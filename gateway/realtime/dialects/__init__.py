@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Dialects of the protocol, translated at the WebSocket: inside the gateway everything is GA.
 
 :data:`DIALECTS` has the dialects by their name in the configuration; an :class:`Edge` joins one

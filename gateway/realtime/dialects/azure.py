@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Azure's preview API: Beta's events at ``/openai/realtime``, by deployment and API version."""
 
 from __future__ import annotations

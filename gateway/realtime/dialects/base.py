@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Interface of a dialect: the URL to connect to, and the translation of both directions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The Beta protocol (``OpenAI-Beta: realtime=v1``), as third-party servers still speak it.
 
 Its session is flat, its audio formats have short names, and some events and content parts are

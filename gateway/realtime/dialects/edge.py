@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The translation of one session at its WebSocket: a dialect and an audio format."""
 
 from __future__ import annotations

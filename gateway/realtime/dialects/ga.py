@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """GA: nothing to translate. OpenAI's hosts, Azure's ``/openai/v1``, and servers like them."""
 
 from __future__ import annotations

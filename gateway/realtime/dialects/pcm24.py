@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Audio for servers that take 24 kHz linear PCM only: G.711 on our side, resampled by soxr.
 
 Both directions keep one time: sample ``n`` at 8 kHz is sample ``3 n`` at 24 kHz, within a quarter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Who gets in: what is refused, or left without an answer, before pjsua makes a call of it.
 
 Two looks at a request. The first is at everything that comes, before pjsip's own layers: what is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A 503 with Retry-After where pjsua would say something else by itself, and for what comes twice.
 
 * The INVITE that finds every call of the library taken, or no handle for its sockets: pjsua would

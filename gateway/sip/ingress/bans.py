@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sources that were refused again and again get no answer for a while. Pure: time comes in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Digest authentication of requests that come in (RFC 3261 section 22, RFC 7616, RFC 8760). Pure.
 
 A nonce is made of the time and of random bytes, signed for the address that it was given to, so a

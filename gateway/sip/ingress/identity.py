@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Who calls and who diverted the call, as proxies on the way say it.
 
 P-Asserted-Identity is RFC 3325, Diversion RFC 5806, History-Info RFC 7044. None of them is better

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From an INVITE as it came to the facts that routes and records need."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the gateway reads of a SIP message besides what pjsip has parsed (RFC 3261, 4566)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a request gets whose method leads to no call: pjsip leaves some of them without an answer,
 and says 500 to others. Pure.
 """

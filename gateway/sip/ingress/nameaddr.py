@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Addresses in header fields, each character looked at once. Pure: RFC 3261 section 20.10.
 
 A stranger writes these fields: a regular expression that tries its alternatives again may take

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How much one source may ask for: token buckets in a table with a bound. Pure: time comes in."""
 
 from __future__ import annotations

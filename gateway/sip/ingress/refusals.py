@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Refusals in the log: each source and rule is said once, and then counted."""
 
 from __future__ import annotations

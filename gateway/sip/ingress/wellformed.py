@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What pjsip takes for granted in a message that its parser let through. Pure.
 
 pjsip casts the URIs of Route, Record-Route and Contact to sip URIs without a look at their scheme,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The jitter buffer towards the model: pjmedia's adaptive one."""
 
 from __future__ import annotations

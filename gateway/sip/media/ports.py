@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The media ends of calls, in C++ (``deploy/pjsua2/native``): queues, and pooled bridge ports.
 
 pjmedia's clock thread takes and brings a frame every 20 ms and never enters the interpreter; the

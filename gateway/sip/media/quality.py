@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How well a call is heard: RTCP's figures as an estimated MOS, once a second. Pure.
 
 The estimate is the E-model of ITU-T G.107 with its default values, for G.711:

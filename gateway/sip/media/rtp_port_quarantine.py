@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """RTP ports after their call: held until nobody sends to them any more.
 
 A peer whose BYE got lost, or whose network is slow, goes on sending for a while. The next call on

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sounds in the conference bridge: one player each for all calls, as a radio station.
 
 A player is pjmedia's own, C from end to end, and costs nothing while nobody is joined with it. It

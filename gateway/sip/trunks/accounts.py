@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """pjsua2 accounts: one for calls of no trunk, one for each trunk, and its registration.
 
 An account is where pjsua keeps what a call needs: who we are, SRTP, the address of our RTP. A call

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Who may ask for a trunk's password: its own servers, in its realm (RFC 3261 section 22).
 
 pjsip answers whoever asks. A call that goes elsewhere, or a proxy that hands on what others say,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where the other side of a dialog finds us: the Contact (RFC 3261 sections 8.1.1.8 and 12.1.1).
 
 pjsua makes it from the interface that leads to the peer. For UDP it then looks whether the listener

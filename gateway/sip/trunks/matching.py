@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whose call it is: trunks by registration, then by the address that a request comes from. Pure."""
 
 from __future__ import annotations

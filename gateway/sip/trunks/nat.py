@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is wrong with the addresses that SDP will carry. Pure, but for the look at a route."""
 
 from __future__ import annotations

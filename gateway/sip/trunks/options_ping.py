@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """OPTIONS to trunks (RFC 3261 section 11): is the other side there? pjsua2 sends none by itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """When to register, and when to try again (RFC 3261 section 10). Pure: time and chance come in."""
 
 from __future__ import annotations

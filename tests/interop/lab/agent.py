@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The gateway under test with its emulator: an agent that callers of the lab talk to."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Asterisk's manager interface: actions, and what it says about calls."""
 
 from __future__ import annotations

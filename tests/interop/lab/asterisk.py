@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An Asterisk of its own, on loopback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Asterisk's configuration files: a small PBX with telephones 201 to 209 and a few services.
 
 What concerns the gateway is not here but in ``deploy/asterisk``; the tests include those files.

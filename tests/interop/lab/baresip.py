@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A softphone: baresip, driven over its ctrl_tcp module (JSON in netstrings).
 
 It says what :meth:`Phone.say` gives it, and its sndfile module keeps what it hears.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The programs of the lab out of Debian's rolling suite, unpacked into a folder of the cache.
 
 Debian's stable releases carry no Asterisk, and another version of baresip each. apt fetches and

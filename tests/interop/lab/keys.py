@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Certificates for TLS on loopback, made by the openssl command."""
 
 from __future__ import annotations

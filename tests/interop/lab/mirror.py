@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where this machine's apt would find the distribution's rolling suite: its own mirror."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Addresses on loopback. Every party has one of its own, as it would have in a network, so that
 peers are told apart by address: all of 127.0.0.0/8 is there on Linux."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A program of the lab while it runs: its log in a file, its end by process id."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Kamailio as a registrar with digest authentication, and a proxy that stays in every dialog.
 
 Whatever asks for a password takes :data:`SECRET`; whoever is registered can be called.

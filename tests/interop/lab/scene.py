@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A PBX, an agent behind it, and telephones: brought up and ended together."""
 
 from __future__ import annotations

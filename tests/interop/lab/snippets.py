@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The configuration that ``deploy/asterisk`` and README.md give, with the lab's addresses."""
 
 from __future__ import annotations

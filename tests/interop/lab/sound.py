@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sound for softphones, and what they heard: 16-bit PCM at 8 kHz."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which INVITE becomes a call, and what the others are answered."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is looked at each second, where nothing else can say that it has failed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Start, serve, drain and stop of the process; the gateway's parts are stand-ins."""
 
 from __future__ import annotations

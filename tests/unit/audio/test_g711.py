@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The two laws of G.711: exact both ways but for u-law's second zero."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The caller's sound: music and beeps are told from speech, noise and the network's tones."""
 
 from __future__ import annotations

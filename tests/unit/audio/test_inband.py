@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Keys in the audio: found where a receiver has to find them, and not in speech or noise."""
 
 from __future__ import annotations

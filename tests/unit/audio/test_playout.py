@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The playout queue: every frame is played or flushed, never both, never neither."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The beat: one for all calls, and no call in another's way."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the caller says, from the media clock to the event loop: in order, exact, bounded."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Usage, prices and sums: tables, exact to the last digit."""
 
 from __future__ import annotations

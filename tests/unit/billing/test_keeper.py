@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The sums of a day on the disk: over a restart, and among workers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A whole call with its state machine; leg and server are stand-ins."""
 
 from __future__ import annotations

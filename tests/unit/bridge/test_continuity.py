@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A conversation that outlives its session, or leaves for somebody else: failover, hand-over and
 transfer of a whole call."""
 

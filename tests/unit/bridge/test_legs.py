@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The caller's leg and the B-leg of a transfer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One input after the other, outputs in between, deadlines."""
 
 from __future__ import annotations

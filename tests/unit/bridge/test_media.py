@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Audio between a caller's leg and the session, beat by beat."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The sessions of one call: opened, replaced, lost, closed."""
 
 from __future__ import annotations

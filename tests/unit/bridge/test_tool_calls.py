@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Functions, approvals and content checks, as they leave a call and come back."""
 
 from __future__ import annotations

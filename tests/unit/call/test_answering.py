@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How a call is answered, as a table of what happens and what is done."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Approval of tools on the virtual clock: by rule, by the operator, by the caller's key."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A call whose money is nearly spent, and spent."""
 
 from __future__ import annotations

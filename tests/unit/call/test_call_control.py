@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Transfers, holds and keys on the virtual clock: what is done, and what the model is told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A long conversation is kept in bounds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A call that is up: barge-in, digits, tools and requests, as inputs and what they bring about."""
 
 from __future__ import annotations

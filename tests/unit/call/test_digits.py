@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The digit collector: no key lost, none twice, in order, whatever the timing."""
 
 from __future__ import annotations

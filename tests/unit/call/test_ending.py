@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The taxonomy of endings, row by row."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sessions that are lost, or not to be had: the ladder, and what another session is told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Function tools on the virtual clock: checked, run, waited for, and answered together."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whatever comes in between: every call of a completed response is answered once, none else is."""
 
 from __future__ import annotations

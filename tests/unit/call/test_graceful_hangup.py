@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whether what is playing is the last of the call."""
 
 from __future__ import annotations

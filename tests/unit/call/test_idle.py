@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A caller who says nothing."""
 
 from __future__ import annotations

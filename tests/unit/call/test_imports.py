@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The decision core by its imports: pure, without a circle, and not deep."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Who has the word: what the caller's speech does to an answer under each policy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The life of a call as a table: what happens, when, and what is done about it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A caller that is a machine, by its turns; and people who are none."""
 
 from __future__ import annotations

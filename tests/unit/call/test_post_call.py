@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the model is asked about a call at its end."""
 
 from __future__ import annotations

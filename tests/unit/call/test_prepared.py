@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Data that come while it rings; requests refused for one field. On a virtual clock."""
 
 from __future__ import annotations

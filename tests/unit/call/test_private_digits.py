@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Digits that were collected as private, in every form in which they come back."""
 
 from __future__ import annotations

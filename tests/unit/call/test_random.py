@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Any inputs in any order at any times: a call ends once, properly, and never raises."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Answers that fail are told to the caller."""
 
 from __future__ import annotations

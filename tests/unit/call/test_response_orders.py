@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whatever the order in which a server tells of words and responses, each rule holds.
 
 The server here takes our commands as a real one does: one response at a time, a refusal for any

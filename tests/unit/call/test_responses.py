@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One response at a time, against a server that starts some of its own."""
 
 from __future__ import annotations

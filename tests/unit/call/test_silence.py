@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A caller who waits for a response and hears nothing: every way to silence, on a virtual clock."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The tracker against a model that knows of every byte whose it is and whether it was heard."""
 
 from __future__ import annotations

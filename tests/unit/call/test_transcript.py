@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What was said, in order, and what the caller heard of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the server is told of a cut, and the one second attempt."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``gateway init`` writes files that the check finds good, and overwrites none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every command of ``gateway``: its help, old names, and what is imported for it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What ``gateway.toml`` may say, and what is said of every way to get it wrong."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The manual names each key of the models with its default, and no key that there is not."""
 
 from __future__ import annotations

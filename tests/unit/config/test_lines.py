@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The line of each key, against files that were written with the lines known."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Numbers as they are compared: every way to write one, and what it may cost."""
 
 from __future__ import annotations

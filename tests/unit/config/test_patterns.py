@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Regular expressions of the operator, on what a stranger may send."""
 
 from __future__ import annotations

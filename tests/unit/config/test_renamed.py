@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Keys and values that had another name: the check answers each with its name of today."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Mistakes in ``[[trunk]]`` and ``[sip.tls]``, and what good ones become."""
 
 from __future__ import annotations

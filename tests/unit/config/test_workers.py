@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How several workers share the ports of one configuration, and when they cannot."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Commands that work on a conversation: which call they mean, and what they show."""
 
 from __future__ import annotations

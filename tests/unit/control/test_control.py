@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The control socket, over a real Unix socket, and what people see of it."""
 
 from __future__ import annotations

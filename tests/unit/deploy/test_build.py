@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The pjsua2 build's decisions: where from, under which key, and what it says when it cannot.
 
 Nothing is compiled here, and nothing outside of a temporary folder is changed.

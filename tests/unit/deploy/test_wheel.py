@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The wheel that the pjsua2 build writes, and how it takes another's place in an environment."""
 
 from __future__ import annotations

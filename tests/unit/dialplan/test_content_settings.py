@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a dialplan says of a call's content, images, and questions about words over HTTP."""
 
 from __future__ import annotations

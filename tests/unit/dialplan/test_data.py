@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What fetched data become in a route's texts, and how a test of a route has them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Dialplan files: what is read, what is refused, and which route takes which call."""
 
 from __future__ import annotations

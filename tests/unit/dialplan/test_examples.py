@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The dialplans that a user starts from: they load, and take the calls that they say they take."""
 
 from __future__ import annotations

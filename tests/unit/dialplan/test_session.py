@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The session object of a route: each setting of the protocol is taken, each mistake named."""
 
 from __future__ import annotations

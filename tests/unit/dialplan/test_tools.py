@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Transfers, holds and keys as a dialplan may write them; and what the model is shown of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Variables in the texts of a route: what is filled in, what stays, what is a mistake."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What docs/architecture.md names is there, and its walks are short."""
 
 from __future__ import annotations

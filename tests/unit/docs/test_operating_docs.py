@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the page on operating and the units of systemd name is there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Promised calls: what may be promised, what is kept of it, and when it is placed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Calls that the gateway places are counted from the question to the end of the leg."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Calls that are placed on demand, and what becomes of those that may not be."""
 
 from __future__ import annotations

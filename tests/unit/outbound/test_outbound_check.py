@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What `gateway check` says of calls that would cost money, and who may ask for a password."""
 
 from __future__ import annotations

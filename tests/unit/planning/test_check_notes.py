@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Mistakes of the first hour that ``gateway check`` names."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # ruff: noqa: E501 - tables
 """Each kind of server by what a configuration says of it: where, as whom, at what price."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # ruff: noqa: E501 - tables
 """Every event and command that Beta calls otherwise, both ways; URLs; and 24 kHz PCM."""
 

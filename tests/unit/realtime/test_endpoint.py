@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """URLs, headers and the hiding of secrets."""
 
 from __future__ import annotations

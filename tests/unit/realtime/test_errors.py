@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The tables of failures, a row for each entry."""
 
 from __future__ import annotations

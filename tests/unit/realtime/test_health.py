@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is known of realtime servers before a call asks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a realtime server may send at most, on a real WebSocket; and that others go on meanwhile."""
 
 from __future__ import annotations

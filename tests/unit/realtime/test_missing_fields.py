@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Each field of each server event left out, null, and of a wrong type: the event is understood, or
 said to be bad with what follows from that; and a caller can interrupt all the same."""
 

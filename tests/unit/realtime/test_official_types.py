@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the gateway sends, held against the types of the official client; unknown fields forbidden.
 
 Every command of every call on the virtual clock is checked as well (``call_scene.Scene``).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Setting a session up, and every way in which that fails, on a real WebSocket on loopback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Frames to typed events: a row for each event, and properties of the reader as a whole."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One field that a server refuses: found in every form of error, taken out, the rest sent again."""
 
 from __future__ import annotations

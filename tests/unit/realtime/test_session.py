@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A session that is up, against a real WebSocket server on loopback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The session object of a call, and the update that carries it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Each row of the tables of errors and close codes, over a real WebSocket to the emulator."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Event logs: what is written of a session, what is not, and how it reads."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Record files: whole, in order, bounded, and never in a call's way."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How many calls may come at once, and which INVITE has been here already."""
 
 from __future__ import annotations

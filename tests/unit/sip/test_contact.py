@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Contact for TCP and TLS: where the listener is, not where the route to the peer begins."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Digest authentication of calls that come in: RFC 7616, and what forgers send."""
 
 from __future__ import annotations

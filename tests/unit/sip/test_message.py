@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is read of SIP messages, on messages as they come and as they should not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Host names are looked up off the SIP thread, and nobody waits for one that does not come."""
 
 from __future__ import annotations

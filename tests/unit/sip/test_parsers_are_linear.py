@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a stranger sends must not take more than its length of time to read.
 
 Each parser is given hostile input and the same input doubled: by processor time of this thread,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From RTCP's counters to the quality that is told of a call."""
 
 from __future__ import annotations

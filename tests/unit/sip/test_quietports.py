@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """RTP ports are held after their call for as long as somebody sends to them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """When to register again after a connection has ended."""
 
 from __future__ import annotations

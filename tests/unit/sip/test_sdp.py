@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Session descriptions: what is understood, what is mended, and which line is answered."""
 
 from __future__ import annotations

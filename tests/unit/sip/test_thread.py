@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What one call or one turn raises ends neither the SIP thread nor the other calls."""
 
 from __future__ import annotations

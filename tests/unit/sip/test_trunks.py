@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whose request is whose, when to register, who may ask how often, and what is said of refusals."""
 
 from __future__ import annotations

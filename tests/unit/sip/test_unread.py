@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Answers to requests that no parser takes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is kept from pjsip, and what is not; and what a request without a call gets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The page about tools and the example beside the dialplans: what they show is good."""
 
 from __future__ import annotations

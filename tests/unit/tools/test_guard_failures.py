@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A guardrail that fails on our side denies: ``on_timeout`` is about others' failures."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """MCP servers that the gateway calls, as processes of their own made with the official package."""
 
 from __future__ import annotations

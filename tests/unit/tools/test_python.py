@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Tools in Python: what the model is told of them, how they run, and what a bad module says."""
 
 from __future__ import annotations

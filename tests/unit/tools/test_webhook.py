@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Tools that are HTTP requests, against a real server."""
 
 from __future__ import annotations

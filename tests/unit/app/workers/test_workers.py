@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The supervisor, with real processes that live, crash, hang and are told to go."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The demo's checks find what is wrong: a count beside what was heard, a goodbye cut short."""
 
 from __future__ import annotations

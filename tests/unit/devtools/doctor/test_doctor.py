@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What ``gateway doctor`` finds, with real ports, sockets, servers and the pjsua2 that is here."""
 
 from __future__ import annotations

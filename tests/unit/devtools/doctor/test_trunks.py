@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What ``gateway doctor`` finds at a trunk, with a registrar that is a few lines of Python."""
 
 from __future__ import annotations

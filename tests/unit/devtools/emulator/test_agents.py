@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The official agents SDK talks to the emulator: a tool, audio, an interruption, no complaint."""
 
 from __future__ import annotations

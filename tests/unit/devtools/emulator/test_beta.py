@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # ruff: noqa: E501 - tables
 """The emulator in the Beta dialect, every event held to the official Beta types."""
 

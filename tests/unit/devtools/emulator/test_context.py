@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``response.create.response.input``, and transcriptions that come in parts or out of order."""
 
 from __future__ import annotations

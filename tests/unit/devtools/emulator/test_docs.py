@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """docs/emulator.md says what is so."""
 
 from __future__ import annotations

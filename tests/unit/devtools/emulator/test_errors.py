@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the emulator refuses, with the codes and texts of the service."""
 
 from __future__ import annotations

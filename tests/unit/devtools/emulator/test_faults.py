@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Faults that a script can ask for, and refusals of the emulator's own."""
 
 from __future__ import annotations

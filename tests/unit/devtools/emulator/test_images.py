@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An image is an item like any other, and costs tokens that the next response has cached."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Limits that a script sets and the protocol has: rates, metadata, tools, deployments, spaces."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the emulator hears: turns in real speech, interruptions, idle callers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """MCP as the realtime server runs it: listings, calls, failures and approvals, typed."""
 
 from __future__ import annotations

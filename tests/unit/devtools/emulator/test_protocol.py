@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The emulator speaks the GA protocol as the official client reads it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The emulator under bad clients, many clients and none: nothing crashes, nothing is left."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Scripts: every behaviour and fault that a test can ask the emulator for."""
 
 from __future__ import annotations

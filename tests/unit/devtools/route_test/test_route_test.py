@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``gateway route-test``: the answer that operators get before they change a dialplan."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whether somebody is there, asked before a call."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Scripts of the caller: what is wrong with one is said with file, line and key."""
 
 from __future__ import annotations

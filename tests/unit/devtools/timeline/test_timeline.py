@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The timeline of a call: what the text says and that the picture shows something."""
 
 from __future__ import annotations
