@@ -27,7 +27,7 @@ class DtmfPlan:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where calls may be transferred to: see :class:`gateway.dialplan.tools.Transfer`."""
+    """Where calls may be transferred to: see :class:`gateway.dialplan.tool_sections.Transfer`."""
 
     name: str
     to: str
@@ -53,7 +53,7 @@ class TransferPlan:
 
 @dataclass(frozen=True, slots=True)
 class SendDtmfPlan:
-    """The tool ``send_dtmf``: see :class:`gateway.dialplan.tools.SendDtmf`."""
+    """The tool ``send_dtmf``: see :class:`gateway.dialplan.tool_sections.SendDtmf`."""
 
     enabled: bool = False
     mode: str = "auto"
@@ -116,7 +116,7 @@ class FunctionPlan:
 
 @dataclass(frozen=True, slots=True)
 class ApprovalRule:
-    """See :class:`gateway.dialplan.tools.Approval`."""
+    """See :class:`gateway.dialplan.tool_sections.Approval`."""
 
     tool: str
     """Name of a tool, with * and ? as in file names."""
@@ -166,7 +166,7 @@ class AnswerPlan:
 
 @dataclass(frozen=True, slots=True)
 class InterruptionPlan:
-    """Barge-in: see :class:`gateway.dialplan.turn_taking.Interruptions`."""
+    """Barge-in: see :class:`gateway.dialplan.route_sections.Interruptions`."""
 
     mode: str = "immediate"
     """immediate, adaptive or disabled."""
@@ -204,7 +204,7 @@ class UserIdlePlan:
 @dataclass(frozen=True, slots=True)
 class SilencePlan:
     """A caller who waits for a response and hears nothing: see
-    :class:`gateway.dialplan.turn_taking.Silence`."""
+    :class:`gateway.dialplan.route_sections.Silence`."""
 
     seconds: float = 0.0
     """Longest wait for audio of a response (s); 0: no limit."""
@@ -240,7 +240,7 @@ class MachineDetectionPlan:
 @dataclass(frozen=True, slots=True)
 class FallbackStep:
     """One thing to do about a session that is lost or not to be had: see
-    :class:`gateway.dialplan.sections.FallbackStep`."""
+    :class:`gateway.dialplan.route_sections.FallbackStep`."""
 
     action: str
     """reconnect, server, announcement, transfer, busy, redirect or hangup."""

@@ -5,11 +5,27 @@
 INVITE; :func:`call_settings` joins it with the configuration.
 """
 
-from gateway.dialplan.call_settings import CallSettings, call_settings
-from gateway.dialplan.load import Dialplan, Origin, dialplan_files, load_dialplan
-from gateway.dialplan.match import Explanation, InviteFacts, Match, Refusal
-from gateway.dialplan.models import Dtmf, EndCall, Greeting, Route, RouteLimits, RouteRealtime
-from gateway.dialplan.tools import Hold, SendDtmf, Transfer, TransferCall
+from gateway.dialplan.conditions import InviteFacts
+from gateway.dialplan.dialplan import (
+    Dialplan,
+    Explanation,
+    Match,
+    Origin,
+    Refusal,
+    dialplan_files,
+    load_dialplan,
+)
+from gateway.dialplan.route import (
+    CallSettings,
+    Dtmf,
+    EndCall,
+    Greeting,
+    Route,
+    RouteLimits,
+    RouteRealtime,
+    call_settings,
+)
+from gateway.dialplan.tool_sections import Hold, SendDtmf, Transfer, TransferCall
 
 __all__ = [
     "CallSettings",

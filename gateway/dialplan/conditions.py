@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Conditions of a route: opening hours, header fields, source networks, the time zone."""
+"""What routes can match: the facts of an INVITE, and conditions on hours, headers and networks."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,34 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from gateway.config.problems import MisplacedError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class InviteFacts:
+    """Properties of an INVITE that conditions of routes can match.
+
+    Users are decoded (no percent signs, no parameters); ``at`` must have a time zone. ``headers``
+    has a tuple of values for each name, in any case. ``pai`` are the numbers that are asserted,
+    ``diversion`` those that the call was diverted from, the last one first.
+    """
+
+    to_user: str
+    from_user: str
+    to_uri: str
+    from_uri: str
+    source_ip: str
+    at: datetime
+    headers: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    trunk: str | None = None
+    to_name: str = ""
+    from_name: str = ""
+    call_id: str = ""
+    """The gateway's own id of the call."""
+    sip_call_id: str = ""
+    pai: tuple[str, ...] = ()
+    pai_name: str = ""
+    diversion: tuple[str, ...] = ()
+    diversion_reason: str = ""
 
 
 def header_conditions(value: Mapping[str, Any]) -> Mapping[str, Any]:

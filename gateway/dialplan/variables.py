@@ -16,11 +16,10 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zoneinfo import ZoneInfo
 
-if TYPE_CHECKING:
-    from gateway.dialplan.match import InviteFacts
+from gateway.dialplan.conditions import InviteFacts
 
 MAX_VALUE = 256
 """Characters of a value that are kept: URIs and tracking ids fit, a speech does not."""

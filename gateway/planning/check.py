@@ -16,8 +16,8 @@ from gateway.config.realtime import dialect_problem
 from gateway.config.source import read_toml
 from gateway.config.validate import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
-from gateway.dialplan.load import Origin
-from gateway.dialplan.session import only_beta
+from gateway.dialplan.dialplan import Origin
+from gateway.dialplan.session_settings import only_beta
 from gateway.planning.certificates import certificate_problem
 from gateway.planning.notes import notes
 from gateway.planning.route_notes import summary as tool_summary

@@ -14,7 +14,7 @@ from gateway.config.problems import Problem
 from gateway.config.tools import McpServerSettings, ToolSettings
 from gateway.config.validate import suggestion
 from gateway.config.values import shown
-from gateway.dialplan.tools import ARGUMENT, WebTool
+from gateway.dialplan.tool_sections import ARGUMENT, WebTool
 from gateway.dialplan.variables import names_in, render
 from gateway.tools.api import Waiting
 from gateway.tools.executor import RouteTools, ToolExecutor, ToolLimits

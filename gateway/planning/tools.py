@@ -33,7 +33,7 @@ from gateway.call.plan import (
 from gateway.call.tools import definitions
 from gateway.config import TrunkSettings
 from gateway.dialplan import Route, Transfer
-from gateway.dialplan.sections import Fallback
+from gateway.dialplan.route_sections import Fallback
 from gateway.dialplan.variables import render
 from gateway.planning.destinations import dial_uri
 from gateway.realtime.session_object import complete_detection

@@ -19,7 +19,7 @@ WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """One ``[[tool]]``: see :class:`gateway.dialplan.tools.WebTool`."""
+    """One ``[[tool]]``: see :class:`gateway.dialplan.tool_sections.WebTool`."""
 
     name: str
     description: str

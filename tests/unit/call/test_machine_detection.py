@@ -14,7 +14,7 @@ from gateway.call.inputs import BeepHeard, HoldChanged, SoundHeard
 from gateway.call.plan import CallPlan, MachineDetectionPlan
 from gateway.config import ConfigError
 from gateway.dialplan import load_dialplan
-from gateway.dialplan.turn_taking import VOICEMAIL
+from gateway.dialplan.route_sections import VOICEMAIL
 from gateway.planning.tools import machine_plan
 from gateway.realtime.events import (
     InputTranscribed,

@@ -10,7 +10,7 @@ import pytest
 from gateway.config.models import Config
 from gateway.config.renamed import RENAMED_KEYS, RENAMED_VALUES
 from gateway.config.validate import section_in
-from gateway.dialplan.models import Route
+from gateway.dialplan.route import Route
 from gateway.planning.check import check
 
 SERVER = '[realtime]\nurl = "ws://127.0.0.1:8765/v1/realtime"\n'

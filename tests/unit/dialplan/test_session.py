@@ -12,7 +12,7 @@ import pytest
 from gateway.config import ConfigError
 from gateway.devtools.emulator.settings import default_session, updated_session
 from gateway.dialplan import load_dialplan
-from gateway.dialplan.session import judge_session, nulled
+from gateway.dialplan.session_settings import judge_session, nulled
 from gateway.planning.check import check
 from gateway.realtime.session_object import session_object
 

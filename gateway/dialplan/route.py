@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Model of a dialplan file: one :class:`Route` for each ``[[route]]``."""
+"""A route of the dialplan: its conditions and tables, and the settings of a call that takes it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -20,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.config import Config, RealtimeSettings
 from gateway.config.patterns import Regex
 from gateway.config.problems import KeyPath, MisplacedError
 from gateway.config.realtime import (
@@ -41,21 +44,26 @@ from gateway.dialplan.conditions import (
     networks_of,
     timezone_of,
 )
-from gateway.dialplan.data import DATA, RouteData
-from gateway.dialplan.sections import (
+from gateway.dialplan.route_sections import (
+    DATA,
     DEFAULT,
     Answer,
     ContextTrimming,
     Fallback,
     Guardrail,
+    Interruptions,
+    MachineDetection,
     PostCall,
     ResponseFailure,
     RouteBudget,
+    RouteData,
     RouteRecords,
+    Silence,
+    UserIdle,
     in_order,
 )
-from gateway.dialplan.session import nulled
-from gateway.dialplan.tools import (
+from gateway.dialplan.session_settings import nulled
+from gateway.dialplan.tool_sections import (
     ARGUMENT,
     Approval,
     CollectDigits,
@@ -68,7 +76,6 @@ from gateway.dialplan.tools import (
     WebTool,
     secrets_of,
 )
-from gateway.dialplan.turn_taking import Interruptions, MachineDetection, Silence, UserIdle
 from gateway.dialplan.variables import (
     BUILT_IN,
     CLOCK,
@@ -101,7 +108,7 @@ def _session(value: Mapping[str, Any]) -> Mapping[str, Any]:
             raise MisplacedError(path, f"is set by the gateway ({why}); leave it out")
     for below in _not_json(value):
         raise MisplacedError(below, "cannot be sent as JSON (a date, a time, inf or nan)")
-    # The rest is judged where the file is read, mistake by mistake: gateway.dialplan.session.
+    # The rest is judged where the file is read, mistake by mistake (session_settings.py).
     return MappingProxyType(nulled(plain(value)))
 
 
@@ -407,3 +414,56 @@ def _credentials(value: Any, inside: bool = False) -> Iterator[str]:
             yield from _credentials(inner, inside)
     elif inside and isinstance(value, str) and value:
         yield value
+
+
+@dataclass(frozen=True, slots=True)
+class CallSettings:
+    """Settings of one call; times in seconds, ``rtp_timeout`` 0 means never."""
+
+    realtime: RealtimeSettings
+    max_call_duration: float
+    rtp_timeout: float
+
+
+def call_settings(config: Config, route: Route) -> CallSettings:
+    """Join ``config`` and ``route``; what the route says wins."""
+    limits = route.limits
+    return CallSettings(
+        realtime=_realtime(config.realtime, route),
+        max_call_duration=_either(limits.max_call_duration, config.limits.max_call_duration),
+        rtp_timeout=_either(limits.rtp_timeout, config.media.rtp_timeout),
+    )
+
+
+def _realtime(base: RealtimeSettings, route: Route) -> RealtimeSettings:
+    over = route.realtime
+    update = {
+        name: value
+        for name in (
+            "url",
+            "api_key",
+            "api_key_header",
+            "model",
+            "connect_timeout",
+            "dialect",
+            "audio",
+            "safety_identifier",
+        )
+        if (value := getattr(over, name)) is not None
+    }
+    if over.url is not None and _origin(over.url) != _origin(base.url):
+        # Secrets go to the server that they were written for, and to no other.
+        update = {"api_key": None, "headers": {}, **update}
+    if over.headers:
+        update["headers"] = {**update.get("headers", base.headers), **over.headers}
+    return base.model_copy(update=update)
+
+
+def _origin(url: str) -> tuple[bool, str | None, int | None]:
+    parts = urlsplit(url)
+    secure = parts.scheme in ("wss", "https")
+    return secure, parts.hostname, parts.port or (443 if secure else 80)
+
+
+def _either(first: float | None, second: float) -> float:
+    return second if first is None else first

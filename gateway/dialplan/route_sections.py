@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tables of a route: answer, fallback, guardrails, interruptions, idle and silent callers, machine
+detection, data fetched before the call, response failures, context, budget, records."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
+
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, Strict, model_validator
+
+from gateway.audio.sounds import BUILT_IN
+from gateway.call.playout.barge_in import words_of
+from gateway.config.limits import Money, Part
+from gateway.config.patterns import Regex
+from gateway.config.problems import KeyPath, MisplacedError
+from gateway.config.source import plain
+from gateway.config.validate import Section
+from gateway.config.values import (
+    Count,
+    Flag,
+    HttpHeaders,
+    HttpUrl,
+    Milliseconds,
+    Seconds,
+    SecondsOrOff,
+    Text,
+    Typed,
+)
+from gateway.dialplan.tool_sections import Sound
+from gateway.dialplan.variables import clean, render
+
+MAX_PROMPTS = 4
+"""Each prompt is one more response to pay for at the end of every call."""
+
+
+class Guardrail(Section):
+    """One ``[[route.guardrail]]``: words that are not to be said, and what is done about them."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    name: Text
+    speaker: Literal["agent", "caller", "both"] = "agent"
+    words: tuple[Text, ...] = ()
+    pattern: Regex | None = None
+    url: HttpUrl | None = None
+    headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
+    timeout: Seconds = 1.0
+    on_timeout: Literal["allow", "deny"] = "allow"
+    action: Literal["replace", "end", "transfer"] = "replace"
+    replacement: Text = "Sorry, I cannot talk about that."
+    transfer_to: Text | None = None
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.words and self.pattern is not None:
+            raise MisplacedError(
+                ("pattern",), "and words exclude each other: one of them is enough"
+            )
+        if not (self.words or self.pattern or self.url):
+            raise MisplacedError(("words",), "is needed, or pattern, or url")
+        if self.url is None and self.headers:
+            raise MisplacedError(("headers",), "means nothing without url")
+        if (self.action == "transfer") != (self.transfer_to is not None):
+            needed = self.action == "transfer"
+            raise MisplacedError(
+                ("transfer_to",),
+                'is needed for action = "transfer"'
+                if needed
+                else 'is for action = "transfer" only',
+            )
+        if self.pattern is not None and self.pattern.search("") is not None:
+            raise MisplacedError(("pattern",), "fits everything: it fits an empty text")
+        return self
+
+    def regex(self) -> re.Pattern[str] | None:
+        """Return the expression to search for: whole words in any case, or the pattern as it is."""
+        if not self.words:
+            return self.pattern
+        each = (r"\s+".join(map(re.escape, words.split())) for words in self.words)
+        return re.compile(rf"(?<!\w)(?:{'|'.join(each)})(?!\w)", re.IGNORECASE)
+
+
+class ResponseFailure(Section):
+    """``[route.response_failure]``: responses that fail or that a content filter stops."""
+
+    retries: Annotated[int, Field(strict=True, ge=0, le=5)] = 1
+    message: Text = "Sorry, something went wrong. Could you say that again?"
+    content_filter_message: Text = "Sorry, I cannot talk about that."
+    continue_incomplete: Flag = False
+    sound: Sound = "chime"
+    sound_duration: Seconds = 2.0
+    max_failures: Count = 3
+    max_tool_rounds: Count = 10
+    goodbye: Text = "I am sorry, this does not work at the moment. Goodbye."
+    transfer_to: Text | None = None
+
+
+class ContextTrimming(Section):
+    """``[route.context]``: how much of a long conversation the session keeps."""
+
+    max_turns: Annotated[int, Field(strict=True, ge=0)] = 0
+    strategy: Literal["delete", "summarize"] = "delete"
+    instructions: Text = (
+        "Summarise this part of the telephone conversation in at most 150 words: what the caller "
+        "wants, every name, number and date that was said, and what was agreed."
+    )
+    timeout: Seconds = 15.0
+
+
+def _prompts(value: Mapping[str, str]) -> Mapping[str, str]:
+    if len(value) > MAX_PROMPTS:
+        raise ValueError(f"has {len(value)} prompts; {MAX_PROMPTS} are allowed")
+    for name in value:
+        if not re.fullmatch(r"[a-z0-9_-]{1,32}", name):
+            raise MisplacedError((name,), "must be 1 to 32 of a-z, 0-9, _ and -")
+    return MappingProxyType(dict(value))
+
+
+class PostCall(Section):
+    """``[route.post_call]``: what the model is asked about a call at its end."""
+
+    prompts: Annotated[
+        Mapping[str, Text], AfterValidator(_prompts), PlainSerializer(lambda value: dict(value))
+    ] = Field(default_factory=lambda: MappingProxyType({}))
+    timeout: Seconds = 8.0
+
+
+class Answer(Section):
+    """``[route.answer]``: when a call is answered, and what its caller hears before the model."""
+
+    mode: Literal["when_ready", "early_media", "immediate"] = "when_ready"
+    sound: Sound = "ringback"
+    play_to_end: Flag = False
+
+    @model_validator(mode="after")
+    def _of_a_file(self) -> Self:
+        if self.play_to_end and (self.mode == "when_ready" or self.sound in BUILT_IN):
+            raise MisplacedError(
+                ("play_to_end",),
+                'needs mode = "early_media" or "immediate", and a .wav file as sound',
+            )
+        return self
+
+
+_NEEDS = {"server": "server", "transfer": "to", "redirect": "to", "announcement": "sound"}
+_TAKES = {
+    "reconnect": ("timeout", "sound"),
+    "server": ("timeout", "sound", "server"),
+    "announcement": ("timeout", "sound"),
+    "transfer": ("to",),
+    "redirect": ("to",),
+    "busy": (),
+    "hangup": (),
+}
+_ENDS = ("redirect", "busy", "hangup")
+
+
+class Fallback(Section):
+    """One ``[[route.fallback]]``; they are taken in the order in which they stand."""
+
+    action: Literal["reconnect", "server", "announcement", "transfer", "redirect", "busy", "hangup"]
+    timeout: Seconds | None = None
+    sound: Sound | None = None
+    server: Text | None = None
+    to: Text | None = None
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        needed = _NEEDS.get(self.action)
+        if needed is not None and getattr(self, needed) is None:
+            raise MisplacedError((needed,), f'is needed with action = "{self.action}"')
+        for key in ("timeout", "sound", "server", "to"):
+            if getattr(self, key) is not None and key not in _TAKES[self.action]:
+                raise MisplacedError((key,), f'means nothing with action = "{self.action}"')
+        if self.action == "announcement" and self.sound in BUILT_IN:
+            raise MisplacedError(("sound",), "must be the path of a .wav file")
+        if self.action == "redirect" and not (self.to or "").startswith(("sip:", "sips:", "tel:")):
+            raise MisplacedError(("to",), 'must be a URI like "sip:1002@pbx.example"')
+        return self
+
+
+DEFAULT = (Fallback(action="reconnect"),)
+"""A call that is up gets another session, if one is to be had."""
+
+
+def in_order(steps: tuple[Fallback, ...]) -> None:
+    """Check that a step which ends the call is the last. Raises MisplacedError, as seen from the
+    route."""
+    for number, before in enumerate(steps[:-1], 1):
+        if before.action in _ENDS:
+            raise MisplacedError(
+                ("fallback", number, "action"),
+                f'is never reached: the "{before.action}" before it ends the call',
+            )
+
+
+class RouteBudget(Section):
+    """``[route.budget]``: in place of ``[cost.budget]``; ``per_day`` is for this route."""
+
+    per_call: Money | None = None
+    per_caller: Money | None = None
+    per_day: Money | None = None
+    warning_threshold: Part | None = None
+    warning_message: Text | None = None
+    warning_response: Flag | None = None
+    goodbye: Text | None = None
+    transfer_to: Text | None = None
+
+
+class RouteRecords(Section):
+    """``[route.records]``: in place of ``[records]``."""
+
+    events: Flag | None = None
+    redact: tuple[Literal["numbers", "dtmf"], ...] | None = None
+
+
+BACKCHANNEL = (
+    "mm-hm", "mhm", "mmhm", "mm", "mmm", "hm", "hmm", "uh-huh", "uh", "um", "ah", "oh", "aha",
+    "yes", "yeah", "yep", "ok", "okay", "right", "sure", "i see", "got it",
+    "ja", "genau", "gut", "oui", "d'accord", "voilà", "sí", "si", "vale", "claro", "certo",
+    "va bene", "precies", "sim", "tá",
+)  # fmt: skip
+"""Words that show that somebody listens, in some languages."""
+
+
+class Interruptions(Section):
+    """``[route.interruptions]``: what happens when the caller speaks while the agent does."""
+
+    mode: Literal["immediate", "adaptive", "disabled"] = "immediate"
+    min_speech_ms: Milliseconds = 250
+    force_interrupt_ms: Milliseconds = 1500
+    transcript_timeout: Seconds = 1.5
+    backchannel_phrases: tuple[Text, ...] = BACKCHANNEL
+    uninterruptible_greeting: Flag = False
+    uninterruptible_patterns: tuple[Regex, ...] = ()
+
+    @property
+    def by_gateway(self) -> bool:
+        """The gateway decides, and the server is told to leave it."""
+        return (
+            self.mode != "immediate"
+            or self.uninterruptible_greeting
+            or bool(self.uninterruptible_patterns)
+        )
+
+    def words(self) -> frozenset[str]:
+        """The phrases, split as :func:`gateway.call.playout.barge_in.words_of` splits texts."""
+        return frozenset(" ".join(words_of(text)) for text in self.backchannel_phrases)
+
+    def agree_with(self, session: Mapping[str, Any]) -> None:
+        """Raise MisplacedError where the route's session object contradicts these settings."""
+        if not self.by_gateway:
+            return
+        path = ("session", "audio", "input", "turn_detection")
+        detection: Any = session
+        for part in path[1:]:
+            if not isinstance(detection, Mapping) or part not in detection:
+                return
+            detection = detection[part]
+        if detection is None:
+            raise MisplacedError(
+                path,
+                "is off, so nobody tells when the caller speaks; [route.interruptions] needs it",
+            )
+        for name in ("interrupt_response", "create_response"):
+            if isinstance(detection, Mapping) and detection.get(name) is True:
+                raise MisplacedError(
+                    (*path, name), "must be left out: [route.interruptions] lets the gateway decide"
+                )
+
+
+class UserIdle(Section):
+    """``[route.idle]``: a caller who says nothing."""
+
+    timeout: SecondsOrOff = 0.0
+    prompt: Text = "Are you still there?"
+    max_prompts: Count = 2
+    goodbye: Text = "I cannot hear you. Goodbye."
+    transfer_to: Text | None = None
+
+    def agree_with(self, session: Mapping[str, Any]) -> None:
+        """Raise MisplacedError where the session object has an idle timeout of the server, too."""
+        if self.timeout <= 0:
+            return
+        path = ("session", "audio", "input", "turn_detection", "idle_timeout_ms")
+        found: Any = session
+        for part in path[1:]:
+            found = found.get(part) if isinstance(found, Mapping) else None
+        if found is not None:
+            raise MisplacedError(path, "and [route.idle] would both ask a silent caller; use one")
+
+
+class Silence(Section):
+    """``[route.silence]``: a caller who waits for a response and hears nothing."""
+
+    seconds: SecondsOrOff = 6.0
+    filler_sound: Sound | None = None
+    filler_delay: Seconds = 2.0
+
+
+Action = Literal["off", "log", "leave_message", "hangup", "transfer"]
+
+VOICEMAIL = (
+    r"(?i)leave (me |us )?(a|your) (message|name)",
+    r"(?i)after the (tone|beep|signal)",
+    r"(?i)nach dem (signal)?ton",
+    r"(?i)après le (bip|signal)",
+    r"(?i)después de la señal",
+)
+
+
+class MachineDetection(Section):
+    """``[route.machine_detection]``: hold music, voicemail and bots; off by default."""
+
+    music: Action = "off"
+    music_threshold: Annotated[Seconds, Field(ge=1)] = 20.0
+    music_message: Text = "Goodbye."
+    voicemail: Action = "off"
+    greeting_threshold: Seconds = 8.0
+    voicemail_patterns: tuple[Regex, ...] = tuple(re.compile(one) for one in VOICEMAIL)
+    beep_timeout: Annotated[SecondsOrOff, Field(le=60)] = 5.0
+    voicemail_message: Text = "We tried to reach you, and will call again. Goodbye."
+    bot: Action = "off"
+    bot_equal_turns: Annotated[Count, Field(ge=4, le=64)] = 12
+    bot_repeats: Annotated[Count, Field(ge=2, le=64)] = 3
+    bot_message: Text = "Goodbye."
+    transfer_to: Text | None = None
+
+    @property
+    def actions(self) -> Mapping[str, str]:
+        """Action for each kind of machine."""
+        return {"music": self.music, "voicemail": self.voicemail, "bot": self.bot}
+
+    def agree_with(self, session: Mapping[str, Any]) -> None:
+        """Raise MisplacedError where an action or the turn detection it needs is missing."""
+        wanted = [kind for kind, action in self.actions.items() if action == "transfer"]
+        if wanted and self.transfer_to is None:
+            raise MisplacedError(
+                ("machine_detection", wanted[0]), "needs transfer_to in [route.machine_detection]"
+            )
+        path = ("session", "audio", "input", "turn_detection")
+        found: Any = session
+        for part in path[1:]:
+            if not isinstance(found, Mapping) or part not in found:
+                return
+            found = found[part]
+        if found is None and set(self.actions.values()) != {"off"}:
+            raise MisplacedError(
+                path, "is off, so there are no turns; [route.machine_detection] needs them"
+            )
+
+
+DATA = "data."
+"""Prefix of the variables."""
+
+
+def _defaults(value: Mapping[str, Any], path: KeyPath = ()) -> Mapping[str, Any]:
+    for name, inner in value.items():
+        if isinstance(inner, Mapping):
+            _defaults(inner, (*path, name))
+        elif not isinstance(inner, str | int | float | list):
+            raise MisplacedError((*path, name), "must be a text, a number, true, false or a list")
+    return MappingProxyType(plain(value))
+
+
+class RouteData(Section):
+    """One request for each call, its deadline (s), and what is done without an answer."""
+
+    url: HttpUrl
+    method: Literal["GET", "POST"] = "GET"
+    headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
+    timeout: Annotated[Seconds, Field(le=30)] = 2.0
+    retries: Annotated[int, Strict(), Field(ge=0, le=3), Typed] = 0
+    on_failure: Literal["continue", "reject"] = "continue"
+    defaults: Annotated[
+        Mapping[str, Any], AfterValidator(_defaults), PlainSerializer(lambda value: dict(value))
+    ] = Field(default_factory=lambda: MappingProxyType({}))
+    max_value_chars: Annotated[Count, Field(le=100_000)] = 2000
+    preserve_newlines: Flag = False
+
+    def address(self, values: Mapping[str, str]) -> str:
+        """The URL for a call with these variables; what they stand for cannot leave its place."""
+        return render(self.url, {name: quote(value, safe="") for name, value in values.items()})
+
+    def values(self, names: Iterable[str], answer: Any) -> dict[str, str]:
+        """Return the values of the variables ``names``; ``answer`` is None where there was none."""
+        return {
+            name: self._text(_at(answer, name)) or self._text(_at(self.defaults, name))
+            for name in names
+        }
+
+    def _text(self, value: Any) -> str:
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            value = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+            return str(value)[: self.max_value_chars]
+        return (
+            _lines(value, self.max_value_chars)
+            if self.preserve_newlines
+            else clean(value, self.max_value_chars)
+        )
+
+
+def _at(value: Any, name: str) -> Any:
+    for step in name.removeprefix(DATA).split("."):
+        if isinstance(value, Mapping):
+            value = value.get(step)
+        elif isinstance(value, list) and step.isdigit() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            return None
+    return value
+
+
+def _lines(value: str, limit: int) -> str:
+    """A text of several lines: as it is, without what cannot be seen."""
+    seen = "".join(
+        char
+        for char in value.replace("\r\n", "\n")[: 2 * limit]
+        if char == "\n" or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn")
+    ).strip()
+    return seen if len(seen) <= limit else seen[: limit - 1] + "…"
