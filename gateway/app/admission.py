@@ -1,27 +1,146 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Decides which INVITE becomes a call, and makes the call."""
+"""Decides which INVITE becomes a call: makes the call, or rejects it with log line and record."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 import structlog
 
-from gateway.app.refusals import Rejections
 from gateway.app.registry import CallRegistry
 from gateway.app.server_health import HealthChecker
 from gateway.bridge.call_controller import CallController
-from gateway.bridge.media_clock import MediaClock
-from gateway.call.ending import EndReason
+from gateway.bridge.media import MediaClock
+from gateway.call.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.call.record import CallRecord
 from gateway.config import Config
 from gateway.dialplan import Dialplan, Match
 from gateway.outbound.limits import OutboundLimiter
 from gateway.planning.call_plan import codec_of, facts_of, plans, record_of, sip_settings
+from gateway.records.files import RecordFiles
+from gateway.sip.ingress.rate_limits import SourceBuckets, TokenBucket
 from gateway.sip.leg import Leg
+from gateway.sip.types import LegEnd, Refused, RtpQuality
 from gateway.tools.executor import ToolExecutor
 
 log = structlog.get_logger("gateway")
+
+_REFUSED_BELOW = {
+    400: EndReason.BAD_SDP,
+    415: EndReason.UNSUPPORTED_BODY,
+    488: EndReason.BAD_SDP,
+    500: EndReason.INTERNAL_ERROR,
+    503: EndReason.OVER_CAPACITY,
+}
+
+
+EACH_AT_ONCE, EACH_PER_SECOND = 20, 0.2
+"""Refusals of one source for one reason that have a line and a record; the rest is counted."""
+
+ALL_AT_ONCE, ALL_PER_SECOND = 300, 5.0
+"""Those of all sources together: made-up addresses must not fill the disk either."""
+
+COUNT_SECONDS = 60.0
+"""How often the log says how many were only counted."""
+
+
+class Rejections:
+    """Refuses calls, and writes their records.
+
+    Args:
+        retry_after: seconds, in the Retry-After of a 503 (RFC 3261 section 20.33).
+        redact: what is masked in their records and log lines.
+    """
+
+    def __init__(
+        self, records: RecordFiles, retry_after: int, redact: Collection[str] = ()
+    ) -> None:
+        self._records = records
+        self._retry_after = retry_after
+        self._redact = redact
+        self._each = SourceBuckets()
+        self._all: TokenBucket | None = None
+        self._counted: Counter[str] = Counter()
+        self._count_due: asyncio.TimerHandle | None = None
+        self.unrecorded: Counter[str] = Counter()
+        """Refused calls without a line and a record of their own, since the start, by reason."""
+
+    def refuse(self, leg: Leg, record: CallRecord, why: EndReason, detail: str = "") -> None:
+        """Reject an incoming call, and write its record."""
+        code = refusal_code(why)
+        headers = {"Reason": reason_header(why)}
+        if code == 503:
+            headers["Retry-After"] = str(self._retry_after)
+        leg.handler = _Refusing()
+        try:
+            self.write(record, why, code, detail)
+        finally:
+            leg.refuse(code, headers)
+
+    def refused_below(self, refused: Refused) -> None:
+        """Write the record of a call that was rejected below the application."""
+        record = record_of(refused.invite, datetime.now(UTC))
+        why = refused.why or _REFUSED_BELOW.get(refused.code, EndReason.REFUSED)
+        self.write(record, why, refused.code, refused.reason)
+
+    def write(self, record: CallRecord, why: EndReason, code: int, detail: str) -> None:
+        """Write the record of a call that was rejected, or not placed; or count it only."""
+        if record.direction == "inbound" and not self._sampled(record, why):
+            return
+        if not record.private:
+            record.private.redact(self._redact)
+        ending = ending_of(why, answered=False, detail=detail)
+        record.ending = type(ending)(ending.by, why, code, ending.reason, detail)
+        record.times.end = 0.0
+        record.mark(0.0, "invite", source=record.source)
+        record.mark(0.0, "end", by=ending.by.value, why=why.value, detail=detail)
+        try:
+            summary = {key: value for key, value in record.summary().items() if key != "call_id"}
+            log.info("call.summary", call=record.call_id, **summary)
+        finally:
+            self._records.write(record)
+
+    def stop(self) -> None:
+        """Log the counts that were not logged yet."""
+        if self._count_due is not None:
+            self._count_due.cancel()
+            self._say_counted()
+
+    def _sampled(self, record: CallRecord, why: EndReason) -> bool:
+        """Return whether this one has a line and a record of its own; it is counted if not."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if self._all is None:
+            self._all = TokenBucket(ALL_PER_SECOND, ALL_AT_ONCE, now)
+        source = record.source.rpartition(":")[0] or record.trunk
+        key = f"{why.value} {source}"
+        if self._each.take(key, EACH_PER_SECOND, EACH_AT_ONCE, now) and self._all.take(now):
+            return True
+        self._counted[why.value] += 1
+        self.unrecorded[why.value] += 1
+        if self._count_due is None:
+            self._count_due = loop.call_later(COUNT_SECONDS, self._say_counted)
+        return False
+
+    def _say_counted(self) -> None:
+        self._count_due = None
+        log.warning("call.refusals_counted", **self._counted)
+        self._counted.clear()
+
+
+class _Refusing:
+    """Handler of a rejected leg: ignores everything."""
+
+    def on_ringing(self, code: int) -> None: ...
+    def on_media(self, codec: object) -> None: ...
+    def on_confirmed(self) -> None: ...
+    def on_hold(self, held: bool) -> None: ...
+    def on_digit(self, digit: str) -> None: ...
+    def on_quality(self, quality: RtpQuality) -> None: ...
+    def on_ended(self, end: LegEnd) -> None: ...
 
 
 class Admission:

@@ -14,19 +14,17 @@ from typing import Any
 import structlog
 
 from gateway import __version__
-from gateway.app.admission import Admission
+from gateway.app.admission import Admission, Rejections
 from gateway.app.maintenance import Maintenance
 from gateway.app.operator_commands import OperatorCommands
-from gateway.app.refusals import Rejections
 from gateway.app.registry import CallRegistry
 from gateway.app.server_health import HealthChecker
 from gateway.billing.costs import Costs
-from gateway.bridge.media_clock import MediaClock
+from gateway.bridge.media import MediaClock
 from gateway.config import Config
 from gateway.control.content import ContentCommands
 from gateway.dialplan import Dialplan
-from gateway.outbound.callbacks.function import function_of
-from gateway.outbound.callbacks.scheduler import CallbackScheduler
+from gateway.outbound.callbacks import CallbackScheduler, function_of
 from gateway.outbound.calls import OutboundCalls
 from gateway.outbound.limits import OutboundLimiter
 from gateway.planning.call_plan import servers_of, sip_settings

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Health checks of the realtime servers: opens a session at each, in the background."""
+"""Health of the realtime servers, so that no call waits for one that is known to be unavailable.
+
+A session is opened at each from time to time, and what calls meet there is noted.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from random import uniform
 
@@ -13,10 +16,80 @@ import structlog
 from gateway.bridge.sessions import SessionPlan
 from gateway.call.plan import CallPlan
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.health import Changed, Health
 from gateway.realtime.session_object import session_object
 from gateway.realtime.setup import SetupFailed, open_session
 from gateway.tasks import TaskSet
+
+CALLS_IN_A_ROW = 3
+"""Successive calls without a session after which a server counts as unavailable."""
+
+
+@dataclass(slots=True)
+class _Server:
+    failures: int = 0
+    since: float | None = None
+    """Since when it is in trouble (s); None while it is not."""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerChange:
+    """A server came into trouble, or out of it."""
+
+    url: str
+    down: bool
+    detail: str
+    lasted: float
+    """Seconds that it was in trouble."""
+
+
+class ServerHealth:
+    """State of each realtime server, by its URL. Pure: times in s, of any one clock."""
+
+    def __init__(self) -> None:
+        self._servers: dict[str, _Server] = {}
+
+    def worked(self, url: str, now: float) -> ServerChange | None:
+        """A session was had there."""
+        server = self._servers.setdefault(url, _Server())
+        since, server.since = server.since, None
+        server.failures, server.detail = 0, ""
+        return None if since is None else ServerChange(url, False, "", now - since)
+
+    def probe_failed(self, url: str, detail: str, now: float) -> ServerChange | None:
+        """A probe could have none."""
+        return self._fail(url, detail, now, at_once=True)
+
+    def call_failed(self, url: str, detail: str, now: float) -> ServerChange | None:
+        """A call could have none."""
+        return self._fail(url, detail, now, at_once=False)
+
+    def trouble(self, url: str) -> str | None:
+        """Return the failure of a server that is known to be unavailable."""
+        server = self._servers.get(url)
+        return None if server is None or server.since is None else server.detail
+
+    def as_json(self, now: float) -> list[dict[str, object]]:
+        """Return the state for ``gateway status``."""
+        return [
+            {
+                "url": url,
+                "state": "up" if server.since is None else "in trouble",
+                "seconds": None if server.since is None else round(now - server.since, 1),
+                "detail": server.detail,
+            }
+            for url, server in self._servers.items()
+        ]
+
+    def _fail(self, url: str, detail: str, now: float, *, at_once: bool) -> ServerChange | None:
+        server = self._servers.setdefault(url, _Server())
+        server.failures += 1
+        server.detail = detail
+        if server.since is not None or not (at_once or server.failures >= CALLS_IN_A_ROW):
+            return None
+        server.since = now
+        return ServerChange(url, True, detail, 0.0)
+
 
 log = structlog.get_logger("gateway")
 
@@ -34,7 +107,7 @@ class HealthChecker:
     """
 
     def __init__(self, endpoints: list[Endpoint], seconds: float, timeout: float) -> None:
-        self.health = Health()
+        self.health = ServerHealth()
         self._endpoints = {endpoint.shown: endpoint for endpoint in endpoints}
         self._seconds = seconds
         self._timeout = timeout
@@ -104,7 +177,7 @@ class HealthChecker:
         return None
 
 
-def _tell(changed: Changed | None) -> None:
+def _tell(changed: ServerChange | None) -> None:
     if changed is None:
         return
     if changed.down:

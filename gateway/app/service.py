@@ -13,8 +13,7 @@ import structlog
 
 from gateway.app.gateway import Gateway
 from gateway.app.health import HUNG_SECONDS, Health
-from gateway.app.workers.notify import notify
-from gateway.app.workers.supervisor_link import SupervisorLink
+from gateway.app.process import SupervisorLink, notify
 from gateway.call.record import CallRecord
 from gateway.config import Config
 from gateway.dialplan import Dialplan

@@ -13,11 +13,9 @@ from typing import Any
 import structlog
 
 from gateway.billing.account import Account
-from gateway.bridge.entries import CallHost, entry
 from gateway.bridge.legs import Dialer, Legs, OutboundTarget
-from gateway.bridge.machine_driver import MachineDriver
-from gateway.bridge.media import CallMedia
-from gateway.bridge.media_clock import MediaClock
+from gateway.bridge.machine_driver import CallHost, MachineDriver, entry
+from gateway.bridge.media import CallMedia, MediaClock
 from gateway.bridge.sessions import SessionPlan, Sessions
 from gateway.bridge.tool_calls import ToolCalls
 from gateway.call import inputs, outputs

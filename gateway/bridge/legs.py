@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from gateway.audio.g711 import Codec
-from gateway.bridge.entries import CallHost, CallPart, entry
+from gateway.bridge.machine_driver import CallHost, CallPart, entry
 from gateway.call import inputs, outputs
 from gateway.call.quality import QualityOfCall
 from gateway.call.record import BLeg as BLegRecord

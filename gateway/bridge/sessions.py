@@ -19,7 +19,7 @@ import structlog
 from gateway.billing.account import Account
 from gateway.billing.budget import Level
 from gateway.bridge.dialplan_lookup import DataLookup
-from gateway.bridge.entries import CallHost, CallPart, entry, entry_task
+from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.call import inputs, outputs
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import (

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gateway.bridge.entries import CallHost
+from gateway.bridge.machine_driver import CallHost
 from gateway.call import inputs, outputs
 from gateway.call.plan import GuardrailPlan
 from gateway.call.tools.commands import CommandsFromTools

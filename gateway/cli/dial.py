@@ -69,7 +69,7 @@ def command(
     answered, 1 when not, 2 when it was not placed. Ctrl-C does not end a call of the running
     gateway; `gateway hangup` does.
     """
-    from gateway.app.signals import keep_running
+    from gateway.app.process import keep_running
     from gateway.config import ConfigError
     from gateway.log import set_up_logging
     from gateway.planning.check import load_all

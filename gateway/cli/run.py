@@ -48,7 +48,7 @@ def command(
 
     Calls in progress may then end within limits.drain_timeout; a second signal ends them at once.
     """
-    from gateway.app.signals import keep_running
+    from gateway.app.process import keep_running
     from gateway.config import ConfigError
     from gateway.log import set_up_logging
     from gateway.planning.check import load_all
@@ -72,7 +72,7 @@ def command(
         sys.exit(1)
     keep_running(sink.reopen)
     if worker is None and supervisor_link is None and (count > 1 or supervisor):
-        from gateway.app.workers.supervisor import supervise
+        from gateway.app.supervisor import supervise
 
         sys.exit(supervise(settings, config, sink.reopen))
     sink.write_behind()

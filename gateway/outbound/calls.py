@@ -14,7 +14,7 @@ import structlog
 from gateway.audio.g711 import Codec
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.legs import DialRefusedError, OutboundTarget
-from gateway.bridge.media_clock import MediaClock
+from gateway.bridge.media import MediaClock
 from gateway.call.ending import EndReason
 from gateway.call.record import CallRecord
 from gateway.config import Config, TrunkSettings

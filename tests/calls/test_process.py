@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.app.signals import HARMLESS
+from gateway.app.process import HARMLESS
 from tests import support
 from tests.support.faulty_gateway import PARTS
 from tests.support.gateway_process import Gateway

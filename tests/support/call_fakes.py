@@ -13,8 +13,8 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.bridge import sessions as sessions_module
 from gateway.bridge.call_controller import CallController
-from gateway.bridge.entries import CallHost
-from gateway.bridge.media_clock import MediaClock
+from gateway.bridge.machine_driver import CallHost
+from gateway.bridge.media import MediaClock
 from gateway.bridge.sessions import SessionPlan
 from gateway.call import inputs
 from gateway.call.plan import CallPlan

@@ -10,8 +10,7 @@ from typing import Any, cast
 import pytest
 
 from gateway.app import admission as admission_module
-from gateway.app.admission import Admission
-from gateway.app.refusals import Rejections
+from gateway.app.admission import Admission, Rejections
 from gateway.app.registry import CallRegistry
 from gateway.audio.g711 import Codec
 from gateway.call.record import CallRecord

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from structlog.testing import capture_logs
 
-from gateway.bridge.media_clock import MediaClock
+from gateway.bridge.media import MediaClock
 
 
 def _run(scenario: Callable[[MediaClock], object]) -> None:

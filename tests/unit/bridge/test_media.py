@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from gateway.audio.g711 import Codec
-from gateway.bridge.media import CallMedia
-from gateway.bridge.media_clock import MediaClock
+from gateway.bridge.media import CallMedia, MediaClock
 from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan
 from gateway.sip.media.ports import CallAudio

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from gateway.app.workers.supervisor import OWN_END_SECONDS
+from gateway.app.supervisor import OWN_END_SECONDS
 from gateway.call.ending import EndReason
 from gateway.cli import main as cli
 from gateway.config.models import LimitSettings

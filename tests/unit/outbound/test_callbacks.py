@@ -17,9 +17,8 @@ import pytest
 from gateway.bridge.legs import DialRefusedError
 from gateway.call.record import CallRecord
 from gateway.config.tools import CallbackSettings
-from gateway.outbound.callbacks import scheduler as scheduler_module
-from gateway.outbound.callbacks.scheduled import Rules, callback_of
-from gateway.outbound.callbacks.scheduler import CallbackScheduler
+from gateway.outbound import callbacks as scheduler_module
+from gateway.outbound.callbacks import CallbackScheduler, Rules, callback_of
 from gateway.planning.check import check
 from gateway.tools.api import ToolError
 from gateway.tools.functions import ToolCall

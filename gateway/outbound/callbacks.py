@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Schedules callbacks: accepts them from the model, keeps them in a file, places them when due."""
+"""Callbacks: accepts them from the model, keeps them in a file, places them when due."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime, timedelta, tzinfo
+from functools import partial
+from pathlib import Path
 from random import uniform
 from typing import Any, Protocol
 
@@ -16,16 +19,182 @@ import structlog
 
 from gateway.bridge.legs import DialRefusedError
 from gateway.call.record import CallRecord
+from gateway.call.tools import definitions
+from gateway.call.tools.arguments import NUMBER
 from gateway.config.tools import CallbackSettings
 from gateway.config.values import shown
-from gateway.outbound.callbacks.scheduled import Rules, ScheduledCallback, callback_of
-from gateway.outbound.callbacks.store import Store
+from gateway.dialplan import Route
+from gateway.planning.tools import schedule_plan
 from gateway.tasks import TaskSet
 from gateway.tools.api import ToolError
-from gateway.tools.functions import ToolCall
+from gateway.tools.functions import Function, ToolCall
 from gateway.tools.http import HttpClient, Request
 
+MAX_REASON = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a route allows: see :class:`gateway.dialplan.tools.ScheduleCallback`."""
+
+    route: str
+    """Of the call to be placed."""
+    trunk: str
+    allow: re.Pattern[str] | None
+    max_days: int
+    zone: tzinfo | None
+    """Of times that name no offset; None is the machine's."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledCallback:
+    """A call to be placed at its time."""
+
+    id: str
+    at: str
+    """UTC, ISO 8601."""
+    number: str
+    route: str
+    trunk: str
+    reason: str
+    call: str
+    """In which it was scheduled."""
+    tries: int = 0
+
+    @property
+    def due(self) -> datetime:
+        """The time at which it is to be placed."""
+        return datetime.fromisoformat(self.at)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for the file, the operator's service, and ``gateway status``."""
+        return asdict(self)
+
+
+def callback_of(
+    given: dict[str, Any], rules: Rules, caller: str, call: str, now: datetime
+) -> tuple[ScheduledCallback, str]:
+    """Return the callback that the model asks for, and its time in the route's time zone.
+
+    Args:
+        given: arguments that fit the tool's schema.
+        caller: the number that calls now, as the route's variable ``from`` has it.
+        call: the id of that call.
+        now: with a time zone.
+
+    Raises ToolError, with what is wrong.
+    """
+    due = _time(str(given["at"]), rules, now)
+    number = _number(str(given.get("number") or ""), rules, caller)
+    # One call to a number: a later callback takes the place of an earlier one.
+    callback = ScheduledCallback(
+        id=f"{number}/{rules.route}",
+        at=due.astimezone(UTC).isoformat(timespec="seconds"),
+        number=number,
+        route=rules.route,
+        trunk=rules.trunk,
+        reason=" ".join(str(given.get("reason") or "").split())[:MAX_REASON],
+        call=call,
+    )
+    return callback, f"{due.astimezone(rules.zone):%Y-%m-%d %H:%M}"
+
+
+def _time(text: str, rules: Rules, now: datetime) -> datetime:
+    try:
+        due = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ToolError(f"at: {text!r} is no time; write it like 2026-11-20T14:30") from None
+    if due.tzinfo is None:
+        due = due.astimezone() if rules.zone is None else due.replace(tzinfo=rules.zone)
+    if due <= now:
+        local = now.astimezone(rules.zone)
+        raise ToolError(f"at: {text} is in the past; it is {local:%Y-%m-%dT%H:%M} now")
+    if due > now + timedelta(days=rules.max_days):
+        raise ToolError(f"at: {text} is too far ahead, at most {rules.max_days} days")
+    return due
+
+
+def _number(wanted: str, rules: Rules, caller: str) -> str:
+    number = _plain(wanted) or _plain(caller)
+    if not NUMBER.fullmatch(number) or not any(char.isdigit() for char in number):
+        raise ToolError(
+            f"number: {wanted!r} is no telephone number"
+            if wanted
+            else "number: the caller's is not known; ask for it"
+        )
+    if number != _plain(caller) and not (rules.allow and rules.allow.fullmatch(number)):
+        raise ToolError(f"number: {number} may not be called; the caller's own may")
+    return number
+
+
+def _plain(number: str) -> str:
+    return re.sub(r"[\s()./-]", "", number)
+
+
 log = structlog.get_logger("callbacks")
+
+_FIELDS = {field.name for field in fields(ScheduledCallback)}
+
+
+class Store:
+    """Reads and writes the file, in a thread; without a path nothing is kept."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._lock = asyncio.Lock()
+
+    async def load(self) -> list[ScheduledCallback]:
+        """Read the file; one that cannot be read is renamed, and logged as an error."""
+        if self._path is None:
+            return []
+        return await asyncio.to_thread(_load, self._path)
+
+    async def save(self, callbacks: Iterable[ScheduledCallback]) -> None:
+        """Write all callbacks, and wait for the disk. Raises OSError."""
+        if self._path is None:
+            return
+        text = json.dumps([one.as_json() for one in callbacks], indent=1, ensure_ascii=False)
+        async with self._lock:
+            await asyncio.to_thread(_save, self._path, text)
+
+
+def _load(path: Path) -> list[ScheduledCallback]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        callbacks = [
+            ScheduledCallback(**{name: value for name, value in one.items() if name in _FIELDS})
+            for one in found
+        ]
+        for callback in callbacks:
+            assert callback.due.tzinfo is not None
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        bad = path.with_name(path.name + ".bad")
+        log.error(
+            "callback.file_unreadable",
+            file=str(path),
+            why=type(error).__name__,
+            kept=str(bad),
+        )
+        try:
+            path.replace(bad)
+        except OSError:
+            log.error("callback.file_unreadable", file=str(path), why="it cannot be put aside")
+        return []
+    return callbacks
+
+
+def _save(path: Path, text: str) -> None:
+    new = path.with_name(path.name + ".new")
+    # It has numbers of callers, and what they want.
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
 
 AGAIN_SECONDS = 60.0
 """From the first try to the second: nobody answered, or a cap did not allow the call. Each further
@@ -226,3 +395,26 @@ class CallbackScheduler:
             await self._store.save(self._waiting.values())
         except OSError as error:
             log.error("callback.write_failed", why=error.strerror)
+
+
+def function_of(route: Route, scheduler: CallbackScheduler, timeout: float) -> Function | None:
+    """Return the function behind the route's tool; None where the route has none."""
+    given = route.schedule_callback
+    told = definitions.schedule_callback(schedule_plan(route), given.description)
+    if told is None:
+        return None
+    rules = Rules(
+        route=given.route or route.name,
+        trunk=given.trunk or "",
+        allow=given.allowed_numbers,
+        max_days=given.max_days,
+        zone=route.timezone,
+    )
+    return Function(
+        name=told["name"],
+        description=told["description"],
+        parameters=told["parameters"],
+        run=partial(scheduler.take, rules),
+        timeout=timeout,
+        max_result_chars=1000,
+    )

@@ -15,10 +15,9 @@ import pytest
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from gateway.app.workers import supervisor as module
-from gateway.app.workers.notify import notify
-from gateway.app.workers.process import how_ended
-from gateway.app.workers.supervisor import Supervisor
+from gateway.app import supervisor as module
+from gateway.app.process import notify
+from gateway.app.supervisor import Supervisor, how_ended
 from tests import support
 
 DOUBLE = str(Path(support.__file__).with_name("worker_double.py"))
@@ -223,7 +222,7 @@ def test_a_worker_that_hangs_at_its_start_is_killed_and_tried_again(
 def test_workers_notice_that_their_supervisor_is_gone(tmp_path: Path) -> None:
     mark = tmp_path / "gone"
     program = (
-        "import asyncio, sys; from gateway.app.workers.supervisor import Supervisor\n"
+        "import asyncio, sys; from gateway.app.supervisor import Supervisor\n"
         f"command = lambda _i: [sys.executable, {DOUBLE!r}, 'orphan', {str(mark)!r}]\n"
         "asyncio.run(Supervisor(command, 1, max_restarts=0, drain_seconds=1).run())\n"
     )

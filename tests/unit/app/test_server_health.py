@@ -3,25 +3,25 @@
 
 from __future__ import annotations
 
-from gateway.realtime.health import Changed, Health
+from gateway.app.server_health import ServerChange, ServerHealth
 
 URL = "wss://one.example/v1/realtime"
 
 
 def test_a_probe_that_fails_is_trouble_until_something_works() -> None:
-    health = Health()
+    health = ServerHealth()
     assert health.trouble(URL) is None
-    assert health.probe_failed(URL, "no answer", 10.0) == Changed(URL, True, "no answer", 0.0)
+    assert health.probe_failed(URL, "no answer", 10.0) == ServerChange(URL, True, "no answer", 0.0)
     assert health.trouble(URL) == "no answer"
     assert health.probe_failed(URL, "refused", 20.0) is None, "said once"
     assert health.trouble(URL) == "refused"
-    assert health.worked(URL, 70.0) == Changed(URL, False, "", 60.0)
+    assert health.worked(URL, 70.0) == ServerChange(URL, False, "", 60.0)
     assert health.trouble(URL) is None
     assert health.worked(URL, 71.0) is None
 
 
 def test_calls_are_trouble_when_three_in_a_row_fail() -> None:
-    health = Health()
+    health = ServerHealth()
     assert health.call_failed(URL, "lost", 1.0) is None
     assert health.worked(URL, 2.0) is None
     assert [health.call_failed(URL, "lost", now) for now in (3.0, 4.0)] == [None, None]
@@ -31,7 +31,7 @@ def test_calls_are_trouble_when_three_in_a_row_fail() -> None:
 
 
 def test_servers_are_known_apart() -> None:
-    health = Health()
+    health = ServerHealth()
     health.probe_failed(URL, "down", 1.0)
     health.worked("ws://two.example", 1.0)
     states = {one["url"]: (one["state"], one["seconds"]) for one in health.as_json(4.0)}
