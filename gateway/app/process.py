@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a process tells systemd and its supervisor, and the signals that must not end it."""
 
 from __future__ import annotations
