@@ -13,8 +13,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from gateway.billing.usage import MODALITIES, Usage
-from gateway.config.problems import ConfigError, MisplacedError
-from gateway.config.source import read_toml
+from gateway.config.source import ConfigError, MisplacedError, read_toml
 from gateway.config.validate import Section, problems_of
 
 OWN_FILE = Path(__file__).with_name("prices.toml")

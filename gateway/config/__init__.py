@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The gateway's configuration: :func:`load_config` turns ``gateway.toml`` into a :class:`Config`.
 
-``source`` and ``lines`` read TOML with positions and references, ``models`` say what may stand
+``source`` reads TOML with positions and references, ``config`` and its sections say what may stand
 there, ``validate`` words what is wrong. The dialplans are read with the same parts.
 """
 
-from gateway.config.limits import AccessSettings, ControlSettings, OutboundSettings
-from gateway.config.load import load_config
-from gateway.config.models import Config, LimitSettings, LogSettings, MediaSettings, WorkerSettings
-from gateway.config.problems import ConfigError, Problem
+from gateway.config.config import (
+    Config,
+    LimitSettings,
+    LogSettings,
+    MediaSettings,
+    WorkerSettings,
+    load_config,
+)
 from gateway.config.realtime import RealtimeSettings
+from gateway.config.sections import AccessSettings, ControlSettings, OutboundSettings
 from gateway.config.sip import ListenAddress, PortRange, SipSettings, TlsSettings
+from gateway.config.source import ConfigError, Problem
 from gateway.config.trunks import TrunkSettings
 
 __all__ = [

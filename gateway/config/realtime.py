@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, model_validator
 
-from gateway.config.problems import MisplacedError
+from gateway.config.source import MisplacedError
 from gateway.config.validate import Section
 from gateway.config.values import Flag, Milliseconds, Seconds, SecondsOrOff, Text
 
@@ -91,24 +91,16 @@ def dialect_problem(url: str, dialect: DialectName) -> str | None:
     return None
 
 
-class RealtimeSettings(Section):
-    """``[realtime]``: the speech-to-speech server."""
+class _ServerSettings(Section):
+    """Address of one realtime server, and how it is spoken to."""
 
     url: Url
     api_key: ApiKey = None
     api_key_header: ApiKeyHeader = "authorization"
     model: Text = "gpt-realtime-2.1"
     headers: Headers = Field(default_factory=lambda: MappingProxyType({}))
-    connect_timeout: Seconds = 8.0
-    ping_interval: Seconds = 5.0
-    ping_timeout: Seconds = 5.0
-    max_playout_seconds: Seconds = 600.0
-    handover_before_expiry: SecondsOrOff = 60.0
-    health_check_interval: SecondsOrOff = 0.0
-    truncate_margin_ms: Milliseconds = 0
     dialect: DialectName = "ga"
     audio: AudioName = "g711"
-    safety_identifier: Flag = False
 
     @model_validator(mode="after")
     def _dialect_fits(self) -> Self:
@@ -121,6 +113,19 @@ class RealtimeSettings(Section):
     def on_loopback(self) -> bool:
         """Whether the server is on this machine (the emulator), where no key is needed."""
         return on_loopback(self.url)
+
+
+class RealtimeSettings(_ServerSettings):
+    """``[realtime]``: the speech-to-speech server."""
+
+    connect_timeout: Seconds = 8.0
+    ping_interval: Seconds = 5.0
+    ping_timeout: Seconds = 5.0
+    max_playout_seconds: Seconds = 600.0
+    handover_before_expiry: SecondsOrOff = 60.0
+    health_check_interval: SecondsOrOff = 0.0
+    truncate_margin_ms: Milliseconds = 0
+    safety_identifier: Flag = False
 
 
 def on_loopback(url: str) -> bool:
@@ -138,21 +143,7 @@ def _endpoint_name(value: str) -> str:
     return value
 
 
-class RealtimeServerSettings(Section):
-    """One ``[[realtime_server]]``: a server for fallback steps; keys as above."""
+class RealtimeServerSettings(_ServerSettings):
+    """One ``[[realtime_server]]``: a server for fallback steps; keys as in ``[realtime]``."""
 
     name: Annotated[str, AfterValidator(_endpoint_name)]
-    url: Url
-    api_key: ApiKey = None
-    api_key_header: ApiKeyHeader = "authorization"
-    model: Text = "gpt-realtime-2.1"
-    headers: Headers = Field(default_factory=lambda: MappingProxyType({}))
-    dialect: DialectName = "ga"
-    audio: AudioName = "g711"
-
-    @model_validator(mode="after")
-    def _dialect_fits(self) -> Self:
-        problem = dialect_problem(self.url, self.dialect)
-        if problem is not None:
-            raise MisplacedError(("dialect",), problem)
-        return self

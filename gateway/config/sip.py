@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NamedTuple, Self, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from gateway.config.problems import MisplacedError
+from gateway.config.source import MisplacedError
 from gateway.config.validate import Section
 from gateway.config.values import Count, FilePath, Flag, ip_literal
 

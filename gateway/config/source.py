@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A TOML file as read: its values with references filled in, and where each of them stands.
+"""A TOML file as read: values with references filled in, and problems with file, line and key.
 
 References may stand in any string: ``${env:NAME}``, ``${env:NAME:-default}`` (used when the
 variable is unset or empty, as in a shell) and ``${file:PATH}`` (relative to the file that names
@@ -11,12 +11,56 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gateway.config.problems import ConfigError, KeyPath, Problem, dotted
+KeyPath = tuple[str | int, ...]
+"""Path of a value: names of tables and keys, and 0-based indexes into arrays."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One mistake: ``line`` counts from 1, ``key`` is the full dotted path ("" for the file)."""
+
+    file: Path
+    line: int
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}: "
+        return f"{where}{self.key}: {self.message}" if self.key else f"{where}{self.message}"
+
+
+class ConfigError(Exception):
+    """A configuration or dialplan that cannot be used; carries every problem that was found."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(set(problems)))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class MisplacedError(ValueError):
+    """Raised by a validator of a whole table: what is wrong is at ``below`` in it."""
+
+    def __init__(self, below: KeyPath, message: str) -> None:
+        super().__init__(message)
+        self.below = below
+
+
+def dotted(path: KeyPath) -> str:
+    """``("sip", "listen", 0)`` as the author would say it: ``sip.listen[0]``."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            name = part if part and part.replace("-", "").isidentifier() else f'"{part}"'
+            text += f".{name}" if text else name
+    return text
+
 
 MAX_FILE_BYTES = 1024 * 1024
 """More than this is no configuration, secret or prompt, but a wrong path."""

@@ -11,12 +11,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
-from gateway.config.limits import CountOrOff, Rate
-from gateway.config.patterns import pattern_of
-from gateway.config.problems import MisplacedError
+from gateway.config.sections import CountOrOff, Rate
 from gateway.config.sip import TRANSPORTS, Transport
+from gateway.config.source import MisplacedError
 from gateway.config.validate import Section
-from gateway.config.values import Count, Flag, Milliseconds, SecondsOrOff
+from gateway.config.values import Count, Flag, Milliseconds, SecondsOrOff, pattern_of
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Srtp = Literal["off", "optional", "required"]

@@ -12,9 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.config.problems import KeyPath, MisplacedError, Problem
 from gateway.config.renamed import RENAMED_KEYS, RENAMED_VALUES
-from gateway.config.source import Reference, TomlSource
+from gateway.config.source import KeyPath, MisplacedError, Problem, Reference, TomlSource
 
 
 class Section(BaseModel):

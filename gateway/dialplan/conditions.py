@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from gateway.config.problems import MisplacedError
+from gateway.config.source import MisplacedError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

@@ -14,8 +14,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import ValidationError
 
-from gateway.config.problems import ConfigError, Problem
-from gateway.config.source import TomlSource, plain, read_toml
+from gateway.config.source import ConfigError, Problem, TomlSource, plain, read_toml
 from gateway.config.validate import problems_of, suggestion
 from gateway.dialplan.conditions import DAYS, InviteFacts
 from gateway.dialplan.route import SET_BY_GATEWAY, Route

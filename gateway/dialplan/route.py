@@ -23,8 +23,6 @@ from pydantic import (
 )
 
 from gateway.config import Config, RealtimeSettings
-from gateway.config.patterns import Regex
-from gateway.config.problems import KeyPath, MisplacedError
 from gateway.config.realtime import (
     ApiKey,
     ApiKeyHeader,
@@ -33,9 +31,9 @@ from gateway.config.realtime import (
     Headers,
     Url,
 )
-from gateway.config.source import plain
+from gateway.config.source import KeyPath, MisplacedError, plain
 from gateway.config.validate import Section, suggestion
-from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
+from gateway.config.values import Count, Flag, Regex, Seconds, SecondsOrOff, Text
 from gateway.dialplan.conditions import (
     Hours,
     Network,

@@ -16,10 +16,8 @@ from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, Strict,
 
 from gateway.audio.sounds import BUILT_IN
 from gateway.call.playout.barge_in import words_of
-from gateway.config.limits import Money, Part
-from gateway.config.patterns import Regex
-from gateway.config.problems import KeyPath, MisplacedError
-from gateway.config.source import plain
+from gateway.config.sections import Money, Part
+from gateway.config.source import KeyPath, MisplacedError, plain
 from gateway.config.validate import Section
 from gateway.config.values import (
     Count,
@@ -27,6 +25,7 @@ from gateway.config.values import (
     HttpHeaders,
     HttpUrl,
     Milliseconds,
+    Regex,
     Seconds,
     SecondsOrOff,
     Text,

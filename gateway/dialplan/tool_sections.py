@@ -32,15 +32,14 @@ from gateway.call.tools.definitions import (
     SEND_DTMF_DESCRIPTION,
     TRANSFER_DESCRIPTION,
 )
-from gateway.config.patterns import Regex
-from gateway.config.problems import KeyPath, MisplacedError
-from gateway.config.source import plain
+from gateway.config.source import KeyPath, MisplacedError, plain
 from gateway.config.validate import Section
 from gateway.config.values import (
     Count,
     Flag,
     HttpHeaders,
     HttpUrl,
+    Regex,
     Seconds,
     SecondsOrOff,
     Text,

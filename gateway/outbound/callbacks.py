@@ -21,7 +21,7 @@ from gateway.bridge.legs import DialRefusedError
 from gateway.call.record import CallRecord
 from gateway.call.tools import definitions
 from gateway.call.tools.arguments import NUMBER
-from gateway.config.tools import CallbackSettings
+from gateway.config.sections import CallbackSettings
 from gateway.config.values import shown
 from gateway.dialplan import Route
 from gateway.planning.tools import schedule_plan

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gateway.billing.prices import load_prices
-from gateway.config.load import KEY_MISSING, judge_config
-from gateway.config.models import Config
-from gateway.config.problems import ConfigError, Problem
+from gateway.config.config import KEY_MISSING, Config, judge_config
 from gateway.config.realtime import dialect_problem
-from gateway.config.source import read_toml
+from gateway.config.source import ConfigError, Problem, read_toml
 from gateway.config.validate import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.dialplan.dialplan import Origin

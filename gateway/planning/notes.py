@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from gateway.addresses import is_inside, is_loopback
 from gateway.billing.budget import transcriber_of
 from gateway.billing.prices import load_prices
-from gateway.config.models import Config
+from gateway.config.config import Config
 from gateway.config.realtime import on_loopback
 from gateway.config.validate import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings

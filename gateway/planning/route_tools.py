@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from gateway.call.plan import ApprovalRule
 from gateway.call.tools.definitions import OWN
-from gateway.config.problems import Problem
-from gateway.config.tools import McpServerSettings, ToolSettings
+from gateway.config.sections import McpServerSettings, ToolSettings
+from gateway.config.source import Problem
 from gateway.config.validate import suggestion
 from gateway.config.values import shown
 from gateway.dialplan.tool_sections import ARGUMENT, WebTool

@@ -48,7 +48,7 @@ class RouteTools:
 
 @dataclass(frozen=True, slots=True)
 class ToolLimits:
-    """Settings of all functions: see :class:`gateway.config.tools.ToolSettings`."""
+    """Settings of all functions: see :class:`gateway.config.sections.ToolSettings`."""
 
     threads: int
     timeout: float

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gateway.config.models import LEDGER_NAME
+from gateway.config.config import LEDGER_NAME
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.script import Script
 from gateway.devtools.emulator.server import Emulator

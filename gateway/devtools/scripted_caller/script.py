@@ -36,8 +36,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, Strict, ValidationError, ValidationInfo
 
-from gateway.config.problems import ConfigError
-from gateway.config.source import TomlSource, read_toml
+from gateway.config.source import ConfigError, TomlSource, read_toml
 from gateway.config.validate import Section, problems_of, suggestion
 
 SPEECH_DBFS = -45.0

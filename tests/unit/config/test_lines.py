@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config.problems import KeyPath
-from gateway.config.source import key_lines
+from gateway.config.source import KeyPath, key_lines
 
 EVERY_SHAPE = """\
 top = 1

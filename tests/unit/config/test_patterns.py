@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.config.patterns import pattern_of
+from gateway.config.values import pattern_of
 from gateway.text import MAX_SUBJECT, matched, searched
 
 

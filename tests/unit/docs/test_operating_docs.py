@@ -13,7 +13,7 @@ import pytest
 from gateway.app.supervisor import OWN_END_SECONDS
 from gateway.call.ending import EndReason
 from gateway.cli import main as cli
-from gateway.config.models import LimitSettings
+from gateway.config.config import LimitSettings
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ import pytest
 
 from gateway.bridge.legs import DialRefusedError
 from gateway.call.record import CallRecord
-from gateway.config.tools import CallbackSettings
+from gateway.config.sections import CallbackSettings
 from gateway.outbound import callbacks as scheduler_module
 from gateway.outbound.callbacks import CallbackScheduler, Rules, callback_of
 from gateway.planning.check import check

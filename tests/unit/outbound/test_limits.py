@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from gateway.bridge.legs import DialRefusedError
-from gateway.config.limits import OutboundSettings
+from gateway.config.sections import OutboundSettings
 from gateway.outbound.limits import OutboundLimiter
 from gateway.sip.types import LegEnd
 

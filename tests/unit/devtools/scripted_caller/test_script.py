@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.config.problems import ConfigError
+from gateway.config.source import ConfigError
 from gateway.devtools.demo.stage import CALLER
 from gateway.devtools.scripted_caller.script import (
     STEPS,
