@@ -1,9 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Classes of IP addresses: loopback, private, public."""
+"""Classes of IP addresses (loopback, private, public), and look-ups of host names."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
+import socket
+import threading
+from typing import Any
+
+MAX_LOOKUPS = 64
+"""Names that are looked up at a time: each is a thread that the system's resolver may keep for
+10 s and more."""
 
 _INSIDE = tuple(
     ipaddress.ip_network(text)
@@ -40,3 +49,57 @@ def is_inside(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
     return any(ip in network for network in _INSIDE)
+
+
+class LookupLoop(asyncio.SelectorEventLoop):
+    """An event loop that resolves each host name on a thread of its own.
+
+    asyncio uses its default executor, whose few threads also write files: with a name server that
+    does not answer, records would wait for it, and so would the end of the process. Look-ups of one
+    name share a thread; more than :data:`MAX_LOOKUPS` raise ``socket.gaierror``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lookups: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
+
+    async def getaddrinfo(
+        self,
+        host: Any,
+        port: Any,
+        *,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+    ) -> Any:
+        """Resolve a name. Raises ``socket.gaierror``."""
+        key = (host, port, family, type, proto, flags)
+        found = self._lookups.get(key)
+        if found is None:
+            if len(self._lookups) >= MAX_LOOKUPS:
+                raise socket.gaierror(socket.EAI_AGAIN, "too many names are looked up")
+            found = self._lookups[key] = self.create_future()
+            name = f"look up {str(host)[:40]}"
+            threading.Thread(
+                target=self._resolve, args=(key, found), name=name, daemon=True
+            ).start()
+        return await asyncio.shield(found)
+
+    def _resolve(self, key: tuple[Any, ...], found: asyncio.Future[Any]) -> None:
+        result: Any = []
+        error: Exception | None = None
+        try:
+            result = socket.getaddrinfo(*key)
+        except (OSError, UnicodeError) as raised:
+            error = raised
+
+        def settle() -> None:
+            del self._lookups[key]
+            if error is None:
+                found.set_result(result)
+            else:
+                found.set_exception(error)
+
+        with contextlib.suppress(RuntimeError):  # closed meanwhile
+            self.call_soon_threadsafe(settle)

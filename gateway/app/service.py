@@ -11,6 +11,7 @@ from enum import StrEnum
 
 import structlog
 
+from gateway.addresses import LookupLoop
 from gateway.app.gateway import Gateway
 from gateway.app.health import HUNG_SECONDS, Health
 from gateway.app.process import SupervisorLink, notify
@@ -240,4 +241,5 @@ def run(config: Config, dialplan: Dialplan, supervisor_link: int | None = None) 
         loop.set_exception_handler(service.health.on_unhandled)
         await service.run()
 
-    asyncio.run(serve())
+    with asyncio.Runner(loop_factory=LookupLoop) as runner:
+        runner.run(serve())

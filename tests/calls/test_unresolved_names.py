@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +109,43 @@ async def test_a_call_of_ours_to_a_name(runner: object, own_folder: Path) -> Non
             assert "no-such-host.invalid" in summary["ending"]["detail"]
         finally:
             await phone.stop()
+
+
+WITHOUT_NAMES = """
+ip link set lo up
+echo "nameserver 127.0.0.1" > "$1/resolv.conf"
+mount --bind "$1/resolv.conf" /etc/resolv.conf
+if [ -e /etc/nsswitch.conf ]; then
+  echo "hosts: files dns" > "$1/nsswitch.conf"
+  mount --bind "$1/nsswitch.conf" /etc/nsswitch.conf
+fi
+shift
+exec "$@"
+"""
+NAMESPACE = ("unshare", "--map-root-user", "--net", "--mount")
+
+
+async def test_with_a_name_server_that_says_nothing(runner: object, own_folder: Path) -> None:
+    """silent_name_server.py, in a network namespace of its own: what is asked there is seen."""
+    if shutil.which("unshare") is None:
+        pytest.skip("unshare (util-linux) is not installed")
+    probe = await asyncio.create_subprocess_exec(
+        *NAMESPACE, "sh", "-ec", WITHOUT_NAMES, "sh", own_folder, "true",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    told, _ = await probe.communicate()
+    if probe.returncode:
+        pytest.skip(f"no namespaces: {told.decode()[-200:]}")
+    tests = Path(__file__).with_name("silent_name_server.py")
+    inner = await asyncio.create_subprocess_exec(
+        *NAMESPACE, "--kill-child", "--fork", "sh", "-ec", WITHOUT_NAMES, "sh", own_folder,
+        *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(tests)),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    try:
+        told, _ = await inner.communicate()
+    finally:
+        if inner.returncode is None:
+            inner.kill()
+    assert inner.returncode == 0, told.decode()

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Host names are looked up off the event loop's executor."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from gateway.addresses import MAX_LOOKUPS, LookupLoop
+
+
+def test_look_ups_that_hang_keep_no_thread_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = threading.Event()
+    asked = []
+
+    def hangs(host: str, *_rest: Any) -> list[Any]:
+        asked.append(host)
+        told.wait(30)
+        if host == "n0":
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return [host]
+
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+
+    async def play() -> None:
+        loop = asyncio.get_running_loop()
+        twice = [f"n{number // 2}" for number in range(2 * MAX_LOOKUPS)]
+        waits = [asyncio.create_task(loop.getaddrinfo(name, 1)) for name in twice]
+        await asyncio.sleep(0)
+        with pytest.raises(socket.gaierror, match="too many"):
+            await loop.getaddrinfo("one more", 1)
+        assert await asyncio.to_thread(lambda: "served") == "served"
+        waits[0].cancel()
+        told.set()
+        found: list[Any] = await asyncio.gather(*waits, return_exceptions=True)
+        assert isinstance(found[0], asyncio.CancelledError)
+        assert isinstance(found[1], socket.gaierror)
+        assert found[2:] == [[name] for name in twice[2:]]
+        assert sorted(asked) == sorted(set(twice))
+        last: list[Any] = await loop.getaddrinfo("one more", 1)
+        assert last == ["one more"]
+
+    with asyncio.Runner(loop_factory=LookupLoop) as runner:
+        runner.run(play())
