@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Classes of IP addresses (loopback, private, public), and look-ups of host names."""
+"""Hosts and IP addresses: read from texts, classed, and looked up."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from typing import Any
 MAX_LOOKUPS = 64
 """Names that are looked up at a time: each is a thread that the system's resolver may keep for
 10 s and more."""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _INSIDE = tuple(
     ipaddress.ip_network(text)
@@ -29,12 +32,32 @@ _INSIDE = tuple(
 )
 
 
+def address_of(text: str) -> IPAddress | None:
+    """Return an IP literal's address, that of an IPv4-mapped IPv6 address as IPv4; else None."""
+    try:
+        address = ipaddress.ip_address(text.strip("[]").partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def plain(text: str) -> str:
+    """Return an IP literal in its one spelling; what is none as it is."""
+    address = address_of(text)
+    return text if address is None else str(address)
+
+
+def bracketed(host: str) -> str:
+    """Return a host as it stands in ``host:port`` and in URIs: IPv6 literals in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def is_loopback(address: str) -> bool:
     """Return whether an address is of this machine only (127.0.0.0/8, ::1)."""
-    try:
-        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
+    ip = address_of(address)
+    return ip is not None and ip.is_loopback
 
 
 def is_inside(address: str) -> bool:
@@ -42,13 +65,29 @@ def is_inside(address: str) -> bool:
 
     Not the unspecified address, nor shared address space (RFC 6598): both are seen from outside.
     """
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    return any(ip in network for network in _INSIDE)
+    ip = address_of(address)
+    return ip is not None and any(ip in network for network in _INSIDE)
+
+
+def host_of(uri_or_address: str) -> str:
+    """The host of a sip URI or of ``host[:port]``, without brackets; in lower case."""
+    rest = uri_or_address.strip().strip("<>")
+    scheme, colon, behind = rest.partition(":")
+    if colon and scheme.lower() == "tel":
+        return ""
+    if colon and scheme.lower() in ("sip", "sips"):
+        rest = behind
+    rest = rest.rpartition("@")[2]
+    for end in ";?>":
+        rest = rest.partition(end)[0]
+    if rest.startswith("["):
+        return rest[1:].partition("]")[0].lower()
+    return rest.partition(":")[0].strip(".").lower()
+
+
+def is_name(host: str) -> bool:
+    """Whether it has to be looked up."""
+    return bool(host) and address_of(host) is None
 
 
 class LookupLoop(asyncio.SelectorEventLoop):

@@ -49,19 +49,23 @@ from gateway.planning.tools import (
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.session_object import session_object
-from gateway.sip.ingress.bans import BanPolicy
 from gateway.sip.ingress.identity import asserted, diverted
 from gateway.sip.ingress.message import display_name_of, user_of
-from gateway.sip.trunks.matching import (
+from gateway.sip.settings import (
     Access,
+    BanPolicy,
     Credentials,
     DigestPolicy,
+    JitterBuffer,
     Limits,
+    Listen,
     Peer,
     Security,
+    SipSettings,
+    Tls,
     Trunk,
 )
-from gateway.sip.types import Invite, JitterBuffer, Listen, SipSettings, Tls, new_call_id
+from gateway.sip.types import Invite, new_call_id
 
 if TYPE_CHECKING:
     from gateway.tools.executor import ToolExecutor

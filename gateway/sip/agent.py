@@ -13,6 +13,7 @@ from typing import Any
 import pjsua2 as pj
 import structlog
 
+from gateway.addresses import host_of
 from gateway.audio.g711 import Codec
 from gateway.sip import library
 from gateway.sip.bye_tracking import ByeTracker
@@ -26,17 +27,18 @@ from gateway.sip.leg import Leg, SipCall
 from gateway.sip.media.ports import CallAudio, PortPool, beat_fd, clear_beat
 from gateway.sip.media.rtp_port_quarantine import DrainingPorts
 from gateway.sip.media.sounds import Sounds
-from gateway.sip.names import Names, host_of
+from gateway.sip.names import Names
 from gateway.sip.pjlog import LogWriter
+from gateway.sip.settings import SipSettings, Trunk
 from gateway.sip.signalling import Signalling
 from gateway.sip.thread import SipThread
 from gateway.sip.transports import Listeners
 from gateway.sip.trunks.accounts import Accounts, header_vector
 from gateway.sip.trunks.challenges import Challenges
-from gateway.sip.trunks.matching import Trunk, Trunks
+from gateway.sip.trunks.matching import Trunks
 from gateway.sip.trunks.options_ping import OptionsPinger
 from gateway.sip.types import AgentError as AgentError
-from gateway.sip.types import Invite, LegEnd, LegHandler, Refused, SipSettings
+from gateway.sip.types import Invite, LegEnd, LegHandler, Refused
 
 log = structlog.get_logger("sip")
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import pjsua2 as pj
 
+from gateway.addresses import address_of
 from gateway.audio.g711 import Codec
 from gateway.sip.sdp import Media, Objection, mended, parse
-from gateway.sip.trunks.matching import Security, Trunk, address_of
-from gateway.sip.types import SipSettings
+from gateway.sip.settings import Security, SipSettings, Trunk
 
 _OFFERS = ("INVITE", "UPDATE", "PRACK")
 _NOTHING = b"v=0\r\no=- 0 0 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"

@@ -8,7 +8,7 @@ from typing import Any
 import pjsua2 as pj
 
 from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec
-from gateway.sip.types import SipSettings
+from gateway.sip.settings import SipSettings
 
 
 def endpoint_config(settings: SipSettings, log_writer: Any) -> Any:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pjsua2 as pj
 import structlog
 
+from gateway.addresses import host_of
 from gateway.sip.ingress import info
 from gateway.sip.ingress.message import body_of, headers_of, text_of, uri_of
 from gateway.sip.media.ports import Port
-from gateway.sip.names import host_of
 from gateway.sip.refer_to import refer_to_of, sip_target
 from gateway.text import matched
 

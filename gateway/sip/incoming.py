@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pjsua2 as pj
 import structlog
 
+from gateway.addresses import bracketed
 from gateway.audio.g711 import Codec
 from gateway.call.ending import refusal_code
 from gateway.sip import descriptors, library
@@ -88,8 +89,7 @@ class Incoming:
     def _on_objection(self, received: Received, objection: Objection) -> None:
         """The offer of a new INVITE cannot be taken; it has its answer."""
         message = received.message.decode("utf-8", "replace")
-        host = f"[{received.source}]" if ":" in received.source else received.source
-        invite = self.facts_of(message, f"{host}:{received.port}")
+        invite = self.facts_of(message, f"{bracketed(received.source)}:{received.port}")
         self._agent.tell_refused(
             Refused(invite, refusal_code(objection.why), objection.text, objection.why)
         )

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pjsua2 as pj
 import structlog
 
+from gateway.addresses import host_of, plain
 from gateway.audio.g711 import Codec
 from gateway.sip.in_call import InCall, InCallCommands, contain_errors
 from gateway.sip.ingress.info import KEYS
 from gateway.sip.ingress.message import headers_of, reason_of, text_of
 from gateway.sip.media.ports import CallAudio, Port
 from gateway.sip.media.quality import Meter, counters_of
-from gateway.sip.trunks.matching import address_of
 from gateway.sip.types import Invite, LegEnd, LegHandler
 
 if TYPE_CHECKING:
@@ -40,13 +40,6 @@ _IN_USE = (
 
 def _tell_media(handler: LegHandler, codec: Codec) -> None:
     handler.on_media(codec)
-
-
-def _host_of(address: str) -> str:
-    """The address in ``host:port``, spelled one way."""
-    host = address.rpartition(":")[0].strip("[]")
-    found = address_of(host)
-    return host if found is None else str(found)
 
 
 def _has_media(info: Any) -> bool:
@@ -350,7 +343,10 @@ class SipCall(InCall):
             self.may_send_early = (
                 self.may_send_early
                 or leg.invite.there
-                or (_host_of(str(stream.remoteRtpAddress)) == _host_of(leg.invite.source))
+                or (
+                    plain(host_of(str(stream.remoteRtpAddress)))
+                    == plain(host_of(leg.invite.source))
+                )
             )
             self.wire(audio)
             if not self.may_send_early and self not in self.agent.calls.awaiting_rtp:

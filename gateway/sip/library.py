@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.metadata
 from dataclasses import dataclass
-from typing import Any
 
 import pjsua2 as pj
 
@@ -41,11 +40,6 @@ def account_capacity() -> int:
 def media_handles() -> int:
     """Sockets that a queue of the library holds (``PJ_IOQUEUE_MAX_HANDLES``)."""
     return int(pj.BUILD["max_sockets"])
-
-
-def never_discard(media: Any) -> None:
-    """Let a ``MediaConfig``'s jitter buffer keep every sample, at the cost of some delay."""
-    media.jbDiscardAlgo = 0  # PJMEDIA_JB_DISCARD_NONE, which SWIG does not export
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ of theirs would be the next hop, pjsip sends to where their message came from.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 import threading
 from collections.abc import Callable, Iterable
 
 import pjsua2 as pj
 import structlog
+
+from gateway.addresses import is_name
 
 log = structlog.get_logger("sip")
 
@@ -40,31 +41,6 @@ def addresses_of(name: str) -> list[str]:
     """What the system says that a name stands for; waits. Raises OSError."""
     found = socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
-
-
-def host_of(uri_or_address: str) -> str:
-    """The host of a sip URI or of ``host[:port]``, without brackets; in lower case."""
-    rest = uri_or_address.strip().strip("<>")
-    scheme, colon, behind = rest.partition(":")
-    if colon and scheme.lower() == "tel":
-        return ""
-    if colon and scheme.lower() in ("sip", "sips"):
-        rest = behind
-    rest = rest.rpartition("@")[2]
-    for end in ";?>":
-        rest = rest.partition(end)[0]
-    if rest.startswith("["):
-        return rest[1:].partition("]")[0].lower()
-    return rest.partition(":")[0].strip(".").lower()
-
-
-def is_name(host: str) -> bool:
-    """Whether it has to be looked up."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return bool(host)
-    return False
 
 
 class Names:

@@ -15,7 +15,7 @@ import pjsua2 as pj
 
 from gateway.sip import library
 from gateway.sip.endpoint import configure_media, endpoint_config
-from gateway.sip.types import SipSettings
+from gateway.sip.settings import SipSettings
 
 
 class _Quiet(pj.LogWriter):  # type: ignore[misc]

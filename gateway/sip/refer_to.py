@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from gateway.sip.trunks.matching import Peer, Trunk
+from gateway.sip.settings import Trunk
 
 MAX_BYTES = 1000
 
@@ -80,16 +80,9 @@ def sip_target(uri: str, trunk: Trunk, source: str) -> str:
     user = re.sub(r"[-.()]", "", number)
     if not user.startswith("+"):
         user += semicolon + parameters  # a local number means nothing without its context
-    single = [peer for peer in trunk.peers if peer.network.num_addresses == 1]
-    host = trunk.registrar or (_host_port(single[0]) if single else source)
-    through = "" if trunk.transport == "udp" else f";transport={trunk.transport}"
-    return f"sip:{user}@{host or trunk.outbound_proxy}{through};user=phone"
-
-
-def _host_port(peer: Peer) -> str:
-    address = peer.network.network_address
-    host = f"[{address}]" if address.version == 6 else str(address)
-    return f"{host}:{peer.port}" if peer.port else host
+    single = next((peer.host_port for peer in trunk.peers if peer.host_port), source)
+    host = trunk.registrar or single or trunk.outbound_proxy
+    return f"sip:{user}@{host}{trunk.uri_parameters};user=phone"
 
 
 def _header_flaw(headers: str) -> str:

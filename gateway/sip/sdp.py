@@ -19,7 +19,7 @@ from enum import Enum
 
 from gateway.audio.g711 import Codec
 from gateway.call.ending import EndReason
-from gateway.sip.trunks.matching import Security
+from gateway.sip.settings import Security
 
 MAX_STREAMS = 8
 """``m=`` lines of a description. The library answers no more, and RFC 3264 section 6 wants an

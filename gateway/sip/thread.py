@@ -16,6 +16,9 @@ from typing import Any
 
 import structlog
 
+log = structlog.get_logger("sip")
+
+
 POLL_MS = 5
 """Longest wait for a SIP message before posted commands are looked at, ms."""
 
@@ -24,8 +27,6 @@ MAX_COMMANDS = 100_000
 
 LOG_SECONDS = 1.0
 """At most one line in the log for what turns raise, in so many seconds."""
-
-log = structlog.get_logger("sip")
 
 
 class SipThread:

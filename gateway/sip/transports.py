@@ -12,7 +12,9 @@ from typing import Any
 import pjsua2 as pj
 import structlog
 
-from gateway.sip.types import AgentError, Listen, SipSettings
+from gateway.addresses import bracketed
+from gateway.sip.settings import Listen, SipSettings
+from gateway.sip.types import AgentError
 
 log = structlog.get_logger("sip")
 
@@ -58,7 +60,7 @@ class Listeners:
     def addresses(self) -> tuple[str, ...]:
         """``transport:host:port`` of each, with the ports really bound."""
         return tuple(
-            f"{one.listen.transport}:{_bracketed(one.listen.host)}:{one.port}" for one in self._open
+            f"{one.listen.transport}:{bracketed(one.listen.host)}:{one.port}" for one in self._open
         )
 
     @property
@@ -101,11 +103,11 @@ class Listeners:
                 _KINDS[listen.transport][":" in listen.host], config
             )
         except pj.Error as error:
-            where = f"{listen.transport}:{_bracketed(listen.host)}:{port}"
+            where = f"{listen.transport}:{bracketed(listen.host)}:{port}"
             raise AgentError(f"sip.listen: cannot bind {where}: {error.reason}") from error
         local = str(self._endpoint.transportGetInfo(identity).localName)
         host, _, bound = local.rpartition(":")
-        name = f"{_bracketed(host.strip('[]'))}:{bound}"
+        name = f"{bracketed(host.strip('[]'))}:{bound}"
         return _Open(listen, int(identity), name, int(bound))
 
     def _secure(self, config: Any) -> None:
@@ -185,7 +187,3 @@ def _reuse_address(params: Any) -> None:
     options = pj.SockOptVector()
     options.append(_REUSE_ADDRESS)
     params.sockOpts = options
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

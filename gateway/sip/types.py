@@ -10,8 +10,6 @@ from typing import Protocol
 
 from gateway.audio.g711 import Codec
 from gateway.call.ending import EndReason
-from gateway.sip.media.jitter import JitterBuffer as JitterBuffer
-from gateway.sip.trunks.matching import Access, Security, Trunk
 
 
 class AgentError(Exception):
@@ -25,57 +23,6 @@ def new_call_id() -> str:
     look otherwise, than file names, commands and logs can take.
     """
     return secrets.token_hex(8)
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """One address to listen on: ``transport`` is udp, tcp or tls; port 0 takes any free one."""
-
-    transport: str
-    host: str
-    port: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """The keys of ``[sip.tls]``; files by absolute path, empty for none."""
-
-    certificate: str = ""
-    private_key: str = ""
-    ca: str = ""
-    verify_server: bool = True
-    client_certificates: str = "off"
-    min_version: str = "1.2"
-    ciphers: str = ""
-    """An OpenSSL cipher list; empty for that of the library."""
-
-
-@dataclass(frozen=True, slots=True)
-class SipSettings:
-    """How the user agent shall run."""
-
-    listen: tuple[Listen, ...]
-    rtp_ports: tuple[int, int] = (20000, 29999)
-    public_address: str = ""
-    max_calls: int = 100
-    user_agent: str = ""
-    user: str = "gateway"
-    """User part of our own URI, in Contact and From."""
-    jitter_buffer: JitterBuffer = field(default_factory=JitterBuffer)
-    log_level: int = 1
-    """pjsip's own log, 0 (nothing) to 6."""
-    retry_after: int = 5
-    """Seconds in the Retry-After of a 503 (RFC 3261 section 20.33)."""
-    stun_server: str = ""
-    session_timers: str = "optional"
-    """RFC 4028: off, optional (if the peer asks), required, or always (we refresh by ourselves)."""
-    session_expires: int = 1800
-    session_min: int = 90
-    tls: Tls = field(default_factory=Tls)
-    security: Security = field(default_factory=Security)
-    """SRTP for calls of no trunk."""
-    trunks: tuple[Trunk, ...] = ()
-    access: Access = field(default_factory=lambda: Access("allow"))
 
 
 @dataclass(frozen=True, slots=True)

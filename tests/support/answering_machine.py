@@ -25,7 +25,8 @@ from gateway.devtools.scripted_caller.phone import JITTER_BUFFER
 from gateway.sip.agent import UserAgent
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio
-from gateway.sip.types import LegEnd, Listen, RtpQuality, SipSettings
+from gateway.sip.settings import Listen, SipSettings
+from gateway.sip.types import LegEnd, RtpQuality
 
 RAW = {Codec.PCMU: "ulaw", Codec.PCMA: "alaw"}
 

@@ -17,8 +17,8 @@ from gateway.audio.g711 import Codec
 from gateway.log import set_up_logging
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.media.ports import CallAudio
-from gateway.sip.trunks.matching import Security
-from gateway.sip.types import LegEnd, Listen, RtpQuality, SipSettings, Tls
+from gateway.sip.settings import Listen, Security, SipSettings, Tls
+from gateway.sip.types import LegEnd, RtpQuality
 
 UP_S = 10.0
 SILENCE = {Codec.PCMU: 0xFF, Codec.PCMA: 0xD5}

@@ -18,8 +18,8 @@ from gateway.log import set_up_logging
 from gateway.sip import library
 from gateway.sip.endpoint import configure_media, endpoint_config
 from gateway.sip.pjlog import LogWriter
+from gateway.sip.settings import SipSettings
 from gateway.sip.signalling import DROP, PASS, Decision, Received, Signalling
-from gateway.sip.types import SipSettings
 
 
 def tell(**fields: object) -> None:

@@ -17,7 +17,8 @@ from gateway.devtools.scripted_caller.script import Script
 from gateway.devtools.scripted_caller.sound import Clip
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.leg import Leg
-from gateway.sip.types import JitterBuffer, Listen, Refused, SipSettings
+from gateway.sip.settings import JitterBuffer, Listen, SipSettings
+from gateway.sip.types import Refused
 
 ANSWER_SECONDS = 0.15
 """How long the other machine has to say that nothing listens (ICMP port unreachable)."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
+from gateway.addresses import plain
 from gateway.call.ending import reason_header, refusal_code
 from gateway.sip.connections import Connections
 from gateway.sip.descriptions import Descriptions
@@ -33,9 +34,10 @@ from gateway.sip.ingress.wellformed import (
     refused_address,
 )
 from gateway.sip.sdp import Media, Objection
+from gateway.sip.settings import Access, Trunk
 from gateway.sip.signalling import DROP, PASS, Decision, Received, Unread
 from gateway.sip.trunks.challenges import Challenges
-from gateway.sip.trunks.matching import Access, Attribution, Trunk, Trunks, address_of
+from gateway.sip.trunks.matching import Attribution, Trunks
 from gateway.sip.unread import answer_to, method_of
 
 log = structlog.get_logger("sip")
@@ -141,7 +143,7 @@ class AccessControl:
 
     def on_connection(self, connection: int, source: str, close: Callable[[int], None]) -> None:
         """Somebody has connected to us: ``close`` what is not welcome, or comes to be."""
-        now, source = time.monotonic(), _plain(source)
+        now, source = time.monotonic(), plain(source)
         rule = self.connections.opened(connection, source, now)
         if rule:
             self.refusals.note(rule, source, now)
@@ -176,7 +178,7 @@ class AccessControl:
             return self._on_response(received)
         self.current = self.found = self.chosen = None
         method, now = received.method, time.monotonic()
-        source = _plain(received.source)
+        source = plain(received.source)
         inside = received.in_dialog
         self.found = self._attribute(received)
         if not inside and self._is_banned(received, source, now):
@@ -300,7 +302,7 @@ class AccessControl:
         return DROP
 
     def _count_refusal(self, by: Received | Unread, now: float, *, surely: bool = False) -> None:
-        source, connected = _plain(by.source), by.transport != "udp"
+        source, connected = plain(by.source), by.transport != "udp"
         if not surely and self._trunks.is_peer(source):
             return
         if not self.bans.refused(source, now, surely=surely, connected=connected):
@@ -334,7 +336,7 @@ class AccessControl:
             reply = Reply(_INTERVAL, ("Min-SE", str(self._min_session)))
             return self._refuse(received, rule, reply)
         found = self.found
-        source = _plain(received.source)
+        source = plain(received.source)
         limits = self._access.limits if found is None else found.trunk.limits
         where = "access" if found is None else f"trunk {found.trunk.name}"
         party = party_of(found, source)
@@ -353,7 +355,7 @@ class AccessControl:
 
     def on_unread(self, unread: Unread) -> bytes:
         """The answer to what pjsip's parser gave up; empty for none."""
-        now, source = time.monotonic(), _plain(unread.source)
+        now, source = time.monotonic(), plain(unread.source)
         found = self._trunks.attribute(unread.source, unread.port, unread.transport != "udp", "")
         if found is None and self.bans.drops(source, now):
             self._drop_banned()
@@ -383,7 +385,7 @@ class AccessControl:
             return self._refuse(received, f"malformed response: {flaw.what}", Reply(0))
         if address := refused_address(body_of(message), received.source):
             # Not dropped: whoever has answered needs ACK and BYE.
-            source = _plain(received.source)
+            source = plain(received.source)
             self.refusals.note(f"response with RTP to {address}", source, time.monotonic())
             self._descriptions.discard()
         else:
@@ -393,7 +395,7 @@ class AccessControl:
             # after a 503 it does.
             return Decision(_UNAVAILABLE)
         if self._challenges is not None and self._challenges.is_foreign(
-            received.status, headers, _plain(received.source)
+            received.status, headers, plain(received.source)
         ):
             return Decision(_FORBIDDEN)
         return PASS
@@ -405,7 +407,7 @@ class AccessControl:
 
     def _refuse(self, received: Received, rule: str, reply: Reply) -> Decision:
         now = time.monotonic()
-        source = _plain(received.source)
+        source = plain(received.source)
         self.refusals.note(
             rule,
             source,
@@ -467,9 +469,3 @@ def _flaw_in(message: str, headers: Headers, source: str) -> InvalidMessage | No
 def party_of(found: Attribution | None, source: str) -> str:
     """Whose calls are counted together: a trunk's, or those of one address."""
     return f"source {source}" if found is None else f"trunk {found.trunk.name}"
-
-
-def _plain(source: str) -> str:
-    """An IP literal without what IPv6 sockets add to it."""
-    address = address_of(source)
-    return source if address is None else str(address)

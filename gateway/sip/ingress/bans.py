@@ -7,6 +7,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.sip.settings import BanPolicy
+
 MAX_SOURCES = 4096
 """Sources remembered, and as many banned; the one not heard of for longest is forgotten first."""
 
@@ -36,15 +38,6 @@ _SCANNERS = (
 def is_scanner(user_agent: str) -> bool:
     """Whether a User-Agent is that of a known scanner."""
     return user_agent.strip().lower().startswith(_SCANNERS)
-
-
-@dataclass(frozen=True, slots=True)
-class BanPolicy:
-    """``after`` refusals within ``window`` s ban a source for ``seconds``; 0 refusals never do."""
-
-    after: int = 0
-    window: float = 60.0
-    seconds: float = 600.0
 
 
 @dataclass(slots=True)

@@ -15,8 +15,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gateway.addresses import IPAddress, address_of
 from gateway.sip.ingress.nameaddr import MAX_FIELD, name_addr_of, parameter_of, split_list
-from gateway.sip.trunks.matching import IPAddress, address_of
 
 BAD_REQUEST, UNSUPPORTED_SCHEME, NOT_ACCEPTABLE = 400, 416, 488
 

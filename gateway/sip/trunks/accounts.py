@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 import pjsua2 as pj
 import structlog
 
+from gateway.addresses import address_of, bracketed, host_of
 from gateway.sip.ingress.message import headers_of, text_of
 from gateway.sip.library import account_capacity
+from gateway.sip.settings import Security, Trunk
 from gateway.sip.trunks.contact import forced_contact
-from gateway.sip.trunks.matching import LINE_PARAMETER, Security, Trunk, Trunks, address_of
+from gateway.sip.trunks.matching import LINE_PARAMETER, Trunks
 from gateway.sip.trunks.registration import Change, Registration, State
 
 if TYPE_CHECKING:
-    from gateway.sip.types import Listen, SipSettings
+    from gateway.sip.settings import Listen, SipSettings
 
 log = structlog.get_logger("sip")
 
@@ -157,7 +159,7 @@ class Accounts:
     def from_uri(self, trunk: Trunk, caller_id: str = "") -> str:
         """Who calls, on this trunk: the caller id it is to present, at our own domain there."""
         user = caller_id or trunk.caller_id or self._user(trunk)
-        return f"sip:{user}@{_host_of(trunk.registrar) or self._own}"
+        return f"sip:{user}@{bracketed(host_of(trunk.registrar)) or self._own}"
 
     def tick(self, now: float) -> None:
         """Register where it is due. To be called about once a second."""
@@ -303,8 +305,8 @@ class Accounts:
         return account
 
     def _fill(self, config: Any, trunk: Trunk) -> None:
-        config.idUri = f"sip:{self._user(trunk)}@{_host_of(trunk.registrar) or self._own}"
-        through = "" if trunk.transport == "udp" else f";transport={trunk.transport}"
+        config.idUri = f"sip:{self._user(trunk)}@{bracketed(host_of(trunk.registrar)) or self._own}"
+        through = trunk.uri_parameters
         if trunk.registrar:
             registration = config.regConfig
             registration.registrarUri = f"sip:{trunk.registrar}{through}"
@@ -360,10 +362,3 @@ def _names_in(tls: Any) -> tuple[str, ...]:
 def _specific(host: str) -> str:
     address = address_of(host)
     return "" if address is None or address.is_unspecified else str(address)
-
-
-def _host_of(address: str) -> str:
-    """``host`` of ``host[:port]``, as it stands in a URI."""
-    if address.startswith("["):
-        return address.partition("]")[0] + "]"
-    return address.partition(":")[0]

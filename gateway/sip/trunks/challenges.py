@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from gateway.sip.trunks.matching import Trunk, Trunks
+from gateway.addresses import host_of
+from gateway.sip.settings import Trunk
+from gateway.sip.trunks.matching import Trunks
 
 log = structlog.get_logger("sip")
 
@@ -22,7 +24,6 @@ MAX_REGISTRATIONS = 64
 """Challenges remembered until it is known whether the registration came of it."""
 
 _REALM = re.compile(r'\brealm\s*=\s*"((?:[^"\\]|\\.){0,200})"', re.IGNORECASE)
-_HOST = re.compile(r"sips?:(?:[^@]*@)?(\[[^\]]*\]|[^:;?>]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +93,5 @@ class Challenges:
             return known
         # Nothing has come from it yet; what goes to the server of the configuration is answered
         # by it.
-        found = _HOST.match(call.to_uri)
-        host = "" if found is None else found[1].lower()
-        named = bool(trunk.outbound_proxy) or host == _host_of(trunk.registrar)
+        named = bool(trunk.outbound_proxy) or host_of(call.to_uri) == host_of(trunk.registrar)
         return named and not call.followed
-
-
-def _host_of(address: str) -> str:
-    found = _HOST.match(f"sip:{address}")
-    return "" if found is None else found[1].lower()

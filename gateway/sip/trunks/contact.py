@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gateway.sip.trunks.matching import address_of
-from gateway.sip.types import Listen
+from gateway.addresses import address_of, bracketed
+from gateway.sip.settings import Listen
 
 
 def forced_contact(
@@ -41,6 +41,5 @@ def forced_contact(
             if bound.is_unspecified:
                 return ""
             seen = bound
-        host = f"[{seen}]" if seen.version == 6 else str(seen)
-        return f"<sip:{user}@{host}:{listener.port};transport={transport}>"
+        return f"<sip:{user}@{bracketed(str(seen))}:{listener.port};transport={transport}>"
     return ""

@@ -3,21 +3,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import secrets
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from gateway.addresses import is_inside
-from gateway.audio.g711 import Codec
-from gateway.sip.ingress.bans import BanPolicy
+from gateway.addresses import IPAddress, address_of, host_of
 from gateway.sip.ingress.message import user_of
-from gateway.sip.media.jitter import JitterBuffer
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+from gateway.sip.settings import Trunk
 
 LINE_PARAMETER = "line"
 """URI parameter of our registered contacts; its value tells the trunks apart and is not guessed."""
@@ -26,107 +19,6 @@ MAX_REGISTRARS = 32
 """Addresses remembered for one registrar; a cluster of them answers from a few."""
 
 _LINE = re.compile(rf";{LINE_PARAMETER}=([0-9a-f]+)", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """A network whose calls are a trunk's; ``port`` 0 is any."""
-
-    network: Network
-    port: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Security:
-    """What is asked of media: ``srtp`` off, optional or required; ``keying`` in order of offer."""
-
-    srtp: str = "off"
-    keying: tuple[str, ...] = ("sdes",)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Per second and at a time; 0 is no limit. ``burst`` calls may come at once."""
-
-    calls_per_second: float = 0.0
-    burst: int = 10
-    concurrent_calls: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """What somebody who calls us has to know (RFC 3261 section 22)."""
-
-    username: str
-    password: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class DigestPolicy:
-    """How those with credentials are asked for them; ``nonce_lifetime`` in s."""
-
-    realm: str = "sip-realtime-gateway"
-    algorithms: tuple[str, ...] = ("MD5", "SHA-256")
-    nonce_lifetime: float = 32.0
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """``[access]``: what becomes of requests from no known trunk, and their limits."""
-
-    unknown: str = "auto"
-    limits: Limits = field(default_factory=Limits)
-    digest: DigestPolicy = field(default_factory=DigestPolicy)
-    bans: BanPolicy = field(default_factory=BanPolicy)
-
-    def verdict(self, source: str, have_trunks: bool) -> str:
-        """allow, reject or drop, for a request from ``source`` that is no trunk's."""
-        if self.unknown != "auto":
-            return self.unknown
-        return "allow" if not have_trunks and is_inside(source) else "reject"
-
-
-@dataclass(frozen=True, slots=True)
-class Trunk:
-    """A PBX or carrier; the keys of ``[[trunk]]``, checked. ``registrar`` is host[:port]."""
-
-    name: str
-    peers: tuple[Peer, ...] = ()
-    username: str = ""
-    password: str = field(default="", repr=False)
-    realm: str = "*"
-    registrar: str = ""
-    outbound_proxy: str = ""
-    transport: str = "udp"
-    codecs: tuple[Codec, ...] = (Codec.PCMU, Codec.PCMA)
-    security: Security = field(default_factory=Security)
-    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    caller_id: str = ""
-    expires: int = 300
-    options_interval: float = 0.0
-    jitter_buffer: JitterBuffer | None = None
-    """None for that of all."""
-    limits: Limits = field(default_factory=Limits)
-    inbound_auth: Credentials | None = None
-    """Its calls are taken only with these; without ``peers``, from anywhere."""
-    certificate_names: tuple[str, ...] = ()
-    """Names of which a client certificate has to have one, in lower case."""
-
-    def misfit(self, transport: str, names: Iterable[str]) -> str:
-        """Why a request by ``transport`` cannot be this trunk's, though its address is; or "".
-
-        Args:
-            names: those in the certificate of whose connection it is, in lower case.
-        """
-        if _PROTECTION.index(transport) < _PROTECTION.index(self.transport):
-            return f'transport = "{self.transport}"'
-        if self.certificate_names and not set(self.certificate_names) & set(names):
-            return "certificate_names"
-        return ""
-
-
-_PROTECTION = ("udp", "tcp", "tls")
-"""What is known of a source: over UDP nothing, by TCP that it is there, by TLS who it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +93,7 @@ class Trunks:
         named = [
             found
             for text in (trunk.registrar, trunk.outbound_proxy)
-            if (found := _literal(text)) is not None
+            if (found := address_of(host_of(text))) is not None
         ]
         if not (trunk.peers or registrars or named):
             return None
@@ -223,7 +115,7 @@ class Trunks:
         """
         if trunk.outbound_proxy or not (trunk.peers or trunk.registrar):
             return True
-        if host and host == _host_in(trunk.registrar):
+        if host and host == host_of(trunk.registrar):
             return True
         return any(self.is_server(trunk, one) for one in (host, *addresses))
 
@@ -244,26 +136,3 @@ class Trunks:
         if address is not None and address not in known:
             known.append(address)
             del known[:-MAX_REGISTRARS]
-
-
-def _literal(address: str) -> IPAddress | None:
-    """The address in ``host[:port]``; None for a name."""
-    return address_of(_host_in(address))
-
-
-def _host_in(address: str) -> str:
-    """The host in ``host[:port]``, without brackets, in lower case."""
-    bracketed = address.startswith("[")
-    host = address[1:].partition("]")[0] if bracketed else address.partition(":")[0]
-    return host.lower()
-
-
-def address_of(text: str) -> IPAddress | None:
-    """An IP literal's address, that of an IPv4 caller on an IPv6 socket as IPv4; else None."""
-    try:
-        address = ipaddress.ip_address(text.strip("[]").partition("%")[0])
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address

@@ -6,19 +6,16 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Mapping
 
-from gateway.addresses import is_inside, is_loopback
-from gateway.sip.trunks.matching import Trunk
-from gateway.sip.types import SipSettings
+from gateway.addresses import host_of, is_inside, is_loopback
+from gateway.sip.settings import SipSettings, Trunk
 
 
 def hosts_of(trunk: Trunk) -> list[str]:
     """Hosts that media of a trunk's calls may go to, as far as they are known."""
     named = [address for address in (trunk.outbound_proxy, trunk.registrar) if address]
-    hosts = [
-        address[1:].partition("]")[0] if address.startswith("[") else address.partition(":")[0]
-        for address in named
+    return [host_of(address) for address in named] + [
+        str(peer.network.network_address) for peer in trunk.peers
     ]
-    return hosts + [str(peer.network.network_address) for peer in trunk.peers]
 
 
 def unreachable(settings: SipSettings, addresses: Mapping[str, Iterable[str]]) -> list[str]:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import structlog
 
+from gateway.sip.settings import Trunk
 from gateway.sip.signalling import Signalling
-from gateway.sip.trunks.matching import Trunk
 
 log = structlog.get_logger("sip")
 
@@ -16,12 +16,9 @@ log = structlog.get_logger("sip")
 def target_of(trunk: Trunk) -> str:
     """Whom to ask: the proxy, the registrar or the only address of the trunk; empty for nobody."""
     address = trunk.outbound_proxy or trunk.registrar
-    if not address and trunk.peers and trunk.peers[0].network.num_addresses == 1:
-        peer = trunk.peers[0]
-        host = str(peer.network.network_address)
-        address = (f"[{host}]" if ":" in host else host) + (f":{peer.port}" if peer.port else "")
-    through = "" if trunk.transport == "udp" else f";transport={trunk.transport}"
-    return f"sip:{address}{through}" if address else ""
+    if not address and trunk.peers:
+        address = trunk.peers[0].host_port
+    return f"sip:{address}{trunk.uri_parameters}" if address else ""
 
 
 class OptionsPinger:

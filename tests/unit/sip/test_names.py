@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from gateway.sip.names import MAX_AT_ONCE, Names, host_of, is_name
+from gateway.addresses import host_of, is_name
+from gateway.sip.names import MAX_AT_ONCE, Names
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gateway.audio.g711 import Codec
 from gateway.call.ending import EndReason, refusal_code
 from gateway.sip.sdp import Media, Objection, description_in, mended, offered_codecs, parse
-from gateway.sip.trunks.matching import Security
+from gateway.sip.settings import Security
 
 INVITE = (
     "INVITE sip:100@192.0.2.1:5060;transport=udp SIP/2.0\r\n"

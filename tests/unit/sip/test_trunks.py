@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.addresses import address_of
 from gateway.sip.ingress.rate_limits import SourceBuckets, TokenBucket
 from gateway.sip.ingress.refusals import LINES_AT_ONCE, MAX_SOURCES, REPEAT_SECONDS, RefusalLog
+from gateway.sip.settings import Access, Listen, Peer, SipSettings, Trunk
 from gateway.sip.trunks.accounts import keys_to_check
-from gateway.sip.trunks.matching import Access, Peer, Trunk, Trunks, address_of
+from gateway.sip.trunks.matching import Trunks
 from gateway.sip.trunks.nat import hosts_of, unreachable
 from gateway.sip.trunks.options_ping import target_of
 from gateway.sip.trunks.registration import Registration, State
-from gateway.sip.types import Listen, SipSettings
 
 
 def peer(text: str, port: int = 0) -> Peer:

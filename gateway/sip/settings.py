@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How the user agent shall run, and which trunks there are: ``[sip]``, ``[access]`` and
+``[[trunk]]``, checked. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from gateway.addresses import Network, bracketed, is_inside
+from gateway.audio.g711 import Codec
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """One address to listen on: ``transport`` is udp, tcp or tls; port 0 takes any free one."""
+
+    transport: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """The keys of ``[sip.tls]``; files by absolute path, empty for none."""
+
+    certificate: str = ""
+    private_key: str = ""
+    ca: str = ""
+    verify_server: bool = True
+    client_certificates: str = "off"
+    min_version: str = "1.2"
+    ciphers: str = ""
+    """An OpenSSL cipher list; empty for that of the library."""
+
+
+@dataclass(frozen=True, slots=True)
+class JitterBuffer:
+    """All in ms; -1 leaves pjmedia's own default."""
+
+    init: int = -1
+    min_prefetch: int = -1
+    max_prefetch: int = -1
+    maximum: int = -1
+    catch_up: bool = True
+    """Cut speech here and there to win back the delay that a burst of jitter brought."""
+
+    def apply(self, target: Any) -> None:
+        """To a ``MediaConfig``, or to the ``StreamInfo`` of one call that is about to begin."""
+        target.jbInit, target.jbMinPre = self.init, self.min_prefetch
+        target.jbMaxPre, target.jbMax = self.max_prefetch, self.maximum
+        if not self.catch_up:
+            target.jbDiscardAlgo = 0  # PJMEDIA_JB_DISCARD_NONE, which SWIG does not export
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A network whose calls are a trunk's; ``port`` 0 is any."""
+
+    network: Network
+    port: int = 0
+
+    @property
+    def host_port(self) -> str:
+        """``host[:port]`` where it is a single address; else empty."""
+        if self.network.num_addresses != 1:
+            return ""
+        host = bracketed(str(self.network.network_address))
+        return f"{host}:{self.port}" if self.port else host
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """What is asked of media: ``srtp`` off, optional or required; ``keying`` in order of offer."""
+
+    srtp: str = "off"
+    keying: tuple[str, ...] = ("sdes",)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Per second and at a time; 0 is no limit. ``burst`` calls may come at once."""
+
+    calls_per_second: float = 0.0
+    burst: int = 10
+    concurrent_calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What somebody who calls us has to know (RFC 3261 section 22)."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DigestPolicy:
+    """How those with credentials are asked for them; ``nonce_lifetime`` in s."""
+
+    realm: str = "sip-realtime-gateway"
+    algorithms: tuple[str, ...] = ("MD5", "SHA-256")
+    nonce_lifetime: float = 32.0
+
+
+@dataclass(frozen=True, slots=True)
+class BanPolicy:
+    """``after`` refusals within ``window`` s ban a source for ``seconds``; 0 refusals never do."""
+
+    after: int = 0
+    window: float = 60.0
+    seconds: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """``[access]``: what becomes of requests from no known trunk, and their limits."""
+
+    unknown: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+    digest: DigestPolicy = field(default_factory=DigestPolicy)
+    bans: BanPolicy = field(default_factory=BanPolicy)
+
+    def verdict(self, source: str, have_trunks: bool) -> str:
+        """allow, reject or drop, for a request from ``source`` that is no trunk's."""
+        if self.unknown != "auto":
+            return self.unknown
+        return "allow" if not have_trunks and is_inside(source) else "reject"
+
+
+_PROTECTION = ("udp", "tcp", "tls")
+"""What is known of a source: over UDP nothing, by TCP that it is there, by TLS who it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """A PBX or carrier; the keys of ``[[trunk]]``, checked. ``registrar`` is host[:port]."""
+
+    name: str
+    peers: tuple[Peer, ...] = ()
+    username: str = ""
+    password: str = field(default="", repr=False)
+    realm: str = "*"
+    registrar: str = ""
+    outbound_proxy: str = ""
+    transport: str = "udp"
+    codecs: tuple[Codec, ...] = (Codec.PCMU, Codec.PCMA)
+    security: Security = field(default_factory=Security)
+    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    caller_id: str = ""
+    expires: int = 300
+    options_interval: float = 0.0
+    jitter_buffer: JitterBuffer | None = None
+    """None for that of all."""
+    limits: Limits = field(default_factory=Limits)
+    inbound_auth: Credentials | None = None
+    """Its calls are taken only with these; without ``peers``, from anywhere."""
+    certificate_names: tuple[str, ...] = ()
+    """Names of which a client certificate has to have one, in lower case."""
+
+    @property
+    def uri_parameters(self) -> str:
+        """``;transport=`` of URIs of this trunk; empty for UDP."""
+        return "" if self.transport == "udp" else f";transport={self.transport}"
+
+    def misfit(self, transport: str, names: Iterable[str]) -> str:
+        """Why a request by ``transport`` cannot be this trunk's, though its address is; or "".
+
+        Args:
+            names: those in the certificate of whose connection it is, in lower case.
+        """
+        if _PROTECTION.index(transport) < _PROTECTION.index(self.transport):
+            return f'transport = "{self.transport}"'
+        if self.certificate_names and not set(self.certificate_names) & set(names):
+            return "certificate_names"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class SipSettings:
+    """How the user agent shall run."""
+
+    listen: tuple[Listen, ...]
+    rtp_ports: tuple[int, int] = (20000, 29999)
+    public_address: str = ""
+    max_calls: int = 100
+    user_agent: str = ""
+    user: str = "gateway"
+    """User part of our own URI, in Contact and From."""
+    jitter_buffer: JitterBuffer = field(default_factory=JitterBuffer)
+    log_level: int = 1
+    """pjsip's own log, 0 (nothing) to 6."""
+    retry_after: int = 5
+    """Seconds in the Retry-After of a 503 (RFC 3261 section 20.33)."""
+    stun_server: str = ""
+    session_timers: str = "optional"
+    """RFC 4028: off, optional (if the peer asks), required, or always (we refresh by ourselves)."""
+    session_expires: int = 1800
+    session_min: int = 90
+    tls: Tls = field(default_factory=Tls)
+    security: Security = field(default_factory=Security)
+    """SRTP for calls of no trunk."""
+    trunks: tuple[Trunk, ...] = ()
+    access: Access = field(default_factory=lambda: Access("allow"))
