@@ -11,11 +11,9 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
-from gateway.billing.account import Account, Accounts
-from gateway.billing.budget import Reached, budgets_of, transcriber_of
-from gateway.billing.ledger import Ledger
+from gateway.billing.account import Account, Accounts, Reached, budgets_of, transcriber_of
+from gateway.billing.ledger import Ledger, LedgerStore
 from gateway.billing.prices import load_prices
-from gateway.billing.store import LedgerStore
 from gateway.config import Config
 from gateway.dialplan import Route
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import structlog
 
-from gateway.billing.account import Account
-from gateway.billing.budget import Level
+from gateway.billing.account import Account, Level
 from gateway.bridge.dialplan_lookup import DataLookup
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.call import inputs, outputs

@@ -15,7 +15,7 @@ from gateway.bridge.call_controller import OutOfBandWaiters
 from gateway.call.record import CallRecord
 from gateway.call.tools.commands import CallCommand, RequestOutOfBand, Respond, Say, Show, Tell
 from gateway.control.server import Command, RefusedError
-from gateway.tools.images import ImageError, checked
+from gateway.tools.api import ImageError, checked
 
 MAX_TEXT = 16_000
 """Characters put into a conversation at once; some 4,000 tokens."""

@@ -23,7 +23,7 @@ from gateway.text import json_of
 log = structlog.get_logger("control")
 
 MAX_LINE_BYTES = 1024 * 1024
-"""An image of :data:`gateway.tools.images.MAX_BYTES` in a data URI has room in it."""
+"""An image of :data:`gateway.tools.api.MAX_BYTES` in a data URI has room in it."""
 
 MAX_CLIENTS = 16
 """At a time; nobody needs more, and each costs a task."""

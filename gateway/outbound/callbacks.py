@@ -24,7 +24,7 @@ from gateway.call.tools.arguments import NUMBER
 from gateway.config.sections import CallbackSettings
 from gateway.config.values import shown
 from gateway.dialplan import Route
-from gateway.planning.tools import schedule_plan
+from gateway.planning.route_tools import schedule_plan
 from gateway.tasks import TaskSet
 from gateway.tools.api import ToolError
 from gateway.tools.functions import Function, ToolCall

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gateway.audio.g711 import FRAME_MS, Codec
-from gateway.billing.budget import budget_plan
+from gateway.billing.account import budget_plan
 from gateway.bridge.dialplan_lookup import DataLookup, with_data
 from gateway.bridge.sessions import SessionPlan
 from gateway.call.plan import CallPlan, DtmfPlan, OutboundPlan, SendDtmfPlan
@@ -27,9 +27,9 @@ from gateway.dialplan import (
     call_settings,
 )
 from gateway.dialplan.variables import render, values_of
-from gateway.planning.route_tools import approval_rules
-from gateway.planning.tools import (
+from gateway.planning.route_tools import (
     answer_plan,
+    approval_rules,
     collect_plan,
     content_plan,
     function_plans,

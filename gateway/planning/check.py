@@ -16,13 +16,11 @@ from gateway.config.validate import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.dialplan.dialplan import Origin
 from gateway.dialplan.session_settings import only_beta
-from gateway.planning.certificates import certificate_problem
-from gateway.planning.notes import notes
+from gateway.planning.config_notes import certificate_problem, notes
 from gateway.planning.route_notes import summary as tool_summary
-from gateway.planning.route_tools import offers_of
+from gateway.planning.route_tools import has_prompt, offers_of, own_tools, transfer_plan
 from gateway.planning.route_tools import problems as tool_problems
-from gateway.planning.tools import has_prompt, own_tools, transfer_plan
-from gateway.tools.module import ToolModuleError
+from gateway.tools.python import ToolModuleError
 
 
 def load_all(

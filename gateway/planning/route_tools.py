@@ -1,28 +1,58 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Functions that each route offers, from configuration and dialplan, and their executor."""
+"""Tools of a route: what its session offers, a call's plans for them, and their executor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gateway.call.plan import ApprovalRule
+from gateway.audio.sounds import wav_seconds
+from gateway.call.plan import (
+    AnswerPlan,
+    ApprovalRule,
+    CollectPlan,
+    ContentPlan,
+    ContextPlan,
+    Destination,
+    FallbackStep,
+    FunctionPlan,
+    GuardrailPlan,
+    HoldPlan,
+    InterruptionPlan,
+    LanguagePlan,
+    MachineDetectionPlan,
+    PostCallPlan,
+    ResponseFailurePlan,
+    SchedulePlan,
+    SendDtmfPlan,
+    SilencePlan,
+    TransferPlan,
+    UserIdlePlan,
+)
+from gateway.call.tools import definitions
 from gateway.call.tools.definitions import OWN
+from gateway.config import TrunkSettings
 from gateway.config.sections import McpServerSettings, ToolSettings
 from gateway.config.source import Problem
 from gateway.config.validate import suggestion
 from gateway.config.values import shown
+from gateway.dialplan import Route, Transfer
+from gateway.dialplan.route_sections import Fallback
 from gateway.dialplan.tool_sections import ARGUMENT, WebTool
 from gateway.dialplan.variables import names_in, render
+from gateway.planning.destinations import dial_uri
+from gateway.realtime.session_object import complete_detection
+from gateway.tools import ToolError
 from gateway.tools.api import Waiting
 from gateway.tools.executor import RouteTools, ToolExecutor, ToolLimits
-from gateway.tools.functions import text_of
+from gateway.tools.functions import Function, text_of
 from gateway.tools.mcp import McpSettings
-from gateway.tools.module import PythonTool, ToolModuleError, python_tools
-from gateway.tools.questions import Operator
-from gateway.tools.webhook import Webhook
+from gateway.tools.python import PythonTool, ToolModuleError, python_tools
+from gateway.tools.schema import parsed
+from gateway.tools.webhook import Operator, Webhook
 
 if TYPE_CHECKING:
     from gateway.config import Config
@@ -172,4 +202,277 @@ def _mcp_settings(server: McpServerSettings, settings: ToolSettings) -> McpSetti
         max_result_chars=settings.max_result_chars,
         needs_approval=server.needs_approval,
         waiting=Waiting(server.filler_delay, server.filler_text),
+    )
+
+
+RECONNECT_SECONDS = 10.0
+"""Seconds for which another session is tried, where the route does not say."""
+
+
+def transfer_plan(route: Route, trunks: tuple[TrunkSettings, ...]) -> TransferPlan:
+    """Return the destinations of transfers, with the addresses that are called.
+
+    Raises ValueError where a route names a trunk that there is not.
+    """
+    by_name = {trunk.name: trunk for trunk in trunks}
+    return TransferPlan(
+        destinations=tuple(
+            Destination(
+                name=one.name,
+                to=_address(one, by_name),
+                mode=one.mode,
+                allowed_numbers=one.allowed_numbers,
+                description=one.description,
+                trunk=one.trunk or "",
+                ring_timeout=one.ring_timeout,
+            )
+            for one in route.transfer
+        ),
+        sound=route.transfer_call.sound,
+        listen=route.transfer_call.listen,
+    )
+
+
+def _address(one: Transfer, trunks: Mapping[str, TrunkSettings]) -> str:
+    """Return the URI to call. The target of a REFER stays as it is; other calls need a host."""
+    return one.to if one.mode == "blind" else dial_uri(one.to, trunks.get(one.trunk or ""))
+
+
+def answer_plan(route: Route) -> AnswerPlan:
+    """Return when the call is answered, and what the caller hears before."""
+    answer = route.answer
+    if answer.mode == "when_ready":
+        return AnswerPlan()
+    whole = wav_seconds(Path(answer.sound)) if answer.play_to_end else 0.0
+    return AnswerPlan(answer.mode, answer.sound, whole)
+
+
+def interruption_plan(route: Route, session: Mapping[str, Any]) -> InterruptionPlan:
+    """Return how barge-in is handled; ``session`` is the session object that is sent."""
+    given, heard = route.interruptions, session["audio"]["input"]
+    detection = heard.get("turn_detection") or {}
+    silence_ms = detection.get("silence_duration_ms", 0)
+    return InterruptionPlan(
+        mode=given.mode,
+        min_speech_ms=given.min_speech_ms,
+        force_interrupt_ms=given.force_interrupt_ms,
+        transcript_timeout=given.transcript_timeout,
+        backchannel_phrases=given.words(),
+        uninterruptible_greeting=given.uninterruptible_greeting,
+        uninterruptible_patterns=given.uninterruptible_patterns,
+        by_gateway=given.by_gateway,
+        transcribed=bool(heard.get("transcription")),
+        padding_ms=silence_ms + detection.get("prefix_padding_ms", 0),
+    )
+
+
+def turns_left_to_us(session: dict[str, Any]) -> dict[str, Any]:
+    """The session object of a server that tells of turns and does nothing by itself."""
+    detection = session["audio"]["input"].setdefault("turn_detection", {})
+    complete_detection(detection)
+    detection |= {"interrupt_response": False, "create_response": False}
+    return session
+
+
+def metadata_of(route: Route, values: Mapping[str, str]) -> dict[str, str]:
+    """The route's own words about the call, as a response may carry them: 512 characters each."""
+    texts = {name: render(text, values)[:512] for name, text in route.metadata.items()}
+    return {name: text for name, text in texts.items() if text}
+
+
+def trouble_plan(route: Route, endpoints: Sequence[str]) -> tuple[FallbackStep, ...]:
+    """The fallback steps; ``endpoints`` are the names of the servers to turn to, in their order.
+
+    Raises ValueError where a route names one that there is not.
+    """
+    return tuple(
+        FallbackStep(
+            action=one.action,
+            timeout=one.timeout or _step_seconds(one),
+            sound=_step_sound(one),
+            server=0 if one.server is None else endpoints.index(one.server) + 1,
+            transfer_to=one.to or "",
+        )
+        for one in route.fallback
+    )
+
+
+def _step_seconds(step: Fallback) -> float:
+    return (
+        wav_seconds(Path(step.sound or "")) if step.action == "announcement" else RECONNECT_SECONDS
+    )
+
+
+def _step_sound(step: Fallback) -> str:
+    tries = step.action in ("reconnect", "server")
+    return "chime" if tries and step.sound is None else step.sound or ""
+
+
+def idle_plan(route: Route, values: Mapping[str, str]) -> UserIdlePlan:
+    """Return how an idle caller is handled."""
+    idle = route.idle
+    ask, goodbye = render(idle.prompt, values), render(idle.goodbye, values)
+    return UserIdlePlan(idle.timeout, ask, idle.max_prompts, goodbye, idle.transfer_to or "")
+
+
+def silence_plan(route: Route) -> SilencePlan:
+    """Return how long a caller may wait for a response, and what they hear meanwhile."""
+    given = route.silence
+    return SilencePlan(given.seconds, given.filler_sound or "", given.filler_delay)
+
+
+def machine_plan(route: Route) -> MachineDetectionPlan:
+    """Return how a machine at the caller's side is handled."""
+    ours = route.machine_detection
+    words = {
+        "music": ours.music_message,
+        "voicemail": ours.voicemail_message,
+        "bot": ours.bot_message,
+    }
+    return MachineDetectionPlan(
+        ours.actions,
+        words,
+        ours.music_threshold,
+        ours.greeting_threshold,
+        ours.voicemail_patterns,
+        ours.bot_equal_turns,
+        ours.bot_repeats,
+        ours.transfer_to or "",
+        ours.beep_timeout,
+    )
+
+
+def hold_plan(route: Route) -> HoldPlan:
+    """Return whether and how the model may put the caller on hold."""
+    hold = route.hold
+    return HoldPlan(hold.enabled, hold.sound, hold.max_duration)
+
+
+def language_plan(route: Route, session: Mapping[str, Any] | None = None) -> LanguagePlan:
+    """The languages of this route; ``session`` is the session object of the call."""
+    given = route.set_language
+    instructions = str((session or {}).get("instructions") or "")
+    transcription = ((session or {}).get("audio") or {}).get("input", {}).get("transcription")
+    updates: dict[str, dict[str, Any]] = {}
+    for code, name in given.languages.items():
+        words = render(given.instruction, {"language": name})
+        update: dict[str, Any] = {"instructions": f"{instructions}\n\n{words}".strip()}
+        if transcription:
+            spoken = {**transcription, "language": code.partition("-")[0]}
+            update["audio"] = {"input": {"transcription": spoken}}
+        updates[code] = update
+    return LanguagePlan(given.languages, updates)
+
+
+def collect_plan(route: Route) -> CollectPlan:
+    """Return whether and how the model may collect digits."""
+    given = route.collect_digits
+    return CollectPlan(given.enabled, given.timeout, given.max_digits, given.private)
+
+
+def schedule_plan(route: Route) -> SchedulePlan:
+    """Return whether the model may schedule callbacks."""
+    return SchedulePlan(route.schedule_callback.enabled, route.schedule_callback.max_days)
+
+
+def own_tools(route: Route, transfer: TransferPlan) -> list[dict[str, Any]]:
+    """The tools that the gateway offers to the model on this route."""
+    languages, collect, schedule = language_plan(route), collect_plan(route), schedule_plan(route)
+    tools = [
+        definitions.end_call(route.end_call.description) if _ends_calls(route) else None,
+        definitions.transfer_call(transfer, route.transfer_call.description),
+        definitions.send_dtmf(
+            SendDtmfPlan(route.send_dtmf.enabled, route.send_dtmf.mode), route.send_dtmf.description
+        ),
+        definitions.hold(hold_plan(route), route.hold.description),
+        definitions.set_language(languages, route.set_language.description),
+        definitions.collect_digits(collect, route.collect_digits.description),
+        definitions.schedule_callback(schedule, route.schedule_callback.description),
+    ]
+    return [tool for tool in tools if tool is not None]
+
+
+def _ends_calls(route: Route) -> bool:
+    """A hosted prompt has tools of its own, which those of a session replace: that is for the
+    route to decide, and not for a default."""
+    decided = "end_call" in route.model_fields_set or "tools" in route.session
+    return route.end_call.enabled and (decided or not has_prompt(route))
+
+
+def has_prompt(route: Route) -> bool:
+    """Whether the session has a hosted prompt."""
+    return bool(route.session.get("prompt"))
+
+
+def listening_session(session: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the update for a session that goes on listening and does not respond any more."""
+    detection = session["audio"]["input"].get("turn_detection", {"type": "server_vad"})
+    if detection is None:
+        return {"tools": []}
+    quiet = {**detection, "create_response": False, "interrupt_response": False}
+    quiet.pop("idle_timeout_ms", None)
+    return {"tools": [], "audio": {"input": {"turn_detection": quiet}}}
+
+
+def function_plans(functions: Mapping[str, Function]) -> dict[str, FunctionPlan]:
+    """Return what a call has to know of each of its route's functions, by name."""
+    return {name: _function_plan(function) for name, function in functions.items()}
+
+
+def _function_plan(function: Function) -> FunctionPlan:
+    waiting = function.waiting
+    return FunctionPlan(
+        check=partial(_wrong_arguments, function.parameters),
+        # What runs it has the deadline; the call's own is for when that does not keep it.
+        timeout=function.timeout + 1.0,
+        filler_delay=waiting.filler_delay,
+        filler_text=waiting.filler_text,
+        filler_sound=waiting.filler_sound,
+        approval=function.approval,
+    )
+
+
+def _wrong_arguments(schema: Mapping[str, Any], arguments: str) -> str:
+    try:
+        parsed(schema, arguments)
+    except ToolError as error:
+        return str(error)
+    return ""
+
+
+def content_plan(route: Route) -> ContentPlan:
+    """Return guardrails, handling of failed responses, context trimming and post-call prompts."""
+    failure, context, post_call = route.response_failure, route.context, route.post_call
+    return ContentPlan(
+        guardrails=tuple(
+            GuardrailPlan(
+                speaker=one.speaker,
+                pattern=one.regex(),
+                url=one.url or "",
+                headers={name: value.get_secret_value() for name, value in one.headers.items()},
+                timeout=one.timeout,
+                on_timeout=one.on_timeout,
+                action=one.action,
+                replacement=one.replacement,
+                transfer_to=one.transfer_to or "",
+                name=one.name,
+            )
+            for one in route.guardrail
+        ),
+        response_failure=ResponseFailurePlan(
+            message=failure.message,
+            retries=failure.retries,
+            content_filter_message=failure.content_filter_message,
+            continue_incomplete=failure.continue_incomplete,
+            sound=failure.sound,
+            sound_duration=failure.sound_duration,
+            max_failures=failure.max_failures,
+            max_tool_rounds=failure.max_tool_rounds,
+            goodbye=failure.goodbye,
+            transfer_to=failure.transfer_to or "",
+        ),
+        context=ContextPlan(
+            context.max_turns, context.strategy, context.instructions, context.timeout
+        ),
+        post_call=PostCallPlan(post_call.prompts, post_call.timeout),
     )

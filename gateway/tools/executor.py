@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from gateway.tasks import TaskSet
-from gateway.tools import python, questions, webhook
+from gateway.tools import python, webhook
 from gateway.tools.api import ToolError
 from gateway.tools.functions import (
     ContentService,
@@ -23,7 +23,7 @@ from gateway.tools.functions import (
 )
 from gateway.tools.http import HttpClient
 from gateway.tools.mcp import McpServer, McpSettings
-from gateway.tools.module import PythonTool
+from gateway.tools.python import PythonTool
 from gateway.tools.schema import parsed
 
 log = structlog.get_logger("tools")
@@ -42,7 +42,7 @@ class RouteTools:
     """Names of the servers that the gateway calls."""
     passed_on: tuple[Mapping[str, Any], ...] = ()
     """Servers that the realtime server calls, as the session object has them (GA ``tools``)."""
-    operators: Mapping[int, questions.Operator] = field(default_factory=dict)
+    operators: Mapping[int, webhook.Operator] = field(default_factory=dict)
     """Services of the rules that ask over HTTP, by the rule's index in the route."""
 
 
@@ -147,9 +147,9 @@ class ToolExecutor:
     async def _check(
         self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
-        answer: questions.Verdict = (None, "nobody could be asked")
+        answer: webhook.Verdict = (None, "nobody could be asked")
         try:
-            answer = await questions.ask_content(self.http, rule, call)
+            answer = await webhook.ask_content(self.http, rule, call)
         except Exception:
             log.exception("guardrail.failed", rule=rule.name, call=call.call)
             answer = (False, "the gateway could not ask")  # on_timeout is about others' failures
@@ -187,7 +187,7 @@ class ToolExecutor:
         if operator is not None:
             try:
                 async with asyncio.timeout(operator.timeout):
-                    answer = await questions.ask_approval(self.http, operator, call)
+                    answer = await webhook.ask_approval(self.http, operator, call)
             except TimeoutError:
                 answer = (False, "nobody answered in time")
             except Exception:

@@ -75,7 +75,7 @@ PLACES = {
 PARTS = {
     "exit of the SIP thread": "gateway.sip.agent:UserAgent._poll",
     "media clock": "gateway.bridge.media:MediaClock.wake",
-    "cost ledger": "gateway.billing.store:LedgerStore._look",
+    "cost ledger": "gateway.billing.ledger:LedgerStore._look",
 }
 """What stands for a part of the process that ends alone."""
 

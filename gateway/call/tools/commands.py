@@ -30,7 +30,7 @@ class Show:
     """Put an image into the conversation, as a message of the user."""
 
     image: str
-    """A data URI, as :func:`gateway.tools.images.checked` returns it."""
+    """A data URI, as :func:`gateway.tools.api.checked` returns it."""
     text: str = ""
     """Text beside the image."""
     respond: bool = False

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.billing.account import Account, Accounts
-from gateway.billing.budget import (
+from gateway.billing.account import (
+    Account,
+    Accounts,
     Budgets,
     Level,
     Reached,
@@ -24,8 +25,15 @@ from gateway.billing.budget import (
     budgets_of,
 )
 from gateway.billing.ledger import DaySums, Ledger
-from gateway.billing.prices import OWN_FILE, PriceBook, load_prices
-from gateway.billing.usage import Tokens, Usage, transcription_usage_of, usage_of
+from gateway.billing.prices import (
+    OWN_FILE,
+    PriceBook,
+    Tokens,
+    Usage,
+    load_prices,
+    transcription_usage_of,
+    usage_of,
+)
 from gateway.config import ConfigError
 from gateway.planning.check import check, load_all
 from gateway.realtime.events import InputTranscribed, ResponseDone

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.billing.ledger import Ledger
-from gateway.billing.store import LedgerStore, brothers_of, read_sums
+from gateway.billing.ledger import Ledger, LedgerStore, brothers_of, read_sums
 
 
 def _spend(ledger: Ledger, amount: str, day: str = "d") -> Ledger:

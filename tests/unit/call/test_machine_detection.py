@@ -15,7 +15,7 @@ from gateway.call.plan import CallPlan, MachineDetectionPlan
 from gateway.config import ConfigError
 from gateway.dialplan import load_dialplan
 from gateway.dialplan.route_sections import VOICEMAIL
-from gateway.planning.tools import machine_plan
+from gateway.planning.route_tools import machine_plan
 from gateway.realtime.events import (
     InputTranscribed,
     SpeechStarted,

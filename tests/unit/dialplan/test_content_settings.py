@@ -12,11 +12,11 @@ import pytest
 from gateway.call.plan import GuardrailPlan
 from gateway.config import ConfigError
 from gateway.dialplan import Route, load_dialplan
-from gateway.planning.tools import content_plan
-from gateway.tools import questions as words
+from gateway.planning.route_tools import content_plan
+from gateway.tools import webhook as words
+from gateway.tools.api import MAX_BYTES, ImageError, checked, data_uri
 from gateway.tools.functions import ToolCall
 from gateway.tools.http import HttpClient
-from gateway.tools.images import MAX_BYTES, ImageError, checked, data_uri
 from tests.support.http_service import Answer, http_service
 
 

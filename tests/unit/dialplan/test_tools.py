@@ -13,7 +13,7 @@ from gateway.config import ConfigError, load_config
 from gateway.dialplan import Route, load_dialplan
 from gateway.planning.check import load_all
 from gateway.planning.destinations import OutboundCaps, called_user, dial_uri
-from gateway.planning.tools import own_tools, transfer_plan
+from gateway.planning.route_tools import own_tools, transfer_plan
 
 ROUTE = """
 [[route]]

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.audio.g711 import Codec
-from gateway.billing.prices import load_prices
-from gateway.billing.usage import usage_of
+from gateway.billing.prices import load_prices, usage_of
 from gateway.planning.call_plan import session_plan
 from gateway.planning.check import load_all
 from gateway.realtime.endpoint import Endpoint

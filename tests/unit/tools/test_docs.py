@@ -13,8 +13,7 @@ from click.testing import CliRunner
 
 from gateway.cli import main as cli
 from gateway.planning.check import check, load_all
-from gateway.planning.route_tools import tool_executor
-from gateway.planning.tools import function_plans
+from gateway.planning.route_tools import function_plans, tool_executor
 from gateway.tools.functions import ToolCall
 
 ROOT = Path(__file__).parents[3]

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from gateway.call.plan import GuardrailPlan
 from gateway.tasks import TaskSet
 from gateway.tools import executor
-from gateway.tools import questions as words
+from gateway.tools import webhook as words
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.functions import ToolCall
 

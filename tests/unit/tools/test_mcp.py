@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from gateway.planning.check import check, load_all
-from gateway.planning.route_tools import tool_executor
-from gateway.planning.tools import function_plans
+from gateway.planning.route_tools import function_plans, tool_executor
 from gateway.tools import mcp
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.functions import ToolCall

@@ -24,9 +24,7 @@ from gateway.call.tools.commands import (
 )
 from gateway.config import ConfigError
 from gateway.planning.check import check, load_all
-from gateway.planning.route_tools import tool_executor
-from gateway.planning.tools import function_plans
-from gateway.tools import module as tool_module
+from gateway.planning.route_tools import function_plans, tool_executor
 from gateway.tools import python as python_tools
 from gateway.tools.functions import ToolCall
 
@@ -159,7 +157,7 @@ def _fresh() -> Iterator[None]:
     """What one test imports is not there for the next."""
     before, path = set(sys.modules), list(sys.path)
     yield
-    tool_module._loaded.clear()
+    python_tools._loaded.clear()
     sys.path[:] = path
     for name in set(sys.modules) - before:
         if "hotel" in name:
