@@ -37,6 +37,7 @@ class Dialer(Protocol):
         codecs: list[Codec],
         trunk: str,
         by_pattern: bool = False,
+        caller_id: str = "",
     ) -> Leg: ...
 
 
@@ -190,7 +191,7 @@ class Legs(CallPart):
         codecs = [first, *(codec for codec in Codec if codec is not first)]
         try:
             second.leg = leg = self._dial(
-                output.uri, second, None, codecs, output.trunk, output.by_pattern
+                output.uri, second, None, codecs, output.trunk, output.by_pattern, output.caller_id
             )
             leg.call_id = self._host.record.call_id
         except DialRefusedError as refused:

@@ -127,6 +127,8 @@ class DialBLeg:
 
     uri: str
     trunk: str = ""
+    caller_id: str = ""
+    """User of From; "" for the trunk's."""
     by_pattern: bool = False
     """As in :class:`Refer`."""
 

@@ -38,6 +38,8 @@ class Destination:
     """Numbers that the model may name; None for a single destination."""
     description: str = ""
     trunk: str = ""
+    caller_id: str = ""
+    """User of From in the call to it; "" for the trunk's."""
     ring_timeout: float = 30.0
 
 

@@ -362,6 +362,8 @@ class Route(Section):
             yield ("metadata", name), text
         if self.data is not None:
             yield ("data", "url"), self.data.url
+        for index, target in enumerate(self.transfer):
+            yield ("transfer", index, "caller_id"), target.caller_id
         for index, tool in enumerate(self.tool):
             yield ("tool", index, "url"), tool.url
         for index, rule in enumerate(self.approval):

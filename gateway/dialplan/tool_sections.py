@@ -86,6 +86,7 @@ class Transfer(Section):
     mode: Literal["blind", "attended", "bridge"] = "blind"
     description: str = ""
     trunk: Text | None = None
+    caller_id: str = ""
     ring_timeout: Seconds = 30.0
 
     @model_validator(mode="after")
@@ -97,9 +98,14 @@ class Transfer(Section):
                 if self.allowed_numbers is not None
                 else "has {number} in it, but no allowed_numbers says which",
             )
-        if self.mode == "blind" and self.trunk is not None:
+        for key in ("trunk", "caller_id") if self.mode == "blind" else ():
+            if getattr(self, key):
+                raise MisplacedError(
+                    (key,), 'means nothing in mode "blind": the caller\'s side places that call'
+                )
+        if self.caller_id and self.trunk is None:
             raise MisplacedError(
-                ("trunk",), 'means nothing in mode "blind": the caller\'s side places that call'
+                ("caller_id",), "needs a trunk, through which the gateway places the call"
             )
         if self.mode != "blind" and "@" not in self.to and self.trunk is None:
             raise MisplacedError(

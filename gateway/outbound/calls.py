@@ -132,7 +132,7 @@ class OutboundCalls:
         record: CallRecord,
         variables: Mapping[str, str],
         give_back: Callable[[], None],
-        caller_id: str,
+        shown: str,
     ) -> asyncio.Future[CallRecord]:
         codecs = tuple(Codec) if trunk is None else tuple(Codec(name) for name in trunk.codecs)
         record.codec = codecs[0].value
@@ -153,11 +153,12 @@ class OutboundCalls:
             codecs: list[Codec],
             trunk: str,
             by_pattern: bool = False,
+            caller_id: str = "",
         ) -> Leg:
             if audio is None:
-                return self._limiter.dial(uri, handler, audio, codecs, trunk, by_pattern)
+                return self._limiter.dial(uri, handler, audio, codecs, trunk, by_pattern, caller_id)
             give_back()  # it was asked for before its session was opened
-            return self._limiter.dial_admitted(uri, handler, audio, codecs, trunk, caller_id)
+            return self._limiter.dial_admitted(uri, handler, audio, codecs, trunk, shown)
 
         match = placed_match(route, uri, record.trunk, variables, datetime.now(UTC))
         retry_after = sip_settings(self._config).retry_after
@@ -171,7 +172,7 @@ class OutboundCalls:
             permit_refer=self._limiter.permit_refer,
             tools=self._tools,
         )
-        record.mark(0.0, "dial", to=uri, **({"caller_id": caller_id} if caller_id else {}))
+        record.mark(0.0, "dial", to=uri, **({"caller_id": shown} if shown else {}))
         self._calls.begin(call)
         return over
 

@@ -82,10 +82,11 @@ class OutboundLimiter:
         codecs: list[Codec],
         trunk: str,
         by_pattern: bool = False,
+        caller_id: str = "",
     ) -> Leg:
         """Place a call to a destination of a route. Raises DialRefusedError."""
         self._ask(uri, on_demand=False, by_pattern=by_pattern)
-        return self.dial_admitted(uri, handler, audio, codecs, trunk)
+        return self.dial_admitted(uri, handler, audio, codecs, trunk, caller_id)
 
     def dial_admitted(
         self,

@@ -240,7 +240,7 @@ def call_plan(
         silence_on_hold=route.hold.session_audio == "silence",
         server_interrupts=_server_interrupts(session),
         retry_after=retry_after,
-        transfer=transfer_plan(route, config.trunk),
+        transfer=transfer_plan(route, config.trunk, values),
         send_dtmf=SendDtmfPlan(route.send_dtmf.enabled, route.send_dtmf.mode),
         hold=hold_plan(route),
         allowed_refer_to=route.allowed_refer_to,

@@ -133,8 +133,9 @@ def _prices_wrong(config: Config) -> list[Problem]:
 
 
 def _trunks_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
-    """Routes that wait for the calls of a trunk that is not there, or call through one."""
+    """Return routes that name a trunk that is not there, or a caller id that it does not allow."""
     known = [trunk.name for trunk in config.trunk]
+    with_caller_ids = [trunk.name for trunk in config.trunk if trunk.caller_ids is not None]
     problems: list[Problem] = []
     for route in dialplan.routes:
         places = [("trunk", route.trunk)]
@@ -144,6 +145,12 @@ def _trunks_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
                 file, line = dialplan.origins[route.name]
                 message = f'there is no trunk "{name}"' + suggestion(name, known)
                 problems.append(Problem(file, line, f"route {route.name}, {where}", message))
+        for one in route.transfer:
+            if one.caller_id and one.trunk in known and one.trunk not in with_caller_ids:
+                file, line = dialplan.origins[route.name]
+                message = f"trunk {one.trunk} allows none: set its caller_ids"
+                where = f"route {route.name}, transfer {one.name!r}, caller_id"
+                problems.append(Problem(file, line, where, message))
     return problems
 
 

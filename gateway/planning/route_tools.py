@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gateway.audio.sounds import wav_seconds
@@ -43,7 +44,7 @@ from gateway.dialplan import Route, Transfer
 from gateway.dialplan.route_sections import Fallback
 from gateway.dialplan.tool_sections import ARGUMENT, WebTool
 from gateway.dialplan.variables import names_in, render
-from gateway.planning.destinations import dial_uri
+from gateway.planning.destinations import caller_id_of, dial_uri
 from gateway.realtime.session_object import complete_detection
 from gateway.tools import ToolError
 from gateway.tools.api import Waiting
@@ -209,8 +210,15 @@ RECONNECT_SECONDS = 10.0
 """Seconds for which another session is tried, where the route does not say."""
 
 
-def transfer_plan(route: Route, trunks: tuple[TrunkSettings, ...]) -> TransferPlan:
+def transfer_plan(
+    route: Route,
+    trunks: tuple[TrunkSettings, ...],
+    values: Mapping[str, str] = MappingProxyType({}),
+) -> TransferPlan:
     """Return the destinations of transfers, with the addresses that are called.
+
+    Args:
+        values: the call's variables, for caller ids.
 
     Raises ValueError where a route names a trunk that there is not.
     """
@@ -224,6 +232,7 @@ def transfer_plan(route: Route, trunks: tuple[TrunkSettings, ...]) -> TransferPl
                 allowed_numbers=one.allowed_numbers,
                 description=one.description,
                 trunk=one.trunk or "",
+                caller_id=_caller_id(one, by_name, values),
                 ring_timeout=one.ring_timeout,
             )
             for one in route.transfer
@@ -231,6 +240,16 @@ def transfer_plan(route: Route, trunks: tuple[TrunkSettings, ...]) -> TransferPl
         sound=route.transfer_call.sound,
         listen=route.transfer_call.listen,
     )
+
+
+def _caller_id(
+    one: Transfer, trunks: Mapping[str, TrunkSettings], values: Mapping[str, str]
+) -> str:
+    """Return the caller id for a destination; "" where the trunk's ``caller_ids`` forbids it."""
+    try:
+        return caller_id_of(render(one.caller_id, values), trunks.get(one.trunk or ""))
+    except ValueError:
+        return ""
 
 
 def _address(one: Transfer, trunks: Mapping[str, TrunkSettings]) -> str:

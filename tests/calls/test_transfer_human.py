@@ -23,14 +23,14 @@ from tests.support.rtp_end import EVENT_PAYLOAD
 PORT = free_port()
 
 
-def _destination(name: str, user: str, mode: str) -> str:
+def _destination(name: str, user: str, mode: str, *more: str) -> str:
     return f"""
 [[route.transfer]]
 name = "{name}"
 to = "sip:{user}@127.0.0.1:{PORT}"
 mode = "{mode}"
 ring_timeout = 1.5
-"""
+""" + "".join(f"{line}\n" for line in more)
 
 
 def _route(name: str, listen: str) -> str:
@@ -48,13 +48,19 @@ sound = "silence"
 
 WORLD = {
     # Winning back delay, a jitter buffer would cut here and there what is compared here.
-    "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n",
+    "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n"
+    + '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n'
+    + f'[[trunk]]\nname = "pbx"\npeers = ["127.0.0.1:{PORT}"]\n'
+    + 'caller_id = "1000"\ncaller_ids = "[a-z]+"\n',
     "routes": _route("office", "false")
     + _destination("anna", "answer", "bridge")
     + _destination("busy", "busy-486", "bridge")
     + _destination("nobody", "ring", "bridge")
     + _destination("boss", "answer", "attended")
     + _destination("busy boss", "busy-486", "attended")
+    + _destination("by trunk", "busy-486", "attended", 'trunk = "pbx"')
+    + _destination("from", "busy-486", "attended", 'trunk = "pbx"', 'caller_id = "{from}"')
+    + _destination("to", "busy-486", "bridge", 'trunk = "pbx"', 'caller_id = "{sip_call_id}"')
     + _route("heard", "true")
     + _destination("anna", "answer", "bridge"),
 }
@@ -168,6 +174,18 @@ async def test_back_with_the_model(
     await call.rtp.until(lambda: bytes(answer) in call.rtp.heard)
     if status == "no_answer":
         await there.until(lambda c: c.requests("CANCEL"))
+    await world.summary_at_end(call)
+
+
+@pytest.mark.parametrize(("destination", "shown"), [("by trunk", 0), ("from", 1), ("to", 0)])
+async def test_whom_the_target_sees_calling(
+    world: GatewayStack, callee: CalledPhone, destination: str, shown: int
+) -> None:
+    """The trunk's caller id, or the caller's where caller_id says so and caller_ids allows it."""
+    call = await transferred(world, destination)
+    there = await callee.called()
+    user = ("1000", "tester")[shown]
+    assert there.invite.headers["from"].strip("<").startswith(f"sip:{user}@")
     await world.summary_at_end(call)
 
 

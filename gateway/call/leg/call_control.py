@@ -105,7 +105,7 @@ class Transfer:
         return [
             note,
             PlaySound(self._plan.sound),
-            DialBLeg(uri, destination.trunk, by_pattern=by_pattern),
+            DialBLeg(uri, destination.trunk, destination.caller_id, by_pattern),
         ]
 
     def on(self, happening: TransferEvent, now: float) -> list[Output]:

@@ -29,6 +29,7 @@ class Call:
         self.fed = Fed()
         self.main = FakeLeg("sip-1")
         self.dialled: list[tuple[str, list[Codec], str]] = []
+        self.caller_ids: list[str] = []
         self.b_legs: list[FakeLeg] = []
         self.refusal = ""
         self.legs = Legs(
@@ -48,10 +49,12 @@ class Call:
         codecs: list[Codec],
         trunk: str,
         by_pattern: bool = False,
+        caller_id: str = "",
     ) -> Any:
         if self.refusal:
             raise DialRefusedError(self.refusal)
         self.dialled.append((uri, codecs, trunk))
+        self.caller_ids.append(caller_id)
         leg = FakeLeg(f"sip-{len(self.dialled) + 1}")
         leg.handler, leg.audio = handler, audio
         self.b_legs.append(leg)

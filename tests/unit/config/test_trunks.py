@@ -194,6 +194,32 @@ def test_a_route_names_a_trunk_that_is_there(tmp_path: Path) -> None:
     assert any("pbx" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("caller_ids", "mode", "fault"),
+    [
+        ('caller_ids = "[+0-9]+"', "attended", None),
+        ("", "bridge", "transfer 'boss', caller_id: trunk pbx allows none: set its caller_ids"),
+        ("", "blind", "means nothing in mode"),
+    ],
+)
+def test_a_caller_id_of_a_transfer_needs_a_trunk_that_allows_it(
+    tmp_path: Path, caller_ids: str, mode: str, fault: str | None
+) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text(
+        '[realtime]\nurl = "ws://127.0.0.1:1/v1/realtime"\n'
+        f'[[trunk]]\nname = "pbx"\npeers = ["192.0.2.1"]\n{caller_ids}\n'
+    )
+    (tmp_path / "dialplans").mkdir()
+    (tmp_path / "dialplans" / "a.toml").write_text(
+        '[[route]]\nname = "in"\nto = "^1$"\n[[route.transfer]]\nname = "boss"\n'
+        f'to = "sip:1@192.0.2.1"\nmode = "{mode}"\ncaller_id = "{{from}}"\n'
+        + ('trunk = "pbx"\n' if mode != "blind" else "")
+    )
+    status, lines = check(file)
+    assert (status, fault is None or fault in lines[0]) == (0 if fault is None else 2, True)
+
+
 def test_a_jitter_buffer_of_its_own(tmp_path: Path) -> None:
     """What a trunk leaves out is that of ``[media]``; together they have to make sense."""
     trunk = '[[trunk]]\nname = "a"\npeers = ["192.0.2.1"]\njb_init_ms = 120\n'
