@@ -22,41 +22,41 @@ class _Entry(NamedTuple):
 
 _SECTIONS: dict[str, dict[str, _Entry]] = {
     "Serve": {
-        "run": _Entry("run", "Answer calls until SIGTERM or Ctrl-C."),
+        "run": _Entry("serve", "Answer calls until SIGTERM or Ctrl-C.", "run_gateway"),
         "status": _Entry("status", "Show trunks, calls and servers of a running gateway."),
         "dial": _Entry("dial", "Place one call and join it to a route's session."),
     },
     "Configure": {
         "init": _Entry("init", "Write gateway.toml and a dialplan for a PBX or trunk."),
-        "check": _Entry("check", "Check the configuration and its dialplans."),
+        "check": _Entry("checks", "Check the configuration and its dialplans.", "check_command"),
         "route-test": _Entry("route_test", "Show which route a call takes, and why."),
-        "doctor": _Entry("doctor", "Check host, network, realtime servers and trunks."),
+        "doctor": _Entry("checks", "Check host, network, realtime servers and trunks.", "doctor"),
     },
     "Live calls": {
-        "calls": _Entry("calls", "List calls in progress.", "calls"),
-        "hangup": _Entry("calls", "End a call.", "hangup"),
-        "transfer": _Entry("calls", "Transfer a call to a destination of its route.", "transfer"),
-        "transcript": _Entry("conversation", "Print what was said in a call.", "transcript"),
-        "say": _Entry("conversation", "Have the model say a text in a call.", "say"),
+        "calls": _Entry("live_calls", "List calls in progress.", "calls"),
+        "hangup": _Entry("live_calls", "End a call.", "hangup"),
+        "transfer": _Entry(
+            "live_calls", "Transfer a call to a destination of its route.", "transfer"
+        ),
+        "transcript": _Entry("live_calls", "Print what was said in a call.", "transcript"),
+        "say": _Entry("live_calls", "Have the model say a text in a call.", "say"),
         "send-message": _Entry(
-            "conversation", "Add a message to a call's conversation.", "send_message"
+            "live_calls", "Add a message to a call's conversation.", "send_message"
         ),
-        "send-image": _Entry(
-            "conversation", "Add an image to a call's conversation.", "send_image"
-        ),
+        "send-image": _Entry("live_calls", "Add an image to a call's conversation.", "send_image"),
         "create-response": _Entry(
-            "conversation", "Have the model speak by instructions.", "create_response"
+            "live_calls", "Have the model speak by instructions.", "create_response"
         ),
         "query": _Entry(
-            "conversation", "Ask the model about a call, unheard by the caller.", "query"
+            "live_calls", "Ask the model about a call, unheard by the caller.", "query"
         ),
     },
     "Develop": {
         "demo": _Entry("demo", "Emulator, gateway and one scripted call, with checks."),
-        "emulator": _Entry("emulator", "Run a realtime server with scripted replies."),
+        "emulator": _Entry("serve", "Run a realtime server with scripted replies.", "emulator"),
         "test-call": _Entry("test_call", "Place one scripted call and report on it."),
-        "timeline": _Entry("timeline", "Show the record of a call as text and picture."),
-        "events": _Entry("events", "Show the event log of a session as a conversation."),
+        "timeline": _Entry("records", "Show the record of a call as text and picture.", "timeline"),
+        "events": _Entry("records", "Show the event log of a session as a conversation.", "events"),
     },
 }
 _ENTRIES = {name: entry for section in _SECTIONS.values() for name, entry in section.items()}

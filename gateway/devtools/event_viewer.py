@@ -290,7 +290,7 @@ class _Teller:
                     self._out = rate
 
 
-def tell(lines: Iterable[Line]) -> Iterator[Entry]:
+def entries_of(lines: Iterable[Line]) -> Iterator[Entry]:
     """The entries of a log; runs of audio become one."""
     return _Teller().tell(lines)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli.conversation import line_of
+from gateway.cli.live_calls import line_of
 from gateway.cli.main import main
 from gateway.cli.status import call_lines, command, duration, status_lines
 from gateway.control import server as server_module

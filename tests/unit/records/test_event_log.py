@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.cli.main import main
-from gateway.devtools.event_viewer import Entry, read_lines, tell
+from gateway.devtools.event_viewer import Entry, entries_of, read_lines
 from gateway.records import events
 from gateway.records.events import EventLog, EventLogs, elided
 
@@ -252,7 +252,7 @@ CALL: list[tuple[float, str, dict[str, Any]]] = [
 
 
 def _told(file: Path) -> list[Entry]:
-    return sorted(tell(read_lines(file)), key=lambda entry: entry.t_ms)
+    return sorted(entries_of(read_lines(file)), key=lambda entry: entry.t_ms)
 
 
 def test_a_conversation(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli.doctor import command
+from gateway.cli.checks import doctor as command
 from gateway.devtools.doctor import library, machine, network
 from gateway.devtools.doctor.finding import Finding, Verdict, lines
 from gateway.devtools.emulator.server import Emulator

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``gateway run``: serve calls."""
+"""``gateway run`` and ``gateway emulator``: the gateway, and a realtime server for development."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     "always have one.",
 )
 @click.option("--supervisor-link", type=int, hidden=True)
-def command(
+def run_gateway(
     config: Path,
     workers: int | None,
     worker: int | None,
@@ -103,3 +103,23 @@ def _serve(config: Path, settings: Config, dialplan: Dialplan, supervisor_link: 
     except (AgentError, OSError) as error:
         click.echo(f"{config}: {error}", err=True)
         sys.exit(1)
+
+
+@click.command(
+    "emulator",
+    epilog=examples("gateway emulator --listen 127.0.0.1:8765 --script hotel.toml"),
+)
+@click.option("--listen", default="127.0.0.1:8765", show_default=True, metavar="HOST:PORT")
+@click.option(
+    "--script", type=click.Path(path_type=Path, exists=True), help="Scripted replies and faults."
+)
+@click.option("--record", type=click.Path(path_type=Path), help="Folder for events and audio.")
+def emulator(listen: str, script: Path | None, record: Path | None) -> None:
+    """Run a realtime server with scripted replies: no model, no API key."""
+    from gateway.devtools.emulator import run
+
+    try:
+        run(listen, script, record)
+    except (ValueError, OSError) as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)

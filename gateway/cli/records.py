@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``gateway timeline`` and ``gateway events``: show what was recorded of a call."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gateway.cli.options import examples
+from gateway.devtools import event_text
+from gateway.devtools.event_viewer import (
+    AGENT,
+    CALLER,
+    ERROR,
+    GATEWAY,
+    SERVER,
+    Entry,
+    EventLogError,
+    Line,
+    entries_of,
+    read_lines,
+)
+from gateway.devtools.timeline.sound import Sound, SoundFileError, read_sound
+from gateway.devtools.timeline.story import Record, RecordError, read_record, tell
+from gateway.devtools.timeline.text import render
+
+
+@click.command("timeline", epilog=examples("gateway timeline record.json --png call.png"))
+@click.argument("record", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture.")
+@click.option(
+    "--wav",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Stereo recording of the call, caller left.",
+)
+@click.option(
+    "--wav-at",
+    type=float,
+    metavar="MS",
+    help="Where the recording begins, ms after the INVITE. Default: when the call was confirmed.",
+)
+def timeline(record: Path, png: Path | None, wav: Path | None, wav_at: float | None) -> None:
+    """Show a call's RECORD: speech of both sides, interruptions, DTMF, delays, ending."""
+    try:
+        call = read_record(record)
+        sound = None if wav is None else read_sound(wav, _begin(call, wav_at))
+    except (RecordError, SoundFileError) as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
+    story = tell(call)
+    console = Console(highlight=False)
+    console.print(render(story, sound))
+    if png is not None:
+        _draw(png, call, sound)
+        console.print(f"[dim]picture: {png}[/]")
+
+
+def _begin(record: Record, wav_at: float | None) -> float:
+    if wav_at is not None:
+        return wav_at
+    return record.times_ms.confirmed or record.times_ms.answered or 0.0
+
+
+def _draw(png: Path, record: Record, sound: Sound | None) -> None:
+    try:
+        from gateway.devtools.timeline.picture import draw
+    except ImportError as error:
+        raise click.ClickException(f"a picture needs the package matplotlib: {error}") from None
+    try:
+        draw(tell(record), png, sound)
+    except OSError as error:
+        raise click.ClickException(f"{png}: cannot be written: {error.strerror}") from None
+
+
+_STYLES = {
+    CALLER: event_text.CALLER,
+    AGENT: event_text.AGENT,
+    GATEWAY: "green",
+    SERVER: "white",
+    ERROR: event_text.RED,
+}
+
+
+@click.command(
+    "events", epilog=examples("gateway events records/2026-11-28/7f3a.events.jsonl --errors")
+)
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--raw", is_flag=True, help="Print each event unchanged, one per line.")
+@click.option("--errors", is_flag=True, help="Show errors only.")
+def events(file: Path, raw: bool, errors: bool) -> None:
+    """Show the event log FILE of a call's session as a conversation."""
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        lines = list(read_lines(file))
+    except EventLogError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
+    if raw:
+        for line in lines:
+            if not errors or _is_trouble(line):
+                console.print(line.text, markup=False)
+        return
+    entries = sorted(entries_of(lines), key=lambda entry: entry.t_ms)
+    if errors:
+        entries = [entry for entry in entries if entry.trouble]
+        if not entries:
+            console.print("[green]nothing went wrong[/]")
+    console.print(table(entries))
+
+
+def table(entries: Iterable[Entry]) -> Table:
+    """The conversation for a rich console."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(justify="right", style="dim", no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1)
+    for entry in entries:
+        style = _STYLES["error"] if entry.trouble else _STYLES[entry.who]
+        detail = f"  [dim]{escape(entry.detail)}[/]" if entry.detail else ""
+        text = escape(entry.text)
+        grid.add_row(
+            event_text.clock(entry.t_ms), f"[{style}]{entry.who}[/]", f"[{style}]{text}[/]{detail}"
+        )
+    return grid
+
+
+def _is_trouble(line: Line) -> bool:
+    # Alone, the begin of a response has no end.
+    return line.type != "response.created" and any(entry.trouble for entry in entries_of([line]))
