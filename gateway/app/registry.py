@@ -12,7 +12,7 @@ from gateway.config import Config
 from gateway.dialplan import Dialplan, Route
 from gateway.records.events import EventLogs
 from gateway.records.files import RecordFiles
-from gateway.sip.ingress.message import user_of
+from gateway.sip.messages.headers import user_of
 from gateway.tasks import TaskSet, wait_any
 
 

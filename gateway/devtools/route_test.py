@@ -21,8 +21,8 @@ from gateway.dialplan.variables import AS_WRITTEN
 from gateway.log import BLANK, Redactor
 from gateway.planning.call_plan import call_plan, codec_of, facts_of, session_plan, sip_settings
 from gateway.planning.route_tools import metadata_of, tool_executor
-from gateway.sip.ingress.invite import invite_of
-from gateway.sip.ingress.message import headers_of
+from gateway.sip.messages.headers import headers_of
+from gateway.sip.messages.identity import invite_of
 from gateway.sip.trunks.matching import Trunks
 from gateway.sip.types import Invite
 from gateway.tools.http import HttpClient

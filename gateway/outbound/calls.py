@@ -23,9 +23,9 @@ from gateway.dialplan import Dialplan, Route
 from gateway.outbound.limits import OutboundLimiter
 from gateway.planning.call_plan import placed_match, placed_record, plans, sip_settings
 from gateway.planning.destinations import caller_id_of, dial_uri
-from gateway.sip.ingress.message import user_of
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio
+from gateway.sip.messages.headers import user_of
 from gateway.sip.types import LegHandler
 from gateway.tools.executor import ToolExecutor
 

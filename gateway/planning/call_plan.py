@@ -49,8 +49,8 @@ from gateway.planning.route_tools import (
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.session_object import session_object
-from gateway.sip.ingress.identity import asserted, diverted
-from gateway.sip.ingress.message import display_name_of, user_of
+from gateway.sip.messages.headers import display_name_of, user_of
+from gateway.sip.messages.identity import asserted, diverted
 from gateway.sip.settings import (
     Access,
     BanPolicy,

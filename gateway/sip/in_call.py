@@ -15,10 +15,10 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import host_of
-from gateway.sip.ingress import info
-from gateway.sip.ingress.message import body_of, headers_of, text_of, uri_of
 from gateway.sip.media.ports import Port
-from gateway.sip.refer_to import refer_to_of, sip_target
+from gateway.sip.messages.headers import body_of, headers_of, text_of, uri_of
+from gateway.sip.messages.refer_to import refer_to_of, sip_target
+from gateway.sip.messages.replies import info_digit, info_status
 from gateway.text import matched
 
 if TYPE_CHECKING:
@@ -208,10 +208,10 @@ class InCall(pj.Call):  # type: ignore[misc]
         message = text_of(rdata.wholeMsg)
         content_type = next(iter(headers_of(message).get("content-type", ())), "")
         body = body_of(message)
-        code = info.answer_to(content_type, body)
+        code = info_status(content_type, body)
         if code:
             pj.nativeRespond(rdata, code)
-        return info.digit_of(content_type, body)
+        return info_digit(content_type, body)
 
     # ---- transfers
 

@@ -16,10 +16,13 @@ from gateway.call.ending import refusal_code
 from gateway.sip import descriptors, library
 from gateway.sip.ingress.access_control import AccessControl, party_of
 from gateway.sip.ingress.admission import Admission, Arrivals
-from gateway.sip.ingress.invite import invite_of
-from gateway.sip.ingress.message import request_uri_of, text_of
 from gateway.sip.leg import Leg, SipCall
-from gateway.sip.sdp import Media, Objection, offered_codecs
+from gateway.sip.messages.headers import (
+    request_uri_of,
+    text_of,
+)
+from gateway.sip.messages.identity import invite_of
+from gateway.sip.messages.sdp import Media, Objection, offered_codecs
 from gateway.sip.signalling import PASS, Decision, Received, Signalling
 from gateway.sip.trunks.matching import Attribution
 from gateway.sip.types import Invite, Refused

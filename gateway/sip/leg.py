@@ -15,10 +15,10 @@ import structlog
 from gateway.addresses import host_of, plain
 from gateway.audio.g711 import Codec
 from gateway.sip.in_call import InCall, InCallCommands, contain_errors
-from gateway.sip.ingress.info import KEYS
-from gateway.sip.ingress.message import headers_of, reason_of, text_of
 from gateway.sip.media.ports import CallAudio, Port
 from gateway.sip.media.quality import Meter, counters_of
+from gateway.sip.messages.headers import headers_of, reason_of, text_of
+from gateway.sip.messages.replies import KEYS
 from gateway.sip.types import Invite, LegEnd, LegHandler
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gateway.devtools.emulator.record import SessionRecord
-from gateway.sip.ingress.wellformed import refused_address
+from gateway.sip.messages.validation import refused_address
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import eventually
 from tests.support.site_under_test import ANYBODY, Site, site

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * The session description of a message that pjsip has received and not looked into yet: read it,
- * and put a mended one in its place, before pjmedia's parser sees it (gateway.sip.sdp).
+ * and put a mended one in its place, before pjmedia's parser sees it (gateway.sip.messages.sdp).
  */
 #pragma once
 

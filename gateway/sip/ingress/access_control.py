@@ -19,26 +19,32 @@ import structlog
 from gateway.addresses import plain
 from gateway.call.ending import reason_header, refusal_code
 from gateway.sip.connections import Connections
-from gateway.sip.descriptions import Descriptions
 from gateway.sip.ingress.bans import Bans, is_scanner
 from gateway.sip.ingress.digest import DigestAuth, Outcome
-from gateway.sip.ingress.message import body_of, headers_of
-from gateway.sip.ingress.methods import Reply, name_of, reply_inside, reply_outside
 from gateway.sip.ingress.rate_limits import SourceBuckets, TokenBucket
 from gateway.sip.ingress.refusals import RefusalLog
-from gateway.sip.ingress.wellformed import (
+from gateway.sip.messages.headers import body_of, headers_of, start_line_of
+from gateway.sip.messages.replies import (
+    Reply,
+    answer_unread,
+    method_of,
+    name_of,
+    reply_inside,
+    reply_outside,
+)
+from gateway.sip.messages.sdp import Media, Objection
+from gateway.sip.messages.validation import (
     NOT_ACCEPTABLE,
     InvalidMessage,
     body_flaw_of,
     flaw_of,
     refused_address,
 )
-from gateway.sip.sdp import Media, Objection
+from gateway.sip.negotiation import Descriptions
 from gateway.sip.settings import Access, Trunk
 from gateway.sip.signalling import DROP, PASS, Decision, Received, Unread
 from gateway.sip.trunks.challenges import Challenges
 from gateway.sip.trunks.matching import Attribution, Trunks
-from gateway.sip.unread import answer_to, method_of
 
 log = structlog.get_logger("sip")
 
@@ -66,7 +72,6 @@ _TOO_LARGE = 513
 
 Headers = Mapping[str, tuple[str, ...]]
 
-_LINE_END = re.compile(r"\r\n|\n|\r")
 _NOT_NOW = (491, 500)
 """Glare, and what some say in its place (RFC 3261 section 14.2)."""
 
@@ -367,7 +372,7 @@ class AccessControl:
         elif code == _TOO_LARGE:
             rule = "message too large"
         method = method_of(unread.data)
-        answer = answer_to(unread.data, code, unread.source, unread.port) if code else b""
+        answer = answer_unread(unread.data, code, unread.source, unread.port) if code else b""
         if answer and not self._unread.take(source, ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now):
             self.refusals.unanswered += 1
             answer = b""
@@ -380,7 +385,7 @@ class AccessControl:
     def _on_response(self, received: Received) -> Decision:
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
-        flaw = flaw_of(_LINE_END.split(message, maxsplit=1)[0], headers)
+        flaw = flaw_of(start_line_of(message), headers)
         if flaw is not None:
             return self._refuse(received, f"malformed response: {flaw.what}", Reply(0))
         if address := refused_address(body_of(message), received.source):
@@ -458,7 +463,7 @@ def _cut(received: Received, headers: Headers) -> InvalidMessage | None:
 
 
 def _flaw_in(message: str, headers: Headers, source: str) -> InvalidMessage | None:
-    start_line = _LINE_END.split(message, maxsplit=1)[0]
+    start_line = start_line_of(message)
     body = body_of(message)
     flaw = flaw_of(start_line, headers) or body_flaw_of(headers, body)
     if flaw is None and (address := refused_address(body, source)):

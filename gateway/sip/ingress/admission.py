@@ -19,7 +19,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
-from gateway.sip.ingress.message import headers_of
+from gateway.sip.messages.headers import headers_of
 from gateway.sip.signalling import DROP, PASS, Decision, Received
 
 HANDLE_REST_SECONDS = 0.6

@@ -18,8 +18,8 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import address_of, bracketed, host_of
-from gateway.sip.ingress.message import headers_of, text_of
 from gateway.sip.library import account_capacity
+from gateway.sip.messages.headers import headers_of, text_of
 from gateway.sip.settings import Security, Trunk
 from gateway.sip.trunks.contact import forced_contact
 from gateway.sip.trunks.matching import LINE_PARAMETER, Trunks
@@ -346,7 +346,7 @@ def _secure_media(config: Any, security: Security) -> None:
         keyings.append(_KEYING[keying])
     if security.srtp == "optional" and "sdes" not in security.keying:
         # Without it pjmedia refuses RTP that is not encrypted. It is never offered, as it is not
-        # the first; lines with keys are taken out of what comes (gateway.sip.sdp.mended).
+        # the first; lines with keys are taken out of what comes (gateway.sip.messages.sdp.mended).
         keyings.append(_KEYING["sdes"])
     config.srtpOpt.keyings = keyings
 

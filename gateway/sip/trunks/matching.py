@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gateway.addresses import IPAddress, address_of, host_of
-from gateway.sip.ingress.message import user_of
+from gateway.sip.messages.headers import user_of
 from gateway.sip.settings import Trunk
 
 LINE_PARAMETER = "line"

@@ -16,19 +16,20 @@ import pytest
 
 from gateway.call.playout.barge_in import words_of
 from gateway.realtime.parse import BadEvent, parse_event
-from gateway.sip.ingress import info
-from gateway.sip.ingress.identity import asserted, diverted
-from gateway.sip.ingress.invite import invite_of
-from gateway.sip.ingress.message import (
+from gateway.sip.messages import replies as info
+from gateway.sip.messages.headers import (
     body_of,
     display_name_of,
     headers_of,
+    name_addr_of,
+    parameter_of,
+    split_list,
     uri_of,
     user_of,
 )
-from gateway.sip.ingress.nameaddr import name_addr_of, parameter_of, split_list
-from gateway.sip.ingress.wellformed import body_flaw_of, call_id_allowed, flaw_of
-from gateway.sip.sdp import mended, offered_codecs, parse
+from gateway.sip.messages.identity import asserted, diverted, invite_of
+from gateway.sip.messages.sdp import mended, offered_codecs, parse
+from gateway.sip.messages.validation import body_flaw_of, call_id_allowed, flaw_of
 from gateway.text import printable, unicode_of
 
 SIZE = 3_000
@@ -110,9 +111,9 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "parse": parse,
     "mended": lambda text: mended(parse(text)),
     "call_id_allowed": call_id_allowed,
-    "digit_of": lambda text: info.digit_of(info.RELAY, text),
-    "plain digit_of": lambda text: info.digit_of(info.PLAIN, text),
-    "answer_to": lambda text: info.answer_to(text, text),
+    "info_digit": lambda text: info.info_digit(info.RELAY, text),
+    "plain info_digit": lambda text: info.info_digit(info.PLAIN, text),
+    "info_status": lambda text: info.info_status(text, text),
     "unicode_of": unicode_of,
     "printable": printable,
     "words_of": words_of,

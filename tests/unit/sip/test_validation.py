@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.sip.ingress.message import headers_of
-from gateway.sip.ingress.methods import name_of, reply_inside, reply_outside
-from gateway.sip.ingress.nameaddr import name_addr_of, split_list
-from gateway.sip.ingress.wellformed import body_flaw_of, flaw_of
+from gateway.sip.messages.headers import headers_of, name_addr_of, split_list
+from gateway.sip.messages.replies import name_of, reply_inside, reply_outside
+from gateway.sip.messages.validation import body_flaw_of, flaw_of
 
 GOOD = """INVITE sip:100@192.0.2.1 SIP/2.0
 Via: SIP/2.0/UDP 192.0.2.9:5060;branch=z9hG4bK1;rport

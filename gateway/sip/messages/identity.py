@@ -3,16 +3,26 @@
 
 P-Asserted-Identity is RFC 3325, Diversion RFC 5806, History-Info RFC 7044. None of them is better
 than the peer that sent it: ask for them on routes of a trunk that takes them out of what its own
-callers send.
-"""
+callers send."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from gateway.sip.ingress.message import user_of
-from gateway.sip.ingress.nameaddr import MAX_FIELD, name_addr_of, parameter_of, split_list
+from gateway.sip.messages.headers import (
+    MAX_FIELD,
+    display_name_of,
+    headers_of,
+    name_addr_of,
+    parameter_of,
+    request_uri_of,
+    split_list,
+    uri_of,
+    user_of,
+)
+from gateway.sip.messages.sdp import offered_codecs
+from gateway.sip.types import Invite
 
 MAX_PARTIES = 16
 """Entries read of one header; a call that was diverted more often is in a loop."""
@@ -95,3 +105,23 @@ def _cause_of(uri: str) -> str:
         if name.lower() == "cause":
             return value[:3]
     return ""
+
+
+def invite_of(message: str, source: str) -> Invite:
+    """The facts of an INVITE."""
+    headers = headers_of(message)
+    to_field = next(iter(headers.get("to", ())), "")
+    from_field = next(iter(headers.get("from", ())), "")
+    to_uri = request_uri_of(message) or uri_of(to_field)
+    from_uri = uri_of(from_field)
+    return Invite(
+        sip_call_id=next(iter(headers.get("call-id", ())), ""),
+        to_uri=to_uri,
+        from_uri=from_uri,
+        to_user=user_of(to_uri),
+        from_user=user_of(from_uri),
+        from_name=display_name_of(from_field),
+        source=source,
+        headers=headers,
+        offered=offered_codecs(message),
+    )

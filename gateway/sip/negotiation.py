@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Has pjsip see a mended session description, and tells what a message's description comes to.
 
-The judgement is :mod:`gateway.sip.sdp`'s; here is whose account a message is for, and the way into
-pjsip's message (``deploy/pjsua2/native/description.cpp``).
+The judgement is :mod:`gateway.sip.messages.sdp`'s; here is whose account a message is for, and the
+way into pjsip's message (``deploy/pjsua2/native/description.cpp``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pjsua2 as pj
 
 from gateway.addresses import address_of
 from gateway.audio.g711 import Codec
-from gateway.sip.sdp import Media, Objection, mended, parse
+from gateway.sip.messages.sdp import Media, Objection, mended, parse
 from gateway.sip.settings import Security, SipSettings, Trunk
 
 _OFFERS = ("INVITE", "UPDATE", "PRACK")

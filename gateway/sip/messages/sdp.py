@@ -8,17 +8,33 @@ without a regular expression that backtracks:
 * :func:`parse` takes what can be understood of it;
 * :meth:`Description.choose` picks the one audio line that the gateway answers, or says why there is
   none: :class:`Objection`, one row for each cause;
-* :func:`mended` writes the description that pjmedia gets. A good one stays as it came.
-"""
+* :func:`mended` writes the description that pjmedia gets. A good one stays as it came."""
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from enum import Enum
 
 from gateway.audio.g711 import Codec
 from gateway.call.ending import EndReason
+from gateway.sip.messages.sdp_lines import (
+    EVENTS,
+    UNUSABLE,
+    address_and_ttl,
+    address_in,
+    attribute_of,
+    connection_of,
+    distinct_crypto,
+    is_token,
+    number_of,
+    one_direction,
+    one_rtpmap_each,
+    ordered_head,
+    origin_of,
+    printable,
+    time_of,
+    values_of,
+)
 from gateway.sip.settings import Security
 
 MAX_STREAMS = 8
@@ -66,31 +82,7 @@ _BASES = {
     _DTLS: _DTLS,
     "UDP/TLS/RTP/SAVPF": _DTLS,
 }
-_KEY_CHARS = {
-    "AES_CM_128_HMAC_SHA1_80": 40,
-    "AES_CM_128_HMAC_SHA1_32": 40,
-    "AES_192_CM_HMAC_SHA1_80": 52,
-    "AES_192_CM_HMAC_SHA1_32": 52,
-    "AES_256_CM_HMAC_SHA1_80": 64,
-    "AES_256_CM_HMAC_SHA1_32": 64,
-    "AEAD_AES_128_GCM": 40,
-    "AEAD_AES_256_GCM": 60,
-}
-"""Base64 characters of key and salt, filled up with "=" (RFC 4568 section 6.1, 6188, 7714)."""
-_HASHES = {"sha-256": 32, "sha-1": 20}
-"""Bytes of the fingerprints that pjmedia can compare (RFC 8122 section 5)."""
 _STATIC = {"0": Codec.PCMU, "8": Codec.PCMA}
-_DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
-_KNOWN_NAMES = frozenset(
-    # The others mean nothing here (ICE, BUNDLE, source descriptions); pjmedia has room for 68 of
-    # one line, and refuses the line for a flaw in some.
-    {"rtpmap", "fmtp", "ptime", "maxptime", "rtcp", "rtcp-mux", "crypto", "fingerprint", "setup"}
-    | {*_DIRECTIONS}
-)
-_EVENTS = "telephone-event"
-_BASE64 = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
-_HEX = frozenset("0123456789ABCDEFabcdef")
-_TOKEN = frozenset("!#$%&'*+-.^_`{|}~") | _BASE64 - frozenset("/=")
 
 
 @dataclass(slots=True)
@@ -109,7 +101,7 @@ class Media:
 
     def attributes(self, name: str) -> list[str]:
         """The values of an attribute, in order."""
-        return _values(self.lines, name)
+        return values_of(self.lines, name)
 
     @property
     def names(self) -> dict[str, str]:
@@ -172,7 +164,7 @@ class Description:
     ) -> tuple[int, Objection] | None:
         if not any(codec in laws for codec in media.codecs):
             return 1, Objection.CODEC
-        address = media.address or _address_in(self.head)
+        address = media.address or address_in(self.head)
         found_six = address is not None and ":" in address
         if six is not None and address != "0.0.0.0" and found_six is not six:
             return 2, Objection.ADDRESS_FAMILY
@@ -188,7 +180,7 @@ class Description:
         if security.srtp == "off":
             return Objection.SRTP_OFF
         crypto = bool(media.attributes("crypto"))
-        fingerprint = bool(media.attributes("fingerprint") or _values(self.head, "fingerprint"))
+        fingerprint = bool(media.attributes("fingerprint") or values_of(self.head, "fingerprint"))
         wanted = {"sdes": crypto and base == _SDES, "dtls": fingerprint}
         if any(wanted[keying] for keying in security.keying if keying in wanted):
             return None
@@ -205,7 +197,7 @@ def parse(text: str) -> Description:
     connection_at: int | None = None
     """Where the ``c=`` of this part is, in its lines."""
     for number, raw in enumerate(text.replace("\r", "\n").split("\n")):
-        line = _printable(raw)
+        line = printable(raw)
         kind, value = line[:1].lower(), line[1:].lstrip()
         if not value.startswith("="):
             continue
@@ -222,11 +214,11 @@ def parse(text: str) -> Description:
             media.append(found)
             connection_at = None
         elif kind == "c":
-            address = _connection(value)
+            address = connection_of(value)
             if address is None:
                 flaw = flaw or Objection.MALFORMED
                 continue
-            line = f"c=IN IP{6 if ':' in address else 4} {_after_address(value)}"
+            line = f"c=IN IP{6 if ':' in address else 4} {address_and_ttl(value)}"
             if connection_at is None:
                 connection_at = len(lines)
                 lines.append(line)
@@ -235,14 +227,14 @@ def parse(text: str) -> Description:
             if media:
                 media[-1].address = address
         elif kind == "a":
-            attribute = _attribute(value)
-            if attribute is _UNUSABLE:
+            attribute = attribute_of(value)
+            if attribute is UNUSABLE:
                 flaw = flaw or Objection.MALFORMED
             elif attribute is not None:
                 lines.append(f"a={attribute}")
         elif kind == "b":
             modifier, colon, width = value.partition(":")
-            if colon and _is_token(modifier) and _number(width, 10) is not None:
+            if colon and is_token(modifier) and number_of(width, 10) is not None:
                 lines.append(f"b={modifier}:{width}")
         elif kind in "vost" and kind:
             if value and not media:
@@ -253,14 +245,14 @@ def parse(text: str) -> Description:
         flaw = flaw or Objection.MALFORMED
     if len(media) > MAX_STREAMS:
         flaw = flaw or Objection.TOO_MANY_STREAMS
-    origin = _origin(fixed.get("o", ""))
-    time = _time(fixed.get("t", ""))
+    origin = origin_of(fixed.get("o", ""))
+    time = time_of(fixed.get("t", ""))
     begin = ["v=0", f"o={origin}", f"s={fixed.get('s') or '-'}"]
-    description = Description([*begin, *_ordered(head, f"t={time}")], media, flaw)
+    description = Description([*begin, *ordered_head(head, f"t={time}")], media, flaw)
     for one in media:
         _mend_media(one)
     _one_fingerprint(description)
-    if _address_in(description.head) is None:
+    if address_in(description.head) is None:
         for one in media:
             if one.address is None and one.port and one.kind == "audio":
                 description.flaw = description.flaw or Objection.MALFORMED
@@ -313,87 +305,11 @@ def description_in(message: str) -> Description | None:
     return parse(body)
 
 
-# ---- lines
-
-_UNUSABLE = "\0"
-"""In place of an attribute: with it the description must not reach the library."""
-
-
-def _printable(line: str) -> str:
-    if line.isprintable():
-        return line.strip()
-    return "".join(c for c in line if c == "\t" or c >= " ").replace("\x7f", "").strip()
-
-
-def _is_token(text: str) -> bool:
-    return bool(text) and all(c in _TOKEN for c in text)
-
-
-def _number(text: str, digits: int) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None
-
-
-def _values(lines: list[str], name: str) -> list[str]:
-    begin = f"a={name}:"
-    return [line[len(begin) :] for line in lines if line.startswith(begin)]
-
-
-def _address_in(lines: list[str]) -> str | None:
-    for line in lines:
-        if line.startswith("c="):
-            return line.split(" ")[2].partition("/")[0]
-    return None
-
-
-def _ordered(head: list[str], time: str) -> list[str]:
-    """RFC 4566 section 5 has ``t=`` behind ``c=`` and ``b=`` and before the attributes."""
-    before = [line for line in head if line[0] in "iuepcb"]
-    return [*before, time, *(line for line in head if line[0] not in "iuepcb")]
-
-
-def _origin(value: str) -> str:
-    words = value.split()
-    user = words[0] if words else "-"
-    numbers = [w[-18:] if w.isascii() and w.isdigit() else "0" for w in words[1:3]]
-    numbers += ["0"] * (2 - len(numbers))
-    rest = [word.upper() for word in words[3:5]]
-    if len(words) > 5 and rest[0] == "IN" and rest[1] in ("IP4", "IP6"):
-        return " ".join([user, *numbers, *rest, words[5]])
-    return " ".join([user, *numbers, "IN", "IP4", "0.0.0.0"])
-
-
-def _time(value: str) -> str:
-    words = value.split()
-    if len(words) == 2 and all(_number(word, 19) is not None for word in words):
-        return " ".join(words)
-    return "0 0"
-
-
-def _connection(value: str) -> str | None:
-    """The address of a ``c=`` line; None where it is no literal: names are not resolved."""
-    words = value.split()
-    if len(words) < 3 or words[0].upper() != "IN":
-        return None
-    text = words[2].partition("/")[0]
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    return text if words[1].upper() == f"IP{address.version}" else None
-
-
-def _after_address(value: str) -> str:
-    """Address and TTL of a ``c=`` line; a TTL or count that is none is left out."""
-    text, *more = value.split()[2].split("/")
-    good = len(more) <= 2 and all((n := _number(one, 3)) is not None and n < 256 for one in more)
-    return "/".join([text, *more]) if good else text
-
-
 def _media(value: str) -> Media | None:
     words = value.split()
-    if len(words) < 3 or not _is_token(words[0]):
+    if len(words) < 3 or not is_token(words[0]):
         return None
-    port = _number(words[1].partition("/")[0], 5)
+    port = number_of(words[1].partition("/")[0], 5)
     kind, profile = words[0].lower(), words[2]
     if port is None or port > 65535:
         if kind == "audio":
@@ -401,86 +317,11 @@ def _media(value: str) -> Media | None:
         port = 0  # it is declined anyway, and the audio beside it can be taken
     if kind == "audio":
         profile = profile.upper()
-    formats = [word for word in words[3:] if _is_token(word)]
+    formats = [word for word in words[3:] if is_token(word)]
     media = Media(kind, port, profile, formats[:MAX_FORMATS])
     plain = f"m={value}"
     media.written = plain if plain == media.line(port) and media.formats else ""
     return media
-
-
-def _attribute(value: str) -> str | None:
-    name, colon, rest = value.partition(":")
-    name, rest = name.strip(), rest.strip()
-    if not _is_token(name):
-        return None
-    name = name.lower()
-    if name not in _KNOWN_NAMES:
-        return None
-    if not colon:
-        return name if name not in ("rtpmap", "fmtp", "ptime", "rtcp", "crypto") else None
-    if name == "rtpmap":
-        return _rtpmap(rest)
-    if name in _DIRECTIONS:
-        return name
-    if name in ("ptime", "maxptime"):
-        whole = _number(rest.partition(".")[0].strip(), 4)
-        return f"{name}:{whole}" if whole else None
-    if name == "fmtp":
-        number, _, parameters = rest.partition(" ")
-        good = _number(number, 3) is not None and parameters.strip()
-        return f"fmtp:{number} {parameters.strip()}" if good else None
-    if name == "rtcp":
-        words = rest.split()
-        port = _number(words[0], 5) if words else None
-        if port is None or port > 65535:
-            return None
-        if len(words) == 1:
-            return f"rtcp:{port}"
-        return f"rtcp:{rest}" if _connection(" ".join(words[1:])) else _UNUSABLE
-    if name == "crypto":
-        return f"crypto:{rest}" if _is_crypto(rest) else None
-    if name == "fingerprint":
-        return f"fingerprint:{rest}" if _is_fingerprint(rest) else None
-    return f"{name}:{rest}"
-
-
-def _rtpmap(rest: str) -> str | None:
-    number, _, encoding = rest.replace("\t", " ").partition(" ")
-    parts = [part.strip() for part in encoding.split("/")]
-    if len(parts) == 1 and parts[0].upper() in ("PCMU", "PCMA", _EVENTS.upper()):
-        parts.append("8000")  # what RFC 3551 and 4733 have it mean
-    if len(parts) not in (2, 3) or _number(number, 3) is None or int(number) > 127:
-        return None
-    parts[1:] = [part.split(" ")[0] for part in parts[1:]]
-    if not _is_token(parts[0]) or _number(parts[1], 6) is None:
-        return None
-    return f"rtpmap:{number} {'/'.join(part for part in parts if part)}"
-
-
-def _is_crypto(value: str) -> bool:
-    words = value.split()
-    if len(words) < 3 or not words[2].lower().startswith("inline:"):
-        return False
-    key = words[2][len("inline:") :].partition("|")[0]
-    return (
-        _number(words[0], 9) is not None
-        and len(key) == _KEY_CHARS.get(words[1].upper(), -1)
-        and all(c in _BASE64 for c in key)
-        and "=" not in key.rstrip("=")
-    )
-
-
-def _is_fingerprint(value: str) -> bool:
-    words = value.split()
-    if len(words) != 2 or words[0].lower() not in _HASHES:
-        return False
-    octets = words[1].split(":")
-    return len(octets) == _HASHES[words[0].lower()] and all(
-        len(octet) == 2 and all(c in _HEX for c in octet) for octet in octets
-    )
-
-
-# ---- what belongs together
 
 
 def _mend_media(media: Media) -> None:
@@ -491,13 +332,13 @@ def _mend_media(media: Media) -> None:
         if known != media.formats or not known:
             media.formats, media.written = known[:32] or ["0"], ""
         return
-    media.lines = _one_direction(_one_rtpmap_each(_distinct_crypto(media.lines)))
+    media.lines = one_direction(one_rtpmap_each(distinct_crypto(media.lines)))
     names = media.names
-    events = {n: name for n, name in names.items() if name.startswith(_EVENTS.upper() + "/")}
-    good = {n for n, name in events.items() if name == f"{_EVENTS.upper()}/8000"}
+    events = {n: name for n, name in names.items() if name.startswith(EVENTS.upper() + "/")}
+    good = {n for n, name in events.items() if name == f"{EVENTS.upper()}/8000"}
     formats: list[str] = []
     for number in media.formats:
-        value = _number(number, 3)
+        value = number_of(number, 3)
         if value is None or value > 127 or number in formats:
             continue
         if value >= 96 and number not in names:
@@ -536,50 +377,10 @@ def _format_of(line: str) -> str | None:
     return None
 
 
-def _one_rtpmap_each(lines: list[str]) -> list[str]:
-    """One rtpmap for each payload number: of several, the first at 8 kHz, or else the first."""
-    best: dict[str, str] = {}
-    for value in _values(lines, "rtpmap"):
-        number, _, encoding = value.partition(" ")
-        other = best.get(number)
-        if other is None or ("/8000" in encoding and "/8000" not in other):
-            best[number] = value
-    kept: list[str] = []
-    for line in lines:
-        if line.startswith("a=rtpmap:"):
-            number = line[len("a=rtpmap:") :].partition(" ")[0]
-            if best.get(number) != line[len("a=rtpmap:") :]:
-                continue
-            del best[number]
-        kept.append(line)
-    return kept
-
-
-def _distinct_crypto(lines: list[str]) -> list[str]:
-    """One crypto line for each tag: a tag that is there twice refuses the line (RFC 4568)."""
-    seen: set[int] = set()
-    kept: list[str] = []
-    for line in lines:
-        if line.startswith("a=crypto:"):
-            tag = int(line[len("a=crypto:") :].split()[0])
-            if tag in seen or len(seen) >= 16:
-                continue
-            seen.add(tag)
-        kept.append(line)
-    return kept
-
-
-def _one_direction(lines: list[str]) -> list[str]:
-    """The first direction; pjmedia would read the last of some and the first of others."""
-    first = next((line for line in lines if line[2:] in _DIRECTIONS), None)
-    kept = [line for line in lines if line[2:] not in _DIRECTIONS]
-    return lines if first is None or len(kept) == len(lines) - 1 else [*kept, first]
-
-
 def _one_fingerprint(description: Description) -> None:
     """One fingerprint for each line, the strongest: pjmedia reads the first one only."""
     for lines in (description.head, *(media.lines for media in description.media)):
-        values = _values(lines, "fingerprint")
+        values = values_of(lines, "fingerprint")
         if len(values) > 1:
             strong = [v for v in values if v.lower().startswith("sha-256 ")]
             best = (strong or values)[0]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sip.ingress.message import (
+from gateway.sip.messages.headers import (
     display_name_of,
     headers_of,
     reason_of,

@@ -5,8 +5,7 @@ pjsip casts the URIs of Route, Record-Route and Contact to sip URIs without a lo
 and some of its assertions can be met by what a peer sends (a host of 300 characters in SDP): one
 datagram would end the process and every call in it. And a host name in SDP it looks up in DNS
 while all signalling waits. What is looked at here is only that, and what the RFCs want there
-anyway; all else is the library's to judge.
-"""
+anyway; all else is the library's to judge."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.addresses import IPAddress, address_of
-from gateway.sip.ingress.nameaddr import MAX_FIELD, name_addr_of, parameter_of, split_list
+from gateway.sip.messages.headers import MAX_FIELD, name_addr_of, parameter_of, split_list
 
 BAD_REQUEST, UNSUPPORTED_SCHEME, NOT_ACCEPTABLE = 400, 416, 488
 

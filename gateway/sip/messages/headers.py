@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Header fields and addresses of a SIP message (RFC 3261 sections 7.3, 20.10). Pure.
+
+Each character is looked at once. Strangers write these fields: a regular expression that tries its
+alternatives again may take minutes for a few kilobytes, and all calls with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from gateway.text import unicode_of
+
+MAX_FIELD = 1024
+"""Characters of one address, or of one field, that is read. Real ones have a few hundred."""
+
+
+@dataclass(frozen=True, slots=True)
+class NameAddr:
+    """A display name without its quotes, a URI, and what follows them, each empty for none."""
+
+    name: str = ""
+    uri: str = ""
+    parameters: str = ""
+    """Without the first semicolon."""
+
+
+def name_addr_of(text: str) -> NameAddr:
+    """One address, with or without angle brackets; all empty where it is none, or too long."""
+    text = text.strip()
+    if len(text) > MAX_FIELD:
+        return NameAddr()
+    rest, quoted = text, None
+    if text.startswith('"'):
+        end = _end_of_quotes(text)
+        if end < 0:
+            return NameAddr()
+        quoted, rest = _unescaped(text[1:end]), text[end + 1 :]
+    before, bracket, inside = rest.partition("<")
+    if not bracket:
+        uri, _, parameters = ("", "", "") if quoted is not None else rest.partition(";")
+        return NameAddr("", uri.strip(), parameters)
+    uri, closed, after = inside.partition(">")
+    if not closed:
+        return NameAddr()
+    name = before.strip() if quoted is None else quoted.strip()
+    return NameAddr(name, uri, after.strip().removeprefix(";"))
+
+
+def split_list(text: str, separator: str = ",") -> Iterator[str]:
+    """The parts between separators that stand neither in quotes nor in angle brackets."""
+    inside, quoted, start, skip = False, False, 0, False
+    for at, char in enumerate(text):
+        if skip:
+            skip = False
+        elif quoted:
+            skip = char == "\\"
+            quoted = char != '"'
+        elif char == '"':
+            quoted = True
+        elif char == "<":
+            inside = True
+        elif char == ">":
+            inside = False
+        elif char == separator and not inside:
+            yield text[start:at]
+            start = at + 1
+    yield text[start:]
+
+
+def parameter_of(parameters: str, name: str) -> str | None:
+    """The value of a parameter, without quotes; empty where it has none, None without it."""
+    for part in split_list(parameters, ";"):
+        key, _, value = part.partition("=")
+        if key.strip().lower() == name:
+            value = value.strip()
+            quoted = len(value) > 1 and value.startswith('"') and value.endswith('"')
+            return _unescaped(value[1:-1]) if quoted else value
+    return None
+
+
+def _end_of_quotes(text: str) -> int:
+    """Where the quotes that ``text`` begins with are closed; -1 when nowhere."""
+    skip = False
+    for at in range(1, len(text)):
+        if skip:
+            skip = False
+        elif text[at] == "\\":
+            skip = True
+        elif text[at] == '"':
+            return at
+    return -1
+
+
+def _unescaped(text: str) -> str:
+    if "\\" not in text:
+        return text
+    kept: list[str] = []
+    escaped = False
+    for char in text:
+        if char == "\\" and not escaped:
+            escaped = True
+        else:
+            kept.append(char)
+            escaped = False
+    return "".join(kept)
+
+
+_COMPACT = {
+    "a": "accept-contact",
+    "b": "referred-by",
+    "c": "content-type",
+    "e": "content-encoding",
+    "f": "from",
+    "i": "call-id",
+    "k": "supported",
+    "l": "content-length",
+    "m": "contact",
+    "o": "event",
+    "r": "refer-to",
+    "s": "subject",
+    "t": "to",
+    "u": "allow-events",
+    "v": "via",
+    "x": "session-expires",
+}
+_LINE_END = re.compile(r"\r\n|\n|\r")
+_FOLD = re.compile(r"(?:\r\n|\n|\r)[ \t]+")
+_EMPTY_LINE = re.compile(r"\r\n\r\n|\n\n|\r\r")
+
+
+def text_of(value: object) -> str:
+    """A text of pjsua2's, decoded once and for all: what was no UTF-8 in it is U+FFFD."""
+    return unicode_of(str(value))
+
+
+def headers_of(message: str) -> Mapping[str, tuple[str, ...]]:
+    """Header fields of a SIP message by lower-case full name, repeats kept in order.
+
+    What is no field is left out, whatever comes behind it is not.
+    """
+    head = _FOLD.sub(" ", _EMPTY_LINE.split(message, 1)[0])
+    fields: dict[str, list[str]] = {}
+    for line in _LINE_END.split(head)[1:]:
+        name, colon, value = line.partition(":")
+        key = name.strip().lower()
+        if colon and key:
+            fields.setdefault(_COMPACT.get(key, key), []).append(value.strip())
+    return {key: tuple(values) for key, values in fields.items()}
+
+
+def body_of(message: str) -> str:
+    """What follows the header, empty when nothing does."""
+    parts = _EMPTY_LINE.split(message, 1)
+    return parts[1] if len(parts) > 1 else ""
+
+
+def start_line_of(message: str) -> str:
+    """The request line or status line."""
+    return _LINE_END.split(message, maxsplit=1)[0]
+
+
+def request_uri_of(message: str) -> str:
+    """The Request-URI of a request, empty when the start line is not one."""
+    parts = start_line_of(message).split(" ")
+    return parts[1] if len(parts) == 3 and parts[2].startswith("SIP/") else ""
+
+
+def uri_of(field: str) -> str:
+    """The URI inside a From, To or Contact field, with or without angle brackets."""
+    return name_addr_of(field).uri
+
+
+def user_of(uri: str) -> str:
+    """The user of a sip URI, or the number of a tel URI; empty when there is none.
+
+    Without a password, without a telephone number's parameters (``;phone-context=``), and with
+    escapes undone, as ``%2B49`` and ``+49`` are the same user (RFC 3261 section 19.1.4).
+    """
+    scheme, _, rest = uri[:MAX_FIELD].partition(":")
+    if scheme.lower() not in ("sip", "sips", "tel"):
+        return ""
+    # An "@" elsewhere is escaped in both the user and what follows the host.
+    user, at, _host = rest.partition("@")
+    if scheme.lower() != "tel" and not at:
+        return ""
+    for end in ":;?" if at else ";?":
+        user = user.partition(end)[0]
+    return unquote(user)
+
+
+def display_name_of(field: str) -> str:
+    """The display name before the angle bracket, without quotes; empty when there is none."""
+    return name_addr_of(field).name
+
+
+def reason_of(headers: Mapping[str, tuple[str, ...]]) -> str:
+    """The Reason header of a BYE or CANCEL (RFC 3326), empty without one."""
+    return ", ".join(headers.get("reason", ()))

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Replies to requests that lead to no call: other methods, INFO, and what cannot be read. Pure."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from gateway.sip.messages.headers import MAX_FIELD, headers_of
+
+ALLOWED = "INVITE, ACK, BYE, CANCEL, OPTIONS, INFO, UPDATE, PRACK, REFER, NOTIFY"
+
+_HANDLED_BELOW = frozenset({"INVITE", "ACK", "CANCEL"})
+_INSIDE_ONLY = frozenset({"BYE", "INFO", "UPDATE", "PRACK", "NOTIFY"})
+_NOT_HERE = frozenset({"REGISTER", "PUBLISH", "MESSAGE", "SUBSCRIBE", "REFER"})
+_KNOWN = _HANDLED_BELOW | _INSIDE_ONLY | _NOT_HERE | {"OPTIONS"}
+
+
+def name_of(method: str) -> str:
+    """The method, or "unknown": what strangers make up is no rule's name."""
+    return method if method in _KNOWN else "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A response, with one header field of its own where the code wants one."""
+
+    code: int
+    header: tuple[str, str] | None = None
+    challenges: tuple[str, ...] = ()
+    """The values of WWW-Authenticate, of a 401."""
+
+
+_ALLOW = ("Allow", ALLOWED)
+_NOT_ALLOWED = Reply(405, _ALLOW)
+"""RFC 3261 section 21.4.6."""
+
+_NO_DIALOG = Reply(481)
+_UNKNOWN = Reply(501, _ALLOW)
+"""RFC 3261 section 21.5.2."""
+
+_BAD_EVENT = Reply(489, ("Allow-Events", "refer"))
+"""RFC 6665 section 8.3.2."""
+
+
+def reply_outside(method: str) -> Reply | None:
+    """For a new request outside of any dialog; None where pjsua has to see it."""
+    if method in _INSIDE_ONLY:
+        return _NO_DIALOG
+    if method in _NOT_HERE:
+        return _NOT_ALLOWED
+    return None if method in _KNOWN else _UNKNOWN
+
+
+def reply_inside(method: str, event: str) -> Reply | None:
+    """For a request inside a dialog of ours; ``event`` is its Event field (RFC 6665)."""
+    package = event.partition(";")[0].strip().lower()
+    if method == "OPTIONS":
+        return Reply(200, _ALLOW)
+    if method == "SUBSCRIBE" or (method == "NOTIFY" and package != "refer"):
+        return _BAD_EVENT
+    if method in ("MESSAGE", "REGISTER", "PUBLISH"):
+        return _NOT_ALLOWED
+    return None if method in _KNOWN else _UNKNOWN
+
+
+RELAY = "application/dtmf-relay"
+PLAIN = "application/dtmf"
+"""Keys in INFO (RFC 2976): the one has lines ``Signal=5`` and ``Duration=160``, the other is the
+key alone. Some write the event's number (RFC 4733 section 3.2): 10 is the star, 11 the hash."""
+
+MAX_BODY = 1024
+"""Characters of a body that are read. One with a key has some thirty."""
+
+KEYS = frozenset("0123456789*#ABCD")
+"""All the keys that there are; a hook flash is none."""
+_BY_NUMBER = {"10": "*", "11": "#", "12": "A", "13": "B", "14": "C", "15": "D"}
+_ANSWERED_BY_PJSUA = frozenset(
+    {RELAY, "application/media_control+xml", "application/trickle-ice-sdpfrag"}
+)
+
+
+def info_digit(content_type: str, body: str) -> str | None:
+    """The key of an INFO request, one of ``0-9 * # A-D``; None when there is none in it."""
+    kind = media_type(content_type)
+    if kind not in (RELAY, PLAIN):
+        return None
+    body = body[:MAX_BODY]
+    value = _signal_in(body)
+    if value is None and kind == PLAIN:
+        value = body.strip()
+    if value is None:
+        return None
+    value = _BY_NUMBER.get(value, value.upper())
+    return value if value in KEYS else None
+
+
+def _signal_in(body: str) -> str | None:
+    for line in body.splitlines():
+        name, equals, value = line.partition("=")
+        if equals and name.strip().lower() == "signal":
+            return value.strip()
+    return None
+
+
+def media_type(content_type: str) -> str:
+    """Type and subtype in lower case, without parameters."""
+    return content_type[:MAX_BODY].partition(";")[0].strip().lower()
+
+
+def info_status(content_type: str, body: str) -> int:
+    """The response to an INFO request that pjsua leaves to us; 0 where it answers by itself.
+
+    Unanswered, its dialog would say 500. An empty one asks whether the call is still there.
+    """
+    kind = media_type(content_type)
+    if kind in _ANSWERED_BY_PJSUA:
+        return 0
+    if not body.strip():
+        return 200
+    if kind != PLAIN:
+        return 415
+    return 200 if info_digit(content_type, body) is not None else 400
+
+
+MAX_VIAS = 16
+
+_REASONS = {400: "Bad Request", 403: "Forbidden", 513: "Message Too Large"}
+_ONCE = ("from", "to", "call-id", "cseq")
+_NAMES = {"from": "From", "to": "To", "call-id": "Call-ID", "cseq": "CSeq"}
+
+
+def method_of(data: bytes) -> str:
+    """The method of a request; empty for a response, and for what is no SIP message."""
+    words = data[:MAX_FIELD].split(b"\n", 1)[0].strip().split(b" ")
+    name = words[0].decode("ascii", "replace")
+    known = len(words) >= 3 and words[-1].upper().startswith(b"SIP/") and name.isalpha()
+    return name if known else ""
+
+
+def answer_unread(data: bytes, code: int, source: str, port: int) -> bytes:
+    """A response to the request in ``data``; empty where there is nothing to answer.
+
+    It goes to where the request came from; the fields that name its transaction are sent back as
+    they came (RFC 3261 section 8.2.6.2, RFC 3581 section 4), as far as it has them. It is never
+    longer than they are, but for a few words: nobody is flooded through us.
+    """
+    method = method_of(data)
+    if not method or method == "ACK":
+        return b""
+    # One character a byte, so that what is no text goes back as it came.
+    headers = headers_of(data.decode("latin-1"))
+    vias = headers.get("via", ())
+    fields = {name: headers.get(name, ()) for name in _ONCE}
+    if not vias or len(vias) > MAX_VIAS or any(len(values) > 1 for values in fields.values()):
+        return b""
+    if not fields["cseq"] and not fields["call-id"]:
+        return b""
+    told = {name: values[0] for name, values in fields.items() if values}
+    if any(len(one) > MAX_FIELD for one in (*vias, *told.values())):
+        return b""
+    if "to" in told and ";tag=" not in told["to"].lower():
+        told["to"] += f";tag={secrets.token_hex(4)}"
+    lines = [
+        f"SIP/2.0 {code} {_REASONS[code]}",
+        f"Via: {_received(vias[0], source, port)}",
+        *(f"Via: {via}" for via in vias[1:]),
+        *(f"{_NAMES[name]}: {value}" for name, value in told.items()),
+        "Content-Length: 0",
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def _received(via: str, source: str, port: int) -> str:
+    parts = via.split(";")
+    told = [f"rport={port}" if part.strip().lower() == "rport" else part for part in parts]
+    return ";".join([*told, f"received={source}"])
