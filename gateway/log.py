@@ -28,7 +28,7 @@ import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor
 
-from gateway.call.dtmf.private_digits import PrivateDigits
+from gateway.call.private_digits import PrivateDigits
 from gateway.text import printable, printable_in
 
 _SHORTEST_SECRET = 4

@@ -16,8 +16,8 @@ from gateway.call import inputs
 from gateway.call.ending import EndReason, Outcome
 from gateway.call.leg.call_control import TAKE_OVER_SECONDS
 from gateway.call.record import CallRecord
-from gateway.call.tools.arguments import ToolCallError, transfer_target
 from gateway.call.tools.commands import OperatorTransfer
+from gateway.call.tools.definitions import ToolCallError, transfer_target
 from gateway.control.content import call_named
 from gateway.control.server import RefusedError
 

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 from gateway.audio.g711 import Codec
 from gateway.bridge.machine_driver import CallHost, CallPart, entry
 from gateway.call import inputs, outputs
-from gateway.call.quality import QualityOfCall
 from gateway.call.record import BLeg as BLegRecord
 from gateway.sip.in_call import ReferProgress
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio
+from gateway.sip.media.quality import QualityOfCall
 from gateway.sip.types import LegEnd, LegHandler, RtpQuality
 
 

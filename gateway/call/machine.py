@@ -109,7 +109,7 @@ class LegEvents:
         note = self._call.timeline.note(now, "held" if input.held else "resumed", "info")
         if self._call.state is not State.TALKING or not self._call.session_up:
             return [note]
-        return [note, *self._call.conversation.talk.tell(HELD if input.held else RESUMED)]
+        return [note, *self._call.conversation.control.tell(HELD if input.held else RESUMED)]
 
     def on_digit(self, input: inputs.DigitPressed, now: float) -> list[outputs.Output]:
         if not (
@@ -284,29 +284,33 @@ class CallMachine:
 
     def _settle(self, now: float) -> list[outputs.Output]:
         """Return what follows for the call from what has just happened in its conversation."""
-        talk = self._call.conversation
-        todo = talk.settle(now, confirmed=self._call.state is not State.ANSWERED)
-        if talk.call_actions.joined and self._call.state is State.TALKING:
+        conversation = self._call.conversation
+        todo = conversation.settle(now, confirmed=self._call.state is not State.ANSWERED)
+        if conversation.call_actions.joined and self._call.state is State.TALKING:
             todo += self._bridge(now)
         if self._call.session_up and self._call.talking:
             todo += self._session.handover.settle(now)
-        if self._call.session_up and self._call.state is State.TALKING and talk.silence.rule:
-            todo += self._session.on_silence(talk.silence.rule, now)
+        if (
+            self._call.session_up
+            and self._call.state is State.TALKING
+            and conversation.silence.rule
+        ):
+            todo += self._session.on_silence(conversation.silence.rule, now)
         if self._session.failover.over is not None:
             return todo + self._session.give_up(now)
-        why, detail = talk.call_actions.over or (None, "")
+        why, detail = conversation.call_actions.over or (None, "")
         if why is None and self._session.lost_meanwhile is None:
-            why, detail = talk.ended(now)
+            why, detail = conversation.ended(now)
         elif (
             why is None
             and self._session.lost_meanwhile is not None
-            and not talk.call_actions.underway
+            and not conversation.call_actions.underway
         ):
             why, detail = self._session.lost_meanwhile
         if why is not None:
             return todo + self._end(why, now, detail)
         hold = (
-            self._call.held or talk.call_actions.away,
+            self._call.held or conversation.call_actions.away,
             self._call.held and self._call.plan.silence_on_hold,
         )
         if hold != self._hold:
@@ -362,7 +366,7 @@ class CallMachine:
         if self._ending is not None:
             return self._finish(now)
         # First of all, what was heard.
-        todo = self._call.conversation.talk.playback.stop(now) if self._call.live else []
+        todo = self._call.conversation.control.playback.stop(now) if self._call.live else []
         outcome = f"{input.code} {input.phrase}".strip()
         if self._call.state is State.DIALLING:
             why = why_not_answered(input.code)
@@ -425,7 +429,7 @@ class CallMachine:
         # Of a call of ours that was not dialled yet, there is no leg to end.
         leg_over = leg_over or (outbound and self._call.state is State.CONNECTING)
         if self._call.session_up and self._call.state is State.TALKING:
-            self._post_call = post_call_of(self._call.conversation.talk, why, now)
+            self._post_call = post_call_of(self._call.conversation.control, why, now)
         self._call.state = State.ENDING
         self._call.session_up = False
         self._end_at = now + LEG_END_SECONDS

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from gateway.call.dtmf.private_digits import PrivateDigits
 from gateway.call.ending import Ending
 from gateway.call.outputs import LogEvent
+from gateway.call.private_digits import PrivateDigits
 from gateway.realtime.settings_fallback import Refused
 
 MAX_TIMELINE = 20_000
@@ -255,7 +255,7 @@ class CallRecord:
     late_audio_ms: int = 0
     rtp: dict[str, float] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
-    """Both directions, as :class:`gateway.call.quality.QualityOfCall` has them; live."""
+    """Both directions, as :class:`gateway.sip.media.quality.QualityOfCall` has them; live."""
     cost: dict[str, Any] = field(default_factory=dict)
     """As :class:`gateway.billing.account.Account` has it; live."""
     event_log: dict[str, Any] = field(default_factory=dict)

@@ -20,7 +20,7 @@ import structlog
 from gateway.bridge.legs import DialRefusedError
 from gateway.call.record import CallRecord
 from gateway.call.tools import definitions
-from gateway.call.tools.arguments import NUMBER
+from gateway.call.tools.definitions import NUMBER
 from gateway.config.sections import CallbackSettings
 from gateway.config.values import shown
 from gateway.dialplan import Route

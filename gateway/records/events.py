@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 import structlog
 
-from gateway.call.dtmf.private_digits import PrivateDigits
+from gateway.call.private_digits import PrivateDigits
 from gateway.log import BLANK, Redactor
 from gateway.records.files import file_stem, private
 from gateway.tasks import background

@@ -22,8 +22,7 @@ from gateway.call.outputs import Output, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playout.playback import Playback, Playout
 from gateway.call.record import CallTimeline
-from gateway.call.tools.arguments import ToolCallError
-from gateway.call.tools.definitions import TRANSFER_CALL
+from gateway.call.tools.definitions import TRANSFER_CALL, ToolCallError
 from gateway.realtime.commands import (
     CancelResponse,
     ClientCommand,

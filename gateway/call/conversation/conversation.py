@@ -7,16 +7,22 @@ inputs that it registers for, and acts through ``ConversationControl``.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
-from gateway.call.conversation.actions import carry_out
-from gateway.call.conversation.control import ConversationControl, ConversationRule, send
+from gateway.call.conversation.control import (
+    ConversationControl,
+    ConversationRule,
+    Termination,
+    send,
+)
 from gateway.call.conversation.responses import ResponseGate
 from gateway.call.conversation.transcript import Transcript
-from gateway.call.dtmf.input import DtmfInput
+from gateway.call.dtmf import DtmfInput
 from gateway.call.ending import EndReason
 from gateway.call.inputs import Input, ServerEventReceived
-from gateway.call.outputs import OutOfBandDone, Output
+from gateway.call.leg.call_control import BY_OPERATOR
+from gateway.call.outputs import OutOfBandDone, Output, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playout.barge_in import Interruptions
 from gateway.call.playout.playback import Playout
@@ -24,15 +30,30 @@ from gateway.call.record import CallTimeline
 from gateway.call.rules.budget import Budget
 from gateway.call.rules.context_trimming import ContextTrimmer
 from gateway.call.rules.guardrails import Guardrails
-from gateway.call.rules.idle import UserIdleTimeout
 from gateway.call.rules.machine_detection import MachineDetector
 from gateway.call.rules.response_failure import ResponseFallback
-from gateway.call.rules.silence import Silence
-from gateway.call.tools.approvals import Approvals
-from gateway.call.tools.commands import CallCommand, RequestOutOfBand
+from gateway.call.rules.silence import Silence, UserIdleTimeout
+from gateway.call.tools.approvals import Approvals, McpWatch
+from gateway.call.tools.commands import (
+    CallCommand,
+    EndCall,
+    OperatorTransfer,
+    RequestOutOfBand,
+    Respond,
+    Say,
+    Show,
+    Tell,
+    TransferTo,
+)
+from gateway.call.tools.definitions import TRANSFER_CALL, ToolCallError
 from gateway.call.tools.function_calls import Functions
-from gateway.call.tools.mcp import McpWatch
-from gateway.realtime.commands import UNNAMED, CancelResponse, ClientCommand, CreateResponse
+from gateway.realtime.commands import (
+    UNNAMED,
+    CancelResponse,
+    ClientCommand,
+    CreateItem,
+    CreateResponse,
+)
 from gateway.realtime.errors import Kind, classify_error
 from gateway.realtime.events import (
     AgentTranscript,
@@ -52,37 +73,78 @@ from gateway.realtime.events import (
 from gateway.realtime.settings_fallback import mended
 
 
+def carry_out(command: CallCommand, control: ConversationControl, now: float) -> list[Output]:
+    """Carry out a command, unless the call is being ended already."""
+    if control.termination is not None and not isinstance(command, RequestOutOfBand):
+        return []
+    note = control.timeline.note(now, "command", "info", command=type(command).__name__)
+    match command:
+        case Say(words):
+            return [note, *control.say(words, now)]
+        case Tell(text, role, respond):
+            return [note, *control.tell(text, role=role), *_respond(control, respond, now)]
+        case Show(image, text, respond):
+            content = [{"type": "input_text", "text": text}] if text else []
+            content.append({"type": "input_image", "image_url": image})
+            item = {"type": "message", "role": "user", "content": content}
+            return [note, Send(CreateItem(item)), *_respond(control, respond, now)]
+        case Respond(instructions):
+            return [note, *control.ask(CreateResponse({"instructions": instructions}), now)]
+        case RequestOutOfBand(key, instructions, metadata):
+            return [note, *control.out_of_band.ask(key, "application", instructions, now, metadata)]
+        case TransferTo(destination, words):
+            control.terminate(
+                Termination(EndReason.APPLICATION, "by a function", words, transfer_to=destination)
+            )
+        case OperatorTransfer(destination):
+            wanted = json.dumps({"destination": destination})
+            try:
+                control.call_actions.ask(TRANSFER_CALL, BY_OPERATOR, wanted, now)
+            except ToolCallError as error:
+                refused = control.timeline.note(
+                    now, "command_rejected", "warning", reason=str(error)
+                )
+                return [note, refused]
+        case EndCall(words):
+            control.terminate(Termination(EndReason.APPLICATION, "by a function", words))
+    return [note]
+
+
+def _respond(control: ConversationControl, wanted: bool, now: float) -> list[Output]:
+    return control.ask(CreateResponse(), now) if wanted else []
+
+
 class Conversation:
     """Handles the events of a session. Every method takes the time (s) and returns outputs."""
 
     def __init__(self, plan: CallPlan, timeline: CallTimeline, playout: Playout) -> None:
         self._plan = plan
         self._timeline = timeline
-        self.talk = ConversationControl(plan, timeline, playout)
-        self.call_actions = self.talk.call_actions
-        self._interruptions = Interruptions(self.talk)
-        self._keys = DtmfInput(self.talk, self._interruptions)
-        approvals = self.talk.approvals = Approvals(self.talk)
-        self._functions = Functions(self.talk, approvals)
-        self.transcript = Transcript(self.talk)
+        self.control = ConversationControl(plan, timeline, playout)
+        self.call_actions = self.control.call_actions
+        self._interruptions = Interruptions(self.control)
+        self._keys = DtmfInput(self.control, self._interruptions.key)
+        approvals = self.control.approvals = Approvals(self.control)
+        self._functions = Functions(self.control, approvals)
+        self.transcript = Transcript(self.control)
         self._session_failed = False
         self._caller_speaks = False
         self._unnamed = 0
         """Responses that came without an id."""
         self.silence = Silence(
-            self.talk,
+            self.control,
             lambda: self._caller_speaks or self._functions.busy or approvals.wants_digits,
         )
-        self._response_fallback = ResponseFallback(self.talk)
+        self._response_fallback = ResponseFallback(self.control)
         self._rules: tuple[ConversationRule, ...] = (
             self.transcript,
-            Budget(self.talk),
-            UserIdleTimeout(self.talk, lambda: self._functions.busy or approvals.wants_digits),
-            MachineDetector(self.talk),
+            Budget(self.control),
+            UserIdleTimeout(self.control, lambda: self._functions.busy or approvals.wants_digits),
+            MachineDetector(self.control),
             approvals,
-            McpWatch(self.talk, approvals),
-            Guardrails(self.talk),
-            ContextTrimmer(self.talk),
+            McpWatch(self.control, approvals),
+            Guardrails(self.control),
+            ContextTrimmer(self.control),
             self._response_fallback,
             self.silence,
         )
@@ -94,7 +156,7 @@ class Conversation:
 
     def prepare(self, plan: CallPlan) -> None:
         """Take the plan with its texts complete; call before :meth:`open`."""
-        self._plan = self.talk.plan = plan
+        self._plan = self.control.plan = plan
 
     # ---- what happens
 
@@ -104,13 +166,13 @@ class Conversation:
             return []
         greeting = CreateResponse(self._plan.greeting)
         self._interruptions.greeting = greeting
-        return self.talk.ask(greeting, now)
+        return self.control.ask(greeting, now)
 
     def apply_rules(self, input: Input, now: float) -> list[Output]:
         """Hand an input to the rules that have registered for it, once it has taken effect."""
         kind: type = type(input)
         if isinstance(input, ServerEventReceived):
-            if self.talk.out_of_band.takes(input.event):
+            if self.control.out_of_band.takes(input.event):
                 return []
             kind = type(input.event)
         return [output for rule in self._rules_for.get(kind, ()) for output in rule.on(input, now)]
@@ -123,43 +185,43 @@ class Conversation:
                 self._name_active(event.response_id)
                 if event.response_id and event.item_id:
                     return event
-                response_id = event.response_id or self.talk.gate.active or UNNAMED
+                response_id = event.response_id or self.control.gate.active or UNNAMED
                 item_id = event.item_id or f"item_of_{response_id}"
                 return replace(event, response_id=response_id, item_id=item_id)
             case ResponseCreated(response_id=""):
                 self._unnamed += 1
                 return replace(event, response_id=f"{UNNAMED}{self._unnamed}")
             case ResponseDone(response_id=""):
-                return replace(event, response_id=self.talk.gate.active or UNNAMED)
+                return replace(event, response_id=self.control.gate.active or UNNAMED)
             case ResponseDone():
                 self._name_active(event.response_id)
         return event
 
     def _name_active(self, response_id: str) -> None:
         """Rename a response that was created without an id, once its id is known."""
-        talk, active = self.talk, self.talk.gate.active
+        control, active = self.control, self.control.gate.active
         if active is None or not active.startswith(UNNAMED) or not response_id:
             return
-        if response_id != active and not talk.playback.was_cut(response_id):
-            talk.playback.rename(active, response_id)
-            talk.gate.rename(active, response_id)
+        if response_id != active and not control.playback.was_cut(response_id):
+            control.playback.rename(active, response_id)
+            control.gate.rename(active, response_id)
 
     def on_event(
         self, event: ServerEvent, now: float, command: ClientCommand | None = None
     ) -> list[Output]:
         """Take an event; ``command`` is our request for a response that begins."""
-        note, talk = self._timeline.note, self.talk
-        if talk.out_of_band.takes(event):
-            return talk.out_of_band.on_event(event, now)
+        note, control = self._timeline.note, self.control
+        if control.out_of_band.takes(event):
+            return control.out_of_band.on_event(event, now)
         if self.call_actions.joined and not isinstance(event, AgentTranscript | InputTranscribed):
             return []  # it listens, and has nobody to talk to
         match event:
             case AudioDelta():
                 outputs = self.call_actions.model_speaks(now) + self._functions.model_speaks()
-                outputs += talk.playback.receive(event)
-                return outputs + self.silence.heard() if talk.speaking else outputs
+                outputs += control.playback.receive(event)
+                return outputs + self.silence.heard() if control.speaking else outputs
             case AudioDone():
-                return talk.playback.part_done(event)
+                return control.playback.part_done(event)
             case SpeechStarted():
                 self._caller_speaks = True
                 return self._interruptions.speech(event, now)
@@ -171,11 +233,11 @@ class Conversation:
                 self._caller_speaks = False
                 self._functions.caller_acted()
                 if not self._plan.interruptions.by_gateway:
-                    talk.gate.turn()
+                    control.gate.turn()
                 return self._interruptions.committed(event, now)
             case ResponseCreated():
                 request = command if isinstance(command, CreateResponse) else None
-                request = talk.gate.created(event.response_id, request)
+                request = control.gate.created(event.response_id, request)
                 self._interruptions.created(event.response_id, request)
                 return []
             case AgentTranscriptDelta():
@@ -198,7 +260,7 @@ class Conversation:
     ) -> list[Output]:
         """Take an ``error`` event; few end the session (:mod:`gateway.realtime.errors`)."""
         verdict = classify_error(error)
-        gate = self.talk.gate
+        gate = self.control.gate
         outputs: list[Output] = [
             self._timeline.note(
                 now,
@@ -210,8 +272,8 @@ class Conversation:
                 kind=verdict.kind.value,
             )
         ]
-        if self.talk.out_of_band.asked(command):
-            outputs += self.talk.out_of_band.refused(command, error, now)
+        if self.control.out_of_band.asked(command):
+            outputs += self.control.out_of_band.refused(command, error, now)
         elif error.code == "conversation_already_has_active_response":
             request = command if isinstance(command, CreateResponse) else None
             gate.collided(request, now)
@@ -224,7 +286,7 @@ class Conversation:
         elif isinstance(command, CancelResponse):
             # It does not run, whatever became of its response.done.
             outputs += send(gate.done(command.response_id, now))
-        outputs += self.talk.playback.refusal(error, command)
+        outputs += self.control.playback.refusal(error, command)
         self._session_failed = self._session_failed or verdict.ends_session
         return outputs
 
@@ -235,15 +297,15 @@ class Conversation:
 
     def on_playout_started(self, now: float) -> list[Output]:
         """Note that the caller begins to hear a response."""
-        return self.talk.playback.started(now)
+        return self.control.playback.started(now)
 
     def on_playout_drained(self, now: float) -> list[Output]:
         """Note that the playout queue ran empty."""
-        return self.talk.playback.drained(now)
+        return self.control.playback.drained(now)
 
     def on_playout_refused(self, frames: int, now: float) -> list[Output]:
         """Note frames that did not fit the playout queue."""
-        return self.talk.playback.refused(frames, now)
+        return self.control.playback.refused(frames, now)
 
     def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
         """Take the result of a tool function."""
@@ -251,7 +313,7 @@ class Conversation:
 
     def on_command(self, command: CallCommand, now: float) -> list[Output]:
         """Carry out a command."""
-        return carry_out(command, self.talk, now)
+        return carry_out(command, self.control, now)
 
     def command_rejected(self, command: CallCommand) -> list[Output]:
         """Reject a command that came when no session talks."""
@@ -265,47 +327,47 @@ class Conversation:
         """Return what follows once an input was handled: actions, termination, silence."""
         outputs = self._begin_action(now, confirmed)
         outputs += self._functions.action_done(now)
-        if self.talk.termination is not None:
+        if self.control.termination is not None:
             # What is under way, or a goodbye that is being said, ends the call by itself.
-            outputs += self.talk.leave(now)
+            outputs += self.control.leave(now)
             outputs += self._begin_action(now, confirmed)
         return outputs + self.silence.settle(now, confirmed=confirmed)
 
     def on_silence(self, rule: str, now: float) -> list[Output]:
         """Interrupt and retry a response that stays silent; there is no fallback."""
-        outputs = self.talk.interrupt("silence", now) + self.silence.reset()
-        return outputs + self._response_fallback.silent(rule, self.talk.gate.abandon(), now)
+        outputs = self.control.interrupt("silence", now) + self.silence.reset()
+        return outputs + self._response_fallback.silent(rule, self.control.gate.abandon(), now)
 
     def on_session_over(self, now: float) -> list[Output]:
         """Note that the session closed normally; its queued audio is played to the end."""
-        self.talk.hangup_after_playout.session_over(now)
-        self.talk.gate = ResponseGate()
+        self.control.hangup_after_playout.session_over(now)
+        self.control.gate = ResponseGate()
         self.on_end(now)
         return self._interruptions.session_over()
 
     def detach(self, now: float) -> list[Output]:
         """Let go of a session that another one is to replace."""
         self.transcript.detached()
-        outputs = self.talk.playback.session_over() + self._interruptions.session_over()
+        outputs = self.control.playback.session_over() + self._interruptions.session_over()
         outputs += self.silence.reset()
-        self.talk.gate = ResponseGate()
+        self.control.gate = ResponseGate()
         self._caller_speaks = self._session_failed = False
         return outputs
 
     def attach(self) -> None:
         """Start with a new session; requests to the old one are forgotten."""
-        self.talk.gate = ResponseGate()
+        self.control.gate = ResponseGate()
 
     @property
     def quiet(self) -> bool:
         """Return whether neither side speaks and no action is under way."""
-        talk = self.talk
+        control = self.control
         busy = (
-            talk.call_actions.busy
+            control.call_actions.busy
             or self._functions.busy
-            or talk.hangup_after_playout.deadline is not None
+            or control.hangup_after_playout.deadline is not None
         )
-        return not (busy or talk.speaking or self._caller_speaks) and talk.gate.idle
+        return not (busy or control.speaking or self._caller_speaks) and control.gate.idle
 
     def on_end(self, now: float) -> None:
         """Record what was not sent, since the session ends."""
@@ -316,20 +378,22 @@ class Conversation:
     @property
     def leaving(self) -> bool:
         """Return whether last words were requested or are being said."""
-        return self.talk.hangup_after_playout.deadline is not None
+        return self.control.hangup_after_playout.deadline is not None
 
     @property
     def goodbye_is_here(self) -> bool:
         """Return whether all of a goodbye is queued."""
-        return self.talk.hangup_after_playout.being_said
+        return self.control.hangup_after_playout.being_said
 
     def ended(self, now: float) -> tuple[EndReason | None, str]:
         """Return why the call ends now and a detail, or None; ask after each input."""
         if self._session_failed:
             return EndReason.SESSION_ERROR, ""
-        queued_ms, responding = self.talk.playback.queued_ms, not self.talk.gate.idle
-        why = self.talk.hangup_after_playout.over(now, queued_ms=queued_ms, responding=responding)
-        termination = self.talk.termination
+        queued_ms, responding = self.control.playback.queued_ms, not self.control.gate.idle
+        why = self.control.hangup_after_playout.over(
+            now, queued_ms=queued_ms, responding=responding
+        )
+        termination = self.control.termination
         return why, termination.detail if termination is not None and termination.why is why else ""
 
     @property
@@ -339,9 +403,9 @@ class Conversation:
             self._keys.deadline,
             self._functions.deadline,
             self._interruptions.deadline,
-            self.talk.gate.deadline,
-            self.talk.hangup_after_playout.deadline,
-            self.talk.out_of_band.deadline,
+            self.control.gate.deadline,
+            self.control.hangup_after_playout.deadline,
+            self.control.out_of_band.deadline,
             self.call_actions.deadline,
             *(rule.deadline for rule in self._rules),
         ]
@@ -349,25 +413,25 @@ class Conversation:
 
     def on_tick(self, now: float) -> list[Output]:
         """Act on deadlines that have come."""
-        gate = self.talk.gate
+        gate = self.control.gate
         outputs = self._keys.tick(now) + self._interruptions.tick(now)
         if gate.deadline is not None and now >= gate.deadline:
             outputs.append(self._timeline.note(now, "response_unanswered", "warning"))
             outputs += send(gate.unanswered(now))
-        outputs += self.call_actions.tick(now) + self.talk.out_of_band.tick(now)
+        outputs += self.call_actions.tick(now) + self.control.out_of_band.tick(now)
         outputs += self._functions.tick(now)
         return outputs + [output for rule in self._rules for output in rule.tick(now)]
 
     @property
     def late_audio_ms(self) -> int:
         """Audio that came after its response was cut, ms."""
-        return self.talk.playback.late_audio_ms
+        return self.control.playback.late_audio_ms
 
     def _begin_action(self, now: float, confirmed: bool) -> list[Output]:
-        return self.call_actions.settle(now, queued=self.talk.speaking, confirmed=confirmed)
+        return self.call_actions.settle(now, queued=self.control.speaking, confirmed=confirmed)
 
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
-        outputs = self.talk.playback.response_done(event.response_id)
+        outputs = self.control.playback.response_done(event.response_id)
         failed = event.status == "failed"
         outputs.append(
             self._timeline.note(
@@ -380,10 +444,10 @@ class Conversation:
                 **({"code": event.error_code, "message": event.error_message} if failed else {}),
             )
         )
-        following = self.talk.gate.done(event.response_id, now)
+        following = self.control.gate.done(event.response_id, now)
         if event.status == "completed":
             outputs += self._functions.called(event, now)
         outputs += send(following)
-        if self._functions.in_loop and self.talk.gate.idle:
+        if self._functions.in_loop and self.control.gate.idle:
             outputs += self._response_fallback.looped(now)
         return outputs

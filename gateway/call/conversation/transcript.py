@@ -84,12 +84,12 @@ class Transcript:
     )
     deadline: float | None = None
 
-    def __init__(self, talk: ConversationControl) -> None:
-        self._talk = talk
+    def __init__(self, control: ConversationControl) -> None:
+        self._control = control
         self._entries: list[Entry] = []
         self._by_item: dict[str, Entry] = {}
-        talk.timeline.record.transcript = self
-        talk.playback.on_cut = self._cut
+        control.timeline.record.transcript = self
+        control.playback.on_cut = self._cut
 
     # ---- what happens
 
@@ -128,7 +128,7 @@ class Transcript:
 
     def detached(self) -> None:
         """Cut the entry of a response that the end of its session interrupts."""
-        active = self._talk.gate.active
+        active = self._control.gate.active
         last = next((one for one in reversed(self._entries) if one.who == "agent"), None)
         if active is None or last is None or last is not self._entries[-1]:
             return
@@ -147,7 +147,7 @@ class Transcript:
     @property
     def changes(self) -> list[UpdateSession]:
         """Return the changes of the session's settings since it began, for a new session."""
-        return list(self._talk.changes.values())
+        return list(self._control.changes.values())
 
     def as_json(self) -> list[dict[str, Any]]:
         """Oldest first; turns of the caller of which no words are known have an empty text."""
@@ -166,7 +166,7 @@ class Transcript:
                 whole = False
                 break
             items.append(item)
-        if not whole or self._talk.timeline.record.transcript_dropped:
+        if not whole or self._control.timeline.record.transcript_dropped:
             items.append(message("system", LEFT_OUT))
         items.reverse()
         # A result without its call is an error to the server.
@@ -182,12 +182,12 @@ class Transcript:
     def _entry(self, who: str, item_id: str, now: float) -> Entry:
         entry = self._by_item.get(item_id)
         if entry is None:
-            entry = self._add(Entry(self._talk.timeline.ms(now), who, item_id=item_id))
+            entry = self._add(Entry(self._control.timeline.ms(now), who, item_id=item_id))
         return entry
 
     def _agent(self, response_id: str, item_id: str, now: float) -> Entry:
         entry = self._entry("agent", item_id, now)
-        playback = self._talk.playback
+        playback = self._control.playback
         if playback.was_cut(response_id) and not playback.received_ms(item_id):
             entry.heard = ""  # its words come after the cut, and no sound of it was let through
         return entry
@@ -196,17 +196,17 @@ class Transcript:
         if len(self._entries) >= MAX_ENTRIES:
             gone = self._entries.pop(0)
             self._by_item.pop(gone.item_id, None)
-            self._talk.timeline.record.transcript_dropped += 1
+            self._control.timeline.record.transcript_dropped += 1
         self._entries.append(entry)
         if entry.item_id:
             self._by_item[entry.item_id] = entry
         return entry
 
     def _put(self, item: Mapping[str, Any], now: float) -> None:
-        at_ms = self._talk.timeline.ms(now)
+        at_ms = self._control.timeline.ms(now)
         if item.get("type") == "function_call_output":
             text = str(item.get("output", ""))[:MAX_TEXT]
-            if item.get("call_id") in self._talk.private:
+            if item.get("call_id") in self._control.private:
                 text = "(private)"
             self._add(Entry(at_ms, "result", text, item=item))
         elif item.get("type") == "message":
@@ -221,7 +221,7 @@ class Transcript:
         if len(arguments) > MAX_TEXT:
             return
         call = {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}
-        entry = Entry(self._talk.timeline.ms(now), "call", f"{name} {arguments}", item=call)
+        entry = Entry(self._control.timeline.ms(now), "call", f"{name} {arguments}", item=call)
         answered = [
             index
             for index, one in enumerate(self._entries)
@@ -233,7 +233,7 @@ class Transcript:
             self._add(entry)
 
     def _mark(self, entry: Entry) -> None:
-        received = self._talk.playback.received_ms(entry.item_id)
+        received = self._control.playback.received_ms(entry.item_id)
         marks = entry.marks
         if (not marks or marks[-1][1] < received) and len(marks) < _MARKS:
             marks.append((len(entry.text), received))
@@ -245,8 +245,8 @@ class Transcript:
 
     def _forget(self, item_id: str) -> None:
         entry = self._by_item.pop(item_id, None)
-        if item_id in self._talk.let_go:
-            self._talk.let_go.discard(item_id)
+        if item_id in self._control.let_go:
+            self._control.let_go.discard(item_id)
         elif entry is not None and entry.who == "caller":
             self._entries.remove(entry)
 

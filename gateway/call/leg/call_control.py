@@ -30,14 +30,16 @@ from gateway.call.outputs import (
 )
 from gateway.call.plan import CallPlan, HoldPlan, TransferPlan
 from gateway.call.record import CallTimeline, TransferAttempt
-from gateway.call.tools.arguments import (
+from gateway.call.tools.definitions import (
+    HOLD,
+    SEND_DTMF,
+    TRANSFER_CALL,
     Target,
     ToolCallError,
     hold_seconds,
     key_steps,
     transfer_target,
 )
-from gateway.call.tools.definitions import HOLD, SEND_DTMF, TRANSFER_CALL
 from gateway.realtime.commands import CreateItem
 
 TAKE_OVER_SECONDS = 20.0

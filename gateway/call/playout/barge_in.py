@@ -53,9 +53,9 @@ class _Turn:
 class Interruptions:
     """Decides about barge-in. Every method takes the time (s) and returns outputs."""
 
-    def __init__(self, talk: ConversationControl) -> None:
-        self._talk = talk
-        self._plan = talk.plan.interruptions
+    def __init__(self, control: ConversationControl) -> None:
+        self._control = control
+        self._plan = control.plan.interruptions
         self._turns: dict[str, _Turn] = {}
         self._paused = False
         self._protected: set[str] = set()
@@ -73,7 +73,9 @@ class Interruptions:
     def created(self, response_id: str, asked: CreateResponse | None) -> None:
         """Note that a response runs; ``asked`` is our request for it, if it was ours."""
         # Of what was protected before, only that is of interest which is still to be heard.
-        self._protected = {one for one in self._protected if self._talk.playback.to_be_heard(one)}
+        self._protected = {
+            one for one in self._protected if self._control.playback.to_be_heard(one)
+        }
         if asked is not None and asked is self.greeting and self._plan.uninterruptible_greeting:
             self._protected.add(response_id)
 
@@ -90,9 +92,9 @@ class Interruptions:
     @property
     def protected(self) -> bool:
         """Return whether what is being said must not be interrupted."""
-        talk = self._talk
+        control = self._control
         return any(
-            one in talk.gate.running or (talk.speaking and talk.playback.to_be_heard(one))
+            one in control.gate.running or (control.speaking and control.playback.to_be_heard(one))
             for one in self._protected
         )
 
@@ -105,19 +107,19 @@ class Interruptions:
 
     def key(self, now: float) -> list[Output]:
         """Interrupt because of a DTMF digit, if the route wants that."""
-        if not self._talk.plan.dtmf.interrupt or self.protected:
+        if not self._control.plan.dtmf.interrupt or self.protected:
             return []
-        return [*self._talk.interrupt("digit", now), *self._go_on()]
+        return [*self._control.interrupt("digit", now), *self._go_on()]
 
     def speech(self, event: SpeechStarted, now: float) -> list[Output]:
         """Interrupt or pause on ``input_audio_buffer.speech_started``."""
-        talk = self._talk
-        note = talk.timeline.note
+        control = self._control
+        note = control.timeline.note
         if not self._plan.by_gateway:
             started = note(now, "caller_speech_started", audio_ms=event.audio_start_ms)
-            server = talk.plan.server_interrupts
-            return [started, *(talk.interrupt("speech", now, cancel=False) if server else [])]
-        agent = talk.speaking or talk.gate.active is not None
+            server = control.plan.server_interrupts
+            return [started, *(control.interrupt("speech", now, cancel=False) if server else [])]
+        agent = control.speaking or control.gate.active is not None
         let_be = self._plan.mode == "disabled" or self.protected
         pause = self._plan.mode == "adaptive" and agent and not let_be
         turn = self._begin(event, undecided=pause)
@@ -127,7 +129,7 @@ class Interruptions:
             outputs.append(Pause(True))
             self._paused = True
         elif not let_be:
-            outputs += talk.interrupt("speech", now)
+            outputs += control.interrupt("speech", now)
         if agent and let_be:
             outputs.append(note(now, "interruption_suppressed", protected=self.protected))
         return outputs
@@ -215,12 +217,12 @@ class Interruptions:
         outputs: list[Output] = []
         if not any(one.undecided for one in self._turns.values()):
             outputs += self._go_on()
-        outputs.append(self._talk.timeline.note(now, "false_interruption", "info", heard=heard))
+        outputs.append(self._control.timeline.note(now, "false_interruption", "info", heard=heard))
         return outputs + (self._answer(turn, now) if turn.committed else [])
 
     def _cut(self, turn: _Turn, now: float) -> list[Output]:
         """Interrupt, and resume what was paused."""
-        outputs = self._talk.interrupt("speech", now)
+        outputs = self._control.interrupt("speech", now)
         outputs += self._go_on()
         for one in tuple(self._turns.values()):
             if one is turn or one.undecided:
@@ -233,7 +235,7 @@ class Interruptions:
         self._turns.pop(turn.item_id, None)
         if turn.dropped:
             return [Send(DeleteItem(turn.item_id))] if turn.item_id else []
-        return self._talk.ask(CreateResponse(), now)
+        return self._control.ask(CreateResponse(), now)
 
     def _go_on(self) -> list[Output]:
         was, self._paused = self._paused, False

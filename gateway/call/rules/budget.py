@@ -18,26 +18,26 @@ class Budget:
     reacts_to: ClassVar[tuple[type, ...]] = (BudgetThreshold,)
     deadline: float | None = None
 
-    def __init__(self, talk: ConversationControl) -> None:
-        self._talk = talk
-        self._plan = talk.plan.budget
+    def __init__(self, control: ConversationControl) -> None:
+        self._control = control
+        self._plan = control.plan.budget
 
     def on(self, input: Input, now: float) -> list[Output]:
         """Take a threshold of the budget."""
-        talk = self._talk
+        control = self._control
         if (
             not isinstance(input, BudgetThreshold)
-            or talk.termination is not None
-            or talk.call_actions.joined
+            or control.termination is not None
+            or control.call_actions.joined
         ):
             return []
         if not input.spent:
-            warned = talk.timeline.note(now, "budget_warning", "info", budget=input.detail)
-            asked = talk.ask(CreateResponse(), now) if self._plan.warning_response else []
-            return [warned, *talk.tell(self._plan.warning_message), *asked]
+            warned = control.timeline.note(now, "budget_warning", "info", budget=input.detail)
+            asked = control.ask(CreateResponse(), now) if self._plan.warning_response else []
+            return [warned, *control.tell(self._plan.warning_message), *asked]
         goodbye, transfer_to = self._plan.goodbye, self._plan.transfer_to
-        talk.terminate(Termination(EndReason.BUDGET, input.detail, goodbye, transfer_to))
-        return [talk.timeline.note(now, "budget_exceeded", "warning", budget=input.detail)]
+        control.terminate(Termination(EndReason.BUDGET, input.detail, goodbye, transfer_to))
+        return [control.timeline.note(now, "budget_exceeded", "warning", budget=input.detail)]
 
     def tick(self, now: float) -> list[Output]:
         """Nothing here waits for time."""

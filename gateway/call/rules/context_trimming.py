@@ -45,9 +45,9 @@ class ContextTrimmer:
     )
     deadline: float | None = None
 
-    def __init__(self, talk: ConversationControl) -> None:
-        self._talk = talk
-        self._plan = talk.plan.content.context
+    def __init__(self, control: ConversationControl) -> None:
+        self._control = control
+        self._plan = control.plan.content.context
         self._items: OrderedDict[str, _Item] = OrderedDict()
         self._session = ""
         self._summaries = 0
@@ -57,7 +57,7 @@ class ContextTrimmer:
         """Keep track of items, and look for old turns at the end of a response."""
         if self._plan.max_turns <= 0 or not isinstance(input, inputs.ServerEventReceived):
             return []
-        session = self._talk.timeline.record.session_id
+        session = self._control.timeline.record.session_id
         if session != self._session:
             self._session, self._asking = session, False
             self._items.clear()  # another session, with items of its own
@@ -88,9 +88,9 @@ class ContextTrimmer:
             self._items.popitem(last=False)
 
     def _look(self, now: float) -> list[Output]:
-        talk, keep = self._talk, self._plan.max_turns
+        control, keep = self._control, self._plan.max_turns
         turns = [item_id for item_id, item in self._items.items() if item.role == "user"]
-        if self._asking or talk.termination is not None or talk.call_actions.joined:
+        if self._asking or control.termination is not None or control.call_actions.joined:
             return []
         if len(turns) < keep + max(1, keep // 2):
             return []
@@ -108,7 +108,7 @@ class ContextTrimmer:
             return self._let_go(old, count, text if status == "completed" else "", at)
 
         self._summaries += 1
-        return talk.out_of_band.ask(
+        return control.out_of_band.ask(
             f"summary-{self._summaries}",
             "old turns",
             self._plan.instructions,
@@ -140,7 +140,7 @@ class ContextTrimmer:
         ]
 
     def _let_go(self, old: list[str], turns: int, summary: str, now: float) -> list[Output]:
-        talk = self._talk
+        control = self._control
         there = [item_id for item_id in old if item_id in self._items]
         outputs: list[Output] = []
         how = "summarize" if summary else "delete"
@@ -149,11 +149,11 @@ class ContextTrimmer:
             outputs.append(Send(CreateItem(item, after="root")))
         for item_id in there:
             self._items.pop(item_id)
-            talk.let_go.add(item_id)
+            control.let_go.add(item_id)
             outputs.append(Send(DeleteItem(item_id)))
-        trim = ContextTrim(round(talk.timeline.ms(now), 1), how, len(there), turns)
-        talk.timeline.record.content.trimmed(trim)
-        note = talk.timeline.note(
+        trim = ContextTrim(round(control.timeline.ms(now), 1), how, len(there), turns)
+        control.timeline.record.content.trimmed(trim)
+        note = control.timeline.note(
             now, "context_trimmed", "info", how=how, items=len(there), turns=turns
         )
         return [note, *outputs]

@@ -127,9 +127,9 @@ class Guardrails:
         InputTranscribed,
     )
 
-    def __init__(self, talk: ConversationControl) -> None:
-        self._talk = talk
-        self._rules = talk.plan.content.guardrails
+    def __init__(self, control: ConversationControl) -> None:
+        self._control = control
+        self._rules = control.plan.content.guardrails
         self._items: OrderedDict[str, _Words] = OrderedDict()
         self._stopped: deque[str] = deque(maxlen=MAX_ITEMS)
         """Responses that are not looked at any more."""
@@ -176,10 +176,10 @@ class Guardrails:
     # ---- how
 
     def _created(self, response_id: str, now: float) -> list[Output]:
-        if self._talk.gate.answers_turn(response_id) and self._turns.answered(response_id):
+        if self._control.gate.answers_turn(response_id) and self._turns.answered(response_id):
             self._stopped.append(response_id)
-            self._talk.gate.stopped(now)
-            return self._talk.bar(response_id, "guard", now)
+            self._control.gate.stopped(now)
+            return self._control.bar(response_id, "guard", now)
         return []
 
     def _words(self, item_id: str, response_id: str) -> _Words:
@@ -194,7 +194,7 @@ class Guardrails:
     def _agent(
         self, item_id: str, words: _Words, new: str, now: float, *, whole: bool
     ) -> list[Output]:
-        asked = self._talk.gate.asked_by(words.response_id)
+        asked = self._control.gate.asked_by(words.response_id)
         ours = any(asked is phrase for phrase in self._phrases)
         if ours or words.response_id in self._stopped:
             return []
@@ -249,7 +249,7 @@ class Guardrails:
         key = f"guard-{self._asked}"
         check = _Check(index, who, response_id, item_id, now + rule.timeout)
         if len(self._checks) >= MAX_CHECKS:
-            note = self._talk.timeline.note(now, "guardrail_skipped", "warning", rule=rule.name)
+            note = self._control.timeline.note(now, "guardrail_skipped", "warning", rule=rule.name)
             denied = rule.on_timeout == "deny"
             return [note, *(self._apply(check, "timeout", "too many", now) if denied else [])]
         self._checks[key] = check
@@ -264,7 +264,7 @@ class Guardrails:
         if allow is None:
             by, allow = "timeout", rule.on_timeout == "allow"
             outputs.append(
-                self._talk.timeline.note(
+                self._control.timeline.note(
                     now,
                     "guardrail_timeout",
                     "warning",
@@ -276,19 +276,19 @@ class Guardrails:
         return outputs if allow else outputs + self._apply(check, by, reason, now)
 
     def _apply(self, check: _Check, by: str, reason: str, now: float) -> list[Output]:
-        talk, rule = self._talk, self._rules[check.rule]
+        control, rule = self._control, self._rules[check.rule]
         response = check.response_id
-        if talk.termination is not None or response in self._stopped:
+        if control.termination is not None or response in self._stopped:
             return []
         # Of the agent the answer itself is stopped; of the caller, what answers them.
         if check.who == "caller":
-            response = self._turns.refuse(check.item_id, talk.gate.active)
+            response = self._turns.refuse(check.item_id, control.gate.active)
             if self._turns.latest == check.item_id:
-                talk.gate.forget_answers()
+                control.gate.forget_answers()
         if response:
             self._stopped.append(response)
         decision = Decision(
-            round(talk.timeline.ms(now), 1),
+            round(control.timeline.ms(now), 1),
             rule.name,
             check.who,
             check.item_id,
@@ -296,9 +296,9 @@ class Guardrails:
             rule.action,
             reason,
         )
-        talk.timeline.record.content.guarded(decision)
+        control.timeline.record.content.guarded(decision)
         outputs: list[Output] = [
-            talk.timeline.note(
+            control.timeline.note(
                 now,
                 "guardrail",
                 "warning",
@@ -310,17 +310,17 @@ class Guardrails:
                 reason=reason,
             )
         ]
-        over = response and response not in talk.gate.running
-        if not over or talk.playback.to_be_heard(response):
-            outputs += talk.interrupt("guard", now)
-        decision.heard_ms = talk.playback.heard_ms(response)
+        over = response and response not in control.gate.running
+        if not over or control.playback.to_be_heard(response):
+            outputs += control.interrupt("guard", now)
+        decision.heard_ms = control.playback.heard_ms(response)
         if rule.action != "replace":
             to = rule.transfer_to if rule.action == "transfer" else ""
-            talk.terminate(Termination(EndReason.GUARDRAIL, rule.name, rule.replacement, to))
+            control.terminate(Termination(EndReason.GUARDRAIL, rule.name, rule.replacement, to))
         elif rule.replacement:
-            phrase = talk.exactly(rule.replacement)
+            phrase = control.exactly(rule.replacement)
             self._phrases.append(phrase)
-            outputs += talk.ask(phrase, now)
+            outputs += control.ask(phrase, now)
         return outputs
 
 

@@ -8,20 +8,209 @@ detected at most once in a call; the evidence is in the record and the log.
 
 from __future__ import annotations
 
-from collections import deque
-from statistics import fmean
+from collections import OrderedDict, deque
+from collections.abc import Collection
+from statistics import fmean, pstdev
 from typing import ClassVar
 
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.ending import EndReason
+from gateway.call.inputs import SoundHeard
 from gateway.call.outputs import Output
 from gateway.call.playout.barge_in import words_of
 from gateway.call.record import MachineDetected
-from gateway.call.rules.beep_detection import BeepWaiter
-from gateway.call.rules.hold_music import MusicOnHoldDetector
-from gateway.call.rules.repeats import Repeats, even
 from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechStarted, SpeechStopped
+
+RECENT_SECONDS = 4.0
+"""So long after a beep the box still records, and has not given up on us."""
+
+GREETING_SECONDS = 2.5
+"""A caller who began to speak so long before a beep, and speaks no more, is a greeting."""
+
+LONGEST_SECONDS = 60.0
+"""A greeting that goes on for longer than this after it was known as one is not waited for."""
+
+
+class BeepWaiter:
+    """Knows the last beep, and what waits for one. Times in s.
+
+    Args:
+        seconds: how long after the greeting a beep is waited for; 0 waits for none.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last: tuple[float, str] | None = None
+        self._began: float | None = None
+        self._stopped: float | None = None
+        """When the first stretch of speech did."""
+        self._quiet_since: float | None = None
+        self._since: float | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Something waits for the beep."""
+        return self._since is not None
+
+    def spoke(self, now: float) -> None:
+        """They begin to speak. A box may take its own beep for speech, and so may the server."""
+        if self._began is None:
+            self._began = now
+        self._quiet_since = None
+
+    def stopped(self, now: float) -> None:
+        """They are silent."""
+        if self._stopped is None:
+            self._stopped = now
+        self._quiet_since = now
+
+    def beep(self, evidence: str, now: float) -> bool:
+        """There is one; returns whether what came before it was a greeting."""
+        self._last = now, evidence
+        if self._began is None or now - self._began < GREETING_SECONDS:
+            return False
+        return self._stopped is None or now - self._stopped <= RECENT_SECONDS
+
+    def wait(self, now: float) -> str:
+        """A message is to be said: what there is to be said about the beep if it need not wait,
+        empty if it has to."""
+        if self._last is not None and now - self._last[0] <= RECENT_SECONDS:
+            return self._last[1]
+        if not self._seconds:
+            return "not waited for"
+        self._since = now
+        return ""
+
+    def over(self) -> None:
+        """It waits no more."""
+        self._since = None
+
+    @property
+    def deadline(self) -> float | None:
+        """When the message is said without a beep (s)."""
+        if self._since is None:
+            return None
+        latest = self._since + LONGEST_SECONDS
+        if self._quiet_since is None:
+            return latest
+        return min(latest, max(self._since, self._quiet_since) + self._seconds)
+
+
+HELD = 0.58
+"""Part of a second that has standing tones, from which it is music's. Synthesised speech has 0.2 in
+the mean, hardly ever more than 0.5; synthesised music 0.8 to 0.9."""
+
+MISSES = 2
+"""Seconds in a row that are not music's, and it is over: somebody speaks."""
+
+CHANGE = 0.03
+"""By which the tones of a second differ from those before; a hum's or dial tone's are the same."""
+
+
+MIXED = 0.45
+"""Mean of a stretch without a pause from which it is no voice alone: singers, words over music."""
+
+
+class MusicOnHoldDetector:
+    """Counts the seconds of music that are heard in a row, and weighs stretches without a pause."""
+
+    def __init__(self) -> None:
+        self._stretch = self._stretch_held = 0.0
+        self.reset()
+
+    def stretch(self) -> None:
+        """The server begins to hear speech."""
+        self._stretch = self._stretch_held = 0.0
+
+    @property
+    def mixed(self) -> float:
+        """Share of standing tones since then, where it is more than a voice has; else 0."""
+        share = self._stretch_held / self._stretch if self._stretch else 0.0
+        return share if share >= MIXED else 0.0
+
+    def reset(self) -> None:
+        """Start over."""
+        self._held: list[float] = []
+        self._changes = self._misses = 0
+
+    def second(self, heard: SoundHeard, wanted: float) -> str:
+        """One more second; returns the evidence once there are ``wanted`` seconds of music."""
+        self._stretch += 1
+        self._stretch_held += heard.held
+        if heard.held < HELD:
+            self._misses += 1
+            if self._misses >= MISSES:
+                self.reset()
+            return ""
+        self._misses = 0
+        self._held.append(heard.held)
+        self._changes += heard.change >= CHANGE
+        if len(self._held) < wanted or 3 * self._changes < len(self._held):
+            return ""
+        seconds, share = len(self._held), fmean(self._held)
+        self.reset()
+        return f"{seconds} s of music's sound, standing tones in {share:.0%} of it"
+
+
+EVEN = 0.06
+"""Deviation of the lengths of turns from their mean, as a part of it, that no human keeps to."""
+
+STUBBORN = 2
+"""Where they are not spoken at the same length each time, so many times the repeats are needed:
+people say "I want to talk to a human" three times, too."""
+
+_MIN_WORDS = 3
+"""What is repeated has so many words: people say yes again and again."""
+
+_MAX = 64
+"""Turns whose lengths or words are kept."""
+
+
+def even(lengths: Collection[int]) -> bool:
+    """Whether these lengths (ms) hardly differ."""
+    return pstdev(lengths) <= EVEN * fmean(lengths)
+
+
+class Repeats:
+    """Counts how often in a row the same is said.
+
+    Args:
+        wanted: so many times, spoken at the same length, are a bot's.
+    """
+
+    def __init__(self, wanted: int) -> None:
+        self._wanted = wanted
+        self._lengths: OrderedDict[str, int] = OrderedDict()
+        """Of turns without words so far, ms by item."""
+        self._words: tuple[str, ...] = ()
+        self._times = 0
+        self._spoken: deque[int] = deque(maxlen=min(wanted, _MAX))
+
+    def turn(self, item_id: str, length_ms: int) -> None:
+        """A turn is over; its words may come later."""
+        self._lengths[item_id] = length_ms
+        while len(self._lengths) > _MAX:
+            self._lengths.popitem(last=False)
+
+    def words(self, item_id: str, words: tuple[str, ...]) -> str:
+        """What was said in it; returns the evidence once it is one."""
+        length = self._lengths.pop(item_id, None)
+        if len(words) < _MIN_WORDS:
+            return ""
+        if words != self._words:
+            self._words, self._times = words, 0
+            self._spoken.clear()
+        self._times += 1
+        if length is not None:
+            self._spoken.append(length)
+        same_length = len(self._spoken) == self._wanted and even(self._spoken)
+        if self._times >= self._wanted and same_length:
+            return f"said the same {self._times} times, each time as long"
+        if self._times >= STUBBORN * self._wanted:
+            return f"said the same {self._times} times"
+        return ""
+
 
 _MIN_TURN_MS = 2000
 """Mean length of turns that tell by it: the server counts 0.8 s of silence into each, so that yes,
@@ -44,9 +233,9 @@ class MachineDetector:
         ResponseCreated,
     )
 
-    def __init__(self, talk: ConversationControl) -> None:
-        self._talk = talk
-        self._plan = talk.plan.machine_detection
+    def __init__(self, control: ConversationControl) -> None:
+        self._control = control
+        self._plan = control.plan.machine_detection
         self._turns = 0
         self._started: tuple[float, int | None] | None = None
         """When the stretch of speech that goes on began: our time (s), and the server's (ms)."""
@@ -87,7 +276,7 @@ class MachineDetector:
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
                 return self._words(item_id, text, now)
             case inputs.ServerEventReceived(event=ResponseCreated()) if self._beeps.waiting:
-                return self._talk.interrupt("machine", now)  # nobody is there to be answered
+                return self._control.interrupt("machine", now)  # nobody is there to be answered
             case inputs.SoundHeard():
                 return self._sound(input, now)
             case inputs.BeepHeard():
@@ -107,7 +296,7 @@ class MachineDetector:
         if due is None or now < due or self._started is None:
             return []
         seconds = round(now - self._started[0], 1)
-        if self._held or self._talk.call_actions.busy:
+        if self._held or self._control.call_actions.busy:
             self._started = None  # not what the model hears
             return []
         share = self._music.mixed
@@ -133,7 +322,7 @@ class MachineDetector:
         return self._unbroken + self._plan.music_threshold
 
     def _sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
-        if self._held or self._talk.call_actions.busy:
+        if self._held or self._control.call_actions.busy:
             self._music.reset()
             return []
         evidence = self._music.second(heard, self._plan.music_threshold)
@@ -144,17 +333,17 @@ class MachineDetector:
         greeting = self._beeps.beep(evidence, now)
         if self._beeps.waiting:
             return self._leave_message(evidence, now)
-        if not greeting or self._talk.call_actions.busy:
+        if not greeting or self._control.call_actions.busy:
             return []
         return self._found("voicemail", now, f"a beep after the first turn, {evidence}")
 
     def _leave_message(self, beep: str, now: float) -> list[Output]:
         self._beeps.over()
         found, self._message = self._message, None
-        if found is None or self._talk.termination is not None:
+        if found is None or self._control.termination is not None:
             return []
         found.beep = beep
-        note = self._talk.timeline.note(now, "voicemail_message", "info", beep=beep)
+        note = self._control.timeline.note(now, "voicemail_message", "info", beep=beep)
         return [note, *self._part(found, now)]
 
     def _turn(self, length_ms: int, now: float) -> list[Output]:
@@ -179,7 +368,7 @@ class MachineDetector:
 
     def _open(self, kind: str) -> bool:
         """Whether this is still to be decided."""
-        if self._beeps.waiting or self._talk.termination is not None:
+        if self._beeps.waiting or self._control.termination is not None:
             return False  # it is known what this is, and what is done about it
         return self._plan.actions.get(kind, "off") != "off" and kind not in self._decided
 
@@ -187,11 +376,11 @@ class MachineDetector:
         if not self._open(kind):
             return []
         self._decided.add(kind)
-        action, talk = self._plan.actions[kind], self._talk
-        found = MachineDetected(round(talk.timeline.ms(now), 1), kind, action, evidence)
-        talk.timeline.record.content.machine_detection.append(found)
+        action, control = self._plan.actions[kind], self._control
+        found = MachineDetected(round(control.timeline.ms(now), 1), kind, action, evidence)
+        control.timeline.record.content.machine_detection.append(found)
         outputs: list[Output] = [
-            talk.timeline.note(
+            control.timeline.note(
                 now, "machine_detected", "warning", kind=kind, action=action, why=evidence
             )
         ]
@@ -209,13 +398,13 @@ class MachineDetector:
         words = "" if found.action == "hangup" else self._plan.messages.get(found.kind, "")
         to = self._plan.transfer_to if found.action == "transfer" else ""
         outputs = self._hush(now)
-        self._talk.terminate(
+        self._control.terminate(
             Termination(EndReason.MACHINE_DETECTED, f"{found.kind}: {found.why}", words, to)
         )
         return outputs
 
     def _hush(self, now: float) -> list[Output]:
-        talk = self._talk
-        if talk.speaking or talk.gate.active is not None:
-            return talk.interrupt("machine", now)
+        control = self._control
+        if control.speaking or control.gate.active is not None:
+            return control.interrupt("machine", now)
         return []

@@ -27,13 +27,13 @@ NOT_AFTER = frozenset(
 class PostCallAnalysis:
     """Waits for the answers about one call. Every method takes the time (s)."""
 
-    def __init__(self, talk: ConversationControl, why: EndReason, now: float) -> None:
+    def __init__(self, control: ConversationControl, why: EndReason, now: float) -> None:
         self.why = why
         self.leg_over = False
-        self.ended_ms = talk.timeline.ms(now)
+        self.ended_ms = control.timeline.ms(now)
         """When the call was over for the caller."""
-        self._out_of_band = talk.out_of_band
-        self._plan = talk.plan.content.post_call
+        self._out_of_band = control.out_of_band
+        self._plan = control.plan.content.post_call
         self._until = now + self._plan.timeout
         self._gone = False
 
@@ -72,8 +72,10 @@ class PostCallAnalysis:
         return self._gone or not self._out_of_band.busy or now >= self._until
 
 
-def post_call_of(talk: ConversationControl, why: EndReason, now: float) -> PostCallAnalysis | None:
+def post_call_of(
+    control: ConversationControl, why: EndReason, now: float
+) -> PostCallAnalysis | None:
     """Return the analysis of a call that ends for ``why``; None without one."""
-    if not talk.plan.content.post_call.prompts or why in NOT_AFTER:
+    if not control.plan.content.post_call.prompts or why in NOT_AFTER:
         return None
-    return PostCallAnalysis(talk, why, now)
+    return PostCallAnalysis(control, why, now)

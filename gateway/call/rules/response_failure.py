@@ -36,25 +36,25 @@ class ResponseFallback:
         ResponseDone,
     )
 
-    def __init__(self, talk: ConversationControl) -> None:
-        self._talk = talk
-        self._plan = talk.plan.content.response_failure
+    def __init__(self, control: ConversationControl) -> None:
+        self._control = control
+        self._plan = control.plan.content.response_failure
         self._failures = 0
         self._retries = 0
         self._continued = 0
         self._words: CreateResponse | None = None
         """The fixed phrase that was asked for last."""
-        self._given_up = talk.gate.given_up
+        self._given_up = control.gate.given_up
         self._sound_until: float | None = None
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Take the end of a response, a refused request, or the time that one was given up."""
-        talk = self._talk
+        control = self._control
         if isinstance(input, inputs.PlayoutStarted):
             return self._quiet()
-        if isinstance(input, inputs.Tick) and talk.gate.given_up != self._given_up:
-            self._given_up = talk.gate.given_up
-            if not talk.gate.idle:
+        if isinstance(input, inputs.Tick) and control.gate.given_up != self._given_up:
+            self._given_up = control.gate.given_up
+            if not control.gate.idle:
                 return []  # another one was asked for
             return self._failed("no response came", None, now)
         if isinstance(input, inputs.ServerErrorReceived):
@@ -64,9 +64,9 @@ class ResponseFallback:
         ):
             return []
         done = input.event
-        if talk.call_actions.joined or talk.playback.was_cut(done.response_id):
+        if control.call_actions.joined or control.playback.was_cut(done.response_id):
             return []
-        asked = talk.gate.asked_by(done.response_id)
+        asked = control.gate.asked_by(done.response_id)
         if done.status == "failed":
             return self._failed(done.error_code or "failed", asked, now)
         if done.status == "incomplete" and done.reason == "content_filter":
@@ -74,18 +74,18 @@ class ResponseFallback:
         wanted = (
             self._plan.continue_incomplete
             and self._continued < MAX_CONTINUED
-            and talk.termination is None
+            and control.termination is None
         )
         if done.status == "incomplete" and wanted:
             self._continued += 1
-            note = talk.timeline.note(now, "response_continued", "info", reason=done.reason)
-            return [note, *talk.ask(CreateResponse({"instructions": GOES_ON}), now)]
+            note = control.timeline.note(now, "response_continued", "info", reason=done.reason)
+            return [note, *control.ask(CreateResponse({"instructions": GOES_ON}), now)]
         if done.status == "completed" and asked is self._words is not None:
             self._words = None
-            if not talk.playback.spoke(done.response_id):
+            if not control.playback.spoke(done.response_id):
                 return self._last_resort("the words had no sound", now)
             return []
-        if done.status != "cancelled" and not talk.playback.spoke(done.response_id):
+        if done.status != "cancelled" and not control.playback.spoke(done.response_id):
             return self._soundless(done, asked, now)
         if done.status == "completed":
             self._failures = self._retries = self._continued = 0
@@ -104,8 +104,12 @@ class ResponseFallback:
 
     def _refused(self, failed: inputs.ServerErrorReceived, now: float) -> list[Output]:
         """A ``response.create`` was refused, and no other was sent in its place."""
-        asked, talk = failed.command, self._talk
-        if not isinstance(asked, CreateResponse) or not talk.gate.idle or talk.call_actions.joined:
+        asked, control = failed.command, self._control
+        if (
+            not isinstance(asked, CreateResponse)
+            or not control.gate.idle
+            or control.call_actions.joined
+        ):
             return []
         verdict = classify_error(failed.error)
         if verdict.ends_session or (asked.response or {}).get("conversation") == "none":
@@ -123,7 +127,7 @@ class ResponseFallback:
         todo = self._last_resort(rule, now)
         if self._failures >= self._plan.max_failures:
             return todo + self._give_up(rule, now)
-        return todo + self._talk.ask(asked or CreateResponse(), now)
+        return todo + self._control.ask(asked or CreateResponse(), now)
 
     def _soundless(
         self, done: ResponseDone, asked: CreateResponse | None, now: float
@@ -133,25 +137,27 @@ class ResponseFallback:
         if any(kind != "message" for kind in kinds):
             return []  # a tool's result, or an approval, is followed by a response
         content = content_of(done)
-        note = self._talk.timeline.note(
+        note = self._control.timeline.note(
             now, "response_without_audio", "warning", content=content, response_id=done.response_id
         )
-        if not self._talk.gate.idle:
+        if not self._control.gate.idle:
             return [note]  # another response was asked for already
         return [note, *self._failed(f"no sound: {content}", asked, now)]
 
     def _filtered(self, now: float) -> list[Output]:
         self._failures += 1
-        note = self._talk.timeline.note(now, "response_filtered", "warning", count=self._failures)
+        note = self._control.timeline.note(
+            now, "response_filtered", "warning", count=self._failures
+        )
         if self._failures >= self._plan.max_failures:
             return [note, *self._give_up("content_filter", now)]
         return [note, *self._say(self._plan.content_filter_message, now)]
 
     def _failed(self, why: str, asked: CreateResponse | None, now: float) -> list[Output]:
-        talk = self._talk
-        if talk.termination is not None:
+        control = self._control
+        if control.termination is not None:
             return self._last_resort(why, now)  # the goodbye failed
-        if talk.hangup_after_playout.deadline is not None:
+        if control.hangup_after_playout.deadline is not None:
             return []  # the model wanted to end the call, and it does
         if asked is not None and asked is self._words:
             self._words = None
@@ -161,49 +167,51 @@ class ResponseFallback:
             return resort + (self._give_up(why, now) if given_up else [])
         if self._retries < self._plan.retries:
             self._retries += 1
-            note = talk.timeline.note(now, "response_retried", "info", why=why)
+            note = control.timeline.note(now, "response_retried", "info", why=why)
             # One that answers whatever was said is asked for anew: what it was is not known.
-            return [note, *talk.ask(asked or CreateResponse(), now)]
+            return [note, *control.ask(asked or CreateResponse(), now)]
         self._retries = 0
         self._failures += 1
-        note = talk.timeline.note(now, "response_failed", "warning", why=why, count=self._failures)
+        note = control.timeline.note(
+            now, "response_failed", "warning", why=why, count=self._failures
+        )
         if self._failures >= self._plan.max_failures:
             return [note, *self._give_up(why, now)]
         return [note, *self._say(self._plan.message, now)]
 
     def _say(self, words: str, now: float) -> list[Output]:
-        if self._talk.termination is not None:
+        if self._control.termination is not None:
             return []
-        self._words = self._talk.exactly(words)
-        return self._talk.ask(self._words, now)
+        self._words = self._control.exactly(words)
+        return self._control.ask(self._words, now)
 
     def _give_up(self, why: str, now: float) -> list[Output]:
-        talk, plan = self._talk, self._plan
-        if talk.termination is not None:
+        control, plan = self._control, self._plan
+        if control.termination is not None:
             return []
         detail = f"{self._failures} responses in a row failed, the last one: {why}"
-        talk.terminate(
+        control.terminate(
             Termination(EndReason.RESPONSE_FAILURES, detail, plan.goodbye, plan.transfer_to)
         )
-        return [talk.timeline.note(now, "response_failures_exceeded", "error", why=why)]
+        return [control.timeline.note(now, "response_failures_exceeded", "error", why=why)]
 
     def _last_resort(self, why: str, now: float) -> list[Output]:
         """Something that needs no model."""
-        if not self._plan.sound or self._talk.call_actions.busy:
+        if not self._plan.sound or self._control.call_actions.busy:
             return []
-        note = self._talk.timeline.note(
+        note = self._control.timeline.note(
             now, "response_failure_tone", "warning", why=why, sound=self._plan.sound
         )
         self._sound_until = now + self._plan.sound_duration
-        if self._talk.termination is not None:
-            self._talk.hangup_after_playout.replaced(self._sound_until)
+        if self._control.termination is not None:
+            self._control.hangup_after_playout.replaced(self._sound_until)
         return [note, PlaySound(self._plan.sound)]
 
     def _quiet(self) -> list[Output]:
         if self._sound_until is None:
             return []
         self._sound_until = None
-        return [] if self._talk.call_actions.busy else [PlaySound("")]
+        return [] if self._control.call_actions.busy else [PlaySound("")]
 
 
 def content_of(done: ResponseDone) -> str:

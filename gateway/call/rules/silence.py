@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Detect a caller who is left in silence: a response is due, and neither sound nor a tool is there.
+"""Nobody speaks: a caller who says nothing is prompted; a response that is due and does not come is
+detected.
 
-It does not matter how the silence came about: a response that was asked for and never created,
-one that was created and brings no audio or stops in the middle of it, a caller's turn that the
-server does not answer, an ``error`` without ``response.done``. What follows (the route's
+It does not matter how the silence of the model came about: a response that was asked for and never
+created, one that was created and brings no audio or stops in the middle of it, a turn of the caller
+that the server does not answer, an ``error`` without ``response.done``. What follows (the route's
 ``fallback``) is decided by :class:`gateway.call.session.lifecycle.SessionEvents`.
 """
 
@@ -13,9 +14,10 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from gateway.call import inputs
-from gateway.call.conversation.control import ConversationControl
+from gateway.call.conversation.control import ConversationControl, Termination
+from gateway.call.ending import EndReason
 from gateway.call.outputs import Output, PlaySound
-from gateway.call.plan import SilencePlan
+from gateway.call.plan import SilencePlan, UserIdlePlan
 from gateway.realtime.events import (
     InputCommitted,
     OtherEvent,
@@ -23,6 +25,87 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
+
+
+class UserIdleTimeout:
+    """Measures the time since either side was last heard. Methods take the time (s).
+
+    Args:
+        working: whether a function runs for the model, which the caller waits for.
+    """
+
+    reacts_to: ClassVar[tuple[type, ...]] = (
+        inputs.Confirmed,
+        inputs.PlayoutStarted,
+        inputs.PlayoutDrained,
+        inputs.DigitPressed,
+        inputs.HoldChanged,
+        inputs.ToolDone,
+        inputs.BLegEnded,
+        SpeechStarted,
+        SpeechStopped,
+    )
+
+    def __init__(self, control: ConversationControl, working: Callable[[], bool]) -> None:
+        self._control = control
+        self._working = working
+        self._since: float | None = None
+        self._speaking = False
+        self._held = False
+        self._asked = 0
+
+    @property
+    def _plan(self) -> UserIdlePlan:
+        return self._control.plan.idle
+
+    def on(self, input: inputs.Input, now: float) -> list[Output]:
+        """Start the wait anew, since somebody was heard or something ended."""
+        if self._plan.timeout <= 0:
+            return []
+        match input:
+            case inputs.ServerEventReceived(event=SpeechStarted()):
+                self._speaking, self._asked = True, 0
+            case inputs.ServerEventReceived(event=SpeechStopped()):
+                self._speaking = False
+            case inputs.DigitPressed():
+                self._asked = 0
+            case inputs.HoldChanged(held=held):
+                self._held = held
+        if self._since is not None or isinstance(input, inputs.Confirmed):
+            self._since = now
+        return []
+
+    def tick(self, now: float) -> list[Output]:
+        """Prompt the caller, or end the call, when the timeout is over."""
+        if self.deadline is None or now < self.deadline:
+            return []
+        control = self._control
+        self._since = now
+        busy = self._speaking or self._held or control.speaking or not control.gate.idle
+        if (
+            busy
+            or control.call_actions.busy
+            or self._working()
+            or control.hangup_after_playout.deadline is not None
+        ):
+            return []
+        if self._asked < self._plan.max_prompts:
+            self._asked += 1
+            note = control.timeline.note(now, "idle_prompted", "info", count=self._asked)
+            return [note, *control.say(self._plan.prompt, now)]
+        silent = f"nothing said after being asked {self._asked} times"
+        control.terminate(
+            Termination(EndReason.IDLE, silent, self._plan.goodbye, self._plan.transfer_to)
+        )
+        return [control.timeline.note(now, "idle", "info", asked=self._asked)]
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due next (s)."""
+        if self._since is None or self._plan.timeout <= 0 or self._control.termination is not None:
+            return None
+        return max(self._since, self._control.playback.cut_at) + self._plan.timeout
+
 
 MCP_SECONDS = 60.0
 """An MCP call of the server's counts as a running tool for at most this long (s)."""
@@ -48,8 +131,8 @@ class Silence:
         OtherEvent,
     )
 
-    def __init__(self, talk: ConversationControl, busy: Callable[[], bool]) -> None:
-        self._talk = talk
+    def __init__(self, control: ConversationControl, busy: Callable[[], bool]) -> None:
+        self._control = control
         self._busy = busy
         self._since: float | None = None
         self._turn = False
@@ -65,12 +148,12 @@ class Silence:
 
     @property
     def _plan(self) -> SilencePlan:
-        return self._talk.plan.silence
+        return self._control.plan.silence
 
     @property
     def due(self) -> bool:
         """Whether a response is to come."""
-        return self._turn or not self._talk.gate.idle
+        return self._turn or not self._control.gate.idle
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Keep track of turns, hold and the server's own tools."""
@@ -83,7 +166,7 @@ class Silence:
                 self._turn = self._turn_is_answered_next()
             case inputs.ServerEventReceived(event=InputCommitted()):
                 # From here on the request for the response says that one is due.
-                by_gateway = self._talk.plan.interruptions.by_gateway
+                by_gateway = self._control.plan.interruptions.by_gateway
                 self._turn = not by_gateway and self._turn_is_answered_next()
             case inputs.ServerEventReceived(event=ResponseCreated()):
                 self._turn, self._answered = False, True
@@ -117,13 +200,13 @@ class Silence:
         if now >= self._since + plan.seconds:
             self.rule = self._which()
             self._since = None
-            note = self._talk.timeline.note(
+            note = self._control.timeline.note(
                 now, "silence_detected", "warning", rule=self.rule, seconds=plan.seconds
             )
             return [*self._stop_filler(), note]
         if plan.filler_sound and not self._filler and now >= self._since + plan.filler_delay:
             self._filler = True
-            return [self._talk.timeline.note(now, "filler"), PlaySound(plan.filler_sound)]
+            return [self._control.timeline.note(now, "filler"), PlaySound(plan.filler_sound)]
         return []
 
     @property
@@ -144,7 +227,7 @@ class Silence:
         return self._stop_filler()
 
     def _turn_is_answered_next(self) -> bool:
-        plan, gate = self._talk.plan, self._talk.gate
+        plan, gate = self._control.plan, self._control.gate
         if self._answered:
             return False  # the server announced its response before the end of the turn
         if plan.interruptions.by_gateway:
@@ -153,17 +236,17 @@ class Silence:
         return plan.server_responds and (plan.server_interrupts or gate.active is None)
 
     def _waits(self) -> bool:
-        talk = self._talk
+        control = self._control
         if self._plan.seconds <= 0 or not self.due or self._held or self._mcp:
             return False
         # Last words have a deadline of their own.
-        ends = talk.termination is not None or talk.hangup_after_playout.deadline is not None
-        return not (ends or talk.speaking or talk.call_actions.busy or self._busy())
+        ends = control.termination is not None or control.hangup_after_playout.deadline is not None
+        return not (ends or control.speaking or control.call_actions.busy or self._busy())
 
     def _which(self) -> str:
-        active = self._talk.gate.active
+        active = self._control.gate.active
         if active is not None:
-            stalled = self._talk.playback.spoke(active)
+            stalled = self._control.playback.spoke(active)
             return "audio_stalled" if stalled else "response_without_audio"
         return "turn_not_answered" if self._turn else "response_not_created"
 
@@ -176,4 +259,4 @@ class Silence:
 
     def _stop_filler(self) -> list[Output]:
         was, self._filler = self._filler, False
-        return [PlaySound("")] if was and not self._talk.call_actions.busy else []
+        return [PlaySound("")] if was and not self._control.call_actions.busy else []

@@ -53,9 +53,9 @@ class Failover:
     """Takes the fallback steps one by one. Every method takes the time (s) and returns outputs."""
 
     def __init__(
-        self, talk: ConversationControl, transcript: Transcript, timeline: CallTimeline
+        self, control: ConversationControl, transcript: Transcript, timeline: CallTimeline
     ) -> None:
-        self._talk = talk
+        self._control = control
         self._transcript = transcript
         self._timeline = timeline
         self._steps: tuple[FallbackStep, ...] = ()
@@ -89,7 +89,7 @@ class Failover:
         useless = fatal or not answered
         steps = tuple(
             step
-            for step in self._talk.plan.fallback
+            for step in self._control.plan.fallback
             if not (useless and step.action == "reconnect")
         )
         self._why, self._detail, self._answered = why, detail, answered
@@ -134,7 +134,7 @@ class Failover:
     def up(self, now: float) -> list[Output]:
         """Seed the new session, and request the response that is due, if one is."""
         self.active, self._again_at, self._unproven = False, None, now
-        self.plays_on = self._talk.speaking
+        self.plays_on = self._control.speaking
         lasted = round((now - self._began) * 1000, 1)
         self._last.outcome, self._last.session_after_ms = "recovered", lasted
         note = self._timeline.note(now, "session_replaced", "info", after_ms=lasted)
@@ -221,7 +221,7 @@ class Failover:
         if step.action == "transfer":
             self.active = False
             self._last.outcome = "transferred"
-            self._talk.terminate(Termination(self._why, self._detail, "", step.transfer_to))
+            self._control.terminate(Termination(self._why, self._detail, "", step.transfer_to))
             return [*self._quiet(), CloseSession(1000, self._why.value)]
         return self._give_up(step)
 
@@ -236,7 +236,7 @@ class Failover:
     def _sound(self, now: float) -> list[Output]:
         """Play the step's sound, unless words are still to be heard."""
         sound = self._step.sound
-        if not self._answered or self._talk.speaking or not sound or sound == self._sounding:
+        if not self._answered or self._control.speaking or not sound or sound == self._sounding:
             return []
         self._sounding = sound
         if self._last.sound_after_ms is None:
@@ -248,7 +248,7 @@ class Failover:
         return [PlaySound("")] if was else []
 
     def _go_on(self, now: float) -> list[Output]:
-        return self._talk.ask(CreateResponse(), now) if self._transcript.owed else []
+        return self._control.ask(CreateResponse(), now) if self._transcript.owed else []
 
 
 def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str, str]]:

@@ -41,18 +41,18 @@ class Handover:
 
     def __init__(
         self,
-        talk: ConversationControl,
+        control: ConversationControl,
         transcript: Transcript,
         timeline: CallTimeline,
         quiet: Callable[[], bool],
         detach: Callable[[float], list[Output]],
     ) -> None:
-        self._talk = talk
+        self._control = control
         self._transcript = transcript
         self._timeline = timeline
         self._quiet = quiet
         self._detach = detach
-        self._lead = talk.plan.handover_before_expiry
+        self._lead = control.plan.handover_before_expiry
         self._open_at: float | None = None
         self._latest = 0.0
         self._opening = False
@@ -122,7 +122,7 @@ class Handover:
         self._timeline.record.handovers += 1
         note = self._timeline.note(now, "handed_over", "info", session_id=session_id)
         outputs = [*rest, PromoteStandby(), note, *seeded(self._transcript)]
-        return outputs + (self._talk.ask(CreateResponse(), now) if self._transcript.owed else [])
+        return outputs + (self._control.ask(CreateResponse(), now) if self._transcript.owed else [])
 
     @property
     def deadline(self) -> float | None:

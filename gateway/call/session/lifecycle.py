@@ -9,8 +9,7 @@ from typing import Protocol
 from gateway.call import inputs, outputs
 from gateway.call.conversation.conversation import Conversation
 from gateway.call.ending import EndReason
-from gateway.call.leg.answering import AnswerPolicy
-from gateway.call.leg.timers import Timers
+from gateway.call.leg.answering import AnswerPolicy, Timers
 from gateway.call.outputs import Output
 from gateway.call.plan import CallPlan, FallbackStep, OutboundPlan
 from gateway.call.playout.playback import Playout
@@ -80,10 +79,10 @@ class SessionEvents:
     def __init__(self, call: CallContext, end: End) -> None:
         self._call = call
         self._end = end
-        talk, transcript = call.conversation.talk, call.conversation.transcript
-        self.failover = Failover(talk, transcript, call.timeline)
+        control, transcript = call.conversation.control, call.conversation.transcript
+        self.failover = Failover(control, transcript, call.timeline)
         self.handover = Handover(
-            talk,
+            control,
             transcript,
             call.timeline,
             lambda: call.conversation.quiet,
@@ -132,11 +131,11 @@ class SessionEvents:
         self._call.conversation.attach()
         todo = self.failover.up(now)
         resume, self._resume = self._resume, False
-        talk, greeting = self._call.conversation.talk, self._call.plan.greeting
+        control, greeting = self._call.conversation.control, self._call.plan.greeting
         unheard = greeting is not None and self._call.record.times.first_audio is None
         if not self._opened or (resume and unheard):
             return todo + self.open(now)
-        return todo + (talk.ask(CreateResponse(), now) if resume and talk.gate.idle else [])
+        return todo + (control.ask(CreateResponse(), now) if resume and control.gate.idle else [])
 
     def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> list[outputs.Output]:
         self.handover.standby_ready(input.session_id, input.seconds_left, now)
@@ -224,7 +223,8 @@ class SessionEvents:
         nobody has answered yet just ends."""
         placing = self._call.plan.outbound is not None and not self._call.live
         leaving = (
-            self._call.conversation.talk.termination is not None or self._call.conversation.leaving
+            self._call.conversation.control.termination is not None
+            or self._call.conversation.leaving
         )
         return bool(self._call.plan.fallback) and not (placing or leaving)
 

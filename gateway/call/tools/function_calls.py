@@ -9,14 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.call.conversation.control import ConversationControl, tool_output
-from gateway.call.dtmf.collect_digits import DigitCollection
+from gateway.call.dtmf import DigitCollection
 from gateway.call.leg.call_control import BY_GATEWAY, BY_OPERATOR
 from gateway.call.outputs import Output, PlaySound, RequestApproval, RunTool, Send
 from gateway.call.plan import CallPlan, FunctionPlan
 from gateway.call.record import ToolUse
 from gateway.call.tools.approvals import Approvals
-from gateway.call.tools.arguments import ToolCallError, language_of
-from gateway.call.tools.definitions import COLLECT_DIGITS, END_CALL, SET_LANGUAGE
+from gateway.call.tools.definitions import (
+    COLLECT_DIGITS,
+    END_CALL,
+    SET_LANGUAGE,
+    ToolCallError,
+    language_of,
+)
 from gateway.realtime.commands import CreateResponse, UpdateSession
 from gateway.realtime.events import ResponseDone
 from gateway.text import json_of
@@ -69,17 +74,17 @@ class _Running:
 class Functions:
     """Runs the function calls of the model. Every method takes the time (s)."""
 
-    def __init__(self, talk: ConversationControl, approvals: Approvals) -> None:
-        self._talk = talk
+    def __init__(self, control: ConversationControl, approvals: Approvals) -> None:
+        self._control = control
         self._approvals = approvals
         self._running: dict[str, _Running] = {}
-        self._collecting = DigitCollection(talk, self._collected)
+        self._collecting = DigitCollection(control, self._collected)
         self._collecting_for: tuple[str, _Group] | None = None
         self._sounding = ""
         self._silent_rounds = 0
         self.in_loop = False
         """The last response called functions once too often, and no other was asked for."""
-        self._own = set(talk.call_actions.names)
+        self._own = set(control.call_actions.names)
         if self._plan.language.updates:
             self._own.add(SET_LANGUAGE)
         if self._plan.collect_digits.enabled:
@@ -87,23 +92,23 @@ class Functions:
 
     @property
     def _plan(self) -> CallPlan:
-        return self._talk.plan
+        return self._control.plan
 
     def called(self, event: ResponseDone, now: float) -> list[Output]:
         """Start the function calls of a response that is done; reject those that cannot be."""
-        talk = self._talk
+        control = self._control
         outputs: list[Output] = []
         calls = [item for item in event.output if item.get("type") == "function_call"]
         self.in_loop = False
         for call in calls:
-            outputs.append(talk.timeline.note(now, "tool", "info", name=str(call.get("name"))))
-        if talk.playback.was_cut(event.response_id):
+            outputs.append(control.timeline.note(now, "tool", "info", name=str(call.get("name"))))
+        if control.playback.was_cut(event.response_id):
             # The caller was first; what comes of that is asked for elsewhere.
             result = {"status": "not done", "reason": "the caller interrupted"}
             return outputs + [tool_output(_id_of(call), result) for call in calls]
         end_call = next((call for call in calls if call.get("name") == END_CALL), None)
         most = self._plan.content.response_failure.max_tool_rounds
-        if talk.playback.spoke(event.response_id):
+        if control.playback.spoke(event.response_id):
             self._silent_rounds = 0
         elif calls:
             self._silent_rounds += 1
@@ -115,7 +120,7 @@ class Functions:
         for call in calls:
             if call.get("name") == END_CALL:
                 continue
-            if end_call is not None and call.get("name") in talk.call_actions.names:
+            if end_call is not None and call.get("name") in control.call_actions.names:
                 result = {"status": "not done", "reason": "the call is being ended"}
                 outputs.append(tool_output(_id_of(call), result))
                 continue
@@ -123,7 +128,7 @@ class Functions:
         group.whole = True
         outputs += self._close(group, now, respond=end_call is None)
         if end_call is not None:
-            spoke = talk.playback.spoke(event.response_id)
+            spoke = control.playback.spoke(event.response_id)
             return outputs + self._say_goodbye(end_call, spoke, now)
         return outputs
 
@@ -134,23 +139,23 @@ class Functions:
             return []
         # What runs functions tells of a failure so, and so do most services.
         outcome = "failed" if output.startswith('{"error":') else "done"
-        note = self._talk.timeline.note(
+        note = self._control.timeline.note(
             now, "tool_done", name=running.name, call_id=call_id, outcome=outcome
         )
         return [note, *self._end(running, call_id, outcome, output, now)]
 
     def action_done(self, now: float) -> list[Output]:
         """Send the result of a call-control action that is done."""
-        result = self._talk.call_actions.take_result()
+        result = self._control.call_actions.take_result()
         if result is None:
             return []
         outputs: list[Output] = []
         if result.call_id == BY_OPERATOR:
             words = f"The operator wanted to hand the caller on: {json.dumps(result.output)}"
-            outputs += self._talk.tell(words)
+            outputs += self._control.tell(words)
         elif result.call_id != BY_GATEWAY:
             outputs.append(tool_output(result.call_id, result.output))
-        return outputs + (self._talk.ask(CreateResponse(), now) if result.respond else [])
+        return outputs + (self._control.ask(CreateResponse(), now) if result.respond else [])
 
     def caller_acted(self) -> None:
         """Count the responses that only call tools anew: they answer something else now."""
@@ -169,7 +174,7 @@ class Functions:
             if running.started and now >= running.began + running.plan.timeout:
                 del self._running[call_id]
                 text = json.dumps({"error": f"no result within {running.plan.timeout:g} s"})
-                note = self._talk.timeline.note(
+                note = self._control.timeline.note(
                     now, "tool_late", "warning", name=running.name, call_id=call_id
                 )
                 outputs += [note, *self._end(running, call_id, "late", text, now)]
@@ -191,11 +196,11 @@ class Functions:
     # ---- one call
 
     def _take(self, call: Mapping[str, Any], group: _Group, now: float) -> list[Output]:
-        talk = self._talk
+        control = self._control
         name, call_id = str(call.get("name", "")), _id_of(call)
         arguments = str(call.get("arguments") or "{}")
-        use = ToolUse(round(talk.timeline.ms(now), 1), name)
-        talk.timeline.record.used(use)
+        use = ToolUse(round(control.timeline.ms(now), 1), name)
+        control.timeline.record.used(use)
         try:
             if call_id in self._running:
                 raise ToolCallError("this call is being carried out already")
@@ -227,7 +232,7 @@ class Functions:
         self, error: ToolCallError, call_id: str, group: _Group, use: ToolUse, now: float
     ) -> list[Output]:
         use.outcome, reason = "refused", str(error)[:MAX_REASON]
-        note = self._talk.timeline.note(
+        note = self._control.timeline.note(
             now, "tool_refused", "warning", name=use.name, reason=reason
         )
         return [note, *self._answer(group, call_id, {"error": str(error)}, now)]
@@ -270,18 +275,18 @@ class Functions:
 
     def _keep_company(self, running: _Running, call_id: str, now: float) -> list[Output]:
         """Play the filler."""
-        talk, plan = self._talk, running.plan
+        control, plan = self._control, running.plan
         notes: list[Output] = []
         if running.waits_from <= running.began:
             fields = {"name": running.name, "call_id": call_id}
-            notes.append(talk.timeline.note(now, "tool_slow", **fields))
-        busy = self._sounding or talk.call_actions.busy or talk.termination is not None
-        if busy or talk.speaking or not talk.gate.idle:
+            notes.append(control.timeline.note(now, "tool_slow", **fields))
+        busy = self._sounding or control.call_actions.busy or control.termination is not None
+        if busy or control.speaking or not control.gate.idle:
             running.waits_from = now  # they hear something anyway; perhaps not for so long
             return notes
         running.told = True
         if plan.filler_text:
-            return [*notes, *talk.say(plan.filler_text, now)]
+            return [*notes, *control.say(plan.filler_text, now)]
         if plan.filler_sound:
             self._sounding = call_id
             return [*notes, PlaySound(plan.filler_sound)]
@@ -290,7 +295,7 @@ class Functions:
     def _quiet(self) -> list[Output]:
         self._sounding = ""
         # The own sound of an action has taken its place by then.
-        return [] if self._talk.call_actions.busy else [PlaySound("")]
+        return [] if self._control.call_actions.busy else [PlaySound("")]
 
     def _end(
         self, running: _Running, call_id: str, outcome: str, output: str, now: float
@@ -317,7 +322,7 @@ class Functions:
         if group.open or not group.whole:
             return []
         outputs, group.outputs = group.outputs, []
-        return outputs + (self._talk.ask(CreateResponse(), now) if group.respond else [])
+        return outputs + (self._control.ask(CreateResponse(), now) if group.respond else [])
 
     # ---- the gateway's own
 
@@ -331,13 +336,13 @@ class Functions:
                 code = language_of(arguments, plan)
                 use.outcome = "done"
                 result = {"status": "done", "language": plan.names.get(code, code)}
-                change = self._talk.changes["language"] = UpdateSession(plan.updates[code])
+                change = self._control.changes["language"] = UpdateSession(plan.updates[code])
                 return [Send(change), *self._answer(group, call_id, result, now)]
             use.outcome = "begun"
             if name == COLLECT_DIGITS:
                 self._collect(call_id, arguments, group, now)
                 return []
-            self._talk.call_actions.ask(name, call_id, arguments, now)
+            self._control.call_actions.ask(name, call_id, arguments, now)
         except ToolCallError as error:
             return self._refuse(error, call_id, group, use, now)
         return self._close(group, now)
@@ -349,22 +354,24 @@ class Functions:
         self._collecting_for = (call_id, group)
         group.open.add(call_id)
         if self._plan.collect_digits.private:
-            self._talk.private.add(call_id)
+            self._control.private.add(call_id)
 
     def _collected(self, result: Mapping[str, Any], now: float) -> list[Output]:
         waiting, self._collecting_for = self._collecting_for, None
         return [] if waiting is None else self._answer(waiting[1], waiting[0], result, now)
 
     def _say_goodbye(self, call: Mapping[str, Any], spoke: bool, now: float) -> list[Output]:
-        talk = self._talk
-        outputs: list[Output] = [talk.timeline.note(now, "hangup_requested", "info", spoken=spoke)]
-        if spoke or talk.speaking:
-            talk.hangup_after_playout.said(_id_of(call), now)
+        control = self._control
+        outputs: list[Output] = [
+            control.timeline.note(now, "hangup_requested", "info", spoken=spoke)
+        ]
+        if spoke or control.speaking:
+            control.hangup_after_playout.said(_id_of(call), now)
             return outputs
-        talk.hangup_after_playout.asked_for(now)
+        control.hangup_after_playout.asked_for(now)
         result = {"status": "ending", "next": "Say a short goodbye now; then the call ends."}
         outputs.append(tool_output(_id_of(call), result))
-        return outputs + talk.ask(CreateResponse({"tools": []}), now)
+        return outputs + control.ask(CreateResponse({"tools": []}), now)
 
 
 def _id_of(call: Mapping[str, Any]) -> str:

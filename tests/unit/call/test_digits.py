@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.call.dtmf.collector import Collected, DigitCollector, EndedBy
+from gateway.call.dtmf import Collected, DigitCollector, EndedBy
 
 KEYS = "0123456789*#ABCD"
 

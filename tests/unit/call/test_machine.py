@@ -10,7 +10,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.leg.timers import ACK_SECONDS
+from gateway.call.leg.answering import ACK_SECONDS
 from gateway.call.machine import HELD, LEG_END_SECONDS, RESUMED, State
 from gateway.call.plan import CallPlan
 from tests.support.call_scene import (

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from gateway.call.dtmf.private_digits import PrivateDigits
+from gateway.call.private_digits import PrivateDigits
 from gateway.call.record import CallRecord
 
 

@@ -125,7 +125,7 @@ class Server:
     def heard(self, response: str) -> int:
         """Of this response, what the caller heard (ms)."""
         call = self.scene.machine._call
-        return call.conversation.talk.playback.heard_ms(response)
+        return call.conversation.control.playback.heard_ms(response)
 
     def response_to(self, instructions: str) -> str:
         """The last response that was asked for in these words."""

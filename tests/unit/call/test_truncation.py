@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.call.playout.playback import Truncations
 from gateway.call.playout.tracker import Heard
-from gateway.call.playout.truncation import Truncations
 from gateway.realtime.commands import ClientCommand, CreateResponse, DeleteItem, TruncateItem
 from gateway.realtime.events import ServerError
 

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""DTMF digits of the caller (RFC 4733), grouped into runs by terminator, length or pause.
+
+A run becomes a message in the conversation, or the result of the tool ``collect_digits``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from gateway.call.conversation.control import ConversationControl, message
+from gateway.call.outputs import Output, Send, SendDtmf
+from gateway.call.record import DigitRun
+from gateway.call.tools.definitions import collect_wanted
+from gateway.realtime.commands import CreateItem, CreateResponse
+
+
+class EndedBy(StrEnum):
+    """Why a run of digits is complete."""
+
+    TERMINATOR = "terminator"
+    TIMEOUT = "timeout"
+    FULL = "full"
+    CALL_END = "call_end"
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """A complete run of digits, without its terminator."""
+
+    digits: str
+    ended_by: EndedBy
+
+
+class DigitCollector:
+    """Gathers digits until the terminator, the largest number, or a pause.
+
+    Args:
+        inter_digit_seconds: the pause after which the run is complete.
+        terminator: the key that completes a run and is not part of it; empty for none. Pressed
+            alone, it is itself the message.
+        max_digits: the run is complete when it has this many.
+    """
+
+    def __init__(self, inter_digit_seconds: float, terminator: str, max_digits: int) -> None:
+        self._pause = inter_digit_seconds
+        self._terminator = terminator
+        self._max = max_digits
+        self._digits = ""
+        self.deadline: float | None = None
+        """When the run is complete for want of another key; None while there is none."""
+
+    def press(self, digit: str, now: float) -> Collected | None:
+        """One key at time ``now`` (s); returns the run that it completed, if it did.
+
+        A run whose pause is over by then has to be taken with :meth:`expire` first.
+        """
+        if digit == self._terminator:
+            return self._take(EndedBy.TERMINATOR, alone=digit)
+        self._digits += digit
+        if len(self._digits) >= self._max:
+            return self._take(EndedBy.FULL)
+        self.deadline = now + self._pause
+        return None
+
+    def expire(self, now: float) -> Collected | None:
+        """Return the run, if its pause is over at ``now`` (s)."""
+        if self.deadline is None or now < self.deadline:
+            return None
+        return self._take(EndedBy.TIMEOUT)
+
+    def abandon(self) -> Collected | None:
+        """Return the run that the end of the call cut short, if there is one."""
+        return self._take(EndedBy.CALL_END) if self._digits else None
+
+    def _take(self, ended_by: EndedBy, alone: str = "") -> Collected:
+        collected = Collected(self._digits or alone, ended_by)
+        self._digits, self.deadline = "", None
+        return collected
+
+
+class DtmfInput:
+    """Handles the caller's digits. Methods take the time (s) and return outputs.
+
+    Args:
+        interrupt: cuts the agent's speech, if the route wants that of a digit.
+    """
+
+    def __init__(
+        self, control: ConversationControl, interrupt: Callable[[float], list[Output]]
+    ) -> None:
+        self._control = control
+        self._interrupt = interrupt
+        self._plan = control.plan.dtmf
+        self._collector = DigitCollector(
+            self._plan.inter_digit_timeout, self._plan.finish_on_key, self._plan.max_digits
+        )
+        self._signalled = False
+
+    def press(self, digit: str, now: float, *, in_band: bool) -> list[Output]:
+        """Take a digit: for the B-leg, for who collects digits, or for the conversation."""
+        control = self._control
+        if in_band and self._signalled:
+            return []  # the tone of a key that was signalled, too
+        self._signalled = self._signalled or not in_band
+        taker = control.dtmf_consumer
+        private = (
+            taker is control.collecting
+            and taker is not None
+            and control.plan.collect_digits.private
+        )
+        outputs: list[Output] = [
+            control.timeline.note(now, "dtmf", digit="*" if private else digit)
+        ]
+        if control.call_actions.joined:
+            return [*outputs, SendDtmf(digit, b_leg=True)]
+        if control.termination is not None or control.call_actions.away:
+            return outputs
+        if taker is not None:
+            outputs += self._interrupt(now)
+            return outputs + taker.key(digit, now)
+        if not self._plan.enabled:
+            return outputs
+        outputs += self._collected(self._collector.expire(now), now)
+        outputs += self._interrupt(now)
+        return outputs + self._collected(self._collector.press(digit, now), now)
+
+    def tick(self, now: float) -> list[Output]:
+        """Send the run when the pause after its last digit is over."""
+        return self._collected(self._collector.expire(now), now)
+
+    def abandon(self, now: float) -> None:
+        """Record digits that were not sent before the session ended."""
+        self._record(self._collector.abandon(), now)
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due next (s)."""
+        return self._collector.deadline
+
+    def _collected(self, collected: Collected | None, now: float) -> list[Output]:
+        if collected is None:
+            return []
+        self._record(collected, now)
+        text = self._control.plan.dtmf.text(collected.digits)
+        ended_by = collected.ended_by.value
+        note = self._control.timeline.note(
+            now, "dtmf_collected", "info", digits=collected.digits, ended_by=ended_by
+        )
+        item = Send(CreateItem(message("user", text)))
+        return [note, item, *self._control.ask(CreateResponse(), now)]
+
+    def _record(self, collected: Collected | None, now: float) -> None:
+        if collected is not None:
+            timeline = self._control.timeline
+            at_ms = round(timeline.ms(now), 1)
+            timeline.record.private.pressed(collected.digits)
+            run = DigitRun(at_ms, collected.digits, collected.ended_by.value)
+            timeline.record.digits.append(run)
+
+
+LONGEST_SECONDS = 120.0
+"""The longest wait (s) for a first digit while the model talks."""
+
+
+class DigitCollection:
+    """Takes digits while :attr:`wants_digits`. Every method takes the time (s)."""
+
+    def __init__(
+        self,
+        control: ConversationControl,
+        collected: Callable[[Mapping[str, Any], float], list[Output]],
+    ) -> None:
+        self._control = control
+        self._told = collected
+        self._digits = ""
+        self._most = 0
+        self._terminator = ""
+        self._seconds = 0.0
+        self._until = 0.0
+        self.deadline: float | None = None
+        """When :meth:`tick` is due (s)."""
+        control.collecting = self
+
+    @property
+    def wants_digits(self) -> bool:
+        """Return whether digits are being collected."""
+        return self.deadline is not None
+
+    def begin(self, arguments: str, now: float) -> None:
+        """Start, with these arguments of the model (JSON text). Raises ToolCallError."""
+        wanted = collect_wanted(arguments, self._control.plan.collect_digits)
+        self._digits = ""
+        self._most, self._terminator, self._seconds = wanted
+        self.deadline = now + self._seconds
+        self._until = now + LONGEST_SECONDS
+
+    def key(self, digit: str, now: float) -> list[Output]:
+        """Take a digit."""
+        if digit == self._terminator:
+            return self._done("terminator", now)
+        self._digits += digit
+        if len(self._digits) >= self._most:
+            return self._done("full", now)
+        self.deadline = now + self._seconds
+        return []
+
+    def tick(self, now: float) -> list[Output]:
+        """End the collection when the time for a digit is over."""
+        if self.deadline is None or now < self.deadline:
+            return []
+        if self._control.speaking and not self._digits and now < self._until:
+            self.deadline = now + self._seconds  # the caller is still being told what to do
+            return []
+        return self._done("timeout", now)
+
+    def _done(self, ended_by: str, now: float) -> list[Output]:
+        self.deadline = None
+        private = self._control.plan.collect_digits.private
+        shown = "*" * len(self._digits) if private else self._digits
+        if private:
+            self._control.timeline.record.private.add(self._digits)
+        note = self._control.timeline.note(
+            now, "dtmf_collected", "info", digits=shown, ended_by=ended_by
+        )
+        return [note, *self._told({"digits": self._digits, "ended_by": ended_by}, now)]
