@@ -21,8 +21,8 @@ from gateway.dialplan import Dialplan, Match
 from gateway.outbound.limits import OutboundLimiter
 from gateway.planning.call_plan import codec_of, facts_of, plans, record_of, sip_settings
 from gateway.records.files import RecordFiles
-from gateway.sip.ingress.rate_limits import SourceBuckets, TokenBucket
 from gateway.sip.leg import Leg
+from gateway.sip.rate_limits import SourceBuckets, TokenBucket
 from gateway.sip.types import LegEnd, Refused, RtpQuality
 from gateway.tools.executor import ToolExecutor
 

@@ -18,17 +18,16 @@ from gateway.audio.g711 import Codec
 from gateway.sip import library
 from gateway.sip.bye_tracking import ByeTracker
 from gateway.sip.calls import QUALITY_SECONDS, Calls
-from gateway.sip.endpoint import configure_media, endpoint_config, only_g711
 from gateway.sip.incoming import Endpoint, Incoming
 from gateway.sip.ingress.access_control import AccessControl
 from gateway.sip.leg import Leg, SipCall
+from gateway.sip.library import LogWriter, configure_media, endpoint_config, only_g711
 from gateway.sip.media.ports import CallAudio, PortPool, beat_fd, clear_beat
 from gateway.sip.media.rtp_port_quarantine import DrainingPorts
 from gateway.sip.media.sounds import Sounds
 from gateway.sip.messages.headers import text_of, user_of
 from gateway.sip.names import Names
 from gateway.sip.negotiation import Descriptions
-from gateway.sip.pjlog import LogWriter
 from gateway.sip.settings import SipSettings, Trunk
 from gateway.sip.signalling import Signalling
 from gateway.sip.thread import SipThread

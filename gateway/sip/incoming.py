@@ -15,7 +15,7 @@ from gateway.audio.g711 import Codec
 from gateway.call.ending import refusal_code
 from gateway.sip import descriptors, library
 from gateway.sip.ingress.access_control import AccessControl, party_of
-from gateway.sip.ingress.admission import Admission, Arrivals
+from gateway.sip.ingress.capacity import Admission, Arrivals
 from gateway.sip.leg import Leg, SipCall
 from gateway.sip.messages.headers import (
     request_uri_of,

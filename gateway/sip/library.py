@@ -1,12 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The pjsua2 of ``deploy/pjsua2`` that this process runs on, and what it was built for."""
+(
+    """The pjsua2 of ``deploy/pjsua2`` in this process: what it was built for, its set-up, its log.
+
+``python -m gateway.sip.library`` prints what it says of itself as JSON, in a process of its
+own: a library that does not fit the machine may take its process along.
+"""
+    ""
+)
 
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import pjsua2 as pj
+import structlog
+
+from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec
+from gateway.sip.rate_limits import TokenBucket
+from gateway.sip.settings import SipSettings
+from gateway.text import unicode_of
+
+log = structlog.get_logger("sip")
+
 
 _NEEDED = ("BUILD", "NativeCallAudio", "NativeSignalling")
 _lacking = [name for name in _NEEDED if not hasattr(pj, name)]
@@ -68,3 +87,114 @@ def build() -> Build:
         path=str(pj._pjsua2.__file__),
         tls=str(pj.nativeTlsLibrary()),
     )
+
+
+def endpoint_config(settings: SipSettings, log_writer: Any) -> Any:
+    """What ``libInit`` is given, media aside. ``log_writer`` must live as long as the library."""
+    config = pj.EpConfig()
+    config.logConfig.level = config.logConfig.consoleLevel = settings.log_level
+    config.logConfig.msgLogging = 0
+    config.logConfig.writer = log_writer
+    config.uaConfig.threadCnt = 0
+    config.uaConfig.mainThreadOnly = False
+    config.uaConfig.maxCalls = 65535  # cut down by the library to what it was built for
+    config.uaConfig.userAgent = settings.user_agent
+    if settings.stun_server:
+        servers = pj.StringVector()
+        servers.append(settings.stun_server)
+        config.uaConfig.stunServer = servers
+        config.uaConfig.stunIgnoreFailure = True
+    return config
+
+
+def configure_media(media: Any, settings: SipSettings) -> None:
+    """8 kHz from end to end, in frames of 20 ms."""
+    media.clockRate = media.sndClockRate = SAMPLE_RATE
+    media.channelCount = 1
+    media.audioFramePtime = FRAME_MS
+    media.ptime = FRAME_MS
+    media.noVad = True
+    media.ecTailLen = 0
+    media.sndAutoCloseTime = -1
+    # A stream and a port of ours for each call, as many again while their removal is under way,
+    # and the master port. Not more: each port has tables as long as this.
+    media.maxMediaPorts = max(254, 4 * settings.max_calls + 16)
+    settings.jitter_buffer.apply(media)
+
+
+def only_g711(endpoint: Any) -> None:
+    """Switch every other codec off."""
+    wanted = {f"{codec.value}/8000": 201 - n for n, codec in enumerate(Codec)}
+    codecs = endpoint.codecEnum2()
+    for index in range(len(codecs)):
+        identity = str(codecs[index].codecId)
+        name = next((name for name in wanted if identity.startswith(name)), "")
+        endpoint.codecSetPriority(identity, wanted.get(name, 0))
+
+
+LINES_PER_SECOND = 1.0
+LINES_AT_ONCE = 20
+"""Of warnings and errors. pjsip writes one for each packet that it cannot read."""
+
+MAX_TEXT = 2000
+"""Characters of one line; it may quote a packet."""
+
+
+def _says_port_taken(text: str) -> bool:
+    """Ports that are held quiet after their call are found taken; pjsua tries the next."""
+    return "P socket bind() at " in text and " in use" in text
+
+
+class LogWriter(pj.LogWriter):  # type: ignore[misc]
+    """Takes each line of pjsip's log, on any of its threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bucket = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE, time.monotonic())
+        self._dropped = 0
+
+    def write(self, entry: Any) -> None:
+        """One line."""
+        try:
+            text = unicode_of(str(entry.msg)).strip()[:MAX_TEXT]
+            if entry.level > 2 or _says_port_taken(text):
+                log.debug("pjsip", text=text)
+                return
+            if not self._bucket.take(time.monotonic()):
+                self._dropped += 1
+                return
+            dropped, self._dropped = self._dropped, 0
+            more = {"lines_left_out": dropped} if dropped else {}
+            log.warning("pjsip", text=text, **more)
+        except Exception:  # a log line is never worth a call
+            return
+
+
+class _Quiet(pj.LogWriter):  # type: ignore[misc]
+    def write(self, entry: Any) -> None:
+        """Nothing of pjsip's own log belongs in the report."""
+
+
+def probe() -> None:
+    """Start an endpoint with a null device, look, and end it."""
+    settings = SipSettings(listen=(), log_level=0)
+    quieten()
+    endpoint, writer = pj.Endpoint(), _Quiet()
+    endpoint.libCreate()
+    config = endpoint_config(settings, writer)
+    configure_media(config.medConfig, settings)
+    endpoint.libInit(config)
+    endpoint.audDevManager().setNullDev()
+    found = {
+        "build": asdict(build()),
+        "capacity": capacity(),
+        "trunks": account_capacity() - 1,
+    }
+    endpoint.libDestroy()
+    for held in (endpoint, writer):
+        held.this.disown()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    probe()

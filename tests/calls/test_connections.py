@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.sip.connections import (
+from gateway.sip.ingress.sources import (
     FIRST_MESSAGE_SECONDS,
     IDLE_SECONDS,
     OF_STRANGERS,

@@ -16,8 +16,7 @@ import pjsua2 as pj
 
 from gateway.log import set_up_logging
 from gateway.sip import library
-from gateway.sip.endpoint import configure_media, endpoint_config
-from gateway.sip.pjlog import LogWriter
+from gateway.sip.library import LogWriter, configure_media, endpoint_config
 from gateway.sip.settings import SipSettings
 from gateway.sip.signalling import DROP, PASS, Decision, Received, Signalling
 

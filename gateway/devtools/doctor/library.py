@@ -22,7 +22,7 @@ def look(config: Config | None) -> Iterator[Finding]:
     """Ask pjsua2 in a process of its own; ``config`` None judges nothing against settings."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "gateway.sip.probe"],
+            [sys.executable, "-m", "gateway.sip.library"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

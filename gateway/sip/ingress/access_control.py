@@ -18,11 +18,8 @@ import structlog
 
 from gateway.addresses import plain
 from gateway.call.ending import reason_header, refusal_code
-from gateway.sip.connections import Connections
-from gateway.sip.ingress.bans import Bans, is_scanner
 from gateway.sip.ingress.digest import DigestAuth, Outcome
-from gateway.sip.ingress.rate_limits import SourceBuckets, TokenBucket
-from gateway.sip.ingress.refusals import RefusalLog
+from gateway.sip.ingress.sources import Bans, Connections, is_scanner
 from gateway.sip.messages.headers import body_of, headers_of, start_line_of
 from gateway.sip.messages.replies import (
     Reply,
@@ -41,6 +38,7 @@ from gateway.sip.messages.validation import (
     refused_address,
 )
 from gateway.sip.negotiation import Descriptions
+from gateway.sip.rate_limits import RefusalLog, SourceBuckets, TokenBucket
 from gateway.sip.settings import Access, Trunk
 from gateway.sip.signalling import DROP, PASS, Decision, Received, Unread
 from gateway.sip.trunks.challenges import Challenges

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.sip.ingress import digest
-from gateway.sip.ingress.bans import KNOWN_SECONDS, Bans, is_scanner
 from gateway.sip.ingress.digest import DigestAuth, Outcome, parameters_of, response_of
+from gateway.sip.ingress.sources import KNOWN_SECONDS, Bans, is_scanner
 from gateway.sip.settings import BanPolicy
 from tests.support.digest_answer import answer
 

@@ -13,8 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.addresses import address_of
-from gateway.sip.ingress.rate_limits import SourceBuckets, TokenBucket
-from gateway.sip.ingress.refusals import LINES_AT_ONCE, MAX_SOURCES, REPEAT_SECONDS, RefusalLog
+from gateway.sip.rate_limits import (
+    LINES_AT_ONCE,
+    MAX_REFUSALS,
+    REPEAT_SECONDS,
+    RefusalLog,
+    SourceBuckets,
+    TokenBucket,
+)
 from gateway.sip.settings import Access, Listen, Peer, SipSettings, Trunk
 from gateway.sip.trunks.accounts import keys_to_check
 from gateway.sip.trunks.matching import Trunks
@@ -226,7 +232,7 @@ def test_made_up_sources_do_not_fill_the_disk() -> None:
     assert len(lines) < 2 * LINES_AT_ONCE + 100
     assert sum(line.get("repeated", 1) for line in lines if line["source"] == "many") > 90_000
     assert log.by_rule["rule"] == 100_000
-    assert len(log._told) <= MAX_SOURCES
+    assert len(log._told) <= MAX_REFUSALS
 
 
 # ---- addresses

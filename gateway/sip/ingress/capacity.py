@@ -10,8 +10,7 @@
   RFC 6026 section 7.1 lets it be absorbed for 64 * T1; without that it would be a second call.
 * OPTIONS while the gateway drains: pjsua would say 200, and a dispatcher would go on sending calls.
   While every call is taken it stays 200: a dispatcher that took a full gateway out would lose it
-  for longer than it is full, and single calls that find no place are refused one by one.
-"""
+  for longer than it is full, and single calls that find no place are refused one by one."""
 
 from __future__ import annotations
 

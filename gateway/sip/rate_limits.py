@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Refusals in the log: each source and rule is said once, and then counted."""
+"""How much one source may ask for, and how often the log says so. Pure: time comes in."""
 
 from __future__ import annotations
 
@@ -8,12 +8,59 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.sip.ingress.rate_limits import TokenBucket
+MAX_SOURCES = 4096
+"""Sources remembered; the one not heard of for longest is forgotten first, and starts afresh."""
+
+
+class TokenBucket:
+    """``rate`` a second in the long run, ``burst`` at once."""
+
+    __slots__ = ("_at", "_left", "burst", "rate")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self.rate = rate
+        self.burst = burst
+        self._left = float(burst)
+        self._at = now
+
+    def take(self, now: float) -> bool:
+        """One more, if there is one left."""
+        self._left = min(self.burst, self._left + (now - self._at) * self.rate)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+class SourceBuckets:
+    """A bucket for each source."""
+
+    def __init__(self, max_sources: int = MAX_SOURCES) -> None:
+        self._max = max_sources
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, source: str, rate: float, burst: float, now: float) -> bool:
+        """One more of ``source``, if its bucket has one; a ``rate`` of 0 is no limit."""
+        if not rate:
+            return True
+        bucket = self._buckets.get(source)
+        if bucket is None:
+            if len(self._buckets) >= self._max:
+                self._buckets.popitem(last=False)
+            bucket = self._buckets[source] = TokenBucket(rate, burst, now)
+        else:
+            self._buckets.move_to_end(source)
+        return bucket.take(now)
+
 
 REPEAT_SECONDS = 60.0
 """A source that is refused on and on has a line with a count this often."""
 
-MAX_SOURCES = 1024
+MAX_REFUSALS = 1024
 """Pairs of rule and source that are counted apart; beyond, the oldest has its line early."""
 
 LINES_PER_SECOND = 5.0
@@ -55,7 +102,7 @@ class RefusalLog:
         if told is not None:
             told.repeated += 1
             return
-        if len(self._told) >= MAX_SOURCES:
+        if len(self._told) >= MAX_REFUSALS:
             self._let_go(now)
         self._told[key] = _Told(now)
         self._say({"rule": rule, "source": source, **fields}, now)
