@@ -404,7 +404,8 @@ class Stream:
         self.end = call.rtp
         self.events = call.keys_on
         self.ssrc = random.getrandbits(32)
-        self.sequence = random.getrandbits(14)
+        # Elsewhere than those before: RFC 3550 appendix A.1 takes what is a little lower for late.
+        self.sequence = call.rtp.sequence + 20_000
         self.timestamp = random.getrandbits(30)
 
     def put(

@@ -74,7 +74,7 @@ async def unharmed(world: GatewayStack, call: DialogCall) -> None:
 def invite(world: GatewayStack, number: int) -> bytes:
     """A good INVITE with all that pjsip has a parser for, to nobody."""
     host, port = world.phone.address
-    body = Sdp().text(40000)
+    body = Sdp().text(9000)
     lines = [
         f"INVITE sip:nowhere@127.0.0.1:{world.phone.gateway[1]};transport=udp SIP/2.0",
         f"Via: SIP/2.0/UDP {host}:{port};branch=z9hG4bKf{number};rport",

@@ -31,6 +31,8 @@ name = "anybody"
 say = "Hello."
 """
 OPEN = '[access]\nunknown_sources = "allow"\ncalls_per_second = 0\nmax_concurrent_calls = 0\n'
+NOBODY = 9000
+"""A port for RTP at which nobody listens: below those that the kernel gives out."""
 KEY = "A" * 40
 CRYPTO = f"a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:{KEY}"
 PRINT = "a=fingerprint:sha-256 " + ":".join(["AB"] * 32)
@@ -162,7 +164,7 @@ async def test_profiles(
 
         async def offered(profile: str, keys: str) -> None:
             lines, usable = KEYS[keys]
-            call = raw_call(gateway.phone, description(40000, profile, lines))
+            call = raw_call(gateway.phone, description(NOBODY, profile, lines))
             code = (await final(call)).code
             wanted = 200 if taken(profile, usable, srtp, keying) else 488
             assert code == wanted, (profile, keys)
@@ -190,17 +192,17 @@ async def test_profiles(
 async def offered_inside(gateway: Site, srtp: str, keying: tuple[str, ...]) -> None:
     """Re-INVITE: 488 leaves the call as it was."""
     first = next(row for row in TABLE if taken(row[0], KEYS[row[1]][1], srtp, keying))
-    call = raw_call(gateway.phone, description(40000, first[0], KEYS[first[1]][0]))
+    call = raw_call(gateway.phone, description(NOBODY, first[0], KEYS[first[1]][0]))
     assert (await final(call)).code == 200
     for profile, keys in TABLE:
         lines, usable = KEYS[keys]
-        answer = await call.ask("INVITE", body=description(40000, profile, lines))
+        answer = await call.ask("INVITE", body=description(NOBODY, profile, lines))
         if not taken(profile, usable, srtp, keying):
             assert answer.code == 488, (profile, keys, answer.start)
         assert answer.code in (200, 488), (profile, keys, answer.start)
         if call.byes:  # keys that do not fit those before may end the call
             await gateway.phone.forget(call)
-            call = raw_call(gateway.phone, description(40000, first[0], KEYS[first[1]][0]))
+            call = raw_call(gateway.phone, description(NOBODY, first[0], KEYS[first[1]][0]))
             assert (await final(call)).code == 200
     await call.ends()
     await gateway.phone.forget(call)
@@ -213,7 +215,7 @@ async def answered_in_ack(gateway: Site) -> None:
         call = raw_call(gateway.phone, "")
         call.acknowledge = False
         assert (await final(call)).code == 200
-        body = description(40000, profile, KEYS[keys][0])
+        body = description(NOBODY, profile, KEYS[keys][0])
         call.told = f"an ACK with {profile}, {keys}"
         call.phone.send(call._inside("ACK", 1, (), body))
         await call.ends()
@@ -259,6 +261,14 @@ class Callees(CalledPhone):
         super().datagram_received(data, addr)
 
 
+@pytest.fixture(scope="module")
+def place(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterable[Site]:
+    """One gateway for all that its defaults are enough for."""
+    opened = site(tmp_path_factory.mktemp("site"), more=OPEN, routes=ROUTES)
+    yield runner.run(opened.__aenter__())
+    runner.run(opened.__aexit__(None, None, None))
+
+
 _VIDEO = "m=video 0 RTP/AVP 34\r\n"
 _IMAGE = "m=image 4000 udptl t38\r\n"
 
@@ -275,25 +285,24 @@ _IMAGE = "m=image 4000 udptl t38\r\n"
     ids=["video behind", "two behind", "audio behind", "video first", "image first"],
 )
 async def test_answers_to_delayed_offers_with_other_media_lines(
-    runner: object, own_folder: Path, before: str, behind: str, goes_on: bool | None
+    runner: object, place: Site, before: str, behind: str, goes_on: bool | None
 ) -> None:
     """RFC 3264 section 6 has as many lines in an answer as in the offer, in its order.
 
     More lines behind change nothing; where others come first, the call may end, by our BYE.
     """
-    async with site(own_folder, more=OPEN, routes=ROUTES) as gateway:
-        call = raw_call(gateway.phone, "")
-        call.acknowledge = False
-        offer = await final(call)
-        assert re.findall(r"^m=(\w+)", offer.body, re.M) == ["audio"]
-        head, line, rest = description(40000, "RTP/AVP").partition("m=audio")
-        body = head + before + line + rest + behind
-        call.told = f"an ACK with {body!r}"
-        call.phone.send(call._inside("ACK", 1, (), body))
-        await call.ends()
-        summary = await gateway.gateway.wait("call.summary", sip_call_id=call.call_id)
-        assert not goes_on or summary["ending"]["why"] == "remote_hangup"
-        await gateway.phone.forget(call)
+    call = raw_call(place.phone, "")
+    call.acknowledge = False
+    offer = await final(call)
+    assert re.findall(r"^m=(\w+)", offer.body, re.M) == ["audio"]
+    head, line, rest = description(NOBODY, "RTP/AVP").partition("m=audio")
+    body = head + before + line + rest + behind
+    call.told = f"an ACK with {body!r}"
+    call.phone.send(call._inside("ACK", 1, (), body))
+    await call.ends()
+    summary = await place.gateway.wait("call.summary", sip_call_id=call.call_id)
+    assert not goes_on or summary["ending"]["why"] == "remote_hangup"
+    await place.phone.forget(call)
 
 
 @pytest.mark.parametrize(("srtp", "keying"), [SETTINGS[0], SETTINGS[3], SETTINGS[5]])
@@ -305,7 +314,7 @@ async def test_answers_to_calls_of_ours(
     more += "max_concurrent_calls = 40\nmax_calls_per_minute = 1000\n"
     rows = list(itertools.product(PROFILES, ("no keys", "crypto", "bad crypto", "two prints")))
     rows = rows[:: 1 if srtp == "optional" else 3]
-    bodies = [description(40000, profile, KEYS[keys][0]) for profile, keys in rows]
+    bodies = [description(NOBODY, profile, KEYS[keys][0]) for profile, keys in rows]
     phone = await Callees([*bodies, "v=0\r\n", "v=0\r\nm=audio 1 RTP/AVP 0\r\n"]).start()
     try:
         async with site(own_folder, more=more, routes=ROUTES) as gateway:
@@ -371,14 +380,6 @@ def kinds(lines: Iterable[str]) -> list[tuple[str, bool]]:
     """Kind of each ``m=`` line, and whether it has a port."""
     found = (line.split(" ") for text in lines for line in text.split("\r\n"))
     return [(words[0][2:], words[1] != "0") for words in found if words[0].startswith("m=")]
-
-
-@pytest.fixture(scope="module")
-def place(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterable[Site]:
-    """One gateway for what follows."""
-    opened = site(tmp_path_factory.mktemp("site"), more=OPEN, routes=ROUTES)
-    yield runner.run(opened.__aenter__())
-    runner.run(opened.__aexit__(None, None, None))
 
 
 @pytest.mark.parametrize("lines", LINES.values(), ids=LINES)

@@ -14,7 +14,7 @@ from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.server import Emulator
 from tests.interop.kamailio import Kamailio
 from tests.support.gateway_process import FAULTS, Gateway, Line
-from tests.support.harness import closed_port, eventually
+from tests.support.harness import closed_port, eventually, rtp_range
 from tests.support.sip_phone import Message, Phone, PhoneCall
 
 HOST = "127.0.0.1"
@@ -25,7 +25,7 @@ MAX_CALLS = 2
 _CONFIG = """
 [sip]
 listen = ["udp:{host}:{port}"]
-rtp_ports = [42000, 42399]
+rtp_ports = [{rtp_low}, {rtp_high}]
 max_calls = {max_calls}
 [access]
 max_concurrent_calls = 0
@@ -166,9 +166,12 @@ class Cluster:
         (self._folder / "routes" / "10.toml").write_text(
             _ROUTES.format(host=HOST, silent=self._silent.getsockname()[1], closed=closed_port())
         )
+        low, high = rtp_range()
         config = _CONFIG.format(
             host=HOST,
             port=self.base,
+            rtp_low=low,
+            rtp_high=high,
             max_calls=MAX_CALLS,
             url=self.emulator.url(),
             workers=WORKERS,
@@ -258,6 +261,5 @@ def _free_ports(count: int) -> int:
                     probe.bind((HOST, port))
         except (OSError, OverflowError):
             continue
-        if not 42000 - count <= first <= 42399:
-            return first
+        return first
     raise OSError(f"no {count} free ports in a row")

@@ -84,19 +84,34 @@ say = "Hello."
 _RTP_PORTS = range(12000, 32000, 400)
 """Below what the kernel gives out by itself (32768 and above): a telephone's ports are those."""
 
-_rtp_low = _RTP_PORTS[os.getpid() % 25]
+_RTP_RANGES = 6
+"""Of one process: more than it has gateways at a time, so that the RTP that still comes for one
+that has ended finds nobody."""
+
+_claims: list[tuple[int, socket.socket]] = []
+"""First ports of this process's ranges, the one that was used last at the end."""
 
 
 def rtp_range() -> tuple[int, int]:
-    """A range of RTP ports of its own for each gateway of this process.
+    """A range of RTP ports that no gateway of another test process has.
 
-    Where it begins differs from process to process: RTP that still comes for the gateway of another
-    run must not end up in a call of this one.
+    A range is claimed by a name in the kernel, which is given up when the process ends.
     """
-    global _rtp_low
-    low = _rtp_low
-    _rtp_low = low + _RTP_PORTS.step if low < _RTP_PORTS[-1] else _RTP_PORTS.start
-    return low, low + 399
+    if len(_claims) < _RTP_RANGES:
+        first = os.getpid() % len(_RTP_PORTS)
+        for low in (*_RTP_PORTS[first:], *_RTP_PORTS[:first]):
+            claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            try:
+                claim.bind(f"\0gateway-tests-rtp-{low}")
+            except OSError:
+                claim.close()
+                continue
+            _claims.append((low, claim))
+            return low, low + _RTP_PORTS.step - 1
+    if not _claims:
+        raise OSError("no range of RTP ports is free")
+    _claims.append(_claims.pop(0))
+    return _claims[-1][0], _claims[-1][0] + _RTP_PORTS.step - 1
 
 
 class GatewayStack:

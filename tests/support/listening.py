@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -54,6 +55,14 @@ class Spoken:
         places = [self._at[packet.payload] for packet in self.packets_of(packets)]
         assert places == list(range(0, len(places) * FRAME, FRAME)), places[:20]
         return len(places) * FRAME // 8
+
+
+def assert_beep(told: str, hz: int, ms: int) -> None:
+    """What is told of a tone: a packet that comes late changes it a little."""
+    found = re.fullmatch(r"(\d+) Hz for (\d+) ms", told)
+    assert found, told
+    assert abs(int(found[1]) - hz) <= 10, told
+    assert abs(int(found[2]) - ms) <= 100, told
 
 
 def all_of(said: bytes, received: bytes) -> bool:

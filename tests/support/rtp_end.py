@@ -59,6 +59,8 @@ class RtpEnd:
         self.sending = True
         """False is a caller whose network is gone."""
         self.sent = self.lost = 0
+        self.sequence = random.getrandbits(15)
+        """Of the next packet."""
         self.latest_s = 0.0
         """How late a packet was sent at worst: what this machine kept us waiting."""
         self._silence = silence * FRAME
@@ -170,17 +172,17 @@ class RtpEnd:
 
     async def _send_all(self) -> None:
         source = random.getrandbits(32)
-        sequence, timestamp = random.getrandbits(15), random.getrandbits(31)
+        timestamp = random.getrandbits(31)
         start = time.monotonic()
         tick = 0
         while True:
             for payload_type, marker, stamp, payload in self._due(timestamp, first=tick == 0):
                 if self.sending and not self.loss():
                     second = payload_type | (_MARKER if marker else 0)
-                    self._put(_HEADER.pack(0x80, second, sequence, stamp, source) + payload)
+                    self._put(_HEADER.pack(0x80, second, self.sequence, stamp, source) + payload)
                 else:
                     self.lost += 1
-                sequence = (sequence + 1) & 0xFFFF
+                self.sequence = (self.sequence + 1) & 0xFFFF
             timestamp = (timestamp + FRAME) & 0xFFFFFFFF
             self.latest_s = max(self.latest_s, time.monotonic() - start - tick * 0.02)
             tick += 1

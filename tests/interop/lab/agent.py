@@ -11,6 +11,7 @@ from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.script import Script
 from gateway.devtools.emulator.server import Emulator
 from tests.support.gateway_process import Gateway
+from tests.support.harness import rtp_range
 
 CONFIG = """
 [sip]
@@ -49,8 +50,6 @@ to = "^101$"
 """
 """100 speaks first, 101 listens."""
 
-_rtp_low = 50000
-
 
 class Agent:
     """One gateway, one emulator.
@@ -74,15 +73,14 @@ class Agent:
 
     async def start(self) -> None:
         """Bring both up."""
-        global _rtp_low
-        low, _rtp_low = _rtp_low, _rtp_low + 400
+        low, high = rtp_range()
         await self.emulator.start()
         (self.folder / "routes").mkdir(parents=True)
         (self.folder / "routes" / "10-routes.toml").write_text(ROUTES + self._routes)
         config = CONFIG.format(
             listen=json.dumps(self._listen)[1:-1],
             rtp_low=low,
-            rtp_high=low + 399,
+            rtp_high=high,
             url=self.emulator.url(),
             media="" if "[media]" in self._more else MEDIA,
             more=self._more,
