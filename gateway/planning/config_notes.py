@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -201,7 +202,7 @@ def _unreachable(config: Config) -> Iterator[str]:
     for trunk in config.trunk:
         known = [str(peer.network.network_address) for peer in trunk.peers]
         known += [one.host for one in (trunk.outbound_proxy, trunk.registrar) if one]
-        away = [one for one in known if _is_literal(one) and not is_loopback(one)]
+        away = [one for one in known if one != "localhost" and not is_loopback(one)]
         if away and all(is_loopback(host) for host in hosts):
             yield (
                 f"trunk {trunk.name} is at {away[0]}, and sip.listen ({sip.listen[0]}) is reached "
@@ -211,7 +212,7 @@ def _unreachable(config: Config) -> Iterator[str]:
             continue
         if trunk.registrar is not None:
             continue  # Contact and SDP carry the address that the registrar saw
-        public = [one for one in away if not is_inside(one)]
+        public = [one for one in away if _is_literal(one) and not is_inside(one)]
         if public and not sip.public_address and not sip.stun_server and is_inside(hosts[0]):
             yield (
                 f"trunk {trunk.name} is at {public[0]}, and SDP would carry the private address "
@@ -234,10 +235,15 @@ def _unknown_models(config: Config, routes: Sequence[Route]) -> Iterator[str]:
     seen = set()
     known = load_prices(config.cost.prices).speech_models()
     for url, model, where in servers:
-        if (url, model) in seen or not _REGION.match((urlsplit(url).hostname or "").lower()):
+        if (url, model) in seen:
             continue
         seen.add((url, model))
         path = urlsplit(Endpoint(url).connect_url).path
+        if not _REGION.match((urlsplit(url).hostname or "").lower()):
+            last = path.rpartition("/")[2]
+            if last != "realtime" and get_close_matches(last, ["realtime"], cutoff=0.75):
+                yield f"{where}.url: {url} ends in {last}; most servers' ends in realtime"
+            continue
         if path != "/v1/realtime":
             yield f"{where}.url: {url} has the path {path}; OpenAI's is /v1/realtime"
         if not any(fnmatchcase(model, name) for name in known):

@@ -17,7 +17,7 @@ from gateway.planning.route_tools import module_tools
 _LITERAL = re.compile(r"\^?((?:[0-9A-Za-z_-]|\\[+*.])+)\$?")
 """An expression that stands for one number or name, with or without anchors."""
 
-_ASTERISK = re.compile(r"\^?_[0-9XZN*#+.!\[\]-]+\$?")
+_ASTERISK = re.compile(r"\^?(?:_[0-9XZN*#+.!\[\]-]+|\+?[0-9]*[XZN][0-9XZN]*[.!]?)\$?")
 _GLOB = re.compile(r"\^?\+?[0-9]+\*\$?")
 _CLASSES = {"X": "[0-9]", "Z": "[1-9]", "N": "[2-9]", ".": ".+", "!": ".*", "+": "\\+", "*": "\\*"}
 
@@ -35,7 +35,7 @@ def route_notes(routes: Sequence[Route]) -> Iterator[str]:
 def pattern_note(text: str) -> str | None:
     """Return what is odd about a regular expression on a number, and the one that is meant."""
     if _ASTERISK.fullmatch(text):
-        meant = "".join(_CLASSES.get(char, char) for char in text.strip("^$")[1:])
+        meant = "".join(_CLASSES.get(char, char) for char in text.strip("^$").lstrip("_"))
         return f'"{text}" looks like an Asterisk pattern; as a regular expression: "^{meant}$"'
     if _GLOB.fullmatch(text):
         start = text.strip("^$").rstrip("*")

@@ -27,6 +27,8 @@ def checked(folder: Path, config: str = BASE, routes: str = "[[route]]\nname = '
     [
         ("_1XX", 'looks like an Asterisk pattern; as a regular expression: "^1[0-9][0-9]$"'),
         ("^_0N.$", '"^0[2-9].+$"'),
+        ("^1XX$", 'an Asterisk pattern; as a regular expression: "^1[0-9][0-9]$"'),
+        ("0ZX.", 'looks like an Asterisk pattern; as a regular expression: "^0[1-9][0-9].+$"'),
         ("100*", 'matches 10 and then any number of 0; numbers that begin with 100: "^100"'),
         ("100", 'matches 11002, too; only this number: "^100$"'),
         ("^100", "begins so"),
@@ -73,13 +75,18 @@ def test_routes_that_an_earlier_one_hides(
         ("192.168.1.2", "198.51.100.7", 'public_address = "203.0.113.1"\n', None),
         ("192.168.1.2", "192.168.1.5", "", None),
         ("127.0.0.1", "127.0.0.2", "", None),
+        ("127.0.0.1", "sip.example.net", "", "is at sip.example.net, and sip.listen"),
+        ("192.168.1.2", "sip.example.net", "", None),
+        ("127.0.0.1", "localhost", "", None),
     ],
 )
 def test_trunks_that_listen_does_not_reach(
     tmp_path: Path, listen: str, peer: str, more: str, says: str | None
 ) -> None:
     sip = f'[sip]\nlisten = ["udp:{listen}:5060"]\n{more}'
-    told = checked(tmp_path, f'{BASE}{sip}[[trunk]]\nname = "pbx"\npeers = ["{peer}"]\n')
+    where = f'peers = ["{peer}"]' if peer[0].isdigit() else f'registrar = "{peer}"'
+    where += '\nusername = "me"\npassword = "p"\n'
+    told = checked(tmp_path, f'{BASE}{sip}[[trunk]]\nname = "pbx"\n{where}')
     if says is None:
         assert "trunk pbx is at" not in told
     else:
@@ -93,6 +100,7 @@ def test_trunks_that_listen_does_not_reach(
         ("wss://api.openai.com/v1/realtime", "gpt-realtme-2.1", 'did you mean "gpt-realtime-2.1"'),
         ("wss://api.openai.com/v1/realtim", "gpt-realtime-2.1", "OpenAI's is /v1/realtime"),
         ("wss://voice.example/anything", "mine", None),
+        ("wss://voice.example/v1/realtim", "mine", "ends in realtim; most servers' ends in"),
     ],
 )
 def test_models_and_paths_that_nobody_has(
