@@ -20,7 +20,7 @@ from gateway.sip.ingress.sources import (
     Connections,
 )
 from tests.support.harness import eventually
-from tests.support.site_under_test import ANYBODY, Site, site
+from tests.support.site_under_test import ANYBODY, Site, certificate, site
 
 TRUNK = """
 [[trunk]]
@@ -164,3 +164,116 @@ def test_whose_connections_are_kept() -> None:
     for number in range(PER_SOURCE, OF_STRANGERS):
         assert kept.opened(1000 + number, f"s{number}", 0.0) == ""
     assert kept.opened(5000, "last", 0.0).startswith(f"more than {OF_STRANGERS}")
+
+
+SHORT = (
+    "-c",
+    """
+from gateway.sip import connections, transports
+connections.FIRST_MESSAGE_SECONDS, connections.IDLE_SECONDS = 1.0, 2.5
+connections.PER_SOURCE, transports.HANDSHAKE_MS = 3, 1500
+from gateway.__main__ import main
+main()
+""",
+)
+"""A gateway whose deadlines are short."""
+
+
+@pytest.fixture(scope="module")
+def hurried(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("hurried")
+    files = certificate(folder, "gateway")
+    tls = "[sip.tls]\n" + "".join(f'{key} = "{value}"\n' for key, value in files.items())
+    more = TRUNK + '[access]\nunknown_sources = "allow"\n'
+    listen = ("udp:127.0.0.1:0", "tcp:127.0.0.1:0", "tls:127.0.0.1:0")
+    stack = contextlib.AsyncExitStack()
+    up = site(folder, listen=listen, sip=tls, more=more, routes=ANYBODY, entry=SHORT)
+    yield runner.run(stack.enter_async_context(up))
+    runner.run(stack.aclose())
+
+
+async def stranger(gateway: Site, transport: str, host: str) -> socket.socket:
+    """A connection from this address, with nothing said yet."""
+    made = socket.socket()
+    made.bind((host, 0))
+    await asyncio.to_thread(made.connect, ("127.0.0.1", gateway.port(transport)))
+    made.setblocking(False)
+    return made
+
+
+async def is_closed(one: socket.socket, said: bytes = b"", every_s: float = 0.2) -> None:
+    """Wait until the gateway closes a connection, on which ``said`` goes out byte by byte."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(30):
+        with contextlib.suppress(ConnectionError):
+            for number in range(10_000):
+                if said:
+                    await loop.sock_sendall(one, said[number % len(said)].to_bytes())
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(every_s):
+                        if not await loop.sock_recv(one, 4096):
+                            return
+
+
+HALF = b"OPTIONS sip:127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/TCP 127.0.0.1\r\nX-Long: " + b"x" * 400
+
+
+@pytest.mark.parametrize(
+    ("transport", "said", "rule"),
+    [
+        ("tcp", b"", "connection without a message"),
+        ("tcp", HALF, "connection without a message"),
+        ("tcp", b"\r\n\r\n", "connection without a message"),
+        ("tls", b"", ""),
+        ("tls", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), ""),
+    ],
+    ids=["silent", "slow", "keep-alives", "no-hello", "slow-hello"],
+)
+async def test_who_says_nothing_is_closed(
+    hurried: Site, transport: str, said: bytes, rule: str
+) -> None:
+    """Beside a trunk's connection that is as silent, and lives on."""
+    async with connection(hurried) as own:
+        assert await probed(own, hurried.port("tcp"), 1) == "200"
+        before = len(hurried.gateway.all("sip.rejected", source="127.0.0.3"))
+        one = await stranger(hurried, transport, "127.0.0.3")
+        await is_closed(one, said)
+        one.close()
+        if rule:
+            told = hurried.gateway.all("sip.rejected", source="127.0.0.3")[before:]
+            assert all(line["rule"] == rule for line in told), told
+        assert await probed(own, hurried.port("tcp"), 2) == "200"
+
+
+async def test_an_idle_stranger_is_closed_and_a_trunk_is_not(hurried: Site) -> None:
+    port = hurried.port("tcp")
+    async with connection(hurried) as own:
+        assert await probed(own, port, 1) == "200"
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", port, local_addr=("127.0.0.4", 0)
+        )
+        assert await probed((reader, writer), port, 2) == "200"
+        async with asyncio.timeout(30):
+            assert await reader.read() == b""
+        writer.close()
+        await hurried.gateway.wait("sip.rejected", source="127.0.0.4", rule="idle connection")
+        assert await probed(own, port, 3) == "200"
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+async def test_a_source_has_so_many_connections(hurried: Site, transport: str) -> None:
+    """Three are kept; half-open TLS handshakes end by their own deadline."""
+    before = hurried.gateway.resources()["fds"]
+    async with connection(hurried) as own:
+        assert await probed(own, hurried.port("tcp"), 1) == "200"
+        many = [await stranger(hurried, transport, "127.0.0.5") for _ in range(60)]
+        await asyncio.gather(*(is_closed(one) for one in many))
+        for one in many:
+            one.close()
+        await eventually(
+            lambda: hurried.gateway.resources()["fds"] <= before + 1, "connections closed"
+        )
+        assert await probed(own, hurried.port("tcp"), 2) == "200"
+        if transport == "tcp":
+            line = await hurried.gateway.wait("sip.rejected", source="127.0.0.5")
+            assert line["rule"] == "more than 3 connections"

@@ -105,6 +105,7 @@ async def site(
     sip: str = "",
     more: str = "",
     routes: str = ROUTES + ANYBODY,
+    entry: tuple[str, ...] = ("-m", "gateway"),
 ) -> AsyncIterator[Site]:
     """Bring it up, and down; asserts that nothing went wrong."""
     low, high = rtp_range()
@@ -126,7 +127,7 @@ async def site(
             more=more,
         )
     )
-    gateway = Gateway(config)
+    gateway = Gateway(config, entry)
     phone = Phone(("127.0.0.1", 0))
     await phone.start()
     try:
