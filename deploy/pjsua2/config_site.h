@@ -33,6 +33,11 @@
 #define PJ_IOQUEUE_MAX_HANDLES (4 * PJSUA_MAX_CALLS + 3072)
 #endif
 #define PJ_IOQUEUE_MAX_EVENTS_IN_SINGLE_POLL 64
+
+/* Connections that wait to be accepted: where there are more, the kernel lets clients try again
+ * after a second. TLS has PJ_SOMAXCONN. */
+#define PJSIP_TCP_TRANSPORT_BACKLOG 1024
+#define PJ_SOMAXCONN 1024
 #define PJSIP_MAX_NET_EVENTS 16
 #define PJSIP_MAX_TIMED_OUT_ENTRIES 64
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import resource
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -277,3 +278,23 @@ async def test_a_source_has_so_many_connections(hurried: Site, transport: str) -
         if transport == "tcp":
             line = await hurried.gateway.wait("sip.rejected", source="127.0.0.5")
             assert line["rule"] == "more than 3 connections"
+
+
+async def test_handshakes_that_are_not_begun(hurried: Site) -> None:
+    """A source has so many under way at a time; others' connections are made meanwhile."""
+    before = hurried.gateway.resources()["fds"]
+    many, most = [], 0
+    for number in range(400):
+        many.append(await stranger(hurried, "tls", "127.0.0.6"))
+        if number % 20 == 19:
+            most = max(most, hurried.gateway.resources()["fds"] - before)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    _reader, writer = await asyncio.open_connection(
+        "127.0.0.1", hurried.port("tls"), ssl=context, local_addr=("127.0.0.7", 0)
+    )
+    writer.close()
+    assert 0 < most <= 105
+    await asyncio.gather(*(is_closed(one) for one in many))
+    for one in many:
+        one.close()
