@@ -14,11 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.cli.options import examples
-from gateway.devtools.demo.evidence import Check
 from gateway.devtools.demo.processes import DemoError, Result, run
-from gateway.devtools.demo.stage import Stage
-from gateway.devtools.timeline.sound import read_sound
-from gateway.devtools.timeline.story import tell
+from gateway.devtools.demo.scenario import Check, Stage
+from gateway.devtools.timeline.story import read_sound, tell
 from gateway.devtools.timeline.text import render
 
 PLAIN_WIDTH = 110

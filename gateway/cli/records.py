@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.cli.options import examples
-from gateway.devtools import event_text
 from gateway.devtools.event_viewer import (
     AGENT,
     CALLER,
@@ -26,8 +25,16 @@ from gateway.devtools.event_viewer import (
     entries_of,
     read_lines,
 )
-from gateway.devtools.timeline.sound import Sound, SoundFileError, read_sound
-from gateway.devtools.timeline.story import Record, RecordError, read_record, tell
+from gateway.devtools.timeline import text as timeline_text
+from gateway.devtools.timeline.story import (
+    Record,
+    RecordError,
+    Sound,
+    SoundFileError,
+    read_record,
+    read_sound,
+    tell,
+)
 from gateway.devtools.timeline.text import render
 
 
@@ -79,11 +86,11 @@ def _draw(png: Path, record: Record, sound: Sound | None) -> None:
 
 
 _STYLES = {
-    CALLER: event_text.CALLER,
-    AGENT: event_text.AGENT,
+    CALLER: timeline_text.CALLER,
+    AGENT: timeline_text.AGENT,
     GATEWAY: "green",
     SERVER: "white",
-    ERROR: event_text.RED,
+    ERROR: timeline_text.RED,
 }
 
 
@@ -125,7 +132,9 @@ def table(entries: Iterable[Entry]) -> Table:
         detail = f"  [dim]{escape(entry.detail)}[/]" if entry.detail else ""
         text = escape(entry.text)
         grid.add_row(
-            event_text.clock(entry.t_ms), f"[{style}]{entry.who}[/]", f"[{style}]{text}[/]{detail}"
+            timeline_text.clock(entry.t_ms),
+            f"[{style}]{entry.who}[/]",
+            f"[{style}]{text}[/]{detail}",
         )
     return grid
 

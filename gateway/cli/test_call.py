@@ -13,9 +13,16 @@ from rich.markup import escape
 
 from gateway.audio.g711 import Codec
 from gateway.config.source import ConfigError
-from gateway.devtools.scripted_caller.report import CallReport, Outcome, RunReport
 from gateway.devtools.scripted_caller.run import CallOptions, place_calls
-from gateway.devtools.scripted_caller.script import Digits, Script, load_script, simple_script
+from gateway.devtools.scripted_caller.script import (
+    CallReport,
+    Digits,
+    Outcome,
+    RunReport,
+    Script,
+    load_script,
+    simple_script,
+)
 from gateway.devtools.scripted_caller.sound import SoundError
 
 _EPILOG = """

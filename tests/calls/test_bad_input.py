@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.devtools.emulator.errors import ProtocolError
+from gateway.devtools.emulator.objects import ProtocolError
 from tests.support.harness import GatewayStack
 from tests.support.listening import Spoken, assert_continuous
 from tests.support.sip_phone import PhoneCall

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from gateway.devtools.emulator.audio import FORMATS
-from gateway.devtools.emulator.espeak import synthesise
 from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.speech import FORMATS, synthesise
 from tests.support import figures
 from tests.support.harness import TRUSTED, GatewayStack
 from tests.support.listening import Spoken, assert_continuous, is_silence

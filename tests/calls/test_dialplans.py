@@ -9,9 +9,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import gateway as package
-from gateway.devtools.emulator.audio import PCMU
-from gateway.devtools.emulator.espeak import synthesise
 from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.speech import PCMU, synthesise
 from tests.support.harness import GatewayStack, wishes
 from tests.support.listening import is_silence
 from tests.support.sip_phone import PhoneCall

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from gateway.devtools.emulator.errors import ProtocolError
+from gateway.devtools.emulator.objects import ProtocolError
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.realtime.errors import CLOSE_CODES, ERROR_CODES, HANDSHAKE_STATUSES
 from tests.support.harness import GatewayStack, eventually

@@ -10,8 +10,8 @@ import numpy as np
 import soxr
 
 from gateway.audio.g711 import Codec
-from gateway.devtools.emulator.espeak import synthesise
 from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.speech import synthesise
 from tests.support.harness import GatewayStack
 from tests.support.listening import assert_beep
 from tests.support.made_sounds import g711, melody, tone

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from gateway.devtools.emulator.audio import pattern
+from gateway.devtools.emulator.speech import pattern
 from tests.support.rtp_end import FRAME, Packet
 
 SILENCE = {0: b"\xff", 8: b"\xd5"}

@@ -16,9 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.devtools.demo.evidence import Check, Evidence, HeardAudio, judge, read_events
-from gateway.devtools.demo.stage import Stage
-from gateway.devtools.scripted_caller.report import CallReport
+from gateway.devtools.demo.scenario import Check, Evidence, HeardAudio, Stage, judge, read_events
+from gateway.devtools.scripted_caller.script import CallReport
 from gateway.devtools.timeline.story import Record, RecordError, read_record
 
 UP_SECONDS = 30.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.config import Config, ConfigError
-from gateway.devtools.doctor import library, machine, network, trunks
+from gateway.devtools.doctor import machine, network, trunks
 from gateway.devtools.doctor.finding import Finding, bad, ok, warn
 from gateway.dialplan import Dialplan
 from gateway.planning.check import check, load_all
@@ -27,7 +27,7 @@ def examine(path: Path) -> Iterator[Finding]:
             yield bad("config", str(problem), "the gateway does not start like this")
     else:
         yield from _good(path)
-    yield from library.look(config)
+    yield from machine.look_at_pjsua2(config)
     yield from machine.look(config)
     if config is not None:
         yield from _folders(config)

@@ -13,9 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.devtools.emulator.errors import ProtocolError, validated
-from gateway.devtools.emulator.objects import Json, new_id
-from gateway.devtools.emulator.settings import FunctionTool, SemanticVad
+from gateway.devtools.emulator.client_events import FunctionTool, SemanticVad
+from gateway.devtools.emulator.objects import Json, ProtocolError, new_id, validated
 
 HEADER, HEADER_VALUE = "OpenAI-Beta", "realtime=v1"
 

@@ -1,18 +1,269 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The client events of the GA protocol, as the models they are checked with.
+"""What clients may send, as strict models: events of the GA protocol, the session object.
 
-``input_audio_buffer.append`` is not among them: it comes fifty times a second and call, and is
-taken on a path of its own (:meth:`gateway.devtools.emulator.session.Session`).
+An update of the session is merged deeply into what is in force and the result is checked whole: one
+unknown key refuses all of it, as the service does it. ``input_audio_buffer.append`` is not among
+the events: it comes fifty times a second and call, and has a path of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gateway.devtools.emulator.objects import Json
-from gateway.devtools.emulator.settings import ResponseParameters
+from gateway.devtools.emulator.objects import Json, ProtocolError, validated
+
+DEFAULT_INSTRUCTIONS = (
+    "EMULATOR: this session is served by the gateway's emulator of the Realtime protocol. "
+    "No model listens or thinks; answers follow fixed rules."
+)
+
+Modalities = Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=1)]
+MaxTokens = Annotated[int, Field(ge=1, le=32000)] | Literal["inf"]
+
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PcmFormat(_Strict):
+    type: Literal["audio/pcm"]
+    rate: Literal[24000] = 24000
+
+
+class G711Format(_Strict):
+    type: Literal["audio/pcmu", "audio/pcma"]
+
+
+Format = Annotated[PcmFormat | G711Format, Field(discriminator="type")]
+
+
+class NoiseReduction(_Strict):
+    type: Literal["near_field", "far_field"]
+    strength: float | None = None
+
+
+class Transcription(_Strict):
+    model: str | None = None
+    language: str | None = None
+    languages: list[str] | None = None
+    keywords: list[str] | None = None
+    prompt: str | None = None
+    delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
+
+
+class ServerVad(_Strict):
+    type: Literal["server_vad"]
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    prefix_padding_ms: Annotated[int, Field(ge=0, le=5000)] = 300
+    silence_duration_ms: Annotated[int, Field(ge=0, le=10_000)] = 500
+    idle_timeout_ms: Annotated[int | None, Field(ge=1, le=600_000)] = None
+    create_response: bool = True
+    interrupt_response: bool = True
+
+
+class SemanticVad(_Strict):
+    type: Literal["semantic_vad"]
+    eagerness: Literal["low", "medium", "high", "auto"] = "auto"
+    create_response: bool = True
+    interrupt_response: bool = True
+
+
+TurnDetection = Annotated[ServerVad | SemanticVad, Field(discriminator="type")]
+
+
+class AudioInput(_Strict):
+    format: Format = PcmFormat(type="audio/pcm")
+    noise_reduction: NoiseReduction | None = None
+    transcription: Transcription | None = None
+    turn_detection: TurnDetection | None = ServerVad(type="server_vad")
+
+
+class CustomVoice(_Strict):
+    id: str
+
+
+class AudioOutput(_Strict):
+    format: Format = PcmFormat(type="audio/pcm")
+    voice: str | CustomVoice = "marin"
+    speed: Annotated[float, Field(ge=0.25, le=1.5)] = 1.0
+
+
+class Audio(_Strict):
+    input: AudioInput = AudioInput()
+    output: AudioOutput = AudioOutput()
+
+
+class FunctionTool(_Strict):
+    type: Literal["function"]
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ToolFilter(_Strict):
+    """Some tools of an MCP server."""
+
+    tool_names: list[str] | None = None
+    read_only: bool | None = None
+
+
+class ApprovalFilter(_Strict):
+    always: ToolFilter | None = None
+    never: ToolFilter | None = None
+
+
+class McpTool(_Strict):
+    type: Literal["mcp"]
+    server_label: str = Field(min_length=1)
+    server_url: str | None = None
+    connector_id: str | None = None
+    tunnel_id: str | None = None
+    server_description: str | None = None
+    authorization: str | None = None
+    headers: dict[str, str] | None = None
+    allowed_tools: list[str] | ToolFilter | None = None
+    allowed_callers: list[Literal["direct", "programmatic"]] | None = None
+    require_approval: Literal["always", "never"] | ApprovalFilter | None = None
+    defer_loading: bool | None = None
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> McpTool:
+        if not (self.server_url or self.connector_id or self.tunnel_id):
+            raise ValueError("one of server_url, connector_id and tunnel_id is needed")
+        return self
+
+
+Tool = Annotated[FunctionTool | McpTool, Field(discriminator="type")]
+
+
+class NamedTool(_Strict):
+    type: Literal["function", "mcp"]
+    name: str | None = None
+    server_label: str | None = None
+
+
+ToolChoice = Literal["auto", "none", "required"] | NamedTool
+
+
+class Reasoning(_Strict):
+    effort: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
+
+
+class RetentionRatio(_Strict):
+    type: Literal["retention_ratio"]
+    retention_ratio: float = Field(ge=0, le=1)
+    token_limits: dict[str, int] | None = None
+
+
+class Session(_Strict):
+    """What ``session.update`` may set."""
+
+    type: Literal["realtime"]
+    model: str
+    instructions: str = DEFAULT_INSTRUCTIONS
+    output_modalities: Modalities = ["audio"]
+    audio: Audio = Audio()
+    tools: list[Tool] = []
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    max_output_tokens: MaxTokens = "inf"
+    truncation: Literal["auto", "disabled"] | RetentionRatio = "auto"
+    prompt: dict[str, Any] | None = None
+    tracing: Literal["auto"] | dict[str, Any] | None = None
+    include: list[Literal["item.input_audio_transcription.logprobs"]] | None = None
+
+
+class ResponseAudioOutput(_Strict):
+    format: Format | None = None
+    voice: str | CustomVoice | None = None
+
+
+class ResponseAudio(_Strict):
+    output: ResponseAudioOutput = ResponseAudioOutput()
+
+
+class ResponseParameters(_Strict):
+    """``response.create.response``: what differs from the session for this response."""
+
+    instructions: str | None = None
+    output_modalities: Modalities | None = None
+    audio: ResponseAudio | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    max_output_tokens: MaxTokens | None = None
+    prompt: dict[str, Any] | None = None
+    metadata: Metadata | None = None
+    conversation: Literal["auto", "none"] | None = None
+    input: list[dict[str, Any]] | None = None
+
+
+# Objects of these kinds replace each other; all others merge key by key.
+_WHOLE = ("tool_choice", "truncation", "prompt", "tracing", "voice")
+# What the models would fill with nulls of their own: handed back as the client wrote it.
+_AS_SENT = ("tools", "tool_choice", "truncation", "prompt", "tracing")
+
+
+def default_session(model: str) -> dict[str, Any]:
+    """The session in force before the first ``session.update``, every key of the GA schema."""
+    return Session(type="realtime", model=model).model_dump()
+
+
+def updated_session(
+    session: Mapping[str, Any], update: object, *, voice_locked: bool
+) -> dict[str, Any]:
+    """``session`` after ``update``; ``session`` itself stays as it is.
+
+    Raises :class:`ProtocolError` (nothing is taken over then): an unknown key, a wrong value, no
+    ``type``, another ``model``, or another voice after the first audio of the session.
+    """
+    if not isinstance(update, dict):
+        raise ProtocolError("invalid_type", "'session' must be an object.", "session")
+    if "type" not in update:
+        message = "Missing required parameter: 'session.type'."
+        raise ProtocolError("missing_required_parameter", message, "session.type")
+    if update.get("model", session["model"]) != session["model"]:
+        message = "The model of a session cannot be changed."
+        raise ProtocolError("invalid_value", message, "session.model")
+    merged = _merge(session, update)
+    result = validated(Session, merged, "session").model_dump()
+    for key in _AS_SENT:
+        result[key] = merged[key]
+    if voice_locked and _voice(result) != _voice(session):
+        raise ProtocolError(
+            "cannot_update_voice",
+            "Cannot update a conversation's voice if assistant audio is present.",
+            "session.audio.output.voice",
+        )
+    return result
+
+
+def _voice(session: Mapping[str, Any]) -> object:
+    return session["audio"]["output"]["voice"]
+
+
+def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        before = merged.get(key)
+        merged[key] = value
+        if key in _WHOLE or not isinstance(before, dict) or not isinstance(value, dict):
+            continue
+        # Another type (server_vad to semantic_vad, pcm to pcmu) starts from its own defaults.
+        if value.get("type", before.get("type")) == before.get("type"):
+            merged[key] = _merge(before, value)
+    return merged
 
 
 class Actions(Protocol):

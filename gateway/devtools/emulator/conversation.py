@@ -12,10 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from gateway.devtools.emulator.audio import AudioFormat
-from gateway.devtools.emulator.errors import ProtocolError, checked, validated
-from gateway.devtools.emulator.objects import Json, new_id
+from gateway.devtools.emulator.objects import Json, ProtocolError, checked, new_id, validated
 from gateway.devtools.emulator.record import SessionRecord, Truncation
+from gateway.devtools.emulator.speech import AudioFormat
 
 MAX_ITEMS = 500
 """Older items fall out silently, as under the service's truncation "auto"."""

@@ -1,20 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the emulator says: fixed rules that make a phone call worth trying.
+"""What the emulator says: by fixed rules, or by a script's ``Answer``, made into speech or tones.
 
-It knows what was put into the conversation since its last answer (a :class:`Turn`) and says it
+The rules know what was put into the conversation since the last answer (a :class:`Turn`) and say it
 back: instructions, texts, digits one by one, and how long the caller spoke, with the caller's own
-voice after it. It understands nothing.
+voice after it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.devtools.emulator.espeak import words_of_keys
+from gateway.devtools.emulator.response import Content, Settings
+from gateway.devtools.emulator.script import Answer
+from gateway.devtools.emulator.speech import (
+    PCM_RATE,
+    AudioFormat,
+    pattern,
+    synthesise,
+    tones,
+    words_of_keys,
+)
 
 GREETING = (
     "Hello. You are talking to the emulator, not to a real model. "
@@ -54,7 +66,7 @@ class Plan:
     calls: tuple[tuple[str, str], ...] = ()
 
 
-def plan(turn: Turn, tools: Sequence[Mapping[str, Any]]) -> Plan:
+def plan_of(turn: Turn, tools: Sequence[Mapping[str, Any]]) -> Plan:
     """The answer to ``turn``; ``tools`` are the function tools in force."""
     if turn.instructions:
         exact = _EXACTLY.search(turn.instructions)
@@ -85,10 +97,10 @@ def _to_texts(texts: Sequence[str], tools: Sequence[Mapping[str, Any]]) -> Plan:
 
 def farewell(tools: Sequence[Mapping[str, Any]], text: str = FAREWELL) -> Plan:
     """Say goodbye, and call :data:`END_CALL` where the session has it."""
-    return Plan(text, calls=end_call(tools))
+    return Plan(text, calls=end_call_of(tools))
 
 
-def end_call(tools: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
+def end_call_of(tools: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
     """The call of :data:`END_CALL` with arguments that its schema wants, if it is a tool."""
     for tool in tools:
         if tool.get("type") == "function" and tool.get("name") == END_CALL:
@@ -111,3 +123,85 @@ def _arguments(schema: Mapping[str, Any]) -> dict[str, Any]:
                 kind["type"], {}
             )
     return arguments
+
+
+MAX_ECHO_S = 30
+_CACHE_BYTES = 32 * 1024 * 1024
+
+CallerAudio = tuple[bytes, AudioFormat]
+
+
+class ContentMaker:
+    """Makes the audio of answers off the event loop, in one thread (espeak has one voice)."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="emulator-speech")
+        self._cache: OrderedDict[tuple[str, str, float, str], bytes] = OrderedDict()
+        self._cached = 0
+
+    async def make(
+        self,
+        answer: Answer,
+        settings: Settings,
+        audio_format: AudioFormat,
+        turn: Turn,
+        caller: CallerAudio | None,
+    ) -> Content:
+        """Everything that a response will send. Raises ``SpeechError``."""
+        calls = tuple((tool.name, tool.arguments) for tool in answer.tools)
+        if answer.end_call:
+            calls += end_call_of(settings.tools)
+        match answer.kind:
+            case "conversation":
+                plan = plan_of(turn, settings.tools)
+                audio = await self._speak(plan.text, settings, audio_format)
+                if plan.play_caller and caller is not None:
+                    audio += _converted(caller, audio_format)
+                return Content(plan.text, audio, True, plan.calls + calls)
+            case "say":
+                audio = await self._speak(answer.text, settings, audio_format)
+                return Content(answer.text, audio, True, calls)
+            case "pattern":
+                count = audio_format.bytes_for(answer.seconds * 1000)
+                return Content(answer.text, pattern(answer.seed, count), True, calls)
+            case "tones":
+                pcm = tones(answer.frequencies_hz, answer.seconds, answer.level_dbfs)
+                return Content(answer.text, audio_format.encode(pcm, PCM_RATE), True, calls)
+            case "quiet":
+                silence = audio_format.silence(round(answer.seconds * 1000))
+                return Content(answer.text, silence, True, calls)
+            case "echo":
+                echo = _converted(caller, audio_format) if caller is not None else b""
+                return Content(answer.text, echo, True, calls)
+            case _:
+                return Content(message=False, calls=calls)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    async def _speak(self, text: str, settings: Settings, audio_format: AudioFormat) -> bytes:
+        if settings.modality == "text":
+            return b""
+        key = (text, settings.voice, settings.speed, audio_format.type)
+        audio = self._cache.pop(key, None)
+        if audio is None:
+            loop = asyncio.get_running_loop()
+            audio = await loop.run_in_executor(self._thread, _spoken, *key[:3], audio_format)
+            self._cached += len(audio)
+        self._cache[key] = audio
+        while self._cached > _CACHE_BYTES:
+            self._cached -= len(self._cache.popitem(last=False)[1])
+        return audio
+
+
+def _spoken(text: str, voice: str, speed: float, audio_format: AudioFormat) -> bytes:
+    return audio_format.encode(*synthesise(text, voice, speed))
+
+
+def _converted(caller: CallerAudio, audio_format: AudioFormat) -> bytes:
+    audio, caller_format = caller
+    audio = audio[: caller_format.bytes_for(MAX_ECHO_S * 1000)]
+    if caller_format is audio_format:
+        return audio
+    return audio_format.encode(caller_format.decode(audio), caller_format.rate)

@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from gateway.devtools.emulator.audio import AudioFormat
 from gateway.devtools.emulator.conversation import Item
-from gateway.devtools.emulator.errors import ProtocolError
 from gateway.devtools.emulator.listening import Cancellable
-from gateway.devtools.emulator.objects import Json, new_id
+from gateway.devtools.emulator.objects import Json, ProtocolError, new_id
 from gateway.devtools.emulator.script import McpCall, Script
+from gateway.devtools.emulator.speech import AudioFormat
 
 
 def list_item(label: str, names: Sequence[str]) -> Json:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from gateway.devtools.emulator.audio import AudioFormat, resample
+from gateway.devtools.emulator.speech import AudioFormat, resample
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gateway.devtools.emulator.audio import FORMATS, AudioFormat
+from gateway.devtools.emulator.client_events import ResponseParameters
 from gateway.devtools.emulator.conversation import (
     Conversation,
     Item,
@@ -41,7 +41,7 @@ from gateway.devtools.emulator.objects import (
     usage_object,
 )
 from gateway.devtools.emulator.script import Answer, McpCall, Script
-from gateway.devtools.emulator.settings import ResponseParameters
+from gateway.devtools.emulator.speech import FORMATS, AudioFormat
 
 
 class Host(Protocol):

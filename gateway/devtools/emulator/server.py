@@ -28,10 +28,9 @@ import structlog
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 
-from gateway.devtools.emulator.audio import PCM
 from gateway.devtools.emulator.beta import HEADER, HEADER_VALUE
 from gateway.devtools.emulator.connection import Connection
-from gateway.devtools.emulator.content import ContentMaker
+from gateway.devtools.emulator.dialogue import ContentMaker
 from gateway.devtools.emulator.limits import Refusal
 from gateway.devtools.emulator.objects import new_id
 from gateway.devtools.emulator.record import FolderLog, SessionRecord
@@ -41,6 +40,7 @@ from gateway.devtools.emulator.script import (
     ScriptFile,
     script_of_query,
 )
+from gateway.devtools.emulator.speech import PCM
 
 AZURE_PATH = "/openai/v1/realtime"
 PREVIEW_PATH = "/openai/realtime"

@@ -11,20 +11,21 @@ from typing import Protocol
 
 import structlog
 
-from gateway.devtools.emulator.audio import AudioFormat
-from gateway.devtools.emulator.content import ContentMaker
+from gateway.devtools.emulator.client_events import (
+    ResponseParameters,
+    default_session,
+    updated_session,
+)
 from gateway.devtools.emulator.conversation import Conversation, Item
-from gateway.devtools.emulator.dialogue import Turn
-from gateway.devtools.emulator.errors import ProtocolError
-from gateway.devtools.emulator.espeak import SpeechError
+from gateway.devtools.emulator.dialogue import ContentMaker, Turn
 from gateway.devtools.emulator.limits import RateLimits
 from gateway.devtools.emulator.listening import Cancellable, Listening, Transcribing
 from gateway.devtools.emulator.mcp_servers import McpServers
-from gateway.devtools.emulator.objects import Json, message_item
+from gateway.devtools.emulator.objects import Json, ProtocolError, message_item
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.response import Response, Settings
 from gateway.devtools.emulator.script import Answer, McpCall, Script
-from gateway.devtools.emulator.settings import ResponseParameters, default_session, updated_session
+from gateway.devtools.emulator.speech import AudioFormat, SpeechError
 
 MAX_PARALLEL_RESPONSES = 8
 """Responses at a time, out-of-band ones included: a client cannot pile up work."""

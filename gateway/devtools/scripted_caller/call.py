@@ -10,16 +10,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, Codec
-from gateway.devtools.scripted_caller.report import CallReport, EndReport, Outcome, Span, StepReport
 from gateway.devtools.scripted_caller.script import (
     AnyStep,
+    CallReport,
     Digits,
+    EndReport,
     ExpectEnd,
     HangUp,
     Listen,
+    Outcome,
     Play,
     Say,
     Script,
+    Span,
+    StepReport,
     Wait,
     WaitAnswer,
     WaitSilence,

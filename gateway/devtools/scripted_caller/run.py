@@ -16,8 +16,14 @@ from typing import TYPE_CHECKING
 
 from gateway.audio.g711 import Codec
 from gateway.devtools.scripted_caller.phone import nobody_listens
-from gateway.devtools.scripted_caller.report import CallReport, Outcome, RunReport
-from gateway.devtools.scripted_caller.script import Play, Say, Script
+from gateway.devtools.scripted_caller.script import (
+    CallReport,
+    Outcome,
+    Play,
+    RunReport,
+    Say,
+    Script,
+)
 from gateway.devtools.scripted_caller.sound import Clip, read_clip, spoken_clip, write_sound
 
 if TYPE_CHECKING:

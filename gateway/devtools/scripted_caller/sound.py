@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, SAMPLE_RATE, Codec
-from gateway.devtools.scripted_caller.report import Span
-from gateway.devtools.scripted_caller.script import SPEECH_DBFS
+from gateway.devtools.scripted_caller.script import SPEECH_DBFS, Span
 from gateway.sip.media.ports import CallAudio
 
 PAUSE_MS = 300
@@ -214,7 +213,7 @@ def read_clip(file: Path) -> Clip:
 def spoken_clip(text: str, voice: str) -> Clip:
     """Synthesise ``text``; takes tens of ms. Raises SoundError when no synthesiser is there."""
     try:
-        from gateway.devtools.emulator.espeak import SpeechError, synthesise
+        from gateway.devtools.emulator.speech import SpeechError, synthesise
     except ImportError as error:
         raise SoundError(f"say: speech needs the emulator's packages: {error}") from None
     try:

@@ -19,10 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Text
 
-from gateway.devtools.event_text import ms
-from gateway.devtools.timeline.sound import Reply, Sound, replies
-from gateway.devtools.timeline.story import AgentTurn, Story
-from gateway.devtools.timeline.text import ending_words, short_address
+from gateway.devtools.timeline.story import AgentTurn, Reply, Sound, Story, replies
+from gateway.devtools.timeline.text import ending_words, ms, short_address
 
 CALLER, AGENT, CUT, KEYS = "#2f5fd0", "#0e8a7d", "#d4343f", "#b7791f"
 INK, SOFT, RULE, PAPER = "#1c2430", "#6b7686", "#dfe4ea", "#ffffff"

@@ -13,8 +13,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from gateway.devtools.event_text import AGENT, CALLER, DTMF, QUIET, RED, clock, ms
-from gateway.devtools.timeline.sound import Reply, Sound, began_speaking, replies
 from gateway.devtools.timeline.story import (
     AgentTurn,
     CallerTurn,
@@ -23,8 +21,25 @@ from gateway.devtools.timeline.story import (
     Entry,
     Interruption,
     Quality,
+    Reply,
+    Sound,
     Story,
+    began_speaking,
+    replies,
 )
+
+CALLER, AGENT, RED, DTMF, QUIET = "bright_blue", "cyan", "bold red", "yellow", "dim"
+
+
+def clock(at_ms: float) -> str:
+    """Return milliseconds since the INVITE as ``m:ss.mmm``."""
+    minutes, rest = divmod(max(at_ms, 0.0) / 1000, 60)
+    return f"{int(minutes)}:{rest:06.3f}"
+
+
+def ms(value: float) -> str:
+    """Return ``6420.0`` as ``6,420 ms``."""
+    return f"{value:,.0f} ms"
 
 
 @dataclass(frozen=True, slots=True)

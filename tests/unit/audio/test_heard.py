@@ -14,7 +14,7 @@ from gateway.audio.g711 import FRAME_BYTES, Codec
 from gateway.audio.tone_analysis import Beep, Listener, Second
 from gateway.call.inputs import SoundHeard
 from gateway.call.rules.machine_detection import MusicOnHoldDetector
-from gateway.devtools.emulator.espeak import synthesise
+from gateway.devtools.emulator.speech import synthesise
 from tests.support.made_sounds import Array, g711, melody, tone
 
 TEXT = (

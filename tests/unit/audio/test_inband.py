@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
 from gateway.audio.inband import InBandDetector
-from gateway.devtools.emulator.espeak import synthesise
+from gateway.devtools.emulator.speech import synthesise
 
 LOW, HIGH = (697, 770, 852, 941), (1209, 1336, 1477, 1633)
 PAD = ("123A", "456B", "789C", "*0#D")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.config import ConfigError
-from gateway.devtools.emulator.settings import default_session, updated_session
+from gateway.devtools.emulator.client_events import default_session, updated_session
 from gateway.dialplan import load_dialplan
 from gateway.dialplan.session_settings import judge_session, nulled
 from gateway.planning.check import check

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.cli.checks import doctor as command
-from gateway.devtools.doctor import library, machine, network
+from gateway.devtools.doctor import machine, network
 from gateway.devtools.doctor.finding import Finding, Verdict, lines
 from gateway.devtools.emulator.server import Emulator
 from gateway.dialplan import Dialplan
@@ -120,7 +120,7 @@ def test_what_a_build_means(
 ) -> None:
     trunk = '[[trunk]]\nname = "provider"\npeers = ["192.0.2.1"]\n'
     config, _ = load_all(write(tmp_path, trunk), {})
-    finding = by_subject(list(library.judge({**FOUND, **changes}, config)))[subject]
+    finding = by_subject(list(machine.judge({**FOUND, **changes}, config)))[subject]
     assert finding.verdict is verdict
     assert says in finding.fact
     assert bool(finding.advice) is (verdict is not Verdict.OK)
@@ -135,7 +135,7 @@ def test_a_library_that_crashes_is_bad_and_takes_nobody_along(
         return real(["sh", "-c", "echo pj assertion >&2; kill -SEGV $$"], **options)
 
     monkeypatch.setattr(subprocess, "run", crash)
-    (finding,) = library.look(None)
+    (finding,) = machine.look_at_pjsua2(None)
     assert finding.verdict is Verdict.BAD
     assert finding.fact == "does not work (status -11): pj assertion"
 

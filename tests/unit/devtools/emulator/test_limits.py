@@ -13,10 +13,10 @@ from openai.types.realtime.realtime_response_create_mcp_tool import RealtimeResp
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from gateway.devtools.emulator.client_events import McpTool
 from gateway.devtools.emulator.limits import Limits, RateLimits
 from gateway.devtools.emulator.script import BUILT_IN
 from gateway.devtools.emulator.server import AZURE_PATH, PREVIEW_PATH, Emulator
-from gateway.devtools.emulator.settings import McpTool
 from gateway.realtime.commands import CreateResponse
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind

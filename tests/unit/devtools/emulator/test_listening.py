@@ -10,18 +10,20 @@ import sys
 import numpy as np
 import pytest
 
-from gateway.devtools.emulator.audio import (
+from gateway.devtools.emulator.listening import Started, Stopped, VadSettings, VoiceDetector
+from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator.speech import (
     FORMATS,
     PCMA,
     PCMU,
     AudioFormat,
+    engine,
     pattern,
     resample,
+    synthesise,
     tones,
+    words_of_keys,
 )
-from gateway.devtools.emulator.espeak import engine, synthesise, words_of_keys
-from gateway.devtools.emulator.server import Emulator
-from gateway.devtools.emulator.vad import Started, Stopped, VadSettings, VoiceDetector
 from tests.support.emulator_client import PCMU_SESSION, Client, phone, session, with_emulator
 
 SENTENCE = "Good morning, I would like to book a room for two nights, please."

@@ -17,10 +17,9 @@ import pytest
 from websockets.asyncio.client import connect
 
 from gateway.devtools.emulator import run
-from gateway.devtools.emulator.audio import PCMU, pattern
-from gateway.devtools.emulator.espeak import synthesise
 from gateway.devtools.emulator.script import ScriptError
 from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator.speech import PCMU, pattern, synthesise
 from tests.support.emulator_client import PCMU_SESSION, phone, session, with_emulator
 
 

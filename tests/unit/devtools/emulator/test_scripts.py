@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from gateway.devtools.emulator.audio import pattern
 from gateway.devtools.emulator.script import (
     BUILT_IN,
     Script,
@@ -20,6 +19,7 @@ from gateway.devtools.emulator.script import (
     script_of_query,
 )
 from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator.speech import pattern
 from tests.support.emulator_client import END_CALL, phone, session, with_emulator
 
 # Reading scripts

@@ -17,8 +17,7 @@ from rich.console import Console
 from gateway.cli.records import timeline as command
 from gateway.devtools.timeline import read_record, tell
 from gateway.devtools.timeline.picture import draw
-from gateway.devtools.timeline.sound import began_speaking, read_sound, replies
-from gateway.devtools.timeline.story import Record, RecordError
+from gateway.devtools.timeline.story import Record, RecordError, began_speaking, read_sound, replies
 from gateway.devtools.timeline.text import render
 
 
