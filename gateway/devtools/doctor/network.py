@@ -88,6 +88,11 @@ async def _server(settings: _Server) -> Finding:
         advice = "is this the right server, the clock right, ca-certificates installed?"
         return bad("realtime", f"{shown}: {error.verify_message}", advice)
     except (OSError, ssl.SSLError) as error:
+        if secure and not isinstance(error, ConnectionRefusedError):
+            fact = f"{shown}: no TLS there ({error.strerror or error or 'connection closed'})"
+            return bad(
+                "realtime", fact, f"a server without TLS has ws:// in {_section(settings)}.url"
+            )
         fact = f"{shown}: {error.strerror or error}"
         if on_loopback(url):
             advice = "`gateway emulator` listens there; until then calls get 503"
@@ -107,6 +112,12 @@ async def _server(settings: _Server) -> Finding:
     if refused is None:
         return replace(reached, fact=f"{reached.fact}, opens a session of {settings.model}")
     return refused
+
+
+def _section(settings: _Server) -> str:
+    """Return the section of the configuration that a server is in."""
+    name = getattr(settings, "name", "")
+    return f"realtime_server[{name}]" if name else "realtime"
 
 
 async def _session(settings: _Server, shown: str) -> Finding | None:
@@ -131,13 +142,14 @@ async def _session(settings: _Server, shown: str) -> Finding | None:
     except SetupFailed as failure:
         code = failure.verdict.code
         fact = f"{shown}: no session: {failure.verdict.meaning} ({code}: {failure.detail})"
-        advice = "is realtime.url a realtime server's?"
+        section = _section(settings)
+        advice = f"is {section}.url a realtime server's?"
         if code in ("http 401", "http 403", "invalid_api_key"):
-            advice = 'is realtime.api_key right? With Azure: api_key_header = "api-key"'
+            advice = f'is {section}.api_key right? With Azure: api_key_header = "api-key"'
         elif "model" in f"{code} {failure.detail}" or code == "http 404":
-            advice = "are realtime.model and the path of realtime.url right?"
+            advice = f"are {section}.model and the path of {section}.url right?"
         elif "beta" in failure.detail.lower():
-            advice = 'realtime.dialect = "beta"'
+            advice = f'{section}.dialect = "beta"'
         return bad("realtime", fact.replace(": )", ")"), advice)
     finally:
         structlog.reset_defaults()

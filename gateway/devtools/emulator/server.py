@@ -56,6 +56,21 @@ _wire_log = logging.getLogger("gateway.devtools.emulator.websocket")
 _wire_log.setLevel(logging.INFO)
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Log a connection that is no WebSocket (TLS, a port scan) as one line."""
+    if record.exc_info and record.exc_info[1] is not None:
+        record.msg, record.levelno, record.levelname = (
+            f"{record.msg}: {record.exc_info[1]}",
+            20,
+            "INFO",
+        )
+        record.exc_info = None
+    return True
+
+
+_wire_log.addFilter(_without_traceback)
+
+
 class Emulator:
     """The server and what it remembers of its sessions.
 

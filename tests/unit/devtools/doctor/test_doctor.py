@@ -188,11 +188,15 @@ def the_server(file: Path) -> Finding:
     return finding
 
 
-def asked_at(tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str | None = None) -> Finding:
+def asked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str | None = None, scheme: str = "ws"
+) -> Finding:
     """What is found at an emulator that demands this key; no traceback is logged."""
 
     async def main(emulator: Emulator) -> Finding:
-        config, dialplan = load_all(write(tmp_path, url=emulator.url()), {})
+        config, dialplan = load_all(
+            write(tmp_path, url=emulator.url().replace("ws", scheme, 1)), {}
+        )
         (finding,) = await asyncio.to_thread(network.servers, config, dialplan)
         return finding
 
@@ -213,6 +217,13 @@ def test_an_invalid_key_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert finding.verdict is Verdict.BAD
     assert "the API key is not accepted" in finding.fact
     assert "realtime.api_key" in finding.advice
+
+
+def test_a_server_without_tls(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    finding = asked_at(tmp_path, caplog, "sk-right", "wss")
+    assert finding.verdict is Verdict.BAD
+    assert "no TLS there" in finding.fact
+    assert "ws:// in realtime.url" in finding.advice
 
 
 def test_a_server_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
