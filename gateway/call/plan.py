@@ -208,7 +208,7 @@ class SilencePlan:
     """A caller who waits for a response and hears nothing: see
     :class:`gateway.dialplan.route_sections.Silence`."""
 
-    seconds: float = 0.0
+    timeout: float = 0.0
     """Longest wait for audio of a response (s); 0: no limit."""
     filler_sound: str = ""
     filler_delay: float = 2.0

@@ -102,6 +102,7 @@ RENAMED_KEYS: Mapping[str, str] = MappingProxyType(
         "route.response_failure.sound_seconds": "sound_duration",
         "route.schedule_callback.allow": "allowed_numbers",
         "route.send_dtmf.how": "mode",
+        "route.silence.seconds": "timeout",
         "route.tool.after_seconds": "filler_delay",
         "route.tool.max_result": "max_result_chars",
         "route.tool.say": "filler_text",

@@ -298,7 +298,7 @@ class UserIdle(Section):
 class Silence(Section):
     """``[route.silence]``: a caller who waits for a response and hears nothing."""
 
-    seconds: SecondsOrOff = 6.0
+    timeout: SecondsOrOff = 6.0
     filler_sound: Sound | None = None
     filler_delay: Seconds = 2.0
 

@@ -337,7 +337,7 @@ def idle_plan(route: Route, values: Mapping[str, str]) -> UserIdlePlan:
 def silence_plan(route: Route) -> SilencePlan:
     """Return how long a caller may wait for a response, and what they hear meanwhile."""
     given = route.silence
-    return SilencePlan(given.seconds, given.filler_sound or "", given.filler_delay)
+    return SilencePlan(given.timeout, given.filler_sound or "", given.filler_delay)
 
 
 def machine_plan(route: Route) -> MachineDetectionPlan:

@@ -21,7 +21,7 @@ to = "^watched$"
 [route.greeting]
 say = "Hello."
 [route.silence]
-seconds = {TIMEOUT_S}
+timeout = {TIMEOUT_S}
 
 [[route]]
 name = "no-steps"
@@ -30,7 +30,7 @@ fallback = []
 [route.greeting]
 say = "Hello."
 [route.silence]
-seconds = {TIMEOUT_S}
+timeout = {TIMEOUT_S}
 
 [[route]]
 name = "listens"
@@ -38,7 +38,7 @@ to = "^listens$"
 [route.greeting]
 say = "Hello."
 [route.silence]
-seconds = {TIMEOUT_S}
+timeout = {TIMEOUT_S}
 filler_sound = "ringback"
 filler_delay = 0.3
 """

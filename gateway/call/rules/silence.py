@@ -197,11 +197,11 @@ class Silence:
         if self._since is None or not self._waits():
             return []
         plan = self._plan
-        if now >= self._since + plan.seconds:
+        if now >= self._since + plan.timeout:
             self.rule = self._which()
             self._since = None
             note = self._control.timeline.note(
-                now, "silence_detected", "warning", rule=self.rule, seconds=plan.seconds
+                now, "silence_detected", "warning", rule=self.rule, seconds=plan.timeout
             )
             return [*self._stop_filler(), note]
         if plan.filler_sound and not self._filler and now >= self._since + plan.filler_delay:
@@ -215,9 +215,9 @@ class Silence:
         plan = self._plan
         if self._since is None:
             return min(self._mcp.values(), default=None)
-        if plan.filler_sound and not self._filler and plan.filler_delay < plan.seconds:
+        if plan.filler_sound and not self._filler and plan.filler_delay < plan.timeout:
             return self._since + plan.filler_delay
-        return self._since + plan.seconds
+        return self._since + plan.timeout
 
     def reset(self) -> list[Output]:
         """The session is gone, or another one has the caller: nothing is waited for."""
@@ -237,7 +237,7 @@ class Silence:
 
     def _waits(self) -> bool:
         control = self._control
-        if self._plan.seconds <= 0 or not self.due or self._held or self._mcp:
+        if self._plan.timeout <= 0 or not self.due or self._held or self._mcp:
             return False
         # Last words have a deadline of their own.
         ends = control.termination is not None or control.hangup_after_playout.deadline is not None

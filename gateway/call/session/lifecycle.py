@@ -251,7 +251,7 @@ class SessionEvents:
         """Act on a response that is due and brings neither audio nor a tool call for too long."""
         if not self._has_fallback:
             return self._call.conversation.on_silence(rule, now)
-        detail = f"{rule}: nothing heard for {self._call.plan.silence.seconds:g} s"
+        detail = f"{rule}: nothing heard for {self._call.plan.silence.timeout:g} s"
         return self._without_session(EndReason.SESSION_SILENT, now, detail)
 
     def _without_session(self, why: EndReason, now: float, detail: str) -> list[outputs.Output]:
