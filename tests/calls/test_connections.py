@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.control.client import ask
 from gateway.sip.ingress.sources import (
     FIRST_MESSAGE_SECONDS,
     IDLE_SECONDS,
@@ -20,6 +21,8 @@ from gateway.sip.ingress.sources import (
     PER_SOURCE,
     Connections,
 )
+from gateway.sip.transports import Listeners
+from tests.support.dialog import dialog_call
 from tests.support.harness import eventually
 from tests.support.site_under_test import ANYBODY, Site, certificate, site
 
@@ -169,10 +172,10 @@ def test_whose_connections_are_kept() -> None:
 
 SHORT = (
     "-c",
-    """
-from gateway.sip import connections, transports
-connections.FIRST_MESSAGE_SECONDS, connections.IDLE_SECONDS = 1.0, 2.5
-connections.PER_SOURCE, transports.HANDSHAKE_MS = 3, 1500
+    f"""
+import {Connections.__module__} as sources, {Listeners.__module__} as transports
+sources.FIRST_MESSAGE_SECONDS, sources.IDLE_SECONDS = 1.0, 2.5
+sources.PER_SOURCE, transports.HANDSHAKE_MS = 3, 1500
 from gateway.__main__ import main
 main()
 """,
@@ -298,3 +301,60 @@ async def test_handshakes_that_are_not_begun(hurried: Site) -> None:
     await asyncio.gather(*(is_closed(one) for one in many))
     for one in many:
         one.close()
+
+
+def invite(site: Site, transport: str, headers: int, body: int) -> tuple[str, bytes]:
+    """Call-ID and bytes of one over a connection, that much longer than it has to be."""
+    call = dialog_call(site.phone, "1")
+    site.phone.calls.pop(call.call_id)
+    call._to = f"<{call.uri}>"
+    sdp = call.sdp.text(call.rtp.port) + "a=x-pad:" * (body > 0) + "y" * body + "\r\n" * (body > 0)
+    pads = ["X-Pad: " + "z" * 900] * (headers // 909)
+    made = call._request("INVITE", call._branch, 1, [*pads, "Content-Type: application/sdp"], sdp)
+    return call.call_id, made.replace(b"SIP/2.0/UDP", b"SIP/2.0/" + transport.upper().encode())
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+@pytest.mark.parametrize(
+    ("headers", "body", "code"),
+    [(9_300, 0, 513), (0, 9_300, 513), (0, 60_000, 513), (6_000, 0, 200), (0, 6_500, 200)],
+)
+async def test_a_large_invite_over_a_connection(
+    hurried: Site, transport: str, headers: int, body: int, code: int
+) -> None:
+    """Served in parts as they come, or refused with 513 and closed: it is never half read.
+
+    Who still sends when the gateway closes may see the reset before the 513.
+    """
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    secure = context if transport == "tls" else None
+    port = hurried.port(transport)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=secure)
+    call_id, request = invite(hurried, transport, headers, body)
+    status = "100"
+    try:
+        async with asyncio.timeout(20):
+            for at in range(0, len(request), 1400):
+                writer.write(request[at : at + 1400])
+                await writer.drain()
+            while status < "200":
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                length = int(head.lower().partition("content-length:")[2].split("\r\n")[0])
+                await reader.readexactly(length)
+                status = head.split(" ")[1]
+                assert f"Call-ID: {call_id}" in head
+            if code != 200:
+                assert await reader.read() == b""
+    except ConnectionError:
+        assert (code, bool(body)) == (513, True)
+    finally:
+        writer.close()
+    if code == 200:
+        name = (await hurried.gateway.wait("call.answered", call=call_id))["call"]
+        await asyncio.to_thread(ask, hurried.folder / "control", "hangup", call=name)
+        await hurried.gateway.wait("call.summary", call=call_id)
+    else:
+        assert status in ("100", "513")
+        await hurried.gateway.wait("sip.rejected", code=513)
+        assert not hurried.gateway.ids_of(call_id)

@@ -135,3 +135,52 @@ records.events = true
         assert "+********567@" in summary["to"]
     finally:
         await world.stop()
+
+
+async def follow(gateway: Gateway, file: Path) -> None:
+    """Feed what is written to log files of this name, moved ones too, to ``gateway.lines``."""
+    read: dict[int, int] = {}
+    while True:
+        for one in file.parent.glob(f"{file.name}*"):
+            data = one.read_bytes()
+            begin = read.get(one.stat().st_ino, 0)
+            end = data.rfind(b"\n") + 1
+            gateway.lines += [json.loads(line) for line in data[begin:end].splitlines()]
+            read[one.stat().st_ino] = max(begin, end)
+        gateway._pulse.set()
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("options", [("--no-supervisor",), ()], ids=["alone", "supervised"])
+async def test_signals_to_a_process_with_a_call(own_folder: Path, options: tuple[str, ...]) -> None:
+    """SIGUSR1 after logrotate has moved the log; SIGHUP and those that do nothing."""
+    file = own_folder / "gateway.log"
+    world = GatewayStack(own_folder, log_level=f'debug"\nfile = "{file}')
+    world.gateway = Gateway(own_folder / "gateway.toml", options=options)
+    following = asyncio.create_task(follow(world.gateway, file))
+    await world.start()
+    try:
+        call = await world.dial("greeted")
+        moved = file.rename(own_folder / "gateway.log.1")
+        world.gateway.signal(signal.SIGUSR1)
+        await eventually(file.exists, "a new log file")
+        second = await world.dial("greeted")
+        name = world.gateway.ids_of(second.call_id)[0]
+        await eventually(lambda: name in file.read_text(), "its lines in the new file")
+        for number in (signal.SIGUSR2, signal.SIGALRM, signal.SIGQUIT, signal.SIGHUP):
+            world.gateway.signal(number)
+        for one in (call, second):
+            one.rtp.packets.clear()
+            await one.rtp.heard_bytes(1600)
+        await world.summary_at_end(second)
+        await world.summary_at_end(call)
+        assert call.call_id in moved.read_text()
+        assert "gateway.stopped" not in moved.read_text()
+        assert all(json.loads(line) for line in moved.read_text().splitlines())
+        status = await world.gateway.stop()
+        await eventually(lambda: "gateway.stopped" in file.read_text(), "its last line")
+        await world.gateway.wait("gateway.stopped")
+        await world.stop(status)
+    finally:
+        following.cancel()
+        world.gateway.kill()
