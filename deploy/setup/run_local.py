@@ -8,6 +8,7 @@ the emulator outlives the calls that the gateway ends.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -100,13 +101,10 @@ def _run_gateway(config: Path, settings: Config, dialplan: Dialplan) -> int:
         gateway = _start("run", "-c", str(config), NOTIFY_SOCKET=f"{folder}/notify")
         if asked:
             gateway.send_signal(signal.SIGTERM)
-        while gateway.poll() is None:
-            try:
+        while gateway.poll() is None:  # reads to the end: a full socket is a warning in the log
+            with contextlib.suppress(TimeoutError):
                 if b"READY=1" in ready.recv(4096):
                     click.echo(_where_to_call(settings, dialplan))
-                    break
-            except TimeoutError:
-                continue
         status = gateway.wait()
     return 0 if asked and status == -signal.SIGTERM else abs(status)
 

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``make run``: says when to call, and reads what the gateway reports for as long as it runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from gateway.planning.check import load_all
+
+FILE = Path(__file__).parents[3] / "deploy" / "setup" / "run_local.py"
+
+GATEWAY = """
+import os, socket, time
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.settimeout(10)
+for said in [b"READY=1", *[b"WATCHDOG=1"] * 1000]:
+    s.sendto(said, os.environ["NOTIFY_SOCKET"])
+"""
+"""More reports than a socket holds; each that nobody reads would end this with a traceback."""
+
+
+@pytest.fixture
+def run_local() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("run_local", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_reports_are_read_to_the_end(
+    run_local: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(*_command: str, **environ: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", GATEWAY], env=environ)
+
+    monkeypatch.setattr(run_local, "_start", start)
+    monkeypatch.setattr(run_local.signal, "signal", lambda *_: None)
+    config: Any
+    config, dialplan = load_all(FILE.parents[2] / "gateway.toml", {})
+    assert run_local._run_gateway(Path("gateway.toml"), config, dialplan) == 0
+    assert capsys.readouterr().out.startswith("Call sip:100@127.0.0.1:5060 from a softphone.")
