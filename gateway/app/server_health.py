@@ -141,7 +141,8 @@ class HealthChecker:
     def inform(self, plan: CallPlan, session: SessionPlan) -> tuple[CallPlan, SessionPlan]:
         """Return the plans of a call with the known outage, and a report of what it meets."""
         known = self.trouble(session.endpoint) or ""
-        return replace(plan, known_outage=known), replace(session, met=self.met)
+        plan = replace(plan, server=replace(plan.server, known_outage=known))
+        return plan, replace(session, met=self.met)
 
     def as_json(self) -> list[dict[str, object]]:
         """Return the state of each server for ``gateway status``."""

@@ -42,7 +42,7 @@ class CallController:
         on_finished: told once, when both sides are over and the record is complete.
         dial: places calls for the caller; None where none may be placed.
         permit_refer: asked before the caller's side is sent somewhere; raises DialRefusedError.
-        tools: runs functions of ``plan.functions``.
+        tools: runs functions of ``plan.tools.functions``.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class CallController:
         loop = asyncio.get_running_loop()
         began = loop.time()
         self.record = record
-        self.transfer_plan = plan.transfer
+        self.transfer_plan = plan.tools.transfer
         self.out_of_band = OutOfBandWaiters()
         self._on_finished = on_finished
         self._log = structlog.get_logger("call").bind(call=record.call_id, route=plan.route)

@@ -110,7 +110,7 @@ class DtmfInput:
         private = (
             taker is control.collecting
             and taker is not None
-            and control.plan.collect_digits.private
+            and control.plan.tools.collect_digits.private
         )
         outputs: list[Output] = [
             control.timeline.note(now, "dtmf", digit="*" if private else digit)
@@ -192,7 +192,7 @@ class DigitCollection:
 
     def begin(self, arguments: str, now: float) -> None:
         """Start, with these arguments of the model (JSON text). Raises ToolCallError."""
-        wanted = collect_wanted(arguments, self._control.plan.collect_digits)
+        wanted = collect_wanted(arguments, self._control.plan.tools.collect_digits)
         self._digits = ""
         self._most, self._terminator, self._seconds = wanted
         self.deadline = now + self._seconds
@@ -219,7 +219,7 @@ class DigitCollection:
 
     def _done(self, ended_by: str, now: float) -> list[Output]:
         self.deadline = None
-        private = self._control.plan.collect_digits.private
+        private = self._control.plan.tools.collect_digits.private
         shown = "*" * len(self._digits) if private else self._digits
         if private:
             self._control.timeline.record.private.add(self._digits)

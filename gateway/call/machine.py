@@ -209,8 +209,8 @@ class CallMachine:
             return [self._call.timeline.note(now, "data_lookup", "info"), outputs.OpenSession()]
         if self._call.opening.at_once:
             self._call.timers.answered(now)
-        if self._call.plan.known_outage:
-            return self._session.known_outage(self._call.plan.known_outage, now)
+        if self._call.plan.server.known_outage:
+            return self._session.known_outage(self._call.plan.server.known_outage, now)
         return [*self._call.opening.begin(now), outputs.OpenSession()]
 
     def handle(self, input: inputs.Input, now: float) -> list[outputs.Output]:
@@ -321,7 +321,7 @@ class CallMachine:
     def _bridge(self, now: float) -> list[outputs.Output]:
         self._call.state = State.BRIDGED
         note = self._call.timeline.note(now, "bridged", "info")
-        if self._call.session_up and self._call.plan.transfer.listen:
+        if self._call.session_up and self._call.plan.tools.transfer.listen:
             return [note, outputs.Send(UpdateSession(self._call.plan.listening))]
         if not self._call.session_up:
             return [note]
@@ -450,7 +450,7 @@ class CallMachine:
         self._ending = replace(self._ending, sip_code=code)
         if code == 503:
             told = self._call.retry_after or 0.0
-            headers["Retry-After"] = str(max(self._call.plan.retry_after, ceil(told)))
+            headers["Retry-After"] = str(max(self._call.plan.server.retry_after, ceil(told)))
         return [*todo, outputs.Reject(code, headers)]
 
     def _wait_for_post_call(

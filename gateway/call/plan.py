@@ -333,6 +333,56 @@ class ContentPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolsPlan:
+    """Tools of the model: the gateway's own, functions, and who approves their use."""
+
+    transfer: TransferPlan = field(default_factory=TransferPlan)
+    send_dtmf: SendDtmfPlan = field(default_factory=SendDtmfPlan)
+    hold: HoldPlan = field(default_factory=HoldPlan)
+    language: LanguagePlan = field(default_factory=LanguagePlan)
+    collect_digits: CollectPlan = field(default_factory=CollectPlan)
+    functions: Mapping[str, FunctionPlan] = field(default_factory=dict)
+    """Tool functions of the route, by name."""
+    approvals: tuple[ApprovalRule, ...] = ()
+    """Asked in order; the first that fits decides. None fits: allowed, unless it needs approval."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsPlan:
+    """Longest times of a call (s)."""
+
+    max_call_duration: float = 3600.0
+    rtp_timeout: float = 30.0
+    """Without RTP the call ends; 0: never."""
+    goodbye_timeout: float = 10.0
+    """From the model's hang-up request to the end of its goodbye."""
+    say_seconds: float = 10.0
+    """Wait for queued speech to play out before an action starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPlan:
+    """What the realtime server does by itself, and what is done when it fails."""
+
+    interrupts: bool = True
+    """Its voice activity detection cancels the running response (``interrupt_response``); without
+    it, speech of the caller cuts nothing."""
+    responds: bool = True
+    """Its voice activity detection asks for a response when a turn of the caller ends
+    (``create_response``)."""
+    truncate_margin_ms: int = 0
+    """Taken off every ``audio_end_ms``, for a server that counts an item shorter than it sent."""
+    handover_before_expiry: float = 60.0
+    """Seconds before a session expires at which a standby session is opened; 0: never."""
+    known_outage: str = ""
+    """Why it is known to be down before the call begins; empty: it is not."""
+    retry_after: int = 5
+    """Seconds, in the Retry-After of a 503."""
+    fallback: tuple[FallbackStep, ...] = ()
+    """Fallback steps in their order; without any the call ends at once."""
+
+
+@dataclass(frozen=True, slots=True)
 class CallPlan:
     """Settings of one call; seconds and names as in the dialplan."""
 
@@ -343,37 +393,18 @@ class CallPlan:
     """The ``response`` of the first ``response.create``; None when the caller speaks first."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Metadata of the route, for the record."""
+    limits: LimitsPlan = field(default_factory=LimitsPlan)
+    server: ServerPlan = field(default_factory=ServerPlan)
+    tools: ToolsPlan = field(default_factory=ToolsPlan)
     dtmf: DtmfPlan = field(default_factory=DtmfPlan)
     answer: AnswerPlan = field(default_factory=AnswerPlan)
-    goodbye_timeout: float = 10.0
-    """Longest time (s) from the model's hang-up request to the end of its goodbye."""
-    max_call_duration: float = 3600.0
-    rtp_timeout: float = 30.0
-    """Seconds without RTP that end the call; 0: never."""
     silence_on_hold: bool = True
     """Whether the session hears silence while the caller has us on hold, or nothing at all (its
     voice activity detection and idle time-out then stand still)."""
-    server_interrupts: bool = True
-    """The server's voice activity detection cancels the running response by itself
-    (``interrupt_response``); without it, speech of the caller cuts nothing."""
-    server_responds: bool = True
-    """The server's voice activity detection asks for a response when a turn of the caller ends
-    (``create_response``)."""
-    retry_after: int = 5
-    """Seconds, in the Retry-After of a 503."""
     trusted: bool = True
     """The model may be asked before the ACK: the caller is known to be there, or a trunk's."""
     outbound: OutboundPlan | None = None
     """None for an inbound call."""
-    transfer: TransferPlan = field(default_factory=TransferPlan)
-    send_dtmf: SendDtmfPlan = field(default_factory=SendDtmfPlan)
-    hold: HoldPlan = field(default_factory=HoldPlan)
-    fallback: tuple[FallbackStep, ...] = ()
-    """Fallback steps in their order; without any the call ends at once."""
-    known_outage: str = ""
-    """Why the route's server is known to be down before the call begins; empty: it is not."""
-    handover_before_expiry: float = 60.0
-    """Seconds before a session expires at which a standby session is opened; 0: never."""
     budget: BudgetPlan = field(default_factory=BudgetPlan)
     interruptions: InterruptionPlan = field(default_factory=InterruptionPlan)
     idle: UserIdlePlan = field(default_factory=UserIdlePlan)
@@ -382,17 +413,7 @@ class CallPlan:
     content: ContentPlan = field(default_factory=ContentPlan)
     allowed_refer_to: re.Pattern[str] | None = None
     """URIs that the caller's side may send us to by REFER."""
-    functions: Mapping[str, FunctionPlan] = field(default_factory=dict)
-    """Tool functions of the route, by name."""
-    approvals: tuple[ApprovalRule, ...] = ()
-    """Asked in order; the first that fits decides. None fits: allowed, unless it needs approval."""
-    language: LanguagePlan = field(default_factory=LanguagePlan)
-    collect_digits: CollectPlan = field(default_factory=CollectPlan)
     variables: Mapping[str, str] = field(default_factory=dict)
     """Variables of the route's texts, for tool functions."""
-    say_seconds: float = 10.0
-    """Longest wait (s) for queued speech to play out before an action starts."""
     listening: Mapping[str, Any] = field(default_factory=dict)
     """``session.update`` for a session that only listens to a bridged call."""
-    truncate_margin_ms: int = 0
-    """Taken off every ``audio_end_ms``, for a server that counts an item shorter than it sent."""

@@ -14,7 +14,15 @@ from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.billing.account import budget_plan
 from gateway.bridge.dialplan_lookup import DataLookup, with_data
 from gateway.bridge.sessions import SessionPlan
-from gateway.call.plan import CallPlan, DtmfPlan, OutboundPlan, SendDtmfPlan
+from gateway.call.plan import (
+    CallPlan,
+    DtmfPlan,
+    LimitsPlan,
+    OutboundPlan,
+    SendDtmfPlan,
+    ServerPlan,
+    ToolsPlan,
+)
 from gateway.call.record import CallRecord
 from gateway.config import Config, MediaSettings, TrunkSettings
 from gateway.config.realtime import RealtimeServerSettings, RealtimeSettings
@@ -233,32 +241,38 @@ def call_plan(
             interrupt=digits.interrupt,
             text=lambda pressed: digits.render(" ".join(pressed), values),
         ),
-        goodbye_timeout=route.end_call.goodbye_timeout,
-        max_call_duration=settings.max_call_duration,
-        rtp_timeout=settings.rtp_timeout,
+        limits=LimitsPlan(
+            goodbye_timeout=route.end_call.goodbye_timeout,
+            max_call_duration=settings.max_call_duration,
+            rtp_timeout=settings.rtp_timeout,
+        ),
         answer=answer_plan(route),
         silence_on_hold=route.hold.session_audio == "silence",
-        server_interrupts=_server_interrupts(session),
-        retry_after=retry_after,
-        transfer=transfer_plan(route, config.trunk, values),
-        send_dtmf=SendDtmfPlan(route.send_dtmf.enabled, route.send_dtmf.mode),
-        hold=hold_plan(route),
+        server=ServerPlan(
+            interrupts=_server_interrupts(session),
+            retry_after=retry_after,
+            responds=_server_responds(session),
+            fallback=trouble_plan(route, [one.name for one in config.realtime_server]),
+            handover_before_expiry=settings.realtime.handover_before_expiry,
+            truncate_margin_ms=settings.realtime.truncate_margin_ms,
+        ),
+        tools=ToolsPlan(
+            transfer=transfer_plan(route, config.trunk, values),
+            send_dtmf=SendDtmfPlan(route.send_dtmf.enabled, route.send_dtmf.mode),
+            hold=hold_plan(route),
+            functions={} if tool_executor is None else function_plans(tool_executor.of(route.name)),
+            approvals=approval_rules(route, values),
+            language=language_plan(route, session),
+            collect_digits=collect_plan(route),
+        ),
         allowed_refer_to=route.allowed_refer_to,
         budget=budget_plan(config, route),
         interruptions=interruption_plan(route, session),
         idle=idle_plan(route, values),
         silence=silence_plan(route),
-        server_responds=_server_responds(session),
         machine_detection=machine_plan(route),
-        fallback=trouble_plan(route, [one.name for one in config.realtime_server]),
-        handover_before_expiry=settings.realtime.handover_before_expiry,
         content=content_plan(route),
         listening=listening_session(session),
-        truncate_margin_ms=settings.realtime.truncate_margin_ms,
-        functions={} if tool_executor is None else function_plans(tool_executor.of(route.name)),
-        approvals=approval_rules(route, values),
-        language=language_plan(route, session),
-        collect_digits=collect_plan(route),
         variables=values,
         metadata=metadata_of(route, values),
     )
@@ -269,7 +283,10 @@ def outbound_plan(config: Config, plan: CallPlan) -> CallPlan:
     caps = config.outbound
     return replace(
         plan,
-        max_call_duration=min(plan.max_call_duration, caps.max_call_duration),
+        limits=replace(
+            plan.limits,
+            max_call_duration=min(plan.limits.max_call_duration, caps.max_call_duration),
+        ),
         outbound=OutboundPlan(caps.ring_timeout, caps.early_media),
     )
 

@@ -83,9 +83,11 @@ class ConversationControl:
     def __init__(self, plan: CallPlan, timeline: CallTimeline, playout: Playout) -> None:
         self.plan = plan
         self.timeline = timeline
-        self.playback = Playback(playout, plan.codec.silence, plan.truncate_margin_ms, timeline)
+        self.playback = Playback(
+            playout, plan.codec.silence, plan.server.truncate_margin_ms, timeline
+        )
         self.gate = ResponseGate()
-        self.hangup_after_playout = HangupAfterPlayout(plan.goodbye_timeout)
+        self.hangup_after_playout = HangupAfterPlayout(plan.limits.goodbye_timeout)
         self.call_actions = CallActions(plan, timeline)
         self.changes: dict[str, UpdateSession] = {}
         """Changes of the session's settings by subject; a new session gets them, too."""

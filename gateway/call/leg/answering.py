@@ -93,7 +93,7 @@ class Timers:
     def confirmed(self, now: float, *, held: bool) -> None:
         """Start the maximum duration and the RTP timeout; the ACK came."""
         self._ack_at = self._ring_until = None
-        self._max_at = now + self._plan.max_call_duration
+        self._max_at = now + self._plan.limits.max_call_duration
         self.held(now, held)
 
     def held(self, now: float, held: bool) -> None:
@@ -110,8 +110,8 @@ class Timers:
     def deadline(self) -> float | None:
         """When :meth:`due` is to be asked next (s)."""
         rtp_at = None
-        if self._rtp_at is not None and self._plan.rtp_timeout > 0:
-            rtp_at = self._rtp_at + self._plan.rtp_timeout
+        if self._rtp_at is not None and self._plan.limits.rtp_timeout > 0:
+            rtp_at = self._rtp_at + self._plan.limits.rtp_timeout
         due = (self._ring_until, self._ack_at, self._max_at, rtp_at)
         return min((at for at in due if at is not None), default=None)
 
@@ -123,7 +123,7 @@ class Timers:
             return EndReason.NO_ANSWER, "rang too long"
         if self._max_at is not None and now >= self._max_at:
             return EndReason.MAX_DURATION, ""
-        timeout = self._plan.rtp_timeout
+        timeout = self._plan.limits.rtp_timeout
         if self._rtp_at is not None and timeout > 0 and now >= self._rtp_at + timeout:
             return EndReason.RTP_TIMEOUT, f"no packet for {timeout:g} s"
         return None

@@ -330,9 +330,9 @@ class CallActions:
         self._unasked = False
         self._late = False
         offered = {
-            TRANSFER_CALL: bool(plan.transfer.destinations),
-            SEND_DTMF: plan.send_dtmf.enabled,
-            HOLD: plan.hold.enabled,
+            TRANSFER_CALL: bool(plan.tools.transfer.destinations),
+            SEND_DTMF: plan.tools.send_dtmf.enabled,
+            HOLD: plan.tools.hold.enabled,
         }
         self.names = frozenset(name for name, there in offered.items() if there)
         """Names of the tools that are actions, as the route offers them."""
@@ -342,17 +342,17 @@ class CallActions:
         if self._action is not None:
             raise ToolCallError("something else is being done for this call; wait for its outcome")
         if name == TRANSFER_CALL:
-            target = transfer_target(arguments, self._plan.transfer)
-            self._action = Transfer(target, self._plan.transfer, self._timeline)
+            target = transfer_target(arguments, self._plan.tools.transfer)
+            self._action = Transfer(target, self._plan.tools.transfer, self._timeline)
         elif name == SEND_DTMF:
             self._action = SendDtmfAction(
-                key_steps(arguments), self._plan.send_dtmf.mode, self._timeline
+                key_steps(arguments), self._plan.tools.send_dtmf.mode, self._timeline
             )
         else:
-            seconds = hold_seconds(arguments, self._plan.hold.max_duration)
-            self._action = HoldAction(seconds, self._plan.hold, self._timeline)
+            seconds = hold_seconds(arguments, self._plan.tools.hold.max_duration)
+            self._action = HoldAction(seconds, self._plan.tools.hold, self._timeline)
         self._call_id = call_id
-        self._begin_by = now + self._plan.say_seconds
+        self._begin_by = now + self._plan.limits.say_seconds
 
     def settle(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
         """Begin, once the call is up, and unless something is still to be heard (``queued``) and
@@ -360,7 +360,7 @@ class CallActions:
         if self._action is None or self._begin_by is None:
             return []
         if not confirmed:
-            self._begin_by = now + self._plan.say_seconds
+            self._begin_by = now + self._plan.limits.say_seconds
             return []
         if queued and now < self._begin_by:
             return []

@@ -117,7 +117,7 @@ class Interruptions:
         note = control.timeline.note
         if not self._plan.by_gateway:
             started = note(now, "caller_speech_started", audio_ms=event.audio_start_ms)
-            server = control.plan.server_interrupts
+            server = control.plan.server.interrupts
             return [started, *(control.interrupt("speech", now, cancel=False) if server else [])]
         agent = control.speaking or control.gate.active is not None
         let_be = self._plan.mode == "disabled" or self.protected

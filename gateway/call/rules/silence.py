@@ -233,7 +233,7 @@ class Silence:
         if plan.interruptions.by_gateway:
             return True
         # A response that is not interrupted goes on, and takes the place of another.
-        return plan.server_responds and (plan.server_interrupts or gate.active is None)
+        return plan.server.responds and (plan.server.interrupts or gate.active is None)
 
     def _waits(self) -> bool:
         control = self._control

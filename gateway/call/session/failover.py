@@ -89,7 +89,7 @@ class Failover:
         useless = fatal or not answered
         steps = tuple(
             step
-            for step in self._control.plan.fallback
+            for step in self._control.plan.server.fallback
             if not (useless and step.action == "reconnect")
         )
         self._why, self._detail, self._answered = why, detail, answered

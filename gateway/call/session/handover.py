@@ -52,7 +52,7 @@ class Handover:
         self._timeline = timeline
         self._quiet = quiet
         self._detach = detach
-        self._lead = control.plan.handover_before_expiry
+        self._lead = control.plan.server.handover_before_expiry
         self._open_at: float | None = None
         self._latest = 0.0
         self._opening = False

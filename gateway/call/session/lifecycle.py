@@ -226,7 +226,7 @@ class SessionEvents:
             self._call.conversation.control.termination is not None
             or self._call.conversation.leaving
         )
-        return bool(self._call.plan.fallback) and not (placing or leaving)
+        return bool(self._call.plan.server.fallback) and not (placing or leaving)
 
     def on_session_closed(self, input: inputs.SessionClosed, now: float) -> list[outputs.Output]:
         was_up, self._call.session_up = self._call.session_up, False

@@ -69,7 +69,7 @@ class Approvals:
 
     @property
     def _rules(self) -> tuple[ApprovalRule, ...]:
-        return self._control.plan.approvals
+        return self._control.plan.tools.approvals
 
     def rule_for(self, name: str, given: Mapping[str, Any], *, needed: bool) -> ApprovalRule | None:
         """The first rule that fits; without one, that it is refused where it is ``needed``."""

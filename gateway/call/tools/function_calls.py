@@ -85,9 +85,9 @@ class Functions:
         self.in_loop = False
         """The last response called functions once too often, and no other was asked for."""
         self._own = set(control.call_actions.names)
-        if self._plan.language.updates:
+        if self._plan.tools.language.updates:
             self._own.add(SET_LANGUAGE)
-        if self._plan.collect_digits.enabled:
+        if self._plan.tools.collect_digits.enabled:
             self._own.add(COLLECT_DIGITS)
 
     @property
@@ -204,7 +204,7 @@ class Functions:
         try:
             if call_id in self._running:
                 raise ToolCallError("this call is being carried out already")
-            if name in self._plan.functions:
+            if name in self._plan.tools.functions:
                 return self._begin(name, call_id, arguments, group, use, now)
             if name not in self._own:
                 raise ToolCallError("this gateway has no such tool")
@@ -244,7 +244,7 @@ class Functions:
             raise ToolCallError(
                 f"{MAX_RUNNING} functions are running already; wait for their results"
             )
-        plan = self._plan.functions[name]
+        plan = self._plan.tools.functions[name]
         if wrong := plan.check(arguments):
             raise ToolCallError(wrong)
         running = _Running(name, plan, group, use, now, arguments)
@@ -332,7 +332,7 @@ class Functions:
         """Run one of the gateway's own tools; those that take time are answered when done."""
         try:
             if name == SET_LANGUAGE:
-                plan = self._plan.language
+                plan = self._plan.tools.language
                 code = language_of(arguments, plan)
                 use.outcome = "done"
                 result = {"status": "done", "language": plan.names.get(code, code)}
@@ -353,7 +353,7 @@ class Functions:
         self._collecting.begin(arguments, now)
         self._collecting_for = (call_id, group)
         group.open.add(call_id)
-        if self._plan.collect_digits.private:
+        if self._plan.tools.collect_digits.private:
             self._control.private.add(call_id)
 
     def _collected(self, result: Mapping[str, Any], now: float) -> list[Output]:

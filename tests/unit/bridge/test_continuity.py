@@ -8,7 +8,7 @@ import asyncio
 
 import pytest
 
-from gateway.call.plan import Destination, FallbackStep, TransferPlan
+from gateway.call.plan import Destination, FallbackStep, ServerPlan, ToolsPlan, TransferPlan
 from gateway.call.tools.commands import OperatorTransfer
 from gateway.realtime.commands import CreateItem
 from gateway.realtime.endpoint import Endpoint
@@ -32,7 +32,7 @@ async def asked(call: FakeCall, question: str) -> None:
 async def test_failover_to_another_server_which_is_told_the_conversation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    call = FakeCall(monkeypatch, OTHER, fallback=STEPS)
+    call = FakeCall(monkeypatch, OTHER, server=ServerPlan(fallback=STEPS))
     await call.up()
     await asked(call, "What is open?")
     call.server.fails()
@@ -54,7 +54,7 @@ async def test_failover_to_another_server_which_is_told_the_conversation(
 
 
 async def test_no_step_left_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = FakeCall(monkeypatch, fallback=())
+    call = FakeCall(monkeypatch, server=ServerPlan(fallback=()))
     await call.up()
     call.session.lost(1011)
     await settle()
@@ -66,7 +66,7 @@ async def test_no_step_left_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_hand_over_before_the_server_ends_the_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    call = FakeCall(monkeypatch, handover_before_expiry=60.0)
+    call = FakeCall(monkeypatch, server=ServerPlan(handover_before_expiry=60.0))
     call.server.seconds_left = 60.02
     await call.up()
     call.server.seconds_left = 3600.0
@@ -83,7 +83,7 @@ async def test_hand_over_before_the_server_ends_the_session(
 
 @pytest.mark.parametrize("code", [200, 486])
 async def test_a_transfer_and_its_outcome(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    call = FakeCall(monkeypatch, transfer=DESK)
+    call = FakeCall(monkeypatch, tools=ToolsPlan(DESK))
     await call.up()
     call.controller.act(OperatorTransfer("front desk"))
     await settle()

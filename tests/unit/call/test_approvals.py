@@ -18,6 +18,7 @@ from gateway.call.plan import (
     FallbackStep,
     FunctionPlan,
     HoldPlan,
+    ToolsPlan,
     TransferPlan,
 )
 from gateway.realtime.commands import CreateItem
@@ -28,7 +29,9 @@ from tests.unit.call.test_function_calls import outputs_of
 PLAN = CallPlan(
     "route",
     Codec.PCMU,
-    functions={"refund": FunctionPlan(), "crm_delete": FunctionPlan(approval=True)},
+    tools=ToolsPlan(
+        functions={"refund": FunctionPlan(), "crm_delete": FunctionPlan(approval=True)}
+    ),
 )
 BIG = {"amount": re.compile(r"^\d{3,}$")}
 REFUND = ("refund", "c1", '{"amount": 250}')
@@ -36,7 +39,7 @@ REFUND = ("refund", "c1", '{"amount": 250}')
 
 def asked(*rules: ApprovalRule, call: tuple[str, ...] = REFUND) -> tuple[Scene, list[str]]:
     """A call in which the model wants to use a tool; what was done about it."""
-    scene = Scene(replace(PLAN, approvals=rules)).up()
+    scene = Scene(replace(PLAN, tools=replace(PLAN.tools, approvals=rules))).up()
     return scene, scene.at(1.0, created("r1"), done("r1", calls=[call]))
 
 
@@ -65,7 +68,12 @@ def test_by_rule(rules: tuple[ApprovalRule, ...], call: tuple[str, ...], runs: b
 def test_the_gateways_own_tools_need_approval_where_a_rule_says_so() -> None:
     rules = (ApprovalRule("hold", "deny"), ApprovalRule("transfer_*", "ask_http", timeout=5.0))
     desk = TransferPlan((Destination("desk", "tel:1"),))
-    scene = Scene(replace(PLAN, approvals=rules, hold=HoldPlan(True), transfer=desk)).up()
+    scene = Scene(
+        replace(
+            PLAN,
+            tools=replace(PLAN.tools, approvals=rules, hold=HoldPlan(True), transfer=desk),
+        )
+    ).up()
     wanted = ("transfer_call", "c2", '{"destination": "desk"}')
     calls = [("hold", "c1", '{"seconds": 1}'), wanted]
     assert scene.at(1.0, created("r1"), done("r1", calls=calls)) == ["ask transfer_call 1"]
@@ -76,7 +84,9 @@ def test_the_gateways_own_tools_need_approval_where_a_rule_says_so() -> None:
 
 
 def test_what_a_rule_refuses_waits_for_the_others_of_its_response() -> None:
-    scene = Scene(replace(PLAN, approvals=(ApprovalRule("crm_*", "deny"),))).up()
+    scene = Scene(
+        replace(PLAN, tools=replace(PLAN.tools, approvals=(ApprovalRule("crm_*", "deny"),)))
+    ).up()
     calls = [("crm_delete", "c1"), ("refund", "c2", "{}")]
     seen = scene.at(1.0, created("r1"), done("r1", calls=calls))
     assert seen == ["run refund c2 {}"]
@@ -107,7 +117,12 @@ def test_by_the_operator(answer: inputs.Input, told: str | None) -> None:
 def test_words_while_the_operator_thinks() -> None:
     search = FunctionPlan(filler_delay=2.0, filler_text="One moment.")
     rule = ApprovalRule("search", "ask_http", timeout=10.0)
-    scene = Scene(replace(PLAN, functions={"search": search}, approvals=(rule,))).up()
+    scene = Scene(
+        replace(
+            PLAN,
+            tools=replace(PLAN.tools, functions={"search": search}, approvals=(rule,)),
+        )
+    ).up()
     assert scene.at(1.0, created("r1"), done("r1", calls=[("search", "c1")])) == ["ask search 0"]
     assert scene.at(3.1) == ["create ['instructions', 'tools']"]
     scene.do(created("r2"), audio("r2", "i2", 20), done("r2"))
@@ -165,7 +180,7 @@ def test_a_key_cuts_the_question_short() -> None:
 
 
 def test_questions_come_one_after_the_other() -> None:
-    scene = Scene(replace(PLAN, approvals=(CALLER,))).up()
+    scene = Scene(replace(PLAN, tools=replace(PLAN.tools, approvals=(CALLER,)))).up()
     calls = [("refund", "c1", '{"amount": 1}'), ("refund", "c2", '{"amount": 2}')]
     scene.at(1.0, created("r1"), done("r1", calls=calls))
     assert len(scene.requests) == 1
@@ -193,7 +208,13 @@ def mcp_asked(
     *rules: ApprovalRule, on_trouble: tuple[FallbackStep, ...] = ()
 ) -> tuple[Scene, list[str]]:
     """A response ends with a request for approval."""
-    scene = Scene(replace(PLAN, approvals=rules, fallback=on_trouble)).up()
+    scene = Scene(
+        replace(
+            PLAN,
+            tools=replace(PLAN.tools, approvals=rules),
+            server=replace(PLAN.server, fallback=on_trouble),
+        )
+    ).up()
     scene.at(
         1.0, created("r1"), inputs.ServerEventReceived(ItemAdded({**REQUEST, "arguments": ""}))
     )

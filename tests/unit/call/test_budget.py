@@ -85,7 +85,7 @@ def test_speech_that_came_before_the_server_was_deaf_does_not_keep_the_call() ->
 def test_a_goodbye_that_does_not_come_is_not_waited_for_long() -> None:
     scene = _scene()
     scene.do(SPENT)
-    scene.at(PLAN.goodbye_timeout + 1)
+    scene.at(PLAN.limits.goodbye_timeout + 1)
     assert scene.seen[-1] == f"sound {PLAN.content.response_failure.sound}", (
         "something is heard, at least"
     )
@@ -113,7 +113,7 @@ def test_one_that_the_caller_stops_is_followed_by_ours() -> None:
 
 
 def test_a_tool_that_returns_later_asks_for_nothing_more() -> None:
-    scene = _scene(replace(PLAN, functions={"look_up": FunctionPlan()}))
+    scene = _scene(replace(PLAN, tools=replace(PLAN.tools, functions={"look_up": FunctionPlan()})))
     scene.do(created("r1"), done("r1", calls=[("look_up", "c1")]), SPENT)
     assert scene.do(inputs.ToolDone("c1", "{}")) == ["output c1"]
 
@@ -122,7 +122,7 @@ def test_the_caller_is_handed_on_where_the_route_says_so() -> None:
     desk = Destination("desk", "sip:1@pbx")
     plan = replace(
         PLAN,
-        transfer=TransferPlan((desk,)),
+        tools=replace(PLAN.tools, transfer=TransferPlan((desk,))),
         budget=replace(PLAN.budget, transfer_to="desk"),
     )
     scene = _scene(plan)

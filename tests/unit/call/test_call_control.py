@@ -18,7 +18,9 @@ from gateway.call.plan import (
     Destination,
     FunctionPlan,
     HoldPlan,
+    LimitsPlan,
     SendDtmfPlan,
+    ToolsPlan,
     TransferPlan,
 )
 from gateway.call.session.lifecycle import State
@@ -47,16 +49,18 @@ ANNA = Destination("anna", "sip:2@pbx", "bridge", ring_timeout=20)
 PLAN = CallPlan(
     "route",
     Codec.PCMU,
-    transfer=TransferPlan((DESK, NUMBERS, BOSS, ANNA)),
-    send_dtmf=SendDtmfPlan(True),
-    hold=HoldPlan(True, "chime", 30.0),
-    functions={"lookup": FunctionPlan(timeout=5.0)},
-    say_seconds=4.0,
+    tools=ToolsPlan(
+        transfer=TransferPlan((DESK, NUMBERS, BOSS, ANNA)),
+        send_dtmf=SendDtmfPlan(True),
+        hold=HoldPlan(True, "chime", 30.0),
+        functions={"lookup": FunctionPlan(timeout=5.0)},
+    ),
+    limits=LimitsPlan(say_seconds=4.0),
 )
 LISTENING = CallPlan(
     "route",
     Codec.PCMU,
-    transfer=TransferPlan((ANNA,), listen=True),
+    tools=ToolsPlan(transfer=TransferPlan((ANNA,), listen=True)),
     listening={"tools": []},
 )
 ACCEPTED = inputs.ReferProgress(100, "Accepted", False)

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call.conversation.out_of_band import KEY
-from gateway.call.plan import CallPlan, ContentPlan, ContextPlan
+from gateway.call.plan import CallPlan, ContentPlan, ContextPlan, LimitsPlan
 from gateway.realtime.commands import CreateItem, DeleteItem
 from gateway.realtime.events import (
     InputCommitted,
@@ -26,7 +26,9 @@ class Server:
     """The items of a session, as its server keeps them."""
 
     def __init__(self, keep: ContextPlan) -> None:
-        plan = CallPlan("r", Codec.PCMU, rtp_timeout=0, content=ContentPlan(context=keep))
+        plan = CallPlan(
+            "r", Codec.PCMU, limits=LimitsPlan(rtp_timeout=0), content=ContentPlan(context=keep)
+        )
         self.scene = Scene(plan).up()
         self.items: list[str] = []
         self._taken = 0

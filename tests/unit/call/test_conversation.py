@@ -10,7 +10,7 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.machine import State
-from gateway.call.plan import CallPlan, DtmfPlan
+from gateway.call.plan import CallPlan, DtmfPlan, ServerPlan
 from gateway.realtime.commands import CreateItem, TruncateItem
 from gateway.realtime.events import (
     AgentTranscript,
@@ -144,7 +144,7 @@ def test_two_answers_in_the_queue() -> None:
 
 
 def test_a_server_that_does_not_interrupt_is_not_interrupted_by_speech() -> None:
-    scene = _talking(1000, 200, _plan(server_interrupts=False))
+    scene = _talking(1000, 200, _plan(server=ServerPlan(interrupts=False)))
     assert scene.do(SPEECH) == []
     assert scene.queue == 40
     assert "caller_speech_started" in scene.events
@@ -158,9 +158,9 @@ def test_speech_twice_cuts_once() -> None:
 
 
 def test_margin_for_a_server_that_counts_shorter() -> None:
-    scene = _talking(1000, 200, _plan(truncate_margin_ms=85))
+    scene = _talking(1000, 200, _plan(server=ServerPlan(truncate_margin_ms=85)))
     assert scene.do(SPEECH) == ["flush", "truncate i1/0 115"]
-    scene = _talking(1000, 60, _plan(truncate_margin_ms=85))
+    scene = _talking(1000, 60, _plan(server=ServerPlan(truncate_margin_ms=85)))
     assert scene.do(SPEECH) == ["flush", "truncate i1/0 0"]
 
 
@@ -484,7 +484,7 @@ def test_a_goodbye_taken_back_can_be_said_again() -> None:
 
 
 def test_a_server_that_does_not_interrupt_does_not_take_the_goodbye_back() -> None:
-    scene = _talking(400, 0, _plan(server_interrupts=False))
+    scene = _talking(400, 0, _plan(server=ServerPlan(interrupts=False)))
     scene.do(done("r1", calls=[("end_call", "c1")]))
     assert scene.do(SPEECH) == []
     assert scene.listen(440) == []  # the telephone still plays

@@ -16,7 +16,9 @@ from gateway.call.plan import (
     Destination,
     FallbackStep,
     FunctionPlan,
+    LimitsPlan,
     OutboundPlan,
+    ServerPlan,
     TransferPlan,
 )
 from gateway.realtime.errors import Kind, Verdict
@@ -39,14 +41,19 @@ from tests.support.call_scene import (
 
 RECONNECT = FallbackStep("reconnect", 10.0, "chime")
 SECOND = FallbackStep("server", 6.0, "chime", server=1)
-PLAN = CallPlan("r", Codec.PCMU, fallback=(RECONNECT,), rtp_timeout=0, max_call_duration=20_000)
+PLAN = CallPlan(
+    "r",
+    Codec.PCMU,
+    server=ServerPlan(fallback=(RECONNECT,)),
+    limits=LimitsPlan(rtp_timeout=0, max_call_duration=20_000),
+)
 AGAIN = inputs.SessionReady("sess_2")
 LOST = closed(1011, "oops")
 
 
 def ladder(*steps: FallbackStep) -> CallPlan:
     """A plan with these."""
-    return replace(PLAN, fallback=steps)
+    return replace(PLAN, server=replace(PLAN.server, fallback=steps))
 
 
 def talked(plan: CallPlan = PLAN) -> Scene:
@@ -145,7 +152,13 @@ def test_an_announcement_then_the_caller_is_handed_on() -> None:
             FallbackStep("announcement", 4.0, "/sorry.wav"),
             FallbackStep("transfer", transfer_to="Desk"),
         ),
-        transfer=TransferPlan((desk,)),
+        tools=replace(
+            ladder(
+                FallbackStep("announcement", 4.0, "/sorry.wav"),
+                FallbackStep("transfer", transfer_to="Desk"),
+            ).tools,
+            transfer=TransferPlan((desk,)),
+        ),
     )
     scene = talked(plan)
     assert scene.do(LOST) == ["close 1000 session_lost", "sound /sorry.wav"]
@@ -156,7 +169,11 @@ def test_an_announcement_then_the_caller_is_handed_on() -> None:
 def test_the_close_of_a_session_that_was_given_up_ends_nothing() -> None:
     desk = Destination("Desk", "sip:desk@pbx")
     plan = replace(
-        ladder(FallbackStep("transfer", transfer_to="Desk")), transfer=TransferPlan((desk,))
+        ladder(FallbackStep("transfer", transfer_to="Desk")),
+        tools=replace(
+            ladder(FallbackStep("transfer", transfer_to="Desk")).tools,
+            transfer=TransferPlan((desk,)),
+        ),
     )
     scene = Scene(plan).up()
     scene.do(created("r1"), audio("r1", "i1", 1000))
@@ -185,7 +202,9 @@ def test_a_call_that_nobody_has_answered_yet_is_not_held_up_for_a_session() -> N
 
 
 def test_a_result_that_comes_meanwhile_is_told_to_the_next() -> None:
-    scene = Scene(replace(PLAN, functions={"hours": FunctionPlan()})).up()
+    scene = Scene(
+        replace(PLAN, tools=replace(PLAN.tools, functions={"hours": FunctionPlan()}))
+    ).up()
     scene.do(created("r1"), done("r1", calls=[("hours", "c1")]))
     scene.do(LOST)
     assert scene.do(inputs.ToolDone("c1", "nine to five")) == []
@@ -292,7 +311,13 @@ def test_one_that_cannot_be_had_is_tried_for_again() -> None:
 def test_what_a_server_says_of_its_end_opens_no_session_more_often_than_in_thirty_seconds(
     left: float,
 ) -> None:
-    scene = living(left, replace(PLAN, rtp_timeout=0, max_call_duration=36_000))
+    scene = living(
+        left,
+        replace(
+            PLAN,
+            limits=replace(PLAN.limits, rtp_timeout=0, max_call_duration=36_000),
+        ),
+    )
     opened = []
     while scene.now < 3600 and scene.record.ending is None:
         if "open spare" in scene.at(scene.now + 0.5):
@@ -352,7 +377,12 @@ def test_where_trouble_is_known_nobody_waits_to_find_out() -> None:
         ((FallbackStep("busy"),), ["180", "close 1000 session_unreachable", "486 41"]),
         ((SECOND,), ["180", "open 1"]),
     ):
-        scene = Scene(replace(PLAN, known_outage="probe: no answer", fallback=steps))
+        scene = Scene(
+            replace(
+                PLAN,
+                server=replace(PLAN.server, known_outage="probe: no answer", fallback=steps),
+            )
+        )
         assert scene.seen == seen
         assert "open" not in scene.seen
 
@@ -366,9 +396,9 @@ def _busy(after: float) -> inputs.SessionFailed:
 
 
 def test_the_next_step_is_taken_at_once_and_the_caller_told_when_to_come_back() -> None:
-    scene = Scene(replace(PLAN, fallback=(SECOND,)))
+    scene = Scene(replace(PLAN, server=replace(PLAN.server, fallback=(SECOND,))))
     assert scene.do(_busy(30.0))[-1] == "open 1"
-    alone = Scene(replace(PLAN, fallback=()))
+    alone = Scene(replace(PLAN, server=replace(PLAN.server, fallback=())))
     assert alone.do(_busy(29.5))[-1] == "503 41 retry 30"
 
 

@@ -19,6 +19,7 @@ from gateway.call.plan import (
     FunctionPlan,
     HoldPlan,
     LanguagePlan,
+    ToolsPlan,
     TransferPlan,
 )
 from gateway.call.tools.commands import CallCommand, EndCall, Say, Tell, TransferTo
@@ -35,15 +36,17 @@ ROOM = '{"room": 1}'
 PLAN = CallPlan(
     "route",
     Codec.PCMU,
-    functions={
-        "price": FunctionPlan(check=_picky, timeout=5.0),
-        "search": FunctionPlan(timeout=9.0, filler_delay=2.0, filler_text="One moment."),
-        "book": FunctionPlan(timeout=9.0, filler_delay=2.0, filler_sound="chime"),
-    },
-    language=LanguagePlan({"de": "German"}, {"de": {"instructions": "Speak German."}}),
-    collect_digits=CollectPlan(True, timeout=5.0, max_digits=8),
-    hold=HoldPlan(True),
-    transfer=TransferPlan((Destination("desk", "tel:1"),)),
+    tools=ToolsPlan(
+        functions={
+            "price": FunctionPlan(check=_picky, timeout=5.0),
+            "search": FunctionPlan(timeout=9.0, filler_delay=2.0, filler_text="One moment."),
+            "book": FunctionPlan(timeout=9.0, filler_delay=2.0, filler_sound="chime"),
+        },
+        language=LanguagePlan({"de": "German"}, {"de": {"instructions": "Speak German."}}),
+        collect_digits=CollectPlan(True, timeout=5.0, max_digits=8),
+        hold=HoldPlan(True),
+        transfer=TransferPlan((Destination("desk", "tel:1"),)),
+    ),
 )
 
 
@@ -187,7 +190,9 @@ def test_another_language() -> None:
 
 
 def test_a_session_that_takes_over_is_told_of_the_language_and_of_results() -> None:
-    scene = talking(replace(PLAN, fallback=(FallbackStep("reconnect", 10.0, ""),)))
+    scene = talking(
+        replace(PLAN, server=replace(PLAN.server, fallback=(FallbackStep("reconnect", 10.0, ""),)))
+    )
     calls = [("set_language", "c1", '{"language": "de"}'), ("search", "c2"), ("price", "c3", ROOM)]
     scene.do(done("r1", calls=calls))
     scene.do(inputs.ToolDone("c2", "{}"), inputs.SessionClosed(1011, "oops", False))
@@ -241,7 +246,11 @@ def test_time_for_digits_begins_when_the_question_was_heard() -> None:
 
 
 def test_private_digits_are_in_no_record() -> None:
-    scene = talking(CallPlan("route", Codec.PCMU, collect_digits=CollectPlan(True, private=True)))
+    scene = talking(
+        CallPlan(
+            "route", Codec.PCMU, tools=ToolsPlan(collect_digits=CollectPlan(True, private=True))
+        )
+    )
     scene.do(done("r1", calls=[("collect_digits", "c1", '{"digits": 4}')]))
     scene.do(*map(key, "7391"))
     assert outputs_of(scene)["c1"]["digits"] == "7391"

@@ -18,6 +18,8 @@ from gateway.call.plan import (
     FunctionPlan,
     HoldPlan,
     LanguagePlan,
+    LimitsPlan,
+    ToolsPlan,
 )
 from gateway.realtime.commands import CreateItem, CreateResponse
 from tests.support.call_scene import SPEECH, Scene, audio, audio_done, created, done, key
@@ -30,28 +32,31 @@ def _never(_arguments: str) -> str:
 PLAN = CallPlan(
     "route",
     Codec.PCMU,
-    functions={
-        "plain": FunctionPlan(timeout=5.0),
-        "slow": FunctionPlan(timeout=9.0, filler_delay=1.0, filler_text="Wait."),
-        "music": FunctionPlan(timeout=9.0, filler_delay=1.0, filler_sound="chime"),
-        "picky": FunctionPlan(check=_never),
-        "by_http": FunctionPlan(timeout=3.0),
-        "by_caller": FunctionPlan(timeout=3.0),
-        "by_nobody": FunctionPlan(approval=True),
-    },
-    approvals=(
-        ApprovalRule("by_http", "ask_http", timeout=4.0),
-        ApprovalRule("by_caller", "ask_caller", timeout=4.0),
-        ApprovalRule("hold", "ask_caller", timeout=4.0),
+    tools=ToolsPlan(
+        functions={
+            "plain": FunctionPlan(timeout=5.0),
+            "slow": FunctionPlan(timeout=9.0, filler_delay=1.0, filler_text="Wait."),
+            "music": FunctionPlan(timeout=9.0, filler_delay=1.0, filler_sound="chime"),
+            "picky": FunctionPlan(check=_never),
+            "by_http": FunctionPlan(timeout=3.0),
+            "by_caller": FunctionPlan(timeout=3.0),
+            "by_nobody": FunctionPlan(approval=True),
+        },
+        approvals=(
+            ApprovalRule("by_http", "ask_http", timeout=4.0),
+            ApprovalRule("by_caller", "ask_caller", timeout=4.0),
+            ApprovalRule("hold", "ask_caller", timeout=4.0),
+        ),
+        hold=HoldPlan(True, max_duration=5.0),
+        collect_digits=CollectPlan(True, timeout=2.0),
+        language=LanguagePlan({"de": "German"}, {"de": {"instructions": "x"}}),
     ),
-    hold=HoldPlan(True, max_duration=5.0),
-    collect_digits=CollectPlan(True, timeout=2.0),
-    language=LanguagePlan({"de": "German"}, {"de": {"instructions": "x"}}),
-    rtp_timeout=0.0,
-    max_call_duration=36000.0,
+    limits=LimitsPlan(rtp_timeout=0.0, max_call_duration=36000.0),
 )
 ARGUMENTS = {"hold": '{"seconds": 3}', "set_language": '{"language": "de"}'}
-NAMES = st.sampled_from([*PLAN.functions, "hold", "collect_digits", "set_language", "unknown"])
+NAMES = st.sampled_from(
+    [*PLAN.tools.functions, "hold", "collect_digits", "set_language", "unknown"]
+)
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("response"), st.lists(NAMES, min_size=1, max_size=4)),

@@ -10,7 +10,14 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs, outputs
-from gateway.call.plan import CallPlan, ContentPlan, Destination, GuardrailPlan, TransferPlan
+from gateway.call.plan import (
+    CallPlan,
+    ContentPlan,
+    Destination,
+    GuardrailPlan,
+    ToolsPlan,
+    TransferPlan,
+)
 from gateway.realtime.events import AgentTranscript, AgentTranscriptDelta, InputTranscribed
 from tests.support.call_scene import Scene, audio, audio_done, created, done, said
 
@@ -20,7 +27,9 @@ SAYS_NO = "create ['instructions', 'tools']"
 
 def scene_of(*rules: GuardrailPlan) -> Scene:
     desk = TransferPlan((Destination("Desk", "sip:desk@pbx"),))
-    plan = CallPlan("r", Codec.PCMU, content=ContentPlan(guardrails=rules), transfer=desk)
+    plan = CallPlan(
+        "r", Codec.PCMU, content=ContentPlan(guardrails=rules), tools=ToolsPlan(transfer=desk)
+    )
     return Scene(plan).up()
 
 

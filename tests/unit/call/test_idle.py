@@ -9,12 +9,19 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import CallPlan, Destination, FunctionPlan, TransferPlan, UserIdlePlan
+from gateway.call.plan import (
+    CallPlan,
+    Destination,
+    FunctionPlan,
+    LimitsPlan,
+    TransferPlan,
+    UserIdlePlan,
+)
 from gateway.realtime.events import SpeechStarted, SpeechStopped
 from tests.support.call_scene import ACK, OUR_END, UP, Scene, audio, audio_done, created, done, said
 
 IDLE = UserIdlePlan(8.0, "Hello?", 2, "Goodbye then.")
-PLAN = CallPlan("r", Codec.PCMU, idle=IDLE, rtp_timeout=0)
+PLAN = CallPlan("r", Codec.PCMU, idle=IDLE, limits=LimitsPlan(rtp_timeout=0))
 ASKED = "create ['instructions', 'tools']"
 
 
@@ -69,7 +76,9 @@ def test_before_the_call_is_up_nobody_is_idle() -> None:
 
 @pytest.mark.parametrize("busy", ["held", "responding", "tool"])
 def test_what_the_caller_waits_for_is_no_silence(busy: str) -> None:
-    scene = Scene(replace(PLAN, functions={"look_up": FunctionPlan()})).up()
+    scene = Scene(
+        replace(PLAN, tools=replace(PLAN.tools, functions={"look_up": FunctionPlan()}))
+    ).up()
     if busy == "held":
         scene.do(inputs.HoldChanged(True))
     elif busy == "responding":
@@ -89,7 +98,7 @@ def test_a_silent_caller_is_handed_on_where_the_route_says_so() -> None:
     plan = replace(
         PLAN,
         idle=replace(IDLE, max_prompts=1, transfer_to="Desk"),
-        transfer=TransferPlan((desk,)),
+        tools=replace(PLAN.tools, transfer=TransferPlan((desk,))),
     )
     scene = Scene(plan).up()
     answer(scene, 1)

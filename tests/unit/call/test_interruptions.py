@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.audio.g711 import Codec
-from gateway.call.plan import CallPlan, DtmfPlan, InterruptionPlan
+from gateway.call.plan import CallPlan, DtmfPlan, InterruptionPlan, ServerPlan
 from gateway.call.playout.barge_in import words_of
 from gateway.realtime.events import (
     AgentTranscriptDelta,
@@ -27,7 +27,7 @@ PAUSE = InterruptionPlan(
     backchannel_phrases=frozenset({"mm-hm", "yes", "i see"}),
     padding_ms=800,
 )
-PLAN = CallPlan("r", Codec.PCMU, interruptions=PAUSE, server_interrupts=False)
+PLAN = CallPlan("r", Codec.PCMU, interruptions=PAUSE, server=ServerPlan(interrupts=False))
 
 
 def speaks(item: str = "u1", at_ms: int = 5000):  # type: ignore[no-untyped-def]

@@ -12,7 +12,7 @@ from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.leg.answering import ACK_SECONDS
 from gateway.call.machine import HELD, LEG_END_SECONDS, RESUMED, State
-from gateway.call.plan import CallPlan
+from gateway.call.plan import CallPlan, LimitsPlan, ServerPlan
 from tests.support.call_scene import (
     ACK,
     BYE,
@@ -135,7 +135,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         ("model", "session_refused", 503),
     ),
     "session out of reach": (
-        CallPlan("route", Codec.PCMU, retry_after=17),
+        CallPlan("route", Codec.PCMU, server=ServerPlan(retry_after=17)),
         [
             *RINGING,
             (5.0, UNREACHABLE, _over("session_unreachable", "503 41 retry 17")),
@@ -192,7 +192,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         ("model", "session_closed", 200),
     ),
     "1000, and the rest is never heard": (
-        CallPlan("route", Codec.PCMU, goodbye_timeout=4.0),
+        CallPlan("route", Codec.PCMU, limits=LimitsPlan(goodbye_timeout=4.0)),
         [
             *AGENT_TALKS,
             (1.5, closed(1000), []),
@@ -332,7 +332,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
     ),
     # ---- time
     "RTP silence": (
-        CallPlan("route", Codec.PCMU, rtp_timeout=10.0),
+        CallPlan("route", Codec.PCMU, limits=LimitsPlan(rtp_timeout=10.0)),
         [
             *TALKING,
             (1.0, inputs.RtpStats(50), []),
@@ -345,7 +345,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         ("network", "rtp_timeout", 200),
     ),
     "no RTP at all": (
-        CallPlan("route", Codec.PCMU, rtp_timeout=10.0),
+        CallPlan("route", Codec.PCMU, limits=LimitsPlan(rtp_timeout=10.0)),
         [
             *TALKING,
             (10.4, None, []),
@@ -355,7 +355,11 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         ("network", "rtp_timeout", 200),
     ),
     "RTP silence that is allowed": (
-        CallPlan("route", Codec.PCMU, rtp_timeout=0.0, max_call_duration=60.0),
+        CallPlan(
+            "route",
+            Codec.PCMU,
+            limits=LimitsPlan(rtp_timeout=0.0, max_call_duration=60.0),
+        ),
         [
             *TALKING,
             (60.4, None, []),
@@ -365,7 +369,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         ("gateway", "max_duration", 200),
     ),
     "RTP silence on hold is no dead line": (
-        CallPlan("route", Codec.PCMU, rtp_timeout=10.0),
+        CallPlan("route", Codec.PCMU, limits=LimitsPlan(rtp_timeout=10.0)),
         [
             *TALKING,
             (1.0, inputs.HoldChanged(True), [f"item {HELD}", "hold"]),
@@ -379,7 +383,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         ("network", "rtp_timeout", 200),
     ),
     "on hold before the ACK": (
-        CallPlan("route", Codec.PCMU, rtp_timeout=10.0),
+        CallPlan("route", Codec.PCMU, limits=LimitsPlan(rtp_timeout=10.0)),
         [
             *ANSWERED,
             (0.45, inputs.HoldChanged(True), ["hold"]),
@@ -389,7 +393,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         ("caller", "remote_hangup", 200),
     ),
     "maximum length": (
-        CallPlan("route", Codec.PCMU, max_call_duration=20.0),
+        CallPlan("route", Codec.PCMU, limits=LimitsPlan(max_call_duration=20.0)),
         [
             *AGENT_TALKS,
             (20.4, None, []),
@@ -526,7 +530,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         ("model", "agent_hangup", 200),
     ),
     "the goodbye asked for never comes": (
-        CallPlan("route", Codec.PCMU, goodbye_timeout=6.0),
+        CallPlan("route", Codec.PCMU, limits=LimitsPlan(goodbye_timeout=6.0)),
         [
             *TALKING,
             (2.0, created("r1"), []),
@@ -538,7 +542,7 @@ ROWS: dict[str, tuple[CallPlan | None, Row, tuple[str, str, int]]] = {
         ("model", "agent_hangup", 200),
     ),
     "a goodbye without end": (
-        CallPlan("route", Codec.PCMU, goodbye_timeout=6.0),
+        CallPlan("route", Codec.PCMU, limits=LimitsPlan(goodbye_timeout=6.0)),
         [
             *AGENT_TALKS,
             (1.2, done("r1", calls=[("end_call", "c1")]), []),

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call.inputs import BeepHeard, HoldChanged, SoundHeard
-from gateway.call.plan import CallPlan, MachineDetectionPlan
+from gateway.call.plan import CallPlan, LimitsPlan, MachineDetectionPlan
 from gateway.config import ConfigError
 from gateway.dialplan import load_dialplan
 from gateway.dialplan.route_sections import VOICEMAIL
@@ -35,7 +35,9 @@ def scene_with(action: str, beep_timeout: float = 0.0) -> Scene:
         voicemail_patterns=tuple(re.compile(one) for one in VOICEMAIL),
         beep_timeout=beep_timeout,
     )
-    scene = Scene(CallPlan("r", Codec.PCMU, machine_detection=plan, rtp_timeout=0))
+    scene = Scene(
+        CallPlan("r", Codec.PCMU, machine_detection=plan, limits=LimitsPlan(rtp_timeout=0))
+    )
     scene.do(UP, ACK)
     return scene
 

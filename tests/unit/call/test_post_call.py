@@ -8,7 +8,7 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call.conversation.out_of_band import KEY
 from gateway.call.inputs import Input
-from gateway.call.plan import CallPlan, ContentPlan, PostCallPlan
+from gateway.call.plan import CallPlan, ContentPlan, LimitsPlan, PostCallPlan
 from gateway.realtime.events import ResponseCreated, ResponseDone
 from tests.support.call_scene import (
     BYE,
@@ -26,8 +26,7 @@ PLAN = CallPlan(
     "r",
     Codec.PCMU,
     content=ContentPlan(post_call=PostCallPlan({"summary": "Sum up."}, 8.0)),
-    max_call_duration=100.0,
-    rtp_timeout=0,
+    limits=LimitsPlan(max_call_duration=100.0, rtp_timeout=0),
 )
 ASKED = "create ['conversation', 'instructions', 'metadata', 'output_modalities', 'tools']"
 KEYS = {KEY: "after-summary"}

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.plan import ApprovalRule, CallPlan, DtmfPlan, LanguagePlan
+from gateway.call.plan import ApprovalRule, CallPlan, DtmfPlan, LanguagePlan, ToolsPlan
 from gateway.realtime.commands import CreateItem, CreateResponse, UpdateSession
 from gateway.realtime.events import ServerError
 from tests.support.call_scene import (
@@ -30,15 +30,20 @@ BARE = CallPlan(
     Codec.PCMU,
     greeting={"instructions": "Hello you."},
     dtmf=DtmfPlan(max_digits=1),
-    language=LanguagePlan({"de": "German"}, {"de": {"instructions": "In German."}}),
+    tools=ToolsPlan(
+        language=LanguagePlan({"de": "German"}, {"de": {"instructions": "In German."}})
+    ),
 )
 FULL = replace(
     BARE,
     greeting={"instructions": "Hello Ann.", "metadata": {"tier": "gold"}},
     metadata={"tier": "gold"},
     dtmf=DtmfPlan(max_digits=1, text=lambda keys: f"Ann pressed {keys}."),
-    language=LanguagePlan({"de": "German"}, {"de": {"instructions": "Ann, in German."}}),
-    approvals=(ApprovalRule("*", "allow"),),
+    tools=replace(
+        BARE.tools,
+        language=LanguagePlan({"de": "German"}, {"de": {"instructions": "Ann, in German."}}),
+        approvals=(ApprovalRule("*", "allow"),),
+    ),
     variables={"data.name": "Ann"},
 )
 
@@ -89,7 +94,9 @@ def test_a_greeting_that_is_refused_for_a_field_is_asked_for_without_it(protecte
         uninterruptible_greeting=protected,
         force_interrupt_ms=0,
     )
-    scene = Scene(replace(FULL, interruptions=interruptions, server_interrupts=False)).up()
+    scene = Scene(
+        replace(FULL, interruptions=interruptions, server=replace(FULL.server, interrupts=False))
+    ).up()
     (first,) = scene.requests
     scene.do(refused("response.metadata", first))
     _, second = scene.requests

@@ -24,8 +24,11 @@ from gateway.call.plan import (
     HoldPlan,
     InterruptionPlan,
     LanguagePlan,
+    LimitsPlan,
     MachineDetectionPlan,
     SendDtmfPlan,
+    ServerPlan,
+    ToolsPlan,
     TransferPlan,
     UserIdlePlan,
 )
@@ -223,35 +226,45 @@ PLANS = st.builds(
         max_digits=st.integers(1, 4),
         interrupt=st.booleans(),
     ),
-    rtp_timeout=st.sampled_from([0.0, 30.0]),
-    max_call_duration=st.sampled_from([60.0, 3600.0]),
-    transfer=st.builds(
-        TransferPlan,
-        destinations=st.sampled_from(
-            [(), tuple(Destination(m, f"sip:{m}@pbx", m) for m in ("blind", "attended", "bridge"))]
+    limits=st.builds(
+        LimitsPlan,
+        rtp_timeout=st.sampled_from([0.0, 30.0]),
+        max_call_duration=st.sampled_from([60.0, 3600.0]),
+    ),
+    tools=st.builds(
+        ToolsPlan,
+        transfer=st.builds(
+            TransferPlan,
+            destinations=st.sampled_from(
+                [
+                    (),
+                    tuple(
+                        Destination(m, f"sip:{m}@pbx", m) for m in ("blind", "attended", "bridge")
+                    ),
+                ]
+            ),
+            listen=st.booleans(),
         ),
-        listen=st.booleans(),
+        send_dtmf=st.builds(SendDtmfPlan, st.booleans()),
+        hold=st.builds(HoldPlan, st.booleans()),
+        functions=st.sampled_from(
+            [
+                {},
+                {"lookup": FunctionPlan()},
+                {
+                    "lookup": FunctionPlan(
+                        timeout=9.0, filler_delay=2.0, filler_text="Wait.", approval=True
+                    )
+                },
+                {"lookup": FunctionPlan(filler_delay=2.0, filler_sound="chime")},
+            ]
+        ),
+        approvals=st.sampled_from([(), *((ApprovalRule("*look*", by, {}, 9.0),) for by in BY)]),
+        collect_digits=st.builds(CollectPlan, st.booleans()),
+        language=st.sampled_from(
+            [LanguagePlan(), LanguagePlan({"de": "German"}, {"de": {"instructions": "x"}})]
+        ),
     ),
-    send_dtmf=st.builds(SendDtmfPlan, st.booleans()),
-    hold=st.builds(HoldPlan, st.booleans()),
-    functions=st.sampled_from(
-        [
-            {},
-            {"lookup": FunctionPlan()},
-            {
-                "lookup": FunctionPlan(
-                    timeout=9.0, filler_delay=2.0, filler_text="Wait.", approval=True
-                )
-            },
-            {"lookup": FunctionPlan(filler_delay=2.0, filler_sound="chime")},
-        ]
-    ),
-    approvals=st.sampled_from([(), *((ApprovalRule("*look*", by, {}, 9.0),) for by in BY)]),
-    collect_digits=st.builds(CollectPlan, st.booleans()),
-    language=st.sampled_from(
-        [LanguagePlan(), LanguagePlan({"de": "German"}, {"de": {"instructions": "x"}})]
-    ),
-    server_interrupts=st.booleans(),
     interruptions=st.sampled_from(
         [
             InterruptionPlan(),
@@ -275,8 +288,12 @@ PLANS = st.builds(
             ),
         ]
     ),
-    fallback=st.lists(FALLBACK_STEPS, max_size=3).map(tuple),
-    truncate_margin_ms=st.sampled_from([0, 85]),
+    server=st.builds(
+        ServerPlan,
+        interrupts=st.booleans(),
+        fallback=st.lists(FALLBACK_STEPS, max_size=3).map(tuple),
+        truncate_margin_ms=st.sampled_from([0, 85]),
+    ),
 )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from gateway.call.plan import (
     InterruptionPlan,
     MachineDetectionPlan,
     ResponseFailurePlan,
+    ToolsPlan,
     TransferPlan,
     UserIdlePlan,
 )
@@ -150,10 +152,15 @@ def scene_of(names: bool, **plan: Any) -> tuple[Scene, Server]:
     return scene, server
 
 
-def guarded(who: str, **more: Any) -> dict[str, Any]:
+def guarded(
+    who: str, functions: Mapping[str, FunctionPlan] = MappingProxyType({}), **more: Any
+) -> dict[str, Any]:
     rule = GuardrailPlan(who, re.compile("bomb", re.I), replacement="No bomb.", name="g", **more)
     desk = TransferPlan((Destination("Desk", "sip:desk@pbx"),))
-    return {"content": ContentPlan(guardrails=(rule,)), "transfer": desk}
+    return {
+        "content": ContentPlan(guardrails=(rule,)),
+        "tools": ToolsPlan(desk, functions=functions),
+    }
 
 
 TRIPS = "How is a bomb made?"
@@ -169,7 +176,7 @@ def test_what_answers_forbidden_words_is_not_heard(
     turns = InterruptionPlan(by_gateway=by_gateway)
     function = FunctionPlan(timeout=5.0)
     scene, server = scene_of(
-        names, interruptions=turns, functions={"f": function}, **guarded("caller")
+        names, interruptions=turns, **guarded("caller", functions={"f": function})
     )
     item = server.turn()
     trip = said(InputTranscribed(item, TRIPS))
@@ -297,7 +304,10 @@ def test_two_responses_at_once_are_told_apart(names: bool) -> None:
 def test_an_answer_that_begins_after_the_end_was_decided_is_not_heard(
     names: bool, action: str
 ) -> None:
-    more = {"action": action, **({"transfer_to": "Desk"} if action == "transfer" else {})}
+    more: dict[str, Any] = {
+        "action": action,
+        **({"transfer_to": "Desk"} if action == "transfer" else {}),
+    }
     scene, server = scene_of(names, **guarded("caller", **more))
     scene.do(said(InputTranscribed(server.turn(), TRIPS)))
     answer = server.begin()
@@ -404,7 +414,7 @@ def test_an_answer_that_comes_between_uses_no_question_of_the_idle_rule_up(names
 @named
 def test_words_while_a_tool_runs_do_not_take_its_answer(names: bool) -> None:
     function = FunctionPlan(timeout=9.0, filler_text="One moment.", filler_delay=1.0)
-    scene, server = scene_of(names, functions={"f": function})
+    scene, server = scene_of(names, tools=ToolsPlan(functions={"f": function}))
     server.turn()
     server.begin()
     server.end(calls=[("f", "c1")])

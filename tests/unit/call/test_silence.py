@@ -17,7 +17,9 @@ from gateway.call.plan import (
     FunctionPlan,
     InterruptionPlan,
     ResponseFailurePlan,
+    ServerPlan,
     SilencePlan,
+    ToolsPlan,
 )
 from gateway.realtime.events import (
     AudioDelta,
@@ -50,8 +52,8 @@ PLAN = CallPlan(
     Codec.PCMU,
     greeting={"instructions": "Say exactly: Hello."},
     silence=SilencePlan(6.0),
-    fallback=(RECONNECT,),
-    functions={"search": FunctionPlan(timeout=60.0)},
+    server=ServerPlan(fallback=(RECONNECT,)),
+    tools=ToolsPlan(functions={"search": FunctionPlan(timeout=60.0)}),
 )
 QUIET = replace(PLAN, greeting=None)
 
@@ -184,7 +186,7 @@ NO_SILENCE: dict[str, tuple[CallPlan, Begin]] = {
         ),
     ),
     "nothing responds to turns by itself": (
-        replace(QUIET, server_responds=False),
+        replace(QUIET, server=replace(QUIET.server, responds=False)),
         lambda s: s.do(SPEECH, STOPPED, COMMITTED),
     ),
     "the response began before the turn was said to be over": (
@@ -228,7 +230,9 @@ def test_a_filler_is_heard_before_and_ends_with_the_response() -> None:
 
 
 def test_a_silent_server_that_gives_sessions_does_not_go_on_for_ever() -> None:
-    scene = scene_of(replace(QUIET, fallback=(RECONNECT, FallbackStep("hangup"))))
+    scene = scene_of(
+        replace(QUIET, server=replace(QUIET.server, fallback=(RECONNECT, FallbackStep("hangup"))))
+    )
     scene.do(key("#"))
     sessions = 0
     for _ in range(100):
@@ -274,7 +278,7 @@ def test_a_server_that_says_a_word_and_closes_is_left_too() -> None:
 
 
 def test_lost_now_and_then_the_call_goes_on() -> None:
-    scene = scene_of(replace(QUIET, rtp_timeout=0))
+    scene = scene_of(replace(QUIET, limits=replace(QUIET.limits, rtp_timeout=0)))
     for number in range(20):
         scene.at(number * 60.0 + 1)
         scene.do(closed(1011), UP)
@@ -286,7 +290,13 @@ def test_lost_now_and_then_the_call_goes_on() -> None:
 
 def test_without_fallback_steps_a_sound_and_another_attempt() -> None:
     rescue = ResponseFailurePlan(sound="chime", max_failures=2, goodbye="Bye.")
-    scene = scene_of(replace(QUIET, fallback=(), content=ContentPlan(response_failure=rescue)))
+    scene = scene_of(
+        replace(
+            QUIET,
+            server=replace(QUIET.server, fallback=()),
+            content=ContentPlan(response_failure=rescue),
+        )
+    )
     scene.do(key("#"), created("r1"))
     assert scene.at(6.0) == ["flush", "cancel r1", "sound chime", "create"]
     assert scene.do(audio("r1", "i1", 100)) == [], "too late"

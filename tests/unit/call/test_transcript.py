@@ -84,7 +84,9 @@ def test_a_caller_who_hangs_up_has_heard_what_was_played_by_then() -> None:
 
 
 def test_function_calls_and_their_results() -> None:
-    scene = Scene(replace(PLAN, functions={"hours": FunctionPlan()})).up()
+    scene = Scene(
+        replace(PLAN, tools=replace(PLAN.tools, functions={"hours": FunctionPlan()}))
+    ).up()
     scene.do(created("r1"), done("r1", calls=[("hours", "c1", '{"day":"Monday"}')]))
     scene.do(inputs.ToolDone("c1", '{"from": 9}'))
     assert lines(scene) == [
@@ -94,7 +96,9 @@ def test_function_calls_and_their_results() -> None:
 
 
 def test_a_session_that_takes_over_is_told_what_was_heard() -> None:
-    scene = Scene(replace(PLAN, functions={"hours": FunctionPlan()})).up()
+    scene = Scene(
+        replace(PLAN, tools=replace(PLAN.tools, functions={"hours": FunctionPlan()}))
+    ).up()
     speak(scene, 1, WORDS)
     scene.listen(1300)
     scene.do(SPEECH, said(InputCommitted("u1")), said(InputTranscribed("u1", "When?")))

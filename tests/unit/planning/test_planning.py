@@ -111,8 +111,8 @@ def test_defaults(tmp_path: Path) -> None:
     assert plan.greeting is None
     assert (plan.dtmf.enabled, plan.dtmf.finish_on_key, plan.dtmf.interrupt) == (True, "#", True)
     assert plan.dtmf.text("42") == "The caller pressed 4 2 on the telephone keypad."
-    assert plan.server_interrupts
-    assert plan.retry_after == 5
+    assert plan.server.interrupts
+    assert plan.server.retry_after == 5
 
 
 def test_what_the_route_says_arrives(tmp_path: Path) -> None:
@@ -142,7 +142,11 @@ def test_what_the_route_says_arrives(tmp_path: Path) -> None:
     assert (digits.inter_digit_timeout, digits.finish_on_key, digits.max_digits) == (1.5, "*", 4)
     assert not digits.interrupt
     assert digits.text("42") == "4 2 on 100"
-    assert (plan.goodbye_timeout, plan.max_call_duration, plan.rtp_timeout) == (7.0, 60.0, 0.0)
+    assert (
+        plan.limits.goodbye_timeout,
+        plan.limits.max_call_duration,
+        plan.limits.rtp_timeout,
+    ) == (7.0, 60.0, 0.0)
     assert not plan.silence_on_hold
 
 
@@ -160,7 +164,7 @@ def test_greeting_by_instructions(tmp_path: Path) -> None:
     ],
 )
 def test_who_interrupts(tmp_path: Path, detection: str, interrupts: bool) -> None:
-    assert _plan(tmp_path, f"[route.session]\n{detection}").server_interrupts is interrupts
+    assert _plan(tmp_path, f"[route.session]\n{detection}").server.interrupts is interrupts
 
 
 @pytest.mark.parametrize(

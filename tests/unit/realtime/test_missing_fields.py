@@ -181,7 +181,7 @@ def event_of(name: str, amiss: str, path: tuple[str, ...], value: Any) -> Server
 @pytest.mark.parametrize(("amiss", "path"), IN_A_TURN)
 def test_the_caller_can_interrupt(plan: CallPlan, amiss: str, path: tuple[str, ...]) -> None:
     for value in WRONG:
-        scene = Scene(replace(plan, rtp_timeout=0)).up()
+        scene = Scene(replace(plan, limits=replace(plan.limits, rtp_timeout=0))).up()
         for name in TURN:
             scene.do(said(event_of(name, amiss, path, value)))
         assert scene.queue > 0
