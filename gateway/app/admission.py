@@ -20,7 +20,7 @@ from gateway.config import Config
 from gateway.dialplan import Dialplan, Match
 from gateway.outbound.limits import OutboundLimiter
 from gateway.planning.call_plan import codec_of, facts_of, plans, record_of, sip_settings
-from gateway.records.files import RecordFiles
+from gateway.records.store import RecordStore
 from gateway.sip.leg import Leg
 from gateway.sip.rate_limits import SourceBuckets, TokenBucket
 from gateway.sip.types import LegEnd, Refused, RtpQuality
@@ -56,7 +56,7 @@ class Rejections:
     """
 
     def __init__(
-        self, records: RecordFiles, retry_after: int, redact: Collection[str] = ()
+        self, records: RecordStore, retry_after: int, redact: Collection[str] = ()
     ) -> None:
         self._records = records
         self._retry_after = retry_after
@@ -89,6 +89,7 @@ class Rejections:
     def write(self, record: CallRecord, why: EndReason, code: int, detail: str) -> None:
         """Write the record of a call that was rejected, or not placed; or count it only."""
         if record.direction == "inbound" and not self._sampled(record, why):
+            self._records.uncounted(record.call_id)
             return
         if not record.private:
             record.private.redact(self._redact)

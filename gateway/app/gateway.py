@@ -15,6 +15,7 @@ import structlog
 
 from gateway import __version__
 from gateway.app.admission import Admission, Rejections
+from gateway.app.call_records import facts_for_slot, record_store
 from gateway.app.maintenance import Maintenance
 from gateway.app.operator_commands import OperatorCommands
 from gateway.app.registry import CallRegistry
@@ -29,6 +30,7 @@ from gateway.outbound.calls import OutboundCalls
 from gateway.outbound.limits import OutboundLimiter
 from gateway.planning.call_plan import servers_of, sip_settings
 from gateway.planning.route_tools import tool_executor
+from gateway.records.background import BackgroundWriter
 from gateway.records.events import EventLogs
 from gateway.records.files import RecordFiles
 from gateway.sip import descriptors, library
@@ -80,7 +82,9 @@ class Gateway:
         self._started = 0.0
         sip, secrets = sip_settings(config), (*config.secrets(), *dialplan.secrets())
         self.clock = clock = MediaClock()
-        records = RecordFiles(config.records.folder)
+        files = RecordFiles(config.records.folder)
+        self._writer = writer = BackgroundWriter()
+        self.records = records = record_store(config, dialplan, writer, files)
         event_logs = EventLogs(config.records.folder, secrets)
         costs = Costs(config)
         tools = tool_executor(config, dialplan)
@@ -96,6 +100,7 @@ class Gateway:
             on_invite=lambda leg: self._admission.on_invite(leg),
             on_refused=rejections.refused_below,
             on_caller_audio=clock.wake,
+            on_arrival=lambda invite: records.arrived(invite.call_id, facts_for_slot(invite)),
         )
         limiter = OutboundLimiter(config.outbound, agent)
         self._admission = Admission(
@@ -119,7 +124,9 @@ class Gateway:
         }
         maintenance = Maintenance(agent, config.control.socket, commands)
         self._parts = (
+            Part("record files", files.start, files.stop),
             Part("records", records.start, records.stop),
+            Part("writer", writer.start, writer.stop),
             Part("event logs", event_logs.start, event_logs.stop),
             Part("cost state", costs.start, costs.stop),
             Part("tools", tools.start, tools.stop),
@@ -138,7 +145,8 @@ class Gateway:
             "realtime": servers.as_json,
             "mcp": tools.states,
             "callbacks": callbacks.as_json,
-            "dropped": lambda: {"records": records.dropped, "media faults": clock.faults},
+            "records": records.as_json,
+            "dropped": lambda: {"records": files.dropped, "media faults": clock.faults},
         }
 
     async def start(self, stack: AsyncExitStack, *, serving: bool) -> None:

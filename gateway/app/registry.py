@@ -11,7 +11,7 @@ from gateway.bridge.call_controller import CallController
 from gateway.config import Config
 from gateway.dialplan import Dialplan, Route
 from gateway.records.events import EventLogs
-from gateway.records.files import RecordFiles
+from gateway.records.store import RecordStore
 from gateway.sip.messages.headers import user_of
 from gateway.tasks import TaskSet, wait_any
 
@@ -23,7 +23,7 @@ class CallRegistry:
         self,
         config: Config,
         dialplan: Dialplan,
-        records: RecordFiles,
+        records: RecordStore,
         event_logs: EventLogs,
         costs: Costs,
     ) -> None:
@@ -110,3 +110,4 @@ class CallRegistry:
                 record.call_id, record.started_at, record.private, route=record.route
             )
         call.watch(account, events)
+        self._records.opened(record)

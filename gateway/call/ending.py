@@ -72,6 +72,8 @@ class EndReason(StrEnum):
     UNSUPPORTED_BODY = "unsupported_body"
     REFUSED = "refused"
     INTERNAL_ERROR = "internal_error"
+    PROCESS_LOST = "process_lost"
+    """The gateway's process died during the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ _TABLE: dict[EndReason, _Row] = {
     EndReason.UNSUPPORTED_BODY: _Row(Party.GATEWAY, 415, 79, "Body is no SDP"),
     EndReason.REFUSED: _Row(Party.GATEWAY, 480, 21, "Refused"),
     EndReason.INTERNAL_ERROR: _Row(Party.GATEWAY, 500, 41, "Gateway error"),
+    EndReason.PROCESS_LOST: _Row(Party.GATEWAY, 500, 41, "Gateway lost"),
 }
 
 

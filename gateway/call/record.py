@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -211,7 +212,8 @@ class SpokenTranscript(Protocol):
         ...
 
 
-_HOLDS = frozenset({"held", "resumed", "holding", "hold_ended"})
+_HOLDS = {"held": True, "holding": True, "resumed": False, "hold_ended": False}
+"""Marks that begin or end a hold."""
 
 
 @dataclass(slots=True)
@@ -268,14 +270,24 @@ class CallRecord:
     transcript: SpokenTranscript | None = None
     transcript_dropped: int = 0
     ending: Ending | None = None
+    disposition: str = ""
+    """How the call went for those who called, as route, model or application say it."""
+    explanation: list[str] = field(default_factory=list)
+    """Why it was accepted or refused: rule, setting and route, with file and line."""
+    on_mark: Callable[[str, Mapping[str, Any]], None] | None = field(default=None, repr=False)
+    """Told of each entry of the timeline."""
     timeline_dropped: int = 0
     private: PrivateDigits = field(default_factory=PrivateDigits, repr=False)
     """Digits that :meth:`summary` and :meth:`as_json` mask."""
     _marks: bytearray = field(default_factory=bytearray, repr=False)
     _mark_count: int = 0
+    _held: bool = False
 
     def mark(self, t_ms: float, event: str, **fields: Any) -> None:
         """Add an entry to the timeline."""
+        self._held = _HOLDS.get(event, self._held)
+        if self.on_mark is not None:
+            self.on_mark(event, fields)
         if self._mark_count >= MAX_TIMELINE:
             self.timeline_dropped += 1
             return
@@ -310,7 +322,7 @@ class CallRecord:
             "call_id": self.call_id,
             "sip_call_id": self.sip_call_id,
             "route": self.route,
-            "state": self._state(),
+            "state": self.state,
             "age_seconds": round((now - began).total_seconds(), 1),
             "from": self.from_uri,
             "to": self.to_uri,
@@ -324,16 +336,16 @@ class CallRecord:
             "cost": dict(self.cost),
         }
 
-    def _state(self) -> str:
-        """ringing, transferring, held or talking; placing of a call that the gateway makes."""
+    @property
+    def state(self) -> str:
+        """ringing, transferring, held, talking or ended; placing of a call that we make."""
+        if self.ending is not None:
+            return "ended"
         if self.times.answered is None:
             return "ringing" if self.direction == "inbound" else "placing"
         if self.transfers and self.transfers[-1].outcome in ("", "ringing"):
             return "transferring"
-        for mark in reversed(self.timeline):
-            if mark["event"] in _HOLDS:
-                return "held" if mark["event"] in ("held", "holding") else "talking"
-        return "talking"
+        return "held" if self._held else "talking"
 
     def summary(self) -> dict[str, Any]:
         """The record as JSON object, without its timeline."""
@@ -380,6 +392,8 @@ class CallRecord:
             "cost": dict(self.cost),
             "event_log": dict(self.event_log),
             "metadata": dict(self.metadata),
+            "disposition": self.disposition,
+            "explanation": list(self.explanation),
             "settings_refused": [asdict(one) for one in self.settings_refused],
             **self.content.as_json(),
             "bye_undelivered": self.bye_undelivered,

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.config.operations import RecordSettings, Redacted
 from gateway.config.realtime import RealtimeServerSettings, RealtimeSettings, on_loopback
 from gateway.config.sections import (
     AccessSettings,
@@ -44,10 +45,6 @@ class DialplanSettings(Section):
     unknown_session_fields: Literal["warn", "error"] = "warn"
 
 
-Redacted = Literal["numbers", "dtmf"]
-"""Kinds of data to mask: telephone numbers but for their last digits, and DTMF digits."""
-
-
 class LogSettings(Section):
     """``[log]``: level, format and destination of the log."""
 
@@ -58,14 +55,6 @@ class LogSettings(Section):
 
 
 LEDGER_NAME = "today.cost"
-
-
-class RecordSettings(Section):
-    """``[records]``: one JSON file per call, when a folder is given, and its session's events."""
-
-    folder: FilePath | None = None
-    events: Flag = False
-    redact: tuple[Redacted, ...] = ()
 
 
 class MediaSettings(Section):
@@ -221,7 +210,7 @@ class Config(Section):
         values += [trunk.inbound_auth.password for trunk in self.trunk if trunk.inbound_auth]
         values += self.callbacks.headers.values()
         own = tuple(value.get_secret_value() for value in values if value)
-        return (*own, *self.tools.secrets())
+        return (*own, *self.tools.secrets(), *self.records.secrets())
 
 
 _API_KEY = ("realtime", "api_key")

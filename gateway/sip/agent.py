@@ -64,6 +64,8 @@ class UserAgent:
             set ``leg.handler`` before it returns.
         on_refused: told of each INVITE that was refused below the application.
         on_caller_audio: called on the event loop after each beat that brought caller audio.
+        on_arrival: called on the SIP thread with each INVITE that pjsua takes, before anything is
+            sent; it may not wait.
     """
 
     def __init__(
@@ -73,7 +75,9 @@ class UserAgent:
         on_invite: Callable[[Leg], None],
         on_refused: Callable[[Refused], None],
         on_caller_audio: Callable[[], None],
+        on_arrival: Callable[[Invite], None] = lambda _invite: None,
     ) -> None:
+        self.on_arrival = on_arrival
         self.settings = settings
         self.pool = PortPool()
         self.sounds = Sounds()

@@ -182,6 +182,7 @@ class Incoming:
     def _announce(self, call: SipCall, message: str, source: str) -> None:
         found = self._attribute(message, source)
         invite = self.facts_of(message, source)
+        self._agent.on_arrival(invite)
         host = invite.source.rpartition(":")[0].strip("[]")
         self._agent.calls.hold(call, party_of(found, host))
         leg = Leg(self._agent, invite)

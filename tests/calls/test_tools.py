@@ -390,6 +390,6 @@ async def test_what_the_session_is_told_and_no_log(world: GatewayStack) -> None:
     await world.summary_at_end(call)
     await world.record(call)
     assert SECRET not in json.dumps(world.gateway.lines)
-    logs = [file.read_text() for file in world.records_folder.glob("*")]
+    logs = [file.read_text() for file in world.records_folder.glob("*.json*")]
     assert any('"server_label": "docs"' in text or '"server_label":"docs"' in text for text in logs)
     assert not any(SECRET in text for text in logs), "nor in the events of a session"

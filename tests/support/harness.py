@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from gateway.config.config import LEDGER_NAME
+from gateway.config.operations import DATABASE_NAME
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.script import Script
 from gateway.devtools.emulator.server import Emulator
 from gateway.realtime.session import REQUEST_KEY
+from gateway.records.database import Database, Filter
 from gateway.records.events import SUFFIX
+from gateway.records.rows import CLOSED, CUT
+from gateway.records.spool import LOCK_NAME, NAME
 from tests.support.gateway_process import WITHIN_S, Gateway
 from tests.support.sip_phone import Phone, PhoneCall
 
@@ -196,14 +200,19 @@ class GatewayStack:
         written = {}
         assert API_KEY not in json.dumps(self.gateway.lines)
         for file in self.records_folder.glob("*"):
+            assert API_KEY.encode() not in file.read_bytes()
+            if file.name in (NAME, LOCK_NAME) or file.name.startswith(DATABASE_NAME):
+                continue
             text = file.read_text()
-            assert API_KEY not in text
             if file.name == LEDGER_NAME or file.name.endswith(SUFFIX):
                 continue
             assert file.suffix == ".json", file
             record = json.loads(text)
             written[record["call_id"]] = record
         assert told.keys() == written.keys(), "one summary line and one record for each call"
+        rows = self.rows()
+        assert {one for one, revision in rows.items() if revision == CLOSED} == written.keys()
+        assert set(rows.values()) <= {CLOSED, CUT}, "no row is left open"
         for call_id, record in written.items():
             of_the_file = {"timeline", "timeline_dropped", "transcript", "transcript_dropped"}
             for key in record.keys() - {"call_id", *of_the_file}:
@@ -226,6 +235,11 @@ class GatewayStack:
     def records_folder(self) -> Path:
         """Where the gateway writes a file for each call."""
         return self.folder / "records"
+
+    def rows(self) -> dict[str, int]:
+        """The revision of each call's row in the database."""
+        database = Database(f"sqlite:///{self.records_folder / DATABASE_NAME}", read_only=True)
+        return {row["id"]: row["revision"] for row in database.each(Filter())}
 
     async def dial(self, user: str = "plain", **options: Any) -> PhoneCall:
         """Place a call and wait until it is up on both sides."""

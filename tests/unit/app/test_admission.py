@@ -16,7 +16,7 @@ from gateway.audio.g711 import Codec
 from gateway.call.record import CallRecord
 from gateway.config import load_config
 from gateway.dialplan import load_dialplan
-from gateway.records.files import RecordFiles
+from gateway.records.store import RecordStore
 from gateway.sip.types import Invite
 from tests.support.call_fakes import FakeLeg
 
@@ -59,7 +59,7 @@ class Gateway:
             load_config(file, {}),
             load_dialplan(folder / "dialplans", {}),
             cast(CallRegistry, self.calls),
-            Rejections(cast(RecordFiles, records), 7),
+            Rejections(cast(RecordStore, records), 7),
             cast(Any, None),
             cast(Any, SimpleNamespace(dial=None, permit_refer=None)),
             cast(Any, SimpleNamespace(inform=lambda *plans: plans)),

@@ -55,7 +55,7 @@ class Kept:
         self.calls = CallRegistry(
             cast(Any, SimpleNamespace(records=settings)),
             cast(Any, SimpleNamespace(routes=[self.route])),
-            cast(Any, SimpleNamespace(write=self.written.append)),
+            cast(Any, SimpleNamespace(write=self.written.append, opened=lambda _record: None)),
             cast(Any, SimpleNamespace(open=lambda call_id, *_given, **_more: call_id)),
             cast(Any, SimpleNamespace(open=self._open, exhausted=lambda _route, _number: None)),
         )

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The thread that writes records, event logs and what else is kept of calls to the disk.
+
+The event loop and the SIP thread only put items into bounded channels. What finds its channel full
+is dropped and counted; a disk that hangs holds up this thread and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+GATHER_SECONDS = 0.02
+"""From the first item to the write, so that one write takes many."""
+RETRY_SECONDS = 1.0
+"""Until items that could not be written are tried again."""
+STOP_SECONDS = 5.0
+
+log = structlog.get_logger("records")
+
+T = TypeVar("T")
+
+
+class Channel(Generic[T]):
+    """Items of one kind on their way to the thread.
+
+    Args:
+        write: called on the thread with a batch; returns those that shall be tried again. What it
+            raises is logged, and costs its batch.
+        max_items: that wait at the most.
+        max_bytes: that they have at the most, by the sizes given to :meth:`put`.
+    """
+
+    def __init__(
+        self,
+        owner: BackgroundWriter,
+        name: str,
+        write: Callable[[list[T]], Sequence[T]],
+        max_items: int,
+        max_bytes: int | None = None,
+    ) -> None:
+        self.name = name
+        self.dropped = 0
+        """Items that found no room, or were lost."""
+        self._owner = owner
+        self._write = write
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._waiting: deque[tuple[T, int]] = deque()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, item: T, size: int = 0) -> bool:
+        """Have an item written; False where it is dropped. From any thread; never waits."""
+        with self._owner.changed:
+            full = len(self._waiting) >= self._max_items or (
+                self._max_bytes is not None and self._bytes + size > self._max_bytes
+            )
+            if full or self._owner.closed:
+                self.dropped += 1
+                return False
+            self._waiting.append((item, size))
+            self._bytes += size
+            if not self._owner.pending:
+                self._owner.pending = True
+                self._owner.changed.notify()
+        return True
+
+    def work(self) -> bool:
+        """Write what waits; whether something is left to be tried again. On the thread."""
+        with self._owner.changed:
+            batch, self._waiting, self._bytes = self._waiting, deque(), 0
+        if not batch:
+            return False
+        try:
+            left = self._write([item for item, _size in batch])
+        except Exception:
+            log.exception("records.writer_failed", what=self.name, lost=len(batch))
+            self.dropped += len(batch)
+            return False
+        if left:
+            sizes = {id(item): size for item, size in batch}
+            with self._owner.changed:
+                for item in reversed(left):
+                    size = sizes.get(id(item), 0)
+                    self._waiting.appendleft((item, size))
+                    self._bytes += size
+        return bool(left)
+
+
+class BackgroundWriter:
+    """Owns the thread. Channels are made before :meth:`start`."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.pending = False
+        """Whether the thread has been told of items. Under ``changed``, like all of this."""
+        self.closed = False
+        self._channels: list[Channel[Any]] = []
+        self._ticks: list[Callable[[], None]] = []
+        self._thread: threading.Thread | None = None
+
+    def channel(
+        self,
+        name: str,
+        write: Callable[[list[T]], Sequence[T]],
+        max_items: int,
+        max_bytes: int | None = None,
+    ) -> Channel[T]:
+        """Return a new channel: see :class:`Channel`."""
+        made = Channel(self, name, write, max_items, max_bytes)
+        self._channels.append(made)
+        return made
+
+    def every_second(self, work: Callable[[], None]) -> None:
+        """Have ``work`` called on the thread about once a second."""
+        self._ticks.append(work)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Items that were lost, by channel."""
+        return {one.name: one.dropped for one in self._channels}
+
+    def start(self) -> None:
+        """Start the thread."""
+        self.closed = False
+        # A daemon: a disk that hangs must not hold up the end of the process.
+        self._thread = threading.Thread(target=self._run, name="records", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Write what waits, for at most ``STOP_SECONDS``; what is left is counted as dropped."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        with self.changed:
+            self.closed = True
+            self.changed.notify()
+        await asyncio.to_thread(thread.join, STOP_SECONDS)
+        for channel in self._channels:
+            if len(channel):
+                log.error("records.write_failed", what=channel.name, lost=len(channel))
+                channel.dropped += len(channel)
+
+    def _run(self) -> None:
+        retry, due = False, 0.0
+        while True:
+            with self.changed:
+                if not self.pending and not self.closed:
+                    self.changed.wait(RETRY_SECONDS)
+                closed, woken = self.closed, self.pending
+            if woken and not closed:
+                with self.changed:
+                    self.changed.wait(RETRY_SECONDS if retry else GATHER_SECONDS)
+            with self.changed:
+                self.pending = False
+            retry = False
+            for channel in self._channels:
+                retry = channel.work() or retry
+            if time.monotonic() >= due:
+                due = time.monotonic() + 1.0
+                self._tick()
+            if closed:
+                return
+            if retry:
+                with self.changed:
+                    self.pending = True
+
+    def _tick(self) -> None:
+        for tick in self._ticks:
+            try:
+                tick()
+            except Exception:
+                log.exception("records.writer_failed", what="tick")

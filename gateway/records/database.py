@@ -1,0 +1,462 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The database of calls: its tables, guarded upserts, and queries. SQLite or PostgreSQL.
+
+Used from threads: by the forwarder, and for queries of the API and the command line. Imported
+only by those, since SQLAlchemy takes a while to load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, make_url
+
+from gateway.records.rows import CUT, TIMES
+from gateway.records.spool import Entry
+
+HEAD: Final = "0001"
+"""The newest migration; a database that has it needs none."""
+
+LOCK_KEY = 0x67617465
+"""Of PostgreSQL's advisory lock while tables are made or changed."""
+CONNECT_SECONDS = 5
+STATEMENT_MS = 30_000
+BUSY_SECONDS = 10
+
+
+class UtcTime(sa.TypeDecorator[datetime]):
+    """A time with its zone; SQLite keeps none, so it is UTC there."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        """To the database: UTC."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        """From the database: with its zone."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = sa.MetaData()
+
+# None is NULL, and not the JSON value null.
+_json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+
+calls = sa.Table(
+    "calls",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("schema_version", sa.Integer, nullable=False),
+    sa.Column("instance", sa.Text, nullable=False, server_default=""),
+    sa.Column("sip_call_id", sa.Text, nullable=False, server_default=""),
+    sa.Column("session_id", sa.Text, nullable=False, server_default=""),
+    sa.Column("direction", sa.String(16), nullable=False, server_default=""),
+    sa.Column("from_uri", sa.Text, nullable=False, server_default=""),
+    sa.Column("to_uri", sa.Text, nullable=False, server_default=""),
+    sa.Column("from_number", sa.Text, nullable=False, server_default=""),
+    sa.Column("to_number", sa.Text, nullable=False, server_default=""),
+    sa.Column("trunk", sa.Text, nullable=False, server_default=""),
+    sa.Column("source", sa.Text, nullable=False, server_default=""),
+    sa.Column("route", sa.Text, nullable=False, server_default=""),
+    sa.Column("transport", sa.String(16), nullable=False, server_default=""),
+    sa.Column("codec", sa.String(32), nullable=False, server_default=""),
+    sa.Column("security", sa.Text, nullable=False, server_default=""),
+    sa.Column("invited_at", UtcTime, nullable=False),
+    sa.Column("ringing_at", UtcTime),
+    sa.Column("answered_at", UtcTime),
+    sa.Column("ended_at", UtcTime),
+    sa.Column("updated_at", UtcTime, nullable=False),
+    sa.Column("duration_seconds", sa.Float),
+    sa.Column("talk_seconds", sa.Float),
+    sa.Column("state", sa.String(32), nullable=False, server_default=""),
+    sa.Column("outcome", sa.String(32), nullable=False, server_default=""),
+    sa.Column("ended_by", sa.String(32), nullable=False, server_default=""),
+    sa.Column("why", sa.String(64), nullable=False, server_default=""),
+    sa.Column("sip_code", sa.Integer),
+    sa.Column("reason", sa.Text, nullable=False, server_default=""),
+    sa.Column("detail", sa.Text, nullable=False, server_default=""),
+    sa.Column("disposition", sa.Text, nullable=False, server_default=""),
+    sa.Column("cost", sa.Float),
+    sa.Column("currency", sa.String(8), nullable=False, server_default=""),
+    sa.Column("mos", sa.Float),
+    sa.Column("legal_hold", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("record", _json),
+    sa.Index("calls_invited_at", "invited_at", "id"),
+    sa.Index("calls_from_number", "from_number"),
+    sa.Index("calls_to_number", "to_number"),
+    sa.Index("calls_sip_call_id", "sip_call_id"),
+)
+
+events = sa.Table(
+    "call_events",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("call_id", sa.String(64), nullable=False),
+    sa.Column("sequence", sa.Integer, nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("type", sa.String(64), nullable=False),
+    sa.Column("data", _json),
+    sa.Index("call_events_call_id", "call_id", "sequence"),
+)
+
+_KEPT = frozenset({"id", "legal_hold"})
+_CUT = (
+    "revision",
+    "ended_at",
+    "updated_at",
+    "duration_seconds",
+    "state",
+    "outcome",
+    "ended_by",
+    "why",
+    "detail",
+)
+"""Columns that are set in the row of a call whose process died; the others stay as they were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which calls are wanted; None and "" for any. ``after`` is the id of the last one seen."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    number: str = ""
+    route: str = ""
+    trunk: str = ""
+    direction: str = ""
+    outcome: str = ""
+    why: str = ""
+    sip_call_id: str = ""
+    ended: bool | None = None
+
+
+class Database:
+    """Calls and their events in the database at ``url``. Methods raise SQLAlchemy's errors.
+
+    Args:
+        url: ``sqlite:///FILE`` or ``postgresql://user:password@host/name``.
+        read_only: for queries: nothing is made or changed.
+    """
+
+    def __init__(self, url: str, *, read_only: bool = False) -> None:
+        self._url = _driver_url(url)
+        self._read_only = read_only
+        self._engine: sa.Engine | None = None
+        self._ready = False
+
+    @property
+    def file(self) -> Path | None:
+        """SQLite's file; None for PostgreSQL."""
+        sqlite_file = self._url.get_backend_name() == "sqlite" and self._url.database
+        return Path(sqlite_file) if sqlite_file else None
+
+    def prepare(self) -> None:
+        """Make the tables, or bring them to this version, under a lock; once."""
+        if self.file is not None and not self.file.exists():
+            self._ready = False
+        if self._ready or self._read_only:
+            return
+        engine = self._connected()
+        if version_of(engine) != HEAD:
+            from gateway.records.migrate import upgrade
+
+            upgrade(engine)
+        self._ready = True
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Apply entries in one transaction."""
+        self.prepare()
+        rows: dict[str, dict[str, Any]] = {}
+        cut: dict[str, dict[str, Any]] = {}
+        told: dict[str, dict[str, Any]] = {}
+        for entry in entries:
+            if entry.kind == "event":
+                told[entry.body["id"]] = _typed(entry.body, ("at",))
+                continue
+            known = cut if entry.kind == "cut" else rows
+            before = known.get(entry.call_id)
+            if before is None or before["revision"] < entry.body["revision"]:
+                known[entry.call_id] = _typed(entry.body, TIMES)
+        with self._begin() as connection:
+            for row in rows.values():
+                connection.execute(self._upsert(row, [name for name in row if name not in _KEPT]))
+            for row in cut.values():
+                connection.execute(self._upsert(row, _CUT))
+            for event in told.values():
+                insert = self._insert(events).values(event)
+                connection.execute(insert.on_conflict_do_nothing(index_elements=["id"]))
+
+    def forget(self) -> None:
+        """Drop the connections: they failed."""
+        self._ready = False
+        if self._engine is not None:
+            self._engine.dispose()
+
+    close = forget
+
+    def close_silent(self, before: datetime, detail: str) -> list[str]:
+        """Close the rows of calls in progress that nobody has written to since ``before``."""
+        self.prepare()
+        ended = {
+            "revision": CUT,
+            "state": "ended",
+            "outcome": "crashed",
+            "ended_by": "gateway",
+            "why": "process_lost",
+            "detail": detail,
+            "ended_at": calls.c.updated_at,
+        }
+        silent = sa.and_(calls.c.ended_at.is_(None), calls.c.updated_at < before)
+        with self._begin() as connection:
+            update = sa.update(calls).where(silent).values(ended).returning(calls.c.id)
+            return list(connection.execute(update).scalars())
+
+    def find(
+        self, wanted: Filter, *, limit: int, after: str = "", newest_first: bool = True
+    ) -> list[dict[str, Any]]:
+        """Return rows without their whole records, by the time of their INVITE."""
+        columns = [column for column in calls.c if column.name != "record"]
+        query = sa.select(*columns).where(*_conditions(wanted))
+        key = sa.tuple_(calls.c.invited_at, calls.c.id)
+        with self._connect() as connection:
+            if after:
+                last = connection.execute(
+                    sa.select(calls.c.invited_at, calls.c.id).where(calls.c.id == after)
+                ).first()
+                if last is None:
+                    return []
+                bound = sa.tuple_(
+                    sa.bindparam("a", last[0], type_=UtcTime), sa.bindparam("b", last[1])
+                )
+                query = query.where(key < bound if newest_first else key > bound)
+            order = (calls.c.invited_at, calls.c.id)
+            query = query.order_by(*(sa.desc(one) if newest_first else one for one in order))
+            rows = connection.execute(query.limit(limit)).mappings()
+            return [dict(row) for row in rows]
+
+    def each(self, wanted: Filter, batch: int = 500) -> Iterator[dict[str, Any]]:
+        """Yield all rows that are wanted, oldest first, without holding a transaction open."""
+        after = ""
+        while found := self.find(wanted, limit=batch, after=after, newest_first=False):
+            yield from found
+            after = found[-1]["id"]
+
+    def get(self, call_id: str) -> dict[str, Any] | None:
+        """Return the row of a call with its whole record and its events.
+
+        ``call_id`` may be the beginning of an id where only one call's id begins so.
+        """
+        with self._connect() as connection:
+            query = sa.select(calls).where(calls.c.id == call_id)
+            row = connection.execute(query).mappings().first()
+            if row is None and call_id:
+                query = sa.select(calls).where(calls.c.id.startswith(call_id, autoescape=True))
+                found = connection.execute(query.limit(2)).mappings().all()
+                row = found[0] if len(found) == 1 else None
+            if row is None:
+                return None
+            told = connection.execute(
+                sa.select(events).where(events.c.call_id == row["id"]).order_by(events.c.sequence)
+            ).mappings()
+            return {**row, "events": [dict(one) for one in told]}
+
+    def expired(self, before: datetime, limit: int) -> list[str]:
+        """Return the ids of ended calls from before a time, without those on legal hold."""
+        query = sa.select(calls.c.id).where(
+            calls.c.invited_at < before,
+            calls.c.ended_at.is_not(None),
+            calls.c.legal_hold == sa.false(),
+        )
+        with self._connect() as connection:
+            return list(connection.execute(query.limit(limit)).scalars())
+
+    def detailed(self, before: datetime, limit: int) -> list[str]:
+        """Return the ids of ended calls from before a time that still have their details."""
+        query = sa.select(calls.c.id).where(
+            calls.c.invited_at < before,
+            calls.c.ended_at.is_not(None),
+            calls.c.record.is_not(None),
+            calls.c.legal_hold == sa.false(),
+        )
+        with self._connect() as connection:
+            return list(connection.execute(query.limit(limit)).scalars())
+
+    def strip(self, call_ids: Sequence[str]) -> None:
+        """Delete the whole records and the events of these calls; their rows stay."""
+        with self._begin() as connection:
+            connection.execute(sa.delete(events).where(events.c.call_id.in_(call_ids)))
+            update = sa.update(calls).where(calls.c.id.in_(call_ids))
+            connection.execute(update.values(record=sa.null(), detail=""))
+
+    def held(self) -> set[str]:
+        """Return the ids of calls on legal hold."""
+        with self._connect() as connection:
+            return set(
+                connection.execute(
+                    sa.select(calls.c.id).where(calls.c.legal_hold == sa.true())
+                ).scalars()
+            )
+
+    def of_number(self, number: str) -> list[dict[str, Any]]:
+        """Return id and start of each ended call from or to a number."""
+        query = sa.select(calls.c.id, calls.c.invited_at).where(
+            sa.or_(calls.c.from_number == number, calls.c.to_number == number),
+            calls.c.ended_at.is_not(None),
+            calls.c.legal_hold == sa.false(),
+        )
+        with self._connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def delete(self, call_ids: Sequence[str]) -> int:
+        """Delete the rows and events of these calls; returns how many rows that was."""
+        with self._begin() as connection:
+            connection.execute(sa.delete(events).where(events.c.call_id.in_(call_ids)))
+            return connection.execute(sa.delete(calls).where(calls.c.id.in_(call_ids))).rowcount
+
+    def anonymize(self, call_ids: Sequence[str], replacement: str) -> int:
+        """Take numbers, transcript and events out of these calls' rows; times and cost stay."""
+        bare = dict.fromkeys(("from_uri", "to_uri", "from_number", "to_number"), replacement)
+        with self._begin() as connection:
+            connection.execute(sa.delete(events).where(events.c.call_id.in_(call_ids)))
+            update = sa.update(calls).where(calls.c.id.in_(call_ids))
+            changed = update.values(**bare, record=sa.null(), detail="", sip_call_id="")
+            return connection.execute(changed).rowcount
+
+    def hold(self, call_id: str, held: bool) -> bool:
+        """Keep a call's row from being deleted, or no longer; whether there is such a call."""
+        with self._begin() as connection:
+            update = sa.update(calls).where(calls.c.id == call_id)
+            return connection.execute(update.values(legal_hold=held)).rowcount > 0
+
+    # ---- how
+
+    def _insert(self, table: sa.Table) -> Any:
+        backend = self._url.get_backend_name()
+        return postgresql.insert(table) if backend == "postgresql" else sqlite.insert(table)
+
+    def _upsert(self, row: Mapping[str, Any], changed: Sequence[str]) -> Any:
+        insert = self._insert(calls).values(row)
+        return insert.on_conflict_do_update(
+            index_elements=["id"],
+            set_={name: insert.excluded[name] for name in changed if name in row},
+            where=insert.excluded.revision > calls.c.revision,
+        )
+
+    @contextlib.contextmanager
+    def _begin(self) -> Iterator[sa.Connection]:
+        with self._connected().begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _connect(self) -> Iterator[sa.Connection]:
+        with self._connected().connect() as connection:
+            yield connection
+
+    def _connected(self) -> sa.Engine:
+        if self._engine is None:
+            self._engine = _engine(self._url, self.file, self._read_only)
+        return self._engine
+
+
+def version_of(engine: sa.Engine) -> str:
+    """The migration that a database has; "" for one without tables."""
+    with engine.connect() as connection:
+        if not sa.inspect(connection).has_table("alembic_version"):
+            return ""
+        found = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+        return str(found or "")
+
+
+def _driver_url(url: str) -> URL:
+    parsed = make_url(url)
+    if parsed.drivername in ("postgres", "postgresql"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    return parsed
+
+
+def _engine(url: URL, file: Path | None, read_only: bool) -> sa.Engine:
+    if file is None:
+        return sa.create_engine(
+            url,
+            pool_size=2,
+            max_overflow=2,
+            pool_pre_ping=True,
+            connect_args={
+                "connect_timeout": CONNECT_SECONDS,
+                # A pooler in front may give each transaction another connection.
+                "prepare_threshold": None,
+                "options": f"-c statement_timeout={STATEMENT_MS}",
+                "application_name": "gateway",
+                # A server that is gone without a word is noticed.
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 15_000,
+            },
+        )
+    if read_only:
+        target = f"sqlite:///file:{file}?mode=ro&uri=true"
+        return sa.create_engine(target, poolclass=sa.NullPool)
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": BUSY_SECONDS})
+
+    @sa.event.listens_for(engine, "do_connect")
+    def made(_dialect: Any, _record: Any, _args: Any, _kwargs: Any) -> None:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+
+    @sa.event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+    return engine
+
+
+def _typed(body: Mapping[str, Any], times: Sequence[str]) -> dict[str, Any]:
+    """The values of a body as the columns want them."""
+    return {
+        name: datetime.fromisoformat(value) if name in times and isinstance(value, str) else value
+        for name, value in _without_nul(body).items()
+    }
+
+
+def _without_nul(value: Any) -> Any:
+    """PostgreSQL takes no U+0000 in a text."""
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd") if "\0" in value else value
+    if isinstance(value, dict):
+        return {_without_nul(key): _without_nul(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nul(inner) for inner in value]
+    return value
+
+
+def _conditions(wanted: Filter) -> list[Any]:
+    found: list[Any] = []
+    if wanted.since is not None:
+        found.append(calls.c.invited_at >= wanted.since)
+    if wanted.until is not None:
+        found.append(calls.c.invited_at < wanted.until)
+    if wanted.number:
+        found.append(
+            sa.or_(calls.c.from_number == wanted.number, calls.c.to_number == wanted.number)
+        )
+    for name in ("route", "trunk", "direction", "outcome", "why", "sip_call_id"):
+        if value := getattr(wanted, name):
+            found.append(calls.c[name] == value)
+    if wanted.ended is not None:
+        found.append(calls.c.ended_at.is_not(None) if wanted.ended else calls.c.ended_at.is_(None))
+    return found

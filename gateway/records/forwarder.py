@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Brings what is in the spool to the database, and closes the rows of calls that were cut."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from gateway.records.inflight import CutCall, left_behind
+from gateway.records.rows import CLOSED, CUT, cut_columns
+from gateway.records.spool import Delivery, Entry, Leadership, Spool
+
+if TYPE_CHECKING:
+    from gateway.records.database import Database
+
+BATCH = 200
+IDLE_SECONDS = 1.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
+STOP_SECONDS = 5.0
+COMPACT_SECONDS = 60.0
+"""How often superseded rows are taken out of the spool while the database is away."""
+SILENT_SECONDS = 300.0
+"""A row of a call in progress is written every ten seconds; one that was not for so long belongs to
+a machine that is gone."""
+
+_TOLD = (
+    "direction",
+    "route",
+    "trunk",
+    "from_number",
+    "to_number",
+    "duration_seconds",
+    "outcome",
+    "ended_by",
+    "why",
+    "sip_code",
+    "detail",
+    "disposition",
+)
+"""Columns that the event ``call.ended`` has."""
+
+LOST = "the process of this call ended without closing it"
+
+log = structlog.get_logger("records")
+
+Outgoing = Callable[[dict[str, Any]], Sequence[Delivery]]
+"""The deliveries that tell of an event."""
+
+
+def recover(folder: Path, spool: Spool, outgoing: Outgoing = lambda _event: ()) -> list[CutCall]:
+    """Put rows and events of calls that were cut into the spool. Raises OSError, sqlite3.Error."""
+    found: list[CutCall] = []
+    for left in left_behind(folder):
+        closed = spool.closed_among([call.call_id for call in left.calls], CLOSED)
+        calls = [call for call in left.calls if call.call_id not in closed]
+        entries: list[Entry] = []
+        deliveries: list[Delivery] = []
+        try:
+            for call in calls:
+                row = cut_columns(call.facts, call.alive_at, LOST)
+                body = {**row, "id": call.call_id, "revision": CUT}
+                entries.append(Entry("cut", call.call_id, body, time.time()))
+                event = ended_event(call.call_id, row)
+                entries.append(Entry("event", call.call_id, event, time.time()))
+                deliveries += outgoing(event)
+            if entries:
+                spool.add(entries, deliveries)
+        except BaseException:
+            left.leave()
+            raise
+        left.remove()
+        found += calls
+    return found
+
+
+def ended_event(call_id: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The event ``call.ended`` of a call; its id is the same however often it is made."""
+    return {
+        "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{call_id} call.ended")),
+        "call_id": call_id,
+        "sequence": 1_000_000,
+        "at": row["ended_at"] or row["updated_at"],
+        "type": "call.ended",
+        "data": {"state": "ended", **{name: row.get(name) for name in _TOLD}},
+    }
+
+
+class Forwarder:
+    """A thread with connections of its own to spool and database.
+
+    Args:
+        folder: of the records.
+        database: made on the thread, since its library takes a while to load.
+        idle: called on the thread now and then while the database is there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        database: Callable[[], Database],
+        outgoing: Outgoing,
+        idle: Callable[[Database, Spool], None] = lambda _database, _spool: None,
+    ) -> None:
+        self.written = 0
+        self.parked = 0
+        """Entries that the database refused."""
+        self.pending = 0
+        self.oldest_pending: float | None = None
+        """Unix time (s)."""
+        self.unavailable = ""
+        """Why the database cannot be written to; empty while it can."""
+        self._folder = folder
+        self._open_database = database
+        self._outgoing = outgoing
+        self._idle = idle
+        self._spool = Spool(folder)
+        self._leader = Leadership(folder)
+        self._database: Database | None = None
+        self._pause = FIRST_PAUSE_SECONDS
+        self._compacted = 0.0
+        self._swept = 0.0
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name="database", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is something in the spool. From any thread."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Write what the spool has, for ``STOP_SECONDS`` at most; blocks for so long."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            stopping = self._stopping.is_set()
+            try:
+                went_on = self._turn()
+            except (sqlite3.Error, OSError) as error:
+                # The spool itself: the writer says so, and keeps what it could not add.
+                log.warning("records.spool_failed", error=str(error))
+                self._spool.close()
+                went_on = False
+            except Exception:
+                log.exception("records.forwarder_failed")
+                went_on = False
+            if went_on:
+                continue
+            if stopping:
+                break
+            if self.unavailable:
+                self._stopping.wait(self._pause)
+                self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+            else:
+                self._wake.wait(IDLE_SECONDS)
+                self._wake.clear()
+        if self._database is not None:
+            self._database.close()
+        self._spool.close()
+        self._leader.give_up()
+
+    def _turn(self) -> bool:
+        """Forward one batch; whether there may be more at once."""
+        if not self._leader.have():
+            return False
+        for call in recover(self._folder, self._spool, self._outgoing):
+            log.warning("call.process_lost", call=call.call_id, **_shown(call))
+        entries = self._spool.entries(BATCH)
+        self.pending, self.oldest_pending = len(entries), entries[0].at if entries else None
+        if len(entries) == BATCH:
+            self.pending, self.oldest_pending = self._spool.pending()
+        if not entries:
+            self._look_around()
+            return False
+        if not self._write(entries):
+            if time.monotonic() - self._compacted > COMPACT_SECONDS:
+                self._compacted = time.monotonic()
+                self._spool.compact()
+            return False
+        return True
+
+    def _write(self, entries: Sequence[Entry]) -> bool:
+        if self._database is None:
+            self._database = self._open_database()
+        try:
+            self._database.write(entries)
+        except Exception as error:
+            if _is_refusal(error):
+                return self._write_singly(entries, error)
+            return self._note_outage(error)
+        self._note_written(entries)
+        return True
+
+    def _write_singly(self, entries: Sequence[Entry], error: Exception) -> bool:
+        """Find which of the entries the database refuses, and park those."""
+        if len(entries) > 1:
+            half = len(entries) // 2
+            return self._write(entries[:half]) and self._write(entries[half:])
+        self._spool.park(entries[0], str(error)[:2000])
+        self.parked += 1
+        log.error("records.parked", call=entries[0].call_id, what=entries[0].kind, error=str(error))
+        return True
+
+    def _note_outage(self, error: Exception) -> bool:
+        assert self._database is not None
+        self._database.forget()
+        text = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+        if not self.unavailable:
+            log.error("records.database_unavailable", error=text)
+        self.unavailable = text or type(error).__name__
+        return False
+
+    def _note_written(self, entries: Sequence[Entry]) -> None:
+        self._spool.done(entries)
+        self.written += len(entries)
+        self._pause = FIRST_PAUSE_SECONDS
+        if self.unavailable:
+            self.unavailable = ""
+            log.info("records.database_available")
+
+    def _look_around(self) -> None:
+        """While there is nothing to write: rows of machines that are gone, retention."""
+        if self._database is None or self._stopping.is_set():
+            return
+        if time.monotonic() - self._swept < SILENT_SECONDS / 10:
+            return
+        self._swept = time.monotonic()
+        silent_since = datetime.fromtimestamp(time.time() - SILENT_SECONDS, UTC)
+        try:
+            for call_id in self._database.close_silent(silent_since, LOST):
+                log.warning("call.process_lost", call=call_id)
+            self._idle(self._database, self._spool)
+        except Exception as error:
+            self._note_outage(error)
+
+
+def _shown(call: CutCall) -> dict[str, Any]:
+    return {name: call.facts.get(name) for name in ("route", "invited_at", "direction")}
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the database takes everything but one of these entries."""
+    import sqlalchemy.exc as exc
+
+    if isinstance(error, exc.DBAPIError):
+        refused = isinstance(error, (exc.DataError, exc.IntegrityError, exc.NotSupportedError))
+        return refused and not error.connection_invalidated
+    return isinstance(error, (exc.StatementError, ValueError, TypeError, OverflowError))

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Deletes what is kept of calls: when it is old, or when a number is to be forgotten."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from gateway.records.database import Database
+from gateway.records.files import file_stem, private
+from gateway.records.spool import Spool
+
+BATCH = 500
+
+_NAMED = re.compile(r"(\d{8}T\d{6})\d*_.+\.(?:json|jsonl)")
+_KEY_NAME = "erasure.key"
+
+log = structlog.get_logger("records")
+
+
+def sweep(
+    database: Database,
+    folder: Path,
+    now: datetime,
+    *,
+    rows_days: float,
+    details_days: float,
+) -> None:
+    """Delete rows, and the details of those that stay, from before so many days; 0 keeps all.
+
+    Details are the whole record with its transcript, the events, and the files.
+    """
+    if rows_days:
+        before = now - timedelta(days=rows_days)
+        while found := database.expired(before, BATCH):
+            count = database.delete(found)
+            log.info("records.expired", rows=count, before=before.isoformat())
+    shorter = min((days for days in (rows_days, details_days) if days), default=0.0)
+    if shorter:
+        before = now - timedelta(days=shorter)
+        while found := database.detailed(before, BATCH):
+            database.strip(found)
+        held = database.held()
+        for path in _files_before(folder, before):
+            if path.name.split("_", 1)[1].split(".")[0] not in held:
+                path.unlink(missing_ok=True)
+
+
+def erase(number: str, database: Database, spool: Spool, folder: Path) -> dict[str, int]:
+    """Take a number out of everything that is kept; returns how many were changed of each kind.
+
+    Rows keep their times and cost, with the number replaced by a keyed hash; files, events and what
+    waits in the spool are deleted. A second time nothing is left to do.
+    """
+    found = database.of_number(number)
+    ids = [row["id"] for row in found]
+    counts = {"rows": 0, "files": 0, "waiting": 0}
+    for start in range(0, len(ids), BATCH):
+        batch = ids[start : start + BATCH]
+        counts["waiting"] += spool.erase(batch)
+        counts["rows"] += database.anonymize(batch, _pseudonym(folder, number))
+    for row in found:
+        stem = file_stem(row["invited_at"].isoformat(timespec="milliseconds"), row["id"])
+        for path in folder.glob(f"{stem}*"):
+            path.unlink(missing_ok=True)
+            counts["files"] += 1
+    return counts
+
+
+def _pseudonym(folder: Path, number: str) -> str:
+    """A text that stands for a number, the same each time; it cannot be turned back."""
+    path = folder / _KEY_NAME
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError:
+        key = secrets.token_bytes(32)
+        with open(path, "xb", opener=private) as file:
+            file.write(key)
+    return f"erased-{hmac.new(key, number.encode(), hashlib.sha256).hexdigest()[:16]}"
+
+
+def _files_before(folder: Path, before: datetime) -> Iterator[Path]:
+    paths: Sequence[Path] = list(folder.iterdir())
+    for path in paths:
+        named = _NAMED.fullmatch(path.name)
+        if named is None:
+            continue
+        began = datetime.strptime(named[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+        if began < before:
+            yield path

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The row of a call: which columns there are, and their values for a record."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from gateway.call.ending import EndReason, Party
+from gateway.call.record import CallRecord
+
+SCHEMA_VERSION = 1
+
+OPENED, CUT, CLOSED = 1, 1_000_000_000, 1_000_000_001
+"""Revisions of a row: the first, that of a call whose process died, and the last. Those of updates
+lie between the first two; a later revision replaces an earlier one, never the other way round."""
+
+TIMES = ("invited_at", "ringing_at", "answered_at", "ended_at", "updated_at")
+"""Columns that are times; ISO 8601 in the spool."""
+
+_FAILED = frozenset(
+    {
+        EndReason.CALL_FAILED,
+        EndReason.SESSION_ERROR,
+        EndReason.SESSION_LOST,
+        EndReason.SESSION_SILENT,
+        EndReason.SESSION_UNREACHABLE,
+        EndReason.SESSION_REFUSED,
+        EndReason.LEG_TIMEOUT,
+        EndReason.RTP_TIMEOUT,
+        EndReason.RESPONSE_FAILURES,
+        EndReason.INTERNAL_ERROR,
+    }
+)
+_UNANSWERED = {
+    EndReason.BUSY: "busy",
+    EndReason.DECLINED: "refused",
+    EndReason.NO_ANSWER: "no_answer",
+    EndReason.NO_SUCH_NUMBER: "failed",
+    EndReason.FORBIDDEN: "failed",
+    EndReason.CANCELLED: "cancelled",
+    EndReason.REMOTE_HANGUP: "cancelled",
+}
+
+_USER = re.compile(r"(?:.*<)?(?:sips?|tel):([^@;>]+)", re.IGNORECASE)
+_SEPARATORS = re.compile(r"[\s().\-]")
+
+
+def outcome_of(record: CallRecord) -> str:
+    """How a call went: completed, transferred, busy, no_answer, cancelled, refused or failed.
+
+    Empty while it goes on.
+    """
+    ending = record.ending
+    if ending is None:
+        return ""
+    if ending.why is EndReason.TRANSFERRED:
+        return "transferred"
+    if ending.why is EndReason.PROCESS_LOST:
+        return "crashed"
+    if ending.why in _FAILED:
+        return "failed"
+    if record.times.answered is not None:
+        return "completed"
+    return _UNANSWERED.get(ending.why, "refused")
+
+
+def number_of(uri: str) -> str:
+    """The user part of a SIP or tel URI, a number without its separators."""
+    found = _USER.match(uri)
+    user = found[1] if found else ""
+    bare = _SEPARATORS.sub("", user)
+    return bare if re.fullmatch(r"\+?[0-9*#]+", bare) else user
+
+
+def columns_of(record: CallRecord, now: datetime) -> dict[str, Any]:
+    """What is known of a call, as values of JSON; ``now`` has a time zone.
+
+    Numbers and whatever else the record masks are masked. The whole record is not among them.
+    """
+    times, ending = record.times, record.ending
+    began = datetime.fromisoformat(record.started_at)
+    cost = record.cost
+    quality = record.quality
+    plain = {
+        "from_uri": record.from_uri,
+        "to_uri": record.to_uri,
+        "from_number": number_of(record.from_uri),
+        "to_number": number_of(record.to_uri),
+        "detail": "" if ending is None else ending.detail,
+    }
+    return {
+        **record.private.masked(plain),
+        "schema_version": SCHEMA_VERSION,
+        "sip_call_id": record.sip_call_id,
+        "direction": record.direction,
+        "trunk": record.trunk,
+        "source": record.source,
+        "route": record.route,
+        "transport": record.transport,
+        "codec": record.codec,
+        "security": record.security,
+        "session_id": record.session_id,
+        "invited_at": record.started_at,
+        "ringing_at": _at(began, times.ringing),
+        "answered_at": _at(began, times.answered),
+        "ended_at": _at(began, times.end),
+        "updated_at": now.astimezone(UTC).isoformat(),
+        "duration_seconds": None if times.end is None else round(times.end / 1000, 3),
+        "talk_seconds": None if times.end is None else round(record.talk_ms / 1000, 3),
+        "state": record.state,
+        "outcome": outcome_of(record),
+        "ended_by": "" if ending is None else ending.by.value,
+        "why": "" if ending is None else ending.why.value,
+        "sip_code": None if ending is None else ending.sip_code,
+        "reason": "" if ending is None else ending.reason,
+        "disposition": record.disposition,
+        "cost": cost.get("priced"),
+        "currency": cost.get("currency", ""),
+        "mos": _mos(quality),
+    }
+
+
+def cut_columns(facts: Mapping[str, Any], alive_at: float, detail: str) -> dict[str, Any]:
+    """The row of a call that was up when its process died, which lived at ``alive_at`` (s)."""
+    ended = datetime.fromtimestamp(alive_at, UTC) if alive_at else None
+    invited = facts.get("invited_at") or datetime.now(UTC).isoformat()
+    if ended is None or ended < datetime.fromisoformat(invited):
+        ended = datetime.fromisoformat(invited)  # cut in its first second
+    began = datetime.fromisoformat(invited)
+    return {
+        **facts,
+        "schema_version": SCHEMA_VERSION,
+        "invited_at": invited,
+        "ended_at": ended.isoformat(),
+        "updated_at": ended.isoformat(),
+        "duration_seconds": round((ended - began).total_seconds(), 3),
+        "state": "ended",
+        "outcome": "crashed",
+        "ended_by": Party.GATEWAY.value,
+        "why": EndReason.PROCESS_LOST.value,
+        "detail": detail,
+    }
+
+
+def _at(began: datetime, ms: float | None) -> str | None:
+    return None if ms is None else (began + timedelta(milliseconds=ms)).isoformat()
+
+
+def _mos(quality: Mapping[str, Any]) -> float | None:
+    scores = [
+        score["mean"]
+        for way in ("rx", "tx")
+        if (score := (quality.get(way) or {}).get("mos")) and score.get("mean") is not None
+    ]
+    return min(scores) if scores else None

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Keeps the row, the events and the file of every call, off the event loop and the SIP thread.
+
+A call has a slot in a memory-mapped file before its first provisional response, a row in the spool
+within some hundredths of a second, and from there a row in the database. Nothing of this holds a
+call up, and none of it is lost by ``kill -9``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from gateway.call.private_digits import PrivateDigits
+from gateway.call.record import CallRecord
+from gateway.records.background import BackgroundWriter
+from gateway.records.files import RecordFiles
+from gateway.records.forwarder import Forwarder, Outgoing, ended_event, recover
+from gateway.records.inflight import InFlight
+from gateway.records.rows import CLOSED, OPENED, columns_of, number_of
+from gateway.records.spool import Delivery, Entry, Spool
+from gateway.tasks import TaskSet
+from gateway.text import unicode_in
+
+if TYPE_CHECKING:
+    from gateway.records.database import Database
+
+QUEUE_ITEMS = 20_000
+"""Entries that wait for a disk that takes none: some minutes of a hundred busy calls."""
+HEARTBEAT_SECONDS = 10.0
+"""How often the row of a call in progress is written anew, with its cost so far."""
+
+EVENTS: Mapping[str, str] = {
+    "ringing": "call.ringing",
+    "answered": "call.answered",
+    "held": "call.held",
+    "holding": "call.held",
+    "resumed": "call.resumed",
+    "hold_ended": "call.resumed",
+    "transfer_ringing": "call.transferring",
+    "transfer_progress": "call.transferring",
+    "transfer_answered": "call.transferred",
+    "transfer_failed": "call.transfer_failed",
+    "bridged": "call.transferred",
+    "budget_warning": "call.budget",
+    "budget_exceeded": "call.budget",
+    "session_lost": "call.trouble",
+    "session_replaced": "call.trouble",
+    "response_failures_exceeded": "call.trouble",
+}
+"""Entries of a record's timeline that are events of the call, too."""
+
+log = structlog.get_logger("records")
+
+
+@dataclass(slots=True)
+class _Live:
+    """A call in progress: how many rows and events it has had."""
+
+    record: CallRecord
+    revision: int = OPENED
+    sequence: int = 0
+
+
+@dataclass(slots=True)
+class _Item:
+    """Entries on their way to the spool; with ``closed``, the last of a call."""
+
+    entries: tuple[Entry, ...] = ()
+    deliveries: tuple[Delivery, ...] = ()
+    closed: CallRecord | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    complete: bool = False
+    """Whether the entries have the row of ``closed``; it is made on the writer's thread."""
+
+
+class RecordStore:
+    """Knows the calls in progress. Lives on the event loop; :meth:`arrived` may be called anywhere.
+
+    Args:
+        folder: of spool and slots; None keeps nothing.
+        database: makes the database, on a thread.
+        writer: whose thread writes the spool.
+        files: gets each record that is complete.
+        redact: what is masked in slots, of any route.
+        outgoing: deliveries to webhooks that tell of an event.
+        idle: called on the forwarder's thread now and then, while the database is there.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        database: Callable[[], Database],
+        writer: BackgroundWriter,
+        files: RecordFiles,
+        redact: Collection[str] = (),
+        instance: str = "",
+        outgoing: Outgoing = lambda _event: (),
+        idle: Callable[[Database, Spool], None] = lambda _database, _spool: None,
+    ) -> None:
+        self._folder = folder
+        self._writer = writer
+        self._files = files
+        self._private = PrivateDigits(redact)
+        self._instance = instance
+        self._outgoing = outgoing
+        self._live: dict[str, _Live] = {}
+        self._tasks = TaskSet()
+        self._failing = False
+        self.listeners: list[Any] = []
+        """Told of each event, on the event loop."""
+        self.lost = 0
+        """Rows that are only in the log."""
+        if folder is None:
+            return
+        self._slots = InFlight(folder)
+        self._spool = Spool(folder)
+        self._channel = writer.channel("rows", self._write, QUEUE_ITEMS)
+        self.forwarder = Forwarder(folder, database, outgoing, idle)
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Close the rows of calls that were cut, and begin. Raises OSError for a bad folder."""
+        if self._folder is None:
+            return
+        await asyncio.to_thread(self._prepare, self._folder)
+        self._writer.every_second(self._tick)
+        self.forwarder.start()
+        self._tasks.serve(self._beat, "record heartbeat")
+
+    async def stop(self) -> None:
+        """After the writer: bring what the spool has to the database, within some seconds."""
+        if self._folder is None:
+            return
+        await self._tasks.cancel()
+        await asyncio.to_thread(self.forwarder.stop)
+        self._spool.close()
+        self._slots.close()
+
+    # ---- what happens to calls
+
+    def arrived(self, call_id: str, facts: Mapping[str, Any]) -> None:
+        """Keep what is known of a call, before its first provisional response. Any thread."""
+        if self._folder is None:
+            return
+        known = {"instance": self._instance, "invited_at": datetime.now(UTC).isoformat(), **facts}
+        for name in ("from", "to"):
+            known[f"{name}_number"] = number_of(str(known.get(f"{name}_uri", "")))
+        numbers = ("from_uri", "to_uri", "from_number", "to_number")
+        known |= self._private.masked({name: known.get(name, "") for name in numbers})
+        self._slots.take(call_id, known)
+
+    def opened(self, record: CallRecord) -> None:
+        """A call begins: its row and its first event."""
+        live = self._live[record.call_id] = _Live(record)
+        record.on_mark = partial(self._marked, live)
+        if self._folder is not None:
+            columns = columns_of(record, datetime.now(UTC))
+            self.arrived(record.call_id, _for_slot(columns))
+            self._put_row(live, columns)
+        incoming = record.direction == "inbound"
+        self._tell(live, "call.incoming" if incoming else "call.dialing", {})
+
+    def changed(self, record: CallRecord) -> None:
+        """Something in the row of a call in progress is different."""
+        live = self._live.get(record.call_id)
+        if live is not None and self._folder is not None:
+            live.revision += 1
+            self._put_row(live, columns_of(record, datetime.now(UTC)))
+
+    def write(self, record: CallRecord) -> None:
+        """A call is over, or was refused: its file, and its last row with the whole record."""
+        self._files.write(record)
+        live = self._live.pop(record.call_id, None)
+        record.on_mark = None
+        columns = columns_of(record, datetime.now(UTC))
+        event = ended_event(record.call_id, columns)
+        event["data"]["refused"] = live is None
+        self._announce(event)
+        if self._folder is None:
+            return
+        item = _Item(
+            (Entry("event", record.call_id, event, time.time()),),
+            tuple(self._outgoing(event)),
+            record,
+            columns,
+        )
+        if not self._channel.put(item):
+            self._lose(item)
+
+    def uncounted(self, call_id: str) -> None:
+        """An INVITE gets no row of its own: refusals like it are only counted."""
+        if self._folder is not None:
+            self._slots.free(call_id)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the state of spool and database, for ``gateway status``."""
+        if self._folder is None:
+            return {}
+        forwarder = self.forwarder
+        oldest = forwarder.oldest_pending
+        return {
+            "pending": forwarder.pending + len(self._channel),
+            "oldest_pending_seconds": None if oldest is None else round(time.time() - oldest, 1),
+            "written": forwarder.written,
+            "parked": forwarder.parked,
+            "lost": self.lost,
+            "without_slot": self._slots.missed,
+            "unavailable": forwarder.unavailable,
+        }
+
+    # ---- how
+
+    def _prepare(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            for call in recover(folder, self._spool, self._outgoing):
+                log.warning("call.process_lost", call=call.call_id, route=call.facts.get("route"))
+        except (OSError, sqlite3.Error) as error:
+            log.error("records.spool_failed", error=str(error))
+        self._open_slots()
+
+    def _open_slots(self) -> None:
+        try:
+            self._slots.open()
+        except OSError as error:
+            log.error("records.no_slots", error=str(error))
+
+    def _tick(self) -> None:
+        self._slots.alive(time.time())
+        if self._slots.lost:
+            log.error("records.slots_removed", file=str(self._slots.path))
+            self._open_slots()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            for live in tuple(self._live.values()):
+                self.changed(live.record)
+
+    def _marked(self, live: _Live, event: str, fields: Mapping[str, Any]) -> None:
+        kind = EVENTS.get(event)
+        if kind is None:
+            return
+        self.changed(live.record)
+        self._tell(live, kind, {"event": event, **fields})
+
+    def _put_row(self, live: _Live, columns: Mapping[str, Any]) -> None:
+        record = live.record
+        body = {
+            **columns,
+            "id": record.call_id,
+            "revision": live.revision,
+            "instance": self._instance,
+        }
+        entry = Entry("row", record.call_id, body, time.time())
+        # Half of the room is for the last rows of calls: what is dropped here comes again.
+        if len(self._channel) < QUEUE_ITEMS // 2:
+            self._channel.put(_Item((entry,)))
+
+    def _tell(self, live: _Live, kind: str, fields: Mapping[str, Any]) -> None:
+        record = live.record
+        live.sequence += 1
+        event = {
+            "id": str(uuid.uuid4()),
+            "call_id": record.call_id,
+            "sequence": live.sequence,
+            "at": datetime.now(UTC).isoformat(),
+            "type": kind,
+            "data": {
+                "state": record.state,
+                "direction": record.direction,
+                "route": record.route,
+                "trunk": record.trunk,
+                **record.private.masked(
+                    {
+                        "from_number": number_of(record.from_uri),
+                        "to_number": number_of(record.to_uri),
+                        **fields,
+                    }
+                ),
+            },
+        }
+        self._announce(event)
+        if self._folder is None:
+            return
+        deliveries = tuple(self._outgoing(event))
+        if deliveries or len(self._channel) < QUEUE_ITEMS // 2:
+            self._channel.put(
+                _Item((Entry("event", record.call_id, event, time.time()),), deliveries)
+            )
+
+    def _announce(self, event: dict[str, Any]) -> None:
+        for listener in self.listeners:
+            try:
+                listener(event)
+            except Exception:
+                log.exception("records.listener_failed", what=event["type"])
+
+    # ---- on the writer's thread
+
+    def _write(self, items: list[_Item]) -> Sequence[_Item]:
+        for item in items:
+            if item.closed is not None and not item.complete:
+                item.entries = (*item.entries, self._last_row(item))
+                item.complete = True
+        try:
+            if self._failing:
+                # One is enough to see that the disk still takes none.
+                self._add(items[:1])
+                items = items[1:]
+            self._add(items)
+        except (OSError, sqlite3.Error) as error:
+            if not self._failing:
+                self._failing = True
+                log.error("records.spool_failed", error=str(error), waiting=len(items))
+            self._spool.close()
+            return items
+        if self._failing:
+            self._failing = False
+            log.info("records.spool_works")
+        self.forwarder.wake()
+        return ()
+
+    def _add(self, items: Sequence[_Item]) -> None:
+        self._spool.add(
+            [entry for item in items for entry in item.entries],
+            [delivery for item in items for delivery in item.deliveries],
+        )
+        for item in items:
+            if item.closed is not None:
+                self._slots.free(item.closed.call_id)
+
+    def _last_row(self, item: _Item) -> Entry:
+        record = item.closed
+        assert record is not None
+        whole = unicode_in(record.as_json())
+        body = {
+            **item.columns,
+            "id": record.call_id,
+            "revision": CLOSED,
+            "instance": self._instance,
+            "state": "ended",
+            "record": whole,
+        }
+        return Entry("row", record.call_id, body, time.time())
+
+    def _lose(self, item: _Item) -> None:
+        self.lost += 1
+        assert item.closed is not None
+        log.error(
+            "records.lost",
+            call=item.closed.call_id,
+            lost=self.lost,
+            row=dict(item.columns),
+        )
+
+
+def _for_slot(columns: Mapping[str, Any]) -> dict[str, Any]:
+    names: Iterable[str] = (
+        "sip_call_id",
+        "direction",
+        "from_uri",
+        "to_uri",
+        "trunk",
+        "source",
+        "route",
+        "transport",
+        "invited_at",
+    )
+    return {name: columns[name] for name in names}

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rows of calls: from slot and spool to the database, through outages, kills and bad rows."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.call.ending import EndReason, ending_of
+from gateway.call.record import CallRecord
+from gateway.records import store as store_module
+from gateway.records.background import BackgroundWriter
+from gateway.records.database import Database, Filter
+from gateway.records.files import RecordFiles
+from gateway.records.forwarder import Forwarder, recover
+from gateway.records.inflight import InFlight, left_behind
+from gateway.records.rows import CLOSED, CUT, OPENED
+from gateway.records.spool import Entry, Spool
+from gateway.records.store import RecordStore
+from tests.support.harness import eventually
+
+NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
+
+
+def a_record(call_id: str = "c1", **fields: Any) -> CallRecord:
+    made = CallRecord(call_id, started_at=NOW.isoformat(), route="r", source="192.0.2.7:5060")
+    made.from_uri, made.to_uri = "<sip:+49301234567@pbx>", "sip:100@gw"
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+def end(record: CallRecord, why: EndReason = EndReason.REMOTE_HANGUP) -> CallRecord:
+    record.ending = ending_of(why, answered=record.times.answered is not None)
+    record.times.end = 5000.0
+    return record
+
+
+def row(call_id: str, revision: int, **columns: Any) -> Entry:
+    body = {
+        "id": call_id,
+        "revision": revision,
+        "schema_version": 1,
+        "invited_at": NOW.isoformat(),
+        "updated_at": NOW.isoformat(),
+        "ended_at": None,
+        **columns,
+    }
+    return Entry("row", call_id, body, time.time())
+
+
+class Kept:
+    """A store on a folder, with the database that ``url`` names."""
+
+    def __init__(self, folder: Path, url: str | None = None) -> None:
+        self.folder = folder
+        self.url = url or f"sqlite:///{folder}/calls.sqlite3"
+        self.writer = BackgroundWriter()
+        self.files = RecordFiles(folder)
+        self.store = RecordStore(folder, lambda: Database(self.url), self.writer, self.files)
+
+    async def __aenter__(self) -> Kept:
+        await self.files.start()
+        await self.store.start()
+        self.writer.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.writer.stop()
+        await self.store.stop()
+        await self.files.stop()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What the database has, oldest first."""
+        database = Database(self.url, read_only=True)
+        try:
+            return list(database.each(Filter()))
+        finally:
+            database.close()
+
+
+def _modes(folder: Path) -> set[str]:
+    return {oct(path.stat().st_mode & 0o777) for path in folder.iterdir()}
+
+
+async def test_a_call_has_one_row_from_its_beginning_to_its_end(tmp_path: Path) -> None:
+    async with Kept(tmp_path) as kept:
+        record = a_record()
+        kept.store.arrived(record.call_id, {"from_uri": record.from_uri, "sip_call_id": "x@y"})
+        kept.store.opened(record)
+        await eventually(lambda: kept.store.forwarder.written >= 2, "rows")
+        (open_row,) = kept.rows()
+        assert (open_row["state"], open_row["ended_at"]) == ("ringing", None)
+        assert open_row["from_number"] == "+49301234567"
+        record.times.answered = 1000.0
+        record.mark(1000.0, "answered")
+        await eventually(lambda: kept.rows()[0]["state"] == "talking", "rows")
+        kept.store.write(end(record))
+    (closed,) = kept.rows()
+    assert (closed["outcome"], closed["why"], closed["revision"]) == (
+        "completed",
+        "remote_hangup",
+        CLOSED,
+    )
+    assert closed["answered_at"].isoformat() == "2026-11-20T10:00:01+00:00"
+    database = Database(kept.url, read_only=True)
+    whole = database.get("c1")
+    assert whole is not None
+    assert whole["record"]["call_id"] == "c1"
+    assert [one["type"] for one in whole["events"]] == [
+        "call.incoming",
+        "call.answered",
+        "call.ended",
+    ]
+    assert _modes(tmp_path) == {"0o600"}
+    assert list(left_behind(tmp_path)) == [], "no slots are left by a process that ended"
+
+
+async def test_rows_wait_for_a_database_that_is_away(tmp_path: Path) -> None:
+    away = tmp_path / "elsewhere"
+    away.write_text("no folder")
+    async with Kept(tmp_path / "records", f"sqlite:///{away}/calls.sqlite3") as kept:
+        for number in range(5):
+            record = a_record(f"c{number}")
+            kept.store.opened(record)
+            kept.store.write(end(record))
+        await eventually(lambda: kept.store.as_json()["unavailable"], "rows")
+        assert kept.store.as_json()["pending"] > 0
+        away.unlink()
+        await eventually(lambda: kept.store.as_json()["pending"] == 0, "rows")
+    assert [one["outcome"] for one in kept.rows()] == ["cancelled"] * 5
+
+
+async def test_a_disk_that_takes_nothing_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, full = Spool.add, True
+
+    def refuse(spool: Spool, *given: Any) -> None:
+        if full:
+            raise sqlite3.OperationalError("database or disk is full")
+        add(spool, *given)
+
+    monkeypatch.setattr(Spool, "add", refuse)
+    monkeypatch.setattr("gateway.records.background.RETRY_SECONDS", 0.02)
+    async with Kept(tmp_path) as kept:
+        record = a_record()
+        kept.store.opened(record)
+        kept.store.write(end(record))
+        await eventually(lambda: kept.store._failing, "rows")
+        full = False
+    (found,) = kept.rows()
+    assert found["revision"] == CLOSED
+
+
+async def test_what_finds_no_room_is_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(store_module, "QUEUE_ITEMS", 1)
+    kept = Kept(tmp_path)
+    for number in range(3):
+        kept.store.write(end(a_record(f"c{number}")))
+    assert kept.store.lost == 2
+    assert "records.lost" in capsys.readouterr().out
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from gateway.records.inflight import InFlight
+slots = InFlight(Path(sys.argv[1]))
+slots.open()
+slots.alive(1795168810.0)
+for number in range(3):
+    slots.take(f"c{number}", {"invited_at": "2026-11-20T10:00:00+00:00", "route": "r"})
+slots.free("c1")
+print("up", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+async def test_a_call_that_was_up_at_kill_9_has_its_row(tmp_path: Path) -> None:
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, str(tmp_path))
+    assert await killed.wait() == -9
+    async with Kept(tmp_path) as kept:
+        await eventually(lambda: kept.store.forwarder.written >= 4, "rows")
+    found = kept.rows()
+    assert sorted((one["id"], one["outcome"], one["why"]) for one in found) == [
+        ("c0", "crashed", "process_lost"),
+        ("c2", "crashed", "process_lost"),
+    ]
+    assert found[0]["ended_at"] > found[0]["invited_at"]
+
+
+def test_slots_of_a_living_process_are_its_own(tmp_path: Path) -> None:
+    mine = InFlight(tmp_path)
+    mine.open()
+    mine.take("c1", {"route": "r"})
+    assert list(left_behind(tmp_path)) == []
+    mine.path.unlink()
+    assert mine.lost
+    mine.open()
+    mine.close()
+    (left,) = left_behind(tmp_path)
+    assert [call.call_id for call in left.calls] == ["c1"]
+    left.remove()
+
+
+def test_a_call_that_was_closed_before_the_kill_stays_closed(tmp_path: Path) -> None:
+    mine = InFlight(tmp_path)
+    mine.open()
+    mine.take("c1", {"route": "r"})
+    spool = Spool(tmp_path)
+    spool.add([row("c1", CLOSED)])
+    mine.close()
+    assert recover(tmp_path, spool) == []
+    assert len(spool.entries(10)) == 1
+
+
+ORDERS = [
+    [OPENED, 2, CLOSED],
+    [CLOSED, OPENED, 2],
+    [OPENED, CUT, 2],
+    [OPENED, CUT, CLOSED],
+    [CUT, OPENED],
+    [2, 2, OPENED],
+]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_rows_in_any_order_and_twice(tmp_path: Path, order: list[int], one_by_one: bool) -> None:
+    database = Database(f"sqlite:///{tmp_path}/c.sqlite3")
+    entries = [row("c1", revision, detail=str(revision)) for revision in order]
+    entries = [
+        Entry("cut", one.call_id, one.body, one.at) if one.body["revision"] == CUT else one
+        for one in entries
+    ]
+    for batch in [[one] for one in entries] if one_by_one else [entries]:
+        database.write(batch)
+        database.write(batch)
+    (found,) = database.find(Filter(), limit=10)
+    assert (found["revision"], found["detail"]) == (max(order), str(max(order)))
+
+
+def test_a_row_that_the_database_refuses_costs_no_other(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    bad = row("bad", OPENED, invited_at="no time")
+    spool.add([row("c1", OPENED), bad, row("c2", OPENED, detail="nul \0 in it")])
+    url = f"sqlite:///{tmp_path}/c.sqlite3"
+    forwarder = Forwarder(tmp_path, lambda: Database(url), lambda _event: ())
+    forwarder.start()
+    forwarder.stop()
+    assert sorted(one["id"] for one in Database(url).each(Filter())) == ["c1", "c2"]
+    assert (forwarder.parked, spool.parked(), spool.pending()[0]) == (1, 1, 0)
+
+
+def test_a_spool_whose_folder_is_removed_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "records"
+    spool = Spool(folder)
+    spool.add([row("c1", OPENED)])
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    spool.add([row("c2", OPENED)])
+    assert [one.call_id for one in Spool(folder).entries(10)] == ["c1", "c2"]
+
+
+def test_pages_of_rows_and_filters(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/c.sqlite3")
+    database.write(
+        [
+            row(
+                f"c{number}",
+                OPENED,
+                invited_at=NOW.replace(minute=number).isoformat(),
+                route="even" if number % 2 == 0 else "odd",
+                from_number="+49301" if number < 3 else "",
+            )
+            for number in range(7)
+        ]
+    )
+    first = database.find(Filter(), limit=3)
+    assert [one["id"] for one in first] == ["c6", "c5", "c4"]
+    second = database.find(Filter(), limit=9, after=first[-1]["id"])
+    assert [one["id"] for one in second] == ["c3", "c2", "c1", "c0"]
+    assert {one["id"] for one in database.find(Filter(route="odd"), limit=9)} == {"c1", "c3", "c5"}
+    assert {one["id"] for one in database.find(Filter(number="+49301"), limit=9)} == {
+        "c0",
+        "c1",
+        "c2",
+    }
+    late = database.find(Filter(since=NOW.replace(minute=5)), limit=9)
+    assert {one["id"] for one in late} == {"c5", "c6"}
+    assert [one["id"] for one in database.each(Filter(), batch=2)] == [f"c{n}" for n in range(7)]
+    found = database.get("c3")
+    assert found is not None
+    assert database.get("c") is None, "several calls begin so"
+
+
+def test_rows_that_nobody_writes_any_more_are_closed(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/c.sqlite3")
+    database.write([row("c1", 7), row("c2", 7, updated_at=NOW.replace(hour=11).isoformat())])
+    assert database.close_silent(NOW.replace(minute=30), "gone") == ["c1"]
+    assert database.close_silent(NOW.replace(minute=30), "gone") == []
+    database.write([row("c1", CLOSED, outcome="completed")])
+    found = {one["id"]: one["outcome"] for one in database.each(Filter())}
+    assert found == {"c1": "completed", "c2": ""}
+
+
+def test_numbers_are_masked_where_a_route_says_so(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    masked = RecordStore(
+        tmp_path, lambda: Database(kept.url), BackgroundWriter(), kept.files, redact={"numbers"}
+    )
+    masked._slots.open()
+    masked.arrived("c1", {"from_uri": "sip:+49301234567@pbx", "to_uri": "sip:100@gw"})
+    text = masked._slots.path.read_bytes()
+    assert b"c1" in text
+    assert b"1234567" not in text
+    masked._slots.close()
