@@ -96,7 +96,7 @@ class Rejections:
         ending = ending_of(why, answered=False, detail=detail)
         record.ending = type(ending)(ending.by, why, code, ending.reason, detail)
         record.times.end = 0.0
-        record.mark(0.0, "invite", source=record.source)
+        record.mark(0.0, "invite", source=record.leg.source)
         record.mark(0.0, "end", by=ending.by.value, why=why.value, detail=detail)
         try:
             summary = {key: value for key, value in record.summary().items() if key != "call_id"}
@@ -116,7 +116,7 @@ class Rejections:
         now = loop.time()
         if self._all is None:
             self._all = TokenBucket(ALL_PER_SECOND, ALL_AT_ONCE, now)
-        source = record.source.rpartition(":")[0] or record.trunk
+        source = record.leg.source.rpartition(":")[0] or record.leg.trunk
         key = f"{why.value} {source}"
         if self._each.take(key, EACH_PER_SECOND, EACH_AT_ONCE, now) and self._all.take(now):
             return True
@@ -206,7 +206,7 @@ class Admission:
 
     def _take(self, leg: Leg, record: CallRecord, match: Match) -> None:
         codec = codec_of(leg.invite)
-        record.route, record.codec = match.route.name, codec.value
+        record.route, record.leg.codec = match.route.name, codec.value
         plan, session_plan = plans(
             self._config,
             match,
@@ -225,7 +225,7 @@ class Admission:
             permit_refer=self._limiter.permit_refer,
             tools=self._tools,
         )
-        record.mark(0.0, "invite", source=record.source)
+        record.mark(0.0, "invite", source=record.leg.source)
         if match.cleaned:
             record.mark(0.0, "variables_cleaned", names=list(match.cleaned))
             log.warning("call.variables_cleaned", call=record.call_id, names=list(match.cleaned))

@@ -45,7 +45,7 @@ class _Asked:
         ending = self.record.ending
         attempts = [
             one
-            for one in self.record.transfers[self.before :]
+            for one in self.record.actions.transfers[self.before :]
             if one.destination == self.destination
         ]
         if attempts:
@@ -105,7 +105,9 @@ class OperatorCommands:
             raise RefusedError(str(error)) from None
         log.info("operator.transfer", call=call, to=target.uri)
         record = controller.record
-        asked = _Asked(record, target.destination.name, len(record.transfers), _refusals(record))
+        asked = _Asked(
+            record, target.destination.name, len(record.actions.transfers), _refusals(record)
+        )
         number = f"{call}/{asked.before}"
         self._transfers[number] = asked
         self._transfers.move_to_end(number)

@@ -121,8 +121,8 @@ class CallController:
             "call.invite",
             sip_call_id=self.record.sip_call_id,
             **self.record.private.masked({"from": self.record.from_uri, "to": self.record.to_uri}),
-            source=self.record.source,
-            codec=self.record.codec,
+            source=self.record.leg.source,
+            codec=self.record.leg.codec,
         )
         self._driver.start()
 

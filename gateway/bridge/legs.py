@@ -181,7 +181,7 @@ class Legs(CallPart):
 
     def _dial_second(self, output: outputs.DialBLeg) -> None:
         record = BLegRecord(output.uri)
-        self._host.record.b_legs.append(record)
+        self._host.record.actions.b_legs.append(record)
         second = _BLeg(self._host, record, self._feed_if_current)
         self._b_legs.append(second)
         if self._dial is None:
@@ -236,7 +236,7 @@ class _MainLeg(CallPart):
         """RTP flows."""
         if self._host.is_over():
             return  # the record is written
-        self._host.record.security = self._legs.security
+        self._host.record.leg.security = self._legs.security
         self._host.feed(inputs.MediaUp(codec))
 
     @entry
@@ -260,9 +260,9 @@ class _MainLeg(CallPart):
         if self._host.is_over():
             return  # the record is written
         record = self._host.record
-        record.security = self._legs.security
-        record.rtp = quality_of(quality)
-        record.quality = self._quality.add(quality)
+        record.leg.security = self._legs.security
+        record.media.rtp = quality_of(quality)
+        record.media.quality = self._quality.add(quality)
         self._host.feed(inputs.RtpStats(quality.rx_packets, quality.expected))
 
     @entry
@@ -272,8 +272,8 @@ class _MainLeg(CallPart):
             return  # the record is written
         self.over = True
         record = self._host.record
-        record.security = self._legs.security
-        record.bye_undelivered = end.undelivered
+        record.leg.security = self._legs.security
+        record.leg.bye_undelivered = end.undelivered
         ended = inputs.LegEnded(end.code, end.reason, end.method, end.reason_header, end.local)
         self._host.feed(ended)
 

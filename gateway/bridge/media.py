@@ -131,10 +131,10 @@ class CallMedia(CallPart):
         """Write the figures of the call's audio into its record."""
         playout, record = self._audio.playout, self._host.record
         playout.flush()
-        record.underruns = playout.underruns
-        record.underrun_ms = playout.underrun_frames * FRAME_MS
-        record.playout_frames_refused = playout.frames_refused
-        record.uplink_frames_dropped = self._audio.uplink.dropped
+        record.media.underruns = playout.underruns
+        record.media.underrun_ms = playout.underrun_frames * FRAME_MS
+        record.media.refused_playout_frames = playout.frames_refused
+        record.media.dropped_uplink_frames = self._audio.uplink.dropped
 
     @entry
     def _beat(self) -> None:

@@ -117,11 +117,11 @@ class Sessions(CallPart):
             if line is not None:
                 self._stop_opening(line)
                 self._count_dropped(line)
-        self._host.record.append_frames_dropped = self._frames_dropped
+        self._host.record.media.dropped_append_frames = self._frames_dropped
         refused = dict.fromkeys(one for session in self._refused for one in session)
-        self._host.record.settings_refused = list(refused)
+        self._host.record.session.settings_refused = list(refused)
         if self._events is not None:
-            self._host.record.event_log = self._events.as_json()
+            self._host.record.session.event_log = self._events.as_json()
 
     async def gone(self) -> None:
         """Wait until the sessions' tasks are gone too; they have their own deadlines."""

@@ -159,7 +159,7 @@ class DtmfInput:
             at_ms = round(timeline.ms(now), 1)
             timeline.record.private.pressed(collected.digits)
             run = DigitRun(at_ms, collected.digits, collected.ended_by.value)
-            timeline.record.digits.append(run)
+            timeline.record.actions.digits.append(run)
 
 
 LONGEST_SECONDS = 120.0

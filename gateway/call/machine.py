@@ -72,7 +72,7 @@ class LegEvents:
         ):
             return []
         self._codec = input.codec
-        self._call.record.codec = input.codec.value
+        self._call.record.leg.codec = input.codec.value
         # The session keeps its law. What lies between the two sides is linear, so each is right
         # in its own; a change in the session would meet answers that are on their way in the old.
         return [self._call.timeline.note(now, "codec_changed", "info", codec=input.codec.value)]
@@ -480,7 +480,7 @@ class CallMachine:
         record.ending = ending
         ended_ms = self._ended_ms
         record.times.end = self._call.timeline.ms(now) if ended_ms is None else ended_ms
-        record.late_audio_ms = self._call.conversation.late_audio_ms
+        record.media.late_audio_ms = self._call.conversation.late_audio_ms
         note = self._call.timeline.note(
             now, "end", "debug", by=ending.by.value, why=ending.why.value, detail=ending.detail
         )

@@ -199,9 +199,68 @@ class ContentRecord:
         if len(self.context_trims) < MAX_KEPT:
             self.context_trims.append(trim)
 
-    def as_json(self) -> dict[str, Any]:
-        """For the record."""
-        return asdict(self)
+
+@dataclass(slots=True)
+class LegRecord:
+    """The caller's leg: where it came from, what was negotiated."""
+
+    source: str = ""
+    trunk: str = ""
+    transport: str = ""
+    """Of the signalling: udp, tcp or tls."""
+    security: str = ""
+    """Of the media: rtp, or srtp with its keying and crypto suite."""
+    codec: str = ""
+    bye_undelivered: str = ""
+    """Why our BYE was not delivered; empty: it was."""
+
+
+@dataclass(slots=True)
+class MediaRecord:
+    """What was lost or late on its way to the caller's ear and back; counted in frames of 20 ms."""
+
+    underruns: int = 0
+    underrun_ms: int = 0
+    dropped_uplink_frames: int = 0
+    dropped_append_frames: int = 0
+    refused_playout_frames: int = 0
+    late_audio_ms: int = 0
+    rtp: dict[str, float] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+    """Both directions, as :class:`gateway.sip.media.quality.QualityOfCall` has them; live."""
+
+
+@dataclass(slots=True)
+class ActionsRecord:
+    """What was done in the call, oldest first."""
+
+    interruptions: list[Interruption] = field(default_factory=list)
+    digits: list[DigitRun] = field(default_factory=list)
+    transfers: list[TransferAttempt] = field(default_factory=list)
+    b_legs: list[BLeg] = field(default_factory=list)
+    tools: list[ToolUse] = field(default_factory=list)
+    tools_dropped: int = 0
+
+    def used(self, use: ToolUse) -> None:
+        """Add a use of a tool; filled in as it goes on."""
+        if len(self.tools) >= MAX_TOOL_USES:
+            self.tools_dropped += 1
+        else:
+            self.tools.append(use)
+
+
+@dataclass(slots=True)
+class SessionRecord:
+    """The realtime sessions of the call, and what became of them."""
+
+    session_id: str = ""
+    failovers: list[FailoverRecord] = field(default_factory=list)
+    handovers: int = 0
+    """Hand-overs to a standby session before the server ended one."""
+    settings_refused: list[Refused] = field(default_factory=list)
+    """Settings that a session's server did not take, each once."""
+    event_log: dict[str, Any] = field(default_factory=dict)
+    """The file of the session's events, and how many are not in it, where they are written."""
 
 
 class SpokenTranscript(Protocol):
@@ -227,46 +286,18 @@ class CallRecord:
     route: str = ""
     from_uri: str = ""
     to_uri: str = ""
-    source: str = ""
-    trunk: str = ""
-    transport: str = ""
-    """Of the signalling: udp, tcp or tls."""
-    security: str = ""
-    """Of the media: rtp, or srtp with its keying and crypto suite."""
-    codec: str = ""
-    bye_undelivered: str = ""
-    """Why our BYE was not delivered; empty: it was."""
     direction: str = "inbound"
     started_at: str = ""
-    session_id: str = ""
+    leg: LegRecord = field(default_factory=LegRecord)
+    session: SessionRecord = field(default_factory=SessionRecord)
     times: Times = field(default_factory=Times)
-    interruptions: list[Interruption] = field(default_factory=list)
-    digits: list[DigitRun] = field(default_factory=list)
-    transfers: list[TransferAttempt] = field(default_factory=list)
-    b_legs: list[BLeg] = field(default_factory=list)
-    failovers: list[FailoverRecord] = field(default_factory=list)
-    handovers: int = 0
-    """Hand-overs to a standby session before the server ended one."""
-    tools: list[ToolUse] = field(default_factory=list)
-    tools_dropped: int = 0
-    underruns: int = 0
-    underrun_ms: int = 0
-    uplink_frames_dropped: int = 0
-    append_frames_dropped: int = 0
-    playout_frames_refused: int = 0
-    late_audio_ms: int = 0
-    rtp: dict[str, float] = field(default_factory=dict)
-    quality: dict[str, Any] = field(default_factory=dict)
-    """Both directions, as :class:`gateway.sip.media.quality.QualityOfCall` has them; live."""
+    actions: ActionsRecord = field(default_factory=ActionsRecord)
+    media: MediaRecord = field(default_factory=MediaRecord)
+    content: ContentRecord = field(default_factory=ContentRecord)
     cost: dict[str, Any] = field(default_factory=dict)
     """As :class:`gateway.billing.account.Account` has it; live."""
-    event_log: dict[str, Any] = field(default_factory=dict)
-    """The file of the session's events, and how many are not in it, where they are written."""
     metadata: dict[str, str] = field(default_factory=dict)
     """What its route says of it."""
-    settings_refused: list[Refused] = field(default_factory=list)
-    """Settings that a session's server did not take, each once."""
-    content: ContentRecord = field(default_factory=ContentRecord)
     transcript: SpokenTranscript | None = None
     transcript_dropped: int = 0
     ending: Ending | None = None
@@ -276,9 +307,9 @@ class CallRecord:
     """Why it was accepted or refused: rule, setting and route, with file and line."""
     on_mark: Callable[[str, Mapping[str, Any]], None] | None = field(default=None, repr=False)
     """Told of each entry of the timeline."""
-    timeline_dropped: int = 0
     private: PrivateDigits = field(default_factory=PrivateDigits, repr=False)
     """Digits that :meth:`summary` and :meth:`as_json` mask."""
+    timeline_dropped: int = 0
     _marks: bytearray = field(default_factory=bytearray, repr=False)
     _mark_count: int = 0
     _held: bool = False
@@ -295,13 +326,6 @@ class CallRecord:
         entry = {"t_ms": round(t_ms, 1), "event": event, **fields}
         self._marks += json.dumps(entry, separators=(",", ":"), default=str).encode() + b"\n"
         self._mark_count += 1
-
-    def used(self, use: ToolUse) -> None:
-        """Add a use of a tool; filled in as it goes on."""
-        if len(self.tools) >= MAX_TOOL_USES:
-            self.tools_dropped += 1
-        else:
-            self.tools.append(use)
 
     @property
     def timeline(self) -> list[dict[str, Any]]:
@@ -326,13 +350,9 @@ class CallRecord:
             "age_seconds": round((now - began).total_seconds(), 1),
             "from": self.from_uri,
             "to": self.to_uri,
-            "source": self.source,
-            "trunk": self.trunk,
-            "transport": self.transport,
-            "security": self.security,
-            "codec": self.codec,
+            **asdict(self.leg),
             "direction": self.direction,
-            "quality": dict(self.quality),
+            "quality": dict(self.media.quality),
             "cost": dict(self.cost),
         }
 
@@ -343,7 +363,7 @@ class CallRecord:
             return "ended"
         if self.times.answered is None:
             return "ringing" if self.direction == "inbound" else "placing"
-        if self.transfers and self.transfers[-1].outcome in ("", "ringing"):
+        if self.actions.transfers and self.actions.transfers[-1].outcome in ("", "ringing"):
             return "transferring"
         return "held" if self._held else "talking"
 
@@ -357,46 +377,25 @@ class CallRecord:
         return {
             "call_id": self.call_id,
             "sip_call_id": self.sip_call_id,
-            "session_id": self.session_id,
             "route": self.route,
             "from": self.from_uri,
             "to": self.to_uri,
-            "source": self.source,
-            "trunk": self.trunk,
-            "transport": self.transport,
-            "security": self.security,
-            "codec": self.codec,
             "direction": self.direction,
             "started_at": self.started_at,
+            **asdict(self.leg),
             "times_ms": {
                 name: None if value is None else round(value, 1)
                 for name, value in asdict(self.times).items()
             },
             "talk_ms": self.talk_ms,
-            "interruptions": [asdict(one) for one in self.interruptions],
-            "digits": [asdict(one) for one in self.digits],
-            "transfers": [asdict(one) for one in self.transfers],
-            "b_legs": [asdict(one) for one in self.b_legs],
-            "failovers": [asdict(one) for one in self.failovers],
-            "handovers": self.handovers,
-            "tools": [asdict(one) for one in self.tools],
-            "tools_dropped": self.tools_dropped,
-            "underruns": self.underruns,
-            "underrun_ms": self.underrun_ms,
-            "dropped_uplink_frames": self.uplink_frames_dropped,
-            "dropped_append_frames": self.append_frames_dropped,
-            "refused_playout_frames": self.playout_frames_refused,
-            "late_audio_ms": self.late_audio_ms,
-            "rtp": dict(self.rtp),
-            "quality": dict(self.quality),
+            **asdict(self.session),
+            **asdict(self.actions),
+            **asdict(self.media),
+            **asdict(self.content),
             "cost": dict(self.cost),
-            "event_log": dict(self.event_log),
             "metadata": dict(self.metadata),
             "disposition": self.disposition,
             "explanation": list(self.explanation),
-            "settings_refused": [asdict(one) for one in self.settings_refused],
-            **self.content.as_json(),
-            "bye_undelivered": self.bye_undelivered,
             "ending": None
             if ending is None
             else {

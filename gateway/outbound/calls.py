@@ -135,7 +135,7 @@ class OutboundCalls:
         shown: str,
     ) -> asyncio.Future[CallRecord]:
         codecs = tuple(Codec) if trunk is None else tuple(Codec(name) for name in trunk.codecs)
-        record.codec = codecs[0].value
+        record.leg.codec = codecs[0].value
         over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
 
         def finished(call: CallController) -> None:
@@ -160,10 +160,10 @@ class OutboundCalls:
             give_back()  # it was asked for before its session was opened
             return self._limiter.dial_admitted(uri, handler, audio, codecs, trunk, shown)
 
-        match = placed_match(route, uri, record.trunk, variables, datetime.now(UTC))
+        match = placed_match(route, uri, record.leg.trunk, variables, datetime.now(UTC))
         retry_after = sip_settings(self._config).retry_after
         call = CallController(
-            OutboundTarget(uri, record.trunk, codecs),
+            OutboundTarget(uri, record.leg.trunk, codecs),
             *plans(self._config, match, codecs[0], retry_after, self._tools, placed=True),
             record,
             self._clock,

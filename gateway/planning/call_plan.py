@@ -188,8 +188,8 @@ def record_of(invite: Invite | None, at: datetime) -> CallRecord:
     record.started_at = at.astimezone(UTC).isoformat(timespec="milliseconds")
     if invite is not None:
         record.from_uri, record.to_uri = invite.from_uri, invite.to_uri
-        record.sip_call_id, record.source = invite.sip_call_id, invite.source
-        record.trunk, record.transport = invite.trunk, invite.transport
+        record.sip_call_id, record.leg.source = invite.sip_call_id, invite.source
+        record.leg.trunk, record.leg.transport = invite.trunk, invite.transport
     return record
 
 
@@ -197,7 +197,7 @@ def placed_record(uri: str, trunk: str, route: str, at: datetime) -> CallRecord:
     """An empty record of a call that we place; nobody has given it a Call-ID yet."""
     record = CallRecord(call_id=new_call_id(), route=route, direction="outbound")
     record.started_at = at.astimezone(UTC).isoformat(timespec="milliseconds")
-    record.to_uri, record.trunk = uri, trunk
+    record.to_uri, record.leg.trunk = uri, trunk
     return record
 
 

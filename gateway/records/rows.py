@@ -83,7 +83,7 @@ def columns_of(record: CallRecord, now: datetime) -> dict[str, Any]:
     times, ending = record.times, record.ending
     began = datetime.fromisoformat(record.started_at)
     cost = record.cost
-    quality = record.quality
+    quality = record.media.quality
     plain = {
         "from_uri": record.from_uri,
         "to_uri": record.to_uri,
@@ -96,13 +96,13 @@ def columns_of(record: CallRecord, now: datetime) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "sip_call_id": record.sip_call_id,
         "direction": record.direction,
-        "trunk": record.trunk,
-        "source": record.source,
+        "trunk": record.leg.trunk,
+        "source": record.leg.source,
         "route": record.route,
-        "transport": record.transport,
-        "codec": record.codec,
-        "security": record.security,
-        "session_id": record.session_id,
+        "transport": record.leg.transport,
+        "codec": record.leg.codec,
+        "security": record.leg.security,
+        "session_id": record.session.session_id,
         "invited_at": record.started_at,
         "ringing_at": _at(began, times.ringing),
         "answered_at": _at(began, times.answered),

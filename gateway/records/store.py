@@ -282,7 +282,7 @@ class RecordStore:
                 "state": record.state,
                 "direction": record.direction,
                 "route": record.route,
-                "trunk": record.trunk,
+                "trunk": record.leg.trunk,
                 **record.private.masked(
                     {
                         "from_number": number_of(record.from_uri),

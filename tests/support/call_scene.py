@@ -15,7 +15,7 @@ from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, Codec
 from gateway.call import inputs, outputs
 from gateway.call.machine import CallMachine, State
 from gateway.call.plan import CallPlan
-from gateway.call.record import CallRecord
+from gateway.call.record import CallRecord, LegRecord
 from gateway.realtime.commands import (
     CancelResponse,
     ClientCommand,
@@ -119,7 +119,7 @@ class Scene:
 
     def __init__(self, plan: CallPlan | None = None, max_frames: int = 100_000) -> None:
         self.plan = plan or CallPlan("route", Codec.PCMU)
-        self.record = CallRecord("call-1", codec=self.plan.codec.value)
+        self.record = CallRecord("call-1", leg=LegRecord(codec=self.plan.codec.value))
         self.now = 0.0
         self.sent: list[ClientCommand] = []
         self.notes: list[outputs.LogEvent] = []

@@ -95,7 +95,7 @@ class Transfer:
             self._timeline.ms(now), destination.name, uri, destination.mode
         )
         self.begun = True
-        self._timeline.record.transfers.append(self._attempt)
+        self._timeline.record.actions.transfers.append(self._attempt)
         self.deadline = now + destination.ring_timeout
         note = self._timeline.note(
             now, "transfer", "info", destination=self.name, to=uri, mode=destination.mode

@@ -271,7 +271,7 @@ class Playback:
         return outputs
 
     def _note(self, heard: Heard, trigger: str, action: str, now: float) -> Output:
-        self._timeline.record.interruptions.append(
+        self._timeline.record.actions.interruptions.append(
             Interruption(
                 at_ms=round(self._timeline.ms(now), 1),
                 trigger=trigger,

@@ -57,7 +57,7 @@ class ContextTrimmer:
         """Keep track of items, and look for old turns at the end of a response."""
         if self._plan.max_turns <= 0 or not isinstance(input, inputs.ServerEventReceived):
             return []
-        session = self._control.timeline.record.session_id
+        session = self._control.timeline.record.session.session_id
         if session != self._session:
             self._session, self._asking = session, False
             self._items.clear()  # another session, with items of its own

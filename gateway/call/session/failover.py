@@ -96,11 +96,13 @@ class Failover:
         self._began, unproven, self._unproven = now, self._unproven, None
         self.active = True
         record = self._timeline.record
-        record.failovers.append(FailoverRecord(round(self._timeline.ms(now), 1), why.value, detail))
+        record.session.failovers.append(
+            FailoverRecord(round(self._timeline.ms(now), 1), why.value, detail)
+        )
         note = self._timeline.note(now, "session_lost", "warning", why=why.value, detail=detail)
         often = len(self._lost_at) == MAX_PER_MINUTE and now - self._lost_at[0] < 60
         self._lost_at.append(now)
-        if len(record.failovers) > MAX_PER_CALL:
+        if len(record.session.failovers) > MAX_PER_CALL:
             self._steps, self._at = tuple(step for step in steps if step.action not in _OPENS), -1
         elif unproven is not None and self._was_no_help(unproven, now):
             self._last.steps.append(self._step.action)
@@ -149,7 +151,7 @@ class Failover:
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Keep track of what the caller hears; play the step's sound when playout runs empty."""
-        if self._speaks(input) and self._timeline.record.failovers:
+        if self._speaks(input) and self._timeline.record.session.failovers:
             last = self._last
             if not self.active:
                 self._unproven = None
@@ -192,7 +194,7 @@ class Failover:
 
     @property
     def _last(self) -> FailoverRecord:
-        return self._timeline.record.failovers[-1]
+        return self._timeline.record.session.failovers[-1]
 
     def _next(self, now: float) -> list[Output]:
         self._at += 1

@@ -118,8 +118,8 @@ class Handover:
         (session_id, ends), self._standby = self._standby, None
         rest = self._detach(now)
         self.session_up(None if ends is None else ends - now, now)
-        self._timeline.record.session_id = session_id
-        self._timeline.record.handovers += 1
+        self._timeline.record.session.session_id = session_id
+        self._timeline.record.session.handovers += 1
         note = self._timeline.note(now, "handed_over", "info", session_id=session_id)
         outputs = [*rest, PromoteStandby(), note, *seeded(self._transcript)]
         return outputs + (self._control.ask(CreateResponse(), now) if self._transcript.owed else [])

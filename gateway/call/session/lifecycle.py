@@ -118,7 +118,7 @@ class SessionEvents:
         recovered = self.failover.up(now) if self.failover.active else []
         if self._call.plan.outbound is not None:
             return self._dial(input, self._call.plan.outbound, now)
-        self._call.record.session_id = input.session_id
+        self._call.record.session.session_id = input.session_id
         self._call.record.times.session = self._call.timeline.ms(now)
         note = self._call.timeline.note(now, "session_up", "info", session_id=input.session_id)
         answer = self.answer(now) if self._call.opening.heard_out(now) else []
@@ -127,7 +127,7 @@ class SessionEvents:
     def _on_session_again(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
         self._call.session_up = True
         self.handover.session_up(input.seconds_left, now)
-        self._call.record.session_id = input.session_id
+        self._call.record.session.session_id = input.session_id
         self._call.conversation.attach()
         todo = self.failover.up(now)
         resume, self._resume = self._resume, False
@@ -189,7 +189,7 @@ class SessionEvents:
         """Dial, since the model is ready."""
         self._call.state = State.DIALLING
         self._call.timers.dialling(now, plan.ring_timeout)
-        self._call.record.session_id = up.session_id
+        self._call.record.session.session_id = up.session_id
         self._call.record.times.session = self._call.timeline.ms(now)
         return [
             self._call.timeline.note(now, "session_up", "info", session_id=up.session_id),

@@ -309,7 +309,7 @@ class McpWatch:
 
     def _used(self, name: str, outcome: str, approval: str, now: float) -> None:
         at_ms = round(self._control.timeline.ms(now), 1)
-        self._control.timeline.record.used(ToolUse(at_ms, name, outcome, approval=approval))
+        self._control.timeline.record.actions.used(ToolUse(at_ms, name, outcome, approval=approval))
 
     def _is_new(self, item_id: str) -> bool:
         if item_id in self._seen:

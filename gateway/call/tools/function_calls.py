@@ -200,7 +200,7 @@ class Functions:
         name, call_id = str(call.get("name", "")), _id_of(call)
         arguments = str(call.get("arguments") or "{}")
         use = ToolUse(round(control.timeline.ms(now), 1), name)
-        control.timeline.record.used(use)
+        control.timeline.record.actions.used(use)
         try:
             if call_id in self._running:
                 raise ToolCallError("this call is being carried out already")

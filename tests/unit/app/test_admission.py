@@ -109,7 +109,7 @@ def refused(gateway: Gateway, leg: FakeLeg) -> tuple[int, str]:
 async def test_a_call_that_a_route_takes_begins(gateway: Gateway) -> None:
     leg = gateway.invite()
     (call,) = gateway.begun
-    assert (call.leg, call.record.route, call.record.codec) == (leg, "r", "PCMA")
+    assert (call.leg, call.record.route, call.record.leg.codec) == (leg, "r", "PCMA")
     assert leg.done == []
     assert gateway.written == []
 

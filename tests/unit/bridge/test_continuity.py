@@ -48,7 +48,7 @@ async def test_failover_to_another_server_which_is_told_the_conversation(
     told = [one for one in call.server.sessions[1].sent if isinstance(one, CreateItem)]
     assert "What is open?" in str(told)
     assert call.controller.talking
-    (failover,) = call.record.failovers
+    (failover,) = call.record.session.failovers
     assert (failover.steps, failover.outcome) == (["reconnect", "server"], "recovered")
     assert call.leg.verbs == ["ring", "answer"]
 
@@ -76,7 +76,7 @@ async def test_hand_over_before_the_server_ends_the_session(
     await settle()
     assert call.session.ended == (1000, "handed over")
     assert len(call.server.sessions) == 2
-    assert call.record.handovers == 1
+    assert call.record.session.handovers == 1
     assert call.controller.talking
     assert call.leg.verbs == ["ring", "answer"]
 
@@ -92,7 +92,7 @@ async def test_a_transfer_and_its_outcome(monkeypatch: pytest.MonkeyPatch, code:
     tell(ReferProgress(100, "Trying", False))
     tell(ReferProgress(code, "outcome", True))
     await settle()
-    (attempt,) = call.record.transfers
+    (attempt,) = call.record.actions.transfers
     if code == 200:
         assert call.leg.verbs[-1] == "hang_up"
         call.leg.handler.on_ended(LegEnd(200, "OK", "", "", True))

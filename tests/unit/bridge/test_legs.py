@@ -80,8 +80,8 @@ def test_what_happens_to_the_callers_leg_is_told_and_recorded() -> None:
         inputs.RtpStats(50, True),
         inputs.LegEnded(200, "OK", "BYE", "Q.850;cause=16", False),
     ]
-    assert call.fed.record.security == "rtp"
-    assert call.fed.record.rtp["rx_lost"] == 1
+    assert call.fed.record.leg.security == "rtp"
+    assert call.fed.record.media.rtp["rx_lost"] == 1
     assert call.legs.caller_gone
 
 
@@ -90,7 +90,7 @@ def test_a_record_that_is_written_is_not_changed_any_more() -> None:
     call.fed.over = True
     call.main.handler.on_quality(QUALITY)
     call.main.handler.on_ended(BYE)
-    assert call.fed.record.rtp == {}
+    assert call.fed.record.media.rtp == {}
     assert call.fed.take() == []
 
 
@@ -121,7 +121,7 @@ def test_a_b_leg_has_the_law_of_the_caller_first_and_its_own_record() -> None:
     call.fed.ms = 9000.0
     call.b_legs[0].handler.on_ended(BYE)
     assert call.fed.take() == [inputs.BLegAnswered(), inputs.BLegEnded(200, "OK", "BYE", False)]
-    (record,) = call.fed.record.b_legs
+    (record,) = call.fed.record.actions.b_legs
     assert (record.sip_call_id, record.answered_ms, record.ended_ms) == ("sip-2", 1500.0, 9000.0)
     assert call.main.done == [("join", call.b_legs[0], False)]
 
@@ -134,7 +134,7 @@ def test_the_b_leg_of_an_earlier_attempt_is_not_told_of_any_more() -> None:
     assert call.fed.take() == []
     call.do(outputs.SendDtmf("1", "auto", b_leg=True))
     assert (call.b_legs[0].verbs, call.b_legs[1].verbs) == ([], ["press"])
-    assert [one.sip_code for one in call.fed.record.b_legs] == [486, 0]
+    assert [one.sip_code for one in call.fed.record.actions.b_legs] == [486, 0]
 
 
 def test_a_b_leg_that_a_rule_of_ours_forbids() -> None:
@@ -143,7 +143,7 @@ def test_a_b_leg_that_a_rule_of_ours_forbids() -> None:
     call.do(outputs.DialBLeg("tel:+1900"))
     call.do(outputs.HangUpBLeg())
     assert call.fed.take() == [inputs.BLegEnded(403, call.refusal, "", True)]
-    assert call.fed.record.b_legs[0].sip_code == 403
+    assert call.fed.record.actions.b_legs[0].sip_code == 403
 
 
 def test_a_blind_transfer_and_its_outcome() -> None:

@@ -175,4 +175,8 @@ def test_figures_of_the_audio_are_in_the_record() -> None:
     call = Call()
     call.media.finish()
     record = call.fed.record
-    assert (record.underruns, record.underrun_ms, record.uplink_frames_dropped) == (2, 100, 3)
+    assert (
+        record.media.underruns,
+        record.media.underrun_ms,
+        record.media.dropped_uplink_frames,
+    ) == (2, 100, 3)

@@ -10,7 +10,7 @@ from gateway.call.record import CallRecord, CallTimeline
 
 
 def opening(when: str, sound: str = "", whole: float = 0.0) -> AnswerPolicy:
-    record = CallRecord(call_id="1", route="r", from_uri="", to_uri="", source="")
+    record = CallRecord(call_id="1", route="r", from_uri="", to_uri="")
     return AnswerPolicy(AnswerPlan(when, sound, whole), CallTimeline(record, 100.0))
 
 

@@ -166,7 +166,7 @@ def test_by_the_callers_key(pressed: str, told: str | None) -> None:
         assert seen == ['run refund c1 {"amount": 250}']
     else:
         assert outputs_of(scene)["c1"] == {"status": "not done", "reason": told}
-    uses = [one.approval for one in scene.record.tools]
+    uses = [one.approval for one in scene.record.actions.tools]
     assert uses == [{"1": "caller", "2": "refused: caller", "9": "refused: time"}[pressed]]
 
 
@@ -292,7 +292,7 @@ def test_the_caller_approves_of_what_an_mcp_server_does() -> None:
     assert answers(scene)[0]["approve"] is False
     assert answers(scene)[0]["reason"] == "the caller said no"
     assert seen
-    (use,) = scene.record.tools
+    (use,) = scene.record.actions.tools
     assert (use.name, use.outcome, use.approval) == ("crm_delete", "refused", "refused: caller")
 
 
@@ -305,7 +305,7 @@ def test_who_approved_of_a_call_of_an_mcp_server_is_in_the_record() -> None:
     for more in ({"id": "m1", "approval_request_id": "mcpr_1"}, {"id": "m2"}):
         item = {"item": {**call, **more}}
         scene.do(inputs.ServerEventReceived(OtherEvent("response.output_item.done", item)))
-    uses = [(one.name, one.outcome, one.approval) for one in scene.record.tools]
+    uses = [(one.name, one.outcome, one.approval) for one in scene.record.actions.tools]
     assert uses == [("crm_delete", "done", "caller"), ("crm_delete", "done", "")]
 
 
@@ -322,7 +322,7 @@ def test_what_mcp_servers_do_is_in_the_record() -> None:
     told = {one.event: one.fields for one in scene.notes}
     assert told["mcp_listed"] == {"server": "crm", "tools": 2}
     assert told["mcp_list_failed"] == {"item_id": "l2"}
-    assert [(one.name, one.outcome) for one in scene.record.tools] == [
+    assert [(one.name, one.outcome) for one in scene.record.actions.tools] == [
         ("crm_find", "done"),
         ("crm_find", "failed"),
     ]

@@ -132,7 +132,7 @@ def test_what_is_not_allowed_is_answered_to_the_model(arguments: str, words: str
     seen = scene.at(1.0, created("r1"), done("r1", calls=[("transfer_call", "c1", arguments)]))
     assert seen == ["output c1", "create"]
     assert words in results(scene)[0]["error"]
-    assert scene.record.transfers == []
+    assert scene.record.actions.transfers == []
 
 
 def test_what_was_said_is_heard_first() -> None:
@@ -215,7 +215,9 @@ def test_a_blind_transfer_that_fails(
     (result,) = results(scene)
     assert (result["status"], result["sip_code"]) == (status, code)
     assert result["destination"] == "front desk"
-    assert [(one.outcome, one.sip_code) for one in scene.record.transfers] == [(status, code)]
+    assert [(one.outcome, one.sip_code) for one in scene.record.actions.transfers] == [
+        (status, code)
+    ]
     assert scene.state is State.TALKING
 
 
@@ -262,7 +264,7 @@ def test_a_caller_that_goes_meanwhile(
     scene = asked("front desk")
     scene.at(2.0, *happenings, end)
     assert scene.ending[1] == why
-    assert scene.record.transfers[0].outcome in ("unknown", "failed")
+    assert scene.record.actions.transfers[0].outcome in ("unknown", "failed")
 
 
 def test_attended() -> None:
@@ -424,7 +426,7 @@ def test_keys_in_the_audio_count_until_one_is_signalled() -> None:
     scene.do(inputs.DigitPressed("1", in_band=True))
     scene.do(inputs.DigitPressed("2"), inputs.DigitPressed("2", in_band=True))
     scene.do(inputs.DigitPressed("#"))
-    assert [run.digits for run in scene.record.digits] == ["12"]
+    assert [run.digits for run in scene.record.actions.digits] == ["12"]
 
 
 def test_nothing_begins_before_the_ack() -> None:

@@ -58,13 +58,13 @@ def test_speech_while_the_response_runs() -> None:
     # The server cancels by itself; what it had sent until then is late.
     assert scene.do(audio("r1", "i1", 500), audio_done("r1", "i1")) == []
     assert scene.do(done("r1", "cancelled")) == []
-    assert scene.record.interruptions[0].played_ms == 240
-    assert scene.record.interruptions[0].received_ms == 1000
-    assert scene.record.interruptions[0].flushed_ms == 760
+    assert scene.record.actions.interruptions[0].played_ms == 240
+    assert scene.record.actions.interruptions[0].received_ms == 1000
+    assert scene.record.actions.interruptions[0].flushed_ms == 760
     assert scene.do(created("r2"), audio("r2", "i2", 20)) == ["play 20"]
     scene.do(closed(1006))
     scene.do(inputs.LegEnded(200, "", "", "", True))
-    assert scene.record.late_audio_ms == 500
+    assert scene.record.media.late_audio_ms == 500
 
 
 def test_speech_after_the_response_is_done_the_common_case() -> None:
@@ -78,7 +78,7 @@ def test_speech_after_the_response_is_done_the_common_case() -> None:
 def test_speech_before_anything_was_heard_deletes() -> None:
     scene = _talking(1000)
     assert scene.do(SPEECH) == ["flush", "delete i1"]
-    assert scene.record.interruptions[0].action == "delete"
+    assert scene.record.actions.interruptions[0].action == "delete"
 
 
 def test_speech_after_all_was_heard_changes_nothing() -> None:
@@ -86,7 +86,7 @@ def test_speech_after_all_was_heard_changes_nothing() -> None:
     scene.do(audio_done("r1", "i1"), done("r1"))
     scene.listen(400)
     assert scene.do(SPEECH) == []
-    assert scene.record.interruptions == []
+    assert scene.record.actions.interruptions == []
 
 
 def test_speech_when_the_last_frame_was_taken_but_not_told() -> None:
@@ -94,7 +94,7 @@ def test_speech_when_the_last_frame_was_taken_but_not_told() -> None:
     scene.do(audio_done("r1", "i1"), done("r1"))
     scene.listen(200)
     assert scene.do(SPEECH) == ["flush"]
-    assert scene.record.interruptions == []
+    assert scene.record.actions.interruptions == []
 
 
 def test_speech_in_an_underrun_truncates_at_what_came() -> None:
@@ -154,7 +154,7 @@ def test_speech_twice_cuts_once() -> None:
     scene = _talking(1000, 200)
     assert scene.do(SPEECH) == ["flush", "truncate i1/0 200"]
     assert "truncate" not in " ".join(scene.do(SPEECH))
-    assert len(scene.record.interruptions) == 1
+    assert len(scene.record.actions.interruptions) == 1
 
 
 def test_margin_for_a_server_that_counts_shorter() -> None:
@@ -217,7 +217,7 @@ def test_an_answer_that_does_not_fit_is_said_and_truncated_when_heard() -> None:
     assert "playout_overflow" in scene.events
     assert scene.do(audio("r1", "i1", 20), done("r1")) == []
     assert scene.listen(400) == ["truncate i1/0 300"]
-    assert scene.record.interruptions[0].trigger == "overflow"
+    assert scene.record.actions.interruptions[0].trigger == "overflow"
     assert scene.heard_ms == 300
     assert scene.do(created("r2"), audio("r2", "i2", 100)) == ["play 100"]
 
@@ -257,7 +257,10 @@ def test_digits_become_an_item_and_a_request(
     for number, digit in enumerate(keys):
         scene.at(number / 10, key(digit))
     scene.at(20.0)
-    found = [(round(run.at_ms / 1000, 3), run.digits, run.ended_by) for run in scene.record.digits]
+    found = [
+        (round(run.at_ms / 1000, 3), run.digits, run.ended_by)
+        for run in scene.record.actions.digits
+    ]
     assert found == items
     texts = [c.item["content"][0]["text"] for c in scene.sent if isinstance(c, CreateItem)]
     assert texts == [f"The caller pressed {d} on the telephone keypad." for _, d, _ in items]
@@ -272,7 +275,7 @@ def test_a_pause_splits_runs_even_when_no_tick_came_in_between() -> None:
     seen = scene.do(key("2"))
     assert seen == [PRESSED.format("1"), "create"]
     scene.at(8.0)
-    assert [run.digits for run in scene.record.digits] == ["1", "2"]
+    assert [run.digits for run in scene.record.actions.digits] == ["1", "2"]
 
 
 def test_a_digit_cuts_and_cancels_then_asks() -> None:
@@ -310,7 +313,7 @@ def test_digits_that_are_switched_off_are_noted_only() -> None:
     assert scene.do(key("7"), key("#")) == []
     assert scene.queue == 40
     scene.at(30.0)
-    assert scene.record.digits == []
+    assert scene.record.actions.digits == []
     assert scene.events.count("dtmf") == 2
 
 
@@ -323,13 +326,15 @@ def test_digits_before_the_session_is_up_are_nobodys() -> None:
     scene = Scene()
     assert scene.do(key("1"), UP) == ["200"]
     scene.at(5.0)
-    assert scene.record.digits == []
+    assert scene.record.actions.digits == []
 
 
 def test_digits_of_a_caller_who_hangs_up_are_in_the_record() -> None:
     scene = Scene().up()
     scene.do(key("1"), key("2"), inputs.LegEnded(200, "", "BYE", "", False))
-    assert [(run.digits, run.ended_by) for run in scene.record.digits] == [("12", "call_end")]
+    assert [(run.digits, run.ended_by) for run in scene.record.actions.digits] == [
+        ("12", "call_end")
+    ]
 
 
 def test_runs_that_wait_are_answered_together() -> None:

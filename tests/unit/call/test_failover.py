@@ -71,13 +71,13 @@ def test_a_lost_session_is_replaced_and_told_what_was_said() -> None:
     assert scene.do(LOST) == ["sound chime", "open"]
     assert scene.do(AGAIN) == ["sound", "item What is open?", "item The desk is."]
     assert scene.state.name == "TALKING"
-    (trouble,) = scene.record.failovers
+    (trouble,) = scene.record.session.failovers
     assert (trouble.why, trouble.steps, trouble.outcome) == (
         "session_lost",
         ["reconnect"],
         "recovered",
     )
-    assert scene.record.session_id == "sess_2"
+    assert scene.record.session.session_id == "sess_2"
 
 
 def test_a_question_that_was_not_answered_is_answered_by_the_next() -> None:
@@ -87,7 +87,7 @@ def test_a_question_that_was_not_answered_is_answered_by_the_next() -> None:
     assert scene.do(AGAIN)[-2:] == ["item Since when?", "create"]
     scene.do(created("r9"), audio("r9", "i9", 400))
     scene.listen(500)
-    assert scene.record.failovers[0].heard_after_ms is not None
+    assert scene.record.session.failovers[0].heard_after_ms is not None
 
 
 def test_an_answer_that_was_under_way_is_heard_as_far_as_it_came_and_gone_on_with() -> None:
@@ -110,7 +110,7 @@ def test_words_that_follow_without_a_pause_are_heard_when_they_come() -> None:
     scene.listen(200)
     scene.do(AGAIN, created("r2"), audio("r2", "i2", 1000))
     scene.listen(4000)
-    assert scene.record.failovers[0].heard_after_ms == 200
+    assert scene.record.session.failovers[0].heard_after_ms == 200
 
 
 def test_the_tone_begins_when_the_words_are_over() -> None:
@@ -134,7 +134,7 @@ def test_attempts_that_fail_are_repeated_with_longer_waits_until_the_step_is_ove
     assert gaps == [0.5, 1.0, 2.0, 4.0]
     scene.do(OUR_END)
     assert scene.ending == ("network", "session_lost", 200)
-    assert scene.record.failovers[0].outcome == "given up"
+    assert scene.record.session.failovers[0].outcome == "given up"
 
 
 def test_a_key_that_is_refused_is_not_tried_again_but_elsewhere() -> None:
@@ -142,7 +142,7 @@ def test_a_key_that_is_refused_is_not_tried_again_but_elsewhere() -> None:
     scene.do(LOST)
     assert scene.do(REFUSED) == ["open 1"]
     assert "item What is open?" in scene.do(AGAIN)
-    assert scene.record.failovers[0].steps == ["reconnect", "server"]
+    assert scene.record.session.failovers[0].steps == ["reconnect", "server"]
 
 
 def test_an_announcement_then_the_caller_is_handed_on() -> None:
@@ -163,7 +163,7 @@ def test_an_announcement_then_the_caller_is_handed_on() -> None:
     scene = talked(plan)
     assert scene.do(LOST) == ["close 1000 session_lost", "sound /sorry.wav"]
     assert "refer sip:desk@pbx" in scene.at(scene.now + 4.1)
-    assert scene.record.failovers[0].outcome == "transferred"
+    assert scene.record.session.failovers[0].outcome == "transferred"
 
 
 def test_the_close_of_a_session_that_was_given_up_ends_nothing() -> None:
@@ -189,7 +189,7 @@ def test_a_call_that_we_placed_gets_another_session_too() -> None:
     scene.do(UP, ACK)
     assert scene.do(LOST) == ["sound chime", "open"]
     scene.do(AGAIN)
-    assert scene.record.failovers[0].outcome == "recovered"
+    assert scene.record.session.failovers[0].outcome == "recovered"
     assert scene.state.name == "TALKING"
 
 
@@ -215,7 +215,7 @@ def test_before_the_answer_another_server_is_asked_while_it_rings() -> None:
     scene = Scene(ladder(RECONNECT, SECOND))
     assert scene.do(UNREACHABLE) == ["open 1"]
     assert scene.do(AGAIN) == ["200"]
-    assert scene.record.failovers[0].outcome == "recovered"
+    assert scene.record.session.failovers[0].outcome == "recovered"
 
 
 def test_before_the_answer_a_call_can_be_refused_as_the_route_says() -> None:
@@ -283,8 +283,8 @@ def test_before_the_end_of_a_session_another_takes_over_in_a_silence() -> None:
     assert scene.do(inputs.StandbyReady("sess_2", 3600.0)) == [], "the agent speaks"
     scene.do(audio("r1", "i1", 1000), audio_done("r1", "i1"), done("r1"))
     assert scene.listen(1200) == ["take over", "item What is open?", "item The desk is."]
-    assert scene.record.session_id == "sess_2"
-    assert scene.record.handovers == 1
+    assert scene.record.session.session_id == "sess_2"
+    assert scene.record.session.handovers == 1
     assert scene.at(3540.5 + 3538) == []
     assert "open spare" in scene.at(3541 + 3545), "and that one has its end, too"
 
@@ -334,7 +334,7 @@ def test_one_that_is_there_takes_over_at_once_when_the_other_is_lost() -> None:
     scene.at(3541.0, created("r1"))
     scene.do(inputs.StandbyReady("sess_2", None))
     assert scene.do(LOST) == ["take over"]
-    assert scene.record.failovers == []
+    assert scene.record.session.failovers == []
 
 
 def test_a_server_that_tells_no_end_gets_no_successor() -> None:
@@ -358,7 +358,7 @@ def test_a_call_of_seventy_minutes_loses_no_word() -> None:
         scene.do(done(f"r{turn}"))
         scene.listen(2100)
         words += [question, answer]
-    assert scene.record.handovers == 1
+    assert scene.record.session.handovers == 1
     where = scene.seen.index("take over")
     given = [text.removeprefix("item ") for text in scene.seen[where:] if text.startswith("item ")]
     assert given == words[: len(given)]

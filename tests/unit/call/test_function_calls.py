@@ -88,7 +88,7 @@ def test_results_of_one_response_go_together_and_then_one_response() -> None:
         "create",
     ]
     assert "required property" in outputs_of(scene)["c3"]["error"]
-    assert [one.outcome for one in scene.record.tools] == ["done", "done", "refused"]
+    assert [one.outcome for one in scene.record.actions.tools] == ["done", "done", "refused"]
 
 
 def test_a_bad_call_alone_is_answered_at_once() -> None:

@@ -64,7 +64,7 @@ def test_a_cough_pauses_the_answer_and_it_goes_on_where_it_was() -> None:
     assert "false_interruption" in scene.events
     scene.listen(3100)
     assert scene.heard_ms == 5000
-    assert scene.record.interruptions == []
+    assert scene.record.actions.interruptions == []
     assert scene.requests == []
 
 
@@ -84,7 +84,7 @@ def test_other_words_cut_the_answer_where_it_had_paused() -> None:
     scene.do(speaks(), stops(), committed())
     scene.listen(400)
     assert scene.do(words("No, wait.")) == ["flush", "truncate i1/0 2000", "go on", "create"]
-    (cut,) = scene.record.interruptions
+    (cut,) = scene.record.actions.interruptions
     assert (cut.played_ms, cut.trigger, cut.action) == (2000, "speech", "truncate")
     assert scene.queue == 0
 
@@ -177,7 +177,7 @@ def test_an_answer_with_the_notice_in_it_is_protected() -> None:
     scene.do(audio("r1", "i1", 2000), audio_done("r1", "i1"), done("r1"))
     scene.listen(500)
     assert scene.do(speaks(), stops(), committed()) == ["create"]
-    assert scene.record.interruptions == []
+    assert scene.record.actions.interruptions == []
 
 
 def test_a_session_that_closes_meanwhile_leaves_nobody_paused() -> None:

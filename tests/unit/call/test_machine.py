@@ -736,7 +736,7 @@ def test_milestones() -> None:
         "end": 9000.0,
     }
     assert scene.record.talk_ms == 8500.0
-    assert scene.record.session_id == "sess_1"
+    assert scene.record.session.session_id == "sess_1"
     starts = [note.event for note in scene.notes if note.event.startswith("agent_")]
     assert starts == ["agent_speech_started", "agent_speech_stopped"]
 
@@ -766,7 +766,7 @@ def test_codec_of_the_leg_changes_and_the_session_goes_on() -> None:
     assert scene.do(inputs.MediaUp(Codec.PCMA)) == []
     assert scene.do(inputs.MediaUp(Codec.PCMA)) == []
     assert scene.events.count("codec_changed") == 1
-    assert scene.record.codec == "PCMA"
+    assert scene.record.leg.codec == "PCMA"
     scene.do(ACK, created("r1"), audio("r1", "i1", 30))
     assert scene.do(audio_done("r1", "i1")) == ["play 20"]
 
@@ -782,5 +782,7 @@ def test_no_command_goes_to_a_session_that_closed() -> None:
     scene.at(scene.now + 5.0)
     assert len(scene.sent) == sent
     # The digit that was not sent is not lost to the record.
-    assert [(run.digits, run.ended_by) for run in scene.record.digits] == [("4", "call_end")]
+    assert [(run.digits, run.ended_by) for run in scene.record.actions.digits] == [
+        ("4", "call_end")
+    ]
     assert scene.state is State.TALKING

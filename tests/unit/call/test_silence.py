@@ -147,13 +147,13 @@ def test_silence_begins_the_fallback_steps(plan: CallPlan, begin: Begin, rule: s
     seen = scene.at(since + 6.0)
     assert seen[-2:] == ["sound chime", "open"], seen
     assert rule_of(scene) == rule
-    assert scene.record.failovers[-1].why == "session_silent"
+    assert scene.record.session.failovers[-1].why == "session_silent"
     # The session that takes over is asked for what is due.
     seen = scene.do(UP)
     assert seen[0] == "sound"
     assert seen[-1].startswith("create"), seen
     answer(scene, "r9")
-    assert scene.record.failovers[-1].outcome == "recovered"
+    assert scene.record.session.failovers[-1].outcome == "recovered"
 
 
 def test_audio_that_stalls() -> None:

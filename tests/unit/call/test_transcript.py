@@ -79,7 +79,7 @@ def test_a_caller_who_hangs_up_has_heard_what_was_played_by_then() -> None:
     scene.listen(900)
     scene.do(BYE)
     assert lines(scene) == [("agent", WORDS, "One two")]
-    assert scene.record.interruptions == [], "nobody interrupted anything"
+    assert scene.record.actions.interruptions == [], "nobody interrupted anything"
     assert scene.ending == ("caller", "remote_hangup", 200)
 
 

@@ -86,9 +86,9 @@ def test_record_of_an_invite_and_of_none() -> None:
     assert record.call_id != record_of(_invite(), NOON).call_id
     assert record.started_at == "2026-03-02T10:00:00.123+00:00"
     assert (record.from_uri, record.to_uri) == ("sip:alice@pbx.example", "sip:100@gateway.example")
-    assert record.source == "192.0.2.7:5060"
+    assert record.leg.source == "192.0.2.7:5060"
     unknown = record_of(None, NOON.astimezone(UTC))
-    assert (unknown.sip_call_id, unknown.source) == ("", "")
+    assert (unknown.sip_call_id, unknown.leg.source) == ("", "")
     assert unknown.started_at == record.started_at
 
 

@@ -16,19 +16,21 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.call.ending import EndReason, ending_of
-from gateway.call.record import MAX_TIMELINE, CallRecord, DigitRun, Interruption
+from gateway.call.record import MAX_TIMELINE, CallRecord, DigitRun, Interruption, LegRecord
 from gateway.records import files
 from gateway.records.files import RecordFiles
 from gateway.text import unicode_of
 
 
 def _record(call_id: str, second: int = 0) -> CallRecord:
-    record = CallRecord(call_id, route="r", codec="PCMU")
+    record = CallRecord(call_id, route="r", leg=LegRecord(codec="PCMU"))
     record.started_at = f"2026-01-02T03:04:{second:02d}.567+00:00"
     record.times.ringing = 0.04
     record.times.confirmed, record.times.end = 1000.04, 4567.94
-    record.digits.append(DigitRun(2000.0, "42", "terminator"))
-    record.interruptions.append(Interruption(1.0, "speech", "item_1", 120, 400, 280, "truncate"))
+    record.actions.digits.append(DigitRun(2000.0, "42", "terminator"))
+    record.actions.interruptions.append(
+        Interruption(1.0, "speech", "item_1", 120, 400, 280, "truncate")
+    )
     record.mark(12.345, "dtmf", digit="4")
     record.ending = ending_of(EndReason.REMOTE_HANGUP, answered=True, reason="Q.850;cause=16")
     return record
@@ -90,7 +92,7 @@ def test_any_call_id_is_a_file_in_the_folder(tmp_path: Path, call_id: str) -> No
 
 def test_a_record_that_cannot_be_written_stops_no_other(tmp_path: Path) -> None:
     bad = _record("bad")
-    bad.source = object()  # type: ignore[assignment]
+    bad.leg.source = object()  # type: ignore[assignment]
     writer, logs = _write(tmp_path, _record("first", 1), bad, _record("last", 2))
     assert [json.loads(f.read_text())["call_id"] for f in sorted(tmp_path.glob("*.json"))] == [
         "first",

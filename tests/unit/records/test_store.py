@@ -30,8 +30,9 @@ NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
 
 
 def a_record(call_id: str = "c1", **fields: Any) -> CallRecord:
-    made = CallRecord(call_id, started_at=NOW.isoformat(), route="r", source="192.0.2.7:5060")
+    made = CallRecord(call_id, started_at=NOW.isoformat(), route="r")
     made.from_uri, made.to_uri = "<sip:+49301234567@pbx>", "sip:100@gw"
+    made.leg.source = "192.0.2.7:5060"
     for name, value in fields.items():
         setattr(made, name, value)
     return made
