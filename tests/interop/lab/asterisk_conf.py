@@ -34,7 +34,7 @@ func_pjsip_endpoint func_pjsip_aor func_pjsip_contact bridge_simple bridge_nativ
 bridge_softmix bridge_holding bridge_builtin_features codec_ulaw codec_alaw codec_a_mu
 codec_resample format_wav format_pcm pbx_config app_dial app_echo app_playback
 app_playtones app_read app_record app_verbose app_milliwatt app_stack app_exec app_senddtmf
-app_userevent app_transfer app_bridgewait
+app_userevent app_transfer app_bridgewait app_queue
 func_logic func_strings func_channel func_callerid func_global func_timeout func_talkdetect
 """
 
@@ -192,6 +192,8 @@ class Configuration:
     def __init__(self, folder: Path, root: Root, ports: Ports, keys: Keys) -> None:
         self.etc = folder / "etc"
         self.var = folder / "var"
+        self.queues = ""
+        """Text of queues.conf."""
         self._folder = folder
         self._root = root
         self._ports = ports
@@ -241,6 +243,7 @@ class Configuration:
         self._put("extensions.conf", f"{EXTENSIONS}{included}\n{extensions}")
         for name in EMPTY:
             self._put(name, "")
+        self._put("queues.conf", self.queues)
         music = self._folder / "music" / "hold.wav"
         if not music.exists():
             seconds = np.arange(8000 * 10) / 8000
@@ -255,6 +258,13 @@ TIMING = "preload = res_timing_timerfd.so\n"
 
 EMPTY = (
     *("acl.conf", "ccss.conf", "cdr.conf", "cel.conf", "codecs.conf", "extconfig.conf"),
-    *("features.conf", "http.conf", "pjproject.conf", "stasis.conf", "udptl.conf"),
+    *(
+        "features.conf",
+        "queuerules.conf",
+        "http.conf",
+        "pjproject.conf",
+        "stasis.conf",
+        "udptl.conf",
+    ),
 )
 """Files that Asterisk warns about when they are missing."""

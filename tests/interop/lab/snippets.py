@@ -18,12 +18,21 @@ def deployed(name: str, values: Mapping[str, str]) -> str:
 
 def of_readme(first_words: str, values: Mapping[str, str]) -> str:
     """The first ``ini`` block of README.md after a paragraph that starts so."""
-    text = (_PROJECT / "README.md").read_text()
-    _, found, rest = text.partition(f"\n{first_words}")
-    assert found, f"README.md has no paragraph that starts with {first_words!r}"
-    block = re.search(r"```ini\n(.*?)```", rest, re.DOTALL)
-    assert block, f"README.md has no ini block after {first_words!r}"
-    return _replaced("README.md", block[1], values)
+    return _replaced("README.md", blocks_of(_PROJECT / "README.md", first_words)[0], values)
+
+
+def of_asterisk_readme(first_words: str) -> list[str]:
+    """The blocks of deploy/asterisk/README.md after a paragraph that starts so."""
+    return blocks_of(_DEPLOY / "README.md", first_words)
+
+
+def blocks_of(file: Path, first_words: str) -> list[str]:
+    """The blocks of code after a paragraph that starts so."""
+    _, found, rest = file.read_text().partition(f"\n{first_words}")
+    assert found, f"{file.name} has no paragraph that starts with {first_words!r}"
+    blocks = re.findall(r"^```\w*\n(.*?)^```", rest, re.DOTALL | re.MULTILINE)
+    assert blocks, f"{file.name} has no block after {first_words!r}"
+    return [str(block) for block in blocks]
 
 
 def _replaced(name: str, text: str, values: Mapping[str, str]) -> str:
