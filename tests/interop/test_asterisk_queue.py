@@ -16,8 +16,8 @@ from tests.interop.lab.snippets import deployed, of_asterisk_readme
 
 pytestmark = pytest.mark.interop
 
-MEMBER, _, PAUSE, *_ = of_asterisk_readme("The gateway can be a member of a queue")
-PEOPLE, INTO_QUEUE, DESTINATION, *_ = of_asterisk_readme("To let the model transfer callers")
+MEMBER, _, PAUSE = of_asterisk_readme("The gateway can be a member of a queue")[:3]
+PEOPLE, INTO_QUEUE, DESTINATION = of_asterisk_readme("To let the model transfer callers")[:3]
 CALLERS = "[callers]\n" + of_asterisk_readme("`extensions.conf`, in the context of your callers")[0]
 ROUTES = f"""
 [[route]]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _PROJECT = Path(__file__).parents[3]
+README = _PROJECT / "README.md"
 _DEPLOY = _PROJECT / "deploy" / "asterisk"
 
 
@@ -18,7 +19,7 @@ def deployed(name: str, values: Mapping[str, str]) -> str:
 
 def of_readme(first_words: str, values: Mapping[str, str]) -> str:
     """The first ``ini`` block of README.md after a paragraph that starts so."""
-    return _replaced("README.md", blocks_of(_PROJECT / "README.md", first_words)[0], values)
+    return _replaced("README.md", blocks_of(README, first_words)[0], values)
 
 
 def of_asterisk_readme(first_words: str) -> list[str]:
