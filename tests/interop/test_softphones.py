@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,10 +30,10 @@ def agent(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 async def typed_until_it_rings(process: asyncio.subprocess.Process, command: str) -> None:
-    """Type the command every second: Linphone shows its prompt before its transport is up."""
+    """Type the commands every second: Linphone shows its prompt before its transport is up."""
     assert process.stdin is not None
     while command:
-        process.stdin.write(command.encode())
+        process.stdin.write(f"{command}\n".encode())
         await process.stdin.drain()
         await asyncio.sleep(1)
 
@@ -44,7 +45,8 @@ async def test_a_call_from_nothing(agent: Agent, tmp_path: Path, program: str, b
     recipe = blocks_of(README, "Start `make run` and wait")[block]
     assert program in recipe
     recipe = recipe.replace("127.0.0.1:5060", agent.address).replace("127.0.0.1", GATEWAY)
-    recipe, _, typed = recipe.partition("linphonec> ")
+    typed = "\n".join(re.findall(r"^linphonec> (.*)", recipe, re.MULTILINE))
+    recipe = re.sub(r"^linphonec> .*", "", recipe, flags=re.MULTILINE)
     # Its home is this folder; baresip would ask who is logged in.
     recipe = recipe.replace("baresip ", "baresip -f . ")
     (tmp_path / ".asoundrc").write_text(NO_SOUND_CARD)
