@@ -35,7 +35,6 @@ from gateway.records.events import EventLogs
 from gateway.records.files import RecordFiles
 from gateway.sip import descriptors, library
 from gateway.sip.agent import UserAgent
-from gateway.sip.report import bans, refusals, trunk_states
 
 log = structlog.get_logger("gateway")
 
@@ -137,9 +136,9 @@ class Gateway:
             Part("callbacks", callbacks.start, callbacks.stop, only_serving=True),
         )
         self._shown: dict[str, Callable[[], object]] = {
-            "trunks": lambda: trunk_states(agent),
-            "refused": lambda: refusals(agent),
-            "banned": lambda: bans(agent),
+            "trunks": agent.trunk_states,
+            "refused": agent.refusals,
+            "banned": agent.bans,
             "unrecorded": lambda: dict(rejections.unrecorded),
             "cost": costs.as_json,
             "realtime": servers.as_json,

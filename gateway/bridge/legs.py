@@ -15,8 +15,7 @@ from gateway.audio.g711 import Codec
 from gateway.bridge.machine_driver import CallHost, CallPart, entry
 from gateway.call import inputs, outputs
 from gateway.call.record import BLeg as BLegRecord
-from gateway.sip.in_call import ReferProgress
-from gateway.sip.leg import Leg
+from gateway.sip.leg import Leg, ReferProgress
 from gateway.sip.media.ports import CallAudio
 from gateway.sip.media.quality import QualityOfCall
 from gateway.sip.types import LegEnd, LegHandler, RtpQuality
@@ -101,10 +100,10 @@ class Legs(CallPart):
             self._watch(self._main)
 
     def _watch(self, leg: Leg) -> None:
-        leg.follow_refer, leg.on_moved = self._allowed_refer_to, self._on_moved
+        leg.allowed_refer_to, leg.on_replaced = self._allowed_refer_to, self._on_replaced
 
     @entry
-    def _on_moved(self, successor: Leg) -> None:
+    def _on_replaced(self, successor: Leg) -> None:
         """Replace the caller's leg (REFER, Replaces); the successor has the audio already."""
         old, self._main = self._main, successor
         successor.handler = self._handler

@@ -33,7 +33,7 @@ class OutboundLimiter:
         self._legs: set[_Counted] = set()
         self._admitted = 0
         self._asking = Lock()
-        agent.may_follow = self._may_follow
+        agent.calls.may_follow_refer = self._may_follow_refer
 
     @property
     def active(self) -> int:
@@ -117,7 +117,7 @@ class OutboundLimiter:
         log.warning("gateway.call_not_placed", to=uri, rule=rule)
         raise DialRefusedError(rule)
 
-    def _may_follow(self, uri: str) -> bool:
+    def _may_follow_refer(self, uri: str) -> bool:
         """Return whether following a REFER may place a call. Runs on the SIP thread.
 
         Callers decide when such calls are placed, so half of the places are kept for others.

@@ -1,18 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The calls of a user agent: held for as long as the library may name them, and counted."""
+"""The calls of a user agent, and what they share.
+
+Calls are held for as long as the library may name them, and counted; BYEs are followed to their
+answer.
+"""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
+from gateway.sip.library import CodecOrder
+from gateway.sip.media.conference import Sounds
+from gateway.sip.media.ports import PortPool
+from gateway.sip.media.rtp_port_quarantine import RtpPortQuarantine
+from gateway.sip.names import Names
+from gateway.sip.negotiation import Negotiation
+from gateway.sip.signalling import Signalling
+from gateway.sip.thread import SipThread
 from gateway.sip.trunks.challenges import Challenged
-
-if TYPE_CHECKING:
-    from gateway.sip.leg import SipCall
 
 log = structlog.get_logger("sip")
 
@@ -25,18 +36,43 @@ QUALITY_SECONDS = 1.0
 """How often the RTP counters of each leg are read."""
 
 
+class HeldCall(Protocol):
+    """What :class:`Calls` needs of a call."""
+
+    ended: bool
+    followed: bool
+    """A REFER made this call; it counts among those that we place."""
+    party: str
+    """Whose calls this one is counted with."""
+    this: Any
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sip_call_id(self) -> str: ...
+    def getId(self) -> int: ...  # noqa: N802 (pjsua2's name)
+    def challenged(self) -> Challenged: ...
+    def rtp_known(self) -> bool: ...
+    def keys_known(self) -> bool: ...
+    def poll_quality(self) -> None: ...
+    def fail(self) -> None: ...
+    def release(self) -> None: ...
+
+
 class Calls:
     """Used on the SIP thread, but for what is said to be for any."""
 
     def __init__(self) -> None:
         self.followed = 0
         """Calls in progress that a REFER made."""
-        self.awaiting_keys: list[SipCall] = []
+        self.may_follow_refer: Callable[[str], bool] = lambda _uri: True
+        """Asked on the SIP thread before a REFER makes a call of ours."""
+        self.awaiting_keys: list[HeldCall] = []
         """Calls whose SRTP keys are agreed by DTLS, in media, which no callback tells of."""
-        self.awaiting_rtp: list[SipCall] = []
+        self.awaiting_rtp: list[HeldCall] = []
         """Calls that may send early media only where RTP has come from."""
-        self._all: list[SipCall] = []
-        self._retired: list[SipCall] = []
+        self._all: list[HeldCall] = []
+        self._retired: list[HeldCall] = []
         self._parties: Counter[str] = Counter()
         self._next_keys = 0.0
 
@@ -52,13 +88,13 @@ class Calls:
         """Calls in progress of a party (``access_control.party_of``). Any thread."""
         return self._parties.get(party, 0)
 
-    def hold(self, call: SipCall, party: str) -> None:
+    def hold(self, call: HeldCall, party: str) -> None:
         """Keep a call referenced for as long as pjsip may call it; counted with its party's."""
         self._all.append(call)
         call.party = party
         self._parties[party] += 1
 
-    def retire(self, call: SipCall) -> None:
+    def retire(self, call: HeldCall) -> None:
         """Let go of an ended call, once no callback of it is on the stack.
 
         Whoever learns first that a call is over says so; further words of it change nothing.
@@ -86,9 +122,7 @@ class Calls:
             self._parties[call.party] -= 1
             if not self._parties[call.party]:
                 del self._parties[call.party]
-            if call.leg is not None:
-                call.leg.unbind()
-                call.leg = None
+            call.release()
 
     def ask_for_keys(self, now: float) -> None:
         """See whether a call has the keys, or the RTP, that it waits for."""
@@ -113,16 +147,15 @@ class Calls:
         for."""
         for call in self._all:
             if not call.ended and sip_call_id == call.sip_call_id:
-                to_uri = "" if call.leg is None else call.leg.invite.to_uri
-                return Challenged(call.account.trunk, to_uri, call.followed)
+                return call.challenged()
         return None
 
-    def each(self, what: Callable[[SipCall], None]) -> None:
+    def each(self, what: Callable[[HeldCall], None]) -> None:
         """Do something with every call that is held, ended ones included."""
         for call in self._all:
             what(call)
 
-    def _ask(self, call: SipCall, what: Callable[[], _T]) -> _T | None:
+    def _ask(self, call: HeldCall, what: Callable[[], _T]) -> _T | None:
         """Ask something of one call. What that raises ends this call, and no other."""
         try:
             return what()
@@ -130,3 +163,96 @@ class Calls:
             log.exception("sip.call_failed", call=call.name)
             call.fail()
             return None
+
+
+ANSWER_SECONDS = 3.0
+"""How long the end of a call waits for the answer to its BYE: over UDP it is sent three times in
+that (RFC 3261 section 17.1.2.2). What is as slow as that counts as lost."""
+
+NO_ANSWER = f"no answer within {ANSWER_SECONDS:g} s"
+NOT_SENT = "cannot be sent"
+TIMED_OUT = "408 no answer"
+
+_CHALLENGES = (401, 407)
+_TIMED_OUT, _NO_SUCH_CALL = 408, 481
+
+
+@dataclass(slots=True)
+class _Watch:
+    until: float
+    told: Callable[[str], None] | None = None
+    outcome: str | None = None
+
+
+class ByeTracker:
+    """Made and used on the SIP thread."""
+
+    def __init__(self, signalling: Signalling) -> None:
+        self._signalling = signalling
+        self._watches: dict[int, _Watch] = {}
+        signalling.on_bye = self._on_bye
+
+    def watch(self, call: Any) -> int:
+        """A BYE is about to be sent for this ``pj.Call``; the number for :meth:`wait`."""
+        number = self._signalling.watch_bye(call)
+        if number:
+            self._watches[number] = _Watch(time.monotonic() + ANSWER_SECONDS)
+        return number
+
+    def wait(self, number: int, told: Callable[[str], None]) -> None:
+        """Tell what became of the BYE, once: empty for taken, else why it was not.
+
+        At once where it is known, or no BYE is watched; by ``tick`` at the latest.
+        """
+        watch = self._watches.get(number)
+        if watch is None:
+            told("")
+        elif watch.outcome is None:
+            watch.told = told
+        else:
+            del self._watches[number]
+            told(watch.outcome)
+
+    def tick(self, now: float) -> None:
+        """Give up waiting where it took too long."""
+        for number in [n for n, watch in self._watches.items() if now >= watch.until]:
+            self._settle(number, NO_ANSWER)
+            self._watches.pop(number, None)
+
+    def _settle(self, number: int, outcome: str) -> None:
+        watch = self._watches.get(number)
+        if watch is None or watch.outcome is not None:
+            return
+        watch.outcome = outcome
+        if watch.told is not None:
+            del self._watches[number]
+            watch.told(outcome)
+
+    def _on_bye(self, number: int, status: int) -> None:
+        if status == 0:
+            outcome = NOT_SENT
+        elif status == _TIMED_OUT:
+            outcome = TIMED_OUT
+        elif status in _CHALLENGES:
+            outcome = f"{status}, unanswered challenge"
+        elif status < 300 or status == _NO_SUCH_CALL:
+            # A 481 says that the other side has no such call any more, which is as good.
+            outcome = ""
+        else:
+            outcome = f"refused with {status}"
+        self._settle(number, outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class CallServices:
+    """What calls share while the library runs."""
+
+    thread: SipThread
+    calls: Calls
+    byes: ByeTracker
+    codecs: CodecOrder
+    names: Names
+    negotiation: Negotiation
+    pool: PortPool
+    sounds: Sounds
+    rtp_ports: RtpPortQuarantine

@@ -1,81 +1,51 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One leg: a pjsua2 call on the SIP thread, and its handle on the event loop."""
+"""A leg as the event loop holds it: its commands are run on the SIP thread."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
-import pjsua2 as pj
-import structlog
-
-from gateway.addresses import host_of, plain
-from gateway.audio.g711 import Codec
-from gateway.sip.in_call import InCall, InCallCommands, contain_errors
-from gateway.sip.media.ports import CallAudio, Port
-from gateway.sip.media.quality import Meter, counters_of
-from gateway.sip.messages.headers import headers_of, reason_of, text_of
-from gateway.sip.messages.replies import KEYS
-from gateway.sip.types import Invite, LegEnd, LegHandler
-
-if TYPE_CHECKING:
-    from gateway.sip.agent import UserAgent
-
-log = structlog.get_logger("sip")
-
-_IS_UPDATE = 1
-"""PJMEDIA_STREAM_DTMF_IS_UPDATE: a further packet of an event already reported."""
-
-_REQUEST_TERMINATED, _NOT_ACCEPTABLE, _GATEWAY_ERROR = 487, 488, 500
-
-_IN_USE = (
-    pj.PJSUA_CALL_MEDIA_ACTIVE,
-    pj.PJSUA_CALL_MEDIA_REMOTE_HOLD,
-    pj.PJSUA_CALL_MEDIA_LOCAL_HOLD,
-)
+from gateway.sip.media.ports import CallAudio
+from gateway.sip.thread import SipThread
+from gateway.sip.types import Invite, LegHandler
 
 
-def _tell_media(handler: LegHandler, codec: Codec) -> None:
-    handler.on_media(codec)
+@dataclass(frozen=True, slots=True)
+class ReferProgress:
+    """The response to our REFER (100 stands for 202), or the status line of a NOTIFY (RFC 3515
+    section 2.4.5); ``final``: the subscription is over."""
+
+    code: int
+    phrase: str
+    final: bool
 
 
-def _has_media(info: Any) -> bool:
-    # `info` is the caller's, and outlives what it hands out.
-    return any(info.media[index].status in _IN_USE for index in range(len(info.media)))
+class LegCall(Protocol):
+    """The pjsua2 call behind a leg; used on the SIP thread."""
+
+    ended: bool
+
+    def run(self, command: Callable[[Self], None]) -> None: ...
+    def respond(self, code: int) -> None: ...
+    def finish(self, code: int, headers: Mapping[str, str]) -> None: ...
+    def play(self, sound: str) -> None: ...
+    def press(self, digit: str, how: str) -> None: ...
+    def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None: ...
+    def refer_to(self, other: Any, told: Callable[[ReferProgress], None]) -> None: ...
+    def join(self, other: Any, listen: bool) -> None: ...
 
 
-_SRTP_STATUS = re.compile(r"SRTP status: (Active|Not active) Crypto-suite: (\S*)")
-
-_PLAIN_RTP = "rtp"
-
-
-def media_security(call: Any, stream: Any) -> str:
-    """``rtp``, or ``srtp`` with its keying and crypto suite: ``srtp sdes AES_CM_128_HMAC_SHA1_80``.
-
-    Empty while keys are still agreed by DTLS, which begins with the answer. Read from the library's
-    own account of the call, the only place where both builds tell it.
-
-    Args:
-        stream: the call's ``StreamInfo``.
-    """
-    by_dtls = int(stream.proto) & pj.PJMEDIA_TP_PROTO_DTLS
-    match = _SRTP_STATUS.search(str(call.dump(True, "")))
-    if match is None or match[1] != "Active":
-        return "" if by_dtls else _PLAIN_RTP
-    return f"srtp {'dtls' if by_dtls else 'sdes'} {match[2]}"
-
-
-class Leg(InCallCommands):
+class Leg:
     """What the event loop holds of a leg. Its methods post to the SIP thread and return at once.
 
     ``handler`` and ``audio`` are set by the owner before the leg can need them: in the callback
     that announces it, or when it is dialled.
     """
 
-    def __init__(self, agent: UserAgent, invite: Invite) -> None:
+    def __init__(self, thread: SipThread, invite: Invite) -> None:
         self.invite = invite
         self.handler: LegHandler | None = None
         self.audio: CallAudio | None = None
@@ -85,8 +55,13 @@ class Leg(InCallCommands):
         """``rtp``, or what SRTP was negotiated; empty until that is known."""
         self.given_up = False
         """Hung up by its owner; one that was not dialled yet is not dialled any more."""
-        self._agent = agent
-        self._call: SipCall | None = None
+        self.allowed_refer_to: re.Pattern[str] | None = None
+        """URIs that the peer may send us to by REFER; none by default."""
+        self.on_replaced: Callable[[Leg], None] | None = None
+        """Told, on the event loop, which leg has taken the place of this one."""
+        self.call: LegCall | None = None
+        """Set and read on the SIP thread, where the last reference to it has to go."""
+        self._thread = thread
 
     def ring(self) -> None:
         """Send 180 Ringing."""
@@ -109,330 +84,43 @@ class Leg(InCallCommands):
         self.given_up = True
         self._command(lambda call: call.finish(0, headers or {}))
 
-    def send_digits(self, digits: str) -> None:
-        """Press keys, by RFC 4733."""
-        self._command(lambda call: call.dialDtmf(digits))
+    def play(self, sound: str) -> None:
+        """Let the peer hear a sound over and over; "" ends it."""
+        self._command(lambda call: call.play(sound))
 
-    def bind(self, call: SipCall) -> None:
-        """Name the call that commands are for. SIP thread, before the leg is announced."""
-        self._call = call
+    def press(self, digit: str, how: str = "auto") -> None:
+        """Send one key: ``how`` is auto, rfc4733 or info."""
+        self._command(lambda call: call.press(digit, how))
 
-    def unbind(self) -> None:
-        """Forget the call. SIP thread: the last reference to a call must go there."""
-        self._call = None
+    def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None:
+        """Blind transfer to a sip or tel URI."""
+        self._command(lambda call: call.refer(target, told))
 
-    def _command(self, command: Callable[[SipCall], None]) -> None:
+    def refer_to(self, other: Leg, told: Callable[[ReferProgress], None]) -> None:
+        """Attended transfer: the peer is to take over our call ``other``."""
+
+        def run(call: LegCall) -> None:
+            if other.call is None or other.call.ended:
+                progress = ReferProgress(481, "the other call is over", True)
+                self._thread.to_loop(lambda: told(progress))
+            else:
+                call.refer_to(other.call, told)
+
+        self._command(run)
+
+    def join(self, other: Leg, listen: bool) -> None:
+        """Let the peers of both legs hear each other; the session listens to both, or to none."""
+
+        def run(call: LegCall) -> None:
+            if other.call is not None and not other.call.ended:
+                call.join(other.call, listen)
+
+        self._command(run)
+
+    def _command(self, command: Callable[[LegCall], None]) -> None:
         def run() -> None:
-            call = self._call
+            call = self.call
             if call is not None and not call.ended:
                 call.run(command)
 
-        self._agent.post(run)
-
-
-class SipCall(InCall):
-    """The pjsua2 call of a leg. Lives on the SIP thread from first to last."""
-
-    def __init__(self, agent: UserAgent, account: Any, call_id: int | None = None) -> None:
-        if call_id is None:
-            super().__init__(account)
-        else:
-            super().__init__(account, call_id)
-        self.agent = agent
-        self.leg: Leg | None = None
-        self.ended = False
-        self.may_send = self.may_send_early = call_id is None
-        self.party = ""
-        """Whose calls this one is counted with."""
-        self._local = False
-        self._bye = 0
-        """The number of our BYE, once one is on its way."""
-        self._up = False
-        """The ACK has come: only BYE ends it."""
-        self._held = False
-        self._method = ""
-        self._reason_header = ""
-        self._port: Port | None = None
-        self._meter = Meter()
-        self._last_event: tuple[str, int] | None = None
-        """The last telephone-event: its key, and when it began by the clock of the RTP, in ms."""
-        self._stream_is_new = False
-        self._audio_index = 0
-        """Which ``m=`` line is the call's audio."""
-        self._rtp_name = ""
-        """``host:port`` of our RTP, once its peer knows it."""
-        self._peer_sends = True
-        """What the peer's description says of its direction."""
-        self._fault: tuple[int, str] | None = None
-        """Why we gave the dialog up, if the peer made us."""
-
-    @property
-    def name(self) -> str:
-        """The gateway's id of the call, for logs."""
-        return self.leg.call_id if self.leg is not None else "?"
-
-    @property
-    def sip_call_id(self) -> str:
-        """The Call-ID on the wire; empty where there is none yet."""
-        known = "" if self.leg is None else self.leg.invite.sip_call_id
-        if known:
-            return known
-        try:
-            return str(self.getInfo().callIdString)
-        except pj.Error:
-            return ""
-
-    def run(self, command: Callable[[SipCall], None]) -> None:
-        """Run a command of the event loop; one that fails because the call just ended is moot."""
-        try:
-            command(self)
-        except pj.Error as error:
-            log.warning("sip.command_refused", call=self.name, error=error.info())
-            if not self.ended and not self._is_over():
-                self.fail()
-        except Exception:
-            log.exception("sip.call_failed", call=self.name)
-            self.fail()
-
-    def _is_over(self) -> bool:
-        try:
-            return bool(self.getInfo().state == pj.PJSIP_INV_STATE_DISCONNECTED)
-        except pj.Error:
-            return True
-
-    def respond(self, code: int) -> None:
-        """Answer the INVITE with ``code``."""
-        param = pj.CallOpParam()
-        param.statusCode = code
-        if self.leg is not None and self.leg.invite.offered is None:
-            self.agent.offer(list(self.leg.invite.laws))
-        self.answer(param)
-
-    def finish(self, code: int, headers: Mapping[str, str]) -> None:
-        """End the leg: final response ``code`` before an answer, BYE after it."""
-        self._local = True
-        param = pj.CallOpParam()
-        if code:
-            param.statusCode = code
-        vector = pj.SipHeaderVector()
-        for key, value in headers.items():
-            header = pj.SipHeader()
-            header.hName, header.hValue = key, value
-            vector.append(header)
-        param.txOption.headers = vector
-        if self._up and self.agent.byes is not None:
-            self._bye = self.agent.byes.watch(self)
-        self.hangup(param)
-
-    def fail(self) -> None:
-        """End the leg after a defect of ours: 500, or BYE."""
-        try:
-            if not self.ended:
-                self.finish(500, {"Reason": 'SIP;cause=500;text="Gateway error"'})
-        except Exception:
-            log.exception("sip.call_stuck", call=self.name)
-            if self._is_over():
-                self.end(_GATEWAY_ERROR, "Gateway error")
-
-    def _tell(self, what: Callable[[LegHandler], None]) -> None:
-        self._tell_of(self.leg, what)
-
-    def _tell_of(self, leg: Leg | None, what: Callable[[LegHandler], None]) -> None:
-        if leg is not None:
-            self.agent.to_loop(lambda: what(leg.handler) if leg.handler is not None else None)
-
-    @contain_errors
-    def onCallState(self, _prm: Any) -> None:  # noqa: N802
-        """The dialog's state changed."""
-        info = self.getInfo()
-        if info.state == pj.PJSIP_INV_STATE_CONFIRMED:
-            self._up = True
-            if _has_media(info):
-                self.let_send()
-                self.confirmed()
-                self._tell(lambda handler: handler.on_confirmed())
-            else:
-                where = "answer" if info.role == pj.PJSIP_ROLE_UAC else "ACK"
-                self._fault = (_NOT_ACCEPTABLE, f"no description that can be used in the {where}")
-                self.finish(0, {"Reason": f'SIP;cause={_NOT_ACCEPTABLE};text="No answer"'})
-        elif info.state == pj.PJSIP_INV_STATE_EARLY and info.role == pj.PJSIP_ROLE_UAC:
-            code = int(info.lastStatusCode)
-            self._tell(lambda handler: handler.on_ringing(code))
-        elif info.state == pj.PJSIP_INV_STATE_DISCONNECTED:
-            self.end(int(info.lastStatusCode), text_of(info.lastReason))
-
-    def end(self, code: int, reason: str) -> None:
-        """The call is over, by this status: let go of all that it has, and tell of it, once."""
-        if self.ended:
-            return
-        self.ended = True
-        self.agent.calls.retire(self)
-        code, reason = self._fault or (code, reason)
-        crossed = self._method == "CANCEL" and code != _REQUEST_TERMINATED
-        self._tell_ended(
-            LegEnd(
-                code=code,
-                reason=reason,
-                method="" if crossed else self._method,
-                reason_header="" if crossed else self._reason_header,
-                local=self._local and self._fault is None,
-            )
-        )
-        self.unwire()
-        self._release_port()
-        if self._rtp_name:
-            self.agent.quieten(self._rtp_name)
-
-    def _tell_ended(self, end: LegEnd) -> None:
-        """Tell of the end as soon as it is known whether the other side knows of it, too."""
-        leg, name, byes = self.leg, self.name, self.agent.byes
-
-        def tell(undelivered: str) -> None:
-            if undelivered:
-                log.warning("sip.bye_undelivered", call=name, error=undelivered)
-            told = replace(end, undelivered=undelivered)
-            self._tell_of(leg, lambda handler: handler.on_ended(told))
-
-        if byes is None or not self._bye:
-            tell("")
-        else:
-            byes.wait(self._bye, tell)
-
-    @contain_errors
-    def onCallTsxState(self, prm: Any) -> None:  # noqa: N802
-        """A transaction moved; a BYE or CANCEL from the peer is noted for the ending."""
-        event = prm.e
-        if event.type != pj.PJSIP_EVENT_TSX_STATE:
-            return
-        state = event.body.tsxState
-        if state.type != pj.PJSIP_EVENT_RX_MSG or state.tsx.role != pj.PJSIP_ROLE_UAS:
-            return
-        method = text_of(state.tsx.method)
-        if method == "INFO" and state.tsx.state == pj.PJSIP_TSX_STATE_TRYING:
-            key = self.take_info(state.src.rdata)
-            if key is not None:
-                self._tell(lambda handler: handler.on_digit(key))
-        # A CANCEL that crossed our 200 has no effect; the BYE that follows it is the end.
-        if method in ("BYE", "CANCEL"):
-            self._method = method
-            self._reason_header = reason_of(headers_of(text_of(state.src.rdata.wholeMsg)))
-
-    @contain_errors
-    def onCallMediaState(self, _prm: Any) -> None:  # noqa: N802
-        """Media came up or changed: join the call's stream with its port."""
-        info = self.getInfo()
-        leg = self.leg
-        if leg is None or self.ended:
-            return
-        for place in range(len(info.media)):
-            media = info.media[place]
-            index = int(media.index)  # lines of other kinds than audio, video and text are left out
-            if media.type != pj.PJMEDIA_TYPE_AUDIO or media.status not in _IN_USE:
-                continue  # other lines, and audio that is disabled, have no transport
-            self._audio_index = index
-            self._rtp_name = str(self.getMedTransportInfo(index).localRtpName)
-            self._peer_sends = bool(media.dir & pj.PJMEDIA_DIR_DECODING)
-            self._note_hold(media.status == pj.PJSUA_CALL_MEDIA_REMOTE_HOLD)
-            if media.status != pj.PJSUA_CALL_MEDIA_ACTIVE:
-                continue
-            stream = self.getStreamInfo(index)
-            codec = Codec(str(stream.codecName).upper())
-            audio = self.getAudioMedia(place)
-            if self._port is None and leg.audio is not None:
-                self._port = self.agent.pool.take(leg.audio)
-            self.may_send_early = (
-                self.may_send_early
-                or leg.invite.there
-                or (
-                    plain(host_of(str(stream.remoteRtpAddress)))
-                    == plain(host_of(leg.invite.source))
-                )
-            )
-            self.wire(audio)
-            if not self.may_send_early and self not in self.agent.calls.awaiting_rtp:
-                self.agent.calls.awaiting_rtp.append(self)
-            leg.security = media_security(self, stream)
-            if not leg.security and self not in self.agent.calls.awaiting_keys:
-                self.agent.calls.awaiting_keys.append(self)
-            self._tell(partial(_tell_media, codec=codec))
-            return
-
-    def _note_hold(self, held: bool) -> None:
-        # While the peer holds, its stream is not joined again: what it sends then is its music,
-        # and our port goes on being asked and given nothing every 20 ms.
-        if held is not self._held:
-            self._held = held
-            self._tell(lambda handler: handler.on_hold(held))
-
-    @contain_errors
-    def onStreamPreCreate(self, prm: Any) -> None:  # noqa: N802
-        """A stream is about to begin: its trunk may have a jitter buffer of its own."""
-        self._stream_is_new = True
-        trunk = self.account.trunk
-        if trunk is not None and trunk.jitter_buffer is not None:
-            trunk.jitter_buffer.apply(prm.streamInfo)
-
-    @contain_errors
-    def onCallRxOffer(self, prm: Any) -> None:  # noqa: N802
-        """A re-INVITE or UPDATE brings an offer; the library would refuse a bad one with 500."""
-        text, leg = text_of(prm.offer.wholeSdp), self.leg
-        trunk, local = self.account.trunk, self.account.host
-        objection = self.agent.descriptions.objection(text, trunk, local)
-        if objection is not None:
-            prm.statusCode = _NOT_ACCEPTABLE
-            log.warning("sip.offer_refused", call=self.name, code=488, reason=objection.text)
-        elif leg is not None and leg.audio is not None:
-            # The law of the session, where the offer has it: nothing is transcoded then.
-            self.agent.offer([leg.audio.codec, *(c for c in Codec if c is not leg.audio.codec)])
-
-    @contain_errors
-    def onDtmfEvent(self, prm: Any) -> None:  # noqa: N802
-        """A telephone-event packet. A key counts once, when it is first heard of."""
-        if prm.method != pj.PJSUA_DTMF_METHOD_RFC2833:
-            return  # an INFO, which is read as it comes
-        event = (str(prm.digit), int(prm.timestamp))
-        # A stream made anew by a re-INVITE takes the end of an event for another beginning.
-        known = self._stream_is_new and event == self._last_event
-        self._stream_is_new, self._last_event = False, event
-        if not known and not prm.flags & _IS_UPDATE and event[0] in KEYS:
-            self._tell(lambda handler: handler.on_digit(event[0]))
-
-    def rtp_known(self) -> bool:
-        """Whether there is nothing more to wait for: RTP came from the peer, or its ACK."""
-        if self.ended or self.may_send_early:
-            return True
-        try:
-            came = self.getStreamStat(0).rtcp.rxStat.pkt
-        except pj.Error:
-            return True
-        if came:
-            self.let_send(early=True)
-        return bool(came)
-
-    def keys_known(self) -> bool:
-        """Whether there is nothing more to wait for, see :mod:`gateway.sip.leg`."""
-        if self._port is None or self.ended or self.leg is None:
-            return True
-        try:
-            self.leg.security = media_security(self, self.getStreamInfo(self._audio_index))
-        except pj.Error:
-            return True
-        return bool(self.leg.security)
-
-    def poll_quality(self) -> None:
-        """Report the RTP counters, where there is media."""
-        if self._media is None or self.ended:
-            return
-        try:
-            counters = counters_of(self.getStreamStat(self._audio_index))
-        except pj.Error:
-            return
-        quality = replace(self._meter.read(counters), expected=self._peer_sends)
-        self._tell(lambda handler: handler.on_quality(quality))
-
-    def _release_port(self) -> None:
-        port, self._port = self._port, None
-        if port is None:
-            return
-        # pjsua has removed the call's slot, and its links to this port, before it says so.
-        self.agent.pool.give_back(port)
+        self._thread.post(run)

@@ -122,14 +122,29 @@ def configure_media(media: Any, settings: SipSettings) -> None:
     settings.jitter_buffer.apply(media)
 
 
-def only_g711(endpoint: Any) -> None:
-    """Switch every other codec off."""
-    wanted = {f"{codec.value}/8000": 201 - n for n, codec in enumerate(Codec)}
-    codecs = endpoint.codecEnum2()
-    for index in range(len(codecs)):
-        identity = str(codecs[index].codecId)
-        name = next((name for name in wanted if identity.startswith(name)), "")
-        endpoint.codecSetPriority(identity, wanted.get(name, 0))
+class CodecOrder:
+    """The library's one order of codecs for all calls, which it reads when it makes SDP.
+
+    Args:
+        endpoint: pjsua2's, initialised; every codec but G.711 is switched off in it.
+    """
+
+    def __init__(self, endpoint: Any) -> None:
+        self._endpoint = endpoint
+        self._offered: list[Codec] = []
+        codecs = endpoint.codecEnum2()
+        for index in range(len(codecs)):
+            endpoint.codecSetPriority(str(codecs[index].codecId), 0)
+        self.offer(list(Codec))
+
+    def offer(self, codecs: list[Codec]) -> None:
+        """Let SDP that is made from now on have these laws, in their order."""
+        if codecs == self._offered:
+            return
+        self._offered = list(codecs)
+        for codec in Codec:
+            priority = 220 - codecs.index(codec) if codec in codecs else 0
+            self._endpoint.codecSetPriority(f"{codec.value}/8000", priority)
 
 
 LINES_PER_SECOND = 1.0

@@ -19,7 +19,7 @@ _NOTHING = b"v=0\r\no=- 0 0 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"
 """In place of an answer that cannot be read: it is one, and there is nothing to negotiate in it."""
 
 
-class Descriptions:
+class Negotiation:
     """Used on the SIP thread; :meth:`settle` while it is decided on a message."""
 
     def __init__(self, settings: SipSettings) -> None:

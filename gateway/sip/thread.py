@@ -8,15 +8,18 @@ touches pjsip; media frames have pjmedia's own clock thread.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 log = structlog.get_logger("sip")
+
+_T = TypeVar("_T")
 
 
 POLL_MS = 5
@@ -38,9 +41,11 @@ class SipThread:
     """
 
     def __init__(self, poll: Callable[[int], Any], housekeeping: Callable[[], None]) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """That :meth:`to_loop` runs callbacks on."""
         self._poll = poll
         self._housekeeping = housekeeping
-        self._commands: deque[Callable[[], None]] = deque()
+        self._commands: deque[Callable[[], object]] = deque()
         self._stopping = False
         self._ended = ""
         self._polled = 0.0
@@ -71,12 +76,33 @@ class SipThread:
         self._thread = threading.Thread(target=run, name="sip", daemon=True)
         self._thread.start()
 
-    def post(self, command: Callable[[], None]) -> None:
+    def post(self, command: Callable[[], object]) -> None:
         """Run ``command`` on the SIP thread, soon, after what was posted before. Any thread."""
         if len(self._commands) >= MAX_COMMANDS:
             self.dropped += 1
             return
         self._commands.append(command)
+
+    def to_loop(self, callback: Callable[[], object]) -> None:
+        """Run a callback on the event loop; one that has closed is past being told."""
+        if self.loop is not None and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(callback)
+
+    def answer(
+        self, future: asyncio.Future[_T], function: Callable[[], _T]
+    ) -> BaseException | None:
+        """Run a function here, and settle a future of the event loop with what comes of it.
+
+        Returns what it raised.
+        """
+        try:
+            result = function()
+        except BaseException as error:
+            raised = error
+            self.to_loop(lambda: None if future.done() else future.set_exception(raised))
+            return raised
+        self.to_loop(lambda: None if future.done() else future.set_result(result))
+        return None
 
     def trouble(self, seconds: float) -> str:
         """Why it carries no calls: it has ended, or polled nothing for ``seconds``. Any thread."""

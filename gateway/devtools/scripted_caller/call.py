@@ -258,7 +258,7 @@ class ScriptedCall:
     async def _press(self, keys: str) -> None:
         assert self._leg is not None
         for key in keys:
-            self._leg.send_digits(key)
+            self._leg.press(key, "rfc4733")
             self._digits_sent += key
             await self._ticks(DIGIT_MS // FRAME_MS)
 

@@ -37,7 +37,7 @@ from gateway.sip.messages.validation import (
     flaw_of,
     refused_address,
 )
-from gateway.sip.negotiation import Descriptions
+from gateway.sip.negotiation import Negotiation
 from gateway.sip.rate_limits import RefusalLog, SourceBuckets, TokenBucket
 from gateway.sip.settings import Access, Trunk
 from gateway.sip.signalling import DROP, PASS, Decision, Received, Unread
@@ -99,7 +99,7 @@ class AccessControl:
         retry_after: int,
         calls_of: Callable[[str], int],
         min_session: int,
-        descriptions: Descriptions,
+        descriptions: Negotiation,
         on_objection: Callable[[Received, Objection], None],
         names_of: Callable[[int], tuple[str, ...]] = lambda _connection: (),
         challenges: Challenges | None = None,

@@ -70,7 +70,7 @@ class Arrivals:
         return False
 
 
-class Admission:
+class CapacityCheck:
     """Answers new INVITEs while ``full()``, and OPTIONS while ``draining()``.
 
     Made and used on the SIP thread.

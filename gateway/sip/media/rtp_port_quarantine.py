@@ -41,7 +41,7 @@ class _Held:
     noisy: bool = False
 
 
-class DrainingPorts:
+class RtpPortQuarantine:
     """Lives on the SIP thread.
 
     Args:
@@ -66,6 +66,11 @@ class DrainingPorts:
             self._leaving[host, port] = now + LEAVE_SECONDS
         self._room = min(TRIES_IN_A_ROW, max(0, self._pairs - calls - SPARE_PAIRS))
         self._make_room()
+
+    def release(self, rtp_name: str, calls: int, now: float) -> None:
+        """As :meth:`hold`, by ``host:port`` of a call's RTP."""
+        host, _, port = rtp_name.rpartition(":")
+        self.hold(host.strip("[]"), int(port), calls, now)
 
     def retry(self, now: float) -> None:
         """Take what the library has let go of meanwhile. To be called in every turn."""

@@ -13,7 +13,7 @@ from gateway.call.tools.commands import OperatorTransfer
 from gateway.realtime.commands import CreateItem
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import InputCommitted, InputTranscribed
-from gateway.sip.in_call import ReferProgress
+from gateway.sip.leg import ReferProgress
 from gateway.sip.types import LegEnd
 from tests.support.call_fakes import FakeCall, settle
 

@@ -8,7 +8,7 @@ from typing import Any
 from gateway.audio.g711 import Codec
 from gateway.bridge.legs import DialRefusedError, Legs, OutboundTarget
 from gateway.call import inputs, outputs
-from gateway.sip.in_call import ReferProgress
+from gateway.sip.leg import ReferProgress
 from gateway.sip.types import LegEnd, RtpQuality
 from tests.support.call_fakes import FakeLeg, Fed
 
@@ -177,7 +177,7 @@ def test_an_attended_transfer_refers_the_caller_to_the_b_leg() -> None:
 def test_a_caller_who_moves_is_followed() -> None:
     call = Call()
     successor = FakeLeg("sip-9", from_uri="sip:elsewhere@x")
-    call.main.on_moved(successor)
+    call.main.on_replaced(successor)
     assert call.main.verbs == ["hang_up"]
     assert call.main.handler is None
     assert call.fed.take() == [inputs.CallerReplaced("sip:elsewhere@x")]

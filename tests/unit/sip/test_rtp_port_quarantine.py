@@ -11,7 +11,7 @@ from gateway.sip.media.rtp_port_quarantine import (
     LEAVE_SECONDS,
     QUIET_SECONDS,
     SPARE_PAIRS,
-    DrainingPorts,
+    RtpPortQuarantine,
 )
 
 
@@ -41,7 +41,7 @@ def send_to(port: int) -> None:
 
 
 def test_a_quiet_pair_comes_back_after_its_rest() -> None:
-    ports, port = DrainingPorts(100), free_pair()
+    ports, port = RtpPortQuarantine(100), free_pair()
     ports.hold("127.0.0.1", port, 0, 10.0)
     assert not is_free(port)
     assert not is_free(port + 1)
@@ -55,7 +55,7 @@ def test_a_quiet_pair_comes_back_after_its_rest() -> None:
 
 @pytest.mark.parametrize("above", [0, 1])
 def test_a_pair_that_is_sent_to_does_not_come_back(above: int) -> None:
-    ports, port = DrainingPorts(100), free_pair()
+    ports, port = RtpPortQuarantine(100), free_pair()
     ports.hold("127.0.0.1", port, 0, 0.0)
     for second in range(1, 30):
         send_to(port + above)
@@ -68,7 +68,7 @@ def test_a_pair_that_is_sent_to_does_not_come_back(above: int) -> None:
 def test_calls_come_before_quiet() -> None:
     """The pair that has been quiet for longest goes first; a noisy one as late as can be."""
     pairs = 8
-    ports = DrainingPorts(pairs)
+    ports = RtpPortQuarantine(pairs)
     noisy = free_pair()
     ports.hold("127.0.0.1", noisy, 0, 0.0)
     send_to(noisy)
@@ -87,7 +87,7 @@ def test_calls_come_before_quiet() -> None:
 
 
 def test_a_port_that_somebody_else_has_is_left_to_them() -> None:
-    ports = DrainingPorts(100)
+    ports = RtpPortQuarantine(100)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", 0))
         port = int(other.getsockname()[1])
@@ -98,7 +98,7 @@ def test_a_port_that_somebody_else_has_is_left_to_them() -> None:
 
 
 def test_a_port_that_the_library_still_has_is_taken_when_it_lets_go() -> None:
-    ports, port = DrainingPorts(100), free_pair()
+    ports, port = RtpPortQuarantine(100), free_pair()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", port))
         ports.hold("127.0.0.1", port, 0, 0.0)
@@ -111,7 +111,7 @@ def test_a_port_that_the_library_still_has_is_taken_when_it_lets_go() -> None:
 
 
 def test_a_call_that_finds_no_other_pair_gets_one_that_rests() -> None:
-    ports, pair = DrainingPorts(10), free_pair()
+    ports, pair = RtpPortQuarantine(10), free_pair()
     ports.hold("127.0.0.1", pair, 0, 10.0)
     assert ports.make_way(8)
     assert not is_free(pair), "another is free"

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
-from gateway.sip.calls import Calls
-from gateway.sip.leg import SipCall
+from gateway.sip.calls import Calls, HeldCall
 from gateway.sip.thread import SipThread
 
 
@@ -46,7 +45,7 @@ class Call:
     def __init__(self, number: int, *, broken: bool = False) -> None:
         self.number, self.broken = number, broken
         self.party, self.name = "", str(number)
-        self.leg: Any = None
+        self.released = False
         self.ended = self.followed = self.failed = False
         self.polled = 0
 
@@ -65,9 +64,12 @@ class Call:
     def fail(self) -> None:
         self.failed = True
 
+    def release(self) -> None:
+        self.released = True
 
-def held(calls: Calls, *some: Call) -> list[SipCall]:
-    found = [cast(SipCall, call) for call in some]
+
+def held(calls: Calls, *some: Call) -> list[HeldCall]:
+    found = [cast(HeldCall, call) for call in some]
     for call in found:
         calls.hold(call, "source 192.0.2.1")
     return found
@@ -99,4 +101,4 @@ def test_one_call_that_raises_ends_alone() -> None:
     calls.poll_quality()
     calls.ask_for_keys(1.0)
     assert (broken.failed, good.failed, good.polled) == (True, False, 2)
-    assert calls.awaiting_keys == [cast(SipCall, good)]
+    assert calls.awaiting_keys == [cast(HeldCall, good)]

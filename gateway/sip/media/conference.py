@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""pjmedia's conference bridge: what each call is joined with, and the sounds that it plays.
+
+A sound has one player for all calls, as a radio station has, and one for a call of its own where it
+has to begin at its beginning. A player is pjmedia's, C from end to end, and costs nothing while
+nobody is joined with it. It is made at first use and lives as long as the library: freeing a port
+that the clock may be in is a crash.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pjsua2 as pj
+import structlog
+
+from gateway.audio.sounds import BUILT_IN, SoundError, check_wav, samples_of, write_wav
+from gateway.sip.media.ports import CallAudio, Port, PortPool
+
+log = structlog.get_logger("sip")
+
+MAX_OWN = 100
+"""Players that calls have for themselves, of ``PJSUA_MAX_PLAYERS`` (256) in all. Whoever comes when
+all are taken hears the file from wherever it is just then."""
+
+
+class Sounds:
+    """Made and used on the SIP thread."""
+
+    def __init__(self) -> None:
+        self._players: dict[str, Any] = {}
+        self._idle: dict[str, list[Any]] = {}
+        self._own = 0
+
+    def get(self, name: str) -> Any:
+        """The player of a built-in sound or a WAV file; None, with a warning, if there is none."""
+        if name not in self._players:
+            try:
+                self._players[name] = self._make(name)
+            except (pj.Error, SoundError, OSError) as error:
+                text = error.info() if isinstance(error, pj.Error) else str(error)
+                log.warning("sip.no_sound", sound=name, error=text)
+                self._players[name] = None
+        return self._players[name]
+
+    def take(self, name: str) -> Any:
+        """A player at the beginning of its sound, for one call; else the one of all calls.
+
+        A sound that is heard for two seconds must not begin in the pause of a chime.
+        """
+        if self.get(name) is None:
+            return None
+        idle = self._idle.setdefault(name, [])
+        try:
+            player = idle.pop() if idle else self._one_more(name)
+            if player is not None:
+                player.setPos(0)
+        except (pj.Error, SoundError, OSError) as error:
+            text = error.info() if isinstance(error, pj.Error) else str(error)
+            log.warning("sip.no_sound", sound=name, error=text)
+            player = None
+        return self.get(name) if player is None else player
+
+    def give_back(self, name: str, player: Any) -> None:
+        """The call does not need it any more."""
+        if player is not None and player is not self._players.get(name):
+            self._idle.setdefault(name, []).append(player)
+
+    def _one_more(self, name: str) -> Any:
+        if self._own >= MAX_OWN:
+            return None
+        self._own += 1
+        return self._make(name)
+
+    def disown(self) -> None:
+        """Leave the players to the end of the process, after the library has been destroyed."""
+        own = [player for players in self._idle.values() for player in players]
+        for player in (*self._players.values(), *own):
+            if player is not None:
+                player.this.disown()
+
+    def _make(self, name: str) -> Any:
+        if name not in BUILT_IN:
+            check_wav(Path(name))
+            return _play(name)
+        with tempfile.TemporaryDirectory(prefix="gateway-") as folder:
+            path = Path(folder, f"{name}.wav")
+            write_wav(path, samples_of(name))
+            return _play(str(path))  # it keeps the file open
+
+
+def _play(path: str) -> Any:
+    player = pj.AudioMediaPlayer()
+    player.createPlayer(path)
+    return player
+
+
+class ConferenceLink:
+    """A call's stream in the bridge, and what it is joined with. Lives on the SIP thread.
+
+    Args:
+        may_send: the peer is there: it has acknowledged the call, or is whom we called.
+    """
+
+    def __init__(self, sounds: Sounds, pool: PortPool, *, may_send: bool) -> None:
+        self.may_send = self.may_send_early = may_send
+        """``may_send_early``: early media may go where the peer's description says."""
+        self._sounds = sounds
+        self._pool = pool
+        self.media: Any = None
+        """The call's stream in the bridge, while it has one."""
+        self.port: Port | None = None
+        """Ours, which the session's audio comes from and goes to."""
+        self.partner: ConferenceLink | None = None
+        self._session_hears = True
+        self._stream = 0
+        """pjmedia's, while there is one."""
+        self._send_held = False
+        self._sound = ""
+        self._playing: Any = None
+        self._player: Any = None
+
+    def wire(self, media: Any) -> None:
+        """The stream is up, perhaps anew: join it with all that it belongs to."""
+        self.media = media
+        self._playing = None
+        self._connect()
+        self.play(self._sound)
+
+    def take_port(self, audio: CallAudio) -> None:
+        """Have a port of ours that serves ``audio``, unless there is one."""
+        if self.port is None:
+            self.port = self._pool.take(audio)
+
+    def let_send(self, *, early: bool = False) -> None:
+        """There is somebody to hear us."""
+        self.may_send_early = True
+        self.may_send = self.may_send or not early
+        self._gate()
+
+    def _gate(self) -> None:
+        """Let RTP go out, or hold it: silence that nobody asked for is traffic, too."""
+        held = not (self.may_send or (self.may_send_early and self._playing is not None))
+        if self._stream and held is not self._send_held:
+            self._send_held = held
+            pj.nativeHoldStream(self._stream, held)
+
+    def stream_created(self, stream: int) -> None:
+        """A stream stands; it sends from its first frame on unless it is held."""
+        self._stream, self._send_held = stream, False
+        self._gate()
+
+    def stream_destroyed(self, stream: int) -> None:
+        """A stream is gone."""
+        if stream == self._stream:
+            self._stream = 0
+
+    def close(self) -> None:
+        """The call is over; pjsua has removed its stream, and what was joined with it."""
+        self.media = self._playing = None
+        self._sounds.give_back(self._sound, self._player)
+        self._sound, self._player = "", None
+        partner, self.partner = self.partner, None
+        if partner is not None:
+            partner.partner = None
+        port, self.port = self.port, None
+        if port is not None:
+            self._pool.give_back(port)
+
+    def play(self, sound: str) -> None:
+        """Let the peer hear this sound, beside all else; "" ends it."""
+        if sound != self._sound or self._player is None:
+            self._sounds.give_back(self._sound, self._player)
+            self._player = self._sounds.take(sound) if sound else None
+        self._sound, player = sound, self._player
+        if self.media is None or player is self._playing:
+            return
+        if self._playing is not None:
+            self._playing.stopTransmit(self.media)
+        self._playing = player
+        if player is not None:
+            player.startTransmit(self.media)
+        self._gate()
+
+    def join(self, other: ConferenceLink, listen: bool) -> None:
+        """Let both peers hear each other; our own port hears both, or nobody (``listen``)."""
+        self.partner, other.partner = other, self
+        self._session_hears = listen
+        self._connect()
+
+    def take_over(self, other: ConferenceLink) -> None:
+        """Have the other call's port from now on."""
+        port, other.port = other.port, None
+        if port is not None and other.media is not None:
+            other.media.stopTransmit(port)
+            port.stopTransmit(other.media)
+        self.port = port
+        self._connect()
+
+    def _connect(self) -> None:
+        media, partner, port = self.media, self.partner, self.port
+        if media is None:
+            return
+        other = None if partner is None else partner.media
+        if other is not None:
+            media.startTransmit(other)
+            other.startTransmit(media)
+        if port is not None and partner is not None and not self._session_hears:
+            media.stopTransmit(port)
+            port.stopTransmit(media)
+        elif port is not None:
+            media.startTransmit(port)
+            port.startTransmit(media)
+            if other is not None:
+                other.startTransmit(port)
+        if partner is not None and partner.port is not None and partner._session_hears:
+            media.startTransmit(partner.port)

@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The pjsua2 call of a leg: answering and ending it, its media, its keys. On the SIP thread."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pjsua2 as pj
+import structlog
+
+from gateway.addresses import host_of, plain
+from gateway.audio.g711 import Codec
+from gateway.sip.calls import CallServices
+from gateway.sip.leg import Leg
+from gateway.sip.media.quality import Meter, counters_of
+from gateway.sip.messages.headers import body_of, headers_of, reason_of, text_of
+from gateway.sip.messages.replies import KEYS, info_digit, info_status
+from gateway.sip.transfer import TransferableCall, contain_errors
+from gateway.sip.trunks.accounts import Account
+from gateway.sip.trunks.challenges import Challenged
+from gateway.sip.types import LegEnd, LegHandler
+
+log = structlog.get_logger("sip")
+
+_IS_UPDATE = 1
+"""PJMEDIA_STREAM_DTMF_IS_UPDATE: a further packet of an event already reported."""
+
+_REQUEST_TERMINATED, _NOT_ACCEPTABLE, _GATEWAY_ERROR = 487, 488, 500
+
+_IN_USE = (
+    pj.PJSUA_CALL_MEDIA_ACTIVE,
+    pj.PJSUA_CALL_MEDIA_REMOTE_HOLD,
+    pj.PJSUA_CALL_MEDIA_LOCAL_HOLD,
+)
+
+
+def _tell_media(handler: LegHandler, codec: Codec) -> None:
+    handler.on_media(codec)
+
+
+def _has_media(info: Any) -> bool:
+    # `info` is the caller's, and outlives what it hands out.
+    return any(info.media[index].status in _IN_USE for index in range(len(info.media)))
+
+
+_SRTP_STATUS = re.compile(r"SRTP status: (Active|Not active) Crypto-suite: (\S*)")
+
+_PLAIN_RTP = "rtp"
+
+
+def media_security(call: Any, stream: Any) -> str:
+    """``rtp``, or ``srtp`` with its keying and crypto suite: ``srtp sdes AES_CM_128_HMAC_SHA1_80``.
+
+    Empty while keys are still agreed by DTLS, which begins with the answer. Read from the library's
+    own account of the call.
+
+    Args:
+        stream: the call's ``StreamInfo``.
+    """
+    by_dtls = int(stream.proto) & pj.PJMEDIA_TP_PROTO_DTLS
+    match = _SRTP_STATUS.search(str(call.dump(True, "")))
+    if match is None or match[1] != "Active":
+        return "" if by_dtls else _PLAIN_RTP
+    return f"srtp {'dtls' if by_dtls else 'sdes'} {match[2]}"
+
+
+@dataclass(slots=True)
+class _Ending:
+    """What is known of a call's end before it has come."""
+
+    local: bool = False
+    bye: int = 0
+    """The number of our BYE, once one is on its way."""
+    method: str = ""
+    """BYE or CANCEL, of the peer."""
+    reason_header: str = ""
+    """That of the peer's request."""
+    fault: tuple[int, str] | None = None
+    """Why we gave the dialog up, if the peer made us."""
+
+
+class SipCall(TransferableCall):
+    """The pjsua2 call of a leg. Lives on the SIP thread from first to last."""
+
+    def __init__(
+        self, services: CallServices, account: Account, call_id: int | None = None
+    ) -> None:
+        super().__init__(services, account, call_id)
+        self._confirmed = False
+        """The ACK has come: only BYE ends it."""
+        self._held = False
+        self._ending = _Ending()
+        self._meter = Meter()
+        self._last_event: tuple[str, int] | None = None
+        """The last telephone-event: its key, and when it began by the clock of the RTP, in ms."""
+        self._stream_is_new = False
+        self._audio_index = 0
+        """Which ``m=`` line is the call's audio."""
+        self._rtp_name = ""
+        """``host:port`` of our RTP, once its peer knows it."""
+        self._peer_sends = True
+        """What the peer's description says of its direction."""
+
+    @property
+    def sip_call_id(self) -> str:
+        """The Call-ID on the wire; empty where there is none yet."""
+        known = "" if self.leg is None else self.leg.invite.sip_call_id
+        if known:
+            return known
+        try:
+            return str(self.getInfo().callIdString)
+        except pj.Error:
+            return ""
+
+    def challenged(self) -> Challenged:
+        """What is to be known of it where somebody wants a password for it."""
+        to_uri = "" if self.leg is None else self.leg.invite.to_uri
+        return Challenged(self.account.trunk, to_uri, self.followed)
+
+    def run(self, command: Callable[[SipCall], None]) -> None:
+        """Run a command of the event loop; one that fails because the call just ended is moot."""
+        try:
+            command(self)
+        except pj.Error as error:
+            log.warning("sip.command_refused", call=self.name, error=error.info())
+            if not self.ended and not self._is_over():
+                self.fail()
+        except Exception:
+            log.exception("sip.call_failed", call=self.name)
+            self.fail()
+
+    def _is_over(self) -> bool:
+        try:
+            return bool(self.getInfo().state == pj.PJSIP_INV_STATE_DISCONNECTED)
+        except pj.Error:
+            return True
+
+    def respond(self, code: int) -> None:
+        """Answer the INVITE with ``code``."""
+        param = pj.CallOpParam()
+        param.statusCode = code
+        if self.leg is not None and self.leg.invite.offered is None:
+            self.services.codecs.offer(list(self.leg.invite.laws))
+        self.answer(param)
+
+    def finish(self, code: int, headers: Mapping[str, str]) -> None:
+        """End the leg: final response ``code`` before an answer, BYE after it."""
+        self._ending.local = True
+        param = pj.CallOpParam()
+        if code:
+            param.statusCode = code
+        vector = pj.SipHeaderVector()
+        for key, value in headers.items():
+            header = pj.SipHeader()
+            header.hName, header.hValue = key, value
+            vector.append(header)
+        param.txOption.headers = vector
+        if self._confirmed:
+            self._ending.bye = self.services.byes.watch(self)
+        self.hangup(param)
+
+    def play(self, sound: str) -> None:
+        """Let the peer hear a sound over and over; "" ends it."""
+        self.link.play(sound)
+
+    def join(self, other: SipCall, listen: bool) -> None:
+        """Let both peers hear each other; see :meth:`ConferenceLink.join`."""
+        self.link.join(other.link, listen)
+
+    def press(self, digit: str, how: str) -> None:
+        """Send one key, by RFC 4733 or INFO; ``auto`` takes INFO where the peer knows no other."""
+        if how != "info":
+            try:
+                self.dialDtmf(digit)
+                return
+            except pj.Error as error:
+                if how == "rfc4733":
+                    log.warning("sip.dtmf_not_sent", call=self.name, error=error.info())
+                    return
+        param = pj.CallSendDtmfParam()
+        param.method, param.digits, param.duration = pj.PJSUA_DTMF_METHOD_SIP_INFO, digit, 200
+        try:
+            self.sendDtmf(param)
+        except pj.Error as error:
+            log.warning("sip.dtmf_not_sent", call=self.name, error=error.info())
+
+    def take_info(self, rdata: Any) -> str | None:
+        """An INFO request came: answer it where pjsua does not; returns the key in it."""
+        message = text_of(rdata.wholeMsg)
+        content_type = next(iter(headers_of(message).get("content-type", ())), "")
+        body = body_of(message)
+        code = info_status(content_type, body)
+        if code:
+            pj.nativeRespond(rdata, code)
+        return info_digit(content_type, body)
+
+    def fail(self) -> None:
+        """End the leg after a defect of ours: 500, or BYE."""
+        try:
+            if not self.ended:
+                self.finish(500, {"Reason": 'SIP;cause=500;text="Gateway error"'})
+        except Exception:
+            log.exception("sip.call_stuck", call=self.name)
+            if self._is_over():
+                self.end(_GATEWAY_ERROR, "Gateway error")
+
+    def _tell(self, what: Callable[[LegHandler], None]) -> None:
+        self._tell_of(self.leg, what)
+
+    def _tell_of(self, leg: Leg | None, what: Callable[[LegHandler], None]) -> None:
+        if leg is not None:
+            self.services.thread.to_loop(
+                lambda: what(leg.handler) if leg.handler is not None else None
+            )
+
+    @contain_errors
+    def onCallState(self, _prm: Any) -> None:  # noqa: N802
+        """The dialog's state changed."""
+        info = self.getInfo()
+        if info.state == pj.PJSIP_INV_STATE_CONFIRMED:
+            self._confirmed = True
+            if _has_media(info):
+                self.link.let_send()
+                self.confirmed()
+                self._tell(lambda handler: handler.on_confirmed())
+            else:
+                where = "answer" if info.role == pj.PJSIP_ROLE_UAC else "ACK"
+                self._ending.fault = (
+                    _NOT_ACCEPTABLE,
+                    f"no description that can be used in the {where}",
+                )
+                self.finish(0, {"Reason": f'SIP;cause={_NOT_ACCEPTABLE};text="No answer"'})
+        elif info.state == pj.PJSIP_INV_STATE_EARLY and info.role == pj.PJSIP_ROLE_UAC:
+            code = int(info.lastStatusCode)
+            self._tell(lambda handler: handler.on_ringing(code))
+        elif info.state == pj.PJSIP_INV_STATE_DISCONNECTED:
+            self.end(int(info.lastStatusCode), text_of(info.lastReason))
+
+    def end(self, code: int, reason: str) -> None:
+        """The call is over, by this status: let go of all that it has, and tell of it, once."""
+        if self.ended:
+            return
+        self.ended = True
+        self.services.calls.retire(self)
+        code, reason = self._ending.fault or (code, reason)
+        crossed = self._ending.method == "CANCEL" and code != _REQUEST_TERMINATED
+        self._tell_ended(
+            LegEnd(
+                code=code,
+                reason=reason,
+                method="" if crossed else self._ending.method,
+                reason_header="" if crossed else self._ending.reason_header,
+                local=self._ending.local and self._ending.fault is None,
+            )
+        )
+        self._predecessor = None
+        self.link.close()
+        if self._rtp_name:
+            calls = self.services.calls.live
+            self.services.rtp_ports.release(self._rtp_name, calls, time.monotonic())
+
+    def _tell_ended(self, end: LegEnd) -> None:
+        """Tell of the end as soon as it is known whether the other side knows of it, too."""
+        leg, name = self.leg, self.name
+
+        def tell(undelivered: str) -> None:
+            if undelivered:
+                log.warning("sip.bye_undelivered", call=name, error=undelivered)
+            told = replace(end, undelivered=undelivered)
+            self._tell_of(leg, lambda handler: handler.on_ended(told))
+
+        if self._ending.bye:
+            self.services.byes.wait(self._ending.bye, tell)
+        else:
+            tell("")
+
+    @contain_errors
+    def onCallTsxState(self, prm: Any) -> None:  # noqa: N802
+        """A transaction moved; a BYE or CANCEL from the peer is noted for the ending."""
+        event = prm.e
+        if event.type != pj.PJSIP_EVENT_TSX_STATE:
+            return
+        state = event.body.tsxState
+        if state.type != pj.PJSIP_EVENT_RX_MSG or state.tsx.role != pj.PJSIP_ROLE_UAS:
+            return
+        method = text_of(state.tsx.method)
+        if method == "INFO" and state.tsx.state == pj.PJSIP_TSX_STATE_TRYING:
+            key = self.take_info(state.src.rdata)
+            if key is not None:
+                self._tell(lambda handler: handler.on_digit(key))
+        # A CANCEL that crossed our 200 has no effect; the BYE that follows it is the end.
+        if method in ("BYE", "CANCEL"):
+            self._ending.method = method
+            self._ending.reason_header = reason_of(headers_of(text_of(state.src.rdata.wholeMsg)))
+
+    @contain_errors
+    def onCallMediaState(self, _prm: Any) -> None:  # noqa: N802
+        """Media came up or changed: join the call's stream with its port."""
+        info = self.getInfo()
+        leg = self.leg
+        if leg is None or self.ended:
+            return
+        for place in range(len(info.media)):
+            media = info.media[place]
+            index = int(media.index)  # lines of other kinds than audio, video and text are left out
+            if media.type != pj.PJMEDIA_TYPE_AUDIO or media.status not in _IN_USE:
+                continue  # other lines, and audio that is disabled, have no transport
+            self._audio_index = index
+            self._rtp_name = str(self.getMedTransportInfo(index).localRtpName)
+            self._peer_sends = bool(media.dir & pj.PJMEDIA_DIR_DECODING)
+            self._note_hold(media.status == pj.PJSUA_CALL_MEDIA_REMOTE_HOLD)
+            if media.status != pj.PJSUA_CALL_MEDIA_ACTIVE:
+                continue
+            stream = self.getStreamInfo(index)
+            codec = Codec(str(stream.codecName).upper())
+            audio = self.getAudioMedia(place)
+            if leg.audio is not None:
+                self.link.take_port(leg.audio)
+            self.link.may_send_early = (
+                self.link.may_send_early
+                or leg.invite.there
+                or (
+                    plain(host_of(str(stream.remoteRtpAddress)))
+                    == plain(host_of(leg.invite.source))
+                )
+            )
+            self.link.wire(audio)
+            if not self.link.may_send_early and self not in self.services.calls.awaiting_rtp:
+                self.services.calls.awaiting_rtp.append(self)
+            leg.security = media_security(self, stream)
+            if not leg.security and self not in self.services.calls.awaiting_keys:
+                self.services.calls.awaiting_keys.append(self)
+            self._tell(partial(_tell_media, codec=codec))
+            return
+
+    def _note_hold(self, held: bool) -> None:
+        # While the peer holds, its stream is not joined again: what it sends then is its music,
+        # and our port goes on being asked and given nothing every 20 ms.
+        if held is not self._held:
+            self._held = held
+            self._tell(lambda handler: handler.on_hold(held))
+
+    @contain_errors
+    def onStreamCreated(self, prm: Any) -> None:  # noqa: N802
+        """A stream stands."""
+        self.link.stream_created(int(prm.stream))
+
+    @contain_errors
+    def onStreamDestroyed(self, prm: Any) -> None:  # noqa: N802
+        """A stream is gone."""
+        self.link.stream_destroyed(int(prm.stream))
+
+    @contain_errors
+    def onStreamPreCreate(self, prm: Any) -> None:  # noqa: N802
+        """A stream is about to begin: its trunk may have a jitter buffer of its own."""
+        self._stream_is_new = True
+        trunk = self.account.trunk
+        if trunk is not None and trunk.jitter_buffer is not None:
+            trunk.jitter_buffer.apply(prm.streamInfo)
+
+    @contain_errors
+    def onCallRxOffer(self, prm: Any) -> None:  # noqa: N802
+        """A re-INVITE or UPDATE brings an offer; the library would refuse a bad one with 500."""
+        text, leg = text_of(prm.offer.wholeSdp), self.leg
+        trunk, local = self.account.trunk, self.account.host
+        objection = self.services.negotiation.objection(text, trunk, local)
+        if objection is not None:
+            prm.statusCode = _NOT_ACCEPTABLE
+            log.warning("sip.offer_refused", call=self.name, code=488, reason=objection.text)
+        elif leg is not None and leg.audio is not None:
+            # The law of the session, where the offer has it: nothing is transcoded then.
+            self.services.codecs.offer(
+                [leg.audio.codec, *(c for c in Codec if c is not leg.audio.codec)]
+            )
+
+    @contain_errors
+    def onDtmfEvent(self, prm: Any) -> None:  # noqa: N802
+        """A telephone-event packet. A key counts once, when it is first heard of."""
+        if prm.method != pj.PJSUA_DTMF_METHOD_RFC2833:
+            return  # an INFO, which is read as it comes
+        event = (str(prm.digit), int(prm.timestamp))
+        # A stream made anew by a re-INVITE takes the end of an event for another beginning.
+        known = self._stream_is_new and event == self._last_event
+        self._stream_is_new, self._last_event = False, event
+        if not known and not prm.flags & _IS_UPDATE and event[0] in KEYS:
+            self._tell(lambda handler: handler.on_digit(event[0]))
+
+    def rtp_known(self) -> bool:
+        """Whether there is nothing more to wait for: RTP came from the peer, or its ACK."""
+        if self.ended or self.link.may_send_early:
+            return True
+        try:
+            came = self.getStreamStat(0).rtcp.rxStat.pkt
+        except pj.Error:
+            return True
+        if came:
+            self.link.let_send(early=True)
+        return bool(came)
+
+    def keys_known(self) -> bool:
+        """Whether there is nothing more to wait for, see :mod:`gateway.sip.leg`."""
+        if self.link.port is None or self.ended or self.leg is None:
+            return True
+        try:
+            self.leg.security = media_security(self, self.getStreamInfo(self._audio_index))
+        except pj.Error:
+            return True
+        return bool(self.leg.security)
+
+    def poll_quality(self) -> None:
+        """Report the RTP counters, where there is media."""
+        if self.link.media is None or self.ended:
+            return
+        try:
+            counters = counters_of(self.getStreamStat(self._audio_index))
+        except pj.Error:
+            return
+        quality = replace(self._meter.read(counters), expected=self._peer_sends)
+        self._tell(lambda handler: handler.on_quality(quality))

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""pjsua2 while it runs: made, polled and ended on the SIP thread."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pjsua2 as pj
+import structlog
+
+from gateway.addresses import host_of
+from gateway.audio.g711 import Codec
+from gateway.sip import descriptors, library
+from gateway.sip.calls import QUALITY_SECONDS, ByeTracker, Calls, CallServices
+from gateway.sip.incoming import Endpoint, Incoming, InviteCallbacks
+from gateway.sip.ingress.access_control import AccessControl
+from gateway.sip.ingress.capacity import Arrivals, CapacityCheck
+from gateway.sip.leg import Leg
+from gateway.sip.library import CodecOrder, LogWriter, configure_media, endpoint_config
+from gateway.sip.media.conference import Sounds
+from gateway.sip.media.ports import PortPool
+from gateway.sip.media.rtp_port_quarantine import RtpPortQuarantine
+from gateway.sip.messages.headers import text_of
+from gateway.sip.names import Names
+from gateway.sip.negotiation import Negotiation
+from gateway.sip.settings import SipSettings, Trunk
+from gateway.sip.signalling import PASS, Decision, Received, Signalling
+from gateway.sip.sip_call import SipCall
+from gateway.sip.thread import SipThread
+from gateway.sip.transports import Listeners
+from gateway.sip.trunks.accounts import Accounts, header_vector
+from gateway.sip.trunks.challenges import Challenges
+from gateway.sip.trunks.matching import Trunks
+from gateway.sip.trunks.options_ping import OptionsPinger
+from gateway.sip.types import LegEnd
+
+log = structlog.get_logger("sip")
+
+_HANG_UP_SECONDS = 2.0
+_UNAVAILABLE = 503
+
+
+class Stack:
+    """The endpoint, and all that lives as long as it.
+
+    Raises AgentError and ``pj.Error`` when something cannot be had.
+    """
+
+    def __init__(
+        self,
+        settings: SipSettings,
+        trunks: Trunks,
+        thread: SipThread,
+        calls: Calls,
+        names: Names,
+        pool: PortPool,
+        callbacks: InviteCallbacks,
+    ) -> None:
+        self.draining = False
+        """Answer OPTIONS with 503, so that dispatchers send their calls elsewhere."""
+        self._trunks = trunks
+        self._next_second = 0.0
+        self._left = ExitStack()
+        """What is left to do when the library is gone: destructors would call into nothing."""
+        self._left.callback(pool.abandon)
+        self._left.callback(calls.each, lambda call: call.this.disown())
+        self._endpoint, writer = Endpoint(), LogWriter()
+        self._left.callback(lambda: [held.this.disown() for held in (self._endpoint, writer)])
+        try:
+            pj.answerNamesFromTable()
+            library.quieten()
+            self._endpoint.libCreate()
+            config = endpoint_config(settings, writer)
+            configure_media(config.medConfig, settings)
+            self._endpoint.libInit(config)
+            self._endpoint.audDevManager().setNullDev()
+            codecs = CodecOrder(self._endpoint)
+            self.listeners = Listeners(self._endpoint, settings)
+            self.listeners.open()
+            self._open(settings, thread, calls, names, pool, codecs, callbacks)
+        except BaseException:
+            self._destroy()
+            raise
+
+    def _open(
+        self,
+        settings: SipSettings,
+        thread: SipThread,
+        calls: Calls,
+        names: Names,
+        pool: PortPool,
+        codecs: CodecOrder,
+        callbacks: InviteCallbacks,
+    ) -> None:
+        trunks, capacity = self._trunks, library.capacity()
+        low, high = settings.rtp_ports
+        sounds, rtp_ports = Sounds(), RtpPortQuarantine((high - low + 1) // 2)
+        self._left.callback(sounds.disown)
+        self._left.callback(rtp_ports.close)
+        challenges = Challenges(trunks, calls.challenged)
+        self.accounts = Accounts(
+            settings,
+            trunks,
+            self.listeners.name,
+            self.listeners.bound,
+            lambda account, prm: incoming.on_call(account, prm),
+            challenges.registered,
+        )
+        self._left.callback(self.accounts.disown)
+        self.accounts.open()
+        self._endpoint.libStart()
+        negotiation = Negotiation(settings)
+        self.access = AccessControl(
+            settings.access,
+            trunks,
+            settings.retry_after,
+            calls.of,
+            0 if settings.session_timers == "off" else settings.session_min,
+            negotiation,
+            lambda received, objection: incoming.on_objection(received, objection),
+            self.accounts.names_of,
+            challenges,
+        )
+
+        def full() -> bool:
+            count = library.calls()
+            return (
+                count >= capacity
+                or not rtp_ports.make_way(count)
+                or not descriptors.are_left(descriptors.SPARE)
+            )
+
+        capacity_check = CapacityCheck(
+            full=full,
+            draining=lambda: self.draining,
+            arrivals=Arrivals(library.media_handles(), capacity),
+            retry_after=settings.retry_after,
+            on_refused=lambda message: incoming.on_full(message),
+        )
+
+        def on_request(received: Received) -> Decision:
+            decision = capacity_check.decide(received)
+            return decision if decision != PASS else self.access.on_request(received)
+
+        self.signalling = Signalling(self.access.on_message, on_request, self.access.on_unread)
+        self._left.callback(self.signalling.close)
+        self.services = CallServices(
+            thread=thread,
+            calls=calls,
+            byes=ByeTracker(self.signalling),
+            codecs=codecs,
+            names=names,
+            negotiation=negotiation,
+            pool=pool,
+            sounds=sounds,
+            rtp_ports=rtp_ports,
+        )
+        incoming = Incoming(self.services, self.access, self.accounts, trunks, callbacks)
+        self.pinger = OptionsPinger(
+            self.signalling,
+            trunks.all,
+            lambda trunk: int(self.accounts.of(trunk).getId()),
+            self.accounts.on_back,
+        )
+        self._endpoint.incoming = incoming
+        self.signalling.open()
+
+    def poll(self, ms: int) -> None:
+        """Handle the library's events, for at most ``ms``."""
+        self._endpoint.libHandleEvents(ms)
+
+    def tick(self) -> None:
+        """To be called after every turn of the thread, outside of all callbacks."""
+        services, now = self.services, time.monotonic()
+        services.codecs.offer(list(Codec))  # SDP of what came in this turn has been made
+        services.calls.let_go()
+        services.rtp_ports.retry(now)
+        services.byes.tick(now)
+        services.calls.ask_for_keys(now)
+        if now < self._next_second:
+            return
+        self._next_second = now + QUALITY_SECONDS
+        services.calls.poll_quality()
+        services.rtp_ports.tick(now)
+        self.access.tick(now)
+        self.access.close_idle(now, pj.nativeShutConnection)
+        if not self.draining:
+            self.accounts.tick(now)
+        self.pinger.tick(now)
+
+    def drain(self) -> None:
+        """Take no further call: answer OPTIONS with 503, and unregister."""
+        self.draining = True
+        self.accounts.leave()
+
+    def place(
+        self, leg: Leg, uri: str, codecs: list[Codec], trunk: Trunk | None, caller_id: str
+    ) -> None:
+        """Place the call of a leg; what becomes of it is told to its handler."""
+        services = self.services
+        call: SipCall | None = None
+        try:
+            services.codecs.offer(codecs)
+            call = SipCall(services, self.accounts.of(trunk))
+            call.bind(leg)
+            services.calls.hold(call, "" if trunk is None else f"trunk {trunk.name}")
+            param = pj.CallOpParam(True)
+            param.opt.audioCount, param.opt.videoCount = 1, 0
+            if trunk is not None:
+                host = host_of(uri)
+                if self._trunks.leads_to(trunk, host, services.names.addresses(host)):
+                    param.txOption.headers = header_vector(trunk)
+                param.txOption.localUri = self.accounts.from_uri(trunk, caller_id)
+            call.makeCall(uri, param)
+            leg.invite = replace(leg.invite, sip_call_id=text_of(call.getInfo().callIdString))
+        except Exception as error:
+            # pjsip may have told of the end already, as of a call that was not answered.
+            why = text_of(error.reason) if isinstance(error, pj.Error) else type(error).__name__
+            log.warning("sip.not_sent", to=uri[:200], error=why)
+            if call is not None:
+                call.end(_UNAVAILABLE, why)
+            elif (handler := leg.handler) is not None:
+                end = LegEnd(_UNAVAILABLE, why, method="", reason_header="", local=False)
+                services.thread.to_loop(lambda: handler.on_ended(end))
+        finally:
+            services.codecs.offer(list(Codec))
+
+    def close(self) -> None:
+        """Hang up, unregister, and end the library; at most a few seconds."""
+        try:
+            self._endpoint.hangupAllCalls()
+            self.accounts.leave()
+            self.accounts.wait_gone(lambda: self.poll(10))
+            deadline = time.monotonic() + _HANG_UP_SECONDS
+            while self.services.calls and time.monotonic() < deadline:
+                self.poll(10)
+                self.tick()
+            self.accounts.shut_down()
+        except pj.Error as error:
+            log.warning("sip.stop_failed", error=error.info())
+        self._destroy()
+
+    def _destroy(self) -> None:
+        try:
+            self._endpoint.libDestroy()
+        except pj.Error as error:
+            log.warning("sip.stop_failed", error=error.info())
+        finally:
+            self._left.close()

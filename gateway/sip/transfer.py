@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Transfers of a call in progress: REFER in both directions (RFC 3515), and Replaces (RFC 3891)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Self, TypeVar
+
+import pjsua2 as pj
+import structlog
+
+from gateway.addresses import host_of
+from gateway.sip.calls import CallServices
+from gateway.sip.leg import Leg, ReferProgress
+from gateway.sip.media.conference import ConferenceLink
+from gateway.sip.messages.headers import headers_of, text_of, uri_of
+from gateway.sip.messages.refer_to import refer_to_of, sip_target
+from gateway.sip.trunks.accounts import Account
+from gateway.sip.types import Invite
+from gateway.text import matched
+
+log = structlog.get_logger("sip")
+
+_UNAVAILABLE = 503
+DECLINED = 603
+"""To a REFER that the route does not take."""
+
+
+_F = TypeVar("_F", bound=Callable[..., None])
+
+
+def contain_errors(callback: _F) -> _F:
+    """Log what a pjsua2 callback raises, with its call, and end that call only.
+
+    SWIG prints such an exception and forgets it; the call would stay up, deaf.
+    """
+
+    @functools.wraps(callback)
+    def run(self: Any, *args: Any) -> None:
+        try:
+            callback(self, *args)
+        except Exception:
+            log.exception("sip.callback_failed", callback=callback.__name__, call=self.name)
+            self.fail()
+
+    return run  # type: ignore[return-value]
+
+
+class TransferableCall(pj.Call):  # type: ignore[misc]
+    """A pjsua2 call that can be sent elsewhere, and that another one can take the place of.
+
+    Lives on the SIP thread; :class:`gateway.sip.sip_call.SipCall` is the rest of it.
+
+    Args:
+        call_id: pjsua2's, of a call that came in; None for one that is to be placed.
+    """
+
+    def __init__(
+        self, services: CallServices, account: Account, call_id: int | None = None
+    ) -> None:
+        super().__init__(account, *(() if call_id is None else (call_id,)))
+        self.services = services
+        self.account = account
+        self.leg: Leg | None = None
+        self.link = ConferenceLink(services.sounds, services.pool, may_send=call_id is None)
+        self.ended = False
+        self.party = ""
+        """Whose calls this one is counted with."""
+        self.followed = False
+        """A REFER made this call; it counts among those that we place."""
+        self._on_refer: Callable[[ReferProgress], None] | None = None
+        self._predecessor: TransferableCall | None = None
+        """The call that this one is to take the place of, once it is answered."""
+        self._followers: list[TransferableCall] = []
+        """Calls that REFERs of our peer made; pjsua2 may name them while it is there."""
+
+    def bind(self, leg: Leg) -> None:
+        """Be the call of a leg. Before the leg is announced."""
+        self.leg, leg.call = leg, self
+
+    def release(self) -> None:
+        """Forget the leg, and have it forget this call."""
+        if self.leg is not None:
+            self.leg.call = None
+            self.leg = None
+
+    @property
+    def name(self) -> str:
+        """The gateway's id of the call, for logs."""
+        return self.leg.call_id if self.leg is not None else "?"
+
+    def end(self, code: int, reason: str) -> None:
+        """The call is over, by this status."""
+        raise NotImplementedError
+
+    def refer(self, target: str, told: Callable[[ReferProgress], None]) -> None:
+        """REFER the peer to ``target``; ``told`` of all that comes of it, on the loop.
+
+        A tel URI becomes a sip URI of the call's trunk, all else goes as it is.
+        """
+        trunk, leg = self.account.trunk, self.leg
+        if trunk is not None and leg is not None:
+            target = sip_target(target, trunk, leg.invite.source)
+        self._refer(told, lambda param: self.xfer(target, param))
+
+    def refer_to(self, other: TransferableCall, told: Callable[[ReferProgress], None]) -> None:
+        """REFER the peer to the peer of another call of ours, which it is to replace."""
+        self._refer(told, lambda param: self.xferReplaces(other, param))
+
+    def _refer(self, told: Callable[[ReferProgress], None], send: Callable[[Any], None]) -> None:
+        self._on_refer = told
+        try:
+            send(pj.CallOpParam())
+        except Exception as error:
+            self._on_refer = None
+            why = text_of(error.info()) if isinstance(error, pj.Error) else type(error).__name__
+            progress = ReferProgress(500, why, True)
+            self.services.thread.to_loop(lambda: told(progress))
+
+    @contain_errors
+    def onCallTransferStatus(self, prm: Any) -> None:  # noqa: N802
+        """The REFER was answered, or a NOTIFY came."""
+        told = self._on_refer
+        if told is None:
+            return  # of a call that had this library slot before
+        progress = ReferProgress(int(prm.statusCode), text_of(prm.reason), bool(prm.finalNotify))
+        if progress.final:
+            self._on_refer = None
+        self.services.thread.to_loop(lambda: told(progress))
+
+    @contain_errors
+    def onCallTransferRequest(self, prm: Any) -> None:  # noqa: N802
+        """The peer wants us to call somewhere, and leave it then (RFC 3515)."""
+        target = refer_to_of(text_of(prm.dstUri))
+        uri, why = target.uri, target.flaw
+        leg, services = self.leg, self.services
+        allowed = None if leg is None else leg.allowed_refer_to
+        if leg is None or leg.on_replaced is None or allowed is None:
+            why = "allowed_refer_to is not set"
+        elif not why and not matched(allowed, uri):
+            why = "allowed_refer_to does not match"
+        elif not why and any(one.followed for one in self._followers):
+            why = "another one of this call is being followed"
+        elif not why and not services.calls.may_follow_refer(uri):
+            why = "outbound"
+        elif not why and not services.names.known(host_of(uri)):
+            # pjsip places the call in this very callback, and no name is looked up meanwhile.
+            why = "unknown host"
+            self.services.thread.to_loop(lambda: services.names.note(host_of(uri)))
+        if leg is None or why:
+            shown = text_of(prm.dstUri)[:200]
+            log.info("sip.refer_declined", call=self.name, target=shown, why=why)
+            prm.statusCode = DECLINED
+            return
+        log.info("sip.refer_followed", call=self.name, target=uri)
+        successor = self._successor(replace(leg.invite, sip_call_id="", to_uri=uri))
+        successor.followed = True
+        self.services.calls.followed += 1
+        successor._predecessor = self
+        self._followers.append(successor)
+        prm.newCall = successor  # pjsua places the call, and tells the peer how it goes
+        self.services.thread.post(lambda: self._see_placed(successor))
+
+    def _see_placed(self, successor: TransferableCall) -> None:
+        """A call that pjsua could not even begin has no state that it would tell of."""
+        if successor.getId() == pj.INVALID_ID:
+            successor.end(_UNAVAILABLE, "cannot be sent")
+
+    @contain_errors
+    def onCallReplaceRequest(self, prm: Any) -> None:  # noqa: N802
+        """Somebody is to take the peer's place (RFC 3891); only who was told its tags can ask."""
+        leg = self.leg
+        if leg is None or leg.on_replaced is None or self.link.partner is not None:
+            prm.statusCode = DECLINED
+            return
+        message = text_of(prm.rdata.wholeMsg)
+        fields = headers_of(message)
+        sender = uri_of(next(iter(fields.get("from", ())), ""))
+        sip_call_id = next(iter(fields.get("call-id", ())), "")
+        successor = self._successor(replace(leg.invite, sip_call_id=sip_call_id, from_uri=sender))
+        successor.take_over(self)  # pjsua ends this call before the other one is confirmed
+        prm.newCall = successor
+
+    def _successor(self, invite: Invite) -> Self:
+        successor = type(self)(self.services, self.account)
+        leg = Leg(self.services.thread, invite)
+        if self.leg is not None:
+            leg.call_id = self.leg.call_id
+        successor.bind(leg)
+        self.services.calls.hold(successor, self.party)
+        return successor
+
+    def confirmed(self) -> None:
+        """The call is up: if it was made in another's place, that place is taken now."""
+        predecessor, self._predecessor = self._predecessor, None
+        if predecessor is not None and not predecessor.ended:
+            self.take_over(predecessor)
+
+    def take_over(self, other: TransferableCall) -> None:
+        """Have the other call's port and owner from now on."""
+        mine, theirs = self.leg, other.leg
+        assert mine is not None
+        assert theirs is not None
+        mine.audio = theirs.audio
+        self.link.take_over(other.link)
+        told = theirs.on_replaced
+        if told is not None:
+            self.services.thread.to_loop(lambda: told(mine))
