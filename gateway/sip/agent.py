@@ -182,6 +182,8 @@ class UserAgent:
 
         What an INVITE gets is up to its leg's owner.
         """
+        if self._stack is not None:
+            self._stack.draining = True  # for what comes before the thread gets to the rest
         self._thread.post(lambda: self._running.drain())
 
     async def renew_certificates(self) -> int:
