@@ -44,7 +44,7 @@ class InviteCallbacks:
     """Who is told of INVITEs."""
 
     on_arrival: Callable[[Invite], None]
-    """Called on the SIP thread with each that pjsua takes, before anything is sent; may not wait."""
+    """Called on the SIP thread with each that pjsua takes, before anything is sent. No waiting."""
     on_invite: Callable[[Leg], None]
     """Told, on the event loop, of each new leg."""
     on_refused: Callable[[Refused], None]
