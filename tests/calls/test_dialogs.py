@@ -38,9 +38,6 @@ async def ends_well(world: GatewayStack, call: DialogCall) -> None:
     assert_continuous(call.rtp.packets)
 
 
-# ---- half a minute, beside the other tests
-
-
 async def refreshed_by_us(world: GatewayStack) -> None:
     """We refresh at half of 90 s; glare on the way: 491 both ways, then it is tried again."""
     call = await greeted(world, "Supported: timer", "Session-Expires: 90;refresher=uas")
@@ -68,34 +65,20 @@ async def refreshed_by_us(world: GatewayStack) -> None:
     await ends_well(world, call)
 
 
-async def not_acknowledged(world: GatewayStack) -> None:
-    """The 200 comes again and again for 64 * T1, and then a BYE; the ending says why."""
-    call = dialog_call(world.phone, "greeted")
-    call.acknowledge = False
-    await answered(call)
-    await call.hung_up(45)
-    assert 9 <= call.responses.count(200) <= 13
-    ending = (await world.summary(call))["ending"]
-    assert (ending["why"], ending["by"]) == ("leg_timeout", "network"), ending
-
-
 @pytest.fixture(scope="module")
-def slow(runner: asyncio.Runner, shared_world: GatewayStack) -> list[asyncio.Task[None]]:
-    """Started first, awaited last."""
+def refresh(runner: asyncio.Runner, shared_world: GatewayStack) -> asyncio.Task[None]:
+    """Started first, awaited last: 45 s, beside the other tests."""
 
-    async def begin() -> list[asyncio.Task[None]]:
-        shared_world.behave(vad="off", answer=LONG_ANSWER)
-        return [
-            asyncio.create_task(one(shared_world)) for one in (refreshed_by_us, not_acknowledged)
-        ]
+    async def begin() -> asyncio.Task[None]:
+        return asyncio.create_task(refreshed_by_us(shared_world))
 
     return runner.run(begin())
 
 
 @pytest.fixture
-def world(shared_world: GatewayStack, slow: list[asyncio.Task[None]]) -> GatewayStack:
-    """The module's; the slow calls are up all the time."""
-    assert slow
+def world(shared_world: GatewayStack, refresh: asyncio.Task[None]) -> GatewayStack:
+    """The module's; the call that we refresh is up all the time."""
+    assert refresh
     return shared_world
 
 
@@ -289,6 +272,6 @@ async def test_our_description_names_the_range(world: GatewayStack) -> None:
         await world.summary_at_end(call)
 
 
-async def test_the_slow_ones(world: GatewayStack, slow: list[asyncio.Task[None]]) -> None:
-    await asyncio.gather(*slow)
+async def test_a_refresh_by_us(world: GatewayStack, refresh: asyncio.Task[None]) -> None:
+    await refresh
     await world.idle()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from pathlib import Path
 from typing import Any
@@ -63,23 +62,10 @@ async def last_words(session: SessionRecord, call: PhoneCall) -> None:
     assert_continuous(call.rtp.packets)
 
 
-@pytest.fixture(scope="module")
-def never_acknowledged(runner: asyncio.Runner, shared_world: GatewayStack) -> PhoneCall:
-    """A call whose ACK never comes, which takes 32 s to notice: it waits beside the other tests."""
-
-    async def begin() -> PhoneCall:
-        shared_world.behave(answer="silent")
-        call = await shared_world.dial("greeted", acknowledge=False)
-        shared_world.lasting.append(call)
-        return call
-
-    return runner.run(begin())
-
-
 # ---- the caller
 
 
-async def test_caller_hangs_up(world: GatewayStack, never_acknowledged: PhoneCall) -> None:
+async def test_caller_hangs_up(world: GatewayStack) -> None:
     world.behave(answer={"kind": "pattern", "seconds": 20, "burst": True})
     call = await world.dial("greeted")
     await call.rtp.heard_bytes(8000)
@@ -321,17 +307,3 @@ async def test_a_caller_that_is_gone_leaves_nothing_when_we_hang_up(world: Gatew
     assert record["ending"]["why"] == "max_duration"
     await eventually(lambda: not session.live, "the session's end")
     await world.summary_at_end(await world.dial())
-
-
-async def test_no_ack_ever(world: GatewayStack, never_acknowledged: PhoneCall) -> None:
-    """The 200 is sent again and again, then the call is given up with a BYE."""
-    call = never_acknowledged
-    session = await world.session_of(call)
-    record = await world.record(call, 60)
-    assert (record["ending"]["why"], record["ending"]["by"]) == ("leg_timeout", "network")
-    assert record["times_ms"]["confirmed"] is None
-    assert call.responses.count(200) > 3
-    await call.hung_up()
-    await eventually(lambda: not session.live, "the session's end")
-    assert session.received_total == 0
-    world.lasting.clear()

@@ -9,16 +9,16 @@ import struct
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.sip.messages.validation import refused_address
 from tests.support.dialog import DialogCall, answered, dialog_call
-from tests.support.harness import eventually
-from tests.support.site_under_test import ANYBODY, Site, site
+from tests.support.harness import GatewayStack, eventually
 
+LONG_ANSWER: dict[str, Any] = {"kind": "pattern", "seconds": 60, "burst": True}
 EARLY = """
 [[route]]
 name = "early"
@@ -74,118 +74,146 @@ def asked(session: SessionRecord) -> int:
     return sum(event.type == "response.create" for event in session.client_events)
 
 
-def forged(gateway: Site, user: str, somebody: Victim) -> DialogCall:
+def forged(world: GatewayStack, user: str, somebody: Victim) -> DialogCall:
     """A call whose description names somebody else, and whose sender gets no answer."""
-    call = dialog_call(gateway.phone, user, address=somebody.host, port=somebody.port)
+    call = dialog_call(world.phone, user, address=somebody.host, port=somebody.port)
     call.acknowledge = call.rtp.sending = False
     return call
 
 
-@pytest.mark.parametrize("host", ["127.0.0.5", "127.0.0.1"], ids=["elsewhere", "at the source"])
-async def test_a_forged_invite_costs_nothing(runner: object, own_folder: Path, host: str) -> None:
-    """No RTP, and no response of the model, until the ACK; then both."""
-    async with site(own_folder, routes=ANYBODY) as gateway:
-        with victim(host) as somebody:
-            call = forged(gateway, "1", somebody)
-            call.invite()
-            # 200, and again after 0.5 and 1.5 s: some 75 packets of RTP.
-            await call.until(lambda one: one.responses.count(200) == 3)
-            assert somebody.bytes() == 0
-            (session,) = gateway.emulator.sessions
-            assert asked(session) == 0
-            call.ack()
-            await gateway.gateway.wait("call.confirmed")
-            await eventually(lambda: somebody.bytes() > 0, "RTP")
-            await eventually(lambda: asked(session) == 1, "a greeting")
-        await call.hang_up()
-
-
-@pytest.mark.slow
-async def test_no_ack_for_32_seconds(runner: object, own_folder: Path) -> None:
-    async with site(own_folder, routes=ANYBODY) as gateway:
-        with victim("127.0.0.5") as somebody:
-            call = forged(gateway, "1", somebody)
-            call.invite()
-            await call.answered()
-            bye = await call.hung_up(within_s=40)
-            assert 31 < bye.at - call.answered_at < 34
-            assert somebody.bytes() == 0
-            (session,) = gateway.emulator.sessions
-            assert asked(session) == 0
-        summary = await gateway.gateway.wait("call.summary")
-        assert summary["ending"]["why"] == "leg_timeout"
-
-
-async def test_early_media_goes_where_rtp_came_from(runner: object, own_folder: Path) -> None:
-    """183 to a caller whose RTP is elsewhere than its signalling: that side speaks first."""
-    wav = own_folder / "wait.wav"
-    with wave.open(str(wav), "wb") as made:
+@pytest.fixture(scope="module")
+def shared_world(
+    runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GatewayStack]:
+    """No trunk, so that nobody is trusted before the ACK; a route with early media of its own."""
+    folder = tmp_path_factory.mktemp("world")
+    with wave.open(str(folder / "wait.wav"), "wb") as made:
         made.setnchannels(1)
         made.setsampwidth(2)
         made.setframerate(8000)
         made.writeframes(struct.pack("<8000h", *([3000, -3000] * 4000)))
-    async with site(own_folder, routes=EARLY.format(wav=wav)) as gateway:
-        gateway.emulator.script = gateway.emulator.script.model_copy(update={"updated": "never"})
-        with victim("127.0.0.5") as somebody:
-            call = forged(gateway, "early", somebody)
-            call.invite()
-            await call.until(lambda one: 183 in one.responses)
-            await asyncio.sleep(0.5)  # absence: some 25 packets
-            assert somebody.bytes() == 0
-            call.cancel()
-            assert (await call.refused()).code == 487
-        own = dialog_call(gateway.phone, "early")
+    world = GatewayStack(folder / "own", routes=EARLY.format(wav=folder / "wait.wav"))
+    runner.run(world.start())
+    yield world
+    runner.run(world.stop())
+
+
+@pytest.fixture(scope="module")
+def never_acknowledged(
+    runner: asyncio.Runner, shared_world: GatewayStack
+) -> Iterator[tuple[DialogCall, Victim]]:
+    """A call whose ACK never comes, which takes 32 s to notice: it waits beside the other tests."""
+
+    async def begin(somebody: Victim) -> DialogCall:
+        shared_world.behave(answer=LONG_ANSWER)
+        call = forged(shared_world, "greeted", somebody)
+        await answered(call)
+        shared_world.lasting.append(call)
+        return call
+
+    with victim("127.0.0.6") as somebody:
+        yield runner.run(begin(somebody)), somebody
+
+
+@pytest.fixture
+def world(world: GatewayStack, never_acknowledged: tuple[DialogCall, Victim]) -> GatewayStack:
+    """The module's; the call without an ACK is up all the time."""
+    assert never_acknowledged
+    return world
+
+
+@pytest.mark.parametrize("host", ["127.0.0.5", "127.0.0.1"], ids=["elsewhere", "at the source"])
+async def test_a_forged_invite_costs_nothing(world: GatewayStack, host: str) -> None:
+    """No RTP, and no response of the model, until the ACK; then both."""
+    world.behave(answer=LONG_ANSWER)
+    with victim(host) as somebody:
+        call = forged(world, "greeted", somebody)
+        call.invite()
+        # 200, and again after 0.5 and 1.5 s: some 75 packets of RTP.
+        await call.until(lambda one: one.responses.count(200) == 3)
+        assert somebody.bytes() == 0
+        session = await world.session_of(call)
+        assert asked(session) == 0
+        call.ack()
+        await world.gateway.wait("call.confirmed", call=call.call_id)
+        await eventually(lambda: somebody.bytes() > 0, "RTP")
+        await eventually(lambda: asked(session) == 1, "a greeting")
+    await call.hang_up()
+
+
+async def test_early_media_goes_where_rtp_came_from(world: GatewayStack) -> None:
+    """183 to a caller whose RTP is elsewhere than its signalling: that side speaks first."""
+    world.behave(updated="never")
+    with victim("127.0.0.5") as somebody:
+        call = forged(world, "early", somebody)
+        call.invite()
+        await call.until(lambda one: 183 in one.responses)
+        own = dialog_call(world.phone, "early")
         own.rtp.sending = False
         own.invite()
         await own.until(lambda one: 183 in one.responses)
-        await own.rtp.until(lambda: len(own.rtp.packets) > 5)
+        # For as long as this takes, the other call's RTP was due as well.
+        await own.rtp.until(lambda: len(own.rtp.packets) > 25)
+        assert somebody.bytes() == 0
         own.cancel()
         assert (await own.refused()).code == 487
-        with victim("127.0.0.5") as somebody:
-            call = forged(gateway, "early", somebody)
-            call.invite()
-            await call.until(lambda one: 183 in one.responses)
-            media = next(one for one in call.messages if one.code == 183)
-            port = int(media.body.partition("m=audio ")[2].split(" ")[0])
-            somebody.speak(("127.0.0.1", port))
-            await eventually(lambda: somebody.bytes() > 0, "early media")
-            call.cancel()
-            assert (await call.refused()).code == 487
+        media = next(one for one in call.messages if one.code == 183)
+        port = int(media.body.partition("m=audio ")[2].split(" ")[0])
+        somebody.speak(("127.0.0.1", port))
+        await eventually(lambda: somebody.bytes() > 0, "early media")
+        call.cancel()
+        assert (await call.refused()).code == 487
 
 
 NOBODYS = ("0.1.2.3", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255")
 
 
-async def test_addresses_where_nobody_is(runner: object, own_folder: Path) -> None:
+async def test_addresses_where_nobody_is(world: GatewayStack) -> None:
     """488 in an INVITE and inside a call, which goes on as it was."""
-    async with site(own_folder, routes=ANYBODY) as gateway:
-        for address in NOBODYS:
-            call = dialog_call(gateway.phone, "1", address=address)
-            call.invite()
-            assert (await call.refused()).code == 488, address
-            await gateway.gateway.wait("sip.rejected", rule=f"malformed: RTP to {address}")
-        call = dialog_call(gateway.phone, "1")
-        await answered(call)
-        await gateway.gateway.wait("call.confirmed")
-        for address in NOBODYS:
-            call.sdp.address = address
-            refused = await call.ask("INVITE", body=call.sdp.text(call.rtp.port))
-            assert refused.code == 488, address
-        heard = len(call.rtp.packets)
-        await call.rtp.until(lambda: len(call.rtp.packets) > heard + 5)
-        await call.hang_up()
+    for address in NOBODYS:
+        call = dialog_call(world.phone, "greeted", address=address)
+        call.invite()
+        assert (await call.refused()).code == 488, address
+        await world.gateway.wait("sip.rejected", rule=f"malformed: RTP to {address}")
+        await world.phone.forget(call)
+    call = dialog_call(world.phone, "greeted")
+    await answered(call)
+    await world.gateway.wait("call.confirmed", call=call.call_id)
+    for address in NOBODYS:
+        call.sdp.address = address
+        refused = await call.ask("INVITE", body=call.sdp.text(call.rtp.port))
+        assert refused.code == 488, address
+    heard = len(call.rtp.packets)
+    await call.rtp.until(lambda: len(call.rtp.packets) > heard + 5)
+    await call.hang_up()
 
 
-async def test_a_first_offer_may_be_on_hold(runner: object, own_folder: Path) -> None:
+async def test_a_first_offer_may_be_on_hold(world: GatewayStack) -> None:
     """``c=IN IP4 0.0.0.0`` (RFC 3725 section 4.1): answered, and no RTP before an address comes."""
-    async with site(own_folder, routes=ANYBODY) as gateway:
-        call = dialog_call(gateway.phone, "1", address="0.0.0.0")
-        await answered(call)
-        await gateway.gateway.wait("call.confirmed")
-        assert not call.rtp.packets
-        await call.renegotiate(address="127.0.0.1")
-        await call.rtp.until(lambda: len(call.rtp.packets) > 5)
-        await call.hang_up()
+    call = dialog_call(world.phone, "greeted", address="0.0.0.0")
+    await answered(call)
+    await world.gateway.wait("call.confirmed", call=call.call_id)
+    assert not call.rtp.packets
+    await call.renegotiate(address="127.0.0.1")
+    await call.rtp.until(lambda: len(call.rtp.packets) > 5)
+    await call.hang_up()
+
+
+async def test_no_ack_ever(
+    world: GatewayStack, never_acknowledged: tuple[DialogCall, Victim]
+) -> None:
+    """The 200 comes again and again for 64 * T1, then a BYE (RFC 3261 section 13.3.1.4)."""
+    call, somebody = never_acknowledged
+    session = await world.session_of(call)
+    bye = await call.hung_up(within_s=60)
+    assert "cause=408" in bye.headers["reason"]
+    assert 9 <= call.responses.count(200) <= 13
+    record = await world.record(call)
+    assert (record["ending"]["why"], record["ending"]["by"]) == ("leg_timeout", "network")
+    assert record["times_ms"]["confirmed"] is None
+    await eventually(lambda: not session.live, "the session's end")
+    assert (asked(session), session.received_total, somebody.bytes()) == (0, 0, 0)
+    world.lasting.clear()
 
 
 @pytest.mark.parametrize(

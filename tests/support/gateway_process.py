@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import fcntl
 import json
 import os
@@ -13,6 +12,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+
+from tests.support.forked import Forked, end_with_parent
 
 WITHIN_S = 30.0
 """Deadline of a wait that should take milliseconds; only something stuck gets there."""
@@ -42,13 +43,8 @@ FAULTS = (
 
 Line = Mapping[str, Any]
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
-
-
-def end_with_parent() -> None:
-    """In a new process, before it is a gateway: the kernel kills it when its parent dies."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+LINE_BYTES = 16 * 1024 * 1024
+"""Longest line of a log that is read."""
 
 
 class Gateway:
@@ -77,26 +73,26 @@ class Gateway:
         """Fault events that a test provokes on purpose."""
         self._entry = entry
         self._options = options
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | Forked | None = None
         self._readers: list[asyncio.Task[None]] = []
         self._pulse = asyncio.Event()
 
     async def start(self) -> None:
         """Run it, until it listens."""
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *self._entry,
-            "run",
-            "-c",
-            str(self.config),
-            *self._options,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=16 * 1024 * 1024,
-            env={**os.environ, **PROXIES},
-            preexec_fn=end_with_parent,
-        )
+        arguments = ("run", "-c", str(self.config), *self._options)
+        env = {**os.environ, **PROXIES}
+        if (*self._entry, *self._options) == ("-m", "gateway", "--no-supervisor"):
+            self._process = await Forked.start(arguments, env, LINE_BYTES)
+        else:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, *self._entry, *arguments),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=LINE_BYTES,
+                env=env,
+                preexec_fn=end_with_parent,
+            )
         self.running.add(self)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
@@ -222,7 +218,8 @@ class Gateway:
     def read_log(self, reading: bool) -> None:
         """Stop reading the log, so that its pipe fills up, or go on."""
         assert self._process is not None
-        pipe: Any = self._process._transport.get_pipe_transport(2)  # type: ignore[attr-defined]
+        assert isinstance(self._process, Forked)
+        pipe = self._process.pipes[1]
         if reading:
             pipe.resume_reading()
         else:

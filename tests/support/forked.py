@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Processes of ``gateway``, forked from one that has imported it already.
+
+Python takes more than a second of processor time to import the gateway, and the tests start it some
+two hundred times. What is forked goes on as ``python -m gateway ARGUMENTS`` does, with the
+environment and the limits of whoever asks for it.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import ctypes
+import importlib
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+MODULES = ("gateway.cli.main", "gateway.cli.serve", "gateway.app.service")
+_REQUEST_BYTES = 256 * 1024
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """In a new process: the kernel kills it when its parent dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Forked:
+    """One such process, with the attributes of ``asyncio.subprocess.Process`` that tests use."""
+
+    _server: ClassVar[socket.socket | None] = None
+    """A connection to the process that forks, while there is one."""
+
+    def __init__(self, pid: int, limit: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self.stdout = asyncio.StreamReader(limit=limit)
+        self.stderr = asyncio.StreamReader(limit=limit)
+        self.pipes: list[asyncio.ReadTransport] = []
+        """Standard output and error."""
+        self._ended = asyncio.Event()
+        self._handle = os.pidfd_open(pid)
+        asyncio.get_running_loop().add_reader(self._handle, self._on_end)
+
+    @classmethod
+    async def start(cls, arguments: Sequence[str], env: dict[str, str], limit: int) -> Forked:
+        """Fork; ``limit`` is that of a line, in bytes."""
+        request = {
+            "arguments": list(arguments),
+            "environment": env,
+            "folder": str(Path.cwd()),
+            "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE),
+        }
+        with ExitStack() as ours:
+            pairs = [os.pipe() for _ in range(2)]
+            for _, written in pairs:
+                ours.callback(os.close, written)
+            made = cls(int(cls._ask(request, [written for _, written in pairs])), limit)
+        loop = asyncio.get_running_loop()
+        for (read, _), stream in zip(pairs, (made.stdout, made.stderr), strict=True):
+            transport, _ = await loop.connect_read_pipe(
+                partial(asyncio.StreamReaderProtocol, stream), os.fdopen(read, "rb", 0)
+            )
+            made.pipes.append(transport)
+        return made
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal, unless it has ended."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Its exit status, or the negative number of the signal that ended it."""
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+    def _on_end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._handle)
+        os.close(self._handle)
+        self.returncode = int(self._ask({"wait": self.pid}))
+        self._ended.set()
+
+    @classmethod
+    def _ask(cls, request: dict[str, Any], descriptors: Sequence[int] = ()) -> str:
+        if cls._server is None:
+            cls._server, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with other:
+                subprocess.Popen(
+                    [sys.executable, "-m", "tests.support.forked", str(other.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[other.fileno()],
+                    preexec_fn=end_with_parent,
+                )
+        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        cls._server.sendmsg([json.dumps(request).encode()], passed if descriptors else [])
+        return cls._server.recv(100).decode()
+
+
+def serve(connection: socket.socket) -> list[str]:
+    """Fork when asked to; returns the arguments, in each process that is forked."""
+    while True:
+        data, ancillary, _flags, _address = connection.recvmsg(
+            _REQUEST_BYTES, socket.CMSG_SPACE(2 * array.array("i").itemsize)
+        )
+        if not data:
+            sys.exit()
+        request = json.loads(data)
+        passed = array.array("i")
+        for _level, _kind, value in ancillary:
+            passed.frombytes(value)
+        if "wait" in request:
+            _pid, status = os.waitpid(request["wait"], 0)
+            connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+            continue
+        pid = os.fork()
+        if pid == 0:
+            connection.close()
+            for number, descriptor in enumerate(passed, 1):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            end_with_parent()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.chdir(request["folder"])
+            os.environ.clear()
+            os.environ.update(request["environment"])
+            resource.setrlimit(resource.RLIMIT_NOFILE, request["descriptors"])
+            return list(request["arguments"])
+        for descriptor in passed:
+            os.close(descriptor)
+        connection.send(str(pid).encode())
+
+
+if __name__ == "__main__":
+    # What a terminal interrupts are the tests, which end what they have started.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for module in MODULES:
+        importlib.import_module(module)
+    sys.argv = ["gateway", *serve(socket.socket(fileno=int(sys.argv[1])))]
+    importlib.import_module("gateway.cli.main").main()
