@@ -18,14 +18,13 @@ from gateway.dialplan.dialplan import (
 from gateway.dialplan.route import (
     CallSettings,
     Dtmf,
-    EndCall,
     Greeting,
     Route,
     RouteLimits,
     RouteRealtime,
     call_settings,
 )
-from gateway.dialplan.tool_sections import Hold, SendDtmf, Transfer, TransferCall
+from gateway.dialplan.tool_sections import EndCall, Hold, SendDtmf, Transfer, TransferCall
 
 __all__ = [
     "CallSettings",

@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainSerializer
+
 from gateway.config.source import MisplacedError
+from gateway.config.validate import Section
+from gateway.config.values import Regex, Text
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -166,3 +170,28 @@ def _day(name: str) -> int:
     if name not in DAYS:
         raise ValueError(f"{name!r} is no weekday; they are {', '.join(DAYS)}")
     return DAYS.index(name)
+
+
+class RouteConditions(Section):
+    """Which calls a route takes: its keys of ``[[route]]``. All that are given must hold."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    to: Regex | None = None
+    from_: Annotated[Regex | None, Field(alias="from")] = None
+    pai: Regex | None = None
+    diversion: Regex | None = None
+    headers: Annotated[
+        Mapping[str, Regex],
+        AfterValidator(header_conditions),
+        PlainSerializer(lambda value: dict(value)),
+    ] = Field(default_factory=lambda: MappingProxyType({}))
+    source: Annotated[tuple[Network, ...], BeforeValidator(networks_of)] = ()
+    trunk: Text | None = None
+    hours: Annotated[tuple[Hours, ...], BeforeValidator(hours_of)] = ()
+    timezone: Annotated[ZoneInfo | None, BeforeValidator(timezone_of)] = None
+
+    def variable_names(self) -> list[str]:
+        """The named groups of all conditions: the variables that a match brings."""
+        regexes = [self.to, self.from_, self.pai, self.diversion, *self.headers.values()]
+        return [name for regex in regexes if regex is not None for name in regex.groupindex]

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -33,15 +31,8 @@ from gateway.config.realtime import (
 )
 from gateway.config.source import KeyPath, MisplacedError, plain
 from gateway.config.validate import Section, suggestion
-from gateway.config.values import Count, Flag, Regex, Seconds, SecondsOrOff, Text
-from gateway.dialplan.conditions import (
-    Hours,
-    Network,
-    header_conditions,
-    hours_of,
-    networks_of,
-    timezone_of,
-)
+from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
+from gateway.dialplan.conditions import RouteConditions
 from gateway.dialplan.route_sections import (
     DATA,
     DEFAULT,
@@ -63,15 +54,7 @@ from gateway.dialplan.route_sections import (
 from gateway.dialplan.session_settings import nulled
 from gateway.dialplan.tool_sections import (
     ARGUMENT,
-    Approval,
-    CollectDigits,
-    Hold,
-    ScheduleCallback,
-    SendDtmf,
-    SetLanguage,
-    Transfer,
-    TransferCall,
-    WebTool,
+    RouteTools,
     secrets_of,
 )
 from gateway.dialplan.variables import (
@@ -171,17 +154,6 @@ class Dtmf(Section):
         return render(self.text, {**variables, DIGITS: digits})
 
 
-class EndCall(Section):
-    """``[route.end_call]``: the tool with which the model says goodbye and hangs up."""
-
-    enabled: Flag = True
-    description: Text = (
-        "End the phone call. Use it when the caller says goodbye or asks to hang up, "
-        "after you have said a short goodbye yourself."
-    )
-    goodbye_timeout: Seconds = 10.0
-
-
 class RouteLimits(Section):
     """``[route.limits]``: in place of ``[limits]`` and ``[media]``, for this route (s)."""
 
@@ -213,7 +185,22 @@ def _route_name(value: str) -> str:
     return value
 
 
-class Route(Section):
+class RouteConversation(Section):
+    """How the conversation of a route's calls goes: its keys of ``[[route]]``."""
+
+    greeting: Greeting | None = None
+    dtmf: Dtmf = Field(default_factory=Dtmf)
+    interruptions: Interruptions = Field(default_factory=Interruptions)
+    idle: UserIdle = Field(default_factory=UserIdle)
+    silence: Silence = Field(default_factory=Silence)
+    machine_detection: MachineDetection = Field(default_factory=MachineDetection)
+    guardrail: tuple[Guardrail, ...] = ()
+    response_failure: ResponseFailure = Field(default_factory=ResponseFailure)
+    context: ContextTrimming = Field(default_factory=ContextTrimming)
+    post_call: PostCall = Field(default_factory=PostCall)
+
+
+class Route(RouteConditions, RouteTools, RouteConversation):
     """``[[route]]``: which calls it takes, and what happens to them.
 
     Every condition that is given must hold; a route without conditions takes every call.
@@ -223,19 +210,6 @@ class Route(Section):
 
     name: Annotated[str, AfterValidator(_route_name)]
     enabled: Flag = True
-    to: Regex | None = None
-    from_: Annotated[Regex | None, Field(alias="from")] = None
-    pai: Regex | None = None
-    diversion: Regex | None = None
-    headers: Annotated[
-        Mapping[str, Regex],
-        AfterValidator(header_conditions),
-        PlainSerializer(lambda value: dict(value)),
-    ] = Field(default_factory=lambda: MappingProxyType({}))
-    source: Annotated[tuple[Network, ...], BeforeValidator(networks_of)] = ()
-    trunk: Text | None = None
-    hours: Annotated[tuple[Hours, ...], BeforeValidator(hours_of)] = ()
-    timezone: Annotated[ZoneInfo | None, BeforeValidator(timezone_of)] = None
     session: Annotated[
         Mapping[str, Any], AfterValidator(_session), PlainSerializer(lambda value: dict(value))
     ] = Field(default_factory=lambda: MappingProxyType({}))
@@ -243,35 +217,12 @@ class Route(Section):
         Mapping[str, Text], AfterValidator(_metadata), PlainSerializer(lambda value: dict(value))
     ] = Field(default_factory=lambda: MappingProxyType({}))
     data: RouteData | None = None
-    greeting: Greeting | None = None
-    dtmf: Dtmf = Field(default_factory=Dtmf)
-    end_call: EndCall = Field(default_factory=EndCall)
-    transfer: tuple[Transfer, ...] = ()
-    allowed_refer_to: Regex | None = None
-    transfer_call: TransferCall = Field(default_factory=TransferCall)
-    send_dtmf: SendDtmf = Field(default_factory=SendDtmf)
     limits: RouteLimits = Field(default_factory=RouteLimits)
     answer: Answer = Field(default_factory=Answer)
-    hold: Hold = Field(default_factory=Hold)
     budget: RouteBudget = Field(default_factory=RouteBudget)
-    interruptions: Interruptions = Field(default_factory=Interruptions)
-    idle: UserIdle = Field(default_factory=UserIdle)
-    silence: Silence = Field(default_factory=Silence)
-    machine_detection: MachineDetection = Field(default_factory=MachineDetection)
     fallback: tuple[Fallback, ...] = DEFAULT
-    guardrail: tuple[Guardrail, ...] = ()
-    response_failure: ResponseFailure = Field(default_factory=ResponseFailure)
-    context: ContextTrimming = Field(default_factory=ContextTrimming)
-    post_call: PostCall = Field(default_factory=PostCall)
     records: RouteRecords = Field(default_factory=RouteRecords)
     realtime: RouteRealtime = Field(default_factory=RouteRealtime)
-    tools: tuple[Text, ...] = ()
-    mcp: tuple[Text, ...] = ()
-    tool: tuple[WebTool, ...] = ()
-    approval: tuple[Approval, ...] = ()
-    set_language: SetLanguage = Field(default_factory=SetLanguage)
-    collect_digits: CollectDigits = Field(default_factory=CollectDigits)
-    schedule_callback: ScheduleCallback = Field(default_factory=ScheduleCallback)
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
@@ -284,25 +235,21 @@ class Route(Section):
             raise MisplacedError(
                 ("timezone",), "means nothing without hours, and no {time} is used"
             )
-        spoken = [one.name.casefold() for one in self.transfer]
-        for index, name in enumerate(spoken):
-            if name in spoken[:index]:
-                raise MisplacedError(("transfer", index, "name"), "is there twice")
         for section, wanted in (
             ("budget", self.budget.transfer_to),
             ("idle", self.idle.transfer_to),
             ("machine_detection", self.machine_detection.transfer_to),
             ("response_failure", self.response_failure.transfer_to),
         ):
-            self._transferable((section, "transfer_to"), wanted)
+            self.check_transfer_to((section, "transfer_to"), wanted)
         in_order(self.fallback)
         for number, step in enumerate(self.fallback):
             if step.action == "transfer":
-                self._transferable(("fallback", number, "to"), step.to)
+                self.check_transfer_to(("fallback", number, "to"), step.to)
         for index, guard in enumerate(self.guardrail):
             if guard.name in [before.name for before in self.guardrail[:index]]:
                 raise MisplacedError(("guardrail", index, "name"), "is there twice")
-            self._transferable(("guardrail", index, "transfer_to"), guard.transfer_to)
+            self.check_transfer_to(("guardrail", index, "transfer_to"), guard.transfer_to)
         self.interruptions.agree_with(self.session)
         self.idle.agree_with(self.session)
         self.machine_detection.agree_with(self.session)
@@ -333,22 +280,8 @@ class Route(Section):
                     )
         return self
 
-    def _transferable(self, path: KeyPath, wanted: str | None) -> None:
-        named = [one.name for one in self.transfer if one.allowed_numbers is None]
-        if wanted is not None and wanted.casefold() not in [name.casefold() for name in named]:
-            raise MisplacedError(
-                path,
-                f'there is no [[route.transfer]] "{wanted}" (one without allowed_numbers)'
-                + suggestion(wanted, named),
-            )
-
     def _asks_for_the_time(self) -> bool:
         return any(name in CLOCK for _, text in self.templates() for name in names_in(text))
-
-    def variable_names(self) -> list[str]:
-        """The named groups of all conditions: the variables that a match brings."""
-        regexes = [self.to, self.from_, self.pai, self.diversion, *self.headers.values()]
-        return [name for regex in regexes if regex is not None for name in regex.groupindex]
 
     def templates(self) -> Iterator[tuple[KeyPath, str]]:
         """The texts in which variables are filled in, with where they stand."""

@@ -33,7 +33,7 @@ from gateway.call.tools.definitions import (
     TRANSFER_DESCRIPTION,
 )
 from gateway.config.source import KeyPath, MisplacedError, plain
-from gateway.config.validate import Section
+from gateway.config.validate import Section, suggestion
 from gateway.config.values import (
     Count,
     Flag,
@@ -303,3 +303,52 @@ def secrets_of(headers: Mapping[str, SecretStr]) -> Iterator[str]:
     for value in headers.values():
         if value.get_secret_value():
             yield value.get_secret_value()
+
+
+class EndCall(Section):
+    """``[route.end_call]``: the tool with which the model says goodbye and hangs up."""
+
+    enabled: Flag = True
+    description: Text = (
+        "End the phone call. Use it when the caller says goodbye or asks to hang up, "
+        "after you have said a short goodbye yourself."
+    )
+    goodbye_timeout: Seconds = 10.0
+
+
+class RouteTools(Section):
+    """What a route's model can do in the call: its keys of ``[[route]]``."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    end_call: EndCall = Field(default_factory=EndCall)
+    transfer: tuple[Transfer, ...] = ()
+    allowed_refer_to: Regex | None = None
+    transfer_call: TransferCall = Field(default_factory=TransferCall)
+    send_dtmf: SendDtmf = Field(default_factory=SendDtmf)
+    hold: Hold = Field(default_factory=Hold)
+    tools: tuple[Text, ...] = ()
+    mcp: tuple[Text, ...] = ()
+    tool: tuple[WebTool, ...] = ()
+    approval: tuple[Approval, ...] = ()
+    set_language: SetLanguage = Field(default_factory=SetLanguage)
+    collect_digits: CollectDigits = Field(default_factory=CollectDigits)
+    schedule_callback: ScheduleCallback = Field(default_factory=ScheduleCallback)
+
+    @model_validator(mode="after")
+    def _destinations_differ(self) -> Self:
+        spoken = [one.name.casefold() for one in self.transfer]
+        for index, name in enumerate(spoken):
+            if name in spoken[:index]:
+                raise MisplacedError(("transfer", index, "name"), "is there twice")
+        return self
+
+    def check_transfer_to(self, path: KeyPath, wanted: str | None) -> None:
+        """Raise MisplacedError where ``wanted`` is no destination that can be named alone."""
+        named = [one.name for one in self.transfer if one.allowed_numbers is None]
+        if wanted is not None and wanted.casefold() not in [name.casefold() for name in named]:
+            raise MisplacedError(
+                path,
+                f'there is no [[route.transfer]] "{wanted}" (one without allowed_numbers)'
+                + suggestion(wanted, named),
+            )
