@@ -25,8 +25,6 @@ from gateway.records.spool import Entry
 HEAD: Final = "0001"
 """The newest migration; a database that has it needs none."""
 
-LOCK_KEY = 0x67617465
-"""Of PostgreSQL's advisory lock while tables are made or changed."""
 CONNECT_SECONDS = 5
 STATEMENT_MS = 30_000
 BUSY_SECONDS = 10
@@ -173,7 +171,7 @@ class Database:
         if version_of(engine) != HEAD:
             from gateway.records.migrate import upgrade
 
-            upgrade(engine)
+            upgrade(engine, HEAD, version_of)
         self._ready = True
 
     def write(self, entries: Sequence[Entry]) -> None:

@@ -6,14 +6,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from gateway.records.database import HEAD, LOCK_KEY, version_of
+LOCK_KEY = 0x67617465
+"""Of PostgreSQL's advisory lock while tables are made or changed."""
 
 _FOLDER = Path(__file__).parent / "migrations"
 
@@ -22,8 +23,12 @@ class NewerSchemaError(Exception):
     """The database was made by a newer version of the gateway."""
 
 
-def upgrade(engine: sa.Engine) -> None:
+def upgrade(engine: sa.Engine, head: str, version_of: Callable[[sa.Engine], str]) -> None:
     """Apply the migrations that are missing, while no other process does.
+
+    Args:
+        head: the schema's version that this gateway knows.
+        version_of: that of a database.
 
     Raises NewerSchemaError for a database that this version does not know, and SQLAlchemyError.
     """
@@ -31,7 +36,7 @@ def upgrade(engine: sa.Engine) -> None:
         found = version_of(engine)
         known = {path.name[:4] for path in (_FOLDER / "versions").glob("[0-9]*.py")}
         if found and found not in known:
-            raise NewerSchemaError(f"the database has schema {found}, this gateway knows {HEAD}")
+            raise NewerSchemaError(f"the database has schema {found}, this gateway knows {head}")
         config = Config()
         config.set_main_option("script_location", str(_FOLDER))
         config.attributes["connection"] = connection

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[3]
@@ -39,3 +40,12 @@ def test_every_package_has_its_row() -> None:
 def test_a_walk_from_wire_to_wire_passes_few_files(walk: str) -> None:
     files = re.findall(r"`([a-z_/]+\.py)`", walk)
     assert 0 < len(files) <= MOST_FILES
+
+
+def test_no_modules_import_one_another() -> None:
+    graph = grimp.build_graph("gateway", cache_dir=None)  # imports under TYPE_CHECKING included
+    left = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    while ends := {module for module, imported in left.items() if not imported & left.keys()}:
+        for module in ends:
+            del left[module]
+    assert not left, "imported in a circle, or from one"
