@@ -29,7 +29,7 @@ from gateway.realtime.events import (
     ServerEvent,
 )
 from gateway.realtime.session import Session, SessionClosed
-from gateway.realtime.settings_fallback import Refused
+from gateway.realtime.session_object import Refused
 from gateway.realtime.setup import SetupFailed, open_with_retry
 from gateway.records.events import EventLog
 from gateway.tasks import TaskSet

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from gateway.call.ending import Ending
 from gateway.call.outputs import LogEvent
 from gateway.call.private_digits import PrivateDigits
-from gateway.realtime.settings_fallback import Refused
+from gateway.realtime.session_object import Refused
 
 MAX_TIMELINE = 20_000
 """Entries kept of one call; a talkative hour has some thousands. What exceeds it is counted."""

@@ -34,12 +34,12 @@ from gateway.realtime.events import (
     SessionUpdated,
 )
 from gateway.realtime.parse import BadEvent, is_known_type
-from gateway.realtime.session_object import voice_of
-from gateway.realtime.settings_fallback import (
+from gateway.realtime.session_object import (
     Refused,
     changes_something,
     dotted,
     field_of,
+    voice_of,
     without,
 )
 

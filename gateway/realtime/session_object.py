@@ -1,10 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The GA session object of a call: the route's own, with the call's codec and tools put in."""
+"""The GA session object of a call: the route's own, completed, or without what a server refuses.
+
+One bad field makes the server refuse the whole ``session.update``. A call is better off without
+that field than without its session, so the field is taken out and the rest is sent again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from gateway.realtime.commands import CreateResponse
+from gateway.realtime.errors import Kind, classify_error
+from gateway.realtime.events import ServerError
 
 Codec = Literal["PCMU", "PCMA"]
 
@@ -94,3 +105,173 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [_plain(inner) for inner in value]
     return value
+
+
+MAX_REFUSED = 8
+"""Fields taken out of one update. A server that refuses more is not the one it was written for."""
+
+Path = tuple[str | int, ...]
+
+_VOICE: Path = ("audio", "output", "voice")
+# Without these there is no conversation: the codec would be another one, or audio would have no
+# direction. A server that refuses them cannot serve the call.
+_NEEDED: frozenset[Path] = frozenset(
+    {
+        (),
+        ("type",),
+        ("audio",),
+        ("audio", "input"),
+        ("audio", "output"),
+        ("audio", "input", "format"),
+        ("audio", "output", "format"),
+        ("audio", "input", "format", "type"),
+        ("audio", "output", "format", "type"),
+    }
+)
+_STEP = re.compile(r"([^.\[\]'\"]+)|\[(?:'([^']*)'|\"([^\"]*)\"|(\d+))\]")
+_QUOTED = re.compile(r"['\"`‘“]([A-Za-z_][\w.\[\]\-]*)['\"`’”]")  # noqa: RUF001
+_SPELLED = re.compile(r"\b(?:session|response)(?:\.\w+|\[\d+\])+")
+_ROOTS = (["session"], ["response"])
+# What a response can do without and still be the one that was asked for.
+_OF_A_RESPONSE = frozenset(
+    {
+        "audio",
+        "max_output_tokens",
+        "metadata",
+        "output_modalities",
+        "parallel_tool_calls",
+        "prompt",
+        "reasoning",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A field that was taken out: its dotted path, the error's code, and the server's words."""
+
+    field: str
+    code: str
+    message: str
+
+
+def field_of(error: ServerError, session: Mapping[str, Any]) -> Path | None:
+    """The field of ``session`` that ``error`` is about, if the call can do without it.
+
+    ``param`` says it as a rule, with or without ``session.`` before it; else the message, in
+    quotes or spelled out from ``session.``. A field inside something that is no table refuses the
+    whole of it; one that is missing, that which it should be in. None for errors of another kind
+    (a key, a quota), and where nothing in ``session`` is meant.
+    """
+    if classify_error(error).kind not in (Kind.BENIGN, Kind.UNKNOWN):
+        return None
+    for said in _names(error):
+        path = _existing(_steps(said), session)
+        if path is None:
+            path = _only_place(said, session)
+        if path is not None and path not in _NEEDED:
+            return path
+    if error.code == "cannot_update_voice" and _existing(_VOICE, session) == _VOICE:
+        return _VOICE
+    return None
+
+
+def without(session: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A copy of ``session`` without what is at ``path``, and without what is left empty by it."""
+    copy: dict[str, Any] = deepcopy(dict(session))
+    inside: list[Any] = [copy]
+    for step in path[:-1]:
+        inside.append(inside[-1][step])
+    del inside[-1][path[-1]]
+    for depth in range(len(path) - 1, 0, -1):
+        if inside[depth]:
+            break
+        del inside[depth - 1][path[depth - 1]]
+    return copy
+
+
+def mended(command: CreateResponse, error: ServerError) -> CreateResponse | None:
+    """The request without the field that ``error`` refuses; None where it would be another one."""
+    path = field_of(error, command.response or {})
+    if path is None or path[0] not in _OF_A_RESPONSE:
+        return None
+    return CreateResponse(without(command.response or {}, path))
+
+
+def changes_something(session: Mapping[str, Any]) -> bool:
+    """Return whether an update with this ``session`` still changes anything."""
+    return any(path not in _NEEDED for path, value in _leaves(session) if value != {})
+
+
+def dotted(path: Path) -> str:
+    """``audio.output.voice``, ``tools[0].name``: as the protocol writes them."""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def _names(error: ServerError) -> Iterator[str]:
+    if error.param:
+        yield error.param
+    yield from _SPELLED.findall(error.message)
+    yield from _QUOTED.findall(error.message)
+
+
+def _steps(said: str) -> Path:
+    """The path that is written in ``said``, from the session on."""
+    steps: list[str | int] = []
+    for bare, single, double, index in _STEP.findall(said):
+        text = bare or single or double
+        if index or (steps and text.isdigit()):
+            steps.append(int(index or text))
+        else:
+            steps.append(text)
+    return tuple(steps[1:] if steps[:1] in _ROOTS else steps)
+
+
+def _existing(wanted: Path, session: Mapping[str, Any]) -> Path | None:
+    """``wanted`` as far as it is there; None where it leads out of a table into nothing.
+
+    Servers name the branch of a union, too (``turn_detection.server_vad.threshold``): such a step
+    is passed over.
+    """
+    here: Any = session
+    path: list[str | int] = []
+    for index, step in enumerate(wanted):
+        last = index == len(wanted) - 1
+        if isinstance(here, Mapping):
+            if step in here:
+                here = here[step]
+                path.append(step)
+            elif not last and step == here.get("type"):
+                continue
+            elif last and tuple(path) not in _NEEDED:
+                break  # a part that the server misses: the object is at fault
+            else:
+                return None
+        elif isinstance(here, list) and isinstance(step, int) and step < len(here):
+            here = here[step]
+            path.append(step)
+        else:
+            break  # inside a text or a number: that is what is refused
+    return tuple(path) or None
+
+
+def _only_place(said: str, session: Mapping[str, Any]) -> Path | None:
+    """Return the path of a name that occurs in one place only."""
+    if not re.fullmatch(r"\w+", said):
+        return None
+    places = {path[: path.index(said) + 1] for path, _ in _leaves(session) if said in path}
+    return places.pop() if len(places) == 1 else None
+
+
+def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, (*path, name))
+    elif isinstance(value, list) and value:
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, (*path, index))
+    else:
+        yield path, value

@@ -51,8 +51,14 @@ from gateway.realtime.session import (
     Tap,
     encode_command,
 )
-from gateway.realtime.session_object import format_of
-from gateway.realtime.settings_fallback import MAX_REFUSED, Refused, dotted, field_of, without
+from gateway.realtime.session_object import (
+    MAX_REFUSED,
+    Refused,
+    dotted,
+    field_of,
+    format_of,
+    without,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -123,7 +129,7 @@ async def open_session(
     says the audio formats.
 
     A field that the server refuses is taken out, and the rest is asked for again
-    (:mod:`gateway.realtime.settings_fallback`); ``Session.refused`` names such fields.
+    (:mod:`gateway.realtime.session_object`); ``Session.refused`` names such fields.
 
     Raises :class:`SetupFailed` for a refused or lost connection, another ``error`` or a close
     before ``session.updated``, settings that the server changed to another audio format, and the

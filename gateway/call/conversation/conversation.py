@@ -70,7 +70,7 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
-from gateway.realtime.settings_fallback import mended
+from gateway.realtime.session_object import mended
 
 
 def carry_out(command: CallCommand, control: ConversationControl, now: float) -> list[Output]:

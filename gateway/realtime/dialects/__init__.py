@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from gateway.realtime.dialects.azure import AzurePreview
-from gateway.realtime.dialects.base import Dialect
-from gateway.realtime.dialects.beta import Beta
+from gateway.realtime.dialects.beta import AzurePreview, Beta
+from gateway.realtime.dialects.dialect import Dialect, Ga
 from gateway.realtime.dialects.edge import Edge
-from gateway.realtime.dialects.ga import Ga
 
 __all__ = ["DIALECTS", "GA", "Dialect", "Edge"]
 

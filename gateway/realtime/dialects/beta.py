@@ -2,8 +2,7 @@
 """The Beta protocol (``OpenAI-Beta: realtime=v1``), as third-party servers still speak it.
 
 Its session is flat, its audio formats have short names, and some events and content parts are
-called otherwise. What is not named here is the same in both.
-"""
+called otherwise. What is not named here is the same in both."""
 
 from __future__ import annotations
 
@@ -11,8 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gateway.realtime.dialects.base import Json
-from gateway.realtime.dialects.ga import Ga
+from gateway.realtime.dialects.dialect import Ga, Json
 
 FORMATS: Mapping[str, Json] = {
     "pcm16": {"type": "audio/pcm", "rate": 24000},
@@ -76,7 +74,7 @@ _PARTS_BACK = {ga: beta for beta, ga in _PARTS.items()}
 
 
 class Beta(Ga):
-    """Stands for :class:`gateway.realtime.dialects.base.Dialect`; URLs are as GA's."""
+    """Stands for :class:`gateway.realtime.dialects.dialect.Dialect`; URLs are as GA's."""
 
     name = "beta"
     headers: Mapping[str, str] = {"OpenAI-Beta": "realtime=v1"}
@@ -299,3 +297,24 @@ def _renamed(part: Any, names: Mapping[str, str]) -> Any:
 def _with(event: Json, key: str, change: Callable[[Json], Json]) -> Json:
     inner = event.get(key)
     return {**event, key: change(inner)} if isinstance(inner, dict) else event
+
+
+API_VERSION = "2025-04-01-preview"
+"""Version that is sent where the URL has no ``api-version``: the last preview."""
+
+
+class AzurePreview(Beta):
+    """The Beta protocol at Azure's URL; the version in the URL replaces Beta's header."""
+
+    name = "azure-preview"
+    api_base = "/openai"
+    headers: Mapping[str, str] = {}
+
+    def path(self, host: str) -> str:
+        """The same on every resource."""
+        return "/openai/realtime"
+
+    def parameters(self, model: str, given: Sequence[str]) -> list[tuple[str, str]]:
+        """``api-version`` and ``deployment``."""
+        wanted = [("api-version", API_VERSION), ("deployment", model)]
+        return [(name, value) for name, value in wanted if value and name not in given]

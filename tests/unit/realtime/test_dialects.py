@@ -23,7 +23,7 @@ from gateway.planning.check import check
 from gateway.realtime import events
 from gateway.realtime.commands import CreateItem, CreateResponse, TruncateItem, UpdateSession
 from gateway.realtime.dialects import DIALECTS, GA, Edge
-from gateway.realtime.dialects.pcm24 import DELAY_MS, Pcm24
+from gateway.realtime.dialects.edge import DELAY_MS, Pcm24
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.parse import parse_event
 from gateway.realtime.session import Session

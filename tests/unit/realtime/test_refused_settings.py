@@ -15,7 +15,7 @@ from gateway.realtime.commands import CreateResponse, UpdateSession
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import ServerError
 from gateway.realtime.session import Session
-from gateway.realtime.settings_fallback import (
+from gateway.realtime.session_object import (
     MAX_REFUSED,
     changes_something,
     dotted,
