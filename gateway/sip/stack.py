@@ -33,7 +33,7 @@ from gateway.sip.transports import Listeners
 from gateway.sip.trunks.accounts import Accounts, header_vector
 from gateway.sip.trunks.challenges import Challenges
 from gateway.sip.trunks.matching import Trunks
-from gateway.sip.trunks.options_ping import OptionsPinger
+from gateway.sip.trunks.reachability import OptionsPinger
 from gateway.sip.types import LegEnd
 
 log = structlog.get_logger("sip")

@@ -23,7 +23,7 @@ from gateway.sip.messages.headers import headers_of, text_of
 from gateway.sip.settings import Security, Trunk
 from gateway.sip.trunks.matching import LINE_PARAMETER, Trunks
 from gateway.sip.trunks.nat import forced_contact
-from gateway.sip.trunks.registration import Change, Registration, State
+from gateway.sip.trunks.reachability import Change, Registration, State
 
 if TYPE_CHECKING:
     from gateway.sip.settings import Listen, SipSettings

@@ -25,8 +25,7 @@ from gateway.sip.settings import Access, Listen, Peer, SipSettings, Trunk
 from gateway.sip.trunks.accounts import keys_to_check
 from gateway.sip.trunks.matching import Trunks
 from gateway.sip.trunks.nat import hosts_of, unreachable
-from gateway.sip.trunks.options_ping import target_of
-from gateway.sip.trunks.registration import Registration, State
+from gateway.sip.trunks.reachability import Registration, State, target_of
 
 
 def peer(text: str, port: int = 0) -> Peer:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from gateway.sip.trunks.registration import RECONNECT_PAUSE_SECONDS, Registration, State
+from gateway.sip.trunks.reachability import RECONNECT_PAUSE_SECONDS, Registration, State
 
 
 def registered(at: float) -> Registration:
