@@ -18,13 +18,14 @@ from typing import Any, Protocol
 import structlog
 
 from gateway.bridge.legs import DialRefusedError
+from gateway.call.plan import SchedulePlan
 from gateway.call.record import CallRecord
 from gateway.call.tools import definitions
 from gateway.call.tools.definitions import NUMBER
 from gateway.config.sections import CallbackSettings
 from gateway.config.values import shown
 from gateway.dialplan import Route
-from gateway.planning.route_tools import schedule_plan
+from gateway.planning.route_tools import plan_of
 from gateway.tasks import TaskSet
 from gateway.tools.api import ToolError
 from gateway.tools.functions import Function, ToolCall
@@ -400,7 +401,7 @@ class CallbackScheduler:
 def function_of(route: Route, scheduler: CallbackScheduler, timeout: float) -> Function | None:
     """Return the function behind the route's tool; None where the route has none."""
     given = route.schedule_callback
-    told = definitions.schedule_callback(schedule_plan(route), given.description)
+    told = definitions.schedule_callback(plan_of(SchedulePlan, given), given.description)
     if told is None:
         return None
     rules = Rules(

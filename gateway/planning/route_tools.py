@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.audio.sounds import wav_seconds
 from gateway.call.plan import (
@@ -29,7 +30,6 @@ from gateway.call.plan import (
     ResponseFailurePlan,
     SchedulePlan,
     SendDtmfPlan,
-    SilencePlan,
     TransferPlan,
     UserIdlePlan,
 )
@@ -56,7 +56,10 @@ from gateway.tools.schema import parsed
 from gateway.tools.webhook import Operator, Webhook
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from gateway.config import Config
+    from gateway.config.validate import Section
     from gateway.dialplan import Dialplan, Route
 
 
@@ -123,13 +126,7 @@ def problems(config: Config, dialplan: Dialplan, source: Problem) -> Iterator[Pr
 def approval_rules(route: Route, values: Mapping[str, str]) -> tuple[ApprovalRule, ...]:
     """The route's rules, with its variables filled in."""
     return tuple(
-        ApprovalRule(
-            tool=one.tool,
-            policy=one.policy,
-            when=one.when,
-            timeout=one.timeout,
-            prompt=partial(_question, one.prompt, values),
-        )
+        plan_of(ApprovalRule, one, prompt=partial(_question, one.prompt, values))
         for one in route.approval
     )
 
@@ -206,6 +203,20 @@ def _mcp_settings(server: McpServerSettings, settings: ToolSettings) -> McpSetti
     )
 
 
+P = TypeVar("P", bound="DataclassInstance")
+
+
+def plan_of(plan: type[P], section: Section, **others: Any) -> P:
+    """Make a plan of a section's values by their names; ``others`` are in place of them.
+
+    What the section leaves out has the plan's default. Raises AttributeError for a field that
+    neither has.
+    """
+    names = [field.name for field in fields(plan) if field.name not in others]
+    values = {name: getattr(section, name) for name in names}
+    return plan(**{name: value for name, value in values.items() if value is not None}, **others)
+
+
 RECONNECT_SECONDS = 10.0
 """Seconds for which another session is tried, where the route does not say."""
 
@@ -225,15 +236,11 @@ def transfer_plan(
     by_name = {trunk.name: trunk for trunk in trunks}
     return TransferPlan(
         destinations=tuple(
-            Destination(
-                name=one.name,
+            plan_of(
+                Destination,
+                one,
                 to=_address(one, by_name),
-                mode=one.mode,
-                allowed_numbers=one.allowed_numbers,
-                description=one.description,
-                trunk=one.trunk or "",
                 caller_id=_caller_id(one, by_name, values),
-                ring_timeout=one.ring_timeout,
             )
             for one in route.transfer
         ),
@@ -271,14 +278,10 @@ def interruption_plan(route: Route, session: Mapping[str, Any]) -> InterruptionP
     given, heard = route.interruptions, session["audio"]["input"]
     detection = heard.get("turn_detection") or {}
     silence_ms = detection.get("silence_duration_ms", 0)
-    return InterruptionPlan(
-        mode=given.mode,
-        min_speech_ms=given.min_speech_ms,
-        force_interrupt_ms=given.force_interrupt_ms,
-        transcript_timeout=given.transcript_timeout,
+    return plan_of(
+        InterruptionPlan,
+        given,
         backchannel_phrases=given.words(),
-        uninterruptible_greeting=given.uninterruptible_greeting,
-        uninterruptible_patterns=given.uninterruptible_patterns,
         by_gateway=given.by_gateway,
         transcribed=bool(heard.get("transcription")),
         padding_ms=silence_ms + detection.get("prefix_padding_ms", 0),
@@ -331,13 +334,7 @@ def idle_plan(route: Route, values: Mapping[str, str]) -> UserIdlePlan:
     """Return how an idle caller is handled."""
     idle = route.idle
     ask, goodbye = render(idle.prompt, values), render(idle.goodbye, values)
-    return UserIdlePlan(idle.timeout, ask, idle.max_prompts, goodbye, idle.transfer_to or "")
-
-
-def silence_plan(route: Route) -> SilencePlan:
-    """Return how long a caller may wait for a response, and what they hear meanwhile."""
-    given = route.silence
-    return SilencePlan(given.timeout, given.filler_sound or "", given.filler_delay)
+    return plan_of(UserIdlePlan, idle, prompt=ask, goodbye=goodbye)
 
 
 def machine_plan(route: Route) -> MachineDetectionPlan:
@@ -348,23 +345,7 @@ def machine_plan(route: Route) -> MachineDetectionPlan:
         "voicemail": ours.voicemail_message,
         "bot": ours.bot_message,
     }
-    return MachineDetectionPlan(
-        ours.actions,
-        words,
-        ours.music_threshold,
-        ours.greeting_threshold,
-        ours.voicemail_patterns,
-        ours.bot_equal_turns,
-        ours.bot_repeats,
-        ours.transfer_to or "",
-        ours.beep_timeout,
-    )
-
-
-def hold_plan(route: Route) -> HoldPlan:
-    """Return whether and how the model may put the caller on hold."""
-    hold = route.hold
-    return HoldPlan(hold.enabled, hold.sound, hold.max_duration)
+    return plan_of(MachineDetectionPlan, ours, actions=ours.actions, messages=words)
 
 
 def language_plan(route: Route, session: Mapping[str, Any] | None = None) -> LanguagePlan:
@@ -383,29 +364,18 @@ def language_plan(route: Route, session: Mapping[str, Any] | None = None) -> Lan
     return LanguagePlan(given.languages, updates)
 
 
-def collect_plan(route: Route) -> CollectPlan:
-    """Return whether and how the model may collect digits."""
-    given = route.collect_digits
-    return CollectPlan(given.enabled, given.timeout, given.max_digits, given.private)
-
-
-def schedule_plan(route: Route) -> SchedulePlan:
-    """Return whether the model may schedule callbacks."""
-    return SchedulePlan(route.schedule_callback.enabled, route.schedule_callback.max_days)
-
-
 def own_tools(route: Route, transfer: TransferPlan) -> list[dict[str, Any]]:
     """The tools that the gateway offers to the model on this route."""
-    languages, collect, schedule = language_plan(route), collect_plan(route), schedule_plan(route)
+    schedule = plan_of(SchedulePlan, route.schedule_callback)
     tools = [
         definitions.end_call(route.end_call.description) if _ends_calls(route) else None,
         definitions.transfer_call(transfer, route.transfer_call.description),
-        definitions.send_dtmf(
-            SendDtmfPlan(route.send_dtmf.enabled, route.send_dtmf.mode), route.send_dtmf.description
+        definitions.send_dtmf(plan_of(SendDtmfPlan, route.send_dtmf), route.send_dtmf.description),
+        definitions.hold(plan_of(HoldPlan, route.hold), route.hold.description),
+        definitions.set_language(language_plan(route), route.set_language.description),
+        definitions.collect_digits(
+            plan_of(CollectPlan, route.collect_digits), route.collect_digits.description
         ),
-        definitions.hold(hold_plan(route), route.hold.description),
-        definitions.set_language(languages, route.set_language.description),
-        definitions.collect_digits(collect, route.collect_digits.description),
         definitions.schedule_callback(schedule, route.schedule_callback.description),
     ]
     return [tool for tool in tools if tool is not None]
@@ -461,37 +431,12 @@ def _wrong_arguments(schema: Mapping[str, Any], arguments: str) -> str:
 
 def content_plan(route: Route) -> ContentPlan:
     """Return guardrails, handling of failed responses, context trimming and post-call prompts."""
-    failure, context, post_call = route.response_failure, route.context, route.post_call
     return ContentPlan(
         guardrails=tuple(
-            GuardrailPlan(
-                speaker=one.speaker,
-                pattern=one.regex(),
-                url=one.url or "",
-                headers={name: value.get_secret_value() for name, value in one.headers.items()},
-                timeout=one.timeout,
-                on_timeout=one.on_timeout,
-                action=one.action,
-                replacement=one.replacement,
-                transfer_to=one.transfer_to or "",
-                name=one.name,
-            )
+            plan_of(GuardrailPlan, one, pattern=one.regex(), headers=shown(one.headers))
             for one in route.guardrail
         ),
-        response_failure=ResponseFailurePlan(
-            message=failure.message,
-            retries=failure.retries,
-            content_filter_message=failure.content_filter_message,
-            continue_incomplete=failure.continue_incomplete,
-            sound=failure.sound,
-            sound_duration=failure.sound_duration,
-            max_failures=failure.max_failures,
-            max_tool_rounds=failure.max_tool_rounds,
-            goodbye=failure.goodbye,
-            transfer_to=failure.transfer_to or "",
-        ),
-        context=ContextPlan(
-            context.max_turns, context.strategy, context.instructions, context.timeout
-        ),
-        post_call=PostCallPlan(post_call.prompts, post_call.timeout),
+        response_failure=plan_of(ResponseFailurePlan, route.response_failure),
+        context=plan_of(ContextPlan, route.context),
+        post_call=plan_of(PostCallPlan, route.post_call),
     )
