@@ -117,8 +117,8 @@ def stack(
 
 async def test_a_call_through_the_proxy(stack: GatewayStack, upstream: Emulator) -> None:
     """Audio passes byte for byte, and the truncation of a barge-in is exact."""
-    answer = {"kind": "pattern", "seconds": 3, "seed": 7}
-    upstream.script = Script.model_validate({"vad": "off", "answers": [answer, answer]})
+    answers = [{"kind": "pattern", "seconds": 3, "seed": seed} for seed in (7, 8)]
+    upstream.script = Script.model_validate({"vad": "off", "answers": answers})
     call = await stack.dial("proxied")
     session = await upstream.wait_sessions(1, within_s=10)
     await session.wait_until(lambda s: bool(s.sent("response.done")), within_s=20)
