@@ -124,6 +124,10 @@ def _pattern(value: object) -> object:
     return pattern_of(value)
 
 
+def _realms(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
 def _realm(value: str) -> str:
     if not re.fullmatch(r"[ -!#-~]+", value):
         raise ValueError('must be printable ASCII without quotes; "*" is any')
@@ -203,7 +207,11 @@ class TrunkSettings(Section):
     peers: tuple[Annotated[Peer, BeforeValidator(_peer)], ...] = ()
     username: Annotated[str, AfterValidator(_username)] = ""
     password: SecretStr | None = None
-    realm: Annotated[str, AfterValidator(_realm)] = "*"
+    realm: Annotated[
+        tuple[Annotated[str, AfterValidator(_realm)], ...],
+        BeforeValidator(_realms),
+        Field(min_length=1),
+    ] = ("*",)
     registrar: Annotated[Address | None, BeforeValidator(_address)] = None
     outbound_proxy: Annotated[Address | None, BeforeValidator(_address)] = None
     transport: Transport = "udp"

@@ -141,7 +141,7 @@ def trunk_of(trunk: TrunkSettings, burst: int, media: MediaSettings) -> Trunk:
         peers=tuple(Peer(*peer) for peer in trunk.peers),
         username=trunk.username,
         password="" if trunk.password is None else trunk.password.get_secret_value(),
-        realm=trunk.realm,
+        realms=trunk.realm,
         registrar=str(trunk.registrar or ""),
         outbound_proxy=str(trunk.outbound_proxy or ""),
         transport=trunk.transport,

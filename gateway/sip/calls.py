@@ -8,7 +8,7 @@ answer.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -31,6 +31,9 @@ _T = TypeVar("_T")
 
 KEYS_SECONDS = 0.05
 """How often a call is asked for keys that it waits for."""
+
+MAX_ENDED = 4096
+"""Ended calls whose BYE may still be asked for a password: 100 calls/s for 32 s (timer F)."""
 
 QUALITY_SECONDS = 1.0
 """How often the RTP counters of each leg are read."""
@@ -73,6 +76,7 @@ class Calls:
         """Calls that may send early media only where RTP has come from."""
         self._all: list[HeldCall] = []
         self._retired: list[HeldCall] = []
+        self._ended: OrderedDict[str, Challenged] = OrderedDict()
         self._parties: Counter[str] = Counter()
         self._next_keys = 0.0
 
@@ -122,6 +126,9 @@ class Calls:
             self._parties[call.party] -= 1
             if not self._parties[call.party]:
                 del self._parties[call.party]
+            self._ended[call.sip_call_id] = call.challenged()
+            if len(self._ended) > MAX_ENDED:
+                self._ended.popitem(last=False)
             call.release()
 
     def ask_for_keys(self, now: float) -> None:
@@ -144,11 +151,11 @@ class Calls:
 
     def challenged(self, sip_call_id: str) -> Challenged | None:
         """What is to be known of the call with this SIP Call-ID that somebody wants a password
-        for."""
+        for; its BYE is asked for one when it has ended."""
         for call in self._all:
-            if not call.ended and sip_call_id == call.sip_call_id:
+            if sip_call_id == call.sip_call_id:
                 return call.challenged()
-        return None
+        return self._ended.get(sip_call_id)
 
     def each(self, what: Callable[[HeldCall], None]) -> None:
         """Do something with every call that is held, ended ones included."""

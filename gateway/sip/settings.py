@@ -142,7 +142,8 @@ class Trunk:
     peers: tuple[Peer, ...] = ()
     username: str = ""
     password: str = field(default="", repr=False)
-    realm: str = "*"
+    realms: tuple[str, ...] = ("*",)
+    """Those that may ask for the password; "*" is the one that the registrar asked for."""
     registrar: str = ""
     outbound_proxy: str = ""
     transport: str = "udp"

@@ -321,9 +321,10 @@ class Accounts:
             config.sipConfig.proxies = proxies
         if trunk.password:
             credentials = pj.AuthCredInfoVector()
-            credentials.append(
-                pj.AuthCredInfo("digest", trunk.realm, trunk.username, 0, trunk.password)
-            )
+            for realm in trunk.realms:
+                credentials.append(
+                    pj.AuthCredInfo("digest", realm, trunk.username, 0, trunk.password)
+                )
             config.sipConfig.authCreds = credentials
         _secure_media(config.mediaConfig, trunk.security)
 

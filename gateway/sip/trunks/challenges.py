@@ -67,14 +67,18 @@ class Challenges:
                 self._registrations.popitem(last=False)
             return False
         call = self._call_of(call_id)
-        if call is None or call.trunk is None:
+        if call is None:
+            # Of no call that is known; pjsip answers it with whatever account it was made by.
+            log.warning("trunk.foreign_challenge", source=source)
+            return True
+        if call.trunk is None:
             return False
         trunk = call.trunk
         if not self._is_server(trunk, source, call):
             log.warning("trunk.foreign_challenge", trunk=trunk.name, source=source)
             return True
-        # pjsip itself looks for the realm that is configured.
-        learnt = self._realms.get(trunk.name) if trunk.realm == "*" else None
+        # pjsip itself looks for the realms that are configured.
+        learnt = self._realms.get(trunk.name) if "*" in trunk.realms else None
         if learnt and not learnt & realms:
             told = ", ".join(sorted(realms))
             log.warning("trunk.foreign_challenge", trunk=trunk.name, source=source, realm=told)

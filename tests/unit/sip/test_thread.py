@@ -10,6 +10,7 @@ import pytest
 
 from gateway.sip.calls import Calls, HeldCall
 from gateway.sip.thread import SipThread
+from gateway.sip.trunks.challenges import Challenged
 
 
 @pytest.mark.parametrize("part", ["poll", "command", "housekeeping"])
@@ -45,7 +46,7 @@ class Call:
     def __init__(self, number: int, *, broken: bool = False) -> None:
         self.number, self.broken = number, broken
         self.party, self.name = "", str(number)
-        self.released = False
+        self.released, self.sip_call_id = False, str(number)
         self.ended = self.followed = self.failed = False
         self.polled = 0
 
@@ -60,6 +61,9 @@ class Call:
     def keys_known(self) -> bool:
         self.poll_quality()
         return False
+
+    def challenged(self) -> Challenged:
+        return Challenged(None, f"sip:{self.number}", followed=False)
 
     def fail(self) -> None:
         self.failed = True
@@ -92,6 +96,9 @@ def test_a_call_is_retired_once() -> None:
     calls.retire(second)
     calls.let_go()
     assert not calls
+    # Its BYE may still be challenged.
+    assert calls.challenged("0") == Challenged(None, "sip:0", followed=False)
+    assert calls.challenged("3") is None
 
 
 def test_one_call_that_raises_ends_alone() -> None:

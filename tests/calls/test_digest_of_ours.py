@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Our own credentials: carriers that ask for them in each way, and who else asks (RFC 7616)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from gateway.control.client import ask
+from tests.support.digest_answer import HASHES
+from tests.support.harness import GatewayStack
+from tests.support.rtp_end import EVENT_PAYLOAD
+from tests.support.sip_phone import Message, _parsed
+
+PASSWORD = "a-secret-of-the-trunk"
+SDP = "\r\n".join(
+    [
+        "v=0",
+        "o=- 2 2 IN IP4 127.0.0.1",
+        "s=-",
+        "c=IN IP4 127.0.0.1",
+        "t=0 0",
+        f"m=audio 40000 RTP/AVP 0 {EVENT_PAYLOAD}",
+        f"a=rtpmap:{EVENT_PAYLOAD} telephone-event/8000",
+        "",
+    ]
+)
+
+
+@dataclass
+class Ways:
+    """How a carrier asks."""
+
+    code: int = 407
+    algorithm: str = "MD5"
+    qop: str = '"auth"'
+    """Empty for the digest of RFC 2069."""
+    renewed: str = ""
+    """How a nonce is replaced after the INVITE: stale, changed or nextnonce; empty if never."""
+    realm: str = "carrier"
+    registers: str = "registration"
+    """The realm of REGISTER."""
+    contact: tuple[str, int] | None = None
+    """Where requests in the dialog are to go, if elsewhere."""
+
+
+@dataclass
+class Carrier(asyncio.DatagramProtocol):
+    """Takes calls and registrations of who knows the password; keeps what came."""
+
+    host: str = "127.0.0.1"
+    ways: Ways = field(default_factory=Ways)
+    taken: list[Message] = field(default_factory=list)
+    asked: list[Message] = field(default_factory=list)
+    """Requests that were challenged."""
+    wrong: list[str] = field(default_factory=list)
+    """Credentials that are not right."""
+    nonce: str = "n0"
+    _uses: dict[str, int] = field(default_factory=dict)
+    _count: Iterator[int] = field(default_factory=itertools.count)
+    _transport: Any = None
+    _peer: Any = None
+    pulse: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def start(self) -> Carrier:
+        """Bind a free port."""
+        loop = asyncio.get_running_loop()
+        await loop.create_datagram_endpoint(lambda: self, (self.host, 0))
+        return self
+
+    def begin(self, **ways: Any) -> None:
+        """Ask like this from now on."""
+        self.ways = Ways(**ways)
+        self.nonce = f"{self.host}-{next(self._count)}"
+        self._uses.clear()
+        for kept in (self.taken, self.asked, self.wrong):
+            kept.clear()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return cast(tuple[str, int], self._transport.get_extra_info("sockname")[:2])
+
+    async def took(self, method: str) -> Message:
+        """Wait until such a request was taken."""
+        async with asyncio.timeout(20):
+            while not (found := [m for m in self.taken if m.method == method]):
+                self.pulse.clear()
+                await self.pulse.wait()
+        return found[0]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def close(self) -> None:
+        """Give up the port."""
+        self._transport.close()
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        message = _parsed(data)
+        if message.code or message.method in ("ACK", "?"):
+            return  # "?": a keep-alive
+        self._peer = addr
+        proxy = self.ways.code == 407 and message.method != "REGISTER"
+        given = message.headers.get("proxy-authorization" if proxy else "authorization", "")
+        realm = self.ways.registers if message.method == "REGISTER" else self.ways.realm
+        if not (self.nonce in given and self._is_right(message, given, realm)):
+            self.asked.append(message)
+            stale = f'"{self.nonce}"' not in given and given and self.ways.renewed == "stale"
+            more = ", stale=true" if stale else ""
+            more += f", qop={self.ways.qop}" if self.ways.qop else ""
+            more += f", algorithm={self.ways.algorithm}" if self.ways.algorithm else ""
+            line = f'Digest realm="{realm}", nonce="{self.nonce}"{more}'
+            head = "Proxy-Authenticate: " if proxy else "WWW-Authenticate: "
+            self._answer(message, 407 if proxy else 401, head + line)
+        else:
+            self.taken.append(message)
+            self._take(message)
+        self.pulse.set()
+
+    def _take(self, message: Message) -> None:
+        contact = message.headers.get("contact", "").partition(";expires")[0]
+        if message.method == "REGISTER":
+            self._answer(message, 200, f"Contact: {contact};expires=300")
+        elif message.method == "INVITE":
+            more = []
+            if self.ways.renewed:
+                self.nonce = f"{self.host}-{next(self._count)}"
+                if self.ways.renewed == "nextnonce":
+                    more = [f'Authentication-Info: nextnonce="{self.nonce}", qop=auth']
+            host, port = self.ways.contact or self.address
+            self._answer(message, 200, f"Contact: <sip:c@{host}:{port}>", *more, body=SDP)
+        else:
+            self._answer(message, {"REFER": 603}.get(message.method, 200))
+
+    def _is_right(self, message: Message, given: str, realm: str) -> bool:
+        pairs = re.findall(r'(\w+)=(?:"([^"]*)"|([^,\s]+))', given)
+        told = {name: quoted or plain for name, quoted, plain in pairs}
+        made = HASHES[told.get("algorithm", "MD5")]
+
+        def h(text: str) -> str:
+            return made(text.encode()).hexdigest()
+
+        first = h(f"us:{realm}:{PASSWORD}")
+        second = h(f"{message.method}:{told['uri']}")
+        middle = told["nonce"]
+        fresh = True
+        if self.ways.qop and message.method == "REGISTER":
+            middle += f":{told['nc']}:{told['cnonce']}:auth"
+        elif self.ways.qop:
+            middle += f":{told['nc']}:{told['cnonce']}:auth"
+            uses = int(told["nc"], 16)
+            fresh = uses > self._uses.get(told["nonce"], 0)
+            self._uses[told["nonce"]] = uses
+        right = (
+            told["response"] == h(f"{first}:{middle}:{second}")
+            and told["realm"] == realm
+            and told["uri"] == message.start.split(" ")[1]
+            and ("qop" in told) is bool(self.ways.qop)
+        )
+        if not (right and fresh):
+            self.wrong.append(given)
+        return right and fresh
+
+    def _answer(self, request: Message, code: int, *headers: str, body: str = "") -> None:
+        names = ("Via", "From", "Call-ID", "CSeq")
+        to = request.headers["to"]
+        lines = [
+            f"SIP/2.0 {code} As asked",
+            *(f"{name}: {request.headers[name.lower()]}" for name in names),
+            f"To: {to}" if ";tag=" in to else f"To: {to};tag=c",
+            *headers,
+            *(["Content-Type: application/sdp"] if body else []),
+            f"Content-Length: {len(body)}",
+        ]
+        text = "\r\n".join(lines) + "\r\n\r\n" + body
+        self._transport.sendto(text.encode(), self._peer)
+
+
+@dataclass
+class Lines:
+    """A gateway with trunks to two carriers, one of which it registers with."""
+
+    world: GatewayStack
+    carrier: Carrier
+    registrar: Carrier
+    stranger: Carrier
+
+    async def dial(self, trunk: str) -> str:
+        """Place a call by a trunk; returns its id."""
+        to = {"carrier": self.carrier, "listed": self.registrar, "learnt": self.registrar}[trunk]
+        host, port = to.address
+        placed = await asyncio.to_thread(
+            ask, self.path, "dial", to=f"sip:1@{host}:{port}", route="greeted", trunk=trunk
+        )
+        return str(placed["call"])
+
+    @property
+    def path(self) -> Any:
+        """The control socket."""
+        return self.world.folder / "gateway.sock"
+
+
+@pytest.fixture(scope="module")
+def shared_lines(
+    runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Lines]:
+    carriers = [runner.run(Carrier(f"127.0.0.{n}").start()) for n in (1, 2, 3)]
+    credentials = f'username = "us"\npassword = "{PASSWORD}"\n'
+    more = f"""
+[control]
+socket = "gateway.sock"
+[outbound]
+enabled = true
+allowed_prefixes = ["1"]
+max_calls_per_minute = 1000
+max_concurrent_calls = 20
+[[trunk]]
+name = "carrier"
+peers = ["127.0.0.1"]
+{credentials}
+"""
+    for name, realm in (("listed", 'realm = ["registration", "carrier"]'), ("learnt", "")):
+        host, port = carriers[1].address
+        more += f'[[trunk]]\nname = "{name}"\nregistrar = "{host}:{port}"\n{credentials}{realm}\n'
+    routes = """
+[[route]]
+name = "greeted-too"
+to = "^unused$"
+"""
+    world = GatewayStack(tmp_path_factory.mktemp("digest"), more=more, routes=routes)
+    runner.run(world.start())
+    yield Lines(world, *carriers)
+    runner.run(world.stop())
+    for one in carriers:
+        one.close()
+
+
+@pytest.fixture
+def lines(runner: asyncio.Runner, shared_lines: Lines) -> Lines:
+    """Carriers that ask as usual."""
+    for one in (shared_lines.carrier, shared_lines.registrar, shared_lines.stranger):
+        one.begin()
+    return shared_lines
+
+
+async def hang_up(lines: Lines, name: str) -> None:
+    await asyncio.to_thread(ask, lines.path, "hangup", call=name)
+
+
+@pytest.mark.parametrize("code", [401, 407])
+@pytest.mark.parametrize("algorithm", ["MD5", "SHA-256", ""])
+@pytest.mark.parametrize("qop", ['"auth"', "", '"auth,auth-int"'])
+@pytest.mark.parametrize("renewed", ["", "stale", "changed", "nextnonce"])
+async def test_each_request_of_a_dialog_is_answered(
+    lines: Lines, code: int, algorithm: str, qop: str, renewed: str
+) -> None:
+    """INVITE and BYE, and each is asked once at most."""
+    carrier = lines.carrier
+    carrier.begin(code=code, algorithm=algorithm, qop=qop, renewed=renewed)
+    name = await lines.dial("carrier")
+    await carrier.took("INVITE")
+    await lines.world.gateway.wait("call.confirmed", call=name)
+    await hang_up(lines, name)
+    await carrier.took("BYE")
+    asked = [message.method for message in carrier.asked]
+    assert asked.count("INVITE") == 1
+    assert asked.count("BYE") <= 1
+    assert not carrier.wrong
+    assert not lines.world.gateway.all("sip.bye_undelivered", call=name)
+
+
+async def test_calls_are_asked_for_by_another_realm_than_registrations(lines: Lines) -> None:
+    """Where the configuration lists both."""
+    await lines.world.gateway.wait("trunk.registered", trunk="listed")
+    name = await lines.dial("listed")
+    await lines.registrar.took("INVITE")
+    await lines.world.gateway.wait("call.confirmed", call=name)
+    await hang_up(lines, name)
+    await lines.registrar.took("BYE")
+
+
+async def test_a_realm_that_is_neither_learnt_nor_listed(lines: Lines) -> None:
+    await lines.world.gateway.wait("trunk.registered", trunk="learnt")
+    for trunk, realm in (("learnt", "carrier"), ("listed", "third")):
+        lines.registrar.begin(realm=realm)
+        name = await lines.dial(trunk)
+        summary = await lines.world.gateway.wait("call.summary", call=name)
+        assert summary["ending"]["why"] in ("forbidden", "call_failed")
+        assert not lines.registrar.taken
+        assert not lines.registrar.wrong
+    lines.registrar.begin(realm="registration")
+    name = await lines.dial("learnt")
+    await lines.registrar.took("INVITE")
+    await lines.world.gateway.wait("call.confirmed", call=name)
+    await hang_up(lines, name)
+
+
+async def test_who_is_the_next_hop_only_gets_no_digest(lines: Lines) -> None:
+    """A Contact elsewhere: the BYE goes there, and a challenge from there is nobody's."""
+    lines.carrier.begin(contact=lines.stranger.address)
+    name = await lines.dial("carrier")
+    await lines.carrier.took("INVITE")
+    await lines.world.gateway.wait("call.confirmed", call=name)
+    await hang_up(lines, name)
+    await lines.world.gateway.wait("call.summary", call=name)
+    await lines.world.gateway.wait("trunk.foreign_challenge", source="127.0.0.3")
+    assert {one.method for one in lines.stranger.asked} == {"BYE"}
+    assert not lines.stranger.taken
+    told = [m.text for m in lines.stranger.asked]
+    assert not any("response=" in text for text in told), "a digest of the password"
