@@ -14,7 +14,7 @@ import pytest
 from gateway.cli.status import status_lines
 from gateway.control.client import ask
 from tests.support.callee import CalledPhone, free_port
-from tests.support.harness import GatewayStack
+from tests.support.harness import GatewayStack, eventually
 
 WORLD = {
     "more": """
@@ -92,6 +92,4 @@ async def test_a_promise_is_kept(world: GatewayStack, callee: CalledPhone) -> No
     there.bye()
     await world.gateway.wait("call.summary", call=line["call"])
     file = world.folder / "callbacks.json"
-    async with asyncio.timeout(10):
-        while json.loads(file.read_text()):  # noqa: ASYNC110 - nothing says when
-            await asyncio.sleep(0.02)
+    await eventually(lambda: not json.loads(file.read_text()), "the callback forgotten")

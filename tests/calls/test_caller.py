@@ -66,13 +66,25 @@ class Machine:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Machine]]:
+    """The one that runs; none once a test has failed, which may not have read all it says."""
     folder = tmp_path_factory.mktemp("machine")
     for ending in CODECS.values():
         (folder / f"play.{ending}").write_bytes(pattern(1, 3))
-    made = Machine(folder)
-    yield made
-    made.close()
+    running = [Machine(folder)]
+    yield running
+    for machine in running:
+        machine.close()
+
+
+@pytest.fixture
+def machine(machines: list[Machine], request: pytest.FixtureRequest) -> Iterator[Machine]:
+    before = request.session.testsfailed
+    yield machines[0]
+    if request.session.testsfailed > before:
+        failed = machines.pop()
+        failed.close()
+        machines.append(Machine(failed.folder))
 
 
 def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -78,6 +78,14 @@ async def connection(
         writer.close()
 
 
+def connect_all(strangers: list[socket.socket], port: int) -> None:
+    for _ in range(MANY):
+        one = socket.socket()
+        strangers.append(one)
+        one.bind(("127.0.0.2", 0))
+        one.connect(("127.0.0.1", port))
+
+
 async def probed(
     stream: tuple[asyncio.StreamReader, asyncio.StreamWriter], port: int, number: int
 ) -> str:
@@ -105,13 +113,9 @@ async def test_idle_connections_of_a_stranger(
         with room_for(MANY + 500):
             async with connection(gateway) as own:
                 assert await probed(own, port, 1) == "200"
-                strangers = []
+                strangers: list[socket.socket] = []
                 try:
-                    for _ in range(MANY):
-                        one = socket.socket()
-                        strangers.append(one)
-                        one.bind(("127.0.0.2", 0))
-                        await asyncio.to_thread(one.connect, ("127.0.0.1", port))
+                    await asyncio.to_thread(connect_all, strangers, port)
                     await eventually(
                         lambda: gateway.gateway.resources()["fds"] <= before + 1 + kept,
                         "connections closed",

@@ -9,12 +9,14 @@ import socket
 import ssl
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.site_under_test import ANYBODY, CONFIG, Peer, certificate, site
+from tests.support.gateway_process import Line
+from tests.support.site_under_test import ANYBODY, CONFIG, Peer, Site, certificate, site
 
 TLS = """
 [sip.tls]
@@ -22,6 +24,32 @@ certificate = "cert.pem"
 private_key = "key.pem"
 """
 OPEN = '[access]\nunknown_sources = "allow"\n'
+
+
+Everywhere = tuple[Site, dict[str, str]]
+"""A gateway and the files of its certificate."""
+
+
+@pytest.fixture(scope="module")
+def everywhere(
+    runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Everywhere]:
+    """One gateway with every transport, in both families."""
+    folder = tmp_path_factory.mktemp("site")
+    files = certificate(folder, "first")
+    listen = ("udp:127.0.0.1:0", "tcp:127.0.0.1:0", "tls:127.0.0.1:0", "udp:[::1]:0", "tls:[::1]:0")
+    opened = site(folder, listen=listen, sip=TLS, routes=ANYBODY)
+    yield runner.run(opened.__aenter__()), {**files, "ca": files["certificate"]}
+    runner.run(opened.__aexit__(None, None, None))
+
+
+async def call_of_a_peer(
+    gateway: Site, uri: str, listen: tuple[str, str], **order: Any
+) -> tuple[dict[str, Any], Line]:
+    """One call from its beginning to its end; its result at the peer, and its summary."""
+    before = len(gateway.gateway.all("call.summary"))
+    result = await (await Peer.call(uri, listen, **order)).result()
+    return result, await gateway.gateway.wait("call.summary", count=before + 1)
 
 
 @pytest.mark.parametrize(
@@ -34,20 +62,34 @@ OPEN = '[access]\nunknown_sources = "allow"\n'
     ],
 )
 async def test_calls_by_transport(
-    runner: object, own_folder: Path, transport: str, srtp: str, security: str
+    runner: object, everywhere: Everywhere, transport: str, srtp: str, security: str
 ) -> None:
-    files = certificate(own_folder, "first")
-    listen = ("udp:127.0.0.1:0", "tcp:127.0.0.1:0", "tls:127.0.0.1:0")
-    async with site(own_folder, listen=listen, sip=TLS, routes=ANYBODY) as gateway:
-        uri = f"sip:1@127.0.0.1:{gateway.port(transport)};transport={transport}"
-        tls = {**files, "ca": files["certificate"]}  # verified, by the address in it
-        peer = await Peer.call(uri, (transport, "127.0.0.1"), srtp=srtp, tls=tls)
-        result = await peer.result()
-        assert result["heard"], result
-        assert result["security"].startswith(security)
-        summary = await gateway.gateway.wait("call.summary")
-        assert summary["transport"] == transport
-        assert summary["security"] == result["security"]
+    gateway, tls = everywhere  # verified, by the address in it
+    uri = f"sip:1@127.0.0.1:{gateway.port(transport)};transport={transport}"
+    listen = (transport, "127.0.0.1")
+    result, summary = await call_of_a_peer(gateway, uri, listen, srtp=srtp, tls=tls)
+    assert result["heard"], result
+    assert result["security"].startswith(security)
+    assert summary["transport"] == transport
+    assert summary["security"] == result["security"]
+
+
+@pytest.mark.parametrize("transport", ["udp", "tls"])
+async def test_ipv6(runner: object, everywhere: Everywhere, transport: str) -> None:
+    """Both families at once; SDP has the caller's."""
+    gateway, tls = everywhere
+    uri = f"sip:1@[::1]:{gateway.port(transport, '[::1]')};transport={transport}"
+    result, summary = await call_of_a_peer(gateway, uri, (transport, "::1"), tls=tls)
+    assert result["heard"], result
+    assert summary["source"].startswith("[::1]:")
+    call = gateway.phone.call("1")
+    call.invite()
+    answer = (await call.answered()).final
+    assert answer is not None
+    assert "IN IP4 127.0.0.1" in answer.body
+    await gateway.gateway.wait("call.confirmed", call=call.call_id)
+    await call.hang_up()
+    await gateway.gateway.wait("call.summary", call=call.call_id)
 
 
 async def test_srtp_required_and_off(runner: object, own_folder: Path) -> None:
@@ -89,28 +131,6 @@ async def test_srtp_by_dtls(runner: object, own_folder: Path) -> None:
         assert result["heard"], result
         summary = await gateway.gateway.wait("call.summary")
         assert summary["security"].startswith("srtp dtls AES_")
-
-
-@pytest.mark.parametrize("transport", ["udp", "tls"])
-async def test_ipv6(runner: object, own_folder: Path, transport: str) -> None:
-    """Both families at once; SDP has the caller's."""
-    files = certificate(own_folder, "six")
-    listen = ("udp:127.0.0.1:0", f"{transport}:[::1]:0")
-    async with site(own_folder, listen=listen, sip=TLS, routes=ANYBODY) as gateway:
-        uri = f"sip:1@[::1]:{gateway.port(transport, '[::1]')};transport={transport}"
-        tls = {**files, "ca": files["certificate"]}
-        peer = await Peer.call(uri, (transport, "::1"), tls=tls)
-        result = await peer.result()
-        assert result["heard"], result
-        summary = await gateway.gateway.wait("call.summary")
-        assert summary["source"].startswith("[::1]:")
-        call = gateway.phone.call("1")
-        call.invite()
-        answer = (await call.answered()).final
-        assert answer is not None
-        assert "IN IP4 127.0.0.1" in answer.body
-        await gateway.gateway.wait("call.confirmed", call=call.call_id)
-        await call.hang_up()
 
 
 async def test_a_trunk_by_tls_is_not_taken_by_udp(runner: object, own_folder: Path) -> None:
@@ -193,6 +213,7 @@ async def test_certificates_are_taken_anew(runner: object, own_folder: Path) -> 
         assert summary["ending"]["why"] == "remote_hangup"
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 async def test_old_tls_and_clients_without_a_certificate(runner: object, own_folder: Path) -> None:
     files = certificate(own_folder, "own")
     sip = TLS + 'ca = "cert.pem"\nclient_certificates = "required"\n'

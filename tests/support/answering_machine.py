@@ -20,6 +20,8 @@ import json
 import sys
 from pathlib import Path
 
+import structlog
+
 from gateway.audio.g711 import Codec
 from gateway.devtools.scripted_caller.phone import JITTER_BUFFER
 from gateway.sip.agent import UserAgent
@@ -90,6 +92,8 @@ class Machine:
 
 
 async def main(folder: Path) -> None:
+    # Standard output is for events alone.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     loop = asyncio.get_running_loop()
     machines: list[Machine] = []
 
