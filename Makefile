@@ -41,7 +41,7 @@ check: $(APP) ## what is wrong with the configuration and the dialplans
 	@$(BIN)/gateway check -c $(CONFIG)
 
 test: $(DEV) ## all tests but those of interop (TESTS=tests/unit for some)
-	@$(SETUP)/need-debian.sh sipp:sip-tester
+	@$(SETUP)/need-debian.sh sipp:sip-tester pg_ctlcluster:postgresql
 	@rm -f test-output/figures.txt
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not interop" $(TESTS)
 
@@ -55,7 +55,7 @@ interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones (INTEROP=
 	@$(BIN)/python -m pytest -m interop $(INTEROP)
 
 test-tools: $(DEV) ## the programs of Debian's that the tests need, at once
-	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core openssl:openssl setpriv:util-linux
+	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core openssl:openssl setpriv:util-linux pg_ctlcluster:postgresql
 	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
 
 lint: $(DEV) ## ruff, mypy, which package may import which, words, licence lines
@@ -70,7 +70,7 @@ format: $(DEV) ## let ruff format the sources
 	@$(BIN)/ruff format .
 
 bench: $(DEV) ## figures of speed and memory, with their method
-	@$(SETUP)/need-debian.sh sipp:sip-tester
+	@$(SETUP)/need-debian.sh sipp:sip-tester pg_ctlcluster:postgresql
 	@$(BIN)/python -m tests.load
 
 venv: $(DEV) ## .venv with everything in it

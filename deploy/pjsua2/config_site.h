@@ -70,3 +70,6 @@
 #define PJMEDIA_HAS_G722_CODEC 0
 #define PJMEDIA_HAS_LEGACY_SOUND_API 0
 #define PJMEDIA_AUDIO_DEV_HAS_NULL_AUDIO 1
+
+/* The gateway sends 100 Trying itself, once it has noted the call where a crash does not lose it. */
+#define PJSUA_DISABLE_AUTO_SEND_100 1

@@ -17,13 +17,13 @@ from gateway.bridge.media import MediaClock
 from gateway.call.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.call.record import CallRecord
 from gateway.config import Config
-from gateway.dialplan import Dialplan, Match
+from gateway.dialplan import Dialplan, Explanation, Match, Origin
 from gateway.outbound.limits import OutboundLimiter
 from gateway.planning.call_plan import codec_of, facts_of, plans, record_of, sip_settings
 from gateway.records.store import RecordStore
 from gateway.sip.leg import Leg
 from gateway.sip.rate_limits import SourceBuckets, TokenBucket
-from gateway.sip.types import LegEnd, Refused, RtpQuality
+from gateway.sip.types import Invite, LegEnd, Refused, RtpQuality
 from gateway.tools.executor import ToolExecutor
 
 log = structlog.get_logger("gateway")
@@ -144,6 +144,30 @@ class _Refusing:
     def on_ended(self, end: LegEnd) -> None: ...
 
 
+MAX_EXPLAINED = 10
+"""Routes that did not take a call and are named in its record."""
+
+
+def explained_source(invite: Invite) -> str:
+    """Say where an INVITE came from, and by which rule it got in."""
+    if invite.trunk:
+        return f"from {invite.source}: trunk {invite.trunk} ({invite.attributed_by})"
+    return f"from {invite.source}: no trunk; access.unknown_sources lets it in"
+
+
+def explained_routes(
+    match: Match | None, others: list[Explanation], origin: Origin | None = None
+) -> list[str]:
+    """Say which route takes a call, where that stands, and why those before it do not."""
+    lines = [] if match is None else [f"route {match.route.name} takes it"]
+    if origin is not None:
+        lines[-1] += f" ({origin[0].name}:{origin[1]})"
+    lines += [f"not {one}" for one in others[:MAX_EXPLAINED]]
+    if len(others) > MAX_EXPLAINED:
+        lines.append(f"not {len(others) - MAX_EXPLAINED} further routes")
+    return lines
+
+
 class Admission:
     """Takes INVITEs that the user agent has let in.
 
@@ -189,6 +213,8 @@ class Admission:
 
     def _admit(self, leg: Leg, record: CallRecord, now: datetime) -> None:
         refuse = self._rejections.refuse
+        others: list[Explanation] = []
+        record.explanation = [explained_source(leg.invite)]
         if self.closed or self._calls.closed:
             refuse(leg, record, EndReason.SHUTDOWN)
         elif self._calls.full:
@@ -196,12 +222,15 @@ class Admission:
             refuse(leg, record, EndReason.OVER_CAPACITY, detail)
         elif leg.invite.offered == ():
             refuse(leg, record, EndReason.NO_COMMON_CODEC)
-        elif (match := self._dialplan.match(facts_of(leg.invite, now))) is None:
+        elif (match := self._dialplan.match(facts_of(leg.invite, now), others)) is None:
+            record.explanation += explained_routes(None, others)
             refuse(leg, record, EndReason.NO_ROUTE, f"no route takes {leg.invite.to_user!r}")
         elif (spent := self._calls.spent(match.route, leg.invite.from_user)) is not None:
             record.route = match.route.name
             refuse(leg, record, EndReason.BUDGET, spent)
         else:
+            origin = self._dialplan.origins.get(match.route.name)
+            record.explanation += explained_routes(match, others, origin)
             self._take(leg, record, match)
 
     def _take(self, leg: Leg, record: CallRecord, match: Match) -> None:

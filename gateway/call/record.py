@@ -352,6 +352,8 @@ class CallRecord:
             "to": self.to_uri,
             **asdict(self.leg),
             "direction": self.direction,
+            "disposition": self.disposition,
+            "explanation": list(self.explanation),
             "quality": dict(self.media.quality),
             "cost": dict(self.cost),
         }

@@ -21,16 +21,48 @@ POLL_SECONDS = 0.2
 """Interval of the queries for the outcome of a transfer."""
 
 
-@click.command("calls", epilog=examples("gateway calls", "gateway calls --json"))
+@click.command(
+    "calls",
+    epilog=examples(
+        "gateway calls",
+        "gateway calls --past --since 12h --outcome failed",
+        "gateway calls --past --format csv --limit 0 > calls.csv",
+    ),
+)
 @CONFIG
 @SOCKET
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON array.")
-def calls(config: Path, path: Path | None, as_json: bool) -> None:
-    """List calls in progress.
+@click.option("--past", is_flag=True, help="Calls from the database, newest first.")
+@click.option("--since", metavar="TIME", help="From this time on (ISO 8601), or of this age: 12h.")
+@click.option("--until", metavar="TIME", help="Before this time, or this age.")
+@click.option("--number", default="", help="From or to this number.")
+@click.option("--route", default="", help="Of this route.")
+@click.option("--trunk", default="", help="Of this trunk.")
+@click.option("--outcome", default="", help="completed, failed, crashed, refused, ...")
+@click.option("--why", default="", help="With this end reason.")
+@click.option("--limit", type=click.IntRange(min=0), default=50, show_default=True, help="0: all.")
+@click.option("--format", "form", type=click.Choice(["text", "json", "jsonl", "csv"]))
+def calls(
+    config: Path,
+    path: Path | None,
+    as_json: bool,
+    past: bool,
+    since: str | None,
+    until: str | None,
+    limit: int,
+    form: str | None,
+    **wanted: str,
+) -> None:
+    """List calls in progress, or those of the past.
 
     For each: id (the other commands take it, or its beginning), state, age, numbers, route, codec
-    and cost so far.
+    and cost so far; of the past ones, how they ended. The filters are for --past.
     """
+    if past:
+        from gateway.cli.past import print_past
+
+        print_past(config, since, until, wanted, limit, form or ("json" if as_json else "text"))
+        return
     found = asked(config, path, "status")["calls"]
     if as_json:
         click.echo(printable(json.dumps(found, ensure_ascii=False)))

@@ -33,7 +33,7 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         "doctor": _Entry("checks", "Check host, network, realtime servers and trunks.", "doctor"),
     },
     "Live calls": {
-        "calls": _Entry("live_calls", "List calls in progress.", "calls"),
+        "calls": _Entry("live_calls", "List calls in progress, or past ones.", "calls"),
         "hangup": _Entry("live_calls", "End a call.", "hangup"),
         "transfer": _Entry(
             "live_calls", "Transfer a call to a destination of its route.", "transfer"
@@ -50,6 +50,10 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         "query": _Entry(
             "live_calls", "Ask the model about a call, unheard by the caller.", "query"
         ),
+    },
+    "Past calls": {
+        "explain": _Entry("past", "Say why a call went as it did.", "explain"),
+        "erase": _Entry("past", "Take a number out of all that is kept.", "erase"),
     },
     "Develop": {
         "demo": _Entry("demo", "Emulator, gateway and one scripted call, with checks."),

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.config.operations import RecordSettings, Redacted
+from gateway.config.operations import ApiSettings, RecordSettings, Redacted
 from gateway.config.realtime import RealtimeServerSettings, RealtimeSettings, on_loopback
 from gateway.config.sections import (
     AccessSettings,
@@ -106,6 +106,7 @@ class Config(Section):
     workers: WorkerSettings = Field(default_factory=WorkerSettings)
     access: AccessSettings = Field(default_factory=AccessSettings)
     control: ControlSettings = Field(default_factory=ControlSettings)
+    api: ApiSettings = Field(default_factory=ApiSettings)
     outbound: OutboundSettings = Field(default_factory=OutboundSettings)
     trunk: tuple[TrunkSettings, ...] = ()
     realtime_server: tuple[RealtimeServerSettings, ...] = ()
@@ -192,7 +193,13 @@ class Config(Section):
             own = ledger.with_name(f"{ledger.stem}-{index}{ledger.suffix}")
             cost = cost.model_copy(update={"state_file": own})
         return self.model_copy(
-            update={"sip": sip, "control": control, "cost": cost, "callbacks": callbacks}
+            update={
+                "sip": sip,
+                "control": control,
+                "api": self.api.shifted(step),
+                "cost": cost,
+                "callbacks": callbacks,
+            }
         )
 
     @property

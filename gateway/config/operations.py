@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, SecretStr, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, model_validator
 
 from gateway.config.source import MisplacedError
 from gateway.config.validate import Section
-from gateway.config.values import FilePath, Flag, SecondsOrOff
+from gateway.config.values import FilePath, Flag, SecondsOrOff, ip_literal
 
 Redacted = Literal["numbers", "dtmf"]
 """Kinds of data to mask: telephone numbers but for their last digits, and DTMF digits."""
@@ -72,3 +73,64 @@ class RecordSettings(Section):
         url = "" if self.database is None else self.database.get_secret_value()
         password = urlsplit(url).password
         return (url, password) if password else ()
+
+
+def _hash(value: str) -> str:
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", value):
+        raise ValueError("is no hash of a token: `gateway token create` makes both")
+    return value
+
+
+def _address(value: str) -> str:
+    host, port = split_address(value)
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError('must be an address and a port, like "127.0.0.1:8080" or "[::1]:8080"')
+    ip_literal(host)
+    return value
+
+
+def split_address(value: str) -> tuple[str, str]:
+    """Return host, without brackets, and port."""
+    host, _, port = value.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), port
+
+
+class TokenSettings(Section):
+    """``[[api.token]]``: who may use the API; the token itself is kept nowhere."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    role: Literal["readonly", "operator", "admin"]
+    hash: Annotated[str, AfterValidator(_hash)]
+
+
+class ApiSettings(Section):
+    """``[api]``: where the HTTP API, health, readiness and metrics are served."""
+
+    listen: Annotated[str, AfterValidator(_address)] | None = None
+    allow_plaintext: Flag = False
+    token: tuple[TokenSettings, ...] = ()
+
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        names = [one.name for one in self.token]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise MisplacedError(("token", number, "name"), "is there twice")
+        if self.listen is None or self.allow_plaintext:
+            return self
+        if not ipaddress.ip_address(split_address(self.listen)[0]).is_loopback:
+            raise MisplacedError(
+                ("listen",),
+                "would carry tokens in plain text over a network: put a TLS proxy in front and "
+                "listen on loopback, or set allow_plaintext",
+            )
+        return self
+
+    def shifted(self, step: int) -> ApiSettings:
+        """The settings of another worker: its port is higher by ``step``."""
+        if self.listen is None:
+            return self
+        host, _, port = self.listen.rpartition(":")
+        if port == "0":
+            return self
+        return self.model_copy(update={"listen": f"{host}:{int(port) + step}"})

@@ -143,12 +143,17 @@ class Dialplan:
     unsure: tuple[Problem, ...] = ()
     """Session fields that this gateway does not know and passes on: they may be newer than it."""
 
-    def match(self, facts: InviteFacts) -> Match | None:
-        """The first route that takes the call, or None: 404 (RFC 3261 section 21.4.5)."""
+    def match(self, facts: InviteFacts, others: list[Explanation] | None = None) -> Match | None:
+        """The first route that takes the call, or None: 404 (RFC 3261 section 21.4.5).
+
+        ``others`` gets the routes before it, with the conditions that do not hold.
+        """
         for route in self.routes:
             verdict = judge(route, facts)
             if isinstance(verdict, Match):
                 return verdict
+            if others is not None:
+                others.append(Explanation(route, verdict))
         return None
 
     def explain(self, facts: InviteFacts) -> tuple[Explanation, ...]:

@@ -161,9 +161,20 @@ class Database:
         sqlite_file = self._url.get_backend_name() == "sqlite" and self._url.database
         return Path(sqlite_file) if sqlite_file else None
 
+    def exists(self) -> bool:
+        """Whether there are tables; a gateway makes them when it first runs."""
+        if self._file_missing:
+            return False
+        with self._connect() as connection:
+            return bool(sa.inspect(connection).has_table(calls.name))
+
+    @property
+    def _file_missing(self) -> bool:
+        return self.file is not None and not self.file.exists()
+
     def prepare(self) -> None:
         """Make the tables, or bring them to this version, under a lock; once."""
-        if self.file is not None and not self.file.exists():
+        if self._file_missing:
             self._ready = False
         if self._ready or self._read_only:
             return

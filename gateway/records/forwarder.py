@@ -185,21 +185,34 @@ class Forwarder:
         self.pending, self.oldest_pending = len(entries), entries[0].at if entries else None
         if len(entries) == BATCH:
             self.pending, self.oldest_pending = self._spool.pending()
-        if not entries:
-            self._look_around()
-            return False
-        if not self._write(entries):
+        if not self._prepare() or (entries and not self._write(entries)):
             if time.monotonic() - self._compacted > COMPACT_SECONDS:
                 self._compacted = time.monotonic()
                 self._spool.compact()
             return False
+        if not entries:
+            self._look_around()
+        return bool(entries)
+
+    def _connected(self) -> Database:
+        if self._database is None:
+            self._database = self._open_database()
+        return self._database
+
+    def _prepare(self) -> bool:
+        """Make the tables, before there is a row for them; whether the database is there."""
+        try:
+            self._connected().prepare()
+        except Exception as error:
+            return self._note_outage(error)
+        if self.unavailable:
+            self.unavailable = ""
+            log.info("records.database_available")
         return True
 
     def _write(self, entries: Sequence[Entry]) -> bool:
-        if self._database is None:
-            self._database = self._open_database()
         try:
-            self._database.write(entries)
+            self._connected().write(entries)
         except Exception as error:
             if _is_refusal(error):
                 return self._write_singly(entries, error)
@@ -230,22 +243,19 @@ class Forwarder:
         self._spool.done(entries)
         self.written += len(entries)
         self._pause = FIRST_PAUSE_SECONDS
-        if self.unavailable:
-            self.unavailable = ""
-            log.info("records.database_available")
 
     def _look_around(self) -> None:
         """While there is nothing to write: rows of machines that are gone, retention."""
-        if self._database is None or self._stopping.is_set():
+        if self._stopping.is_set():
             return
         if time.monotonic() - self._swept < SILENT_SECONDS / 10:
             return
         self._swept = time.monotonic()
         silent_since = datetime.fromtimestamp(time.time() - SILENT_SECONDS, UTC)
         try:
-            for call_id in self._database.close_silent(silent_since, LOST):
+            for call_id in self._connected().close_silent(silent_since, LOST):
                 log.warning("call.process_lost", call=call_id)
-            self._idle(self._database, self._spool)
+            self._idle(self._connected(), self._spool)
         except Exception as error:
             self._note_outage(error)
 

@@ -192,6 +192,7 @@ class Incoming:
         self._services.calls.hold(call, party_of(found, host))
         leg = Leg(self._services.thread, invite)
         call.bind(leg)
+        call.respond(100)  # only now: pjsua sends none by itself (config_site.h)
         self._services.thread.to_loop(lambda: self._callbacks.on_invite(leg))
 
 

@@ -132,8 +132,8 @@ async def test_rows_wait_for_a_database_that_is_away(tmp_path: Path) -> None:
             record = a_record(f"c{number}")
             kept.store.opened(record)
             kept.store.write(end(record))
-        await eventually(lambda: kept.store.as_json()["unavailable"], "rows")
-        assert kept.store.as_json()["pending"] > 0
+        await eventually(lambda: kept.store.forwarder.unavailable != "", "an outage")
+        await eventually(lambda: kept.store.forwarder.pending > 0, "rows that wait")
         away.unlink()
         await eventually(lambda: kept.store.as_json()["pending"] == 0, "rows")
     assert [one["outcome"] for one in kept.rows()] == ["cancelled"] * 5

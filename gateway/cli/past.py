@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Calls from the database: ``gateway calls --past``, ``gateway explain``, ``gateway erase``."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gateway.cli.options import CONFIG, examples
+from gateway.text import printable, unicode_in
+
+if TYPE_CHECKING:
+    from gateway.config.operations import RecordSettings
+    from gateway.records.database import Database
+
+SHOWN = ("id", "invited_at", "direction", "from_number", "to_number", "route", "trunk")
+SHOWN_ALSO = ("duration_seconds", "outcome", "why", "ended_by", "sip_code", "disposition", "cost")
+
+
+def moment(text: str) -> datetime:
+    """The time that ``text`` is, in UTC where it has no zone; or an age: 90min, 12h, 7d.
+
+    Raises click.BadParameter for what is neither.
+    """
+    for unit, seconds in (("min", 60), ("h", 3600), ("d", 86400)):
+        number = text.removesuffix(unit)
+        if number != text and number.isdigit():
+            return datetime.now(UTC) - timedelta(seconds=int(number) * seconds)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is no time like 2026-11-28T10:00 and no age like 12h"
+        ) from None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+def print_past(
+    config: Path,
+    since: str | None,
+    until: str | None,
+    fields: Mapping[str, Any],
+    limit: int,
+    form: str,
+) -> None:
+    """Print the rows that are wanted, newest first; ``form`` is text, json, jsonl or csv."""
+    from gateway.records.database import Filter
+
+    wanted = Filter(
+        since=None if since is None else moment(since),
+        until=None if until is None else moment(until),
+        **fields,
+    )
+    with opened(config) as database:
+        rows: Iterable[dict[str, Any]]
+        if form in ("jsonl", "csv") and limit == 0:
+            rows = database.each(wanted)
+        else:
+            rows = database.find(wanted, limit=limit or 1_000_000)
+        if form == "json":
+            click.echo(printable(json.dumps([plain(row) for row in rows], ensure_ascii=False)))
+        elif form == "jsonl":
+            for row in rows:
+                click.echo(printable(json.dumps(plain(row), ensure_ascii=False)))
+        elif form == "csv":
+            write_csv(rows)
+        else:
+            for row in rows:
+                click.echo(printable(_line(row)))
+
+
+def write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows to standard output as CSV. Cells that a spreadsheet would run are quoted."""
+    writer = csv.writer(sys.stdout)
+    writer.writerow([*SHOWN, *SHOWN_ALSO])
+    for row in rows:
+        cells = [plain(row)[name] for name in (*SHOWN, *SHOWN_ALSO)]
+        writer.writerow([_cell(cell) for cell in cells])
+
+
+def plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as values of JSON."""
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else unicode_in(value)
+        for name, value in row.items()
+    }
+
+
+def _cell(value: Any) -> Any:
+    text = value if isinstance(value, str) else ""
+    # A number's + is no formula.
+    run = text[:1] in ("=", "+", "-", "@", "\t") and not text.removeprefix("+").isdigit()
+    return f"'{text}" if run else value
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    from gateway.records.explain import ending
+
+    began = row["invited_at"].strftime("%Y-%m-%d %H:%M:%S")
+    numbers = f"{row['from_number'] or 'gateway'} -> {row['to_number']}"
+    cost = "" if row["cost"] is None else f", {row['cost']:.4f} {row['currency']}"
+    return f"{row['id']}  {began}  {numbers}, route {row['route'] or '-'}, {ending(row)}{cost}"
+
+
+@contextlib.contextmanager
+def opened(config: Path, *, read_only: bool = True) -> Iterator[Database]:
+    """The database of a configuration; its errors end the command with 1."""
+    settings = records_of(config)
+    url = settings.database_url
+    if url is None:
+        raise fail(
+            f"{config}: neither records.folder nor records.database is set: no calls are kept"
+        )
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from gateway.records.database import Database
+
+    database = Database(url, read_only=read_only)
+    try:
+        if not database.exists():
+            raise fail("no call has been kept yet")
+        yield database
+    except SQLAlchemyError as error:
+        text = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+        raise fail(f"the database of calls cannot be read: {text}") from None
+    finally:
+        database.close()
+
+
+def records_of(config: Path) -> RecordSettings:
+    """Return ``[records]`` of a file; other sections are not looked at."""
+    from pydantic import ValidationError
+
+    from gateway.config.operations import RecordSettings
+    from gateway.config.source import ConfigError, read_toml
+
+    try:
+        data = read_toml(config).data.get("records", {})
+        folder = config.absolute().parent
+        return RecordSettings.model_validate(data, context={"folder": folder})
+    except (ConfigError, ValidationError, OSError) as error:
+        raise fail(f"{config}: [records]: {error}") from None
+
+
+def fail(text: str) -> click.ClickException:
+    """An error that ends the command with 1."""
+    return click.ClickException(printable(text))
+
+
+@click.command("explain", epilog=examples("gateway explain 7f3a"))
+@click.argument("call")
+@CONFIG
+@click.option("--json", "as_json", is_flag=True, help="Print the row as one JSON object.")
+def explain(call: str, config: Path, as_json: bool) -> None:
+    """Say why CALL was accepted or refused, which route took it, and why it ended.
+
+    CALL is an id or its beginning, of a call that is over or in progress. Exit 1 where there is
+    none.
+    """
+    from gateway.records.explain import explanation
+
+    with opened(config) as database:
+        row = database.get(call)
+    if row is None:
+        raise fail(f"there is no call {call!r}, or several begin so")
+    if as_json:
+        told = {**plain(row), "events": [plain(one) for one in row["events"]]}
+        click.echo(printable(json.dumps(told, ensure_ascii=False)))
+        return
+    for line in explanation(row):
+        click.echo(printable(line))
+
+
+@click.command("erase", epilog=examples("gateway erase +49301234567"))
+@click.argument("number")
+@CONFIG
+def erase(number: str, config: Path) -> None:
+    """Take NUMBER out of all that is kept of ended calls.
+
+    Rows keep times and cost, with a keyed hash in place of the number; transcripts, files and
+    events are deleted. Calls on legal hold stay as they are.
+    """
+    settings = records_of(config)
+    with opened(config, read_only=False) as database:
+        from gateway.records.retention import erase as erase_number
+        from gateway.records.spool import Spool
+
+        assert settings.spool_folder is not None
+        counts = erase_number(number, database, Spool(settings.spool_folder), settings.spool_folder)
+    click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
