@@ -54,15 +54,15 @@ class DigitCollector:
         """When the run is complete for want of another key; None while there is none."""
 
     def press(self, digit: str, now: float) -> Collected | None:
-        """One key at time ``now`` (s); returns the run that it completed, if it did.
+        """Add a key pressed at ``now`` (s); return the run that it completes, if it does.
 
         A run whose pause is over by then has to be taken with :meth:`expire` first.
         """
         if digit == self._terminator:
-            return self._take(EndedBy.TERMINATOR, alone=digit)
+            return self._take_run(EndedBy.TERMINATOR, alone=digit)
         self._digits += digit
         if len(self._digits) >= self._max:
-            return self._take(EndedBy.FULL)
+            return self._take_run(EndedBy.FULL)
         self.deadline = now + self._pause
         return None
 
@@ -70,13 +70,14 @@ class DigitCollector:
         """Return the run, if its pause is over at ``now`` (s)."""
         if self.deadline is None or now < self.deadline:
             return None
-        return self._take(EndedBy.TIMEOUT)
+        return self._take_run(EndedBy.TIMEOUT)
 
     def abandon(self) -> Collected | None:
         """Return the run that the end of the call cut short, if there is one."""
-        return self._take(EndedBy.CALL_END) if self._digits else None
+        return self._take_run(EndedBy.CALL_END) if self._digits else None
 
-    def _take(self, ended_by: EndedBy, alone: str = "") -> Collected:
+    def _take_run(self, ended_by: EndedBy, alone: str = "") -> Collected:
+        """Return the run of digits so far, and begin another."""
         collected = Collected(self._digits or alone, ended_by)
         self._digits, self.deadline = "", None
         return collected
@@ -124,27 +125,28 @@ class DtmfInput:
             return outputs + taker.key(digit, now)
         if not self._plan.enabled:
             return outputs
-        outputs += self._collected(self._collector.expire(now), now)
+        outputs += self._send_run(self._collector.expire(now), now)
         outputs += self._interrupt(now)
-        return outputs + self._collected(self._collector.press(digit, now), now)
+        return outputs + self._send_run(self._collector.press(digit, now), now)
 
     def tick(self, now: float) -> list[Output]:
         """Send the run when the pause after its last digit is over."""
-        return self._collected(self._collector.expire(now), now)
+        return self._send_run(self._collector.expire(now), now)
 
     def abandon(self, now: float) -> None:
         """Record digits that were not sent before the session ended."""
-        self._record(self._collector.abandon(), now)
+        self._record_run(self._collector.abandon(), now)
 
     @property
     def deadline(self) -> float | None:
         """When :meth:`tick` is due next (s)."""
         return self._collector.deadline
 
-    def _collected(self, collected: Collected | None, now: float) -> list[Output]:
+    def _send_run(self, collected: Collected | None, now: float) -> list[Output]:
+        """Send a complete run as a message, and request a response."""
         if collected is None:
             return []
-        self._record(collected, now)
+        self._record_run(collected, now)
         text = self._control.plan.dtmf.text(collected.digits)
         ended_by = collected.ended_by.value
         note = self._control.timeline.note(
@@ -153,7 +155,8 @@ class DtmfInput:
         item = Send(CreateItem(message("user", text)))
         return [note, item, *self._control.ask(CreateResponse(), now)]
 
-    def _record(self, collected: Collected | None, now: float) -> None:
+    def _record_run(self, collected: Collected | None, now: float) -> None:
+        """Add a run to the record."""
         if collected is not None:
             timeline = self._control.timeline
             at_ms = round(timeline.ms(now), 1)
@@ -199,12 +202,12 @@ class DigitCollection:
         self._until = now + LONGEST_SECONDS
 
     def key(self, digit: str, now: float) -> list[Output]:
-        """Take a digit."""
+        """Take a digit; the terminator or the last digit ends the collection."""
         if digit == self._terminator:
-            return self._done("terminator", now)
+            return self._finish("terminator", now)
         self._digits += digit
         if len(self._digits) >= self._most:
-            return self._done("full", now)
+            return self._finish("full", now)
         self.deadline = now + self._seconds
         return []
 
@@ -215,9 +218,10 @@ class DigitCollection:
         if self._control.speaking and not self._digits and now < self._until:
             self.deadline = now + self._seconds  # the caller is still being told what to do
             return []
-        return self._done("timeout", now)
+        return self._finish("timeout", now)
 
-    def _done(self, ended_by: str, now: float) -> list[Output]:
+    def _finish(self, ended_by: str, now: float) -> list[Output]:
+        """End the collection; hand the digits to the tool call."""
         self.deadline = None
         private = self._control.plan.tools.collect_digits.private
         shown = "*" * len(self._digits) if private else self._digits

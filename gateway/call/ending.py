@@ -145,13 +145,13 @@ class Ending:
 
 
 def reason_header(why: EndReason) -> str:
-    """The Reason header for a BYE or a refusal of ours."""
+    """Return the Reason header for a BYE or a refusal of ours."""
     row = _TABLE[why]
     return f'Q.850;cause={row.cause};text="{row.text}"'
 
 
 def refusal_code(why: EndReason) -> int:
-    """The final response to an INVITE that is not answered for this reason."""
+    """Return the final response to an INVITE that is not answered for this reason."""
     return _TABLE[why].refusal
 
 

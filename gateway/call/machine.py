@@ -148,7 +148,7 @@ class CallMachine:
         self._end_at: float | None = None
         self._post_call: PostCallAnalysis | None = None
         self._ended_ms: float | None = None
-        session = self._session = SessionEvents(call, self._end)
+        session = self._session = SessionEvents(call, self._end_call)
         leg = LegEvents(call, session)
         conversation, note = call.conversation, call.timeline.note
         self._handlers: dict[type, Callable[[Any, float], list[outputs.Output]]] = {
@@ -188,8 +188,8 @@ class CallMachine:
                 input.frames, now
             ),
             inputs.Tick: self._on_tick,
-            inputs.ShutDown: lambda _input, now: self._end(EndReason.SHUTDOWN, now),
-            inputs.HangupRequested: lambda _input, now: self._end(EndReason.OPERATOR, now),
+            inputs.ShutDown: lambda _input, now: self._end_call(EndReason.SHUTDOWN, now),
+            inputs.HangupRequested: lambda _input, now: self._end_call(EndReason.OPERATOR, now),
             inputs.InternalError: self._on_internal_error,
         }
 
@@ -287,7 +287,7 @@ class CallMachine:
         conversation = self._call.conversation
         todo = conversation.settle(now, confirmed=self._call.state is not State.ANSWERED)
         if conversation.call_actions.joined and self._call.state is State.TALKING:
-            todo += self._bridge(now)
+            todo += self._on_joined(now)
         if self._call.session_up and self._call.talking:
             todo += self._session.handover.settle(now)
         if (
@@ -308,7 +308,7 @@ class CallMachine:
         ):
             why, detail = self._session.lost_meanwhile
         if why is not None:
-            return todo + self._end(why, now, detail)
+            return todo + self._end_call(why, now, detail)
         hold = (
             self._call.held or conversation.call_actions.away,
             self._call.held and self._call.plan.silence_on_hold,
@@ -318,7 +318,8 @@ class CallMachine:
             todo.append(outputs.Hold(*hold))
         return todo
 
-    def _bridge(self, now: float) -> list[outputs.Output]:
+    def _on_joined(self, now: float) -> list[outputs.Output]:
+        """Leave caller and B-leg to themselves: close the session, or let it listen."""
         self._call.state = State.BRIDGED
         note = self._call.timeline.note(now, "bridged", "info")
         if self._call.session_up and self._call.plan.tools.transfer.listen:
@@ -370,13 +371,13 @@ class CallMachine:
         outcome = f"{input.code} {input.phrase}".strip()
         if self._call.state is State.DIALLING:
             why = why_not_answered(input.code)
-            return todo + self._end(why, now, outcome, leg_over=True, code=input.code)
+            return todo + self._end_call(why, now, outcome, leg_over=True, code=input.code)
         if input.method == "BYE" and self._call.conversation.call_actions.taken_over(now):
             why, outcome = EndReason.TRANSFERRED, "the caller's side let go; it told no outcome"
         else:
             talked = self._call.state in (State.TALKING, State.BRIDGED)
             why = why_leg_ended(input.code, input.method, local=input.local, talked=talked)
-        return todo + self._end(why, now, outcome, reason=input.reason_header, leg_over=True)
+        return todo + self._end_call(why, now, outcome, reason=input.reason_header, leg_over=True)
 
     # ---- playout
 
@@ -396,7 +397,7 @@ class CallMachine:
             return []
         due = self._call.timers.due(now)
         if due is not None:
-            return self._end(due[0], now, due[1])
+            return self._end_call(due[0], now, due[1])
         if self._call.opening.waiting and self._call.opening.heard_out(now):
             return self._session.answer(now)
         todo = self._session.answered_for_fallback(self._session.failover.tick(now), now)
@@ -406,7 +407,7 @@ class CallMachine:
 
     # ---- ending
 
-    def _end(
+    def _end_call(
         self,
         why: EndReason,
         now: float,
@@ -417,6 +418,7 @@ class CallMachine:
         code: int = 0,
         step: FallbackStep | None = None,
     ) -> list[outputs.Output]:
+        """End the call, once: tell the leg, close the session, record the ending."""
         if self._ending is not None:
             return []
         if why is EndReason.CANCELLED:
@@ -467,13 +469,14 @@ class CallMachine:
     def _on_internal_error(self, input: inputs.InternalError, now: float) -> list[outputs.Output]:
         self._post_call = None
         if self._call.state is not State.ENDING:
-            return self._end(EndReason.INTERNAL_ERROR, now, input.detail)
+            return self._end_call(EndReason.INTERNAL_ERROR, now, input.detail)
         # Ending it may be what failed, and a leg or a session left up costs somebody money.
         note = self._call.timeline.note(now, "teardown_error", "error", detail=input.detail)
         close = outputs.CloseSession(1000, EndReason.INTERNAL_ERROR.value)
         return [note, close, outputs.HangUp({"Reason": reason_header(EndReason.INTERNAL_ERROR)})]
 
     def _finish(self, now: float) -> list[outputs.Output]:
+        """Complete the record, once leg and session are over."""
         assert self._ending is not None
         self._call.state = State.FINISHED
         record, ending = self._call.record, self._ending

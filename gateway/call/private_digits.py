@@ -87,6 +87,7 @@ _KEYS_IN_TEXT = re.compile(r'(\\?"(?:digits?|keys)\\?"\s*:\s*\\?")([0-9*#A-D]+)'
 
 
 def _masked_number(found: re.Match[str]) -> str:
+    """Return a telephone number with all but its last digits masked."""
     number = found[0]
     hidden = sum(char.isdigit() for char in number) - SHOWN
     told = []
@@ -97,16 +98,18 @@ def _masked_number(found: re.Match[str]) -> str:
 
 
 def _masked_keys(text: str) -> str:
+    """Return the text with every key of the telephone masked."""
     return re.sub(r"[0-9*#A-D]", "*", text)
 
 
-def _values() -> dict[str, str]:
+def _values_of_words() -> dict[str, str]:
+    """Return the digits that each number word stands for."""
     values = {word: digit for digit, words in _WORDS.items() for word in words.split("|")}
     values |= {word: f"1{unit}" for unit, words in _TEENS.items() for word in words.split("|")}
     return values
 
 
-_VALUES = _values()
+_VALUES = _values_of_words()
 _TEN_VALUES = {word: ten for ten, words in _TENS.items() for word in words.split("|")}
 _ONE = "|".join(
     word for digit, words in _WORDS.items() if digit != "0" for word in words.split("|")
@@ -135,7 +138,7 @@ def _digits_of(found: re.Match[str]) -> str:
     return ten + (_VALUES.get(unit, "?") if unit else "0")
 
 
-def _without(text: str, secrets: Collection[str]) -> str:
+def _mask_digits(text: str, secrets: Collection[str]) -> str:
     """Return the text with :data:`MASK` in place of these digits, however they are read out."""
     told: list[str] = []
     run: list[re.Match[str]] = []
@@ -176,19 +179,20 @@ class PrivateDigits:
         self.redact(redact)
 
     def __bool__(self) -> bool:
+        """Return whether anything is masked."""
         return bool(self._patterns or self._secrets) or self.numbers or self.dtmf
 
     def redact(self, what: Collection[str]) -> None:
-        """Mask these from now on."""
+        """Mask numbers or keys from now on, as ``[records] redact`` says."""
         self.numbers, self.dtmf = "numbers" in what, "dtmf" in what
 
     def pressed(self, digits: str) -> None:
-        """The caller's keys, not asked for as private ones."""
+        """Note keys that were not asked for as private ones; masked where all keys are."""
         if self.dtmf:
             self.add(digits)
 
     def add(self, digits: str) -> None:
-        """Mask these from now on."""
+        """Mask these digits from now on, in figures and in words."""
         digits = "".join(digit for digit in digits if digit in _WORDS)
         if not digits:
             return
@@ -203,7 +207,7 @@ class PrivateDigits:
         self._secrets = sorted({*self._secrets, digits}, key=len, reverse=True)
 
     def masked(self, value: Any) -> Any:
-        """A copy of a value of JSON with :data:`MASK` in place of the digits."""
+        """Return a copy of a JSON value with :data:`MASK` in place of the digits."""
         if not self:
             return value
         if isinstance(value, str):
@@ -215,6 +219,7 @@ class PrivateDigits:
         return value
 
     def _masked_value(self, key: str, value: Any) -> Any:
+        """Return the masked value of a key of a JSON object."""
         if key in _NAMES or key.endswith("_id"):
             return value
         if self.dtmf and key in _KEYS and isinstance(value, str):
@@ -222,10 +227,11 @@ class PrivateDigits:
         return self.masked(value)
 
     def _masked_text(self, text: str) -> str:
+        """Return the masked text."""
         if self._patterns or self._secrets:
             text = text.translate(_FULL_WIDTH)
         if self._secrets:
-            text = _without(text, self._secrets)
+            text = _mask_digits(text, self._secrets)
         for pattern in self._patterns:
             text = pattern.sub(MASK, text)
         if self.dtmf:
@@ -233,7 +239,7 @@ class PrivateDigits:
         return _NUMBERS.sub(_masked_number, text) if self.numbers else text
 
     def masked_event(self, event: Mapping[str, Any]) -> Any:
-        """As :meth:`masked`, for an event of a session: parts of words have only their length."""
+        """Return a masked event of a session; parts of words keep their length only."""
         delta = event.get("delta")
         if self and isinstance(delta, str):
             event = {**event, "delta": {"chars": len(delta)}}

@@ -111,6 +111,7 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
 
 
 def _respond(control: ConversationControl, wanted: bool, now: float) -> list[Output]:
+    """Request a response, if the command wants one."""
     return control.ask(CreateResponse(), now) if wanted else []
 
 
@@ -123,7 +124,7 @@ class Conversation:
         self.control = ConversationControl(plan, timeline, playout)
         self.call_actions = self.control.call_actions
         self._interruptions = Interruptions(self.control)
-        self._keys = DtmfInput(self.control, self._interruptions.key)
+        self._keys = DtmfInput(self.control, self._interruptions.digit)
         approvals = self.control.approvals = Approvals(self.control)
         self._functions = Functions(self.control, approvals)
         self.transcript = Transcript(self.control)
@@ -428,9 +429,11 @@ class Conversation:
         return self.control.playback.late_audio_ms
 
     def _begin_action(self, now: float, confirmed: bool) -> list[Output]:
+        """Begin the action that waits for speech to play out, if it may."""
         return self.call_actions.settle(now, queued=self.control.speaking, confirmed=confirmed)
 
     def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
+        """Take the end of a response: its items, function calls and failure."""
         outputs = self.control.playback.response_done(event.response_id)
         failed = event.status == "failed"
         outputs.append(
@@ -449,5 +452,5 @@ class Conversation:
             outputs += self._functions.called(event, now)
         outputs += send(following)
         if self._functions.in_loop and self.control.gate.idle:
-            outputs += self._response_fallback.looped(now)
+            outputs += self._response_fallback.tool_loop(now)
         return outputs

@@ -80,7 +80,7 @@ class OutOfBandResponses:
                 "too many of them run" if key not in self._running else "it runs already"
             )
             return [
-                *self._told(out_of_band_response, now),
+                *self._report(out_of_band_response, now),
                 *([] if then is None else then("refused", "", now)),
             ]
         own = dict(list((metadata or {}).items())[:MAX_METADATA])
@@ -106,7 +106,7 @@ class OutOfBandResponses:
         return response_id is not None and response_id in self._ids
 
     def on_event(self, event: ServerEvent, now: float) -> list[Output]:
-        """An event that :meth:`takes` is true of."""
+        """Take an event that :meth:`takes` is true of: words are kept, the end is reported."""
         if isinstance(event, ResponseCreated):
             self._ids.append(event.response_id)
             running = self._running.get(str(event.metadata[KEY]))
@@ -115,7 +115,7 @@ class OutOfBandResponses:
         elif isinstance(event, ResponseDone):
             for key, running in self._running.items():
                 if running.response_id == event.response_id:
-                    return self._end(key, event.status, _text_of(event), now)
+                    return self._finish(key, event.status, _text_of(event), now)
         return []
 
     def asked(self, command: ClientCommand | None) -> bool:
@@ -130,7 +130,7 @@ class OutOfBandResponses:
         """End the response whose request was refused."""
         for key, running in self._running.items():
             if running.command is command:
-                return self._end(key, "refused", error.message, now)
+                return self._finish(key, "refused", error.message, now)
         return []
 
     @property
@@ -141,19 +141,21 @@ class OutOfBandResponses:
     def tick(self, now: float) -> list[Output]:
         """Give up responses that are late."""
         late = [key for key, one in self._running.items() if now >= one.until]
-        return [output for key in late for output in self._end(key, "late", "", now)]
+        return [output for key in late for output in self._finish(key, "late", "", now)]
 
-    def _end(self, key: str, status: str, text: str, now: float) -> list[Output]:
+    def _finish(self, key: str, status: str, text: str, now: float) -> list[Output]:
+        """Record the end of a response, and hand its text to who asked for it."""
         running = self._running.pop(key)
         out_of_band_response = running.out_of_band_response
         out_of_band_response.status, out_of_band_response.text = status, text[:MAX_TEXT]
         out_of_band_response.ms = round((now - running.began) * 1000, 1)
-        outputs = self._told(out_of_band_response, now)
+        outputs = self._report(out_of_band_response, now)
         return outputs + (
             running.then(status, out_of_band_response.text, now) if running.then else []
         )
 
-    def _told(self, out_of_band_response: OutOfBandResponse, now: float) -> list[Output]:
+    def _report(self, out_of_band_response: OutOfBandResponse, now: float) -> list[Output]:
+        """Return the log line and :class:`OutOfBandDone` of a response that has ended."""
         level = "info" if out_of_band_response.status == "completed" else "warning"
         note = self._timeline.note(
             now,

@@ -62,7 +62,7 @@ class ResponseGate:
         return tuple(self._running)
 
     def asked_by(self, response_id: str) -> CreateResponse | None:
-        """The request of ours that this response answers; None: the server's own."""
+        """Return the request of ours that this response answers; None: the server's own."""
         return self._requests.get(response_id)
 
     def answers_turn(self, response_id: str) -> bool:
@@ -203,6 +203,7 @@ class ResponseGate:
         return self._next(now)
 
     def _next(self, now: float) -> CreateResponse | None:
+        """Return the waiting request to send now, if nothing runs."""
         if self._running or self._sent is not None or not self._waiting:
             return None
         self._sent, self._sent_at = self._waiting.popleft(), now

@@ -89,7 +89,7 @@ class Transcript:
         self._entries: list[Entry] = []
         self._by_item: dict[str, Entry] = {}
         control.timeline.record.transcript = self
-        control.playback.on_cut = self._cut
+        control.playback.on_cut = self._cut_entry
 
     # ---- what happens
 
@@ -97,34 +97,34 @@ class Transcript:
         """Take words, function calls and deletions of the session."""
         match input:
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
-                self._entry("caller", item_id, now)
+                self._entry_of("caller", item_id, now)
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
-                self._entry("caller", item_id, now).text = text.strip()[:MAX_TEXT]
+                self._entry_of("caller", item_id, now).text = text.strip()[:MAX_TEXT]
             case inputs.ServerEventReceived(event=AgentTranscriptDelta() as delta):
-                entry = self._agent(delta.response_id, delta.item_id, now)
-                self._mark(entry)
+                entry = self._agent_entry(delta.response_id, delta.item_id, now)
+                self._mark_received(entry)
                 entry.text = (entry.text + delta.delta)[:MAX_TEXT]
             case inputs.ServerEventReceived(event=AgentTranscript() as whole):
-                entry = self._agent(whole.response_id, whole.item_id, now)
+                entry = self._agent_entry(whole.response_id, whole.item_id, now)
                 if whole.transcript:
                     entry.text = whole.transcript[:MAX_TEXT]
             case inputs.ServerEventReceived(event=ResponseDone() as done):
                 for item in done.output:
                     if item.get("type") == "function_call" and done.status == "completed":
-                        self._called(item, now)
+                        self._add_call(item, now)
             case inputs.ServerEventReceived(event=ItemDeleted(item_id)):
-                self._forget(item_id)
+                self._item_deleted(item_id)
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Nothing here waits for time."""
+        """Do nothing: no entry waits for time."""
         return []
 
     def sent(self, todo: list[Output], now: float) -> None:
         """Add the items that the gateway itself puts into the conversation."""
         for output in todo:
             if type(output) is Send and type(output.command) is CreateItem and not output.seed:
-                self._put(output.command.item, now)
+                self._add_item(output.command.item, now)
 
     def detached(self) -> None:
         """Cut the entry of a response that the end of its session interrupts."""
@@ -179,20 +179,23 @@ class Transcript:
 
     # ---- how
 
-    def _entry(self, who: str, item_id: str, now: float) -> Entry:
+    def _entry_of(self, who: str, item_id: str, now: float) -> Entry:
+        """Return the entry of an item, added if it is new."""
         entry = self._by_item.get(item_id)
         if entry is None:
-            entry = self._add(Entry(self._control.timeline.ms(now), who, item_id=item_id))
+            entry = self._add_entry(Entry(self._control.timeline.ms(now), who, item_id=item_id))
         return entry
 
-    def _agent(self, response_id: str, item_id: str, now: float) -> Entry:
-        entry = self._entry("agent", item_id, now)
+    def _agent_entry(self, response_id: str, item_id: str, now: float) -> Entry:
+        """Return the agent's entry of an item; one that comes after the cut was not heard."""
+        entry = self._entry_of("agent", item_id, now)
         playback = self._control.playback
         if playback.was_cut(response_id) and not playback.received_ms(item_id):
             entry.heard = ""  # its words come after the cut, and no sound of it was let through
         return entry
 
-    def _add(self, entry: Entry) -> Entry:
+    def _add_entry(self, entry: Entry) -> Entry:
+        """Add an entry; the oldest goes, counted, where there are too many."""
         if len(self._entries) >= MAX_ENTRIES:
             gone = self._entries.pop(0)
             self._by_item.pop(gone.item_id, None)
@@ -202,20 +205,22 @@ class Transcript:
             self._by_item[entry.item_id] = entry
         return entry
 
-    def _put(self, item: Mapping[str, Any], now: float) -> None:
+    def _add_item(self, item: Mapping[str, Any], now: float) -> None:
+        """Add an item of the gateway's: a result, or a message."""
         at_ms = self._control.timeline.ms(now)
         if item.get("type") == "function_call_output":
             text = str(item.get("output", ""))[:MAX_TEXT]
             if item.get("call_id") in self._control.private:
                 text = "(private)"
-            self._add(Entry(at_ms, "result", text, item=item))
+            self._add_entry(Entry(at_ms, "result", text, item=item))
         elif item.get("type") == "message":
             parts = item.get("content") or []
             text = " ".join(_text_of(part) for part in parts)[:MAX_TEXT]
             who = "caller" if item.get("role") == "user" else str(item.get("role", "system"))
-            self._add(Entry(at_ms, who, text))
+            self._add_entry(Entry(at_ms, who, text))
 
-    def _called(self, item: Mapping[str, Any], now: float) -> None:
+    def _add_call(self, item: Mapping[str, Any], now: float) -> None:
+        """Add a function call of the model, before its result."""
         call_id = str(item.get("call_id", ""))
         name, arguments = str(item.get("name", "")), str(item.get("arguments") or "{}")
         if len(arguments) > MAX_TEXT:
@@ -230,20 +235,23 @@ class Transcript:
         if answered:
             self._entries.insert(answered[0], entry)  # its result was sent in the same breath
         else:
-            self._add(entry)
+            self._add_entry(entry)
 
-    def _mark(self, entry: Entry) -> None:
+    def _mark_received(self, entry: Entry) -> None:
+        """Remember how much audio had come with the words so far."""
         received = self._control.playback.received_ms(entry.item_id)
         marks = entry.marks
         if (not marks or marks[-1][1] < received) and len(marks) < _MARKS:
             marks.append((len(entry.text), received))
 
-    def _cut(self, heard: Heard) -> None:
+    def _cut_entry(self, heard: Heard) -> None:
+        """Cut the entry of an item to what the caller heard of it."""
         entry = self._by_item.get(heard.item_id)
         if entry is not None:
             entry.heard = _part_of(entry, heard.played_ms, heard.received_ms)
 
-    def _forget(self, item_id: str) -> None:
+    def _item_deleted(self, item_id: str) -> None:
+        """Forget a deleted item; what context trimming deletes stays in the record."""
         entry = self._by_item.pop(item_id, None)
         if item_id in self._control.let_go:
             self._control.let_go.discard(item_id)

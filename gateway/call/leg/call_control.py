@@ -144,6 +144,7 @@ class Transfer:
         self._close(Outcome.UNKNOWN, 0, now)
 
     def _on_refer_progress(self, told: ReferProgress, now: float) -> list[Output]:
+        """Take a response to the REFER, or a NOTIFY about it."""
         if self._second and not self._replacing:
             return []  # of an earlier REFER
         if told.code >= 300:
@@ -161,6 +162,7 @@ class Transfer:
         return [self._timeline.note(now, "transfer_progress", code=told.code, phrase=told.phrase)]
 
     def _on_ringing(self, code: int, now: float) -> list[Output]:
+        """Note that the destination rings."""
         if self._ringing:
             return []
         self._ringing = True
@@ -172,6 +174,7 @@ class Transfer:
         return [note, Send(CreateItem(item))]
 
     def _on_b_leg_answered(self, now: float) -> list[Output]:
+        """Bridge the legs, or send the REFER that replaces the B-leg."""
         if not self._second or self._replacing or self.joined:
             return []
         note = self._timeline.note(now, "transfer_picked_up", "info", destination=self.name)
@@ -185,6 +188,7 @@ class Transfer:
         return [note, PlaySound(""), BridgeLegs(self._plan.listen)]
 
     def _on_b_leg_ended(self, ended: BLegEnded, now: float) -> list[Output]:
+        """Fail the transfer, or end the call with the B-leg that was joined."""
         if not self._second:
             return []
         self._second = False
@@ -202,6 +206,7 @@ class Transfer:
         return self._fail(outcome_of(ended.code), ended.code, now)
 
     def _fail(self, outcome: Outcome, code: int, now: float) -> list[Output]:
+        """End the transfer with an outcome for the model."""
         self._close(outcome, code, now)
         self.away, self.deadline = False, None
         result: dict[str, Any] = {"status": outcome.value, "destination": self.name}
@@ -212,6 +217,7 @@ class Transfer:
         return [note, PlaySound(""), *self.abandon(now)]
 
     def _close(self, outcome: Outcome, code: int, now: float) -> None:
+        """Complete the record of the transfer."""
         self._attempt.outcome = outcome.value
         self._attempt.sip_code = code
         self._attempt.ms = round(self._timeline.ms(now) - self._attempt.at_ms, 1)
@@ -240,15 +246,16 @@ class SendDtmfAction:
     def begin(self, now: float) -> list[Output]:
         """Send the first digit."""
         note = self._timeline.note(now, "dtmf_sent", "info", digits=self._keys)
-        return [note, *self._go_on(now)]
+        return [note, *self._next_digit(now)]
 
     def tick(self, now: float) -> list[Output]:
         """Send the next digit when it is due."""
         if self.deadline is None or now < self.deadline:
             return []
-        return self._go_on(now)
+        return self._next_digit(now)
 
-    def _go_on(self, now: float) -> list[Output]:
+    def _next_digit(self, now: float) -> list[Output]:
+        """Send the next digit, or wait for the pause before it."""
         wait, self.deadline = 0.0, None
         while self._steps:
             step = self._steps.pop(0)

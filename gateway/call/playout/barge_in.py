@@ -105,11 +105,11 @@ class Interruptions:
 
     # ---- the caller
 
-    def key(self, now: float) -> list[Output]:
+    def digit(self, now: float) -> list[Output]:
         """Interrupt because of a DTMF digit, if the route wants that."""
         if not self._control.plan.dtmf.interrupt or self.protected:
             return []
-        return [*self._control.interrupt("digit", now), *self._go_on()]
+        return [*self._control.interrupt("digit", now), *self._resume()]
 
     def speech(self, event: SpeechStarted, now: float) -> list[Output]:
         """Interrupt or pause on ``input_audio_buffer.speech_started``."""
@@ -122,7 +122,7 @@ class Interruptions:
         agent = control.speaking or control.gate.active is not None
         let_be = self._plan.mode == "disabled" or self.protected
         pause = self._plan.mode == "adaptive" and agent and not let_be
-        turn = self._begin(event, undecided=pause)
+        turn = self._add_turn(event, undecided=pause)
         outputs: list[Output] = [note(now, "caller_speech_started", audio_ms=event.audio_start_ms)]
         if pause:
             turn.deadline = now + self._plan.force_interrupt_ms / 1000
@@ -144,9 +144,9 @@ class Interruptions:
         if start_ms is not None and end_ms is not None and end_ms >= start_ms:
             lasted = end_ms - start_ms - self._plan.padding_ms
             if lasted < self._plan.min_speech_ms:
-                return self._nothing(turn, now, f"{max(lasted, 0)} ms")
+                return self._false_interruption(turn, now, f"{max(lasted, 0)} ms")
         if not self._plan.transcribed:
-            return self._cut(turn, now)
+            return self._interrupt(turn, now)
         turn.deadline = now + self._plan.transcript_timeout
         return []
 
@@ -159,8 +159,8 @@ class Interruptions:
         if " ".join(words) in self._plan.backchannel_phrases or all(
             word in self._plan.backchannel_phrases for word in words
         ):
-            return self._nothing(turn, now, event.transcript.strip() or "no words")
-        return self._cut(turn, now)
+            return self._false_interruption(turn, now, event.transcript.strip() or "no words")
+        return self._interrupt(turn, now)
 
     def committed(self, event: InputCommitted, now: float) -> list[Output]:
         """Request a response to a turn that has become an item, unless it is undecided."""
@@ -173,7 +173,7 @@ class Interruptions:
     def tick(self, now: float) -> list[Output]:
         """Interrupt for turns that last too long, or whose transcript does not come."""
         late = [t for t in self._turns.values() if t.deadline is not None and now >= t.deadline]
-        return [output for turn in late for output in self._cut(turn, now)]
+        return [output for turn in late for output in self._interrupt(turn, now)]
 
     @property
     def deadline(self) -> float | None:
@@ -186,7 +186,7 @@ class Interruptions:
     def session_over(self) -> list[Output]:
         """Resume playout, since the session that would decide is over."""
         self._turns.clear()
-        return self._go_on()
+        return self._resume()
 
     # ---- what follows
 
@@ -205,25 +205,26 @@ class Interruptions:
             self._turns[item_id] = turn
         return turn
 
-    def _begin(self, event: SpeechStarted, *, undecided: bool) -> _Turn:
+    def _add_turn(self, event: SpeechStarted, *, undecided: bool) -> _Turn:
+        """Add a turn of the caller; ``undecided``: whether it interrupts is not known yet."""
         if len(self._turns) >= MAX_TURNS:
             del self._turns[next(iter(self._turns))]
         turn = self._turns[event.item_id] = _Turn(event.item_id, event.audio_start_ms, undecided)
         return turn
 
-    def _nothing(self, turn: _Turn, now: float, heard: str) -> list[Output]:
-        """Resume playout where it was: a false interruption."""
+    def _false_interruption(self, turn: _Turn, now: float, heard: str) -> list[Output]:
+        """Resume playout where it was, and drop the turn."""
         turn.undecided, turn.deadline, turn.dropped = False, None, True
         outputs: list[Output] = []
         if not any(one.undecided for one in self._turns.values()):
-            outputs += self._go_on()
+            outputs += self._resume()
         outputs.append(self._control.timeline.note(now, "false_interruption", "info", heard=heard))
         return outputs + (self._answer(turn, now) if turn.committed else [])
 
-    def _cut(self, turn: _Turn, now: float) -> list[Output]:
-        """Interrupt, and resume what was paused."""
+    def _interrupt(self, turn: _Turn, now: float) -> list[Output]:
+        """Interrupt the agent, and answer the turns that waited for the decision."""
         outputs = self._control.interrupt("speech", now)
-        outputs += self._go_on()
+        outputs += self._resume()
         for one in tuple(self._turns.values()):
             if one is turn or one.undecided:
                 one.undecided, one.deadline = False, None
@@ -237,6 +238,7 @@ class Interruptions:
             return [Send(DeleteItem(turn.item_id))] if turn.item_id else []
         return self._control.ask(CreateResponse(), now)
 
-    def _go_on(self) -> list[Output]:
+    def _resume(self) -> list[Output]:
+        """Resume playout, if it was paused."""
         was, self._paused = self._paused, False
         return [Pause(False)] if was else []

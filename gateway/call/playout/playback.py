@@ -40,7 +40,7 @@ class Truncations:
         self._resent: deque[tuple[str, int]] = deque(maxlen=_RESENT)
 
     def command(self, heard: Heard) -> TruncateItem | DeleteItem:
-        """``conversation.item.truncate`` at what was heard, a deletion where nothing was.
+        """Return ``conversation.item.truncate`` at what was heard, or a deletion where nothing was.
 
         Never more than was received: the server refuses that. An item of which something was
         heard stays, if only another part of it, or less than the margin.
@@ -136,15 +136,15 @@ class Playback:
         if event.audio and event.response_id not in self._spoken:
             self._spoken.append(event.response_id)
         key = (event.item_id, event.content_index)
-        return self._play(self._tracker.receive(event.response_id, key, event.audio), more=True)
+        return self._queue(self._tracker.receive(event.response_id, key, event.audio), more=True)
 
     def part_done(self, event: AudioDone) -> list[Output]:
         """End one part."""
-        return self._play(self._tracker.finish((event.item_id, event.content_index)), more=False)
+        return self._queue(self._tracker.finish((event.item_id, event.content_index)), more=False)
 
     def response_done(self, response_id: str) -> list[Output]:
         """End a response; delete items of it that came after it was interrupted."""
-        outputs = self._play(self._tracker.finish_response(response_id), more=False)
+        outputs = self._queue(self._tracker.finish_response(response_id), more=False)
         cut = self._cut_of(response_id)
         if cut is not None:
             outputs += [Send(DeleteItem(item_id)) for item_id in cut.unplayed_items]
@@ -154,7 +154,7 @@ class Playback:
     def session_over(self) -> list[Output]:
         """End all responses because the session is over; queued audio is played to the end."""
         self._cuts.clear()
-        return self._play(self._tracker.finish_all(), more=False)
+        return self._queue(self._tracker.finish_all(), more=False)
 
     def spoke(self, response_id: str) -> bool:
         """Return whether audio of this response was queued at any time."""
@@ -220,7 +220,7 @@ class Playback:
         outputs: list[Output] = []
         if was_audible:
             outputs.append(self._timeline.note(now, "agent_speech_stopped", cut=False))
-        return outputs + self._settle(self._tracker.drained(), OVERFLOW, now)
+        return outputs + self._report_heard(self._tracker.drained(), OVERFLOW, now)
 
     def refused(self, frames: int, now: float) -> list[Output]:
         """Note frames that did not fit the queue; the response is cut there."""
@@ -228,13 +228,14 @@ class Playback:
         return [self._timeline.note(now, "playout_overflow", "error", lost_ms=frames * 20)]
 
     def _flush(self, trigger: str, now: float) -> list[Output]:
+        """Flush the queue; report what was heard of each item."""
         heard = self._tracker.flush(self._playout.flush())
         self.cut_at = now
         was_audible, self._audible, self.queued_ms = self._audible, False, 0
         outputs: list[Output] = []
         if was_audible:
             outputs.append(self._timeline.note(now, "agent_speech_stopped", cut=True))
-        return outputs + self._settle(heard, trigger, now)
+        return outputs + self._report_heard(heard, trigger, now)
 
     def refusal(self, error: ServerError, command: ClientCommand | None) -> list[Output]:
         """Send a refused truncation again, at the length that the error names."""
@@ -247,13 +248,16 @@ class Playback:
         return self._tracker.dropped_bytes // 8
 
     def _cut_of(self, response_id: str) -> _Cut | None:
+        """Return the interruption of this response, if there was one."""
         return next((cut for cut in self._cuts if cut.response_id == response_id), None)
 
-    def _play(self, due: bytes, *, more: bool) -> list[Output]:
+    def _queue(self, due: bytes, *, more: bool) -> list[Output]:
+        """Return the output that queues frames; ``more``: more audio of this part is to come."""
         self.queued_ms += len(due) // BYTES_PER_MS
         return [Play(due, more)] if due or not more else []
 
-    def _settle(self, heard: list[Heard], trigger: str, now: float) -> list[Output]:
+    def _report_heard(self, heard: list[Heard], trigger: str, now: float) -> list[Output]:
+        """Truncate or delete items that were not heard to the end, and record it."""
         outputs: list[Output] = []
         deleted: set[str] = set()
         for one in heard:
@@ -267,10 +271,11 @@ class Playback:
             if isinstance(command, DeleteItem):
                 action = "delete"
                 deleted.add(one.item_id)
-            outputs += [Send(command), self._note(one, trigger, action, now)]
+            outputs += [Send(command), self._record(one, trigger, action, now)]
         return outputs
 
-    def _note(self, heard: Heard, trigger: str, action: str, now: float) -> Output:
+    def _record(self, heard: Heard, trigger: str, action: str, now: float) -> Output:
+        """Add an interruption to the record and the log."""
         self._timeline.record.actions.interruptions.append(
             Interruption(
                 at_ms=round(self._timeline.ms(now), 1),

@@ -93,11 +93,11 @@ class PlayoutTracker:
         """
         if not audio:
             return b""
-        part = self._parts.get(key) or self._begin(response_id, key)
+        part = self._parts.get(key) or self._add_part(response_id, key)
         if part.cut:
             self.dropped_bytes += len(audio)
             return b""
-        due = b"" if self._open is part else self._fill()
+        due = b"" if self._open is part else self._last_frame()
         self._open = part
         part.done = False
         part.received += len(audio)
@@ -105,7 +105,7 @@ class PlayoutTracker:
         whole = len(audio) // FRAME_BYTES
         self._rest = audio[whole * FRAME_BYTES :]
         audio = audio[: whole * FRAME_BYTES]
-        self._queue(part, whole, len(audio))
+        self._add_frames(part, whole, len(audio))
         return due + audio
 
     def finish(self, key: PartKey) -> bytes:
@@ -114,7 +114,7 @@ class PlayoutTracker:
         if part is None:
             return b""
         part.done = True
-        return self._fill() if self._open is part else b""
+        return self._last_frame() if self._open is part else b""
 
     def finish_response(self, response_id: str) -> bytes:
         """End all parts of this response; return the last frame, filled with silence."""
@@ -122,13 +122,13 @@ class PlayoutTracker:
             if part.response_id == response_id:
                 part.done = True
         begun = self._open
-        return self._fill() if begun is not None and begun.response_id == response_id else b""
+        return self._last_frame() if begun is not None and begun.response_id == response_id else b""
 
     def finish_all(self) -> bytes:
         """End all parts; return the last frame, filled with silence."""
         for part in self._parts.values():
             part.done = True
-        return self._fill()
+        return self._last_frame()
 
     def refused(self, frames: int) -> None:
         """Take back the last frames, which did not fit the queue, and cut their parts there."""
@@ -153,7 +153,7 @@ class PlayoutTracker:
         for run in self._runs:
             run.part.heard += run.audio
         self._runs.clear()
-        return self._tell([p for p in self._parts.values() if p.cut and not p.settled])
+        return self._heard_of([p for p in self._parts.values() if p.cut and not p.settled])
 
     def flush(self, unplayed_frames: int) -> list[Heard]:
         """Take the number of frames left unplayed by a cut; return what was heard of each part.
@@ -169,7 +169,7 @@ class PlayoutTracker:
             run.part.heard += min(run.audio, (run.frames - unplayed) * FRAME_BYTES)
         self._runs.clear()
         self._open, self._rest = None, b""
-        return self._tell(unsettled)
+        return self._heard_of(unsettled)
 
     def knows(self, item_id: str) -> bool:
         """Return whether audio of this item was received before it was cut."""
@@ -198,7 +198,8 @@ class PlayoutTracker:
         """The item that is heard first of those that are left; empty without one."""
         return self._runs[0].part.key[0] if self._runs else ""
 
-    def _begin(self, response_id: str, key: PartKey) -> _Part:
+    def _add_part(self, response_id: str, key: PartKey) -> _Part:
+        """Add a part; the oldest one that is settled goes, where there are too many."""
         if len(self._parts) >= MAX_PARTS:
             oldest = next((k for k, part in self._parts.items() if part.settled), None)
             if oldest is not None:
@@ -206,7 +207,8 @@ class PlayoutTracker:
         part = self._parts[key] = _Part(response_id, key)
         return part
 
-    def _queue(self, part: _Part, frames: int, audio: int) -> None:
+    def _add_frames(self, part: _Part, frames: int, audio: int) -> None:
+        """Count frames of a part into the queue; ``audio``: bytes of them that are no filling."""
         if frames == 0:
             return
         run = self._runs[-1] if self._runs else None
@@ -216,15 +218,17 @@ class PlayoutTracker:
         run.frames += frames
         run.audio += audio
 
-    def _fill(self) -> bytes:
+    def _last_frame(self) -> bytes:
+        """Return the begun frame of the open part, filled with silence; empty without one."""
         part, rest = self._open, self._rest
         self._open, self._rest = None, b""
         if part is None or not rest:
             return b""
-        self._queue(part, 1, len(rest))
+        self._add_frames(part, 1, len(rest))
         return rest + self._silence * (FRAME_BYTES - len(rest))
 
-    def _tell(self, parts: list[_Part]) -> list[Heard]:
+    def _heard_of(self, parts: list[_Part]) -> list[Heard]:
+        """Return what was heard of these parts, and mark them as cut and reported."""
         heard_items = {part.key[0] for part in self._parts.values() if part.heard}
         for part in parts:
             part.cut = part.told = True

@@ -63,11 +63,11 @@ class ContextTrimmer:
             self._items.clear()  # another session, with items of its own
         match input.event:
             case ItemAdded(item):
-                self._added(str(item.get("id") or ""), item)
+                self._item_added(str(item.get("id") or ""), item)
             case ItemDeleted(item_id):
                 self._items.pop(item_id, None)
             case ResponseDone():
-                return self._look(now)
+                return self._trim_old_turns(now)
         return []
 
     def tick(self, now: float) -> list[Output]:
@@ -76,7 +76,8 @@ class ContextTrimmer:
 
     # ---- how
 
-    def _added(self, item_id: str, item: object) -> None:
+    def _item_added(self, item_id: str, item: object) -> None:
+        """Remember an item of the conversation, to be deleted later."""
         if not item_id or item_id in self._items or not hasattr(item, "get"):
             return
         kind, role = str(item.get("type") or ""), str(item.get("role") or "")
@@ -87,17 +88,18 @@ class ContextTrimmer:
         if len(self._items) > MAX_ITEMS:
             self._items.popitem(last=False)
 
-    def _look(self, now: float) -> list[Output]:
+    def _trim_old_turns(self, now: float) -> list[Output]:
+        """Delete the oldest turns if there are too many, or have them summarized first."""
         control, keep = self._control, self._plan.max_turns
         turns = [item_id for item_id, item in self._items.items() if item.role == "user"]
         if self._asking or control.termination is not None or control.call_actions.joined:
             return []
         if len(turns) < keep + max(1, keep // 2):
             return []
-        old = self._before(turns[-keep])
+        old = self._items_before(turns[-keep])
         count = len(turns) - keep
         if self._plan.strategy == "delete":
-            return self._let_go(old, count, "", now)
+            return self._delete_items(old, count, "", now)
         self._asking = True
         session = self._session
 
@@ -105,7 +107,7 @@ class ContextTrimmer:
             self._asking = False
             if self._session != session:
                 return []
-            return self._let_go(old, count, text if status == "completed" else "", at)
+            return self._delete_items(old, count, text if status == "completed" else "", at)
 
         self._summaries += 1
         return control.out_of_band.ask(
@@ -118,8 +120,8 @@ class ContextTrimmer:
             then=summarised,
         )
 
-    def _before(self, first_kept: str) -> list[str]:
-        """What stands before a turn, but for system messages; results go with their calls."""
+    def _items_before(self, first_kept: str) -> list[str]:
+        """Return the items before a turn, but for system messages; results go with their calls."""
         ids = list(self._items)
         at = ids.index(first_kept)
         old = [
@@ -139,7 +141,8 @@ class ContextTrimmer:
             and self._items[item_id].call_id in calls
         ]
 
-    def _let_go(self, old: list[str], turns: int, summary: str, now: float) -> list[Output]:
+    def _delete_items(self, old: list[str], turns: int, summary: str, now: float) -> list[Output]:
+        """Delete items from the session, with the summary in their place, if there is one."""
         control = self._control
         there = [item_id for item_id in old if item_id in self._items]
         outputs: list[Output] = []

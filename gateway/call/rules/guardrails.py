@@ -81,7 +81,7 @@ class _Turns:
         self.latest = ""
 
     def complete(self, item_id: str, answer: str = "") -> None:
-        """The caller said something."""
+        """Note a turn of the caller; ``answer`` is the response that answers it, if known."""
         if item_id in self._answers:
             return
         self._answers[item_id] = answer
@@ -90,9 +90,9 @@ class _Turns:
             self._answers.popitem(last=False)
 
     def answered(self, response_id: str) -> bool:
-        """A response to what was said begins; returns whether it is not to be heard.
+        """Note a response to the open turns, or another to the latest one.
 
-        It answers all turns that have none yet, or goes on with the latest, as after a tool.
+        Returns whether it is not to be heard.
         """
         turns = [turn for turn, answer in self._answers.items() if not answer] or [self.latest]
         for turn in turns:
@@ -145,28 +145,28 @@ class Guardrails:
             return []
         match input:
             case inputs.ContentChecked(key, allow, reason):
-                return self._checked(key, allow, reason, now)
+                return self._on_answer(key, allow, reason, now)
             case inputs.ToolRequest(command=Tell(respond=True) | Show(respond=True)):
                 self._turns.allow()  # the application knows what it wants answered
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
                 self._turns.complete(item_id)
             case inputs.ServerEventReceived(event=ResponseCreated(response_id)):
-                return self._created(response_id, now)
+                return self._response_created(response_id, now)
             case inputs.ServerEventReceived(event=AgentTranscriptDelta() as delta):
-                words = self._words(delta.item_id, delta.response_id)
-                return self._agent(delta.item_id, words, delta.delta, now, whole=False)
+                words = self._words_of_item(delta.item_id, delta.response_id)
+                return self._check_agent(delta.item_id, words, delta.delta, now, whole=False)
             case inputs.ServerEventReceived(event=AgentTranscript() as said):
-                words = self._words(said.item_id, said.response_id)
+                words = self._words_of_item(said.item_id, said.response_id)
                 new = _not_in_deltas(words, said.transcript)
-                return self._agent(said.item_id, words, new, now, whole=True)
+                return self._check_agent(said.item_id, words, new, now, whole=True)
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
-                return self._look("caller", item_id, "", text[-MAX_TEXT:], text, now)
+                return self._check_words("caller", item_id, "", text[-MAX_TEXT:], text, now)
         return []
 
     def tick(self, now: float) -> list[Output]:
         """A check has not been answered in time."""
         late = [key for key, check in self._checks.items() if now >= check.until]
-        return [output for key in late for output in self._checked(key, None, "too late", now)]
+        return [output for key in late for output in self._on_answer(key, None, "too late", now)]
 
     @property
     def deadline(self) -> float | None:
@@ -175,14 +175,16 @@ class Guardrails:
 
     # ---- how
 
-    def _created(self, response_id: str, now: float) -> list[Output]:
+    def _response_created(self, response_id: str, now: float) -> list[Output]:
+        """Drop a response that answers a refused turn."""
         if self._control.gate.answers_turn(response_id) and self._turns.answered(response_id):
             self._stopped.append(response_id)
             self._control.gate.stopped(now)
             return self._control.bar(response_id, "guard", now)
         return []
 
-    def _words(self, item_id: str, response_id: str) -> _Words:
+    def _words_of_item(self, item_id: str, response_id: str) -> _Words:
+        """Return what was said so far in an item of the agent."""
         items = self._items
         words = items.get(item_id)
         if words is None:
@@ -191,9 +193,10 @@ class Guardrails:
                 items.popitem(last=False)
         return words
 
-    def _agent(
+    def _check_agent(
         self, item_id: str, words: _Words, new: str, now: float, *, whole: bool
     ) -> list[Output]:
+        """Check new words of the agent: those since the last window, or the whole item."""
         asked = self._control.gate.asked_by(words.response_id)
         ours = any(asked is phrase for phrase in self._phrases)
         if ours or words.response_id in self._stopped:
@@ -201,24 +204,25 @@ class Guardrails:
         window = words.tail[-WINDOW:] + new
         words.tail = window[-2 * WINDOW :]
         words.said = (words.said + new)[:MAX_SAID]
-        if self._is_phrase(words.tail):
+        if self._is_replacement(words.tail):
             return []  # ours, of a server that does not say what it answers
         words.sentence = (words.sentence + new)[-MAX_TEXT:]
         sentence = ""
         if whole or _SENTENCE.search(words.sentence) or len(words.sentence) >= WINDOW:
             sentence, words.sentence = words.sentence.strip(), ""
-        return self._look(
+        return self._check_words(
             "agent", item_id, words.response_id, window, sentence, now, open=not whole
         )
 
-    def _is_phrase(self, said: str) -> bool:
+    def _is_replacement(self, said: str) -> bool:
+        """Return whether these words begin a replacement that the gateway requested."""
         said = " ".join(said.split())
         phrases = (
             (" ".join(rule.replacement.split()) for rule in self._rules) if self._phrases else ()
         )
         return bool(said) and any(phrase.startswith(said) for phrase in phrases)
 
-    def _look(
+    def _check_words(
         self,
         who: str,
         item_id: str,
@@ -229,6 +233,7 @@ class Guardrails:
         *,
         open: bool = False,
     ) -> list[Output]:
+        """Apply each rule for this speaker to the words, or ask its service about a sentence."""
         outputs: list[Output] = []
         for index, rule in enumerate(self._rules):
             if rule.speaker not in (who, "both"):
@@ -236,14 +241,15 @@ class Guardrails:
             found = _found(rule, window, open=open)
             if found and not rule.url:
                 check = _Check(index, who, response_id, item_id, now)
-                return [*outputs, *self._apply(check, "words", "", now)]
+                return [*outputs, *self._act(check, "words", "", now)]
             if rule.url and sentence and (rule.pattern is None or rule.pattern.search(sentence)):
-                outputs += self._ask(index, who, response_id, item_id, sentence, now)
+                outputs += self._ask_service(index, who, response_id, item_id, sentence, now)
         return outputs
 
-    def _ask(
+    def _ask_service(
         self, index: int, who: str, response_id: str, item_id: str, text: str, now: float
     ) -> list[Output]:
+        """Ask the service of a rule about a sentence, with a deadline."""
         rule = self._rules[index]
         self._asked += 1
         key = f"guard-{self._asked}"
@@ -251,11 +257,12 @@ class Guardrails:
         if len(self._checks) >= MAX_CHECKS:
             note = self._control.timeline.note(now, "guardrail_skipped", "warning", rule=rule.name)
             denied = rule.on_timeout == "deny"
-            return [note, *(self._apply(check, "timeout", "too many", now) if denied else [])]
+            return [note, *(self._act(check, "timeout", "too many", now) if denied else [])]
         self._checks[key] = check
         return [CheckContent(key, index, who, text)]
 
-    def _checked(self, key: str, allow: bool | None, reason: str, now: float) -> list[Output]:
+    def _on_answer(self, key: str, allow: bool | None, reason: str, now: float) -> list[Output]:
+        """Take the answer of a service; without one the rule says what happens."""
         check = self._checks.pop(key, None)
         if check is None:
             return []
@@ -273,9 +280,10 @@ class Guardrails:
                     allowed=allow,
                 )
             )
-        return outputs if allow else outputs + self._apply(check, by, reason, now)
+        return outputs if allow else outputs + self._act(check, by, reason, now)
 
-    def _apply(self, check: _Check, by: str, reason: str, now: float) -> list[Output]:
+    def _act(self, check: _Check, by: str, reason: str, now: float) -> list[Output]:
+        """Stop the response, record the decision, and replace the words, transfer or hang up."""
         control, rule = self._control, self._rules[check.rule]
         response = check.response_id
         if control.termination is not None or response in self._stopped:

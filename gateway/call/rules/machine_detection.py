@@ -50,31 +50,30 @@ class BeepWaiter:
 
     @property
     def waiting(self) -> bool:
-        """Something waits for the beep."""
+        """Return whether a message waits for the beep."""
         return self._since is not None
 
-    def spoke(self, now: float) -> None:
-        """They begin to speak. A box may take its own beep for speech, and so may the server."""
+    def speech_began(self, now: float) -> None:
+        """Note that the other side begins to speak; a beep may be taken for speech, too."""
         if self._began is None:
             self._began = now
         self._quiet_since = None
 
-    def stopped(self, now: float) -> None:
-        """They are silent."""
+    def speech_ended(self, now: float) -> None:
+        """Note that the other side has stopped speaking."""
         if self._stopped is None:
             self._stopped = now
         self._quiet_since = now
 
     def beep(self, evidence: str, now: float) -> bool:
-        """There is one; returns whether what came before it was a greeting."""
+        """Note a beep; return whether what came before it was a greeting."""
         self._last = now, evidence
         if self._began is None or now - self._began < GREETING_SECONDS:
             return False
         return self._stopped is None or now - self._stopped <= RECENT_SECONDS
 
-    def wait(self, now: float) -> str:
-        """A message is to be said: what there is to be said about the beep if it need not wait,
-        empty if it has to."""
+    def wait_for_beep(self, now: float) -> str:
+        """Wait for the beep before a message; return its evidence where there is no need to."""
         if self._last is not None and now - self._last[0] <= RECENT_SECONDS:
             return self._last[1]
         if not self._seconds:
@@ -82,8 +81,8 @@ class BeepWaiter:
         self._since = now
         return ""
 
-    def over(self) -> None:
-        """It waits no more."""
+    def stop_waiting(self) -> None:
+        """Stop waiting."""
         self._since = None
 
     @property
@@ -119,23 +118,23 @@ class MusicOnHoldDetector:
         self._stretch = self._stretch_held = 0.0
         self.reset()
 
-    def stretch(self) -> None:
-        """The server begins to hear speech."""
+    def begin_stretch(self) -> None:
+        """Begin a stretch without a pause: the server begins to hear speech."""
         self._stretch = self._stretch_held = 0.0
 
     @property
     def mixed(self) -> float:
-        """Share of standing tones since then, where it is more than a voice has; else 0."""
+        """Return the share of standing tones in the stretch; 0 where a voice may have as much."""
         share = self._stretch_held / self._stretch if self._stretch else 0.0
         return share if share >= MIXED else 0.0
 
     def reset(self) -> None:
-        """Start over."""
+        """Forget the seconds of music so far."""
         self._held: list[float] = []
         self._changes = self._misses = 0
 
-    def second(self, heard: SoundHeard, wanted: float) -> str:
-        """One more second; returns the evidence once there are ``wanted`` seconds of music."""
+    def add_second(self, heard: SoundHeard, wanted: float) -> str:
+        """Add a second; return the evidence once there are ``wanted`` seconds of music."""
         self._stretch += 1
         self._stretch_held += heard.held
         if heard.held < HELD:
@@ -187,14 +186,14 @@ class Repeats:
         self._times = 0
         self._spoken: deque[int] = deque(maxlen=min(wanted, _MAX))
 
-    def turn(self, item_id: str, length_ms: int) -> None:
-        """A turn is over; its words may come later."""
+    def add_turn(self, item_id: str, length_ms: int) -> None:
+        """Note the length of a turn whose words may come later."""
         self._lengths[item_id] = length_ms
         while len(self._lengths) > _MAX:
             self._lengths.popitem(last=False)
 
-    def words(self, item_id: str, words: tuple[str, ...]) -> str:
-        """What was said in it; returns the evidence once it is one."""
+    def add_words(self, item_id: str, words: tuple[str, ...]) -> str:
+        """Note the words of a turn; return the evidence once they were said often enough."""
         length = self._lengths.pop(item_id, None)
         if len(words) < _MIN_WORDS:
             return ""
@@ -259,8 +258,8 @@ class MachineDetector:
                 self._first_item = self._first_item or item_id
                 self._started = (now, start_ms)
                 self._unbroken = now
-                self._music.stretch()
-                self._beeps.spoke(now)
+                self._music.begin_stretch()
+                self._beeps.speech_began(now)
             case inputs.ServerEventReceived(event=SpeechStopped(item_id, end_ms)) if (
                 self._started is not None
             ):
@@ -270,17 +269,17 @@ class MachineDetector:
                 else:
                     length = end_ms - start_ms
                 self._started = None
-                self._said.turn(item_id, length)
-                self._beeps.stopped(now)
-                return self._turn(length, now)
+                self._said.add_turn(item_id, length)
+                self._beeps.speech_ended(now)
+                return self._on_turn(length, now)
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
-                return self._words(item_id, text, now)
+                return self._on_words(item_id, text, now)
             case inputs.ServerEventReceived(event=ResponseCreated()) if self._beeps.waiting:
                 return self._control.interrupt("machine", now)  # nobody is there to be answered
             case inputs.SoundHeard():
-                return self._sound(input, now)
+                return self._on_sound(input, now)
             case inputs.BeepHeard():
-                return self._beep(input, now)
+                return self._on_beep(input, now)
             case inputs.HoldChanged(held=held):
                 self._held = held
                 self._music.reset()
@@ -289,10 +288,10 @@ class MachineDetector:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """The caller's side has made sound without a pause for long, or no beep has come."""
+        """Decide about music by a stretch without a pause, or leave the message without a beep."""
         if self._beeps.deadline is not None and now >= self._beeps.deadline:
             return self._leave_message("none came", now)
-        due = self._music_due
+        due = self._music_deadline
         if due is None or now < due or self._started is None:
             return []
         seconds = round(now - self._started[0], 1)
@@ -302,78 +301,85 @@ class MachineDetector:
         share = self._music.mixed
         if not share:
             self._unbroken = now  # somebody has much to say, or there is noise around them
-            self._music.stretch()
+            self._music.begin_stretch()
             return []
         evidence = f"sound without a pause for {seconds:g} s, standing tones in {share:.0%} of it"
-        return self._found("music", now, evidence)
+        return self._detected("music", now, evidence)
 
     @property
     def deadline(self) -> float | None:
         """When :meth:`tick` is due next (s)."""
-        due = (self._beeps.deadline, self._music_due)
+        due = (self._beeps.deadline, self._music_deadline)
         return min((at for at in due if at is not None), default=None)
 
     # ---- how
 
     @property
-    def _music_due(self) -> float | None:
-        if self._started is None or not self._open("music"):
+    def _music_deadline(self) -> float | None:
+        """When a stretch without a pause is looked at (s); None without one."""
+        if self._started is None or not self._undecided("music"):
             return None
         return self._unbroken + self._plan.music_threshold
 
-    def _sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
+    def _on_sound(self, heard: inputs.SoundHeard, now: float) -> list[Output]:
+        """Take a second of the caller's sound; enough of music is a machine."""
         if self._held or self._control.call_actions.busy:
             self._music.reset()
             return []
-        evidence = self._music.second(heard, self._plan.music_threshold)
-        return self._found("music", now, evidence) if evidence else []
+        evidence = self._music.add_second(heard, self._plan.music_threshold)
+        return self._detected("music", now, evidence) if evidence else []
 
-    def _beep(self, heard: inputs.BeepHeard, now: float) -> list[Output]:
+    def _on_beep(self, heard: inputs.BeepHeard, now: float) -> list[Output]:
+        """Leave the message that waits for a beep; a beep after a greeting is a voicemail."""
         evidence = f"{heard.hz:.0f} Hz for {heard.ms} ms"
         greeting = self._beeps.beep(evidence, now)
         if self._beeps.waiting:
             return self._leave_message(evidence, now)
         if not greeting or self._control.call_actions.busy:
             return []
-        return self._found("voicemail", now, f"a beep after the first turn, {evidence}")
+        return self._detected("voicemail", now, f"a beep after the first turn, {evidence}")
 
     def _leave_message(self, beep: str, now: float) -> list[Output]:
-        self._beeps.over()
+        """Leave the message for the voicemail, and record the beep before it."""
+        self._beeps.stop_waiting()
         found, self._message = self._message, None
         if found is None or self._control.termination is not None:
             return []
         found.beep = beep
         note = self._control.timeline.note(now, "voicemail_message", "info", beep=beep)
-        return [note, *self._part(found, now)]
+        return [note, *self._end_conversation(found, now)]
 
-    def _turn(self, length_ms: int, now: float) -> list[Output]:
+    def _on_turn(self, length_ms: int, now: float) -> list[Output]:
+        """Take a turn: a long first one is a greeting, equal lengths are a bot's."""
         if self._turns == 1 and length_ms >= self._plan.greeting_threshold * 1000:
-            return self._found("voicemail", now, f"a first turn of {length_ms / 1000:g} s")
+            return self._detected("voicemail", now, f"a first turn of {length_ms / 1000:g} s")
         self._lengths.append(length_ms)
         if len(self._lengths) < self._plan.bot_equal_turns:
             return []
         mean = fmean(self._lengths)
         if mean < _MIN_TURN_MS or not even(self._lengths):
             return []
-        return self._found("bot", now, f"{len(self._lengths)} turns of {mean / 1000:.2f} s each")
+        return self._detected("bot", now, f"{len(self._lengths)} turns of {mean / 1000:.2f} s each")
 
-    def _words(self, item_id: str, text: str, now: float) -> list[Output]:
+    def _on_words(self, item_id: str, text: str, now: float) -> list[Output]:
+        """Take the words of a turn: a voicemail greeting, or the same again and again."""
         if item_id == self._first_item:
             for pattern in self._plan.voicemail_patterns:
                 found = pattern.search(text)
                 if found is not None:
-                    return self._found("voicemail", now, f"said {found.group()[:80]!r}")
-        evidence = self._said.words(item_id, words_of(text))
-        return self._found("bot", now, evidence) if evidence else []
+                    return self._detected("voicemail", now, f"said {found.group()[:80]!r}")
+        evidence = self._said.add_words(item_id, words_of(text))
+        return self._detected("bot", now, evidence) if evidence else []
 
-    def _open(self, kind: str) -> bool:
-        """Whether this is still to be decided."""
+    def _undecided(self, kind: str) -> bool:
+        """Return whether this kind of machine is looked for, and nothing is decided yet."""
         if self._beeps.waiting or self._control.termination is not None:
             return False  # it is known what this is, and what is done about it
         return self._plan.actions.get(kind, "off") != "off" and kind not in self._decided
 
-    def _found(self, kind: str, now: float, evidence: str) -> list[Output]:
-        if not self._open(kind):
+    def _detected(self, kind: str, now: float, evidence: str) -> list[Output]:
+        """Record a machine, and do what the route says."""
+        if not self._undecided(kind):
             return []
         self._decided.add(kind)
         action, control = self._plan.actions[kind], self._control
@@ -388,22 +394,24 @@ class MachineDetector:
             return outputs
         if kind == "voicemail" and action == "leave_message":
             self._message = found
-            beep = self._beeps.wait(now)
+            beep = self._beeps.wait_for_beep(now)
             if beep:
                 return outputs + self._leave_message(beep, now)
-            return outputs + self._hush(now)
-        return outputs + self._part(found, now)
+            return outputs + self._interrupt(now)
+        return outputs + self._end_conversation(found, now)
 
-    def _part(self, found: MachineDetected, now: float) -> list[Output]:
+    def _end_conversation(self, found: MachineDetected, now: float) -> list[Output]:
+        """Interrupt the agent, then transfer or hang up, with last words if there are any."""
         words = "" if found.action == "hangup" else self._plan.messages.get(found.kind, "")
         to = self._plan.transfer_to if found.action == "transfer" else ""
-        outputs = self._hush(now)
+        outputs = self._interrupt(now)
         self._control.terminate(
             Termination(EndReason.MACHINE_DETECTED, f"{found.kind}: {found.why}", words, to)
         )
         return outputs
 
-    def _hush(self, now: float) -> list[Output]:
+    def _interrupt(self, now: float) -> list[Output]:
+        """Interrupt the agent, if it is heard or a response runs."""
         control = self._control
         if control.speaking or control.gate.active is not None:
             return control.interrupt("machine", now)

@@ -51,14 +51,14 @@ class ResponseFallback:
         """Take the end of a response, a refused request, or the time that one was given up."""
         control = self._control
         if isinstance(input, inputs.PlayoutStarted):
-            return self._quiet()
+            return self._stop_sound()
         if isinstance(input, inputs.Tick) and control.gate.given_up != self._given_up:
             self._given_up = control.gate.given_up
             if not control.gate.idle:
                 return []  # another one was asked for
-            return self._failed("no response came", None, now)
+            return self._response_failed("no response came", None, now)
         if isinstance(input, inputs.ServerErrorReceived):
-            return self._refused(input, now)
+            return self._request_refused(input, now)
         if not isinstance(input, inputs.ServerEventReceived) or not isinstance(
             input.event, ResponseDone
         ):
@@ -68,9 +68,9 @@ class ResponseFallback:
             return []
         asked = control.gate.asked_by(done.response_id)
         if done.status == "failed":
-            return self._failed(done.error_code or "failed", asked, now)
+            return self._response_failed(done.error_code or "failed", asked, now)
         if done.status == "incomplete" and done.reason == "content_filter":
-            return self._filtered(now)
+            return self._content_filtered(now)
         wanted = (
             self._plan.continue_incomplete
             and self._continued < MAX_CONTINUED
@@ -83,27 +83,27 @@ class ResponseFallback:
         if done.status == "completed" and asked is self._words is not None:
             self._words = None
             if not control.playback.spoke(done.response_id):
-                return self._last_resort("the words had no sound", now)
+                return self._play_sound("the words had no sound", now)
             return []
         if done.status != "cancelled" and not control.playback.spoke(done.response_id):
-            return self._soundless(done, asked, now)
+            return self._no_audio(done, asked, now)
         if done.status == "completed":
             self._failures = self._retries = self._continued = 0
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """The sound has been heard for long enough."""
+        """Stop the sound when it has been heard for long enough."""
         if self._sound_until is None or now < self._sound_until:
             return []
-        return self._quiet()
+        return self._stop_sound()
 
     @property
     def deadline(self) -> float | None:
         """When :meth:`tick` is due next (s)."""
         return self._sound_until
 
-    def _refused(self, failed: inputs.ServerErrorReceived, now: float) -> list[Output]:
-        """A ``response.create`` was refused, and no other was sent in its place."""
+    def _request_refused(self, failed: inputs.ServerErrorReceived, now: float) -> list[Output]:
+        """Act on a refused ``response.create``, where no other was sent in its place."""
         asked, control = failed.command, self._control
         if (
             not isinstance(asked, CreateResponse)
@@ -114,25 +114,25 @@ class ResponseFallback:
         verdict = classify_error(failed.error)
         if verdict.ends_session or (asked.response or {}).get("conversation") == "none":
             return []
-        return self._failed(verdict.code, asked, now)
+        return self._response_failed(verdict.code, asked, now)
 
-    def looped(self, now: float) -> list[Output]:
-        """The model calls functions again and again: ask once for words, then as after failures."""
+    def tool_loop(self, now: float) -> list[Output]:
+        """Count a model that only calls functions as failed; ask for words without tools."""
         why = "nothing but tool calls"
-        return self._failed(why, CreateResponse({"tool_choice": "none"}), now)
+        return self._response_failed(why, CreateResponse({"tool_choice": "none"}), now)
 
     def silent(self, rule: str, asked: CreateResponse | None, now: float) -> list[Output]:
-        """A response was due and nothing was heard for too long: a sound, and another attempt."""
+        """Act on a response that is due and not heard: play a sound, and try again."""
         self._failures += 1
-        todo = self._last_resort(rule, now)
+        todo = self._play_sound(rule, now)
         if self._failures >= self._plan.max_failures:
             return todo + self._give_up(rule, now)
         return todo + self._control.ask(asked or CreateResponse(), now)
 
-    def _soundless(
+    def _no_audio(
         self, done: ResponseDone, asked: CreateResponse | None, now: float
     ) -> list[Output]:
-        """A response completed, and the caller heard nothing of it."""
+        """Act on a completed response of which the caller heard nothing."""
         kinds = [item.get("type") for item in done.output]
         if any(kind != "message" for kind in kinds):
             return []  # a tool's result, or an approval, is followed by a response
@@ -142,27 +142,29 @@ class ResponseFallback:
         )
         if not self._control.gate.idle:
             return [note]  # another response was asked for already
-        return [note, *self._failed(f"no sound: {content}", asked, now)]
+        return [note, *self._response_failed(f"no sound: {content}", asked, now)]
 
-    def _filtered(self, now: float) -> list[Output]:
+    def _content_filtered(self, now: float) -> list[Output]:
+        """Say the message for a response that the content filter stopped."""
         self._failures += 1
         note = self._control.timeline.note(
             now, "response_filtered", "warning", count=self._failures
         )
         if self._failures >= self._plan.max_failures:
             return [note, *self._give_up("content_filter", now)]
-        return [note, *self._say(self._plan.content_filter_message, now)]
+        return [note, *self._say_message(self._plan.content_filter_message, now)]
 
-    def _failed(self, why: str, asked: CreateResponse | None, now: float) -> list[Output]:
+    def _response_failed(self, why: str, asked: CreateResponse | None, now: float) -> list[Output]:
+        """Retry a failed response; after the retries say the message."""
         control = self._control
         if control.termination is not None:
-            return self._last_resort(why, now)  # the goodbye failed
+            return self._play_sound(why, now)  # the goodbye failed
         if control.hangup_after_playout.deadline is not None:
             return []  # the model wanted to end the call, and it does
         if asked is not None and asked is self._words:
             self._words = None
             self._failures += 1
-            resort = self._last_resort(why, now)
+            resort = self._play_sound(why, now)
             given_up = self._failures >= self._plan.max_failures
             return resort + (self._give_up(why, now) if given_up else [])
         if self._retries < self._plan.retries:
@@ -177,15 +179,17 @@ class ResponseFallback:
         )
         if self._failures >= self._plan.max_failures:
             return [note, *self._give_up(why, now)]
-        return [note, *self._say(self._plan.message, now)]
+        return [note, *self._say_message(self._plan.message, now)]
 
-    def _say(self, words: str, now: float) -> list[Output]:
+    def _say_message(self, words: str, now: float) -> list[Output]:
+        """Have the model say the message, unless the conversation is being ended."""
         if self._control.termination is not None:
             return []
         self._words = self._control.exactly(words)
         return self._control.ask(self._words, now)
 
     def _give_up(self, why: str, now: float) -> list[Output]:
+        """End the call or transfer it: too many failures in a row."""
         control, plan = self._control, self._plan
         if control.termination is not None:
             return []
@@ -195,8 +199,8 @@ class ResponseFallback:
         )
         return [control.timeline.note(now, "response_failures_exceeded", "error", why=why)]
 
-    def _last_resort(self, why: str, now: float) -> list[Output]:
-        """Something that needs no model."""
+    def _play_sound(self, why: str, now: float) -> list[Output]:
+        """Play the sound, which needs no model."""
         if not self._plan.sound or self._control.call_actions.busy:
             return []
         note = self._control.timeline.note(
@@ -207,7 +211,8 @@ class ResponseFallback:
             self._control.hangup_after_playout.replaced(self._sound_until)
         return [note, PlaySound(self._plan.sound)]
 
-    def _quiet(self) -> list[Output]:
+    def _stop_sound(self) -> list[Output]:
+        """Stop the sound."""
         if self._sound_until is None:
             return []
         self._sound_until = None
@@ -215,7 +220,7 @@ class ResponseFallback:
 
 
 def content_of(done: ResponseDone) -> str:
-    """What a response without any sound had in its place."""
+    """Return what a response without any sound had in its place."""
     parts = [part for item in done.output for part in item.get("content") or () if part]
     kinds = {part.get("type") for part in parts if isinstance(part, Mapping)}
     if kinds & {"output_audio", "audio"}:

@@ -105,12 +105,12 @@ class Failover:
         if len(record.session.failovers) > MAX_PER_CALL:
             self._steps, self._at = tuple(step for step in steps if step.action not in _OPENS), -1
         elif unproven is not None and self._was_no_help(unproven, now):
-            self._last.steps.append(self._step.action)
+            self._entry.steps.append(self._step.action)
             todo = self.failed(detail, now, fatal=fatal)
             return [note, *todo, *(self._sound(now) if self._again_at is not None else [])]
         elif not often:
             self._steps, self._at = steps, -1
-        return [note, *self._next(now)]
+        return [note, *self._next_step(now)]
 
     def _was_no_help(self, up_at: float, now: float) -> bool:
         """Return whether the session that came up at ``up_at`` (s) counts as a failed attempt."""
@@ -129,7 +129,7 @@ class Failover:
         self._detail = detail
         again_at = now + max(self._wait, after or 0.0)
         if fatal or again_at >= self._until:
-            return self._next(now)
+            return self._next_step(now)
         self._again_at, self._wait = again_at, min(2 * self._wait, LONGEST_WAIT)
         return []
 
@@ -138,21 +138,21 @@ class Failover:
         self.active, self._again_at, self._unproven = False, None, now
         self.plays_on = self._control.speaking
         lasted = round((now - self._began) * 1000, 1)
-        self._last.outcome, self._last.session_after_ms = "recovered", lasted
+        self._entry.outcome, self._entry.session_after_ms = "recovered", lasted
         note = self._timeline.note(now, "session_replaced", "info", after_ms=lasted)
-        return [*self._quiet(), note, *seeded(self._transcript), *self._go_on(now)]
+        return [*self._stop_sound(), note, *seeded(self._transcript), *self._request_due(now)]
 
     def answered(self, now: float) -> list[Output]:
         """Go on with a step that waited for the ACK: now the caller hears its sound."""
         waited, self._answered, self.wants_answer = self.wants_answer, True, False
         if not self.active:
             return []
-        return self._climb(now) if waited else self._sound(now)
+        return self._take_step(now) if waited else self._sound(now)
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Keep track of what the caller hears; play the step's sound when playout runs empty."""
-        if self._speaks(input) and self._timeline.record.session.failovers:
-            last = self._last
+        if self._agent_is_heard(input) and self._timeline.record.session.failovers:
+            last = self._entry
             if not self.active:
                 self._unproven = None
             if last.heard_after_ms is None and not self.active and self._at >= 0:
@@ -163,7 +163,7 @@ class Failover:
             return self._sound(now)
         return []
 
-    def _speaks(self, input: inputs.Input) -> bool:
+    def _agent_is_heard(self, input: inputs.Input) -> bool:
         """Return whether the agent is heard again, or continues without a pause."""
         if isinstance(input, inputs.ServerEventReceived) and self.plays_on:
             return isinstance(input.event, AudioDelta)
@@ -174,7 +174,7 @@ class Failover:
         if not self.active:
             return []
         if self._until is not None and now >= self._until:
-            return self._next(now)
+            return self._next_step(now)
         if self._again_at is not None and now >= self._again_at:
             self._again_at = None
             return [OpenSession(self._step.server)]
@@ -190,29 +190,33 @@ class Failover:
 
     @property
     def _step(self) -> FallbackStep:
+        """The step that is being taken."""
         return self._steps[self._at]
 
     @property
-    def _last(self) -> FailoverRecord:
+    def _entry(self) -> FailoverRecord:
+        """The entry of this loss in the record."""
         return self._timeline.record.session.failovers[-1]
 
-    def _next(self, now: float) -> list[Output]:
+    def _next_step(self, now: float) -> list[Output]:
+        """Go on to the next step; it waits for the answer if it needs an answered call."""
         self._at += 1
         self._until = self._again_at = None
         self._wait = FIRST_WAIT
         if self._at >= len(self._steps):
             return self._give_up(None)
         step = self._step
-        self._last.steps.append(step.action)
+        self._entry.steps.append(step.action)
         note = self._timeline.note(
             now, "fallback_step", "warning", do=step.action, seconds=step.timeout
         )
         if step.action in NEEDS_ANSWER and not self._answered:
             self.wants_answer = True
             return [note]
-        return [note, *self._climb(now)]
+        return [note, *self._take_step(now)]
 
-    def _climb(self, now: float) -> list[Output]:
+    def _take_step(self, now: float) -> list[Output]:
+        """Take the step: open a session, play an announcement, transfer, or end the call."""
         step = self._step
         if step.action in _OPENS:
             self._until = now + step.timeout
@@ -222,16 +226,17 @@ class Failover:
             return [CloseSession(1000, self._why.value), *self._sound(now)]
         if step.action == "transfer":
             self.active = False
-            self._last.outcome = "transferred"
+            self._entry.outcome = "transferred"
             self._control.terminate(Termination(self._why, self._detail, "", step.transfer_to))
-            return [*self._quiet(), CloseSession(1000, self._why.value)]
+            return [*self._stop_sound(), CloseSession(1000, self._why.value)]
         return self._give_up(step)
 
     def _give_up(self, step: FallbackStep | None) -> list[Output]:
+        """End the call, as ``step`` says; None: no step is left."""
         self.active = False
-        self._last.outcome = "given up"
+        self._entry.outcome = "given up"
         self.over = Over(self._why, self._detail, step)
-        return self._quiet()
+        return self._stop_sound()
 
     # ---- what is heard
 
@@ -241,15 +246,17 @@ class Failover:
         if not self._answered or self._control.speaking or not sound or sound == self._sounding:
             return []
         self._sounding = sound
-        if self._last.sound_after_ms is None:
-            self._last.sound_after_ms = round((now - self._began) * 1000, 1)
+        if self._entry.sound_after_ms is None:
+            self._entry.sound_after_ms = round((now - self._began) * 1000, 1)
         return [PlaySound(sound)]
 
-    def _quiet(self) -> list[Output]:
+    def _stop_sound(self) -> list[Output]:
+        """Stop the sound of a step."""
         was, self._sounding = self._sounding, ""
         return [PlaySound("")] if was else []
 
-    def _go_on(self, now: float) -> list[Output]:
+    def _request_due(self, now: float) -> list[Output]:
+        """Request the response that was due when the session was lost, if one was."""
         return self._control.ask(CreateResponse(), now) if self._transcript.owed else []
 
 

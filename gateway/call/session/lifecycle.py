@@ -110,7 +110,7 @@ class SessionEvents:
             # It came up while it was being given up; nobody else will close it.
             return [outputs.CloseSession(1000, "call over")]
         if self.failover.active and self._call.state is not State.CONNECTING:
-            return self._on_session_again(input, now)
+            return self._on_replacement_ready(input, now)
         if self._call.state is not State.CONNECTING:
             return []
         self._call.session_up = True
@@ -124,7 +124,8 @@ class SessionEvents:
         answer = self.answer(now) if self._call.opening.heard_out(now) else []
         return [*recovered, note, *answer]
 
-    def _on_session_again(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
+    def _on_replacement_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
+        """Go on with the session that a fallback step opened."""
         self._call.session_up = True
         self.handover.session_up(input.seconds_left, now)
         self._call.record.session.session_id = input.session_id
@@ -219,8 +220,10 @@ class SessionEvents:
 
     @property
     def _has_fallback(self) -> bool:
-        """Something may be done about a session that is not there; a call that we place and that
-        nobody has answered yet just ends."""
+        """Return whether a fallback step may replace a session.
+
+        A call that we place and that nobody has answered yet just ends.
+        """
         placing = self._call.plan.outbound is not None and not self._call.live
         leaving = (
             self._call.conversation.control.termination is not None
@@ -238,23 +241,22 @@ class SessionEvents:
             return self.handover.settle(now, at_once=True)
         self.handover.session_over()
         if self._call.conversation.call_actions.underway:
-            return self._without_session(
-                EndReason.SESSION_LOST, now, f"{input.code} {input.reason}"
-            )
+            return self._lost(EndReason.SESSION_LOST, now, f"{input.code} {input.reason}")
         if self._call.live and (input.code == 1000 or self._call.conversation.goodbye_is_here):
             rest = self._call.conversation.on_session_over(now)
             return [*rest, self._call.timeline.note(now, "session_closed", "info", code=input.code)]
         why = EndReason.SESSION_CLOSED if input.code == 1000 else EndReason.SESSION_LOST
-        return self._without_session(why, now, f"{input.code} {input.reason}".strip())
+        return self._lost(why, now, f"{input.code} {input.reason}".strip())
 
     def on_silence(self, rule: str, now: float) -> list[outputs.Output]:
         """Act on a response that is due and brings neither audio nor a tool call for too long."""
         if not self._has_fallback:
             return self._call.conversation.on_silence(rule, now)
         detail = f"{rule}: nothing heard for {self._call.plan.silence.timeout:g} s"
-        return self._without_session(EndReason.SESSION_SILENT, now, detail)
+        return self._lost(EndReason.SESSION_SILENT, now, detail)
 
-    def _without_session(self, why: EndReason, now: float, detail: str) -> list[outputs.Output]:
+    def _lost(self, why: EndReason, now: float, detail: str) -> list[outputs.Output]:
+        """Take the fallback steps for a session that is lost, or end the call."""
         if (
             self._call.state is not State.BRIDGED
             and not self._call.conversation.call_actions.underway
@@ -290,5 +292,5 @@ class SessionEvents:
         todo = self._call.conversation.on_error(input.error, input.command, now)
         if self._call.conversation.ended(now)[0] is EndReason.SESSION_ERROR:
             detail = f"{input.error.code}: {input.error.message}"
-            return todo + self._without_session(EndReason.SESSION_ERROR, now, detail)
+            return todo + self._lost(EndReason.SESSION_ERROR, now, detail)
         return todo

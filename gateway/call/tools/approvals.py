@@ -69,10 +69,11 @@ class Approvals:
 
     @property
     def _rules(self) -> tuple[ApprovalRule, ...]:
+        """The rules of the route."""
         return self._control.plan.tools.approvals
 
     def rule_for(self, name: str, given: Mapping[str, Any], *, needed: bool) -> ApprovalRule | None:
-        """The first rule that fits; without one, that it is refused where it is ``needed``."""
+        """Return the first rule that fits; without one, a refusal where approval is ``needed``."""
         for rule in self._rules:
             if fnmatchcase(name, rule.tool) and all(
                 argument in given and pattern.search(_text(given[argument]))
@@ -131,7 +132,7 @@ class Approvals:
         return []
 
     def key(self, digit: str, now: float) -> list[Output]:
-        """The caller pressed a key while they were asked."""
+        """Take a key of the caller, who was asked: 1 approves, 2 refuses."""
         if digit not in (YES, NO):
             return []
         yes = digit == YES
@@ -139,11 +140,11 @@ class Approvals:
 
     @property
     def wants_digits(self) -> bool:
-        """Whether keys are answers now."""
+        """Return whether the caller is being asked."""
         return bool(self._callers)
 
     def tick(self, now: float) -> list[Output]:
-        """A time may be over."""
+        """Refuse what was not decided in time."""
         outputs: list[Output] = []
         for one in list(self._pending.values()):
             if one.deadline is not None and now >= one.deadline:
@@ -157,6 +158,7 @@ class Approvals:
         return min(due, default=None)
 
     def _ask_caller(self, now: float) -> list[Output]:
+        """Have the model ask the caller; the deadline begins anew once the question was heard."""
         first = self._callers[0]
         first.deadline = now + QUESTION_SECONDS + first.rule.timeout
         return self._control.say(first.rule.prompt(first.name, first.given), now)
@@ -164,6 +166,7 @@ class Approvals:
     def _decide(
         self, pending: _Pending, yes: bool, by: str, reason: str, now: float
     ) -> list[Output]:
+        """Take a decision: note it, and go on with the tool call."""
         del self._pending[pending.key]
         note = self._control.timeline.note(
             now, "approved" if yes else "not_approved", "info", name=pending.name, by=by
@@ -226,31 +229,35 @@ class McpWatch:
             case SpeechStarted():
                 self.deadline = None
             case ResponseDone() as event:
-                return self._done(event, now)
+                return self._on_response_done(event, now)
             case ItemAdded(item):
-                return self._item(item, now)
+                return self._on_item(item, now)
             case OtherEvent() as event:
-                return self._other(event, now)
+                return self._on_other_event(event, now)
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """The server has not said anything by itself."""
+        """Request the response that the server owes after an MCP call."""
         if self.deadline is None or now < self.deadline:
             return []
         self.deadline = None
         return [] if self._control.gate.answering else self._control.ask(CreateResponse(), now)
 
-    def _done(self, event: ResponseDone, now: float) -> list[Output]:
-        outputs = [output for item in event.output for output in self._item(item, now, whole=True)]
+    def _on_response_done(self, event: ResponseDone, now: float) -> list[Output]:
+        """Take the items of a response; one that ends with an MCP call owes another response."""
+        outputs = [
+            output for item in event.output for output in self._on_item(item, now, whole=True)
+        ]
         last = event.output[-1].get("type") if event.output else None
         if last == "mcp_call" and event.status == "completed":
             self.deadline = now + RESPOND_SECONDS
         return outputs
 
-    def _other(self, event: OtherEvent, now: float) -> list[Output]:
+    def _on_other_event(self, event: OtherEvent, now: float) -> list[Output]:
+        """Take events of MCP calls and lists that have no type of their own."""
         if event.type in ("conversation.item.done", "response.output_item.done"):
             item = event.raw.get("item")
-            return self._item(item, now, whole=True) if isinstance(item, Mapping) else []
+            return self._on_item(item, now, whole=True) if isinstance(item, Mapping) else []
         if event.type == "mcp_list_tools.failed":
             item_id = str(event.raw.get("item_id"))
             return [self._control.timeline.note(now, "mcp_list_failed", "warning", item_id=item_id)]
@@ -260,7 +267,8 @@ class McpWatch:
             self.deadline = now + RESPOND_SECONDS
         return []
 
-    def _item(self, item: Mapping[str, Any], now: float, *, whole: bool = False) -> list[Output]:
+    def _on_item(self, item: Mapping[str, Any], now: float, *, whole: bool = False) -> list[Output]:
+        """Note a list of tools or a call, or decide about a request for approval."""
         kind, item_id = item.get("type"), str(item.get("id"))
         note = self._control.timeline.note
         if kind == "mcp_list_tools" and whole and self._is_new(item_id):
@@ -271,14 +279,17 @@ class McpWatch:
         if kind == "mcp_call" and whole and self._is_new(item_id):
             name, failed = _name_of(item), item.get("error")
             outcome = "failed" if failed else "done"
-            self._used(name, outcome, self._approved.pop(_request_of(item), ""), now)
+            self._record_use(name, outcome, self._approved.pop(_request_of(item), ""), now)
             why = {"why": failed.get("type")} if isinstance(failed, Mapping) else {}
             return [note(now, "mcp_call", "info", name=name, outcome=outcome, **why)]
         if kind == "mcp_approval_request" and whole and self._is_new(item_id):
-            return self._asked(item, item_id, now)
+            return self._on_approval_request(item, item_id, now)
         return []
 
-    def _asked(self, item: Mapping[str, Any], item_id: str, now: float) -> list[Output]:
+    def _on_approval_request(
+        self, item: Mapping[str, Any], item_id: str, now: float
+    ) -> list[Output]:
+        """Ask for approval, and send the decision to the server."""
         name, arguments = _name_of(item), str(item.get("arguments") or "{}")
 
         self._asked_for.add(item_id)
@@ -298,7 +309,7 @@ class McpWatch:
                 self._approved[item_id] = by
             else:
                 answer["reason"] = reason
-                self._used(name, "refused", f"refused: {by}", now)
+                self._record_use(name, "refused", f"refused: {by}", now)
             self.deadline = now + RESPOND_SECONDS
             return [Send(CreateItem(answer))]
 
@@ -307,11 +318,13 @@ class McpWatch:
         )
         return asked or []
 
-    def _used(self, name: str, outcome: str, approval: str, now: float) -> None:
+    def _record_use(self, name: str, outcome: str, approval: str, now: float) -> None:
+        """Add a use of the server's tool to the record."""
         at_ms = round(self._control.timeline.ms(now), 1)
         self._control.timeline.record.actions.used(ToolUse(at_ms, name, outcome, approval=approval))
 
     def _is_new(self, item_id: str) -> bool:
+        """Return whether this item was not seen before, and remember it."""
         if item_id in self._seen:
             return False
         self._seen[item_id] = None

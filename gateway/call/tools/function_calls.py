@@ -78,7 +78,7 @@ class Functions:
         self._control = control
         self._approvals = approvals
         self._running: dict[str, _Running] = {}
-        self._collecting = DigitCollection(control, self._collected)
+        self._collecting = DigitCollection(control, self._digits_collected)
         self._collecting_for: tuple[str, _Group] | None = None
         self._sounding = ""
         self._silent_rounds = 0
@@ -92,6 +92,7 @@ class Functions:
 
     @property
     def _plan(self) -> CallPlan:
+        """Return the plan of the call."""
         return self._control.plan
 
     def called(self, event: ResponseDone, now: float) -> list[Output]:
@@ -124,12 +125,12 @@ class Functions:
                 result = {"status": "not done", "reason": "the call is being ended"}
                 outputs.append(tool_output(_id_of(call), result))
                 continue
-            outputs += self._take(call, group, now)
+            outputs += self._start_call(call, group, now)
         group.whole = True
-        outputs += self._close(group, now, respond=end_call is None)
+        outputs += self._send_results(group, now, respond=end_call is None)
         if end_call is not None:
             spoke = control.playback.spoke(event.response_id)
-            return outputs + self._say_goodbye(end_call, spoke, now)
+            return outputs + self._end_call(end_call, spoke, now)
         return outputs
 
     def done(self, call_id: str, output: str, now: float) -> list[Output]:
@@ -142,7 +143,7 @@ class Functions:
         note = self._control.timeline.note(
             now, "tool_done", name=running.name, call_id=call_id, outcome=outcome
         )
-        return [note, *self._end(running, call_id, outcome, output, now)]
+        return [note, *self._finish_function(running, call_id, outcome, output, now)]
 
     def action_done(self, now: float) -> list[Output]:
         """Send the result of a call-control action that is done."""
@@ -163,7 +164,7 @@ class Functions:
 
     def model_speaks(self) -> list[Output]:
         """Stop the filler sound, since the model speaks."""
-        return self._quiet() if self._sounding else []
+        return self._stop_filler() if self._sounding else []
 
     def tick(self, now: float) -> list[Output]:
         """Act on deadlines: a function is late, or a filler is due."""
@@ -177,9 +178,9 @@ class Functions:
                 note = self._control.timeline.note(
                     now, "tool_late", "warning", name=running.name, call_id=call_id
                 )
-                outputs += [note, *self._end(running, call_id, "late", text, now)]
+                outputs += [note, *self._finish_function(running, call_id, "late", text, now)]
             else:
-                outputs += self._keep_company(running, call_id, now)
+                outputs += self._fill_wait(running, call_id, now)
         return outputs
 
     @property
@@ -195,7 +196,8 @@ class Functions:
 
     # ---- one call
 
-    def _take(self, call: Mapping[str, Any], group: _Group, now: float) -> list[Output]:
+    def _start_call(self, call: Mapping[str, Any], group: _Group, now: float) -> list[Output]:
+        """Start one function call of a response once it is allowed; answer a refused one."""
         control = self._control
         name, call_id = str(call.get("name", "")), _id_of(call)
         arguments = str(call.get("arguments") or "{}")
@@ -205,19 +207,19 @@ class Functions:
             if call_id in self._running:
                 raise ToolCallError("this call is being carried out already")
             if name in self._plan.tools.functions:
-                return self._begin(name, call_id, arguments, group, use, now)
+                return self._run_function(name, call_id, arguments, group, use, now)
             if name not in self._own:
                 raise ToolCallError("this gateway has no such tool")
         except ToolCallError as error:
-            return self._refuse(error, call_id, group, use, now)
+            return self._answer_error(error, call_id, group, use, now)
 
         def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
             use.approval = by if yes else f"refused: {by}"
             group.open.discard(call_id)
             if yes:
-                return self._do_own(name, call_id, arguments, group, use, now)
+                return self._run_own_tool(name, call_id, arguments, group, use, now)
             use.outcome = "refused"
-            return self._answer(group, call_id, {"status": "not done", "reason": reason}, now)
+            return self._add_result(group, call_id, {"status": "not done", "reason": reason}, now)
 
         group.open.add(call_id)
         asked = self._approvals.ask(
@@ -226,20 +228,22 @@ class Functions:
         if asked is not None:
             return asked
         group.open.discard(call_id)
-        return self._do_own(name, call_id, arguments, group, use, now)
+        return self._run_own_tool(name, call_id, arguments, group, use, now)
 
-    def _refuse(
+    def _answer_error(
         self, error: ToolCallError, call_id: str, group: _Group, use: ToolUse, now: float
     ) -> list[Output]:
+        """Answer a call that cannot be carried out with the error."""
         use.outcome, reason = "refused", str(error)[:MAX_REASON]
         note = self._control.timeline.note(
             now, "tool_refused", "warning", name=use.name, reason=reason
         )
-        return [note, *self._answer(group, call_id, {"error": str(error)}, now)]
+        return [note, *self._add_result(group, call_id, {"error": str(error)}, now)]
 
-    def _begin(
+    def _run_function(
         self, name: str, call_id: str, arguments: str, group: _Group, use: ToolUse, now: float
     ) -> list[Output]:
+        """Run a function of the route, or ask for its approval first."""
         if len(self._running) >= MAX_RUNNING:
             raise ToolCallError(
                 f"{MAX_RUNNING} functions are running already; wait for their results"
@@ -256,25 +260,26 @@ class Functions:
             if call_id not in self._running:
                 return []
             if yes:
-                return self._start(running, call_id, now)
+                return self._run_approved(running, call_id, now)
             del self._running[call_id]
             result = json.dumps({"status": "not done", "reason": reason})
-            return self._end(running, call_id, "refused", result, now)
+            return self._finish_function(running, call_id, "refused", result, now)
 
         asked = self._approvals.ask(
             call_id, name, arguments, _given(arguments), decided, now, needed=plan.approval
         )
         if asked is None:
-            return self._start(running, call_id, now)
+            return self._run_approved(running, call_id, now)
         running.asking = any(isinstance(output, RequestApproval) for output in asked)
         return asked
 
-    def _start(self, running: _Running, call_id: str, now: float) -> list[Output]:
+    def _run_approved(self, running: _Running, call_id: str, now: float) -> list[Output]:
+        """Let the executor run a function, and set its deadline."""
         running.began, running.started = now, True
         return [RunTool(call_id, running.name, running.arguments)]
 
-    def _keep_company(self, running: _Running, call_id: str, now: float) -> list[Output]:
-        """Play the filler."""
+    def _fill_wait(self, running: _Running, call_id: str, now: float) -> list[Output]:
+        """Say or play the filler, unless the caller hears something anyway."""
         control, plan = self._control, running.plan
         notes: list[Output] = []
         if running.waits_from <= running.began:
@@ -292,30 +297,33 @@ class Functions:
             return [*notes, PlaySound(plan.filler_sound)]
         return notes
 
-    def _quiet(self) -> list[Output]:
+    def _stop_filler(self) -> list[Output]:
+        """Stop the filler sound, unless an action plays its own."""
         self._sounding = ""
         # The own sound of an action has taken its place by then.
         return [] if self._control.call_actions.busy else [PlaySound("")]
 
-    def _end(
+    def _finish_function(
         self, running: _Running, call_id: str, outcome: str, output: str, now: float
     ) -> list[Output]:
+        """Record the outcome of a function, and answer its call."""
         running.use.outcome = outcome
         running.use.ms = round((now - running.began) * 1000, 1)
-        quiet = self._quiet() if self._sounding == call_id else []
-        return quiet + self._answer(running.group, call_id, output, now)
+        quiet = self._stop_filler() if self._sounding == call_id else []
+        return quiet + self._add_result(running.group, call_id, output, now)
 
     # ---- the calls of one response
 
-    def _answer(
+    def _add_result(
         self, group: _Group, call_id: str, output: str | Mapping[str, Any], now: float
     ) -> list[Output]:
+        """Add the result of one call; the last of a group sends all of them."""
         group.open.discard(call_id)
         group.outputs.append(tool_output(call_id, output))
         group.respond = True
-        return self._close(group, now)
+        return self._send_results(group, now)
 
-    def _close(self, group: _Group, now: float, *, respond: bool = True) -> list[Output]:
+    def _send_results(self, group: _Group, now: float, *, respond: bool = True) -> list[Output]:
         """Send all results of a group at once, and request one response."""
         if not respond:
             group.respond = False
@@ -326,7 +334,7 @@ class Functions:
 
     # ---- the gateway's own
 
-    def _do_own(
+    def _run_own_tool(
         self, name: str, call_id: str, arguments: str, group: _Group, use: ToolUse, now: float
     ) -> list[Output]:
         """Run one of the gateway's own tools; those that take time are answered when done."""
@@ -337,17 +345,18 @@ class Functions:
                 use.outcome = "done"
                 result = {"status": "done", "language": plan.names.get(code, code)}
                 change = self._control.changes["language"] = UpdateSession(plan.updates[code])
-                return [Send(change), *self._answer(group, call_id, result, now)]
+                return [Send(change), *self._add_result(group, call_id, result, now)]
             use.outcome = "begun"
             if name == COLLECT_DIGITS:
-                self._collect(call_id, arguments, group, now)
+                self._collect_digits(call_id, arguments, group, now)
                 return []
             self._control.call_actions.ask(name, call_id, arguments, now)
         except ToolCallError as error:
-            return self._refuse(error, call_id, group, use, now)
-        return self._close(group, now)
+            return self._answer_error(error, call_id, group, use, now)
+        return self._send_results(group, now)
 
-    def _collect(self, call_id: str, arguments: str, group: _Group, now: float) -> None:
+    def _collect_digits(self, call_id: str, arguments: str, group: _Group, now: float) -> None:
+        """Start the collection of digits for ``collect_digits``."""
         if self._collecting_for is not None:
             raise ToolCallError("digits are being waited for already")
         self._collecting.begin(arguments, now)
@@ -356,11 +365,13 @@ class Functions:
         if self._plan.tools.collect_digits.private:
             self._control.private.add(call_id)
 
-    def _collected(self, result: Mapping[str, Any], now: float) -> list[Output]:
+    def _digits_collected(self, result: Mapping[str, Any], now: float) -> list[Output]:
+        """Answer ``collect_digits`` with what was pressed."""
         waiting, self._collecting_for = self._collecting_for, None
-        return [] if waiting is None else self._answer(waiting[1], waiting[0], result, now)
+        return [] if waiting is None else self._add_result(waiting[1], waiting[0], result, now)
 
-    def _say_goodbye(self, call: Mapping[str, Any], spoke: bool, now: float) -> list[Output]:
+    def _end_call(self, call: Mapping[str, Any], spoke: bool, now: float) -> list[Output]:
+        """Hang up for ``end_call`` after the words that were said, or request a goodbye."""
         control = self._control
         outputs: list[Output] = [
             control.timeline.note(now, "hangup_requested", "info", spoken=spoke)

@@ -90,7 +90,7 @@ def music_seconds(samples: Array, codec: Codec = Codec.PCMU) -> int:
     for wanted in range(len(seconds), 1, -1):
         watch = MusicOnHoldDetector()
         for one in seconds:
-            if watch.second(SoundHeard(one.sounding, one.held, one.change), wanted):
+            if watch.add_second(SoundHeard(one.sounding, one.held, one.change), wanted):
                 return wanted
     return 0
 
@@ -163,7 +163,7 @@ def _weighed(samples: Array) -> float:
     watch = MusicOnHoldDetector()
     for one in heard(samples):
         if isinstance(one, Second):
-            watch.second(SoundHeard(one.sounding, one.held, one.change), 1000)
+            watch.add_second(SoundHeard(one.sounding, one.held, one.change), 1000)
     return watch.mixed
 
 
