@@ -113,6 +113,7 @@ async def test_shop_by_the_hour(world: GatewayStack) -> None:
     call = await world.dial("300")
     after = open_now()
     session = await world.session_of(call)
+    await session.wait_until(lambda s: bool(s.seen("response.create")), 20)
     create = session.seen("response.create")[0].body["response"]["instructions"]
     summary = await world.summary_at_end(call)
     if before == after:  # else the shop opened or closed while we dialled

@@ -16,7 +16,7 @@ from typing import Any
 
 PLACES = {
     # before there is a bridge
-    "facts of an INVITE": "gateway.sip.incoming:Incoming.facts_of",
+    "facts of an INVITE": "gateway.sip.incoming:Incoming._facts_of",
     "record of an INVITE": "gateway.app.admission:record_of",
     "route": "gateway.dialplan:Dialplan.match",
     "budget": "gateway.app.registry:CallRegistry.spent",
