@@ -119,6 +119,8 @@ class LookupLoop(asyncio.SelectorEventLoop):
             if len(self._lookups) >= MAX_LOOKUPS:
                 raise socket.gaierror(socket.EAI_AGAIN, "too many names are looked up")
             found = self._lookups[key] = self.create_future()
+            # Whoever asked may have given up: then nobody takes the error.
+            found.add_done_callback(lambda done: done.cancelled() or done.exception())
             name = f"look up {str(host)[:40]}"
             threading.Thread(
                 target=self._resolve, args=(key, found), name=name, daemon=True

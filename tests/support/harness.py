@@ -238,7 +238,10 @@ class GatewayStack:
 
     def rows(self) -> dict[str, int]:
         """The revision of each call's row in the database."""
-        database = Database(f"sqlite:///{self.records_folder / DATABASE_NAME}", read_only=True)
+        file = self.records_folder / DATABASE_NAME
+        if not file.exists():  # a gateway that is stopped at once may not have come to it
+            return {}
+        database = Database(f"sqlite:///{file}", read_only=True)
         return {row["id"]: row["revision"] for row in database.each(Filter())}
 
     async def dial(self, user: str = "plain", **options: Any) -> PhoneCall:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
 from typing import Any
@@ -46,3 +47,30 @@ def test_look_ups_that_hang_keep_no_thread_of_others(monkeypatch: pytest.MonkeyP
 
     with asyncio.Runner(loop_factory=LookupLoop) as runner:
         runner.run(play())
+
+
+def test_an_error_for_nobody_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked has given up by the time at which the look-up fails."""
+    go_on, loop_errors = threading.Event(), []
+
+    def fails(*_arguments: Any) -> list[Any]:
+        go_on.wait(30)
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fails)
+
+    async def play() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: loop_errors.append(context))
+        waiting = asyncio.create_task(loop.getaddrinfo("gone", 1))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        go_on.set()
+        with pytest.raises(socket.gaierror):
+            await loop.getaddrinfo("other", 1)
+        gc.collect()
+
+    with asyncio.Runner(loop_factory=LookupLoop) as runner:
+        runner.run(play())
+    assert loop_errors == []
