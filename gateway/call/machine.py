@@ -53,12 +53,14 @@ class LegEvents:
         self._listening_early = False
 
     def on_remote_ringing(self, input: inputs.RemoteRinging, now: float) -> list[outputs.Output]:
+        """Note that the callee rings."""
         if self._call.state is not State.DIALLING or self._call.record.times.ringing is not None:
             return []
         self._call.record.times.ringing = self._call.timeline.ms(now)
         return [self._call.timeline.note(now, "ringing", "info", code=input.code)]
 
     def on_media_up(self, input: inputs.MediaUp, now: float) -> list[outputs.Output]:
+        """Listen to early media of an outbound call; note a codec that has changed."""
         if self._call.state is State.DIALLING and self._call.plan.outbound is not None:
             if not self._call.plan.outbound.early_media or self._listening_early:
                 return []
@@ -78,6 +80,7 @@ class LegEvents:
         return [self._call.timeline.note(now, "codec_changed", "info", codec=input.codec.value)]
 
     def on_confirmed(self, _input: inputs.Confirmed, now: float) -> list[outputs.Output]:
+        """Start timers and greeting: the ACK came, and the call is up."""
         if self._call.state is State.CONNECTING and self._call.opening.at_once:
             self._call.record.times.confirmed = self._call.timeline.ms(now)
             self._call.timers.confirmed(now, held=self._call.held)
@@ -98,6 +101,7 @@ class LegEvents:
         return todo + self._session.confirmed(now)
 
     def on_hold_changed(self, input: inputs.HoldChanged, now: float) -> list[outputs.Output]:
+        """Hold or resume: playout stands still, and the session hears what the route says."""
         if (
             not (self._call.live or self._call.state is State.CONNECTING)
             or input.held is self._call.held
@@ -112,6 +116,7 @@ class LegEvents:
         return [note, *self._call.conversation.control.tell(HELD if input.held else RESUMED)]
 
     def on_digit(self, input: inputs.DigitPressed, now: float) -> list[outputs.Output]:
+        """Hand a DTMF digit to the conversation."""
         if not (
             self._call.session_up
             or self._session.failover.active
@@ -121,9 +126,11 @@ class LegEvents:
         return self._call.conversation.on_digit(input.digit, now, in_band=input.in_band)
 
     def on_b_leg_digit(self, input: inputs.BLegDigit, now: float) -> list[outputs.Output]:
+        """Pass a digit of the B-leg on to the caller, once both are joined."""
         return [outputs.SendDtmf(input.digit)] if self._call.state is State.BRIDGED else []
 
     def on_rtp(self, input: inputs.RtpStats, now: float) -> list[outputs.Output]:
+        """Feed the RTP timeout with the count of packets."""
         confirmed = self._call.record.times.confirmed is not None
         if not self._call.held and confirmed and self._call.state is not State.ENDING:
             self._call.timers.packets(input.packets, now, expected=input.expected)
@@ -332,6 +339,7 @@ class CallMachine:
     # ---- what has been found out first
 
     def _on_prepared(self, input: inputs.Prepared, now: float) -> list[outputs.Output]:
+        """Take the plan that was completed with fetched data."""
         self._call.plan = input.plan
         self._call.record.metadata = dict(input.plan.metadata)
         self._call.conversation.prepare(input.plan)
@@ -343,19 +351,23 @@ class CallMachine:
     # ---- leg
 
     def _on_transfer(self, input: TransferEvent, now: float) -> list[outputs.Output]:
+        """Hand an event of a transfer to the action that it is of."""
         return self._call.conversation.call_actions.on(input, now) if self._call.live else []
 
     def _on_tool_done(self, input: inputs.ToolDone, now: float) -> list[outputs.Output]:
+        """Hand the result of a function to the conversation."""
         if not (self._call.session_up or self._session.failover.active):
             return []
         return self._call.conversation.on_tool_done(input.call_id, input.output, now)
 
     def _on_tool_request(self, input: inputs.ToolRequest, now: float) -> list[outputs.Output]:
+        """Carry out a command of a function or an operator, or reject it."""
         if not (self._call.session_up and self._call.live) or self._call.state is State.BRIDGED:
             return self._call.conversation.command_rejected(input.command)
         return self._call.conversation.on_command(input.command, now)
 
     def _on_budget(self, input: inputs.BudgetThreshold, now: float) -> list[outputs.Output]:
+        """Close the session that listens to a bridged call whose budget is spent."""
         if self._call.state is not State.BRIDGED or not (self._call.session_up and input.spent):
             return []
         # The two go on by themselves; only the listening session costs money.
@@ -364,6 +376,7 @@ class CallMachine:
         return [note, outputs.CloseSession(1000, EndReason.BUDGET.value)]
 
     def _on_leg_ended(self, input: inputs.LegEnded, now: float) -> list[outputs.Output]:
+        """End the call with its leg; a BYE may complete a transfer."""
         if self._ending is not None:
             return self._finish(now)
         # First of all, what was heard.
@@ -384,6 +397,7 @@ class CallMachine:
     def _on_playout_started(
         self, _input: inputs.PlayoutStarted, now: float
     ) -> list[outputs.Output]:
+        """Note that the caller hears the model, the first time in the record, too."""
         if self._call.record.times.first_audio is None:
             self._call.record.times.first_audio = self._call.timeline.ms(now)
         return self._call.conversation.on_playout_started(now)
@@ -391,6 +405,7 @@ class CallMachine:
     # ---- time
 
     def _on_tick(self, _input: inputs.Tick, now: float) -> list[outputs.Output]:
+        """Act on all deadlines that have come."""
         if self._call.state is State.ENDING:
             if self._end_at is not None and now >= self._end_at:
                 return [self._call.timeline.note(now, "leg_timeout", "error"), *self._finish(now)]
@@ -467,6 +482,7 @@ class CallMachine:
         return todo + self._finish(now) if after.leg_over else todo
 
     def _on_internal_error(self, input: inputs.InternalError, now: float) -> list[outputs.Output]:
+        """End the call after an exception; at once where ending it may be what failed."""
         self._post_call = None
         if self._call.state is not State.ENDING:
             return self._end_call(EndReason.INTERNAL_ERROR, now, input.detail)

@@ -375,6 +375,7 @@ class CallRecord:
         return masked
 
     def _summary(self) -> dict[str, Any]:
+        """The record without transcript and timeline, not masked yet."""
         ending = self.ending
         return {
             "call_id": self.call_id,

@@ -174,6 +174,7 @@ class OutOfBandResponses:
 
 
 def _text_of(done: ResponseDone) -> str:
+    """Return the words of a response, or the error in place of them."""
     parts = [
         str(part.get("text") or part.get("transcript") or "")
         for item in done.output

@@ -277,6 +277,7 @@ def _part_of(entry: Entry, played_ms: int, received_ms: int) -> str:
 
 
 def _text_of(part: Mapping[str, Any]) -> str:
+    """Return the text of a content part; of an image its kind and size."""
     image = part.get("image_url")
     return _image_text(str(image)) if image else str(part.get("text", ""))
 
@@ -289,6 +290,7 @@ def _image_text(uri: str) -> str:
 
 
 def _item_of(entry: Entry) -> Mapping[str, Any] | None:
+    """Return the item that tells a new session of this entry; None: nothing was heard of it."""
     if entry.item is not None:
         return entry.item
     said = entry.text if entry.heard is None else entry.heard

@@ -31,13 +31,13 @@ class AnswerPolicy:
         times = self._timeline.record.times
         if self.at_once:
             times.answered = self._timeline.ms(now)
-            return [Answer(), self._timeline.note(now, "answered", "info"), *self._sound()]
+            return [Answer(), self._timeline.note(now, "answered", "info"), *self._play_sound()]
         times.ringing = self._timeline.ms(now)
         note = self._timeline.note(now, "ringing", "info")
         if self._plan.mode != "early_media":
             return [note, Ring()]
         self._began = now
-        return [note, Progress(), *self._sound()]
+        return [note, Progress(), *self._play_sound()]
 
     def on_confirmed(self, now: float) -> None:
         """Note the ACK of a 200 that was sent at once: from now on the caller hears the sound."""
@@ -62,7 +62,8 @@ class AnswerPolicy:
         self._timeline.record.times.answered = self._timeline.ms(now)
         return [*quiet, Answer(), self._timeline.note(now, "answered", "info")]
 
-    def _sound(self) -> list[Output]:
+    def _play_sound(self) -> list[Output]:
+        """Play the sound of the route, if it has one."""
         return [PlaySound(self._plan.sound)] if self._plan.sound else []
 
 

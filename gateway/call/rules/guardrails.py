@@ -238,7 +238,7 @@ class Guardrails:
         for index, rule in enumerate(self._rules):
             if rule.speaker not in (who, "both"):
                 continue
-            found = _found(rule, window, open=open)
+            found = _is_found(rule, window, open=open)
             if found and not rule.url:
                 check = _Check(index, who, response_id, item_id, now)
                 return [*outputs, *self._act(check, "words", "", now)]
@@ -351,7 +351,8 @@ def _not_in_deltas(words: _Words, transcript: str) -> str:
     return ""
 
 
-def _found(rule: GuardrailPlan, window: str, *, open: bool) -> bool:
+def _is_found(rule: GuardrailPlan, window: str, *, open: bool) -> bool:
+    """Return whether the rule finds something; ``open``: a word at the end may go on."""
     if rule.pattern is None:
         return False
     for match in rule.pattern.finditer(window):

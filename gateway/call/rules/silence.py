@@ -171,7 +171,7 @@ class Silence:
             case inputs.ServerEventReceived(event=ResponseCreated()):
                 self._turn, self._answered = False, True
             case inputs.ServerEventReceived(event=OtherEvent() as event):
-                self._server_tool(event, now)
+                self._on_mcp_call(event, now)
             case inputs.SessionReady():
                 self.reset()
         return []
@@ -183,7 +183,7 @@ class Silence:
 
     def settle(self, now: float, *, confirmed: bool) -> list[Output]:
         """Look whether the caller waits, once all that happened is known."""
-        if not (confirmed and self._waits()):
+        if not (confirmed and self._caller_waits()):
             self._since = None
             return self._stop_filler()
         if self._since is None:
@@ -194,11 +194,11 @@ class Silence:
         """The wait may have lasted for long enough."""
         for item_id in [one for one, until in self._mcp.items() if now >= until]:
             del self._mcp[item_id]
-        if self._since is None or not self._waits():
+        if self._since is None or not self._caller_waits():
             return []
         plan = self._plan
         if now >= self._since + plan.timeout:
-            self.rule = self._which()
+            self.rule = self._which_silence()
             self._since = None
             note = self._control.timeline.note(
                 now, "silence_detected", "warning", rule=self.rule, seconds=plan.timeout
@@ -227,6 +227,7 @@ class Silence:
         return self._stop_filler()
 
     def _turn_is_answered_next(self) -> bool:
+        """Return whether a response to the turn that ends now is to come."""
         plan, gate = self._control.plan, self._control.gate
         if self._answered:
             return False  # the server announced its response before the end of the turn
@@ -235,7 +236,8 @@ class Silence:
         # A response that is not interrupted goes on, and takes the place of another.
         return plan.server.responds and (plan.server.interrupts or gate.active is None)
 
-    def _waits(self) -> bool:
+    def _caller_waits(self) -> bool:
+        """Return whether the caller hears nothing while a response is due."""
         control = self._control
         if self._plan.timeout <= 0 or not self.due or self._held or self._mcp:
             return False
@@ -243,14 +245,16 @@ class Silence:
         ends = control.termination is not None or control.hangup_after_playout.deadline is not None
         return not (ends or control.speaking or control.call_actions.busy or self._busy())
 
-    def _which(self) -> str:
+    def _which_silence(self) -> str:
+        """Return the name of the silence: what is missing of the response."""
         active = self._control.gate.active
         if active is not None:
             stalled = self._control.playback.spoke(active)
             return "audio_stalled" if stalled else "response_without_audio"
         return "turn_not_answered" if self._turn else "response_not_created"
 
-    def _server_tool(self, event: OtherEvent, now: float) -> None:
+    def _on_mcp_call(self, event: OtherEvent, now: float) -> None:
+        """Note an MCP call of the server that runs or has ended: nobody speaks meanwhile."""
         item_id = str(event.raw.get("item_id"))
         if event.type == "response.mcp_call.in_progress" and len(self._mcp) < _MAX_MCP:
             self._mcp[item_id] = now + MCP_SECONDS
@@ -258,5 +262,6 @@ class Silence:
             self._mcp.pop(item_id, None)
 
     def _stop_filler(self) -> list[Output]:
+        """Stop the filler sound."""
         was, self._filler = self._filler, False
         return [PlaySound("")] if was and not self._control.call_actions.busy else []

@@ -71,6 +71,8 @@ class Handover:
         self._open_at = self._not_too_often(wanted)
 
     def _not_too_often(self, wanted: float) -> float | None:
+        """Return when to open a standby session, at or after ``wanted`` (s); None: too late or too
+        often."""
         at = max(wanted, self._opened_at + INTERVAL_SECONDS)
         return at if at <= self._latest and self._opened <= MAX_PER_CALL else None
 

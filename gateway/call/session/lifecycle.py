@@ -106,6 +106,7 @@ class SessionEvents:
         return [*begun, *self.answered_for_fallback(todo, now)]
 
     def on_session_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
+        """Answer, dial, or go on after a failover: the model is ready."""
         if self._call.state is State.ENDING:
             # It came up while it was being given up; nobody else will close it.
             return [outputs.CloseSession(1000, "call over")]
@@ -139,10 +140,12 @@ class SessionEvents:
         return todo + (control.ask(CreateResponse(), now) if resume and control.gate.idle else [])
 
     def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> list[outputs.Output]:
+        """Note that the standby session is ready."""
         self.handover.standby_ready(input.session_id, input.seconds_left, now)
         return []
 
     def on_standby_failed(self, input: inputs.StandbyFailed, now: float) -> list[outputs.Output]:
+        """Note that the standby session failed."""
         return self.handover.standby_failed(input.detail, now) if self._call.session_up else []
 
     def open(self, now: float) -> list[outputs.Output]:
@@ -180,6 +183,7 @@ class SessionEvents:
         return todo
 
     def give_up(self, now: float) -> list[outputs.Output]:
+        """End the call: no fallback step is left."""
         over = self.failover.over
         assert over is not None
         return self._end(over.why, now, over.detail, step=over.step)
@@ -199,6 +203,7 @@ class SessionEvents:
         ]
 
     def on_session_failed(self, input: inputs.SessionFailed, now: float) -> list[outputs.Output]:
+        """Try the next fallback step, or end the call: no session could be set up."""
         fatal = input.verdict.kind is Kind.FATAL
         why = EndReason.SESSION_REFUSED if fatal else EndReason.SESSION_UNREACHABLE
         detail = f"{input.verdict.code}: {input.detail}"
@@ -214,6 +219,7 @@ class SessionEvents:
         )
 
     def answered_for_fallback(self, todo: list[outputs.Output], now: float) -> list[outputs.Output]:
+        """Add the answer that a fallback step needs."""
         if self.failover.wants_answer and self._call.state is State.CONNECTING:
             todo = todo + self._answer_for_fallback(now)
         return todo
@@ -232,6 +238,7 @@ class SessionEvents:
         return bool(self._call.plan.server.fallback) and not (placing or leaving)
 
     def on_session_closed(self, input: inputs.SessionClosed, now: float) -> list[outputs.Output]:
+        """Play out a session that closed normally; replace one that was lost."""
         was_up, self._call.session_up = self._call.session_up, False
         given_up = not was_up and (self.failover.active or self._call.state is not State.CONNECTING)
         if given_up or self._call.state in (State.ENDING, State.BRIDGED):
@@ -280,6 +287,7 @@ class SessionEvents:
     def on_server_event(
         self, input: inputs.ServerEventReceived, now: float
     ) -> list[outputs.Output]:
+        """Hand an event to the conversation, while the session is up."""
         if not self._call.session_up:
             return []
         return self._call.conversation.on_event(input.event, now, input.command)
@@ -287,6 +295,7 @@ class SessionEvents:
     def on_server_error(
         self, input: inputs.ServerErrorReceived, now: float
     ) -> list[outputs.Output]:
+        """Hand an error to the conversation; replace the session if that ends it."""
         if not self._call.session_up:
             return []
         todo = self._call.conversation.on_error(input.error, input.command, now)

@@ -76,7 +76,7 @@ class Approvals:
         """Return the first rule that fits; without one, a refusal where approval is ``needed``."""
         for rule in self._rules:
             if fnmatchcase(name, rule.tool) and all(
-                argument in given and pattern.search(_text(given[argument]))
+                argument in given and pattern.search(_text_of(given[argument]))
                 for argument, pattern in rule.when.items()
             ):
                 return rule
@@ -87,19 +87,19 @@ class Approvals:
         key: str,
         name: str,
         arguments: str,
-        given: Mapping[str, Any],
         decided: Decided,
         now: float,
         *,
         needed: bool,
     ) -> list[Output] | None:
-        """What to do for a decision; None where there is nothing to decide, and it is allowed.
+        """Begin a decision; return None where there is nothing to decide: the use is allowed.
 
         Args:
             key: of this use, for the answer.
-            arguments: JSON text of ``given``.
+            arguments: JSON text.
             needed: without a rule that allows it, it is refused.
         """
+        given = _given(arguments)
         rule = self.rule_for(name, given, needed=needed)
         if rule is None:
             return None
@@ -180,7 +180,8 @@ class Approvals:
         return outputs
 
 
-def _text(value: Any) -> str:
+def _text_of(value: Any) -> str:
+    """Return a value as text: JSON, unless it is one."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -313,9 +314,7 @@ class McpWatch:
             self.deadline = now + RESPOND_SECONDS
             return [Send(CreateItem(answer))]
 
-        asked = self._approvals.ask(
-            item_id, name, arguments, _given(arguments), decided, now, needed=True
-        )
+        asked = self._approvals.ask(item_id, name, arguments, decided, now, needed=True)
         return asked or []
 
     def _record_use(self, name: str, outcome: str, approval: str, now: float) -> None:
@@ -344,6 +343,7 @@ def _request_of(call: Mapping[str, Any]) -> str:
 
 
 def _given(arguments: str) -> Mapping[str, Any]:
+    """Return the arguments of a call; empty where they are no JSON object."""
     try:
         given = json_of(arguments)
     except (ValueError, RecursionError):

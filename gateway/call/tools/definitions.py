@@ -61,7 +61,7 @@ SCHEDULE_DESCRIPTION = (
 
 def end_call(description: str) -> dict[str, Any]:
     """Return the tool that says goodbye and hangs up."""
-    return _tool(END_CALL, description, {})
+    return _tool_object(END_CALL, description, {})
 
 
 def transfer_call(plan: TransferPlan, description: str) -> dict[str, Any] | None:
@@ -80,7 +80,7 @@ def transfer_call(plan: TransferPlan, description: str) -> dict[str, Any] | None
     }
     if all(one.allowed_numbers is None for one in plan.destinations):
         destination["enum"] = [one.name for one in plan.destinations]
-    return _tool(TRANSFER_CALL, description, {"destination": destination})
+    return _tool_object(TRANSFER_CALL, description, {"destination": destination})
 
 
 def send_dtmf(plan: SendDtmfPlan, description: str) -> dict[str, Any] | None:
@@ -88,7 +88,7 @@ def send_dtmf(plan: SendDtmfPlan, description: str) -> dict[str, Any] | None:
     if not plan.enabled:
         return None
     digits = {"type": "string", "description": "Keys 0-9, *, #, A-D, with w, W or , as pauses"}
-    return _tool(SEND_DTMF, description, {"digits": digits})
+    return _tool_object(SEND_DTMF, description, {"digits": digits})
 
 
 def hold(plan: HoldPlan, description: str) -> dict[str, Any] | None:
@@ -96,7 +96,7 @@ def hold(plan: HoldPlan, description: str) -> dict[str, Any] | None:
     if not plan.enabled:
         return None
     seconds = {"type": "number", "exclusiveMinimum": 0, "maximum": plan.max_duration}
-    return _tool(HOLD, description, {"seconds": seconds})
+    return _tool_object(HOLD, description, {"seconds": seconds})
 
 
 def set_language(plan: LanguagePlan, description: str) -> dict[str, Any] | None:
@@ -105,7 +105,7 @@ def set_language(plan: LanguagePlan, description: str) -> dict[str, Any] | None:
         return None
     known = ", ".join(f"{code}: {name}" for code, name in plan.names.items())
     language = {"type": "string", "enum": list(plan.updates), "description": known}
-    return _tool(SET_LANGUAGE, description, {"language": language})
+    return _tool_object(SET_LANGUAGE, description, {"language": language})
 
 
 def collect_digits(plan: CollectPlan, description: str) -> dict[str, Any] | None:
@@ -130,7 +130,7 @@ def collect_digits(plan: CollectPlan, description: str) -> dict[str, Any] | None
         "description": f"How long to wait for each; {plan.timeout:g} if left out",
     }
     given = {"digits": digits, "terminator": ends, "seconds": seconds}
-    return {**_tool(COLLECT_DIGITS, description, given), "parameters": _optional(given)}
+    return {**_tool_object(COLLECT_DIGITS, description, given), "parameters": _with_optional(given)}
 
 
 def schedule_callback(plan: SchedulePlan, description: str) -> dict[str, Any] | None:
@@ -149,16 +149,18 @@ def schedule_callback(plan: SchedulePlan, description: str) -> dict[str, Any] | 
     reason = {"type": "string", "maxLength": 500, "description": "What it is to be about"}
     given = {"at": at, "number": number, "reason": reason}
     return {
-        **_tool(SCHEDULE_CALLBACK, description, given),
-        "parameters": {**_optional(given), "required": ["at"]},
+        **_tool_object(SCHEDULE_CALLBACK, description, given),
+        "parameters": {**_with_optional(given), "required": ["at"]},
     }
 
 
-def _optional(properties: Mapping[str, Any]) -> dict[str, Any]:
+def _with_optional(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of an object with optional properties."""
     return {"type": "object", "properties": dict(properties), "additionalProperties": False}
 
 
-def _tool(name: str, description: str, properties: Mapping[str, Any]) -> dict[str, Any]:
+def _tool_object(name: str, description: str, properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tool object of the session; all ``properties`` are required."""
     parameters = {
         "type": "object",
         "properties": dict(properties),
@@ -236,7 +238,7 @@ class Target:
 
 def transfer_target(arguments: str, plan: TransferPlan) -> Target:
     """Return the allowed target that these arguments (JSON text) name. Raises ToolCallError."""
-    wanted = _parsed(TransferArguments, arguments).destination
+    wanted = _parse_arguments(TransferArguments, arguments).destination
     for one in plan.destinations:
         if one.allowed_numbers is None and one.name.casefold() == wanted.casefold():
             return Target(one, one.to)
@@ -251,7 +253,7 @@ def transfer_target(arguments: str, plan: TransferPlan) -> Target:
 
 def key_steps(arguments: str) -> tuple[str | float, ...]:
     """Return digits and pauses (s) in order. Raises ToolCallError."""
-    digits = _parsed(PressArguments, arguments).digits
+    digits = _parse_arguments(PressArguments, arguments).digits
     keys = re.sub(r"[\s-]", "", digits)
     wrong = sorted(set(re.sub(r"[0-9*#A-Da-dwW,]", "", keys)))
     if wrong:
@@ -268,7 +270,7 @@ def key_steps(arguments: str) -> tuple[str | float, ...]:
 
 def hold_seconds(arguments: str, longest: float) -> float:
     """Return how long to hold (s). Raises ToolCallError."""
-    seconds = _parsed(HoldArguments, arguments).seconds
+    seconds = _parse_arguments(HoldArguments, arguments).seconds
     if seconds > longest:
         raise ToolCallError(f"seconds: {seconds:g} is too long, at most {longest:g}")
     return seconds
@@ -276,7 +278,7 @@ def hold_seconds(arguments: str, longest: float) -> float:
 
 def language_of(arguments: str, plan: LanguagePlan) -> str:
     """Return the code of the language to change to. Raises ToolCallError."""
-    wanted = _parsed(LanguageArguments, arguments).language
+    wanted = _parse_arguments(LanguageArguments, arguments).language
     for code, name in plan.names.items():
         if wanted.casefold() in (code.casefold(), name.casefold()):
             return code
@@ -285,7 +287,7 @@ def language_of(arguments: str, plan: LanguagePlan) -> str:
 
 def collect_wanted(arguments: str, plan: CollectPlan) -> tuple[int, str, float]:
     """Return most digits, the key that ends them, seconds for each. Raises ToolCallError."""
-    wanted = _parsed(CollectArguments, arguments)
+    wanted = _parse_arguments(CollectArguments, arguments)
     most = wanted.digits or plan.max_digits
     if most > plan.max_digits:
         raise ToolCallError(f"digits: at most {plan.max_digits}")
@@ -293,7 +295,8 @@ def collect_wanted(arguments: str, plan: CollectPlan) -> tuple[int, str, float]:
     return most, terminator, wanted.seconds or plan.timeout
 
 
-def _parsed(model: type[_M], arguments: str) -> _M:
+def _parse_arguments(model: type[_M], arguments: str) -> _M:
+    """Return the arguments as their model. Raises ToolCallError, saying what is wrong."""
     try:
         return model.model_validate_json(arguments.strip() or "{}")
     except ValidationError as error:

@@ -24,7 +24,6 @@ from gateway.call.tools.definitions import (
 )
 from gateway.realtime.commands import CreateResponse, UpdateSession
 from gateway.realtime.events import ResponseDone
-from gateway.text import json_of
 
 MAX_RUNNING = 8
 """Tool functions that run at a time for one call; a model that wants more is in a loop."""
@@ -222,9 +221,7 @@ class Functions:
             return self._add_result(group, call_id, {"status": "not done", "reason": reason}, now)
 
         group.open.add(call_id)
-        asked = self._approvals.ask(
-            call_id, name, arguments, _given(arguments), decided, now, needed=False
-        )
+        asked = self._approvals.ask(call_id, name, arguments, decided, now, needed=False)
         if asked is not None:
             return asked
         group.open.discard(call_id)
@@ -265,9 +262,7 @@ class Functions:
             result = json.dumps({"status": "not done", "reason": reason})
             return self._finish_function(running, call_id, "refused", result, now)
 
-        asked = self._approvals.ask(
-            call_id, name, arguments, _given(arguments), decided, now, needed=plan.approval
-        )
+        asked = self._approvals.ask(call_id, name, arguments, decided, now, needed=plan.approval)
         if asked is None:
             return self._run_approved(running, call_id, now)
         running.asking = any(isinstance(output, RequestApproval) for output in asked)
@@ -386,12 +381,5 @@ class Functions:
 
 
 def _id_of(call: Mapping[str, Any]) -> str:
+    """Return the ``call_id`` of a function call."""
     return str(call.get("call_id", ""))
-
-
-def _given(arguments: str) -> Mapping[str, Any]:
-    try:
-        given = json_of(arguments or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return given if isinstance(given, dict) else {}
