@@ -381,7 +381,7 @@ class CallMachine:
             return self._finish(now)
         # First of all, what was heard.
         todo = self._call.conversation.control.playback.stop(now) if self._call.live else []
-        outcome = f"{input.code} {input.phrase}".strip()
+        outcome = f"{input.code or ''} {input.phrase}".strip()
         if self._call.state is State.DIALLING:
             why = why_not_answered(input.code)
             return todo + self._end_call(why, now, outcome, leg_over=True, code=input.code)

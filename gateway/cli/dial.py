@@ -122,10 +122,11 @@ def _tell(summary: dict[str, Any]) -> int:
     ending = summary["ending"]
     answered = summary["times_ms"]["answered"] is not None
     code, detail = str(ending["sip_code"]), str(ending["detail"])
-    words = f"{ending['why']} by {ending['by']}, SIP {code}"
     told = "answered" if answered else "not answered"
-    # What the network said begins with the code in its own words.
-    click.echo(printable(f"{told}: {words} {detail.removeprefix(code).strip()}".rstrip()))
+    # What the network said begins with the code; where nobody answered, there is no code.
+    silent = not answered and detail and not detail.startswith(code)
+    said = detail if silent else f"SIP {code} {detail.removeprefix(code).strip()}".rstrip()
+    click.echo(printable(f"{told}: {ending['why']} by {ending['by']}, {said}"))
     return 0 if answered else NOT_ANSWERED
 
 

@@ -23,6 +23,7 @@ from gateway.sip.messages.replies import KEYS, info_digit, info_status
 from gateway.sip.transfer import TransferableCall, contain_errors
 from gateway.sip.trunks.accounts import Account
 from gateway.sip.trunks.challenges import Challenged
+from gateway.sip.trunks.reachability import TLS_KEYS, keys_to_check
 from gateway.sip.types import LegEnd, LegHandler
 
 log = structlog.get_logger("sip")
@@ -219,7 +220,7 @@ class SipCall(TransferableCall):
             )
 
     @contain_errors
-    def onCallState(self, _prm: Any) -> None:  # noqa: N802
+    def onCallState(self, prm: Any) -> None:  # noqa: N802
         """The dialog's state changed."""
         info = self.getInfo()
         if info.state == pj.PJSIP_INV_STATE_CONFIRMED:
@@ -239,7 +240,22 @@ class SipCall(TransferableCall):
             code = int(info.lastStatusCode)
             self._tell(lambda handler: handler.on_ringing(code))
         elif info.state == pj.PJSIP_INV_STATE_DISCONNECTED:
-            self.end(int(info.lastStatusCode), text_of(info.lastReason))
+            code, reason = int(info.lastStatusCode), text_of(info.lastReason)
+            if info.role == pj.PJSIP_ROLE_UAC and not self._confirmed:
+                code, reason = self._why_not_answered(prm.e, code, reason)
+            self.end(code, reason)
+
+    def _why_not_answered(self, event: Any, code: int, reason: str) -> tuple[int, str]:
+        """Code and words of a call of ours that failed; 0 where nobody answered: the library's own
+        503 stands for connections, TLS handshakes and sockets that failed."""
+        transition = event.body.tsxState.type if event.type == pj.PJSIP_EVENT_TSX_STATE else None
+        if transition == pj.PJSIP_EVENT_TRANSPORT_ERROR:
+            code = 0
+        trunk = self.account.trunk
+        keys = "" if trunk is None or code not in (0, 401, 407) else keys_to_check(code, trunk)
+        if not keys and "TLS" in reason:
+            keys = TLS_KEYS
+        return code, f"{reason}; check {keys}" if keys else reason
 
     def end(self, code: int, reason: str) -> None:
         """The call is over, by this status: let go of all that it has, and tell of it, once."""

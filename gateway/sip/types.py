@@ -77,7 +77,8 @@ class LegEnd:
     """How a leg ended, as SIP saw it."""
 
     code: int
-    """Last status code: 200 after a BYE, 487 after a CANCEL, the refusal otherwise."""
+    """Last status code: 200 after a BYE, 487 after a CANCEL, the refusal otherwise; 0 where a call
+    of ours reached nobody."""
     reason: str
     """Its reason phrase."""
     method: str

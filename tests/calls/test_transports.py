@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gateway.control.client import ask
 from tests.support.gateway_process import Line
 from tests.support.site_under_test import ANYBODY, CONFIG, Peer, Site, certificate, site
 
@@ -328,3 +329,41 @@ async def test_stun_says_who_we_are(runner: object, own_folder: Path) -> None:
             await gateway.gateway.wait("call.summary", call=call.call_id)
     finally:
         transport.close()
+
+
+async def test_a_server_whose_certificate_is_not_trusted_is_named_with_the_key(
+    runner: object, own_folder: Path
+) -> None:
+    """Nobody has answered, so no code is told, but the TLS failure, with ``sip.tls.ca``."""
+    other = own_folder / "other"
+    other.mkdir()
+    files = certificate(other, "stranger")
+    certificate(own_folder, "own")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files["certificate"], files["private_key"])
+    server = await asyncio.start_server(lambda _in, out: out.close(), "127.0.0.1", 0, ssl=context)
+    more = f"""
+[[trunk]]
+name = "provider"
+registrar = "127.0.0.1:{server.sockets[0].getsockname()[1]}"
+transport = "tls"
+username = "me"
+password = "secret"
+options_interval = 10
+[outbound]
+enabled = true
+allowed_prefixes = ["+"]
+"""
+    listen = ("udp:127.0.0.1:0", "tls:127.0.0.1:0")
+    async with server, site(own_folder, listen=listen, sip=TLS, more=more) as gateway:
+        path = own_folder / "control"
+        dialled = {"to": "+4930123", "route": "anybody", "trunk": "provider"}
+        await asyncio.to_thread(ask, path, "dial", **dialled)
+        for event in ("trunk.registration_failed", "trunk.unreachable"):
+            line = await gateway.gateway.wait(event, trunk="provider")
+            assert "sip.tls.ca" in line["check"], line
+        detail = (await gateway.gateway.wait("call.summary"))["ending"]["detail"]
+        assert detail.startswith("SSL certificate verification error")
+        assert "sip.tls.ca" in detail
+        (trunk,) = (await gateway.status())["trunks"]
+        assert trunk["last_error"].startswith("SSL certificate verification error")

@@ -23,7 +23,7 @@ from gateway.sip.messages.headers import headers_of, text_of
 from gateway.sip.settings import Security, Trunk
 from gateway.sip.trunks.matching import LINE_PARAMETER, Trunks
 from gateway.sip.trunks.nat import forced_contact
-from gateway.sip.trunks.reachability import Change, Registration, State
+from gateway.sip.trunks.reachability import Change, Registration, State, keys_to_check
 
 if TYPE_CHECKING:
     from gateway.sip.settings import Listen, SipSettings
@@ -76,18 +76,6 @@ class Account(pj.Account):  # type: ignore[misc]
             log.exception("sip.callback_failed", callback="onRegState")
 
 
-def keys_to_check(code: int, transport: str) -> str:
-    """Return the keys of ``[[trunk]]`` to check after a failed registration (code 0: nobody
-    answered)."""
-    if code in (401, 403, 407):
-        return "trunk.username, trunk.password, trunk.realm"
-    if code == 404:
-        return "trunk.username, trunk.registrar"
-    if code == 0 and transport == "tls":
-        return "trunk.registrar, sip.tls.ca, sip.tls.verify_server"
-    return "trunk.registrar, trunk.transport" if code == 0 else ""
-
-
 class Accounts:
     """Made and used on the SIP thread; ``registrations`` may be read from others.
 
@@ -116,7 +104,6 @@ class Accounts:
         self._listeners = listeners
         self._host = _specific(settings.listen[0].host)
         self._accounts: dict[tuple[str, str, str], Account] = {}
-        self._transports = {trunk.name: trunk.transport for trunk in trunks.all}
         """By the trunk's name, our address, and the Contact that is forced, mostly none."""
         self._registrars: dict[str, str] = {}
         """``address:port`` that answered each trunk's last REGISTER."""
@@ -262,7 +249,7 @@ class Accounts:
             log.info("trunk.registered", trunk=name, expires=fields.get("seconds"))
         else:
             next_try = fields.pop("seconds", None)
-            check = keys_to_check(change.code, self._transports.get(name, ""))
+            check = keys_to_check(change.code, self._trunks.by_name[name])
             log.warning(
                 "trunk.registration_failed", trunk=name, next_try=next_try, check=check, **fields
             )

@@ -33,6 +33,29 @@ JITTER = 0.25
 _REJECTIONS = frozenset({401, 403, 404, 405, 407, 423, 603})
 
 
+TLS_KEYS = "sip.tls.ca, sip.tls.verify_server"
+"""What to check where the other side's certificate is not accepted."""
+
+
+def keys_to_check(code: int, trunk: Trunk) -> str:
+    """Return the keys to check after a request to a trunk has failed; empty for none.
+
+    Args:
+        code: its final response; 0 where nobody answered.
+    """
+    if code in (401, 407):
+        return "trunk.username, trunk.password, trunk.realm"
+    if code == 403 and trunk.registrar:
+        return "trunk.username, trunk.password, trunk.realm"
+    if code == 404 and trunk.registrar:
+        return "trunk.username, trunk.registrar"
+    if code:
+        return ""
+    known = (("outbound_proxy", trunk.outbound_proxy), ("registrar", trunk.registrar))
+    address = next((f"trunk.{key}" for key, value in known if value), "trunk.peers")
+    return f"{address}, {TLS_KEYS if trunk.transport == 'tls' else 'trunk.transport'}"
+
+
 class State(Enum):
     """Where a registration is."""
 
@@ -119,7 +142,7 @@ class Registration:
         self._failures += 1
         self.next_try = now + wait
         self.expires_at = None
-        error = f"{code} {reason}".strip()
+        error = f"{code or ''} {reason}".strip()
         known = self.state is State.FAILED and self.last_error == error
         if self.state is State.LEAVING:
             self.next_try = None
@@ -198,4 +221,5 @@ class OptionsPinger:
             if before is not None and not before[:1].isdigit():
                 self._on_back(trunk)
         else:
-            log.warning("trunk.unreachable", trunk=trunk.name, error=result)
+            check = keys_to_check(0, trunk)
+            log.warning("trunk.unreachable", trunk=trunk.name, error=result, check=check)

@@ -22,10 +22,9 @@ from gateway.sip.rate_limits import (
     TokenBucket,
 )
 from gateway.sip.settings import Access, Listen, Peer, SipSettings, Trunk
-from gateway.sip.trunks.accounts import keys_to_check
 from gateway.sip.trunks.matching import Trunks
 from gateway.sip.trunks.nat import hosts_of, unreachable
-from gateway.sip.trunks.reachability import Registration, State, target_of
+from gateway.sip.trunks.reachability import Registration, State, keys_to_check, target_of
 
 
 def peer(text: str, port: int = 0) -> Peer:
@@ -238,9 +237,11 @@ def test_made_up_sources_do_not_fill_the_disk() -> None:
 
 
 def test_a_failed_registration_names_keys() -> None:
-    assert "trunk.password" in keys_to_check(401, "udp")
-    assert "sip.tls.ca" in keys_to_check(0, "tls")
-    assert keys_to_check(500, "udp") == ""
+    trunk = Trunk("a", registrar="sip.example.net", transport="tls")
+    assert "trunk.password" in keys_to_check(401, trunk)
+    assert keys_to_check(0, trunk) == "trunk.registrar, sip.tls.ca, sip.tls.verify_server"
+    assert keys_to_check(0, Trunk("b")) == "trunk.peers, trunk.transport"
+    assert keys_to_check(500, trunk) == ""
 
 
 @pytest.mark.parametrize(
