@@ -126,7 +126,7 @@ class Config(Section):
         names = [one.name for one in self.realtime_server]
         for number, name in enumerate(names):
             if name in names[:number]:
-                raise MisplacedError(("realtime_server", number, "name"), "is there twice")
+                raise MisplacedError(("realtime_server", number, "name"), "is used twice")
         return self
 
     @model_validator(mode="after")

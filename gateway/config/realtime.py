@@ -31,7 +31,7 @@ def websocket_url(value: str) -> str:
         parts = urlsplit(value)
         host, _port = parts.hostname, parts.port
     except ValueError:
-        raise ValueError("is no URL: the host or the port cannot be read") from None
+        raise ValueError("is not a URL: the host or the port cannot be read") from None
     if parts.scheme not in ("ws", "wss", "http", "https"):
         raise ValueError("must begin with wss:// or https:// (or ws://, http://)")
     if not host or any(char.isspace() for char in value):
@@ -51,19 +51,19 @@ def websocket_url(value: str) -> str:
 def _headers(value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
     for name, text in value.items():
         if not _HEADER_NAME.fullmatch(name):
-            raise MisplacedError((name,), "is no name of an HTTP header")
+            raise MisplacedError((name,), "is not a valid HTTP header name")
         if name.lower() in _HANDSHAKE_HEADERS or name.lower().startswith("sec-websocket-"):
             raise MisplacedError((name,), "is set by the gateway (see api_key and api_key_header)")
         if name.lower() == "openai-beta":
             raise MisplacedError((name,), 'is sent with dialect = "beta", and only then')
         if not re.fullmatch(r"[ -~]*", text.get_secret_value()):
-            raise MisplacedError((name,), "has characters that no header may have")
+            raise MisplacedError((name,), "has characters that are not allowed in a header")
     return MappingProxyType(dict(value))
 
 
 def _api_key(value: SecretStr | None) -> SecretStr | None:
     if value is not None and not re.fullmatch(r"[!-~]*", value.get_secret_value()):
-        raise ValueError("has characters that no key has (space, newline, or not ASCII)")
+        raise ValueError("has characters that are not allowed in a key (space, newline, non-ASCII)")
     return value
 
 

@@ -80,13 +80,13 @@ class ControlSettings(Section):
 def _prefixes(value: tuple[str, ...]) -> tuple[str, ...]:
     for one in value:
         if not re.fullmatch(r"\+?[0-9A-Za-z_.*#\-]*", one):
-            raise ValueError(f'{one!r} is no beginning of a number, like "+49" or "00"')
+            raise ValueError(f'{one!r} is not a number prefix, like "+49" or "00"')
     return value
 
 
 def _country(value: str) -> str:
     if value and value not in phonenumbers.SUPPORTED_REGIONS:
-        raise ValueError(f'{value!r} is no country of ISO 3166, like "DE"')
+        raise ValueError(f'{value!r} is not an ISO 3166 country code, like "DE"')
     return value
 
 
@@ -94,7 +94,7 @@ def _classes(value: tuple[str, ...]) -> tuple[str, ...]:
     known = get_args(NumberClass)
     for one in value:
         if one not in known:
-            raise ValueError(f"{one!r} is no class of numbers{suggestion(one, known)}")
+            raise ValueError(f"{one!r} is not a number class{suggestion(one, known)}")
     return value
 
 
@@ -120,7 +120,7 @@ class OutboundSettings(Section):
         if self.enabled and not self.allowed_prefixes:
             raise MisplacedError(
                 ("allowed_prefixes",),
-                'missing: with outbound.enabled, say where calls may go, like ["+49"]',
+                'missing: with outbound.enabled, name the allowed destinations, like ["+49"]',
             )
         return self
 
@@ -140,7 +140,7 @@ def _zone(value: str) -> str:
         try:
             ZoneInfo(value)
         except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError('is no known time zone; names look like "Europe/Berlin"') from None
+            raise ValueError('is not a known time zone; an example is "Europe/Berlin"') from None
     return value
 
 
@@ -217,7 +217,7 @@ class McpServerSettings(Section):
                 ("connector_id",), 'is known to the realtime server: client = "provider"'
             )
         if not self.command and self.env:
-            raise MisplacedError(("env",), "means nothing without command")
+            raise MisplacedError(("env",), "has no effect without command")
         if self.client == "gateway" and importlib.util.find_spec("mcp") is None:
             raise ValueError(
                 "needs the package mcp: pip install 'sip-realtime-gateway[mcp]', or let the "
@@ -276,7 +276,7 @@ class ToolSettings(Section):
         names = [server.name for server in self.mcp]
         for index, name in enumerate(names):
             if name in names[:index]:
-                raise MisplacedError(("mcp", index, "name"), "is there twice")
+                raise MisplacedError(("mcp", index, "name"), "is used twice")
         return self
 
     def secrets(self) -> Iterator[str]:

@@ -140,11 +140,9 @@ class TlsSettings(Section):
     def _both_or_none(self) -> Self:
         if (self.certificate is None) != (self.private_key is None):
             lacking = "certificate" if self.certificate is None else "private_key"
-            raise MisplacedError((lacking,), "certificate and private_key need each other")
+            raise MisplacedError((lacking,), "certificate and private_key must be set together")
         if self.client_certificates != "off" and self.ca is None:
-            raise MisplacedError(
-                ("client_certificates",), "needs ca, which says whose certificates are good"
-            )
+            raise MisplacedError(("client_certificates",), "needs ca, the CA that signs them")
         return self
 
 
@@ -186,7 +184,7 @@ class SipSettings(Section):
             if self.rtp_ports.low <= address.port <= self.rtp_ports.high:
                 raise MisplacedError(("listen", index), "the port is one of rtp_ports")
             if address in self.listen[:index]:
-                raise MisplacedError(("listen", index), "is there twice")
+                raise MisplacedError(("listen", index), "is used twice")
             if address.transport == "tls" and self.tls.certificate is None:
                 raise MisplacedError(
                     ("listen", index), "needs sip.tls.certificate and sip.tls.private_key"

@@ -79,7 +79,7 @@ def _peer(value: object) -> Peer:
         meant = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(example) from None
-    raise ValueError(f"has bits behind the network; did you mean {meant}?")
+    raise ValueError(f"has host bits set; did you mean {meant}?")
 
 
 def _address(value: object) -> Address | None:
@@ -137,9 +137,9 @@ def _realm(value: str) -> str:
 def _headers(value: Mapping[str, str]) -> Mapping[str, str]:
     for name, text in value.items():
         if not _HEADER_NAME.fullmatch(name):
-            raise MisplacedError((name,), "is no name of a SIP header")
+            raise MisplacedError((name,), "is not a valid SIP header name")
         if name.lower() in _MADE_BY_THE_LIBRARY:
-            raise MisplacedError((name,), "is made by the gateway itself")
+            raise MisplacedError((name,), "is set by the gateway")
         if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", text):
             raise MisplacedError((name,), "must be printable ASCII, not empty")
     return MappingProxyType(dict(value))
@@ -251,7 +251,7 @@ class TrunkSettings(Section):
         if self.transport != "tls":
             judge_keying(self)
         if self.registrar is not None and not self.username:
-            raise MisplacedError(("username",), "missing: the registrar wants to know who we are")
+            raise MisplacedError(("username",), "missing: it is needed to register")
         if self.password is not None and not self.username:
             raise MisplacedError(("password",), "needs a username")
         return self
@@ -282,7 +282,7 @@ def judge_trunks(trunks: tuple[TrunkSettings, ...], sip: Any) -> None:
     names: set[str] = set()
     for index, trunk in enumerate(trunks):
         if trunk.name in names:
-            raise MisplacedError(("trunk", index, "name"), "is there twice")
+            raise MisplacedError(("trunk", index, "name"), "is used twice")
         names.add(trunk.name)
         if trunk.registrar is not None and not sip.listens_on(trunk.transport):
             raise MisplacedError(

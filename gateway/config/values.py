@@ -40,10 +40,11 @@ def pattern_of(text: str) -> re.Pattern[str]:
         compiled = re.compile(text)
     except re.error as error:
         where = "" if error.pos is None else f" at position {error.pos + 1}"
-        raise ValueError(f"is no regular expression: {error.msg}{where}") from None
+        raise ValueError(f"is not a valid regular expression: {error.msg}{where}") from None
     if _runs_away(parser.parse(text)):
         raise ValueError(
-            "may take for ever: it repeats a repetition with nothing fixed between, as (\\d+)+ does"
+            "may take exponential time: it repeats a repetition with nothing fixed between, "
+            "as (\\d+)+ does"
         )
     return compiled
 
@@ -156,7 +157,7 @@ def http_url(value: str) -> str:
         parts = urlsplit(value)
         host, _port = parts.hostname, parts.port
     except ValueError:
-        raise ValueError("is no URL: the host or the port cannot be read") from None
+        raise ValueError("is not a URL: the host or the port cannot be read") from None
     if parts.scheme not in ("http", "https"):
         raise ValueError("must begin with http:// or https://")
     if not host or any(char.isspace() for char in value):
@@ -173,11 +174,11 @@ def http_url(value: str) -> str:
 def _headers(value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
     for name, text in value.items():
         if not _HEADER_NAME.fullmatch(name):
-            raise MisplacedError((name,), "is no name of an HTTP header")
+            raise MisplacedError((name,), "is not a valid HTTP header name")
         if name.lower() in _SET_BY_US:
             raise MisplacedError((name,), "is set by the gateway")
         if not re.fullmatch(r"[ -~]*", text.get_secret_value()):
-            raise MisplacedError((name,), "has characters that no header may have")
+            raise MisplacedError((name,), "has characters that are not allowed in a header")
     return MappingProxyType(dict(value))
 
 

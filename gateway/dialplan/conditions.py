@@ -54,9 +54,9 @@ def header_conditions(value: Mapping[str, Any]) -> Mapping[str, Any]:
     names = [name.lower() for name in value]
     for name in value:
         if not re.fullmatch(r"[!%*+.`'~_\-0-9A-Za-z]+", name):
-            raise MisplacedError((name,), "is no name of a SIP header")
+            raise MisplacedError((name,), "is not a valid SIP header name")
         if names.count(name.lower()) > 1:
-            raise MisplacedError((name,), "is there twice (header names do not tell case apart)")
+            raise MisplacedError((name,), "is used twice (header names do not tell case apart)")
     return MappingProxyType(dict(value))
 
 
@@ -81,14 +81,14 @@ def _network(text: str) -> Network:
             meant = ipaddress.ip_network(text, strict=False)
         except ValueError:
             raise ValueError('must be an address or network like "192.0.2.0/24"') from None
-        raise ValueError(f"has bits behind the network; did you mean {meant}?") from None
+        raise ValueError(f"has host bits set; did you mean {meant}?") from None
 
 
 def hours_of(value: object) -> tuple[Hours, ...]:
     """``hours``: one span, or several."""
     texts = value if isinstance(value, list) else [value]
     if not texts:
-        raise ValueError("an empty list is never; leave the key out to match at all times")
+        raise ValueError("an empty list never matches; leave the key out to match at all times")
     return tuple(parse_hours(text) for text in texts)
 
 
@@ -99,7 +99,7 @@ def timezone_of(value: object) -> ZoneInfo:
     try:
         return ZoneInfo(value)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError('is no known time zone; names look like "Europe/Berlin"') from None
+        raise ValueError('is not a known time zone; an example is "Europe/Berlin"') from None
 
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -168,7 +168,7 @@ def _days(text: str | None) -> frozenset[int]:
 
 def _day(name: str) -> int:
     if name not in DAYS:
-        raise ValueError(f"{name!r} is no weekday; they are {', '.join(DAYS)}")
+        raise ValueError(f"{name!r} is not a weekday; use {', '.join(DAYS)}")
     return DAYS.index(name)
 
 

@@ -233,7 +233,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         asked = self.schedule_callback.enabled or self._asks_for_the_time()
         if self.timezone is not None and not self.hours and not asked:
             raise MisplacedError(
-                ("timezone",), "means nothing without hours, and no {time} is used"
+                ("timezone",), "has no effect without hours, and no {time} is used"
             )
         for section, wanted in (
             ("budget", self.budget.transfer_to),
@@ -248,7 +248,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
                 self.check_transfer_to(("fallback", number, "to"), step.to)
         for index, guard in enumerate(self.guardrail):
             if guard.name in [before.name for before in self.guardrail[:index]]:
-                raise MisplacedError(("guardrail", index, "name"), "is there twice")
+                raise MisplacedError(("guardrail", index, "name"), "is used twice")
             self.check_transfer_to(("guardrail", index, "transfer_to"), guard.transfer_to)
         self.interruptions.agree_with(self.session)
         self.idle.agree_with(self.session)

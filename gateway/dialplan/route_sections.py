@@ -58,13 +58,11 @@ class Guardrail(Section):
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
         if self.words and self.pattern is not None:
-            raise MisplacedError(
-                ("pattern",), "and words exclude each other: one of them is enough"
-            )
+            raise MisplacedError(("pattern",), "and words exclude each other: set one of them")
         if not (self.words or self.pattern or self.url):
             raise MisplacedError(("words",), "is needed, or pattern, or url")
         if self.url is None and self.headers:
-            raise MisplacedError(("headers",), "means nothing without url")
+            raise MisplacedError(("headers",), "has no effect without url")
         if (self.action == "transfer") != (self.transfer_to is not None):
             needed = self.action == "transfer"
             raise MisplacedError(
@@ -74,7 +72,7 @@ class Guardrail(Section):
                 else 'is for action = "transfer" only',
             )
         if self.pattern is not None and self.pattern.search("") is not None:
-            raise MisplacedError(("pattern",), "fits everything: it fits an empty text")
+            raise MisplacedError(("pattern",), "matches everything: it matches an empty text")
         return self
 
     def regex(self) -> re.Pattern[str] | None:
@@ -176,7 +174,7 @@ class Fallback(Section):
             raise MisplacedError((needed,), f'is needed with action = "{self.action}"')
         for key in ("timeout", "sound", "server", "to"):
             if getattr(self, key) is not None and key not in _TAKES[self.action]:
-                raise MisplacedError((key,), f'means nothing with action = "{self.action}"')
+                raise MisplacedError((key,), f'has no effect with action = "{self.action}"')
         if self.action == "announcement" and self.sound in BUILT_IN:
             raise MisplacedError(("sound",), "must be the path of a .wav file")
         if self.action == "redirect" and not (self.to or "").startswith(("sip:", "sips:", "tel:")):
@@ -265,7 +263,7 @@ class Interruptions(Section):
         if detection is None:
             raise MisplacedError(
                 path,
-                "is off, so nobody tells when the caller speaks; [route.interruptions] needs it",
+                "is off, so speech is not detected; [route.interruptions] needs it",
             )
         for name in ("interrupt_response", "create_response"):
             if isinstance(detection, Mapping) and detection.get(name) is True:
@@ -292,7 +290,9 @@ class UserIdle(Section):
         for part in path[1:]:
             found = found.get(part) if isinstance(found, Mapping) else None
         if found is not None:
-            raise MisplacedError(path, "and [route.idle] would both ask a silent caller; use one")
+            raise MisplacedError(
+                path, "and [route.idle] would both prompt a silent caller; use one of them"
+            )
 
 
 class Silence(Section):
@@ -351,7 +351,7 @@ class MachineDetection(Section):
             found = found[part]
         if found is None and set(self.actions.values()) != {"off"}:
             raise MisplacedError(
-                path, "is off, so there are no turns; [route.machine_detection] needs them"
+                path, "is off, so turns are not detected; [route.machine_detection] needs them"
             )
 
 

@@ -50,7 +50,7 @@ def _choice(*known: str) -> Any:
 
     def check(value: str) -> str:
         if value not in known:
-            raise _unknown("is none that this gateway knows" + suggestion(value, known))
+            raise _unknown("is not known to this gateway" + suggestion(value, known))
         return value
 
     return Annotated[str, Strict(), AfterValidator(check)]
@@ -100,7 +100,7 @@ class _Transcription(_Part):
             ("prompt", not live),
         ):
             if getattr(self, name) is not None and not taken:
-                raise MisplacedError((name,), f"is not taken by the model {self.model}")
+                raise MisplacedError((name,), f"is not accepted by the model {self.model}")
         return self
 
 
@@ -157,7 +157,9 @@ def _voice(value: Any) -> Any:
     elif not isinstance(value, str) or not value:
         raise ValueError("must be the name of a voice")
     elif value not in VOICES:
-        raise _unknown(f"{value!r} is no voice that this gateway knows" + suggestion(value, VOICES))
+        raise _unknown(
+            f"{value!r} is not a voice known to this gateway" + suggestion(value, VOICES)
+        )
     return value
 
 
@@ -175,7 +177,7 @@ def _tool_choice(value: Any) -> Any:
     words = ("auto", "none", "required")
     if isinstance(value, str):
         if value not in words:
-            raise _unknown("is none that this gateway knows" + suggestion(value, words))
+            raise _unknown("is not known to this gateway" + suggestion(value, words))
         return value
     kind = value.get("type") if isinstance(value, Mapping) else None
     needed = {"function": "name", "mcp": "server_label"}.get(kind or "")
@@ -295,7 +297,7 @@ def _modalities(value: Any) -> Any:
     if value == ["text"]:
         # The words would be in no transcript either: they come without an item of audio, and what
         # is not heard is not said. Out-of-band responses are text by themselves.
-        raise ValueError('must be ["audio"]: a caller on a telephone hears nothing of a text')
+        raise ValueError('must be ["audio"]: a telephone call has no text')
     if value != ["audio"]:
         raise ValueError('must be ["audio"] (its transcript comes with it)')
     return value

@@ -101,7 +101,7 @@ class Transfer(Section):
         for key in ("trunk", "caller_id") if self.mode == "blind" else ():
             if getattr(self, key):
                 raise MisplacedError(
-                    (key,), 'means nothing in mode "blind": the caller\'s side places that call'
+                    (key,), 'has no effect in mode "blind": the caller\'s side places that call'
                 )
         if self.caller_id and self.trunk is None:
             raise MisplacedError(
@@ -150,7 +150,7 @@ def _function_name(value: str) -> str:
     if not NAME.fullmatch(value):
         raise ValueError("must be 1 to 64 letters, digits, dashes and underlines")
     if value in OWN:
-        raise ValueError("is the name of a tool of the gateway's own")
+        raise ValueError("is the name of a built-in tool")
     return value
 
 
@@ -177,7 +177,7 @@ class WebTool(Section):
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
         if self.parameters is not None and self.fields:
-            raise MisplacedError(("parameters",), "write either fields or parameters")
+            raise MisplacedError(("parameters",), "set either fields or parameters, not both")
         key = "fields" if self.parameters is None else "parameters"
         try:
             check_schema(self.json_schema())
@@ -255,7 +255,7 @@ class Approval(Section):
 def _languages(value: Mapping[str, str]) -> Mapping[str, str]:
     for code in value:
         if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
-            raise MisplacedError((code,), 'is no code of a language, like "de" (ISO 639-1)')
+            raise MisplacedError((code,), 'is not a language code, like "de" (ISO 639-1)')
     return MappingProxyType(dict(value))
 
 
@@ -340,7 +340,7 @@ class RouteTools(Section):
         spoken = [one.name.casefold() for one in self.transfer]
         for index, name in enumerate(spoken):
             if name in spoken[:index]:
-                raise MisplacedError(("transfer", index, "name"), "is there twice")
+                raise MisplacedError(("transfer", index, "name"), "is used twice")
         return self
 
     def check_transfer_to(self, path: KeyPath, wanted: str | None) -> None:

@@ -118,7 +118,7 @@ def _data_late(config: Config, dialplan: Dialplan) -> list[Problem]:
         limit = call_settings(config, route).realtime.connect_timeout
         if route.data is not None and route.data.timeout >= limit:
             file, line = dialplan.origins[route.name]
-            message = f"must be less than realtime.connect_timeout ({limit:g} s), its whole"
+            message = f"must be less than realtime.connect_timeout ({limit:g} s), which includes it"
             problems.append(Problem(file, line, f"route {route.name}, data.timeout", message))
     return problems
 
@@ -210,7 +210,7 @@ def _callbacks_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
             continue
         wrong = partial(_callback_problem, route, dialplan.origins[route.name])
         if not (settings.file or settings.url):
-            yield wrong("", "callbacks go nowhere: set callbacks.file or callbacks.url")
+            yield wrong("", "callbacks would be lost: set callbacks.file or callbacks.url")
         if given.route is not None and given.route not in names:
             message = f'there is no route "{given.route}"' + suggestion(given.route, names)
             yield wrong(".route", message)
@@ -222,7 +222,7 @@ def _callbacks_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
                 ".trunk", "is needed: numbers are called through a trunk (callbacks.auto_dial)"
             )
         if not (config.outbound.allowed_prefixes or given.allowed_numbers is not None):
-            message = "needs outbound.allowed_prefixes: anybody can write any number into From"
+            message = "needs outbound.allowed_prefixes: From can be forged"
             yield wrong("", message)
         if settings.auto_dial and not config.outbound.enabled:
             yield wrong("", "callbacks.auto_dial needs outbound.enabled")

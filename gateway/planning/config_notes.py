@@ -70,7 +70,7 @@ def certificate_notes(sip: SipSettings) -> Iterator[str]:
     now = time.time()
     day = f"{datetime.fromtimestamp(ends, UTC):%Y-%m-%d}"
     if ends < now:
-        yield f"sip.tls.certificate: {path} expired on {day}: others end TLS with it"
+        yield f"sip.tls.certificate: {path} expired on {day}: other sides will reject it"
     elif begins > now:
         yield f"sip.tls.certificate: {path} is not valid yet; is the clock right?"
     elif ends - now < SOON_DAYS * 86400:
@@ -141,15 +141,15 @@ def notes(config: Config, dialplan: Dialplan) -> list[str]:
     advice += _open_purses(config, dialplan)
     advice += tool_advice(config, dialplan)
     advice += [
-        f"route {route.name}: the guardrail {guard.name} listens to the caller, whose words nobody "
-        "writes down (session.audio.input.transcription does)"
+        f"route {route.name}: the guardrail {guard.name} checks the caller, who is not transcribed "
+        "(set session.audio.input.transcription)"
         for route in enabled
         for guard in route.guardrail
         if guard.speaker != "agent" and not transcriber_of(route.session)
     ]
     urls = {config.realtime.url} | {route.realtime.url for route in enabled if route.realtime.url}
     advice += [
-        f"{url} is not encrypted: keys and voices can be read on the way (wss:// is)"
+        f"{url} is not encrypted: use wss://"
         for url in sorted(urls)
         if url.startswith(("ws:", "http:")) and not on_loopback(url)
     ]
@@ -277,11 +277,11 @@ def _open_doors(config: Config) -> list[str]:
             if getattr(access, key) == 0
         ]
     if not access.ban_after and public:
-        advice.append("access.ban_after = 0: whoever guesses passwords may go on for ever")
+        advice.append("access.ban_after = 0: password guessing is never blocked")
     for trunk in config.trunk:
         for peer in trunk.peers:
             if peer.network.prefixlen == 0 and trunk.inbound_auth is None:
-                advice.append(f"trunk {trunk.name}: with {peer} anybody's call is this trunk's")
+                advice.append(f"trunk {trunk.name}: with {peer} every call counts as this trunk's")
         if (
             config.sip.tls.client_certificates == "required"
             and trunk.transport == "tls"
@@ -316,7 +316,7 @@ def _open_purses(config: Config, dialplan: Dialplan) -> list[str]:
         )
     for prefix in outbound.allowed_prefixes:
         if prefix in ("", "+", "0", "00"):
-            advice.append(f"outbound.allowed_prefixes: {prefix!r} is the beginning of every number")
+            advice.append(f"outbound.allowed_prefixes: {prefix!r} matches every number")
     for route in dialplan.routes:
         numbers = [
             (f"transfer {one.name!r}, allowed_numbers", one.allowed_numbers)
@@ -331,7 +331,7 @@ def _open_purses(config: Config, dialplan: Dialplan) -> list[str]:
         pattern = route.allowed_refer_to
         if pattern is not None and any(pattern.fullmatch(one) for one in _ANY_ADDRESS):
             advice.append(
-                f"route {route.name}, allowed_refer_to: matches every address, so whoever calls "
-                "can have the gateway call anywhere"
+                f"route {route.name}, allowed_refer_to: matches every address, so any caller "
+                "can make the gateway call anywhere"
             )
     return advice

@@ -120,7 +120,7 @@ class OutboundCaps:
         """Why a call to this number may not be promised; None when it may.
 
         Where ``outbound.allowed_prefixes`` says nothing, the route's own ``allowed_numbers`` has
-        to, the caller's number included: anybody can write any number into From.
+        to, the caller's number included: From can be forged.
         """
         if self._settings.allowed_prefixes:
             return self.destination_refusal(number, on_demand=True, by_pattern=False)

@@ -147,7 +147,7 @@ def _plain_text(config: Config, dialplan: Dialplan) -> Iterator[str]:
         sent.append((config.callbacks.url, config.callbacks.headers))
     for url in sorted({url for url, secret in sent if secret and not on_loopback(url)}):
         if url.startswith("http:"):
-            yield f"{url.partition('?')[0]} gets secrets without encryption (https:// is)"
+            yield f"{url.partition('?')[0]} gets secrets unencrypted: use https://"
 
 
 def _rules(route: Route, config: Config, functions: list[str]) -> Iterator[str]:
@@ -179,6 +179,6 @@ def _rules(route: Route, config: Config, functions: list[str]) -> Iterator[str]:
         )
         if needs and not ruled:
             yield (
-                f"route {route.name}: tools of {server.name} need approval, and no rule gives it: "
-                "they are refused"
+                f"route {route.name}: tools of {server.name} need approval, but no rule approves "
+                "them: they will be refused"
             )

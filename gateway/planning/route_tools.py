@@ -116,7 +116,7 @@ def problems(config: Config, dialplan: Dialplan, source: Problem) -> Iterator[Pr
             if name in own[:index] or any(
                 name in known and fnmatchcase(name, pattern) for pattern in route.tools
             ):
-                yield Problem(file, line, f"route {route.name}, tool", f"{name!r} is there twice")
+                yield Problem(file, line, f"route {route.name}, tool", f"{name!r} is used twice")
         for name in route.mcp:
             if name not in servers:
                 message = f'there is no [[tools.mcp]] "{name}"' + suggestion(name, servers)

@@ -127,7 +127,7 @@ def _tools_of(module: ModuleType, reserved: Collection[str]) -> dict[str, Python
     for function in dict.fromkeys(chosen):
         one = _tool_of(function, reserved)
         if one.name in tools:
-            raise _at(function, f"the name {one.name!r} is there twice")
+            raise _at(function, f"the name {one.name!r} is used twice")
         tools[one.name] = one
     return tools
 
@@ -138,7 +138,7 @@ def _tool_of(function: Callable[..., object], reserved: Collection[str]) -> Pyth
     if not NAME.fullmatch(name):
         raise _at(function, f"{name!r}: a tool's name has 1 to 64 letters, digits, _ and -")
     if name in reserved:
-        raise _at(function, f"{name!r} is the name of a tool of the gateway's own")
+        raise _at(function, f"{name!r} is the name of a built-in tool")
     try:
         signature = Signature(function)
     except SignatureError as error:

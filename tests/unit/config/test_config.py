@@ -99,7 +99,7 @@ format = "xml"
         (7, "sip.max_calls", "must be an integer (is true)"),
         (9, "realtime.url", "must begin with wss:// or https:// (or ws://, http://)"),
         (10, "realtime.api_key", "environment variable NOPE is not set"),
-        (11, 'realtime.headers."X A"', "is no name of an HTTP header"),
+        (11, 'realtime.headers."X A"', "is not a valid HTTP header name"),
         (12, "realtime.connect_timeout", "must be greater than 0 (is 0)"),
         (13, "lgo", 'unknown key; did you mean "log"?'),
         (15, "log.format", "must be 'json' or 'console' (is 'xml')"),
@@ -161,15 +161,15 @@ def test_bad_values(tmp_path: Path, section: str, line: str, key: str, message: 
         ('url = "wss://h/p?model=x"', "url", "use the key model"),
         ('url = "wss://h/p?api-key=x"', "url", "must not carry a key"),
         ('url = "wss://user:pw@h/p"', "url", "user or password"),
-        ('url = "wss://h:port/p"', "url", "is no URL"),
+        ('url = "wss://h:port/p"', "url", "is not a URL"),
         ('url = "wss://h/p#f"', "url", "fragment"),
         ('url = "wss:///p"', "url", "name a host"),
         ('api_key_header = "x-key"', "api_key_header", "'authorization' or 'api-key'"),
         ('model = ""', "model", "at least 1 character"),
         ('headers.Authorization = "x"', "headers.Authorization", "set by the gateway"),
-        ('headers.X-Y = "a\\nb"', "headers.X-Y", "no header may have"),
+        ('headers.X-Y = "a\\nb"', "headers.X-Y", "not allowed in a header"),
         ("headers.X-Y = 1", "headers.X-Y", "string"),
-        ('api_key = "sk 1"', "api_key", "characters that no key has"),
+        ('api_key = "sk 1"', "api_key", "not allowed in a key"),
     ],
 )
 def test_bad_realtime(tmp_path: Path, line: str, key: str, message: str) -> None:
@@ -323,7 +323,7 @@ def test_check_tells_of_both_kinds_of_files(tmp_path: Path) -> None:
         2,
         [
             f"{route}:1: route[0].name: missing, and it has no default",
-            f"{route}:2: route[0].to: is no regular expression: missing ), unterminated "
+            f"{route}:2: route[0].to: is not a valid regular expression: missing ), unterminated "
             "subpattern at position 1",
             f"{file}:2: realtime.url: must begin with wss:// or https:// (or ws://, http://)",
         ],

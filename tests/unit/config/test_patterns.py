@@ -14,7 +14,7 @@ from gateway.text import MAX_SUBJECT, matched, searched
     [r"(\d+)+$", r"^(\d+-?)*$", r"(?:a*)*", r"^((\w+\s*)+)x", r"(?:x|(?:\d*)*)y", r"(a{1,50})+"],
 )
 def test_what_may_take_for_ever_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="may take for ever"):
+    with pytest.raises(ValueError, match="may take exponential time"):
         pattern_of(text)
 
 
@@ -26,7 +26,7 @@ def test_what_cannot_is_taken(text: str) -> None:
 
 
 def test_no_regular_expression() -> None:
-    with pytest.raises(ValueError, match=r"is no regular expression: .* at position 1"):
+    with pytest.raises(ValueError, match=r"is not a valid regular expression: .* at position 1"):
         pattern_of("(")
 
 

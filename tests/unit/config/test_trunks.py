@@ -42,12 +42,12 @@ def problem(folder: Path, text: str) -> tuple[int, str, str]:
         ('name = "a"\npeers = ["x.example"]', 3, "peers[0]", "an address"),
         ('name = "a"\npeers = ["10.0.0.1/8"]', 3, "peers[0]", "did you mean 10.0.0.0/8?"),
         ('name = "a"\npeers = ["10.0.0.1:0"]', 3, "peers[0]", "between 1 and 65535"),
-        ('name = "a"\nregistrar = "h"', 1, "username", "wants to know who we are"),
+        ('name = "a"\nregistrar = "h"', 1, "username", "needed to register"),
         ('name = "a"\nusername = "u"\nregistrar = "h x"', 4, "registrar", "a host with or"),
         ('name = "a"\nusername = "u"\nregistrar = "h:99999"', 4, "registrar", "the port"),
         ('name = "a"\npeers = ["::1"]\npassword = "x"', 4, "password", "needs a username"),
         ('name = "a"\npeers = ["::1"]\nusername = "u v"', 4, "username", "no space"),
-        ('name = "a"\npeers = ["::1"]\nheaders.Via = "x"', 4, "headers.Via", "itself"),
+        ('name = "a"\npeers = ["::1"]\nheaders.Via = "x"', 4, "headers.Via", "set by the gateway"),
         ('name = "a"\npeers = ["::1"]\nheaders.X = "a\\nb"', 4, "headers.X", "printable"),
         ('name = "a"\npeers = ["::1"]\ncodecs = ["GSM"]', 4, "codecs[0]", "'PCMU' or 'PCMA'"),
         ('name = "a"\npeers = ["::1"]\ncodecs = ["PCMU", "PCMU"]', 4, "codecs", "twice"),
@@ -82,7 +82,7 @@ def test_trunks_against_each_other(tmp_path: Path) -> None:
     assert problem(tmp_path, first + '[[trunk]]\nname = "a"\npeers = ["::1"]\n') == (
         5,
         "trunk[1].name",
-        "is there twice",
+        "is used twice",
     )
     assert problem(tmp_path, first + '[[trunk]]\nname = "b"\npeers = ["10.0.0.0/8"]\n') == (
         6,
@@ -94,7 +94,7 @@ def test_trunks_against_each_other(tmp_path: Path) -> None:
 def test_tls_files_need_each_other(tmp_path: Path) -> None:
     assert problem(tmp_path, '[sip.tls]\ncertificate = "c.pem"\n')[1:] == (
         "sip.tls.private_key",
-        "certificate and private_key need each other",
+        "certificate and private_key must be set together",
     )
 
 
@@ -152,7 +152,7 @@ def test_a_transfer_that_no_listener_can_carry_is_noted(tmp_path: Path) -> None:
 def test_a_trunk_of_everybody_is_noted(tmp_path: Path) -> None:
     text = '[[trunk]]\nname = "a"\npeers = ["0.0.0.0/0"]\n'
     _, lines = check(written(tmp_path, text), {})
-    assert "  note: trunk a: with 0.0.0.0/0 anybody's call is this trunk's" in lines
+    assert "  note: trunk a: with 0.0.0.0/0 every call counts as this trunk's" in lines
 
 
 def test_good_trunks(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_route_names_a_trunk_that_is_there(tmp_path: Path) -> None:
     [
         ('caller_ids = "[+0-9]+"', "attended", None),
         ("", "bridge", "transfer 'boss', caller_id: trunk pbx allows none: set its caller_ids"),
-        ("", "blind", "means nothing in mode"),
+        ("", "blind", "has no effect in mode"),
     ],
 )
 def test_a_caller_id_of_a_transfer_needs_a_trunk_that_allows_it(

@@ -51,7 +51,7 @@ def test_words_are_whole_and_of_any_case(
         (
             'guardrail = [{ name = "g", words = ["a"] }, { name = "g", words = ["b"] }]',
             "guardrail[1].name",
-            "is there twice",
+            "is used twice",
         ),
         (
             'fallback = [{ action = "busy" }, { action = "reconnect" }]',
@@ -64,11 +64,15 @@ def test_words_are_whole_and_of_any_case(
             "guardrail[0].pattern",
             "exclude",
         ),
-        ('guardrail = [{ name = "g", pattern = "a*" }]', "guardrail[0].pattern", "fits everything"),
+        (
+            'guardrail = [{ name = "g", pattern = "a*" }]',
+            "guardrail[0].pattern",
+            "matches everything",
+        ),
         (
             'guardrail = [{ name = "g", pattern = "(" }]',
             "guardrail[0].pattern",
-            "no regular expression",
+            "not a valid regular expression",
         ),
         (
             'guardrail = [{ name = "g", words = ["a"], action = "transfer" }]',

@@ -215,10 +215,10 @@ audio.input.turn_detection.type = "semantic_vad"
 @pytest.mark.parametrize(
     ("line", "key", "message"),
     [
-        ('to = "("', "to", "no regular expression: missing ), unterminated subpattern at"),
+        ('to = "("', "to", "not a valid regular expression: missing ), unterminated subpattern at"),
         ("to = 100", "to", "must be a regular expression, as a string"),
         ('headers = { X-A = "[" }', "headers.X-A", "unterminated character set at position 1"),
-        ('headers = { "X A" = "1" }', 'headers."X A"', "no name of a SIP header"),
+        ('headers = { "X A" = "1" }', 'headers."X A"', "not a valid SIP header name"),
         ('headers = { X-A = "1", x-a = "2" }', "headers.X-A", "twice"),
         ('source = "10.0.0.5/8"', "source", "did you mean 10.0.0.0/8?"),
         ('source = "pbx"', "source", "must be an address or network"),
@@ -230,7 +230,7 @@ audio.input.turn_detection.type = "semantic_vad"
         ('dtmf.text = "{digits!r}"', "dtmf.text", "must contain {digits}"),
         ('dtmf.text = "{digits} {digits.x}"', "dtmf.text", "no variable {digits.x}"),
         ('dtmf.text = "{digits} {room}"', "dtmf.text", "no variable {room}"),
-        ('pai = "("', "pai", "no regular expression"),
+        ('pai = "("', "pai", "not a valid regular expression"),
         ("dtmf.inter_digit_timeout = 0", "dtmf.inter_digit_timeout", "greater than 0"),
         ("dtmf.max_digits = 1000", "dtmf.max_digits", "less than or equal to 128"),
         ('dtmf.interrupt = "no"', "dtmf.interrupt", "boolean"),
@@ -267,7 +267,7 @@ def test_mistakes(tmp_path: Path, line: str, key: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("hours", "message"),
     [
-        ("mon-fry 08:00-18:00", "'fry' is no weekday"),
+        ("mon-fry 08:00-18:00", "'fry' is not a weekday"),
         ("08:00", "must be like"),
         ("08:00-08:00", "same minute"),
         ("08:00-25:00", "25:00 is no time of day"),

@@ -93,8 +93,8 @@ MISTAKES: list[tuple[str, str, str, bool]] = [
     ("instructions = 3", "instructions", "string", False),
     ('instrutions = "x"', "instrutions", 'did you mean "instructions"', True),
     ('output_modalities = ["audio", "text"]', "output_modalities", '["audio"]', False),
-    ('output_modalities = ["text"]', "output_modalities", "hears nothing of a text", False),
-    ('audio.output.voice = "tomorrow"', "audio.output.voice", "no voice that", True),
+    ('output_modalities = ["text"]', "output_modalities", "has no text", False),
+    ('audio.output.voice = "tomorrow"', "audio.output.voice", "not a voice known", True),
     ('audio.output.voice = "marine"', "audio.output.voice", 'did you mean "marin"', True),
     ("audio.output.voice = { name = 'x' }", "audio.output.voice", "id =", False),
     ("audio.output.speed = 1.6", "audio.output.speed", "less than or equal to 1.5", False),
@@ -139,7 +139,7 @@ MISTAKES: list[tuple[str, str, str, bool]] = [
     (
         "audio.input.turn_detection = { type = 'semantic_vad', eagerness = 'wild' }",
         "audio.input.turn_detection.eagerness",
-        "none that this gateway knows",
+        "not known to this gateway",
         True,
     ),
     (
@@ -157,13 +157,13 @@ MISTAKES: list[tuple[str, str, str, bool]] = [
     (
         "audio.input.transcription = { model = 'whisper-1', keywords = ['x'] }",
         "audio.input.transcription.keywords",
-        "not taken by the model whisper-1",
+        "not accepted by the model whisper-1",
         False,
     ),
     ("tools = [{ type = 'function' }]", "tools[0].name", "required", False),
     ("tools = [{ type = 'web_search' }]", "tools[0]", "type that this gateway does not", True),
     ("tools = [{ type = 'mcp', server_label = 'x' }]", "tools[0]", "one of server_url", False),
-    ("tool_choice = 'any'", "tool_choice", "none that this gateway knows", True),
+    ("tool_choice = 'any'", "tool_choice", "not known to this gateway", True),
     ("tool_choice = { type = 'function' }", "tool_choice", "must be", False),
     ("max_output_tokens = 0", "max_output_tokens", "from 1", False),
     ("truncation = 'oldest'", "truncation", "retention_ratio", False),
@@ -179,11 +179,11 @@ MISTAKES: list[tuple[str, str, str, bool]] = [
         "no setting",
         True,
     ),
-    ("reasoning.effort = 'max'", "reasoning.effort", "none that this gateway knows", True),
+    ("reasoning.effort = 'max'", "reasoning.effort", "not known to this gateway", True),
     ("prompt.version = '2'", "prompt.id", "required", False),
     ("prompt = { id = 'p', variables = { a = 3 } }", "prompt.variables.a", "must be a text", False),
     ("tracing = true", "tracing", '"auto"', False),
-    ("include = ['everything']", "include[0]", "none that this gateway knows", True),
+    ("include = ['everything']", "include[0]", "not known to this gateway", True),
 ]
 
 
@@ -278,12 +278,12 @@ def test_gateway_check_notes_what_it_does_not_know_or_refuses_it(tmp_path: Path)
     (tmp_path / "warn").mkdir()
     status, said = checked(tmp_path / "warn", "", route)
     assert status == 0
-    assert "a.toml:3: route[0].session.audio.output.voice: 'tomorrow' is no voice" in said
+    assert "a.toml:3: route[0].session.audio.output.voice: 'tomorrow' is not a voice" in said
     (tmp_path / "refuse").mkdir()
     more = '[dialplan]\nunknown_session_fields = "error"\n'
     status, said = checked(tmp_path / "refuse", more, route)
     assert status == 2
-    assert "'tomorrow' is no voice" in said
+    assert "'tomorrow' is not a voice" in said
 
 
 @pytest.mark.parametrize(("dialect", "status"), [("ga", 2), ("beta", 0)])

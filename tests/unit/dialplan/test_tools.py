@@ -52,7 +52,7 @@ def route_of(folder: Path, more: str) -> Route:
     [
         ('[[route.transfer]]\nname = "x"\nto = "1002"', "must be a URI like"),
         ('[[route.transfer]]\nname = "x"\nto = "sip:a b@pbx"', "must be a URI like"),
-        ('[[route.transfer]]\nname = "Front Desk"\nto = "sip:1@pbx"', "is there twice"),
+        ('[[route.transfer]]\nname = "Front Desk"\nto = "sip:1@pbx"', "is used twice"),
         (
             '[[route.transfer]]\nname = "x"\nto = "sip:1@pbx"\nallowed_numbers = "1"',
             "must have {number} in it",
@@ -65,7 +65,7 @@ def route_of(folder: Path, more: str) -> Route:
         ),
         (
             '[[route.transfer]]\nname = "x"\nto = "sip:1@pbx"\ntrunk = "carrier"',
-            'means nothing in mode "blind"',
+            'has no effect in mode "blind"',
         ),
         ('[route.hold]\nsound = "waltz"', "must be one of ringback, ringback-us, chime, silence"),
         ('[route.hold]\nsound = "none.wav"', "cannot be read: No such file"),

@@ -234,12 +234,16 @@ def test_a_file_that_cannot_be_read_is_put_aside(tmp_path: Path, text: str) -> N
 @pytest.mark.parametrize(
     ("config", "route", "words"),
     [
-        ("", "", "callbacks go nowhere: set callbacks.file or callbacks.url"),
+        ("", "", "callbacks would be lost: set callbacks.file or callbacks.url"),
         ("[callbacks]\nfile = 'c.json'", "route = 'x'", 'there is no route "x"'),
         ("[callbacks]\nfile = 'c.json'", "trunk = 'x'", 'there is no trunk "x"'),
         ("[callbacks]\nfile = 'c.json'\nauto_dial = true", "", "is needed: numbers are called"),
         ("[callbacks]\nfile = 'c.json'\nauto_dial = true", "", "needs outbound.enabled"),
-        ("[callbacks]\nfile = 'c.json'", "allowed_numbers = '('", "is no regular expression"),
+        (
+            "[callbacks]\nfile = 'c.json'",
+            "allowed_numbers = '('",
+            "is not a valid regular expression",
+        ),
         ("[callbacks]\nurl = 'x'", "", "must begin with http"),
     ],
 )

@@ -29,8 +29,8 @@ def checked(folder: Path, config: str, route: str = "") -> tuple[int, str]:
     ("config", "route", "words"),
     [
         ("[outbound]\nenabled = true", "", "gateway.toml:5: outbound.allowed_prefixes: missing"),
-        ("[outbound]\ncountry = 'XX'", "", "'XX' is no country of ISO 3166"),
-        ("[outbound]\ncountry = 'de'", "", "'de' is no country of ISO 3166"),
+        ("[outbound]\ncountry = 'XX'", "", "'XX' is not an ISO 3166 country code"),
+        ("[outbound]\ncountry = 'de'", "", "'de' is not an ISO 3166 country code"),
         ("[outbound]\nallowed_classes = ['premium']", "", 'did you mean "premium_rate"?'),
         (
             "[callbacks]\nfile = 'c.json'",
@@ -67,7 +67,7 @@ def test_refused(tmp_path: Path, config: str, route: str, words: str) -> None:
             "every number",
         ),
         ("", "[[route.transfer]]\nname='a'\nto='sip:{number}@x'\nallowed_numbers='1[0-9]+'", ""),
-        ("[outbound]\ncountry = 'DE'\nallowed_prefixes = ['+']", "", "beginning of every number"),
+        ("[outbound]\ncountry = 'DE'\nallowed_prefixes = ['+']", "", "matches every number"),
         ("[outbound]\nallowed_prefixes = ['+49']", "", "outbound.country is not set"),
         ("[outbound]\ncountry = 'DE'\nallowed_prefixes = ['+49']\nenabled = true", "", ""),
     ],

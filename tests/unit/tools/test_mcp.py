@@ -238,8 +238,8 @@ def test_approval_of_tools_that_the_gateway_calls(tmp_path: Path) -> None:
         (STDIO + 'url = "http://x"', "must have one of url, command and connector_id"),
         (STDIO + 'client = "provider"', "cannot run a command of ours"),
         ('connector_id = "c"', 'client = "provider"'),
-        ('url = "http://x"\nenv = { A = "b" }', "means nothing without command"),
-        ('url = "http://x"\n[[tools.mcp]]\nname = "crm"\nurl = "http://y"', "is there twice"),
+        ('url = "http://x"\nenv = { A = "b" }', "has no effect without command"),
+        ('url = "http://x"\n[[tools.mcp]]\nname = "crm"\nurl = "http://y"', "is used twice"),
     ],
 )
 def test_mistakes(tmp_path: Path, server: str, words: str) -> None:

@@ -347,7 +347,7 @@ def test_a_coroutine_that_takes_too_long_is_cancelled(tmp_path: Path) -> None:
         ('def f(*x: int):\n    """Doc."""\n', 1, "named parameters only"),
         ('def f(x: "Nothing"):\n    """Doc."""\n', 1, "its types cannot be read"),
         ('def f(x: object.__class__):\n    """Doc."""\n', 1, "f: "),
-        ('def hold(x: int):\n    """Doc."""\n', 1, "of the gateway's own"),
+        ('def hold(x: int):\n    """Doc."""\n', 1, "built-in tool"),
         ("from gateway.tools import tool\n\n@tool\ndef f():\n    pass\n", 3, "has no docstring"),
     ],
 )

@@ -221,9 +221,9 @@ timeout = 2.0
         (hook("http://x", 'parameters = { type = "string" }'), 'of type "object"'),
         (hook("http://x", 'headers = { Host = "y" }'), "is set by the gateway"),
         (hook("http://x", 'filler_text = "Wait."'), "filler_text and filler_sound need a time"),
-        (hook("http://x").replace('"guest"', '"end_call"'), "of the gateway's own"),
+        (hook("http://x").replace('"guest"', '"end_call"'), "built-in tool"),
         (hook("http://x").replace('"guest"', '"a b"'), "must be 1 to 64 letters"),
-        (hook("http://x") + hook("http://y"), "'guest' is there twice"),
+        (hook("http://x") + hook("http://y"), "'guest' is used twice"),
         (
             'tools = ["gest"]\n[[tool]]\nname = "guest"\ndescription = "x"\nurl = "http://x"',
             'did you mean "guest"?',
@@ -234,7 +234,7 @@ timeout = 2.0
             'is needed for policy = "ask_http"',
         ),
         ('[[route.approval]]\ntool = "x"\npolicy = "ask_caller"\nurl = "http://x"', "only"),
-        ('[route.set_language]\nlanguages = { German = "de" }', "is no code of a language"),
+        ('[route.set_language]\nlanguages = { German = "de" }', "is not a language code"),
         ('[route.set_language]\ninstruction = "x"', "must contain {language}"),
     ],
 )
@@ -304,9 +304,9 @@ policy = "deny"
     text = "\n".join(told)
     assert "  tools     0 in Python, 1 over HTTP, MCP servers: crm" in text
     assert "no route offers unused" in text
-    assert "http://other.example/x gets secrets without encryption" in text
+    assert "http://other.example/x gets secrets unencrypted" in text
     assert 'route r: no tool fits the approval of "refnd"' in text
-    assert "tools of crm need approval, and no rule gives it" in text
+    assert "tools of crm need approval, but no rule approves them" in text
 
 
 def test_through_a_proxy(tmp_path: Path, service: HttpService) -> None:
