@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -30,6 +31,12 @@ MAX_CLIENTS = 16
 
 PATIENCE_SECONDS = 10.0
 """How long a client may be silent, or slow to read."""
+
+AGAIN_SECONDS = 0.2
+"""Until a client that found no descriptor is looked at again."""
+
+SPARE = 4
+"""Descriptors kept for clients when the process has no other: theirs, and what commands open."""
 
 LOOK_SECONDS = 5.0
 """Between two looks at whether the socket is still there."""
@@ -62,7 +69,9 @@ class ControlServer:
     def __init__(self, path: Path, commands: Mapping[str, Command]) -> None:
         self._path = path
         self._commands = commands
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._spare: list[int] = []
+        """Descriptors that are given up for a client where the process has no other left."""
         self._clients = TaskSet()
         self._watch = TaskSet()
 
@@ -75,7 +84,7 @@ class ControlServer:
         """Listen again where the socket was removed (by a cleaner of /run, say) or has closed."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if self._server is None or not self._server.is_serving() or not self._path.is_socket():
+            if self._listener is None or not self._path.is_socket():
                 log.warning("control.socket_lost", path=str(self._path))
                 self._close()
                 await self._listen()
@@ -86,18 +95,23 @@ class ControlServer:
             raise ControlError(f"control.socket: {path} is longer than {MAX_PATH_BYTES} bytes")
         self._make_room()
         before = os.umask(0o177)
+        listener = socket.socket(socket.AF_UNIX)
         try:
-            self._server = await asyncio.start_unix_server(
-                self._accept, path, limit=MAX_LINE_BYTES, backlog=MAX_CLIENTS
-            )
+            listener.bind(path)
+            listener.listen(MAX_CLIENTS)
+            listener.setblocking(False)
         except OSError as error:
+            listener.close()
             raise ControlError(f"control.socket: {path}: {error.strerror or error}") from None
         finally:
             os.umask(before)
+        self._listener = listener
+        self._keep_spare()
+        self._watch_listener(listener)
 
     async def stop(self) -> None:
         """Stop listening, end what is being answered, and remove the file."""
-        if self._server is None:
+        if self._listener is None:
             return
         await self._watch.cancel()
         self._close()
@@ -105,9 +119,11 @@ class ControlServer:
         self._path.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+        self._give_up_spare()
 
     def _make_room(self) -> None:
         if not self._path.is_socket():
@@ -123,13 +139,41 @@ class ControlServer:
                 return
         raise ControlError(f"control.socket: another gateway listens on {self._path}")
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _on_client(self) -> None:
+        listener = self._listener
+        assert listener is not None
+        self._give_up_spare()  # the command may need one, too
+        try:
+            client, _address = listener.accept()
+        except OSError:
+            # No descriptor, not even a spare one, as these are with a client: it comes back.
+            self._keep_spare()
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(AGAIN_SECONDS, self._watch_listener, listener)
+            return
         if len(self._clients) >= MAX_CLIENTS:
-            writer.close()
+            client.close()
+            self._keep_spare()
         else:
-            self._clients.spawn(self._serve(reader, writer), "control client")
+            self._clients.spawn(self._serve(client), "control client")
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _watch_listener(self, listener: socket.socket) -> None:
+        if listener is self._listener:
+            asyncio.get_running_loop().add_reader(listener, self._on_client)
+
+    def _keep_spare(self) -> None:
+        with contextlib.suppress(OSError):
+            while len(self._spare) < SPARE:
+                self._spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _give_up_spare(self) -> None:
+        while self._spare:
+            os.close(self._spare.pop())
+
+    async def _serve(self, client: socket.socket) -> None:
+        client.setblocking(False)
+        reader, writer = await asyncio.open_unix_connection(sock=client, limit=MAX_LINE_BYTES)
         try:
             while True:
                 async with asyncio.timeout(PATIENCE_SECONDS):
@@ -144,6 +188,11 @@ class ControlServer:
             return  # silent, gone, or a line without an end
         finally:
             writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    await writer.wait_closed()
+            if len(self._clients) == 1:
+                self._keep_spare()  # the last one: nobody else's command needs them now
 
     async def _answer(self, line: bytes) -> Answer:
         try:

@@ -55,7 +55,6 @@ class HeldCall(Protocol):
     def sip_call_id(self) -> str: ...
     def getId(self) -> int: ...  # noqa: N802 (pjsua2's name)
     def challenged(self) -> Challenged: ...
-    def rtp_known(self) -> bool: ...
     def keys_known(self) -> bool: ...
     def poll_quality(self) -> None: ...
     def fail(self) -> None: ...
@@ -72,8 +71,6 @@ class Calls:
         """Asked on the SIP thread before a REFER makes a call of ours."""
         self.awaiting_keys: list[HeldCall] = []
         """Calls whose SRTP keys are agreed by DTLS, in media, which no callback tells of."""
-        self.awaiting_rtp: list[HeldCall] = []
-        """Calls that may send early media only where RTP has come from."""
         self._all: list[HeldCall] = []
         self._retired: list[HeldCall] = []
         self._ended: OrderedDict[str, Challenged] = OrderedDict()
@@ -132,13 +129,9 @@ class Calls:
             call.release()
 
     def ask_for_keys(self, now: float) -> None:
-        """See whether a call has the keys, or the RTP, that it waits for."""
-        if (self.awaiting_keys or self.awaiting_rtp) and now >= self._next_keys:
+        """See whether a call has the keys that it waits for."""
+        if self.awaiting_keys and now >= self._next_keys:
             self._next_keys = now + KEYS_SECONDS
-            awaiting, self.awaiting_rtp = self.awaiting_rtp, []
-            self.awaiting_rtp += [
-                call for call in awaiting if self._ask(call, call.rtp_known) is False
-            ]
             waiting, self.awaiting_keys = self.awaiting_keys, []
             self.awaiting_keys += [
                 call for call in waiting if self._ask(call, call.keys_known) is False

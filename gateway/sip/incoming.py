@@ -35,6 +35,9 @@ log = structlog.get_logger("sip")
 _UNREADABLE = (400, 500)
 """What pjsua says to an INVITE or a description that it cannot make sense of."""
 
+_UNAVAILABLE = 503
+_NOTHING_FREE = "no call of the library, RTP port or descriptor is free"
+
 _PROVEN = ("registration", "authentication")
 """Only who was told something of us can be found so."""
 
@@ -70,8 +73,7 @@ class Incoming:
 
     def on_full(self, message: str) -> None:
         """A new INVITE has got 503."""
-        reason = "no call of the library, RTP port or descriptor is free"
-        self._refused(Refused(invite_of(message, ""), 503, reason))
+        self._refused(Refused(invite_of(message, ""), _UNAVAILABLE, _NOTHING_FREE))
 
     def on_objection(self, received: Received, objection: Objection) -> None:
         """The offer of a new INVITE cannot be taken; it has its answer."""
@@ -83,7 +85,10 @@ class Incoming:
         """pjsua refused an INVITE by itself."""
         message = text_of(prm.rdata.wholeMsg)
         invite = self._facts_of(message, text_of(prm.rdata.srcAddress)) if message else None
-        self._refused(Refused(invite, int(prm.statusCode), text_of(prm.reason)))
+        code, reason = int(prm.statusCode), text_of(prm.reason)
+        if code == _UNAVAILABLE:
+            reason = _NOTHING_FREE
+        self._refused(Refused(invite, code, reason))
 
     def _refused(self, refused: Refused) -> None:
         """Tell of a refusal below the application; of what could not be read, count it only."""
@@ -193,6 +198,8 @@ class Incoming:
         leg = Leg(self._services.thread, invite)
         call.bind(leg)
         call.respond(100)  # only now: pjsua sends none by itself (config_site.h)
+        if invite.attributed_by in _PROVEN:
+            pj.nativeOpenGate(call.getId())
         self._services.thread.to_loop(lambda: self._callbacks.on_invite(leg))
 
 

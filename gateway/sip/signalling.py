@@ -99,6 +99,7 @@ class Signalling:
         on_request: decides on new requests outside of dialogs, just before pjsua; neither
             retransmissions nor what ``on_message`` has not passed get there.
         on_unread: told of what pjsip's parser gave up; returns the bytes to answer with.
+        retry_after: seconds, for each 503 to an INVITE that does not say them; 0: none.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Signalling:
         on_message: Screening,
         on_request: Screening,
         on_unread: Callable[[Unread], bytes] = lambda _unread: b"",
+        retry_after: int = 0,
     ) -> None:
         self.on_bye: Callable[[int, int], None] = lambda _number, _status: None
         """Told how a BYE of :meth:`watch_bye` ended: 0 could not be sent, 408 no answer, else the
@@ -115,7 +117,8 @@ class Signalling:
         self._native: Any = pj.NativeSignalling(
             _Handler(
                 on_message, on_request, on_unread, lambda: self.on_bye, lambda: self.on_options
-            )
+            ),
+            retry_after,
         )
 
     @property
@@ -138,6 +141,14 @@ class Signalling:
         """
         found: tuple[str, ...] = self._native.headers(name)
         return found
+
+    def receive_instead(self, message: bytes, *, known_only: bool) -> bool:
+        """Have pjsip take another message for the one that is being decided on.
+
+        With ``known_only`` only where a dialog or transaction of ours has it. False: it cannot be
+        read, or is not known, and nothing has happened.
+        """
+        return bool(self._native.receiveInstead(message, known_only))
 
     def watch_bye(self, call: Any) -> int:
         """A BYE is about to be sent for a ``pj.Call``: the number that ``on_bye`` is told.

@@ -13,7 +13,6 @@ from typing import Any
 import pjsua2 as pj
 import structlog
 
-from gateway.addresses import host_of, plain
 from gateway.audio.g711 import Codec
 from gateway.sip.calls import CallServices
 from gateway.sip.leg import Leg
@@ -337,17 +336,7 @@ class SipCall(TransferableCall):
             audio = self.getAudioMedia(place)
             if leg.audio is not None:
                 self.link.take_port(leg.audio)
-            self.link.may_send_early = (
-                self.link.may_send_early
-                or leg.invite.there
-                or (
-                    plain(host_of(str(stream.remoteRtpAddress)))
-                    == plain(host_of(leg.invite.source))
-                )
-            )
             self.link.wire(audio)
-            if not self.link.may_send_early and self not in self.services.calls.awaiting_rtp:
-                self.services.calls.awaiting_rtp.append(self)
             leg.security = media_security(self, stream)
             if not leg.security and self not in self.services.calls.awaiting_keys:
                 self.services.calls.awaiting_keys.append(self)
@@ -405,18 +394,6 @@ class SipCall(TransferableCall):
         self._stream_is_new, self._last_event = False, event
         if not known and not prm.flags & _IS_UPDATE and event[0] in KEYS:
             self._tell(lambda handler: handler.on_digit(event[0]))
-
-    def rtp_known(self) -> bool:
-        """Whether there is nothing more to wait for: RTP came from the peer, or its ACK."""
-        if self.ended or self.link.may_send_early:
-            return True
-        try:
-            came = self.getStreamStat(0).rtcp.rxStat.pkt
-        except pj.Error:
-            return True
-        if came:
-            self.link.let_send(early=True)
-        return bool(came)
 
     def keys_known(self) -> bool:
         """Whether there is nothing more to wait for, see :mod:`gateway.sip.leg`."""

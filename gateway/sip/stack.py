@@ -122,6 +122,9 @@ class Stack:
             lambda received, objection: incoming.on_objection(received, objection),
             self.accounts.names_of,
             challenges,
+            lambda message, known_only: self.signalling.receive_instead(
+                message, known_only=known_only
+            ),
         )
 
         def full() -> bool:
@@ -144,7 +147,9 @@ class Stack:
             decision = capacity_check.decide(received)
             return decision if decision != PASS else self.access.on_request(received)
 
-        self.signalling = Signalling(self.access.on_message, on_request, self.access.on_unread)
+        self.signalling = Signalling(
+            self.access.on_message, on_request, self.access.on_unread, settings.retry_after
+        )
         self._left.callback(self.signalling.close)
         self.services = CallServices(
             thread=thread,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import resource
 import socket
 import ssl
@@ -32,6 +33,7 @@ name = "provider"
 peers = ["127.0.0.1"]
 transport = "tcp"
 """
+ALLOW = '[access]\nunknown_sources = "allow"\n'
 MANY = 2000
 
 
@@ -153,6 +155,84 @@ async def test_no_descriptor_left(runner: object, own_folder: Path) -> None:
         await again.answered()
         await gateway.gateway.wait("call.confirmed", call=again.call_id)
         await again.hang_up()
+
+
+def first_free_descriptor(pid: int) -> int:
+    used = {int(one.name) for one in Path(f"/proc/{pid}/fd").iterdir()}
+    return next(number for number in range(10_000) if number not in used)
+
+
+async def test_not_one_descriptor_left(runner: object, own_folder: Path) -> None:
+    """A control client gets the one that is kept for it; the call that is up goes on."""
+    async with site(own_folder, routes=ANYBODY) as gateway:
+        first = gateway.phone.call("1")
+        first.invite()
+        await first.answered()
+        await gateway.gateway.wait("call.confirmed", call=first.call_id)
+        pid = gateway.gateway.pid
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (first_free_descriptor(pid), hard))
+        for _ in range(3):
+            assert len((await gateway.status())["calls"]) == 1
+        # Two at a time: one is served after the other.
+        answers = await asyncio.gather(gateway.status(), gateway.status())
+        assert [len(answer["calls"]) for answer in answers] == [1, 1]
+        call = gateway.phone.call("1")
+        call.invite()
+        refused = await call.refused()
+        assert (refused.code, refused.headers["retry-after"]) == (503, "5")
+        heard = len(first.rtp.packets)
+        await first.rtp.until(lambda: len(first.rtp.packets) > heard + 20)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        await first.hang_up()
+        await gateway.gateway.wait("call.summary", sip_call_id=first.call_id)
+
+
+OUTBOUND = """
+[outbound]
+enabled = true
+allowed_prefixes = ["answer"]
+"""
+
+
+async def test_every_rtp_port_is_somebody_elses(runner: object, own_folder: Path) -> None:
+    """503 with Retry-After to a caller, an outcome for a call of ours; then all is as before."""
+    async with site(own_folder, routes=ANYBODY, more=ALLOW + OUTBOUND) as gateway:
+        config = (own_folder / "gateway.toml").read_text()
+        found = re.search(r"rtp_ports = \[(\d+), (\d+)\]", config)
+        assert found
+        taken = []
+        try:
+            for port in range(int(found[1]), int(found[2]) + 1):
+                one = socket.socket(type=socket.SOCK_DGRAM)
+                taken.append(one)
+                one.bind(("127.0.0.1", port))
+            call = gateway.phone.call("1")
+            call.invite()
+            refused = await call.refused()
+            assert (refused.code, refused.headers["retry-after"]) == (503, "5")
+            summary = await gateway.gateway.wait("call.summary", sip_call_id=call.call_id)
+            assert summary["ending"]["why"] == "over_capacity"
+            assert not gateway.gateway.all("sip.rejected")
+            host, port = gateway.phone.address
+            answer = await asyncio.to_thread(
+                ask,
+                own_folder / "control",
+                "dial",
+                to=f"sip:answer@{host}:{port}",
+                route="anybody",
+                trunk="",
+            )
+            summary = await gateway.gateway.wait("call.summary", call=str(answer["call"]))
+            assert summary["ending"]["why"] == "call_failed"
+        finally:
+            for one in taken:
+                one.close()
+        call = gateway.phone.call("1")
+        call.invite()
+        await call.answered()
+        await gateway.gateway.wait("call.confirmed", call=call.call_id)
+        await call.hang_up()
 
 
 def test_whose_connections_are_kept() -> None:

@@ -15,8 +15,10 @@ import pytest
 
 from gateway.devtools.emulator.record import SessionRecord
 from gateway.sip.messages.validation import refused_address
+from tests.calls.test_media_offers import raw_call
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import GatewayStack, eventually
+from tests.support.site_under_test import ANYBODY, Site, site
 
 LONG_ANSWER: dict[str, Any] = {"kind": "pattern", "seconds": 60, "burst": True}
 EARLY = """
@@ -246,3 +248,107 @@ async def test_no_ack_ever(
 )
 def test_addresses_of_rtp(line: str, source: str, refused: str) -> None:
     assert refused_address(f"v=0\r\n{line}\r\nt=0 0\r\n", source) == refused
+
+
+DTLS = """
+[access]
+unknown_sources = "allow"
+[media]
+srtp = "optional"
+srtp_keying = ["dtls"]
+"""
+FINGERPRINT = "a=fingerprint:sha-256 " + ":".join(["AB"] * 32)
+OFFERS = {
+    "DTLS": ("UDP/TLS/RTP/SAVP", FINGERPRINT, "a=setup:passive"),
+    "DTLS with both roles": ("UDP/TLS/RTP/SAVPF", FINGERPRINT, "a=setup:actpass"),
+    "DTLS with rtcp-mux": ("UDP/TLS/RTP/SAVP", FINGERPRINT, "a=setup:actpass", "a=rtcp-mux"),
+    "plain": ("RTP/AVP",),
+}
+
+
+def offer_of(somebody: Victim, offer: tuple[str, ...], *, rtcp_only: bool = False) -> str:
+    """A description with ``somebody`` for its media, or for its RTCP."""
+    host = "127.0.0.1" if rtcp_only else somebody.host
+    rtcp = (f"a=rtcp:{somebody.port + 1} IN IP4 {somebody.host}",) if rtcp_only else ()
+    lines = (
+        "v=0",
+        "o=- 1 1 IN IP4 127.0.0.1",
+        "s=-",
+        f"c=IN IP4 {host}",
+        "t=0 0",
+        f"m=audio {somebody.port} {offer[0]} 0",
+        *offer[1:],
+        *rtcp,
+    )
+    return "".join(f"{line}\r\n" for line in lines)
+
+
+@pytest.mark.parametrize("rtcp_only", [False, True], ids=["media", "RTCP"])
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+async def test_nothing_at_all_goes_elsewhere_before_the_ack(
+    runner: object, dtls_place: Site, offer: tuple[str, ...], rtcp_only: bool
+) -> None:
+    """No RTP, no RTCP, no DTLS handshake (RFC 5764 section 5); all of it at the ACK."""
+    with victim("127.0.0.5") as somebody:
+        call = raw_call(dtls_place.phone, offer_of(somebody, offer, rtcp_only=rtcp_only))
+        call.acknowledge = False
+        call.invite()
+        # 200, and again after 0.5 s; the handshake would begin with the first.
+        await call.until(lambda one: one.responses.count(200) == 2)
+        assert somebody.bytes() == 0
+        call.ack()
+        if not rtcp_only or offer[-1] != "a=rtcp-mux":
+            await eventually(lambda: somebody.bytes() > 0, "media")
+        await call.hang_up()
+        await dtls_place.gateway.wait("call.summary", sip_call_id=call.call_id)
+
+
+async def test_a_handshake_may_begin_where_a_packet_came_from(
+    runner: object, dtls_place: Site
+) -> None:
+    with victim("127.0.0.5") as somebody:
+        call = raw_call(dtls_place.phone, offer_of(somebody, OFFERS["DTLS"]))
+        call.acknowledge = False
+        call.invite()
+        await call.until(lambda one: one.final is not None)
+        assert somebody.bytes() == 0
+        assert call.final is not None
+        port = int(call.final.body.partition("m=audio ")[2].split(" ")[0])
+        somebody.speak(("127.0.0.1", port))
+        await eventually(lambda: somebody.bytes() > 0, "a handshake")
+        call.ack()
+        await call.hang_up()
+        await dtls_place.gateway.wait("call.summary", sip_call_id=call.call_id)
+
+
+@pytest.mark.parametrize("proof", ["its ACK", "a packet"])
+async def test_a_re_invite_moves_media_with_its_ack(
+    runner: object, dtls_place: Site, proof: str
+) -> None:
+    """Until then it goes where it went before."""
+    with victim("127.0.0.5") as somebody:
+        call = dialog_call(dtls_place.phone, "1")
+        await answered(call)
+        await call.rtp.until(lambda: len(call.rtp.packets) > 3)
+        call.acknowledge = call.rtp.sending = False  # its RTP would be followed
+        answer = await call.ask("INVITE", body=offer_of(somebody, OFFERS["plain"]))
+        assert answer.code == 200
+        heard = len(call.rtp.packets)
+        await call.rtp.until(lambda: len(call.rtp.packets) > heard + 10)
+        assert somebody.bytes() == 0
+        if proof == "its ACK":
+            call.phone.send(call._inside("ACK", call._sequence))
+        else:
+            port = int(answer.body.partition("m=audio ")[2].split(" ")[0])
+            somebody.speak(("127.0.0.1", port))
+        await eventually(lambda: somebody.bytes() > 0, "media")
+        await call.hang_up()
+        await dtls_place.gateway.wait("call.summary", sip_call_id=call.call_id)
+
+
+@pytest.fixture(scope="module")
+def dtls_place(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One gateway that takes SRTP by DTLS."""
+    opened = site(tmp_path_factory.mktemp("site"), more=DTLS, routes=ANYBODY)
+    yield runner.run(opened.__aenter__())
+    runner.run(opened.__aexit__(None, None, None))

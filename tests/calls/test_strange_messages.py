@@ -233,6 +233,40 @@ async def test_a_route_by_ipv6_is_answered(world: GatewayStack) -> None:
     await world.phone.forget(call)
 
 
+@pytest.mark.parametrize(
+    "routes",
+    [
+        ("sip:[2001:db8::7];lr",),
+        ("sip:[2001:db8::7]:5070;transport=tcp;lr",),
+        ("sip:[::1]:5070;lr", "sip:192.0.2.9;lr"),
+        ("sip:127.0.0.9;transport=ws;lr",),
+        ("sip:127.0.0.9;transport=wss;lr",),
+        ("sips:127.0.0.9;lr",),
+        ("sip:127.0.0.9;transport=tls;lr",),
+        ("sip:df7jal23ls0d.invalid;lr",),
+        ("sip:df7jal23ls0d.invalid;transport=ws;lr", "sip:127.0.0.9;lr"),
+        ("sip:nobody-knows-it.example;lr",),
+    ],
+    ids=lambda routes: routes[0],
+)
+async def test_requests_find_back_whatever_the_route(
+    world: GatewayStack, routes: tuple[str, ...]
+) -> None:
+    """Where no transport of ours leads, a BYE goes where the INVITE came from, with its Route."""
+    fields = b"".join(b"Record-Route: <%s>\r\n" % route.encode() for route in routes)
+    call = changed(world, (b"Max-Forwards", fields + b"Max-Forwards"))
+    call.invite()
+    await call.answered()
+    await world.gateway.wait("call.confirmed", call=call.call_id)
+    (name,) = world.gateway.ids_of(call.call_id)
+    await asyncio.to_thread(ask, world.folder / "gateway.sock", "hangup", call=name)
+    bye = await call.hung_up()
+    assert routes[0] in bye.headers["route"]
+    summary = await world.summary(call)
+    assert not world.gateway.all("sip.bye_undelivered", call=name)
+    assert summary["ending"]["why"] == "operator"
+
+
 async def test_a_body_of_several_parts(world: GatewayStack) -> None:
     """RFC 5621: the description is one of them."""
     call = changed(world)

@@ -144,7 +144,8 @@ class DialogCall(PhoneCall):
         elif message.method == "INVITE" and message.code >= 200:
             number = int(message.headers["cseq"].split(" ")[0])
             if message.code < 300:
-                self.phone.send(self._inside("ACK", number))
+                if self.acknowledge:
+                    self.phone.send(self._inside("ACK", number))
             else:
                 branch = re.search(r"branch=([^;]+)", message.headers["via"])
                 assert branch is not None

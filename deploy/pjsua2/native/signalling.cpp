@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "signalling.hpp"
+#include "media_gate.hpp"
 
 #define THIS_FILE "signalling.cpp"
 
@@ -80,6 +81,7 @@ struct NativeSignalling::State {
     pjsip_module first, second, byes;
     PyObject *handler;
     bool opened;
+    unsigned retry_after;
 
     // The endpoint is one a process, and so is this; pjsip's callbacks name nobody.
     static NativeSignalling *current;
@@ -196,6 +198,7 @@ struct NativeSignalling::State {
         if (screen("on_message", rdata))
             return PJ_TRUE;
         make_reachable(rdata);
+        moveGate(rdata);
         return PJ_FALSE;
     }
 
@@ -241,6 +244,23 @@ struct NativeSignalling::State {
     static pj_bool_t on_second(pjsip_rx_data *rdata)
     {
         return pjsip_rdata_get_dlg(rdata) ? PJ_FALSE : screen("on_request", rdata);
+    }
+
+    // Whatever refuses an INVITE for want of something says when to try again (RFC 3261 20.33).
+    static pj_status_t on_tx_response(pjsip_tx_data *tdata)
+    {
+        static const pj_str_t name = {const_cast<char *>("Retry-After"), 11};
+        pjsip_msg *msg = tdata->msg;
+        if (!current || !current->state_->retry_after ||
+            msg->line.status.code != PJSIP_SC_SERVICE_UNAVAILABLE || pjsip_tx_data_is_valid(tdata) ||
+            pjsip_msg_find_hdr_by_name(msg, &name, nullptr))
+            return PJ_SUCCESS;
+        auto *cseq = static_cast<pjsip_cseq_hdr *>(pjsip_msg_find_hdr(msg, PJSIP_H_CSEQ, nullptr));
+        if (cseq && cseq->method.id == PJSIP_INVITE_METHOD) {
+            auto *header = pjsip_retry_after_hdr_create(tdata->pool, (int)current->state_->retry_after);
+            pjsip_msg_add_hdr(msg, reinterpret_cast<pjsip_hdr *>(header));
+        }
+        return PJ_SUCCESS;
     }
 
     static pj_bool_t on_response(pjsip_rx_data *rdata)
@@ -325,12 +345,14 @@ struct NativeSignalling::State {
             pjsip_transport_shutdown2(transport, PJ_TRUE);
     }
 
-    static std::string answer_to_unread(const pjsip_rx_data *rdata, int status, const void *data,
+    static std::string answer_to_unread(pjsip_rx_data *rdata, int status, const void *data,
                                         size_t size)
     {
         Locked locked;
         std::string answer;
         PyObject *handler = current->state_->handler;
+        pjsip_rx_data *before = deciding;
+        deciding = rdata;
         PyObject *said =
             handler ? PyObject_CallMethod(handler, "on_unread", "(sisiN)", rdata->pkt_info.src_name,
                                           rdata->pkt_info.src_port,
@@ -343,8 +365,31 @@ struct NativeSignalling::State {
             PyErr_Clear();
             ++current->failures_;
         }
+        deciding = before;
         Py_XDECREF(said);
         return answer;
+    }
+
+    // Whether a dialog or an INVITE of ours has this request.
+    static bool known(pjsip_rx_data *rdata)
+    {
+        if (rdata->msg_info.msg->line.req.method.id != PJSIP_CANCEL_METHOD)
+            return in_dialog(rdata);
+        pj_str_t key;
+        return pjsip_tsx_create_key(rdata->tp_info.pool, &key, PJSIP_ROLE_UAS,
+                                    pjsip_get_invite_method(), rdata) == PJ_SUCCESS &&
+               pjsip_tsx_layer_find_tsx(&key, PJ_FALSE) != nullptr;
+    }
+
+    // Parses `size` bytes of rdata's packet, as the transport manager does it.
+    static bool readable(pjsip_rx_data *rdata, size_t size)
+    {
+        auto &info = rdata->msg_info;
+        pj_bzero(&info, sizeof info);
+        pj_list_init(&info.parse_err);
+        info.msg = pjsip_parse_rdata(rdata->pkt_info.packet, size, rdata);
+        return info.msg && pj_list_empty(&info.parse_err) && info.msg->type == PJSIP_REQUEST_MSG &&
+               info.cid && info.cid->id.slen && info.from && info.to && info.via && info.cseq;
     }
 
     static void tell(const char *method, int first, int second)
@@ -364,13 +409,16 @@ NativeSignalling *NativeSignalling::State::current = nullptr;
 pjsip_rx_data *NativeSignalling::State::deciding = nullptr;
 unsigned NativeSignalling::State::watches = 0;
 
-NativeSignalling::NativeSignalling(PyObject *handler) : state_(new State()), failures_(0)
+NativeSignalling::NativeSignalling(PyObject *handler, unsigned retry_after)
+    : state_(new State()), failures_(0)
 {
+    state_->retry_after = retry_after;
     State::init_module(state_->first, "mod-gateway-first", kBeforeAllLayers);
     state_->first.on_rx_request = &State::on_first;
     state_->first.on_rx_response = &State::on_response;
     State::init_module(state_->second, "mod-gateway-requests", kJustBeforePjsua);
     state_->second.on_rx_request = &State::on_second;
+    state_->second.on_tx_response = &State::on_tx_response;
     // Behind pjsip's own usage (48), which answers a challenge with another BYE.
     State::init_module(state_->byes, "mod-gateway-byes", kJustBeforePjsua);
     state_->byes.on_tsx_state = &State::on_tsx_state;
@@ -444,6 +492,48 @@ PyObject *NativeSignalling::headers(const std::string &name) const
     PyObject *result = found ? PyList_AsTuple(found) : nullptr;
     Py_XDECREF(found);
     return result;
+}
+
+bool NativeSignalling::receiveInstead(PyObject *bytes, bool known_only)
+{
+    pjsip_rx_data *came = State::deciding;
+    char *text;
+    Py_ssize_t size;
+    if (!came || PyBytes_AsStringAndSize(bytes, &text, &size) != 0 || size <= 0 ||
+        size >= PJSIP_MAX_PKT_LEN) {
+        PyErr_Clear();
+        return false;
+    }
+    pjsip_endpoint *endpoint = pjsua_get_pjsip_endpt();
+    pj_pool_t *pool = pjsip_endpt_create_pool(endpoint, "instead%p", PJSIP_POOL_RDATA_LEN,
+                                              PJSIP_POOL_RDATA_INC);
+    auto *rdata = PJ_POOL_ZALLOC_T(pool, pjsip_rx_data);
+    rdata->tp_info.pool = pool;
+    rdata->tp_info.transport = came->tp_info.transport;
+    rdata->tp_info.op_key.rdata = rdata;
+    auto &packet = rdata->pkt_info;
+    packet.timestamp = came->pkt_info.timestamp;
+    packet.src_addr = came->pkt_info.src_addr;
+    packet.src_addr_len = came->pkt_info.src_addr_len;
+    memcpy(packet.src_name, came->pkt_info.src_name, sizeof packet.src_name);
+    packet.src_port = came->pkt_info.src_port;
+    // Parsing changes the packet: once to see whether it will do, and once for pjsip.
+    auto put = [&] {
+        memcpy(packet.packet, text, (size_t)size);
+        packet.packet[size] = '\0';
+        packet.len = size;
+    };
+    put();
+    bool good = State::readable(rdata, (size_t)size) && (!known_only || State::known(rdata));
+    if (good) {
+        put();
+        // It may send, and so has to let go of the interpreter, which asks again for itself.
+        Py_BEGIN_ALLOW_THREADS
+        pjsip_tpmgr_receive_packet(pjsip_endpt_get_tpmgr(endpoint), rdata);
+        Py_END_ALLOW_THREADS
+    }
+    pjsip_endpt_release_pool(endpoint, pool);
+    return good;
 }
 
 unsigned NativeSignalling::watchBye(Call &call)

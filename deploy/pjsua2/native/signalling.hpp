@@ -38,8 +38,10 @@ public:
      * handle of the connection, method, status
      * (0: a request), the bytes of the message, those of its body (where it has a Content-Type),
      * whether it is for a dialog of ours. All but the bytes are of pjsip's own parse.
+     *
+     * retry_after: seconds, for each 503 to an INVITE that does not say them; 0: none.
      */
-    explicit NativeSignalling(PyObject *handler);
+    explicit NativeSignalling(PyObject *handler, unsigned retry_after = 0);
     ~NativeSignalling();
 
     /** Register with the endpoint of an initialised library. Throws Error. */
@@ -50,6 +52,10 @@ public:
     /** Fields of this name of the message that is being decided on, as a tuple of str; of pjsip's
      *  own parse, printed by it. Raises RuntimeError outside of on_message and on_request. */
     PyObject *headers(const std::string &name) const;
+    /** Take these bytes in place of what the handler is being asked about, from the same sender.
+     *  `known_only`: only where a dialog or transaction of ours has them. False: not read, or not
+     *  known, and nothing has happened. */
+    bool receiveInstead(PyObject *bytes, bool known_only);
     /** Messages that were refused because Python could not decide on them. */
     unsigned failures() const { return failures_; }
 

@@ -8,6 +8,7 @@
 %feature("nothreadallow") pj::NativeSignalling::~NativeSignalling;
 %feature("nothreadallow") pj::NativeSignalling::close;
 %feature("nothreadallow") pj::NativeSignalling::headers;
+%feature("nothreadallow") pj::NativeSignalling::receiveInstead;
 %feature("nothreadallow") pj::NativeSignalling::failures;
 %feature("nothreadallow") pj::nativeCallCount;
 %include "signalling.hpp"

@@ -30,6 +30,7 @@ from gateway.sip.messages.replies import (
     reply_outside,
 )
 from gateway.sip.messages.sdp import Media, Objection
+from gateway.sip.messages.unread import STRIPPED, mended, stripped
 from gateway.sip.messages.validation import (
     NOT_ACCEPTABLE,
     InvalidMessage,
@@ -66,7 +67,7 @@ What ends a call, or is part of an INVITE's transaction, has no limit."""
 _UNLIMITED = frozenset({"ACK", "BYE", "CANCEL", "PRACK"})
 
 _UNAUTHORIZED, _FORBIDDEN, _INTERVAL, _BUSY, _UNAVAILABLE = 401, 403, 422, 486, 503
-_TOO_LARGE = 513
+_BAD_REQUEST, _TOO_LARGE = 400, 513
 
 Headers = Mapping[str, tuple[str, ...]]
 
@@ -90,6 +91,8 @@ class AccessControl:
         names_of: the names in the certificate of who is at the other end of a connection, by
             pjsip's handle of it.
         challenges: who may ask for a trunk's password.
+        receive_instead: has pjsip take another message for the one that is decided on; with True
+            only where a call of ours has it. Returns whether it was taken.
     """
 
     def __init__(
@@ -103,7 +106,11 @@ class AccessControl:
         on_objection: Callable[[Received, Objection], None],
         names_of: Callable[[int], tuple[str, ...]] = lambda _connection: (),
         challenges: Challenges | None = None,
+        receive_instead: Callable[[bytes, bool], bool] = lambda _message, _known_only: False,
     ) -> None:
+        self._receive_instead = receive_instead
+        self._instead = False
+        """What pjsip takes in place of another message is not replaced again."""
         self._challenges = challenges
         self.refusals = RefusalLog(lambda fields: log.warning("sip.rejected", **fields))
         self.current: Received | None = None
@@ -199,6 +206,8 @@ class AccessControl:
                 return self._answer(source, reply, now)
         flaw = _flaw_in(message, headers, source) or _cut(received, headers)
         if flaw is not None:
+            if self._take_stripped(received, received.message):
+                return DROP
             reply = Reply(0 if method == "ACK" else flaw.code)
             return self._refuse(received, f"malformed: {flaw.what}", reply)
         trunk = None if self.found is None else self.found.trunk
@@ -363,6 +372,11 @@ class AccessControl:
         if found is None and self.bans.drops(source, now):
             self._drop_banned()
             return b""
+        if unread.code == _BAD_REQUEST and (
+            self._take(mended(unread.data, unread.source, unread.port), known_only=False)
+            or self._take_stripped(unread, unread.data)
+        ):
+            return b""
         rule, code = "malformed: cannot be read", unread.code
         if found is None and self._verdict(source) != "allow":
             self._count_refusal(unread, now)
@@ -379,6 +393,22 @@ class AccessControl:
             rule, source, now, code=told, method=name_of(method), transport=unread.transport
         )
         return answer
+
+    def _take_stripped(self, came: Received | Unread, data: bytes) -> bool:
+        """Have what ends a call, or confirms it, do so whatever is wrong in the rest of it."""
+        if method_of(data) not in STRIPPED:
+            return False
+        less = stripped(data, came.source, came.port, came.transport)
+        return any(self._take(message, known_only=True) for message in less)
+
+    def _take(self, message: bytes, *, known_only: bool) -> bool:
+        if not message or self._instead:
+            return False
+        self._instead = True
+        try:
+            return self._receive_instead(message, known_only)
+        finally:
+            self._instead = False
 
     def _on_response(self, received: Received) -> Decision:
         message = received.message.decode("utf-8", "replace")

@@ -105,8 +105,7 @@ class ConferenceLink:
     """
 
     def __init__(self, sounds: Sounds, pool: PortPool, *, may_send: bool) -> None:
-        self.may_send = self.may_send_early = may_send
-        """``may_send_early``: early media may go where the peer's description says."""
+        self.may_send = may_send
         self._sounds = sounds
         self._pool = pool
         self.media: Any = None
@@ -134,15 +133,17 @@ class ConferenceLink:
         if self.port is None:
             self.port = self._pool.take(audio)
 
-    def let_send(self, *, early: bool = False) -> None:
+    def let_send(self) -> None:
         """There is somebody to hear us."""
-        self.may_send_early = True
-        self.may_send = self.may_send or not early
+        self.may_send = True
         self._gate()
 
     def _gate(self) -> None:
-        """Let RTP go out, or hold it: silence that nobody asked for is traffic, too."""
-        held = not (self.may_send or (self.may_send_early and self._playing is not None))
+        """Let RTP go out, or hold it: silence that nobody asked for is traffic, too.
+
+        Where it goes to before the ACK, the library's own gate decides.
+        """
+        held = not self.may_send and self._playing is None
         if self._stream and held is not self._send_held:
             self._send_held = held
             pj.nativeHoldStream(self._stream, held)
