@@ -71,6 +71,22 @@ def stale(asked: Fields) -> tuple[int, list[str]]:
     return 401, [f'WWW-Authenticate: Digest realm="r",algorithm=MD5,qop="auth",{more}']
 
 
+def beside_bearer(*, first: bool) -> Rule:
+    digests = (
+        'Digest realm="r",nonce="n",algorithm=SHA-256,qop="auth"',
+        'Digest realm="r",nonce="n",algorithm=MD5,qop="auth"',
+    )
+    bearer = ('Bearer authz_server="https://example.net/a", scope="x"',)
+
+    def rule(asked: Fields) -> tuple[int, list[str]]:
+        if asked.get("Authorization", "").startswith("Digest "):
+            return granted(100)(asked)
+        challenges = bearer + digests if first else digests + bearer
+        return 401, [f"WWW-Authenticate: {one}" for one in challenges]
+
+    return rule
+
+
 RULES: dict[str, tuple[int, Rule]] = {
     "pjproject #4038: 423 with Min-Expires": (3600, too_brief),
     "opensips #3659: less than was asked for": (77, granted(77)),
@@ -120,6 +136,8 @@ RULES: dict[str, tuple[int, Rule]] = {
         challenged('\r\n nonce="n",algorithm=MD5,\r\n\tqop="auth"'),
     ),
     "RFC 2617: a stale nonce": (100, stale),
+    "RFC 8898: Bearer before Digest": (100, beside_bearer(first=True)),
+    "RFC 8898: Bearer behind Digest": (100, beside_bearer(first=False)),
 }
 
 

@@ -90,6 +90,7 @@ class Challenger(CalledPhone):
     def __init__(self, host: str) -> None:
         super().__init__()
         self._host = host
+        self.challenges: tuple[str, ...] = ('Digest realm="anybody", nonce="n1", algorithm=MD5',)
         self.invites: list[Message] = []
 
     async def start(self, port: int = 0) -> Challenger:
@@ -106,8 +107,8 @@ class Challenger(CalledPhone):
         to = f"{call.invite.headers['to']};tag={call.tag}"
         names = ("Via", "From", "Call-ID", "CSeq")
         lines = [f"{name}: {call.invite.headers[name.lower()]}" for name in names]
-        challenge = 'Proxy-Authenticate: Digest realm="anybody", nonce="n1", algorithm=MD5'
-        head = ["SIP/2.0 407 Who", *lines, f"To: {to}", challenge, "Content-Length: 0"]
+        asked = [f"Proxy-Authenticate: {challenge}" for challenge in self.challenges]
+        head = ["SIP/2.0 407 Who", *lines, f"To: {to}", *asked, "Content-Length: 0"]
         self.send(("\r\n".join(head) + "\r\n\r\n").encode())
 
 
@@ -284,6 +285,43 @@ async def test_the_password_is_for_the_trunk_only(
         assert ['username="us"' in digest for digest in digests] == [True] * (count - 1)
         await world.summary_at_end(call)
     assert world.gateway.all("trunk.foreign_challenge", source="127.0.0.2")
+
+
+BEARER = 'Bearer authz_server="https://example.net/authorize", realm="anybody"'
+MD5 = 'Digest realm="anybody", nonce="n1", algorithm=MD5'
+SHA256 = 'Digest realm="anybody", nonce="n2", algorithm=SHA-256, qop="auth"'
+
+
+@pytest.mark.parametrize(
+    ("challenges", "algorithm"),
+    [
+        ((BEARER, MD5), "MD5"),
+        ((MD5, BEARER), "MD5"),
+        ((BEARER, SHA256), "SHA-256"),
+        (("Basic realm=x", "X-Own", BEARER, SHA256), "SHA-256"),
+        ((BEARER + ",\r\n scope=x", MD5), "MD5"),
+        ((SHA256.replace("n2", "n1"), BEARER, MD5), "SHA-256"),
+        ((MD5, SHA256.replace("n2", "n1")), "MD5"),
+    ],
+    ids=str,
+)
+async def test_a_digest_challenge_among_others(
+    world: GatewayStack,
+    challengers: tuple[Challenger, Challenger],
+    challenges: tuple[str, ...],
+    algorithm: str,
+) -> None:
+    """RFC 8898 has Bearer beside Digest, RFC 8760 several algorithms: the first that fits."""
+    ours, _foreign = challengers
+    ours.challenges = challenges
+    world.behave(vad="off", answer="silent")
+    call = await dial(world, "follows")
+    refer(call, ours.uri("x"))
+    await call.until(lambda c: len(told(c)) > 1, what="an outcome")
+    credentials = ours.invites[1].headers["proxy-authorization"]
+    assert credentials.startswith("Digest ")
+    assert f"algorithm={algorithm}" in credentials.replace('"', "")
+    await world.summary_at_end(call)
 
 
 @pytest.mark.parametrize("number", ["+499001234567", "0049900123456", "+88216123456", "112", "1"])

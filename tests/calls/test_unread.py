@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Messages that pjsip's parser gives up: served as far as they can be read."""
 
 from __future__ import annotations
