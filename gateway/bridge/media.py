@@ -7,14 +7,15 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import structlog
 
-from gateway.audio.g711 import FRAME_MS
+from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE
 from gateway.audio.inband import InBandDetector
 from gateway.audio.tone_analysis import Beep, Listener
 from gateway.bridge.machine_driver import CallHost, CallPart, entry
 from gateway.call import inputs, outputs
-from gateway.call.inputs import BeepHeard, DigitPressed, SoundHeard
+from gateway.call.inputs import BeepHeard, CallerSounds, DigitPressed, SoundHeard
 from gateway.call.plan import CallPlan
 from gateway.sip.media.ports import CallAudio
 
@@ -177,22 +178,47 @@ class CallMedia(CallPart):
                 self._feed_first(inputs.PlayoutRefused(refused))
 
 
+LOUD = 500
+"""Of 32,768: a sample above it (-36 dBFS) is no noise of a quiet line."""
+
+LOUD_SHARE = 0.1
+"""Loud samples of a second from which the caller sounds; of speech they are a third."""
+
+
 class InboundAudioAnalyzer:
-    """Detects DTMF tones, beeps and music in the caller's audio, where the route asks for it."""
+    """Detects DTMF tones, beeps and music in the caller's audio, where the route asks for it, and
+    in every call whether the caller sounds."""
 
     def __init__(self, plan: CallPlan) -> None:
         self._keys = InBandDetector(plan.codec) if plan.dtmf.inband else None
         self._sounds = Listener(plan.codec) if plan.machine_detection.listens else None
         self._held = False
+        linear = np.frombuffer(plan.codec.to_linear(bytes(range(256))), np.int16)
+        self._quiet = bytes(byte for byte in range(256) if abs(int(linear[byte])) < LOUD)
+        self._loud = self._bytes = 0
 
-    def feed(self, audio: bytes, *, held: bool) -> list[DigitPressed | SoundHeard | BeepHeard]:
+    def _sounds_now(self, audio: bytes) -> bool:
+        """Whether this audio completes a second that is loud."""
+        self._bytes += len(audio)
+        self._loud += len(audio.translate(None, self._quiet))
+        if self._bytes < SAMPLE_RATE:
+            return False
+        loud = self._loud >= LOUD_SHARE * self._bytes
+        self._bytes = self._loud = 0
+        return loud
+
+    def feed(
+        self, audio: bytes, *, held: bool
+    ) -> list[DigitPressed | SoundHeard | BeepHeard | CallerSounds]:
         """Return what is found in these G.711 bytes.
 
         While the call is on hold only keys are: the caller's side may play music then.
         """
         if not audio:
             return []
-        heard: list[DigitPressed | SoundHeard | BeepHeard] = []
+        heard: list[DigitPressed | SoundHeard | BeepHeard | CallerSounds] = []
+        if self._sounds_now(audio) and not held:
+            heard.append(CallerSounds())
         if self._keys is not None:
             heard += [DigitPressed(digit, in_band=True) for digit in self._keys.feed(audio)]
         if self._sounds is None:

@@ -129,6 +129,11 @@ class SoundHeard:
 
 
 @dataclass(frozen=True, slots=True)
+class CallerSounds:
+    """A second of the caller's audio was loud: a voice, music or noise."""
+
+
+@dataclass(frozen=True, slots=True)
 class BeepHeard:
     """A single tone has just ended in the caller's audio."""
 
@@ -314,6 +319,7 @@ Input = (
     | ReferProgress
     | BLegRinging
     | SoundHeard
+    | CallerSounds
     | BeepHeard
     | BLegAnswered
     | BLegEnded

@@ -181,6 +181,7 @@ class CallMachine:
             inputs.ApprovalResult: lambda _input, _now: [],
             inputs.ContentChecked: lambda _input, _now: [],
             inputs.SoundHeard: lambda _input, _now: [],
+            inputs.CallerSounds: lambda _input, _now: [],
             inputs.BeepHeard: lambda _input, _now: [],
             inputs.CallerReplaced: lambda input, now: [
                 note(now, "caller_replaced", "info", uri=input.uri)
@@ -226,6 +227,8 @@ class CallMachine:
             return []
         if self._post_call is not None and type(input) is not inputs.InternalError:
             return self._wait_for_post_call(self._post_call, input, now)
+        if type(input) in (inputs.ServerEventReceived, inputs.ServerErrorReceived):
+            self._call.conversation.silence.event_came()
         if type(input) is inputs.ServerEventReceived:
             event = self._call.conversation.complete(input.event)
             input = input if event is input.event else replace(input, event=event)
@@ -248,6 +251,11 @@ class CallMachine:
                 self._call.conversation.transcript.sent(todo, now)
             return [output for output in todo if not isinstance(output, outputs.Send)]
         self._call.conversation.transcript.sent(todo, now)
+        if any(
+            type(output) is outputs.Send and type(output.command) is UpdateSession
+            for output in todo
+        ):
+            todo += self._call.conversation.silence.update_sent(now)
         return todo
 
     def _only_queues_audio(self, input: inputs.Input, todo: list[outputs.Output]) -> bool:

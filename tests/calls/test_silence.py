@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.harness import GatewayStack
-from tests.support.listening import is_silence
+from tests.support.listening import is_silence, noise
 
 TIMEOUT_S = 1.0
 
@@ -104,3 +104,20 @@ async def test_a_response_of_text_only_is_said_and_asked_for_again(world: Gatewa
     assert line["content"] == "empty"
     await call.rtp.heard_bytes(4000)
     await world.summary_at_end(call)
+
+
+async def test_a_server_that_answers_pings_and_sends_no_event(world: GatewayStack) -> None:
+    """Nothing says that a turn is over: the caller's own voice tells that something is due."""
+    world.behave(vad="auto", answers=[HELLO, HELLO, HELLO])
+    call = await world.dial("listens")
+    session = await world.session_of(call)
+    call.rtp.say(noise(3, 1.0))
+    await session.wait_until(lambda one: len(one.sent("response.done")) == 2, 20)
+    await call.rtp.until(lambda: all(is_silence(one) for one in call.rtp.packets[-25:]))
+    world.emulator.live[session.id].emit = lambda *_event: None  # type: ignore[method-assign]
+    call.rtp.say(noise(4, 3.2))
+    line = await world.gateway.wait("call.silence_detected", call=call.call_id)
+    assert line["rule"] == "no_events"
+    await world.gateway.wait("call.session_replaced", call=call.call_id)
+    summary = await world.summary_at_end(call)
+    assert [one["why"] for one in summary["failovers"]] == ["session_silent"]

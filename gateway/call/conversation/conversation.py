@@ -134,7 +134,8 @@ class Conversation:
         """Responses that came without an id."""
         self.silence = Silence(
             self.control,
-            lambda: self._caller_speaks or self._functions.busy or approvals.wants_digits,
+            lambda: self._caller_speaks,
+            lambda: self._functions.busy or approvals.wants_digits,
         )
         self._response_fallback = ResponseFallback(self.control)
         self._rules: tuple[ConversationRule, ...] = (

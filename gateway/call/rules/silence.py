@@ -4,7 +4,9 @@ detected.
 
 It does not matter how the silence of the model came about: a response that was asked for and never
 created, one that was created and brings no audio or stops in the middle of it, a turn of the caller
-that the server does not answer, an ``error`` without ``response.done``. What follows (the route's
+that the server does not answer, an ``error`` without ``response.done``; or a server that sends no
+event at all, though its connection is up, after a ``session.update`` or while the caller speaks.
+What follows (the route's
 ``fallback``) is decided by :class:`gateway.call.session.lifecycle.SessionEvents`.
 """
 
@@ -113,16 +115,24 @@ MCP_SECONDS = 60.0
 _MAX_MCP = 16
 _MCP_ENDS = ("response.mcp_call.completed", "response.mcp_call.failed")
 
+_NO_EVENTS, _UPDATE = "no_events", "update_not_answered"
+
+LOUD_SECONDS = 2
+"""Loud seconds of the caller's, without any event of a server that has heard this caller before,
+after which the next quiet is one that the server owes an event for."""
+
 
 class Silence:
     """Measures how long the caller has waited for audio. Methods take the time (s).
 
     Args:
-        busy: whether the caller speaks, or a tool runs for the model.
+        caller_speaks: whether the server has said that the caller speaks.
+        tool_runs: whether a tool runs for the model.
     """
 
     reacts_to: ClassVar[tuple[type, ...]] = (
         inputs.HoldChanged,
+        inputs.CallerSounds,
         inputs.SessionReady,
         SpeechStarted,
         SpeechStopped,
@@ -131,9 +141,15 @@ class Silence:
         OtherEvent,
     )
 
-    def __init__(self, control: ConversationControl, busy: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        control: ConversationControl,
+        caller_speaks: Callable[[], bool],
+        tool_runs: Callable[[], bool],
+    ) -> None:
         self._control = control
-        self._busy = busy
+        self._caller_speaks = caller_speaks
+        self._tool_runs = tool_runs
         self._since: float | None = None
         self._turn = False
         """The caller's turn is over, and the server has not begun to answer it."""
@@ -143,6 +159,12 @@ class Silence:
         self._filler = False
         self._mcp: dict[str, float] = {}
         """MCP calls that the server runs, and until when they count (s)."""
+        self._owed = ""
+        """Why the server owes an event, of whatever type; empty while it does not."""
+        self._hears = False
+        """The server has said that the caller spoke: it listens, and by the same measure still."""
+        self._loud = 0
+        """Loud seconds of the caller's since the server's last event."""
         self.rule: str | None = None
         """Which silence lasted too long, once one has."""
 
@@ -153,14 +175,19 @@ class Silence:
     @property
     def due(self) -> bool:
         """Whether a response is to come."""
-        return self._turn or not self._control.gate.idle
+        return self._turn or self._owed == _NO_EVENTS or not self._control.gate.idle
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
         """Keep track of turns, hold and the server's own tools."""
         match input:
             case inputs.HoldChanged(held=held):
                 self._held = held
+            case inputs.CallerSounds():
+                self._loud += 1
+                if self._hears and self._loud >= LOUD_SECONDS:
+                    self._owed, self._since = _NO_EVENTS, None
             case inputs.ServerEventReceived(event=SpeechStarted()):
+                self._hears = True
                 self._turn = self._answered = False
             case inputs.ServerEventReceived(event=SpeechStopped()):
                 self._turn = self._turn_is_answered_next()
@@ -175,6 +202,15 @@ class Silence:
             case inputs.SessionReady():
                 self.reset()
         return []
+
+    def event_came(self) -> None:
+        """The server has sent something."""
+        self._loud, self._owed = 0, ""
+
+    def update_sent(self, now: float) -> list[Output]:
+        """A ``session.update`` went out, which the server answers, if only with an ``error``."""
+        self._owed = self._owed or _UPDATE
+        return self.settle(now, confirmed=True)
 
     def heard(self) -> list[Output]:
         """Audio of the model was put into the playout queue."""
@@ -222,7 +258,8 @@ class Silence:
     def reset(self) -> list[Output]:
         """The session is gone, or another one has the caller: nothing is waited for."""
         self._since = self.rule = None
-        self._turn = self._answered = False
+        self._turn = self._answered = self._hears = False
+        self._loud, self._owed = 0, ""
         self._mcp.clear()
         return self._stop_filler()
 
@@ -239,11 +276,12 @@ class Silence:
     def _caller_waits(self) -> bool:
         """Return whether the caller hears nothing while a response is due."""
         control = self._control
-        if self._plan.timeout <= 0 or not self.due or self._held or self._mcp:
+        if self._plan.timeout <= 0 or self._held or self._mcp or not (self.due or self._owed):
             return False
         # Last words have a deadline of their own.
         ends = control.termination is not None or control.hangup_after_playout.deadline is not None
-        return not (ends or control.speaking or control.call_actions.busy or self._busy())
+        busy = control.speaking or control.call_actions.busy or self._tool_runs()
+        return not (ends or busy or (self._caller_speaks() and self._owed != _NO_EVENTS))
 
     def _which_silence(self) -> str:
         """Return the name of the silence: what is missing of the response."""
@@ -251,7 +289,9 @@ class Silence:
         if active is not None:
             stalled = self._control.playback.spoke(active)
             return "audio_stalled" if stalled else "response_without_audio"
-        return "turn_not_answered" if self._turn else "response_not_created"
+        if self._turn:
+            return "turn_not_answered"
+        return self._owed if self._control.gate.idle else "response_not_created"
 
     def _on_mcp_call(self, event: OtherEvent, now: float) -> None:
         """Note an MCP call of the server that runs or has ended: nobody speaks meanwhile."""

@@ -26,6 +26,7 @@ from gateway.realtime.events import (
     InputCommitted,
     OtherEvent,
     ResponseDone,
+    SessionUpdated,
     SpeechStopped,
 )
 from tests.support.call_scene import (
@@ -46,6 +47,7 @@ from tests.support.call_scene import (
 
 STOPPED = said(SpeechStopped("item_user", 2000))
 COMMITTED = said(InputCommitted("item_user"))
+LOUD = inputs.CallerSounds()
 RECONNECT = FallbackStep("reconnect", 10.0, "chime")
 PLAN = CallPlan(
     "route",
@@ -126,6 +128,21 @@ WAYS: dict[str, tuple[CallPlan, Begin, str]] = {
         ),
         "response_not_created",
     ),
+    "a server that stops sending anything, and a caller who speaks": (
+        QUIET,
+        lambda s: (
+            s.do(SPEECH, STOPPED, COMMITTED),
+            answer(s, "r1"),
+            s.do(LOUD),
+            s.at(s.now + 1.0, LOUD),
+        ),
+        "no_events",
+    ),
+    "a server that stops in the caller's turn": (
+        QUIET,
+        lambda s: (s.do(SPEECH, LOUD), s.at(s.now + 1.0, LOUD), s.at(s.now + 5.0, LOUD)),
+        "no_events",
+    ),
     "a server's tool that is over": (
         QUIET,
         lambda s: s.do(
@@ -193,6 +210,15 @@ NO_SILENCE: dict[str, tuple[CallPlan, Begin]] = {
         QUIET,
         lambda s: (s.do(SPEECH), answer(s, "r1"), s.do(STOPPED, COMMITTED)),
     ),
+    "a server that has never heard this caller": (QUIET, lambda s: s.do(LOUD, LOUD, LOUD)),
+    "the caller was loud, and the server says something": (
+        QUIET,
+        lambda s: (
+            s.do(SPEECH, STOPPED, COMMITTED),
+            answer(s, "r1"),
+            s.do(LOUD, LOUD, said(OtherEvent("rate_limits.updated", {}))),
+        ),
+    ),
     "off": (replace(QUIET, silence=SilencePlan(0.0)), lambda s: s.do(created("r1"))),
 }
 
@@ -203,6 +229,20 @@ def test_what_is_no_silence(plan: CallPlan, begin: Begin) -> None:
     begin(scene)
     scene.at(scene.now + 25.0)
     assert "silence_detected" not in scene.events
+
+
+def test_an_update_that_is_not_answered() -> None:
+    """The caller waits for nothing, so the new session is asked for nothing."""
+    scene = scene_of()
+    scene.machine._call.conversation.silence.update_sent(scene.now)
+    since = scene.now
+    assert "open" not in scene.at(since + 5.9)
+    assert "open" in scene.at(since + 6.0)
+    assert rule_of(scene) == "update_not_answered"
+    assert not any(one.startswith("create") for one in scene.do(UP))
+    scene.machine._call.conversation.silence.update_sent(scene.now)
+    scene.do(said(SessionUpdated({})))
+    assert "open" not in scene.at(scene.now + 20.0)
 
 
 def test_nothing_counts_before_the_ack() -> None:
