@@ -29,6 +29,7 @@ MAX_BODY_BYTES = 2 * 1024 * 1024
 """An image of the largest size that a conversation takes has room in it."""
 QUERY_SECONDS = 15.0
 KEEP_ALIVE_SECONDS = 15.0
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 log = structlog.get_logger("api")
 
@@ -135,8 +136,9 @@ def _add_health(app: FastAPI, backend: Backend) -> None:
     @app.get("/metrics", tags=["health"])
     async def metrics() -> Response:
         """Metrics for Prometheus."""
-        text = await asyncio.to_thread(backend.metrics)
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            await backend.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
 
 # ---- what there is

@@ -29,7 +29,7 @@ class Backend:
     """Why no further call should come here, by part; empty while they should."""
     problems: Callable[[], Mapping[str, str]]
     """What has failed for good, by part."""
-    metrics: Callable[[], bytes]
-    """The metrics as Prometheus reads them; called on a thread."""
+    metrics: Callable[[], Awaitable[bytes]]
+    """The metrics as Prometheus reads them."""
     drain: Callable[[], None]
     reload: Callable[[], Awaitable[Mapping[str, Any]]] | None = None

@@ -6,11 +6,17 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from gateway import __version__
 from gateway.call.ending import EndReason, Party
@@ -25,6 +31,8 @@ OUTCOMES = (
 )
 DIRECTIONS = ("inbound", "outbound")
 OTHER = "other"
+_COUNTED = frozenset({"records"})
+"""Values that only grow, read from elsewhere."""
 MAX_VALUES = 100
 """Routes, trunks and models that have a label of their own; further ones are ``other``."""
 
@@ -37,8 +45,8 @@ _JITTER = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
 _ROUND_TRIP = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1)
 _TOOL = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30)
 
-Gauges = Callable[[], Iterable[tuple[str, str, Mapping[str, str], float]]]
-"""Name without prefix, help, labels and value of each gauge, read when metrics are asked for."""
+Gauge = tuple[str, str, Mapping[str, str], float]
+"""Name without prefix, help, labels and value."""
 
 
 class Metrics:
@@ -46,14 +54,14 @@ class Metrics:
 
     Args:
         routes, trunks: those of the configuration, which have labels of their own.
-        gauges: read on the event loop's behalf at each rendering.
     """
 
-    def __init__(self, routes: Iterable[str], trunks: Iterable[str], gauges: Gauges) -> None:
+    def __init__(self, routes: Iterable[str], trunks: Iterable[str]) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._routes = frozenset(list(routes)[:MAX_VALUES])
         self._trunks = frozenset(list(trunks)[:MAX_VALUES])
         self._models: set[str] = set()
-        self._gauges = gauges
+        self._gauges = _Gauges()
         self._lock = threading.Lock()
         self._rendered = b""
         self._rendered_at = float("-inf")
@@ -87,7 +95,7 @@ class Metrics:
         self._tools = histogram("tool_seconds", "Uses of tools", _TOOL, "outcome")
         self._transfers = counter("transfers", "Transfers", "mode", "outcome")
         self._failovers = counter("session_recoveries", "Sessions lost, by outcome", "outcome")
-        registry.register(_Gauges(gauges))
+        registry.register(self._gauges)
         self._preset()
 
     def _preset(self) -> None:
@@ -100,6 +108,13 @@ class Metrics:
             for party in Party:
                 if why in (EndReason.INTERNAL_ERROR, EndReason.PROCESS_LOST):
                     self._endings.labels(party.value, why.value)
+
+    def told(self, event: Mapping[str, Any], record: CallRecord) -> None:
+        """An event of a call."""
+        if event["type"] in ("call.incoming", "call.dialing"):
+            self.begun(record)
+        elif event["type"] == "call.ended":
+            self.over(record, event["data"]["outcome"])
 
     def begun(self, record: CallRecord) -> None:
         """A call begins."""
@@ -142,9 +157,10 @@ class Metrics:
             known = model if model in self._models else OTHER
             self._cost.labels(known, route).inc(cost.get("priced") or 0.0)
 
-    def render(self) -> bytes:
+    def render(self, gauges: list[Gauge]) -> bytes:
         """Return the text, at most a second old. On a thread."""
         with self._lock:
+            self._gauges.values = gauges
             now = time.monotonic()
             if now - self._rendered_at >= CACHE_SECONDS:
                 self._rendered = generate_latest(self.registry)
@@ -170,19 +186,20 @@ class Metrics:
 
 
 class _Gauges:
-    """Reads gauges at each rendering, in place of counting up and down."""
+    """Gauges as they were read last, in place of counting up and down."""
 
-    def __init__(self, gauges: Gauges) -> None:
-        self._gauges = gauges
+    def __init__(self) -> None:
+        self.values: list[Gauge] = []
 
     def collect(self) -> Iterable[Metric]:
         """As prometheus_client's collectors do."""
         build = GaugeMetricFamily("gateway_build_info", "Version", labels=["version", "python"])
         build.add_metric([__version__, platform.python_version()], 1)
         yield build
-        families: dict[str, GaugeMetricFamily] = {}
-        for name, text, labels, value in self._gauges():
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for name, text, labels, value in self.values:
             if name not in families:
-                families[name] = GaugeMetricFamily(f"gateway_{name}", text, labels=list(labels))
+                kind = CounterMetricFamily if name in _COUNTED else GaugeMetricFamily
+                families[name] = kind(f"gateway_{name}", text, labels=list(labels))
             families[name].add_metric(list(labels.values()), value)
         yield from families.values()

@@ -15,6 +15,7 @@ import structlog
 
 from gateway import __version__
 from gateway.app.admission import Admission, Rejections
+from gateway.app.api_backend import Api
 from gateway.app.call_records import facts_for_slot, record_store
 from gateway.app.maintenance import Maintenance
 from gateway.app.operator_commands import OperatorCommands
@@ -71,10 +72,15 @@ class Gateway:
 
     Args:
         state: how the process is, for ``gateway status``.
+        begin_drain: has the process end when its calls are over.
     """
 
     def __init__(
-        self, config: Config, dialplan: Dialplan, state: Callable[[], Mapping[str, Any]]
+        self,
+        config: Config,
+        dialplan: Dialplan,
+        state: Callable[[], Mapping[str, Any]],
+        begin_drain: Callable[[], None],
     ) -> None:
         self._config = config
         self._dialplan = dialplan
@@ -121,6 +127,9 @@ class Gateway:
             **OperatorCommands(calls).commands,
             **ContentCommands(lambda: calls).commands,
         }
+        api = Api(
+            config, dialplan, agent, calls, records, commands, state, servers.as_json, begin_drain
+        )
         maintenance = Maintenance(agent, config.control.socket, commands)
         self._parts = (
             Part("record files", files.start, files.stop),
@@ -131,6 +140,7 @@ class Gateway:
             Part("tools", tools.start, tools.stop),
             Part("health checks", servers.start, servers.stop),
             Part("refusals", None, rejections.stop),
+            Part("API", api.start, api.stop),
             Part("SIP", agent.start, agent.stop),
             Part("control socket", maintenance.start, maintenance.stop),
             Part("callbacks", callbacks.start, callbacks.stop, only_serving=True),

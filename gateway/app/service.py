@@ -64,7 +64,7 @@ class Service:
     ) -> None:
         self.state = State.STARTING
         self._limits = config.limits
-        self._gateway = gateway = Gateway(config, dialplan, self._status)
+        self._gateway = gateway = Gateway(config, dialplan, self._status, self._drain)
         self._draining = asyncio.Event()
         self._hurry = asyncio.Event()
         self._unfit = ""

@@ -30,6 +30,7 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         "init": _Entry("init", "Write gateway.toml and a dialplan for a PBX or trunk."),
         "check": _Entry("checks", "Check the configuration and its dialplans.", "check_command"),
         "route-test": _Entry("route_test", "Show which route a call takes, and why."),
+        "token": _Entry("token", "Make a token for the HTTP API."),
         "doctor": _Entry("checks", "Check host, network, realtime servers and trunks.", "doctor"),
     },
     "Live calls": {

@@ -117,8 +117,8 @@ class RecordStore:
         self._live: dict[str, _Live] = {}
         self._tasks = TaskSet()
         self._failing = False
-        self.listeners: list[Any] = []
-        """Told of each event, on the event loop."""
+        self.listeners: list[Callable[[dict[str, Any], CallRecord], None]] = []
+        """Told of each event and of its call's record, on the event loop."""
         self.lost = 0
         """Rows that are only in the log."""
         if folder is None:
@@ -187,7 +187,7 @@ class RecordStore:
         columns = columns_of(record, datetime.now(UTC))
         event = ended_event(record.call_id, columns)
         event["data"]["refused"] = live is None
-        self._announce(event)
+        self._announce(event, record)
         if self._folder is None:
             return
         item = _Item(
@@ -292,7 +292,7 @@ class RecordStore:
                 ),
             },
         }
-        self._announce(event)
+        self._announce(event, record)
         if self._folder is None:
             return
         deliveries = tuple(self._outgoing(event))
@@ -301,10 +301,10 @@ class RecordStore:
                 _Item((Entry("event", record.call_id, event, time.time()),), deliveries)
             )
 
-    def _announce(self, event: dict[str, Any]) -> None:
+    def _announce(self, event: dict[str, Any], record: CallRecord) -> None:
         for listener in self.listeners:
             try:
-                listener(event)
+                listener(event, record)
             except Exception:
                 log.exception("records.listener_failed", what=event["type"])
 

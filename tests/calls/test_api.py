@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The HTTP API of a running gateway, as HTTP clients use it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.api.tokens import hash_of
+from tests.support.harness import GatewayStack, eventually
+
+TOKENS = {"readonly": "gw_reader-77aa", "operator": "gw_operator-88bb", "admin": "gw_admin-99cc"}
+API = '[api]\nlisten = "127.0.0.1:0"\n' + "".join(
+    f'[[api.token]]\nname = "{role}-one"\nrole = "{role}"\nhash = "{hash_of(token)}"\n'
+    for role, token in TOKENS.items()
+)
+WORLD = {"more": API}
+
+
+class Client:
+    """An HTTP client with the token of a role; none for an empty one."""
+
+    def __init__(self, world: GatewayStack, role: str = "admin", token: str = "") -> None:
+        address = world.gateway.all("api.listening")[-1]["address"]
+        given = token or TOKENS.get(role, "")
+        headers = {"Authorization": f"Bearer {given}"} if given else {}
+        self.http = httpx.AsyncClient(
+            base_url=f"http://{address}", headers=headers, trust_env=False, timeout=20
+        )
+
+    async def __aenter__(self) -> httpx.AsyncClient:
+        return self.http
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.http.aclose()
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for a condition that is asked for over HTTP."""
+    async with asyncio.timeout(20):
+        while not await condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def metric(http: httpx.AsyncClient, name: str, **labels: str) -> float:
+    """The sum of a metric's samples with these labels."""
+    text = (await http.get("/metrics")).text
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+async def test_a_call_is_listed_while_it_lasts_and_afterwards(world: GatewayStack) -> None:
+    async with Client(world, "readonly") as http:
+        call = await world.dial("greeted")
+        found = (await http.get("/api/v1/calls", params={"live": True})).json()["calls"]
+        (one,) = [row for row in found if row["sip_call_id"] == call.call_id]
+        assert (one["state"], one["route"], one["outcome"]) == ("talking", "greeted", "")
+        whole = (await http.get(f"/api/v1/calls/{one['id']}")).json()
+        assert whole["id"] == one["id"]
+        assert "route greeted takes it" in whole["explanation"][1]
+        await world.summary_at_end(call)
+
+        past: dict[str, Any] = {}
+
+        async def ended() -> bool:
+            past.update((await http.get(f"/api/v1/calls/{one['id']}")).json())
+            return bool(past["outcome"] == "completed" and past["record"])
+
+        await until(ended)
+        assert past["record"]["call_id"] == one["id"]
+        assert [event["type"] for event in past["events"]][-1] == "call.ended"
+        assert past.keys() >= one.keys() - {"explanation"}, "live and past have one form"
+        listed = (await http.get("/api/v1/calls", params={"sip_call_id": call.call_id})).json()
+        assert [row["id"] for row in listed["calls"]] == [one["id"]]
+
+
+ENDPOINTS = [
+    ("GET", "/api/v1/status", None, "readonly"),
+    ("GET", "/api/v1/trunks", None, "readonly"),
+    ("GET", "/api/v1/calls", None, "readonly"),
+    ("GET", "/api/v1/calls/none", None, "readonly"),
+    ("GET", "/api/v1/calls/none/transcript", None, "readonly"),
+    ("POST", "/api/v1/calls/none/hangup", None, "operator"),
+    ("POST", "/api/v1/calls/none/transfer", {"destination": "a"}, "operator"),
+    ("POST", "/api/v1/calls/none/say", {"text": "a"}, "operator"),
+    ("POST", "/api/v1/calls/none/messages", {"text": "a"}, "operator"),
+    ("POST", "/api/v1/calls/none/images", {"image": "data:image/png;base64,"}, "operator"),
+    ("POST", "/api/v1/calls/none/responses", {"text": "a"}, "operator"),
+    ("POST", "/api/v1/calls/none/query", {"text": "a"}, "operator"),
+    ("POST", "/api/v1/calls", {"to": "sip:a@127.0.0.1", "route": "none"}, "admin"),
+]
+ROLES = ["", "wrong", "readonly", "operator", "admin"]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "least"), ENDPOINTS)
+async def test_what_each_role_may(
+    world: GatewayStack, method: str, path: str, body: Any, least: str
+) -> None:
+    for role in ROLES:
+        async with Client(world, role, "gw_wrong" if role == "wrong" else "") as http:
+            answer = await http.request(method, path, json=body)
+        if role in ("", "wrong"):
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+        elif ROLES.index(role) < ROLES.index(least):
+            assert answer.status_code == 403
+        else:
+            assert answer.status_code in (200, 404, 409), answer.text
+            assert answer.status_code != 409 or path.endswith(("/calls", "/images"))
+        if answer.status_code != 200:
+            assert set(answer.json()["error"]) >= {"code", "message"}
+
+
+async def test_every_path_is_described_and_tried(world: GatewayStack) -> None:
+    async with Client(world) as http:
+        described = (await http.get("/api/v1/openapi.json")).json()["paths"]
+    tried = {
+        (method.lower(), path.replace("/none", "/{call_id}")) for method, path, *_ in ENDPOINTS
+    }
+    elsewhere = {
+        ("get", "/healthz"),
+        ("get", "/readyz"),
+        ("get", "/metrics"),
+        ("get", "/api/v1/events"),
+        ("post", "/api/v1/drain"),
+        ("post", "/api/v1/reload"),
+    }
+    there = {(method, path) for path, methods in described.items() for method in methods}
+    assert there == tried | elsewhere
+
+
+async def test_commands_act_on_the_call_and_are_audited(world: GatewayStack) -> None:
+    call = await world.dial()
+    call_id = (await world.gateway.wait("call.session_up", call=call.call_id))["call"]
+    async with Client(world, "operator") as http:
+        said = await http.post(f"/api/v1/calls/{call_id}/say", json={"text": "One moment."})
+        assert said.status_code == 200, said.text
+        hung = await http.post(f"/api/v1/calls/{call_id}/hangup")
+        assert hung.json() == {"call": call_id}
+    await call.hung_up()
+    assert (await world.summary(call))["ending"]["why"] == "operator"
+    line = await world.gateway.wait("api.audit", action="hangup", call=call_id)
+    assert (line["who"], line["role"], line["result"]) == ("operator-one", "operator", "ok")
+
+
+async def test_health_readiness_and_metrics_need_no_token(world: GatewayStack) -> None:
+    async with Client(world, "") as http:
+        assert (await http.get("/healthz")).json() == {"ok": True, "problems": {}}
+        assert (await http.get("/readyz")).json() == {"ready": True, "reasons": {}}
+        name, labels = "gateway_calls_ended_total", {"route": "plain", "outcome": "completed"}
+        before = await metric(http, name, **labels)
+        call = await world.dial()
+        await world.summary_at_end(call)
+
+        async def counted() -> bool:
+            return await metric(http, name, **labels) == before + 1
+
+        await until(counted)
+        assert await metric(http, "gateway_ready") == 1
+        assert await metric(http, "gateway_call_duration_seconds_count") >= 1
+        assert await metric(http, "gateway_call_setup_seconds_count", stage="answered") >= 1
+        text = (await http.get("/metrics")).text
+    assert call.call_id not in text
+    assert not any(line["call"] in text for line in world.gateway.all("call.summary"))
+
+
+async def test_events_come_and_resume(world: GatewayStack) -> None:
+    async with Client(world, "readonly") as http:
+        seen: list[tuple[str, dict[str, Any]]] = []
+
+        async def follow(last: str, count: int) -> None:
+            headers = {"Last-Event-ID": last} if last else {}
+            async with http.stream("GET", "/api/v1/events", headers=headers) as stream:
+                number = ""
+                async for line in stream.aiter_lines():
+                    if line.startswith("id: "):
+                        number = line.removeprefix("id: ")
+                    if line.startswith("data: "):
+                        seen.append((number, json.loads(line.removeprefix("data: "))))
+                        if len(seen) == count:
+                            return
+
+        async with Client(world, "") as other:
+            assert (await other.get("/api/v1/events")).status_code == 401
+        following = asyncio.create_task(follow("", 3))
+        await asyncio.sleep(0)
+        while not following.done():  # the stream may begin after the first of them
+            await world.summary_at_end(await world.dial())
+        await following
+        assert {event["type"] for _, event in seen} <= {
+            *("call.incoming", "call.ringing", "call.answered", "call.ended"),
+        }
+        first = seen[0][0]
+        after = seen[1:]
+        seen.clear()
+        await follow(first, 2)
+        assert seen == after, "what came behind that id"
+
+
+async def test_bad_requests_are_refused_without_their_content(world: GatewayStack) -> None:
+    async with Client(world, "operator") as http:
+        wrong = await http.post("/api/v1/calls/x/say", json={"text": ["secret-4711"]})
+        assert wrong.status_code == 422
+        assert wrong.json()["error"]["param"] == "body.text"
+        assert "4711" not in wrong.text
+        long = await http.post("/api/v1/calls/x/say", content=b"x" * (3 * 1024 * 1024))
+        assert long.status_code == 413
+        unknown = await http.get("/api/v1/nothing")
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
+
+
+async def test_draining_is_not_ready_and_ends_the_process(own_folder: Path) -> None:
+    world = GatewayStack(own_folder, more=API, drain_seconds=30)
+    await world.start()
+    call = await world.dial()
+    async with Client(world) as http:
+        assert (await http.post("/api/v1/drain")).status_code == 202
+        await world.gateway.wait("gateway.state", state="draining")
+        ready = await http.get("/readyz")
+        assert (ready.status_code, ready.json()["reasons"]) == (503, {"state": "draining"})
+        assert (await http.get("/healthz")).status_code == 200
+    await world.summary_at_end(call)
+    await world.stop(await world.gateway.ended())
+
+
+async def test_no_token_is_in_any_log(world: GatewayStack) -> None:
+    await eventually(lambda: bool(world.gateway.all("api.audit")), "an audit line")
+    text = json.dumps(world.gateway.lines)
+    assert not any(token in text for token in TOKENS.values())
