@@ -30,7 +30,7 @@ def first_column(header: str) -> list[str]:
 
 
 def test_every_event_of_the_log_table_is_logged() -> None:
-    for event in first_column("event | level | means"):
+    for event in first_column("event | level | meaning"):
         # The machine names its events without the "call." that the bridge puts before them.
         spellings = (f'"{event}"', f'"{event.removeprefix("call.")}"')
         assert any(spelling in SOURCE for spelling in spellings), event
@@ -41,7 +41,7 @@ NOTED = re.compile(r'note\(\s*now,\s*"([a-z_]+)",\s*"(?:warning|error)"')
 
 
 def test_every_line_that_may_wake_somebody_is_in_the_table() -> None:
-    told = set(first_column("event | level | means"))
+    told = set(first_column("event | level | meaning"))
     logged = set(LEVELLED.findall(SOURCE)) | {f"call.{name}" for name in NOTED.findall(SOURCE)}
     assert len(logged) > 25
     assert logged - told == set()
@@ -63,7 +63,7 @@ def levels_of_source() -> dict[str, set[str]]:
 
 def test_every_level_of_the_log_table_is_that_of_its_event() -> None:
     found = levels_of_source()
-    table = PAGE.partition("| event | level | means |")[2].partition("\n\n")[0]
+    table = PAGE.partition("| event | level | meaning |")[2].partition("\n\n")[0]
     for row in table.splitlines()[2:]:
         _, events, told, *_ = row.split("|")
         names, levels = re.findall(r"`([^`]+)`", events), told.strip().split(", ")
@@ -80,7 +80,7 @@ CHOSEN = {"call.held", "call.approved", "call.error"}
 
 
 def test_every_why_of_the_page_is_one() -> None:
-    told = set(first_column("why | look at"))
+    told = set(first_column("why | cause, or where to look"))
     whys = {why.value for why in EndReason}
     assert told <= whys
     # What everybody understands who reads it.
@@ -99,7 +99,7 @@ def test_every_why_of_the_page_is_one() -> None:
 
 
 def test_every_subject_of_the_doctor_is_found() -> None:
-    for subject in first_column("line | what it looks at"):
+    for subject in first_column("line | what is checked"):
         assert f'"{subject}"' in SOURCE, subject
 
 
