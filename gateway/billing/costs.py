@@ -1,21 +1,284 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The costs of a process: accounts for its calls, and the sums of the day on the disk."""
+"""What calls cost: the account and budgets of each call, and the sums of the day on the disk."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import structlog
 
-from gateway.billing.account import Account, Accounts, Reached, budgets_of, transcriber_of
 from gateway.billing.ledger import Ledger, LedgerStore
-from gateway.billing.prices import load_prices
+from gateway.billing.prices import PriceBook, Usage, load_prices, transcription_usage_of, usage_of
+from gateway.call.plan import BudgetPlan
 from gateway.config import Config
 from gateway.dialplan import Route
+from gateway.realtime.events import InputTranscribed, ResponseDone, ServerEvent
+from gateway.text import money
+
+
+class Scope(StrEnum):
+    """What a budget limits."""
+
+    CALL = "call"
+    NUMBER = "number"
+    """The calls of one calling number on one day."""
+    ROUTE = "route"
+    """The calls of one route on one day."""
+    DAY = "day"
+    """The calls of one day."""
+
+
+class Level(StrEnum):
+    """Thresholds of a budget."""
+
+    WARN = "warn"
+    LIMIT = "limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A budget is spent, or nearly."""
+
+    level: Level
+    scope: Scope
+    spent: Decimal
+    limit: Decimal
+
+    def __str__(self) -> str:
+        return f"{self.scope.value}: {money(self.spent)} of {money(self.limit)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Limits in the currency of the prices; None is no limit."""
+
+    call: Decimal | None = None
+    number: Decimal | None = None
+    route: Decimal | None = None
+    day: Decimal | None = None
+    warning_threshold: Decimal = Decimal("0.8")
+    """The part of a limit at which a call is warned; 1 never warns."""
+
+    def limit(self, scope: Scope) -> Decimal | None:
+        """The limit of one scope."""
+        found: Decimal | None = getattr(self, scope.value)
+        return found
+
+
+class Watch:
+    """Says once for a call that a budget is nearly spent, and once that it is."""
+
+    def __init__(self, budgets: Budgets) -> None:
+        self._budgets = budgets
+        self._told: set[Level] = set()
+
+    def look(self, spent: dict[Scope, Decimal]) -> Reached | None:
+        """Return what has been reached, given the amount spent by scope; the limit goes first."""
+        for level in (Level.LIMIT, Level.WARN):
+            if level in self._told or Level.LIMIT in self._told:
+                continue
+            for scope, amount in spent.items():
+                limit = self._budgets.limit(scope)
+                if limit is None:
+                    continue
+                if amount >= (
+                    limit if level is Level.LIMIT else limit * self._budgets.warning_threshold
+                ):
+                    self._told.add(level)
+                    return Reached(level, scope, amount, limit)
+        return None
+
+
+_T = TypeVar("_T")
+
+
+def budgets_of(config: Config, route: Route) -> Budgets:
+    """Return the budgets of a call on ``route``."""
+    base, own = config.cost.budget, route.budget
+    return Budgets(
+        call=_limit(_either(own.per_call, base.per_call)),
+        number=_limit(_either(own.per_caller, base.per_caller)),
+        route=_limit(own.per_day or 0.0),
+        day=_limit(base.per_day),
+        warning_threshold=Decimal(str(_either(own.warning_threshold, base.warning_threshold))),
+    )
+
+
+def budget_plan(config: Config, route: Route) -> BudgetPlan:
+    """Return the warning, goodbye and transfer of a call's budgets."""
+    base, own = config.cost.budget, route.budget
+    return BudgetPlan(
+        warning_message=_either(own.warning_message, base.warning_message),
+        warning_response=_either(own.warning_response, base.warning_response),
+        goodbye=_either(own.goodbye, base.goodbye),
+        transfer_to=own.transfer_to or "",
+    )
+
+
+def transcriber_of(session: Any) -> str:
+    """The model that transcribes the caller, of a session object; empty without one."""
+    for key in ("audio", "input", "transcription", "model"):
+        session = session.get(key) if isinstance(session, dict) else None
+    return session if isinstance(session, str) else ""
+
+
+def _limit(amount: float) -> Decimal | None:
+    return Decimal(str(amount)) if amount else None
+
+
+def _either(first: _T | None, second: _T) -> _T:
+    return second if first is None else first
+
+
+class Accounts:
+    """Opens an account for each call.
+
+    Args:
+        today: the ISO date that money is spent on now.
+        on_unknown: told once of each model that has no price.
+    """
+
+    def __init__(
+        self,
+        prices: PriceBook,
+        ledger: Ledger,
+        today: Callable[[], str],
+        on_unknown: Callable[[str], None] = lambda _model: None,
+    ) -> None:
+        self.prices = prices
+        self.ledger = ledger
+        self.today = today
+        self._on_unknown = on_unknown
+        self._said: set[str] = set()
+
+    def open(
+        self, *, model: str, host: str, transcriber: str, route: str, number: str, budgets: Budgets
+    ) -> Account:
+        """The account of a call that begins now."""
+        self.ledger.begin(self.today())
+        return Account(self, model, host, transcriber, route, number, budgets)
+
+    def exhausted(self, route: str, number: str, budgets: Budgets) -> Reached | None:
+        """Return the budget that leaves nothing for another call, if one does."""
+        return Watch(Budgets(None, budgets.number, budgets.route, budgets.day, Decimal(2))).look(
+            self.spent(route, number)
+        )
+
+    def spent(self, route: str, number: str) -> dict[Scope, Decimal]:
+        """Amounts spent today, by scope."""
+        day, ledger = self.today(), self.ledger
+        return {
+            Scope.NUMBER: ledger.number(day, number),
+            Scope.ROUTE: ledger.route(day, route),
+            Scope.DAY: ledger.day(day),
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Today's sums of this process, and the total with the others that share its budgets."""
+        day = self.today()
+        sums = self.ledger.own.as_json() if self.ledger.own.day == day else {"day": day}
+        sums.pop("numbers", None)
+        return {"currency": self.prices.currency, **sums, "shared_total": str(self.ledger.day(day))}
+
+    def unknown(self, model: str) -> None:
+        """Say once that a model has no price."""
+        if model not in self._said and len(self._said) < 100:
+            self._said.add(model)
+            self._on_unknown(model)
+
+
+class Account:
+    """Counts what one call uses. ``transcriber`` is empty where callers are not transcribed."""
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        model: str,
+        host: str,
+        transcriber: str,
+        route: str,
+        number: str,
+        budgets: Budgets,
+    ) -> None:
+        self.total = Decimal(0)
+        """Sum of the priced usage of the call."""
+        self._accounts = accounts
+        self._model, self._transcriber = model, transcriber
+        self._route, self._number = route, number
+        self._price = accounts.prices.price(model, host)
+        self._transcribing = accounts.prices.price(transcriber, host) if transcriber else None
+        self._watch = Watch(budgets)
+        self._used, self._heard = Usage(), Usage()
+        self._responses = self._transcriptions = self._untold = 0
+        self._unpriced: list[str] = []
+
+    def take(self, event: ServerEvent) -> Reached | None:
+        """Count what ``event`` says was used; returns the budget that this has reached."""
+        if isinstance(event, ResponseDone):
+            self._responses += 1
+            if event.usage is None:
+                # One that failed or was cancelled before it began is not billed.
+                self._untold += event.status in ("completed", "incomplete")
+                return None
+            usage = usage_of(event.usage)
+            self._used += usage
+            cost = None if self._price is None else self._price.of(usage)
+            return self._spend(self._model, cost, usage)
+        if isinstance(event, InputTranscribed) and event.usage is not None:
+            usage = transcription_usage_of(event.usage)
+            self._transcriptions += 1
+            self._heard += usage
+            cost = None if self._transcribing is None else self._transcribing.of(usage)
+            return self._spend(self._transcriber or "transcription", cost, usage)
+        return None
+
+    def _spend(self, model: str, cost: Decimal | None, usage: Usage) -> Reached | None:
+        accounts = self._accounts
+        if cost is None and not (usage.total or usage.seconds):
+            return None
+        accounts.ledger.add(accounts.today(), self._route, self._number, cost)
+        if cost is None:
+            accounts.unknown(model)
+            if model not in self._unpriced:
+                self._unpriced.append(model)
+            return None
+        self.total += cost
+        spent = {Scope.CALL: self.total, **accounts.spent(self._route, self._number)}
+        return self._watch.look(spent)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for the call's record. ``total`` is null when something of it has no price."""
+        told: dict[str, Any] = {
+            "currency": self._accounts.prices.currency,
+            "total": None if self._unpriced or self._untold else exact(self.total),
+            "priced": exact(self.total),
+            "model": self._model,
+            "responses": self._responses,
+            "responses_without_usage": self._untold,
+            "tokens": self._used.as_json(),
+            "unpriced": list(self._unpriced),
+        }
+        if self._transcriber or self._transcriptions:
+            told["transcription"] = {
+                "model": self._transcriber,
+                "turns": self._transcriptions,
+                "seconds": round(self._heard.seconds, 3),
+                "tokens": self._heard.as_json(),
+            }
+        return told
+
+
+def exact(amount: Decimal) -> float:
+    """Return a JSON number: 15 digits, more than any bill has."""
+    return float(round(amount, 12))
+
 
 log = structlog.get_logger("cost")
 

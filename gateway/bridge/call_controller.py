@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from gateway.billing.account import Account
+from gateway.billing.costs import Account
 from gateway.bridge.legs import Dialer, Legs, OutboundTarget
 from gateway.bridge.machine_driver import CallHost, MachineDriver, entry
 from gateway.bridge.media import CallMedia, MediaClock
@@ -23,7 +23,7 @@ from gateway.call.ending import EndReason, ending_of, reason_header, refusal_cod
 from gateway.call.machine import LEG_END_SECONDS, CallMachine
 from gateway.call.plan import CallPlan
 from gateway.call.record import CallRecord
-from gateway.call.session.lifecycle import State
+from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import CallCommand
 from gateway.records.events import EventLog
 from gateway.sip.leg import Leg

@@ -19,7 +19,7 @@ from gateway.call import inputs, outputs
 from gateway.call.inputs import Input
 from gateway.call.machine import CallMachine
 from gateway.call.record import CallRecord
-from gateway.call.session.lifecycle import State
+from gateway.call.session_lifecycle import State
 from gateway.realtime.events import AudioDelta
 
 

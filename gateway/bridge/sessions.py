@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from gateway.billing.account import Account, Level
+from gateway.billing.costs import Account, Level
 from gateway.bridge.dialplan_lookup import DataLookup
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.call import inputs, outputs

@@ -14,6 +14,7 @@ from math import ceil
 from typing import Any
 
 from gateway.call import inputs, outputs
+from gateway.call.call_control import TransferEvent
 from gateway.call.ending import (
     Ending,
     EndReason,
@@ -23,14 +24,13 @@ from gateway.call.ending import (
     why_leg_ended,
     why_not_answered,
 )
-from gateway.call.leg.call_control import TransferEvent
+from gateway.call.failover import refusal_of
 from gateway.call.plan import CallPlan, FallbackStep
 from gateway.call.playout.playback import Playout
 from gateway.call.record import CallRecord
 from gateway.call.rules.post_call import PostCallAnalysis, post_call_of
-from gateway.call.session.failover import refusal_of
-from gateway.call.session.lifecycle import CallContext, SessionEvents
-from gateway.call.session.lifecycle import State as State
+from gateway.call.session_lifecycle import CallContext, SessionEvents
+from gateway.call.session_lifecycle import State as State
 from gateway.realtime.commands import UpdateSession
 from gateway.realtime.events import AudioDelta
 

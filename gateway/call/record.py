@@ -295,7 +295,7 @@ class CallRecord:
     media: MediaRecord = field(default_factory=MediaRecord)
     content: ContentRecord = field(default_factory=ContentRecord)
     cost: dict[str, Any] = field(default_factory=dict)
-    """As :class:`gateway.billing.account.Account` has it; live."""
+    """As :class:`gateway.billing.costs.Account` has it; live."""
     metadata: dict[str, str] = field(default_factory=dict)
     """What its route says of it."""
     transcript: SpokenTranscript | None = None

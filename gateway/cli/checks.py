@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from gateway.cli.options import CONFIG, examples
+from gateway.cli import CONFIG, examples
 
 
 @click.command("check", epilog=examples("gateway check -c gateway.toml"))
@@ -38,8 +38,8 @@ def doctor(config: Path, as_json: bool) -> None:
     Nothing is changed and no call is placed; one session is opened at each realtime server, and
     each trunk is asked once. Exit 0, or 1 when something is bad.
     """
+    from gateway.devtools.doctor import Verdict, lines
     from gateway.devtools.doctor.examine import examine
-    from gateway.devtools.doctor.finding import Verdict, lines
 
     findings = list(examine(config))
     if as_json:

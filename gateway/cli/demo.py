@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.cli.options import examples
-from gateway.devtools.demo.processes import DemoError, Result, run
-from gateway.devtools.demo.scenario import Check, Stage
+from gateway.cli import examples
+from gateway.devtools.demo_processes import DemoError, Result, run
+from gateway.devtools.demo_scenario import Check, Stage
 from gateway.devtools.timeline.story import read_sound, tell
 from gateway.devtools.timeline.text import render
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from gateway.cli.options import examples
+from gateway.cli import examples
 
 _SERVERS = {
     "emulator": "ws://127.0.0.1:8765/v1/realtime",

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from gateway.cli.options import CONFIG, examples
+from gateway.cli import CONFIG, examples
 from gateway.cli.status import SOCKET, asked, call_lines, socket_of
 from gateway.control.client import ANSWER_SECONDS, NoAnswerError, RefusedError, ask
 from gateway.text import printable

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import click
 
 from gateway import __version__
-from gateway.cli.options import examples
+from gateway.cli import examples
 
 
 class _Entry(NamedTuple):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway.cli.options import CONFIG, examples
+from gateway.cli import CONFIG, examples
 from gateway.text import printable, unicode_in
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.cli.options import examples
+from gateway.cli import examples
 from gateway.devtools.event_viewer import (
     AGENT,
     CALLER,

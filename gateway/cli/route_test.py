@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.cli.options import CONFIG, examples
+from gateway.cli import CONFIG, examples
 from gateway.devtools.route_test import (
     GivenError,
     invite_from_message,

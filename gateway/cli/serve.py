@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from gateway.cli.options import CONFIG, examples
+from gateway.cli import CONFIG, examples
 
 if TYPE_CHECKING:
     from gateway.config import Config, LogSettings

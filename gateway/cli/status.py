@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from gateway.cli.options import CONFIG, examples
+from gateway.cli import CONFIG, examples
 from gateway.control.client import ANSWER_SECONDS, NoAnswerError, RefusedError, ask_within
 from gateway.text import money, printable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from gateway.cli.options import examples
+from gateway.cli import examples
 
 
 @click.group("token", epilog=examples("gateway token create --name dashboard --role readonly"))

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gateway.audio.g711 import FRAME_MS, Codec
-from gateway.billing.account import budget_plan
+from gateway.billing.costs import budget_plan
 from gateway.bridge.dialplan_lookup import DataLookup, with_data
 from gateway.bridge.sessions import SessionPlan
 from gateway.call.plan import (

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.addresses import is_inside, is_loopback
-from gateway.billing.account import transcriber_of
+from gateway.billing.costs import transcriber_of
 from gateway.billing.prices import load_prices
 from gateway.config.config import Config
 from gateway.config.realtime import on_loopback

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from gateway.call.answer_and_hangup import HangupAfterPlayout
+from gateway.call.call_control import BY_GATEWAY, CallActions
 from gateway.call.conversation.out_of_band import OutOfBandResponses
 from gateway.call.conversation.responses import ResponseGate
 from gateway.call.ending import EndReason
 from gateway.call.inputs import Input
-from gateway.call.leg.call_control import BY_GATEWAY, CallActions
-from gateway.call.leg.graceful_hangup import HangupAfterPlayout
 from gateway.call.outputs import Output, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playout.playback import Playback, Playout

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from gateway.call.call_control import BY_OPERATOR
 from gateway.call.conversation.control import (
     ConversationControl,
     ConversationRule,
@@ -21,7 +22,6 @@ from gateway.call.conversation.transcript import Transcript
 from gateway.call.dtmf import DtmfInput
 from gateway.call.ending import EndReason
 from gateway.call.inputs import Input, ServerEventReceived
-from gateway.call.leg.call_control import BY_OPERATOR
 from gateway.call.outputs import OutOfBandDone, Output, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playout.barge_in import Interruptions

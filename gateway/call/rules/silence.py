@@ -7,7 +7,7 @@ created, one that was created and brings no audio or stops in the middle of it, 
 that the server does not answer, an ``error`` without ``response.done``; or a server that sends no
 event at all, though its connection is up, after a ``session.update`` or while the caller speaks.
 What follows (the route's
-``fallback``) is decided by :class:`gateway.call.session.lifecycle.SessionEvents`.
+``fallback``) is decided by :class:`gateway.call.session_lifecycle.SessionEvents`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,58 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``gateway doctor``: check host, pjsua2 build, realtime servers and trunks.
 
-Nothing is changed and no call placed. ``library`` asks pjsua2 in a process of its own, ``machine``
-the kernel; ``network`` binds ports for a moment and opens a session at each realtime server;
+Nothing is changed and no call placed. ``examine`` asks the kernel, and pjsua2 in a process of its
+own; ``network`` binds ports for a moment and opens a session at each realtime server;
 ``trunks`` resolves each trunk, sends OPTIONS and logs in.
 """
 
-__all__ = ["command"]
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """``BAD`` keeps calls from working; ``WARN`` may be meant so, or will hurt under load."""
+
+    OK = "ok"
+    WARN = "warn"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. ``advice`` is empty where there is nothing to do."""
+
+    verdict: Verdict
+    subject: str
+    fact: str
+    advice: str = ""
+
+
+def ok(subject: str, fact: str) -> Finding:
+    """All is well."""
+    return Finding(Verdict.OK, subject, fact)
+
+
+def warn(subject: str, fact: str, advice: str) -> Finding:
+    """Worth knowing."""
+    return Finding(Verdict.WARN, subject, fact, advice)
+
+
+def bad(subject: str, fact: str, advice: str) -> Finding:
+    """To be mended."""
+    return Finding(Verdict.BAD, subject, fact, advice)
+
+
+def lines(findings: Iterable[Finding]) -> list[str]:
+    """The report for people."""
+    found = list(findings)
+    width = max((len(finding.subject) for finding in found), default=0)
+    shown: list[str] = []
+    for finding in found:
+        shown.append(f"{finding.verdict:<4}  {finding.subject:<{width}}  {finding.fact}")
+        if finding.advice:
+            shown.append(f"{'':<4}  {'':<{width}}  -> {finding.advice}")
+    return shown

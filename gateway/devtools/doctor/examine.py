@@ -1,17 +1,162 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs every examination that the configuration allows."""
+"""Runs every examination that the configuration allows; those of this machine and its pjsua2."""
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
-from collections.abc import Iterator
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from gateway.config import Config, ConfigError
-from gateway.devtools.doctor import machine, network, trunks
-from gateway.devtools.doctor.finding import Finding, bad, ok, warn
+from gateway.devtools.doctor import Finding, bad, network, ok, trunks, warn
 from gateway.dialplan import Dialplan
 from gateway.planning.check import check, load_all
+from gateway.sip import descriptors
+
+WANTED_BUFFER = 1024 * 1024
+"""Bytes: half a second of the SIP of 500 calls a second, or a stall of 100 ms at 1,000 calls."""
+
+MANY_CALLS = 100
+"""From here on the system's default buffer is too small for a stall of the process."""
+
+_OLDEST_SENSIBLE = datetime(2026, 1, 1).timestamp()
+_TIME_ERROR = 5
+
+
+def look(config: Config | None) -> Iterator[Finding]:
+    """Judge this machine; ``config`` None is judged as one with default settings."""
+    calls = 100 if config is None else config.sip.max_calls
+    yield _python()
+    yield _cores(1 if config is None else config.workers.count)
+    yield _files(calls)
+    yield _buffers(calls * (1 if config is None else config.workers.count))
+    yield _clock()
+    yield _zone()
+
+
+def _python() -> Finding:
+    name = platform.python_implementation()
+    return ok("python", f"{name} {platform.python_version()}, {sys.executable}")
+
+
+def _cores(workers: int) -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    fact = f"{cores} usable, {workers} worker{'s' if workers > 1 else ''}"
+    if workers > cores:
+        return warn("cores", fact, "a worker uses one for Python: workers.count above that is lost")
+    return ok("cores", fact)
+
+
+def _files(calls: int) -> Finding:
+    soft, hard = descriptors.limits()
+    need = descriptors.needed(calls)
+    fact = f"{need} needed for {calls} calls a worker, limit {soft} (soft), {hard} (hard)"
+    if hard < need:
+        advice = f"raise it: LimitNOFILE={need} in the unit, or `ulimit -Hn {need}` as root"
+        return bad("open files", fact, advice)
+    return ok("open files", fact + ("; raised at start" if soft < need else ""))
+
+
+def _buffers(calls: int) -> Finding:
+    sizes = {name: _sysctl(f"net/core/{name}") for name in ("rmem_max", "wmem_max")}
+    if None in sizes.values():
+        return ok("udp buffers", "not shown here (a container); the host decides")
+    fact = ", ".join(f"net.core.{name} {size}" for name, size in sizes.items())
+    if calls >= MANY_CALLS and min(size for size in sizes.values() if size) < WANTED_BUFFER:
+        keys = " ".join(f"net.core.{name}=4194304" for name in sizes)
+        advice = f"what comes in a burst beyond it is lost: sysctl -w {keys}"
+        return warn("udp buffers", fact, advice)
+    return ok("udp buffers", fact)
+
+
+def _sysctl(name: str) -> int | None:
+    try:
+        return int(Path("/proc/sys", name).read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _clock() -> Finding:
+    now = time.time()
+    shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    if now < _OLDEST_SENSIBLE:
+        return bad("clock", f"{shown} is in the past", "set it: certificates are judged by it")
+    if not _synchronised():
+        advice = "run chrony or systemd-timesyncd: records and certificates are judged by it"
+        return warn("clock", f"{shown}, not kept by NTP", advice)
+    return ok("clock", f"{shown}, kept by NTP")
+
+
+def _synchronised() -> bool:
+    """Whether the kernel's clock is steered (adjtimex(2)); True where that cannot be asked."""
+    try:
+        adjtimex = ctypes.CDLL(None).adjtimex
+    except (OSError, AttributeError):
+        return True
+    # struct timex is 208 bytes; all zero means "only tell".
+    return int(adjtimex(ctypes.create_string_buffer(512))) != _TIME_ERROR
+
+
+def _zone() -> Finding:
+    local = datetime.now().astimezone()
+    fact = f"{local.tzname()} ({local:%z}); logs and records are in UTC, routes name their own"
+    return ok("time zone", fact)
+
+
+PROBE_SECONDS = 30.0
+"""A second on an idle machine; what takes longer hangs."""
+
+_REBUILD = "`deploy/pjsua2/build.sh --rebuild` builds it anew"
+
+
+def look_at_pjsua2(config: Config | None) -> Iterator[Finding]:
+    """Ask pjsua2 in a process of its own; ``config`` None judges nothing against settings."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway.sip.library"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        yield bad("pjsua2", f"did not start within {PROBE_SECONDS:.0f} s", _REBUILD)
+        return
+    said = done.stdout.strip().splitlines()
+    if done.returncode != 0 or not said:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        yield bad("pjsua2", f"does not work (status {done.returncode}): {last}", _REBUILD)
+        return
+    yield from judge(json.loads(said[-1]), config)
+
+
+def judge(found: Mapping[str, Any], config: Config | None) -> Iterator[Finding]:
+    """What the probe's answer means."""
+    build = found["build"]
+    yield ok("pjsua2", f"{build['distribution']}, pjproject {build['version']}, {build['path']}")
+    yield ok("tls", str(build["tls"]))
+    yield _calls(int(found["capacity"]), None if config is None else config.sip.max_calls)
+    if config is not None and len(config.trunk) > found["trunks"]:
+        fact = f"no place for more than {found['trunks']}, and there are {len(config.trunk)}"
+        yield bad("trunks", fact, "the gateway does not start like this")
+
+
+def _calls(capacity: int, wanted: int | None) -> Finding:
+    if wanted is None or capacity >= wanted:
+        asked = "" if wanted is None else f", sip.max_calls is {wanted}"
+        return ok("calls", f"carries {capacity} at a time{asked}")
+    fact = f"carries {capacity} at a time, sip.max_calls is {wanted}: more get 503"
+    return warn("calls", fact, "run more workers ([workers] count), or build for more calls")
+
 
 _NOTE = "  note: "
 
@@ -27,8 +172,8 @@ def examine(path: Path) -> Iterator[Finding]:
             yield bad("config", str(problem), "the gateway does not start like this")
     else:
         yield from _good(path)
-    yield from machine.look_at_pjsua2(config)
-    yield from machine.look(config)
+    yield from look_at_pjsua2(config)
+    yield from look(config)
     if config is not None:
         yield from _folders(config)
         yield from network.look(config, dialplan)

@@ -19,7 +19,7 @@ import structlog
 from gateway.config import Config, ListenAddress
 from gateway.config.realtime import RealtimeServerSettings, RealtimeSettings, on_loopback
 from gateway.control.client import NoAnswerError, RefusedError, ask
-from gateway.devtools.doctor.finding import Finding, bad, ok, warn
+from gateway.devtools.doctor import Finding, bad, ok, warn
 from gateway.dialplan import Dialplan, call_settings
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint

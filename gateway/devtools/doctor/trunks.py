@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from gateway.addresses import is_inside, is_loopback
 from gateway.config import Config
 from gateway.config.trunks import Address, TrunkSettings
-from gateway.devtools.doctor.finding import Finding, bad, ok, warn
+from gateway.devtools.doctor import Finding, bad, ok, warn
 from gateway.planning.call_plan import sip_settings
 from gateway.sip.trunks.nat import carried_to
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.billing.account import (
+from gateway.billing.costs import (
     Account,
     Accounts,
     Budgets,

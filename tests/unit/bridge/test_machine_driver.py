@@ -9,7 +9,7 @@ from typing import Any, cast
 from gateway.bridge.machine_driver import MachineDriver
 from gateway.call import inputs, outputs
 from gateway.call.machine import CallMachine
-from gateway.call.session.lifecycle import State
+from gateway.call.session_lifecycle import State
 
 ONE, TWO = inputs.DigitPressed("1"), inputs.DigitPressed("2")
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from gateway.call.leg.answering import AnswerPolicy
+from gateway.call.answer_and_hangup import AnswerPolicy
 from gateway.call.outputs import Answer, LogEvent, Output, PlaySound, Progress, Ring
 from gateway.call.plan import AnswerPlan
 from gateway.call.record import CallRecord, CallTimeline

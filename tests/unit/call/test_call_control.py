@@ -11,7 +11,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.leg.call_control import KEY_SECONDS, TAKE_OVER_SECONDS
+from gateway.call.call_control import KEY_SECONDS, TAKE_OVER_SECONDS
 from gateway.call.machine import HELD, RESUMED
 from gateway.call.plan import (
     CallPlan,
@@ -23,7 +23,7 @@ from gateway.call.plan import (
     ToolsPlan,
     TransferPlan,
 )
-from gateway.call.session.lifecycle import State
+from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import OperatorTransfer, TransferTo
 from gateway.realtime.commands import CreateItem
 from tests.support.call_scene import (

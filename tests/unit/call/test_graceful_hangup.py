@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from gateway.call.answer_and_hangup import LINGER_SECONDS, HangupAfterPlayout
 from gateway.call.ending import EndReason
-from gateway.call.leg.graceful_hangup import LINGER_SECONDS, HangupAfterPlayout
 
 
 def test_no_last_words_no_end() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.leg.answering import ACK_SECONDS
+from gateway.call.answer_and_hangup import ACK_SECONDS
 from gateway.call.machine import HELD, LEG_END_SECONDS, RESUMED, State
 from gateway.call.plan import CallPlan, LimitsPlan, ServerPlan
 from tests.support.call_scene import (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.devtools.demo.scenario import HeardAudio, Item, heard_of, read_events
+from gateway.devtools.demo_scenario import HeardAudio, Item, heard_of, read_events
 
 QUIET = Codec.PCMA.silence
 

@@ -18,8 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.cli.checks import doctor as command
-from gateway.devtools.doctor import machine, network
-from gateway.devtools.doctor.finding import Finding, Verdict, lines
+from gateway.devtools.doctor import Finding, Verdict, lines, network
+from gateway.devtools.doctor import examine as machine
 from gateway.devtools.emulator.server import Emulator
 from gateway.dialplan import Dialplan
 from gateway.planning.check import load_all

@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config import Config, load_config
-from gateway.devtools.doctor import trunks
-from gateway.devtools.doctor.finding import Finding, Verdict
+from gateway.devtools.doctor import Finding, Verdict, trunks
 
 PASSWORD = "right"
 

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
 from gateway.config.source import ConfigError
-from gateway.devtools.demo.scenario import CALLER
+from gateway.devtools.demo_scenario import CALLER
 from gateway.devtools.scripted_caller.script import (
     STEPS,
     Digits,

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.devtools.demo.scenario import Check, Evidence, HeardAudio, Stage, judge, read_events
+from gateway.devtools.demo_scenario import Check, Evidence, HeardAudio, Stage, judge, read_events
 from gateway.devtools.scripted_caller.script import CallReport
 from gateway.devtools.timeline.story import Record, RecordError, read_record
 
