@@ -22,7 +22,7 @@ from gateway import __version__
 from gateway.call.ending import EndReason, Party
 
 if TYPE_CHECKING:
-    from gateway.call.record import CallRecord
+    from gateway.call.call_record import CallRecord
 
 CACHE_SECONDS = 1.0
 OUTCOMES = (

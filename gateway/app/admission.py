@@ -14,8 +14,8 @@ from gateway.app.registry import CallRegistry
 from gateway.app.server_health import HealthChecker
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaClock
+from gateway.call.call_record import CallRecord
 from gateway.call.ending import EndReason, ending_of, reason_header, refusal_code
-from gateway.call.record import CallRecord
 from gateway.config import Config
 from gateway.dialplan import Dialplan, Explanation, Match, Origin
 from gateway.outbound.limits import OutboundLimiter

@@ -14,8 +14,8 @@ import structlog
 from gateway.bridge.call_controller import CallController
 from gateway.call import inputs
 from gateway.call.call_control import TAKE_OVER_SECONDS
+from gateway.call.call_record import CallRecord
 from gateway.call.ending import EndReason, Outcome
-from gateway.call.record import CallRecord
 from gateway.call.tools.commands import OperatorTransfer
 from gateway.call.tools.definitions import ToolCallError, transfer_target
 from gateway.control.content import call_named

@@ -15,7 +15,7 @@ from gateway.addresses import LookupLoop
 from gateway.app.gateway import Gateway
 from gateway.app.health import HUNG_SECONDS, Health
 from gateway.app.process import SupervisorLink, notify
-from gateway.call.record import CallRecord
+from gateway.call.call_record import CallRecord
 from gateway.config import Config
 from gateway.dialplan import Dialplan
 from gateway.sip.agent import AgentError

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from gateway.audio.g711 import Codec
 from gateway.bridge.machine_driver import CallHost, CallPart, entry
 from gateway.call import inputs, outputs
-from gateway.call.record import BLeg as BLegRecord
+from gateway.call.call_record import BLeg as BLegRecord
 from gateway.sip.leg import Leg, ReferProgress
 from gateway.sip.media.ports import CallAudio
 from gateway.sip.media.quality import QualityOfCall

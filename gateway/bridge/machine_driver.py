@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from gateway.call import inputs, outputs
+from gateway.call.call_record import CallRecord
 from gateway.call.inputs import Input
 from gateway.call.machine import CallMachine
-from gateway.call.record import CallRecord
 from gateway.call.session_lifecycle import State
 from gateway.realtime.events import AudioDelta
 

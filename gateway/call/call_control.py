@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.call.call_record import CallTimeline, TransferAttempt
 from gateway.call.ending import EndReason, Outcome, outcome_of
 from gateway.call.inputs import (
     BLegAnswered,
@@ -29,7 +30,6 @@ from gateway.call.outputs import (
     SendDtmf,
 )
 from gateway.call.plan import CallPlan, HoldPlan, TransferPlan
-from gateway.call.record import CallTimeline, TransferAttempt
 from gateway.call.tools.definitions import (
     HOLD,
     SEND_DTMF,

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from gateway.call.call_record import DigitRun
 from gateway.call.conversation.control import ConversationControl, message
 from gateway.call.outputs import Output, Send, SendDtmf
-from gateway.call.record import DigitRun
 from gateway.call.tools.definitions import collect_wanted
 from gateway.realtime.commands import CreateItem, CreateResponse
 

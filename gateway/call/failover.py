@@ -11,12 +11,12 @@ from collections import deque
 from dataclasses import dataclass
 
 from gateway.call import inputs
+from gateway.call.call_record import CallTimeline, FailoverRecord
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.conversation.transcript import Transcript
 from gateway.call.ending import EndReason
 from gateway.call.outputs import CloseSession, OpenSession, Output, PlaySound, Send
 from gateway.call.plan import FallbackStep
-from gateway.call.record import CallTimeline, FailoverRecord
 from gateway.realtime.commands import CreateItem, CreateResponse
 from gateway.realtime.events import AudioDelta
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gateway.call.call_record import CallTimeline
 from gateway.call.conversation.control import ConversationControl
 from gateway.call.conversation.transcript import Transcript
 from gateway.call.failover import seeded
 from gateway.call.outputs import OpenSession, Output, PromoteStandby
-from gateway.call.record import CallTimeline
 from gateway.realtime.commands import CreateResponse
 
 FORCED_SECONDS = 3.0

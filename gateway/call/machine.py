@@ -15,6 +15,7 @@ from typing import Any
 
 from gateway.call import inputs, outputs
 from gateway.call.call_control import TransferEvent
+from gateway.call.call_record import CallRecord
 from gateway.call.ending import (
     Ending,
     EndReason,
@@ -27,7 +28,6 @@ from gateway.call.ending import (
 from gateway.call.failover import refusal_of
 from gateway.call.plan import CallPlan, FallbackStep
 from gateway.call.playout.playback import Playout
-from gateway.call.record import CallRecord
 from gateway.call.rules.post_call import PostCallAnalysis, post_call_of
 from gateway.call.session_lifecycle import CallContext, SessionEvents
 from gateway.call.session_lifecycle import State as State

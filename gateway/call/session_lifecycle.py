@@ -8,6 +8,7 @@ from typing import Protocol
 
 from gateway.call import inputs, outputs
 from gateway.call.answer_and_hangup import AnswerPolicy, Timers
+from gateway.call.call_record import CallRecord, CallTimeline
 from gateway.call.conversation.conversation import Conversation
 from gateway.call.ending import EndReason
 from gateway.call.failover import Failover
@@ -15,7 +16,6 @@ from gateway.call.handover import Handover
 from gateway.call.outputs import Output
 from gateway.call.plan import CallPlan, FallbackStep, OutboundPlan
 from gateway.call.playout.playback import Playout
-from gateway.call.record import CallRecord, CallTimeline
 from gateway.realtime.commands import CreateResponse
 from gateway.realtime.errors import Kind
 

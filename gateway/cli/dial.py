@@ -15,7 +15,7 @@ from gateway.cli import CONFIG, examples
 from gateway.text import printable
 
 if TYPE_CHECKING:
-    from gateway.call.record import CallRecord
+    from gateway.call.call_record import CallRecord
     from gateway.config import Config
     from gateway.dialplan import Dialplan
 

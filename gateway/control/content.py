@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from gateway.bridge.call_controller import OutOfBandWaiters
-from gateway.call.record import CallRecord
+from gateway.call.call_record import CallRecord
 from gateway.call.tools.commands import CallCommand, RequestOutOfBand, Respond, Say, Show, Tell
 from gateway.control.server import Command, RefusedError
 from gateway.tools.api import ImageError, checked

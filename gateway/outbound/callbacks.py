@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import structlog
 
 from gateway.bridge.legs import DialRefusedError
+from gateway.call.call_record import CallRecord
 from gateway.call.plan import SchedulePlan
-from gateway.call.record import CallRecord
 from gateway.call.tools import definitions
 from gateway.call.tools.definitions import NUMBER
 from gateway.config.sections import CallbackSettings

@@ -15,8 +15,8 @@ from gateway.audio.g711 import Codec
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.legs import DialRefusedError, OutboundTarget
 from gateway.bridge.media import MediaClock
+from gateway.call.call_record import CallRecord
 from gateway.call.ending import EndReason
-from gateway.call.record import CallRecord
 from gateway.config import Config, TrunkSettings
 from gateway.control.server import RefusedError
 from gateway.dialplan import Dialplan, Route

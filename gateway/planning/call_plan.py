@@ -14,6 +14,7 @@ from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.billing.costs import budget_plan
 from gateway.bridge.dialplan_lookup import DataLookup, with_data
 from gateway.bridge.sessions import SessionPlan
+from gateway.call.call_record import CallRecord
 from gateway.call.plan import (
     CallPlan,
     CollectPlan,
@@ -26,7 +27,6 @@ from gateway.call.plan import (
     SilencePlan,
     ToolsPlan,
 )
-from gateway.call.record import CallRecord
 from gateway.config import Config, MediaSettings, TrunkSettings
 from gateway.config.realtime import RealtimeServerSettings, RealtimeSettings
 from gateway.config.trunks import InboundAuthSettings

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from gateway.call.record import CallRecord
+from gateway.call.call_record import CallRecord
 from gateway.tasks import background
 from gateway.text import unicode_in
 

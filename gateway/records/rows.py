@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from gateway.call.call_record import CallRecord
 from gateway.call.ending import EndReason, Party
-from gateway.call.record import CallRecord
 
 SCHEMA_VERSION = 1
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from gateway.call.call_record import CallRecord
 from gateway.call.private_digits import PrivateDigits
-from gateway.call.record import CallRecord
 from gateway.records.background import BackgroundWriter
 from gateway.records.files import RecordFiles
 from gateway.records.forwarder import Forwarder, Outgoing, ended_event, recover

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.control.client import RefusedError, ask_within
-from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support.harness import GatewayStack
 from tests.support.listening import Spoken
 

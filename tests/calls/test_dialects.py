@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gateway.audio.g711 import Codec
-from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.realtime.dialects.edge import Pcm24
 from tests.support import figures
 from tests.support.harness import GatewayStack

@@ -9,7 +9,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import gateway as package
-from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import PCMU, synthesise
 from tests.support.harness import GatewayStack, wishes
 from tests.support.listening import is_silence

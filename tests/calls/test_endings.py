@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.devtools.emulator.objects import ProtocolError
-from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import Spoken, assert_continuous, is_silence
 from tests.support.sip_phone import PhoneCall

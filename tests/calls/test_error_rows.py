@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import pytest
 
 from gateway.devtools.emulator.objects import ProtocolError
-from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.realtime.errors import CLOSE_CODES, ERROR_CODES, HANDSHAKE_STATUSES
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import Spoken, is_silence

@@ -10,7 +10,7 @@ import numpy as np
 import soxr
 
 from gateway.audio.g711 import Codec
-from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import synthesise
 from tests.support.harness import GatewayStack
 from tests.support.listening import assert_beep

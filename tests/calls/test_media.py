@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support import figures
 from tests.support.harness import TRUSTED, GatewayStack
 from tests.support.listening import Spoken, assert_continuous, is_silence, noise

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.sip.messages.validation import refused_address
 from tests.calls.test_media_offers import raw_call
 from tests.support.dialog import DialogCall, answered, dialog_call

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import Spoken, assert_continuous, noise

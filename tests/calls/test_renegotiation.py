@@ -10,7 +10,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call.machine import HELD, RESUMED
-from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import GatewayStack
 from tests.support.laws import Frames, contains

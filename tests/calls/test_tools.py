@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.session_log import SessionRecord
 from tests import support
 from tests.support import figures
 from tests.support.harness import GatewayStack, eventually, wishes

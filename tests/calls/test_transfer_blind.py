@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support.harness import GatewayStack
 from tests.support.listening import is_silence
 from tests.support.referred import ReferredCall, dial

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.session_log import SessionRecord
 from tests.calls.test_transfer_blind import outputs_of, told
 from tests.support.callee import CalledCall, CalledPhone, free_port
 from tests.support.harness import GatewayStack, eventually

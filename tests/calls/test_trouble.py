@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.audio.g711 import Codec
-from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support import figures
 from tests.support.harness import GatewayStack
 from tests.support.listening import Spoken, assert_continuous, is_silence, noise

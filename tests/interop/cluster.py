@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator.session_log import SessionRecord
 from tests.interop.kamailio import Kamailio
 from tests.support.gateway_process import FAULTS, Gateway, Line
 from tests.support.harness import closed_port, eventually, rtp_range

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.control.client import ask
-from gateway.devtools.emulator.record import SessionRecord
+from gateway.devtools.emulator.session_log import SessionRecord
 from tests.interop.lab.baresip import Phone
 from tests.interop.lab.debian import Root
 from tests.interop.lab.ports import GATEWAY, PBX

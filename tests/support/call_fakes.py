@@ -17,8 +17,8 @@ from gateway.bridge.machine_driver import CallHost
 from gateway.bridge.media import MediaClock
 from gateway.bridge.sessions import SessionPlan
 from gateway.call import inputs
+from gateway.call.call_record import CallRecord
 from gateway.call.plan import CallPlan
-from gateway.call.record import CallRecord
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, Verdict
 from gateway.realtime.events import ServerEvent

@@ -13,9 +13,9 @@ from typing import Any
 
 from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, Codec
 from gateway.call import inputs, outputs
+from gateway.call.call_record import CallRecord, LegRecord
 from gateway.call.machine import CallMachine, State
 from gateway.call.plan import CallPlan
-from gateway.call.record import CallRecord, LegRecord
 from gateway.realtime.commands import (
     CancelResponse,
     ClientCommand,

@@ -14,9 +14,9 @@ from typing import Any
 
 from gateway.config.config import LEDGER_NAME
 from gateway.config.operations import DATABASE_NAME
-from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.script import Script
 from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.realtime.session import REQUEST_KEY
 from gateway.records.database import Database, Filter
 from gateway.records.events import SUFFIX

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 from gateway.call.answer_and_hangup import HangupAfterPlayout
 from gateway.call.call_control import BY_GATEWAY, CallActions
+from gateway.call.call_record import CallTimeline
 from gateway.call.conversation.out_of_band import OutOfBandResponses
 from gateway.call.conversation.responses import ResponseGate
 from gateway.call.ending import EndReason
@@ -21,7 +22,6 @@ from gateway.call.inputs import Input
 from gateway.call.outputs import Output, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playout.playback import Playback, Playout
-from gateway.call.record import CallTimeline
 from gateway.call.tools.definitions import TRANSFER_CALL, ToolCallError
 from gateway.realtime.commands import (
     CancelResponse,

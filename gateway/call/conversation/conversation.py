@@ -11,6 +11,7 @@ import json
 from dataclasses import replace
 
 from gateway.call.call_control import BY_OPERATOR
+from gateway.call.call_record import CallTimeline
 from gateway.call.conversation.control import (
     ConversationControl,
     ConversationRule,
@@ -26,7 +27,6 @@ from gateway.call.outputs import OutOfBandDone, Output, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playout.barge_in import Interruptions
 from gateway.call.playout.playback import Playout
-from gateway.call.record import CallTimeline
 from gateway.call.rules.budget import Budget
 from gateway.call.rules.context_trimming import ContextTrimmer
 from gateway.call.rules.guardrails import Guardrails

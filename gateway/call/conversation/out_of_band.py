@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.call.call_record import CallTimeline, OutOfBandResponse
 from gateway.call.outputs import OutOfBandDone, Output, Send
-from gateway.call.record import CallTimeline, OutOfBandResponse
 from gateway.realtime.commands import ClientCommand, CreateResponse
 from gateway.realtime.events import ResponseCreated, ResponseDone, ServerError, ServerEvent
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gateway.call import inputs
+from gateway.call.call_record import ContextTrim
 from gateway.call.conversation.control import ConversationControl, message
 from gateway.call.outputs import Output, Send
-from gateway.call.record import ContextTrim
 from gateway.realtime.commands import CreateItem, DeleteItem
 from gateway.realtime.events import ItemAdded, ItemDeleted, ResponseDone
 

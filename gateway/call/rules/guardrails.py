@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gateway.call import inputs
+from gateway.call.call_record import Decision
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.ending import EndReason
 from gateway.call.outputs import CheckContent, Output
 from gateway.call.plan import GuardrailPlan
-from gateway.call.record import Decision
 from gateway.call.tools.commands import Show, Tell
 from gateway.realtime.commands import CreateResponse
 from gateway.realtime.events import (

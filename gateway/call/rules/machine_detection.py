@@ -14,12 +14,12 @@ from statistics import fmean, pstdev
 from typing import ClassVar
 
 from gateway.call import inputs
+from gateway.call.call_record import MachineDetected
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.ending import EndReason
 from gateway.call.inputs import SoundHeard
 from gateway.call.outputs import Output
 from gateway.call.playout.barge_in import words_of
-from gateway.call.record import MachineDetected
 from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechStarted, SpeechStopped
 
 RECENT_SECONDS = 4.0

@@ -25,9 +25,9 @@ from gateway.devtools.emulator.beta import BetaWire
 from gateway.devtools.emulator.client_events import CLIENT_EVENTS
 from gateway.devtools.emulator.dialogue import ContentMaker
 from gateway.devtools.emulator.objects import Json, ProtocolError, error_event, new_id, validated
-from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.script import Script
 from gateway.devtools.emulator.session import Session
+from gateway.devtools.emulator.session_log import SessionRecord
 
 _ROOM = 64  # events; a response waits beyond it, so a slow client bounds what is kept for it
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from gateway.devtools.emulator.objects import Json, ProtocolError, checked, new_id, validated
-from gateway.devtools.emulator.record import SessionRecord, Truncation
+from gateway.devtools.emulator.session_log import SessionRecord, Truncation
 from gateway.devtools.emulator.speech import AudioFormat
 
 MAX_ITEMS = 500

@@ -33,13 +33,13 @@ from gateway.devtools.emulator.connection import Connection
 from gateway.devtools.emulator.dialogue import ContentMaker
 from gateway.devtools.emulator.limits import Refusal
 from gateway.devtools.emulator.objects import new_id
-from gateway.devtools.emulator.record import FolderLog, SessionRecord
 from gateway.devtools.emulator.script import (
     Script,
     ScriptError,
     ScriptFile,
     script_of_query,
 )
+from gateway.devtools.emulator.session_log import FolderLog, SessionRecord
 from gateway.devtools.emulator.speech import PCM
 
 AZURE_PATH = "/openai/v1/realtime"

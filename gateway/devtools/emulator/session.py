@@ -22,9 +22,9 @@ from gateway.devtools.emulator.limits import RateLimits
 from gateway.devtools.emulator.listening import Cancellable, Listening, Transcribing
 from gateway.devtools.emulator.mcp_servers import McpServers
 from gateway.devtools.emulator.objects import Json, ProtocolError, message_item
-from gateway.devtools.emulator.record import SessionRecord
 from gateway.devtools.emulator.response import Response, Settings
 from gateway.devtools.emulator.script import Answer, McpCall, Script
+from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import AudioFormat, SpeechError
 
 MAX_PARALLEL_RESPONSES = 8

@@ -13,7 +13,7 @@ from gateway.app import admission as admission_module
 from gateway.app.admission import Admission, Rejections
 from gateway.app.registry import CallRegistry
 from gateway.audio.g711 import Codec
-from gateway.call.record import CallRecord
+from gateway.call.call_record import CallRecord
 from gateway.config import load_config
 from gateway.dialplan import load_dialplan
 from gateway.records.store import RecordStore

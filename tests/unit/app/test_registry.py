@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from gateway.app.registry import CallRegistry
 from gateway.bridge.call_controller import CallController
-from gateway.call.record import CallRecord
+from gateway.call.call_record import CallRecord
 
 
 class FakeCall:

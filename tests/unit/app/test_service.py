@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from gateway.app import service as service_module
 from gateway.app.gateway import Part
 from gateway.app.service import Service, State
-from gateway.call.record import CallRecord
+from gateway.call.call_record import CallRecord
 from gateway.sip.agent import AgentError
 from gateway.tasks import wait_any
 

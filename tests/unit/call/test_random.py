@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
 from gateway.call import inputs, outputs
+from gateway.call.call_record import CallRecord
 from gateway.call.machine import CallMachine, State
 from gateway.call.plan import (
     ApprovalRule,
@@ -32,7 +33,6 @@ from gateway.call.plan import (
     TransferPlan,
     UserIdlePlan,
 )
-from gateway.call.record import CallRecord
 from gateway.call.tools.commands import CallCommand, EndCall, Say, Tell, TransferTo
 from gateway.realtime.commands import (
     CancelResponse,

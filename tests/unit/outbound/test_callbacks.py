@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from gateway.bridge.legs import DialRefusedError
-from gateway.call.record import CallRecord
+from gateway.call.call_record import CallRecord
 from gateway.config.sections import CallbackSettings
 from gateway.outbound import callbacks as scheduler_module
 from gateway.outbound.callbacks import CallbackScheduler, Rules, callback_of

@@ -11,8 +11,8 @@ from typing import Any, cast
 import pytest
 
 from gateway.bridge.legs import DialRefusedError
+from gateway.call.call_record import CallRecord
 from gateway.call.ending import EndReason, ending_of
-from gateway.call.record import CallRecord
 from gateway.config import load_config
 from gateway.control.server import RefusedError
 from gateway.dialplan import load_dialplan

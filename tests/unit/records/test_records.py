@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.call.call_record import MAX_TIMELINE, CallRecord, DigitRun, Interruption, LegRecord
 from gateway.call.ending import EndReason, ending_of
-from gateway.call.record import MAX_TIMELINE, CallRecord, DigitRun, Interruption, LegRecord
 from gateway.records import files
 from gateway.records.files import RecordFiles
 from gateway.text import unicode_of

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from gateway.call.call_record import CallRecord
 from gateway.call.ending import EndReason, ending_of
-from gateway.call.record import CallRecord
 from gateway.records import store as store_module
 from gateway.records.background import BackgroundWriter
 from gateway.records.database import Database, Filter
