@@ -14,10 +14,13 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import httpx
+import structlog
 
 from gateway import __version__
 from gateway.text import json_of
 from gateway.tools.api import ToolError
+
+log = structlog.get_logger("tools")
 
 SAFE = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 """Methods that may be sent again (RFC 9110 section 9.2.2)."""
@@ -101,7 +104,9 @@ class HttpClient:
                     raise ToolError(str(failure)) from None
                 # Those who were refused together need not come again together.
                 wait = failure.after if failure.after is not None else pause
-                await asyncio.sleep(wait * random.uniform(0.75, 1.25))
+                wait *= random.uniform(0.75, 1.25)
+                log.info("tool.retried", host=_host(request.url), wait_ms=round(wait * 1000))
+                await asyncio.sleep(wait)
                 pause *= 2
         raise AssertionError("unreachable")
 

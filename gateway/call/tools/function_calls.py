@@ -43,6 +43,13 @@ class _Group:
     respond: bool = False
 
 
+FREE_ROUNDS = 3
+"""Responses in a row that only call tools and are answered at once."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.8
+"""How long the results of the next one wait (s), doubled with each."""
+
+
 @dataclass(slots=True)
 class _Running:
     """A tool function that runs, or waits for its approval."""
@@ -81,6 +88,8 @@ class Functions:
         self._collecting_for: tuple[str, _Group] | None = None
         self._sounding = ""
         self._silent_rounds = 0
+        self._paused: tuple[float, list[Output]] | None = None
+        """Results of a model that only calls tools, and when they are sent (s)."""
         self.in_loop = False
         """The last response called functions once too often, and no other was asked for."""
         self._own = set(control.call_actions.names)
@@ -114,6 +123,7 @@ class Functions:
             self._silent_rounds += 1
         self.in_loop = bool(calls) and not end_call and self._silent_rounds > most
         if self.in_loop:
+            outputs.append(control.timeline.note(now, "tool_loop", "warning", rounds=most))
             why = f"{most} responses in a row called tools and said nothing"
             return outputs + [tool_output(_id_of(call), {"error": why}) for call in calls]
         group = _Group()
@@ -166,8 +176,10 @@ class Functions:
         return self._stop_filler() if self._sounding else []
 
     def tick(self, now: float) -> list[Output]:
-        """Act on deadlines: a function is late, or a filler is due."""
+        """Act on deadlines: a function is late, a filler is due, or results have waited."""
         outputs = self._collecting.tick(now)
+        if self._paused is not None and now >= self._paused[0]:
+            outputs += self._send_paused(now)
         for call_id, running in list(self._running.items()):
             if running.due is None or now < running.due:
                 continue
@@ -184,13 +196,15 @@ class Functions:
 
     @property
     def busy(self) -> bool:
-        """Return whether a function runs or digits are being collected."""
-        return bool(self._running) or self._collecting_for is not None
+        """Return whether a function runs, its result waits, or digits are being collected."""
+        waits = self._paused is not None or self._collecting_for is not None
+        return bool(self._running) or waits
 
     @property
     def deadline(self) -> float | None:
         """When :meth:`tick` is due next (s)."""
         due = [self._collecting.deadline, *(one.due for one in self._running.values())]
+        due += [] if self._paused is None else [self._paused[0]]
         return min((at for at in due if at is not None), default=None)
 
     # ---- one call
@@ -325,7 +339,21 @@ class Functions:
         if group.open or not group.whole:
             return []
         outputs, group.outputs = group.outputs, []
-        return outputs + (self._control.ask(CreateResponse(), now) if group.respond else [])
+        earlier = self._send_paused(now)
+        if not group.respond:
+            return earlier + outputs
+        rounds = self._silent_rounds - FREE_ROUNDS
+        if rounds <= 0:
+            return earlier + outputs + self._control.ask(CreateResponse(), now)
+        self._paused = now + min(FIRST_PAUSE * 2 ** (rounds - 1), LONGEST_PAUSE), outputs
+        return earlier
+
+    def _send_paused(self, now: float) -> list[Output]:
+        """Send results that have waited, and request a response to them."""
+        if self._paused is None:
+            return []
+        (_due, outputs), self._paused = self._paused, None
+        return outputs + self._control.ask(CreateResponse(), now)
 
     # ---- the gateway's own
 

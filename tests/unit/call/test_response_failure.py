@@ -159,6 +159,7 @@ def test_a_model_that_only_calls_functions() -> None:
     while answered == 0 or answered <= len(scene.requests) < 50:
         scene.at(1.0 + answered, created(f"r{answered}"))
         scene.do(done(f"r{answered}", calls=[("nope", f"c{answered}", "{}")]))
+        scene.at(scene.now + 0.9)  # the pause before its results
         answered += 1
     asked = [one.response or {} for one in scene.requests[10:]]
     assert all(one.response is None for one in scene.requests[:10])
@@ -166,6 +167,19 @@ def test_a_model_that_only_calls_functions() -> None:
     assert ["Again?" in str(one) for one in asked[1:3]] == [True, False]
     assert "Bye." in last_words(scene)
     assert len(asked) < 8
+    assert "tool_loop" in scene.events
+
+
+def test_results_of_a_model_that_only_calls_functions_wait_ever_longer() -> None:
+    scene = scene_of()
+    waits = []
+    for number in range(8):
+        before, began = len(scene.requests), scene.now
+        scene.do(created(f"r{number}"), done(f"r{number}", calls=[("nope", f"c{number}", "{}")]))
+        while len(scene.requests) == before:
+            scene.at(round(scene.now + 0.05, 2))
+        waits.append(round(scene.now - began, 2))
+    assert waits == pytest.approx([0, 0, 0, 0.1, 0.2, 0.4, 0.8, 0.8], abs=0.06)
 
 
 @pytest.mark.parametrize("most", [2, 10])
