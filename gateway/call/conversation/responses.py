@@ -190,8 +190,7 @@ class ResponseGate:
         return self._next(now)
 
     def abandon(self) -> CreateResponse | None:
-        """Expect nothing more of what runs, or was asked for; returns our request for it, if it
-        was ours."""
+        """Forget the running and the requested response; return our request for it, if any."""
         asked = self._sent or (self.asked_by(self._running[-1]) if self._running else None)
         self._running, self._sent = [], None
         return asked

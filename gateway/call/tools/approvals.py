@@ -69,7 +69,7 @@ class Approvals:
 
     @property
     def _rules(self) -> tuple[ApprovalRule, ...]:
-        """The rules of the route."""
+        """Approval rules of the route, in order."""
         return self._control.plan.tools.approvals
 
     def rule_for(self, name: str, given: Mapping[str, Any], *, needed: bool) -> ApprovalRule | None:
@@ -333,7 +333,7 @@ class McpWatch:
 
 
 def _name_of(item: Mapping[str, Any]) -> str:
-    """As a tool of a server that the gateway calls would be named."""
+    """Return the tool name that rules match, ``label_name``, for an item of the realtime server."""
     return f"{item.get('server_label')}_{item.get('name')}"
 
 

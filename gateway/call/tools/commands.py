@@ -87,25 +87,25 @@ class CommandsFromTools:
         self._take = take
 
     def say(self, words: str) -> None:
-        """Give :class:`Say`."""
+        """Have the model say these words: :class:`Say`."""
         self._take(Say(words))
 
     def tell(self, text: str, role: str, respond: bool) -> None:
-        """Give :class:`Tell`."""
+        """Add a message for the model: :class:`Tell`."""
         self._take(Tell(text, role, respond))
 
     def show(self, image_uri: str, text: str, respond: bool) -> None:
-        """Give :class:`Show`."""
+        """Add an image for the model: :class:`Show`."""
         self._take(Show(image_uri, text, respond))
 
     def respond(self, instructions: str) -> None:
-        """Give :class:`Respond`."""
+        """Request a response with these instructions: :class:`Respond`."""
         self._take(Respond(instructions))
 
     def transfer(self, destination: str, words: str) -> None:
-        """Give :class:`TransferTo`."""
+        """Transfer the caller: :class:`TransferTo`."""
         self._take(TransferTo(destination, words))
 
     def end(self, words: str) -> None:
-        """Give :class:`EndCall`."""
+        """End the call: :class:`EndCall`."""
         self._take(EndCall(words))
