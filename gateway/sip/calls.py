@@ -23,7 +23,7 @@ from gateway.sip.names import Names
 from gateway.sip.negotiation import Negotiation
 from gateway.sip.signalling import Signalling
 from gateway.sip.thread import SipThread
-from gateway.sip.trunks.challenges import Challenged
+from gateway.sip.trunks.matching import Challenged
 
 log = structlog.get_logger("sip")
 

@@ -156,7 +156,7 @@ MAX_TEXT = 2000
 
 
 def _says_port_taken(text: str) -> bool:
-    """Ports that are held quiet after their call are found taken; pjsua tries the next."""
+    """Ports in quarantine after their call are found taken; pjsua tries the next."""
     return "P socket bind() at " in text and " in use" in text
 
 
@@ -185,7 +185,7 @@ class LogWriter(pj.LogWriter):  # type: ignore[misc]
             return
 
 
-class _Quiet(pj.LogWriter):  # type: ignore[misc]
+class _NoLog(pj.LogWriter):  # type: ignore[misc]
     def write(self, entry: Any) -> None:
         """Nothing of pjsip's own log belongs in the report."""
 
@@ -194,7 +194,7 @@ def probe() -> None:
     """Start an endpoint with a null device, look, and end it."""
     settings = SipSettings(listen=(), log_level=0)
     quieten()
-    endpoint, writer = pj.Endpoint(), _Quiet()
+    endpoint, writer = pj.Endpoint(), _NoLog()
     endpoint.libCreate()
     config = endpoint_config(settings, writer)
     configure_media(config.medConfig, settings)

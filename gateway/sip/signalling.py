@@ -18,7 +18,7 @@ import structlog
 log = structlog.get_logger("sip")
 
 FAILED_SECONDS = 10.0
-"""A screen that raises says so this often."""
+"""How often it is logged that a decision raised."""
 
 _T = TypeVar("_T")
 
@@ -88,7 +88,7 @@ class Unread:
     data: bytes
 
 
-Screening = Callable[[Received], Decision]
+Decide = Callable[[Received], Decision]
 
 
 class Signalling:
@@ -104,8 +104,8 @@ class Signalling:
 
     def __init__(
         self,
-        on_message: Screening,
-        on_request: Screening,
+        on_message: Decide,
+        on_request: Decide,
         on_unread: Callable[[Unread], bytes] = lambda _unread: b"",
         retry_after: int = 0,
     ) -> None:
@@ -167,8 +167,8 @@ class _Handler:
 
     def __init__(
         self,
-        on_message: Screening,
-        on_request: Screening,
+        on_message: Decide,
+        on_request: Decide,
         on_unread: Callable[[Unread], bytes],
         on_bye: Callable[[], Callable[[int, int], None]],
         on_options: Callable[[], Callable[[int, int], None]],
@@ -178,7 +178,7 @@ class _Handler:
         self._on_unread = on_unread
         self._on_bye = on_bye
         self._on_options = on_options
-        self._quiet_until = 0.0
+        self._next_log = 0.0
 
     def on_message(self, *fields: Any) -> Decision:
         return self._said(lambda: self._on_message(Received(*fields)))
@@ -200,7 +200,7 @@ class _Handler:
             return ask()
         except Exception:
             now = time.monotonic()
-            if now >= self._quiet_until:
-                self._quiet_until = now + FAILED_SECONDS
+            if now >= self._next_log:
+                self._next_log = now + FAILED_SECONDS
                 log.exception("sip.screen_failed", advice="what it was asked about got no further")
             raise

@@ -21,7 +21,7 @@ from gateway.sip.messages.headers import body_of, headers_of, reason_of, text_of
 from gateway.sip.messages.replies import KEYS, info_digit, info_status
 from gateway.sip.transfer import TransferableCall, contain_errors
 from gateway.sip.trunks.accounts import Account
-from gateway.sip.trunks.challenges import Challenged
+from gateway.sip.trunks.matching import Challenged
 from gateway.sip.trunks.reachability import TLS_KEYS, keys_to_check
 from gateway.sip.types import LegEnd, LegHandler
 

@@ -31,8 +31,7 @@ from gateway.sip.sip_call import SipCall
 from gateway.sip.thread import SipThread
 from gateway.sip.transports import Listeners
 from gateway.sip.trunks.accounts import Accounts, header_vector
-from gateway.sip.trunks.challenges import Challenges
-from gateway.sip.trunks.matching import Trunks
+from gateway.sip.trunks.matching import Challenges, Trunks
 from gateway.sip.trunks.reachability import OptionsPinger
 from gateway.sip.types import LegEnd
 

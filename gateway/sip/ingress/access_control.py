@@ -42,8 +42,7 @@ from gateway.sip.negotiation import Negotiation
 from gateway.sip.rate_limits import RefusalLog, SourceBuckets, TokenBucket
 from gateway.sip.settings import Access, Trunk
 from gateway.sip.signalling import DROP, PASS, Decision, Received, Unread
-from gateway.sip.trunks.challenges import Challenges
-from gateway.sip.trunks.matching import Attribution, Trunks
+from gateway.sip.trunks.matching import Attribution, Challenges, Trunks
 
 log = structlog.get_logger("sip")
 

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.sip.calls import Calls, HeldCall
 from gateway.sip.thread import SipThread
-from gateway.sip.trunks.challenges import Challenged
+from gateway.sip.trunks.matching import Challenged
 
 
 @pytest.mark.parametrize("part", ["poll", "command", "housekeeping"])
