@@ -5,7 +5,8 @@
 CONFIG ?= gateway.toml
 TESTS ?=
 INTEROP ?= tests/interop
-ASAN_TESTS ?= $(patsubst %,tests/calls/test_%.py,screening hostile_input signalling renegotiation transports)
+ASAN_TESTS ?= $(patsubst %,tests/calls/test_%.py,screening hostile_input unread nobody_there media_offers \
+	signalling renegotiation transports)
 # Tests of calls wait for real time, most of it: four files at a time keep two cores half busy.
 # In their order, not by size: calls, which take long, come first.
 PARALLEL ?= -n 4 --dist loadfile --no-loadscope-reorder
