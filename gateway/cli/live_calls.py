@@ -53,7 +53,7 @@ def calls(
     form: str | None,
     **wanted: str,
 ) -> None:
-    """List calls in progress, or those of the past.
+    """List calls in progress, or past calls.
 
     For each: id (the other commands take it, or its beginning), state, age, numbers, route, codec
     and cost so far; of the past ones, how they ended. The filters are for --past.

@@ -34,7 +34,7 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         "doctor": _Entry("checks", "Check host, network, realtime servers and trunks.", "doctor"),
     },
     "Live calls": {
-        "calls": _Entry("live_calls", "List calls in progress, or past ones.", "calls"),
+        "calls": _Entry("live_calls", "List calls in progress, or past calls.", "calls"),
         "hangup": _Entry("live_calls", "End a call.", "hangup"),
         "transfer": _Entry(
             "live_calls", "Transfer a call to a destination of its route.", "transfer"
@@ -53,8 +53,8 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         ),
     },
     "Past calls": {
-        "explain": _Entry("past", "Say why a call went as it did.", "explain"),
-        "erase": _Entry("past", "Take a number out of all that is kept.", "erase"),
+        "explain": _Entry("past", "Explain how a call was routed and why it ended.", "explain"),
+        "erase": _Entry("past", "Erase a number from the data of ended calls.", "erase"),
     },
     "Develop": {
         "demo": _Entry("demo", "Emulator, gateway and one scripted call, with checks."),

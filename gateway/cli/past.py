@@ -160,7 +160,7 @@ def fail(text: str) -> click.ClickException:
 @CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Print the row as one JSON object.")
 def explain(call: str, config: Path, as_json: bool) -> None:
-    """Say why CALL was accepted or refused, which route took it, and why it ended.
+    """Explain why CALL was accepted or rejected, its route, and why it ended.
 
     CALL is an id or its beginning, of a call that is over or in progress. Exit 1 where there is
     none.
@@ -183,7 +183,7 @@ def explain(call: str, config: Path, as_json: bool) -> None:
 @click.argument("number")
 @CONFIG
 def erase(number: str, config: Path) -> None:
-    """Take NUMBER out of all that is kept of ended calls.
+    """Erase NUMBER from the data of ended calls.
 
     Rows keep times and cost, with a keyed hash in place of the number; transcripts, files and
     events are deleted. Calls on legal hold stay as they are.
