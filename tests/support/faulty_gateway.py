@@ -47,7 +47,7 @@ PLACES = {
     # time, and the end
     "deadline": "gateway.call.machine:CallMachine.deadline",
     "settle": "gateway.call.machine:CallMachine._settle",
-    "end": "gateway.call.machine:CallMachine._end",
+    "end": "gateway.call.machine:CallMachine._end_call",
     "finish": "gateway.call.machine:CallMachine._finish",
     "hang up": "gateway.sip.leg:Leg.hang_up",
     "the legs' figures": "gateway.bridge.legs:Legs.finish",

@@ -178,7 +178,8 @@ def test_a_worker_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -
 
     status, run = supervised(story, lambda index: ["deaf" if index else "up"], drain_seconds=0.1)
     assert status == 1
-    assert run.all("workers.killed", workers=[1])
+    (killed,) = run.all("workers.killed")
+    assert 1 in killed["workers"]  # on a busy machine the other one may be late, too
     assert run.all("worker.ended", worker=1, ended="SIGKILL")
 
 
