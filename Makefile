@@ -8,7 +8,7 @@ INTEROP ?= tests/interop
 ASAN_TESTS ?= $(patsubst %,tests/calls/test_%.py,screening hostile_input unread nobody_there media_offers \
 	signalling renegotiation transports)
 # Tests of calls wait for real time, most of it: four files at a time keep two cores half busy.
-# In their order, not by size: calls, which take long, come first.
+# In their order, not by size: calls, which take long, come first, and short files fill up the end.
 PARALLEL ?= -n 4 --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
@@ -53,7 +53,7 @@ test-asan: $(DEV) ## calls and broken messages on a pjsua2 that AddressSanitizer
 interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones (INTEROP=... for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl setpriv:util-linux
 	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
-	@$(BIN)/python -m pytest -m interop $(INTEROP)
+	@$(BIN)/python -m pytest $(PARALLEL) -m interop $(INTEROP)
 
 test-tools: $(DEV) ## the programs of Debian's that the tests need, at once
 	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core openssl:openssl setpriv:util-linux pg_ctlcluster:postgresql
