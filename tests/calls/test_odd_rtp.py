@@ -98,7 +98,7 @@ async def test_packets_of_5_ms(world: GatewayStack) -> None:
     call = await greeted(world, ptime=5)
     session = await world.session_of(call)
     said = noise(5, 0.96)
-    await Sender(call.rtp).say(LEAD_IN + said + b"\x55" * 60 * FRAME, 5)
+    await Sender(call.rtp, ptime=5).say(LEAD_IN + said + b"\x55" * 60 * FRAME)
     await world.summary_at_end(call)
     assert said in bytes(session.received)
 
