@@ -912,7 +912,76 @@ async def _bytes_that_are_no_text(world: GatewayStack, call: FieldCall) -> None:
     assert next(m for m in call.messages if m.code and m.method == "UPDATE").code == 200
 
 
+Ask = tuple[str, tuple[str, ...], str, str]
+"""Method, header fields, body and its type of a request inside the call."""
+
+ASKED: dict[str, tuple[Ask, set[int]]] = {
+    "RFC 6665 4.1.2: a subscription inside the call": (
+        ("SUBSCRIBE", ("Event: dialog", "Expires: 60"), "", ""),
+        {405, 481, 489, 501},
+    ),
+    "RFC 3842: message waiting that nobody asked for": (
+        (
+            "NOTIFY",
+            ("Event: message-summary", "Subscription-State: active"),
+            "Messages-Waiting: no\r\n",
+            "application/simple-message-summary",
+        ),
+        {200, 405, 481, 489},
+    ),
+    "RFC 6665 8.2.1: a NOTIFY without an Event": (
+        ("NOTIFY", ("Subscription-State: active",), "", ""),
+        {200, 400, 481, 489},
+    ),
+    "RFC 3428: a text": (("MESSAGE", (), "hello", "text/plain"), {200, 405, 415}),
+    "RFC 6086: an INFO without a body": (("INFO", (), "", ""), {200}),
+    "RFC 6086 4.2.2: an INFO of a package that nobody offered": (
+        ("INFO", ("Info-Package: nothing-such",), "x", "text/plain"),
+        {200, 415, 469},
+    ),
+    "RFC 3903: a PUBLISH": (
+        ("PUBLISH", ("Event: presence", "Expires: 60"), "", ""),
+        {405, 489, 501},
+    ),
+    "RFC 3515 2.4.1: a REFER without Refer-To": (("REFER", (), "", ""), {400, 405, 603}),
+    "RFC 3515: a REFER with two": (
+        ("REFER", ("Refer-To: <sip:a@192.0.2.1>", "Refer-To: <sip:b@192.0.2.1>"), "", ""),
+        {400, 603},
+    ),
+    "RFC 3262 3: a PRACK of nothing": (("PRACK", ("RAck: 1 1 INVITE",), "", ""), {400, 481}),
+    "RFC 3311: an UPDATE without a description": (("UPDATE", (), "", ""), {200}),
+    "RFC 4028 7.4: an UPDATE that asks for too short a session": (
+        ("UPDATE", ("Supported: timer", "Session-Expires: 30", "Min-SE: 30"), "", ""),
+        {200, 422},
+    ),
+    "RFC 3261 8.2.2.3: a re-INVITE that requires too much": (
+        ("INVITE", ("Require: nothing-such",), "", ""),
+        {420},
+    ),
+    "RFC 3261 8.2.3: a re-INVITE with a body of another type": (
+        ("INVITE", (), "x", "application/nothing-such"),
+        {200, 400, 415, 488},
+    ),
+    "RFC 3261 8.2.1: a method that does not exist": (("NOTHING", (), "", ""), {405, 501}),
+    "RFC 3261 11: OPTIONS inside the call": (
+        ("OPTIONS", ("Accept: application/sdp",), "", ""),
+        {200},
+    ),
+}
+
+
+def _asked(name: str) -> Callable[[GatewayStack, FieldCall], Awaitable[None]]:
+    (method, headers, body, kind), codes = ASKED[name]
+
+    async def play(_world: GatewayStack, call: FieldCall) -> None:
+        answer = await call.ask(method, *headers, body=body, kind=kind or "application/sdp")
+        assert answer.code in codes, answer.start
+
+    return play
+
+
 DIALOGS = {
+    **{name: _asked(name) for name in ASKED},
     "freeswitch #2617: keys on another payload number": _keys_move,
     "dart-sip-ua #487: held by 0.0.0.0 and port 9, and back": _held_at_nobody,
     "JsSIP #312: another port under the same version": _the_same_version_elsewhere,
