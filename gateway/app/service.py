@@ -103,38 +103,17 @@ class Service:
     ) -> CallRecord:
         """Place one call, take none, and end with it; SIGTERM or SIGINT hang it up.
 
-        Raises as :meth:`run` and :meth:`dial` do.
+        Raises as :meth:`run` and :meth:`OutboundCalls.dial` do.
         """
         async with self._running(serving=False):
             try:
-                over = self.dial(to, route, trunk, variables, caller_id)
+                over = self._gateway.outbound.dial(to, route, trunk, variables, caller_id)
                 ended = asyncio.Event()
                 over.add_done_callback(lambda _over: ended.set())
                 await wait_any(None, ended, self._draining)
             finally:
                 self._hurry.set()
         return await over
-
-    def dial(
-        self,
-        to: str,
-        route: str,
-        trunk: str = "",
-        variables: Mapping[str, str] | None = None,
-        caller_id: str = "",
-    ) -> asyncio.Future[CallRecord]:
-        """Place a call with a route's session; the result is its record, once it is over.
-
-        Args:
-            to: a number, which needs a trunk, or a sip or tel URI.
-            route: the name of a route; its conditions are not asked.
-            variables: what the route's named groups would have brought.
-            caller_id: in place of the trunk's own; its ``caller_ids`` has to allow it.
-
-        Raises DialRefusedError, naming the rule that does not let it be placed, and ValueError
-        where route, trunk or address are not to be had.
-        """
-        return self._gateway.outbound.dial(to, route, trunk, variables, caller_id)
 
     @asynccontextmanager
     async def _running(self, *, serving: bool) -> AsyncIterator[None]:

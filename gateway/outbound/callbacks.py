@@ -214,7 +214,7 @@ SHOWN = 20
 
 
 class Dial(Protocol):
-    """Places a call: :meth:`gateway.app.service.Service.dial`."""
+    """Places a call: :meth:`gateway.outbound.calls.OutboundCalls.dial`."""
 
     def __call__(
         self, to: str, route: str, trunk: str, variables: Mapping[str, str]

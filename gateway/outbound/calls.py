@@ -87,7 +87,17 @@ class OutboundCalls:
         variables: Mapping[str, str] | None = None,
         caller_id: str = "",
     ) -> asyncio.Future[CallRecord]:
-        """Place a call: see :meth:`gateway.app.service.Service.dial`."""
+        """Place a call with a route's session; the result is its record, once it is over.
+
+        Args:
+            to: a number, which needs a trunk, or a sip or tel URI.
+            route: the name of a route; its conditions are not asked.
+            variables: what the route's named groups would have brought.
+            caller_id: in place of the trunk's own; its ``caller_ids`` has to allow it.
+
+        Raises DialRefusedError, naming the rule that does not let it be placed, and ValueError
+        where route, trunk or address are not to be had.
+        """
         return self._dial(to, route, trunk, variables or {}, caller_id)[1]
 
     def _dial(

@@ -396,7 +396,7 @@ class SipCall(TransferableCall):
             self._tell(lambda handler: handler.on_digit(event[0]))
 
     def keys_known(self) -> bool:
-        """Whether there is nothing more to wait for, see :mod:`gateway.sip.leg`."""
+        """Whether there is nothing more to wait for, see :func:`media_security`."""
         if self.link.port is None or self.ended or self.leg is None:
             return True
         try:
