@@ -954,10 +954,6 @@ ASKED: dict[str, tuple[Ask, set[int]]] = {
         ("UPDATE", ("Supported: timer", "Session-Expires: 30", "Min-SE: 30"), "", ""),
         {200, 422},
     ),
-    "RFC 3261 8.2.2.3: a re-INVITE that requires too much": (
-        ("INVITE", ("Require: nothing-such",), "", ""),
-        {420},
-    ),
     "RFC 3261 8.2.3: a re-INVITE with a body of another type": (
         ("INVITE", (), "x", "application/nothing-such"),
         {200, 400, 415, 488},
