@@ -20,7 +20,7 @@ from gateway.sip.media.quality import Meter, counters_of
 from gateway.sip.messages.headers import body_of, headers_of, reason_of, text_of
 from gateway.sip.messages.replies import KEYS, info_digit, info_status
 from gateway.sip.transfer import TransferableCall, contain_errors
-from gateway.sip.trunks.accounts import Account
+from gateway.sip.trunks.accounts import Account, header_vector
 from gateway.sip.trunks.matching import Challenged
 from gateway.sip.trunks.reachability import TLS_KEYS, keys_to_check
 from gateway.sip.types import LegEnd, LegHandler
@@ -154,12 +154,7 @@ class SipCall(TransferableCall):
         param = pj.CallOpParam()
         if code:
             param.statusCode = code
-        vector = pj.SipHeaderVector()
-        for key, value in headers.items():
-            header = pj.SipHeader()
-            header.hName, header.hValue = key, value
-            vector.append(header)
-        param.txOption.headers = vector
+        param.txOption.headers = header_vector(headers)
         if self._confirmed:
             self._ending.bye = self.services.byes.watch(self)
         self.hangup(param)

@@ -215,7 +215,7 @@ class Stack:
             if trunk is not None:
                 host = host_of(uri)
                 if self._trunks.leads_to(trunk, host, services.names.addresses(host)):
-                    param.txOption.headers = header_vector(trunk)
+                    param.txOption.headers = header_vector(trunk.headers)
                 param.txOption.localUri = self.accounts.from_uri(trunk, caller_id)
             call.makeCall(uri, param)
             leg.invite = replace(leg.invite, sip_call_id=text_of(call.getInfo().callIdString))

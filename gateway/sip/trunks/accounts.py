@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -301,7 +301,7 @@ class Accounts:
             registration.timeoutSec = trunk.expires
             registration.retryIntervalSec = 0  # that is Registration's, which says what it does
             registration.contactUriParams = f";{LINE_PARAMETER}={self._trunks.lines[trunk.name]}"
-            registration.headers = header_vector(trunk)
+            registration.headers = header_vector(trunk.headers)
         if trunk.outbound_proxy:
             proxies = pj.StringVector()
             proxies.append(f"sip:{trunk.outbound_proxy}{through};lr")
@@ -316,10 +316,10 @@ class Accounts:
         _secure_media(config.mediaConfig, trunk.security)
 
 
-def header_vector(trunk: Trunk) -> Any:
-    """The header fields that a trunk wants in our requests, for pjsua2."""
+def header_vector(headers: Mapping[str, str]) -> Any:
+    """Header fields to be added to a message, for pjsua2."""
     vector = pj.SipHeaderVector()
-    for name, value in trunk.headers.items():
+    for name, value in headers.items():
         header = pj.SipHeader()
         header.hName, header.hValue = name, value
         vector.append(header)
