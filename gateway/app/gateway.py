@@ -181,7 +181,7 @@ class Gateway:
             sip,
             on_invite=lambda leg: self._admission.on_invite(leg),
             on_refused=rejections.refused_below,
-            on_caller_audio=clock.wake,
+            on_caller_audio=clock.serve,
             on_arrival=lambda invite: records.arrived(invite.call_id, facts_for_slot(invite)),
         )
         limiter = OutboundLimiter(config.outbound, agent)

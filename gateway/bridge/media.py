@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,77 +17,59 @@ from gateway.bridge.machine_driver import CallHost, CallPart, entry
 from gateway.call import inputs, outputs
 from gateway.call.inputs import BeepHeard, CallerSounds, DigitPressed, SoundHeard
 from gateway.call.plan import CallPlan
+from gateway.sip.media import ports
 from gateway.sip.media.ports import CallAudio
 
 log = structlog.get_logger("media")
 
-BUSY_CALLS = 64
-"""From this many calls on, each is served on every other beat, half of them at a time: its audio
-goes out in messages of 40 ms. A message costs the same whatever its length, most of it in the
-kernel; the price is 10 ms of delay on average, at a load where there is more to win."""
-
 
 class MediaClock:
-    """Calls every registered function after the media clock has ticked.
-
-    :meth:`wake` belongs to the media clock thread; everything else to the event loop.
-    """
+    """Serves the calls that have audio of their caller, or playout that began or ended."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._halves: tuple[set[Callable[[], None]], set[Callable[[], None]]] = (set(), set())
-        self.beats = 0
-        self._scheduled = False
-        self._faulty: set[Callable[[], None]] = set()
+        self._moves: dict[int, Callable[[], None]] = {}
+        self._clock = self._beats = 0
+        self._faulty: set[int] = set()
         self.faults = 0
         """Exceptions of moves; each is a defect."""
 
-    def add(self, move: Callable[[], None]) -> None:
-        """Call ``move`` from the next beat on."""
-        first, second = self._halves
-        if move not in first and move not in second:
-            (second if len(second) < len(first) else first).add(move)
+    @property
+    def beats(self) -> int:
+        """A number that stands still when audio does not move any more, in either direction."""
+        return self._beats if self._moves else ports.beats()
 
-    def remove(self, move: Callable[[], None]) -> None:
-        """Do not call ``move`` any more."""
-        for half in self._halves:
-            half.discard(move)
-        self._faulty.discard(move)
+    def add(self, audio: CallAudio, move: Callable[[], None]) -> None:
+        """Call ``move`` whenever this call has something."""
+        self._moves[audio.uplink.id] = move
 
-    def wake(self) -> None:
-        """Schedule a beat: a frame came. May be called from any thread."""
-        if not self._scheduled and not self._loop.is_closed():
-            self._scheduled = True
-            self._loop.call_soon_threadsafe(self._beat)
+    def remove(self, audio: CallAudio) -> None:
+        """Serve this call no more."""
+        self._moves.pop(audio.uplink.id, None)
+        self._faulty.discard(audio.uplink.id)
 
-    def _beat(self) -> None:
-        # Cleared first: a frame that comes while we run gets a beat of its own.
-        self._scheduled = False
-        self.beats += 1
-        first, second = self._halves
-        if len(first) + len(second) < BUSY_CALLS:
-            self._move(first)
-            self._move(second)
-        else:
-            self._move(self._halves[self.beats % 2])
-
-    def _move(self, half: set[Callable[[], None]]) -> None:
-        for move in tuple(half):
-            if move not in half:
-                continue  # its call ended in this beat
+    def serve(self, calls: Iterable[int]) -> None:
+        """Serve these calls, which are named by the ids of their uplinks."""
+        clock = ports.beats()
+        if clock != self._clock:
+            self._clock = clock
+            self._beats += 1
+        for call in calls:
+            move = self._moves.get(call)
+            if move is None:
+                continue  # its call has not begun, or has ended
             try:
                 move()
             except Exception:
                 # One call's defect must not silence the others; said once, not every 20 ms.
                 self.faults += 1
-                if move not in self._faulty:
-                    self._faulty.add(move)
+                if call not in self._faulty:
+                    self._faulty.add(call)
                     log.exception("media.fault")
 
 
 class CallMedia(CallPart):
-    """Sends the caller's audio to the session at each beat of the media clock, queues the
-    session's audio for playout, and feeds the machine what it learns from either.
+    """Sends the caller's audio to the session as it comes, queues the session's audio for playout,
+    and feeds the machine what it learns from either.
 
     Args:
         feed_first: hands an input to the machine before all others that wait.
@@ -126,7 +108,7 @@ class CallMedia(CallPart):
 
     def stop(self) -> None:
         """Move no more audio."""
-        self._clock.remove(self._beat)
+        self._clock.remove(self._audio)
 
     def finish(self) -> None:
         """Write the figures of the call's audio into its record."""
@@ -135,10 +117,12 @@ class CallMedia(CallPart):
         record.media.underruns = playout.underruns
         record.media.underrun_ms = playout.underrun_frames * FRAME_MS
         record.media.refused_playout_frames = playout.frames_refused
-        record.media.dropped_uplink_frames = self._audio.uplink.dropped
+        counts = self._audio.uplink.counts
+        record.media.dropped_uplink_frames = -(-counts.dropped_ms // FRAME_MS)
+        record.media.uplink = asdict(counts)
 
     @entry
-    def _beat(self) -> None:
+    def _move(self) -> None:
         audio = self._audio.uplink.drain()
         for heard in self._analyzer.feed(audio, held=self._hold is not None):
             self._host.feed(heard)
@@ -159,7 +143,7 @@ class CallMedia(CallPart):
         self._audio.uplink.drain()  # what came before the ACK is older than the conversation
         self._streaming = True
         self._pause("not started", not output.playout)
-        self._clock.add(self._beat)
+        self._clock.add(self._audio, self._move)
 
     def _on_hold(self, output: outputs.Hold) -> None:
         self._hold = output if output.held else None

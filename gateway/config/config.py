@@ -30,12 +30,11 @@ from gateway.config.trunks import (
     Keying,
     Srtp,
     TrunkSettings,
-    judge_jitter,
     judge_keying,
     judge_trunks,
 )
 from gateway.config.validate import Section, problems_of
-from gateway.config.values import Count, FilePath, Flag, Milliseconds, Seconds, SecondsOrOff, Typed
+from gateway.config.values import Count, FilePath, Flag, PacketWait, Seconds, SecondsOrOff, Typed
 
 
 class DialplanSettings(Section):
@@ -58,22 +57,14 @@ LEDGER_NAME = "today.cost"
 
 
 class MediaSettings(Section):
-    """``[media]``: the jitter buffer towards the model (ms) and when silence means dead (s)."""
+    """``[media]``: what is waited for of the caller's RTP, SRTP, when silence means dead (s)."""
 
-    jb_init_ms: Milliseconds = 40
-    jb_min_ms: Milliseconds = 20
-    jb_max_ms: Annotated[Milliseconds, Field(le=2000)] = 240
+    packet_wait_ms: PacketWait = 60
     jb_catch_up: Flag = True
     rtp_timeout: SecondsOrOff = 30.0
     srtp: Srtp = "optional"
     srtp_keying: Annotated[tuple[Keying, ...], Field(min_length=1)] = ("sdes",)
     sdes_without_tls: Flag = False
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.jb_min_ms <= self.jb_init_ms <= self.jb_max_ms:
-            raise MisplacedError(("jb_init_ms",), "must be between jb_min_ms and jb_max_ms")
-        return self
 
 
 class LimitSettings(Section):
@@ -116,7 +107,6 @@ class Config(Section):
     @model_validator(mode="after")
     def _trunks_fit(self) -> Self:
         judge_trunks(self.trunk, self.sip)
-        judge_jitter(self.trunk, self.media)
         if any(address.transport != "tls" for address in self.sip.listen):
             judge_keying(self.media, "media")
         return self

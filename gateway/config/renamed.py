@@ -128,6 +128,21 @@ RENAMED_KEYS: Mapping[str, str] = MappingProxyType(
 )
 """Full path of the old key (without indexes), and the name that it has in its place."""
 
+_NO_JITTER_BUFFER = (
+    "no jitter buffer is between the caller and the model any more; "
+    "packet_wait_ms says how long a missing packet is waited for"
+)
+
+REMOVED_KEYS: Mapping[str, str] = MappingProxyType(
+    {
+        f"{section}.jb_{key}": _NO_JITTER_BUFFER
+        for section in ("media", "trunk")
+        for key in ("init_ms", "min_ms", "max_ms", "catch_up")
+        if (section, key) != ("media", "catch_up")
+    }
+)
+"""Full path of a key that has none in its place, and why."""
+
 RENAMED_VALUES: Mapping[tuple[str, str], str] = MappingProxyType(
     {
         ("access.unknown_sources", "refuse"): "reject",

@@ -15,7 +15,7 @@ from gateway.config.sections import CountOrOff, Rate
 from gateway.config.sip import TRANSPORTS, Transport
 from gateway.config.source import MisplacedError
 from gateway.config.validate import Section
-from gateway.config.values import Count, Flag, Milliseconds, SecondsOrOff, pattern_of
+from gateway.config.values import Count, Flag, PacketWait, SecondsOrOff, pattern_of
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Srtp = Literal["off", "optional", "required"]
@@ -230,10 +230,7 @@ class TrunkSettings(Section):
     caller_ids: Annotated[re.Pattern[str] | None, BeforeValidator(_pattern)] = None
     expires: Annotated[Count, Field(ge=30, le=86400)] = 300
     options_interval: SecondsOrOff = 0.0
-    jb_init_ms: Milliseconds | None = None
-    jb_min_ms: Milliseconds | None = None
-    jb_max_ms: Annotated[Milliseconds, Field(le=2000)] | None = None
-    jb_catch_up: Flag | None = None
+    packet_wait_ms: PacketWait | None = None
     calls_per_second: Rate = 0.0
     max_concurrent_calls: CountOrOff = 0
     inbound_auth: InboundAuthSettings | None = None
@@ -255,21 +252,6 @@ class TrunkSettings(Section):
         if self.password is not None and not self.username:
             raise MisplacedError(("password",), "needs a username")
         return self
-
-
-def judge_jitter(trunks: tuple[TrunkSettings, ...], media: Any) -> None:
-    """Hold jitter buffers of trunks against ``[media]``, whose values fill them up."""
-    for index, trunk in enumerate(trunks):
-        least, first, most = (
-            getattr(media, key) if getattr(trunk, key) is None else getattr(trunk, key)
-            for key in ("jb_min_ms", "jb_init_ms", "jb_max_ms")
-        )
-        if not least <= first <= most:
-            raise MisplacedError(
-                ("trunk", index, "jb_init_ms"),
-                f"must be between jb_min_ms and jb_max_ms, here or in [media]: {least} <= {first} "
-                f"<= {most}",
-            )
 
 
 def _at_least(transport: str, wanted: str) -> bool:

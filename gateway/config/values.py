@@ -119,6 +119,8 @@ def _from_reference(value: object) -> object:
 Typed = BeforeValidator(_from_reference)
 Count = Annotated[int, Strict(), Field(ge=1), Typed]
 Milliseconds = Annotated[int, Strict(), Field(ge=0), Typed]
+PacketWait = Annotated[int, Strict(), Field(ge=20, le=500), Typed]
+"""Milliseconds that a missing RTP packet is waited for: at least one packet's time."""
 Seconds = Annotated[float, Strict(), Field(gt=0), Typed]
 SecondsOrOff = Annotated[float, Strict(), Field(ge=0), Typed]
 Flag = Annotated[bool, Strict(), Typed]

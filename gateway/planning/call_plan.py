@@ -89,7 +89,8 @@ def sip_settings(config: Config) -> SipSettings:
         public_address=config.sip.public_address,
         max_calls=config.sip.max_calls,
         user_agent=config.sip.user_agent,
-        jitter_buffer=_jitter_buffer(media),
+        packet_wait_ms=media.packet_wait_ms,
+        jitter_buffer=JitterBuffer(catch_up=media.jb_catch_up),
         stun_server=config.sip.stun_server,
         session_timers=config.sip.session_timers,
         session_expires=config.sip.session_expires,
@@ -118,24 +119,12 @@ def sip_settings(config: Config) -> SipSettings:
     )
 
 
-def _jitter_buffer(media: MediaSettings) -> JitterBuffer:
-    return JitterBuffer(
-        init=media.jb_init_ms,
-        min_prefetch=media.jb_min_ms,
-        max_prefetch=media.jb_max_ms,
-        maximum=media.jb_max_ms,
-        catch_up=media.jb_catch_up,
-    )
-
-
 def _credentials(auth: InboundAuthSettings | None) -> Credentials | None:
     return None if auth is None else Credentials(auth.username, auth.password.get_secret_value())
 
 
 def trunk_of(trunk: TrunkSettings, burst: int, media: MediaSettings) -> Trunk:
     """One ``[[trunk]]``, as the user agent needs it."""
-    given = trunk.model_dump(include={"jb_init_ms", "jb_min_ms", "jb_max_ms", "jb_catch_up"})
-    own = {key: value for key, value in given.items() if value is not None}
     return Trunk(
         name=trunk.name,
         peers=tuple(Peer(*peer) for peer in trunk.peers),
@@ -151,7 +140,7 @@ def trunk_of(trunk: TrunkSettings, burst: int, media: MediaSettings) -> Trunk:
         caller_id=trunk.caller_id,
         expires=trunk.expires,
         options_interval=trunk.options_interval,
-        jitter_buffer=_jitter_buffer(media.model_copy(update=own)) if own else None,
+        packet_wait_ms=trunk.packet_wait_ms,
         limits=Limits(trunk.calls_per_second, burst, trunk.max_concurrent_calls),
         inbound_auth=_credentials(trunk.inbound_auth),
         certificate_names=trunk.certificate_names,

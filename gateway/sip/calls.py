@@ -256,3 +256,5 @@ class CallServices:
     pool: PortPool
     sounds: Sounds
     rtp_ports: RtpPortQuarantine
+    packet_wait_ms: int
+    """Of calls whose trunk says nothing of it."""

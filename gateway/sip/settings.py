@@ -38,12 +38,12 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class JitterBuffer:
-    """All in ms; -1 leaves pjmedia's own default."""
+    """Adaptive, in ms."""
 
-    init: int = -1
-    min_prefetch: int = -1
-    max_prefetch: int = -1
-    maximum: int = -1
+    init: int = 60
+    min_prefetch: int = 40
+    max_prefetch: int = 240
+    maximum: int = 240
     catch_up: bool = True
     """Cut speech here and there to win back the delay that a burst of jitter brought."""
 
@@ -153,7 +153,7 @@ class Trunk:
     caller_id: str = ""
     expires: int = 300
     options_interval: float = 0.0
-    jitter_buffer: JitterBuffer | None = None
+    packet_wait_ms: int | None = None
     """None for that of all."""
     limits: Limits = field(default_factory=Limits)
     inbound_auth: Credentials | None = None
@@ -190,7 +190,11 @@ class SipSettings:
     user_agent: str = ""
     user: str = "gateway"
     """User part of our own URI, in Contact and From."""
+    packet_wait_ms: int = 60
+    """How long a missing packet of the caller is waited for, and one that is due before silence is
+    sent in its place."""
     jitter_buffer: JitterBuffer = field(default_factory=JitterBuffer)
+    """For what a leg hears of another one."""
     log_level: int = 1
     """pjsip's own log, 0 (nothing) to 6."""
     retry_after: int = 5

@@ -340,9 +340,10 @@ class SipCall(TransferableCall):
 
     def _note_hold(self, held: bool) -> None:
         # While the peer holds, its stream is not joined again: what it sends then is its music,
-        # and our port goes on being asked and given nothing every 20 ms.
+        # and the session gets silence.
         if held is not self._held:
             self._held = held
+            self.link.hold(held)
             self._tell(lambda handler: handler.on_hold(held))
 
     @contain_errors
@@ -356,12 +357,9 @@ class SipCall(TransferableCall):
         self.link.stream_destroyed(int(prm.stream))
 
     @contain_errors
-    def onStreamPreCreate(self, prm: Any) -> None:  # noqa: N802
-        """A stream is about to begin: its trunk may have a jitter buffer of its own."""
+    def onStreamPreCreate(self, _prm: Any) -> None:  # noqa: N802
+        """A stream is about to begin."""
         self._stream_is_new = True
-        trunk = self.account.trunk
-        if trunk is not None and trunk.jitter_buffer is not None:
-            trunk.jitter_buffer.apply(prm.streamInfo)
 
     @contain_errors
     def onCallRxOffer(self, prm: Any) -> None:  # noqa: N802
@@ -408,5 +406,5 @@ class SipCall(TransferableCall):
             counters = counters_of(self.getStreamStat(self._audio_index))
         except pj.Error:
             return
-        quality = replace(self._meter.read(counters), expected=self._peer_sends)
+        quality = replace(self._meter.read(counters, self.link.uplink), expected=self._peer_sends)
         self._tell(lambda handler: handler.on_quality(quality))

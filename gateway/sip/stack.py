@@ -160,6 +160,7 @@ class Stack:
             pool=pool,
             sounds=sounds,
             rtp_ports=rtp_ports,
+            packet_wait_ms=settings.packet_wait_ms,
         )
         incoming = Incoming(self.services, self.access, self.accounts, trunks, callbacks)
         self.pinger = OptionsPinger(

@@ -64,7 +64,10 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         self.services = services
         self.account = account
         self.leg: Leg | None = None
-        self.link = ConferenceLink(services.sounds, services.pool, may_send=call_id is None)
+        wait, trunk = services.packet_wait_ms, account.trunk
+        if trunk is not None and trunk.packet_wait_ms is not None:
+            wait = trunk.packet_wait_ms
+        self.link = ConferenceLink(services.sounds, services.pool, wait, may_send=call_id is None)
         self.ended = False
         self.party = ""
         """Whose calls this one is counted with."""
@@ -203,7 +206,7 @@ class TransferableCall(pj.Call):  # type: ignore[misc]
         mine, theirs = self.leg, other.leg
         assert mine is not None
         assert theirs is not None
-        mine.audio = theirs.audio
+        mine.audio, theirs.audio = theirs.audio, None
         self.link.take_over(other.link)
         told = theirs.on_replaced
         if told is not None:

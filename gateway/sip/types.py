@@ -134,6 +134,34 @@ class RtpQuality:
     tx: Heard | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class UplinkCounts:
+    """What has become of the RTP packets of one caller; packets unless the name says otherwise."""
+
+    packets: int
+    lost: int
+    """Not there within the time that they were waited for."""
+    late: int
+    """Came after their place had been filled; left out."""
+    reordered: int
+    """Overtaken on the way, and put into their place."""
+    duplicates: int
+    foreign: int
+    """Of a source that was followed before, or with a number far from all others; left out."""
+    source_changes: int
+    """Times that another SSRC, or sequence numbers that began anew, were followed."""
+    timestamp_jumps: int
+    """Timestamps that no time explains; the sequence numbers are followed."""
+    filled_ms: int
+    """Silence in the place of lost packets and of pauses between packets."""
+    standing_in_ms: int
+    """Silence sent in real time while no packet came."""
+    overtaken_ms: int
+    """The part of it that was too much: packets came late, and are heard all the same."""
+    dropped_ms: int
+    """Audio that the event loop did not take in time."""
+
+
 class LegHandler(Protocol):
     """Who is told what happens to a leg; every call comes on the event loop, in order."""
 

@@ -12,12 +12,12 @@ from gateway.audio.g711 import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.realtime.dialects.edge import Pcm24
 from tests.support import figures
-from tests.support.harness import GatewayStack
+from tests.support.harness import PATIENT, GatewayStack
 from tests.support.listening import Spoken, assert_continuous, is_silence
 from tests.support.sip_phone import PhoneCall
 
 WORLD = {
-    "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n",
+    "more": PATIENT,
     "routes": """
 [[route]]
 name = "beta"

@@ -11,15 +11,15 @@ from zoneinfo import ZoneInfo
 import gateway as package
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import PCMU, synthesise
-from tests.support.harness import GatewayStack, wishes
+from tests.support.harness import PATIENT, GatewayStack, wishes
 from tests.support.listening import is_silence
 from tests.support.sip_phone import PhoneCall
 
 DIALPLANS = Path(package.__file__).parents[1] / "dialplans"
 
 WORLD = {
+    "more": PATIENT,
     "dialplans": DIALPLANS,
-    "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n",
 }
 
 

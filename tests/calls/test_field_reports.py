@@ -28,9 +28,7 @@ WORLD = {
     "more": """
 [media]
 srtp = "optional"
-jb_catch_up = false
-jb_init_ms = 200
-jb_max_ms = 1000
+packet_wait_ms = 500
 """,
 }
 AT_ONCE = 8

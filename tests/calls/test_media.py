@@ -26,7 +26,6 @@ LEAD_IN = 50 * FRAME
 
 WORLD = {
     "log_level": "info",
-    "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n",
 }
 """Nothing of the caller is left out to win back delay, however late a packet of ours is sent."""
 

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from tests.support.callee import CalledPhone, free_port
-from tests.support.harness import GatewayStack
+from tests.support.harness import PATIENT, GatewayStack
 from tests.support.listening import all_of, noise
 from tests.support.referred import ReferredCall, dial
 from tests.support.sip_phone import PhoneCall
@@ -20,7 +20,7 @@ from tests.support.sip_phone import PhoneCall
 PORT = free_port()
 
 WORLD = {
-    "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n",
+    "more": PATIENT,
     "routes": f"""
 [[route]]
 name = "follows"

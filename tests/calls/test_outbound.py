@@ -59,11 +59,9 @@ peers = ["127.0.0.9"]
 [access]
 unknown_sources = "allow"
 [media]
-jb_catch_up = false
-jb_max_ms = 1000
+packet_wait_ms = 500
 """,
 }
-"""What is said to the gateway is compared: nothing of it is left out to win back delay."""
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from gateway.audio.g711 import Codec
 from gateway.call.machine import HELD, RESUMED
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support.dialog import DialogCall, answered, dialog_call
-from tests.support.harness import GatewayStack
+from tests.support.harness import PATIENT, GatewayStack
 from tests.support.laws import Frames, contains
 from tests.support.listening import assert_continuous, is_silence, noise
 from tests.support.rtp_end import FRAME, Packet, RtpEnd
@@ -23,8 +23,8 @@ LEAD_IN = 25 * FRAME
 LONG_ANSWER: dict[str, Any] = {"kind": "pattern", "seconds": 60, "burst": True}
 
 WORLD = {
+    "more": PATIENT,
     "log_level": "debug",
-    "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n",
     "routes": """
 [[route]]
 name = "held-silence"

@@ -48,7 +48,7 @@ sound = "silence"
 
 WORLD = {
     # Winning back delay, a jitter buffer would cut here and there what is compared here.
-    "more": "[media]\njb_catch_up = false\njb_init_ms = 100\njb_max_ms = 1000\n"
+    "more": "[media]\njb_catch_up = false\npacket_wait_ms = 500\n"
     + '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n'
     + f'[[trunk]]\nname = "pbx"\npeers = ["127.0.0.1:{PORT}"]\n'
     + 'caller_id = "1000"\ncaller_ids = "[a-z]+"\n',

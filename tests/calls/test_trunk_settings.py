@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Settings that hold for the calls of one trunk, or for all: jitter buffer, session timers."""
+"""Settings that hold for the calls of one trunk, or for all: packet wait, session timers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from tests.support import harness
 from tests.support.dialog import answered, dialog_call
 from tests.support.harness import GatewayStack
 from tests.support.listening import noise
-from tests.support.rtp_end import FRAME
+from tests.support.rtp_end import FRAME, Sender
 
 TRUNK = """
 [[trunk]]
 name = "far"
 peers = ["127.0.0.1"]
-jb_init_ms = 400
-jb_min_ms = 400
-jb_max_ms = 800
-jb_catch_up = false
+packet_wait_ms = 400
 """
 
 
@@ -41,19 +38,23 @@ def shared_world(
     runner.run(made.stop())
 
 
-async def test_the_trunks_jitter_buffer(world: GatewayStack) -> None:
-    """It holds its 400 ms, where that of ``[media]`` has 40."""
+async def test_the_trunks_wait_for_a_missing_packet(world: GatewayStack) -> None:
+    """A packet is overtaken by 0.2 s, where ``[media]`` waits for 60 ms."""
     call = await answered(dialog_call(world.phone, "plain"))
     session = await world.session_of(call)
+    sender = Sender(call.rtp)
     said = noise(600, 0.4)
-    call.rtp.say(b"\x55" * 50 * FRAME + said)
-    await call.rtp.quiet()
-    before = session.received_total
-    assert said not in bytes(session.received)
+    await sender.say(b"\x55" * 10 * FRAME)
+    overtaken, place = said[:FRAME], (sender.sequence, sender.timestamp)
+    sender.sequence, sender.timestamp = place[0] + 1, place[1] + FRAME
+    await sender.say(said[FRAME : 11 * FRAME])
+    next_place, (sender.sequence, sender.timestamp) = (sender.sequence, sender.timestamp), place
+    sender.put(overtaken, 0)
+    sender.sequence, sender.timestamp = next_place
+    await sender.say(said[11 * FRAME :])
     await session.wait_until(lambda s: said in bytes(s.received), 10)
-    behind = session.received_total - before
-    assert behind >= 300 * 8
-    await world.summary_at_end(call)
+    summary = await world.summary_at_end(call)
+    assert (summary["uplink"]["reordered"], summary["uplink"]["lost"]) == (1, 0)
 
 
 async def test_refreshes_that_nobody_asked_for(world: GatewayStack) -> None:

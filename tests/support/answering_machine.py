@@ -97,7 +97,7 @@ async def main(folder: Path) -> None:
     loop = asyncio.get_running_loop()
     machines: list[Machine] = []
 
-    def wake() -> None:
+    def wake(_ready: list[int]) -> None:
         loop.call_soon_threadsafe(look)
 
     def look() -> None:

@@ -61,6 +61,9 @@ calls_per_second = 0
 max_concurrent_calls = 0
 """
 
+PATIENT = "[media]\npacket_wait_ms = 500\n"
+"""More for a configuration: a busy machine that sends late makes no holes in what is said."""
+
 TRUSTED = """
 [[trunk]]
 name = "test"

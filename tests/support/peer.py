@@ -68,7 +68,7 @@ async def main(order: dict[str, Any]) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     call = _Call()
 
-    def wake() -> None:
+    def wake(_ready: list[int]) -> None:
         loop.call_soon_threadsafe(call.listen)
 
     def on_audio() -> None:

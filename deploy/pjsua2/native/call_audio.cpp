@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "call_audio.hpp"
 
+#include "ring.hpp"
+#include "sequencer.hpp"
+
 #define THIS_FILE "call_audio.cpp"
 
 #include <sys/eventfd.h>
@@ -38,74 +41,6 @@ const Tables &tables()
     return made;
 }
 
-// A ring of bytes that grows to its bound and no further.
-class Ring {
-public:
-    explicit Ring(size_t bound) : bound_(bound) {}
-    size_t size() const { return size_; }
-
-    bool push(const uint8_t *bytes, size_t count)
-    {
-        if (size_ + count > bound_)
-            return false;
-        if (count == 0)
-            return true; // the store may be empty, too: nothing divides by its size
-        if (size_ + count > store_.size())
-            grow(size_ + count);
-        size_t tail = (head_ + size_) % store_.size();
-        size_t first = std::min(count, store_.size() - tail);
-        memcpy(&store_[tail], bytes, first);
-        memcpy(&store_[0], bytes + first, count - first);
-        size_ += count;
-        return true;
-    }
-
-    void pop(uint8_t *bytes, size_t count)
-    {
-        if (count == 0)
-            return;
-        size_t first = std::min(count, store_.size() - head_);
-        memcpy(bytes, &store_[head_], first);
-        memcpy(bytes + first, &store_[0], count - first);
-        head_ = (head_ + count) % store_.size();
-        size_ -= count;
-    }
-
-    void clear()
-    {
-        head_ = size_ = 0;
-        if (store_.size() > 64 * 1024)
-            std::vector<uint8_t>().swap(store_); // a long answer is over: give its memory back
-    }
-
-private:
-    void grow(size_t wanted)
-    {
-        size_t capacity = std::max<size_t>(store_.size() * 2, 4096);
-        while (capacity < wanted)
-            capacity *= 2;
-        std::vector<uint8_t> larger(std::min(std::max(capacity, wanted), bound_));
-        size_t kept = size_;
-        if (kept)
-            pop(larger.data(), kept);
-        store_.swap(larger);
-        head_ = 0;
-        size_ = kept;
-    }
-
-    std::vector<uint8_t> store_;
-    size_t bound_;
-    size_t head_ = 0;
-    size_t size_ = 0;
-};
-
-double monotonic()
-{
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 // Both directions of a call, tick by tick: the clock first takes a frame, then brings one.
 struct Recording {
     unsigned bound = 0, lost = 0;
@@ -139,72 +74,95 @@ struct Recording {
     }
 };
 
-// Announces beats. All but `clear` runs on the clock thread, which visits the ports in a fixed
-// order: the one that came last in the previous beat is taken for the last of this one, so that
-// one wake-up finds the audio of all calls.
-struct Beat {
+// Calls that have something for the event loop. One file descriptor for all of them: it is written
+// to when the first call is added, and not again before the list has been taken.
+struct Ready {
     int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    uint64_t time = 0;
-    std::atomic<const void *> last{nullptr};
-    const void *running = nullptr;
-    bool announced = true;
+    std::mutex mutex;
+    std::vector<unsigned> calls;
+    bool announced = false;
+    std::atomic<unsigned> next{1};
+    std::atomic<unsigned> beats{0};
+    std::atomic<uint64_t> beat_time{0};
 
-    void frame(const void *port, uint64_t at)
+    void add(unsigned call)
     {
-        if (at != time) {
-            if (!announced)
-                announce();
-            last.store(running, std::memory_order_relaxed);
-            time = at;
-            announced = false;
-        }
-        running = port;
-        const void *expected = last.load(std::memory_order_relaxed);
-        if (!announced && (expected == nullptr || expected == port))
-            announce();
-    }
-
-    void forget(const void *port)
-    {
-        const void *expected = port;
-        last.compare_exchange_strong(expected, nullptr);
-    }
-
-    void announce()
-    {
-        uint64_t one = 1;
+        std::lock_guard<std::mutex> hold(mutex);
+        calls.push_back(call);
+        if (announced)
+            return;
         announced = true;
+        uint64_t one = 1;
         if (write(fd, &one, sizeof one) < 0) {
-            // Already readable: the loop has not looked yet, and will find this beat's audio too.
+            // Already readable: the loop has not looked yet.
         }
+    }
+
+    // Runs on the clock thread for each port; a beat has one timestamp.
+    void beat(uint64_t at)
+    {
+        if (beat_time.exchange(at, std::memory_order_relaxed) != at)
+            beats.fetch_add(1, std::memory_order_relaxed);
     }
 };
 
-Beat &beat()
+Ready &ready()
 {
-    static Beat the_beat;
-    return the_beat;
+    static Ready the_list;
+    return the_list;
+}
+
+int64_t now_us()
+{
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+constexpr uint8_t kSilence[2] = {0xff, 0xd5};
+
+// Bytes of one law in the other, through linear samples.
+const uint8_t *translation(int from)
+{
+    static const struct Both {
+        uint8_t to[2][256];
+        Both()
+        {
+            for (int from = 0; from < 2; ++from)
+                for (int code = 0; code < 256; ++code)
+                    to[from][code] =
+                        tables().coded[1 - from][(uint16_t)tables().linear[from][code]];
+        }
+    } both;
+    return both.to[from];
 }
 
 } // namespace
 
 struct NativeCallAudio::State {
     State(int law_, unsigned max_playout, unsigned max_uplink)
-        : law(law_), playout((size_t)max_playout * kFrame), uplink((size_t)max_uplink * kFrame)
+        : id(ready().next.fetch_add(1)), law(law_), playout((size_t)max_playout * kFrame),
+          uplink((size_t)max_uplink * kFrame), sequencer(uplink, kSilence[law_])
     {
+        sequencer.restart(now_us());
     }
 
     // Held for a few hundred nanoseconds by either side; the clock thread never holds the GIL, so
     // neither waits for the interpreter.
     mutable std::mutex mutex;
+    const unsigned id;
+    std::atomic<unsigned> taps{0}; // the stream tapped last is the one that counts
     int law;
     Ring playout, uplink;
+    Sequencer sequencer;
+    int source = NativeCallAudio::NOBODY;
+    bool announced = false; // in the list of calls that have something, or taken from it
     bool paused = false, expecting = false, playing = false;
     unsigned played = 0, underruns = 0, underrun_frames = 0, refused = 0;
-    unsigned uplink_frames = 0, uplink_dropped = 0;
     struct { bool playing; double at; } transitions[kTransitions];
     unsigned first_transition = 0, transition_count = 0;
     std::unique_ptr<Recording> recording;
+    uint64_t bridge_dropped = 0;
 
     void mark(bool now_playing)
     {
@@ -215,7 +173,63 @@ struct NativeCallAudio::State {
         }
         auto &entry = transitions[(first_transition + transition_count++) % kTransitions];
         entry.playing = now_playing;
-        entry.at = monotonic();
+        entry.at = 1e-6 * (double)now_us();
+        announce();
+    }
+
+    void announce()
+    {
+        if (announced)
+            return;
+        announced = true;
+        ready().add(id);
+    }
+
+    // An RTP packet of the caller, in a law or (below 0) without audio; false where the conference
+    // bridge shall have it.
+    bool receive(int64_t now, UplinkPacket packet, int packet_law)
+    {
+        std::lock_guard<std::mutex> hold(mutex);
+        if (source != NativeCallAudio::PACKETS)
+            return false;
+        uint8_t translated[2048];
+        if (packet_law < 0) {
+            packet.size = 0;
+        } else if (packet_law != law) {
+            const uint8_t *to = translation(packet_law);
+            packet.size = std::min(packet.size, sizeof translated);
+            for (size_t i = 0; i < packet.size; ++i)
+                translated[i] = to[packet.audio[i]];
+            packet.audio = translated;
+        }
+        size_t waiting = uplink.size();
+        sequencer.packet(now, packet);
+        if (uplink.size() != waiting)
+            announce();
+        return true;
+    }
+
+    // Some 20 ms have passed; `samples` is what the bridge has of the caller, if anything.
+    void tick(int64_t now, const int16_t *samples)
+    {
+        std::lock_guard<std::mutex> hold(mutex);
+        if (source == NativeCallAudio::BRIDGE) {
+            push(samples);
+            return;
+        }
+        size_t waiting = uplink.size();
+        sequencer.tick(now);
+        if (uplink.size() != waiting)
+            announce();
+    }
+
+    void listen(int to)
+    {
+        std::lock_guard<std::mutex> hold(mutex);
+        if (to == source)
+            return;
+        source = to;
+        sequencer.restart(now_us());
     }
 
     // The next frame for the caller; false where silence is due.
@@ -251,15 +265,15 @@ struct NativeCallAudio::State {
         return true;
     }
 
-    // A frame of the caller, or nullptr where none came: the session's clock goes on all the same.
+private:
+    // A frame of the bridge, or nullptr where none came: the session's clock goes on all the same.
     void push(const int16_t *samples)
     {
         static const int16_t silence[kFrame] = {0};
         uint8_t frame[kFrame];
         if (!samples)
             samples = silence;
-        std::lock_guard<std::mutex> hold(mutex);
-        ++uplink_frames;
+        announce();
         if (recording) {
             recording->end(samples);
             return;
@@ -267,15 +281,44 @@ struct NativeCallAudio::State {
         const uint8_t *code = tables().coded[law];
         for (unsigned i = 0; i < kFrame; ++i)
             frame[i] = code[(uint16_t)samples[i]];
-        if (!uplink.push(frame, kFrame)) {
-            // A loop that hung shall hear what is said now, not what was said first.
-            uint8_t oldest[kFrame];
-            uplink.pop(oldest, kFrame);
-            uplink.push(frame, kFrame);
-            ++uplink_dropped;
-        }
+        // A loop that hung shall hear what is said now, not what was said first.
+        bridge_dropped += uplink.push_newest(frame, kFrame);
     }
 };
+
+namespace {
+
+// Where a stream's packets go. Belongs to the stream, which says when it is not needed any more.
+struct Tap {
+    std::shared_ptr<NativeCallAudio::State> audio;
+    unsigned number;
+    int payload_type, law, event_type;
+};
+
+pj_bool_t on_packet(void *data, const pjmedia_rtp_hdr *header, const void *payload, unsigned size)
+{
+    Tap *tap = (Tap *)data;
+    if (!header) {
+        delete tap;
+        return PJ_FALSE;
+    }
+    if (tap->number != tap->audio->taps.load(std::memory_order_relaxed))
+        return PJ_FALSE; // the call has another stream now
+    // The other law's own number is understood, too, unless events have it. RTCP that went astray has
+    // no place among the packets (RFC 5761 section 4).
+    int type = header->pt, law = -1;
+    if (type >= 64 && type < 96 && type != tap->event_type)
+        return PJ_FALSE;
+    if (type == tap->payload_type)
+        law = tap->law;
+    else if ((type == PJMEDIA_RTP_PT_PCMU || type == PJMEDIA_RTP_PT_PCMA) && type != tap->event_type)
+        law = type == PJMEDIA_RTP_PT_PCMA;
+    UplinkPacket packet{pj_ntohl(header->ssrc), pj_ntohs(header->seq), pj_ntohl(header->ts),
+                        (const uint8_t *)payload, size};
+    return tap->audio->receive(now_us(), packet, law);
+}
+
+} // namespace
 
 NativeCallAudio::NativeCallAudio(int law, unsigned max_playout, unsigned max_uplink)
     : state_(std::make_shared<State>(law, max_playout, max_uplink))
@@ -329,11 +372,33 @@ void NativeCallAudio::useLaw(int law)
 {
     std::lock_guard<std::mutex> hold(state_->mutex);
     state_->law = law;
+    state_->sequencer.use_silence(kSilence[law]);
 }
+
+unsigned NativeCallAudio::id() const { return state_->id; }
+
+void NativeCallAudio::tap(unsigned long stream, unsigned packet_wait)
+{
+    pjmedia_stream *tapped = reinterpret_cast<pjmedia_stream *>(stream);
+    pjmedia_stream_info info;
+    if (pjmedia_stream_get_info(tapped, &info) != PJ_SUCCESS)
+        return;
+    {
+        std::lock_guard<std::mutex> hold(state_->mutex);
+        state_->sequencer.use_wait((int64_t)packet_wait * 1000);
+    }
+    int law = pj_stricmp2(&info.fmt.encoding_name, "PCMA") == 0;
+    pjmedia_stream_set_rx_tap(
+        tapped, &on_packet,
+        new Tap{state_, ++state_->taps, (int)info.rx_pt, law, (int)info.rx_event_pt});
+}
+
+void NativeCallAudio::listen(int source) { state_->listen(source); }
 
 PyObject *NativeCallAudio::drain()
 {
     std::lock_guard<std::mutex> hold(state_->mutex);
+    state_->announced = false;
     size_t size = state_->uplink.size();
     PyObject *bytes = PyBytes_FromStringAndSize(nullptr, (Py_ssize_t)size);
     if (bytes && size)
@@ -362,8 +427,18 @@ PyObject *NativeCallAudio::counters() const
 {
     std::lock_guard<std::mutex> hold(state_->mutex);
     const State &s = *state_;
-    return Py_BuildValue("(IIIIII)", s.played, s.underruns, s.underrun_frames, s.refused,
-                         s.uplink_frames, s.uplink_dropped);
+    return Py_BuildValue("(IIII)", s.played, s.underruns, s.underrun_frames, s.refused);
+}
+
+PyObject *NativeCallAudio::uplinkCounters() const
+{
+    std::lock_guard<std::mutex> hold(state_->mutex);
+    const UplinkCounts &c = state_->sequencer.counts();
+    return Py_BuildValue("(IIIIIIIIKKKK)", c.packets, c.lost, c.late, c.reordered, c.duplicates,
+                         c.foreign, c.source_changes, c.timestamp_jumps,
+                         (unsigned long long)c.filled, (unsigned long long)c.standing_in,
+                         (unsigned long long)c.overtaken,
+                         (unsigned long long)(c.dropped + state_->bridge_dropped));
 }
 
 void NativeCallAudio::record(unsigned max_ticks)
@@ -386,6 +461,7 @@ PyObject *NativeCallAudio::takeTicks()
     unsigned lost = 0;
     {
         std::lock_guard<std::mutex> hold(state_->mutex);
+        state_->announced = false;
         if (state_->recording) {
             said.swap(state_->recording->said_samples);
             heard.swap(state_->recording->heard_samples);
@@ -422,8 +498,31 @@ void NativeCallAudio::push(PyObject *audio)
         PyBuffer_Release(&view);
     }
     Py_BEGIN_ALLOW_THREADS
-    state_->push(samples);
+    state_->tick(now_us(), samples);
     Py_END_ALLOW_THREADS
+}
+
+bool NativeCallAudio::receive(long long now, unsigned ssrc, unsigned seq, unsigned timestamp,
+                              PyObject *audio, int law)
+{
+    Py_buffer view;
+    if (PyObject_GetBuffer(audio, &view, PyBUF_SIMPLE) != 0) {
+        PyErr_Clear();
+        return false;
+    }
+    UplinkPacket packet{ssrc, (uint16_t)seq, timestamp, (const uint8_t *)view.buf,
+                        (size_t)view.len};
+    bool taken = state_->receive(now, packet, law);
+    PyBuffer_Release(&view);
+    return taken;
+}
+
+void NativeCallAudio::tick(long long now) { state_->tick(now, nullptr); }
+
+void NativeCallAudio::restart(long long now)
+{
+    std::lock_guard<std::mutex> hold(state_->mutex);
+    state_->sequencer.restart(now);
 }
 
 struct NativeAudioPort::Port {
@@ -461,8 +560,8 @@ struct NativeAudioPort::Port {
         if (!audio)
             return PJ_SUCCESS;
         bool sound = frame->type == PJMEDIA_FRAME_TYPE_AUDIO && frame->size == kFrame * 2;
-        audio->push(sound ? (const int16_t *)frame->buf : nullptr);
-        beat().frame(port, frame->timestamp.u64);
+        audio->tick(now_us(), sound ? (const int16_t *)frame->buf : nullptr);
+        ready().beat(frame->timestamp.u64);
         return PJ_SUCCESS;
     }
 
@@ -523,21 +622,34 @@ void NativeAudioPort::attach(NativeCallAudio &audio)
 void NativeAudioPort::detach()
 {
     std::shared_ptr<NativeCallAudio::State> served;
-    {
-        std::lock_guard<std::mutex> hold(port_->mutex);
-        served.swap(port_->audio);
-    }
-    beat().forget(&port_->base);
+    std::lock_guard<std::mutex> hold(port_->mutex);
+    served.swap(port_->audio);
 }
 
-int nativeBeatFd() { return beat().fd; }
+int nativeReadyFd() { return ready().fd; }
 
-void nativeBeatClear()
+void nativeReadyNoted()
 {
     uint64_t count;
-    if (read(beat().fd, &count, sizeof count) < 0) {
-        // Not armed: somebody took it already.
+    if (read(ready().fd, &count, sizeof count) < 0) {
+        // Somebody took it already.
     }
 }
+
+PyObject *nativeTakeReady()
+{
+    std::vector<unsigned> calls;
+    {
+        std::lock_guard<std::mutex> hold(ready().mutex);
+        calls.swap(ready().calls);
+        ready().announced = false;
+    }
+    PyObject *list = PyList_New((Py_ssize_t)calls.size());
+    for (size_t i = 0; list && i < calls.size(); ++i)
+        PyList_SET_ITEM(list, (Py_ssize_t)i, PyLong_FromUnsignedLong(calls[i]));
+    return list;
+}
+
+unsigned nativeBeats() { return ready().beats.load(std::memory_order_relaxed); }
 
 } // namespace pj

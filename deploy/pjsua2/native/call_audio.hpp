@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * The audio of one call between pjmedia's clock and Python's event loop, without Python on the
- * clock's side: two queues of G.711, and a pooled port of the conference bridge that serves them.
+ * The audio of one call between pjmedia's threads and Python's event loop, without Python on their
+ * side: two queues of G.711, and a pooled port of the conference bridge.
  *
- * The clock thread takes and puts a frame every 20 ms and never needs the interpreter's lock; the
- * event loop takes whatever has come in one call, once for each beat that the eventfd announces.
+ * Towards the caller the port is given a frame every 20 ms by the clock thread. From the caller,
+ * RTP payloads come in the thread that receives them, by patches/tap-received-packets.patch, and go
+ * through the sequencer; the bridge is listened to only where several legs are mixed, or where
+ * both directions are recorded tick by tick. Neither thread ever needs the interpreter's lock.
  */
 #pragma once
 
@@ -24,9 +26,20 @@ class NativeCallAudio {
 public:
     struct State;
 
+    /** Where the caller's audio is taken from; from nobody it is silence, in real time. */
+    enum { NOBODY, PACKETS, BRIDGE };
+
     /** law: 0 PCMU, 1 PCMA. Bounds in frames of 20 ms. */
     NativeCallAudio(int law, unsigned max_playout_frames, unsigned max_uplink_frames);
     ~NativeCallAudio();
+
+    /** By which nativeTakeReady names this call. */
+    unsigned id() const;
+    /** Have the packets of this stream (an address, as of on_stream_created) from now on.
+     *  packet_wait: ms that a missing one is waited for. */
+    void tap(unsigned long stream, unsigned packet_wait);
+    /** Take the caller's audio from there. */
+    void listen(int source);
 
     /** Queue whole frames of G.711; returns the number of frames refused (0 or all). */
     unsigned put(PyObject *audio);
@@ -44,8 +57,10 @@ public:
     PyObject *transition();
     /** Frames waiting to be played. */
     unsigned queued() const;
-    /** (played, underruns, underrun frames, refused, uplink frames, uplink dropped), in frames. */
+    /** (played, underruns, underrun frames, refused), in frames. */
     PyObject *counters() const;
+    /** The fields of UplinkCounts, in their order. */
+    PyObject *uplinkCounters() const;
 
     /** From now on keep both directions of each 20 ms, at most so many; instead of the uplink. */
     void record(unsigned max_ticks);
@@ -58,6 +73,13 @@ public:
     PyObject *pull();
     /** And a frame of linear samples from the caller; anything that is no whole frame is silence. */
     void push(PyObject *samples);
+    /** As an RTP packet that came then (microseconds), its law below 0 where it has no audio. */
+    bool receive(long long now, unsigned ssrc, unsigned seq, unsigned timestamp, PyObject *audio,
+                 int law);
+    /** As a beat of the media clock at that time. */
+    void tick(long long now);
+    /** As listening anew at that time. */
+    void restart(long long now);
 
 private:
     friend class NativeAudioPort;
@@ -83,10 +105,14 @@ private:
     Port *port_;
 };
 
-/** A file descriptor that becomes readable after each beat of the media clock that brought caller
- *  audio; read its 8 bytes to arm it again. One for the process. -1 when there is none to be had. */
-int nativeBeatFd();
-/** Take the beat's announcement: call before draining. */
-void nativeBeatClear();
+/** A file descriptor that becomes readable when a call has caller audio, or playout that began or
+ *  ended. One for the process and all its calls; -1 when there is none to be had. */
+int nativeReadyFd();
+/** It was seen: readable again only after nativeTakeReady. */
+void nativeReadyNoted();
+/** The ids of all calls that have something; each is named again after its next drain. */
+PyObject *nativeTakeReady();
+/** How many beats the media clock has made while ports were in use. */
+unsigned nativeBeats();
 
 } // namespace pj

@@ -19,6 +19,14 @@
 %feature("nothreadallow") pj::NativeCallAudio::takeTicks;
 %feature("nothreadallow") pj::NativeCallAudio::pull;
 %feature("nothreadallow") pj::NativeCallAudio::push;
-%feature("nothreadallow") pj::nativeBeatFd;
-%feature("nothreadallow") pj::nativeBeatClear;
+%feature("nothreadallow") pj::NativeCallAudio::id;
+%feature("nothreadallow") pj::NativeCallAudio::listen;
+%feature("nothreadallow") pj::NativeCallAudio::uplinkCounters;
+%feature("nothreadallow") pj::NativeCallAudio::receive;
+%feature("nothreadallow") pj::NativeCallAudio::tick;
+%feature("nothreadallow") pj::NativeCallAudio::restart;
+%feature("nothreadallow") pj::nativeReadyFd;
+%feature("nothreadallow") pj::nativeReadyNoted;
+%feature("nothreadallow") pj::nativeTakeReady;
+%feature("nothreadallow") pj::nativeBeats;
 %include "call_audio.hpp"

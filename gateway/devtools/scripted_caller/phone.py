@@ -166,7 +166,7 @@ class Phone:
         for call in self._calls:
             call.interrupt()
 
-    def _collect(self) -> None:
+    def _collect(self, _ready: list[int]) -> None:
         for call in tuple(self._calls):
             call.on_audio()
 

@@ -97,8 +97,7 @@ class Tape:
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
-        self.audio = CallAudio(codec, MAX_PLAYOUT_FRAMES)
-        self.audio.queues.record(MAX_WAITING)
+        self.audio = CallAudio(codec, MAX_PLAYOUT_FRAMES, recorded=MAX_WAITING)
         self.playout = self.audio.playout
         self.first_at: float | None = None
         """When the first tick was seen (``time.monotonic()``)."""

@@ -17,7 +17,8 @@ import pjsua2 as pj
 import structlog
 
 from gateway.audio.sounds import BUILT_IN, SoundError, check_wav, samples_of, write_wav
-from gateway.sip.media.ports import CallAudio, Port, PortPool
+from gateway.sip.media.ports import CallAudio, Port, PortPool, Source
+from gateway.sip.types import UplinkCounts
 
 log = structlog.get_logger("sip")
 
@@ -101,17 +102,24 @@ class ConferenceLink:
     """A call's stream in the bridge, and what it is joined with. Lives on the SIP thread.
 
     Args:
+        packet_wait_ms: how long a missing RTP packet of the peer is waited for.
         may_send: the peer is there: it has acknowledged the call, or is whom we called.
     """
 
-    def __init__(self, sounds: Sounds, pool: PortPool, *, may_send: bool) -> None:
+    def __init__(
+        self, sounds: Sounds, pool: PortPool, packet_wait_ms: int, *, may_send: bool
+    ) -> None:
         self.may_send = may_send
+        self._packet_wait_ms = packet_wait_ms
         self._sounds = sounds
         self._pool = pool
         self.media: Any = None
         """The call's stream in the bridge, while it has one."""
         self.port: Port | None = None
-        """Ours, which the session's audio comes from and goes to."""
+        """Ours, which the session's audio comes from, and goes to where several are mixed."""
+        self._audio: CallAudio | None = None
+        """What our port serves."""
+        self._held = False
         self.partner: ConferenceLink | None = None
         self._session_hears = True
         self._stream = 0
@@ -131,7 +139,13 @@ class ConferenceLink:
     def take_port(self, audio: CallAudio) -> None:
         """Have a port of ours that serves ``audio``, unless there is one."""
         if self.port is None:
-            self.port = self._pool.take(audio)
+            self.port, self._audio = self._pool.take(audio), audio
+            self._tap()
+
+    @property
+    def uplink(self) -> UplinkCounts | None:
+        """What became of the peer's packets; None where no session hears them."""
+        return None if self._audio is None else self._audio.uplink.counts
 
     def let_send(self) -> None:
         """There is somebody to hear us."""
@@ -151,7 +165,12 @@ class ConferenceLink:
     def stream_created(self, stream: int) -> None:
         """A stream stands; it sends from its first frame on unless it is held."""
         self._stream, self._send_held = stream, False
+        self._tap()
         self._gate()
+
+    def _tap(self) -> None:
+        if self._audio is not None and self._stream:
+            self._audio.uplink.tap(self._stream, self._packet_wait_ms)
 
     def stream_destroyed(self, stream: int) -> None:
         """A stream is gone."""
@@ -166,6 +185,9 @@ class ConferenceLink:
         partner, self.partner = self.partner, None
         if partner is not None:
             partner.partner = None
+            if partner._session_hears:
+                partner._listen()
+        self._audio = None
         port, self.port = self.port, None
         if port is not None:
             self._pool.give_back(port)
@@ -192,13 +214,20 @@ class ConferenceLink:
         self._connect()
 
     def take_over(self, other: ConferenceLink) -> None:
-        """Have the other call's port from now on."""
+        """Have the other call's port, and the audio that it serves, from now on."""
         port, other.port = other.port, None
         if port is not None and other.media is not None:
             other.media.stopTransmit(port)
             port.stopTransmit(other.media)
         self.port = port
+        self._audio, other._audio = other._audio, None
+        self._tap()
         self._connect()
+
+    def hold(self, held: bool) -> None:
+        """The peer holds us: what it sends then, as music, is not for the session."""
+        self._held = held
+        self._listen()
 
     def _connect(self) -> None:
         media, partner, port = self.media, self.partner, self.port
@@ -212,9 +241,27 @@ class ConferenceLink:
             media.stopTransmit(port)
             port.stopTransmit(media)
         elif port is not None:
-            media.startTransmit(port)
             port.startTransmit(media)
+            if self._source() is Source.BRIDGE:
+                media.startTransmit(port)
             if other is not None:
                 other.startTransmit(port)
         if partner is not None and partner.port is not None and partner._session_hears:
             media.startTransmit(partner.port)
+        self._listen()
+
+    def _source(self) -> Source:
+        """Where the session's audio is taken from.
+
+        The bridge decodes a stream only while somebody is connected to it: alone, a call's packets
+        go to the session as they are.
+        """
+        if self._held or self._audio is None:
+            return Source.NOBODY
+        if self.partner is None:
+            return self._audio.own_source
+        return Source.BRIDGE if self._session_hears else Source.NOBODY
+
+    def _listen(self) -> None:
+        if self._audio is not None:
+            self._audio.uplink.listen(self._source())

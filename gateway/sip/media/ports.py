@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The media ends of calls, in C++ (``deploy/pjsua2/native``): queues, and pooled bridge ports.
 
-pjmedia's clock thread takes and brings a frame every 20 ms and never enters the interpreter; the
-event loop is told of each beat through a file descriptor, and moves all that has come in one call.
+Towards the caller pjmedia's clock thread takes a frame every 20 ms. From the caller, the payloads
+of RTP packets are put into order and queued by the thread that receives them; nothing waits for the
+clock. Neither thread enters the interpreter. The event loop is told through one file descriptor
+which calls have something, and moves all of it.
 
 A port is never destroyed while the library lives: the clock thread calls into it until its
 asynchronous removal has run, so one freed with its call is a crash. Ports are made on demand, up
@@ -12,17 +14,30 @@ to the peak of concurrent calls, and serve one call after another; an idle one r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Protocol
 
 import pjsua2 as pj
 
-from gateway.audio.g711 import FRAME_MS, Codec
+from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec
+from gateway.sip.types import UplinkCounts
 
 MAX_UPLINK_FRAMES = 250
-"""Five seconds. The loop drains the queue every 20 ms; only a loop that hangs fills it, and audio
-older than that is worth less to a conversation than what is said now."""
+"""Five seconds. The loop drains the queue as it fills; only a loop that hangs lets it grow, and
+audio older than that is worth less to a conversation than what is said now."""
 
 _LAWS = {Codec.PCMU: 0, Codec.PCMA: 1}
+
+
+class Source(IntEnum):
+    """Where a caller's audio is taken from."""
+
+    NOBODY = pj.NativeCallAudio.NOBODY
+    """Silence, in real time."""
+    PACKETS = pj.NativeCallAudio.PACKETS
+    """RTP payloads, in order, as they come."""
+    BRIDGE = pj.NativeCallAudio.BRIDGE
+    """A mix of several legs, every 20 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,20 +138,31 @@ class Playout:
 
 
 class Uplink:
-    """20 ms frames of one caller, in order, bounded, with a count of what was lost."""
+    """The audio of one caller, in order, bounded, with counts of what was lost."""
 
     def __init__(self, queues: Any) -> None:
         self._queues = queues
+        self.id = int(queues.id())
+        """By which :func:`take_ready` names the call."""
 
     @property
-    def frames(self) -> int:
-        """Frames taken from the media clock."""
-        return int(self._queues.counters()[4])
+    def counts(self) -> UplinkCounts:
+        """What has become of the packets so far. Any thread."""
+        counted: tuple[int, ...] = self._queues.uplinkCounters()
+        in_ms = (-(-samples * 1000 // SAMPLE_RATE) for samples in counted[8:])
+        return UplinkCounts(*counted[:8], *in_ms)
 
-    @property
-    def dropped(self) -> int:
-        """Frames lost because the event loop did not keep up."""
-        return int(self._queues.counters()[5])
+    def tap(self, stream: int, wait_ms: int) -> None:
+        """Have the packets of this stream, by its address. SIP thread, while it is there.
+
+        Args:
+            wait_ms: how long a missing packet is waited for.
+        """
+        self._queues.tap(stream, wait_ms)
+
+    def listen(self, source: Source) -> None:
+        """Take the audio from there. SIP thread."""
+        self._queues.listen(int(source))
 
     def drain(self) -> bytes:
         """All that waits, as G.711 bytes; empty when nothing does."""
@@ -144,7 +170,7 @@ class Uplink:
         return waiting
 
     def push(self, pcm: bytes) -> None:
-        """Bring a frame of linear samples as the media clock does. For tests."""
+        """Let the media clock beat, with a frame of the bridge. For tests."""
         self._queues.push(pcm)
 
 
@@ -155,13 +181,24 @@ class CallAudio:
         codec: the law that the call negotiated.
         max_playout_frames: bound of the playout queue, in 20 ms frames; audio comes faster than
             real time, so it has to hold a whole answer.
+        recorded: keep both directions of each 20 ms together, at most so many, instead of an
+            uplink; such audio comes from the bridge.
     """
 
-    __slots__ = ("codec", "playout", "queues", "uplink")
+    __slots__ = ("codec", "own_source", "playout", "queues", "uplink")
 
-    def __init__(self, codec: Codec, max_playout_frames: int) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        max_playout_frames: int,
+        recorded: int = 0,
+    ) -> None:
         self.codec = codec
+        self.own_source = Source.BRIDGE if recorded else Source.PACKETS
+        """Where its own leg's audio is taken from."""
         self.queues = pj.NativeCallAudio(_LAWS[codec], max_playout_frames, MAX_UPLINK_FRAMES)
+        if recorded:
+            self.queues.record(recorded)
         self.playout = Playout(self.queues, codec, max_playout_frames)
         self.uplink = Uplink(self.queues)
 
@@ -218,11 +255,22 @@ class PortPool:
         return made  # type: ignore[no-any-return]
 
 
-def beat_fd() -> int:
-    """Readable after each beat of the media clock that brought caller audio."""
-    return int(pj.nativeBeatFd())
+def ready_fd() -> int:
+    """Readable when calls have something for the event loop."""
+    return int(pj.nativeReadyFd())
 
 
-def clear_beat() -> None:
-    """Take the announcement of a beat, before draining."""
-    pj.nativeBeatClear()
+def note_ready() -> None:
+    """Make the descriptor unreadable until :func:`take_ready` was called and a call has more."""
+    pj.nativeReadyNoted()
+
+
+def take_ready() -> list[int]:
+    """The ids of the calls that have something; each is named once until it is drained."""
+    ready: list[int] = pj.nativeTakeReady()
+    return ready
+
+
+def beats() -> int:
+    """How often the media clock has ticked while ports were in use. Any thread."""
+    return int(pj.nativeBeats())

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.sip.types import Heard, RtpQuality
+from gateway.sip.types import Heard, RtpQuality, UplinkCounts
 
 _R_BEST = 93.2
 _BPL = 25.1
@@ -67,7 +67,7 @@ class Counters:
     rx: Stream = Stream()
     tx: Stream = Stream()
     discarded: int = 0
-    """Packets that came too late for the jitter buffer."""
+    """Packets that came too late for the jitter buffer, where there is one."""
     buffer_ms: float = 0.0
     """Mean delay in the jitter buffer."""
     rtt_ms: float | None = None
@@ -105,19 +105,26 @@ class Meter:
         self._before = Counters()
         self._over = Counters()
         """Of streams that came before this one: a re-INVITE may begin a new one."""
+        self._late = 0
         self._told = Stream()
         """What we had sent and lost when the other side last told."""
         self._tx: Heard | None = None
 
-    def read(self, now: Counters) -> RtpQuality:
-        """The quality since the last reading, and the totals of the call."""
+    def read(self, now: Counters, uplink: UplinkCounts | None = None) -> RtpQuality:
+        """The quality since the last reading, and the totals of the call.
+
+        Args:
+            now: of the stream that there is now.
+            uplink: what became of the call's packets, where they do not pass the jitter buffer.
+        """
+        late = 0 if uplink is None else uplink.late
         before = self._before
         if now.rx.packets < before.rx.packets or now.tx.packets < before.tx.packets:
             self._over = _together(self._over, before)
             before, self._told = Counters(), Stream()
         rx = _heard(
             now.rx.packets - before.rx.packets,
-            now.rx.lost + now.discarded - before.rx.lost - before.discarded,
+            now.rx.lost + now.discarded - before.rx.lost - before.discarded + late - self._late,
             now.rx.jitter_ms,
             (now.rtt_ms or 0.0) / 2 + PACKET_MS + now.buffer_ms,
         )
@@ -127,14 +134,14 @@ class Meter:
             delay = (now.rtt_ms or 0.0) / 2 + PACKET_MS + buffered
             self._tx = _heard(sent - max(0, lost), lost, now.tx.jitter_ms, delay) or self._tx
             self._told = now.tx
-        self._before = now
+        self._before, self._late = now, late
         total = _together(self._over, now)
         return RtpQuality(
             rx_packets=total.rx.packets,
             rx_lost=total.rx.lost,
             rx_jitter_ms=now.rx.mean_jitter_ms,
             tx_packets=total.tx.packets,
-            rx_discarded=total.discarded,
+            rx_discarded=total.discarded + late,
             rx_reordered=total.rx.reordered,
             rx_duplicates=total.rx.duplicates,
             tx_lost=total.tx.lost,

@@ -1,129 +1,68 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The beat: one for all calls, and no call in another's way."""
+"""One turn of the event loop serves every call that has audio, and no call is in another's way."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Callable
 
 from structlog.testing import capture_logs
 
+from gateway.audio.g711 import Codec
 from gateway.bridge.media import MediaClock
+from gateway.sip.media.ports import CallAudio
 
 
-def _run(scenario: Callable[[MediaClock], object]) -> None:
-    async def main() -> None:
-        pump = MediaClock()
-        steps = scenario(pump)
-        assert hasattr(steps, "__await__")
-        await steps
+class Call:
+    """A call that counts how often it is served."""
 
-    asyncio.run(main())
+    def __init__(self, clock: MediaClock, move: Callable[[], None] | None = None) -> None:
+        self.audio = CallAudio(Codec.PCMU, 1)
+        self.served = 0
+        self._move = move
+        clock.add(self.audio, self.serve)
 
+    @property
+    def id(self) -> int:
+        """Of its uplink."""
+        return self.audio.uplink.id
 
-async def _turns(count: int = 3) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-def test_many_frames_make_one_beat() -> None:
-    async def scenario(pump: MediaClock) -> None:
-        beats: list[str] = []
-        pump.add(lambda: beats.append("a"))
-        pump.add(lambda: beats.append("b"))
-        for _ in range(100):
-            pump.wake()
-        await _turns()
-        assert sorted(beats) == ["a", "b"]
-        pump.wake()
-        await _turns()
-        assert sorted(beats) == ["a", "a", "b", "b"]
-
-    _run(scenario)
+    def serve(self) -> None:
+        """As the call's media does."""
+        self.served += 1
+        if self._move is not None:
+            self._move()
 
 
-def test_a_wake_during_a_beat_makes_another() -> None:
-    async def scenario(pump: MediaClock) -> None:
-        beats: list[int] = []
-
-        def move() -> None:
-            beats.append(len(beats))
-            if len(beats) == 1:
-                pump.wake()
-
-        pump.add(move)
-        pump.wake()
-        await _turns(5)
-        assert beats == [0, 1]
-
-    _run(scenario)
+def test_only_the_calls_that_have_something_are_served() -> None:
+    clock = MediaClock()
+    calls = [Call(clock) for _ in range(3)]
+    clock.serve([calls[0].id, calls[2].id])
+    clock.serve([calls[2].id, max(call.id for call in calls) + 1])
+    assert [call.served for call in calls] == [1, 0, 2]
 
 
 def test_one_call_that_fails_leaves_the_others_their_audio() -> None:
-    async def scenario(pump: MediaClock) -> None:
-        beats = [0] * 5
+    clock = MediaClock()
 
-        def working(index: int) -> Callable[[], None]:
-            def move() -> None:
-                beats[index] += 1
+    def failing() -> None:
+        raise ValueError("odd audio")
 
-            return move
+    def failing_too() -> None:
+        raise KeyError("no such call")
 
-        def failing() -> None:
-            raise ValueError("odd audio")
-
-        def failing_too() -> None:
-            raise KeyError("no such call")
-
-        for index in range(5):
-            pump.add(working(index))
-            pump.add((failing, failing_too)[index % 2])
-        for _ in range(3):
-            pump.wake()
-            await _turns()
-        assert beats == [3] * 5
-        assert pump.faults == 6
-
+    calls = [Call(clock, move) for move in (failing, None, failing_too, None)]
     with capture_logs() as logs:
-        _run(scenario)
+        for _ in range(3):
+            clock.serve([call.id for call in calls])
+    assert [call.served for call in calls] == [3] * 4
+    assert clock.faults == 6
     # Fifty lines a second would help nobody.
     assert [line["event"] for line in logs] == ["media.fault"] * 2
 
 
-def test_a_call_that_ends_in_a_beat_gets_no_more_of_it() -> None:
-    async def scenario(pump: MediaClock) -> None:
-        beats: list[str] = []
-
-        def first() -> None:
-            beats.append("first")
-            pump.remove(second)
-
-        def second() -> None:
-            beats.append("second")
-            pump.remove(first)
-
-        pump.add(first)
-        pump.add(second)
-        pump.wake()
-        await _turns()
-        assert len(beats) == 1
-
-    _run(scenario)
-
-
-def test_wakes_from_the_clock_thread_arrive_and_none_comes_after_the_loop() -> None:
-    pumps: list[MediaClock] = []
-
-    async def scenario(pump: MediaClock) -> None:
-        pumps.append(pump)
-        beaten = asyncio.Event()
-        pump.add(beaten.set)
-        thread = threading.Thread(target=pump.wake)
-        thread.start()
-        async with asyncio.timeout(10):
-            await beaten.wait()
-        thread.join()
-
-    _run(scenario)
-    pumps[0].wake()  # the clock may outlive the loop by a frame
+def test_a_call_that_ends_in_a_turn_gets_no_more_of_it() -> None:
+    clock = MediaClock()
+    second = Call(clock)
+    first = Call(clock, lambda: clock.remove(second.audio))
+    clock.serve([first.id, second.id])
+    assert (first.served, second.served) == (1, 0)

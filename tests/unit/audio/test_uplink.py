@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the caller says, from the media clock to the event loop: in order, exact, bounded."""
+"""What the caller says, from pjmedia's threads to the event loop: exact, bounded, announced."""
 
 from __future__ import annotations
 
+import select
 import threading
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.sip.media.ports import MAX_UPLINK_FRAMES, CallAudio
+from gateway.sip.media.ports import (
+    MAX_UPLINK_FRAMES,
+    CallAudio,
+    Source,
+    note_ready,
+    ready_fd,
+    take_ready,
+)
 
 
 def _frame(number: int) -> bytes:
@@ -24,42 +30,38 @@ def _numbers(audio: bytes) -> list[int]:
     return [(frame[0] - 0x80) * 100 + frame[1] for frame in frames]
 
 
+def _audio(codec: Codec = Codec.PCMU, source: Source = Source.BRIDGE) -> CallAudio:
+    audio = CallAudio(codec, 1)
+    audio.uplink.listen(source)
+    return audio
+
+
 @pytest.mark.parametrize("codec", Codec)
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
-def test_frames_come_out_as_they_went_in(codec: Codec, count: int) -> None:
-    uplink = CallAudio(codec, 1).uplink
+def test_frames_of_the_bridge_come_out_as_they_went_in(codec: Codec, count: int) -> None:
+    uplink = _audio(codec).uplink
     for number in range(count):
         uplink.push(codec.to_linear(_frame(number)))
     assert _numbers(uplink.drain()) == list(range(count))
     assert uplink.drain() == b""
-    assert (uplink.frames, uplink.dropped) == (count, 0)
+    assert uplink.counts.dropped_ms == 0
 
 
-def test_a_loop_that_hangs_loses_the_oldest() -> None:
-    uplink = CallAudio(Codec.PCMU, 1).uplink
+@pytest.mark.parametrize("source", [Source.BRIDGE, Source.PACKETS])
+def test_a_loop_that_hangs_loses_the_oldest(source: Source) -> None:
+    audio = _audio(source=source)
     for number in range(MAX_UPLINK_FRAMES + 30):
-        uplink.push(Codec.PCMU.to_linear(_frame(number)))
-    assert uplink.dropped == 30
-    assert _numbers(uplink.drain()) == list(range(30, MAX_UPLINK_FRAMES + 30))
-    uplink.push(Codec.PCMU.to_linear(_frame(5)))
-    assert _numbers(uplink.drain()) == [5]
-
-
-@given(st.lists(st.integers(0, 40), max_size=12))
-def test_order_and_count_at_any_rhythm(bursts: list[int]) -> None:
-    uplink, sent, got = CallAudio(Codec.PCMA, 1).uplink, 0, list[int]()
-    for burst in bursts:
-        for _ in range(burst):
-            uplink.push(Codec.PCMA.to_linear(_frame(sent)))
-            sent += 1
-        got += _numbers(uplink.drain())
-    assert got == list(range(sent))
-    assert uplink.dropped == 0
+        if source is Source.BRIDGE:
+            audio.uplink.push(Codec.PCMU.to_linear(_frame(number)))
+        else:
+            audio.queues.receive(20_000 * number, 1, number, 160 * number, _frame(number), 0)
+    assert audio.uplink.counts.dropped_ms == 600
+    assert _numbers(audio.uplink.drain()) == list(range(30, MAX_UPLINK_FRAMES + 30))
 
 
 def test_every_frame_is_delivered_or_counted_while_two_threads_work() -> None:
     total = 12_000
-    uplink = CallAudio(Codec.PCMU, 1).uplink
+    uplink = _audio().uplink
     frames = [Codec.PCMU.to_linear(_frame(number)) for number in range(total)]
     done = threading.Event()
 
@@ -76,5 +78,29 @@ def test_every_frame_is_delivered_or_counted_while_two_threads_work() -> None:
         finished = done.is_set()
         got += _numbers(uplink.drain())
     thread.join()
-    assert len(got) + uplink.dropped == uplink.frames == total
+    assert len(got) + uplink.counts.dropped_ms // 20 == total
     assert got == sorted(set(got))
+
+
+def _readable() -> bool:
+    return bool(select.select([ready_fd()], [], [], 0)[0])
+
+
+def test_calls_that_have_audio_are_announced_once_until_they_are_drained() -> None:
+    take_ready()
+    note_ready()
+    calls = [_audio().uplink for _ in range(3)]
+    assert not _readable()
+    for uplink in (calls[0], calls[2], calls[0]):
+        uplink.push(b"")
+    assert _readable()
+    note_ready()
+    assert not _readable()
+    assert take_ready() == [calls[0].id, calls[2].id]
+    calls[0].push(b"")  # it has not been drained
+    assert not _readable()
+    assert len(calls[0].drain()) == 3 * FRAME_BYTES
+    calls[0].push(b"")
+    assert _readable()
+    note_ready()
+    assert take_ready() == [calls[0].id]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from gateway.audio.g711 import Codec
@@ -11,6 +11,7 @@ from gateway.bridge.media import CallMedia, MediaClock
 from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan
 from gateway.sip.media.ports import CallAudio
+from gateway.sip.types import UplinkCounts
 from tests.support.call_fakes import Fed
 
 FRAME = b"\x42" * 160
@@ -65,7 +66,8 @@ class Uplink:
 
     def __init__(self) -> None:
         self.waiting = b""
-        self.dropped = 3
+        self.id = 7
+        self.counts = UplinkCounts(*range(12))
 
     def drain(self) -> bytes:
         """All of it."""
@@ -94,13 +96,15 @@ class Call:
             lambda one, at: self.timed.append((one, at)),
         )
 
-    def add(self, move: Any) -> None:
+    def add(self, audio: Any, move: Any) -> None:
         """As the clock's."""
+        assert audio is self
         self.beats.add(move)
 
-    def remove(self, move: Any) -> None:
+    def remove(self, audio: Any) -> None:
         """As the clock's."""
-        self.beats.discard(move)
+        assert audio is self
+        self.beats.clear()
 
     def do(self, output: outputs.Output) -> None:
         """As the machine says."""
@@ -179,4 +183,5 @@ def test_figures_of_the_audio_are_in_the_record() -> None:
         record.media.underruns,
         record.media.underrun_ms,
         record.media.dropped_uplink_frames,
-    ) == (2, 100, 3)
+    ) == (2, 100, 1)
+    assert record.media.uplink == asdict(call.uplink.counts)

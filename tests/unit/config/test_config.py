@@ -139,7 +139,7 @@ format = "xml"
         ("media", 'srtp = "on"', "srtp", "'off', 'optional' or 'required'"),
         ("media", 'srtp = "required"', "srtp", "sdes_without_tls = true"),
         ("sip", 'user_agent = "a\\r\\nX: y"', "user_agent", "printable ASCII"),
-        ("media", "jb_init_ms = 500", "jb_init_ms", "between jb_min_ms and jb_max_ms"),
+        ("media", "packet_wait_ms = 501", "packet_wait_ms", "less than or equal to 500"),
         ("media", "rtp_timeout = -1", "rtp_timeout", "greater than or equal to 0"),
         ("limits", "max_call_duration = inf", "max_call_duration", "finite"),
         ("limits", "drain_timeout = '5'", "drain_timeout", "a number"),

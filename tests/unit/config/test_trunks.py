@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -220,14 +219,20 @@ def test_a_caller_id_of_a_transfer_needs_a_trunk_that_allows_it(
     assert (status, fault is None or fault in lines[0]) == (0 if fault is None else 2, True)
 
 
-def test_a_jitter_buffer_of_its_own(tmp_path: Path) -> None:
-    """What a trunk leaves out is that of ``[media]``; together they have to make sense."""
-    trunk = '[[trunk]]\nname = "a"\npeers = ["192.0.2.1"]\njb_init_ms = 120\n'
-    config = load_config(written(tmp_path, trunk + "jb_catch_up = false\n"), {})
-    own, none = sip_settings(config).trunks[0].jitter_buffer, sip_settings(config).jitter_buffer
-    assert own == replace(none, init=120, catch_up=False)
-    assert problem(tmp_path, trunk + "jb_max_ms = 100\n") == (
-        4,
-        "trunk[0].jb_init_ms",
-        "must be between jb_min_ms and jb_max_ms, here or in [media]: 20 <= 120 <= 100",
-    )
+def test_a_wait_for_packets_of_its_own(tmp_path: Path) -> None:
+    """What a trunk leaves out is that of ``[media]``."""
+    trunk = '[[trunk]]\nname = "a"\npeers = ["192.0.2.1"]\n'
+    settings = sip_settings(load_config(written(tmp_path, trunk + "packet_wait_ms = 120\n"), {}))
+    assert (settings.trunks[0].packet_wait_ms, settings.packet_wait_ms) == (120, 60)
+    assert problem(tmp_path, trunk + "packet_wait_ms = 5\n")[1] == "trunk[0].packet_wait_ms"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[media]\njb_init_ms = 60\n",
+        '[[trunk]]\nname = "a"\npeers = ["192.0.2.1"]\njb_catch_up = false\n',
+    ],
+)
+def test_keys_of_the_jitter_buffer_are_answered(tmp_path: Path, text: str) -> None:
+    assert "packet_wait_ms says how long" in problem(tmp_path, text)[2]
