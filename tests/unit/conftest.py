@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs tests that are coroutines, each on an event loop of its own, with a deadline."""
+"""Runs tests that are coroutines, each on an event loop of its own, with a deadline; settings of
+Hypothesis for all."""
 
 from __future__ import annotations
 
@@ -7,8 +8,15 @@ import asyncio
 import inspect
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 TEST_SECONDS = 30.0
+
+# No threshold on wall time; what is found can be tried again by what is printed.
+settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("tests")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.billing.costs import (
@@ -178,7 +178,6 @@ _JSON = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from([*CHECK, "type", "seconds"]), _JSON))
 def test_no_usage_stops_a_call(usage: dict[str, Any]) -> None:
     read = usage_of(usage)

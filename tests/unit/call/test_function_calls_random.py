@@ -107,7 +107,7 @@ class _Server:
             self.scene.listen(300)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(STEPS)
 def test_each_call_is_answered_once(steps: list[tuple[str, Any]]) -> None:
     server = _Server()

@@ -409,7 +409,7 @@ class _Watch:
                     self.finished += 1
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(PLANS, st.integers(0, 3), STEPS)
 def test_any_call(plan: CallPlan, up: int, steps: list[tuple[float, inputs.Input]]) -> None:
     watch = _Watch(plan)
@@ -455,7 +455,7 @@ class _Player:
         return unplayed
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.one_of(

@@ -178,9 +178,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
             assert self.tracker.knows(key[0])
 
 
-LedgerAgainstModel.TestCase.settings = settings(
-    max_examples=300, stateful_step_count=50, deadline=None
-)
+LedgerAgainstModel.TestCase.settings = settings(max_examples=300, stateful_step_count=50)
 test_ledger_against_model: Any = LedgerAgainstModel.TestCase
 
 
