@@ -164,10 +164,10 @@ class Gateway:
         self._started = 0.0
         sip, secrets = sip_settings(config), (*config.secrets(), *dialplan.secrets())
         self.clock = clock = MediaClock()
-        files = RecordFiles(config.records.folder)
-        self._writer = writer = BackgroundWriter()
+        writer = BackgroundWriter()
+        files = RecordFiles(config.records.folder, writer)
         self.records = records = record_store(config, dialplan, writer, files)
-        event_logs = EventLogs(config.records.folder, secrets)
+        event_logs = EventLogs(config.records.folder, writer, secrets)
         costs = Costs(config)
         tools = tool_executor(config, dialplan)
         servers = HealthChecker(
@@ -209,10 +209,8 @@ class Gateway:
         )
         maintenance = Maintenance(agent, config.control.socket, commands)
         self._parts = (
-            Part("record files", files.start, files.stop),
             Part("records", records.start, records.stop),
             Part("writer", writer.start, writer.stop),
-            Part("event logs", event_logs.start, event_logs.stop),
             Part("cost state", costs.start, costs.stop),
             Part("tools", tools.start, tools.stop),
             Part("health checks", servers.start, servers.stop),

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-GATHER_SECONDS = 0.02
+GATHER_SECONDS = 0.1
 """From the first item to the write, so that one write takes many."""
 RETRY_SECONDS = 1.0
 """Until items that could not be written are tried again."""
@@ -54,9 +54,11 @@ class Channel(Generic[T]):
         self._max_bytes = max_bytes
         self._waiting: deque[tuple[T, int]] = deque()
         self._bytes = 0
+        self._in_hand = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        """Items that are not written yet."""
+        return len(self._waiting) + self._in_hand
 
     def put(self, item: T, size: int = 0) -> bool:
         """Have an item written; False where it is dropped. From any thread; never waits."""
@@ -78,14 +80,17 @@ class Channel(Generic[T]):
         """Write what waits; whether something is left to be tried again. On the thread."""
         with self._owner.changed:
             batch, self._waiting, self._bytes = self._waiting, deque(), 0
+            self._in_hand = len(batch)
         if not batch:
             return False
+        left: Sequence[T] = ()
         try:
             left = self._write([item for item, _size in batch])
         except Exception:
             log.exception("records.writer_failed", what=self.name, lost=len(batch))
             self.dropped += len(batch)
-            return False
+        finally:
+            self._in_hand = 0
         if left:
             sizes = {id(item): size for item, size in batch}
             with self._owner.changed:

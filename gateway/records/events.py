@@ -7,7 +7,7 @@ length and the beginning of its SHA-256, which tells whether two are the same; s
 The first and the last line (``meta``) say which call it is and what was left out, ``close`` how
 the WebSocket ended.
 
-The event loop only puts messages into a queue; a thread reads, elides and writes them.
+The event loop only puts messages into a channel; a thread reads, elides and writes them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import asyncio
 import binascii
 import hashlib
 import json
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ import structlog
 
 from gateway.call.private_digits import PrivateDigits
 from gateway.log import BLANK, Redactor
+from gateway.records.background import BackgroundWriter
 from gateway.records.files import file_stem, private
-from gateway.tasks import background
 
 MAX_WAITING = 20_000
 """Messages waiting for the disk, of all calls: two seconds of a hundred calls that talk."""
@@ -35,9 +34,6 @@ MAX_WAITING_BYTES = 32 * 1024 * 1024
 """Long answers come in large messages; this many bytes are about as much."""
 MAX_FILE_BYTES = 256 * 1024 * 1024
 """Bytes of one call: more than a day of talking. Later events are dropped and counted."""
-GATHER_SECONDS = 0.1
-"""From the first message to the write, so that one write takes many."""
-STOP_SECONDS = 5.0
 HASH_DIGITS = 16
 
 SUFFIX = ".events.jsonl"
@@ -105,22 +101,17 @@ class EventLogs:
 
     Args:
         folder: that of the records; None writes nothing.
+        writer: whose thread writes the lines.
         secrets: texts that no line may hold.
     """
 
-    def __init__(self, folder: Path | None, secrets: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path | None, writer: BackgroundWriter, secrets: Sequence[str] = ()
+    ) -> None:
         self._folder = folder
         self._redact = Redactor(secrets)
-        self._waiting: deque[_Line] = deque()
-        self._bytes = 0
-        self._work = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._channel = writer.channel("event logs", self._write, MAX_WAITING, MAX_WAITING_BYTES)
         self._failing = False
-
-    async def start(self) -> None:
-        """Begin; the folder is there already."""
-        if self._folder is not None:
-            self._task = background(self._run, "event logs")
 
     def open(
         self,
@@ -130,7 +121,7 @@ class EventLogs:
         **facts: Any,
     ) -> EventLog | None:
         """The log of a call that begins now; None where none is written."""
-        if self._folder is None or self._task is None:
+        if self._folder is None:
             return None
         path = self._folder / f"{file_stem(started_at, call_id)}{SUFFIX}"
         made = EventLog(
@@ -142,42 +133,13 @@ class EventLogs:
         made.begin(call_id=call_id, started_at=started_at, **facts)
         return made
 
-    async def stop(self) -> None:
-        """Write what waits, at most ``STOP_SECONDS``."""
-        task, self._task = self._task, None
-        if task is None:
-            return
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await self._write()
-        except TimeoutError:
-            log.error("event_log.write_failed", lost=len(self._waiting))
-
     def _put(self, line: _Line) -> bool:
-        size = len(line[3]) if isinstance(line[3], bytes) else 100
-        if len(self._waiting) >= MAX_WAITING or self._bytes + size > MAX_WAITING_BYTES:
-            return False
-        self._waiting.append(line)
-        self._bytes += size
-        self._work.set()
-        return True
+        return self._channel.put(line, len(line[3]) if isinstance(line[3], bytes) else 100)
 
-    async def _run(self) -> None:
-        while True:
-            await self._work.wait()
-            await asyncio.sleep(GATHER_SECONDS)
-            self._work.clear()
-            # A cancellation must not leave half of a batch to be written again.
-            await asyncio.shield(asyncio.create_task(self._write()))
-
-    async def _write(self) -> None:
-        lines, self._waiting, self._bytes = self._waiting, deque(), 0
-        if not lines:
-            return
+    def _write(self, lines: list[_Line]) -> Sequence[_Line]:
+        """On the writer's thread. What cannot be written is counted in its log."""
         try:
-            await asyncio.to_thread(write_lines, lines, self._redact)
+            write_lines(lines, self._redact)
             self._failing = False
         except OSError as error:
             for line in lines:
@@ -185,9 +147,10 @@ class EventLogs:
             if not self._failing:
                 log.error("event_log.write_failed", lost=len(lines), error=str(error))
             self._failing = True
+        return ()
 
 
-def write_lines(lines: Sequence[_Line] | deque[_Line], redact: Redactor) -> None:
+def write_lines(lines: Sequence[_Line], redact: Redactor) -> None:
     """Append each line to its call's file. Raises OSError."""
     texts: dict[EventLog, list[str]] = {}
     for event_log, t_ms, direction, message in lines:

@@ -3,32 +3,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import errno
 import json
 import os
 import re
-from functools import partial
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 
 from gateway.call.call_record import CallRecord
-from gateway.tasks import background
+from gateway.records.background import BackgroundWriter
 from gateway.text import unicode_in
 
 QUEUE_RECORDS = 1000
 """Records waiting for the disk. At 30 calls a second this is half a minute of a disk that hangs;
 what comes then is dropped, counted and said in the log."""
 
-STOP_SECONDS = 5.0
-
 RETRY_SECONDS = 60.0
 """How long records wait for a disk that takes none; then each is tried once more, and put into the
 log whole where that fails too."""
 
-RETRY_AFTER_SECONDS = 1.0
 MAX_NAMES = 100
 """Names tried for a record, where files of the same name are there already."""
 
@@ -39,87 +35,55 @@ class RecordFiles:
     """A folder of records, ``<start>_<id of the call>.json``; a None folder writes nothing.
 
     Files are for the gateway's user alone (mode 0600), and none is ever overwritten.
+
+    Args:
+        writer: whose thread writes them.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, writer: BackgroundWriter) -> None:
         self._folder = folder
-        self._queue: asyncio.Queue[CallRecord | None] = asyncio.Queue(QUEUE_RECORDS)
-        self._task: asyncio.Task[None] | None = None
+        self._writer = writer
+        self._channel = writer.channel("record files", self._write_all, QUEUE_RECORDS)
+        self._failing_since: float | None = None
         self.dropped = 0
         """Records not written."""
-        self._unwritten = 0
-        self._failing_since: float | None = None
-        self._stopping = asyncio.Event()
 
-    async def start(self) -> None:
-        """Make the folder and begin. Raises OSError, naming it, when it cannot be written to."""
-        if self._folder is None:
-            return
-        await asyncio.to_thread(_prepare, self._folder)
-        self._task = background(partial(self._run, self._folder), "records")
+    def prepare(self) -> None:
+        """Make the folder. Raises OSError, naming it, when it cannot be written to."""
+        if self._folder is not None:
+            _prepare(self._folder)
 
     def write(self, record: CallRecord) -> None:
         """Have a record written; returns at once."""
-        if self._folder is None:
-            return
-        if self._task is None:
-            self._drop(record, "the writer has stopped")
-            return
-        try:
-            self._queue.put_nowait(record)
-        except asyncio.QueueFull:
-            self._drop(record, "the disk is too slow")
-        else:
-            self._unwritten += 1
+        if self._folder is not None and not self._channel.put(record):
+            self._drop(record, "the disk is too slow, or the process ends")
 
-    async def stop(self) -> None:
-        """Write what waits, at most ``STOP_SECONDS``."""
-        task, self._task = self._task, None
-        if task is None:
-            return
-        self._stopping.set()
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await self._queue.put(None)
-                await task
-        except TimeoutError:
-            task.cancel()
-            self.dropped += self._unwritten
-            log.error("records.write_failed", lost=self._unwritten)
+    def _write_all(self, records: list[CallRecord]) -> Sequence[CallRecord]:
+        """On the writer's thread: write them; returns those that wait for the disk."""
+        assert self._folder is not None
+        for index, record in enumerate(records):
+            try:
+                _write(self._folder, record)
+            except Exception as error:
+                if self._may_retry(error):
+                    return records[index:]
+                # One record that cannot be written must not cost those behind it.
+                self._drop(record, str(error))
+            else:
+                if self._failing_since is not None:
+                    self._failing_since = None
+                    log.info("records.written_again")
+        return ()
 
-    async def _run(self, folder: Path) -> None:
-        while (record := await self._queue.get()) is not None:
-            while (error := await self._attempt(folder, record)) is not None:
-                if not await self._may_retry(error):
-                    # One record that cannot be written must not cost those behind it.
-                    self._drop(record, str(error))
-                    break
-            self._unwritten -= 1
-
-    async def _attempt(self, folder: Path, record: CallRecord) -> Exception | None:
-        try:
-            await asyncio.to_thread(_write, folder, record)
-        except Exception as error:
-            return error
-        if self._failing_since is not None:
-            self._failing_since = None
-            log.info("records.written_again")
-        return None
-
-    async def _may_retry(self, error: Exception) -> bool:
-        """Wait for the disk, if it may still come back."""
+    def _may_retry(self, error: Exception) -> bool:
+        """Whether the disk may still come back."""
         if not isinstance(error, OSError):
             return False
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         if self._failing_since is None:
             self._failing_since = now
             log.warning("records.waiting", error=str(error), seconds=RETRY_SECONDS)
-        if self._stopping.is_set() or now - self._failing_since > RETRY_SECONDS:
-            return False
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RETRY_AFTER_SECONDS):
-                await self._stopping.wait()
-        return True
+        return not self._writer.closed and now - self._failing_since <= RETRY_SECONDS
 
     def _drop(self, record: CallRecord, why: str) -> None:
         self.dropped += 1

@@ -132,6 +132,7 @@ class RecordStore:
 
     async def start(self) -> None:
         """Close the rows of calls that were cut, and begin. Raises OSError for a bad folder."""
+        await asyncio.to_thread(self._files.prepare)
         if self._folder is None:
             return
         await asyncio.to_thread(self._prepare, self._folder)

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from gateway.cli.main import main
 from gateway.devtools.event_viewer import Entry, entries_of, read_lines
 from gateway.records import events
+from gateway.records.background import BackgroundWriter
 from gateway.records.events import EventLog, EventLogs, elided
 
 SECRET = "sk-secret-4711"
@@ -28,13 +29,14 @@ APPEND = json.dumps(
 
 def _log(folder: Path, use: Callable[[EventLog], None]) -> list[dict[str, Any]]:
     async def run() -> Path:
-        logs = EventLogs(folder, [SECRET])
-        await logs.start()
+        writer = BackgroundWriter()
+        logs = EventLogs(folder, writer, [SECRET])
+        writer.start()
         made = logs.open("a/b@c", "2026-11-20T10:00:00.123+00:00", route="r")
         assert made is not None
         use(made)
         made.end()
-        await logs.stop()
+        await writer.stop()
         return made.path
 
     path = asyncio.run(run())
@@ -143,25 +145,22 @@ def test_a_file_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_folder_that_is_gone_costs_no_call_anything(tmp_path: Path) -> None:
     async def run() -> EventLog:
-        logs = EventLogs(tmp_path / "gone")
-        await logs.start()
+        writer = BackgroundWriter()
+        logs = EventLogs(tmp_path / "gone", writer)
+        writer.start()
         made = logs.open("a", "2026")
         assert made is not None
         made.sent(APPEND)
-        await logs.stop()
+        await writer.stop()
         made.sent(APPEND)
         return made
 
-    assert asyncio.run(run()).dropped == 2
+    assert asyncio.run(run()).dropped == 3
 
 
 def test_without_a_folder_there_is_no_log() -> None:
     async def run() -> EventLog | None:
-        logs = EventLogs(None)
-        await logs.start()
-        made = logs.open("a", "2026")
-        await logs.stop()
-        return made
+        return EventLogs(None, BackgroundWriter()).open("a", "2026")
 
     assert asyncio.run(run()) is None
 

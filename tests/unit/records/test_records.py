@@ -9,6 +9,8 @@ import json
 import shutil
 import stat
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from structlog.testing import capture_logs
 
 from gateway.call.call_record import MAX_TIMELINE, CallRecord, DigitRun, Interruption, LegRecord
 from gateway.call.ending import EndReason, ending_of
-from gateway.records import files
+from gateway.records import background, files
+from gateway.records.background import BackgroundWriter
 from gateway.records.files import RecordFiles
 from gateway.text import unicode_of
 
@@ -36,13 +39,22 @@ def _record(call_id: str, second: int = 0) -> CallRecord:
     return record
 
 
+@asynccontextmanager
+async def writing(folder: Path | None) -> AsyncIterator[RecordFiles]:
+    """Record files with a thread of their own; at the end all is written."""
+    thread = BackgroundWriter()
+    made = RecordFiles(folder, thread)
+    made.prepare()
+    thread.start()
+    yield made
+    await thread.stop()
+
+
 def _write(folder: Path, *records: CallRecord) -> tuple[RecordFiles, list[Any]]:
     async def scenario() -> RecordFiles:
-        writer = RecordFiles(folder)
-        await writer.start()
-        for record in records:
-            writer.write(record)
-        await writer.stop()
+        async with writing(folder) as writer:
+            for record in records:
+                writer.write(record)
         return writer
 
     with capture_logs() as logs:
@@ -104,20 +116,22 @@ def test_a_record_that_cannot_be_written_stops_no_other(tmp_path: Path) -> None:
     assert "not JSON serializable" in line["error"]
 
 
+async def _written(writer: RecordFiles) -> None:
+    while len(writer._channel):  # noqa: ASYNC110  a thread writes them
+        await asyncio.sleep(0.01)
+
+
 def test_a_folder_that_goes_away_is_said(tmp_path: Path) -> None:
     folder = tmp_path / "records"
 
     async def scenario() -> int:
-        writer = RecordFiles(folder)
-        await writer.start()
-        folder.rmdir()
-        writer.write(_record("remade"))
-        while writer._unwritten:  # noqa: ASYNC110  a thread writes it
-            await asyncio.sleep(0.01)
-        shutil.rmtree(folder)
-        folder.write_text("no folder any more")
-        writer.write(_record("lost"))
-        await writer.stop()
+        async with writing(folder) as writer:
+            folder.rmdir()
+            writer.write(_record("remade"))
+            await _written(writer)
+            shutil.rmtree(folder)
+            folder.write_text("no folder any more")
+            writer.write(_record("lost"))
         return writer.dropped
 
     with capture_logs() as logs:
@@ -138,16 +152,13 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(
         write(folder, record)
 
     monkeypatch.setattr(files, "_write", full)
-    monkeypatch.setattr(files, "RETRY_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr(background, "RETRY_SECONDS", 0.01)
 
     async def scenario() -> int:
-        writer = RecordFiles(tmp_path)
-        await writer.start()
-        for number in range(3):
-            writer.write(_record(f"c{number}"))
-        while writer._unwritten:  # noqa: ASYNC110  a thread writes them
-            await asyncio.sleep(0.01)
-        await writer.stop()
+        async with writing(tmp_path) as writer:
+            for number in range(3):
+                writer.write(_record(f"c{number}"))
+            await _written(writer)
         return writer.dropped
 
     with capture_logs() as logs:
@@ -162,17 +173,15 @@ def test_a_disk_that_stays_full_costs_one_line_each(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files, "_write", full)
-    monkeypatch.setattr(files, "RETRY_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr(background, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(files, "RETRY_SECONDS", 0.05)
 
     async def scenario() -> None:
-        writer = RecordFiles(tmp_path)
-        await writer.start()
-        for number in range(3):
-            writer.write(_record(f"c{number}"))
-        while writer.dropped < 3:  # noqa: ASYNC110  a thread tries
-            await asyncio.sleep(0.01)
-        await writer.stop()
+        async with writing(tmp_path) as writer:
+            for number in range(3):
+                writer.write(_record(f"c{number}"))
+            await _written(writer)
+            assert writer.dropped == 3
 
     with capture_logs() as logs:
         asyncio.run(scenario())
@@ -193,15 +202,13 @@ def test_records_of_one_name_are_all_kept(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_an_error_at_start(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        asyncio.run(RecordFiles(tmp_path / "file" / "records").start())
+        RecordFiles(tmp_path / "file" / "records", BackgroundWriter()).prepare()
 
 
 def test_without_a_folder_nothing_is_written() -> None:
     async def scenario() -> int:
-        writer = RecordFiles(None)
-        await writer.start()
-        writer.write(_record("x"))
-        await writer.stop()
+        async with writing(None) as writer:
+            writer.write(_record("x"))
         return writer.dropped
 
     assert asyncio.run(scenario()) == 0
@@ -210,10 +217,11 @@ def test_without_a_folder_nothing_is_written() -> None:
 def test_a_disk_that_hangs_costs_records_and_no_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = threading.Event()
+    disk, in_hand = threading.Event(), threading.Event()
     write = files._write
 
     def hang(folder: Path, record: CallRecord) -> None:
+        in_hand.set()
         disk.wait(30)
         write(folder, record)
 
@@ -221,16 +229,13 @@ def test_a_disk_that_hangs_costs_records_and_no_time(
     monkeypatch.setattr(files, "QUEUE_RECORDS", 3)
 
     async def scenario() -> int:
-        writer = RecordFiles(tmp_path)
-        await writer.start()
-        writer.write(_record("in_hand"))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        for number in range(5):
-            writer.write(_record(f"n{number}"))
-        assert writer.dropped == 2
-        disk.set()
-        await writer.stop()
+        async with writing(tmp_path) as writer:
+            writer.write(_record("in_hand"))
+            await asyncio.to_thread(in_hand.wait, 30)
+            for number in range(5):
+                writer.write(_record(f"n{number}"))
+            assert writer.dropped == 2
+            disk.set()
         writer.write(_record("late"))
         return writer.dropped
 
@@ -246,15 +251,13 @@ def test_a_disk_that_hangs_at_the_end_does_not_hold_the_end_up(
 ) -> None:
     disk = threading.Event()
     monkeypatch.setattr(files, "_write", lambda _folder, _record: disk.wait(30))
-    monkeypatch.setattr(files, "STOP_SECONDS", 0.05)
+    monkeypatch.setattr(background, "STOP_SECONDS", 0.05)
 
     async def scenario() -> int:
-        writer = RecordFiles(tmp_path)
-        await writer.start()
-        for number in range(3):
-            writer.write(_record(f"n{number}"))
-        await writer.stop()
-        dropped = writer.dropped
+        async with writing(tmp_path) as writer:
+            for number in range(3):
+                writer.write(_record(f"n{number}"))
+        dropped = writer._channel.dropped
         disk.set()
         return dropped
 

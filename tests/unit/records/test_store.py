@@ -64,11 +64,10 @@ class Kept:
         self.folder = folder
         self.url = url or f"sqlite:///{folder}/calls.sqlite3"
         self.writer = BackgroundWriter()
-        self.files = RecordFiles(folder)
+        self.files = RecordFiles(folder, self.writer)
         self.store = RecordStore(folder, lambda: Database(self.url), self.writer, self.files)
 
     async def __aenter__(self) -> Kept:
-        await self.files.start()
         await self.store.start()
         self.writer.start()
         return self
@@ -76,7 +75,6 @@ class Kept:
     async def __aexit__(self, *_: object) -> None:
         await self.writer.stop()
         await self.store.stop()
-        await self.files.stop()
 
     def rows(self) -> list[dict[str, Any]]:
         """What the database has, oldest first."""
