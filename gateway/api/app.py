@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -310,6 +311,23 @@ def _add_administration(app: FastAPI, backend: Backend, admin: Any) -> None:
         """Place a call with a route's session."""
         answer = await _audited(backend, request, token, "dial", body.model_dump())
         return {"id": answer["call"], **answer}
+
+    @app.get("/api/v1/webhooks/deliveries", tags=["webhooks"])
+    async def deliveries(dead: bool = False, token: Token = admin) -> Any:
+        """Deliveries that wait, or those that were given up."""
+        del token
+        found = [] if backend.webhooks is None else await backend.webhooks.deliveries(dead=dead)
+        return {"deliveries": [{**asdict(one), "body": json.loads(one.body)} for one in found]}
+
+    @app.post("/api/v1/webhooks/deliveries/{delivery_id}/resend", tags=["webhooks"])
+    async def resend(delivery_id: str, request: Request, token: Token = admin) -> Any:
+        """Try deliveries that were given up anew; ``*`` for all of them."""
+        count = 0 if backend.webhooks is None else await backend.webhooks.resend(delivery_id)
+        _audit(request, token, "resend", {}, str(count))
+        if not count:
+            message = f"no delivery {delivery_id!r} was given up"
+            raise HTTPException(404, {"code": "delivery_not_found", "message": message})
+        return {"resent": count}
 
     @app.post("/api/v1/drain", status_code=202, tags=["gateway"])
     async def drain(request: Request, token: Token = admin) -> Any:

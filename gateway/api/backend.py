@@ -12,6 +12,7 @@ from gateway.control.server import Command
 if TYPE_CHECKING:
     from gateway.api.feed import EventFeed
     from gateway.records.database import Database
+    from gateway.records.webhooks import WebhookSender
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,4 +33,6 @@ class Backend:
     metrics: Callable[[], Awaitable[bytes]]
     """The metrics as Prometheus reads them."""
     drain: Callable[[], None]
+    webhooks: WebhookSender | None = None
+    """None where no endpoint is configured."""
     reload: Callable[[], Awaitable[Mapping[str, Any]]] | None = None

@@ -20,6 +20,7 @@ from gateway.control.server import Command
 from gateway.dialplan import Dialplan
 from gateway.records.rows import columns_of
 from gateway.records.store import RecordStore
+from gateway.records.webhooks import WebhookSender
 from gateway.sip.agent import UserAgent
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Api:
         state: Callable[[], Mapping[str, Any]],
         servers: Callable[[], list[dict[str, object]]],
         drain: Callable[[], None],
+        webhooks: WebhookSender | None,
     ) -> None:
         self._config = config
         self._dialplan = dialplan
@@ -60,6 +62,7 @@ class Api:
         self._state = state
         self._servers = servers
         self._drain = drain
+        self._webhooks = webhooks
         self._server: ApiServer | None = None
 
     async def start(self) -> None:
@@ -99,6 +102,7 @@ class Api:
             problems=lambda: self._state()["health"]["problems"],
             metrics=rendered,
             drain=self._drain,
+            webhooks=self._webhooks,
         )
         return made
 
@@ -152,6 +156,9 @@ class Api:
             if trunk["options"]:
                 answered = float(str(trunk["options"]).startswith(("2", "4")))
                 yield "trunk_up", "Whether it answers OPTIONS", labels, answered
+        for (endpoint, result), count in (self._webhooks.results if self._webhooks else {}).items():
+            labels = {"endpoint": endpoint, "result": result}
+            yield "webhooks", "Attempts to deliver events", labels, float(count)
         kept = self._records.as_json()
         if kept:
             labels = {"sink": "database"}

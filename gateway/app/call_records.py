@@ -9,15 +9,31 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gateway.config import Config
+from gateway.config.values import shown
 from gateway.dialplan import Dialplan
 from gateway.records.background import BackgroundWriter
 from gateway.records.files import RecordFiles
 from gateway.records.spool import Spool
 from gateway.records.store import RecordStore
+from gateway.records.webhooks import Endpoint, Outbox
 from gateway.sip.types import Invite
 
 if TYPE_CHECKING:
     from gateway.records.database import Database
+
+
+def endpoints_of(config: Config) -> tuple[Endpoint, ...]:
+    """Return the addresses that are told of events."""
+    return tuple(
+        Endpoint(
+            one.name,
+            one.url,
+            tuple(key.get_secret_value() for key in (one.secret, one.previous_secret) if key),
+            frozenset(one.events),
+            shown(one.headers),
+        )
+        for one in config.webhook
+    )
 
 
 def record_store(
@@ -54,6 +70,7 @@ def record_store(
         writer,
         files,
         redact=masked,
+        outgoing=Outbox(endpoints_of(config)),
         idle=idle,
         instance=f"{socket.gethostname()}:{config.sip.listen[0].port}",
     )

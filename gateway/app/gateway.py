@@ -19,7 +19,7 @@ import structlog
 from gateway import __version__
 from gateway.app.admission import Admission, Rejections
 from gateway.app.api_backend import Api
-from gateway.app.call_records import facts_for_slot, record_store
+from gateway.app.call_records import endpoints_of, facts_for_slot, record_store
 from gateway.app.operator_commands import OperatorCommands
 from gateway.app.registry import CallRegistry
 from gateway.app.server_health import HealthChecker
@@ -37,6 +37,7 @@ from gateway.planning.route_tools import tool_executor
 from gateway.records.background import BackgroundWriter
 from gateway.records.events import EventLogs
 from gateway.records.files import RecordFiles
+from gateway.records.webhooks import WebhookSender
 from gateway.sip import descriptors, library
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.trunks.nat import hosts_of, unreachable
@@ -167,6 +168,12 @@ class Gateway:
         writer = BackgroundWriter()
         files = RecordFiles(config.records.folder, writer)
         self.records = records = record_store(config, dialplan, writer, files)
+        folder = config.records.spool_folder
+        webhooks = (
+            WebhookSender(folder, endpoints_of(config), lambda: records.forwarder.leading)
+            if folder is not None and config.webhook
+            else None
+        )
         event_logs = EventLogs(config.records.folder, writer, secrets)
         costs = Costs(config)
         tools = tool_executor(config, dialplan)
@@ -205,10 +212,20 @@ class Gateway:
             **ContentCommands(lambda: calls).commands,
         }
         api = Api(
-            config, dialplan, agent, calls, records, commands, state, servers.as_json, begin_drain
+            config,
+            dialplan,
+            agent,
+            calls,
+            records,
+            commands,
+            state,
+            servers.as_json,
+            begin_drain,
+            webhooks,
         )
         maintenance = Maintenance(agent, config.control.socket, commands)
         self._parts = (
+            *((Part("webhooks", webhooks.start, webhooks.stop),) if webhooks else ()),
             Part("records", records.start, records.stop),
             Part("writer", writer.start, writer.stop),
             Part("cost state", costs.start, costs.stop),

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.config.operations import ApiSettings, RecordSettings, Redacted
+from gateway.config.operations import ApiSettings, RecordSettings, Redacted, WebhookSettings
 from gateway.config.realtime import RealtimeServerSettings, RealtimeSettings, on_loopback
 from gateway.config.sections import (
     AccessSettings,
@@ -98,6 +98,7 @@ class Config(Section):
     access: AccessSettings = Field(default_factory=AccessSettings)
     control: ControlSettings = Field(default_factory=ControlSettings)
     api: ApiSettings = Field(default_factory=ApiSettings)
+    webhook: tuple[WebhookSettings, ...] = ()
     outbound: OutboundSettings = Field(default_factory=OutboundSettings)
     trunk: tuple[TrunkSettings, ...] = ()
     realtime_server: tuple[RealtimeServerSettings, ...] = ()
@@ -117,6 +118,18 @@ class Config(Section):
         for number, name in enumerate(names):
             if name in names[:number]:
                 raise MisplacedError(("realtime_server", number, "name"), "is used twice")
+        return self
+
+    @model_validator(mode="after")
+    def _webhooks_fit(self) -> Self:
+        names = [one.name for one in self.webhook]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise MisplacedError(("webhook", number, "name"), "is there twice")
+        if self.webhook and self.records.spool_folder is None:
+            raise MisplacedError(
+                ("webhook", 0), "needs records.folder: deliveries wait there until they arrive"
+            )
         return self
 
     @model_validator(mode="after")
@@ -207,7 +220,8 @@ class Config(Section):
         values += [trunk.inbound_auth.password for trunk in self.trunk if trunk.inbound_auth]
         values += self.callbacks.headers.values()
         own = tuple(value.get_secret_value() for value in values if value)
-        return (*own, *self.tools.secrets(), *self.records.secrets())
+        hooks = [secret for one in self.webhook for secret in one.secrets()]
+        return (*own, *self.tools.secrets(), *self.records.secrets(), *hooks)
 
 
 _API_KEY = ("realtime", "api_key")

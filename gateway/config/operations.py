@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -13,7 +15,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, model_val
 
 from gateway.config.source import MisplacedError
 from gateway.config.validate import Section
-from gateway.config.values import FilePath, Flag, SecondsOrOff, ip_literal
+from gateway.config.values import FilePath, Flag, HttpHeaders, HttpUrl, SecondsOrOff, ip_literal
 
 Redacted = Literal["numbers", "dtmf"]
 """Kinds of data to mask: telephone numbers but for their last digits, and DTMF digits."""
@@ -95,10 +97,14 @@ def split_address(value: str) -> tuple[str, str]:
     return host.removeprefix("[").removesuffix("]"), port
 
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""Stands in logs and labels of metrics."""
+
+
 class TokenSettings(Section):
     """``[[api.token]]``: who may use the API; the token itself is kept nowhere."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Name
     role: Literal["readonly", "operator", "admin"]
     hash: Annotated[str, AfterValidator(_hash)]
 
@@ -134,3 +140,47 @@ class ApiSettings(Section):
         if port == "0":
             return self
         return self.model_copy(update={"listen": f"{host}:{int(port) + step}"})
+
+
+WebhookEvent = Literal[
+    "call.incoming",
+    "call.dialing",
+    "call.ringing",
+    "call.answered",
+    "call.transferring",
+    "call.transferred",
+    "call.transfer_failed",
+    "call.budget",
+    "call.trouble",
+    "call.ended",
+]
+
+
+def _signing_key(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    try:
+        key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    if not text.startswith("whsec_") or not 24 <= len(key) <= 64:
+        raise ValueError('must be "whsec_" and 24 to 64 bytes in base64')
+    return value
+
+
+SigningKey = Annotated[SecretStr, AfterValidator(_signing_key)]
+
+
+class WebhookSettings(Section):
+    """``[[webhook]]``: an address that is told of events of calls."""
+
+    name: Name
+    url: HttpUrl
+    secret: SigningKey
+    previous_secret: SigningKey | None = None
+    events: tuple[WebhookEvent, ...] = ("call.ended",)
+    headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
+
+    def secrets(self) -> tuple[str, ...]:
+        """Keys and the values of headers."""
+        values = [self.secret, self.previous_secret, *self.headers.values()]
+        return tuple(value.get_secret_value() for value in values if value)

@@ -131,6 +131,11 @@ class Forwarder:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def leading(self) -> bool:
+        """Whether this process, of those on its folder, brings the spool to the database."""
+        return self._leader.held
+
     def start(self) -> None:
         """Start the thread."""
         self._thread = threading.Thread(target=self._run, name="database", daemon=True)

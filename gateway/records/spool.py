@@ -272,6 +272,11 @@ class Leadership:
         self._path = folder / LOCK_NAME
         self._descriptor: int | None = None
 
+    @property
+    def held(self) -> bool:
+        """Whether it was this process when it was last looked at."""
+        return self._descriptor is not None
+
     def have(self) -> bool:
         """Whether it is this process; takes the lock where nobody has it. Raises OSError."""
         if self._descriptor is not None:

@@ -98,6 +98,8 @@ ENDPOINTS = [
     ("POST", "/api/v1/calls/none/images", {"image": "data:image/png;base64,"}, "operator"),
     ("POST", "/api/v1/calls/none/responses", {"text": "a"}, "operator"),
     ("POST", "/api/v1/calls/none/query", {"text": "a"}, "operator"),
+    ("GET", "/api/v1/webhooks/deliveries", None, "admin"),
+    ("POST", "/api/v1/webhooks/deliveries/none/resend", None, "admin"),
     ("POST", "/api/v1/calls", {"to": "sip:a@127.0.0.1", "route": "none"}, "admin"),
 ]
 ROLES = ["", "wrong", "readonly", "operator", "admin"]
@@ -125,9 +127,12 @@ async def test_what_each_role_may(
 async def test_every_path_is_described_and_tried(world: GatewayStack) -> None:
     async with Client(world) as http:
         described = (await http.get("/api/v1/openapi.json")).json()["paths"]
-    tried = {
-        (method.lower(), path.replace("/none", "/{call_id}")) for method, path, *_ in ENDPOINTS
-    }
+    names = {"calls/none": "calls/{call_id}", "deliveries/none": "deliveries/{delivery_id}"}
+    tried = set()
+    for method, path, *_ in ENDPOINTS:
+        for name, variable in names.items():
+            path = path.replace(name, variable)
+        tried.add((method.lower(), path))
     elsewhere = {
         ("get", "/healthz"),
         ("get", "/readyz"),

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tells endpoints of what happens to calls: signed (Standard Webhooks), at least once, in no order.
+
+A delivery is in the spool with the row that it tells of, so it survives what that survives. One of
+the processes on a folder sends; a receiver that has seen a ``webhook-id`` drops it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from gateway.records.spool import Delivery, Spool
+from gateway.tasks import TaskSet
+from gateway.text import unicode_in
+
+if TYPE_CHECKING:
+    import httpx
+
+ATTEMPT_SECONDS = 10.0
+PAUSES = (5.0, 30.0, 120.0, 600.0, 1800.0)
+"""Seconds from one try to the next; later ones come every hour."""
+HOUR = 3600.0
+MAX_AGE = 72 * HOUR
+"""A delivery that is older is given up."""
+AT_ONCE = 16
+"""Requests under way at a time."""
+PER_ENDPOINT = 4
+LOOK_SECONDS = 1.0
+TRANSIENT = frozenset({408, 425, 429})
+"""4xx after which the same request may still succeed."""
+
+log = structlog.get_logger("webhooks")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where events go. ``secrets`` has one key, or two while they are exchanged."""
+
+    name: str
+    url: str
+    secrets: tuple[str, ...]
+    events: frozenset[str]
+    headers: Mapping[str, str]
+
+
+def signature(secrets: Sequence[str], message_id: str, timestamp: int, body: bytes) -> str:
+    """Return the field ``webhook-signature``: one signature by each key.
+
+    Of ``whsec_…`` the rest is decoded as base64; of another text the bytes are the key.
+    """
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    return " ".join(
+        "v1," + base64.b64encode(hmac.new(_key(one), signed, hashlib.sha256).digest()).decode()
+        for one in secrets
+    )
+
+
+def _key(secret: str) -> bytes:
+    if secret.startswith("whsec_"):
+        return base64.b64decode(secret.removeprefix("whsec_"))
+    return secret.encode()
+
+
+class Outbox:
+    """Makes the deliveries of an event, for the spool. From any thread."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self._endpoints = endpoints
+
+    def __call__(self, event: Mapping[str, Any]) -> Sequence[Delivery]:
+        """Return a delivery for each endpoint that wants the event."""
+        wanted = [one for one in self._endpoints if event["type"] in one.events]
+        if not wanted:
+            return ()
+        data = {"call_id": event["call_id"], "sequence": event["sequence"], **event["data"]}
+        told = {"type": event["type"], "timestamp": event["at"], "data": data}
+        body = json.dumps(unicode_in(told), ensure_ascii=False)
+        now = time.time()
+        return [Delivery(event["id"], one.name, event["call_id"], body, now, now) for one in wanted]
+
+
+class WebhookSender:
+    """Sends what is due. Lives on the event loop; the spool is read on threads.
+
+    Args:
+        leading: whether this process is the one that sends.
+    """
+
+    def __init__(
+        self, folder: Path, endpoints: Sequence[Endpoint], leading: Callable[[], bool]
+    ) -> None:
+        self.results: Counter[tuple[str, str]] = Counter()
+        """Attempts, by endpoint and result: delivered, failed, dead."""
+        self._endpoints = {one.name: one for one in endpoints}
+        self._spool = Spool(folder)
+        self._lock = threading.Lock()
+        self._leading = leading
+        self._led = False
+        self._tasks, self._sending = TaskSet(), TaskSet()
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._each = {one.name: asyncio.Semaphore(PER_ENDPOINT) for one in endpoints}
+        self._under_way: set[tuple[str, str]] = set()
+        self._client: httpx.AsyncClient | None = None
+
+    async def start(self) -> None:
+        """Begin to send."""
+        if not self._endpoints:
+            return
+        import httpx
+
+        self._client = httpx.AsyncClient(
+            timeout=ATTEMPT_SECONDS, follow_redirects=False, trust_env=False
+        )
+        self._tasks.serve(self._run, "webhooks")
+
+    async def stop(self) -> None:
+        """Send what is due for the first time, within seconds; the rest stays in the spool."""
+        if self._client is None:
+            return
+        try:
+            async with asyncio.timeout(ATTEMPT_SECONDS / 2):
+                if self._led:
+                    await self._send_due()
+                await self._sending.wait()
+        except (TimeoutError, OSError, sqlite3.Error):
+            log.warning("webhook.left_in_spool", under_way=len(self._under_way))
+        await self._tasks.cancel()
+        await self._sending.cancel()
+        await self._client.aclose()
+        self._spool.close()
+
+    async def deliveries(self, *, dead: bool) -> list[Delivery]:
+        """Return the deliveries that wait, or those that were given up."""
+        found: list[Delivery] = await self._on_spool(lambda spool: spool.deliveries(dead=dead))
+        return found
+
+    async def resend(self, delivery_id: str) -> int:
+        """Try given-up deliveries with this id anew (``*``: all); returns how many there are."""
+        found: int = await self._on_spool(lambda spool: spool.resend(delivery_id, time.time()))
+        return found
+
+    async def _run(self) -> None:
+        failing = False
+        while True:
+            try:
+                self._led = self._leading()
+                if self._led:
+                    await self._send_due()
+                failing = False
+            except (OSError, sqlite3.Error) as error:
+                if not failing:
+                    log.error("webhook.spool_failed", error=str(error))
+                failing = True
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _send_due(self) -> None:
+        for delivery in await self._on_spool(lambda spool: spool.due(time.time(), 200)):
+            key = (delivery.id, delivery.endpoint)
+            if key not in self._under_way and len(self._under_way) < 200:
+                self._under_way.add(key)
+                self._sending.spawn(self._deliver(delivery), f"webhook {delivery.id}")
+
+    async def _deliver(self, delivery: Delivery) -> None:
+        try:
+            endpoint = self._endpoints.get(delivery.endpoint)
+            if endpoint is None:
+                await self._failed(delivery, "there is no such endpoint any more", None)
+                return
+            async with self._each[endpoint.name], self._slots:
+                status, error, wait = await self._attempt(endpoint, delivery)
+            if error == "":
+                await self._on_spool(lambda spool: spool.delivered(delivery))
+                self.results[endpoint.name, "delivered"] += 1
+                return
+            await self._failed(delivery, error, _next_try(delivery, status, wait))
+        except (OSError, sqlite3.Error) as error:
+            log.error("webhook.spool_failed", error=str(error))
+        finally:
+            self._under_way.discard((delivery.id, delivery.endpoint))
+
+    async def _attempt(self, endpoint: Endpoint, delivery: Delivery) -> tuple[int, str, float]:
+        """Send once; returns status, what was wrong ("" for nothing), and Retry-After (s)."""
+        import httpx
+
+        assert self._client is not None
+        body, now = delivery.body.encode(), int(time.time())
+        headers = {
+            **endpoint.headers,
+            "content-type": "application/json",
+            "user-agent": "sip-realtime-gateway",
+            "webhook-id": delivery.id,
+            "webhook-timestamp": str(now),
+            "webhook-signature": signature(endpoint.secrets, delivery.id, now, body),
+            "idempotency-key": delivery.id,
+        }
+        try:
+            async with asyncio.timeout(ATTEMPT_SECONDS):
+                answer = await self._client.post(endpoint.url, content=body, headers=headers)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
+            return 0, f"{type(error).__name__}: {error}", 0.0
+        after = answer.headers.get("retry-after", "")
+        wait = float(after) if after.isdigit() else 0.0
+        return answer.status_code, "" if answer.is_success else f"HTTP {answer.status_code}", wait
+
+    async def _failed(self, delivery: Delivery, error: str, due: float | None) -> None:
+        await self._on_spool(lambda spool: spool.failed(delivery, error, due))
+        self.results[delivery.endpoint, "failed" if due else "dead"] += 1
+        told = {"endpoint": delivery.endpoint, "id": delivery.id, "error": error}
+        if due is None:
+            log.error("webhook.dead", **told, call=delivery.call_id, tries=delivery.tries + 1)
+        elif delivery.tries == 0:
+            log.warning("webhook.failed", **told, call=delivery.call_id)
+
+    async def _on_spool(self, work: Any) -> Any:
+        def run() -> Any:
+            with self._lock:
+                return work(self._spool)
+
+        return await asyncio.to_thread(run)
+
+
+def _next_try(delivery: Delivery, status: int, wait: float) -> float | None:
+    """When to try again (Unix time); None for never."""
+    if 400 <= status < 500 and status not in TRANSIENT:
+        return None
+    pause = PAUSES[delivery.tries] if delivery.tries < len(PAUSES) else HOUR
+    due = time.time() + max(pause, min(wait, HOUR))
+    return due if due - delivery.created <= MAX_AGE else None

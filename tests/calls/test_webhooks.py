@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Webhooks of real calls: signed, repeated until they arrive, and never doubled by their id."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+from standardwebhooks.webhooks import Webhook
+
+from gateway.records import webhooks
+from gateway.records.spool import Delivery, Spool
+from gateway.records.webhooks import Endpoint, Outbox, WebhookSender, signature
+from tests.support.gateway_process import Gateway
+from tests.support.harness import GatewayStack, eventually
+from tests.support.http_service import Answer, HttpService, http_service
+
+SECRET = "whsec_" + base64.b64encode(b"a key of webhooks, 32 bytes long").decode()
+OTHER = "whsec_" + base64.b64encode(b"the key before that, also longer").decode()
+
+
+def hooks(url: str, events: list[str]) -> str:
+    """Lines of the configuration."""
+    return (
+        f'[[webhook]]\nname = "crm"\nurl = "{url}"\nsecret = "{SECRET}"\n'
+        f'previous_secret = "{OTHER}"\nevents = {json.dumps(events)}\n'
+    )
+
+
+async def test_events_of_a_call_are_signed_for_official_clients(own_folder: Path) -> None:
+    with http_service() as receiver:
+        told = ["call.incoming", "call.answered", "call.ended"]
+        world = GatewayStack(own_folder, more=hooks(receiver.url, told))
+        await world.start()
+        call = await world.dial("greeted")
+        summary = await world.summary_at_end(call)
+        await eventually(lambda: len(receiver.asked) >= 3, "three deliveries")
+        lines = json.dumps(world.gateway.lines)
+        await world.stop()
+    assert SECRET not in lines
+    by_type = {got.json["type"]: got for got in receiver.asked}
+    assert sorted(by_type) == sorted(told)
+    for got in receiver.asked:
+        for secret in (SECRET, OTHER):
+            Webhook(secret).verify(got.body, dict(got.headers))
+        client = OpenAI(api_key="none", webhook_secret=SECRET)
+        client.webhooks.verify_signature(got.body.decode(), dict(got.headers))
+        assert got.headers["idempotency-key"] == got.headers["webhook-id"]
+        assert got.json["data"]["call_id"] == summary["call"]
+    assert by_type["call.ended"].json["data"]["outcome"] == "completed"
+    order = [by_type[kind].json["data"]["sequence"] for kind in told]
+    assert order == sorted(order)
+
+
+async def test_deliveries_outlive_kill_9(own_folder: Path) -> None:
+    with http_service() as receiver:
+        receiver.answers = [Answer(503)]
+        world = GatewayStack(own_folder, more=hooks(receiver.url, ["call.incoming", "call.ended"]))
+        await world.start()
+        call = await world.dial()
+        call_id = (await world.gateway.wait("call.session_up", call=call.call_id))["call"]
+        await eventually(lambda: len(receiver.asked) >= 1, "a first try")
+        world.gateway.signal(signal.SIGKILL)
+        await world.gateway.ended()
+        await world.phone.forget(call)
+        receiver.asked.clear()
+        receiver.answers = [Answer(200)]
+        world.gateway = Gateway(world.gateway.config)
+        await world.gateway.start()
+        await eventually(lambda: len(receiver.asked) >= 2, "both")
+        await world.gateway.stop()
+        await world.phone.stop()
+        await world.emulator.stop()
+    told = {got.json["type"]: got.json["data"] for got in receiver.asked}
+    assert told["call.ended"]["why"] == "process_lost"
+    assert {data["call_id"] for data in told.values()} == {call_id}
+
+
+def delivery(**fields: Any) -> Delivery:
+    """A delivery that is due."""
+    known = {"id": "m1", "endpoint": "crm", "call_id": "c1", "body": "{}", "created": 0.0}
+    return Delivery(**{**known, "due": 0.0, **fields})
+
+
+@asynccontextmanager
+async def sending(folder: Path, receiver: HttpService) -> AsyncIterator[WebhookSender]:
+    """A sender with one endpoint."""
+    endpoint = Endpoint("crm", receiver.url, (SECRET,), frozenset({"call.ended"}), {"x-a": "b"})
+    made = WebhookSender(folder, [endpoint], lambda: True)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def test_what_fails_is_tried_again_and_given_up_when_it_is_no_use(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "PAUSES", (0.05,) * 5)
+    monkeypatch.setattr(webhooks, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(webhooks, "MAX_AGE", 1e12)
+    spool = Spool(own_folder)
+    spool.add([], [delivery()])
+    with http_service() as receiver:
+        async with sending(own_folder, receiver) as sender:
+            receiver.answers = [Answer(500)]
+            await eventually(lambda: len(receiver.asked) >= 3, "three tries")
+            assert {got.headers["webhook-id"] for got in receiver.asked} == {"m1"}
+            assert receiver.asked[0].headers["x-a"] == "b"
+            receiver.answers = [Answer(403)]
+            await eventually(lambda: sender.results["crm", "dead"] == 1, "given up")
+            (dead,) = await sender.deliveries(dead=True)
+            assert (dead.id, dead.error) == ("m1", "HTTP 403")
+            receiver.answers = [Answer(200)]
+            assert await sender.resend("m1") == 1
+            await eventually(lambda: sender.results["crm", "delivered"] == 1, "delivered")
+            assert await sender.deliveries(dead=True) == await sender.deliveries(dead=False) == []
+
+
+@pytest.mark.parametrize(
+    ("tries", "status", "wait", "age", "pause"),
+    [
+        (0, 0, 0.0, 0.0, 5.0),
+        (1, 500, 0.0, 0.0, 30.0),
+        (2, 429, 300.0, 0.0, 300.0),
+        (2, 429, 9999.0, 0.0, 3600.0),
+        (9, 503, 0.0, 0.0, 3600.0),
+        (9, 503, 0.0, 72 * 3600.0, None),
+        (0, 404, 0.0, 0.0, None),
+        (0, 302, 0.0, 0.0, 5.0),
+    ],
+)
+def test_when_the_next_try_is(
+    monkeypatch: pytest.MonkeyPatch,
+    tries: int,
+    status: int,
+    wait: float,
+    age: float,
+    pause: float | None,
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    found = webhooks._next_try(delivery(tries=tries, created=1e9 - age), status, wait)
+    assert (None if found is None else found - 1e9) == pause
+
+
+def test_an_event_goes_to_those_who_want_it() -> None:
+    ends = Endpoint("a", "http://a", ("k",), frozenset({"call.ended"}), {})
+    both = Endpoint("b", "http://b", ("k",), frozenset({"call.ended", "call.incoming"}), {})
+    event = {"id": "e", "call_id": "c", "sequence": 1, "at": "t", "data": {"state": "x"}}
+    found = Outbox([ends, both])({**event, "type": "call.incoming"})
+    assert [one.endpoint for one in found] == ["b"]
+    assert json.loads(found[0].body)["data"] == {"call_id": "c", "sequence": 1, "state": "x"}
+    assert len(signature(("k", "l"), "e", 1, b"{}").split()) == 2
