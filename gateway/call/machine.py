@@ -65,13 +65,10 @@ class LegEvents:
             if not self._call.plan.outbound.early_media or self._listening_early:
                 return []
             self._listening_early = True
-            return [
-                self._call.timeline.note(now, "early_media", "info"),
-                outputs.StartMedia(playout=False),
-            ]
-        if input.codec is self._codec or not (
-            self._call.live or self._call.state is State.CONNECTING
-        ):
+            note = self._call.timeline.note(now, "early_media", "info")
+            return [note, outputs.StartMedia(playout=False)]
+        heard = self._call.live or self._call.state is State.CONNECTING
+        if input.codec is self._codec or not heard:
             return []
         self._codec = input.codec
         self._call.record.leg.codec = input.codec.value
@@ -117,13 +114,10 @@ class LegEvents:
 
     def on_digit(self, input: inputs.DigitPressed, now: float) -> list[outputs.Output]:
         """Hand a DTMF digit to the conversation."""
-        if not (
-            self._call.session_up
-            or self._session.failover.active
-            or self._call.state is State.BRIDGED
-        ):
+        call = self._call
+        if not (call.session_up or self._session.failover.active or call.state is State.BRIDGED):
             return []
-        return self._call.conversation.on_digit(input.digit, now, in_band=input.in_band)
+        return call.conversation.on_digit(input.digit, now, in_band=input.in_band)
 
     def on_b_leg_digit(self, input: inputs.BLegDigit, now: float) -> list[outputs.Output]:
         """Pass a digit of the B-leg on to the caller, once both are joined."""
@@ -223,39 +217,37 @@ class CallMachine:
 
     def handle(self, input: inputs.Input, now: float) -> list[outputs.Output]:
         """Take an input that came at ``now`` (s); return what to do, in order."""
+        conversation = self._call.conversation
         if self._call.state is State.FINISHED:
             return []
         if self._post_call is not None and type(input) is not inputs.InternalError:
             return self._wait_for_post_call(self._post_call, input, now)
         if type(input) in (inputs.ServerEventReceived, inputs.ServerErrorReceived):
-            self._call.conversation.silence.event_came()
+            conversation.silence.event_came()
         if type(input) is inputs.ServerEventReceived:
-            event = self._call.conversation.complete(input.event)
+            event = conversation.complete(input.event)
             input = input if event is input.event else replace(input, event=event)
         session_was_up = self._call.session_up
         todo = self._handlers[type(input)](input, now)
         if self._only_queues_audio(input, todo):
             return todo
         if self._call.live:
-            todo = (
-                todo
-                + self._call.conversation.apply_rules(input, now)
-                + self._session.failover.on(input, now)
-            )
+            todo = todo + conversation.apply_rules(input, now)
+            todo += self._session.failover.on(input, now)
             todo += self._settle(now)
         elif self._session.failover.over is not None:
             todo = todo + self._session.give_up(now)
         if not (session_was_up or self._call.session_up):
             if self._session.failover.active:
                 # A tool's result, a key: the session that is to come will be told.
-                self._call.conversation.transcript.sent(todo, now)
+                conversation.transcript.sent(todo, now)
             return [output for output in todo if not isinstance(output, outputs.Send)]
-        self._call.conversation.transcript.sent(todo, now)
+        conversation.transcript.sent(todo, now)
         if any(
             type(output) is outputs.Send and type(output.command) is UpdateSession
             for output in todo
         ):
-            todo += self._call.conversation.silence.update_sent(now)
+            todo += conversation.silence.update_sent(now)
         return todo
 
     def _only_queues_audio(self, input: inputs.Input, todo: list[outputs.Output]) -> bool:
@@ -285,15 +277,12 @@ class CallMachine:
         if self._call.state is State.ENDING:
             return self._end_at if self._post_call is None else self._post_call.deadline
         call = self._call
-        heard_out = call.opening.deadline if call.opening.waiting else None
         due = (
-            self._call.conversation.deadline,
-            self._call.timers.deadline,
-            heard_out,
+            call.conversation.deadline,
+            call.timers.deadline,
+            call.opening.deadline if call.opening.waiting else None,
             self._session.failover.deadline,
-            self._session.handover.deadline
-            if self._call.session_up and self._call.talking
-            else None,
+            self._session.handover.deadline if call.session_up and call.talking else None,
         )
         return min((at for at in due if at is not None), default=None)
 
@@ -344,8 +333,6 @@ class CallMachine:
         self._call.session_up = False
         return [note, outputs.CloseSession(1000, "bridged")]
 
-    # ---- what has been found out first
-
     def _on_prepared(self, input: inputs.Prepared, now: float) -> list[outputs.Output]:
         """Take the plan that was completed with fetched data."""
         self._call.plan = input.plan
@@ -355,8 +342,6 @@ class CallMachine:
         failed = {"failed": input.failure} if input.failure else {}
         self._call.timeline.mark(now, "data", ms=input.ms, **failed)
         return []
-
-    # ---- leg
 
     def _on_transfer(self, input: TransferEvent, now: float) -> list[outputs.Output]:
         """Hand an event of a transfer to the action that it is of."""
