@@ -32,11 +32,10 @@ from gateway.sip.messages.replies import (
 from gateway.sip.messages.sdp import Media, Objection
 from gateway.sip.messages.unread import STRIPPED, mended, stripped
 from gateway.sip.messages.validation import (
-    NOT_ACCEPTABLE,
     InvalidMessage,
-    body_flaw_of,
     flaw_of,
     refused_address,
+    request_flaw,
 )
 from gateway.sip.negotiation import Negotiation
 from gateway.sip.rate_limits import RefusalLog, SourceBuckets, TokenBucket
@@ -203,7 +202,7 @@ class AccessControl:
                 if rule:
                     return self._refuse(received, rule, reply)
                 return self._answer(source, reply, now)
-        flaw = _flaw_in(message, headers, source) or _cut(received, headers)
+        flaw = request_flaw(message, headers, source) or _cut(received, headers)
         if flaw is not None:
             if self._take_stripped(received, received.message):
                 return DROP
@@ -487,15 +486,6 @@ def _cut(received: Received, headers: Headers) -> InvalidMessage | None:
     if received.reliable or not end or not (length.isascii() and length.isdigit()):
         return None
     return InvalidMessage(400, "Content-Length") if int(length[:10]) > len(body) else None
-
-
-def _flaw_in(message: str, headers: Headers, source: str) -> InvalidMessage | None:
-    start_line = start_line_of(message)
-    body = body_of(message)
-    flaw = flaw_of(start_line, headers) or body_flaw_of(headers, body)
-    if flaw is None and (address := refused_address(body, source)):
-        return InvalidMessage(NOT_ACCEPTABLE, f"RTP to {address}")
-    return flaw
 
 
 def party_of(found: Attribution | None, source: str) -> str:

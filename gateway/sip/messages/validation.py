@@ -15,7 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.addresses import IPAddress, address_of
-from gateway.sip.messages.headers import MAX_FIELD, name_addr_of, parameter_of, split_list
+from gateway.sip.messages.headers import (
+    MAX_FIELD,
+    body_of,
+    name_addr_of,
+    parameter_of,
+    split_list,
+    start_line_of,
+)
 
 BAD_REQUEST, UNSUPPORTED_SCHEME, NOT_ACCEPTABLE = 400, 416, 488
 
@@ -194,3 +201,14 @@ def _is_nobodys(address: IPAddress) -> bool:
     if address.is_multicast:
         return True
     return address.version == 4 and any(address in network for network in _NOBODY)
+
+
+def request_flaw(
+    message: str, headers: Mapping[str, tuple[str, ...]], source: str
+) -> InvalidMessage | None:
+    """What is wrong with a request, its body included, that came from ``source`` (IP literal)."""
+    body = body_of(message)
+    flaw = flaw_of(start_line_of(message), headers) or body_flaw_of(headers, body)
+    if flaw is None and (address := refused_address(body, source)):
+        return InvalidMessage(NOT_ACCEPTABLE, f"RTP to {address}")
+    return flaw
