@@ -242,7 +242,7 @@ class MachineDetectionPlan:
 @dataclass(frozen=True, slots=True)
 class FallbackStep:
     """One thing to do about a session that is lost or not to be had: see
-    :class:`gateway.dialplan.route_sections.FallbackStep`."""
+    :class:`gateway.dialplan.route_sections.Fallback`."""
 
     action: str
     """reconnect, server, announcement, transfer, busy, redirect or hangup."""

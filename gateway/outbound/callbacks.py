@@ -36,7 +36,7 @@ MAX_REASON = 500
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a route allows: see :class:`gateway.dialplan.tools.ScheduleCallback`."""
+    """What a route allows: see :class:`gateway.dialplan.tool_sections.ScheduleCallback`."""
 
     route: str
     """Of the call to be placed."""
