@@ -236,8 +236,8 @@ class Forwarder:
         return True
 
     def _note_outage(self, error: Exception) -> bool:
-        assert self._database is not None
-        self._database.forget()
+        if self._database is not None:  # else there was not even a descriptor to load its driver
+            self._database.forget()
         text = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
         if not self.unavailable:
             log.error("records.database_unavailable", error=text)

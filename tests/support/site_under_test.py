@@ -93,7 +93,7 @@ class Site:
         writer.write(b'{"command": "status"}\n')
         answer: dict[str, Any] = json.loads(await reader.readline())
         writer.close()
-        assert answer["ok"], answer
+        assert answer["ok"], f"{answer}: {self.gateway.tail()}"
         return answer
 
 
