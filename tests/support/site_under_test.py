@@ -168,7 +168,8 @@ class Peer:
         """Wait until it hears the gateway; only with ``until``."""
         assert self._process.stdout is not None
         async with asyncio.timeout(WITHIN_S):
-            assert (await self._process.stdout.readline()).strip() == b"up"
+            line = (await self._process.stdout.readline()).decode()
+            assert line == "up\n", line
 
     async def result(self) -> dict[str, Any]:
         """Let it end, and say how it went."""
