@@ -19,6 +19,7 @@ import queue
 import re
 import sys
 import threading
+import weakref
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -52,9 +53,16 @@ class Redactor:
     """
 
     def __init__(self, secrets: Sequence[str]) -> None:
+        self._secrets: set[str] = set()
+        self.add(secrets)
+        _redactors.add(self)
+
+    def add(self, secrets: Sequence[str]) -> None:
+        """Blank these out, too."""
+        self._secrets.update(secrets)
         spellings = {
             spelling
-            for secret in secrets
+            for secret in self._secrets
             if len(secret) >= _SHORTEST_SECRET
             for spelling in _spellings(secret)
         }
@@ -227,6 +235,15 @@ def _printable_traceback(out: TextIO, exc_info: Any) -> None:
     plain = io.StringIO()
     structlog.dev.plain_traceback(plain, exc_info)
     out.write("\n".join(printable(line) for line in plain.getvalue().split("\n")))
+
+
+_redactors: weakref.WeakSet[Redactor] = weakref.WeakSet()
+
+
+def redact_also(secrets: Sequence[str]) -> None:
+    """Blank these out as well in everything that is written from now on."""
+    for redactor in tuple(_redactors):
+        redactor.add(secrets)
 
 
 def set_up_logging(

@@ -198,6 +198,10 @@ class Admission:
         self.closed = False
         """Take no INVITE: the process places calls only."""
 
+    def use(self, config: Config, dialplan: Dialplan, tools: ToolExecutor) -> None:
+        """Take further calls by these."""
+        self._config, self._dialplan, self._tools = config, dialplan, tools
+
     def on_invite(self, leg: Leg) -> None:
         """Make a call of it, or refuse it. Never raises."""
         now = datetime.now(UTC)

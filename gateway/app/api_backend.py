@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,7 @@ class Api:
         servers: Callable[[], list[dict[str, object]]],
         drain: Callable[[], None],
         webhooks: WebhookSender | None,
+        reload: Callable[[], Awaitable[Mapping[str, Any]]],
     ) -> None:
         self._config = config
         self._dialplan = dialplan
@@ -63,6 +64,7 @@ class Api:
         self._servers = servers
         self._drain = drain
         self._webhooks = webhooks
+        self._reload = reload
         self._server: ApiServer | None = None
 
     async def start(self) -> None:
@@ -103,6 +105,7 @@ class Api:
             metrics=rendered,
             drain=self._drain,
             webhooks=self._webhooks,
+            reload=self._reload,
         )
         return made
 

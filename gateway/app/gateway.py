@@ -22,8 +22,10 @@ from gateway.app.api_backend import Api
 from gateway.app.call_records import endpoints_of, facts_for_slot, record_store
 from gateway.app.operator_commands import OperatorCommands
 from gateway.app.registry import CallRegistry
+from gateway.app.reload import Read, Reloader
 from gateway.app.server_health import HealthChecker
 from gateway.billing.costs import Costs
+from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaClock
 from gateway.config import Config
 from gateway.control.content import ContentCommands
@@ -42,6 +44,8 @@ from gateway.sip import descriptors, library
 from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.trunks.nat import hosts_of, unreachable
 from gateway.tasks import TaskSet
+from gateway.tools.executor import ToolExecutor
+from gateway.tools.http import HttpClient
 
 log = structlog.get_logger("gateway")
 
@@ -54,6 +58,7 @@ class Maintenance:
     Args:
         socket_path: of the control socket; None for none.
         commands: what may be asked there.
+        reload: what SIGHUP does.
     """
 
     def __init__(
@@ -61,8 +66,10 @@ class Maintenance:
         agent: UserAgent,
         socket_path: Path | None,
         commands: Mapping[str, Command],
+        reload: Callable[[], Awaitable[object]],
     ) -> None:
         self._agent = agent
+        self._reload = reload
         self._control = None if socket_path is None else ControlServer(socket_path, commands)
         self._tasks = TaskSet()
 
@@ -85,17 +92,10 @@ class Maintenance:
             await self._control.stop()
 
     def _on_hangup(self) -> None:
-        self._tasks.spawn(self._renew(), "reload certificates")
+        self._tasks.spawn(self._reload_all(), "reload")
 
-    async def _renew(self) -> None:
-        try:
-            count = await self._agent.renew_certificates()
-        except AgentError as error:
-            log.error("sip.certificate_reload_failed", error=str(error))
-        except TimeoutError:
-            log.error("sip.certificate_reload_failed", error="the SIP thread does not answer")
-        else:
-            log.info("sip.certificates_reloaded", listeners=count)
+    async def _reload_all(self) -> None:
+        await self._reload()
 
     async def _look_at_addresses(self) -> None:
         found: dict[str, list[str]] = {}
@@ -116,6 +116,9 @@ async def _resolved(host: str) -> list[str]:
         return []  # what needs it will say so
     return [str(info[4][0]) for info in infos]
 
+
+RETIRE_SECONDS = 1.0
+"""Between two looks at whether calls still use functions that a reload has replaced."""
 
 Step = Callable[[], Awaitable[None] | None]
 
@@ -151,6 +154,7 @@ class Gateway:
     Args:
         state: how the process is, for ``gateway status``.
         begin_drain: has the process end when its calls are over.
+        read: reads configuration and dialplans anew.
     """
 
     def __init__(
@@ -159,8 +163,9 @@ class Gateway:
         dialplan: Dialplan,
         state: Callable[[], Mapping[str, Any]],
         begin_drain: Callable[[], None],
+        read: Read | None = None,
     ) -> None:
-        self._config = config
+        self.config = config
         self._dialplan = dialplan
         self._started = 0.0
         sip, secrets = sip_settings(config), (*config.secrets(), *dialplan.secrets())
@@ -175,8 +180,8 @@ class Gateway:
             else None
         )
         event_logs = EventLogs(config.records.folder, writer, secrets)
-        costs = Costs(config)
-        tools = tool_executor(config, dialplan)
+        self._costs = costs = Costs(config)
+        self._tools = tools = tool_executor(config, dialplan)
         servers = HealthChecker(
             servers_of(config, dialplan),
             config.realtime.health_check_interval,
@@ -198,18 +203,25 @@ class Gateway:
         self.outbound = OutboundCalls(
             config, dialplan, clock, limiter, calls, rejections.write, tools
         )
-        callbacks = CallbackScheduler(
-            config.callbacks, self.outbound.dial, tools.http, refusal=limiter.callback_refusal
+        # Its own: the functions' is closed when a reload has replaced them.
+        http = HttpClient(config.tools.http_connections, config.tools.http_proxy)
+        self._callbacks = callbacks = CallbackScheduler(
+            config.callbacks, self.outbound.dial, http, refusal=limiter.callback_refusal
         )
-        for route in dialplan.routes:
-            function = function_of(route, callbacks, config.tools.timeout)
-            if function is not None:
-                tools.add(route.name, function)
+        self._add_callbacks(tools, dialplan)
+        self._retired = TaskSet()
+        self.reloader = reloader = Reloader(
+            read or (lambda: (self.config, self._dialplan)),
+            lambda: (self.config, self._dialplan),
+            self._use,
+            agent.renew_certificates,
+        )
         commands = {
             "status": lambda _request: {**self._status(), **state()},
             **self.outbound.commands,
             **OperatorCommands(calls).commands,
             **ContentCommands(lambda: calls).commands,
+            "reload": lambda _request: reloader.reload(),
         }
         api = Api(
             config,
@@ -222,14 +234,17 @@ class Gateway:
             servers.as_json,
             begin_drain,
             webhooks,
+            reloader.reload,
         )
-        maintenance = Maintenance(agent, config.control.socket, commands)
+        maintenance = Maintenance(agent, config.control.socket, commands, reloader.reload)
         self._parts = (
             *((Part("webhooks", webhooks.start, webhooks.stop),) if webhooks else ()),
             Part("records", records.start, records.stop),
             Part("writer", writer.start, writer.stop),
             Part("cost state", costs.start, costs.stop),
-            Part("tools", tools.start, tools.stop),
+            Part("callback requests", None, http.close),
+            Part("tools", lambda: self._tools.start(), lambda: self._tools.stop()),
+            Part("replaced tools", None, self._retired.cancel),
             Part("health checks", servers.start, servers.stop),
             Part("refusals", None, rejections.stop),
             Part("API", api.start, api.stop),
@@ -244,7 +259,7 @@ class Gateway:
             "unrecorded": lambda: dict(rejections.unrecorded),
             "cost": costs.as_json,
             "realtime": servers.as_json,
-            "mcp": tools.states,
+            "mcp": lambda: self._tools.states(),
             "callbacks": callbacks.as_json,
             "records": records.as_json,
             "dropped": lambda: {"records": files.dropped, "media faults": clock.faults},
@@ -265,15 +280,44 @@ class Gateway:
             if serving or not part.only_serving:
                 await part.start_on(stack)
         self._started = asyncio.get_running_loop().time()
-        self.calls.max_calls = _max_calls(self._config.sip.max_calls, self.agent.capacity)
+        self.calls.max_calls = _max_calls(self.config.sip.max_calls, self.agent.capacity)
         log.info(
             "gateway.started",
             listen=list(self.agent.addresses),
             max_calls=self.calls.max_calls,
             routes=[route.name for route in self._dialplan.routes],
-            realtime=self._config.realtime.url.partition("?")[0],
+            realtime=self.config.realtime.url.partition("?")[0],
             pjsua2=asdict(library.build()),
         )
+
+    async def _use(self, config: Config, dialplan: Dialplan) -> None:
+        """Handle further calls by these. Raises what is wrong before anything has changed."""
+        tools = tool_executor(config, dialplan)
+        self._add_callbacks(tools, dialplan)
+        self._costs.use(config)
+        await tools.start()
+        before, self._tools = self._tools, tools
+        self.config, self._dialplan = config, dialplan
+        self.calls.use(dialplan)
+        self._admission.use(config, dialplan, tools)
+        self.outbound.use(config, dialplan, tools)
+        self._retired.spawn(self._retire(before, set(self.calls)), "retire tools")
+
+    async def _retire(self, tools: ToolExecutor, users: set[CallController]) -> None:
+        """Stop functions that a reload has replaced, once the calls that began with them end."""
+        try:
+            while True:
+                await asyncio.sleep(RETIRE_SECONDS)
+                if not users & set(self.calls):
+                    break
+        finally:
+            await tools.stop()
+
+    def _add_callbacks(self, tools: ToolExecutor, dialplan: Dialplan) -> None:
+        for route in dialplan.routes:
+            function = function_of(route, self._callbacks, self.config.tools.timeout)
+            if function is not None:
+                tools.add(route.name, function)
 
     def drain(self) -> None:
         """Begin no further call; OPTIONS says so."""

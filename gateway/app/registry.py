@@ -68,6 +68,10 @@ class CallRegistry:
         reached = self._costs.exhausted(route, number)
         return None if reached is None else str(reached)
 
+    def use(self, dialplan: Dialplan) -> None:
+        """Know the routes of further calls; those of calls in progress are kept until they end."""
+        self._routes.update({route.name: route for route in dialplan.routes})
+
     def begin(self, call: CallController) -> None:
         """Count a call, and start it."""
         self._calls.add(call)

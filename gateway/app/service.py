@@ -15,6 +15,7 @@ from gateway.addresses import LookupLoop
 from gateway.app.gateway import Gateway
 from gateway.app.health import HUNG_SECONDS, Health
 from gateway.app.process import SupervisorLink, notify
+from gateway.app.reload import Read
 from gateway.call.call_record import CallRecord
 from gateway.config import Config
 from gateway.dialplan import Dialplan
@@ -57,14 +58,18 @@ class Service:
     Args:
         supervisor_link: descriptor of the socket to the supervisor that started this process, if
             one did.
+        read: reads the files anew, for a reload; without it nothing but certificates is.
     """
 
     def __init__(
-        self, config: Config, dialplan: Dialplan, supervisor_link: int | None = None
+        self,
+        config: Config,
+        dialplan: Dialplan,
+        supervisor_link: int | None = None,
+        read: Read | None = None,
     ) -> None:
         self.state = State.STARTING
-        self._limits = config.limits
-        self._gateway = gateway = Gateway(config, dialplan, self._status, self._drain)
+        self._gateway = gateway = Gateway(config, dialplan, self._status, self._drain, read)
         self._draining = asyncio.Event()
         self._hurry = asyncio.Event()
         self._unfit = ""
@@ -151,7 +156,7 @@ class Service:
             self._enter(State.DRAINING)
 
     async def _end_calls(self) -> None:
-        calls, limits = self._gateway.calls, self._limits
+        calls, limits = self._gateway.calls, self._gateway.config.limits
         self._drain()
         reporting = TaskSet()
         reporting.spawn(self._report_calls(), "report calls left")
@@ -211,12 +216,17 @@ class Service:
         self._drain()
 
 
-def run(config: Config, dialplan: Dialplan, supervisor_link: int | None = None) -> None:
+def run(
+    config: Config,
+    dialplan: Dialplan,
+    supervisor_link: int | None = None,
+    read: Read | None = None,
+) -> None:
     """Serve until told to stop: ``gateway run``."""
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
-        service = Service(config, dialplan, supervisor_link)
+        service = Service(config, dialplan, supervisor_link, read)
         loop.set_exception_handler(service.health.on_unhandled)
         await service.run()
 

@@ -305,6 +305,11 @@ class Costs:
         """Keep what was spent."""
         await self._keeper.stop()
 
+    def use(self, config: Config) -> None:
+        """Count by these prices and budgets from now on. Raises ConfigError."""
+        self._accounts.prices = load_prices(config.cost.prices)
+        self._config = config
+
     def exhausted(self, route: Route, number: str) -> Reached | None:
         """The budget that leaves nothing for another call, if one does."""
         return self._accounts.exhausted(route.name, number, budgets_of(self._config, route))

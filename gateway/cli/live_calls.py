@@ -17,6 +17,9 @@ from gateway.cli.status import SOCKET, asked, call_lines, socket_of
 from gateway.control.client import ANSWER_SECONDS, NoAnswerError, RefusedError, ask
 from gateway.text import printable
 
+RELOAD_SECONDS = 30.0
+"""For MCP servers of new routes, among others."""
+
 POLL_SECONDS = 0.2
 """Interval of the queries for the outcome of a transfer."""
 
@@ -246,3 +249,25 @@ def line_of(entry: Mapping[str, Any]) -> str:
     heard = entry.get("heard")
     cut = "" if heard is None else f"  [heard: {heard or 'nothing'}]"
     return f"{entry['at_ms'] / 1000:8.1f}  {entry['who']:<7} {entry['text'] or '(no words)'}{cut}"
+
+
+@click.command("reload", epilog=examples("gateway reload"))
+@CONFIG
+@SOCKET
+def reload(config: Path, path: Path | None) -> None:
+    """Have a running gateway read its files anew, without touching calls in progress.
+
+    Prints what changed and what needs a restart. Where a file is wrong, the gateway keeps all of
+    the old: exit 2, with file, line and key.
+    """
+    told = asked(config, path, "reload", RELOAD_SECONDS)
+    for problem in told["problems"]:
+        click.echo(printable(problem), err=True)
+    if not told["applied"]:
+        sys.exit(2)
+    for key in told["changed"]:
+        click.echo(printable(f"changed: {key}"))
+    for key in told["restart_required"]:
+        click.echo(printable(f"needs a restart: {key}"))
+    if not told["changed"] and not told["restart_required"]:
+        click.echo("nothing has changed")

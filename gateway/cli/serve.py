@@ -12,6 +12,8 @@ import click
 from gateway.cli import CONFIG, examples
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.config import Config, LogSettings
     from gateway.dialplan import Dialplan
 
@@ -76,12 +78,13 @@ def run_gateway(
 
         sys.exit(supervise(settings, config, sink.reopen))
     sink.write_behind()
-    _serve(
-        config,
-        settings if worker is None else settings.for_worker(worker),
-        dialplan,
-        supervisor_link,
-    )
+
+    def read() -> tuple[Config, Dialplan]:
+        found, routes = load_all(config, workers=workers)
+        return (found if worker is None else found.for_worker(worker)), routes
+
+    own = settings if worker is None else settings.for_worker(worker)
+    _serve(config, own, dialplan, supervisor_link, read)
 
 
 def _format(log: LogSettings) -> Literal["json", "console"]:
@@ -91,7 +94,13 @@ def _format(log: LogSettings) -> Literal["json", "console"]:
     return "console"
 
 
-def _serve(config: Path, settings: Config, dialplan: Dialplan, supervisor_link: int | None) -> None:
+def _serve(
+    config: Path,
+    settings: Config,
+    dialplan: Dialplan,
+    supervisor_link: int | None,
+    read: Callable[[], tuple[Config, Dialplan]],
+) -> None:
     try:
         from gateway.app import service
         from gateway.sip.agent import AgentError
@@ -99,7 +108,7 @@ def _serve(config: Path, settings: Config, dialplan: Dialplan, supervisor_link: 
         click.echo(f"pjsua2 cannot be loaded ({error}): `make` builds and installs it", err=True)
         sys.exit(1)
     try:
-        service.run(settings, dialplan, supervisor_link)
+        service.run(settings, dialplan, supervisor_link, read)
     except (AgentError, OSError) as error:
         click.echo(f"{config}: {error}", err=True)
         sys.exit(1)

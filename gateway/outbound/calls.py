@@ -79,6 +79,10 @@ class OutboundCalls:
         self.commands = {"dial": self._on_dial_asked, "call": self._on_call_asked}
         """For the control socket."""
 
+    def use(self, config: Config, dialplan: Dialplan, tools: ToolExecutor) -> None:
+        """Place further calls by these."""
+        self._config, self._dialplan, self._tools = config, dialplan, tools
+
     def dial(
         self,
         to: str,

@@ -60,6 +60,7 @@ class FakeGateway:
     """The parts, in the order in which they are started and stopped."""
 
     def __init__(self) -> None:
+        self.config: Any = None
         self.calls = FakeCalls()
         self.did: list[str] = []
         self.failure: Exception | None = None
@@ -92,7 +93,7 @@ class Process:
         monkeypatch.setattr(service_module, "Gateway", lambda *_given: self.gateway)
         monkeypatch.setattr(service_module, "notify", lambda *lines: self.told.extend(lines))
         wanted = {"min_drain_time": 0.0, "drain_timeout": 20.0, **limits}
-        config = SimpleNamespace(limits=SimpleNamespace(**wanted))
+        config = self.gateway.config = SimpleNamespace(limits=SimpleNamespace(**wanted))
         self.service = Service(cast(Any, config), cast(Any, None))
 
     async def serving(self) -> asyncio.Task[None]:

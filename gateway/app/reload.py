@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reads configuration, dialplans, prices and certificates anew while calls go on.
+
+Everything is read and checked first; where something is wrong all of the old is kept. Calls keep
+what they began with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any
+
+import structlog
+from pydantic import BaseModel
+
+from gateway.config import Config, ConfigError
+from gateway.dialplan import Dialplan
+from gateway.log import redact_also
+from gateway.sip.agent import AgentError
+
+APPLIED = ("realtime", "realtime_server", "limits")
+"""Sections that hold for the next call; of ``cost``, prices and budgets do."""
+_COST_FIXED = ("cost.state_file", "cost.timezone")
+
+log = structlog.get_logger("gateway")
+
+Read = Callable[[], tuple[Config, Dialplan]]
+"""Reads the files; raises ConfigError."""
+
+
+class Reloader:
+    """Carries out one reload at a time.
+
+    Args:
+        read: called on a thread.
+        current: what holds now.
+        use: has it hold for the next call; raises OSError or ConfigError before anything changed.
+        renew_certificates: returns for how many listeners; raises AgentError.
+    """
+
+    def __init__(
+        self,
+        read: Read,
+        current: Callable[[], tuple[Config, Dialplan]],
+        use: Callable[[Config, Dialplan], Awaitable[None]],
+        renew_certificates: Callable[[], Awaitable[int]],
+    ) -> None:
+        self._read = read
+        self._current = current
+        self._use = use
+        self._renew_certificates = renew_certificates
+        self._lock = asyncio.Lock()
+        self.counts = {"applied": 0, "kept": 0}
+
+    async def reload(self) -> Mapping[str, Any]:
+        """Return ``applied``, and what changed, needs a restart, or is wrong."""
+        async with self._lock:
+            problems = await self._reload_certificates()
+            try:
+                config, dialplan = await asyncio.to_thread(self._read)
+            except ConfigError as error:
+                return self._kept([*problems, *(str(one) for one in error.problems)])
+            except OSError as error:
+                return self._kept([*problems, str(error)])
+            if problems:
+                return self._kept(problems)
+            before, routes = self._current()
+            redact_also((*config.secrets(), *dialplan.secrets()))
+            keys = list(changed_keys(before, config))
+            changed = [key for key in keys if _is_applied(key)]
+            later = [key for key in keys if not _is_applied(key)]
+            changed += changed_routes(routes, dialplan)
+            update = {name: getattr(config, name) for name in (*APPLIED, "cost")}
+            try:
+                await self._use(before.model_copy(update=update), dialplan)
+            except (ConfigError, OSError, ValueError) as error:
+                return self._kept([str(error)])
+            self.counts["applied"] += 1
+            log.info("gateway.reloaded", changed=changed, restart_required=later)
+            return {"applied": True, "changed": changed, "restart_required": later, "problems": []}
+
+    def _kept(self, problems: list[str]) -> Mapping[str, Any]:
+        self.counts["kept"] += 1
+        log.error("gateway.reload_failed", problems=problems)
+        return {"applied": False, "changed": [], "restart_required": [], "problems": problems}
+
+    async def _reload_certificates(self) -> list[str]:
+        try:
+            count = await self._renew_certificates()
+        except (AgentError, TimeoutError) as error:
+            text = str(error) or "the SIP thread does not answer"
+            log.error("sip.certificate_reload_failed", error=text)
+            return [text]
+        log.info("sip.certificates_reloaded", listeners=count)
+        return []
+
+
+def changed_keys(before: BaseModel, after: BaseModel, prefix: str = "") -> Iterator[str]:
+    """Yield the keys whose values differ, without the values: they may be secrets."""
+    for name in type(before).model_fields:
+        old, new = getattr(before, name), getattr(after, name)
+        key = f"{prefix}{name}"
+        if isinstance(old, BaseModel) and isinstance(new, BaseModel):
+            yield from changed_keys(old, new, f"{key}.")
+        elif old != new:
+            yield key
+
+
+def changed_routes(before: Dialplan, after: Dialplan) -> list[str]:
+    """Name routes that are new, gone or different, or in another order."""
+    old = {route.name: route for route in before.routes}
+    new = {route.name: route for route in after.routes}
+    found = [f"route {name}: new" for name in new if name not in old]
+    found += [f"route {name}: removed" for name in old if name not in new]
+    found += [f"route {name}: changed" for name in new if name in old and old[name] != new[name]]
+    if not found and list(old) != list(new):
+        found.append("order of routes")
+    if before.tools != after.tools:
+        found.append("tools of the dialplans")
+    return found
+
+
+def _is_applied(key: str) -> bool:
+    section = key.partition(".")[0]
+    return section in APPLIED or (section == "cost" and not key.startswith(_COST_FIXED))

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A reload: the next call takes what the files say now, calls in progress keep what they have."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+
+from gateway.cli.main import main
+from tests.support.harness import GatewayStack, eventually
+
+CONTROL = '[control]\nsocket = "gateway.sock"\n'
+MORE = '\n[[route]]\nname = "late"\nto = "^late$"\nfallback = []\n[route.session]\n'
+SECRET = "sk-new-secret-0815"
+
+
+@asynccontextmanager
+async def gateway(folder: Path) -> AsyncIterator[GatewayStack]:
+    """A gateway with a control socket."""
+    world = GatewayStack(folder, more=CONTROL)
+    await world.start()
+    try:
+        yield world
+    finally:
+        await world.stop()
+
+
+async def reload(world: GatewayStack) -> Result:
+    """Run ``gateway reload``."""
+    arguments = ["reload", "-c", str(world.gateway.config)]
+    return await asyncio.to_thread(partial(CliRunner().invoke, main, arguments))
+
+
+def routes(world: GatewayStack) -> Path:
+    """The dialplan's file."""
+    return world.folder / "routes" / "10-routes.toml"
+
+
+async def test_new_routes_hold_for_the_next_call(own_folder: Path) -> None:
+    async with gateway(own_folder) as world:
+        first = await world.dial("greeted")
+        refused = world.phone.call("late")
+        refused.invite()
+        assert (await refused.refused()).code == 404
+        text = routes(world).read_text()
+        routes(world).write_text(text.replace('say = "Hello."', 'say = "Good day."') + MORE)
+        file = world.gateway.config
+        file.write_text(file.read_text().replace("max_calls = 100", "max_calls = 90"))
+        done = await reload(world)
+        assert done.exit_code == 0, done.output
+        assert "changed: route late: new\n" in done.output
+        assert "changed: route greeted: changed\n" in done.output
+        assert "needs a restart: sip.max_calls\n" in done.output
+        late = await world.dial("late")
+        heard = len(first.rtp.packets)
+        await first.rtp.until(lambda: len(first.rtp.packets) > heard + 10)
+        for call in (late, first):
+            await world.summary_at_end(call)
+        again = await world.dial("greeted")
+        session = await world.session_of(again)
+        await eventually(lambda: bool(session.seen("response.create")), "a greeting")
+        assert "Good day." in str(session.seen("response.create")[0].body)
+        await world.summary_at_end(again)
+        line = world.gateway.all("gateway.reloaded")[0]
+        assert line["restart_required"] == ["sip.max_calls"]
+
+
+async def test_a_wrong_file_changes_nothing(own_folder: Path) -> None:
+    async with gateway(own_folder) as world:
+        text = routes(world).read_text()
+        routes(world).write_text(text + '\n[[route]]\nname = "bad"\nto = "("\n')
+        failed = await reload(world)
+        assert failed.exit_code == 2
+        assert f"{routes(world).name}:" in failed.output
+        await world.gateway.wait("gateway.reload_failed")
+        call = await world.dial("greeted")
+        await world.summary_at_end(call)
+        routes(world).write_text(text)
+        world.gateway.signal(signal.SIGHUP)
+        line = await world.gateway.wait("gateway.reloaded")
+        assert (line["changed"], line["restart_required"]) == ([], [])
+
+
+async def test_a_new_secret_is_in_no_log(own_folder: Path) -> None:
+    async with gateway(own_folder) as world:
+        route = MORE + f'instructions = "It is {SECRET}."\n[route.realtime]\n'
+        routes(world).write_text(routes(world).read_text() + route + f'api_key = "{SECRET}"\n')
+        done = await reload(world)
+        assert done.exit_code == 0, done.output
+        assert SECRET not in done.output
+        call = world.phone.call("late")
+        call.invite()
+        await call.refused()  # the emulator wants another key
+        await world.summary(call)
+        assert SECRET not in str(world.gateway.lines)
