@@ -75,7 +75,7 @@ async def test_a_call_is_listed_while_it_lasts_and_afterwards(world: GatewayStac
 
         async def ended() -> bool:
             past.update((await http.get(f"/api/v1/calls/{one['id']}")).json())
-            return bool(past["outcome"] == "completed" and past["record"])
+            return bool(past.get("outcome") == "completed" and past["record"])
 
         await until(ended)
         assert past["record"]["call_id"] == one["id"]
