@@ -16,7 +16,7 @@ from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support import figures
 from tests.support.harness import TRUSTED, GatewayStack
 from tests.support.listening import Spoken, assert_continuous, is_silence, noise
-from tests.support.rtp_end import FRAME
+from tests.support.rtp_end import FRAME, Sender
 from tests.support.sip_phone import PhoneCall
 
 SECONDS = 10
@@ -24,10 +24,7 @@ MONOLOGUE_SECONDS = 60
 LEAD_IN = 50 * FRAME
 """What is said before bytes are compared: a receiver fades the very first frame in."""
 
-WORLD = {
-    "log_level": "info",
-}
-"""Nothing of the caller is left out to win back delay, however late a packet of ours is sent."""
+WORLD = {"log_level": "info"}
 
 
 def unchanged(received: bytes, said: bytes) -> int:
@@ -236,6 +233,38 @@ async def test_an_answer_too_long_for_the_queue_is_said(own_folder: Path) -> Non
     assert summary["refused_playout_frames"] > 0
     await world.idle()
     await world.stop()
+
+
+async def test_what_the_network_does_to_packets_has_a_place_in_the_record(
+    world: GatewayStack,
+) -> None:
+    """Lost, overtaken, doubled: the rest is in its place, and a caller who stops is silence in real
+    time."""
+    call = await world.dial("plain")
+    session = await world.session_of(call)
+    await call.rtp.heard_bytes(1600)
+    sender = Sender(call.rtp)
+    sender.burst(b"\x55" * 10 * FRAME)
+    said = noise(77, 0.4)
+    frames = [said[at : at + FRAME] for at in range(0, len(said), FRAME)]
+    for place in (*range(7), 8, 9, 11, 10, 12, 12, *range(13, 20)):
+        first = (sender.sequence, sender.timestamp)
+        sender.sequence = (sender.sequence + place) & 0xFFFF
+        sender.timestamp = (sender.timestamp + place * FRAME) & 0xFFFFFFFF
+        sender.put(frames[place], 0)
+        sender.sequence, sender.timestamp = first
+    arrived = said.replace(frames[7], b"\xff" * FRAME)
+    await session.wait_until(lambda s: arrived in bytes(s.received), 10)
+    before, at = session.received_total, time.monotonic()
+    await session.wait_until(lambda s: s.received_total >= before + 8000, 30)
+    assert time.monotonic() - at > 0.9
+    assert bytes(session.received)[-8000:] == b"\xff" * 8000
+    uplink = (await world.summary_at_end(call))["uplink"]
+    assert {name: uplink[name] for name in ("lost", "late", "reordered", "duplicates")} == {
+        "lost": 1, "late": 0, "reordered": 1, "duplicates": 1,
+    }  # fmt: skip
+    assert uplink["standing_in_ms"] >= 1000
+    assert uplink["dropped_ms"] == 0
 
 
 @pytest.mark.parametrize("codec", ["PCMU", "PCMA"])
