@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import ssl
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal, Self
@@ -14,7 +15,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, model_va
 
 from gateway.config.source import MisplacedError
 from gateway.config.validate import Section
-from gateway.config.values import Flag, Milliseconds, Seconds, SecondsOrOff, Text
+from gateway.config.values import FilePath, Flag, Milliseconds, Seconds, SecondsOrOff, Text
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Set by the WebSocket handshake (RFC 6455, section 4.1) or by api_key.
@@ -101,6 +102,22 @@ class _ServerSettings(Section):
     headers: Headers = Field(default_factory=lambda: MappingProxyType({}))
     dialect: DialectName = "ga"
     audio: AudioName = "g711"
+    ca: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _ca_is_good(self) -> Self:
+        if self.ca is None:
+            return self
+        if urlsplit(self.url).scheme not in ("wss", "https"):
+            raise MisplacedError(("ca",), "has no effect without TLS (wss://)")
+        try:
+            ssl.create_default_context(cafile=self.ca)
+        except ssl.SSLError:
+            raise MisplacedError(("ca",), f"{self.ca} has no PEM certificate") from None
+        except OSError as error:
+            message = f"{self.ca} cannot be read: {error.strerror}"
+            raise MisplacedError(("ca",), message) from None
+        return self
 
     @model_validator(mode="after")
     def _dialect_fits(self) -> Self:

@@ -358,6 +358,7 @@ def _endpoint(
         ping_timeout=line.ping_timeout,
         dialect=DIALECTS[server.dialect],
         audio=server.audio,
+        ca="" if server.ca is None else str(server.ca),
     )
 
 

@@ -26,6 +26,7 @@ class Endpoint:
     takes the key as it is, such as Azure's ``api-key``. ``ping_interval`` and ``ping_timeout``
     are seconds between keepalive pings and to wait for each pong; ``None`` turns them off.
     ``dialect`` is what the server speaks, ``audio`` what it takes: ``g711``, or ``pcm24``.
+    ``ca`` is a file of the CAs that may have signed its certificate; empty for the system's.
 
     Raises :class:`ValueError` for what cannot work, naming the setting and never the key.
     """
@@ -39,6 +40,7 @@ class Endpoint:
     ping_timeout: float | None = 5.0
     dialect: Dialect = GA
     audio: Audio = "g711"
+    ca: str = ""
 
     def __post_init__(self) -> None:
         key = self.api_key

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
 from random import uniform
 from typing import Any, Literal, TypeVar
 
@@ -330,6 +333,7 @@ class _Opening:
             connection = await _Connect(
                 endpoint.connect_url,
                 additional_headers=endpoint.request_headers(),
+                ssl=_tls(endpoint),
                 compression=None,
                 # The environment's would be picked up otherwise.
                 proxy=None,
@@ -417,6 +421,19 @@ class _Opening:
         return SetupFailed(
             at_setup(verdict), self.step, " ".join(self._endpoint.redact(detail).split())
         )
+
+
+def _tls(endpoint: Endpoint) -> ssl.SSLContext | None:
+    """The TLS settings of a connection; a CA file that was replaced is read again."""
+    if not endpoint.connect_url.startswith("wss:"):
+        return None
+    return _context(endpoint.ca, Path(endpoint.ca).stat().st_mtime_ns if endpoint.ca else 0)
+
+
+@lru_cache(maxsize=8)
+def _context(ca: str, _changed: int) -> ssl.SSLContext:
+    # Reading the system's CAs takes some ten milliseconds, in which no call is served.
+    return ssl.create_default_context(cafile=ca or None)
 
 
 def _date_of(connection: Connection) -> float | None:

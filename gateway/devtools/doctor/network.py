@@ -77,7 +77,7 @@ async def _server(settings: _Server) -> Finding:
     began = time.monotonic()
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            context = ssl.create_default_context() if secure else None
+            context = ssl.create_default_context(cafile=settings.ca) if secure else None
             reader, writer = await asyncio.open_connection(host, port, ssl=context)
     except TimeoutError:
         advice = "does a firewall drop it? A proxy in the environment is not used"
@@ -85,7 +85,10 @@ async def _server(settings: _Server) -> Finding:
     except socket.gaierror as error:
         return bad("realtime", f"{shown}: {error.strerror}", "is the name right, and DNS working?")
     except ssl.SSLCertVerificationError as error:
-        advice = "is this the right server, the clock right, ca-certificates installed?"
+        advice = (
+            "is this the right server, the clock right, ca-certificates installed? "
+            f"{_section(settings)}.ca names a CA of your own"
+        )
         return bad("realtime", f"{shown}: {error.verify_message}", advice)
     except (OSError, ssl.SSLError) as error:
         if secure and not isinstance(error, ConnectionRefusedError):
@@ -133,6 +136,7 @@ async def _session(settings: _Server, shown: str) -> Finding | None:
                 headers={name: text.get_secret_value() for name, text in settings.headers.items()},
                 dialect=DIALECTS[settings.dialect],
                 audio=settings.audio,
+                ca="" if settings.ca is None else str(settings.ca),
             ),
             session_object({}, "PCMU", ()),
             timeout=SESSION_SECONDS,

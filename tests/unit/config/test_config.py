@@ -141,6 +141,7 @@ format = "xml"
         ("sip", 'user_agent = "a\\r\\nX: y"', "user_agent", "printable ASCII"),
         ("media", "packet_wait_ms = 501", "packet_wait_ms", "less than or equal to 500"),
         ("media", "rtp_timeout = -1", "rtp_timeout", "greater than or equal to 0"),
+        ("realtime", 'ca = "no/such/ca.pem"', "ca", "TLS"),
         ("limits", "max_call_duration = inf", "max_call_duration", "finite"),
         ("limits", "drain_timeout = '5'", "drain_timeout", "a number"),
         ("dialplan", 'folder = "nowhere"', "folder", "is no folder"),

@@ -6,9 +6,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import shutil
 import socket
+import ssl
+import subprocess
 import traceback
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +57,28 @@ async def attempt(
         on_event=heard.on_event,
         on_closed=heard.on_closed,
     )
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_a_server_whose_certificate_is_of_a_ca_of_ones_own(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    options = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3 -subj /CN=test"
+    options += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {certificate}"
+    subprocess.run(["openssl", *options.split()], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+
+    async def scenario() -> None:
+        async with serving(quiet, ssl=context) as server:
+            url, heard = server.url.replace("ws://", "wss://"), Heard()
+            session = await attempt(url, heard, ca=str(certificate))
+            session.append(b"\xd5" * 160)
+            await session.close()
+            with pytest.raises(SetupFailed) as failed:
+                await attempt(url, heard)
+            assert (failed.value.verdict.kind, failed.value.verdict.code) == (Kind.FATAL, "tls")
+
+    asyncio.run(scenario())
 
 
 def test_a_session_comes_up_with_the_settings_and_nothing_before_them() -> None:
