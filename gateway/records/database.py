@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
@@ -110,7 +111,12 @@ events = sa.Table(
     sa.Index("call_events_call_id", "call_id", "sequence"),
 )
 
-_KEPT = frozenset({"id", "legal_hold"})
+_EMPTY: Final[Mapping[str, Any]] = {
+    column.name: None if column.nullable or column.server_default is None else ""
+    for column in calls.columns
+    if column.name != "legal_hold"
+}
+"""The columns that are written, with what stands there where nothing is known."""
 _CUT = (
     "revision",
     "ended_at",
@@ -154,6 +160,10 @@ class Database:
         self._read_only = read_only
         self._engine: sa.Engine | None = None
         self._ready = False
+        # Made once: making a statement takes longer than carrying it out.
+        self._upsert_row = self._upsert(_EMPTY.keys() - {"id"})
+        self._upsert_cut = self._upsert(_CUT)
+        self._insert_event = self._insert(events).on_conflict_do_nothing(index_elements=["id"])
 
     @property
     def file(self) -> Path | None:
@@ -200,13 +210,12 @@ class Database:
             if before is None or before["revision"] < entry.body["revision"]:
                 known[entry.call_id] = _typed(entry.body, TIMES)
         with self._begin() as connection:
-            for row in rows.values():
-                connection.execute(self._upsert(row, [name for name in row if name not in _KEPT]))
-            for row in cut.values():
-                connection.execute(self._upsert(row, _CUT))
-            for event in told.values():
-                insert = self._insert(events).values(event)
-                connection.execute(insert.on_conflict_do_nothing(index_elements=["id"]))
+            if rows:
+                connection.execute(self._upsert_row, [{**_EMPTY, **row} for row in rows.values()])
+            if cut:
+                connection.execute(self._upsert_cut, [{**_EMPTY, **row} for row in cut.values()])
+            if told:
+                connection.execute(self._insert_event, list(told.values()))
 
     def forget(self) -> None:
         """Drop the connections: they failed."""
@@ -356,11 +365,11 @@ class Database:
         backend = self._url.get_backend_name()
         return postgresql.insert(table) if backend == "postgresql" else sqlite.insert(table)
 
-    def _upsert(self, row: Mapping[str, Any], changed: Sequence[str]) -> Any:
-        insert = self._insert(calls).values(row)
+    def _upsert(self, changed: Iterable[str]) -> Any:
+        insert = self._insert(calls)
         return insert.on_conflict_do_update(
             index_elements=["id"],
-            set_={name: insert.excluded[name] for name in changed if name in row},
+            set_={name: insert.excluded[name] for name in changed},
             where=insert.excluded.revision > calls.c.revision,
         )
 
@@ -400,6 +409,7 @@ def _engine(url: URL, file: Path | None, read_only: bool) -> sa.Engine:
     if file is None:
         return sa.create_engine(
             url,
+            json_serializer=_json_text,
             pool_size=2,
             max_overflow=2,
             pool_pre_ping=True,
@@ -419,7 +429,12 @@ def _engine(url: URL, file: Path | None, read_only: bool) -> sa.Engine:
     if read_only:
         target = f"sqlite:///file:{file}?mode=ro&uri=true"
         return sa.create_engine(target, poolclass=sa.NullPool)
-    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": BUSY_SECONDS})
+    engine = sa.create_engine(
+        url,
+        json_serializer=_json_text,
+        poolclass=sa.NullPool,
+        connect_args={"timeout": BUSY_SECONDS},
+    )
 
     @sa.event.listens_for(engine, "do_connect")
     def made(_dialect: Any, _record: Any, _args: Any, _kwargs: Any) -> None:
@@ -434,23 +449,16 @@ def _engine(url: URL, file: Path | None, read_only: bool) -> sa.Engine:
     return engine
 
 
+def _json_text(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
 def _typed(body: Mapping[str, Any], times: Sequence[str]) -> dict[str, Any]:
     """The values of a body as the columns want them."""
     return {
         name: datetime.fromisoformat(value) if name in times and isinstance(value, str) else value
-        for name, value in _without_nul(body).items()
+        for name, value in body.items()
     }
-
-
-def _without_nul(value: Any) -> Any:
-    """PostgreSQL takes no U+0000 in a text."""
-    if isinstance(value, str):
-        return value.replace("\0", "\ufffd") if "\0" in value else value
-    if isinstance(value, dict):
-        return {_without_nul(key): _without_nul(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nul(inner) for inner in value]
-    return value
 
 
 def _conditions(wanted: Filter) -> list[Any]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 BATCH = 200
 IDLE_SECONDS = 1.0
+GATHER_SECONDS = 0.3
+"""From the first entry to the write, so that one transaction takes many."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 STOP_SECONDS = 5.0
 COMPACT_SECONDS = 60.0
@@ -175,6 +177,7 @@ class Forwarder:
             else:
                 self._wake.wait(IDLE_SECONDS)
                 self._wake.clear()
+                self._stopping.wait(GATHER_SECONDS)
         if self._database is not None:
             self._database.close()
         self._spool.close()

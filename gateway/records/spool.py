@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from gateway.records.files import private
+from gateway.text import unicode_in
 
 NAME = "spool.sqlite3"
 LOCK_NAME = "spool.lock"
@@ -104,7 +107,7 @@ class Spool:
         with self._open() as connection:
             connection.executemany(
                 "INSERT INTO entries (kind, call_id, body, at) VALUES (?, ?, ?, ?)",
-                [(one.kind, one.call_id, json.dumps(one.body), one.at) for one in entries],
+                [(one.kind, one.call_id, _text(one.body), one.at) for one in entries],
             )
             connection.executemany(
                 "INSERT OR IGNORE INTO deliveries (id, endpoint, call_id, body, created, due)"
@@ -120,7 +123,7 @@ class Spool:
         rows = self._open().execute(
             "SELECT kind, call_id, body, at, seq FROM entries ORDER BY seq LIMIT ?", (count,)
         )
-        return [Entry(kind, call, json.loads(body), at, seq) for kind, call, body, at, seq in rows]
+        return [Entry(kind, call, _body(text), at, seq) for kind, call, text, at, seq in rows]
 
     def done(self, entries: Sequence[Entry]) -> None:
         """Delete entries that the database has."""
@@ -248,6 +251,19 @@ class Spool:
                     "INSERT INTO entries (kind, call_id, body, at) VALUES (?, ?, ?, ?)", rescued
                 )
         return self._connection
+
+
+def _text(body: dict[str, Any]) -> str:
+    try:
+        return orjson.dumps(body).decode()
+    except TypeError:  # half of a surrogate pair, or a number that is too large
+        return json.dumps(unicode_in(body))
+
+
+def _body(text: str) -> dict[str, Any]:
+    # PostgreSQL takes no U+0000.
+    found: dict[str, Any] = orjson.loads(text.replace("\\u0000", "\\ufffd"))
+    return found
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -335,8 +335,11 @@ class RecordStore:
         return ()
 
     def _add(self, items: Sequence[_Item]) -> None:
+        entries = [entry for item in items for entry in item.entries]
+        # Of several rows of a call the last has all that the others have.
+        last = {one.call_id: one for one in entries if one.kind == "row"}
         self._spool.add(
-            [entry for item in items for entry in item.entries],
+            [one for one in entries if one.kind != "row" or last[one.call_id] is one],
             [delivery for item in items for delivery in item.deliveries],
         )
         for item in items:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from gateway.records.database import Database, Filter, events, metadata, version_of
 from gateway.records.migrate import NewerSchemaError
 from gateway.records.rows import CLOSED, CUT, OPENED
-from gateway.records.spool import Entry
+from gateway.records.spool import Entry, Spool
 from tests.support.harness import eventually
 from tests.support.postgres import Postgres
 from tests.unit.records.test_store import NOW, ORDERS, Kept, a_record, end, row
@@ -96,11 +96,15 @@ def test_rows_in_any_order_and_twice(database: Database, order: list[int]) -> No
     assert found["invited_at"] == NOW
 
 
-def test_texts_that_postgresql_refuses(database: Database) -> None:
-    database.write([row("c1", OPENED, detail="a\0b", record={"x": ["\0", {"\0": 1}]})])
+def test_texts_that_postgresql_refuses(database: Database, tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    told = {"x": ["\0", {"\0": 1}], "y": "\ud83d"}
+    spool.add([row("c1", OPENED, detail="a\0b", record=told)])
+    database.write(spool.entries(10))
     found = database.get("c1")
     assert found is not None
-    assert (found["detail"], found["record"]) == ("a\ufffdb", {"x": ["\ufffd", {"\ufffd": 1}]})
+    assert found["detail"] == "a\ufffdb"
+    assert found["record"] == {"x": ["\ufffd", {"\ufffd": 1}], "y": "\ufffd"}
 
 
 def test_numbers_are_erased_and_old_rows_stripped(database: Database) -> None:
