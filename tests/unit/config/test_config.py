@@ -141,7 +141,6 @@ format = "xml"
         ("sip", 'user_agent = "a\\r\\nX: y"', "user_agent", "printable ASCII"),
         ("media", "packet_wait_ms = 501", "packet_wait_ms", "less than or equal to 500"),
         ("media", "rtp_timeout = -1", "rtp_timeout", "greater than or equal to 0"),
-        ("realtime", 'ca = "no/such/ca.pem"', "ca", "TLS"),
         ("limits", "max_call_duration = inf", "max_call_duration", "finite"),
         ("limits", "drain_timeout = '5'", "drain_timeout", "a number"),
         ("dialplan", 'folder = "nowhere"', "folder", "is no folder"),
@@ -171,6 +170,9 @@ def test_bad_values(tmp_path: Path, section: str, line: str, key: str, message: 
         ('headers.X-Y = "a\\nb"', "headers.X-Y", "not allowed in a header"),
         ("headers.X-Y = 1", "headers.X-Y", "string"),
         ('api_key = "sk 1"', "api_key", "not allowed in a key"),
+        ('ca = "no/such/ca.pem"', "ca", "no effect without TLS"),
+        ('url = "wss://h/p"\nca = "no/such/ca.pem"', "ca", "cannot be read"),
+        ('url = "wss://h/p"\nca = "/dev/null"', "ca", "no PEM certificate"),
     ],
 )
 def test_bad_realtime(tmp_path: Path, line: str, key: str, message: str) -> None:
