@@ -11,8 +11,7 @@ import numpy as np
 import structlog
 
 from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE
-from gateway.audio.inband import InBandDetector
-from gateway.audio.tone_analysis import Beep, Listener
+from gateway.audio.tone_detection import Beep, InBandDetector, Listener
 from gateway.bridge.machine_driver import CallHost, CallPart, entry
 from gateway.call import inputs, outputs
 from gateway.call.inputs import BeepHeard, CallerSounds, DigitPressed, SoundHeard

@@ -121,7 +121,7 @@ class DigitPressed:
 
 @dataclass(frozen=True, slots=True)
 class SoundHeard:
-    """One second of the caller's sound: see :class:`gateway.audio.tone_analysis.Second`."""
+    """One second of the caller's sound: see :class:`gateway.audio.tone_detection.Second`."""
 
     sounding: float
     held: float

@@ -28,11 +28,15 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         "dial": _Entry("dial", "Place one call and join it to a route's session."),
     },
     "Configure": {
-        "init": _Entry("init", "Write gateway.toml and a dialplan for a PBX or trunk."),
-        "check": _Entry("checks", "Check the configuration and its dialplans.", "check_command"),
+        "init": _Entry(
+            "configure", "Write gateway.toml and a dialplan for a PBX or trunk.", "init"
+        ),
+        "check": _Entry("configure", "Check the configuration and its dialplans.", "check_command"),
         "route-test": _Entry("route_test", "Show which route a call takes, and why."),
         "token": _Entry("token", "Make a token for the HTTP API."),
-        "doctor": _Entry("checks", "Check host, network, realtime servers and trunks.", "doctor"),
+        "doctor": _Entry(
+            "configure", "Check host, network, realtime servers and trunks.", "doctor"
+        ),
     },
     "Live calls": {
         "calls": _Entry("live_calls", "List calls in progress, or past calls.", "calls"),

@@ -1,28 +1,313 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``gateway route-test``: show which route a call takes."""
+"""``gateway route-test``: the route that an INVITE takes, the reasons, and the session."""
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import json
+import re
 import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
+from urllib.parse import quote
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gateway.bridge.dialplan_lookup import fetch, with_data
 from gateway.cli import CONFIG, examples
-from gateway.devtools.route_test import (
-    GivenError,
-    invite_from_message,
-    invite_from_options,
-    moment,
-)
+from gateway.config import Config, ConfigError
+from gateway.dialplan import Dialplan, InviteFacts, Match
+from gateway.dialplan.variables import AS_WRITTEN
+from gateway.log import BLANK, Redactor
+from gateway.planning.call_plan import call_plan, codec_of, facts_of, session_plan, sip_settings
+from gateway.planning.check import load_all
+from gateway.planning.route_tools import metadata_of, tool_executor
+from gateway.sip.messages.headers import headers_of
+from gateway.sip.messages.identity import invite_of
+from gateway.sip.trunks.matching import Trunks
+from gateway.sip.types import Invite
+from gateway.tools.http import HttpClient
 
-if TYPE_CHECKING:
-    from gateway.devtools.route_test import Answer
+DEFAULT_SOURCE = "127.0.0.1:5060"
+_URI = re.compile(r"(?:sips?|tel):", re.IGNORECASE)
+_HEADER = re.compile(r"\s*([!%*+.`'~_\-0-9A-Za-z]+)\s*:\s*([^\r\n]*)")
+_VIA_HOST = re.compile(r"SIP/2\.0/\w+\s+(\[[^\]]+\]|[^\s:;,]+)(?::(\d+))?", re.IGNORECASE)
+
+
+class GivenError(ValueError):
+    """What was given is no INVITE; the message says what is wrong with it."""
+
+
+def invite_from_options(
+    to: str, from_: str, headers: Iterable[str], source: str | None, codec: str
+) -> Invite:
+    """An INVITE for ``to`` by ``from_``: numbers, addresses, or ``"Name" <sip:...>``."""
+    payload = {"PCMU": "0", "PCMA": "8"}[codec]
+    lines = [
+        f"INVITE {_uri(to)} SIP/2.0",
+        f"To: {_field(to)}",
+        f"From: {_field(from_)};tag=route-test",
+        "Call-ID: route-test",
+        *header_lines(headers),
+        "",
+        f"m=audio 4000 RTP/AVP {payload}",
+    ]
+    return invite_of("\r\n".join(lines), full_source(source or DEFAULT_SOURCE))
+
+
+def invite_from_message(message: str, headers: Iterable[str], source: str | None) -> Invite:
+    """The INVITE of a SIP message, whatever its line ends; ``headers`` are added to its own."""
+    text = re.sub(r"\r?\n", "\r\n", message.lstrip())
+    start, _, rest = text.partition("\r\n")
+    if not re.fullmatch(r"INVITE \S+ SIP/2\.0", start.strip()):
+        raise GivenError("is no INVITE: it has to begin like INVITE sip:100@example.com SIP/2.0")
+    text = "\r\n".join([start.strip(), *header_lines(headers), rest])
+    return invite_of(text, full_source(source or _via_source(text) or DEFAULT_SOURCE))
+
+
+def header_lines(headers: Iterable[str]) -> list[str]:
+    """Header fields as ``Name: value``. Raises GivenError for one that is none."""
+    lines = []
+    for header in headers:
+        found = _HEADER.fullmatch(header)
+        if found is None:
+            raise GivenError(f"--header {header!r}: must be like 'X-Name: value'")
+        lines.append(f"{found[1]}: {found[2].strip()}")
+    return lines
+
+
+def full_source(source: str) -> str:
+    """``address`` or ``address:port`` as ``address:port``. Raises GivenError."""
+    host, port = source, "5060"
+    if (found := re.fullmatch(r"(\[[^\]]+\]|[^:]+):(\d+)", source)) is not None:
+        host, port = found[1], found[2]
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        raise GivenError(f"--source {source!r}: must be an address like 192.0.2.1") from None
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def moment(text: str | None) -> datetime:
+    """``2026-11-20 18:30`` on this machine's wall clock, unless it has an offset; now for None.
+
+    Raises GivenError.
+    """
+    if text is None:
+        return datetime.now().astimezone()
+    try:
+        at = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise GivenError(f"--at {text!r}: must be like '2026-11-20 18:30'") from None
+    return at.astimezone()
+
+
+def _via_source(message: str) -> str:
+    vias = headers_of(message).get("via", ())
+    found = _VIA_HOST.match(vias[0]) if vias else None
+    if found is None:
+        return ""
+    received = re.search(r";received=([^;,\s]+)", vias[0])
+    try:
+        return full_source(f"{received[1] if received else found[1]}")
+    except GivenError:
+        return ""
+
+
+def _uri(text: str) -> str:
+    inside = re.search(r"<([^>]+)>", text)
+    bare = inside[1] if inside else text.strip()
+    if _URI.match(bare):
+        return bare
+    return f"sip:{bare}" if "@" in bare else f"sip:{quote(bare, safe='+*#-_.!~()&=$,;?/')}@gateway"
+
+
+def _field(text: str) -> str:
+    name, bracket, _ = text.partition("<")
+    return f"{name}<{_uri(text)}>" if bracket else f"<{_uri(text)}>"
+
+
+def given_data(text: str) -> Fetch:
+    """The JSON object in ``text``, or in the file behind its ``@``. Raises GivenError."""
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise GivenError(f"--data {text!r}: cannot be read ({error})") from None
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise GivenError(f"--data: is no JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise GivenError("--data: must be a JSON object")
+    return lambda _match: (data, "as given")
+
+
+def asked(match: Match) -> tuple[Any, str]:
+    """What the service answers now."""
+
+    async def ask() -> tuple[Any, str]:
+        client = HttpClient(1)
+        try:
+            return await fetch(match, client)
+        finally:
+            await client.close()
+
+    data, failure = asyncio.run(ask())
+    return data, f"none: {failure}; the defaults" if failure else "as the service answers now"
+
+
+Fetch = Callable[[Match], tuple[Any, str]]
+"""Brings the data of a call, None for none, and says where they are from or why there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One route: why it does not match, empty when it does."""
+
+    name: str
+    where: str
+    refusal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Everything that is shown; nothing in it is secret. ``route`` is empty when none matches."""
+
+    facts: InviteFacts
+    attributed_by: str
+    access: str
+    """What keeps this INVITE from every route, if something does."""
+    verdicts: tuple[Verdict, ...]
+    route: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    cleaned: tuple[str, ...] = ()
+    server: str = ""
+    model: str = ""
+    session: Any = None
+    greeting: Any = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    data: str = ""
+    """What is in the place of the data that a call would fetch, if it would."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The answer as JSON object."""
+        facts = {**asdict(replace(self.facts, headers={})), "at": self.facts.at.isoformat()}
+        facts["headers"] = {name: list(values) for name, values in self.facts.headers.items()}
+        return {
+            "facts": facts,
+            "attributed_by": self.attributed_by,
+            "access": self.access,
+            "routes": [asdict(verdict) for verdict in self.verdicts],
+            "route": self.route or None,
+            "variables": self.variables,
+            "cleaned": list(self.cleaned),
+            "server": self.server,
+            "model": self.model,
+            "session": self.session,
+            "response": self.greeting,
+            "metadata": dict(self.metadata),
+            "data": self.data,
+        }
+
+
+def answer(
+    config: Config,
+    dialplan: Dialplan,
+    invite: Invite,
+    at: datetime,
+    trunk: str | None,
+    data: Fetch | None = None,
+) -> Answer:
+    """Judge ``invite``; ``data`` brings what the route would fetch.
+
+    Raises GivenError for a trunk that is not there.
+    """
+    settings = sip_settings(config)
+    trunks = Trunks(settings.trunks)
+    how = "as given"
+    if trunk is None:
+        host, _, port = invite.source.rpartition(":")
+        reliable = "/tcp" in _via(invite) or "/tls" in _via(invite)
+        found = trunks.attribute(host.strip("[]"), int(port), reliable, invite.to_uri)
+        trunk, how = (found.trunk.name, found.how) if found else ("", "")
+    elif trunk not in trunks.by_name:
+        known = ", ".join(trunks.by_name) or "none is configured"
+        raise GivenError(f"--trunk {trunk!r}: there is no such trunk ({known})")
+    invite = replace(invite, trunk=trunk)
+    facts = facts_of(invite, at)
+    verdicts = tuple(
+        Verdict(
+            one.route.name,
+            str(dialplan.origins[one.route.name]),
+            str(one).partition(": ")[2] if one.refusal else "",
+        )
+        for one in dialplan.explain(facts)
+    )
+    access = ""
+    if not trunk:
+        verdict = settings.access.verdict(facts.source_ip, bool(settings.trunks))
+        if verdict != "allow":
+            done = {"reject": "refused", "drop": "dropped"}[verdict]
+            access = f"access.unknown_sources: this source is no trunk's, so its calls are {done}"
+    return _with_route(Answer(facts, how, access, verdicts), config, dialplan, invite, data)
+
+
+def _via(invite: Invite) -> str:
+    return next(iter(invite.headers.get("via", ())), "").lower().partition(" ")[0]
+
+
+def _with_route(
+    found: Answer, config: Config, dialplan: Dialplan, invite: Invite, data: Fetch | None
+) -> Answer:
+    match = dialplan.match(found.facts)
+    if match is None:
+        return found
+    told = ""
+    if match.route.data is not None:
+        got, told = (None, "not fetched: the defaults") if data is None else data(match)
+        match = with_data(match, got)
+    codec = codec_of(invite)
+    # Tools of MCP servers are not among these: nothing is started here.
+    plan = session_plan(config, match.route, codec, match.values, tool_executor(config, dialplan))
+    hide = _Hide((*config.secrets(), *dialplan.secrets()))
+    return replace(
+        found,
+        route=match.route.name,
+        variables={name: hide(value) for name, value in match.values.items()},
+        cleaned=match.cleaned,
+        server=plan.endpoint.shown,
+        model=plan.endpoint.model,
+        session=hide(plan.settings),
+        greeting=hide(call_plan(config, match, codec, 0).greeting),
+        metadata=hide(metadata_of(match.route, match.values)),
+        data=told,
+    )
+
+
+class _Hide:
+    """Takes secrets out of a JSON value."""
+
+    def __init__(self, secrets: tuple[str, ...]) -> None:
+        self._redact = Redactor(secrets)
+
+    def __call__(self, value: Any, secret: bool = False) -> Any:
+        if isinstance(value, Mapping):
+            return {
+                name: self(inner, secret or name in AS_WRITTEN) for name, inner in value.items()
+            }
+        if isinstance(value, list):
+            return [self(inner, secret) for inner in value]
+        if isinstance(value, str):
+            return BLANK if secret else self._redact(None, "", value)
+        return value
 
 
 @click.command(
@@ -62,19 +347,12 @@ def command(
 
     Exit 0, or 1 when no route matches.
     """
-    from gateway.config import ConfigError
-    from gateway.planning.check import load_all
-
     if (to is None) == (invite is None):
         raise click.UsageError("say who is called: --to USER, or --invite FILE")
     if data is not None and fetch:
         raise click.UsageError("either --data or --fetch")
     try:
-        from gateway.devtools.route_test import asked, given_data
-
         bring = given_data(data) if data is not None else asked if fetch else None
-        from gateway.devtools.route_test import answer
-
         settings, dialplan = load_all(config)
         if invite is not None:
             given = invite_from_message(_read(invite), headers, source)
@@ -83,9 +361,6 @@ def command(
         found = answer(settings, dialplan, given, moment(at), trunk, bring)
     except (ConfigError, GivenError, UnicodeDecodeError) as error:
         click.echo(str(error), err=True)
-        sys.exit(2)
-    except ImportError as error:
-        click.echo(f"pjsua2 cannot be loaded ({error}): `make` builds and installs it", err=True)
         sys.exit(2)
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False))

@@ -50,10 +50,10 @@ from gateway.tools import ToolError
 from gateway.tools.api import Waiting
 from gateway.tools.executor import RouteTools, ToolExecutor, ToolLimits
 from gateway.tools.functions import Function, text_of
+from gateway.tools.http import Operator, Webhook
 from gateway.tools.mcp import McpSettings
 from gateway.tools.python import PythonTool, ToolModuleError, python_tools
 from gateway.tools.schema import parsed
-from gateway.tools.webhook import Operator, Webhook
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

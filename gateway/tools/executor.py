@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from gateway.tasks import TaskSet
-from gateway.tools import python, webhook
+from gateway.tools import http, python
 from gateway.tools.api import ToolError
 from gateway.tools.functions import (
     ContentService,
@@ -37,12 +37,12 @@ class RouteTools:
     """Functions and servers that one route offers beside the gateway's own tools."""
 
     python: tuple[PythonTool, ...] = ()
-    webhooks: tuple[webhook.Webhook, ...] = ()
+    webhooks: tuple[http.Webhook, ...] = ()
     mcp: tuple[str, ...] = ()
     """Names of the servers that the gateway calls."""
     passed_on: tuple[Mapping[str, Any], ...] = ()
     """Servers that the realtime server calls, as the session object has them (GA ``tools``)."""
-    operators: Mapping[int, webhook.Operator] = field(default_factory=dict)
+    operators: Mapping[int, http.Operator] = field(default_factory=dict)
     """Services of the rules that ask over HTTP, by the rule's index in the route."""
 
 
@@ -147,9 +147,9 @@ class ToolExecutor:
     async def _check(
         self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
-        answer: webhook.Verdict = (None, "nobody could be asked")
+        answer: http.Verdict = (None, "nobody could be asked")
         try:
-            answer = await webhook.ask_content(self.http, rule, call)
+            answer = await http.ask_content(self.http, rule, call)
         except Exception:
             log.exception("guardrail.failed", rule=rule.name, call=call.call)
             answer = (False, "the gateway could not ask")  # on_timeout is about others' failures
@@ -187,7 +187,7 @@ class ToolExecutor:
         if operator is not None:
             try:
                 async with asyncio.timeout(operator.timeout):
-                    answer = await webhook.ask_approval(self.http, operator, call)
+                    answer = await http.ask_approval(self.http, operator, call)
             except TimeoutError:
                 answer = (False, "nobody answered in time")
             except Exception:
@@ -200,5 +200,5 @@ class ToolExecutor:
             python.function_of(tool, self._threads, limits.timeout, limits.max_result_chars)
             for tool in offer.python
         ]
-        made += [webhook.function_of(hook, self.http) for hook in offer.webhooks]
+        made += [http.function_of(hook, self.http) for hook in offer.webhooks]
         return {function.name: function for function in made}

@@ -11,7 +11,7 @@ import pytest
 import soxr
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.audio.tone_analysis import Beep, Listener, Second
+from gateway.audio.tone_detection import Beep, Listener, Second
 from gateway.call.inputs import SoundHeard
 from gateway.call.rules.machine_detection import MusicOnHoldDetector
 from gateway.devtools.emulator.speech import synthesise

@@ -9,7 +9,7 @@ import soxr
 from numpy.typing import NDArray
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.audio.inband import InBandDetector
+from gateway.audio.tone_detection import InBandDetector
 from gateway.devtools.emulator.speech import synthesise
 
 LOW, HIGH = (697, 770, 852, 941), (1209, 1336, 1477, 1633)

@@ -13,7 +13,7 @@ from gateway.call.plan import GuardrailPlan
 from gateway.config import ConfigError
 from gateway.dialplan import Route, load_dialplan
 from gateway.planning.route_tools import content_plan
-from gateway.tools import webhook as words
+from gateway.tools import http
 from gateway.tools.api import MAX_BYTES, ImageError, checked, data_uri
 from gateway.tools.functions import ToolCall
 from gateway.tools.http import HttpClient
@@ -114,13 +114,13 @@ def test_mistakes_are_named(tmp_path: Path, text: str, key: str, message: str) -
         (Answer(body='{"allow": false}', seconds=1.0), (None, "too late")),
     ],
 )
-def test_somebody_is_asked_over_http(answer: Answer, verdict: words.Verdict) -> None:
-    async def asked(url: str) -> words.Verdict:
+def test_somebody_is_asked_over_http(answer: Answer, verdict: http.Verdict) -> None:
+    async def asked(url: str) -> http.Verdict:
         client = HttpClient(2)
         rule = GuardrailPlan(url=url, headers={"X-Key": "k"}, timeout=0.4, name="g")
         call = ToolCall("key", "agent", "One sentence.", call="c1", route="r")
         try:
-            return await words.ask_content(client, rule, call)
+            return await http.ask_content(client, rule, call)
         finally:
             await client.close()
 

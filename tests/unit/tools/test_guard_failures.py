@@ -11,8 +11,7 @@ from structlog.testing import capture_logs
 
 from gateway.call.plan import GuardrailPlan
 from gateway.tasks import TaskSet
-from gateway.tools import executor
-from gateway.tools import webhook as words
+from gateway.tools import executor, http
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.functions import ToolCall
 
@@ -21,7 +20,7 @@ def test_what_raises_denies(monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*_: object) -> Any:
         raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
 
-    monkeypatch.setattr(words, "ask_content", broken)
+    monkeypatch.setattr(http, "ask_content", broken)
     made, said = ToolExecutor.__new__(ToolExecutor), list[tuple[bool | None, str]]()
     made.http = None  # type: ignore[assignment]
     call = ToolCall("", "agent", "words", call="c1")

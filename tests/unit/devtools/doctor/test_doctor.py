@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli.checks import doctor as command
+from gateway.cli.configure import doctor as command
 from gateway.devtools.doctor import Finding, Verdict, lines, network
 from gateway.devtools.doctor import examine as machine
 from gateway.devtools.emulator.server import Emulator

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``gateway init``: write a configuration and a dialplan to start from."""
+"""``gateway init``, ``check`` and ``doctor``: write a configuration; check it and what it names."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import json
 import re
 import socket
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from gateway.cli import examples
+from gateway.cli import CONFIG, examples
 
 _SERVERS = {
     "emulator": "ws://127.0.0.1:8765/v1/realtime",
@@ -110,7 +111,7 @@ say = "Good morning. How can I help?"
     "--folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
     help="Where gateway.toml is written. Default: here.",
 )  # fmt: skip
-def command(
+def init(
     kind: str | None,
     host: str | None,
     username: str | None,
@@ -203,3 +204,40 @@ def _check(config: Path) -> None:
         click.echo(f"Then: gateway check -c {config}", err=True)
         sys.exit(status)
     click.echo(f"Next: gateway doctor -c {config}, then gateway run -c {config}")
+
+
+@click.command("check", epilog=examples("gateway check -c gateway.toml"))
+@CONFIG
+def check_command(config: Path) -> None:
+    """Check the configuration and its dialplans, without network access.
+
+    Prints `file:line: key: message` for each problem and exits with 2; otherwise prints a summary
+    with notes on settings that are seldom meant, and exits with 0.
+    """
+    from gateway.planning.check import check
+
+    status, lines = check(config)
+    for line in lines:
+        click.echo(line, err=status != 0)
+    sys.exit(status)
+
+
+@click.command("doctor", epilog=examples("gateway doctor -c gateway.toml"))
+@CONFIG
+@click.option("--json", "as_json", is_flag=True, help="Print the report as a JSON array.")
+def doctor(config: Path, as_json: bool) -> None:
+    """Check host, pjsua2 build, configuration, realtime servers and trunks; print fixes.
+
+    Nothing is changed and no call is placed; one session is opened at each realtime server, and
+    each trunk is asked once. Exit 0, or 1 when something is bad.
+    """
+    from gateway.devtools.doctor import Verdict, lines
+    from gateway.devtools.doctor.examine import examine
+
+    findings = list(examine(config))
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        for line in lines(findings):
+            click.echo(line)
+    sys.exit(any(finding.verdict is Verdict.BAD for finding in findings))
