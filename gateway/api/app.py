@@ -112,7 +112,7 @@ def make_app(backend: Backend, tokens: tuple[Token, ...], local: bool = False) -
 
         return Depends(check)
 
-    _add_queries(app, backend, needs(Role.READONLY))
+    _add_queries(app, backend, needs(Role.READONLY), needs(Role.OPERATOR))
     _add_commands(app, backend, needs(Role.OPERATOR))
     _add_administration(app, backend, needs(Role.ADMIN))
     return app
@@ -145,7 +145,7 @@ def _add_health(app: FastAPI, backend: Backend) -> None:
 # ---- what there is
 
 
-def _add_queries(app: FastAPI, backend: Backend, readonly: Any) -> None:
+def _add_queries(app: FastAPI, backend: Backend, readonly: Any, operator: Any) -> None:
     async def query(work: Callable[[Any], Any]) -> Any:
         """Run ``work`` with the database on a thread."""
         if backend.database is None:
@@ -202,22 +202,28 @@ def _add_queries(app: FastAPI, backend: Backend, readonly: Any) -> None:
             rows = [row for row in rows if row["id"] not in current]
         return {"calls": _json(rows), "next": last}
 
-    @app.get("/api/v1/calls/{call_id}", dependencies=[readonly], tags=["calls"])
-    async def call(call_id: str) -> dict[str, Any]:
-        """One call, with its record and its events."""
+    @app.get("/api/v1/calls/{call_id}", tags=["calls"])
+    async def call(call_id: str, request: Request, token: Token = readonly) -> dict[str, Any]:
+        """One call, with its record and its events; what was said needs the role operator."""
         current = next((row for row in backend.live() if row["id"] == call_id), None)
         found = await query(lambda database: database.get(call_id))
         if found is None and current is None:
             raise _no_call(call_id)
-        answer: dict[str, Any] = _json(
-            {**(found or {"record": None, "events": []}), **(current or {})}
-        )
+        row = {"record": None, "events": [], **(found or {}), **(current or {})}
+        if token.role < Role.OPERATOR:
+            row["record"] = _without_words(row["record"])
+        elif row["record"]:
+            _audit(request, token, "read", {"call": call_id}, "ok")
+        answer: dict[str, Any] = _json(row)
         return answer
 
-    @app.get("/api/v1/calls/{call_id}/transcript", dependencies=[readonly], tags=["calls"])
-    async def transcript(call_id: str, after: int = 0) -> dict[str, Any]:
+    @app.get("/api/v1/calls/{call_id}/transcript", tags=["calls"])
+    async def transcript(
+        call_id: str, request: Request, after: int = 0, token: Token = operator
+    ) -> Any:
         """What was said so far in a call in progress."""
-        return await _run(backend, "transcript", {"call": call_id, "after": after})
+        fields = {"call": call_id, "after": after}
+        return await _audited(backend, request, token, "transcript", fields)
 
     @app.get("/api/v1/events", dependencies=[readonly], tags=["events"])
     async def events(request: Request) -> StreamingResponse:
@@ -392,6 +398,15 @@ def _no_call(call_id: str, text: str = "") -> HTTPException:
 
 
 # ---- how
+
+_WORDS = ("transcript", "timeline", "out_of_band", "digits")
+"""Parts of a record that have what people said or pressed."""
+
+
+def _without_words(record: Any) -> Any:
+    if not isinstance(record, dict):
+        return record
+    return {name: value for name, value in record.items() if name not in _WORDS}
 
 
 def _json(value: Any) -> Any:

@@ -247,7 +247,7 @@ class Gateway:
             Part("replaced tools", None, self._retired.cancel),
             Part("health checks", servers.start, servers.stop),
             Part("refusals", None, rejections.stop),
-            Part("API", api.start, api.stop),
+            Part("API", api.start, api.stop, only_serving=True),
             Part("SIP", agent.start, agent.stop),
             Part("control socket", maintenance.start, maintenance.stop),
             Part("callbacks", callbacks.start, callbacks.stop, only_serving=True),

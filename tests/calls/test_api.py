@@ -79,6 +79,10 @@ async def test_a_call_is_listed_while_it_lasts_and_afterwards(world: GatewayStac
 
         await until(ended)
         assert past["record"]["call_id"] == one["id"]
+        assert "transcript" not in past["record"], "what was said is not for this role"
+        async with Client(world, "operator") as other:
+            whole = (await other.get(f"/api/v1/calls/{one['id']}")).json()
+        assert "transcript" in whole["record"]
         assert [event["type"] for event in past["events"]][-1] == "call.ended"
         assert past.keys() >= one.keys() - {"explanation"}, "live and past have one form"
         listed = (await http.get("/api/v1/calls", params={"sip_call_id": call.call_id})).json()
@@ -90,7 +94,7 @@ ENDPOINTS = [
     ("GET", "/api/v1/trunks", None, "readonly"),
     ("GET", "/api/v1/calls", None, "readonly"),
     ("GET", "/api/v1/calls/none", None, "readonly"),
-    ("GET", "/api/v1/calls/none/transcript", None, "readonly"),
+    ("GET", "/api/v1/calls/none/transcript", None, "operator"),
     ("POST", "/api/v1/calls/none/hangup", None, "operator"),
     ("POST", "/api/v1/calls/none/transfer", {"destination": "a"}, "operator"),
     ("POST", "/api/v1/calls/none/say", {"text": "a"}, "operator"),

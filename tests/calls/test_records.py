@@ -18,6 +18,7 @@ from gateway.config.operations import DATABASE_NAME
 from gateway.records.database import Database, Filter
 from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack, eventually
+from tests.support.postgres import PASSWORD, Postgres
 from tests.support.sip_phone import PhoneCall
 
 SECONDS = 0.25
@@ -128,3 +129,52 @@ async def test_past_calls_on_the_command_line(world: GatewayStack) -> None:
     ).split()
     assert lines[0].startswith("id,invited_at,")
     assert all("no_route" in line for line in lines[1:])
+
+
+async def hears(call: PhoneCall, before: int) -> None:
+    """Wait for half a second of sound."""
+    await call.rtp.until(lambda: len(call.rtp.packets) > before + 25)
+
+
+async def test_calls_go_on_while_postgresql_is_away(own_folder: Path) -> None:
+    server = Postgres()
+    world = GatewayStack(own_folder)
+    world_config = 'folder = "records"\n'
+    try:
+        await asyncio.to_thread(server.start)
+        await world.start()
+        await world.gateway.stop()
+        text = world.gateway.config.read_text()
+        database = f'{world_config}database = "{server.url}"\n'
+        world.gateway.config.write_text(text.replace(world_config, database))
+        world.gateway = Gateway(world.gateway.config)
+        await world.gateway.start()
+        world.phone.gateway = world.gateway.sip
+        lasting = [await world.dial("greeted") for _ in range(5)]
+        await asyncio.to_thread(server.stop)
+        await world.gateway.wait("records.database_unavailable")
+        during = await world.dial("plain")
+        await world.summary_at_end(during)
+        heard = [len(call.rtp.packets) for call in lasting]
+        await asyncio.gather(*map(hears, lasting, heard))
+        await asyncio.to_thread(server.start)
+        for call in lasting:
+            summary = await world.summary_at_end(call)
+            assert summary["underruns"] == 0
+        await world.gateway.wait("records.database_available")
+        found = Database(server.url, read_only=True)
+        expected = {call.call_id for call in (*lasting, during)}
+
+        def all_there() -> bool:
+            rows = list(found.each(Filter()))
+            closed = [row["sip_call_id"] for row in rows if row["outcome"] == "completed"]
+            return sorted(closed) == sorted(expected)
+
+        await eventually(all_there, "one row for each")
+        found.close()
+        assert PASSWORD not in str(world.gateway.lines)
+    finally:
+        await world.gateway.stop()
+        await world.phone.stop()
+        await world.emulator.stop()
+        await asyncio.to_thread(server.remove)
