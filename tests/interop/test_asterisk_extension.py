@@ -13,8 +13,9 @@ from tests.interop.lab.debian import Root
 from tests.interop.lab.ports import EXTENSION
 from tests.interop.lab.scene import Scene
 from tests.interop.lab.snippets import deployed
-from tests.interop.lab.sound import noise, pcm, share_heard
+from tests.interop.lab.sound import noise, pcm
 from tests.support.harness import eventually
+from tests.support.listening import share_heard
 
 pytestmark = pytest.mark.interop
 

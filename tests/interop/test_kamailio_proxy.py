@@ -14,8 +14,9 @@ from tests.interop.lab.baresip import Phone
 from tests.interop.lab.debian import Root
 from tests.interop.lab.ports import EXTENSION
 from tests.interop.lab.registrar import SECRET, Registrar
-from tests.interop.lab.sound import noise, pcm, share_heard
+from tests.interop.lab.sound import noise, pcm
 from tests.support.harness import eventually
+from tests.support.listening import share_heard
 
 pytestmark = pytest.mark.interop
 

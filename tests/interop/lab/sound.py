@@ -76,20 +76,6 @@ def pcm(ulaw: bytes) -> bytes:
     return PCMU.decode(ulaw)
 
 
-def share_heard(said: bytes, heard: bytes) -> float:
-    """How much of what was said is in what was heard, in order, counted in pieces of 5 ms.
-
-    A jitter buffer that shortens or repeats a little keeps the rest recognisable.
-    """
-    pieces = [said[at : at + 40] for at in range(0, len(said) - 39, 40)]
-    found, at = 0, 0
-    for piece in pieces:
-        place = heard.find(piece, at)
-        if place >= 0:
-            found, at = found + 1, place + len(piece)
-    return found / len(pieces)
-
-
 def tone_share(samples: Samples, hz: float) -> float:
     """How much of the power is within 30 Hz of a tone, 0 to 1; 0 for silence."""
     if not len(samples) or not np.any(samples):
