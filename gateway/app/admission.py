@@ -18,7 +18,7 @@ from gateway.call.call_record import CallRecord
 from gateway.call.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.config import Config
 from gateway.dialplan import Dialplan, Explanation, Match, Origin
-from gateway.outbound.limits import OutboundLimiter
+from gateway.outbound.calls import OutboundLimiter
 from gateway.planning.call_plan import codec_of, facts_of, plans, record_of, sip_settings
 from gateway.records.store import RecordStore
 from gateway.sip.leg import Leg

@@ -20,7 +20,6 @@ from gateway import __version__
 from gateway.app.admission import Admission, Rejections
 from gateway.app.api_backend import Api
 from gateway.app.call_records import endpoints_of, facts_for_slot, record_store
-from gateway.app.operator_commands import OperatorCommands
 from gateway.app.registry import CallRegistry
 from gateway.app.reload import Read, Reloader
 from gateway.app.server_health import HealthChecker
@@ -28,12 +27,11 @@ from gateway.billing.costs import Costs
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaClock
 from gateway.config import Config
-from gateway.control.content import ContentCommands
+from gateway.control.commands import ContentCommands, OperatorCommands
 from gateway.control.server import Command, ControlError, ControlServer
 from gateway.dialplan import Dialplan
 from gateway.outbound.callbacks import CallbackScheduler, function_of
-from gateway.outbound.calls import OutboundCalls
-from gateway.outbound.limits import OutboundLimiter
+from gateway.outbound.calls import OutboundCalls, OutboundLimiter
 from gateway.planning.call_plan import servers_of, sip_settings
 from gateway.planning.route_tools import tool_executor
 from gateway.records.background import BackgroundWriter

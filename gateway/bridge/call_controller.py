@@ -14,10 +14,9 @@ import structlog
 
 from gateway.billing.costs import Account
 from gateway.bridge.legs import Dialer, Legs, OutboundTarget
-from gateway.bridge.machine_driver import CallHost, MachineDriver, entry
+from gateway.bridge.machine_driver import CallHost, MachineDriver, ToolCalls, entry
 from gateway.bridge.media import CallMedia, MediaClock
 from gateway.bridge.sessions import SessionPlan, Sessions
-from gateway.bridge.tool_calls import ToolCalls
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
 from gateway.call.ending import EndReason, ending_of, reason_header, refusal_code

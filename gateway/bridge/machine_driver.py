@@ -4,6 +4,8 @@
 Whatever reaches a call from outside (legs, sessions, media clock, timers, results of tools) enters
 by a method decorated with :func:`entry`. What that raises goes to ``on_fault`` of its object, which
 ends the call, frees its place and writes its record.
+
+Functions, approvals and content checks are run by a tool runner outside of the call.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -19,8 +21,11 @@ from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
 from gateway.call.inputs import Input
 from gateway.call.machine import CallMachine
+from gateway.call.plan import GuardrailPlan
 from gateway.call.session_lifecycle import State
+from gateway.call.tools.commands import CommandsFromTools
 from gateway.realtime.events import AudioDelta
+from gateway.tools.functions import Question, ToolCall, ToolRunner
 
 
 class HasFaults(Protocol):
@@ -189,3 +194,73 @@ class MachineDriver:
     def _tick(self) -> None:
         self._timer = self._timer_at = None
         self.feed(inputs.Tick())
+
+
+class ToolCalls:
+    """Asks ``runner`` for what the machine wants, and feeds the results.
+
+    Args:
+        runner: None where nothing runs functions: each is answered with an error.
+        guardrails: the route's; :class:`outputs.CheckContent` counts them from 0.
+        variables: the call's own, as they are when a function is called.
+    """
+
+    def __init__(
+        self,
+        host: CallHost,
+        runner: ToolRunner | None,
+        guardrails: Sequence[GuardrailPlan],
+        variables: Callable[[], Mapping[str, str]],
+    ) -> None:
+        self._host = host
+        self._runner = runner
+        self._guardrails = guardrails
+        self._variables = variables
+        self.executors: dict[type, Callable[[Any], None]] = {
+            outputs.RunTool: self._run,
+            outputs.RequestApproval: self._ask,
+            outputs.CheckContent: self._check,
+        }
+
+    def _run(self, output: outputs.RunTool) -> None:
+        def done(text: str) -> None:
+            self._host.feed(inputs.ToolDone(output.call_id, text))
+
+        if self._runner is None:
+            done('{"error": "nothing runs this function"}')
+        else:
+            self._runner.run(self._call(output.call_id, output.name, output.arguments), done)
+
+    def _ask(self, output: outputs.RequestApproval) -> None:
+        def done(approve: bool, reason: str) -> None:
+            self._host.feed(inputs.ApprovalResult(output.key, approve, reason))
+
+        if self._runner is None:
+            done(False, "nobody can be asked")
+        else:
+            call = self._call(output.key, output.name, output.arguments)
+            self._runner.ask(Question(call, output.rule), done)
+
+    def _check(self, output: outputs.CheckContent) -> None:
+        def done(allow: bool | None, reason: str) -> None:
+            self._host.feed(inputs.ContentChecked(output.key, allow, reason))
+
+        if self._runner is None:
+            done(None, "nobody can be asked")
+        else:
+            call = self._call(output.key, output.who, output.text)
+            self._runner.check(self._guardrails[output.rule], call, done)
+
+    def _call(self, call_id: str, name: str, arguments: str) -> ToolCall:
+        record = self._host.record
+        return ToolCall(
+            call_id,
+            name,
+            arguments,
+            call=record.call_id,
+            route=record.route,
+            caller=record.from_uri,
+            called=record.to_uri,
+            variables=self._variables(),
+            control=CommandsFromTools(lambda command: self._host.feed(inputs.ToolRequest(command))),
+        )

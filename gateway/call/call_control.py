@@ -40,7 +40,7 @@ from gateway.call.tools.definitions import (
     key_steps,
     transfer_target,
 )
-from gateway.realtime.commands import CreateItem
+from gateway.realtime.events import CreateItem
 
 TAKE_OVER_SECONDS = 20.0
 """The longest wait (s) for the caller's side to replace our call to a callee that has answered."""

@@ -15,7 +15,7 @@ from gateway.call.call_record import DigitRun
 from gateway.call.conversation.control import ConversationControl, message
 from gateway.call.outputs import Output, Send, SendDtmf
 from gateway.call.tools.definitions import collect_wanted
-from gateway.realtime.commands import CreateItem, CreateResponse
+from gateway.realtime.events import CreateItem, CreateResponse
 
 
 class EndedBy(StrEnum):

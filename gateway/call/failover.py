@@ -17,8 +17,7 @@ from gateway.call.conversation.transcript import Transcript
 from gateway.call.ending import EndReason
 from gateway.call.outputs import CloseSession, OpenSession, Output, PlaySound, Send
 from gateway.call.plan import FallbackStep
-from gateway.realtime.commands import CreateItem, CreateResponse
-from gateway.realtime.events import AudioDelta
+from gateway.realtime.events import AudioDelta, CreateItem, CreateResponse
 
 FIRST_WAIT = 0.25
 LONGEST_WAIT = 4.0

@@ -14,7 +14,7 @@ from gateway.call.conversation.control import ConversationControl
 from gateway.call.conversation.transcript import Transcript
 from gateway.call.failover import seeded
 from gateway.call.outputs import OpenSession, Output, PromoteStandby
-from gateway.realtime.commands import CreateResponse
+from gateway.realtime.events import CreateResponse
 
 FORCED_SECONDS = 3.0
 """Seconds before the end of a session at which a pause is no longer waited for."""

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from gateway.audio.g711 import Codec
 from gateway.call.plan import CallPlan
 from gateway.call.tools.commands import CallCommand
-from gateway.realtime.commands import ClientCommand
 from gateway.realtime.errors import Verdict
-from gateway.realtime.events import ServerError, ServerEvent
+from gateway.realtime.events import ClientCommand, ServerError, ServerEvent
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,7 @@ from gateway.call.playout.playback import Playout
 from gateway.call.rules.post_call import PostCallAnalysis, post_call_of
 from gateway.call.session_lifecycle import CallContext, SessionEvents
 from gateway.call.session_lifecycle import State as State
-from gateway.realtime.commands import UpdateSession
-from gateway.realtime.events import AudioDelta
+from gateway.realtime.events import AudioDelta, UpdateSession
 
 LEG_END_SECONDS = 35.0
 """A BYE is retransmitted for 32 s (RFC 3261 timer F); a leg not over by then is given up."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.realtime.commands import ClientCommand
+from gateway.realtime.events import ClientCommand
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from gateway.call.handover import Handover
 from gateway.call.outputs import Output
 from gateway.call.plan import CallPlan, FallbackStep, OutboundPlan
 from gateway.call.playout.playback import Playout
-from gateway.realtime.commands import CreateResponse
 from gateway.realtime.errors import Kind
+from gateway.realtime.events import CreateResponse
 
 
 class State(Enum):

@@ -102,7 +102,7 @@ def _cell(value: Any) -> Any:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    from gateway.records.explain import ending
+    from gateway.records.rows import ending
 
     began = row["invited_at"].strftime("%Y-%m-%d %H:%M:%S")
     numbers = f"{row['from_number'] or 'gateway'} -> {row['to_number']}"
@@ -165,7 +165,7 @@ def explain(call: str, config: Path, as_json: bool) -> None:
     CALL is an id or its beginning, of a call that is over or in progress. Exit 1 where there is
     none.
     """
-    from gateway.records.explain import explanation
+    from gateway.records.rows import explanation
 
     with opened(config) as database:
         row = database.get(call)

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from gateway.config import OutboundSettings, TrunkSettings
 from gateway.config.numbers import called, matches, named_country
-from gateway.sip.messages.refer_to import GOES_ELSEWHERE
+from gateway.sip.messages.headers import GOES_ELSEWHERE
 
 MINUTE = 60.0
 

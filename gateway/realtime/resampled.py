@@ -10,7 +10,7 @@ from gateway.realtime.session import Session
 
 
 class ResampledSession(Session):
-    """Resamples both ways (:class:`gateway.realtime.dialects.edge.Pcm24`).
+    """Resamples both ways (:class:`gateway.realtime.dialects.dialect.Pcm24`).
 
     G.711 outside, as with every other; ``audio_sent_bytes`` counts what went on the wire. What is
     left in the filter comes with the end of a part, as a delta of its own before it.

@@ -20,18 +20,19 @@ import structlog
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
-from gateway.realtime.commands import ClientCommand, CreateResponse, UpdateSession
-from gateway.realtime.connection import CLOSE_TIMEOUT, LARGE_MESSAGE, Connection
 from gateway.realtime.dialects import Edge
-from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.endpoint import CLOSE_TIMEOUT, LARGE_MESSAGE, Connection, Endpoint
 from gateway.realtime.errors import Kind, Verdict, classify_close
 from gateway.realtime.events import (
     AudioDelta,
+    ClientCommand,
+    CreateResponse,
     OtherEvent,
     ResponseCreated,
     ServerError,
     ServerEvent,
     SessionUpdated,
+    UpdateSession,
 )
 from gateway.realtime.parse import BadEvent, is_known_type
 from gateway.realtime.session_object import (

@@ -13,9 +13,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gateway.realtime.commands import CreateResponse
 from gateway.realtime.errors import Kind, classify_error
-from gateway.realtime.events import ServerError
+from gateway.realtime.events import CreateResponse, ServerError
 
 Codec = Literal["PCMU", "PCMA"]
 

@@ -25,16 +25,15 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.http11 import Response
 
-from gateway.realtime.commands import UpdateSession
-from gateway.realtime.connection import (
+from gateway.realtime.dialects import GA, Edge
+from gateway.realtime.endpoint import (
     CLOSE_TIMEOUT,
     LARGE_MESSAGE,
     MAX_MESSAGE,
     Connection,
+    Endpoint,
     discard,
 )
-from gateway.realtime.dialects import GA, Edge
-from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import (
     Kind,
     Verdict,
@@ -44,7 +43,13 @@ from gateway.realtime.errors import (
     classify_handshake,
     classify_network,
 )
-from gateway.realtime.events import ServerError, ServerEvent, SessionCreated, SessionUpdated
+from gateway.realtime.events import (
+    ServerError,
+    ServerEvent,
+    SessionCreated,
+    SessionUpdated,
+    UpdateSession,
+)
 from gateway.realtime.parse import BadEvent
 from gateway.realtime.resampled import ResampledSession
 from gateway.realtime.session import (

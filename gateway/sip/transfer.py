@@ -15,8 +15,7 @@ from gateway.addresses import host_of
 from gateway.sip.calls import CallServices
 from gateway.sip.leg import Leg, ReferProgress
 from gateway.sip.media.conference import ConferenceLink
-from gateway.sip.messages.headers import headers_of, text_of, uri_of
-from gateway.sip.messages.refer_to import refer_to_of, sip_target
+from gateway.sip.messages.headers import headers_of, refer_to_of, sip_target, text_of, uri_of
 from gateway.sip.trunks.accounts import Account
 from gateway.sip.types import Invite
 from gateway.text import matched

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.realtime.dialects.edge import Pcm24
+from gateway.realtime.dialects.dialect import Pcm24
 from tests.support import figures
 from tests.support.harness import PATIENT, GatewayStack
 from tests.support.listening import Spoken, assert_continuous, is_silence

@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 
 from websockets.asyncio.server import ServerConnection, serve
 
-from gateway.realtime.commands import CreateResponse
 from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.events import CreateResponse
 from gateway.realtime.parse import parse_event
 from gateway.realtime.session import Session
 from gateway.realtime.session_object import session_object

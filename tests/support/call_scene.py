@@ -16,23 +16,21 @@ from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord, LegRecord
 from gateway.call.machine import CallMachine, State
 from gateway.call.plan import CallPlan
-from gateway.realtime.commands import (
+from gateway.realtime.errors import Kind, Verdict
+from gateway.realtime.events import (
+    AudioDelta,
+    AudioDone,
     CancelResponse,
     ClientCommand,
     CreateItem,
     CreateResponse,
     DeleteItem,
-    TruncateItem,
-)
-from gateway.realtime.errors import Kind, Verdict
-from gateway.realtime.events import (
-    AudioDelta,
-    AudioDone,
     ResponseCreated,
     ResponseDone,
     ServerError,
     ServerEvent,
     SpeechStarted,
+    TruncateItem,
 )
 from tests.support.official_types import check_client_event
 

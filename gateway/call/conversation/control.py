@@ -23,7 +23,7 @@ from gateway.call.outputs import Output, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playout.playback import Playback, Playout
 from gateway.call.tools.definitions import TRANSFER_CALL, ToolCallError
-from gateway.realtime.commands import (
+from gateway.realtime.events import (
     CancelResponse,
     ClientCommand,
     CreateItem,

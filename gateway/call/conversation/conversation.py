@@ -47,19 +47,17 @@ from gateway.call.tools.commands import (
 )
 from gateway.call.tools.definitions import TRANSFER_CALL, ToolCallError
 from gateway.call.tools.function_calls import Functions
-from gateway.realtime.commands import (
-    UNNAMED,
-    CancelResponse,
-    ClientCommand,
-    CreateItem,
-    CreateResponse,
-)
 from gateway.realtime.errors import Kind, classify_error
 from gateway.realtime.events import (
+    UNNAMED,
     AgentTranscript,
     AgentTranscriptDelta,
     AudioDelta,
     AudioDone,
+    CancelResponse,
+    ClientCommand,
+    CreateItem,
+    CreateResponse,
     InputCommitted,
     InputTranscribed,
     ItemTruncated,

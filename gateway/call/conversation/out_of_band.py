@@ -14,8 +14,14 @@ from typing import Any
 
 from gateway.call.call_record import CallTimeline, OutOfBandResponse
 from gateway.call.outputs import OutOfBandDone, Output, Send
-from gateway.realtime.commands import ClientCommand, CreateResponse
-from gateway.realtime.events import ResponseCreated, ResponseDone, ServerError, ServerEvent
+from gateway.realtime.events import (
+    ClientCommand,
+    CreateResponse,
+    ResponseCreated,
+    ResponseDone,
+    ServerError,
+    ServerEvent,
+)
 
 KEY = "gateway_out_of_band"
 """Key of the metadata by which an out-of-band response is known."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 
-from gateway.realtime.commands import CreateResponse
+from gateway.realtime.events import CreateResponse
 
 MAX_WAITING = 8
 """Requests kept while a response runs. Each stands for something the caller did; of more than

@@ -17,14 +17,15 @@ from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, message
 from gateway.call.outputs import Output, Send
 from gateway.call.playout.tracker import Heard
-from gateway.realtime.commands import CreateItem, UpdateSession
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,
+    CreateItem,
     InputCommitted,
     InputTranscribed,
     ItemDeleted,
     ResponseDone,
+    UpdateSession,
 )
 
 MAX_ENTRIES = 2000

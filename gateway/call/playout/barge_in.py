@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from gateway.call.conversation.control import ConversationControl
 from gateway.call.outputs import Output, Pause, Send
-from gateway.realtime.commands import CreateResponse, DeleteItem
 from gateway.realtime.events import (
     AgentTranscriptDelta,
+    CreateResponse,
+    DeleteItem,
     InputCommitted,
     InputTranscribed,
     SpeechStarted,

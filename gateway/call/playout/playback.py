@@ -18,8 +18,14 @@ from gateway.audio.g711 import BYTES_PER_MS
 from gateway.call.call_record import CallTimeline, Interruption
 from gateway.call.outputs import Output, Play, Send
 from gateway.call.playout.tracker import Heard, PlayoutTracker
-from gateway.realtime.commands import ClientCommand, DeleteItem, TruncateItem
-from gateway.realtime.events import AudioDelta, AudioDone, ServerError
+from gateway.realtime.events import (
+    AudioDelta,
+    AudioDone,
+    ClientCommand,
+    DeleteItem,
+    ServerError,
+    TruncateItem,
+)
 
 _SHORTER = re.compile(r"Audio content of (\d+)\s*ms is already shorter than (\d+)\s*ms")
 _RESENT = 32

@@ -9,7 +9,7 @@ from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.ending import EndReason
 from gateway.call.inputs import BudgetThreshold, Input
 from gateway.call.outputs import Output
-from gateway.realtime.commands import CreateResponse
+from gateway.realtime.events import CreateResponse
 
 
 class Budget:

@@ -16,8 +16,7 @@ from gateway.call import inputs
 from gateway.call.call_record import ContextTrim
 from gateway.call.conversation.control import ConversationControl, message
 from gateway.call.outputs import Output, Send
-from gateway.realtime.commands import CreateItem, DeleteItem
-from gateway.realtime.events import ItemAdded, ItemDeleted, ResponseDone
+from gateway.realtime.events import CreateItem, DeleteItem, ItemAdded, ItemDeleted, ResponseDone
 
 MAX_ITEMS = 5000
 """Items known of one session; the oldest are forgotten here first, and stay there."""

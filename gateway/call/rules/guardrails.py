@@ -23,10 +23,10 @@ from gateway.call.ending import EndReason
 from gateway.call.outputs import CheckContent, Output
 from gateway.call.plan import GuardrailPlan
 from gateway.call.tools.commands import Show, Tell
-from gateway.realtime.commands import CreateResponse
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,
+    CreateResponse,
     InputCommitted,
     InputTranscribed,
     ResponseCreated,

@@ -15,9 +15,8 @@ from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.ending import EndReason
 from gateway.call.outputs import Output, PlaySound
-from gateway.realtime.commands import CreateResponse
 from gateway.realtime.errors import classify_error
-from gateway.realtime.events import ResponseDone
+from gateway.realtime.events import CreateResponse, ResponseDone
 
 GOES_ON = "Go on exactly where you were cut off, without repeating anything."
 

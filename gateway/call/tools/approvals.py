@@ -21,8 +21,9 @@ from gateway.call.inputs import (
 )
 from gateway.call.outputs import Output, RequestApproval, Send
 from gateway.call.plan import ApprovalRule
-from gateway.realtime.commands import CreateItem, CreateResponse
 from gateway.realtime.events import (
+    CreateItem,
+    CreateResponse,
     ItemAdded,
     OtherEvent,
     ResponseCreated,

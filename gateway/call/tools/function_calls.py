@@ -22,8 +22,7 @@ from gateway.call.tools.definitions import (
     ToolCallError,
     language_of,
 )
-from gateway.realtime.commands import CreateResponse, UpdateSession
-from gateway.realtime.events import ResponseDone
+from gateway.realtime.events import CreateResponse, ResponseDone, UpdateSession
 
 MAX_RUNNING = 8
 """Tool functions that run at a time for one call; a model that wants more is in a loop."""

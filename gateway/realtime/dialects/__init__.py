@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from gateway.realtime.dialects.beta import AzurePreview, Beta
-from gateway.realtime.dialects.dialect import Dialect, Ga
-from gateway.realtime.dialects.edge import Edge
+from gateway.realtime.dialects.dialect import Dialect, Edge, Ga
 
 __all__ = ["DIALECTS", "GA", "Dialect", "Edge"]
 

@@ -30,12 +30,14 @@ from gateway.sip.messages.replies import (
     reply_outside,
 )
 from gateway.sip.messages.sdp import Media, Objection
-from gateway.sip.messages.unread import STRIPPED, mended, stripped
 from gateway.sip.messages.validation import (
+    STRIPPED,
     InvalidMessage,
     flaw_of,
+    mended,
     refused_address,
     request_flaw,
+    stripped,
 )
 from gateway.sip.negotiation import Negotiation
 from gateway.sip.rate_limits import RefusalLog, SourceBuckets, TokenBucket

@@ -10,9 +10,8 @@ import pytest
 
 from gateway.call.plan import Destination, FallbackStep, ServerPlan, ToolsPlan, TransferPlan
 from gateway.call.tools.commands import OperatorTransfer
-from gateway.realtime.commands import CreateItem
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.events import InputCommitted, InputTranscribed
+from gateway.realtime.events import CreateItem, InputCommitted, InputTranscribed
 from gateway.sip.leg import ReferProgress
 from gateway.sip.types import LegEnd
 from tests.support.call_fakes import FakeCall, settle

@@ -14,9 +14,8 @@ from gateway.bridge.dialplan_lookup import DataLookup, Prepared
 from gateway.bridge.sessions import SessionPlan, Sessions
 from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan
-from gateway.realtime.commands import CancelResponse
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.events import OtherEvent, ResponseDone
+from gateway.realtime.events import CancelResponse, OtherEvent, ResponseDone
 from tests.support.call_fakes import FakeServer, Fed, settle
 
 FIRST, OTHER = Endpoint("ws://first/v1/realtime"), Endpoint("ws://other/v1/realtime")

@@ -21,8 +21,7 @@ from gateway.call.plan import (
     ToolsPlan,
     TransferPlan,
 )
-from gateway.realtime.commands import CreateItem
-from gateway.realtime.events import ItemAdded, OtherEvent, ResponseDone
+from gateway.realtime.events import CreateItem, ItemAdded, OtherEvent, ResponseDone
 from tests.support.call_scene import Scene, audio, audio_done, created, done, key
 from tests.unit.call.test_function_calls import outputs_of
 

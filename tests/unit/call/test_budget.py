@@ -8,7 +8,7 @@ from dataclasses import replace
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.plan import BudgetPlan, CallPlan, Destination, FunctionPlan, TransferPlan
-from gateway.realtime.commands import UpdateSession
+from gateway.realtime.events import UpdateSession
 from tests.support.call_scene import (
     BYE,
     OUR_END,

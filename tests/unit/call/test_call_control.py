@@ -25,7 +25,7 @@ from gateway.call.plan import (
 )
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import OperatorTransfer, TransferTo
-from gateway.realtime.commands import CreateItem
+from gateway.realtime.events import CreateItem
 from tests.support.call_scene import (
     ACK,
     BYE,

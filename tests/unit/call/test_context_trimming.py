@@ -10,8 +10,9 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call.conversation.out_of_band import KEY
 from gateway.call.plan import CallPlan, ContentPlan, ContextPlan, LimitsPlan
-from gateway.realtime.commands import CreateItem, DeleteItem
 from gateway.realtime.events import (
+    CreateItem,
+    DeleteItem,
     InputCommitted,
     InputTranscribed,
     ItemAdded,

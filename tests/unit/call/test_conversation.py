@@ -11,13 +11,14 @@ from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.machine import State
 from gateway.call.plan import CallPlan, DtmfPlan, ServerPlan
-from gateway.realtime.commands import CreateItem, TruncateItem
 from gateway.realtime.events import (
     AgentTranscript,
+    CreateItem,
     InputTranscribed,
     ItemTruncated,
     OtherEvent,
     SpeechStopped,
+    TruncateItem,
 )
 from tests.support.call_scene import (
     SPEECH,

@@ -23,8 +23,7 @@ from gateway.call.plan import (
     TransferPlan,
 )
 from gateway.call.tools.commands import CallCommand, EndCall, Say, Tell, TransferTo
-from gateway.realtime.commands import CreateItem, CreateResponse, UpdateSession
-from gateway.realtime.events import AgentTranscript
+from gateway.realtime.events import AgentTranscript, CreateItem, CreateResponse, UpdateSession
 from tests.support.call_scene import SPEECH, Scene, audio, audio_done, created, done, key, said
 
 

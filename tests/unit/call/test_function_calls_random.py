@@ -21,7 +21,7 @@ from gateway.call.plan import (
     LimitsPlan,
     ToolsPlan,
 )
-from gateway.realtime.commands import CreateItem, CreateResponse
+from gateway.realtime.events import CreateItem, CreateResponse
 from tests.support.call_scene import SPEECH, Scene, audio, audio_done, created, done, key
 
 

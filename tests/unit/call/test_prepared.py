@@ -10,8 +10,7 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.plan import ApprovalRule, CallPlan, DtmfPlan, LanguagePlan, ToolsPlan
-from gateway.realtime.commands import CreateItem, CreateResponse, UpdateSession
-from gateway.realtime.events import ServerError
+from gateway.realtime.events import CreateItem, CreateResponse, ServerError, UpdateSession
 from tests.support.call_scene import (
     ACK,
     CANCEL,

@@ -34,20 +34,17 @@ from gateway.call.plan import (
     UserIdlePlan,
 )
 from gateway.call.tools.commands import CallCommand, EndCall, Say, Tell, TransferTo
-from gateway.realtime.commands import (
-    CancelResponse,
-    ClientCommand,
-    CreateItem,
-    CreateResponse,
-    DeleteItem,
-    TruncateItem,
-)
 from gateway.realtime.errors import ERROR_CODES
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,
     AudioDelta,
     AudioDone,
+    CancelResponse,
+    ClientCommand,
+    CreateItem,
+    CreateResponse,
+    DeleteItem,
     InputCommitted,
     InputTranscribed,
     ItemTruncated,
@@ -58,6 +55,7 @@ from gateway.realtime.events import (
     ServerEvent,
     SpeechStarted,
     SpeechStopped,
+    TruncateItem,
 )
 from tests.support.call_scene import BYE, CANCEL, FAULT, LOST, OUR_END, REFUSED, UNREACHABLE
 

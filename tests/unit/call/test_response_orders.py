@@ -35,10 +35,11 @@ from gateway.call.plan import (
     UserIdlePlan,
 )
 from gateway.call.tools.commands import Say
-from gateway.realtime.commands import CancelResponse, CreateResponse
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,
+    CancelResponse,
+    CreateResponse,
     InputCommitted,
     InputTranscribed,
     ItemAdded,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.call.conversation.responses import MAX_WAITING, UNANSWERED_SECONDS, ResponseGate
-from gateway.realtime.commands import CreateResponse
+from gateway.realtime.events import CreateResponse
 
 
 def _wish(number: int) -> CreateResponse:

@@ -7,8 +7,13 @@ import pytest
 
 from gateway.call.playout.playback import Truncations
 from gateway.call.playout.tracker import Heard
-from gateway.realtime.commands import ClientCommand, CreateResponse, DeleteItem, TruncateItem
-from gateway.realtime.events import ServerError
+from gateway.realtime.events import (
+    ClientCommand,
+    CreateResponse,
+    DeleteItem,
+    ServerError,
+    TruncateItem,
+)
 
 
 def _heard(played: int, received: int, item_heard: bool | None = None) -> Heard:

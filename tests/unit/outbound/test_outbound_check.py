@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.planning.check import check
-from gateway.sip.messages.refer_to import refer_to_of, sip_target
+from gateway.sip.messages.headers import refer_to_of, sip_target
 from gateway.sip.settings import Peer, Trunk
 from gateway.sip.trunks.matching import Challenged, Challenges, Trunks
 

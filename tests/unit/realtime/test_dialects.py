@@ -21,10 +21,10 @@ from gateway.audio.g711 import Codec
 from gateway.config import ConfigError, load_config
 from gateway.planning.check import check
 from gateway.realtime import events
-from gateway.realtime.commands import CreateItem, CreateResponse, TruncateItem, UpdateSession
 from gateway.realtime.dialects import DIALECTS, GA, Edge
-from gateway.realtime.dialects.edge import DELAY_MS, Pcm24
+from gateway.realtime.dialects.dialect import DELAY_MS, Pcm24
 from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.events import CreateItem, CreateResponse, TruncateItem, UpdateSession
 from gateway.realtime.parse import parse_event
 from gateway.realtime.session import Session
 from gateway.realtime.session_object import session_object

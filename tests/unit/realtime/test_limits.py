@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.realtime.connection import MAX_FRAGMENTS, MAX_MESSAGE
+from gateway.realtime.endpoint import MAX_FRAGMENTS, MAX_MESSAGE
 from gateway.realtime.events import AudioDelta, ResponseCreated
 from gateway.realtime.parse import MAX_AUDIO_TEXT, MAX_VALUES, BadEvent, parse_event
 from tests.support.scripted_realtime import Heard, Peer, opened, serving

@@ -16,7 +16,7 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call.plan import CallPlan, InterruptionPlan
 from gateway.realtime.dialects import DIALECTS
-from gateway.realtime.dialects.edge import Edge
+from gateway.realtime.dialects.dialect import Edge
 from gateway.realtime.events import ServerEvent
 from gateway.realtime.parse import BadEvent, parse_event
 from tests.support.call_scene import Scene, said

@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from gateway.dialplan import load_dialplan
-from gateway.realtime.commands import (
+from gateway.realtime.events import (
     CancelResponse,
     ClientCommand,
     CreateItem,

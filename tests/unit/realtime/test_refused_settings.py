@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from gateway.realtime.commands import CreateResponse, UpdateSession
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.events import ServerError
+from gateway.realtime.events import CreateResponse, ServerError, UpdateSession
 from gateway.realtime.session import Session
 from gateway.realtime.session_object import (
     MAX_REFUSED,

@@ -12,22 +12,20 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.server import ServerProtocol
 
-from gateway.realtime.commands import (
+from gateway.realtime.errors import Kind
+from gateway.realtime.events import (
+    AudioDelta,
     CancelResponse,
     ClientCommand,
     CreateItem,
     CreateResponse,
     DeleteItem,
-    TruncateItem,
-    UpdateSession,
-)
-from gateway.realtime.errors import Kind
-from gateway.realtime.events import (
-    AudioDelta,
     OtherEvent,
     ServerError,
     SessionUpdated,
     SpeechStarted,
+    TruncateItem,
+    UpdateSession,
 )
 from gateway.realtime.session import REQUEST_KEY, WRITE_BUFFER_LIMIT, Session
 from tests.support.scripted_realtime import Heard, Peer, Server, client_tasks, opened, serving

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.realtime.commands import UpdateSession
+from gateway.realtime.events import UpdateSession
 from gateway.realtime.session_object import Codec, format_of, session_object
 
 SERVER_VAD = {

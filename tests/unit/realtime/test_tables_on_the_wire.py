@@ -8,7 +8,6 @@ from typing import Any
 
 from gateway.devtools.emulator.limits import CLOSE_CODES as SENDABLE
 from gateway.devtools.emulator.server import Emulator
-from gateway.realtime.commands import CreateResponse
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import (
     CLOSE_CODES,
@@ -21,7 +20,7 @@ from gateway.realtime.errors import (
     classify_error,
     classify_handshake,
 )
-from gateway.realtime.events import ResponseDone, ServerError
+from gateway.realtime.events import CreateResponse, ResponseDone, ServerError
 from gateway.realtime.session import Session
 from gateway.realtime.session_object import session_object
 from gateway.realtime.setup import SetupFailed, open_session

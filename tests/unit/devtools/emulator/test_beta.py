@@ -18,10 +18,15 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from gateway.devtools.emulator.server import Emulator
-from gateway.realtime.commands import CreateResponse
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.events import AgentTranscript, AudioDelta, AudioDone, ResponseDone
+from gateway.realtime.events import (
+    AgentTranscript,
+    AudioDelta,
+    AudioDone,
+    CreateResponse,
+    ResponseDone,
+)
 from gateway.realtime.session_object import session_object
 from gateway.realtime.setup import open_session
 from tests.support.emulator_client import END_CALL, Client, with_emulator

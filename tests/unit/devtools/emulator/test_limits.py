@@ -17,10 +17,9 @@ from gateway.devtools.emulator.client_events import McpTool
 from gateway.devtools.emulator.limits import Limits, RateLimits
 from gateway.devtools.emulator.script import BUILT_IN
 from gateway.devtools.emulator.server import AZURE_PATH, PREVIEW_PATH, Emulator
-from gateway.realtime.commands import CreateResponse
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind
-from gateway.realtime.events import ResponseDone
+from gateway.realtime.events import CreateResponse, ResponseDone
 from gateway.realtime.session_object import session_object
 from gateway.realtime.setup import SetupFailed, open_session
 from tests.support.emulator_client import PCMU_SESSION, session, with_emulator

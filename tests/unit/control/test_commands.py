@@ -13,7 +13,7 @@ from gateway.bridge.call_controller import OutOfBandWaiters
 from gateway.call.call_record import CallRecord
 from gateway.call.outputs import OutOfBandDone
 from gateway.call.tools.commands import RequestOutOfBand, Say
-from gateway.control.content import ContentCommands, call_named
+from gateway.control.commands import ContentCommands, call_named
 from gateway.control.server import RefusedError
 
 
