@@ -69,6 +69,17 @@ def _prefer(nice: int) -> None:
     show_default=True,
     help="How sessions speak: a delta every 20 ms, or answers of 200 ms deltas five times as fast.",
 )
+@click.option(
+    "--ptime",
+    type=click.Choice(["20", "40", "60"]),
+    default="20",
+    show_default=True,
+    help="Length of the measured telephones' packets, ms.",
+)
+@click.option("--loss", type=click.FloatRange(0, 50), default=0.0, help="Their loss, percent.")
+@click.option(
+    "--jitter", type=click.FloatRange(0, 200), default=0.0, help="Their delay, 0 to so many ms."
+)
 @click.option("--no-floor", is_flag=True, help="Leave pjsip's own loop-back out.")
 @click.option("--no-setup", is_flag=True, help="Leave set-up time and calls per second out.")
 @click.option(
@@ -90,6 +101,9 @@ def main(
     quick: bool,
     repetitions: int | None,
     mode: str,
+    ptime: str,
+    loss: float,
+    jitter: float,
     no_floor: bool,
     no_setup: bool,
     nice: int,
@@ -102,6 +116,7 @@ def main(
     timing = QUICK if quick else Timing()
     if repetitions is not None:
         timing = Timing(repetitions, timing.warm_up, timing.steady, timing.probe, timing.barge)
+    network = {"ptime": float(ptime), "loss_percent": loss, "jitter_ms": jitter}
     work = output / "run"
     shutil.rmtree(work, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
@@ -130,7 +145,9 @@ def main(
                 if not no_floor:
                     done.append(run_floor(work / f"floor-{calls}", calls, timing, say))
                     report.line(console, done[-1])
-                level = GatewayLevel(work / f"gateway-{calls}", calls, timing, say, mode).run()
+                level = GatewayLevel(
+                    work / f"gateway-{calls}", calls, timing, say, mode, network
+                ).run()
                 done.append(level)
                 report.line(console, level)
             if not no_setup:
@@ -145,6 +162,7 @@ def main(
         "seconds": round(time.time() - started),
         "timing": asdict(timing),
         "mode": mode,
+        "network": network,
         "levels": [
             {**asdict(level), "cpu_per_call": level.cpu_per_call, "threads": level.threads}
             for level in done

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,11 +161,15 @@ def _end(callers: sipp.Callers | None) -> None:
 
 
 def _join(
-    phone: Worker, target: tuple[str, int], count: int, others_up: Callable[[], bool]
+    phone: Worker,
+    target: tuple[str, int],
+    count: int,
+    others_up: Callable[[], bool],
+    network: Mapping[str, float] | None = None,
 ) -> None:
     wait_for("SIPp's calls are up", others_up, READY_SECONDS + 30)
     phone.ask("forget")
-    phone.ask("call", gateway=list(target), count=count, user="measured")
+    phone.ask("call", gateway=list(target), count=count, user="measured", network=network or {})
 
     def up() -> bool:
         lines = phone.ask("count")["measured"]
@@ -201,10 +205,19 @@ class GatewayLevel:
     """The gateway under load; :meth:`run` gives its figures."""
 
     def __init__(
-        self, folder: Path, calls: int, timing: Timing, say: Say, mode: str = "steady"
+        self,
+        folder: Path,
+        calls: int,
+        timing: Timing,
+        say: Say,
+        mode: str = "steady",
+        network: Mapping[str, float] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._timing, self._say, self._mode = folder, timing, say, mode
+        self._network = network
+        """What RTP of the measured telephones goes through: ``ptime``, ``loss_percent``,
+        ``jitter_ms``."""
         self.level = Level("gateway", calls, measured_of(calls))
         self._up: list[float] = []
         self._down: list[float] = []
@@ -240,6 +253,7 @@ class GatewayLevel:
                     gateway.address,
                     level.measured,
                     lambda: endpoint.ask("count")["live"].get("bulk", 0) >= mass,
+                    self._network,
                 )
                 wait_for(
                     "measured calls are heard",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Telephones whose every packet has a mark and a time, and callers by the dozen.
 
-A process of its own (``python -m tests.load.phone``) that obeys JSON lines. RTP is sent every
-20 ms by one clock, the calls evenly apart, without a jitter buffer; arrivals are stamped by the
-kernel, so that a reader that is late does not count.
+A process of its own (``python -m tests.load.phone``) that obeys JSON lines. RTP is sent by
+one clock, every 20 ms where nothing else is asked for, the calls evenly apart, without a jitter
+buffer; arrivals are stamped by the kernel, so that a reader that is late does not count.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import marks
@@ -46,8 +46,21 @@ def _bound() -> socket.socket:
 class Line:
     """One call and its RTP. ``number`` is what its marks say."""
 
-    def __init__(self, phone: Phone, target: tuple[str, int], user: str, *, keep: bool) -> None:
+    def __init__(
+        self,
+        phone: Phone,
+        target: tuple[str, int],
+        user: str,
+        *,
+        keep: bool,
+        network: Mapping[str, float] | None = None,
+    ) -> None:
         self.phone = phone
+        network = network or {}
+        self._frames = int(network.get("ptime", 20)) // 20
+        """In a packet."""
+        self._loss = network.get("loss_percent", 0.0) / 100
+        self._jitter_ns = network.get("jitter_ms", 0.0) * 1e6
         self.number = phone.next_number()
         self.rtp = _bound()
         self.keep = keep
@@ -65,24 +78,36 @@ class Line:
         )
 
     def speak(self, now: int) -> None:
-        """Send the frame that is due; the clock calls again 20 ms after the last one was."""
+        """Send the packet that is due, through the network that this line has."""
         if self.closed or self.sip.outcome or self._silent or self.sip.media is None:
             return
         self.phone.late.append(now - self.due)
+        first = self.sequence
+        if random.random() >= self._loss:  # what the network loses is not among what was sent
+            if self._jitter_ns:
+                when = now + int(random.uniform(0, self._jitter_ns))
+                self.phone.at(when, lambda _now: self._send(first))
+            else:
+                self._send(first)
+        self.sequence += self._frames
+        self.due += self._frames * FRAME_NS
+        self.phone.at(self.due, self.speak)
+
+    def _send(self, first: int) -> None:
+        number, frames = first // self._frames, range(first, first + self._frames)
         packet = _HEADER.pack(
-            0x80, 0, self.sequence & 0xFFFF, self.sequence * marks.FRAME, 0x10AD0000 + self.number
-        ) + marks.frame(self.number, self.sequence)
+            0x80, 0, number & 0xFFFF, first * marks.FRAME, 0x10AD0000 + self.number
+        ) + b"".join(marks.frame(self.number, frame) for frame in frames)
         at = time.monotonic_ns()
+        if self.closed or self.sip.media is None:
+            return
         try:
             self.rtp.sendto(packet, self.sip.media)
         except OSError:
             self._silent = True  # the other side has closed its port: the call is about to end
             return
         if self.keep:
-            self.sent.append((self.number, self.sequence, at))
-        self.sequence += 1
-        self.due += FRAME_NS
-        self.phone.at(self.due, self.speak)
+            self.sent += [(self.number, frame, at) for frame in frames]
 
     def listen(self) -> None:
         """Take what has come."""
@@ -204,8 +229,15 @@ class Phone:
             line.sip.on_time(now)
             self._watch(line)
 
-    def _dial(self, target: tuple[str, int], user: str, *, keep: bool) -> Line:
-        line = Line(self, target, user, keep=keep)
+    def _dial(
+        self,
+        target: tuple[str, int],
+        user: str,
+        *,
+        keep: bool,
+        network: Mapping[str, float] | None = None,
+    ) -> Line:
+        line = Line(self, target, user, keep=keep, network=network)
         self._lines[line.sip.call_id] = line
         line.sip.invite(time.monotonic_ns())
         self._watch(line)
@@ -249,7 +281,10 @@ class Phone:
             case "call":
                 target = tuple(command["gateway"])
                 for _ in range(command["count"]):
-                    self._measured.append(self._dial(target, command["user"], keep=True))
+                    line = self._dial(
+                        target, command["user"], keep=True, network=command.get("network")
+                    )
+                    self._measured.append(line)
             case "knock":
                 self._knock(command, command["count"], time.monotonic_ns())
             case "count":
