@@ -401,14 +401,21 @@ def invite(site: Site, transport: str, headers: int, body: int) -> tuple[str, by
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
 @pytest.mark.parametrize(
     ("headers", "body", "code"),
-    [(9_300, 0, 513), (0, 9_300, 513), (0, 60_000, 513), (6_000, 0, 200), (0, 6_500, 200)],
+    [
+        (9_300, 0, 513),
+        (0, 9_300, 513),
+        (0, 60_000, 513),
+        (0, 900_000, 513),
+        (6_000, 0, 200),
+        (0, 6_500, 200),
+    ],
 )
 async def test_a_large_invite_over_a_connection(
     hurried: Site, transport: str, headers: int, body: int, code: int
 ) -> None:
     """Served in parts as they come, or refused with 513 and closed: it is never half read.
 
-    Who still sends when the gateway closes may see the reset before the 513.
+    Who still sends is let finish, so that the 513 is read and not lost with a reset.
     """
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -422,6 +429,8 @@ async def test_a_large_invite_over_a_connection(
             for at in range(0, len(request), 1400):
                 writer.write(request[at : at + 1400])
                 await writer.drain()
+                if at == 14_000:  # the gateway has answered while the rest is still to come
+                    await hurried.gateway.wait("sip.rejected", code=513)
             while status < "200":
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 length = int(head.lower().partition("content-length:")[2].split("\r\n")[0])
@@ -430,8 +439,6 @@ async def test_a_large_invite_over_a_connection(
                 assert f"Call-ID: {call_id}" in head
             if code != 200:
                 assert await reader.read() == b""
-    except ConnectionError:
-        assert (code, bool(body)) == (513, True)
     finally:
         writer.close()
     if code == 200:
@@ -439,6 +446,6 @@ async def test_a_large_invite_over_a_connection(
         await asyncio.to_thread(ask, hurried.folder / "control", "hangup", call=name)
         await hurried.gateway.wait("call.summary", call=call_id)
     else:
-        assert status in ("100", "513")
+        assert status == "513"
         await hurried.gateway.wait("sip.rejected", code=513)
         assert not hurried.gateway.ids_of(call_id)

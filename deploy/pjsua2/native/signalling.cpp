@@ -7,6 +7,7 @@
 #include <openssl/crypto.h>
 
 #include <cstring>
+#include <list>
 
 extern "C" {
 #include <pjsua-lib/pjsua_internal.h>
@@ -16,6 +17,8 @@ namespace pj {
 namespace {
 
 constexpr int kPass = -1, kDrop = 0, kServerError = 500;
+constexpr size_t kLingerBytes = 1024 * 1024, kMostLingering = 64;
+constexpr long kLingerSeconds = 2;
 constexpr int kBeforeAllLayers = 1;  // the transport layer is 8, transactions 16, dialogs 32
 constexpr int kJustBeforePjsua = PJSIP_MOD_PRIORITY_APPLICATION - 1;
 
@@ -94,6 +97,15 @@ struct NativeSignalling::State {
         bool done;
     };
     static unsigned watches;
+
+    // A connection of which no more is read than to throw it away. Closed with data unread, it would
+    // be reset, and the answer lost with it, while its sender is still writing.
+    struct Lingering {
+        pjsip_transport *transport;
+        size_t left;
+        pj_timer_entry timer;
+    };
+    static std::list<Lingering> lingering;
 
     static void init_module(pjsip_module &module, const char *name, int priority)
     {
@@ -195,7 +207,8 @@ struct NativeSignalling::State {
 
     static pj_bool_t on_first(pjsip_rx_data *rdata)
     {
-        if (screen("on_message", rdata))
+        if (thrown_away(rdata->tp_info.transport, (size_t)rdata->msg_info.len) ||
+            screen("on_message", rdata))
             return PJ_TRUE;
         make_reachable(rdata);
         moveGate(rdata);
@@ -267,6 +280,8 @@ struct NativeSignalling::State {
     {
         if (!current)
             return PJ_TRUE;
+        if (thrown_away(rdata->tp_info.transport, (size_t)rdata->msg_info.len))
+            return PJ_TRUE;
         unsigned before = current->failures_;
         Decision decision;
         ask("on_message", rdata, decision);
@@ -326,6 +341,8 @@ struct NativeSignalling::State {
         if (!current || !rdata || dropped->status == PJ_EIGNORED)
             return;
         pjsip_transport *transport = dropped->tp;
+        if (thrown_away(transport, dropped->len))
+            return;
         std::string answer = answer_to_unread(
             rdata, dropped->status == PJSIP_ERXOVERFLOW ? PJSIP_SC_MESSAGE_TOO_LARGE
                                                          : PJSIP_SC_BAD_REQUEST,
@@ -341,8 +358,51 @@ struct NativeSignalling::State {
                                  rdata->pkt_info.src_addr_len, nullptr, nullptr);
         }
         // Where the next message of a stream begins is known only if this one's end was found.
-        if (!(transport->flag & PJSIP_TRANSPORT_DATAGRAM) && dropped->status != PJSIP_EINVALIDMSG)
+        if (!(transport->flag & PJSIP_TRANSPORT_DATAGRAM) && dropped->status != PJSIP_EINVALIDMSG) {
+            linger(transport);
             pjsip_transport_shutdown2(transport, PJ_TRUE);
+        }
+    }
+
+    // Keeps a connection that is being shut down open for a while; beyond so many it is not kept.
+    static void linger(pjsip_transport *transport)
+    {
+        if (lingering.size() >= kMostLingering)
+            return;
+        lingering.push_back({transport, kLingerBytes, {}});
+        Lingering &entry = lingering.back();
+        pj_timer_entry_init(&entry.timer, 0, &entry, &on_lingered);
+        const pj_time_val delay = {kLingerSeconds, 0};
+        pj_status_t status =
+            pjsip_endpt_schedule_timer(pjsua_get_pjsip_endpt(), &entry.timer, &delay);
+        if (status == PJ_SUCCESS)
+            pjsip_transport_add_ref(transport);
+        else
+            lingering.pop_back();
+    }
+
+    static void on_lingered(pj_timer_heap_t *, pj_timer_entry *timer)
+    {
+        auto *entry = static_cast<Lingering *>(timer->user_data);
+        pjsip_transport *transport = entry->transport;
+        lingering.remove_if([entry](const Lingering &one) { return &one == entry; });
+        pjsip_transport_dec_ref(transport);
+    }
+
+    // Whether this came by a connection of which nothing is read any more.
+    static bool thrown_away(pjsip_transport *transport, size_t size)
+    {
+        for (Lingering &one : lingering) {
+            if (one.transport != transport)
+                continue;
+            one.left -= size < one.left ? size : one.left;
+            if (!one.left) {
+                pjsip_endpt_cancel_timer(pjsua_get_pjsip_endpt(), &one.timer);
+                on_lingered(nullptr, &one.timer);
+            }
+            return true;
+        }
+        return false;
     }
 
     static std::string answer_to_unread(pjsip_rx_data *rdata, int status, const void *data,
@@ -408,6 +468,7 @@ struct NativeSignalling::State {
 NativeSignalling *NativeSignalling::State::current = nullptr;
 pjsip_rx_data *NativeSignalling::State::deciding = nullptr;
 unsigned NativeSignalling::State::watches = 0;
+std::list<NativeSignalling::State::Lingering> NativeSignalling::State::lingering;
 
 NativeSignalling::NativeSignalling(PyObject *handler, unsigned retry_after)
     : state_(new State()), failures_(0)
@@ -456,6 +517,7 @@ void NativeSignalling::close()
         }
     }
     state_->opened = false;
+    State::lingering.clear();  // with the endpoint went their timers and connections
     if (State::current == this)
         State::current = nullptr;
     PyObject *handler = state_->handler;

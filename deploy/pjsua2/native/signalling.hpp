@@ -32,7 +32,8 @@ public:
      *  - on_options(token, status): the answer to an OPTIONS; 0 for none;
      *  - on_unread(source address, source port, transport, status, bytes): what the parser gave up
      *    (400) or the buffer does not hold (513). Returns the bytes to send back, none for nothing.
-     *    A connection whose next message would not be found any more is closed then.
+     *    A connection whose next message would not be found any more is closed then, after two
+     *    seconds in which what still comes is thrown away, so that the answer is read.
      *
      * message: source address, source port, transport (udp, tcp, tls), our address, pjsip's
      * handle of the connection, method, status

@@ -28,6 +28,7 @@ from gateway.sip.messages.replies import (
     name_of,
     reply_inside,
     reply_outside,
+    reply_to_required,
 )
 from gateway.sip.messages.sdp import Media, Objection
 from gateway.sip.messages.validation import (
@@ -219,9 +220,15 @@ class AccessControl:
             ):
                 rule = f"more than {REQUESTS_PER_SECOND:g} requests a second within a call"
                 return self._refuse(received, rule, Reply(_UNAVAILABLE))
-            answer = reply_inside(method, _first(headers, "event"))
+            answer = reply_to_required(method, headers.get("require", ())) or reply_inside(
+                method, headers, body_of(message)
+            )
             if answer is not None:
                 return self._decision(answer)
+        elif method != "INVITE":
+            answer = reply_to_required(method, headers.get("require", ()))
+            if answer is not None:
+                return self._answer(source, answer, now)
         return PASS
 
     def _stop(

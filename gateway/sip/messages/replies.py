@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gateway.sip.messages.headers import MAX_FIELD, headers_of
@@ -42,6 +43,12 @@ _UNKNOWN = Reply(501, _ALLOW)
 _BAD_EVENT = Reply(489, ("Allow-Events", "refer"))
 """RFC 6665 section 8.3.2."""
 
+_BAD_PACKAGE = Reply(469, ("Recv-Info", ""))
+"""RFC 6086 section 4.2.2: no package is taken."""
+
+EXTENSIONS = frozenset({"100rel", "norefersub", "replaces", "timer", "trickle-ice"})
+"""Option tags that the library says it supports (RFC 3261 section 20.37)."""
+
 
 def reply_outside(method: str) -> Reply | None:
     """For a new request outside of any dialog; None where pjsua has to see it."""
@@ -52,16 +59,52 @@ def reply_outside(method: str) -> Reply | None:
     return None if method in _KNOWN else _UNKNOWN
 
 
-def reply_inside(method: str, event: str) -> Reply | None:
-    """For a request inside a dialog of ours; ``event`` is its Event field (RFC 6665)."""
-    package = event.partition(";")[0].strip().lower()
+def reply_to_required(method: str, required: Iterable[str]) -> Reply | None:
+    """Refuse a request whose Require fields name an extension that is unknown (RFC 3261 8.2.2.3).
+
+    ACK and CANCEL are taken all the same. To a new INVITE the library says it.
+    """
+    tags = [tag.strip() for field in required for tag in field[:MAX_FIELD].split(",")]
+    unknown = [tag for tag in tags if tag and tag.lower() not in EXTENSIONS]
+    if method in ("ACK", "CANCEL") or not unknown:
+        return None
+    return Reply(420, ("Unsupported", ", ".join(unknown)))
+
+
+def reply_inside(method: str, headers: Mapping[str, tuple[str, ...]], body: str) -> Reply | None:
+    """For a request inside a dialog of ours; None where the library answers it.
+
+    A NOTIFY of a transfer goes to the library, which knows whether there was one (RFC 6665
+    section 4.1.3).
+    """
+
+    def first(name: str) -> str:
+        return media_type(next(iter(headers.get(name, ())), ""))
+
+    kind = first("content-type")
     if method == "OPTIONS":
         return Reply(200, _ALLOW)
-    if method == "SUBSCRIBE" or (method == "NOTIFY" and package != "refer"):
+    if method == "SUBSCRIBE":
         return _BAD_EVENT
+    if method == "NOTIFY" and first("event") != "refer":
+        return _NO_DIALOG
+    if method == "INFO" and first("info-package") and kind not in (RELAY, PLAIN):
+        return _BAD_PACKAGE
+    if method in ("INVITE", "UPDATE") and body.strip() and not _may_be_description(kind, headers):
+        return _NO_DESCRIPTION
     if method in ("MESSAGE", "REGISTER", "PUBLISH"):
         return _NOT_ALLOWED
     return None if method in _KNOWN else _UNKNOWN
+
+
+_NO_DESCRIPTION = Reply(415, ("Accept", "application/sdp"))
+"""RFC 3261 section 21.4.13."""
+
+
+def _may_be_description(kind: str, headers: Mapping[str, tuple[str, ...]]) -> bool:
+    disposition = ",".join(headers.get("content-disposition", ()))[:MAX_FIELD].lower()
+    optional = "handling=optional" in disposition.replace(" ", "")
+    return kind in ("", "application/sdp") or kind.startswith("multipart/") or optional
 
 
 RELAY = "application/dtmf-relay"

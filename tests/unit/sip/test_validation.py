@@ -6,7 +6,13 @@ from __future__ import annotations
 import pytest
 
 from gateway.sip.messages.headers import headers_of, name_addr_of, split_list
-from gateway.sip.messages.replies import name_of, reply_inside, reply_outside
+from gateway.sip.messages.replies import (
+    Reply,
+    name_of,
+    reply_inside,
+    reply_outside,
+    reply_to_required,
+)
 from gateway.sip.messages.validation import body_flaw_of, flaw_of
 
 GOOD = """INVITE sip:100@192.0.2.1 SIP/2.0
@@ -105,7 +111,7 @@ def test_addresses_are_split_where_they_end() -> None:
         ("INFO", 481, 0),
         ("UPDATE", 481, 0),
         ("PRACK", 481, 0),
-        ("NOTIFY", 481, 489),
+        ("NOTIFY", 481, 481),
         ("REFER", 405, 0),
         ("MESSAGE", 405, 405),
         ("SUBSCRIBE", 405, 489),
@@ -116,12 +122,53 @@ def test_addresses_are_split_where_they_end() -> None:
     ],
 )
 def test_replies(method: str, outside: int, inside: int) -> None:
-    found = [reply_outside(method), reply_inside(method, "presence")]
+    found = [reply_outside(method), reply_inside(method, {"event": ("presence",)}, "")]
     assert [reply.code if reply else 0 for reply in found] == [outside, inside]
 
 
+@pytest.mark.parametrize(
+    ("method", "fields", "unsupported"),
+    [
+        ("INVITE", ("100rel, Timer",), ""),
+        ("INVITE", ("",), ""),
+        ("INVITE", ("timer, timetravel", "flight"), "timetravel, flight"),
+        ("BYE", ("timetravel",), "timetravel"),
+        ("ACK", ("timetravel",), ""),
+        ("CANCEL", ("timetravel",), ""),
+    ],
+)
+def test_required_extensions(method: str, fields: tuple[str, ...], unsupported: str) -> None:
+    reply = reply_to_required(method, fields)
+    expected = Reply(420, ("Unsupported", unsupported)) if unsupported else None
+    assert reply == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "body", "code"),
+    [
+        ("INVITE", {"content-type": ("application/sdp",)}, "v=0", 0),
+        ("UPDATE", {"content-type": ("text/plain",)}, "x", 415),
+        ("INVITE", {"content-type": ("text/plain",)}, "", 0),
+        ("INVITE", {"content-type": ("multipart/mixed;boundary=b",)}, "x", 0),
+        (
+            "INVITE",
+            {"content-type": ("text/x",), "content-disposition": ("icon; handling=optional",)},
+            "x",
+            0,
+        ),
+        ("INFO", {"info-package": ("foo",), "content-type": ("text/plain",)}, "x", 469),
+        ("INFO", {"info-package": ("dtmf",), "content-type": ("application/dtmf-relay",)}, "x", 0),
+    ],
+)
+def test_bodies_inside_dialogs(
+    method: str, headers: dict[str, tuple[str, ...]], body: str, code: int
+) -> None:
+    reply = reply_inside(method, headers, body)
+    assert (reply.code if reply else 0) == code
+
+
 def test_notify_of_a_transfer_is_for_the_library() -> None:
-    assert reply_inside("NOTIFY", "Refer;id=1") is None
+    assert reply_inside("NOTIFY", {"event": ("Refer;id=1",)}, "") is None
 
 
 @pytest.mark.parametrize(
