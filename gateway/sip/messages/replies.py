@@ -46,7 +46,7 @@ _BAD_EVENT = Reply(489, ("Allow-Events", "refer"))
 _BAD_PACKAGE = Reply(469, ("Recv-Info", ""))
 """RFC 6086 section 4.2.2: no package is taken."""
 
-EXTENSIONS = frozenset({"100rel", "norefersub", "replaces", "timer", "trickle-ice"})
+EXTENSIONS = frozenset({"100rel", "norefersub", "replaces", "timer"})
 """Option tags that the library says it supports (RFC 3261 section 20.37)."""
 
 
