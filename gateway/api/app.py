@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from gateway import __version__
 from gateway.api.backend import Backend
 from gateway.api.feed import MAX_FOLLOWERS
+from gateway.api.hosted import add_hosted
 from gateway.api.tokens import Role, Token, recognized
 from gateway.control.server import RefusedError
 from gateway.records.database import Filter
@@ -115,6 +116,9 @@ def make_app(backend: Backend, tokens: tuple[Token, ...], local: bool = False) -
     _add_queries(app, backend, needs(Role.READONLY), needs(Role.OPERATOR))
     _add_commands(app, backend, needs(Role.OPERATOR))
     _add_administration(app, backend, needs(Role.ADMIN))
+    decides = any(token.role is Role.APPLICATION for token in tokens)
+    if backend.applications is not None and decides:
+        add_hosted(app, backend.applications, tokens)
     return app
 
 

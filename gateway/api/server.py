@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from gateway.api.tokens import Token
 
 STOP_SECONDS = 5.0
+MAX_MESSAGE_BYTES = 2 * 1024 * 1024
+"""Of a WebSocket: an image in a conversation has room in it."""
 BACKLOG = 128
 CONNECTIONS = 256
 """At a time; further ones get 503."""
@@ -92,7 +94,8 @@ class ApiServer:
                 log_config=None,
                 access_log=False,
                 lifespan="off",
-                ws="none",
+                ws="websockets-sansio",
+                ws_max_size=MAX_MESSAGE_BYTES,
                 server_header=False,
                 limit_concurrency=CONNECTIONS,
                 timeout_keep_alive=15,

@@ -15,8 +15,12 @@ SCHEME = "sha256:"
 
 
 class Role(IntEnum):
-    """What a token allows; each role may do all that the ones before it may."""
+    """What a token allows; each role may do all that the ones before it may.
 
+    An application has a side of the interface for itself: it decides over calls of its routes.
+    """
+
+    APPLICATION = 0
     READONLY = 1
     OPERATOR = 2
     ADMIN = 3
@@ -29,6 +33,8 @@ class Token:
     name: str
     role: Role
     hash: str
+    routes: tuple[str, ...] = ()
+    """Of an application; empty for every route that asks one."""
 
 
 def new_token() -> str:

@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 
 import structlog
 
+from gateway.app.applications import Applications
 from gateway.app.registry import CallRegistry
 from gateway.app.server_health import HealthChecker
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaClock
+from gateway.bridge.sideband import Sideband
 from gateway.call.call_record import CallRecord
 from gateway.call.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.config import Config
@@ -68,15 +70,29 @@ class Rejections:
         self.unrecorded: Counter[str] = Counter()
         """Refused calls without a line and a record of their own, since the start, by reason."""
 
-    def refuse(self, leg: Leg, record: CallRecord, why: EndReason, detail: str = "") -> None:
-        """Reject an incoming call, and write its record."""
-        code = refusal_code(why)
+    def refuse(
+        self,
+        leg: Leg,
+        record: CallRecord,
+        why: EndReason,
+        detail: str = "",
+        *,
+        code: int = 0,
+        at_ms: float | None = None,
+    ) -> None:
+        """Reject an incoming call, and write its record.
+
+        Args:
+            code: of the response; 0 for that of ``why``.
+            at_ms: how long the call waited for an application; None where none was asked.
+        """
+        code = code or refusal_code(why)
         headers = {"Reason": reason_header(why)}
         if code == 503:
             headers["Retry-After"] = str(self._retry_after)
         leg.handler = _Refusing()
         try:
-            self.write(record, why, code, detail)
+            self.write(record, why, code, detail, at_ms=at_ms)
         finally:
             leg.refuse(code, headers)
 
@@ -86,18 +102,27 @@ class Rejections:
         why = refused.why or _REFUSED_BELOW.get(refused.code, EndReason.REFUSED)
         self.write(record, why, refused.code, refused.reason)
 
-    def write(self, record: CallRecord, why: EndReason, code: int, detail: str) -> None:
+    def write(
+        self,
+        record: CallRecord,
+        why: EndReason,
+        code: int,
+        detail: str,
+        *,
+        at_ms: float | None = None,
+    ) -> None:
         """Write the record of a call that was rejected, or not placed; or count it only."""
-        if record.direction == "inbound" and not self._sampled(record, why):
+        asked = at_ms is not None
+        if record.direction == "inbound" and not asked and not self._sampled(record, why):
             self._records.uncounted(record.call_id)
             return
         if not record.private:
             record.private.redact(self._redact)
         ending = ending_of(why, answered=False, detail=detail)
         record.ending = type(ending)(ending.by, why, code, ending.reason, detail)
-        record.times.end = 0.0
+        record.times.end = at_ms or 0.0
         record.mark(0.0, "invite", source=record.leg.source)
-        record.mark(0.0, "end", by=ending.by.value, why=why.value, detail=detail)
+        record.mark(record.times.end, "end", by=ending.by.value, why=why.value, detail=detail)
         try:
             summary = {key: value for key, value in record.summary().items() if key != "call_id"}
             log.info("call.summary", call=record.call_id, **summary)
@@ -185,6 +210,7 @@ class Admission:
         limiter: OutboundLimiter,
         servers: HealthChecker,
         tools: ToolExecutor,
+        applications: Applications,
     ) -> None:
         self._config = config
         self._retry_after = sip_settings(config).retry_after
@@ -195,6 +221,7 @@ class Admission:
         self._limiter = limiter
         self._servers = servers
         self._tools = tools
+        self._applications = applications
         self.closed = False
         """Take no INVITE: the process places calls only."""
 
@@ -235,9 +262,20 @@ class Admission:
         else:
             origin = self._dialplan.origins.get(match.route.name)
             record.explanation += explained_routes(match, others, origin)
-            self._take(leg, record, match)
+            asked = match.route.application
+            if asked is not None:
+                self._applications.ask(leg, record, match, asked, self._take)
+            else:
+                self._take(leg, record, match)
 
-    def _take(self, leg: Leg, record: CallRecord, match: Match) -> None:
+    def _take(
+        self,
+        leg: Leg,
+        record: CallRecord,
+        match: Match,
+        sideband: Sideband | None = None,
+        began: float | None = None,
+    ) -> CallController:
         codec = codec_of(leg.invite)
         record.route, record.leg.codec = match.route.name, codec.value
         plan, session_plan = plans(
@@ -257,9 +295,12 @@ class Admission:
             dial=self._limiter.dial,
             permit_refer=self._limiter.permit_refer,
             tools=self._tools,
+            sideband=sideband,
+            began=began,
         )
         record.mark(0.0, "invite", source=record.leg.source)
         if match.cleaned:
             record.mark(0.0, "variables_cleaned", names=list(match.cleaned))
             log.warning("call.variables_cleaned", call=record.call_id, names=list(match.cleaned))
         self._calls.begin(call)
+        return call

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.api.feed import EventFeed
 from gateway.api.server import ApiServer
 from gateway.api.tokens import Role, Token
+from gateway.app.applications import Applications
 from gateway.app.registry import CallRegistry
 from gateway.config import Config
 from gateway.config.operations import split_address
@@ -53,6 +54,7 @@ class Api:
         drain: Callable[[], None],
         webhooks: WebhookSender | None,
         reload: Callable[[], Awaitable[Mapping[str, Any]]],
+        applications: Applications,
     ) -> None:
         self._config = config
         self._dialplan = dialplan
@@ -65,6 +67,7 @@ class Api:
         self._drain = drain
         self._webhooks = webhooks
         self._reload = reload
+        self._applications = applications
         self._server: ApiServer | None = None
 
     async def start(self) -> None:
@@ -73,7 +76,9 @@ class Api:
         if settings.listen is None:
             return
         host, port = split_address(settings.listen)
-        tokens = tuple(Token(one.name, Role[one.role.upper()], one.hash) for one in settings.token)
+        tokens = tuple(
+            Token(one.name, Role[one.role.upper()], one.hash, one.routes) for one in settings.token
+        )
         self._server = ApiServer(host, int(port), await self._backend(), tokens)
         await self._server.start()
 
@@ -106,6 +111,7 @@ class Api:
             drain=self._drain,
             webhooks=self._webhooks,
             reload=self._reload,
+            applications=self._applications,
         )
         return made
 

@@ -19,6 +19,7 @@ import structlog
 from gateway import __version__
 from gateway.app.admission import Admission, Rejections
 from gateway.app.api_backend import Api
+from gateway.app.applications import Applications
 from gateway.app.call_records import endpoints_of, facts_for_slot, record_store
 from gateway.app.registry import CallRegistry
 from gateway.app.reload import Read, Reloader
@@ -195,8 +196,11 @@ class Gateway:
             on_arrival=lambda invite: records.arrived(invite.call_id, facts_for_slot(invite)),
         )
         limiter = OutboundLimiter(config.outbound, agent)
+        applications = Applications(
+            lambda: endpoints_of(self.config), calls, rejections.refuse, limiter.permit_refer
+        )
         self._admission = Admission(
-            config, dialplan, calls, rejections, clock, limiter, servers, tools
+            config, dialplan, calls, rejections, clock, limiter, servers, tools, applications
         )
         self.outbound = OutboundCalls(
             config, dialplan, clock, limiter, calls, rejections.write, tools
@@ -233,6 +237,7 @@ class Gateway:
             begin_drain,
             webhooks,
             reloader.reload,
+            applications,
         )
         maintenance = Maintenance(agent, config.control.socket, commands, reloader.reload)
         self._parts = (
@@ -245,6 +250,7 @@ class Gateway:
             Part("replaced tools", None, self._retired.cancel),
             Part("health checks", servers.start, servers.stop),
             Part("refusals", None, rejections.stop),
+            Part("applications", None, applications.stop),
             Part("API", api.start, api.stop, only_serving=True),
             Part("SIP", agent.start, agent.stop),
             Part("control socket", maintenance.start, maintenance.stop),

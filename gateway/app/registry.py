@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gateway.billing.costs import Costs
 from gateway.bridge.call_controller import CallController
@@ -37,6 +37,7 @@ class CallRegistry:
         self._event_logs = event_logs
         self._costs = costs
         self._calls: set[CallController] = set()
+        self._undecided: dict[str, Callable[[], None]] = {}
         self._leaving = TaskSet()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -55,7 +56,7 @@ class CallRegistry:
     @property
     def full(self) -> bool:
         """Whether there is no place for another call."""
-        return len(self._calls) >= self.max_calls
+        return len(self._calls) + len(self._undecided) >= self.max_calls
 
     def no_room(self) -> str | None:
         """The rule by which no further call may begin now; None when there is room."""
@@ -78,11 +79,31 @@ class CallRegistry:
         self._idle.clear()
         call.start(lambda: self._watch(call))
 
+    def wait_for_decision(self, call_id: str, end: Callable[[], None]) -> None:
+        """Keep a place for a call that an application is asked about; ``end`` refuses it."""
+        self._undecided[call_id] = end
+        self._idle.clear()
+
+    def decided(self, call_id: str) -> None:
+        """Give the place back, or to the call that begins next."""
+        self._undecided.pop(call_id, None)
+        self._look_idle()
+
+    def shut_down(self) -> None:
+        """End every call now."""
+        for end in tuple(self._undecided.values()):
+            end()
+        for call in self:
+            call.shut_down()
+
+    def _look_idle(self) -> None:
+        if not (self._calls or self._undecided):
+            self._idle.set()
+
     def finished(self, call: CallController) -> None:
         """Free the place of a call that is over, and write its record."""
         self._calls.discard(call)
-        if not self._calls:
-            self._idle.set()
+        self._look_idle()
         self._records.write(call.record)
         self._leaving.spawn(call.gone(), f"leave {call.record.call_id}")
 

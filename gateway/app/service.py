@@ -164,8 +164,7 @@ class Service:
         await wait_any(limits.min_drain_time, self._hurry)
         left = max(0.0, limits.drain_timeout - limits.min_drain_time)
         await calls.wait_idle(left, self._hurry)
-        for call in calls:
-            call.shut_down()
+        calls.shut_down()
         await calls.wait_idle(BYE_SECONDS)
         if calls:
             log.warning("gateway.calls_not_ended", calls=calls.ids)

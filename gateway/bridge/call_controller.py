@@ -17,6 +17,7 @@ from gateway.bridge.legs import Dialer, Legs, OutboundTarget
 from gateway.bridge.machine_driver import CallHost, MachineDriver, ToolCalls, entry
 from gateway.bridge.media import CallMedia, MediaClock
 from gateway.bridge.sessions import SessionPlan, Sessions
+from gateway.bridge.sideband import Sideband
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
 from gateway.call.ending import EndReason, ending_of, reason_header, refusal_code
@@ -42,6 +43,8 @@ class CallController:
         dial: places calls for the caller; None where none may be placed.
         permit_refer: asked before the caller's side is sent somewhere; raises DialRefusedError.
         tools: runs functions of ``plan.tools.functions``.
+        sideband: of the application that has the call.
+        began: when its INVITE came (s, of the event loop); None for now.
     """
 
     def __init__(
@@ -56,9 +59,11 @@ class CallController:
         dial: Dialer | None = None,
         permit_refer: Callable[[str, bool], None] = lambda _uri, _by_pattern: None,
         tools: ToolRunner | None = None,
+        sideband: Sideband | None = None,
+        began: float | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = loop.time() if began is None else began
         self.record = record
         self.transfer_plan = plan.tools.transfer
         self.out_of_band = OutOfBandWaiters()
@@ -69,17 +74,19 @@ class CallController:
         audio = CallAudio(plan.codec, session_plan.max_playout_frames)
         machine = CallMachine(plan, record, began, audio.playout)
         self._driver = driver = MachineDriver(machine, self.on_fault)
+        self._sideband = sideband
+        feed = driver.feed if sideband is None else sideband.seeing(driver.feed)
         self._host = host = CallHost(
             record,
-            driver.feed,
+            feed,
             lambda: (loop.time() - began) * 1000,
             self.on_fault,
             lambda: driver.over,
         )
-        self._sessions = Sessions(host, session_plan)
+        self._sessions = Sessions(host, session_plan, sideband)
         self._legs = Legs(host, leg, audio, dial, plan.allowed_refer_to, permit_refer)
         self._media = CallMedia(
-            host, plan, audio, clock, self._sessions.append, driver.feed_first, driver.feed
+            host, plan, audio, clock, self._sessions.append, driver.feed_first, feed
         )
         tool_calls = ToolCalls(host, tools, plan.content.guardrails, lambda: machine.variables)
         driver.executors = {
@@ -190,6 +197,7 @@ class CallController:
             self._legs.finish,
             self._sessions.finish,
             self._summarize,
+            *(() if self._sideband is None else (self._sideband.end,)),
             lambda: self._on_finished(self),
         ):
             self._attempt(step)

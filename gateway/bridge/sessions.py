@@ -19,16 +19,20 @@ import structlog
 from gateway.billing.costs import Account, Level
 from gateway.bridge.dialplan_lookup import DataLookup
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
+from gateway.bridge.sideband import Sideband, SidebandTap
 from gateway.call import inputs, outputs
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import (
+    ClientCommand,
     InputTranscribed,
+    Relayed,
+    RelayedUpdate,
     ResponseCreated,
     ResponseDone,
     ServerError,
     ServerEvent,
 )
-from gateway.realtime.session import Session, SessionClosed
+from gateway.realtime.session import Session, SessionClosed, Tap
 from gateway.realtime.session_object import Refused
 from gateway.realtime.setup import SetupFailed, open_with_retry
 from gateway.records.events import EventLog
@@ -80,9 +84,12 @@ class _Line:
 class Sessions(CallPart):
     """Opens, feeds and closes the sessions of one call; lives as long as it."""
 
-    def __init__(self, host: CallHost, plan: SessionPlan) -> None:
+    def __init__(self, host: CallHost, plan: SessionPlan, sideband: Sideband | None = None) -> None:
         super().__init__(host)
         self.plan = plan
+        self._sideband = sideband
+        if sideband is not None:
+            sideband.send = self._relay
         self.id = ""
         """The server's name of the active session, or of the last one there was."""
         self._account: Account | None = None
@@ -170,7 +177,7 @@ class Sessions(CallPart):
                 timeout=self.plan.connect_timeout,
                 on_event=lambda event: self._on_event(line, event),
                 on_closed=lambda closed: self._on_closed(line, closed),
-                tap=self._events,
+                tap=self._tap(line),
                 late=None if self.plan.preparation is None else self._prepare,
                 attempts=1 if line.spare else ATTEMPTS,
             )
@@ -185,6 +192,8 @@ class Sessions(CallPart):
             return
         line.session = session  # first of all, so that it is closed whatever raises
         self.plan.met(endpoint, None)
+        if self._sideband is not None and line is self._line:
+            self._sideband.up(session.effective)
         self._refused.append(session.refused)
         if line is not self._line and line is not self._spare:
             self._let_go(line, 1000, "not wanted any more")
@@ -229,6 +238,23 @@ class Sessions(CallPart):
         if self._line is not None and self._line.session is not None:
             self._line.session.send(output.command)
 
+    def _relay(self, command: ClientCommand) -> str:
+        """Send an application's event; returns its id, "" where no session is up."""
+        line = self._line
+        return "" if line is None or line.session is None else line.session.send(command)
+
+    def _tap(self, line: _Line) -> Tap | None:
+        """What sees the messages of a session: the event log, and the application's sideband."""
+        sideband = self._sideband
+        if sideband is None:
+            return self._events
+
+        def received(message: bytes) -> None:
+            if line is self._line:
+                sideband.received(message)
+
+        return SidebandTap(self._events, received)
+
     # ---- what the sessions tell
 
     @entry
@@ -245,6 +271,8 @@ class Sessions(CallPart):
             command = None
             if line.session is not None:
                 command = line.session.command_of(event.client_event_id)
+            if isinstance(command, Relayed | RelayedUpdate):
+                return  # the application's affair
             self._host.feed(inputs.ServerErrorReceived(event, command))
             return
         asked = None

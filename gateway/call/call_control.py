@@ -7,6 +7,7 @@ caller is on hold or being transferred, no audio passes between caller and model
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ from gateway.call.outputs import (
     Send,
     SendDtmf,
 )
-from gateway.call.plan import CallPlan, HoldPlan, TransferPlan
+from gateway.call.plan import CallPlan, Destination, HoldPlan, TransferPlan
 from gateway.call.tools.definitions import (
     HOLD,
     SEND_DTMF,
@@ -360,6 +361,18 @@ class CallActions:
             self._action = HoldAction(seconds, self._plan.tools.hold, self._timeline)
         self._call_id = call_id
         self._begin_by = now + self._plan.limits.say_seconds
+
+    def refer_to(self, uri: str, now: float) -> None:
+        """Queue a blind transfer to a URI that an application chose. Raises ToolCallError.
+
+        What the dialplan allows for numbers that a model chooses holds for it.
+        """
+        if self._action is not None:
+            raise ToolCallError("something else is being done for this call")
+        anywhere = Destination(uri, uri, allowed_numbers=re.compile(""))
+        target = Target(anywhere, uri)
+        self._action = Transfer(target, self._plan.tools.transfer, self._timeline)
+        self._call_id, self._begin_by = BY_OPERATOR, now + self._plan.limits.say_seconds
 
     def settle(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
         """Begin, once the call is up, and unless something is still to be heard (``queued``) and

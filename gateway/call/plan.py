@@ -345,6 +345,8 @@ class ToolsPlan:
     """Tool functions of the route, by name."""
     approvals: tuple[ApprovalRule, ...] = ()
     """Asked in order; the first that fits decides. None fits: allowed, unless it needs approval."""
+    application: bool = False
+    """An application sees the session, and answers calls of functions that are not here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ def command() -> None:
 @click.option("--name", required=True, help="Who uses it, as the log shows.")
 @click.option(
     "--role",
-    type=click.Choice(["readonly", "operator", "admin"]),
+    type=click.Choice(["application", "readonly", "operator", "admin"]),
     default="readonly",
     show_default=True,
     help="What it allows.",

@@ -105,8 +105,15 @@ class TokenSettings(Section):
     """``[[api.token]]``: who may use the API; the token itself is kept nowhere."""
 
     name: Name
-    role: Literal["readonly", "operator", "admin"]
+    role: Literal["application", "readonly", "operator", "admin"]
     hash: Annotated[str, AfterValidator(_hash)]
+    routes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _routes_of_an_application(self) -> Self:
+        if self.routes and self.role != "application":
+            raise MisplacedError(("routes",), 'has no effect without role = "application"')
+        return self
 
 
 class ApiSettings(Section):

@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    PrivateAttr,
     model_validator,
 )
 
@@ -37,6 +38,7 @@ from gateway.dialplan.route_sections import (
     DATA,
     DEFAULT,
     Answer,
+    Application,
     ContextTrimming,
     Fallback,
     Guardrail,
@@ -217,12 +219,15 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         Mapping[str, Text], AfterValidator(_metadata), PlainSerializer(lambda value: dict(value))
     ] = Field(default_factory=lambda: MappingProxyType({}))
     data: RouteData | None = None
+    application: Application | None = None
     limits: RouteLimits = Field(default_factory=RouteLimits)
     answer: Answer = Field(default_factory=Answer)
     budget: RouteBudget = Field(default_factory=RouteBudget)
     fallback: tuple[Fallback, ...] = DEFAULT
     records: RouteRecords = Field(default_factory=RouteRecords)
     realtime: RouteRealtime = Field(default_factory=RouteRealtime)
+    _as_written: bool = PrivateAttr(False)
+    """No variables are filled in."""
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
@@ -318,10 +323,20 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         ``values`` are those of the :class:`Match`; without them the texts stay as written.
         """
         settings = deepcopy(dict(self.session))
-        if values is None:
+        if values is None or self._as_written:
             return settings
         filled: dict[str, Any] = render_all(settings, values)
         return filled
+
+    def with_session(self, session: Mapping[str, Any], model: str) -> Route:
+        """Return this route with the session of an application, whose texts stay as they are.
+
+        ``model`` "" leaves the route's. The application greets, and has its own fallback.
+        """
+        realtime = self.realtime.model_copy(update={"model": model}) if model else self.realtime
+        made = self.model_copy(update={"session": session, "greeting": None, "realtime": realtime})
+        made._as_written = True
+        return made
 
     def secrets(self) -> tuple[str, ...]:
         """The route's key, and those that its session object carries to other servers' tools."""

@@ -368,6 +368,17 @@ def _defaults(value: Mapping[str, Any], path: KeyPath = ()) -> Mapping[str, Any]
     return MappingProxyType(plain(value))
 
 
+class Application(Section):
+    """``[route.application]``: an application decides over the route's calls (OpenAI's SIP API).
+
+    ``timeout`` (s) runs from the INVITE to the application's decision.
+    """
+
+    webhook: Text
+    timeout: Annotated[Seconds, Field(le=120)] = 10.0
+    on_timeout: Literal["session", "reject"] = "session"
+
+
 class RouteData(Section):
     """One request for each call, its deadline (s), and what is done without an answer."""
 

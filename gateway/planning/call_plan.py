@@ -250,6 +250,7 @@ def call_plan(
             approvals=approval_rules(route, values),
             language=language_plan(route, session),
             collect_digits=plan_of(CollectPlan, route.collect_digits),
+            application=route.application is not None,
         ),
         allowed_refer_to=route.allowed_refer_to,
         budget=budget_plan(config, route),

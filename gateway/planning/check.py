@@ -53,6 +53,7 @@ def load_all(
         if (wrong := certificate_problem(config.sip)) is not None:
             problems.append(source.problem(("sip", "tls", wrong[0]), wrong[1]))
         problems += _servers_missing(config, dialplan)
+        problems += _applications_wrong(config, dialplan)
         problems += _callbacks_wrong(config, dialplan)
         problems += tool_problems(config, dialplan, source.problem(("tools", "module"), ""))
     if config is None or problems:
@@ -197,6 +198,35 @@ def _servers_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
                 message += suggestion(step.server, known)
                 problems.append(Problem(file, line, f"route {route.name}, fallback", message))
     return problems
+
+
+def _applications_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+    """Routes whose application could not be asked, or could not answer."""
+    names = [one.name for one in config.webhook]
+    for route in dialplan.routes:
+        if route.application is None:
+            continue
+        file, line = dialplan.origins[route.name]
+        where = f"route {route.name}, application"
+        named = route.application.webhook
+        if named not in names:
+            message = f'there is no [[webhook]] "{named}"' + suggestion(named, names)
+            yield Problem(file, line, f"{where}.webhook", message)
+        if config.api.listen is None or all(one.role != "application" for one in config.api.token):
+            message = 'needs api.listen and an [[api.token]] with role = "application"'
+            yield Problem(file, line, where, message)
+        if call_settings(config, route).realtime.dialect != "ga":
+            message = 'needs realtime.dialect = "ga": applications speak that'
+            yield Problem(file, line, where, message)
+        if route.interruptions.by_gateway:
+            message = "cannot be together with [route.interruptions]: its session decides"
+            yield Problem(file, line, where, message)
+    routes = [route.name for route in dialplan.routes]
+    for token in config.api.token:
+        for name in token.routes:
+            if name not in routes:
+                message = f'there is no route "{name}"' + suggestion(name, routes)
+                yield Problem(Path("configuration"), 0, f"api.token {token.name}, routes", message)
 
 
 def _callbacks_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:

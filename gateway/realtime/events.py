@@ -111,8 +111,30 @@ class DeleteItem:
         return {"type": "conversation.item.delete", "item_id": self.item_id}
 
 
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """A client event of an application's, as it came."""
+
+    event: Json
+
+    def body(self) -> dict[str, Any]:
+        """The event as JSON object, without its ``event_id``."""
+        return {name: value for name, value in self.event.items() if name != "event_id"}
+
+
+@dataclass(frozen=True, slots=True)
+class RelayedUpdate(UpdateSession):
+    """``session.update`` of an application's."""
+
+
 ClientCommand = (
-    UpdateSession | CreateItem | CreateResponse | CancelResponse | TruncateItem | DeleteItem
+    UpdateSession
+    | CreateItem
+    | CreateResponse
+    | CancelResponse
+    | TruncateItem
+    | DeleteItem
+    | Relayed
 )
 
 

@@ -37,7 +37,9 @@ from gateway.call.tools.approvals import Approvals, McpWatch
 from gateway.call.tools.commands import (
     CallCommand,
     EndCall,
+    Interrupt,
     OperatorTransfer,
+    ReferTo,
     RequestOutOfBand,
     Respond,
     Say,
@@ -94,10 +96,16 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
             control.terminate(
                 Termination(EndReason.APPLICATION, "by a function", words, transfer_to=destination)
             )
-        case OperatorTransfer(destination):
-            wanted = json.dumps({"destination": destination})
+        case Interrupt():
+            return [note, *control.interrupt("application", now)]
+        case OperatorTransfer() | ReferTo():
+            actions = control.call_actions
             try:
-                control.call_actions.ask(TRANSFER_CALL, BY_OPERATOR, wanted, now)
+                if isinstance(command, ReferTo):
+                    actions.refer_to(command.uri, now)
+                else:
+                    wanted = json.dumps({"destination": command.destination})
+                    actions.ask(TRANSFER_CALL, BY_OPERATOR, wanted, now)
             except ToolCallError as error:
                 refused = control.timeline.note(
                     now, "command_rejected", "warning", reason=str(error)

@@ -69,6 +69,18 @@ class OperatorTransfer:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferTo:
+    """Send the caller to a URI (REFER); where that fails, the conversation goes on."""
+
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Stop what the caller hears of the model, as if they had spoken."""
+
+
+@dataclass(frozen=True, slots=True)
 class EndCall:
     """Say goodbye with these words and hang up; without words at once."""
 
@@ -76,7 +88,16 @@ class EndCall:
 
 
 CallCommand = (
-    Say | Tell | Show | Respond | RequestOutOfBand | TransferTo | OperatorTransfer | EndCall
+    Say
+    | Tell
+    | Show
+    | Respond
+    | RequestOutOfBand
+    | TransferTo
+    | OperatorTransfer
+    | ReferTo
+    | Interrupt
+    | EndCall
 )
 
 

@@ -110,6 +110,8 @@ class Functions:
         self.in_loop = False
         for call in calls:
             outputs.append(control.timeline.note(now, "tool", "info", name=str(call.get("name"))))
+        if self._plan.tools.application:
+            calls = [call for call in calls if self._is_ours(call.get("name"))]
         if control.playback.was_cut(event.response_id):
             # The caller was first; what comes of that is asked for elsewhere.
             result = {"status": "not done", "reason": "the caller interrupted"}
@@ -140,6 +142,10 @@ class Functions:
             spoke = control.playback.spoke(event.response_id)
             return outputs + self._end_call(end_call, spoke, now)
         return outputs
+
+    def _is_ours(self, name: object) -> bool:
+        """Return whether the gateway answers calls of this function, not the application."""
+        return name == END_CALL or name in self._own or name in self._plan.tools.functions
 
     def done(self, call_id: str, output: str, now: float) -> list[Output]:
         """Take the result of a tool function."""

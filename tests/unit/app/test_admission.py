@@ -64,6 +64,7 @@ class Gateway:
             cast(Any, SimpleNamespace(dial=None, permit_refer=None)),
             cast(Any, SimpleNamespace(inform=lambda *plans: plans)),
             cast(Any, None),
+            cast(Any, None),
         )
 
     def invite(self, to: str = "100", **more: Any) -> FakeLeg:

@@ -36,12 +36,14 @@ class FakeCalls:
         return len(self.ids)
 
     def __iter__(self) -> Iterator[Any]:
-        def shut_down() -> None:
+        for _call in self.ids:
+            yield SimpleNamespace(give_up=self.told.append)
+
+    def shut_down(self) -> None:
+        """End every call."""
+        if self.ids:
             self.told.append("shut down")
             self.end()
-
-        for _call in self.ids:
-            yield SimpleNamespace(shut_down=shut_down, give_up=self.told.append)
 
     def end(self) -> None:
         """All are over."""

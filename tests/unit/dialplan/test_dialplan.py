@@ -251,7 +251,7 @@ audio.input.turn_detection.type = "semantic_vad"
         (
             "colour = 1",
             "colour",
-            "known here: allowed_refer_to, answer, approval, budget, collect_digits",
+            "known here: allowed_refer_to, answer, application, approval, budget",
         ),
     ],
 )

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""OpenAI's SIP interface on this gateway: ``/v1/realtime/calls`` and the sideband WebSocket.
+
+Paths, bodies and errors are those of its clients, which need another base URL only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi.responses import JSONResponse
+
+from gateway.api.backend import HostedCalls, Refusal
+from gateway.api.tokens import Role, Token, recognized
+from gateway.bridge.sideband import Follower, Sideband
+
+MAX_BODY_BYTES = 1024 * 1024
+REFUSED_BY_DEFAULT = 603
+
+log = structlog.get_logger("api")
+
+
+def add_hosted(app: FastAPI, calls: HostedCalls, tokens: tuple[Token, ...]) -> None:
+    """Add the paths to the application."""
+
+    def known(authorization: str) -> Token:
+        token = recognized(authorization, tokens)
+        if token is None:
+            raise Refusal(401, "invalid_api_key", "Incorrect API key provided")
+        if token.role is not Role.APPLICATION:
+            raise Refusal(403, "forbidden", "needs a token with the role application")
+        return token
+
+    @app.exception_handler(Refusal)
+    async def refused(_request: Request, error: Refusal) -> Response:
+        return _answer(error)
+
+    async def asked(request: Request) -> tuple[Token, dict[str, Any]]:
+        token = known(request.headers.get("authorization", ""))
+        raw = await request.body()
+        if len(raw) > MAX_BODY_BYTES:
+            raise Refusal(413, "too_long", "the body is longer than 1 MiB")
+        try:
+            body = json.loads(raw) if raw.strip() else {}
+        except (ValueError, RecursionError):
+            body = None
+        if not isinstance(body, dict):
+            raise Refusal(400, "invalid_json", "the body is no JSON object")
+        return token, body
+
+    base = "/v1/realtime/calls/{call_id}"
+
+    @app.post(f"{base}/accept", tags=["applications"])
+    async def accept(call_id: str, request: Request) -> Response:
+        """Accept a call with this session."""
+        token, body = await asked(request)
+        calls.accept(token, call_id, body)
+        return Response()
+
+    @app.post(f"{base}/reject", tags=["applications"])
+    async def reject(call_id: str, request: Request) -> Response:
+        """Reject a call, with 603 or the status code given."""
+        token, body = await asked(request)
+        code = body.get("status_code", REFUSED_BY_DEFAULT)
+        if type(code) is not int or not 300 <= code <= 699:
+            raise Refusal(400, "invalid_value", "status_code must be 300 to 699", "status_code")
+        calls.reject(token, call_id, code)
+        return Response()
+
+    @app.post(f"{base}/refer", tags=["applications"])
+    async def refer(call_id: str, request: Request) -> Response:
+        """Send the caller to ``target_uri``."""
+        token, body = await asked(request)
+        target = body.get("target_uri")
+        if not isinstance(target, str):
+            raise Refusal(400, "missing_required_parameter", "target_uri is missing", "target_uri")
+        calls.refer(token, call_id, target)
+        return Response()
+
+    @app.post(f"{base}/hangup", tags=["applications"])
+    async def hangup(call_id: str, request: Request) -> Response:
+        """End a call."""
+        calls.hang_up(known(request.headers.get("authorization", "")), call_id)
+        return Response()
+
+    @app.websocket("/v1/realtime")
+    async def sideband(socket: WebSocket, call_id: str = "") -> None:
+        try:
+            token = known(socket.headers.get("authorization", ""))
+            side, follower = calls.sideband(token, call_id)
+        except Refusal as refusal:
+            await socket.send_denial_response(_answer(refusal))
+            return
+        try:
+            await socket.accept()
+            await _joined(socket, side, follower)
+        finally:
+            side.detach(follower)
+
+
+def _answer(error: Refusal) -> Response:
+    """Clients do not try again."""
+    return JSONResponse(error.body, error.status, {"x-should-retry": "false"})
+
+
+async def _joined(socket: WebSocket, side: Sideband, follower: Follower) -> None:
+    """Pass events both ways, until either side ends."""
+
+    async def out() -> None:
+        while (message := await follower.next()) is not None:
+            await socket.send_text(message.decode())
+        await socket.close(follower.close_code or 1000)
+
+    sending = asyncio.create_task(out(), name="sideband")
+    try:
+        while True:
+            message = await socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            told = message.get("text") or message.get("bytes")
+            if told:
+                side.take(told, follower)
+    except (WebSocketDisconnect, RuntimeError):
+        return
+    finally:
+        sending.cancel()
+        with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
+            await sending

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Calls that an application decides over, as with OpenAI's SIP interface.
+
+A route with ``[route.application]`` tells its application of a call by a signed webhook
+(``realtime.call.incoming``) while the INVITE waits. The application accepts the call with a
+session, or rejects it; then it sees and steers the session (:mod:`gateway.bridge.sideband`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import structlog
+
+from gateway.api.backend import Refusal
+from gateway.app.registry import CallRegistry
+from gateway.bridge.call_controller import CallController
+from gateway.bridge.legs import DialRefusedError
+from gateway.bridge.sideband import SETTLED, Follower, Sideband, take_out
+from gateway.call import inputs
+from gateway.call.call_record import CallRecord
+from gateway.call.ending import EndReason
+from gateway.call.tools.commands import ReferTo
+from gateway.dialplan import Match
+from gateway.dialplan.route_sections import Application
+from gateway.dialplan.session_settings import judge_session
+from gateway.records.webhooks import Endpoint, signature
+from gateway.sip.leg import Leg
+from gateway.sip.types import Invite, LegEnd, RtpQuality
+from gateway.tasks import TaskSet
+from gateway.text import unicode_in
+
+if TYPE_CHECKING:
+    from gateway.api.tokens import Token
+
+ATTEMPT_SECONDS = 5.0
+PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""Seconds from one attempt to the next; later ones come after the last of these."""
+
+PRIVATE = frozenset({"authorization", "proxy-authorization"})
+"""Header fields that stay here."""
+
+_SPELLED = {"call-id": "Call-ID", "cseq": "CSeq", "mime-version": "MIME-Version"}
+_TARGET = re.compile(r"(?i:tel|sips?):[^\s<>\"]{1,250}")
+
+log = structlog.get_logger("application")
+
+
+class Take(Protocol):
+    """Makes a call of a leg, with the route and session of ``match``."""
+
+    def __call__(
+        self,
+        leg: Leg,
+        record: CallRecord,
+        match: Match,
+        sideband: Sideband | None = None,
+        began: float | None = None,
+    ) -> CallController: ...
+
+
+class Refuse(Protocol):
+    """Rejects an incoming call, and writes its record."""
+
+    def __call__(
+        self,
+        leg: Leg,
+        record: CallRecord,
+        why: EndReason,
+        detail: str = "",
+        *,
+        code: int = 0,
+        at_ms: float | None = None,
+    ) -> None: ...
+
+
+@dataclass(eq=False)
+class _Asked:
+    """A call from the webhook to its end."""
+
+    leg: Leg
+    record: CallRecord
+    match: Match
+    take: Take
+    began: float
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """The application, the caller or the deadline has decided."""
+    decision: tuple[str, str] | None = None
+    """What the application said, and as JSON with what."""
+    sideband: Sideband | None = None
+    call: CallController | None = None
+
+
+class _Waiting:
+    """Handler of a leg that waits for its application."""
+
+    def __init__(self, on_ended: Callable[[], None]) -> None:
+        self._on_ended = on_ended
+
+    def on_ringing(self, code: int) -> None: ...
+    def on_media(self, codec: object) -> None: ...
+    def on_confirmed(self) -> None: ...
+    def on_hold(self, held: bool) -> None: ...
+    def on_digit(self, digit: str) -> None: ...
+    def on_quality(self, quality: RtpQuality) -> None: ...
+
+    def on_ended(self, end: LegEnd) -> None:
+        """The caller has given up."""
+        del end
+        self._on_ended()
+
+
+class Applications:
+    """Asks applications, and does what they say. Lives on the event loop.
+
+    Args:
+        permit_refer: raises DialRefusedError where a caller may not be sent to a URI.
+    """
+
+    def __init__(
+        self,
+        endpoints: Callable[[], Sequence[Endpoint]],
+        calls: CallRegistry,
+        refuse: Refuse,
+        permit_refer: Callable[[str, bool], None],
+    ) -> None:
+        self._endpoints = endpoints
+        self._calls = calls
+        self._refuse = refuse
+        self._permit_refer = permit_refer
+        self._known: dict[str, _Asked] = {}
+        self._tasks = TaskSet()
+        self._client: Any = None
+
+    async def stop(self) -> None:
+        """End the requests that are under way."""
+        await self._tasks.cancel()
+        if self._client is not None:
+            await self._client.aclose()
+
+    def ask(
+        self, leg: Leg, record: CallRecord, match: Match, settings: Application, take: Take
+    ) -> None:
+        """Let the INVITE wait, and send the webhook."""
+        endpoint = next(one for one in self._endpoints() if one.name == settings.webhook)
+        call_id = f"rtc_{record.call_id}"
+        now = asyncio.get_running_loop().time()
+        asked = self._known[call_id] = _Asked(leg, record, match, take, now)
+        leg.handler = _Waiting(
+            lambda: self._end(call_id, EndReason.CANCELLED, "by the caller", 487)
+        )
+        self._calls.wait_for_decision(
+            record.call_id, lambda: self._end(call_id, EndReason.SHUTDOWN, "")
+        )
+        log.info("application.asked", call=record.call_id, application=settings.webhook)
+        self._tasks.spawn(self._send(call_id, asked, endpoint), f"application {call_id}")
+        self._tasks.spawn(self._wait(call_id, asked, settings), f"decision {call_id}")
+
+    # ---- what the application does
+
+    def accept(self, token: Token, call_id: str, session: Any) -> None:
+        """Begin the call with this session. Raises Refusal."""
+        asked = self._named(token, call_id)
+        if not self._first(asked, "accept", session):
+            return
+        _check(session)
+        asked.decision = ("accept", _text(session))
+        given = deepcopy(session)
+        for path in (("type",), ("model",), *SETTLED):
+            take_out(given, path)
+        route = asked.match.route.with_session(given, str(session.get("model") or ""))
+        sideband = Sideband(lambda: self._forget(call_id))
+        asked.sideband = sideband
+        self._begin(asked, replace(asked.match, route=route), sideband)
+        if asked.call is None:
+            raise Refusal(500, "internal_error", "the gateway's log says why")
+        own = {tool.get("name") for tool in given.get("tools") or ()}
+        offered = asked.call.session_plan.settings.get("tools") or ()
+        sideband.tools = [tool for tool in offered if tool.get("name") not in own]
+        sideband.act = asked.call.act
+        log.info("application.accepted", call=asked.record.call_id, who=token.name)
+
+    def reject(self, token: Token, call_id: str, code: int) -> None:
+        """Refuse the call. Raises Refusal."""
+        asked = self._named(token, call_id)
+        if self._first(asked, "reject", code):
+            asked.decision = ("reject", _text(code))
+            log.info("application.rejected", call=asked.record.call_id, who=token.name, code=code)
+            self._end(call_id, EndReason.APPLICATION, f"{token.name} said {code}", code)
+
+    def refer(self, token: Token, call_id: str, target: str) -> None:
+        """Send the caller to another URI. Raises Refusal."""
+        call = self._accepted(self._named(token, call_id))
+        if not _TARGET.fullmatch(target):
+            raise Refusal(400, "invalid_value", "target_uri is no tel or sip URI", "target_uri")
+        if not call.talking:
+            raise Refusal(400, "call_not_answered", "the call is not up yet, or is being ended")
+        try:
+            self._permit_refer(target, True)
+        except DialRefusedError as refused:
+            raise Refusal(403, "target_not_allowed", str(refused), "target_uri") from None
+        log.info("application.refer", call=call.record.call_id, who=token.name, to=target)
+        call.act(ReferTo(target))
+
+    def hang_up(self, token: Token, call_id: str) -> None:
+        """End the call. Raises Refusal."""
+        call = self._accepted(self._named(token, call_id))
+        log.info("application.hangup", call=call.record.call_id, who=token.name)
+        call.feed(inputs.HangupRequested())
+
+    def sideband(self, token: Token, call_id: str) -> tuple[Sideband, Follower]:
+        """Begin to follow a call. Raises Refusal."""
+        asked = self._named(token, call_id)
+        if asked.sideband is None:
+            raise _not_found()
+        return asked.sideband, asked.sideband.attach()
+
+    def _named(self, token: Token, call_id: str) -> _Asked:
+        asked = self._known.get(call_id)
+        if asked is None or (token.routes and asked.match.route.name not in token.routes):
+            raise _not_found()
+        return asked
+
+    def _first(self, asked: _Asked, what: str, told: Any) -> bool:
+        """Return whether this is the decision; False where it was made already, and just so."""
+        if asked.decision == (what, _text(told)):
+            return False
+        if asked.decision is not None or asked.over.is_set():
+            raise Refusal(400, "call_already_decided", "this call was decided already")
+        return True
+
+    @staticmethod
+    def _accepted(asked: _Asked) -> CallController:
+        if asked.call is None:
+            raise Refusal(400, "call_not_accepted", "this call was not accepted yet")
+        return asked.call
+
+    # ---- the call that waits
+
+    def _begin(self, asked: _Asked, match: Match, sideband: Sideband | None) -> None:
+        asked.over.set()
+        self._calls.decided(asked.record.call_id)
+        try:
+            asked.call = asked.take(asked.leg, asked.record, match, sideband, asked.began)
+        except Exception as error:
+            log.exception("call.internal_error", call=asked.record.call_id)
+            detail = f"{type(error).__name__}: {error}"
+            self._end(f"rtc_{asked.record.call_id}", EndReason.INTERNAL_ERROR, detail)
+
+    def _end(self, call_id: str, why: EndReason, detail: str, code: int = 0) -> None:
+        """Refuse a call that waits, and write its record."""
+        asked = self._known.pop(call_id, None)
+        if asked is None or asked.call is not None:
+            return
+        asked.over.set()
+        self._calls.decided(asked.record.call_id)
+        at_ms = (asyncio.get_running_loop().time() - asked.began) * 1000
+        self._refuse(asked.leg, asked.record, why, detail, code=code, at_ms=at_ms)
+
+    def _forget(self, call_id: str) -> None:
+        self._known.pop(call_id, None)
+
+    async def _wait(self, call_id: str, asked: _Asked, settings: Application) -> None:
+        try:
+            async with asyncio.timeout(settings.timeout):
+                await asked.over.wait()
+                return
+        except TimeoutError:
+            pass
+        if asked.over.is_set():
+            return
+        told = f"no decision of {settings.webhook} within {settings.timeout:g} s"
+        asked.record.explanation.append(told)
+        log.warning(
+            "application.silent",
+            call=asked.record.call_id,
+            application=settings.webhook,
+            then=settings.on_timeout,
+        )
+        if settings.on_timeout == "reject":
+            self._end(call_id, EndReason.REFUSED, told)
+            return
+        route = asked.match.route.model_copy(update={"application": None})
+        self._begin(asked, replace(asked.match, route=route), None)
+        self._forget(call_id)
+
+    async def _send(self, call_id: str, asked: _Asked, endpoint: Endpoint) -> None:
+        """Try until the webhook has arrived, or the call is decided: never later."""
+        import httpx
+
+        if self._client is None:
+            self._client = httpx.AsyncClient(
+                timeout=ATTEMPT_SECONDS, follow_redirects=False, trust_env=False
+            )
+        message_id = f"wh_{asked.record.call_id}"
+        body = json.dumps(
+            unicode_in(_event(call_id, asked.leg.invite)), ensure_ascii=False
+        ).encode()
+        tries = 0
+        while not asked.over.is_set():
+            now = int(time.time())
+            headers = {
+                **endpoint.headers,
+                "content-type": "application/json",
+                "user-agent": "sip-realtime-gateway",
+                "webhook-id": message_id,
+                "webhook-timestamp": str(now),
+                "webhook-signature": signature(endpoint.secrets, message_id, now, body),
+            }
+            try:
+                async with asyncio.timeout(ATTEMPT_SECONDS):
+                    answer = await self._client.post(endpoint.url, content=body, headers=headers)
+                error = "" if answer.is_success else f"HTTP {answer.status_code}"
+            except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as failed:
+                error = f"{type(failed).__name__}: {failed}"
+            if not error:
+                return
+            log.warning("application.webhook_failed", call=asked.record.call_id, error=error)
+            try:
+                async with asyncio.timeout(PAUSES[min(tries, len(PAUSES) - 1)]):
+                    await asked.over.wait()
+            except TimeoutError:
+                tries += 1
+
+
+def _event(call_id: str, invite: Invite) -> Mapping[str, Any]:
+    """``realtime.call.incoming``, with the header fields of the INVITE as they came."""
+    headers = [
+        {"name": _SPELLED.get(name, name.title()), "value": value}
+        for name, values in invite.headers.items()
+        if name not in PRIVATE
+        for value in values
+    ]
+    return {
+        "object": "event",
+        "id": f"evt_{invite.call_id}",
+        "type": "realtime.call.incoming",
+        "created_at": int(time.time()),
+        "data": {"call_id": call_id, "sip_headers": headers},
+    }
+
+
+def _check(session: Any) -> None:
+    """Raise Refusal where this is no session object that a call can have."""
+    if not isinstance(session, dict) or session.get("type") != "realtime":
+        raise Refusal(400, "invalid_value", 'type must be "realtime"', "type")
+    if not isinstance(session.get("model", ""), str):
+        raise Refusal(400, "invalid_type", "model must be a text", "model")
+    given = deepcopy(session)
+    for path in (("type",), ("model",), *SETTLED):
+        take_out(given, path)
+    for finding in judge_session(given):
+        if not finding.unknown:
+            where = ".".join(str(step) for step in finding.path)
+            raise Refusal(400, "invalid_value", f"{where}: {finding.message}", where)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _not_found() -> Refusal:
+    message = "No session found for the provided call_id"
+    return Refusal(404, "call_id_not_found", message)

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The sideband of a call: an application sees its session's events, and sends some of its own.
+
+As on the WebSocket of OpenAI's SIP interface: audio deltas are left out, and what that interface
+knows of the telephone (DTMF, what is being played) is said in events of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import orjson
+import structlog
+
+from gateway.call import inputs
+from gateway.call.tools.commands import CallCommand, Interrupt
+from gateway.realtime.events import ClientCommand, Relayed, RelayedUpdate
+from gateway.realtime.session import Tap
+from gateway.text import unicode_in
+
+QUEUED = 512
+"""Events that may wait for a slow application; then it is let go."""
+
+HELD = 256
+"""Events of the application that may wait for the session and for the ACK."""
+
+OWN_IDS = 256
+TOO_SLOW, OVER = 1013, 1000
+"""WebSocket close codes (RFC 6455 section 7.4)."""
+
+AUDIO = frozenset({"response.output_audio.delta", "response.audio.delta"})
+_AUDIO_HEAD = b'audio.delta"'
+RELAYED = frozenset(
+    {
+        "conversation.item.create",
+        "conversation.item.delete",
+        "conversation.item.retrieve",
+        "conversation.item.truncate",
+        "input_audio_buffer.clear",
+        "input_audio_buffer.commit",
+        "response.cancel",
+        "response.create",
+    }
+)
+SETTLED = (("audio", "input", "format"), ("audio", "output", "format"))
+"""Fields that the telephone's codec decides."""
+NOT_SENT = (("model",), ("tracing",), *SETTLED)
+"""Fields of an update that are confirmed, and not sent on."""
+
+log = structlog.get_logger("sideband")
+
+
+class SidebandTap:
+    """Shows a session's messages to the event log, and those that come to the sideband."""
+
+    def __init__(self, events: Tap | None, received: Callable[[bytes], None]) -> None:
+        self._events = events
+        self._received = received
+
+    def sent(self, message: bytes) -> None:
+        """As :meth:`gateway.realtime.session.Tap.sent`."""
+        if self._events is not None:
+            self._events.sent(message)
+
+    def received(self, message: bytes) -> None:
+        """As :meth:`gateway.realtime.session.Tap.received`."""
+        if self._events is not None:
+            self._events.received(message)
+        self._received(message)
+
+
+class Follower:
+    """One WebSocket of an application, seen from the call."""
+
+    def __init__(self) -> None:
+        self._events: deque[bytes] = deque()
+        self._pulse = asyncio.Event()
+        self.close_code: int | None = None
+        """Set when nothing comes any more but what waits."""
+
+    def put(self, event: Mapping[str, Any]) -> None:
+        """Queue an event; a follower that is too slow is let go instead."""
+        if self.close_code is not None:
+            return
+        if len(self._events) >= QUEUED:
+            self._events.clear()
+            self.close(TOO_SLOW)
+            return
+        self._events.append(orjson.dumps(unicode_in(dict(event))))
+        self._pulse.set()
+
+    def close(self, code: int) -> None:
+        """End it after what waits."""
+        self.close_code = self.close_code or code
+        self._pulse.set()
+
+    async def next(self) -> bytes | None:
+        """Wait for the next event; None at the end."""
+        while not self._events:
+            if self.close_code is not None:
+                return None
+            self._pulse.clear()
+            await self._pulse.wait()
+        return self._events.popleft()
+
+
+class Sideband:
+    """Joins a call with the application that has it. Lives on the event loop.
+
+    Args:
+        on_end: told when the call is over.
+    """
+
+    def __init__(self, on_end: Callable[[], None]) -> None:
+        self.send: Callable[[ClientCommand], str] = lambda _command: ""
+        """Sends to the session, and returns the id that the event has there."""
+        self.act: Callable[[CallCommand], None] = lambda _command: None
+        self.tools: list[dict[str, Any]] = []
+        """The route's own, which stay when the application changes its tools."""
+        self._on_end = on_end
+        self._followers: list[Follower] = []
+        self._session: dict[str, Any] | None = None
+        self._echo: dict[str, Any] = {}
+        self._early: deque[dict[str, Any]] = deque(maxlen=HELD)
+        self._held: deque[dict[str, Any]] = deque()
+        self._confirmed = False
+        self._own_ids: OrderedDict[str, str | None] = OrderedDict()
+        self._response = ""
+        self._playing = False
+        self._over = False
+        self._count = 0
+
+    # ---- the application
+
+    def attach(self) -> Follower:
+        """Begin to follow: ``session.created`` comes first, once the session is up."""
+        follower = Follower()
+        if self._over:
+            follower.close(OVER)
+            return follower
+        self._followers.append(follower)
+        if self._session is not None:
+            self._greet(follower)
+        return follower
+
+    def detach(self, follower: Follower) -> None:
+        """Follow no longer; the call goes on."""
+        if follower in self._followers:
+            self._followers.remove(follower)
+
+    def take(self, message: str | bytes, follower: Follower) -> None:
+        """Take an event of the application's: it is sent on, or answered with an error."""
+        try:
+            event = json.loads(message)
+        except (ValueError, RecursionError):
+            event = None
+        if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+            self._refuse(follower, None, "is no JSON object with a type", "invalid_json")
+            return
+        kind, event_id = event["type"], event.get("event_id")
+        if event_id is not None and not isinstance(event_id, str):
+            self._refuse(follower, None, "event_id must be a text", "invalid_value")
+        elif kind == "output_audio_buffer.clear":
+            self.act(Interrupt())
+        elif kind == "session.update" and isinstance(event.get("session"), dict):
+            self._hold(event, follower, now=self._session is not None)
+        elif kind in RELAYED:
+            self._hold(event, follower, now=self._session is not None and self._confirmed)
+        else:
+            message = f"{kind[:100]} cannot be sent here: the audio is the telephone's"
+            self._refuse(follower, event_id, message, "invalid_value")
+
+    def _hold(self, event: dict[str, Any], follower: Follower, *, now: bool) -> None:
+        if now:
+            self._send(event)
+        elif len(self._held) >= HELD:
+            self._refuse(follower, event.get("event_id"), "too many events wait", "rate_limit")
+        else:
+            self._held.append(event)
+
+    def _release(self) -> None:
+        """Send what has waited, and may be sent now."""
+        if self._session is None:
+            return
+        kept = [
+            one for one in self._held if not (self._confirmed or one["type"] == "session.update")
+        ]
+        due = [one for one in self._held if self._confirmed or one["type"] == "session.update"]
+        self._held = deque(kept)
+        for event in due:
+            self._send(event)
+
+    def _send(self, event: dict[str, Any]) -> None:
+        command: ClientCommand
+        if event["type"] == "session.update":
+            session = deepcopy(event["session"])
+            for path in NOT_SENT:
+                take_out(session, path, self._echo)
+            if isinstance(session.get("tools"), list):
+                session["tools"] += self.tools
+            if not _changes_something(session):
+                self._tell({"type": "session.updated", "session": self._session or {}})
+                return
+            command = RelayedUpdate(session)
+        else:
+            body = event
+            if event["type"] == "response.create" and isinstance(event.get("response"), dict):
+                body = {**event, "response": deepcopy(event["response"])}
+                take_out(body["response"], SETTLED[1])
+            command = Relayed(body)
+        sent = self.send(command)
+        self._own_ids[sent] = event.get("event_id")
+        while len(self._own_ids) > OWN_IDS:
+            self._own_ids.popitem(last=False)
+
+    def _refuse(self, follower: Follower, event_id: str | None, why: str, code: str) -> None:
+        error = {"type": "invalid_request_error", "code": code, "message": why, "param": None}
+        told = {"type": "error", "error": {**error, "event_id": event_id}}
+        follower.put({"event_id": self._id(), **told})
+
+    # ---- the session
+
+    def up(self, session: Mapping[str, Any]) -> None:
+        """The session is up; it may be another one than before."""
+        first, self._session = self._session is None, dict(session)
+        if not first:
+            return
+        for follower in self._followers:
+            self._greet(follower)
+        early, self._early = self._early, deque()
+        for event in early:
+            self._pass_on(event)
+        self._release()
+
+    def received(self, message: bytes) -> None:
+        """Show a message of the session to the application. Neither waits nor raises."""
+        if _AUDIO_HEAD in message[:200]:
+            return
+        try:
+            event = orjson.loads(message)
+        except orjson.JSONDecodeError:
+            return
+        if not isinstance(event, dict) or event.get("type") in AUDIO:
+            return
+        if self._session is None:
+            if event.get("type") not in ("session.created", "session.updated", "error"):
+                self._early.append(event)
+        else:
+            self._pass_on(event)
+
+    def _pass_on(self, event: dict[str, Any]) -> None:
+        kind = event.get("type")
+        if kind == "session.created":
+            return
+        if kind == "session.updated" and isinstance(event.get("session"), dict):
+            self._session = event["session"]
+        elif kind == "response.created":
+            response = event.get("response")
+            self._response = str(response.get("id", "")) if isinstance(response, dict) else ""
+        elif kind == "error" and isinstance(event.get("error"), dict):
+            named = event["error"].get("event_id")
+            if named is not None and named not in self._own_ids:
+                return  # about something of the gateway's
+            event["error"] = {**event["error"], "event_id": self._own_ids.get(named)}
+        elif kind == "conversation.item.truncated" and self._playing:
+            self._played("cleared")
+        self._tell(event)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        if event.get("type") == "session.updated":
+            event = {**event, "session": _merged(event.get("session"), self._echo)}
+        event.setdefault("event_id", self._id())
+        for follower in self._followers:
+            follower.put(event)
+        self._followers = [one for one in self._followers if one.close_code is None]
+
+    def _greet(self, follower: Follower) -> None:
+        session = _merged(self._session, self._echo)
+        told = {"type": "session.created", "event_id": self._id(), "session": session}
+        follower.put(told)
+
+    # ---- the telephone
+
+    def seeing(self, feed: Callable[..., None]) -> Callable[..., None]:
+        """Return ``feed`` of the call's machine, which the sideband sees too."""
+
+        def fed(input: inputs.Input, *rest: Any) -> None:
+            feed(input, *rest)
+            self._on_input(input)
+
+        return fed
+
+    def _on_input(self, input: inputs.Input) -> None:
+        match input:
+            case inputs.DigitPressed(digit):
+                told = {"event": digit, "received_at": int(time.time())}
+                for follower in self._followers:
+                    follower.put({"type": "input_audio_buffer.dtmf_event_received", **told})
+            case inputs.Confirmed():
+                self._confirmed = True
+                self._release()
+            case inputs.PlayoutStarted() if not self._playing:
+                self._played("started")
+            case inputs.PlayoutDrained() if self._playing:
+                self._played("stopped")
+
+    def _played(self, what: str) -> None:
+        self._playing = what == "started"
+        self._tell({"type": f"output_audio_buffer.{what}", "response_id": self._response})
+
+    def end(self) -> None:
+        """The call is over."""
+        self._over = True
+        for follower in self._followers:
+            follower.close(OVER)
+        self._followers.clear()
+        self._on_end()
+
+    def _id(self) -> str:
+        self._count += 1
+        return f"event_gw_{self._count}"
+
+
+def take_out(
+    session: dict[str, Any], path: tuple[str, ...], kept: dict[str, Any] | None = None
+) -> None:
+    """Take a field out of a session object, and keep it in ``kept``."""
+    node, kept = session, {} if kept is None else kept
+    for step in path[:-1]:
+        inner = node.get(step)
+        if not isinstance(inner, dict):
+            return
+        node, kept = inner, kept.setdefault(step, {})
+    if path[-1] in node:
+        kept[path[-1]] = node.pop(path[-1])
+
+
+def _changes_something(session: Mapping[str, Any]) -> bool:
+    audio = session.get("audio")
+    sides = any(audio.values()) if isinstance(audio, dict) else audio is not None
+    return sides or bool(session.keys() - {"type", "audio"})
+
+
+def _merged(session: Any, over: Mapping[str, Any]) -> dict[str, Any]:
+    """``session`` with what the application was told of fixed fields."""
+    found = dict(session) if isinstance(session, dict) else {}
+    for name, value in over.items():
+        inner = found.get(name)
+        both = isinstance(value, dict) and isinstance(inner, dict)
+        found[name] = _merged(inner, value) if both else value
+    return found

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Calls that an application decides over, with the official clients of OpenAI's SIP interface."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import httpx
+import pytest
+from agents.realtime import RealtimeAgent, RealtimeRunner
+from agents.realtime.openai_realtime import OpenAIRealtimeSIPModel
+from openai import APIStatusError, AsyncOpenAI, OpenAI
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from gateway.api.tokens import hash_of
+from tests.support.harness import TRUSTED, GatewayStack, eventually
+from tests.support.http_service import Answer, Asked, HttpService, http_service
+from tests.support.sip_phone import PhoneCall
+
+SECRET = "whsec_" + base64.b64encode(b"a key of webhooks, 32 bytes long").decode()
+KEY, OTHER, ADMIN = "gw_application-11", "gw_other-application-22", "gw_admin-33"
+TOKENS = [
+    ("app", "application", KEY, ["asked", "reject", "session"]),
+    ("other", "application", OTHER, ["plain"]),
+    ("ops", "admin", ADMIN, []),
+]
+ROUTES = """
+[[route]]
+name = "asked"
+to = "^asked$"
+fallback = []
+[route.application]
+webhook = "app"
+[[route]]
+name = "reject"
+to = "^reject$"
+[route.application]
+webhook = "app"
+timeout = 0.3
+on_timeout = "reject"
+[[route]]
+name = "session"
+to = "^session$"
+fallback = []
+[route.session]
+instructions = "The route's own."
+[route.application]
+webhook = "app"
+timeout = 0.3
+"""
+SESSION: dict[str, Any] = {
+    "type": "realtime",
+    "model": "gpt-realtime-2.1",
+    "instructions": "Say {hello}.",
+}
+
+
+def settings(url: str) -> str:
+    """Lines of the configuration."""
+    tokens = "".join(
+        f'[[api.token]]\nname = "{name}"\nrole = "{role}"\nhash = "{hash_of(token)}"\n'
+        f"routes = {json.dumps(routes)}\n"
+        for name, role, token, routes in TOKENS
+    )
+    hook = f'[[webhook]]\nname = "app"\nurl = "{url}"\nsecret = "{SECRET}"\nevents = []\n'
+    allowed = '[outbound]\nallowed_prefixes = ["+49"]\n'
+    return f'[api]\nlisten = "127.0.0.1:0"\n{tokens}{hook}{allowed}{TRUSTED}'
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[HttpService]:
+    """The application's address."""
+    with http_service() as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def shared_world(
+    runner: asyncio.Runner, receiver: HttpService, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GatewayStack]:
+    """A gateway whose routes ask the application."""
+    folder = tmp_path_factory.mktemp("world")
+    made = GatewayStack(folder, routes=ROUTES, more=settings(receiver.url))
+    runner.run(made.start())
+    yield made
+    runner.run(made.stop())
+    assert SECRET not in json.dumps(made.gateway.lines)
+    assert KEY not in json.dumps(made.gateway.lines)
+
+
+@pytest.fixture(autouse=True)
+def _fresh(receiver: HttpService) -> None:
+    receiver.asked.clear()
+    receiver.answers = [Answer()]
+
+
+def base_of(world: GatewayStack) -> str:
+    """The base URL of the clients: the only thing that is another one."""
+    return f"http://{world.gateway.all('api.listening')[-1]['address']}/v1"
+
+
+@asynccontextmanager
+async def application(world: GatewayStack, key: str = KEY) -> AsyncIterator[AsyncOpenAI]:
+    """The official client."""
+    async with AsyncOpenAI(api_key=key, base_url=base_of(world), max_retries=2) as client:
+        yield client
+
+
+async def incoming(receiver: HttpService) -> Any:
+    """The event of the next webhook, checked by the official client."""
+    await eventually(lambda: bool(receiver.asked), "a webhook")
+    asked: Asked = receiver.asked[0]
+    checked = OpenAI(api_key="none", webhook_secret=SECRET)
+    return checked.webhooks.unwrap(asked.body.decode(), asked.headers)
+
+
+async def ring(world: GatewayStack, user: str = "asked", *headers: str) -> PhoneCall:
+    """A call, its INVITE just sent."""
+    call = world.phone.call(user, headers=headers)
+    call.invite()
+    return call
+
+
+async def test_an_application_accepts_steers_and_hangs_up(
+    world: GatewayStack, receiver: HttpService
+) -> None:
+    receiver.answers = [Answer(seconds=0.5)]  # it accepts before it answers
+    call = await ring(world, "asked", "X-Customer: 42", "X-Customer: 43")
+    event = await incoming(receiver)
+    assert event.type == "realtime.call.incoming"
+    told = [(one.name, one.value) for one in event.data.sip_headers]
+    assert ("X-Customer", "42") in told
+    assert ("X-Customer", "43") in told
+    assert call.responses in ([], [100])
+    async with application(world) as client:
+        await client.realtime.calls.accept(event.data.call_id, **SESSION)
+        async with client.realtime.connect(call_id=event.data.call_id) as link:
+            first: Any = await link.recv()
+            assert first.type == "session.created"
+            assert first.session.instructions == "Say {hello}."
+            await link.session.update(
+                session={"type": "realtime", "model": "another", "instructions": "Be brief."}
+            )
+            await link.response.create(response={"instructions": "Greet."})
+            await call.answered()
+            seen: list[Any] = []
+            async with asyncio.timeout(20):
+                async for event_of_session in link:
+                    seen.append(event_of_session)
+                    if event_of_session.type == "output_audio_buffer.stopped":
+                        break
+            kinds = [one.type for one in seen]
+            updated = next(one for one in seen if one.type == "session.updated")
+            assert (updated.session.model, updated.session.instructions) == ("another", "Be brief.")
+            assert "response.done" in kinds
+            assert "response.output_audio.delta" not in kinds
+            assert kinds.index("output_audio_buffer.started") < kinds.index("response.done") + 50
+            call.rtp.press("5")
+            async with asyncio.timeout(20):
+                while (one := await link.recv()).type != "input_audio_buffer.dtmf_event_received":
+                    pass
+            assert one.event == "5"
+            session = await world.session_of(call)
+            assert (
+                session.url_model == "gpt-realtime-2.1" if hasattr(session, "url_model") else True
+            )
+            await client.realtime.calls.hangup(event.data.call_id)
+            await call.hung_up()
+            with suppress(ConnectionClosed):
+                while True:
+                    await link.recv()
+        with pytest.raises(APIStatusError) as gone:
+            await client.realtime.calls.hangup(event.data.call_id)
+    assert (gone.value.status_code, gone.value.code) == (404, "call_id_not_found")
+    assert (await world.summary(call))["ending"]["by"] == "operator"
+
+
+@pytest.mark.parametrize("code", [None, 486])
+async def test_an_application_rejects(
+    world: GatewayStack, receiver: HttpService, code: int | None
+) -> None:
+    call = await ring(world)
+    event = await incoming(receiver)
+    async with application(world) as client:
+        given: dict[str, Any] = {} if code is None else {"status_code": code}
+        await client.realtime.calls.reject(event.data.call_id, **given)
+    assert (await call.refused()).code == (code or 603)
+    summary = await world.summary(call)
+    assert (summary["ending"]["why"], summary["ending"]["sip_code"]) == ("application", code or 603)
+    assert summary["times_ms"]["end"] > 0
+
+
+async def test_without_a_decision_the_route_s_own_way_is_taken(
+    world: GatewayStack, receiver: HttpService
+) -> None:
+    receiver.answers = [Answer(500)]
+    refused = await ring(world, "reject")
+    assert (await refused.refused()).code == 480
+    call = await world.dial("session")
+    session = await world.session_of(call)
+    assert session.seen("session.update")[0].body["session"]["instructions"] == "The route's own."
+    record = await world.summary_at_end(call)
+    assert record["ending"]["why"] == "remote_hangup"
+
+
+async def test_a_caller_gives_up_before_the_decision(
+    world: GatewayStack, receiver: HttpService
+) -> None:
+    call = await ring(world)
+    event = await incoming(receiver)
+    call.cancel()
+    assert (await call.refused()).code == 487
+    assert (await world.summary(call))["ending"]["why"] == "cancelled"
+    async with application(world) as client:
+        with pytest.raises(APIStatusError) as late:
+            await client.realtime.calls.accept(event.data.call_id, **SESSION)
+    assert late.value.status_code == 404
+    assert len(receiver.asked) == 1
+
+
+async def test_what_is_refused_and_what_is_taken_twice(
+    world: GatewayStack, receiver: HttpService
+) -> None:
+    call = await ring(world)
+    call_id = (await incoming(receiver)).data.call_id
+    path = f"/realtime/calls/{call_id}"
+
+    async def post(what: str, body: Any = None, key: str = KEY, name: str = path) -> Any:
+        async with httpx.AsyncClient(base_url=base_of(world), trust_env=False) as http:
+            headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+            content = b"" if body is None else json.dumps(body).encode()
+            answer = await http.post(f"{name}/{what}", content=content, headers=headers)
+        error = answer.json()["error"] if answer.content else {}
+        assert answer.status_code == 200 or answer.headers["x-should-retry"] == "false"
+        return answer.status_code, error.get("code"), error.get("param")
+
+    assert await post("accept", SESSION, "gw_wrong") == (401, "invalid_api_key", None)
+    assert await post("accept", SESSION, ADMIN) == (403, "forbidden", None)
+    unknown = (404, "call_id_not_found", None)
+    assert await post("accept", SESSION, OTHER) == unknown
+    assert await post("accept", SESSION, name="/realtime/calls/rtc_none") == unknown
+    assert await post("hangup") == (400, "call_not_accepted", None)
+    assert await post("accept", {}) == (400, "invalid_value", "type")
+    assert await post("accept", []) == (400, "invalid_json", None)
+    wrong = {**SESSION, "audio": {"output": {"speed": "fast"}}}
+    assert await post("accept", wrong) == (400, "invalid_value", "audio.output.speed")
+    assert await post("reject", {"status_code": 200}) == (400, "invalid_value", "status_code")
+    assert await post("accept", {**SESSION, "instructions": "a" * 2**20}) == (413, "too_long", None)
+    address = base_of(world).replace("http", "ws") + f"/realtime?call_id={call_id}"
+    with pytest.raises(InvalidStatus) as unknown_call:
+        await connect(address, additional_headers={"Authorization": f"Bearer {KEY}"})
+    assert unknown_call.value.response.status_code == 404
+    assert b"call_id_not_found" in unknown_call.value.response.body
+    for _again in range(2):
+        assert await post("accept", SESSION) == (200, None, None)
+    assert await post("reject", {}) == (400, "call_already_decided", None)
+    await call.answered()
+    await world.gateway.wait("call.confirmed", call=call.call_id)
+    assert await post("refer", {}) == (400, "missing_required_parameter", "target_uri")
+    assert await post("refer", {"target_uri": "http://x"}) == (400, "invalid_value", "target_uri")
+    assert await post("refer", {"target_uri": "tel:+331"}) == (
+        403,
+        "target_not_allowed",
+        "target_uri",
+    )
+    assert await post("refer", {"target_uri": "tel:+4930123"}) == (200, None, None)
+    await call.until(lambda one: any(m.start.startswith("REFER ") for m in one.messages))
+    await call.hang_up()
+    assert (await world.summary(call))["ending"]["why"] == "transferred"
+
+
+async def test_the_agents_example_answers_a_call(
+    world: GatewayStack, receiver: HttpService
+) -> None:
+    world.behave(answers=[{"kind": "say", "text": "Good day.", "tools": [{"name": "weather"}]}])
+    call = await ring(world)
+    call_id = (await incoming(receiver)).data.call_id
+    async with application(world) as client:
+        body = {"type": "realtime", "model": "gpt-realtime-2.1", "instructions": "Help."}
+        await client.post(f"/realtime/calls/{call_id}/accept", body=body, cast_to=dict)
+    agent = RealtimeAgent(name="Helper", instructions="Help the caller.")
+    running = RealtimeRunner(agent, model=OpenAIRealtimeSIPModel())
+    url = base_of(world).replace("http", "ws") + f"/realtime?call_id={call_id}"
+    session = await running.run(
+        model_config={
+            "api_key": KEY,
+            "call_id": call_id,
+            "url": url,
+            "initial_model_settings": {"turn_detection": {"type": "semantic_vad"}},
+        }
+    )
+    async with session:
+        await session.send_message("Greet the caller.")
+        await call.answered()
+        async with asyncio.timeout(20):
+            async for event in session:
+                if event.type == "raw_model_event" and event.data.type == "turn_ended":
+                    break
+        sent = await world.session_of(call)
+        assert "The gateway" not in json.dumps([one.body for one in sent.client_events])
+        await call.hang_up()
+        with suppress(Exception):
+            async with asyncio.timeout(20):
+                async for event in session:
+                    del event
+    await world.summary(call)
