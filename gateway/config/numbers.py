@@ -55,6 +55,12 @@ _NUMBER = re.compile(r"\+?[0-9*#]+")
 _SHORT = 6
 """Digits of an extension or short code at most; what is longer can be a number of a country."""
 
+_PLAIN_PARAMETERS = frozenset(
+    {"phone-context", "isub", "isub-encoding", "ext", "cpc", "oli", "user"}
+)
+"""Parameters of a number that do not change who is called or who carries the call. ``rn`` and
+``cic`` do (RFC 4694), as do ``tgrp`` (RFC 4904) and ``postd``; of others it is not known."""
+
 _MAX_LENGTH = 40
 _E164_DIGITS = 15
 """Digits of a number at most (ITU-T E.164); networks do not look at those behind them."""
@@ -91,7 +97,8 @@ class Called:
     international: bool
     """Written with ``+`` or an international prefix."""
     unclear: bool
-    """Neither a number nor a name, or longer than a number can be: who is called is not known."""
+    """Neither a number nor a name, longer than a number can be, or with a parameter that may say
+    otherwise: who is called is not known."""
 
 
 @lru_cache(maxsize=512)
@@ -102,7 +109,7 @@ def called(uri: str, country: str = "") -> Called:
         uri: a sip or tel URI, or a number by itself.
         country: where it is dialled, like DE (ISO 3166); empty when that is not known.
     """
-    user, context = _dialled(uri)
+    user, context, diverted = _dialled(uri)
     readings: list[str] = []
     for one in _behind_carrier(_dial_strings(user), country):
         for reading in _readings(one, context, country):
@@ -116,7 +123,8 @@ def called(uri: str, country: str = "") -> Called:
         # Which country it is in is a question for the likeliest reading only.
         classes |= found if index == 0 else found - {"international"}
     abroad = user.startswith("+") or bool(_ANY_PREFIX.match(user))
-    return Called(user, tuple(readings), frozenset(classes), abroad, _is_unclear(user, readings))
+    unclear = diverted or _is_unclear(user, readings)
+    return Called(user, tuple(readings), frozenset(classes), abroad, unclear)
 
 
 def _is_unclear(user: str, readings: list[str]) -> bool:
@@ -198,8 +206,9 @@ def named_country(prefixes: tuple[str, ...], number: Called, country: str) -> bo
     )
 
 
-def _dialled(uri: str) -> tuple[str, str]:
-    """The user or number, plain, and the digits of its ``phone-context`` (RFC 3966)."""
+def _dialled(uri: str) -> tuple[str, str, bool]:
+    """The user or number, plain, the digits of its ``phone-context`` (RFC 3966), and whether
+    another parameter may lead elsewhere."""
     rest = re.sub(r"^\s*(?:tel|sips?):", "", uri, flags=re.IGNORECASE)
     user, at, _host = rest.partition("@")
     if not at:
@@ -208,15 +217,18 @@ def _dialled(uri: str) -> tuple[str, str]:
         user = unquote(user)
     number, *parameters = user.split(";")
     context = ""
+    diverted = False
     for parameter in parameters:
         name, equals, value = parameter.partition("=")
         if not equals and re.search(r"\d{3}", name):
             number += f";{name}"  # no parameter of a number: a PBX may dial it all
         if name.strip().lower() == "phone-context" and value.strip().startswith("+"):
             context = re.sub(r"\D", "", value)
+        diverted = diverted or name.strip().lower() not in _PLAIN_PARAMETERS
     number = number.strip()
     plain = _plain(number)[:_MAX_LENGTH]
-    return plain if _NUMBER.fullmatch(plain) else number, context[:_MAX_LENGTH]
+    user = plain if _NUMBER.fullmatch(plain) else number
+    return user, context[:_MAX_LENGTH], diverted
 
 
 def _plain(text: str) -> str:

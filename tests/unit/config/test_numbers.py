@@ -170,7 +170,9 @@ BEHIND_SOMETHING = """
 0w09001234567 0p09001234567 9;09001234567 !09001234567 ~0900123456 =0900 0900~1234567 0900!1234
 0900'1234 0900$1 0900+1234567 +49+9001234567 ++499001234567 00+499001234567 +49900a \\09001234567
 user%4009001234567@h a:09001234567@h 0900123456*1 %2525302B49900 011833 +4911833 0120012345
-019912345 118|33
+019912345 118|33 +4930123456;rn=+49900123456 +4930123456;npdi;rn=+49900123456
++4930123456%3Brn=+49900123456 +4930123456;cic=01013 +4930123456;tgrp=a;trunk-context=b
++4930123456;postd=0900123456 +4930123456;X=1 reception;rn=+49900123456 tel:+4930123456;rn=+49900123
 """
 """Premium, satellite and foreign numbers that something stands before, in, or behind."""
 
@@ -192,7 +194,13 @@ def test_the_choice_of_a_carrier_opens_nothing(dialled: str) -> None:
     assert caps.destination_refusal(f"sip:{dialled}@h", True, False) is not None
 
 
-@pytest.mark.parametrize("user", ["reception", "1001", "+49 (0) 30 12345", "sales.de", "room-12"])
+@pytest.mark.parametrize(
+    "user",
+    [
+        *("reception", "1001", "+49 (0) 30 12345", "sales.de", "room-12"),
+        *("+493012345;cpc=ordinary", "3012345;phone-context=+49", "+493012345;ext=12;isub=1"),
+    ],
+)
 def test_names_and_extensions_stay_names_and_extensions(user: str) -> None:
     settings = {"enabled": True, "country": "DE", "allowed_prefixes": ["+49"]}
     caps = OutboundCaps(OutboundSettings.model_validate(settings))
