@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from gateway import __version__
@@ -32,6 +33,9 @@ MAX_BODY_BYTES = 2 * 1024 * 1024
 QUERY_SECONDS = 15.0
 KEEP_ALIVE_SECONDS = 15.0
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_UNAUTHORIZED = {"code": "unauthorized", "message": "a valid bearer token is wanted"}
+_BEARER = {"WWW-Authenticate": "Bearer"}
 
 log = structlog.get_logger("api")
 
@@ -87,24 +91,23 @@ def make_app(backend: Backend, tokens: tuple[Token, ...], local: bool = False) -
         openapi_url="/api/v1/openapi.json",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
-    app.add_middleware(_BodyLimit)
+
+    def token_of(headers: Headers) -> Token | None:
+        if local:
+            return Token("local", Role.ADMIN, "")
+        return recognized(headers.get("authorization", ""), tokens)
+
+    app.add_middleware(_BodyLimit, token_of=token_of)
     _add_errors(app)
     _add_health(app, backend)
 
     def needs(role: Role) -> Any:
         def check(request: Request) -> Token:
-            if local:
-                token = Token("local", Role.ADMIN, "")
-            else:
-                found = recognized(request.headers.get("authorization", ""), tokens)
-                if found is None:
-                    raise HTTPException(
-                        401,
-                        {"code": "unauthorized", "message": "a valid bearer token is wanted"},
-                        {"WWW-Authenticate": "Bearer"},
-                    )
-                token = found
+            token = token_of(request.headers)
+            if token is None:
+                raise HTTPException(401, _UNAUTHORIZED, _BEARER)
             request.state.token = token
             if token.role < role:
                 message = f"needs the role {role.name.lower()}"
@@ -465,16 +468,25 @@ def _add_errors(app: FastAPI) -> None:
 
 
 class _BodyLimit:
-    """Refuses bodies that are too long, by their length or as they come (ASGI)."""
+    """Refuses bodies that are too long, by their length or as they come (ASGI).
 
-    def __init__(self, app: Any) -> None:
+    FastAPI reads a body before anything else: without a token, none is read.
+    """
+
+    def __init__(self, app: Any, token_of: Callable[[Headers], Token | None]) -> None:
         self._app = app
+        self._token_of = token_of
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        length = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = Headers(scope=scope)
+        if scope["method"] not in ("GET", "HEAD") and self._token_of(headers) is None:
+            refused = JSONResponse({"error": _UNAUTHORIZED}, 401, _BEARER)
+            await refused(scope, receive, send)
+            return
+        length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > MAX_BODY_BYTES:
             await _too_long()(scope, receive, send)
             return

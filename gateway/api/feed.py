@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
@@ -39,8 +40,9 @@ class EventFeed:
         boot, _, number = after.partition(".")
         seen = self._last
         if after:
-            known = boot == self._boot and number.isdigit() and int(number) <= self._last
-            seen = int(number) if known else self._last - len(self._events)
+            told = int(number) if re.fullmatch("[0-9]{1,18}", number) else -1
+            known = boot == self._boot and 0 <= told <= self._last
+            seen = told if known else self._last - len(self._events)
             if not known:
                 yield f"{self._boot}.{seen}", {"type": "feed.gap", "missed": None}
         self.followers += 1

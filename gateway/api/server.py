@@ -21,8 +21,6 @@ STOP_SECONDS = 5.0
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 """Of a WebSocket: an image in a conversation has room in it."""
 BACKLOG = 128
-CONNECTIONS = 256
-"""At a time; further ones get 503."""
 
 log = structlog.get_logger("api")
 
@@ -80,6 +78,7 @@ class ApiServer:
         import uvicorn
 
         from gateway.api.app import make_app
+        from gateway.api.connections import CONNECTIONS, Connection
 
         class Server(uvicorn.Server):
             @contextlib.contextmanager
@@ -91,13 +90,14 @@ class ApiServer:
         return Server(
             uvicorn.Config(
                 app,
+                http=Connection,
                 log_config=None,
                 access_log=False,
                 lifespan="off",
                 ws="websockets-sansio",
                 ws_max_size=MAX_MESSAGE_BYTES,
                 server_header=False,
-                limit_concurrency=CONNECTIONS,
+                limit_concurrency=CONNECTIONS + 1,
                 timeout_keep_alive=15,
                 timeout_graceful_shutdown=2,
                 h11_max_incomplete_event_size=64 * 1024,

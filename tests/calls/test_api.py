@@ -5,14 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
+from uvicorn.server import ServerState
 
+from gateway.api import connections
+from gateway.api.connections import CONNECTIONS
 from gateway.api.tokens import hash_of
 from tests.support.harness import GatewayStack, eventually
 
@@ -247,3 +253,80 @@ async def test_no_token_is_in_any_log(world: GatewayStack) -> None:
     await eventually(lambda: bool(world.gateway.all("api.audit")), "an audit line")
     text = json.dumps(world.gateway.lines)
     assert not any(token in text for token in TOKENS.values())
+
+
+def _answer(response: str) -> str:
+    return response.split("\r\n", 1)[0].removeprefix("HTTP/1.1 ")
+
+
+async def _said(world: GatewayStack, request: str) -> str:
+    """What comes in answer to these bytes, until the connection ends or no more comes."""
+    host, _, port = world.gateway.all("api.listening")[-1]["address"].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request.encode("latin-1"))
+    async with asyncio.timeout(5):
+        said = await reader.read(65536)
+    writer.close()
+    return said.decode("latin-1")
+
+
+async def test_without_a_token_no_body_is_read(world: GatewayStack) -> None:
+    request = "POST /api/v1/calls HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\n{"
+    assert _answer(await _said(world, request)) == "401 Unauthorized"
+
+
+async def test_nobody_is_sent_elsewhere_by_the_host_that_a_client_names(
+    world: GatewayStack,
+) -> None:
+    request = "GET /api/v1/status/ HTTP/1.1\r\nHost: evil.example\r\n\r\n"
+    assert "evil" not in await _said(world, request)
+
+
+async def test_connections_that_say_nothing_keep_nobody_out(world: GatewayStack) -> None:
+    host, _, port = world.gateway.all("api.listening")[-1]["address"].rpartition(":")
+    beginnings = ("", "GET /healthz HTT", "POST /a HTTP/1.1\r\nHost: a\r\nContent-Le")
+    held = []
+    for number in range(CONNECTIONS + 60):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(beginnings[number % 3].encode())
+        held.append((reader, writer))
+    async with Client(world, "") as http:
+        assert (await http.get("/healthz")).status_code == 200
+    async with asyncio.timeout(10):
+        for reader, _writer in held[:60]:  # those that waited for longest had to go
+            with suppress(ConnectionError):
+                assert await reader.read() == b""
+    descriptors = len(os.listdir(f"/proc/{world.gateway.pid}/fd"))
+    assert descriptors < CONNECTIONS + 100
+    for _reader, writer in held:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [b"", b"GET / HTTP/1.1\r\nHost", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\na"],
+)
+async def test_a_request_that_never_ends_is_given_up(
+    beginning: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.2)
+
+    async def app(_scope: Any, receive: Any, _send: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    config = uvicorn.Config(app, http=connections.Connection, lifespan="off", log_config=None)
+    config.load()
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: connections.Connection(config, state, {}), "127.0.0.1", 0
+    )
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    writer.write(beginning)
+    async with asyncio.timeout(5):
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+    writer.close()
+    server.close()
+    await asyncio.gather(*state.tasks)
+    assert not state.connections
