@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -282,6 +281,10 @@ async def test_nobody_is_sent_elsewhere_by_the_host_that_a_client_names(
     assert "evil" not in await _said(world, request)
 
 
+def _descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 async def test_connections_that_say_nothing_keep_nobody_out(world: GatewayStack) -> None:
     host, _, port = world.gateway.all("api.listening")[-1]["address"].rpartition(":")
     beginnings = ("", "GET /healthz HTT", "POST /a HTTP/1.1\r\nHost: a\r\nContent-Le")
@@ -296,8 +299,7 @@ async def test_connections_that_say_nothing_keep_nobody_out(world: GatewayStack)
         for reader, _writer in held[:60]:  # those that waited for longest had to go
             with suppress(ConnectionError):
                 assert await reader.read() == b""
-    descriptors = len(os.listdir(f"/proc/{world.gateway.pid}/fd"))
-    assert descriptors < CONNECTIONS + 100
+    assert _descriptors(world.gateway.pid) < CONNECTIONS + 100
     for _reader, writer in held:
         writer.close()
 
