@@ -31,7 +31,7 @@ OUTCOMES = (
 )
 DIRECTIONS = ("inbound", "outbound")
 OTHER = "other"
-_COUNTED = frozenset({"records", "webhooks"})
+_COUNTED = frozenset({"process_lost_calls", "records", "webhooks"})
 """Values that only grow, read from elsewhere."""
 MAX_VALUES = 100
 """Routes, trunks and models that have a label of their own; further ones are ``other``."""

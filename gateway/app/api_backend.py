@@ -172,6 +172,8 @@ class Api:
         if kept:
             labels = {"sink": "database"}
             yield "records_pending", "Rows that wait", labels, float(kept["pending"])
+            lost = float(kept["recovered"])
+            yield "process_lost_calls", "Calls of processes that died", {}, lost
             oldest = float(kept["oldest_pending_seconds"] or 0)
             yield "records_oldest_pending_seconds", "Age of the oldest row", labels, oldest
             for result in ("written", "parked", "lost"):

@@ -112,6 +112,8 @@ class Forwarder:
         idle: Callable[[Database, Spool], None] = lambda _database, _spool: None,
     ) -> None:
         self.written = 0
+        self.recovered = 0
+        """Calls of dead processes that were closed here."""
         self.parked = 0
         """Entries that the database refused."""
         self.pending = 0
@@ -188,6 +190,7 @@ class Forwarder:
         if not self._leader.have():
             return False
         for call in recover(self._folder, self._spool, self._outgoing):
+            self.recovered += 1
             log.warning("call.process_lost", call=call.call_id, **_shown(call))
         entries = self._spool.entries(BATCH)
         self.pending, self.oldest_pending = len(entries), entries[0].at if entries else None

@@ -216,6 +216,7 @@ class RecordStore:
             "oldest_pending_seconds": None if oldest is None else round(time.time() - oldest, 1),
             "written": forwarder.written,
             "parked": forwarder.parked,
+            "recovered": forwarder.recovered,
             "lost": self.lost,
             "without_slot": self._slots.missed,
             "unavailable": forwarder.unavailable,
@@ -227,6 +228,7 @@ class RecordStore:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             for call in recover(folder, self._spool, self._outgoing):
+                self.forwarder.recovered += 1
                 log.warning("call.process_lost", call=call.call_id, route=call.facts.get("route"))
         except (OSError, sqlite3.Error) as error:
             log.error("records.spool_failed", error=str(error))
