@@ -176,6 +176,7 @@ class Applications:
         for path in (("type",), ("model",), *SETTLED):
             take_out(given, path)
         route = asked.match.route.with_session(given, str(session.get("model") or ""))
+        asked.record.explanation.append(f"application: {token.name} accepted it")
         sideband = Sideband(lambda: self._forget(call_id))
         asked.sideband = sideband
         self._begin(asked, replace(asked.match, route=route), sideband)
@@ -192,6 +193,7 @@ class Applications:
         asked = self._named(token, call_id)
         if self._first(asked, "reject", code):
             asked.decision = ("reject", _text(code))
+            asked.record.explanation.append(f"application: {token.name} rejected it with {code}")
             log.info("application.rejected", call=asked.record.call_id, who=token.name, code=code)
             self._end(call_id, EndReason.APPLICATION, f"{token.name} said {code}", code)
 

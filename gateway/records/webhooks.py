@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import uniform
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 ATTEMPT_SECONDS = 10.0
 PAUSES = (5.0, 30.0, 120.0, 600.0, 1800.0)
-"""Seconds from one try to the next; later ones come every hour."""
+"""Seconds from one try to the next, or up to a quarter more, so that what failed at one moment does
+not come back at one; later ones come every hour."""
 HOUR = 3600.0
 MAX_AGE = 72 * HOUR
 """A delivery that is older is given up."""
@@ -238,5 +240,5 @@ def _next_try(delivery: Delivery, status: int, wait: float) -> float | None:
     if 400 <= status < 500 and status not in TRANSIENT:
         return None
     pause = PAUSES[delivery.tries] if delivery.tries < len(PAUSES) else HOUR
-    due = time.time() + max(pause, min(wait, HOUR))
+    due = time.time() + max(pause, min(wait, HOUR)) * uniform(1.0, 1.25)
     return due if due - delivery.created <= MAX_AGE else None

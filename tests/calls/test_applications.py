@@ -8,7 +8,8 @@ import base64
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -19,6 +20,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from gateway.api.tokens import hash_of
+from gateway.bridge.sideband import OVER, QUEUED, TOO_SLOW, Sideband
 from tests.support.harness import TRUSTED, GatewayStack, eventually
 from tests.support.http_service import Answer, Asked, HttpService, http_service
 from tests.support.sip_phone import PhoneCall
@@ -275,10 +277,108 @@ async def test_what_is_refused_and_what_is_taken_twice(
     assert (await world.summary(call))["ending"]["why"] == "transferred"
 
 
+async def test_calls_of_the_application_s_functions_are_left_to_it(
+    world: GatewayStack, receiver: HttpService
+) -> None:
+    weather = {"kind": "nothing", "tools": [{"name": "weather"}]}
+    world.behave(answers=[weather, {"kind": "say", "text": "Rain."}])
+    receiver.answers = [Answer(500), Answer()]
+    call = await ring(world)
+    await eventually(lambda: len(receiver.asked) > 1, "a second attempt")
+    first, second = (one.headers for one in receiver.asked)
+    assert first["webhook-id"] == second["webhook-id"]
+    assert first["webhook-timestamp"] < second["webhook-timestamp"]
+    call_id = (await incoming(receiver)).data.call_id
+    async with application(world) as client:
+        tool = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
+        await client.realtime.calls.accept(call_id, **{**SESSION, "tools": [tool]})
+        async with client.realtime.connect(call_id=call_id) as link, asyncio.timeout(20):
+            await link.response.create()
+            one: Any = None
+            async for one in link:
+                if one.type == "response.done":
+                    break
+            (item,) = one.response.output
+            assert (item.type, item.name) == ("function_call", "weather")
+            answer = {"type": "function_call_output", "call_id": item.call_id, "output": "rain"}
+            await link.conversation.item.create(item=cast(Any, answer))
+            await link.send({"type": "response.cancel", "event_id": "wrong"})
+            async for one in link:
+                if one.type == "error":
+                    break
+            assert one.error.event_id == "wrong"
+            await link.send({"type": "input_audio_buffer.append", "audio": "", "event_id": "no"})
+            async for one in link:
+                if one.type == "error":
+                    break
+            assert one.error.event_id == "no"
+            await link.response.create()
+            async for one in link:
+                if one.type == "output_audio_buffer.stopped":
+                    break
+        sent = await world.session_of(call)
+        outputs = [
+            event.body["item"]["output"]
+            for event in sent.seen("conversation.item.create")
+            if event.body["item"]["type"] == "function_call_output"
+        ]
+        assert outputs == ["rain"]
+        assert len(sent.seen("response.create")) == 2
+    await world.summary_at_end(call)
+
+
+async def test_an_interruption_is_told_with_what_was_heard(
+    world: GatewayStack, receiver: HttpService
+) -> None:
+    world.behave(
+        answers=[{"kind": "tones", "seconds": 5}, {"kind": "silent"}],
+        vad="scripted",
+        speech={"at_ms": [600], "length_ms": 200},
+    )
+    call = await ring(world)
+    call_id = (await incoming(receiver)).data.call_id
+    async with application(world) as client:
+        await client.realtime.calls.accept(call_id, **SESSION)
+        async with client.realtime.connect(call_id=call_id) as link, asyncio.timeout(20):
+            await link.response.create()
+            kinds: list[str] = []
+            while "conversation.item.truncated" not in kinds:
+                kinds.append((await link.recv()).type)
+    assert kinds.index("output_audio_buffer.started") < kinds.index("output_audio_buffer.cleared")
+    assert "output_audio_buffer.stopped" not in kinds
+    await world.summary_at_end(call)  # it goes on without its application
+
+
+async def test_a_shutdown_refuses_what_waits(own_folder: Path, receiver: HttpService) -> None:
+    world = GatewayStack(own_folder, routes=ROUTES, more=settings(receiver.url))
+    await world.start()
+    call = await ring(world)
+    await incoming(receiver)
+    status = await world.gateway.stop()
+    assert (await call.refused()).code == 503
+    assert (await world.summary(call))["ending"]["why"] == "shutdown"
+    await world.stop(status)
+
+
+async def test_a_follower_that_does_not_read_is_let_go() -> None:
+    over: list[bool] = []
+    sideband = Sideband(lambda: over.append(True))
+    sideband.up({"id": "s"})
+    slow, quick = sideband.attach(), sideband.attach()
+    for number in range(QUEUED + 1):
+        sideband.received(json.dumps({"type": "x", "number": number}).encode())
+        assert await quick.next()
+    assert await slow.next() is None
+    assert slow.close_code == TOO_SLOW
+    sideband.end()
+    assert [await quick.next() is None, await quick.next() is None] == [False, True]
+    assert (quick.close_code, over) == (OVER, [True])
+
+
 async def test_the_agents_example_answers_a_call(
     world: GatewayStack, receiver: HttpService
 ) -> None:
-    world.behave(answers=[{"kind": "say", "text": "Good day.", "tools": [{"name": "weather"}]}])
+    world.behave(answers=[{"kind": "say", "text": "Good day."}])
     call = await ring(world)
     call_id = (await incoming(receiver)).data.call_id
     async with application(world) as client:
@@ -302,8 +402,11 @@ async def test_the_agents_example_answers_a_call(
             async for event in session:
                 if event.type == "raw_model_event" and event.data.type == "turn_ended":
                     break
-        sent = await world.session_of(call)
-        assert "The gateway" not in json.dumps([one.body for one in sent.client_events])
+        sent = (await world.session_of(call)).seen("session.update")
+        assert (
+            sent[-1].body["session"]["audio"]["input"]["turn_detection"]["type"] == "semantic_vad"
+        )
+        assert all("format" not in one.body["session"]["audio"]["input"] for one in sent[1:])
         await call.hang_up()
         with suppress(Exception):
             async with asyncio.timeout(20):
