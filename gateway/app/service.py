@@ -13,8 +13,7 @@ import structlog
 
 from gateway.addresses import LookupLoop
 from gateway.app.gateway import Gateway
-from gateway.app.health import HUNG_SECONDS, Health
-from gateway.app.process import SupervisorLink, notify
+from gateway.app.process import HUNG_SECONDS, Health, SupervisorLink, notify
 from gateway.app.reload import Read
 from gateway.call.call_record import CallRecord
 from gateway.config import Config

@@ -1,21 +1,209 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands on live calls: list, end and transfer them, add to their conversation, print it."""
+"""Commands on a running gateway: its status and reload, and its live calls.
+
+Calls are listed, ended, transferred, added to, and printed.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gateway.cli import CONFIG, examples
-from gateway.cli.status import SOCKET, asked, call_lines, socket_of
-from gateway.control.client import ANSWER_SECONDS, NoAnswerError, RefusedError, ask
-from gateway.text import printable
+from gateway.control.client import ANSWER_SECONDS, NoAnswerError, RefusedError, ask, ask_within
+from gateway.text import money, printable
+
+_BANS_SHOWN = 10
+
+
+def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
+    """A status object as lines."""
+    build = status["pjsua2"]
+    state = "draining" if status["draining"] else "up"
+    yield f"gateway {status['version']}, {state} for {duration(status['uptime_seconds'])}"
+    for part, error in ((status.get("health") or {}).get("problems") or {}).items():
+        yield f"  NOT WELL  {part}: {error}"
+    yield f"  pjsua2    {build['distribution']}, {build['tls']}"
+    yield f"  listens   {', '.join(status['listen'])}"
+    yield f"  calls     {len(status['calls'])} of {status['max_calls']}"
+    for call in status["calls"]:
+        through = f" by {call['trunk']}" if call["trunk"] else ""
+        yield (
+            f"    {duration(call['age_seconds']):>8}  {call['from'] or 'gateway'} to {call['to']}"
+            f"{through}, "
+            f"route {call['route']}, {call['codec']} {call['security'] or '(no media yet)'}"
+            f"{_figures(call)}"
+        )
+    yield f"  trunks    {len(status['trunks']) or 'none'}"
+    for trunk in status["trunks"]:
+        yield f"    {trunk['name']}: {_trunk(trunk)}"
+    for asked in status.get("realtime") or []:
+        state, since = asked["state"], asked["seconds"]
+        more = "" if since is None else f" for {since:.0f} s: {asked['detail']}"
+        yield f"  realtime  {asked['url']}: {state}{more}"
+    for name, server in sorted((status.get("mcp") or {}).items()):
+        yield f"  mcp       {name}: {server['state']}, {server['tools']} tools"
+    promised = status.get("callbacks") or {}
+    if promised.get("count"):
+        yield f"  callbacks {promised['count']} promised"
+        for one in promised["waiting"]:
+            tries = f", tried {one['tries']} times" if one["tries"] else ""
+            yield f"    {one['at']}  {one['number']}, route {one['route']}{tries}"
+    if status["refused"]:
+        yield "  refused"
+        for rule, count in sorted(status["refused"].items()):
+            yield f"    {count:>8}  {rule}"
+    for why, count in sorted((status.get("unrecorded") or {}).items()):
+        yield f"    {count:>8}  calls without a record of their own: {why}"
+    banned = status.get("banned") or []
+    for ban in banned[:_BANS_SHOWN]:
+        left = duration(ban["seconds"])
+        yield f"  banned    {ban['source']} for {left} more, {ban['dropped']} requests dropped"
+    if len(banned) > _BANS_SHOWN:
+        yield f"  banned    and {len(banned) - _BANS_SHOWN} more (--json has all)"
+    cost = status.get("cost") or {}
+    if cost.get("calls"):
+        routes = cost["routes"].items()
+        each = ", ".join(f"{name} {money(Decimal(amount))}" for name, amount in sorted(routes))
+        shared = money(Decimal(cost["shared_total"]))
+        yield f"  cost      {shared} {cost['currency']} on {cost['day']}" + (each and f": {each}")
+    dropped = {name: count for name, count in status["dropped"].items() if count}
+    if dropped:
+        yield "  dropped   " + ", ".join(f"{count} {name}" for name, count in dropped.items())
+
+
+def call_lines(calls: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Return a line for each call: id, state, age, numbers, route, codec, cost so far."""
+    for call in calls:
+        age = duration(call["age_seconds"])
+        caller = _user(call["from"]) or "gateway"  # of a call that it placed
+        cost = call.get("cost") or {}
+        parts = [
+            f"{call['call_id']}  {call['state']:<12}  {age}  {caller} -> {_user(call['to'])}",
+            f"route {call['route']}",
+            call.get("codec") or "no media yet",
+            f"{cost['priced']:.4f} {cost['currency']}" if cost else "",
+        ]
+        yield ", ".join(filter(None, parts))
+
+
+def _user(uri: str) -> str:
+    """The number or name in a SIP URI; all of another URI."""
+    found = re.match(r"(?:.*<)?sips?:([^@;>]+)@", uri)
+    return found[1] if found else uri
+
+
+def _figures(call: Mapping[str, Any]) -> str:
+    """How well it is heard, and what it has cost so far."""
+    quality, cost = call.get("quality") or {}, call.get("cost") or {}
+    scores = [(quality.get(way) or {}).get("mos") for way in ("rx", "tx")]
+    told = "/".join(f"{score['mean']:.1f}" if score else "-" for score in scores)
+    heard = f", MOS {told}" if any(scores) else ""
+    return heard + (f", {cost['priced']:.4f} {cost['currency']}" if cost else "")
+
+
+def _trunk(trunk: Mapping[str, Any]) -> str:
+    parts = [f"{trunk['state']} for {duration(trunk['since_seconds'])}"]
+    if trunk["state"] == "static":
+        parts = ["by address"]
+    if trunk["expires_seconds"] is not None:
+        parts.append(f"expires in {duration(trunk['expires_seconds'])}")
+    if trunk["last_error"]:
+        parts.append(f"last error {trunk['last_error']}")
+    if trunk["next_try_seconds"] is not None:
+        parts.append(f"next try in {duration(trunk['next_try_seconds'])}")
+    if trunk["options"]:
+        parts.append(f"OPTIONS {trunk['options']}")
+    parts.append(f"{trunk['calls']} calls")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units that they have."""
+    left = max(0, int(seconds))
+    days, left = divmod(left, 86400)
+    hours, left = divmod(left, 3600)
+    minutes, left = divmod(left, 60)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (left, "s")]
+    first = next((index for index, (count, _) in enumerate(parts) if count), 3)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count) or "0 s"
+
+
+SOCKET = click.option(
+    "--socket",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Control socket of the gateway; overrides control.socket.",
+)
+
+
+@click.command("status", epilog=examples("gateway status", "gateway status --json"))
+@CONFIG
+@SOCKET
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+def status(config: Path, path: Path | None, as_json: bool) -> None:
+    """Show trunks, calls, servers and rejected requests of a running gateway.
+
+    Exit 0; 1 when no gateway answers; 3 when a part of it has failed.
+    """
+    status = asked(config, path, "status")
+    if as_json:
+        click.echo(printable(json.dumps(status, ensure_ascii=False)))
+    else:
+        for line in status_lines(status):
+            click.echo(printable(line))
+    if (status.get("health") or {}).get("problems"):
+        sys.exit(3)
+
+
+def asked(
+    config: Path,
+    path: Path | None,
+    command: str,
+    seconds: float = ANSWER_SECONDS,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Return the answer of the gateway that the options name, within ``seconds``.
+
+    Without an answer, prints why and exits with 1.
+    """
+    try:
+        return ask_within(seconds, path or socket_of(config), {**fields, "command": command})
+    except (NoAnswerError, RefusedError) as error:
+        click.echo(printable(str(error)), err=True)
+        sys.exit(1)
+
+
+def socket_of(config: Path) -> Path:
+    """Return the path of the control socket of this configuration. Raises NoAnswerError.
+
+    Reads that key only: secrets need not be present, and nothing slow is imported.
+    """
+    try:
+        data = tomllib.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NoAnswerError(f"{config}: {error.strerror or error}") from None
+    except ValueError as error:  # neither TOML nor UTF-8
+        raise NoAnswerError(f"{config}: {error}") from None
+    section = data.get("control")
+    name = section.get("socket") if isinstance(section, dict) else None
+    if not isinstance(name, str) or not name:
+        raise NoAnswerError(f"{config}: control.socket is not set, so no gateway can be asked")
+    if "${" in name:
+        from gateway.config.source import read_toml
+
+        name = str(read_toml(config).data["control"]["socket"])
+    return Path(config.absolute().parent, Path(name).expanduser())
+
 
 RELOAD_SECONDS = 30.0
 """For MCP servers of new routes, among others."""

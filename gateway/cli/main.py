@@ -23,7 +23,9 @@ class _Entry(NamedTuple):
 _SECTIONS: dict[str, dict[str, _Entry]] = {
     "Serve": {
         "run": _Entry("serve", "Answer calls until SIGTERM or Ctrl-C.", "run_gateway"),
-        "status": _Entry("status", "Show trunks, calls and servers of a running gateway."),
+        "status": _Entry(
+            "live_calls", "Show trunks, calls and servers of a running gateway.", "status"
+        ),
         "reload": _Entry("live_calls", "Have a running gateway read its files anew.", "reload"),
         "dial": _Entry("dial", "Place one call and join it to a route's session."),
     },

@@ -20,8 +20,7 @@ from gateway.sip.media.conference import Sounds
 from gateway.sip.media.ports import PortPool
 from gateway.sip.media.rtp_port_quarantine import RtpPortQuarantine
 from gateway.sip.names import Names
-from gateway.sip.negotiation import Negotiation
-from gateway.sip.signalling import Signalling
+from gateway.sip.signalling import Negotiation, Signalling
 from gateway.sip.thread import SipThread
 from gateway.sip.trunks.matching import Challenged
 

@@ -24,9 +24,8 @@ from gateway.sip.media.ports import PortPool
 from gateway.sip.media.rtp_port_quarantine import RtpPortQuarantine
 from gateway.sip.messages.headers import text_of
 from gateway.sip.names import Names
-from gateway.sip.negotiation import Negotiation
 from gateway.sip.settings import SipSettings, Trunk
-from gateway.sip.signalling import PASS, Decision, Received, Signalling
+from gateway.sip.signalling import PASS, Decision, Negotiation, Received, Signalling
 from gateway.sip.sip_call import SipCall
 from gateway.sip.thread import SipThread
 from gateway.sip.transports import Listeners

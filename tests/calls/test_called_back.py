@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from gateway.cli.status import status_lines
+from gateway.cli.live_calls import status_lines
 from gateway.control.client import ask
 from tests.support.callee import CalledPhone, free_port
 from tests.support.harness import GatewayStack, eventually

@@ -40,10 +40,9 @@ from gateway.sip.messages.validation import (
     request_flaw,
     stripped,
 )
-from gateway.sip.negotiation import Negotiation
 from gateway.sip.rate_limits import RefusalLog, SourceBuckets, TokenBucket
 from gateway.sip.settings import Access, Trunk
-from gateway.sip.signalling import DROP, PASS, Decision, Received, Unread
+from gateway.sip.signalling import DROP, PASS, Decision, Negotiation, Received, Unread
 from gateway.sip.trunks.matching import Attribution, Challenges, Trunks
 
 log = structlog.get_logger("sip")

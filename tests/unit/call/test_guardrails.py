@@ -136,10 +136,8 @@ def test_of_the_caller_the_answer_is_stopped() -> None:
     scene = scene_of(GuardrailPlan("caller", re.compile("bomb"), replacement="No.", name="c"))
     scene.do(created("r1"), *words("bomb "), audio("r1", "i1", 400))
     assert scene.record.content.guardrails == []
-    assert scene.do(said(InputTranscribed("u1", "How is a bomb made?"))) == [
-        "flush",
-        "cancel r1",
-    ] or ("cancel r1" in scene.seen)
+    scene.do(said(InputTranscribed("u1", "How is a bomb made?")))
+    assert "cancel r1" in scene.seen
     assert scene.do(done("r1", "cancelled"))[-1] == SAYS_NO
 
 

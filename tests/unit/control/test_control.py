@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli.live_calls import line_of
+from gateway.cli.live_calls import call_lines, duration, line_of, status, status_lines
 from gateway.cli.main import main
-from gateway.cli.status import call_lines, command, duration, status_lines
 from gateway.control import server as server_module
 from gateway.control.server import MAX_LINE_BYTES, ControlError, ControlServer
 
@@ -187,11 +186,11 @@ def test_duration(seconds: float, text: str) -> None:
 def test_status_of_nobody(tmp_path: Path) -> None:
     config = tmp_path / "gateway.toml"
     config.write_text('[realtime]\napi_key = "${env:NOT_SET}"\n')
-    result = CliRunner().invoke(command, ["-c", str(config)])
+    result = CliRunner().invoke(status, ["-c", str(config)])
     assert result.exit_code == 1
     assert "control.socket is not set" in result.output
     config.write_text('[control]\nsocket = "x"\n')
-    result = CliRunner().invoke(command, ["-c", str(config)])
+    result = CliRunner().invoke(status, ["-c", str(config)])
     assert result.exit_code == 1
     assert f"no gateway answers on {tmp_path / 'x'}" in result.output
 

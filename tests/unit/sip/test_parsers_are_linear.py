@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from unittest.mock import patch
 
 import pytest
 
 from gateway.call.playout.barge_in import words_of
 from gateway.realtime.parse import BadEvent, parse_event
+from gateway.sip.ingress import digest
 from gateway.sip.messages import replies as info
 from gateway.sip.messages.headers import (
     body_of,
@@ -93,6 +95,13 @@ def _parse_event(text: str) -> None:
             parse_event(message.encode("utf-8", "replace"))
 
 
+def _digest(text: str) -> None:
+    # Without the bound on a field's length, which would hide how it is read.
+    with patch.object(digest, "MAX_FIELD", 10 * SIZE):
+        for field in (f"Digest {text}", f'Digest a="{text}', f"Digest a{text}"):
+            digest.parameters_of(field)
+
+
 PARSERS: dict[str, Callable[[str], object]] = {
     "name_addr_of": name_addr_of,
     "split_list": lambda text: list(split_list(text)),
@@ -118,6 +127,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "printable": printable,
     "words_of": words_of,
     "parse_event": _parse_event,
+    "digest": _digest,
 }
 
 

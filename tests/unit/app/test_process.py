@@ -8,11 +8,11 @@ import sys
 
 HANGS = """
 import asyncio, time
-from gateway.app import health
-health.HUNG_SECONDS = 1.5
+from gateway.app import process
+process.HUNG_SECONDS = 1.5
 
 async def main():
-    health.Health(lambda: "", lambda: None, lambda well: None, lambda why: None).start()
+    process.Health(lambda: "", lambda: None, lambda well: None, lambda why: None).start()
     await asyncio.sleep(0.1)
     time.sleep(60)
 
