@@ -19,7 +19,7 @@ import structlog
 from gateway.billing.costs import Account, Level
 from gateway.bridge.dialplan_lookup import DataLookup
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
-from gateway.bridge.sideband import Sideband, SidebandTap
+from gateway.bridge.sideband import Sideband, SidebandTap, merged
 from gateway.call import inputs, outputs
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import (
@@ -241,6 +241,9 @@ class Sessions(CallPart):
     def _relay(self, command: ClientCommand) -> str:
         """Send an application's event; returns its id, "" where no session is up."""
         line = self._line
+        if isinstance(command, RelayedUpdate):
+            # A session that replaces this one begins with what holds now.
+            self.plan = replace(self.plan, settings=merged(self.plan.settings, command.session))
         return "" if line is None or line.session is None else line.session.send(command)
 
     def _tap(self, line: _Line) -> Tap | None:

@@ -274,14 +274,14 @@ class Sideband:
 
     def _tell(self, event: dict[str, Any]) -> None:
         if event.get("type") == "session.updated":
-            event = {**event, "session": _merged(event.get("session"), self._echo)}
+            event = {**event, "session": merged(event.get("session"), self._echo)}
         event.setdefault("event_id", self._id())
         for follower in self._followers:
             follower.put(event)
         self._followers = [one for one in self._followers if one.close_code is None]
 
     def _greet(self, follower: Follower) -> None:
-        session = _merged(self._session, self._echo)
+        session = merged(self._session, self._echo)
         told = {"type": "session.created", "event_id": self._id(), "session": session}
         follower.put(told)
 
@@ -347,11 +347,11 @@ def _changes_something(session: Mapping[str, Any]) -> bool:
     return sides or bool(session.keys() - {"type", "audio"})
 
 
-def _merged(session: Any, over: Mapping[str, Any]) -> dict[str, Any]:
-    """``session`` with what the application was told of fixed fields."""
+def merged(session: Any, over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``session`` with the fields of ``over`` in place of its own, table by table."""
     found = dict(session) if isinstance(session, dict) else {}
     for name, value in over.items():
         inner = found.get(name)
         both = isinstance(value, dict) and isinstance(inner, dict)
-        found[name] = _merged(inner, value) if both else value
+        found[name] = merged(inner, value) if both else value
     return found

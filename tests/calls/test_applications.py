@@ -28,7 +28,7 @@ from tests.support.sip_phone import PhoneCall
 SECRET = "whsec_" + base64.b64encode(b"a key of webhooks, 32 bytes long").decode()
 KEY, OTHER, ADMIN = "gw_application-11", "gw_other-application-22", "gw_admin-33"
 TOKENS = [
-    ("app", "application", KEY, ["asked", "reject", "session"]),
+    ("app", "application", KEY, ["asked", "rescued", "reject", "session"]),
     ("other", "application", OTHER, ["plain"]),
     ("ops", "admin", ADMIN, []),
 ]
@@ -37,6 +37,11 @@ ROUTES = """
 name = "asked"
 to = "^asked$"
 fallback = []
+[route.application]
+webhook = "app"
+[[route]]
+name = "rescued"
+to = "^rescued$"
 [route.application]
 webhook = "app"
 [[route]]
@@ -347,6 +352,36 @@ async def test_an_interruption_is_told_with_what_was_heard(
     assert kinds.index("output_audio_buffer.started") < kinds.index("output_audio_buffer.cleared")
     assert "output_audio_buffer.stopped" not in kinds
     await world.summary_at_end(call)  # it goes on without its application
+
+
+async def test_a_session_that_replaces_a_lost_one_has_what_the_application_said_last(
+    world: GatewayStack, receiver: HttpService
+) -> None:
+    lost = {"at": "response.done", "drop": True, "first_sessions": 1}
+    world.behave(answers=[{"kind": "say", "text": "Good day."}], end=lost)
+    call = await ring(world, "rescued")
+    call_id = (await incoming(receiver)).data.call_id
+    async with application(world) as client:
+        await client.realtime.calls.accept(call_id, **{**SESSION, "model": "gpt-lost"})
+        async with client.realtime.connect(call_id=call_id) as link, asyncio.timeout(20):
+            told: Any = {"type": "realtime", "instructions": "The last."}
+            await link.session.update(session=told)
+            await link.response.create()
+
+            def updates() -> list[Any]:
+                return [
+                    one.seen("session.update")
+                    for one in world.emulator.sessions
+                    if one.model == "gpt-lost"
+                ]
+
+            await eventually(lambda: len(updates()) > 1 and bool(updates()[1]), "another session")
+            asked = updates()[1][0].body["session"]
+            assert asked["instructions"] == "The last."
+            call.rtp.press("7")
+            while (await link.recv()).type != "input_audio_buffer.dtmf_event_received":
+                pass
+    await world.summary_at_end(call)
 
 
 async def test_a_shutdown_refuses_what_waits(own_folder: Path, receiver: HttpService) -> None:

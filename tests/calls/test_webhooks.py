@@ -19,6 +19,7 @@ from standardwebhooks.webhooks import Webhook
 from gateway.records import webhooks
 from gateway.records.spool import Delivery, Spool
 from gateway.records.webhooks import Endpoint, Outbox, WebhookSender, signature
+from tests.calls.test_records import kill_while_calls_come, rows_of
 from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack, eventually
 from tests.support.http_service import Answer, HttpService, http_service
@@ -82,6 +83,35 @@ async def test_deliveries_outlive_kill_9(own_folder: Path) -> None:
     told = {got.json["type"]: got.json["data"] for got in receiver.asked}
     assert told["call.ended"]["why"] == "process_lost"
     assert {data["call_id"] for data in told.values()} == {call_id}
+
+
+async def test_each_call_has_one_end_by_its_id_after_kill_9_at_random_moments(
+    own_folder: Path,
+) -> None:
+    with http_service() as receiver:
+        world = GatewayStack(own_folder, more=hooks(receiver.url, ["call.incoming", "call.ended"]))
+        await world.start()
+        answered = await kill_while_calls_come(world, kills=3, calls=12)
+        assert len(answered) > 3
+
+        def ids() -> dict[str, set[str]]:
+            found: dict[str, set[str]] = {}
+            for got in tuple(receiver.asked):
+                if got.json["type"] == "call.ended":
+                    call = got.json["data"]["call_id"]
+                    found.setdefault(call, set()).add(got.headers["webhook-id"])
+            return found
+
+        def all_told() -> bool:
+            rows = rows_of(world)
+            wanted = {row["id"] for one in answered for row in rows.get(one.call_id, ())}
+            return len(wanted) == len(answered) and wanted <= ids().keys()
+
+        await eventually(all_told, "the end of each call")
+        await world.gateway.stop()
+        await world.phone.stop()
+        await world.emulator.stop()
+    assert {len(each) for each in ids().values()} == {1}, "a repeated delivery has its first id"
 
 
 def delivery(**fields: Any) -> Delivery:
