@@ -66,7 +66,7 @@ async def test_every_call_that_was_answered_to_has_one_row_after_kill_9(own_fold
     world = GatewayStack(own_folder)
     await world.start()
     try:
-        answered = await kill_while_calls_come(world, kills=3, calls=12)
+        answered = await kill_while_calls_come(world, kills=2, calls=15)
         assert len(answered) > 3
 
         def all_there() -> bool:
