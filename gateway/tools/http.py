@@ -46,6 +46,9 @@ _WINDOWS = {"": None, "identity": None, "gzip": 31, "x-gzip": 31, "deflate": 15}
 FIRST_PAUSE = 0.25
 """Seconds before the second try; each further pause is twice as long."""
 
+MAX_PAUSE = 5.0
+"""Seconds that a service's ``Retry-After`` is taken for at most: a caller waits meanwhile."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -180,8 +183,10 @@ async def _read(response: httpx.Response) -> tuple[str, bool]:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    value = response.headers.get("retry-after", "")
-    return float(value) if value.isdigit() and int(value) <= 3600 else None
+    value = response.headers.get("retry-after", "").strip()
+    if not (value.isascii() and value.isdigit()):
+        return None
+    return min(float(value[:9]), MAX_PAUSE)
 
 
 def _host(url: str) -> str:

@@ -250,6 +250,7 @@ async def test_requests_inside_a_call(world: GatewayStack) -> None:
         if code == 420:
             assert answer.headers["unsupported"] == "timetravel", answer.start
     assert not wrong, "\n".join(map(str, wrong))
+    call.messages.clear()  # the BYE that was refused is not the one that ends the call
     await ends_well(world, call)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from gateway.config import ConfigError, load_config
@@ -19,7 +20,7 @@ from gateway.planning.check import check, load_all
 from gateway.planning.route_tools import tool_executor
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.functions import Question, ToolCall
-from gateway.tools.http import MAX_BODY
+from gateway.tools.http import MAX_BODY, MAX_PAUSE, _retry_after
 from tests.support.http_service import Answer, HttpService, http_service
 
 CONFIG = """
@@ -112,6 +113,26 @@ def test_get(tmp_path: Path, service: HttpService) -> None:
     tool = hook(service.url + "/{arg.city}/weather?lang=en", fields)
     use(tmp_path, tool, '{"city": "a/b?c", "days": 3, "exact": true}')
     assert service.asked[0].path == "/a%2Fb%3Fc/weather?lang=en&days=3&exact=true"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0.0),
+        (" 3 ", 3.0),
+        ("6", MAX_PAUSE),
+        ("3600", MAX_PAUSE),
+        ("9" * 5000, MAX_PAUSE),
+        ("-1", None),
+        ("1.5", None),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", None),
+        ("\u00b2", None),
+        ("", None),
+    ],
+)
+def test_a_service_says_when_to_come_again(value: str, seconds: float | None) -> None:
+    response = httpx.Response(503, headers={"Retry-After": value.encode()})
+    assert _retry_after(response) == seconds
 
 
 @pytest.mark.parametrize(
