@@ -337,6 +337,15 @@ HEADERS: dict[str, tuple[Report, ...]] = {
         Report("RFC 3261 20.22", "no hop left", head=(("Max-Forwards", "Max-Forwards: 0"),)),
         Report("RFC 3261 8.2.2.3", "an extension that is required and unknown", code=420,
                head=more("Require: nothing-such")),
+        Report("RFC 3261 21.4.13", "a coding that nobody reads", code=415,
+               head=more("Content-Encoding: gzip")),
+        Report("RFC 3261 20.12", "no coding", head=more("e: identity")),
+        Report("RFC 3261 21.4.7", "no description is accepted", code=406,
+               head=more("Accept: text/plain")),
+        Report("RFC 3261 20.1", "nothing is accepted", code=406, head=more("Accept:")),
+        Report("RFC 3261 20.1", "anything is accepted", head=more("Accept: text/html, */*;q=0.1")),
+        Report("RFC 3261 20.1", "two fields of what is accepted",
+               head=more("Accept: application/isup", "Accept: Application/SDP;level=1")),
         Report("SIP.js #666", "Replaces of no call, escaped", code=481,
                head=more("Replaces: 12345%40192.0.2.3;to-tag=12345;from-tag=5FFE-3994")),
     ),
@@ -1015,6 +1024,21 @@ async def test_a_re_invite_before_the_ack(world: GatewayStack) -> None:
     assert (await call.ask("INVITE", body=offer_of(call))).code in (200, 491, 500)
     call.ack()
     await call.rtp.until(lambda: any(map(_sounds, call.rtp.packets)), WITHIN_S)
+    await world.summary_at_end(call)
+
+
+async def test_one_request_by_two_ways(world: GatewayStack) -> None:
+    """RFC 3261 section 8.2.2.2: the second gets 482, and the call goes on."""
+    world.behave(vad="off", updated_delay_ms=1000)
+    call = field_call(world, Report("RFC 3261 8.2.2.2", ""))
+    call.invite()
+    await call.until(lambda c: c.messages, WITHIN_S, "a response")
+    way, call._branch = call._branch, f"{call._branch}x"
+    call.invite()
+    await call.until(lambda c: 482 in c.responses, WITHIN_S, "482")
+    call._branch = way
+    await call.until(lambda c: 200 in c.responses, WITHIN_S, "200")
+    await world.gateway.wait("call.confirmed", WITHIN_S, call=call.call_id)
     await world.summary_at_end(call)
 
 

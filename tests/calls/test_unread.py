@@ -62,6 +62,11 @@ BROKEN = {
     "Content-Length": (r"Content-Length: 0", "Content-Length: many"),
     "Request-URI": (r"^(\w+) \S+", r"\1 sip:@@@"),
     "scheme of the Request-URI": (r"^(\w+) \S+", r"\1 http://x"),
+    "another From before": ("From: ", "From: <sip:x@y>;tag=z\r\nFrom: "),
+    "another From behind": ("Max-Forwards", "From: <sip:x@y>;tag=z\r\nMax-Forwards"),
+    "another To before": ("To: ", "To: <sip:x@y>;tag=z\r\nTo: "),
+    "another Call-ID before": ("Call-ID: ", "Call-ID: other\r\nCall-ID: "),
+    "Content-Encoding": ("Max-Forwards", "Content-Encoding: gzip\r\nMax-Forwards"),
     "Record-Route": ("Max-Forwards", "Record-Route: <tel:1>\r\nMax-Forwards"),
 }  # fmt: skip
 

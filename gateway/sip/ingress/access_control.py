@@ -208,7 +208,7 @@ class AccessControl:
         if flaw is not None:
             if self._take_stripped(received, received.message):
                 return DROP
-            reply = Reply(0 if method == "ACK" else flaw.code)
+            reply = Reply(0 if method == "ACK" else flaw.code, flaw.header)
             return self._refuse(received, f"malformed: {flaw.what}", reply)
         trunk = None if self.found is None else self.found.trunk
         self.chosen = self._descriptions.settle(method, trunk, received.local)

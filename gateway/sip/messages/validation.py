@@ -13,6 +13,7 @@ Requests that its parser gave up are mended, or stripped of what cannot be read.
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import re
 import secrets
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,10 @@ from gateway.sip.messages.headers import (
 )
 from gateway.sip.messages.replies import method_of
 
-BAD_REQUEST, UNSUPPORTED_SCHEME, NOT_ACCEPTABLE = 400, 416, 488
+BAD_REQUEST, NOT_ACCEPTED, UNSUPPORTED_MEDIA = 400, 406, 415
+UNSUPPORTED_SCHEME, NOT_ACCEPTABLE = 416, 488
+
+_SDP = "application/sdp"
 
 MAX_HEADERS = 128
 """Header fields of one message. A real one has some thirty; each costs pjsip memory and time."""
@@ -58,6 +62,8 @@ class InvalidMessage:
 
     code: int
     what: str
+    header: tuple[str, str] | None = None
+    """A field of the answer: what would do instead."""
 
 
 def flaw_of(start_line: str, headers: Mapping[str, tuple[str, ...]]) -> InvalidMessage | None:
@@ -217,7 +223,25 @@ def request_flaw(
     flaw = flaw_of(start_line_of(message), headers) or body_flaw_of(headers, body)
     if flaw is None and (address := refused_address(body, source)):
         return InvalidMessage(NOT_ACCEPTABLE, f"RTP to {address}")
-    return flaw
+    return flaw or _content_flaw(start_line_of(message).partition(" ")[0], headers, body)
+
+
+def _content_flaw(
+    method: str, headers: Mapping[str, tuple[str, ...]], body: str
+) -> InvalidMessage | None:
+    """A body in a coding that is not read (RFC 3261 21.4.13), or no description wanted (21.4.7)."""
+    coding = ",".join(headers.get("content-encoding", ()))[:MAX_FIELD].strip().lower()
+    if body and method not in STRIPPED and coding not in ("", "identity"):
+        return InvalidMessage(
+            UNSUPPORTED_MEDIA, "Content-Encoding", ("Accept-Encoding", "identity")
+        )
+    wanted = headers.get("accept")
+    if method != "INVITE" or wanted is None:
+        return None
+    kinds = {one.partition(";")[0].strip().lower() for one in ",".join(wanted).split(",")}
+    if kinds.isdisjoint((_SDP, "application/*", "*/*")):
+        return InvalidMessage(NOT_ACCEPTED, f"Accept without {_SDP}", ("Accept", _SDP))
+    return None
 
 
 MAX_VIAS = 16
@@ -279,24 +303,40 @@ def stripped(data: bytes, source: str, port: int, transport: str) -> Iterator[by
     """
     method = method_of(data)
     headers = headers_of(data.decode("latin-1"))
-    told = {name: next(iter(headers.get(name, ())), "") for name in _ONCE}
-    tags = [_TAG.search(told[name].rpartition(">")[2] or told[name]) for name in ("from", "to")]
-    number = _NUMBER.match(told["cseq"])
-    if method not in STRIPPED or not told["call-id"] or tags[0] is None:
+    if method not in STRIPPED:
+        return
+    host = f"[{source}]" if ":" in source else source
+    # Of a field that is there more than once, the library has taken one.
+    values = [headers.get(name, ("",)) for name in _ONCE]
+    for told in itertools.product(*(dict.fromkeys((one[0], one[-1])) for one in values)):
+        yield from _stripped(method, told, headers, data, f"{transport.upper()} {host}:{port}")
+
+
+def _stripped(
+    method: str,
+    told: tuple[str, ...],
+    headers: Mapping[str, tuple[str, ...]],
+    data: bytes,
+    came_by: str,
+) -> Iterator[bytes]:
+    """Those of one From, To, Call-ID and CSeq; ``came_by`` as a Via names it."""
+    sender, recipient, call_id, cseq = told
+    tags = [_TAG.search(one.rpartition(">")[2] or one) for one in (sender, recipient)]
+    number = _NUMBER.match(cseq)
+    if not call_id or tags[0] is None:
         return
     if (tags[1] is None and method != "CANCEL") or (number is None and method == "ACK"):
         return
     vias = [f"Via: {via}" for via in headers.get("via", ())[:MAX_VIAS]]
     branch = re.search(r"branch=([\w.-]{1,200})", " ".join(vias)[:MAX_FIELD])
-    host = f"[{source}]" if ":" in source else source
-    via = f"Via: SIP/2.0/{transport.upper()} {host}:{port};rport;branch="
+    via = f"Via: SIP/2.0/{came_by};rport;branch="
     via += branch[1] if branch else f"z9hG4bK{secrets.token_hex(8)}"
     ends = [f"<sip:{_ANONYMOUS}>" + (f";tag={tag[1]}" if tag else "") for tag in tags]
     count = min(int(number[0]) if number else _LAST_NUMBER, _LAST_NUMBER)
     uri = data.split(b" ", 2)[1].decode("latin-1")
     reason = [f"Reason: {value}" for value in headers.get("reason", ())[:1]]
     for target, way, (one, other), more in (
-        (uri, vias, (told["from"], told["to"]), reason),
+        (uri, vias, (sender, recipient), reason),
         (uri, vias, ends, reason),
         (f"sip:{_ANONYMOUS}", [via], ends, []),
     ):
@@ -305,7 +345,7 @@ def stripped(data: bytes, source: str, port: int, transport: str) -> Iterator[by
             *way,
             f"From: {one}",
             f"To: {other}",
-            f"Call-ID: {told['call-id']}",
+            f"Call-ID: {call_id}",
             f"CSeq: {count} {method}",
             "Max-Forwards: 70",
             *more,

@@ -131,7 +131,7 @@ def test_get(tmp_path: Path, service: HttpService) -> None:
     ],
 )
 def test_a_service_says_when_to_come_again(value: str, seconds: float | None) -> None:
-    response = httpx.Response(503, headers={"Retry-After": value.encode()})
+    response = httpx.Response(503, headers=[(b"Retry-After", value.encode())])
     assert _retry_after(response) == seconds
 
 
