@@ -133,15 +133,28 @@ _NO_JITTER_BUFFER = (
     "packet_wait_ms says how long a missing packet is waited for"
 )
 
-REMOVED_KEYS: Mapping[str, str] = MappingProxyType(
+_LISTEN = 'listen has it: listen = ["udp:0.0.0.0:5060"]'
+
+ABSENT_KEYS: Mapping[str, str] = MappingProxyType(
     {
         f"{section}.jb_{key}": _NO_JITTER_BUFFER
         for section in ("media", "trunk")
         for key in ("init_ms", "min_ms", "max_ms", "catch_up")
         if (section, key) != ("media", "catch_up")
     }
+    | {f"sip.{key}": _LISTEN for key in ("address", "bind", "host", "port", "transport")}
+    | {
+        f"{section}.{key}": f"it belongs in the session of a route: [route.session] {place} = ..."
+        for section in ("realtime", "route")
+        for key, place in (
+            ("instructions", "instructions"),
+            ("turn_detection", "audio.input.turn_detection"),
+            ("voice", "audio.output.voice"),
+        )
+    }
+    | {"sip.codecs": "a trunk has it: trunk.codecs"}
 )
-"""Full path of a key that has none in its place, and why."""
+"""Full path of a key that is not there, and why, or where to find what it stands for."""
 
 RENAMED_VALUES: Mapping[tuple[str, str], str] = MappingProxyType(
     {

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.config.renamed import REMOVED_KEYS, RENAMED_KEYS, RENAMED_VALUES
+from gateway.config.renamed import ABSENT_KEYS, RENAMED_KEYS, RENAMED_VALUES
 from gateway.config.source import KeyPath, MisplacedError, Problem, Reference, TomlSource
 
 
@@ -76,7 +76,7 @@ def _message(
         name = RENAMED_KEYS.get(_dotted(path))
         if name is not None:
             return f'unknown key; it is called "{name}" now'
-        if (why := REMOVED_KEYS.get(_dotted(path))) is not None:
+        if (why := ABSENT_KEYS.get(_dotted(path))) is not None:
             return f"unknown key; {why}"
         return "unknown key" + suggestion(str(loc[-1]), known_keys(owner) if owner else [])
     if kind == "missing":

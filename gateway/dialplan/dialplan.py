@@ -14,7 +14,15 @@ from zoneinfo import ZoneInfo
 
 from pydantic import ValidationError
 
-from gateway.config.source import ConfigError, Problem, TomlSource, plain, read_toml
+from gateway.config.source import (
+    ConfigError,
+    KeyPath,
+    Problem,
+    TomlSource,
+    dotted,
+    plain,
+    read_toml,
+)
 from gateway.config.validate import problems_of, suggestion
 from gateway.dialplan.conditions import DAYS, InviteFacts
 from gateway.dialplan.route import SET_BY_GATEWAY, Route
@@ -126,6 +134,8 @@ class Origin(NamedTuple):
 
     file: Path
     line: int
+    lines: Mapping[KeyPath, int] = MappingProxyType({})
+    """Lines of its keys, by their path in the route."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
@@ -142,6 +152,14 @@ class Dialplan:
     """Functions that routes may name: the ``[[tool]]`` of all files."""
     unsure: tuple[Problem, ...] = ()
     """Session fields that this gateway does not know and passes on: they may be newer than it."""
+
+    def problem(self, route: str, path: KeyPath, message: str) -> Problem:
+        """A problem at ``path`` in the route of this name; the line is that of the key."""
+        origin, near = self.origins[route], path
+        while near and near not in origin.lines:
+            near = near[:-1]
+        line = origin.lines.get(near, origin.line)
+        return Problem(origin.file, line, f"route {route}, {dotted(path)}", message)
 
     def match(self, facts: InviteFacts, others: list[Explanation] | None = None) -> Match | None:
         """The first route that takes the call, or None: 404 (RFC 3261 section 21.4.5).
@@ -232,7 +250,8 @@ def _routes_of(source: TomlSource, origins: dict[str, Origin]) -> list[Route]:
             message = f"the name {route.name!r} is already taken at {origins[route.name]}"
             source.report((*path, "name"), message)
             continue
-        origins[route.name] = Origin(source.file, source.line(path))
+        lines = {key[2:]: line for key, line in source.lines.items() if key[:2] == path}
+        origins[route.name] = Origin(source.file, source.line(path), lines)
         routes.append(route)
     return routes
 

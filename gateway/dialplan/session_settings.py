@@ -421,7 +421,23 @@ def _finding(detail: Any, session: Any) -> Finding:
     return Finding(tuple(path), _words(detail), detail["type"] == UNKNOWN)
 
 
+_MOVED = {
+    "input_audio_noise_reduction": "audio.input.noise_reduction",
+    "input_audio_transcription": "audio.input.transcription",
+    "max_response_output_tokens": "max_output_tokens",
+    "modalities": "output_modalities",
+    "noise_reduction": "audio.input.noise_reduction",
+    "speed": "audio.output.speed",
+    "transcription": "audio.input.transcription",
+    "turn_detection": "audio.input.turn_detection",
+    "voice": "audio.output.voice",
+}
+"""Where a field at the top of the session object is: the Beta protocol had it there."""
+
+
 def _hint(path: list[str | int]) -> str:
+    if len(path) == 1 and (place := _MOVED.get(str(path[0]))) is not None:
+        return f"; it is {place}"
     model: Any = SessionModel
     for step in path[:-1]:
         field = model.model_fields.get(step) if isinstance(step, str) else None

@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gateway.billing.prices import load_prices
 from gateway.config.config import KEY_MISSING, Config, judge_config
 from gateway.config.realtime import dialect_problem
-from gateway.config.source import ConfigError, Problem, read_toml
+from gateway.config.source import ConfigError, KeyPath, Problem, read_toml
 from gateway.config.validate import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
-from gateway.dialplan.dialplan import Origin
 from gateway.dialplan.session_settings import only_beta
 from gateway.planning.config_notes import certificate_problem, notes
 from gateway.planning.route_notes import summary as tool_summary
@@ -86,9 +84,7 @@ def _keys_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
     for route in dialplan.routes:
         realtime = call_settings(config, route).realtime
         if route.realtime.url and realtime.api_key is None and not realtime.on_loopback:
-            file, line = dialplan.origins[route.name]
-            where = f"route {route.name}, realtime.api_key"
-            problems.append(Problem(file, line, where, KEY_MISSING))
+            problems.append(dialplan.problem(route.name, ("realtime", "api_key"), KEY_MISSING))
     return problems
 
 
@@ -99,16 +95,13 @@ def _dialects_wrong(config: Config, dialplan: Dialplan) -> list[Problem]:
         realtime = call_settings(config, route).realtime
         if realtime.dialect == "ga":
             for finding in only_beta(route.session):
-                file, line = dialplan.origins[route.name]
-                where = f"route {route.name}, session.{finding.path[0]}"
-                problems.append(Problem(file, line, where, finding.message))
+                path = ("session", finding.path[0])
+                problems.append(dialplan.problem(route.name, path, finding.message))
         if route.realtime.url is None and route.realtime.dialect is None:
             continue
         problem = dialect_problem(realtime.url, realtime.dialect)
         if problem is not None:
-            file, line = dialplan.origins[route.name]
-            where = f"route {route.name}, realtime.dialect"
-            problems.append(Problem(file, line, where, problem))
+            problems.append(dialplan.problem(route.name, ("realtime", "dialect"), problem))
     return problems
 
 
@@ -118,9 +111,8 @@ def _data_late(config: Config, dialplan: Dialplan) -> list[Problem]:
     for route in dialplan.routes:
         limit = call_settings(config, route).realtime.connect_timeout
         if route.data is not None and route.data.timeout >= limit:
-            file, line = dialplan.origins[route.name]
             message = f"must be less than realtime.connect_timeout ({limit:g} s), which includes it"
-            problems.append(Problem(file, line, f"route {route.name}, data.timeout", message))
+            problems.append(dialplan.problem(route.name, ("data", "timeout"), message))
     return problems
 
 
@@ -139,19 +131,17 @@ def _trunks_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
     with_caller_ids = [trunk.name for trunk in config.trunk if trunk.caller_ids is not None]
     problems: list[Problem] = []
     for route in dialplan.routes:
-        places = [("trunk", route.trunk)]
-        places += [(f"transfer {one.name!r}, trunk", one.trunk) for one in route.transfer]
+        places: list[tuple[KeyPath, str | None]] = [(("trunk",), route.trunk)]
+        for index, one in enumerate(route.transfer):
+            places.append((("transfer", index, "trunk"), one.trunk))
+            if one.caller_id and one.trunk in known and one.trunk not in with_caller_ids:
+                message = f"trunk {one.trunk} allows none: set its caller_ids"
+                path = ("transfer", index, "caller_id")
+                problems.append(dialplan.problem(route.name, path, message))
         for where, name in places:
             if name is not None and name not in known:
-                file, line = dialplan.origins[route.name]
                 message = f'there is no trunk "{name}"' + suggestion(name, known)
-                problems.append(Problem(file, line, f"route {route.name}, {where}", message))
-        for one in route.transfer:
-            if one.caller_id and one.trunk in known and one.trunk not in with_caller_ids:
-                file, line = dialplan.origins[route.name]
-                message = f"trunk {one.trunk} allows none: set its caller_ids"
-                where = f"route {route.name}, transfer {one.name!r}, caller_id"
-                problems.append(Problem(file, line, where, message))
+                problems.append(dialplan.problem(route.name, where, message))
     return problems
 
 
@@ -164,11 +154,9 @@ def _tool_choices_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
             continue
         known = names_of_functions(config, dialplan, route)
         if known is not None and choice.get("name") not in known:
-            file, line = dialplan.origins[route.name]
             message = f'there is no function "{choice.get("name")}"'
             message += suggestion(str(choice.get("name")), known)
-            where = f"route {route.name}, session.tool_choice"
-            problems.append(Problem(file, line, where, message))
+            problems.append(dialplan.problem(route.name, ("session", "tool_choice"), message))
     return problems
 
 
@@ -191,12 +179,12 @@ def _servers_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
     known = [one.name for one in config.realtime_server]
     problems: list[Problem] = []
     for route in dialplan.routes:
-        for step in route.fallback:
+        for index, step in enumerate(route.fallback):
             if step.server is not None and step.server not in known:
-                file, line = dialplan.origins[route.name]
                 message = f'there is no [[realtime_server]] "{step.server}"'
                 message += suggestion(step.server, known)
-                problems.append(Problem(file, line, f"route {route.name}, fallback", message))
+                path = ("fallback", index, "server")
+                problems.append(dialplan.problem(route.name, path, message))
     return problems
 
 
@@ -238,29 +226,26 @@ def _callbacks_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
         given = route.schedule_callback
         if not given.enabled:
             continue
-        wrong = partial(_callback_problem, route, dialplan.origins[route.name])
+
+        def wrong(message: str, *key: str, name: str = route.name) -> Problem:
+            return dialplan.problem(name, ("schedule_callback", *key), message)
+
         if not (settings.file or settings.url):
-            yield wrong("", "callbacks would be lost: set callbacks.file or callbacks.url")
+            yield wrong("callbacks would be lost: set callbacks.file or callbacks.url")
         if given.route is not None and given.route not in names:
             message = f'there is no route "{given.route}"' + suggestion(given.route, names)
-            yield wrong(".route", message)
+            yield wrong(message, "route")
         if given.trunk is not None and given.trunk not in trunks:
             message = f'there is no trunk "{given.trunk}"' + suggestion(given.trunk, trunks)
-            yield wrong(".trunk", message)
+            yield wrong(message, "trunk")
         if settings.auto_dial and given.trunk is None:
             yield wrong(
-                ".trunk", "is needed: numbers are called through a trunk (callbacks.auto_dial)"
+                "is needed: numbers are called through a trunk (callbacks.auto_dial)", "trunk"
             )
         if not (config.outbound.allowed_prefixes or given.allowed_numbers is not None):
-            message = "needs outbound.allowed_prefixes: From can be forged"
-            yield wrong("", message)
+            yield wrong("needs outbound.allowed_prefixes: From can be forged")
         if settings.auto_dial and not config.outbound.enabled:
-            yield wrong("", "callbacks.auto_dial needs outbound.enabled")
-
-
-def _callback_problem(route: Route, origin: Origin, key: str, message: str) -> Problem:
-    where = f"route {route.name}, schedule_callback{key}"
-    return Problem(origin.file, origin.line, where, message)
+            yield wrong("callbacks.auto_dial needs outbound.enabled")
 
 
 def _others(config: Config) -> str:

@@ -210,9 +210,16 @@ def _unreachable(config: Config) -> Iterator[str]:
                 f'{sip.listen[0].port}"]'
             )
             continue
+        if trunk.registrar is not None and trunk.password is None:
+            yield f"trunk {trunk.name} registers without a password: most registrars ask for one"
+        public = [one for one in away if _is_literal(one) and not is_inside(one)]
+        if public and sip.public_address and is_inside(sip.public_address):
+            yield (
+                f"sip.public_address: {sip.public_address} is private, and trunk {trunk.name} is "
+                f"at {public[0]}: it must be the address that the trunk sees"
+            )
         if trunk.registrar is not None:
             continue  # Contact and SDP carry the address that the registrar saw
-        public = [one for one in away if _is_literal(one) and not is_inside(one)]
         if public and not sip.public_address and not sip.stun_server and is_inside(hosts[0]):
             yield (
                 f"trunk {trunk.name} is at {public[0]}, and SDP would carry the private address "

@@ -106,21 +106,22 @@ def problems(config: Config, dialplan: Dialplan, source: Problem) -> Iterator[Pr
     known = [*python, *shared]
     servers = [server.name for server in config.tools.mcp]
     for route in dialplan.routes:
-        file, line = dialplan.origins[route.name]
         for pattern in route.tools:
             if not any(fnmatchcase(name, pattern) for name in known):
                 message = f'there is no tool "{pattern}"' + suggestion(pattern, known)
-                yield Problem(file, line, f"route {route.name}, tools", message)
+                yield dialplan.problem(route.name, ("tools",), message)
         own = [tool.name for tool in route.tool]
         for index, name in enumerate(own):
             if name in own[:index] or any(
                 name in known and fnmatchcase(name, pattern) for pattern in route.tools
             ):
-                yield Problem(file, line, f"route {route.name}, tool", f"{name!r} is used twice")
+                yield dialplan.problem(
+                    route.name, ("tool", index, "name"), f"{name!r} is used twice"
+                )
         for name in route.mcp:
             if name not in servers:
                 message = f'there is no [[tools.mcp]] "{name}"' + suggestion(name, servers)
-                yield Problem(file, line, f"route {route.name}, mcp", message)
+                yield dialplan.problem(route.name, ("mcp",), message)
 
 
 def approval_rules(route: Route, values: Mapping[str, str]) -> tuple[ApprovalRule, ...]:

@@ -186,7 +186,7 @@ def test_a_route_names_a_trunk_that_is_there(tmp_path: Path) -> None:
     route.write_text('[[route]]\nname = "in"\ntrunk = "pxb"\n')
     status, lines = check(file, {})
     assert status == 2
-    assert lines == [f'{route}:1: route in, trunk: there is no trunk "pxb"; did you mean "pbx"?']
+    assert lines == [f'{route}:3: route in, trunk: there is no trunk "pxb"; did you mean "pbx"?']
     route.write_text('[[route]]\nname = "in"\ntrunk = "pbx"\n')
     status, lines = check(file, {})
     assert status == 0
@@ -197,7 +197,7 @@ def test_a_route_names_a_trunk_that_is_there(tmp_path: Path) -> None:
     ("caller_ids", "mode", "fault"),
     [
         ('caller_ids = "[+0-9]+"', "attended", None),
-        ("", "bridge", "transfer 'boss', caller_id: trunk pbx allows none: set its caller_ids"),
+        ("", "bridge", "transfer[0].caller_id: trunk pbx allows none: set its caller_ids"),
         ("", "blind", "has no effect in mode"),
     ],
 )

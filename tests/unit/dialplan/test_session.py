@@ -92,6 +92,8 @@ MISTAKES: list[tuple[str, str, str, bool]] = [
     # what is written; where the mistake is; part of the message; may it only be new?
     ("instructions = 3", "instructions", "string", False),
     ('instrutions = "x"', "instrutions", 'did you mean "instructions"', True),
+    ('voice = "marin"', "voice", "it is audio.output.voice", True),
+    ("turn_detection.type = 'server_vad'", "turn_detection", "it is audio.input.turn", True),
     ('output_modalities = ["audio", "text"]', "output_modalities", '["audio"]', False),
     ('output_modalities = ["text"]', "output_modalities", "has no text", False),
     ('audio.output.voice = "tomorrow"', "audio.output.voice", "not a voice known", True),

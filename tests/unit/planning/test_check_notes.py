@@ -73,6 +73,7 @@ def test_routes_that_an_earlier_one_hides(
         ("127.0.0.1", "192.168.1.5", "", "is reached from this machine only"),
         ("192.168.1.2", "198.51.100.7", "", "private address 192.168.1.2: set sip.public_address"),
         ("192.168.1.2", "198.51.100.7", 'public_address = "203.0.113.1"\n', None),
+        ("0.0.0.0", "198.51.100.7", 'public_address = "10.0.0.1"\n', "10.0.0.1 is private, and"),
         ("192.168.1.2", "192.168.1.5", "", None),
         ("127.0.0.1", "127.0.0.2", "", None),
         ("127.0.0.1", "sip.example.net", "", "is at sip.example.net, and sip.listen"),
@@ -89,6 +90,7 @@ def test_trunks_that_listen_does_not_reach(
     told = checked(tmp_path, f'{BASE}{sip}[[trunk]]\nname = "pbx"\n{where}')
     if says is None:
         assert "trunk pbx is at" not in told
+        assert "sip.public_address" not in told
     else:
         assert says in told
 
@@ -109,6 +111,32 @@ def test_models_and_paths_that_nobody_has(
     config = f'[realtime]\nurl = "{url}"\nmodel = "{model}"\napi_key = "k"\n'
     told = checked(tmp_path, config)
     assert (says in told) if says else ("realtime.model" not in told and "realtime.url" not in told)
+
+
+def test_a_registrar_without_a_password(tmp_path: Path) -> None:
+    trunk = '[sip]\nlisten = ["udp:0.0.0.0:5060"]\n[[trunk]]\nname = "c"\n'
+    told = checked(tmp_path, f'{BASE}{trunk}registrar = "sip.example.net"\nusername = "me"\n')
+    assert "trunk c registers without a password" in told
+
+
+@pytest.mark.parametrize(
+    ("config", "routes", "line", "says"),
+    [
+        ("", 'instructions = "x"', 3, "route[0].instructions: unknown key; it belongs in the sess"),
+        ("", 'voice = "marin"', 3, "[route.session] audio.output.voice = ..."),
+        ("[sip]\nport = 5060\n", "", 2, "sip.port: unknown key; listen has it"),
+        ("[sip]\ncodecs = ['PCMU']\n", "", 2, "a trunk has it: trunk.codecs"),
+        ("", 'trunk = "x"', 3, 'route r, trunk: there is no trunk "x"'),
+        ("", "tools = ['x']", 3, 'route r, tools: there is no tool "x"'),
+        ("", "fallback = [{ action = 'server', server = 'x' }]", 3, "route r, fallback[0].server"),
+        ("", "[[route.transfer]]\nname = 'a'\nto = 'tel:+1'\ntrunk = 'x'", 6, "transfer[0].trunk"),
+    ],
+)
+def test_mistakes_are_at_the_line_of_their_key(
+    tmp_path: Path, config: str, routes: str, line: int, says: str
+) -> None:
+    told = checked(tmp_path, config + BASE, f"[[route]]\nname = 'r'\n{routes}\n")
+    assert any(says in one and f":{line}: " in one for one in told.splitlines())
 
 
 def test_codecs_by_the_names_of_asterisk(tmp_path: Path) -> None:
