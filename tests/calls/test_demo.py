@@ -27,6 +27,8 @@ def test_the_demo_goes_as_scripted_and_shows_it(tmp_path: Path) -> None:
     with wave.open(str(tmp_path / "call.wav")) as recording:
         assert recording.getnchannels() == 2
         assert recording.getnframes() > 15 * 8000
+    log = (tmp_path / "gateway.log").read_text()
+    assert not [line for line in log.splitlines() if '"warning"' in line or '"error"' in line]
 
 
 def test_an_interrupted_demo_leaves_no_process(tmp_path: Path) -> None:
