@@ -194,21 +194,20 @@ def _applications_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]
     for route in dialplan.routes:
         if route.application is None:
             continue
-        file, line = dialplan.origins[route.name]
-        where = f"route {route.name}, application"
+        where = ("application",)
         named = route.application.webhook
         if named not in names:
             message = f'there is no [[webhook]] "{named}"' + suggestion(named, names)
-            yield Problem(file, line, f"{where}.webhook", message)
+            yield dialplan.problem(route.name, (*where, "webhook"), message)
         if config.api.listen is None or all(one.role != "application" for one in config.api.token):
             message = 'needs api.listen and an [[api.token]] with role = "application"'
-            yield Problem(file, line, where, message)
+            yield dialplan.problem(route.name, where, message)
         if call_settings(config, route).realtime.dialect != "ga":
             message = 'needs realtime.dialect = "ga": applications speak that'
-            yield Problem(file, line, where, message)
+            yield dialplan.problem(route.name, where, message)
         if route.interruptions.by_gateway:
             message = "cannot be together with [route.interruptions]: its session decides"
-            yield Problem(file, line, where, message)
+            yield dialplan.problem(route.name, where, message)
     routes = [route.name for route in dialplan.routes]
     for token in config.api.token:
         for name in token.routes:
