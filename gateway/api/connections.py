@@ -54,7 +54,8 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Stop the clock when a request is complete, and start it with the next one."""
         super().data_received(data)
-        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+        upgraded = self.transport.get_protocol() is not self  # a WebSocket may be quiet
+        if upgraded or self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._forget()
         elif self._overdue is None:
             self._wait()

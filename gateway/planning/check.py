@@ -10,7 +10,7 @@ from typing import Any
 from gateway.billing.prices import load_prices
 from gateway.config.config import KEY_MISSING, Config, judge_config
 from gateway.config.realtime import dialect_problem
-from gateway.config.source import ConfigError, KeyPath, Problem, read_toml
+from gateway.config.source import ConfigError, KeyPath, Problem, TomlSource, read_toml
 from gateway.config.validate import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.dialplan.session_settings import only_beta
@@ -51,7 +51,7 @@ def load_all(
         if (wrong := certificate_problem(config.sip)) is not None:
             problems.append(source.problem(("sip", "tls", wrong[0]), wrong[1]))
         problems += _servers_missing(config, dialplan)
-        problems += _applications_wrong(config, dialplan)
+        problems += _applications_wrong(config, dialplan, source)
         problems += _callbacks_wrong(config, dialplan)
         problems += tool_problems(config, dialplan, source.problem(("tools", "module"), ""))
     if config is None or problems:
@@ -188,7 +188,9 @@ def _servers_missing(config: Config, dialplan: Dialplan) -> list[Problem]:
     return problems
 
 
-def _applications_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+def _applications_wrong(
+    config: Config, dialplan: Dialplan, source: TomlSource
+) -> Iterator[Problem]:
     """Routes whose application could not be asked, or could not answer."""
     names = [one.name for one in config.webhook]
     for route in dialplan.routes:
@@ -209,11 +211,11 @@ def _applications_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]
             message = "cannot be together with [route.interruptions]: its session decides"
             yield dialplan.problem(route.name, where, message)
     routes = [route.name for route in dialplan.routes]
-    for token in config.api.token:
+    for number, token in enumerate(config.api.token):
         for name in token.routes:
             if name not in routes:
                 message = f'there is no route "{name}"' + suggestion(name, routes)
-                yield Problem(Path("configuration"), 0, f"api.token {token.name}, routes", message)
+                yield source.problem(("api", "token", number, "routes"), message)
 
 
 def _callbacks_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:

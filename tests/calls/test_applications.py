@@ -249,6 +249,10 @@ async def test_what_is_refused_and_what_is_taken_twice(
 
     assert await post("accept", SESSION, "gw_wrong") == (401, "invalid_api_key", None)
     assert await post("accept", SESSION, ADMIN) == (403, "forbidden", None)
+    async with httpx.AsyncClient(trust_env=False) as http:
+        status = base_of(world).replace("/v1", "/api/v1/status")
+        answer = await http.get(status, headers={"Authorization": f"Bearer {KEY}"})
+        assert answer.status_code == 403
     unknown = (404, "call_id_not_found", None)
     assert await post("accept", SESSION, OTHER) == unknown
     assert await post("accept", SESSION, name="/realtime/calls/rtc_none") == unknown

@@ -22,6 +22,44 @@ def checked(folder: Path, config: str = BASE, routes: str = "[[route]]\nname = '
     return "\n".join(check(folder / "gateway.toml", {})[1])
 
 
+HOOK = f'[[webhook]]\nname = "app"\nurl = "https://a"\nsecret = "whsec_{"QUFB" * 8}"\n'
+TOKEN = f'[[api.token]]\nname = "a"\nrole = "application"\nhash = "sha256:{"0" * 64}"\n'
+API = '[api]\nlisten = "127.0.0.1:0"\n' + TOKEN
+ASKED = "[[route]]\nname = 'r'\n[route.application]\nwebhook = 'app'\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "routes", "says"),
+    [
+        (API, ASKED, 'r.toml:4: route r, application.webhook: there is no [[webhook]] "app"'),
+        (HOOK, ASKED, "route r, application: needs api.listen and an [[api.token]] with role"),
+        (
+            API + HOOK,
+            ASKED + "[route.realtime]\ndialect = 'beta'\n",
+            'needs realtime.dialect = "ga"',
+        ),
+        (API + HOOK, ASKED + "[route.interruptions]\nmode = 'disabled'\n", "its session decides"),
+        (
+            API + 'routes = ["s"]\n' + HOOK,
+            ASKED,
+            "gateway.toml:11: api.token[0].routes: there is no",
+        ),
+        (
+            API.replace("application", "admin") + 'routes = ["r"]\n',
+            "",
+            "has no effect without role",
+        ),
+        (API + HOOK, ASKED + "timeout = 121\n", "less than or equal to 120"),
+    ],
+)
+def test_what_an_application_needs(tmp_path: Path, config: str, routes: str, says: str) -> None:
+    records = '[records]\nfolder = "records"\n'
+    assert says in checked(tmp_path, BASE + records + config, routes)
+    (tmp_path / "right").mkdir()
+    right = checked(tmp_path / "right", BASE + records + API + HOOK, ASKED)
+    assert ": good" in right
+
+
 @pytest.mark.parametrize(
     ("pattern", "says"),
     [
