@@ -92,3 +92,8 @@ def money(amount: Decimal) -> str:
     """Return an amount with at least two and at most seven digits behind the point."""
     whole, _, part = f"{amount:.7f}".partition(".")
     return f"{whole}.{part.rstrip('0').ljust(2, '0')}"
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text, without case and punctuation, keeping hyphens inside a word."""
+    return tuple(re.findall(r"\w+(?:[-'\u2019]\w+)*", text.casefold()))

@@ -179,7 +179,7 @@ class InterruptionPlan:
     transcript_timeout: float = 1.5
     """Wait (s) for the transcript of a turn; without it the turn is an interruption."""
     backchannel_phrases: frozenset[str] = frozenset()
-    """Phrases that are no interruption, as ``barge_in.words_of`` splits them."""
+    """Phrases that are no interruption, as ``gateway.text.words_of`` splits them."""
     uninterruptible_greeting: bool = False
     uninterruptible_patterns: tuple[re.Pattern[str], ...] = ()
     """A response with words that match one of these is not interrupted."""

@@ -15,7 +15,6 @@ from urllib.parse import quote
 from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, Strict, model_validator
 
 from gateway.audio.sounds import BUILT_IN
-from gateway.call.playout.barge_in import words_of
 from gateway.config.sections import Money, Part
 from gateway.config.source import KeyPath, MisplacedError, plain
 from gateway.config.validate import Section
@@ -33,6 +32,7 @@ from gateway.config.values import (
 )
 from gateway.dialplan.tool_sections import Sound
 from gateway.dialplan.variables import clean, render
+from gateway.text import words_of
 
 MAX_PROMPTS = 4
 """Each prompt is one more response to pay for at the end of every call."""
@@ -247,7 +247,7 @@ class Interruptions(Section):
         )
 
     def words(self) -> frozenset[str]:
-        """The phrases, split as :func:`gateway.call.playout.barge_in.words_of` splits texts."""
+        """The phrases, split as :func:`gateway.text.words_of` splits texts."""
         return frozenset(" ".join(words_of(text)) for text in self.backchannel_phrases)
 
     def agree_with(self, session: Mapping[str, Any]) -> None:

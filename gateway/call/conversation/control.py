@@ -174,7 +174,10 @@ class ConversationControl:
             self.gate.forget_waiting()
 
     def leave(self, now: float) -> list[Output]:
-        """Carry out the termination once no action or hang-up is under way."""
+        """Transfer the caller, or say the last words and hang up, as :meth:`terminate` asked.
+
+        Waits while an action or a hang-up is under way.
+        """
         termination = self.termination
         if (
             termination is None
@@ -196,8 +199,7 @@ class ConversationControl:
             return []
         # Nobody is to be answered any more, nor to be cut short.
         deaf = UpdateSession({"audio": {"input": {"turn_detection": None}}})
-        words = CreateResponse({"instructions": f"Say exactly: {termination.words}", "tools": []})
-        return [Send(deaf), *send(self.gate.request(words, now))]
+        return [Send(deaf), *send(self.gate.request(self.exactly(termination.words), now))]
 
 
 def tool_output(call_id: str, result: Mapping[str, Any] | str) -> Output:

@@ -9,7 +9,6 @@ detection" and "interruptions" of the protocol's guides).
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from gateway.call.conversation.control import ConversationControl
@@ -23,17 +22,13 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
+from gateway.text import words_of
 
 MAX_TURNS = 8
 """Turns of the caller that may be undecided at a time; the oldest is dropped first."""
 
 _PROTECTED_TEXT = 4000
 """Characters of the latest response that patterns are searched in; a minute of speech has 1,000."""
-
-
-def words_of(text: str) -> tuple[str, ...]:
-    """The words of a text, without case and punctuation, keeping hyphens inside a word."""
-    return tuple(re.findall(r"\w+(?:[-'\u2019]\w+)*", text.casefold()))
 
 
 @dataclass(slots=True)

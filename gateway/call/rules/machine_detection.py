@@ -19,8 +19,8 @@ from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.ending import EndReason
 from gateway.call.inputs import SoundHeard
 from gateway.call.outputs import Output
-from gateway.call.playout.barge_in import words_of
 from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechStarted, SpeechStopped
+from gateway.text import words_of
 
 RECENT_SECONDS = 4.0
 """So long after a beep the box still records, and has not given up on us."""

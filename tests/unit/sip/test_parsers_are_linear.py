@@ -15,7 +15,6 @@ from unittest.mock import patch
 
 import pytest
 
-from gateway.call.playout.barge_in import words_of
 from gateway.realtime.parse import BadEvent, parse_event
 from gateway.sip.ingress import digest
 from gateway.sip.messages import replies as info
@@ -32,7 +31,7 @@ from gateway.sip.messages.headers import (
 from gateway.sip.messages.identity import asserted, diverted, invite_of
 from gateway.sip.messages.sdp import mended, offered_codecs, parse
 from gateway.sip.messages.validation import body_flaw_of, call_id_allowed, flaw_of
-from gateway.text import printable, unicode_of
+from gateway.text import printable, unicode_of, words_of
 
 SIZE = 3_000
 FLOOR_S = 0.0005
