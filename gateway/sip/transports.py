@@ -104,7 +104,10 @@ class Listeners:
             )
         except pj.Error as error:
             where = f"{listen.transport}:{bracketed(listen.host)}:{port}"
-            raise AgentError(f"sip.listen: cannot bind {where}: {error.reason}") from error
+            why = f"sip.listen: cannot bind {where}: {error.reason}"
+            if "in use" in error.reason:
+                why += "; `ss -lptu` shows which program has it"
+            raise AgentError(why) from error
         local = str(self._endpoint.transportGetInfo(identity).localName)
         host, _, bound = local.rpartition(":")
         name = f"{bracketed(host.strip('[]'))}:{bound}"

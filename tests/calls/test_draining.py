@@ -137,6 +137,7 @@ def test_a_port_that_is_taken_ends_the_start(tmp_path: Path) -> None:
         done = run("-c", str(write(tmp_path, port)), "--workers", "2")
     assert done.returncode == 1
     assert f"cannot bind udp:127.0.0.1:{port + 1}" in done.stderr
+    assert "`ss -lptu` shows which program has it" in done.stderr
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     (said,) = [line for line in lines if line["event"] == "worker.cannot_start"]
     assert (said["worker"], said["ended"]) == (1, "exit status 1")

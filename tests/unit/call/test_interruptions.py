@@ -10,7 +10,6 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call.plan import CallPlan, DtmfPlan, InterruptionPlan, ServerPlan
-from gateway.call.playout.barge_in import words_of
 from gateway.realtime.events import (
     AgentTranscriptDelta,
     InputCommitted,
@@ -18,6 +17,7 @@ from gateway.realtime.events import (
     SpeechStarted,
     SpeechStopped,
 )
+from gateway.text import words_of
 from tests.support.call_scene import Scene, audio, audio_done, closed, created, done, key, said
 
 PAUSE = InterruptionPlan(
