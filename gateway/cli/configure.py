@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``gateway init``, ``check`` and ``doctor``: write a configuration; check it and what it names."""
+"""``gateway init``, ``check``, ``doctor`` and ``token``: write a configuration, check it and what
+it names, make tokens for the HTTP API.
+"""
 
 from __future__ import annotations
 
@@ -241,3 +243,31 @@ def doctor(config: Path, as_json: bool) -> None:
         for line in lines(findings):
             click.echo(line)
     sys.exit(any(finding.verdict is Verdict.BAD for finding in findings))
+
+
+@click.group("token", epilog=examples("gateway token create --name dashboard --role readonly"))
+def token() -> None:
+    """Make tokens for the HTTP API."""
+
+
+@token.command("create", epilog=examples("gateway token create --name ops --role admin"))
+@click.option("--name", required=True, help="Who uses it, as the log shows.")
+@click.option(
+    "--role",
+    type=click.Choice(["application", "readonly", "operator", "admin"]),
+    default="readonly",
+    show_default=True,
+    help="What it allows.",
+)
+def create(name: str, role: str) -> None:
+    """Print a new token and its lines for the configuration.
+
+    The token goes to standard output, once: it is kept nowhere. The lines, which have its hash
+    only, go to standard error.
+    """
+    from gateway.api.tokens import hash_of, new_token
+
+    secret = new_token()
+    click.echo(secret)
+    lines = ["[[api.token]]", f'name = "{name}"', f'role = "{role}"', f'hash = "{hash_of(secret)}"']
+    click.echo("\n".join(["", "# for gateway.toml:", *lines]), err=True)

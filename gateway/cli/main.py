@@ -35,7 +35,7 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         ),
         "check": _Entry("configure", "Check the configuration and its dialplans.", "check_command"),
         "route-test": _Entry("route_test", "Show which route a call takes, and why."),
-        "token": _Entry("token", "Make a token for the HTTP API."),
+        "token": _Entry("configure", "Make a token for the HTTP API.", "token"),
         "doctor": _Entry(
             "configure", "Check host, network, realtime servers and trunks.", "doctor"
         ),

@@ -13,8 +13,12 @@ from gateway.config.config import (
     WorkerSettings,
     load_config,
 )
-from gateway.config.realtime import RealtimeSettings
-from gateway.config.sections import AccessSettings, ControlSettings, OutboundSettings
+from gateway.config.sections import (
+    AccessSettings,
+    ControlSettings,
+    OutboundSettings,
+    RealtimeSettings,
+)
 from gateway.config.sip import ListenAddress, PortRange, SipSettings, TlsSettings
 from gateway.config.source import ConfigError, Problem
 from gateway.config.trunks import TrunkSettings

@@ -15,14 +15,16 @@ from pydantic import (
 )
 
 from gateway.config.operations import ApiSettings, RecordSettings, Redacted, WebhookSettings
-from gateway.config.realtime import RealtimeServerSettings, RealtimeSettings, on_loopback
 from gateway.config.sections import (
     AccessSettings,
     CallbackSettings,
     ControlSettings,
     CostSettings,
     OutboundSettings,
+    RealtimeServerSettings,
+    RealtimeSettings,
     ToolSettings,
+    on_loopback,
 )
 from gateway.config.sip import ListenAddress, SipSettings
 from gateway.config.source import ConfigError, MisplacedError, Problem, TomlSource, read_toml

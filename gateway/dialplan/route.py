@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from gateway.config import Config, RealtimeSettings
-from gateway.config.realtime import (
+from gateway.config.sections import (
     ApiKey,
     ApiKeyHeader,
     AudioName,

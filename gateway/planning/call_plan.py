@@ -28,7 +28,7 @@ from gateway.call.plan import (
     ToolsPlan,
 )
 from gateway.config import Config, MediaSettings, TrunkSettings
-from gateway.config.realtime import RealtimeServerSettings, RealtimeSettings
+from gateway.config.sections import RealtimeServerSettings, RealtimeSettings
 from gateway.config.trunks import InboundAuthSettings
 from gateway.dialplan import (
     Dialplan,

@@ -17,7 +17,7 @@ from gateway.addresses import is_inside, is_loopback
 from gateway.billing.costs import transcriber_of
 from gateway.billing.prices import load_prices
 from gateway.config.config import Config
-from gateway.config.realtime import on_loopback
+from gateway.config.sections import on_loopback
 from gateway.config.sip import SipSettings
 from gateway.config.validate import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings

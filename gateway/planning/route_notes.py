@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 from gateway.call.tools.definitions import OWN
 from gateway.config.config import Config
-from gateway.config.realtime import on_loopback
+from gateway.config.sections import on_loopback
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.planning.route_tools import module_tools
 

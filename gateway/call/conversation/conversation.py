@@ -27,8 +27,7 @@ from gateway.call.outputs import OutOfBandDone, Output, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playout.barge_in import Interruptions
 from gateway.call.playout.playback import Playout
-from gateway.call.rules.budget import Budget
-from gateway.call.rules.context_trimming import ContextTrimmer
+from gateway.call.rules.cost_control import Budget, ContextTrimmer
 from gateway.call.rules.guardrails import Guardrails
 from gateway.call.rules.machine_detection import MachineDetector
 from gateway.call.rules.response_failure import ResponseFallback

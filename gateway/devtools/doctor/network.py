@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from gateway.config import Config, ListenAddress
-from gateway.config.realtime import RealtimeServerSettings, RealtimeSettings, on_loopback
+from gateway.config.sections import RealtimeServerSettings, RealtimeSettings, on_loopback
 from gateway.control.client import NoAnswerError, RefusedError, ask
 from gateway.devtools.doctor import Finding, bad, ok, warn
 from gateway.dialplan import Dialplan, call_settings

@@ -9,7 +9,6 @@ methods there are.
 
 from __future__ import annotations
 
-import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from gateway.addresses import plain
 from gateway.call.ending import reason_header, refusal_code
 from gateway.sip.ingress.digest import DigestAuth, Outcome
 from gateway.sip.ingress.sources import Bans, Connections, is_scanner
-from gateway.sip.messages.headers import body_of, headers_of, start_line_of
+from gateway.sip.messages.headers import body_of, headers_of, session_interval, start_line_of
 from gateway.sip.messages.replies import (
     Reply,
     answer_unread,
@@ -73,8 +72,6 @@ Headers = Mapping[str, tuple[str, ...]]
 
 _NOT_NOW = (491, 500)
 """Glare, and what some say in its place (RFC 3261 section 14.2)."""
-
-_SECONDS = re.compile(r"(\d{1,9})")
 
 
 class AccessControl:
@@ -348,7 +345,7 @@ class AccessControl:
             return self._refuse(received, rule, reply)
         if method != "INVITE":
             return PASS
-        if self._min_session and _interval(received) < self._min_session:
+        if self._min_session and session_interval(received.message) < self._min_session:
             # pjsua would say so as well, but after it has told of the call.
             rule = f"Session-Expires below {self._min_session}"
             reply = Reply(_INTERVAL, ("Min-SE", str(self._min_session)))
@@ -477,14 +474,6 @@ class AccessControl:
 
 def _first(headers: Headers, name: str) -> str:
     return next(iter(headers.get(name, ())), "")
-
-
-def _interval(received: Received) -> float:
-    """The Session-Expires of a caller who knows of Min-SE (RFC 4028 section 9); none is endless."""
-    headers = headers_of(received.message.decode("utf-8", "replace"))
-    supported = ",".join(headers.get("supported", ())).lower().replace(" ", "").split(",")
-    interval = _SECONDS.match(next(iter(headers.get("session-expires", ())), ""))
-    return int(interval[1]) if interval is not None and "timer" in supported else float("inf")
 
 
 def _cut(received: Received, headers: Headers) -> InvalidMessage | None:

@@ -157,6 +157,14 @@ def headers_of(message: str) -> Mapping[str, tuple[str, ...]]:
     return {key: tuple(values) for key, values in fields.items()}
 
 
+def session_interval(message: bytes) -> float:
+    """The Session-Expires (s) of a caller who knows of Min-SE (RFC 4028 section 9); none is inf."""
+    headers = headers_of(message.decode("utf-8", "replace"))
+    supported = ",".join(headers.get("supported", ())).lower().replace(" ", "").split(",")
+    interval = re.match(r"\d{1,9}", next(iter(headers.get("session-expires", ())), ""))
+    return int(interval[0]) if interval is not None and "timer" in supported else float("inf")
+
+
 def body_of(message: str) -> str:
     """What follows the header, empty when nothing does."""
     parts = _EMPTY_LINE.split(message, 1)

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Context trimming: delete old turns of a long conversation, or replace them by a summary.
+"""Keep the cost of a call in bounds: its budget, and context trimming.
 
-Every response is billed for all items of the session, and the server truncates by itself what
-exceeds the model's context window. A deletion invalidates the server's prompt cache, so several
-turns are deleted at a time.
+Near the limit of a budget the model is warned; at it the call is ended or transferred.
+
+Context trimming deletes old turns of a long conversation, or replaces them by a summary. Every
+response is billed for all items of the session, and the server truncates by itself what exceeds the
+model's context window. A deletion invalidates the server's prompt cache, so several turns are
+deleted at a time.
 """
 
 from __future__ import annotations
@@ -14,9 +17,51 @@ from typing import ClassVar
 
 from gateway.call import inputs
 from gateway.call.call_record import ContextTrim
-from gateway.call.conversation.control import ConversationControl, message
+from gateway.call.conversation.control import ConversationControl, Termination, message
+from gateway.call.ending import EndReason
+from gateway.call.inputs import BudgetThreshold, Input
 from gateway.call.outputs import Output, Send
-from gateway.realtime.events import CreateItem, DeleteItem, ItemAdded, ItemDeleted, ResponseDone
+from gateway.realtime.events import (
+    CreateItem,
+    CreateResponse,
+    DeleteItem,
+    ItemAdded,
+    ItemDeleted,
+    ResponseDone,
+)
+
+
+class Budget:
+    """Warns the model when a budget is nearly spent, and ends the call when one is spent."""
+
+    reacts_to: ClassVar[tuple[type, ...]] = (BudgetThreshold,)
+    deadline: float | None = None
+
+    def __init__(self, control: ConversationControl) -> None:
+        self._control = control
+        self._plan = control.plan.budget
+
+    def on(self, input: Input, now: float) -> list[Output]:
+        """Take a threshold of the budget."""
+        control = self._control
+        if (
+            not isinstance(input, BudgetThreshold)
+            or control.termination is not None
+            or control.call_actions.joined
+        ):
+            return []
+        if not input.spent:
+            warned = control.timeline.note(now, "budget_warning", "info", budget=input.detail)
+            asked = control.ask(CreateResponse(), now) if self._plan.warning_response else []
+            return [warned, *control.tell(self._plan.warning_message), *asked]
+        goodbye, transfer_to = self._plan.goodbye, self._plan.transfer_to
+        control.terminate(Termination(EndReason.BUDGET, input.detail, goodbye, transfer_to))
+        return [control.timeline.note(now, "budget_exceeded", "warning", budget=input.detail)]
+
+    def tick(self, now: float) -> list[Output]:
+        """Nothing here waits for time."""
+        return []
+
 
 MAX_ITEMS = 5000
 """Items known of one session; the oldest are forgotten here first, and stay there."""
