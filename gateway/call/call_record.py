@@ -17,6 +17,8 @@ from gateway.realtime.session_object import Refused
 MAX_TIMELINE = 20_000
 """Entries kept of one call; a talkative hour has some thousands. What exceeds it is counted."""
 
+MAX_TEXT = 16_000
+"""Characters of a text of the timeline, and of a log line of it: what servers say has no end."""
 
 MAX_TOOL_USES = 1000
 """Uses of tools kept of one call."""
@@ -442,5 +444,9 @@ class CallTimeline:
 
     def note(self, now: float, event: str, level: str = "debug", **fields: Any) -> LogEvent:
         """Mark the timeline; returns the output that logs it."""
+        fields = {
+            name: value[:MAX_TEXT] if isinstance(value, str) else value
+            for name, value in fields.items()
+        }
         self.record.mark(self.ms(now), event, **fields)
         return LogEvent(event, fields, level)

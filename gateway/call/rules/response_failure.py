@@ -43,6 +43,8 @@ class ResponseFallback:
         self._continued = 0
         self._words: CreateResponse | None = None
         """The fixed phrase that was asked for last."""
+        self._in_loop = False
+        """The response that ends is one of a loop of tool calls, and counted so already."""
         self._given_up = control.gate.given_up
         self._sound_until: float | None = None
 
@@ -63,6 +65,9 @@ class ResponseFallback:
         ):
             return []
         done = input.event
+        in_loop, self._in_loop = self._in_loop, False
+        if in_loop:
+            return []
         if control.call_actions.joined or control.playback.was_cut(done.response_id):
             return []
         asked = control.gate.asked_by(done.response_id)
@@ -117,6 +122,7 @@ class ResponseFallback:
 
     def tool_loop(self, now: float) -> list[Output]:
         """Count a model that only calls functions as failed; ask for words without tools."""
+        self._in_loop = True
         why = "nothing but tool calls"
         return self._response_failed(why, CreateResponse({"tool_choice": "none"}), now)
 

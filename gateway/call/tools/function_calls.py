@@ -27,6 +27,16 @@ from gateway.realtime.events import CreateResponse, ResponseDone, UpdateSession
 MAX_RUNNING = 8
 """Tool functions that run at a time for one call; a model that wants more is in a loop."""
 
+MAX_CALLS = 32
+"""Function calls of one response that are carried out; those beyond are not answered either."""
+
+MAX_NAME = 128
+"""Characters of a function's name in log and record; the API allows 64."""
+
+WORDS_SECONDS = 10.0
+"""How often words of the agent end a row of responses that call tools. A row that is quicker is a
+loop, whatever is said in it."""
+
 MAX_REASON = 300
 """Characters of a rejection's reason in the log; the model gets all."""
 
@@ -87,6 +97,8 @@ class Functions:
         self._collecting_for: tuple[str, _Group] | None = None
         self._sounding = ""
         self._silent_rounds = 0
+        self._words_at = -WORDS_SECONDS
+        """When words ended a row last (s)."""
         self._paused: tuple[float, list[Output]] | None = None
         """Results of a model that only calls tools, and when they are sent (s)."""
         self.in_loop = False
@@ -107,9 +119,16 @@ class Functions:
         control = self._control
         outputs: list[Output] = []
         calls = [item for item in event.output if item.get("type") == "function_call"]
+        if len(calls) > MAX_CALLS:
+            reason = f"{len(calls)} calls in one response, {MAX_CALLS} are carried out"
+            outputs.append(
+                control.timeline.note(now, "tool_refused", "warning", name="", reason=reason)
+            )
+        calls = calls[:MAX_CALLS]
         self.in_loop = False
         for call in calls:
-            outputs.append(control.timeline.note(now, "tool", "info", name=str(call.get("name"))))
+            name = str(call.get("name"))[:MAX_NAME]
+            outputs.append(control.timeline.note(now, "tool", "info", name=name))
         if self._plan.tools.application:
             calls = [call for call in calls if self._is_ours(call.get("name"))]
         if control.playback.was_cut(event.response_id):
@@ -118,14 +137,15 @@ class Functions:
             return outputs + [tool_output(_id_of(call), result) for call in calls]
         end_call = next((call for call in calls if call.get("name") == END_CALL), None)
         most = self._plan.content.response_failure.max_tool_rounds
-        if control.playback.spoke(event.response_id):
-            self._silent_rounds = 0
+        spoke = control.playback.spoke(event.response_id)
+        if spoke and (not calls or now >= self._words_at + WORDS_SECONDS):
+            self._silent_rounds, self._words_at = 0, now
         elif calls:
             self._silent_rounds += 1
         self.in_loop = bool(calls) and not end_call and self._silent_rounds > most
         if self.in_loop:
             outputs.append(control.timeline.note(now, "tool_loop", "warning", rounds=most))
-            why = f"{most} responses in a row called tools and said nothing"
+            why = f"{most} responses in a row called tools"
             return outputs + [tool_output(_id_of(call), {"error": why}) for call in calls]
         group = _Group()
         for call in calls:
@@ -139,7 +159,6 @@ class Functions:
         group.whole = True
         outputs += self._send_results(group, now, respond=end_call is None)
         if end_call is not None:
-            spoke = control.playback.spoke(event.response_id)
             return outputs + self._end_call(end_call, spoke, now)
         return outputs
 
@@ -219,7 +238,7 @@ class Functions:
         control = self._control
         name, call_id = str(call.get("name", "")), _id_of(call)
         arguments = str(call.get("arguments") or "{}")
-        use = ToolUse(round(control.timeline.ms(now), 1), name)
+        use = ToolUse(round(control.timeline.ms(now), 1), name[:MAX_NAME])
         control.timeline.record.actions.used(use)
         try:
             if call_id in self._running:

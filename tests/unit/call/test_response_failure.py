@@ -205,3 +205,28 @@ def test_functions_between_words_are_no_loop() -> None:
             scene.do(audio(response, item, 200), audio_done(response, item))
         scene.do(done(response, calls=[("nope", f"c{number}", "{}")]))
     assert all((one.response or {}).get("tool_choice") is None for one in scene.requests)
+
+
+def test_a_moment_of_sound_does_not_hide_a_loop_of_functions() -> None:
+    scene = scene_of()
+    number = 0
+    while number == 0 or (number <= len(scene.requests) < 100 and scene.now < 60):
+        response, item = f"r{number}", f"i{number}"
+        scene.do(created(response), audio(response, item, 20), audio_done(response, item))
+        before = len(scene.requests)
+        scene.do(done(response, calls=[("nope", f"c{number}", "{}")]))
+        scene.at(scene.now + 0.25)
+        while len(scene.requests) == before and scene.now < 60:
+            scene.at(scene.now + 0.1)
+        number += 1
+    assert {"tool_choice": "none"} in [one.response for one in scene.requests]
+    assert "Bye." in last_words(scene)
+    assert len(scene.requests) < 40
+
+
+def test_a_response_with_thousands_of_functions_and_endless_names() -> None:
+    scene = scene_of()
+    calls = [("n" * 100_000, f"c{number}", "{}") for number in range(2000)]
+    scene.do(created("r"), done("r", calls=calls))
+    assert len(scene.events) < 100
+    assert max(len(use.name) for use in scene.record.actions.tools) <= 128
