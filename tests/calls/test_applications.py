@@ -6,19 +6,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import httpx
 import pytest
+import uvicorn
 from agents.realtime import RealtimeAgent, RealtimeRunner
 from agents.realtime.openai_realtime import OpenAIRealtimeSIPModel
+from fastapi import FastAPI, WebSocket
 from openai import APIStatusError, AsyncOpenAI, OpenAI
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from gateway.api import connections
 from gateway.api.tokens import hash_of
 from gateway.bridge.sideband import OVER, QUEUED, TOO_SLOW, Sideband
 from tests.support.harness import TRUSTED, GatewayStack, eventually
@@ -399,6 +403,7 @@ async def test_a_shutdown_refuses_what_waits(own_folder: Path, receiver: HttpSer
     await world.stop(status)
 
 
+@pytest.mark.usefixtures("runner")
 async def test_a_follower_that_does_not_read_is_let_go() -> None:
     over: list[bool] = []
     sideband = Sideband(lambda: over.append(True))
@@ -412,6 +417,31 @@ async def test_a_follower_that_does_not_read_is_let_go() -> None:
     sideband.end()
     assert [await quick.next() is None, await quick.next() is None] == [False, True]
     assert (quick.close_code, over) == (OVER, [True])
+
+
+@pytest.mark.usefixtures("runner")
+async def test_a_quiet_websocket_outlives_the_deadline_of_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.1)
+    app = FastAPI()
+
+    @app.websocket("/quiet")
+    async def quiet(link: WebSocket) -> None:
+        await link.accept()
+        await link.send_text(await link.receive_text())
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    http, ws = connections.Connection, "websockets-sansio"
+    server = uvicorn.Server(uvicorn.Config(app, http=http, ws=ws, log_config=None, lifespan="off"))
+    monkeypatch.setattr(server, "capture_signals", nullcontext)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    async with connect(f"ws://127.0.0.1:{listener.getsockname()[1]}/quiet") as link:
+        await asyncio.sleep(0.3)
+        await link.send("still here")
+        assert await link.recv() == "still here"
+    server.should_exit = True
+    await serving
 
 
 async def test_the_agents_example_answers_a_call(
