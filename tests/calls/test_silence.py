@@ -121,3 +121,27 @@ async def test_a_server_that_answers_pings_and_sends_no_event(world: GatewayStac
     await world.gateway.wait("call.session_replaced", call=call.call_id)
     summary = await world.summary_at_end(call)
     assert [one["why"] for one in summary["failovers"]] == ["session_silent"]
+
+
+async def test_a_server_that_is_frozen_before_it_has_heard_anybody(world: GatewayStack) -> None:
+    """It is asked with an update that changes nothing: any event is an answer."""
+    world.behave(vad="off", answers=[HELLO, HELLO, HELLO])
+    call = await world.dial("listens")
+    session = await world.session_of(call)
+    await world.gateway.wait("call.agent_speech_stopped", call=call.call_id)
+    call.rtp.say(noise(3, 3.2))
+
+    def asked() -> list[Any]:
+        return [one for one in session.seen("session.update") if len(one.body["session"]) == 1]
+
+    await session.wait_until(lambda _one: len(asked()) == 1, 20)
+    await call.rtp.quiet()
+    assert not world.gateway.all("call.silence_detected", call=call.call_id)
+    outbox = world.emulator.live[session.id]._outbox
+    outbox.put = lambda *_event: None  # type: ignore[method-assign]
+    call.rtp.say(noise(4, 6.2))
+    line = await world.gateway.wait("call.silence_detected", call=call.call_id)
+    assert line["rule"] == "update_not_answered"
+    await world.gateway.wait("call.session_replaced", call=call.call_id)
+    summary = await world.summary_at_end(call)
+    assert [one["why"] for one in summary["failovers"]] == ["session_silent"]

@@ -5,7 +5,8 @@ detected.
 It does not matter how the silence of the model came about: a response that was asked for and never
 created, one that was created and brings no audio or stops in the middle of it, a turn of the caller
 that the server does not answer, an ``error`` without ``response.done``; or a server that sends no
-event at all, though its connection is up, after a ``session.update`` or while the caller speaks.
+event at all, though its connection is up, after a ``session.update`` or while the caller speaks;
+whatever event comes, it is an answer.
 What follows (the route's
 ``fallback``) is decided by :class:`gateway.call.session_lifecycle.SessionEvents`.
 """
@@ -18,7 +19,7 @@ from typing import ClassVar
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.ending import EndReason
-from gateway.call.outputs import Output, PlaySound
+from gateway.call.outputs import Output, PlaySound, Send
 from gateway.call.plan import SilencePlan, UserIdlePlan
 from gateway.realtime.events import (
     InputCommitted,
@@ -26,6 +27,7 @@ from gateway.realtime.events import (
     ResponseCreated,
     SpeechStarted,
     SpeechStopped,
+    UpdateSession,
 )
 
 
@@ -119,7 +121,11 @@ _NO_EVENTS, _UPDATE = "no_events", "update_not_answered"
 
 LOUD_SECONDS = 2
 """Loud seconds of the caller's, without any event of a server that has heard this caller before,
-after which the next quiet is one that the server owes an event for."""
+after which the next quiet is one that the server owes an event for. A server that has never heard
+this caller may have nothing to say of noise: it is asked, by an update that changes nothing."""
+
+MAX_LOUD_SECONDS = 60
+"""The loud seconds until it is asked again double up to this."""
 
 
 class Silence:
@@ -165,6 +171,7 @@ class Silence:
         """The server has said that the caller spoke: it listens, and by the same measure still."""
         self._loud = 0
         """Loud seconds of the caller's since the server's last event."""
+        self._ask_after = LOUD_SECONDS
         self.rule: str | None = None
         """Which silence lasted too long, once one has."""
 
@@ -186,6 +193,9 @@ class Silence:
                 self._loud += 1
                 if self._hears and self._loud >= LOUD_SECONDS:
                     self._owed, self._since = _NO_EVENTS, None
+                elif not self._hears and self._loud == self._ask_after:
+                    self._ask_after = min(2 * self._ask_after, MAX_LOUD_SECONDS)
+                    return [Send(UpdateSession({}))] if self._plan.timeout > 0 else []
             case inputs.ServerEventReceived(event=SpeechStarted()):
                 self._hears = True
                 self._turn = self._answered = False
@@ -259,7 +269,7 @@ class Silence:
         """The session is gone, or another one has the caller: nothing is waited for."""
         self._since = self.rule = None
         self._turn = self._answered = self._hears = False
-        self._loud, self._owed = 0, ""
+        self._loud, self._owed, self._ask_after = 0, "", LOUD_SECONDS
         self._mcp.clear()
         return self._stop_filler()
 

@@ -210,7 +210,11 @@ NO_SILENCE: dict[str, tuple[CallPlan, Begin]] = {
         QUIET,
         lambda s: (s.do(SPEECH), answer(s, "r1"), s.do(STOPPED, COMMITTED)),
     ),
-    "a server that has never heard this caller": (QUIET, lambda s: s.do(LOUD, LOUD, LOUD)),
+    "a server that has never heard this caller, and is asked": (
+        QUIET,
+        lambda s: s.do(LOUD, LOUD, said(SessionUpdated({})), LOUD, LOUD, LOUD),
+    ),
+    "a noise of one second": (QUIET, lambda s: s.do(LOUD)),
     "the caller was loud, and the server says something": (
         QUIET,
         lambda s: (
@@ -229,6 +233,22 @@ def test_what_is_no_silence(plan: CallPlan, begin: Begin) -> None:
     begin(scene)
     scene.at(scene.now + 25.0)
     assert "silence_detected" not in scene.events
+
+
+def test_a_server_that_has_never_heard_this_caller_is_asked() -> None:
+    """Ever more seldom while it answers; where nothing comes, it is silent."""
+    scene = scene_of()
+    asked = []
+    for second in range(120):
+        if any("update" in one for one in scene.do(LOUD)):
+            asked.append(second)
+            scene.do(said(SessionUpdated({})))
+    assert len(asked) == 5, asked
+    scene = scene_of()
+    scene.do(LOUD, LOUD)
+    assert "open" not in scene.at(scene.now + 5.9)
+    assert "open" in scene.at(scene.now + 0.1)
+    assert rule_of(scene) == "update_not_answered"
 
 
 def test_an_update_that_is_not_answered() -> None:
