@@ -114,7 +114,8 @@ async def test_a_server_that_answers_pings_and_sends_no_event(world: GatewayStac
     call.rtp.say(noise(3, 1.0))
     await session.wait_until(lambda one: len(one.sent("response.done")) == 2, 20)
     await world.gateway.wait("call.agent_speech_stopped", call=call.call_id, count=2)
-    world.emulator.live[session.id].emit = lambda *_event: None  # type: ignore[method-assign]
+    outbox = world.emulator.live[session.id]._outbox
+    outbox.put = lambda *_event: None  # type: ignore[method-assign]
     call.rtp.say(noise(4, 3.2))
     line = await world.gateway.wait("call.silence_detected", call=call.call_id)
     assert line["rule"] == "no_events"
