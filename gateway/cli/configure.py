@@ -172,6 +172,8 @@ def init(
         raise click.ClickException(f"{error.filename}: {error.strerror}") from None
     click.echo(f"Written: {config}, {route}")
     _check(config)
+    if local:
+        click.echo(f"Nothing answers calls before a server is at {url}: gateway emulator")
 
 
 def _ask(question: str, default: str | None = None, choices: tuple[str, ...] = ()) -> str:
