@@ -61,6 +61,7 @@ class AccessSettings(Section):
     calls_per_second: Rate = 10.0
     burst: Annotated[int, Strict(), Field(ge=1), Typed] = 10
     max_concurrent_calls: CountOrOff | None = None
+    max_unacknowledged_calls: CountOrOff | None = None
     realm: Annotated[str, AfterValidator(_realm)] = "sip-realtime-gateway"
     auth_algorithms: Annotated[
         tuple[Literal["MD5", "SHA-256"], ...], Field(min_length=1), AfterValidator(_different)
@@ -75,6 +76,12 @@ class AccessSettings(Section):
         return (
             -(-max_calls // 2) if self.max_concurrent_calls is None else self.max_concurrent_calls
         )
+
+    def unacknowledged_of(self, max_calls: int) -> int:
+        """Calls of all sources of no trunk that may wait for an ACK at a time; 0 for any number."""
+        if self.max_unacknowledged_calls is None:
+            return 0 if self.max_concurrent_calls == 0 else -(-max_calls // 4)
+        return self.max_unacknowledged_calls
 
 
 class ControlSettings(Section):

@@ -112,6 +112,7 @@ def sip_settings(config: Config) -> SipSettings:
                 access.calls_per_second,
                 access.burst,
                 access.concurrent_of(config.sip.max_calls),
+                access.unacknowledged_of(config.sip.max_calls),
             ),
             DigestPolicy(access.realm, access.auth_algorithms, access.nonce_lifetime),
             BanPolicy(access.ban_after, access.ban_window, access.ban_seconds),

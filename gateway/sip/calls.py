@@ -42,6 +42,8 @@ class HeldCall(Protocol):
     """What :class:`Calls` needs of a call."""
 
     ended: bool
+    acknowledged: bool
+    """The ACK has come: only BYE ends it."""
     followed: bool
     """A REFER made this call; it counts among those that we place."""
     party: str
@@ -87,6 +89,13 @@ class Calls:
     def of(self, party: str) -> int:
         """Calls in progress of a party (``access_control.party_of``). Any thread."""
         return self._parties.get(party, 0)
+
+    def unacknowledged(self) -> int:
+        """Calls of no trunk's whose ACK has not come. On the SIP thread."""
+        return sum(
+            call.party.startswith("source ") and not (call.acknowledged or call.ended)
+            for call in self._all
+        )
 
     def hold(self, call: HeldCall, party: str) -> None:
         """Keep a call referenced for as long as pjsip may call it; counted with its party's."""

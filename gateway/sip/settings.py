@@ -86,6 +86,8 @@ class Limits:
     calls_per_second: float = 0.0
     burst: int = 10
     concurrent_calls: int = 0
+    unacknowledged_calls: int = 0
+    """Calls of all sources together that wait for an ACK: who forges addresses sends none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,8 +91,7 @@ class SipCall(TransferableCall):
         self, services: CallServices, account: Account, call_id: int | None = None
     ) -> None:
         super().__init__(services, account, call_id)
-        self._confirmed = False
-        """The ACK has come: only BYE ends it."""
+        self.acknowledged = False
         self._held = False
         self._ending = _Ending()
         self._meter = Meter()
@@ -155,7 +154,7 @@ class SipCall(TransferableCall):
         if code:
             param.statusCode = code
         param.txOption.headers = header_vector(headers)
-        if self._confirmed:
+        if self.acknowledged:
             self._ending.bye = self.services.byes.watch(self)
         self.hangup(param)
 
@@ -218,7 +217,7 @@ class SipCall(TransferableCall):
         """The dialog's state changed."""
         info = self.getInfo()
         if info.state == pj.PJSIP_INV_STATE_CONFIRMED:
-            self._confirmed = True
+            self.acknowledged = True
             if _has_media(info):
                 self.link.let_send()
                 self.confirmed()
@@ -235,7 +234,7 @@ class SipCall(TransferableCall):
             self._tell(lambda handler: handler.on_ringing(code))
         elif info.state == pj.PJSIP_INV_STATE_DISCONNECTED:
             code, reason = int(info.lastStatusCode), text_of(info.lastReason)
-            if info.role == pj.PJSIP_ROLE_UAC and not self._confirmed:
+            if info.role == pj.PJSIP_ROLE_UAC and not self.acknowledged:
                 code, reason = self._why_not_answered(prm.e, code, reason)
             self.end(code, reason)
 

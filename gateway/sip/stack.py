@@ -115,6 +115,7 @@ class Stack:
             trunks,
             settings.retry_after,
             calls.of,
+            calls.unacknowledged,
             0 if settings.session_timers == "off" else settings.session_min,
             negotiation,
             lambda received, objection: incoming.on_objection(received, objection),

@@ -193,6 +193,29 @@ max_concurrent_calls = 2
             await gateway.gateway.wait("sip.rejected", rule=rule, code=code, source="127.0.0.1")
 
 
+async def test_calls_that_wait_for_an_ack(runner: object, own_folder: Path) -> None:
+    """Who forges addresses sends no ACK: a few calls of all strangers together may lack it."""
+    more = '[access]\nunknown_sources = "allow"\nmax_unacknowledged_calls = 2\n'
+    async with site(own_folder, more=more, routes=ANYBODY) as gateway:
+        waiting = [gateway.phone.call("1", acknowledge=False) for _ in range(2)]
+        for call in waiting:
+            call.invite()
+            await call.answered()
+        third = gateway.phone.call("1")
+        third.invite()
+        refused = await third.refused()
+        assert (refused.code, refused.headers["retry-after"]) == (503, "5")
+        await gateway.gateway.wait("sip.rejected", rule="access: max_unacknowledged_calls = 2")
+        for call in waiting:
+            call.ack()
+            await gateway.gateway.wait("call.confirmed", call=call.call_id)
+        fourth = gateway.phone.call("1")
+        fourth.invite()
+        await fourth.answered()
+        for call in (*waiting, fourth):
+            await call.hang_up()
+
+
 async def test_refused_calls_are_sampled(runner: object, own_folder: Path) -> None:
     """A source that dials numbers that there are not gets its answers, and not a file for each."""
     more = "[access]\ncalls_per_second = 0\n"

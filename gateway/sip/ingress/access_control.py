@@ -82,6 +82,7 @@ class AccessControl:
         trunks: whose request is whose.
         retry_after: seconds, for a 503.
         calls_of: calls in progress, by what :func:`party_of` says.
+        unacknowledged: number of strangers' calls that wait for their ACK.
         min_session: least Session-Expires that a call may ask for, s; 0 leaves it to pjsip.
         descriptions: judges and mends what messages say of media.
         on_objection: told of each new INVITE whose offer cannot be taken.
@@ -98,6 +99,7 @@ class AccessControl:
         trunks: Trunks,
         retry_after: int,
         calls_of: Callable[[str], int],
+        unacknowledged: Callable[[], int],
         min_session: int,
         descriptions: Negotiation,
         on_objection: Callable[[Received, Objection], None],
@@ -121,6 +123,7 @@ class AccessControl:
         self._access = access
         self._trunks = trunks
         self._calls_of = calls_of
+        self._unacknowledged = unacknowledged
         self._min_session = min_session
         self._names_of = names_of
         digest = access.digest
@@ -358,6 +361,10 @@ class AccessControl:
         if limits.concurrent_calls and self._calls_of(party) >= limits.concurrent_calls:
             rule = f"{where}: max_concurrent_calls = {limits.concurrent_calls}"
             return self._refuse(received, rule, Reply(_BUSY))
+        most = limits.unacknowledged_calls
+        if most and found is None and self._unacknowledged() >= most:
+            rule = f"access: max_unacknowledged_calls = {most}"
+            return self._refuse(received, rule, Reply(_UNAVAILABLE))
         now = time.monotonic()
         if not self._rates.take(source, limits.calls_per_second, limits.burst, now):
             rule = f"{where}: calls_per_second = {limits.calls_per_second:g}"
