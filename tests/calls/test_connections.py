@@ -398,6 +398,25 @@ def invite(site: Site, transport: str, headers: int, body: int) -> tuple[str, by
     return call.call_id, made.replace(b"SIP/2.0/UDP", b"SIP/2.0/" + transport.upper().encode())
 
 
+@pytest.mark.parametrize("length", ["70000", "2147483647", "4294967400", "9" * 30, "-1", "x"])
+async def test_a_content_length_is_not_believed(hurried: Site, length: str) -> None:
+    """What has come is read, and nothing behind it, however long the message says it is."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", hurried.port("tcp"))
+    call_id, request = invite(hurried, "tcp", 0, 9_300)
+    head, _, body = request.partition(b"\r\n\r\n")
+    lines = [line for line in head.split(b"\r\n") if not line.startswith(b"Content-Length")]
+    try:
+        writer.write(b"\r\n".join([*lines, b"Content-Length: " + length.encode()]))
+        writer.write(b"\r\n\r\n" + body)
+        async with asyncio.timeout(20):
+            answer = (await reader.readuntil(b"\r\n\r\n")).decode()
+    finally:
+        writer.close()
+    assert answer.split(" ")[1] in ("400", "513")
+    assert not hurried.gateway.ids_of(call_id)
+    await hurried.phone.options()
+
+
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
 @pytest.mark.parametrize(
     ("headers", "body", "code"),
