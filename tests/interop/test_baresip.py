@@ -130,6 +130,7 @@ async def test_keys_and_goodbye(agent: Agent, phone: Phone, way: Way) -> None:
     call = agent.next_call()
     await phone.call(f"sip:101@{agent.address}")
     session = await call.session()
+    await phone.wait("CALL_RTPESTAB")  # keys of DTLS are agreed by then; before, nothing is heard
     await phone.press("0#")
     await phone.wait("CALL_CLOSED", within_s=30)
     summary = await call.summary()
