@@ -35,12 +35,6 @@ def dial_uri(to: str, trunk: TrunkSettings | None) -> str:
     return f"sip:{number}@{host}{transport}"
 
 
-def called_user(to: str) -> str:
-    """The number or user that is called, as prefixes are held against it."""
-    rest = re.sub(r"^(?:tel|sips?):", "", to, flags=re.IGNORECASE)
-    return unquote(re.split("[@;?]", rest, maxsplit=1)[0])
-
-
 def caller_id_of(caller_id: str, trunk: TrunkSettings | None) -> str:
     """The caller id that a call asks for. Raises ValueError where its trunk does not let it."""
     if not caller_id:

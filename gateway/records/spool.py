@@ -173,11 +173,6 @@ class Spool:
         """Return deliveries whose next try is due."""
         return self._deliveries("WHERE dead = 0 AND due <= ? ORDER BY due LIMIT ?", now, count)
 
-    def next_due(self) -> float | None:
-        """Return when the next try of any delivery is due; None without one."""
-        row = self._open().execute("SELECT min(due) FROM deliveries WHERE dead = 0").fetchone()
-        return None if row[0] is None else float(row[0])
-
     def deliveries(self, *, dead: bool, count: int = 1000) -> list[Delivery]:
         """Return the deliveries that wait, or that were given up; oldest first."""
         return self._deliveries("WHERE dead = ? ORDER BY created LIMIT ?", int(dead), count)
