@@ -78,7 +78,7 @@ class ApiServer:
         import uvicorn
 
         from gateway.api.app import make_app
-        from gateway.api.connections import CONNECTIONS, Connection
+        from gateway.api.limits import CONNECTIONS, Connection
 
         class Server(uvicorn.Server):
             @contextlib.contextmanager

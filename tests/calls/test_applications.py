@@ -22,7 +22,7 @@ from openai import APIStatusError, AsyncOpenAI, OpenAI
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from gateway.api import connections
+from gateway.api import limits
 from gateway.api.tokens import hash_of
 from gateway.bridge.sideband import OVER, QUEUED, TOO_SLOW, Sideband
 from tests.support.harness import TRUSTED, GatewayStack, eventually
@@ -423,7 +423,7 @@ async def test_a_follower_that_does_not_read_is_let_go() -> None:
 async def test_a_quiet_websocket_outlives_the_deadline_of_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.1)
+    monkeypatch.setattr(limits, "REQUEST_SECONDS", 0.1)
     app = FastAPI()
 
     @app.websocket("/quiet")
@@ -432,7 +432,7 @@ async def test_a_quiet_websocket_outlives_the_deadline_of_requests(
         await link.send_text(await link.receive_text())
 
     listener = socket.create_server(("127.0.0.1", 0))
-    http, ws = connections.Connection, "websockets-sansio"
+    http, ws = limits.Connection, "websockets-sansio"
     server = uvicorn.Server(uvicorn.Config(app, http=http, ws=ws, log_config=None, lifespan="off"))
     monkeypatch.setattr(server, "capture_signals", nullcontext)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

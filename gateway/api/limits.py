@@ -1,17 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Limits on connections to the API: how many there are, and how long a request may take to come.
+"""Limits on what clients of the API send: connections, the time a request takes, bodies.
 
-uvicorn has neither: it keeps a connection on which nothing comes for as long as its owner likes,
-and answers 503 to everybody while there are too many.
+uvicorn has no limit on the first two: it keeps a connection on which nothing comes for as long as
+its owner likes, and answers 503 to everybody while there are too many.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import h11
+from fastapi import HTTPException, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.datastructures import Headers
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gateway.api.tokens import Token
+
+MAX_BODY_BYTES = 2 * 1024 * 1024
+"""An image of the largest size that a conversation takes has room in it."""
+
+UNAUTHORIZED = {"code": "unauthorized", "message": "a valid bearer token is wanted"}
+BEARER = {"WWW-Authenticate": "Bearer"}
 
 CONNECTIONS = 256
 """At a time; one more closes the one that has waited for a request for longest."""
@@ -74,3 +86,45 @@ class Connection(H11Protocol):
         self._overdue = None
         if overdue is not None:
             overdue.cancel()
+
+
+class BodyLimit:
+    """Refuses bodies that are too long, by their length or as they come (ASGI).
+
+    FastAPI reads a body before anything else: without a token, none is read.
+    """
+
+    def __init__(self, app: Any, token_of: Callable[[Headers], Token | None]) -> None:
+        self._app = app
+        self._token_of = token_of
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        # What applications send is read after their token, and they have errors of their own.
+        reads = scope["method"] not in ("GET", "HEAD") and not scope["path"].startswith("/v1/")
+        if reads and self._token_of(headers) is None:
+            refused = JSONResponse({"error": UNAUTHORIZED}, 401, BEARER)
+            await refused(scope, receive, send)
+            return
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+            await _too_long()(scope, receive, send)
+            return
+        taken = 0
+
+        async def counted() -> Any:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > MAX_BODY_BYTES:
+                raise HTTPException(413, {"code": "too_long", "message": "the body is too long"})
+            return message
+
+        await self._app(scope, counted, send)
+
+
+def _too_long() -> Response:
+    return PlainTextResponse("the body is too long", 413)
