@@ -82,6 +82,7 @@ class CallController:
             lambda: (loop.time() - began) * 1000,
             self.on_fault,
             lambda: driver.over,
+            lambda: self._media.heard,
         )
         self._sessions = Sessions(host, session_plan, sideband)
         self._legs = Legs(host, leg, audio, dial, plan.allowed_refer_to, permit_refer)

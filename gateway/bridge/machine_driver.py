@@ -48,6 +48,8 @@ class CallHost:
     """Ends the call because of a defect of ours."""
     is_over: Callable[[], bool] = lambda: False
     """Whether the call has ended and its record is complete."""
+    heard: Callable[[], tuple[float | None, float | None]] = lambda: (None, None)
+    """When the caller's present stretch of sound began, and when they were last loud (s)."""
 
 
 class CallPart:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
@@ -120,6 +121,11 @@ class CallMedia(CallPart):
         record.media.dropped_uplink_frames = -(-counts.dropped_ms // FRAME_MS)
         record.media.uplink = asdict(counts)
 
+    @property
+    def heard(self) -> tuple[float | None, float | None]:
+        """When the caller's present stretch of sound began, and when they were last loud (s)."""
+        return self._analyzer.since, self._analyzer.until
+
     @entry
     def _move(self) -> None:
         audio = self._audio.uplink.drain()
@@ -167,6 +173,9 @@ LOUD = 500
 LOUD_SHARE = 0.1
 """Loud samples of a second from which the caller sounds; of speech they are a third."""
 
+PAUSE_SECONDS = 0.4
+"""Quiet for so long, what is loud next begins a new stretch: within words pauses are shorter."""
+
 
 class InboundAudioAnalyzer:
     """Detects DTMF tones, beeps and music in the caller's audio, where the route asks for it, and
@@ -179,11 +188,21 @@ class InboundAudioAnalyzer:
         linear = np.frombuffer(plan.codec.to_linear(bytes(range(256))), np.int16)
         self._quiet = bytes(byte for byte in range(256) if abs(int(linear[byte])) < LOUD)
         self._loud = self._bytes = 0
+        self.since: float | None = None
+        """First loud audio of the present stretch, as it came from the network (s)."""
+        self.until: float | None = None
+        """The last."""
 
-    def _sounds_now(self, audio: bytes) -> bool:
+    def _sounds_now(self, audio: bytes, held: bool) -> bool:
         """Whether this audio completes a second that is loud."""
         self._bytes += len(audio)
-        self._loud += len(audio.translate(None, self._quiet))
+        loud_bytes = len(audio.translate(None, self._quiet))
+        self._loud += loud_bytes
+        if not held and loud_bytes >= LOUD_SHARE * len(audio):
+            now = time.monotonic()
+            if self.until is None or now - self.until > PAUSE_SECONDS:
+                self.since = now
+            self.until = now
         if self._bytes < SAMPLE_RATE:
             return False
         loud = self._loud >= LOUD_SHARE * self._bytes
@@ -200,7 +219,7 @@ class InboundAudioAnalyzer:
         if not audio:
             return []
         heard: list[DigitPressed | SoundHeard | BeepHeard | CallerSounds] = []
-        if self._sounds_now(audio) and not held:
+        if self._sounds_now(audio, held) and not held:
             heard.append(CallerSounds())
         if self._keys is not None:
             heard += [DigitPressed(digit, in_band=True) for digit in self._keys.feed(audio)]

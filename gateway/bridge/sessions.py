@@ -24,6 +24,7 @@ from gateway.call import inputs, outputs
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import (
     ClientCommand,
+    InputCommitted,
     InputTranscribed,
     Relayed,
     RelayedUpdate,
@@ -31,6 +32,8 @@ from gateway.realtime.events import (
     ResponseDone,
     ServerError,
     ServerEvent,
+    SpeechStarted,
+    SpeechStopped,
 )
 from gateway.realtime.session import Session, SessionClosed, Tap
 from gateway.realtime.session_object import Refused
@@ -278,12 +281,20 @@ class Sessions(CallPart):
                 return  # the application's affair
             self._host.feed(inputs.ServerErrorReceived(event, command))
             return
+        if isinstance(event, SpeechStarted | SpeechStopped | InputCommitted):
+            self._tell_heard(line)
         asked = None
         if isinstance(event, ResponseCreated) and line.session is not None:
             asked = line.session.asked_by(event)
         self._host.feed(inputs.ServerEventReceived(event, asked))
         if isinstance(event, ResponseDone | InputTranscribed):
             self._count(event)
+
+    def _tell_heard(self, line: _Line) -> None:
+        since, until = self._host.heard()
+        leg = (self._host.record.media.quality.get("rtt_ms") or {}).get("mean")
+        server = 0.0 if line.session is None else line.session.round_trip_ms
+        self._host.feed(inputs.CallerHeard(since, until, leg or 0.0, server))
 
     def _count(self, event: ServerEvent) -> None:
         if self._account is None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from math import ceil
 from typing import Any, Protocol
 
 from gateway.call.ending import Ending
@@ -19,6 +20,9 @@ MAX_TIMELINE = 20_000
 
 MAX_TEXT = 16_000
 """Characters of a text of the timeline, and of a log line of it: what servers say has no end."""
+
+MAX_KEPT = 500
+"""Entries kept of each kind, of one call."""
 
 MAX_TOOL_USES = 1000
 """Uses of tools kept of one call."""
@@ -35,6 +39,25 @@ class Interruption:
     received_ms: int
     flushed_ms: int
     action: str
+    after_ms: float | None = None
+    """From the caller's first loud packet to the cut; None where no speech was the trigger."""
+
+
+@dataclass(slots=True)
+class ResponseTime:
+    """How long the caller waited for the agent after a turn of theirs: ``ms`` at the gateway, from
+    their last loud packet to the first frame played, and its parts."""
+
+    at_ms: float
+    ms: float
+    network: float
+    """Round trips, ms: to the caller (comes on top of ``ms``) and to the realtime server."""
+    endpointing: float
+    """Until the server said that the turn is over, ms, without the round trip to it."""
+    model: float
+    """From there to the first audio of a response, tools included, ms."""
+    playout: float
+    """From there to its first frame on the wire, ms."""
 
 
 @dataclass(slots=True)
@@ -115,10 +138,6 @@ class Times:
     confirmed: float | None = None
     first_audio: float | None = None
     end: float | None = None
-
-
-MAX_KEPT = 500
-"""Entries kept of each kind, of one call."""
 
 
 @dataclass(slots=True)
@@ -275,6 +294,8 @@ class SpokenTranscript(Protocol):
         ...
 
 
+_QUANTILES = {"p50": 0.5, "p95": 0.95}
+
 _HOLDS = {"held": True, "holding": True, "resumed": False, "hold_ended": False}
 """Marks that begin or end a hold."""
 
@@ -298,6 +319,8 @@ class CallRecord:
     actions: ActionsRecord = field(default_factory=ActionsRecord)
     media: MediaRecord = field(default_factory=MediaRecord)
     content: ContentRecord = field(default_factory=ContentRecord)
+    response_times: list[ResponseTime] = field(default_factory=list)
+    """One for each turn of the caller that got an answer."""
     cost: dict[str, Any] = field(default_factory=dict)
     """As :class:`gateway.billing.costs.Account` has it; live."""
     metadata: dict[str, str] = field(default_factory=dict)
@@ -342,6 +365,15 @@ class CallRecord:
         if self.times.confirmed is None or self.times.end is None:
             return 0.0
         return round(self.times.end - self.times.confirmed, 1)
+
+    @property
+    def response_ms(self) -> dict[str, float]:
+        """How long the caller waited for responses: ``count``, and ``p50`` and ``p95`` in ms."""
+        times = sorted(one.ms for one in self.response_times)
+        if not times:
+            return {"count": 0}
+        ranks = {name: times[ceil(part * len(times)) - 1] for name, part in _QUANTILES.items()}
+        return {"count": len(times), **ranks}
 
     def in_progress(self, now: datetime) -> dict[str, Any]:
         """Return what is known of a live call; ``now`` has a time zone."""
@@ -395,6 +427,7 @@ class CallRecord:
                 for name, value in asdict(self.times).items()
             },
             "talk_ms": self.talk_ms,
+            "response_ms": self.response_ms,
             **asdict(self.session),
             **asdict(self.actions),
             **asdict(self.media),
@@ -418,6 +451,7 @@ class CallRecord:
         """The whole record as JSON object."""
         whole = {
             **self._summary(),
+            "response_times": [asdict(one) for one in self.response_times],
             "transcript": [] if self.transcript is None else self.transcript.as_json(),
             "transcript_dropped": self.transcript_dropped,
             "timeline": self.timeline,

@@ -133,6 +133,21 @@ class CallerSounds:
 
 
 @dataclass(frozen=True, slots=True)
+class CallerHeard:
+    """When the caller's side was last loud. Comes before the server's word that they speak, or
+    have stopped."""
+
+    since: float | None
+    """First loud packet of this stretch, at the gateway (s); None: none was loud yet."""
+    until: float | None
+    """The last one."""
+    leg_ms: float = 0.0
+    """Round trip to the caller's side by RTCP (ms); 0 where it does not tell."""
+    server_ms: float = 0.0
+    """Round trip to the realtime server by WebSocket ping (ms); 0 before the first pong."""
+
+
+@dataclass(frozen=True, slots=True)
 class BeepHeard:
     """A single tone has just ended in the caller's audio."""
 
@@ -319,6 +334,7 @@ Input = (
     | BLegRinging
     | SoundHeard
     | CallerSounds
+    | CallerHeard
     | BeepHeard
     | BLegAnswered
     | BLegEnded

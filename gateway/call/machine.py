@@ -176,6 +176,7 @@ class CallMachine:
             inputs.SoundHeard: lambda _input, _now: [],
             inputs.CallerSounds: lambda _input, _now: [],
             inputs.BeepHeard: lambda _input, _now: [],
+            inputs.CallerHeard: lambda input, _now: conversation.response_times.heard(input),
             inputs.CallerReplaced: lambda input, now: [
                 note(now, "caller_replaced", "info", uri=input.uri)
             ],

@@ -178,6 +178,11 @@ class Session:
         """Whether the session is closed for sending."""
         return self._ended or self._protocol.state is not State.OPEN
 
+    @property
+    def round_trip_ms(self) -> float:
+        """Round trip of the last WebSocket ping and its pong, ms; 0 before the first."""
+        return 1000 * self._connection.latency
+
     def append(self, audio: bytes) -> None:
         """Send caller audio (``input_audio_buffer.append``), bytes of the session's input format.
 

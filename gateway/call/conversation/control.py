@@ -16,7 +16,7 @@ from gateway.call.answer_and_hangup import HangupAfterPlayout
 from gateway.call.call_control import BY_GATEWAY, CallActions
 from gateway.call.call_record import CallTimeline
 from gateway.call.conversation.out_of_band import OutOfBandResponses
-from gateway.call.conversation.responses import ResponseGate
+from gateway.call.conversation.responses import ResponseGate, ResponseTimes
 from gateway.call.ending import EndReason
 from gateway.call.inputs import Input
 from gateway.call.outputs import Output, Send
@@ -83,9 +83,11 @@ class ConversationControl:
     def __init__(self, plan: CallPlan, timeline: CallTimeline, playout: Playout) -> None:
         self.plan = plan
         self.timeline = timeline
+        self.response_times = ResponseTimes(timeline)
         self.playback = Playback(
             playout, plan.codec.silence, plan.server.truncate_margin_ms, timeline
         )
+        self.playback.interrupted_after = self.response_times.interrupted_after
         self.gate = ResponseGate()
         self.hangup_after_playout = HangupAfterPlayout(plan.limits.goodbye_timeout)
         self.call_actions = CallActions(plan, timeline)

@@ -133,6 +133,7 @@ class Conversation:
         approvals = self.control.approvals = Approvals(self.control)
         self._functions = Functions(self.control, approvals)
         self.transcript = Transcript(self.control)
+        self.response_times = self.control.response_times
         self._session_failed = False
         self._caller_speaks = False
         self._unnamed = 0
@@ -225,19 +226,25 @@ class Conversation:
         match event:
             case AudioDelta():
                 outputs = self.call_actions.model_speaks(now) + self._functions.model_speaks()
+                spoke = control.speaking
                 outputs += control.playback.receive(event)
+                if not control.playback.was_cut(event.response_id):
+                    self.response_times.audio(now, speaking=spoke)
                 return outputs + self.silence.heard() if control.speaking else outputs
             case AudioDone():
                 return control.playback.part_done(event)
             case SpeechStarted():
                 self._caller_speaks = True
+                self.response_times.began()
                 return self._interruptions.speech(event, now)
             case SpeechStopped():
                 self._caller_speaks = False
+                self.response_times.over(now)
                 stopped = note(now, "caller_speech_stopped", audio_ms=event.audio_end_ms)
                 return [*self._interruptions.speech_over(event, now), stopped]
             case InputCommitted():
                 self._caller_speaks = False
+                self.response_times.over(now, committed=True)
                 self._functions.caller_acted()
                 if not self._plan.interruptions.by_gateway:
                     control.gate.turn()
@@ -304,6 +311,7 @@ class Conversation:
 
     def on_playout_started(self, now: float) -> list[Output]:
         """Note that the caller begins to hear a response."""
+        self.response_times.playing(now)
         return self.control.playback.started(now)
 
     def on_playout_drained(self, now: float) -> list[Output]:

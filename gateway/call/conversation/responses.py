@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 
+from gateway.call.call_record import MAX_KEPT, CallTimeline, ResponseTime
+from gateway.call.inputs import CallerHeard
+from gateway.call.outputs import Output
 from gateway.realtime.events import CreateResponse
 
 MAX_WAITING = 8
@@ -30,6 +33,79 @@ that never tells of an end must not fill the memory."""
 
 MAX_REMEMBERED = 64
 """Responses of which it is known what asked for them."""
+
+
+MAX_ENDPOINTING_SECONDS = 10.0
+"""What was loud longer before the end of a turn did not belong to it: the turn was too quiet."""
+
+
+class ResponseTimes:
+    """Measures how long the caller waits for each response, and when they began to interrupt.
+
+    A wait begins with ``speech_stopped`` (of a server without it, with the commit), and ends with
+    the first frame of model audio; speech before that begins it anew. Methods take the time (s).
+    """
+
+    def __init__(self, timeline: CallTimeline) -> None:
+        self._timeline = timeline
+        self._heard = CallerHeard(None, None)
+        self._over: float | None = None
+        """When the server said that the turn is over; None while nobody waits."""
+        self._first: float | None = None
+        """When the first audio after that came."""
+        self._stops_told = False
+        """The server sends ``speech_stopped``: a commit says nothing new."""
+        self.paused_at: float | None = None
+        """Since when playout is paused because the caller may be interrupting (s)."""
+
+    def heard(self, input: CallerHeard) -> list[Output]:
+        """Take what is known of the caller's sound; nothing is to be done."""
+        self._heard = input
+        return []
+
+    def began(self) -> None:
+        """Note that the caller speaks."""
+        self._over = self._first = None
+
+    def over(self, now: float, *, committed: bool = False) -> None:
+        """Note that the caller's turn is over; ``committed``: only its commit says so."""
+        self._stops_told = self._stops_told or not committed
+        if not (committed and self._stops_told):
+            self._over, self._first = now, None
+
+    def audio(self, now: float, *, speaking: bool) -> None:
+        """Note model audio; ``speaking``: other audio is being played, so nobody waits."""
+        if self._over is None or self._first is not None:
+            return
+        self._first = now
+        if speaking:
+            self.began()
+
+    def playing(self, now: float) -> None:
+        """Note that the caller hears the model."""
+        if self._over is None or self._first is None:
+            return
+        over, first, heard = self._over, self._first, self._heard
+        self.began()
+        known = heard.until is not None and over - MAX_ENDPOINTING_SECONDS < heard.until <= over
+        spoke = heard.until if known and heard.until is not None else over
+        times = self._timeline.record.response_times
+        if len(times) < MAX_KEPT:
+            ms = [
+                1000 * (now - spoke),
+                heard.leg_ms + heard.server_ms,
+                max(0.0, 1000 * (over - spoke) - heard.server_ms),
+                1000 * (first - over),
+                1000 * max(0.0, now - first),
+            ]
+            at_ms = round(self._timeline.ms(now), 1)
+            times.append(ResponseTime(at_ms, *(round(one, 1) for one in ms)))
+
+    def interrupted_after(self, now: float) -> float | None:
+        """Return the ms from the caller's first loud packet until they heard nothing more, which is
+        now or the pause before; None where no packet is known."""
+        since, now = self._heard.since, self.paused_at or now
+        return None if since is None else round(max(0.0, 1000 * (now - since)), 1)
 
 
 class ResponseGate:

@@ -124,6 +124,7 @@ class Interruptions:
             turn.deadline = now + self._plan.force_interrupt_ms / 1000
             outputs.append(Pause(True))
             self._paused = True
+            control.response_times.paused_at = control.response_times.paused_at or now
         elif not let_be:
             outputs += control.interrupt("speech", now)
         if agent and let_be:
@@ -237,4 +238,5 @@ class Interruptions:
     def _resume(self) -> list[Output]:
         """Resume playout, if it was paused."""
         was, self._paused = self._paused, False
+        self._control.response_times.paused_at = None
         return [Pause(False)] if was else []

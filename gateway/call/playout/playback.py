@@ -128,6 +128,8 @@ class Playback:
         """Audio put into the playout queue since it was last known to be empty."""
         self.cut_at = 0.0
         """When playout was last stopped (s)."""
+        self.interrupted_after: Callable[[float], float | None] = lambda _now: None
+        """Returns how long (ms) the caller has spoken at that time (s)."""
         self.on_cut: Callable[[Heard], None] = lambda _heard: None
         """Called for each part of a response that the caller did not hear to its end."""
 
@@ -291,6 +293,7 @@ class Playback:
                 received_ms=heard.received_ms,
                 flushed_ms=heard.received_ms - heard.played_ms,
                 action=action,
+                after_ms=self.interrupted_after(now) if trigger == "speech" else None,
             )
         )
         return self._timeline.note(
