@@ -15,8 +15,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.api.audit import audit, audited, no_call
-from gateway.api.backend import Backend
-from gateway.api.feed import MAX_FOLLOWERS
+from gateway.api.backend import MAX_FOLLOWERS, Backend
 from gateway.api.tokens import Role, Token
 from gateway.records.database import Filter
 from gateway.text import unicode_in

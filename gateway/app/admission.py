@@ -14,7 +14,7 @@ from gateway.app.applications import Applications
 from gateway.app.registry import CallRegistry
 from gateway.app.server_health import HealthChecker
 from gateway.bridge.call_controller import CallController
-from gateway.bridge.media import MediaClock
+from gateway.bridge.media import MediaPump
 from gateway.bridge.sideband import Sideband
 from gateway.call.call_record import CallRecord
 from gateway.call.ending import EndReason, ending_of, reason_header, refusal_code
@@ -206,7 +206,7 @@ class Admission:
         dialplan: Dialplan,
         calls: CallRegistry,
         rejections: Rejections,
-        clock: MediaClock,
+        pump: MediaPump,
         limiter: OutboundLimiter,
         servers: HealthChecker,
         tools: ToolExecutor,
@@ -217,7 +217,7 @@ class Admission:
         self._dialplan = dialplan
         self._calls = calls
         self._rejections = rejections
-        self._clock = clock
+        self._pump = pump
         self._limiter = limiter
         self._servers = servers
         self._tools = tools
@@ -290,7 +290,7 @@ class Admission:
             leg,
             *self._servers.inform(plan, session_plan),
             record,
-            self._clock,
+            self._pump,
             self._calls.finished,
             dial=self._limiter.dial,
             permit_refer=self._limiter.permit_refer,

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from gateway.api.feed import EventFeed
+from gateway.api.backend import EventFeed
 from gateway.api.server import ApiServer
 from gateway.api.tokens import Role, Token
 from gateway.app.applications import Applications

@@ -20,13 +20,12 @@ from gateway import __version__
 from gateway.app.admission import Admission, Rejections
 from gateway.app.api_backend import Api
 from gateway.app.applications import Applications
-from gateway.app.call_records import endpoints_of, facts_for_slot, record_store
-from gateway.app.registry import CallRegistry
+from gateway.app.registry import CallRegistry, endpoints_of, facts_for_slot, record_store
 from gateway.app.reload import Read, Reloader
 from gateway.app.server_health import HealthChecker
 from gateway.billing.costs import Costs
 from gateway.bridge.call_controller import CallController
-from gateway.bridge.media import MediaClock
+from gateway.bridge.media import MediaPump
 from gateway.config import Config
 from gateway.control.commands import ContentCommands, OperatorCommands
 from gateway.control.server import Command, ControlError, ControlServer
@@ -39,9 +38,14 @@ from gateway.records.background import BackgroundWriter
 from gateway.records.events import EventLogs
 from gateway.records.files import RecordFiles
 from gateway.records.webhooks import WebhookSender
-from gateway.sip import descriptors, library
+from gateway.sip import library
 from gateway.sip.agent import AgentError, UserAgent
-from gateway.sip.trunks.nat import hosts_of, unreachable
+from gateway.sip.ingress.capacity import (
+    descriptor_limits,
+    descriptors_needed,
+    raise_descriptor_limit,
+)
+from gateway.sip.transports import hosts_of, unreachable
 from gateway.tasks import TaskSet
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.http import HttpClient
@@ -168,7 +172,7 @@ class Gateway:
         self._dialplan = dialplan
         self._started = 0.0
         sip, secrets = sip_settings(config), (*config.secrets(), *dialplan.secrets())
-        self.clock = clock = MediaClock()
+        self.pump = pump = MediaPump()
         writer = BackgroundWriter()
         files = RecordFiles(config.records.folder, writer)
         self.records = records = record_store(config, dialplan, writer, files)
@@ -192,7 +196,7 @@ class Gateway:
             sip,
             on_invite=lambda leg: self._admission.on_invite(leg),
             on_refused=rejections.refused_below,
-            on_caller_audio=clock.serve,
+            on_caller_audio=pump.serve,
             on_arrival=lambda invite: records.arrived(invite.call_id, facts_for_slot(invite)),
         )
         limiter = OutboundLimiter(config.outbound, agent)
@@ -200,10 +204,10 @@ class Gateway:
             lambda: endpoints_of(self.config), calls, rejections.refuse, limiter.permit_refer
         )
         self._admission = Admission(
-            config, dialplan, calls, rejections, clock, limiter, servers, tools, applications
+            config, dialplan, calls, rejections, pump, limiter, servers, tools, applications
         )
         self.outbound = OutboundCalls(
-            config, dialplan, clock, limiter, calls, rejections.write, tools
+            config, dialplan, pump, limiter, calls, rejections.write, tools
         )
         # Its own: the functions' is closed when a reload has replaced them.
         http = HttpClient(config.tools.http_connections, config.tools.http_proxy)
@@ -266,7 +270,7 @@ class Gateway:
             "mcp": lambda: self._tools.states(),
             "callbacks": callbacks.as_json,
             "records": records.as_json,
-            "dropped": lambda: {"records": files.dropped, "media faults": clock.faults},
+            "dropped": lambda: {"records": files.dropped, "media faults": pump.faults},
         }
 
     async def start(self, stack: AsyncExitStack, *, serving: bool) -> None:
@@ -356,11 +360,11 @@ def _max_calls(wanted: int, carried: int) -> int:
             library_calls=carried,
             advice="the library carries fewer calls than sip.max_calls: run more workers",
         )
-    if not descriptors.allow(calls):
+    if not raise_descriptor_limit(calls):
         log.warning(
             "gateway.descriptors",
-            hard_limit=descriptors.limits()[1],
-            needed=descriptors.needed(calls),
+            hard_limit=descriptor_limits()[1],
+            needed=descriptors_needed(calls),
             advice="calls will fail before max_calls; raise the hard limit of open files",
         )
     return calls

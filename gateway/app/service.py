@@ -79,7 +79,7 @@ class Service:
         )
         self.health = Health(
             lambda: gateway.agent.trouble(HUNG_SECONDS),
-            lambda: gateway.clock.beats if gateway.agent.pool.in_use else None,
+            lambda: gateway.pump.beats if gateway.agent.pool.in_use else None,
             self._on_look,
             self._on_unfit,
         )
@@ -141,7 +141,7 @@ class Service:
                 finally:
                     await self._end_calls()
             self._enter(State.STOPPED)
-            log.info("gateway.stopped", media_faults=self._gateway.clock.faults)
+            log.info("gateway.stopped", media_faults=self._gateway.pump.faults)
 
     def _enter(self, state: State) -> None:
         self.state = state

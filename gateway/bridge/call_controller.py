@@ -15,7 +15,7 @@ import structlog
 from gateway.billing.costs import Account
 from gateway.bridge.legs import Dialer, Legs, OutboundTarget
 from gateway.bridge.machine_driver import CallHost, MachineDriver, ToolCalls, entry
-from gateway.bridge.media import CallMedia, MediaClock
+from gateway.bridge.media import CallMedia, MediaPump
 from gateway.bridge.sessions import SessionPlan, Sessions
 from gateway.bridge.sideband import Sideband
 from gateway.call import inputs, outputs
@@ -53,7 +53,7 @@ class CallController:
         plan: CallPlan,
         session_plan: SessionPlan,
         record: CallRecord,
-        clock: MediaClock,
+        pump: MediaPump,
         on_finished: Callable[[CallController], None],
         *,
         dial: Dialer | None = None,
@@ -87,7 +87,7 @@ class CallController:
         self._sessions = Sessions(host, session_plan, sideband)
         self._legs = Legs(host, leg, audio, dial, plan.allowed_refer_to, permit_refer)
         self._media = CallMedia(
-            host, plan, audio, clock, self._sessions.append, driver.feed_first, feed
+            host, plan, audio, pump, self._sessions.append, driver.feed_first, feed
         )
         tool_calls = ToolCalls(host, tools, plan.content.guardrails, lambda: machine.variables)
         driver.executors = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The audio of one call between its caller's leg and its session, and the clock of all calls."""
+"""The audio of one call between leg and session, and the pump that moves that of all calls."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from gateway.sip.media.ports import CallAudio
 log = structlog.get_logger("media")
 
 
-class MediaClock:
-    """Serves the calls that have audio of their caller, or playout that began or ended."""
+class MediaPump:
+    """Moves the audio of the calls that have some, or whose playout began or ended."""
 
     def __init__(self) -> None:
         self._moves: dict[int, Callable[[], None]] = {}
-        self._clock = self._beats = 0
+        self._last_tick = self._beats = 0
         self._faulty: set[int] = set()
         self.faults = 0
         """Exceptions of moves; each is a defect."""
@@ -49,9 +49,9 @@ class MediaClock:
 
     def serve(self, calls: Iterable[int]) -> None:
         """Serve these calls, which are named by the ids of their uplinks."""
-        clock = ports.beats()
-        if clock != self._clock:
-            self._clock = clock
+        tick = ports.beats()
+        if tick != self._last_tick:
+            self._last_tick = tick
             self._beats += 1
         for call in calls:
             move = self._moves.get(call)
@@ -82,14 +82,14 @@ class CallMedia(CallPart):
         host: CallHost,
         plan: CallPlan,
         audio: CallAudio,
-        clock: MediaClock,
+        pump: MediaPump,
         send: Callable[[bytes], None],
         feed_first: Callable[[inputs.Input], None],
         feed_at: Callable[[inputs.Input, float], None],
     ) -> None:
         super().__init__(host)
         self._audio = audio
-        self._clock = clock
+        self._pump = pump
         self._send = send
         self._feed_first = feed_first
         self._feed_at = feed_at
@@ -108,7 +108,7 @@ class CallMedia(CallPart):
 
     def stop(self) -> None:
         """Move no more audio."""
-        self._clock.remove(self._audio)
+        self._pump.remove(self._audio)
 
     def finish(self) -> None:
         """Write the figures of the call's audio into its record."""
@@ -148,7 +148,7 @@ class CallMedia(CallPart):
         self._audio.uplink.drain()  # what came before the ACK is older than the conversation
         self._streaming = True
         self._pause("not started", not output.playout)
-        self._clock.add(self._audio, self._move)
+        self._pump.add(self._audio, self._move)
 
     def _on_hold(self, output: outputs.Hold) -> None:
         self._hold = output if output.held else None

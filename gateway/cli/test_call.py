@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from gateway.audio.g711 import Codec
 from gateway.config.source import ConfigError
-from gateway.devtools.scripted_caller.run import CallOptions, place_calls
+from gateway.devtools.scripted_caller.run import CallOptions, PhoneError, place_calls
 from gateway.devtools.scripted_caller.script import (
     CallReport,
     Digits,
@@ -132,11 +132,7 @@ def command(
         sys.exit(2)
     except (ValueError, SoundError) as error:
         raise click.UsageError(str(error)) from None
-    except Exception as error:
-        from gateway.devtools.scripted_caller.phone import PhoneError
-
-        if not isinstance(error, PhoneError):
-            raise
+    except PhoneError as error:
         click.echo(f"cannot call: {error}", err=True)
         sys.exit(Outcome.FAILED.exit_code)
     _tell(console, run, many)

@@ -20,7 +20,7 @@ import structlog
 from gateway.audio.g711 import Codec
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.legs import DialRefusedError, OutboundTarget
-from gateway.bridge.media import MediaClock
+from gateway.bridge.media import MediaPump
 from gateway.call.call_record import CallRecord
 from gateway.call.ending import EndReason
 from gateway.config import Config, OutboundSettings, TrunkSettings
@@ -200,7 +200,7 @@ class OutboundCalls:
         self,
         config: Config,
         dialplan: Dialplan,
-        clock: MediaClock,
+        pump: MediaPump,
         limiter: OutboundLimiter,
         calls: Calls,
         reject: Reject,
@@ -208,7 +208,7 @@ class OutboundCalls:
     ) -> None:
         self._config = config
         self._dialplan = dialplan
-        self._clock = clock
+        self._pump = pump
         self._limiter = limiter
         self._calls = calls
         self._reject = reject
@@ -318,7 +318,7 @@ class OutboundCalls:
             OutboundTarget(uri, record.leg.trunk, codecs),
             *plans(self._config, match, codecs[0], retry_after, self._tools, placed=True),
             record,
-            self._clock,
+            self._pump,
             finished,
             dial=dial,
             permit_refer=self._limiter.permit_refer,

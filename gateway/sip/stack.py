@@ -12,11 +12,16 @@ import structlog
 
 from gateway.addresses import host_of
 from gateway.audio.g711 import Codec
-from gateway.sip import descriptors, library
+from gateway.sip import library
 from gateway.sip.calls import QUALITY_SECONDS, ByeTracker, Calls, CallServices
 from gateway.sip.incoming import Endpoint, Incoming, InviteCallbacks
 from gateway.sip.ingress.access_control import AccessControl
-from gateway.sip.ingress.capacity import Arrivals, CapacityCheck
+from gateway.sip.ingress.capacity import (
+    SPARE_DESCRIPTORS,
+    Arrivals,
+    CapacityCheck,
+    descriptors_left,
+)
 from gateway.sip.leg import Leg
 from gateway.sip.library import CodecOrder, LogWriter, configure_media, endpoint_config
 from gateway.sip.media.conference import Sounds
@@ -131,7 +136,7 @@ class Stack:
             return (
                 count >= capacity
                 or not rtp_ports.make_way(count)
-                or not descriptors.are_left(descriptors.SPARE)
+                or not descriptors_left(SPARE_DESCRIPTORS)
             )
 
         capacity_check = CapacityCheck(

@@ -14,7 +14,7 @@ from gateway.audio.g711 import Codec
 from gateway.bridge import sessions as sessions_module
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.machine_driver import CallHost
-from gateway.bridge.media import MediaClock
+from gateway.bridge.media import MediaPump
 from gateway.bridge.sessions import SessionPlan
 from gateway.call import inputs
 from gateway.call.call_record import CallRecord
@@ -166,13 +166,13 @@ class FakeCall:
         self.leg = FakeLeg()
         self.record = CallRecord("call-1", "sip-1", route="r")
         self.finished: list[CallController] = []
-        self.clock = MediaClock()
+        self.pump = MediaPump()
         self.controller = CallController(
             self.leg.leg,
             CallPlan("r", Codec.PCMU, **plan),
             SessionPlan(Endpoint("ws://first/v1/realtime"), {}, 1.0, 100, others=others),
             self.record,
-            self.clock,
+            self.pump,
             self.finished.append,
         )
 

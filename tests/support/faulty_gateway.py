@@ -74,7 +74,7 @@ PLACES = {
 
 PARTS = {
     "exit of the SIP thread": "gateway.sip.agent:UserAgent._poll",
-    "media clock": "gateway.bridge.media:MediaClock.serve",
+    "media clock": "gateway.bridge.media:MediaPump.serve",
     "cost ledger": "gateway.billing.ledger:LedgerStore._look",
 }
 """What stands for a part of the process that ends alone."""

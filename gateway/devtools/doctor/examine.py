@@ -19,7 +19,7 @@ from gateway.config import Config, ConfigError
 from gateway.devtools.doctor import Finding, bad, network, ok, trunks, warn
 from gateway.dialplan import Dialplan
 from gateway.planning.check import check, load_all
-from gateway.sip import descriptors
+from gateway.sip.ingress.capacity import descriptor_limits, descriptors_needed
 
 WANTED_BUFFER = 1024 * 1024
 """Bytes: half a second of the SIP of 500 calls a second, or a stall of 100 ms at 1,000 calls."""
@@ -56,8 +56,8 @@ def _cores(workers: int) -> Finding:
 
 
 def _files(calls: int) -> Finding:
-    soft, hard = descriptors.limits()
-    need = descriptors.needed(calls)
+    soft, hard = descriptor_limits()
+    need = descriptors_needed(calls)
     fact = f"{need} needed for {calls} calls a worker, limit {soft} (soft), {hard} (hard)"
     if hard < need:
         advice = f"raise it: LimitNOFILE={need} in the unit, or `ulimit -Hn {need}` as root"

@@ -21,7 +21,7 @@ from gateway.config import Config
 from gateway.config.trunks import Address, TrunkSettings
 from gateway.devtools.doctor import Finding, bad, ok, warn
 from gateway.planning.call_plan import sip_settings
-from gateway.sip.trunks.nat import carried_to
+from gateway.sip.transports import carried_to
 
 ANSWER_SECONDS = 4.0
 """For name, connection and answer of one request; a UDP request is repeated within it."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A 503 with Retry-After where pjsua would say something else by itself, and for what comes twice.
+"""What the process can carry: 503 where it is full or drains, repeated INVITEs, file descriptors.
 
 * The INVITE that finds every call of the library taken, or no handle for its sockets: pjsua would
   say 486. RFC 3261 section 21.5.4 wants 503, so that a proxy or trunk tries another gateway.
@@ -14,6 +14,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -123,3 +125,54 @@ def _identity_of(message: str) -> str:
     if any(name not in headers for name in ("via", "from", "call-id", "cseq")):
         return ""
     return "\n".join(headers[name][0] for name in ("via", "from", "call-id", "cseq"))
+
+
+DESCRIPTORS_PER_CALL = 3
+"""RTP, RTCP, and the session's WebSocket."""
+
+OWN_DESCRIPTORS = 128
+"""What the process has without a call: libraries, log, listeners, wake-up pipes, records; and
+sockets of calls that have ended and linger for a moment."""
+
+
+SPARE_DESCRIPTORS = 24
+"""Kept free of calls: for sessions of calls that have just begun, and for who asks how we are."""
+
+
+def descriptors_needed(calls: int) -> int:
+    """Descriptors for so many calls at a time."""
+    return OWN_DESCRIPTORS + DESCRIPTORS_PER_CALL * calls
+
+
+def descriptor_limits() -> tuple[int, int]:
+    """Soft and hard limit of open files (``ulimit -Sn``, ``-Hn``)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _counted(soft), _counted(hard)
+
+
+def raise_descriptor_limit(calls: int) -> bool:
+    """Raise the soft limit to what ``calls`` need; False when the hard limit is below that."""
+    need = descriptors_needed(calls)
+    soft, hard = descriptor_limits()
+    if soft < need:
+        top = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(need, hard), top))
+    return hard >= need
+
+
+def descriptors_left(count: int) -> bool:
+    """Whether the process may open so many more, by trying."""
+    opened: list[int] = []
+    try:
+        for _ in range(count):
+            opened.append(os.dup(0 if not opened else opened[0]))
+    except OSError:
+        return False
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return True
+
+
+def _counted(limit: int) -> int:
+    return 2**31 - 1 if limit == resource.RLIM_INFINITY else limit

@@ -21,8 +21,8 @@ from gateway.addresses import address_of, bracketed, host_of
 from gateway.sip.library import account_capacity
 from gateway.sip.messages.headers import headers_of, text_of
 from gateway.sip.settings import Security, Trunk
+from gateway.sip.transports import forced_contact
 from gateway.sip.trunks.matching import LINE_PARAMETER, Trunks
-from gateway.sip.trunks.nat import forced_contact
 from gateway.sip.trunks.reachability import Change, Registration, State, keys_to_check
 
 if TYPE_CHECKING:

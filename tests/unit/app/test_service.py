@@ -68,7 +68,7 @@ class FakeGateway:
         self.failure: Exception | None = None
         self.over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
         self.outbound = SimpleNamespace(dial=lambda *_given: self.over)
-        self.clock = SimpleNamespace(beats=0, faults=0)
+        self.pump = SimpleNamespace(beats=0, faults=0)
         self.agent = SimpleNamespace(
             trouble=lambda _seconds: "", pool=SimpleNamespace(in_use=False)
         )

@@ -8,18 +8,18 @@ from collections.abc import Callable
 from structlog.testing import capture_logs
 
 from gateway.audio.g711 import Codec
-from gateway.bridge.media import MediaClock
+from gateway.bridge.media import MediaPump
 from gateway.sip.media.ports import CallAudio
 
 
 class Call:
     """A call that counts how often it is served."""
 
-    def __init__(self, clock: MediaClock, move: Callable[[], None] | None = None) -> None:
+    def __init__(self, pump: MediaPump, move: Callable[[], None] | None = None) -> None:
         self.audio = CallAudio(Codec.PCMU, 1)
         self.served = 0
         self._move = move
-        clock.add(self.audio, self.serve)
+        pump.add(self.audio, self.serve)
 
     @property
     def id(self) -> int:
@@ -34,15 +34,15 @@ class Call:
 
 
 def test_only_the_calls_that_have_something_are_served() -> None:
-    clock = MediaClock()
-    calls = [Call(clock) for _ in range(3)]
-    clock.serve([calls[0].id, calls[2].id])
-    clock.serve([calls[2].id, max(call.id for call in calls) + 1])
+    pump = MediaPump()
+    calls = [Call(pump) for _ in range(3)]
+    pump.serve([calls[0].id, calls[2].id])
+    pump.serve([calls[2].id, max(call.id for call in calls) + 1])
     assert [call.served for call in calls] == [1, 0, 2]
 
 
 def test_one_call_that_fails_leaves_the_others_their_audio() -> None:
-    clock = MediaClock()
+    pump = MediaPump()
 
     def failing() -> None:
         raise ValueError("odd audio")
@@ -50,19 +50,19 @@ def test_one_call_that_fails_leaves_the_others_their_audio() -> None:
     def failing_too() -> None:
         raise KeyError("no such call")
 
-    calls = [Call(clock, move) for move in (failing, None, failing_too, None)]
+    calls = [Call(pump, move) for move in (failing, None, failing_too, None)]
     with capture_logs() as logs:
         for _ in range(3):
-            clock.serve([call.id for call in calls])
+            pump.serve([call.id for call in calls])
     assert [call.served for call in calls] == [3] * 4
-    assert clock.faults == 6
+    assert pump.faults == 6
     # Fifty lines a second would help nobody.
     assert [line["event"] for line in logs] == ["media.fault"] * 2
 
 
 def test_a_call_that_ends_in_a_turn_gets_no_more_of_it() -> None:
-    clock = MediaClock()
-    second = Call(clock)
-    first = Call(clock, lambda: clock.remove(second.audio))
-    clock.serve([first.id, second.id])
+    pump = MediaPump()
+    second = Call(pump)
+    first = Call(pump, lambda: pump.remove(second.audio))
+    pump.serve([first.id, second.id])
     assert (first.served, second.served) == (1, 0)

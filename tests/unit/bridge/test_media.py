@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from gateway.audio.g711 import Codec
-from gateway.bridge.media import CallMedia, MediaClock
+from gateway.bridge.media import CallMedia, MediaPump
 from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan
 from gateway.sip.media.ports import CallAudio
@@ -76,7 +76,7 @@ class Uplink:
 
 
 class Call:
-    """The media of a call; its clock is turned by hand."""
+    """The media of a call; its pump is driven by hand."""
 
     def __init__(self) -> None:
         self.fed = Fed()
@@ -90,19 +90,19 @@ class Call:
             self.fed.host,
             CallPlan("r", Codec.PCMU),
             cast(CallAudio, self),
-            cast(MediaClock, self),
+            cast(MediaPump, self),
             self.sent.append,
             self.first.append,
             lambda one, at: self.timed.append((one, at)),
         )
 
     def add(self, audio: Any, move: Any) -> None:
-        """As the clock's."""
+        """As the pump's."""
         assert audio is self
         self.beats.add(move)
 
     def remove(self, audio: Any) -> None:
-        """As the clock's."""
+        """As the pump's."""
         assert audio is self
         self.beats.clear()
 
@@ -111,7 +111,7 @@ class Call:
         self.media.executors[type(output)](output)
 
     def beat(self, said: bytes = b"") -> list[bytes]:
-        """One beat of the clock; returns what the session got."""
+        """One turn of the pump; returns what the session got."""
         self.sent.clear()
         self.uplink.waiting += said
         for move in tuple(self.beats):

@@ -175,7 +175,7 @@ class Placing:
         _plan: Any,
         _session: Any,
         record: CallRecord,
-        _clock: Any,
+        _pump: Any,
         finished: Callable[[Any], None],
         **_more: Any,
     ) -> Any:

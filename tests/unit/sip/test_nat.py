@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.sip.settings import Listen
-from gateway.sip.trunks.nat import forced_contact
+from gateway.sip.transports import forced_contact
 
 ONE = (Listen("udp", "192.0.2.7", 5060), Listen("tls", "192.0.2.7", 5061))
 TWO = (Listen("tls", "192.0.2.7", 5061), Listen("tls", "192.0.2.8", 5071))

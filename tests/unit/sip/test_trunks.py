@@ -22,8 +22,8 @@ from gateway.sip.rate_limits import (
     TokenBucket,
 )
 from gateway.sip.settings import Access, Listen, Peer, SipSettings, Trunk
+from gateway.sip.transports import hosts_of, unreachable
 from gateway.sip.trunks.matching import Trunks
-from gateway.sip.trunks.nat import hosts_of, unreachable
 from gateway.sip.trunks.reachability import Registration, State, keys_to_check, target_of
 
 

@@ -23,7 +23,12 @@ from gateway.devtools.doctor import examine as machine
 from gateway.devtools.emulator.server import Emulator
 from gateway.dialplan import Dialplan
 from gateway.planning.check import load_all
-from gateway.sip import descriptors
+from gateway.sip.ingress.capacity import (
+    DESCRIPTORS_PER_CALL,
+    descriptor_limits,
+    descriptors_needed,
+    raise_descriptor_limit,
+)
 from tests.support.emulator_client import with_emulator
 
 BUILD: dict[str, Any] = {
@@ -141,25 +146,25 @@ def test_a_library_that_crashes_is_bad_and_takes_nobody_along(
 
 
 def test_files_that_the_hard_limit_forbids(tmp_path: Path) -> None:
-    _, hard = descriptors.limits()
-    calls = hard // descriptors.PER_CALL
+    _, hard = descriptor_limits()
+    calls = hard // DESCRIPTORS_PER_CALL
     text = f"[sip]\nmax_calls = {calls}\nrtp_ports = [1024, 65535]\n"
     if calls > 32000:
         pytest.skip(f"the hard limit of open files is {hard}: no configuration reaches it")
     config, _ = load_all(write(tmp_path, text + 'listen = ["udp:127.0.0.1:0"]\n'), {})
     finding = by_subject(list(machine.look(config)))["open files"]
     assert finding.verdict is Verdict.BAD
-    assert f"LimitNOFILE={descriptors.needed(calls)}" in finding.advice
+    assert f"LimitNOFILE={descriptors_needed(calls)}" in finding.advice
 
 
 def test_the_soft_limit_is_raised_to_what_calls_need() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
     try:
-        assert descriptors.allow(100)
-        assert descriptors.limits()[0] == descriptors.needed(100)
-        assert descriptors.allow(1)
-        assert descriptors.limits()[0] == descriptors.needed(100), "never lowered"
+        assert raise_descriptor_limit(100)
+        assert descriptor_limits()[0] == descriptors_needed(100)
+        assert raise_descriptor_limit(1)
+        assert descriptor_limits()[0] == descriptors_needed(100), "never lowered"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

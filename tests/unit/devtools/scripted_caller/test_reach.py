@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import socket
 
-from gateway.devtools.scripted_caller.phone import nobody_listens
+from gateway.devtools.scripted_caller.run import nobody_listens
 
 
 def test_a_port_that_nobody_listens_on() -> None:
