@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "call_audio.hpp"
 
+#include "call_recorder.hpp"
 #include "ring.hpp"
 #include "sequencer.hpp"
 
@@ -162,7 +163,11 @@ struct NativeCallAudio::State {
     struct { bool playing; double at; } transitions[kTransitions];
     unsigned first_transition = 0, transition_count = 0;
     std::unique_ptr<Recording> recording;
+    std::unique_ptr<CallRecorder> recorder;
+    std::atomic<bool> recorded{false}; // there is one, and more is to come
+    int64_t packet_wait = 60000;       // microseconds
     uint64_t bridge_dropped = 0;
+    uint64_t beat = 0; // of the clock that a test plays
 
     void mark(bool now_playing)
     {
@@ -190,6 +195,8 @@ struct NativeCallAudio::State {
     bool receive(int64_t now, UplinkPacket packet, int packet_law)
     {
         std::lock_guard<std::mutex> hold(mutex);
+        if (recorder)
+            recorder->receive(now, packet, packet_law);
         if (source != NativeCallAudio::PACKETS)
             return false;
         uint8_t translated[2048];
@@ -210,9 +217,11 @@ struct NativeCallAudio::State {
     }
 
     // Some 20 ms have passed; `samples` is what the bridge has of the caller, if anything.
-    void tick(int64_t now, const int16_t *samples)
+    void tick(int64_t now, const int16_t *samples, uint64_t timestamp)
     {
         std::lock_guard<std::mutex> hold(mutex);
+        if (recorder)
+            recorder->beat(now, timestamp);
         if (source == NativeCallAudio::BRIDGE) {
             push(samples);
             return;
@@ -221,6 +230,16 @@ struct NativeCallAudio::State {
         sequencer.tick(now);
         if (uplink.size() != waiting)
             announce();
+    }
+
+    // The stream sends this at that time of the media clock.
+    void sent(uint64_t timestamp, const int16_t *samples, size_t count)
+    {
+        if (!recorded.load(std::memory_order_relaxed))
+            return;
+        std::lock_guard<std::mutex> hold(mutex);
+        if (recorder)
+            recorder->sent(now_us(), timestamp, samples, count);
     }
 
     void listen(int to)
@@ -318,6 +337,21 @@ pj_bool_t on_packet(void *data, const pjmedia_rtp_hdr *header, const void *paylo
     return tap->audio->receive(now_us(), packet, law);
 }
 
+void on_sent(void *data, const pjmedia_frame *frame)
+{
+    Tap *tap = (Tap *)data;
+    if (!frame)
+        delete tap;
+    else if (frame->type == PJMEDIA_FRAME_TYPE_AUDIO && frame->buf &&
+             tap->number == tap->audio->taps.load(std::memory_order_relaxed))
+        tap->audio->sent(frame->timestamp.u64, (const int16_t *)frame->buf, frame->size / 2);
+}
+
+CallRecorder::Law law_of(int law)
+{
+    return {law, kSilence[law], tables().linear[law], tables().coded[law], translation(1 - law)};
+}
+
 } // namespace
 
 NativeCallAudio::NativeCallAudio(int law, unsigned max_playout, unsigned max_uplink)
@@ -385,12 +419,13 @@ void NativeCallAudio::tap(unsigned long stream, unsigned packet_wait)
         return;
     {
         std::lock_guard<std::mutex> hold(state_->mutex);
-        state_->sequencer.use_wait((int64_t)packet_wait * 1000);
+        state_->packet_wait = (int64_t)packet_wait * 1000;
+        state_->sequencer.use_wait(state_->packet_wait);
     }
     int law = pj_stricmp2(&info.fmt.encoding_name, "PCMA") == 0;
-    pjmedia_stream_set_rx_tap(
-        tapped, &on_packet,
-        new Tap{state_, ++state_->taps, (int)info.rx_pt, law, (int)info.rx_event_pt});
+    const Tap tap{state_, ++state_->taps, (int)info.rx_pt, law, (int)info.rx_event_pt};
+    pjmedia_stream_set_rx_tap(tapped, &on_packet, new Tap(tap));
+    pjmedia_stream_set_tx_tap(tapped, &on_sent, new Tap(tap));
 }
 
 void NativeCallAudio::listen(int source) { state_->listen(source); }
@@ -473,6 +508,50 @@ PyObject *NativeCallAudio::takeTicks()
     return Py_BuildValue("(NNNI)", bytes_of(said), bytes_of(heard), bytes_of(spoke), lost);
 }
 
+void NativeCallAudio::startRecording(unsigned max_frames)
+{
+    std::lock_guard<std::mutex> hold(state_->mutex);
+    unsigned delay = (unsigned)(state_->packet_wait / 20000) + 4;
+    state_->recorder.reset(
+        new CallRecorder(law_of(state_->law), delay, max_frames, state_->packet_wait, now_us()));
+    state_->recorded = true;
+}
+
+void NativeCallAudio::endRecording()
+{
+    std::lock_guard<std::mutex> hold(state_->mutex);
+    state_->recorded = false;
+    if (state_->recorder)
+        state_->recorder->finish();
+}
+
+void NativeCallAudio::silenceRecording(bool silent)
+{
+    std::lock_guard<std::mutex> hold(state_->mutex);
+    if (state_->recorder)
+        state_->recorder->silence(silent);
+}
+
+PyObject *NativeCallAudio::takeRecording()
+{
+    std::lock_guard<std::mutex> hold(state_->mutex);
+    CallRecorder *recorder = state_->recorder.get();
+    size_t size = recorder ? recorder->waiting() : 0;
+    PyObject *bytes = PyBytes_FromStringAndSize(nullptr, (Py_ssize_t)size);
+    if (bytes && size)
+        recorder->take((uint8_t *)PyBytes_AS_STRING(bytes), size);
+    return bytes;
+}
+
+PyObject *NativeCallAudio::recordingCounters() const
+{
+    std::lock_guard<std::mutex> hold(state_->mutex);
+    CallRecorder::Counts c;
+    if (state_->recorder)
+        c = state_->recorder->counts();
+    return Py_BuildValue("(IIIK)", c.frames, c.dropped, c.silenced, (unsigned long long)c.shifted);
+}
+
 PyObject *NativeCallAudio::pull()
 {
     int16_t samples[kFrame];
@@ -498,7 +577,7 @@ void NativeCallAudio::push(PyObject *audio)
         PyBuffer_Release(&view);
     }
     Py_BEGIN_ALLOW_THREADS
-    state_->tick(now_us(), samples);
+    state_->tick(now_us(), samples, state_->beat += kFrame);
     Py_END_ALLOW_THREADS
 }
 
@@ -517,7 +596,21 @@ bool NativeCallAudio::receive(long long now, unsigned ssrc, unsigned seq, unsign
     return taken;
 }
 
-void NativeCallAudio::tick(long long now) { state_->tick(now, nullptr); }
+void NativeCallAudio::tick(long long now)
+{
+    state_->tick(now, nullptr, state_->beat += kFrame);
+}
+
+void NativeCallAudio::sent(PyObject *samples)
+{
+    Py_buffer view;
+    if (PyObject_GetBuffer(samples, &view, PyBUF_SIMPLE) != 0) {
+        PyErr_Clear();
+        return;
+    }
+    state_->sent(state_->beat, (const int16_t *)view.buf, (size_t)view.len / 2);
+    PyBuffer_Release(&view);
+}
 
 void NativeCallAudio::restart(long long now)
 {
@@ -560,7 +653,8 @@ struct NativeAudioPort::Port {
         if (!audio)
             return PJ_SUCCESS;
         bool sound = frame->type == PJMEDIA_FRAME_TYPE_AUDIO && frame->size == kFrame * 2;
-        audio->tick(now_us(), sound ? (const int16_t *)frame->buf : nullptr);
+        audio->tick(now_us(), sound ? (const int16_t *)frame->buf : nullptr,
+                    frame->timestamp.u64);
         ready().beat(frame->timestamp.u64);
         return PJ_SUCCESS;
     }

@@ -69,6 +69,18 @@ public:
      *  `lost` counts all ticks that found no place. */
     PyObject *takeTicks();
 
+    /** From now on keep both sides of the call, at most so many frames of 20 ms until they are
+     *  taken: left what its caller sent, right what was sent to them (CallRecorder). */
+    void startRecording(unsigned max_frames);
+    /** The recording is over; what is left of it can be taken. */
+    void endRecording();
+    /** Record silence for a while. */
+    void silenceRecording(bool silent);
+    /** What was recorded since the last time: G.711, left and right by turns. From any thread. */
+    PyObject *takeRecording();
+    /** (frames, dropped, silenced, samples shifted) of it. */
+    PyObject *recordingCounters() const;
+
     /** The media clock's side, for tests: the next frame as linear samples, or None for silence. */
     PyObject *pull();
     /** And a frame of linear samples from the caller; anything that is no whole frame is silence. */
@@ -78,6 +90,8 @@ public:
                  int law);
     /** As a beat of the media clock at that time. */
     void tick(long long now);
+    /** As linear samples that the stream sends in the beat that was last. */
+    void sent(PyObject *samples);
     /** As listening anew at that time. */
     void restart(long long now);
 

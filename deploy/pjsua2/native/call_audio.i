@@ -17,6 +17,12 @@
 %feature("nothreadallow") pj::NativeCallAudio::counters;
 %feature("nothreadallow") pj::NativeCallAudio::record;
 %feature("nothreadallow") pj::NativeCallAudio::takeTicks;
+%feature("nothreadallow") pj::NativeCallAudio::startRecording;
+%feature("nothreadallow") pj::NativeCallAudio::endRecording;
+%feature("nothreadallow") pj::NativeCallAudio::silenceRecording;
+%feature("nothreadallow") pj::NativeCallAudio::takeRecording;
+%feature("nothreadallow") pj::NativeCallAudio::recordingCounters;
+%feature("nothreadallow") pj::NativeCallAudio::sent;
 %feature("nothreadallow") pj::NativeCallAudio::pull;
 %feature("nothreadallow") pj::NativeCallAudio::push;
 %feature("nothreadallow") pj::NativeCallAudio::id;

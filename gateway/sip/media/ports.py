@@ -174,6 +174,53 @@ class Uplink:
         self._queues.push(pcm)
 
 
+@dataclass(frozen=True, slots=True)
+class RecorderCounts:
+    """What became of the frames (20 ms) of a recording."""
+
+    frames: int
+    """All that the recording is long."""
+    dropped: int
+    """In whose place there is silence, since the writer took none for too long."""
+    silenced: int
+    """Of which nothing is kept, as somebody wanted."""
+    shifted_samples: int
+    """Of the caller, left out, or of silence put in, to follow the clock of playout."""
+
+
+class Recorder:
+    """Both sides of one call as the caller heard them, frame by frame on the clock of playout.
+
+    Left what the caller sent, right what was sent to them, whoever it came from.
+    """
+
+    def __init__(self, queues: Any) -> None:
+        self._queues = queues
+
+    def start(self, max_frames: int) -> None:
+        """Record from now on; at most so many frames wait until they are taken."""
+        self._queues.startRecording(max_frames)
+
+    def end(self) -> None:
+        """Record no more; what is left can still be taken."""
+        self._queues.endRecording()
+
+    def silence(self, silent: bool) -> None:
+        """Record silence, or sound again."""
+        self._queues.silenceRecording(silent)
+
+    def take(self) -> bytes:
+        """Return what was recorded since the last time: G.711, left and right by turns. Any
+        thread."""
+        taken: bytes = self._queues.takeRecording()
+        return taken
+
+    @property
+    def counts(self) -> RecorderCounts:
+        """The counts so far. Any thread."""
+        return RecorderCounts(*self._queues.recordingCounters())
+
+
 class CallAudio:
     """Both directions of one call's audio, between the media clock and the event loop.
 
@@ -185,7 +232,7 @@ class CallAudio:
             uplink; such audio comes from the bridge.
     """
 
-    __slots__ = ("codec", "own_source", "playout", "queues", "uplink")
+    __slots__ = ("codec", "own_source", "playout", "queues", "recorder", "uplink")
 
     def __init__(
         self,
@@ -201,6 +248,7 @@ class CallAudio:
             self.queues.record(recorded)
         self.playout = Playout(self.queues, codec, max_playout_frames)
         self.uplink = Uplink(self.queues)
+        self.recorder = Recorder(self.queues)
 
 
 class Port(Protocol):
