@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import Scope
 
 from gateway import __version__
 from gateway.api.admin import add_administration
@@ -18,13 +19,14 @@ from gateway.api.backend import Backend
 from gateway.api.calls import add_commands, add_queries
 from gateway.api.hosted import add_hosted
 from gateway.api.limits import BEARER, UNAUTHORIZED, BodyLimit
+from gateway.api.local import LOCAL
 from gateway.api.tokens import Role, Token, recognized
 
 log = structlog.get_logger("api")
 
 
-def make_app(backend: Backend, tokens: tuple[Token, ...], local: bool = False) -> FastAPI:
-    """Return the application. With ``local`` whoever can connect is an administrator."""
+def make_app(backend: Backend, tokens: tuple[Token, ...]) -> FastAPI:
+    """Return the application. Who comes by the Unix socket without a token is an admin."""
     app = FastAPI(
         title="SIP realtime gateway",
         version=__version__,
@@ -34,10 +36,11 @@ def make_app(backend: Backend, tokens: tuple[Token, ...], local: bool = False) -
         redirect_slashes=False,
     )
 
-    def token_of(headers: Headers) -> Token | None:
-        if local:
-            return Token("local", Role.ADMIN, "")
-        return recognized(headers.get("authorization", ""), tokens)
+    def token_of(scope: Scope) -> Token | None:
+        given = Headers(scope=scope).get("authorization", "")
+        if not given and LOCAL in scope:
+            return Token(scope[LOCAL], Role.ADMIN, "")
+        return recognized(given, tokens)
 
     app.add_middleware(BodyLimit, token_of=token_of)
     _add_errors(app)
@@ -45,7 +48,7 @@ def make_app(backend: Backend, tokens: tuple[Token, ...], local: bool = False) -
 
     def needs(role: Role) -> Any:
         def check(request: Request) -> Token:
-            token = token_of(request.headers)
+            token = token_of(request.scope)
             if token is None:
                 raise HTTPException(401, UNAUTHORIZED, BEARER)
             request.state.token = token

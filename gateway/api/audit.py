@@ -9,9 +9,8 @@ from typing import Any
 import structlog
 from fastapi import HTTPException, Request
 
-from gateway.api.backend import Backend
+from gateway.api.backend import Backend, NoCallError, RefusedError
 from gateway.api.tokens import Token
-from gateway.control.server import RefusedError
 
 log = structlog.get_logger("api")
 
@@ -48,11 +47,10 @@ async def run(backend: Backend, name: str, fields: dict[str, Any]) -> dict[str, 
         answer = backend.commands[name](fields)
         if isinstance(answer, Awaitable):
             answer = await answer
+    except NoCallError as error:
+        raise no_call(str(fields.get("call", "")), str(error)) from None
     except RefusedError as error:
-        text = str(error)
-        if text.startswith("there is no call"):
-            raise no_call(str(fields.get("call", "")), text) from None
-        raise HTTPException(409, {"code": "refused", "message": text}) from None
+        raise HTTPException(409, {"code": "refused", "message": str(error)}) from None
     return dict(answer)
 
 

@@ -10,13 +10,25 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gateway.control.server import Command
-
 if TYPE_CHECKING:
     from gateway.api.tokens import Token
     from gateway.bridge.sideband import Follower, Sideband
     from gateway.records.database import Database
     from gateway.records.webhooks import WebhookSender
+
+
+Answer = Mapping[str, Any]
+Command = Callable[[Mapping[str, Any]], Answer | Awaitable[Answer]]
+"""Takes the request; returns the answer, or raises RefusedError. One that takes time returns an
+awaitable, with a deadline of its own."""
+
+
+class RefusedError(Exception):
+    """A command cannot be carried out; the text is the answer."""
+
+
+class NoCallError(RefusedError):
+    """There is no such call."""
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a defect
@@ -44,7 +56,7 @@ class Backend:
     """The process, as the API sees it. Everything is called on the event loop."""
 
     commands: Mapping[str, Command]
-    """Those of the control socket, by name."""
+    """What can be asked and done, by name."""
     live: Callable[[], list[dict[str, Any]]]
     """A row for each call in progress, the newest last."""
     database: Callable[[], Database] | None

@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.api.audit import audit, audited, no_call
+from gateway.api.audit import audit, audited, no_call, run
 from gateway.api.backend import MAX_FOLLOWERS, Backend
 from gateway.api.tokens import Role, Token
 from gateway.records.database import Filter
@@ -138,10 +138,18 @@ def add_queries(app: FastAPI, backend: Backend, readonly: Any, operator: Any) ->
 
     @app.get("/api/v1/calls/{call_id}/transcript", tags=["calls"])
     async def transcript(
-        call_id: str, request: Request, after: int = 0, token: Token = operator
+        call_id: str,
+        request: Request,
+        after: Annotated[int, Query(ge=0)] = 0,
+        unmasked: bool = False,
+        token: Token = operator,
     ) -> Any:
-        """What was said so far in a call in progress."""
-        fields = {"call": call_id, "after": after}
+        """What was said so far in a call in progress; unmasked for the role admin."""
+        if unmasked and token.role < Role.ADMIN:
+            raise HTTPException(403, {"code": "forbidden", "message": "needs the role admin"})
+        fields = {"call": call_id, "after": after, "unmasked": unmasked}
+        if after:  # who follows a call is logged once
+            return await run(backend, "transcript", fields)
         return await audited(backend, request, token, "transcript", fields)
 
     @app.get("/api/v1/events", dependencies=[readonly], tags=["events"])
@@ -197,8 +205,13 @@ def add_commands(app: FastAPI, backend: Backend, operator: Any, admin: Any) -> N
     async def transfer(
         call_id: str, body: Destination, request: Request, token: Token = operator
     ) -> Any:
-        """Transfer a call; its outcome is in the call's record and events."""
+        """Transfer a call. The outcome is at ``transfers`` and ``transfer``, and in its record."""
         return await act(request, token, "transfer", {"call": call_id, **body.model_dump()})
+
+    @app.get(f"{base}/transfers/{{transfer}}", dependencies=[operator], tags=["calls"])
+    async def transfers(call_id: str, transfer: int) -> dict[str, Any]:
+        """What became of a transfer that was asked for here."""
+        return await run(backend, "transfer_outcome", {"call": call_id, "transfer": transfer})
 
     @app.post(f"{base}/say", tags=["calls"])
     async def say(call_id: str, body: Text, request: Request, token: Token = operator) -> Any:
@@ -232,6 +245,11 @@ def add_commands(app: FastAPI, backend: Backend, operator: Any, admin: Any) -> N
         """Place a call with a route's session."""
         answer = await audited(backend, request, token, "dial", body.model_dump())
         return {"id": answer["call"], **answer}
+
+    @app.get(f"{base}/outcome", dependencies=[operator], tags=["calls"])
+    async def outcome(call_id: str) -> dict[str, Any]:
+        """Whether a call that was placed is over, and its summary."""
+        return await run(backend, "call", {"call": call_id})
 
 
 def _without_words(record: Any) -> Any:

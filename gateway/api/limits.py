@@ -15,6 +15,7 @@ import h11
 from fastapi import HTTPException, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.datastructures import Headers
+from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gateway.api.tokens import Token
@@ -94,7 +95,7 @@ class BodyLimit:
     FastAPI reads a body before anything else: without a token, none is read.
     """
 
-    def __init__(self, app: Any, token_of: Callable[[Headers], Token | None]) -> None:
+    def __init__(self, app: Any, token_of: Callable[[Scope], Token | None]) -> None:
         self._app = app
         self._token_of = token_of
 
@@ -105,7 +106,7 @@ class BodyLimit:
         headers = Headers(scope=scope)
         # What applications send is read after their token, and they have errors of their own.
         reads = scope["method"] not in ("GET", "HEAD") and not scope["path"].startswith("/v1/")
-        if reads and self._token_of(headers) is None:
+        if reads and self._token_of(scope) is None:
             refused = JSONResponse({"error": UNAUTHORIZED}, 401, BEARER)
             await refused(scope, receive, send)
             return

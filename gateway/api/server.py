@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Serves the API on the process's event loop."""
+"""Serves the API on the process's event loop: on an address, and on the Unix socket."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from gateway.sip.agent import AgentError
+from gateway.tasks import TaskSet
 
 if TYPE_CHECKING:
     from gateway.api.backend import Backend
+    from gateway.api.local import LocalSocket
     from gateway.api.tokens import Token
 
 STOP_SECONDS = 5.0
@@ -26,59 +29,86 @@ log = structlog.get_logger("api")
 
 
 class ApiServer:
-    """Owns the listener while it runs.
+    """Owns the listeners while it runs."""
 
-    Args:
-        host, port: where to listen; port 0 takes any free one.
-    """
-
-    def __init__(self, host: str, port: int, backend: Backend, tokens: tuple[Token, ...]) -> None:
-        self.port = port
-        """The port really bound."""
-        self._host = host
+    def __init__(self, backend: Backend, tokens: tuple[Token, ...]) -> None:
         self._backend = backend
         self._tokens = tokens
-        self._server: Any = None
-        self._task: asyncio.Task[None] | None = None
+        self._app: Any = None
+        self._making = asyncio.Lock()
+        self._serving: dict[bool, tuple[Any, asyncio.Task[None]]] = {}
+        """Server and task, by whether it is the Unix socket's."""
+        self._socket: LocalSocket | None = None
+        self._clients = TaskSet()
 
-    async def start(self) -> None:
-        """Listen. Raises AgentError where the address cannot be had."""
-        listener = self._bound()
-        self.port = listener.getsockname()[1]
-        self._server = await asyncio.to_thread(self._made)
-        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="api")
-        log.info("api.listening", address=f"{self._host}:{self.port}", tokens=len(self._tokens))
+    async def listen(self, host: str, port: int) -> None:
+        """Listen on an address; port 0 takes any free one. Raises AgentError."""
+        listener = _bound(host, port)
+        port = listener.getsockname()[1]
+        await self._serve([listener], local=False)
+        log.info("api.listening", address=f"{host}:{port}", tokens=len(self._tokens))
+
+    async def open_socket(self, path: Path) -> None:
+        """Listen on a Unix socket, whose clients need no token. Raises AgentError."""
+        server = await self._serve([], local=True)
+        from gateway.api.local import LocalSocket, SocketError
+
+        self._socket = LocalSocket(path, lambda client: self._take(server, client))
+        try:
+            await self._socket.start()
+        except SocketError as error:
+            await self._end(local=True)
+            raise AgentError(str(error)) from None
+
+    async def close_socket(self) -> None:
+        """Stop listening on the Unix socket, and end what is being answered there."""
+        if self._socket is not None:
+            await self._socket.stop()
+        await self._end(local=True)
+        await self._clients.cancel()
 
     async def stop(self) -> None:
-        """Stop listening, and end what is being answered."""
-        task, self._task = self._task, None
-        if task is None:
+        """Stop listening on the address, and end what is being answered there."""
+        await self._end(local=False)
+
+    async def _serve(self, listeners: list[socket.socket], *, local: bool) -> Any:
+        async with self._making:
+            # On a thread: its libraries take a while to load.
+            server = await asyncio.to_thread(self._make, local)
+        task = asyncio.create_task(server.serve(sockets=listeners), name="api")
+        self._serving[local] = server, task
+        return server
+
+    async def _end(self, *, local: bool) -> None:
+        server, task = self._serving.pop(local, (None, None))
+        if server is None or task is None:
             return
-        self._server.should_exit = True
+        server.should_exit = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 await task
 
-    def _bound(self) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((self._host, self.port))
-            listener.listen(BACKLOG)
-        except OSError as error:
-            listener.close()
-            why = error.strerror or error
-            raise AgentError(f"api.listen: {self._host}:{self.port}: {why}") from None
-        listener.setblocking(False)
-        return listener
+    def _take(self, server: Any, client: socket.socket) -> None:
+        self._clients.spawn(self._connect(server, client), "control client")
 
-    def _made(self) -> Any:
-        """The server, on a thread: its libraries take a while to load."""
+    async def _connect(self, server: Any, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(lambda: server.connection(self._left), client)
+        except OSError:
+            client.close()
+
+    def _left(self, others: int) -> None:
+        """A client of the socket is gone."""
+        if self._socket is not None and not others:
+            self._socket.keep_spare()  # nobody else's command needs them now
+
+    def _make(self, local: bool) -> Any:
         import uvicorn
 
         from gateway.api.app import make_app
         from gateway.api.limits import CONNECTIONS, Connection
+        from gateway.api.local import LocalConnection, as_local
 
         class Server(uvicorn.Server):
             @contextlib.contextmanager
@@ -86,10 +116,15 @@ class ApiServer:
                 """Leave the signals to the gateway, which drains."""
                 yield
 
-        app = make_app(self._backend, self._tokens)
+            def connection(self, left: Any) -> LocalConnection:
+                """A protocol for a client of the Unix socket."""
+                return LocalConnection(self.config, self.server_state, left)
+
+        if self._app is None:
+            self._app = make_app(self._backend, self._tokens)
         return Server(
             uvicorn.Config(
-                app,
+                as_local(self._app) if local else self._app,
                 http=Connection,
                 log_config=None,
                 access_log=False,
@@ -97,9 +132,25 @@ class ApiServer:
                 ws="websockets-sansio",
                 ws_max_size=MAX_MESSAGE_BYTES,
                 server_header=False,
+                proxy_headers=not local,
                 limit_concurrency=CONNECTIONS + 1,
                 timeout_keep_alive=15,
                 timeout_graceful_shutdown=2,
                 h11_max_incomplete_event_size=64 * 1024,
             )
         )
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        why = error.strerror or error
+        raise AgentError(f"api.listen: {host}:{port}: {why}") from None
+    listener.setblocking(False)
+    return listener

@@ -17,7 +17,6 @@ from gateway.app.applications import Applications
 from gateway.app.registry import CallRegistry
 from gateway.config import Config
 from gateway.config.operations import split_address
-from gateway.control.server import Command
 from gateway.dialplan import Dialplan
 from gateway.records.rows import columns_of
 from gateway.records.store import RecordStore
@@ -25,7 +24,7 @@ from gateway.records.webhooks import WebhookSender
 from gateway.sip.agent import UserAgent
 
 if TYPE_CHECKING:
-    from gateway.api.backend import Backend
+    from gateway.api.backend import Backend, Command
     from gateway.records.database import Database
 
 _UP = ("registered", "static")
@@ -33,7 +32,7 @@ _UP = ("registered", "static")
 
 
 class Api:
-    """What the API says of the process. Without ``api.listen`` it does nothing.
+    """What the API says of the process, on ``api.listen`` and ``control.socket``.
 
     Args:
         state: of the process: ``state``, ``draining`` and ``health``.
@@ -71,21 +70,35 @@ class Api:
         self._server: ApiServer | None = None
 
     async def start(self) -> None:
-        """Listen. Raises AgentError where the address cannot be had."""
+        """Listen on the address. Raises AgentError where it cannot be had."""
         settings = self._config.api
-        if settings.listen is None:
-            return
-        host, port = split_address(settings.listen)
-        tokens = tuple(
-            Token(one.name, Role[one.role.upper()], one.hash, one.routes) for one in settings.token
-        )
-        self._server = ApiServer(host, int(port), await self._backend(), tokens)
-        await self._server.start()
+        if settings.listen is not None:
+            host, port = split_address(settings.listen)
+            await (await self._made()).listen(host, int(port))
+
+    async def open_socket(self) -> None:
+        """Listen on the Unix socket. Raises AgentError where it cannot be had."""
+        if self._config.control.socket is not None:
+            await (await self._made()).open_socket(self._config.control.socket)
+
+    async def close_socket(self) -> None:
+        """Stop listening on the Unix socket."""
+        if self._server is not None:
+            await self._server.close_socket()
 
     async def stop(self) -> None:
         """End what is being answered."""
         if self._server is not None:
             await self._server.stop()
+
+    async def _made(self) -> ApiServer:
+        if self._server is None:
+            tokens = tuple(
+                Token(one.name, Role[one.role.upper()], one.hash, one.routes)
+                for one in self._config.api.token
+            )
+            self._server = ApiServer(await self._backend(), tokens)
+        return self._server
 
     async def _backend(self) -> Backend:
         metrics, backend = await asyncio.to_thread(_libraries)

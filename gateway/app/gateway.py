@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -20,6 +19,7 @@ from gateway import __version__
 from gateway.app.admission import Admission, Rejections
 from gateway.app.api_backend import Api
 from gateway.app.applications import Applications
+from gateway.app.commands import ContentCommands, DialCommands, OperatorCommands
 from gateway.app.registry import CallRegistry, endpoints_of, facts_for_slot, record_store
 from gateway.app.reload import Read, Reloader
 from gateway.app.server_health import HealthChecker
@@ -27,8 +27,6 @@ from gateway.billing.costs import Costs
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaPump
 from gateway.config import Config
-from gateway.control.commands import ContentCommands, OperatorCommands
-from gateway.control.server import Command, ControlError, ControlServer
 from gateway.dialplan import Dialplan
 from gateway.outbound.callbacks import CallbackScheduler, function_of
 from gateway.outbound.calls import OutboundCalls, OutboundLimiter
@@ -39,7 +37,7 @@ from gateway.records.events import EventLogs
 from gateway.records.files import RecordFiles
 from gateway.records.webhooks import WebhookSender
 from gateway.sip import library
-from gateway.sip.agent import AgentError, UserAgent
+from gateway.sip.agent import UserAgent
 from gateway.sip.ingress.capacity import (
     descriptor_limits,
     descriptors_needed,
@@ -59,40 +57,28 @@ class Maintenance:
     """Runs while the user agent listens.
 
     Args:
-        socket_path: of the control socket; None for none.
-        commands: what may be asked there.
         reload: what SIGHUP does.
     """
 
     def __init__(
         self,
         agent: UserAgent,
-        socket_path: Path | None,
-        commands: Mapping[str, Command],
         reload: Callable[[], Awaitable[object]],
     ) -> None:
         self._agent = agent
         self._reload = reload
-        self._control = None if socket_path is None else ControlServer(socket_path, commands)
         self._tasks = TaskSet()
 
-    async def start(self) -> None:
-        """Open the control socket. Raises AgentError when that fails."""
-        if self._control is not None:
-            try:
-                await self._control.start()
-            except ControlError as error:
-                raise AgentError(str(error)) from None
+    def start(self) -> None:
+        """Have SIGHUP reload, and look at what addresses trunks have."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
         self._tasks.spawn(self._look_at_addresses(), "look at addresses")
 
     async def stop(self) -> None:
-        """Close the control socket and end the tasks."""
+        """End both."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, lambda *_: None)  # the default would cut the drain short
         await self._tasks.cancel()
-        if self._control is not None:
-            await self._control.stop()
 
     def _on_hangup(self) -> None:
         self._tasks.spawn(self._reload_all(), "reload")
@@ -224,7 +210,7 @@ class Gateway:
         )
         commands = {
             "status": lambda _request: {**self._status(), **state()},
-            **self.outbound.commands,
+            **DialCommands(self.outbound).commands,
             **OperatorCommands(calls).commands,
             **ContentCommands(lambda: calls).commands,
             "reload": lambda _request: reloader.reload(),
@@ -243,7 +229,7 @@ class Gateway:
             reloader.reload,
             applications,
         )
-        maintenance = Maintenance(agent, config.control.socket, commands, reloader.reload)
+        maintenance = Maintenance(agent, reloader.reload)
         self._parts = (
             *((Part("webhooks", webhooks.start, webhooks.stop),) if webhooks else ()),
             Part("records", records.start, records.stop),
@@ -257,7 +243,8 @@ class Gateway:
             Part("applications", None, applications.stop),
             Part("API", api.start, api.stop, only_serving=True),
             Part("SIP", agent.start, agent.stop),
-            Part("control socket", maintenance.start, maintenance.stop),
+            Part("control socket", api.open_socket, api.close_socket),
+            Part("maintenance", maintenance.start, maintenance.stop),
             Part("callbacks", callbacks.start, callbacks.stop, only_serving=True),
         )
         self._shown: dict[str, Callable[[], object]] = {

@@ -11,7 +11,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from random import uniform
 from typing import Any
 
@@ -24,7 +23,6 @@ from gateway.bridge.sideband import Sideband, SidebandTap, merged
 from gateway.call import inputs, outputs
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import (
-    AudioDelta,
     ClientCommand,
     InputCommitted,
     InputTranscribed,
@@ -180,7 +178,7 @@ class Sessions(CallPart):
                 endpoint,
                 self.plan.settings,
                 timeout=self.plan.connect_timeout,
-                on_event=partial(self._on_event, line),
+                on_event=lambda event: self._on_event(line, event),
                 on_closed=lambda closed: self._on_closed(line, closed),
                 tap=self._tap(line),
                 late=None if self.plan.preparation is None else self._prepare,
@@ -199,7 +197,7 @@ class Sessions(CallPart):
         self.plan.met(endpoint, None)
         if self._sideband is not None and line is self._line:
             self._sideband.up(session.effective)
-        self._refused.append(session.commands.refused)
+        self._refused.append(session.refused)
         if line is not self._line and line is not self._spare:
             self._let_go(line, 1000, "not wanted any more")
             return
@@ -275,13 +273,10 @@ class Sessions(CallPart):
             if isinstance(event, ResponseDone | InputTranscribed):
                 self._count(event)
             return
-        if isinstance(event, AudioDelta):  # fifty times a second
-            self._host.feed(inputs.ServerEventReceived(event))
-            return
         if isinstance(event, ServerError):
             command = None
             if line.session is not None:
-                command = line.session.commands.command_of(event.client_event_id)
+                command = line.session.command_of(event.client_event_id)
             if isinstance(command, Relayed | RelayedUpdate):
                 return  # the application's affair
             self._host.feed(inputs.ServerErrorReceived(event, command))
@@ -290,7 +285,7 @@ class Sessions(CallPart):
             self._tell_heard(line)
         asked = None
         if isinstance(event, ResponseCreated) and line.session is not None:
-            asked = line.session.commands.asked_by(event)
+            asked = line.session.asked_by(event)
         self._host.feed(inputs.ServerEventReceived(event, asked))
         if isinstance(event, ResponseDone | InputTranscribed):
             self._count(event)

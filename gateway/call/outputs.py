@@ -199,12 +199,9 @@ class OutOfBandDone:
     text: str
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Play:
-    """Queue whole frames of G.711 audio. ``more``: more audio of this part is to come.
-
-    Not frozen, for the sake of time: there is one for each audio delta.
-    """
+    """Queue whole frames of G.711 audio. ``more``: more audio of this part is to come."""
 
     audio: bytes
     more: bool

@@ -96,7 +96,7 @@ def _ask_gateway(
     path: Path, to: str, route: str, trunk: str, variables: dict[str, str], caller_id: str
 ) -> int | None:
     """Let the running gateway place it, and follow it to its end; None when none answers."""
-    from gateway.control.client import NoAnswerError, RefusedError, ask
+    from gateway.api.client import NoAnswerError, RefusedError, ask
 
     try:
         fields = {"to": to, "route": route, "trunk": trunk, "variables": variables}

@@ -18,8 +18,8 @@ from typing import Any
 
 import click
 
+from gateway.api.client import ANSWER_SECONDS, NoAnswerError, RefusedError, ask, ask_within
 from gateway.cli import CONFIG, examples
-from gateway.control.client import ANSWER_SECONDS, NoAnswerError, RefusedError, ask, ask_within
 from gateway.text import money, printable
 
 _BANS_SHOWN = 10
@@ -177,7 +177,7 @@ def asked(
     Without an answer, prints why and exits with 1.
     """
     try:
-        return ask_within(seconds, path or socket_of(config), {**fields, "command": command})
+        return ask_within(seconds, path or socket_of(config), command, **fields)
     except (NoAnswerError, RefusedError) as error:
         click.echo(printable(str(error)), err=True)
         sys.exit(1)
@@ -289,8 +289,8 @@ def transfer(call: str, destination: str, config: Path, path: Path | None) -> No
     answer = asked(config, path, "transfer", call=call, destination=destination)
     click.echo(printable(f"{answer['call']} goes to {answer['to']}"))
     until = time.monotonic() + answer["seconds"]
-    number = answer["transfer"]
-    while not (told := asked(config, path, "transfer_outcome", transfer=number))["over"]:
+    which = {"call": answer["call"], "transfer": answer["transfer"]}
+    while not (told := asked(config, path, "transfer_outcome", **which))["over"]:
         if time.monotonic() >= until:
             click.echo(f"no outcome yet: {told['outcome']}", err=True)
             sys.exit(1)
@@ -409,27 +409,26 @@ def transcript(
 
     Digits are masked as in the record of the call.
     """
+
+    def say(entries: Iterable[Mapping[str, Any]]) -> None:
+        for one in entries:
+            told = json.dumps(one, ensure_ascii=False) if as_json else line_of(one)
+            click.echo(printable(told))
+
     answer = _asked(config, path, "transcript", call=call, unmasked=unmasked)
-    shown: list[str] = []
-    while True:
-        entries = answer["transcript"]
-        # Words are added to the latest entries as they come; each is shown when the next is there.
-        ready = entries[:-1] if follow else entries
-        lines = [json.dumps(one, ensure_ascii=False) if as_json else line_of(one) for one in ready]
-        for line in lines[len(shown) :]:
-            click.echo(printable(line))
-        shown = lines if len(lines) > len(shown) else shown
-        if not follow:
-            return
+    while follow:
+        # Words are added to the latest entry as they come: it is shown when the next is there.
+        last = answer["transcript"][-1:]
+        say(answer["transcript"][:-1])
         time.sleep(FOLLOW_SECONDS)
+        after = answer["count"] - len(last)
         try:
-            answer = ask(path or socket_of(config), "transcript", call=call, unmasked=unmasked)
+            answer = ask(
+                path or socket_of(config), "transcript", call=call, after=after, unmasked=unmasked
+            )
         except (NoAnswerError, RefusedError):
-            for one in entries[len(shown) :]:
-                click.echo(
-                    printable(json.dumps(one, ensure_ascii=False) if as_json else line_of(one))
-                )
-            return
+            answer, follow = {"transcript": last}, False
+    say(answer["transcript"])
 
 
 def line_of(entry: Mapping[str, Any]) -> str:

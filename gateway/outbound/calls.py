@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Places calls on demand: from code, and by ``gateway dial`` over the control socket.
+"""Places calls on demand: from code, and for the API.
 
 Each is checked against the limits first, and counted until it is over.
 """
@@ -24,7 +24,6 @@ from gateway.bridge.media import MediaPump
 from gateway.call.call_record import CallRecord
 from gateway.call.ending import EndReason
 from gateway.config import Config, OutboundSettings, TrunkSettings
-from gateway.control.server import RefusedError
 from gateway.dialplan import Dialplan, Route
 from gateway.planning.call_plan import placed_match, placed_record, plans, sip_settings
 from gateway.planning.destinations import OutboundCaps, caller_id_of, dial_uri
@@ -170,7 +169,7 @@ class _Counted:
 
 
 MAX_REMEMBERED = 256
-"""Placed calls whose outcome can still be asked for over the control socket."""
+"""Placed calls whose outcome can still be asked for."""
 
 
 class Calls(Protocol):
@@ -214,8 +213,6 @@ class OutboundCalls:
         self._reject = reject
         self._tools = tools
         self._recent: OrderedDict[str, CallRecord] = OrderedDict()
-        self.commands = {"dial": self._on_dial_asked, "call": self._on_call_asked}
-        """For the control socket."""
 
     def use(self, config: Config, dialplan: Dialplan, tools: ToolExecutor) -> None:
         """Place further calls by these."""
@@ -240,11 +237,12 @@ class OutboundCalls:
         Raises DialRefusedError, naming the rule that does not let it be placed, and ValueError
         where route, trunk or address are not to be had.
         """
-        return self._dial(to, route, trunk, variables or {}, caller_id)[1]
+        return self.place(to, route, trunk, variables or {}, caller_id)[1]
 
-    def _dial(
+    def place(
         self, to: str, route: str, trunk: str, variables: Mapping[str, str], caller_id: str
     ) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
+        """Place a call as :meth:`dial` does; also return its record as it begins."""
         chosen = next((one for one in self._dialplan.routes if one.name == route), None)
         if chosen is None:
             raise ValueError(f"there is no route {route!r}")
@@ -328,23 +326,6 @@ class OutboundCalls:
         self._calls.begin(call)
         return over
 
-    def _on_dial_asked(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        variables = request.get("variables") or {}
-        texts = [request.get(key, "") for key in ("to", "route", "trunk", "caller_id")]
-        if not isinstance(variables, dict) or not all(
-            isinstance(text, str) for text in (*texts, *variables.values())
-        ):
-            raise RefusedError(
-                "to, route, trunk, caller_id and the values of variables must be texts"
-            )
-        try:
-            record, _over = self._dial(texts[0], texts[1], texts[2], variables, texts[3])
-        except (DialRefusedError, ValueError) as error:
-            raise RefusedError(str(error)) from None
-        return {"call": record.call_id}
-
-    def _on_call_asked(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        record = self._recent.get(str(request.get("call", "")))
-        if record is None:
-            raise RefusedError("there is no such call, or it is long over")
-        return {"over": record.ending is not None, "summary": record.summary()}
+    def recent(self, call_id: str) -> CallRecord | None:
+        """The record of one of the last calls that were placed."""
+        return self._recent.get(call_id)

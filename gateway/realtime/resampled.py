@@ -30,9 +30,10 @@ class ResampledSession(Session):
 
     def _deliver(self, event: ServerEvent) -> None:
         if isinstance(event, AudioDelta):
-            if event.part != self._part:
+            part = (event.response_id, event.item_id, event.content_index)
+            if part != self._part:
                 self._part_over()
-                self._part = event.part
+                self._part = part
             assert self._edge.pcm is not None
             audio = self._edge.pcm.down(event.audio)
             if audio:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gateway.control.client import ask
+from gateway.api.client import ask
 from tests.calls.test_unresolved_names import Raw
 from tests.support.dialog import answered, dialog_call
 from tests.support.harness import eventually

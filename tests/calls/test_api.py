@@ -101,7 +101,9 @@ ENDPOINTS = [
     ("GET", "/api/v1/calls/none", None, "readonly"),
     ("GET", "/api/v1/calls/none/transcript", None, "operator"),
     ("POST", "/api/v1/calls/none/hangup", None, "operator"),
+    ("GET", "/api/v1/calls/none/outcome", None, "operator"),
     ("POST", "/api/v1/calls/none/transfer", {"destination": "a"}, "operator"),
+    ("GET", "/api/v1/calls/none/transfers/0", None, "operator"),
     ("POST", "/api/v1/calls/none/say", {"text": "a"}, "operator"),
     ("POST", "/api/v1/calls/none/messages", {"text": "a"}, "operator"),
     ("POST", "/api/v1/calls/none/images", {"image": "data:image/png;base64,"}, "operator"),
@@ -150,6 +152,8 @@ async def test_every_path_is_described_and_tried(world: GatewayStack) -> None:
         ("post", "/api/v1/drain"),
         ("post", "/api/v1/reload"),
     }
+    tried -= {("get", "/api/v1/calls/{call_id}/transfers/0")}
+    elsewhere |= {("get", "/api/v1/calls/{call_id}/transfers/{transfer}")}
     there = {(method, path) for path, methods in described.items() for method in methods}
     assert there == tried | elsewhere
 

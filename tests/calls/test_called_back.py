@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from gateway.api.client import ask
 from gateway.cli.live_calls import status_lines
-from gateway.control.client import ask
 from tests.support.callee import CalledPhone, free_port
 from tests.support.harness import GatewayStack, eventually
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.control.client import ask
+from gateway.api.client import ask
 from gateway.sip.ingress.sources import (
     FIRST_MESSAGE_SECONDS,
     IDLE_SECONDS,

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.control.client import RefusedError, ask_within
+from gateway.api.client import RefusedError, ask_within
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support.harness import GatewayStack
 from tests.support.listening import Spoken
@@ -67,7 +68,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(3000)
 
 async def command(world: GatewayStack, name: str, **fields: Any) -> dict[str, Any]:
     path = Path(world.folder, "control")
-    return await asyncio.to_thread(ask_within, 20.0, path, {**fields, "command": name})
+    return await asyncio.to_thread(partial(ask_within, 20.0, path, name, **fields))
 
 
 async def test_words_and_images_come_in_and_a_summary_goes_out(world: GatewayStack) -> None:
@@ -96,7 +97,7 @@ async def test_words_and_images_come_in_and_a_summary_goes_out(world: GatewaySta
     for wrong, why in (
         ({"call": "nobody", "text": "x"}, "there is no call 'nobody'"),
         ({"call": name, "text": ""}, "text must be a text that is not empty"),
-        ({"call": name, "text": "x", "role": "king"}, "role must be system or user"),
+        ({"call": name, "text": "x", "role": "king"}, "body.role: Input should be"),
     ):
         with pytest.raises(RefusedError, match=why):
             await command(world, "tell", **wrong)

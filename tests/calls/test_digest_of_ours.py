@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.control.client import ask
+from gateway.api.client import ask
 from tests.support.digest_answer import HASHES
 from tests.support.harness import GatewayStack
 from tests.support.rtp_end import EVENT_PAYLOAD

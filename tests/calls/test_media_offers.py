@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from gateway.control.client import ask
+from gateway.api.client import ask
 from tests.support.callee import CalledCall, CalledPhone
 from tests.support.dialog import DialogCall, dialog_call
 from tests.support.rtp_end import RtpEnd

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from gateway.control.client import RefusedError, ask
+from gateway.api.client import RefusedError, ask
 from tests.calls.test_transfer_blind import told
 from tests.support.harness import GatewayStack, eventually
 from tests.support.referred import ReferredCall, dial

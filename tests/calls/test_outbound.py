@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from gateway.api.client import RefusedError, ask
 from gateway.audio.g711 import Codec
-from gateway.control.client import RefusedError, ask
 from tests.support.callee import CalledPhone
 from tests.support.harness import GatewayStack
 from tests.support.listening import all_of, assert_beep, noise

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.control.client import ask
+from gateway.api.client import ask
 from tests.support.callee import CalledPhone
 from tests.support.harness import GatewayStack, eventually, wishes
 from tests.support.http_service import Answer, HttpService, http_service

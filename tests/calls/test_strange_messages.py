@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from gateway.control.client import ask
+from gateway.api.client import ask
 from tests.support.dialog import answered, dialog_call
 from tests.support.harness import GatewayStack, eventually
 from tests.support.sip_phone import PhoneCall

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gateway.control.client import ask
+from gateway.api.client import ask
 from tests.support.gateway_process import Line
 from tests.support.site_under_test import ANYBODY, CONFIG, Peer, Site, certificate, site
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.control.client import RefusedError, ask
+from gateway.api.client import RefusedError, ask
 from tests.calls.test_moved import refer
 from tests.support.callee import CalledPhone, free_port
 from tests.support.dialog import answered, dialog_call

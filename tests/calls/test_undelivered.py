@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.control.client import ask
+from gateway.api.client import ask
 from tests.support.dialog import Answerer, DialogCall, Sdp, answered, dialog_call
 from tests.support.harness import GatewayStack, closed_port
 from tests.support.sip_phone import Message

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gateway.control.client import ask
+from gateway.api.client import ask
 from tests.support.callee import CalledPhone
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.site_under_test import site

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.control.client import ask
+from gateway.api.client import ask
 from gateway.devtools.emulator.session_log import SessionRecord
 from tests.interop.lab.baresip import Phone
 from tests.interop.lab.debian import Root

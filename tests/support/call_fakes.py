@@ -64,9 +64,7 @@ class FakeSession:
         self.id = f"sess_{number}"
         self.seconds_left = server.seconds_left
         self.round_trip_ms = 0.0
-        self.commands = SimpleNamespace(
-            refused=[], command_of=lambda _event_id: None, asked_by=lambda _event: None
-        )
+        self.refused: list[Any] = []
         self.counters = SimpleNamespace(audio_dropped=0)
         self.audio = b""
         self.sent: list[Any] = []
@@ -81,6 +79,12 @@ class FakeSession:
     def send(self, command: Any) -> None:
         """A command."""
         self.sent.append(command)
+
+    def command_of(self, _event_id: str | None) -> None:
+        """No error answers a command."""
+
+    def asked_by(self, _event: Any) -> None:
+        """No response is told to be ours."""
 
     async def close(self, code: int, reason: str) -> None:
         """Close it, once."""

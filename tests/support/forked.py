@@ -25,7 +25,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-MODULES = ("gateway.cli.main", "gateway.cli.serve", "gateway.app.service")
+MODULES = (
+    *("gateway.cli.main", "gateway.cli.serve", "gateway.app.service"),
+    *("gateway.api.app", "gateway.api.local", "gateway.api.metrics"),
+)
 _REQUEST_BYTES = 256 * 1024
 _PR_SET_PDEATHSIG = 1
 

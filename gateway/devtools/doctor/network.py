@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from gateway.api.client import NoAnswerError, RefusedError, ask
 from gateway.config import Config, ListenAddress
 from gateway.config.sections import RealtimeServerSettings, RealtimeSettings, on_loopback
-from gateway.control.client import NoAnswerError, RefusedError, ask
 from gateway.devtools.doctor import Finding, bad, ok, warn
 from gateway.dialplan import Dialplan, call_settings
 from gateway.realtime.dialects import DIALECTS

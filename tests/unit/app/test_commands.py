@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import pytest
 
+from gateway.api.backend import RefusedError
+from gateway.app.commands import ContentCommands, call_named
 from gateway.bridge.call_controller import OutOfBandWaiters
 from gateway.call.call_record import CallRecord
 from gateway.call.outputs import OutOfBandDone
 from gateway.call.tools.commands import RequestOutOfBand, Say
-from gateway.control.commands import ContentCommands, call_named
-from gateway.control.server import RefusedError
 
 
 class Call:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands of the control socket for a live call: add to its conversation, ask about it, end it or
-transfer it.
+"""Commands of the API for live calls: place, transfer and end them, steer their conversations.
 
-Each request names its call: ``{"command": "say", "call": "...", "text": "..."}``; the beginning of
-an id is enough where it is the only one that begins so.
+Each request names its call: ``{"call": "...", "text": "..."}``; the beginning of an id is enough
+where it is the only one that begins so.
 """
 
 from __future__ import annotations
@@ -14,10 +13,13 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
+from urllib.parse import unquote
 
 import structlog
 
+from gateway.api.backend import Command, NoCallError, RefusedError
 from gateway.bridge.call_controller import CallController, OutOfBandWaiters
+from gateway.bridge.legs import DialRefusedError
 from gateway.call import inputs
 from gateway.call.call_control import TAKE_OVER_SECONDS
 from gateway.call.call_record import CallRecord
@@ -32,7 +34,7 @@ from gateway.call.tools.commands import (
     Tell,
 )
 from gateway.call.tools.definitions import ToolCallError, transfer_target
-from gateway.control.server import Command, RefusedError
+from gateway.outbound.calls import OutboundCalls
 from gateway.tools.api import ImageError, checked
 
 MAX_TEXT = 16_000
@@ -63,11 +65,11 @@ def call_named(request: Mapping[str, Any], calls: Iterable[T]) -> T:
     there = list(calls)
     found = [one for one in there if one.record.call_id.startswith(wanted)]
     found = [one for one in found if one.record.call_id == wanted] or found
-    found = found or [one for one in there if one.record.sip_call_id == wanted]
+    found = found or [one for one in there if one.record.sip_call_id in (wanted, unquote(wanted))]
     if len(found) == 1:
         return found[0]
     if not found:
-        raise RefusedError(
+        raise NoCallError(
             f"there is no call {wanted!r}: no call in progress has this id (see gateway calls)"
         )
     ids = ", ".join(sorted(one.record.call_id for one in found[:10]))
@@ -89,7 +91,7 @@ class TalkingCall(Protocol):
 
 
 class ContentCommands:
-    """Commands of the control socket that work on a conversation.
+    """Commands that work on a conversation.
 
     Args:
         calls: those that are up now.
@@ -253,13 +255,13 @@ class OperatorCommands:
 
     def __init__(self, calls: Iterable[CallController]) -> None:
         self._calls = calls
-        self._transfers: OrderedDict[str, _Asked] = OrderedDict()
+        self._transfers: OrderedDict[tuple[str, int], _Asked] = OrderedDict()
         self.commands = {
             "hangup": self._hang_up,
             "transfer": self._transfer,
             "transfer_outcome": self._outcome,
         }
-        """For the control socket."""
+        """By name, for the API."""
 
     def _hang_up(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         controller = call_named(request, self._calls)
@@ -284,17 +286,40 @@ class OperatorCommands:
         asked = _Asked(
             record, target.destination.name, len(record.actions.transfers), _refusals(record)
         )
-        number = f"{call}/{asked.before}"
-        self._transfers[number] = asked
-        self._transfers.move_to_end(number)
+        key = (call, asked.before)
+        self._transfers[key] = asked
+        self._transfers.move_to_end(key)
         while len(self._transfers) > MAX_TRANSFERS:
             self._transfers.popitem(last=False)
         controller.feed(inputs.ToolRequest(OperatorTransfer(str(request["destination"]))))
         seconds = target.destination.ring_timeout + TAKE_OVER_SECONDS + BEGIN_SECONDS
-        return {"call": call, "to": target.uri, "transfer": number, "seconds": seconds}
+        return {"call": call, "to": target.uri, "transfer": asked.before, "seconds": seconds}
 
     def _outcome(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        asked = self._transfers.get(str(request.get("transfer", "")))
+        asked = self._transfers.get((str(request.get("call")), request.get("transfer", -1)))
         if asked is None:
-            raise RefusedError("there is no such transfer, or it is long over")
+            raise NoCallError("there is no such transfer, or it is long over")
         return asked.outcome()
+
+
+class DialCommands:
+    """Places calls, and says what became of them."""
+
+    def __init__(self, outbound: OutboundCalls) -> None:
+        self._outbound = outbound
+        self.commands: dict[str, Command] = {"dial": self._dial, "call": self._outcome}
+
+    def _dial(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        variables = request.get("variables") or {}
+        texts = [request.get(key, "") for key in ("to", "route", "trunk", "caller_id")]
+        try:
+            record, _over = self._outbound.place(texts[0], texts[1], texts[2], variables, texts[3])
+        except (DialRefusedError, ValueError) as error:
+            raise RefusedError(str(error)) from None
+        return {"call": record.call_id}
+
+    def _outcome(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        record = self._outbound.recent(str(request.get("call", "")))
+        if record is None:
+            raise NoCallError("there is no such call, or it is long over")
+        return {"over": record.ending is not None, "summary": record.summary()}

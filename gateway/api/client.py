@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Client of the API over the gateway's Unix socket, for the commands of ``gateway``.
+
+Imports nothing that is slow, http.client among others: each command is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+ANSWER_SECONDS = 5.0
+_MAX_ANSWER_BYTES = 64 * 1024 * 1024
+_BASE = "/api/v1"
+_CALL = "/calls/{call}"
+
+REQUESTS = {
+    "status": ("GET", "/status"),
+    "reload": ("POST", "/reload"),
+    "dial": ("POST", "/calls"),
+    "call": ("GET", f"{_CALL}/outcome"),
+    "hangup": ("POST", f"{_CALL}/hangup"),
+    "transfer": ("POST", f"{_CALL}/transfer"),
+    "transfer_outcome": ("GET", f"{_CALL}/transfers/{{transfer}}"),
+    "say": ("POST", f"{_CALL}/say"),
+    "tell": ("POST", f"{_CALL}/messages"),
+    "show": ("POST", f"{_CALL}/images"),
+    "respond": ("POST", f"{_CALL}/responses"),
+    "ask": ("POST", f"{_CALL}/query"),
+    "transcript": ("GET", f"{_CALL}/transcript"),
+}
+"""Method and path of each command, below ``/api/v1``. What is not in the path goes into the query
+of a GET, or into the body."""
+
+
+class NoAnswerError(Exception):
+    """Nobody answers on the socket, or what comes is not an answer; the message says which."""
+
+
+class RefusedError(Exception):
+    """The gateway refused the command; the message is its own."""
+
+
+def ask(path: Path, command: str, **fields: Any) -> dict[str, Any]:
+    """Return the answer to ``command``. Raises NoAnswerError and RefusedError."""
+    return ask_within(ANSWER_SECONDS, path, command, **fields)
+
+
+def ask_within(seconds: float, path: Path, command: str, **fields: Any) -> dict[str, Any]:
+    """Return the answer to a command that may take ``seconds``. Raises as :func:`ask`."""
+    method, target = REQUESTS[command]
+    named = {name: value for name, value in fields.items() if f"{{{name}}}" in target}
+    target = _BASE + target.format(**{name: _quoted(str(one)) for name, one in named.items()})
+    rest = {name: value for name, value in fields.items() if name not in named}
+    body = b""
+    if method == "GET" and rest:
+        target += f"?{urlencode(rest)}"
+    elif method != "GET":
+        body = json.dumps(rest).encode()
+    try:
+        status, content = _exchange(path, seconds, method, target, body)
+    except OSError as error:
+        raise NoAnswerError(f"no gateway answers on {path}: {error.strerror or error}") from None
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise NoAnswerError(f"what answers on {path} is no gateway")
+    refused = answer.get("error") if status >= 400 else None
+    if isinstance(refused, dict):
+        raise RefusedError(str(refused.get("message", "refused")))
+    return answer
+
+
+def _exchange(
+    path: Path, seconds: float, method: str, target: str, body: bytes
+) -> tuple[int, bytes]:
+    """Return status and content of the answer. HTTP/1.0: it ends with the connection."""
+    head = f"{method} {target} HTTP/1.0\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(seconds)
+        connection.connect(str(path))
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        with connection.makefile("rb") as stream:
+            line, *_ = stream.readline(1000).split(b"\r\n")
+            _fields, _, content = stream.read(_MAX_ANSWER_BYTES).partition(b"\r\n\r\n")
+    _version, _, status = line.partition(b" ")
+    return int(status[:3]) if status[:3].isdigit() else 0, content
+
+
+def _quoted(text: str) -> str:
+    """A segment of a path; a slash in it, which a SIP Call-ID may have, is quoted twice."""
+    return quote(text.replace("/", "%2F"), "")

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The Unix socket on which the gateway's own user has the API without a token.
+
+Its file's mode is 0600: who can open it may do all that an administrator may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from gateway.api.limits import Connection
+from gateway.tasks import TaskSet
+
+log = structlog.get_logger("control")
+
+BACKLOG = 16
+
+AGAIN_SECONDS = 0.2
+"""Until a client that found no descriptor is looked at again."""
+
+SPARE = 4
+"""Descriptors kept for clients when the process has no other: theirs, and what commands open."""
+
+LOOK_SECONDS = 5.0
+"""Between two looks at whether the socket is still there."""
+
+MAX_PATH_BYTES = 107
+"""What a ``sockaddr_un`` holds."""
+
+
+class SocketError(Exception):
+    """The socket cannot be opened; the message names it and why."""
+
+
+class LocalSocket:
+    """Owns the socket's file while it listens.
+
+    Args:
+        path: where the socket is made; one that nobody listens on is replaced.
+        serve: takes a client that has connected, on the event loop.
+    """
+
+    def __init__(self, path: Path, serve: Callable[[socket.socket], None]) -> None:
+        self._path = path
+        self._serve = serve
+        self._listener: socket.socket | None = None
+        self._spare: list[int] = []
+        """Descriptors that are given up for a client where the process has no other left."""
+        self._watch = TaskSet()
+
+    async def start(self) -> None:
+        """Listen, and go on listening. Raises SocketError."""
+        await self._listen()
+        self._watch.serve(self._keep_listening, "control socket")
+
+    async def stop(self) -> None:
+        """Stop listening, and remove the file."""
+        if self._listener is None:
+            return
+        await self._watch.cancel()
+        self._close()
+        self._path.unlink(missing_ok=True)
+
+    def keep_spare(self) -> None:
+        """Take descriptors for the next client, as far as there are any: nobody is served now."""
+        with contextlib.suppress(OSError):
+            while self._listener is not None and len(self._spare) < SPARE:
+                self._spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    async def _keep_listening(self) -> None:
+        """Listen again where the socket was removed (by a cleaner of /run, say) or has closed."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if self._listener is None or not self._path.is_socket():
+                log.warning("control.socket_lost", path=str(self._path))
+                self._close()
+                await self._listen()
+
+    async def _listen(self) -> None:
+        path = str(self._path)
+        if len(os.fsencode(path)) > MAX_PATH_BYTES:
+            raise SocketError(f"control.socket: {path} is longer than {MAX_PATH_BYTES} bytes")
+        self._make_room()
+        before = os.umask(0o177)
+        listener = socket.socket(socket.AF_UNIX)
+        try:
+            listener.bind(path)
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+        except OSError as error:
+            listener.close()
+            raise SocketError(f"control.socket: {path}: {error.strerror or error}") from None
+        finally:
+            os.umask(before)
+        self._listener = listener
+        self.keep_spare()
+        self._watch_listener(listener)
+
+    def _close(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+        self._give_up_spare()
+
+    def _make_room(self) -> None:
+        if not self._path.is_socket():
+            if self._path.exists():
+                raise SocketError(f"control.socket: {self._path} is there and is no socket")
+            return
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(str(self._path))
+            except OSError:
+                self._path.unlink(missing_ok=True)  # left behind by a gateway that was killed
+                return
+        raise SocketError(f"control.socket: another gateway listens on {self._path}")
+
+    def _on_client(self) -> None:
+        listener = self._listener
+        assert listener is not None
+        self._give_up_spare()  # the command may need one, too
+        try:
+            client, _address = listener.accept()
+        except OSError:
+            # No descriptor, not even a spare one, as these are with a client: it comes back.
+            self.keep_spare()
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(AGAIN_SECONDS, self._watch_listener, listener)
+            return
+        client.setblocking(False)
+        self._serve(client)
+
+    def _watch_listener(self, listener: socket.socket) -> None:
+        if listener is self._listener:
+            asyncio.get_running_loop().add_reader(listener, self._on_client)
+
+    def _give_up_spare(self) -> None:
+        while self._spare:
+            os.close(self._spare.pop())
+
+
+LOCAL = "gateway.local"
+"""Key of an ASGI scope: the user at the other end of the Unix socket."""
+
+_CREDENTIALS = struct.Struct("3i")
+"""``struct ucred``: process, user, group (unix(7))."""
+
+
+class LocalConnection(Connection):
+    """A connection over the Unix socket; its peer is the user on the other side.
+
+    Args:
+        left: told at its end how many others there are.
+    """
+
+    def __init__(self, config: Config, state: ServerState, left: Callable[[int], None]) -> None:
+        super().__init__(config, state, {})
+        self._left = left
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, and ask the kernel whose it is."""
+        super().connection_made(transport)
+        told = transport.get_extra_info("socket").getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+        )
+        _process, user, _group = _CREDENTIALS.unpack(told)
+        self.client = (_NAMES.get(user, f"user {user}"), 0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Say that it is over."""
+        super().connection_lost(exc)
+        self._left(len(self.connections))
+
+
+def as_local(app: Any) -> Any:
+    """Return the application for clients of the Unix socket."""
+
+    async def local(scope: Any, receive: Any, send: Any) -> None:
+        user = (scope.get("client") or ("unknown", 0))[0]
+        await app({**scope, "client": None, LOCAL: user}, receive, send)
+
+    return local
+
+
+def _own_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"user {os.getuid()}"
+
+
+_NAMES = {os.getuid(): _own_name(), 0: "root"}
+"""Nobody else can open the socket."""

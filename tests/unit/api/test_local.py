@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The API on its Unix socket, and what people see of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import stat
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from gateway.api import local
+from gateway.api.backend import Backend, EventFeed, RefusedError
+from gateway.api.client import NoAnswerError, ask
+from gateway.api.client import RefusedError as RefusedByGateway
+from gateway.api.server import ApiServer
+from gateway.api.tokens import Role, Token, hash_of
+from gateway.cli.live_calls import call_lines, duration, line_of, status, status_lines
+from gateway.cli.main import main
+from gateway.sip.agent import AgentError
+
+STATUS: dict[str, Any] = {
+    "version": "1.0",
+    "pjsua2": {"distribution": "pjsua2 2.17", "tls": "OpenSSL 3"},
+    "uptime_seconds": 93784,
+    "draining": False,
+    "listen": ["udp:127.0.0.1:5060"],
+    "max_calls": 100,
+    "calls": [
+        {
+            "route": "reception",
+            "age_seconds": 61.2,
+            "from": "sip:1@a",
+            "to": "sip:2@b",
+            "trunk": "carrier",
+            "codec": "PCMA",
+            "security": "srtp sdes AES_CM_128_HMAC_SHA1_80",
+        }
+    ],
+    "trunks": [
+        {
+            "name": "carrier",
+            "state": "failed",
+            "since_seconds": 5,
+            "expires_seconds": None,
+            "last_error": "401 Unauthorized",
+            "next_try_seconds": 58.2,
+            "options": "",
+            "calls": 1,
+        }
+    ],
+    "refused": {'access.unknown_sources = "auto"': 17},
+    "dropped": {"records": 0, "media faults": 2},
+}
+
+
+def commands() -> dict[str, Any]:
+    def broken(_request: object = None) -> dict[str, Any]:
+        raise RuntimeError("secret detail")
+
+    def refused(_request: object = None) -> dict[str, Any]:
+        raise RefusedError("not now")
+
+    return {"status": lambda _request: STATUS, "hangup": broken, "say": refused}
+
+
+def server() -> ApiServer:
+    """The API of a process that has these commands only."""
+
+    async def metrics() -> bytes:
+        return b""
+
+    backend = Backend(
+        commands(), list, None, EventFeed("boot"), dict, dict, metrics, drain=lambda: None
+    )
+    return ApiServer(backend, (Token("reader", Role.READONLY, hash_of("gw_reader")),))
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[ApiServer]:
+    """The API on a Unix socket."""
+    served = server()
+    await served.open_socket(path)
+    try:
+        yield served
+    finally:
+        await served.close_socket()
+
+
+async def asked(path: Path, command: str, **fields: Any) -> dict[str, Any]:
+    return await asyncio.to_thread(partial(ask, path, command, **fields))
+
+
+async def test_answers_and_goes_away(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    async with opened(path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert await asked(path, "status") == STATUS
+        with pytest.raises(RefusedByGateway, match="not now"):
+            await asked(path, "say", call="c", text="words")
+        with pytest.raises(RefusedByGateway, match="the gateway's log says why"):
+            await asked(path, "hangup", call="c")
+        with pytest.raises(AgentError, match="another gateway"):
+            await server().open_socket(path)
+        assert await asked(path, "status") == STATUS
+    assert not path.exists()
+
+
+async def test_what_is_no_gateway_is_said_to_be_none(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"220 mail\r\n")
+        writer.close()
+
+    other = await asyncio.start_unix_server(answer, path)
+    with pytest.raises(NoAnswerError, match="is no gateway"):
+        await asked(path, "status")
+    other.close()
+    with pytest.raises(NoAnswerError, match="no gateway answers"):
+        await asked(path, "status")
+
+
+@pytest.mark.parametrize(
+    ("token", "method", "path", "status"),
+    [
+        ("", "GET", "/api/v1/status", 200),
+        ("gw_reader", "GET", "/api/v1/status", 200),
+        ("gw_reader", "POST", "/api/v1/calls/c/hangup", 403),
+        ("gw_wrong", "GET", "/api/v1/status", 401),
+    ],
+)
+async def test_a_token_counts_on_the_socket_too(
+    tmp_path: Path, token: str, method: str, path: str, status: int
+) -> None:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    transport = httpx.AsyncHTTPTransport(uds=str(tmp_path / "socket"))
+    async with (
+        opened(tmp_path / "socket"),
+        httpx.AsyncClient(transport=transport, base_url="http://gateway") as http,
+    ):
+        assert (await http.request(method, path, headers=headers)).status_code == status
+
+
+async def test_what_a_dead_gateway_left_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    async with opened(path):
+        assert await asked(path, "status") == STATUS
+    path.write_text("a file")
+    for wrong, words in (
+        (path, "no socket"),
+        (tmp_path / ("x" * 120), "longer than 107 bytes"),
+        (tmp_path / "none" / "x", "No such file"),
+    ):
+        with pytest.raises(AgentError, match=words):
+            await server().open_socket(wrong)
+
+
+async def test_a_socket_that_was_removed_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "LOOK_SECONDS", 0.01)
+    path = tmp_path / "socket"
+    async with opened(path):
+        path.unlink()
+        async with asyncio.timeout(5):
+            while not path.exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert await asked(path, "status") == STATUS
+    assert not path.exists()
+
+
+def test_the_caller_of_a_call_that_we_place() -> None:
+    placed = {"call_id": "out-1", "route": "r", "age_seconds": 3, "from": "", "to": "sip:2@b"}
+    placed |= {"state": "talking", "codec": "PCMU", "cost": {"priced": 0.5, "currency": "USD"}}
+    line = "out-1  talking       3 s  gateway -> 2, route r, PCMU, 0.5000 USD"
+    assert list(call_lines([placed])) == [line]
+    placed |= {"state": "ringing", "from": "sip:+49301@x;user=phone", "codec": "", "cost": {}}
+    line = "out-1  ringing       3 s  +49301 -> 2, route r, no media yet"
+    assert list(call_lines([placed])) == [line]
+
+
+def test_status_for_people() -> None:
+    text = "\n".join(status_lines(STATUS))
+    for part in (
+        "up for 1 d 2 h",
+        "1 of 100",
+        "1 min 1 s  sip:1@a to sip:2@b by carrier, route reception, PCMA srtp sdes",
+        "carrier: failed for 5 s, last error 401 Unauthorized, next try in 58 s, 1 calls",
+        '17  access.unknown_sources = "auto"',
+        "2 media faults",
+    ):
+        assert part in text
+    assert "records" not in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.9, "59 s"), (3600, "1 h"), (3661, "1 h 1 min")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_status_of_nobody(tmp_path: Path) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text('[realtime]\napi_key = "${env:NOT_SET}"\n')
+    result = CliRunner().invoke(status, ["-c", str(config)])
+    assert result.exit_code == 1
+    assert "control.socket is not set" in result.output
+    config.write_text('[control]\nsocket = "x"\n')
+    result = CliRunner().invoke(status, ["-c", str(config)])
+    assert result.exit_code == 1
+    assert f"no gateway answers on {tmp_path / 'x'}" in result.output
+
+
+def test_lines_of_a_transcript() -> None:
+    entry = {"at_ms": 1500.0, "who": "agent", "text": "One two.", "heard": "One"}
+    assert line_of(entry) == "     1.5  agent   One two.  [heard: One]"
+    assert line_of({"at_ms": 0, "who": "caller", "text": ""}).endswith("caller  (no words)")
+
+
+@pytest.mark.parametrize("name", ["say", "send-message", "create-response", "query", "transcript"])
+def test_commands_for_a_call_say_what_is_wrong(tmp_path: Path, name: str) -> None:
+    words = [] if name == "transcript" else ["words"]
+    asked = [name, "call-1", *words, "--socket", str(tmp_path / "none")]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 1
+    assert "no gateway answers on" in result.output
