@@ -243,7 +243,7 @@ class UserAgent:
 
     def bans(self) -> list[dict[str, Any]]:
         """Return the sources that are banned: seconds left, and requests that got nothing."""
-        return self._running.access.bans.as_json(time.monotonic())
+        return self._running.access.policy.bans.as_json(time.monotonic())
 
     @property
     def _running(self) -> Stack:

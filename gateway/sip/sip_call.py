@@ -17,7 +17,7 @@ from gateway.audio.g711 import Codec
 from gateway.sip.calls import CallServices
 from gateway.sip.leg import Leg
 from gateway.sip.media.quality import Meter, counters_of
-from gateway.sip.messages.headers import body_of, headers_of, reason_of, text_of
+from gateway.sip.messages.headers import body_of, first_of, headers_of, reason_of, text_of
 from gateway.sip.messages.replies import KEYS, info_digit, info_status
 from gateway.sip.transfer import TransferableCall, contain_errors
 from gateway.sip.trunks.accounts import Account, header_vector
@@ -186,7 +186,7 @@ class SipCall(TransferableCall):
     def take_info(self, rdata: Any) -> str | None:
         """An INFO request came: answer it where pjsua does not; returns the key in it."""
         message = text_of(rdata.wholeMsg)
-        content_type = next(iter(headers_of(message).get("content-type", ())), "")
+        content_type = first_of(headers_of(message), "content-type")
         body = body_of(message)
         code = info_status(content_type, body)
         if code:

@@ -75,6 +75,8 @@ class ToolExecutor:
         servers: Iterable[McpSettings],
         limits: ToolLimits,
     ) -> None:
+        import jsonschema  # noqa: F401 - loaded before the first call, which would wait for it
+
         self._limits = limits
         self._offers = offers
         self._threads = python.Threads(limits.threads)

@@ -15,16 +15,18 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
-import httpx
 import structlog
 
 from gateway import __version__
 from gateway.text import json_of
 from gateway.tools.api import ToolError, Waiting
 from gateway.tools.functions import ContentService, Function, ToolCall
+
+if TYPE_CHECKING:
+    import httpx
 
 log = structlog.get_logger("tools")
 
@@ -81,6 +83,8 @@ class HttpClient:
     """Owns the connections. Belongs to the event loop."""
 
     def __init__(self, max_connections: int, proxy: str | None = None) -> None:
+        import httpx  # not at the top: `gateway check` needs none of it
+
         self._client = httpx.AsyncClient(
             proxy=proxy,
             limits=httpx.Limits(
@@ -120,6 +124,8 @@ class HttpClient:
         raise AssertionError("unreachable")
 
     async def _once(self, request: Request) -> str:
+        import httpx
+
         try:
             async with self._client.stream(
                 request.method,

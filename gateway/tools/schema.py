@@ -7,17 +7,16 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jsonschema import Draft202012Validator, SchemaError
-from jsonschema.exceptions import ValidationError as SchemaMismatch
-from jsonschema.exceptions import best_match
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
-from referencing import Registry
 
 from gateway.text import json_of
 from gateway.tools.api import Call, ToolError
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError as SchemaMismatch
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Names of functions that the realtime API accepts."""
@@ -25,12 +24,11 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_ARGUMENTS = 64 * 1024
 """Characters; a model that writes more than its own output limit allows is no model."""
 
-_NOWHERE: Registry[Any] = Registry()
-"""A schema may refer to itself, and to nothing on the network."""
-
 
 def check_schema(schema: Mapping[str, Any]) -> None:
     """Raise ValueError where this is no JSON Schema of a function's parameters."""
+    from jsonschema import Draft202012Validator, SchemaError
+
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
@@ -45,6 +43,9 @@ def parsed(schema: Mapping[str, Any], arguments: str) -> dict[str, Any]:
 
     Raises ToolError with up to five mistakes, each with where it is.
     """
+    from jsonschema import Draft202012Validator
+    from referencing import Registry
+
     if len(arguments) > MAX_ARGUMENTS:
         raise ToolError(f"arguments: {len(arguments)} characters are too many")
     try:
@@ -54,7 +55,8 @@ def parsed(schema: Mapping[str, Any], arguments: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise ToolError("arguments: must be one JSON object")
     try:
-        found = list(Draft202012Validator(schema, registry=_NOWHERE).iter_errors(given))
+        # An empty registry: a schema may refer to itself, and to nothing on the network.
+        found = list(Draft202012Validator(schema, registry=Registry()).iter_errors(given))
     except Exception as error:  # a reference that leads nowhere, a pattern that is none
         raise ToolError(f"the schema of this function is not usable: {error}") from None
     if found:
@@ -64,6 +66,8 @@ def parsed(schema: Mapping[str, Any], arguments: str) -> dict[str, Any]:
 
 
 def _words(error: SchemaMismatch) -> str:
+    from jsonschema.exceptions import best_match
+
     deeper = best_match(error.context) if error.context else None
     error = deeper or error
     where = ".".join(map(str, error.absolute_path)) or "arguments"

@@ -161,8 +161,13 @@ def session_interval(message: bytes) -> float:
     """The Session-Expires (s) of a caller who knows of Min-SE (RFC 4028 section 9); none is inf."""
     headers = headers_of(message.decode("utf-8", "replace"))
     supported = ",".join(headers.get("supported", ())).lower().replace(" ", "").split(",")
-    interval = re.match(r"\d{1,9}", next(iter(headers.get("session-expires", ())), ""))
+    interval = re.match(r"\d{1,9}", first_of(headers, "session-expires"))
     return int(interval[0]) if interval is not None and "timer" in supported else float("inf")
+
+
+def first_of(headers: Mapping[str, tuple[str, ...]], name: str) -> str:
+    """The first value of a header field, or ""."""
+    return next(iter(headers.get(name, ())), "")
 
 
 def body_of(message: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from gateway.sip.messages.headers import (
     MAX_FIELD,
     display_name_of,
+    first_of,
     headers_of,
     name_addr_of,
     parameter_of,
@@ -110,12 +111,12 @@ def _cause_of(uri: str) -> str:
 def invite_of(message: str, source: str) -> Invite:
     """The facts of an INVITE."""
     headers = headers_of(message)
-    to_field = next(iter(headers.get("to", ())), "")
-    from_field = next(iter(headers.get("from", ())), "")
+    to_field = first_of(headers, "to")
+    from_field = first_of(headers, "from")
     to_uri = request_uri_of(message) or uri_of(to_field)
     from_uri = uri_of(from_field)
     return Invite(
-        sip_call_id=next(iter(headers.get("call-id", ())), ""),
+        sip_call_id=first_of(headers, "call-id"),
         to_uri=to_uri,
         from_uri=from_uri,
         to_user=user_of(to_uri),

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from gateway.sip.messages.headers import MAX_FIELD, headers_of
+from gateway.sip.messages.headers import MAX_FIELD, first_of, headers_of
 
 ALLOWED = "INVITE, ACK, BYE, CANCEL, OPTIONS, INFO, UPDATE, PRACK, REFER, NOTIFY"
 
@@ -79,7 +79,7 @@ def reply_inside(method: str, headers: Mapping[str, tuple[str, ...]], body: str)
     """
 
     def first(name: str) -> str:
-        return media_type(next(iter(headers.get(name, ())), ""))
+        return media_type(first_of(headers, name))
 
     kind = first("content-type")
     if method == "OPTIONS":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from gateway.addresses import IPAddress, address_of, host_of
-from gateway.sip.messages.headers import user_of
+from gateway.sip.messages.headers import first_of, user_of
 from gateway.sip.settings import Trunk
 
 log = structlog.get_logger("sip")
@@ -187,8 +187,8 @@ class Challenges:
             return False
         fields = (*headers.get("www-authenticate", ()), *headers.get("proxy-authenticate", ()))
         realms = frozenset(realm for field in fields for realm in _REALM.findall(field))
-        call_id = next(iter(headers.get("call-id", ())), "")
-        if next(iter(headers.get("cseq", ())), "").upper().endswith("REGISTER"):
+        call_id = first_of(headers, "call-id")
+        if first_of(headers, "cseq").upper().endswith("REGISTER"):
             # It goes where the configuration says, and nowhere else.
             self._registrations[call_id] = realms
             while len(self._registrations) > MAX_REGISTRATIONS:
