@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,32 @@ def check(path: Path, environ: Mapping[str, str] | None = None) -> tuple[int, li
         config, dialplan = load_all(path, environ)
     except ConfigError as error:
         return 2, [str(problem) for problem in error.problems]
+    source = read_toml(path, environ)
     return 0, [
         *_summary(path, config, dialplan),
-        *(f"  note: {note}" for note in notes(config, dialplan)),
+        *(f"  note: {_placed(note, source, dialplan)}" for note in notes(config, dialplan)),
     ]
+
+
+_SUBJECT = re.compile(r"(?:(route|trunk) ([^\s,:]+)(?:, ([\w.]+):)?|([a-z_]+(?:\.[a-z_]+)+)\b)")
+"""What a note is about: a route and its key, a trunk, or a key of the configuration."""
+
+
+def _placed(note: str, source: TomlSource, dialplan: Dialplan) -> str:
+    """Return a note with file and line of what it is about, where that is known."""
+    found = _SUBJECT.match(note)
+    if found is None:
+        return note
+    kind, name, key, setting = found.groups()
+    file, line = source.file, 0
+    if kind == "route" and (origin := dialplan.origins.get(name)) is not None:
+        file, line = origin.file, origin.lines.get(tuple((key or "").split(".")), origin.line)
+    elif kind == "trunk":
+        names = [one.get("name") for one in source.data.get("trunk", [])]
+        line = source.line(("trunk", names.index(name))) if name in names else 0
+    elif setting and (path := tuple(setting.split("."))) in source.lines:
+        line = source.line(path)
+    return f"{file}:{line}: {note}" if line else note
 
 
 def _folder(data: Mapping[str, Any], path: Path) -> Path:

@@ -84,6 +84,30 @@ def test_patterns_that_mean_something_else(pattern: str, says: str | None) -> No
 
 
 @pytest.mark.parametrize(
+    ("config", "routes", "says"),
+    [
+        (BASE, "[[route]]\nname = 'r'\n\nto = '_1XX'\n", "r.toml:4: route r, to: "),
+        (BASE, "[[route]]\nname = 'r'\n[[route]]\nname = 's'\n", "r.toml:1: route r takes every"),
+        (
+            '[realtime]\nmodel = "gpt-realtim"\nurl = "wss://api.openai.com"\n',
+            "",
+            "gateway.toml:2: realtime.model: ",
+        ),
+        (
+            BASE + '[[trunk]]\nname = "a"\npeers = ["192.0.2.1"]\n',
+            "",
+            "gateway.toml:3: trunk a is at",
+        ),
+        (BASE, "", "note: no route: every call"),
+    ],
+)
+def test_a_note_says_where_its_subject_stands(
+    tmp_path: Path, config: str, routes: str, says: str
+) -> None:
+    assert says in checked(tmp_path, config, routes)
+
+
+@pytest.mark.parametrize(
     ("first", "second", "hidden"),
     [
         ("", "to = '^100$'", "r takes every call, none is left for s"),
