@@ -151,7 +151,7 @@ def test_a_transfer_that_no_listener_can_carry_is_noted(tmp_path: Path) -> None:
 def test_a_trunk_of_everybody_is_noted(tmp_path: Path) -> None:
     text = '[[trunk]]\nname = "a"\npeers = ["0.0.0.0/0"]\n'
     _, lines = check(written(tmp_path, text), {})
-    told = "gateway.toml:1: trunk a: with 0.0.0.0/0 every call counts as this trunk's"
+    told = "trunk a: with 0.0.0.0/0 every call counts as this trunk's"
     assert any(line.endswith(told) for line in lines)
 
 

@@ -89,7 +89,7 @@ def test_patterns_that_mean_something_else(pattern: str, says: str | None) -> No
         (BASE, "[[route]]\nname = 'r'\n\nto = '_1XX'\n", "r.toml:4: route r, to: "),
         (BASE, "[[route]]\nname = 'r'\n[[route]]\nname = 's'\n", "r.toml:1: route r takes every"),
         (
-            '[realtime]\nmodel = "gpt-realtim"\nurl = "wss://api.openai.com"\n',
+            '[realtime]\nmodel = "gpt-realtim"\nurl = "wss://api.openai.com"\napi_key = "k"\n',
             "",
             "gateway.toml:2: realtime.model: ",
         ),
