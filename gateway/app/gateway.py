@@ -20,7 +20,13 @@ from gateway.app.admission import Admission, Rejections
 from gateway.app.api_backend import Api
 from gateway.app.applications import Applications
 from gateway.app.commands import ContentCommands, DialCommands, OperatorCommands
-from gateway.app.registry import CallRegistry, endpoints_of, facts_for_slot, record_store
+from gateway.app.registry import (
+    CallRegistry,
+    endpoints_of,
+    facts_for_slot,
+    record_store,
+    recording_options,
+)
 from gateway.app.reload import Read, Reloader
 from gateway.app.server_health import HealthChecker
 from gateway.billing.costs import Costs
@@ -35,6 +41,7 @@ from gateway.planning.route_tools import tool_executor
 from gateway.records.background import BackgroundWriter
 from gateway.records.events import EventLogs
 from gateway.records.files import RecordFiles
+from gateway.records.recordings import Recordings
 from gateway.records.webhooks import WebhookSender
 from gateway.sip import library
 from gateway.sip.agent import UserAgent
@@ -170,6 +177,7 @@ class Gateway:
         )
         event_logs = EventLogs(config.records.folder, writer, secrets)
         self._costs = costs = Costs(config)
+        self.recordings = recordings = Recordings(recording_options(config))
         self._tools = tools = tool_executor(config, dialplan)
         servers = HealthChecker(
             servers_of(config, dialplan),
@@ -177,7 +185,7 @@ class Gateway:
             config.realtime.connect_timeout,
         )
         rejections = Rejections(records, sip.retry_after, config.records.redact)
-        self.calls = calls = CallRegistry(config, dialplan, records, event_logs, costs)
+        self.calls = calls = CallRegistry(config, dialplan, records, event_logs, costs, recordings)
         self.agent = agent = UserAgent(
             sip,
             on_invite=lambda leg: self._admission.on_invite(leg),
@@ -235,6 +243,7 @@ class Gateway:
             Part("records", records.start, records.stop),
             Part("writer", writer.start, writer.stop),
             Part("cost state", costs.start, costs.stop),
+            Part("recordings", recordings.start, recordings.stop),
             Part("callback requests", None, http.close),
             Part("tools", lambda: self._tools.start(), lambda: self._tools.stop()),
             Part("replaced tools", None, self._retired.cancel),
@@ -257,6 +266,7 @@ class Gateway:
             "mcp": lambda: self._tools.states(),
             "callbacks": callbacks.as_json,
             "records": records.as_json,
+            "recordings": recordings.as_json,
             "dropped": lambda: {"records": files.dropped, "media faults": pump.faults},
         }
 

@@ -17,6 +17,7 @@ from gateway.dialplan import Dialplan, Route
 from gateway.records.background import BackgroundWriter
 from gateway.records.events import EventLogs
 from gateway.records.files import RecordFiles
+from gateway.records.recordings import Options, Recordings
 from gateway.records.spool import Spool
 from gateway.records.store import RecordStore
 from gateway.records.webhooks import Endpoint, Outbox
@@ -38,6 +39,7 @@ class CallRegistry:
         records: RecordStore,
         event_logs: EventLogs,
         costs: Costs,
+        recordings: Recordings | None = None,
     ) -> None:
         self.max_calls = 0
         """Set when the user agent is up and says how many it carries."""
@@ -48,6 +50,7 @@ class CallRegistry:
         self._records = records
         self._event_logs = event_logs
         self._costs = costs
+        self._recordings = recordings
         self._calls: set[CallController] = set()
         self._undecided: dict[str, Callable[[], None]] = {}
         self._leaving = TaskSet()
@@ -147,6 +150,8 @@ class CallRegistry:
                 record.call_id, record.started_at, record.private, route=record.route
             )
         call.watch(account, events)
+        if self._recordings is not None:
+            call.record_with(self._recordings)
         self._records.opened(record)
 
 
@@ -202,6 +207,12 @@ def record_store(
         idle=idle,
         instance=f"{socket.gethostname()}:{config.sip.listen[0].port}",
     )
+
+
+def recording_options(config: Config) -> Options:
+    """Return where and how calls are recorded."""
+    settings = config.recording
+    return Options(settings.folder, settings.recipients, settings.upload is not None)
 
 
 def facts_for_slot(invite: Invite) -> Mapping[str, Any]:

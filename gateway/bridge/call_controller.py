@@ -15,7 +15,7 @@ import structlog
 from gateway.billing.costs import Account
 from gateway.bridge.legs import Dialer, Legs, OutboundTarget
 from gateway.bridge.machine_driver import CallHost, MachineDriver, ToolCalls, entry
-from gateway.bridge.media import CallMedia, MediaPump
+from gateway.bridge.media import CallMedia, CallRecorder, MediaPump
 from gateway.bridge.sessions import SessionPlan, Sessions
 from gateway.bridge.sideband import Sideband
 from gateway.call import inputs, outputs
@@ -26,6 +26,7 @@ from gateway.call.plan import CallPlan
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import CallCommand
 from gateway.records.events import EventLog
+from gateway.records.recordings import Recordings
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio
 from gateway.tools.functions import ToolRunner
@@ -86,14 +87,24 @@ class CallController:
         )
         self._sessions = Sessions(host, session_plan, sideband)
         self._legs = Legs(host, leg, audio, dial, plan.allowed_refer_to, permit_refer)
+        self._recorder = CallRecorder(host, plan, audio)
+        self.recording_plan = plan.recording
         self._media = CallMedia(
-            host, plan, audio, pump, self._sessions.append, driver.feed_first, feed
+            host,
+            plan,
+            audio,
+            pump,
+            self._sessions.append,
+            driver.feed_first,
+            feed,
+            self._recorder.conceal,
         )
         tool_calls = ToolCalls(host, tools, plan.content.guardrails, lambda: machine.variables)
         driver.executors = {
             **self._legs.executors,
             **self._sessions.executors,
             **self._media.executors,
+            **self._recorder.executors,
             **tool_calls.executors,
             outputs.OutOfBandDone: self.out_of_band.done,
             outputs.LogEvent: self._log_event,
@@ -114,6 +125,10 @@ class CallController:
     def conversing(self) -> bool:
         """Whether the call is up, with a session that talks."""
         return self._driver.machine.talking
+
+    def record_with(self, recordings: Recordings) -> None:
+        """Before the start: have recordings of the call written by these."""
+        self._recorder.recordings = recordings
 
     def watch(self, account: Account, events: EventLog | None) -> None:
         """Before the start: count what the call uses, and let ``events`` see its session."""
@@ -195,6 +210,7 @@ class CallController:
         for step in (
             self.out_of_band.close,
             self._media.finish,
+            self._recorder.finish,
             self._legs.finish,
             self._sessions.finish,
             self._summarize,

@@ -17,6 +17,14 @@ from gateway.bridge.machine_driver import CallHost, CallPart, entry
 from gateway.call import inputs, outputs
 from gateway.call.inputs import BeepHeard, CallerSounds, DigitPressed, SoundHeard
 from gateway.call.plan import CallPlan
+from gateway.records.files import file_stem
+from gateway.records.recordings import (
+    WAITING_FRAMES,
+    Recording,
+    RecordingError,
+    Recordings,
+    seconds_of,
+)
 from gateway.sip.media import ports
 from gateway.sip.media.ports import CallAudio
 
@@ -67,6 +75,77 @@ class MediaPump:
                     log.exception("media.fault")
 
 
+class CallRecorder(CallPart):
+    """Starts and stops the recording of one call, and writes its figures into the call's record."""
+
+    def __init__(self, host: CallHost, plan: CallPlan, audio: CallAudio) -> None:
+        super().__init__(host)
+        self.recordings: Recordings | None = None
+        self._plan = plan.recording
+        self._audio = audio
+        self._recording: Recording | None = None
+        self._paused = self._concealed = False
+        self.executors: dict[type, Callable[[Any], None]] = {
+            outputs.StartRecording: self._start,
+            outputs.StopRecording: self._stop,
+            outputs.SilenceRecording: self._silence,
+        }
+
+    def conceal(self, concealed: bool) -> None:
+        """Record silence while something is entered that nobody may hear."""
+        self._concealed = concealed
+        self._audio.recorder.silence(self._paused or concealed)
+
+    def finish(self) -> None:
+        """Complete the file: the call is over."""
+        record = self._host.record.recording
+        if record is not None and record.state in ("recording", "paused"):
+            record.state = "stopped"
+        self._stop(outputs.StopRecording())
+
+    def _start(self, _output: outputs.StartRecording) -> None:
+        call, recorder = self._host.record, self._audio.recorder
+        record = call.recording
+        assert record is not None
+        try:
+            if self.recordings is None:
+                raise RecordingError("no recording.folder is set")
+            self._recording = made = self.recordings.begin(
+                call.call_id,
+                file_stem(call.started_at, call.call_id),
+                recorder,
+                self._audio.codec,
+                self._plan.format,
+            )
+        except RecordingError as error:
+            record.state = "failed"
+            log.error("recording.not_started", call=call.call_id, error=str(error))
+            return
+        record.file, record.format = made.path.name, self._plan.format
+        record.encryption = "age" if made.encrypted else ""
+        recorder.start(WAITING_FRAMES)
+        recorder.silence(self._paused or self._concealed)
+
+    def _silence(self, output: outputs.SilenceRecording) -> None:
+        self._paused = output.silent
+        self._audio.recorder.silence(self._paused or self._concealed)
+
+    def _stop(self, output: outputs.StopRecording) -> None:
+        made, self._recording = self._recording, None
+        record = self._host.record.recording
+        if made is None or record is None or self.recordings is None:
+            return
+        self._audio.recorder.end()
+        counts = self._audio.recorder.counts
+        record.seconds = seconds_of(counts.frames)
+        record.silenced_seconds = seconds_of(counts.silenced)
+        record.dropped_frames = counts.dropped
+        record.shifted_ms = counts.shifted_samples * 1000 // SAMPLE_RATE
+        if output.discard:
+            record.file, record.seconds = "", 0.0
+        self.recordings.end(made, discard=output.discard)
+
+
 class CallMedia(CallPart):
     """Sends the caller's audio to the session as it comes, queues the session's audio for playout,
     and feeds the machine what it learns from either.
@@ -75,6 +154,7 @@ class CallMedia(CallPart):
         feed_first: hands an input to the machine before all others that wait.
         send: takes caller audio for the session.
         feed_at: hands an input to the machine that happened at that time of the event loop.
+        on_conceal: told when the caller's audio is kept from the session, and when no more.
     """
 
     def __init__(
@@ -86,6 +166,7 @@ class CallMedia(CallPart):
         send: Callable[[bytes], None],
         feed_first: Callable[[inputs.Input], None],
         feed_at: Callable[[inputs.Input, float], None],
+        on_conceal: Callable[[bool], None] = lambda _concealed: None,
     ) -> None:
         super().__init__(host)
         self._audio = audio
@@ -93,9 +174,10 @@ class CallMedia(CallPart):
         self._send = send
         self._feed_first = feed_first
         self._feed_at = feed_at
+        self._on_conceal = on_conceal
         self._analyzer = InboundAudioAnalyzer(plan)
         self._hold: outputs.Hold | None = None
-        self._streaming = False
+        self._streaming = self._concealed = False
         self._paused: set[str] = {"not started"}
         """Why playout stands still."""
         audio.playout.pause(True)
@@ -104,6 +186,7 @@ class CallMedia(CallPart):
             outputs.Hold: self._on_hold,
             outputs.Pause: lambda output: self._pause("paused", output.paused),
             outputs.Play: self._play,
+            outputs.Conceal: self._conceal,
         }
 
     def stop(self) -> None:
@@ -133,6 +216,8 @@ class CallMedia(CallPart):
             self._host.feed(heard)
         if self._hold is not None:
             audio = self._audio.codec.silence * len(audio) if self._hold.silent else b""
+        if self._concealed:
+            audio = self._audio.codec.silence * len(audio)
         if audio and self._streaming:
             self._send(audio)
         playout = self._audio.playout
@@ -153,6 +238,10 @@ class CallMedia(CallPart):
     def _on_hold(self, output: outputs.Hold) -> None:
         self._hold = output if output.held else None
         self._pause("held", output.held)
+
+    def _conceal(self, output: outputs.Conceal) -> None:
+        self._concealed = output.concealed
+        self._on_conceal(output.concealed)
 
     def _pause(self, why: str, paused: bool) -> None:
         (self._paused.add if paused else self._paused.discard)(why)

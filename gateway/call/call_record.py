@@ -286,6 +286,31 @@ class SessionRecord:
     """The file of the session's events, and how many are not in it, where they are written."""
 
 
+@dataclass(slots=True)
+class RecordingRecord:
+    """The recording of the call, or what became of the wish for one."""
+
+    state: str = ""
+    """asking, recording, paused, stopped, deleted, refused or unanswered."""
+    consent: str = ""
+    """announced, given, refused or unanswered; empty where nobody was asked."""
+    started_by: str = ""
+    """route, tool, operator or application."""
+    began_ms: float | None = None
+    """Its first frame."""
+    file: str = ""
+    format: str = ""
+    encryption: str = ""
+    """age, or empty."""
+    seconds: float = 0.0
+    silenced_seconds: float = 0.0
+    """Of which nothing is kept: pauses, and digits that were entered as sensitive ones."""
+    dropped_frames: int = 0
+    """Frames of 20 ms in whose place there is silence, since nobody could write them."""
+    shifted_ms: int = 0
+    """Of the caller's sound, left out or filled with silence to follow the clock of playout."""
+
+
 class SpokenTranscript(Protocol):
     """Transcript of a call: :class:`gateway.call.conversation.transcript.Transcript`."""
 
@@ -319,6 +344,8 @@ class CallRecord:
     actions: ActionsRecord = field(default_factory=ActionsRecord)
     media: MediaRecord = field(default_factory=MediaRecord)
     content: ContentRecord = field(default_factory=ContentRecord)
+    recording: RecordingRecord | None = None
+    """None where no recording was wanted."""
     response_times: list[ResponseTime] = field(default_factory=list)
     """One for each turn of the caller that got an answer."""
     cost: dict[str, Any] = field(default_factory=dict)
@@ -390,6 +417,7 @@ class CallRecord:
             "direction": self.direction,
             "disposition": self.disposition,
             "explanation": list(self.explanation),
+            "recording": "" if self.recording is None else self.recording.state,
             "quality": dict(self.media.quality),
             "cost": dict(self.cost),
         }
@@ -432,6 +460,7 @@ class CallRecord:
             **asdict(self.actions),
             **asdict(self.media),
             **asdict(self.content),
+            "recording": None if self.recording is None else asdict(self.recording),
             "cost": dict(self.cost),
             "metadata": dict(self.metadata),
             "disposition": self.disposition,

@@ -16,6 +16,7 @@ from typing import Any
 from gateway.call import inputs, outputs
 from gateway.call.call_control import TransferEvent
 from gateway.call.call_record import CallRecord
+from gateway.call.conversation.conversation import record_call
 from gateway.call.ending import (
     Ending,
     EndReason,
@@ -31,6 +32,7 @@ from gateway.call.playout.playback import Playout
 from gateway.call.rules.post_call import PostCallAnalysis, post_call_of
 from gateway.call.session_lifecycle import CallContext, SessionEvents
 from gateway.call.session_lifecycle import State as State
+from gateway.call.tools.commands import RecordCall
 from gateway.realtime.events import AudioDelta, UpdateSession
 
 LEG_END_SECONDS = 35.0
@@ -92,7 +94,9 @@ class LegEvents:
         self._call.record.times.confirmed = self._call.timeline.ms(now)
         self._call.timers.confirmed(now, held=self._call.held)
         note = self._call.timeline.note(now, "confirmed", "info")
-        todo: list[outputs.Output] = [note, outputs.StartMedia()]
+        # Before the first frame that the caller hears.
+        recorded = self._call.conversation.recording.settle(now, confirmed=True)
+        todo: list[outputs.Output] = [note, *recorded, outputs.StartMedia()]
         todo += self._session.failover.answered(now)
         return todo + self._session.confirmed(now)
 
@@ -325,13 +329,14 @@ class CallMachine:
     def _on_joined(self, now: float) -> list[outputs.Output]:
         """Leave caller and B-leg to themselves: close the session, or let it listen."""
         self._call.state = State.BRIDGED
-        note = self._call.timeline.note(now, "bridged", "info")
+        todo: list[outputs.Output] = [self._call.timeline.note(now, "bridged", "info")]
+        todo += self._call.conversation.recording.joined(now)
         if self._call.session_up and self._call.plan.tools.transfer.listen:
-            return [note, outputs.Send(UpdateSession(self._call.plan.listening))]
+            return [*todo, outputs.Send(UpdateSession(self._call.plan.listening))]
         if not self._call.session_up:
-            return [note]
+            return todo
         self._call.session_up = False
-        return [note, outputs.CloseSession(1000, "bridged")]
+        return [*todo, outputs.CloseSession(1000, "bridged")]
 
     def _on_prepared(self, input: inputs.Prepared, now: float) -> list[outputs.Output]:
         """Take the plan that was completed with fetched data."""
@@ -355,6 +360,8 @@ class CallMachine:
 
     def _on_tool_request(self, input: inputs.ToolRequest, now: float) -> list[outputs.Output]:
         """Carry out a command of a function or an operator, or reject it."""
+        if isinstance(input.command, RecordCall) and self._call.live:
+            return record_call(input.command, self._call.conversation.control, now)
         if not (self._call.session_up and self._call.live) or self._call.state is State.BRIDGED:
             return self._call.conversation.command_rejected(input.command)
         return self._call.conversation.on_command(input.command, now)

@@ -208,6 +208,33 @@ class Play:
 
 
 @dataclass(frozen=True, slots=True)
+class StartRecording:
+    """Record both sides of the call from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRecording:
+    """Complete the file of the recording, or leave nothing of it (``discard``)."""
+
+    discard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SilenceRecording:
+    """Record silence in place of both sides while ``silent``; the time goes on."""
+
+    silent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Conceal:
+    """Keep what the caller's side sends from session and recording while ``concealed``; both get
+    silence. DTMF in it is detected all the same."""
+
+    concealed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LogEvent:
     """A line in the log, which the call's timeline has too."""
 
@@ -246,6 +273,10 @@ Output = (
     | CheckContent
     | OutOfBandDone
     | Play
+    | StartRecording
+    | StopRecording
+    | SilenceRecording
+    | Conceal
     | LogEvent
     | Finished
 )

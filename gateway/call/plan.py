@@ -323,6 +323,31 @@ class PostCallPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordingPlan:
+    """Recording of the call: ``[route.recording]``."""
+
+    mode: str = "off"
+    """off, on_demand or always."""
+    format: str = "wav"
+    """wav, wav_pcm or opus."""
+    consent: str = "none"
+    """none; announce: the prompt is said, and who says no is not recorded; ask: only who says yes
+    is."""
+    prompt: str = ""
+    yes_key: str = "1"
+    no_key: str = "2"
+    yes_phrases: tuple[tuple[str, ...], ...] = ()
+    """Words of the caller that are a yes, as ``gateway.text.words_of`` splits them."""
+    no_phrases: tuple[tuple[str, ...], ...] = ()
+    consent_timeout: float = 10.0
+    """Wait (s) for the answer, from the end of the prompt."""
+    after_transfer: bool = False
+    """Whether caller and B-leg are recorded once they are joined."""
+    tool: bool = False
+    """Whether the model has the tool ``record_call``."""
+
+
+@dataclass(frozen=True, slots=True)
 class ContentPlan:
     """Plans about the content of a call."""
 
@@ -413,6 +438,7 @@ class CallPlan:
     silence: SilencePlan = field(default_factory=SilencePlan)
     machine_detection: MachineDetectionPlan = field(default_factory=MachineDetectionPlan)
     content: ContentPlan = field(default_factory=ContentPlan)
+    recording: RecordingPlan = field(default_factory=RecordingPlan)
     allowed_refer_to: re.Pattern[str] | None = None
     """URIs that the caller's side may send us to by REFER."""
     variables: Mapping[str, str] = field(default_factory=dict)

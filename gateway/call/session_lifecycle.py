@@ -165,6 +165,7 @@ class SessionEvents:
         todo = self._call.opening.answer(now)
         if self._call.opening.confirmed:
             self._call.state = State.TALKING
+            todo += self._call.conversation.recording.settle(now, confirmed=True)
             todo.append(outputs.StartMedia())
         else:
             self._call.state = State.ANSWERED
@@ -177,6 +178,7 @@ class SessionEvents:
         todo = self._call.opening.answer(now)
         if self._call.opening.confirmed:
             self._call.state = State.TALKING
+            todo += self._call.conversation.recording.settle(now, confirmed=True)
             return [*todo, outputs.StartMedia(), *self.failover.answered(now)]
         self._call.state = State.ANSWERED
         self._call.timers.answered(now)

@@ -14,7 +14,13 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.config.operations import ApiSettings, RecordSettings, Redacted, WebhookSettings
+from gateway.config.operations import (
+    ApiSettings,
+    RecordingSettings,
+    RecordSettings,
+    Redacted,
+    WebhookSettings,
+)
 from gateway.config.sections import (
     AccessSettings,
     CallbackSettings,
@@ -93,6 +99,7 @@ class Config(Section):
     dialplan: DialplanSettings = Field(default_factory=DialplanSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     records: RecordSettings = Field(default_factory=RecordSettings)
+    recording: RecordingSettings = Field(default_factory=RecordingSettings)
     media: MediaSettings = Field(default_factory=MediaSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     cost: CostSettings = Field(default_factory=CostSettings)
@@ -223,7 +230,13 @@ class Config(Section):
         values += self.callbacks.headers.values()
         own = tuple(value.get_secret_value() for value in values if value)
         hooks = [secret for one in self.webhook for secret in one.secrets()]
-        return (*own, *self.tools.secrets(), *self.records.secrets(), *hooks)
+        return (
+            *own,
+            *self.tools.secrets(),
+            *self.records.secrets(),
+            *self.recording.secrets(),
+            *hooks,
+        )
 
 
 _API_KEY = ("realtime", "api_key")

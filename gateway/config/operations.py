@@ -77,6 +77,66 @@ class RecordSettings(Section):
         return (url, password) if password else ()
 
 
+RecordingFormat = Literal["wav", "wav_pcm", "opus"]
+"""WAV with G.711 as it came, WAV with 16-bit linear samples, or Ogg Opus."""
+
+RecordingMode = Literal["off", "on_demand", "always"]
+
+
+def _public_key(value: str) -> str:
+    if not re.fullmatch(r"age1[0-9a-z]{50,}|ssh-(?:ed25519|rsa) \S+(?: .*)?", value):
+        raise ValueError('must be a public key of age ("age1...") or SSH ("ssh-ed25519 ...")')
+    return value
+
+
+class UploadSettings(Section):
+    """``[recording.upload]``: S3-compatible storage that finished recordings are copied to."""
+
+    endpoint: HttpUrl
+    bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
+    prefix: str = ""
+    region: str = ""
+    access_key: SecretStr
+    secret_key: SecretStr
+    keep_local: Flag = True
+
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        parts = urlsplit(self.endpoint)
+        if parts.path.strip("/") or parts.query:
+            raise MisplacedError(("endpoint",), "must be scheme and host only; use bucket, prefix")
+        if parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
+            raise MisplacedError(
+                ("endpoint",), "must begin with https://: recordings would go over the network"
+            )
+        return self
+
+
+class RecordingSettings(Section):
+    """``[recording]``: where calls are recorded to, in which form, and for how long (days)."""
+
+    folder: FilePath | None = None
+    mode: RecordingMode = "off"
+    format: RecordingFormat = "wav"
+    recipients: tuple[Annotated[str, AfterValidator(_public_key)], ...] = ()
+    retention_days: Days = 0.0
+    upload: UploadSettings | None = None
+
+    @model_validator(mode="after")
+    def _has_a_folder(self) -> Self:
+        if self.folder is None and (self.mode != "off" or self.upload is not None):
+            raise MisplacedError(("folder",), "missing: recordings are written there")
+        return self
+
+    def secrets(self) -> tuple[str, ...]:
+        """The keys of the storage."""
+        if self.upload is None:
+            return ()
+        return tuple(
+            key.get_secret_value() for key in (self.upload.access_key, self.upload.secret_key)
+        )
+
+
 def _hash(value: str) -> str:
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", value):
         raise ValueError("is no hash of a token: `gateway token create` makes both")

@@ -48,6 +48,7 @@ from gateway.dialplan.route_sections import (
     ResponseFailure,
     RouteBudget,
     RouteData,
+    RouteRecording,
     RouteRecords,
     Silence,
     UserIdle,
@@ -225,6 +226,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
     budget: RouteBudget = Field(default_factory=RouteBudget)
     fallback: tuple[Fallback, ...] = DEFAULT
     records: RouteRecords = Field(default_factory=RouteRecords)
+    recording: RouteRecording = Field(default_factory=RouteRecording)
     realtime: RouteRealtime = Field(default_factory=RouteRealtime)
     _as_written: bool = PrivateAttr(False)
     """No variables are filled in."""

@@ -51,6 +51,7 @@ from gateway.planning.route_tools import (
     metadata_of,
     own_tools,
     plan_of,
+    recording_plan,
     transfer_plan,
     trouble_plan,
     turns_left_to_us,
@@ -260,6 +261,7 @@ def call_plan(
         silence=plan_of(SilencePlan, route.silence),
         machine_detection=machine_plan(route),
         content=content_plan(route),
+        recording=recording_plan(config, route),
         listening=listening_session(session),
         variables=values,
         metadata=metadata_of(route, values),
@@ -371,7 +373,7 @@ def _session(
     values: Mapping[str, str],
     tool_executor: ToolExecutor | None,
 ) -> dict[str, Any]:
-    tools = own_tools(route, transfer_plan(route, config.trunk))
+    tools = own_tools(route, transfer_plan(route, config.trunk), recording_plan(config, route))
     if tool_executor is not None:
         names = {tool["name"] for tool in tools}
         offered = tool_executor.definitions(route.name)

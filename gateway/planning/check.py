@@ -17,7 +17,13 @@ from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, loa
 from gateway.dialplan.session_settings import only_beta
 from gateway.planning.config_notes import certificate_problem, notes
 from gateway.planning.route_notes import summary as tool_summary
-from gateway.planning.route_tools import has_prompt, offers_of, own_tools, transfer_plan
+from gateway.planning.route_tools import (
+    has_prompt,
+    offers_of,
+    own_tools,
+    recording_plan,
+    transfer_plan,
+)
 from gateway.planning.route_tools import problems as tool_problems
 from gateway.tools.python import ToolModuleError
 
@@ -192,7 +198,7 @@ def names_of_functions(config: Config, dialplan: Dialplan, route: Route) -> list
     given = [tool for tool in route.session.get("tools") or () if isinstance(tool, Mapping)]
     if offer.mcp or has_prompt(route):
         return None
-    own = own_tools(route, transfer_plan(route, config.trunk))
+    own = own_tools(route, transfer_plan(route, config.trunk), recording_plan(config, route))
     names = [str(tool["name"]) for tool in (*given, *own) if "name" in tool]
     return [*names, *(one.name for one in offer.python), *(one.name for one in offer.webhooks)]
 

@@ -23,7 +23,13 @@ from gateway.config.validate import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.planning.route_notes import advice as tool_advice
 from gateway.planning.route_notes import route_notes
-from gateway.planning.route_tools import has_prompt, offers_of, own_tools, transfer_plan
+from gateway.planning.route_tools import (
+    has_prompt,
+    offers_of,
+    own_tools,
+    recording_plan,
+    transfer_plan,
+)
 from gateway.realtime.endpoint import Endpoint
 from gateway.tools.executor import RouteTools
 
@@ -160,7 +166,7 @@ def notes(config: Config, dialplan: Dialplan) -> list[str]:
         for route in enabled
         if has_prompt(route)
         and (
-            own_tools(route, transfer_plan(route, config.trunk))
+            own_tools(route, transfer_plan(route, config.trunk), recording_plan(config, route))
             or offers[route.name] != RouteTools()
         )
     ]

@@ -27,6 +27,7 @@ from gateway.call.plan import (
     LanguagePlan,
     MachineDetectionPlan,
     PostCallPlan,
+    RecordingPlan,
     ResponseFailurePlan,
     SchedulePlan,
     SendDtmfPlan,
@@ -46,6 +47,7 @@ from gateway.dialplan.tool_sections import ARGUMENT, WebTool
 from gateway.dialplan.variables import names_in, render
 from gateway.planning.destinations import caller_id_of, dial_uri
 from gateway.realtime.session_object import complete_detection
+from gateway.text import words_of
 from gateway.tools import ToolError
 from gateway.tools.api import Waiting
 from gateway.tools.executor import RouteTools, ToolExecutor, ToolLimits
@@ -365,7 +367,23 @@ def language_plan(route: Route, session: Mapping[str, Any] | None = None) -> Lan
     return LanguagePlan(given.languages, updates)
 
 
-def own_tools(route: Route, transfer: TransferPlan) -> list[dict[str, Any]]:
+def recording_plan(config: Config, route: Route) -> RecordingPlan:
+    """Return whether and how calls of the route are recorded."""
+    given = route.recording
+    return plan_of(
+        RecordingPlan,
+        given,
+        mode=given.mode or config.recording.mode,
+        format=given.format or config.recording.format,
+        prompt=given.words,
+        yes_phrases=tuple(words_of(phrase) for phrase in given.yes_phrases),
+        no_phrases=tuple(words_of(phrase) for phrase in given.no_phrases),
+    )
+
+
+def own_tools(
+    route: Route, transfer: TransferPlan, recording: RecordingPlan | None = None
+) -> list[dict[str, Any]]:
     """The tools that the gateway offers to the model on this route."""
     schedule = plan_of(SchedulePlan, route.schedule_callback)
     tools = [
@@ -378,6 +396,7 @@ def own_tools(route: Route, transfer: TransferPlan) -> list[dict[str, Any]]:
             plan_of(CollectPlan, route.collect_digits), route.collect_digits.description
         ),
         definitions.schedule_callback(schedule, route.schedule_callback.description),
+        definitions.record_call(recording or RecordingPlan(), route.recording.description),
     ]
     return [tool for tool in tools if tool is not None]
 

@@ -87,9 +87,9 @@ public:
     /** What the stream sends at that timestamp: `count` samples that end with that frame. */
     void sent(int64_t now, uint64_t timestamp, const int16_t *samples, size_t count)
     {
-        if (!begun_ || finished_ || timestamp < base_)
-            return;
         beat(now, timestamp);
+        if (finished_ || timestamp < base_)
+            return;
         uint64_t from = timestamp - base_;
         if (count > kFrame)
             from = from + kFrame >= count ? from + kFrame - count : 0;

@@ -56,6 +56,13 @@ class DtmfConsumer(Protocol):
         """Take a digit."""
 
 
+class RecordingCommands(DtmfConsumer, Protocol):
+    """The recording of the call: :class:`gateway.call.rules.recording.CallRecording`."""
+
+    def command(self, action: str, by: str, now: float) -> tuple[str, list[Output]]:
+        """Start, stop, pause, resume or delete it; returns why not, or ""."""
+
+
 class ConversationRule(Protocol):
     """Watches one conversation for one thing, such as a budget or a silent caller.
 
@@ -100,6 +107,7 @@ class ConversationControl:
         """Ids of function calls whose results are not recorded."""
         self.collecting: DtmfConsumer | None = None
         self.approvals: DtmfConsumer | None = None
+        self.recording: RecordingCommands | None = None
         self.termination: Termination | None = None
         """Why no more responses are requested; None while the conversation goes on."""
         self._handed_on = False
@@ -127,7 +135,7 @@ class ConversationControl:
     @property
     def dtmf_consumer(self) -> DtmfConsumer | None:
         """Return who gets the next digit instead of the conversation; None: nobody."""
-        for taker in (self.approvals, self.collecting):
+        for taker in (self.approvals, self.collecting, self.recording):
             if taker is not None and taker.wants_digits:
                 return taker
         return None

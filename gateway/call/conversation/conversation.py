@@ -30,6 +30,7 @@ from gateway.call.playout.playback import Playout
 from gateway.call.rules.cost_control import Budget, ContextTrimmer
 from gateway.call.rules.guardrails import Guardrails
 from gateway.call.rules.machine_detection import MachineDetector
+from gateway.call.rules.recording import CallRecording
 from gateway.call.rules.response_failure import ResponseFallback
 from gateway.call.rules.silence import Silence, UserIdleTimeout
 from gateway.call.tools.approvals import Approvals, McpWatch
@@ -38,6 +39,7 @@ from gateway.call.tools.commands import (
     EndCall,
     Interrupt,
     OperatorTransfer,
+    RecordCall,
     ReferTo,
     RequestOutOfBand,
     Respond,
@@ -112,7 +114,18 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
                 return [note, refused]
         case EndCall(words):
             control.terminate(Termination(EndReason.APPLICATION, "by a function", words))
+        case RecordCall():
+            return record_call(command, control, now)
     return [note]
+
+
+def record_call(command: RecordCall, control: ConversationControl, now: float) -> list[Output]:
+    """Carry out a command for the recording, which needs no session."""
+    assert control.recording is not None
+    refused, outputs = control.recording.command(command.action, command.by, now)
+    if refused:
+        return [control.timeline.note(now, "command_rejected", "warning", reason=refused)]
+    return outputs
 
 
 def _respond(control: ConversationControl, wanted: bool, now: float) -> list[Output]:
@@ -144,6 +157,7 @@ class Conversation:
             lambda: self._functions.busy or approvals.wants_digits,
         )
         self._response_fallback = ResponseFallback(self.control)
+        self.recording = self.control.recording = CallRecording(self.control)
         self._rules: tuple[ConversationRule, ...] = (
             self.transcript,
             Budget(self.control),
@@ -155,6 +169,7 @@ class Conversation:
             ContextTrimmer(self.control),
             self._response_fallback,
             self.silence,
+            self.recording,
         )
         self._rules_for: dict[type, list[ConversationRule]] = {}
         """Rules by what they have registered for."""
@@ -170,11 +185,12 @@ class Conversation:
 
     def open(self, now: float) -> list[Output]:
         """Request the greeting, so that it is there when the call is answered."""
-        if self._plan.greeting is None:
-            return []
-        greeting = CreateResponse(self._plan.greeting)
+        greeting = None if self._plan.greeting is None else CreateResponse(self._plan.greeting)
         self._interruptions.greeting = greeting
-        return self.control.ask(greeting, now)
+        asked = self.recording.opened(greeting, now)
+        if asked is not None:
+            return asked
+        return [] if greeting is None else self.control.ask(greeting, now)
 
     def apply_rules(self, input: Input, now: float) -> list[Output]:
         """Hand an input to the rules that have registered for it, once it has taken effect."""
@@ -342,6 +358,7 @@ class Conversation:
         """Return what follows once an input was handled: actions, termination, silence."""
         outputs = self._begin_action(now, confirmed)
         outputs += self._functions.action_done(now)
+        outputs += self.recording.settle(now, confirmed=confirmed)
         if self.control.termination is not None:
             # What is under way, or a goodbye that is being said, ends the call by itself.
             outputs += self.control.leave(now)

@@ -87,6 +87,14 @@ class EndCall:
     words: str
 
 
+@dataclass(frozen=True, slots=True)
+class RecordCall:
+    """Start, stop, pause, resume or delete the recording of the call."""
+
+    action: str
+    by: str = "operator"
+
+
 CallCommand = (
     Say
     | Tell
@@ -98,6 +106,7 @@ CallCommand = (
     | ReferTo
     | Interrupt
     | EndCall
+    | RecordCall
 )
 
 
@@ -126,6 +135,10 @@ class CommandsFromTools:
     def transfer(self, destination: str, words: str) -> None:
         """Transfer the caller: :class:`TransferTo`."""
         self._take(TransferTo(destination, words))
+
+    def record(self, action: str) -> None:
+        """Start, stop, pause, resume or delete the recording: :class:`RecordCall`."""
+        self._take(RecordCall(action, "tool"))
 
     def end(self, words: str) -> None:
         """End the call: :class:`EndCall`."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -15,6 +15,7 @@ from gateway.call.plan import (
     Destination,
     HoldPlan,
     LanguagePlan,
+    RecordingPlan,
     SchedulePlan,
     SendDtmfPlan,
     TransferPlan,
@@ -27,9 +28,19 @@ HOLD = "hold"
 SET_LANGUAGE = "set_language"
 COLLECT_DIGITS = "collect_digits"
 SCHEDULE_CALLBACK = "schedule_callback"
+RECORD_CALL = "record_call"
 
 OWN = frozenset(
-    {END_CALL, TRANSFER_CALL, SEND_DTMF, HOLD, SET_LANGUAGE, COLLECT_DIGITS, SCHEDULE_CALLBACK}
+    {
+        END_CALL,
+        TRANSFER_CALL,
+        SEND_DTMF,
+        HOLD,
+        SET_LANGUAGE,
+        COLLECT_DIGITS,
+        SCHEDULE_CALLBACK,
+        RECORD_CALL,
+    }
 )
 """Names that no other tool may have."""
 
@@ -53,6 +64,10 @@ COLLECT_DESCRIPTION = (
     "Wait for the caller to enter digits on the telephone keypad, and get them. Ask for them "
     "first, and say how many or which key ends them. Digits that you wait for are not otherwise "
     "told to you."
+)
+RECORD_DESCRIPTION = (
+    "Start, stop, pause or resume the recording of this call, or stop it and delete what was "
+    "recorded. Delete it when the caller objects to being recorded."
 )
 SCHEDULE_DESCRIPTION = (
     "Have the caller called back at a time that you agreed on. Repeat the time to them before."
@@ -154,6 +169,14 @@ def schedule_callback(plan: SchedulePlan, description: str) -> dict[str, Any] | 
     }
 
 
+def record_call(plan: RecordingPlan, description: str) -> dict[str, Any] | None:
+    """Return the tool that controls the recording; None where the route does not offer it."""
+    if plan.mode == "off" or not plan.tool:
+        return None
+    action = {"type": "string", "enum": ["start", "stop", "pause", "resume", "delete"]}
+    return _tool_object(RECORD_CALL, description, {"action": action})
+
+
 def _with_optional(properties: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema of an object with optional properties."""
     return {"type": "object", "properties": dict(properties), "additionalProperties": False}
@@ -218,6 +241,17 @@ class LanguageArguments(_Arguments):
     """Arguments of ``set_language``."""
 
     language: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class RecordArguments(_Arguments):
+    """Arguments of ``record_call``."""
+
+    action: Literal["start", "stop", "pause", "resume", "delete"]
+
+
+def record_action(arguments: str) -> str:
+    """Return what to do about the recording. Raises ToolCallError."""
+    return _parse_arguments(RecordArguments, arguments).action
 
 
 class CollectArguments(_Arguments):

@@ -18,9 +18,11 @@ from gateway.call.tools.approvals import Approvals
 from gateway.call.tools.definitions import (
     COLLECT_DIGITS,
     END_CALL,
+    RECORD_CALL,
     SET_LANGUAGE,
     ToolCallError,
     language_of,
+    record_action,
 )
 from gateway.realtime.events import CreateResponse, ResponseDone, UpdateSession
 
@@ -108,6 +110,8 @@ class Functions:
             self._own.add(SET_LANGUAGE)
         if self._plan.tools.collect_digits.enabled:
             self._own.add(COLLECT_DIGITS)
+        if self._plan.recording.mode != "off" and self._plan.recording.tool:
+            self._own.add(RECORD_CALL)
 
     @property
     def _plan(self) -> CallPlan:
@@ -393,6 +397,8 @@ class Functions:
                 result = {"status": "done", "language": plan.names.get(code, code)}
                 change = self._control.changes["language"] = UpdateSession(plan.updates[code])
                 return [Send(change), *self._add_result(group, call_id, result, now)]
+            if name == RECORD_CALL:
+                return self._record(call_id, arguments, group, use, now)
             use.outcome = "begun"
             if name == COLLECT_DIGITS:
                 self._collect_digits(call_id, arguments, group, now)
@@ -401,6 +407,20 @@ class Functions:
         except ToolCallError as error:
             return self._answer_error(error, call_id, group, use, now)
         return self._send_results(group, now)
+
+    def _record(
+        self, call_id: str, arguments: str, group: _Group, use: ToolUse, now: float
+    ) -> list[Output]:
+        """Start, stop, pause, resume or delete the recording."""
+        recording = self._control.recording
+        assert recording is not None
+        refused, outputs = recording.command(record_action(arguments), "tool", now)
+        if refused:
+            raise ToolCallError(refused)
+        use.outcome = "done"
+        record = self._control.timeline.record.recording
+        result = {"status": "" if record is None else record.state}
+        return [*outputs, *self._add_result(group, call_id, result, now)]
 
     def _collect_digits(self, call_id: str, arguments: str, group: _Group, now: float) -> None:
         """Start the collection of digits for ``collect_digits``."""

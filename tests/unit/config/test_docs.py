@@ -28,6 +28,13 @@ DESCRIBED = {
     "route.interruptions.backchannel_phrases": (
         "some of English, German, French, Spanish, Italian, Dutch, Portuguese"
     ),
+    "route.recording.yes_phrases": (
+        "some of English, German, French, Spanish, Italian, Dutch, Portuguese"
+    ),
+    "route.recording.no_phrases": (
+        "some of English, German, French, Spanish, Italian, Dutch, Portuguese"
+    ),
+    "route.recording.description": "in English",
     "route.machine_detection.voicemail_patterns": "some of English, German, French, Spanish",
     "route.context.instructions": "in English",
     "route.end_call.description": "in English",

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The writer of recordings: containers, encryption, files that are cut."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyrage
+import pytest
+import soundfile
+
+from gateway.audio.g711 import Codec
+from gateway.records import recordings
+from gateway.records.recordings import Options, Recording, RecordingError, Recordings, decrypt
+
+KEY = pyrage.x25519.Identity.generate()
+STEPS = b"".join(bytes([0x80 + step]) * 160 + bytes([0x10 + step]) * 160 for step in range(50))
+
+
+class Tape:
+    """A recorder that has these bytes, a second at a time."""
+
+    def __init__(self, seconds: int) -> None:
+        self.left = seconds
+
+    def take(self) -> bytes:
+        self.left -= 1
+        return recordings.stereo(b"\x9f" * 8000, b"\x1f" * 8000) if self.left >= 0 else b""
+
+
+def write(path: Path, format: str, codec: Codec = Codec.PCMA, sealed: bool = False) -> Recording:
+    """A recording of five seconds that nobody has ended."""
+    recipients = recordings.recipients_of((str(KEY.to_public()),) if sealed else ())
+    made = Recording("c", path, Tape(5), codec, format, recipients, link=False)
+    for _ in range(5):
+        assert not made.work()
+    return made
+
+
+@pytest.mark.parametrize("codec", list(Codec))
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "cut"])
+@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
+@pytest.mark.parametrize("format", ["wav", "wav_pcm", "opus"])
+def test_every_file_plays(
+    tmp_path: Path, format: str, sealed: bool, ended: bool, codec: Codec
+) -> None:
+    path = tmp_path / "call"
+    made = write(path, format, codec, sealed)
+    if ended:
+        made.over = True
+        assert made.work()
+    assert path.stat().st_mode & 0o777 == 0o600
+    if sealed:
+        assert recordings.stereo(b"\x9f" * 99, b"\x1f" * 99) not in path.read_bytes()
+        assert b"RIFF" not in path.read_bytes()
+        assert b"OggS" not in path.read_bytes()
+        note = decrypt(path, tmp_path / "plain", [KEY])
+        assert bool(note) is not ended
+        path = tmp_path / "plain"
+    with soundfile.SoundFile(path) as sound:
+        assert (sound.samplerate, sound.channels) == (8000, 2)
+        samples = sound.read(dtype="int16")
+    if format == "opus":
+        assert len(samples) > (39000 if ended else 24000)
+    else:
+        assert len(samples) == 40000
+        linear = [
+            int.from_bytes(codec.to_linear(b)[:2], "little", signed=True)
+            for b in (b"\x9f", b"\x1f")
+        ]
+        assert samples[[0, 20000, -1]].tolist() == [list(linear)] * 3
+
+
+def test_a_segment_that_is_missing_or_changed_is_told(tmp_path: Path) -> None:
+    made = write(tmp_path / "call", "wav", sealed=True)
+    made.over = True
+    made.work()
+    whole = (tmp_path / "call").read_bytes()
+    start = len(recordings.SEALED)
+    length = int.from_bytes(whole[start : start + 4], "big") + 4
+    for wrong in (
+        whole[:start] + whole[start + length :],
+        whole[: start + 200] + b"x" + whole[start + 201 :],
+    ):
+        with pytest.raises(RecordingError, match="segment 0"):
+            list(recordings.unsealed(io.BytesIO(wrong), [KEY]))
+    other = pyrage.x25519.Identity.generate()
+    with pytest.raises(RecordingError, match="cannot be decrypted"):
+        list(recordings.unsealed(io.BytesIO(whole), [other]))
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Recordings]:
+    made = Recordings(Options(tmp_path))
+    made.start()
+    yield made
+    assert made._thread is not None
+    with made._changed:
+        made._closed = True
+        made._changed.notify()
+    made._thread.join(5)
+
+
+def until_written(made: Recordings) -> None:
+    for _ in range(500):
+        if not made.open:
+            return
+        time.sleep(0.01)
+    raise AssertionError("not written")
+
+
+def test_the_thread_completes_or_discards_files(running: Recordings, tmp_path: Path) -> None:
+    kept = running.begin("a", "20260101T000000_a", Tape(2), Codec.PCMU, "wav")
+    gone = running.begin("b", "20260101T000000_b", Tape(2), Codec.PCMU, "wav")
+    running.end(kept)
+    running.end(gone, discard=True)
+    until_written(running)
+    assert [path.name for path in tmp_path.iterdir()] == ["20260101T000000_a.wav"]
+
+
+def test_a_disk_that_takes_nothing_loses_the_file_and_says_so(
+    running: Recordings, tmp_path: Path
+) -> None:
+    (tmp_path / "blocked").touch()
+    made = running.begin("a", "blocked/a", Tape(2), Codec.PCMU, "wav")
+    running.end(made)
+    until_written(running)
+    assert running.lost_bytes > 0
