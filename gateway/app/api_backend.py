@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import shutil
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.api.backend import EventFeed
@@ -15,13 +19,21 @@ from gateway.api.server import ApiServer
 from gateway.api.tokens import Role, Token
 from gateway.app.applications import Applications
 from gateway.app.registry import CallRegistry
+from gateway.app.reload import Reloader
+from gateway.app.server_health import HealthChecker
+from gateway.billing.costs import Costs
+from gateway.bridge.media import MediaPump
 from gateway.config import Config
 from gateway.config.operations import split_address
 from gateway.dialplan import Dialplan
+from gateway.measures import OTHER, Distribution, Labels, Reading
+from gateway.planning.call_plan import server_names
+from gateway.records.background import BackgroundWriter
 from gateway.records.rows import columns_of
 from gateway.records.store import RecordStore
 from gateway.records.webhooks import WebhookSender
 from gateway.sip.agent import UserAgent
+from gateway.sip.media.ports import late_beats
 
 if TYPE_CHECKING:
     from gateway.api.backend import Backend, Command
@@ -29,6 +41,135 @@ if TYPE_CHECKING:
 
 _UP = ("registered", "static")
 """States of a trunk that takes calls, as far as is known."""
+
+
+class Readings:
+    """What ``/metrics`` reads at each request. All of it belongs to the event loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        agent: UserAgent,
+        calls: CallRegistry,
+        records: RecordStore,
+        writer: BackgroundWriter,
+        webhooks: WebhookSender | None,
+        servers: HealthChecker,
+        pump: MediaPump,
+        costs: Costs,
+        reloader: Reloader,
+        lag: Distribution,
+    ) -> None:
+        self._config = config
+        self._agent = agent
+        self._calls = calls
+        self._records = records
+        self._writer = writer
+        self._webhooks = webhooks
+        self._servers = servers
+        self._pump = pump
+        self._costs = costs
+        self._reloader = reloader
+        self._lag = lag
+        self._rules = Labels()
+        self._names = server_names(config)
+
+    async def all(self) -> list[Reading]:
+        """Return them; the disk is read on threads."""
+        waiting = {} if self._webhooks is None else await self._webhooks.waiting()
+        folder = self._config.records.spool_folder
+        free = None if folder is None else await asyncio.to_thread(_free, folder)
+        parts = (self._calls_now(), self._trunks(), self._servers_now(), self._kept(waiting, free))
+        return [*parts[0], *parts[1], *parts[2], *parts[3], *self._process()]
+
+    def _calls_now(self) -> Iterator[Reading]:
+        yield "calls_limit", {}, float(self._calls.max_calls)
+        counts: Counter[tuple[str, str]] = Counter()
+        for direction in ("inbound", "outbound"):
+            for state in ("ringing", "placing", "talking", "held", "transferring"):
+                counts[direction, state] = 0
+        counts.update((call.record.direction, call.record.state) for call in self._calls)
+        for (direction, state), count in counts.items():
+            yield "calls_active", {"direction": direction, "state": state}, float(count)
+        yield "drain_forced_calls", {}, float(self._calls.forced)
+        for rule, count in self._agent.refusals().items():
+            yield "invites_refused", {"rule": self._rules.of(_ADDRESS.sub("", rule))}, float(count)
+        limit = self._config.cost.budget.per_day
+        if limit:
+            ratio = float(self._costs.as_json()["shared_total"]) / limit
+            yield "budget_used_ratio", {"budget": "day"}, ratio
+
+    def _trunks(self) -> Iterator[Reading]:
+        for trunk in self._agent.trunk_states():
+            labels = {"trunk": trunk["name"]}
+            if trunk["state"] != "static":
+                yield "trunk_registered", labels, float(trunk["state"] in _UP)
+            if trunk["options"]:
+                up = float(str(trunk["options"]).startswith(("2", "4")))
+                yield "trunk_up", labels, up
+
+    def _servers_now(self) -> Iterator[Reading]:
+        active = Counter(dict.fromkeys(self._names.values(), 0))
+        active.update(self._server(one.shown) for call in self._calls for one in call.servers)
+        for name, count in active.items():
+            yield "sessions_active", {"server": name}, float(count)
+        for (url, result), seconds in self._servers.opened.items():
+            labels = {"server": self._server(url), "result": result}
+            yield "session_open_seconds", labels, seconds
+        for (url, reason), count in self._servers.ends.items():
+            yield "session_ends", {"server": self._server(url), "reason": reason}, float(count)
+        for (url, kind), count in self._servers.errors.items():
+            yield "server_errors", {"server": self._server(url), "class": kind}, float(count)
+
+    def _kept(
+        self, waiting: Mapping[str, tuple[int, float | None, int]], free: float | None
+    ) -> Iterator[Reading]:
+        now = time.time()
+        for endpoint, (pending, oldest, dead) in waiting.items():
+            labels = {"endpoint": endpoint}
+            yield "webhooks_pending", labels, float(pending)
+            age = 0.0 if oldest is None else now - oldest
+            yield "webhooks_oldest_pending_seconds", labels, age
+            yield "webhooks_dead", labels, float(dead)
+        if self._webhooks is not None:
+            for endpoint, seconds in self._webhooks.seconds.items():
+                yield "webhook_seconds", {"endpoint": endpoint}, seconds
+                for result in ("delivered", "failed", "dead"):
+                    count = self._webhooks.results[endpoint, result]
+                    yield "webhooks", {"endpoint": endpoint, "result": result}, float(count)
+        if kept := self._records.as_json():
+            labels = {"sink": "database"}
+            yield "records_pending", labels, float(kept["pending"])
+            oldest_row = float(kept["oldest_pending_seconds"] or 0)
+            yield "records_oldest_pending_seconds", labels, oldest_row
+            yield "process_lost_calls", {}, float(kept["recovered"])
+            for result in ("written", "parked", "lost"):
+                yield "records", {**labels, "result": result}, float(kept[result])
+        if free is not None:
+            yield "storage_free_bytes", {"volume": "records"}, free
+
+    def _process(self) -> Iterator[Reading]:
+        for name, (items, dropped) in {**self._writer.queues, **self._agent.queues}.items():
+            yield "queue_items", {"queue": name}, float(items)
+            yield "queue_dropped", {"queue": name}, float(dropped)
+        yield "event_loop_lag_seconds", {}, self._lag
+        yield "uplink_delay_seconds", {}, self._pump.delay
+        yield "media_clock_lag_seconds", {}, late_beats()
+        yield "media_faults", {}, float(self._pump.faults)
+        for result, count in self._reloader.counts.items():
+            yield "config_reloads", {"result": result}, float(count)
+        yield "config_last_success_timestamp_seconds", {}, self._reloader.read_at
+
+    def _server(self, url: str) -> str:
+        return self._names.get(url, OTHER)
+
+
+_ADDRESS = re.compile(r" to \S*[.:]\S*")
+"""An address within a rule."""
+
+
+def _free(folder: Path) -> float | None:
+    return float(shutil.disk_usage(folder).free) if folder.is_dir() else None
 
 
 class Api:
@@ -54,6 +195,7 @@ class Api:
         webhooks: WebhookSender | None,
         reload: Callable[[], Awaitable[Mapping[str, Any]]],
         applications: Applications,
+        readings: Readings,
     ) -> None:
         self._config = config
         self._dialplan = dialplan
@@ -67,6 +209,7 @@ class Api:
         self._webhooks = webhooks
         self._reload = reload
         self._applications = applications
+        self._readings = readings
         self._server: ApiServer | None = None
 
     async def start(self) -> None:
@@ -110,7 +253,9 @@ class Api:
         self._records.listeners += [lambda event, _record: feed.add(event), counting.told]
 
         async def rendered() -> bytes:
-            values = list(self._gauges())
+            state, values = self._state(), await self._readings.all()
+            values.append(("ready", {}, float(not self._not_ready())))
+            values.append(("draining", {}, float(state["draining"])))
             return bytes(await asyncio.to_thread(counting.render, values))
 
         made: Backend = backend(
@@ -153,49 +298,6 @@ class Api:
         if servers and all(one["state"] != "up" for one in servers):
             reasons["realtime"] = "no realtime server works"
         return reasons
-
-    def _gauges(self) -> Iterator[tuple[str, str, Mapping[str, str], float]]:
-        state = self._state()
-        yield "ready", "Whether calls should come here", {}, float(not self._not_ready())
-        yield "draining", "Whether no further call is taken", {}, float(state["draining"])
-        yield "calls_limit", "Calls that there may be", {}, float(self._calls.max_calls)
-        counts: dict[tuple[str, str], int] = {
-            (direction, state): 0
-            for direction in ("inbound", "outbound")
-            for state in ("ringing", "placing", "talking", "held", "transferring")
-        }
-        for call in self._calls:
-            key = (call.record.direction, call.record.state)
-            counts[key] = counts.get(key, 0) + 1
-        for (direction, name), count in counts.items():
-            labels = {"direction": direction, "state": name}
-            yield "calls_active", "Calls in progress", labels, float(count)
-        for trunk in self._agent.trunk_states():
-            labels = {"trunk": trunk["name"]}
-            if trunk["state"] != "static":
-                registered = float(trunk["state"] in _UP)
-                yield "trunk_registered", "Whether it is registered", labels, registered
-            if trunk["options"]:
-                answered = float(str(trunk["options"]).startswith(("2", "4")))
-                yield "trunk_up", "Whether it answers OPTIONS", labels, answered
-        for (endpoint, result), count in (self._webhooks.results if self._webhooks else {}).items():
-            labels = {"endpoint": endpoint, "result": result}
-            yield "webhooks", "Attempts to deliver events", labels, float(count)
-        kept = self._records.as_json()
-        if kept:
-            labels = {"sink": "database"}
-            yield "records_pending", "Rows that wait", labels, float(kept["pending"])
-            lost = float(kept["recovered"])
-            yield "process_lost_calls", "Calls of processes that died", {}, lost
-            oldest = float(kept["oldest_pending_seconds"] or 0)
-            yield "records_oldest_pending_seconds", "Age of the oldest row", labels, oldest
-            for result in ("written", "parked", "lost"):
-                labels = {"sink": "database", "result": result}
-                yield "records", "Rows and events by result", labels, float(kept[result])
-            folder = self._config.records.spool_folder
-            if folder is not None and folder.is_dir():
-                free = float(shutil.disk_usage(folder).free)
-                yield "storage_free_bytes", "Free on the disk", {"volume": "records"}, free
 
 
 def _libraries() -> tuple[Any, Any]:

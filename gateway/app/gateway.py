@@ -17,7 +17,7 @@ import structlog
 
 from gateway import __version__
 from gateway.app.admission import Admission, Rejections
-from gateway.app.api_backend import Api
+from gateway.app.api_backend import Api, Readings
 from gateway.app.applications import Applications
 from gateway.app.commands import ContentCommands, DialCommands, OperatorCommands
 from gateway.app.registry import (
@@ -34,6 +34,7 @@ from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaPump
 from gateway.config import Config
 from gateway.dialplan import Dialplan
+from gateway.measures import LAG, Distribution
 from gateway.outbound.callbacks import CallbackScheduler, function_of
 from gateway.outbound.calls import OutboundCalls, OutboundLimiter
 from gateway.planning.call_plan import servers_of, sip_settings
@@ -166,6 +167,8 @@ class Gateway:
         self._started = 0.0
         sip, secrets = sip_settings(config), (*config.secrets(), *dialplan.secrets())
         self.pump = pump = MediaPump()
+        self.lag = Distribution(LAG)
+        """By how much (s) a timer of the event loop comes late."""
         writer = BackgroundWriter()
         files = RecordFiles(config.records.folder, writer)
         self.records = records = record_store(config, dialplan, writer, files)
@@ -236,6 +239,19 @@ class Gateway:
             webhooks,
             reloader.reload,
             applications,
+            Readings(
+                config,
+                agent,
+                calls,
+                records,
+                writer,
+                webhooks,
+                servers,
+                pump,
+                costs,
+                reloader,
+                self.lag,
+            ),
         )
         maintenance = Maintenance(agent, reloader.reload)
         self._parts = (

@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from gateway.measures import Distribution
 from gateway.tasks import TaskSet
 
 HARMLESS = (
@@ -135,6 +136,9 @@ class SupervisorLink:
 
 LOOK_SECONDS = 1.0
 
+LAG_LOOKS = 5
+"""Measurements of the event loop's lag in that time."""
+
 STALL_SECONDS = 1.0
 """The event loop late by so much is a line in the log: every call stood still."""
 
@@ -153,6 +157,7 @@ class Health:
         beats: how often the media clock has brought audio; None while no call has media.
         on_look: told each second whether all is well.
         on_unfit: told once, with the reason, that no call can be carried any more.
+        lag: counts by how much (s) a timer of the event loop comes late.
     """
 
     def __init__(
@@ -161,8 +166,10 @@ class Health:
         beats: Callable[[], int | None],
         on_look: Callable[[bool], None],
         on_unfit: Callable[[str], None],
+        lag: Distribution,
     ) -> None:
         self.problems: dict[str, str] = {}
+        self._lag = lag
         self._sip = sip
         self._beats = beats
         self._on_look = on_look
@@ -212,9 +219,13 @@ class Health:
         while True:
             # By a thread that needs no interpreter: also where something never gives it back.
             faulthandler.dump_traceback_later(HUNG_SECONDS, exit=True)
-            began = loop.time()
-            await asyncio.sleep(LOOK_SECONDS)
-            late = loop.time() - began - LOOK_SECONDS
+            late = 0.0
+            for _ in range(LAG_LOOKS):
+                began = loop.time()
+                await asyncio.sleep(LOOK_SECONDS / LAG_LOOKS)
+                one = loop.time() - began - LOOK_SECONDS / LAG_LOOKS
+                self._lag.observe(one)
+                late = max(late, one)
             if late >= STALL_SECONDS:
                 self._stalls += 1
                 self._longest_stall = max(self._longest_stall, late)

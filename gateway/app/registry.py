@@ -43,6 +43,8 @@ class CallRegistry:
     ) -> None:
         self.max_calls = 0
         """Set when the user agent is up and says how many it carries."""
+        self.forced = 0
+        """Calls that :meth:`shut_down` cut."""
         self.closed = False
         """No further call may begin: the gateway is draining."""
         self._settings = config.records
@@ -109,6 +111,7 @@ class CallRegistry:
         for end in tuple(self._undecided.values()):
             end()
         for call in self:
+            self.forced += 1
             call.shut_down()
 
     def _look_idle(self) -> None:

@@ -8,6 +8,7 @@ what they began with.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
@@ -52,6 +53,8 @@ class Reloader:
         self._renew_certificates = renew_certificates
         self._lock = asyncio.Lock()
         self.counts = {"applied": 0, "kept": 0}
+        self.read_at = time.time()
+        """When the files that hold now were read (Unix time)."""
 
     async def reload(self) -> Mapping[str, Any]:
         """Return ``applied``, and what changed, needs a restart, or is wrong."""
@@ -77,6 +80,7 @@ class Reloader:
             except (ConfigError, OSError, ValueError) as error:
                 return self._kept([str(error)])
             self.counts["applied"] += 1
+            self.read_at = time.time()
             log.info("gateway.reloaded", changed=changed, restart_required=later)
             return {"applied": True, "changed": changed, "restart_required": later, "problems": []}
 

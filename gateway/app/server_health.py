@@ -7,15 +7,19 @@ A session is opened at each from time to time, and what calls meet there is note
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from random import uniform
 
 import structlog
 
-from gateway.bridge.sessions import SessionPlan
+from gateway.bridge.sessions import ServerWatch, SessionPlan
 from gateway.call.plan import CallPlan
+from gateway.measures import SESSION_OPEN, Distribution
 from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.errors import Kind, Verdict, class_of
+from gateway.realtime.session import SessionClosed
 from gateway.realtime.session_object import session_object
 from gateway.realtime.setup import SetupFailed, open_session
 from gateway.tasks import TaskSet
@@ -94,8 +98,9 @@ class ServerHealth:
 log = structlog.get_logger("gateway")
 
 
-class HealthChecker:
-    """Checks each server in a task of its own; without an interval there is no check.
+class HealthChecker(ServerWatch):
+    """Counts what calls meet at each server, and checks each in a task of its own; without an
+    interval there is no check.
 
     A check opens, configures and closes a session. It sends no audio and requests no response, so
     it costs nothing.
@@ -112,6 +117,12 @@ class HealthChecker:
         self._seconds = seconds
         self._timeout = timeout
         self._tasks = TaskSet()
+        self.opened: dict[tuple[str, str], Distribution] = {}
+        """Seconds of attempts of calls to open a session, by URL, and ``ok`` or what failed."""
+        self.errors: Counter[tuple[str, str]] = Counter()
+        """Errors that calls met, by URL and class."""
+        self.ends: Counter[tuple[str, str]] = Counter()
+        """Sessions of calls that ended, by URL and reason."""
 
     def start(self) -> None:
         """Start the checks."""
@@ -128,21 +139,39 @@ class HealthChecker:
         """Return what is known to be wrong with a server; None for nothing."""
         return self.health.trouble(endpoint.shown) if self._seconds > 0 else None
 
-    def met(self, endpoint: Endpoint, failure: str | None) -> None:
+    def met(self, endpoint: Endpoint, failure: SetupFailed | None, seconds: float) -> None:
         """Note what a call met at a server; ``failure`` is None where it got its session."""
+        url = endpoint.shown
+        key = (url, "ok" if failure is None else failure.verdict.kind.value)
+        if key not in self.opened:
+            self.opened[key] = Distribution(SESSION_OPEN)
+        self.opened[key].observe(seconds)
+        if failure is not None:
+            self.error(endpoint, failure.verdict)
         if self._seconds <= 0:
             return
         now = asyncio.get_running_loop().time()
         if failure is None:
-            _tell(self.health.worked(endpoint.shown, now))
+            _tell(self.health.worked(url, now))
         else:
-            _tell(self.health.call_failed(endpoint.shown, failure, now))
+            _tell(self.health.call_failed(url, str(failure), now))
+
+    def closed(self, endpoint: Endpoint, closed: SessionClosed) -> None:
+        """Note the end of a session."""
+        reason = "by us" if closed.by_us else closed.verdict.kind.value
+        self.ends[endpoint.shown, reason] += 1
+        if not closed.by_us and closed.verdict.kind is not Kind.BENIGN:
+            self.error(endpoint, closed.verdict)
+
+    def error(self, endpoint: Endpoint, verdict: Verdict) -> None:
+        """Count an error by its class."""
+        self.errors[endpoint.shown, class_of(verdict)] += 1
 
     def inform(self, plan: CallPlan, session: SessionPlan) -> tuple[CallPlan, SessionPlan]:
         """Return the plans of a call with the known outage, and a report of what it meets."""
         known = self.trouble(session.endpoint) or ""
         plan = replace(plan, server=replace(plan.server, known_outage=known))
-        return plan, replace(session, met=self.met)
+        return plan, replace(session, watch=self)
 
     def as_json(self) -> list[dict[str, object]]:
         """Return the state of each server for ``gateway status``."""

@@ -82,6 +82,7 @@ class Service:
             lambda: gateway.pump.beats if gateway.agent.pool.in_use else None,
             self._on_look,
             self._on_unfit,
+            gateway.lag,
         )
 
     async def run(self) -> None:

@@ -25,6 +25,7 @@ from gateway.call.machine import LEG_END_SECONDS, CallMachine
 from gateway.call.plan import CallPlan
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import CallCommand
+from gateway.realtime.endpoint import Endpoint
 from gateway.records.events import EventLog
 from gateway.records.recordings import Recordings
 from gateway.sip.leg import Leg
@@ -115,6 +116,11 @@ class CallController:
     def session_plan(self) -> SessionPlan:
         """How its session is opened."""
         return self._sessions.plan
+
+    @property
+    def servers(self) -> list[Endpoint]:
+        """The realtime servers at which it has sessions."""
+        return self._sessions.open
 
     @property
     def talking(self) -> bool:

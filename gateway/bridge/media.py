@@ -17,6 +17,7 @@ from gateway.bridge.machine_driver import CallHost, CallPart, entry
 from gateway.call import inputs, outputs
 from gateway.call.inputs import BeepHeard, CallerSounds, DigitPressed, SoundHeard
 from gateway.call.plan import CallPlan
+from gateway.measures import LAG, Distribution
 from gateway.records.files import file_stem
 from gateway.records.recordings import (
     WAITING_FRAMES,
@@ -38,6 +39,8 @@ class MediaPump:
         self._moves: dict[int, Callable[[], None]] = {}
         self._last_tick = self._beats = 0
         self._faulty: set[int] = set()
+        self.delay = Distribution(LAG)
+        """Seconds from a caller's packet, as it was received, to its call being served."""
         self.faults = 0
         """Exceptions of moves; each is a defect."""
 
@@ -61,6 +64,7 @@ class MediaPump:
         if tick != self._last_tick:
             self._last_tick = tick
             self._beats += 1
+        self.delay.observe(ports.waited())
         for call in calls:
             move = self._moves.get(call)
             if move is None:

@@ -22,6 +22,7 @@ from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.bridge.sideband import Sideband, SidebandTap, merged
 from gateway.call import inputs, outputs
 from gateway.realtime.endpoint import Endpoint
+from gateway.realtime.errors import Verdict, classify_error
 from gateway.realtime.events import (
     ClientCommand,
     InputCommitted,
@@ -54,6 +55,19 @@ SPREAD_SECONDS = 0.25
 """A session that replaces one that was lost is opened up to this much later."""
 
 
+class ServerWatch:
+    """Told what calls meet at realtime servers; this one does nothing."""
+
+    def met(self, endpoint: Endpoint, failure: SetupFailed | None, seconds: float) -> None:
+        """An attempt to open a session has ended after ``seconds``."""
+
+    def closed(self, endpoint: Endpoint, closed: SessionClosed) -> None:
+        """A session has ended."""
+
+    def error(self, endpoint: Endpoint, verdict: Verdict) -> None:
+        """A session reported an error."""
+
+
 @dataclass(frozen=True, slots=True)
 class SessionPlan:
     """How to open the sessions of one call."""
@@ -65,8 +79,7 @@ class SessionPlan:
     max_playout_frames: int
     preparation: DataLookup | None = None
     """What the settings wait for; they say only the audio formats until it is there."""
-    met: Callable[[Endpoint, str | None], None] = lambda _endpoint, _failure: None
-    """Told what each attempt met; None where there is a session."""
+    watch: ServerWatch = field(default_factory=ServerWatch)
     others: tuple[Endpoint, ...] = ()
     """Servers to turn to when the first is in trouble; :class:`outputs.OpenSession` counts them
     from 1."""
@@ -77,6 +90,7 @@ class _Line:
     """One session, from the attempt to open it."""
 
     spare: bool
+    endpoint: Endpoint
     session: Session | None = None
     opening: asyncio.Task[None] | None = None
     over: bool = False
@@ -113,6 +127,12 @@ class Sessions(CallPart):
         """Before the start: count what the call uses, and let ``events`` see its sessions."""
         self._account, self._events = account, events
 
+    @property
+    def open(self) -> list[Endpoint]:
+        """The servers at which sessions are up."""
+        lines = (self._line, self._spare)
+        return [one.endpoint for one in lines if one and one.session and not one.over]
+
     def append(self, audio: bytes) -> None:
         """Send caller audio, in the session's law; it is dropped while there is no session."""
         line = self._line
@@ -148,7 +168,8 @@ class Sessions(CallPart):
     # ---- what the machine says
 
     def _open(self, output: outputs.OpenSession) -> None:
-        line = _Line(output.standby)
+        endpoint = (self.plan.endpoint, *self.plan.others)[output.server]
+        line = _Line(output.standby, endpoint)
         again = False
         if output.standby:
             self._spare = line
@@ -159,18 +180,19 @@ class Sessions(CallPart):
             self._line = line
         if self.plan.preparation is not None:
             self.plan.preparation.start(self._host.record.call_id)
-        endpoint = (self.plan.endpoint, *self.plan.others)[output.server]
         name = f"open {self._host.record.call_id}"
-        line.opening = asyncio.create_task(self._set_up(line, endpoint, again), name=name)
+        line.opening = asyncio.create_task(self._set_up(line, again), name=name)
 
     @entry_task
-    async def _set_up(self, line: _Line, endpoint: Endpoint, again: bool) -> None:
-        record = self._host.record
+    async def _set_up(self, line: _Line, again: bool) -> None:
+        record, endpoint, watch = self._host.record, line.endpoint, self.plan.watch
         # This task's own: what the session logs, from here to its end, names the call.
         structlog.contextvars.bind_contextvars(call=record.call_id, route=record.route)
         if again:
             # The calls that lost a server at one moment do not all come back at one.
             await asyncio.sleep(uniform(0, SPREAD_SECONDS))
+        clock = asyncio.get_running_loop().time
+        began = clock()
         try:
             # Once more at most: what is done then, and when another attempt is made, is the
             # machine's to say (the route's fallback), and nobody rings for long in vain.
@@ -185,7 +207,7 @@ class Sessions(CallPart):
                 attempts=1 if line.spare else ATTEMPTS,
             )
         except SetupFailed as failure:
-            self.plan.met(endpoint, str(failure))
+            watch.met(endpoint, failure, clock() - began)
             if line is self._spare:
                 self._spare = None
                 self._host.feed(inputs.StandbyFailed(str(failure)))
@@ -194,7 +216,7 @@ class Sessions(CallPart):
                 self._host.feed(failed)
             return
         line.session = session  # first of all, so that it is closed whatever raises
-        self.plan.met(endpoint, None)
+        watch.met(endpoint, None, clock() - began)
         if self._sideband is not None and line is self._line:
             self._sideband.up(session.effective)
         self._refused.append(session.refused)
@@ -279,6 +301,7 @@ class Sessions(CallPart):
                 command = line.session.command_of(event.client_event_id)
             if isinstance(command, Relayed | RelayedUpdate):
                 return  # the application's affair
+            self.plan.watch.error(line.endpoint, classify_error(event))
             self._host.feed(inputs.ServerErrorReceived(event, command))
             return
         if isinstance(event, SpeechStarted | SpeechStopped | InputCommitted):
@@ -309,6 +332,7 @@ class Sessions(CallPart):
     @entry
     def _on_closed(self, line: _Line, closed: SessionClosed) -> None:
         line.over = True
+        self.plan.watch.closed(line.endpoint, closed)
         if self._events is not None:
             self._events.closed(closed.code, closed.reason, closed.by_us)
         if line is self._line:

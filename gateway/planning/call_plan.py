@@ -340,6 +340,12 @@ def servers_of(config: Config, dialplan: Dialplan) -> list[Endpoint]:
     return found
 
 
+def server_names(config: Config) -> dict[str, str]:
+    """Names of the configuration's servers by their URL; that of [realtime] is ``realtime``."""
+    found = {_endpoint(one, config.realtime, {}).shown: one.name for one in config.realtime_server}
+    return {**found, _endpoint(config.realtime, config.realtime, {}).shown: "realtime"}
+
+
 def _endpoint(
     server: RealtimeSettings | RealtimeServerSettings,
     line: RealtimeSettings,

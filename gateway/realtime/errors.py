@@ -117,6 +117,21 @@ HANDSHAKE_STATUSES: dict[int, tuple[Kind, str]] = {
 """HTTP status that refuses the upgrade → kind, meaning; 5xx is retryable, the rest fatal."""
 
 
+def class_of(verdict: Verdict) -> str:
+    """Return the code of a verdict where a table has it, else ``other``: there are only so many."""
+    code = verdict.code
+    status = code.removeprefix("http ")
+    listed = (
+        code in ERROR_CODES
+        or (code.isdigit() and int(code) in CLOSE_CODES)
+        or (
+            status.isdigit()
+            and (int(status) in HANDSHAKE_STATUSES or int(status) in range(500, 505))
+        )
+    )
+    return code if listed or code in ("timeout", "network", "tls", "audio_format") else "other"
+
+
 def classify_error(error: ServerError) -> Verdict:
     """The verdict on an ``error`` event in a running session (:func:`at_setup` before that).
 

@@ -130,9 +130,9 @@ class BackgroundWriter:
         self._ticks.append(work)
 
     @property
-    def dropped(self) -> dict[str, int]:
-        """Items that were lost, by channel."""
-        return {one.name: one.dropped for one in self._channels}
+    def queues(self) -> dict[str, tuple[int, int]]:
+        """Items that wait, and items that were lost, by channel."""
+        return {one.name: (len(one), one.dropped) for one in self._channels}
 
     def start(self) -> None:
         """Start the thread."""

@@ -177,6 +177,15 @@ class Spool:
         """Return the deliveries that wait, or that were given up; oldest first."""
         return self._deliveries("WHERE dead = ? ORDER BY created LIMIT ?", int(dead), count)
 
+    def waiting(self) -> dict[str, tuple[int, float | None, int]]:
+        """Return how many deliveries wait, since when the oldest does (Unix time), and how many
+        were given up, by endpoint."""
+        rows = self._open().execute(
+            "SELECT endpoint, sum(1 - dead), min(CASE dead WHEN 0 THEN created END), sum(dead)"
+            " FROM deliveries GROUP BY endpoint"
+        )
+        return {endpoint: (pending, oldest, dead) for endpoint, pending, oldest, dead in rows}
+
     def delivered(self, delivery: Delivery) -> None:
         """Delete a delivery that arrived."""
         with self._open() as connection:

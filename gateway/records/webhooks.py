@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from gateway.measures import REQUEST, Distribution
 from gateway.records.spool import Delivery, Spool
 from gateway.tasks import TaskSet
 from gateway.text import unicode_in
@@ -107,6 +108,8 @@ class WebhookSender:
     ) -> None:
         self.results: Counter[tuple[str, str]] = Counter()
         """Attempts, by endpoint and result: delivered, failed, dead."""
+        self.seconds = {one.name: Distribution(REQUEST) for one in endpoints}
+        """Seconds of requests, by endpoint."""
         self._endpoints = {one.name: one for one in endpoints}
         self._spool = Spool(folder)
         self._lock = threading.Lock()
@@ -149,6 +152,14 @@ class WebhookSender:
         """Return the deliveries that wait, or those that were given up."""
         found: list[Delivery] = await self._on_spool(lambda spool: spool.deliveries(dead=dead))
         return found
+
+    async def waiting(self) -> dict[str, tuple[int, float | None, int]]:
+        """Return how many deliveries wait, since when the oldest does (Unix time), and how many
+        were given up, by endpoint."""
+        found: dict[str, tuple[int, float | None, int]] = await self._on_spool(
+            lambda spool: spool.waiting()
+        )
+        return {name: found.get(name, (0, None, 0)) for name in self._endpoints}
 
     async def resend(self, delivery_id: str) -> int:
         """Try given-up deliveries with this id anew (``*``: all); returns how many there are."""
@@ -199,7 +210,7 @@ class WebhookSender:
         import httpx
 
         assert self._client is not None
-        body, now = delivery.body.encode(), int(time.time())
+        body, now, began = delivery.body.encode(), int(time.time()), time.monotonic()
         headers = {
             **endpoint.headers,
             "content-type": "application/json",
@@ -214,6 +225,8 @@ class WebhookSender:
                 answer = await self._client.post(endpoint.url, content=body, headers=headers)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
             return 0, f"{type(error).__name__}: {error}", 0.0
+        finally:
+            self.seconds[endpoint.name].observe(time.monotonic() - began)
         after = answer.headers.get("retry-after", "")
         wait = float(after) if after.isdigit() else 0.0
         return answer.status_code, "" if answer.is_success else f"HTTP {answer.status_code}", wait

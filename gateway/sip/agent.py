@@ -241,6 +241,11 @@ class UserAgent:
         by_rule = self._running.access.refusals.by_rule
         return {**by_rule, **({"not decided": failures} if failures else {})}
 
+    @property
+    def queues(self) -> dict[str, tuple[int, int]]:
+        """Commands that wait for the SIP thread, and those that found no room."""
+        return {"sip commands": (self._thread.waiting, self._thread.dropped)}
+
     def bans(self) -> list[dict[str, Any]]:
         """Return the sources that are banned: seconds left, and requests that got nothing."""
         return self._running.access.policy.bans.as_json(time.monotonic())

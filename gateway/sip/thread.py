@@ -83,6 +83,11 @@ class SipThread:
             return
         self._commands.append(command)
 
+    @property
+    def waiting(self) -> int:
+        """Commands that have not run yet."""
+        return len(self._commands)
+
     def to_loop(self, callback: Callable[[], object]) -> None:
         """Run a callback on the event loop; one that has closed is past being told."""
         if self.loop is not None and not self.loop.is_closed():

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.calls.conftest import _quiet_emulator, pytest_pyfunc_call, runner
+from tests.calls.conftest import _quiet_emulator, own_folder, pytest_pyfunc_call, runner
 from tests.interop.lab.debian import Root, installed
 
-__all__ = ["_quiet_emulator", "pytest_pyfunc_call", "runner"]
+__all__ = ["_quiet_emulator", "own_folder", "pytest_pyfunc_call", "runner"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

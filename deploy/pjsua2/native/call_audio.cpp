@@ -19,6 +19,12 @@ namespace {
 
 constexpr unsigned kFrame = 160;           // G.711 bytes and samples in 20 ms
 constexpr unsigned kTransitions = 64;      // starts and stops between two looks of the event loop
+constexpr int64_t kSampleTime = 125;       // microseconds
+constexpr uint64_t kPause = 8000;          // samples: a clock without ports in use does not beat
+constexpr unsigned kLateBounds = 10;
+// Microseconds by which a beat comes late; gateway.measures.LAG has the same in seconds.
+constexpr int64_t kLate[kLateBounds] = {1000,  2000,   5000,   10000,  20000,
+                                        40000, 100000, 250000, 500000, 1000000};
 
 struct Tables {
     int16_t linear[2][256];
@@ -75,6 +81,13 @@ struct Recording {
     }
 };
 
+int64_t now_us()
+{
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
 // Calls that have something for the event loop. One file descriptor for all of them: it is written
 // to when the first call is added, and not again before the list has been taken.
 struct Ready {
@@ -82,9 +95,14 @@ struct Ready {
     std::mutex mutex;
     std::vector<unsigned> calls;
     bool announced = false;
+    int64_t since = 0; // when it was announced
+    double waited = 0; // how long (s) the list that was taken last had waited
     std::atomic<unsigned> next{1};
     std::atomic<unsigned> beats{0};
     std::atomic<uint64_t> beat_time{0};
+    std::atomic<unsigned> late[kLateBounds + 1] = {};
+    std::atomic<uint64_t> late_sum{0}; // microseconds
+    int64_t last_beat = 0;
 
     void add(unsigned call)
     {
@@ -93,6 +111,7 @@ struct Ready {
         if (announced)
             return;
         announced = true;
+        since = now_us();
         uint64_t one = 1;
         if (write(fd, &one, sizeof one) < 0) {
             // Already readable: the loop has not looked yet.
@@ -102,8 +121,20 @@ struct Ready {
     // Runs on the clock thread for each port; a beat has one timestamp.
     void beat(uint64_t at)
     {
-        if (beat_time.exchange(at, std::memory_order_relaxed) != at)
-            beats.fetch_add(1, std::memory_order_relaxed);
+        uint64_t before = beat_time.exchange(at, std::memory_order_relaxed);
+        if (before == at)
+            return;
+        beats.fetch_add(1, std::memory_order_relaxed);
+        int64_t now = now_us(), due = last_beat + (int64_t)(at - before) * kSampleTime;
+        if (last_beat && at > before && at - before < kPause) {
+            int64_t behind = std::max<int64_t>(0, now - due);
+            unsigned bound = 0;
+            while (bound < kLateBounds && behind > kLate[bound])
+                ++bound;
+            late[bound].fetch_add(1, std::memory_order_relaxed);
+            late_sum.fetch_add((uint64_t)behind, std::memory_order_relaxed);
+        }
+        last_beat = now;
     }
 };
 
@@ -111,13 +142,6 @@ Ready &ready()
 {
     static Ready the_list;
     return the_list;
-}
-
-int64_t now_us()
-{
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
 constexpr uint8_t kSilence[2] = {0xff, 0xd5};
@@ -737,11 +761,23 @@ PyObject *nativeTakeReady()
         std::lock_guard<std::mutex> hold(ready().mutex);
         calls.swap(ready().calls);
         ready().announced = false;
+        ready().waited = 1e-6 * (double)(now_us() - ready().since);
     }
     PyObject *list = PyList_New((Py_ssize_t)calls.size());
     for (size_t i = 0; list && i < calls.size(); ++i)
         PyList_SET_ITEM(list, (Py_ssize_t)i, PyLong_FromUnsignedLong(calls[i]));
     return list;
+}
+
+double nativeWaited() { return ready().waited; }
+
+PyObject *nativeLateBeats()
+{
+    Ready &r = ready();
+    PyObject *list = PyList_New(kLateBounds + 1);
+    for (unsigned i = 0; list && i <= kLateBounds; ++i)
+        PyList_SET_ITEM(list, i, PyLong_FromUnsignedLong(r.late[i].load()));
+    return Py_BuildValue("(Nd)", list, 1e-6 * (double)r.late_sum.load());
 }
 
 unsigned nativeBeats() { return ready().beats.load(std::memory_order_relaxed); }

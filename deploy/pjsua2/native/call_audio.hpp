@@ -126,6 +126,10 @@ int nativeReadyFd();
 void nativeReadyNoted();
 /** The ids of all calls that have something; each is named again after its next drain. */
 PyObject *nativeTakeReady();
+/** How long (s) the list that nativeTakeReady returned last had waited for it. */
+double nativeWaited();
+/** ([beats by how late they were, the last being those above all bounds], sum of it in s). */
+PyObject *nativeLateBeats();
 /** How many beats the media clock has made while ports were in use. */
 unsigned nativeBeats();
 

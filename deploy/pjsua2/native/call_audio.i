@@ -35,4 +35,6 @@
 %feature("nothreadallow") pj::nativeReadyNoted;
 %feature("nothreadallow") pj::nativeTakeReady;
 %feature("nothreadallow") pj::nativeBeats;
+%feature("nothreadallow") pj::nativeWaited;
+%feature("nothreadallow") pj::nativeLateBeats;
 %include "call_audio.hpp"

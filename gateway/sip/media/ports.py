@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import pjsua2 as pj
 
 from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec
+from gateway.measures import LAG, Distribution
 from gateway.sip.types import UplinkCounts
 
 MAX_UPLINK_FRAMES = 250
@@ -317,6 +318,18 @@ def take_ready() -> list[int]:
     """The ids of the calls that have something; each is named once until it is drained."""
     ready: list[int] = pj.nativeTakeReady()
     return ready
+
+
+def waited() -> float:
+    """How long (s) the first of :func:`take_ready` had waited for it."""
+    return float(pj.nativeWaited())
+
+
+def late_beats() -> Distribution:
+    """By how much (s) the media clock came late, since the start. Any thread."""
+    found = Distribution(LAG)
+    found.counts, found.total = pj.nativeLateBeats()
+    return found
 
 
 def beats() -> int:

@@ -26,6 +26,7 @@ PACKAGES = (
     "baresip-core",
     "kamailio",
     "kamailio-tls-modules",
+    "prometheus",
     "sip-tester",
 )
 

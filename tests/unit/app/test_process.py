@@ -9,10 +9,12 @@ import sys
 HANGS = """
 import asyncio, time
 from gateway.app import process
+from gateway.measures import Distribution
 process.HUNG_SECONDS = 1.5
 
 async def main():
-    process.Health(lambda: "", lambda: None, lambda well: None, lambda why: None).start()
+    lag = Distribution(())
+    process.Health(lambda: "", lambda: None, lambda well: None, lambda why: None, lag).start()
     await asyncio.sleep(0.1)
     time.sleep(60)
 
@@ -25,4 +27,4 @@ def test_a_process_whose_event_loop_hangs_ends_and_says_where() -> None:
         [sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=50, check=False
     )
     assert done.returncode == 1
-    assert 'File "<string>", line 9 in main' in done.stderr
+    assert 'File "<string>", line 11 in main' in done.stderr

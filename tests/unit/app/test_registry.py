@@ -32,6 +32,9 @@ class FakeCall:
         """Account and event log."""
         self.watched.append(given)
 
+    def shut_down(self) -> None:
+        """As a call does."""
+
     async def gone(self) -> None:
         """Its sessions are closed."""
         await self.left.wait()
@@ -110,3 +113,11 @@ async def test_waiting_for_the_last_call_and_for_its_sessions() -> None:
     assert not gone.done()
     call.left.set()
     await gone
+
+
+async def test_calls_that_a_drain_cuts_are_counted() -> None:
+    kept = Kept()
+    for name in ("c1", "c2"):
+        kept.calls.begin(FakeCall(name).call)
+    kept.calls.shut_down()
+    assert kept.calls.forced == 2

@@ -18,6 +18,7 @@ from gateway.app import service as service_module
 from gateway.app.gateway import Part
 from gateway.app.service import Service, State
 from gateway.call.call_record import CallRecord
+from gateway.measures import Distribution
 from gateway.sip.agent import AgentError
 from gateway.tasks import wait_any
 
@@ -69,6 +70,7 @@ class FakeGateway:
         self.over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
         self.outbound = SimpleNamespace(dial=lambda *_given: self.over)
         self.pump = SimpleNamespace(beats=0, faults=0)
+        self.lag = Distribution(())
         self.agent = SimpleNamespace(
             trouble=lambda _seconds: "", pool=SimpleNamespace(in_use=False)
         )

@@ -11,15 +11,26 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.bridge.dialplan_lookup import DataLookup, Prepared
-from gateway.bridge.sessions import SessionPlan, Sessions
+from gateway.bridge.sessions import ServerWatch, SessionPlan, Sessions
 from gateway.call import inputs, outputs
 from gateway.call.plan import CallPlan
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.events import CancelResponse, OtherEvent, ResponseDone
+from gateway.realtime.setup import SetupFailed
 from tests.support.call_fakes import FakeServer, Fed, settle
 
 FIRST, OTHER = Endpoint("ws://first/v1/realtime"), Endpoint("ws://other/v1/realtime")
 DONE = ResponseDone("r1", "completed", None, None, None, (), None)
+
+
+class Watch(ServerWatch):
+    """Writes down what is met at a server."""
+
+    def __init__(self, met: list[tuple[str, str | None]]) -> None:
+        self._met = met
+
+    def met(self, endpoint: Endpoint, failure: SetupFailed | None, _seconds: float) -> None:
+        self._met.append((endpoint.url, None if failure is None else str(failure)))
 
 
 class Call:
@@ -35,7 +46,7 @@ class Call:
             1.0,
             100,
             preparation,
-            met=lambda endpoint, failure: self.met.append((endpoint.url, failure)),
+            watch=Watch(self.met),
             others=(OTHER,),
         )
         self.sessions = Sessions(self.fed.host, plan)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is measured, for ``/metrics`` to read: distributions that are cheap enough for every packet,
+and labels of which there are only so many."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+
+LAG = (0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.1, 0.25, 0.5, 1.0)
+"""Bounds (s) of delays within the process: a frame of audio is 0.02."""
+SESSION_OPEN = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
+REQUEST = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Bounds (s) of HTTP requests."""
+
+OTHER = "other"
+MAX_VALUES = 100
+"""Values that a label has; further ones are ``other``."""
+
+
+class Distribution:
+    """Counts values by upper bounds, as a histogram of Prometheus does. Of one thread."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        """Values up to each bound and above the one before; the last: above all."""
+        self.total = 0.0
+        """Sum of the values."""
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+Reading = tuple[str, Mapping[str, str], float | Distribution]
+"""Name, labels and value of a metric."""
+
+
+class Labels:
+    """Values of one label: known ones, and the first that come until there are too many."""
+
+    def __init__(self, known: Iterable[str] = (), *, closed: bool = False) -> None:
+        self.values = set(list(known)[:MAX_VALUES])
+        self._closed = closed
+
+    def of(self, value: str) -> str:
+        """Return the label of a value."""
+        if value in self.values or not value:
+            return value
+        if self._closed or len(self.values) >= MAX_VALUES:
+            return OTHER
+        self.values.add(value)
+        return value

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every metric moves when what it counts happens to a real call, and is described in the manual."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import cast
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.api.metrics import READINGS, Metrics
+from gateway.audio.g711 import Codec
+from tests.calls.test_api import API, TOKENS, until
+from tests.calls.test_webhooks import hooks
+from tests.support.harness import GatewayStack, eventually
+from tests.support.http_service import Answer, http_service
+from tests.support.made_sounds import g711, tone
+from tests.support.referred import dial
+from tests.support.rtcp_end import ReportingEnd
+from tests.support.sip_phone import CODECS
+
+PAGE = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
+
+ROUTES = """
+[[route]]
+name = "office"
+to = "^office$"
+[route.greeting]
+say = "Hello."
+[route.session.audio.input.turn_detection]
+type = "server_vad"
+silence_duration_ms = 200
+[[route.transfer]]
+name = "desk"
+to = "sip:1002@pbx.example"
+[[route]]
+name = "failing"
+to = "^failing$"
+[route.greeting]
+say = "Hello."
+"""
+
+MORE = """
+[cost.budget]
+per_day = 1000
+[[trunk]]
+name = "carrier"
+registrar = "sip:127.0.0.1:{registrar}"
+username = "u"
+password = "p-of-the-trunk"
+options_interval = 1
+[access]
+unknown_sources = "allow"
+calls_per_second = 0
+max_concurrent_calls = 0
+"""
+
+STANDING = {
+    *("build_info", "calls_limit", "config_last_success_timestamp_seconds"),  # constant
+    *("ready", "draining", "drain_forced_calls", "process_lost_calls"),  # of the process's life
+    *("media_faults", "queue_dropped", "frames_dropped"),  # defects and overload
+    "records_oldest_pending_seconds",
+}
+"""Metrics that a good call does not move: they are there all the same."""
+
+Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
+
+
+def parsed(text: str) -> Samples:
+    """Values by name of the metric and labels."""
+    found: Samples = {}
+    for family in text_string_to_metric_families(text):
+        name = family.name.removeprefix("gateway_")
+        for sample in family.samples:
+            key = (("", sample.name), *sorted(sample.labels.items()))
+            found.setdefault(name, {})[key] = sample.value
+    return found
+
+
+@pytest.fixture(scope="module")
+def scraped(
+    runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Samples, Samples, str]:
+    """What ``/metrics`` says before and after calls of all kinds."""
+    return runner.run(scrapes(tmp_path_factory.mktemp("world")))
+
+
+class Carrier(asyncio.DatagramProtocol):
+    """Answers REGISTER and OPTIONS, once it is told to."""
+
+    answers = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        text = data.decode()
+        if not self.answers or not text.startswith(("REGISTER ", "OPTIONS ")):
+            return
+        fields = dict(re.findall(r"^([\w-]+): *(.*?)\r$", text, re.MULTILINE))
+        lines = [f"{name}: {fields[name]}" for name in ("Via", "From", "Call-ID", "CSeq")]
+        bound = fields.get("Contact", "<sip:carrier@127.0.0.1>")
+        lines += [f"To: {fields['To']};tag=r", f"Contact: {bound}", "Content-Length: 0"]
+        self._transport.sendto("\r\n".join(["SIP/2.0 200 OK", *lines, "", ""]).encode(), addr)
+
+
+async def scrapes(folder: Path) -> tuple[Samples, Samples, str]:
+    loop = asyncio.get_running_loop()
+    registrar, carrier = await loop.create_datagram_endpoint(Carrier, ("127.0.0.1", 0))
+    port = registrar.get_extra_info("sockname")[1]
+    with http_service() as receiver:
+        receiver.answers = [Answer(403), Answer(200), Answer(500)]
+        more = API + hooks(receiver.url, ["call.incoming", "call.ended"])
+        world = GatewayStack(folder, routes=ROUTES, more=more + MORE.format(registrar=port))
+        await world.start()
+        address = world.gateway.all("api.listening")[-1]["address"]
+        headers = {"Authorization": f"Bearer {TOKENS['admin']}"}
+        async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
+            before = parsed((await http.get("/metrics")).text)
+            carrier.answers = True
+            await calls_of_all_kinds(world)
+            assert (await http.post("/api/v1/reload", headers=headers)).status_code == 200
+            lasting = await world.dial("plain")
+            text = ""
+
+            async def counted() -> bool:
+                nonlocal text
+                text = (await http.get("/metrics")).text
+                now = parsed(text)
+                outcomes = [values for name, values in now.items() if name == "calls_ended"]
+                ended = sum(sum(values.values()) for values in outcomes)
+                up = all(any(now.get(f"trunk_{one}", {}).values()) for one in ("up", "registered"))
+                return ended >= 6 and up and any(now["webhooks_dead"].values())
+
+            await until(counted)
+            await world.summary_at_end(lasting)
+        await world.stop()
+    registrar.close()
+    return before, parsed(text), text
+
+
+async def calls_of_all_kinds(world: GatewayStack) -> None:
+    # A caller who asks, interrupts the answer, and is transferred; the model uses a tool.
+    arguments = json.dumps({"destination": "desk"})
+    world.behave(
+        answers=[
+            {"kind": "pattern", "seconds": 0.2},
+            {"kind": "pattern", "seconds": 6, "seed": 1},
+            {"kind": "nothing", "tools": [{"name": "transfer_call", "arguments": arguments}]},
+        ],
+    )
+    call = await dial(world, "office")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: s.sent("response.done") != [], 20)
+    said = g711(tone(300, 600, 0.4), Codec.PCMU)
+    call.rtp.say(said)
+    await session.wait_until(lambda s: len(s.sent("response.done")) > 1, 20)
+    await call.rtp.heard_bytes(8000)
+    call.rtp.say(said)
+    await session.wait_until(lambda s: s.truncations != [], 20)
+    await call.asked()
+    call.notify("200 OK", last=True)
+    await world.gateway.wait("call.summary", call=call.call_id)
+
+    # A network that loses, and reports; an answer that stalls, and one session after another.
+    world.behave(
+        answers=[{"kind": "pattern", "seconds": 2, "stall_at_ms": 400, "stall_s": 0.4}],
+        expires_s=7,
+    )
+    lossy = world.phone.call("greeted")
+    await lossy.rtp.close()
+    payload_type, silence = CODECS["PCMU"]
+    lossy.rtp = rtp = ReportingEnd(payload_type, silence)
+    rtp.loss = itertools.cycle([False] * 9 + [True]).__next__
+    rtp.reported_loss, rtp.network_ms = 0.05, 80.0
+    lossy.invite()
+    await lossy.answered()
+    await rtp.until(lambda: rtp.reports_sent > 0, 20)
+    await world.gateway.wait("call.handed_over", call=lossy.call_id)
+
+    def reported() -> bool:
+        return rtp.reports_sent > 1
+
+    await eventually(reported, "reports", 20)
+    await world.summary_at_end(lossy)
+
+    # A session that is lost, a server that refuses, a number that nobody has, and an odd request.
+    world.behave(
+        answers=[{"kind": "pattern", "seconds": 0.2}],
+        end={"code": 1011, "after_s": 0.5, "first_sessions": 1},
+    )
+    lost = await world.dial("failing")
+    await world.gateway.wait("call.session_replaced", call=lost.call_id)
+    await world.summary_at_end(lost)
+    for user, script in {
+        "plain": {"refuse": {"step": "connect", "code": "invalid_api_key"}},
+        "nobody": {},
+    }.items():
+        world.behave(**script)
+        refused = world.phone.call(user)
+        refused.invite()
+        await refused.refused()
+        await world.gateway.wait("call.summary", call=refused.call_id)
+    world.behave()
+    odd = world.phone.call("plain")
+    odd.invite()
+    await odd.answered()
+    world.phone.send(
+        b"PUBLISH sip:plain@127.0.0.1 SIP/2.0\r\n"
+        b"Via: SIP/2.0/UDP 127.0.0.1:%d;branch=z9hG4bKodd\r\n"
+        b"From: <sip:a@127.0.0.1>;tag=1\r\nTo: <sip:plain@127.0.0.1>\r\nCall-ID: odd\r\n"
+        b"CSeq: 1 PUBLISH\r\nMax-Forwards: 70\r\nContent-Length: 0\r\n\r\n" % world.phone.address[1]
+    )
+    await world.gateway.wait("sip.rejected")
+    await world.summary_at_end(odd)
+
+
+def declared() -> list[str]:
+    """Every metric there is, without the prefix."""
+    counted = [family.name for family in Metrics([], []).registry.collect()]
+    return sorted({*(name.removeprefix("gateway_") for name in counted), *READINGS})
+
+
+@pytest.mark.parametrize("name", declared())
+def test_a_metric_moves(scraped: tuple[Samples, Samples, str], name: str) -> None:
+    before, after, _ = scraped
+    assert name in after, "declared, and never fed"
+    if name not in STANDING:
+        assert before.get(name) != after[name]
+
+
+def test_nothing_but_what_is_declared(scraped: tuple[Samples, Samples, str]) -> None:
+    assert set(scraped[1]) == set(declared())
+
+
+def test_labels_name_nobody(scraped: tuple[Samples, Samples, str]) -> None:
+    text = scraped[2]
+    for private in ("127.0.0.1", "sip:", "1002", "@", "p-of-the-trunk"):
+        assert private not in text
+
+
+def test_every_metric_is_in_the_manual() -> None:
+    table = PAGE.partition("| metric | labels |")[2].partition("\n\n")[0]
+    told = {
+        re.sub("_total$", "", name)
+        for row in table.splitlines()[2:]
+        for name in re.findall(r"`([a-z_]+)`", row.split("|")[1])
+    }
+    assert told == set(declared())
