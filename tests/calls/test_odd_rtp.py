@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import struct
 import time
 from typing import Any
 
@@ -16,7 +17,7 @@ from gateway.devtools.emulator.session_log import SessionRecord
 from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.harness import PATIENT, GatewayStack, eventually
 from tests.support.listening import Spoken, assert_continuous, noise
-from tests.support.rtp_end import FRAME, RtpEnd, Sender
+from tests.support.rtp_end import EVENT_PAYLOAD, FRAME, RtpEnd, Sender
 
 WORLD = {
     "more": PATIENT,
@@ -79,6 +80,18 @@ async def test_another_source_in_mid_call(world: GatewayStack) -> None:
         await arrives(session, said)
     await world.summary_at_end(call)
     assert_continuous(call.rtp.packets)
+
+
+@pytest.mark.parametrize("start", [-101, -100, -60, -1, 0, 2, 2999, 3000, 2**15])
+async def test_keys_of_another_source(world: GatewayStack, start: int) -> None:
+    """Wherever its numbers begin: those of another SSRC mean nothing to it, its only packet either."""
+    call = await greeted(world)
+    await call.rtp.until(lambda: call.rtp.sent > 10)
+    sender = Sender(call.rtp)
+    sender.sequence = (call.rtp.sequence - 1 + start) & 0xFFFF
+    sender.put(struct.pack("!BBH", 7, 0x8A, 800), EVENT_PAYLOAD, samples=0)
+    await world.gateway.wait("call.dtmf", 5, call=call.call_id)
+    assert [run["digits"] for run in (await world.summary_at_end(call))["digits"]] == ["7"]
 
 
 @pytest.mark.parametrize("jump", [-4000, -2400, -800, -1, 1, 2400, 4000, 2**31 - 1, -(2**31)])

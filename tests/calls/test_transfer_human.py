@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -18,9 +19,11 @@ from tests.support.callee import CalledCall, CalledPhone, free_port
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import noise, share_heard
 from tests.support.referred import ReferredCall, dial
-from tests.support.rtp_end import EVENT_PAYLOAD
+from tests.support.rtp_end import EVENT_PAYLOAD, FRAME, Sender
 
 PORT = free_port()
+SILENCE = b"\xff" * 10 * FRAME
+"""What stands behind it drives the last of what is said out of a jitter buffer."""
 
 
 def _destination(name: str, user: str, mode: str, *more: str) -> str:
@@ -130,6 +133,29 @@ async def test_joined_both_hear_each_other(world: GatewayStack, callee: CalledPh
     assert 0 < leg["answered_ms"] < leg["ended_ms"]
     (attempt,) = record["transfers"]
     assert (attempt["outcome"], attempt["mode"]) == ("answered", "bridge")
+
+
+async def test_joined_and_another_source_begins(world: GatewayStack, callee: CalledPhone) -> None:
+    """What it says is heard whole, wherever its numbers begin; so is a key."""
+    call = await transferred(world, "anna")
+    there = await joined(world, call, callee)
+    await hear_each_other(call, there, 11)
+    for seed, start in enumerate([-90, 0, 2500, 2**15]):
+        sender = Sender(call.rtp)
+        sender.sequence = (call.rtp.sequence - 1 + start) & 0xFFFF
+        said = noise(20 + seed, 0.6)
+        await sender.say(said + SILENCE)
+        call.rtp.sequence = sender.sequence
+        await there.rtp.until(partial(_hears, said, there))
+    sender = Sender(call.rtp)
+    sender.sequence = (call.rtp.sequence - 9) & 0xFFFF
+    sender.put(struct.pack("!BBH", 7, 0x8A, 800), EVENT_PAYLOAD, samples=0)
+    await there.rtp.until(lambda: any(p.payload_type == EVENT_PAYLOAD for p in there.rtp.packets))
+    await world.summary_at_end(call)
+
+
+def _hears(said: bytes, there: CalledCall) -> bool:
+    return share_heard(said, there.rtp.heard) > 0.9
 
 
 async def test_the_caller_hangs_up_while_joined(world: GatewayStack, callee: CalledPhone) -> None:

@@ -9,7 +9,30 @@
 namespace pj {
 namespace {
 
-/* Where it is; NULL without one. */
+const int kDepth = 3; // of multiparts in multiparts
+
+/* The body of the description in a multipart or in one within it (RFC 2046 section 5.1); NULL without. */
+pjsip_msg_body *described_in(pj_pool_t *pool, pjsip_msg_body *multipart, pjsip_media_type *sdp,
+                             int depth)
+{
+    pjsip_multipart_part *part = pjsip_multipart_find_part(multipart, sdp, NULL);
+    if (part)
+        return part->body;
+    for (part = depth < kDepth ? pjsip_multipart_get_first_part(multipart) : NULL; part;
+         part = pjsip_multipart_get_next_part(multipart, part)) {
+        pjsip_msg_body *inner = part->body;
+        if (pj_stricmp2(&inner->content_type.type, "multipart") != 0 || !inner->len)
+            continue;
+        inner = pjsip_multipart_parse(pool, (char *)inner->data, inner->len, &inner->content_type, 0);
+        pjsip_msg_body *found = inner ? described_in(pool, inner, sdp, depth + 1) : NULL;
+        if (found)
+            return found;
+    }
+    return NULL;
+}
+
+/* Where it is; NULL without one. pjsip looks at the outer multipart only: one within another is made
+ * the body of the message. */
 pjsip_msg_body *described(pjsip_rx_data *rdata)
 {
     pjsip_msg *message = rdata ? rdata->msg_info.msg : NULL;
@@ -25,7 +48,15 @@ pjsip_msg_body *described(pjsip_rx_data *rdata)
     if (pj_stricmp2(&body->content_type.type, "multipart") != 0)
         return NULL;
     pjsip_multipart_part *part = pjsip_multipart_find_part(body, &sdp, NULL);
-    return part ? part->body : NULL;
+    if (part)
+        return part->body;
+    pjsip_msg_body *inner = described_in(rdata->tp_info.pool, body, &sdp, 0);
+    if (inner) {
+        message->body = inner;
+        if (rdata->msg_info.ctype)
+            rdata->msg_info.ctype->media = inner->content_type;
+    }
+    return inner;
 }
 
 } // namespace

@@ -19,6 +19,7 @@ namespace {
 constexpr int kPass = -1, kDrop = 0, kServerError = 500;
 constexpr size_t kLingerBytes = 1024 * 1024, kMostLingering = 64;
 constexpr long kLingerSeconds = 2;
+constexpr const char *kRefusal = "Q.850;cause=88;text=\"SDP not acceptable\"";
 constexpr int kBeforeAllLayers = 1;  // the transport layer is 8, transactions 16, dialogs 32
 constexpr int kJustBeforePjsua = PJSIP_MOD_PRIORITY_APPLICATION - 1;
 
@@ -89,6 +90,7 @@ struct NativeSignalling::State {
     // The endpoint is one a process, and so is this; pjsip's callbacks name nobody.
     static NativeSignalling *current;
     static pjsip_rx_data *deciding;
+    static std::string refusal;  // the Reason of the next 488 without one
 
     // A BYE that is watched; lives in its dialog's pool.
     struct Watch {
@@ -262,14 +264,24 @@ struct NativeSignalling::State {
     // Whatever refuses an INVITE for want of something says when to try again (RFC 3261 20.33).
     static pj_status_t on_tx_response(pjsip_tx_data *tdata)
     {
-        static const pj_str_t name = {const_cast<char *>("Retry-After"), 11};
+        static const pj_str_t retry = {const_cast<char *>("Retry-After"), 11};
+        static const pj_str_t reason = {const_cast<char *>("Reason"), 6};
         pjsip_msg *msg = tdata->msg;
-        if (!current || !current->state_->retry_after ||
-            msg->line.status.code != PJSIP_SC_SERVICE_UNAVAILABLE || pjsip_tx_data_is_valid(tdata) ||
-            pjsip_msg_find_hdr_by_name(msg, &name, nullptr))
+        const int code = msg->line.status.code;
+        if (!current || (code != PJSIP_SC_SERVICE_UNAVAILABLE && code != PJSIP_SC_NOT_ACCEPTABLE_HERE) ||
+            pjsip_tx_data_is_valid(tdata))
             return PJ_SUCCESS;
         auto *cseq = static_cast<pjsip_cseq_hdr *>(pjsip_msg_find_hdr(msg, PJSIP_H_CSEQ, nullptr));
-        if (cseq && cseq->method.id == PJSIP_INVITE_METHOD) {
+        if (code == PJSIP_SC_NOT_ACCEPTABLE_HERE) {
+            if (!pjsip_msg_find_hdr_by_name(msg, &reason, nullptr)) {
+                pj_str_t value = {const_cast<char *>(refusal.data()), (pj_ssize_t)refusal.size()};
+                auto *header = pjsip_generic_string_hdr_create(tdata->pool, &reason, nullptr);
+                pj_strdup(tdata->pool, &header->hvalue, &value);
+                pjsip_msg_add_hdr(msg, reinterpret_cast<pjsip_hdr *>(header));
+            }
+            refusal = kRefusal;
+        } else if (current->state_->retry_after && cseq && cseq->method.id == PJSIP_INVITE_METHOD &&
+                   !pjsip_msg_find_hdr_by_name(msg, &retry, nullptr)) {
             auto *header = pjsip_retry_after_hdr_create(tdata->pool, (int)current->state_->retry_after);
             pjsip_msg_add_hdr(msg, reinterpret_cast<pjsip_hdr *>(header));
         }
@@ -467,6 +479,7 @@ struct NativeSignalling::State {
 
 NativeSignalling *NativeSignalling::State::current = nullptr;
 pjsip_rx_data *NativeSignalling::State::deciding = nullptr;
+std::string NativeSignalling::State::refusal = kRefusal;
 unsigned NativeSignalling::State::watches = 0;
 std::list<NativeSignalling::State::Lingering> NativeSignalling::State::lingering;
 
@@ -640,6 +653,11 @@ int nativeRespond(const SipRxData &request, int status)
     if (!dialog || !transaction)
         return PJ_EINVALIDOP;
     return pjsip_dlg_respond(dialog, rdata, status, nullptr, nullptr, nullptr);
+}
+
+void nativeExplainRefusal(const std::string &reason)
+{
+    NativeSignalling::State::refusal = reason;
 }
 
 pjsip_rx_data *messageBeingDecided() { return NativeSignalling::State::deciding; }

@@ -40,7 +40,8 @@ public:
      * (0: a request), the bytes of the message, those of its body (where it has a Content-Type),
      * whether it is for a dialog of ours. All but the bytes are of pjsip's own parse.
      *
-     * retry_after: seconds, for each 503 to an INVITE that does not say them; 0: none.
+     * retry_after: seconds, for each 503 to an INVITE that does not say them; 0: none. A 488 without
+     * a Reason gets one.
      */
     explicit NativeSignalling(PyObject *handler, unsigned retry_after = 0);
     ~NativeSignalling();
@@ -79,6 +80,9 @@ private:
 
 /** Answer a request within its dialog, in the callback that brought it. Returns pjsip's status. */
 int nativeRespond(const SipRxData &request, int status);
+
+/** The Reason header field (RFC 3326) of the next 488 that is sent without one. */
+void nativeExplainRefusal(const std::string &reason);
 
 #ifndef SWIG
 /** What on_message or on_request is being asked about; NULL outside of them. */
