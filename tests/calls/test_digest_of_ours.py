@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -13,6 +15,7 @@ from typing import Any, cast
 import pytest
 
 from gateway.api.client import ask
+from tests.calls.test_transfer_blind import outputs_of
 from tests.support.digest_answer import HASHES
 from tests.support.harness import GatewayStack
 from tests.support.rtp_end import EVENT_PAYLOAD
@@ -46,6 +49,11 @@ class Ways:
     realm: str = "carrier"
     registers: str = "registration"
     """The realm of REGISTER."""
+    endless: str = ""
+    """Each request is asked for a password again and again, with another nonce: stale (with
+    stale=true), new or same; ``inside`` and one of these spares the INVITE."""
+    open: bool = False
+    """INVITEs need no password."""
     contact: tuple[str, int] | None = None
     """Where requests in the dialog are to go, if elsewhere."""
 
@@ -110,9 +118,16 @@ class Carrier(asyncio.DatagramProtocol):
         proxy = self.ways.code == 407 and message.method != "REGISTER"
         given = message.headers.get("proxy-authorization" if proxy else "authorization", "")
         realm = self.ways.registers if message.method == "REGISTER" else self.ways.realm
-        if not (self.nonce in given and self._is_right(message, given, realm)):
+        endless = self.ways.endless.removeprefix("inside ")
+        if message.method in ("INVITE", "REGISTER") and endless != self.ways.endless:
+            endless = ""
+        free = self.ways.open and message.method == "INVITE"
+        if endless or not (free or self.nonce in given and self._is_right(message, given, realm)):
             self.asked.append(message)
+            if endless in ("stale", "new"):
+                self.nonce = f"{self.host}-{next(self._count)}"
             stale = f'"{self.nonce}"' not in given and given and self.ways.renewed == "stale"
+            stale = stale or endless == "stale"
             more = ", stale=true" if stale else ""
             more += f", qop={self.ways.qop}" if self.ways.qop else ""
             more += f", algorithm={self.ways.algorithm}" if self.ways.algorithm else ""
@@ -192,12 +207,13 @@ class Lines:
     registrar: Carrier
     stranger: Carrier
 
-    async def dial(self, trunk: str) -> str:
+    async def dial(self, trunk: str, route: str = "greeted") -> str:
         """Place a call by a trunk; returns its id."""
-        to = {"carrier": self.carrier, "listed": self.registrar, "learnt": self.registrar}[trunk]
+        others = {"listed": self.registrar, "learnt": self.registrar, "bare": self.stranger}
+        to = others.get(trunk, self.carrier)
         host, port = to.address
         placed = await asyncio.to_thread(
-            ask, self.path, "dial", to=f"sip:1@{host}:{port}", route="greeted", trunk=trunk
+            ask, self.path, "dial", to=f"sip:1@{host}:{port}", route=route, trunk=trunk
         )
         return str(placed["call"])
 
@@ -225,6 +241,9 @@ max_concurrent_calls = 20
 name = "carrier"
 peers = ["127.0.0.1"]
 {credentials}
+[[trunk]]
+name = "bare"
+peers = ["127.0.0.3"]
 """
     for name, realm in (("listed", 'realm = ["registration", "carrier"]'), ("learnt", "")):
         host, port = carriers[1].address
@@ -233,6 +252,17 @@ peers = ["127.0.0.1"]
 [[route]]
 name = "greeted-too"
 to = "^unused$"
+[[route]]
+name = "acts"
+to = "^unused$"
+[route.greeting]
+say = "Hello."
+[route.send_dtmf]
+enabled = true
+mode = "info"
+[[route.transfer]]
+name = "desk"
+to = "sip:desk@127.0.0.1"
 """
     world = GatewayStack(tmp_path_factory.mktemp("digest"), more=more, routes=routes)
     runner.run(world.start())
@@ -315,3 +345,65 @@ async def test_who_is_the_next_hop_only_gets_no_digest(lines: Lines) -> None:
     assert not lines.stranger.taken
     told = [m.text for m in lines.stranger.asked]
     assert not any("response=" in text for text in told), "a digest of the password"
+
+
+TOOLS = (("send_dtmf", {"digits": "5"}), ("transfer_call", {"destination": "desk"}))
+ACTS = [
+    {"kind": "nothing", "tools": [{"name": name, "arguments": json.dumps(given)}]}
+    for name, given in TOOLS
+]
+
+
+async def acts(lines: Lines, trunk: str) -> tuple[str, list[dict[str, Any]]]:
+    """A call whose model presses a key by INFO and sends the callee on by REFER, then hangs up."""
+    lines.world.behave(vad="off", answers=[*ACTS, {"kind": "silent"}])
+    name = await lines.dial(trunk, "acts")
+    line = await lines.world.gateway.wait("call.session_up", call=name)
+    (session,) = [one for one in lines.world.emulator.sessions if one.id == line["session_id"]]
+    await session.wait_until(lambda s: len(outputs_of(s)) == 2, 20)
+    await hang_up(lines, name)
+    await lines.world.gateway.wait("call.summary", call=name)
+    return name, outputs_of(session)
+
+
+@pytest.mark.parametrize("code", [401, 407])
+@pytest.mark.parametrize("renewed", ["", "stale", "changed", "nextnonce"])
+async def test_requests_inside_are_answered_too(lines: Lines, code: int, renewed: str) -> None:
+    """INFO, REFER and BYE, each asked once at most, and none with a nonce count used before."""
+    carrier = lines.carrier
+    carrier.begin(code=code, renewed=renewed)
+    name, outputs = await acts(lines, "carrier")
+    assert [one.method for one in carrier.taken] == ["INVITE", "INFO", "REFER", "BYE"]
+    assert max(Counter(one.method for one in carrier.asked).values()) == 1
+    assert not carrier.wrong
+    assert [one["status"] for one in outputs] == ["sent", "refused"]
+    assert not lines.world.gateway.all("sip.bye_undelivered", call=name)
+
+
+async def test_who_has_no_credentials_gives_none_inside(lines: Lines) -> None:
+    asks = lines.stranger
+    asks.begin(endless="inside new", open=True)
+    name, outputs = await acts(lines, "bare")
+    assert [one.method for one in asks.asked] == ["INFO", "REFER", "BYE"]
+    assert outputs[1]["status"] == "refused"
+    assert not any("response=" in one.text for one in asks.asked)
+    await lines.world.gateway.wait("sip.bye_undelivered", call=name)
+
+
+@pytest.mark.parametrize("endless", ["inside stale", "inside new", "inside same"])
+async def test_challenges_without_end_inside(lines: Lines, endless: str) -> None:
+    """Each request is tried a few times, and the call ends."""
+    lines.carrier.begin(endless=endless)
+    name, outputs = await acts(lines, "carrier")
+    assert max(Counter(one.method for one in lines.carrier.asked).values()) <= 5
+    assert outputs[1]["status"] == "refused"
+    await lines.world.gateway.wait("sip.bye_undelivered", call=name)
+
+
+@pytest.mark.parametrize("endless", ["stale", "new", "same"])
+async def test_challenges_without_end(lines: Lines, endless: str) -> None:
+    lines.carrier.begin(endless=endless)
+    name = await lines.dial("carrier")
+    summary = await lines.world.gateway.wait("call.summary", call=name)
+    assert summary["ending"]["why"] in ("forbidden", "call_failed")
+    assert 2 <= len(lines.carrier.asked) <= 5
