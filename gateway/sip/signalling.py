@@ -246,6 +246,9 @@ class Negotiation:
             if method not in _OFFERS:
                 pj.replaceSessionDescription(_NOTHING)
             return description.flaw
+        if method not in _OFFERS and description.lacks_keys:
+            pj.replaceSessionDescription(_NOTHING)  # the library would take it for plain RTP
+            return Objection.KEYS
         security, laws = self._asked(trunk)
         chosen = description.choose(security, laws, self.is_six(local))
         line = chosen if isinstance(chosen, Media) and method in _OFFERS else None

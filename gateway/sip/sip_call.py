@@ -32,6 +32,9 @@ _IS_UPDATE = 1
 
 _REQUEST_TERMINATED, _NOT_ACCEPTABLE, _GATEWAY_ERROR = 487, 488, 500
 
+MAX_URI = 200
+"""Characters that are told of where others send our calls."""
+
 _IN_USE = (
     pj.PJSUA_CALL_MEDIA_ACTIVE,
     pj.PJSUA_CALL_MEDIA_REMOTE_HOLD,
@@ -306,6 +309,18 @@ class SipCall(TransferableCall):
         if method in ("BYE", "CANCEL"):
             self._ending.method = method
             self._ending.reason_header = reason_of(headers_of(text_of(state.src.rdata.wholeMsg)))
+
+    def onCallRedirected(self, prm: Any) -> int:  # noqa: N802
+        """A 3xx names other places (RFC 3261 section 8.1.3.4), which nobody has allowed."""
+        self._note_redirection(prm)
+        return int(pj.PJSIP_REDIRECT_STOP)
+
+    @contain_errors
+    def _note_redirection(self, prm: Any) -> None:
+        # The library would end the call with a code of its own, as if we had given up.
+        tsx = prm.e.body.tsxState.tsx
+        reason = f"{text_of(tsx.statusText)}: {text_of(prm.targetUri)[:MAX_URI]} is not followed"
+        self._ending.fault = self._ending.fault or (int(tsx.statusCode), reason)
 
     @contain_errors
     def onCallMediaState(self, _prm: Any) -> None:  # noqa: N802

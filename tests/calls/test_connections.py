@@ -417,6 +417,23 @@ async def test_a_content_length_is_not_believed(hurried: Site, length: str) -> N
     await hurried.phone.options()
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r"])
+async def test_lines_that_end_in_one_character(hurried: Site, end: bytes) -> None:
+    """They are lines, and so is the empty one behind them: nothing more is waited for."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", hurried.port("tcp"))
+    try:
+        for number in range(2):
+            request = options("127.0.0.1", hurried.port("tcp"), number + 90)
+            writer.write(request.replace(b"\r\n", end))
+            async with asyncio.timeout(5):
+                head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"SIP/2.0 200 ")
+            length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+            await reader.readexactly(length)
+    finally:
+        writer.close()
+
+
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
 @pytest.mark.parametrize(
     ("headers", "body", "code"),

@@ -122,7 +122,7 @@ class Carrier(asyncio.DatagramProtocol):
         if message.method in ("INVITE", "REGISTER") and endless != self.ways.endless:
             endless = ""
         free = self.ways.open and message.method == "INVITE"
-        if endless or not (free or self.nonce in given and self._is_right(message, given, realm)):
+        if endless or not (free or (self.nonce in given and self._is_right(message, given, realm))):
             self.asked.append(message)
             if endless in ("stale", "new"):
                 self.nonce = f"{self.host}-{next(self._count)}"

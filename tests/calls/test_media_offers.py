@@ -200,6 +200,7 @@ async def offered_inside(gateway: Site, srtp: str, keying: tuple[str, ...]) -> N
         if not taken(profile, usable, srtp, keying):
             assert answer.code == 488, (profile, keys, answer.start)
         assert answer.code in (200, 488), (profile, keys, answer.start)
+        assert answer.code == 200 or "reason" in answer.headers, (profile, keys)
         if call.byes:  # keys that do not fit those before may end the call
             await gateway.phone.forget(call)
             call = raw_call(gateway.phone, description(NOBODY, first[0], KEYS[first[1]][0]))
@@ -334,6 +335,44 @@ async def test_answers_to_calls_of_ours(
         await phone.stop()
 
 
+@pytest.mark.parametrize("keys", ["no keys", "bad crypto", "bad print"])
+@pytest.mark.parametrize("profile", ["RTP/SAVP", "RTP/SAVPF", "UDP/TLS/RTP/SAVP"])
+async def test_an_answer_in_srtp_that_nobody_can_decrypt(
+    runner: object, srtp_offered: tuple[Site, Callees], profile: str, keys: str
+) -> None:
+    """A secure profile without a key is no plain RTP: ACK, BYE, and the outcome is told."""
+    gateway, phone = srtp_offered
+    phone.bodies.append(description(NOBODY, profile, KEYS[keys][0]))
+    count = len(phone.calls)
+    path = gateway.folder / "control"
+    placed = await asyncio.to_thread(
+        ask, path, "dial", to=phone.uri("answer"), route="anybody", trunk=""
+    )
+    call = await phone.called(count + 1)
+    await call.until(lambda c: c.requests("ACK"))
+    bye = await call.hung_up()
+    assert "reason" in bye.headers
+    summary = await gateway.gateway.wait("call.summary", call=str(placed["call"]))
+    assert (summary["ending"]["why"], summary["ending"]["sip_code"]) == ("call_failed", 488)
+    assert not summary["security"]
+
+
+@pytest.fixture(scope="module")
+def srtp_offered(
+    runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory
+) -> Iterable[tuple[Site, Callees]]:
+    """A gateway that offers SRTP with its calls, and whom it calls."""
+    more = settings_of("optional", ("sdes", "dtls"), trunk=False)
+    more += '[outbound]\nenabled = true\nallowed_prefixes = ["answer"]\n'
+    more += "max_calls_per_minute = 1000\n"
+    opened = site(tmp_path_factory.mktemp("srtp"), more=more, routes=ROUTES)
+    phone = Callees([])
+    runner.run(phone.start())
+    yield runner.run(opened.__aenter__()), phone
+    runner.run(opened.__aexit__(None, None, None))
+    runner.run(phone.stop())
+
+
 AUDIO = "m=audio {port} RTP/AVP 0 101\r\na=rtpmap:101 telephone-event/8000\r\n"
 LINES = {
     "video before": ("m=video 5000 RTP/AVP 31\r\n", AUDIO),
@@ -349,6 +388,9 @@ LINES = {
     "audio of another profile before": ("m=audio 5004 RTP/XYZ 0\r\n", AUDIO),
     "text and message": ("m=text 5000 RTP/AVP 98\r\na=rtpmap:98 t140/1000\r\n", AUDIO,
                          "m=message 5006 TCP/MSRP *\r\n"),
+    "no such port before": ("m=audio 65536 RTP/AVP 0\r\n", AUDIO),
+    "no such port behind": (AUDIO, "m=audio -1 RTP/AVP 8\r\n"),
+    "a host name before": ("m=audio 5004 RTP/AVP 0\r\nc=IN IP4 pbx.example.net\r\n", AUDIO),
     "no formats": (AUDIO, "m=application 5008 TCP/X\r\n"),
 }  # fmt: skip
 ODD = {

@@ -84,7 +84,7 @@ async def test_another_source_in_mid_call(world: GatewayStack) -> None:
 
 @pytest.mark.parametrize("start", [-101, -100, -60, -1, 0, 2, 2999, 3000, 2**15])
 async def test_keys_of_another_source(world: GatewayStack, start: int) -> None:
-    """Wherever its numbers begin: those of another SSRC mean nothing to it, its only packet either."""
+    """Its only packet counts, wherever its numbers begin: they mean nothing beside another's."""
     call = await greeted(world)
     await call.rtp.until(lambda: call.rtp.sent > 10)
     sender = Sender(call.rtp)

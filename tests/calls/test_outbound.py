@@ -13,7 +13,7 @@ import pytest
 
 from gateway.api.client import RefusedError, ask
 from gateway.audio.g711 import Codec
-from tests.support.callee import CalledPhone
+from tests.support.callee import CalledCall, CalledPhone
 from tests.support.harness import GatewayStack
 from tests.support.listening import all_of, assert_beep, noise
 from tests.support.made_sounds import g711, tone
@@ -128,6 +128,61 @@ async def test_refused(
     ending = summary["ending"]
     assert (ending["by"], ending["why"], ending["sip_code"]) == (by, why, code)
     assert summary["times_ms"]["answered"] is None
+
+
+class Moved(CalledPhone):
+    """Sends whoever calls somewhere else."""
+
+    code = 302
+    contacts: tuple[str, ...] = ()
+
+    def _begin(self, call: CalledCall) -> None:
+        names = ("Via", "From", "Call-ID", "CSeq")
+        lines = [f"{name}: {call.invite.headers[name.lower()]}" for name in names]
+        lines.append(f"To: {call.invite.headers['to']};tag={call.tag}")
+        lines += [f"Contact: {contact}" for contact in self.contacts]
+        head = [f"SIP/2.0 {self.code} Elsewhere", *lines, "Content-Length: 0"]
+        self.send(("\r\n".join(head) + "\r\n\r\n").encode())
+
+
+@pytest.fixture
+def moved(runner: asyncio.Runner) -> Iterator[Moved]:
+    phone = Moved()
+    runner.run(phone.start())
+    yield phone
+    runner.run(phone.stop())
+
+
+@pytest.mark.parametrize(
+    ("code", "contacts"),
+    [
+        (302, ("<{there}>",)),
+        (302, ("<{here}>",)),
+        (301, ("<sip:+4990012345@127.0.0.1:{port}>",)),
+        (302, ("<{there}?Route=%3Csip:127.0.0.1:{port};lr%3E&P-Asserted-Identity=x>",)),
+        (300, ("<{there}>;q=0.9, <{here}>;q=0.1", *(f"<sip:no{n}@127.0.0.1>" for n in range(30)))),
+        (302, ("<tel:+4990012345>", "<mailto:a@b.example>")),
+        (305, ("<sip:name.invalid;transport=tcp>", "<sips:127.0.0.1:{port}>")),
+        (302, ("*",)),
+        (302, ("<>", "no uri", "<sip:@@>")),
+        (380, ()),
+        (399, ("<{there};maddr=127.0.0.1;ttl=1>",)),
+    ],
+)
+async def test_nobody_sends_our_calls_elsewhere(
+    world: GatewayStack, callee: CalledPhone, moved: Moved, code: int, contacts: tuple[str, ...]
+) -> None:
+    """3xx (RFC 3261 section 8.1.3.4): nobody is called whom nobody has allowed, or twice."""
+    names = {"there": callee.uri("answer"), "here": moved.uri("no"), "port": callee.address[1]}
+    moved.code, moved.contacts = code, tuple(one.format(**names) for one in contacts)
+    call = await place(world, moved.uri("no"))
+    ending = (await summary_of(world, call))["ending"]
+    assert (ending["why"], ending["sip_code"]) == ("call_failed", code)
+    assert len(moved.calls) == 1
+    assert not callee.calls
+    (one,) = moved.calls
+    await one.until(lambda c: c.requests("ACK"))
+    assert not one.requests("INVITE")
 
 
 async def test_a_voicemail_box_answers(world: GatewayStack, callee: CalledPhone) -> None:

@@ -267,17 +267,28 @@ async def test_requests_find_back_whatever_the_route(
     assert summary["ending"]["why"] == "operator"
 
 
-async def test_a_body_of_several_parts(world: GatewayStack) -> None:
-    """RFC 5621: the description is one of them."""
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+async def test_a_body_of_several_parts(world: GatewayStack, depth: int) -> None:
+    """RFC 5621: the description is one of them, or in one of them."""
     call = changed(world)
     head, _, sdp = call._invite.partition(b"\r\n\r\n")
     body = (
         b"--b1\r\nContent-Type: application/sdp\r\n\r\n" + sdp + b"\r\n--b1\r\n"
         b"Content-Type: text/plain\r\n\r\nm=audio\r\n--b1--\r\n"
     )
-    head = head.replace(b"application/sdp", b"multipart/mixed;boundary=b1")
+    name = b"b1"
+    for number in range(depth):
+        inner, name = name, b"outer%d" % number
+        body = (
+            b"--%s\r\nContent-Type: text/plain\r\n\r\nhello\r\n--%s\r\n"
+            b"Content-Type: multipart/alternative;boundary=%s\r\n\r\n%s\r\n--%s--\r\n"
+        ) % (name, name, inner, body, name)
+    head = head.replace(b"application/sdp", b"multipart/mixed;boundary=" + name)
     head = re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % len(body), head)
     call._invite = head + b"\r\n\r\n" + body
     call.invite()
     await call.answered()
+    assert call.messages[-1].body.count("m=audio") == 1
+    assert f"m=audio {call.rtp.port}" not in call.messages[-1].body
+    await call.rtp.heard_bytes(1600)
     await world.summary_at_end(call)

@@ -54,7 +54,8 @@ pjsip_msg_body *described(pjsip_rx_data *rdata)
     if (inner) {
         message->body = inner;
         if (rdata->msg_info.ctype)
-            rdata->msg_info.ctype->media = inner->content_type;
+            pjsip_media_type_cp(rdata->tp_info.pool, &rdata->msg_info.ctype->media,
+                                &inner->content_type);
     }
     return inner;
 }

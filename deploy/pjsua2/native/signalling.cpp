@@ -460,8 +460,8 @@ struct NativeSignalling::State {
         pj_bzero(&info, sizeof info);
         pj_list_init(&info.parse_err);
         info.msg = pjsip_parse_rdata(rdata->pkt_info.packet, size, rdata);
-        return info.msg && pj_list_empty(&info.parse_err) && info.msg->type == PJSIP_REQUEST_MSG &&
-               info.cid && info.cid->id.slen && info.from && info.to && info.via && info.cseq;
+        return info.msg && pj_list_empty(&info.parse_err) && info.cid && info.cid->id.slen &&
+               info.from && info.to && info.via && info.cseq;
     }
 
     static void tell(const char *method, int first, int second)
@@ -599,7 +599,8 @@ bool NativeSignalling::receiveInstead(PyObject *bytes, bool known_only)
         packet.len = size;
     };
     put();
-    bool good = State::readable(rdata, (size_t)size) && (!known_only || State::known(rdata));
+    bool good = State::readable(rdata, (size_t)size) &&
+                (!known_only || (rdata->msg_info.msg->type == PJSIP_REQUEST_MSG && State::known(rdata)));
     if (good) {
         put();
         // It may send, and so has to let go of the interpreter, which asks again for itself.

@@ -43,6 +43,7 @@ from gateway.sip.messages.validation import (
     refused_address,
     request_flaw,
     stripped,
+    stripped_refusal,
 )
 from gateway.sip.rate_limits import RefusalLog, SourceBuckets
 from gateway.sip.settings import Access
@@ -158,8 +159,7 @@ class AccessControl:
             return self._on_response(received)
         self.current = self.found = self.chosen = None
         method, now = received.method, time.monotonic()
-        source = plain(received.source)
-        inside = received.in_dialog
+        source, inside = plain(received.source), received.in_dialog
         self.found = self._attribute(received)
         if not inside and self.policy.is_banned(received, self.found, source, now):
             self.policy.count_banned()
@@ -225,6 +225,7 @@ class AccessControl:
             return b""
         if unread.code == _BAD_REQUEST and (
             self._take(mended(unread.data, unread.source, unread.port), known_only=False)
+            or self._take(stripped_refusal(unread.data), known_only=False)
             or self._take_stripped(unread, unread.data)
         ):
             return b""
@@ -257,6 +258,8 @@ class AccessControl:
         headers = headers_of(message)
         flaw = flaw_of(start_line_of(message), headers)
         if flaw is not None:
+            if self._take(stripped_refusal(received.message), known_only=False):
+                return DROP
             return self._answers.refuse(received, f"malformed response: {flaw.what}", Reply(0))
         if address := refused_address(body_of(message), received.source):
             # Not dropped: whoever has answered needs ACK and BYE.

@@ -170,7 +170,7 @@ MAX_VIAS = 16
 
 _REASONS = {400: "Bad Request", 403: "Forbidden", 513: "Message Too Large"}
 _ONCE = ("from", "to", "call-id", "cseq")
-_NAMES = {"from": "From", "to": "To", "call-id": "Call-ID", "cseq": "CSeq"}
+NAMES = {"from": "From", "to": "To", "call-id": "Call-ID", "cseq": "CSeq"}
 
 
 def method_of(data: bytes) -> str:
@@ -208,7 +208,7 @@ def answer_unread(data: bytes, code: int, source: str, port: int) -> bytes:
         f"SIP/2.0 {code} {_REASONS[code]}",
         f"Via: {_received(vias[0], source, port)}",
         *(f"Via: {via}" for via in vias[1:]),
-        *(f"{_NAMES[name]}: {value}" for name, value in told.items()),
+        *(f"{NAMES[name]}: {value}" for name, value in told.items()),
         "Content-Length: 0",
     ]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")

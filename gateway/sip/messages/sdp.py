@@ -98,6 +98,12 @@ class Media:
     """Of its own ``c=`` line."""
     written: str = ""
     """The line as it came, where there is nothing to mend in it."""
+    misread: bool = False
+    """It cannot be used: declined in its place, while others are served."""
+
+    def give_up(self) -> None:
+        """Decline this line: port 0 (RFC 3264 section 6)."""
+        self.port, self.misread, self.written = 0, True, ""
 
     def attributes(self, name: str) -> list[str]:
         """The values of an attribute, in order."""
@@ -135,6 +141,19 @@ class Description:
     media: list[Media]
     flaw: Objection | None = None
     """It cannot be used, whatever the account takes."""
+
+    @property
+    def lacks_keys(self) -> bool:
+        """Whether a line of audio is SRTP by its profile, without a key or fingerprint."""
+        if values_of(self.head, "fingerprint"):
+            return False
+        return any(
+            media.kind == "audio"
+            and media.port
+            and _BASES.get(media.profile, _PLAIN) != _PLAIN
+            and not (media.attributes("crypto") or media.attributes("fingerprint"))
+            for media in self.media
+        )
 
     def choose(
         self, security: Security, laws: tuple[Codec, ...] = tuple(Codec), six: bool | None = None
@@ -215,6 +234,9 @@ def parse(text: str) -> Description:
             connection_at = None
         elif kind == "c":
             address = connection_of(value)
+            if address is None and media:
+                media[-1].give_up()
+                continue
             if address is None:
                 flaw = flaw or Objection.MALFORMED
                 continue
@@ -228,7 +250,9 @@ def parse(text: str) -> Description:
                 media[-1].address = address
         elif kind == "a":
             attribute = attribute_of(value)
-            if attribute is UNUSABLE:
+            if attribute is UNUSABLE and media:
+                media[-1].give_up()
+            elif attribute is UNUSABLE:
                 flaw = flaw or Objection.MALFORMED
             elif attribute is not None:
                 lines.append(f"a={attribute}")
@@ -254,10 +278,13 @@ def parse(text: str) -> Description:
     _one_fingerprint(description)
     if address_in(description.head) is None:
         for one in media:
-            if one.address is None and one.port and one.kind == "audio":
-                description.flaw = description.flaw or Objection.MALFORMED
-            elif one.address is None:
+            if one.address is None:
+                if one.port and one.kind == "audio":
+                    one.give_up()
                 one.lines.insert(0, "c=IN IP4 0.0.0.0")
+    audio = [one for one in media if one.kind == "audio"]
+    if any(one.misread for one in audio) and not any(one.port for one in audio):
+        description.flaw = description.flaw or Objection.MALFORMED
     return description
 
 
@@ -287,7 +314,7 @@ def offered_codecs(message: str) -> tuple[Codec, ...] | None:
     if found is None:
         return None
     for media in found.media:
-        if media.kind == "audio" and media.port and media.codecs:
+        if media.kind == "audio" and (media.port or media.misread) and media.codecs:
             return media.codecs
     return ()
 
@@ -311,14 +338,13 @@ def _media(value: str) -> Media | None:
         return None
     port = number_of(words[1].partition("/")[0], 5)
     kind, profile = words[0].lower(), words[2]
-    if port is None or port > 65535:
-        if kind == "audio":
-            return None
-        port = 0  # it is declined anyway, and the audio beside it can be taken
+    misread = port is None or port > 65535
+    if port is None or misread:
+        port = 0
     if kind == "audio":
         profile = profile.upper()
     formats = [word for word in words[3:] if is_token(word)]
-    media = Media(kind, port, profile, formats[:MAX_FORMATS])
+    media = Media(kind, port, profile, formats[:MAX_FORMATS], misread=misread)
     plain = f"m={value}"
     media.written = plain if plain == media.line(port) and media.formats else ""
     return media

@@ -29,7 +29,7 @@ from gateway.sip.messages.headers import (
     split_list,
     start_line_of,
 )
-from gateway.sip.messages.replies import method_of
+from gateway.sip.messages.replies import NAMES, method_of
 
 BAD_REQUEST, NOT_ACCEPTED, UNSUPPORTED_MEDIA = 400, 406, 415
 UNSUPPORTED_SCHEME, NOT_ACCEPTABLE = 416, 488
@@ -310,6 +310,42 @@ def stripped(data: bytes, source: str, port: int, transport: str) -> Iterator[by
     values = [headers.get(name, ("",)) for name in _ONCE]
     for told in itertools.product(*(dict.fromkeys((one[0], one[-1])) for one in values)):
         yield from _stripped(method, told, headers, data, f"{transport.upper()} {host}:{port}")
+
+
+_FINAL = re.compile(rb"SIP/2\.0 ([3-6]\d\d)([^\r\n]{0,200})[\r\n]")
+_KEPT = {
+    "www-authenticate": "WWW-Authenticate",
+    "proxy-authenticate": "Proxy-Authenticate",
+    "authentication-info": "Authentication-Info",
+    "retry-after": "Retry-After",
+    "min-se": "Min-SE",
+    "unsupported": "Unsupported",
+    "warning": "Warning",
+    "reason": "Reason",
+}
+"""What a refusal says besides its code."""
+
+
+def stripped_refusal(data: bytes) -> bytes:
+    """A final response of 300 or above without what cannot be read in it; empty for all else.
+
+    Whoever refuses says all there is with its code: a Contact of another scheme (RFC 3261 section
+    21.3) is no reason to ask until nobody answers.
+    """
+    start = _FINAL.match(data)
+    if start is None:
+        return b""
+    headers = headers_of(data.decode("latin-1"))
+    vias = headers.get("via", ())[:MAX_VIAS]
+    if not vias or any(len(headers.get(name, ())) != 1 for name in _ONCE):
+        return b""
+    lines = [
+        f"SIP/2.0 {start[1].decode()} {start[2].decode('latin-1').strip() or 'Refused'}",
+        *(f"Via: {via}" for via in vias),
+    ]
+    lines += [f"{NAMES[name]}: {headers[name][0]}" for name in _ONCE]
+    lines += [f"{name}: {value}" for key, name in _KEPT.items() for value in headers.get(key, ())]
+    return ("\r\n".join([*lines, "Content-Length: 0"]) + "\r\n\r\n").encode("latin-1")
 
 
 def _stripped(

@@ -276,8 +276,6 @@ def test_every_objection_has_a_code(objection: Objection) -> None:
         "c=IN IP6 192.0.2.1",
         "c=",
         "a=rtcp:9 IN IP4 host.example",
-        "m=audio 70000 RTP/AVP 0",
-        "m=audio -1 RTP/AVP 0",
         "m=",
     ],
 )
@@ -285,11 +283,25 @@ def test_what_must_not_reach_the_library(line: str) -> None:
     assert parse(GOOD + line + "\r\n").flaw is Objection.MALFORMED
 
 
-def test_another_line_with_a_port_that_is_none() -> None:
-    """It is declined as any other video line; the audio beside it is taken."""
-    description = parse(GOOD + "m=video 65536 RTP/AVP 34\r\n")
+@pytest.mark.parametrize("kind", ["audio", "video"])
+@pytest.mark.parametrize(
+    ("port", "more"),
+    [(65536, ""), (-1, ""), (5000, "c=IN IP4 h.example\r\n"), (5000, "a=rtcp:9 IN IP4 h\r\n")],
+)
+def test_another_line_that_cannot_be_used(kind: str, port: int, more: str) -> None:
+    """It is declined in its place; the audio beside it is taken, alone it is no audio."""
+    line = f"m={kind} {port} RTP/AVP 0\r\n{more}"
+    description = parse(GOOD + line)
     assert isinstance(description.choose(Security()), Media)
-    assert "m=video 0 RTP/AVP 34\r\n" in mended(description, None)
+    text = mended(description, None)
+    assert f"m={kind} 0 RTP/AVP 0\r\n" in text
+    assert "IN IP4 h" not in text
+    alone = parse(
+        "v=0\r\no=- 1 1 IN IP4 192.0.2.1\r\ns=-\r\nc=IN IP4 192.0.2.1\r\nt=0 0\r\n" + line
+    )
+    assert alone.choose(Security()) is (
+        Objection.MALFORMED if kind == "audio" else Objection.NO_AUDIO
+    )
 
 
 _TEXT = st.lists(
