@@ -25,6 +25,7 @@ ANYWHERE = frozenset(_ANYWHERE.split())
 
 _IN_NAMES = """
 aside asides course ear keeping carriers rescue afterwards ladder prober journal
+laws hurry purses brothers farewell untold unsaid silence_log
 """
 IN_NAMES = frozenset(_IN_NAMES.split())
 """English words, which prose may use; no name of ours may have one in it."""

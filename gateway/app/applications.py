@@ -82,7 +82,7 @@ class Refuse(Protocol):
 
 
 @dataclass(eq=False)
-class _Asked:
+class _PendingCall:
     """A call from the webhook to its end."""
 
     leg: Leg
@@ -135,7 +135,7 @@ class Applications:
         self._calls = calls
         self._refuse = refuse
         self._permit_refer = permit_refer
-        self._known: dict[str, _Asked] = {}
+        self._known: dict[str, _PendingCall] = {}
         self._tasks = TaskSet()
         self._client: Any = None
 
@@ -152,7 +152,7 @@ class Applications:
         endpoint = next(one for one in self._endpoints() if one.name == settings.webhook)
         call_id = f"rtc_{record.call_id}"
         now = asyncio.get_running_loop().time()
-        asked = self._known[call_id] = _Asked(leg, record, match, take, now)
+        asked = self._known[call_id] = _PendingCall(leg, record, match, take, now)
         leg.handler = _Waiting(
             lambda: self._end(call_id, EndReason.CANCELLED, "by the caller", 487)
         )
@@ -224,13 +224,13 @@ class Applications:
             raise _not_found()
         return asked.sideband, asked.sideband.attach()
 
-    def _named(self, token: Token, call_id: str) -> _Asked:
+    def _named(self, token: Token, call_id: str) -> _PendingCall:
         asked = self._known.get(call_id)
         if asked is None or (token.routes and asked.match.route.name not in token.routes):
             raise _not_found()
         return asked
 
-    def _first(self, asked: _Asked, what: str, told: Any) -> bool:
+    def _first(self, asked: _PendingCall, what: str, told: Any) -> bool:
         """Return whether this is the decision; False where it was made already, and just so."""
         if asked.decision == (what, _text(told)):
             return False
@@ -239,14 +239,14 @@ class Applications:
         return True
 
     @staticmethod
-    def _accepted(asked: _Asked) -> CallController:
+    def _accepted(asked: _PendingCall) -> CallController:
         if asked.call is None:
             raise Refusal(400, "call_not_accepted", "this call was not accepted yet")
         return asked.call
 
     # ---- the call that waits
 
-    def _begin(self, asked: _Asked, match: Match, sideband: Sideband | None) -> None:
+    def _begin(self, asked: _PendingCall, match: Match, sideband: Sideband | None) -> None:
         asked.over.set()
         self._calls.decided(asked.record.call_id)
         try:
@@ -269,7 +269,7 @@ class Applications:
     def _forget(self, call_id: str) -> None:
         self._known.pop(call_id, None)
 
-    async def _wait(self, call_id: str, asked: _Asked, settings: Application) -> None:
+    async def _wait(self, call_id: str, asked: _PendingCall, settings: Application) -> None:
         try:
             async with asyncio.timeout(settings.timeout):
                 await asked.over.wait()
@@ -293,7 +293,7 @@ class Applications:
         self._begin(asked, replace(asked.match, route=route), None)
         self._forget(call_id)
 
-    async def _send(self, call_id: str, asked: _Asked, endpoint: Endpoint) -> None:
+    async def _send(self, call_id: str, asked: _PendingCall, endpoint: Endpoint) -> None:
         """Try until the webhook has arrived, or the call is decided: never later."""
         import httpx
 

@@ -102,12 +102,12 @@ class SupervisorLink:
         self._watching = True
         asyncio.get_running_loop().add_reader(self._socket, self._read)
 
-    def say_up(self) -> None:
+    def report_ready(self) -> None:
         """Report that calls are taken."""
         with contextlib.suppress(OSError):  # a supervisor that is gone is noticed by reading
             self._socket.send(UP)
 
-    def say_well(self, well: bool) -> None:
+    def report_health(self, well: bool) -> None:
         """Report whether the process is healthy, once a second."""
         with contextlib.suppress(OSError):
             self._socket.send(WELL if well else ILL)
@@ -173,7 +173,7 @@ class Health:
         self._sip = sip
         self._beats = beats
         self._on_look = on_look
-        self._on_unfit = on_unfit
+        self._on_unhealthy = on_unfit
         self._stalls = 0
         self._longest_stall = 0.0
         self._last_beats: int | None = None
@@ -237,7 +237,7 @@ class Health:
         for part, error in unfit.items():
             if error and part not in self.problems:
                 self.failed(part, error)
-                self._on_unfit(f"{part}: {error}")
+                self._on_unhealthy(f"{part}: {error}")
         self._on_look(not self.problems)
 
     def _clock(self, now: float) -> str:

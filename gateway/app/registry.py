@@ -123,7 +123,7 @@ class CallRegistry:
         self._calls.discard(call)
         self._look_idle()
         self._records.write(call.record)
-        self._leaving.spawn(call.gone(), f"leave {call.record.call_id}")
+        self._leaving.spawn(call.wait_closed(), f"leave {call.record.call_id}")
 
     async def wait_idle(self, seconds: float, *or_else: asyncio.Event) -> None:
         """Wait until no call is left, or one of these events is set; ``seconds`` at most."""

@@ -70,7 +70,7 @@ class Service:
         self.state = State.STARTING
         self._gateway = gateway = Gateway(config, dialplan, self._status, self._drain, read)
         self._draining = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._force_stop = asyncio.Event()
         self._unfit = ""
         self._link = (
             None
@@ -81,7 +81,7 @@ class Service:
             lambda: gateway.agent.trouble(HUNG_SECONDS),
             lambda: gateway.pump.beats if gateway.agent.pool.in_use else None,
             self._on_look,
-            self._on_unfit,
+            self._on_unhealthy,
             gateway.lag,
         )
 
@@ -93,7 +93,7 @@ class Service:
         """
         async with self._running(serving=True):
             if self._link is not None:
-                self._link.say_up()
+                self._link.report_ready()
             await self._draining.wait()
         if self._unfit:
             raise AgentError(self._unfit)
@@ -117,7 +117,7 @@ class Service:
                 over.add_done_callback(lambda _over: ended.set())
                 await wait_any(None, ended, self._draining)
             finally:
-                self._hurry.set()
+                self._force_stop.set()
         return await over
 
     @asynccontextmanager
@@ -161,9 +161,9 @@ class Service:
         reporting = TaskSet()
         reporting.spawn(self._report_calls(), "report calls left")
         # A dispatcher's probes are to see that we drain.
-        await wait_any(limits.min_drain_time, self._hurry)
+        await wait_any(limits.min_drain_time, self._force_stop)
         left = max(0.0, limits.drain_timeout - limits.min_drain_time)
-        await calls.wait_idle(left, self._hurry)
+        await calls.wait_idle(left, self._force_stop)
         calls.shut_down()
         await calls.wait_idle(BYE_SECONDS)
         if calls:
@@ -187,25 +187,25 @@ class Service:
 
     def _on_signal(self, number: int) -> None:
         if self._draining.is_set():
-            self._hurry.set()
+            self._force_stop.set()
         calls = len(self._gateway.calls)
         log.info("gateway.signal", signal=signal.Signals(number).name, calls=calls)
         self._drain()
 
     def _on_look(self, well: bool) -> None:
         if self._link is not None:
-            self._link.say_well(well)
+            self._link.report_health(well)
         if well:
             notify("WATCHDOG=1")
         else:
             notify(f"STATUS=not well: {', '.join(self.health.problems)}")
 
-    def _on_unfit(self, why: str) -> None:
+    def _on_unhealthy(self, why: str) -> None:
         """End, to be started again: no call can be carried any more."""
         calls = self._gateway.calls
         log.error("gateway.cannot_carry_calls", error=why, calls=len(calls))
         self._unfit = why
-        self._hurry.set()
+        self._force_stop.set()
         self._drain()
         for call in calls:
             call.give_up(why)

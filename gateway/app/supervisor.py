@@ -216,15 +216,15 @@ class Supervisor:
 
     def _end(self, reason: str) -> None:
         """Tell all workers to drain; the second time, to end their calls at once."""
-        hurry = self._stop.is_set()
+        forced = self._stop.is_set()
         running = [worker.index for worker in self._workers.values() if worker.running]
-        log.info("workers.stopping", reason=reason, running=running, hurry=hurry)
+        log.info("workers.stopping", reason=reason, running=running, forced=forced)
         self._stop.set()
         notify("STOPPING=1")
         self._signal_all(signal.SIGTERM)
         if self._killing is not None:
             self._killing.cancel()
-        seconds = OWN_END_SECONDS + (0.0 if hurry else self._drain_seconds)
+        seconds = OWN_END_SECONDS + (0.0 if forced else self._drain_seconds)
         self._killing = asyncio.get_running_loop().call_later(seconds, self._kill)
 
     def _kill(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""G.711 (ITU-T G.711, RFC 3551 section 4.5.14): the two laws and the sizes that follow from them.
+"""G.711 (ITU-T G.711, RFC 3551 section 4.5.14): the two codecs and the sizes that follow from them.
 
 One byte a sample, 8,000 samples a second: 20 ms are 160 bytes, a millisecond is 8.
 """
@@ -25,7 +25,7 @@ BYTES_PER_MS = SAMPLE_RATE // 1000
 
 
 class Codec(StrEnum):
-    """A G.711 law by its SDP encoding name; the value is what SDP, logs and records say."""
+    """A G.711 codec, by its SDP encoding name; logs and records have the same value."""
 
     PCMU = "PCMU"
     PCMA = "PCMA"
@@ -37,7 +37,7 @@ class Codec(StrEnum):
 
     @property
     def silence(self) -> bytes:
-        """One byte of silence: linear zero in this law."""
+        """One byte of silence: linear zero in this codec."""
         return b"\xff" if self is Codec.PCMU else b"\xd5"
 
     def to_linear(self, audio: bytes) -> bytes:

@@ -216,7 +216,7 @@ class Account:
         self._transcribing = accounts.prices.price(transcriber, host) if transcriber else None
         self._watch = Watch(budgets)
         self._used, self._heard = Usage(), Usage()
-        self._responses = self._transcriptions = self._untold = 0
+        self._responses = self._transcriptions = self._without_usage = 0
         self._unpriced: list[str] = []
 
     def take(self, event: ServerEvent) -> Reached | None:
@@ -225,7 +225,7 @@ class Account:
             self._responses += 1
             if event.usage is None:
                 # One that failed or was cancelled before it began is not billed.
-                self._untold += event.status in ("completed", "incomplete")
+                self._without_usage += event.status in ("completed", "incomplete")
                 return None
             usage = usage_of(event.usage)
             self._used += usage
@@ -257,11 +257,11 @@ class Account:
         """Return it for the call's record. ``total`` is null when something of it has no price."""
         told: dict[str, Any] = {
             "currency": self._accounts.prices.currency,
-            "total": None if self._unpriced or self._untold else exact(self.total),
+            "total": None if self._unpriced or self._without_usage else exact(self.total),
             "priced": exact(self.total),
             "model": self._model,
             "responses": self._responses,
-            "responses_without_usage": self._untold,
+            "responses_without_usage": self._without_usage,
             "tokens": self._used.as_json(),
             "unpriced": list(self._unpriced),
         }

@@ -209,7 +209,7 @@ def read_sums(path: Path) -> DaySums | None:
     return DaySums.from_json(json.loads(raw))
 
 
-def brothers_of(path: Path) -> list[Path]:
+def files_of_other_workers(path: Path) -> list[Path]:
     """The files of the other workers."""
     named = re.fullmatch(r"(.+)-\d+", path.stem)
     if named is None:
@@ -230,7 +230,7 @@ def _exchange(path: Path, text: str | None) -> tuple[DaySums, ...]:
         partial.chmod(0o600)  # it has telephone numbers in it
         os.replace(partial, path)  # noqa: PTH105
     found: list[DaySums] = []
-    for file in brothers_of(path) if path.parent.is_dir() else []:
+    for file in files_of_other_workers(path) if path.parent.is_dir() else []:
         try:
             sums = read_sums(file)
         except (OSError, ValueError):

@@ -181,13 +181,13 @@ class CallController:
             record.mark(record.times.end, "end", **told)
         headers = {"Reason": reason_header(EndReason.INTERNAL_ERROR)}
         closing = outputs.CloseSession(1000, EndReason.INTERNAL_ERROR.value)
-        self._attempt(lambda: self._legs.let_go(refusal_code(EndReason.INTERNAL_ERROR), headers))
+        self._attempt(lambda: self._legs.release(refusal_code(EndReason.INTERNAL_ERROR), headers))
         self._attempt(lambda: self._sessions.close(closing))
         self._finish()
 
-    async def gone(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait until the tasks of its sessions are gone too; they have their own deadlines."""
-        await self._sessions.gone()
+        await self._sessions.wait_closed()
 
     def on_fault(self, error: Exception) -> None:
         """End the call because of a defect of ours: by the machine, or else without it."""

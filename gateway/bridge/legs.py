@@ -116,7 +116,7 @@ class Legs(CallPart):
             inputs.CallerReplaced(there.to_uri if not there.sip_call_id else there.from_uri)
         )
 
-    def let_go(self, code: int, headers: dict[str, str]) -> None:
+    def release(self, code: int, headers: dict[str, str]) -> None:
         """End both legs in whatever state they are; reject with ``code`` what was not answered."""
         if self._main is not None:
             self._main.refuse(code, headers)

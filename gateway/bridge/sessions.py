@@ -134,7 +134,7 @@ class Sessions(CallPart):
         return [one.endpoint for one in lines if one and one.session and not one.over]
 
     def append(self, audio: bytes) -> None:
-        """Send caller audio, in the session's law; it is dropped while there is no session."""
+        """Send caller audio, in the session's codec; it is dropped while there is no session."""
         line = self._line
         if line is not None and line.session is not None and not line.over:
             line.session.append(audio)
@@ -153,7 +153,7 @@ class Sessions(CallPart):
         if self._events is not None:
             self._host.record.session.event_log = self._events.as_json()
 
-    async def gone(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait until the sessions' tasks are gone too; they have their own deadlines."""
         lines = [line for line in (self._line, self._spare) if line is not None]
         tasks = [line.opening for line in lines if line.opening is not None]
@@ -176,7 +176,7 @@ class Sessions(CallPart):
         else:
             if self._line is not None:
                 again = self._line.session is not None
-                self._let_go(self._line, 1000, "replaced")
+                self._release(self._line, 1000, "replaced")
             self._line = line
         if self.plan.preparation is not None:
             self.plan.preparation.start(self._host.record.call_id)
@@ -221,7 +221,7 @@ class Sessions(CallPart):
             self._sideband.up(session.effective)
         self._refused.append(session.refused)
         if line is not self._line and line is not self._spare:
-            self._let_go(line, 1000, "not wanted any more")
+            self._release(line, 1000, "not wanted any more")
             return
         if not line.spare:
             self.id = session.id
@@ -244,7 +244,7 @@ class Sessions(CallPart):
         """Close the active session and the standby."""
         for line in (self._line, self._spare):
             if line is not None:
-                self._let_go(line, output.code, output.reason)
+                self._release(line, output.code, output.reason)
         self._spare = None
 
     def _promote(self) -> None:
@@ -257,7 +257,7 @@ class Sessions(CallPart):
         self.id = "" if spare.session is None else spare.session.id
         if old is not None:
             self._count_dropped(old)
-            self._let_go(old, 1000, "handed over")
+            self._release(old, 1000, "handed over")
 
     def _send(self, output: outputs.Send) -> None:
         if self._line is not None and self._line.session is not None:
@@ -343,7 +343,7 @@ class Sessions(CallPart):
 
     # ---- how
 
-    def _let_go(self, line: _Line, code: int, reason: str) -> None:
+    def _release(self, line: _Line, code: int, reason: str) -> None:
         line.over = True
         if line.session is not None:
             closing = line.session.close(code, reason)

@@ -45,7 +45,7 @@ class AnswerPolicy:
         """Note the ACK of a 200 that was sent at once: from now on the caller hears the sound."""
         self.confirmed, self._began = True, now
 
-    def heard_out(self, now: float) -> bool:
+    def sound_played(self, now: float) -> bool:
         """Return whether the sound was played to its end; ask when the model is ready."""
         at = self.deadline
         self.waiting = self._plan.play_to_end_seconds > 0 and (at is None or now < at)
@@ -196,7 +196,7 @@ class HangupAfterPlayout:
             )
 
     @property
-    def being_said(self) -> bool:
+    def is_queued(self) -> bool:
         """Return whether all closing audio is queued, so that the session may close now."""
         return self._words is not None and not self._words.awaited
 

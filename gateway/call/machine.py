@@ -73,7 +73,7 @@ class LegEvents:
             return []
         self._codec = input.codec
         self._call.record.leg.codec = input.codec.value
-        # The session keeps its law. What lies between the two sides is linear, so each is right
+        # The session keeps its codec. What lies between the two sides is linear, so each is right
         # in its own; a change in the session would meet answers that are on their way in the old.
         return [self._call.timeline.note(now, "codec_changed", "info", codec=input.codec.value)]
 
@@ -84,7 +84,7 @@ class LegEvents:
             self._call.timers.confirmed(now, held=self._call.held)
             self._call.opening.on_confirmed(now)
             if self._call.session_up:
-                self._call.opening.heard_out(now)
+                self._call.opening.sound_played(now)
             return [self._call.timeline.note(now, "confirmed", "info")]
         if self._call.state is State.DIALLING:
             self._call.record.times.answered = self._call.timeline.ms(now)
@@ -413,7 +413,7 @@ class CallMachine:
         due = self._call.timers.due(now)
         if due is not None:
             return self._end_call(due[0], now, due[1])
-        if self._call.opening.waiting and self._call.opening.heard_out(now):
+        if self._call.opening.waiting and self._call.opening.sound_played(now):
             return self._session.answer(now)
         todo = self._session.answered_for_fallback(self._session.failover.tick(now), now)
         if self._call.session_up and self._call.talking:

@@ -122,7 +122,7 @@ class SessionEvents:
         self._call.record.session.session_id = input.session_id
         self._call.record.times.session = self._call.timeline.ms(now)
         note = self._call.timeline.note(now, "session_up", "info", session_id=input.session_id)
-        answer = self.answer(now) if self._call.opening.heard_out(now) else []
+        answer = self.answer(now) if self._call.opening.sound_played(now) else []
         return [*recovered, note, *answer]
 
     def _on_replacement_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
@@ -251,7 +251,7 @@ class SessionEvents:
         self.handover.session_over()
         if self._call.conversation.call_actions.underway:
             return self._lost(EndReason.SESSION_LOST, now, f"{input.code} {input.reason}")
-        if self._call.live and (input.code == 1000 or self._call.conversation.goodbye_is_here):
+        if self._call.live and (input.code == 1000 or self._call.conversation.goodbye_is_queued):
             rest = self._call.conversation.on_session_over(now)
             return [*rest, self._call.timeline.note(now, "session_closed", "info", code=input.code)]
         why = EndReason.SESSION_CLOSED if input.code == 1000 else EndReason.SESSION_LOST

@@ -308,7 +308,7 @@ def _ending(evidence: Evidence) -> Iterator[Check]:
     ending, end = evidence.record.ending, evidence.report.end
     found = "no ending" if ending is None else f"{ending.by}, {ending.why}"
     planned = ending is not None and (ending.by, ending.why) == ("model", "agent_hangup")
-    yield Check("the model ended the call with a farewell", planned, found)
+    yield Check("the model ended the call with a goodbye", planned, found)
     heard_it = end is not None and (end.by, end.method) == ("callee", "BYE")
     story = tell(evidence.record)
     item = evidence.events.items.get(story.agent[-1].item_id) if story.agent else None

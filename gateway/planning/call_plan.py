@@ -204,8 +204,8 @@ def placed_match(
 
 
 def codec_of(invite: Invite) -> Codec:
-    """The law that pjsip will agree on: the caller's first, or ours where we make the offer."""
-    return (invite.offered or invite.laws)[0]
+    """The codec that pjsip will agree on: the caller's first, or ours where we make the offer."""
+    return (invite.offered or invite.codecs)[0]
 
 
 def call_plan(

@@ -143,8 +143,8 @@ def notes(config: Config, dialplan: Dialplan) -> list[str]:
     advice += _unreachable(config)
     advice += certificate_notes(config.sip)
     advice += _unknown_models(config, enabled)
-    advice += _open_doors(config)
-    advice += _open_purses(config, dialplan)
+    advice += _access_notes(config)
+    advice += _toll_fraud_notes(config, dialplan)
     advice += tool_advice(config, dialplan)
     advice += [
         f"route {route.name}: the guardrail {guard.name} checks the caller, who is not transcribed "
@@ -265,7 +265,7 @@ def _unknown_models(config: Config, routes: Sequence[Route]) -> Iterator[str]:
             yield f'{where}.model: "{model}" is not in the price list{hint}'
 
 
-def _open_doors(config: Config) -> list[str]:
+def _access_notes(config: Config) -> list[str]:
     """Return notes on settings that let unknown sources call, or disclose keys."""
     advice: list[str] = []
     access = config.access
@@ -318,7 +318,7 @@ _ANY_ADDRESS = ("sip:+882161234567@203.0.113.9:5999", "sip:x-7f3@elsewhere.inval
 """An expression that matches all of these matches everything."""
 
 
-def _open_purses(config: Config, dialplan: Dialplan) -> list[str]:
+def _toll_fraud_notes(config: Config, dialplan: Dialplan) -> list[str]:
     """Return notes on settings that let calls go anywhere at the operator's cost."""
     advice: list[str] = []
     outbound = config.outbound

@@ -115,7 +115,7 @@ class Calls:
             call.followed = False
             self.followed -= 1
 
-    def let_go(self) -> None:
+    def release_all(self) -> None:
         """Drop the ended calls whose library slot nobody has taken. No callback is on the stack."""
         if not self._retired:
             return

@@ -109,7 +109,7 @@ class Incoming:
             self._access.on_connection(handle, source, pj.nativeShutConnection)
 
     def account_for(self, rdata: Any) -> Account:
-        """The account of an incoming request. The laws that its call may speak are set, too."""
+        """The account of an incoming request. The codecs that its call may speak are set, too."""
         message, source = text_of(rdata.wholeMsg), text_of(rdata.srcAddress)
         found = self._attribute(message, source)
         trunk = None if found is None else found.trunk
@@ -132,7 +132,7 @@ class Incoming:
         return self._trunks.attribute(host, int(port or 0), False, request_uri_of(message))
 
     def _offered(self, message: str) -> tuple[Codec, ...] | None:
-        """The laws of the line that is answered; those of the message where none was chosen."""
+        """The codecs of the line that is answered; those of the message where none was chosen."""
         chosen = self._access.chosen
         if self._access.current is not None and isinstance(chosen, Media):
             return chosen.codecs
@@ -151,13 +151,13 @@ class Incoming:
         )
         if found is None:
             return invite
-        laws = invite.offered
+        codecs = invite.offered
         return replace(
             invite,
             trunk=found.trunk.name,
             attributed_by=found.how,
-            laws=found.trunk.codecs,
-            offered=None if laws is None else tuple(c for c in found.trunk.codecs if c in laws),
+            codecs=found.trunk.codecs,
+            offered=None if codecs is None else tuple(c for c in found.trunk.codecs if c in codecs),
         )
 
     def on_call(self, account: Account, prm: Any) -> None:

@@ -36,7 +36,7 @@ if _lacking:
     )
 
 
-def quieten() -> None:
+def silence_log() -> None:
     """Let pjlib log nothing until ``libInit`` says where to: it would write to stdout."""
     pj.nativeLogLevel(0)
 
@@ -138,7 +138,7 @@ class CodecOrder:
         self.offer(list(Codec))
 
     def offer(self, codecs: list[Codec]) -> None:
-        """Let SDP that is made from now on have these laws, in their order."""
+        """Let SDP that is made from now on have these codecs, in their order."""
         if codecs == self._offered:
             return
         self._offered = list(codecs)
@@ -193,7 +193,7 @@ class _NoLog(pj.LogWriter):  # type: ignore[misc]
 def probe() -> None:
     """Start an endpoint with a null device, look, and end it."""
     settings = SipSettings(listen=(), log_level=0)
-    quieten()
+    silence_log()
     endpoint, writer = pj.Endpoint(), _NoLog()
     endpoint.libCreate()
     config = endpoint_config(settings, writer)

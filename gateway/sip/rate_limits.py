@@ -71,7 +71,7 @@ Write = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(slots=True)
-class _Told:
+class _Logged:
     since: float
     repeated: int = 0
 
@@ -85,10 +85,10 @@ class RefusalLog:
 
     def __init__(self, write: Write) -> None:
         self._write = write
-        self._told: OrderedDict[tuple[str, str], _Told] = OrderedDict()
+        self._logged: OrderedDict[tuple[str, str], _Logged] = OrderedDict()
         self._lines: TokenBucket | None = None
-        self._unsaid = 0
-        self._unsaid_since = 0.0
+        self._unlogged = 0
+        self._unlogged_since = 0.0
         self.by_rule: Counter[str] = Counter()
         """Requests refused since the start, by rule."""
         self.unanswered = 0
@@ -98,32 +98,32 @@ class RefusalLog:
         """One refusal of ``source`` (an address without port) by ``rule``."""
         self.by_rule[rule] += 1
         key = (rule, source)
-        told = self._told.get(key)
-        if told is not None:
-            told.repeated += 1
+        entry = self._logged.get(key)
+        if entry is not None:
+            entry.repeated += 1
             return
-        if len(self._told) >= MAX_REFUSALS:
-            self._let_go(now)
-        self._told[key] = _Told(now)
+        if len(self._logged) >= MAX_REFUSALS:
+            self._release(now)
+        self._logged[key] = _Logged(now)
         self._say({"rule": rule, "source": source, **fields}, now)
 
     def tick(self, now: float) -> None:
         """Say what has been counted for long enough. To be called about once a second."""
-        while self._told and next(iter(self._told.values())).since <= now - REPEAT_SECONDS:
-            self._let_go(now)
-        if self._unsaid and now - self._unsaid_since >= REPEAT_SECONDS:
-            self._write({"rule": "several", "source": "many", "repeated": self._unsaid})
-            self._unsaid = 0
+        while self._logged and next(iter(self._logged.values())).since <= now - REPEAT_SECONDS:
+            self._release(now)
+        if self._unlogged and now - self._unlogged_since >= REPEAT_SECONDS:
+            self._write({"rule": "several", "source": "many", "repeated": self._unlogged})
+            self._unlogged = 0
 
-    def _let_go(self, now: float) -> None:
-        (rule, source), told = self._told.popitem(last=False)
-        if not told.repeated:
+    def _release(self, now: float) -> None:
+        (rule, source), entry = self._logged.popitem(last=False)
+        if not entry.repeated:
             return
-        seconds = round(now - told.since)
-        line = {"rule": rule, "source": source, "repeated": told.repeated, "seconds": seconds}
+        seconds = round(now - entry.since)
+        line = {"rule": rule, "source": source, "repeated": entry.repeated, "seconds": seconds}
         self._say(line, now)
-        if told.since <= now - REPEAT_SECONDS:
-            self._told[rule, source] = _Told(now)  # it goes on: the next line is a minute away
+        if entry.since <= now - REPEAT_SECONDS:
+            self._logged[rule, source] = _Logged(now)  # it goes on: the next line is a minute away
 
     def _say(self, fields: Mapping[str, Any], now: float) -> None:
         if self._lines is None:
@@ -131,6 +131,6 @@ class RefusalLog:
         if self._lines.take(now):
             self._write(fields)
             return
-        if not self._unsaid:
-            self._unsaid_since = now
-        self._unsaid += 1
+        if not self._unlogged:
+            self._unlogged_since = now
+        self._unlogged += 1

@@ -249,8 +249,8 @@ class Negotiation:
         if method not in _OFFERS and description.lacks_keys:
             pj.replaceSessionDescription(_NOTHING)  # the library would take it for plain RTP
             return Objection.KEYS
-        security, laws = self._asked(trunk)
-        chosen = description.choose(security, laws, self.is_six(local))
+        security, codecs = self._asked(trunk)
+        chosen = description.choose(security, codecs, self.is_six(local))
         line = chosen if isinstance(chosen, Media) and method in _OFFERS else None
         new = mended(description, line, sdes="sdes" in security.keying).encode()
         if new != raw:
@@ -264,8 +264,8 @@ class Negotiation:
 
     def objection(self, text: str, trunk: Trunk | None, local: str) -> Objection | None:
         """Why an offer inside of a call cannot be taken, if so."""
-        security, laws = self._asked(trunk)
-        chosen = parse(text).choose(security, laws, self.is_six(local))
+        security, codecs = self._asked(trunk)
+        chosen = parse(text).choose(security, codecs, self.is_six(local))
         return chosen if isinstance(chosen, Objection) else None
 
     def is_six(self, local: str) -> bool:

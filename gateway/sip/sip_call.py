@@ -147,7 +147,7 @@ class SipCall(TransferableCall):
         param = pj.CallOpParam()
         param.statusCode = code
         if self.leg is not None and self.leg.invite.offered is None:
-            self.services.codecs.offer(list(self.leg.invite.laws))
+            self.services.codecs.offer(list(self.leg.invite.codecs))
         self.answer(param)
 
     def finish(self, code: int, headers: Mapping[str, str]) -> None:
@@ -385,7 +385,7 @@ class SipCall(TransferableCall):
             prm.statusCode = _NOT_ACCEPTABLE
             log.warning("sip.offer_refused", call=self.name, code=488, reason=objection.text)
         elif leg is not None and leg.audio is not None:
-            # The law of the session, where the offer has it: nothing is transcoded then.
+            # The codec of the session, where the offer has it: nothing is transcoded then.
             self.services.codecs.offer(
                 [leg.audio.codec, *(c for c in Codec if c is not leg.audio.codec)]
             )

@@ -73,7 +73,7 @@ class Stack:
         self._left.callback(lambda: [held.this.disown() for held in (self._endpoint, writer)])
         try:
             pj.answerNamesFromTable()
-            library.quieten()
+            library.silence_log()
             self._endpoint.libCreate()
             config = endpoint_config(settings, writer)
             configure_media(config.medConfig, settings)
@@ -185,7 +185,7 @@ class Stack:
         """To be called after every turn of the thread, outside of all callbacks."""
         services, now = self.services, time.monotonic()
         services.codecs.offer(list(Codec))  # SDP of what came in this turn has been made
-        services.calls.let_go()
+        services.calls.release_all()
         services.rtp_ports.retry(now)
         services.byes.tick(now)
         services.calls.ask_for_keys(now)

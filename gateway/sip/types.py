@@ -40,7 +40,7 @@ class Invite:
     """``address:port`` the request came from."""
     headers: Mapping[str, tuple[str, ...]]
     offered: tuple[Codec, ...] | None
-    """G.711 laws offered, the one to take first; None when the INVITE brought no offer."""
+    """G.711 codecs offered, the one to take first; None when the INVITE brought no offer."""
     trunk: str = ""
     """Name of the trunk that it belongs to."""
     attributed_by: str = ""
@@ -49,7 +49,7 @@ class Invite:
     """udp, tcp or tls, as it came."""
     there: bool = False
     """Whoever sent it is known to be where it came from: over UDP anybody can forge that."""
-    laws: tuple[Codec, ...] = tuple(Codec)
+    codecs: tuple[Codec, ...] = tuple(Codec)
     """What we offer where the INVITE brought no offer: its trunk's, in their order."""
     call_id: str = field(default_factory=new_call_id)
     """The gateway's own id of the call."""
@@ -169,7 +169,7 @@ class LegHandler(Protocol):
         """A provisional response came for a leg that we dialled."""
 
     def on_media(self, codec: Codec) -> None:
-        """Media flows (again), in this law."""
+        """Media flows (again), in this codec."""
 
     def on_confirmed(self) -> None:
         """The dialog is confirmed: ACK came, or was sent."""

@@ -34,7 +34,7 @@ PLACES = {
     "probe's knowledge": "gateway.app.server_health:HealthChecker.met",
     "send": "gateway.realtime.session:Session.send",
     "count of usage": "gateway.billing.costs:Account.take",
-    "close a session": "gateway.bridge.sessions:Sessions._let_go",
+    "close a session": "gateway.bridge.sessions:Sessions._release",
     # the leg
     "answer": "gateway.sip.leg:Leg.answer",
     "security": "gateway.bridge.legs:Legs.security",

@@ -81,7 +81,7 @@ class AccessControl:
 def main() -> None:
     """Serve until standard input ends."""
     set_up_logging("json", "warning", None, ())
-    library.quieten()
+    library.silence_log()
     settings = SipSettings(listen=(), log_level=0)
     endpoint, writer = pj.Endpoint(), LogWriter()
     endpoint.libCreate()

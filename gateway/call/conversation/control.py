@@ -101,7 +101,7 @@ class ConversationControl:
         self.changes: dict[str, UpdateSession] = {}
         """Changes of the session's settings by subject; a new session gets them, too."""
         self.out_of_band = OutOfBandResponses(timeline)
-        self.let_go: set[str] = set()
+        self.trimmed_items: set[str] = set()
         """Old items that were deleted from the session, and stay in the transcript."""
         self.private: set[str] = set()
         """Ids of function calls whose results are not recorded."""
@@ -166,13 +166,13 @@ class ConversationControl:
         outputs += self.playback.interrupt(trigger, running, now)
         return outputs + [Send(CancelResponse(one)) for one in to_cancel]
 
-    def bar(self, response_id: str, trigger: str, now: float) -> list[Output]:
+    def drop_response(self, response_id: str, trigger: str, now: float) -> list[Output]:
         """Stop this response only: interrupt it if it is playing, else drop and cancel it."""
         if self.playback.to_be_heard(response_id):
             return self.interrupt(trigger, now)
         if self.playback.was_cut(response_id) or response_id not in self.gate.running:
             return []
-        self.playback.bar(response_id)
+        self.playback.drop_response(response_id)
         return [Send(CancelResponse(response_id))]
 
     # ---- the end of it

@@ -413,9 +413,9 @@ class Conversation:
         return self.control.hangup_after_playout.deadline is not None
 
     @property
-    def goodbye_is_here(self) -> bool:
+    def goodbye_is_queued(self) -> bool:
         """Return whether all of a goodbye is queued."""
-        return self.control.hangup_after_playout.being_said
+        return self.control.hangup_after_playout.is_queued
 
     def ended(self, now: float) -> tuple[EndReason | None, str]:
         """Return why the call ends now and a detail, or None; ask after each input."""

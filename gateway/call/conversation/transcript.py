@@ -254,8 +254,8 @@ class Transcript:
     def _item_deleted(self, item_id: str) -> None:
         """Forget a deleted item; what context trimming deletes stays in the record."""
         entry = self._by_item.pop(item_id, None)
-        if item_id in self._control.let_go:
-            self._control.let_go.discard(item_id)
+        if item_id in self._control.trimmed_items:
+            self._control.trimmed_items.discard(item_id)
         elif entry is not None and entry.who == "caller":
             self._entries.remove(entry)
 

@@ -110,7 +110,7 @@ class Playback:
     """Plays the responses of one call. Every method takes the time (s) and returns outputs.
 
     Args:
-        silence: one byte of silence in the session's law.
+        silence: one byte of silence in the session's codec.
         margin_ms: see :class:`gateway.call.playout.playback.Truncations`.
     """
 
@@ -190,7 +190,7 @@ class Playback:
         """Return whether this response was interrupted while it ran."""
         return self._cut_of(response_id) is not None
 
-    def bar(self, response_id: str) -> None:
+    def drop_response(self, response_id: str) -> None:
         """Drop all further audio of this response."""
         if not self.was_cut(response_id):
             self._cuts.append(_Cut(response_id, []))
@@ -198,7 +198,7 @@ class Playback:
     def interrupt(self, trigger: str, running: Collection[str], now: float) -> list[Output]:
         """Stop playing, drop the rest of ``running`` responses, tell the server what was heard."""
         for response_id in running:
-            self.bar(response_id)
+            self.drop_response(response_id)
         if not (self.queued_ms or self._tracker or running):
             return []
         return self._flush(trigger, now)

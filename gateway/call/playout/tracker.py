@@ -73,7 +73,7 @@ class PlayoutTracker:
     """The parts of one call's responses, and which of them are in the playout queue.
 
     Args:
-        silence: one byte of silence in the session's law; fills the last frame of a part.
+        silence: one byte of silence in the session's codec; fills the last frame of a part.
     """
 
     def __init__(self, silence: bytes) -> None:

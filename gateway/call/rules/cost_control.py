@@ -196,7 +196,7 @@ class ContextTrimmer:
             outputs.append(Send(CreateItem(item, after="root")))
         for item_id in there:
             self._items.pop(item_id)
-            control.let_go.add(item_id)
+            control.trimmed_items.add(item_id)
             outputs.append(Send(DeleteItem(item_id)))
         trim = ContextTrim(round(control.timeline.ms(now), 1), how, len(there), turns)
         control.timeline.record.content.trimmed(trim)

@@ -180,7 +180,7 @@ class Guardrails:
         if self._control.gate.answers_turn(response_id) and self._turns.answered(response_id):
             self._stopped.append(response_id)
             self._control.gate.stopped(now)
-            return self._control.bar(response_id, "guard", now)
+            return self._control.drop_response(response_id, "guard", now)
         return []
 
     def _words_of_item(self, item_id: str, response_id: str) -> _Words:

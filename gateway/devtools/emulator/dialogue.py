@@ -32,7 +32,7 @@ GREETING = (
     "Hello. You are talking to the emulator, not to a real model. "
     "Say something, or press some keys."
 )
-FAREWELL = "Thank you for calling. Goodbye."
+GOODBYE = "Thank you for calling. Goodbye."
 STILL_THERE = "Are you still there?"
 END_CALL = "end_call"
 
@@ -90,12 +90,12 @@ def _to_texts(texts: Sequence[str], tools: Sequence[Mapping[str, Any]]) -> Plan:
         pressed = _PRESSED.search(text)
         keys = re.sub(r"\s", "", pressed.group(1)) if pressed else ""
         if keys in ("0", "0#") or _BYE.search(text):
-            return farewell(tools)
+            return goodbye(tools)
         said.append(f"You pressed {words_of_keys(keys)}." if keys else f"You wrote: {text}")
     return Plan(" ".join(said))
 
 
-def farewell(tools: Sequence[Mapping[str, Any]], text: str = FAREWELL) -> Plan:
+def goodbye(tools: Sequence[Mapping[str, Any]], text: str = GOODBYE) -> Plan:
     """Say goodbye, and call :data:`END_CALL` where the session has it."""
     return Plan(text, calls=end_call_of(tools))
 

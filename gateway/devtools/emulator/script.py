@@ -117,7 +117,7 @@ class Answer(_Part):
     error_code: str = "rate_limit_exceeded"
     error_message: str = "Rate limit reached for this emulated model."
     end_call: bool = False
-    """Close with the ``end_call`` tool of the session, as a farewell does."""
+    """Close with the ``end_call`` tool of the session, as a goodbye does."""
     tools: list[ToolCall] = []
     mcp: list[McpCall] = []
 

@@ -295,7 +295,7 @@ class Phone:
         codecs: list[Codec],
         on_progress: Callable[[str], None],
     ) -> ScriptedCall:
-        """Place one call and follow the script to the end of it; both laws are offered.
+        """Place one call and follow the script to the end of it; both codecs are offered.
 
         Those of ``codecs`` come first, in their order.
         """

@@ -115,7 +115,7 @@ class Tape:
         return self._lost_waiting + self._lost_late
 
     def negotiated(self, codec: Codec) -> None:
-        """The law of the call; told before the first sound is queued."""
+        """The codec of the call; set before the first sound is queued."""
         if not self.ticks:
             self.codec = self.playout.codec = self.audio.codec = codec
 
@@ -157,7 +157,7 @@ def level_dbfs(pcm: bytes) -> float:
 
 
 RAW = {".ulaw": Codec.PCMU, ".alaw": Codec.PCMA}
-"""Ending of a raw file, and its law."""
+"""Ending of a raw file, and its codec."""
 
 MAX_SECONDS = 600
 """Longest sound played in one step: it is held in memory, and queued whole."""
@@ -169,23 +169,23 @@ class SoundError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A sound to play: G.711 ``data`` in its ``law``, or 16-bit samples at 8 kHz (None)."""
+    """A sound to play: G.711 ``data`` in its ``codec``, or 16-bit samples at 8 kHz (None)."""
 
     name: str
     data: bytes
-    law: Codec | None
+    codec: Codec | None
 
     @property
     def ms(self) -> float:
         """Length, ms."""
-        return len(self.data) / (1 if self.law else 2) * 1000 / SAMPLE_RATE
+        return len(self.data) / (1 if self.codec else 2) * 1000 / SAMPLE_RATE
 
     def frames(self, codec: Codec) -> bytes:
         """The bytes to send on a call in ``codec``, filled up with silence to a whole frame."""
-        if self.law is codec:
+        if self.codec is codec:
             coded = self.data
         else:
-            linear = self.data if self.law is None else self.law.to_linear(self.data)
+            linear = self.data if self.codec is None else self.codec.to_linear(self.data)
             coded = codec.from_linear(linear)
         rest = -len(coded) % FRAME_BYTES
         return coded + codec.silence * rest
@@ -193,10 +193,10 @@ class Clip:
 
 def read_clip(file: Path) -> Clip:
     """Read a sound file. Raises SoundError."""
-    law = RAW.get(file.suffix.lower())
+    raw = RAW.get(file.suffix.lower())
     try:
-        if law is not None:
-            clip = Clip(file.name, file.read_bytes(), law)
+        if raw is not None:
+            clip = Clip(file.name, file.read_bytes(), raw)
         else:
             clip = Clip(file.name, _read_wav(file), None)
     except (OSError, EOFError, wave.Error) as error:
@@ -246,11 +246,11 @@ def write_sound(file: Path, codec: Codec, tracks: Sequence[bytes]) -> None:
 
     Raises SoundError.
     """
-    law = RAW.get(file.suffix.lower())
+    raw = RAW.get(file.suffix.lower())
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if law is not None and len(tracks) == 1:
-            linear = tracks[0] if law is codec else law.from_linear(codec.to_linear(tracks[0]))
+        if raw is not None and len(tracks) == 1:
+            linear = tracks[0] if raw is codec else raw.from_linear(codec.to_linear(tracks[0]))
             file.write_bytes(linear)
             return
         with wave.open(str(file), "wb") as out:

@@ -239,7 +239,7 @@ def _ending(story: Story) -> tuple[Text | None, Text | None]:
 
 
 def ending_words(story: Story) -> str:
-    """``model, farewell (200)``."""
+    """``model, goodbye (200)``."""
     ending = story.record.ending
     if ending is None:
         return "not known"

@@ -122,11 +122,11 @@ class Pcm24:
     whole milliseconds (``b // 48``) are those that the server counts for it.
 
     Args:
-        law: of the call.
+        codec: of the call.
     """
 
-    def __init__(self, law: Codec) -> None:
-        self.law = law
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
         self._up = _resampler(SAMPLE_RATE, PCM_RATE)
         self._down = _resampler(PCM_RATE, SAMPLE_RATE)
         self._rest = b""
@@ -135,7 +135,7 @@ class Pcm24:
 
     def up(self, audio: bytes) -> bytes:
         """Caller audio for the wire. Nothing at first, then as much time as comes in."""
-        samples = np.frombuffer(self.law.to_linear(audio), _HOST).astype(np.float32)
+        samples = np.frombuffer(self.codec.to_linear(audio), _HOST).astype(np.float32)
         return _whole(self._up.resample_chunk(samples)).astype("<i2").tobytes()
 
     def down(self, audio: bytes) -> bytes:
@@ -160,7 +160,7 @@ class Pcm24:
         if last and len(made) < due:
             made = np.concatenate([made, np.zeros(due - len(made), np.float32)])
         self._given += len(made)
-        return self.law.from_linear(_whole(made).astype(_HOST).tobytes())
+        return self.codec.from_linear(_whole(made).astype(_HOST).tobytes())
 
 
 def _whole(samples: Samples) -> npt.NDArray[np.int16]:
@@ -186,7 +186,7 @@ class Edge:
     Args:
         dialect: of the server.
         audio: ``g711`` hands bytes through; ``pcm24`` resamples.
-        session: the GA session object of the call, which says its law.
+        session: the GA session object of the call, which says its codec.
     """
 
     parse: Callable[[str | bytes], ServerEvent]
@@ -200,7 +200,7 @@ class Edge:
             self.pcm = Pcm24(Codec.PCMA if alaw else Codec.PCMU)
             log.info(
                 "session.resampled",
-                law=self.pcm.law.value,
+                codec=self.pcm.codec.value,
                 wire_rate=PCM_RATE,
                 caller_delay_ms=DELAY_MS,
                 why="realtime.audio is pcm24: this call is not G.711 from end to end",

@@ -27,7 +27,7 @@ MAX_UPLINK_FRAMES = 250
 """Five seconds. The loop drains the queue as it fills; only a loop that hangs lets it grow, and
 audio older than that is worth less to a conversation than what is said now."""
 
-_LAWS = {Codec.PCMU: 0, Codec.PCMA: 1}
+_NATIVE_CODECS = {Codec.PCMU: 0, Codec.PCMA: 1}
 
 
 class Source(IntEnum):
@@ -64,13 +64,13 @@ class Playout:
 
     @property
     def codec(self) -> Codec:
-        """Law of the audio put in, and of what the caller says."""
+        """Codec of the audio put in, and of what the caller says."""
         return self._codec
 
     @codec.setter
     def codec(self, codec: Codec) -> None:
         self._codec = codec
-        self._queues.useLaw(_LAWS[codec])
+        self._queues.useLaw(_NATIVE_CODECS[codec])
 
     @property
     def expecting(self) -> bool:
@@ -226,7 +226,7 @@ class CallAudio:
     """Both directions of one call's audio, between the media clock and the event loop.
 
     Args:
-        codec: the law that the call negotiated.
+        codec: the codec that the call negotiated.
         max_playout_frames: bound of the playout queue, in 20 ms frames; audio comes faster than
             real time, so it has to hold a whole answer.
         recorded: keep both directions of each 20 ms together, at most so many, instead of an
@@ -244,7 +244,9 @@ class CallAudio:
         self.codec = codec
         self.own_source = Source.BRIDGE if recorded else Source.PACKETS
         """Where its own leg's audio is taken from."""
-        self.queues = pj.NativeCallAudio(_LAWS[codec], max_playout_frames, MAX_UPLINK_FRAMES)
+        self.queues = pj.NativeCallAudio(
+            _NATIVE_CODECS[codec], max_playout_frames, MAX_UPLINK_FRAMES
+        )
         if recorded:
             self.queues.record(recorded)
         self.playout = Playout(self.queues, codec, max_playout_frames)

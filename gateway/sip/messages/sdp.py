@@ -120,9 +120,9 @@ class Media:
 
     @property
     def codecs(self) -> tuple[Codec, ...]:
-        """The G.711 laws that it offers, in its order."""
+        """The G.711 codecs that it offers, in its order."""
         names = self.names
-        found = dict.fromkeys(_law_of(number, names) for number in self.formats)
+        found = dict.fromkeys(_codec_of(number, names) for number in self.formats)
         return tuple(codec for codec in found if codec is not None)
 
     def line(self, port: int) -> str:
@@ -156,13 +156,13 @@ class Description:
         )
 
     def choose(
-        self, security: Security, laws: tuple[Codec, ...] = tuple(Codec), six: bool | None = None
+        self, security: Security, codecs: tuple[Codec, ...] = tuple(Codec), six: bool | None = None
     ) -> Media | Objection:
         """The audio line to answer, the first one that can be taken; else why there is none.
 
         Args:
             security: what the account asks of media.
-            laws: those that its calls may speak.
+            codecs: those that its calls may speak.
             six: whether our RTP is IPv6; None takes either.
         """
         if self.flaw is not None:
@@ -171,7 +171,7 @@ class Description:
         for media in self.media:
             if media.kind != "audio" or not media.port:
                 continue
-            found = self._objection(media, security, laws, six)
+            found = self._objection(media, security, codecs, six)
             if found is None:
                 return media
             if found[0] > steps:
@@ -179,9 +179,9 @@ class Description:
         return nearest
 
     def _objection(
-        self, media: Media, security: Security, laws: tuple[Codec, ...], six: bool | None
+        self, media: Media, security: Security, codecs: tuple[Codec, ...], six: bool | None
     ) -> tuple[int, Objection] | None:
-        if not any(codec in laws for codec in media.codecs):
+        if not any(codec in codecs for codec in media.codecs):
             return 1, Objection.CODEC
         address = media.address or address_in(self.head)
         found_six = address is not None and ":" in address
@@ -306,7 +306,7 @@ def mended(description: Description, chosen: Media | None = None, *, sdes: bool 
 
 
 def offered_codecs(message: str) -> tuple[Codec, ...] | None:
-    """The G.711 laws of an INVITE's audio, in the order of the offer; None without an offer.
+    """The G.711 codecs of an INVITE's audio, in the order of the offer; None without an offer.
 
     Those of the first audio line that has any: which line is answered depends on its profile too.
     """
@@ -372,7 +372,7 @@ def _mend_media(media: Media) -> None:
         if good and number in events and number not in good:
             continue  # keys come at the clock of the audio (RFC 4733 section 2.1)
         formats.append(number)
-    speech = [number for number in formats if _law_of(number, names) is not None]
+    speech = [number for number in formats if _codec_of(number, names) is not None]
     if speech:
         # Only these can be answered, and the first one of an answer is taken for its codec.
         formats = [*speech, *(number for number in formats if number in events)]
@@ -385,14 +385,14 @@ def _mend_media(media: Media) -> None:
             media.port = 0
 
 
-def _law_of(number: str, names: dict[str, str]) -> Codec | None:
-    """The G.711 law of a payload number, if it is one."""
+def _codec_of(number: str, names: dict[str, str]) -> Codec | None:
+    """The G.711 codec of a payload number, if it is one."""
     fixed, encoding = _STATIC.get(number), names.get(number)
     if encoding is None:
         return fixed
     encoding = encoding.removesuffix("/1")
-    law = next((codec for codec in Codec if encoding == f"{codec.value}/8000"), None)
-    return law if fixed in (None, law) else None
+    codec = next((one for one in Codec if encoding == f"{one.value}/8000"), None)
+    return codec if fixed in (None, codec) else None
 
 
 def _format_of(line: str) -> str | None:

@@ -112,7 +112,7 @@ class Accounts:
         self._names: dict[int, tuple[str, ...]] = {}
         """Names in the certificate of who is at its other end, where it was verified."""
         self._places = account_capacity()
-        self._unmakeable: set[tuple[str, str, str]] = set()
+        self._impossible: set[tuple[str, str, str]] = set()
 
     def open(self) -> None:
         """Make the accounts. Raises ``pj.Error`` when the library has no place for them."""
@@ -135,11 +135,11 @@ class Accounts:
         name = "" if trunk is None else trunk.name
         found = self._accounts.get((name, host, contact))
         full = len(self._accounts) >= self._places
-        if found is None and not full and (name, host, contact) not in self._unmakeable:
+        if found is None and not full and (name, host, contact) not in self._impossible:
             try:
                 found = self._make(trunk, host, contact)
             except pj.Error as error:
-                self._unmakeable.add((name, host, contact))
+                self._impossible.add((name, host, contact))
                 log.warning("sip.account_lacking", trunk=name, host=host, error=error.reason)
         return found or self._accounts[name, self._host, ""]
 

@@ -35,7 +35,7 @@ class FakeCall:
     def shut_down(self) -> None:
         """As a call does."""
 
-    async def gone(self) -> None:
+    async def wait_closed(self) -> None:
         """Its sessions are closed."""
         await self.left.wait()
 

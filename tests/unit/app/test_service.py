@@ -183,7 +183,7 @@ async def test_a_process_that_cannot_carry_calls_gives_them_up_and_fails(
 ) -> None:
     process = Process(monkeypatch, "c1")
     task = await process.serving()
-    process.service._on_unfit("SIP thread: ended")
+    process.service._on_unhealthy("SIP thread: ended")
     process.gateway.calls.end()
     with pytest.raises(AgentError, match="SIP thread: ended"):
         await task

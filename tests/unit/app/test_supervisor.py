@@ -95,7 +95,7 @@ def test_a_signal_ends_all_and_the_status_is_0(number: signal.Signals) -> None:
     status, run = supervised(story, lambda _index: ["up"])
     assert status == 0
     assert [line["ended"] for line in run.all("worker.ended")] == ["exit status 0"] * 2
-    assert run.all("workers.stopping", reason=number.name, hurry=False)
+    assert run.all("workers.stopping", reason=number.name, forced=False)
 
 
 def test_a_worker_that_dies_is_started_again() -> None:
@@ -191,7 +191,7 @@ def test_a_second_signal_does_not_wait_for_the_drain(monkeypatch: pytest.MonkeyP
         tell(signal.SIGTERM)
         await run.wait("workers.stopping")
         tell(signal.SIGTERM)
-        await run.wait("workers.stopping", hurry=True)
+        await run.wait("workers.stopping", forced=True)
 
     status, run = supervised(story, lambda _index: ["deaf"], count=1, drain_seconds=3600)
     assert status == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.billing.ledger import Ledger, LedgerStore, brothers_of, read_sums
+from gateway.billing.ledger import Ledger, LedgerStore, files_of_other_workers, read_sums
 
 
 def _spend(ledger: Ledger, amount: str, day: str = "d") -> Ledger:
@@ -59,7 +59,7 @@ def test_workers_read_each_others_sums(tmp_path: Path) -> None:
 
     asyncio.run(run())
     alone = tmp_path / "today.cost"
-    assert brothers_of(alone) == []
+    assert files_of_other_workers(alone) == []
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\xff", json.dumps({"day": 1})])

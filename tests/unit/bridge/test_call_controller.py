@@ -29,7 +29,7 @@ async def test_a_call_from_invite_to_bye(monkeypatch: pytest.MonkeyPatch) -> Non
     assert call.session.ended[0] == 1000
     (summary,) = [line for line in logs if line["event"] == "call.summary"]
     assert summary["session"] == "sess_1"
-    await call.controller.gone()
+    await call.controller.wait_closed()
 
 
 async def test_a_server_that_gives_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ async def test_a_call_that_is_given_up_waits_for_nobody(monkeypatch: pytest.Monk
     call.controller.give_up("again")
     call.leg.handler.on_ended(BYE)
     assert len(call.finished) == 1
-    await call.controller.gone()
+    await call.controller.wait_closed()
     assert call.session.ended is not None
 
 

@@ -185,7 +185,7 @@ async def test_a_session_that_comes_when_the_call_is_over_is_closed(
     call.fed.over = True
     call.sessions.finish()
     call.server.open.set()
-    await call.sessions.gone()
+    await call.sessions.wait_closed()
     assert call.fed.take() == []
     assert [session.ended for session in call.server.sessions] in ([], [(1000, "over")])
 

@@ -12,13 +12,13 @@ def test_no_last_words_no_end() -> None:
     assert hangup.over(1e9, queued_ms=0, responding=False) is None
     assert hangup.deadline is None
     assert hangup.take_back() is None
-    assert not hangup.being_said
+    assert not hangup.is_queued
 
 
 def test_said_ends_when_heard() -> None:
     hangup = HangupAfterPlayout(10.0)
     hangup.said("c1", 5.0)
-    assert hangup.being_said
+    assert hangup.is_queued
     assert hangup.deadline == 15.0
     assert hangup.over(6.0, queued_ms=1000, responding=True) is None
     assert hangup.over(7.0, queued_ms=0, responding=True) is None
@@ -32,10 +32,10 @@ def test_said_ends_when_heard() -> None:
 def test_asked_for_waits_for_its_response() -> None:
     hangup = HangupAfterPlayout(10.0)
     hangup.asked_for(0.0)
-    assert not hangup.being_said
+    assert not hangup.is_queued
     assert hangup.over(1.0, queued_ms=0, responding=True) is None
     assert hangup.over(2.0, queued_ms=1000, responding=False) is None
-    assert hangup.being_said
+    assert hangup.is_queued
     assert hangup.over(3.0, queued_ms=0, responding=False) is None
     assert (
         hangup.over(3.0 + LINGER_SECONDS, queued_ms=0, responding=False) is EndReason.AGENT_HANGUP

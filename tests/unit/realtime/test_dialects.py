@@ -611,7 +611,7 @@ def test_a_resampled_beta_session_on_the_wire() -> None:
     audio = b"".join(delta.audio for delta in deltas if isinstance(delta, events.AudioDelta))
     assert len(audio) == 300 * 8
     (said,) = [entry for entry in logs if entry["event"] == "session.resampled"]
-    assert said["law"] == "PCMA"
+    assert said["codec"] == "PCMA"
     (lost,) = [entry for entry in logs if entry["event"] == "session.not_in_dialect"]
     assert lost["left_out"] == ["truncation"]
 

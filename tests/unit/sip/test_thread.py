@@ -88,13 +88,13 @@ def test_a_call_is_retired_once() -> None:
         first.ended = True
         calls.retire(first)
     assert calls.followed == 0
-    calls.let_go()
+    calls.release_all()
     calls.retire(first)
-    calls.let_go()
+    calls.release_all()
     assert calls.of("source 192.0.2.1") == 1
     second.ended = True
     calls.retire(second)
-    calls.let_go()
+    calls.release_all()
     assert not calls
     # Its BYE may still be challenged.
     assert calls.challenged("0") == Challenged(None, "sip:0", followed=False)

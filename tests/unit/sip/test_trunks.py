@@ -230,7 +230,7 @@ def test_made_up_sources_do_not_fill_the_disk() -> None:
     assert len(lines) < 2 * LINES_AT_ONCE + 100
     assert sum(line.get("repeated", 1) for line in lines if line["source"] == "many") > 90_000
     assert log.by_rule["rule"] == 100_000
-    assert len(log._told) <= MAX_REFUSALS
+    assert len(log._logged) <= MAX_REFUSALS
 
 
 # ---- addresses
