@@ -8,6 +8,7 @@ import re
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class Backend:
     """None where no endpoint is configured."""
     applications: HostedCalls | None = None
     reload: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
+    recordings: Path | None = None
+    """Folder of recordings; None where none are made."""
 
 
 MAX_EVENTS = 1000

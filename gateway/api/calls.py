@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, HTTPException, Query, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -43,6 +44,12 @@ class Destination(BaseModel):
     """Where to transfer a call: the name of one of its route's destinations."""
 
     destination: str
+
+
+class Recording(BaseModel):
+    """What to do about the recording of a call."""
+
+    action: Literal["start", "stop", "pause", "resume", "delete"]
 
 
 class Text(BaseModel):
@@ -212,6 +219,26 @@ def add_commands(app: FastAPI, backend: Backend, operator: Any, admin: Any) -> N
     async def transfers(call_id: str, transfer: int) -> dict[str, Any]:
         """What became of a transfer that was asked for here."""
         return await run(backend, "transfer_outcome", {"call": call_id, "transfer": transfer})
+
+    @app.post(f"{base}/recording", tags=["calls"])
+    async def recording(
+        call_id: str, body: Recording, request: Request, token: Token = operator
+    ) -> Any:
+        """Start, stop, pause, resume or delete the recording of a call in progress."""
+        return await act(request, token, "recording", {"call": call_id, **body.model_dump()})
+
+    @app.get(f"{base}/recording", tags=["calls"])
+    async def recorded(call_id: str, request: Request, token: Token = operator) -> FileResponse:
+        """The recording of a call; an encrypted one as it is in the folder."""
+        folder = backend.recordings
+        known = folder is not None and re.fullmatch(r"[A-Za-z0-9-]{1,80}", call_id)
+        found = sorted(folder.glob(f"*_{call_id}.*")) if known and folder is not None else []
+        if not found:
+            raise no_call(call_id, f"there is no recording of {call_id!r} here")
+        audit(request, token, "recording.read", {"call": call_id}, "ok")
+        kinds = {".wav": "audio/wav", ".ogg": "audio/ogg"}
+        kind = kinds.get(found[0].suffix, "application/octet-stream")
+        return FileResponse(found[0], media_type=kind, filename=found[0].name)
 
     @app.post(f"{base}/say", tags=["calls"])
     async def say(call_id: str, body: Text, request: Request, token: Token = operator) -> Any:

@@ -25,6 +25,7 @@ REQUESTS = {
     "hangup": ("POST", f"{_CALL}/hangup"),
     "transfer": ("POST", f"{_CALL}/transfer"),
     "transfer_outcome": ("GET", f"{_CALL}/transfers/{{transfer}}"),
+    "recording": ("POST", f"{_CALL}/recording"),
     "say": ("POST", f"{_CALL}/say"),
     "tell": ("POST", f"{_CALL}/messages"),
     "show": ("POST", f"{_CALL}/images"),

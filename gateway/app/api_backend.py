@@ -269,6 +269,7 @@ class Api:
             drain=self._drain,
             webhooks=self._webhooks,
             reload=self._reload,
+            recordings=self._config.recording.folder,
             applications=self._applications,
         )
         return made

@@ -24,9 +24,12 @@ from gateway.call import inputs
 from gateway.call.call_control import TAKE_OVER_SECONDS
 from gateway.call.call_record import CallRecord
 from gateway.call.ending import EndReason, Outcome
+from gateway.call.rules.recording import ACTIONS as RECORDING_ACTIONS
+from gateway.call.rules.recording import refusal_of
 from gateway.call.tools.commands import (
     CallCommand,
     OperatorTransfer,
+    RecordCall,
     RequestOutOfBand,
     Respond,
     Say,
@@ -260,6 +263,7 @@ class OperatorCommands:
             "hangup": self._hang_up,
             "transfer": self._transfer,
             "transfer_outcome": self._outcome,
+            "recording": self._record,
         }
         """By name, for the API."""
 
@@ -294,6 +298,19 @@ class OperatorCommands:
         controller.feed(inputs.ToolRequest(OperatorTransfer(str(request["destination"]))))
         seconds = target.destination.ring_timeout + TAKE_OVER_SECONDS + BEGIN_SECONDS
         return {"call": call, "to": target.uri, "transfer": asked.before, "seconds": seconds}
+
+    def _record(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        controller = call_named(request, self._calls)
+        record, action = controller.record, str(request.get("action"))
+        if action not in RECORDING_ACTIONS:
+            raise RefusedError(f"action must be one of {', '.join(RECORDING_ACTIONS)}")
+        refused = refusal_of(record.recording, controller.recording_plan, action)
+        if refused or record.times.confirmed is None:
+            raise RefusedError(f"{record.call_id}: {refused or 'the call is not up'}")
+        log.info("operator.recording", call=record.call_id, action=action)
+        controller.feed(inputs.ToolRequest(RecordCall(action)))
+        state = "" if record.recording is None else record.recording.state
+        return {"call": record.call_id, "state": state}
 
     def _outcome(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         asked = self._transfers.get((str(request.get("call")), request.get("transfer", -1)))

@@ -26,6 +26,7 @@ from gateway.app.registry import (
     facts_for_slot,
     record_store,
     recording_options,
+    uploads_of,
 )
 from gateway.app.reload import Read, Reloader
 from gateway.app.server_health import HealthChecker
@@ -180,7 +181,10 @@ class Gateway:
         )
         event_logs = EventLogs(config.records.folder, writer, secrets)
         self._costs = costs = Costs(config)
-        self.recordings = recordings = Recordings(recording_options(config))
+        uploads = uploads_of(config)
+        self.recordings = recordings = Recordings(
+            recording_options(config), (lambda: None) if uploads is None else uploads.wake
+        )
         self._tools = tools = tool_executor(config, dialplan)
         servers = HealthChecker(
             servers_of(config, dialplan),
@@ -259,6 +263,7 @@ class Gateway:
             Part("records", records.start, records.stop),
             Part("writer", writer.start, writer.stop),
             Part("cost state", costs.start, costs.stop),
+            *((Part("uploads", uploads.start, uploads.stop),) if uploads else ()),
             Part("recordings", recordings.start, recordings.stop),
             Part("callback requests", None, http.close),
             Part("tools", lambda: self._tools.start(), lambda: self._tools.stop()),
@@ -282,7 +287,10 @@ class Gateway:
             "mcp": lambda: self._tools.states(),
             "callbacks": callbacks.as_json,
             "records": records.as_json,
-            "recordings": recordings.as_json,
+            "recordings": lambda: {
+                **recordings.as_json(),
+                **(uploads.as_json() if uploads is not None else {}),
+            },
             "dropped": lambda: {"records": files.dropped, "media faults": pump.faults},
         }
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from gateway.billing.costs import Costs
@@ -20,6 +20,7 @@ from gateway.records.files import RecordFiles
 from gateway.records.recordings import Options, Recordings
 from gateway.records.spool import Spool
 from gateway.records.store import RecordStore
+from gateway.records.uploads import Storage, Uploads
 from gateway.records.webhooks import Endpoint, Outbox
 from gateway.sip.messages.headers import user_of
 from gateway.sip.types import Invite
@@ -186,7 +187,7 @@ def record_store(
     settings = config.records
 
     def idle(database: Database, _spool: Spool) -> None:
-        from gateway.records.retention import sweep
+        from gateway.records.retention import sweep, sweep_recordings
 
         assert settings.spool_folder is not None
         sweep(
@@ -196,6 +197,10 @@ def record_store(
             rows_days=settings.retention_days,
             details_days=settings.details_retention_days,
         )
+        days = [one for one in (settings.retention_days, config.recording.retention_days) if one]
+        if config.recording.folder is not None and days:
+            before = datetime.now(UTC) - timedelta(days=min(days))
+            sweep_recordings(config.recording.folder, before, database.held())
 
     masked = {*config.records.redact}
     for route in dialplan.routes:
@@ -216,6 +221,12 @@ def recording_options(config: Config) -> Options:
     """Return where and how calls are recorded."""
     settings = config.recording
     return Options(settings.folder, settings.recipients, settings.upload is not None)
+
+
+def uploads_of(config: Config) -> Uploads | None:
+    """Return what uploads recordings; None where they stay here."""
+    given, folder = config.recording.upload, config.recording.folder
+    return None if given is None or folder is None else Uploads(folder, Storage.of(given))
 
 
 def facts_for_slot(invite: Invite) -> Mapping[str, Any]:

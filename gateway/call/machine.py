@@ -96,7 +96,7 @@ class LegEvents:
         note = self._call.timeline.note(now, "confirmed", "info")
         # Before the first frame that the caller hears.
         recorded = self._call.conversation.recording.settle(now, confirmed=True)
-        todo: list[outputs.Output] = [note, *recorded, outputs.StartMedia()]
+        todo: list[outputs.Output] = [*recorded, note, outputs.StartMedia()]
         todo += self._session.failover.answered(now)
         return todo + self._session.confirmed(now)
 

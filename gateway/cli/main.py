@@ -60,6 +60,9 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         ),
     },
     "Past calls": {
+        "recording": _Entry(
+            "recording", "Control a call's recording, or decrypt one.", "recording"
+        ),
         "explain": _Entry("past", "Explain how a call was routed and why it ended.", "explain"),
         "erase": _Entry("past", "Erase a number from the data of ended calls.", "erase"),
     },

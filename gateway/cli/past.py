@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,11 +18,14 @@ from gateway.cli import CONFIG, examples
 from gateway.text import printable, unicode_in
 
 if TYPE_CHECKING:
-    from gateway.config.operations import RecordSettings
+    from gateway.config.operations import RecordingSettings, RecordSettings
+    from gateway.config.validate import Section
     from gateway.records.database import Database
 
 SHOWN = ("id", "invited_at", "direction", "from_number", "to_number", "route", "trunk")
 SHOWN_ALSO = ("duration_seconds", "outcome", "why", "ended_by", "sip_code", "disposition", "cost")
+
+S = TypeVar("S", bound="Section")
 
 
 def moment(text: str) -> datetime:
@@ -137,17 +140,29 @@ def opened(config: Path, *, read_only: bool = True) -> Iterator[Database]:
 
 def records_of(config: Path) -> RecordSettings:
     """Return ``[records]`` of a file; other sections are not looked at."""
+    from gateway.config.operations import RecordSettings
+
+    return _section_of(config, "records", RecordSettings)
+
+
+def recording_of(config: Path) -> RecordingSettings:
+    """Return ``[recording]`` of a file; other sections are not looked at."""
+    from gateway.config.operations import RecordingSettings
+
+    return _section_of(config, "recording", RecordingSettings)
+
+
+def _section_of(config: Path, name: str, model: type[S]) -> S:
     from pydantic import ValidationError
 
-    from gateway.config.operations import RecordSettings
     from gateway.config.source import ConfigError, read_toml
 
     try:
-        data = read_toml(config).data.get("records", {})
+        data = read_toml(config).data.get(name, {})
         folder = config.absolute().parent
-        return RecordSettings.model_validate(data, context={"folder": folder})
+        return model.model_validate(data, context={"folder": folder})
     except (ConfigError, ValidationError, OSError) as error:
-        raise fail(f"{config}: [records]: {error}") from None
+        raise fail(f"{config}: [{name}]: {error}") from None
 
 
 def fail(text: str) -> click.ClickException:
@@ -188,11 +203,19 @@ def erase(number: str, config: Path) -> None:
     Rows keep times and cost, with a keyed hash in place of the number; transcripts, files and
     events are deleted. Calls on legal hold stay as they are.
     """
-    settings = records_of(config)
+    settings, recording = records_of(config), recording_of(config)
     with opened(config, read_only=False) as database:
         from gateway.records.retention import erase as erase_number
         from gateway.records.spool import Spool
+        from gateway.records.uploads import Storage
 
         assert settings.spool_folder is not None
-        counts = erase_number(number, database, Spool(settings.spool_folder), settings.spool_folder)
+        counts = erase_number(
+            number,
+            database,
+            Spool(settings.spool_folder),
+            settings.spool_folder,
+            recording.folder,
+            None if recording.upload is None else Storage.of(recording.upload),
+        )
     click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))

@@ -18,7 +18,7 @@ import secrets
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -228,6 +228,24 @@ def recipients_of(texts: tuple[str, ...]) -> tuple[Any, ...]:
         except Exception:
             raise RecordingError(f"{text[:24]!r} is no public key of age or SSH") from None
     return tuple(keys)
+
+
+def identities_of(files: Iterable[Path]) -> list[Any]:
+    """Return the private keys in these files. Raises RecordingError, or OSError."""
+    import pyrage
+
+    keys = []
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line.startswith("AGE-SECRET-KEY-")]
+        try:
+            if lines:
+                keys += [pyrage.x25519.Identity.from_str(line.strip()) for line in lines]
+            else:
+                keys.append(pyrage.ssh.Identity.from_buffer(text.encode()))
+        except Exception:
+            raise RecordingError(f"{file} has no private key of age or SSH") from None
+    return keys
 
 
 def unsealed(file: BinaryIO, identities: list[Any]) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,10 +16,11 @@ import structlog
 from gateway.records.database import Database
 from gateway.records.files import file_stem, private
 from gateway.records.spool import Spool
+from gateway.records.uploads import Storage, forget
 
 BATCH = 500
 
-_NAMED = re.compile(r"(\d{8}T\d{6})\d*_.+\.(?:json|jsonl)")
+_NAMED = re.compile(r"(\d{8}T\d{6})\d*_.+\.(?:json|jsonl|wav|ogg|wav\.sealed|ogg\.sealed)")
 _KEY_NAME = "erasure.key"
 
 log = structlog.get_logger("records")
@@ -53,7 +54,24 @@ def sweep(
                 path.unlink(missing_ok=True)
 
 
-def erase(number: str, database: Database, spool: Spool, folder: Path) -> dict[str, int]:
+def sweep_recordings(folder: Path, before: datetime, held: Container[str] = ()) -> int:
+    """Delete recordings from before then, but those of calls on hold; returns how many."""
+    count = 0
+    for path in _files_before(folder, before):
+        if path.name.split("_", 1)[1].split(".")[0] not in held:
+            path.unlink(missing_ok=True)
+            count += 1
+    return count
+
+
+def erase(
+    number: str,
+    database: Database,
+    spool: Spool,
+    folder: Path,
+    recordings: Path | None = None,
+    storage: Storage | None = None,
+) -> dict[str, int]:
     """Take a number out of everything that is kept; returns how many were changed of each kind.
 
     Rows keep their times and cost, with the number replaced by a keyed hash; files, events and what
@@ -62,6 +80,8 @@ def erase(number: str, database: Database, spool: Spool, folder: Path) -> dict[s
     found = database.of_number(number)
     ids = [row["id"] for row in found]
     counts = {"rows": 0, "files": 0, "waiting": 0}
+    if recordings is not None:
+        counts["recordings"] = 0
     for start in range(0, len(ids), BATCH):
         batch = ids[start : start + BATCH]
         counts["waiting"] += spool.erase(batch)
@@ -71,6 +91,12 @@ def erase(number: str, database: Database, spool: Spool, folder: Path) -> dict[s
         for path in folder.glob(f"{stem}*"):
             path.unlink(missing_ok=True)
             counts["files"] += 1
+        if recordings is not None:
+            for path in recordings.glob(f"{stem}[.-]*"):
+                path.unlink(missing_ok=True)
+                counts["recordings"] += 1
+        if storage is not None:
+            counts["recordings"] += forget(storage, stem)
     return counts
 
 

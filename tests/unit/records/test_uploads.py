@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Uploads of recordings to an S3-compatible server over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from gateway.records import uploads
+from gateway.records.uploads import Storage, Uploads, forget
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[Storage]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    made = Storage(f"http://{host}:{port}", "calls", "2026/", "us-east-1", "key", "secret")
+    made.client().make_bucket("calls")
+    yield made
+    server.stop()
+
+
+def there(storage: Storage) -> dict[str, bytes]:
+    client = storage.client()
+    names = [one.object_name for one in client.list_objects(storage.bucket, recursive=True)]
+    return {name: client.get_object(storage.bucket, name).read() for name in names}
+
+
+def until(condition: Callable[[], Any]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come to that")
+
+
+def recording(folder: Path, name: str, data: bytes) -> Path:
+    """A file that a recorder has begun."""
+    (folder / "pending").mkdir(exist_ok=True)
+    (folder / "pending" / name).symlink_to(Path("..", name))
+    (folder / name).write_bytes(data)
+    return folder / name
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(uploads, "LOOK_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("quick")
+def test_complete_files_are_uploaded_and_open_ones_wait(storage: Storage, tmp_path: Path) -> None:
+    done = recording(tmp_path, "20260101T000000_done.wav", b"RIFF" * 1000)
+    opened = recording(tmp_path, "20260101T000000_open.wav", b"x")
+    made = Uploads(tmp_path, storage)
+    with opened.open("rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        made.start()
+        until(lambda: made.uploaded == 1)
+        assert list(there(storage).values()) == [b"RIFF" * 1000]
+        file.write(b"complete")
+    until(lambda: made.uploaded == 2)
+    asyncio.run(made.stop())
+    assert there(storage)["2026/20260101T000000_open.wav"] == b"complete"
+    assert done.exists()
+    assert made.as_json() == {"uploaded": 2, "waiting": 0, "failing": ""}
+    assert forget(storage, "20260101T000000_open") == 1
+    assert list(there(storage)) == ["2026/20260101T000000_done.wav"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_storage_that_is_away_gets_all_of_it_later(storage: Storage, tmp_path: Path) -> None:
+    path = recording(tmp_path, "20260102T000000_late.wav", b"late")
+    away = Uploads(tmp_path, Storage("http://127.0.0.1:9", "calls", access_key="k", secret_key="s"))
+    away.start()
+    until(lambda: away.failing)
+    asyncio.run(away.stop())
+    assert path.exists()
+    gone = Storage(storage.endpoint, "calls", "", "us-east-1", "key", "secret", keep_local=False)
+    back = Uploads(tmp_path, gone)
+    back.start()
+    until(lambda: back.uploaded == 1)
+    asyncio.run(back.stop())
+    assert not path.exists()
+    assert there(storage)["20260102T000000_late.wav"] == b"late"
