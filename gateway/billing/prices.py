@@ -12,8 +12,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from gateway.config.source import ConfigError, MisplacedError, read_toml
-from gateway.config.validate import Section, problems_of
+from gateway.config.source import ConfigError, MisplacedError, Section, problems_of, read_toml
 
 MODALITIES = ("text", "audio", "image")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from math import ceil
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from gateway.call.ending import Ending
 from gateway.call.outputs import LogEvent
@@ -26,6 +26,14 @@ MAX_KEPT = 500
 
 MAX_TOOL_USES = 1000
 """Uses of tools kept of one call."""
+
+T = TypeVar("T")
+
+
+def keep(entries: list[T], entry: T) -> None:
+    """Add an entry to a list of the record, unless it is full."""
+    if len(entries) < MAX_KEPT:
+        entries.append(entry)
 
 
 @dataclass(slots=True)
@@ -204,21 +212,6 @@ class ContentRecord:
     context_trims: list[ContextTrim] = field(default_factory=list)
     machine_detection: list[MachineDetected] = field(default_factory=list)
     """At most one of each kind."""
-
-    def guarded(self, decision: Decision) -> None:
-        """Add a decision of a guardrail."""
-        if len(self.guardrails) < MAX_KEPT:
-            self.guardrails.append(decision)
-
-    def asked(self, out_of_band_response: OutOfBandResponse) -> None:
-        """Add a question; filled in as it goes on."""
-        if len(self.out_of_band) < MAX_KEPT:
-            self.out_of_band.append(out_of_band_response)
-
-    def trimmed(self, trim: ContextTrim) -> None:
-        """Add a deletion of old turns."""
-        if len(self.context_trims) < MAX_KEPT:
-            self.context_trims.append(trim)
 
 
 @dataclass(slots=True)
@@ -440,7 +433,6 @@ class CallRecord:
 
     def _summary(self) -> dict[str, Any]:
         """The record without transcript and timeline, not masked yet."""
-        ending = self.ending
         return {
             "call_id": self.call_id,
             "sip_call_id": self.sip_call_id,
@@ -465,15 +457,7 @@ class CallRecord:
             "metadata": dict(self.metadata),
             "disposition": self.disposition,
             "explanation": list(self.explanation),
-            "ending": None
-            if ending is None
-            else {
-                "by": ending.by.value,
-                "why": ending.why.value,
-                "sip_code": ending.sip_code,
-                "reason": ending.reason,
-                "detail": ending.detail,
-            },
+            "ending": None if self.ending is None else self.ending.as_json(),
         }
 
     def as_json(self) -> dict[str, Any]:

@@ -6,8 +6,9 @@ The Reason header follows RFC 3326, its Q.850 causes ITU-T Q.850.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class Party(StrEnum):
@@ -142,6 +143,10 @@ class Ending:
     sip_code: int
     reason: str
     detail: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for the record."""
+        return {**asdict(self), "by": self.by.value, "why": self.why.value}
 
 
 def reason_header(why: EndReason) -> str:

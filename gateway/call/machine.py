@@ -298,23 +298,16 @@ class CallMachine:
             todo += self._on_joined(now)
         if self._call.session_up and self._call.talking:
             todo += self._session.handover.settle(now)
-        if (
-            self._call.session_up
-            and self._call.state is State.TALKING
-            and conversation.silence.rule
-        ):
+        if self.talking and conversation.silence.rule:
             todo += self._session.on_silence(conversation.silence.rule, now)
         if self._session.failover.over is not None:
             return todo + self._session.give_up(now)
         why, detail = conversation.call_actions.over or (None, "")
-        if why is None and self._session.lost_meanwhile is None:
+        lost = self._session.lost_meanwhile
+        if why is None and lost is None:
             why, detail = conversation.ended(now)
-        elif (
-            why is None
-            and self._session.lost_meanwhile is not None
-            and not conversation.call_actions.underway
-        ):
-            why, detail = self._session.lost_meanwhile
+        elif why is None and lost is not None and not conversation.call_actions.underway:
+            why, detail = lost
         if why is not None:
             return todo + self._end_call(why, now, detail)
         hold = (

@@ -33,7 +33,15 @@ from gateway.config.sections import (
     on_loopback,
 )
 from gateway.config.sip import ListenAddress, SipSettings
-from gateway.config.source import ConfigError, MisplacedError, Problem, TomlSource, read_toml
+from gateway.config.source import (
+    ConfigError,
+    MisplacedError,
+    Problem,
+    Section,
+    TomlSource,
+    problems_of,
+    read_toml,
+)
 from gateway.config.trunks import (
     Keying,
     Srtp,
@@ -41,7 +49,6 @@ from gateway.config.trunks import (
     judge_keying,
     judge_trunks,
 )
-from gateway.config.validate import Section, problems_of
 from gateway.config.values import Count, FilePath, Flag, PacketWait, Seconds, SecondsOrOff, Typed
 
 

@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, model_validator
 
-from gateway.config.source import MisplacedError
-from gateway.config.validate import Section
+from gateway.config.source import MisplacedError, Section
 from gateway.config.values import FilePath, Flag, HttpHeaders, HttpUrl, SecondsOrOff, ip_literal
 
 Redacted = Literal["numbers", "dtmf"]

@@ -20,8 +20,7 @@ import phonenumbers
 from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, Strict, model_validator
 
 from gateway.config.numbers import NumberClass
-from gateway.config.source import MisplacedError
-from gateway.config.validate import Section, suggestion
+from gateway.config.source import MisplacedError, Section, suggestion
 from gateway.config.values import (
     Count,
     FilePath,

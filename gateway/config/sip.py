@@ -11,8 +11,7 @@ from typing import Annotated, Literal, NamedTuple, Self, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from gateway.config.source import MisplacedError
-from gateway.config.validate import Section
+from gateway.config.source import MisplacedError, Section
 from gateway.config.values import Count, FilePath, Flag, ip_literal
 
 Transport = Literal["udp", "tcp", "tls"]

@@ -13,8 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_va
 
 from gateway.config.sections import CountOrOff, Rate
 from gateway.config.sip import TRANSPORTS, Transport
-from gateway.config.source import MisplacedError
-from gateway.config.validate import Section
+from gateway.config.source import MisplacedError, Section
 from gateway.config.values import Count, Flag, PacketWait, SecondsOrOff, pattern_of
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -14,8 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from gateway.config.source import MisplacedError
-from gateway.config.validate import Section
+from gateway.config.source import MisplacedError, Section
 from gateway.config.values import Regex, Text
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -21,9 +21,10 @@ from gateway.config.source import (
     TomlSource,
     dotted,
     plain,
+    problems_of,
     read_toml,
+    suggestion,
 )
-from gateway.config.validate import problems_of, suggestion
 from gateway.dialplan.conditions import DAYS, InviteFacts
 from gateway.dialplan.route import SET_BY_GATEWAY, Route
 from gateway.dialplan.session_settings import judge_session

@@ -30,8 +30,7 @@ from gateway.config.sections import (
     Headers,
     Url,
 )
-from gateway.config.source import KeyPath, MisplacedError, plain
-from gateway.config.validate import Section, suggestion
+from gateway.config.source import KeyPath, MisplacedError, Section, plain, suggestion
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
 from gateway.dialplan.conditions import RouteConditions
 from gateway.dialplan.route_sections import (

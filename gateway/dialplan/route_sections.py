@@ -18,8 +18,7 @@ from gateway.audio.sounds import BUILT_IN
 from gateway.call.tools.definitions import RECORD_DESCRIPTION
 from gateway.config.operations import RecordingFormat, RecordingMode
 from gateway.config.sections import Money, Part
-from gateway.config.source import KeyPath, MisplacedError, plain
-from gateway.config.validate import Section
+from gateway.config.source import KeyPath, MisplacedError, Section, plain
 from gateway.config.values import (
     Count,
     Flag,

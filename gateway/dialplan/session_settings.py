@@ -22,8 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from gateway.config.source import KeyPath, MisplacedError
-from gateway.config.validate import suggestion
+from gateway.config.source import KeyPath, MisplacedError, suggestion
 from gateway.config.values import Flag
 from gateway.dialplan.variables import names_in
 

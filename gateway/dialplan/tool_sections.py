@@ -32,8 +32,7 @@ from gateway.call.tools.definitions import (
     SEND_DTMF_DESCRIPTION,
     TRANSFER_DESCRIPTION,
 )
-from gateway.config.source import KeyPath, MisplacedError, plain
-from gateway.config.validate import Section, suggestion
+from gateway.config.source import KeyPath, MisplacedError, Section, plain, suggestion
 from gateway.config.values import (
     Count,
     Flag,

@@ -11,8 +11,7 @@ from typing import Any
 from gateway.billing.prices import load_prices
 from gateway.config.config import KEY_MISSING, Config, judge_config
 from gateway.config.sections import dialect_problem
-from gateway.config.source import ConfigError, KeyPath, Problem, TomlSource, read_toml
-from gateway.config.validate import suggestion
+from gateway.config.source import ConfigError, KeyPath, Problem, TomlSource, read_toml, suggestion
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.dialplan.session_settings import only_beta
 from gateway.planning.config_notes import certificate_problem, notes

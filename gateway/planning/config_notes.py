@@ -19,7 +19,7 @@ from gateway.billing.prices import load_prices
 from gateway.config.config import Config
 from gateway.config.sections import on_loopback
 from gateway.config.sip import SipSettings
-from gateway.config.validate import suggestion
+from gateway.config.source import suggestion
 from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.planning.route_notes import advice as tool_advice
 from gateway.planning.route_notes import route_notes

@@ -38,8 +38,7 @@ from gateway.call.tools import definitions
 from gateway.call.tools.definitions import OWN
 from gateway.config import TrunkSettings
 from gateway.config.sections import McpServerSettings, ToolSettings
-from gateway.config.source import Problem
-from gateway.config.validate import suggestion
+from gateway.config.source import Problem, suggestion
 from gateway.config.values import shown
 from gateway.dialplan import Route, Transfer
 from gateway.dialplan.route_sections import Fallback
@@ -61,7 +60,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from gateway.config import Config
-    from gateway.config.validate import Section
+    from gateway.config.source import Section
     from gateway.dialplan import Dialplan, Route
 
 

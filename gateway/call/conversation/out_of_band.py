@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.call.call_record import CallTimeline, OutOfBandResponse
+from gateway.call.call_record import CallTimeline, OutOfBandResponse, keep
 from gateway.call.outputs import OutOfBandDone, Output, Send
 from gateway.realtime.events import (
     ClientCommand,
@@ -79,7 +79,7 @@ class OutOfBandResponses:
     ) -> list[Output]:
         """Request a response about ``items``; none: the whole conversation."""
         out_of_band_response = OutOfBandResponse(round(self._timeline.ms(now), 1), key, purpose)
-        self._timeline.record.content.asked(out_of_band_response)
+        keep(self._timeline.record.content.out_of_band, out_of_band_response)
         if len(self._running) >= MAX_RUNNING or key in self._running:
             out_of_band_response.status = "refused"
             out_of_band_response.text = (

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gateway.call import inputs
-from gateway.call.call_record import ContextTrim
+from gateway.call.call_record import ContextTrim, keep
 from gateway.call.conversation.control import ConversationControl, Termination, message
 from gateway.call.ending import EndReason
 from gateway.call.inputs import BudgetThreshold, Input
@@ -199,7 +199,7 @@ class ContextTrimmer:
             control.trimmed_items.add(item_id)
             outputs.append(Send(DeleteItem(item_id)))
         trim = ContextTrim(round(control.timeline.ms(now), 1), how, len(there), turns)
-        control.timeline.record.content.trimmed(trim)
+        keep(control.timeline.record.content.context_trims, trim)
         note = control.timeline.note(
             now, "context_trimmed", "info", how=how, items=len(there), turns=turns
         )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gateway.call import inputs
-from gateway.call.call_record import Decision
+from gateway.call.call_record import Decision, keep
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.ending import EndReason
 from gateway.call.outputs import CheckContent, Output
@@ -304,7 +304,7 @@ class Guardrails:
             rule.action,
             reason,
         )
-        control.timeline.record.content.guarded(decision)
+        keep(control.timeline.record.content.guardrails, decision)
         outputs: list[Output] = [
             control.timeline.note(
                 now,

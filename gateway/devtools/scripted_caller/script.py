@@ -46,8 +46,14 @@ from pydantic import (
     ValidationInfo,
 )
 
-from gateway.config.source import ConfigError, TomlSource, read_toml
-from gateway.config.validate import Section, problems_of, suggestion
+from gateway.config.source import (
+    ConfigError,
+    Section,
+    TomlSource,
+    problems_of,
+    read_toml,
+    suggestion,
+)
 
 SPEECH_DBFS = -45.0
 """A frame this loud counts as sound. Speech on the telephone is 20 dB above, line noise below."""

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gateway.config import Config, ConfigError, load_config
-from gateway.config.validate import section_in
+from gateway.config.source import section_in
 from gateway.dialplan import Route, load_dialplan
 
 DOCS = Path(__file__).parents[3] / "docs"

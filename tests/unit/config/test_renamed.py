@@ -9,7 +9,7 @@ import pytest
 
 from gateway.config.config import Config
 from gateway.config.renamed import RENAMED_KEYS, RENAMED_VALUES
-from gateway.config.validate import section_in
+from gateway.config.source import section_in
 from gateway.dialplan.route import Route
 from gateway.planning.check import check
 
