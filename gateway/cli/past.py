@@ -19,7 +19,7 @@ from gateway.text import printable, unicode_in
 
 if TYPE_CHECKING:
     from gateway.config.operations import RecordingSettings, RecordSettings
-    from gateway.config.validate import Section
+    from gateway.config.source import Section
     from gateway.records.database import Database
 
 SHOWN = ("id", "invited_at", "direction", "from_number", "to_number", "route", "trunk")
