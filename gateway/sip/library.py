@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-(
-    """The pjsua2 of ``deploy/pjsua2`` in this process: what it was built for, its set-up, its log.
+"""The pjsua2 of ``deploy/pjsua2`` in this process: what it was built for, its set-up, its log.
 
 ``python -m gateway.sip.library`` prints what it says of itself as JSON, in a process of its
 own: a library that does not fit the machine may take its process along.
 """
-    ""
-)
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ import importlib.metadata
 import json
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import pjsua2 as pj
@@ -75,8 +73,9 @@ class Build:
     """The TLS library that is loaded."""
 
 
+@cache
 def build() -> Build:
-    """Describe the pjsua2 in use; needs no started endpoint."""
+    """Describe the pjsua2 in use; needs no started endpoint. Reads files, at the first time."""
     try:
         found = f"pjsua2-gateway {importlib.metadata.version('pjsua2-gateway')}"
     except importlib.metadata.PackageNotFoundError:
