@@ -123,11 +123,11 @@ class RtpEnd:
         return b"".join(packet.payload for packet in self.packets)
 
     async def close(self) -> None:
-        """Give up the ports."""
+        """Give up the ports, unless that has been done."""
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.gather(self._sender, return_exceptions=True)
-        for end in (self._socket, self._rtcp):
+        for end in (one for one in (self._socket, self._rtcp) if one.fileno() >= 0):
             asyncio.get_running_loop().remove_reader(end)
             end.close()
 

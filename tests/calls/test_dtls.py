@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""DTLS-SRTP with openssl at the other end: RTP's and RTCP's handshake in any order.
+
+Each of the two is an association of its own (RFC 5764 section 3), with a certificate that has to
+be the one of the description.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import re
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tests.calls.test_outbound import callee, place
+from tests.support.callee import CalledCall, CalledPhone
+from tests.support.gateway_process import WITHIN_S
+from tests.support.harness import GatewayStack
+from tests.support.site_under_test import certificate
+
+__all__ = ["callee"]
+
+WORLD = {
+    "routes": '\n[[route]]\nname = "outward"\nto = "^nobody$"\n',
+    "more": """
+[control]
+socket = "gateway.sock"
+[outbound]
+enabled = true
+allowed_prefixes = ["ring"]
+[media]
+srtp = "required"
+srtp_keying = ["dtls"]
+rtp_timeout = 2
+""",
+}
+RTP, RTCP = 0, 1
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """That of the description, and somebody else's."""
+    folders = (tmp_path_factory.mktemp("own"), tmp_path_factory.mktemp("other"))
+    for folder in folders:
+        certificate(folder, folder.name)
+    return folders
+
+
+class End:
+    """Where the gateway's call is answered, by DTLS as the client."""
+
+    def __init__(self, call: CalledCall) -> None:
+        self._call = call
+        media = re.search(r"^m=audio (\d+) UDP/TLS/RTP/SAVP ", call.invite.body, re.M)
+        assert media, call.invite.body
+        self._gateway = int(media[1])
+        self._own = call.rtp.port
+
+    async def free_ports(self) -> None:
+        """Leave the ports of the description to openssl."""
+        await self._call.rtp.close()
+
+    def answer(self, folder: Path) -> None:
+        """200, with the fingerprint of this certificate."""
+        der = ssl.PEM_cert_to_DER_cert((folder / "cert.pem").read_text())
+        print_ = hashlib.sha256(der).digest().hex(":").upper()
+        lines = [
+            *("v=0", "o=- 2 2 IN IP4 127.0.0.1", "s=-", "c=IN IP4 127.0.0.1", "t=0 0"),
+            f"m=audio {self._own} UDP/TLS/RTP/SAVP 0",
+            *("a=setup:active", f"a=fingerprint:sha-256 {print_}"),
+        ]
+        body = "\r\n".join(lines) + "\r\n"
+        self._call.phone.answer(self._call.invite, 200, self._call, body)
+
+    @contextlib.asynccontextmanager
+    async def begun(
+        self, channel: int, folder: Path
+    ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Only the first packet is on its way; what this yields lets the rest go, to the end."""
+        loop = asyncio.get_running_loop()
+        relay = Relay()
+        await loop.create_datagram_endpoint(
+            lambda: relay,
+            ("127.0.0.1", self._own + channel),
+        )
+        client = await asyncio.create_subprocess_exec(
+            *("openssl", "s_client", "-dtls1_2", "-use_srtp", "SRTP_AES128_CM_SHA1_80"),
+            *("-connect", f"127.0.0.1:{self._own + channel}"),
+            *("-cert", str(folder / "cert.pem"), "-key", str(folder / "key.pem")),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output = client.stdout
+        assert output is not None
+        relay.gateway = ("127.0.0.1", self._gateway + channel)
+
+        async def go_on() -> None:
+            relay.open()
+            async with asyncio.timeout(WITHIN_S):
+                while line := await output.readline():
+                    if line.startswith(b"SRTP Extension negotiated"):
+                        return
+            raise AssertionError("no handshake")
+
+        try:
+            async with asyncio.timeout(WITHIN_S):
+                await relay.first.wait()
+            yield go_on
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                client.kill()
+            await client.wait()
+            relay.close()
+
+    @contextlib.asynccontextmanager
+    async def handshake(self, channel: int, folder: Path) -> AsyncIterator[None]:
+        """Done when this begins; the association lasts as long as it does."""
+        async with self.begun(channel, folder) as go_on:
+            await go_on()
+            yield
+
+
+class Relay(asyncio.DatagramProtocol):
+    """A port of the description; between the gateway and an openssl that is on any other port."""
+
+    def __init__(self) -> None:
+        self.gateway = ("127.0.0.1", 9)
+        self.first = asyncio.Event()
+        self._client: tuple[str, int] | None = None
+        self._held: list[bytes] | None = []
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def open(self) -> None:
+        """Let everything through."""
+        held, self._held = self._held or [], None
+        for data in held:
+            self._send(data, self.gateway)
+
+    def close(self) -> None:
+        """Give up the port."""
+        assert self._transport is not None
+        self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        if addr == self.gateway:
+            if self._client is not None and self._held is None:
+                self._send(data, self._client)
+            return
+        self._client = addr
+        if self._held is None or not self.first.is_set():
+            self._send(data, self.gateway)
+        else:
+            self._held.append(data)
+        self.first.set()
+
+    def _send(self, data: bytes, to: tuple[str, int]) -> None:
+        assert self._transport is not None
+        self._transport.sendto(data, to)
+
+
+async def called(world: GatewayStack, callee: CalledPhone) -> tuple[str, CalledCall, End]:
+    call = await place(world, callee.uri("ring"))
+    there = await callee.called()
+    end = End(there)
+    await end.free_ports()
+    return call, there, end
+
+
+async def test_rtcp_is_through_before_rtp_and_the_answer(
+    world: GatewayStack, callee: CalledPhone, certificates: tuple[Path, Path]
+) -> None:
+    """As where the second packet of RTP's handshake is lost: it is sent again after a second."""
+    own, _other = certificates
+    call, there, end = await called(world, callee)
+    async with end.begun(RTP, own) as go_on, end.handshake(RTCP, own):
+        end.answer(own)
+        await world.gateway.wait("call.confirmed", call=call)
+        await go_on()
+        summary = await world.gateway.wait("call.summary", call=call)
+    assert summary["ending"]["why"] == "rtp_timeout", "openssl does the handshake only"
+    assert summary["security"].startswith("srtp dtls AES_CM_128_HMAC_SHA1_80"), summary
+    assert there.requests("BYE")
+
+
+@pytest.mark.parametrize("first", [RTP, RTCP], ids=["RTP first", "RTCP first"])
+@pytest.mark.parametrize("early", [True, False], ids=["before the answer", "after it"])
+async def test_a_certificate_that_is_not_the_described_one(
+    world: GatewayStack,
+    callee: CalledPhone,
+    certificates: tuple[Path, Path],
+    first: int,
+    early: bool,
+) -> None:
+    """Whichever handshake is the first one: nothing is heard from there, and nothing sent."""
+    own, other = certificates
+    call, there, end = await called(world, callee)
+    async with contextlib.AsyncExitStack() as held:
+        if early:
+            await held.enter_async_context(end.handshake(first, other))
+        end.answer(own)
+        if not early:
+            await world.gateway.wait("call.confirmed", call=call)
+            await held.enter_async_context(end.handshake(first, other))
+            await held.enter_async_context(end.handshake(RTCP if first == RTP else RTP, other))
+        summary = await world.gateway.wait("call.summary", call=call)
+    assert not summary["security"].startswith("srtp"), summary
+    assert there.requests("BYE")
