@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.api.client import ask_within
 from gateway.devtools.emulator.script import Script
 from gateway.devtools.emulator.server import Emulator
 from tests.support.gateway_process import WITHIN_S, Gateway
@@ -88,13 +89,8 @@ class Site:
         return int(next(a for a in listening if a.startswith(begin)).removeprefix(begin))
 
     async def status(self) -> dict[str, Any]:
-        """What the control socket says."""
-        reader, writer = await asyncio.open_unix_connection(str(self.folder / "control"))
-        writer.write(b'{"command": "status"}\n')
-        answer: dict[str, Any] = json.loads(await reader.readline())
-        writer.close()
-        assert answer["ok"], f"{answer}: {self.gateway.tail()}"
-        return answer
+        """What ``gateway status`` is told. Raises RefusedError and NoAnswerError."""
+        return await asyncio.to_thread(ask_within, WITHIN_S, self.folder / "control", "status")
 
 
 @asynccontextmanager
