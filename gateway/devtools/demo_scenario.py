@@ -214,8 +214,9 @@ GREETING_WITHIN_MS = 3000
 """After the answer; the emulator takes tens of ms, a busy machine some more."""
 
 
-PHONE_BUFFER_MS = 80
-"""Of the very end, what may still be in the caller's jitter buffer when the BYE comes."""
+PHONE_BUFFER_MS = 200
+"""Of the very end, what may still be in the scripted caller's jitter buffer when the BYE comes: all
+that this holds back at most."""
 
 
 @dataclass(frozen=True, slots=True)
