@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,13 +46,6 @@ class Client:
         await self.http.aclose()
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for a condition that is asked for over HTTP."""
-    async with asyncio.timeout(20):
-        while not await condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-
-
 async def metric(http: httpx.AsyncClient, name: str, **labels: str) -> float:
     """The sum of a metric's samples with these labels."""
     text = (await http.get("/metrics")).text
@@ -82,7 +74,7 @@ async def test_a_call_is_listed_while_it_lasts_and_afterwards(world: GatewayStac
             past.update((await http.get(f"/api/v1/calls/{one['id']}")).json())
             return bool(past.get("outcome") == "completed" and past["record"])
 
-        await until(ended)
+        await eventually(ended, "the end of the call")
         assert past["record"]["call_id"] == one["id"]
         assert "transcript" not in past["record"], "what was said is not for this role"
         async with Client(world, "operator") as other:
@@ -184,7 +176,7 @@ async def test_health_readiness_and_metrics_need_no_token(world: GatewayStack) -
         async def counted() -> bool:
             return await metric(http, name, **labels) == before + 1
 
-        await until(counted)
+        await eventually(counted, "counters")
         assert await metric(http, "gateway_ready") == 1
         assert await metric(http, "gateway_call_duration_seconds_count") >= 1
         assert await metric(http, "gateway_call_setup_seconds_count", stage="answered") >= 1

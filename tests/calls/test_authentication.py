@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from gateway.devtools.emulator.script import Script
 from tests.calls.test_access import Stranger, settled
 from tests.support.digest_answer import answer
+from tests.support.harness import eventually
 from tests.support.sip_phone import PhoneCall
 from tests.support.site_under_test import Site, site
 
@@ -183,12 +183,11 @@ async def test_forgers_do_not_ban_who_has_credentials(runner: object, own_folder
         dropped = (await gateway.status())["banned"][0]["dropped"]
         call = authorized(gateway, asked[4]["MD5"], nc="0000000a")
         call.invite()
-        for _ in range(200):
-            if (await gateway.status())["banned"][0]["dropped"] > dropped:
-                break
-            await asyncio.sleep(0.05)
-        else:
-            raise AssertionError("good credentials after wrong ones get no answer")
+
+        async def was_dropped() -> bool:
+            return bool((await gateway.status())["banned"][0]["dropped"] > dropped)
+
+        await eventually(was_dropped, "good credentials after wrong ones get no answer")
         assert not call.responses
 
 

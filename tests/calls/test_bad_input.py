@@ -12,30 +12,10 @@ from typing import Any
 import pytest
 
 from gateway.devtools.emulator.objects import ProtocolError
+from tests.support.dialog import bystander, unharmed
 from tests.support.harness import GatewayStack
-from tests.support.listening import Spoken, assert_continuous
-from tests.support.sip_phone import PhoneCall
 
 WORLD = {"log_level": "info"}
-
-
-async def bystander(world: GatewayStack) -> PhoneCall:
-    """A call in progress that must not notice."""
-    world.behave(vad="off", answer={"kind": "pattern", "seconds": 60, "burst": True})
-    call = await world.dial("greeted")
-    await call.rtp.heard_bytes(4000)
-    return call
-
-
-async def unharmed(world: GatewayStack, call: PhoneCall) -> None:
-    """Asserts that the bystander's call went on as if nothing had been."""
-    count = len(call.rtp.packets)
-    await call.rtp.until(lambda: len(call.rtp.packets) > count + 25)
-    await world.summary_at_end(call)
-    assert_continuous(call.rtp.packets)
-    session = await world.session_of(call)
-    (audio,) = session.sent_items.values()
-    assert Spoken(bytes(audio)).heard_ms(call.rtp.packets) >= 1000
 
 
 def broken_invites(world: GatewayStack) -> list[bytes]:

@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 from tests.support import figures
-from tests.support.dialog import DialogCall, Sdp, answered, dialog_call
+from tests.support.dialog import DialogCall, Sdp, answered, bystander, dialog_call, unharmed
 from tests.support.harness import GatewayStack, eventually
-from tests.support.listening import Spoken, assert_continuous
 from tests.support.mutations import mutated, rtcp, rtp
 from tests.support.torture import MESSAGES
 
@@ -53,22 +52,6 @@ MOST_GROWTH_KIB = 32_000
 """Transactions live for 32 s after their message (RFC 3261 timer H): what these hold, no more."""
 
 MOST_LINES_PER_KIND = 60
-
-
-async def bystander(world: GatewayStack) -> DialogCall:
-    world.behave(vad="off", answer={"kind": "pattern", "seconds": 200, "burst": True})
-    call = await answered(dialog_call(world.phone, "greeted"))
-    await call.rtp.heard_bytes(4000)
-    return call
-
-
-async def unharmed(world: GatewayStack, call: DialogCall) -> None:
-    heard = len(call.rtp.packets)
-    await call.rtp.until(lambda: len(call.rtp.packets) > heard + 25)
-    await world.summary_at_end(call)
-    assert_continuous(call.rtp.packets)
-    (audio,) = (await world.session_of(call)).sent_items.values()
-    assert Spoken(bytes(audio)).heard_ms(call.rtp.packets) >= 1000
 
 
 def invite(world: GatewayStack, number: int) -> bytes:

@@ -12,7 +12,7 @@ import soxr
 from gateway.audio.g711 import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import synthesise
-from tests.support.harness import GatewayStack
+from tests.support.harness import PATIENT, GatewayStack
 from tests.support.listening import assert_beep
 from tests.support.made_sounds import g711, melody, tone
 
@@ -30,6 +30,7 @@ model = "whisper-1"
 
 MESSAGE = 'voicemail = "leave_message"\nvoicemail_message = "Your room."'
 WORLD = {
+    "more": PATIENT,
     "routes": "".join(
         (
             ROUTE.format(
@@ -46,7 +47,7 @@ WORLD = {
                 rules='voicemail = "log"\nmusic = "log"\nmusic_threshold = 3\nbot = "log"',
             ),
         )
-    )
+    ),
 }
 
 FULL_GREETING = "Hello. You have reached Anna and Tom. We cannot take your call now."

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tests.support.harness import GatewayStack
+from tests.support.listening import Spoken, assert_continuous
 from tests.support.rtp_end import EVENT_PAYLOAD, RtpEnd
 from tests.support.sip_phone import CODECS, Message, Phone, PhoneCall
 
@@ -254,3 +256,22 @@ async def answered(call: DialogCall) -> DialogCall:
     await call.answered()
     await asyncio.sleep(0)
     return call
+
+
+async def bystander(world: GatewayStack) -> DialogCall:
+    """A call in progress that must not notice what comes for others."""
+    world.behave(vad="off", answer={"kind": "pattern", "seconds": 200, "burst": True})
+    call = await answered(dialog_call(world.phone, "greeted"))
+    await call.rtp.heard_bytes(4000)
+    return call
+
+
+async def unharmed(world: GatewayStack, call: DialogCall) -> None:
+    """Asserts that the bystander heard every frame, goes on hearing, and hangs up."""
+    session = await world.session_of(call)
+    (audio,) = session.sent_items.values()
+    spoken, heard = Spoken(bytes(audio)), len(call.rtp.packets)
+    await call.rtp.until(lambda: len(spoken.packets_of(call.rtp.packets[heard:])) > 25)
+    await world.summary_at_end(call)
+    assert_continuous(call.rtp.packets)
+    assert spoken.heard_ms(call.rtp.packets) > 25 * 20

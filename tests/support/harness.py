@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -335,12 +335,18 @@ def _unmarked(response: dict[str, Any] | None) -> dict[str, Any] | None:
     return {**rest, **({"metadata": metadata} if metadata else {})} or None
 
 
-async def eventually(condition: Callable[[], bool], what: str, within_s: float = WITHIN_S) -> None:
-    """Wait for a condition that nothing announces."""
+Condition = Callable[[], bool] | Callable[[], Awaitable[bool]]
+
+
+async def eventually(condition: Condition, what: str, within_s: float = WITHIN_S) -> None:
+    """Wait for a condition that nothing announces: a file, a count of the kernel's, what another
+    process answers."""
     try:
         async with asyncio.timeout(within_s):
-            # A file, a count of the kernel's: nothing says when they change.
-            while not condition():  # noqa: ASYNC110
+            while True:
+                met = condition()
+                if met if isinstance(met, bool) else await met:
+                    return
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"never: {what}") from None

@@ -25,6 +25,7 @@ from gateway.api.tokens import Role, Token, hash_of
 from gateway.cli.live_calls import call_lines, duration, line_of, status, status_lines
 from gateway.cli.main import main
 from gateway.sip.agent import AgentError
+from tests.support.harness import eventually
 
 STATUS: dict[str, Any] = {
     "version": "1.0",
@@ -173,9 +174,7 @@ async def test_a_socket_that_was_removed_is_made_again(
     path = tmp_path / "socket"
     async with opened(path):
         path.unlink()
-        async with asyncio.timeout(5):
-            while not path.exists():  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await eventually(path.exists, "the socket")
         assert await asked(path, "status") == STATUS
     assert not path.exists()
 

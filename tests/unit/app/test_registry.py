@@ -11,6 +11,7 @@ from typing import Any, cast
 from gateway.app.registry import CallRegistry
 from gateway.bridge.call_controller import CallController
 from gateway.call.call_record import CallRecord
+from tests.support.call_fakes import settle
 
 
 class FakeCall:
@@ -109,7 +110,7 @@ async def test_waiting_for_the_last_call_and_for_its_sessions() -> None:
     kept.calls.finished(call.call)
     await idle
     gone = asyncio.create_task(kept.calls.wait_gone(10.0))
-    await asyncio.sleep(0.01)
+    await settle()
     assert not gone.done()
     call.left.set()
     await gone

@@ -19,6 +19,7 @@ from gateway.app import supervisor as module
 from gateway.app.process import notify
 from gateway.app.supervisor import Supervisor, how_ended
 from tests import support
+from tests.support.harness import eventually
 
 DOUBLE = str(Path(support.__file__).with_name("worker_double.py"))
 WITHIN_S = 20.0
@@ -46,10 +47,13 @@ class Run:
 
     async def wait(self, event: str, count: int = 1, **fields: object) -> EventDict:
         """The ``count``-th such line."""
-        async with asyncio.timeout(WITHIN_S):
-            while len(self.all(event, **fields)) < count:
-                assert not self.task.done(), self._lines
-                await asyncio.sleep(0.01)
+
+        def come() -> bool:
+            found = len(self.all(event, **fields)) >= count
+            assert found or not self.task.done(), self._lines
+            return found
+
+        await eventually(come, f"{count} {event}")
         return self.all(event, **fields)[count - 1]
 
 
@@ -239,8 +243,7 @@ def test_workers_notice_that_their_supervisor_is_gone(tmp_path: Path) -> None:
                     break
             process.kill()
             await process.wait()
-            while not mark.exists():  # noqa: ASYNC110 (a file announces nothing)
-                await asyncio.sleep(0.02)
+            await eventually(mark.exists, "the mark of the worker's end")
 
     asyncio.run(main())
 
@@ -251,9 +254,7 @@ def test_sighup_is_handed_on(tmp_path: Path) -> None:
     async def story(run: Run) -> None:
         await run.wait("workers.ready")
         tell(signal.SIGHUP)
-        async with asyncio.timeout(WITHIN_S):
-            while not all(mark.exists() for mark in marks):  # noqa: ASYNC110 (as above)
-                await asyncio.sleep(0.02)
+        await eventually(lambda: all(mark.exists() for mark in marks), "the mark of each worker")
         tell(signal.SIGTERM)
 
     status, run = supervised(story, lambda index: ["renew", str(marks[index])])

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from structlog.testing import capture_logs
 
 from gateway.bridge import call_controller as controller_module
 from gateway.sip.types import LegEnd
 from tests.support.call_fakes import FakeCall, settle
+from tests.support.harness import eventually
 
 BYE = LegEnd(200, "OK", "BYE", "Q.850;cause=16", False)
 OUR_BYE = LegEnd(200, "OK", "", "", True)
@@ -86,8 +85,7 @@ async def test_a_call_whose_leg_never_ends_after_a_defect_is_over_all_the_same(
     call = FakeCall(monkeypatch)
     await call.up()
     call.controller.on_fault(ZeroDivisionError())
-    await asyncio.sleep(0.05)
-    assert call.finished
+    await eventually(lambda: bool(call.finished), "its end")
     assert call.leg.verbs[-1] in ("hang_up", "refuse")
 
 

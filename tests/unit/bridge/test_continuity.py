@@ -4,8 +4,6 @@ transfer of a whole call."""
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from gateway.call.plan import Destination, FallbackStep, ServerPlan, ToolsPlan, TransferPlan
@@ -15,6 +13,7 @@ from gateway.realtime.events import CreateItem, InputCommitted, InputTranscribed
 from gateway.sip.leg import ReferProgress
 from gateway.sip.types import LegEnd
 from tests.support.call_fakes import FakeCall, settle
+from tests.support.harness import eventually
 
 OTHER = Endpoint("ws://other/v1/realtime")
 STEPS = (FallbackStep("reconnect", 0.05), FallbackStep("server", 5.0, server=1))
@@ -39,9 +38,7 @@ async def test_failover_to_another_server_which_is_told_the_conversation(
     await settle()
     assert call.server.asked[1] == "ws://first/v1/realtime"
     call.server.failure = None
-    async with asyncio.timeout(5):
-        while len(call.server.sessions) < 2:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await eventually(lambda: len(call.server.sessions) == 2, "another session")
     await settle()
     assert call.server.asked[-1] == OTHER.url
     told = [one for one in call.server.sessions[1].sent if isinstance(one, CreateItem)]
@@ -69,9 +66,7 @@ async def test_hand_over_before_the_server_ends_the_session(
     call.server.seconds_left = 60.02
     await call.up()
     call.server.seconds_left = 3600.0
-    async with asyncio.timeout(5):
-        while call.session.ended is None:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await eventually(lambda: call.session.ended is not None, "the end of the first session")
     await settle()
     assert call.session.ended == (1000, "handed over")
     assert len(call.server.sessions) == 2

@@ -12,7 +12,7 @@ from gateway.call.machine import CallMachine
 from gateway.call.plan import GuardrailPlan
 from gateway.call.session_lifecycle import State
 from gateway.tools.functions import ToolRunner
-from tests.support.call_fakes import Fed
+from tests.support.call_fakes import Fed, settle
 
 ONE, TWO = inputs.DigitPressed("1"), inputs.DigitPressed("2")
 
@@ -87,7 +87,7 @@ async def test_a_deadline_is_a_tick_and_one_that_moved_is_not() -> None:
     machine.deadline = loop.time()
     driver.feed(ONE)
     machine.deadline = None
-    await asyncio.sleep(0.01)
+    await settle()
     assert machine.seen == [ONE, inputs.Tick()]
 
 
@@ -99,7 +99,7 @@ async def test_a_call_that_is_over_takes_no_input() -> None:
     driver.start()
     driver.stop()
     driver.feed(ONE)
-    await asyncio.sleep(0.01)
+    await settle()
     assert machine.seen == []
     assert not driver.may_end_call()
 

@@ -23,6 +23,7 @@ from gateway.planning.check import check
 from gateway.tools.api import ToolError
 from gateway.tools.functions import ToolCall
 from gateway.tools.http import HttpClient
+from tests.support.harness import eventually
 from tests.support.http_service import Answer, http_service
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -101,12 +102,6 @@ class World:
         over.set_result(record)
         return over
 
-    async def until(self, condition: Any) -> None:
-        """Wait for something that nothing announces; the clock on the wall goes on meanwhile."""
-        async with asyncio.timeout(10):
-            while not condition():  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-
     @property
     def kept(self) -> list[dict[str, Any]]:
         """What the file has."""
@@ -130,10 +125,10 @@ def test_promises_outlive_the_process_and_are_placed_once(tmp_path: Path) -> Non
         again = world.another()
         world.now += timedelta(seconds=601)
         await again.start()
-        await world.until(lambda: again.placed == 1)
+        await eventually(lambda: again.placed == 1, "a call")
         reason = {"callback_reason": "a refund"}
         assert world.dialled == [("030123", "desk", "carrier", reason)]
-        await world.until(lambda: world.kept == [])
+        await eventually(lambda: world.kept == [], "nothing is kept")
         assert again.as_json() == {"count": 0, "waiting": [], "placed": 1, "given_up": 0}
         await again.stop()
         await world.http.close()
@@ -152,7 +147,7 @@ def test_nobody_answers_and_then_somebody_does(
         await world.scheduler.start()
         await world.scheduler.take(RULES, CALL, at(1))
         world.now += timedelta(seconds=2)
-        await world.until(lambda: world.scheduler.placed == 1)
+        await eventually(lambda: world.scheduler.placed == 1, "a call")
         assert len(world.dialled) == 3
         await world.scheduler.stop()
         await world.http.close()
@@ -167,7 +162,7 @@ def test_too_late_is_given_up(tmp_path: Path, dial: bool) -> None:
         await world.scheduler.start()
         await world.scheduler.take(RULES, CALL, at(1))
         world.now += timedelta(seconds=90)
-        await world.until(lambda: world.kept == [])
+        await eventually(lambda: world.kept == [], "nothing is kept")
         assert world.dialled == []
         assert world.scheduler.given_up == int(dial)
         await world.scheduler.stop()

@@ -15,6 +15,7 @@ from gateway.cli import main as cli
 from gateway.planning.check import check, load_all
 from gateway.planning.route_tools import function_plans, tool_executor
 from gateway.tools.functions import ToolCall
+from tests.support.harness import eventually
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8")
@@ -62,9 +63,8 @@ def test_the_example(tmp_path: Path) -> None:
     async def main() -> list[str]:
         box = tool_executor(*load_all(EXAMPLE, ENVIRON))
         await box.start()
-        async with asyncio.timeout(90):  # on a busy machine the server is up after its deadline
-            while "guests_check_out" not in box.of("hotel"):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        # On a busy machine the server is up after its deadline.
+        await eventually(lambda: "guests_check_out" in box.of("hotel"), "the tools", 90)
         loop = asyncio.get_running_loop()
         results: list[asyncio.Future[str]] = []
         for name, arguments in (

@@ -21,6 +21,7 @@ from gateway.tools import mcp
 from gateway.tools.executor import ToolExecutor
 from gateway.tools.functions import ToolCall
 from tests import support
+from tests.support.harness import eventually
 
 DOUBLE = Path(support.__file__).with_name("mcp_double.py")
 CONFIG = """
@@ -119,10 +120,13 @@ def test_over_stdio(tmp_path: Path) -> None:
 def test_a_server_that_dies_is_started_again(tmp_path: Path) -> None:
     async def work(box: ToolExecutor) -> None:
         assert "is lost" in await use(box, "crm_die")
-        async with asyncio.timeout(90):
-            while "Ann" not in (said := await use(box, "crm_find_customer", '{"number": "1"}')):
-                assert "cannot be reached" in said or "is lost" in said
-                await asyncio.sleep(0.05)
+
+        async def found() -> bool:
+            said = await use(box, "crm_find_customer", NUMBER)
+            assert "Ann" in said or "cannot be reached" in said or "is lost" in said
+            return "Ann" in said
+
+        await eventually(found, "the server that is started again", 90)
 
     run(tmp_path, STDIO, work)
 
@@ -132,9 +136,7 @@ def test_over_http_with_a_token(tmp_path: Path) -> None:
         more = f'url = "{url}"\nauthorization = "${{env:TOKEN}}"\n'
 
         async def work(box: ToolExecutor) -> None:
-            async with asyncio.timeout(90):
-                while not box.of("r"):  # noqa: ASYNC110 - nothing says when
-                    await asyncio.sleep(0.05)
+            await eventually(lambda: bool(box.of("r")), "the tools", 90)
             assert "Ann" in await use(box, "crm_find_customer", '{"number": "1"}')
 
         run(tmp_path, more, work, TOKEN="s3cret")
@@ -163,9 +165,10 @@ def test_a_server_over_http_that_goes_and_comes_back(tmp_path: Path) -> None:
         port = url.split(":")[2].split("/")[0]
 
         async def until(box: ToolExecutor, words: str) -> None:
-            async with asyncio.timeout(90):
-                while words not in await use(box, "crm_find_customer", NUMBER):  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
+            async def said() -> bool:
+                return words in await use(box, "crm_find_customer", NUMBER)
+
+            await eventually(said, words, 90)
 
         async def main() -> None:
             box = tool_executor(*config)
