@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.api.metrics import READINGS, Metrics
 from gateway.audio.g711 import Codec
-from tests.calls.test_api import API, TOKENS, until
+from tests.calls.test_api import API, TOKENS
 from tests.calls.test_webhooks import hooks
 from tests.support.harness import GatewayStack, eventually
 from tests.support.http_service import Answer, http_service
@@ -138,7 +138,7 @@ async def scrapes(folder: Path) -> tuple[Samples, Samples, str]:
                 up = all(any(now.get(f"trunk_{one}", {}).values()) for one in ("up", "registered"))
                 return ended >= 6 and up and any(now["webhooks_dead"].values())
 
-            await until(counted)
+            await eventually(counted, "counters")
             await world.summary_at_end(lasting)
         await world.stop()
     registrar.close()
