@@ -215,15 +215,20 @@ class CallMedia(CallPart):
 
     @entry
     def _move(self) -> None:
-        audio = self._audio.uplink.drain()
-        for heard in self._analyzer.feed(audio, held=self._hold is not None):
-            self._host.feed(heard)
-        if self._hold is not None:
-            audio = self._audio.codec.silence * len(audio) if self._hold.silent else b""
-        if self._concealed:
-            audio = self._audio.codec.silence * len(audio)
-        if audio and self._streaming:
-            self._send(audio)
+        audio, moved = self._audio.uplink.take()
+        if audio:
+            for heard in self._analyzer.feed(audio, held=self._hold is not None):
+                self._host.feed(heard)
+            if self._hold is not None:
+                audio = self._audio.codec.silence * len(audio) if self._hold.silent else b""
+            if self._concealed:
+                audio = self._audio.codec.silence * len(audio)
+            if audio and self._streaming:
+                self._send(audio)
+        if moved:
+            self._note_transitions()
+
+    def _note_transitions(self) -> None:
         playout = self._audio.playout
         while (transition := playout.transition()) is not None:
             if transition.playing:
@@ -309,8 +314,6 @@ class InboundAudioAnalyzer:
 
         While the call is on hold only keys are: the caller's side may play music then.
         """
-        if not audio:
-            return []
         heard: list[DigitPressed | SoundHeard | BeepHeard | CallerSounds] = []
         if self._sounds_now(audio, held) and not held:
             heard.append(CallerSounds())

@@ -51,6 +51,10 @@ def _has_media(info: Any) -> bool:
     return any(info.media[index].status in _IN_USE for index in range(len(info.media)))
 
 
+KEYS_TIMEOUT = 10.0
+"""Seconds that playout waits for keys agreed in media: DTLS repeats a message that is lost after
+1, 2 and 4 s (RFC 6347 section 4.2.4.1)."""
+
 _SRTP_STATUS = re.compile(r"SRTP status: (Active|Not active) Crypto-suite: (\S*)")
 
 _PLAIN_RTP = "rtp"
@@ -103,6 +107,8 @@ class SipCall(TransferableCall):
         self._stream_is_new = False
         self._audio_index = 0
         """Which ``m=`` line is the call's audio."""
+        self._keys_until = 0.0
+        """When playout waits no longer for the keys of SRTP (s)."""
         self._rtp_name = ""
         """``host:port`` of our RTP, once its peer knows it."""
         self._peer_sends = True
@@ -347,7 +353,9 @@ class SipCall(TransferableCall):
                 self.link.take_port(leg.audio)
             self.link.wire(audio)
             leg.security = media_security(self, stream)
+            self.link.await_keys(not leg.security)
             if not leg.security and self not in self.services.calls.awaiting_keys:
+                self._keys_until = time.monotonic() + KEYS_TIMEOUT
                 self.services.calls.awaiting_keys.append(self)
             self._tell(partial(_tell_media, codec=codec))
             return
@@ -410,7 +418,12 @@ class SipCall(TransferableCall):
             self.leg.security = media_security(self, self.getStreamInfo(self._audio_index))
         except pj.Error:
             return True
-        return bool(self.leg.security)
+        late = time.monotonic() >= self._keys_until
+        if late and not self.leg.security:
+            log.warning("sip.no_keys", call=self.name, seconds=KEYS_TIMEOUT)
+        known = bool(self.leg.security) or late
+        self.link.await_keys(not known)
+        return known
 
     def poll_quality(self) -> None:
         """Report the RTP counters, where there is media."""

@@ -182,7 +182,7 @@ struct NativeCallAudio::State {
     Sequencer sequencer;
     int source = NativeCallAudio::NOBODY;
     bool announced = false; // in the list of calls that have something, or taken from it
-    bool paused = false, expecting = false, playing = false;
+    bool paused = false, without_keys = false, expecting = false, playing = false;
     unsigned played = 0, underruns = 0, underrun_frames = 0, refused = 0;
     struct { bool playing; double at; } transitions[kTransitions];
     unsigned first_transition = 0, transition_count = 0;
@@ -287,7 +287,7 @@ struct NativeCallAudio::State {
 
     bool next(int16_t *samples)
     {
-        if (paused)
+        if (paused || without_keys)
             return false;
         if (playout.size() < kFrame) {
             if (playing) {
@@ -420,6 +420,12 @@ void NativeCallAudio::pause(bool paused)
     state_->paused = paused;
 }
 
+void NativeCallAudio::awaitKeys(bool waiting)
+{
+    std::lock_guard<std::mutex> hold(state_->mutex);
+    state_->without_keys = waiting;
+}
+
 void NativeCallAudio::expect(bool expecting)
 {
     std::lock_guard<std::mutex> hold(state_->mutex);
@@ -454,7 +460,7 @@ void NativeCallAudio::tap(unsigned long stream, unsigned packet_wait)
 
 void NativeCallAudio::listen(int source) { state_->listen(source); }
 
-PyObject *NativeCallAudio::drain()
+PyObject *NativeCallAudio::take()
 {
     std::lock_guard<std::mutex> hold(state_->mutex);
     state_->announced = false;
@@ -462,7 +468,8 @@ PyObject *NativeCallAudio::drain()
     PyObject *bytes = PyBytes_FromStringAndSize(nullptr, (Py_ssize_t)size);
     if (bytes && size)
         state_->uplink.pop((uint8_t *)PyBytes_AS_STRING(bytes), size);
-    return bytes;
+    // "N" takes the new reference over, and a NULL is the exception that it stands for.
+    return Py_BuildValue("(NO)", bytes, state_->transition_count ? Py_True : Py_False);
 }
 
 PyObject *NativeCallAudio::transition()

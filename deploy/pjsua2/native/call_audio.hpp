@@ -47,12 +47,15 @@ public:
     unsigned flush();
     /** Play silence and keep the queue, or go on. */
     void pause(bool paused);
+    /** As pause, while nobody could read what is sent: SRTP has no keys yet. */
+    void awaitKeys(bool waiting);
     /** More audio of the current part is to come: an empty queue is an underrun. */
     void expect(bool expecting);
     /** The leg speaks another law from now on. */
     void useLaw(int law);
-    /** All that the caller said since the last time, as G.711 bytes. */
-    PyObject *drain();
+    /** All that the caller said since the last time, as G.711 bytes, and whether a transition
+     *  waits. */
+    PyObject *take();
     /** (playing, monotonic seconds) of the oldest start or stop not yet reported, or None. */
     PyObject *transition();
     /** Frames waiting to be played. */
@@ -124,7 +127,7 @@ private:
 int nativeReadyFd();
 /** It was seen: readable again only after nativeTakeReady. */
 void nativeReadyNoted();
-/** The ids of all calls that have something; each is named again after its next drain. */
+/** The ids of all calls that have something; each is named again after its next take. */
 PyObject *nativeTakeReady();
 /** How long (s) the list that nativeTakeReady returned last had waited for it. */
 double nativeWaited();

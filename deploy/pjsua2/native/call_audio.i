@@ -11,7 +11,8 @@
 %feature("nothreadallow") pj::NativeCallAudio::pause;
 %feature("nothreadallow") pj::NativeCallAudio::expect;
 %feature("nothreadallow") pj::NativeCallAudio::useLaw;
-%feature("nothreadallow") pj::NativeCallAudio::drain;
+%feature("nothreadallow") pj::NativeCallAudio::take;
+%feature("nothreadallow") pj::NativeCallAudio::awaitKeys;
 %feature("nothreadallow") pj::NativeCallAudio::transition;
 %feature("nothreadallow") pj::NativeCallAudio::queued;
 %feature("nothreadallow") pj::NativeCallAudio::counters;

@@ -125,6 +125,7 @@ class ConferenceLink:
         self._stream = 0
         """pjmedia's, while there is one."""
         self._send_held = False
+        self._without_keys = False
         self._sound = ""
         self._playing: Any = None
         self._player: Any = None
@@ -146,6 +147,12 @@ class ConferenceLink:
     def uplink(self) -> UplinkCounts | None:
         """What became of the peer's packets; None where no session hears them."""
         return None if self._audio is None else self._audio.uplink.counts
+
+    def await_keys(self, waiting: bool) -> None:
+        """Keep what the peer is to hear of the session until SRTP has its keys."""
+        self._without_keys = waiting
+        if self._audio is not None:
+            self._audio.playout.await_keys(waiting)
 
     def let_send(self) -> None:
         """There is somebody to hear us."""
@@ -169,7 +176,10 @@ class ConferenceLink:
         self._gate()
 
     def _tap(self) -> None:
-        if self._audio is not None and self._stream:
+        if self._audio is None:
+            return
+        self._audio.playout.await_keys(self._without_keys)
+        if self._stream:
             self._audio.uplink.tap(self._stream, self._packet_wait_ms)
 
     def stream_destroyed(self, stream: int) -> None:

@@ -127,6 +127,10 @@ class Playout:
         """Hold the queue as it is and play silence, or go on."""
         self._queues.pause(paused)
 
+    def await_keys(self, waiting: bool) -> None:
+        """As :meth:`pause`, while SRTP has no keys: nobody could hear it. SIP thread."""
+        self._queues.awaitKeys(waiting)
+
     def transition(self) -> Transition | None:
         """The oldest start or stop that the event loop has not seen yet."""
         found = self._queues.transition()
@@ -165,10 +169,14 @@ class Uplink:
         """Take the audio from there. SIP thread."""
         self._queues.listen(int(source))
 
+    def take(self) -> tuple[bytes, bool]:
+        """All that waits, as G.711 bytes; and whether :meth:`Playout.transition` has something."""
+        waiting: tuple[bytes, bool] = self._queues.take()
+        return waiting
+
     def drain(self) -> bytes:
         """All that waits, as G.711 bytes; empty when nothing does."""
-        waiting: bytes = self._queues.drain()
-        return waiting
+        return self.take()[0]
 
     def push(self, pcm: bytes) -> None:
         """Let the media clock beat, with a frame of the bridge. For tests."""
