@@ -219,7 +219,7 @@ class Sessions(CallPart):
         watch.met(endpoint, None, clock() - began)
         if self._sideband is not None and line is self._line:
             self._sideband.up(session.effective)
-        self._refused.append(session.refused)
+        self._refused.append(session.commands.refused)
         if line is not self._line and line is not self._spare:
             self._release(line, 1000, "not wanted any more")
             return
@@ -298,7 +298,7 @@ class Sessions(CallPart):
         if isinstance(event, ServerError):
             command = None
             if line.session is not None:
-                command = line.session.command_of(event.client_event_id)
+                command = line.session.commands.command_of(event.client_event_id)
             if isinstance(command, Relayed | RelayedUpdate):
                 return  # the application's affair
             self.plan.watch.error(line.endpoint, classify_error(event))
@@ -308,7 +308,7 @@ class Sessions(CallPart):
             self._tell_heard(line)
         asked = None
         if isinstance(event, ResponseCreated) and line.session is not None:
-            asked = line.session.asked_by(event)
+            asked = line.session.commands.asked_by(event)
         self._host.feed(inputs.ServerEventReceived(event, asked))
         if isinstance(event, ResponseDone | InputTranscribed):
             self._count(event)

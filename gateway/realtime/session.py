@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import json
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -25,24 +23,17 @@ from gateway.realtime.endpoint import CLOSE_TIMEOUT, LARGE_MESSAGE, Connection, 
 from gateway.realtime.errors import Kind, Verdict, classify_close
 from gateway.realtime.events import (
     AudioDelta,
+    AudioDone,
     ClientCommand,
-    CreateResponse,
     OtherEvent,
-    ResponseCreated,
+    ResponseDone,
     ServerError,
     ServerEvent,
     SessionUpdated,
-    UpdateSession,
 )
 from gateway.realtime.parse import BadEvent, is_known_type
-from gateway.realtime.session_object import (
-    Refused,
-    changes_something,
-    dotted,
-    field_of,
-    voice_of,
-    without,
-)
+from gateway.realtime.sent_commands import SentCommands, encode_command
+from gateway.realtime.session_object import Refused
 
 log = structlog.get_logger(__name__)
 
@@ -53,20 +44,11 @@ A 20 ms message is about 270 bytes on the wire, so this is some 19 s of audio be
 that takes nothing: older than that it serves no conversation.
 """
 
-REQUEST_KEY = "gateway_request"
-"""Key in the metadata of a response: the ``event_id`` of the request for it."""
-
-MAX_METADATA = 16
-"""Pairs that the protocol has room for."""
-
 _APPEND_HEAD = b'{"type":"input_audio_buffer.append","audio":"'
 _APPEND_TAIL = b'"}'
-# Errors come at once or never: this many commands back is far more than a server has in hand.
-_REMEMBERED_COMMANDS = 256
 # Complaints about one session's events; the counters keep the rest.
 _LOGGED_COMPLAINTS = 10
 _REMEMBERED_TYPES = 32
-_REMEMBERED_REFUSALS = 64
 
 _b2a_base64 = binascii.b2a_base64
 
@@ -120,8 +102,7 @@ class Session:
     ``id`` is the server's ``sess_…``, ``expires_at`` its end in Unix seconds if the server tells,
     ``seconds_left`` how long after its set-up that is, by the server's own clock (``server_time``,
     Unix seconds) where that is known,
-    ``effective`` the session object last reported by the server, ``refused`` the settings that the
-    server did not take, of which the first 64 are kept. All methods belong to the event
+    ``effective`` the session object last reported by the server. All methods belong to the event
     loop that made the session.
     """
 
@@ -143,7 +124,6 @@ class Session:
         server_time: float | None = None,
     ) -> None:
         self.effective = effective
-        self.refused = list(refused)
         self.id = str(effective.get("id") or "")
         expires_at = effective.get("expires_at")
         self.expires_at = float(expires_at) if isinstance(expires_at, (int, float)) else None
@@ -152,21 +132,14 @@ class Session:
         self.seconds_left = None if self.expires_at is None else self.expires_at - server_time
         self.counters = Counters()
         self._connection = connection
-        self._protocol = connection.protocol
         self._transport = connection.transport
         self._redact = endpoint.redact
         self._edge = edge
-        self._parse = edge.parse
         self._on_event = on_event
         self._on_closed = on_closed
         self._tap = tap
         self._log = log.bind(session=self.id)
-        self._commands: dict[str, ClientCommand] = {}
-        self._mended: deque[str | None] = deque(maxlen=_REMEMBERED_COMMANDS)
-        self._last_command = 0
-        self._spoken = False
-        self._marks = True
-        """Requests for responses name themselves in their metadata."""
+        self.commands = SentCommands(refused, self.id)
         self._close_asked: tuple[int, str] | None = None
         self._ended = False
         self._reader = asyncio.create_task(
@@ -176,7 +149,7 @@ class Session:
     @property
     def closed(self) -> bool:
         """Whether the session is closed for sending."""
-        return self._ended or self._protocol.state is not State.OPEN
+        return self._ended or self._connection.protocol.state is not State.OPEN
 
     @property
     def round_trip_ms(self) -> float:
@@ -193,7 +166,7 @@ class Session:
         """
         counters = self.counters
         if (
-            self._protocol.state is not State.OPEN
+            self._connection.protocol.state is not State.OPEN
             or self._transport.get_write_buffer_size() > WRITE_BUFFER_LIMIT
         ):
             counters.audio_dropped += 1
@@ -212,32 +185,17 @@ class Session:
         Never waits and never raises; a command is dropped (and counted) only if the session has
         ended.
         """
-        self._last_command += 1
-        event_id = f"gw_{self._last_command}"
-        command = self._without_locked_voice(command)
-        body = command.body()
-        if self._marks and isinstance(command, CreateResponse):
-            _mark(body, event_id)
-        body = self._edge.command(body)
+        event_id = self.commands.next_id()
+        command = self.commands.without_locked_voice(command, self.effective)
+        body = self._edge.command(self.commands.body_of(command, event_id))
         if self.closed:
             self.counters.commands_dropped += 1
             self._log.debug("session.command_dropped", type=body["type"], why="session ended")
             return event_id
-        self._commands[event_id] = command
-        if len(self._commands) > _REMEMBERED_COMMANDS:
-            del self._commands[next(iter(self._commands))]
+        self.commands.remember(event_id, command)
         self._write(encode_command(body, event_id))
         self.counters.commands_sent += 1
         return event_id
-
-    def command_of(self, event_id: str | None) -> ClientCommand | None:
-        """The command sent with ``event_id``, if it is one of the last 256."""
-        return self._commands.get(event_id) if event_id is not None else None
-
-    def asked_by(self, event: ResponseCreated) -> ClientCommand | None:
-        """Our request for this response; None if the server began it, or does not say."""
-        event_id = event.metadata.get(REQUEST_KEY)
-        return self.command_of(event_id) if isinstance(event_id, str) else None
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """End the session and return when its socket and task are gone, within about 2 s.
@@ -264,7 +222,7 @@ class Session:
         if self._tap is not None:
             self._tap.sent(message)
         try:
-            self._protocol.send_text(message)
+            self._connection.protocol.send_text(message)
             self._connection.send_data()
         except Exception:
             # The transport is gone; the reader is about to be told and to report the end.
@@ -299,7 +257,7 @@ class Session:
     def _take(self, frame: bytes) -> None:
         self._count_in(frame)
         try:
-            event = self._parse(frame)
+            event = self._edge.parse(frame)
         except BadEvent as error:
             self._bad(error, frame)
         else:
@@ -309,7 +267,7 @@ class Session:
         """As :meth:`_take`, so that other calls are served meanwhile."""
         self._count_in(frame)
         try:
-            event = await asyncio.to_thread(self._parse, frame)
+            event = await asyncio.to_thread(self._edge.parse, frame)
         except BadEvent as error:
             self._bad(error, frame)
             return
@@ -346,64 +304,14 @@ class Session:
             self.effective = dict(event.session)
         elif isinstance(event, ServerError):
             event = replace(event, message=self._redact(event.message))
-            if self._unmarked(event):
+            if (request := self.commands.unmarked(event)) is not None:
+                self.send(request)
                 return
-            self._mend(event)
+            if (update := self.commands.without_refused_field(event)) is not None:
+                self.send(update)
         elif isinstance(event, AudioDelta):
-            self._spoken = True
+            self.commands.voice_locked = True
         self._deliver(event)
-
-    def _without_locked_voice(self, command: ClientCommand) -> ClientCommand:
-        """A session's voice is fixed once it has been heard; such an update would be refused."""
-        if not self._spoken or not isinstance(command, UpdateSession):
-            return command
-        asked, in_force = voice_of(command.session), voice_of(self.effective)
-        if asked is None or asked == in_force:
-            return command
-        self._log.warning("session.voice_locked", asked=asked, voice=in_force)
-        return UpdateSession(without(command.session, ("audio", "output", "voice")))
-
-    def _mend(self, error: ServerError) -> None:
-        """Send an update that was refused for one field again, without the field.
-
-        Once for each update, and each is smaller than the one before: so this ends.
-        """
-        command = self.command_of(error.client_event_id)
-        if not isinstance(command, UpdateSession) or error.client_event_id in self._mended:
-            return
-        path = field_of(error, command.session)
-        if path is None:
-            return
-        self._mended.append(error.client_event_id)
-        field = dotted(path)
-        if len(self.refused) < _REMEMBERED_REFUSALS:
-            code = error.code or error.type or "error"
-            self.refused.append(Refused(field, code, " ".join(error.message.split())))
-        rest = without(command.session, path)
-        again = changes_something(rest)
-        self._log.warning(
-            "session.setting_rejected",
-            field=field,
-            code=error.code,
-            detail=error.message,
-            what="the rest is sent again" if again else "nothing is left of the update",
-        )
-        if again:
-            self.send(UpdateSession(rest))
-
-    def _unmarked(self, error: ServerError) -> bool:
-        """A server that takes no metadata gets none from us; whether the request was sent again."""
-        command = self.command_of(error.client_event_id)
-        if not self._marks or not isinstance(command, CreateResponse):
-            return False
-        if field_of(error, {"metadata": {REQUEST_KEY: ""}}) is None:
-            return False
-        self._marks = False
-        if "metadata" in (command.response or {}):
-            return False  # it has some of its own, and whoever asked has to do without
-        self._log.info("session.requests_unmarked", code=error.code, detail=error.message)
-        self.send(command)
-        return True
 
     def _count_unknown(self, event_type: str) -> None:
         seen = self.counters.unknown_types
@@ -458,15 +366,45 @@ class Session:
             self._log.exception("session.closed_handler_failed")
 
 
-def _mark(body: dict[str, Any], event_id: str) -> None:
-    """Let the response name the request that it answers: the server returns its metadata."""
-    response = dict(body.get("response") or {})
-    metadata = dict(response.get("metadata") or {})
-    if len(metadata) < MAX_METADATA:
-        response["metadata"] = {**metadata, REQUEST_KEY: event_id}
-        body["response"] = response
+class ResampledSession(Session):
+    """A session whose server takes 24 kHz PCM only (``Pcm24`` in :mod:`.dialects.dialect`).
 
+    G.711 outside, as with every other; ``audio_sent_bytes`` counts what went on the wire. What is
+    left in the filter comes with the end of a part, as a delta of its own before it.
+    """
 
-def encode_command(body: dict[str, Any], event_id: str) -> bytes:
-    """A command as it goes on the wire: one JSON object with its ``event_id``."""
-    return json.dumps({**body, "event_id": event_id}, separators=(",", ":")).encode()
+    part_bytes = 48_000
+    """A second, which takes 5 ms to resample."""
+
+    _part: tuple[str, str, int] | None = None
+
+    def append(self, audio: bytes) -> None:
+        """As :meth:`Session.append`; the first two frames wait in the filter."""
+        assert self._edge.pcm is not None
+        wire = self._edge.pcm.up(audio)
+        if wire:
+            super().append(wire)
+
+    def _deliver(self, event: ServerEvent) -> None:
+        if isinstance(event, AudioDelta):
+            part = (event.response_id, event.item_id, event.content_index)
+            if part != self._part:
+                self._part_over()
+                self._part = part
+            assert self._edge.pcm is not None
+            audio = self._edge.pcm.down(event.audio)
+            if audio:
+                super()._deliver(replace(event, audio=audio))
+            return
+        if isinstance(event, (AudioDone, ResponseDone)):
+            self._part_over()
+        super()._deliver(event)
+
+    def _part_over(self) -> None:
+        if self._part is None:
+            return
+        assert self._edge.pcm is not None
+        tail = self._edge.pcm.part_over()
+        part, self._part = self._part, None
+        if tail:
+            super()._deliver(AudioDelta(*part, tail))

@@ -51,13 +51,13 @@ from gateway.realtime.events import (
     UpdateSession,
 )
 from gateway.realtime.parse import BadEvent
-from gateway.realtime.resampled import ResampledSession
+from gateway.realtime.sent_commands import encode_command
 from gateway.realtime.session import (
     WRITE_BUFFER_LIMIT,
+    ResampledSession,
     Session,
     SessionClosed,
     Tap,
-    encode_command,
 )
 from gateway.realtime.session_object import (
     MAX_REFUSED,
@@ -137,7 +137,7 @@ async def open_session(
     says the audio formats.
 
     A field that the server refuses is taken out, and the rest is asked for again
-    (:mod:`gateway.realtime.session_object`); ``Session.refused`` names such fields.
+    (:mod:`gateway.realtime.session_object`); ``Session.commands.refused`` names such fields.
 
     Raises :class:`SetupFailed` for a refused or lost connection, another ``error`` or a close
     before ``session.updated``, settings that the server changed to another audio format, and the

@@ -64,7 +64,9 @@ class FakeSession:
         self.id = f"sess_{number}"
         self.seconds_left = server.seconds_left
         self.round_trip_ms = 0.0
-        self.refused: list[Any] = []
+        self.commands = SimpleNamespace(
+            refused=[], command_of=lambda _event_id: None, asked_by=lambda _event: None
+        )
         self.counters = SimpleNamespace(audio_dropped=0)
         self.audio = b""
         self.sent: list[Any] = []
@@ -79,12 +81,6 @@ class FakeSession:
     def send(self, command: Any) -> None:
         """A command."""
         self.sent.append(command)
-
-    def command_of(self, _event_id: str | None) -> None:
-        """No error answers a command."""
-
-    def asked_by(self, _event: Any) -> None:
-        """No response is told to be ours."""
 
     async def close(self, code: int, reason: str) -> None:
         """Close it, once."""

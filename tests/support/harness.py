@@ -17,7 +17,7 @@ from gateway.config.operations import DATABASE_NAME
 from gateway.devtools.emulator.script import Script
 from gateway.devtools.emulator.server import Emulator
 from gateway.devtools.emulator.session_log import SessionRecord
-from gateway.realtime.session import REQUEST_KEY
+from gateway.realtime.sent_commands import REQUEST_KEY
 from gateway.records.database import Database, Filter
 from gateway.records.events import SUFFIX
 from gateway.records.rows import CLOSED, CUT

@@ -194,8 +194,6 @@ async def test_a_defect_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     call = Call(monkeypatch)
     await call.up()
     session = call.server.sessions[0]
-    monkeypatch.setattr(session, "asked_by", None)
-    monkeypatch.setattr(session, "command_of", None)
     account = SimpleNamespace(take=lambda _event: 1 / 0)
     call.sessions.watch(cast(Any, account), None)
     session.says(DONE)

@@ -161,13 +161,13 @@ def test_a_set_up_goes_on_without_what_is_refused() -> None:
     assert sent[0] == ASKED
     assert sent[1] == without(ASKED, ("reasoning",))
     assert sent[2] == without(sent[1], ("prompt", "id"))
-    assert [(one.field, one.code) for one in session.refused] == [
+    assert [(one.field, one.code) for one in session.commands.refused] == [
         ("reasoning", "unknown_parameter"),
         ("prompt.id", "invalid_value"),
     ]
     said = [line for line in logs if line["event"] == "session.setting_rejected"]
     assert [line["field"] for line in said] == ["reasoning", "prompt.id"]
-    assert KEY not in str(said) + str(session.refused)
+    assert KEY not in str(said) + str(session.commands.refused)
 
 
 def test_a_server_that_refuses_all_is_given_up() -> None:
@@ -225,7 +225,7 @@ def test_an_update_of_a_session_that_is_up() -> None:
     assert not server.failures
     updates = [event["session"] for event in server.peers[0].received]
     assert updates[3:] == [{"type": "realtime", "instructions": "New."}]
-    assert [one.field for one in session.refused] == ["audio.output.voice"] * 2
+    assert [one.field for one in session.commands.refused] == ["audio.output.voice"] * 2
     assert all(isinstance(event, ServerError) for event in heard.events), "they are told, too"
 
 

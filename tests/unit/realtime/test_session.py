@@ -27,7 +27,8 @@ from gateway.realtime.events import (
     TruncateItem,
     UpdateSession,
 )
-from gateway.realtime.session import REQUEST_KEY, WRITE_BUFFER_LIMIT, Session
+from gateway.realtime.sent_commands import REQUEST_KEY
+from gateway.realtime.session import WRITE_BUFFER_LIMIT, Session
 from tests.support.scripted_realtime import Heard, Peer, Server, client_tasks, opened, serving
 
 
@@ -57,9 +58,9 @@ def test_audio_and_commands_arrive_in_order_and_unchanged() -> None:
                 )
             ]
             session.append(audio[0])
-            sent = [session.command_of(event_id) for event_id in ids]
-            assert session.command_of("event_of_nobody") is None
-            assert session.command_of(None) is None
+            sent = [session.commands.command_of(event_id) for event_id in ids]
+            assert session.commands.command_of("event_of_nobody") is None
+            assert session.commands.command_of(None) is None
             await session.close()
             await server.until(lambda: server.open == 0)
             return server.peers[0].received[1:], sent, session
@@ -171,7 +172,7 @@ def test_an_error_names_the_command_it_answers() -> None:
             await heard.until(lambda: bool(heard.events))
             error = heard.events[0]
             assert isinstance(error, ServerError)
-            command = session.command_of(error.client_event_id)
+            command = session.commands.command_of(error.client_event_id)
             await session.close()
             return command, error
 
@@ -189,7 +190,7 @@ def test_only_the_last_commands_are_remembered() -> None:
         async with serving(script) as server:
             session = await opened(server, Heard())
             ids = [session.send(DeleteItem(f"item_{i}")) for i in range(300)]
-            sent = [session.command_of(event_id) for event_id in ids]
+            sent = [session.commands.command_of(event_id) for event_id in ids]
             assert sent == [None] * 44 + [DeleteItem(f"item_{i}") for i in range(44, 300)]
             await session.close()
 
@@ -378,7 +379,7 @@ def test_a_network_that_takes_nothing_drops_audio_and_is_found_dead_by_pings() -
             buffered = session._transport.get_write_buffer_size()
             assert WRITE_BUFFER_LIMIT < buffered < WRITE_BUFFER_LIMIT + 32_000
             command = session.send(CreateResponse())
-            assert session.command_of(command) == CreateResponse()
+            assert session.commands.command_of(command) == CreateResponse()
             assert session.counters.commands_sent == 1
             await heard.end()
             return session, heard
