@@ -139,7 +139,7 @@ class MachineDriver:
         if self.over:
             return  # a function, say, that outlives its call
         self._inbox.append((input, self._loop.time() if at is None else at))
-        self.work()
+        self._work()
 
     def feed_first(self, input: inputs.Input) -> None:
         """Put an input before all that wait; :meth:`work` handles it."""
@@ -149,6 +149,9 @@ class MachineDriver:
     @entry
     def work(self) -> None:
         """Handle the inputs that wait."""
+        self._work()
+
+    def _work(self) -> None:
         if self._busy or self.over:
             return
         self._busy = True

@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from random import uniform
 from typing import Any
 
@@ -24,6 +25,7 @@ from gateway.call import inputs, outputs
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Verdict, classify_error
 from gateway.realtime.events import (
+    AudioDelta,
     ClientCommand,
     InputCommitted,
     InputTranscribed,
@@ -200,7 +202,7 @@ class Sessions(CallPart):
                 endpoint,
                 self.plan.settings,
                 timeout=self.plan.connect_timeout,
-                on_event=lambda event: self._on_event(line, event),
+                on_event=partial(self._on_event, line),
                 on_closed=lambda closed: self._on_closed(line, closed),
                 tap=self._tap(line),
                 late=None if self.plan.preparation is None else self._prepare,
@@ -294,6 +296,9 @@ class Sessions(CallPart):
             # Past for the call, but it is paid for.
             if isinstance(event, ResponseDone | InputTranscribed):
                 self._count(event)
+            return
+        if isinstance(event, AudioDelta):  # fifty times a second
+            self._host.feed(inputs.ServerEventReceived(event))
             return
         if isinstance(event, ServerError):
             command = None

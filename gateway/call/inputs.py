@@ -68,9 +68,9 @@ class SessionClosed:
     by_us: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ServerEventReceived:
-    """An event of the running session, errors excepted.
+    """An event of the running session, errors excepted. Not frozen, for the sake of time.
 
     ``command`` is the request of ours that a ``response.created`` answers, where the server says
     which (``response.metadata``); None for a response that it began by itself, and for one of a

@@ -152,6 +152,8 @@ class CallMachine:
         self._end_at: float | None = None
         self._post_call: PostCallAnalysis | None = None
         self._ended_ms: float | None = None
+        self._flowing: tuple[str, str, int] | None = None
+        """The part of the audio that came last, if nothing but that has happened."""
         session = self._session = SessionEvents(call, self._end_call)
         leg = LegEvents(call, session)
         conversation, note = call.conversation, call.timeline.note
@@ -222,6 +224,12 @@ class CallMachine:
     def handle(self, input: inputs.Input, now: float) -> list[outputs.Output]:
         """Take an input that came at ``now`` (s); return what to do, in order."""
         conversation = self._call.conversation
+        event = input.event if type(input) is inputs.ServerEventReceived else None
+        if type(event) is AudioDelta and event.part == self._flowing:
+            # Nothing has happened since audio of this part was queued, and that was all: up to
+            # fifty times a second.
+            return conversation.control.playback.receive_more(event)
+        self._flowing = None
         if self._call.state is State.FINISHED:
             return []
         if self._post_call is not None and type(input) is not inputs.InternalError:
@@ -233,7 +241,9 @@ class CallMachine:
             input = input if event is input.event else replace(input, event=event)
         session_was_up = self._call.session_up
         todo = self._handlers[type(input)](input, now)
-        if self._only_queues_audio(input, todo):
+        only_queued = [type(output) for output in todo] == [outputs.Play]
+        if type(event) is AudioDelta and only_queued and not self._session.failover.plays_on:
+            self._flowing = event.part
             return todo
         if self._call.live:
             todo = todo + conversation.apply_rules(input, now)
@@ -253,15 +263,6 @@ class CallMachine:
         ):
             todo += conversation.silence.update_sent(now)
         return todo
-
-    def _only_queues_audio(self, input: inputs.Input, todo: list[outputs.Output]) -> bool:
-        """Return whether this is model audio, fifty times a second, that changes nothing else."""
-        return (
-            type(input) is inputs.ServerEventReceived
-            and type(input.event) is AudioDelta
-            and [type(output) for output in todo] == [outputs.Play]
-            and not self._session.failover.plays_on
-        )
 
     @property
     def variables(self) -> Mapping[str, str]:

@@ -199,9 +199,12 @@ class OutOfBandDone:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Play:
-    """Queue whole frames of G.711 audio. ``more``: more audio of this part is to come."""
+    """Queue whole frames of G.711 audio. ``more``: more audio of this part is to come.
+
+    Not frozen, for the sake of time: there is one for each audio delta.
+    """
 
     audio: bytes
     more: bool

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, urlsplit, urlunsplit
 
 from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection
+from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
+from websockets.streams import StreamReader
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # where it was built without a compiler
+    from websockets.utils import apply_mask
 
 from gateway.realtime.dialects import GA, Dialect
 from gateway.realtime.dialects.dialect import Audio
@@ -161,15 +170,58 @@ CLOSE_TIMEOUT = 2.0
 """Seconds that the server has to answer our close before the socket is cut."""
 
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
+_WHOLE_TEXT = 0x80 | Opcode.TEXT
+_MASKED = 0x80
+_IN_TWO_BYTES, _IN_EIGHT_BYTES = 126, 127
+
+
+def _masks() -> Iterator[bytes]:
+    """Masking keys (RFC 6455 section 5.3), of the system's random bytes."""
+    while True:
+        pool = os.urandom(4096)
+        for start in range(0, len(pool), 4):
+            yield pool[start : start + 4]
+
+
+_masks_to_come = _masks()
+
+
+def text_frame(message: bytes) -> bytes:
+    """A message of a client as one frame (RFC 6455 section 5.2)."""
+    length = len(message)
+    if length < _IN_TWO_BYTES:
+        head = bytes((_WHOLE_TEXT, _MASKED | length))
+    elif length < 1 << 16:
+        head = bytes((_WHOLE_TEXT, _MASKED | _IN_TWO_BYTES, length >> 8, length & 0xFF))
+    else:
+        head = bytes((_WHOLE_TEXT, _MASKED | _IN_EIGHT_BYTES)) + length.to_bytes(8)
+    mask = next(_masks_to_come)
+    return head + mask + apply_mask(message, mask)
+
+
+class _Reader(StreamReader):
+    """The library's reader, which knows where a frame may begin."""
+
+    between_frames = False
+    """All that came was read, and it ended with the end of a frame."""
+
+    def at_eof(self) -> Generator[None, None, bool]:
+        # The parser calls this before each frame, and nowhere else.
+        self.between_frames = not self.buffer
+        ended = yield from super().at_eof()
+        self.between_frames = False
+        return ended
 
 
 class Connection(ClientConnection):
     """The library's connection, with a short way for messages and a deadline for half a close.
 
-    Fifty messages a second and call come in. The library puts each into a queue and wakes the
-    task that reads it, a turn of the event loop later; :attr:`take` is called with it instead,
-    at once. Messages in several frames, large ones, and those that came before, go through the
-    queue; nothing overtakes them.
+    Fifty messages a second and call come in, and as many go out. The library makes an object of
+    each frame, puts messages into a queue and wakes the task that reads it, a turn of the event
+    loop later. A frame that is a whole message, and is there whole, goes to :attr:`take` at once
+    instead; :meth:`write_text` makes the bytes of one. All else is the library's: the handshake,
+    control frames, the close, messages in several frames, large ones, and those that came before
+    there was a :attr:`take`; nothing overtakes them.
 
     After the server's close frame the library waits for the server to end TCP, and a reader
     learns of the close only then: it waits :data:`CLOSE_TIMEOUT` here.
@@ -186,6 +238,12 @@ class Connection(ClientConnection):
     _cut: asyncio.TimerHandle | None = None
     _fragments = 0
 
+    def __init__(self, protocol: ClientProtocol, *args: Any, **kwargs: Any) -> None:
+        self._reader = protocol.reader = _Reader()
+        protocol.parser = protocol.parse()
+        next(protocol.parser)
+        super().__init__(protocol, *args, **kwargs)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         # asyncio reads plain sockets into a fresh 256 KiB buffer each time, which the C library
@@ -193,6 +251,11 @@ class Connection(ClientConnection):
         # attribute (TLS, another event loop) reads in its own way.
         if hasattr(transport, "max_size"):
             transport.max_size = READ_BYTES
+
+    def write_text(self, message: bytes) -> None:
+        """Send a message now, however much waits in the write buffer; nothing after a close."""
+        if self.protocol.state is State.OPEN:
+            self.transport.write(text_frame(message))
 
     async def next_message(self) -> bytes:
         """The next message of the queue. Raises ConnectionClosed at its end."""
@@ -217,9 +280,33 @@ class Connection(ClientConnection):
         super().process_event(event)
 
     def data_received(self, data: bytes) -> None:
+        if self.take is not None and self._reader.between_frames:
+            data = self._take_whole(data)
+            if not data:
+                return
         super().data_received(data)
         if self._cut is None and self.protocol.state is State.CLOSING:
             self._cut = self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
+
+    def _take_whole(self, data: bytes) -> bytes:
+        """Take the frames at the beginning that are whole messages; return what is left."""
+        protocol, start, end = self.protocol, 0, len(data)
+        while (take := self.take) is not None and start + 4 <= end:
+            length, body = data[start + 1], start + 2
+            if length == _IN_TWO_BYTES:
+                length, body = data[start + 2] << 8 | data[start + 3], start + 4
+            elif length > _IN_TWO_BYTES:
+                break  # a large one, or what no server may send
+            if (
+                data[start] != _WHOLE_TEXT
+                or body + length > end
+                or protocol.state is not State.OPEN
+                or protocol.cur_size is not None
+            ):
+                break
+            start = body + length
+            take(data[body:start])
+        return data[start:] if start else data
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._cut is not None:

@@ -169,12 +169,13 @@ def is_known_type(event_type: str) -> bool:
 class _Fields:
     """An event's keys, read with a complaint that names event and path when one is not there."""
 
-    __slots__ = ("_path", "_type", "_values")
+    __slots__ = ("_path", "_type", "_values", "raw")
 
     def __init__(self, event_type: str, values: Mapping[str, Any], path: str = "") -> None:
         self._type = event_type
         self._values = values
         self._path = path
+        self.raw = values.get
 
     def bad(self, key: str, detail: str) -> BadEvent:
         return BadEvent(self._type, self._path + key, detail)
@@ -226,9 +227,6 @@ class _Fields:
         """The object at ``key``; an empty one where there is none."""
         return _Fields(self._type, self.object_or_none(key) or {}, f"{self._path}{key}.")
 
-    def raw(self, key: str) -> Any:
-        return self._values.get(key)
-
 
 def _audio_delta(event: _Fields) -> AudioDelta:
     encoded = event.text("delta")
@@ -238,7 +236,14 @@ def _audio_delta(event: _Fields) -> AudioDelta:
         audio = binascii.a2b_base64(encoded, strict_mode=True)
     except ValueError:
         raise event.bad("delta", "not base64") from None
-    return AudioDelta(event.id("response_id"), event.id("item_id"), event.content_index(), audio)
+    response_id, item_id, index = map(event.raw, ("response_id", "item_id", "content_index"))
+    # Fifty times a second and call: no more calls than it takes.
+    return AudioDelta(
+        response_id if type(response_id) is str else "",
+        item_id if type(item_id) is str else "",
+        index if type(index) is int else event.content_index(),
+        audio,
+    )
 
 
 def _response_done(event: _Fields) -> ResponseDone:

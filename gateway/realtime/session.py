@@ -159,8 +159,8 @@ class Session:
     def append(self, audio: bytes) -> None:
         """Send caller audio (``input_audio_buffer.append``), bytes of the session's input format.
 
-        Called every 20 ms of every call, so it writes straight through the connection's protocol
-        object instead of awaiting its ``send``. Never waits and never raises: audio that the
+        Called every 20 ms of every call, so it writes a frame of its own making instead of awaiting
+        the library's ``send``. Never waits and never raises: audio that the
         network does not take (see :data:`WRITE_BUFFER_LIMIT`) or that comes after the end is
         dropped and counted.
         """
@@ -222,8 +222,7 @@ class Session:
         if self._tap is not None:
             self._tap.sent(message)
         try:
-            self._connection.protocol.send_text(message)
-            self._connection.send_data()
+            self._connection.write_text(message)
         except Exception:
             # The transport is gone; the reader is about to be told and to report the end.
             self._log.debug("session.write_failed", exc_info=True)
@@ -297,7 +296,9 @@ class Session:
             )
 
     def _on_parsed(self, event: ServerEvent) -> None:
-        if isinstance(event, OtherEvent):
+        if isinstance(event, AudioDelta):
+            self.commands.voice_locked = True
+        elif isinstance(event, OtherEvent):
             if not is_known_type(event.type):
                 self._count_unknown(event.type)
         elif isinstance(event, SessionUpdated):
@@ -309,8 +310,6 @@ class Session:
                 return
             if (update := self.commands.without_refused_field(event)) is not None:
                 self.send(update)
-        elif isinstance(event, AudioDelta):
-            self.commands.voice_locked = True
         self._deliver(event)
 
     def _count_unknown(self, event_type: str) -> None:

@@ -143,6 +143,10 @@ class Playback:
             return []
         if event.audio and event.response_id not in self._spoken:
             self._spoken.append(event.response_id)
+        return self.receive_more(event)
+
+    def receive_more(self, event: AudioDelta) -> list[Output]:
+        """Queue audio of a response that is heard: not interrupted, and not its first."""
         key = (event.item_id, event.content_index)
         return self._queue(self._tracker.receive(event.response_id, key, event.audio), more=True)
 

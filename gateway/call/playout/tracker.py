@@ -101,12 +101,13 @@ class PlayoutTracker:
         self._open = part
         part.done = False
         part.received += len(audio)
-        audio = self._rest + audio
-        whole = len(audio) // FRAME_BYTES
-        self._rest = audio[whole * FRAME_BYTES :]
-        audio = audio[: whole * FRAME_BYTES]
-        self._add_frames(part, whole, len(audio))
-        return due + audio
+        if self._rest or len(audio) % FRAME_BYTES:
+            audio = self._rest + audio
+            whole = len(audio) // FRAME_BYTES * FRAME_BYTES
+            self._rest = audio[whole:]
+            audio = audio[:whole]
+        self._add_frames(part, len(audio) // FRAME_BYTES, len(audio))
+        return due + audio if due else audio
 
     def finish(self, key: PartKey) -> bytes:
         """End this part; return its last frame, filled with silence, or nothing."""

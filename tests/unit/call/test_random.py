@@ -298,8 +298,11 @@ PLANS = st.builds(
 class _Watch:
     """Feeds a machine and holds it to the rules that every call obeys."""
 
-    def __init__(self, plan: CallPlan) -> None:
+    def __init__(self, plan: CallPlan, *, long_way: bool = False) -> None:
         self.record = CallRecord("c")
+        self.long_way = long_way
+        """No audio delta takes the short way of one that follows on another."""
+        self.todo: list[list[outputs.Output]] = []
         self.flushes = 0
         self.machine = CallMachine(plan, self.record, 0.0, self)
         self.now = 0.0
@@ -342,7 +345,10 @@ class _Watch:
                 self.in_flight = None
         if isinstance(happening, inputs.Tick) and self.machine.deadline is not None:
             self.in_flight = None if self.now >= self.machine.deadline else self.in_flight
+        if self.long_way:
+            self.machine._flowing = None
         todo = self.machine.handle(happening, self.now)
+        self.todo.append(todo)
         if self.flushes > flushes:
             assert not any(isinstance(output, outputs.Play) for output in todo), "it was flushed"
         if state is State.FINISHED:
@@ -428,6 +434,24 @@ def test_any_call(plan: CallPlan, up: int, steps: list[tuple[float, inputs.Input
     if ending.sip_code == 200:
         assert watch.answered
     json.dumps(watch.record.as_json())
+
+
+@settings(max_examples=200)
+@given(PLANS, STEPS, st.integers(1, 3))
+def test_audio_that_follows_on_audio_does_what_any_audio_does(
+    plan: CallPlan, steps: list[tuple[float, inputs.Input]], times: int
+) -> None:
+    ways = _Watch(plan), _Watch(plan, long_way=True)
+    for watch in ways:
+        for beginning in (inputs.SessionReady("sess"), inputs.Confirmed()):
+            watch.feed(beginning)
+        for wait, happening in steps:
+            watch.advance(wait)
+            event = getattr(happening, "event", None)
+            for _ in range(times if isinstance(event, AudioDelta) else 1):
+                watch.feed(happening)
+    assert ways[0].todo == ways[1].todo
+    assert ways[0].record.as_json() == ways[1].record.as_json()
 
 
 class _Player:
