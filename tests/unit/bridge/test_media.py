@@ -69,10 +69,10 @@ class Uplink:
         self.id = 7
         self.counts = UplinkCounts(*range(12))
 
-    def drain(self) -> bytes:
-        """All of it."""
+    def take(self) -> tuple[bytes, bool]:
+        """All of it; playout may have something to tell, too."""
         audio, self.waiting = self.waiting, b""
-        return audio
+        return audio, True
 
 
 class Call:
