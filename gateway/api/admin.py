@@ -10,8 +10,8 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 
-from gateway.api.audit import audit, run
 from gateway.api.backend import Backend
+from gateway.api.calls import audit, run
 from gateway.api.tokens import Token
 
 
