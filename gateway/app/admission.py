@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
 import structlog
 
-from gateway.app.applications import Applications
+from gateway.app.applications import Applications, Waiting
 from gateway.app.registry import CallRegistry
 from gateway.app.server_health import HealthChecker
+from gateway.app.shared_state import SharedState
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaPump
 from gateway.bridge.sideband import Sideband
@@ -22,10 +23,13 @@ from gateway.config import Config
 from gateway.dialplan import Dialplan, Explanation, Match, Origin
 from gateway.outbound.calls import OutboundLimiter
 from gateway.planning.call_plan import codec_of, facts_of, plans, record_of, sip_settings
+from gateway.records.leases import Wanted
 from gateway.records.store import RecordStore
 from gateway.sip.leg import Leg
+from gateway.sip.messages.headers import user_of
 from gateway.sip.rate_limits import SourceBuckets, TokenBucket
 from gateway.sip.types import Invite, LegEnd, Refused, RtpQuality
+from gateway.tasks import TaskSet
 from gateway.tools.executor import ToolExecutor
 
 log = structlog.get_logger("gateway")
@@ -67,6 +71,8 @@ class Rejections:
         self._all: TokenBucket | None = None
         self._counted: Counter[str] = Counter()
         self._count_due: asyncio.TimerHandle | None = None
+        self.on_refused: Callable[[str], None] = lambda _call_id: None
+        """Told the id of each call that was refused."""
         self.unrecorded: Counter[str] = Counter()
         """Refused calls without a line and a record of their own, since the start, by reason."""
 
@@ -113,6 +119,7 @@ class Rejections:
     ) -> None:
         """Write the record of a call that was rejected, or not placed; or count it only."""
         asked = at_ms is not None
+        self.on_refused(record.call_id)
         if record.direction == "inbound" and not asked and not self._sampled(record, why):
             self._records.uncounted(record.call_id)
             return
@@ -198,6 +205,7 @@ class Admission:
 
     Args:
         limiter: asked before a call dials somebody, or sends its caller somewhere.
+        shared: asked before a call begins whose caps or budgets processes share.
     """
 
     def __init__(
@@ -211,7 +219,10 @@ class Admission:
         servers: HealthChecker,
         tools: ToolExecutor,
         applications: Applications,
+        shared: SharedState | None = None,
     ) -> None:
+        self._shared = shared
+        self._asking = TaskSet()
         self._config = config
         self._retry_after = sip_settings(config).retry_after
         self._dialplan = dialplan
@@ -262,11 +273,56 @@ class Admission:
         else:
             origin = self._dialplan.origins.get(match.route.name)
             record.explanation += explained_routes(match, others, origin)
-            asked = match.route.application
-            if asked is not None:
-                self._applications.ask(leg, record, match, asked, self._take)
+            wanted = None
+            if self._shared is not None:
+                wanted = self._shared.wanted(
+                    record.call_id, match.route, user_of(record.from_uri), leg.invite
+                )
+            if wanted is None:
+                self._begin(leg, record, match)
             else:
-                self._take(leg, record, match)
+                self._ask_others(leg, record, match, wanted)
+
+    def _begin(self, leg: Leg, record: CallRecord, match: Match) -> None:
+        asked = match.route.application
+        if asked is not None:
+            self._applications.ask(leg, record, match, asked, self._take)
+        else:
+            self._take(leg, record, match)
+
+    def _ask_others(self, leg: Leg, record: CallRecord, match: Match, wanted: Wanted) -> None:
+        """Let the INVITE wait until the processes' database has counted it, or its deadline."""
+        began = asyncio.get_running_loop().time()
+        record.route = match.route.name
+
+        def end(why: EndReason, detail: str, code: int = 0) -> None:
+            asking.cancel()
+            self._calls.decided(record.call_id)
+            at_ms = (asyncio.get_running_loop().time() - began) * 1000
+            self._rejections.refuse(leg, record, why, detail, code=code, at_ms=at_ms)
+
+        async def ask() -> None:
+            assert self._shared is not None
+            rule = await self._shared.admit(wanted)
+            if rule:
+                why = EndReason.BUDGET if rule.startswith("budget") else EndReason.OVER_CAPACITY
+                self._calls.decided(record.call_id)
+                # As where this process alone counts: too many calls of one trunk, or of one source.
+                code = 486 if rule.startswith(("trunk", "access")) else 0
+                detail = rule.removeprefix("budget: ")
+                self._rejections.refuse(leg, record, why, detail, code=code)
+                return
+            try:
+                self._calls.decided(record.call_id)
+                self._begin(leg, record, match)
+            except Exception as error:
+                log.exception("call.internal_error", call=record.call_id, route=record.route)
+                detail = f"{type(error).__name__}: {error}"
+                self._rejections.refuse(leg, record, EndReason.INTERNAL_ERROR, detail)
+
+        leg.handler = Waiting(lambda: end(EndReason.CANCELLED, "by the caller", 487))
+        self._calls.wait_for_decision(record.call_id, lambda: end(EndReason.SHUTDOWN, ""))
+        asking = self._asking.spawn(ask(), f"ask for {record.call_id}")
 
     def _take(
         self,
@@ -294,6 +350,7 @@ class Admission:
             self._calls.finished,
             dial=self._limiter.dial,
             permit_refer=self._limiter.permit_refer,
+            permit_dial=self._limiter.permit if self._limiter.asks_first else None,
             tools=self._tools,
             sideband=sideband,
             began=began,

@@ -98,8 +98,8 @@ class _PendingCall:
     call: CallController | None = None
 
 
-class _Waiting:
-    """Handler of a leg that waits for its application."""
+class Waiting:
+    """Handler of a leg that waits for a decision."""
 
     def __init__(self, on_ended: Callable[[], None]) -> None:
         self._on_ended = on_ended
@@ -153,9 +153,7 @@ class Applications:
         call_id = f"rtc_{record.call_id}"
         now = asyncio.get_running_loop().time()
         asked = self._known[call_id] = _PendingCall(leg, record, match, take, now)
-        leg.handler = _Waiting(
-            lambda: self._end(call_id, EndReason.CANCELLED, "by the caller", 487)
-        )
+        leg.handler = Waiting(lambda: self._end(call_id, EndReason.CANCELLED, "by the caller", 487))
         self._calls.wait_for_decision(
             record.call_id, lambda: self._end(call_id, EndReason.SHUTDOWN, "")
         )

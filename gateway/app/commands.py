@@ -326,11 +326,13 @@ class DialCommands:
         self._outbound = outbound
         self.commands: dict[str, Command] = {"dial": self._dial, "call": self._outcome}
 
-    def _dial(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def _dial(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         variables = request.get("variables") or {}
         texts = [request.get(key, "") for key in ("to", "route", "trunk", "caller_id")]
         try:
-            record, _over = self._outbound.place(texts[0], texts[1], texts[2], variables, texts[3])
+            record, _over = await self._outbound.place(
+                texts[0], texts[1], texts[2], variables, texts[3]
+            )
         except (DialRefusedError, ValueError) as error:
             raise RefusedError(str(error)) from None
         return {"call": record.call_id}

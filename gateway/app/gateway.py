@@ -30,13 +30,14 @@ from gateway.app.registry import (
 )
 from gateway.app.reload import Read, Reloader
 from gateway.app.server_health import HealthChecker
+from gateway.app.shared_state import SharedState
 from gateway.billing.costs import Costs
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaPump
 from gateway.config import Config
 from gateway.dialplan import Dialplan
 from gateway.measures import LAG, Distribution
-from gateway.outbound.callbacks import CallbackScheduler, function_of
+from gateway.outbound.callbacks import CallbackScheduler, Store, function_of
 from gateway.outbound.calls import OutboundCalls, OutboundLimiter
 from gateway.planning.call_plan import servers_of, sip_settings
 from gateway.planning.route_tools import tool_executor
@@ -200,20 +201,36 @@ class Gateway:
             on_caller_audio=pump.serve,
             on_arrival=lambda invite: records.arrived(invite.call_id, facts_for_slot(invite)),
         )
-        limiter = OutboundLimiter(config.outbound, agent)
+        self._shared = shared = SharedState(config, costs, agent.ban)
+        agent.on_banned = shared.on_banned
+        calls.on_finished = rejections.on_refused = shared.release
+        limiter = OutboundLimiter(config.outbound, agent, shared)
         applications = Applications(
             lambda: endpoints_of(self.config), calls, rejections.refuse, limiter.permit_refer
         )
         self._admission = Admission(
-            config, dialplan, calls, rejections, pump, limiter, servers, tools, applications
+            config,
+            dialplan,
+            calls,
+            rejections,
+            pump,
+            limiter,
+            servers,
+            tools,
+            applications,
+            shared,
         )
         self.outbound = OutboundCalls(
-            config, dialplan, pump, limiter, calls, rejections.write, tools
+            config, dialplan, pump, limiter, calls, rejections.write, tools, shared
         )
         # Its own: the functions' is closed when a reload has replaced them.
         http = HttpClient(config.tools.http_connections, config.tools.http_proxy)
         self._callbacks = callbacks = CallbackScheduler(
-            config.callbacks, self.outbound.dial, http, refusal=limiter.callback_refusal
+            config.callbacks,
+            self.outbound.place,
+            http,
+            Store(shared.run, lambda: shared.holder, config.callbacks.file),
+            refusal=limiter.callback_refusal,
         )
         self._add_callbacks(tools, dialplan)
         self._retired = TaskSet()
@@ -265,6 +282,7 @@ class Gateway:
             Part("cost state", costs.start, costs.stop),
             *((Part("uploads", uploads.start, uploads.stop),) if uploads else ()),
             Part("recordings", recordings.start, recordings.stop),
+            Part("shared state", shared.start, shared.stop),
             Part("callback requests", None, http.close),
             Part("tools", lambda: self._tools.start(), lambda: self._tools.stop()),
             Part("replaced tools", None, self._retired.cancel),
@@ -291,6 +309,7 @@ class Gateway:
                 **recordings.as_json(),
                 **(uploads.as_json() if uploads is not None else {}),
             },
+            "shared": shared.as_json,
             "dropped": lambda: {"records": files.dropped, "media faults": pump.faults},
         }
 

@@ -57,6 +57,8 @@ class CallRegistry:
         self._calls: set[CallController] = set()
         self._undecided: dict[str, Callable[[], None]] = {}
         self._leaving = TaskSet()
+        self.on_finished: Callable[[str], None] = lambda _call_id: None
+        """Told the id of each call that is over."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -122,6 +124,7 @@ class CallRegistry:
     def finished(self, call: CallController) -> None:
         """Free the place of a call that is over, and write its record."""
         self._calls.discard(call)
+        self.on_finished(call.record.call_id)
         self._look_idle()
         self._records.write(call.record)
         self._leaving.spawn(call.wait_closed(), f"leave {call.record.call_id}")

@@ -112,7 +112,8 @@ class Service:
         """
         async with self._running(serving=False):
             try:
-                over = self._gateway.outbound.dial(to, route, trunk, variables, caller_id)
+                outbound = self._gateway.outbound
+                _record, over = await outbound.place(to, route, trunk, variables, caller_id)
                 ended = asyncio.Event()
                 over.add_done_callback(lambda _over: ended.set())
                 await wait_any(None, ended, self._draining)

@@ -10,11 +10,12 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakSet
 from zoneinfo import ZoneInfo
 
 import structlog
 
-from gateway.billing.ledger import Ledger, LedgerStore
+from gateway.billing.ledger import DaySums, Ledger, LedgerStore, Pair
 from gateway.billing.prices import PriceBook, Usage, load_prices, transcription_usage_of, usage_of
 from gateway.call.plan import BudgetPlan
 from gateway.config import Config
@@ -65,6 +66,8 @@ class Budgets:
     day: Decimal | None = None
     warning_threshold: Decimal = Decimal("0.8")
     """The part of a limit at which a call is warned; 1 never warns."""
+    reserve: Decimal = Decimal(0)
+    """What is set aside for the next response of each call, where processes share a database."""
 
     def limit(self, scope: Scope) -> Decimal | None:
         """The limit of one scope."""
@@ -76,7 +79,7 @@ class Watch:
     """Says once for a call that a budget is nearly spent, and once that it is."""
 
     def __init__(self, budgets: Budgets) -> None:
-        self._budgets = budgets
+        self.budgets = budgets
         self._told: set[Level] = set()
 
     def look(self, spent: dict[Scope, Decimal]) -> Reached | None:
@@ -85,11 +88,11 @@ class Watch:
             if level in self._told or Level.LIMIT in self._told:
                 continue
             for scope, amount in spent.items():
-                limit = self._budgets.limit(scope)
+                limit = self.budgets.limit(scope)
                 if limit is None:
                     continue
                 if amount >= (
-                    limit if level is Level.LIMIT else limit * self._budgets.warning_threshold
+                    limit if level is Level.LIMIT else limit * self.budgets.warning_threshold
                 ):
                     self._told.add(level)
                     return Reached(level, scope, amount, limit)
@@ -97,6 +100,9 @@ class Watch:
 
 
 _T = TypeVar("_T")
+
+TINY = Decimal(1) / 10**9
+"""A budget that what is set aside just fills is not spent yet."""
 
 
 def budgets_of(config: Config, route: Route) -> Budgets:
@@ -108,6 +114,7 @@ def budgets_of(config: Config, route: Route) -> Budgets:
         route=_limit(own.per_day or 0.0),
         day=_limit(base.per_day),
         warning_threshold=Decimal(str(_either(own.warning_threshold, base.warning_threshold))),
+        reserve=Decimal(str(base.reserve)),
     )
 
 
@@ -157,13 +164,16 @@ class Accounts:
         self.today = today
         self._on_unknown = on_unknown
         self._said: set[str] = set()
+        self.live: WeakSet[Account] = WeakSet()
 
     def open(
         self, *, model: str, host: str, transcriber: str, route: str, number: str, budgets: Budgets
     ) -> Account:
         """The account of a call that begins now."""
         self.ledger.begin(self.today())
-        return Account(self, model, host, transcriber, route, number, budgets)
+        account = Account(self, model, host, transcriber, route, number, budgets)
+        self.live.add(account)
+        return account
 
     def exhausted(self, route: str, number: str, budgets: Budgets) -> Reached | None:
         """Return the budget that leaves nothing for another call, if one does."""
@@ -218,6 +228,33 @@ class Account:
         self._used, self._heard = Usage(), Usage()
         self._responses = self._transcriptions = self._without_usage = 0
         self._unpriced: list[str] = []
+        self._fresh = False
+        """It has spent since it was last told what others spend."""
+        self.on_reached: Callable[[Reached], None] = lambda _reached: None
+        """Told of a budget that is reached by what others spend."""
+
+    @property
+    def pairs(self) -> dict[Scope, Pair]:
+        """The sums of the day that its budgets limit."""
+        keys = {Scope.NUMBER: self._number, Scope.ROUTE: self._route, Scope.DAY: ""}
+        limit = self._watch.budgets.limit
+        return {
+            scope: (scope.value, key) for scope, key in keys.items() if limit(scope) is not None
+        }
+
+    def look_again(self, reserved: Mapping[Pair, Decimal]) -> None:
+        """Others have spent something: tell of a budget that is reached by that.
+
+        What is set aside for all calls counts in a call that has spent something: there has to be
+        as much left for its next response.
+        """
+        spent = self._accounts.spent(self._route, self._number)
+        if self._fresh and self._watch.budgets.reserve:
+            for scope, pair in self.pairs.items():
+                spent[scope] += max(reserved.get(pair, Decimal(0)) - TINY, Decimal(0))
+        self._fresh = False
+        if (reached := self._watch.look(spent)) is not None:
+            self.on_reached(reached)
 
     def take(self, event: ServerEvent) -> Reached | None:
         """Count what ``event`` says was used; returns the budget that this has reached."""
@@ -250,6 +287,7 @@ class Account:
                 self._unpriced.append(model)
             return None
         self.total += cost
+        self._fresh = True
         spent = {Scope.CALL: self.total, **accounts.spent(self._route, self._number)}
         return self._watch.look(spent)
 
@@ -295,7 +333,9 @@ class Costs:
         self._zone = ZoneInfo(name) if name else None
         ledger = Ledger()
         self._accounts = Accounts(load_prices(config.cost.prices), ledger, self._today, _unknown)
-        self._keeper = LedgerStore(config.ledger, ledger)
+        self._keeper = LedgerStore(
+            config.ledger, ledger, alone=config.records.database_url is not None
+        )
 
     async def start(self) -> None:
         """Go on with what was spent today before a restart."""
@@ -330,6 +370,48 @@ class Costs:
     def as_json(self) -> dict[str, Any]:
         """Today's sums."""
         return self._accounts.as_json()
+
+    # ---- with other processes
+
+    @property
+    def holder(self) -> str:
+        """The name of this process in the sums of all."""
+        return self._keeper.holder
+
+    @property
+    def left(self) -> DaySums | None:
+        """What the process before this one had spent, which the others may not know."""
+        return self._keeper.left
+
+    def budgets(self, route: Route) -> Budgets:
+        """The budgets of a call on ``route``."""
+        return budgets_of(self._config, route)
+
+    def today(self) -> str:
+        """The ISO date that money is spent on now."""
+        return self._today()
+
+    def unsaid(self) -> dict[Pair, Decimal]:
+        """Today's sums of our own that have changed since :meth:`said`."""
+        ledger, day = self._accounts.ledger, self._today()
+        return {pair: ledger.own_sum(day, pair) for pair in ledger.touched}
+
+    def said(self, day: str, sums: Mapping[Pair, Decimal]) -> None:
+        """The others can see these sums of ours."""
+        ledger = self._accounts.ledger
+        for pair, amount in sums.items():
+            if ledger.own_sum(day, pair) == amount:
+                ledger.touched.discard(pair)
+
+    def watched(self) -> set[Pair]:
+        """The sums that budgets of calls in progress limit."""
+        return {pair for account in self._accounts.live for pair in account.pairs.values()}
+
+    def others_spent(self, sums: DaySums, reserved: Mapping[Pair, Decimal]) -> None:
+        """Others have spent so much of the sums that are watched; ``reserved`` is of all calls."""
+        self._accounts.ledger.others = (sums,)
+        for account in tuple(self._accounts.live):
+            account.look_again(reserved)
 
     def _today(self) -> str:
         return datetime.now().astimezone(self._zone).date().isoformat()

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -23,6 +24,10 @@ from gateway.tasks import background
 
 MAX_NUMBERS = 20_000
 """Calling numbers kept of a day. Money that further ones spend is in the other sums only."""
+
+
+Pair = tuple[str, str]
+"""A sum's scope (``day``, ``route``, ``number``) and its key; that of the day is empty."""
 
 
 @dataclass(slots=True)
@@ -38,6 +43,16 @@ class DaySums:
     routes: dict[str, Decimal] = field(default_factory=dict)
     numbers: dict[str, Decimal] = field(default_factory=dict)
     numbers_left_out: int = 0
+    holder: str = ""
+    """Which process's they are, in the database that processes share."""
+
+    def pairs(self) -> dict[Pair, Decimal]:
+        """Every sum, by scope and key."""
+        return {
+            ("day", ""): self.total,
+            **{("route", name): amount for name, amount in self.routes.items()},
+            **{("number", name): amount for name, amount in self.numbers.items()},
+        }
 
     def as_json(self) -> dict[str, Any]:
         """The sums, decimals as text: they are exact."""
@@ -63,6 +78,7 @@ class DaySums:
                 _amounts(data["routes"]),
                 _amounts(data["numbers"]),
                 int(data.get("numbers_left_out", 0)),
+                str(data.get("holder", "")),
             )
         except (KeyError, TypeError, AttributeError, InvalidOperation) as error:
             raise ValueError(f"is no ledger: {type(error).__name__} {error}") from None
@@ -87,10 +103,13 @@ class Ledger:
         self.others: tuple[DaySums, ...] = ()
         self.changed = False
         """Since somebody last set it to False, who keeps the sums on the disk."""
+        self.touched: set[Pair] = set()
+        """Sums of our own that are not in the database as they are now."""
 
     def restore(self, sums: DaySums) -> None:
         """Go on from these, kept from before a restart."""
         self.own = sums
+        self.touched = set(sums.pairs())
 
     def begin(self, day: str) -> None:
         """A call begins."""
@@ -108,10 +127,21 @@ class Ledger:
             return
         own.total += amount
         own.routes[route] = own.routes.get(route, Decimal(0)) + amount
+        self.touched |= {("day", ""), ("route", route), ("number", number)}
         if number in own.numbers or len(own.numbers) < MAX_NUMBERS:
             own.numbers[number] = own.numbers.get(number, Decimal(0)) + amount
         else:
             own.numbers_left_out += 1
+
+    def own_sum(self, day: str, pair: Pair) -> Decimal:
+        """What this process has spent of one sum on this day."""
+        scope, key = pair
+        if self.own.day != day:
+            return Decimal(0)
+        if scope == "day":
+            return self.own.total
+        sums = self.own.routes if scope == "route" else self.own.numbers
+        return sums.get(key, Decimal(0))
 
     def day(self, day: str) -> Decimal:
         """Amount spent on this day."""
@@ -131,6 +161,7 @@ class Ledger:
     def _turn(self, day: str) -> None:
         if self.own.day != day:
             self.own = DaySums(day)
+            self.touched.clear()
 
 
 EVERY_SECONDS = 5.0
@@ -144,12 +175,19 @@ log = structlog.get_logger("cost")
 class LedgerStore:
     """Keeps ``ledger`` at ``path``; None keeps it nowhere.
 
-    A path whose name ends in a worker's number (``cost-0.ledger``) has brothers, which are read.
+    A path whose name ends in a worker's number (``cost-0.ledger``) has brothers, which are read,
+    unless the processes tell each other what they spend by a database (``alone``). There a process
+    has the name :attr:`holder` from its start to its end, and the file has what a killed one may
+    not have told: :attr:`left`.
     """
 
-    def __init__(self, path: Path | None, ledger: Ledger) -> None:
+    def __init__(self, path: Path | None, ledger: Ledger, *, alone: bool = False) -> None:
+        self.holder = secrets.token_hex(8)
         self._path = path
         self._ledger = ledger
+        self._alone = alone
+        self.left: DaySums | None = None
+        """The sums of the process before this one, by its name."""
         self._task: asyncio.Task[None] | None = None
         self._failing = False
 
@@ -159,7 +197,9 @@ class LedgerStore:
             return
         try:
             kept = await asyncio.to_thread(read_sums, self._path)
-            if kept is not None:
+            if kept is not None and self._alone and kept.holder:
+                self.left, self._ledger.others = kept, (kept,)
+            elif kept is not None:
                 self._ledger.restore(kept)
         except (OSError, ValueError) as error:
             log.error("cost.state_unreadable", file=str(self._path), error=str(error))
@@ -187,10 +227,13 @@ class LedgerStore:
     async def _look(self) -> None:
         assert self._path is not None
         ledger = self._ledger
-        text = json.dumps(ledger.own.as_json()) if ledger.changed else None
+        told = {"holder": self.holder, **ledger.own.as_json()}
+        text = json.dumps(told) if ledger.changed else None
         ledger.changed = False
         try:
-            ledger.others = await asyncio.to_thread(_exchange, self._path, text)
+            others = await asyncio.to_thread(_exchange, self._path, text, alone=self._alone)
+            if not self._alone:
+                ledger.others = others
             self._failing = False
         except OSError as error:
             ledger.changed = ledger.changed or text is not None
@@ -220,7 +263,7 @@ def files_of_other_workers(path: Path) -> list[Path]:
     )
 
 
-def _exchange(path: Path, text: str | None) -> tuple[DaySums, ...]:
+def _exchange(path: Path, text: str | None, *, alone: bool) -> tuple[DaySums, ...]:
     """Write our sums, if there is something new, and read the others'."""
     if text is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +273,7 @@ def _exchange(path: Path, text: str | None) -> tuple[DaySums, ...]:
         partial.chmod(0o600)  # it has telephone numbers in it
         os.replace(partial, path)  # noqa: PTH105
     found: list[DaySums] = []
-    for file in files_of_other_workers(path) if path.parent.is_dir() else []:
+    for file in files_of_other_workers(path) if path.parent.is_dir() and not alone else []:
         try:
             sums = read_sums(file)
         except (OSError, ValueError):

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from gateway.billing.costs import Account
-from gateway.bridge.legs import Dialer, Legs, OutboundTarget
+from gateway.bridge.legs import Dialer, Legs, OutboundTarget, PermitDial
 from gateway.bridge.machine_driver import CallHost, MachineDriver, ToolCalls, entry
 from gateway.bridge.media import CallMedia, CallRecorder, MediaPump
 from gateway.bridge.sessions import SessionPlan, Sessions
@@ -44,6 +44,7 @@ class CallController:
         on_finished: told once, when both sides are over and the record is complete.
         dial: places calls for the caller; None where none may be placed.
         permit_refer: asked before the caller's side is sent somewhere; raises DialRefusedError.
+        permit_dial: waited for before a B-leg is dialled, where processes share caps.
         tools: runs functions of ``plan.tools.functions``.
         sideband: of the application that has the call.
         began: when its INVITE came (s, of the event loop); None for now.
@@ -60,6 +61,7 @@ class CallController:
         *,
         dial: Dialer | None = None,
         permit_refer: Callable[[str, bool], None] = lambda _uri, _by_pattern: None,
+        permit_dial: PermitDial | None = None,
         tools: ToolRunner | None = None,
         sideband: Sideband | None = None,
         began: float | None = None,
@@ -87,7 +89,7 @@ class CallController:
             lambda: self._media.heard,
         )
         self._sessions = Sessions(host, session_plan, sideband)
-        self._legs = Legs(host, leg, audio, dial, plan.allowed_refer_to, permit_refer)
+        self._legs = Legs(host, leg, audio, dial, plan.allowed_refer_to, permit_refer, permit_dial)
         self._recorder = CallRecorder(host, plan, audio)
         self.recording_plan = plan.recording
         self._media = CallMedia(

@@ -7,18 +7,19 @@ Executes the machine's outputs for legs and feeds what happens to them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from gateway.audio.g711 import Codec
-from gateway.bridge.machine_driver import CallHost, CallPart, entry
+from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.call import inputs, outputs
 from gateway.call.call_record import BLeg as BLegRecord
 from gateway.sip.leg import Leg, ReferProgress
 from gateway.sip.media.ports import CallAudio
 from gateway.sip.media.quality import QualityOfCall
 from gateway.sip.types import LegEnd, LegHandler, RtpQuality
+from gateway.tasks import TaskSet
 
 
 class DialRefusedError(Exception):
@@ -40,6 +41,9 @@ class Dialer(Protocol):
     ) -> Leg: ...
 
 
+PermitDial = Callable[[str], Awaitable[Callable[[], None]]]
+
+
 @dataclass(frozen=True, slots=True)
 class OutboundTarget:
     """Whom to call, for a call that the gateway places."""
@@ -57,6 +61,8 @@ class Legs(CallPart):
         dial: places calls; None where none may be placed.
         allowed_refer_to: where the caller's side may move the call to, by REFER.
         permit_refer: raises DialRefusedError where the caller may not be sent to a URI.
+        permit_dial: waited for before a B-leg is dialled, with the call's id; returns what to call
+            at its end, or raises DialRefusedError. None where nobody has to be asked.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class Legs(CallPart):
         dial: Dialer | None = None,
         allowed_refer_to: re.Pattern[str] | None = None,
         permit_refer: Callable[[str, bool], None] = lambda _uri, _by_pattern: None,
+        permit_dial: PermitDial | None = None,
     ) -> None:
         super().__init__(host)
         self._target = main if isinstance(main, OutboundTarget) else None
@@ -76,6 +83,8 @@ class Legs(CallPart):
         self._dial = dial
         self._allowed_refer_to = allowed_refer_to
         self._permit_refer = permit_refer
+        self._permit_dial = permit_dial
+        self._asking = TaskSet()
         self._b_legs: list[_BLeg] = []
         """All that were dialled; the last one is the current one."""
         self.executors: dict[type, Callable[[Any], None]] = {
@@ -186,6 +195,32 @@ class Legs(CallPart):
         if self._dial is None:
             second.refused(DialRefusedError("this gateway places no calls"))
             return
+        if self._permit_dial is None:
+            self._place_second(second, output)
+        else:
+            self._asking.spawn(
+                self._dial_permitted(second, output, self._permit_dial), "ask to dial"
+            )
+
+    @entry_task
+    async def _dial_permitted(
+        self, second: _BLeg, output: outputs.DialBLeg, permit: PermitDial
+    ) -> None:
+        """Dial a B-leg when all processes have counted it."""
+        try:
+            second.release = await permit(self._host.record.call_id)
+        except DialRefusedError as refused:
+            second.refused(refused)
+            return
+        if not second.given_up and not self._host.is_over():
+            self._place_second(second, output)
+            return
+        second.release()
+        if second.given_up:
+            second.on_ended(LegEnd(487, "Given up", "", "", local=True))
+
+    def _place_second(self, second: _BLeg, output: outputs.DialBLeg) -> None:
+        assert self._dial is not None
         first = self._audio.codec
         codecs = [first, *(codec for codec in Codec if codec is not first)]
         try:
@@ -194,6 +229,7 @@ class Legs(CallPart):
             )
             leg.call_id = self._host.record.call_id
         except DialRefusedError as refused:
+            second.release()
             second.refused(refused)
 
     def _feed_if_current(self, second: _BLeg, input: inputs.Input) -> None:
@@ -203,6 +239,8 @@ class Legs(CallPart):
     def _hang_up_second(self, output: outputs.HangUpBLeg) -> None:
         if self._b_leg is not None:
             self._b_leg.hang_up(output.headers)
+        elif self._b_legs:
+            self._b_legs[-1].given_up = True
 
     def _join(self, output: outputs.BridgeLegs) -> None:
         if self._b_leg is not None:
@@ -288,6 +326,10 @@ class _BLeg(CallPart):
     ) -> None:
         super().__init__(host)
         self.leg: Leg | None = None
+        self.given_up = False
+        """Hung up before it was dialled."""
+        self.release: Callable[[], None] = lambda: None
+        """Has other processes count it no longer."""
         self._record = record
         self._tell = tell
 
@@ -339,6 +381,7 @@ class _BLeg(CallPart):
     def on_ended(self, end: LegEnd) -> None:
         """The dialog is over."""
         self._name()
+        self.release()
         self._record.ended_ms = round(self._host.now_ms(), 1)
         self._record.sip_code = end.code
         self._tell(self, inputs.BLegEnded(end.code, end.reason, end.method, end.local))

@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from gateway.billing.costs import Account, Level
+from gateway.billing.costs import Account, Level, Reached
 from gateway.bridge.dialplan_lookup import DataLookup
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.bridge.sideband import Sideband, SidebandTap, merged
@@ -128,6 +128,7 @@ class Sessions(CallPart):
     def watch(self, account: Account, events: EventLog | None) -> None:
         """Before the start: count what the call uses, and let ``events`` see its sessions."""
         self._account, self._events = account, events
+        account.on_reached = self._on_reached
 
     @property
     def open(self) -> list[Endpoint]:
@@ -332,7 +333,10 @@ class Sessions(CallPart):
             return  # it is paid for all the same, but the record is written
         self._host.record.cost = self._account.as_json()
         if reached is not None:
-            self._host.feed(inputs.BudgetThreshold(reached.level is Level.LIMIT, str(reached)))
+            self._on_reached(reached)
+
+    def _on_reached(self, reached: Reached) -> None:
+        self._host.feed(inputs.BudgetThreshold(reached.level is Level.LIMIT, str(reached)))
 
     @entry
     def _on_closed(self, line: _Line, closed: SessionClosed) -> None:

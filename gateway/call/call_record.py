@@ -348,6 +348,8 @@ class CallRecord:
     transcript: SpokenTranscript | None = None
     transcript_dropped: int = 0
     ending: Ending | None = None
+    parent_id: str = ""
+    """The call in which this one was asked for, as a callback; its ``call_id``."""
     disposition: str = ""
     """How the call went for those who called, as route, model or application say it."""
     explanation: list[str] = field(default_factory=list)
@@ -400,6 +402,7 @@ class CallRecord:
         began = datetime.fromisoformat(self.started_at)
         return {
             "call_id": self.call_id,
+            "parent_id": self.parent_id,
             "sip_call_id": self.sip_call_id,
             "route": self.route,
             "state": self.state,
@@ -435,6 +438,7 @@ class CallRecord:
         """The record without transcript and timeline, not masked yet."""
         return {
             "call_id": self.call_id,
+            "parent_id": self.parent_id,
             "sip_call_id": self.sip_call_id,
             "route": self.route,
             "from": self.from_uri,

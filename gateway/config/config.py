@@ -19,6 +19,7 @@ from gateway.config.operations import (
     RecordingSettings,
     RecordSettings,
     Redacted,
+    SharedSettings,
     WebhookSettings,
 )
 from gateway.config.sections import (
@@ -107,6 +108,7 @@ class Config(Section):
     log: LogSettings = Field(default_factory=LogSettings)
     records: RecordSettings = Field(default_factory=RecordSettings)
     recording: RecordingSettings = Field(default_factory=RecordingSettings)
+    shared: SharedSettings = Field(default_factory=SharedSettings)
     media: MediaSettings = Field(default_factory=MediaSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     cost: CostSettings = Field(default_factory=CostSettings)
@@ -146,6 +148,18 @@ class Config(Section):
             raise MisplacedError(
                 ("webhook", 0), "needs records.folder: deliveries wait there until they arrive"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shared_fits(self) -> Self:
+        if self.records.database_url is None:
+            for section, key in (("shared", "max_calls"), ("cost", "budget.reserve")):
+                given = self.shared.max_calls if section == "shared" else self.cost.budget.reserve
+                if given:
+                    raise MisplacedError(
+                        (section, *key.split(".")),
+                        "needs records.folder or records.database: processes share it there",
+                    )
         return self
 
     @model_validator(mode="after")
@@ -203,10 +217,6 @@ class Config(Section):
         if socket is not None:
             own = socket.with_name(f"{socket.stem}-{index}{socket.suffix}")
             control = control.model_copy(update={"socket": own})
-        callbacks, file = self.callbacks, self.callbacks.file
-        if file is not None:
-            own = file.with_name(f"{file.stem}-{index}{file.suffix}")
-            callbacks = callbacks.model_copy(update={"file": own})
         cost, ledger = self.cost, self.ledger
         if ledger is not None:
             own = ledger.with_name(f"{ledger.stem}-{index}{ledger.suffix}")
@@ -217,7 +227,6 @@ class Config(Section):
                 "control": control,
                 "api": self.api.shifted(step),
                 "cost": cost,
-                "callbacks": callbacks,
             }
         )
 

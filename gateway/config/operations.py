@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``[records]``, ``[api]``, ``[[webhook]]``: what is kept of calls, and who is told of them."""
+"""``[records]``, ``[shared]``, ``[api]``, ``[[webhook]]``: what is kept of calls, who is told."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from types import MappingProxyType
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, SecretStr, Strict, ValidationInfo, model_validator
 
 from gateway.config.source import MisplacedError, Section
-from gateway.config.values import FilePath, Flag, HttpHeaders, HttpUrl, SecondsOrOff, ip_literal
+from gateway.config.values import (
+    FilePath,
+    Flag,
+    HttpHeaders,
+    HttpUrl,
+    SecondsOrOff,
+    Typed,
+    ip_literal,
+)
 
 Redacted = Literal["numbers", "dtmf"]
 """Kinds of data to mask: telephone numbers but for their last digits, and DTMF digits."""
@@ -134,6 +142,14 @@ class RecordingSettings(Section):
         return tuple(
             key.get_secret_value() for key in (self.upload.access_key, self.upload.secret_key)
         )
+
+
+class SharedSettings(Section):
+    """``[shared]``: what all processes on ``records.database`` hold together."""
+
+    max_calls: Annotated[int, Strict(), Field(ge=0), Typed] = 0
+    fail: Literal["open", "closed"] = "closed"
+    timeout_ms: Annotated[int, Strict(), Field(ge=10, le=5000), Typed] = 300
 
 
 def _hash(value: str) -> str:

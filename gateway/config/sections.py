@@ -162,6 +162,7 @@ class BudgetSettings(Section):
     per_call: Money = 0.0
     per_caller: Money = 0.0
     per_day: Money = 0.0
+    reserve: Money = 0.0
     warning_threshold: Part = 0.8
     warning_message: Text = WRAP_UP
     warning_response: Flag = False

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Callbacks: accepts them from the model, keeps them in a file, places them when due."""
+"""Callbacks: accepts them from the model, keeps them in the database, places them when due."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from pathlib import Path
 from random import uniform
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -134,29 +134,102 @@ def _plain(number: str) -> str:
 
 log = structlog.get_logger("callbacks")
 
+T = TypeVar("T")
+
 _FIELDS = {field.name for field in fields(ScheduledCallback)}
 
 
+class Run(Protocol):
+    """Carries out an operation in a transaction of the database."""
+
+    def __call__(self, operation: Callable[[Any], T], /) -> Awaitable[T]:
+        """Return what it returns; raises what it raises, or that the database is not reached."""
+
+
 class Store:
-    """Reads and writes the file, in a thread; without a path nothing is kept."""
+    """The table of callbacks, which all processes on the database share.
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._lock = asyncio.Lock()
+    Args:
+        run: carries out an operation there.
+        holder: the name of this process.
+        file: where earlier versions kept them; what it has is taken over once.
+    """
 
-    async def load(self) -> list[ScheduledCallback]:
-        """Read the file; one that cannot be read is renamed, and logged as an error."""
-        if self._path is None:
-            return []
-        return await asyncio.to_thread(_load, self._path)
+    def __init__(self, run: Run, holder: Callable[[], str], file: Path | None) -> None:
+        self._run = run
+        self._holder = holder
+        self._file = file
 
-    async def save(self, callbacks: Iterable[ScheduledCallback]) -> None:
-        """Write all callbacks, and wait for the disk. Raises OSError."""
-        if self._path is None:
-            return
-        text = json.dumps([one.as_json() for one in callbacks], indent=1, ensure_ascii=False)
-        async with self._lock:
-            await asyncio.to_thread(_save, self._path, text)
+    async def start(self) -> None:
+        """Take over what an earlier version has left, and load what takes a while."""
+        self._table = await asyncio.to_thread(importlib.import_module, "gateway.records.shared")
+        for path in [] if self._file is None else _left_files(self._file):
+            found = await asyncio.to_thread(_load, path)
+            for one in found:
+                await self.put(one, 1_000_000)
+            await asyncio.to_thread(path.rename, path.with_name(path.name + ".imported"))
+            log.info("callback.imported", file=str(path), count=len(found))
+
+    async def put(self, callback: ScheduledCallback, most: int) -> str:
+        """Keep one; returns ``new``, ``replaced``, or ``full`` where ``most`` wait."""
+        row = _row_of(callback)
+        return await self._run(lambda connection: self._table.put_callback(connection, row, most))
+
+    async def claim(self, now: datetime) -> list[ScheduledCallback]:
+        """Take those that are due and that no process has taken."""
+        at, holder = now.timestamp(), self._holder()
+        rows = await self._run(
+            lambda connection: self._table.claim_callbacks(connection, holder, at, CLAIM_SECONDS)
+        )
+        return [_callback_of(row) for row in rows]
+
+    async def keep(self, callback: ScheduledCallback, now: datetime) -> bool:
+        """Hold a claim on; False where it was put off, or taken by another process."""
+        row, until = _row_of(callback), now.timestamp() + CLAIM_SECONDS
+        return await self._run(
+            lambda connection: self._table.keep_callback(connection, self._holder(), row, until)
+        )
+
+    async def retry(self, callback: ScheduledCallback, due: datetime) -> None:
+        """Give a claim back, for another try."""
+        row, at = _row_of(callback), due.timestamp()
+        await self._run(
+            lambda connection: self._table.retry_callback(connection, self._holder(), row, at)
+        )
+
+    async def drop(self, callback: ScheduledCallback) -> None:
+        """Forget one."""
+        row = _row_of(callback)
+        await self._run(
+            lambda connection: self._table.drop_callback(connection, self._holder(), row)
+        )
+
+    async def pending(self, now: datetime) -> tuple[int, list[ScheduledCallback], float | None]:
+        """How many there are, the first of them, and when the next is due (Unix time)."""
+
+        def look(connection: Any) -> tuple[int, list[dict[str, Any]], float | None]:
+            count, rows = self._table.pending_callbacks(connection, SHOWN)
+            return count, rows, self._table.next_due(connection, now.timestamp())
+
+        count, rows, due = await self._run(look)
+        return count, [_callback_of(row) for row in rows], due
+
+
+def _row_of(callback: ScheduledCallback) -> dict[str, Any]:
+    row = {**callback.as_json(), "at": callback.due, "due": callback.due.timestamp()}
+    row["call_id"] = row.pop("call")
+    return row
+
+
+def _callback_of(row: Mapping[str, Any]) -> ScheduledCallback:
+    known = {**row, "call": row["call_id"]}
+    known["at"] = row["at"].astimezone(UTC).isoformat()
+    return ScheduledCallback(**{name: known[name] for name in _FIELDS})
+
+
+def _left_files(file: Path) -> list[Path]:
+    found = [file, *sorted(file.parent.glob(f"{file.stem}-[0-9]*{file.suffix}"))]
+    return [path for path in found if path.is_file()]
 
 
 def _load(path: Path) -> list[ScheduledCallback]:
@@ -168,33 +241,10 @@ def _load(path: Path) -> list[ScheduledCallback]:
         ]
         for callback in callbacks:
             assert callback.due.tzinfo is not None
-    except FileNotFoundError:
-        return []
     except (OSError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        bad = path.with_name(path.name + ".bad")
-        log.error(
-            "callback.file_unreadable",
-            file=str(path),
-            why=type(error).__name__,
-            kept=str(bad),
-        )
-        try:
-            path.replace(bad)
-        except OSError:
-            log.error("callback.file_unreadable", file=str(path), why="it cannot be put aside")
+        log.error("callback.file_unreadable", file=str(path), why=type(error).__name__)
         return []
     return callbacks
-
-
-def _save(path: Path, text: str) -> None:
-    new = path.with_name(path.name + ".new")
-    # It has numbers of callers, and what they want.
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 AGAIN_SECONDS = 60.0
@@ -206,30 +256,49 @@ LONGEST_AGAIN_SECONDS = 900.0
 MAX_TRIES = 12
 """Attempts of one callback."""
 
-LONGEST_SLEEP = 30.0
-"""Seconds; due times are wall-clock times, and that clock may be set meanwhile."""
+LONGEST_SLEEP = 10.0
+"""Seconds; due times are wall-clock times, and that clock may be set meanwhile; and other processes
+leave callbacks behind."""
 
 SHOWN = 20
 """Callbacks that ``gateway status`` lists."""
 
 
-class Dial(Protocol):
-    """Places a call: :meth:`gateway.outbound.calls.OutboundCalls.dial`."""
+CLAIM_SECONDS = 30.0
+"""A callback that a process has taken is another's after so long, unless it holds on to it."""
 
-    def __call__(
-        self, to: str, route: str, trunk: str, variables: Mapping[str, str]
-    ) -> asyncio.Future[CallRecord]:
-        """Place a call; the result is its record. Raises DialRefusedError and ValueError."""
+HOLD_SECONDS = 10.0
+
+LOOK_SECONDS = 0.2
+"""How often a call that is placed is looked at: one that was answered is not placed again."""
+
+STORE_SECONDS = 5.0
+AGAIN_THERE_SECONDS = 3.0
+"""From the database's return to the first claim."""
+
+
+class Dial(Protocol):
+    """Places a call: :meth:`gateway.outbound.calls.OutboundCalls.place`."""
+
+    async def __call__(
+        self, to: str, route: str, trunk: str, variables: Mapping[str, str], *, parent: str
+    ) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
+        """Place a call: its record, and the same once it is over.
+
+        Raises DialRefusedError and ValueError.
+        """
 
 
 class CallbackScheduler:
-    """Owns the callbacks of the process. Lives on the event loop."""
+    """Places callbacks when they are due, each by one of the processes on the database. Lives on
+    the event loop."""
 
     def __init__(
         self,
         settings: CallbackSettings,
         dial: Dial,
         http: HttpClient,
+        store: Store,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         refusal: Callable[[str, re.Pattern[str] | None], str | None] = lambda _number, _allow: None,
     ) -> None:
@@ -239,33 +308,31 @@ class CallbackScheduler:
         self._dial = dial
         self._http = http
         self._now = now
-        self._store = Store(settings.file)
-        self._waiting: dict[str, ScheduledCallback] = {}
-        self._placing: set[str] = set()
+        self._store = store
+        self._count = 0
+        self._first: list[ScheduledCallback] = []
+        self._failing = False
         self._changed = asyncio.Event()
         self._tasks = TaskSet()
         self.placed = 0
         self.given_up = 0
 
     async def start(self) -> None:
-        """Read the file, and start placing what is due."""
-        self._waiting = {one.id: one for one in await self._store.load()}
-        if self._waiting:
-            log.info("callback.pending", count=len(self._waiting))
+        """Start placing what is due."""
+        await self._store.start()
         self._tasks.serve(self._own, "callbacks")
 
     async def stop(self) -> None:
-        """Stop placing; what is pending is in the file."""
+        """Stop placing; what is pending is in the database."""
         await self._tasks.cancel()
 
     def as_json(self) -> dict[str, Any]:
         """Return the pending callbacks for ``gateway status``."""
-        first = sorted(self._waiting.values(), key=lambda one: one.at)[:SHOWN]
         return {
-            "count": len(self._waiting),
+            "count": self._count,
             "waiting": [
                 {"at": one.at, "number": one.number, "route": one.route, "tries": one.tries}
-                for one in first
+                for one in self._first
             ],
             "placed": self.placed,
             "given_up": self.given_up,
@@ -274,28 +341,26 @@ class CallbackScheduler:
     async def take(self, rules: Rules, call: ToolCall, given: dict[str, Any]) -> str:
         """Schedule a callback; return text for the model. Raises ToolError."""
         if not self._tasks:
-            # A process that places one call has not read the file, and must not write it.
             raise ToolError("no callbacks can be taken in this call")
         caller = str(call.variables.get("from", ""))
         callback, local = callback_of(given, rules, caller, call.call, self._now())
         if self._refusal(callback.number, rules.allow) is not None:
             raise ToolError(f"number: {callback.number} may not be called")
-        earlier = self._waiting.get(callback.id)
-        if earlier is None and len(self._waiting) >= self._settings.max_pending:
-            log.error("callback.queue_full", limit=self._settings.max_pending)
-            raise ToolError("no more callbacks can be taken now")
         if self._settings.url is not None:
             await self._tell(callback)
-        self._waiting[callback.id] = callback
         try:
-            await self._store.save(self._waiting.values())
-        except OSError as error:
-            del self._waiting[callback.id]
-            log.error("callback.write_failed", why=error.strerror)
+            async with asyncio.timeout(STORE_SECONDS):
+                done = await self._store.put(callback, self._settings.max_pending)
+                await self._look()
+        except Exception as error:
+            log.error("callback.write_failed", why=str(error) or "no answer in time")
             raise ToolError("the callback could not be noted down") from None
+        if done == "full":
+            log.error("callback.queue_full", limit=self._settings.max_pending)
+            raise ToolError("no more callbacks can be taken now")
         self._changed.set()
         log.info("callback.scheduled", call=call.call, at=callback.at, route=callback.route)
-        status = "scheduled" if earlier is None else "scheduled in place of the earlier one"
+        status = "scheduled" if done == "new" else "scheduled in place of the earlier one"
         return json.dumps({"status": status, "at": local, "number": callback.number})
 
     async def _tell(self, callback: ScheduledCallback) -> None:
@@ -316,86 +381,95 @@ class CallbackScheduler:
         while True:
             self._changed.clear()
             now = self._now()
-            for callback in list(self._waiting.values()):
-                if callback.due <= now and callback.id not in self._placing:
-                    self._begin(callback)
-            waiting = (one.due for one in self._waiting.values() if one.id not in self._placing)
-            soonest = min(waiting, default=now + timedelta(seconds=LONGEST_SLEEP))
-            seconds = min(max((soonest - now).total_seconds(), 0.0), LONGEST_SLEEP)
+            seconds = LONGEST_SLEEP
+            try:
+                due = await self._look()
+                if self._failing:
+                    # Whoever reached somebody while the database was away says so first.
+                    self._failing = False
+                    await asyncio.sleep(AGAIN_THERE_SECONDS)
+                for callback in await self._store.claim(now):
+                    self._tasks.spawn(self._place(callback), f"callback {callback.id}")
+                if due is not None:
+                    seconds = min(max(due - now.timestamp(), 0.0), LONGEST_SLEEP)
+            except Exception as error:
+                self._note(error)
+                seconds = STORE_SECONDS
             try:
                 async with asyncio.timeout(seconds + 0.01):
                     await self._changed.wait()
             except TimeoutError:
                 continue
 
-    def _begin(self, callback: ScheduledCallback) -> None:
-        self._placing.add(callback.id)
-        task = self._tasks.spawn(self._place(callback), f"callback {callback.id}")
+    async def _kept(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Write what became of a callback, however long the database is away."""
+        while True:
+            try:
+                await write()
+                return
+            except Exception as error:
+                self._note(error)
+            await asyncio.sleep(1.0)
 
-        def over(_task: asyncio.Task[None]) -> None:
-            self._placing.discard(callback.id)
-            self._changed.set()
+    def _note(self, error: Exception) -> None:
+        if not self._failing:
+            log.error("callback.write_failed", why=str(error) or type(error).__name__)
+        self._failing = True
 
-        task.add_done_callback(over)
+    async def _look(self) -> float | None:
+        self._count, self._first, due = await self._store.pending(self._now())
+        return due
 
     async def _place(self, callback: ScheduledCallback) -> None:
-        """Try one callback until somebody answered or it is too late."""
+        """Try a callback that was taken: somebody answers, or it is given back."""
         until = callback.due + timedelta(seconds=self._settings.expire_after)
-        again = AGAIN_SECONDS
-        while self._settings.auto_dial and self._now() <= until and callback.tries < MAX_TRIES:
-            callback = replace(callback, tries=callback.tries + 1)
-            if not await self._keep(callback):
-                return  # scheduled for another time meanwhile
-            why = await self._try(callback)
-            if why is None:
+        try:
+            if not self._settings.auto_dial:
+                log.info("callback.due", route=callback.route, at=callback.at, call=callback.call)
+            elif self._now() > until or callback.tries > MAX_TRIES:
+                self.given_up += 1
+                log.error(
+                    "callback.expired", route=callback.route, at=callback.at, call=callback.call
+                )
+            elif (why := await self._try(callback)) is None:
                 self.placed += 1
-                await self._drop(callback)
+            else:
+                log.warning(
+                    "callback.attempt_failed", route=callback.route, tries=callback.tries, why=why
+                )
+                again = min(AGAIN_SECONDS * 2 ** (callback.tries - 1), LONGEST_AGAIN_SECONDS)
+                pause = timedelta(seconds=again * uniform(1.0, 1.25))
+                await self._kept(lambda: self._store.retry(callback, self._now() + pause))
                 return
-            log.warning(
-                "callback.attempt_failed", route=callback.route, tries=callback.tries, why=why
-            )
-            await asyncio.sleep(again * uniform(1.0, 1.25))
-            again = min(2 * again, LONGEST_AGAIN_SECONDS)
-        if self._settings.auto_dial:
-            self.given_up += 1
-            log.error("callback.expired", route=callback.route, at=callback.at, call=callback.call)
-        else:
-            log.info("callback.due", route=callback.route, at=callback.at, call=callback.call)
-        await self._drop(callback)
+            await self._kept(lambda: self._store.drop(callback))
+        finally:
+            self._changed.set()
 
     async def _try(self, callback: ScheduledCallback) -> str | None:
         """Place the call; return why nobody was reached, None when somebody was."""
         variables = {"callback_reason": callback.reason}
         try:
-            over = self._dial(callback.number, callback.route, callback.trunk, variables)
+            record, over = await self._dial(
+                callback.number,
+                callback.route,
+                callback.trunk,
+                variables,
+                parent=callback.call,
+            )
         except (DialRefusedError, ValueError) as error:
             return str(error)
-        record = await asyncio.shield(over)
+        held = asyncio.get_running_loop().time()
+        while not over.done() and record.times.answered is None:
+            await asyncio.wait([over], timeout=LOOK_SECONDS)
+            if asyncio.get_running_loop().time() - held > HOLD_SECONDS:
+                held = asyncio.get_running_loop().time()
+                try:
+                    await self._store.keep(callback, self._now())
+                except Exception as error:
+                    self._note(error)
         if record.times.answered is not None:
             return None
         return "not answered" if record.ending is None else record.ending.why.value
-
-    def _is_current(self, callback: ScheduledCallback) -> bool:
-        kept = self._waiting.get(callback.id)
-        return kept is not None and kept.at == callback.at
-
-    async def _keep(self, callback: ScheduledCallback) -> bool:
-        if not self._is_current(callback):
-            return False
-        self._waiting[callback.id] = callback
-        await self._saved()
-        return True
-
-    async def _drop(self, callback: ScheduledCallback) -> None:
-        if self._is_current(callback):
-            del self._waiting[callback.id]
-            await self._saved()
-
-    async def _saved(self) -> None:
-        try:
-            await self._store.save(self._waiting.values())
-        except OSError as error:
-            log.error("callback.write_failed", why=error.strerror)
 
 
 def function_of(route: Route, scheduler: CallbackScheduler, timeout: float) -> Function | None:

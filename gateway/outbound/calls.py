@@ -10,10 +10,10 @@ import asyncio
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from threading import Lock
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, NamedTuple, NoReturn, Protocol, cast
 
 import structlog
 
@@ -27,6 +27,7 @@ from gateway.config import Config, OutboundSettings, TrunkSettings
 from gateway.dialplan import Dialplan, Route
 from gateway.planning.call_plan import placed_match, placed_record, plans, sip_settings
 from gateway.planning.destinations import OutboundCaps, caller_id_of, dial_uri
+from gateway.records.leases import Wanted, leases_of
 from gateway.sip.agent import UserAgent
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio
@@ -37,11 +38,37 @@ from gateway.tools.executor import ToolExecutor
 log = structlog.get_logger("gateway")
 
 
-class OutboundLimiter:
-    """Checks, counts and dials every leg that the gateway places. Lives on the event loop."""
+class Shared(Protocol):
+    """Caps and budgets that processes share: :class:`gateway.app.shared_state.SharedState`."""
 
-    def __init__(self, settings: OutboundSettings, agent: UserAgent) -> None:
+    active: bool
+
+    def wanted(self, call_id: str, route: Route, number: str) -> Wanted | None:
+        """Return what a call needs before it is placed."""
+
+    def outbound_wanted(self, call_id: str) -> Wanted | None:
+        """Return what a further leg of a call needs before it is dialled."""
+
+    async def admit(self, wanted: Wanted) -> str:
+        """Take it; return "" or why it may not be placed."""
+
+    def release(self, call_id: str, ids: Iterable[str] = ()) -> None:
+        """Give back what a call holds."""
+
+
+class OutboundLimiter:
+    """Checks, counts and dials every leg that the gateway places. Lives on the event loop.
+
+    Args:
+        shared: asked before a leg is dialled; None where this process is alone.
+    """
+
+    def __init__(
+        self, settings: OutboundSettings, agent: UserAgent, shared: Shared | None = None
+    ) -> None:
         self._caps = OutboundCaps(settings)
+        self._shared = shared
+        self._enabled = settings.enabled
         self._most_followed = max(1, settings.max_concurrent_calls // 2)
         self._agent = agent
         self._legs: set[_Counted] = set()
@@ -101,6 +128,30 @@ class OutboundLimiter:
         """Place a call to a destination of a route. Raises DialRefusedError."""
         self._ask(uri, on_demand=False, by_pattern=by_pattern)
         return self.dial_admitted(uri, handler, audio, codecs, trunk, caller_id)
+
+    def may_call(self, uri: str) -> bool:
+        """Whether somebody may ask for a call to this address at all; refusals are not logged."""
+        return self._caps.destination_refusal(uri, True, False) is None and self._enabled
+
+    @property
+    def asks_first(self) -> bool:
+        """Whether :meth:`permit` has to be waited for before a leg of a call is dialled."""
+        return self._shared is not None and self._shared.active
+
+    async def permit(self, call_id: str) -> Callable[[], None]:
+        """Have all processes count another leg of a call; return what ends that.
+
+        Raises DialRefusedError, naming the rule.
+        """
+        shared = self._shared
+        wanted = None if shared is None else shared.outbound_wanted(call_id)
+        if shared is None or wanted is None:
+            return lambda: None
+        if rule := await shared.admit(wanted):
+            log.warning("gateway.call_not_placed", call=call_id, rule=rule)
+            raise DialRefusedError(rule)
+        ids = [one.id for one in leases_of(wanted)]
+        return lambda: shared.release(call_id, ids)
 
     def dial_admitted(
         self,
@@ -168,6 +219,16 @@ class _Counted:
         return getattr(self._handler, name)
 
 
+class _Asked(NamedTuple):
+    """A call to be placed."""
+
+    route: Route
+    trunk: TrunkSettings | None
+    uri: str
+    caller_id: str
+    record: CallRecord
+
+
 MAX_REMEMBERED = 256
 """Placed calls whose outcome can still be asked for."""
 
@@ -204,7 +265,9 @@ class OutboundCalls:
         calls: Calls,
         reject: Reject,
         tools: ToolExecutor | None = None,
+        shared: Shared | None = None,
     ) -> None:
+        self._shared = shared
         self._config = config
         self._dialplan = dialplan
         self._pump = pump
@@ -237,12 +300,45 @@ class OutboundCalls:
         Raises DialRefusedError, naming the rule that does not let it be placed, and ValueError
         where route, trunk or address are not to be had.
         """
-        return self.place(to, route, trunk, variables or {}, caller_id)[1]
+        return self._dial(self._ask(to, route, trunk, caller_id), variables or {})[1]
 
-    def place(
-        self, to: str, route: str, trunk: str, variables: Mapping[str, str], caller_id: str
+    async def place(
+        self,
+        to: str,
+        route: str,
+        trunk: str = "",
+        variables: Mapping[str, str] | None = None,
+        caller_id: str = "",
+        *,
+        parent: str = "",
     ) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
-        """Place a call as :meth:`dial` does; also return its record as it begins."""
+        """As :meth:`dial`, once the caps and budgets of all processes allow it.
+
+        Args:
+            parent: the call in which it was asked for.
+
+        Returns its record, and the same once the call is over.
+        """
+        asked = self._ask(to, route, trunk, caller_id)
+        asked.record.parent_id = parent
+        shared, record = self._shared, asked.record
+        wanted = None
+        if shared is not None and self._limiter.may_call(asked.uri):
+            wanted = shared.wanted(record.call_id, asked.route, user_of(asked.uri))
+        if shared is None or wanted is None:
+            return self._dial(asked, variables or {})
+        if rule := await shared.admit(wanted):
+            log.warning("gateway.call_not_placed", to=asked.uri, rule=rule)
+            self._reject(record, EndReason.REFUSED, 403, rule)
+            raise DialRefusedError(rule)
+        try:
+            return self._dial(asked, variables or {})
+        except BaseException:
+            shared.release(record.call_id)
+            raise
+
+    def _ask(self, to: str, route: str, trunk: str, caller_id: str) -> _Asked:
+        """Raises ValueError where route, trunk or address are not to be had."""
         chosen = next((one for one in self._dialplan.routes if one.name == route), None)
         if chosen is None:
             raise ValueError(f"there is no route {route!r}")
@@ -251,6 +347,13 @@ class OutboundCalls:
             raise ValueError(f"there is no trunk {trunk!r}")
         uri, caller_id = dial_uri(to, through), caller_id_of(caller_id, through)
         record = placed_record(uri, trunk, route, datetime.now(UTC))
+        return _Asked(chosen, through, uri, caller_id, record)
+
+    def _dial(
+        self, asked: _Asked, variables: Mapping[str, str]
+    ) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
+        chosen, through, uri, caller_id, record = asked
+        route = chosen.name
         try:
             if (rule := self._calls.no_room()) is not None:
                 raise DialRefusedError(rule)
@@ -320,6 +423,7 @@ class OutboundCalls:
             finished,
             dial=dial,
             permit_refer=self._limiter.permit_refer,
+            permit_dial=self._limiter.permit if self._limiter.asks_first else None,
             tools=self._tools,
         )
         record.mark(0.0, "dial", to=uri, **({"caller_id": shown} if shown else {}))

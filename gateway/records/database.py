@@ -8,10 +8,11 @@ only by those, since SQLAlchemy takes a while to load.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,95 +22,19 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 
 from gateway.records.rows import CUT, TIMES
+from gateway.records.shared import release_calls
 from gateway.records.spool import Entry
+from gateway.records.tables import UtcTime, calls, events, metadata
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """The newest migration; a database that has it needs none."""
 
 CONNECT_SECONDS = 5
-STATEMENT_MS = 30_000
+STATEMENT_SECONDS = 30.0
 BUSY_SECONDS = 10
+EXCLUSIVE_KEY = 0x676C7263
+"""Of PostgreSQL's advisory lock for :meth:`Database.exclusive`."""
 
-
-class UtcTime(sa.TypeDecorator[datetime]):
-    """A time with its zone; SQLite keeps none, so it is UTC there."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
-        """To the database: UTC."""
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        """From the database: with its zone."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-metadata = sa.MetaData()
-
-# None is NULL, and not the JSON value null.
-_json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
-
-calls = sa.Table(
-    "calls",
-    metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("revision", sa.BigInteger, nullable=False),
-    sa.Column("schema_version", sa.Integer, nullable=False),
-    sa.Column("instance", sa.Text, nullable=False, server_default=""),
-    sa.Column("sip_call_id", sa.Text, nullable=False, server_default=""),
-    sa.Column("session_id", sa.Text, nullable=False, server_default=""),
-    sa.Column("direction", sa.String(16), nullable=False, server_default=""),
-    sa.Column("from_uri", sa.Text, nullable=False, server_default=""),
-    sa.Column("to_uri", sa.Text, nullable=False, server_default=""),
-    sa.Column("from_number", sa.Text, nullable=False, server_default=""),
-    sa.Column("to_number", sa.Text, nullable=False, server_default=""),
-    sa.Column("trunk", sa.Text, nullable=False, server_default=""),
-    sa.Column("source", sa.Text, nullable=False, server_default=""),
-    sa.Column("route", sa.Text, nullable=False, server_default=""),
-    sa.Column("transport", sa.String(16), nullable=False, server_default=""),
-    sa.Column("codec", sa.String(32), nullable=False, server_default=""),
-    sa.Column("security", sa.Text, nullable=False, server_default=""),
-    sa.Column("invited_at", UtcTime, nullable=False),
-    sa.Column("ringing_at", UtcTime),
-    sa.Column("answered_at", UtcTime),
-    sa.Column("ended_at", UtcTime),
-    sa.Column("updated_at", UtcTime, nullable=False),
-    sa.Column("duration_seconds", sa.Float),
-    sa.Column("talk_seconds", sa.Float),
-    sa.Column("state", sa.String(32), nullable=False, server_default=""),
-    sa.Column("outcome", sa.String(32), nullable=False, server_default=""),
-    sa.Column("ended_by", sa.String(32), nullable=False, server_default=""),
-    sa.Column("why", sa.String(64), nullable=False, server_default=""),
-    sa.Column("sip_code", sa.Integer),
-    sa.Column("reason", sa.Text, nullable=False, server_default=""),
-    sa.Column("detail", sa.Text, nullable=False, server_default=""),
-    sa.Column("disposition", sa.Text, nullable=False, server_default=""),
-    sa.Column("cost", sa.Float),
-    sa.Column("currency", sa.String(8), nullable=False, server_default=""),
-    sa.Column("mos", sa.Float),
-    sa.Column("legal_hold", sa.Boolean, nullable=False, server_default=sa.false()),
-    sa.Column("record", _json),
-    sa.Index("calls_invited_at", "invited_at", "id"),
-    sa.Index("calls_from_number", "from_number"),
-    sa.Index("calls_to_number", "to_number"),
-    sa.Index("calls_sip_call_id", "sip_call_id"),
-)
-
-events = sa.Table(
-    "call_events",
-    metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("call_id", sa.String(64), nullable=False),
-    sa.Column("sequence", sa.Integer, nullable=False),
-    sa.Column("at", UtcTime, nullable=False),
-    sa.Column("type", sa.String(64), nullable=False),
-    sa.Column("data", _json),
-    sa.Index("call_events_call_id", "call_id", "sequence"),
-)
 
 _EMPTY: Final[Mapping[str, Any]] = {
     column.name: None if column.nullable or column.server_default is None else ""
@@ -151,13 +76,25 @@ class Database:
     """Calls and their events in the database at ``url``. Methods raise SQLAlchemy's errors.
 
     Args:
-        url: ``sqlite:///FILE`` or ``postgresql://user:password@host/name``.
+        url: ``sqlite:///FILE`` or ``postgresql://user:password@host/name``; ``sqlite://`` is in
+            memory, and gone with the process.
         read_only: for queries: nothing is made or changed.
+        patience: seconds that a statement may take, and a connection to PostgreSQL.
+        lasting: keep SQLite's connection: the last one to be closed writes everything to the disk.
     """
 
-    def __init__(self, url: str, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        read_only: bool = False,
+        patience: float = STATEMENT_SECONDS,
+        lasting: bool = False,
+    ) -> None:
         self._url = _driver_url(url)
         self._read_only = read_only
+        self._patience = patience
+        self._lasting = lasting
         self._engine: sa.Engine | None = None
         self._ready = False
         # Made once: making a statement takes longer than carrying it out.
@@ -179,17 +116,23 @@ class Database:
             return bool(sa.inspect(connection).has_table(calls.name))
 
     @property
+    def _in_memory(self) -> bool:
+        return self._url.get_backend_name() == "sqlite" and not self._url.database
+
+    @property
     def _file_missing(self) -> bool:
         return self.file is not None and not self.file.exists()
 
     def prepare(self) -> None:
         """Make the tables, or bring them to this version, under a lock; once."""
         if self._file_missing:
-            self._ready = False
+            self.forget()
         if self._ready or self._read_only:
             return
         engine = self._connected()
-        if version_of(engine) != HEAD:
+        if self._in_memory:
+            metadata.create_all(engine)
+        elif version_of(engine) != HEAD:
             from gateway.records.migrate import upgrade
 
             upgrade(engine, HEAD, version_of)
@@ -213,6 +156,7 @@ class Database:
             if rows:
                 connection.execute(self._upsert_row, [{**_EMPTY, **row} for row in rows.values()])
             if cut:
+                release_calls(connection, cut)
                 connection.execute(self._upsert_cut, [{**_EMPTY, **row} for row in cut.values()])
             if told:
                 connection.execute(self._insert_event, list(told.values()))
@@ -374,6 +318,22 @@ class Database:
         )
 
     @contextlib.contextmanager
+    def exclusive(self) -> Iterator[sa.Connection]:
+        """A transaction, none of which overlaps another one, of whatever process."""
+        self.prepare()
+        with contextlib.ExitStack() as held:
+            if self.file is not None:
+                # SQLite's own wait is sleep after sleep: with many processes somebody starves.
+                held.enter_context(_turn(Path(f"{self.file}.lock")))
+            connection = held.enter_context(self._connected().begin())
+            if self._url.get_backend_name() == "postgresql":
+                lock = sa.text("SELECT pg_advisory_xact_lock(:key)")
+                connection.execute(lock, {"key": EXCLUSIVE_KEY})
+            else:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    @contextlib.contextmanager
     def _begin(self) -> Iterator[sa.Connection]:
         with self._connected().begin() as connection:
             yield connection
@@ -385,8 +345,28 @@ class Database:
 
     def _connected(self) -> sa.Engine:
         if self._engine is None:
-            self._engine = _engine(self._url, self.file, self._read_only)
+            if self._in_memory:
+                options = {"check_same_thread": False}
+                self._engine = sa.create_engine(
+                    self._url, poolclass=sa.StaticPool, connect_args=options
+                )
+            else:
+                pool = sa.QueuePool if self._lasting else sa.NullPool
+                self._engine = _engine(
+                    self._url, self.file, pool, self._patience, read_only=self._read_only
+                )
         return self._engine
+
+
+@contextlib.contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Wait for this file's lock, in the order of those who wait."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def version_of(engine: sa.Engine) -> str:
@@ -405,7 +385,9 @@ def _driver_url(url: str) -> URL:
     return parsed
 
 
-def _engine(url: URL, file: Path | None, read_only: bool) -> sa.Engine:
+def _engine(
+    url: URL, file: Path | None, pool: type[sa.Pool], patience: float, *, read_only: bool
+) -> sa.Engine:
     if file is None:
         return sa.create_engine(
             url,
@@ -414,10 +396,12 @@ def _engine(url: URL, file: Path | None, read_only: bool) -> sa.Engine:
             max_overflow=2,
             pool_pre_ping=True,
             connect_args={
-                "connect_timeout": CONNECT_SECONDS,
+                "connect_timeout": max(2, min(CONNECT_SECONDS, round(patience))),
                 # A pooler in front may give each transaction another connection.
                 "prepare_threshold": None,
-                "options": f"-c statement_timeout={STATEMENT_MS}",
+                # A transaction that its process has left alone must not hold up the others.
+                "options": f"-c statement_timeout={round(patience * 1000)}"
+                f" -c idle_in_transaction_session_timeout={round(patience * 1000)}",
                 "application_name": "gateway",
                 # A server that is gone without a word is noticed.
                 "keepalives_idle": 10,
@@ -432,8 +416,8 @@ def _engine(url: URL, file: Path | None, read_only: bool) -> sa.Engine:
     engine = sa.create_engine(
         url,
         json_serializer=_json_text,
-        poolclass=sa.NullPool,
-        connect_args={"timeout": BUSY_SECONDS},
+        poolclass=pool,
+        connect_args={"timeout": min(BUSY_SECONDS, patience), "check_same_thread": False},
     )
 
     @sa.event.listens_for(engine, "do_connect")

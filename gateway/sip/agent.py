@@ -78,6 +78,8 @@ class UserAgent:
         self._names = Names(named)
         self._callbacks = InviteCallbacks(on_arrival, on_invite, on_refused)
         self._on_caller_audio = on_caller_audio
+        self.on_banned: Callable[[str, float, bool], None] = lambda *_ban: None
+        """Told on the loop of each source that is banned: for how long (s), whether proven."""
         self._next_turn = 0.0
         self._turn: asyncio.TimerHandle | None = None
         self._thread = SipThread(self._poll, self._tick)
@@ -250,6 +252,10 @@ class UserAgent:
         """Return the sources that are banned: seconds left, and requests that got nothing."""
         return self._running.access.policy.bans.as_json(time.monotonic())
 
+    def ban(self, found: list[tuple[str, float, bool]]) -> None:
+        """Ban sources that other processes have banned: source, seconds left, whether proven."""
+        self._thread.post(lambda: self._running.access.policy.bans.take(found, time.monotonic()))
+
     @property
     def _running(self) -> Stack:
         assert self._stack is not None
@@ -282,8 +288,13 @@ class UserAgent:
                 self.pool,
                 self._callbacks,
             )
+            self._stack.access.policy.on_banned = self._tell_ban
         except pj.Error as error:
             raise AgentError(error.info()) from error
+
+    def _tell_ban(self, source: str, seconds: float, proven: bool) -> None:
+        assert self._thread.loop is not None
+        self._thread.loop.call_soon_threadsafe(self.on_banned, source, seconds, proven)
 
     def _poll(self, ms: int) -> None:
         self._running.poll(ms)

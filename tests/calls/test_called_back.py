@@ -14,7 +14,7 @@ import pytest
 from gateway.api.client import ask
 from gateway.cli.live_calls import status_lines
 from tests.support.callee import CalledPhone, free_port
-from tests.support.harness import GatewayStack, eventually
+from tests.support.harness import GatewayStack
 
 WORLD = {
     "more": """
@@ -24,7 +24,6 @@ socket = "gateway.sock"
 enabled = true
 allowed_prefixes = ["4"]
 [callbacks]
-file = "callbacks.json"
 auto_dial = true
 [access]
 unknown_sources = "allow"
@@ -91,5 +90,14 @@ async def test_a_promise_is_kept(world: GatewayStack, callee: CalledPhone) -> No
     assert words == "Say exactly: I call you back about the refund."
     there.bye()
     await world.gateway.wait("call.summary", call=line["call"])
-    file = world.folder / "callbacks.json"
-    await eventually(lambda: not json.loads(file.read_text()), "the callback forgotten")
+    assert (await world.gateway.wait("call.summary", call=line["call"]))["parent_id"] == (
+        await world.gateway.wait("callback.scheduled")
+    )["call"]
+
+    def forgotten() -> bool:
+        status = ask(world.folder / "gateway.sock", "status")
+        return bool(status["callbacks"]["count"] == 0)
+
+    async with asyncio.timeout(10):
+        while not await asyncio.to_thread(forgotten):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)

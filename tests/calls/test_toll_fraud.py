@@ -74,7 +74,6 @@ denied_prefixes = ["0900"]
 max_calls_per_minute = 1000
 max_concurrent_calls = 20
 [callbacks]
-file = "callbacks.json"
 [[trunk]]
 name = "carrier"
 peers = ["127.0.0.1"]
@@ -338,5 +337,5 @@ async def test_from_is_nobodys_word(world: GatewayStack, number: str) -> None:
     await session.wait_until(lambda s: len(s.seen("response.create")) == 2, 20)
     items = [event.body["item"] for event in session.seen("conversation.item.create")]
     assert f"{number} may not be called" in items[0]["output"]
-    assert not (world.folder / "callbacks.json").exists()
+    assert not world.gateway.all("callback.scheduled")
     await world.summary_at_end(call)

@@ -48,6 +48,7 @@ connect_timeout = 8
 folder = "{dialplans}"
 [records]
 folder = "records"
+{records}
 [log]
 level = "{log_level}"
 [limits]
@@ -124,9 +125,9 @@ def rtp_range() -> tuple[int, int]:
 class GatewayStack:
     """One gateway with its emulator and a telephone.
 
-    ``more``, ``realtime`` and ``routes`` are TOML, added to the configuration, to its section
-    ``[realtime]`` and to the dialplan; ``{url}`` in a route stands for the emulator's address
-    and its key, ``{port}`` and ``{key}`` for parts of these.
+    ``more``, ``realtime``, ``records`` and ``routes`` are TOML, added to the configuration, to its
+    sections of these names and to the dialplan; ``{url}`` in a route stands for the emulator's
+    address and its key, ``{port}`` and ``{key}`` for parts of these.
     ``script`` says how the emulator's next session behaves.
     """
 
@@ -137,6 +138,7 @@ class GatewayStack:
         routes: str = "",
         more: str = "",
         realtime: str = "",
+        records: str = "",
         max_calls: int = 100,
         log_level: str = "debug",
         drain_seconds: float = 0,
@@ -157,6 +159,7 @@ class GatewayStack:
         # One telephone makes all the calls.
         self._more = more if "[access]" in more else more + NO_LIMITS
         self._realtime = realtime
+        self._records = records
         self._max_calls = max_calls
         self._log_level = log_level
         self._drain_seconds = drain_seconds
@@ -180,6 +183,7 @@ class GatewayStack:
             url=self.emulator.url(),
             key=API_KEY,
             realtime=self._realtime,
+            records=self._records,
             dialplans=self._dialplans or "routes",
             log_level=self._log_level,
             drain_seconds=self._drain_seconds,

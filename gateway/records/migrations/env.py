@@ -3,7 +3,7 @@
 
 from alembic import context
 
-from gateway.records.database import metadata
+from gateway.records.tables import metadata
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 with context.begin_transaction():

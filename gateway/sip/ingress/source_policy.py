@@ -75,6 +75,8 @@ class SourcePolicy:
         self._authenticated: OrderedDict[tuple[str, str], Attribution] = OrderedDict()
         """By source and Call-ID."""
         self._ban_lines: TokenBucket | None = None
+        self.on_banned: Callable[[str, float, bool], None] = lambda *_ban: None
+        """Told of each source that is banned: for how long (s), whether proven."""
 
     @property
     def reply(self) -> Reply:
@@ -205,6 +207,7 @@ class SourcePolicy:
             return
         if not self.bans.refused(source, now, surely=surely, connected=connected):
             return
+        self.on_banned(source, self._access.bans.seconds, surely or connected)
         if self._ban_lines is None:
             self._ban_lines = TokenBucket(BAN_LINES_PER_SECOND, BAN_LINES_AT_ONCE, now)
         if self._ban_lines.take(now):

@@ -8,7 +8,7 @@ theirs for as long as they like; a stranger has a few, and has to say something 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +120,17 @@ class Bans:
             self._refused[source] = count
             _forget_oldest(self._refused)
         return ban is None and source in self._banned
+
+    def take(self, found: Iterable[tuple[str, float, bool]], now: float) -> None:
+        """Ban sources for so many seconds that others have banned, where they are not yet."""
+        for source, seconds, proven in found:
+            ban = self._banned.get(source)
+            known = not proven and source in self._known
+            if known or (ban is not None and (ban.proven or not proven)):
+                continue
+            self._banned[source] = _Ban(now + min(seconds, self._policy.seconds), proven)
+            self._banned.move_to_end(source)
+            _forget_oldest(self._banned)
 
     def proved(self, source: str, now: float) -> None:
         """The source has shown who it is."""

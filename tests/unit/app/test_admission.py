@@ -61,7 +61,7 @@ class Gateway:
             cast(CallRegistry, self.calls),
             Rejections(cast(RecordStore, records), 7),
             cast(Any, None),
-            cast(Any, SimpleNamespace(dial=None, permit_refer=None)),
+            cast(Any, SimpleNamespace(dial=None, permit_refer=None, permit=None, asks_first=False)),
             cast(Any, SimpleNamespace(inform=lambda *plans: plans)),
             cast(Any, None),
             cast(Any, None),

@@ -68,12 +68,15 @@ class FakeGateway:
         self.did: list[str] = []
         self.failure: Exception | None = None
         self.over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
-        self.outbound = SimpleNamespace(dial=lambda *_given: self.over)
+        self.outbound = SimpleNamespace(place=self._place)
         self.pump = SimpleNamespace(beats=0, faults=0)
         self.lag = Distribution(())
         self.agent = SimpleNamespace(
             trouble=lambda _seconds: "", pool=SimpleNamespace(in_use=False)
         )
+
+    async def _place(self, *_given: str) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
+        return CallRecord("out-1"), self.over
 
     async def start(self, stack: AsyncExitStack, *, serving: bool) -> None:
         """Start two parts, the second of which may fail."""

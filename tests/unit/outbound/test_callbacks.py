@@ -18,8 +18,10 @@ from gateway.bridge.legs import DialRefusedError
 from gateway.call.call_record import CallRecord
 from gateway.config.sections import CallbackSettings
 from gateway.outbound import callbacks as scheduler_module
-from gateway.outbound.callbacks import CallbackScheduler, Rules, callback_of
+from gateway.outbound.callbacks import CallbackScheduler, Rules, Store, callback_of
 from gateway.planning.check import check
+from gateway.records import shared
+from gateway.records.database import Database
 from gateway.tools.api import ToolError
 from gateway.tools.functions import ToolCall
 from gateway.tools.http import HttpClient
@@ -82,31 +84,45 @@ class World:
         self.dialled: list[tuple[str, str, str, Mapping[str, str]]] = []
         self.outcomes: list[str] = []
         self.http = HttpClient(4)
+        self.database = Database(f"sqlite:///{folder / 'c.sqlite3'}")
+        self.names, self.away = 0, False
         self.scheduler = self.another()
 
     def another(self) -> CallbackScheduler:
-        """A scheduler of the same file, as after a restart."""
-        return CallbackScheduler(self.settings, self.dial, self.http, lambda: self.now)
+        """A scheduler of the same database, as after a restart."""
+        self.names += 1
+        holder = f"process-{self.names}"
+        store = Store(self.run, lambda: holder, self.file)
+        return CallbackScheduler(self.settings, self.dial, self.http, store, lambda: self.now)
 
-    def dial(
-        self, to: str, route: str, trunk: str, variables: Mapping[str, str]
-    ) -> asyncio.Future[CallRecord]:
+    async def run(self, operation: Any) -> Any:
+        """Carry out an operation in the database."""
+        if self.away:
+            raise OSError("the database is away")
+        with self.database.exclusive() as connection:
+            return operation(connection)
+
+    async def dial(
+        self, to: str, route: str, trunk: str, variables: Mapping[str, str], *, parent: str
+    ) -> tuple[CallRecord, asyncio.Future[CallRecord]]:
         """Place a call, as the next outcome says."""
+        assert parent == "call-1"
         self.dialled.append((to, route, trunk, variables))
         outcome = self.outcomes.pop(0) if self.outcomes else "answered"
         if outcome == "refused":
             raise DialRefusedError("outbound.max_calls_per_minute = 1")
         over: asyncio.Future[CallRecord] = asyncio.get_running_loop().create_future()
-        record = CallRecord("out-1")
+        record = self.record = CallRecord("out-1")
         record.times.answered = 1.0 if outcome == "answered" else None
-        over.set_result(record)
-        return over
+        if outcome != "lasts":
+            over.set_result(record)
+        return record, over
 
     @property
     def kept(self) -> list[dict[str, Any]]:
-        """What the file has."""
-        found: list[dict[str, Any]] = json.loads(self.file.read_text())
-        return found
+        """What the database has."""
+        with self.database.exclusive() as connection:
+            return shared.pending_callbacks(connection, 100)[1]
 
 
 def at(seconds: float) -> dict[str, str]:
@@ -121,7 +137,6 @@ def test_promises_outlive_the_process_and_are_placed_once(tmp_path: Path) -> Non
         told = json.loads(await world.scheduler.take(RULES, CALL, at(600)))
         assert told == {"status": "scheduled", "at": "2026-11-20 13:10", "number": "030123"}
         await world.scheduler.stop()
-        assert world.file.stat().st_mode & 0o777 == 0o600
         again = world.another()
         world.now += timedelta(seconds=601)
         await again.start()
@@ -146,8 +161,14 @@ def test_nobody_answers_and_then_somebody_does(
         world.outcomes = ["no answer", "refused", "answered"]
         await world.scheduler.start()
         await world.scheduler.take(RULES, CALL, at(1))
-        world.now += timedelta(seconds=2)
-        await eventually(lambda: world.scheduler.placed == 1, "a call")
+        for tried in (1, 2, 3):
+            world.now += timedelta(seconds=2)
+            world.scheduler._changed.set()
+            await eventually(lambda: len(world.dialled) == tried, "a try")  # noqa: B023
+            await eventually(
+                lambda: world.kept == [] or world.kept[0]["claimed_by"] == "", "what came of it"
+            )
+        await eventually(lambda: world.scheduler.placed == 1, "it")
         assert len(world.dialled) == 3
         await world.scheduler.stop()
         await world.http.close()
@@ -179,7 +200,7 @@ def test_a_later_promise_takes_the_place_of_an_earlier_one(tmp_path: Path) -> No
         told = json.loads(await world.scheduler.take(RULES, CALL, at(900)))
         assert told["status"] == "scheduled in place of the earlier one"
         (kept,) = world.kept
-        assert kept["at"] == "2026-11-20T12:15:00+00:00"
+        assert kept["at"].isoformat() == "2026-11-20T12:15:00+00:00"
         with pytest.raises(ToolError, match="no more callbacks"):
             await world.scheduler.take(RULES, CALL, {**at(900), "number": "+4930555"})
         (listed,) = world.scheduler.as_json()["waiting"]
@@ -212,14 +233,98 @@ def test_the_operator_is_told_and_may_say_no(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", '[{"id": 1}]', '["x"]', '[{"at": "x"}]'])
-def test_a_file_that_cannot_be_read_is_put_aside(tmp_path: Path, text: str) -> None:
+def test_a_file_of_an_earlier_version_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     async def main() -> None:
         world = World(tmp_path)
         world.file.write_text(text)
         await world.scheduler.start()
-        assert world.scheduler.as_json()["count"] == 0
-        assert world.file.with_name("callbacks.json.bad").read_text() == text
-        await world.scheduler.take(RULES, CALL, at(600))
+        assert world.kept == []
+        assert world.file.with_name("callbacks.json.imported").read_text() == text
+        await world.scheduler.stop()
+        await world.http.close()
+
+    asyncio.run(main())
+
+
+def test_what_an_earlier_version_kept_is_taken_over(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        old = callback_of(at(600), RULES, "030-123", "call-1", NOW)[0]
+        world.file.write_text(json.dumps([old.as_json()]))
+        await world.scheduler.start()
+        (kept,) = world.kept
+        assert (kept["number"], kept["call_id"], kept["reason"]) == ("030123", "call-1", "a refund")
+        await world.scheduler.stop()
+        await world.http.close()
+
+    asyncio.run(main())
+
+
+def test_of_several_processes_one_places_each(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        processes = [world.scheduler, *(world.another() for _ in range(3))]
+        for one in processes:
+            await one.start()
+        for number in range(20):
+            given = {**at(1), "number": f"+49{number:05}"}
+            await processes[number % 4].take(RULES, CALL, given)
+        world.now += timedelta(seconds=2)
+        for one in processes:
+            one._changed.set()
+        await eventually(lambda: world.kept == [], "it")
+        assert sorted(call[0] for call in world.dialled) == [f"+49{n:05}" for n in range(20)]
+        assert sum(one.placed for one in processes) == 20
+        for one in processes:
+            await one.stop()
+        await world.http.close()
+
+    asyncio.run(main())
+
+
+def test_one_that_a_killed_process_had_taken_is_placed_by_another(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        await world.scheduler.start()
+        await world.scheduler.take(RULES, CALL, at(1))
+        world.now += timedelta(seconds=2)
+        with world.database.exclusive() as connection:
+            assert len(shared.claim_callbacks(connection, "killed", world.now.timestamp(), 30)) == 1
+        world.scheduler._changed.set()
+        other = world.another()
+        await other.start()
+        await asyncio.sleep(0.05)
+        assert world.dialled == []
+        world.now += timedelta(seconds=30)
+        other._changed.set()
+        await eventually(lambda: other.placed == 1, "it")
+        assert len(world.dialled) == 1
+        await other.stop()
+        await world.scheduler.stop()
+        await world.http.close()
+
+    asyncio.run(main())
+
+
+def test_who_was_reached_while_the_database_is_away_is_not_called_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler_module, "LOOK_SECONDS", 0.01)
+
+    async def main() -> None:
+        world = World(tmp_path)
+        world.outcomes = ["lasts"]
+        await world.scheduler.start()
+        await world.scheduler.take(RULES, CALL, at(1))
+        world.now += timedelta(seconds=2)
+        world.scheduler._changed.set()
+        await eventually(lambda: bool(world.dialled), "it")
+        world.away = True
+        world.record.times.answered = 1.0
+        await eventually(lambda: world.scheduler.placed == 1, "it")
+        world.away = False
+        await eventually(lambda: world.kept == [], "it")
+        assert len(world.dialled) == 1
         await world.scheduler.stop()
         await world.http.close()
 
@@ -229,13 +334,17 @@ def test_a_file_that_cannot_be_read_is_put_aside(tmp_path: Path, text: str) -> N
 @pytest.mark.parametrize(
     ("config", "route", "words"),
     [
-        ("", "", "callbacks would be lost: set callbacks.file or callbacks.url"),
-        ("[callbacks]\nfile = 'c.json'", "route = 'x'", 'there is no route "x"'),
-        ("[callbacks]\nfile = 'c.json'", "trunk = 'x'", 'there is no trunk "x"'),
-        ("[callbacks]\nfile = 'c.json'\nauto_dial = true", "", "is needed: numbers are called"),
-        ("[callbacks]\nfile = 'c.json'\nauto_dial = true", "", "needs outbound.enabled"),
+        ("", "", "callbacks would be lost: set records.folder or callbacks.url"),
+        ("[records]\nfolder = 'r'", "route = 'x'", 'there is no route "x"'),
+        ("[records]\nfolder = 'r'", "trunk = 'x'", 'there is no trunk "x"'),
         (
-            "[callbacks]\nfile = 'c.json'",
+            "[records]\nfolder = 'r'\n[callbacks]\nauto_dial = true",
+            "",
+            "is needed: numbers are called",
+        ),
+        ("[records]\nfolder = 'r'\n[callbacks]\nauto_dial = true", "", "needs outbound.enabled"),
+        (
+            "[records]\nfolder = 'r'",
             "allowed_numbers = '('",
             "is not a valid regular expression",
         ),

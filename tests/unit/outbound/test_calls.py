@@ -149,7 +149,9 @@ class Placing:
             begin=self.begun.append,
             finished=lambda _call: None,
         )
-        limiter = SimpleNamespace(admit=self._admit, permit_refer=None)
+        limiter = SimpleNamespace(
+            admit=self._admit, permit_refer=None, permit=None, asks_first=False
+        )
         monkeypatch.setattr(calls_module, "CallController", self._made)
         self.outbound = OutboundCalls(
             load_config(file, {}),
@@ -223,7 +225,7 @@ async def test_a_defect_frees_the_place(placing: Placing, monkeypatch: pytest.Mo
 
 async def test_a_command_places_a_call_and_another_asks_for_its_outcome(placing: Placing) -> None:
     commands: dict[str, Any] = DialCommands(placing.outbound).commands
-    call = commands["dial"](DIAL)["call"]
+    call = (await commands["dial"](DIAL))["call"]
     assert commands["call"]({"call": call})["over"] is False
     placing.begun[0].record.ending = ending_of(EndReason.BUSY, answered=False)
     assert commands["call"]({"call": call})["over"] is True
@@ -242,5 +244,5 @@ async def test_a_request_that_makes_no_sense(
     placing: Placing, wrong: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(RefusedError, match=words):
-        DialCommands(placing.outbound).commands["dial"]({**DIAL, **wrong})
+        await cast(Any, DialCommands(placing.outbound).commands["dial"]({**DIAL, **wrong}))
     assert placing.written == []

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from gateway.records.database import Database, Filter, events, metadata, version_of
+from gateway.records.database import HEAD, Database, Filter, version_of
 from gateway.records.migrate import NewerSchemaError
 from gateway.records.rows import CLOSED, CUT, OPENED
 from gateway.records.spool import Entry, Spool
+from gateway.records.tables import events, metadata
 from tests.support.harness import eventually
 from tests.support.postgres import Postgres
 from tests.unit.records.test_store import NOW, ORDERS, Kept, a_record, end, row
@@ -50,7 +51,7 @@ def test_migrations_make_the_tables_that_the_code_has(database: Database) -> Non
         assert there == {column.name: column.nullable for column in table.columns}
         indexes = {index["name"] for index in found.get_indexes(table.name)}
         assert indexes == {index.name for index in table.indexes}
-    assert version_of(engine) == "0001"
+    assert version_of(engine) == HEAD
 
 
 def test_many_processes_may_make_the_tables_at_once(server: Postgres) -> None:
@@ -81,7 +82,7 @@ def test_a_newer_schema_is_left_alone(server: Postgres, database: Database) -> N
             Database(server.url).prepare()
     finally:
         with database._begin() as connection:
-            connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
+            connection.execute(sa.text(f"UPDATE alembic_version SET version_num = '{HEAD}'"))
 
 
 @pytest.mark.parametrize("order", ORDERS)

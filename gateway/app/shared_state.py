@@ -1,0 +1,491 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Asks the database that processes share: may this call begin, who else has spent what.
+
+One thread has the connection. The event loop hands it operations and waits for no answer longer
+than ``shared.timeout_ms``; then ``shared.fail`` decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from decimal import ROUND_HALF_EVEN, Decimal
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import structlog
+
+from gateway.billing.costs import Costs, Scope
+from gateway.billing.ledger import DaySums, Pair
+from gateway.config import Config
+from gateway.dialplan import Route
+from gateway.records.leases import (
+    UNITS,
+    Answer,
+    Cap,
+    Lease,
+    Limit,
+    Sums,
+    Wanted,
+    leases_of,
+)
+from gateway.sip.types import Invite
+from gateway.tasks import TaskSet
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from gateway.records.database import Database
+
+TICK_SECONDS = 1.0
+"""How often this process tells what it has spent, and hears of the others."""
+RENEW_SECONDS = 5.0
+BANS_SECONDS = 5.0
+SWEEP_SECONDS = 600.0
+KEPT_DAYS = 40
+PATIENCE_SECONDS = 3.0
+"""What one transaction may take."""
+STUCK_SECONDS = 1.0
+"""A transaction that has taken so long already is waited for by nobody else."""
+QUEUE_ITEMS = 2000
+BATCH = 100
+STOP_SECONDS = 3.0
+
+log = structlog.get_logger("shared")
+
+T = TypeVar("T")
+Operation: TypeAlias = Callable[["Connection"], T]
+Ban: TypeAlias = tuple[str, float, bool]
+"""Source, seconds that are left, and whether nobody else can have sent what led to it."""
+
+
+class NotReachedError(Exception):
+    """The database that processes share was not reached in time."""
+
+
+class SharedState:
+    """What this process holds of shared caps and budgets. Lives on the event loop.
+
+    Args:
+        costs: are told what other processes spend.
+        ban: bans these sources here too.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        costs: Costs,
+        ban: Callable[[list[Ban]], None] = lambda _found: None,
+    ) -> None:
+        self._config = config
+        self._costs = costs
+        self._ban = ban
+        self.active = config.records.database_url is not None
+        """Whether there is a database; without one, operations find a table in memory."""
+        self._url = config.records.database_url or _kept_beside(config.callbacks.file)
+        self._database: Database | None = None
+        self._queue: queue.Queue[tuple[Operation[Any], asyncio.Future[Any]] | None]
+        self._queue = queue.Queue(QUEUE_ITEMS)
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._busy_since: float | None = None
+        self._held: defaultdict[str, list[Lease]] = defaultdict(list)
+        self._banned: list[Ban] = []
+        self._left: Operation[Any] | None = None
+        self._tasks = TaskSet()
+        self.unavailable = ""
+        """Why the database was not reached when it was last asked."""
+        self.refused = 0
+        """Calls refused because it was not reached."""
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Begin, with what a process that was killed may not have told."""
+        if not self.active:
+            return
+        # Its library takes a while to load; from then on it is there.
+        shared = await asyncio.to_thread(importlib.import_module, "gateway.records.shared")
+        if (left := self._costs.left) is not None:
+            amounts = {pair: units(amount) for pair, amount in left.pairs().items()}
+            self._left = partial(
+                shared.settle, holder=left.holder, day=left.day, amounts=amounts, wanted=()
+            )
+        self._tasks.serve(self._tick_on, "shared state")
+
+    async def stop(self) -> None:
+        """Give everything back, and tell what was spent; within ``STOP_SECONDS``."""
+        await self._tasks.cancel()
+        if self._thread is None:
+            return
+        if self.active and not self.unavailable:
+            from gateway.records import shared
+
+            self._held.clear()
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self._settle()
+                    await self.run(partial(shared.release_holder, holder=self.holder))
+            except (NotReachedError, TimeoutError):
+                pass
+        try:
+            self._queue.put_nowait(None)
+        except queue.Full:
+            return  # the thread hangs; it is a daemon
+        await asyncio.to_thread(self._thread.join, STOP_SECONDS)
+
+    @property
+    def holder(self) -> str:
+        """The name of this process among those on the database."""
+        return self._costs.holder
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the state for ``gateway status``."""
+        held = sum(len(each) for each in self._held.values())
+        return {"unavailable": self.unavailable, "leases": held, "refused": self.refused}
+
+    # ---- operations
+
+    def run(self, operation: Operation[T]) -> asyncio.Future[T]:
+        """Have the thread carry this out in a transaction.
+
+        The result raises NotReachedError, or what the operation raises.
+        """
+        loop = self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        busy = self._busy_since
+        if busy is not None and time.monotonic() - busy > STUCK_SECONDS:
+            self._note("the last request is still waiting")
+            future.set_exception(NotReachedError(self.unavailable))
+            return future
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="shared state", daemon=True)
+            self._thread.start()
+        try:
+            self._queue.put_nowait((operation, future))
+        except queue.Full:
+            future.set_exception(NotReachedError("too many requests wait"))
+        return future
+
+    def _work(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch = [first]
+            ended = False
+            while len(batch) < BATCH and not self._queue.empty():
+                item = self._queue.get()
+                if item is None:
+                    ended = True
+                    break
+                batch.append(item)
+            self._carry_out(batch)
+            if ended:
+                break
+        if self._database is not None:
+            self._database.close()
+
+    def _carry_out(self, batch: list[tuple[Operation[Any], asyncio.Future[Any]]]) -> None:
+        """Carry operations out in one transaction; where one is refused, each in its own."""
+        self._busy_since = time.monotonic()
+        try:
+            if self._database is None:
+                from gateway.records.database import Database
+
+                self._database = Database(self._url, patience=PATIENCE_SECONDS, lasting=True)
+            with self._database.exclusive() as connection:
+                results = [operation(connection) for operation, _future in batch]
+        except Exception as error:
+            if self._database is not None and self._url != "sqlite://":
+                self._database.forget()
+            if len(batch) > 1 and not _is_outage(error):
+                for one in batch:
+                    self._carry_out([one])
+                return
+            self._answer(batch, error)
+        else:
+            if self.unavailable:
+                self.unavailable = ""
+                log.info("shared.available")
+            self._answer(batch, None, results)
+        finally:
+            self._busy_since = None
+
+    def _answer(
+        self,
+        batch: list[tuple[Operation[Any], asyncio.Future[Any]]],
+        error: Exception | None,
+        results: Iterable[Any] = (),
+    ) -> None:
+        if error is not None:
+            if _is_outage(error):
+                text = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+                self._note(text or type(error).__name__)
+                error = NotReachedError(self.unavailable)
+            told: list[Any] = [partial(_fail, future, error) for _operation, future in batch]
+        else:
+            told = [
+                partial(_succeed, future, result)
+                for (_operation, future), result in zip(batch, results, strict=True)
+            ]
+        assert self._loop is not None
+        try:
+            for tell in told:
+                self._loop.call_soon_threadsafe(tell)
+        except RuntimeError:
+            pass  # the loop is closed: nobody waits any more
+
+    def _note(self, text: str) -> None:
+        if not self.unavailable:
+            log.error("shared.unavailable", error=text, fail=self._config.shared.fail)
+        self.unavailable = text
+
+    # ---- calls
+
+    def wanted(
+        self, call_id: str, route: Route, number: str, invite: Invite | None = None
+    ) -> Wanted | None:
+        """What a call needs of what is shared before it may begin; None for nothing.
+
+        Args:
+            number: whose budget it spends.
+            invite: of one that came in; None for one that we place.
+        """
+        if not self.active:
+            return None
+        caps = [] if invite is None else self._caps(invite)
+        if invite is None:
+            caps += self.outbound_caps()
+        if most := self._config.shared.max_calls:
+            caps.append(Cap("calls", "", most, f"shared.max_calls = {most}"))
+        budgets = self._costs.budgets(route)
+        keys = {Scope.NUMBER: number, Scope.ROUTE: route.name, Scope.DAY: ""}
+        limits = tuple(
+            Limit(scope.value, key, units(amount), units(budgets.reserve))
+            for scope, key in keys.items()
+            if (amount := budgets.limit(scope)) is not None
+        )
+        if not (caps or limits):
+            return None
+        return Wanted(call_id, tuple(caps), limits, self._costs.today())
+
+    def outbound_wanted(self, call_id: str) -> Wanted | None:
+        """What a further leg of a call needs before it is dialled."""
+        return Wanted(call_id, tuple(self.outbound_caps())) if self.active else None
+
+    def outbound_caps(self) -> list[Cap]:
+        """The caps of ``[outbound]``."""
+        outbound = self._config.outbound
+        most, rate = outbound.max_concurrent_calls, outbound.max_calls_per_minute
+        return [
+            Cap("outbound", "", most, f"outbound.max_concurrent_calls = {most}"),
+            Cap("outbound_minute", "", rate, f"outbound.max_calls_per_minute = {rate}", 60.0),
+        ]
+
+    def _caps(self, invite: Invite) -> list[Cap]:
+        trunk = next((one for one in self._config.trunk if one.name == invite.trunk), None)
+        if trunk is not None and trunk.max_concurrent_calls:
+            most = trunk.max_concurrent_calls
+            rule = f"trunk {trunk.name}: max_concurrent_calls = {most}"
+            return [Cap("trunk", trunk.name, most, rule)]
+        most = self._config.access.max_concurrent_calls or 0
+        if trunk is None and most:
+            source = invite.source.rpartition(":")[0]
+            rule = f"access: max_concurrent_calls = {most}"
+            return [Cap("source", source, most, rule)]
+        return []
+
+    async def admit(self, wanted: Wanted) -> str:
+        """Take what a call needs; return "" or why it may not begin.
+
+        What it got is given back by :meth:`release`. Where the database is not reached in time,
+        ``shared.fail`` decides.
+        """
+        from gateway.records import shared
+
+        opened = self._config.shared.fail == "open"
+        day, sums, amounts = self._spent()
+        holder = self.holder
+
+        def ask(connection: Connection) -> Answer:
+            shared.settle(connection, holder, day, amounts, ())
+            return shared.admit(connection, holder, wanted)
+
+        asked = self.run(ask)
+        try:
+            async with asyncio.timeout(self._config.shared.timeout_ms / 1000):
+                answer = await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(partial(self._late, keep=False))
+            raise
+        except (TimeoutError, NotReachedError) as error:
+            asked.add_done_callback(partial(self._late, keep=opened))
+            detail = str(error) or f"no answer within {self._config.shared.timeout_ms} ms"
+            self._note(detail)
+            if opened:
+                self._held[wanted.call_id] += leases_of(wanted)
+                log.warning("shared.not_asked", call=wanted.call_id, error=detail)
+                return ""
+            self.refused += 1
+            return f'the database was not reached ({detail}); shared.fail = "closed"'
+        self._costs.said(day, sums)
+        self._held[wanted.call_id] += answer.leases
+        return self._why(answer)
+
+    def release(self, call_id: str, ids: Iterable[str] = ()) -> None:
+        """Give back what a call holds: all of it, or these leases."""
+        chosen = set(ids)
+        held = self._held.pop(call_id, [])
+        back = [one for one in held if not chosen or one.id in chosen]
+        if len(back) < len(held):
+            self._held[call_id] = [one for one in held if one not in back]
+        self._give_back([one.id for one in back if not one.seconds])
+
+    def _give_back(self, ids: list[str]) -> None:
+        if not ids:
+            return
+        from gateway.records import shared
+
+        # What does not arrive expires.
+        self.run(partial(shared.release, ids=ids)).add_done_callback(_ignore)
+
+    def _late(self, asked: asyncio.Future[Answer], *, keep: bool) -> None:
+        """An answer came too late: its leases are not wanted, unless its call goes on."""
+        if not asked.cancelled() and asked.exception() is None and not keep:
+            self._give_back([one.id for one in asked.result().leases])
+
+    @staticmethod
+    def _why(answer: Answer) -> str:
+        if answer.limit is None:
+            return answer.rule
+        scope, limit = answer.limit.scope, answer.limit
+        spent, most = answer.spent / UNITS, limit.amount / UNITS
+        aside = f", {limit.reserve / UNITS:g} to be set aside" if limit.reserve else ""
+        return f"budget: {scope}: {spent:.4f} of {most:.4f}{aside}"
+
+    # ---- now and then
+
+    def on_banned(self, source: str, seconds: float, proven: bool) -> None:
+        """This process has banned a source; the others will."""
+        if self.active and len(self._banned) < QUEUE_ITEMS:
+            self._banned.append((source, seconds, proven))
+
+    async def _tick_on(self) -> None:
+        clock = asyncio.get_running_loop().time
+        renewed = bans = swept = 0.0
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                if self._left is not None:
+                    await self.run(self._left)
+                    self._left = None
+                if clock() - renewed >= RENEW_SECONDS and self._held:
+                    renewed = clock()
+                    await self._renew()
+                if self._costs.watched() or self._costs.unsaid():
+                    await self._settle()
+                if self._config.access.ban_after and clock() - bans >= BANS_SECONDS:
+                    bans = clock()
+                    await self._exchange_bans()
+                if clock() - swept >= SWEEP_SECONDS:
+                    from gateway.records import shared
+
+                    swept = clock()
+                    await self.run(partial(shared.sweep, oldest_day=shared.day_before(KEPT_DAYS)))
+            except NotReachedError:
+                continue  # it was said
+
+    async def _renew(self) -> None:
+        from gateway.records import shared
+
+        held = tuple(one for each in self._held.values() for one in each if not one.seconds)
+        await self.run(partial(shared.renew, holder=self.holder, held=held))
+
+    async def _settle(self) -> None:
+        from gateway.records import shared
+
+        day, sums, amounts = self._spent()
+        operation = partial(
+            shared.settle,
+            holder=self.holder,
+            day=day,
+            amounts=amounts,
+            wanted=self._costs.watched(),
+        )
+        told = await self.run(operation)
+        self._costs.said(day, sums)
+        self._costs.others_spent(*_day_sums(told))
+
+    def _spent(self) -> tuple[str, dict[Pair, Decimal], dict[Pair, int]]:
+        """What this process has spent today and the others have not seen; the same in units."""
+        sums = self._costs.unsaid()
+        return self._costs.today(), sums, {pair: units(one) for pair, one in sums.items()}
+
+    async def _exchange_bans(self) -> None:
+        from gateway.records import shared
+
+        new, self._banned = self._banned, []
+
+        def exchange(connection: Connection) -> list[Ban]:
+            shared.put_bans(connection, self.holder, new)
+            return shared.all_bans(connection)
+
+        try:
+            found = await self.run(exchange)
+        except NotReachedError:
+            self._banned = [*new, *self._banned][:QUEUE_ITEMS]
+            raise
+        if found:
+            self._ban(found)
+
+
+def _kept_beside(file: Path | None) -> str:
+    """Where callbacks are without a database for calls."""
+    return "sqlite://" if file is None else f"sqlite:///{file}.sqlite3"
+
+
+def units(amount: Decimal) -> int:
+    """An amount in the database's whole numbers."""
+    return int((amount * UNITS).to_integral_value(ROUND_HALF_EVEN))
+
+
+def _day_sums(sums: Sums) -> tuple[DaySums, dict[tuple[str, str], Decimal]]:
+    found = DaySums(sums.day)
+    for (scope, key), amount in sums.others.items():
+        value = Decimal(amount) / UNITS
+        if scope == Scope.DAY:
+            found.total = value
+        else:
+            (found.routes if scope == Scope.ROUTE else found.numbers)[key] = value
+    return found, {pair: Decimal(amount) / UNITS for pair, amount in sums.reserved.items()}
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether the database is away, rather than that it refuses one operation."""
+    import sqlalchemy.exc as exc
+
+    if isinstance(error, exc.DBAPIError):
+        refused = isinstance(error, (exc.DataError, exc.IntegrityError, exc.ProgrammingError))
+        return not refused or error.connection_invalidated
+    return isinstance(error, (OSError, exc.TimeoutError)) or not isinstance(
+        error, (exc.StatementError, ValueError, TypeError, KeyError)
+    )
+
+
+def _succeed(future: asyncio.Future[Any], result: Any) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _ignore(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Several gateways on one database: one cap to the call, one budget, each callback once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.records import shared
+from gateway.records.database import Database
+from gateway.records.tables import SHARED, leases, spending
+from tests.support.callee import CalledPhone, free_port
+from tests.support.gateway_process import Gateway
+from tests.support.harness import GatewayStack, eventually
+from tests.support.postgres import Postgres
+from tests.support.sip_phone import PhoneCall
+
+MORE = """
+[[trunk]]
+name = "test"
+peers = ["127.0.0.1"]
+max_concurrent_calls = 10
+"""
+PATIENT = "[shared]\ntimeout_ms = 5000\n"
+"""A busy machine takes its time."""
+SPENDING = """
+[[route]]
+name = "thrifty"
+to = "^thrifty$"
+[route.greeting]
+say = "Hello."
+[route.budget]
+per_day = 0.000001
+goodbye = "Your time is up."
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    found = Postgres()
+    try:
+        found.start()
+        yield found
+    finally:
+        found.remove()
+
+
+@asynccontextmanager
+async def gateways(
+    folder: Path, url: str, count: int, more: str = MORE, **settings: Any
+) -> AsyncIterator[list[GatewayStack]]:
+    """So many gateways, each with a folder of its own, on the database at ``url``."""
+    made = [
+        GatewayStack(
+            folder / f"machine-{number}", records=f'database = "{url}"', more=more, **settings
+        )
+        for number in range(count)
+    ]
+    try:
+        await asyncio.gather(*(one.start() for one in made))
+        yield made
+    finally:
+        for one in made:
+            await one.gateway.stop()
+            await one.phone.stop()
+            await one.emulator.stop()
+
+
+def cleaned(url: str) -> Database:
+    """The database, without what an earlier test has left there."""
+    database = Database(url)
+    with database.exclusive() as connection:
+        for table in SHARED:
+            connection.execute(table.delete())
+    return database
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'all.sqlite3'}"
+    found: str = request.getfixturevalue("server").url
+    cleaned(found).close()
+    return found
+
+
+async def decided(calls: list[PhoneCall]) -> list[int]:
+    """The final responses."""
+    await asyncio.gather(
+        *(call.until(lambda c: c.final is not None, 30, "final response") for call in calls)
+    )
+    return [call.final.code for call in calls if call.final is not None]
+
+
+async def test_of_fifty_invites_ten_are_answered(own_folder: Path, url: str) -> None:
+    async with gateways(own_folder, url, 4, PATIENT + MORE) as made:
+        calls = [made[number % 4].phone.call("plain") for number in range(50)]
+        for call in calls:
+            call.invite()
+        codes = await decided(calls)
+        assert sorted(codes) == [200] * 10 + [486] * 40
+        refused = [made[n % 4] for n, code in enumerate(codes) if code == 486]
+        line = await refused[0].gateway.wait("call.summary", route="plain")
+        assert line["ending"]["why"] == "over_capacity"
+        assert "trunk test: max_concurrent_calls = 10" in line["ending"]["detail"]
+        # A killed process's places come back with the rows of its calls, at its next start.
+        up = [call for call, code in zip(calls, codes, strict=True) if code == 200]
+        killed = next(one for one in made if any(call.phone is one.phone for call in up))
+        lost = [call for call in up if call.phone is killed.phone]
+        killed.gateway.signal(signal.SIGKILL)
+        await killed.gateway.ended()
+        killed.gateway = Gateway(killed.gateway.config)
+        await killed.gateway.start()
+        killed.phone.gateway = killed.gateway.sip
+        database = Database(url)
+
+        def left() -> bool:
+            with database.exclusive() as connection:
+                rows = connection.execute(leases.select()).all()
+            return len(rows) == 10 - len(lost)
+
+        await eventually(left, "the places of the killed process")
+        more = [made[number % 4].phone.call("plain") for number in range(2 * len(lost) + 4)]
+        for call in more:
+            call.invite()
+        again = await decided(more)
+        assert again.count(200) == len(lost)
+        database.close()
+
+
+async def test_a_budget_that_one_has_spent_is_spent_for_the_other(
+    own_folder: Path, url: str
+) -> None:
+    async with gateways(own_folder, url, 2, PATIENT, routes=SPENDING) as (first, second):
+        call = first.phone.call("thrifty")
+        call.invite()
+        await call.answered()
+        await call.hung_up()
+        spent = (await first.summary(call))["cost"]["priced"]
+        assert spent > 0.000001
+        other = second.phone.call("thrifty")
+        other.invite()
+        await other.refused()
+        ending = (await second.summary(other))["ending"]
+        assert (ending["why"], ending["sip_code"]) == ("budget", 480)
+        assert ending["detail"] == f"route: {spent:.4f} of 0.0000"
+        database = Database(url)
+        with database.exclusive() as connection:
+            sums = connection.execute(spending.select()).all()
+        (day,) = [row.amount for row in sums if row.scope == "day"]
+        assert day == round(spent * 10**9)
+        database.close()
+
+
+@pytest.mark.parametrize("fail", ["closed", "open"])
+async def test_what_holds_while_the_database_is_away(
+    own_folder: Path, server: Postgres, fail: str
+) -> None:
+    more = f'{MORE}\n[shared]\nfail = "{fail}"\n[cost.budget]\nper_day = 5.0\n'
+    cleaned(server.url).close()
+    async with gateways(own_folder, server.url, 1, more) as (world,):
+        lasting = await world.dial()
+        await asyncio.to_thread(server.pause, True)
+        try:
+            call = world.phone.call("plain")
+            call.invite()
+            (code,) = await decided([call])
+            heard = len(lasting.rtp.packets)
+            await lasting.rtp.until(lambda: len(lasting.rtp.packets) > heard + 10)
+        finally:
+            await asyncio.to_thread(server.pause, False)
+        await world.gateway.wait("shared.unavailable", fail=fail)
+        if fail == "closed":
+            assert code == 503
+            ending = (await world.summary(call))["ending"]
+            assert 'shared.fail = "closed"' in ending["detail"]
+        else:
+            assert code == 200
+            await world.gateway.wait("shared.not_asked")
+        await world.gateway.wait("shared.available")
+        again = world.phone.call("plain")
+        again.invite()
+        assert await decided([again]) == [200]
+
+
+async def test_each_callback_is_placed_once(own_folder: Path, url: str) -> None:
+    port = free_port()
+    callee = await CalledPhone().start(port)
+    more = f"""{PATIENT}
+[control]
+socket = "gateway.sock"
+[outbound]
+enabled = true
+allowed_prefixes = ["4"]
+max_concurrent_calls = 4
+max_calls_per_minute = 100
+[callbacks]
+auto_dial = true
+[[trunk]]
+name = "carrier"
+peers = ["127.0.0.1:{port}"]
+"""
+    database = cleaned(url)
+    try:
+        async with gateways(own_folder, url, 2, more) as made:
+            due = datetime.now(UTC) + timedelta(seconds=1)
+            for number in range(4):
+                row = {"id": f"4{number}/plain", "at": due, "number": f"4{number}"}
+                row |= {"route": "plain", "trunk": "carrier", "reason": "r", "call_id": "c"}
+                with database.exclusive() as connection:
+                    shared.put_callback(connection, {**row, "due": due.timestamp()}, 500)
+            called = []
+            for number in range(4):
+                there = await callee.called(number + 1)
+                there.respond(200, sdp=True)
+                await there.until(lambda c: c.requests("ACK"))
+                called.append(there)
+
+            def forgotten() -> bool:
+                with database.exclusive() as connection:
+                    return shared.pending_callbacks(connection, 1)[0] == 0
+
+            await eventually(forgotten, "no callback is left")
+            for there in called:
+                there.bye()
+            live = [one.emulator for one in made]
+            await eventually(lambda: not any(one.live for one in live), "no call is left")
+            assert sorted(one.user for one in called) == ["40", "41", "42", "43"]
+            lines = [line for one in made for line in one.gateway.all("call.invite")]
+            assert len(lines) == 4
+    finally:
+        database.close()
+        await callee.stop()
