@@ -364,8 +364,8 @@ class SharedState:
             return answer.rule
         scope, limit = answer.limit.scope, answer.limit
         spent, most = answer.spent / UNITS, limit.amount / UNITS
-        aside = f", {limit.reserve / UNITS:g} to be set aside" if limit.reserve else ""
-        return f"budget: {scope}: {spent:.4f} of {most:.4f}{aside}"
+        reserved = f", {limit.reserve / UNITS:g} to be reserved" if limit.reserve else ""
+        return f"budget: {scope}: {spent:.4f} of {most:.4f}{reserved}"
 
     # ---- now and then
 
@@ -386,7 +386,7 @@ class SharedState:
                 if clock() - renewed >= RENEW_SECONDS and self._held:
                     renewed = clock()
                     await self._renew()
-                if self._costs.watched() or self._costs.unsaid():
+                if self._costs.watched() or self._costs.pending_sums():
                     await self._settle()
                 if self._config.access.ban_after and clock() - bans >= BANS_SECONDS:
                     bans = clock()
@@ -422,7 +422,7 @@ class SharedState:
 
     def _spent(self) -> tuple[str, dict[Pair, Decimal], dict[Pair, int]]:
         """What this process has spent today and the others have not seen; the same in units."""
-        sums = self._costs.unsaid()
+        sums = self._costs.pending_sums()
         return self._costs.today(), sums, {pair: units(one) for pair, one in sums.items()}
 
     async def _exchange_bans(self) -> None:

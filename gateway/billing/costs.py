@@ -391,7 +391,7 @@ class Costs:
         """The ISO date that money is spent on now."""
         return self._today()
 
-    def unsaid(self) -> dict[Pair, Decimal]:
+    def pending_sums(self) -> dict[Pair, Decimal]:
         """Today's sums of our own that have changed since :meth:`said`."""
         ledger, day = self._accounts.ledger, self._today()
         return {pair: ledger.own_sum(day, pair) for pair in ledger.touched}
