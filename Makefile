@@ -81,7 +81,7 @@ venv: $(DEV) ## .venv with everything in it
 UV := .cache/lock/bin/uv
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url pyproject.toml $(SETUP)/build-requirements.in \
-	--extra devtools --extra mcp --extra recording
+	--extra devtools --extra mcp --extra otel --extra recording
 lock: $(BASE) ## renew requirements.lock and requirements-dev.lock
 	@test -x $(UV) || { $(BIN)/python -m venv .cache/lock && .cache/lock/bin/pip install --quiet uv; }
 	@$(UV) $(COMPILE) --extra dev --upgrade -o requirements-dev.lock

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is measured, for ``/metrics`` to read: distributions that are cheap enough for every packet,
-and labels of which there are only so many."""
+and labels of which there are only so many. And the names that traces have, of a call's id."""
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -55,3 +56,21 @@ class Labels:
             return OTHER
         self.values.add(value)
         return value
+
+
+def trace_id_of(call_id: str) -> str:
+    """Return the id of the trace of a call: 32 hexadecimal digits."""
+    return hashlib.sha256(f"trace {call_id}".encode()).hexdigest()[:32]
+
+
+def span_id_of(trace_id: str, part: str = "") -> str:
+    """Return the id of a span of that trace: 16 hexadecimal digits; of the call without a part."""
+    return hashlib.sha256(f"{trace_id} {part}".encode()).hexdigest()[:16]
+
+
+def traceparent(trace_id: str, part: str = "") -> str:
+    """Return the field of that name (W3C Trace Context) for what that span asks of others.
+
+    Empty without a trace.
+    """
+    return f"00-{trace_id}-{span_id_of(trace_id, part)}-01" if trace_id else ""

@@ -21,6 +21,7 @@ from gateway.app.applications import Applications
 from gateway.app.registry import CallRegistry
 from gateway.app.reload import Reloader
 from gateway.app.server_health import HealthChecker
+from gateway.app.tracing import Tracing
 from gateway.billing.costs import Costs
 from gateway.bridge.media import MediaPump
 from gateway.config import Config
@@ -58,6 +59,7 @@ class Readings:
         pump: MediaPump,
         costs: Costs,
         reloader: Reloader,
+        tracing: Tracing,
         lag: Distribution,
     ) -> None:
         self._config = config
@@ -70,6 +72,7 @@ class Readings:
         self._pump = pump
         self._costs = costs
         self._reloader = reloader
+        self._tracing = tracing
         self._lag = lag
         self._rules = Labels()
         self._names = server_names(config)
@@ -149,7 +152,11 @@ class Readings:
             yield "storage_free_bytes", {"volume": "records"}, free
 
     def _process(self) -> Iterator[Reading]:
-        for name, (items, dropped) in {**self._writer.queues, **self._agent.queues}.items():
+        traces = {"traces": (len(self._tracing), self._tracing.dropped)}
+        queues = {**self._writer.queues, **self._agent.queues, **traces}
+        for result in ("exported", "failed"):
+            yield "traces", {"result": result}, float(self._tracing.results[result])
+        for name, (items, dropped) in queues.items():
             yield "queue_items", {"queue": name}, float(items)
             yield "queue_dropped", {"queue": name}, float(dropped)
         yield "event_loop_lag_seconds", {}, self._lag

@@ -31,6 +31,7 @@ from gateway.app.registry import (
 from gateway.app.reload import Read, Reloader
 from gateway.app.server_health import HealthChecker
 from gateway.app.shared_state import SharedState
+from gateway.app.tracing import Tracing
 from gateway.billing.costs import Costs
 from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaPump
@@ -174,9 +175,17 @@ class Gateway:
         writer = BackgroundWriter()
         files = RecordFiles(config.records.folder, writer)
         self.records = records = record_store(config, dialplan, writer, files)
+        instance = f"{socket.gethostname()}:{config.sip.listen[0].port}"
+        self._tracing = tracing = Tracing(config.tracing, instance)
+        records.listeners.append(tracing.told)
         folder = config.records.spool_folder
         webhooks = (
-            WebhookSender(folder, endpoints_of(config), lambda: records.forwarder.leading)
+            WebhookSender(
+                folder,
+                endpoints_of(config),
+                lambda: records.forwarder.leading,
+                tracing.traceparent,
+            )
             if folder is not None and config.webhook
             else None
         )
@@ -193,7 +202,9 @@ class Gateway:
             config.realtime.connect_timeout,
         )
         rejections = Rejections(records, sip.retry_after, config.records.redact)
-        self.calls = calls = CallRegistry(config, dialplan, records, event_logs, costs, recordings)
+        self.calls = calls = CallRegistry(
+            config, dialplan, records, event_logs, costs, recordings, tracing.trace_id
+        )
         self.agent = agent = UserAgent(
             sip,
             on_invite=lambda leg: self._admission.on_invite(leg),
@@ -271,11 +282,13 @@ class Gateway:
                 pump,
                 costs,
                 reloader,
+                tracing,
                 self.lag,
             ),
         )
         maintenance = Maintenance(agent, reloader.reload)
         self._parts = (
+            Part("traces", tracing.start, tracing.stop),
             *((Part("webhooks", webhooks.start, webhooks.stop),) if webhooks else ()),
             Part("records", records.start, records.stop),
             Part("writer", writer.start, writer.stop),

@@ -41,6 +41,7 @@ class CallRegistry:
         event_logs: EventLogs,
         costs: Costs,
         recordings: Recordings | None = None,
+        trace_id: Callable[[str], str] = lambda _call_id: "",
     ) -> None:
         self.max_calls = 0
         """Set when the user agent is up and says how many it carries."""
@@ -53,6 +54,7 @@ class CallRegistry:
         self._records = records
         self._event_logs = event_logs
         self._costs = costs
+        self._trace_id = trace_id
         self._recordings = recordings
         self._calls: set[CallController] = set()
         self._undecided: dict[str, Callable[[], None]] = {}
@@ -141,6 +143,7 @@ class CallRegistry:
         """Open the call's account and its event log, and set what is masked in its record."""
         record = call.record
         own = self._routes[record.route].records
+        record.trace_id = self._trace_id(record.call_id)
         record.private.redact(self._settings.redact if own.redact is None else own.redact)
         number = user_of(record.from_uri if record.direction == "inbound" else record.to_uri)
         plan = call.session_plan

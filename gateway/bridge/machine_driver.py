@@ -24,6 +24,8 @@ from gateway.call.machine import CallMachine
 from gateway.call.plan import GuardrailPlan
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import CommandsFromTools
+from gateway.call.tools.function_calls import MAX_NAME
+from gateway.measures import traceparent
 from gateway.realtime.events import AudioDelta
 from gateway.tools.functions import Question, ToolCall, ToolRunner
 
@@ -234,7 +236,9 @@ class ToolCalls:
         if self._runner is None:
             done('{"error": "nothing runs this function"}')
         else:
-            self._runner.run(self._call(output.call_id, output.name, output.arguments), done)
+            part = f"tool {output.call_id[:MAX_NAME]}"
+            call = self._call(output.call_id, output.name, output.arguments, part)
+            self._runner.run(call, done)
 
     def _ask(self, output: outputs.RequestApproval) -> None:
         def done(approve: bool, reason: str) -> None:
@@ -256,7 +260,7 @@ class ToolCalls:
             call = self._call(output.key, output.who, output.text)
             self._runner.check(self._guardrails[output.rule], call, done)
 
-    def _call(self, call_id: str, name: str, arguments: str) -> ToolCall:
+    def _call(self, call_id: str, name: str, arguments: str, part: str = "") -> ToolCall:
         record = self._host.record
         return ToolCall(
             call_id,
@@ -267,5 +271,6 @@ class ToolCalls:
             caller=record.from_uri,
             called=record.to_uri,
             variables=self._variables(),
+            traceparent=traceparent(record.trace_id, part),
             control=CommandsFromTools(lambda command: self._host.feed(inputs.ToolRequest(command))),
         )

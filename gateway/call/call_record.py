@@ -53,19 +53,17 @@ class Interruption:
 
 @dataclass(slots=True)
 class ResponseTime:
-    """How long the caller waited for the agent after a turn of theirs: ``ms`` at the gateway, from
-    their last loud packet to the first frame played, and its parts."""
+    """How long the caller waited after a turn of theirs (ms): from their last loud packet to the
+    first frame played, both here. ``network`` are round trips, to the server and on top to the
+    caller; ``endpointing`` ends with the server's word that the turn is over, ``model`` with the
+    first audio, ``playout`` with its first frame."""
 
     at_ms: float
     ms: float
     network: float
-    """Round trips, ms: to the caller (comes on top of ``ms``) and to the realtime server."""
     endpointing: float
-    """Until the server said that the turn is over, ms, without the round trip to it."""
     model: float
-    """From there to the first audio of a response, tools included, ms."""
     playout: float
-    """From there to its first frame on the wire, ms."""
 
 
 @dataclass(slots=True)
@@ -103,6 +101,7 @@ class ToolUse:
     ms: float = 0.0
     approval: str = ""
     """Who approved or refused it; empty: nobody was asked."""
+    id: str = ""
 
 
 @dataclass(slots=True)
@@ -312,8 +311,6 @@ class SpokenTranscript(Protocol):
         ...
 
 
-_QUANTILES = {"p50": 0.5, "p95": 0.95}
-
 _HOLDS = {"held": True, "holding": True, "resumed": False, "hold_ended": False}
 """Marks that begin or end a hold."""
 
@@ -340,7 +337,6 @@ class CallRecord:
     recording: RecordingRecord | None = None
     """None where no recording was wanted."""
     response_times: list[ResponseTime] = field(default_factory=list)
-    """One for each turn of the caller that got an answer."""
     cost: dict[str, Any] = field(default_factory=dict)
     """As :class:`gateway.billing.costs.Account` has it; live."""
     metadata: dict[str, str] = field(default_factory=dict)
@@ -350,6 +346,8 @@ class CallRecord:
     ending: Ending | None = None
     parent_id: str = ""
     """The call in which this one was asked for, as a callback; its ``call_id``."""
+    trace_id: str = ""
+    """W3C Trace Context; empty: no trace."""
     disposition: str = ""
     """How the call went for those who called, as route, model or application say it."""
     explanation: list[str] = field(default_factory=list)
@@ -392,10 +390,8 @@ class CallRecord:
     def response_ms(self) -> dict[str, float]:
         """How long the caller waited for responses: ``count``, and ``p50`` and ``p95`` in ms."""
         times = sorted(one.ms for one in self.response_times)
-        if not times:
-            return {"count": 0}
-        ranks = {name: times[ceil(part * len(times)) - 1] for name, part in _QUANTILES.items()}
-        return {"count": len(times), **ranks}
+        parts = (("p50", 0.5), ("p95", 0.95)) if times else ()
+        return {"count": len(times), **{k: times[ceil(p * len(times)) - 1] for k, p in parts}}
 
     def in_progress(self, now: datetime) -> dict[str, Any]:
         """Return what is known of a live call; ``now`` has a time zone."""
@@ -459,6 +455,7 @@ class CallRecord:
             "recording": None if self.recording is None else asdict(self.recording),
             "cost": dict(self.cost),
             "metadata": dict(self.metadata),
+            "trace_id": self.trace_id,
             "disposition": self.disposition,
             "explanation": list(self.explanation),
             "ending": None if self.ending is None else self.ending.as_json(),

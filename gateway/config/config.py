@@ -20,6 +20,7 @@ from gateway.config.operations import (
     RecordSettings,
     Redacted,
     SharedSettings,
+    TracingSettings,
     WebhookSettings,
 )
 from gateway.config.sections import (
@@ -117,6 +118,7 @@ class Config(Section):
     control: ControlSettings = Field(default_factory=ControlSettings)
     api: ApiSettings = Field(default_factory=ApiSettings)
     webhook: tuple[WebhookSettings, ...] = ()
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
     outbound: OutboundSettings = Field(default_factory=OutboundSettings)
     trunk: tuple[TrunkSettings, ...] = ()
     realtime_server: tuple[RealtimeServerSettings, ...] = ()
@@ -249,6 +251,7 @@ class Config(Section):
         return (
             *own,
             *self.tools.secrets(),
+            *self.tracing.secrets(),
             *self.records.secrets(),
             *self.recording.secrets(),
             *hooks,

@@ -252,6 +252,19 @@ def _signing_key(value: SecretStr) -> SecretStr:
 SigningKey = Annotated[SecretStr, AfterValidator(_signing_key)]
 
 
+class TracingSettings(Section):
+    """``[tracing]``: where traces of calls go, by OTLP over HTTP."""
+
+    endpoint: HttpUrl | None = None
+    headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
+    service_name: Name = "sip-realtime-gateway"
+    sample_ratio: Annotated[float, Strict(), Field(ge=0, le=1), Typed] = 1.0
+
+    def secrets(self) -> tuple[str, ...]:
+        """The values of headers."""
+        return tuple(value.get_secret_value() for value in self.headers.values())
+
+
 class WebhookSettings(Section):
     """``[[webhook]]``: an address that is told of events of calls."""
 

@@ -101,10 +101,15 @@ class WebhookSender:
 
     Args:
         leading: whether this process is the one that sends.
+        traceparent: the field of that name for a call, by its id; "" for none.
     """
 
     def __init__(
-        self, folder: Path, endpoints: Sequence[Endpoint], leading: Callable[[], bool]
+        self,
+        folder: Path,
+        endpoints: Sequence[Endpoint],
+        leading: Callable[[], bool],
+        traceparent: Callable[[str], str] = lambda _call_id: "",
     ) -> None:
         self.results: Counter[tuple[str, str]] = Counter()
         """Attempts, by endpoint and result: delivered, failed, dead."""
@@ -114,6 +119,7 @@ class WebhookSender:
         self._spool = Spool(folder)
         self._lock = threading.Lock()
         self._leading = leading
+        self._traceparent = traceparent
         self._led = False
         self._tasks, self._sending = TaskSet(), TaskSet()
         self._slots = asyncio.Semaphore(AT_ONCE)
@@ -220,6 +226,8 @@ class WebhookSender:
             "webhook-signature": signature(endpoint.secrets, delivery.id, now, body),
             "idempotency-key": delivery.id,
         }
+        if parent := self._traceparent(delivery.call_id):
+            headers["traceparent"] = parent
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
                 answer = await self._client.post(endpoint.url, content=body, headers=headers)

@@ -50,8 +50,15 @@ class ToolCall:
     """SIP URI."""
     called: str = ""
     variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    traceparent: str = ""
+    """Field of that name (W3C Trace Context) for what is asked of others; empty for none."""
     control: CallControl | None = None
     """Ways for the function to act on the call meanwhile; from the event loop only."""
+
+    @property
+    def trace_headers(self) -> dict[str, str]:
+        """Header fields by which a service can put what it does into the call's trace."""
+        return {"traceparent": self.traceparent} if self.traceparent else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,6 +260,7 @@ def request_of(hook: Webhook, call: ToolCall, given: Mapping[str, Any]) -> Reque
         headers={
             "X-Gateway-Call": _header(call.call),
             "Idempotency-Key": _header(f"{call.call}:{call.call_id}"),
+            **call.trace_headers,
             **hook.headers,
         },
         query={} if body else {name: _text(value) for name, value in rest.items()},
@@ -312,7 +313,8 @@ async def ask_approval(client: HttpClient, operator: Operator, call: ToolCall) -
         "arguments": _arguments(call.arguments),
     }
     # Somebody is asked: twice is only more ringing, and nothing is done by it.
-    request = Request("POST", operator.url, operator.headers, body=body, retries=1, again=True)
+    headers = {**call.trace_headers, **operator.headers}
+    request = Request("POST", operator.url, headers, body=body, retries=1, again=True)
     try:
         answer = json_of(await client.send(request))
     except ToolError:
@@ -348,7 +350,8 @@ async def ask_content(client: HttpClient, rule: ContentService, call: ToolCall) 
     }
     try:
         async with asyncio.timeout(rule.timeout):
-            text = await client.send(Request("POST", rule.url, rule.headers, body=body, again=True))
+            headers = {**call.trace_headers, **rule.headers}
+            text = await client.send(Request("POST", rule.url, headers, body=body, again=True))
         answer = json_of(text)
     except TimeoutError:
         return None, "too late"

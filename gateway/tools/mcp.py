@@ -192,7 +192,7 @@ class McpServer:
             approval=settings.needs_approval(tool.name),
         )
 
-    async def _run(self, tool: str, _call: ToolCall, given: dict[str, Any]) -> str:
+    async def _run(self, tool: str, call: ToolCall, given: dict[str, Any]) -> str:
         client = self._client
         if client is None:
             raise ToolError("the server of this tool cannot be reached now")
@@ -202,7 +202,8 @@ class McpServer:
 
         self._running += 1
         try:
-            result = await client.call_tool(tool, given)
+            # As OpenTelemetry's conventions for MCP have it.
+            result = await client.call_tool(tool, given, meta=call.trace_headers or None)
         except MCPError as error:
             if self._is_gone(error):
                 self._broken.set()

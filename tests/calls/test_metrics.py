@@ -65,7 +65,7 @@ STANDING = {
     *("build_info", "calls_limit", "config_last_success_timestamp_seconds"),  # constant
     *("ready", "draining", "drain_forced_calls", "process_lost_calls"),  # of the process's life
     *("media_faults", "queue_dropped", "frames_dropped"),  # defects and overload
-    "records_oldest_pending_seconds",
+    *("records_oldest_pending_seconds", "traces"),
 }
 """Metrics that a good call does not move: they are there all the same."""
 

@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Any
 
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Context, MCPServer
 
 server = MCPServer("crm")
 
@@ -52,6 +52,12 @@ def die() -> str:
 def environment(name: str) -> str:
     """A variable of the process's environment."""
     return os.environ.get(name, "not set")
+
+
+@server.tool()
+def trace(context: Context) -> str:
+    """What came with the request besides its arguments."""
+    return str(context.request_context.meta)
 
 
 def http_app(token: str) -> Any:

@@ -242,7 +242,8 @@ class Functions:
         control = self._control
         name, call_id = str(call.get("name", "")), _id_of(call)
         arguments = str(call.get("arguments") or "{}")
-        use = ToolUse(round(control.timeline.ms(now), 1), name[:MAX_NAME])
+        at_ms = round(control.timeline.ms(now), 1)
+        use = ToolUse(at_ms, name[:MAX_NAME], id=call_id[:MAX_NAME])
         control.timeline.record.actions.used(use)
         try:
             if call_id in self._running:

@@ -46,6 +46,7 @@ def test_every_metric_is_on_the_dashboard_or_in_a_rule() -> None:
         "gateway_calls_started",
         "gateway_config_last_success_timestamp_seconds",
         "gateway_media_faults",
+        "gateway_traces",
         "gateway_webhook_seconds",
     }
 
