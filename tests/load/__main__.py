@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,22 @@ from rich.console import Console
 
 from . import machine, report, setups, subject
 from .figures import Level
-from .level import QUICK, GatewayLevel, Timing, run_floor
+from .level import QUICK, Conditions, GatewayLevel, Timing, run_floor
 from .worker import ROOT, Failed
 
 LEVELS = (1, 20, 50, 100, 200)
 MOST = 1500
 """Asked of the library, which says how many of them it can have."""
 QUICK_LEVELS = (1, 50)
+CONDITIONS = (
+    (20, Conditions(jitter_ms=20)),
+    (20, Conditions(loss_percent=2)),
+    (20, Conditions(ptime=60)),
+    (1, Conditions(tls=True)),
+    (100, Conditions(tls=True)),
+    (200, Conditions(tls=True)),
+)
+"""Levels of a whole run that are measured once more under other conditions, once."""
 
 
 def capacity(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -80,6 +89,7 @@ def _prefer(nice: int) -> None:
 @click.option(
     "--jitter", type=click.FloatRange(0, 200), default=0.0, help="Their delay, 0 to so many ms."
 )
+@click.option("--tls", is_flag=True, help="Have the sessions on wss://, with a CA of the run's.")
 @click.option("--no-floor", is_flag=True, help="Leave pjsip's own loop-back out.")
 @click.option("--no-setup", is_flag=True, help="Leave set-up time and calls per second out.")
 @click.option(
@@ -104,6 +114,7 @@ def main(
     ptime: str,
     loss: float,
     jitter: float,
+    tls: bool,
     no_floor: bool,
     no_setup: bool,
     nice: int,
@@ -116,7 +127,8 @@ def main(
     timing = QUICK if quick else Timing()
     if repetitions is not None:
         timing = Timing(repetitions, timing.warm_up, timing.steady, timing.probe, timing.barge)
-    network = {"ptime": float(ptime), "loss_percent": loss, "jitter_ms": jitter}
+    conditions = Conditions(int(ptime), loss, jitter, tls)
+    whole = not wanted and not quick and conditions == Conditions()
     work = output / "run"
     shutil.rmtree(work, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
@@ -145,11 +157,13 @@ def main(
                 if not no_floor:
                     done.append(run_floor(work / f"floor-{calls}", calls, timing, say))
                     report.line(console, done[-1])
-                level = GatewayLevel(
-                    work / f"gateway-{calls}", calls, timing, say, mode, network
-                ).run()
-                done.append(level)
-                report.line(console, level)
+                folder = work / f"gateway-{calls}"
+                done.append(GatewayLevel(folder, calls, timing, say, mode, conditions).run())
+                report.line(console, done[-1])
+            for number, (calls, other) in enumerate(CONDITIONS if whole else ()):
+                folder, once = work / f"other-{number}", replace(timing, repetitions=1)
+                done.append(GatewayLevel(folder, calls, once, say, mode, other).run())
+                report.line(console, done[-1])
             if not no_setup:
                 rates = setups.run(work / "setups", most, quick, say)
         except (Failed, OSError) as failure:
@@ -162,7 +176,7 @@ def main(
         "seconds": round(time.time() - started),
         "timing": asdict(timing),
         "mode": mode,
-        "network": network,
+        "conditions": asdict(conditions),
         "levels": [
             {**asdict(level), "cpu_per_call": level.cpu_per_call, "threads": level.threads}
             for level in done

@@ -20,12 +20,14 @@ import os
 import random
 import select
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from . import marks, wire
+from . import marks, tls, wire
 from .clocks import SO_TIMESTAMPNS, Arrivals
 from .endpoint_session import Session
 
@@ -72,6 +74,7 @@ class Server:
         self._late: list[int] = []
         self._bulk_mode = "steady"
         self._rng = random.Random(7)
+        self._tls: ssl.SSLContext | None = None
         self._totals = {"sessions": 0, "messages": 0, "bytes": 0, "sent": 0, "stalls": 0}
         self._fates: dict[str, int] = {}
         self._running = True
@@ -169,7 +172,8 @@ class Server:
                 return
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            session = Session(self, connection, SLOTS)
+            end = connection if self._tls is None else tls.TlsSocket(connection, self._tls)
+            session = Session(self, end, SLOTS)
             self._sessions[connection.fileno()] = session
             self._watch(connection.fileno(), session.receive)
 
@@ -298,6 +302,8 @@ class Server:
                 return {"port": self.port}
             case "count":
                 return self._count()
+            case "tls":
+                self._tls = tls.server_context(Path(command["certificate"]), Path(command["key"]))
             case "bulk":
                 self._bulk_mode = command["mode"]
             case "steady":

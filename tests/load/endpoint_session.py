@@ -19,6 +19,7 @@ from .clocks import ANCILLARY_BYTES
 
 if TYPE_CHECKING:
     from .endpoint import Server
+    from .tls import TlsSocket
 
 _RECEIVE = 256 * 1024
 
@@ -28,7 +29,7 @@ _numbers = itertools.count(1)
 class Session:
     """One WebSocket connection, from its first byte to its end."""
 
-    def __init__(self, server: Server, connection: socket.socket, slots: int) -> None:
+    def __init__(self, server: Server, connection: socket.socket | TlsSocket, slots: int) -> None:
         self.server = server
         self.socket = connection
         self.number = next(_numbers)

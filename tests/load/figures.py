@@ -55,6 +55,8 @@ class Level:
     subject: str
     calls: int
     measured: int
+    conditions: str = ""
+    """What is not as usual; such levels have a table of their own."""
     cpu: list[Cpu] = field(default_factory=list)
     """One for each repetition."""
     helpers: dict[str, float] = field(default_factory=dict)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.interop.lab.keys import self_signed
+
 from . import figures, machine, proc, sipp, subject
 from .figures import Cpu, Level, Spread
 from .worker import Failed, Worker
@@ -31,6 +33,36 @@ class Timing:
     steady: float = 5.0
     probe: float = 3.0
     barge: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What lies between the gateway and both of its sides; the first three are of the measured
+    telephones' RTP."""
+
+    ptime: int = 20
+    loss_percent: float = 0.0
+    jitter_ms: float = 0.0
+    tls: bool = False
+    """Sessions are on ``wss://``."""
+
+    def __str__(self) -> str:
+        parts = (
+            "sessions through TLS" if self.tls else "",
+            f"packets of {self.ptime} ms" if self.ptime != 20 else "",
+            f"{self.loss_percent:g} % loss" if self.loss_percent else "",
+            f"{self.jitter_ms:g} ms jitter" if self.jitter_ms else "",
+        )
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def network(self) -> dict[str, float]:
+        """As the telephones take it."""
+        return {
+            "ptime": float(self.ptime),
+            "loss_percent": self.loss_percent,
+            "jitter_ms": self.jitter_ms,
+        }
 
 
 QUICK = Timing(repetitions=1, warm_up=1.5, steady=4.0, probe=3.0, barge=3.0)
@@ -211,14 +243,12 @@ class GatewayLevel:
         timing: Timing,
         say: Say,
         mode: str = "steady",
-        network: Mapping[str, float] | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._timing, self._say, self._mode = folder, timing, say, mode
-        self._network = network
-        """What RTP of the measured telephones goes through: ``ptime``, ``loss_percent``,
-        ``jitter_ms``."""
-        self.level = Level("gateway", calls, measured_of(calls))
+        self._conditions = conditions or Conditions()
+        self.level = Level("gateway", calls, measured_of(calls), str(self._conditions))
         self._up: list[float] = []
         self._down: list[float] = []
         self._steady: list[float] = []
@@ -235,7 +265,12 @@ class GatewayLevel:
             phone = stack.enter_context(Worker.python("phone", "tests.load.phone", folder))
             endpoint.ask("bulk", mode=self._mode)
             port = endpoint.ask("where")["port"]
-            gateway = stack.enter_context(subject.gateway(folder, port, level.calls + 20))
+            ca = None
+            if self._conditions.tls:
+                keys = self_signed(folder, "endpoint")
+                ca = keys.certificate
+                endpoint.ask("tls", certificate=str(ca), key=str(keys.key))
+            gateway = stack.enter_context(subject.gateway(folder, port, level.calls + 20, ca=ca))
             time.sleep(0.5)
             idle = proc.look(gateway.pid)
             mass = level.calls - level.measured
@@ -245,15 +280,17 @@ class GatewayLevel:
             if callers is not None:
                 helpers["sipp"] = callers.process.pid
             for repetition in range(self._timing.repetitions):
+                apart = f", {level.conditions}" if level.conditions else ""
                 self._say(
-                    f"gateway, {level.calls} calls: {repetition + 1} of {self._timing.repetitions}"
+                    f"gateway, {level.calls} calls{apart}: "
+                    f"{repetition + 1} of {self._timing.repetitions}"
                 )
                 _join(
                     phone,
                     gateway.address,
                     level.measured,
                     lambda: endpoint.ask("count")["live"].get("bulk", 0) >= mass,
-                    self._network,
+                    self._conditions.network,
                 )
                 wait_for(
                     "measured calls are heard",

@@ -34,7 +34,10 @@ def head(console: Console, facts: dict[str, Any], levels: tuple[int, ...]) -> No
 
 def line(console: Console, level: Level) -> None:
     """One level, as soon as it is there."""
-    text = f"{level.subject:8} {level.calls:4} calls  {level.cpu_per_call:.3f} % of a core each"
+    apart = f", {level.conditions}" if level.conditions else ""
+    text = (
+        f"{level.subject:8} {level.calls:4} calls{apart}  {level.cpu_per_call:.3f} % of a core each"
+    )
     if level.subject == "gateway":
         text += (
             f"  up {_three(level.up)}  down {_three(level.down)}"
@@ -69,7 +72,7 @@ def write(
     text = plain.file
     assert isinstance(text, io.StringIO)
     (output / "bench.txt").write_text("\n".join(_facts(facts)) + "\n" + text.getvalue())
-    draw(output / "bench.png", levels)
+    draw(output / "bench.png", _usual(levels))
     markdown = _markdown(facts, tables)
     (output / "bench.md").write_text(markdown)
     if docs:
@@ -104,7 +107,8 @@ def _three(spread: Spread) -> str:
 
 
 def _tables(levels: list[Level], rates: list[Rate]) -> list[tuple[str, list[str], Rows]]:
-    gateways = [level for level in levels if level.subject == "gateway"]
+    usual = _usual(levels)
+    gateways = [level for level in usual if level.subject == "gateway"]
     floors = {level.calls: level for level in levels if level.subject == "floor"}
     tables = [
         _cpu(gateways, floors),
@@ -112,9 +116,45 @@ def _tables(levels: list[Level], rates: list[Rate]) -> list[tuple[str, list[str]
         _resources(gateways, floors),
         _load(gateways),
     ]
+    if len(usual) < len(levels):
+        tables.append(_conditions(gateways, [level for level in levels if level not in usual]))
     if rates:
         tables.append(_rates(rates))
     return tables
+
+
+def _usual(levels: list[Level]) -> list[Level]:
+    """The floor, and the levels under the conditions of the first."""
+    first = next((level.conditions for level in levels if level.subject == "gateway"), "")
+    return [level for level in levels if level.subject == "floor" or level.conditions == first]
+
+
+def _conditions(gateways: list[Level], others: list[Level]) -> tuple[str, list[str], Rows]:
+    usual = {level.calls: level for level in gateways}
+    rows = []
+    for level in others:
+        same = usual.get(level.calls)
+        rows.append(
+            [
+                str(level.calls),
+                level.conditions,
+                f"{level.cpu_per_call:.3f}",
+                f"{level.cpu_per_call / same.cpu_per_call:.2f}" if same else "-",
+                _three(level.up),
+                _three(same.up) if same else "-",
+                _three(level.down),
+                _three(level.down_steady),
+                f"{level.lost_up} / {level.lost_down} of {level.sent_up + level.sent_down}",
+                f"{level.underruns.get('bulk', 0)}",
+                f"{max(level.foreign_cpu, default=0):.0f}",
+            ]
+        )
+    columns = [
+        "calls", "with", "a call", "times the usual", "up p50/95/99", "usual", "down",
+        "down, live", "lost up / down", "underruns", "others' CPU %",
+    ]  # fmt: skip
+    title = "Under other conditions: processor time in percent of a core, delays in ms"
+    return title, columns, rows
 
 
 def _cpu(gateways: list[Level], floors: dict[int, Level]) -> tuple[str, list[str], Rows]:

@@ -30,8 +30,9 @@ max_calls = {max_calls}
 calls_per_second = 0
 max_concurrent_calls = 0
 [realtime]
-url = "ws://127.0.0.1:{port}/v1/realtime"
+url = "{scheme}://127.0.0.1:{port}/v1/realtime"
 model = "bulk"
+{ca}
 [dialplan]
 folder = "dialplan"
 [log]
@@ -114,9 +115,13 @@ class Gateway:
 
 @contextmanager
 def gateway(
-    folder: Path, endpoint_port: int, max_calls: int, max_call_seconds: float = 3600.0
+    folder: Path,
+    endpoint_port: int,
+    max_calls: int,
+    max_call_seconds: float = 3600.0,
+    ca: Path | None = None,
 ) -> Iterator[Gateway]:
-    """A gateway that joins its calls to the endpoint on ``endpoint_port``."""
+    """A gateway that joins its calls to the endpoint on ``endpoint_port``, by TLS with a ``ca``."""
     (folder / "dialplan").mkdir(exist_ok=True)
     for name in ("bulk", "measured", "short"):
         (folder / "dialplan" / f"{name}.toml").write_text(_ROUTE.format(name=name))
@@ -125,7 +130,9 @@ def gateway(
     config.write_text(
         _CONFIG.format(
             max_calls=max_calls,
+            scheme="ws" if ca is None else "wss",
             port=endpoint_port,
+            ca="" if ca is None else f'ca = "{ca}"',
             max_call_seconds=max_call_seconds,
             low=low,
             high=low + PORTS - 1,
