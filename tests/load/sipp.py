@@ -49,6 +49,7 @@ From: <sip:load@[local_ip]:[local_port]>;tag=[pid]T[call_number]
 To: <sip:[service]@[remote_ip]:[remote_port]>[peer_tag_param]
 Call-ID: [call_id]
 CSeq: 1 ACK
+[routes]
 Max-Forwards: 70
 Content-Length: 0
 
@@ -63,6 +64,7 @@ From: <sip:load@[local_ip]:[local_port]>;tag=[pid]T[call_number]
 To: <sip:[service]@[remote_ip]:[remote_port]>[peer_tag_param]
 Call-ID: [call_id]
 CSeq: 2 BYE
+[routes]
 Max-Forwards: 70
 Content-Length: 0
 
