@@ -246,6 +246,25 @@ def redact_also(secrets: Sequence[str]) -> None:
         redactor.add(secrets)
 
 
+_METHODS = ("debug", "info", "warning", "error", "exception", "critical")
+
+
+class _Logger(structlog.make_filtering_bound_logger(logging.INFO)):  # type: ignore[misc]
+    """The loggers of the process; what is below the level costs the call of an empty function."""
+
+
+def set_level(level: str) -> None:
+    """Have the log take lines of this level (debug, info, warning, error) and above, from now."""
+    other = structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()])
+    for name in (*_METHODS, "get_effective_level", "is_enabled_for"):
+        setattr(_Logger, name, getattr(other, name))
+
+
+def level_now() -> str:
+    """The level of the log."""
+    return str(logging.getLevelName(_Logger.get_effective_level(None))).lower()
+
+
 def set_up_logging(
     form: str = "json",
     level: str = "info",
@@ -260,7 +279,6 @@ def set_up_logging(
     """
     target: TextIO = sys.stderr if file is None else _opened(file)
     sink = Sink(target, file)
-    threshold = logging.getLevelNamesMapping()[level.upper()]
     rendering: list[Processor]
     if form == "json":
         tracebacks = ExceptionDictTransformer(show_locals=False)
@@ -288,9 +306,10 @@ def set_up_logging(
         marking.append(_Worker(worker))
     # Processors after the renderer get its line, which the types of structlog do not foresee.
     redactor: Any = Redactor(secrets)
+    set_level(level)
     structlog.configure(
         processors=[*marking, *rendering, redactor],
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        wrapper_class=_Logger,
         logger_factory=lambda *_names: sink,
         cache_logger_on_first_use=True,
     )

@@ -1,62 +1,230 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Paths about the process: its state, drain and reload, deliveries of webhooks."""
+"""Paths about the process: state, trunks, log level, drain, reload, webhooks, events."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import JSONResponse
+from fastapi import HTTPException, Query, Request, WebSocket, WebSocketDisconnect
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict
 
-from gateway.api.backend import Backend
-from gateway.api.calls import audit, run
-from gateway.api.tokens import Token
+from gateway.api.access import Paths, audit, audited, run
+from gateway.api.backend import MAX_FOLLOWERS, Backend
+from gateway.api.calls import Term, part
+from gateway.api.limits import BEARER, UNAUTHORIZED
+from gateway.api.tokens import Role
+from gateway.text import unicode_in
+
+KEEP_ALIVE_SECONDS = 15.0
+"""Between two lines of a stream of events."""
+Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
-def add_administration(app: FastAPI, backend: Backend, readonly: Any, admin: Any) -> None:
-    """Add them, with the roles that may."""
+class Trunk(BaseModel):
+    """A trunk, its registration and what it answers to OPTIONS."""
 
-    @app.get("/api/v1/status", dependencies=[readonly], tags=["gateway"])
-    async def status() -> dict[str, Any]:
+    model_config = ConfigDict(extra="allow")
+    name: str
+    state: str
+    last_error: str
+    options: str
+    calls: int
+
+
+class Trunks(BaseModel):
+    """A page of trunks."""
+
+    trunks: list[Trunk]
+    next: str | None
+
+
+class Deliveries(BaseModel):
+    """A page of deliveries to webhooks."""
+
+    deliveries: list[dict[str, Any]]
+    next: str | None
+
+
+class Level(BaseModel):
+    """The least level of lines in the log, until the next start."""
+
+    level: Literal["debug", "info", "warning", "error"]
+
+
+class Reloaded(BaseModel):
+    """What a reload has changed, what needs a restart, and why all was kept."""
+
+    applied: bool
+    changed: list[str]
+    restart_required: list[str]
+    problems: list[str]
+
+
+def add_administration(paths: Paths, backend: Backend) -> None:
+    """Add the paths."""
+
+    @paths.add("GET", "/status", Role.READONLY, tags=["gateway"])
+    async def get_status() -> Any:
         """Trunks, calls, servers, refusals and costs of this process."""
         return await run(backend, "status", {})
 
-    @app.get("/api/v1/trunks", dependencies=[readonly], tags=["gateway"])
-    async def trunks() -> dict[str, Any]:
+    @paths.add("GET", "/trunks", Role.READONLY, Trunks, tags=["gateway"])
+    async def list_trunks(limit: Limit = 100, after: Term = "") -> Any:
         """Each trunk with the state of its registration."""
-        return {"trunks": (await run(backend, "status", {}))["trunks"]}
+        found = part((await run(backend, "status", {}))["trunks"], "name", limit, after)
+        return {"trunks": found[0], "next": found[1]}
 
-    @app.get("/api/v1/webhooks/deliveries", tags=["webhooks"])
-    async def deliveries(dead: bool = False, token: Token = admin) -> Any:
+    unknown = {404: "There is no such trunk", 409: "It does not register"}
+
+    @paths.add("POST", "/trunks/{name}/register", Role.OPERATOR, errors=unknown, tags=["gateway"])
+    async def register(name: Term, request: Request) -> Any:
+        """Register at a trunk now, whatever it waits for."""
+        return await audited(backend, request, "register", {"trunk": name})
+
+    @paths.add("GET", "/log", Role.READONLY, Level, tags=["gateway"])
+    async def get_log_level() -> Any:
+        """The level of the log."""
+        return await run(backend, "log", {})
+
+    @paths.add("PUT", "/log", Role.ADMIN, Level, tags=["gateway"])
+    async def set_log_level(body: Level, request: Request) -> Any:
+        """Change the level of the log, until the next start."""
+        answer = await run(backend, "log", {"level": body.level})
+        audit(request, "log", {"level_of_log": body.level}, "ok")
+        return answer
+
+    @paths.add("POST", "/drain", Role.ADMIN, status_code=202, tags=["gateway"])
+    async def drain(request: Request) -> Any:
+        """Take no further calls, and end when those in progress are over."""
+        audit(request, "drain", {}, "ok")
+        backend.drain()
+        return {"draining": True}
+
+    @paths.add("POST", "/reload", Role.ADMIN, Reloaded, tags=["gateway"])
+    async def reload(request: Request) -> Any:
+        """Read configuration, dialplans, prices and certificates anew; 422 where one is wrong."""
+        if backend.reload is None:
+            raise HTTPException(501, {"code": "not_here", "message": "nothing can be reloaded"})
+        answer = await backend.reload()
+        audit(request, "reload", {}, "ok" if answer.get("applied") else "kept")
+        return JSONResponse(unicode_in(dict(answer)), 200 if answer.get("applied") else 422)
+
+    _add_webhooks(paths, backend)
+    _add_events(paths, backend)
+
+
+def _add_webhooks(paths: Paths, backend: Backend) -> None:
+    @paths.add("GET", "/webhooks/deliveries", Role.ADMIN, Deliveries, tags=["webhooks"])
+    async def list_deliveries(dead: bool = False, limit: Limit = 100, after: Term = "") -> Any:
         """Deliveries that wait, or those that were given up."""
-        del token
         found = [] if backend.webhooks is None else await backend.webhooks.deliveries(dead=dead)
-        return {"deliveries": [{**asdict(one), "body": json.loads(one.body)} for one in found]}
+        rows = [{**asdict(one), "body": json.loads(one.body)} for one in found]
+        page = part(rows, "id", limit, after)
+        return {"deliveries": page[0], "next": page[1]}
 
-    @app.post("/api/v1/webhooks/deliveries/{delivery_id}/resend", tags=["webhooks"])
-    async def resend(delivery_id: str, request: Request, token: Token = admin) -> Any:
+    @paths.add(
+        "POST",
+        "/webhooks/deliveries/{delivery_id}/resend",
+        Role.ADMIN,
+        errors={404: "No such delivery was given up"},
+        tags=["webhooks"],
+    )
+    async def resend(delivery_id: Term, request: Request) -> Any:
         """Try deliveries that were given up anew; ``*`` for all of them."""
         count = 0 if backend.webhooks is None else await backend.webhooks.resend(delivery_id)
-        audit(request, token, "resend", {}, str(count))
+        audit(request, "resend", {"delivery": delivery_id}, str(count))
         if not count:
             message = f"no delivery {delivery_id!r} was given up"
             raise HTTPException(404, {"code": "delivery_not_found", "message": message})
         return {"resent": count}
 
-    @app.post("/api/v1/drain", status_code=202, tags=["gateway"])
-    async def drain(request: Request, token: Token = admin) -> Any:
-        """Take no further calls, and end when those in progress are over."""
-        audit(request, token, "drain", {}, "ok")
-        backend.drain()
-        return {"draining": True}
 
-    @app.post("/api/v1/reload", tags=["gateway"])
-    async def reload(request: Request, token: Token = admin) -> Any:
-        """Read configuration, dialplans, prices and certificates anew."""
-        if backend.reload is None:
-            raise HTTPException(501, {"code": "not_here", "message": "nothing can be reloaded"})
-        answer = await backend.reload()
-        audit(request, token, "reload", {}, "ok" if answer.get("applied") else "kept")
-        return JSONResponse(dict(answer), 200 if answer.get("applied") else 422)
+def _add_events(paths: Paths, backend: Backend) -> None:
+    full = {"code": "too_many", "message": f"{MAX_FOLLOWERS} follow already"}
+
+    @paths.add("GET", "/events", Role.READONLY, tags=["events"], response_class=StreamingResponse)
+    async def follow_events(request: Request, after: Term = "") -> Any:
+        """Events of all calls as they come (Server-Sent Events), or as a WebSocket of JSON texts.
+
+        Resumes behind the id in ``Last-Event-ID`` or ``after``; ``feed.gap`` says that events are
+        missing.
+        """
+        if backend.feed.followers >= MAX_FOLLOWERS:
+            raise HTTPException(429, full, {"Retry-After": "5"})
+        last = request.headers.get("last-event-id", "") or after
+        return StreamingResponse(
+            _stream(backend, last),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+
+    @paths.app.websocket("/api/v1/events")
+    async def events_socket(socket: WebSocket, after: str = "") -> None:
+        token = paths.access.token_of(socket.scope)
+        if token is None:
+            refused = JSONResponse({"error": UNAUTHORIZED}, 401, BEARER)
+        elif token.role < Role.READONLY:
+            forbidden = {"code": "forbidden", "message": "needs the role readonly"}
+            refused = JSONResponse({"error": forbidden}, 403)
+        elif backend.feed.followers >= MAX_FOLLOWERS:
+            refused = JSONResponse({"error": full}, 429, {"Retry-After": "5"})
+        else:
+            await socket.accept()
+            await _send_events(backend, socket, socket.headers.get("last-event-id", "") or after)
+            return
+        await socket.send_denial_response(refused)
+
+
+async def _send_events(backend: Backend, socket: WebSocket, last: str) -> None:
+    async def out() -> None:
+        async for number, event in _numbered(backend, last):
+            if number:
+                told = json.dumps({"id": number, **event}, ensure_ascii=False)
+                await socket.send_text(told)
+
+    sending = asyncio.create_task(out(), name="events")
+    try:
+        while (await socket.receive())["type"] != "websocket.disconnect":
+            pass  # nothing is asked there
+    finally:
+        sending.cancel()
+        with suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
+            await sending
+
+
+async def _stream(backend: Backend, last: str) -> AsyncIterator[str]:
+    yield ": the gateway's events\n\n"
+    async for number, event in _numbered(backend, last):
+        if number:
+            data = json.dumps(event, ensure_ascii=False)
+            yield f"id: {number}\nevent: {event['type']}\ndata: {data}\n\n"
+        else:
+            yield ": still here\n\n"
+
+
+async def _numbered(backend: Backend, last: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """Yield id and event, without an id where nothing has come for a while."""
+    follower = backend.feed.follow(last)
+    coming: asyncio.Task[Any] | None = None
+    try:
+        while True:
+            if coming is None:
+                coming = asyncio.ensure_future(anext(follower))
+            done, _ = await asyncio.wait({coming}, timeout=KEEP_ALIVE_SECONDS)
+            if not done:
+                yield "", {}
+                continue
+            number, event = coming.result()
+            coming = None
+            yield number, unicode_in(dict(event))
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+        await follower.aclose()

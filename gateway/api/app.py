@@ -6,27 +6,25 @@ from __future__ import annotations
 from typing import Any
 
 import structlog
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.types import Scope
 
 from gateway import __version__
+from gateway.api.access import Access, Paths, Throttle
 from gateway.api.admin import add_administration
 from gateway.api.backend import Backend
-from gateway.api.calls import add_commands, add_queries
+from gateway.api.calls import add_calls
 from gateway.api.hosted import add_hosted
-from gateway.api.limits import BEARER, UNAUTHORIZED, BodyLimit
-from gateway.api.local import LOCAL
-from gateway.api.tokens import Role, Token, recognized
+from gateway.api.limits import BodyLimit
+from gateway.api.tokens import Role, Token
 
 log = structlog.get_logger("api")
 
 
 def make_app(backend: Backend, tokens: tuple[Token, ...]) -> FastAPI:
-    """Return the application. Who comes by the Unix socket without a token is an admin."""
+    """Return the application."""
     app = FastAPI(
         title="SIP realtime gateway",
         version=__version__,
@@ -36,58 +34,57 @@ def make_app(backend: Backend, tokens: tuple[Token, ...]) -> FastAPI:
         redirect_slashes=False,
     )
 
-    def token_of(scope: Scope) -> Token | None:
-        given = Headers(scope=scope).get("authorization", "")
-        if not given and LOCAL in scope:
-            return Token(scope[LOCAL], Role.ADMIN, "")
-        return recognized(given, tokens)
-
-    app.add_middleware(BodyLimit, token_of=token_of)
+    access = Access(tokens)
+    app.add_middleware(BodyLimit, token_of=access.token_of)
+    app.add_middleware(Throttle, access=access)
     _add_errors(app)
     _add_health(app, backend)
-
-    def needs(role: Role) -> Any:
-        def check(request: Request) -> Token:
-            token = token_of(request.scope)
-            if token is None:
-                raise HTTPException(401, UNAUTHORIZED, BEARER)
-            request.state.token = token
-            if token.role < role:
-                message = f"needs the role {role.name.lower()}"
-                raise HTTPException(403, {"code": "forbidden", "message": message})
-            return token
-
-        return Depends(check)
-
-    readonly, operator, admin = needs(Role.READONLY), needs(Role.OPERATOR), needs(Role.ADMIN)
-    add_queries(app, backend, readonly, operator)
-    add_commands(app, backend, operator, admin)
-    add_administration(app, backend, readonly, admin)
+    paths = Paths(app, access)
+    add_calls(paths, backend)
+    add_administration(paths, backend)
+    _describe(app)
     decides = any(token.role is Role.APPLICATION for token in tokens)
     if backend.applications is not None and decides:
         add_hosted(app, backend.applications, tokens)
     return app
 
 
+_FOR_ALL = {"x-role": "none"}
+_UNWELL: dict[int | str, Any] = {503: {"description": "No; the body says why"}}
+
+
 def _add_health(app: FastAPI, backend: Backend) -> None:
-    @app.get("/healthz", tags=["health"])
+    @app.get("/healthz", tags=["health"], openapi_extra=_FOR_ALL, responses=_UNWELL)
     async def healthz() -> JSONResponse:
         """Whether the process works; true while draining."""
         problems = dict(backend.problems())
         return JSONResponse({"ok": not problems, "problems": problems}, 503 if problems else 200)
 
-    @app.get("/readyz", tags=["health"])
+    @app.get("/readyz", tags=["health"], openapi_extra=_FOR_ALL, responses=_UNWELL)
     async def readyz() -> JSONResponse:
         """Whether calls should be sent here."""
         reasons = dict(backend.ready())
         return JSONResponse({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
-    @app.get("/metrics", tags=["health"])
+    @app.get("/metrics", tags=["health"], openapi_extra=_FOR_ALL)
     async def metrics() -> Response:
         """Metrics for Prometheus."""
         return Response(
             await backend.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
+
+
+def _describe(app: FastAPI) -> None:
+    """Have the description name the bearer token that paths need."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = plain()
+        schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes["token"] = {"type": "http", "scheme": "bearer", "description": "[[api.token]]"}
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -60,6 +60,8 @@ class Backend:
     """What can be asked and done, by name."""
     live: Callable[[], list[dict[str, Any]]]
     """A row for each call in progress, the newest last."""
+    record: Callable[[str], dict[str, Any] | None]
+    """The record of a call in progress, as it is now."""
     database: Callable[[], Database] | None
     """Makes a connection for queries; None where no calls are kept."""
     feed: EventFeed

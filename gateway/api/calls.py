@@ -1,33 +1,109 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Paths about calls: queries of those in progress and past ones, their events, commands."""
+"""Paths about calls: queries of those in progress and past ones, exports, commands."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from datetime import datetime
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime
+from itertools import islice
 from typing import Annotated, Any, Literal
 
-import structlog
-from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import Depends, HTTPException, Path, Query, Request
 from fastapi.responses import FileResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.api.backend import MAX_FOLLOWERS, Backend, NoCallError, RefusedError
-from gateway.api.tokens import Role, Token
+from gateway.api.access import NO_CALL, Paths, audit, audited, no_call, run, token_of
+from gateway.api.backend import Backend
+from gateway.api.tokens import Role
 from gateway.records.database import Filter
-from gateway.text import unicode_in
+from gateway.records.rows import exported
 
 QUERY_SECONDS = 15.0
 """For one query of the database."""
-KEEP_ALIVE_SECONDS = 15.0
-"""Between two lines of a stream of events."""
+EXPORTED_AT_ONCE = 200
+"""Rows of an export that are fetched together."""
 
 _WORDS = ("transcript", "timeline", "out_of_band", "digits")
 """Parts of a record that have what people said or pressed."""
+_DATABASE = {503: "The database of calls does not answer"}
+
+
+def _utc(value: datetime) -> datetime:
+    """Return the time in UTC. Raises ValueError where its zone leads out of the calendar."""
+    try:
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is out of range") from None
+
+
+def _plain(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("has a character that no call has")
+    return value
+
+
+Time = Annotated[datetime, AfterValidator(_utc)]
+"""ISO 8601, in UTC where it has no zone."""
+Term = Annotated[str, StringConstraints(max_length=256), AfterValidator(_plain)]
+"""What a column is compared with."""
+CallId = Annotated[
+    str,
+    Path(description="The id of a call, its beginning where only one begins so, or its Call-ID"),
+    AfterValidator(_plain),
+]
+
+
+class Row(BaseModel):
+    """A call, in progress or past. There are more fields: see the records."""
+
+    model_config = ConfigDict(extra="allow")
+    id: str
+    sip_call_id: str
+    direction: Literal["inbound", "outbound"]
+    state: str
+    from_number: str
+    to_number: str
+    trunk: str
+    route: str
+    invited_at: datetime
+    answered_at: datetime | None
+    ended_at: datetime | None
+    outcome: str
+    why: str
+
+
+class Rows(BaseModel):
+    """A page of calls; ``next`` is ``after`` of the next page, null on the last one."""
+
+    calls: list[Row]
+    next: str | None
+
+
+class Whole(Row):
+    """A call with its record, of which operators see what was said, and its events."""
+
+    record: dict[str, Any] | None
+    events: list[dict[str, Any]]
+    explanation: list[str]
+
+
+class Spoken(BaseModel):
+    """Entries of a transcript; ``count`` is ``after`` of the next question."""
+
+    call: str
+    dropped: int
+    count: int
+    transcript: list[dict[str, Any]]
+
+
+class Done(BaseModel):
+    """The id of the call that a command was carried out for."""
+
+    model_config = ConfigDict(extra="allow")
+    call: str
 
 
 class Dial(BaseModel):
@@ -41,9 +117,10 @@ class Dial(BaseModel):
 
 
 class Destination(BaseModel):
-    """Where to transfer a call: the name of one of its route's destinations."""
+    """Where to transfer a call: a destination of its route, by its name or by a number that it
+    allows. Left out, it is the first: the one for people who take over."""
 
-    destination: str
+    destination: str = ""
 
 
 class Recording(BaseModel):
@@ -61,7 +138,10 @@ class Text(BaseModel):
 class Question(Text):
     """What to ask the model, unheard by the caller."""
 
-    metadata: dict[str, str] = Field(default_factory=dict)
+    metadata: dict[
+        Annotated[str, StringConstraints(max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ] = Field(default_factory=dict)
 
 
 class Message(Text):
@@ -79,220 +159,261 @@ class Image(BaseModel):
     respond: bool = False
 
 
-def add_queries(app: FastAPI, backend: Backend, readonly: Any, operator: Any) -> None:
-    """Add what reads calls, with the roles that may."""
+class Keys(BaseModel):
+    """DTMF digits; w is a pause of half a second, W of a second, a comma of two."""
 
-    async def query(work: Callable[[Any], Any]) -> Any:
-        """Run ``work`` with the database on a thread."""
-        if backend.database is None:
-            return None
-        database = backend.database()
-        try:
-            async with asyncio.timeout(QUERY_SECONDS):
-                return await asyncio.to_thread(lambda: database.exists() and work(database))
-        except (SQLAlchemyError, TimeoutError, OSError):
-            message = "the database of calls does not answer"
-            raise HTTPException(503, {"code": "database_unavailable", "message": message}) from None
-        finally:
-            database.close()
+    digits: Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
-    @app.get("/api/v1/calls", dependencies=[readonly], tags=["calls"])
-    async def calls(
+
+class Nothing(BaseModel):
+    """No body is needed."""
+
+
+class _Wanted:
+    """The filters of a list of calls, as parameters."""
+
+    def __init__(
+        self,
+        since: Time | None = None,
+        until: Time | None = None,
+        number: Term = "",
+        route: Term = "",
+        trunk: Term = "",
+        direction: Literal["", "inbound", "outbound"] = "",
+        outcome: Term = "",
+        why: Term = "",
+        sip_call_id: Term = "",
+    ) -> None:
+        self.filter = Filter(
+            since, until, number, route, trunk, direction, outcome, why, sip_call_id
+        )
+
+
+def add_calls(paths: Paths, backend: Backend) -> None:
+    """Add the paths."""
+    _add_queries(paths, backend)
+    _add_recording(paths, backend)
+    _add_commands(paths, backend)
+
+
+def _add_queries(paths: Paths, backend: Backend) -> None:
+    @paths.add("GET", "/calls", Role.READONLY, Rows, _DATABASE, tags=["calls"])
+    async def list_calls(
+        wanted: Annotated[_Wanted, Depends()],
         live: bool | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        number: str = "",
-        route: str = "",
-        trunk: str = "",
-        direction: str = "",
-        outcome: str = "",
-        why: str = "",
-        sip_call_id: str = "",
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-        after: str = "",
-    ) -> dict[str, Any]:
+        after: Term = "",
+    ) -> Any:
         """Calls in progress and past ones, newest first; ``next`` is ``after`` of the next page."""
-        wanted = Filter(since, until, number, route, trunk, direction, outcome, why, sip_call_id)
         current = {row["id"]: row for row in backend.live()}
+        fitting = [row for row in reversed(current.values()) if _fits(row, wanted.filter)]
         if live:
-            rows = [row for row in reversed(current.values()) if _fits(row, wanted)]
-            return {"calls": _json(rows[:limit]), "next": None}
-        found = await query(lambda database: database.find(wanted, limit=limit, after=after)) or []
-        last = found[-1]["id"] if len(found) == limit else None
-        known = {row["id"] for row in found}
-        rows = [{**row, **current.get(row["id"], {})} for row in found]
+            return {"calls": (page := part(fitting, "id", limit, after))[0], "next": page[1]}
+        rows = await _query(backend, lambda one: one.find(wanted.filter, limit=limit, after=after))
+        rows = rows or []
+        last = rows[-1]["id"] if len(rows) == limit else None
+        known = {row["id"] for row in rows}
+        rows = [{**row, **current.get(row["id"], {})} for row in rows]
         if not after:
-            new = [row for key, row in current.items() if key not in known and _fits(row, wanted)]
-            rows = [*reversed(new), *rows] if last is None else rows
+            # Their rows are on their way to the database.
+            rows = [*(row for row in fitting if row["id"] not in known), *rows]
         if live is False:
             rows = [row for row in rows if row["id"] not in current]
-        return {"calls": _json(rows), "next": last}
+        return {"calls": rows, "next": last}
 
-    @app.get("/api/v1/calls/{call_id}", tags=["calls"])
-    async def call(call_id: str, request: Request, token: Token = readonly) -> dict[str, Any]:
-        """One call, with its record and its events; what was said needs the role operator."""
+    @paths.add(
+        "GET",
+        "/calls/export",
+        Role.READONLY,
+        errors=_DATABASE,
+        tags=["calls"],
+        response_class=StreamingResponse,
+    )
+    async def export_calls(
+        request: Request,
+        wanted: Annotated[_Wanted, Depends()],
+        form: Annotated[Literal["jsonl", "csv"], Query(alias="format")] = "jsonl",
+    ) -> Any:
+        """All calls that fit, oldest first, as JSON Lines or CSV, as they are read."""
+        audit(request, "export", {}, "ok")
+        lines = _lines(backend, wanted.filter, form)
+        first = await anext(lines)  # raises before the answer begins
+        kinds = {"jsonl": "application/jsonl", "csv": "text/csv; charset=utf-8"}
+        return StreamingResponse(_chained(first, lines), media_type=kinds[form])
+
+    @paths.add("GET", "/calls/{call_id}", Role.READONLY, Whole, NO_CALL | _DATABASE, tags=["calls"])
+    async def get_call(call_id: CallId, request: Request) -> Any:
+        """One call: legs, state, quality, cost and events; its words need the role operator."""
         current = next((row for row in backend.live() if row["id"] == call_id), None)
-        found = await query(lambda database: database.get(call_id))
+        found = await _query(backend, lambda one: one.get(call_id))
         if found is None and current is None:
             raise no_call(call_id)
         row = {"record": None, "events": [], **(found or {}), **(current or {})}
-        if token.role < Role.OPERATOR:
+        if current is not None:
+            row["record"] = backend.record(call_id)
+        row["explanation"] = (row["record"] or row).get("explanation", [])
+        if token_of(request).role < Role.OPERATOR:
             row["record"] = _without_words(row["record"])
         elif row["record"]:
-            audit(request, token, "read", {"call": call_id}, "ok")
-        answer: dict[str, Any] = _json(row)
-        return answer
+            audit(request, "read", {"call": call_id}, "ok")
+        return row
 
-    @app.get("/api/v1/calls/{call_id}/transcript", tags=["calls"])
-    async def transcript(
-        call_id: str,
+    @paths.add("GET", "/calls/{call_id}/transcript", Role.OPERATOR, Spoken, NO_CALL, tags=["calls"])
+    async def get_transcript(
+        call_id: CallId,
         request: Request,
         after: Annotated[int, Query(ge=0)] = 0,
         unmasked: bool = False,
-        token: Token = operator,
     ) -> Any:
         """What was said so far in a call in progress; unmasked for the role admin."""
-        if unmasked and token.role < Role.ADMIN:
+        if unmasked and token_of(request).role < Role.ADMIN:
             raise HTTPException(403, {"code": "forbidden", "message": "needs the role admin"})
         fields = {"call": call_id, "after": after, "unmasked": unmasked}
         if after:  # who follows a call is logged once
             return await run(backend, "transcript", fields)
-        return await audited(backend, request, token, "transcript", fields)
+        return await audited(backend, request, "transcript", fields)
 
-    @app.get("/api/v1/events", dependencies=[readonly], tags=["events"])
-    async def events(request: Request) -> StreamingResponse:
-        """Events of all calls as they come (Server-Sent Events); resumes by Last-Event-ID."""
-        if backend.feed.followers >= MAX_FOLLOWERS:
-            message = f"{MAX_FOLLOWERS} follow already"
-            raise HTTPException(429, {"code": "too_many", "message": message}, {"Retry-After": "5"})
-        last = request.headers.get("last-event-id", "")
-        return StreamingResponse(
-            _stream(backend, last),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        )
+    path = "/calls/{call_id}/transfers/{transfer}"
 
-
-async def _stream(backend: Backend, last: str) -> AsyncIterator[str]:
-    follower = backend.feed.follow(last)
-    coming: asyncio.Task[tuple[str, Mapping[str, Any]]] | None = None
-    try:
-        yield ": the gateway's events\n\n"
-        while True:
-            if coming is None:
-                coming = asyncio.ensure_future(anext(follower))
-            done, _ = await asyncio.wait({coming}, timeout=KEEP_ALIVE_SECONDS)
-            if not done:
-                yield ": still here\n\n"
-                continue
-            number, event = coming.result()
-            coming = None
-            data = json.dumps(unicode_in(dict(event)), ensure_ascii=False)
-            yield f"id: {number}\nevent: {event['type']}\ndata: {data}\n\n"
-    finally:
-        if coming is not None:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
-        await follower.aclose()
-
-
-def add_commands(app: FastAPI, backend: Backend, operator: Any, admin: Any) -> None:
-    """Add what acts on calls, with the roles that may."""
-    base = "/api/v1/calls/{call_id}"
-
-    async def act(request: Request, token: Token, name: str, fields: dict[str, Any]) -> Any:
-        return await audited(backend, request, token, name, fields)
-
-    @app.post(f"{base}/hangup", tags=["calls"])
-    async def hangup(call_id: str, request: Request, token: Token = operator) -> Any:
-        """End a call."""
-        return await act(request, token, "hangup", {"call": call_id})
-
-    @app.post(f"{base}/transfer", tags=["calls"])
-    async def transfer(
-        call_id: str, body: Destination, request: Request, token: Token = operator
-    ) -> Any:
-        """Transfer a call. The outcome is at ``transfers`` and ``transfer``, and in its record."""
-        return await act(request, token, "transfer", {"call": call_id, **body.model_dump()})
-
-    @app.get(f"{base}/transfers/{{transfer}}", dependencies=[operator], tags=["calls"])
-    async def transfers(call_id: str, transfer: int) -> dict[str, Any]:
-        """What became of a transfer that was asked for here."""
+    @paths.add("GET", path, Role.OPERATOR, errors=NO_CALL, tags=["calls"])
+    async def get_transfer(call_id: CallId, transfer: int) -> Any:
+        """What became of a transfer that was asked for by the API."""
         return await run(backend, "transfer_outcome", {"call": call_id, "transfer": transfer})
 
-    @app.post(f"{base}/recording", tags=["calls"])
-    async def recording(
-        call_id: str, body: Recording, request: Request, token: Token = operator
-    ) -> Any:
-        """Start, stop, pause, resume or delete the recording of a call in progress."""
-        return await act(request, token, "recording", {"call": call_id, **body.model_dump()})
+    @paths.add("GET", "/calls/{call_id}/outcome", Role.OPERATOR, errors=NO_CALL, tags=["calls"])
+    async def get_outcome(call_id: CallId) -> Any:
+        """Whether a call that was placed by the API is over, and its summary."""
+        return await run(backend, "call", {"call": call_id})
 
-    @app.get(f"{base}/recording", tags=["calls"])
-    async def recorded(call_id: str, request: Request, token: Token = operator) -> FileResponse:
+
+def _add_recording(paths: Paths, backend: Backend) -> None:
+    path = "/calls/{call_id}/recording"
+
+    @paths.add(
+        "GET", path, Role.OPERATOR, errors=NO_CALL, tags=["calls"], response_class=FileResponse
+    )
+    async def get_recording(call_id: CallId, request: Request) -> Any:
         """The recording of a call; an encrypted one as it is in the folder."""
         folder = backend.recordings
         known = folder is not None and re.fullmatch(r"[A-Za-z0-9-]{1,80}", call_id)
         found = sorted(folder.glob(f"*_{call_id}.*")) if known and folder is not None else []
         if not found:
             raise no_call(call_id, f"there is no recording of {call_id!r} here")
-        audit(request, token, "recording.read", {"call": call_id}, "ok")
+        audit(request, "recording.read", {"call": call_id}, "ok")
         kinds = {".wav": "audio/wav", ".ogg": "audio/ogg"}
         kind = kinds.get(found[0].suffix, "application/octet-stream")
         return FileResponse(found[0], media_type=kind, filename=found[0].name)
 
-    @app.post(f"{base}/say", tags=["calls"])
-    async def say(call_id: str, body: Text, request: Request, token: Token = operator) -> Any:
-        """Have the model say a text."""
-        return await act(request, token, "say", {"call": call_id, **body.model_dump()})
 
-    @app.post(f"{base}/messages", tags=["calls"])
-    async def messages(
-        call_id: str, body: Message, request: Request, token: Token = operator
-    ) -> Any:
-        """Add a message to the conversation."""
-        return await act(request, token, "tell", {"call": call_id, **body.model_dump()})
+async def _query(backend: Backend, work: Callable[[Any], Any]) -> Any:
+    """Return what ``work`` finds in the database, on a thread; None where there is none."""
+    if backend.database is None:
+        return None
+    database = backend.database()
+    try:
+        return await _asked(lambda: work(database) if database.exists() else None)
+    finally:
+        database.close()
 
-    @app.post(f"{base}/images", tags=["calls"])
-    async def images(call_id: str, body: Image, request: Request, token: Token = operator) -> Any:
-        """Add an image to the conversation."""
-        return await act(request, token, "show", {"call": call_id, **body.model_dump()})
 
-    @app.post(f"{base}/responses", tags=["calls"])
-    async def responses(call_id: str, body: Text, request: Request, token: Token = operator) -> Any:
-        """Have the model speak by these instructions."""
-        return await act(request, token, "respond", {"call": call_id, **body.model_dump()})
+async def _asked(work: Callable[[], Any]) -> Any:
+    """Run a query on a thread. Raises HTTPException where the database does not answer."""
+    try:
+        async with asyncio.timeout(QUERY_SECONDS):
+            return await asyncio.to_thread(work)
+    except (SQLAlchemyError, TimeoutError, OSError):
+        message = "the database of calls does not answer"
+        raise HTTPException(503, {"code": "database_unavailable", "message": message}) from None
 
-    @app.post(f"{base}/query", tags=["calls"])
-    async def ask(call_id: str, body: Question, request: Request, token: Token = operator) -> Any:
-        """Ask the model about the call, unheard by the caller."""
-        return await act(request, token, "ask", {"call": call_id, **body.model_dump()})
 
-    @app.post("/api/v1/calls", status_code=201, tags=["calls"])
-    async def dial(body: Dial, request: Request, token: Token = admin) -> Any:
+async def _lines(backend: Backend, wanted: Filter, form: str) -> AsyncIterator[str]:
+    """Yield parts of an export; the first may be empty."""
+    database = None if backend.database is None else backend.database()
+    try:
+        there = database is not None and await _asked(database.exists)
+        lines = exported(database.each(wanted) if database is not None and there else (), form)
+        while some := await _asked(lambda: list(islice(lines, EXPORTED_AT_ONCE))):
+            yield "".join(some)
+        yield ""
+    finally:
+        if database is not None:
+            database.close()
+
+
+async def _chained(first: str, lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield first
+    async for one in lines:
+        yield one
+
+
+_COMMANDS: tuple[tuple[str, str, type[BaseModel], Mapping[str, Any], str], ...] = (
+    ("hangup", "hangup", Nothing, {}, "End a call."),
+    (
+        *("transfer", "transfer", Destination, {}),
+        "Transfer a call, to people as a rule. The outcome is at ``transfers`` with the answer's "
+        "``transfer``, and in the record.",
+    ),
+    (
+        "hold",
+        "hold",
+        Nothing,
+        {"held": True},
+        "Play music to the caller until ``unhold``.",
+    ),
+    ("unhold", "hold", Nothing, {"held": False}, "Take the caller back from hold."),
+    ("mute", "mute", Nothing, {"muted": True}, "Let the model hear silence, not the caller."),
+    ("unmute", "mute", Nothing, {"muted": False}, "Let the model hear the caller again."),
+    ("dtmf", "dtmf", Keys, {}, "Send DTMF digits to the caller's side."),
+    (
+        *("recording", "recording", Recording, {}),
+        "Start, stop, pause, resume or delete the recording of a call in progress.",
+    ),
+    ("say", "say", Text, {}, "Have the model say a text."),
+    ("messages", "tell", Message, {}, "Add a message to the conversation."),
+    ("images", "show", Image, {}, "Add an image to the conversation."),
+    ("responses", "respond", Text, {}, "Have the model speak by these instructions."),
+    ("responses/cancel", "cancel", Nothing, {}, "Stop what the model says."),
+    ("query", "ask", Question, {}, "Ask the model about the call, unheard by the caller."),
+)
+"""Below a call: path, command, body, what the command gets beside it, and a description."""
+
+
+def _add_commands(paths: Paths, backend: Backend) -> None:
+    def add(path: str, name: str, model: Any, more: Mapping[str, Any], text: str) -> None:
+        async def act(call_id: CallId, request: Request, body: Any = None) -> Any:
+            given = {} if body is None else body.model_dump()
+            return await audited(backend, request, name, {"call": call_id, **given, **more})
+
+        act.__annotations__["body"] = model if model.model_fields else model | None
+        act.__name__, act.__doc__ = path.replace("/", "_"), text
+        if any(one.is_required() for one in model.model_fields.values()):
+            act.__defaults__ = ()
+        paths.add(
+            "POST", f"/calls/{{call_id}}/{path}", Role.OPERATOR, Done, NO_CALL, tags=["calls"]
+        )(act)
+
+    for command in _COMMANDS:
+        add(*command)
+
+    @paths.add("POST", "/calls", Role.ADMIN, errors=NO_CALL, status_code=201, tags=["calls"])
+    async def dial(body: Dial, request: Request) -> Any:
         """Place a call with a route's session."""
-        answer = await audited(backend, request, token, "dial", body.model_dump())
+        answer = await audited(backend, request, "dial", body.model_dump())
         return {"id": answer["call"], **answer}
 
-    @app.get(f"{base}/outcome", dependencies=[operator], tags=["calls"])
-    async def outcome(call_id: str) -> dict[str, Any]:
-        """Whether a call that was placed is over, and its summary."""
-        return await run(backend, "call", {"call": call_id})
+
+def part(rows: list[Any], key: str, limit: int, after: str) -> tuple[list[Any], str | None]:
+    """Return a page of a list that is here whole, and the key of its last one if there is more."""
+    keys = [row[key] for row in rows]
+    first = keys.index(after) + 1 if after in keys else 0
+    found = rows[first : first + limit]
+    return found, found[-1][key] if first + limit < len(rows) and found else None
 
 
 def _without_words(record: Any) -> Any:
     if not isinstance(record, dict):
         return record
     return {name: value for name, value in record.items() if name not in _WORDS}
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, dict):
-        return {key: _json(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_json(inner) for inner in value]
-    return unicode_in(value) if isinstance(value, str) else value
 
 
 def _fits(row: Mapping[str, Any], wanted: Filter) -> bool:
@@ -305,50 +426,3 @@ def _fits(row: Mapping[str, Any], wanted: Filter) -> bool:
     if wanted.until is not None and began >= wanted.until:
         return False
     return wanted.number in ("", row["from_number"], row["to_number"])
-
-
-log = structlog.get_logger("api")
-
-
-async def audited(
-    backend: Backend, request: Request, token: Token, name: str, fields: dict[str, Any]
-) -> Any:
-    try:
-        answer = await run(backend, name, fields)
-    except HTTPException as error:
-        audit(request, token, name, fields, str(error.status_code))
-        raise
-    audit(request, token, name, fields, "ok")
-    return answer
-
-
-def audit(
-    request: Request, token: Token, name: str, fields: Mapping[str, Any], result: str
-) -> None:
-    log.info(
-        "api.audit",
-        who=token.name,
-        role=token.role.name.lower(),
-        action=name,
-        call=fields.get("call", ""),
-        result=result,
-        peer=request.client.host if request.client else "local",
-    )
-
-
-async def run(backend: Backend, name: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """Carry out a command. Raises HTTPException where it is refused."""
-    try:
-        answer = backend.commands[name](fields)
-        if isinstance(answer, Awaitable):
-            answer = await answer
-    except NoCallError as error:
-        raise no_call(str(fields.get("call", "")), str(error)) from None
-    except RefusedError as error:
-        raise HTTPException(409, {"code": "refused", "message": str(error)}) from None
-    return dict(answer)
-
-
-def no_call(call_id: str, text: str = "") -> HTTPException:
-    message = text or f"there is no call {call_id!r}"
-    return HTTPException(404, {"code": "call_not_found", "message": message})

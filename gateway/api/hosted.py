@@ -25,6 +25,21 @@ REFUSED_BY_DEFAULT = 603
 log = structlog.get_logger("api")
 
 
+_ERRORS = {
+    400: "The call's state or the body does not allow it; `param` says what",
+    401: "No token, or one that is not known",
+    403: "The token is no application's, or the target is not allowed",
+    404: "There is no such call of this application",
+    413: "The body is too long",
+    429: "Too many wrong tokens",
+}
+_DESCRIBED: dict[str, Any] = {
+    "tags": ["applications"],
+    "openapi_extra": {"x-role": "application", "security": [{"token": []}]},
+    "responses": {code: {"description": text} for code, text in _ERRORS.items()},
+}
+
+
 def add_hosted(app: FastAPI, calls: HostedCalls, tokens: tuple[Token, ...]) -> None:
     """Add the paths to the application."""
 
@@ -55,14 +70,14 @@ def add_hosted(app: FastAPI, calls: HostedCalls, tokens: tuple[Token, ...]) -> N
 
     base = "/v1/realtime/calls/{call_id}"
 
-    @app.post(f"{base}/accept", tags=["applications"])
+    @app.post(f"{base}/accept", **_DESCRIBED)
     async def accept(call_id: str, request: Request) -> Response:
         """Accept a call with this session."""
         token, body = await asked(request)
         calls.accept(token, call_id, body)
         return Response()
 
-    @app.post(f"{base}/reject", tags=["applications"])
+    @app.post(f"{base}/reject", **_DESCRIBED)
     async def reject(call_id: str, request: Request) -> Response:
         """Reject a call, with 603 or the status code given."""
         token, body = await asked(request)
@@ -72,7 +87,7 @@ def add_hosted(app: FastAPI, calls: HostedCalls, tokens: tuple[Token, ...]) -> N
         calls.reject(token, call_id, code)
         return Response()
 
-    @app.post(f"{base}/refer", tags=["applications"])
+    @app.post(f"{base}/refer", **_DESCRIBED)
     async def refer(call_id: str, request: Request) -> Response:
         """Send the caller to ``target_uri``."""
         token, body = await asked(request)
@@ -82,7 +97,7 @@ def add_hosted(app: FastAPI, calls: HostedCalls, tokens: tuple[Token, ...]) -> N
         calls.refer(token, call_id, target)
         return Response()
 
-    @app.post(f"{base}/hangup", tags=["applications"])
+    @app.post(f"{base}/hangup", **_DESCRIBED)
     async def hangup(call_id: str, request: Request) -> Response:
         """End a call."""
         calls.hang_up(known(request.headers.get("authorization", "")), call_id)

@@ -268,6 +268,7 @@ class Api:
         made: Backend = backend(
             commands=self._commands,
             live=self._live,
+            record=self._record,
             database=None if self._config.records.database_url is None else self._database,
             feed=feed,
             ready=self._not_ready,
@@ -288,6 +289,10 @@ class Api:
             {"id": one.call_id, **columns_of(one, now), "explanation": list(one.explanation)}
             for one in records
         ]
+
+    def _record(self, call_id: str) -> dict[str, Any] | None:
+        found = (call.record for call in self._calls if call.record.call_id == call_id)
+        return next((record.as_json() for record in found), None)
 
     def _database(self) -> Database:
         from gateway.records.database import Database

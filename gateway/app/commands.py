@@ -28,7 +28,11 @@ from gateway.call.rules.recording import ACTIONS as RECORDING_ACTIONS
 from gateway.call.rules.recording import refusal_of
 from gateway.call.tools.commands import (
     CallCommand,
+    Interrupt,
+    MuteCaller,
+    OperatorHold,
     OperatorTransfer,
+    PressKeys,
     RecordCall,
     RequestOutOfBand,
     Respond,
@@ -37,6 +41,7 @@ from gateway.call.tools.commands import (
     Tell,
 )
 from gateway.call.tools.definitions import ToolCallError, transfer_target
+from gateway.log import level_now, set_level
 from gateway.outbound.calls import OutboundCalls
 from gateway.tools.api import ImageError, checked
 
@@ -107,49 +112,40 @@ class ContentCommands:
             "tell": self._tell,
             "show": self._show,
             "respond": lambda r: self._do(r, Respond(_text(r, "text"))),
+            "cancel": lambda r: self._do(r, Interrupt()),
+            "hold": lambda r: self._do(r, OperatorHold(r["held"])),
+            "mute": lambda r: self._do(r, MuteCaller(r["muted"])),
+            "dtmf": lambda r: self._do(r, PressKeys(r["digits"])),
             "ask": self._ask,
             "transcript": self._transcript,
         }
 
     def _tell(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        role = request.get("role", "system")
-        if role not in ("system", "user"):
-            raise RefusedError("role must be system or user")
-        return self._do(request, Tell(_text(request, "text"), role, _flag(request, "respond")))
+        role, respond = request.get("role", "system"), request.get("respond", False)
+        return self._do(request, Tell(_text(request, "text"), role, respond))
 
     def _show(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        image = request.get("image")
-        if not isinstance(image, str):
-            raise RefusedError("image must be a text: a data URI")
         try:
-            uri = checked(image)
+            uri = checked(request["image"])
         except ImageError as error:
             raise RefusedError(str(error)) from None
         text = _text(request, "text") if request.get("text") else ""
-        return self._do(request, Show(uri, text, _flag(request, "respond")))
+        return self._do(request, Show(uri, text, request.get("respond", False)))
 
     def _ask(self, request: Mapping[str, Any]) -> Awaitable[Mapping[str, Any]]:
-        metadata = request.get("metadata") or {}
-        if not isinstance(metadata, dict) or not all(
-            isinstance(value, str) and len(value) <= 512 and len(name) <= 64
-            for name, value in metadata.items()
-        ):
-            raise RefusedError("metadata must be texts by name, of at most 512 and 64 characters")
         instructions = _text(request, "text")
         call = self._up(request)
         key = call.out_of_band.key()
         answer = call.out_of_band.wait(key)
-        call.act(RequestOutOfBand(key, instructions, metadata))
+        call.act(RequestOutOfBand(key, instructions, request.get("metadata") or {}))
         return _answered(call, answer, key)
 
     def _transcript(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         call = call_named(request, self._calls())
         after = request.get("after", 0)
-        if not isinstance(after, int) or after < 0:
-            raise RefusedError("after must be a number of entries")
         told = call.record.transcript
         entries = [] if told is None else told.as_json()
-        if not _flag(request, "unmasked"):
+        if not request.get("unmasked"):
             entries = call.record.private.masked(entries)
         dropped = call.record.transcript_dropped
         return {
@@ -163,7 +159,10 @@ class ContentCommands:
 
     def _do(self, request: Mapping[str, Any], act: CallCommand) -> Mapping[str, Any]:
         call = self._up(request)
+        before = len(_refusals(call.record))
         call.act(act)
+        if refused := _refusals(call.record)[before:]:
+            raise RefusedError(f"call {call.record.call_id}: {refused[0]}")
         return {"call": call.record.call_id}
 
     def _up(self, request: Mapping[str, Any]) -> TalkingCall:
@@ -193,13 +192,6 @@ def _text(request: Mapping[str, Any], name: str) -> str:
     if len(text) > MAX_TEXT:
         raise RefusedError(f"{name} has {len(text)} characters; {MAX_TEXT} are allowed")
     return text
-
-
-def _flag(request: Mapping[str, Any], name: str) -> bool:
-    value = request.get(name, False)
-    if not isinstance(value, bool):
-        raise RefusedError(f"{name} must be true or false")
-    return value
 
 
 log = structlog.get_logger("gateway")
@@ -240,13 +232,15 @@ class _Asked:
             return {"over": over, "done": done, "outcome": words}
         if ending is not None:
             return {"over": True, "done": False, "outcome": f"the call ended: {ending.why.value}"}
-        if _refusals(self.record) > self.refusals:
+        if len(_refusals(self.record)) > self.refusals:
             return {"over": True, "done": False, "outcome": "this call cannot be transferred now"}
         return {"over": False, "done": False, "outcome": "not begun"}
 
 
-def _refusals(record: CallRecord) -> int:
-    return sum(mark["event"] == "command_rejected" for mark in record.timeline)
+def _refusals(record: CallRecord) -> list[str]:
+    """Why commands were rejected so far."""
+    rejected = (mark for mark in record.timeline if mark["event"] == "command_rejected")
+    return [str(mark.get("reason", "")) for mark in rejected]
 
 
 class OperatorCommands:
@@ -280,7 +274,8 @@ class OperatorCommands:
             raise RefusedError(f"{call} is not in conversation with the model")
         if not controller.transfer_plan.destinations:
             raise RefusedError(f"route {controller.record.route!r} has no [[route.transfer]]")
-        wanted = json.dumps({"destination": request.get("destination")})
+        destination = request.get("destination") or controller.transfer_plan.destinations[0].name
+        wanted = json.dumps({"destination": destination})
         try:
             target = transfer_target(wanted, controller.transfer_plan)
         except ToolCallError as error:
@@ -288,14 +283,14 @@ class OperatorCommands:
         log.info("operator.transfer", call=call, to=target.uri)
         record = controller.record
         asked = _Asked(
-            record, target.destination.name, len(record.actions.transfers), _refusals(record)
+            record, target.destination.name, len(record.actions.transfers), len(_refusals(record))
         )
         key = (call, asked.before)
         self._transfers[key] = asked
         self._transfers.move_to_end(key)
         while len(self._transfers) > MAX_TRANSFERS:
             self._transfers.popitem(last=False)
-        controller.feed(inputs.ToolRequest(OperatorTransfer(str(request["destination"]))))
+        controller.feed(inputs.ToolRequest(OperatorTransfer(destination)))
         seconds = target.destination.ring_timeout + TAKE_OVER_SECONDS + BEGIN_SECONDS
         return {"call": call, "to": target.uri, "transfer": asked.before, "seconds": seconds}
 
@@ -342,3 +337,32 @@ class DialCommands:
         if record is None:
             raise NoCallError("there is no such call, or it is long over")
         return {"over": record.ending is not None, "summary": record.summary()}
+
+
+class ProcessCommands:
+    """What is done to the process, apart from its calls.
+
+    Args:
+        register: has a trunk register now; raises KeyError for one that there is not, and
+            ValueError for one that does not register.
+    """
+
+    def __init__(self, register: Callable[[str], None]) -> None:
+        self._register = register
+        self.commands: dict[str, Command] = {"register": self._on_register, "log": self._log}
+
+    def _on_register(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        name = str(request["trunk"])
+        try:
+            self._register(name)
+        except KeyError:
+            raise NoCallError(f"there is no trunk {name!r}") from None
+        except ValueError as error:
+            raise RefusedError(str(error)) from None
+        return {"trunk": name}
+
+    def _log(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        level = request.get("level")
+        if level is not None:
+            set_level(level)
+        return {"level": level_now()}

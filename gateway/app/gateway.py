@@ -19,7 +19,7 @@ from gateway import __version__
 from gateway.app.admission import Admission, Rejections
 from gateway.app.api_backend import Api, Readings
 from gateway.app.applications import Applications
-from gateway.app.commands import ContentCommands, DialCommands, OperatorCommands
+from gateway.app.commands import ContentCommands, DialCommands, OperatorCommands, ProcessCommands
 from gateway.app.registry import (
     CallRegistry,
     endpoints_of,
@@ -256,6 +256,7 @@ class Gateway:
             **DialCommands(self.outbound).commands,
             **OperatorCommands(calls).commands,
             **ContentCommands(lambda: calls).commands,
+            **ProcessCommands(agent.register).commands,
             "reload": lambda _request: reloader.reload(),
         }
         api = Api(

@@ -181,13 +181,14 @@ class CallMedia(CallPart):
         self._on_conceal = on_conceal
         self._analyzer = InboundAudioAnalyzer(plan)
         self._hold: outputs.Hold | None = None
-        self._streaming = self._concealed = False
+        self._streaming = self._concealed = self._muted = False
         self._paused: set[str] = {"not started"}
         """Why playout stands still."""
         audio.playout.pause(True)
         self.executors: dict[type, Callable[[Any], None]] = {
             outputs.StartMedia: self._start,
             outputs.Hold: self._on_hold,
+            outputs.Mute: self._on_mute,
             outputs.Pause: lambda output: self._pause("paused", output.paused),
             outputs.Play: self._play,
             outputs.Conceal: self._conceal,
@@ -221,7 +222,7 @@ class CallMedia(CallPart):
                 self._host.feed(heard)
             if self._hold is not None:
                 audio = self._audio.codec.silence * len(audio) if self._hold.silent else b""
-            if self._concealed:
+            if self._concealed or (self._muted and self._hold is None):
                 audio = self._audio.codec.silence * len(audio)
             if audio and self._streaming:
                 self._send(audio)
@@ -251,6 +252,9 @@ class CallMedia(CallPart):
     def _conceal(self, output: outputs.Conceal) -> None:
         self._concealed = output.concealed
         self._on_conceal(output.concealed)
+
+    def _on_mute(self, output: outputs.Mute) -> None:
+        self._muted = output.muted
 
     def _pause(self, why: str, paused: bool) -> None:
         (self._paused.add if paused else self._paused.discard)(why)

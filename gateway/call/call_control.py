@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Call-control actions of a tool: transfer, hold, DTMF. One at a time.
+"""Call-control actions of a tool or an operator: transfer, hold, DTMF. One at a time.
 
 An action starts after queued speech has played out; barge-in before that cancels it. While the
 caller is on hold or being transferred, no audio passes between caller and model.
@@ -7,6 +7,7 @@ caller is on hold or being transferred, no audio passes between caller and model
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -275,13 +276,13 @@ class SendDtmfAction:
 
 
 class HoldAction:
-    """Plays hold music to the caller for a while."""
+    """Plays hold music to the caller for a while; ``seconds`` None: until it is stopped."""
 
     joined = False
     over: EndReason | None = None
     detail = ""
 
-    def __init__(self, seconds: float, plan: HoldPlan, timeline: CallTimeline) -> None:
+    def __init__(self, seconds: float | None, plan: HoldPlan, timeline: CallTimeline) -> None:
         self.away = True
         self.deadline: float | None = None
         self.result: Mapping[str, Any] | None = None
@@ -292,7 +293,8 @@ class HoldAction:
 
     def begin(self, now: float) -> list[Output]:
         """Start the music."""
-        self._began, self.deadline = now, now + self._seconds
+        self._began = now
+        self.deadline = None if self._seconds is None else now + self._seconds
         note = self._timeline.note(now, "holding", "info", seconds=self._seconds)
         return [note, PlaySound(self._plan.sound)]
 
@@ -321,8 +323,7 @@ class Result:
     """Whether a response is requested; False when the model speaks already."""
 
 
-BY_GATEWAY = "gateway"
-BY_OPERATOR = "operator"
+BY_GATEWAY, BY_OPERATOR = "gateway", "operator"
 """In place of a tool call's id, where the model did not ask for the action."""
 
 
@@ -367,12 +368,29 @@ class CallActions:
 
         What the dialplan allows for numbers that a model chooses holds for it.
         """
+        target = Target(Destination(uri, uri, allowed_numbers=re.compile("")), uri)
+        self._queue(Transfer(target, self._plan.tools.transfer, self._timeline), now)
+
+    def press(self, digits: str, now: float) -> None:
+        """Queue DTMF digits for an operator. Raises ToolCallError."""
+        steps, mode = key_steps(json.dumps({"digits": digits})), self._plan.tools.send_dtmf.mode
+        self._queue(SendDtmfAction(steps, mode, self._timeline), now)
+
+    def hold(self, held: bool, now: float) -> list[Output]:
+        """Put the caller on hold for an operator, at once; or end a hold. Raises ToolCallError."""
+        if held:
+            action = HoldAction(None, self._plan.tools.hold, self._timeline)
+            self._queue(action, now)
+            return self.settle(now, queued=False, confirmed=True)
+        if not isinstance(self._action, HoldAction) or self._begin_by is not None:
+            raise ToolCallError("the caller is not on hold")
+        return self._action.stop(now)
+
+    def _queue(self, action: Action, now: float) -> None:
         if self._action is not None:
             raise ToolCallError("something else is being done for this call")
-        anywhere = Destination(uri, uri, allowed_numbers=re.compile(""))
-        target = Target(anywhere, uri)
-        self._action = Transfer(target, self._plan.tools.transfer, self._timeline)
-        self._call_id, self._begin_by = BY_OPERATOR, now + self._plan.limits.say_seconds
+        self._action, self._call_id = action, BY_OPERATOR
+        self._begin_by = now + self._plan.limits.say_seconds
 
     def settle(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
         """Begin, once the call is up, and unless something is still to be heard (``queued``) and
@@ -398,6 +416,8 @@ class CallActions:
         """Stop hold music, since the model speaks."""
         action = self._action
         if not isinstance(action, HoldAction) or self._begin_by is not None:
+            return []
+        if self._call_id == BY_OPERATOR:  # what it says waits for the caller
             return []
         self._unasked = True
         return action.stop(now)
@@ -426,6 +446,8 @@ class CallActions:
             return None
         self._action = None
         unasked, self._unasked = self._unasked, False
+        if self._call_id == BY_OPERATOR and not isinstance(action, Transfer):
+            return None  # the model need not say anything
         return Result(self._call_id, action.result, respond=not unasked)
 
     def abandon(self, now: float) -> list[Output]:

@@ -16,7 +16,7 @@ from typing import Any
 from gateway.call import inputs, outputs
 from gateway.call.call_control import TransferEvent
 from gateway.call.call_record import CallRecord
-from gateway.call.conversation.conversation import record_call
+from gateway.call.conversation.control import record_call
 from gateway.call.ending import (
     Ending,
     EndReason,

@@ -89,6 +89,13 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class Mute:
+    """The session gets silence in place of the caller's audio while ``muted``."""
+
+    muted: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """Pause or resume playout; the caller hears silence while ``paused``."""
 
@@ -263,6 +270,7 @@ Output = (
     | Send
     | StartMedia
     | Hold
+    | Mute
     | Pause
     | Dial
     | PlaySound

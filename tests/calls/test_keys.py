@@ -16,6 +16,7 @@ from tests.calls.test_transfer_blind import outputs_of
 from tests.support.harness import GatewayStack
 from tests.support.referred import ReferredCall, dial
 from tests.support.rtp_end import EVENT_PAYLOAD, EVENTS
+from tests.support.sip_phone import PhoneCall
 
 WORLD = {
     "routes": """
@@ -111,7 +112,7 @@ def presses(keys: str) -> list[dict[str, Any]]:
     return [first, {"kind": "pattern", "seconds": 0.4, "seed": 5}, {"kind": "silent"}]
 
 
-def events_of(call: ReferredCall) -> list[tuple[str, int]]:
+def events_of(call: PhoneCall) -> list[tuple[str, int]]:
     """Keys by RFC 4733, and when each began, by the clock of the stream (1/8000 s)."""
     found: dict[int, str] = {}
     for packet in call.rtp.packets:

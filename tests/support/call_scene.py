@@ -244,6 +244,8 @@ def _words(output: outputs.Output) -> str:
             return _command_words(command)
         case outputs.StartMedia():
             return "media"
+        case outputs.Mute(muted):
+            return "mute" if muted else "unmute"
         case outputs.Hold(held):
             return "hold" if held else "resume"
         case outputs.Pause(paused):

@@ -13,15 +13,32 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from gateway.call.answer_and_hangup import HangupAfterPlayout
-from gateway.call.call_control import BY_GATEWAY, CallActions
+from gateway.call.call_control import BY_GATEWAY, BY_OPERATOR, CallActions
 from gateway.call.call_record import CallTimeline
 from gateway.call.conversation.out_of_band import OutOfBandResponses
 from gateway.call.conversation.responses import ResponseGate, ResponseTimes
 from gateway.call.ending import EndReason
 from gateway.call.inputs import Input
-from gateway.call.outputs import Output, Send
+from gateway.call.outputs import Mute, Output, Send
 from gateway.call.plan import CallPlan
 from gateway.call.playout.playback import Playback, Playout
+from gateway.call.tools.commands import (
+    CallCommand,
+    EndCall,
+    Interrupt,
+    MuteCaller,
+    OperatorHold,
+    OperatorTransfer,
+    PressKeys,
+    RecordCall,
+    ReferTo,
+    RequestOutOfBand,
+    Respond,
+    Say,
+    Show,
+    Tell,
+    TransferTo,
+)
 from gateway.call.tools.definitions import TRANSFER_CALL, ToolCallError
 from gateway.realtime.events import (
     CancelResponse,
@@ -228,3 +245,77 @@ def message(role: str, text: str) -> dict[str, Any]:
     """Return a message item of one text."""
     kind = "output_text" if role == "assistant" else "input_text"
     return {"type": "message", "role": role, "content": [{"type": kind, "text": text}]}
+
+
+CALLER_HELD = "An operator has put the caller on hold; they hear music, and not you."
+CALLER_BACK = "The operator has taken the caller back from hold."
+CALLER_MUTED = "An operator has muted the caller: you do not hear them."
+CALLER_UNMUTED = "The operator has unmuted the caller."
+"""System messages for the model."""
+
+
+def carry_out(command: CallCommand, control: ConversationControl, now: float) -> list[Output]:
+    """Carry out a command, unless the call is being ended already."""
+    if control.termination is not None and not isinstance(command, RequestOutOfBand):
+        return []
+    note = control.timeline.note(now, "command", "info", command=type(command).__name__)
+    match command:
+        case Say(words):
+            return [note, *control.say(words, now)]
+        case Tell(text, role, respond):
+            return [note, *control.tell(text, role=role), *_respond(control, respond, now)]
+        case Show(image, text, respond):
+            content = [{"type": "input_text", "text": text}] if text else []
+            content.append({"type": "input_image", "image_url": image})
+            item = {"type": "message", "role": "user", "content": content}
+            return [note, Send(CreateItem(item)), *_respond(control, respond, now)]
+        case Respond(instructions):
+            return [note, *control.ask(CreateResponse({"instructions": instructions}), now)]
+        case RequestOutOfBand(key, instructions, metadata):
+            return [note, *control.out_of_band.ask(key, "application", instructions, now, metadata)]
+        case TransferTo(destination, words):
+            control.terminate(
+                Termination(EndReason.APPLICATION, "by a function", words, transfer_to=destination)
+            )
+        case Interrupt():
+            return [note, *control.interrupt("application", now)]
+        case MuteCaller(muted):
+            words = CALLER_MUTED if muted else CALLER_UNMUTED
+            return [note, Mute(muted), *control.tell(words)]
+        case OperatorTransfer() | ReferTo() | PressKeys() | OperatorHold():
+            actions = control.call_actions
+            try:
+                if isinstance(command, ReferTo):
+                    actions.refer_to(command.uri, now)
+                elif isinstance(command, PressKeys):
+                    actions.press(command.digits, now)
+                elif isinstance(command, OperatorHold):
+                    words = CALLER_HELD if command.held else CALLER_BACK
+                    return [note, *actions.hold(command.held, now), *control.tell(words)]
+                else:
+                    wanted = json.dumps({"destination": command.destination})
+                    actions.ask(TRANSFER_CALL, BY_OPERATOR, wanted, now)
+            except ToolCallError as error:
+                refused = control.timeline.note(
+                    now, "command_rejected", "warning", reason=str(error)
+                )
+                return [note, refused]
+        case EndCall(words):
+            control.terminate(Termination(EndReason.APPLICATION, "by a function", words))
+        case RecordCall():
+            return record_call(command, control, now)
+    return [note]
+
+
+def record_call(command: RecordCall, control: ConversationControl, now: float) -> list[Output]:
+    """Carry out a command for the recording, which needs no session."""
+    assert control.recording is not None
+    refused, outputs = control.recording.command(command.action, command.by, now)
+    if refused:
+        return [control.timeline.note(now, "command_rejected", "warning", reason=refused)]
+    return outputs
+
+
+def _respond(control: ConversationControl, wanted: bool, now: float) -> list[Output]:
+    """Request a response, if the command wants one."""
+    return control.ask(CreateResponse(), now) if wanted else []

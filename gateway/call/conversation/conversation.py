@@ -7,15 +7,13 @@ inputs that it registers for, and acts through ``ConversationControl``.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
-from gateway.call.call_control import BY_OPERATOR
 from gateway.call.call_record import CallTimeline
 from gateway.call.conversation.control import (
     ConversationControl,
     ConversationRule,
-    Termination,
+    carry_out,
     send,
 )
 from gateway.call.conversation.responses import ResponseGate
@@ -23,7 +21,7 @@ from gateway.call.conversation.transcript import Transcript
 from gateway.call.dtmf import DtmfInput
 from gateway.call.ending import EndReason
 from gateway.call.inputs import Input, ServerEventReceived
-from gateway.call.outputs import OutOfBandDone, Output, Send
+from gateway.call.outputs import OutOfBandDone, Output
 from gateway.call.plan import CallPlan
 from gateway.call.playout.barge_in import Interruptions
 from gateway.call.playout.playback import Playout
@@ -34,21 +32,7 @@ from gateway.call.rules.recording import CallRecording
 from gateway.call.rules.response_failure import ResponseFallback
 from gateway.call.rules.silence import Silence, UserIdleTimeout
 from gateway.call.tools.approvals import Approvals, McpWatch
-from gateway.call.tools.commands import (
-    CallCommand,
-    EndCall,
-    Interrupt,
-    OperatorTransfer,
-    RecordCall,
-    ReferTo,
-    RequestOutOfBand,
-    Respond,
-    Say,
-    Show,
-    Tell,
-    TransferTo,
-)
-from gateway.call.tools.definitions import TRANSFER_CALL, ToolCallError
+from gateway.call.tools.commands import CallCommand, RequestOutOfBand
 from gateway.call.tools.function_calls import Functions
 from gateway.realtime.errors import Kind, classify_error
 from gateway.realtime.events import (
@@ -59,7 +43,6 @@ from gateway.realtime.events import (
     AudioDone,
     CancelResponse,
     ClientCommand,
-    CreateItem,
     CreateResponse,
     InputCommitted,
     InputTranscribed,
@@ -72,65 +55,6 @@ from gateway.realtime.events import (
     SpeechStopped,
 )
 from gateway.realtime.session_object import mended
-
-
-def carry_out(command: CallCommand, control: ConversationControl, now: float) -> list[Output]:
-    """Carry out a command, unless the call is being ended already."""
-    if control.termination is not None and not isinstance(command, RequestOutOfBand):
-        return []
-    note = control.timeline.note(now, "command", "info", command=type(command).__name__)
-    match command:
-        case Say(words):
-            return [note, *control.say(words, now)]
-        case Tell(text, role, respond):
-            return [note, *control.tell(text, role=role), *_respond(control, respond, now)]
-        case Show(image, text, respond):
-            content = [{"type": "input_text", "text": text}] if text else []
-            content.append({"type": "input_image", "image_url": image})
-            item = {"type": "message", "role": "user", "content": content}
-            return [note, Send(CreateItem(item)), *_respond(control, respond, now)]
-        case Respond(instructions):
-            return [note, *control.ask(CreateResponse({"instructions": instructions}), now)]
-        case RequestOutOfBand(key, instructions, metadata):
-            return [note, *control.out_of_band.ask(key, "application", instructions, now, metadata)]
-        case TransferTo(destination, words):
-            control.terminate(
-                Termination(EndReason.APPLICATION, "by a function", words, transfer_to=destination)
-            )
-        case Interrupt():
-            return [note, *control.interrupt("application", now)]
-        case OperatorTransfer() | ReferTo():
-            actions = control.call_actions
-            try:
-                if isinstance(command, ReferTo):
-                    actions.refer_to(command.uri, now)
-                else:
-                    wanted = json.dumps({"destination": command.destination})
-                    actions.ask(TRANSFER_CALL, BY_OPERATOR, wanted, now)
-            except ToolCallError as error:
-                refused = control.timeline.note(
-                    now, "command_rejected", "warning", reason=str(error)
-                )
-                return [note, refused]
-        case EndCall(words):
-            control.terminate(Termination(EndReason.APPLICATION, "by a function", words))
-        case RecordCall():
-            return record_call(command, control, now)
-    return [note]
-
-
-def record_call(command: RecordCall, control: ConversationControl, now: float) -> list[Output]:
-    """Carry out a command for the recording, which needs no session."""
-    assert control.recording is not None
-    refused, outputs = control.recording.command(command.action, command.by, now)
-    if refused:
-        return [control.timeline.note(now, "command_rejected", "warning", reason=refused)]
-    return outputs
-
-
-def _respond(control: ConversationControl, wanted: bool, now: float) -> list[Output]:
-    """Request a response, if the command wants one."""
-    return control.ask(CreateResponse(), now) if wanted else []
 
 
 class Conversation:

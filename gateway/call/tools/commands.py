@@ -69,6 +69,27 @@ class OperatorTransfer:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorHold:
+    """Put the caller on hold for an operator, or take them back."""
+
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PressKeys:
+    """Send DTMF digits to the caller's side for an operator; w, W and , are pauses."""
+
+    digits: str
+
+
+@dataclass(frozen=True, slots=True)
+class MuteCaller:
+    """Let the model hear silence in place of the caller, or hear the caller again."""
+
+    muted: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ReferTo:
     """Send the caller to a URI (REFER); where that fails, the conversation goes on."""
 
@@ -103,6 +124,9 @@ CallCommand = (
     | RequestOutOfBand
     | TransferTo
     | OperatorTransfer
+    | OperatorHold
+    | PressKeys
+    | MuteCaller
     | ReferTo
     | Interrupt
     | EndCall

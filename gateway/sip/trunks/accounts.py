@@ -158,6 +158,10 @@ class Accounts:
             except pj.Error as error:
                 self._tell(name, registration.failed(0, text_of(error.reason), now))
 
+    def register_now(self, name: str) -> None:
+        """Have the next tick register, unless an answer is awaited or we have left."""
+        self.registrations[name].renew()
+
     def on_registrar(self, trunk: Trunk, prm: Any) -> None:
         """What came of a REGISTER."""
         now = time.monotonic()

@@ -132,6 +132,11 @@ class Registration:
         if told or waits:
             self.next_try = now
 
+    def renew(self) -> None:
+        """Send REGISTER as soon as can be, whatever is waited for."""
+        if self.state in (State.REGISTERED, State.FAILED):
+            self.next_try = 0.0
+
     def failed(self, code: int, reason: str, now: float) -> Change | None:
         """No 200: refused, no answer, no connection. Says so once, until it changes."""
         rejected = self._rejected = code in _REJECTIONS

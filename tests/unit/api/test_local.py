@@ -79,7 +79,15 @@ def server() -> ApiServer:
         return b""
 
     backend = Backend(
-        commands(), list, None, EventFeed("boot"), dict, dict, metrics, drain=lambda: None
+        commands=commands(),
+        live=list,
+        record=lambda _call: None,
+        database=None,
+        feed=EventFeed("boot"),
+        ready=dict,
+        problems=dict,
+        metrics=metrics,
+        drain=lambda: None,
     )
     return ApiServer(backend, (Token("reader", Role.READONLY, hash_of("gw_reader")),))
 

@@ -24,7 +24,14 @@ from gateway.call.plan import (
     TransferPlan,
 )
 from gateway.call.session_lifecycle import State
-from gateway.call.tools.commands import OperatorTransfer, TransferTo
+from gateway.call.tools.commands import (
+    CallCommand,
+    MuteCaller,
+    OperatorHold,
+    OperatorTransfer,
+    PressKeys,
+    TransferTo,
+)
 from gateway.realtime.events import CreateItem
 from tests.support.call_scene import (
     ACK,
@@ -182,6 +189,46 @@ def test_what_the_model_did_not_ask_for_is_no_callers_to_stop(
     assert [one for one in seen if one.startswith("refer")] == ["refer tel:+4930123"]
     assert not any(one.startswith("output") for one in seen)
     assert results(scene) == []
+
+
+def test_an_operator_holds_until_they_take_the_caller_back() -> None:
+    scene = Scene(PLAN).up()
+    held = scene.do(inputs.ToolRequest(OperatorHold(True)))
+    assert "sound chime" in held
+    assert "hold" in held
+    scene.do(created("r1"), audio("r1", "i1", 200), done("r1"))
+    assert not any("sound" in one for one in scene.at(10.0)), "the model's words end no such hold"
+    refused = scene.do(inputs.ToolRequest(OperatorHold(True)))
+    assert rejected(scene) == ["something else is being done for this call"], refused
+    back = scene.do(inputs.ToolRequest(OperatorHold(False)))
+    assert "sound" in back
+    assert "resume" in back
+    assert results(scene) == []
+    scene.do(inputs.ToolRequest(OperatorHold(False)))
+    assert rejected(scene)[1:] == ["the caller is not on hold"]
+
+
+def test_an_operator_presses_keys_and_mutes() -> None:
+    scene = Scene(PLAN).up()
+    seen = scene.do(inputs.ToolRequest(PressKeys("1w2"))) + scene.at(10.0)
+    assert [one for one in seen if one.startswith("press")] == ["press 1 auto", "press 2 auto"]
+    scene.do(inputs.ToolRequest(PressKeys("hello")))
+    assert "is no key" in rejected(scene)[0]
+    assert "mute" in scene.do(inputs.ToolRequest(MuteCaller(True)))
+    assert "unmute" in scene.do(inputs.ToolRequest(MuteCaller(False)))
+
+
+@pytest.mark.parametrize("act", [OperatorHold(True), PressKeys("1"), MuteCaller(True)])
+def test_after_its_end_a_call_takes_no_command(act: CallCommand) -> None:
+    scene = Scene(PLAN).up()
+    scene.do(BYE)
+    assert scene.do(inputs.ToolRequest(act)) == []
+
+
+def rejected(scene: Scene) -> list[str]:
+    """Why commands were rejected."""
+    marks = scene.record.timeline
+    return [str(one["reason"]) for one in marks if one["event"] == "command_rejected"]
 
 
 def test_only_one_thing_at_a_time() -> None:

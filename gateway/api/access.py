@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who may use which path, who guesses tokens, and the log of what was done by whom."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import structlog
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from gateway.api.backend import Backend, NoCallError, RefusedError
+from gateway.api.limits import BEARER, UNAUTHORIZED
+from gateway.api.local import LOCAL
+from gateway.api.tokens import Role, Token, recognized
+from gateway.text import unicode_in
+
+log = structlog.get_logger("api")
+
+FREE_FAILURES = 3
+"""Wrong tokens of a source that cost it no time."""
+FIRST_DELAY, LAST_DELAY = 0.25, 8.0
+"""Seconds that the answer to the next wrong token takes; each doubles the one before."""
+FORGET_SECONDS = 60.0
+"""Until one wrong token is forgotten."""
+MAX_SOURCES = 4096
+MAX_DELAYED = 32
+"""Answers that wait at a time, of all sources: one more is 429 at once."""
+
+
+class Error(BaseModel):
+    """What is wrong, for programs (``code``) and for people."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Failure(BaseModel):
+    """The body of every answer that is no success."""
+
+    error: Error
+
+
+_ALWAYS = {
+    401: "No token, or one that is not known",
+    403: "The token's role is not enough",
+    413: "The body is too long",
+    422: "A parameter or the body is wrong; `param` says which",
+    429: "Too many: `Retry-After` says when to try again",
+}
+NO_CALL = {404: "There is no such call", 409: "The call's state does not allow it"}
+
+
+class ApiResponse(JSONResponse):
+    """JSON of whatever a telephone or a server has sent: also of text that is no Unicode."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the body."""
+        return super().render(unicode_in(content))
+
+
+class Access:
+    """Knows tokens, and slows down who guesses them. Lives on the event loop.
+
+    Args:
+        tokens: those of the configuration.
+    """
+
+    def __init__(self, tokens: tuple[Token, ...]) -> None:
+        self._tokens = tokens
+        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._delayed = 0
+
+    def token_of(self, scope: Scope) -> Token | None:
+        """The token of a request. Who comes by the Unix socket without one is an admin."""
+        given = Headers(scope=scope).get("authorization", "")
+        if not given and LOCAL in scope:
+            return Token(scope[LOCAL], Role.ADMIN, "")
+        return recognized(given, self._tokens)
+
+    def failed(self, source: str) -> float:
+        """Count a wrong token; return how long its answer is to take (s)."""
+        now = asyncio.get_running_loop().time()
+        count, since = self._failures.pop(source, (0, now))
+        count = max(0, count - int((now - since) / FORGET_SECONDS)) + 1
+        self._failures[source] = count, now
+        while len(self._failures) > MAX_SOURCES:
+            self._failures.popitem(last=False)
+        over = count - FREE_FAILURES
+        if over <= 0:
+            return 0.0
+        if over & (over - 1) == 0:  # the first, and then ever fewer
+            log.warning("api.login_failed", source=source, count=count)
+        return min(LAST_DELAY, FIRST_DELAY * 2.0 ** min(over - 1, 16))
+
+    async def refuse(self, source: str) -> JSONResponse | None:
+        """Wait as long as the answer to a wrong token takes; return one if there is no place."""
+        delay = self.failed(source)
+        if not delay:
+            return None
+        if self._delayed >= MAX_DELAYED:
+            error = {"code": "too_many", "message": "too many wrong tokens"}
+            return JSONResponse({"error": error}, 429, {"Retry-After": str(int(LAST_DELAY))})
+        self._delayed += 1
+        try:
+            await asyncio.sleep(delay)
+        finally:
+            self._delayed -= 1
+        return None
+
+
+class Throttle:
+    """Lets the answer to a wrong token take its time (ASGI)."""
+
+    def __init__(self, app: Any, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            given = Headers(scope=scope).get("authorization", "")
+            if given and self._access.token_of(scope) is None:
+                refused = await self._access.refuse((scope.get("client") or ("local", 0))[0])
+                if refused is not None and scope["type"] == "http":
+                    await refused(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
+
+
+class Paths:
+    """Adds paths to the application, each with the least role that may use it."""
+
+    def __init__(self, app: FastAPI, access: Access) -> None:
+        self.app = app
+        self.access = access
+
+    def add(
+        self,
+        method: str,
+        path: str,
+        role: Role,
+        answer: Any = None,
+        errors: Mapping[int, str] | None = None,
+        **options: Any,
+    ) -> Callable[[Any], Any]:
+        """Return a decorator for the function that answers.
+
+        Args:
+            answer: model of the body of a success, for the description; None for any object.
+            errors: what can be wrong beside the usual.
+        """
+
+        def check(request: Request) -> None:
+            token = self.access.token_of(request.scope)
+            if token is None:
+                raise HTTPException(401, UNAUTHORIZED, BEARER)
+            request.state.token = token
+            if token.role < role:
+                message = f"needs the role {role.name.lower()}"
+                raise HTTPException(403, {"code": "forbidden", "message": message})
+
+        told = {**_ALWAYS, **(errors or {})}
+        responses: dict[int | str, Any] = {
+            code: {"model": Failure, "description": told[code]} for code in sorted(told)
+        }
+        if answer is not None:
+            responses[options.get("status_code", 200)] = {"model": answer}
+        return self.app.api_route(
+            f"/api/v1{path}",
+            methods=[method],
+            dependencies=[Depends(check)],
+            response_class=options.pop("response_class", ApiResponse),
+            response_model=None,
+            responses=responses,
+            openapi_extra={"x-role": role.name.lower(), "security": [{"token": []}]},
+            **options,
+        )
+
+
+def token_of(request: Request) -> Token:
+    """The token that the path's check has found."""
+    found: Token = request.state.token
+    return found
+
+
+async def audited(
+    backend: Backend, request: Request, name: str, fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Carry out a command and log it. Raises as :func:`run`."""
+    try:
+        answer = await run(backend, name, fields)
+    except HTTPException as error:
+        audit(request, name, fields, str(error.status_code))
+        raise
+    audit(request, name, fields, "ok")
+    return answer
+
+
+_TOLD = ("destination", "to", "trunk", "route", "held", "muted", "delivery", "level_of_log")
+"""What of a command the log names; never words of a conversation, nor keys that are pressed."""
+
+
+def audit(request: Request, action: str, fields: Mapping[str, Any], result: str) -> None:
+    """Log what somebody has done, or has looked at."""
+    token = token_of(request)
+    log.info(
+        "api.audit",
+        who=token.name,
+        role=token.role.name.lower(),
+        action=action,
+        call=fields.get("call", ""),
+        **{name: fields[name] for name in _TOLD if fields.get(name) not in (None, "")},
+        result=result,
+        peer=request.client.host if request.client else "local",
+    )
+
+
+async def run(backend: Backend, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry out a command. Raises HTTPException where it is refused."""
+    try:
+        answer = backend.commands[name](fields)
+        if isinstance(answer, Awaitable):
+            answer = await answer
+    except NoCallError as error:
+        raise no_call(str(fields.get("call", "")), str(error)) from None
+    except RefusedError as error:
+        raise HTTPException(409, {"code": "refused", "message": str(error)}) from None
+    return dict(answer)
+
+
+def no_call(call_id: str, text: str = "") -> HTTPException:
+    """Return the error for a call that is not there."""
+    message = text or f"there is no call {call_id!r}"
+    return HTTPException(404, {"code": "call_not_found", "message": message})
