@@ -123,6 +123,12 @@ class Destination(BaseModel):
     destination: str = ""
 
 
+class Disposition(BaseModel):
+    """How a call went."""
+
+    disposition: str
+
+
 class Recording(BaseModel):
     """What to do about the recording of a call."""
 
@@ -368,6 +374,7 @@ _COMMANDS: tuple[tuple[str, str, type[BaseModel], Mapping[str, Any], str], ...] 
         *("recording", "recording", Recording, {}),
         "Start, stop, pause, resume or delete the recording of a call in progress.",
     ),
+    ("disposition", "disposition", Disposition, {}, "Note how a call in progress went."),
     ("say", "say", Text, {}, "Have the model say a text."),
     ("messages", "tell", Message, {}, "Add a message to the conversation."),
     ("images", "show", Image, {}, "Add an image to the conversation."),

@@ -37,13 +37,14 @@ from gateway.call.tools.commands import (
     RequestOutOfBand,
     Respond,
     Say,
+    SetDisposition,
     Show,
     Tell,
 )
 from gateway.call.tools.definitions import ToolCallError, transfer_target
 from gateway.log import level_now, set_level
 from gateway.outbound.calls import OutboundCalls
-from gateway.tools.api import ImageError, checked
+from gateway.tools.api import MAX_DISPOSITION, ImageError, checked
 
 MAX_TEXT = 16_000
 """Characters put into a conversation at once; some 4,000 tokens."""
@@ -258,6 +259,7 @@ class OperatorCommands:
             "transfer": self._transfer,
             "transfer_outcome": self._outcome,
             "recording": self._record,
+            "disposition": self._set_disposition,
         }
         """By name, for the API."""
 
@@ -306,6 +308,14 @@ class OperatorCommands:
         controller.feed(inputs.ToolRequest(RecordCall(action)))
         state = "" if record.recording is None else record.recording.state
         return {"call": record.call_id, "state": state}
+
+    def _set_disposition(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        record = (controller := call_named(request, self._calls)).record
+        text = _text(request, "disposition")
+        if len(text) > MAX_DISPOSITION:
+            raise RefusedError(f"disposition must have at most {MAX_DISPOSITION} characters")
+        controller.feed(inputs.ToolRequest(SetDisposition(text, "operator")))
+        return {"call": record.call_id, "disposition": record.disposition}
 
     def _outcome(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         asked = self._transfers.get((str(request.get("call")), request.get("transfer", -1)))

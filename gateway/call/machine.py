@@ -32,7 +32,7 @@ from gateway.call.playout.playback import Playout
 from gateway.call.rules.post_call import PostCallAnalysis, post_call_of
 from gateway.call.session_lifecycle import CallContext, SessionEvents
 from gateway.call.session_lifecycle import State as State
-from gateway.call.tools.commands import RecordCall
+from gateway.call.tools.commands import RecordCall, SetDisposition
 from gateway.realtime.events import AudioDelta, UpdateSession
 
 LEG_END_SECONDS = 35.0
@@ -147,6 +147,7 @@ class CallMachine:
     def __init__(self, plan: CallPlan, record: CallRecord, now: float, playout: Playout) -> None:
         call = self._call = CallContext(plan, record, now, playout)
         record.metadata = dict(plan.metadata)
+        record.disposition = record.disposition or plan.tools.disposition.default
         self._ending: Ending | None = None
         self._hold = (False, False)
         self._end_at: float | None = None
@@ -356,6 +357,9 @@ class CallMachine:
         """Carry out a command of a function or an operator, or reject it."""
         if isinstance(input.command, RecordCall) and self._call.live:
             return record_call(input.command, self._call.conversation.control, now)
+        if isinstance(input.command, SetDisposition):
+            command, control = input.command, self._call.conversation.control
+            return [control.note_disposition(command.disposition, command.by, now)]
         if not (self._call.session_up and self._call.live) or self._call.state is State.BRIDGED:
             return self._call.conversation.command_rejected(input.command)
         return self._call.conversation.on_command(input.command, now)

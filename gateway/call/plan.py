@@ -81,6 +81,16 @@ class LanguagePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class DispositionPlan:
+    """The tool ``set_disposition``."""
+
+    default: str = ""
+    """How the call went where nobody says."""
+    values: tuple[str, ...] = ()
+    """What the model may say; none: the tool is not offered."""
+
+
+@dataclass(frozen=True, slots=True)
 class CollectPlan:
     """The tool ``collect_digits``."""
 
@@ -366,6 +376,7 @@ class ToolsPlan:
     hold: HoldPlan = field(default_factory=HoldPlan)
     language: LanguagePlan = field(default_factory=LanguagePlan)
     collect_digits: CollectPlan = field(default_factory=CollectPlan)
+    disposition: DispositionPlan = field(default_factory=DispositionPlan)
     functions: Mapping[str, FunctionPlan] = field(default_factory=dict)
     """Tool functions of the route, by name."""
     approvals: tuple[ApprovalRule, ...] = ()

@@ -24,6 +24,7 @@ from pydantic import (
 from gateway.audio.sounds import BUILT_IN, SoundError, check_wav
 from gateway.call.tools.definitions import (
     COLLECT_DESCRIPTION,
+    DISPOSITION_DESCRIPTION,
     END_CALL,
     HOLD_DESCRIPTION,
     LANGUAGE_DESCRIPTION,
@@ -315,6 +316,14 @@ class EndCall(Section):
     goodbye_timeout: Seconds = 10.0
 
 
+class Disposition(Section):
+    """``[route.disposition]``: how calls went, and the tool with which the model says so."""
+
+    default: Annotated[str, Field(max_length=64)] = ""
+    values: tuple[Annotated[Text, Field(max_length=64)], ...] = ()
+    description: Text = DISPOSITION_DESCRIPTION
+
+
 class RouteTools(Section):
     """What a route's model can do in the call: its keys of ``[[route]]``."""
 
@@ -333,6 +342,7 @@ class RouteTools(Section):
     set_language: SetLanguage = Field(default_factory=SetLanguage)
     collect_digits: CollectDigits = Field(default_factory=CollectDigits)
     schedule_callback: ScheduleCallback = Field(default_factory=ScheduleCallback)
+    disposition: Disposition = Field(default_factory=Disposition)
 
     @model_validator(mode="after")
     def _destinations_differ(self) -> Self:

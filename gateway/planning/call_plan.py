@@ -18,6 +18,7 @@ from gateway.call.call_record import CallRecord
 from gateway.call.plan import (
     CallPlan,
     CollectPlan,
+    DispositionPlan,
     DtmfPlan,
     HoldPlan,
     LimitsPlan,
@@ -252,6 +253,7 @@ def call_plan(
             approvals=approval_rules(route, values),
             language=language_plan(route, session),
             collect_digits=plan_of(CollectPlan, route.collect_digits),
+            disposition=plan_of(DispositionPlan, route.disposition),
             application=route.application is not None,
         ),
         allowed_refer_to=route.allowed_refer_to,

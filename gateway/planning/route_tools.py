@@ -19,6 +19,7 @@ from gateway.call.plan import (
     ContentPlan,
     ContextPlan,
     Destination,
+    DispositionPlan,
     FallbackStep,
     FunctionPlan,
     GuardrailPlan,
@@ -395,6 +396,9 @@ def own_tools(
             plan_of(CollectPlan, route.collect_digits), route.collect_digits.description
         ),
         definitions.schedule_callback(schedule, route.schedule_callback.description),
+        definitions.set_disposition(
+            plan_of(DispositionPlan, route.disposition), route.disposition.description
+        ),
         definitions.record_call(recording or RecordingPlan(), route.recording.description),
     ]
     return [tool for tool in tools if tool is not None]

@@ -86,7 +86,7 @@ def columns_of(record: CallRecord, now: datetime) -> dict[str, Any]:
     """
     times, ending = record.times, record.ending
     began = datetime.fromisoformat(record.started_at)
-    cost = record.cost
+    cost, waits = record.cost, record.response_ms
     quality = record.media.quality
     plain = {
         "from_uri": record.from_uri,
@@ -124,6 +124,8 @@ def columns_of(record: CallRecord, now: datetime) -> dict[str, Any]:
         "parent_id": record.parent_id,
         "interruptions": len(record.actions.interruptions),
         "transfers": len(record.actions.transfers),
+        "response_p50_ms": waits.get("p50"),
+        "response_p95_ms": waits.get("p95"),
         "cost": cost.get("priced"),
         "currency": cost.get("currency", ""),
         "mos": _mos(quality),

@@ -127,6 +127,10 @@ def tool(
     return mark if function is None else mark(function)
 
 
+MAX_DISPOSITION = 64
+"""Characters."""
+
+
 class CallControl(Protocol):
     """What a function may do to its call. Methods ask, return at once, and ignore a call that is
     over. From the event loop only."""
@@ -136,6 +140,7 @@ class CallControl(Protocol):
     def show(self, image_uri: str, text: str, respond: bool) -> None: ...
     def respond(self, instructions: str) -> None: ...
     def transfer(self, destination: str, words: str) -> None: ...
+    def set_disposition(self, disposition: str) -> None: ...
     def end(self, words: str) -> None: ...
 
 
@@ -186,6 +191,12 @@ class Call:
         """Hand the caller on to a ``[[route.transfer]]``; ``words`` are said if that fails, and
         the call ends."""
         self._ask(lambda control: control.transfer(destination, words))
+
+    def set_disposition(self, disposition: str) -> None:
+        """Note in the record how the call went, like ``completed``. Raises ToolError."""
+        if not 0 < len(disposition) <= MAX_DISPOSITION:
+            raise ToolError(f"disposition must have 1 to {MAX_DISPOSITION} characters")
+        self._ask(lambda control: control.set_disposition(disposition))
 
     def end(self, words: str = "") -> None:
         """Say these words, then hang up."""

@@ -35,6 +35,7 @@ from gateway.call.tools.commands import (
     RequestOutOfBand,
     Respond,
     Say,
+    SetDisposition,
     Show,
     Tell,
     TransferTo,
@@ -194,6 +195,11 @@ class ConversationControl:
 
     # ---- the end of it
 
+    def note_disposition(self, disposition: str, by: str, now: float) -> Output:
+        """Note how the call went, as model, function or operator says it."""
+        self.timeline.record.disposition = disposition
+        return self.timeline.note(now, "disposition", "info", disposition=disposition, by=by)
+
     def terminate(self, termination: Termination) -> None:
         """End the conversation: transfer the caller, or say goodbye. The first reason stands."""
         if self.termination is None:
@@ -304,6 +310,8 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
             control.terminate(Termination(EndReason.APPLICATION, "by a function", words))
         case RecordCall():
             return record_call(command, control, now)
+        case SetDisposition(disposition, by):
+            return [control.note_disposition(disposition, by, now)]
     return [note]
 
 

@@ -116,6 +116,14 @@ class RecordCall:
     by: str = "operator"
 
 
+@dataclass(frozen=True, slots=True)
+class SetDisposition:
+    """Note how the call went, in the words of those who called or were called."""
+
+    disposition: str
+    by: str
+
+
 CallCommand = (
     Say
     | Tell
@@ -131,6 +139,7 @@ CallCommand = (
     | Interrupt
     | EndCall
     | RecordCall
+    | SetDisposition
 )
 
 
@@ -163,6 +172,10 @@ class CommandsFromTools:
     def record(self, action: str) -> None:
         """Start, stop, pause, resume or delete the recording: :class:`RecordCall`."""
         self._take(RecordCall(action, "tool"))
+
+    def set_disposition(self, disposition: str) -> None:
+        """Note how the call went: :class:`SetDisposition`."""
+        self._take(SetDisposition(disposition, "tool"))
 
     def end(self, words: str) -> None:
         """End the call: :class:`EndCall`."""

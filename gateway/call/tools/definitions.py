@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from gateway.call.plan import (
     CollectPlan,
     Destination,
+    DispositionPlan,
     HoldPlan,
     LanguagePlan,
     RecordingPlan,
@@ -29,6 +30,7 @@ SET_LANGUAGE = "set_language"
 COLLECT_DIGITS = "collect_digits"
 SCHEDULE_CALLBACK = "schedule_callback"
 RECORD_CALL = "record_call"
+SET_DISPOSITION = "set_disposition"
 
 OWN = frozenset(
     {
@@ -40,6 +42,7 @@ OWN = frozenset(
         COLLECT_DIGITS,
         SCHEDULE_CALLBACK,
         RECORD_CALL,
+        SET_DISPOSITION,
     }
 )
 """Names that no other tool may have."""
@@ -55,6 +58,10 @@ SEND_DTMF_DESCRIPTION = (
 HOLD_DESCRIPTION = (
     "Let the caller hear music for some seconds while they wait. Tell them so first. "
     "The music ends by itself, or as soon as you speak."
+)
+
+DISPOSITION_DESCRIPTION = (
+    "Note how this call went, once you know. Say nothing about it. A later note replaces it."
 )
 
 LANGUAGE_DESCRIPTION = (
@@ -112,6 +119,14 @@ def hold(plan: HoldPlan, description: str) -> dict[str, Any] | None:
         return None
     seconds = {"type": "number", "exclusiveMinimum": 0, "maximum": plan.max_duration}
     return _tool_object(HOLD, description, {"seconds": seconds})
+
+
+def set_disposition(plan: DispositionPlan, description: str) -> dict[str, Any] | None:
+    """Return the tool that says how the call went; None where the route names no values."""
+    if not plan.values:
+        return None
+    values = {"type": "string", "enum": list(plan.values)}
+    return _tool_object(SET_DISPOSITION, description, {"disposition": values})
 
 
 def set_language(plan: LanguagePlan, description: str) -> dict[str, Any] | None:
@@ -241,6 +256,20 @@ class LanguageArguments(_Arguments):
     """Arguments of ``set_language``."""
 
     language: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class DispositionArguments(_Arguments):
+    """Arguments of ``set_disposition``."""
+
+    disposition: str
+
+
+def disposition_of(arguments: str, plan: DispositionPlan) -> str:
+    """Return how the call went. Raises ToolCallError."""
+    wanted = _parse_arguments(DispositionArguments, arguments).disposition
+    if wanted not in plan.values:
+        raise ToolCallError(f"disposition: must be one of {', '.join(plan.values)}")
+    return wanted
 
 
 class RecordArguments(_Arguments):

@@ -19,8 +19,10 @@ from gateway.call.tools.definitions import (
     COLLECT_DIGITS,
     END_CALL,
     RECORD_CALL,
+    SET_DISPOSITION,
     SET_LANGUAGE,
     ToolCallError,
+    disposition_of,
     language_of,
     record_action,
 )
@@ -110,6 +112,8 @@ class Functions:
             self._own.add(SET_LANGUAGE)
         if self._plan.tools.collect_digits.enabled:
             self._own.add(COLLECT_DIGITS)
+        if self._plan.tools.disposition.values:
+            self._own.add(SET_DISPOSITION)
         if self._plan.recording.mode != "off" and self._plan.recording.tool:
             self._own.add(RECORD_CALL)
 
@@ -398,6 +402,11 @@ class Functions:
                 result = {"status": "done", "language": plan.names.get(code, code)}
                 change = self._control.changes["language"] = UpdateSession(plan.updates[code])
                 return [Send(change), *self._add_result(group, call_id, result, now)]
+            if name == SET_DISPOSITION:
+                wanted = disposition_of(arguments, self._plan.tools.disposition)
+                use.outcome = "done"
+                noted = self._control.note_disposition(wanted, "model", now)
+                return [noted, *self._add_result(group, call_id, {"status": "done"}, now)]
             if name == RECORD_CALL:
                 return self._record(call_id, arguments, group, use, now)
             use.outcome = "begun"
