@@ -63,6 +63,7 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         "recording": _Entry(
             "recording", "Control a call's recording, or decrypt one.", "recording"
         ),
+        "report": _Entry("past", "Report on calls by route, trunk, day or ending.", "report"),
         "explain": _Entry("past", "Explain how a call was routed and why it ended.", "explain"),
         "erase": _Entry("past", "Erase a number from the data of ended calls.", "erase"),
     },

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from zoneinfo import ZoneInfo
 
 import click
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from gateway.config.operations import RecordingSettings, RecordSettings
     from gateway.config.source import Section
     from gateway.records.database import Database
+    from gateway.records.report import By
 
 S = TypeVar("S", bound="Section")
 
@@ -138,6 +140,62 @@ def _section_of(config: Path, name: str, model: type[S]) -> S:
 def fail(text: str) -> click.ClickException:
     """An error that ends the command with 1."""
     return click.ClickException(printable(text))
+
+
+@click.command(
+    "report",
+    epilog=examples(
+        "gateway report --from 30d --by route",
+        "gateway report --from 2026-11-01 --to 2026-12-01 --by day --format html > november.html",
+    ),
+)
+@CONFIG
+@click.option("--from", "since", default="30d", show_default=True, help="From a time, or an age.")
+@click.option("--to", "until", help="To a time, or an age. Default: now.")
+@click.option(
+    "--by", type=click.Choice(["route", "trunk", "day", "ending"]), default="route",
+    show_default=True, help="What a line is of.",
+)  # fmt: skip
+@click.option(
+    "--format", "form", type=click.Choice(["table", "csv", "html", "json"]), default="table",
+    show_default=True,
+)  # fmt: skip
+def report(config: Path, since: str, until: str | None, by: By, form: str) -> None:
+    """Report on past calls: endings, dispositions, waits, cost, and the month's expected cost.
+
+    Waits are those of callers for the agent (ms): p50 is the median of the calls' medians, p95 the
+    95th percentile of their 95th percentiles. A day begins in cost.timezone.
+    """
+    from gateway.config.sections import CostSettings
+    from gateway.records.database import Filter
+    from gateway.records.report import csv_of, forecast_of, page_of, report_of, table_of
+
+    name = _section_of(config, "cost", CostSettings).timezone
+    zone = ZoneInfo(name) if name else None
+    now = datetime.now(UTC).astimezone(zone)
+    begin, end = moment(since), now if until is None else moment(until)
+    with opened(config) as database:
+        told = report_of(
+            database.each(Filter(since=begin, until=end)),
+            by,
+            f"{begin.astimezone(zone):%Y-%m-%d %H:%M}",
+            f"{end.astimezone(zone):%Y-%m-%d %H:%M}",
+            zone,
+        )
+        month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        recent = Filter(since=min(month, now - timedelta(days=28)))
+        told.forecast = forecast_of(database.each(recent), now.date(), zone)
+    if form == "html":
+        for line in page_of(told, now).splitlines():
+            click.echo(printable(line))
+    elif form == "json":
+        click.echo(printable(json.dumps(told.as_json(), ensure_ascii=False)))
+    elif form == "csv":
+        for line in csv_of(told):
+            click.echo(printable(line))
+    else:
+        for line in table_of(told):
+            click.echo(printable(line))
 
 
 @click.command("explain", epilog=examples("gateway explain 7f3a"))

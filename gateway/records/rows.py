@@ -198,11 +198,11 @@ def exported(rows: Iterable[Mapping[str, Any]], form: str) -> Iterator[str]:
     for row in rows:
         line.seek(0)
         line.truncate()
-        writer.writerow([_cell(plain(row)[name]) for name in EXPORTED])
+        writer.writerow([cell_of(plain(row)[name]) for name in EXPORTED])
         yield line.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def cell_of(value: Any) -> Any:
     text = value if isinstance(value, str) else ""
     # A number's + is no formula.
     run = text[:1] in ("=", "+", "-", "@", "\t") and not text.removeprefix("+").isdigit()

@@ -28,7 +28,16 @@ API = '[api]\nlisten = "127.0.0.1:0"\n' + "".join(
     f'[[api.token]]\nname = "{role}-one"\nrole = "{role}"\nhash = "{hash_of(token)}"\n'
     for role, token in TOKENS.items()
 )
-WORLD = {"more": API}
+NOTED = """
+[[route]]
+name = "noted"
+to = "^noted$"
+greeting.say = "Hello."
+[route.disposition]
+default = "abandoned"
+values = ["completed", "no_agent"]
+"""
+WORLD = {"more": API, "routes": NOTED}
 
 
 class Client:
@@ -87,6 +96,30 @@ async def test_a_call_is_listed_while_it_lasts_and_afterwards(world: GatewayStac
         assert past.keys() >= one.keys() - {"explanation"}, "live and past have one form"
         listed = (await http.get("/api/v1/calls", params={"sip_call_id": call.call_id})).json()
         assert [row["id"] for row in listed["calls"]] == [one["id"]]
+
+
+async def test_route_model_and_operator_say_how_a_call_went(world: GatewayStack) -> None:
+    wrong = {"name": "set_disposition", "arguments": '{"disposition": "lost"}'}
+    right = {"name": "set_disposition", "arguments": '{"disposition": "no_agent"}'}
+    answers = [{"kind": "nothing", "tools": [wrong]}, {"kind": "nothing", "tools": [right]}]
+    world.behave(vad="off", answers=[*answers, {"kind": "silent"}])
+    call = await world.dial("noted")
+    noted = await world.gateway.wait("call.disposition", call=call.call_id)
+    assert (noted["by"], noted["disposition"]) == ("model", "no_agent")
+    call_id = noted["call"]
+    async with Client(world, "operator") as http:
+        live = (await http.get(f"/api/v1/calls/{call_id}")).json()
+        assert live["disposition"] == "no_agent"
+        path = f"/api/v1/calls/{call_id}/disposition"
+        for text in ("", "x" * 65):
+            assert (await http.post(path, json={"disposition": text})).status_code == 409
+        done = await http.post(path, json={"disposition": "callback"})
+        assert (done.status_code, done.json()["disposition"]) == (200, "callback")
+        await world.summary_at_end(call)
+        assert (await world.record(call))["disposition"] == "callback"
+    world.behave(vad="off", answers=[{"kind": "silent"}])
+    left = await world.dial("noted")
+    assert (await world.summary_at_end(left))["disposition"] == "abandoned"
 
 
 async def test_commands_act_on_the_call_and_are_audited(world: GatewayStack) -> None:
