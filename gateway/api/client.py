@@ -31,6 +31,8 @@ REQUESTS = {
     "show": ("POST", f"{_CALL}/images"),
     "respond": ("POST", f"{_CALL}/responses"),
     "ask": ("POST", f"{_CALL}/query"),
+    "deliveries": ("GET", "/webhooks/deliveries"),
+    "resend": ("POST", "/webhooks/deliveries/{delivery}/resend"),
     "transcript": ("GET", f"{_CALL}/transcript"),
 }
 """Method and path of each command, below ``/api/v1``. What is not in the path goes into the query

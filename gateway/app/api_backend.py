@@ -44,6 +44,13 @@ _UP = ("registered", "static")
 """States of a trunk that takes calls, as far as is known."""
 
 
+def _may_bring_calls(trunk: Mapping[str, Any]) -> bool:
+    """Whether a trunk is up, as far as is known: of one that is not asked nothing is."""
+    if trunk["state"] not in _UP:
+        return False
+    return not trunk["options"] or str(trunk["options"])[:1].isdigit()
+
+
 class Readings:
     """What ``/metrics`` reads at each request. All of it belongs to the event loop."""
 
@@ -108,7 +115,7 @@ class Readings:
             if trunk["state"] != "static":
                 yield "trunk_registered", labels, float(trunk["state"] in _UP)
             if trunk["options"]:
-                up = float(str(trunk["options"]).startswith(("2", "4")))
+                up = float(str(trunk["options"])[:1].isdigit())
                 yield "trunk_up", labels, up
 
     def _servers_now(self) -> Iterator[Reading]:
@@ -304,9 +311,9 @@ class Api:
         reasons = dict(state["health"]["problems"])
         if state["state"] != "serving":
             reasons["state"] = str(state["state"])
-        trunks = [one for one in self._agent.trunk_states() if one["state"] != "static"]
-        if trunks and not any(one["state"] in _UP for one in trunks):
-            reasons["trunks"] = "no trunk is registered"
+        trunks = self._agent.trunk_states()
+        if trunks and not any(_may_bring_calls(one) for one in trunks):
+            reasons["trunks"] = "no trunk is registered, or answers OPTIONS"
         servers = self._servers()
         if servers and all(one["state"] != "up" for one in servers):
             reasons["realtime"] = "no realtime server works"

@@ -458,3 +458,33 @@ def reload(config: Path, path: Path | None) -> None:
         click.echo(printable(f"needs a restart: {key}"))
     if not told["changed"] and not told["restart_required"]:
         click.echo("nothing has changed")
+
+
+@click.command(
+    "webhooks", epilog=examples("gateway webhooks --dead", "gateway webhooks --resend all")
+)
+@CONFIG
+@SOCKET
+@click.option("--dead", is_flag=True, help="Those that were given up, in place of those that wait.")
+@click.option("--resend", metavar="ID", help="Try a delivery that was given up anew; all: each.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with what is delivered.")
+def webhooks(
+    config: Path, path: Path | None, dead: bool, resend: str | None, as_json: bool
+) -> None:
+    """List deliveries to webhooks, or try those that were given up anew."""
+    if resend is not None:
+        wanted = "*" if resend == "all" else resend
+        count = asked(config, path, "resend", delivery=wanted)["resent"]
+        click.echo(f"tried anew: {count}")
+        return
+    found = asked(config, path, "deliveries", dead=str(dead).lower())["deliveries"]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for one in found:
+        age = duration(time.time() - one["created"])
+        said = f", {one['error']}" if one["error"] else ""
+        about = f"{one['id']}  {one['endpoint']}  {one['body'].get('type')} of {one['call_id']}"
+        click.echo(printable(f"{about}, {age} old, tried {one['tries']} times{said}"))
+    if not found:
+        click.echo("none")

@@ -27,6 +27,9 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
             "live_calls", "Show trunks, calls and servers of a running gateway.", "status"
         ),
         "reload": _Entry("live_calls", "Have a running gateway read its files anew.", "reload"),
+        "webhooks": _Entry(
+            "live_calls", "List deliveries to webhooks, or try them anew.", "webhooks"
+        ),
         "dial": _Entry("dial", "Place one call and join it to a route's session."),
     },
     "Configure": {

@@ -45,6 +45,10 @@ PER_ENDPOINT = 4
 LOOK_SECONDS = 1.0
 TRANSIENT = frozenset({408, 425, 429})
 """4xx after which the same request may still succeed."""
+GONE = 410
+"""The endpoint wants nothing any more: what there is for it is given up without another request."""
+MAX_ANSWER = 64 * 1024
+"""Bytes of an answer that are read, so that the connection serves the next delivery too."""
 
 log = structlog.get_logger("webhooks")
 
@@ -125,6 +129,8 @@ class WebhookSender:
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._each = {one.name: asyncio.Semaphore(PER_ENDPOINT) for one in endpoints}
         self._under_way: set[tuple[str, str]] = set()
+        self._gone: set[str] = set()
+        """Endpoints that said so."""
         self._client: httpx.AsyncClient | None = None
 
     async def start(self) -> None:
@@ -169,6 +175,7 @@ class WebhookSender:
 
     async def resend(self, delivery_id: str) -> int:
         """Try given-up deliveries with this id anew (``*``: all); returns how many there are."""
+        self._gone.clear()
         found: int = await self._on_spool(lambda spool: spool.resend(delivery_id, time.time()))
         return found
 
@@ -200,7 +207,13 @@ class WebhookSender:
                 await self._failed(delivery, "there is no such endpoint any more", None)
                 return
             async with self._each[endpoint.name], self._slots:
+                if endpoint.name in self._gone:
+                    await self._failed(delivery, "the endpoint is gone", None)
+                    return
                 status, error, wait = await self._attempt(endpoint, delivery)
+            if status == GONE:
+                self._gone.add(endpoint.name)
+                log.error("webhook.gone", endpoint=endpoint.name)
             if error == "":
                 await self._on_spool(lambda spool: spool.delivered(delivery))
                 self.results[endpoint.name, "delivered"] += 1
@@ -230,7 +243,12 @@ class WebhookSender:
             headers["traceparent"] = parent
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
-                answer = await self._client.post(endpoint.url, content=body, headers=headers)
+                async with self._client.stream(
+                    "POST", endpoint.url, content=body, headers=headers
+                ) as answer:
+                    length = answer.headers.get("content-length", "")
+                    if length.isdigit() and int(length) <= MAX_ANSWER:
+                        await answer.aread()
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
             return 0, f"{type(error).__name__}: {error}", 0.0
         finally:

@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.api.metrics import READINGS, Metrics
+from gateway.app.api_backend import _may_bring_calls
 from gateway.audio.g711 import Codec
 from tests.calls.test_api import API, TOKENS
 from tests.calls.test_webhooks import hooks
@@ -219,6 +220,76 @@ async def calls_of_all_kinds(world: GatewayStack) -> None:
     )
     await world.gateway.wait("sip.rejected")
     await world.summary_at_end(odd)
+
+
+TRUNK = """
+[[trunk]]
+name = "t"
+registrar = "sip:127.0.0.1:{port}"
+username = "u"
+password = "p-of-the-trunk"
+"""
+
+
+async def test_ready_once_a_trunk_is_there(own_folder: Path) -> None:
+    loop = asyncio.get_running_loop()
+    registrar, carrier = await loop.create_datagram_endpoint(Carrier, ("127.0.0.1", 0))
+    port = registrar.get_extra_info("sockname")[1]
+    world = GatewayStack(own_folder, more=API + TRUNK.format(port=port))
+    await world.start()
+    address = world.gateway.all("api.listening")[-1]["address"]
+    async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
+
+        async def refused() -> bool:
+            return (await http.get("/readyz")).status_code == 503
+
+        async def ready() -> bool:
+            return not await refused()
+
+        await eventually(refused, "not ready")
+        reasons = (await http.get("/readyz")).json()["reasons"]
+        assert reasons == {"trunks": "no trunk is registered, or answers OPTIONS"}
+        assert (await http.get("/healthz")).status_code == 200
+        carrier.answers = True
+        await eventually(ready, "ready")
+    await world.stop()
+    registrar.close()
+
+
+async def test_not_ready_without_a_server(own_folder: Path) -> None:
+    world = GatewayStack(own_folder, more=API, realtime="health_check_interval = 1")
+    await world.start()
+    address = world.gateway.all("api.listening")[-1]["address"]
+    async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
+
+        async def ready() -> bool:
+            return (await http.get("/readyz")).status_code == 200
+
+        await eventually(ready, "ready")
+        world.behave(refuse={"step": "connect", "code": "invalid_api_key"})
+        await world.gateway.wait("realtime.unhealthy")
+        answer = await http.get("/readyz")
+        assert answer.status_code == 503
+        assert answer.json()["reasons"] == {"realtime": "no realtime server works"}
+        world.behave()
+        await world.gateway.wait("realtime.healthy")
+        await eventually(ready, "ready")
+    await world.stop()
+
+
+@pytest.mark.parametrize(
+    ("state", "options", "up"),
+    [
+        ("registered", "", True),
+        ("registered", "no answer", False),
+        ("failed", "200", False),
+        ("static", "", True),
+        ("static", "404", True),
+        ("static", "no answer", False),
+    ],
+)
+def test_which_trunks_may_bring_calls(state: str, options: str, up: bool) -> None:
+    assert _may_bring_calls({"state": state, "options": options}) is up
 
 
 def declared() -> list[str]:

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import signal
+import ssl
+import subprocess
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,12 @@ from standardwebhooks.webhooks import Webhook
 from gateway.records import webhooks
 from gateway.records.spool import Delivery, Spool
 from gateway.records.webhooks import Endpoint, Outbox, WebhookSender, signature
+from tests.calls.test_operator import command
 from tests.calls.test_records import kill_while_calls_come, rows_of
 from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack, eventually
 from tests.support.http_service import Answer, HttpService, http_service
+from tests.support.referred import dial
 
 SECRET = "whsec_" + base64.b64encode(b"a key of webhooks, 32 bytes long").decode()
 OTHER = "whsec_" + base64.b64encode(b"the key before that, also longer").decode()
@@ -189,3 +194,178 @@ def test_an_event_goes_to_those_who_want_it() -> None:
     assert [one.endpoint for one in found] == ["b"]
     assert json.loads(found[0].body)["data"] == {"call_id": "c", "sequence": 1, "state": "x"}
     assert len(signature(("k", "l"), "e", 1, b"{}").split()) == 2
+
+
+EVENTS = {
+    *("call.incoming", "call.ringing", "call.answered", "call.ended"),
+    *("call.transferring", "call.transferred", "call.transfer_failed"),
+    *("call.budget", "call.trouble"),
+}
+HOOKED_ROUTES = """
+[[route]]
+name = "desk"
+to = "^desk$"
+greeting.say = "Hello."
+[[route.transfer]]
+name = "desk"
+to = "sip:1002@pbx.example"
+[[route]]
+name = "poor"
+to = "^poor$"
+greeting.say = "Hello."
+[route.budget]
+per_call = 0.0001
+"""
+
+
+async def test_every_event_arrives_signed(own_folder: Path) -> None:
+    with http_service() as receiver:
+        more = hooks(receiver.url, sorted(EVENTS))
+        world = GatewayStack(own_folder, routes=HOOKED_ROUTES, more=more)
+        await world.start()
+        words = {"kind": "pattern", "seconds": 0.2}
+        wanted = {"name": "transfer_call", "arguments": '{"destination": "desk"}'}
+        for outcome in ("200 OK", "486 Busy Here"):
+            world.behave(vad="off", answers=[{"kind": "nothing", "tools": [wanted]}, words])
+            call = await dial(world, "desk")
+            await call.asked()
+            call.notify("180 Ringing")
+            call.notify(outcome, last=True)
+            if outcome != "200 OK":
+                await world.gateway.wait("call.transfer_failed", call=call.call_id)
+                await call.hang_up()
+            await world.gateway.wait("call.summary", call=call.call_id)
+        world.behave(answers=[{"kind": "pattern", "seconds": 2}])
+        poor = world.phone.call("poor")
+        poor.invite()
+        await poor.answered()
+        await world.gateway.wait("call.summary", call=poor.call_id)
+        world.behave(end={"code": 1011, "after_s": 0.3, "first_sessions": 1})
+        lost = await world.dial("desk")
+        await world.gateway.wait("call.session_replaced", call=lost.call_id)
+        await world.summary_at_end(lost)
+        # The rest comes within a second or two; a delivery that is missing is named below.
+        with suppress(AssertionError):
+            await eventually(
+                lambda: {got.json["type"] for got in tuple(receiver.asked)} >= EVENTS,
+                "all events",
+                8,
+            )
+        await world.stop()
+    assert {got.json["type"] for got in receiver.asked} == EVENTS
+    ids = [got.headers["webhook-id"] for got in receiver.asked]
+    assert len(ids) == len(set(ids))
+    for got in receiver.asked:
+        Webhook(SECRET).verify(got.body, dict(got.headers))
+        data = got.json["data"]
+        assert data.keys() >= {"call_id", "sequence", "state", "direction", "route"}
+
+
+def broken_tls(folder: Path) -> ssl.SSLContext:
+    """A server's side of TLS with a certificate that nobody has signed."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=other",
+         "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+async def serve(kind: str, folder: Path, asked: list[bytes]) -> tuple[asyncio.Server, str]:
+    """A receiver that misbehaves, and its URL."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        with suppress(OSError):
+            if kind == "hangs":
+                await reader.read()
+            elif kind == "endless":
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                while True:
+                    writer.write(b"x" * 65536)
+                    await writer.drain()
+            elif kind == "garbage":
+                writer.write(b"\0\1 what\r\n\r\n")
+            elif kind == "redirect":
+                writer.write(
+                    b"HTTP/1.1 307 No\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"
+                )
+        writer.close()
+
+    tls = broken_tls(folder) if kind == "tls" else None
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls)
+    port = server.sockets[0].getsockname()[1]
+    return server, f"http{'s' if tls else ''}://127.0.0.1:{port}/hook"
+
+
+@pytest.mark.parametrize(
+    ("kind", "result", "error"),
+    [
+        ("hangs", "failed", "TimeoutError"),
+        ("endless", "delivered", ""),
+        ("garbage", "failed", "RemoteProtocolError"),
+        ("redirect", "failed", "HTTP 307"),
+        ("tls", "failed", "CERTIFICATE_VERIFY_FAILED"),
+    ],
+)
+async def test_receivers_that_misbehave(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, result: str, error: str
+) -> None:
+    monkeypatch.setattr(webhooks, "ATTEMPT_SECONDS", 0.3 if kind == "hangs" else 10.0)
+    monkeypatch.setattr(webhooks, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(webhooks, "MAX_AGE", 1e12)
+    Spool(own_folder).add([], [delivery()])
+    asked: list[bytes] = []
+    server, url = await serve(kind, own_folder, asked)
+    endpoint = Endpoint("crm", url, (SECRET,), frozenset({"call.ended"}), {})
+    sender = WebhookSender(own_folder, [endpoint], lambda: True)
+    await sender.start()
+    await eventually(lambda: sender.results["crm", result] == 1, result)
+    waiting = await sender.deliveries(dead=False)
+    await sender.stop()
+    server.close()
+    if result == "failed":
+        assert [one.tries for one in waiting] == [1]
+        assert error in waiting[0].error
+    else:
+        assert waiting == []
+    assert len(asked) == (0 if kind == "tls" else 1)
+    assert sum(sender.seconds["crm"].counts) == 1
+
+
+async def test_an_endpoint_that_is_gone_gets_nothing_more_until_it_is_asked_for(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(webhooks, "PER_ENDPOINT", 1)
+    Spool(own_folder).add([], [delivery(id=f"m{n}") for n in range(5)])
+    with http_service() as receiver:
+        receiver.answers = [Answer(410)]
+        async with sending(own_folder, receiver) as sender:
+            await eventually(lambda: sender.results["crm", "dead"] == 5, "all given up")
+            assert len(receiver.asked) == 1
+            assert await sender.waiting() == {"crm": (0, None, 5)}
+            receiver.answers = [Answer(200)]
+            assert await sender.resend("*") == 5
+            await eventually(lambda: sender.results["crm", "delivered"] == 5, "all delivered")
+
+
+async def test_the_command_lists_and_resends(own_folder: Path) -> None:
+    with http_service() as receiver:
+        receiver.answers = [Answer(403)]
+        more = hooks(receiver.url, ["call.ended"]) + '[control]\nsocket = "gateway.sock"\n'
+        world = GatewayStack(own_folder, more=more)
+        await world.start()
+        summary = await world.summary_at_end(await world.dial("greeted"))
+        await world.gateway.wait("webhook.dead")
+        status, said = await command(world, "webhooks", "--dead")
+        assert (status, summary["call"] in said, "HTTP 403" in said) == (0, True, True)
+        receiver.answers = [Answer(200)]
+        assert await command(world, "webhooks", "--resend", "all") == (0, "tried anew: 1\n")
+        await eventually(lambda: len(receiver.asked) == 2, "delivered")
+        assert (await command(world, "webhooks", "--resend", "none"))[0] == 1
+        await world.stop()
+    assert receiver.asked[0].headers["webhook-id"] == receiver.asked[1].headers["webhook-id"]
