@@ -29,8 +29,7 @@ import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor
 
-from gateway.call.private_digits import PrivateDigits
-from gateway.text import printable, printable_in
+from gateway.text import PrivateDigits, printable, printable_in
 
 _SHORTEST_SECRET = 4
 """Shorter ones would blank out plain words; the configuration has none worth hiding."""

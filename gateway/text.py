@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Cleans texts from outside before they are stored, matched or shown."""
+"""Texts from outside: cleaned before they are stored, matched or shown; private digits masked."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -97,3 +97,237 @@ def money(amount: Decimal) -> str:
 def words_of(text: str) -> tuple[str, ...]:
     """The words of a text, without case and punctuation, keeping hyphens inside a word."""
     return tuple(re.findall(r"\w+(?:[-'\u2019]\w+)*", text.casefold()))
+
+
+MASK = "****"
+
+FEWEST = 3
+"""Digits; fewer are masked only where they stand alone, as figures or as two words in a row: else
+they would be masked within other numbers, and every "one" of a sentence."""
+
+_WORDS = {
+    "0": "zero|null|oh|zéro|cero|nul",
+    "1": "one|eins|ein|un|uno|een",
+    "2": "two|zwei|zwo|deux|dos|due|twee",
+    "3": "three|drei|trois|tres|tre|drie",
+    "4": "four|vier|quatre|cuatro|quattro",
+    "5": "five|fünf|cinq|cinco|cinque|vijf",
+    "6": "six|sechs|seis|sei|zes",
+    "7": "seven|sieben|sept|siete|sette|zeven",
+    "8": "eight|acht|huit|ocho|otto",
+    "9": "nine|neun|neuf|nueve|nove|negen",
+}
+
+_TEENS = {
+    "0": "ten|zehn|dix",
+    "1": "eleven|elf|onze",
+    "2": "twelve|zwölf|douze",
+    "3": "thirteen|dreizehn|treize",
+    "4": "fourteen|vierzehn|quatorze",
+    "5": "fifteen|fünfzehn|quinze",
+    "6": "sixteen|sechzehn|seize",
+    "7": "seventeen|siebzehn|dix-sept",
+    "8": "eighteen|achtzehn|dix-huit",
+    "9": "nineteen|neunzehn|dix-neuf",
+}
+"""From ten to nineteen, by their second digit."""
+
+_TENS = {
+    "2": "twenty|zwanzig|vingt|veinte|venti",
+    "3": "thirty|dreißig|dreissig|trente|treinta|trenta",
+    "4": "forty|vierzig|quarante|cuarenta|quaranta",
+    "5": "fifty|fünfzig|cinquante|cincuenta|cinquanta",
+    "6": "sixty|sechzig|soixante|sesenta|sessanta",
+    "7": "seventy|siebzig|setenta|settanta",
+    "8": "eighty|achtzig|quatre-vingts|quatre-vingt|ochenta|ottanta",
+    "9": "ninety|neunzig|noventa|novanta",
+}
+
+_BETWEEN = re.compile(
+    r"[\W_]{0,8}(?:(?:and|then|the|a|und|dann|et|puis|y)[\W_]{1,8}){0,3}", re.IGNORECASE
+)
+"""What stands between two digits that are read out: white space, signs, a few words."""
+
+_FULL_WIDTH = {0xFF10 + figure: str(figure) for figure in range(10)}
+
+_NAMES = frozenset(
+    {"id", "call", "session", "event", "started_at", "timestamp", "file", "source", "type", "name"}
+)
+"""Keys of values that nobody says; masking them would only break them."""
+
+
+_NUMBERS = re.compile(
+    r"(?i)(?<=sip:)\+?[\d.\-()]{4,24}(?=@)|(?<=sips:)\+?[\d.\-()]{4,24}(?=@)"
+    r"|(?<=tel:)\+?[\d.\-()]{4,24}"
+    r"|(?<![\w.:-])\+\d[\d \-/()]{4,22}\d(?![\w:-])"
+    r"|(?<![\w.:-])\d{6,18}(?![\w:-])"
+)
+"""Telephone numbers: the users of URIs, and what looks like one in a text."""
+
+SHOWN = 3
+"""Digits of a number that stay, the last ones."""
+
+_KEYS = frozenset({"digit", "digits", "keys"})
+"""Names of values that hold keys which somebody pressed."""
+
+_KEYS_IN_TEXT = re.compile(r'(\\?"(?:digits?|keys)\\?"\s*:\s*\\?")([0-9*#A-D]+)')
+
+
+def _masked_number(found: re.Match[str]) -> str:
+    """Return a telephone number with all but its last digits masked."""
+    number = found[0]
+    hidden = sum(char.isdigit() for char in number) - SHOWN
+    told = []
+    for char in number:
+        told.append("*" if char.isdigit() and hidden > 0 else char)
+        hidden -= char.isdigit()
+    return "".join(told)
+
+
+def _masked_keys(text: str) -> str:
+    """Return the text with every key of the telephone masked."""
+    return re.sub(r"[0-9*#A-D]", "*", text)
+
+
+def _values_of_words() -> dict[str, str]:
+    """Return the digits that each number word stands for."""
+    values = {word: digit for digit, words in _WORDS.items() for word in words.split("|")}
+    values |= {word: f"1{unit}" for unit, words in _TEENS.items() for word in words.split("|")}
+    return values
+
+
+_VALUES = _values_of_words()
+_TEN_VALUES = {word: ten for ten, words in _TENS.items() for word in words.split("|")}
+_ONE = "|".join(
+    word for digit, words in _WORDS.items() if digit != "0" for word in words.split("|")
+)
+_SPOKEN = re.compile(
+    rf"(?P<figure>\d)|(?<![^\W\d_])(?:(?P<first>{_ONE})und(?P<second>{'|'.join(_TEN_VALUES)})"
+    rf"|(?P<ten>{'|'.join(_TEN_VALUES)})(?:[\s-]{{1,2}}(?P<unit>{_ONE}))?"
+    rf"|(?:double|doppel[nt]?)[\s-]{{0,2}}(?P<twice>\d|{_ONE})"
+    rf"|(?P<word>{'|'.join(sorted(_VALUES, key=len, reverse=True))}))(?![^\W_])",
+    re.IGNORECASE,
+)
+"""A digit, or a number below a hundred in words."""
+
+
+def _digits_of(found: re.Match[str]) -> str:
+    """Return the digits of a match of :data:`_SPOKEN`; "?" for letters of unusual case."""
+    said = {name: value.casefold() for name, value in found.groupdict().items() if value}
+    if "figure" in said:
+        return str(int(said["figure"]))  # of any script
+    if "word" in said:
+        return _VALUES.get(said["word"], "?")
+    if "twice" in said:
+        return _VALUES.get(said["twice"], said["twice"][:1]) * 2
+    ten = _TEN_VALUES.get(said.get("ten") or said["second"], "?")
+    unit = said.get("unit") or said.get("first")
+    return ten + (_VALUES.get(unit, "?") if unit else "0")
+
+
+def _mask_digits(text: str, secrets: Collection[str]) -> str:
+    """Return the text with :data:`MASK` in place of these digits, however they are read out."""
+    told: list[str] = []
+    run: list[re.Match[str]] = []
+    end = 0
+
+    def close() -> None:
+        nonlocal end
+        owners = [found for found in run for _ in _digits_of(found)]
+        digits = "".join(_digits_of(found) for found in run)
+        at = 0
+        while at < len(digits):
+            secret = next((one for one in secrets if digits.startswith(one, at)), "")
+            if secret and owners[at].start() >= end:
+                told.extend((text[end : owners[at].start()], MASK))
+                end = owners[at + len(secret) - 1].end()
+            at += len(secret) or 1
+
+    for found in _SPOKEN.finditer(text):
+        if run and not _BETWEEN.fullmatch(text, run[-1].end(), found.start()):
+            close()
+            run = []
+        run.append(found)
+    close()
+    return "".join((*told, text[end:]))
+
+
+class PrivateDigits:
+    """Those of one call, and what else is masked of it.
+
+    Args:
+        redact: "numbers", "dtmf", both or nothing.
+    """
+
+    def __init__(self, redact: Collection[str] = ()) -> None:
+        self._patterns: list[re.Pattern[str]] = []
+        self._secrets: list[str] = []
+        self.numbers = self.dtmf = False
+        self.redact(redact)
+
+    def __bool__(self) -> bool:
+        """Return whether anything is masked."""
+        return bool(self._patterns or self._secrets) or self.numbers or self.dtmf
+
+    def redact(self, what: Collection[str]) -> None:
+        """Mask numbers or keys from now on, as ``[records] redact`` says."""
+        self.numbers, self.dtmf = "numbers" in what, "dtmf" in what
+
+    def pressed(self, digits: str) -> None:
+        """Note keys that were not asked for as private ones; masked where all keys are."""
+        if self.dtmf:
+            self.add(digits)
+
+    def add(self, digits: str) -> None:
+        """Mask these digits from now on, in figures and in words."""
+        digits = "".join(digit for digit in digits if digit in _WORDS)
+        if not digits:
+            return
+        if len(digits) < FEWEST:
+            figures = r"[\W_]{0,3}".join(digits)
+            words = r"[\W_]{1,3}".join(f"(?:{_WORDS[digit]})" for digit in digits)
+            alone = figures if len(digits) == 1 else f"(?:{figures}|{words})"
+            # Not in 14:30, 4.5 or +49: a figure of another number is none of these.
+            found = rf"(?<![\w+])(?<!\d[.,:/-]){alone}(?![.,:/-]?\d)(?!\w)"
+            self._patterns.append(re.compile(found, re.IGNORECASE))
+            return
+        self._secrets = sorted({*self._secrets, digits}, key=len, reverse=True)
+
+    def masked(self, value: Any) -> Any:
+        """Return a copy of a JSON value with :data:`MASK` in place of the digits."""
+        if not self:
+            return value
+        if isinstance(value, str):
+            return self._masked_text(value)
+        if isinstance(value, Mapping):
+            return {key: self._masked_value(str(key), inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.masked(inner) for inner in value]
+        return value
+
+    def _masked_value(self, key: str, value: Any) -> Any:
+        """Return the masked value of a key of a JSON object."""
+        if key in _NAMES or key.endswith("_id"):
+            return value
+        if self.dtmf and key in _KEYS and isinstance(value, str):
+            return _masked_keys(value)
+        return self.masked(value)
+
+    def _masked_text(self, text: str) -> str:
+        """Return the masked text."""
+        if self._patterns or self._secrets:
+            text = text.translate(_FULL_WIDTH)
+        if self._secrets:
+            text = _mask_digits(text, self._secrets)
+        for pattern in self._patterns:
+            text = pattern.sub(MASK, text)
+        if self.dtmf:
+            text = _KEYS_IN_TEXT.sub(lambda found: found[1] + _masked_keys(found[2]), text)
+        return _NUMBERS.sub(_masked_number, text) if self.numbers else text
+
+    def masked_event(self, event: Mapping[str, Any]) -> Any:
+        """Return a masked event of a session; parts of words keep their length only."""
+        delta = event.get("delta")
+        if self and isinstance(delta, str):
+            event = {**event, "delta": {"chars": len(delta)}}
+        return self.masked(event)

@@ -28,7 +28,7 @@ from prometheus_client.core import (
 )
 
 from gateway import __version__
-from gateway.call.ending import EndReason, Party
+from gateway.ending import EndReason, Party
 from gateway.measures import OTHER, Distribution, Labels, Reading
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from gateway.bridge.call_controller import CallController
 from gateway.bridge.media import MediaPump
 from gateway.bridge.sideband import Sideband
 from gateway.call.call_record import CallRecord
-from gateway.call.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.config import Config
 from gateway.dialplan import Dialplan, Explanation, Match, Origin
+from gateway.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.outbound.calls import OutboundLimiter
 from gateway.planning.call_plan import codec_of, facts_of, plans, record_of, sip_settings
 from gateway.records.leases import Wanted

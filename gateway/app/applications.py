@@ -26,11 +26,11 @@ from gateway.bridge.legs import DialRefusedError
 from gateway.bridge.sideband import SETTLED, Follower, Sideband, take_out
 from gateway.call import inputs
 from gateway.call.call_record import CallRecord
-from gateway.call.ending import EndReason
 from gateway.call.tools.commands import ReferTo
 from gateway.dialplan import Match
 from gateway.dialplan.route_sections import Application
 from gateway.dialplan.session_settings import judge_session
+from gateway.ending import EndReason
 from gateway.records.webhooks import Endpoint, signature
 from gateway.sip.leg import Leg
 from gateway.sip.types import Invite, LegEnd, RtpQuality

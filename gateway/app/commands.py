@@ -23,7 +23,6 @@ from gateway.bridge.legs import DialRefusedError
 from gateway.call import inputs
 from gateway.call.call_control import TAKE_OVER_SECONDS
 from gateway.call.call_record import CallRecord
-from gateway.call.ending import EndReason, Outcome
 from gateway.call.rules.recording import ACTIONS as RECORDING_ACTIONS
 from gateway.call.rules.recording import refusal_of
 from gateway.call.tools.commands import (
@@ -42,6 +41,7 @@ from gateway.call.tools.commands import (
     Tell,
 )
 from gateway.call.tools.definitions import ToolCallError, transfer_target
+from gateway.ending import EndReason, Outcome
 from gateway.log import level_now, set_level
 from gateway.outbound.calls import OutboundCalls
 from gateway.tools.api import MAX_DISPOSITION, ImageError, checked

@@ -20,11 +20,11 @@ from gateway.bridge.sessions import SessionPlan, Sessions
 from gateway.bridge.sideband import Sideband
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
-from gateway.call.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.call.machine import LEG_END_SECONDS, CallMachine
 from gateway.call.plan import CallPlan
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import CallCommand
+from gateway.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.realtime.endpoint import Endpoint
 from gateway.records.events import EventLog
 from gateway.records.recordings import Recordings

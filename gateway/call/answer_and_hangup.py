@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.call.call_record import CallTimeline
-from gateway.call.ending import EndReason
 from gateway.call.outputs import Answer, Output, PlaySound, Progress, Ring
 from gateway.call.plan import AnswerPlan, CallPlan
+from gateway.ending import EndReason
 
 
 class AnswerPolicy:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.call.call_record import CallTimeline, TransferAttempt
-from gateway.call.ending import EndReason, Outcome, outcome_of
 from gateway.call.inputs import (
     BLegAnswered,
     BLegEnded,
@@ -42,6 +41,7 @@ from gateway.call.tools.definitions import (
     key_steps,
     transfer_target,
 )
+from gateway.ending import EndReason, Outcome, outcome_of
 from gateway.realtime.events import CreateItem
 
 TAKE_OVER_SECONDS = 20.0

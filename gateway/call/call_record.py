@@ -10,10 +10,10 @@ from datetime import datetime
 from math import ceil
 from typing import Any, Protocol, TypeVar
 
-from gateway.call.ending import Ending
 from gateway.call.outputs import LogEvent
-from gateway.call.private_digits import PrivateDigits
+from gateway.ending import Ending
 from gateway.realtime.session_object import Refused
+from gateway.text import PrivateDigits
 
 MAX_TIMELINE = 20_000
 """Entries kept of one call; a talkative hour has some thousands. What exceeds it is counted."""

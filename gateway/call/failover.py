@@ -14,9 +14,9 @@ from gateway.call import inputs
 from gateway.call.call_record import CallTimeline, FailoverRecord
 from gateway.call.conversation.control import ConversationControl, Termination
 from gateway.call.conversation.transcript import Transcript
-from gateway.call.ending import EndReason
 from gateway.call.outputs import CloseSession, OpenSession, Output, PlaySound, Send
 from gateway.call.plan import FallbackStep
+from gateway.ending import EndReason
 from gateway.realtime.events import AudioDelta, CreateItem, CreateResponse
 
 FIRST_WAIT = 0.25

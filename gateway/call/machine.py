@@ -17,7 +17,14 @@ from gateway.call import inputs, outputs
 from gateway.call.call_control import TransferEvent
 from gateway.call.call_record import CallRecord
 from gateway.call.conversation.control import record_call
-from gateway.call.ending import (
+from gateway.call.failover import refusal_of
+from gateway.call.plan import CallPlan, FallbackStep
+from gateway.call.playout.playback import Playout
+from gateway.call.rules.post_call import PostCallAnalysis, post_call_of
+from gateway.call.session_lifecycle import CallContext, SessionEvents
+from gateway.call.session_lifecycle import State as State
+from gateway.call.tools.commands import RecordCall, SetDisposition
+from gateway.ending import (
     Ending,
     EndReason,
     ending_of,
@@ -26,13 +33,6 @@ from gateway.call.ending import (
     why_leg_ended,
     why_not_answered,
 )
-from gateway.call.failover import refusal_of
-from gateway.call.plan import CallPlan, FallbackStep
-from gateway.call.playout.playback import Playout
-from gateway.call.rules.post_call import PostCallAnalysis, post_call_of
-from gateway.call.session_lifecycle import CallContext, SessionEvents
-from gateway.call.session_lifecycle import State as State
-from gateway.call.tools.commands import RecordCall, SetDisposition
 from gateway.realtime.events import AudioDelta, UpdateSession
 
 LEG_END_SECONDS = 35.0

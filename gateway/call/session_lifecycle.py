@@ -13,11 +13,11 @@ from gateway.call.call_record import CallRecord, CallTimeline
 from gateway.call.conversation.control import ConversationControl
 from gateway.call.conversation.conversation import Conversation
 from gateway.call.conversation.transcript import Transcript
-from gateway.call.ending import EndReason
 from gateway.call.failover import Failover, seeded
 from gateway.call.outputs import OpenSession, Output, PromoteStandby
 from gateway.call.plan import CallPlan, FallbackStep, OutboundPlan
 from gateway.call.playout.playback import Playout
+from gateway.ending import EndReason
 from gateway.realtime.errors import Kind
 from gateway.realtime.events import CreateResponse
 

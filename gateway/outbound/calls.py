@@ -22,9 +22,9 @@ from gateway.bridge.call_controller import CallController
 from gateway.bridge.legs import DialRefusedError, OutboundTarget
 from gateway.bridge.media import MediaPump
 from gateway.call.call_record import CallRecord
-from gateway.call.ending import EndReason
 from gateway.config import Config, OutboundSettings, TrunkSettings
 from gateway.dialplan import Dialplan, Route
+from gateway.ending import EndReason
 from gateway.planning.call_plan import placed_match, placed_record, plans, sip_settings
 from gateway.planning.destinations import OutboundCaps, caller_id_of, dial_uri
 from gateway.records.leases import Wanted, leases_of

@@ -23,10 +23,10 @@ from typing import Any
 import orjson
 import structlog
 
-from gateway.call.private_digits import PrivateDigits
 from gateway.log import BLANK, Redactor
 from gateway.records.background import BackgroundWriter
 from gateway.records.files import file_stem, private
+from gateway.text import PrivateDigits
 
 MAX_WAITING = 20_000
 """Messages waiting for the disk, of all calls: two seconds of a hundred calls that talk."""

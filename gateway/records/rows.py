@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from gateway.call.call_record import CallRecord
-from gateway.call.ending import EndReason, Party
+from gateway.ending import EndReason, Party
 from gateway.text import printable, unicode_in
 
 SCHEMA_VERSION = 1

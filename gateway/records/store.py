@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from gateway.call.call_record import CallRecord
-from gateway.call.private_digits import PrivateDigits
 from gateway.records.background import BackgroundWriter
 from gateway.records.files import RecordFiles
 from gateway.records.forwarder import Forwarder, Outgoing, ended_event, recover
@@ -30,7 +29,7 @@ from gateway.records.inflight import InFlight
 from gateway.records.rows import CLOSED, OPENED, columns_of, number_of
 from gateway.records.spool import Delivery, Entry, Spool
 from gateway.tasks import TaskSet
-from gateway.text import unicode_in
+from gateway.text import PrivateDigits, unicode_in
 
 if TYPE_CHECKING:
     from gateway.records.database import Database

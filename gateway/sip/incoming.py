@@ -13,7 +13,7 @@ import structlog
 
 from gateway.addresses import bracketed
 from gateway.audio.g711 import Codec
-from gateway.call.ending import refusal_code
+from gateway.ending import refusal_code
 from gateway.sip.calls import CallServices
 from gateway.sip.ingress.access_control import AccessControl, party_of
 from gateway.sip.leg import Leg

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.audio.g711 import Codec
-from gateway.call.ending import EndReason
+from gateway.ending import EndReason
 
 
 class AgentError(Exception):

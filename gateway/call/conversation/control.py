@@ -17,7 +17,6 @@ from gateway.call.call_control import BY_GATEWAY, BY_OPERATOR, CallActions
 from gateway.call.call_record import CallTimeline
 from gateway.call.conversation.out_of_band import OutOfBandResponses
 from gateway.call.conversation.responses import ResponseGate, ResponseTimes
-from gateway.call.ending import EndReason
 from gateway.call.inputs import Input
 from gateway.call.outputs import Mute, Output, Send
 from gateway.call.plan import CallPlan
@@ -41,6 +40,7 @@ from gateway.call.tools.commands import (
     TransferTo,
 )
 from gateway.call.tools.definitions import TRANSFER_CALL, ToolCallError
+from gateway.ending import EndReason
 from gateway.realtime.events import (
     CancelResponse,
     ClientCommand,

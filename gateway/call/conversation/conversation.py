@@ -19,7 +19,6 @@ from gateway.call.conversation.control import (
 from gateway.call.conversation.responses import ResponseGate
 from gateway.call.conversation.transcript import Transcript
 from gateway.call.dtmf import DtmfInput
-from gateway.call.ending import EndReason
 from gateway.call.inputs import Input, ServerEventReceived
 from gateway.call.outputs import OutOfBandDone, Output
 from gateway.call.plan import CallPlan
@@ -34,6 +33,7 @@ from gateway.call.rules.silence import Silence, UserIdleTimeout
 from gateway.call.tools.approvals import Approvals, McpWatch
 from gateway.call.tools.commands import CallCommand, RequestOutOfBand
 from gateway.call.tools.function_calls import Functions
+from gateway.ending import EndReason
 from gateway.realtime.errors import Kind, classify_error
 from gateway.realtime.events import (
     UNNAMED,

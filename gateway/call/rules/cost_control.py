@@ -18,9 +18,9 @@ from typing import ClassVar
 from gateway.call import inputs
 from gateway.call.call_record import ContextTrim, keep
 from gateway.call.conversation.control import ConversationControl, Termination, message
-from gateway.call.ending import EndReason
 from gateway.call.inputs import BudgetThreshold, Input
 from gateway.call.outputs import Output, Send
+from gateway.ending import EndReason
 from gateway.realtime.events import (
     CreateItem,
     CreateResponse,

@@ -19,10 +19,10 @@ from typing import ClassVar
 from gateway.call import inputs
 from gateway.call.call_record import Decision, keep
 from gateway.call.conversation.control import ConversationControl, Termination
-from gateway.call.ending import EndReason
 from gateway.call.outputs import CheckContent, Output
 from gateway.call.plan import GuardrailPlan
 from gateway.call.tools.commands import Show, Tell
+from gateway.ending import EndReason
 from gateway.realtime.events import (
     AgentTranscript,
     AgentTranscriptDelta,

@@ -16,9 +16,9 @@ from typing import ClassVar
 from gateway.call import inputs
 from gateway.call.call_record import MachineDetected
 from gateway.call.conversation.control import ConversationControl, Termination
-from gateway.call.ending import EndReason
 from gateway.call.inputs import SoundHeard
 from gateway.call.outputs import Output
+from gateway.ending import EndReason
 from gateway.realtime.events import InputTranscribed, ResponseCreated, SpeechStarted, SpeechStopped
 from gateway.text import words_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl
-from gateway.call.ending import EndReason
 from gateway.call.outputs import Output
+from gateway.ending import EndReason
 
 NOT_AFTER = frozenset(
     {

@@ -13,8 +13,8 @@ from typing import ClassVar
 
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, Termination
-from gateway.call.ending import EndReason
 from gateway.call.outputs import Output, PlaySound
+from gateway.ending import EndReason
 from gateway.realtime.errors import classify_error
 from gateway.realtime.events import CreateResponse, ResponseDone
 

@@ -18,9 +18,9 @@ from typing import ClassVar
 
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl, Termination
-from gateway.call.ending import EndReason
 from gateway.call.outputs import Output, PlaySound, Send
 from gateway.call.plan import SilencePlan, UserIdlePlan
+from gateway.ending import EndReason
 from gateway.realtime.events import (
     InputCommitted,
     OtherEvent,

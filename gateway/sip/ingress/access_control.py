@@ -15,7 +15,7 @@ from collections.abc import Callable
 import structlog
 
 from gateway.addresses import plain
-from gateway.call.ending import reason_header, refusal_code
+from gateway.ending import reason_header, refusal_code
 from gateway.sip.ingress.source_policy import Headers, SourcePolicy, Stopped
 from gateway.sip.ingress.sources import Connections
 from gateway.sip.messages.headers import (

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gateway.audio.g711 import Codec
-from gateway.call.ending import EndReason
+from gateway.ending import EndReason
 from gateway.sip.messages.sdp_lines import (
     EVENTS,
     UNUSABLE,

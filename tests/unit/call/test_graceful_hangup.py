@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from gateway.call.answer_and_hangup import LINGER_SECONDS, HangupAfterPlayout
-from gateway.call.ending import EndReason
+from gateway.ending import EndReason
 
 
 def test_no_last_words_no_end() -> None:

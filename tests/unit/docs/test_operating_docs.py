@@ -11,9 +11,9 @@ import click
 import pytest
 
 from gateway.app.supervisor import OWN_END_SECONDS
-from gateway.call.ending import EndReason
 from gateway.cli import main as cli
 from gateway.config.config import LimitSettings
+from gateway.ending import EndReason
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")

@@ -14,10 +14,10 @@ from gateway.api.backend import NoCallError, RefusedError
 from gateway.app.commands import DialCommands
 from gateway.bridge.legs import DialRefusedError
 from gateway.call.call_record import CallRecord
-from gateway.call.ending import EndReason, ending_of
 from gateway.config import load_config
 from gateway.config.sections import OutboundSettings
 from gateway.dialplan import load_dialplan
+from gateway.ending import EndReason, ending_of
 from gateway.outbound import calls as calls_module
 from gateway.outbound.calls import OutboundCalls, OutboundLimiter
 from gateway.sip.types import LegEnd

@@ -18,7 +18,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.call.call_record import MAX_TIMELINE, CallRecord, DigitRun, Interruption, LegRecord
-from gateway.call.ending import EndReason, ending_of
+from gateway.ending import EndReason, ending_of
 from gateway.records import background, files
 from gateway.records.background import BackgroundWriter
 from gateway.records.files import RecordFiles

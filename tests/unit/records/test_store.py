@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gateway.call.call_record import CallRecord
-from gateway.call.ending import EndReason, ending_of
+from gateway.ending import EndReason, ending_of
 from gateway.records import store as store_module
 from gateway.records.background import BackgroundWriter
 from gateway.records.database import Database, Filter

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.audio.g711 import Codec
-from gateway.call.ending import EndReason, refusal_code
+from gateway.ending import EndReason, refusal_code
 from gateway.sip.messages.sdp import Media, Objection, description_in, mended, offered_codecs, parse
 from gateway.sip.settings import Security
 

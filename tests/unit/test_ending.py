@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from gateway.call.ending import EndReason, ending_of, reason_header, refusal_code
+from gateway.ending import EndReason, ending_of, reason_header, refusal_code
 
 TABLE = {
     EndReason.REMOTE_HANGUP: ("caller", 487, 16),

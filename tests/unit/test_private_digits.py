@@ -8,7 +8,7 @@ import json
 import pytest
 
 from gateway.call.call_record import CallRecord
-from gateway.call.private_digits import PrivateDigits
+from gateway.text import PrivateDigits
 
 
 def private(*digits: str) -> PrivateDigits:
