@@ -129,7 +129,8 @@ async def over(network: str, sender: Sender, audio: bytes, ptime: int, silence: 
         sender.send = send
     elif network == "jitter":
         loop, send = asyncio.get_running_loop(), sender.send
-        start, sent = loop.time() + 0.02, []
+        start = loop.time() + 0.02
+        sent: list[bytes] = []
         sender.send = sent.append
         for piece in pieces:
             sender.put(piece, sender.payload_type)
