@@ -254,4 +254,7 @@ def why_leg_ended(code: int, method: str, *, local: bool, talked: bool) -> EndRe
     if method in ("BYE", "CANCEL"):
         # A CANCEL that our 200 had crossed has no effect (RFC 3261 section 9.2).
         return EndReason.REMOTE_HANGUP
-    return EndReason.INTERNAL_ERROR if local else EndReason.LEG_TIMEOUT
+    if not local:
+        return EndReason.LEG_TIMEOUT
+    full = code == _TABLE[EndReason.OVER_CAPACITY].refusal and not talked
+    return EndReason.OVER_CAPACITY if full else EndReason.INTERNAL_ERROR

@@ -17,8 +17,10 @@ mkdir "$reports"
 
 status=0
 # The interpreter frees little of its own at its end. The wrapper is not sanitized, so containers
-# that cross it have no annotations.
-PYTHONPATH="$place${PYTHONPATH:+:$PYTHONPATH}" LD_PRELOAD=$(gcc -print-file-name=libasan.so) \
+# that cross it have no annotations. Without the C++ library beside it, libasan finds no throw to call
+# on, and each exception of pjsua2's would end the process.
+PYTHONPATH="$place${PYTHONPATH:+:$PYTHONPATH}" \
+    LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so.6)" \
     ASAN_OPTIONS="detect_leaks=0:detect_container_overflow=0:quarantine_size_mb=32:log_path=$reports/asan" \
     PJSUA2_ASAN=1 "$@" || status=$?
 for report in "$reports"/*; do

@@ -434,7 +434,7 @@ class CallMachine:
         """End the call, once: tell the leg, close the session, record the ending."""
         if self._ending is not None:
             return []
-        if why is EndReason.CANCELLED:
+        if why in (EndReason.CANCELLED, EndReason.OVER_CAPACITY):
             self._call.record.times.answered = None  # the 200 did not go out, or too late
         answered = self._call.record.times.answered is not None
         outbound = self._call.plan.outbound is not None

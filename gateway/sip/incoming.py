@@ -24,7 +24,7 @@ from gateway.sip.messages.headers import (
 from gateway.sip.messages.identity import invite_of
 from gateway.sip.messages.sdp import Media, Objection, offered_codecs
 from gateway.sip.signalling import Received
-from gateway.sip.sip_call import SipCall
+from gateway.sip.sip_call import NOTHING_FREE, SipCall
 from gateway.sip.trunks.accounts import Account, Accounts
 from gateway.sip.trunks.matching import Attribution, Trunks
 from gateway.sip.types import Invite, Refused
@@ -36,7 +36,6 @@ _UNREADABLE = (400, 500)
 """What pjsua says to an INVITE or a description that it cannot make sense of."""
 
 _UNAVAILABLE = 503
-_NOTHING_FREE = "no call of the library, RTP port or descriptor is free"
 
 _PROVEN = ("registration", "authentication")
 """Only who was told something of us can be found so."""
@@ -73,7 +72,7 @@ class Incoming:
 
     def on_full(self, message: str) -> None:
         """A new INVITE has got 503."""
-        self._refused(Refused(invite_of(message, ""), _UNAVAILABLE, _NOTHING_FREE))
+        self._refused(Refused(invite_of(message, ""), _UNAVAILABLE, NOTHING_FREE))
 
     def on_objection(self, received: Received, objection: Objection) -> None:
         """The offer of a new INVITE cannot be taken; it has its answer."""
@@ -87,7 +86,7 @@ class Incoming:
         invite = self._facts_of(message, text_of(prm.rdata.srcAddress)) if message else None
         code, reason = int(prm.statusCode), text_of(prm.reason)
         if code == _UNAVAILABLE:
-            reason = _NOTHING_FREE
+            reason = NOTHING_FREE
         self._refused(Refused(invite, code, reason))
 
     def _refused(self, refused: Refused) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +31,15 @@ log = structlog.get_logger("sip")
 _IS_UPDATE = 1
 """PJMEDIA_STREAM_DTMF_IS_UPDATE: a further packet of an event already reported."""
 
-_REQUEST_TERMINATED, _NOT_ACCEPTABLE, _GATEWAY_ERROR = 487, 488, 500
+_REQUEST_TERMINATED, _NOT_ACCEPTABLE, _GATEWAY_ERROR, _UNAVAILABLE = 487, 488, 500, 503
+
+_SYSTEM_ERRORS = 120_000
+"""pjlib's ``PJ_ERRNO_START_SYS``: from here on its codes are errnos of the system."""
+_EXHAUSTED = frozenset(
+    _SYSTEM_ERRORS + number
+    for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRINUSE)
+)
+NOTHING_FREE = "no call of the library, RTP port or descriptor is free"
 
 MAX_URI = 200
 """Characters that are told of where others send our calls."""
@@ -137,7 +146,7 @@ class SipCall(TransferableCall):
         except pj.Error as error:
             log.warning("sip.command_refused", call=self.name, error=error.info())
             if not self.ended and not self._is_over():
-                self.fail()
+                self.fail(_UNAVAILABLE if int(error.status) in _EXHAUSTED else _GATEWAY_ERROR)
         except Exception:
             log.exception("sip.call_failed", call=self.name)
             self.fail()
@@ -202,15 +211,16 @@ class SipCall(TransferableCall):
             pj.nativeRespond(rdata, code)
         return info_digit(content_type, body)
 
-    def fail(self) -> None:
-        """End the leg after a defect of ours: 500, or BYE."""
+    def fail(self, code: int = _GATEWAY_ERROR) -> None:
+        """End the leg after a defect of ours, or 503 for want of something: ``code``, or BYE."""
+        text = "Gateway error" if code == _GATEWAY_ERROR else NOTHING_FREE
         try:
             if not self.ended:
-                self.finish(500, {"Reason": 'SIP;cause=500;text="Gateway error"'})
+                self.finish(code, {"Reason": f'SIP;cause={code};text="{text}"'})
         except Exception:
             log.exception("sip.call_stuck", call=self.name)
             if self._is_over():
-                self.end(_GATEWAY_ERROR, "Gateway error")
+                self.end(code, text)
 
     def _tell(self, what: Callable[[LegHandler], None]) -> None:
         self._tell_of(self.leg, what)

@@ -10,6 +10,7 @@ import resource
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from gateway.sip.ingress.sources import (
 from gateway.sip.transports import Listeners
 from tests.support.dialog import dialog_call
 from tests.support.harness import eventually
+from tests.support.rtp_end import RtpEnd
 from tests.support.site_under_test import ANYBODY, Site, certificate, site
 
 TRUNK = """
@@ -34,6 +36,7 @@ peers = ["127.0.0.1"]
 transport = "tcp"
 """
 ALLOW = '[access]\nunknown_sources = "allow"\n'
+NO_RATE = "calls_per_second = 0\nmax_concurrent_calls = 0\n"
 MANY = 2000
 
 
@@ -186,6 +189,86 @@ async def test_not_one_descriptor_left(runner: object, own_folder: Path) -> None
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
         await first.hang_up()
         await gateway.gateway.wait("call.summary", sip_call_id=first.call_id)
+
+
+UNASKED = (
+    "from gateway.sip import stack; stack.descriptors_left = lambda _count: True; "
+    "from gateway.cli.main import main; main()"
+)
+"""A gateway whose admission finds that all is well."""
+
+
+@pytest.fixture(scope="module")
+def unasked(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("unasked")
+    opened = site(folder, routes=ANYBODY, more=ALLOW + NO_RATE, entry=("-c", UNASKED))
+    yield runner.run(opened.__aenter__())
+    runner.run(opened.__aexit__(None, None, None))
+
+
+@contextlib.contextmanager
+def none_left(gateway: Site) -> Iterator[None]:
+    """Leave the gateway not one."""
+    pid = gateway.gateway.pid
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (first_free_descriptor(pid), hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("offer", [True, False])
+async def test_descriptors_gone_behind_admission(unasked: Site, offer: bool) -> None:
+    """In the set-up of media: 503 with Retry-After and a record, and nothing stays behind."""
+    before = unasked.gateway.resources()["fds"]
+    for _ in range(3):
+        call = dialog_call(unasked.phone, "1")
+        call.offer = offer
+        with none_left(unasked):
+            call.invite()
+            refused = await call.refused()
+        assert (refused.code, refused.headers.get("retry-after")) == (503, "5")
+        ending = (await unasked.gateway.wait("call.summary", sip_call_id=call.call_id))["ending"]
+        assert ending["sip_code"] == 503
+    call = dialog_call(unasked.phone, "1")
+    call.invite()
+    await call.answered()
+    await unasked.gateway.wait("call.confirmed", call=call.call_id)
+    await call.hang_up()
+    await unasked.gateway.wait("call.summary", sip_call_id=call.call_id)
+    # The ports of a call rest for a while.
+    after = unasked.gateway.resources()["fds"]
+    assert after <= before + 4, f"{before} before, {after} now"
+
+
+@pytest.mark.parametrize("method", ["INVITE", "UPDATE"])
+async def test_descriptors_gone_within_a_call(unasked: Site, method: str) -> None:
+    """An offer that needs new sockets, for audio in another line, is refused; the call goes on."""
+    call = dialog_call(unasked.phone, "1")
+    call.invite()
+    await call.answered()
+    await unasked.gateway.wait("call.confirmed", call=call.call_id)
+    good = call.sdp.text(call.rtp.port)
+    other = good.replace("m=audio", "m=audio 0 RTP/AVP 8\r\nm=audio")
+    with none_left(unasked):
+        refused = await call.ask(method, body=other)
+    assert refused.code in (488, 503), refused.text
+    assert "reason" in refused.headers or "retry-after" in refused.headers
+    for body in (good, other, good):
+        heard = len(call.rtp.packets)
+        answer = await call.ask(method, body=body)
+        assert answer.code == 200
+        port = re.search(r"^m=audio ([1-9]\d*)", answer.body, re.M)
+        assert port
+        call.rtp.connect("127.0.0.1", int(port[1]))
+        await call.rtp.until(partial(_hears_more, call.rtp, heard))
+    await call.hang_up()
+    await unasked.gateway.wait("call.summary", sip_call_id=call.call_id)
+
+
+def _hears_more(end: RtpEnd, heard: int) -> bool:
+    return len(end.packets) > heard + 10
 
 
 OUTBOUND = """
