@@ -17,7 +17,7 @@ from gateway.devtools.emulator.session_log import SessionRecord
 from tests.calls.test_transfer_blind import outputs_of, told
 from tests.support.callee import CalledCall, CalledPhone, free_port
 from tests.support.harness import GatewayStack, eventually
-from tests.support.listening import noise, share_heard
+from tests.support.listening import MOST_OF_IT, noise, share_heard
 from tests.support.referred import ReferredCall, dial
 from tests.support.rtp_end import EVENT_PAYLOAD, FRAME, Sender
 
@@ -102,13 +102,13 @@ async def hear_each_other(call: ReferredCall, there: CalledCall, seed: int) -> t
     call.rtp.say(one)
     there.rtp.say(other)
     # The first of it may be said while the bridge is still joining them.
-    await there.rtp.until(lambda: share_heard(one[4800:], there.rtp.heard) > 0.8)
-    await call.rtp.until(lambda: share_heard(other[4800:], call.rtp.heard) > 0.8)
+    await there.rtp.until(lambda: share_heard(one[4800:], there.rtp.heard) > MOST_OF_IT)
+    await call.rtp.until(lambda: share_heard(other[4800:], call.rtp.heard) > MOST_OF_IT)
     return one, other
 
 
 def _heard_by(said: bytes, session: SessionRecord) -> bool:
-    return share_heard(said, bytes(session.received)) > 0.8
+    return share_heard(said, bytes(session.received)) > MOST_OF_IT
 
 
 async def test_joined_both_hear_each_other(world: GatewayStack, callee: CalledPhone) -> None:
@@ -155,7 +155,7 @@ async def test_joined_and_another_source_begins(world: GatewayStack, callee: Cal
 
 
 def _hears(said: bytes, there: CalledCall) -> bool:
-    return share_heard(said, there.rtp.heard) > 0.9
+    return share_heard(said, there.rtp.heard) > MOST_OF_IT
 
 
 async def test_the_caller_hangs_up_while_joined(world: GatewayStack, callee: CalledPhone) -> None:
