@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio.lowlevel
 import structlog
 from uvicorn.config import Config
 from uvicorn.server import ServerState
@@ -62,6 +63,8 @@ class LocalSocket:
 
     async def start(self) -> None:
         """Listen, and go on listening. Raises SocketError."""
+        # The first request has anyio import a dozen files, and may find no descriptor for them.
+        await anyio.lowlevel.checkpoint()
         await self._listen()
         self._watch.serve(self._keep_listening, "control socket")
 

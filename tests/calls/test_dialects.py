@@ -136,7 +136,7 @@ async def test_a_call_over_24_khz(world: GatewayStack, route: str, codec: str) -
     assert 0 < cut.requested_ms < cut.item_ms == len(session.sent_items[cut.item_id]) // 48
     assert_continuous(call.rtp.packets)
     (line,) = world.gateway.all("session.resampled", call=call.call_id)
-    assert line["law"] == codec
+    assert line["codec"] == codec
 
 
 async def test_many_interruptions_over_24_khz(world: GatewayStack) -> None:

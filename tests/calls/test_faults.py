@@ -34,12 +34,12 @@ AT_THE_END = {
     "hang up",
     "the legs' figures",
     "the sessions' figures",
-    "gone",
+    "wait closed",
     "input LegEnded",
 }
 """What runs, or is told, only once somebody hangs up."""
 
-UNHARMED = {"hang up", "gone"}
+UNHARMED = {"hang up", "wait closed"}
 """These do not run, or not before the call is over."""
 
 

@@ -52,7 +52,7 @@ PLACES = {
     "hang up": "gateway.sip.leg:Leg.hang_up",
     "the legs' figures": "gateway.bridge.legs:Legs.finish",
     "the sessions' figures": "gateway.bridge.sessions:Sessions.finish",
-    "gone": "gateway.bridge.call_controller:CallController.gone",
+    "wait closed": "gateway.bridge.call_controller:CallController.wait_closed",
     # and whatever is told to the machine
     **{
         f"input {name}": f"gateway.call.machine:CallMachine.handle:{name}"

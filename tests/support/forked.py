@@ -2,8 +2,8 @@
 """Processes of ``gateway``, forked from one that has imported it already.
 
 Python takes more than a second of processor time to import the gateway, and the tests start it some
-two hundred times. What is forked goes on as ``python -m gateway ARGUMENTS`` does, with the
-environment and the limits of whoever asks for it.
+two hundred times. What is forked goes on as ``python -m gateway ARGUMENTS`` does, or as a script of
+the tests that runs the gateway, with the environment and the limits of whoever asks for it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import resource
+import runpy
 import signal
 import socket
 import subprocess
@@ -56,9 +57,17 @@ class Forked:
         asyncio.get_running_loop().add_reader(self._handle, self._on_end)
 
     @classmethod
-    async def start(cls, arguments: Sequence[str], env: dict[str, str], limit: int) -> Forked:
-        """Fork; ``limit`` is that of a line, in bytes."""
+    async def start(
+        cls, entry: Sequence[str], arguments: Sequence[str], env: dict[str, str], limit: int
+    ) -> Forked:
+        """Fork; ``limit`` is that of a line, in bytes.
+
+        Args:
+            entry: what Python would be given before the arguments: ``-m gateway``, a script, or
+                ``-c`` and a program.
+        """
         request = {
+            "entry": list(entry),
             "arguments": list(arguments),
             "environment": env,
             "folder": str(Path.cwd()),
@@ -114,8 +123,8 @@ class Forked:
         return cls._server.recv(100).decode()
 
 
-def serve(connection: socket.socket) -> list[str]:
-    """Fork when asked to; returns the arguments, in each process that is forked."""
+def serve(connection: socket.socket) -> tuple[list[str], list[str]]:
+    """Fork when asked to; returns entry and arguments, in each process that is forked."""
     while True:
         data, ancillary, _flags, _address = connection.recvmsg(
             _REQUEST_BYTES, socket.CMSG_SPACE(2 * array.array("i").itemsize)
@@ -142,7 +151,7 @@ def serve(connection: socket.socket) -> list[str]:
             os.environ.clear()
             os.environ.update(request["environment"])
             resource.setrlimit(resource.RLIMIT_NOFILE, request["descriptors"])
-            return list(request["arguments"])
+            return list(request["entry"]), list(request["arguments"])
         for descriptor in passed:
             os.close(descriptor)
         connection.send(str(pid).encode())
@@ -153,5 +162,12 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for module in MODULES:
         importlib.import_module(module)
-    sys.argv = ["gateway", *serve(socket.socket(fileno=int(sys.argv[1])))]
-    importlib.import_module("gateway.cli.main").main()
+    entry, arguments = serve(socket.socket(fileno=int(sys.argv[1])))
+    sys.argv = [entry[0], *arguments]
+    if entry[0] == "-m":
+        sys.argv[0] = entry[1]
+        importlib.import_module("gateway.cli.main").main()
+    elif entry[0] == "-c":
+        exec(compile(entry[1], "<entry>", "exec"), {"__name__": "__main__"})
+    else:
+        runpy.run_path(entry[0], run_name="__main__")

@@ -81,8 +81,8 @@ class Gateway:
         """Run it, until it listens."""
         arguments = ("run", "-c", str(self.config), *self._options)
         env = {**os.environ, **PROXIES}
-        if (*self._entry, *self._options) == ("-m", "gateway", "--no-supervisor"):
-            self._process = await Forked.start(arguments, env, LINE_BYTES)
+        if self._options == ("--no-supervisor",):
+            self._process = await Forked.start(self._entry, arguments, env, LINE_BYTES)
         else:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, *self._entry, *arguments),
