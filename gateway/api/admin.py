@@ -74,6 +74,11 @@ def add_administration(paths: Paths, backend: Backend) -> None:
         """Trunks, calls, servers, refusals and costs of this process."""
         return await run(backend, "status", {})
 
+    @paths.add("GET", "/here", Role.READONLY, tags=["gateway"])
+    async def get_here(call: Term) -> Any:
+        """Whether a call of this id, beginning of one or Call-ID is known to this worker."""
+        return {"here": backend.here(call)}
+
     @paths.add("GET", "/trunks", Role.READONLY, Trunks, tags=["gateway"])
     async def list_trunks(limit: Limit = 100, after: Term = "") -> Any:
         """Each trunk with the state of its registration."""

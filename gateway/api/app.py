@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from gateway import __version__
@@ -18,6 +18,7 @@ from gateway.api.backend import Backend
 from gateway.api.calls import add_calls
 from gateway.api.hosted import add_hosted
 from gateway.api.limits import BodyLimit
+from gateway.api.siblings import HandOn
 from gateway.api.tokens import Role, Token
 
 log = structlog.get_logger("api")
@@ -35,6 +36,10 @@ def make_app(backend: Backend, tokens: tuple[Token, ...]) -> FastAPI:
     )
 
     access = Access(tokens)
+    if backend.siblings is not None:
+        app.add_middleware(
+            HandOn, siblings=backend.siblings, here=backend.here, token_of=access.token_of
+        )
     app.add_middleware(BodyLimit, token_of=access.token_of)
     app.add_middleware(Throttle, access=access)
     _add_errors(app)
@@ -66,7 +71,7 @@ def _add_health(app: FastAPI, backend: Backend) -> None:
         reasons = dict(backend.ready())
         return JSONResponse({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
-    @app.get("/metrics", tags=["health"], openapi_extra=_FOR_ALL)
+    @app.get("/metrics", tags=["health"], openapi_extra=_FOR_ALL, response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Metrics for Prometheus."""
         return Response(

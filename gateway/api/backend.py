@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from gateway.api.siblings import Siblings
     from gateway.api.tokens import Token
     from gateway.bridge.sideband import Follower, Sideband
     from gateway.records.database import Database
@@ -75,6 +76,10 @@ class Backend:
     webhooks: WebhookSender | None = None
     """None where no endpoint is configured."""
     applications: HostedCalls | None = None
+    here: Callable[[str], bool] = lambda _call: True
+    """Whether a call of this name is known to this worker."""
+    siblings: Siblings | None = None
+    """The other workers; None where there are none."""
     reload: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
     recordings: Path | None = None
     """Folder of recordings; None where none are made."""

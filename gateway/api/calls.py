@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.api.access import NO_CALL, Paths, audit, audited, no_call, run, token_of
 from gateway.api.backend import Backend
+from gateway.api.local import HOP
 from gateway.api.tokens import Role
 from gateway.records.database import Filter
 from gateway.records.rows import exported
@@ -205,13 +206,18 @@ def add_calls(paths: Paths, backend: Backend) -> None:
 def _add_queries(paths: Paths, backend: Backend) -> None:
     @paths.add("GET", "/calls", Role.READONLY, Rows, _DATABASE, tags=["calls"])
     async def list_calls(
+        request: Request,
         wanted: Annotated[_Wanted, Depends()],
         live: bool | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         after: Term = "",
     ) -> Any:
         """Calls in progress and past ones, newest first; ``next`` is ``after`` of the next page."""
-        current = {row["id"]: row for row in backend.live()}
+        live_rows = backend.live()
+        if backend.siblings is not None and HOP not in request.headers:
+            live_rows += await backend.siblings.live()
+            live_rows.sort(key=lambda row: str(row["invited_at"]))
+        current = {row["id"]: row for row in live_rows}
         fitting = [row for row in reversed(current.values()) if _fits(row, wanted.filter)]
         if live:
             return {"calls": (page := part(fitting, "id", limit, after))[0], "next": page[1]}

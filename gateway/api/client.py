@@ -79,6 +79,15 @@ def ask_within(seconds: float, path: Path, command: str, **fields: Any) -> dict[
     return answer
 
 
+def sockets_at(path: Path) -> list[Path]:
+    """Return the sockets of the workers where ``path`` is that of ``control.socket``; itself where
+    there is one."""
+    found = path.parent.glob(f"{path.stem}-*{path.suffix}")
+    numbered = {one.stem.removeprefix(f"{path.stem}-"): one for one in found}
+    workers = [numbered[n] for n in sorted(filter(str.isdigit, numbered), key=int)]
+    return [path] if path.exists() or not workers else workers
+
+
 def _exchange(
     path: Path, seconds: float, method: str, target: str, body: bytes
 ) -> tuple[int, bytes]:

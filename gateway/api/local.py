@@ -18,6 +18,7 @@ from typing import Any
 
 import anyio.lowlevel
 import structlog
+from starlette.datastructures import Headers
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
@@ -160,6 +161,10 @@ class LocalSocket:
 LOCAL = "gateway.local"
 """Key of an ASGI scope: the user at the other end of the Unix socket."""
 
+HOP, USER, PEER = "x-gateway-hop", "x-gateway-user", "x-gateway-peer"
+"""Header fields of a request that another worker hands on, and of whom it is. The last two are
+believed on the Unix socket only, where an administrator is at the other end anyway."""
+
 _CREDENTIALS = struct.Struct("3i")
 """``struct ucred``: process, user, group (unix(7))."""
 
@@ -194,8 +199,10 @@ def as_local(app: Any) -> Any:
     """Return the application for clients of the Unix socket."""
 
     async def local(scope: Any, receive: Any, send: Any) -> None:
-        user = (scope.get("client") or ("unknown", 0))[0]
-        await app({**scope, "client": None, LOCAL: user}, receive, send)
+        headers = Headers(scope=scope)
+        user = headers.get(USER) or (scope.get("client") or ("unknown", 0))[0]
+        peer = headers.get(PEER)
+        await app({**scope, "client": (peer, 0) if peer else None, LOCAL: user}, receive, send)
 
     return local
 

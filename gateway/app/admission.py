@@ -321,7 +321,7 @@ class Admission:
                 self._rejections.refuse(leg, record, EndReason.INTERNAL_ERROR, detail)
 
         leg.handler = Waiting(lambda: end(EndReason.CANCELLED, "by the caller", 487))
-        self._calls.wait_for_decision(record.call_id, lambda: end(EndReason.SHUTDOWN, ""))
+        self._calls.wait_for_decision(record, lambda: end(EndReason.SHUTDOWN, ""))
         asking = self._asking.spawn(ask(), f"ask for {record.call_id}")
 
     def _take(

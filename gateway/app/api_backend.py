@@ -210,8 +210,10 @@ class Api:
         reload: Callable[[], Awaitable[Mapping[str, Any]]],
         applications: Applications,
         readings: Readings,
+        knows: Callable[[str], bool],
     ) -> None:
         self._config = config
+        self._knows = knows
         self._dialplan = dialplan
         self._agent = agent
         self._calls = calls
@@ -258,7 +260,7 @@ class Api:
         return self._server
 
     async def _backend(self) -> Backend:
-        metrics, backend = await asyncio.to_thread(_libraries)
+        metrics, backend, siblings = await asyncio.to_thread(_libraries)
         feed = EventFeed(secrets.token_hex(4))
         counting = metrics(
             [route.name for route in self._dialplan.routes],
@@ -286,19 +288,24 @@ class Api:
             reload=self._reload,
             recordings=self._config.recording.folder,
             applications=self._applications,
+            here=self._here,
+            siblings=siblings(others) if (others := self._config.sibling_sockets) else None,
         )
         return made
 
     def _live(self) -> list[dict[str, Any]]:
         now = datetime.now(UTC)
-        records = sorted((call.record for call in self._calls), key=lambda one: one.started_at)
+        records = sorted((*self._calls.records,), key=lambda one: one.started_at)
         return [
             {"id": one.call_id, **columns_of(one, now), "explanation": list(one.explanation)}
             for one in records
         ]
 
+    def _here(self, call: str) -> bool:
+        return self._knows(call) or self._applications.knows(call)
+
     def _record(self, call_id: str) -> dict[str, Any] | None:
-        found = (call.record for call in self._calls if call.record.call_id == call_id)
+        found = (one for one in self._calls.records if one.call_id == call_id)
         return next((record.as_json() for record in found), None)
 
     def _database(self) -> Database:
@@ -320,9 +327,10 @@ class Api:
         return reasons
 
 
-def _libraries() -> tuple[Any, Any]:
+def _libraries() -> tuple[Any, Any, Any]:
     """Load what takes a while, on a thread."""
     from gateway.api.backend import Backend
     from gateway.api.metrics import Metrics
+    from gateway.api.siblings import Siblings
 
-    return Metrics, Backend
+    return Metrics, Backend, Siblings

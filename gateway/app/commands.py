@@ -71,10 +71,7 @@ def call_named(request: Mapping[str, Any], calls: Iterable[T]) -> T:
     wanted = request.get("call")
     if not isinstance(wanted, str) or not wanted:
         raise RefusedError("call must be the id of a call, or its beginning: see gateway calls")
-    there = list(calls)
-    found = [one for one in there if one.record.call_id.startswith(wanted)]
-    found = [one for one in found if one.record.call_id == wanted] or found
-    found = found or [one for one in there if one.record.sip_call_id in (wanted, unquote(wanted))]
+    found = calls_named(wanted, calls)
     if len(found) == 1:
         return found[0]
     if not found:
@@ -83,6 +80,14 @@ def call_named(request: Mapping[str, Any], calls: Iterable[T]) -> T:
         )
     ids = ", ".join(sorted(one.record.call_id for one in found[:10]))
     raise RefusedError(f"{wanted!r} is {len(found)} calls: {ids}")
+
+
+def calls_named(name: str, calls: Iterable[T]) -> list[T]:
+    """Return the calls whose id is ``name`` or begins so, or whose SIP Call-ID it is."""
+    there = list(calls)
+    found = [one for one in there if one.record.call_id.startswith(name)]
+    found = [one for one in found if one.record.call_id == name] or found
+    return found or [one for one in there if one.record.sip_call_id in (name, unquote(name))]
 
 
 class TalkingCall(Protocol):
@@ -262,6 +267,11 @@ class OperatorCommands:
             "disposition": self._set_disposition,
         }
         """By name, for the API."""
+
+    def knows(self, call: str) -> bool:
+        """Whether a call in progress is meant by this name, or one with a transfer to ask for."""
+        asked = any(call == known for known, _number in self._transfers)
+        return asked or bool(calls_named(call, self._calls))
 
     def _hang_up(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         controller = call_named(request, self._calls)

@@ -251,10 +251,11 @@ class Gateway:
             self._use,
             agent.renew_certificates,
         )
+        operator = OperatorCommands(calls)
         commands = {
             "status": lambda _request: {**self._status(), **state()},
             **DialCommands(self.outbound).commands,
-            **OperatorCommands(calls).commands,
+            **operator.commands,
             **ContentCommands(lambda: calls).commands,
             **ProcessCommands(agent.register).commands,
             "reload": lambda _request: reloader.reload(),
@@ -286,6 +287,7 @@ class Gateway:
                 tracing,
                 self.lag,
             ),
+            lambda call: operator.knows(call) or self.outbound.recent(call) is not None,
         )
         maintenance = Maintenance(agent, reloader.reload)
         self._parts = (
@@ -394,7 +396,7 @@ class Gateway:
             "uptime_seconds": round(asyncio.get_running_loop().time() - self._started, 1),
             "listen": list(self.agent.addresses),
             "max_calls": self.calls.max_calls,
-            "calls": [call.record.in_progress(datetime.now(UTC)) for call in self.calls],
+            "calls": [one.in_progress(datetime.now(UTC)) for one in self.calls.records],
             **{name: show() for name, show in self._shown.items()},
         }
 

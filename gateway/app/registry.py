@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.billing.costs import Costs
 from gateway.bridge.call_controller import CallController
+from gateway.call.call_record import CallRecord
 from gateway.config import Config
 from gateway.config.values import shown
 from gateway.dialplan import Dialplan, Route
@@ -57,7 +58,7 @@ class CallRegistry:
         self._trace_id = trace_id
         self._recordings = recordings
         self._calls: set[CallController] = set()
-        self._undecided: dict[str, Callable[[], None]] = {}
+        self._undecided: dict[str, tuple[CallRecord, Callable[[], None]]] = {}
         self._leaving = TaskSet()
         self.on_finished: Callable[[str], None] = lambda _call_id: None
         """Told the id of each call that is over."""
@@ -101,19 +102,27 @@ class CallRegistry:
         self._idle.clear()
         call.start(lambda: self._watch(call))
 
-    def wait_for_decision(self, call_id: str, end: Callable[[], None]) -> None:
+    @property
+    def records(self) -> list[CallRecord]:
+        """Of the calls in progress, and of those that wait for a decision."""
+        return [*(call.record for call in self._calls), *(r for r, _ in self._undecided.values())]
+
+    def wait_for_decision(self, record: CallRecord, end: Callable[[], None]) -> None:
         """Keep a place for a call that an application is asked about; ``end`` refuses it."""
-        self._undecided[call_id] = end
+        record.undecided = True
+        self._undecided[record.call_id] = record, end
         self._idle.clear()
 
     def decided(self, call_id: str) -> None:
         """Give the place back, or to the call that begins next."""
-        self._undecided.pop(call_id, None)
+        record, _end = self._undecided.pop(call_id, (None, None))
+        if record is not None:
+            record.undecided = False
         self._look_idle()
 
     def shut_down(self) -> None:
         """End every call now."""
-        for end in tuple(self._undecided.values()):
+        for _record, end in tuple(self._undecided.values()):
             end()
         for call in self:
             self.forced += 1

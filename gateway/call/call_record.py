@@ -326,6 +326,8 @@ class CallRecord:
     route: str = ""
     from_uri: str = ""
     to_uri: str = ""
+    undecided: bool = False
+    """An application has not said yet what is to become of it."""
     direction: str = "inbound"
     started_at: str = ""
     leg: LegRecord = field(default_factory=LegRecord)
@@ -416,9 +418,12 @@ class CallRecord:
 
     @property
     def state(self) -> str:
-        """ringing, transferring, held, talking or ended; placing of a call that we make."""
+        """What it does: incoming (an application decides), placing (we make it), ringing,
+        transferring, held, talking or ended."""
         if self.ending is not None:
             return "ended"
+        if self.undecided:
+            return "incoming"
         if self.times.answered is None:
             return "ringing" if self.direction == "inbound" else "placing"
         if self.actions.transfers and self.actions.transfers[-1].outcome in ("", "ringing"):

@@ -69,6 +69,7 @@ def command(
     answered, 1 when not, 2 when it was not placed. Ctrl-C does not end a call of the running
     gateway; `gateway hangup` does.
     """
+    from gateway.api.client import sockets_at
     from gateway.app.process import keep_running
     from gateway.config import ConfigError
     from gateway.log import set_up_logging
@@ -80,8 +81,8 @@ def command(
         click.echo(str(error), err=True)
         sys.exit(NOT_PLACED)
     socket = settings.control.socket
-    if socket is not None and socket.is_socket():
-        status = _ask_gateway(socket, to, route, trunk, variables, caller_id)
+    for one in () if socket is None else sockets_at(socket):
+        status = _ask_gateway(one, to, route, trunk, variables, caller_id)
         if status is not None:
             sys.exit(status)
     log = settings.log

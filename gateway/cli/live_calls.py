@@ -18,7 +18,14 @@ from typing import Any
 
 import click
 
-from gateway.api.client import ANSWER_SECONDS, NoAnswerError, RefusedError, ask, ask_within
+from gateway.api.client import (
+    ANSWER_SECONDS,
+    NoAnswerError,
+    RefusedError,
+    ask,
+    ask_within,
+    sockets_at,
+)
 from gateway.cli import CONFIG, examples
 from gateway.text import money, printable
 
@@ -155,13 +162,16 @@ def status(config: Path, path: Path | None, as_json: bool) -> None:
 
     Exit 0; 1 when no gateway answers; 3 when a part of it has failed.
     """
-    status = asked(config, path, "status")
+    each = _each(config, path, "status", all_workers=True)
     if as_json:
-        click.echo(printable(json.dumps(status, ensure_ascii=False)))
-    else:
+        told = each[0][1] if len(each) == 1 else {"workers": dict(each)}
+        click.echo(printable(json.dumps(told, ensure_ascii=False)))
+    for name, status in () if as_json else each:
+        if len(each) > 1:
+            click.echo(f"{name}:")
         for line in status_lines(status):
             click.echo(printable(line))
-    if (status.get("health") or {}).get("problems"):
+    if any((status.get("health") or {}).get("problems") for _, status in each):
         sys.exit(3)
 
 
@@ -176,11 +186,40 @@ def asked(
 
     Without an answer, prints why and exits with 1.
     """
+    return _each(config, path, command, seconds, **fields)[0][1]
+
+
+def _each(
+    config: Path,
+    path: Path | None,
+    command: str,
+    seconds: float = ANSWER_SECONDS,
+    *,
+    all_workers: bool = False,
+    **fields: Any,
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return the answer of the first worker that answers, or of ``all_workers``, with its socket.
+
+    Without an answer, prints why and exits with 1.
+    """
+    found: list[tuple[str, dict[str, Any]]] = []
+    failed: Exception | None = None
     try:
-        return ask_within(seconds, path or socket_of(config), command, **fields)
+        for one in sockets_at(path or socket_of(config)):
+            try:
+                found.append((one.name, ask_within(seconds, one, command, **fields)))
+            except NoAnswerError as error:
+                failed = failed or error
+                continue
+            if not all_workers:
+                break
     except (NoAnswerError, RefusedError) as error:
-        click.echo(printable(str(error)), err=True)
+        failed = error
+    if failed is not None and (all_workers or not found):
+        click.echo(printable(str(failed)), err=True)
+    if not found:
         sys.exit(1)
+    return found
 
 
 def socket_of(config: Path) -> Path:
@@ -254,7 +293,8 @@ def calls(
 
         print_past(config, since, until, wanted, limit, form or ("json" if as_json else "text"))
         return
-    found = asked(config, path, "status")["calls"]
+    workers = _each(config, path, "status", all_workers=True)
+    found = [call for _, status in workers for call in status["calls"]]
     if as_json:
         click.echo(printable(json.dumps(found, ensure_ascii=False)))
         return
@@ -423,9 +463,8 @@ def transcript(
         time.sleep(FOLLOW_SECONDS)
         after = answer["count"] - len(last)
         try:
-            answer = ask(
-                path or socket_of(config), "transcript", call=call, after=after, unmasked=unmasked
-            )
+            socket = sockets_at(path or socket_of(config))[0]
+            answer = ask(socket, "transcript", call=call, after=after, unmasked=unmasked)
         except (NoAnswerError, RefusedError):
             answer, follow = {"transcript": last}, False
     say(answer["transcript"])
@@ -447,17 +486,19 @@ def reload(config: Path, path: Path | None) -> None:
     Prints what changed and what needs a restart. Where a file is wrong, the gateway keeps all of
     the old: exit 2, with file, line and key.
     """
-    told = asked(config, path, "reload", RELOAD_SECONDS)
-    for problem in told["problems"]:
-        click.echo(printable(problem), err=True)
-    if not told["applied"]:
+    each = _each(config, path, "reload", RELOAD_SECONDS, all_workers=True)
+    for name, told in each:
+        who = f"{name}: " if len(each) > 1 else ""
+        for problem in told["problems"]:
+            click.echo(printable(f"{who}{problem}"), err=True)
+        for key in told["changed"]:
+            click.echo(printable(f"{who}changed: {key}"))
+        for key in told["restart_required"]:
+            click.echo(printable(f"{who}needs a restart: {key}"))
+        if told["applied"] and not told["changed"] and not told["restart_required"]:
+            click.echo(f"{who}nothing has changed")
+    if not all(told["applied"] for _, told in each):
         sys.exit(2)
-    for key in told["changed"]:
-        click.echo(printable(f"changed: {key}"))
-    for key in told["restart_required"]:
-        click.echo(printable(f"needs a restart: {key}"))
-    if not told["changed"] and not told["restart_required"]:
-        click.echo("nothing has changed")
 
 
 @click.command(

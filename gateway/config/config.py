@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -231,6 +232,16 @@ class Config(Section):
                 "cost": cost,
             }
         )
+
+    @property
+    def sibling_sockets(self) -> tuple[Path, ...]:
+        """Control sockets of the other workers, of the configuration of one of them."""
+        own = self.control.socket
+        found = None if own is None else re.fullmatch(r"(.*)-([0-9]+)", own.stem)
+        if self.workers.count == 1 or own is None or found is None:
+            return ()
+        others = (n for n in range(self.workers.count) if n != int(found[2]))
+        return tuple(own.with_name(f"{found[1]}-{n}{own.suffix}") for n in others)
 
     @property
     def ledger(self) -> Path | None:

@@ -10,13 +10,14 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import structlog
 
-from gateway.api.client import NoAnswerError, RefusedError, ask
+from gateway.api.client import NoAnswerError, RefusedError, ask, sockets_at
 from gateway.config import Config, ListenAddress
 from gateway.config.sections import RealtimeServerSettings, RealtimeSettings, on_loopback
 from gateway.devtools.doctor import Finding, bad, ok, warn
@@ -196,11 +197,11 @@ def _gateway_runs(config: Config) -> bool:
     """Whether a gateway answers on the control socket of this configuration."""
     if config.control.socket is None:
         return False
-    try:
-        ask(config.control.socket, "status")
-    except (NoAnswerError, RefusedError):
-        return False
-    return True
+    for path in sockets_at(config.control.socket):
+        with suppress(NoAnswerError, RefusedError):
+            ask(path, "status")
+            return True
+    return False
 
 
 def _sip_finding(where: str, number: int) -> Finding:

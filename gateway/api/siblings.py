@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The other workers of a machine: requests about their calls are handed on to them.
+
+Each worker has a Unix socket; a request for a call that is not here goes to the worker that has it,
+with the token that came with it. So every worker's API, and every command, reaches all calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import httpx
+import structlog
+from starlette.datastructures import Headers, QueryParams
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+from websockets.asyncio.client import unix_connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+from gateway.api.local import HOP, LOCAL, PEER, USER
+from gateway.api.tokens import Token
+
+CONNECT_SECONDS = 1.0
+ANSWER_SECONDS = 30.0
+"""More than any command takes."""
+MAX_MESSAGE_BYTES = 2 * 1024 * 1024
+
+_CALL = re.compile(r"/(?:api/v1|v1/realtime)/calls/([^/]+)(?:/.*)?")
+_NOT_CALLS = frozenset({"export"})
+_OWN = frozenset({"host", "connection", "content-length", "transfer-encoding", "upgrade", HOP})
+
+log = structlog.get_logger("api")
+
+
+class Siblings:
+    """Asks the other workers by their sockets. Lives on the event loop."""
+
+    def __init__(self, sockets: Sequence[Path]) -> None:
+        self.sockets = tuple(sockets)
+        self._clients: dict[Path, httpx.AsyncClient] = {}
+
+    def client(self, path: Path) -> httpx.AsyncClient:
+        """The client of a worker."""
+        if path not in self._clients:
+            self._clients[path] = httpx.AsyncClient(
+                transport=httpx.AsyncHTTPTransport(uds=str(path)),
+                base_url="http://gateway",
+                timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+            )
+        return self._clients[path]
+
+    async def live(self) -> list[dict[str, Any]]:
+        """Rows of the calls that are up elsewhere; a worker that does not answer has none."""
+        parameters = {"live": "true", "limit": "1000"}
+        answers = await asyncio.gather(
+            *(self._get(one, "/api/v1/calls", parameters) for one in self.sockets)
+        )
+        return [row for answer in answers for row in answer.get("calls", ())]
+
+    async def that_has(self, call: str) -> Path | None:
+        """The worker that knows a call by this name; None where none does."""
+        answers = await asyncio.gather(
+            *(self._get(one, "/api/v1/here", {"call": call}) for one in self.sockets)
+        )
+        found = [
+            path for path, answer in zip(self.sockets, answers, strict=True) if answer.get("here")
+        ]
+        return found[0] if found else None
+
+    async def _get(self, path: Path, target: str, parameters: dict[str, str]) -> dict[str, Any]:
+        try:
+            answer = await self.client(path).get(target, params=parameters, headers={HOP: "1"})
+            return dict(answer.json()) if answer.is_success else {}
+        except (httpx.HTTPError, OSError, ValueError):
+            return {}  # it is being started, or has ended
+
+
+class HandOn:
+    """Hands requests about another worker's call on to it (ASGI).
+
+    Args:
+        here: whether this worker knows a call by this name.
+        token_of: the token of a request; one without goes nowhere.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        siblings: Siblings,
+        here: Callable[[str], bool],
+        token_of: Callable[[Scope], Token | None],
+    ) -> None:
+        self._app = app
+        self._siblings = siblings
+        self._here = here
+        self._token_of = token_of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = await self._where(scope)
+        if path is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._hand_on(Request(scope, receive), path, send)
+        else:
+            await self._join(WebSocket(scope, receive, send), path)
+
+    async def _where(self, scope: Scope) -> Path | None:
+        """The worker that the request is for; None for this one."""
+        if scope["type"] not in ("http", "websocket") or HOP in Headers(scope=scope):
+            return None
+        call = ""
+        if scope["type"] == "websocket":
+            if scope["path"] == "/v1/realtime":
+                call = QueryParams(scope["query_string"]).get("call_id", "")
+        elif found := _CALL.fullmatch(scope["path"]):
+            call = "" if found[1] in _NOT_CALLS else found[1]
+        if not call or self._here(call) or self._token_of(scope) is None:
+            return None
+        return await self._siblings.that_has(call)
+
+    async def _hand_on(self, request: Request, path: Path, send: Send) -> None:
+        target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        client = self._siblings.client(path)
+        asked = client.build_request(
+            request.method,
+            target,
+            headers=_headers(request.scope),
+            content=await request.body(),
+        )
+        try:
+            answer = await client.send(asked)
+        except (httpx.HTTPError, OSError) as error:
+            log.warning("api.worker_silent", socket=str(path), error=type(error).__name__)
+            answered = Response(status_code=503, headers={"Retry-After": "1"})
+        else:
+            kept = {k: v for k, v in answer.headers.items() if k not in (*_OWN, "date", "server")}
+            answered = Response(answer.content, answer.status_code, kept)
+        await answered(request.scope, request.receive, send)
+
+    async def _join(self, socket: WebSocket, path: Path) -> None:
+        """Join two WebSockets, until either ends."""
+        uri = f"ws://gateway{socket.url.path}?{socket.url.query}"
+        try:
+            other = await unix_connect(
+                str(path),
+                uri,
+                additional_headers=[
+                    one for one in _headers(socket.scope) if not one[0].startswith("sec-websocket")
+                ],
+                max_size=MAX_MESSAGE_BYTES,
+                compression=None,
+                open_timeout=ANSWER_SECONDS,
+                proxy=None,
+            )
+        except InvalidStatus as refused:
+            await socket.send_denial_response(
+                Response(
+                    refused.response.body,
+                    refused.response.status_code,
+                    {"content-type": "application/json", "x-should-retry": "false"},
+                )
+            )
+            return
+        except (OSError, TimeoutError, InvalidHandshake):
+            await socket.send_denial_response(Response(status_code=503))
+            return
+        await socket.accept()
+
+        async def back() -> None:
+            async for message in other:
+                if isinstance(message, str):
+                    await socket.send_text(message)
+                else:
+                    await socket.send_bytes(message)
+
+        coming = asyncio.create_task(back(), name="worker's sideband")
+        coming.add_done_callback(lambda _task: receiving.cancel())
+        receiving = asyncio.create_task(_forward(socket, other), name="sideband to worker")
+        try:
+            await asyncio.wait({coming, receiving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (coming, receiving):
+                task.cancel()
+            await asyncio.gather(coming, receiving, return_exceptions=True)
+            await other.close()
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+            await socket.close(other.close_code or 1000)
+
+
+async def _forward(socket: WebSocket, other: Any) -> None:
+    with contextlib.suppress(ConnectionClosed, WebSocketDisconnect, RuntimeError):
+        while (message := await socket.receive())["type"] != "websocket.disconnect":
+            await other.send(message.get("text") or message.get("bytes") or "")
+
+
+def _headers(scope: Scope) -> list[tuple[str, str]]:
+    """Header fields of a request, and who has sent it."""
+    fields = [(name, value) for name, value in Headers(scope=scope).items() if name not in _OWN]
+    told = {HOP: "1", PEER: (scope.get("client") or ("local", 0))[0]}
+    if LOCAL in scope:
+        told[USER] = unquote(scope[LOCAL])
+    return [*((n, v) for n, v in fields if n not in (PEER, USER)), *told.items()]

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two workers of one machine: each one's API, and every command, reaches the calls of both."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from gateway.api.tokens import hash_of
+from gateway.cli.main import main
+from tests.calls.test_api import TOKENS
+from tests.calls.test_applications import KEY, ROUTES, SESSION, settings
+from tests.calls.test_draining import two_ports
+from tests.support.gateway_process import Gateway
+from tests.support.harness import GatewayStack, eventually
+from tests.support.http_service import HttpService, http_service
+from tests.support.sip_phone import Phone, PhoneCall
+
+ROLES = "".join(
+    f'[[api.token]]\nname = "{role}-one"\nrole = "{role}"\nhash = "HASH {token}"\n'
+    for role, token in TOKENS.items()
+)
+
+
+class Pair:
+    """A gateway as two workers; ``world`` has the first."""
+
+    def __init__(self, world: GatewayStack, receiver: HttpService) -> None:
+        self.world = world
+        self.receiver = receiver
+        self.gateways = [
+            Gateway(world.gateway.config, options=("--no-supervisor", "--worker", str(number)))
+            for number in (0, 1)
+        ]
+        world.gateway = self.gateways[0]
+        self.phone = Phone(("127.0.0.1", 0))
+
+    async def start(self) -> None:
+        await self.world.start()
+        await self.gateways[1].start()
+        self.phone.gateway = self.gateways[1].sip
+        await self.phone.start()
+
+    async def stop(self) -> None:
+        for gateway, phone in zip(self.gateways, (self.world.phone, self.phone), strict=True):
+            status = await gateway.stop()
+            await phone.stop()
+            gateway.check(status)
+        await self.world.emulator.stop()
+
+    def http(self, token: str = TOKENS["operator"], worker: int = 0) -> httpx.AsyncClient:
+        """A client of a worker's API."""
+        address = self.gateways[worker].all("api.listening")[-1]["address"]
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx.AsyncClient(
+            base_url=f"http://{address}", headers=headers, trust_env=False, timeout=20
+        )
+
+    async def dial(self, user: str = "greeted") -> tuple[PhoneCall, str]:
+        """A call of the second worker, and its id."""
+        call = self.phone.call(user)
+        call.invite()
+        await call.answered()
+        await self.gateways[1].wait("call.confirmed", call=call.call_id)
+        return call, self.gateways[1].ids_of(call.call_id)[0]
+
+    async def command(self, *arguments: str) -> tuple[int, str]:
+        """Run a command with the configuration's file."""
+        config = ("-c", str(self.world.gateway.config))
+        ran = await asyncio.to_thread(CliRunner().invoke, main, [*arguments, *config])
+        return ran.exit_code, ran.output
+
+
+@pytest.fixture(scope="module")
+def pair(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Two workers with one emulator."""
+    with http_service() as receiver:
+        roles = ROLES
+        for token in TOKENS.values():
+            roles = roles.replace(f"HASH {token}", hash_of(token))
+        application, _, rest = settings(receiver.url).partition("[[webhook]]")
+        workers = '[workers]\ncount = 2\n[control]\nsocket = "gateway.sock"\n'
+        world = GatewayStack(
+            tmp_path_factory.mktemp("workers"),
+            routes=ROUTES,
+            more=f"{application}{roles}[[webhook]]{rest}{workers}",
+            max_calls=4,
+            listen=(f"udp:127.0.0.1:{two_ports()}",),
+        )
+        made = Pair(world, receiver)
+        runner.run(made.start())
+        yield made
+        runner.run(made.stop())
+
+
+async def test_commands_reach_the_calls_of_every_worker(pair: Pair) -> None:
+    call, name = await pair.dial()
+    own = await pair.world.dial("greeted")
+    status, listed = await pair.command("calls")
+    assert status == 0
+    assert name in listed
+    assert pair.world.gateway.ids_of(own.call_id)[0] in listed
+    status, text = await pair.command("status", "--json")
+    assert sorted(json.loads(text)["workers"]) == ["gateway-0.sock", "gateway-1.sock"]
+    assert (await pair.command("say", name[:-2], "Hello."))[0] == 0
+    status, words = await pair.command("hangup", call.call_id)
+    assert (status, words) == (0, f"{name} is hung up\n")
+    await call.hung_up()
+    status, words = await pair.command("hangup", name)
+    assert (status, "no call in progress has this id" in words) == (1, True)
+    status, words = await pair.command("reload")
+    assert (status, words.splitlines()) == (
+        0,
+        [f"gateway-{n}.sock: nothing has changed" for n in (0, 1)],
+    )
+    await pair.world.summary_at_end(own)
+
+
+async def test_the_api_of_one_worker_serves_the_calls_of_the_other(pair: Pair) -> None:
+    call, name = await pair.dial()
+    async with pair.http() as http:
+        live = (await http.get("/api/v1/calls", params={"live": True})).json()["calls"]
+        assert [row["id"] for row in live] == [name]
+        whole = (await http.get(f"/api/v1/calls/{name}")).json()
+        assert whole["record"]["call_id"] == name
+        told = (await http.get(f"/api/v1/calls/{name}/transcript")).json()
+        assert told["call"] == name
+        for token, status in ((TOKENS["readonly"], 403), ("gw_wrong", 401), ("", 401)):
+            async with pair.http(token) as other:
+                refused = await other.post(f"/api/v1/calls/{name}/hangup")
+                assert refused.status_code == status
+                answer = await other.get(f"/api/v1/calls/{name}/transcript")
+                assert answer.status_code == status
+        assert (await http.post(f"/api/v1/calls/{name}/hangup")).json() == {"call": name}
+    await call.hung_up()
+    line = await pair.gateways[1].wait("api.audit", action="hangup", call=name)
+    assert (line["who"], line["role"], line["peer"]) == ("operator-one", "operator", "127.0.0.1")
+
+
+async def test_an_application_asks_any_worker(pair: Pair) -> None:
+    pair.receiver.asked.clear()
+    call = pair.phone.call("asked")
+    call.invite()
+    await eventually(lambda: len(pair.receiver.asked) == 1, "the webhook")
+    name = json.loads(pair.receiver.asked[0].body)["data"]["call_id"]
+    async with pair.http() as operator:
+        live = (await operator.get("/api/v1/calls", params={"live": True})).json()["calls"]
+        assert [(row["id"], row["state"]) for row in live] == [
+            (name.removeprefix("rtc_"), "incoming")
+        ]
+    base = f"/v1/realtime/calls/{name}"
+    async with pair.http(KEY) as http:
+        unknown = await http.post("/v1/realtime/calls/rtc_none/accept", json=SESSION)
+        assert unknown.status_code == 404
+        accepted = await http.post(f"{base}/accept", json=SESSION)
+        assert (accepted.status_code, accepted.content) == (200, b"")
+        again = await http.post(f"{base}/reject", json={})
+        assert (again.status_code, again.headers["x-should-retry"]) == (400, "false")
+        url = f"{http.base_url}/v1/realtime?call_id=".replace("http", "ws", 1)
+        headers = {"Authorization": f"Bearer {KEY}"}
+        with pytest.raises(InvalidStatus) as refused:
+            async with connect(url + "rtc_none", additional_headers=headers, proxy=None):
+                pass
+        assert refused.value.response.status_code == 404
+        async with connect(url + name, additional_headers=headers, proxy=None) as sideband:
+            first: dict[str, Any] = json.loads(await asyncio.wait_for(sideband.recv(), 20))
+            assert first["type"] == "session.created"
+            await call.answered()
+            await sideband.send('{"type": "response.create"}')
+            async with asyncio.timeout(20):
+                while json.loads(await sideband.recv())["type"] != "response.done":
+                    pass
+            assert (await http.post(f"{base}/hangup")).status_code == 200
+            await call.hung_up()
+            await sideband.wait_closed()
+            assert sideband.close_code == 1000
