@@ -211,7 +211,7 @@ class HangupAfterPlayout:
         self._words = None
         return words.call_id
 
-    def over(self, now: float, *, queued_ms: int, responding: bool) -> EndReason | None:
+    def due(self, now: float, *, queued_ms: int, responding: bool) -> EndReason | None:
         """Return why the call ends now; None: it does not.
 
         ``queued_ms``: audio put into the queue since it was last empty, 0 when it is;

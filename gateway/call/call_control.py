@@ -62,7 +62,7 @@ class Transfer:
 
     def __init__(self, target: Target, plan: TransferPlan, timeline: CallTimeline) -> None:
         self.deadline: float | None = None
-        self.away = True
+        self.audio_cut = True
         """No audio passes between caller and model."""
         self.begun = False
         self.joined = False
@@ -185,7 +185,7 @@ class Transfer:
             self._ringing = False
             self.deadline = now + TAKE_OVER_SECONDS
             return [note, Refer(replaces=True)]
-        self.joined, self.away, self.deadline = True, False, None
+        self.joined, self.audio_cut, self.deadline = True, False, None
         self._close(Outcome.ANSWERED, 200, now)
         return [note, PlaySound(""), BridgeLegs(self._plan.listen)]
 
@@ -210,7 +210,7 @@ class Transfer:
     def _fail(self, outcome: Outcome, code: int, now: float) -> list[Output]:
         """End the transfer with an outcome for the model."""
         self._close(outcome, code, now)
-        self.away, self.deadline = False, None
+        self.audio_cut, self.deadline = False, None
         result: dict[str, Any] = {"status": outcome.value, "destination": self.name}
         if code:
             result["sip_code"] = code
@@ -233,7 +233,7 @@ receiver hears (ITU-T Q.24 asks for 40 ms)."""
 class SendDtmfAction:
     """Sends DTMF digits, with pauses between them."""
 
-    away = joined = False
+    audio_cut = joined = False
     over: EndReason | None = None
     detail = ""
 
@@ -283,7 +283,7 @@ class HoldAction:
     detail = ""
 
     def __init__(self, seconds: float | None, plan: HoldPlan, timeline: CallTimeline) -> None:
-        self.away = True
+        self.audio_cut = True
         self.deadline: float | None = None
         self.result: Mapping[str, Any] | None = None
         self._seconds = seconds
@@ -304,7 +304,7 @@ class HoldAction:
 
     def stop(self, now: float) -> list[Output]:
         """Stop the music; the caller is back."""
-        self.away, self.deadline = False, None
+        self.audio_cut, self.deadline = False, None
         held = round(now - self._began, 1)
         self.result = {"status": "the caller is back", "seconds": held}
         return [self._timeline.note(now, "hold_ended", "info", seconds=held), PlaySound("")]
@@ -387,6 +387,7 @@ class CallActions:
         return self._action.stop(now)
 
     def _queue(self, action: Action, now: float) -> None:
+        """Queue an action; only one at a time. Raises ToolCallError."""
         if self._action is not None:
             raise ToolCallError("something else is being done for this call")
         self._action, self._call_id = action, BY_OPERATOR
@@ -481,9 +482,9 @@ class CallActions:
         return isinstance(self._action, Transfer) and self._begin_by is None
 
     @property
-    def away(self) -> bool:
+    def audio_cut(self) -> bool:
         """Return whether audio between caller and model is cut now."""
-        return self._action is not None and self._begin_by is None and self._action.away
+        return self._action is not None and self._begin_by is None and self._action.audio_cut
 
     @property
     def joined(self) -> bool:
@@ -491,7 +492,7 @@ class CallActions:
         return self._action is not None and self._action.joined
 
     @property
-    def over(self) -> tuple[EndReason, str] | None:
+    def hangup_due(self) -> tuple[EndReason, str] | None:
         """Why an action ends the call now, with a detail for the record; None: it does not."""
         if self._late:
             return EndReason.TRANSFERRED, "answered after it was given up"

@@ -118,7 +118,7 @@ class DtmfInput:
         ]
         if control.call_actions.joined:
             return [*outputs, SendDtmf(digit, b_leg=True)]
-        if control.termination is not None or control.call_actions.away:
+        if control.termination is not None or control.call_actions.audio_cut:
             return outputs
         if taker is not None:
             outputs += self._interrupt(now)

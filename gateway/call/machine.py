@@ -38,7 +38,6 @@ from gateway.realtime.events import AudioDelta, UpdateSession
 LEG_END_SECONDS = 35.0
 """A BYE is retransmitted for 32 s (RFC 3261 timer F); a leg not over by then is given up."""
 
-
 HELD = "The caller has put this call on hold, and hears nothing until they come back."
 RESUMED = "The caller is back from hold."
 """System messages for the model."""
@@ -304,7 +303,7 @@ class CallMachine:
             todo += self._session.on_silence(conversation.silence.rule, now)
         if self._session.failover.over is not None:
             return todo + self._session.give_up(now)
-        why, detail = conversation.call_actions.over or (None, "")
+        why, detail = conversation.call_actions.hangup_due or (None, "")
         lost = self._session.lost_meanwhile
         if why is None and lost is None:
             why, detail = conversation.ended(now)
@@ -313,7 +312,7 @@ class CallMachine:
         if why is not None:
             return todo + self._end_call(why, now, detail)
         hold = (
-            self._call.held or conversation.call_actions.away,
+            self._call.held or conversation.call_actions.audio_cut,
             self._call.held and self._call.plan.silence_on_hold,
         )
         if hold != self._hold:
@@ -390,17 +389,11 @@ class CallMachine:
             why = why_leg_ended(input.code, input.method, local=input.local, talked=talked)
         return todo + self._end_call(why, now, outcome, reason=input.reason_header, leg_over=True)
 
-    # ---- playout
-
-    def _on_playout_started(
-        self, _input: inputs.PlayoutStarted, now: float
-    ) -> list[outputs.Output]:
+    def _on_playout_started(self, _input: inputs.Input, now: float) -> list[outputs.Output]:
         """Note that the caller hears the model, the first time in the record, too."""
         if self._call.record.times.first_audio is None:
             self._call.record.times.first_audio = self._call.timeline.ms(now)
         return self._call.conversation.on_playout_started(now)
-
-    # ---- time
 
     def _on_tick(self, _input: inputs.Tick, now: float) -> list[outputs.Output]:
         """Act on all deadlines that have come."""
@@ -473,7 +466,7 @@ class CallMachine:
     ) -> list[outputs.Output]:
         """Wait for the post-call responses; the call is over for the caller."""
         todo = after.on(input, now)
-        if not after.over(now):
+        if not after.is_complete(now):
             return todo
         self._post_call = None
         todo.append(outputs.CloseSession(1000, after.why.value))

@@ -346,9 +346,7 @@ class Conversation:
         if self._session_failed:
             return EndReason.SESSION_ERROR, ""
         queued_ms, responding = self.control.playback.queued_ms, not self.control.gate.idle
-        why = self.control.hangup_after_playout.over(
-            now, queued_ms=queued_ms, responding=responding
-        )
+        why = self.control.hangup_after_playout.due(now, queued_ms=queued_ms, responding=responding)
         termination = self.control.termination
         return why, termination.detail if termination is not None and termination.why is why else ""
 

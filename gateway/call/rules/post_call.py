@@ -67,7 +67,7 @@ class PostCallAnalysis:
                 return self._out_of_band.tick(now)
         return []
 
-    def over(self, now: float) -> bool:
+    def is_complete(self, now: float) -> bool:
         """Return whether all answers came, or none is to come."""
         return self._gone or not self._out_of_band.busy or now >= self._until
 

@@ -86,6 +86,7 @@ class CallRecording:
 
     @property
     def _plan(self) -> RecordingPlan:
+        """Return the settings of the route."""
         return self._control.plan.recording
 
     @property
@@ -223,12 +224,14 @@ class CallRecording:
         return [note, *self._control.tell(words), *self._greet(now)]
 
     def _greet(self, now: float) -> list[Output]:
+        """Request the greeting that waited for the announcement or consent."""
         greeting, self._greeting = self._greeting, None
         return [] if greeting is None else self._control.ask(greeting, now)
 
     # ---- the recorder
 
     def _start(self, by: str, consent: str, now: float) -> list[Output]:
+        """Begin to record."""
         record = self._enter(State.RECORDING)
         record.started_by, record.consent = by, consent
         record.began_ms = round(self._control.timeline.ms(now), 1)
@@ -236,6 +239,7 @@ class CallRecording:
         return [StartRecording(), note]
 
     def _stop(self, state: State, now: float, consent: str = "") -> list[Output]:
+        """End the recording; it is deleted unless ``state`` is STOPPED."""
         record = self._enter(state)
         record.consent = consent or record.consent
         self.deadline = None
@@ -248,6 +252,7 @@ class CallRecording:
         return outputs
 
     def _enter(self, state: State) -> RecordingRecord:
+        """Set the state, in the call's record too, which is returned."""
         call = self._control.timeline.record
         if call.recording is None:
             call.recording = RecordingRecord()

@@ -60,6 +60,7 @@ class UserIdleTimeout:
 
     @property
     def _plan(self) -> UserIdlePlan:
+        """Return the settings, complete once the call's data are there."""
         return self._control.plan.idle
 
     def on(self, input: inputs.Input, now: float) -> list[Output]:
@@ -177,6 +178,7 @@ class Silence:
 
     @property
     def _plan(self) -> SilencePlan:
+        """Return the settings, complete once the call's data are there."""
         return self._control.plan.silence
 
     @property
