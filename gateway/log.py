@@ -65,12 +65,15 @@ class Redactor:
             if len(secret) >= _SHORTEST_SECRET
             for spelling in _spellings(secret)
         }
-        longest_first = sorted(spellings, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if spellings else None
+        self._spellings = tuple(sorted(spellings, key=len, reverse=True))
+        self._pattern = re.compile("|".join(map(re.escape, self._spellings)))
 
     def __call__(self, _logger: Any, _method: str, line: str) -> str:
         """Return the line without secrets."""
-        return line if self._pattern is None else self._pattern.sub(BLANK, line)
+        # To look for each is much faster than a pattern of all.
+        if any(spelling in line for spelling in self._spellings):
+            return self._pattern.sub(BLANK, line)
+        return line
 
 
 def _spellings(secret: str) -> set[str]:

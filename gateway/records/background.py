@@ -34,7 +34,8 @@ class Channel(Generic[T]):
         write: called on the thread with a batch; returns those that shall be tried again. What it
             raises is logged, and costs its batch.
         max_items: that wait at the most.
-        max_bytes: that they have at the most, by the sizes given to :meth:`put`.
+        max_bytes: that they have at the most, by the sizes given to :meth:`put`; then one thread
+            only may put.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Channel(Generic[T]):
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._waiting: deque[tuple[T, int]] = deque()
-        self._bytes = 0
+        self._bytes_put = self._bytes_taken = 0
         self._in_hand = 0
 
     def __len__(self) -> int:
@@ -62,27 +63,31 @@ class Channel(Generic[T]):
 
     def put(self, item: T, size: int = 0) -> bool:
         """Have an item written; False where it is dropped. From any thread; never waits."""
-        with self._owner.changed:
-            full = len(self._waiting) >= self._max_items or (
-                self._max_bytes is not None and self._bytes + size > self._max_bytes
-            )
-            if full or self._owner.closed:
-                self.dropped += 1
-                return False
-            self._waiting.append((item, size))
-            self._bytes += size
-            if not self._owner.pending:
-                self._owner.pending = True
-                self._owner.changed.notify()
+        owner = self._owner
+        full = len(self._waiting) >= self._max_items or (
+            self._max_bytes is not None
+            and self._bytes_put - self._bytes_taken + size > self._max_bytes
+        )
+        if full or owner.closed:
+            self.dropped += 1
+            return False
+        self._bytes_put += size
+        # Before the look at ``pending``: the thread clears that first, and then takes all there is.
+        self._waiting.append((item, size))
+        if not owner.pending:
+            with owner.changed:
+                owner.pending = True
+                owner.changed.notify()
         return True
 
     def work(self) -> bool:
         """Write what waits; whether something is left to be tried again. On the thread."""
-        with self._owner.changed:
-            batch, self._waiting, self._bytes = self._waiting, deque(), 0
-            self._in_hand = len(batch)
+        waiting = self._waiting
+        self._in_hand = len(waiting)
+        batch = [waiting.popleft() for _ in range(self._in_hand)]
         if not batch:
             return False
+        self._bytes_taken += sum(size for _item, size in batch)
         left: Sequence[T] = ()
         try:
             left = self._write([item for item, _size in batch])
@@ -93,11 +98,10 @@ class Channel(Generic[T]):
             self._in_hand = 0
         if left:
             sizes = {id(item): size for item, size in batch}
-            with self._owner.changed:
-                for item in reversed(left):
-                    size = sizes.get(id(item), 0)
-                    self._waiting.appendleft((item, size))
-                    self._bytes += size
+            for item in reversed(left):
+                size = sizes.get(id(item), 0)
+                waiting.appendleft((item, size))
+                self._bytes_taken -= size
         return bool(left)
 
 
@@ -107,7 +111,7 @@ class BackgroundWriter:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.pending = False
-        """Whether the thread has been told of items. Under ``changed``, like all of this."""
+        """Whether the thread has been told of items. Set and cleared under ``changed``."""
         self.closed = False
         self._channels: list[Channel[Any]] = []
         self._ticks: list[Callable[[], None]] = []

@@ -16,6 +16,7 @@ import asyncio
 import binascii
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,15 @@ class EventLog:
         return {"file": self.path.name, "dropped": self.dropped}
 
     def _add(self, direction: str, message: Any) -> None:
-        t_ms = round((self._now() - self._began) * 1000, 1)
-        if not self._put((self, t_ms, direction, message)):
+        if not self._put((self, self._now() - self._began, direction, message)):
             self.dropped += 1
 
 
 _Line = tuple[EventLog, float, str, Any]
+"""A message of a call, and when it came or went (s since the call began)."""
+
+WRITE_SECONDS = 1.0
+"""How long lines of a call are gathered: to open its file costs more than to write into it."""
 
 
 class EventLogs:
@@ -109,9 +113,13 @@ class EventLogs:
         self, folder: Path | None, writer: BackgroundWriter, secrets: Sequence[str] = ()
     ) -> None:
         self._folder = folder
+        self._owner = writer
         self._redact = Redactor(secrets)
         self._channel = writer.channel("event logs", self._write, MAX_WAITING, MAX_WAITING_BYTES)
         self._failing = False
+        self._texts: dict[EventLog, list[str]] = {}
+        self._due = 0.0
+        writer.every_second(self._flush)
 
     def open(
         self,
@@ -137,35 +145,80 @@ class EventLogs:
         return self._channel.put(line, len(line[3]) if isinstance(line[3], bytes) else 100)
 
     def _write(self, lines: list[_Line]) -> Sequence[_Line]:
-        """On the writer's thread. What cannot be written is counted in its log."""
-        try:
-            write_lines(lines, self._redact)
-            self._failing = False
-        except OSError as error:
-            for line in lines:
-                line[0].dropped += 1
-            if not self._failing:
-                log.error("event_log.write_failed", lost=len(lines), error=str(error))
-            self._failing = True
+        """On the writer's thread: what is over is written at once, the rest within a second."""
+        over = False
+        for event_log, seconds, direction, message in lines:
+            t_ms = round(1000 * seconds, 1)
+            text = _audio_text(t_ms, direction, message, self._redact)
+            if text is None:
+                text = self._redact(None, "", _text(t_ms, direction, message, event_log.private))
+            size = len(text) + 1
+            if event_log.bytes + size > MAX_FILE_BYTES and direction != "meta":
+                event_log.dropped += 1
+                continue
+            event_log.bytes += size
+            self._texts.setdefault(event_log, []).append(text)
+            over = over or (direction == "meta" and "over" in message)
+        if over or self._owner.closed or time.monotonic() >= self._due:
+            self._flush()
         return ()
 
+    def _flush(self) -> None:
+        """Append the lines to their calls' files. What cannot be written is counted in its log."""
+        self._due = time.monotonic() + WRITE_SECONDS
+        texts, self._texts = self._texts, {}
+        for event_log, lines in texts.items():
+            try:
+                with open(
+                    event_log.path, "a", encoding="utf-8", errors="backslashreplace", opener=private
+                ) as file:
+                    file.write("\n".join([*lines, ""]))
+            except OSError as error:
+                event_log.dropped += len(lines)
+                if not self._failing:
+                    log.error("event_log.write_failed", lost=len(lines), error=str(error))
+                self._failing = True
+            else:
+                self._failing = False
 
-def write_lines(lines: Sequence[_Line], redact: Redactor) -> None:
-    """Append each line to its call's file. Raises OSError."""
-    texts: dict[EventLog, list[str]] = {}
-    for event_log, t_ms, direction, message in lines:
-        text = redact(None, "", _text(t_ms, direction, message, event_log.private)) + "\n"
-        size = len(text)
-        if event_log.bytes + size > MAX_FILE_BYTES and direction != "meta":
-            event_log.dropped += 1
-            continue
-        event_log.bytes += size
-        texts.setdefault(event_log, []).append(text)
-    for event_log, of_call in texts.items():
-        with open(
-            event_log.path, "a", encoding="utf-8", errors="backslashreplace", opener=private
-        ) as file:
-            file.writelines(of_call)
+
+_APPEND = b'{"type":"input_audio_buffer.append","audio":"'
+_DELTAS = ("response.output_audio.delta", "response.audio.delta")
+_OF_A_DELTA = frozenset(
+    {
+        *("type", "event_id", "response_id", "item_id", "output_index", "content_index"),
+        *("delta", "obfuscation"),
+    }
+)
+
+
+def _audio_text(t_ms: float, direction: str, message: Any, redact: Redactor) -> str | None:
+    """The line of a message that has audio and nothing else, a hundred times a second of a call
+    that talks; None for any other."""
+    if not isinstance(message, bytes) or b"udio" not in message[:48]:
+        return None
+    if message.startswith(_APPEND) and message.find(b'"', len(_APPEND)) == len(message) - 2:
+        found = _digest(message[len(_APPEND) : -2].decode("ascii", "replace"))
+        return (
+            f'{{"t_ms":{t_ms},"dir":"{direction}","event":{{"type":"input_audio_buffer.append",'
+            f'"audio":{{"bytes":{found["bytes"]},"sha256":"{found["sha256"]}"}}}}}}'
+        )
+    try:
+        event = orjson.loads(message)
+    except orjson.JSONDecodeError:
+        return None
+    # Ids and numbers are all that stands beside the audio: nothing of them is private.
+    if (
+        not isinstance(event, dict)
+        or event.get("type") not in _DELTAS
+        or event.keys() - _OF_A_DELTA
+    ):
+        return None
+    if not all(isinstance(value, str | int) for value in event.values()):
+        return None
+    event["delta"] = _digest(str(event.get("delta", "")))
+    line = {"t_ms": t_ms, "dir": direction, "event": event}
+    return redact(None, "", orjson.dumps(line).decode())
 
 
 def _text(t_ms: float, direction: str, message: Any, private: PrivateDigits) -> str:
