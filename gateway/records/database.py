@@ -133,7 +133,7 @@ class Database:
         if self._in_memory:
             metadata.create_all(engine)
         elif version_of(engine) != HEAD:
-            from gateway.records.migrate import upgrade
+            from gateway.records.tables import upgrade
 
             upgrade(engine, HEAD, version_of)
         self._ready = True

@@ -52,6 +52,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folders
 
 
+def fingerprint_of(folder: Path) -> str:
+    """Of the certificate there (RFC 8122 section 5)."""
+    der = ssl.PEM_cert_to_DER_cert((folder / "cert.pem").read_text())
+    return hashlib.sha256(der).digest().hex(":").upper()
+
+
 class End:
     """Where the gateway's call is answered, by DTLS as the client."""
 
@@ -68,12 +74,10 @@ class End:
 
     def answer(self, folder: Path) -> None:
         """200, with the fingerprint of this certificate."""
-        der = ssl.PEM_cert_to_DER_cert((folder / "cert.pem").read_text())
-        print_ = hashlib.sha256(der).digest().hex(":").upper()
         lines = [
             *("v=0", "o=- 2 2 IN IP4 127.0.0.1", "s=-", "c=IN IP4 127.0.0.1", "t=0 0"),
             f"m=audio {self._own} UDP/TLS/RTP/SAVP 0",
-            *("a=setup:active", f"a=fingerprint:sha-256 {print_}"),
+            *("a=setup:active", f"a=fingerprint:sha-256 {fingerprint_of(folder)}"),
         ]
         body = "\r\n".join(lines) + "\r\n"
         self._call.phone.answer(self._call.invite, 200, self._call, body)

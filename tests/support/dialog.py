@@ -33,6 +33,9 @@ class Sdp:
     ptime: int | None = 20
     comfort_noise: bool = False
     version: int = 1
+    profile: str = "RTP/AVP"
+    security: tuple[str, ...] = ()
+    """Lines about keys."""
 
     def text(self, own_port: int) -> str:
         """As it goes into a body."""
@@ -43,8 +46,9 @@ class Sdp:
             "s=-",
             f"c=IN IP4 {self.address}",
             "t=0 0",
-            "m=audio {} RTP/AVP {}".format(
+            "m=audio {} {} {}".format(
                 own_port if self.port is None else self.port,
+                self.profile,
                 " ".join([*numbers, *(["13"] if self.comfort_noise else []), str(EVENT_PAYLOAD)]),
             ),
             *(f"a=rtpmap:{PAYLOADS[name]} {name}/8000" for name in self.codecs),
@@ -52,6 +56,7 @@ class Sdp:
             f"a=fmtp:{EVENT_PAYLOAD} 0-16",
             *([f"a=ptime:{self.ptime}"] if self.ptime else []),
             f"a={self.direction}",
+            *self.security,
         ]
         return "\r\n".join(lines) + "\r\n"
 
@@ -193,7 +198,7 @@ class DialogCall(PhoneCall):
     def _take(self, body: str) -> None:
         """Send RTP to where this description says."""
         host = re.search(r"^c=IN IP4 (\S+)", body, re.M)
-        media = re.search(r"^m=audio (\d+) RTP/AVP (\d+)", body, re.M)
+        media = re.search(r"^m=audio (\d+) \S+ (\d+)", body, re.M)
         if host and media and int(media[1]):
             self.rtp.payload_type = int(media[2])
             self.rtp._silence = next(

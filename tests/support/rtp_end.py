@@ -231,33 +231,39 @@ class Sender:
     def __init__(self, end: RtpEnd, sock: socket.socket | None = None, *, ptime: int = 20) -> None:
         assert end._peer is not None
         end.sending = False
-        self._peer = end._peer
+        self.peer = end._peer
         self._socket = sock or end._socket
         self.source = random.getrandbits(32)
         # Far from those before: RFC 3550 appendix A.1 takes what is a little lower for late.
         self.sequence = (end.sequence + 2**14 * next(_steps)) & 0xFFFF
         self.timestamp = random.getrandbits(30)
         self._size = ptime * 8
+        self.payload_type = 0
+        self.send: Callable[[bytes], object] = self._send
+        """Takes each packet."""
+
+    def _send(self, packet: bytes) -> None:
+        with contextlib.suppress(ConnectionRefusedError):  # of a packet before
+            self._socket.sendto(packet, self.peer)
 
     async def say(self, audio: bytes) -> None:
         """In real time; returns when the last packet has gone."""
         start = time.monotonic()
         for at in range(0, len(audio), self._size):
             await asyncio.sleep(max(0.0, start + at / 8000 - time.monotonic()))
-            self.put(audio[at : at + self._size], 0)
+            self.put(audio[at : at + self._size], self.payload_type)
 
     def burst(self, audio: bytes) -> None:
         """At once: no busy machine makes a packet late."""
         for at in range(0, len(audio), self._size):
-            self.put(audio[at : at + self._size], 0)
+            self.put(audio[at : at + self._size], self.payload_type)
 
     def put(self, payload: bytes, payload_type: int, samples: int | None = None) -> None:
         """One packet; the clock goes on by its length, or by ``samples``."""
         header = struct.pack(
             "!BBHII", 0x80, payload_type, self.sequence, self.timestamp, self.source
         )
-        with contextlib.suppress(ConnectionRefusedError):  # of a packet before
-            self._socket.sendto(header + payload, self._peer)
+        self.send(header + payload)
         self.sequence = (self.sequence + 1) & 0xFFFF
         step = len(payload) if samples is None else samples
         self.timestamp = (self.timestamp + step) & 0xFFFFFFFF

@@ -187,7 +187,7 @@ class PhoneCall:
         if self.acknowledge:
             self.ack()
         host = re.search(r"^c=IN IP4 (\S+)", message.body, re.M)
-        media = re.search(r"^m=audio (\d+) RTP/AVP (\d+)", message.body, re.M)
+        media = re.search(r"^m=audio (\d+) \S+ (\d+)", message.body, re.M)
         if host and media:
             self.rtp.payload_type = int(media[2])
             self.rtp.connect(host[1], int(media[1]))

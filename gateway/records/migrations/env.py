@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs migrations on the connection that :mod:`gateway.records.migrate` gives (Alembic's hook)."""
+"""Runs migrations on the connection that :mod:`gateway.records.tables` gives (Alembic's hook)."""
 
 from alembic import context
 

@@ -264,3 +264,18 @@ def test_less_than_a_frame_is_nothing_whatever_was_there_before(audio: bytes) ->
     assert len(playout) == 1
     assert playout.flush() == 1
     assert playout.put(audio) == 0
+
+
+def test_nothing_is_played_before_there_are_keys() -> None:
+    """A pause of its own, beside that of the call."""
+    playout = CallAudio(Codec.PCMU, 10).playout
+    playout.await_keys(True)
+    playout.expecting = True
+    playout.put(_frames(1, 2))
+    assert playout.pull() is None
+    playout.pause(True)
+    playout.await_keys(False)
+    assert playout.pull() is None
+    playout.pause(False)
+    assert [_number(pcm) for pcm in (playout.pull(), playout.pull()) if pcm] == [1, 2]
+    assert playout.underruns == 0

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from gateway.audio.g711 import Codec
 from gateway.sip.media.ports import CallAudio, Source
 
 PCMU, PCMA, NO_AUDIO = 0, 1, -1
+ROOT = Path(__file__).resolve().parents[3]
 WAIT_MS = 60
 """The default of ``media.packet_wait_ms``."""
 
@@ -460,3 +463,20 @@ def test_whatever_comes_time_is_not_run_ahead_of(packets: Iterable[Any]) -> None
     line.until(line.now + 500)
     counts = line.audio.uplink.counts
     assert len(line.received) + counts.dropped_ms * 8 <= audio + 8 * (2 * line.now + 1200 * 62)
+
+
+def test_any_sender_in_cpp_with_sanitizers(tmp_path: Path) -> None:
+    """The driver beside this file aborts where a rule is broken, or memory is misused."""
+    program, native = tmp_path / "sequencer_fuzz", ROOT / "deploy" / "pjsua2" / "native"
+    sources = [Path(__file__).with_name("sequencer_fuzz.cpp"), native / "sequencer.cpp"]
+    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    built = subprocess.run(
+        ["g++", "-std=c++17", "-O1", "-g", *sanitize, f"-I{native}", *sources, "-o", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert built.returncode == 0, built.stderr
+    first = random.randrange(1 << 31)
+    run = subprocess.run([program, str(first), "200"], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr

@@ -13,10 +13,9 @@ import pytest
 import sqlalchemy as sa
 
 from gateway.records.database import HEAD, Database, Filter, version_of
-from gateway.records.migrate import NewerSchemaError
 from gateway.records.rows import CLOSED, CUT, OPENED
 from gateway.records.spool import Entry, Spool
-from gateway.records.tables import events, metadata
+from gateway.records.tables import NewerSchemaError, events, metadata
 from tests.support.harness import eventually
 from tests.support.postgres import Postgres
 from tests.unit.records.test_store import NOW, ORDERS, Kept, a_record, end, row
@@ -145,7 +144,7 @@ async def test_nothing_is_lost_or_doubled_while_it_is_away(
             record = a_record(f"c{number}")
             kept.store.opened(record)
             kept.store.write(end(record))
-        await eventually(lambda: kept.store.as_json()["unavailable"], "an outage")
+        await eventually(lambda: bool(kept.store.as_json()["unavailable"]), "an outage")
         await asyncio.to_thread(server.start)
         await eventually(lambda: kept.store.as_json()["pending"] == 0, "rows")
         kept.store.write(end(before))

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the caller says goes up byte for byte, with the default settings of media: through SRTP,
+whatever its keys come from, in packets of any length, in either law, over a bad network."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import random
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.calls.test_dtls import Relay, fingerprint_of
+from tests.support.dialog import DialogCall, answered, dialog_call
+from tests.support.gateway_process import WITHIN_S
+from tests.support.harness import GatewayStack
+from tests.support.listening import noise
+from tests.support.rtp_end import Sender
+from tests.support.site_under_test import certificate
+from tests.support.srtp import KEY_BYTES, SALT_BYTES, Protection
+
+WORLD = {
+    "more": """
+[[trunk]]
+name = "provider"
+peers = ["127.0.0.1"]
+srtp = "optional"
+srtp_keying = ["sdes", "dtls"]
+sdes_without_tls = true
+""",
+}
+SILENCE = {"PCMU": 0xFF, "PCMA": 0xD5}
+PAYLOAD_TYPE = {"PCMU": 0, "PCMA": 8}
+LEAD_IN_MS = 240
+Send = Callable[[bytes], Any]
+
+
+@pytest.fixture(scope="module")
+def own_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phone")
+    certificate(folder, "phone")
+    return folder
+
+
+async def up(world: GatewayStack, codec: str, ptime: int, **sdp: Any) -> DialogCall:
+    world.behave(vad="off")
+    call = await answered(dialog_call(world.phone, "greeted", codecs=(codec,), ptime=ptime, **sdp))
+    await world.gateway.wait("call.confirmed", call=call.call_id)
+    return call
+
+
+@contextlib.asynccontextmanager
+async def by_sdes(
+    world: GatewayStack, codec: str, ptime: int, _folder: Path
+) -> AsyncIterator[tuple[DialogCall, Sender]]:
+    key, salt = os.urandom(KEY_BYTES), os.urandom(SALT_BYTES)
+    inline = base64.b64encode(key + salt).decode()
+    lines = (f"a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:{inline}",)
+    call = await up(world, codec, ptime, profile="RTP/SAVP", security=lines)
+    sender = Sender(call.rtp, ptime=ptime)
+    protection, send = Protection(key, salt), sender.send
+    sender.send = lambda packet: send(protection.protect(packet))
+    yield call, sender
+
+
+@contextlib.asynccontextmanager
+async def by_dtls(
+    world: GatewayStack, codec: str, ptime: int, folder: Path
+) -> AsyncIterator[tuple[DialogCall, Sender]]:
+    """The handshake is openssl's; RTP goes out of the same port."""
+    lines = (f"a=fingerprint:sha-256 {fingerprint_of(folder)}", "a=setup:active")
+    call = await up(world, codec, ptime, profile="UDP/TLS/RTP/SAVP", security=lines)
+    sender = Sender(call.rtp, ptime=ptime)
+    own, relay = call.rtp.port, Relay()
+    await call.rtp.close()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(lambda: relay, ("127.0.0.1", own))
+    relay.gateway = sender.peer
+    relay.open()
+    client = await asyncio.create_subprocess_exec(
+        *("openssl", "s_client", "-dtls1_2", "-use_srtp", "SRTP_AES128_CM_SHA1_80"),
+        *("-keymatexport", "EXTRACTOR-dtls_srtp", "-keymatexportlen", "60"),
+        *("-connect", f"127.0.0.1:{own}"),
+        *("-cert", str(folder / "cert.pem"), "-key", str(folder / "key.pem")),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert client.stdout is not None
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            while not (
+                found := re.match(
+                    rb"\s*Keying material: (\w+)", line := await client.stdout.readline()
+                )
+            ):
+                assert line, "no handshake"
+        material = bytes.fromhex(found[1].decode())
+        salt = material[2 * KEY_BYTES :][:SALT_BYTES]
+        protection = Protection(material[:KEY_BYTES], salt)
+        sender.send = lambda packet: transport.sendto(protection.protect(packet), relay.gateway)
+        yield call, sender
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            client.kill()
+        await client.wait()
+        transport.close()
+
+
+async def over(network: str, sender: Sender, audio: bytes, ptime: int, silence: int) -> bytes:
+    """Send it; returns what has to arrive."""
+    rng = random.Random(ptime)
+    size = ptime * 8
+    pieces = [audio[at : at + size] for at in range(0, len(audio), size)]
+    if network == "loss":  # two percent, and one at least
+        lost = {number for number in range(1, len(pieces) - 1) if rng.random() < 0.02} | {3}
+        send = sender.send
+        for number, piece in enumerate(pieces):
+            sender.send = (lambda _packet: None) if number in lost else send
+            sender.put(piece, sender.payload_type)
+            if number in lost:
+                pieces[number] = bytes([silence]) * size
+        sender.send = send
+    elif network == "jitter":
+        loop, send = asyncio.get_running_loop(), sender.send
+        start = loop.time() + 0.02
+        sent: list[bytes] = []
+        sender.send = sent.append
+        for piece in pieces:
+            sender.put(piece, sender.payload_type)
+        sender.send = send
+        due = sorted(
+            (start + number * ptime / 1000 + rng.uniform(0, 0.02), packet)
+            for number, packet in enumerate(sent)
+        )
+        for at, packet in due:
+            await asyncio.sleep(at - loop.time())
+            send(packet)
+    else:
+        sender.burst(audio)
+    return b"".join(pieces)
+
+
+@pytest.mark.parametrize("network", ["none", "jitter", "loss"])
+@pytest.mark.parametrize(
+    ("codec", "ptime"),
+    [("PCMU", 10), ("PCMA", 10), ("PCMA", 30), ("PCMU", 40), ("PCMU", 60), ("PCMA", 60)],
+)
+@pytest.mark.parametrize("way", [by_sdes, by_dtls], ids=["sdes", "dtls"])
+async def test_every_byte(
+    world: GatewayStack, own_certificate: Path, way: Any, codec: str, ptime: int, network: str
+) -> None:
+    async with way(world, codec, ptime, own_certificate) as (call, sender):
+        session = await world.session_of(call)
+        silence = SILENCE[codec]
+        sender.payload_type = PAYLOAD_TYPE[codec]
+        sender.burst(b"\x55" * LEAD_IN_MS * 8)
+        said = noise(ptime, 0.96)
+        expected = await over(network, sender, said, ptime, silence)
+        sender.burst(b"\x55" * LEAD_IN_MS * 8)  # what is behind a gap at the end, too
+        await session.wait_until(lambda s: expected in bytes(s.received), 10)
+        summary = await world.summary_at_end(call)
+    if way is by_sdes:  # of the other, the call may be over before anybody asks
+        assert summary["security"].startswith("srtp sdes ")
+    counted = summary["uplink"]
+    assert counted["lost"] == (
+        expected.count(bytes([silence]) * ptime * 8) if network == "loss" else 0
+    )
+    assert counted["late"] == counted["dropped_ms"] == counted["timestamp_jumps"] == 0

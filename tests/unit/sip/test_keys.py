@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How long playout waits for the keys of SRTP that DTLS agrees in media."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pjsua2 as pj
+import pytest
+
+from gateway.sip.sip_call import SipCall
+
+ACTIVE = "SRTP status: Active Crypto-suite: AES_CM_128_HMAC_SHA1_80"
+
+
+@pytest.mark.parametrize(
+    ("status", "left_s", "known"),
+    [(ACTIVE, 5.0, True), ("SRTP status: Not active Crypto-suite: ", 5.0, False), ("", -1.0, True)],
+    ids=["there", "not yet", "never"],
+)
+def test_playout_waits_for_keys_until_a_deadline(status: str, left_s: float, known: bool) -> None:
+    waiting: list[bool] = []
+    call: Any = SimpleNamespace(
+        name="call",
+        ended=False,
+        leg=SimpleNamespace(security=""),
+        link=SimpleNamespace(port=object(), await_keys=waiting.append),
+        getStreamInfo=lambda _index: SimpleNamespace(proto=pj.PJMEDIA_TP_PROTO_DTLS),
+        dump=lambda *_how: status,
+        _audio_index=0,
+        _keys_until=time.monotonic() + left_s,
+    )
+    assert SipCall.keys_known(call) is known
+    assert waiting == [not known]
