@@ -11,7 +11,6 @@ import asyncio
 import importlib
 import queue
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -51,8 +50,6 @@ SWEEP_SECONDS = 600.0
 KEPT_DAYS = 40
 PATIENCE_SECONDS = 3.0
 """What one transaction may take."""
-STUCK_SECONDS = 1.0
-"""A transaction that has taken so long already is waited for by nobody else."""
 QUEUE_ITEMS = 2000
 BATCH = 100
 STOP_SECONDS = 3.0
@@ -94,7 +91,6 @@ class SharedState:
         self._queue = queue.Queue(QUEUE_ITEMS)
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._busy_since: float | None = None
         self._held: defaultdict[str, list[Lease]] = defaultdict(list)
         self._banned: list[Ban] = []
         self._left: Operation[Any] | None = None
@@ -117,6 +113,11 @@ class SharedState:
             self._left = partial(
                 shared.settle, holder=left.holder, day=left.day, amounts=amounts, wanted=()
             )
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self.run(lambda _connection: None)  # tables and connection are there, too
+        except (TimeoutError, NotReachedError):
+            pass  # it was said, or will be
         self._tasks.serve(self._tick_on, "shared state")
 
     async def stop(self) -> None:
@@ -159,11 +160,6 @@ class SharedState:
         """
         loop = self._loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        busy = self._busy_since
-        if busy is not None and time.monotonic() - busy > STUCK_SECONDS:
-            self._note("the last request is still waiting")
-            future.set_exception(NotReachedError(self.unavailable))
-            return future
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="shared state", daemon=True)
             self._thread.start()
@@ -191,7 +187,6 @@ class SharedState:
 
     def _carry_out(self, batch: list[tuple[Operation[Any], asyncio.Future[Any]]]) -> None:
         """Carry operations out in one transaction; where one is refused, each in its own."""
-        self._busy_since = time.monotonic()
         try:
             if self._database is None:
                 from gateway.records.database import Database
@@ -212,8 +207,6 @@ class SharedState:
                 self.unavailable = ""
                 log.info("shared.available")
             self._answer(batch, None, results)
-        finally:
-            self._busy_since = None
 
     def _answer(
         self,

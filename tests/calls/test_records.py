@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 from functools import partial
@@ -23,6 +24,8 @@ from tests.support.sip_phone import PhoneCall
 
 SECONDS = 0.25
 """After the first INVITE, within which the process is killed."""
+KILLS = int(os.environ.get("GATEWAY_TEST_KILLS", "2"))
+"""How often it is; more on demand."""
 
 
 def rows_of(world: GatewayStack) -> dict[str, list[dict[str, Any]]]:
@@ -66,7 +69,7 @@ async def test_every_call_that_was_answered_to_has_one_row_after_kill_9(own_fold
     world = GatewayStack(own_folder)
     await world.start()
     try:
-        answered = await kill_while_calls_come(world, kills=2, calls=15)
+        answered = await kill_while_calls_come(world, kills=KILLS, calls=20)
         assert len(answered) > 3
 
         def all_there() -> bool:

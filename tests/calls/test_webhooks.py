@@ -23,7 +23,7 @@ from gateway.records import webhooks
 from gateway.records.spool import Delivery, Spool
 from gateway.records.webhooks import Endpoint, Outbox, WebhookSender, signature
 from tests.calls.test_operator import command
-from tests.calls.test_records import kill_while_calls_come, rows_of
+from tests.calls.test_records import KILLS, kill_while_calls_come, rows_of
 from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack, eventually
 from tests.support.http_service import Answer, HttpService, http_service
@@ -96,7 +96,7 @@ async def test_each_call_has_one_end_by_its_id_after_kill_9_at_random_moments(
     with http_service() as receiver:
         world = GatewayStack(own_folder, more=hooks(receiver.url, ["call.incoming", "call.ended"]))
         await world.start()
-        answered = await kill_while_calls_come(world, kills=3, calls=12)
+        answered = await kill_while_calls_come(world, kills=max(KILLS, 3), calls=12)
         assert len(answered) > 3
 
         def ids() -> dict[str, set[str]]:
