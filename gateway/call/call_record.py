@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 from gateway.call.outputs import LogEvent
 from gateway.ending import Ending
 from gateway.realtime.session_object import Refused
-from gateway.text import PrivateDigits
+from gateway.text import PrivateDigits, words_of
 
 MAX_TIMELINE = 20_000
 """Entries kept of one call; a talkative hour has some thousands. What exceeds it is counted."""
@@ -350,6 +350,8 @@ class CallRecord:
     """The call in which this one was asked for, as a callback; its ``call_id``."""
     trace_id: str = ""
     """W3C Trace Context; empty: no trace."""
+    disclosure: str = ""
+    """What had to be said at its start: that the caller speaks with an AI."""
     disposition: str = ""
     """How the call went for those who called, as route, model or application say it."""
     explanation: list[str] = field(default_factory=list)
@@ -462,9 +464,25 @@ class CallRecord:
             "metadata": dict(self.metadata),
             "trace_id": self.trace_id,
             "disposition": self.disposition,
+            "disclosure": self._disclosed(),
             "explanation": list(self.explanation),
             "ending": None if self.ending is None else self.ending.as_json(),
         }
+
+    def _disclosed(self) -> dict[str, Any] | None:
+        """The words of the disclosure, and whether the caller heard just these; None for none."""
+        if not self.disclosure:
+            return None
+        entries = [] if self.transcript is None else self.transcript.as_json()
+        wanted = words_of(self.disclosure)
+        said = any(
+            wanted == heard[start : start + len(wanted)]
+            for entry in entries
+            if entry["who"] == "agent"
+            for heard in [words_of(entry.get("heard", entry["text"]))]
+            for start in range(len(heard) - len(wanted) + 1)
+        )
+        return {"words": self.disclosure, "heard": said}
 
     def as_json(self) -> dict[str, Any]:
         """The whole record as JSON object."""

@@ -81,6 +81,16 @@ class LanguagePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class DisclosurePlan:
+    """What is said at the start of the call: that the caller speaks with an AI."""
+
+    words: str
+    before: bool = True
+    """As a response of its own before the greeting; else the greeting begins with it."""
+    interruptible: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class DispositionPlan:
     """The tool ``set_disposition``."""
 
@@ -428,6 +438,7 @@ class CallPlan:
     codec: Codec
     """Codec of the session, both ways: the one expected on the leg."""
     greeting: Mapping[str, Any] | None = None
+    disclosure: DisclosurePlan | None = None
     """The ``response`` of the first ``response.create``; None when the caller speaks first."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Metadata of the route, for the record."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -128,6 +128,14 @@ class Greeting(Section):
         return self
 
 
+class Disclosure(Section):
+    """``[route.disclosure]``: that the caller speaks with an AI, said at the start of each call."""
+
+    say: Text
+    mode: Literal["before", "within"] = "before"
+    interruptible: Flag = False
+
+
 def _one_key(value: str) -> str:
     if not re.fullmatch(r"[0-9*#A-D]?", value):
         raise ValueError('must be one key (0-9, *, #, A-D), or "" for none')
@@ -191,6 +199,7 @@ class RouteConversation(Section):
     """How the conversation of a route's calls goes: its keys of ``[[route]]``."""
 
     greeting: Greeting | None = None
+    disclosure: Disclosure | None = None
     dtmf: Dtmf = Field(default_factory=Dtmf)
     interruptions: Interruptions = Field(default_factory=Interruptions)
     idle: UserIdle = Field(default_factory=UserIdle)
@@ -294,6 +303,8 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         yield from texts_in(self.session, ("session",))
         if self.greeting is not None:
             yield from texts_in(self.greeting.model_dump(exclude_none=True), ("greeting",))
+        if self.disclosure is not None:
+            yield ("disclosure", "say"), self.disclosure.say
         yield ("dtmf", "text"), self.dtmf.text
         for key in ("prompt", "goodbye"):
             yield ("idle", key), getattr(self.idle, key)

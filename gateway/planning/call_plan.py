@@ -18,6 +18,7 @@ from gateway.call.call_record import CallRecord
 from gateway.call.plan import (
     CallPlan,
     CollectPlan,
+    DisclosurePlan,
     DispositionPlan,
     DtmfPlan,
     HoldPlan,
@@ -225,6 +226,7 @@ def call_plan(
         route=route.name,
         codec=codec,
         greeting=_greeting(route, values),
+        disclosure=_disclosure(route, values),
         dtmf=plan_of(
             DtmfPlan,
             digits,
@@ -390,11 +392,26 @@ def _session(
     return turns_left_to_us(session) if route.interruptions.by_gateway else session
 
 
+def _disclosure(route: Route, values: Mapping[str, str]) -> DisclosurePlan | None:
+    given = route.disclosure
+    if given is None:
+        return None
+    before = given.mode == "before" or route.greeting is None
+    return DisclosurePlan(render(given.say, values), before, given.interruptible)
+
+
 def _greeting(route: Route, values: Mapping[str, str]) -> Mapping[str, Any] | None:
     greeting = route.greeting
     if greeting is None:
         return None
     words = render(greeting.say or greeting.instructions or "", values)
+    first = _disclosure(route, values)
+    if first is not None and not first.before:
+        words = (
+            f"{first.words} {words}"
+            if greeting.say
+            else (f"Begin by saying exactly: {first.words}\n\nThen: {words}")
+        )
     told: dict[str, Any] = {"instructions": f"Say exactly: {words}" if greeting.say else words}
     if metadata := metadata_of(route, values):
         told["metadata"] = metadata

@@ -32,6 +32,10 @@ WORLD = {
         (
             ROUTE.format(name="open", rules=""),
             ROUTE.format(
+                name="disclosed",
+                rules='[route.disclosure]\nsay = "You are speaking with an AI assistant."',
+            ),
+            ROUTE.format(
                 name="checked",
                 rules='[[route.guardrail]]\nname = "h"\nurl = "http://127.0.0.1:1/"\n'
                 'on_timeout = "deny"\nreplacement = "No word of it."',
@@ -257,3 +261,25 @@ async def test_nobody_to_ask_about_words_denies_them_where_the_route_says_so(
     assert [(one["rule"], one["by"], one["action"]) for one in decisions] == [
         ("h", "timeout", "replace")
     ]
+
+
+DISCLOSED = "You are speaking with an AI assistant."
+
+
+@pytest.mark.parametrize("said", ["exactly", "otherwise"])
+async def test_callers_are_told_first_that_they_speak_with_an_ai(
+    world: GatewayStack, said: str
+) -> None:
+    words = DISCLOSED if said == "exactly" else "I am Ann."
+    first = {"kind": "say", "text": words}
+    second = {"kind": "say", "text": "Hello."}
+    world.behave(vad="off", answers=[first, second, {"kind": "silent"}])
+    call = await world.dial("disclosed")
+    session = await world.session_of(call)
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    asked = [event.body["response"]["instructions"] for event in session.seen("response.create")]
+    assert asked == [f"Say exactly: {DISCLOSED}", "Say exactly: Hello."]
+    await call.rtp.until(lambda: len(call.rtp.packets) > 250)
+    await world.summary_at_end(call)
+    record = await world.record(call)
+    assert record["disclosure"] == {"words": DISCLOSED, "heard": said == "exactly"}

@@ -111,10 +111,22 @@ class Conversation:
         """Request the greeting, so that it is there when the call is answered."""
         greeting = None if self._plan.greeting is None else CreateResponse(self._plan.greeting)
         self._interruptions.greeting = greeting
+        disclosed = self._disclose(greeting, now)
         asked = self.recording.opened(greeting, now)
         if asked is not None:
-            return asked
-        return [] if greeting is None else self.control.ask(greeting, now)
+            return disclosed + asked
+        return disclosed + ([] if greeting is None else self.control.ask(greeting, now))
+
+    def _disclose(self, greeting: CreateResponse | None, now: float) -> list[Output]:
+        """Say first that the caller speaks with an AI; within the greeting, that says it."""
+        plan = self._plan.disclosure
+        if plan is None:
+            return []
+        self.control.timeline.record.disclosure = plan.words
+        first = self.control.exactly(plan.words) if plan.before or greeting is None else greeting
+        if not plan.interruptible:
+            self._interruptions.disclosure = first
+        return [] if first is greeting else self.control.ask(first, now)
 
     def apply_rules(self, input: Input, now: float) -> list[Output]:
         """Hand an input to the rules that have registered for it, once it has taken effect."""

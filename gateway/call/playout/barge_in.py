@@ -58,6 +58,8 @@ class Interruptions:
         self._words: tuple[str, str] = ("", "")
         self.greeting: CreateResponse | None = None
         """The request for the first answer of the call."""
+        self.disclosure: CreateResponse | None = None
+        """The request for words that no caller interrupts."""
 
     # ---- the agent
 
@@ -65,6 +67,8 @@ class Interruptions:
         """Note that another request takes the place of a refused one."""
         if by is not None and asked is self.greeting:
             self.greeting = by
+        if by is not None and asked is self.disclosure:
+            self.disclosure = by
 
     def created(self, response_id: str, asked: CreateResponse | None) -> None:
         """Note that a response runs; ``asked`` is our request for it, if it was ours."""
@@ -72,7 +76,10 @@ class Interruptions:
         self._protected = {
             one for one in self._protected if self._control.playback.to_be_heard(one)
         }
-        if asked is not None and asked is self.greeting and self._plan.uninterruptible_greeting:
+        if asked is None:
+            return
+        greets = asked is self.greeting and self._plan.uninterruptible_greeting
+        if greets or asked is self.disclosure:
             self._protected.add(response_id)
 
     def agent_words(self, event: AgentTranscriptDelta) -> None:

@@ -249,8 +249,8 @@ audio.input.turn_detection.type = "semantic_vad"
         ("session.a = nan", "session.a", "cannot be sent as JSON"),
         ('form = "^1"', "form", 'did you mean "from"?'),
         (
-            "colour = 1",
-            "colour",
+            "hue_of_it = 1",
+            "hue_of_it",
             "known here: allowed_refer_to, answer, application, approval, budget",
         ),
     ],
