@@ -22,10 +22,8 @@ from tests.support.harness import GatewayStack, eventually
 from tests.support.postgres import PASSWORD, Postgres
 from tests.support.sip_phone import PhoneCall
 
-SECONDS = 0.25
-"""After the first INVITE, within which the process is killed."""
 KILLS = int(os.environ.get("GATEWAY_TEST_KILLS", "2"))
-"""How often it is; more on demand."""
+"""How often the process is killed; more on demand."""
 
 
 def rows_of(world: GatewayStack) -> dict[str, list[dict[str, Any]]]:
@@ -43,15 +41,16 @@ async def kill_while_calls_come(world: GatewayStack, kills: int, calls: int) -> 
     """Kill the gateway at random moments while INVITEs come; returns the calls it answered to."""
     answered: list[PhoneCall] = []
     for _ in range(kills):
-        made = [world.phone.call(random.choice(["plain", "nobody"])) for _ in range(calls)]
+        made = [world.phone.call(("plain", "nobody")[number % 2]) for number in range(calls)]
 
         async def invite(each: list[PhoneCall]) -> None:
             for call in each:
                 call.invite()
-                await asyncio.sleep(SECONDS / calls)
+                await call.until(lambda one: one.responses)
 
         inviting = asyncio.create_task(invite(made))
-        await asyncio.sleep(random.uniform(0.05, SECONDS))
+        last = made[random.randrange(2, calls)]
+        await last.until(lambda call: call.responses)
         world.gateway.signal(signal.SIGKILL)
         await world.gateway.ended()
         inviting.cancel()

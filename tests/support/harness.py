@@ -349,7 +349,7 @@ async def eventually(condition: Condition, what: str, within_s: float = WITHIN_S
         async with asyncio.timeout(within_s):
             while True:
                 met = condition()
-                if met if isinstance(met, bool) else await met:
+                if (await met) if isinstance(met, Awaitable) else met:
                     return
                 await asyncio.sleep(0.02)
     except TimeoutError:
