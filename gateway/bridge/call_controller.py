@@ -100,9 +100,15 @@ class CallController:
             self._sessions.append,
             driver.feed_first,
             feed,
-            self._recorder.conceal,
+            self._conceal,
         )
-        tool_calls = ToolCalls(host, tools, plan.content.guardrails, lambda: machine.variables)
+        tool_calls = ToolCalls(
+            host,
+            tools,
+            plan.content.guardrails,
+            lambda: machine.variables,
+            plan.tools.collect_digits,
+        )
         driver.executors = {
             **self._legs.executors,
             **self._sessions.executors,
@@ -206,6 +212,11 @@ class CallController:
             loop.call_soon(self._driver.work)
         else:
             self.give_up(detail)
+
+    def _conceal(self, concealed: bool) -> None:
+        self._recorder.conceal(concealed)
+        if self._sideband is not None:
+            self._sideband.concealed = concealed
 
     def _finish(self) -> None:
         if self._driver.over:

@@ -21,7 +21,7 @@ from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
 from gateway.call.inputs import Input
 from gateway.call.machine import CallMachine
-from gateway.call.plan import GuardrailPlan
+from gateway.call.plan import CollectPlan, GuardrailPlan
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import CommandsFromTools
 from gateway.call.tools.function_calls import MAX_NAME
@@ -203,12 +203,16 @@ class MachineDriver:
         self.feed(inputs.Tick())
 
 
+_COLLECTS_NOTHING = CollectPlan()
+
+
 class ToolCalls:
     """Asks ``runner`` for what the machine wants, and feeds the results.
 
     Args:
         runner: None where nothing runs functions: each is answered with an error.
         guardrails: the route's; :class:`outputs.CheckContent` counts them from 0.
+        collect: where sensitive digits go.
         variables: the call's own, as they are when a function is called.
     """
 
@@ -218,15 +222,18 @@ class ToolCalls:
         runner: ToolRunner | None,
         guardrails: Sequence[GuardrailPlan],
         variables: Callable[[], Mapping[str, str]],
+        collect: CollectPlan = _COLLECTS_NOTHING,
     ) -> None:
         self._host = host
         self._runner = runner
         self._guardrails = guardrails
         self._variables = variables
+        self._collect = collect
         self.executors: dict[type, Callable[[Any], None]] = {
             outputs.RunTool: self._run,
             outputs.RequestApproval: self._ask,
             outputs.CheckContent: self._check,
+            outputs.StoreDigits: self._store,
         }
 
     def _run(self, output: outputs.RunTool) -> None:
@@ -259,6 +266,16 @@ class ToolCalls:
         else:
             call = self._call(output.key, output.who, output.text)
             self._runner.check(self._guardrails[output.rule], call, done)
+
+    def _store(self, output: outputs.StoreDigits) -> None:
+        def done(result: Mapping[str, Any]) -> None:
+            self._host.feed(inputs.DigitsStored(result))
+
+        if self._runner is None:
+            done({"status": "failed", "reason": "nothing takes the digits"})
+        else:
+            call = self._call("", output.kind, "")
+            self._runner.store(self._collect, call, output.digits, done)
 
     def _call(self, call_id: str, name: str, arguments: str, part: str = "") -> ToolCall:
         record = self._host.record

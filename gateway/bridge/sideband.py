@@ -123,6 +123,8 @@ class Sideband:
         self.act: Callable[[CallCommand], None] = lambda _command: None
         self.tools: list[dict[str, Any]] = []
         """The route's own, which stay when the application changes its tools."""
+        self.concealed = False
+        """Keys that the caller presses now are not for the application."""
         self._on_end = on_end
         self._followers: list[Follower] = []
         self._session: dict[str, Any] | None = None
@@ -298,7 +300,7 @@ class Sideband:
 
     def _on_input(self, input: inputs.Input) -> None:
         match input:
-            case inputs.DigitPressed(digit):
+            case inputs.DigitPressed(digit) if not self.concealed:
                 told = {"event": digit, "received_at": int(time.time())}
                 for follower in self._followers:
                     follower.put({"type": "input_audio_buffer.dtmf_event_received", **told})

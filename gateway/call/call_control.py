@@ -323,7 +323,7 @@ class Result:
     """Whether a response is requested; False when the model speaks already."""
 
 
-BY_GATEWAY, BY_OPERATOR = "gateway", "operator"
+BY_GATEWAY, BY_OPERATOR, BY_CALLER = "gateway", "operator", "caller"
 """In place of a tool call's id, where the model did not ask for the action."""
 
 
@@ -408,10 +408,15 @@ class CallActions:
 
     def interrupt(self) -> str | None:
         """Cancel an action that has not started; return its tool call's id, None without one."""
-        if self._begin_by is None or self._call_id in (BY_GATEWAY, BY_OPERATOR):
+        if self._begin_by is None or self._call_id in (BY_GATEWAY, BY_OPERATOR, BY_CALLER):
             return None
         self._action = self._begin_by = None
         return self._call_id
+
+    def drop(self) -> list[Output]:
+        """Let go of an action that is no transfer under way, for one that is more urgent."""
+        action, self._action, self._begin_by = self._action, None, None
+        return [PlaySound("")] if isinstance(action, HoldAction) and action.deadline else []
 
     def model_speaks(self, now: float) -> list[Output]:
         """Stop hold music, since the model speaks."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from gateway.call.call_record import DigitRun
 from gateway.call.conversation.control import ConversationControl, message
-from gateway.call.outputs import Output, Send, SendDtmf
+from gateway.call.outputs import Conceal, Output, Send, SendDtmf, StoreDigits
 from gateway.call.tools.definitions import collect_wanted
 from gateway.realtime.events import CreateItem, CreateResponse
 
@@ -111,7 +111,7 @@ class DtmfInput:
         private = (
             taker is control.collecting
             and taker is not None
-            and control.plan.tools.collect_digits.private
+            and (control.plan.tools.collect_digits.private or control.concealed)
         )
         outputs: list[Output] = [
             control.timeline.note(now, "dtmf", digit="*" if private else digit)
@@ -169,8 +169,19 @@ LONGEST_SECONDS = 120.0
 """The longest wait (s) for a first digit while the model talks."""
 
 
+TAIL_SECONDS = 2.0
+"""From the last key of a sensitive entry until the caller is heard again: its tone may go on, and a
+caller who was quicker than the gateway presses some more."""
+
+_LATE = {"status": "failed", "reason": "the service that takes the digits did not answer"}
+
+
 class DigitCollection:
-    """Takes digits while :attr:`wants_digits`. Every method takes the time (s)."""
+    """Takes digits while :attr:`wants_digits`. Every method takes the time (s).
+
+    Sensitive ones are handed to the route's service, and the model gets what that says. Until some
+    time after the last of them neither session nor recording gets what the caller's side sends.
+    """
 
     def __init__(
         self,
@@ -184,50 +195,96 @@ class DigitCollection:
         self._terminator = ""
         self._seconds = 0.0
         self._until = 0.0
-        self.deadline: float | None = None
-        """When :meth:`tick` is due (s)."""
+        self._kind = ""
+        self._due: float | None = None
+        """When the next digit is late (s); None while none is waited for."""
+        self._quiet_until: float | None = None
+        """Until when further keys are of the entry that is over (s)."""
+        self._stored_by: float | None = None
         control.collecting = self
 
     @property
     def wants_digits(self) -> bool:
-        """Return whether digits are being collected."""
-        return self.deadline is not None
+        """Return whether digits are being collected, or swallowed behind a sensitive entry."""
+        return self._due is not None or self._quiet_until is not None
 
-    def begin(self, arguments: str, now: float) -> None:
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due (s)."""
+        due = (self._due, self._quiet_until, self._stored_by)
+        return min((at for at in due if at is not None), default=None)
+
+    def begin(self, arguments: str, now: float) -> list[Output]:
         """Start, with these arguments of the model (JSON text). Raises ToolCallError."""
-        wanted = collect_wanted(arguments, self._control.plan.tools.collect_digits)
-        self._digits = ""
-        self._most, self._terminator, self._seconds = wanted
-        self.deadline = now + self._seconds
+        plan = self._control.plan.tools.collect_digits
+        self._most, self._terminator, self._seconds, self._kind = collect_wanted(arguments, plan)
+        self._digits, self._quiet_until = "", None
+        self._due = now + self._seconds
         self._until = now + LONGEST_SECONDS
+        if not plan.sensitive or self._control.concealed:
+            return []
+        self._control.concealed = True
+        return [Conceal(True)]
 
     def key(self, digit: str, now: float) -> list[Output]:
         """Take a digit; the terminator or the last digit ends the collection."""
+        if self._due is None:
+            self._quiet_until = now + TAIL_SECONDS
+            return []
         if digit == self._terminator:
             return self._finish("terminator", now)
         self._digits += digit
         if len(self._digits) >= self._most:
             return self._finish("full", now)
-        self.deadline = now + self._seconds
+        self._due = now + self._seconds
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """End the collection when the time for a digit is over."""
-        if self.deadline is None or now < self.deadline:
-            return []
+        """End the collection when the time for a digit is over, and what follows on it."""
+        outputs: list[Output] = []
+        if self._stored_by is not None and now >= self._stored_by:
+            outputs += self.stored(_LATE, now)
+        if self._quiet_until is not None and now >= self._quiet_until:
+            self._quiet_until = None
+            self._control.concealed = False
+            outputs.append(Conceal(False))
+        if self._due is None or now < self._due:
+            return outputs
         if self._control.speaking and not self._digits and now < self._until:
-            self.deadline = now + self._seconds  # the caller is still being told what to do
+            self._due = now + self._seconds  # the caller is still being told what to do
+            return outputs
+        return [*outputs, *self._finish("timeout", now)]
+
+    def stored(self, result: Mapping[str, Any], now: float) -> list[Output]:
+        """Take the answer of the service that has the digits."""
+        if self._stored_by is None:
             return []
-        return self._finish("timeout", now)
+        self._stored_by = None
+        status = str(result.get("status", ""))
+        note = self._control.timeline.note(
+            now, "digits_stored", "info", kind=self._kind, status=status
+        )
+        return [note, *self._told(result, now)]
 
     def _finish(self, ended_by: str, now: float) -> list[Output]:
-        """End the collection; hand the digits to the tool call."""
-        self.deadline = None
-        private = self._control.plan.tools.collect_digits.private
-        shown = "*" * len(self._digits) if private else self._digits
-        if private:
-            self._control.timeline.record.private.add(self._digits)
+        """End the collection; hand the digits to the tool call, or to the service."""
+        self._due = None
+        plan, digits = self._control.plan.tools.collect_digits, self._digits
+        self._digits = ""
+        hidden = plan.private or plan.sensitive
+        if plan.private and not plan.sensitive:
+            self._control.timeline.record.private.add(digits)
         note = self._control.timeline.note(
-            now, "dtmf_collected", "info", digits=shown, ended_by=ended_by
+            now,
+            "dtmf_collected",
+            "info",
+            digits="*" * len(digits) if hidden else digits,
+            ended_by=ended_by,
         )
-        return [note, *self._told({"digits": self._digits, "ended_by": ended_by}, now)]
+        if not plan.sensitive:
+            return [note, *self._told({"digits": digits, "ended_by": ended_by}, now)]
+        self._quiet_until = now + TAIL_SECONDS
+        if not digits:
+            return [note, *self._told({"status": "nothing entered", "ended_by": ended_by}, now)]
+        self._stored_by = now + plan.store_timeout + 1.0
+        return [note, StoreDigits(self._kind, digits)]

@@ -185,6 +185,19 @@ class Failover:
         due = [at for at in (self._until, self._again_at) if at is not None]
         return min(due, default=None) if self.active else None
 
+    @property
+    def why(self) -> EndReason:
+        """Why the session was lost last."""
+        return self._why
+
+    def escaped(self) -> list[Output]:
+        """Take no further step: the caller goes to a human by their own wish."""
+        if not self.active:
+            return []
+        self.active = self.wants_answer = False
+        self._entry.outcome = "escaped"
+        return self._stop_sound()
+
     # ---- the steps
 
     @property

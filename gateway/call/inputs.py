@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gateway.audio.g711 import Codec
 from gateway.call.plan import CallPlan
@@ -258,6 +260,13 @@ class ApprovalResult:
 
 
 @dataclass(frozen=True, slots=True)
+class DigitsStored:
+    """Answer to :class:`gateway.call.outputs.StoreDigits`, for the model."""
+
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class RtpStats:
     """RTP packets received on the leg so far."""
 
@@ -345,6 +354,7 @@ Input = (
     | ApprovalResult
     | ContentChecked
     | CallerReplaced
+    | DigitsStored
     | RtpStats
     | LegEnded
     | PlayoutStarted

@@ -117,6 +117,9 @@ class LegEvents:
     def on_digit(self, input: inputs.DigitPressed, now: float) -> list[outputs.Output]:
         """Hand a DTMF digit to the conversation."""
         call = self._call
+        if self._session.may_escape and call.conversation.escape.asked_by(input.digit):
+            note = call.timeline.note(now, "dtmf", digit=input.digit)
+            return [note, *self._session.escape("key", now)]
         if not (call.session_up or self._session.failover.active or call.state is State.BRIDGED):
             return []
         return call.conversation.on_digit(input.digit, now, in_band=input.in_band)
@@ -188,6 +191,7 @@ class CallMachine:
             ],
             inputs.BudgetThreshold: self._on_budget,
             inputs.DigitPressed: leg.on_digit,
+            inputs.DigitsStored: lambda input, now: conversation.on_digits_stored(input, now),
             inputs.RtpStats: leg.on_rtp,
             inputs.LegEnded: self._on_leg_ended,
             inputs.PlayoutStarted: self._on_playout_started,

@@ -245,6 +245,14 @@ class Conceal:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreDigits:
+    """Check sensitive digits and hand them to the route's service: ``DigitsStored`` comes back."""
+
+    kind: str
+    digits: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class LogEvent:
     """A line in the log, which the call's timeline has too."""
 
@@ -288,6 +296,7 @@ Output = (
     | StopRecording
     | SilenceRecording
     | Conceal
+    | StoreDigits
     | LogEvent
     | Finished
 )

@@ -110,6 +110,11 @@ class CollectPlan:
     max_digits: int = 32
     private: bool = False
     """The digits go to the model, and into no log or record."""
+    sensitive: bool = False
+    """The digits go to ``url`` only; the model gets a token, and nobody hears their tones."""
+    url: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    store_timeout: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +373,18 @@ class RecordingPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class EscapePlan:
+    """The caller's way to a human: ``[route.escape]``."""
+
+    key: str = ""
+    """Key that asks for one; empty: none does."""
+    phrases: tuple[tuple[str, ...], ...] = ()
+    """Words of the caller that ask for one, as ``gateway.text.words_of`` splits them."""
+    to: tuple[str, ...] = ()
+    """Names of destinations, in the order in which they are tried."""
+
+
+@dataclass(frozen=True, slots=True)
 class ContentPlan:
     """Plans about the content of a call."""
 
@@ -461,6 +478,7 @@ class CallPlan:
     machine_detection: MachineDetectionPlan = field(default_factory=MachineDetectionPlan)
     content: ContentPlan = field(default_factory=ContentPlan)
     recording: RecordingPlan = field(default_factory=RecordingPlan)
+    escape: EscapePlan = field(default_factory=EscapePlan)
     allowed_refer_to: re.Pattern[str] | None = None
     """URIs that the caller's side may send us to by REFER."""
     variables: Mapping[str, str] = field(default_factory=dict)

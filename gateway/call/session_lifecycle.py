@@ -206,6 +206,28 @@ class SessionEvents:
             self._call.timeline.note(now, "dialing", "info"),
         ]
 
+    @property
+    def may_escape(self) -> bool:
+        """Return whether a caller who is there, in whatever state the session is, may ask for a
+        human."""
+        early = self._call.state is State.CONNECTING and self._call.opening.confirmed
+        return early or self._call.state is State.TALKING
+
+    def escape(self, by: str, now: float) -> list[outputs.Output]:
+        """Hand the caller to a human, whether there is a session or not."""
+        todo: list[outputs.Output] = []
+        if not self._call.session_up:
+            # There is nobody to come back to.
+            why, detail = EndReason.SESSION_UNREACHABLE, "the caller asked for a human"
+            if self.failover.active:
+                why = self.failover.why
+            todo += self.failover.escaped()
+            todo.append(outputs.CloseSession(1000, why.value))
+            self.lost_meanwhile = (why, detail)
+        if self._call.state is State.CONNECTING:
+            todo += self._answer_for_fallback(now)
+        return todo + self._call.conversation.escape.begin(by, now)
+
     def on_session_failed(self, input: inputs.SessionFailed, now: float) -> list[outputs.Output]:
         """Try the next fallback step, or end the call: no session could be set up."""
         fatal = input.verdict.kind is Kind.FATAL

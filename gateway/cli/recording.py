@@ -12,7 +12,12 @@ from gateway.cli.live_calls import SOCKET, asked
 from gateway.cli.past import fail
 
 
-@click.group("recording")
+@click.group(
+    "recording",
+    epilog=examples(
+        "gateway recording start 7f3a", "gateway recording decrypt call.wav.sealed -i key.txt"
+    ),
+)
 def recording() -> None:
     """Control the recording of a call, or decrypt one."""
 

@@ -47,6 +47,7 @@ from gateway.dialplan.route_sections import (
     ResponseFailure,
     RouteBudget,
     RouteData,
+    RouteEscape,
     RouteRecording,
     RouteRecords,
     Silence,
@@ -207,6 +208,7 @@ class RouteConversation(Section):
     machine_detection: MachineDetection = Field(default_factory=MachineDetection)
     guardrail: tuple[Guardrail, ...] = ()
     response_failure: ResponseFailure = Field(default_factory=ResponseFailure)
+    escape: RouteEscape = Field(default_factory=RouteEscape)
     context: ContextTrimming = Field(default_factory=ContextTrimming)
     post_call: PostCall = Field(default_factory=PostCall)
 
@@ -261,6 +263,8 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         for number, step in enumerate(self.fallback):
             if step.action == "transfer":
                 self.check_transfer_to(("fallback", number, "to"), step.to)
+        for number, name in enumerate(self.escape.to):
+            self.check_transfer_to(("escape", "to", number), name)
         for index, guard in enumerate(self.guardrail):
             if guard.name in [before.name for before in self.guardrail[:index]]:
                 raise MisplacedError(("guardrail", index, "name"), "is used twice")
@@ -359,6 +363,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
             *_credentials(self.session),
             *(secrets_of(self.data.headers) if self.data is not None else ()),
             *(secret for tool in self.tool for secret in secrets_of(tool.headers)),
+            *secrets_of(self.collect_digits.headers),
             *(secret for one in self.guardrail for secret in secrets_of(one.headers)),
             *(secret for rule in self.approval for secret in secrets_of(rule.headers)),
         )

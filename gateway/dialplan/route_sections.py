@@ -238,6 +238,26 @@ CONSENT_QUESTION = (
 )
 
 
+class RouteEscape(Section):
+    """``[route.escape]``: a key or a word with which the caller reaches a human."""
+
+    key: Annotated[str, AfterValidator(_key)] | None = None
+    phrases: tuple[Text, ...] = ()
+    to: tuple[Text, ...] = ()
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        asked = self.key is not None or bool(self.phrases)
+        if asked != bool(self.to):
+            raise MisplacedError(
+                ("to",),
+                "is needed: names of [[route.transfer]], in their order"
+                if asked
+                else "has no effect without key or phrases",
+            )
+        return self
+
+
 class RouteRecording(Section):
     """``[route.recording]``: whether calls of the route are recorded, and who is asked before."""
 

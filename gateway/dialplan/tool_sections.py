@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -282,7 +283,28 @@ class CollectDigits(Section):
     timeout: Seconds = 15.0
     max_digits: Annotated[Count, Field(le=128)] = 32
     private: Flag = False
+    sensitive: Flag = False
+    url: HttpUrl | None = None
+    headers: HttpHeaders = Field(default_factory=lambda: MappingProxyType({}))
+    store_timeout: Annotated[Seconds, Field(le=60)] = 10.0
     description: Text = COLLECT_DESCRIPTION
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.sensitive != (self.url is not None):
+            why = "is needed for" if self.sensitive else "has no effect without"
+            raise MisplacedError(("url",), f"{why} sensitive = true: digits go there")
+        if self.headers and self.url is None:
+            raise MisplacedError(("headers",), "has no effect without url")
+        if self.url is not None and not _is_safe(self.url):
+            raise MisplacedError(("url",), "must begin with https://: digits would go in plain")
+        return self
+
+
+def _is_safe(url: str) -> bool:
+    """Return whether nobody on the way can read what is sent there."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or parts.hostname in ("127.0.0.1", "::1", "localhost")
 
 
 class ScheduleCallback(Section):

@@ -21,6 +21,7 @@ from gateway.call.plan import (
     DisclosurePlan,
     DispositionPlan,
     DtmfPlan,
+    EscapePlan,
     HoldPlan,
     LimitsPlan,
     OutboundPlan,
@@ -32,6 +33,7 @@ from gateway.call.plan import (
 from gateway.config import Config, MediaSettings, TrunkSettings
 from gateway.config.sections import RealtimeServerSettings, RealtimeSettings
 from gateway.config.trunks import InboundAuthSettings
+from gateway.config.values import shown
 from gateway.dialplan import (
     Dialplan,
     InviteFacts,
@@ -78,6 +80,7 @@ from gateway.sip.settings import (
     Trunk,
 )
 from gateway.sip.types import Invite, new_call_id
+from gateway.text import words_of
 
 if TYPE_CHECKING:
     from gateway.tools.executor import ToolExecutor
@@ -254,7 +257,9 @@ def call_plan(
             functions={} if tool_executor is None else function_plans(tool_executor.of(route.name)),
             approvals=approval_rules(route, values),
             language=language_plan(route, session),
-            collect_digits=plan_of(CollectPlan, route.collect_digits),
+            collect_digits=plan_of(
+                CollectPlan, route.collect_digits, headers=shown(route.collect_digits.headers)
+            ),
             disposition=plan_of(DispositionPlan, route.disposition),
             application=route.application is not None,
         ),
@@ -266,6 +271,11 @@ def call_plan(
         machine_detection=machine_plan(route),
         content=content_plan(route),
         recording=recording_plan(config, route),
+        escape=EscapePlan(
+            route.escape.key or "",
+            tuple(words_of(phrase) for phrase in route.escape.phrases),
+            route.escape.to,
+        ),
         listening=listening_session(session),
         variables=values,
         metadata=metadata_of(route, values),

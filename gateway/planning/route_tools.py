@@ -393,7 +393,7 @@ def own_tools(
         definitions.hold(plan_of(HoldPlan, route.hold), route.hold.description),
         definitions.set_language(language_plan(route), route.set_language.description),
         definitions.collect_digits(
-            plan_of(CollectPlan, route.collect_digits), route.collect_digits.description
+            plan_of(CollectPlan, route.collect_digits, headers={}), route.collect_digits.description
         ),
         definitions.schedule_callback(schedule, route.schedule_callback.description),
         definitions.set_disposition(

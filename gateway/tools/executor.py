@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 import structlog
@@ -15,6 +16,7 @@ from gateway.tools import http, python
 from gateway.tools.api import ToolError
 from gateway.tools.functions import (
     ContentService,
+    DigitsService,
     Function,
     Question,
     ToolCall,
@@ -145,6 +147,35 @@ class ToolExecutor:
             done(False, "the gateway is busy")
             return
         self._tasks.spawn(self._check(rule, call, done), f"check of {call.name}")
+
+    def store(
+        self,
+        service: DigitsService,
+        call: ToolCall,
+        digits: str,
+        done: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        """Check sensitive digits and hand them to their service."""
+        if len(self._tasks) >= MAX_RUNNING:
+            done({"status": "failed", "reason": "the gateway is busy"})
+            return
+        self._tasks.spawn(self._store(service, call, digits, done), "store digits")
+
+    async def _store(
+        self,
+        service: DigitsService,
+        call: ToolCall,
+        digits: str,
+        done: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        reason = "the gateway could not send them"
+        result: Mapping[str, Any] = {"status": "failed", "reason": reason}
+        try:
+            result = await http.store_digits(self.http, service, call, digits, date.today())
+        except Exception as error:
+            # Without its text and its frames, which may have the digits.
+            log.error("digits.failed", call=call.call, error=type(error).__name__)
+        done(result)
 
     async def _check(
         self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]

@@ -83,6 +83,17 @@ class ContentService(Protocol):
     def timeout(self) -> float: ...
 
 
+class DigitsService(Protocol):
+    """A service that takes sensitive digits, and gives a token for them."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def store_timeout(self) -> float: ...
+
+
 class ToolRunner(Protocol):
     """Runs functions. Every call has a deadline in the machine; what comes later is dropped."""
 
@@ -96,6 +107,16 @@ class ToolRunner(Protocol):
         self, rule: ContentService, call: ToolCall, done: Callable[[bool | None, str], None]
     ) -> None:
         """Ask whether words may be said; ``done`` is called as for ``ask``, None for no answer."""
+
+    def store(
+        self,
+        service: DigitsService,
+        call: ToolCall,
+        digits: str,
+        done: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        """Check digits of the kind ``call.name`` and hand them to a service; ``done`` is called on
+        the event loop, with what the model may know."""
 
     def ask(self, question: Question, done: Callable[[bool, str], None]) -> None:
         """Ask the operator; ``done`` is called on the event loop, with the answer and a reason."""

@@ -14,6 +14,7 @@ import random
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -21,9 +22,10 @@ from urllib.parse import quote, urlencode, urlsplit
 import structlog
 
 from gateway import __version__
+from gateway.call.private_digits import entry_problem
 from gateway.text import json_of
 from gateway.tools.api import ToolError, Waiting
-from gateway.tools.functions import ContentService, Function, ToolCall
+from gateway.tools.functions import ContentService, DigitsService, Function, ToolCall
 
 if TYPE_CHECKING:
     import httpx
@@ -363,3 +365,39 @@ async def ask_content(client: HttpClient, rule: ContentService, call: ToolCall) 
     if not isinstance(allow, bool):
         return None, "the answer was not understood"
     return allow, str(answer.get("reason") or "")[:MAX_REASON]
+
+
+MAX_TOKEN = 256
+"""Characters of a token in place of digits."""
+
+
+async def store_digits(
+    client: HttpClient, service: DigitsService, call: ToolCall, digits: str, today: date
+) -> dict[str, Any]:
+    """Check digits of the kind ``call.name``, and POST them; returns what the model may know.
+
+    Neither what the service says of a failure nor a token that has the digits in it is passed on.
+    """
+    kind = call.name
+    problem = entry_problem(kind, digits, today.year, today.month)
+    if problem:
+        return {"status": "invalid", "reason": problem}
+    body = {"call": call.call, "route": call.route, "kind": kind, "digits": digits}
+    failed: dict[str, Any] = {"status": "failed"}
+    try:
+        async with asyncio.timeout(service.store_timeout):
+            text = await client.send(Request("POST", service.url, service.headers, body=body))
+        answer = json_of(text)
+    except TimeoutError:
+        return {**failed, "reason": "the service that takes the digits did not answer in time"}
+    except (ToolError, ValueError):
+        return {**failed, "reason": "the service that takes the digits did not take them"}
+    token = answer.get("token") if isinstance(answer, dict) else None
+    if not isinstance(token, str) or not 0 < len(token) <= MAX_TOKEN or digits in token:
+        return {**failed, "reason": "the service that takes the digits gave no token"}
+    told = {"status": "stored", "kind": kind, "token": token, "digits": len(digits)}
+    return {**told, "last_four": digits[-4:]} if len(digits) >= SHOW_LAST_FOUR else told
+
+
+SHOW_LAST_FOUR = 12
+"""Digits of an entry from which its last four are told; of a shorter one they say too much."""

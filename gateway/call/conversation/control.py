@@ -8,7 +8,7 @@ with what else goes on is here, once.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -123,8 +123,12 @@ class ConversationControl:
         """Old items that were deleted from the session, and stay in the transcript."""
         self.private: set[str] = set()
         """Ids of function calls whose results are not recorded."""
+        self.concealed = False
+        """Nobody may hear the caller, or know their keys: sensitive digits are being entered."""
         self.collecting: DtmfConsumer | None = None
         self.approvals: DtmfConsumer | None = None
+        self.escape: Callable[[float], list[Output]] = lambda _now: []
+        """Calls the next destination for a caller who asked for a human."""
         self.recording: RecordingCommands | None = None
         self.termination: Termination | None = None
         """Why no more responses are requested; None while the conversation goes on."""

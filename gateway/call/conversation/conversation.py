@@ -19,12 +19,13 @@ from gateway.call.conversation.control import (
 from gateway.call.conversation.responses import ResponseGate
 from gateway.call.conversation.transcript import Transcript
 from gateway.call.dtmf import DtmfInput
-from gateway.call.inputs import Input, ServerEventReceived
+from gateway.call.inputs import DigitsStored, Input, ServerEventReceived
 from gateway.call.outputs import OutOfBandDone, Output
 from gateway.call.plan import CallPlan
 from gateway.call.playout.barge_in import Interruptions
 from gateway.call.playout.playback import Playout
 from gateway.call.rules.cost_control import Budget, ContextTrimmer
+from gateway.call.rules.escape import Escape
 from gateway.call.rules.guardrails import Guardrails
 from gateway.call.rules.machine_detection import MachineDetector
 from gateway.call.rules.recording import CallRecording
@@ -82,6 +83,8 @@ class Conversation:
         )
         self._response_fallback = ResponseFallback(self.control)
         self.recording = self.control.recording = CallRecording(self.control)
+        self.escape = Escape(self.control)
+        self.control.escape = self.escape.next_destination
         self._rules: tuple[ConversationRule, ...] = (
             self.transcript,
             Budget(self.control),
@@ -94,6 +97,7 @@ class Conversation:
             self._response_fallback,
             self.silence,
             self.recording,
+            self.escape,
         )
         self._rules_for: dict[type, list[ConversationRule]] = {}
         """Rules by what they have registered for."""
@@ -277,6 +281,10 @@ class Conversation:
     def on_tool_done(self, call_id: str, output: str, now: float) -> list[Output]:
         """Take the result of a tool function."""
         return self._functions.done(call_id, output, now)
+
+    def on_digits_stored(self, input: DigitsStored, now: float) -> list[Output]:
+        """Take what became of sensitive digits."""
+        return self._functions.digits_stored(input.result, now)
 
     def on_command(self, command: CallCommand, now: float) -> list[Output]:
         """Carry out a command."""

@@ -137,8 +137,8 @@ class CallRecording:
         if isinstance(input, ServerEventReceived):
             assert isinstance(input.event, InputTranscribed)
             words = words_of(input.event.transcript)
-            no = any(_contains(words, phrase) for phrase in self._plan.no_phrases)
-            yes = any(_contains(words, phrase) for phrase in self._plan.yes_phrases)
+            no = any(contains_phrase(words, phrase) for phrase in self._plan.no_phrases)
+            yes = any(contains_phrase(words, phrase) for phrase in self._plan.yes_phrases)
             return self._answer(no, yes, now)
         if self.state is not State.ASKING or self._heard:
             return []
@@ -260,7 +260,7 @@ class CallRecording:
         return call.recording
 
 
-def _contains(words: tuple[str, ...], phrase: tuple[str, ...]) -> bool:
+def contains_phrase(words: tuple[str, ...], phrase: tuple[str, ...]) -> bool:
     """Return whether these words are said one after the other."""
     size = len(phrase)
     return any(words[at : at + size] == phrase for at in range(len(words) - size + 1))

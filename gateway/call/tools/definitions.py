@@ -138,6 +138,45 @@ def set_language(plan: LanguagePlan, description: str) -> dict[str, Any] | None:
     return _tool_object(SET_LANGUAGE, description, {"language": language})
 
 
+KINDS = ("digits", "card_number", "expiry", "security_code")
+"""What can be asked for as sensitive digits."""
+
+_LENGTHS = {"digits": (1, 128), "card_number": (12, 19), "expiry": (4, 4), "security_code": (3, 4)}
+
+
+def longest(kind: str) -> int:
+    """Return the largest number of digits of a kind."""
+    return _LENGTHS[kind][1]
+
+
+def entry_problem(kind: str, digits: str, year: int, month: int) -> str:
+    """Return what is wrong with an entry, in words without it; empty: nothing.
+
+    Args:
+        kind: one of ``KINDS``; a card number has a check digit (Luhn, ISO/IEC 7812-1), an expiry
+            is MMYY.
+        year, month: today's.
+    """
+    fewest, most = _LENGTHS[kind]
+    if not digits.isdecimal():
+        return "other keys than digits were pressed"
+    if not fewest <= len(digits) <= most:
+        return f"{len(digits)} digits were entered"
+    if kind == "card_number":
+        doubled = (int(digit) * (1 + at % 2) for at, digit in enumerate(reversed(digits)))
+        if sum(sum(divmod(value, 10)) for value in doubled) % 10:
+            return "this is no valid card number; a digit is probably wrong"
+    if kind == "expiry":
+        until_month, until_year = int(digits[:2]), 2000 + int(digits[2:])
+        if not 1 <= until_month <= 12:
+            return "the first two digits are no month"
+        if (until_year, until_month) < (year, month):
+            return "the card has expired"
+        if until_year > year + 20:
+            return "the year is too far ahead"
+    return ""
+
+
 def collect_digits(plan: CollectPlan, description: str) -> dict[str, Any] | None:
     """Return the tool that collects digits; None where the route does not enable it."""
     if not plan.enabled:
@@ -160,6 +199,9 @@ def collect_digits(plan: CollectPlan, description: str) -> dict[str, Any] | None
         "description": f"How long to wait for each; {plan.timeout:g} if left out",
     }
     given = {"digits": digits, "terminator": ends, "seconds": seconds}
+    if plan.sensitive:
+        what = "What they are; they are checked. You get a token in place of them"
+        given["kind"] = {"type": "string", "enum": list(KINDS), "description": what}
     return {**_tool_object(COLLECT_DIGITS, description, given), "parameters": _with_optional(given)}
 
 
@@ -289,6 +331,7 @@ class CollectArguments(_Arguments):
     digits: Annotated[int, Field(ge=1)] | None = None
     terminator: Annotated[str, StringConstraints(pattern=r"^[0-9*#]?$")] | None = None
     seconds: Annotated[float, Field(ge=1, le=120)] | None = None
+    kind: Literal["digits", "card_number", "expiry", "security_code"] = "digits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,14 +391,17 @@ def language_of(arguments: str, plan: LanguagePlan) -> str:
     raise ToolCallError(f"language {wanted!r} is not offered; there are: {', '.join(plan.names)}")
 
 
-def collect_wanted(arguments: str, plan: CollectPlan) -> tuple[int, str, float]:
-    """Return most digits, the key that ends them, seconds for each. Raises ToolCallError."""
+def collect_wanted(arguments: str, plan: CollectPlan) -> tuple[int, str, float, str]:
+    """Return most digits, the key that ends them, seconds for each, and the kind of entry.
+
+    Raises ToolCallError.
+    """
     wanted = _parse_arguments(CollectArguments, arguments)
-    most = wanted.digits or plan.max_digits
+    most = wanted.digits or min(plan.max_digits, longest(wanted.kind))
     if most > plan.max_digits:
         raise ToolCallError(f"digits: at most {plan.max_digits}")
     terminator = "#" if wanted.terminator is None else wanted.terminator
-    return most, terminator, wanted.seconds or plan.timeout
+    return most, terminator, wanted.seconds or plan.timeout, wanted.kind
 
 
 def _parse_arguments(model: type[_M], arguments: str) -> _M:

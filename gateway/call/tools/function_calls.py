@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.call.call_control import BY_GATEWAY, BY_OPERATOR
+from gateway.call.call_control import BY_CALLER, BY_GATEWAY, BY_OPERATOR
 from gateway.call.call_record import ToolUse
 from gateway.call.conversation.control import ConversationControl, tool_output
 from gateway.call.dtmf import DigitCollection
@@ -191,6 +191,8 @@ class Functions:
         result = self._control.call_actions.take_result()
         if result is None:
             return []
+        if result.call_id == BY_CALLER:
+            return self._control.escape(now)
         outputs: list[Output] = []
         if result.call_id == BY_OPERATOR:
             words = f"The operator wanted to hand the caller on: {json.dumps(result.output)}"
@@ -411,8 +413,7 @@ class Functions:
                 return self._record(call_id, arguments, group, use, now)
             use.outcome = "begun"
             if name == COLLECT_DIGITS:
-                self._collect_digits(call_id, arguments, group, now)
-                return []
+                return self._collect_digits(call_id, arguments, group, now)
             self._control.call_actions.ask(name, call_id, arguments, now)
         except ToolCallError as error:
             return self._answer_error(error, call_id, group, use, now)
@@ -432,15 +433,23 @@ class Functions:
         result = {"status": "" if record is None else record.state}
         return [*outputs, *self._add_result(group, call_id, result, now)]
 
-    def _collect_digits(self, call_id: str, arguments: str, group: _Group, now: float) -> None:
+    def digits_stored(self, result: Mapping[str, Any], now: float) -> list[Output]:
+        """Take what became of sensitive digits."""
+        return self._collecting.stored(result, now)
+
+    def _collect_digits(
+        self, call_id: str, arguments: str, group: _Group, now: float
+    ) -> list[Output]:
         """Start the collection of digits for ``collect_digits``."""
         if self._collecting_for is not None:
             raise ToolCallError("digits are being waited for already")
-        self._collecting.begin(arguments, now)
+        outputs = self._collecting.begin(arguments, now)
         self._collecting_for = (call_id, group)
         group.open.add(call_id)
-        if self._plan.tools.collect_digits.private:
+        plan = self._plan.tools.collect_digits
+        if plan.private and not plan.sensitive:
             self._control.private.add(call_id)
+        return outputs
 
     def _digits_collected(self, result: Mapping[str, Any], now: float) -> list[Output]:
         """Answer ``collect_digits`` with what was pressed."""

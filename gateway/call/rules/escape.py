@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The caller's way to a human: a key or a word that the gateway itself acts upon.
+
+Destinations are tried in the route's order, without the model and without its session.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import ClassVar
+
+from gateway.call.call_control import BY_CALLER
+from gateway.call.conversation.control import ConversationControl
+from gateway.call.inputs import Input, ServerEventReceived
+from gateway.call.outputs import Output
+from gateway.call.rules.recording import contains_phrase
+from gateway.call.tools.definitions import TRANSFER_CALL, ToolCallError
+from gateway.realtime.events import CreateResponse, InputTranscribed
+from gateway.text import words_of
+
+_NOBODY = (
+    "The caller asked for a human, but nobody could be reached. They are back with you: say so, "
+    "and offer to help."
+)
+
+
+class Escape:
+    """Hands the caller to a human who asks for one. Methods take the time (s)."""
+
+    reacts_to: ClassVar[tuple[type, ...]] = (InputTranscribed,)
+    deadline: float | None = None
+
+    def __init__(self, control: ConversationControl) -> None:
+        self._control = control
+        self._left: list[str] = []
+        """Destinations that are still to be tried."""
+
+    def asked_by(self, digit: str) -> bool:
+        """Return whether this key asks for a human now."""
+        control, plan = self._control, self._control.plan.escape
+        collecting = control.collecting is not None and control.collecting.wants_digits
+        return digit == plan.key and not collecting and self._possible
+
+    @property
+    def _possible(self) -> bool:
+        """Return whether the caller is not on the way to somebody, or out, already."""
+        actions = self._control.call_actions
+        busy = actions.joined or actions.underway or self._control.termination is not None
+        return bool(self._control.plan.escape.to) and not busy
+
+    def on(self, input: Input, now: float) -> list[Output]:
+        """Search what the caller said for words that ask for a human."""
+        assert isinstance(input, ServerEventReceived)
+        assert isinstance(input.event, InputTranscribed)
+        words = words_of(input.event.transcript)
+        phrases = self._control.plan.escape.phrases
+        if not self._possible or not any(contains_phrase(words, one) for one in phrases):
+            return []
+        return self.begin("word", now)
+
+    def tick(self, _now: float) -> list[Output]:
+        """Nothing waits for time."""
+        return []
+
+    def begin(self, by: str, now: float) -> list[Output]:
+        """Stop the agent, and call the first destination; ``by``: key or word."""
+        control = self._control
+        note = control.timeline.note(now, "escape", "info", by=by)
+        outputs = [note, *control.interrupt("escape", now), *control.call_actions.drop()]
+        self._left = list(control.plan.escape.to)
+        return outputs + self.next_destination(now)
+
+    def next_destination(self, now: float) -> list[Output]:
+        """Call the next destination; without any the caller is back with the model."""
+        control = self._control
+        while self._left:
+            wanted = json.dumps({"destination": self._left.pop(0)})
+            try:
+                control.call_actions.ask(TRANSFER_CALL, BY_CALLER, wanted, now)
+            except ToolCallError as error:
+                control.timeline.note(now, "escape_failed", "warning", reason=str(error))
+                continue
+            return control.call_actions.settle(now, queued=False, confirmed=True)
+        note = control.timeline.note(now, "escape_failed", "warning", reason="nobody answered")
+        return [note, *control.tell(_NOBODY), *control.ask(CreateResponse(), now)]
