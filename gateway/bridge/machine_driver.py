@@ -15,6 +15,7 @@ import functools
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from gateway.call import inputs, outputs
@@ -22,6 +23,7 @@ from gateway.call.call_record import CallRecord
 from gateway.call.inputs import Input
 from gateway.call.machine import CallMachine
 from gateway.call.plan import CollectPlan, GuardrailPlan
+from gateway.call.private_digits import entry_problem
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import CommandsFromTools
 from gateway.call.tools.function_calls import MAX_NAME
@@ -271,7 +273,11 @@ class ToolCalls:
         def done(result: Mapping[str, Any]) -> None:
             self._host.feed(inputs.DigitsStored(result))
 
-        if self._runner is None:
+        today = date.today()
+        problem = entry_problem(output.kind, output.digits, today.year, today.month)
+        if problem:
+            done({"status": "invalid", "reason": problem})
+        elif self._runner is None:
             done({"status": "failed", "reason": "nothing takes the digits"})
         else:
             call = self._call("", output.kind, "")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import date
 from typing import Any
 
 import structlog
@@ -155,7 +154,7 @@ class ToolExecutor:
         digits: str,
         done: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """Check sensitive digits and hand them to their service."""
+        """Hand sensitive digits to their service."""
         if len(self._tasks) >= MAX_RUNNING:
             done({"status": "failed", "reason": "the gateway is busy"})
             return
@@ -171,7 +170,7 @@ class ToolExecutor:
         reason = "the gateway could not send them"
         result: Mapping[str, Any] = {"status": "failed", "reason": reason}
         try:
-            result = await http.store_digits(self.http, service, call, digits, date.today())
+            result = await http.store_digits(self.http, service, call, digits)
         except Exception as error:
             # Without its text and its frames, which may have the digits.
             log.error("digits.failed", call=call.call, error=type(error).__name__)

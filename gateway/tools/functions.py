@@ -115,8 +115,8 @@ class ToolRunner(Protocol):
         digits: str,
         done: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """Check digits of the kind ``call.name`` and hand them to a service; ``done`` is called on
-        the event loop, with what the model may know."""
+        """Hand digits of the kind ``call.name`` to a service; ``done`` is called on the event loop,
+        with what the model may know."""
 
     def ask(self, question: Question, done: Callable[[bool, str], None]) -> None:
         """Ask the operator; ``done`` is called on the event loop, with the answer and a reason."""
