@@ -23,9 +23,9 @@ from gateway.call.call_record import CallRecord
 from gateway.call.inputs import Input
 from gateway.call.machine import CallMachine
 from gateway.call.plan import CollectPlan, GuardrailPlan
-from gateway.call.private_digits import entry_problem
 from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import CommandsFromTools
+from gateway.call.tools.definitions import entry_problem
 from gateway.call.tools.function_calls import MAX_NAME
 from gateway.measures import traceparent
 from gateway.realtime.events import AudioDelta

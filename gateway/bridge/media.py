@@ -19,10 +19,10 @@ from gateway.call.inputs import BeepHeard, CallerSounds, DigitPressed, SoundHear
 from gateway.call.plan import CallPlan
 from gateway.measures import LAG, Distribution
 from gateway.records.files import file_stem
+from gateway.records.recording_files import RecordingError
 from gateway.records.recordings import (
     WAITING_FRAMES,
     Recording,
-    RecordingError,
     Recordings,
     seconds_of,
 )

@@ -55,8 +55,8 @@ _action("delete", "End the recording of CALL, and leave nothing of it.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: without .sealed.")
 def decrypt(file: Path, keys: tuple[Path, ...], output: Path | None) -> None:
     """Write the plain recording of FILE. Exit 1 where no key fits, or it was changed."""
-    from gateway.records.recordings import RecordingError, identities_of
-    from gateway.records.recordings import decrypt as decrypted
+    from gateway.records.recording_files import RecordingError, identities_of
+    from gateway.records.recording_files import decrypt as decrypted
 
     target = output or (file.with_suffix("") if file.suffix == ".sealed" else None)
     if target is None:

@@ -47,8 +47,6 @@ from gateway.dialplan.route_sections import (
     ResponseFailure,
     RouteBudget,
     RouteData,
-    RouteEscape,
-    RouteRecording,
     RouteRecords,
     Silence,
     UserIdle,
@@ -57,6 +55,8 @@ from gateway.dialplan.route_sections import (
 from gateway.dialplan.session_settings import nulled
 from gateway.dialplan.tool_sections import (
     ARGUMENT,
+    RouteEscape,
+    RouteRecording,
     RouteTools,
     secrets_of,
 )

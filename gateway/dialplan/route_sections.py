@@ -15,8 +15,6 @@ from urllib.parse import quote
 from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, Strict, model_validator
 
 from gateway.audio.sounds import BUILT_IN
-from gateway.call.tools.definitions import RECORD_DESCRIPTION
-from gateway.config.operations import RecordingFormat, RecordingMode
 from gateway.config.sections import Money, Part
 from gateway.config.source import KeyPath, MisplacedError, Section, plain
 from gateway.config.values import (
@@ -34,13 +32,6 @@ from gateway.config.values import (
 from gateway.dialplan.tool_sections import Sound
 from gateway.dialplan.variables import clean, render
 from gateway.text import words_of
-
-
-def _key(value: str) -> str:
-    if not re.fullmatch(r"[0-9*#A-D]", value):
-        raise ValueError("must be one key: 0-9, *, #, A-D")
-    return value
-
 
 MAX_PROMPTS = 4
 """Each prompt is one more response to pay for at the end of every call."""
@@ -223,71 +214,6 @@ class RouteRecords(Section):
 
     events: Flag | None = None
     redact: tuple[Literal["numbers", "dtmf"], ...] | None = None
-
-
-YES = ("yes", "yeah", "okay", "ok", "sure", "ja", "oui", "sí", "sì", "sim")
-NO = (
-    "no", "nope", "nein", "non", "nee", "não", "do not record", "don't record", "nicht aufnehmen",
-    "nicht aufzeichnen",
-)  # fmt: skip
-"""Words that agree to a recording, and that object to one."""
-
-CONSENT_PROMPT = "This call is recorded. If you do not want that, please say no, or press 2."
-CONSENT_QUESTION = (
-    "May we record this call? Please say yes or press 1; say no or press 2 if we may not."
-)
-
-
-class RouteEscape(Section):
-    """``[route.escape]``: a key or a word with which the caller reaches a human."""
-
-    key: Annotated[str, AfterValidator(_key)] | None = None
-    phrases: tuple[Text, ...] = ()
-    to: tuple[Text, ...] = ()
-
-    @model_validator(mode="after")
-    def _belong_together(self) -> Self:
-        asked = self.key is not None or bool(self.phrases)
-        if asked != bool(self.to):
-            raise MisplacedError(
-                ("to",),
-                "is needed: names of [[route.transfer]], in their order"
-                if asked
-                else "has no effect without key or phrases",
-            )
-        return self
-
-
-class RouteRecording(Section):
-    """``[route.recording]``: whether calls of the route are recorded, and who is asked before."""
-
-    mode: RecordingMode | None = None
-    format: RecordingFormat | None = None
-    consent: Literal["none", "announce", "ask"] = "none"
-    prompt: Text | None = None
-    yes_key: Annotated[str, AfterValidator(_key)] = "1"
-    no_key: Annotated[str, AfterValidator(_key)] = "2"
-    yes_phrases: tuple[Text, ...] = YES
-    no_phrases: tuple[Text, ...] = NO
-    consent_timeout: Annotated[Seconds, Field(le=120)] = 10.0
-    after_transfer: Flag = False
-    tool: Flag = False
-    description: Text = RECORD_DESCRIPTION
-
-    @model_validator(mode="after")
-    def _belong_together(self) -> Self:
-        if self.yes_key == self.no_key:
-            raise MisplacedError(("no_key",), "is yes_key, too")
-        if self.prompt is not None and self.consent == "none":
-            raise MisplacedError(("prompt",), 'has no effect with consent = "none"')
-        return self
-
-    @property
-    def words(self) -> str:
-        """The prompt, or the one that stands in for it."""
-        if self.prompt is not None:
-            return self.prompt
-        return CONSENT_QUESTION if self.consent == "ask" else CONSENT_PROMPT
 
 
 BACKCHANNEL = (

@@ -9,7 +9,7 @@ from typing import Any
 import pyrage
 import pytest
 
-from gateway.records.recordings import decrypt
+from gateway.records.recording_files import decrypt
 from tests.calls.test_api import API, Client
 from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import is_silence, noise

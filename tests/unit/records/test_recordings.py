@@ -13,8 +13,9 @@ import pytest
 import soundfile
 
 from gateway.audio.g711 import Codec
-from gateway.records import recordings
-from gateway.records.recordings import Options, Recording, RecordingError, Recordings, decrypt
+from gateway.records import recording_files
+from gateway.records.recording_files import RecordingError, decrypt
+from gateway.records.recordings import Options, Recording, Recordings
 
 KEY = pyrage.x25519.Identity.generate()
 STEPS = b"".join(bytes([0x80 + step]) * 160 + bytes([0x10 + step]) * 160 for step in range(50))
@@ -28,12 +29,12 @@ class Tape:
 
     def take(self) -> bytes:
         self.left -= 1
-        return recordings.stereo(b"\x9f" * 8000, b"\x1f" * 8000) if self.left >= 0 else b""
+        return recording_files.stereo(b"\x9f" * 8000, b"\x1f" * 8000) if self.left >= 0 else b""
 
 
 def write(path: Path, format: str, codec: Codec = Codec.PCMA, sealed: bool = False) -> Recording:
     """A recording of five seconds that nobody has ended."""
-    recipients = recordings.recipients_of((str(KEY.to_public()),) if sealed else ())
+    recipients = recording_files.recipients_of((str(KEY.to_public()),) if sealed else ())
     made = Recording("c", path, Tape(5), codec, format, recipients, link=False)
     for _ in range(5):
         assert not made.work()
@@ -54,7 +55,7 @@ def test_every_file_plays(
         assert made.work()
     assert path.stat().st_mode & 0o777 == 0o600
     if sealed:
-        assert recordings.stereo(b"\x9f" * 99, b"\x1f" * 99) not in path.read_bytes()
+        assert recording_files.stereo(b"\x9f" * 99, b"\x1f" * 99) not in path.read_bytes()
         assert b"RIFF" not in path.read_bytes()
         assert b"OggS" not in path.read_bytes()
         note = decrypt(path, tmp_path / "plain", [KEY])
@@ -79,17 +80,17 @@ def test_a_segment_that_is_missing_or_changed_is_told(tmp_path: Path) -> None:
     made.over = True
     made.work()
     whole = (tmp_path / "call").read_bytes()
-    start = len(recordings.SEALED)
+    start = len(recording_files.SEALED)
     length = int.from_bytes(whole[start : start + 4], "big") + 4
     for wrong in (
         whole[:start] + whole[start + length :],
         whole[: start + 200] + b"x" + whole[start + 201 :],
     ):
         with pytest.raises(RecordingError, match="segment 0"):
-            list(recordings.unsealed(io.BytesIO(wrong), [KEY]))
+            list(recording_files.unsealed(io.BytesIO(wrong), [KEY]))
     other = pyrage.x25519.Identity.generate()
     with pytest.raises(RecordingError, match="cannot be decrypted"):
-        list(recordings.unsealed(io.BytesIO(whole), [other]))
+        list(recording_files.unsealed(io.BytesIO(whole), [other]))
 
 
 @pytest.fixture
