@@ -34,6 +34,7 @@ from gateway.config.sections import (
     RealtimeSettings,
     ToolSettings,
     on_loopback,
+    region_problem,
 )
 from gateway.config.sip import ListenAddress, SipSettings
 from gateway.config.source import (
@@ -139,6 +140,22 @@ class Config(Section):
         for number, name in enumerate(names):
             if name in names[:number]:
                 raise MisplacedError(("realtime_server", number, "name"), "is used twice")
+        return self
+
+    @model_validator(mode="after")
+    def _servers_in_region(self) -> Self:
+        wanted = self.realtime.region
+        places: list[tuple[tuple[str | int, ...], str, str]] = [
+            (("realtime", "url"), self.realtime.url, wanted)
+        ]
+        for number, one in enumerate(self.realtime_server):
+            places.append((("realtime_server", number, "url"), one.url, one.region))
+        for number, server in enumerate(self.tools.mcp):
+            if server.url is not None:  # only OpenAI's hosts are known
+                places.append((("tools", "mcp", number, "url"), server.url, wanted))
+        for where, url, declared in places:
+            if (problem := region_problem(url, declared, wanted)) is not None:
+                raise MisplacedError(where, problem)
         return self
 
     @model_validator(mode="after")

@@ -384,6 +384,30 @@ def dialect_problem(url: str, dialect: DialectName) -> str | None:
     return None
 
 
+Region = Literal["", "eu", "us", "ae", "au", "in", "jp"]
+"""Where data may be; empty for anywhere."""
+
+_OPENAI = "api.openai.com"
+
+
+def region_problem(url: str, declared: str, wanted: str) -> str | None:
+    """Why a server at ``url`` may not have data that has to stay in a region; None where it may.
+
+    Args:
+        declared: what the configuration says of it, which counts where its host does not tell.
+        wanted: ``realtime.region``.
+    """
+    host = (urlsplit(url).hostname or "").lower()
+    if not wanted or on_loopback(url):
+        return None
+    if host == _OPENAI or host.endswith(f".{_OPENAI}"):
+        right = f"{wanted}.{_OPENAI}"
+        return None if host == right else f'is not in realtime.region = "{wanted}": use {right}'
+    if declared == wanted:
+        return None
+    return f'its host does not tell whether it is in realtime.region = "{wanted}": say so by region'
+
+
 class _ServerSettings(Section):
     """Address of one realtime server, and how it is spoken to."""
 
@@ -394,6 +418,7 @@ class _ServerSettings(Section):
     headers: Headers = Field(default_factory=lambda: MappingProxyType({}))
     dialect: DialectName = "ga"
     audio: AudioName = "g711"
+    region: Region = ""
     ca: FilePath | None = None
 
     @model_validator(mode="after")

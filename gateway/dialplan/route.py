@@ -28,6 +28,7 @@ from gateway.config.sections import (
     AudioName,
     DialectName,
     Headers,
+    Region,
     Url,
 )
 from gateway.config.source import KeyPath, MisplacedError, Section, plain, suggestion
@@ -186,6 +187,7 @@ class RouteRealtime(Section):
     connect_timeout: Seconds | None = None
     dialect: DialectName | None = None
     audio: AudioName | None = None
+    region: Region = ""
     safety_identifier: Flag | None = None
 
 

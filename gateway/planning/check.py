@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.billing.prices import load_prices
 from gateway.config.config import KEY_MISSING, Config, judge_config
-from gateway.config.sections import dialect_problem
+from gateway.config.sections import dialect_problem, region_problem
 from gateway.config.source import ConfigError, KeyPath, Problem, TomlSource, read_toml, suggestion
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.dialplan.session_settings import only_beta
@@ -51,7 +51,7 @@ def load_all(
         problems += _keys_missing(config, dialplan)
         problems += _prices_wrong(config)
         problems += _dialects_wrong(config, dialplan)
-        problems += _data_late(config, dialplan)
+        problems += _data_late(config, dialplan) + _regions_mixed(config, dialplan)
         problems += _trunks_missing(config, dialplan)
         problems += _tool_choices_missing(config, dialplan)
         if (wrong := certificate_problem(config.sip)) is not None:
@@ -130,6 +130,28 @@ def _dialects_wrong(config: Config, dialplan: Dialplan) -> list[Problem]:
         problem = dialect_problem(realtime.url, realtime.dialect)
         if problem is not None:
             problems.append(dialplan.problem(route.name, ("realtime", "dialect"), problem))
+    return problems
+
+
+def _regions_mixed(config: Config, dialplan: Dialplan) -> list[Problem]:
+    """Servers of routes that are not where ``realtime.region`` keeps the data of calls."""
+    wanted = config.realtime.region
+    problems: list[Problem] = []
+    for route in dialplan.routes:
+        own = route.realtime
+        places: list[tuple[KeyPath, str | None, str]] = [(("realtime", "url"), own.url, own.region)]
+        # Of the others only OpenAI's hosts are known.
+        places += [
+            (("guardrail", index, "url"), one.url, wanted)
+            for index, one in enumerate(route.guardrail)
+        ]
+        places += [
+            (("tool", index, "url"), one.url, wanted) for index, one in enumerate(route.tool)
+        ]
+        for path, url, declared in places:
+            problem = None if url is None else region_problem(url, declared, wanted)
+            if problem is not None:
+                problems.append(dialplan.problem(route.name, path, problem))
     return problems
 
 

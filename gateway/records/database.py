@@ -22,7 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 
 from gateway.records.rows import CUT, TIMES
-from gateway.records.shared import release_calls
+from gateway.records.shared import erase_number, release_calls
 from gateway.records.spool import Entry
 from gateway.records.tables import UtcTime, calls, events, metadata
 
@@ -296,6 +296,11 @@ class Database:
             update = sa.update(calls).where(calls.c.id.in_(call_ids))
             changed = update.values(**bare, record=sa.null(), detail="", sip_call_id="")
             return connection.execute(changed).rowcount
+
+    def erase_shared(self, number: str) -> int:
+        """Delete a number's callbacks and its sums of past days; returns how many rows."""
+        with self.exclusive() as connection:
+            return erase_number(connection, number)
 
     def hold(self, call_id: str, held: bool) -> bool:
         """Keep a call's row from being deleted, or no longer; whether there is such a call."""

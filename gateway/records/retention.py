@@ -77,9 +77,10 @@ def erase(
     Rows keep their times and cost, with the number replaced by a keyed hash; files, events and what
     waits in the spool are deleted. A second time nothing is left to do.
     """
+    shared = database.erase_shared(number)
     found = database.of_number(number)
     ids = [row["id"] for row in found]
-    counts = {"rows": 0, "files": 0, "waiting": 0}
+    counts = {"rows": shared, "files": 0, "waiting": 0}
     if recordings is not None:
         counts["recordings"] = 0
     for start in range(0, len(ids), BATCH):
