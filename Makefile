@@ -70,9 +70,9 @@ format: $(DEV) ## let ruff format the sources
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(DEV) ## figures of speed and memory, with their method
+bench: $(DEV) ## figures of speed and memory, with their method (BENCH=--docs renews the page)
 	@$(SETUP)/need-debian.sh sipp:sip-tester pg_ctlcluster:postgresql
-	@$(BIN)/python -m tests.load
+	@$(BIN)/python -m tests.load $(BENCH)
 
 venv: $(DEV) ## .venv with everything in it
 
