@@ -387,7 +387,6 @@ class CallActions:
         return self._action.stop(now)
 
     def _queue(self, action: Action, now: float) -> None:
-        """Queue an action; only one at a time. Raises ToolCallError."""
         if self._action is not None:
             raise ToolCallError("something else is being done for this call")
         self._action, self._call_id = action, BY_OPERATOR

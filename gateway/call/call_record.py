@@ -308,7 +308,6 @@ class SpokenTranscript(Protocol):
 
     def as_json(self) -> list[dict[str, Any]]:
         """Entries of both sides, oldest first."""
-        ...
 
 
 _HOLDS = {"held": True, "holding": True, "resumed": False, "hold_ended": False}
@@ -399,14 +398,15 @@ class CallRecord:
 
     def in_progress(self, now: datetime) -> dict[str, Any]:
         """Return what is known of a live call; ``now`` has a time zone."""
-        began = datetime.fromisoformat(self.started_at)
         return {
             "call_id": self.call_id,
             "parent_id": self.parent_id,
             "sip_call_id": self.sip_call_id,
             "route": self.route,
             "state": self.state,
-            "age_seconds": round((now - began).total_seconds(), 1),
+            "age_seconds": round(
+                (now - datetime.fromisoformat(self.started_at)).total_seconds(), 1
+            ),
             "from": self.from_uri,
             "to": self.to_uri,
             **asdict(self.leg),
@@ -434,8 +434,7 @@ class CallRecord:
 
     def summary(self) -> dict[str, Any]:
         """The record as JSON object, without its timeline."""
-        masked: dict[str, Any] = self.private.masked(self._summary())
-        return masked
+        return dict(self.private.masked(self._summary()))
 
     def _summary(self) -> dict[str, Any]:
         """The record without transcript and timeline, not masked yet."""
@@ -449,10 +448,7 @@ class CallRecord:
             "direction": self.direction,
             "started_at": self.started_at,
             **asdict(self.leg),
-            "times_ms": {
-                name: None if value is None else round(value, 1)
-                for name, value in asdict(self.times).items()
-            },
+            "times_ms": {k: v and round(v, 1) for k, v in asdict(self.times).items()},
             "talk_ms": self.talk_ms,
             "response_ms": self.response_ms,
             **asdict(self.session),
@@ -494,8 +490,7 @@ class CallRecord:
             "timeline": self.timeline,
             "timeline_dropped": self.timeline_dropped,
         }
-        masked: dict[str, Any] = self.private.masked(whole)
-        return masked
+        return dict(self.private.masked(whole))
 
 
 class CallTimeline:
