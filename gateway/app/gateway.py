@@ -354,12 +354,19 @@ class Gateway:
             pjsua2=asdict(library.build()),
         )
 
-    async def _use(self, config: Config, dialplan: Dialplan) -> None:
+    async def _use(
+        self, config: Config, dialplan: Dialplan, last: Callable[[], Awaitable[None]]
+    ) -> None:
         """Handle further calls by these. Raises what is wrong before anything has changed."""
         tools = tool_executor(config, dialplan)
         self._add_callbacks(tools, dialplan)
-        self._costs.use(config)
         await tools.start()
+        try:
+            await last()
+            self._costs.use(config)
+        except BaseException:
+            await tools.stop()
+            raise
         before, self._tools = self._tools, tools
         self.config, self._dialplan = config, dialplan
         self.calls.use(dialplan)

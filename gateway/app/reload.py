@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from gateway.config import Config, ConfigError
 from gateway.dialplan import Dialplan
-from gateway.log import redact_also
+from gateway.log import redact_also, set_level
 from gateway.sip.agent import AgentError
 
 APPLIED = ("realtime", "realtime_server", "limits")
@@ -36,15 +36,16 @@ class Reloader:
     Args:
         read: called on a thread.
         current: what holds now.
-        use: has it hold for the next call; raises OSError or ConfigError before anything changed.
-        renew_certificates: returns for how many listeners; raises AgentError.
+        use: has it hold for the next call, and calls its last argument when nothing else can fail;
+            raises what that raises, OSError or ConfigError before anything changed.
+        renew_certificates: returns for how many listeners; raises AgentError, then all are kept.
     """
 
     def __init__(
         self,
         read: Read,
         current: Callable[[], tuple[Config, Dialplan]],
-        use: Callable[[Config, Dialplan], Awaitable[None]],
+        use: Callable[[Config, Dialplan, Callable[[], Awaitable[None]]], Awaitable[None]],
         renew_certificates: Callable[[], Awaitable[int]],
     ) -> None:
         self._read = read
@@ -59,15 +60,12 @@ class Reloader:
     async def reload(self) -> Mapping[str, Any]:
         """Return ``applied``, and what changed, needs a restart, or is wrong."""
         async with self._lock:
-            problems = await self._reload_certificates()
             try:
                 config, dialplan = await asyncio.to_thread(self._read)
             except ConfigError as error:
-                return self._kept([*problems, *(str(one) for one in error.problems)])
+                return self._kept([str(one) for one in error.problems])
             except OSError as error:
-                return self._kept([*problems, str(error)])
-            if problems:
-                return self._kept(problems)
+                return self._kept([str(error)])
             before, routes = self._current()
             redact_also((*config.secrets(), *dialplan.secrets()))
             keys = list(changed_keys(before, config))
@@ -75,10 +73,14 @@ class Reloader:
             later = [key for key in keys if not _is_applied(key)]
             changed += changed_routes(routes, dialplan)
             update = {name: getattr(config, name) for name in (*APPLIED, "cost")}
+            update["log"] = before.log.model_copy(update={"level": config.log.level})
             try:
-                await self._use(before.model_copy(update=update), dialplan)
-            except (ConfigError, OSError, ValueError) as error:
+                new = before.model_copy(update=update)
+                await self._use(new, dialplan, self._reload_certificates)
+            except (AgentError, ConfigError, OSError, ValueError) as error:
                 return self._kept([str(error)])
+            if config.log.level != before.log.level:
+                set_level(config.log.level)
             self.counts["applied"] += 1
             self.read_at = time.time()
             log.info("gateway.reloaded", changed=changed, restart_required=later)
@@ -89,15 +91,15 @@ class Reloader:
         log.error("gateway.reload_failed", problems=problems)
         return {"applied": False, "changed": [], "restart_required": [], "problems": problems}
 
-    async def _reload_certificates(self) -> list[str]:
+    async def _reload_certificates(self) -> None:
+        """Have the listeners take their certificates anew. Raises AgentError."""
         try:
             count = await self._renew_certificates()
         except (AgentError, TimeoutError) as error:
             text = str(error) or "the SIP thread does not answer"
             log.error("sip.certificate_reload_failed", error=text)
-            return [text]
+            raise AgentError(text) from None
         log.info("sip.certificates_reloaded", listeners=count)
-        return []
 
 
 def changed_keys(before: BaseModel, after: BaseModel, prefix: str = "") -> Iterator[str]:
@@ -127,4 +129,8 @@ def changed_routes(before: Dialplan, after: Dialplan) -> list[str]:
 
 def _is_applied(key: str) -> bool:
     section = key.partition(".")[0]
-    return section in APPLIED or (section == "cost" and not key.startswith(_COST_FIXED))
+    return (
+        section in APPLIED
+        or key == "log.level"
+        or (section == "cost" and not key.startswith(_COST_FIXED))
+    )

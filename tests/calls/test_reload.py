@@ -87,6 +87,28 @@ async def test_a_wrong_file_changes_nothing(own_folder: Path) -> None:
         assert (line["changed"], line["restart_required"]) == ([], [])
 
 
+async def test_reloads_and_a_drain_are_heard_by_nobody(own_folder: Path) -> None:
+    """What the model says comes whole and in its order to each call, across all of them."""
+    world = GatewayStack(own_folder, more=CONTROL, drain_seconds=30)
+    await world.start()
+    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 3}, {"kind": "silent"}])
+    calls = [await world.dial("greeted") for _ in range(5)]
+    text = routes(world).read_text()
+    for name in ("first", "second"):
+        routes(world).write_text(text + MORE.replace("late", name))
+        assert (await reload(world)).exit_code == 0
+    world.gateway.signal(signal.SIGTERM)
+    await world.gateway.wait("gateway.state", state="draining")
+    for call in calls:
+        session = await world.session_of(call)
+        await session.wait_until(lambda s: bool(s.sent("response.done")), 20)
+        said = bytes(next(iter(session.sent_items.values())))
+        await call.rtp.until(lambda call=call, said=said: said in call.rtp.heard)  # type: ignore[misc]
+        summary = await world.summary_at_end(call)
+        assert (summary["underruns"], summary["ending"]["why"]) == (0, "remote_hangup")
+    await world.stop(await world.gateway.ended())
+
+
 async def test_a_new_secret_is_in_no_log(own_folder: Path) -> None:
     async with gateway(own_folder) as world:
         route = MORE + f'instructions = "It is {SECRET}."\n[route.realtime]\n'

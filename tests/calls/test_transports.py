@@ -198,11 +198,18 @@ async def test_certificates_are_taken_anew(runner: object, own_folder: Path) -> 
 
         spoil(files["private_key"])
         gateway.gateway.signal(signal.SIGHUP)
-        kept = await gateway.gateway.wait("sip.certificate_reload_failed")
-        assert "cert.pem" in kept["error"]
+        kept = await gateway.gateway.wait("gateway.reload_failed")
+        assert "sip.tls.private_key" in kept["problems"][0]
         assert await seen() == old
 
         certificate(own_folder, "second")
+        config = gateway.gateway.config
+        text = config.read_text()
+        config.write_text(text + "\n[nonsense]\n")
+        gateway.gateway.signal(signal.SIGHUP)
+        await gateway.gateway.wait("gateway.reload_failed", count=2)
+        assert await seen() == old, "all of the old is kept where one file is wrong"
+        config.write_text(text)
         gateway.gateway.signal(signal.SIGHUP)
         await gateway.gateway.wait("sip.certificates_reloaded", listeners=1)
         new = await seen()

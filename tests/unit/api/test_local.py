@@ -18,12 +18,13 @@ from click.testing import CliRunner
 
 from gateway.api import local
 from gateway.api.backend import Backend, EventFeed, RefusedError
-from gateway.api.client import NoAnswerError, ask
+from gateway.api.client import NoAnswerError, ask_within
 from gateway.api.client import RefusedError as RefusedByGateway
 from gateway.api.server import ApiServer
 from gateway.api.tokens import Role, Token, hash_of
-from gateway.cli.live_calls import call_lines, duration, line_of, status, status_lines
+from gateway.cli.live_calls import line_of, status
 from gateway.cli.main import main
+from gateway.cli.status_text import call_lines, duration, status_lines
 from gateway.sip.agent import AgentError
 from tests.support.harness import eventually
 
@@ -104,7 +105,7 @@ async def opened(path: Path) -> AsyncIterator[ApiServer]:
 
 
 async def asked(path: Path, command: str, **fields: Any) -> dict[str, Any]:
-    return await asyncio.to_thread(partial(ask, path, command, **fields))
+    return await asyncio.to_thread(partial(ask_within, 30.0, path, command, **fields))
 
 
 async def test_answers_and_goes_away(tmp_path: Path) -> None:

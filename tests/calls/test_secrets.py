@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Secrets of the configuration are looked for in everything that a gateway writes and answers."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import httpx
+
+from tests.calls.test_api import API, TOKENS
+from tests.support.harness import API_KEY, TRUSTED, GatewayStack, eventually
+from tests.support.http_service import http_service
+
+CANARIES = {
+    "header": "canary-realtime-header-1",
+    "trunk": "canary-trunk-password-2",
+    "hook": "whsec_" + base64.b64encode(b"canary of webhooks, 32 bytes lon").decode(),
+    "hook_header": "canary-webhook-header-3",
+    "route": "canary-route-key-4",
+    "tool": "canary-tool-header-5",
+}
+ROUTES = f"""
+[[route]]
+name = "own"
+to = "^own$"
+fallback = []
+[route.session]
+instructions = "Your key is {CANARIES["route"]}."
+[route.realtime]
+api_key = "{CANARIES["route"]}"
+[[route]]
+name = "tooled"
+to = "^tooled$"
+[route.greeting]
+say = "Hello."
+[[route.tool]]
+name = "look"
+description = "Looks."
+url = "http://127.0.0.1:9/"
+headers = {{ Authorization = "Bearer {CANARIES["tool"]}" }}
+"""
+
+
+async def test_no_secret_is_in_any_log_record_error_or_page(own_folder: Path) -> None:
+    with http_service() as receiver:
+        more = (
+            API
+            + TRUSTED
+            + (
+                f'[control]\nsocket = "gateway.sock"\n[[webhook]]\nname = "all"\n'
+                f'url = "{receiver.url}"\nsecret = "{CANARIES["hook"]}"\n'
+                f'headers = {{ X-Key = "{CANARIES["hook_header"]}" }}\n'
+                '[[trunk]]\nname = "carrier"\nregistrar = "127.0.0.1:9"\nusername = "us"\n'
+                f'password = "{CANARIES["trunk"]}"\n'
+            )
+        )
+        realtime = f'headers = {{ X-Own = "{CANARIES["header"]}" }}\n'
+        world = GatewayStack(
+            own_folder,
+            routes=ROUTES,
+            more=more,
+            realtime=realtime,
+            records="events = true\n",
+        )
+        await world.start()
+        tool = {"name": "look", "arguments": "{}"}
+        world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 0.2, "tools": [tool]}])
+        pages = []
+        address = world.gateway.all("api.listening")[-1]["address"]
+        headers = {"Authorization": f"Bearer {TOKENS['admin']}"}
+        async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
+            refused = world.phone.call("own")  # the emulator wants another key
+            refused.invite()
+            await refused.refused()
+            call = await world.dial("tooled")
+            session = await world.session_of(call)
+            await session.wait_until(lambda s: bool(s.sent("response.done")), 20)
+            (name,) = world.gateway.ids_of(call.call_id)
+            described = (await http.get("/api/v1/openapi.json")).json()["paths"]
+            for path, methods in described.items():
+                where = path.replace("{call_id}", name).replace("{transfer}", "0")
+                if path != "/api/v1/events" and "get" in methods:
+                    pages.append(await http.get(where, headers=headers))
+                elif path not in ("/api/v1/events", "/api/v1/drain", "/api/v1/calls"):
+                    for body in ({"level": "debug"}, {"text": CANARIES["route"], "digits": "x"}):
+                        method = next(iter(methods))
+                        pages.append(await http.request(method, where, json=body, headers=headers))
+            wrong = {"Authorization": "Bearer canary-wrong-token-6"}
+            pages.append(await http.get("/api/v1/calls", headers=wrong))
+            await call.hung_up()  # by the path of that name
+            await world.summary(call)
+            await eventually(lambda: len(receiver.asked) >= 2, "webhooks")
+        status = await world.gateway.stop()
+        await world.phone.stop()
+        await world.emulator.stop()
+        assert status == 0
+    secrets = [*CANARIES.values(), API_KEY, *TOKENS.values(), "canary-wrong-token-6"]
+    secrets.append(CANARIES["hook"].removeprefix("whsec_"))
+    answers = "\n".join(f"{page.headers} {page.text}" for page in pages)
+    places = {
+        "log": json.dumps(world.gateway.lines) + "\n".join(world.gateway.other_output),
+        "pages": answers,
+        "webhooks": " ".join(asked.body.decode() for asked in receiver.asked),
+        **{
+            str(file): file.read_bytes().decode("latin-1")
+            for file in world.records_folder.rglob("*")
+            if file.is_file()
+        },
+    }
+    assert len(pages) > 40
+    assert any(name.endswith(".events.jsonl") for name in places)
+    found = {
+        (name, secret)
+        for name, text in places.items()
+        for secret in secrets
+        if secret in text or json.dumps(secret)[1:-1] in text
+    }
+    assert not found
