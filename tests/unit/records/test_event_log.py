@@ -121,6 +121,7 @@ def test_what_is_no_json_is_there_too(tmp_path: Path) -> None:
 
 def test_a_full_queue_drops_with_a_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_WAITING", 4)
+    monkeypatch.setattr(events, "PARCEL", 1)
 
     def use(made: EventLog) -> None:
         for _ in range(10):
@@ -129,6 +130,24 @@ def test_a_full_queue_drops_with_a_count(tmp_path: Path, monkeypatch: pytest.Mon
 
     lines = _log(tmp_path, use)
     assert len(lines) == 4, "the first of them says which call it is"
+
+
+def test_audio_that_is_gathered_stands_before_what_comes_after_it(tmp_path: Path) -> None:
+    def use(made: EventLog) -> None:
+        for _ in range(events.PARCEL + 5):
+            made.sent(APPEND)
+        made.received(b'{"type":"response.done"}')
+
+    lines = _log(tmp_path, use)
+    kinds = [line.get("event", {}).get("type") for line in lines[1:-1]]
+    assert kinds == ["input_audio_buffer.append"] * (events.PARCEL + 5) + ["response.done"]
+    assert [line["t_ms"] for line in lines] == sorted(line["t_ms"] for line in lines)
+
+
+def test_audio_that_is_none_is_a_line_all_the_same(tmp_path: Path) -> None:
+    odd = b'{"type":"input_audio_buffer.append","audio":"A"}'
+    lines = _log(tmp_path, lambda made: made.sent(odd))
+    assert lines[1]["event"]["audio"]["bytes"] == 1
 
 
 def test_a_file_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,9 +172,10 @@ def test_a_folder_that_is_gone_costs_no_call_anything(tmp_path: Path) -> None:
         made.sent(APPEND)
         await writer.stop()
         made.sent(APPEND)
+        made.end()
         return made
 
-    assert asyncio.run(run()).dropped == 3
+    assert asyncio.run(run()).dropped == 4
 
 
 def test_without_a_folder_there_is_no_log() -> None:
