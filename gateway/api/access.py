@@ -173,7 +173,7 @@ class Paths:
         if answer is not None:
             responses[options.get("status_code", 200)] = {"model": answer}
         return self.app.api_route(
-            f"/api/v1{path}",
+            path if path.startswith("/v1/") else f"/api/v1{path}",
             methods=[method],
             dependencies=[Depends(check)],
             response_class=options.pop("response_class", ApiResponse),

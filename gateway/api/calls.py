@@ -124,6 +124,20 @@ class Destination(BaseModel):
     destination: str = ""
 
 
+class Expiry(BaseModel):
+    """How long a key is good for (s)."""
+
+    anchor: Literal["created_at"] = "created_at"
+    seconds: Annotated[int, Field(ge=10, le=7200)] = 600
+
+
+class ClientSecret(BaseModel):
+    """Whose session a browser gets, and for how long its key is good."""
+
+    route: str
+    expires_after: Expiry = Field(default_factory=Expiry)
+
+
 class Disposition(BaseModel):
     """How a call went."""
 
@@ -407,6 +421,12 @@ def _add_commands(paths: Paths, backend: Backend) -> None:
 
     for command in _COMMANDS:
         add(*command)
+
+    @paths.add("POST", "/v1/realtime/client_secrets", Role.OPERATOR, errors=NO_CALL, tags=["calls"])
+    async def client_secret(body: ClientSecret, request: Request) -> Any:
+        """A short-lived key for a browser that talks to the provider itself, with the session of a
+        route."""
+        return await audited(backend, request, "client_secret", body.model_dump())
 
     @paths.add("POST", "/calls", Role.ADMIN, errors=NO_CALL, status_code=201, tags=["calls"])
     async def dial(body: Dial, request: Request) -> Any:

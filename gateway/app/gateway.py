@@ -19,7 +19,13 @@ from gateway import __version__
 from gateway.app.admission import Admission, Rejections
 from gateway.app.api_backend import Api, Readings
 from gateway.app.applications import Applications
-from gateway.app.commands import ContentCommands, DialCommands, OperatorCommands, ProcessCommands
+from gateway.app.commands import (
+    ContentCommands,
+    DialCommands,
+    OperatorCommands,
+    ProcessCommands,
+    SecretCommands,
+)
 from gateway.app.registry import (
     CallRegistry,
     endpoints_of,
@@ -255,6 +261,7 @@ class Gateway:
         commands = {
             "status": lambda _request: {**self._status(), **state()},
             **DialCommands(self.outbound).commands,
+            **SecretCommands(lambda: (self.config, self._dialplan)).commands,
             **operator.commands,
             **ContentCommands(lambda: calls).commands,
             **ProcessCommands(agent.register).commands,

@@ -102,6 +102,8 @@ async def test_each_call_has_one_end_by_its_id_after_kill_9_at_random_moments(
         def ids() -> dict[str, set[str]]:
             found: dict[str, set[str]] = {}
             for got in tuple(receiver.asked):
+                if not got.body.endswith(b"}"):
+                    continue  # it was cut off by a kill
                 if got.json["type"] == "call.ended":
                     call = got.json["data"]["call_id"]
                     found.setdefault(call, set()).add(got.headers["webhook-id"])

@@ -35,6 +35,7 @@ DESCRIBED = {
         "some of English, German, French, Spanish, Italian, Dutch, Portuguese"
     ),
     "route.recording.description": "in English",
+    "route.disposition.description": "in English",
     "route.machine_detection.voicemail_patterns": "some of English, German, French, Spanish",
     "route.context.instructions": "in English",
     "route.end_call.description": "in English",
