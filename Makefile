@@ -7,9 +7,11 @@ TESTS ?=
 INTEROP ?= tests/interop
 ASAN_TESTS ?= $(patsubst %,tests/calls/test_%.py,screening hostile_input unread nobody_there media_offers \
 	signalling renegotiation transports)
-# Tests of calls wait for real time, most of it: four files at a time keep two cores half busy.
+# Tests of calls wait for real time, more than half of it: six files at a time keep two cores busy.
 # In their order, not by size: calls, which take long, come first, and short files fill up the end.
-PARALLEL ?= -n 4 --dist loadfile --no-loadscope-reorder
+WORKERS ?= 4
+PARALLEL ?= -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: WORKERS := 6
 
 VENV := .venv
 BIN := $(VENV)/bin
