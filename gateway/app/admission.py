@@ -105,6 +105,9 @@ class Rejections:
     def refused_below(self, refused: Refused) -> None:
         """Write the record of a call that was rejected below the application."""
         record = record_of(refused.invite, datetime.now(UTC))
+        code = f"{refused.code} {refused.reason}".rstrip()
+        source = "" if refused.invite is None else f"from {refused.invite.source}: "
+        record.explanation = [f"{source}refused before any route, {code}"]
         why = refused.why or _REFUSED_BELOW.get(refused.code, EndReason.REFUSED)
         self.write(record, why, refused.code, refused.reason)
 
@@ -258,21 +261,24 @@ class Admission:
         others: list[Explanation] = []
         record.explanation = [explained_source(leg.invite)]
         if self.closed or self._calls.closed:
+            record.explanation.append("refused before any route: the gateway drains")
             refuse(leg, record, EndReason.SHUTDOWN)
         elif self._calls.full:
+            record.explanation.append("refused before any route: sip.max_calls")
             detail = f"{self._calls.max_calls} calls in progress"
             refuse(leg, record, EndReason.OVER_CAPACITY, detail)
         elif leg.invite.offered == ():
+            record.explanation.append("refused before any route: no codec of the trunk is offered")
             refuse(leg, record, EndReason.NO_COMMON_CODEC)
         elif (match := self._dialplan.match(facts_of(leg.invite, now), others)) is None:
             record.explanation += explained_routes(None, others)
             refuse(leg, record, EndReason.NO_ROUTE, f"no route takes {leg.invite.to_user!r}")
         elif (spent := self._calls.spent(match.route, leg.invite.from_user)) is not None:
             record.route = match.route.name
+            record.explanation += self._explained(match, others)
             refuse(leg, record, EndReason.BUDGET, spent)
         else:
-            origin = self._dialplan.origins.get(match.route.name)
-            record.explanation += explained_routes(match, others, origin)
+            record.explanation += self._explained(match, others)
             wanted = None
             if self._shared is not None:
                 wanted = self._shared.wanted(
@@ -282,6 +288,9 @@ class Admission:
                 self._begin(leg, record, match)
             else:
                 self._ask_others(leg, record, match, wanted)
+
+    def _explained(self, match: Match, others: list[Explanation]) -> list[str]:
+        return explained_routes(match, others, self._dialplan.origins.get(match.route.name))
 
     def _begin(self, leg: Leg, record: CallRecord, match: Match) -> None:
         asked = match.route.application
