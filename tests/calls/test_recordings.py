@@ -3,23 +3,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyrage
 import pytest
+import soundfile
 
 from gateway.records.recording_files import decrypt
 from tests.calls.test_api import API, Client
+from tests.support.callee import CalledPhone, free_port
 from tests.support.harness import GatewayStack, eventually
-from tests.support.listening import is_silence, noise
+from tests.support.listening import is_silence, noise, share_heard
 from tests.support.rtp_end import FRAME
 from tests.support.sip_phone import PhoneCall
 
 KEY = pyrage.x25519.Identity.generate()
 
+PORT = free_port()
 WORLD = {
     "more": API
+    + '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n'
     + f"""
 [recording]
 folder = "recordings"
@@ -35,6 +42,18 @@ say = "Hello."
 mode = "always"
 [route.session.audio.input.turn_detection]
 type = "server_vad"
+[[route]]
+name = "handed"
+to = "^handed$"
+[route.greeting]
+say = "Hello."
+[route.recording]
+mode = "always"
+after_transfer = true
+[[route.transfer]]
+name = "anna"
+to = "sip:answer@127.0.0.1:{port_of_anna}"
+mode = "bridge"
 [[route]]
 name = "asked"
 to = "^asked$"
@@ -62,8 +81,16 @@ say = "Hello."
 [route.recording]
 mode = "on_demand"
 tool = true
-""",
+""".replace("{port_of_anna}", str(PORT)),
 }
+
+
+@pytest.fixture
+def callee(runner: asyncio.Runner) -> Iterator[CalledPhone]:
+    """The telephone of a colleague."""
+    phone = runner.run(CalledPhone().start(PORT))
+    yield phone
+    runner.run(phone.stop())
 
 
 def interrupted(seed: int, count: int = 6) -> dict[str, Any]:
@@ -122,7 +149,10 @@ def assert_as_heard(call: PhoneCall, audio: bytes, *, whole: bool = True) -> Non
         assert all(0 <= n + offset < len(frames) for n in loud), "what was heard is in the file"
 
 
-@pytest.mark.parametrize("seed", range(3))
+SEEDS = int(os.environ.get("RECORDED_CALLS", "3"))
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
 async def test_interruptions_are_in_the_file_as_the_caller_heard_them(
     world: GatewayStack, tmp_path: Path, seed: int
 ) -> None:
@@ -253,3 +283,45 @@ async def test_an_operator_controls_and_reads_it(world: GatewayStack, tmp_path: 
         assert wrong.status_code == 404
     audited = [line["action"] for line in world.gateway.all("api.audit", call=call_id)]
     assert audited == ["recording"] * 3 + ["recording.read"] * 2
+
+
+KILLED_CALLS = int(os.environ.get("KILLED_CALLS", "3"))
+
+
+async def test_files_of_a_killed_process_play(own_folder: Path) -> None:
+    made = GatewayStack(own_folder, more=WORLD["more"], routes=WORLD["routes"])
+    await made.start()
+    made.behave(vad="off", answers=[{"kind": "pattern", "seconds": 20, "seed": 930}])
+    calls = [await made.dial("recorded") for _ in range(KILLED_CALLS)]
+    await calls[-1].rtp.until(lambda: len(calls[-1].rtp.packets) > 100)
+    made.gateway.kill()
+    files = sorted((own_folder / "recordings").glob("*.wav.sealed"))
+    assert len(files) == KILLED_CALLS
+    for number, path in enumerate(files):
+        assert b"RIFF" not in path.read_bytes()
+        plain = own_folder / f"plain-{number}.wav"
+        decrypt(path, plain, [KEY])
+        with soundfile.SoundFile(plain) as sound:
+            assert sound.frames >= 8000, "all but the last half second"
+    await made.phone.stop()
+    await made.emulator.stop()
+
+
+async def test_the_colleague_is_recorded_after_a_transfer(
+    world: GatewayStack, callee: CalledPhone, tmp_path: Path
+) -> None:
+    tool = {"name": "transfer_call", "arguments": '{"destination": "anna"}'}
+    world.behave(vad="off", answers=[{"kind": "nothing", "tools": [tool]}])
+    call = await world.dial("handed")
+    there = await callee.called()
+    await world.gateway.wait("call.bridged", call=call.call_id)
+    said, answered = noise(40, 1.2), noise(41, 1.2)
+    call.rtp.say(said)
+    there.rtp.say(answered)
+    await call.rtp.until(lambda: share_heard(answered[4800:], call.rtp.heard) > 0.8)
+    await there.rtp.until(lambda: share_heard(said[4800:], there.rtp.heard) > 0.8)
+    await call.hang_up()
+    record = await world.record(call)
+    audio = await file_of(world, record, tmp_path)
+    assert share_heard(said[4800:], audio[::2]) > 0.8
+    assert_as_heard(call, audio)
