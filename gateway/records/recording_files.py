@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from gateway.audio.g711 import FRAME_BYTES, SAMPLE_RATE, Codec
+from gateway.audio.g711 import SAMPLE_RATE, Codec
 from gateway.records.files import private
 
 SEALED = b"sip-gateway recording, age segments 1\n"
@@ -33,14 +33,17 @@ class Sink(Protocol):
 
 
 class WavFile:
-    """Writes stereo WAV: G.711 as it is (``linear`` false), or 16-bit linear samples.
+    """Writes WAV: G.711 as it is (``linear`` false), or 16-bit linear samples.
 
     Args:
         out: where to; :meth:`header` is to be written over its first bytes again and again, or
             else ``stream`` says that its length is not known.
     """
 
-    def __init__(self, out: Sink, codec: Codec, *, linear: bool, stream: bool) -> None:
+    def __init__(
+        self, out: Sink, codec: Codec, *, linear: bool, stream: bool, channels: int = 2
+    ) -> None:
+        self._channels = channels
         self._out, self._codec, self._linear = out, codec, linear
         self._bytes = 0
         out.write(self.header(_UNKNOWN if stream else 0))
@@ -58,7 +61,7 @@ class WavFile:
         """The header for what was written so far, or for ``length`` bytes of audio."""
         length = self._bytes if length is None else length
         tag = 1 if self._linear else 6 if self._codec is Codec.PCMA else 7
-        return wav_header(tag, length)
+        return wav_header(tag, length, self._channels)
 
 
 def wav_header(tag: int, length: int, channels: int = 2) -> bytes:
@@ -262,12 +265,11 @@ def stereo(left: bytes, right: bytes) -> bytes:
     return bytes(both)
 
 
-def write_stereo(path: Path, codec: Codec, left: bytes, right: bytes) -> None:
-    """Write a whole recording of two tracks of one length, as 16-bit WAV. Raises OSError."""
+def write_tracks(path: Path, codec: Codec, tracks: Sequence[bytes]) -> None:
+    """Write one track of G.711, or two of one length, as WAV of 16 bit. Raises OSError."""
+    audio = tracks[0] if len(tracks) == 1 else stereo(*tracks)
     with path.open("wb") as file:
-        container = WavFile(file, codec, linear=True, stream=False)
-        step = 50 * FRAME_BYTES
-        for at in range(0, len(left), step):
-            container.write(stereo(left[at : at + step], right[at : at + step]))
+        out = WavFile(file, codec, linear=True, stream=False, channels=len(tracks))
+        out.write(audio)
         file.seek(0)
-        file.write(container.header())
+        file.write(out.header())

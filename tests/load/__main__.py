@@ -90,6 +90,12 @@ def _prefer(nice: int) -> None:
     "--jitter", type=click.FloatRange(0, 200), default=0.0, help="Their delay, 0 to so many ms."
 )
 @click.option("--tls", is_flag=True, help="Have the sessions on wss://, with a CA of the run's.")
+@click.option(
+    "--record",
+    type=click.Choice(["wav", "wav+age", "wav_pcm", "opus", "opus+age"]),
+    default=None,
+    help="Record every call so; with +age encrypted.",
+)
 @click.option("--no-floor", is_flag=True, help="Leave pjsip's own loop-back out.")
 @click.option("--no-setup", is_flag=True, help="Leave set-up time and calls per second out.")
 @click.option(
@@ -115,6 +121,7 @@ def main(
     loss: float,
     jitter: float,
     tls: bool,
+    record: str | None,
     no_floor: bool,
     no_setup: bool,
     nice: int,
@@ -127,7 +134,7 @@ def main(
     timing = QUICK if quick else Timing()
     if repetitions is not None:
         timing = Timing(repetitions, timing.warm_up, timing.steady, timing.probe, timing.barge)
-    conditions = Conditions(int(ptime), loss, jitter, tls)
+    conditions = Conditions(int(ptime), loss, jitter, tls, record or "")
     whole = not wanted and not quick and conditions == Conditions()
     work = output / "run"
     shutil.rmtree(work, ignore_errors=True)

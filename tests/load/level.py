@@ -45,6 +45,8 @@ class Conditions:
     jitter_ms: float = 0.0
     tls: bool = False
     """Sessions are on ``wss://``."""
+    record: str = ""
+    """Format in which every call is recorded; ``+age`` behind it: encrypted."""
 
     def __str__(self) -> str:
         parts = (
@@ -52,6 +54,7 @@ class Conditions:
             f"packets of {self.ptime} ms" if self.ptime != 20 else "",
             f"{self.loss_percent:g} % loss" if self.loss_percent else "",
             f"{self.jitter_ms:g} ms jitter" if self.jitter_ms else "",
+            f"all recorded as {self.record}" if self.record else "",
         )
         return ", ".join(part for part in parts if part)
 
@@ -270,7 +273,10 @@ class GatewayLevel:
                 keys = self_signed(folder, "endpoint")
                 ca = keys.certificate
                 endpoint.ask("tls", certificate=str(ca), key=str(keys.key))
-            gateway = stack.enter_context(subject.gateway(folder, port, level.calls + 20, ca=ca))
+            record = self._conditions.record
+            gateway = stack.enter_context(
+                subject.gateway(folder, port, level.calls + 20, ca=ca, record=record)
+            )
             time.sleep(0.5)
             idle = proc.look(gateway.pid)
             mass = level.calls - level.measured

@@ -41,6 +41,7 @@ level = "info"
 [limits]
 drain_timeout = 0
 max_call_duration = {max_call_seconds}
+{record}
 """
 
 _ROUTE = """\
@@ -120,8 +121,10 @@ def gateway(
     max_calls: int,
     max_call_seconds: float = 3600.0,
     ca: Path | None = None,
+    record: str = "",
 ) -> Iterator[Gateway]:
-    """A gateway that joins its calls to the endpoint on ``endpoint_port``, by TLS with a ``ca``."""
+    """A gateway that joins its calls to the endpoint on ``endpoint_port``, by TLS with a ``ca``;
+    ``record`` is that of :class:`tests.load.level.Conditions`."""
     (folder / "dialplan").mkdir(exist_ok=True)
     for name in ("bulk", "measured", "short"):
         (folder / "dialplan" / f"{name}.toml").write_text(_ROUTE.format(name=name))
@@ -134,6 +137,7 @@ def gateway(
             port=endpoint_port,
             ca="" if ca is None else f'ca = "{ca}"',
             max_call_seconds=max_call_seconds,
+            record=_recording(record),
             low=low,
             high=low + PORTS - 1,
         )
@@ -142,6 +146,18 @@ def gateway(
         "gateway", "gateway", folder, "run", "-c", str(config), "--no-supervisor"
     ) as worker:
         yield Gateway(worker)
+
+
+def _recording(record: str) -> str:
+    if not record:
+        return ""
+    lines = ["[recording]", 'folder = "recordings"', 'mode = "always"']
+    lines.append(f'format = "{record.removesuffix("+age")}"')
+    if record.endswith("+age"):
+        import pyrage
+
+        lines.append(f'recipients = ["{pyrage.x25519.Identity.generate().to_public()}"]')
+    return "\n".join(lines)
 
 
 class Floor:

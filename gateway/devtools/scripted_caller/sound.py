@@ -18,6 +18,7 @@ from pathlib import Path
 
 from gateway.audio.g711 import FRAME_BYTES, FRAME_MS, PCM_FRAME_BYTES, SAMPLE_RATE, Codec
 from gateway.devtools.scripted_caller.script import SPEECH_DBFS, Span
+from gateway.records.recording_files import write_tracks
 from gateway.sip.media.ports import CallAudio
 
 PAUSE_MS = 300
@@ -253,23 +254,9 @@ def write_sound(file: Path, codec: Codec, tracks: Sequence[bytes]) -> None:
             linear = tracks[0] if raw is codec else raw.from_linear(codec.to_linear(tracks[0]))
             file.write_bytes(linear)
             return
-        with wave.open(str(file), "wb") as out:
-            out.setnchannels(len(tracks))
-            out.setsampwidth(2)
-            out.setframerate(SAMPLE_RATE)
-            out.writeframes(_interleaved([codec.to_linear(track) for track in tracks]))
+        write_tracks(file, codec, tracks)
     except OSError as error:
         raise SoundError(f"{file}: cannot be written: {error.strerror or error}") from None
-
-
-def _interleaved(channels: Sequence[bytes]) -> bytes:
-    if len(channels) == 1:
-        return channels[0]
-    import numpy as np
-
-    columns = [np.frombuffer(channel, dtype="<i2") for channel in channels]
-    joined: bytes = np.stack(columns, axis=1).tobytes()
-    return joined
 
 
 def _read_wav(file: Path) -> bytes:
