@@ -235,7 +235,8 @@ def record_store(
 def recording_options(config: Config) -> Options:
     """Return where and how calls are recorded."""
     settings = config.recording
-    return Options(settings.folder, settings.recipients, settings.upload is not None)
+    days = settings.retention_days if config.records.database_url is None else 0.0
+    return Options(settings.folder, settings.recipients, settings.upload is not None, days)
 
 
 def uploads_of(config: Config) -> Uploads | None:

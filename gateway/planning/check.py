@@ -57,6 +57,7 @@ def load_all(
         if (wrong := certificate_problem(config.sip)) is not None:
             problems.append(source.problem(("sip", "tls", wrong[0]), wrong[1]))
         problems += _servers_missing(config, dialplan)
+        problems += _recordings_nowhere(config, dialplan)
         problems += _applications_wrong(config, dialplan, source)
         problems += _callbacks_wrong(config, dialplan)
         problems += tool_problems(config, dialplan, source.problem(("tools", "module"), ""))
@@ -222,6 +223,17 @@ def names_of_functions(config: Config, dialplan: Dialplan, route: Route) -> list
     own = own_tools(route, transfer_plan(route, config.trunk), recording_plan(config, route))
     names = [str(tool["name"]) for tool in (*given, *own) if "name" in tool]
     return [*names, *(one.name for one in offer.python), *(one.name for one in offer.webhooks)]
+
+
+def _recordings_nowhere(config: Config, dialplan: Dialplan) -> list[Problem]:
+    """Return routes that record, where there is no folder for it."""
+    return [
+        dialplan.problem(
+            route.name, ("recording", "mode"), "needs recording.folder: recordings go there"
+        )
+        for route in dialplan.routes
+        if route.recording.mode not in (None, "off") and config.recording.folder is None
+    ]
 
 
 def _servers_missing(config: Config, dialplan: Dialplan) -> list[Problem]:

@@ -153,6 +153,7 @@ def notes(config: Config, dialplan: Dialplan) -> list[str]:
         for guard in route.guardrail
         if guard.speaker != "agent" and not transcriber_of(route.session)
     ]
+    advice += _spoken_notes(enabled)
     urls = {config.realtime.url} | {route.realtime.url for route in enabled if route.realtime.url}
     advice += [
         f"{url} is not encrypted: use wss://"
@@ -181,6 +182,23 @@ def _region(url: str) -> str | None:
     """Where data of this address stay, as far as its name tells; None: it does not tell."""
     found = _REGION.match((urlsplit(url).hostname or "").lower())
     return None if found is None else found[1] or "none"
+
+
+def _spoken_notes(enabled: Sequence[Route]) -> Iterator[str]:
+    """Yield words of callers that are waited for, where nobody transcribes them."""
+    for route in enabled:
+        if transcriber_of(route.session):
+            continue
+        if route.recording.consent != "none":
+            yield (
+                f"route {route.name}: a spoken yes or no to the recording is not understood, only "
+                "keys (set session.audio.input.transcription)"
+            )
+        if route.escape.phrases:
+            yield (
+                f"route {route.name}: escape.phrases are not understood "
+                "(set session.audio.input.transcription)"
+            )
 
 
 def _other_regions(config: Config, routes: Sequence[Route]) -> list[str]:

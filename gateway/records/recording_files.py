@@ -12,6 +12,9 @@ from typing import Any, BinaryIO, Protocol
 from gateway.audio.g711 import SAMPLE_RATE, Codec
 from gateway.records.files import private
 
+PENDING = "pending"
+"""Folder of links to the files that are still to be uploaded."""
+
 SEALED = b"sip-gateway recording, age segments 1\n"
 """First line of an encrypted file. Then, again and again: four bytes of length, most significant
 first, and so many bytes of an age file. In each are 8 bytes that are the same in all of a

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -26,6 +27,7 @@ import structlog
 from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.records.files import private
 from gateway.records.recording_files import (
+    PENDING,
     OpusFile,
     RecordingError,
     SealedFile,
@@ -39,10 +41,8 @@ WRITE_SECONDS = 0.5
 WAITING_FRAMES = 30_000 // FRAME_MS
 """Frames that wait for the thread: 30 s, 480 kB a call; a disk that hangs for longer costs some."""
 STOP_SECONDS = 5.0
+SWEEP_SECONDS = 3600.0
 MAX_NAMES = 100
-
-PENDING = "pending"
-"""Folder of links to the files that are still to be uploaded."""
 
 log = structlog.get_logger("recording")
 
@@ -63,6 +63,9 @@ class Options:
     """Whom they are encrypted for: age's X25519 (``age1...``) or SSH public keys; nobody: plain."""
     upload: bool = False
     """Whether files are to be uploaded."""
+    retention_days: float = 0.0
+    """Days after which they are deleted here; 0 where nobody wants that, or the database decides,
+    which knows of legal holds."""
 
 
 # ---- one recording
@@ -262,7 +265,7 @@ class Recordings:
         return {"open": self.open, "lost_bytes": self.lost_bytes}
 
     def _run(self) -> None:
-        due = time.monotonic()
+        due = sweep_at = time.monotonic()
         while True:
             with self._changed:
                 left = due - time.monotonic()
@@ -281,8 +284,21 @@ class Recordings:
                 over = closed and not self._open
             if done:
                 self._wake_uploads()
+            if self.options.retention_days and now >= sweep_at:
+                sweep_at = now + SWEEP_SECONDS
+                self._sweep()
             if over:
                 return
+
+    def _sweep(self) -> None:
+        from gateway.records.retention import sweep_recordings
+
+        assert self.options.folder is not None
+        before = datetime.now(UTC) - timedelta(days=self.options.retention_days)
+        try:
+            sweep_recordings(self.options.folder, before)
+        except OSError as error:
+            log.error("recording.sweep_failed", error=str(error))
 
 
 def _free(folder: Path, stem: str, ending: str) -> Path:

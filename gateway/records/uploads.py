@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from gateway.config.operations import UploadSettings
-from gateway.records.recordings import PENDING
+from gateway.records.recording_files import PENDING
 
 LOOK_SECONDS = 30.0
 """Between two looks for files, where nobody tells of one."""

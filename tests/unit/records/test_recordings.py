@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyrage
@@ -130,3 +132,18 @@ def test_a_disk_that_takes_nothing_loses_the_file_and_says_so(
     running.end(made)
     until_written(running)
     assert running.lost_bytes > 0
+
+
+def test_old_files_are_deleted_without_a_database_too(tmp_path: Path) -> None:
+    for name in ("20200101T000000_old.wav", "20200101T000000_old.ogg.sealed", "notes.txt"):
+        (tmp_path / name).touch()
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    (tmp_path / f"{now}000_new.wav").touch()
+    made = Recordings(Options(tmp_path, retention_days=1.0))
+    made.start()
+    for _ in range(500):
+        if len(list(tmp_path.iterdir())) == 2:
+            break
+        time.sleep(0.01)
+    asyncio.run(made.stop())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{now}000_new.wav", "notes.txt"]
