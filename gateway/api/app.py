@@ -96,6 +96,9 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(StarletteHTTPException)
     async def refused(_request: Request, error: StarletteHTTPException) -> Response:
         detail: Any = error.detail
+        if error.status_code == 400:  # FastAPI could not read the body: no JSON, or no UTF-8
+            wrong = {"code": "invalid", "message": "body: is no JSON", "param": "body"}
+            return JSONResponse({"error": wrong}, 422)
         if not isinstance(detail, dict):
             detail = {
                 "code": "not_found" if error.status_code == 404 else "http",

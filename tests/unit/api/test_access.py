@@ -139,6 +139,15 @@ async def test_each_path_is_for_its_role_and_those_above(
         assert set(answer.json()["error"]) >= {"code", "message"}
 
 
+@pytest.mark.parametrize("body", [b"\xff", b"{", b"[]", b'{"text": 5}'])
+async def test_a_body_that_makes_no_sense(body: bytes) -> None:
+    async with client(APP, "admin") as http:
+        headers = {"Content-Type": "application/json"}
+        answer = await http.post("/api/v1/calls/c/say", content=body, headers=headers)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["error"]["param"].startswith("body")
+
+
 def test_the_description_names_every_answer() -> None:
     schemas = SCHEMA["components"]["schemas"]
     for method, path, operation in OPERATIONS:
