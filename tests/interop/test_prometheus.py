@@ -35,7 +35,10 @@ def promtool(root: Root, *words: str, text: str = "") -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("words", [("check", "alerts.yml"), ("test", "alerts_test.yml")])
+@pytest.mark.parametrize(
+    "words",
+    [("check", "alerts.yml"), ("test", "alerts_test.yml"), ("test", "alerts_week_test.yml")],
+)
 def test_the_alert_rules(root: Root, words: tuple[str, str]) -> None:
     assert "SUCCESS" in promtool(root, words[0], "rules", words[1])
 

@@ -14,7 +14,10 @@ from gateway.api.metrics import OUTCOMES, READINGS, Metrics
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 RULES = (DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
-CASES = (DEPLOY / "prometheus" / "alerts_test.yml").read_text(encoding="utf-8")
+CASES = "".join(
+    file.read_text(encoding="utf-8")
+    for file in sorted((DEPLOY / "prometheus").glob("alerts_*test.yml"))
+)
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana" / "gateway.json").read_text("utf-8"))
 PARTS = re.compile(r"_(total|bucket|count|sum)$")
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
