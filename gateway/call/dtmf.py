@@ -77,7 +77,7 @@ class DigitCollector:
         return self._take_run(EndedBy.CALL_END) if self._digits else None
 
     def _take_run(self, ended_by: EndedBy, alone: str = "") -> Collected:
-        """Return the run of digits so far, and begin another."""
+        """Return the digits collected so far (``alone`` if there are none), and collect anew."""
         collected = Collected(self._digits or alone, ended_by)
         self._digits, self.deadline = "", None
         return collected

@@ -155,7 +155,7 @@ class Interruptions:
         return []
 
     def transcribed(self, event: InputTranscribed, now: float) -> list[Output]:
-        """Decide about a turn by its words."""
+        """Interrupt by a turn that waited for its transcript, unless it is only backchannel."""
         turn = self._turns.get(event.item_id) or (None if event.item_id else self._turn_of(""))
         if turn is None or not turn.undecided:
             return []

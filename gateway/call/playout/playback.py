@@ -264,7 +264,11 @@ class Playback:
         return next((cut for cut in self._cuts if cut.response_id == response_id), None)
 
     def _queue(self, due: bytes, *, more: bool) -> list[Output]:
-        """Return the output that queues frames; ``more``: more audio of this part is to come."""
+        """Return the output that puts whole frames into the playout queue.
+
+        Args:
+            more: whether more audio of this part is to come.
+        """
         self.queued_ms += len(due) // BYTES_PER_MS
         return [Play(due, more)] if due or not more else []
 

@@ -181,7 +181,7 @@ class PlayoutTracker:
         return any(not part.settled for part in self._parts.values())
 
     def received_ms(self, item_id: str) -> int:
-        """Audio of this item so far, all its parts together."""
+        """Return how much audio (ms) of this item has come so far, all its parts together."""
         parts = (part for key, part in self._parts.items() if key[0] == item_id)
         return sum(part.received for part in parts) // BYTES_PER_MS
 

@@ -321,7 +321,7 @@ class RecordArguments(_Arguments):
 
 
 def record_action(arguments: str) -> str:
-    """Return what to do about the recording. Raises ToolCallError."""
+    """Return the action of a call of ``record_call``, such as ``pause``. Raises ToolCallError."""
     return _parse_arguments(RecordArguments, arguments).action
 
 
