@@ -338,12 +338,10 @@ class CallActions:
         self._begin_by: float | None = None
         self._unasked = False
         self._late = False
-        offered = {
-            TRANSFER_CALL: bool(plan.tools.transfer.destinations),
-            SEND_DTMF: plan.tools.send_dtmf.enabled,
-            HOLD: plan.tools.hold.enabled,
-        }
-        self.names = frozenset(name for name, there in offered.items() if there)
+        tools = plan.tools
+        names = {TRANSFER_CALL} if tools.transfer.destinations else set()
+        names |= {SEND_DTMF} if tools.send_dtmf.enabled else set()
+        self.names = frozenset(names | ({HOLD} if tools.hold.enabled else set()))
         """Names of the tools that are actions, as the route offers them."""
 
     def ask(self, name: str, call_id: str, arguments: str, now: float) -> None:
@@ -354,9 +352,8 @@ class CallActions:
             target = transfer_target(arguments, self._plan.tools.transfer)
             self._action = Transfer(target, self._plan.tools.transfer, self._timeline)
         elif name == SEND_DTMF:
-            self._action = SendDtmfAction(
-                key_steps(arguments), self._plan.tools.send_dtmf.mode, self._timeline
-            )
+            how = self._plan.tools.send_dtmf.mode
+            self._action = SendDtmfAction(key_steps(arguments), how, self._timeline)
         else:
             seconds = hold_seconds(arguments, self._plan.tools.hold.max_duration)
             self._action = HoldAction(seconds, self._plan.tools.hold, self._timeline)
@@ -393,8 +390,7 @@ class CallActions:
         self._begin_by = now + self._plan.limits.say_seconds
 
     def settle(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
-        """Begin, once the call is up, and unless something is still to be heard (``queued``) and
-        there is time for it."""
+        """Begin, once the call is up and what is ``queued`` was heard, or its time is over."""
         if self._action is None or self._begin_by is None:
             return []
         if not confirmed:
@@ -413,7 +409,7 @@ class CallActions:
         return self._call_id
 
     def drop(self) -> list[Output]:
-        """Let go of an action that is no transfer under way, for one that is more urgent."""
+        """Let go of an action, which must not be a transfer under way, for an urgent one."""
         action, self._action, self._begin_by = self._action, None, None
         return [PlaySound("")] if isinstance(action, HoldAction) and action.deadline else []
 
@@ -446,8 +442,7 @@ class CallActions:
 
     def take_result(self) -> Result | None:
         """Return the result of an action that is done, and forget it."""
-        action = self._action
-        if action is None or action.result is None:
+        if (action := self._action) is None or action.result is None:
             return None
         self._action = None
         unasked, self._unasked = self._unasked, False

@@ -118,8 +118,7 @@ class LegEvents:
         """Hand a DTMF digit to the conversation."""
         call = self._call
         if self._session.may_escape and call.conversation.escape.asked_by(input.digit):
-            note = call.timeline.note(now, "dtmf", digit=input.digit)
-            return [note, *self._session.escape("key", now)]
+            return self._session.escape("key", now)
         if not (call.session_up or self._session.failover.active or call.state is State.BRIDGED):
             return []
         return call.conversation.on_digit(input.digit, now, in_band=input.in_band)
