@@ -48,8 +48,12 @@ RENEW_SECONDS = 5.0
 BANS_SECONDS = 5.0
 SWEEP_SECONDS = 600.0
 KEPT_DAYS = 40
-PATIENCE_SECONDS = 3.0
+PATIENCE_SECONDS = 6.0
 """What one transaction may take."""
+START_SECONDS = 10.0
+"""For tables and connection, before calls are taken."""
+SQLITE_SECONDS = 5.0
+"""A file of this machine is not away: the disk is busy."""
 QUEUE_ITEMS = 2000
 BATCH = 100
 STOP_SECONDS = 3.0
@@ -114,7 +118,7 @@ class SharedState:
                 shared.settle, holder=left.holder, day=left.day, amounts=amounts, wanted=()
             )
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(START_SECONDS):
                 await self.run(lambda _connection: None)  # tables and connection are there, too
         except (TimeoutError, NotReachedError):
             pass  # it was said, or will be
@@ -301,6 +305,9 @@ class SharedState:
         from gateway.records import shared
 
         opened = self._config.shared.fail == "open"
+        seconds = self._config.shared.timeout_ms / 1000
+        if self._url.startswith("sqlite:"):
+            seconds = max(seconds, SQLITE_SECONDS)
         day, sums, amounts = self._spent()
         holder = self.holder
 
@@ -310,14 +317,14 @@ class SharedState:
 
         asked = self.run(ask)
         try:
-            async with asyncio.timeout(self._config.shared.timeout_ms / 1000):
+            async with asyncio.timeout(seconds):
                 answer = await asyncio.shield(asked)
         except asyncio.CancelledError:
             asked.add_done_callback(partial(self._late, keep=False))
             raise
         except (TimeoutError, NotReachedError) as error:
             asked.add_done_callback(partial(self._late, keep=opened))
-            detail = str(error) or f"no answer within {self._config.shared.timeout_ms} ms"
+            detail = str(error) or f"no answer within {seconds:g} s"
             self._note(detail)
             if opened:
                 self._held[wanted.call_id] += leases_of(wanted)

@@ -149,7 +149,7 @@ class SharedSettings(Section):
 
     max_calls: Annotated[int, Strict(), Field(ge=0), Typed] = 0
     fail: Literal["open", "closed"] = "closed"
-    timeout_ms: Annotated[int, Strict(), Field(ge=10, le=5000), Typed] = 300
+    timeout_ms: Annotated[int, Strict(), Field(ge=10, le=5000), Typed] = 1000
 
 
 def _hash(value: str) -> str:

@@ -99,6 +99,7 @@ async def decided(calls: list[PhoneCall]) -> list[int]:
     return [call.final.code for call in calls if call.final is not None]
 
 
+@pytest.mark.slow
 async def test_of_fifty_invites_ten_are_answered(own_folder: Path, url: str) -> None:
     async with gateways(own_folder, url, 4, PATIENT + MORE) as made:
         calls = [made[number % 4].phone.call("plain") for number in range(50)]
