@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from gateway.planning.route_tools import (
     transfer_plan,
 )
 from gateway.planning.route_tools import problems as tool_problems
+from gateway.records.recording_files import RecordingError, recipients_of
 from gateway.tools.python import ToolModuleError
 
 
@@ -58,6 +60,7 @@ def load_all(
             problems.append(source.problem(("sip", "tls", wrong[0]), wrong[1]))
         problems += _servers_missing(config, dialplan)
         problems += _recordings_nowhere(config, dialplan)
+        problems += _recordings_impossible(config, dialplan, source)
         problems += _applications_wrong(config, dialplan, source)
         problems += _callbacks_wrong(config, dialplan)
         problems += tool_problems(config, dialplan, source.problem(("tools", "module"), ""))
@@ -223,6 +226,26 @@ def names_of_functions(config: Config, dialplan: Dialplan, route: Route) -> list
     own = own_tools(route, transfer_plan(route, config.trunk), recording_plan(config, route))
     names = [str(tool["name"]) for tool in (*given, *own) if "name" in tool]
     return [*names, *(one.name for one in offer.python), *(one.name for one in offer.webhooks)]
+
+
+def _recordings_impossible(
+    config: Config, dialplan: Dialplan, source: TomlSource
+) -> Iterator[Problem]:
+    """Yield public keys that are none, and formats and uploads whose packages are not there."""
+    settings = config.recording
+    try:
+        recipients_of(settings.recipients)
+    except RecordingError as error:
+        yield source.problem(("recording", "recipients"), str(error))
+    formats = {settings.format} | {route.recording.format for route in dialplan.routes}
+    needed = {
+        "format": "soundfile" if "opus" in formats and settings.folder else "",
+        "upload": "minio" if settings.upload else "",
+    }
+    for key, package in needed.items():
+        if package and find_spec(package) is None:
+            message = f"needs the package {package}: install the extra recording"
+            yield source.problem(("recording", key), message)
 
 
 def _recordings_nowhere(config: Config, dialplan: Dialplan) -> list[Problem]:

@@ -236,10 +236,13 @@ class Recordings:
             self._changed.notify()
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread. Raises OSError where nothing can be written."""
         if self.options.folder is None:
             return
-        self.prepare()
+        try:
+            self.prepare()
+        except RecordingError as error:
+            raise OSError(f"recording.recipients: {error}") from None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="recordings", daemon=True)
         self._thread.start()

@@ -264,3 +264,39 @@ def test_a_certificate_that_is_no_pem(tmp_path: Path) -> None:
     crt, key = certificate(tmp_path)
     crt.write_bytes(b"\x30\x82")
     assert "is no PEM file with a certificate" in checked(tmp_path, tls(crt, key))
+
+
+@pytest.mark.parametrize(
+    ("config", "route", "says"),
+    [
+        (
+            "",
+            '[route.recording]\nmode = "always"\n',
+            "recording.mode: needs recording",
+        ),
+        (
+            f'[recording]\nfolder = "r"\nrecipients = ["age1{"q" * 58}"]\n',
+            "",
+            "recording.recipients: 'age1qqqqqqqqqqqqqqqqqqqq' is no public key",
+        ),
+        ('[recording]\nmode = "always"\n', "", "recording.folder: missing"),
+        ("", '[route.escape]\nkey = "0"\n', "escape.to: is needed"),
+        ("", '[route.escape]\nkey = "0"\nto = ["anna"]\n', 'no [[route.transfer]] "anna"'),
+        ("", "[route.collect_digits]\nsensitive = true\n", "collect_digits.url: is needed"),
+        (
+            "",
+            '[route.collect_digits]\nsensitive = true\nurl = "http://vault.example/"\n',
+            "collect_digits.url: must begin with https://",
+        ),
+    ],
+)
+def test_recordings_digits_and_escapes_that_cannot_work(
+    tmp_path: Path, config: str, route: str, says: str
+) -> None:
+    (tmp_path / "dialplans").mkdir()
+    (tmp_path / "dialplans" / "route.toml").write_text(f'[[route]]\nname = "r"\n{route}')
+    file = tmp_path / "gateway.toml"
+    file.write_text(f'[realtime]\nurl = "ws://127.0.0.1:1"\napi_key = ""\n{config}')
+    status, lines = check(file, {})
+    assert status == 2
+    assert any(says in line for line in lines), lines
