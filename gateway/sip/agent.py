@@ -103,8 +103,11 @@ class UserAgent:
 
         await self._names.start()
         self._thread.start(first, self._close)
-        async with asyncio.timeout(START_SECONDS):
-            await started
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await started
+        except TimeoutError:
+            raise AgentError(f"pjsip has not started within {START_SECONDS:g} s") from None
         loop.add_reader(ready_fd(), self._on_ready)
 
     async def stop(self) -> None:

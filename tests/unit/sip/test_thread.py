@@ -8,7 +8,9 @@ from typing import cast
 
 import pytest
 
+from gateway.sip.agent import AgentError, UserAgent
 from gateway.sip.calls import Calls, HeldCall
+from gateway.sip.settings import Listen, SipSettings
 from gateway.sip.thread import SipThread
 from gateway.sip.trunks.matching import Challenged
 
@@ -109,3 +111,16 @@ def test_one_call_that_raises_ends_alone() -> None:
     calls.ask_for_keys(1.0)
     assert (broken.failed, good.failed, good.polled) == (True, False, 2)
     assert calls.awaiting_keys == [cast(HeldCall, good)]
+
+
+async def test_a_start_that_takes_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = UserAgent(
+        SipSettings(listen=(Listen("udp", "127.0.0.1", 0),)),
+        on_invite=lambda _leg: None,
+        on_refused=lambda _refused: None,
+        on_caller_audio=lambda _calls: None,
+    )
+    monkeypatch.setattr("gateway.sip.agent.START_SECONDS", 0.01)
+    monkeypatch.setattr(SipThread, "start", lambda *_started: None)  # as one that does not get on
+    with pytest.raises(AgentError, match="pjsip has not started within"):
+        await agent.start()
