@@ -90,8 +90,11 @@ class Uploads:
             self._changed.notify()
 
     def start(self) -> None:
-        """Start the thread. Raises ImportError without the package ``minio``."""
-        self._storage.client()
+        """Start the thread. Raises OSError without the package ``minio``."""
+        try:
+            self._storage.client()
+        except ImportError:
+            raise OSError("recording.upload needs the package minio (extra recording)") from None
         self._closed, self._woken = False, True
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
         self._thread.start()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol, TypeVar, overload
+from typing import Literal, Protocol, TypeVar, get_args, overload
 
 MAX_BYTES = 512 * 1024
 """Of one image. It goes to the server between two packets of the caller's voice, which wait for
@@ -131,6 +131,9 @@ MAX_DISPOSITION = 64
 """Characters."""
 
 
+RecordingAction = Literal["start", "stop", "pause", "resume", "delete"]
+
+
 class CallControl(Protocol):
     """What a function may do to its call. Methods ask, return at once, and ignore a call that is
     over. From the event loop only."""
@@ -141,6 +144,7 @@ class CallControl(Protocol):
     def respond(self, instructions: str) -> None: ...
     def transfer(self, destination: str, words: str) -> None: ...
     def set_disposition(self, disposition: str) -> None: ...
+    def record(self, action: str) -> None: ...
     def end(self, words: str) -> None: ...
 
 
@@ -197,6 +201,15 @@ class Call:
         if not 0 < len(disposition) <= MAX_DISPOSITION:
             raise ToolError(f"disposition must have 1 to {MAX_DISPOSITION} characters")
         self._ask(lambda control: control.set_disposition(disposition))
+
+    def record(self, action: RecordingAction) -> None:
+        """Control the recording, where the route allows one; ``delete`` leaves nothing of it.
+
+        Raises ToolError for another action.
+        """
+        if action not in get_args(RecordingAction):
+            raise ToolError(f"action must be one of {', '.join(get_args(RecordingAction))}")
+        self._ask(lambda control: control.record(action))
 
     def end(self, words: str = "") -> None:
         """Say these words, then hang up."""
