@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from moto.server import ThreadedMotoServer
 
+from gateway.audio.g711 import Codec
 from gateway.records import uploads
+from gateway.records.recordings import Options, Recordings
 from gateway.records.uploads import Storage, Uploads, forget
 
 
@@ -93,3 +95,30 @@ def test_a_storage_that_is_away_gets_all_of_it_later(storage: Storage, tmp_path:
     asyncio.run(back.stop())
     assert not path.exists()
     assert there(storage)["20260102T000000_late.wav"] == b"late"
+
+
+class Tone:
+    """A recorder with a second of sound."""
+
+    def __init__(self) -> None:
+        self.left = [b"\x9f" * 16000]
+
+    def take(self) -> bytes:
+        return self.left.pop() if self.left else b""
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_recording_is_uploaded_once_it_is_complete(storage: Storage, tmp_path: Path) -> None:
+    made = Uploads(tmp_path, storage)
+    written = Recordings(Options(tmp_path, upload=True), made.wake)
+    written.start()
+    made.start()
+    one = written.begin("c", "20260103T000000_c", Tone(), Codec.PCMA, "wav")
+    until(lambda: one.path.exists() and one.path.stat().st_size > 16000)
+    assert made.uploaded == 0, "it is still written to"
+    written.end(one)
+    until(lambda: made.uploaded == 1)
+    asyncio.run(written.stop())
+    asyncio.run(made.stop())
+    assert there(storage)["2026/20260103T000000_c.wav"] == one.path.read_bytes()
+    assert list((tmp_path / "pending").iterdir()) == []
