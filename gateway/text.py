@@ -99,6 +99,12 @@ def words_of(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\w+(?:[-'\u2019]\w+)*", text.casefold()))
 
 
+def has_words(text: str, wanted: str) -> bool:
+    """Return whether the words of ``wanted`` are in the text, one after the other."""
+    told, sought = words_of(text), words_of(wanted)
+    return any(told[at : at + len(sought)] == sought for at in range(len(told) - len(sought) + 1))
+
+
 MASK = "****"
 
 FEWEST = 3

@@ -14,12 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.call.call_record import CallTimeline, TransferAttempt
-from gateway.call.inputs import (
-    BLegAnswered,
-    BLegEnded,
-    BLegRinging,
-    ReferProgress,
-)
+from gateway.call.inputs import BLegAnswered, BLegEnded, BLegRinging, ReferProgress
 from gateway.call.outputs import (
     BridgeLegs,
     DialBLeg,

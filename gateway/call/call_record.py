@@ -11,9 +11,10 @@ from math import ceil
 from typing import Any, Protocol, TypeVar
 
 from gateway.call.outputs import LogEvent
+from gateway.call.playout.tracker import Interruption
 from gateway.ending import Ending
 from gateway.realtime.session_object import Refused
-from gateway.text import PrivateDigits, words_of
+from gateway.text import PrivateDigits, has_words
 
 MAX_TIMELINE = 20_000
 """Entries kept of one call; a talkative hour has some thousands. What exceeds it is counted."""
@@ -34,21 +35,6 @@ def keep(entries: list[T], entry: T) -> None:
     """Add an entry to a list of the record, unless it is full."""
     if len(entries) < MAX_KEPT:
         entries.append(entry)
-
-
-@dataclass(slots=True)
-class Interruption:
-    """One cut of playout: what was heard of one item, and what was done about it."""
-
-    at_ms: float
-    trigger: str
-    item_id: str
-    played_ms: int
-    received_ms: int
-    flushed_ms: int
-    action: str
-    after_ms: float | None = None
-    """From the caller's first loud packet to the cut; None where no speech was the trigger."""
 
 
 @dataclass(slots=True)
@@ -398,24 +384,29 @@ class CallRecord:
 
     def in_progress(self, now: datetime) -> dict[str, Any]:
         """Return what is known of a live call; ``now`` has a time zone."""
+        age = now - datetime.fromisoformat(self.started_at)
+        return {
+            **self._always(),
+            "state": self.state,
+            "age_seconds": round(age.total_seconds(), 1),
+            "recording": "" if self.recording is None else self.recording.state,
+            "quality": dict(self.media.quality),
+        }
+
+    def _always(self) -> dict[str, Any]:
+        """Return what is told of live and of ended calls alike."""
         return {
             "call_id": self.call_id,
             "parent_id": self.parent_id,
             "sip_call_id": self.sip_call_id,
             "route": self.route,
-            "state": self.state,
-            "age_seconds": round(
-                (now - datetime.fromisoformat(self.started_at)).total_seconds(), 1
-            ),
             "from": self.from_uri,
             "to": self.to_uri,
-            **asdict(self.leg),
             "direction": self.direction,
+            **asdict(self.leg),
+            "cost": dict(self.cost),
             "disposition": self.disposition,
             "explanation": list(self.explanation),
-            "recording": "" if self.recording is None else self.recording.state,
-            "quality": dict(self.media.quality),
-            "cost": dict(self.cost),
         }
 
     @property
@@ -439,15 +430,8 @@ class CallRecord:
     def _summary(self) -> dict[str, Any]:
         """The record without transcript and timeline, not masked yet."""
         return {
-            "call_id": self.call_id,
-            "parent_id": self.parent_id,
-            "sip_call_id": self.sip_call_id,
-            "route": self.route,
-            "from": self.from_uri,
-            "to": self.to_uri,
-            "direction": self.direction,
+            **self._always(),
             "started_at": self.started_at,
-            **asdict(self.leg),
             "times_ms": {k: v and round(v, 1) for k, v in asdict(self.times).items()},
             "talk_ms": self.talk_ms,
             "response_ms": self.response_ms,
@@ -456,12 +440,9 @@ class CallRecord:
             **asdict(self.media),
             **asdict(self.content),
             "recording": None if self.recording is None else asdict(self.recording),
-            "cost": dict(self.cost),
             "metadata": dict(self.metadata),
             "trace_id": self.trace_id,
-            "disposition": self.disposition,
             "disclosure": self._disclosed(),
-            "explanation": list(self.explanation),
             "ending": None if self.ending is None else self.ending.as_json(),
         }
 
@@ -470,13 +451,10 @@ class CallRecord:
         if not self.disclosure:
             return None
         entries = [] if self.transcript is None else self.transcript.as_json()
-        wanted = words_of(self.disclosure)
         said = any(
-            wanted == heard[start : start + len(wanted)]
+            has_words(entry.get("heard", entry["text"]), self.disclosure)
             for entry in entries
             if entry["who"] == "agent"
-            for heard in [words_of(entry.get("heard", entry["text"]))]
-            for start in range(len(heard) - len(wanted) + 1)
         )
         return {"words": self.disclosure, "heard": said}
 

@@ -489,9 +489,8 @@ class CallMachine:
         """Complete the record, once leg and session are over."""
         assert self._ending is not None
         self._call.state = State.FINISHED
-        record, ending = self._call.record, self._ending
+        record, ending, ended_ms = self._call.record, self._ending, self._ended_ms
         record.ending = ending
-        ended_ms = self._ended_ms
         record.times.end = self._call.timeline.ms(now) if ended_ms is None else ended_ms
         record.media.late_audio_ms = self._call.conversation.late_audio_ms
         note = self._call.timeline.note(

@@ -61,21 +61,21 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         "query": _Entry(
             "live_calls", "Ask the model about a call, unheard by the caller.", "query"
         ),
+        "recording": _Entry(
+            "live_calls", "Control a call's recording, or decrypt one.", "recording"
+        ),
     },
     "Past calls": {
-        "recording": _Entry(
-            "recording", "Control a call's recording, or decrypt one.", "recording"
-        ),
         "report": _Entry("past", "Report on calls by route, trunk, day or ending.", "report"),
         "explain": _Entry("past", "Explain how a call was routed and why it ended.", "explain"),
         "erase": _Entry("past", "Erase a number from the data of ended calls.", "erase"),
     },
     "Develop": {
-        "demo": _Entry("demo", "Emulator, gateway and one scripted call, with checks."),
+        "demo": _Entry("develop", "Emulator, gateway and one scripted call, with checks.", "demo"),
         "emulator": _Entry("serve", "Run a realtime server with scripted replies.", "emulator"),
         "test-call": _Entry("test_call", "Place one scripted call and report on it."),
-        "timeline": _Entry("records", "Show the record of a call as text and picture.", "timeline"),
-        "events": _Entry("records", "Show the event log of a session as a conversation.", "events"),
+        "timeline": _Entry("develop", "Show the record of a call as text and picture.", "timeline"),
+        "events": _Entry("develop", "Show the event log of a session as a conversation.", "events"),
     },
 }
 _ENTRIES = {name: entry for section in _SECTIONS.values() for name, entry in section.items()}

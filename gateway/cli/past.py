@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Calls from the database: ``gateway calls --past``, ``gateway explain``, ``gateway erase``."""
+"""What is kept of calls: ``gateway calls --past``, ``report``, ``explain``, ``erase``."""
 
 from __future__ import annotations
 

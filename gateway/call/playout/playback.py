@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.audio.g711 import BYTES_PER_MS
-from gateway.call.call_record import CallTimeline, Interruption
+from gateway.call.call_record import CallTimeline
 from gateway.call.outputs import Output, Play, Send
-from gateway.call.playout.tracker import Heard, PlayoutTracker
+from gateway.call.playout.tracker import Heard, Interruption, PlayoutTracker
 from gateway.realtime.events import (
     AudioDelta,
     AudioDone,

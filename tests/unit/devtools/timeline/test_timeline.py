@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from gateway.cli.records import timeline as command
+from gateway.cli.develop import timeline as command
 from gateway.devtools.timeline import read_record, tell
 from gateway.devtools.timeline.picture import draw
 from gateway.devtools.timeline.story import Record, RecordError, began_speaking, read_sound, replies
