@@ -21,13 +21,13 @@ from gateway.call.call_record import CallRecord
 from gateway.config import Config
 from gateway.dialplan import Dialplan, Explanation, Match, Origin
 from gateway.ending import EndReason, ending_of, reason_header, refusal_code
-from gateway.outbound.calls import OutboundLimiter
+from gateway.outbound.outbound_calls import OutboundLimiter
 from gateway.planning.call_plan import codec_of, facts_of, plans, record_of, sip_settings
 from gateway.records.leases import Wanted
 from gateway.records.store import RecordStore
 from gateway.sip.leg import Leg
 from gateway.sip.messages.headers import user_of
-from gateway.sip.rate_limits import SourceBuckets, TokenBucket
+from gateway.sip.source_limits import SourceBuckets, TokenBucket
 from gateway.sip.types import Invite, LegEnd, Refused, RtpQuality
 from gateway.tasks import TaskSet
 from gateway.tools.executor import ToolExecutor

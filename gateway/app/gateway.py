@@ -18,14 +18,14 @@ import structlog
 from gateway import __version__
 from gateway.app.admission import Admission, Rejections
 from gateway.app.api_backend import Api, Readings
-from gateway.app.applications import Applications
-from gateway.app.commands import (
+from gateway.app.api_commands import (
     ContentCommands,
     DialCommands,
     OperatorCommands,
     ProcessCommands,
     SecretCommands,
 )
+from gateway.app.applications import Applications
 from gateway.app.registry import (
     CallRegistry,
     endpoints_of,
@@ -45,11 +45,11 @@ from gateway.config import Config
 from gateway.dialplan import Dialplan
 from gateway.measures import LAG, Distribution
 from gateway.outbound.callbacks import CallbackScheduler, Store, function_of
-from gateway.outbound.calls import OutboundCalls, OutboundLimiter
+from gateway.outbound.outbound_calls import OutboundCalls, OutboundLimiter
 from gateway.planning.call_plan import servers_of, sip_settings
 from gateway.planning.route_tools import tool_executor
 from gateway.records.background import BackgroundWriter
-from gateway.records.events import EventLogs
+from gateway.records.event_logs import EventLogs
 from gateway.records.files import RecordFiles
 from gateway.records.recordings import Recordings
 from gateway.records.webhooks import WebhookSender

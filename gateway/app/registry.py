@@ -16,7 +16,7 @@ from gateway.config import Config
 from gateway.config.values import shown
 from gateway.dialplan import Dialplan, Route
 from gateway.records.background import BackgroundWriter
-from gateway.records.events import EventLogs
+from gateway.records.event_logs import EventLogs
 from gateway.records.files import RecordFiles
 from gateway.records.recordings import Options, Recordings
 from gateway.records.spool import Spool

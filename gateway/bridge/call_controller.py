@@ -26,7 +26,7 @@ from gateway.call.session_lifecycle import State
 from gateway.call.tools.commands import CallCommand
 from gateway.ending import EndReason, ending_of, reason_header, refusal_code
 from gateway.realtime.endpoint import Endpoint
-from gateway.records.events import EventLog
+from gateway.records.event_logs import EventLog
 from gateway.records.recordings import Recordings
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio

@@ -41,7 +41,7 @@ from gateway.realtime.events import (
 from gateway.realtime.session import Session, SessionClosed, Tap
 from gateway.realtime.session_object import Refused
 from gateway.realtime.setup import SetupFailed, open_with_retry
-from gateway.records.events import EventLog
+from gateway.records.event_logs import EventLog
 from gateway.tasks import TaskSet
 
 _EARLY_EVENTS = 256

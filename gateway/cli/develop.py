@@ -29,7 +29,8 @@ from gateway.devtools.event_viewer import (
     entries_of,
     read_lines,
 )
-from gateway.devtools.timeline import text as timeline_text
+from gateway.devtools.timeline import as_text as timeline_text
+from gateway.devtools.timeline.as_text import render
 from gateway.devtools.timeline.story import (
     Record,
     RecordError,
@@ -39,7 +40,6 @@ from gateway.devtools.timeline.story import (
     read_sound,
     tell,
 )
-from gateway.devtools.timeline.text import render
 
 
 @click.command("timeline", epilog=examples("gateway timeline record.json --png call.png"))

@@ -30,7 +30,7 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         "webhooks": _Entry(
             "live_calls", "List deliveries to webhooks, or try them anew.", "webhooks"
         ),
-        "dial": _Entry("dial", "Place one call and join it to a route's session."),
+        "dial": _Entry("serve", "Place one call and join it to a route's session.", "dial"),
     },
     "Configure": {
         "init": _Entry(

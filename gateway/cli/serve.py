@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``gateway run`` and ``gateway emulator``: the gateway, and a realtime server for development."""
+"""``gateway run``, ``dial`` and ``emulator``: processes with calls or sessions of their own."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from gateway.cli import CONFIG, examples
+from gateway.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.call.call_record import CallRecord
     from gateway.config import Config, LogSettings
     from gateway.dialplan import Dialplan
 
@@ -132,3 +136,146 @@ def emulator(listen: str, script: Path | None, record: Path | None) -> None:
     except (ValueError, OSError) as error:
         click.echo(str(error), err=True)
         sys.exit(2)
+
+
+NOT_PLACED = 2
+NOT_ANSWERED = 1
+
+POLL_SECONDS = 0.5
+"""How often a running gateway is asked whether the call is over."""
+
+
+def _variables(_context: object, _parameter: object, values: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals or not name.isidentifier():
+            raise click.BadParameter(f"{value!r} is not NAME=VALUE")
+        found[name] = text
+    return found
+
+
+@click.command(
+    "dial", epilog=examples("gateway dial +4930123456 --route reception --trunk carrier")
+)
+@click.argument("to")
+@click.option("--route", required=True, metavar="NAME", help="Route whose session the call gets.")
+@click.option(
+    "--trunk", default="", metavar="NAME", help="Trunk to call through; required for a number."
+)
+@click.option(
+    "--caller-id",
+    default="",
+    metavar="NUMBER",
+    help="Caller number; overrides the trunk's caller_id, must match its caller_ids.",
+)
+@click.option(
+    "--var",
+    "variables",
+    multiple=True,
+    callback=_variables,
+    metavar="NAME=VALUE",
+    help="Value of a variable that the route's named groups would set.",
+)
+@CONFIG
+def dial(
+    to: str, route: str, trunk: str, caller_id: str, variables: dict[str, str], config: Path
+) -> None:
+    """Call TO, a number or a sip or tel URI, and join it to a route's session.
+
+    The running gateway with this configuration places the call, if its control socket answers;
+    otherwise a gateway is run for this call. Waits for the end of the call: exit 0 when it was
+    answered, 1 when not, 2 when it was not placed. Ctrl-C does not end a call of the running
+    gateway; `gateway hangup` does.
+    """
+    from gateway.api.client import sockets_at
+    from gateway.app.process import keep_running
+    from gateway.config import ConfigError
+    from gateway.log import set_up_logging
+    from gateway.planning.check import load_all
+
+    try:
+        settings, dialplan = load_all(config)
+    except ConfigError as error:
+        click.echo(str(error), err=True)
+        sys.exit(NOT_PLACED)
+    socket = settings.control.socket
+    for one in () if socket is None else sockets_at(socket):
+        status = _ask_gateway(one, to, route, trunk, variables, caller_id)
+        if status is not None:
+            sys.exit(status)
+    log = settings.log
+    sink = set_up_logging(
+        log.format, log.level, log.file, settings.secrets() + dialplan.secrets(), None, log.redact
+    )
+    keep_running(sink.reopen)
+    sys.exit(_place(settings, dialplan, to, route, trunk, variables, caller_id))
+
+
+def _ask_gateway(
+    path: Path, to: str, route: str, trunk: str, variables: dict[str, str], caller_id: str
+) -> int | None:
+    """Let the running gateway place it, and follow it to its end; None when none answers."""
+    from gateway.api.client import NoAnswerError, RefusedError, ask
+
+    try:
+        fields = {"to": to, "route": route, "trunk": trunk, "variables": variables}
+        call = ask(path, "dial", **fields, caller_id=caller_id)["call"]
+    except NoAnswerError:
+        return None
+    except RefusedError as refused:
+        click.echo(printable(f"not placed: {refused}"), err=True)
+        return NOT_PLACED
+    try:
+        while not (answer := ask(path, "call", call=call))["over"]:
+            time.sleep(POLL_SECONDS)
+    except (NoAnswerError, RefusedError) as error:
+        click.echo(printable(f"{call}: {error}"), err=True)
+        return NOT_ANSWERED
+    except KeyboardInterrupt:
+        click.echo(f"{call} goes on in the gateway: `gateway hangup {call}` ends it", err=True)
+        return NOT_ANSWERED
+    return _tell(answer["summary"])
+
+
+def _tell(summary: dict[str, Any]) -> int:
+    ending = summary["ending"]
+    answered = summary["times_ms"]["answered"] is not None
+    code, detail = str(ending["sip_code"]), str(ending["detail"])
+    told = "answered" if answered else "not answered"
+    # What the network said begins with the code; where nobody answered, there is no code.
+    silent = not answered and detail and not detail.startswith(code)
+    said = detail if silent else f"SIP {code} {detail.removeprefix(code).strip()}".rstrip()
+    click.echo(printable(f"{told}: {ending['why']} by {ending['by']}, {said}"))
+    return 0 if answered else NOT_ANSWERED
+
+
+def _place(
+    settings: Config,
+    dialplan: Dialplan,
+    to: str,
+    route: str,
+    trunk: str,
+    variables: dict[str, str],
+    caller_id: str,
+) -> int:
+    try:
+        from gateway.app.service import Service
+        from gateway.bridge.legs import DialRefusedError
+        from gateway.sip.agent import AgentError
+    except ImportError as error:
+        click.echo(f"pjsua2 cannot be loaded ({error}): `make` builds and installs it", err=True)
+        return NOT_PLACED
+
+    async def one_call() -> CallRecord:
+        return await Service(settings, dialplan).run_one(to, route, trunk, variables, caller_id)
+
+    try:
+        record = asyncio.run(one_call())
+    except DialRefusedError as refused:
+        click.echo(printable(f"not placed: {refused}"), err=True)
+        return NOT_PLACED
+    except (AgentError, OSError, ValueError) as error:
+        click.echo(str(error), err=True)
+        return NOT_PLACED
+    return _tell(record.summary())

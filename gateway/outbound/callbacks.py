@@ -278,7 +278,7 @@ AGAIN_THERE_SECONDS = 3.0
 
 
 class Dial(Protocol):
-    """Places a call: :meth:`gateway.outbound.calls.OutboundCalls.place`."""
+    """Places a call: :meth:`gateway.outbound.outbound_calls.OutboundCalls.place`."""
 
     async def __call__(
         self, to: str, route: str, trunk: str, variables: Mapping[str, str], *, parent: str

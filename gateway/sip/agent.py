@@ -15,7 +15,7 @@ import structlog
 from gateway.addresses import host_of
 from gateway.audio.g711 import Codec
 from gateway.sip import library
-from gateway.sip.calls import Calls
+from gateway.sip.active_calls import Calls
 from gateway.sip.incoming import InviteCallbacks
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio, PortPool, note_ready, ready_fd, take_ready

@@ -14,7 +14,7 @@ import structlog
 from gateway.addresses import bracketed
 from gateway.audio.g711 import Codec
 from gateway.ending import refusal_code
-from gateway.sip.calls import CallServices
+from gateway.sip.active_calls import CallServices
 from gateway.sip.ingress.access_control import AccessControl, party_of
 from gateway.sip.leg import Leg
 from gateway.sip.messages.headers import (

@@ -18,8 +18,8 @@ import pjsua2 as pj
 import structlog
 
 from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE, Codec
-from gateway.sip.rate_limits import TokenBucket
 from gateway.sip.settings import SipSettings
+from gateway.sip.source_limits import TokenBucket
 from gateway.text import unicode_of
 
 log = structlog.get_logger("sip")

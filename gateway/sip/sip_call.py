@@ -15,7 +15,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.audio.g711 import Codec
-from gateway.sip.calls import CallServices
+from gateway.sip.active_calls import CallServices
 from gateway.sip.leg import Leg
 from gateway.sip.media.quality import Meter, counters_of
 from gateway.sip.messages.headers import body_of, first_of, headers_of, reason_of, text_of

@@ -13,7 +13,7 @@ import structlog
 from gateway.addresses import host_of
 from gateway.audio.g711 import Codec
 from gateway.sip import library
-from gateway.sip.calls import QUALITY_SECONDS, ByeTracker, Calls, CallServices
+from gateway.sip.active_calls import QUALITY_SECONDS, ByeTracker, Calls, CallServices
 from gateway.sip.incoming import Endpoint, Incoming, InviteCallbacks
 from gateway.sip.ingress.access_control import AccessControl
 from gateway.sip.ingress.capacity import (

@@ -12,7 +12,7 @@ import pjsua2 as pj
 import structlog
 
 from gateway.addresses import host_of
-from gateway.sip.calls import CallServices
+from gateway.sip.active_calls import CallServices
 from gateway.sip.leg import Leg, ReferProgress
 from gateway.sip.media.conference import ConferenceLink
 from gateway.sip.messages.headers import headers_of, refer_to_of, sip_target, text_of, uri_of

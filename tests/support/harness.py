@@ -19,7 +19,7 @@ from gateway.devtools.emulator.server import Emulator
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.realtime.sent_commands import REQUEST_KEY
 from gateway.records.database import Database, Filter
-from gateway.records.events import SUFFIX
+from gateway.records.event_logs import SUFFIX
 from gateway.records.rows import CLOSED, CUT
 from gateway.records.spool import LOCK_NAME, NAME
 from tests.support.gateway_process import WITHIN_S, Gateway

@@ -148,6 +148,7 @@ class ContextTrimmer:
         session = self._session
 
         def summarised(status: str, text: str, at: float) -> list[Output]:
+            """Delete the old turns, with their summary in their place if there is one."""
             self._asking = False
             if self._session != session:
                 return []

@@ -22,7 +22,6 @@ from gateway.devtools.emulator.conversation import (
     ms_of_output_tokens,
     output_tokens,
 )
-from gateway.devtools.emulator.limits import RateLimits
 from gateway.devtools.emulator.mcp_servers import (
     failure,
     mcp_call_item,
@@ -40,6 +39,7 @@ from gateway.devtools.emulator.objects import (
     response_object,
     usage_object,
 )
+from gateway.devtools.emulator.rate_limits import RateLimits
 from gateway.devtools.emulator.script import Answer, McpCall, Script
 from gateway.devtools.emulator.speech import FORMATS, AudioFormat
 

@@ -35,7 +35,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.devtools.emulator.limits import Ending, Limits, Refusal, Seconds
+from gateway.devtools.emulator.rate_limits import Ending, Limits, Refusal, Seconds
 
 
 class ScriptError(ValueError):

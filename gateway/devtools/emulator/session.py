@@ -18,10 +18,10 @@ from gateway.devtools.emulator.client_events import (
 )
 from gateway.devtools.emulator.conversation import Conversation, Item
 from gateway.devtools.emulator.dialogue import ContentMaker, Turn
-from gateway.devtools.emulator.limits import RateLimits
 from gateway.devtools.emulator.listening import Cancellable, Listening, Transcribing
 from gateway.devtools.emulator.mcp_servers import McpServers
 from gateway.devtools.emulator.objects import Json, ProtocolError, message_item
+from gateway.devtools.emulator.rate_limits import RateLimits
 from gateway.devtools.emulator.response import Response, Settings
 from gateway.devtools.emulator.script import Answer, McpCall, Script
 from gateway.devtools.emulator.session_log import SessionRecord

@@ -17,7 +17,6 @@ import structlog
 from gateway.addresses import plain
 from gateway.ending import reason_header, refusal_code
 from gateway.sip.ingress.source_policy import Headers, SourcePolicy, Stopped
-from gateway.sip.ingress.sources import Connections
 from gateway.sip.messages.headers import (
     body_of,
     first_of,
@@ -45,9 +44,9 @@ from gateway.sip.messages.validation import (
     stripped,
     stripped_refusal,
 )
-from gateway.sip.rate_limits import RefusalLog, SourceBuckets
 from gateway.sip.settings import Access
 from gateway.sip.signalling import DROP, PASS, Decision, Negotiation, Received, Unread
+from gateway.sip.source_limits import Connections, RefusalLog, SourceBuckets
 from gateway.sip.trunks.matching import Attribution, Challenges, Trunks
 
 log = structlog.get_logger("sip")

@@ -12,12 +12,11 @@ import structlog
 
 from gateway.addresses import plain
 from gateway.sip.ingress.digest import DigestAuth, Outcome
-from gateway.sip.ingress.sources import Bans, is_scanner
 from gateway.sip.messages.headers import first_of
 from gateway.sip.messages.replies import Reply
-from gateway.sip.rate_limits import RefusalLog, TokenBucket
 from gateway.sip.settings import Access, Trunk
 from gateway.sip.signalling import Received, Unread
+from gateway.sip.source_limits import Bans, RefusalLog, TokenBucket, is_scanner
 from gateway.sip.trunks.matching import Attribution, Trunks
 
 log = structlog.get_logger("sip")

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from gateway.api.backend import RefusedError
-from gateway.app.commands import ContentCommands, call_named
+from gateway.app.api_commands import ContentCommands, call_named
 from gateway.bridge.call_controller import OutOfBandWaiters
 from gateway.call.call_record import CallRecord
 from gateway.call.outputs import OutOfBandDone

@@ -11,15 +11,15 @@ from typing import Any, cast
 import pytest
 
 from gateway.api.backend import NoCallError, RefusedError
-from gateway.app.commands import DialCommands
+from gateway.app.api_commands import DialCommands
 from gateway.bridge.legs import DialRefusedError
 from gateway.call.call_record import CallRecord
 from gateway.config import load_config
 from gateway.config.sections import OutboundSettings
 from gateway.dialplan import load_dialplan
 from gateway.ending import EndReason, ending_of
-from gateway.outbound import calls as calls_module
-from gateway.outbound.calls import OutboundCalls, OutboundLimiter
+from gateway.outbound import outbound_calls as calls_module
+from gateway.outbound.outbound_calls import OutboundCalls, OutboundLimiter
 from gateway.sip.types import LegEnd
 
 SETTINGS: dict[str, Any] = {

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 from gateway.cli.main import main
 from gateway.devtools.event_viewer import Entry, entries_of, read_lines
-from gateway.records import events
+from gateway.records import event_logs
 from gateway.records.background import BackgroundWriter
-from gateway.records.events import EventLog, EventLogs, elided
+from gateway.records.event_logs import EventLog, EventLogs, elided
 
 SECRET = "sk-secret-4711"
 AUDIO = bytes(range(160))
@@ -120,8 +120,8 @@ def test_what_is_no_json_is_there_too(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_drops_with_a_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "MAX_WAITING", 4)
-    monkeypatch.setattr(events, "PARCEL", 1)
+    monkeypatch.setattr(event_logs, "MAX_WAITING", 4)
+    monkeypatch.setattr(event_logs, "PARCEL", 1)
 
     def use(made: EventLog) -> None:
         for _ in range(10):
@@ -134,13 +134,13 @@ def test_a_full_queue_drops_with_a_count(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_audio_that_is_gathered_stands_before_what_comes_after_it(tmp_path: Path) -> None:
     def use(made: EventLog) -> None:
-        for _ in range(events.PARCEL + 5):
+        for _ in range(event_logs.PARCEL + 5):
             made.sent(APPEND)
         made.received(b'{"type":"response.done"}')
 
     lines = _log(tmp_path, use)
     kinds = [line.get("event", {}).get("type") for line in lines[1:-1]]
-    assert kinds == ["input_audio_buffer.append"] * (events.PARCEL + 5) + ["response.done"]
+    assert kinds == ["input_audio_buffer.append"] * (event_logs.PARCEL + 5) + ["response.done"]
     assert [line["t_ms"] for line in lines] == sorted(line["t_ms"] for line in lines)
 
 
@@ -151,7 +151,7 @@ def test_audio_that_is_none_is_a_line_all_the_same(tmp_path: Path) -> None:
 
 
 def test_a_file_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "MAX_FILE_BYTES", 500)
+    monkeypatch.setattr(event_logs, "MAX_FILE_BYTES", 500)
 
     def use(made: EventLog) -> None:
         for _ in range(10):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gateway.sip.ingress import digest
 from gateway.sip.ingress.digest import DigestAuth, Outcome, parameters_of, response_of
-from gateway.sip.ingress.sources import KNOWN_SECONDS, Bans, is_scanner
 from gateway.sip.settings import BanPolicy
+from gateway.sip.source_limits import KNOWN_SECONDS, Bans, is_scanner
 from tests.support.digest_answer import answer
 
 HOST = "192.0.2.7"

@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
+from gateway.sip.active_calls import Calls, HeldCall
 from gateway.sip.agent import AgentError, UserAgent
-from gateway.sip.calls import Calls, HeldCall
 from gateway.sip.settings import Listen, SipSettings
 from gateway.sip.thread import SipThread
 from gateway.sip.trunks.matching import Challenged

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.addresses import address_of
-from gateway.sip.rate_limits import (
+from gateway.sip.settings import Access, Listen, Peer, SipSettings, Trunk
+from gateway.sip.source_limits import (
     LINES_AT_ONCE,
     MAX_REFUSALS,
     REPEAT_SECONDS,
@@ -21,7 +22,6 @@ from gateway.sip.rate_limits import (
     SourceBuckets,
     TokenBucket,
 )
-from gateway.sip.settings import Access, Listen, Peer, SipSettings, Trunk
 from gateway.sip.transports import hosts_of, unreachable
 from gateway.sip.trunks.matching import Trunks
 from gateway.sip.trunks.reachability import Registration, State, keys_to_check, target_of

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from gateway.cli.develop import timeline as command
 from gateway.devtools.timeline import read_record, tell
+from gateway.devtools.timeline.as_text import render
 from gateway.devtools.timeline.picture import draw
 from gateway.devtools.timeline.story import Record, RecordError, began_speaking, read_sound, replies
-from gateway.devtools.timeline.text import render
 
 
 def sample(**changes: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from gateway.config import Config
 from gateway.dialplan import Dialplan
 from gateway.ending import EndReason, Outcome
 from gateway.log import level_now, set_level
-from gateway.outbound.calls import OutboundCalls
+from gateway.outbound.outbound_calls import OutboundCalls
 from gateway.planning.call_plan import session_plan
 from gateway.realtime.dialects import GA
 from gateway.tools.api import MAX_DISPOSITION, ImageError, checked
