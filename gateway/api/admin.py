@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from fastapi import HTTPException, Query, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
+from starlette.types import Receive, Scope, Send
 
 from gateway.api.access import Paths, audit, audited, run
 from gateway.api.backend import MAX_FOLLOWERS, Backend
@@ -151,8 +152,6 @@ def _add_webhooks(paths: Paths, backend: Backend) -> None:
 
 
 def _add_events(paths: Paths, backend: Backend) -> None:
-    full = {"code": "too_many", "message": f"{MAX_FOLLOWERS} follow already"}
-
     @paths.add("GET", "/events", Role.READONLY, tags=["events"], response_class=StreamingResponse)
     async def follow_events(request: Request, after: Term = "") -> Any:
         """Events of all calls as they come (Server-Sent Events), or as a WebSocket of JSON texts.
@@ -160,14 +159,8 @@ def _add_events(paths: Paths, backend: Backend) -> None:
         Resumes behind the id in ``Last-Event-ID`` or ``after``; ``feed.gap`` says that events are
         missing.
         """
-        if backend.feed.followers >= MAX_FOLLOWERS:
-            raise HTTPException(429, full, {"Retry-After": "5"})
         last = request.headers.get("last-event-id", "") or after
-        return StreamingResponse(
-            _stream(backend, last),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        )
+        return _EventStream(backend, last)
 
     @paths.app.websocket("/api/v1/events")
     async def events_socket(socket: WebSocket, after: str = "") -> None:
@@ -177,13 +170,43 @@ def _add_events(paths: Paths, backend: Backend) -> None:
         elif token.role < Role.READONLY:
             forbidden = {"code": "forbidden", "message": "needs the role readonly"}
             refused = JSONResponse({"error": forbidden}, 403)
-        elif backend.feed.followers >= MAX_FOLLOWERS:
-            refused = JSONResponse({"error": full}, 429, {"Retry-After": "5"})
+        elif not backend.feed.join():
+            refused = _full()
         else:
-            await socket.accept()
-            await _send_events(backend, socket, socket.headers.get("last-event-id", "") or after)
+            try:
+                await socket.accept()
+                last = socket.headers.get("last-event-id", "") or after
+                await _send_events(backend, socket, last)
+            finally:
+                backend.feed.leave()
             return
         await socket.send_denial_response(refused)
+
+
+def _full() -> JSONResponse:
+    error = {"code": "too_many", "message": f"{MAX_FOLLOWERS} follow already"}
+    return JSONResponse({"error": error}, 429, {"Retry-After": "5"})
+
+
+class _EventStream(StreamingResponse):
+    """Server-Sent Events to a follower, whose place is taken and given back here."""
+
+    def __init__(self, backend: Backend, last: str) -> None:
+        super().__init__(
+            _stream(backend, last),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+        self._feed = backend.feed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._feed.join():
+            await _full()(scope, receive, send)
+            return
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._feed.leave()
 
 
 async def _send_events(backend: Backend, socket: WebSocket, last: str) -> None:

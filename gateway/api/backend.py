@@ -100,6 +100,17 @@ class EventFeed:
         self._last = 0
         self._pulse = asyncio.Event()
 
+    def join(self) -> bool:
+        """Take a place among the followers, until :meth:`leave`; False where none is free."""
+        if self.followers >= MAX_FOLLOWERS:
+            return False
+        self.followers += 1
+        return True
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self.followers -= 1
+
     def add(self, event: Mapping[str, Any]) -> None:
         """An event of a call."""
         self._last += 1
@@ -121,18 +132,14 @@ class EventFeed:
             seen = told if known else self._last - len(self._events)
             if not known:
                 yield f"{self._boot}.{seen}", {"type": "feed.gap", "missed": None}
-        self.followers += 1
-        try:
-            while True:
-                oldest = self._events[0][0] if self._events else self._last + 1
-                if seen < oldest - 1:
-                    missed, seen = oldest - 1 - seen, oldest - 1
-                    yield f"{self._boot}.{seen}", {"type": "feed.gap", "missed": missed}
-                for number_of_event, event in [one for one in self._events if one[0] > seen]:
-                    seen = number_of_event
-                    yield f"{self._boot}.{seen}", event
-                pulse = self._pulse
-                if seen == self._last:
-                    await pulse.wait()
-        finally:
-            self.followers -= 1
+        while True:
+            oldest = self._events[0][0] if self._events else self._last + 1
+            if seen < oldest - 1:
+                missed, seen = oldest - 1 - seen, oldest - 1
+                yield f"{self._boot}.{seen}", {"type": "feed.gap", "missed": missed}
+            for number_of_event, event in [one for one in self._events if one[0] > seen]:
+                seen = number_of_event
+                yield f"{self._boot}.{seen}", event
+            pulse = self._pulse
+            if seen == self._last:
+                await pulse.wait()

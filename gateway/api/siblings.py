@@ -18,8 +18,9 @@ from urllib.parse import unquote
 import httpx
 import structlog
 from starlette.datastructures import Headers, QueryParams
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import unix_connect
@@ -31,11 +32,15 @@ from gateway.api.tokens import Token
 CONNECT_SECONDS = 1.0
 ANSWER_SECONDS = 30.0
 """More than any command takes."""
+LOOK_SECONDS = 2.0
+"""For what a worker answers at once: one that hangs is passed over then."""
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 
 _CALL = re.compile(r"/(?:api/v1|v1/realtime)/calls/([^/]+)(?:/.*)?")
 _NOT_CALLS = frozenset({"export"})
 _OWN = frozenset({"host", "connection", "content-length", "transfer-encoding", "upgrade", HOP})
+_NOT_KEPT = frozenset({"connection", "date", "server", "transfer-encoding"})
+"""Header fields of an answer that are this worker's."""
 
 log = structlog.get_logger("api")
 
@@ -77,10 +82,12 @@ class Siblings:
 
     async def _get(self, path: Path, target: str, parameters: dict[str, str]) -> dict[str, Any]:
         try:
-            answer = await self.client(path).get(target, params=parameters, headers={HOP: "1"})
+            asked = self.client(path).get(target, params=parameters, headers={HOP: "1"})
+            async with asyncio.timeout(LOOK_SECONDS):
+                answer = await asked
             return dict(answer.json()) if answer.is_success else {}
-        except (httpx.HTTPError, OSError, ValueError):
-            return {}  # it is being started, or has ended
+        except (httpx.HTTPError, OSError, ValueError):  # TimeoutError is an OSError
+            return {}  # it is being started, has ended or hangs
 
 
 class HandOn:
@@ -129,21 +136,34 @@ class HandOn:
     async def _hand_on(self, request: Request, path: Path, send: Send) -> None:
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         client = self._siblings.client(path)
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            return
+        except HTTPException as error:  # too long; nobody else answers here
+            refused = JSONResponse({"error": error.detail}, error.status_code)
+            await refused(request.scope, request.receive, send)
+            return
         asked = client.build_request(
-            request.method,
-            target,
-            headers=_headers(request.scope),
-            content=await request.body(),
+            request.method, target, headers=_headers(request.scope), content=body
         )
         try:
-            answer = await client.send(asked)
+            answer = await client.send(asked, stream=True)
         except (httpx.HTTPError, OSError) as error:
             log.warning("api.worker_silent", socket=str(path), error=type(error).__name__)
             answered = Response(status_code=503, headers={"Retry-After": "1"})
-        else:
-            kept = {k: v for k, v in answer.headers.items() if k not in (*_OWN, "date", "server")}
-            answered = Response(answer.content, answer.status_code, kept)
-        await answered(request.scope, request.receive, send)
+            await answered(request.scope, request.receive, send)
+            return
+        try:
+            kept = {k: v for k, v in answer.headers.items() if k not in _NOT_KEPT}
+            # Piece by piece: a recording is long.
+            passed_on = StreamingResponse(answer.aiter_raw(), answer.status_code, kept)
+            await passed_on(request.scope, request.receive, send)
+        except (httpx.HTTPError, OSError) as error:
+            log.warning("api.worker_silent", socket=str(path), error=type(error).__name__)
+            raise
+        finally:
+            await answer.aclose()
 
     async def _join(self, socket: WebSocket, path: Path) -> None:
         """Join two WebSockets, until either ends."""

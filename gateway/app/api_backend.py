@@ -192,6 +192,7 @@ class Api:
     Args:
         state: of the process: ``state``, ``draining`` and ``health``.
         servers: the state of each realtime server.
+        refusing: why the database that processes share has all calls refused; empty: it does not.
         drain: begins the drain of the process.
     """
 
@@ -211,9 +212,11 @@ class Api:
         applications: Applications,
         readings: Readings,
         knows: Callable[[str], bool],
+        refusing: Callable[[], str],
     ) -> None:
         self._config = config
         self._knows = knows
+        self._refusing = refusing
         self._dialplan = dialplan
         self._agent = agent
         self._calls = calls
@@ -318,6 +321,8 @@ class Api:
         reasons = dict(state["health"]["problems"])
         if state["state"] != "serving":
             reasons["state"] = str(state["state"])
+        if refusing := self._refusing():
+            reasons["shared"] = f"calls are refused: the database was not reached ({refusing})"
         trunks = self._agent.trunk_states()
         if trunks and not any(_may_bring_calls(one) for one in trunks):
             reasons["trunks"] = "no trunk is registered, or answers OPTIONS"

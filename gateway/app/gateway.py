@@ -295,6 +295,7 @@ class Gateway:
                 self.lag,
             ),
             lambda call: operator.knows(call) or self.outbound.recent(call) is not None,
+            lambda: shared.refusing,
         )
         maintenance = Maintenance(agent, reloader.reload)
         self._parts = (

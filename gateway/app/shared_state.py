@@ -103,6 +103,7 @@ class SharedState:
         """Why the database was not reached when it was last asked."""
         self.refused = 0
         """Calls refused because it was not reached."""
+        self._refusing = False
 
     # ---- life
 
@@ -149,6 +150,11 @@ class SharedState:
     def holder(self) -> str:
         """The name of this process among those on the database."""
         return self._costs.holder
+
+    @property
+    def refusing(self) -> str:
+        """Why calls are refused until the database is reached again; empty: they are not."""
+        return self.unavailable if self._refusing else ""
 
     def as_json(self) -> dict[str, Any]:
         """Return the state for ``gateway status``."""
@@ -208,7 +214,7 @@ class SharedState:
             self._answer(batch, error)
         else:
             if self.unavailable:
-                self.unavailable = ""
+                self.unavailable, self._refusing = "", False
                 log.info("shared.available")
             self._answer(batch, None, results)
 
@@ -331,6 +337,7 @@ class SharedState:
                 log.warning("shared.not_asked", call=wanted.call_id, error=detail)
                 return ""
             self.refused += 1
+            self._refusing = True
             return f'the database was not reached ({detail}); shared.fail = "closed"'
         self._costs.said(day, sums)
         self._held[wanted.call_id] += answer.leases
@@ -386,7 +393,7 @@ class SharedState:
                 if clock() - renewed >= RENEW_SECONDS and self._held:
                     renewed = clock()
                     await self._renew()
-                if self._costs.watched() or self._costs.pending_sums():
+                if self.unavailable or self._costs.watched() or self._costs.pending_sums():
                     await self._settle()
                 if self._config.access.ban_after and clock() - bans >= BANS_SECONDS:
                     bans = clock()

@@ -205,7 +205,7 @@ def exported(rows: Iterable[Mapping[str, Any]], form: str) -> Iterator[str]:
 def cell_of(value: Any) -> Any:
     text = value if isinstance(value, str) else ""
     # A number's + is no formula.
-    run = text[:1] in ("=", "+", "-", "@", "\t") and not text.removeprefix("+").isdigit()
+    run = text[:1] in tuple("=+-@\t\r\n") and not text.removeprefix("+").isdigit()
     return f"'{text}" if run else value
 
 

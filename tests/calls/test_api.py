@@ -15,8 +15,11 @@ import pytest
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 from uvicorn.server import ServerState
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
 
 from gateway.api import limits
+from gateway.api.backend import MAX_FOLLOWERS
 from gateway.api.limits import CONNECTIONS
 from gateway.api.tokens import hash_of
 from tests.calls.test_keys import events_of
@@ -272,6 +275,32 @@ async def test_events_come_and_resume(world: GatewayStack) -> None:
         seen.clear()
         await follow(first, 2)
         assert seen == after, "what came behind that id"
+
+
+async def test_of_many_who_follow_at_once_no_more_than_the_limit_may(world: GatewayStack) -> None:
+    address = world.gateway.all("api.listening")[-1]["address"]
+    headers = {"Authorization": f"Bearer {TOKENS['readonly']}"}
+    sockets: list[ClientConnection] = []
+    statuses: list[int] = []
+
+    async def follow() -> None:
+        try:
+            url = f"ws://{address}/api/v1/events"
+            sockets.append(await connect(url, additional_headers=headers, proxy=None))
+        except InvalidStatus as refused:
+            statuses.append(refused.response.status_code)
+
+    await asyncio.gather(*(follow() for _ in range(MAX_FOLLOWERS + 20)))
+    assert (len(sockets), set(statuses)) == (MAX_FOLLOWERS, {429})
+    async with Client(world, "readonly") as http:
+        assert (await http.get("/api/v1/events")).status_code == 429
+        await asyncio.gather(*(one.close() for one in sockets))
+
+        async def free() -> bool:
+            async with http.stream("GET", "/api/v1/events") as stream:
+                return stream.status_code == 200
+
+        await eventually(free, "a place")
 
 
 async def test_bad_requests_are_refused_without_their_content(world: GatewayStack) -> None:

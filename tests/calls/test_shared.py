@@ -16,6 +16,7 @@ import pytest
 from gateway.records import shared
 from gateway.records.database import Database
 from gateway.records.tables import SHARED, leases, spending
+from tests.calls.test_api import API, Client
 from tests.support.callee import CalledPhone, free_port
 from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack, eventually
@@ -164,7 +165,7 @@ async def test_a_budget_that_one_has_spent_is_spent_for_the_other(
 async def test_what_holds_while_the_database_is_away(
     own_folder: Path, server: Postgres, fail: str
 ) -> None:
-    more = f'{MORE}\n[shared]\nfail = "{fail}"\n[cost.budget]\nper_day = 5.0\n'
+    more = f'{MORE}\n{API}\n[shared]\nfail = "{fail}"\n[cost.budget]\nper_day = 5.0\n'
     cleaned(server.url).close()
     async with gateways(own_folder, server.url, 1, more) as (world,):
         lasting = await world.dial()
@@ -175,6 +176,9 @@ async def test_what_holds_while_the_database_is_away(
             (code,) = await decided([call])
             heard = len(lasting.rtp.packets)
             await lasting.rtp.until(lambda: len(lasting.rtp.packets) > heard + 10)
+            async with Client(world, "") as http:
+                ready = await http.get("/readyz")
+            assert list(ready.json()["reasons"]) == (["shared"] if fail == "closed" else [])
         finally:
             await asyncio.to_thread(server.pause, False)
         await world.gateway.wait("shared.unavailable", fail=fail)
@@ -186,6 +190,8 @@ async def test_what_holds_while_the_database_is_away(
             assert code == 200
             await world.gateway.wait("shared.not_asked")
         await world.gateway.wait("shared.available")
+        async with Client(world, "") as http:
+            assert (await http.get("/readyz")).status_code == 200
         again = world.phone.call("plain")
         again.invite()
         assert await decided([again]) == [200]

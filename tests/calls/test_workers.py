@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+import signal
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from gateway.api.siblings import ANSWER_SECONDS
 from gateway.api.tokens import hash_of
 from gateway.cli.main import main
 from tests.calls.test_api import TOKENS
@@ -143,6 +145,45 @@ async def test_the_api_of_one_worker_serves_the_calls_of_the_other(pair: Pair) -
     await call.hung_up()
     line = await pair.gateways[1].wait("api.audit", action="hangup", call=name)
     assert (line["who"], line["role"], line["peer"]) == ("operator-one", "operator", "127.0.0.1")
+
+
+async def test_what_a_client_sends_for_the_other_worker_may_be_long_or_cut(pair: Pair) -> None:
+    call, name = await pair.dial()
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(3 * 1024):
+            yield bytes(1024)
+
+    async with pair.http() as http:
+        for method, path in (("POST", "say"), ("GET", "transcript")):
+            answer = await http.request(method, f"/api/v1/calls/{name}/{path}", content=endless())
+            assert answer.status_code == 413
+            assert answer.json()["error"]["code"] == "too_long"
+    host, _, port = pair.gateways[0].all("api.listening")[-1]["address"].rpartition(":")
+    _reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST /api/v1/calls/{name}/say HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n"
+    writer.write(f"{head}Authorization: Bearer {TOKENS['operator']}\r\n\r\nx".encode())
+    await writer.drain()
+    writer.close()
+    async with pair.http() as http:
+        hung = await http.post(f"/api/v1/calls/{name}/hangup")
+        assert hung.json() == {"call": name}
+    await call.hung_up()
+    assert not pair.gateways[0].all("api.failed")
+
+
+async def test_a_worker_that_hangs_is_passed_over(pair: Pair) -> None:
+    own = await pair.world.dial("greeted")
+    name = pair.world.gateway.ids_of(own.call_id)[0]
+    pair.gateways[1].signal(signal.SIGSTOP)
+    try:
+        async with pair.http() as http, asyncio.timeout(ANSWER_SECONDS):
+            live = (await http.get("/api/v1/calls", params={"live": True})).json()["calls"]
+            assert [row["id"] for row in live] == [name]
+            assert (await http.get("/api/v1/calls/none")).status_code == 404
+    finally:
+        pair.gateways[1].signal(signal.SIGCONT)
+    await pair.world.summary_at_end(own)
 
 
 async def test_an_application_asks_any_worker(pair: Pair) -> None:
