@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import httpx
@@ -33,7 +34,7 @@ class Hosted:
         return refuse
 
 
-def app() -> FastAPI:
+def app(live: Sequence[dict[str, Any]] = (), recordings: Path | None = None) -> FastAPI:
     """The API of a process whose every command does nothing."""
 
     class Commands(dict[str, Any]):
@@ -50,7 +51,7 @@ def app() -> FastAPI:
     return make_app(
         Backend(
             commands=Commands(),
-            live=list,
+            live=lambda: list(live),
             record=lambda _call: None,
             database=None,
             feed=EventFeed("boot"),
@@ -60,6 +61,7 @@ def app() -> FastAPI:
             drain=lambda: None,
             reload=reload,
             applications=cast(Any, Hosted()),
+            recordings=recordings,
         ),
         TOKENS,
     )
@@ -207,3 +209,28 @@ def test_sources_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(guarded._failures) == 10
 
     asyncio.run(run())
+
+
+async def test_a_recording_that_grows_while_it_is_read_is_as_long_as_it_was(
+    tmp_path: Path,
+) -> None:
+    made = app([ROW], tmp_path)
+    file = tmp_path / "20260101_c1.wav"
+    file.write_bytes(bytes(100_000))
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+        with file.open("ab") as more:
+            more.write(bytes(1000))
+
+    path = "/api/v1/calls/c1/recording"
+    headers = [(b"authorization", b"Bearer gw_operator")]
+    scope = {"type": "http", "method": "GET", "path": path, "headers": headers, "query_string": b""}
+    await cast(Any, made)(scope, receive, send)
+    assert dict(sent[0]["headers"])[b"content-length"] == b"100000"
+    assert sum(len(message["body"]) for message in sent[1:]) == 100_000
