@@ -379,13 +379,14 @@ class CallActions:
         return self._action.stop(now)
 
     def _queue(self, action: Action, now: float) -> None:
+        """Queue an operator's action. Raises ToolCallError while another is under way."""
         if self._action is not None:
             raise ToolCallError("something else is being done for this call")
         self._action, self._call_id = action, BY_OPERATOR
         self._begin_by = now + self._plan.limits.say_seconds
 
     def settle(self, now: float, *, queued: bool, confirmed: bool) -> list[Output]:
-        """Begin, once the call is up and what is ``queued`` was heard, or its time is over."""
+        """Begin the action once the call is up and no speech is ``queued``, or its time is over."""
         if self._action is None or self._begin_by is None:
             return []
         if not confirmed:

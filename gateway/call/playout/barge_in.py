@@ -83,7 +83,7 @@ class Interruptions:
             self._protected.add(response_id)
 
     def agent_words(self, event: AgentTranscriptDelta) -> None:
-        """Search the words of a response for uninterruptible patterns."""
+        """Protect a response whose words match a pattern that must not be interrupted."""
         if not self._plan.uninterruptible_patterns or event.response_id in self._protected:
             return
         of, text = self._words

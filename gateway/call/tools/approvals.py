@@ -297,8 +297,9 @@ class McpWatch:
         self._asked_for.add(item_id)
 
         def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
+            """Send the decision to the server, unless the session that asked is gone."""
             if item_id not in self._asked_for:
-                return []  # the session that asked is gone
+                return []
             self._asked_for.discard(item_id)
             self._answered += 1
             answer: dict[str, Any] = {

@@ -262,6 +262,7 @@ class Functions:
             return self._answer_error(error, call_id, group, use, now)
 
         def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
+            """Run the tool, or answer that it is not approved."""
             use.approval = by if yes else f"refused: {by}"
             group.open.discard(call_id)
             if yes:
@@ -302,6 +303,7 @@ class Functions:
         group.open.add(call_id)
 
         def decided(yes: bool, by: str, reason: str, now: float) -> list[Output]:
+            """Run the function, or answer that it is not approved."""
             use.approval = by if yes else f"refused: {by}"
             if call_id not in self._running:
                 return []
