@@ -28,6 +28,18 @@ def test_every_file_that_it_names_is_there() -> None:
     assert not missing
 
 
+def test_every_name_that_it_gives_is_in_its_file() -> None:
+    places = re.findall(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.py)` \(([^)]*)\)", PAGE)
+    given = [(file, name) for file, names in places for name in re.findall(r"`([\w.]+)`", names)]
+    missing = [
+        (file, name)
+        for file, name in given
+        if name.rpartition(".")[2] not in (ROOT / "gateway" / file).read_text(encoding="utf-8")
+    ]
+    assert len(given) > 20
+    assert not missing
+
+
 def test_every_package_has_its_row() -> None:
     packages = {path.parent.name for path in (ROOT / "gateway").glob("*/__init__.py")}
     rows = [line for line in PAGE.splitlines() if line.startswith("| `")]
