@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.access import Paths, audit, audited, run
+from gateway.api.access import NO_CALL, Paths, audit, audited, run
 from gateway.api.backend import MAX_FOLLOWERS, Backend
 from gateway.api.calls import Term, part
 from gateway.api.limits import BEARER, UNAUTHORIZED
@@ -79,6 +79,11 @@ def add_administration(paths: Paths, backend: Backend) -> None:
     async def get_here(call: Term) -> Any:
         """Whether a call of this id, beginning of one or Call-ID is known to this worker."""
         return {"here": backend.here(call)}
+
+    @paths.add("GET", "/refused", Role.OPERATOR, errors=NO_CALL, tags=["gateway"])
+    async def get_refused(call: Term) -> Any:
+        """Why an INVITE with this SIP Call-ID was refused before any route, if it was lately."""
+        return await run(backend, "refused", {"call": call})
 
     @paths.add("GET", "/trunks", Role.READONLY, Trunks, tags=["gateway"])
     async def list_trunks(limit: Limit = 100, after: Term = "") -> Any:
@@ -156,7 +161,8 @@ def _add_events(paths: Paths, backend: Backend) -> None:
     async def follow_events(request: Request, after: Term = "") -> Any:
         """Events of all calls as they come (Server-Sent Events), or as a WebSocket of JSON texts.
 
-        Resumes behind the id in ``Last-Event-ID`` or ``after``; ``feed.gap`` says that events are
+        Resumes behind the id in ``Last-Event-ID`` or ``after``, of the stream or, of the WebSocket,
+        in a text's ``last_event_id``; ``feed.gap`` says that events are
         missing.
         """
         last = request.headers.get("last-event-id", "") or after
@@ -213,7 +219,7 @@ async def _send_events(backend: Backend, socket: WebSocket, last: str) -> None:
     async def out() -> None:
         async for number, event in _numbered(backend, last):
             if number:
-                told = json.dumps({"id": number, **event}, ensure_ascii=False)
+                told = json.dumps({"last_event_id": number, **event}, ensure_ascii=False)
                 await socket.send_text(told)
 
     sending = asyncio.create_task(out(), name="events")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
+import tomllib
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -20,6 +21,12 @@ _CALL = "/calls/{call}"
 REQUESTS = {
     "status": ("GET", "/status"),
     "reload": ("POST", "/reload"),
+    "refused": ("GET", "/refused"),
+    "hold": ("POST", f"{_CALL}/hold"),
+    "unhold": ("POST", f"{_CALL}/unhold"),
+    "mute": ("POST", f"{_CALL}/mute"),
+    "unmute": ("POST", f"{_CALL}/unmute"),
+    "dtmf": ("POST", f"{_CALL}/dtmf"),
     "dial": ("POST", "/calls"),
     "call": ("GET", f"{_CALL}/outcome"),
     "hangup": ("POST", f"{_CALL}/hangup"),
@@ -86,6 +93,28 @@ def sockets_at(path: Path) -> list[Path]:
     numbered = {one.stem.removeprefix(f"{path.stem}-"): one for one in found}
     workers = [numbered[n] for n in sorted(filter(str.isdigit, numbered), key=int)]
     return [path] if path.exists() or not workers else workers
+
+
+def socket_of(config: Path) -> Path:
+    """Return the path of the control socket of this configuration. Raises NoAnswerError.
+
+    Reads that key only: secrets need not be present, and nothing slow is imported.
+    """
+    try:
+        data = tomllib.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NoAnswerError(f"{config}: {error.strerror or error}") from None
+    except ValueError as error:  # neither TOML nor UTF-8
+        raise NoAnswerError(f"{config}: {error}") from None
+    section = data.get("control")
+    name = section.get("socket") if isinstance(section, dict) else None
+    if not isinstance(name, str) or not name:
+        raise NoAnswerError(f"{config}: control.socket is not set, so no gateway can be asked")
+    if "${" in name:
+        from gateway.config.source import read_toml
+
+        name = str(read_toml(config).data["control"]["socket"])
+    return Path(config.absolute().parent, Path(name).expanduser())
 
 
 def _exchange(

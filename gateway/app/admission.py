@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import structlog
 
 from gateway.app.applications import Applications, Waiting
-from gateway.app.registry import CallRegistry
+from gateway.app.registry import CallRegistry, deciding
 from gateway.app.server_health import HealthChecker
 from gateway.app.shared_state import SharedState
 from gateway.bridge.call_controller import CallController
@@ -43,6 +45,14 @@ _REFUSED_BELOW = {
 }
 
 
+_BELOW = {
+    EndReason.NO_COMMON_CODEC: ("codecs", ""),
+    EndReason.SRTP_MISMATCH: ("srtp", "media.srtp"),
+    EndReason.OVER_CAPACITY: ("", "sip.max_calls"),
+}
+"""The settings that decide before a route is looked for: of the trunk, and of the gateway."""
+
+
 EACH_AT_ONCE, EACH_PER_SECOND = 20, 0.2
 """Refusals of one source for one reason that have a line and a record; the rest is counted."""
 
@@ -59,12 +69,18 @@ class Rejections:
     Args:
         retry_after: seconds, in the Retry-After of a 503 (RFC 3261 section 20.33).
         redact: what is masked in their records and log lines.
+        place: names a setting of the configuration, or of a trunk, with its file and line.
     """
 
     def __init__(
-        self, records: RecordStore, retry_after: int, redact: Collection[str] = ()
+        self,
+        records: RecordStore,
+        retry_after: int,
+        redact: Collection[str] = (),
+        place: Callable[[str, str], str] = lambda key, _trunk: key,
     ) -> None:
         self._records = records
+        self._place = place
         self._retry_after = retry_after
         self._redact = redact
         self._each = SourceBuckets()
@@ -106,9 +122,15 @@ class Rejections:
         """Write the record of a call that was rejected below the application."""
         record = record_of(refused.invite, datetime.now(UTC))
         code = f"{refused.code} {refused.reason}".rstrip()
-        source = "" if refused.invite is None else f"from {refused.invite.source}: "
-        record.explanation = [f"{source}refused before any route, {code}"]
         why = refused.why or _REFUSED_BELOW.get(refused.code, EndReason.REFUSED)
+        source = trunk = ""
+        if refused.invite is not None:
+            source, trunk = f"from {refused.invite.source}: ", refused.invite.trunk
+        own, base = _BELOW.get(why, ("", ""))
+        key, of = (own, trunk) if trunk and own else (base, "")
+        by = f"; by {self._place(key, of)}" if key else ""
+        who = f"trunk {trunk}, " if trunk else ""
+        record.explanation = [f"{source}{who}refused before any route, {code}{by}"]
         self.write(record, why, refused.code, refused.reason)
 
     def write(
@@ -183,11 +205,32 @@ MAX_EXPLAINED = 10
 """Routes that did not take a call and are named in its record."""
 
 
-def explained_source(invite: Invite) -> str:
+def explained_source(invite: Invite, config: Config) -> str:
     """Say where an INVITE came from, and by which rule it got in."""
     if invite.trunk:
         return f"from {invite.source}: trunk {invite.trunk} ({invite.attributed_by})"
-    return f"from {invite.source}: no trunk; access.unknown_sources lets it in"
+    return f"from {invite.source}: no trunk; {config.place('access.unknown_sources')} lets it in"
+
+
+_RULE = re.compile(r"(?:(access|trunk (\S+)): )?([a-z_]+(?:\.[a-z_]+)*)(?: = .*)?")
+
+
+def explained_refusal(refused: Mapping[str, Any] | None, config: Config) -> str:
+    """Say by which rule an INVITE was refused before any route; empty where none was."""
+    if refused is None:
+        return ""
+    rule, where = str(refused["rule"]), ""
+    if (found := _RULE.fullmatch(rule)) is not None:
+        key = f"access.{found[3]}" if found[1] == "access" else found[3]
+        where = f" ({config.where(key, found[2] or '')})"
+    elif rule.startswith("digest: "):
+        asking = [one.name for one in config.trunk if one.inbound_auth is not None]
+        where = f" ({config.place('inbound_auth', asking[0])})" if len(asking) == 1 else ""
+    answer = f"SIP {refused['code']}" if refused["code"] else "no answer"
+    return (
+        f"INVITE at {refused['at']} from {refused['source']} by {refused['transport']} to "
+        f"{refused['uri']}: refused before any route, {answer}; {rule}{where}"
+    )
 
 
 def explained_routes(
@@ -259,16 +302,21 @@ class Admission:
     def _admit(self, leg: Leg, record: CallRecord, now: datetime) -> None:
         refuse = self._rejections.refuse
         others: list[Explanation] = []
-        record.explanation = [explained_source(leg.invite)]
+        record.explanation = [explained_source(leg.invite, self._config)]
         if self.closed or self._calls.closed:
             record.explanation.append("refused before any route: the gateway drains")
             refuse(leg, record, EndReason.SHUTDOWN)
         elif self._calls.full:
-            record.explanation.append("refused before any route: sip.max_calls")
+            record.explanation.append(
+                f"refused before any route: {self._config.place('sip.max_calls')}"
+            )
             detail = f"{self._calls.max_calls} calls in progress"
             refuse(leg, record, EndReason.OVER_CAPACITY, detail)
         elif leg.invite.offered == ():
-            record.explanation.append("refused before any route: no codec of the trunk is offered")
+            record.explanation.append(
+                "refused before any route: no codec is offered of "
+                + self._config.place("codecs", leg.invite.trunk)
+            )
             refuse(leg, record, EndReason.NO_COMMON_CODEC)
         elif (match := self._dialplan.match(facts_of(leg.invite, now), others)) is None:
             record.explanation += explained_routes(None, others)
@@ -276,6 +324,8 @@ class Admission:
         elif (spent := self._calls.spent(match.route, leg.invite.from_user)) is not None:
             record.route = match.route.name
             record.explanation += self._explained(match, others)
+            by = deciding(EndReason.BUDGET, spent, match.route.name, self._config, self._dialplan)
+            record.explanation += [f"refused by {by}"] if by else []
             refuse(leg, record, EndReason.BUDGET, spent)
         else:
             record.explanation += self._explained(match, others)
@@ -330,7 +380,7 @@ class Admission:
                 self._rejections.refuse(leg, record, EndReason.INTERNAL_ERROR, detail)
 
         leg.handler = Waiting(lambda: end(EndReason.CANCELLED, "by the caller", 487))
-        self._calls.wait_for_decision(record, lambda: end(EndReason.SHUTDOWN, ""))
+        self._calls.wait_for_decision(record, lambda why: end(why, ""))
         asking = self._asking.spawn(ask(), f"ask for {record.call_id}")
 
     def _take(

@@ -255,15 +255,31 @@ def _refusals(record: CallRecord) -> list[str]:
     return [str(mark.get("reason", "")) for mark in rejected]
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """A call that an application, or the processes' database, has not decided on yet."""
+
+    record: CallRecord
+
+
 class OperatorCommands:
     """Hangs calls up, and transfers them to a destination of their own route.
 
     Args:
         calls: in progress, as they come and go.
+        waiting: records of those that wait for an application's decision.
+        refuse_waiting: refuses one of these by its id.
     """
 
-    def __init__(self, calls: Iterable[CallController]) -> None:
+    def __init__(
+        self,
+        calls: Iterable[CallController],
+        waiting: Callable[[], Iterable[CallRecord]] = tuple,
+        refuse_waiting: Callable[[str], object] = lambda _call_id: None,
+    ) -> None:
         self._calls = calls
+        self._waiting = waiting
+        self._refuse_waiting = refuse_waiting
         self._transfers: OrderedDict[tuple[str, int], _Asked] = OrderedDict()
         self.commands = {
             "hangup": self._hang_up,
@@ -277,13 +293,20 @@ class OperatorCommands:
     def knows(self, call: str) -> bool:
         """Whether a call in progress is meant by this name, or one with a transfer to ask for."""
         asked = any(call == known for known, _number in self._transfers)
-        return asked or bool(calls_named(call, self._calls))
+        return asked or bool(calls_named(call, self._all()))
+
+    def _all(self) -> list[CallController | _Waiting]:
+        return [*self._calls, *map(_Waiting, self._waiting())]
 
     def _hang_up(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        controller = call_named(request, self._calls)
-        log.info("operator.hangup", call=controller.record.call_id)
-        controller.feed(inputs.HangupRequested())
-        return {"call": controller.record.call_id}
+        found = call_named(request, self._all())
+        call_id = found.record.call_id
+        log.info("operator.hangup", call=call_id)
+        if isinstance(found, _Waiting):
+            self._refuse_waiting(call_id)
+        else:
+            found.feed(inputs.HangupRequested())
+        return {"call": call_id}
 
     def _transfer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         controller = call_named(request, self._calls)
@@ -371,11 +394,28 @@ class ProcessCommands:
     Args:
         register: has a trunk register now; raises KeyError for one that there is not, and
             ValueError for one that does not register.
+        explain_refused: explains why an INVITE of this SIP Call-ID got no further; "" for none.
     """
 
-    def __init__(self, register: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        register: Callable[[str], None],
+        explain_refused: Callable[[str], str] = lambda _sip_call_id: "",
+    ) -> None:
         self._register = register
-        self.commands: dict[str, Command] = {"register": self._on_register, "log": self._log}
+        self._explain_refused = explain_refused
+        self.commands: dict[str, Command] = {
+            "register": self._on_register,
+            "log": self._log,
+            "refused": self._refused,
+        }
+
+    def _refused(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        call = str(request["call"])
+        told = self._explain_refused(call)
+        if not told:
+            raise NoCallError(f"no INVITE with the Call-ID {call!r} was refused lately")
+        return {"call": call, "explanation": told}
 
     def _on_register(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         name = str(request["trunk"])

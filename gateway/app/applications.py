@@ -154,7 +154,7 @@ class Applications:
         now = asyncio.get_running_loop().time()
         asked = self._known[call_id] = _PendingCall(leg, record, match, take, now)
         leg.handler = Waiting(lambda: self._end(call_id, EndReason.CANCELLED, "by the caller", 487))
-        self._calls.wait_for_decision(record, lambda: self._end(call_id, EndReason.SHUTDOWN, ""))
+        self._calls.wait_for_decision(record, lambda why: self._end(call_id, why, ""))
         log.info("application.asked", call=record.call_id, application=settings.webhook)
         self._tasks.spawn(self._send(call_id, asked, endpoint), f"application {call_id}")
         self._tasks.spawn(self._wait(call_id, asked, settings), f"decision {call_id}")

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from gateway import __version__
-from gateway.app.admission import Admission, Rejections
+from gateway.app.admission import Admission, Rejections, explained_refusal
 from gateway.app.api_backend import Api, Readings
 from gateway.app.api_commands import (
     ContentCommands,
@@ -207,7 +207,12 @@ class Gateway:
             config.realtime.health_check_interval,
             config.realtime.connect_timeout,
         )
-        rejections = Rejections(records, sip.retry_after, config.records.redact)
+        rejections = Rejections(
+            records,
+            sip.retry_after,
+            config.records.redact,
+            lambda key, trunk: self.config.place(key, trunk),
+        )
         self.calls = calls = CallRegistry(
             config, dialplan, records, event_logs, costs, recordings, tracing.trace_id
         )
@@ -257,14 +262,17 @@ class Gateway:
             self._use,
             agent.renew_certificates,
         )
-        operator = OperatorCommands(calls)
+        operator = OperatorCommands(calls, lambda: calls.waiting, calls.refuse_waiting)
         commands = {
             "status": lambda _request: {**self._status(), **state()},
             **DialCommands(self.outbound).commands,
             **SecretCommands(lambda: (self.config, self._dialplan)).commands,
             **operator.commands,
             **ContentCommands(lambda: calls).commands,
-            **ProcessCommands(agent.register).commands,
+            **ProcessCommands(
+                agent.register,
+                lambda call: explained_refusal(agent.refused_invite(call), self.config),
+            ).commands,
             "reload": lambda _request: reloader.reload(),
         }
         api = Api(
@@ -377,7 +385,7 @@ class Gateway:
             raise
         before, self._tools = self._tools, tools
         self.config, self._dialplan = config, dialplan
-        self.calls.use(dialplan)
+        self.calls.use(config, dialplan)
         self._admission.use(config, dialplan, tools)
         self.outbound.use(config, dialplan, tools)
         self._retired.spawn(self._retire(before, set(self.calls)), "retire tools")

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from gateway.billing.costs import Costs
+from gateway.billing.costs import Costs, Scope
 from gateway.bridge.call_controller import CallController
 from gateway.call.call_record import CallRecord
 from gateway.config import Config
 from gateway.config.values import shown
 from gateway.dialplan import Dialplan, Route
+from gateway.ending import EndReason
 from gateway.records.background import BackgroundWriter
 from gateway.records.event_logs import EventLogs
 from gateway.records.files import RecordFiles
@@ -51,6 +52,7 @@ class CallRegistry:
         self.closed = False
         """No further call may begin: the gateway is draining."""
         self._settings = config.records
+        self._config, self._dialplan = config, dialplan
         self._routes = {route.name: route for route in dialplan.routes}
         self._records = records
         self._event_logs = event_logs
@@ -58,7 +60,7 @@ class CallRegistry:
         self._trace_id = trace_id
         self._recordings = recordings
         self._calls: set[CallController] = set()
-        self._undecided: dict[str, tuple[CallRecord, Callable[[], None]]] = {}
+        self._undecided: dict[str, tuple[CallRecord, Callable[[EndReason], None]]] = {}
         self._leaving = TaskSet()
         self.on_finished: Callable[[str], None] = lambda _call_id: None
         """Told the id of each call that is over."""
@@ -92,8 +94,9 @@ class CallRegistry:
         reached = self._costs.exhausted(route, number)
         return None if reached is None else str(reached)
 
-    def use(self, dialplan: Dialplan) -> None:
+    def use(self, config: Config, dialplan: Dialplan) -> None:
         """Know the routes of further calls; those of calls in progress are kept until they end."""
+        self._config, self._dialplan = config, dialplan
         self._routes.update({route.name: route for route in dialplan.routes})
 
     def begin(self, call: CallController) -> None:
@@ -105,13 +108,25 @@ class CallRegistry:
     @property
     def records(self) -> list[CallRecord]:
         """Of the calls in progress, and of those that wait for a decision."""
-        return [*(call.record for call in self._calls), *(r for r, _ in self._undecided.values())]
+        return [*(call.record for call in self._calls), *self.waiting]
 
-    def wait_for_decision(self, record: CallRecord, end: Callable[[], None]) -> None:
+    @property
+    def waiting(self) -> list[CallRecord]:
+        """Of the calls that wait for a decision."""
+        return [record for record, _end in self._undecided.values()]
+
+    def wait_for_decision(self, record: CallRecord, end: Callable[[EndReason], None]) -> None:
         """Keep a place for a call that an application is asked about; ``end`` refuses it."""
         record.undecided = True
         self._undecided[record.call_id] = record, end
         self._idle.clear()
+
+    def refuse_waiting(self, call_id: str) -> bool:
+        """Refuse a call that waits for a decision, for the operator; False where none does."""
+        _record, end = self._undecided.get(call_id, (None, None))
+        if end is not None:
+            end(EndReason.OPERATOR)
+        return end is not None
 
     def decided(self, call_id: str) -> None:
         """Give the place back, or to the call that begins next."""
@@ -123,7 +138,7 @@ class CallRegistry:
     def shut_down(self) -> None:
         """End every call now."""
         for _record, end in tuple(self._undecided.values()):
-            end()
+            end(EndReason.SHUTDOWN)
         for call in self:
             self.forced += 1
             call.shut_down()
@@ -171,7 +186,55 @@ class CallRegistry:
         call.watch(account, events)
         if self._recordings is not None:
             call.record_with(self._recordings)
+        config, dialplan = self._config, self._dialplan
+
+        def explain() -> None:
+            assert record.ending is not None
+            why, detail = record.ending.why, record.ending.detail
+            if by := deciding(why, detail, record.route, config, dialplan):
+                record.explanation.append(f"ended by {by}")
+
+        call.explain = explain
         self._records.opened(record)
+
+
+_DECIDING: dict[EndReason, tuple[str, str]] = {
+    EndReason.MAX_DURATION: ("limits.max_call_duration", "limits.max_call_duration"),
+    EndReason.RTP_TIMEOUT: ("limits.rtp_timeout", "media.rtp_timeout"),
+    EndReason.IDLE: ("idle.timeout", ""),
+    EndReason.MACHINE_DETECTED: ("machine_detection", ""),
+    EndReason.GUARDRAIL: ("guardrail", ""),
+    EndReason.RESPONSE_FAILURES: ("response_failure.max_failures", ""),
+    EndReason.SESSION_UNREACHABLE: ("fallback", "realtime.url"),
+    EndReason.SESSION_REFUSED: ("fallback", "realtime.url"),
+    EndReason.SESSION_LOST: ("fallback", "realtime.url"),
+    EndReason.SESSION_SILENT: ("silence.timeout", ""),
+    EndReason.TRANSFERRED: ("transfer", ""),
+    EndReason.SHUTDOWN: ("", "limits.drain_timeout"),
+}
+"""Settings by which calls end: of the route, and of the configuration where the route has none."""
+
+_BUDGETS = {
+    Scope.CALL: ("budget.per_call", "cost.budget.per_call"),
+    Scope.NUMBER: ("budget.per_caller", "cost.budget.per_caller"),
+    Scope.ROUTE: ("budget.per_day", ""),
+    Scope.DAY: ("", "cost.budget.per_day"),
+}
+
+
+def deciding(why: EndReason, detail: str, route: str, config: Config, dialplan: Dialplan) -> str:
+    """Return the setting by which a call ends, with file and line; empty where none does."""
+    own, base = _DECIDING.get(why, ("", ""))
+    scope = detail.partition(":")[0]
+    if why is EndReason.BUDGET and scope in list(Scope):
+        own, base = _BUDGETS[Scope(scope)]
+    origin = dialplan.origins.get(route)
+    path = tuple[str | int, ...](own.split("."))
+    if origin is not None and own and path in origin.lines:
+        return f"route {route}: {own} ({origin.file.name}:{origin.lines[path]})"
+    if base:
+        return config.place(base)
+    return f"route {route}: {own} (default)" if own and route else ""
 
 
 def endpoints_of(config: Config) -> tuple[Endpoint, ...]:

@@ -8,8 +8,11 @@ what they began with.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -68,14 +71,16 @@ class Reloader:
                 return self._kept([str(error)])
             before, routes = self._current()
             redact_also((*config.secrets(), *dialplan.secrets()))
+            hidden = (*before.secrets(), *routes.secrets(), *config.secrets(), *dialplan.secrets())
             keys = list(changed_keys(before, config))
-            changed = [key for key in keys if _is_applied(key)]
-            later = [key for key in keys if not _is_applied(key)]
+            changed = [_told(*one, hidden) for one in keys if _is_applied(one[0])]
+            later = [_told(*one, hidden) for one in keys if not _is_applied(one[0])]
             changed += changed_routes(routes, dialplan)
             update = {name: getattr(config, name) for name in (*APPLIED, "cost")}
             update["log"] = before.log.model_copy(update={"level": config.log.level})
             try:
                 new = before.model_copy(update=update)
+                new.as_read_with(config)
                 await self._use(new, dialplan, self._reload_certificates)
             except (AgentError, ConfigError, OSError, ValueError) as error:
                 return self._kept([str(error)])
@@ -102,15 +107,48 @@ class Reloader:
         log.info("sip.certificates_reloaded", listeners=count)
 
 
-def changed_keys(before: BaseModel, after: BaseModel, prefix: str = "") -> Iterator[str]:
-    """Yield the keys whose values differ, without the values: they may be secrets."""
+def changed_keys(
+    before: BaseModel, after: BaseModel, prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each key whose value differs, with the old and the new value."""
     for name in type(before).model_fields:
         old, new = getattr(before, name), getattr(after, name)
         key = f"{prefix}{name}"
         if isinstance(old, BaseModel) and isinstance(new, BaseModel):
             yield from changed_keys(old, new, f"{key}.")
         elif old != new:
-            yield key
+            yield key, old, new
+
+
+MAX_VALUE = 80
+"""Characters of a value that the log has."""
+
+
+def _told(key: str, old: Any, new: Any, hidden: Sequence[str]) -> str:
+    """Return a key with its old and new value; of a secret, or what has one in it, the key."""
+    if type(old) is not type(new) and None not in (old, new):
+        return key
+    texts = [_shown(one) for one in (old, new)]
+    if any(text is None or any(one in text for one in hidden if one) for text in texts):
+        return key
+    return f"{key}: {texts[0]} -> {texts[1]}"
+
+
+def _shown(value: Any) -> str | None:
+    """A plain value as TOML would say it; None for what is not shown."""
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | Path):
+        text = json.dumps(str(value), ensure_ascii=False)
+    elif isinstance(value, int | float | Decimal):
+        text = str(value)
+    elif isinstance(value, tuple) and all(isinstance(one, str | int | float) for one in value):
+        text = json.dumps(value, ensure_ascii=False)
+    else:
+        return None  # tables, and secrets
+    return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}..."
 
 
 def changed_routes(before: Dialplan, after: Dialplan) -> list[str]:

@@ -72,6 +72,8 @@ class CallController:
         self.transfer_plan = plan.tools.transfer
         self.out_of_band = OutOfBandWaiters()
         self._on_finished = on_finished
+        self.explain: Callable[[], None] = lambda: None
+        """Adds to the record by which setting the call has ended."""
         self._log = structlog.get_logger("call").bind(call=record.call_id, route=plan.route)
         self._backstop: asyncio.TimerHandle | None = None
         """Set from the first defect on: ends the call if the machine does not."""
@@ -232,6 +234,7 @@ class CallController:
             self._recorder.finish,
             self._legs.finish,
             self._sessions.finish,
+            lambda: self.explain(),
             self._summarize,
             *(() if self._sideband is None else (self._sideband.end,)),
             lambda: self._on_finished(self),

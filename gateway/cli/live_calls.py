@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from gateway.api.client import (
     RefusedError,
     ask,
     ask_within,
+    socket_of,
     sockets_at,
 )
 from gateway.cli import CONFIG, examples
@@ -103,28 +103,6 @@ def _each(
     if not found:
         sys.exit(1)
     return found
-
-
-def socket_of(config: Path) -> Path:
-    """Return the path of the control socket of this configuration. Raises NoAnswerError.
-
-    Reads that key only: secrets need not be present, and nothing slow is imported.
-    """
-    try:
-        data = tomllib.loads(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NoAnswerError(f"{config}: {error.strerror or error}") from None
-    except ValueError as error:  # neither TOML nor UTF-8
-        raise NoAnswerError(f"{config}: {error}") from None
-    section = data.get("control")
-    name = section.get("socket") if isinstance(section, dict) else None
-    if not isinstance(name, str) or not name:
-        raise NoAnswerError(f"{config}: control.socket is not set, so no gateway can be asked")
-    if "${" in name:
-        from gateway.config.source import read_toml
-
-        name = str(read_toml(config).data["control"]["socket"])
-    return Path(config.absolute().parent, Path(name).expanduser())
 
 
 RELOAD_SECONDS = 30.0
@@ -316,6 +294,39 @@ def query(call: str, question: str, config: Path, path: Path | None) -> None:
     """Ask the model QUESTION about CALL; the caller does not hear it."""
     answer = _asked(config, path, "ask", call=call, text=question)
     click.echo(printable(answer["text"]))
+
+
+@click.command("hold", epilog=examples("gateway hold 7f3a", "gateway hold 7f3a --off"))
+@_CALL
+@click.option("--off", is_flag=True, help="Take the caller back from hold.")
+@CONFIG
+@SOCKET
+def hold(call: str, off: bool, config: Path, path: Path | None) -> None:
+    """Put the caller of CALL on hold, with music."""
+    answer = _asked(config, path, "unhold" if off else "hold", call=call)
+    click.echo(printable(f"{answer['call']}: {'back from' if off else 'on'} hold"))
+
+
+@click.command("mute", epilog=examples("gateway mute 7f3a", "gateway mute 7f3a --off"))
+@_CALL
+@click.option("--off", is_flag=True, help="Let the model hear the caller again.")
+@CONFIG
+@SOCKET
+def mute(call: str, off: bool, config: Path, path: Path | None) -> None:
+    """Let the model hear silence in place of the caller of CALL."""
+    answer = _asked(config, path, "unmute" if off else "mute", call=call)
+    click.echo(printable(f"{answer['call']}: {'unmuted' if off else 'muted'}"))
+
+
+@click.command("dtmf", epilog=examples("gateway dtmf 7f3a 12w#"))
+@_CALL
+@click.argument("digits")
+@CONFIG
+@SOCKET
+def dtmf(call: str, digits: str, config: Path, path: Path | None) -> None:
+    """Send DIGITS to the caller's side of CALL; w is a pause."""
+    answer = _asked(config, path, "dtmf", call=call, digits=digits)
+    click.echo(printable(f"{answer['call']}: digits sent"))
 
 
 @click.command("transcript", epilog=examples("gateway transcript 7f3a --follow"))

@@ -49,6 +49,9 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
         "transfer": _Entry(
             "live_calls", "Transfer a call to a destination of its route.", "transfer"
         ),
+        "hold": _Entry("live_calls", "Put a caller on hold, or take them back.", "hold"),
+        "mute": _Entry("live_calls", "Let the model hear silence, not the caller.", "mute"),
+        "dtmf": _Entry("live_calls", "Send DTMF digits to a caller.", "dtmf"),
         "transcript": _Entry("live_calls", "Print what was said in a call.", "transcript"),
         "say": _Entry("live_calls", "Have the model say a text in a call.", "say"),
         "send-message": _Entry(

@@ -205,13 +205,19 @@ def report(config: Path, since: str, until: str | None, by: By, form: str) -> No
 def explain(call: str, config: Path, as_json: bool) -> None:
     """Explain why CALL was accepted or rejected, its route, and why it ended.
 
-    CALL is an id or its beginning, of a call that is over or in progress. Exit 1 where there is
-    none.
+    CALL is an id or its beginning, or a SIP Call-ID, of a call that is over or in progress; of
+    the last INVITEs that were refused before any route, which have no record, a running gateway
+    tells by their SIP Call-ID. Exit 1 where there is none.
     """
     from gateway.records.rows import explanation, plain
 
     with opened(config) as database:
         row = database.get(call)
+    if row is None and (told := _refused(config, call)):
+        click.echo(
+            printable(json.dumps(told, ensure_ascii=False) if as_json else told["explanation"])
+        )
+        return
     if row is None:
         raise fail(f"there is no call {call!r}, or several begin so")
     if as_json:
@@ -220,6 +226,19 @@ def explain(call: str, config: Path, as_json: bool) -> None:
         return
     for line in explanation(row):
         click.echo(printable(line))
+
+
+def _refused(config: Path, call: str) -> dict[str, Any]:
+    """What a running gateway says of a refused INVITE; empty where it knows none."""
+    from gateway.api.client import NoAnswerError, RefusedError, ask, socket_of, sockets_at
+
+    try:
+        for one in sockets_at(socket_of(config)):
+            with contextlib.suppress(NoAnswerError, RefusedError):
+                return ask(one, "refused", call=call)
+    except NoAnswerError:
+        pass  # there is no socket to ask
+    return {}
 
 
 @click.command("erase", epilog=examples("gateway erase +49301234567"))

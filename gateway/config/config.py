@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
+    PrivateAttr,
     Strict,
     ValidationError,
     model_validator,
@@ -39,6 +40,7 @@ from gateway.config.sections import (
 from gateway.config.sip import ListenAddress, SipSettings
 from gateway.config.source import (
     ConfigError,
+    KeyPath,
     MisplacedError,
     Problem,
     Section,
@@ -126,6 +128,27 @@ class Config(Section):
     realtime_server: tuple[RealtimeServerSettings, ...] = ()
     tools: ToolSettings = Field(default_factory=ToolSettings)
     callbacks: CallbackSettings = Field(default_factory=CallbackSettings)
+    _origin: tuple[Path, Mapping[KeyPath, int]] = PrivateAttr(default=(Path("gateway.toml"), {}))
+
+    def read_from(self, file: Path, lines: Mapping[KeyPath, int]) -> None:
+        """Know the file that these settings came from, and the lines of its keys."""
+        self._origin = file, lines
+
+    def as_read_with(self, other: Config) -> None:
+        """Know the file and lines of ``other``."""
+        self._origin = other._origin
+
+    def place(self, key: str, trunk: str = "") -> str:
+        """Return a dotted key, of a ``[[trunk]]`` by its name, with what :meth:`where` says."""
+        return f"{f'trunk {trunk}: ' if trunk else ''}{key} ({self.where(key, trunk)})"
+
+    def where(self, key: str, trunk: str = "") -> str:
+        """Return file and line that set a dotted key, or "default"."""
+        (file, lines), path = self._origin, tuple[str | int, ...](key.split("."))
+        if trunk:
+            names = [one.name for one in self.trunk]
+            path = ("trunk", names.index(trunk) if trunk in names else -1, *path)
+        return f"{file.name}:{lines[path]}" if path in lines else "default"
 
     @model_validator(mode="after")
     def _trunks_fit(self) -> Self:
@@ -313,6 +336,7 @@ def judge_config(source: TomlSource) -> tuple[Config | None, list[Problem]]:
         config = Config.model_validate(data, context={"folder": folder})
     except ValidationError as error:
         return None, [*problems, *problems_of(error, Config, source)]
+    config.read_from(source.file, source.lines)
     if not config.dialplan.folder.is_dir():
         problems.append(
             source.problem(("dialplan", "folder"), f"{config.dialplan.folder} is no folder")

@@ -219,7 +219,8 @@ class Database:
     def get(self, call_id: str) -> dict[str, Any] | None:
         """Return the row of a call with its whole record and its events.
 
-        ``call_id`` may be the beginning of an id where only one call's id begins so.
+        ``call_id`` may be the beginning of an id where only one call's id begins so, or a SIP
+        Call-ID: then it is the newest call with it.
         """
         with self._connect() as connection:
             query = sa.select(calls).where(calls.c.id == call_id)
@@ -228,6 +229,10 @@ class Database:
                 query = sa.select(calls).where(calls.c.id.startswith(call_id, autoescape=True))
                 found = connection.execute(query.limit(2)).mappings().all()
                 row = found[0] if len(found) == 1 else None
+            if row is None and call_id:
+                query = sa.select(calls).where(calls.c.sip_call_id == call_id)
+                query = query.order_by(calls.c.invited_at.desc()).limit(1)
+                row = connection.execute(query).mappings().first()
             if row is None:
                 return None
             told = connection.execute(

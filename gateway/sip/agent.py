@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pjsua2 as pj
@@ -251,6 +251,10 @@ class UserAgent:
         failures = self._running.signalling.failures
         by_rule = self._running.access.refusals.by_rule
         return {**by_rule, **({"not decided": failures} if failures else {})}
+
+    def refused_invite(self, sip_call_id: str) -> Mapping[str, Any] | None:
+        """Return one of the last INVITEs that were refused before a call was made of them."""
+        return self._running.access.refusals.invites.get(sip_call_id)
 
     @property
     def queues(self) -> dict[str, tuple[int, int]]:

@@ -82,6 +82,10 @@ class _Logged:
     repeated: int = 0
 
 
+MAX_INVITES = 1000
+"""Refused INVITEs that ``gateway explain`` knows."""
+
+
 class RefusalLog:
     """Counts refusals by rule and says them. Lives on the SIP thread; ``by_rule`` may be read.
 
@@ -99,6 +103,16 @@ class RefusalLog:
         """Requests refused since the start, by rule."""
         self.unanswered = 0
         """Of these, how many got no answer because their source had too many already."""
+
+        self.invites: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
+        """The last INVITEs that were refused, by SIP Call-ID; these have no record."""
+
+    def keep(self, call_id: str, fields: Mapping[str, Any]) -> None:
+        """Keep what is known of a refused INVITE; the oldest ones make room."""
+        self.invites[call_id] = fields
+        self.invites.move_to_end(call_id)
+        if len(self.invites) > MAX_INVITES:
+            self.invites.popitem(last=False)
 
     def note(self, rule: str, source: str, now: float, **fields: Any) -> None:
         """One refusal of ``source`` (an address without port) by ``rule``."""

@@ -303,6 +303,32 @@ async def test_of_many_who_follow_at_once_no_more_than_the_limit_may(world: Gate
         await eventually(free, "a place")
 
 
+async def test_events_come_by_websocket_and_resume(world: GatewayStack) -> None:
+    address = world.gateway.all("api.listening")[-1]["address"]
+    uri = f"ws://{address}/api/v1/events"
+    headers = {"Authorization": f"Bearer {TOKENS['readonly']}"}
+    with pytest.raises(InvalidStatus) as refused:
+        await connect(uri)
+    assert refused.value.response.status_code == 401
+    call = world.phone.call("plain")
+    seen: list[dict[str, Any]] = []
+    async with connect(uri, additional_headers=headers) as follower:
+        call.invite()
+        await call.answered()
+        await world.gateway.wait("call.confirmed", call=call.call_id)
+        await world.summary_at_end(call)
+        while not seen or seen[-1]["type"] != "call.ended":
+            seen.append(json.loads(await follower.recv()))
+    assert [one["type"] for one in seen][-2:] == ["call.answered", "call.ended"]
+    async with connect(
+        f"{uri}?after={seen[0]['last_event_id']}", additional_headers=headers
+    ) as again:
+        resumed = [json.loads(await again.recv()) for _ in seen[1:]]
+    assert resumed == seen[1:], "what came behind that id"
+    async with connect(f"{uri}?after=gone-1", additional_headers=headers) as late:
+        assert json.loads(await late.recv())["type"] == "feed.gap"
+
+
 async def test_bad_requests_are_refused_without_their_content(world: GatewayStack) -> None:
     async with Client(world, "operator") as http:
         wrong = await http.post("/api/v1/calls/x/say", json={"text": ["secret-4711"]})

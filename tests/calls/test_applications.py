@@ -205,6 +205,7 @@ async def test_an_application_rejects(
     summary = await world.summary(call)
     assert (summary["ending"]["why"], summary["ending"]["sip_code"]) == ("application", code or 603)
     assert summary["times_ms"]["end"] > 0
+    assert summary["explanation"][-1] == f"application: app rejected it with {code or 603}"
 
 
 async def test_without_a_decision_the_route_s_own_way_is_taken(
@@ -218,6 +219,23 @@ async def test_without_a_decision_the_route_s_own_way_is_taken(
     assert session.seen("session.update")[0].body["session"]["instructions"] == "The route's own."
     record = await world.summary_at_end(call)
     assert record["ending"]["why"] == "remote_hangup"
+
+
+async def test_an_operator_hangs_up_before_the_decision(
+    world: GatewayStack, receiver: HttpService
+) -> None:
+    call = await ring(world)
+    event = await incoming(receiver)
+    name = event.data.call_id.removeprefix("rtc_")
+    headers = {"Authorization": f"Bearer {ADMIN}"}
+    path = f"{base_of(world).removesuffix('/v1')}/api/v1/calls"
+    async with httpx.AsyncClient(headers=headers, trust_env=False) as http:
+        assert name in (await http.get(path)).text
+        assert (await http.post(f"{path}/{name}/hangup")).json() == {"call": name}
+        assert (await http.post(f"{path}/{name}/hangup")).status_code == 404
+    assert (await call.refused()).code == 480
+    ending = (await world.summary(call))["ending"]
+    assert (ending["by"], ending["why"], ending["sip_code"]) == ("operator", "operator", 480)
 
 
 async def test_a_caller_gives_up_before_the_decision(

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import httpx
+
+from tests.support.harness import eventually
 from tests.support.site_under_test import site
 
 ROUTES = '[[route]]\nname = "anybody"\n'
@@ -22,6 +25,8 @@ class Registrar(asyncio.DatagramProtocol):
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
+        self.count = 0
+        """Of REGISTER requests."""
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -31,6 +36,7 @@ class Registrar(asyncio.DatagramProtocol):
         text = data.decode()
         if not text.startswith("REGISTER ") or self._transport is None:
             return
+        self.count += 1
         asked = dict(re.findall(r"^([\w-]+): *(.*?)\r$", text, re.MULTILINE))
         code, lines = self._rule(asked)
         head = [f"{name}: {asked[name]}" for name in ("Via", "From", "Call-ID", "CSeq")]
@@ -139,6 +145,32 @@ RULES: dict[str, tuple[int, Rule]] = {
     "RFC 8898: Bearer before Digest": (100, beside_bearer(first=True)),
     "RFC 8898: Bearer behind Digest": (100, beside_bearer(first=False)),
 }
+
+
+async def test_an_operator_has_a_trunk_register_now(runner: object, own_folder: Path) -> None:
+    loop = asyncio.get_running_loop()
+    end, registrar = await loop.create_datagram_endpoint(
+        lambda: Registrar(granted(3600)), ("127.0.0.1", 0)
+    )
+    host, port = end.get_extra_info("sockname")[:2]
+    more = f'[[trunk]]\nname = "pbx"\nregistrar = "{host}:{port}"\nusername = "user"\n'
+    more += '[[trunk]]\nname = "static"\npeers = ["192.0.2.1"]\n'
+    try:
+        async with site(own_folder, more=more, routes=ROUTES) as gateway:
+            await gateway.gateway.wait("trunk.registered", trunk="pbx")
+            before = registrar.count
+            transport = httpx.AsyncHTTPTransport(uds=str(own_folder / "control"))
+            async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+                codes = {
+                    name: (await http.post(f"/api/v1/trunks/{name}/register")).status_code
+                    for name in ("pbx", "static", "nobody")
+                }
+            assert codes == {"pbx": 200, "static": 409, "nobody": 404}
+            await eventually(lambda: registrar.count > before, "a REGISTER")
+            line = await gateway.gateway.wait("api.audit", action="register", trunk="pbx")
+            assert line["result"] == "ok"
+    finally:
+        end.close()
 
 
 async def test_registrars(runner: object, own_folder: Path) -> None:

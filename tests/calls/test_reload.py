@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -56,7 +57,7 @@ async def test_new_routes_hold_for_the_next_call(own_folder: Path) -> None:
         assert done.exit_code == 0, done.output
         assert "changed: route late: new\n" in done.output
         assert "changed: route greeted: changed\n" in done.output
-        assert "needs a restart: sip.max_calls\n" in done.output
+        assert "needs a restart: sip.max_calls: 100 -> 90\n" in done.output
         late = await world.dial("late")
         heard = len(first.rtp.packets)
         await first.rtp.until(lambda: len(first.rtp.packets) > heard + 10)
@@ -68,7 +69,7 @@ async def test_new_routes_hold_for_the_next_call(own_folder: Path) -> None:
         assert "Good day." in str(session.seen("response.create")[0].body)
         await world.summary_at_end(again)
         line = world.gateway.all("gateway.reloaded")[0]
-        assert line["restart_required"] == ["sip.max_calls"]
+        assert line["restart_required"] == ["sip.max_calls: 100 -> 90"]
 
 
 async def test_a_wrong_file_changes_nothing(own_folder: Path) -> None:
@@ -113,9 +114,14 @@ async def test_a_new_secret_is_in_no_log(own_folder: Path) -> None:
     async with gateway(own_folder) as world:
         route = MORE + f'instructions = "It is {SECRET}."\n[route.realtime]\n'
         routes(world).write_text(routes(world).read_text() + route + f'api_key = "{SECRET}"\n')
+        file = world.gateway.config
+        key = f'api_key = "{SECRET}"\nmodel = "gpt-{SECRET}"\nping_interval = 4'
+        file.write_text(re.sub(r"api_key = .*", key, file.read_text()))
         done = await reload(world)
         assert done.exit_code == 0, done.output
         assert SECRET not in done.output
+        for told in ("realtime.api_key", "realtime.model", "realtime.ping_interval: 5.0 -> 4.0"):
+            assert f"changed: {told}\n" in done.output
         call = world.phone.call("late")
         call.invite()
         await call.refused()  # the emulator wants another key

@@ -248,10 +248,10 @@ class Phone(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
         self._pulse = asyncio.Event()
 
-    async def start(self) -> None:
+    async def start(self, host: str = "127.0.0.1") -> None:
         """Bind a free port."""
         loop = asyncio.get_running_loop()
-        await loop.create_datagram_endpoint(lambda: self, ("127.0.0.1", 0))
+        await loop.create_datagram_endpoint(lambda: self, (host, 0))
 
     async def stop(self) -> None:
         """Give up the port and every call's."""

@@ -9,12 +9,14 @@ methods there are.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import structlog
 
-from gateway.addresses import plain
+from gateway.addresses import bracketed, plain
 from gateway.ending import reason_header, refusal_code
 from gateway.sip.ingress.source_policy import Headers, SourcePolicy, Stopped
 from gateway.sip.messages.headers import (
@@ -68,6 +70,9 @@ _BAD_REQUEST, _TOO_LARGE = 400, 513
 
 _NOT_NOW = (491, 500)
 """Glare, and what some say in its place (RFC 3261 section 14.2)."""
+
+
+_CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:[ \t]*([^\s]{1,256})", re.IGNORECASE)
 
 
 class AccessControl:
@@ -162,6 +167,7 @@ class AccessControl:
         self.found = self._attribute(received)
         if not inside and self.policy.is_banned(received, self.found, source, now):
             self.policy.count_banned()
+            self._answers.keep(received, "access.ban_after", 0)
             return DROP
         message = received.message.decode("utf-8", "replace")
         headers = headers_of(message)
@@ -172,6 +178,8 @@ class AccessControl:
                     return DROP
                 if admitted.rule:
                     return self._answers.refuse(received, admitted.rule, admitted.reply)
+                if not admitted.reply.code:
+                    self._answers.keep(received, "access.ban_after", 0)
                 return self._answers.answer(source, admitted.reply, now)
             self.found = admitted
         flaw = request_flaw(message, headers, source) or _cut(received, headers)
@@ -306,7 +314,22 @@ class _Answers:
             uri=received.request_uri[:200],
             transport=received.transport,
         )
+        self.keep(received, rule, reply.code)
         return self.answer(source, reply, now)
+
+    def keep(self, received: Received, rule: str, code: int) -> None:
+        """Keep by which rule an INVITE was refused, for who asks about its Call-ID."""
+        if received.method != "INVITE" or (found := _CALL_ID.search(received.message)) is None:
+            return
+        fields = {
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "source": f"{bracketed(plain(received.source))}:{received.port}",
+            "transport": received.transport,
+            "uri": received.request_uri[:200],
+            "rule": rule,
+            "code": code,
+        }
+        self._refusals.keep(found[1].decode("utf-8", "replace"), fields)
 
     def refuse_unread(self, unread: Unread, rule: str, code: int, now: float) -> bytes:
         """Log that a message could not be read; return the answer, empty for none."""
