@@ -188,7 +188,7 @@ async def test_an_invite_without_a_record(
 ) -> None:
     phone = Phone(world.gateway.sip)
     await phone.start(host)
-    more = ()
+    more: tuple[str, ...] = ()
     if "digest" in rule:
         fields = 'username="known", realm="sip-realtime-gateway", nonce="n", uri="sip:x"'
         more = (f'Authorization: Digest {fields}, response="{"0" * 32}"',)
