@@ -207,6 +207,10 @@ _TOLD = ("destination", "to", "trunk", "route", "held", "muted", "delivery", "le
 """What of a command the log names; never words of a conversation, nor keys that are pressed."""
 
 
+MAX_TOLD = 256
+"""Characters of a value in an audit line."""
+
+
 def audit(request: Request, action: str, fields: Mapping[str, Any], result: str) -> None:
     """Log what somebody has done, or has looked at."""
     token = token_of(request)
@@ -216,7 +220,11 @@ def audit(request: Request, action: str, fields: Mapping[str, Any], result: str)
         role=token.role.name.lower(),
         action=action,
         call=fields.get("call", ""),
-        **{name: fields[name] for name in _TOLD if fields.get(name) not in (None, "")},
+        **{
+            name: value[:MAX_TOLD] if isinstance(value := fields[name], str) else value
+            for name in _TOLD
+            if fields.get(name) not in (None, "")
+        },
         result=result,
         peer=request.client.host if request.client else "local",
     )

@@ -147,6 +147,8 @@ class CallRecorder(CallPart):
         record.shifted_ms = counts.shifted_samples * 1000 // SAMPLE_RATE
         if output.discard:
             record.file, record.seconds = "", 0.0
+        elif made.failed:
+            record.state = "failed"  # what there is of it is short
         self.recordings.end(made, discard=output.discard)
 
 

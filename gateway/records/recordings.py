@@ -94,12 +94,13 @@ class Recording:
         """Set by the event loop: nothing more comes; nothing is to be left of it."""
         self.lost_bytes = 0
         """That could not be written."""
+        self.failed = False
+        """Whether the file could not be written on."""
         self._source, self._codec, self._format = source, codec, format
         self._recipients, self._link = recipients, link
         self._file: BinaryIO | None = None
         self._sealed: SealedFile | None = None
         self._container: WavFile | OpusFile | None = None
-        self._failed = False
 
     @property
     def encrypted(self) -> bool:
@@ -116,13 +117,13 @@ class Recording:
         over = self.over  # before the last take
         data = self._source.take()
         try:
-            if not self._failed and not self.discarded:
+            if not self.failed and not self.discarded:
                 self._write(data, over)
         except Exception as error:
             # Once said; what comes for this file from now on is lost, and counted.
-            self._failed = True
+            self.failed = True
             log.error("recording.write_failed", call=self.call, error=str(error))
-        if self._failed:
+        if self.failed:
             self.lost_bytes += len(data)
         if over:
             self._close()
@@ -265,7 +266,9 @@ class Recordings:
 
     def as_json(self) -> dict[str, int]:
         """What ``gateway status`` shows."""
-        return {"open": self.open, "lost_bytes": self.lost_bytes}
+        with self._changed:
+            lost = self.lost_bytes + sum(one.lost_bytes for one in self._open)
+        return {"open": self.open, "lost_bytes": lost}
 
     def _run(self) -> None:
         due = sweep_at = time.monotonic()

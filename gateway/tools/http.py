@@ -365,8 +365,16 @@ async def ask_content(client: HttpClient, rule: ContentService, call: ToolCall) 
     return allow, str(answer.get("reason") or "")[:MAX_REASON]
 
 
+LONG_ENTRY = 8
+"""Digits that stand in a token by no chance."""
 MAX_TOKEN = 256
 """Characters of a token in place of digits."""
+
+
+def _tells(token: str, digits: str) -> bool:
+    """Whether a token has the digits in it, grouped or not; few may stand there by chance."""
+    there = "".join(filter(str.isdigit, token))
+    return digits in there if len(digits) >= LONG_ENTRY else digits == there
 
 
 async def store_digits(
@@ -388,7 +396,7 @@ async def store_digits(
     except (ToolError, ValueError):
         return {**failed, "reason": "the service that takes the digits did not take them"}
     token = answer.get("token") if isinstance(answer, dict) else None
-    if not isinstance(token, str) or not 0 < len(token) <= MAX_TOKEN or digits in token:
+    if not isinstance(token, str) or not 0 < len(token) <= MAX_TOKEN or _tells(token, digits):
         return {**failed, "reason": "the service that takes the digits gave no token"}
     told = {"status": "stored", "kind": kind, "token": token, "digits": len(digits)}
     return {**told, "last_four": digits[-4:]} if len(digits) >= SHOW_LAST_FOUR else told

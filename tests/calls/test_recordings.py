@@ -325,3 +325,23 @@ async def test_the_colleague_is_recorded_after_a_transfer(
     audio = await file_of(world, record, tmp_path)
     assert share_heard(said[4800:], audio[::2]) > 0.8
     assert_as_heard(call, audio)
+
+
+async def test_a_file_that_cannot_be_written_is_a_failed_recording(world: GatewayStack) -> None:
+    folder = world.folder / "recordings"
+    folder.rename(kept := world.folder / "kept")
+    try:
+        folder.write_text("")
+        call = await world.dial("recorded")
+        await world.gateway.wait("recording.write_failed", level="error")
+        async with Client(world) as http:
+
+            async def told() -> bool:
+                state = (await http.get("/api/v1/status")).json()["recordings"]
+                return bool(state["lost_bytes"])
+
+            await eventually(told, "what is lost")
+        assert (await world.summary_at_end(call))["recording"]["state"] == "failed"
+    finally:
+        folder.unlink(missing_ok=True)
+        kept.rename(folder)

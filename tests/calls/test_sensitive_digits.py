@@ -185,12 +185,19 @@ async def test_wrong_entries_are_told_and_go_nowhere(
     [
         Answer(status=500, body='{"error": "4111111111111111 is not known"}'),
         Answer(body='{"token": "4111111111111111"}'),
+        Answer(body='{"token": "card-4111-1111 1111.1111"}'),
         Answer(body="[]"),
     ],
-    ids=["refused", "echo", "nothing"],
+    ids=["refused", "echo", "grouped", "nothing"],
 )
 async def test_a_vault_that_fails_gives_nothing_away(paying: Paying, answer: Answer) -> None:
     paying.vault.answers = [answer]
     result = await paying.enter("4111111111111111", "rfc4733", kind="card_number", digits=16)
     assert result["status"] == "failed"
     assert b"4111111111111111" not in paying.written()
+
+
+async def test_a_token_may_have_a_short_code_in_it_by_chance(paying: Paying) -> None:
+    paying.vault.answers = [Answer(body='{"token": "tok_81237"}')]
+    result = await paying.enter("123", "rfc4733", kind="security_code", digits=3)
+    assert (result["status"], result["token"]) == ("stored", "tok_81237")
