@@ -210,6 +210,7 @@ _DECIDING: dict[EndReason, tuple[str, str]] = {
     EndReason.SESSION_LOST: ("fallback", "realtime.url"),
     EndReason.SESSION_SILENT: ("silence.timeout", ""),
     EndReason.TRANSFERRED: ("transfer", ""),
+    EndReason.AGENT_HANGUP: ("end_call", ""),
     EndReason.SHUTDOWN: ("", "limits.drain_timeout"),
 }
 """Settings by which calls end: of the route, and of the configuration where the route has none."""

@@ -53,7 +53,9 @@ async def test_a_draining_gateway_refuses_what_is_new_and_keeps_what_it_has(
         await call.rtp.until(lambda: len(call.rtp.packets) > heard + 10)
         await call.hang_up()
         assert (await world.summary(call))["ending"]["why"] == "remote_hangup"
-        assert (await world.summary(new))["ending"]["why"] == "shutdown"
+        summary = await world.summary(new)
+        assert summary["ending"]["why"] == "shutdown"
+        assert summary["explanation"][-1] == "refused before any route: the gateway drains"
 
 
 async def test_a_gateway_without_calls_stays_to_be_noticed_until_a_second_signal(

@@ -14,10 +14,6 @@ from gateway.cli.main import main
 from tests.support.harness import GatewayStack, closed_port, eventually
 from tests.support.sip_phone import Phone, PhoneCall
 
-HANG_UP = [
-    {"kind": "function", "name": "hang_up", "arguments": {"reason": "done"}},
-    {"kind": "silent"},
-]
 WORLD = {
     "listen": ("udp:127.0.0.1:0", "tcp:127.0.0.1:0"),
     "routes": f"""
@@ -49,6 +45,12 @@ to = "^rescued$"
 realtime.url = "ws://127.0.0.1:{closed_port()}"
 [[route.fallback]]
 action = "busy"
+[[route]]
+name = "polite"
+to = "^polite$"
+greeting.say = "Hello."
+[route.end_call]
+enabled = true
 [[route]]
 name = "thrifty"
 to = "^thrifty$"
@@ -109,11 +111,11 @@ def refused(user: str, *codecs: str) -> End:
     return run
 
 
-def hung_up(user: str) -> End:
+def hung_up(user: str, **more: bool) -> End:
     """A call that the gateway ends."""
 
     async def run(world: GatewayStack) -> PhoneCall:
-        world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 0.3}])
+        world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 0.3, **more}])
         call = await world.dial(user)
         await call.hung_up(20)
         return call
@@ -149,6 +151,7 @@ ENDS: list[tuple[End, list[str]]] = [
     (hung_up("short"), ["max_duration", "by route short: limits.max_call_duration (10-routes.t"]),
     (hung_up("idle"), ["idle by gateway", "ended by route idle: idle.timeout (10-routes.toml:"]),
     (hung_up("deaf"), ["rtp_timeout", "ended by route deaf: limits.rtp_timeout (10-routes.toml:"]),
+    (hung_up("polite", end_call=True), ["agent_hangup by model", "by route polite: end_call (10"]),
     (hung_up("thrifty"), ["budget", "ended by route thrifty: budget.per_call (10-routes.toml:"]),
 ]
 

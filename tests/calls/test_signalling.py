@@ -309,6 +309,7 @@ async def test_calls_beyond_max_calls_are_refused_and_the_others_untouched(
         assert 180 not in over.responses
         record = await world.record(over)
         assert record["ending"]["why"] == "over_capacity"
+        assert "sip.max_calls (gateway.toml:" in record["explanation"][-1]
         assert record["sip_call_id"] == over.call_id
     for call, session in zip(calls[-4:], sessions, strict=True):
         await call.rtp.until(partial(goes_on, call, session))
