@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from functools import partial
 
 import pytest
+from click.testing import CliRunner
 
 from gateway.api.client import RefusedError, ask
+from gateway.cli.main import main
+from tests.calls.test_keys import events_of
 from tests.calls.test_transfer_blind import told
 from tests.support.harness import GatewayStack, eventually
 from tests.support.referred import ReferredCall, dial
@@ -128,3 +132,22 @@ async def test_calls_with_one_call_id_are_told_apart(world: GatewayStack) -> Non
         lambda: all(list(world.records_folder.glob(f"*_{one}.json")) for one in ids), "two records"
     )
     await other_phone.stop()
+
+
+async def test_held_muted_and_pressed_keys(world: GatewayStack) -> None:
+    call = await talking(world)
+    (name,) = world.gateway.ids_of(call.call_id)
+    lines = [
+        (("hold", name), 0, f"{name}: on hold"),
+        (("dtmf", name, "1"), 1, "something else is being done"),
+        (("hold", name, "--off"), 0, f"{name}: back from hold"),
+        (("mute", name), 0, f"{name}: muted"),
+        (("mute", name, "--off"), 0, f"{name}: unmuted"),
+        (("dtmf", name, "12#"), 0, f"{name}: digits sent"),
+    ]
+    for words, status, said in lines:
+        run = partial(CliRunner().invoke, main, [*words, "-c", str(world.gateway.config)])
+        done = await asyncio.to_thread(run)
+        assert (done.exit_code, said in done.output) == (status, True), done.output
+    await call.rtp.until(lambda: "".join(key for key, _ in events_of(call)) == "12#")
+    await world.summary_at_end(call)
