@@ -14,7 +14,7 @@ from gateway.bridge.call_controller import CallController
 from gateway.call.call_record import CallRecord
 from gateway.config import Config
 from gateway.config.values import shown
-from gateway.dialplan import Dialplan, Route
+from gateway.dialplan import Dialplan, Route, call_settings
 from gateway.ending import EndReason
 from gateway.records.background import BackgroundWriter
 from gateway.records.event_logs import EventLogs
@@ -187,11 +187,17 @@ class CallRegistry:
         if self._recordings is not None:
             call.record_with(self._recordings)
         config, dialplan = self._config, self._dialplan
+        route = self._routes[record.route]
 
         def explain() -> None:
             assert record.ending is not None
             why, detail = record.ending.why, record.ending.detail
-            if by := deciding(why, detail, record.route, config, dialplan):
+            by = deciding(why, detail, record.route, config, dialplan)
+            if record.direction == "outbound" and why is EndReason.MAX_DURATION:
+                longest = call_settings(config, route).max_call_duration
+                if config.outbound.max_call_duration < longest:
+                    by = config.place("outbound.max_call_duration")
+            if by:
                 record.explanation.append(f"ended by {by}")
 
         call.explain = explain

@@ -215,11 +215,11 @@ def explanation(row: Mapping[str, Any]) -> Iterator[str]:
     direction = "outbound call" if row["direction"] == "outbound" else "call"
     numbers = f"{row['from_number'] or 'gateway'} to {row['to_number']}"
     yield f"{direction} {row['id']}: {numbers}, INVITE at {_time(row['invited_at'])}"
-    for line in record.get("explanation") or ():
-        yield f"  {line}"
-    if not record.get("explanation") and row["route"]:
-        yield f"  route {row['route']}"
+    lines = record.get("explanation") or ([f"route {row['route']}"] if row["route"] else [])
+    last = [line for line in lines[-1:] if line.startswith("ended by ")]
+    yield from (f"  {line}" for line in lines[: len(lines) - len(last)])
     yield from _milestones(row, record)
+    yield from (f"  {line}" for line in last)
     yield f"  {ending(row)}"
 
 
