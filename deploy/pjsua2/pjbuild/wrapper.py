@@ -71,8 +71,10 @@ def build_module(tree: Path, here: Path, work: Path, objects: Path, progress: Pr
     defines = [word for word in words if word.startswith("-D")]
     python = f"-I{sysconfig.get_path('include')}"
     common = [*defines, *include, f"-I{native}", python, *shlex.split(extra_cflags())]
+    # Pools of a sanitized build have another size, so its wrapper is its own; it is for tests only.
+    flags = [*WRAPPER_FLAGS, *common, *(("-O0",) if sanitizing() else ())]
     with progress.step("compile the Python wrapper"):
-        compiled = [_wrapper_object(wrapper, [*WRAPPER_FLAGS, *common], work, objects, progress)]
+        compiled = [_wrapper_object(wrapper, flags, work, objects, progress)]
         for source in sorted(native.glob("*.cpp")):
             target = work / f"{source.stem}.o"
             progress.run(
