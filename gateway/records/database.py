@@ -23,7 +23,7 @@ from sqlalchemy.engine import URL, make_url
 
 from gateway.records.rows import CUT, TIMES
 from gateway.records.shared import erase_number, release_calls
-from gateway.records.spool import Entry
+from gateway.records.spool import Entry, create_database
 from gateway.records.tables import UtcTime, calls, events, metadata
 
 HEAD: Final = "0002"
@@ -432,8 +432,7 @@ def _engine(
 
     @sa.event.listens_for(engine, "do_connect")
     def made(_dialect: Any, _record: Any, _args: Any, _kwargs: Any) -> None:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+        create_database(file)
 
     @sa.event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:

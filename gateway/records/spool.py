@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,9 +271,30 @@ def _body(text: str) -> dict[str, Any]:
     return found
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def create_database(path: Path) -> None:
+    """Create an empty file for SQLite, mode 0600, and its folder, where there is none.
+
+    A database that exists is not opened: SQLite locks by fcntl, and when a process closes any
+    descriptor of a file, the locks of all its connections to it are gone. Two writers then damage
+    it (sqlite.org/howtocorrupt.html, 2.2). So the file gets its name only once it is closed.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(private(os.fspath(path), os.O_RDWR | os.O_CREAT))
+    if path.exists():
+        return
+    descriptor, made = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        os.close(private(os.fspath(path), os.O_RDWR | os.O_CREAT))
+    finally:
+        Path(made).unlink()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    create_database(path)
     connection = sqlite3.connect(path, timeout=BUSY_MS / 1000, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")

@@ -311,9 +311,9 @@ def test_nothing_but_what_is_declared(scraped: tuple[Samples, Samples, str]) -> 
 
 
 def test_labels_name_nobody(scraped: tuple[Samples, Samples, str]) -> None:
-    text = scraped[2]
+    labels = re.sub(r" [0-9.e+-]+$", "", scraped[2], flags=re.MULTILINE)  # no values
     for private in ("127.0.0.1", "sip:", "1002", "@", "p-of-the-trunk"):
-        assert private not in text
+        assert private not in labels
 
 
 def test_every_metric_is_in_the_manual() -> None:

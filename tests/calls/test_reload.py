@@ -92,7 +92,9 @@ async def test_reloads_and_a_drain_are_heard_by_nobody(own_folder: Path) -> None
     """What the model says comes whole and in its order to each call, across all of them."""
     world = GatewayStack(own_folder, more=CONTROL, drain_seconds=30)
     await world.start()
-    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 3}, {"kind": "silent"}])
+    # At once, so that only the gateway can leave a gap, and long enough to outlast the reloads.
+    said = {"kind": "pattern", "seconds": 6, "burst": True}
+    world.behave(vad="off", answers=[said, {"kind": "silent"}])
     calls = [await world.dial("greeted") for _ in range(5)]
     text = routes(world).read_text()
     for name in ("first", "second"):
@@ -103,8 +105,8 @@ async def test_reloads_and_a_drain_are_heard_by_nobody(own_folder: Path) -> None
     for call in calls:
         session = await world.session_of(call)
         await session.wait_until(lambda s: bool(s.sent("response.done")), 20)
-        said = bytes(next(iter(session.sent_items.values())))
-        await call.rtp.until(lambda call=call, said=said: said in call.rtp.heard)  # type: ignore[misc]
+        sent = bytes(next(iter(session.sent_items.values())))
+        await call.rtp.until(lambda call=call, sent=sent: sent in call.rtp.heard)  # type: ignore[misc]
         summary = await world.summary_at_end(call)
         assert (summary["underruns"], summary["ending"]["why"]) == (0, "remote_hangup")
     await world.stop(await world.gateway.ended())

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -325,3 +327,33 @@ def test_numbers_are_masked_where_a_route_says_so(tmp_path: Path) -> None:
     assert b"c1" in text
     assert b"1234567" not in text
     masked._slots.close()
+
+
+OTHER_PROCESS = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("CREATE TABLE of_another (x)")
+connection.commit()
+connection.close()
+"""
+
+
+@pytest.mark.parametrize("kind", ["database", "spool"])
+def test_further_connections_leave_the_locks_of_the_first(tmp_path: Path, kind: str) -> None:
+    """The process that closes a database last removes its log: not as long as we have it open."""
+    if kind == "database":
+        path = tmp_path / "calls.sqlite3"
+        made = [Database(f"sqlite:///{path}", lasting=True) for _ in range(2)]
+        made[0].prepare()
+        use: list[Callable[[], object]] = [one.held for one in made]
+    else:
+        spools = [Spool(tmp_path) for _ in range(2)]
+        path = spools[0].path
+        use = [spool.pending for spool in spools]
+    for one in use:
+        one()
+    subprocess.run([sys.executable, "-c", OTHER_PROCESS, str(path)], check=True, timeout=60)
+    assert path.with_name(f"{path.name}-wal").exists()
+    assert path.stat().st_mode & 0o777 == 0o600
+    for one in use:
+        one()
