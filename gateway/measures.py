@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is measured, for ``/metrics`` to read: distributions that are cheap enough for every packet,
-and labels of which there are only so many. And the names that traces have, of a call's id."""
+"""Distributions and bounded labels for ``/metrics``, and trace ids of calls (W3C Trace Context).
+
+Counting a value is cheap enough to do for every packet.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -201,6 +202,45 @@ async def audited(
         raise
     audit(request, name, fields, "ok")
     return answer
+
+
+async def once(
+    backend: Backend,
+    request: Request,
+    key: str,
+    fields: Mapping[str, Any],
+    act: Callable[[], Awaitable[dict[str, Any]]],
+) -> dict[str, Any]:
+    """Carry out a request once for each key of a token; return the first one's answer again.
+
+    Raises as ``act``, and HTTPException: 409 while the first is under way, 422 where the key was
+    another request's, 503 where the database that remembers keys is not reached.
+    """
+    keys = backend.request_keys
+    if not key or keys is None:
+        return await act()
+    name = f"{token_of(request).name}\n{key}"
+    try:
+        state, answer = await keys.first(name, json.dumps(fields, sort_keys=True))
+    except TimeoutError:
+        message = "the database that remembers Idempotency-Keys is not reached"
+        raise HTTPException(503, {"code": "unavailable", "message": message}) from None
+    if state == "other":
+        message = "this Idempotency-Key was another request's"
+        raise HTTPException(422, {"code": "idempotency_key_reused", "message": message})
+    if state == "same":
+        if answer is None:
+            message = "the first request with this Idempotency-Key is under way"
+            raise HTTPException(409, {"code": "in_progress", "message": message})
+        done: dict[str, Any] = json.loads(answer)
+        return done
+    try:
+        done = await act()
+    except HTTPException:
+        keys.answered(name, None)
+        raise
+    keys.answered(name, json.dumps(done))
+    return done
 
 
 _TOLD = ("destination", "to", "trunk", "route", "held", "muted", "delivery", "level_of_log")

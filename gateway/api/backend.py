@@ -53,6 +53,20 @@ class HostedCalls(Protocol):
     def sideband(self, token: Token, call_id: str) -> tuple[Sideband, Follower]: ...
 
 
+class RequestKeys(Protocol):
+    """Remembers for a day which requests with a key came, whichever process got them."""
+
+    async def first(self, key: str, request: str) -> tuple[str, str | None]:
+        """Note a key: ``first``, ``same`` with its answer, or ``other`` for another request.
+
+        The answer is None while the first request is under way. Raises TimeoutError where the
+        database is not reached.
+        """
+
+    def answered(self, key: str, answer: str | None) -> None:
+        """Keep the answer to a key's request; None forgets the key, as nothing was done."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """The process, as the API sees it. Everything is called on the event loop."""
@@ -76,6 +90,7 @@ class Backend:
     webhooks: WebhookSender | None = None
     """None where no endpoint is configured."""
     applications: HostedCalls | None = None
+    request_keys: RequestKeys | None = None
     here: Callable[[str], bool] = lambda _call: True
     """Whether a call of this name is known to this worker."""
     siblings: Siblings | None = None

@@ -11,12 +11,12 @@ from itertools import islice
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, HTTPException, Path, Query, Request
+from fastapi import Depends, Header, HTTPException, Path, Query, Request
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.api.access import NO_CALL, Paths, audit, audited, no_call, run, token_of
+from gateway.api.access import NO_CALL, Paths, audit, audited, no_call, once, run, token_of
 from gateway.api.backend import Backend
 from gateway.api.local import HOP
 from gateway.api.tokens import Role
@@ -449,11 +449,27 @@ def _add_commands(paths: Paths, backend: Backend) -> None:
         route."""
         return await audited(backend, request, "client_secret", body.model_dump())
 
-    @paths.add("POST", "/calls", Role.ADMIN, errors=NO_CALL, status_code=201, tags=["calls"])
-    async def dial(body: Dial, request: Request) -> Any:
-        """Place a call with a route's session."""
-        answer = await audited(backend, request, "dial", body.model_dump())
-        return {"id": answer["call"], **answer}
+    @paths.add(
+        "POST",
+        "/calls",
+        Role.ADMIN,
+        errors={**NO_CALL, 503: "The database of keys does not answer"},
+        status_code=201,
+        tags=["calls"],
+    )
+    async def dial(
+        body: Dial,
+        request: Request,
+        key: Annotated[str, Header(alias="Idempotency-Key", max_length=200)] = "",
+    ) -> Any:
+        """Place a call with a route's session; once for each Idempotency-Key, if given."""
+        fields = body.model_dump()
+
+        async def place() -> dict[str, Any]:
+            answer = await audited(backend, request, "dial", fields)
+            return {"id": answer["call"], **answer}
+
+        return await once(backend, request, key, fields, place)
 
 
 def part(rows: list[Any], key: str, limit: int, after: str) -> tuple[list[Any], str | None]:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from gateway.app.applications import Applications
 from gateway.app.registry import CallRegistry
 from gateway.app.reload import Reloader
 from gateway.app.server_health import HealthChecker
+from gateway.app.shared_state import NotReachedError, SharedState
 from gateway.app.tracing import Tracing
 from gateway.billing.costs import Costs
 from gateway.bridge.media import MediaPump
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
     from gateway.api.backend import Backend, Command
     from gateway.records.database import Database
 
+KEY_SECONDS = 5.0
+"""For the database to remember a request's key; a call is placed only once it has."""
+
 _UP = ("registered", "static")
 """States of a trunk that takes calls, as far as is known."""
 
@@ -49,6 +54,30 @@ def _may_bring_calls(trunk: Mapping[str, Any]) -> bool:
     if trunk["state"] not in _UP:
         return False
     return not trunk["options"] or str(trunk["options"])[:1].isdigit()
+
+
+class RequestKeys:
+    """Keys of requests to the API, in the database that processes share."""
+
+    def __init__(self, shared: SharedState) -> None:
+        self._shared = shared
+
+    async def first(self, key: str, request: str) -> tuple[str, str | None]:
+        """See :class:`gateway.api.backend.RequestKeys`."""
+        from gateway.records.shared import first_with_key
+
+        try:
+            async with asyncio.timeout(KEY_SECONDS):
+                return await self._shared.run(partial(first_with_key, key=key, request=request))
+        except NotReachedError:
+            raise TimeoutError from None
+
+    def answered(self, key: str, answer: str | None) -> None:
+        """See :class:`gateway.api.backend.RequestKeys`. What is not kept stays under way."""
+        from gateway.records.shared import answer_key
+
+        told = self._shared.run(partial(answer_key, key=key, answer=answer))
+        told.add_done_callback(lambda future: future.cancelled() or future.exception())
 
 
 class Readings:
@@ -212,11 +241,11 @@ class Api:
         applications: Applications,
         readings: Readings,
         knows: Callable[[str], bool],
-        refusing: Callable[[], str],
+        shared: SharedState,
     ) -> None:
         self._config = config
         self._knows = knows
-        self._refusing = refusing
+        self._shared = shared
         self._dialplan = dialplan
         self._agent = agent
         self._calls = calls
@@ -291,6 +320,7 @@ class Api:
             reload=self._reload,
             recordings=self._config.recording.folder,
             applications=self._applications,
+            request_keys=RequestKeys(self._shared),
             here=self._here,
             siblings=siblings(others) if (others := self._config.sibling_sockets) else None,
         )
@@ -321,7 +351,7 @@ class Api:
         reasons = dict(state["health"]["problems"])
         if state["state"] != "serving":
             reasons["state"] = str(state["state"])
-        if refusing := self._refusing():
+        if refusing := self._shared.refusing:
             reasons["shared"] = f"calls are refused: the database was not reached ({refusing})"
         trunks = self._agent.trunk_states()
         if trunks and not any(_may_bring_calls(one) for one in trunks):

@@ -303,7 +303,7 @@ class Gateway:
                 self.lag,
             ),
             lambda call: operator.knows(call) or self.outbound.recent(call) is not None,
-            lambda: shared.refusing,
+            shared,
         )
         maintenance = Maintenance(agent, reloader.reload)
         self._parts = (

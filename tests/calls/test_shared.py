@@ -45,12 +45,8 @@ goodbye = "Your time is up."
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:
-    found = Postgres()
-    try:
-        found.start()
+    with Postgres() as found:
         yield found
-    finally:
-        found.remove()
 
 
 @asynccontextmanager
@@ -248,4 +244,50 @@ peers = ["127.0.0.1:{port}"]
             assert len(lines) == 4
     finally:
         database.close()
+        await callee.stop()
+
+
+async def test_a_call_that_is_asked_for_twice_is_placed_once(own_folder: Path, url: str) -> None:
+    callee = await CalledPhone().start()
+    more = f"""{PATIENT}{API}
+[outbound]
+enabled = true
+allowed_prefixes = ["answer"]
+[[trunk]]
+name = "carrier"
+peers = ["127.0.0.9"]
+"""
+    wanted = {"to": callee.uri("answer"), "route": "plain"}
+    key = {"Idempotency-Key": "order 7"}
+    try:
+        async with (
+            gateways(own_folder, url, 2, more) as (one, other),
+            Client(one) as first,
+            Client(other) as second,
+        ):
+            sent = [
+                http.post("/api/v1/calls", json=wanted, headers=key) for http in (first, second)
+            ]
+            answers = await asyncio.gather(*sent)
+            assert {answer.status_code for answer in answers} <= {201, 409}
+            placed = next(answer for answer in answers if answer.status_code == 201)
+
+            async def known() -> bool:
+                again = await second.post("/api/v1/calls", json=wanted, headers=key)
+                return again.status_code == 201 and again.json() == placed.json()
+
+            await eventually(known, "the first answer, from the other process")
+            changed = {**wanted, "route": "greeted"}
+            reused = await first.post("/api/v1/calls", json=changed, headers=key)
+            assert reused.json()["error"]["code"] == "idempotency_key_reused"
+            # What was refused may be tried again, under the same key.
+            key = {"Idempotency-Key": "order 8"}
+            for _ in range(2):
+                refused = await first.post(
+                    "/api/v1/calls", json={**wanted, "to": "tel:900"}, headers=key
+                )
+                assert refused.json()["error"]["code"] == "refused"
+            await callee.called()
+            assert len(callee.calls) == 1
+    finally:
         await callee.stop()

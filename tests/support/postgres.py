@@ -53,6 +53,17 @@ class Postgres:
         """Of the database ``postgres``, with the password."""
         return f"postgresql://gateway:{PASSWORD}@127.0.0.1:{self._port}/postgres"
 
+    def __enter__(self) -> Postgres:
+        try:
+            self.start()
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
     def start(self) -> None:
         """Start it, and wait until it answers."""
         options = "-c fsync=off -c shared_buffers=16MB -c max_connections=30 "

@@ -23,12 +23,8 @@ from tests.unit.records.test_store import NOW, ORDERS, Kept, a_record, end, row
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:
-    found = Postgres()
-    try:
-        found.start()
+    with Postgres() as found:
         yield found
-    finally:
-        found.remove()
 
 
 @pytest.fixture

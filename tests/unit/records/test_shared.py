@@ -24,12 +24,8 @@ DAY = "2026-11-28"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:
-    found = Postgres()
-    try:
-        found.start()
+    with Postgres() as found:
         yield found
-    finally:
-        found.remove()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
