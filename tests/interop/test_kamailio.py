@@ -173,6 +173,7 @@ async def test_a_draining_worker_is_taken_out_and_comes_back(cluster: Cluster) -
     assert (await cluster.summary(staying))["ending"]["why"] == "remote_hangup"
     assert_continuous(staying.rtp.packets)
     await cluster.gateway.wait("worker.drained", worker=0, pid=before)
+    await cluster.gateway.wait("worker.ready", worker=0, count=_ups(cluster, 0, before) + 1)
     await cluster.settled((0, 2))
     assert cluster.pid(0) != before
     assert cluster.worker_of(await cluster.dial()) == 0
