@@ -215,6 +215,22 @@ def explained_source(invite: Invite, config: Config) -> str:
 _RULE = re.compile(r"(?:(access|trunk (\S+)): )?([a-z_]+(?:\.[a-z_]+)*)(?: = .*)?")
 
 
+_NAMED = re.compile(r"\b(?:sip|shared|outbound|access)\.[a-z_]+")
+"""A setting within the text of a rule."""
+
+
+def explained_rule(rule: str, route: str, config: Config, dialplan: Dialplan) -> str:
+    """Return a cap or a budget that a call was refused by, with file and line of its setting."""
+    if rule.startswith("budget: "):
+        detail = rule.removeprefix("budget: ")
+        return deciding(EndReason.BUDGET, detail, route, config, dialplan) or rule
+    if (found := _RULE.fullmatch(rule)) is not None and found[1]:
+        key = f"access.{found[3]}" if found[1] == "access" else found[3]
+        return f"{rule} ({config.where(key, found[2] or '')})"
+    named = _NAMED.search(rule)
+    return rule if named is None else f"{rule} ({config.where(named[0])})"
+
+
 def explained_refusal(refused: Mapping[str, Any] | None, config: Config) -> str:
     """Say by which rule an INVITE was refused before any route; empty where none was."""
     if refused is None:
@@ -339,6 +355,13 @@ class Admission:
             else:
                 self._ask_others(leg, record, match, wanted)
 
+    def not_placed(self, record: CallRecord, why: EndReason, code: int, detail: str) -> None:
+        """Write the record of a call that was asked for, and not placed."""
+        if why is EndReason.REFUSED:
+            by = explained_rule(detail, record.route, self._config, self._dialplan)
+            record.explanation.append(f"refused by {by}")
+        self._rejections.write(record, why, code, detail)
+
     def _explained(self, match: Match, others: list[Explanation]) -> list[str]:
         return explained_routes(match, others, self._dialplan.origins.get(match.route.name))
 
@@ -366,6 +389,8 @@ class Admission:
             if rule:
                 why = EndReason.BUDGET if rule.startswith("budget") else EndReason.OVER_CAPACITY
                 self._calls.decided(record.call_id)
+                by = explained_rule(rule, match.route.name, self._config, self._dialplan)
+                record.explanation.append(f"refused by {by}")
                 # As where this process alone counts: too many calls of one trunk, or of one source.
                 code = 486 if rule.startswith(("trunk", "access")) else 0
                 detail = rule.removeprefix("budget: ")

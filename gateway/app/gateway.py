@@ -243,7 +243,7 @@ class Gateway:
             shared,
         )
         self.outbound = OutboundCalls(
-            config, dialplan, pump, limiter, calls, rejections.write, tools, shared
+            config, dialplan, pump, limiter, calls, self._admission.not_placed, tools, shared
         )
         # Its own: the functions' is closed when a reload has replaced them.
         http = HttpClient(config.tools.http_connections, config.tools.http_proxy)

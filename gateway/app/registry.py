@@ -192,7 +192,9 @@ class CallRegistry:
         def explain() -> None:
             assert record.ending is not None
             why, detail = record.ending.why, record.ending.detail
-            by = deciding(why, detail, record.route, config, dialplan)
+            transfers = record.actions.transfers
+            to = transfers[-1].destination if transfers else ""
+            by = deciding(why, detail, record.route, config, dialplan, to)
             if record.direction == "outbound" and why is EndReason.MAX_DURATION:
                 longest = call_settings(config, route).max_call_duration
                 if config.outbound.max_call_duration < longest:
@@ -229,14 +231,31 @@ _BUDGETS = {
 }
 
 
-def deciding(why: EndReason, detail: str, route: str, config: Config, dialplan: Dialplan) -> str:
-    """Return the setting by which a call ends, with file and line; empty where none does."""
+def deciding(
+    why: EndReason,
+    detail: str,
+    route: str,
+    config: Config,
+    dialplan: Dialplan,
+    destination: str = "",
+) -> str:
+    """Return the setting by which a call ends, with file and line; empty where none does.
+
+    Args:
+        destination: name of the one that the call was transferred to, if it was.
+    """
     own, base = _DECIDING.get(why, ("", ""))
     scope = detail.partition(":")[0]
     if why is EndReason.BUDGET and scope in list(Scope):
         own, base = _BUDGETS[Scope(scope)]
     origin = dialplan.origins.get(route)
     path = tuple[str | int, ...](own.split("."))
+    if why is EndReason.TRANSFERRED:
+        found = next((one for one in dialplan.routes if one.name == route), None)
+        names = [] if found is None else [one.name for one in found.transfer]
+        if destination not in names:
+            return ""  # an application chose it
+        own, path = f"transfer {destination}", ("transfer", names.index(destination))
     if origin is not None and own and path in origin.lines:
         return f"route {route}: {own} ({origin.file.name}:{origin.lines[path]})"
     if base:

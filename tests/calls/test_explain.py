@@ -10,8 +10,10 @@ from functools import partial
 import pytest
 from click.testing import CliRunner
 
+from gateway.api.client import RefusedError, ask
 from gateway.cli.main import main
 from tests.support.harness import GatewayStack, closed_port, eventually
+from tests.support.referred import dial
 from tests.support.sip_phone import Phone, PhoneCall
 
 WORLD = {
@@ -56,10 +58,31 @@ name = "thrifty"
 to = "^thrifty$"
 greeting.say = "Hello."
 budget.per_call = 0.000001
+[[route]]
+name = "daily"
+to = "^daily$"
+greeting.say = "Hello."
+budget.per_day = 0.000001
+[[route]]
+name = "moved"
+to = "^moved$"
+greeting.say = "Hello."
+[[route.transfer]]
+name = "desk"
+to = "sip:1@pbx.example"
+[[route.transfer]]
+name = "night desk"  # where the call goes
+to = "sip:2@pbx.example"
 """,
     "more": """
 [control]
 socket = "gateway.sock"
+[shared]
+max_calls = 3
+timeout_ms = 5000
+[outbound]
+enabled = true
+allowed_prefixes = ["1"]
 [access]
 unknown_sources = "reject"
 ban_after = 3
@@ -141,6 +164,31 @@ async def given_up(world: GatewayStack) -> PhoneCall:
     return call
 
 
+async def transferred(world: GatewayStack) -> PhoneCall:
+    """A call that the model hands on to the second of two destinations."""
+    tool = {"name": "transfer_call", "arguments": '{"destination": "night desk"}'}
+    world.behave(vad="off", answers=[{"kind": "nothing", "tools": [tool]}])
+    call = await dial(world, "moved")
+    await call.asked()
+    call.notify("200 OK", last=True)
+    return call
+
+
+async def spent(world: GatewayStack) -> PhoneCall:
+    """A call that finds the day's budget of its route spent."""
+    await world.summary(await hung_up("daily")(world))
+    return await refused("daily")(world)
+
+
+async def crowded(world: GatewayStack) -> PhoneCall:
+    """A call beside as many as all processes together may have."""
+    up = [await world.dial() for _ in range(3)]
+    call = await refused("plain")(world)
+    for one in up:
+        await one.hang_up()
+    return call
+
+
 ENDS: list[tuple[End, list[str]]] = [
     (caller, ["route greeted takes it (10-routes.toml:", "session sess_", "remote_hangup by"]),
     (given_up, ["route plain takes it (10-routes.toml:", "cancelled by caller, SIP 487"]),
@@ -152,6 +200,9 @@ ENDS: list[tuple[End, list[str]]] = [
     (hung_up("idle"), ["idle by gateway", "ended by route idle: idle.timeout (10-routes.toml:"]),
     (hung_up("deaf"), ["rtp_timeout", "ended by route deaf: limits.rtp_timeout (10-routes.toml:"]),
     (hung_up("polite", end_call=True), ["agent_hangup by model", "by route polite: end_call (10"]),
+    (transferred, ["transferred by model", "by route moved: transfer night desk (10-routes.toml:"]),
+    (spent, ["SIP 480", "refused by route daily: budget.per_day (10-routes.toml:"]),
+    (crowded, ["SIP 503", "refused by shared.max_calls = 3 (gateway.toml:"]),
     (hung_up("thrifty"), ["budget", "ended by route thrifty: budget.per_call (10-routes.toml:"]),
 ]
 
@@ -174,6 +225,36 @@ async def test_a_call_with_a_record(world: GatewayStack, end: End, lines: list[s
     record = await world.record(call)
     assert record["explanation"] == summary["explanation"]
     assert all(f"  {one}" in told[0] for one in record["explanation"])
+    if end is transferred:
+        file = world.folder / "routes" / "10-routes.toml"
+        lines_of = file.read_text().splitlines()
+        number = next(n for n, line in enumerate(lines_of) if "# where the call goes" in line)
+        assert f"night desk (10-routes.toml:{number})" in told[0], "its table begins a line above"
+
+
+async def test_a_cap_of_a_trunk(world: GatewayStack) -> None:
+    phone = Phone(world.gateway.sip)
+    await phone.start("127.0.0.5")
+    try:
+        calls = [phone.call("plain"), phone.call("plain")]
+        calls[0].invite()
+        await calls[0].answered()
+        calls[1].invite()
+        await calls[1].refused()
+        told = await explained(world, calls[1].call_id)
+        assert "SIP 486; trunk one: max_concurrent_calls = 1 (gateway.toml:" in told
+        await calls[0].hang_up()
+    finally:
+        await phone.stop()
+
+
+async def test_a_call_that_is_not_placed(world: GatewayStack) -> None:
+    socket = world.gateway.config.parent / "gateway.sock"
+    with pytest.raises(RefusedError, match="allowed_prefixes"):
+        await asyncio.to_thread(ask, socket, "dial", to="sip:2@pbx.example", route="plain")
+    summary = await world.gateway.wait("call.summary", direction="outbound")
+    by = "refused by outbound.allowed_prefixes has no beginning of '2' (gateway.toml:"
+    assert summary["explanation"][-1].startswith(by)
 
 
 BELOW = [

@@ -107,7 +107,9 @@ async def test_of_fifty_invites_ten_are_answered(own_folder: Path, url: str) -> 
         refused = [made[n % 4] for n, code in enumerate(codes) if code == 486]
         line = await refused[0].gateway.wait("call.summary", route="plain")
         assert line["ending"]["why"] == "over_capacity"
-        assert "trunk test: max_concurrent_calls = 10" in line["ending"]["detail"]
+        rule = "trunk test: max_concurrent_calls = 10"
+        assert rule in line["ending"]["detail"]
+        assert line["explanation"][-1].startswith(f"refused by {rule} (gateway.toml:")
         # A killed process's places come back with the rows of its calls, at its next start.
         up = [call for call, code in zip(calls, codes, strict=True) if code == 200]
         killed = next(one for one in made if any(call.phone is one.phone for call in up))
@@ -186,6 +188,8 @@ async def test_what_holds_while_the_database_is_away(
             assert code == 503
             ending = (await world.summary(call))["ending"]
             assert 'shared.fail = "closed"' in ending["detail"]
+            by = (await world.summary(call))["explanation"][-1]
+            assert 'shared.fail = "closed" (gateway.toml:' in by
         else:
             assert code == 200
             await world.gateway.wait("shared.not_asked")
