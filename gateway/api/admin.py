@@ -77,7 +77,7 @@ def add_administration(paths: Paths, backend: Backend) -> None:
 
     @paths.add("GET", "/here", Role.READONLY, tags=["gateway"])
     async def get_here(call: Term) -> Any:
-        """Whether a call of this id, beginning of one or Call-ID is known to this worker."""
+        """Whether a call of this id, part of one or Call-ID is known to this worker."""
         return {"here": backend.here(call)}
 
     @paths.add("GET", "/refused", Role.OPERATOR, errors=NO_CALL, tags=["gateway"])

@@ -55,7 +55,7 @@ Term = Annotated[str, StringConstraints(max_length=256), AfterValidator(_plain)]
 """What a column is compared with."""
 CallId = Annotated[
     str,
-    Path(description="The id of a call, its beginning where only one begins so, or its Call-ID"),
+    Path(description="The id of a call, its beginning or end if no other has it, or its Call-ID"),
     AfterValidator(_plain),
 ]
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Commands of the API for live calls: place, transfer and end them, steer their conversations.
 
-Each request names its call: ``{"call": "...", "text": "..."}``; the beginning of an id is enough
+Each request names its call: ``{"call": "...", "text": "..."}``; a part of an id is enough
 where it is the only one that begins so.
 """
 
@@ -71,12 +71,12 @@ T = TypeVar("T", bound="HasRecord")
 def call_named(request: Mapping[str, Any], calls: Iterable[T]) -> T:
     """Return the call that ``request["call"]`` names.
 
-    That is its id or the beginning of one, or a SIP Call-ID. Raises RefusedError when no call
+    That is its id, its beginning or end, or a SIP Call-ID. Raises RefusedError when no call
     fits, or several do.
     """
     wanted = request.get("call")
     if not isinstance(wanted, str) or not wanted:
-        raise RefusedError("call must be the id of a call, or its beginning: see gateway calls")
+        raise RefusedError("call must be the id of a call, or a part of it: see gateway calls")
     found = calls_named(wanted, calls)
     if len(found) == 1:
         return found[0]
@@ -89,11 +89,12 @@ def call_named(request: Mapping[str, Any], calls: Iterable[T]) -> T:
 
 
 def calls_named(name: str, calls: Iterable[T]) -> list[T]:
-    """Return the calls whose id is ``name`` or begins so, or whose SIP Call-ID it is."""
+    """Return the calls whose id is ``name``, begins or ends so, or whose SIP Call-ID it is."""
     there = list(calls)
-    found = [one for one in there if one.record.call_id.startswith(name)]
-    found = [one for one in found if one.record.call_id == name] or found
-    return found or [one for one in there if one.record.sip_call_id in (name, unquote(name))]
+    for fits in (str.__eq__, str.startswith, str.endswith):
+        if found := [one for one in there if fits(one.record.call_id, name)]:
+            return found
+    return [one for one in there if one.record.sip_call_id in (name, unquote(name))]
 
 
 class TalkingCall(Protocol):

@@ -146,8 +146,8 @@ def calls(
 ) -> None:
     """List calls in progress, or past calls.
 
-    For each: id (the other commands take it, or its beginning), state, age, numbers, route, codec
-    and cost so far; of the past ones, how they ended. The filters are for --past.
+    For each: id (the other commands take it, its beginning or end), state, age, numbers, route,
+    codec and cost so far; of the past ones, how they ended. The filters are for --past.
     """
     if past:
         from gateway.cli.past import print_past
@@ -170,7 +170,7 @@ def calls(
 @CONFIG
 @SOCKET
 def hangup(call: str, config: Path, path: Path | None) -> None:
-    """End CALL, given by its id or the beginning of it. Exit 0, or 1 with the reason."""
+    """End CALL, given by its id, its beginning or its end. Exit 0, or 1 with the reason."""
     answer = asked(config, path, "hangup", call=call)
     click.echo(f"{answer['call']} is hung up")
 

@@ -205,9 +205,9 @@ def report(config: Path, since: str, until: str | None, by: By, form: str) -> No
 def explain(call: str, config: Path, as_json: bool) -> None:
     """Explain why CALL was accepted or rejected, its route, and why it ended.
 
-    CALL is an id or its beginning, or a SIP Call-ID, of a call that is over or in progress; of
-    the last INVITEs that were refused before any route, which have no record, a running gateway
-    tells by their SIP Call-ID. Exit 1 where there is none.
+    CALL is an id, its beginning or its end, or a SIP Call-ID, of a call that is over or in
+    progress; of the last INVITEs that were refused before any route, which have no record, a
+    running gateway tells by their SIP Call-ID. Exit 1 where there is none.
     """
     from gateway.records.rows import explanation, plain
 

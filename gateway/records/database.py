@@ -219,16 +219,17 @@ class Database:
     def get(self, call_id: str) -> dict[str, Any] | None:
         """Return the row of a call with its whole record and its events.
 
-        ``call_id`` may be the beginning of an id where only one call's id begins so, or a SIP
-        Call-ID: then it is the newest call with it.
+        ``call_id`` may be the beginning or the end of an id where only one call's id is so, or a
+        SIP Call-ID: then it is the newest call with it.
         """
         with self._connect() as connection:
             query = sa.select(calls).where(calls.c.id == call_id)
             row = connection.execute(query).mappings().first()
-            if row is None and call_id:
-                query = sa.select(calls).where(calls.c.id.startswith(call_id, autoescape=True))
-                found = connection.execute(query.limit(2)).mappings().all()
-                row = found[0] if len(found) == 1 else None
+            for part in (calls.c.id.startswith, calls.c.id.endswith):
+                if row is None and call_id:
+                    query = sa.select(calls).where(part(call_id, autoescape=True)).limit(2)
+                    found = connection.execute(query).mappings().all()
+                    row = found[0] if len(found) == 1 else None
             if row is None and call_id:
                 query = sa.select(calls).where(calls.c.sip_call_id == call_id)
                 query = query.order_by(calls.c.invited_at.desc()).limit(1)

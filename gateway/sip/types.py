@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import secrets
+import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,12 +19,14 @@ class AgentError(Exception):
 
 
 def new_call_id() -> str:
-    """The gateway's own id of a call: 16 hexadecimal digits.
+    """The gateway's own id of a call: a UUIDv7 (RFC 9562 section 5.7), sorted by time.
 
     The SIP Call-ID is the caller's choice: two calls may have the same, and it may be longer, or
     look otherwise, than file names, commands and logs can take.
     """
-    return secrets.token_hex(8)
+    bits = time.time_ns() // 1_000_000 << 80 | secrets.randbits(80)
+    bits = bits & ~(0xF << 76) | 7 << 76  # the version
+    return str(uuid.UUID(int=bits & ~(3 << 62) | 2 << 62))  # the variant
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ async def test_calls_with_one_call_id_are_told_apart(world: GatewayStack) -> Non
     assert (status, f"{first.call_id!r} is 2 calls" in words) == (1, True)
     assert all(one in words for one in ids)
     for one, call in zip(ids, (first, second), strict=True):
-        status, _ = await command(world, "hangup", one[:8])
+        status, _ = await command(world, "hangup", one[-8:])
         assert status == 0
         await call.hung_up()
         await world.gateway.wait("call.summary", call=one)

@@ -121,7 +121,7 @@ async def test_past_calls_on_the_command_line(world: GatewayStack) -> None:
         "refused",
         404,
     )
-    told = await gateway(world, "explain", summary["call"][:8])
+    told = await gateway(world, "explain", summary["call"][-8:])
     assert "route greeted takes it (10-routes.toml:" in told
     assert "not plain: to wants '^plain$', is 'greeted'" in told
     assert "completed: remote_hangup by caller, SIP 200" in told

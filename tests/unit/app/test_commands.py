@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Awaitable, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,6 +17,7 @@ from gateway.bridge.call_controller import OutOfBandWaiters
 from gateway.call.call_record import CallRecord
 from gateway.call.outputs import OutOfBandDone
 from gateway.call.tools.commands import RequestOutOfBand, Say
+from gateway.sip.types import new_call_id
 
 
 class Call:
@@ -39,11 +42,22 @@ def test_which_call_is_meant() -> None:
     calls = [Call("abc1", "x@pbx"), Call("abd2", "y@pbx"), Call("abc", "z@pbx")]
     assert call_named({"call": "abd"}, calls) is calls[1]
     assert call_named({"call": "abc"}, calls) is calls[2]
+    assert call_named({"call": "d2"}, calls) is calls[1], "ids differ at their end"
     assert call_named({"call": "x@pbx"}, calls) is calls[0]
     with pytest.raises(RefusedError, match="'ab' is 3 calls: abc, abc1, abd2"):
         call_named({"call": "ab"}, calls)
     with pytest.raises(RefusedError, match="there is no call 'q'"):
         call_named({"call": "q"}, calls)
+
+
+def test_ids_are_sorted_by_time() -> None:
+    before = time.time_ns() // 1_000_000
+    made = [uuid.UUID(new_call_id()) for _ in range(100)]
+    assert {(one.version, one.variant) for one in made} == {(7, uuid.RFC_4122)}
+    assert len(set(made)) == 100
+    times = [one.int >> 80 for one in made]
+    assert times == sorted(times)
+    assert before <= times[0] <= times[-1] <= time.time_ns() // 1_000_000
 
 
 def test_something_is_said_where_somebody_talks() -> None:

@@ -304,6 +304,7 @@ def test_pages_of_rows_and_filters(tmp_path: Path) -> None:
     found = database.get("c3")
     assert found is not None
     assert database.get("c") is None, "several calls begin so"
+    assert (database.get("3") or {})["id"] == "c3", "by its end"
 
 
 def test_rows_that_nobody_writes_any_more_are_closed(tmp_path: Path) -> None:
