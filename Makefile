@@ -52,13 +52,14 @@ test-asan: $(DEV) ## calls and broken messages on a pjsua2 that AddressSanitizer
 	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl
 	@deploy/pjsua2/with-asan.sh $(BIN)/python $(BIN)/python -m pytest $(PARALLEL) $(ASAN_TESTS)
 
-interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones (INTEROP=... for some)
-	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl setpriv:util-linux
+interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones, the console in Chromium (INTEROP=... for some)
+	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl setpriv:util-linux chromium:chromium
 	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
 	@$(BIN)/python -m pytest $(PARALLEL) -m interop $(INTEROP)
 
 test-tools: $(DEV) ## the programs of Debian's that the tests need, at once
-	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core openssl:openssl setpriv:util-linux pg_ctlcluster:postgresql
+	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core openssl:openssl setpriv:util-linux pg_ctlcluster:postgresql \
+		chromium:chromium
 	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
 
 lint: $(DEV) ## ruff, mypy, which package may import which, words, licence lines
@@ -83,7 +84,7 @@ venv: $(DEV) ## .venv with everything in it
 UV := .cache/lock/bin/uv
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url pyproject.toml $(SETUP)/build-requirements.in \
-	--extra devtools --extra mcp --extra otel --extra recording
+	--extra devtools --extra mcp --extra otel --extra recording --extra top
 lock: $(BASE) ## renew requirements.lock and requirements-dev.lock
 	@test -x $(UV) || { $(BIN)/python -m venv .cache/lock && .cache/lock/bin/pip install --quiet uv; }
 	@$(UV) $(COMPILE) --extra dev --upgrade -o requirements-dev.lock

@@ -18,8 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.api.backend import Backend, NoCallError, RefusedError
 from gateway.api.limits import BEARER, UNAUTHORIZED
-from gateway.api.local import LOCAL
-from gateway.api.tokens import Role, Token, recognized
+from gateway.api.local import LOCAL, ROLE
+from gateway.api.tokens import Logins, Role, Token, recognized
 from gateway.text import unicode_in
 
 log = structlog.get_logger("api")
@@ -76,15 +76,21 @@ class Access:
 
     def __init__(self, tokens: tuple[Token, ...]) -> None:
         self._tokens = tokens
+        self.logins = Logins()
         self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._delayed = 0
 
     def token_of(self, scope: Scope) -> Token | None:
-        """The token of a request. Who comes by the Unix socket without one is an admin."""
+        """The token of a request, or the one that its console login stands for.
+
+        Who comes by the Unix socket without one is an admin, or what another worker says of them.
+        """
         given = Headers(scope=scope).get("authorization", "")
-        if not given and LOCAL in scope:
-            return Token(scope[LOCAL], Role.ADMIN, "")
-        return recognized(given, self._tokens)
+        if given:
+            return recognized(given, self._tokens)
+        if LOCAL in scope:
+            return Token(scope[LOCAL], scope[ROLE], "")
+        return self.logins.token_of(scope)
 
     def failed(self, source: str) -> float:
         """Count a wrong token; return how long its answer is to take (s)."""

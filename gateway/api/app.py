@@ -16,6 +16,7 @@ from gateway.api.access import Access, Paths, Throttle
 from gateway.api.admin import add_administration
 from gateway.api.backend import Backend
 from gateway.api.calls import add_calls
+from gateway.api.console import add_console
 from gateway.api.hosted import add_hosted
 from gateway.api.limits import BodyLimit
 from gateway.api.siblings import HandOn
@@ -47,6 +48,7 @@ def make_app(backend: Backend, tokens: tuple[Token, ...]) -> FastAPI:
     paths = Paths(app, access)
     add_calls(paths, backend)
     add_administration(paths, backend)
+    add_console(paths)
     _describe(app)
     decides = any(token.role is Role.APPLICATION for token in tokens)
     if backend.applications is not None and decides:

@@ -23,6 +23,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gateway.api.limits import Connection
+from gateway.api.tokens import Role
 from gateway.tasks import TaskSet
 
 log = structlog.get_logger("control")
@@ -158,11 +159,11 @@ class LocalSocket:
             os.close(self._spare.pop())
 
 
-LOCAL = "gateway.local"
-"""Key of an ASGI scope: the user at the other end of the Unix socket."""
+LOCAL, ROLE = "gateway.local", "gateway.role"
+"""Keys of an ASGI scope: the user at the other end of the Unix socket, and what they may do."""
 
-HOP, USER, PEER = "x-gateway-hop", "x-gateway-user", "x-gateway-peer"
-"""Header fields of a request that another worker hands on, and of whom it is. The last two are
+HOP, USER, PEER, RIGHTS = "x-gateway-hop", "x-gateway-user", "x-gateway-peer", "x-gateway-role"
+"""Header fields of a request that another worker hands on, and of whom it is. The last three are
 believed on the Unix socket only, where an administrator is at the other end anyway."""
 
 _CREDENTIALS = struct.Struct("3i")
@@ -201,8 +202,10 @@ def as_local(app: Any) -> Any:
     async def local(scope: Any, receive: Any, send: Any) -> None:
         headers = Headers(scope=scope)
         user = headers.get(USER) or (scope.get("client") or ("unknown", 0))[0]
-        peer = headers.get(PEER)
-        await app({**scope, "client": (peer, 0) if peer else None, LOCAL: user}, receive, send)
+        peer, rights = headers.get(PEER), headers.get(RIGHTS, "")
+        role = Role.__members__.get(rights.upper(), Role.READONLY) if rights else Role.ADMIN
+        told = {"client": (peer, 0) if peer else None, LOCAL: user, ROLE: role}
+        await app({**scope, **told}, receive, send)
 
     return local
 

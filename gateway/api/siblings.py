@@ -26,7 +26,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from gateway.api.local import HOP, LOCAL, PEER, USER
+from gateway.api.local import HOP, LOCAL, PEER, RIGHTS, ROLE, USER
 from gateway.api.tokens import Token
 
 CONNECT_SECONDS = 1.0
@@ -38,7 +38,9 @@ MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 
 _CALL = re.compile(r"/(?:api/v1|v1/realtime)/calls/([^/]+)(?:/.*)?")
 _NOT_CALLS = frozenset({"export"})
-_OWN = frozenset({"host", "connection", "content-length", "transfer-encoding", "upgrade", HOP})
+_OWN = frozenset(
+    {"host", "connection", "content-length", "transfer-encoding", "upgrade", "cookie", HOP}
+)
 _NOT_KEPT = frozenset({"connection", "date", "server", "transfer-encoding"})
 """Header fields of an answer that are this worker's."""
 
@@ -145,7 +147,7 @@ class HandOn:
             await refused(request.scope, request.receive, send)
             return
         asked = client.build_request(
-            request.method, target, headers=_headers(request.scope), content=body
+            request.method, target, headers=self._headers(request.scope), content=body
         )
         try:
             answer = await client.send(asked, stream=True)
@@ -173,7 +175,9 @@ class HandOn:
                 str(path),
                 uri,
                 additional_headers=[
-                    one for one in _headers(socket.scope) if not one[0].startswith("sec-websocket")
+                    one
+                    for one in self._headers(socket.scope)
+                    if not one[0].startswith("sec-websocket")
                 ],
                 max_size=MAX_MESSAGE_BYTES,
                 compression=None,
@@ -214,17 +218,19 @@ class HandOn:
         with contextlib.suppress(RuntimeError, WebSocketDisconnect):
             await socket.close(other.close_code or 1000)
 
+    def _headers(self, scope: Scope) -> list[tuple[str, str]]:
+        """Header fields of a request, and who has sent it: a token, or a login of this worker's."""
+        fields = [(name, value) for name, value in Headers(scope=scope).items() if name not in _OWN]
+        told = {HOP: "1", PEER: (scope.get("client") or ("local", 0))[0]}
+        token = self._token_of(scope)
+        if LOCAL in scope:
+            told |= {USER: unquote(scope[LOCAL]), RIGHTS: scope[ROLE].name.lower()}
+        elif token is not None and "authorization" not in Headers(scope=scope):
+            told |= {USER: token.name, RIGHTS: token.role.name.lower()}
+        return [*((n, v) for n, v in fields if n not in (PEER, USER, RIGHTS)), *told.items()]
+
 
 async def _forward(socket: WebSocket, other: Any) -> None:
     with contextlib.suppress(ConnectionClosed, WebSocketDisconnect, RuntimeError):
         while (message := await socket.receive())["type"] != "websocket.disconnect":
             await other.send(message.get("text") or message.get("bytes") or "")
-
-
-def _headers(scope: Scope) -> list[tuple[str, str]]:
-    """Header fields of a request, and who has sent it."""
-    fields = [(name, value) for name, value in Headers(scope=scope).items() if name not in _OWN]
-    told = {HOP: "1", PEER: (scope.get("client") or ("local", 0))[0]}
-    if LOCAL in scope:
-        told[USER] = unquote(scope[LOCAL])
-    return [*((n, v) for n, v in fields if n not in (PEER, USER)), *told.items()]

@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Bearer tokens: how they are made, kept as hashes, and recognized."""
+"""Bearer tokens: how they are made, kept as hashes, and recognized; logins of browsers with them.
+
+A browser sends its token once, in a header field, and gets a cookie for it. The cookie counts only
+in requests that the console's own pages make.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import urlsplit
 
 PREFIX = "gw_"
 SCHEME = "sha256:"
@@ -56,3 +65,101 @@ def recognized(authorization: str, tokens: Iterable[Token]) -> Token | None:
         if hmac.compare_digest(one.hash, told):
             found = one
     return found
+
+
+IDLE_SECONDS = 3600.0
+"""A login on which nothing was asked for so long is over; an open page asks all the time."""
+LIFETIME_SECONDS = 12 * 3600.0
+MAX_LOGINS = 1000
+"""At a time; one more ends the one that was used least recently."""
+
+ASKED_BY = "gateway-console"
+"""Value of ``X-Requested-With``, which a page of another site cannot send."""
+
+
+@dataclass(slots=True)
+class _Login:
+    token: Token
+    until: float
+    used: float
+
+
+class Logins:
+    """Who has logged in, by the cookie's value. Lives on the event loop.
+
+    Args:
+        now: seconds that only grow.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._logins: OrderedDict[str, _Login] = OrderedDict()
+        """By the hash of the secret, the one used least recently first."""
+
+    def begin(self, token: Token) -> str:
+        """Log somebody in; returns the secret that is the cookie's value."""
+        secret, now = secrets.token_urlsafe(32), self._now()
+        self._logins[_hashed(secret)] = _Login(token, now + LIFETIME_SECONDS, now)
+        while len(self._logins) > MAX_LOGINS:
+            self._logins.popitem(last=False)
+        return secret
+
+    def end(self, scope: Mapping[str, Any]) -> None:
+        """Log out whoever asks this."""
+        self._logins.pop(_hashed(_cookie(scope)), None)
+
+    def token_of(self, scope: Mapping[str, Any]) -> Token | None:
+        """The token that the request's cookie stands for, if the console's own page asks."""
+        secret = _cookie(scope)
+        if not secret or not _own_page(scope):
+            return None
+        key, now = _hashed(secret), self._now()
+        login = self._logins.get(key)
+        if login is None:
+            return None
+        if now >= login.until or now >= login.used + IDLE_SECONDS:
+            del self._logins[key]
+            return None
+        login.used = now
+        self._logins.move_to_end(key)
+        return login.token
+
+
+def _hashed(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def cookie_name(scope: Mapping[str, Any]) -> str:
+    """The cookie's name: over TLS one that no other host may set; else with the port, since
+    cookies are shared by all ports of a host."""
+    if scope.get("scheme") in ("https", "wss"):
+        return "__Host-gateway"
+    return f"gateway-{(scope.get('server') or ('', 0))[1] or 0}"
+
+
+def _field(scope: Mapping[str, Any], name: bytes) -> str | None:
+    return next((v.decode("latin-1") for n, v in scope["headers"] if n == name), None)
+
+
+def _cookie(scope: Mapping[str, Any]) -> str:
+    told = SimpleCookie()
+    try:
+        told.load(_field(scope, b"cookie") or "")
+    except CookieError:
+        return ""
+    found = told.get(cookie_name(scope))
+    return "" if found is None else found.value
+
+
+def _own_page(scope: Mapping[str, Any]) -> bool:
+    """Whether the console's own page makes the request, not one of another site or port."""
+    acts = scope["type"] == "websocket" or scope["method"] not in ("GET", "HEAD")
+    if scope["type"] == "http" and acts and _field(scope, b"x-requested-with") != ASKED_BY:
+        return False
+    site = _field(scope, b"sec-fetch-site")
+    if site is not None:  # the browser says; "none": somebody has opened the address
+        return site == "same-origin" or (site == "none" and not acts)
+    origin = _field(scope, b"origin")
+    if origin is None:
+        return not acts
+    return urlsplit(origin).netloc == _field(scope, b"host")
