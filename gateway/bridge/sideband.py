@@ -20,7 +20,7 @@ import structlog
 
 from gateway.call import inputs
 from gateway.call.tools.commands import CallCommand, Interrupt
-from gateway.realtime.events import ClientCommand, Relayed, RelayedUpdate
+from gateway.realtime.events import AudioDelta, ClientCommand, Relayed, RelayedUpdate
 from gateway.realtime.session import Tap
 from gateway.text import unicode_in
 
@@ -63,15 +63,15 @@ class SidebandTap:
         self._events = events
         self._received = received
 
-    def sent(self, message: bytes) -> None:
+    def sent(self, message: bytes, audio: bytes | None = None) -> None:
         """As :meth:`gateway.realtime.session.Tap.sent`."""
         if self._events is not None:
-            self._events.sent(message)
+            self._events.sent(message, audio)
 
-    def received(self, message: bytes) -> None:
+    def received(self, message: bytes, delta: AudioDelta | None = None) -> None:
         """As :meth:`gateway.realtime.session.Tap.received`."""
         if self._events is not None:
-            self._events.received(message)
+            self._events.received(message, delta)
         self._received(message)
 
 

@@ -25,6 +25,8 @@ class Line:
     direction: str
     body: dict[str, Any]
     text: str
+    messages: int = 1
+    """Of audio, one after the other, that the line stands for."""
 
     @property
     def type(self) -> str:
@@ -79,7 +81,8 @@ def _line(number: int, text: str) -> Line | None:
         body = value.get(key, value.get("not_json", {}))
         if not isinstance(body, dict) or direction not in ("in", "out", "close", "meta"):
             return None
-        return Line(number, float(value["t_ms"]), direction, body, printable(text))
+        messages = _count(value.get("messages")) or 1
+        return Line(number, float(value["t_ms"]), direction, body, printable(text), messages)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -169,7 +172,7 @@ class _Teller:
     def _append(self, line: Line) -> None:
         if self._sent_from is None:
             self._sent_from = line.t_ms
-        self._sent += 1
+        self._sent += line.messages
         self._sent_bytes += _count(line.get("audio", "bytes"))
 
     def _audio_so_far(self) -> Iterator[Entry]:
@@ -209,7 +212,7 @@ class _Teller:
         if kind in _AUDIO:
             if response is not None:
                 response.bytes += _count(line.get("delta", "bytes"))
-                response.deltas += 1
+                response.deltas += line.messages
                 response.first = at if response.first is None else response.first
         elif kind in _SPOKEN or kind in _WRITTEN:
             words = line.words("transcript") or line.words("text")

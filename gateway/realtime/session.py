@@ -56,11 +56,11 @@ _b2a_base64 = binascii.b2a_base64
 class Tap(Protocol):
     """Sees the messages of a session as they are on the wire. Must neither wait nor raise."""
 
-    def sent(self, message: bytes) -> None:
-        """We send this."""
+    def sent(self, message: bytes, audio: bytes | None = None) -> None:
+        """We send this; ``audio`` is what it appends, and then all that is in it."""
 
-    def received(self, message: bytes) -> None:
-        """This has come."""
+    def received(self, message: bytes, delta: AudioDelta | None = None) -> None:
+        """This has come; ``delta`` is what it was read as where it is audio."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class Session:
                     "session.audio_dropped", why="network too slow", limit=WRITE_BUFFER_LIMIT
                 )
             return
-        self._write(_APPEND_HEAD + _b2a_base64(audio, newline=False) + _APPEND_TAIL)
+        self._write(_APPEND_HEAD + _b2a_base64(audio, newline=False) + _APPEND_TAIL, audio)
         counters.audio_sent += 1
         counters.audio_sent_bytes += len(audio)
 
@@ -218,9 +218,9 @@ class Session:
         # The reader ends with the connection; a cancelled caller must not take it along.
         await asyncio.shield(self._reader)
 
-    def _write(self, message: bytes) -> None:
+    def _write(self, message: bytes, audio: bytes | None = None) -> None:
         if self._tap is not None:
-            self._tap.sent(message)
+            self._tap.sent(message, audio)
         try:
             self._connection.write_text(message)
         except Exception:
@@ -254,22 +254,22 @@ class Session:
             self._end(closed)
 
     def _take(self, frame: bytes) -> None:
-        self._count_in(frame)
         try:
             event = self._edge.parse(frame)
         except BadEvent as error:
             self._bad(error, frame)
         else:
+            self._count_in(frame, event)
             self._on_parsed(event)
 
     async def _take_large(self, frame: bytes) -> None:
         """As :meth:`_take`, so that other calls are served meanwhile."""
-        self._count_in(frame)
         try:
             event = await asyncio.to_thread(self._edge.parse, frame)
         except BadEvent as error:
             self._bad(error, frame)
             return
+        self._count_in(frame, event)
         part = self.part_bytes
         if part is None or not isinstance(event, AudioDelta):
             self._on_parsed(event)
@@ -278,12 +278,13 @@ class Session:
             self._on_parsed(replace(event, audio=event.audio[start : start + part]))
             await asyncio.sleep(0)
 
-    def _count_in(self, frame: bytes) -> None:
+    def _count_in(self, frame: bytes, event: ServerEvent | None) -> None:
         self.counters.events_received += 1
         if self._tap is not None:
-            self._tap.received(frame)
+            self._tap.received(frame, event if type(event) is AudioDelta else None)
 
     def _bad(self, error: BadEvent, frame: bytes) -> None:
+        self._count_in(frame, None)
         self.counters.bad_events += 1
         if self.counters.bad_events <= _LOGGED_COMPLAINTS:
             self._log.warning(

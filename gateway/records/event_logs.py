@@ -4,6 +4,8 @@
 A line is ``{"t_ms": ..., "dir": "out", "event": {...}}``: ms since the INVITE on a clock that
 never jumps, ``out`` for what the gateway sends and ``in`` for what comes. Audio is elided to its
 length and the beginning of its SHA-256, which tells whether two are the same; secrets are blanked.
+Audio messages that follow each other, at most a second of them, are one line: the first of them,
+with the length and hash of all their audio, ``messages`` (how many) and ``until_ms`` (the last).
 The first and the last line (``meta``) say which call it is and what was left out, ``close`` how
 the WebSocket ended.
 
@@ -16,16 +18,17 @@ import asyncio
 import binascii
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import orjson
 import structlog
 
 from gateway.log import BLANK, Redactor
-from gateway.records.background import BackgroundWriter
+from gateway.realtime.events import AudioDelta
+from gateway.records.background import BackgroundWriter, Channel
 from gateway.records.files import file_stem, private
 from gateway.text import PrivateDigits
 
@@ -44,6 +47,30 @@ _CREDENTIALS = frozenset({"authorization", "headers"})
 log = structlog.get_logger("records")
 
 
+class _Entry:
+    """A message, or audio messages of one direction and part that came one after the other."""
+
+    __slots__ = ("at", "bytes", "digest", "direction", "message", "messages", "part", "until")
+
+    def __init__(self, at: float, direction: str, message: Any) -> None:
+        self.at = self.until = at
+        """When the first and the last came or went (``time.monotonic()``)."""
+        self.direction = direction
+        self.message = message
+        self.messages = 1
+
+    def begin(self, audio: bytes, part: Any = None) -> None:
+        """Further audio of this part may follow."""
+        self.part, self.bytes, self.digest = part, len(audio), hashlib.sha256(audio)
+
+    def add(self, audio: bytes) -> None:
+        """Audio that follows: up to fifty times a second each way."""
+        self.digest.update(audio)
+        self.bytes += len(audio)
+        self.messages += 1
+        self.until = monotonic()
+
+
 class EventLog:
     """The log of one call; a :class:`gateway.realtime.session.Tap` of its session."""
 
@@ -51,7 +78,6 @@ class EventLog:
         self,
         path: Path,
         put: Callable[[_Parcel, int], bool],
-        now: Callable[[], float],
         private: PrivateDigits,
     ) -> None:
         self.path = path
@@ -60,19 +86,35 @@ class EventLog:
         """Messages that are not in the file."""
         self.bytes = 0
         """Written so far; the writer's thread counts."""
+        self.over = False
+        self.began = monotonic()
         self._put = put
-        self._now = now
-        self._began = now()
-        self._held: list[_Message] = []
+        self._held: list[_Entry] = []
         self._held_bytes = 0
+        self._up: _Entry | None = None
+        self._down: _Entry | None = None
+        """Of those held, what further audio is added to."""
 
-    def sent(self, message: bytes) -> None:
-        """A message to the server."""
-        self._add("out", message)
+    def sent(self, message: bytes, audio: bytes | None = None) -> None:
+        """A message to the server; ``audio`` is what it appends, and then all that is in it."""
+        if audio is None:
+            self._add("out", message)
+        elif self._up is not None:
+            self._up.add(audio)
+        else:
+            self._up = self._hold("out", message)
+            self._up.begin(audio)
 
-    def received(self, message: bytes) -> None:
-        """A message from the server."""
-        self._add("in", message)
+    def received(self, message: bytes, delta: AudioDelta | None = None) -> None:
+        """A message from the server, and what it was read as where it is audio."""
+        entry = self._down
+        if delta is None:
+            self._add("in", message)
+        elif entry is not None and entry.part == delta.part:
+            entry.add(delta.audio)
+        else:
+            self._down = self._hold("in", message)
+            self._down.begin(delta.audio, delta.part)
 
     def closed(self, code: int, reason: str, by_us: bool) -> None:
         """The WebSocket is closed."""
@@ -84,32 +126,38 @@ class EventLog:
 
     def end(self) -> None:
         """The call is over."""
+        self.over = True
         self._add("meta", {"dropped": self.dropped, "over": True})
 
     def as_json(self) -> dict[str, Any]:
         """Return the counters for the call's record."""
         return {"file": self.path.name, "dropped": self.dropped}
 
-    def _add(self, direction: str, message: Any) -> None:
-        """Hand a message on; audio, fifty times a second each way, in parcels."""
-        held = self._held
-        held.append((self._now() - self._began, direction, message))
-        if type(message) is bytes and b"udio" in message[:48]:
-            self._held_bytes += len(message)
-            if len(held) < PARCEL and self._held_bytes < PARCEL_BYTES:
-                return
-        size = self._held_bytes + 100
+    def hand_on(self) -> None:
+        """Have what is held written."""
+        held, size = self._held, self._held_bytes
         self._held, self._held_bytes = [], 0
-        if not self._put((self, held), size):
-            self.dropped += len(held)
+        self._up = self._down = None
+        if held and not self._put((self, held), size):
+            self.dropped += sum(entry.messages for entry in held)
+
+    def _add(self, direction: str, message: Any) -> None:
+        self._hold(direction, message)
+        self.hand_on()
+
+    def _hold(self, direction: str, message: Any) -> _Entry:
+        if self._held_bytes > HELD_BYTES:
+            self.hand_on()
+        entry = _Entry(monotonic(), direction, message)
+        self._held.append(entry)
+        self._held_bytes += len(message) + 100
+        return entry
 
 
-_Message = tuple[float, str, Any]
-"""When it came or went (s since the call began), which way, and what."""
-_Parcel = tuple[EventLog, list[_Message]]
+_Parcel = tuple[EventLog, list[_Entry]]
 
-PARCEL, PARCEL_BYTES = 20, 64 * 1024
-"""Messages, and their bytes, that are handed to the writer together: a fifth of a second."""
+HELD_BYTES = 64 * 1024
+"""Bytes of a call that are held until they are handed to the writer, at most for a second."""
 
 WRITE_SECONDS = 1.0
 """How long lines of a call are gathered: to open its file costs more than to write into it."""
@@ -130,11 +178,14 @@ class EventLogs:
         self._folder = folder
         self._owner = writer
         self._redact = Redactor(secrets)
-        self._channel = writer.channel("event logs", self._write, MAX_WAITING, MAX_WAITING_BYTES)
+        self._channel: Channel[_Parcel | None] = writer.channel(
+            "event logs", self._write, MAX_WAITING, MAX_WAITING_BYTES
+        )
         self._failing = False
-        self._texts: dict[EventLog, list[str]] = {}
-        self._due = 0.0
-        writer.every_second(self._flush)
+        self._open: set[EventLog] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._lines: dict[EventLog, list[tuple[str, int]]] = {}
+        """What goes into each file next, and how many messages each line stands for."""
 
     def open(
         self,
@@ -147,48 +198,54 @@ class EventLogs:
         if self._folder is None:
             return None
         path = self._folder / f"{file_stem(started_at, call_id)}{SUFFIX}"
-        made = EventLog(
-            path,
-            self._channel.put,
-            asyncio.get_running_loop().time,
-            PrivateDigits() if private is None else private,
-        )
+        loop = asyncio.get_running_loop()
+        made = EventLog(path, self._channel.put, PrivateDigits() if private is None else private)
         made.begin(call_id=call_id, started_at=started_at, **facts)
+        self._open.add(made)
+        if self._timer is None:
+            self._timer = loop.call_later(WRITE_SECONDS, self._hand_on, loop)
         return made
 
-    def _write(self, parcels: list[_Parcel]) -> Sequence[_Parcel]:
-        """On the writer's thread: what is over is written at once, the rest within a second."""
-        over = False
-        for event_log, (seconds, direction, message) in (
-            (of, one) for of, messages in parcels for one in messages
-        ):
-            t_ms = round(1000 * seconds, 1)
-            text = _audio_text(t_ms, direction, message, self._redact)
-            if text is None:
-                text = self._redact(None, "", _text(t_ms, direction, message, event_log.private))
-            size = len(text) + 1
-            if event_log.bytes + size > MAX_FILE_BYTES and direction != "meta":
-                event_log.dropped += 1
+    def _hand_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Once a second, have all that has happened until now written."""
+        self._open = {one for one in self._open if not one.over}
+        for event_log in self._open:
+            event_log.hand_on()
+        self._channel.put(None)
+        self._timer = loop.call_later(WRITE_SECONDS, self._hand_on, loop) if self._open else None
+
+    def _write(self, parcels: list[_Parcel | None]) -> Sequence[_Parcel]:
+        """On the writer's thread: a None, or the end of a call, has all that waits written."""
+        due = self._owner.closed
+        for parcel in parcels:
+            if parcel is None:
+                due = True
                 continue
-            event_log.bytes += size
-            self._texts.setdefault(event_log, []).append(text)
-            over = over or (direction == "meta" and "over" in message)
-        if over or self._owner.closed or time.monotonic() >= self._due:
+            event_log, held = parcel
+            due = due or event_log.over
+            for entry in held:
+                text = self._redact(None, "", _text(entry, event_log))
+                size = len(text) + 1
+                if event_log.bytes + size > MAX_FILE_BYTES and entry.direction != "meta":
+                    event_log.dropped += entry.messages
+                    continue
+                event_log.bytes += size
+                self._lines.setdefault(event_log, []).append((text, entry.messages))
+        if due:
             self._flush()
         return ()
 
     def _flush(self) -> None:
         """Append the lines to their calls' files. What cannot be written is counted in its log."""
-        self._due = time.monotonic() + WRITE_SECONDS
-        texts, self._texts = self._texts, {}
-        for event_log, lines in texts.items():
+        waiting, self._lines = self._lines, {}
+        for event_log, lines in waiting.items():
             try:
                 with open(
                     event_log.path, "a", encoding="utf-8", errors="backslashreplace", opener=private
                 ) as file:
-                    file.write("\n".join([*lines, ""]))
+                    file.write("\n".join([*(text for text, _messages in lines), ""]))
             except OSError as error:
-                event_log.dropped += len(lines)
+                event_log.dropped += sum(messages for _text, messages in lines)
                 if not self._failing:
                     log.error("event_log.write_failed", lost=len(lines), error=str(error))
                 self._failing = True
@@ -196,56 +253,23 @@ class EventLogs:
                 self._failing = False
 
 
-_APPEND = b'{"type":"input_audio_buffer.append","audio":"'
-_DELTAS = ("response.output_audio.delta", "response.audio.delta")
-_OF_A_DELTA = frozenset(
-    {
-        *("type", "event_id", "response_id", "item_id", "output_index", "content_index"),
-        *("delta", "obfuscation"),
-    }
-)
-
-
-def _audio_text(t_ms: float, direction: str, message: Any, redact: Redactor) -> str | None:
-    """The line of a message that has audio and nothing else, a hundred times a second of a call
-    that talks; None for any other."""
-    if not isinstance(message, bytes) or b"udio" not in message[:48]:
-        return None
-    if message.startswith(_APPEND) and message.find(b'"', len(_APPEND)) == len(message) - 2:
-        try:
-            data = binascii.a2b_base64(message[len(_APPEND) : -2])
-        except ValueError:
-            return None
-        digest = hashlib.sha256(data).hexdigest()[:HASH_DIGITS]
-        return (
-            f'{{"t_ms":{t_ms},"dir":"{direction}","event":{{"type":"input_audio_buffer.append",'
-            f'"audio":{{"bytes":{len(data)},"sha256":"{digest}"}}}}}}'
-        )
-    try:
-        event = orjson.loads(message)
-    except orjson.JSONDecodeError:
-        return None
-    # Ids and numbers are all that stands beside the audio: nothing of them is private.
-    if (
-        not isinstance(event, dict)
-        or event.get("type") not in _DELTAS
-        or event.keys() - _OF_A_DELTA
-    ):
-        return None
-    if not all(isinstance(value, str | int) for value in event.values()):
-        return None
-    event["delta"] = _digest(str(event.get("delta", "")))
-    line = {"t_ms": t_ms, "dir": direction, "event": event}
-    return redact(None, "", orjson.dumps(line).decode())
-
-
-def _text(t_ms: float, direction: str, message: Any, private: PrivateDigits) -> str:
-    line: dict[str, Any] = {"t_ms": t_ms, "dir": direction}
-    if isinstance(message, bytes):
-        for key, value in _event(message).items():
-            line[key] = private.masked_event(value)
+def _text(entry: _Entry, of: EventLog) -> str:
+    """The line of an entry. On the writer's thread."""
+    t_ms = round(1000 * (entry.at - of.began), 1)
+    line: dict[str, Any] = {"t_ms": t_ms, "dir": entry.direction}
+    if isinstance(entry.message, bytes):
+        for key, value in _event(entry.message).items():
+            line[key] = of.private.masked_event(value)
     else:
-        line[direction] = message
+        line[entry.direction] = entry.message
+    if entry.messages > 1:
+        digest = {"bytes": entry.bytes, "sha256": entry.digest.hexdigest()[:HASH_DIGITS]}
+        of_first = line["event"]
+        line["event"] = {
+            key: digest if key in ("audio", "delta") else of_first[key] for key in of_first
+        }
+        line["messages"] = entry.messages
+        line["until_ms"] = round(1000 * (entry.until - of.began), 1)
     return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
 
 

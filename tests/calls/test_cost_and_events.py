@@ -118,8 +118,12 @@ async def test_what_was_used_is_priced_and_what_was_said_is_logged(world: Gatewa
     assert sum(delta["delta"]["bytes"] for delta in deltas) == sum(
         len(audio) for audio in session.sent_items.values()
     )
-    silence = hashlib.sha256(b"\xff" * 160).hexdigest()[:16]
-    assert silence in {append["audio"]["sha256"] for append in appends}
+    silences = {
+        hashlib.sha256(b"\xff" * append["audio"]["bytes"]).hexdigest()[:16] for append in appends
+    }
+    assert silences & {append["audio"]["sha256"] for append in appends}
+    messages = [line.get("messages", 1) for line in lines if line.get("event") in appends]
+    assert max(messages) > 1, "audio that nothing comes between is one line"
     (created,) = _of(lines, "out", "conversation.item.create")
     assert "4 2" in created["item"]["content"][0]["text"]
     assert API_KEY not in json.dumps(lines)

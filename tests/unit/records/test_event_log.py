@@ -16,15 +16,21 @@ from click.testing import CliRunner
 
 from gateway.cli.main import main
 from gateway.devtools.event_viewer import Entry, entries_of, read_lines
+from gateway.realtime.events import AudioDelta
 from gateway.records import event_logs
 from gateway.records.background import BackgroundWriter
 from gateway.records.event_logs import EventLog, EventLogs, elided
+from tests.support.harness import eventually
 
 SECRET = "sk-secret-4711"
 AUDIO = bytes(range(160))
 APPEND = json.dumps(
     {"type": "input_audio_buffer.append", "audio": base64.b64encode(AUDIO).decode()}
 ).encode()
+
+
+def _digest(audio: bytes) -> dict[str, Any]:
+    return {"bytes": len(audio), "sha256": hashlib.sha256(audio).hexdigest()[:16]}
 
 
 def _log(folder: Path, use: Callable[[EventLog], None]) -> list[dict[str, Any]]:
@@ -59,13 +65,12 @@ def test_audio_is_its_length_and_hash(tmp_path: Path) -> None:
         made.closed(1000, "bye", True)
 
     lines = _log(tmp_path, use)
-    digest = {"bytes": 160, "sha256": hashlib.sha256(AUDIO).hexdigest()[:16]}
     assert [line["dir"] for line in lines] == ["meta", "out", "in", "close", "meta"]
     assert lines[0]["meta"]["call_id"] == "a/b@c"
-    assert lines[1]["event"]["audio"] == digest
+    assert lines[1]["event"]["audio"] == _digest(AUDIO)
     assert lines[2]["event"] == {
         "type": " response.output_audio.delta",
-        "delta": digest,
+        "delta": _digest(AUDIO),
         "item_id": "i",
     }
     assert lines[3]["close"] == {"code": 1000, "reason": "bye", "by_us": True}
@@ -121,7 +126,6 @@ def test_what_is_no_json_is_there_too(tmp_path: Path) -> None:
 
 def test_a_full_queue_drops_with_a_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_logs, "MAX_WAITING", 4)
-    monkeypatch.setattr(event_logs, "PARCEL", 1)
 
     def use(made: EventLog) -> None:
         for _ in range(10):
@@ -132,16 +136,65 @@ def test_a_full_queue_drops_with_a_count(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(lines) == 4, "the first of them says which call it is"
 
 
-def test_audio_that_is_gathered_stands_before_what_comes_after_it(tmp_path: Path) -> None:
-    def use(made: EventLog) -> None:
-        for _ in range(event_logs.PARCEL + 5):
-            made.sent(APPEND)
-        made.received(b'{"type":"response.done"}')
+def _delta(audio: bytes, number: int, item: str = "i") -> tuple[bytes, AudioDelta]:
+    event = {
+        "type": "response.output_audio.delta",
+        "event_id": f"event_{number}",
+        "response_id": "r",
+        "item_id": item,
+        "content_index": 0,
+        "delta": base64.b64encode(audio).decode(),
+    }
+    return json.dumps(event).encode(), AudioDelta("r", item, 0, audio)
 
-    lines = _log(tmp_path, use)
-    kinds = [line.get("event", {}).get("type") for line in lines[1:-1]]
-    assert kinds == ["input_audio_buffer.append"] * (event_logs.PARCEL + 5) + ["response.done"]
-    assert [line["t_ms"] for line in lines] == sorted(line["t_ms"] for line in lines)
+
+def test_audio_that_nothing_comes_between_is_one_line_each_way(tmp_path: Path) -> None:
+    said = [bytes([number]) * 160 for number in range(5)]
+
+    def use(made: EventLog) -> None:
+        for number, audio in enumerate(said):
+            made.sent(APPEND, AUDIO)
+            made.received(*_delta(audio, number))
+        made.received(b'{"type":"response.done"}')
+        made.sent(APPEND, AUDIO)
+
+    meta, up, down, done, alone, _over = _log(tmp_path, use)
+    assert up["event"] == {"type": "input_audio_buffer.append", "audio": _digest(AUDIO * 5)}
+    assert down["event"]["delta"] == _digest(b"".join(said))
+    assert (down["event"]["event_id"], down["event"]["item_id"]) == ("event_0", "i")
+    assert [line.get("messages") for line in (up, down, done, alone)] == [5, 5, None, None]
+    assert meta["t_ms"] <= up["t_ms"] <= down["t_ms"] <= up["until_ms"] <= down["until_ms"]
+    assert down["until_ms"] <= done["t_ms"] <= alone["t_ms"]
+    assert alone["event"]["audio"] == _digest(AUDIO)
+
+
+def test_audio_of_two_items_is_two_lines(tmp_path: Path) -> None:
+    def use(made: EventLog) -> None:
+        for number, item in enumerate("aab"):
+            made.received(*_delta(AUDIO, number, item))
+
+    lines = _log(tmp_path, use)[1:-1]
+    told = [(line["event"]["item_id"], line.get("messages", 1)) for line in lines]
+    assert told == [("a", 2), ("b", 1)]
+
+
+async def test_audio_is_written_while_nothing_else_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_logs, "WRITE_SECONDS", 0.02)
+    writer = BackgroundWriter()
+    logs = EventLogs(tmp_path, writer)
+    writer.start()
+    try:
+        made = logs.open("a", "2026")
+        assert made is not None
+        made.sent(APPEND, AUDIO)
+        made.sent(APPEND, AUDIO)
+        await eventually(
+            lambda: made.path.exists() and '"messages":2' in made.path.read_text(), "the line"
+        )
+    finally:
+        await writer.stop()
 
 
 def test_audio_that_is_none_is_a_line_all_the_same(tmp_path: Path) -> None:
