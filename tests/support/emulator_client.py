@@ -18,6 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from gateway.devtools.emulator.server import Emulator
+from tests.support.official_types import check_live_server_event
 
 PCMU_SESSION = {
     "type": "realtime",
@@ -76,6 +77,9 @@ def _no_extras(value: object, path: str) -> None:
 class Client:
     """One session: sends events, keeps and checks all that comes."""
 
+    check = staticmethod(check)
+    append_type = "input_audio_buffer.append"
+
     def __init__(self, socket: ClientConnection, *, strict: bool = True) -> None:
         self.socket = socket
         self.events: list[dict[str, Any]] = []
@@ -95,14 +99,14 @@ class Client:
         """Append audio in pieces as a phone call does."""
         for start in range(0, len(audio), piece):
             data = base64.b64encode(audio[start : start + piece]).decode()
-            await self.send("input_audio_buffer.append", audio=data)
+            await self.send(self.append_type, audio=data)
 
     async def receive(self) -> dict[str, Any]:
         """The next event, checked. Raises ``ConnectionClosed``, ``TimeoutError``."""
         async with asyncio.timeout(_DEADLINE_S):
             event: dict[str, Any] = json.loads(await self.socket.recv())
         if self._strict:
-            check(event)
+            self.check(event)
         self.events.append(event)
         return event
 
@@ -153,9 +157,56 @@ class Client:
         return b"".join(
             base64.b64decode(event["delta"])
             for event in self.events
-            if event["type"] == "response.output_audio.delta"
-            and response_id in (None, event["response_id"])
+            if event["type"].endswith(".output_audio.delta")
+            and response_id in (None, event.get("response_id"))
         )
+
+
+class LiveClient(Client):
+    """One Live session. Its clock runs as fast as the script's ``live.speed`` allows."""
+
+    check = staticmethod(check_live_server_event)
+    append_type = "session.input_audio.append"
+    silence = b"\xff"
+
+    async def begin(self, **session: Any) -> dict[str, Any]:
+        """``session.start`` in u-law with these fields over the usual ones; the session."""
+        audio = {"format": {"type": "audio/pcmu", "rate": 8000}}
+        given = {"model": "gpt-live-1.1", "audio": audio, **session}
+        await self.send("session.start", event_id="start", session=given)
+        started: dict[str, Any] = (await self.until("session.started"))["session"]
+        return started
+
+    async def quiet(self, ms: int) -> None:
+        """Send silence of the caller."""
+        await self.append(self.silence * 8 * ms, 8 * ms)
+
+    async def text(self, kind: str, content: str, **fields: Any) -> None:
+        """Append a text: commentary, thinking or instructions."""
+        given = {"delegation_id": None, "content": content, **fields}
+        await self.send(f"session.{kind}.append", **given)
+
+    def transcript(self, side: str = "output") -> str:
+        """The fragments so far, put together."""
+        type_ = f"session.{side}_transcript.delta"
+        return "".join(event["delta"] for event in self.events if event["type"] == type_)
+
+    def backend(self, type_: str) -> list[dict[str, Any]]:
+        """The backend's events of this type so far."""
+        events = [event["event"] for event in self.events if event["type"] == "response.event"]
+        return [event for event in events if event["type"] == type_]
+
+
+@asynccontextmanager
+async def live(
+    emulator: Emulator, script: str | None = None, *, strict: bool = True, **behaviour: Any
+) -> AsyncIterator[LiveClient]:
+    """A Live session whose clock runs a hundred times faster, not started yet."""
+    behaviour = {"live__speed": 100, "live__transcript_lag_ms": 200, **behaviour}
+    url = emulator.live_url(script, **behaviour)
+    # Without a bound on unread events a test may leave while the track goes on.
+    async with connect(url, compression=None, max_size=None, max_queue=None) as socket:
+        yield LiveClient(socket, strict=strict)
 
 
 @asynccontextmanager

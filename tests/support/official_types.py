@@ -1,21 +1,41 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Client events held against the official client's types, with unknown fields forbidden."""
+"""Events held against the official client's types, with unknown fields forbidden."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from openai.types import live
 from openai.types.realtime import RealtimeClientEvent
+from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
 _EVENTS: TypeAdapter[Any] = TypeAdapter(RealtimeClientEvent)
+_LIVE_CLIENT: TypeAdapter[Any] = TypeAdapter(live.ClientEvent)
+_LIVE_SERVER: TypeAdapter[Any] = TypeAdapter(live.ServerEvent)
+_BACKEND: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
 def check_client_event(body: Mapping[str, Any]) -> None:
     """Assert that the official types know this event with each of its fields."""
-    event = _EVENTS.validate_python(_without_references(body))
-    unknown = sorted(_unknown(event))
+    _check(_EVENTS, _without_references(body))
+
+
+def check_live_client_event(body: Mapping[str, Any]) -> None:
+    """Assert that the official types of Live sessions know this client event, field by field."""
+    _check(_LIVE_CLIENT, body)
+
+
+def check_live_server_event(body: Mapping[str, Any]) -> None:
+    """Assert that the official types know this event of a Live server, and the backend's in it."""
+    _check(_LIVE_SERVER, body)
+    if body["type"] == "response.event":
+        _check(_BACKEND, body["event"])
+
+
+def _check(events: TypeAdapter[Any], body: Mapping[str, Any]) -> None:
+    unknown = sorted(_unknown(events.validate_python(body)))
     assert not unknown, f"{body['type']}: the official types have no {', '.join(unknown)}"
 
 

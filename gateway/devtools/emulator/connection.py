@@ -22,7 +22,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from gateway.devtools.emulator.beta import BetaWire
-from gateway.devtools.emulator.client_events import CLIENT_EVENTS
+from gateway.devtools.emulator.client_events import CLIENT_EVENTS, ClientEvent
 from gateway.devtools.emulator.dialogue import ContentMaker
 from gateway.devtools.emulator.objects import Json, ProtocolError, error_event, new_id, validated
 from gateway.devtools.emulator.script import Script
@@ -126,6 +126,7 @@ class Outbox:
             await self._socket.close(end.code, end.reason)
 
 
+_NEWS = ("session.created", "session.started", "response.created")
 MAX_APPEND_CHARACTERS = 15 * 1024 * 1024
 
 _log = structlog.get_logger("gateway.devtools.emulator")
@@ -136,6 +137,11 @@ class Connection:
 
     ``beta``: in the Beta dialect.
     """
+
+    append_type = "input_audio_buffer.append"
+    client_events: Mapping[str, type[ClientEvent]] = CLIENT_EVENTS
+    without_id: frozenset[str] = frozenset()
+    """Types of server events that have no ``event_id``."""
 
     def __init__(
         self,
@@ -148,7 +154,7 @@ class Connection:
     ) -> None:
         self.script = script
         self.record = record
-        self.session = Session(self, record, script, maker)
+        self.session: Any = self._new_session(maker)
         self._socket = socket
         self.request = socket.request
         """The upgrade, as it came."""
@@ -158,6 +164,9 @@ class Connection:
         self._timers: set[asyncio.TimerHandle] = set()
         self._refused = 0
         self._end_seen = 0
+
+    def _new_session(self, maker: ContentMaker) -> Any:
+        return Session(self, self.record, self.script, maker)
 
     async def serve(self) -> None:
         """Read until the connection is over; no task or timer of it is left then."""
@@ -183,15 +192,16 @@ class Connection:
 
         ``audio`` is sent as the event's ``delta``, in base64.
         """
-        event["event_id"] = new_id("event")
         type_ = event["type"]
+        if type_ not in self.without_id:
+            event["event_id"] = new_id("event")
         if self.script.obfuscation and type_.endswith(".delta"):
             event["obfuscation"] = "emulated"
         self._outbox.put(event, audio)
         end = self.script.end
         if end is not None and end.at == type_:
             self._at_end_event()
-        if self.script.unknown_events and type_ in ("session.created", "response.created"):
+        if self.script.unknown_events and type_ in _NEWS:
             self.emit({"type": "emulator.unknown_event", "nobody": {"knows": ["this"]}})
 
     def close(self, code: int, reason: str = "", *, drop: bool = False) -> None:
@@ -272,8 +282,8 @@ class Connection:
             event = _parsed(message)
             given = event.get("event_id")
             event_id = given if isinstance(given, str) else None
-            if event["type"] == "input_audio_buffer.append":
-                data = _audio_of(event)
+            if event["type"] == self.append_type:
+                data = self._audio_of(event)
                 self.record.note_append(data)
                 self.session.append(data)
                 return
@@ -287,9 +297,9 @@ class Connection:
 
     def _handle(self, event: Json, event_id: str | None) -> None:
         type_ = event["type"]
-        model = CLIENT_EVENTS.get(type_)
+        model = self.client_events.get(type_)
         if model is None:
-            supported = ", ".join(f"'{name}'" for name in CLIENT_EVENTS)
+            supported = ", ".join(f"'{name}'" for name in self.client_events)
             text = f"Invalid value: '{type_[:100]}'. Supported values are: {supported}."
             raise ProtocolError("invalid_value", text, "type")
         refusal = self.script.refuse
@@ -300,6 +310,9 @@ class Connection:
         if self._beta is not None:
             event = self._beta.received(event)
         validated(model, event, "").apply(self.session)
+
+    def _audio_of(self, event: Mapping[str, Any]) -> bytes:
+        return audio_of(event)
 
 
 def _parsed(message: str) -> Json:
@@ -312,7 +325,8 @@ def _parsed(message: str) -> Json:
     return event
 
 
-def _audio_of(event: Mapping[str, Any]) -> bytes:
+def audio_of(event: Mapping[str, Any]) -> bytes:
+    """The decoded ``audio`` of an append. Raises :class:`ProtocolError`."""
     audio = event.get("audio")
     if not isinstance(audio, str):
         text = "Missing required parameter: 'audio'."

@@ -69,9 +69,7 @@ class Plan:
 def plan_of(turn: Turn, tools: Sequence[Mapping[str, Any]]) -> Plan:
     """The answer to ``turn``; ``tools`` are the function tools in force."""
     if turn.instructions:
-        exact = _EXACTLY.search(turn.instructions)
-        text = exact.group(1) if exact else turn.instructions
-        return Plan(text.strip().strip(_QUOTES).strip())
+        return Plan(exact_words(turn.instructions) or _unquoted(turn.instructions))
     if turn.texts:
         return _to_texts(turn.texts, tools)
     if turn.caller_spoke:
@@ -84,11 +82,26 @@ def plan_of(turn: Turn, tools: Sequence[Mapping[str, Any]]) -> Plan:
     return Plan(GREETING if turn.first else "I am still here.")
 
 
+def exact_words(instructions: str) -> str:
+    """What ``instructions`` want said word for word; empty if they do not."""
+    exact = _EXACTLY.search(instructions)
+    return _unquoted(exact.group(1)) if exact else ""
+
+
+def _unquoted(text: str) -> str:
+    return text.strip().strip(_QUOTES).strip()
+
+
+def pressed_keys(text: str) -> str:
+    """The telephone keys that ``text`` says were pressed; empty if it names none."""
+    pressed = _PRESSED.search(text)
+    return re.sub(r"\s", "", pressed.group(1)) if pressed else ""
+
+
 def _to_texts(texts: Sequence[str], tools: Sequence[Mapping[str, Any]]) -> Plan:
     said = []
     for text in texts:
-        pressed = _PRESSED.search(text)
-        keys = re.sub(r"\s", "", pressed.group(1)) if pressed else ""
+        keys = pressed_keys(text)
         if keys in ("0", "0#") or _BYE.search(text):
             return goodbye(tools)
         said.append(f"You pressed {words_of_keys(keys)}." if keys else f"You wrote: {text}")

@@ -37,9 +37,25 @@ class _Part(BaseModel):
 
 
 class Refusal(_Part):
-    """Say no with an ``error`` event (or, at step ``upgrade``, with an HTTP status)."""
+    """Say no with an ``error`` event (or, at step ``upgrade``, with an HTTP status).
 
-    step: Literal["upgrade", "connect", "session.update", "response.create"]
+    Steps other than the first two are client events; all but ``session.update`` and
+    ``response.create`` are those of Live sessions.
+    """
+
+    step: Literal[
+        "upgrade",
+        "connect",
+        "session.update",
+        "response.create",
+        "session.start",
+        "session.instructions.append",
+        "session.thinking.append",
+        "session.commentary.append",
+        "session.output_audio.fixture.play",
+        "response.item.create",
+        "session.close",
+    ]
     code: str = "server_error"
     message: str = "Refused by the emulator's script."
     type: str = "invalid_request_error"
@@ -60,6 +76,9 @@ class Refusal(_Part):
         return {"invalid_api_key": 3000, "model_not_found": 4004}.get(self.code, 4000)
 
 
+ClosedReason = Literal["close_requested", "expired", "content", "remote_hangup", "connection_lost"]
+
+
 class Ending(_Part):
     """End the connection: ``after_s`` seconds, or at the ``nth`` event of type ``at``.
 
@@ -73,6 +92,8 @@ class Ending(_Part):
     at: str | None = None
     nth: Annotated[int, Field(ge=1)] = 1
     drop: bool = False
+    closed: ClosedReason | None = None
+    """In a Live session: ``session.closed`` with this reason comes before the close."""
     first_sessions: Annotated[int | None, Field(ge=1)] = None
     """Only the first so many connections to this very URL end so: a later one lasts."""
 

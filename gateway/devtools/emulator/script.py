@@ -119,6 +119,8 @@ class Answer(_Part):
     end_call: bool = False
     """Close with the ``end_call`` tool of the session, as a goodbye does."""
     tools: list[ToolCall] = []
+    delegate: bool = False
+    """In a Live session: hand the task over though no ``tools`` are called (to a client)."""
     mcp: list[McpCall] = []
 
     @model_validator(mode="after")
@@ -149,6 +151,55 @@ class ScriptedSpeech(_Part):
         if self.min_ms > self.max_ms:
             raise ValueError("min_ms is above max_ms")
         return self
+
+
+class LiveError(_Part):
+    """An ``error`` that no client event of the Live session caused, ``after_s`` of its audio."""
+
+    after_s: Seconds
+    code: str = "server_error"
+    message: str = "Sent by the emulator's script."
+    type: str = "server_error"
+    silences: bool = False
+    """The rest of what is being said is not sent, as a safety filter does it."""
+
+
+class Live(_Part):
+    """What differs in Live sessions (``/v1/live/sessions``). Times are of the session's clock,
+    which runs on the audio that the client sends."""
+
+    chunk_ms: Annotated[int, Field(ge=20, le=1000)] = 100
+    """Audio in one ``session.output_audio.delta``."""
+    speed: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """How many times faster than real time the session's clock may run."""
+    append_delay_ms: Milliseconds = 100
+    """Until a text is placed and acknowledged; what it leads to is said from there on."""
+    speaks: bool = True
+    """False: a session that starts and never says anything but fixtures."""
+    commentary: Literal["verbatim", "paraphrased", "unspoken"] = "verbatim"
+    turn_silence_ms: Annotated[int, Field(ge=20, le=10_000)] = 500
+    """Silence of the caller after which the model answers."""
+    interrupt_ms: Annotated[int, Field(ge=20, le=60_000)] = 300
+    """How long the caller speaks until the model stops speaking."""
+    talks_on: bool = False
+    """The model does not stop speaking when the caller speaks."""
+    backchannel: str = ""
+    """Said in the middle of a caller's turn, after 600 ms of it."""
+    transcript_lag_ms: Milliseconds = 2600
+    """Between sound and transcript, of both sides."""
+    usage_interval_s: Annotated[float, Field(gt=0, le=3600)] = 15.0
+    """Between two ``session.usage.updated``."""
+    input_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 31.0
+    """Without any audio of the client for this time the session ends as ``expired``."""
+    close_delay_ms: Milliseconds = 0
+    """Between ``session.close`` and ``session.closed``."""
+    closes: Literal["normal", "bare", "never"] = "normal"
+    """``bare``: the answer to ``session.close`` is a close without ``session.closed``."""
+    backend_delay_ms: Milliseconds = 0
+    """Until the backend has its answer."""
+    errors: list[LiveError] = []
+    storage_fails: bool = False
+    """``session_storage_failed`` before ``session.closed``."""
 
 
 class Script(_Part):
@@ -194,6 +245,7 @@ class Script(_Part):
     unknown_events: bool = False
     """Events of a type that nobody knows, at the start and in each response."""
     expires_s: Annotated[float, Field(gt=0, le=86_400)] = 3600.0
+    live: Live = Live()
     beta: bool = False
     """Serves clients that send ``OpenAI-Beta: realtime=v1`` in that dialect, as OpenAI's service
     does no longer; without it they are refused."""
@@ -210,6 +262,8 @@ class Script(_Part):
             data["transcripts"] = [data.pop("transcript")]
         return data
 
+
+_LIVE_AUDIO = "session.output_audio.delta"
 
 BUILT_IN: Mapping[str, Script] = {
     "conversation": Script(),
@@ -249,6 +303,13 @@ BUILT_IN: Mapping[str, Script] = {
     "drop": Script(end=Ending(at="response.output_audio.delta", nth=5, drop=True)),
     "lost": Script(end=Ending(at="response.output_audio.delta", nth=5, code=1011)),
     "expired": Script(expires_s=3.0),
+    "live-mute": Script(live=Live(speaks=False)),
+    "live-unspoken": Script(live=Live(commentary="unspoken")),
+    "live-paraphrased": Script(live=Live(commentary="paraphrased")),
+    "live-content": Script(end=Ending(at=_LIVE_AUDIO, nth=5, closed="content", code=1005)),
+    "live-lost": Script(end=Ending(at=_LIVE_AUDIO, nth=5, code=1011)),
+    "live-drop": Script(end=Ending(at=_LIVE_AUDIO, nth=5, drop=True)),
+    "live-no-start": Script(created="never"),
 }
 
 # Query keys that belong to the protocol or to Azure, not to a script.

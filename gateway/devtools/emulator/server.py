@@ -31,6 +31,7 @@ from websockets.http11 import Request, Response
 from gateway.devtools.emulator.beta import HEADER, HEADER_VALUE
 from gateway.devtools.emulator.connection import Connection
 from gateway.devtools.emulator.dialogue import ContentMaker
+from gateway.devtools.emulator.live_session import LiveConnection
 from gateway.devtools.emulator.objects import new_id
 from gateway.devtools.emulator.rate_limits import Refusal
 from gateway.devtools.emulator.script import (
@@ -46,6 +47,10 @@ AZURE_PATH = "/openai/v1/realtime"
 PREVIEW_PATH = "/openai/realtime"
 """Azure's preview API: always in the Beta dialect."""
 PATHS = ("/v1/realtime", AZURE_PATH, PREVIEW_PATH)
+LIVE_PATH = "/v1/live/sessions"
+AZURE_LIVE_PATH = "/openai/v1/live/sessions"
+LIVE_PATHS = (LIVE_PATH, AZURE_LIVE_PATH)
+_OPENAI_PATHS = (PATHS[0], LIVE_PATH)
 SERVER_NAME = "sip-realtime-gateway emulator"
 
 _AZURE_ERROR = '{"error": {"code": "%s", "message": "%s"}}'
@@ -164,23 +169,30 @@ class Emulator:
         A name in ``behaviour`` is a field of :class:`Script`; ``__`` reaches into tables
         (``answer__seconds=3``).
         """
+        return self._url(PATHS[0], script, behaviour)
+
+    def live_url(self, script: str | None = None, **behaviour: Any) -> str:
+        """Where to connect for a Live session: ``live_url(live__transcript_lag_ms=200)``."""
+        return self._url(LIVE_PATH, script, behaviour)
+
+    def _url(self, path: str, script: str | None, behaviour: dict[str, Any]) -> str:
         query = {"script": script} if script else {}
         query |= {key.replace("__", "."): str(value) for key, value in behaviour.items()}
         host = f"[{self._host}]" if ":" in self._host else self._host
         tail = f"?{urlencode(query)}" if query else ""
-        return f"ws://{host}:{self.port}{PATHS[0]}{tail}"
+        return f"ws://{host}:{self.port}{path}{tail}"
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         url = urlsplit(request.path)
         path = url.path.rstrip("/")
-        if path not in PATHS:
-            text = f"The emulator serves {' and '.join(PATHS)}.\n"
+        if path not in PATHS + LIVE_PATHS:
+            text = f"The emulator serves {' and '.join(PATHS + LIVE_PATHS)}.\n"
             return connection.respond(http.HTTPStatus.NOT_FOUND, text)
         mistake = _azure_mistake(path, url.query)
         if mistake is not None:
             return connection.respond(http.HTTPStatus.BAD_REQUEST, mistake)
         good = self._key_is_good(request, path, url.query)
-        if path != PATHS[0] and not good:
+        if path not in _OPENAI_PATHS and not good:
             text = _AZURE_ERROR % ("401", "Access denied due to invalid subscription key.")
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, text)
         script = self._script(request, path, url.query)
@@ -188,7 +200,7 @@ class Emulator:
         refusal = script.refuse
         if refusal is not None and refusal.step == "upgrade":
             text = refusal.message
-            if path != PATHS[0]:
+            if path not in _OPENAI_PATHS:
                 text = json.dumps({"error": {"code": refusal.code, "message": text}})
             return connection.respond(http.HTTPStatus(refusal.http_status), text)
         asked = HEADER_VALUE in request.headers.get_all(HEADER)
@@ -201,13 +213,22 @@ class Emulator:
         path = socket.request.path
         query = parse_qs(urlsplit(path).query)
         model = (query.get("model") or query.get("deployment") or [""])[0]
-        record = SessionRecord(new_id("sess_emulator"), path, model, self._audio_limit)
+        live_path = urlsplit(path).path.rstrip("/")
+        live = live_path in LIVE_PATHS
+        id_ = new_id("live_emulator" if live else "sess_emulator")
+        record = SessionRecord(id_, path, model, self._audio_limit)
         if self._record is not None:
             record.log = FolderLog(self._record, record.id, PCM)
         self.sessions.append(record)
         self.total_sessions += 1
         script, beta = self._scripts[socket]
-        connection = Connection(socket, record, script, self._maker, beta=beta)
+        if live:
+            azure = live_path == AZURE_LIVE_PATH
+            connection: Connection = LiveConnection(
+                socket, record, script, self._maker, azure=azure
+            )
+        else:
+            connection = Connection(socket, record, script, self._maker, beta=beta)
         self.live[record.id] = connection
         self._opened.set()
         log = _log.bind(session=record.id)
@@ -245,7 +266,7 @@ class Emulator:
             return True
         headers = request.headers
         key = headers.get("api-key") or headers.get("Authorization", "").removeprefix("Bearer ")
-        if path != PATHS[0]:
+        if path not in _OPENAI_PATHS:
             key = key or parse_qs(query).get("api-key", [""])[0]
         return hmac.compare_digest(key.encode("utf-8", "replace"), self._api_key.encode())
 
@@ -256,12 +277,20 @@ class Emulator:
         except ScriptError as error:
             return _refused("invalid_script", str(error))
         headers, asked = request.headers, parse_qs(query)
-        beta = path == PREVIEW_PATH or script.beta
+        beta = path == PREVIEW_PATH or script.beta or path in LIVE_PATHS
         if not beta and HEADER_VALUE in headers.get_all(HEADER):
             text = "The Realtime Beta API is no longer supported. Use the GA API."
             return _refused("beta_api_shape_disabled", text)
         if not self._key_is_good(request, path, query):
             return _refused("invalid_api_key", "Incorrect API key provided.")
+        if path in LIVE_PATHS:
+            if asked.get("model"):
+                text = "Unknown parameter: 'model'. The model is a field of 'session.start'."
+                return _refused("unknown_parameter", text)
+            return script
+        if asked.get("model", [""])[0].startswith("gpt-live"):
+            text = f"Model {asked['model'][0][:100]} is not supported in Realtime sessions."
+            return _refused("invalid_model", text)
         if path != PREVIEW_PATH and not asked.get("model"):
             return _refused("missing_model", "You must provide a model parameter.")
         return script
@@ -271,7 +300,7 @@ def _azure_mistake(path: str, query: str) -> str | None:
     """Why Azure refuses a URL at its upgrade: JSON, as its gateway sends it."""
     asked = parse_qs(query)
     version = asked.get("api-version", [""])[0]
-    if path == AZURE_PATH and version:
+    if path in (AZURE_PATH, AZURE_LIVE_PATH) and version:
         return _AZURE_ERROR % ("BadRequest", "API version not supported")
     if path == PREVIEW_PATH and not version:
         return _AZURE_ERROR % ("MissingApiVersionParameter", "api-version is required")

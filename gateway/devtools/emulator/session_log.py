@@ -19,6 +19,9 @@ from typing import IO, Any, Literal
 
 from gateway.devtools.emulator.speech import AudioFormat, resample
 
+TRACK = "track"
+"""Where :attr:`SessionRecord.sent_items` has the audio of a Live session, which knows no items."""
+
 
 @dataclass(frozen=True, slots=True)
 class SeenEvent:
@@ -80,6 +83,11 @@ class SessionRecord:
     _pulse: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
+    def sent_track(self) -> bytes:
+        """The endless audio of a Live session, as it was sent."""
+        return bytes(self.sent_items.get(TRACK, b""))
+
+    @property
     def live(self) -> bool:
         """Whether the connection still stands."""
         return self.ended_at is None
@@ -126,7 +134,7 @@ class SessionRecord:
         if audio:
             body = {key: value for key, value in body.items() if key != "delta"}
             self.sent_total += len(audio)
-            kept = self.sent_items.setdefault(str(body["item_id"]), bytearray())
+            kept = self.sent_items.setdefault(str(body.get("item_id", TRACK)), bytearray())
             if self.sent_total <= self.audio_limit:
                 kept += audio
             else:
@@ -163,10 +171,15 @@ class FolderLog:
         self._format = caller_format
         self._start = time.monotonic()
         self._appended = 0
+        self._append_type = "input_audio_buffer.append"
 
-    def caller_format(self, audio_format: AudioFormat) -> None:
-        """From now on the caller's audio comes in this format (a WAV keeps its first rate)."""
+    def caller_format(self, audio_format: AudioFormat, append_type: str | None = None) -> None:
+        """From now on the caller's audio comes in this format (a WAV keeps its first rate).
+
+        ``append_type``: the client event that carries it, when it is not the Realtime one.
+        """
         self._format = audio_format
+        self._append_type = append_type or self._append_type
 
     def caller_audio(self, data: bytes) -> None:
         """Add audio of the caller."""
@@ -182,7 +195,7 @@ class FolderLog:
     def event(self, side: Literal["client", "server"], seen: SeenEvent, audio: bytes = b"") -> None:
         """Add a line for an event."""
         if self._appended:
-            appended = {"type": "input_audio_buffer.append", "audio_bytes": self._appended}
+            appended = {"type": self._append_type, "audio_bytes": self._appended}
             self._line(seen.at, "client", appended)
             self._appended = 0
         body = dict(seen.body)
