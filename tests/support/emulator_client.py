@@ -8,7 +8,7 @@ import base64
 import contextlib
 import json
 import typing
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -55,7 +55,7 @@ def _types_of_events() -> dict[str, TypeAdapter[Any]]:
 _EVENTS = _types_of_events()
 
 
-def check(event: dict[str, Any]) -> None:
+def check(event: Mapping[str, Any]) -> None:
     """Fail unless ``event`` is a GA server event with right types and no unknown key."""
     model = _EVENTS[event["type"]].validate_python(event)
     _no_extras(model, event["type"])
@@ -77,7 +77,7 @@ def _no_extras(value: object, path: str) -> None:
 class Client:
     """One session: sends events, keeps and checks all that comes."""
 
-    check = staticmethod(check)
+    check: Callable[[Mapping[str, Any]], None] = staticmethod(check)
     append_type = "input_audio_buffer.append"
 
     def __init__(self, socket: ClientConnection, *, strict: bool = True) -> None:

@@ -9,25 +9,55 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from gateway.devtools.emulator.dialogue import Turn
 from gateway.devtools.emulator.objects import Json, ProtocolError, new_id, pieces
-from gateway.devtools.emulator.script import Answer
-
-if TYPE_CHECKING:
-    from gateway.devtools.emulator.live_session import LiveSession
-    from gateway.devtools.emulator.response import Content
+from gateway.devtools.emulator.response import Content
+from gateway.devtools.emulator.script import Answer, Script
 
 ONE_MOMENT = "One moment, please."
 _TOKENS_PER_ITEM = 50
 
 
+class Host(Protocol):
+    """What delegated work needs of its session."""
+
+    script: Script
+    settings: Json
+    position_ms: int
+
+    @property
+    def speaking(self) -> bool:
+        """Whether there is something to say on the track."""
+
+    def emit(self, event: Json, audio: bytes = b"") -> None:
+        """Put an event in the way to the client."""
+
+    def at(self, delay_ms: float, action: Callable[[], None]) -> None:
+        """Call ``action`` when the session's clock is so far on."""
+
+    def next_answer(self) -> Answer:
+        """What the script says for the next answer."""
+
+    def make(self, answer: Answer, turn: Turn, made: Callable[[Content], None]) -> None:
+        """Make the sound of an answer."""
+
+    def say_content(self, content: Content, answer: Answer) -> None:
+        """Put the sound of an answer on the track."""
+
+    def speak_text(self, text: str) -> None:
+        """Say these words."""
+
+    def handoff_incomplete(self) -> None:
+        """Report a backend that used up its tokens."""
+
+
 class Delegations:
     """All delegated work of one session."""
 
-    def __init__(self, session: LiveSession) -> None:
+    def __init__(self, session: Host) -> None:
         self._session = session
         self._known: set[str] = set()
         self._open_calls: dict[str, str] = {}
@@ -171,8 +201,6 @@ class Delegations:
         answer: Answer | None = None,
     ) -> None:
         """Send a response of the backend; what it says is spoken by the voice."""
-        from gateway.devtools.emulator.live_session import Utterance
-
         session = self._session
         stream = _Stream(session, response_id, self._delegation_id)
         stream.send("response.created", response=stream.snapshot("in_progress"))
@@ -194,7 +222,7 @@ class Delegations:
             stream.send("response.completed", response=stream.snapshot("completed", used))
             if content is not None and content.audio:
                 self.hush()
-                session.say(Utterance(content.audio, content.text, answer or Answer()))
+                session.say_content(content, answer or Answer())
 
         if session.script.live.backend_delay_ms:
             session.at(session.script.live.backend_delay_ms, finish)
@@ -239,7 +267,7 @@ def _usage(read: int, written: int) -> Json:
 class _Stream:
     """The events of one response of the backend, numbered."""
 
-    def __init__(self, session: LiveSession, response_id: str, delegation_id: str | None) -> None:
+    def __init__(self, session: Host, response_id: str, delegation_id: str | None) -> None:
         self._session = session
         self._id = response_id
         self._delegation_id = delegation_id

@@ -343,8 +343,7 @@ class LiveSession:
         def made(content: Content) -> None:
             calls = content.calls
             if not calls and not answer.delegate:
-                if content.audio:
-                    self.say(Utterance(content.audio, content.text, answer, cuttable=cuttable))
+                self.say_content(content, answer, cuttable=cuttable)
             elif content.audio:
 
                 def began() -> None:
@@ -390,7 +389,12 @@ class LiveSession:
     def speak_text(self, text: str) -> None:
         """Say these words."""
         answer = Answer(kind="say", text=text)
-        self.make(answer, Turn(), lambda content: self.say(Utterance(content.audio, content.text)))
+        self.make(answer, Turn(), lambda content: self.say_content(content, answer))
+
+    def say_content(self, content: Content, answer: Answer, *, cuttable: bool = True) -> None:
+        """Put the sound of an answer on the track."""
+        if content.audio:
+            self.say(Utterance(content.audio, content.text, answer, cuttable=cuttable))
 
     def _voice_settings(self) -> Settings:
         voice = self.settings["audio"]["output"]["voice"]

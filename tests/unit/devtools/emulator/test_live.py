@@ -92,7 +92,7 @@ def test_the_model_stops_when_the_caller_speaks_unless_the_script_talks_on() -> 
     async def test(emulator: Emulator) -> None:
         lengths = []
         for talks_on in (False, True):
-            answers = {"answer__kind": "pattern", "answer__seconds": 6}
+            answers: dict[str, Any] = {"answer__kind": "pattern", "answer__seconds": 6}
             async with live(emulator, **answers, live__talks_on=talks_on) as client:
                 await client.begin()
                 await client.append(_caller())
@@ -109,7 +109,11 @@ def test_the_model_stops_when_the_caller_speaks_unless_the_script_talks_on() -> 
 
 def test_bytes_of_a_pattern_are_unchanged_on_the_track() -> None:
     async def test(emulator: Emulator) -> None:
-        answer = {"answer__kind": "pattern", "answer__seconds": 2, "answer__seed": 7}
+        answer: dict[str, Any] = {
+            "answer__kind": "pattern",
+            "answer__seconds": 2,
+            "answer__seed": 7,
+        }
         async with live(emulator, **answer) as client:
             await client.begin()
             await client.append(_caller())
@@ -149,7 +153,7 @@ def test_a_call_of_the_backend_is_answered_and_its_continuation_is_spoken() -> N
 
 def test_a_delegation_to_the_client_is_answered_by_commentary() -> None:
     async def test(emulator: Emulator) -> None:
-        answer = {"answer__kind": "nothing", "answer__delegate": True}
+        answer: dict[str, Any] = {"answer__kind": "nothing", "answer__delegate": True}
         async with live(emulator, **answer, live__append_delay_ms=0) as client:
             await client.begin()
             await client.append(_caller())
