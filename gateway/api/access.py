@@ -14,6 +14,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.backend import Backend, NoCallError, RefusedError
@@ -191,7 +192,7 @@ class Paths:
         )
 
 
-def token_of(request: Request) -> Token:
+def token_of(request: HTTPConnection) -> Token:
     """The token that the path's check has found."""
     found: Token = request.state.token
     return found
@@ -257,7 +258,7 @@ MAX_TOLD = 256
 """Characters of a value in an audit line."""
 
 
-def audit(request: Request, action: str, fields: Mapping[str, Any], result: str) -> None:
+def audit(request: HTTPConnection, action: str, fields: Mapping[str, Any], result: str) -> None:
     """Log what somebody has done, or has looked at."""
     token = token_of(request)
     log.info(

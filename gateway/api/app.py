@@ -15,6 +15,7 @@ from gateway import __version__
 from gateway.api.access import Access, Paths, Throttle
 from gateway.api.admin import add_administration
 from gateway.api.backend import Backend
+from gateway.api.browser import add_browser_calls
 from gateway.api.calls import add_calls
 from gateway.api.console import add_console
 from gateway.api.hosted import add_hosted
@@ -49,6 +50,7 @@ def make_app(backend: Backend, tokens: tuple[Token, ...]) -> FastAPI:
     add_calls(paths, backend)
     add_administration(paths, backend)
     add_console(paths)
+    add_browser_calls(paths, backend)
     _describe(app)
     decides = any(token.role is Role.APPLICATION for token in tokens)
     if backend.applications is not None and decides:

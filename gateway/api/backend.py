@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gateway.bridge.sideband import Follower, Sideband
     from gateway.records.database import Database
     from gateway.records.webhooks import WebhookSender
+    from gateway.sip.browser_leg import BrowserEnd
 
 
 Answer = Mapping[str, Any]
@@ -67,6 +68,38 @@ class RequestKeys(Protocol):
         """Keep the answer to a key's request; None forgets the key, as nothing was done."""
 
 
+class BrowserCalls(Protocol):
+    """Calls of pages of the console."""
+
+    @property
+    def limit(self) -> int:
+        """How many there may be at a time."""
+
+    @property
+    def active(self) -> int:
+        """How many there are."""
+
+    def numbers(self) -> list[dict[str, str]]:
+        """Numbers that routes name as such, with the route."""
+
+    def begin(
+        self,
+        to: str,
+        caller: str,
+        source: str,
+        who: str,
+        tell: Callable[[dict[str, Any]], None],
+        hear: Callable[[], None],
+    ) -> BrowserEnd:
+        """Call a number for the token ``who``; ``hear`` is called when there is audio."""
+
+    def over(self, end: BrowserEnd) -> None:
+        """The page is gone."""
+
+    def closed(self, reason: str, unread: int) -> None:
+        """Count why a page's WebSocket was closed, and frames that it did not take in time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """The process, as the API sees it. Everything is called on the event loop."""
@@ -96,6 +129,7 @@ class Backend:
     siblings: Siblings | None = None
     """The other workers; None where there are none."""
     reload: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
+    browser_calls: BrowserCalls | None = None
     recordings: Path | None = None
     """Folder of recordings; None where none are made."""
 

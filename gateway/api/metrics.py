@@ -76,6 +76,7 @@ READINGS: Mapping[str, tuple[type[Metric], str]] = {
     "storage_free_bytes": (GaugeMetricFamily, "Free on the disk"),
     "queue_items": (GaugeMetricFamily, "Items that wait in a queue of this process"),
     "queue_dropped": (CounterMetricFamily, "Items that found no room in a queue"),
+    "browser_calls": (CounterMetricFamily, "Calls of console pages by why the WebSocket closed"),
     "traces": (CounterMetricFamily, "Calls by what became of their trace"),
     "event_loop_lag_seconds": (HistogramMetricFamily, "By how much a timer of the loop is late"),
     "uplink_delay_seconds": (HistogramMetricFamily, "Caller's packet received until it is sent on"),

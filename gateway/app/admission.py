@@ -27,6 +27,7 @@ from gateway.outbound.outbound_calls import OutboundLimiter
 from gateway.planning.call_plan import codec_of, facts_of, plans, record_of, sip_settings
 from gateway.records.leases import Wanted
 from gateway.records.store import RecordStore
+from gateway.sip.browser_leg import TRANSPORT
 from gateway.sip.leg import Leg
 from gateway.sip.messages.headers import user_of
 from gateway.sip.source_limits import SourceBuckets, TokenBucket
@@ -209,6 +210,9 @@ def explained_source(invite: Invite, config: Config) -> str:
     """Say where an INVITE came from, and by which rule it got in."""
     if invite.trunk:
         return f"from {invite.source}: trunk {invite.trunk} ({invite.attributed_by})"
+    if invite.transport == TRANSPORT:
+        by = config.place("api.browser_calls")
+        return f"from {invite.source}: a page in a browser, {invite.attributed_by}; {by} lets it in"
     return f"from {invite.source}: no trunk; {config.place('access.unknown_sources')} lets it in"
 
 
@@ -425,6 +429,7 @@ class Admission:
             self._retry_after,
             self._tools,
             trusted=leg.invite.trusted,
+            bridged=leg.invite.transport == TRANSPORT,
         )
         call = CallController(
             leg,

@@ -17,7 +17,7 @@ import structlog
 
 from gateway import __version__
 from gateway.app.admission import Admission, Rejections, explained_refusal
-from gateway.app.api_backend import Api, Readings
+from gateway.app.api_backend import Api, BrowserCalls, Readings
 from gateway.app.api_commands import (
     ContentCommands,
     DialCommands,
@@ -275,6 +275,7 @@ class Gateway:
             ).commands,
             "reload": lambda _request: reloader.reload(),
         }
+        browsers = BrowserCalls(agent, pump, lambda: (self.config, self._dialplan))
         api = Api(
             config,
             dialplan,
@@ -301,6 +302,7 @@ class Gateway:
                 reloader,
                 tracing,
                 self.lag,
+                browsers,
             ),
             lambda call: operator.knows(call) or self.outbound.recent(call) is not None,
             shared,
@@ -329,6 +331,13 @@ class Gateway:
         )
         self._shown: dict[str, Callable[[], object]] = {
             "trunks": agent.trunk_states,
+            "browser_calls": lambda: {
+                "active": browsers.active,
+                "limit": browsers.limit,
+                "closes": dict(browsers.closes),
+                "unread_frames": browsers.unread,
+                "skipped_frames": browsers.skipped,
+            },
             "refused": agent.refusals,
             "banned": agent.bans,
             "unrecorded": lambda: dict(rejections.unrecorded),

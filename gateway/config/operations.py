@@ -196,6 +196,7 @@ class ApiSettings(Section):
 
     listen: Annotated[str, AfterValidator(_address)] | None = None
     allow_plaintext: Flag = False
+    browser_calls: Annotated[int, Strict(), Field(ge=0, le=100), Typed] = 0
     token: tuple[TokenSettings, ...] = ()
 
     @model_validator(mode="after")

@@ -303,17 +303,22 @@ def plans(
     tool_executor: ToolExecutor | None,
     placed: bool = False,
     trusted: bool = True,
+    bridged: bool = False,
 ) -> tuple[CallPlan, SessionPlan]:
     """Both plans of a call; ``placed`` by us. Where data are to be fetched first, they are at work
     on it when the call begins, and complete before its session is up.
 
-    ``trusted`` is that of :class:`gateway.call.plan.CallPlan`, for a call that came in.
+    ``trusted`` is that of :class:`gateway.call.plan.CallPlan`, for a call that came in. Where the
+    caller's side follows no REFER, transfers are ``bridged``: both legs are joined here.
     """
 
     def complete(match: Match) -> tuple[CallPlan, Mapping[str, Any]]:
         plan = call_plan(config, match, codec, retry_after, tool_executor)
         session = _session(config, match.route, codec, match.values, tool_executor)
         plan = outbound_plan(config, plan) if placed else replace(plan, trusted=trusted)
+        if bridged:
+            transfer = transfer_plan(match.route, config.trunk, match.values, bridged=True)
+            plan = replace(plan, tools=replace(plan.tools, transfer=transfer))
         return plan, session
 
     preparation = None

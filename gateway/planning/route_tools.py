@@ -228,11 +228,14 @@ def transfer_plan(
     route: Route,
     trunks: tuple[TrunkSettings, ...],
     values: Mapping[str, str] = MappingProxyType({}),
+    *,
+    bridged: bool = False,
 ) -> TransferPlan:
     """Return the destinations of transfers, with the addresses that are called.
 
     Args:
         values: the call's variables, for caller ids.
+        bridged: join both legs here, whatever the mode, where the address can be called.
 
     Raises ValueError where a route names a trunk that there is not.
     """
@@ -242,7 +245,7 @@ def transfer_plan(
             plan_of(
                 Destination,
                 one,
-                to=_address(one, by_name),
+                **_way(one, by_name, bridged),
                 caller_id=_caller_id(one, by_name, values),
             )
             for one in route.transfer
@@ -262,9 +265,17 @@ def _caller_id(
         return ""
 
 
-def _address(one: Transfer, trunks: Mapping[str, TrunkSettings]) -> str:
+def _way(one: Transfer, trunks: Mapping[str, TrunkSettings], bridged: bool) -> dict[str, str]:
     """Return the URI to call. The target of a REFER stays as it is; other calls need a host."""
-    return one.to if one.mode == "blind" else dial_uri(one.to, trunks.get(one.trunk or ""))
+    if one.mode == "blind" and not bridged:
+        return {"to": one.to}
+    try:
+        uri = dial_uri(one.to, trunks.get(one.trunk or ""))
+    except ValueError:
+        if one.mode != "blind":
+            raise
+        return {"to": one.to}
+    return {"to": uri, "mode": "bridge"} if bridged else {"to": uri}
 
 
 def answer_plan(route: Route) -> AnswerPlan:

@@ -16,6 +16,7 @@ from gateway.addresses import host_of
 from gateway.audio.g711 import Codec
 from gateway.sip import library
 from gateway.sip.active_calls import Calls
+from gateway.sip.browser_leg import BrowserEnd
 from gateway.sip.incoming import InviteCallbacks
 from gateway.sip.leg import Leg
 from gateway.sip.media.ports import CallAudio, PortPool, note_ready, ready_fd, take_ready
@@ -191,6 +192,12 @@ class UserAgent:
         code = _TERMINATED if leg.given_up else _UNAVAILABLE
         if leg.handler is not None:
             leg.handler.on_ended(LegEnd(code, reason, "", "", local=leg.given_up))
+
+    def take_browser(self, invite: Invite, tell: Callable[[dict[str, Any]], None]) -> BrowserEnd:
+        """Announce a leg whose telephone is a page, as if this INVITE had come; see BrowserEnd."""
+        end = BrowserEnd(Leg(self._thread, invite), self._thread, tell)
+        self._thread.post(lambda: self._running.take_browser(end))
+        return end
 
     def drain(self) -> None:
         """Answer OPTIONS with 503 from now on, so that dispatchers send their calls elsewhere.

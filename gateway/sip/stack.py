@@ -14,6 +14,7 @@ from gateway.addresses import host_of
 from gateway.audio.g711 import Codec
 from gateway.sip import library
 from gateway.sip.active_calls import QUALITY_SECONDS, ByeTracker, Calls, CallServices
+from gateway.sip.browser_leg import BrowserCall, BrowserEnd
 from gateway.sip.incoming import Endpoint, Incoming, InviteCallbacks
 from gateway.sip.ingress.access_control import AccessControl
 from gateway.sip.ingress.capacity import (
@@ -64,6 +65,9 @@ class Stack:
         self.draining = False
         """Answer OPTIONS with 503, so that dispatchers send their calls elsewhere."""
         self._trunks = trunks
+        self._callbacks = callbacks
+        self._browsers: set[BrowserCall] = set()
+        """Calls of pages, which are none of the library's."""
         self._next_second = 0.0
         self._left = ExitStack()
         """What is left to do when the library is gone: destructors would call into nothing."""
@@ -193,6 +197,8 @@ class Stack:
             return
         self._next_second = now + QUALITY_SECONDS
         services.calls.poll_quality()
+        for page in tuple(self._browsers):
+            page.run(BrowserCall.poll_quality)
         services.rtp_ports.tick(now)
         self.access.tick(now)
         self.access.close_idle(now, pj.nativeShutConnection)
@@ -204,6 +210,12 @@ class Stack:
         """Take no further call: answer OPTIONS with 503, and unregister."""
         self.draining = True
         self.accounts.leave()
+
+    def take_browser(self, end: BrowserEnd) -> None:
+        """Announce the leg of a page as that of an INVITE."""
+        self._callbacks.on_arrival(end.leg.invite)
+        self._browsers.add(BrowserCall(self.services, end, self._browsers.discard))
+        self.services.thread.to_loop(lambda: self._callbacks.on_invite(end.leg))
 
     def place(
         self, leg: Leg, uri: str, codecs: list[Codec], trunk: Trunk | None, caller_id: str
@@ -241,6 +253,8 @@ class Stack:
         """Hang up, unregister, and end the library; at most a few seconds."""
         try:
             self._endpoint.hangupAllCalls()
+            for page in tuple(self._browsers):
+                page.run(lambda one: one.finish(_UNAVAILABLE, {}))
             self.accounts.leave()
             self.accounts.wait_gone(lambda: self.poll(10))
             deadline = time.monotonic() + _HANG_UP_SECONDS

@@ -192,6 +192,7 @@ struct NativeCallAudio::State {
     int64_t packet_wait = 60000;       // microseconds
     uint64_t bridge_dropped = 0;
     uint64_t beat = 0; // of the clock that a test plays
+    std::weak_ptr<State> caller; // whose caller hears what the bridge gives this side
 
     void mark(bool now_playing)
     {
@@ -460,6 +461,11 @@ void NativeCallAudio::tap(unsigned long stream, unsigned packet_wait)
 
 void NativeCallAudio::listen(int source) { state_->listen(source); }
 
+void NativeCallAudio::bringTo(NativeCallAudio &call)
+{
+    state_->caller = call.state_;
+}
+
 PyObject *NativeCallAudio::take()
 {
     std::lock_guard<std::mutex> hold(state_->mutex);
@@ -684,8 +690,10 @@ struct NativeAudioPort::Port {
         if (!audio)
             return PJ_SUCCESS;
         bool sound = frame->type == PJMEDIA_FRAME_TYPE_AUDIO && frame->size == kFrame * 2;
-        audio->tick(now_us(), sound ? (const int16_t *)frame->buf : nullptr,
-                    frame->timestamp.u64);
+        const int16_t *samples = sound ? (const int16_t *)frame->buf : nullptr;
+        audio->tick(now_us(), samples, frame->timestamp.u64);
+        if (auto caller = audio->caller.lock(); caller && samples)
+            caller->sent(frame->timestamp.u64, samples, kFrame);
         ready().beat(frame->timestamp.u64);
         return PJ_SUCCESS;
     }

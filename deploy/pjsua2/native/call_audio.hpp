@@ -41,6 +41,10 @@ public:
     /** Take the caller's audio from there. */
     void listen(int source);
 
+    /** What the bridge gives this side is what the caller of `call` hears, and is recorded so: for a
+     *  leg that has no stream of pjmedia's. Before a port serves this side. */
+    void bringTo(NativeCallAudio &call);
+
     /** Queue whole frames of G.711; returns the number of frames refused (0 or all). */
     unsigned put(PyObject *audio);
     /** Take out all that was not played; returns its frames. */

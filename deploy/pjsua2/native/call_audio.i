@@ -28,6 +28,7 @@
 %feature("nothreadallow") pj::NativeCallAudio::push;
 %feature("nothreadallow") pj::NativeCallAudio::id;
 %feature("nothreadallow") pj::NativeCallAudio::listen;
+%feature("nothreadallow") pj::NativeCallAudio::bringTo;
 %feature("nothreadallow") pj::NativeCallAudio::uplinkCounters;
 %feature("nothreadallow") pj::NativeCallAudio::receive;
 %feature("nothreadallow") pj::NativeCallAudio::tick;

@@ -187,6 +187,19 @@ class ConferenceLink:
         if stream == self._stream:
             self._stream = 0
 
+    def disconnect(self) -> None:
+        """Part the stream from all that it is joined with, where it is a port that stays."""
+        media, partner = self.media, self.partner
+        if media is None:
+            return
+        if self._playing is not None:
+            self._playing.stopTransmit(media)
+        others = (self.port, *(() if partner is None else (partner.media, partner.port)))
+        for other in others:
+            if other is not None:
+                media.stopTransmit(other)
+                other.stopTransmit(media)
+
     def close(self) -> None:
         """The call is over; pjsua has removed its stream, and what was joined with it."""
         self.media = self._playing = None

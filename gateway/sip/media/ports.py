@@ -13,6 +13,7 @@ to the peak of concurrent calls, and serve one call after another; an idle one r
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
@@ -164,6 +165,16 @@ class Uplink:
             wait_ms: how long a missing packet is waited for.
         """
         self._queues.tap(stream, wait_ms)
+
+    def receive(self, number: int, audio: bytes) -> None:
+        """Take the caller's frame of this number, which came otherwise than by RTP."""
+        now = time.monotonic_ns() // 1000
+        samples = number * len(audio) & 0xFFFFFFFF
+        self._queues.receive(now, 0, number & 0xFFFF, samples, audio, _NATIVE_CODECS[Codec.PCMU])
+
+    def heard_by_caller_of(self, call: CallAudio) -> None:
+        """What comes here from the bridge is what the caller of ``call`` hears. SIP thread."""
+        self._queues.bringTo(call.queues)
 
     def listen(self, source: Source) -> None:
         """Take the audio from there. SIP thread."""

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Calls from a page of the console: a WebSocket with G.711 in frames of 20 ms, and JSON texts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from contextlib import suppress
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from fastapi import HTTPException, Query, Request, WebSocket, WebSocketDisconnect
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, StringConstraints
+
+from gateway.addresses import bracketed
+from gateway.api.access import Paths, audit
+from gateway.api.backend import Backend, BrowserCalls
+from gateway.api.limits import BEARER, UNAUTHORIZED
+from gateway.api.tokens import Role
+from gateway.audio.g711 import FRAME_BYTES, FRAME_MS
+from gateway.sip.browser_leg import BrowserEnd
+from gateway.sip.messages.replies import KEYS
+
+PATH = "/browser-call"
+MAX_FRAMES = 10
+"""Of one message: 200 ms."""
+MAX_TEXT = 256
+"""Characters of a text message."""
+BURST_FRAMES, CLOCK_FAST = 250, 1.05
+"""How far ahead of real time a microphone may be: five seconds that a page stood still, and a clock
+that is fast by a twentieth."""
+BURST_TEXTS, TEXTS_PER_SECOND = 50, 20.0
+WAITING_FRAMES, WAITING_TEXTS = 50, 64
+"""What waits for a page that does not read; of audio the oldest is left out."""
+SEND_SECONDS = 5.0
+"""A page that takes nothing for so long is given up."""
+ANNOUNCED_SECONDS = 10.0
+"""Until the call of a page is told of, and until it is over when the page has left."""
+
+Number = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z+*#_.-]{1,64}$")]
+
+
+class BrowserCallInfo(BaseModel):
+    """Whether pages may call, and whom."""
+
+    limit: int
+    active: int
+    numbers: list[dict[str, str]]
+
+
+class _Closed(Exception):  # noqa: N818 - a page's end, not a defect
+    """The WebSocket is closed with this code, and counted under this reason."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code, self.reason = code, reason
+
+
+class _Allowance:
+    """Things that may come at a rate, some at once."""
+
+    def __init__(self, per_second: float, at_once: float, now: float) -> None:
+        self._rate, self._most = per_second, at_once
+        self._left, self._at = at_once, now
+
+    def take(self, count: int, now: float) -> bool:
+        """Whether so many may come now."""
+        self._left = min(self._most, self._left + (now - self._at) * self._rate) - count
+        self._at = now
+        return self._left >= 0
+
+
+class _Page:
+    """A page in a call: judges what it sends, and keeps what it is to get until it takes it."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self.end: BrowserEnd | None = None
+        self.unread = 0
+        """Frames that it did not take in time."""
+        self._socket = socket
+        self._clock = asyncio.get_running_loop().time
+        now = self._clock()
+        self._frames = _Allowance(CLOCK_FAST * 1000 / FRAME_MS, BURST_FRAMES, now)
+        self._told = _Allowance(TEXTS_PER_SECOND, BURST_TEXTS, now)
+        self._texts: deque[dict[str, Any]] = deque(maxlen=WAITING_TEXTS)
+        self._audio = bytearray()
+        self._pulse = asyncio.Event()
+        self.announced = self.over = False
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send a message, soon."""
+        self.announced = True
+        self._texts.append(message)
+        self._pulse.set()
+
+    def hear(self) -> None:
+        """Send the audio that there is, soon."""
+        assert self.end is not None
+        self._audio += self.end.hear()
+        excess = len(self._audio) - WAITING_FRAMES * FRAME_BYTES
+        if excess > 0:
+            self.unread += excess // FRAME_BYTES
+            del self._audio[:excess]
+        self._pulse.set()
+
+    async def send(self) -> None:
+        """Send until the call is over. Raises _Closed where the page does not read."""
+        while not self.over:
+            try:
+                async with asyncio.timeout(None if self.announced else ANNOUNCED_SECONDS):
+                    await self._pulse.wait()
+            except TimeoutError:
+                raise _Closed(1013, "not_taken") from None
+            self._pulse.clear()
+            texts, audio = tuple(self._texts), bytes(self._audio)
+            self._texts.clear()
+            self._audio.clear()
+            try:
+                async with asyncio.timeout(SEND_SECONDS):
+                    for text in texts:
+                        await self._socket.send_text(json.dumps(text))
+                    if audio:
+                        await self._socket.send_bytes(audio)
+            except TimeoutError:
+                raise _Closed(1008, "not_reading") from None
+            self.over = any(text["type"] == "ended" for text in texts)
+
+    async def receive(self) -> None:
+        """Take what comes until the page leaves. Raises _Closed where it sends what is wrong."""
+        assert self.end is not None
+        while (message := await self._socket.receive())["type"] != "websocket.disconnect":
+            audio = message.get("bytes")
+            if audio is None:
+                self._on_text(message.get("text") or "", self.end)
+                continue
+            if len(audio) > MAX_FRAMES * FRAME_BYTES:
+                raise _Closed(1009, "too_large")
+            if not audio or len(audio) % FRAME_BYTES:
+                raise _Closed(1003, "no_frames")
+            if not self._frames.take(len(audio) // FRAME_BYTES, self._clock()):
+                raise _Closed(1008, "too_fast")
+            self.end.say(audio)
+
+    def _on_text(self, text: str, end: BrowserEnd) -> None:
+        if len(text) > MAX_TEXT:
+            raise _Closed(1009, "too_large")
+        if not self._told.take(1, self._clock()):
+            raise _Closed(1008, "too_fast")
+        try:
+            told = json.loads(text)
+        except (ValueError, RecursionError):
+            told = None
+        match told:
+            case {"type": "ping", "id": int(number)}:
+                self.tell({"type": "pong", "id": number})
+            case {"type": "dtmf", "digit": str(digit)} if len(digit) == 1 and digit in KEYS:
+                end.press(digit)
+            case {"type": "hangup"}:
+                end.leave()
+            case _:
+                raise _Closed(1003, "not_understood")
+
+
+def add_browser_calls(paths: Paths, backend: Backend) -> None:
+    """Add the paths; without ``api.browser_calls`` they say that there are none."""
+    calls = backend.browser_calls
+
+    @paths.add("GET", PATH, Role.OPERATOR, BrowserCallInfo, tags=["browser"])
+    async def get_browser_calls(request: Request) -> Any:
+        """Whether a call from a page may be placed now, and the numbers that routes name."""
+        if calls is None:
+            return {"limit": 0, "active": 0, "numbers": []}
+        return {"limit": calls.limit, "active": calls.active, "numbers": calls.numbers()}
+
+    @paths.app.websocket(f"/api/v1{PATH}")
+    async def browser_call(
+        socket: WebSocket,
+        to: Number,
+        caller: Annotated[Number, Query(alias="from")] = "browser",
+    ) -> None:
+        try:
+            _permit(paths, socket, calls)
+        except HTTPException as refused:
+            body = {"error": refused.detail}
+            await socket.send_denial_response(
+                JSONResponse(body, refused.status_code, dict(refused.headers or {}))
+            )
+            return
+        assert calls is not None
+        await socket.accept()
+        page, close = _Page(socket), _Closed(1000, "call_over")
+        if calls.active >= calls.limit:
+            close = _Closed(1013, "too_many")
+        else:
+            host, port = socket.client or ("local", 0)
+            source = f"{bracketed(host)}:{port}"
+            end = page.end = calls.begin(
+                to, caller, source, socket.state.token.name, page.tell, page.hear
+            )
+            audit(socket, "browser_call", {"call": end.leg.call_id, "to": to}, "ok")
+            page.tell({"type": "trying", "call": end.leg.call_id})
+            try:
+                await _carried(page)
+            except _Closed as closed:
+                close = closed
+            finally:
+                end.leave()
+                calls.over(end)
+        calls.closed(close.reason, page.unread)
+        with suppress(RuntimeError, WebSocketDisconnect):
+            await socket.close(close.code, close.reason)
+
+
+def _permit(paths: Paths, socket: WebSocket, calls: BrowserCalls | None) -> None:
+    """Raise HTTPException where whoever asks may place no call."""
+    origin = socket.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != socket.headers.get("host", ""):
+        raise HTTPException(403, {"code": "forbidden", "message": "a page of another site"})
+    token = paths.access.token_of(socket.scope)
+    if token is None:
+        raise HTTPException(401, UNAUTHORIZED, BEARER)
+    if token.role < Role.OPERATOR:
+        raise HTTPException(403, {"code": "forbidden", "message": "needs the role operator"})
+    if calls is None or not calls.limit:
+        raise HTTPException(403, {"code": "forbidden", "message": "api.browser_calls is not set"})
+    socket.state.token = token
+
+
+async def _carried(page: _Page) -> None:
+    """Carry a call until it is over or the page has left. Raises _Closed."""
+    sending = asyncio.create_task(page.send(), name="audio to a page")
+    receiving = asyncio.create_task(page.receive(), name="audio of a page")
+    try:
+        done, _ = await asyncio.wait({sending, receiving}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            with suppress(WebSocketDisconnect, RuntimeError):
+                await task
+        if sending not in done:
+            raise _Closed(1000, "page_left")
+    finally:
+        for task in (sending, receiving):
+            task.cancel()
+        await asyncio.gather(sending, receiving, return_exceptions=True)
