@@ -169,7 +169,7 @@ async def test_a_page_is_a_caller_like_any_other(world: GatewayStack) -> None:
     assert "a page in a browser, token operator-one; api.browser_calls (gateway.toml" in str(
         record["explanation"][0]
     )
-    assert record["rtp"]["rx_packets"] == 50
+    assert record["uplink"]["packets"] == 50
     line = await world.gateway.wait("api.audit", action="browser_call", call=one.call_id)
     assert (line["who"], line["to"], line["result"]) == ("operator-one", "greeted", "ok")
 
