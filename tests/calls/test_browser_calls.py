@@ -367,7 +367,7 @@ async def test_a_transfer_joins_it_with_the_colleague(
             if min(shares) > MOST_OF_IT:
                 break
         else:
-            raise AssertionError(f"they do not hear each other: {there_heard}, {here_heard}")
+            raise AssertionError(f"they do not hear each other: {shares}")
         await one.tell(type="dtmf", digit="5")
         await there.rtp.until(
             lambda: any(p.payload_type == EVENT_PAYLOAD for p in there.rtp.packets)
