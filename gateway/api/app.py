@@ -22,6 +22,7 @@ from gateway.api.hosted import add_hosted
 from gateway.api.limits import BodyLimit
 from gateway.api.siblings import HandOn
 from gateway.api.tokens import Role, Token
+from gateway.api.watching import add_watching
 
 log = structlog.get_logger("api")
 
@@ -49,6 +50,7 @@ def make_app(backend: Backend, tokens: tuple[Token, ...]) -> FastAPI:
     paths = Paths(app, access)
     add_calls(paths, backend)
     add_administration(paths, backend)
+    add_watching(paths, backend)
     add_console(paths)
     add_browser_calls(paths, backend)
     _describe(app)

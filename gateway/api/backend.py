@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from gateway.api.siblings import Siblings
     from gateway.api.tokens import Token
+    from gateway.bridge.listening import Listeners
     from gateway.bridge.sideband import Follower, Sideband
     from gateway.records.database import Database
     from gateway.records.webhooks import WebhookSender
@@ -132,6 +133,13 @@ class Backend:
     browser_calls: BrowserCalls | None = None
     recordings: Path | None = None
     """Folder of recordings; None where none are made."""
+    levels: Callable[[], dict[str, tuple[int, int]]] = dict
+    """By call in progress: peaks (of 32,767) of what its caller sends and of what they hear."""
+    progress: Callable[[str, int, int], dict[str, Any]] | None = None
+    """The record of a call in progress (its name, as of commands), with the timeline from a place
+    and the transcript from an entry on. Raises RefusedError."""
+    listeners: Callable[[str], Listeners] | None = None
+    """Those who listen in to a call in progress. Raises RefusedError."""
 
 
 MAX_EVENTS = 1000

@@ -72,6 +72,13 @@ class Siblings:
         )
         return [row for answer in answers for row in answer.get("calls", ())]
 
+    async def levels(self) -> dict[str, Any]:
+        """Levels of the calls that are up elsewhere."""
+        answers = await asyncio.gather(
+            *(self._get(one, "/api/v1/levels", {}) for one in self.sockets)
+        )
+        return {call: pair for one in answers for call, pair in one.get("levels", {}).items()}
+
     async def that_has(self, call: str) -> Path | None:
         """The worker that knows a call by this name; None where none does."""
         answers = await asyncio.gather(
@@ -126,9 +133,8 @@ class HandOn:
         if scope["type"] not in ("http", "websocket") or HOP in Headers(scope=scope):
             return None
         call = ""
-        if scope["type"] == "websocket":
-            if scope["path"] == "/v1/realtime":
-                call = QueryParams(scope["query_string"]).get("call_id", "")
+        if scope["type"] == "websocket" and scope["path"] == "/v1/realtime":
+            call = QueryParams(scope["query_string"]).get("call_id", "")
         elif found := _CALL.fullmatch(scope["path"]):
             call = "" if found[1] in _NOT_CALLS else found[1]
         if not call or self._here(call) or self._token_of(scope) is None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.api.backend import EventFeed
 from gateway.api.server import ApiServer
 from gateway.api.tokens import Role, Token
+from gateway.app.api_commands import call_named
 from gateway.app.applications import Applications
 from gateway.app.registry import CallRegistry
 from gateway.app.reload import Reloader
@@ -416,6 +417,9 @@ class Api:
             browser_calls=self._readings.browsers,
             here=self._here,
             siblings=siblings(others) if (others := self._config.sibling_sockets) else None,
+            levels=lambda: {call.record.call_id: call.levels for call in self._calls},
+            progress=self._progress,
+            listeners=lambda name: call_named({"call": name}, self._calls).listeners,
         )
         return made
 
@@ -433,6 +437,20 @@ class Api:
     def _record(self, call_id: str) -> dict[str, Any] | None:
         found = (one for one in self._calls.records if one.call_id == call_id)
         return next((record.as_json() for record in found), None)
+
+    def _progress(self, name: str, place: int, spoken: int) -> dict[str, Any]:
+        record = call_named({"call": name}, self._calls).record
+        entries = [] if record.transcript is None else record.transcript.as_json()
+        first = max(spoken, record.transcript_dropped)
+        marks, place = record.timeline_since(place)
+        words = {"timeline": marks, "transcript": entries[first - record.transcript_dropped :]}
+        return {
+            **record.summary(),
+            **record.private.masked(words),
+            "state": record.state,
+            "place": place,
+            "spoken": first,
+        }
 
     def _database(self) -> Database:
         from gateway.records.database import Database

@@ -14,6 +14,7 @@ import structlog
 
 from gateway.billing.costs import Account
 from gateway.bridge.legs import Dialer, Legs, OutboundTarget, PermitDial
+from gateway.bridge.listening import Listeners
 from gateway.bridge.machine_driver import CallHost, MachineDriver, ToolCalls, entry
 from gateway.bridge.media import CallMedia, CallRecorder, MediaPump
 from gateway.bridge.sessions import SessionPlan, Sessions
@@ -79,6 +80,9 @@ class CallController:
         """Set from the first defect on: ends the call if the machine does not."""
         audio = CallAudio(plan.codec, session_plan.max_playout_frames)
         machine = CallMachine(plan, record, began, audio.playout)
+        self._audio = audio
+        self.listeners = Listeners(audio.monitor, lambda: audio.playout.codec)
+        """Those who listen in."""
         self._driver = driver = MachineDriver(machine, self.on_fault)
         self._sideband = sideband
         feed = driver.feed if sideband is None else sideband.seeing(driver.feed)
@@ -141,6 +145,11 @@ class CallController:
     def conversing(self) -> bool:
         """Whether the call is up, with a session that talks."""
         return self._driver.machine.talking
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """Peaks (of 32,767) of what the caller sends and of what they hear, just now."""
+        return self._audio.levels
 
     def record_with(self, recordings: Recordings) -> None:
         """Before the start: have recordings of the call written by these."""
@@ -217,6 +226,7 @@ class CallController:
 
     def _conceal(self, concealed: bool) -> None:
         self._recorder.conceal(concealed)
+        self.listeners.conceal(concealed)
         if self._sideband is not None:
             self._sideband.concealed = concealed
 
@@ -231,6 +241,7 @@ class CallController:
         for step in (
             self.out_of_band.close,
             self._media.finish,
+            self.listeners.end,
             self._recorder.finish,
             self._legs.finish,
             self._sessions.finish,

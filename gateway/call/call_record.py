@@ -366,7 +366,11 @@ class CallRecord:
     @property
     def timeline(self) -> list[dict[str, Any]]:
         """The entries so far, oldest first."""
-        return [json.loads(line) for line in self._marks.splitlines()]
+        return self.timeline_since(0)[0]
+
+    def timeline_since(self, place: int) -> tuple[list[dict[str, Any]], int]:
+        """The entries from a place on, which the last answer named, and the next place."""
+        return [json.loads(one) for one in self._marks[place:].splitlines()], len(self._marks)
 
     @property
     def talk_ms(self) -> float:

@@ -21,6 +21,7 @@ constexpr unsigned kFrame = 160;           // G.711 bytes and samples in 20 ms
 constexpr unsigned kTransitions = 64;      // starts and stops between two looks of the event loop
 constexpr int64_t kSampleTime = 125;       // microseconds
 constexpr uint64_t kPause = 8000;          // samples: a clock without ports in use does not beat
+constexpr int64_t kLevelHolds = 200000;    // microseconds that a level is told of without new frames
 constexpr unsigned kLateBounds = 10;
 // Microseconds by which a beat comes late; gateway.measures.LAG has the same in seconds.
 constexpr int64_t kLate[kLateBounds] = {1000,  2000,   5000,   10000,  20000,
@@ -164,6 +165,26 @@ const uint8_t *translation(int from)
 
 } // namespace
 
+// How loud one side is: the peak of its latest frames, fading by a tenth with each, until none come.
+struct Level {
+    std::atomic<int> peak{0};
+    std::atomic<int64_t> at{0};
+
+    void add(int64_t now, int loudest)
+    {
+        int faded = peak.load(std::memory_order_relaxed) * 9 / 10;
+        peak.store(std::max(loudest, faded), std::memory_order_relaxed);
+        at.store(now, std::memory_order_relaxed);
+    }
+
+    int read(int64_t now) const
+    {
+        return now - at.load(std::memory_order_relaxed) > kLevelHolds
+                   ? 0
+                   : peak.load(std::memory_order_relaxed);
+    }
+};
+
 struct NativeCallAudio::State {
     State(int law_, unsigned max_playout, unsigned max_uplink)
         : id(ready().next.fetch_add(1)), law(law_), playout((size_t)max_playout * kFrame),
@@ -187,8 +208,9 @@ struct NativeCallAudio::State {
     struct { bool playing; double at; } transitions[kTransitions];
     unsigned first_transition = 0, transition_count = 0;
     std::unique_ptr<Recording> recording;
-    std::unique_ptr<CallRecorder> recorder;
-    std::atomic<bool> recorded{false}; // there is one, and more is to come
+    std::unique_ptr<CallRecorder> recorders[2]; // RECORDING, LISTENING
+    std::atomic<unsigned> recorded{0};          // which of them want more, a bit each
+    Level levels[2];                            // of the caller, and of what is sent to them
     int64_t packet_wait = 60000;       // microseconds
     uint64_t bridge_dropped = 0;
     uint64_t beat = 0; // of the clock that a test plays
@@ -219,9 +241,16 @@ struct NativeCallAudio::State {
     // bridge shall have it.
     bool receive(int64_t now, UplinkPacket packet, int packet_law)
     {
+        if (packet_law >= 0) {
+            int loudest = 0;
+            for (size_t i = 0; i < packet.size; ++i)
+                loudest = std::max(loudest, std::abs((int)tables().linear[packet_law][packet.audio[i]]));
+            levels[0].add(now, loudest);
+        }
         std::lock_guard<std::mutex> hold(mutex);
-        if (recorder)
-            recorder->receive(now, packet, packet_law);
+        for (auto &recorder : recorders)
+            if (recorder)
+                recorder->receive(now, packet, packet_law);
         if (source != NativeCallAudio::PACKETS)
             return false;
         uint8_t translated[2048];
@@ -245,8 +274,9 @@ struct NativeCallAudio::State {
     void tick(int64_t now, const int16_t *samples, uint64_t timestamp)
     {
         std::lock_guard<std::mutex> hold(mutex);
-        if (recorder)
-            recorder->beat(now, timestamp);
+        for (auto &recorder : recorders)
+            if (recorder)
+                recorder->beat(now, timestamp);
         if (source == NativeCallAudio::BRIDGE) {
             push(samples);
             return;
@@ -260,11 +290,17 @@ struct NativeCallAudio::State {
     // The stream sends this at that time of the media clock.
     void sent(uint64_t timestamp, const int16_t *samples, size_t count)
     {
+        int64_t now = now_us();
+        int loudest = 0;
+        for (size_t i = 0; i < count; ++i)
+            loudest = std::max(loudest, std::abs((int)samples[i]));
+        levels[1].add(now, loudest);
         if (!recorded.load(std::memory_order_relaxed))
             return;
         std::lock_guard<std::mutex> hold(mutex);
-        if (recorder)
-            recorder->sent(now_us(), timestamp, samples, count);
+        for (auto &recorder : recorders)
+            if (recorder)
+                recorder->sent(now, timestamp, samples, count);
     }
 
     void listen(int to)
@@ -545,34 +581,35 @@ PyObject *NativeCallAudio::takeTicks()
     return Py_BuildValue("(NNNI)", bytes_of(said), bytes_of(heard), bytes_of(spoke), lost);
 }
 
-void NativeCallAudio::startRecording(unsigned max_frames)
+void NativeCallAudio::startRecording(int which, unsigned max_frames)
 {
     std::lock_guard<std::mutex> hold(state_->mutex);
     unsigned delay = (unsigned)(state_->packet_wait / 20000) + 4;
-    state_->recorder.reset(
+    auto &recorder = state_->recorders[which & 1];
+    recorder.reset(
         new CallRecorder(law_of(state_->law), delay, max_frames, state_->packet_wait, now_us()));
-    state_->recorded = true;
+    state_->recorded |= 1u << (which & 1);
 }
 
-void NativeCallAudio::endRecording()
+void NativeCallAudio::endRecording(int which)
 {
     std::lock_guard<std::mutex> hold(state_->mutex);
-    state_->recorded = false;
-    if (state_->recorder)
-        state_->recorder->finish();
+    state_->recorded &= ~(1u << (which & 1));
+    if (auto &recorder = state_->recorders[which & 1])
+        recorder->finish();
 }
 
-void NativeCallAudio::silenceRecording(bool silent)
+void NativeCallAudio::silenceRecording(int which, bool silent)
 {
     std::lock_guard<std::mutex> hold(state_->mutex);
-    if (state_->recorder)
-        state_->recorder->silence(silent);
+    if (auto &recorder = state_->recorders[which & 1])
+        recorder->silence(silent);
 }
 
-PyObject *NativeCallAudio::takeRecording()
+PyObject *NativeCallAudio::takeRecording(int which)
 {
     std::lock_guard<std::mutex> hold(state_->mutex);
-    CallRecorder *recorder = state_->recorder.get();
+    CallRecorder *recorder = state_->recorders[which & 1].get();
     size_t size = recorder ? recorder->waiting() : 0;
     PyObject *bytes = PyBytes_FromStringAndSize(nullptr, (Py_ssize_t)size);
     if (bytes && size)
@@ -580,13 +617,19 @@ PyObject *NativeCallAudio::takeRecording()
     return bytes;
 }
 
-PyObject *NativeCallAudio::recordingCounters() const
+PyObject *NativeCallAudio::recordingCounters(int which) const
 {
     std::lock_guard<std::mutex> hold(state_->mutex);
     CallRecorder::Counts c;
-    if (state_->recorder)
-        c = state_->recorder->counts();
+    if (auto &recorder = state_->recorders[which & 1])
+        c = recorder->counts();
     return Py_BuildValue("(IIIK)", c.frames, c.dropped, c.silenced, (unsigned long long)c.shifted);
+}
+
+PyObject *NativeCallAudio::levels() const
+{
+    int64_t now = now_us();
+    return Py_BuildValue("(ii)", state_->levels[0].read(now), state_->levels[1].read(now));
 }
 
 PyObject *NativeCallAudio::pull()

@@ -76,17 +76,21 @@ public:
      *  `lost` counts all ticks that found no place. */
     PyObject *takeTicks();
 
+    /** What both sides of a call are kept for; each has a queue of its own. */
+    enum { RECORDING, LISTENING };
     /** From now on keep both sides of the call, at most so many frames of 20 ms until they are
      *  taken: left what its caller sent, right what was sent to them (CallRecorder). */
-    void startRecording(unsigned max_frames);
+    void startRecording(int which, unsigned max_frames);
     /** The recording is over; what is left of it can be taken. */
-    void endRecording();
+    void endRecording(int which);
     /** Record silence for a while. */
-    void silenceRecording(bool silent);
+    void silenceRecording(int which, bool silent);
     /** What was recorded since the last time: G.711, left and right by turns. From any thread. */
-    PyObject *takeRecording();
+    PyObject *takeRecording(int which);
     /** (frames, dropped, silenced, samples shifted) of it. */
-    PyObject *recordingCounters() const;
+    PyObject *recordingCounters(int which) const;
+    /** Peaks (0 to 32,767) of what the caller sends and of what is sent to them, just now. */
+    PyObject *levels() const;
 
     /** The media clock's side, for tests: the next frame as linear samples, or None for silence. */
     PyObject *pull();

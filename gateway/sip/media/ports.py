@@ -212,33 +212,37 @@ class Recorder:
     """Both sides of one call as the caller heard them, frame by frame on the clock of playout.
 
     Left what the caller sent, right what was sent to them, whoever it came from.
+
+    Args:
+        which: what for: a recording, or people who listen in.
     """
 
-    def __init__(self, queues: Any) -> None:
+    def __init__(self, queues: Any, which: int = pj.NativeCallAudio.RECORDING) -> None:
         self._queues = queues
+        self._which = which
 
     def start(self, max_frames: int) -> None:
         """Record from now on; at most so many frames wait until they are taken."""
-        self._queues.startRecording(max_frames)
+        self._queues.startRecording(self._which, max_frames)
 
     def end(self) -> None:
         """Record no more; what is left can still be taken."""
-        self._queues.endRecording()
+        self._queues.endRecording(self._which)
 
     def silence(self, silent: bool) -> None:
         """Record silence, or sound again."""
-        self._queues.silenceRecording(silent)
+        self._queues.silenceRecording(self._which, silent)
 
     def take(self) -> bytes:
         """Return what was recorded since the last time: G.711, left and right by turns. Any
         thread."""
-        taken: bytes = self._queues.takeRecording()
+        taken: bytes = self._queues.takeRecording(self._which)
         return taken
 
     @property
     def counts(self) -> RecorderCounts:
         """The counts so far. Any thread."""
-        return RecorderCounts(*self._queues.recordingCounters())
+        return RecorderCounts(*self._queues.recordingCounters(self._which))
 
 
 class CallAudio:
@@ -252,7 +256,7 @@ class CallAudio:
             uplink; such audio comes from the bridge.
     """
 
-    __slots__ = ("codec", "own_source", "playout", "queues", "recorder", "uplink")
+    __slots__ = ("codec", "monitor", "own_source", "playout", "queues", "recorder", "uplink")
 
     def __init__(
         self,
@@ -271,6 +275,14 @@ class CallAudio:
         self.playout = Playout(self.queues, codec, max_playout_frames)
         self.uplink = Uplink(self.queues)
         self.recorder = Recorder(self.queues)
+        self.monitor = Recorder(self.queues, pj.NativeCallAudio.LISTENING)
+        """For those who listen in."""
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """Peaks (of 32,767) of what the caller sends and of what is sent to them, just now."""
+        found: tuple[int, int] = self.queues.levels()
+        return found
 
 
 class Port(Protocol):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+import time
 
 from gateway.audio.g711 import Codec
 from gateway.sip.media.ports import CallAudio, Recorder
@@ -139,3 +140,41 @@ def test_packets_of_40_ms() -> None:
             line.audio.queues.sent(struct.pack("=320h", *linear, *linear))
     line.recorder.end()
     assert heard(line.frames())[1:] == [tone(3)[0]] * 20
+
+
+def test_those_who_listen_in_have_a_queue_of_their_own() -> None:
+    line = Line()
+    for _ in range(20):
+        line.beat(heard=tone(1))
+    line.audio.monitor.start(100)
+    for number in range(40):
+        line.beat(heard=tone(number))
+    line.audio.monitor.silence(True)
+    for _ in range(20):
+        line.beat(heard=tone(2))
+    line.audio.monitor.end()
+    both = line.audio.monitor.take()
+    sides = [both[at + 1] for at in range(0, len(both), 320)]
+    assert sides[-20:] == [QUIET] * 20, "silence is for those who listen only"
+    assert [tone(number)[0] for number in range(30)] == [one for one in sides if one != QUIET][:30]
+    line.audio.monitor.start(10)
+    for _ in range(60):
+        line.beat(heard=tone(3))
+    counts = line.audio.monitor.counts
+    assert (counts.dropped, len(line.audio.monitor.take())) == (counts.frames - 10, 10 * 320)
+    line.recorder.end()
+    assert heard(line.frames())[-15:] == [tone(3)[0]] * 15
+    assert line.recorder.counts.dropped == 0
+
+
+def test_levels_of_both_sides() -> None:
+    audio = CallAudio(Codec.PCMU, 10)
+    assert audio.levels == (0, 0)
+    loud, soft = Codec.PCMU.to_linear(b"\x80")[:2], Codec.PCMU.to_linear(b"\xa0")[:2]
+    now = time.monotonic_ns() // 1000
+    audio.queues.receive(now, 7, 0, 0, b"\xa0" * FRAME, 0)
+    audio.queues.sent(loud * FRAME)
+    caller, agent = audio.levels
+    assert (caller, agent) == tuple(struct.unpack("<hh", soft + loud))
+    audio.queues.receive(now - 1_000_000, 7, 1, FRAME, b"\xa0" * FRAME, 0)
+    assert audio.levels[0] == 0, "nothing has come for a while"

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Paths for those who watch calls in progress: levels, a call as it goes on, listening in."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from contextlib import suppress
+from math import log10
+from typing import Annotated, Any
+
+from fastapi import HTTPException, Query, Request, WebSocket, WebSocketDisconnect
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from gateway.api.access import NO_CALL, Paths, audit, no_call
+from gateway.api.backend import Backend, NoCallError, RefusedError
+from gateway.api.calls import CallId
+from gateway.api.limits import BEARER, UNAUTHORIZED
+from gateway.api.local import HOP
+from gateway.api.tokens import Role
+from gateway.audio.g711 import FRAME_MS, SAMPLE_RATE
+from gateway.bridge.listening import FullError, Listener
+
+FULL_SCALE = 32_768
+
+OVER = 1000
+"""WebSocket close code (RFC 6455 section 7.4)."""
+
+
+class Levels(BaseModel):
+    """By call in progress: how loud its caller is, and what they hear (dBFS); null: silence."""
+
+    levels: dict[str, tuple[float | None, float | None]]
+
+
+class Progress(BaseModel):
+    """A call in progress: its record, with what has come of timeline and transcript."""
+
+    call: dict[str, Any]
+
+
+def add_watching(paths: Paths, backend: Backend) -> None:
+    """Add the paths."""
+
+    @paths.add("GET", "/levels", Role.READONLY, Levels, tags=["calls"])
+    async def get_levels(request: Request) -> Any:
+        """How loud both sides of each call in progress are just now."""
+        found: dict[str, Any] = {
+            call: (_dbfs(caller), _dbfs(agent))
+            for call, (caller, agent) in backend.levels().items()
+        }
+        if backend.siblings is not None and HOP not in request.headers:
+            found |= await backend.siblings.levels()
+        return {"levels": found}
+
+    @paths.add("GET", "/calls/{call_id}/progress", Role.OPERATOR, Progress, NO_CALL, tags=["calls"])
+    async def get_progress(
+        call_id: CallId,
+        request: Request,
+        place: Annotated[int, Query(ge=0, le=1 << 40)] = 0,
+        spoken: Annotated[int, Query(ge=0, le=1 << 40)] = 0,
+    ) -> Any:
+        """A call in progress: its record, the timeline from ``place`` on, which the last answer
+        named, and the transcript from entry ``spoken`` on."""
+        if backend.progress is None:
+            raise no_call(call_id)
+        try:
+            told = backend.progress(call_id, place, spoken)
+        except NoCallError as error:
+            raise no_call(call_id, str(error)) from None
+        except RefusedError as error:
+            raise HTTPException(409, {"code": "refused", "message": str(error)}) from None
+        if not place:  # who watches a call is logged once
+            audit(request, "read", {"call": told["call_id"]}, "ok")
+        return {"call": told}
+
+    @paths.app.websocket("/api/v1/calls/{call_id}/audio")
+    async def listen(socket: WebSocket, call_id: str) -> None:
+        token = paths.access.token_of(socket.scope)
+        if token is None:
+            await socket.send_denial_response(JSONResponse({"error": UNAUTHORIZED}, 401, BEARER))
+            return
+        socket.state.token = token
+        if token.role < Role.OPERATOR:
+            audit(socket, "listen", {"call": call_id}, "403")
+            error = {"code": "forbidden", "message": "needs the role operator"}
+            await socket.send_denial_response(JSONResponse({"error": error}, 403))
+            return
+        try:
+            if backend.listeners is None:
+                raise NoCallError(f"there is no call {call_id!r}")
+            listeners = backend.listeners(call_id)
+            listener = listeners.join()
+        except (RefusedError, FullError) as problem:
+            status = 404 if isinstance(problem, NoCallError) else 409
+            code = "call_not_found" if status == 404 else "refused"
+            error = {"code": code, "message": str(problem)}
+            await socket.send_denial_response(JSONResponse({"error": error}, status))
+            return
+        began = time.monotonic()
+        audit(socket, "listen", {"call": call_id}, "ok")
+        try:
+            await socket.accept()
+            await _send_sound(socket, listener)
+        finally:
+            listeners.leave(listener)
+            audit(socket, "listened", {"call": call_id}, f"{time.monotonic() - began:.1f} s")
+
+
+async def _send_sound(socket: WebSocket, listener: Listener) -> None:
+    """Send what the call says, until it is over or nobody listens.
+
+    First a text: codec, rate, ms of a frame. Then for each look the frames dropped so far (4 bytes,
+    network order), and bytes of G.711, by turns of the caller and of what they hear.
+    """
+
+    async def out() -> None:
+        told = {"codec": listener.codec.name, "rate": SAMPLE_RATE, "frame_ms": FRAME_MS}
+        await socket.send_json(told)
+        while (found := await listener.next()) is not None:
+            await socket.send_bytes(struct.pack("!I", found[0]) + found[1])
+        await socket.close(OVER)
+
+    sending = asyncio.create_task(out(), name="listening")
+    try:
+        while (await socket.receive())["type"] != "websocket.disconnect":
+            pass  # nothing is said there
+    finally:
+        sending.cancel()
+        with suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
+            await sending
+
+
+def _dbfs(peak: int) -> float | None:
+    return None if peak <= 8 else round(20 * log10(peak / FULL_SCALE), 1)
