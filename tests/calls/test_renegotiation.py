@@ -96,6 +96,7 @@ def _decided(heard: Callable[[SessionRecord], bool], wanted: int, session: Sessi
 async def is_heard(session: SessionRecord, call: DialogCall, seed: int, law: Codec) -> None:
     """Say something; asserts that the session hears it, in its own law."""
     speaks = LAWS[call.rtp.payload_type]
+    since = session.received_total
     for attempt in range(ATTEMPTS):
         said = noise(seed * 10 + attempt, 0.6)
         call.rtp.latest_s = 0.0
@@ -110,7 +111,12 @@ async def is_heard(session: SessionRecord, call: DialogCall, seed: int, law: Cod
             return
         if call.rtp.latest_s < 0.04 and not WATCHED:
             break
-    raise AssertionError("what was said did not come as it was")
+    got = bytes(session.received[since:])
+    sound = len(got) - max(got.count(silent) for silent in b"\xff\x7f\xd5\x55")
+    raise AssertionError(
+        f"what was said did not come as it was: of {len(got)} bytes that came {sound} are sound;"
+        f" {call.rtp.sent} packets were sent to {call.rtp._peer}, {call.rtp.lost} were not"
+    )
 
 
 async def ends_well(world: GatewayStack, call: DialogCall) -> dict[str, Any]:
