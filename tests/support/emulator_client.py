@@ -18,6 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from gateway.devtools.emulator.server import Emulator
+from gateway.devtools.emulator.speech import PCMU, synthesise
 from tests.support.official_types import check_live_server_event
 
 PCMU_SESSION = {
@@ -36,6 +37,10 @@ END_CALL = {
         "properties": {"reason": {"type": "string"}},
         "required": ["reason"],
     },
+}
+LIVE_BACKEND: dict[str, Any] = {
+    "type": "responses",
+    "responses": {"model": "small", "tools": [END_CALL]},
 }
 _DEADLINE_S = 10.0
 # Added by the service to what session.update may set; the package types leave them out.
@@ -74,6 +79,17 @@ def _no_extras(value: object, path: str) -> None:
             _no_extras(part, f"{path}[{index}]")
 
 
+def caller_turn() -> bytes:
+    """A caller's sentence in u-law, and the silence that ends the turn."""
+    spoken = PCMU.encode(*synthesise("I would like to book a room, please."))
+    return spoken + PCMU.silence(800)
+
+
+def input_text(text: str) -> dict[str, Any]:
+    """A content part of a message."""
+    return {"type": "input_text", "text": text}
+
+
 class Client:
     """One session: sends events, keeps and checks all that comes."""
 
@@ -83,6 +99,7 @@ class Client:
     def __init__(self, socket: ClientConnection, *, strict: bool = True) -> None:
         self.socket = socket
         self.events: list[dict[str, Any]] = []
+        self.sent_bytes = 0
         self._strict = strict
 
     async def send(self, type_: str, **fields: Any) -> None:
@@ -97,6 +114,7 @@ class Client:
 
     async def append(self, audio: bytes, piece: int = 160) -> None:
         """Append audio in pieces as a phone call does."""
+        self.sent_bytes += len(audio)
         for start in range(0, len(audio), piece):
             data = base64.b64encode(audio[start : start + piece]).decode()
             await self.send(self.append_type, audio=data)
@@ -180,6 +198,11 @@ class LiveClient(Client):
     async def quiet(self, ms: int) -> None:
         """Send silence of the caller."""
         await self.append(self.silence * 8 * ms, 8 * ms)
+
+    async def caught_up(self) -> None:
+        """Read until the track is as long as what was sent, in whole chunks of 100 ms."""
+        while len(self.audio()) < self.sent_bytes // 800 * 800:
+            await self.receive()
 
     async def text(self, kind: str, content: str, **fields: Any) -> None:
         """Append a text: commentary, thinking or instructions."""

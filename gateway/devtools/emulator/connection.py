@@ -24,6 +24,8 @@ from websockets.exceptions import ConnectionClosed
 from gateway.devtools.emulator.beta import BetaWire
 from gateway.devtools.emulator.client_events import CLIENT_EVENTS, ClientEvent
 from gateway.devtools.emulator.dialogue import ContentMaker
+from gateway.devtools.emulator.live_events import LIVE_EVENTS
+from gateway.devtools.emulator.live_session import APPEND_TYPE, LiveSession
 from gateway.devtools.emulator.objects import Json, ProtocolError, error_event, new_id, validated
 from gateway.devtools.emulator.script import Script
 from gateway.devtools.emulator.session import Session
@@ -283,7 +285,7 @@ class Connection:
             given = event.get("event_id")
             event_id = given if isinstance(given, str) else None
             if event["type"] == self.append_type:
-                data = self._audio_of(event)
+                data = self._read_audio(event)
                 self.record.note_append(data)
                 self.session.append(data)
                 return
@@ -311,8 +313,65 @@ class Connection:
             event = self._beta.received(event)
         validated(model, event, "").apply(self.session)
 
-    def _audio_of(self, event: Mapping[str, Any]) -> bytes:
-        return audio_of(event)
+    def _read_audio(self, event: Mapping[str, Any]) -> bytes:
+        return _audio_of(event)
+
+
+class LiveConnection(Connection):
+    """Serves one Live client."""
+
+    append_type = APPEND_TYPE
+    client_events: Mapping[str, type[ClientEvent]] = LIVE_EVENTS
+    without_id = frozenset({"session.output_audio.delta"})
+
+    def __init__(self, *args: Any, azure: bool = False, **kwargs: Any) -> None:
+        self.azure = azure
+        """Whether to speak as Azure's preview does: 24 kHz PCM, no echo of client ids."""
+        self.client_event_id: str | None = None
+        super().__init__(*args, **kwargs)
+
+    def _new_session(self, maker: ContentMaker) -> LiveSession:
+        return LiveSession(self, self.record, self.script, maker)
+
+    def error(self, error: ProtocolError, client_event_id: str | None) -> None:
+        """Send an ``error`` event."""
+        body = {"type": error.type, "code": error.code, "message": error.message}
+        if error.param is not None:
+            body["param"] = error.param
+        event: Json = {"type": "error", "error": body}
+        if client_event_id is not None and not self.azure:
+            body["client_event_id"] = event["client_event_id"] = client_event_id
+        self.emit(event)
+
+    def _read_audio(self, event: Mapping[str, Any]) -> bytes:
+        for name in event.keys() - {"type", "event_id", "audio"}:
+            text = f"Unknown parameter: '{name}'."
+            raise ProtocolError("unknown_parameter", text, name)
+        try:
+            return _audio_of(event)
+        except ProtocolError as error:
+            raise ProtocolError("invalid_audio", error.message, "audio") from None
+
+    def _handle(self, event: Json, event_id: str | None) -> None:
+        session: LiveSession = self.session
+        if not session.started and event["type"] != "session.start":
+            text = "The first event must be 'session.start'; wait for 'session.started'."
+            raise ProtocolError("invalid_request_error", text, "type")
+        if session.closing:
+            raise ProtocolError("session_closing", "The session is closing.", "type")
+        self.client_event_id = event_id
+        super()._handle(event, event_id)
+
+    def _expire(self) -> None:
+        self.session.end("expired")
+
+    def _end(self) -> None:
+        end = self.script.end
+        assert end is not None
+        if end.closed is None:
+            super()._end()
+        else:
+            self.session.end(end.closed)
 
 
 def _parsed(message: str) -> Json:
@@ -325,8 +384,7 @@ def _parsed(message: str) -> Json:
     return event
 
 
-def audio_of(event: Mapping[str, Any]) -> bytes:
-    """The decoded ``audio`` of an append. Raises :class:`ProtocolError`."""
+def _audio_of(event: Mapping[str, Any]) -> bytes:
     audio = event.get("audio")
     if not isinstance(audio, str):
         text = "Missing required parameter: 'audio'."

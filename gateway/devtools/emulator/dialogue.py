@@ -98,6 +98,22 @@ def pressed_keys(text: str) -> str:
     return re.sub(r"\s", "", pressed.group(1)) if pressed else ""
 
 
+def answer_to_append(kind: str, content: str) -> Answer | None:
+    """What the emulator does about an appended text that is not to be spoken; None: nothing.
+
+    Instructions to say something are followed, those that name a goodbye lead to one, those with
+    "stop" silence the voice; pressed digits in a ``thinking`` text are read out.
+    """
+    if kind == "thinking":
+        return Answer(kind="conversation") if pressed_keys(content) else None
+    if exact := exact_words(content):
+        return Answer(kind="say", text=exact)
+    lowered = content.lower()
+    if "goodbye" in lowered:
+        return Answer(kind="say", text=GOODBYE)
+    return Answer(kind="nothing") if "stop" in lowered else None
+
+
 def _to_texts(texts: Sequence[str], tools: Sequence[Mapping[str, Any]]) -> Plan:
     said = []
     for text in texts:

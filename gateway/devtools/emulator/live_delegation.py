@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from gateway.devtools.emulator.dialogue import Turn
+from gateway.devtools.emulator.live_config import FunctionOutput, backend_item
 from gateway.devtools.emulator.objects import Json, ProtocolError, new_id, pieces
 from gateway.devtools.emulator.response import Content
 from gateway.devtools.emulator.script import Answer, Script
@@ -50,6 +51,9 @@ class Host(Protocol):
     def speak_text(self, text: str) -> None:
         """Say these words."""
 
+    def acknowledge(self, type_: str, **fields: Any) -> None:
+        """Answer the client event that is being handled."""
+
     def handoff_incomplete(self) -> None:
         """Report a backend that used up its tokens."""
 
@@ -68,7 +72,7 @@ class Delegations:
         self._items = 0
         self._hushed = 0
         self._decided: set[str] = set()
-        self.decision_items: dict[str, Json] = {}
+        self._decision_items: dict[str, Json] = {}
 
     @property
     def type(self) -> str:
@@ -82,8 +86,8 @@ class Delegations:
 
     # Towards the work
 
-    def create(self, calls: Sequence[tuple[str, str]], *, spoken: bool) -> None:
-        """Hand over: ``calls`` are the functions that the backend asks for.
+    def create(self, calls: Sequence[tuple[str, str]], answer: Answer, *, spoken: bool) -> None:
+        """Hand over: ``calls`` are the functions that the backend asks for, ``answer`` its fate.
 
         ``spoken``: the voice said something already, so no acknowledgement is added.
         """
@@ -104,9 +108,9 @@ class Delegations:
             self._acknowledge()
         if type_ == "responses":
             self._delegation_id = delegation["id"]
-            self._respond(response_id, calls, None)
+            self._respond(response_id, calls, None, answer)
         elif type_ == "decisions":
-            self._answer_questions(delegation["id"])
+            self.answer_questions(self._questions(), delegation_id=delegation["id"])
 
     def _acknowledge(self) -> None:
         settings = self._session.settings["delegation"]
@@ -146,33 +150,15 @@ class Delegations:
     def add_item(self, item: Json) -> None:
         """``response.item.create``."""
         self._backend_only("response.item.create")
-        kind = item.get("type", "message")
-        if kind == "function_call_output":
-            unknown = item.keys() - {"type", "call_id", "output", "id", "status"}
-            if unknown:
-                name = min(unknown)
-                text = f"Unknown parameter: 'item.{name}'."
-                raise ProtocolError("unknown_parameter", text, f"item.{name}")
-            if not isinstance(item.get("output"), str | list):
-                text = "Missing required parameter: 'item.output'."
-                raise ProtocolError("missing_required_parameter", text, "item.output")
-            if self._open_calls.pop(str(item.get("call_id")), None) is None:
-                text = f"No tool call found for call_id {str(item.get('call_id'))[:100]}."
+        given = backend_item(item)
+        if isinstance(given, FunctionOutput):
+            if self._open_calls.pop(given.call_id, None) is None:
+                text = f"No tool call found for call_id {given.call_id[:100]}."
                 raise ProtocolError("invalid_request_error", text, "item.call_id")
-            output = item["output"]
+            output = given.output
             self._outputs.append(output if isinstance(output, str) else json.dumps(output))
-        elif kind == "message" and item.get("role") in ("user", "developer", "system"):
-            content = item.get("content")
-            if isinstance(content, str):
-                self._texts.append(content)
-            elif isinstance(content, list):
-                self._texts += [part["text"] for part in content if "text" in part]
-            else:
-                text = "Missing required parameter: 'item.content'."
-                raise ProtocolError("missing_required_parameter", text, "item.content")
-        else:
-            text = f"Invalid value: '{str(kind)[:100]}'."
-            raise ProtocolError("invalid_value", text, "item.type")
+        elif given is not None:
+            self._texts.append(given.text)
         self._items += 1
 
     def proceed(self) -> None:
@@ -183,6 +169,8 @@ class Delegations:
             text = f"No tool output found for function call {missing}."
             raise ProtocolError("invalid_request_error", text, "input")
         turn = Turn(texts=self._texts, outputs=self._outputs)
+        if not self._outputs:
+            self._delegation_id = None  # Work of the client's own, which nobody delegated.
         self._texts, self._outputs = [], []
         answer = self._session.next_answer()
         if answer.kind in ("silent", "hang"):
@@ -198,18 +186,16 @@ class Delegations:
         response_id: str,
         calls: Sequence[tuple[str, str]],
         content: Content | None,
-        answer: Answer | None = None,
+        answer: Answer,
     ) -> None:
         """Send a response of the backend; what it says is spoken by the voice."""
         session = self._session
         stream = _Stream(session, response_id, self._delegation_id)
         stream.send("response.created", response=stream.snapshot("in_progress"))
         stream.send("response.in_progress", response=stream.snapshot("in_progress"))
-        fault = answer.outcome if answer is not None else "completed"
 
         def finish() -> None:
-            if fault != "completed":
-                assert answer is not None
+            if answer.outcome != "completed":
                 stream.fail(answer)
                 return
             if content is not None and content.text:
@@ -222,7 +208,7 @@ class Delegations:
             stream.send("response.completed", response=stream.snapshot("completed", used))
             if content is not None and content.audio:
                 self.hush()
-                session.say_content(content, answer or Answer())
+                session.say_content(content, answer)
 
         if session.script.live.backend_delay_ms:
             session.at(session.script.live.backend_delay_ms, finish)
@@ -239,19 +225,43 @@ class Delegations:
         if event_id in self._decided:
             raise ProtocolError("invalid_value", "'event_id' was used before.", "event_id")
         self._decided.add(event_id)
-        self._answer_questions(None)
+        self.answer_questions(self._questions(), delegation_id=None)
 
-    def _answer_questions(self, delegation_id: str | None) -> None:
+    def add_decision_item(self, item: Json) -> None:
+        """``decision.item.create``."""
+        kept = {**item, "id": item.get("id") or new_id("ditem")}
+        self._decision_items[kept["id"]] = kept
+        self._session.acknowledge("decision.item.created", item=kept)
+
+    def delete_decision_item(self, item_id: str) -> None:
+        """``decision.item.delete``."""
+        if self._decision_items.pop(item_id, None) is None:
+            raise ProtocolError("item_not_found", f"No item '{item_id[:100]}'.", "item_id")
+        self._session.acknowledge("decision.item.deleted", item_id=item_id)
+
+    def _questions(self) -> list[Json]:
+        return list(self._session.settings["delegation"]["decisions"]["questions"])
+
+    def fragment_sent(self, event: Json) -> None:
+        """A transcript fragment was sent: run the trigger for its type."""
+        for trigger in self._session.settings["triggers"]:
+            if trigger["event_type"] == event["type"]:
+                self.answer_questions(
+                    trigger["decisions"]["questions"],
+                    delegation_id=None,
+                    trigger_id=new_id("trig"),
+                    source_event_id=event["event_id"],
+                    source_event_type=event["type"],
+                )
+
+    def answer_questions(self, questions: Sequence[Json], **about: str | None) -> None:
         """Decline every question: nothing here can judge."""
-        decisions = self._session.settings["delegation"]["decisions"]
-        answers = [
-            {"type": "refusal", "name": question.get("name")} for question in decisions["questions"]
-        ]
-        decision = {"model": decisions["model"], "answers": answers, "usage": _usage(0, 0)}
+        answers = [{"type": "refusal", "name": question.get("name")} for question in questions]
+        decisions = self._session.settings["delegation"].get("decisions") or {}
+        model = decisions.get("model", "emulator")
+        decision = {"model": model, "answers": answers, "usage": _usage(0, 0)}
         event = {"type": "decision.completed", "decision": decision}
-        self._session.emit(
-            {"type": "decision.event", "event": event, "delegation_id": delegation_id}
-        )
+        self._session.emit({"type": "decision.event", "event": event, **about})
 
 
 def _usage(read: int, written: int) -> Json:

@@ -14,42 +14,33 @@ import heapq
 import itertools
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
-from gateway.devtools.emulator.connection import Connection, audio_of
 from gateway.devtools.emulator.dialogue import (
-    GOODBYE,
+    CallerAudio,
     ContentMaker,
     Turn,
-    exact_words,
-    pressed_keys,
+    answer_to_append,
 )
-from gateway.devtools.emulator.listening import Cancellable, Started, VadSettings, VoiceDetector
+from gateway.devtools.emulator.listening import Cancellable
+from gateway.devtools.emulator.live_config import started_session, tokens, updated_session
 from gateway.devtools.emulator.live_delegation import Delegations
-from gateway.devtools.emulator.live_events import (
-    FIXTURE_RATE,
-    LIVE_EVENTS,
-    TextKind,
-    started_session,
-    tokens,
-    updated_session,
-)
-from gateway.devtools.emulator.objects import Json, ProtocolError, new_id, pieces
+from gateway.devtools.emulator.live_events import FIXTURE_RATE, TextKind
+from gateway.devtools.emulator.live_listening import LiveListening, Transcripts
+from gateway.devtools.emulator.live_track import Track, Utterance
+from gateway.devtools.emulator.objects import Json, ProtocolError
 from gateway.devtools.emulator.response import Content, Settings
-from gateway.devtools.emulator.script import Answer, LiveError
+from gateway.devtools.emulator.script import Answer, LiveError, Script
+from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import PCM, AudioFormat, SpeechError
 
+APPEND_TYPE = "session.input_audio.append"
 MAX_CATCH_UP_S = 0.3
 """Input that comes late is caught up to this; of a longer hole the delay stays."""
-_PREROLL_MS = 300
-_BACKCHANNEL_AFTER_MS = 600
-_FRAGMENT_MS = 200
 _CONTEXT_TOKENS = 128_000
 _TOKENS_PER_SECOND = 20
 MAX_WAITING_S = 60
@@ -58,32 +49,39 @@ MAX_WAITING_S = 60
 _log = structlog.get_logger("gateway.devtools.emulator")
 
 
-@dataclass(slots=True)
-class Utterance:
-    """Something to be said, or a fixture: ``audio`` in the session's format."""
+class Wire(Protocol):
+    """The connection, as a Live session uses it."""
 
-    audio: bytes
-    text: str = ""
-    answer: Answer = field(default_factory=Answer)
-    began: Callable[[], None] | None = None
-    ended: Callable[[], None] | None = None
-    fixture: bool = False
-    cuttable: bool = True
-    taken: int = 0
-    start_ms: int = 0
+    azure: bool
+    client_event_id: str | None
+    """Of the client event that is being handled."""
+
+    def emit(self, event: Json, audio: bytes = b"") -> None:
+        """Put a server event in the way to the client."""
+
+    def error(self, error: ProtocolError, client_event_id: str | None) -> None:
+        """Put an ``error`` event in the way."""
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> Cancellable:
+        """Call ``action`` after a delay, unless the connection ends before."""
+
+    def close(self, code: int, reason: str = "", *, drop: bool = False) -> None:
+        """End the connection after what was sent so far."""
 
 
 class LiveSession:
     """State of one session. Client events arrive as calls of its methods, which raise
     :class:`ProtocolError` where the service would send an ``error``."""
 
-    def __init__(self, wire: LiveConnection, maker: ContentMaker) -> None:
-        self.script = wire.script
-        self.record = wire.record
-        self.expires_at = time.time() + wire.script.expires_s
+    def __init__(
+        self, wire: Wire, record: SessionRecord, script: Script, maker: ContentMaker
+    ) -> None:
+        self.script = script
+        self.record = record
+        self.expires_at = time.time() + script.expires_s
         self.emit = wire.emit
         self.later = wire.later
-        self._live = wire.script.live
+        self._live = script.live
         self._wire = wire
         self._maker = maker
         self._azure = wire.azure
@@ -92,7 +90,6 @@ class LiveSession:
         """The session's clock: audio of the client that was taken in."""
         self.closing = False
         self._format: AudioFormat = PCM
-        self._detector: VoiceDetector | None = None
         self._waiting = bytearray()
         self._due = 0.0
         self._stepping: Cancellable | None = None
@@ -100,20 +97,19 @@ class LiveSession:
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._muted = False
-        self._track: deque[Utterance] = deque()
-        self._held_until_ms: float | None = None
-        self._held = bytearray()
-        self._recent = bytearray()
-        self._turn = bytearray()
-        self._turn_began_ms: int | None = None
-        self._backchannelled = False
+        self._transcripts = Transcripts(self)
+        self._sent_ms = 0
+        self._use_format()
         self._unplaced: dict[int, str | None] = {}
-        self._answered = self._turns = 0
+        self._answered = 0
         self._context_tokens = 0
         self._started_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._said_something = {"input": False, "output": False}
         self.delegations = Delegations(self)
+
+    def _use_format(self) -> None:
+        self._track = Track(self._format, self._live.chunk_ms, self._begun)
+        self._listening = LiveListening(self, self._transcripts, self._format)
 
     # What the connection calls
 
@@ -176,150 +172,53 @@ class LiveSession:
                 return
 
     def _step(self, chunk: bytes, chunk_ms: int) -> None:
-        deaf = self._muted or any(one.fixture for one in self._track)
-        self._hear(self._format.silence(chunk_ms) if deaf else chunk)
+        deaf = self._muted or self._track.fixture
+        self._listening.hear(self._format.silence(chunk_ms) if deaf else chunk)
         self.position_ms += chunk_ms
         while self._agenda and self._agenda[0][0] <= self.position_ms:
             heapq.heappop(self._agenda)[2]()
-        self._speak(len(chunk))
+        for audio in self._track.take(self.position_ms):
+            self._emit_audio(audio)
 
     # Speaking
 
-    def say(self, utterance: Utterance) -> None:
-        """Put something on the output track, after what is on it."""
-        if self._live.speaks or utterance.fixture:
-            self._track.append(utterance)
-
     def cut(self) -> None:
         """Stop speaking; what was not sent is never sent. A fixture goes on."""
-        self._track = deque(one for one in self._track if one.fixture or not one.cuttable)
-        self._held_until_ms = None
+        self._track.cut()
 
     @property
     def speaking(self) -> bool:
         """Whether there is something to say on the track."""
         return bool(self._track)
 
-    def _speak(self, size: int) -> None:
-        audio = bytearray()
-        while len(audio) < size and self._track:
-            one = self._track[0]
-            if not one.taken:
-                self._begin(one, len(audio))
-            wanted = len(one.audio) if one.answer.burst else size - len(audio)
-            part = one.audio[one.taken : one.taken + wanted]
-            stall_at = one.answer.stall_at_ms
-            if stall_at is not None and one.taken <= self._format.bytes_for(stall_at) < (
-                one.taken + len(part)
-            ):
-                self._held_until_ms = self.position_ms + one.answer.stall_s * 1000
-            one.taken += max(1, len(part))
-            audio += part
-            if one.taken >= len(one.audio):
-                self._track.popleft()
-                if one.ended is not None:
-                    one.ended()
-        if len(audio) < size:
-            audio += self._format.silence(self._live.chunk_ms)[: size - len(audio)]
-        if self._held_until_ms is not None:
-            self._held += audio
-            if self.position_ms < self._held_until_ms:
-                return
-            audio, self._held, self._held_until_ms = self._held, bytearray(), None
-        for start in range(0, len(audio), size):
-            self._emit_audio(bytes(audio[start : start + size]))
+    def _put(self, utterance: Utterance) -> None:
+        if self._live.speaks or utterance.fixture:
+            self._track.put(utterance)
 
     def _emit_audio(self, audio: bytes) -> None:
         event: Json = {"type": "session.output_audio.delta", "delta": ""}
         if self._azure:
             length = self._format.length_ms(len(audio))
-            event |= {"start_ms": self.position_ms - length, "end_ms": self.position_ms}
+            event |= {"start_ms": self._sent_ms, "end_ms": self._sent_ms + length}
+            self._sent_ms += length
         self.emit(event, audio)
 
-    def _begin(self, one: Utterance, offset: int) -> None:
-        one.start_ms = self.position_ms - self._live.chunk_ms + self._format.length_ms(offset)
+    def _begun(self, one: Utterance) -> None:
         if one.began is not None:
             one.began()
         length_ms = self._format.length_ms(len(one.audio))
-        self._fragments("output", one.text, one.start_ms, length_ms, one)
+        sent = partial(self._track.sent_until_ms, one)
+        self._transcripts.plan("output", one.text, one.start_ms, length_ms, sent)
 
-    def _fragments(
-        self, side: str, text: str, start_ms: int, length_ms: int, one: Utterance | None = None
-    ) -> None:
-        """Plan the transcript of ``text``, spoken since ``start_ms``, in fragments of 200 ms."""
-        parts = pieces(text, max(1, length_ms // _FRAGMENT_MS)) if text.strip() else []
-        for number, part in enumerate(parts):
-            begin = start_ms + length_ms * number // len(parts)
-            end = start_ms + length_ms * (number + 1) // len(parts)
-            due = max(0, end + self._live.transcript_lag_ms - self.position_ms)
-
-            def tell(part: str = part, begin: int = begin, end: int = end) -> None:
-                cut = one is not None and self._sent_to_ms(one) <= begin
-                if not cut:
-                    self._tell_fragment(side, part, begin, end)
-
-            self.at(due, tell)
-
-    def _sent_to_ms(self, one: Utterance) -> int:
-        return one.start_ms + self._format.length_ms(one.taken)
-
-    def _tell_fragment(self, side: str, part: str, begin: int, end: int) -> None:
-        if self._said_something[side] and not part.startswith(" "):
-            part = f" {part}"
-        self._said_something[side] = True
-        self._context_tokens += tokens(part)
-        event = {"type": f"session.{side}_transcript.delta", "delta": part}
-        self.emit({**event, "start_ms": begin, "end_ms": end})
-
-    # Listening
+    def fragment(self, event: Json) -> None:
+        """Send a transcript fragment."""
+        self._context_tokens += tokens(event["delta"])
+        self.emit(event)
+        self.delegations.fragment_sent(event)
 
     def pretend_speech(self, length_ms: int = 300) -> None:
         """Behave as if the caller spoke for ``length_ms`` from now, whatever comes."""
-        self._caller_began(self.position_ms)
-        self.at(length_ms, lambda: self._caller_ended(self.position_ms))
-
-    def _hear(self, chunk: bytes) -> None:
-        self._recent += chunk
-        if self._turn_began_ms is not None:
-            self._turn += chunk
-        keep = self._format.bytes_for(_PREROLL_MS)
-        del self._recent[: max(0, len(self._recent) - keep)]
-        for event in self._detector.feed(chunk) if self._detector is not None else ():
-            if isinstance(event, Started):
-                self._caller_began(event.at_ms)
-            else:
-                self._caller_ended(event.voice_end_ms)
-        if self._turn_began_ms is None:
-            return
-        spoken = self.position_ms + self._live.chunk_ms - self._turn_began_ms
-        if self._live.backchannel and spoken >= _BACKCHANNEL_AFTER_MS and not self._backchannelled:
-            self._backchannelled = True
-            words = self._live.backchannel
-            self._answer(Turn(), Answer(kind="say", text=words), cuttable=False)
-        if not self._live.talks_on and spoken >= self._live.interrupt_ms:
-            self.cut()
-
-    def _caller_began(self, at_ms: int) -> None:
-        if self._turn_began_ms is None:
-            self._turn_began_ms = at_ms
-            self._turn = bytearray(self._recent)
-            self._backchannelled = False
-
-    def _caller_ended(self, at_ms: int) -> None:
-        began = self._turn_began_ms
-        if began is None:
-            return
-        self._turn_began_ms = None
-        spoken = max(20, at_ms - began)
-        number, scripted = self._turns, self.script.transcripts
-        self._turns += 1
-        words = f"({spoken / 1000:.1f} seconds of speech, not transcribed)"
-        if scripted:
-            words = scripted[min(number, len(scripted) - 1)]
-        self._fragments("input", words, began, spoken)
-        turn = Turn(caller_spoke=True, spoken_ms=spoken)
-        self._answer(turn, self.next_answer(), (bytes(self._turn), self._format))
-        self._turn = bytearray()
+        self._listening.pretend_speech(length_ms)
 
     # Answering
 
@@ -329,29 +228,30 @@ class LiveSession:
         self._answered += 1
         return answers[min(self._answered, len(answers)) - 1] if answers else Answer()
 
-    def _answer(
+    def answer(
         self,
         turn: Turn,
         answer: Answer,
-        caller: tuple[bytes, AudioFormat] | None = None,
+        caller: CallerAudio | None = None,
         *,
         cuttable: bool = True,
     ) -> None:
+        """Answer ``turn`` as ``answer`` has it; ``caller`` is its sound."""
         if answer.kind in ("silent", "hang"):
             return
 
         def made(content: Content) -> None:
             calls = content.calls
-            if not calls and not answer.delegate:
+            if not calls and not answer.delegate and answer.outcome == "completed":
                 self.say_content(content, answer, cuttable=cuttable)
             elif content.audio:
 
                 def began() -> None:
-                    self.delegations.create(calls, spoken=True)
+                    self.delegations.create(calls, answer, spoken=True)
 
-                self.say(Utterance(content.audio, content.text, answer, began))
+                self._put(Utterance(content.audio, content.text, answer, began))
             else:
-                self.delegations.create(calls, spoken=False)
+                self.delegations.create(calls, answer, spoken=False)
 
         self.make(answer, turn, made, caller)
 
@@ -360,7 +260,7 @@ class LiveSession:
         answer: Answer,
         turn: Turn,
         made: Callable[[Content], None],
-        caller: tuple[bytes, AudioFormat] | None = None,
+        caller: CallerAudio | None = None,
     ) -> None:
         """Make the sound of an answer, then call ``made`` with it, ``first_delay_ms`` later."""
 
@@ -394,7 +294,7 @@ class LiveSession:
     def say_content(self, content: Content, answer: Answer, *, cuttable: bool = True) -> None:
         """Put the sound of an answer on the track."""
         if content.audio:
-            self.say(Utterance(content.audio, content.text, answer, cuttable=cuttable))
+            self._put(Utterance(content.audio, content.text, answer, cuttable=cuttable))
 
     def _voice_settings(self) -> Settings:
         voice = self.settings["audio"]["output"]["voice"]
@@ -422,11 +322,9 @@ class LiveSession:
         fmt = settings["audio"]["format"]
         width = 2 if fmt["type"] == "audio/pcm" else 1
         self._format = AudioFormat(fmt["type"], fmt["rate"], fmt["rate"] * width // 1000)
+        self._use_format()
         if self.record.log is not None:
-            self.record.log.caller_format(self._format, LiveConnection.append_type)
-        if self.script.vad == "auto":
-            silence = self._live.turn_silence_ms
-            self._detector = VoiceDetector(VadSettings(0.5, 0, silence), self._format, 0)
+            self.record.log.caller_format(self._format, APPEND_TYPE)
         if self.script.created == "never":
             return
         client_event_id = self._wire.client_event_id
@@ -448,25 +346,25 @@ class LiveSession:
     def update(self, session: object) -> None:
         """``session.update``."""
         self.settings = updated_session(self.settings, session)
-        self._acknowledge("session.updated", session=self.session_object())
+        self.acknowledge("session.updated", session=self.session_object())
 
     def mute(self, *, on: bool) -> None:
         """``session.input_audio.mute`` and ``.unmute``."""
         self._muted = on
-        self._acknowledge(f"session.input_audio.{'muted' if on else 'unmuted'}")
+        self.acknowledge(f"session.input_audio.{'muted' if on else 'unmuted'}")
 
     def play_fixture(self, pcm: bytes) -> None:
         """``session.output_audio.fixture.play``."""
         self._no_fixture("A fixture is playing already.")
         client_event_id = self._wire.client_event_id
-        self._track.clear()
+        self._track.cut()
         audio = self._format.encode(pcm, FIXTURE_RATE)
 
         def ended() -> None:
             self._reply("session.output_audio.fixture.played", client_event_id)
 
-        self._acknowledge("session.output_audio.fixture.playing")
-        self.say(Utterance(audio, ended=ended, fixture=True))
+        self.acknowledge("session.output_audio.fixture.playing")
+        self._put(Utterance(audio, ended=ended, fixture=True))
 
     def append_text(self, kind: TextKind, content: str, delegation_id: str | None) -> None:
         """``session.instructions.append``, ``.thinking.`` or ``.commentary.``."""
@@ -496,40 +394,16 @@ class LiveSession:
             if self._live.commentary != "unspoken":
                 self.speak_text(content)
             return
-        answer = rule_for(kind, content)
+        answer = answer_to_append(kind, content)
         if answer is None:
             return
         if kind == "instructions":
             self.cut()
-        self._answer(Turn(texts=[content]), answer)
+        self.answer(Turn(texts=[content]), answer)
 
     def _no_fixture(self, message: str) -> None:
-        if any(one.fixture for one in self._track):
+        if self._track.fixture:
             raise ProtocolError("invalid_request_error", message, "type")
-
-    def add_backend_item(self, item: Json) -> None:
-        """``response.item.create``."""
-        self.delegations.add_item(item)
-
-    def continue_backend(self) -> None:
-        """``response.create``."""
-        self.delegations.proceed()
-
-    def create_decision(self, event_id: str) -> None:
-        """``decision.create``."""
-        self.delegations.decide(event_id)
-
-    def add_decision_item(self, item: Json) -> None:
-        """``decision.item.create``."""
-        kept = {**item, "id": item.get("id") or new_id("ditem")}
-        self.delegations.decision_items[kept["id"]] = kept
-        self._acknowledge("decision.item.created", item=kept)
-
-    def delete_decision_item(self, item_id: str) -> None:
-        """``decision.item.delete``."""
-        if self.delegations.decision_items.pop(item_id, None) is None:
-            raise ProtocolError("item_not_found", f"No item '{item_id[:100]}'.", "item_id")
-        self._acknowledge("decision.item.deleted", item_id=item_id)
 
     def close(self) -> None:
         """``session.close``."""
@@ -610,7 +484,8 @@ class LiveSession:
             "status": "active",
         }
 
-    def _acknowledge(self, type_: str, **fields: Any) -> None:
+    def acknowledge(self, type_: str, **fields: Any) -> None:
+        """Answer the client event that is being handled."""
         self._reply(type_, self._wire.client_event_id, **fields)
 
     def _reply(self, type_: str, client_event_id: str | None, **fields: Any) -> None:
@@ -618,76 +493,3 @@ class LiveSession:
         if client_event_id is not None and not self._azure:
             event["client_event_id"] = client_event_id
         self.emit(event)
-
-
-def rule_for(kind: TextKind, content: str) -> Answer | None:
-    """What the emulator does about an appended text that is not to be spoken; None: nothing.
-
-    Instructions to say something are followed, those that name a goodbye lead to one, those with
-    "stop" silence the voice; pressed digits in a ``thinking`` text are read out.
-    """
-    if kind == "thinking":
-        return Answer(kind="conversation") if pressed_keys(content) else None
-    if exact := exact_words(content):
-        return Answer(kind="say", text=exact)
-    lowered = content.lower()
-    if "goodbye" in lowered:
-        return Answer(kind="say", text=GOODBYE)
-    return Answer(kind="nothing") if "stop" in lowered else None
-
-
-class LiveConnection(Connection):
-    """Serves one Live client."""
-
-    append_type = "session.input_audio.append"
-    client_events: Mapping[str, Any] = LIVE_EVENTS
-    without_id = frozenset({"session.output_audio.delta"})
-
-    def __init__(self, *args: Any, azure: bool = False, **kwargs: Any) -> None:
-        self.azure = azure
-        """Whether to speak as Azure's preview does: 24 kHz PCM, no echo of client ids."""
-        self.client_event_id: str | None = None
-        super().__init__(*args, **kwargs)
-
-    def _new_session(self, maker: ContentMaker) -> LiveSession:
-        return LiveSession(self, maker)
-
-    def error(self, error: ProtocolError, client_event_id: str | None) -> None:
-        """Send an ``error`` event."""
-        body = {"type": error.type, "code": error.code, "message": error.message}
-        if error.param is not None:
-            body["param"] = error.param
-        event: Json = {"type": "error", "error": body}
-        if client_event_id is not None and not self.azure:
-            body["client_event_id"] = event["client_event_id"] = client_event_id
-        self.emit(event)
-
-    def _audio_of(self, event: Mapping[str, Any]) -> bytes:
-        for name in event.keys() - {"type", "event_id", "audio"}:
-            text = f"Unknown parameter: '{name}'."
-            raise ProtocolError("unknown_parameter", text, name)
-        try:
-            return audio_of(event)
-        except ProtocolError as error:
-            raise ProtocolError("invalid_audio", error.message, "audio") from None
-
-    def _handle(self, event: Json, event_id: str | None) -> None:
-        session: LiveSession = self.session
-        if not session.started and event["type"] != "session.start":
-            text = "The first event must be 'session.start'; wait for 'session.started'."
-            raise ProtocolError("invalid_request_error", text, "type")
-        if session.closing:
-            raise ProtocolError("session_closing", "The session is closing.", "type")
-        self.client_event_id = event_id
-        super()._handle(event, event_id)
-
-    def _expire(self) -> None:
-        self.session.end("expired")
-
-    def _end(self) -> None:
-        end = self.script.end
-        assert end is not None
-        if end.closed is None:
-            super()._end()
-        else:
-            self.session.end(end.closed)

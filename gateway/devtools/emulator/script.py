@@ -35,7 +35,13 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.devtools.emulator.rate_limits import Ending, Limits, Refusal, Seconds
+from gateway.devtools.emulator.rate_limits import (
+    ClosedReason,
+    Ending,
+    Limits,
+    Refusal,
+    Seconds,
+)
 
 
 class ScriptError(ValueError):
@@ -263,7 +269,50 @@ class Script(_Part):
         return data
 
 
+def _no_start(code: str, message: str, type_: str = "invalid_request_error") -> Script:
+    return Script(refuse=Refusal(step="session.start", code=code, message=message, type=type_))
+
+
+def _closed(reason: ClosedReason) -> Script:
+    return Script(end=Ending(at=_LIVE_AUDIO, nth=5, closed=reason))
+
+
 _LIVE_AUDIO = "session.output_audio.delta"
+LIVE: Mapping[str, Script] = {
+    "live-invalid-model": _no_start("invalid_model", "No such Live model."),
+    "live-forbidden-voice": _no_start("forbidden", "This voice is not available."),
+    "live-no-quota": _no_start("insufficient_quota", "You exceeded your quota.", "quota_error"),
+    "live-deactivated": _no_start("account_deactivated", "The account is deactivated."),
+    "live-billing-limit": _no_start("billing_hard_limit_reached", "The hard limit is reached."),
+    "live-no-start": Script(created="never"),
+    "live-late-start": Script(created_delay_ms=2000),
+    "live-mute": Script(live=Live(speaks=False)),
+    "live-unspoken": Script(live=Live(commentary="unspoken")),
+    "live-paraphrased": Script(live=Live(commentary="paraphrased")),
+    "live-talks-on": Script(live=Live(talks_on=True, backchannel="I see.")),
+    "live-burst": Script(answers=[Answer(kind="pattern", seconds=3, burst=True)]),
+    "live-stall": Script(answers=[Answer(kind="pattern", stall_at_ms=1000, stall_s=2)]),
+    "live-filtered": Script(
+        live=Live(errors=[LiveError(after_s=2, code="content_filter", silences=True)])
+    ),
+    "live-unknown-error": Script(live=Live(errors=[LiveError(after_s=1, code="never_seen")])),
+    "live-incomplete": Script(
+        answers=[Answer(kind="nothing", outcome="incomplete", reason="max_output_tokens")]
+    ),
+    "live-backend-failed": Script(
+        answers=[Answer(kind="nothing", outcome="failed", error_code="server_error")]
+    ),
+    "live-expired": _closed("expired"),
+    "live-content": _closed("content"),
+    "live-hangup": _closed("remote_hangup"),
+    "live-connection-lost": _closed("connection_lost"),
+    "live-lost": Script(end=Ending(at=_LIVE_AUDIO, nth=5, code=1011)),
+    "live-drop": Script(end=Ending(at=_LIVE_AUDIO, nth=5, drop=True)),
+    "live-not-stored": Script(live=Live(storage_fails=True)),
+    "live-bare-close": Script(live=Live(closes="bare")),
+    "live-no-close": Script(live=Live(closes="never")),
+}
+"""Faults of Live sessions, each by its name."""
 
 BUILT_IN: Mapping[str, Script] = {
     "conversation": Script(),
@@ -303,13 +352,7 @@ BUILT_IN: Mapping[str, Script] = {
     "drop": Script(end=Ending(at="response.output_audio.delta", nth=5, drop=True)),
     "lost": Script(end=Ending(at="response.output_audio.delta", nth=5, code=1011)),
     "expired": Script(expires_s=3.0),
-    "live-mute": Script(live=Live(speaks=False)),
-    "live-unspoken": Script(live=Live(commentary="unspoken")),
-    "live-paraphrased": Script(live=Live(commentary="paraphrased")),
-    "live-content": Script(end=Ending(at=_LIVE_AUDIO, nth=5, closed="content", code=1005)),
-    "live-lost": Script(end=Ending(at=_LIVE_AUDIO, nth=5, code=1011)),
-    "live-drop": Script(end=Ending(at=_LIVE_AUDIO, nth=5, drop=True)),
-    "live-no-start": Script(created="never"),
+    **LIVE,
 }
 
 # Query keys that belong to the protocol or to Azure, not to a script.

@@ -29,9 +29,8 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 
 from gateway.devtools.emulator.beta import HEADER, HEADER_VALUE
-from gateway.devtools.emulator.connection import Connection
+from gateway.devtools.emulator.connection import Connection, LiveConnection
 from gateway.devtools.emulator.dialogue import ContentMaker
-from gateway.devtools.emulator.live_session import LiveConnection
 from gateway.devtools.emulator.objects import new_id
 from gateway.devtools.emulator.rate_limits import Refusal
 from gateway.devtools.emulator.script import (

@@ -128,6 +128,20 @@ _VOICES = {
     "verse": _Voice("en-us+m7", 50),
     "marin": _Voice("en-us+f2", 50),
     "cedar": _Voice("en-us+m2", 25),
+    # Only Live sessions know the rest.
+    "beacon": _Voice("en-gb+m4", 40),
+    "bossa": _Voice("en-029+m2", 40),
+    "cinder": _Voice("en-us+m6", 35),
+    "delta": _Voice("en-us+m5", 30),
+    "gleam": _Voice("en-gb+f1", 60),
+    "meridian": _Voice("en-gb+m2", 35),
+    "quartz": _Voice("en-gb+f3", 50),
+    "ripple": _Voice("en-us+f5", 60),
+    "shida": _Voice("en-gb+f4", 55),
+    "stone": _Voice("en-us+m8", 20),
+    "tempo": _Voice("en-us+f1", 65),
+    "vesper": _Voice("en-gb+m7", 45),
+    "willow": _Voice("en-gb+f5", 45),
 }
 _OTHER = _Voice("en-us", 50)
 

@@ -27,7 +27,7 @@ def test_examples_can_be_used(tmp_path: Path) -> None:
 
 
 def test_every_built_in_script_is_listed() -> None:
-    table = TEXT.split("| `?script=` |")[1].split("\n\n")[0]
+    table = "\n".join(part.split("\n\n")[0] for part in TEXT.split("| `?script=` |")[1:])
     assert set(re.findall(r"^\| (.*?) \|", table, re.M)) >= {"`conversation`"}
     names = {name for row in table.splitlines() for name in re.findall(r"`([\w-]+)`", row)}
     assert set(BUILT_IN) <= names

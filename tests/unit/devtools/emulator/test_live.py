@@ -5,23 +5,35 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import json
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from gateway.devtools.emulator.server import Emulator
-from gateway.devtools.emulator.speech import PCMU, pattern, synthesise
-from tests.support.emulator_client import END_CALL, LiveClient, live, with_emulator
+from gateway.devtools.emulator.server import AZURE_LIVE_PATH, LIVE_PATH, Emulator
+from gateway.devtools.emulator.speech import pattern, synthesise
+from tests.support.emulator_client import (
+    LIVE_BACKEND,
+    LiveClient,
+    caller_turn,
+    input_text,
+    live,
+    with_emulator,
+)
 
-BACKEND = {"type": "responses", "responses": {"model": "small", "tools": [END_CALL]}}
 G711 = [{"type": "audio/pcmu", "rate": 8000}, {"type": "audio/pcma", "rate": 8000}]
 PCM = [{"type": "audio/pcm", "rate": 16000}, {"type": "audio/pcm", "rate": 24000}]
 
 
-def _caller(seconds_of_silence: float = 0.8) -> bytes:
-    """A caller's sentence in u-law and the silence that ends the turn."""
-    spoken = PCMU.encode(*synthesise("I would like to book a room, please."))
-    return spoken + PCMU.silence(round(seconds_of_silence * 1000))
+_MISSING = "missing_required_parameter"
+_AUDIO = "session.output_audio.delta"
+
+
+def _said(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": [input_text(text)]}
 
 
 def _loud(audio: bytes) -> bool:
@@ -39,8 +51,7 @@ def test_nothing_happens_without_audio_and_as_much_comes_as_is_sent() -> None:
             await client.quiet(3000)
             appended = await client.until("session.commentary.appended")
             assert (appended["client_event_id"], appended["start_ms"]) == ("g1", 0)
-            while len(client.audio()) < 3000 * 8:
-                await client.receive()
+            await client.caught_up()
             assert len(client.audio()) == 3000 * 8
             assert _loud(client.audio())
 
@@ -73,7 +84,7 @@ def test_a_turn_is_answered_and_both_sides_are_transcribed() -> None:
     async def test(emulator: Emulator) -> None:
         async with live(emulator, transcript="Two nights please.") as client:
             await client.begin()
-            await client.append(_caller())
+            await client.append(caller_turn())
             await client.quiet(9000)
             await _until_transcript(client, "what I heard.")
             assert client.transcript("input") == "Two nights please."
@@ -95,13 +106,11 @@ def test_the_model_stops_when_the_caller_speaks_unless_the_script_talks_on() -> 
             answers: dict[str, Any] = {"answer__kind": "pattern", "answer__seconds": 6}
             async with live(emulator, **answers, live__talks_on=talks_on) as client:
                 await client.begin()
-                await client.append(_caller())
-                await client.append(_caller())
+                await client.append(caller_turn())
+                await client.append(caller_turn())
                 await client.quiet(1000)
-                await client.send("session.close")
-                await client.until("session.closed")
-                heard = client.audio().rstrip(b"\xff").lstrip(b"\xff")
-                lengths.append(len(heard))
+                await client.caught_up()
+                lengths.append(len(client.audio().replace(b"\xff", b"")))
         assert lengths[0] < lengths[1]
 
     with_emulator(test)
@@ -116,7 +125,7 @@ def test_bytes_of_a_pattern_are_unchanged_on_the_track() -> None:
         }
         async with live(emulator, **answer) as client:
             await client.begin()
-            await client.append(_caller())
+            await client.append(caller_turn())
             await client.quiet(3000)
             while pattern(7, 16000) not in client.audio():
                 await client.receive()
@@ -129,7 +138,7 @@ def test_bytes_of_a_pattern_are_unchanged_on_the_track() -> None:
 def test_a_call_of_the_backend_is_answered_and_its_continuation_is_spoken() -> None:
     async def test(emulator: Emulator) -> None:
         async with live(emulator) as client:
-            await client.begin(delegation=BACKEND)
+            await client.begin(delegation=LIVE_BACKEND)
             await client.text("thinking", "The caller pressed 0")
             await client.quiet(400)
             created = await client.until("session.delegation.created")
@@ -156,7 +165,7 @@ def test_a_delegation_to_the_client_is_answered_by_commentary() -> None:
         answer: dict[str, Any] = {"answer__kind": "nothing", "answer__delegate": True}
         async with live(emulator, **answer, live__append_delay_ms=0) as client:
             await client.begin()
-            await client.append(_caller())
+            await client.append(caller_turn())
             await client.quiet(3000)
             created = await client.until("session.delegation.created")
             assert created["delegation"].keys() == {"id", "type", "target"}
@@ -186,6 +195,264 @@ def test_a_fixture_replaces_speech_and_deafens_the_model() -> None:
             await client.quiet(1500)
             played = await client.until("session.output_audio.fixture.played")
             assert played["client_event_id"] == "f1"
+
+    with_emulator(test)
+
+
+@pytest.mark.parametrize(
+    ("session", "code", "param"),
+    [
+        ({"turn_detection": None}, "unknown_parameter", "session.turn_detection"),
+        ({"audio": {"format": {"type": "audio/pcmu"}}}, _MISSING, "session.audio.format.rate"),
+        ({"audio": {"format": {"type": "audio/pcm", "rate": 8000}}}, "invalid_value", None),
+        ({"audio": {"output": {"voice": "nobody"}}}, "forbidden", "session.audio.output.voice"),
+        ({"model": "gpt-realtime-2.1"}, "invalid_model", "session.model"),
+        ({"instructions": "x" * 70_000}, "string_above_max_length", "session.instructions"),
+        ({"input": [_said("x" * 40_000)]}, "string_above_max_length", "session.input"),
+        ({"input": [_said("x")] * 129}, "invalid_value", "session.input"),
+        ({"delegation": {"type": "responses"}}, _MISSING, "session.delegation.responses"),
+        (
+            {"delegation": {"type": "client", "tools": []}},
+            "unknown_parameter",
+            "session.delegation.tools",
+        ),
+        ({"client": {}}, "unknown_parameter", "session.client"),
+    ],
+)
+def test_a_bad_configuration_starts_nothing(
+    session: dict[str, Any], code: str, param: str | None
+) -> None:
+    async def test(emulator: Emulator) -> None:
+        async with live(emulator) as client:
+            given = {"model": "gpt-live-1.1", **session}
+            await client.send("session.start", session=given, event_id="s")
+            error = await client.error()
+            assert (error["code"], error["client_event_id"]) == (code, "s")
+            assert param is None or error["param"] == param
+            assert (await client.begin())["status"] == "active"
+
+    with_emulator(test)
+
+
+@pytest.mark.parametrize(
+    ("event", "code"),
+    [
+        ({"type": "session.commentary.append", "content": "x"}, _MISSING),
+        ({"type": "session.thinking.append", "delegation_id": None, "content": 7}, "invalid_type"),
+        (
+            {"type": "session.thinking.append", "delegation_id": None, "content": "x" * 2001},
+            "string_above_max_length",
+        ),
+        ({"type": "session.update", "session": {"model": "x"}}, "immutable_field_update"),
+        ({"type": "session.update", "session": {"delegation": None}}, "immutable_field_update"),
+        ({"type": "session.start", "session": {"model": "gpt-live-1"}}, "invalid_request_error"),
+        ({"type": "session.input_audio.append", "audio": "?"}, "invalid_audio"),
+        ({"type": "session.input_audio.append", "audio": "", "x": 1}, "unknown_parameter"),
+        ({"type": "session.output_audio.fixture.play", "audio": "AAAA"}, "invalid_audio"),
+        ({"type": "input_audio_buffer.append", "audio": ""}, "invalid_value"),
+        ({"type": "response.cancel"}, "invalid_value"),
+        ({"type": "response.create", "response": {}}, "unknown_parameter"),
+        ({"type": "response.item.create", "item": {"type": "nothing"}}, "invalid_value"),
+        ({"type": "decision.create", "event_id": "d"}, "invalid_request_error"),
+        (
+            {"type": "session.commentary.append", "delegation_id": "dlg_1", "content": "x"},
+            "invalid_request_error",
+        ),
+        ({"type": "transport.dtmf.send", "event": "1"}, "invalid_value"),
+    ],
+    ids=lambda given: given["type"] if isinstance(given, dict) else given,
+)
+def test_a_bad_event_is_refused_and_the_session_goes_on(event: dict[str, Any], code: str) -> None:
+    async def test(emulator: Emulator) -> None:
+        async with live(emulator) as client:
+            await client.begin(delegation=LIVE_BACKEND)
+            await client.socket.send(json.dumps({"event_id": "e1", **event}))
+            error = await client.error()
+            assert error["code"] == code
+            assert error["client_event_id"] == event.get("event_id", "e1")
+            await client.quiet(100)
+            await client.until("session.output_audio.delta")
+
+    with_emulator(test)
+
+
+def test_commands_before_the_start_and_a_model_in_the_url_are_refused() -> None:
+    async def test(emulator: Emulator) -> None:
+        async with live(emulator) as client:
+            await client.text("commentary", "Hello.")
+            assert (await client.error())["type"] == "invalid_request_error"
+        async with live(emulator, model="gpt-live-1") as client:
+            assert (await client.error())["code"] == "unknown_parameter"
+            assert await client.closed() == 4000
+        async with connect(f"{emulator.url()}?model=gpt-live-1") as socket:
+            assert json.loads(await socket.recv())["error"]["code"] == "invalid_model"
+
+    with_emulator(test)
+
+
+def test_an_update_changes_the_backend_only() -> None:
+    async def test(emulator: Emulator) -> None:
+        async with live(emulator) as client:
+            before = await client.begin(delegation=LIVE_BACKEND)
+            update = {"type": "responses", "responses": {"instructions": "Be brief."}}
+            await client.send("session.update", session={"delegation": update}, event_id="u")
+            updated = await client.until("session.updated", client_event_id="u")
+            backend = updated["session"]["delegation"]["responses"]
+            assert backend == {**LIVE_BACKEND["responses"], "instructions": "Be brief."}
+            assert updated["session"]["audio"] == before["audio"]
+
+    with_emulator(test)
+
+
+_ENDINGS = {
+    "live-expired": "expired",
+    "live-content": "content",
+    "live-hangup": "remote_hangup",
+    "live-connection-lost": "connection_lost",
+    "live-lost": 1011,
+    "live-drop": 1006,
+    "live-invalid-model": "invalid_model",
+    "live-forbidden-voice": "forbidden",
+    "live-no-quota": "insufficient_quota",
+    "live-deactivated": "account_deactivated",
+    "live-billing-limit": "billing_hard_limit_reached",
+    "bad-key": "invalid_api_key",
+    "live-filtered": "content_filter",
+    "live-unknown-error": "never_seen",
+    "live-incomplete": "responses_handoff_incomplete",
+    "live-not-stored": "session_storage_failed",
+    "live-bare-close": 1006,
+}
+
+
+@pytest.mark.parametrize(("script", "outcome"), _ENDINGS.items())
+def test_each_fault_can_be_asked_for_by_name(script: str, outcome: str | int) -> None:
+    async def test(emulator: Emulator) -> None:
+        async with live(emulator, script) as client:
+            given = {
+                "model": "gpt-live-1.1",
+                "audio": {"format": G711[0]},
+                "delegation": LIVE_BACKEND,
+            }
+            with contextlib.suppress(ConnectionClosed):
+                await client.send("session.start", session=given)
+            if (await client.receive())["type"] == "session.started":
+                await client.append(caller_turn())
+                await client.quiet(3000)
+                if script in ("live-not-stored", "live-bare-close"):
+                    await client.send("session.close")
+            if isinstance(outcome, int):
+                assert await client.closed() == outcome
+                return
+            while not any(_is(event, outcome) for event in client.events):
+                await client.receive()
+
+    with_emulator(test)
+
+
+def _is(event: dict[str, Any], outcome: str) -> bool:
+    return bool(event.get("reason") == outcome or event.get("error", {}).get("code") == outcome)
+
+
+def test_sessions_that_say_nothing_stall_or_burst() -> None:
+    async def test(emulator: Emulator) -> None:
+        for script in ("live-mute", "live-unspoken"):
+            async with live(emulator, script) as client:
+                await client.begin()
+                await client.text("commentary", "Good morning.")
+                await client.quiet(3000)
+                await client.until("session.commentary.appended")
+                await client.caught_up()
+                assert not _loud(client.audio())
+        async with live(emulator, "live-burst") as client:
+            await client.begin()
+            await client.append(caller_turn())
+            while len(client.audio()) < client.sent_bytes + 20_000:
+                await client.receive()
+        async with live(emulator, "live-stall") as client:
+            await client.begin()
+            await client.append(caller_turn())
+            await client.quiet(6000)
+            await client.caught_up()
+            steps = [event.at for event in emulator.sessions[-1].sent(_AUDIO)]
+            assert len(steps) == client.sent_bytes // 800
+
+    with_emulator(test)
+
+
+def test_the_session_ends_when_its_time_is_over_or_no_audio_comes() -> None:
+    async def test(emulator: Emulator) -> None:
+        every: list[dict[str, Any]] = [{"expires_s": 0.2}, {"live__input_timeout_s": 0.2}]
+        for limits in every:
+            async with live(emulator, **limits) as client:
+                started = await client.begin()
+                assert started["expires_at"] > 1_700_000_000
+                closed = await client.until("session.closed")
+                assert closed["reason"] == "expired"
+                assert await client.closed() == 1005
+
+    with_emulator(test)
+
+
+def test_usage_is_cumulative() -> None:
+    async def test(emulator: Emulator) -> None:
+        async with live(emulator, live__usage_interval_s=0.05) as client:
+            await client.begin()
+            first = await client.until("session.usage.updated")
+            second = await client.until("session.usage.updated")
+            assert 1 <= first["usage"]["seconds"] <= second["usage"]["seconds"]
+            assert 0 <= second["context_window"]["usage_ratio"] < 0.01
+
+    with_emulator(test)
+
+
+def test_azure_takes_24_khz_only_and_echoes_no_ids() -> None:
+    async def test(emulator: Emulator) -> None:
+        url = emulator.live_url(live__speed=100).replace(LIVE_PATH, AZURE_LIVE_PATH)
+        headers = {"api-key": "k"}
+        async with connect(url, additional_headers=headers, max_queue=None) as socket:
+            client = LiveClient(socket)
+            bad = {"model": "my-deployment", "audio": {"format": G711[0]}}
+            await client.send("session.start", session=bad, event_id="s")
+            error = await client.error()
+            assert (error["code"], error.get("client_event_id")) == ("invalid_value", None)
+            await client.send("session.start", session={"model": "my-deployment"}, event_id="s")
+            started = await client.until("session.started")
+            assert "client_event_id" not in started
+            await client.append(bytes(9600), 9600)
+            delta = await client.until(_AUDIO)
+            assert (delta["start_ms"], delta["end_ms"]) == (0, 100)
+        with pytest.raises(InvalidStatus):
+            async with connect(f"{url}&api-version=2026-11-01"):
+                pass
+
+    with_emulator(test, api_key="k")
+
+
+def test_decisions_are_declined_and_triggers_fire() -> None:
+    question = {"type": "predicate", "instructions": "Does the caller want a person?"}
+    trigger = {
+        "type": "decisions",
+        "event_type": "session.input_transcript.delta",
+        "decisions": {"questions": [question]},
+    }
+    delegation = {"type": "decisions", "decisions": {"model": "d", "questions": [question]}}
+
+    async def test(emulator: Emulator) -> None:
+        async with live(emulator) as client:
+            await client.begin(delegation=delegation, triggers=[trigger])
+            item = {"type": "message", "role": "user", "content": [input_text("hello")]}
+            await client.send("decision.item.create", item=item)
+            created = await client.until("decision.item.created")
+            await client.send("decision.item.delete", item_id=created["item"]["id"])
+            await client.until("decision.item.deleted")
+            await client.send("decision.create", event_id="d1")
+            await client.until("decision.event")
+            await client.append(caller_turn())
+            await client.quiet(1000)
+            event = await client.until("decision.event")
+            assert event["source_event_type"] == "session.input_transcript.delta"
+            assert event["event"]["decision"]["answers"] == [{"type": "refusal", "name": None}]
 
     with_emulator(test)
 
