@@ -11,6 +11,7 @@ constexpr int64_t kFormerHold = 200 * kMillisecond; // a source is followed as l
 constexpr int kMaxDropout = 3000;            // RFC 3550 appendix A.1, as the next one
 constexpr int kMaxMisorder = 100;
 constexpr int kRestartReach = 16;            // packets in which a new beginning has to show
+constexpr int32_t kMaxAge = 30 * 8000;       // samples: a packet whose time is before that is not late
 constexpr size_t kMaxHeld = 256;             // packets behind a gap: more than a second
 constexpr int64_t kPauseSlack = 100 * kMillisecond;  // timestamps may be ahead of the time by it
 constexpr int64_t kLossSlack = 1000 * kMillisecond;  // and by this where packets are missing
@@ -84,8 +85,7 @@ void Sequencer::place(int64_t now, const UplinkPacket &packet)
     } else if (ahead > 0 && ahead < kMaxDropout) {
         hold(now, packet);
     } else if (ahead < 0 && ahead >= -kMaxMisorder &&
-               !(packet.size && timestamp_known_ &&
-                 (int32_t)(packet.timestamp - next_timestamp_) >= 0)) {
+               (packet.size == 0 || !timestamp_known_ || is_of_the_past(packet))) {
         bool known = delivered_[packet.seq & 255] == (packet.seq | kDelivered);
         ++(known ? counts_.duplicates : counts_.late);
     } else if (packet.size) {
@@ -93,6 +93,13 @@ void Sequencer::place(int64_t now, const UplinkPacket &packet)
     } else {
         ++counts_.foreign;
     }
+}
+
+// Whether the timestamp, too, says that the packet belongs before what was delivered last.
+bool Sequencer::is_of_the_past(const UplinkPacket &packet) const
+{
+    int32_t age = (int32_t)(next_timestamp_ - packet.timestamp);
+    return age > 0 && age <= kMaxAge;
 }
 
 // The sender began anew without another SSRC if a second packet follows on this one; alone it is a

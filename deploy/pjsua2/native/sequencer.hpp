@@ -70,6 +70,7 @@ private:
     void begin(const UplinkPacket &packet);
     void place(int64_t now, const UplinkPacket &packet);
     void hold(int64_t now, const UplinkPacket &packet);
+    bool is_of_the_past(const UplinkPacket &packet) const;
     void consider_restart(int64_t now, const UplinkPacket &packet);
     void deliver(int64_t arrival, const UplinkPacket &packet);
     void deliver_held();
