@@ -337,3 +337,9 @@ class PrivateDigits:
         if self and isinstance(delta, str):
             event = {**event, "delta": {"chars": len(delta)}}
         return self.masked(event)
+
+
+def contains_phrase(words: tuple[str, ...], phrase: tuple[str, ...]) -> bool:
+    """Return whether these words are said one after the other."""
+    size = len(phrase)
+    return any(words[at : at + size] == phrase for at in range(len(words) - size + 1))

@@ -122,9 +122,11 @@ class Dial(BaseModel):
 
 class Destination(BaseModel):
     """Where to transfer a call: a destination of its route, by its name or by a number that it
-    allows. Left out, it is the first: the one for people who take over."""
+    allows. Left out, it is the first. ``briefing`` is told to whoever answers, where the route has
+    them briefed."""
 
     destination: str = ""
+    briefing: str = ""
 
 
 class Expiry(BaseModel):

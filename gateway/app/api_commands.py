@@ -23,7 +23,6 @@ from gateway.audio.g711 import Codec
 from gateway.bridge.call_controller import CallController, OutOfBandWaiters
 from gateway.bridge.legs import DialRefusedError
 from gateway.call import inputs
-from gateway.call.call_control import TAKE_OVER_SECONDS
 from gateway.call.call_record import CallRecord
 from gateway.call.rules.recording import ACTIONS as RECORDING_ACTIONS
 from gateway.call.rules.recording import refusal_of
@@ -43,6 +42,7 @@ from gateway.call.tools.commands import (
     Tell,
 )
 from gateway.call.tools.definitions import ToolCallError, transfer_target
+from gateway.call.transfer import TAKE_OVER_SECONDS
 from gateway.config import Config
 from gateway.dialplan import Dialplan
 from gateway.ending import EndReason, Outcome
@@ -317,7 +317,8 @@ class OperatorCommands:
         if not controller.transfer_plan.destinations:
             raise RefusedError(f"route {controller.record.route!r} has no [[route.transfer]]")
         destination = request.get("destination") or controller.transfer_plan.destinations[0].name
-        wanted = json.dumps({"destination": destination})
+        briefing = str(request.get("briefing") or "")
+        wanted = json.dumps({"destination": destination, "briefing": briefing})
         try:
             target = transfer_target(wanted, controller.transfer_plan)
         except ToolCallError as error:
@@ -332,8 +333,10 @@ class OperatorCommands:
         self._transfers.move_to_end(key)
         while len(self._transfers) > MAX_TRANSFERS:
             self._transfers.popitem(last=False)
-        controller.feed(inputs.ToolRequest(OperatorTransfer(destination)))
+        controller.feed(inputs.ToolRequest(OperatorTransfer(destination, briefing)))
+        briefed = target.destination.briefing
         seconds = target.destination.ring_timeout + TAKE_OVER_SECONDS + BEGIN_SECONDS
+        seconds += 0.0 if briefed is None else briefed.timeout
         return {"call": call, "to": target.uri, "transfer": asked.before, "seconds": seconds}
 
     def _record(self, request: Mapping[str, Any]) -> Mapping[str, Any]:

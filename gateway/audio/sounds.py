@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gateway.audio.g711 import SAMPLE_RATE
 
-BUILT_IN = ("ringback", "ringback-us", "chime", "silence")
+BUILT_IN = ("ringback", "ringback-us", "chime", "music", "silence")
 """Names that need no file."""
 
 _LEVEL = 0.1
@@ -81,11 +81,37 @@ def _tone(frequencies: tuple[float, ...], seconds: float) -> NDArray[np.float64]
     return np.asarray(_LEVEL / len(frequencies) * waves * np.clip(edge, 0, 1))
 
 
+_CHORDS = (
+    (261.63, 329.63, 392.0),
+    (220.0, 261.63, 329.63),
+    (174.61, 220.0, 261.63),
+    (196.0, 246.94, 293.66),
+)
+"""C major, A minor, F major and G major (Hz)."""
+
+
+def _music() -> NDArray[np.int16]:
+    """Return 16 s of broken chords: music on hold that nobody has rights in."""
+    size = 16 * SAMPLE_RATE
+    track = np.zeros(size)
+    for number in range(32):
+        chord = _CHORDS[number // 8]
+        hz = (2 * chord[0], *chord[1:], 2 * chord[1])[(0, 1, 2, 3, 2, 1, 2, 1)[number % 8]]
+        time = np.arange(int(1.6 * SAMPLE_RATE)) / SAMPLE_RATE
+        note = np.sin(2 * np.pi * hz * time) + 0.3 * np.sin(4 * np.pi * hz * time)
+        note *= np.exp(-2.5 * time) * np.clip(time / _FADE_SECONDS, 0, 1)
+        at = number * SAMPLE_RATE // 2 + np.arange(len(time))
+        track[at % size] += note  # the last notes sound on into the beginning
+    loud = _LEVEL * track / np.abs(track).max()
+    return np.asarray(np.rint(loud * 32767), np.int16)
+
+
 _MAKERS: dict[str, Callable[[], NDArray[np.int16]]] = {
     # ETSI ES 201 970 section 5.2: 425 Hz, 1 s on, 4 s off.
     "ringback": lambda: _cadence([(425.0,)], [1.0], 4.0),
     # Telcordia GR-506: 440 and 480 Hz, 2 s on, 4 s off.
     "ringback-us": lambda: _cadence([(440.0, 480.0)], [2.0], 4.0),
     "chime": lambda: _cadence([(523.25,), (659.25,)], [0.25, 0.35], 3.4),
+    "music": _music,
     "silence": lambda: np.zeros(SAMPLE_RATE, np.int16),
 }

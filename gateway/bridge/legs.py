@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from gateway.audio.g711 import Codec
+from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.bridge.machine_driver import CallHost, CallPart, entry, entry_task
 from gateway.call import inputs, outputs
 from gateway.call.call_record import BLeg as BLegRecord
+from gateway.call.transfer import MAX_BRIEFING_SECONDS
 from gateway.sip.leg import Leg, ReferProgress
-from gateway.sip.media.ports import CallAudio
+from gateway.sip.media.ports import CallAudio, Source
 from gateway.sip.media.quality import QualityOfCall
 from gateway.sip.types import LegEnd, LegHandler, RtpQuality
 from gateway.tasks import TaskSet
@@ -94,9 +95,10 @@ class Legs(CallPart):
             outputs.Reject: lambda out: self._leg.refuse(out.code, out.headers),
             outputs.HangUp: lambda out: self._leg.hang_up(out.headers),
             outputs.Dial: self._dial_main,
-            outputs.PlaySound: lambda out: self._leg.play(out.name),
+            outputs.PlaySound: self._play_sound,
             outputs.Refer: self._refer,
             outputs.DialBLeg: self._dial_second,
+            outputs.PlayBriefing: self._play_briefing,
             outputs.HangUpBLeg: self._hang_up_second,
             outputs.BridgeLegs: self._join,
             outputs.SendDtmf: self._press,
@@ -188,7 +190,7 @@ class Legs(CallPart):
         self._host.feed(inputs.ReferProgress(progress.code, progress.phrase, progress.final))
 
     def _dial_second(self, output: outputs.DialBLeg) -> None:
-        record = BLegRecord(output.uri)
+        record = BLegRecord(output.uri, parent_id=self._host.record.call_id)
         self._host.record.actions.b_legs.append(record)
         second = _BLeg(self._host, record, self._feed_if_current)
         self._b_legs.append(second)
@@ -223,9 +225,18 @@ class Legs(CallPart):
         assert self._dial is not None
         first = self._audio.codec
         codecs = [first, *(codec for codec in Codec if codec is not first)]
+        if output.briefed:
+            second.audio = CallAudio(first, MAX_BRIEFING_SECONDS * 1000 // FRAME_MS)
+            second.audio.own_source = Source.NOBODY
         try:
             second.leg = leg = self._dial(
-                output.uri, second, None, codecs, output.trunk, output.by_pattern, output.caller_id
+                output.uri,
+                second,
+                second.audio,
+                codecs,
+                output.trunk,
+                output.by_pattern,
+                output.caller_id,
             )
             leg.call_id = self._host.record.call_id
         except DialRefusedError as refused:
@@ -241,6 +252,18 @@ class Legs(CallPart):
             self._b_leg.hang_up(output.headers)
         elif self._b_legs:
             self._b_legs[-1].given_up = True
+
+    def _play_sound(self, output: outputs.PlaySound) -> None:
+        leg = self._b_leg if output.b_leg else self._leg
+        if leg is not None:
+            leg.play(output.name)
+
+    def _play_briefing(self, output: outputs.PlayBriefing) -> None:
+        audio = self._b_legs[-1].audio if self._b_legs else None
+        if audio is not None and output.audio:
+            audio.playout.put(output.audio)  # there is room for the longest
+        elif audio is not None:
+            audio.playout.flush()
 
     def _join(self, output: outputs.BridgeLegs) -> None:
         if self._b_leg is not None:
@@ -326,6 +349,8 @@ class _BLeg(CallPart):
     ) -> None:
         super().__init__(host)
         self.leg: Leg | None = None
+        self.audio: CallAudio | None = None
+        """Of its own, where it is briefed before it is joined."""
         self.given_up = False
         """Hung up before it was dialled."""
         self.release: Callable[[], None] = lambda: None

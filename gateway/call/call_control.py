@@ -13,19 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.call.call_record import CallTimeline, TransferAttempt
-from gateway.call.inputs import BLegAnswered, BLegEnded, BLegRinging, ReferProgress
-from gateway.call.outputs import (
-    BridgeLegs,
-    DialBLeg,
-    HangUpBLeg,
-    Output,
-    PlaySound,
-    Refer,
-    Send,
-    SendDtmf,
-)
-from gateway.call.plan import CallPlan, Destination, HoldPlan, TransferPlan
+from gateway.call.call_record import CallTimeline
+from gateway.call.inputs import BLegAnswered, ReferProgress
+from gateway.call.outputs import HangUpBLeg, Output, PlaySound, SendDtmf
+from gateway.call.plan import CallPlan, Destination, HoldPlan
 from gateway.call.tools.definitions import (
     HOLD,
     SEND_DTMF,
@@ -36,189 +27,8 @@ from gateway.call.tools.definitions import (
     key_steps,
     transfer_target,
 )
-from gateway.ending import EndReason, Outcome, outcome_of
-from gateway.realtime.events import CreateItem
-
-TAKE_OVER_SECONDS = 20.0
-"""The longest wait (s) for the caller's side to replace our call to a callee that has answered."""
-
-TransferEvent = ReferProgress | BLegRinging | BLegAnswered | BLegEnded
-
-_NEXT = "The caller is back with you: tell them, and offer something else."
-
-
-class Transfer:
-    """One transfer, from the request to its outcome; the caller hears a sound meanwhile.
-
-    *Blind*: the caller's side is asked to call the target (REFER, RFC 3515) and reports progress.
-    *Attended*: we call the target first, and the caller's side takes that call over (Replaces,
-    RFC 3891 and RFC 5589 section 7). *Bridge*: we call the target and join both.
-    """
-
-    def __init__(self, target: Target, plan: TransferPlan, timeline: CallTimeline) -> None:
-        self.deadline: float | None = None
-        self.audio_cut = True
-        """No audio passes between caller and model."""
-        self.begun = False
-        self.joined = False
-        self.over: EndReason | None = None
-        """Why the call ends by this transfer, once it does."""
-        self.detail = ""
-        self.result: Mapping[str, Any] | None = None
-        """For the model, once the transfer has failed."""
-        self._target = target
-        self._plan = plan
-        self._timeline = timeline
-        self._taken = False
-        self._ringing = False
-        self._replacing = False
-        self._second = False
-        self._attempt = TransferAttempt(0.0, target.destination.name, target.uri, "")
-
-    @property
-    def name(self) -> str:
-        """Return the name of the destination."""
-        return self._target.destination.name
-
-    @property
-    def released(self) -> bool:
-        """Return whether the caller's side accepted the REFER, and may end our call."""
-        return self._taken and not self._ringing
-
-    def begin(self, now: float) -> list[Output]:
-        """Start: send the REFER, or dial the B-leg."""
-        destination, uri = self._target.destination, self._target.uri
-        self._attempt = TransferAttempt(
-            self._timeline.ms(now), destination.name, uri, destination.mode
-        )
-        self.begun = True
-        self._timeline.record.actions.transfers.append(self._attempt)
-        self.deadline = now + destination.ring_timeout
-        note = self._timeline.note(
-            now, "transfer", "info", destination=self.name, to=uri, mode=destination.mode
-        )
-        by_pattern = destination.allowed_numbers is not None
-        if destination.mode == "blind":
-            return [note, PlaySound(self._plan.sound), Refer(uri, by_pattern=by_pattern)]
-        self._second = True
-        return [
-            note,
-            PlaySound(self._plan.sound),
-            DialBLeg(uri, destination.trunk, destination.caller_id, by_pattern),
-        ]
-
-    def on(self, happening: TransferEvent, now: float) -> list[Output]:
-        """Take progress of the REFER, or an event of the B-leg."""
-        match happening:
-            case ReferProgress():
-                return self._on_refer_progress(happening, now)
-            case BLegRinging(code):
-                return self._on_ringing(code, now)
-            case BLegAnswered():
-                return self._on_b_leg_answered(now)
-            case BLegEnded():
-                return self._on_b_leg_ended(happening, now)
-
-    def tick(self, now: float) -> list[Output]:
-        """Fail the transfer at its deadline."""
-        if self.deadline is None or now < self.deadline:
-            return []
-        if self._replacing or (self._taken and not self._ringing):
-            return self._fail(Outcome.UNKNOWN, 0, now)
-        if not self._second and not self._taken:
-            return self._fail(Outcome.FAILED, 408, now)
-        return self._fail(Outcome.NO_ANSWER, 0, now)
-
-    def abandon(self, now: float) -> list[Output]:
-        """End the B-leg because the call is over; close the record of the transfer."""
-        if self._attempt.outcome in ("", Outcome.RINGING):
-            self._close(Outcome.UNKNOWN if self._taken else Outcome.FAILED, 0, now)
-        second, self._second = self._second, False
-        return [HangUpBLeg()] if second else []
-
-    def taken_over(self, now: float) -> None:
-        """Note that the caller's side ended our call without reporting an outcome."""
-        self._close(Outcome.UNKNOWN, 0, now)
-
-    def _on_refer_progress(self, told: ReferProgress, now: float) -> list[Output]:
-        """Take a response to the REFER, or a NOTIFY about it."""
-        if self._second and not self._replacing:
-            return []  # of an earlier REFER
-        if told.code >= 300:
-            outcome = outcome_of(told.code) if self._taken or told.by_us else Outcome.REFUSED
-            return self._fail(outcome, told.code, now)
-        self._taken = True
-        if told.code >= 200:
-            self._close(Outcome.ANSWERED, told.code, now)
-            self.over, self.detail = EndReason.TRANSFERRED, f"to {self.name}"
-            return [self._timeline.note(now, "transfer_answered", "info", code=told.code)]
-        if told.final:
-            return self._fail(Outcome.UNKNOWN, told.code, now)
-        if told.code >= 180 and not self._replacing:
-            return self._on_ringing(told.code, now)
-        return [self._timeline.note(now, "transfer_progress", code=told.code, phrase=told.phrase)]
-
-    def _on_ringing(self, code: int, now: float) -> list[Output]:
-        """Note that the destination rings."""
-        if self._ringing:
-            return []
-        self._ringing = True
-        self._attempt.outcome = Outcome.RINGING
-        text = f"The transfer to {self.name} is ringing."
-        content = [{"type": "input_text", "text": text}]
-        item = {"type": "message", "role": "system", "content": content}
-        note = self._timeline.note(now, "transfer_ringing", "info", code=code)
-        return [note, Send(CreateItem(item))]
-
-    def _on_b_leg_answered(self, now: float) -> list[Output]:
-        """Bridge the legs, or send the REFER that replaces the B-leg."""
-        if not self._second or self._replacing or self.joined:
-            return []
-        note = self._timeline.note(now, "transfer_picked_up", "info", destination=self.name)
-        if self._target.destination.mode == "attended":
-            self._replacing = True
-            self._ringing = False
-            self.deadline = now + TAKE_OVER_SECONDS
-            return [note, Refer(replaces=True)]
-        self.joined, self.audio_cut, self.deadline = True, False, None
-        self._close(Outcome.ANSWERED, 200, now)
-        return [note, PlaySound(""), BridgeLegs(self._plan.listen)]
-
-    def _on_b_leg_ended(self, ended: BLegEnded, now: float) -> list[Output]:
-        """Fail the transfer, or end the call with the B-leg that was joined."""
-        if not self._second:
-            return []
-        self._second = False
-        if self.joined:
-            self.over, self.detail = (
-                EndReason.BRIDGE_ENDED,
-                f"{self.name}: {ended.code} {ended.phrase}",
-            )
-            return [self._timeline.note(now, "bridge_ended", "info")]
-        if self._replacing:
-            # What replaces a call ends it (RFC 3891 section 3); NOTIFY has the last word.
-            return [self._timeline.note(now, "transfer_replaced", code=ended.code)]
-        if 200 <= ended.code < 300:
-            return self._fail(Outcome.FAILED, ended.code, now)
-        return self._fail(outcome_of(ended.code), ended.code, now)
-
-    def _fail(self, outcome: Outcome, code: int, now: float) -> list[Output]:
-        """End the transfer with an outcome for the model."""
-        self._close(outcome, code, now)
-        self.audio_cut, self.deadline = False, None
-        result: dict[str, Any] = {"status": outcome.value, "destination": self.name}
-        if code:
-            result["sip_code"] = code
-        self.result = {**result, "next": _NEXT}
-        note = self._timeline.note(now, "transfer_failed", "info", outcome=outcome.value, code=code)
-        return [note, PlaySound(""), *self.abandon(now)]
-
-    def _close(self, outcome: Outcome, code: int, now: float) -> None:
-        """Complete the record of the transfer."""
-        self._attempt.outcome = outcome.value
-        self._attempt.sip_code = code
-        self._attempt.ms = round(self._timeline.ms(now) - self._attempt.at_ms, 1)
-
+from gateway.call.transfer import SpokenAside, Transfer, TransferEvent
+from gateway.ending import EndReason
 
 KEY_SECONDS = 0.32
 """From one key to the next: 200 ms of tone (pjmedia's length of an event) and a gap that every
@@ -325,9 +135,10 @@ BY_GATEWAY, BY_OPERATOR, BY_CALLER = "gateway", "operator", "caller"
 class CallActions:
     """Runs the current action of a call. Every method takes the time (s)."""
 
-    def __init__(self, plan: CallPlan, timeline: CallTimeline) -> None:
+    def __init__(self, plan: CallPlan, timeline: CallTimeline, speak: SpokenAside) -> None:
         self._plan = plan
         self._timeline = timeline
+        self._speak: SpokenAside | None = speak
         self._action: Action | None = None
         self._call_id = ""
         self._begin_by: float | None = None
@@ -345,7 +156,7 @@ class CallActions:
             raise ToolCallError("something else is being done for this call; wait for its outcome")
         if name == TRANSFER_CALL:
             target = transfer_target(arguments, self._plan.tools.transfer)
-            self._action = Transfer(target, self._plan.tools.transfer, self._timeline)
+            self._action = self._transfer(target)
         elif name == SEND_DTMF:
             how = self._plan.tools.send_dtmf.mode
             self._action = SendDtmfAction(key_steps(arguments), how, self._timeline)
@@ -361,7 +172,15 @@ class CallActions:
         What the dialplan allows for numbers that a model chooses holds for it.
         """
         target = Target(Destination(uri, uri, allowed_numbers=re.compile("")), uri)
-        self._queue(Transfer(target, self._plan.tools.transfer, self._timeline), now)
+        self._queue(self._transfer(target), now)
+
+    def _transfer(self, target: Target) -> Transfer:
+        return Transfer(target, self._plan.tools.transfer, self._timeline, self._speak)
+
+    def session_lost(self, now: float) -> list[Output]:
+        """Note that the model can say nothing more to whoever a transfer has reached."""
+        self._speak = None
+        return self._action.session_lost(now) if isinstance(self._action, Transfer) else []
 
     def press(self, digits: str, now: float) -> None:
         """Queue DTMF digits for an operator. Raises ToolCallError."""

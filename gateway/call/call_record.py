@@ -72,6 +72,8 @@ class TransferAttempt:
     outcome: str = ""
     sip_code: int = 0
     """SIP code that told the outcome; 0 without one."""
+    briefing: str = ""
+    """What became of the briefing: accepted, declined, hung_up, no_key, skipped; "" without one."""
     ms: float = 0.0
 
 
@@ -112,6 +114,8 @@ class BLeg:
     """A B-leg, and its RTP."""
 
     to_uri: str
+    parent_id: str
+    """Id of the call that it was dialled for."""
     sip_call_id: str = ""
     codec: str = ""
     answered_ms: float | None = None

@@ -14,7 +14,6 @@ from math import ceil
 from typing import Any
 
 from gateway.call import inputs, outputs
-from gateway.call.call_control import TransferEvent
 from gateway.call.call_record import CallRecord
 from gateway.call.conversation.control import record_call
 from gateway.call.failover import refusal_of
@@ -24,6 +23,7 @@ from gateway.call.rules.post_call import PostCallAnalysis, post_call_of
 from gateway.call.session_lifecycle import CallContext, SessionEvents
 from gateway.call.session_lifecycle import State as State
 from gateway.call.tools.commands import RecordCall, SetDisposition
+from gateway.call.transfer import TransferEvent
 from gateway.ending import (
     Ending,
     EndReason,
@@ -123,10 +123,6 @@ class LegEvents:
             return []
         return call.conversation.on_digit(input.digit, now, in_band=input.in_band)
 
-    def on_b_leg_digit(self, input: inputs.BLegDigit, now: float) -> list[outputs.Output]:
-        """Pass a digit of the B-leg on to the caller, once both are joined."""
-        return [outputs.SendDtmf(input.digit)] if self._call.state is State.BRIDGED else []
-
     def on_rtp(self, input: inputs.RtpStats, now: float) -> list[outputs.Output]:
         """Feed the RTP timeout with the count of packets."""
         confirmed = self._call.record.times.confirmed is not None
@@ -176,7 +172,7 @@ class CallMachine:
             inputs.BLegRinging: self._on_transfer,
             inputs.BLegAnswered: self._on_transfer,
             inputs.BLegEnded: self._on_transfer,
-            inputs.BLegDigit: leg.on_b_leg_digit,
+            inputs.BLegDigit: self._on_transfer,
             inputs.ToolDone: self._on_tool_done,
             inputs.ToolRequest: self._on_tool_request,
             inputs.ApprovalResult: lambda _input, _now: [],

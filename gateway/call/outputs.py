@@ -112,6 +112,7 @@ class PlaySound:
     """Play a sound in a loop (:mod:`gateway.audio.sounds`); "" stops it."""
 
     name: str
+    b_leg: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,15 @@ class DialBLeg:
     """User of From; "" for the trunk's."""
     by_pattern: bool = False
     """As in :class:`Refer`."""
+    briefed: bool = False
+    """It gets audio of its own before it is joined: :class:`PlayBriefing`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlayBriefing:
+    """Queue whole frames of G.711 audio for the B-leg; none: play no more of what is queued."""
+
+    audio: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +294,7 @@ Output = (
     | PlaySound
     | Refer
     | DialBLeg
+    | PlayBriefing
     | HangUpBLeg
     | BridgeLegs
     | SendDtmf

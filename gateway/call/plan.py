@@ -26,6 +26,19 @@ class DtmfPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class BriefingPlan:
+    """Briefing of the target: see :class:`gateway.dialplan.tool_sections.Briefing`."""
+
+    text: str = ""
+    prompt: str = "Press 1 to take the call, or 2 to decline it."
+    sound: str = ""
+    music: str = "music"
+    accept_key: str = "1"
+    decline_key: str = "2"
+    timeout: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
 class Destination:
     """Where calls may be transferred to: see :class:`gateway.dialplan.tool_sections.Transfer`."""
 
@@ -41,6 +54,7 @@ class Destination:
     caller_id: str = ""
     """User of From in the call to it; "" for the trunk's."""
     ring_timeout: float = 30.0
+    briefing: BriefingPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,8 +447,7 @@ class ServerPlan:
     """Its voice activity detection cancels the running response (``interrupt_response``); without
     it, speech of the caller cuts nothing."""
     responds: bool = True
-    """Its voice activity detection asks for a response when a turn of the caller ends
-    (``create_response``)."""
+    """It asks for a response when a turn of the caller ends (``create_response``)."""
     truncate_margin_ms: int = 0
     """Taken off every ``audio_end_ms``, for a server that counts an item shorter than it sent."""
     handover_before_expiry: float = 60.0

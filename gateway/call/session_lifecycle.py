@@ -224,6 +224,7 @@ class SessionEvents:
             todo += self.failover.escaped()
             todo.append(outputs.CloseSession(1000, why.value))
             self.lost_meanwhile = (why, detail)
+            todo += self._call.conversation.call_actions.session_lost(now)
         if self._call.state is State.CONNECTING:
             todo += self._answer_for_fallback(now)
         return todo + self._call.conversation.escape.begin(by, now)
@@ -308,7 +309,8 @@ class SessionEvents:
         note = self._call.timeline.note(
             now, "session_lost", "warning", why=why.value, detail=detail
         )
-        return [note, outputs.CloseSession(1000, why.value)]
+        briefed = self._call.conversation.call_actions.session_lost(now)
+        return [note, outputs.CloseSession(1000, why.value), *briefed]
 
     def on_server_event(
         self, input: inputs.ServerEventReceived, now: float

@@ -178,16 +178,17 @@ def hangup(call: str, config: Path, path: Path | None) -> None:
 @click.command("transfer", epilog=examples("gateway transfer 7f3a sales"))
 @click.argument("call")
 @click.argument("destination")
+@click.option("--briefing", default="", help="What whoever answers is told first.")
 @CONFIG
 @SOCKET
-def transfer(call: str, destination: str, config: Path, path: Path | None) -> None:
+def transfer(call: str, destination: str, briefing: str, config: Path, path: Path | None) -> None:
     """Transfer CALL to DESTINATION, the name of one of its route's [[route.transfer]].
 
     The transfer runs in the mode that the route sets; without an answer the caller returns to the
     model. Waits for the outcome: exit 0 when the call was answered, or 1 with the reason. Ctrl-C
     does not cancel the transfer.
     """
-    answer = asked(config, path, "transfer", call=call, destination=destination)
+    answer = asked(config, path, "transfer", call=call, destination=destination, briefing=briefing)
     click.echo(printable(f"{answer['call']} goes to {answer['to']}"))
     until = time.monotonic() + answer["seconds"]
     which = {"call": answer["call"], "transfer": answer["transfer"]}

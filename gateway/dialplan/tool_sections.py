@@ -78,6 +78,24 @@ def _target(value: str) -> str:
     return value
 
 
+class Briefing(Section):
+    """``[route.transfer.briefing]``: what whoever answers hears before they take the call."""
+
+    text: str = ""
+    prompt: str = ""
+    sound: Sound | None = None
+    music: Sound = "music"
+    accept_key: Annotated[str, Field(pattern=r"^[0-9*#]$")] = "1"
+    decline_key: Annotated[str, Field(pattern=r"^[0-9*#]$")] = "2"
+    timeout: Seconds = 30.0
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.accept_key == self.decline_key:
+            raise MisplacedError(("decline_key",), "is accept_key, too")
+        return self
+
+
 class Transfer(Section):
     """One ``[[route.transfer]]``: a destination that the model may name."""
 
@@ -91,6 +109,7 @@ class Transfer(Section):
     trunk: Text | None = None
     caller_id: str = ""
     ring_timeout: Seconds = 30.0
+    briefing: Briefing | None = None
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
@@ -101,7 +120,7 @@ class Transfer(Section):
                 if self.allowed_numbers is not None
                 else "has {number} in it, but no allowed_numbers says which",
             )
-        for key in ("trunk", "caller_id") if self.mode == "blind" else ():
+        for key in ("trunk", "caller_id", "briefing") if self.mode == "blind" else ():
             if getattr(self, key):
                 raise MisplacedError(
                     (key,), 'has no effect in mode "blind": the caller\'s side places that call'

@@ -15,6 +15,7 @@ from gateway.audio.sounds import wav_seconds
 from gateway.call.plan import (
     AnswerPlan,
     ApprovalRule,
+    BriefingPlan,
     CollectPlan,
     ContentPlan,
     ContextPlan,
@@ -247,11 +248,26 @@ def transfer_plan(
                 one,
                 **_way(one, by_name, bridged),
                 caller_id=_caller_id(one, by_name, values),
+                briefing=_briefing(one, values),
             )
             for one in route.transfer
         ),
         sound=route.transfer_call.sound,
         listen=route.transfer_call.listen,
+    )
+
+
+def _briefing(one: Transfer, values: Mapping[str, str]) -> BriefingPlan | None:
+    """Return what is said to whoever answers a transfer, with the call's variables filled in."""
+    made = one.briefing
+    if made is None:
+        return None
+    prompt = (
+        made.prompt
+        or f"Press {made.accept_key} to take the call, or {made.decline_key} to decline it."
+    )
+    return plan_of(
+        BriefingPlan, made, text=render(made.text, values), prompt=render(prompt, values)
     )
 
 

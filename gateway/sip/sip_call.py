@@ -182,6 +182,8 @@ class SipCall(TransferableCall):
 
     def join(self, other: SipCall, listen: bool) -> None:
         """Let both peers hear each other; see :meth:`ConferenceLink.join`."""
+        if other.leg is not None:
+            other.leg.audio = None  # it had its own, to be briefed
         self.link.join(other.link, listen)
 
     def press(self, digit: str, how: str) -> None:

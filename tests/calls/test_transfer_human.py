@@ -20,6 +20,7 @@ from tests.support.harness import GatewayStack, eventually
 from tests.support.listening import MOST_OF_IT, noise, share_heard
 from tests.support.referred import ReferredCall, dial
 from tests.support.rtp_end import EVENT_PAYLOAD, FRAME, Sender
+from tests.support.sip_phone import PhoneCall
 
 PORT = free_port()
 SILENCE = b"\xff" * 10 * FRAME
@@ -96,7 +97,7 @@ async def joined(world: GatewayStack, call: ReferredCall, callee: CalledPhone) -
     return there
 
 
-async def hear_each_other(call: ReferredCall, there: CalledCall, seed: int) -> tuple[bytes, bytes]:
+async def hear_each_other(call: PhoneCall, there: CalledCall, seed: int) -> tuple[bytes, bytes]:
     """Both speak, and what they say last is heard at the other end; returns what they said.
 
     They speak again where a stall of this machine has cost a jitter buffer a part of it.

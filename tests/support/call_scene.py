@@ -252,8 +252,10 @@ def _words(output: outputs.Output) -> str:
             return "pause" if paused else "go on"
         case outputs.Dial():
             return "dial"
-        case outputs.PlaySound(name):
-            return f"sound {name}".rstrip()
+        case outputs.PlaySound(name, second):
+            return " ".join(filter(None, ("sound", name, "second" if second else "")))
+        case outputs.PlayBriefing(audio):
+            return f"brief {len(audio) // 8}"
         case outputs.Refer(target, replaces):
             return "refer to the second" if replaces else f"refer {target}"
         case outputs.DialBLeg(uri, trunk):

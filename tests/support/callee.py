@@ -75,26 +75,36 @@ class CalledCall:
         assert host
         assert media
         self.rtp.payload_type = int(media[2])
+        events = re.search(r"^a=rtpmap:(\d+) telephone-event/8000", self.invite.body, re.M)
+        self.rtp.event_payload = EVENT_PAYLOAD if events is None else int(events[1])
         self.rtp.connect(host[1], int(media[1]))
 
     def bye(self) -> None:
         """Hang up."""
+        self._request("BYE")
+        self.over = True
+
+    def info(self, content_type: str, body: str) -> None:
+        """Send an INFO."""
+        self._request("INFO", f"Content-Type: {content_type}", body=body)
+
+    def _request(self, method: str, *headers: str, body: str = "") -> None:
         self._sequence += 1
         host, port = self.phone.address
         contact = re.search(r"<([^>]+)>", self.invite.headers["contact"])
         assert contact
         lines = [
-            f"BYE {contact[1]} SIP/2.0",
+            f"{method} {contact[1]} SIP/2.0",
             f"Via: SIP/2.0/UDP {host}:{port};branch=z9hG4bK{random.getrandbits(48):x}",
             "Max-Forwards: 70",
             f"From: {self.invite.headers['to']};tag={self.tag}",
             f"To: {self.invite.headers['from']}",
             f"Call-ID: {self.call_id}",
-            f"CSeq: {self._sequence} BYE",
-            "Content-Length: 0",
+            f"CSeq: {self._sequence} {method}",
+            *headers,
+            f"Content-Length: {len(body)}",
         ]
-        self.phone.send(("\r\n".join(lines) + "\r\n\r\n").encode())
-        self.over = True
+        self.phone.send(("\r\n".join(lines) + "\r\n\r\n" + body).encode())
 
     def receive(self, message: Message) -> None:
         """A message of this call."""

@@ -60,6 +60,8 @@ class RtpEnd:
         """Asked for each packet about to be sent: True loses it on the way."""
         self.sending = True
         """False is a caller whose network is gone."""
+        self.event_payload = EVENT_PAYLOAD
+        """Payload number of our keys: the peer's for them."""
         self.sent = self.lost = 0
         self.sequence = random.getrandbits(15)
         """Of the next packet."""
@@ -203,10 +205,10 @@ class RtpEnd:
         key.sent += 1
         if key.sent <= key.packets:
             body = struct.pack("!BBH", key.event, 10, key.sent * FRAME)
-            return [(EVENT_PAYLOAD, key.sent == 1, key.timestamp, body)]
+            return [(self.event_payload, key.sent == 1, key.timestamp, body)]
         if key.sent == key.packets + 1:
             body = struct.pack("!BBH", key.event, 0x80 | 10, key.packets * FRAME)
-            return [(EVENT_PAYLOAD, False, key.timestamp, body)] * 3
+            return [(self.event_payload, False, key.timestamp, body)] * 3
         if key.sent >= key.packets + 1 + key.pause:
             self._keys.popleft()
             if not self._keys and not self._queue:

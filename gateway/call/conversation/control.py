@@ -115,10 +115,10 @@ class ConversationControl:
         self.playback.interrupted_after = self.response_times.interrupted_after
         self.gate = ResponseGate()
         self.hangup_after_playout = HangupAfterPlayout(plan.limits.goodbye_timeout)
-        self.call_actions = CallActions(plan, timeline)
         self.changes: dict[str, UpdateSession] = {}
         """Changes of the session's settings by subject; a new session gets them, too."""
         self.out_of_band = OutOfBandResponses(timeline)
+        self.call_actions = CallActions(plan, timeline, self.out_of_band.ask)
         self.trimmed_items: set[str] = set()
         """Old items that were deleted from the session, and stay in the transcript."""
         self.private: set[str] = set()
@@ -303,7 +303,8 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
                     words = CALLER_HELD if command.held else CALLER_BACK
                     return [note, *actions.hold(command.held, now), *control.tell(words)]
                 else:
-                    wanted = json.dumps({"destination": command.destination})
+                    target = {"destination": command.destination, "briefing": command.briefing}
+                    wanted = json.dumps(target)
                     actions.ask(TRANSFER_CALL, BY_OPERATOR, wanted, now)
             except ToolCallError as error:
                 refused = control.timeline.note(

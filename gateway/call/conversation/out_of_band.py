@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Out-of-band responses: ``response.create`` with ``conversation`` "none".
 
-They run beside whatever is being said, answer in text, and are known by their metadata: nothing of
-them reaches the caller, the playout or the one-response-at-a-time gate.
+They run beside whatever is being said and are known by their metadata: nothing of them reaches the
+caller, the playout or the one-response-at-a-time gate. Most answer in text; a briefing is spoken
+to the target of a transfer.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from gateway.call.call_record import CallTimeline, OutOfBandResponse, keep
 from gateway.call.outputs import OutOfBandDone, Output, Send
 from gateway.realtime.events import (
+    AudioDelta,
     ClientCommand,
     CreateResponse,
     ResponseCreated,
@@ -41,6 +43,9 @@ MAX_METADATA = 12
 Then = Callable[[str, str, float], list[Output]]
 """Takes status, text and time (s)."""
 
+Heard = Callable[[bytes, float], list[Output]]
+"""Takes audio, G.711 as the session has it, and time (s)."""
+
 
 @dataclass(slots=True)
 class _Running:
@@ -49,6 +54,7 @@ class _Running:
     began: float
     until: float
     then: Then | None
+    audio: Heard | None
     response_id: str = ""
 
 
@@ -76,8 +82,12 @@ class OutOfBandResponses:
         items: Sequence[str] = (),
         seconds: float = SECONDS,
         then: Then | None = None,
+        audio: Heard | None = None,
     ) -> list[Output]:
-        """Request a response about ``items``; none: the whole conversation."""
+        """Request a response about ``items``; none: the whole conversation.
+
+        In text, or with ``audio`` spoken.
+        """
         out_of_band_response = OutOfBandResponse(round(self._timeline.ms(now), 1), key, purpose)
         keep(self._timeline.record.content.out_of_band, out_of_band_response)
         if len(self._running) >= MAX_RUNNING or key in self._running:
@@ -92,7 +102,7 @@ class OutOfBandResponses:
         own = dict(list((metadata or {}).items())[:MAX_METADATA])
         response: dict[str, Any] = {
             "conversation": "none",
-            "output_modalities": ["text"],
+            "output_modalities": ["text" if audio is None else "audio"],
             "instructions": instructions,
             "tools": [],
             "metadata": {**own, KEY: key},
@@ -100,7 +110,9 @@ class OutOfBandResponses:
         if items:
             response["input"] = [{"type": "item_reference", "id": item} for item in items]
         command = CreateResponse(response)
-        self._running[key] = _Running(command, out_of_band_response, now, now + seconds, then)
+        self._running[key] = _Running(
+            command, out_of_band_response, now, now + seconds, then, audio
+        )
         note = self._timeline.note(now, "out_of_band_requested", "info", key=key, purpose=purpose)
         return [note, Send(command)]
 
@@ -118,6 +130,10 @@ class OutOfBandResponses:
             running = self._running.get(str(event.metadata[KEY]))
             if running is not None:
                 running.response_id = event.response_id
+        elif isinstance(event, AudioDelta):
+            for running in self._running.values():
+                if running.response_id == event.response_id and running.audio is not None:
+                    return running.audio(event.audio, now)
         elif isinstance(event, ResponseDone):
             for key, running in self._running.items():
                 if running.response_id == event.response_id:

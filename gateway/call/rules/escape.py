@@ -13,10 +13,9 @@ from gateway.call.call_control import BY_CALLER
 from gateway.call.conversation.control import ConversationControl
 from gateway.call.inputs import Input, ServerEventReceived
 from gateway.call.outputs import Output
-from gateway.call.rules.recording import contains_phrase
 from gateway.call.tools.definitions import TRANSFER_CALL, ToolCallError
 from gateway.realtime.events import CreateResponse, InputTranscribed
-from gateway.text import words_of
+from gateway.text import contains_phrase, words_of
 
 _NOBODY = (
     "The caller asked for a human, but nobody could be reached. They are back with you: say so, "

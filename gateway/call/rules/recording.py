@@ -23,7 +23,7 @@ from gateway.call.outputs import (
 )
 from gateway.call.plan import RecordingPlan
 from gateway.realtime.events import CreateResponse, InputTranscribed
-from gateway.text import words_of
+from gateway.text import contains_phrase, words_of
 
 QUESTION_SECONDS = 15.0
 """The longest wait (s) for the prompt to be heard; the time for an answer begins after it."""
@@ -258,9 +258,3 @@ class CallRecording:
             call.recording = RecordingRecord()
         call.recording.state = state.value
         return call.recording
-
-
-def contains_phrase(words: tuple[str, ...], phrase: tuple[str, ...]) -> bool:
-    """Return whether these words are said one after the other."""
-    size = len(phrase)
-    return any(words[at : at + size] == phrase for at in range(len(words) - size + 1))

@@ -66,6 +66,7 @@ class OperatorTransfer:
     """Transfer the caller for an operator; where that fails, the conversation goes on."""
 
     destination: str
+    briefing: str = ""
 
 
 @dataclass(frozen=True, slots=True)

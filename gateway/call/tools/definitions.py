@@ -86,6 +86,15 @@ def end_call(description: str) -> dict[str, Any]:
     return _tool_object(END_CALL, description, {})
 
 
+_BRIEFING = (
+    "What your colleague is told before they take the call, in at most three short sentences: who "
+    "calls, what they want, and what was done so far"
+)
+
+MAX_BRIEFING = 1000
+"""Characters of a briefing that are read out."""
+
+
 def transfer_call(plan: TransferPlan, description: str) -> dict[str, Any] | None:
     """Return the tool that transfers the caller; None without destinations."""
     if not plan.destinations:
@@ -102,7 +111,11 @@ def transfer_call(plan: TransferPlan, description: str) -> dict[str, Any] | None
     }
     if all(one.allowed_numbers is None for one in plan.destinations):
         destination["enum"] = [one.name for one in plan.destinations]
-    return _tool_object(TRANSFER_CALL, description, {"destination": destination})
+    properties = {"destination": destination}
+    briefed = [one for one in plan.destinations if one.briefing is not None]
+    if any(one.briefing is not None and not one.briefing.text for one in briefed):
+        properties["briefing"] = {"type": "string", "description": _BRIEFING}
+    return _tool_object(TRANSFER_CALL, description, properties)
 
 
 def send_dtmf(plan: SendDtmfPlan, description: str) -> dict[str, Any] | None:
@@ -280,6 +293,7 @@ class TransferArguments(_Arguments):
     """Arguments of ``transfer_call``."""
 
     destination: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    briefing: Annotated[str, StringConstraints(strip_whitespace=True)] = ""
 
 
 class PressArguments(_Arguments):
@@ -340,19 +354,23 @@ class Target:
 
     destination: Destination
     uri: str
+    briefing: str = ""
+    """What the target is told before it takes the call; "" for a summary of the model's."""
 
 
 def transfer_target(arguments: str, plan: TransferPlan) -> Target:
     """Return the allowed target that these arguments (JSON text) name. Raises ToolCallError."""
-    wanted = _parse_arguments(TransferArguments, arguments).destination
+    given = _parse_arguments(TransferArguments, arguments)
+    wanted, briefing = given.destination, given.briefing[:MAX_BRIEFING]
     for one in plan.destinations:
         if one.allowed_numbers is None and one.name.casefold() == wanted.casefold():
-            return Target(one, one.to)
+            return Target(one, one.to, briefing)
     number = re.sub(r"[\s()./-]", "", wanted)
     if NUMBER.fullmatch(number):
         for one in plan.destinations:
             if one.allowed_numbers is not None and one.allowed_numbers.fullmatch(number):
-                return Target(one, one.to.replace("{number}", number.replace("#", "%23")))
+                uri = one.to.replace("{number}", number.replace("#", "%23"))
+                return Target(one, uri, briefing)
     names = ", ".join(repr(one.name) for one in plan.destinations)
     raise ToolCallError(f"destination {wanted!r} is not allowed; there are: {names}")
 

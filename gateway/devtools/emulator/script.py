@@ -213,6 +213,8 @@ class Script(_Part):
 
     answers: list[Answer] = []
     """One for each response in turn, the last of them repeated; none means ``conversation``."""
+    out_of_band: Answer = Answer()
+    """Each response whose ``conversation`` is "none"."""
     speed: Annotated[float, Field(gt=0, le=1000)] = 8.0
     """How many times faster than real time audio is sent."""
     chunk_ms: Annotated[int, Field(ge=20, le=1000)] = 200

@@ -279,7 +279,7 @@ class Session:
         if len(self._running) >= MAX_PARALLEL_RESPONSES:
             raise ProtocolError("rate_limit_exceeded", "Too many responses at a time.")
         approved, given = self._mcp.approved, answer
-        answer = given or Answer()
+        answer = given or self.script.out_of_band
         if settings.in_conversation:
             self._listening.stop_idle()
             self._turn = Turn()

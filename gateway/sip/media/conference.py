@@ -210,10 +210,16 @@ class ConferenceLink:
             partner.partner = None
             if partner._session_hears:
                 partner._listen()
+        self._give_port_back()
+
+    def _give_port_back(self) -> None:
         self._audio = None
         port, self.port = self.port, None
-        if port is not None:
-            self._pool.give_back(port)
+        if port is None:
+            return
+        if self.media is not None:
+            port.stopTransmit(self.media)
+        self._pool.give_back(port)
 
     def play(self, sound: str) -> None:
         """Let the peer hear this sound, beside all else; "" ends it."""
@@ -231,7 +237,11 @@ class ConferenceLink:
         self._gate()
 
     def join(self, other: ConferenceLink, listen: bool) -> None:
-        """Let both peers hear each other; our own port hears both, or nobody (``listen``)."""
+        """Let both peers hear each other; our own port hears both, or nobody (``listen``).
+
+        The other call gives back a port that it had.
+        """
+        other._give_port_back()
         self.partner, other.partner = other, self
         self._session_hears = listen
         self._connect()

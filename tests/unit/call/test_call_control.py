@@ -11,7 +11,7 @@ import pytest
 
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
-from gateway.call.call_control import KEY_SECONDS, TAKE_OVER_SECONDS
+from gateway.call.call_control import KEY_SECONDS
 from gateway.call.machine import HELD, RESUMED
 from gateway.call.plan import (
     CallPlan,
@@ -32,6 +32,7 @@ from gateway.call.tools.commands import (
     PressKeys,
     TransferTo,
 )
+from gateway.call.transfer import TAKE_OVER_SECONDS
 from gateway.realtime.events import CreateItem
 from tests.support.call_scene import (
     ACK,

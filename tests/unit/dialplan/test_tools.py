@@ -67,7 +67,10 @@ def route_of(folder: Path, more: str) -> Route:
             '[[route.transfer]]\nname = "x"\nto = "sip:1@pbx"\ntrunk = "carrier"',
             'has no effect in mode "blind"',
         ),
-        ('[route.hold]\nsound = "waltz"', "must be one of ringback, ringback-us, chime, silence"),
+        (
+            '[route.hold]\nsound = "waltz"',
+            "must be one of ringback, ringback-us, chime, music, silence",
+        ),
         ('[route.hold]\nsound = "none.wav"', "cannot be read: No such file"),
         ('[route.hold]\nsound = "wide.wav"', "has 16000 Hz, 1 channel(s), 16 bit; it must be"),
         ('[route.hold]\nsound = "text.wav"', "is no WAV of PCM samples"),

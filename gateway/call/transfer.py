@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One transfer, blind, attended or bridged, and the briefing of the colleague who answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from gateway.audio.g711 import BYTES_PER_MS, FRAME_BYTES
+from gateway.call.call_record import CallTimeline, TransferAttempt
+from gateway.call.inputs import BLegAnswered, BLegDigit, BLegEnded, BLegRinging, ReferProgress
+from gateway.call.outputs import (
+    BridgeLegs,
+    DialBLeg,
+    HangUpBLeg,
+    Output,
+    PlayBriefing,
+    PlaySound,
+    Refer,
+    Send,
+    SendDtmf,
+)
+from gateway.call.plan import BriefingPlan, TransferPlan
+from gateway.call.tools.definitions import Target
+from gateway.ending import EndReason, Outcome, outcome_of
+from gateway.realtime.events import CreateItem
+
+TAKE_OVER_SECONDS = 20.0
+"""The longest wait (s) for the caller's side to replace our call to a callee that has answered."""
+
+TransferEvent = ReferProgress | BLegRinging | BLegAnswered | BLegEnded | BLegDigit
+
+_NEXT = "The caller is back with you: tell them, and offer something else."
+
+SPEECH_SECONDS = 5.0
+"""The longest wait (s) for the first audio of a briefing that the model speaks."""
+
+SPEAKING_SECONDS = 30.0
+"""The longest wait (s) for its last audio."""
+
+REPEAT_SECONDS = 3.0
+"""Pause (s) for a key, after which a briefing is repeated."""
+
+MAX_BRIEFING_SECONDS = 60
+"""More of it (s) is not played."""
+
+_SUMMARIZE = (
+    "You are on the telephone with a colleague who is about to take over this caller. The caller "
+    "does not hear you. Say in at most three short sentences who calls, what they want, and what "
+    "was done so far. Then say exactly: {}"
+)
+
+_REASONS = {
+    "declined": "they answered, heard the briefing, and did not take the call",
+    "hung_up": "they answered, and hung up during the briefing",
+    "no_key": "the call was answered, but nobody took it; perhaps it was a voicemail",
+}
+"""Why the caller is back, by what a colleague did, for the model."""
+
+
+class SpokenAside(Protocol):
+    """Requests a spoken response out of band: :meth:`OutOfBandResponses.ask`."""
+
+    def __call__(
+        self,
+        key: str,
+        purpose: str,
+        instructions: str,
+        now: float,
+        *,
+        seconds: float,
+        then: Callable[[str, str, float], list[Output]],
+        audio: Callable[[bytes, float], list[Output]],
+    ) -> list[Output]: ...
+
+
+class Briefing:
+    """Tells the colleague who has answered what the call is about, and waits for their key.
+
+    The model speaks it, as an out-of-band response that only the colleague hears; it is repeated
+    until a key is pressed. Without the model they hear the route's sound; without one there is
+    nothing to wait for.
+
+    Args:
+        words: what is said before the prompt; "" for a summary by the model.
+        speak: has the model speak; None where no session is up.
+        step: takes a step of the briefing for its transfer, which draws the conclusions.
+    """
+
+    def __init__(
+        self,
+        plan: BriefingPlan,
+        words: str,
+        timeline: CallTimeline,
+        speak: SpokenAside | None,
+        step: Callable[[Callable[[Briefing], list[Output]], float], list[Output]],
+    ) -> None:
+        self.answer = ""
+        """accepted, declined, hung_up, no_key, or skipped where it could not be given; "" yet."""
+        self._plan = plan
+        self._words = words
+        self._timeline = timeline
+        self._speak = speak
+        self._step = step
+        self._answer_by = 0.0
+        self._speech_by: float | None = None
+        """Until when the first audio has to come (s)."""
+        self._repeat_at: float | None = None
+        self._began = 0.0
+        self._audio = bytearray()
+        self._played = 0
+        self._by_model = True
+
+    @property
+    def deadline(self) -> float:
+        """When :meth:`tick` is due next (s)."""
+        due = (self._answer_by, self._speech_by, self._repeat_at)
+        return min(at for at in due if at is not None)
+
+    def begin(self, now: float) -> list[Output]:
+        """Let the caller hear music, and the colleague what the call is about."""
+        self._answer_by = now + self._plan.timeout
+        music = PlaySound(self._plan.music)
+        if self._speak is None:
+            return [music, *self._without_model("no session is up", now)]
+        self._speech_by = now + SPEECH_SECONDS
+        prompt = self._plan.prompt
+        wanted = (
+            f"Say exactly: {self._words} {prompt}" if self._words else _SUMMARIZE.format(prompt)
+        )
+        key = f"briefing-{len(self._timeline.record.actions.transfers)}"
+        spoken = self._speak(
+            key,
+            "briefing",
+            wanted,
+            now,
+            seconds=SPEAKING_SECONDS,
+            then=lambda status, text, at: self._step(
+                lambda briefing: briefing._spoken(status, text, at), at
+            ),
+            audio=self._heard,
+        )
+        return [music, self._timeline.note(now, "briefing_started", "info"), *spoken]
+
+    def key(self, digit: str, now: float) -> list[Output]:
+        """Take a key of the colleague; others than the two mean nothing."""
+        if digit == self._plan.accept_key:
+            return self.end("accepted", now)
+        return self.end("declined", now) if digit == self._plan.decline_key else []
+
+    def tick(self, now: float) -> list[Output]:
+        """Repeat it, go on without the model, or give the colleague up, as it is time."""
+        if now >= self._answer_by:
+            return self.end("no_key", now)
+        if self._speech_by is not None and now >= self._speech_by:
+            return self._without_model("the model said nothing", now)
+        if self._repeat_at is not None and now >= self._repeat_at:
+            self._began, self._repeat_at = now, None
+            return [PlayBriefing(bytes(self._audio)), *self._complete(now)]
+        return []
+
+    def session_lost(self, now: float) -> list[Output]:
+        """Go on with what was said already, if all of it was."""
+        self._speak = None
+        return self._without_model("the session was lost", now) if self._repeat_at is None else []
+
+    def end(self, answer: str, now: float) -> list[Output]:
+        """Stop it, and note what became of it; once."""
+        if self.answer:
+            return []
+        self.answer, self._by_model = answer, False
+        note = self._timeline.note(now, "briefing_ended", "info", answer=answer)
+        return [note, PlayBriefing(b""), PlaySound("", b_leg=True)]
+
+    def _heard(self, audio: bytes, now: float) -> list[Output]:
+        """Pass on what the model says."""
+        if not self._by_model:
+            return []
+        if self._speech_by is not None:
+            self._speech_by, self._began = None, now
+        self._audio += audio[: MAX_BRIEFING_SECONDS * 1000 * BYTES_PER_MS - len(self._audio)]
+        whole = len(self._audio) - len(self._audio) % FRAME_BYTES
+        begun, self._played = self._played, whole
+        return [PlayBriefing(bytes(self._audio[begun:whole]))] if whole > begun else []
+
+    def _spoken(self, status: str, text: str, now: float) -> list[Output]:
+        """Take the end of what the model says."""
+        if not self._by_model:
+            return []
+        if status != "completed" or self._speech_by is not None:
+            return self._without_model(f"{status}: {text}".rstrip(": ")[:200], now)
+        del self._audio[self._played :]
+        return self._complete(now)
+
+    def _complete(self, now: float) -> list[Output]:
+        """Have it repeated, once it was heard."""
+        heard_at = self._began + len(self._audio) / BYTES_PER_MS / 1000
+        self._repeat_at = max(now, heard_at) + REPEAT_SECONDS
+        return []
+
+    def _without_model(self, why: str, now: float) -> list[Output]:
+        """Play the sound instead, or let them take the call at once."""
+        if self.answer or not self._by_model:
+            return []
+        self._by_model, self._speech_by = False, None
+        note = self._timeline.note(now, "briefing_failed", "warning", reason=why)
+        if not self._plan.sound:
+            return [note, *self.end("skipped", now)]
+        return [note, PlayBriefing(b""), PlaySound(self._plan.sound, b_leg=True)]
+
+
+class Transfer:
+    """One transfer, from the request to its outcome; the caller hears a sound meanwhile.
+
+    *Blind*: the caller's side is asked to call the target (REFER, RFC 3515) and reports progress.
+    *Attended*: we call the target first, and the caller's side takes that call over (Replaces,
+    RFC 3891 and RFC 5589 section 7). *Bridge*: we call the target and join both. In both, the
+    target may be briefed before (:class:`Briefing`).
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        plan: TransferPlan,
+        timeline: CallTimeline,
+        speak: SpokenAside | None,
+    ) -> None:
+        self.deadline: float | None = None
+        self.audio_cut = True
+        """No audio passes between caller and model."""
+        self.begun = False
+        self.joined = False
+        self.over: EndReason | None = None
+        """Why the call ends by this transfer, once it does."""
+        self.detail = ""
+        self.result: Mapping[str, Any] | None = None
+        """For the model, once the transfer has failed."""
+        self._target = target
+        self._plan = plan
+        self._timeline = timeline
+        self._taken = False
+        self._ringing = False
+        self._replacing = False
+        self._second = False
+        self._speak = speak
+        self._briefing: Briefing | None = None
+        """From the answer on; it stays when it is over."""
+        self._attempt = TransferAttempt(0.0, target.destination.name, target.uri, "")
+
+    @property
+    def name(self) -> str:
+        """Return the name of the destination."""
+        return self._target.destination.name
+
+    @property
+    def released(self) -> bool:
+        """Return whether the caller's side accepted the REFER, and may end our call."""
+        return self._taken and not self._ringing
+
+    def begin(self, now: float) -> list[Output]:
+        """Start: send the REFER, or dial the B-leg."""
+        destination, uri = self._target.destination, self._target.uri
+        self._attempt = TransferAttempt(
+            self._timeline.ms(now), destination.name, uri, destination.mode
+        )
+        self.begun = True
+        self._timeline.record.actions.transfers.append(self._attempt)
+        self.deadline = now + destination.ring_timeout
+        note = self._timeline.note(
+            now, "transfer", "info", destination=self.name, to=uri, mode=destination.mode
+        )
+        by_pattern = destination.allowed_numbers is not None
+        if destination.mode == "blind":
+            return [note, PlaySound(self._plan.sound), Refer(uri, by_pattern=by_pattern)]
+        self._second = True
+        return [
+            note,
+            PlaySound(self._plan.sound),
+            DialBLeg(
+                uri,
+                destination.trunk,
+                destination.caller_id,
+                by_pattern,
+                briefed=destination.briefing is not None,
+            ),
+        ]
+
+    def on(self, happening: TransferEvent, now: float) -> list[Output]:
+        """Take progress of the REFER, or an event of the B-leg."""
+        match happening:
+            case ReferProgress():
+                return self._on_refer_progress(happening, now)
+            case BLegRinging(code):
+                return self._on_ringing(code, now)
+            case BLegAnswered():
+                return self._on_b_leg_answered(now)
+            case BLegDigit(digit):
+                if self.joined:
+                    return [SendDtmf(digit)]
+                return self._briefed(lambda briefing: briefing.key(digit, now), now)
+            case BLegEnded():
+                return self._on_b_leg_ended(happening, now)
+
+    def tick(self, now: float) -> list[Output]:
+        """Fail the transfer at its deadline."""
+        if self.deadline is None or now < self.deadline:
+            return []
+        if self.being_briefed:
+            return self._briefed(lambda briefing: briefing.tick(now), now)
+        if self._replacing or (self._taken and not self._ringing):
+            return self._fail(Outcome.UNKNOWN, 0, now)
+        if not self._second and not self._taken:
+            return self._fail(Outcome.FAILED, 408, now)
+        return self._fail(Outcome.NO_ANSWER, 0, now)
+
+    def abandon(self, now: float) -> list[Output]:
+        """End the B-leg because the call is over; close the record of the transfer."""
+        if self._attempt.outcome in ("", Outcome.RINGING):
+            self._close(Outcome.UNKNOWN if self._taken else Outcome.FAILED, 0, now)
+        second, self._second = self._second, False
+        return [HangUpBLeg()] if second else []
+
+    def taken_over(self, now: float) -> None:
+        """Note that the caller's side ended our call without reporting an outcome."""
+        self._close(Outcome.UNKNOWN, 0, now)
+
+    def _on_refer_progress(self, told: ReferProgress, now: float) -> list[Output]:
+        """Take a response to the REFER, or a NOTIFY about it."""
+        if self._second and not self._replacing:
+            return []  # of an earlier REFER
+        if told.code >= 300:
+            outcome = outcome_of(told.code) if self._taken or told.by_us else Outcome.REFUSED
+            return self._fail(outcome, told.code, now)
+        self._taken = True
+        if told.code >= 200:
+            self._close(Outcome.ANSWERED, told.code, now)
+            self.over, self.detail = EndReason.TRANSFERRED, f"to {self.name}"
+            return [self._timeline.note(now, "transfer_answered", "info", code=told.code)]
+        if told.final:
+            return self._fail(Outcome.UNKNOWN, told.code, now)
+        if told.code >= 180 and not self._replacing:
+            return self._on_ringing(told.code, now)
+        return [self._timeline.note(now, "transfer_progress", code=told.code, phrase=told.phrase)]
+
+    def _on_ringing(self, code: int, now: float) -> list[Output]:
+        """Note that the destination rings."""
+        if self._ringing:
+            return []
+        self._ringing = True
+        self._attempt.outcome = Outcome.RINGING
+        text = f"The transfer to {self.name} is ringing."
+        content = [{"type": "input_text", "text": text}]
+        item = {"type": "message", "role": "system", "content": content}
+        note = self._timeline.note(now, "transfer_ringing", "info", code=code)
+        return [note, Send(CreateItem(item))]
+
+    def _on_b_leg_answered(self, now: float) -> list[Output]:
+        """Bridge the legs, or send the REFER that replaces the B-leg."""
+        if not self._second or self._replacing or self.joined:
+            return []
+        note = self._timeline.note(now, "transfer_picked_up", "info", destination=self.name)
+        plan = self._target.destination.briefing
+        if plan is None:
+            return [note, *self._connect(now)]
+        if self._briefing is not None:
+            return []
+        words = plan.text or self._target.briefing
+        self._briefing = Briefing(plan, words, self._timeline, self._speak, self._briefed)
+        return [note, *self._briefed(lambda briefing: briefing.begin(now), now)]
+
+    @property
+    def being_briefed(self) -> bool:
+        """Return whether the colleague has answered and not decided yet."""
+        return self._second and self._briefing is not None and not self._attempt.briefing
+
+    def session_lost(self, now: float) -> list[Output]:
+        """Note that the model can brief nobody any more."""
+        self._speak = None
+        return self._briefed(lambda briefing: briefing.session_lost(now), now)
+
+    def _briefed(self, step: Callable[[Briefing], list[Output]], now: float) -> list[Output]:
+        """Take a step of the briefing, and what follows from it."""
+        briefing = self._briefing
+        if briefing is None or not self.being_briefed:
+            return []
+        outputs = step(briefing)
+        if not self.being_briefed:
+            return outputs  # a step within this one has settled it
+        self._attempt.briefing = briefing.answer
+        self.deadline = briefing.deadline
+        if not briefing.answer:
+            return outputs
+        if briefing.answer in ("accepted", "skipped"):
+            return outputs + self._connect(now)
+        outcome = Outcome.NO_ANSWER if briefing.answer == "no_key" else Outcome.DECLINED
+        return outputs + self._fail(outcome, 0, now)
+
+    def _connect(self, now: float) -> list[Output]:
+        """Give the caller to the target, who has answered."""
+        if self._target.destination.mode == "attended":
+            self._replacing = True
+            self._ringing = False
+            self.deadline = now + TAKE_OVER_SECONDS
+            return [Refer(replaces=True)]
+        self.joined, self.audio_cut, self.deadline = True, False, None
+        self._close(Outcome.ANSWERED, 200, now)
+        return [PlaySound(""), BridgeLegs(self._plan.listen)]
+
+    def _on_b_leg_ended(self, ended: BLegEnded, now: float) -> list[Output]:
+        """Fail the transfer, or end the call with the B-leg that was joined."""
+        if not self._second:
+            return []
+        if self.being_briefed:
+            return self._briefed(lambda briefing: briefing.end("hung_up", now), now)
+        self._second = False
+        if self.joined:
+            self.over, self.detail = (
+                EndReason.BRIDGE_ENDED,
+                f"{self.name}: {ended.code} {ended.phrase}",
+            )
+            return [self._timeline.note(now, "bridge_ended", "info")]
+        if self._replacing:
+            # What replaces a call ends it (RFC 3891 section 3); NOTIFY has the last word.
+            return [self._timeline.note(now, "transfer_replaced", code=ended.code)]
+        if 200 <= ended.code < 300:
+            return self._fail(Outcome.FAILED, ended.code, now)
+        return self._fail(outcome_of(ended.code), ended.code, now)
+
+    def _fail(self, outcome: Outcome, code: int, now: float) -> list[Output]:
+        """End the transfer with an outcome for the model."""
+        self._close(outcome, code, now)
+        self.audio_cut, self.deadline = False, None
+        result: dict[str, Any] = {"status": outcome.value, "destination": self.name}
+        if code:
+            result["sip_code"] = code
+        if self._briefing is not None and self._briefing.answer in _REASONS:
+            result["reason"] = _REASONS[self._briefing.answer]
+        self.result = {**result, "next": _NEXT}
+        note = self._timeline.note(now, "transfer_failed", "info", outcome=outcome.value, code=code)
+        return [note, PlaySound(""), *self.abandon(now)]
+
+    def _close(self, outcome: Outcome, code: int, now: float) -> None:
+        """Complete the record of the transfer."""
+        self._attempt.outcome = outcome.value
+        self._attempt.sip_code = code
+        self._attempt.ms = round(self._timeline.ms(now) - self._attempt.at_ms, 1)
