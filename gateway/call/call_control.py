@@ -27,7 +27,7 @@ from gateway.call.tools.definitions import (
     key_steps,
     transfer_target,
 )
-from gateway.call.transfer import SpokenAside, Transfer, TransferEvent
+from gateway.call.transfer import Speak, Transfer, TransferEvent
 from gateway.ending import EndReason
 
 KEY_SECONDS = 0.32
@@ -135,10 +135,10 @@ BY_GATEWAY, BY_OPERATOR, BY_CALLER = "gateway", "operator", "caller"
 class CallActions:
     """Runs the current action of a call. Every method takes the time (s)."""
 
-    def __init__(self, plan: CallPlan, timeline: CallTimeline, speak: SpokenAside) -> None:
+    def __init__(self, plan: CallPlan, timeline: CallTimeline, speak: Speak) -> None:
         self._plan = plan
         self._timeline = timeline
-        self._speak: SpokenAside | None = speak
+        self._speak: Speak | None = speak
         self._action: Action | None = None
         self._call_id = ""
         self._begin_by: float | None = None

@@ -58,7 +58,7 @@ _REASONS = {
 """Why the caller is back, by what a colleague did, for the model."""
 
 
-class SpokenAside(Protocol):
+class Speak(Protocol):
     """Requests a spoken response out of band: :meth:`OutOfBandResponses.ask`."""
 
     def __call__(
@@ -92,7 +92,7 @@ class Briefing:
         plan: BriefingPlan,
         words: str,
         timeline: CallTimeline,
-        speak: SpokenAside | None,
+        speak: Speak | None,
         step: Callable[[Callable[[Briefing], list[Output]], float], list[Output]],
     ) -> None:
         self.answer = ""
@@ -223,7 +223,7 @@ class Transfer:
         target: Target,
         plan: TransferPlan,
         timeline: CallTimeline,
-        speak: SpokenAside | None,
+        speak: Speak | None,
     ) -> None:
         self.deadline: float | None = None
         self.audio_cut = True

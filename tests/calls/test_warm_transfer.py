@@ -131,8 +131,8 @@ async def test_accepted(world: GatewayStack, callee: CalledPhone) -> None:
     assert (attempt["outcome"], attempt["briefing"]) == ("answered", "accepted")
     (leg,) = record["b_legs"]
     assert leg["parent_id"] == record["call_id"]
-    (aside,) = record["out_of_band"]
-    assert (aside["purpose"], aside["status"]) == ("briefing", "completed")
+    (spoken,) = record["out_of_band"]
+    assert (spoken["purpose"], spoken["status"]) == ("briefing", "completed")
 
 
 async def test_accepted_before_it_was_said(world: GatewayStack, callee: CalledPhone) -> None:
