@@ -17,7 +17,7 @@ from rich.table import Table
 from gateway.cli import examples
 from gateway.devtools.demo_processes import DemoError, Result, run
 from gateway.devtools.demo_scenario import Check, Stage
-from gateway.devtools.event_viewer import (
+from gateway.devtools.event_lines import (
     AGENT,
     CALLER,
     ERROR,
@@ -26,9 +26,9 @@ from gateway.devtools.event_viewer import (
     Entry,
     EventLogError,
     Line,
-    entries_of,
     read_lines,
 )
+from gateway.devtools.event_viewer import entries_of
 from gateway.devtools.timeline import as_text as timeline_text
 from gateway.devtools.timeline.as_text import render
 from gateway.devtools.timeline.story import (

@@ -3,91 +3,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from gateway.text import json_of, printable, printable_in
-
-
-class EventLogError(Exception):
-    """A file that is no event log; the message names file, line and mistake."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line: ``direction`` is in, out, close or meta; ``body`` its event or facts."""
-
-    number: int
-    t_ms: float
-    direction: str
-    body: dict[str, Any]
-    text: str
-    messages: int = 1
-    """Of audio, one after the other, that the line stands for."""
-
-    @property
-    def type(self) -> str:
-        """The event's type, empty for other lines."""
-        kind = self.body.get("type") if self.direction in ("in", "out") else None
-        return kind.strip() if isinstance(kind, str) else ""
-
-    def get(self, *path: str | int) -> Any:
-        """What is at ``path`` of the body, None when it is not there."""
-        node: Any = self.body
-        for part in path:
-            if isinstance(node, dict) and isinstance(part, str):
-                node = node.get(part)
-            elif isinstance(node, list) and isinstance(part, int) and part < len(node):
-                node = node[part]
-            else:
-                return None
-        return node
-
-    def words(self, *path: str | int) -> str:
-        """The same as text, empty when it is none."""
-        value = self.get(*path)
-        return value if isinstance(value, str) else ""
-
-
-def read_lines(file: Path) -> Iterator[Line]:
-    """The lines of a log. Raises EventLogError; the last line may be cut, as a crash leaves it."""
-    try:
-        with file.open(encoding="utf-8", errors="replace") as stream:
-            broken = ""
-            for number, text in enumerate(stream, start=1):
-                if broken:
-                    raise EventLogError(broken)
-                if not text.strip():
-                    continue
-                line = _line(number, text.rstrip("\n"))
-                if line is None:
-                    broken = f"{file}:{number}: is no line of an event log"
-                    if number == 1:
-                        raise EventLogError(broken)
-                    continue
-                yield line
-    except OSError as error:
-        raise EventLogError(f"{file}: cannot be read: {error.strerror or error}") from None
-
-
-def _line(number: int, text: str) -> Line | None:
-    try:
-        value = printable_in(json_of(text))
-        direction = value["dir"]
-        key = "event" if direction in ("in", "out") and "event" in value else direction
-        body = value.get(key, value.get("not_json", {}))
-        if not isinstance(body, dict) or direction not in ("in", "out", "close", "meta"):
-            return None
-        messages = _count(value.get("messages")) or 1
-        return Line(number, float(value["t_ms"]), direction, body, printable(text), messages)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-GATEWAY, SERVER, CALLER, AGENT, ERROR = "gateway", "server", "caller", "agent", "error"
+from gateway.devtools.event_lines import (
+    AGENT,
+    CALLER,
+    ERROR,
+    GATEWAY,
+    SERVER,
+    Entry,
+    Line,
+    count,
+    facts,
+    item_words,
+    session_words,
+    usage_words,
+)
 
 _BYTES_PER_MS = {"audio/pcm": 48.0, "pcm16": 48.0}
 _G711_BYTES_PER_MS = 8.0
@@ -121,17 +54,6 @@ _QUIET = frozenset(
 """Events that others tell as well."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One thing that happened; ``who`` is one of the names above, ``trouble`` for errors."""
-
-    t_ms: float
-    who: str
-    text: str
-    detail: str = ""
-    trouble: bool = False
-
-
 @dataclass(slots=True)
 class _Response:
     began: float
@@ -141,8 +63,167 @@ class _Response:
     words: list[str] = field(default_factory=list)
 
 
+_LIVE_AUDIO = {"session.input_audio.append": "up", "session.output_audio.delta": "down"}
+_LIVE_SIDES = {
+    "session.input_transcript.delta": "caller",
+    "session.output_transcript.delta": "agent",
+}
+_LIVE_PAUSE_MS = 800
+"""Between two fragments of a side: more than this, and another stretch of speech begins."""
+_APPENDS = {
+    "session.commentary.append": "asks to say",
+    "session.instructions.append": "instructs",
+    "session.thinking.append": "lets the model know",
+}
+_LIVE_QUIET = frozenset(
+    {
+        "session.commentary.appended",
+        "session.instructions.appended",
+        "session.thinking.appended",
+        "session.output_audio.fixture.playing",
+    }
+)
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """Speech of one side of a Live session, from its transcript; times on the session's clock."""
+
+    start_ms: int
+    end_ms: int
+    words: str
+
+
+class _LiveTeller:
+    """Tells the lines of Live sessions: endless audio both ways, and words that come late."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        """When the session's clock was 0, ms of the log."""
+        self._per_ms = _BYTES_PER_MS["audio/pcm"]
+        self._audio = {"up": [0, 0], "down": [0, 0]}
+        """Messages and bytes of each direction."""
+        self._open: dict[str, _Stretch] = {}
+
+    def takes(self, line: Line) -> bool:
+        """Whether the line is one of audio, which is told at the end, in one."""
+        direction = _LIVE_AUDIO.get(line.type)
+        if direction is None:
+            return False
+        key = "audio" if direction == "up" else "delta"
+        self._audio[direction][0] += line.messages
+        self._audio[direction][1] += count(line.get(key, "bytes"))
+        return True
+
+    def sent(self, line: Line) -> Iterator[Entry]:
+        """What the gateway sent; nothing for events that Realtime sessions have, too."""
+        at, kind = line.t_ms, line.type
+        if kind == "session.start":
+            yield Entry(at, GATEWAY, kind, session_words(line))
+        elif kind in _APPENDS:
+            yield Entry(at, GATEWAY, f"{_APPENDS[kind]} “{line.words('content')}”")
+        elif kind == "response.item.create":
+            yield Entry(at, GATEWAY, item_words(line), line.words("item", "call_id"))
+        elif kind == "session.output_audio.fixture.play":
+            ms = count(line.get("audio", "bytes")) / _BYTES_PER_MS["audio/pcm"]
+            yield Entry(at, GATEWAY, f"plays a clip of {ms / 1000:.1f} s")
+
+    def came(self, line: Line) -> Iterator[Entry] | None:
+        """What the server sent; None for what only Realtime sessions have."""
+        kind = line.type
+        if kind in _LIVE_SIDES:
+            return self._fragment(line)
+        tell = self._TELL.get(kind)
+        if tell is not None:
+            return tell(self, line)
+        return iter(()) if kind in _LIVE_QUIET else None
+
+    def over(self, at: float) -> Iterator[Entry]:
+        """What is left to tell of a session that ended."""
+        for side in list(self._open):
+            yield self._spoken(side)
+        (up, up_bytes), (down, down_bytes) = self._audio["up"], self._audio["down"]
+        if up or down:
+            text = f"audio: {up_bytes / self._per_ms / 1000:.1f} s up, "
+            text += f"{down_bytes / self._per_ms / 1000:.1f} s down"
+            yield Entry(at, SERVER, text, f"{up} and {down} messages")
+        self._audio = {"up": [0, 0], "down": [0, 0]}
+
+    def _fragment(self, line: Line) -> Iterator[Entry]:
+        side = _LIVE_SIDES[line.type]
+        start, end = count(line.get("start_ms")), count(line.get("end_ms"))
+        stretch = self._open.get(side)
+        if stretch is not None and start - stretch.end_ms > _LIVE_PAUSE_MS:
+            yield self._spoken(side)
+            stretch = None
+        if stretch is None:
+            self._open[side] = _Stretch(start, end, line.words("delta"))
+        else:
+            stretch.words += line.words("delta")
+            stretch.end_ms = max(end, stretch.end_ms)
+
+    def _spoken(self, side: str) -> Entry:
+        stretch = self._open.pop(side)
+        at = (self._began or 0.0) + stretch.start_ms
+        length = f"{(stretch.end_ms - stretch.start_ms) / 1000:.1f} s"
+        who = CALLER if side == "caller" else AGENT
+        return Entry(at, who, f"“{stretch.words.strip()}”", f"{length}, as transcribed")
+
+    def _started(self, line: Line) -> Iterator[Entry]:
+        yield from self.over(line.t_ms)
+        self._began = line.t_ms
+        format_ = line.get("session", "audio", "format")
+        if isinstance(format_, dict):
+            width = 2 if format_.get("type") == "audio/pcm" else 1
+            self._per_ms = (count(format_.get("rate")) or 8000) * width / 1000
+        yield Entry(line.t_ms, SERVER, line.type, session_words(line))
+
+    def _delegated(self, line: Line) -> Iterator[Entry]:
+        target = line.words("delegation", "target")
+        told = "the backend" if target == "responses" else f"the {target or 'client'}"
+        yield Entry(line.t_ms, AGENT, f"hands a task to {told}", line.words("delegation", "id"))
+
+    def _backend(self, line: Line) -> Iterator[Entry]:
+        at, kind = line.t_ms, line.words("event", "type")
+        if kind == "response.output_item.done":
+            if line.words("event", "item", "type") == "function_call":
+                name = line.words("event", "item", "name")
+                arguments = line.words("event", "item", "arguments")
+                yield Entry(at, AGENT, f"calls {name}({arguments})")
+        elif kind == "response.output_text.done":
+            yield Entry(at, SERVER, f"backend: “{line.words('event', 'text')}”")
+        elif kind == "response.completed":
+            usage = usage_words(line.get("event", "response", "usage"))
+            yield Entry(at, SERVER, "backend has answered", usage)
+        elif kind in ("response.failed", "response.incomplete"):
+            error = line.words("event", "response", "error", "message")
+            reason = line.words("event", "response", "incomplete_details", "reason")
+            yield Entry(at, ERROR, f"backend: {kind}", error or reason, True)
+
+    def _used(self, line: Line) -> Iterator[Entry]:
+        ratio = line.get("context_window", "usage_ratio")
+        context = f"context {ratio:.1%} full" if isinstance(ratio, float | int) else ""
+        yield Entry(line.t_ms, SERVER, f"{line.get('usage', 'seconds')} s so far", context)
+
+    def _closed(self, line: Line) -> Iterator[Entry]:
+        yield from self.over(line.t_ms)
+        reason = line.words("reason")
+        text = f"session closed: {reason}"
+        used = f"{line.get('usage', 'seconds')} s"
+        yield Entry(line.t_ms, SERVER, text, used, reason != "close_requested")
+
+    _TELL: ClassVar[Mapping[str, Callable[[_LiveTeller, Line], Iterator[Entry]]]] = {
+        "session.started": _started,
+        "session.delegation.created": _delegated,
+        "response.event": _backend,
+        "session.usage.updated": _used,
+        "session.closed": _closed,
+    }
+
+
 class _Teller:
     def __init__(self) -> None:
+        self._live = _LiveTeller()
         self._responses: dict[str, _Response] = {}
         self._sent_from: float | None = None
         self._sent_bytes = self._sent = 0
@@ -155,11 +236,14 @@ class _Teller:
             if line.type == "input_audio_buffer.append":
                 self._append(line)
                 continue
+            if self._live.takes(line):
+                continue
             entries = list(self._one(line))
             if entries:
                 yield from self._audio_so_far()
                 yield from entries
         yield from self._audio_so_far()
+        yield from self._live.over(last)
         for name, response in self._responses.items():
             yield Entry(
                 last,
@@ -173,7 +257,7 @@ class _Teller:
         if self._sent_from is None:
             self._sent_from = line.t_ms
         self._sent += line.messages
-        self._sent_bytes += _count(line.get("audio", "bytes"))
+        self._sent_bytes += count(line.get("audio", "bytes"))
 
     def _audio_so_far(self) -> Iterator[Entry]:
         if self._sent_from is not None:
@@ -196,22 +280,27 @@ class _Teller:
         elif not kind:
             yield Entry(at, ERROR, f"{line.direction}: no event", line.text[:200], True)
         elif line.direction == "out":
-            yield _sent(line)
+            yield from list(self._live.sent(line)) or [_sent(line)]
         elif kind == "error":
             error = line.get("error")
             told = error if isinstance(error, dict) else {}
             text = f"error {told.get('code') or told.get('type') or ''}: {told.get('message', '')}"
-            where = [f"{key} {told[key]}" for key in ("param", "event_id") if told.get(key)]
+            keys = ("param", "event_id", "client_event_id")
+            where = [f"{key} {told[key]}" for key in keys if told.get(key)]
             yield Entry(at, ERROR, text, ", ".join(where), True)
         else:
             yield from self._came(line, kind)
 
     def _came(self, line: Line, kind: str) -> Iterator[Entry]:
+        live = self._live.came(line)
+        if live is not None:
+            yield from live
+            return
         at = line.t_ms
         response = self._responses.get(line.words("response_id"))
         if kind in _AUDIO:
             if response is not None:
-                response.bytes += _count(line.get("delta", "bytes"))
+                response.bytes += count(line.get("delta", "bytes"))
                 response.deltas += line.messages
                 response.first = at if response.first is None else response.first
         elif kind in _SPOKEN or kind in _WRITTEN:
@@ -226,7 +315,7 @@ class _Teller:
             yield from self._done(line)
         elif kind in ("session.created", "session.updated"):
             self._formats(line)
-            yield Entry(at, SERVER, kind, _session(line))
+            yield Entry(at, SERVER, kind, session_words(line))
         elif kind == "input_audio_buffer.speech_started":
             yield Entry(
                 at, CALLER, "begins to speak", f"at {line.get('audio_start_ms')} ms of audio"
@@ -238,9 +327,9 @@ class _Teller:
         elif kind.endswith("input_audio_transcription.failed"):
             yield Entry(at, ERROR, "transcription failed", line.words("error", "message"), True)
         elif kind in ("conversation.item.truncated", "conversation.item.deleted"):
-            yield Entry(at, SERVER, kind, _facts(line, "item_id", "audio_end_ms"))
+            yield Entry(at, SERVER, kind, facts(line, "item_id", "audio_end_ms"))
         elif kind not in _QUIET:
-            yield Entry(at, SERVER, kind, _facts(line, "item_id", "response_id"))
+            yield Entry(at, SERVER, kind, facts(line, "item_id", "response_id"))
 
     def _done(self, line: Line) -> Iterator[Entry]:
         name, status = line.words("response", "id"), line.words("response", "status")
@@ -267,7 +356,7 @@ class _Teller:
             line.t_ms,
             ERROR if status == "failed" else SERVER,
             text,
-            _usage(line.get("response", "usage")),
+            usage_words(line.get("response", "usage")),
             status == "failed" or status == "incomplete",
         )
 
@@ -299,71 +388,22 @@ def entries_of(lines: Iterable[Line]) -> Iterator[Entry]:
 
 
 def _meta(line: Line) -> Iterator[Entry]:
-    dropped = _count(line.get("dropped"))
+    dropped = count(line.get("dropped"))
     if dropped:
         yield Entry(line.t_ms, ERROR, f"{dropped} messages are not in this log", trouble=True)
     if line.words("call_id"):
-        facts = f"route {line.words('route')}, {line.words('started_at')}"
-        yield Entry(line.t_ms, GATEWAY, f"call {line.words('call_id')}", facts)
+        where = f"route {line.words('route')}, {line.words('started_at')}"
+        yield Entry(line.t_ms, GATEWAY, f"call {line.words('call_id')}", where)
 
 
 def _sent(line: Line) -> Entry:
     at, kind = line.t_ms, line.type
     if kind == "session.update":
-        return Entry(at, GATEWAY, kind, _session(line))
+        return Entry(at, GATEWAY, kind, session_words(line))
     if kind == "conversation.item.create":
-        return Entry(at, GATEWAY, _item(line), line.words("item", "call_id"))
+        return Entry(at, GATEWAY, item_words(line), line.words("item", "call_id"))
     if kind == "response.create":
         asked = line.words("response", "instructions")
         return Entry(at, GATEWAY, "asks for a response", f"“{asked}”" if asked else "")
-    facts = _facts(line, "item_id", "content_index", "audio_end_ms", "response_id")
-    return Entry(at, GATEWAY, kind, facts)
-
-
-def _item(line: Line) -> str:
-    kind = line.words("item", "type")
-    if kind == "function_call_output":
-        return f"answers a tool: {line.words('item', 'output')}"
-    content = line.get("item", "content")
-    words = [
-        str(part.get("text") or part.get("transcript") or part.get("type"))
-        for part in (content if isinstance(content, list) else [])
-        if isinstance(part, dict)
-    ]
-    return f"{line.words('item', 'role') or kind} item: “{' '.join(words)}”"
-
-
-def _session(line: Line) -> str:
-    session = line.get("session")
-    if not isinstance(session, dict):
-        return ""
-    tools = session.get("tools")
-    facts = [
-        str(session.get("id") or ""),
-        str(session.get("model") or ""),
-        str(line.get("session", "audio", "output", "voice") or session.get("voice") or ""),
-        str(line.get("session", "audio", "output", "format", "type") or ""),
-        f"{len(tools)} tools" if isinstance(tools, list) and tools else "",
-    ]
-    words = session.get("instructions")
-    if isinstance(words, str) and words:
-        facts.append(
-            json.dumps(words if len(words) < 80 else words[:77] + "...", ensure_ascii=False)
-        )
-    return ", ".join(fact for fact in facts if fact)
-
-
-def _usage(usage: Any) -> str:
-    if not isinstance(usage, dict):
-        return ""
-    return (
-        f"{_count(usage.get('input_tokens'))} tokens in, {_count(usage.get('output_tokens'))} out"
-    )
-
-
-def _facts(line: Line, *keys: str) -> str:
-    return ", ".join(f"{key} {line.get(key)}" for key in keys if line.get(key) is not None)
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+    told = facts(line, "item_id", "content_index", "audio_end_ms", "response_id")
+    return Entry(at, GATEWAY, kind, told)

@@ -15,7 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.cli.main import main
-from gateway.devtools.event_viewer import Entry, entries_of, read_lines
+from gateway.devtools.event_lines import Entry, read_lines
+from gateway.devtools.event_viewer import entries_of
 from gateway.realtime.events import AudioDelta
 from gateway.records import event_logs
 from gateway.records.background import BackgroundWriter
