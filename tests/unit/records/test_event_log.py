@@ -356,6 +356,70 @@ def test_a_conversation(tmp_path: Path) -> None:
     assert details["conversation.item.truncate"] == "item_id i, audio_end_ms 640"
 
 
+def _live(type_: str, **fields: Any) -> dict[str, Any]:
+    return {"type": type_, **fields}
+
+
+def _fragment(side: str, delta: str, start_ms: int) -> dict[str, Any]:
+    where = {"start_ms": start_ms, "end_ms": start_ms + 200}
+    return _live(f"session.{side}_transcript.delta", delta=delta, **where)
+
+
+def _backend(type_: str, **fields: Any) -> dict[str, Any]:
+    return _live("response.event", event={"type": type_, **fields}, delegation_id="dlg_1")
+
+
+_G711 = {"format": {"type": "audio/pcma", "rate": 8000}, "output": {"voice": "cedar"}}
+_CALLED = {"type": "function_call", "name": "book", "arguments": '{"nights": 2}', "call_id": "c"}
+_RESULT = {"type": "function_call_output", "call_id": "c", "output": "booked"}
+LIVE_CALL: list[tuple[float, str, dict[str, Any]]] = [
+    (100, "out", _live("session.start", session={"model": "gpt-live-1.1", "audio": _G711})),
+    (200, "in", _live("session.started", session={"id": "live_1", "audio": _G711})),
+    (210, "out", _live("session.commentary.append", content="Good morning.", delegation_id=None)),
+    (220, "out", _live("session.input_audio.append", audio={"bytes": 8000})),
+    (230, "in", _live("session.output_audio.delta", delta={"bytes": 16000})),
+    (240, "in", _live("session.commentary.appended", start_ms=0, end_ms=100)),
+    (3000, "in", _fragment("output", "Good", 300)),
+    (3200, "in", _fragment("output", " morning.", 500)),
+    (3300, "in", _fragment("input", "Two nights.", 2000)),
+    (
+        3400,
+        "in",
+        _live("session.delegation.created", delegation={"id": "dlg_1", "target": "client"}),
+    ),
+    (3500, "in", _backend("response.created")),
+    (3510, "in", _backend("response.output_item.done", item=_CALLED)),
+    (3520, "in", _backend("response.completed", response={"usage": {"input_tokens": 9}})),
+    (3600, "out", _live("response.item.create", item=_RESULT)),
+    (3610, "out", _live("response.create")),
+    (5000, "in", _fragment("output", " Done.", 4000)),
+    (6000, "in", _live("session.usage.updated", usage={"seconds": 6})),
+    (7000, "in", _live("session.closed", reason="expired", usage={"seconds": 7})),
+]
+
+
+def test_a_live_conversation(tmp_path: Path) -> None:
+    entries = _told(_write(tmp_path / "f", *LIVE_CALL))
+    told = [(entry.t_ms, entry.who, entry.text) for entry in entries]
+    assert told == [
+        (100, "gateway", "session.start"),
+        (200, "server", "session.started"),
+        (210, "gateway", "asks to say “Good morning.”"),
+        (500, "agent", "“Good morning.”"),
+        (2200, "caller", "“Two nights.”"),
+        (3400, "agent", "hands a task to the client"),
+        (3510, "agent", 'calls book({"nights": 2})'),
+        (3520, "server", "backend has answered"),
+        (3600, "gateway", "answers a tool: booked"),
+        (3610, "gateway", "asks for a response"),
+        (4200, "agent", "“Done.”"),
+        (6000, "server", "6 s so far"),
+        (7000, "server", "audio: 1.0 s up, 2.0 s down"),
+        (7000, "server", "session closed: expired"),
+    ]
+    assert [entry.text for entry in entries if entry.trouble] == ["session closed: expired"]
+
+
 def test_only_errors(tmp_path: Path) -> None:
     file = _write(tmp_path / "f", *CALL)
     result = CliRunner().invoke(main, ["events", "--errors", str(file)])
