@@ -20,7 +20,7 @@ from gateway.billing.prices import PriceBook, Usage, load_prices, transcription_
 from gateway.call.plan import BudgetPlan
 from gateway.config import Config
 from gateway.dialplan import Route
-from gateway.realtime.events import InputTranscribed, ResponseDone, ServerEvent
+from gateway.realtime.events import InputTranscribed, ResponseDone, ServerEvent, SessionUsage
 from gateway.text import money
 
 
@@ -226,6 +226,9 @@ class Account:
         self._transcribing = accounts.prices.price(transcriber, host) if transcriber else None
         self._watch = Watch(budgets)
         self._used, self._heard = Usage(), Usage()
+        self._host = host
+        self._sessions: dict[str, float] = {}
+        """Seconds of Live sessions, by their ids."""
         self._responses = self._transcriptions = self._without_usage = 0
         self._unpriced: list[str] = []
         self._fresh = False
@@ -274,7 +277,19 @@ class Account:
             self._heard += usage
             cost = None if self._transcribing is None else self._transcribing.of(usage)
             return self._spend(self._transcriber or "transcription", cost, usage)
+        if isinstance(event, SessionUsage):
+            return self._take_seconds(event)
         return None
+
+    def _take_seconds(self, event: SessionUsage) -> Reached | None:
+        """Count a Live session by what it has cost so far, which only grows."""
+        more = event.seconds - self._sessions.get(event.session_id, 0.0)
+        if more <= 0:
+            return None
+        self._sessions[event.session_id] = event.seconds
+        usage = Usage(seconds=more)
+        price = self._accounts.prices.price(event.model, self._host)
+        return self._spend(event.model, None if price is None else price.of(usage), usage)
 
     def _spend(self, model: str, cost: Decimal | None, usage: Usage) -> Reached | None:
         accounts = self._accounts
@@ -303,6 +318,8 @@ class Account:
             "tokens": self._used.as_json(),
             "unpriced": list(self._unpriced),
         }
+        if self._sessions:
+            told["session_seconds"] = round(sum(self._sessions.values()), 1)
         if self._transcriber or self._transcriptions:
             told["transcription"] = {
                 "model": self._transcriber,

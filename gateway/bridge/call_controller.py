@@ -94,7 +94,7 @@ class CallController:
             lambda: driver.over,
             lambda: self._media.heard,
         )
-        self._sessions = Sessions(host, session_plan, sideband)
+        self._sessions = Sessions(host, session_plan, sideband, lambda: audio.playout.queued_ms)
         self._legs = Legs(host, leg, audio, dial, plan.allowed_refer_to, permit_refer, permit_dial)
         self._recorder = CallRecorder(host, plan, audio)
         self.recording_plan = plan.recording

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -37,10 +37,14 @@ class Prepared:
     settings: Mapping[str, Any]
     ms: int
     failure: str = ""
+    live_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-Complete = Callable[[Match], tuple[CallPlan, Mapping[str, Any]]]
-"""The plan of the call and the session object, for a match with all its values."""
+Completed = tuple[CallPlan, Mapping[str, Any], Mapping[str, Any]]
+"""The plan of a call, and its session objects for a Realtime and a Live session."""
+
+Complete = Callable[[Match], Completed]
+"""Completes a match with all its values."""
 
 
 class DataLookup:
@@ -86,8 +90,8 @@ class DataLookup:
             log.warning("call.data_failed", detail=failure, ms=ms)
         else:
             log.info("call.data", ms=ms)
-        plan, settings = self._complete(with_data(self._match, answer))
-        return Prepared(plan, settings, ms, failure)
+        plan, settings, live = self._complete(with_data(self._match, answer))
+        return Prepared(plan, settings, ms, failure, live)
 
 
 def with_data(match: Match, answer: Any) -> Match:

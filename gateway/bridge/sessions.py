@@ -35,9 +35,11 @@ from gateway.realtime.events import (
     ResponseDone,
     ServerError,
     ServerEvent,
+    SessionUsage,
     SpeechStarted,
     SpeechStopped,
 )
+from gateway.realtime.live_session import LivePlayout
 from gateway.realtime.session import Session, SessionClosed, Tap
 from gateway.realtime.session_object import Refused
 from gateway.realtime.setup import SetupFailed, open_with_retry
@@ -46,6 +48,8 @@ from gateway.tasks import TaskSet
 
 _EARLY_EVENTS = 256
 """Events kept between the session's first event and the answer to it; a turn of the loop."""
+
+_BILLED = (ResponseDone, InputTranscribed, SessionUsage)
 
 _SESSIONS = 8
 """Sessions of one call whose rejected settings go into the record."""
@@ -85,6 +89,14 @@ class SessionPlan:
     others: tuple[Endpoint, ...] = ()
     """Servers to turn to when the first is in trouble; :class:`outputs.OpenSession` counts them
     from 1."""
+    live_settings: Mapping[str, Any] = field(default_factory=dict)
+    """The session object for a server with Live sessions."""
+    live_queue_ms: int = 300
+    """Of a Live session's speech, waiting to be played, from which silence is left out."""
+
+    def settings_for(self, endpoint: Endpoint) -> Mapping[str, Any]:
+        """The session object for this server."""
+        return self.live_settings if endpoint.live else self.settings
 
 
 @dataclass(slots=True, eq=False)
@@ -97,14 +109,23 @@ class _Line:
     opening: asyncio.Task[None] | None = None
     over: bool = False
     """It is closed, or is being closed: it takes no more audio."""
+    seed: tuple[Mapping[str, Any], ...] = ()
+    """The conversation that a session is told of at its start."""
     early: deque[ServerEvent] | None = field(default_factory=lambda: deque(maxlen=_EARLY_EVENTS))
 
 
 class Sessions(CallPart):
     """Opens, feeds and closes the sessions of one call; lives as long as it."""
 
-    def __init__(self, host: CallHost, plan: SessionPlan, sideband: Sideband | None = None) -> None:
+    def __init__(
+        self,
+        host: CallHost,
+        plan: SessionPlan,
+        sideband: Sideband | None = None,
+        queued_ms: Callable[[], int] = lambda: 0,
+    ) -> None:
         super().__init__(host)
+        self._queued_ms = queued_ms
         self.plan = plan
         self._sideband = sideband
         if sideband is not None:
@@ -172,7 +193,7 @@ class Sessions(CallPart):
 
     def _open(self, output: outputs.OpenSession) -> None:
         endpoint = (self.plan.endpoint, *self.plan.others)[output.server]
-        line = _Line(output.standby, endpoint)
+        line = _Line(output.standby, endpoint, seed=output.seed)
         again = False
         if output.standby:
             self._spare = line
@@ -201,13 +222,14 @@ class Sessions(CallPart):
             # machine's to say (the route's fallback), and nobody rings for long in vain.
             session = await open_with_retry(
                 endpoint,
-                self.plan.settings,
+                self.plan.settings_for(endpoint),
                 timeout=self.plan.connect_timeout,
                 on_event=partial(self._on_event, line),
                 on_closed=lambda closed: self._on_closed(line, closed),
                 tap=self._tap(line),
-                late=None if self.plan.preparation is None else self._prepare,
+                late=None if self.plan.preparation is None else partial(self._prepare, endpoint),
                 attempts=1 if line.spare else ATTEMPTS,
+                playout=LivePlayout(self._queued_ms, self.plan.live_queue_ms, line.seed),
             )
         except SetupFailed as failure:
             watch.met(endpoint, failure, clock() - began)
@@ -229,19 +251,24 @@ class Sessions(CallPart):
         if not line.spare:
             self.id = session.id
         up = inputs.StandbyReady if line.spare else inputs.SessionReady
-        self._host.feed(up(session.id, session.seconds_left))
+        self._host.feed(up(session.id, session.seconds_left, session.capabilities))
         early, line.early = line.early or deque(), None
         for event in early:
             self._on_event(line, event)
 
-    async def _prepare(self) -> Mapping[str, Any]:
+    async def _prepare(self, endpoint: Endpoint) -> Mapping[str, Any]:
         """Wait for the data of the call; return the complete settings."""
         if self.plan.preparation is not None:
             prepared = await self.plan.preparation.ready()
             if self.plan.preparation is not None:  # nobody else waited for it, and was first
-                self.plan = replace(self.plan, settings=prepared.settings, preparation=None)
+                self.plan = replace(
+                    self.plan,
+                    settings=prepared.settings,
+                    live_settings=prepared.live_settings,
+                    preparation=None,
+                )
                 self._host.feed(inputs.Prepared(prepared.plan, prepared.ms, prepared.failure))
-        return self.plan.settings
+        return self.plan.settings_for(endpoint)
 
     def close(self, output: outputs.CloseSession) -> None:
         """Close the active session and the standby."""
@@ -295,8 +322,11 @@ class Sessions(CallPart):
             return
         if line is not self._line:
             # Past for the call, but it is paid for.
-            if isinstance(event, ResponseDone | InputTranscribed):
+            if isinstance(event, _BILLED):
                 self._count(event)
+            return
+        if isinstance(event, SessionUsage):
+            self._count(event)
             return
         if isinstance(event, AudioDelta):  # fifty times a second
             self._host.feed(inputs.ServerEventReceived(event))
@@ -316,7 +346,7 @@ class Sessions(CallPart):
         if isinstance(event, ResponseCreated) and line.session is not None:
             asked = line.session.commands.asked_by(event)
         self._host.feed(inputs.ServerEventReceived(event, asked))
-        if isinstance(event, ResponseDone | InputTranscribed):
+        if isinstance(event, _BILLED):
             self._count(event)
 
     def _tell_heard(self, line: _Line) -> None:

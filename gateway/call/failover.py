@@ -139,7 +139,8 @@ class Failover:
         lasted = round((now - self._began) * 1000, 1)
         self._entry.outcome, self._entry.session_after_ms = "recovered", lasted
         note = self._timeline.note(now, "session_replaced", "info", after_ms=lasted)
-        return [*self._stop_sound(), note, *seeded(self._transcript), *self._request_due(now)]
+        seed = seeded(self._transcript, self._control)
+        return [*self._stop_sound(), note, *seed, *self._request_due(now)]
 
     def answered(self, now: float) -> list[Output]:
         """Go on with a step that waited for the ACK: now the caller hears its sound."""
@@ -176,8 +177,12 @@ class Failover:
             return self._next_step(now)
         if self._again_at is not None and now >= self._again_at:
             self._again_at = None
-            return [OpenSession(self._step.server)]
+            return [self._open()]
         return []
+
+    def _open(self) -> Output:
+        """Open a session of the step's server."""
+        return OpenSession(self._step.server, seed=tuple(self._transcript.seed()))
 
     @property
     def deadline(self) -> float | None:
@@ -232,7 +237,7 @@ class Failover:
         step = self._step
         if step.action in _OPENS:
             self._until = now + step.timeout
-            return [*self._sound(now), OpenSession(step.server)]
+            return [*self._sound(now), self._open()]
         if step.action == "announcement":
             self._until = now + step.timeout
             return [CloseSession(1000, self._why.value), *self._sound(now)]
@@ -281,7 +286,10 @@ def refusal_of(step: FallbackStep | None, otherwise: int) -> tuple[int, dict[str
     return otherwise, {}
 
 
-def seeded(transcript: Transcript) -> list[Output]:
-    """Return what seeds a new session: changes of settings, then the conversation."""
+def seeded(transcript: Transcript, control: ConversationControl) -> list[Output]:
+    """Return what seeds a new session: changes of settings, then the conversation; nothing for one
+    that got both at its start."""
+    if control.capabilities.seeded_at_start:
+        return []
     changes: list[Output] = [Send(update, seed=True) for update in transcript.changes]
     return changes + [Send(CreateItem(item), seed=True) for item in transcript.seed()]

@@ -11,7 +11,13 @@ from gateway.audio.g711 import Codec
 from gateway.call.plan import CallPlan
 from gateway.call.tools.commands import CallCommand
 from gateway.realtime.errors import Verdict
-from gateway.realtime.events import ClientCommand, ServerError, ServerEvent
+from gateway.realtime.events import (
+    REALTIME,
+    Capabilities,
+    ClientCommand,
+    ServerError,
+    ServerEvent,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +35,12 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class SessionReady:
-    """``session.updated`` came: the model is ready."""
+    """``session.updated`` or ``session.started`` came: the model is ready."""
 
     session_id: str
     seconds_left: float | None = None
     """Until the server ends it, where it tells."""
+    capabilities: Capabilities = REALTIME
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,7 @@ class StandbyReady:
 
     session_id: str
     seconds_left: float | None = None
+    capabilities: Capabilities = REALTIME
 
 
 @dataclass(frozen=True, slots=True)

@@ -325,7 +325,7 @@ class CallMachine:
         todo: list[outputs.Output] = [self._call.timeline.note(now, "bridged", "info")]
         todo += self._call.conversation.recording.joined(now)
         if self._call.session_up and self._call.plan.tools.transfer.listen:
-            return [*todo, outputs.Send(UpdateSession(self._call.plan.listening))]
+            return todo + self._call.conversation.control.listen()
         if not self._call.session_up:
             return todo
         self._call.session_up = False

@@ -28,6 +28,8 @@ class OpenSession:
     """0 is the route's own server; others are counted from 1."""
     standby: bool = False
     """A standby session, to take over later (:class:`PromoteStandby`)."""
+    seed: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
+    """Items of the conversation so far, for a session that is told of them at its start."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -468,8 +468,12 @@ class CallPlan:
     codec: Codec
     """Codec of the session, both ways: the one expected on the leg."""
     greeting: Mapping[str, Any] | None = None
-    disclosure: DisclosurePlan | None = None
     """The ``response`` of the first ``response.create``; None when the caller speaks first."""
+    greeting_words: str = ""
+    """The greeting, where it is words to be said."""
+    greeting_clip: bytes = field(default=b"", repr=False)
+    """The greeting as audio, see :class:`gateway.realtime.events.PlayClip`."""
+    disclosure: DisclosurePlan | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Metadata of the route, for the record."""
     limits: LimitsPlan = field(default_factory=LimitsPlan)

@@ -19,7 +19,7 @@ from gateway.call.plan import CallPlan, FallbackStep, OutboundPlan
 from gateway.call.playout.playback import Playout
 from gateway.ending import EndReason
 from gateway.realtime.errors import Kind
-from gateway.realtime.events import CreateResponse
+from gateway.realtime.events import Capabilities, CreateResponse
 
 
 class State(Enum):
@@ -117,6 +117,7 @@ class SessionEvents:
         if self._call.state is not State.CONNECTING:
             return []
         self._call.session_up = True
+        self._call.conversation.control.use(input.capabilities)
         self.handover.session_up(input.seconds_left, now)
         recovered = self.failover.up(now) if self.failover.active else []
         if self._call.plan.outbound is not None:
@@ -130,6 +131,7 @@ class SessionEvents:
     def _on_replacement_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
         """Go on with the session that a fallback step opened."""
         self._call.session_up = True
+        self._call.conversation.control.use(input.capabilities)
         self.handover.session_up(input.seconds_left, now)
         self._call.record.session.session_id = input.session_id
         self._call.conversation.attach()
@@ -143,7 +145,7 @@ class SessionEvents:
 
     def on_standby_ready(self, input: inputs.StandbyReady, now: float) -> list[outputs.Output]:
         """Note that the standby session is ready."""
-        self.handover.standby_ready(input.session_id, input.seconds_left, now)
+        self.handover.standby_ready(input, now)
         return []
 
     def on_standby_failed(self, input: inputs.StandbyFailed, now: float) -> list[outputs.Output]:
@@ -373,7 +375,7 @@ class Handover:
         self._open_at: float | None = None
         self._latest = 0.0
         self._opening = False
-        self._standby: tuple[str, float | None] | None = None
+        self._standby: tuple[str, float | None, Capabilities] | None = None
         self._opened = 0
         self._opened_at = -INTERVAL_SECONDS
 
@@ -397,13 +399,13 @@ class Handover:
         """Note that the active session is lost, or no longer needed."""
         self._open_at, self._opening, self._standby = None, False, None
 
-    def standby_ready(self, session_id: str, seconds_left: float | None, now: float) -> None:
+    def standby_ready(self, input: inputs.StandbyReady, now: float) -> None:
         """Note that the standby session is ready."""
         if not self._opening:
             return
         self._opening = False
-        left = None if seconds_left is None else now + seconds_left
-        self._standby = (session_id, left)
+        left = None if input.seconds_left is None else now + input.seconds_left
+        self._standby = (input.session_id, left, input.capabilities)
 
     def standby_failed(self, detail: str, now: float) -> list[Output]:
         """Note that the standby session failed; try again while there is time."""
@@ -423,7 +425,8 @@ class Handover:
             return [self._timeline.note(now, "handover_limit", "warning", sessions=MAX_PER_CALL)]
         self._opening = True
         self._opened, self._opened_at = self._opened + 1, now
-        return [self._timeline.note(now, "handover_begins", "info"), OpenSession(standby=True)]
+        opening = OpenSession(standby=True, seed=tuple(self._transcript.seed()))
+        return [self._timeline.note(now, "handover_begins", "info"), opening]
 
     @property
     def ready(self) -> bool:
@@ -434,13 +437,14 @@ class Handover:
         """Promote the standby session in a pause, or when it is late."""
         if self._standby is None or not (at_once or self._quiet() or now >= self._latest):
             return []
-        (session_id, ends), self._standby = self._standby, None
+        (session_id, ends, capabilities), self._standby = self._standby, None
         rest = self._detach(now)
         self.session_up(None if ends is None else ends - now, now)
         self._timeline.record.session.session_id = session_id
         self._timeline.record.session.handovers += 1
         note = self._timeline.note(now, "handed_over", "info", session_id=session_id)
-        outputs = [*rest, PromoteStandby(), note, *seeded(self._transcript)]
+        self._control.use(capabilities)
+        outputs = [*rest, PromoteStandby(), note, *seeded(self._transcript, self._control)]
         return outputs + (self._control.ask(CreateResponse(), now) if self._transcript.owed else [])
 
     @property

@@ -459,6 +459,7 @@ class RealtimeSettings(_ServerSettings):
     handover_before_expiry: SecondsOrOff = 60.0
     health_check_interval: SecondsOrOff = 0.0
     truncate_margin_ms: Milliseconds = 0
+    live_queue_ms: Annotated[Milliseconds, Field(ge=60, le=5000)] = 300
     safety_identifier: Flag = False
 
 

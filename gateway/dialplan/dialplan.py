@@ -26,6 +26,7 @@ from gateway.config.source import (
     suggestion,
 )
 from gateway.dialplan.conditions import DAYS, InviteFacts
+from gateway.dialplan.live_settings import LIVE_SET_BY_GATEWAY, judge_live
 from gateway.dialplan.route import SET_BY_GATEWAY, Route
 from gateway.dialplan.session_settings import judge_session
 from gateway.dialplan.tool_sections import ARGUMENT, WebTool, secrets_of
@@ -261,14 +262,18 @@ def _judge_sessions(source: TomlSource) -> Iterator[tuple[Problem, bool]]:
     """Yield problems of session objects, and whether the field may only be newer."""
     tables = source.data.get("route", [])
     for index, table in enumerate(tables if isinstance(tables, list) else []):
-        session = table.get("session") if isinstance(table, dict) else None
-        if not isinstance(session, dict):
-            continue
-        for finding in judge_session(plain(session)):
-            path = ("route", index, "session", *finding.path)
-            ours = finding.path in SET_BY_GATEWAY  # said of it already, and better
-            if not ours and not any(path[: len(bad)] == bad for bad in source.unresolved):
-                yield source.problem(path, finding.message), finding.unknown
+        for key, judge, set_by_gateway in (
+            ("session", judge_session, SET_BY_GATEWAY),
+            ("live", judge_live, LIVE_SET_BY_GATEWAY),
+        ):
+            session = table.get(key) if isinstance(table, dict) else None
+            if not isinstance(session, dict):
+                continue
+            for finding in judge(plain(session)):
+                path = ("route", index, key, *finding.path)
+                ours = finding.path in set_by_gateway  # said of it already, and better
+                if not ours and not any(path[: len(bad)] == bad for bad in source.unresolved):
+                    yield source.problem(path, finding.message), finding.unknown
 
 
 def _add_tools(source: TomlSource, tools: dict[str, WebTool]) -> None:

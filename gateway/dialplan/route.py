@@ -34,6 +34,7 @@ from gateway.config.sections import (
 from gateway.config.source import KeyPath, MisplacedError, Section, plain, suggestion
 from gateway.config.values import Count, Flag, Seconds, SecondsOrOff, Text
 from gateway.dialplan.conditions import RouteConditions
+from gateway.dialplan.live_settings import LIVE_SET_BY_GATEWAY
 from gateway.dialplan.route_sections import (
     DATA,
     DEFAULT,
@@ -76,7 +77,7 @@ from gateway.dialplan.variables import (
 DIGITS = "digits"
 """The variable that only the text for keys has."""
 
-SET_BY_GATEWAY = {
+SET_BY_GATEWAY: Mapping[KeyPath, str] = {
     ("type",): "always realtime",
     ("model",): "write it as route.realtime.model or realtime.model",
     ("audio", "input", "format"): "it is the codec that the call negotiated",
@@ -85,7 +86,16 @@ SET_BY_GATEWAY = {
 
 
 def _session(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    for path, why in SET_BY_GATEWAY.items():
+    # The rest is judged where the file is read, mistake by mistake (session_settings.py).
+    return MappingProxyType(nulled(plain(_ours_only(value, SET_BY_GATEWAY))))
+
+
+def _live(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(plain(_ours_only(value, LIVE_SET_BY_GATEWAY)))
+
+
+def _ours_only(value: Mapping[str, Any], set_by_gateway: Mapping[KeyPath, str]) -> Any:
+    for path, why in set_by_gateway.items():
         node: Any = value
         for part in path:
             node = node.get(part) if isinstance(node, Mapping) else None
@@ -93,8 +103,7 @@ def _session(value: Mapping[str, Any]) -> Mapping[str, Any]:
             raise MisplacedError(path, f"is set by the gateway ({why}); leave it out")
     for below in _not_json(value):
         raise MisplacedError(below, "cannot be sent as JSON (a date, a time, inf or nan)")
-    # The rest is judged where the file is read, mistake by mistake (session_settings.py).
-    return MappingProxyType(nulled(plain(value)))
+    return value
 
 
 def _not_json(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
@@ -228,6 +237,9 @@ class Route(RouteConditions, RouteTools, RouteConversation):
     session: Annotated[
         Mapping[str, Any], AfterValidator(_session), PlainSerializer(lambda value: dict(value))
     ] = Field(default_factory=lambda: MappingProxyType({}))
+    live: Annotated[
+        Mapping[str, Any], AfterValidator(_live), PlainSerializer(lambda value: dict(value))
+    ] = Field(default_factory=lambda: MappingProxyType({}))
     metadata: Annotated[
         Mapping[str, Text], AfterValidator(_metadata), PlainSerializer(lambda value: dict(value))
     ] = Field(default_factory=lambda: MappingProxyType({}))
@@ -307,6 +319,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
     def templates(self) -> Iterator[tuple[KeyPath, str]]:
         """The texts in which variables are filled in, with where they stand."""
         yield from texts_in(self.session, ("session",))
+        yield from texts_in(self.live, ("live",))
         if self.greeting is not None:
             yield from texts_in(self.greeting.model_dump(exclude_none=True), ("greeting",))
         if self.disclosure is not None:
@@ -340,7 +353,16 @@ class Route(RouteConditions, RouteTools, RouteConversation):
 
         ``values`` are those of the :class:`Match`; without them the texts stay as written.
         """
-        settings = deepcopy(dict(self.session))
+        return self._filled(self.session, values)
+
+    def live_settings(self, values: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """The same of the Live session object."""
+        return self._filled(self.live, values)
+
+    def _filled(
+        self, session: Mapping[str, Any], values: Mapping[str, str] | None
+    ) -> dict[str, Any]:
+        settings = deepcopy(dict(session))
         if values is None or self._as_written:
             return settings
         filled: dict[str, Any] = render_all(settings, values)
@@ -363,6 +385,7 @@ class Route(RouteConditions, RouteTools, RouteConversation):
             *((key.get_secret_value(),) if key else ()),
             *secrets_of(self.realtime.headers),
             *_credentials(self.session),
+            *_credentials(self.live),
             *(secrets_of(self.data.headers) if self.data is not None else ()),
             *(secret for tool in self.tool for secret in secrets_of(tool.headers)),
             *secrets_of(self.collect_digits.headers),

@@ -7,7 +7,7 @@ cannot be right: :attr:`Finding.unknown`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -40,22 +40,24 @@ VOICES = (
 )
 """Voices of November 2026; a custom one is written ``{ id = "voice_…" }``."""
 
+UNKNOWN_TYPE = "has a type that this gateway does not know"
 UNKNOWN = "unknown_choice"
 """Type of the errors about something that may only be newer than this gateway."""
 
 
-def _choice(*known: str) -> Any:
+def choice(*known: str) -> Any:
     """A text that is one of ``known``, as far as we know."""
 
     def check(value: str) -> str:
         if value not in known:
-            raise _unknown("is not known to this gateway" + suggestion(value, known))
+            raise unknown_choice("is not known to this gateway" + suggestion(value, known))
         return value
 
     return Annotated[str, Strict(), AfterValidator(check)]
 
 
-def _unknown(message: str) -> PydanticCustomError:
+def unknown_choice(message: str) -> PydanticCustomError:
+    """Return an error about a value that may only be newer than this gateway."""
     return PydanticCustomError(UNKNOWN, "{text}", {"text": message})
 
 
@@ -64,19 +66,21 @@ Milliseconds = Annotated[int, Strict(), Field(ge=0)]
 Word = Annotated[str, Strict(), Field(min_length=1)]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A table of a session object, which has no other keys than these."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class _NoiseReduction(_Part):
-    type: _choice("near_field", "far_field")  # type: ignore[valid-type]
+class _NoiseReduction(Part):
+    type: choice("near_field", "far_field")  # type: ignore[valid-type]
     strength: Number | None = None
 
 
 _LANGUAGES_OF = ("gpt-transcribe", "gpt-live-transcribe")
 
 
-class _Transcription(_Part):
+class _Transcription(Part):
     """The model may be any text: on Azure it is a deployment's name."""
 
     model: Word
@@ -84,7 +88,7 @@ class _Transcription(_Part):
     languages: list[Word] | None = None
     keywords: list[Word] | None = None
     prompt: str | None = None
-    delay: _choice("minimal", "low", "medium", "high", "xhigh") | None = None  # type: ignore[valid-type]
+    delay: choice("minimal", "low", "medium", "high", "xhigh") | None = None  # type: ignore[valid-type]
 
     @model_validator(mode="after")
     def _taken_by_the_model(self) -> Self:
@@ -103,7 +107,7 @@ class _Transcription(_Part):
         return self
 
 
-class _Detection(_Part):
+class _Detection(Part):
     create_response: Flag = True
     interrupt_response: Flag = True
 
@@ -118,10 +122,10 @@ class _ServerVad(_Detection):
 
 class _SemanticVad(_Detection):
     type: Literal["semantic_vad"]
-    eagerness: _choice("low", "medium", "high", "auto") = "auto"  # type: ignore[valid-type]
+    eagerness: choice("low", "medium", "high", "auto") = "auto"  # type: ignore[valid-type]
 
 
-_VADS: dict[str, type[_Part]] = {"server_vad": _ServerVad, "semantic_vad": _SemanticVad}
+_VADS: dict[str, type[Part]] = {"server_vad": _ServerVad, "semantic_vad": _SemanticVad}
 
 
 def _turn_detection(value: Any) -> Any:
@@ -131,7 +135,7 @@ def _turn_detection(value: Any) -> Any:
         raise ValueError("must be a table, or false for none")
     kind = value.get("type", "server_vad")
     if kind not in _VADS:
-        raise _unknown("has a type that this gateway does not know" + suggestion(str(kind), _VADS))
+        raise unknown_choice(UNKNOWN_TYPE + suggestion(str(kind), _VADS))
     _of_this_kind(value, kind)
     return _VADS[kind].model_validate(value)
 
@@ -143,31 +147,36 @@ def _of_this_kind(value: Mapping[str, Any], kind: str) -> None:
                 raise MisplacedError((name,), f"belongs to {other}, and this is {kind}")
 
 
-class _Input(_Part):
+class _Input(Part):
     noise_reduction: _NoiseReduction | None = None
     transcription: _Transcription | None = None
     turn_detection: Annotated[Any, BeforeValidator(_turn_detection)] = None
 
 
-def _voice(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        if set(value) != {"id"} or not isinstance(value["id"], str) or not value["id"]:
-            raise ValueError('must be a name, or { id = "voice_..." } for a voice of your own')
-    elif not isinstance(value, str) or not value:
-        raise ValueError("must be the name of a voice")
-    elif value not in VOICES:
-        raise _unknown(
-            f"{value!r} is not a voice known to this gateway" + suggestion(value, VOICES)
-        )
-    return value
+def voice_check(known: Sequence[str]) -> Callable[[Any], Any]:
+    """Return a check of a voice: one of these, or one of the user's own."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            if set(value) != {"id"} or not isinstance(value["id"], str) or not value["id"]:
+                raise ValueError('must be a name, or { id = "voice_..." } for a voice of your own')
+        elif not isinstance(value, str) or not value:
+            raise ValueError("must be the name of a voice")
+        elif value not in known:
+            raise unknown_choice(
+                f"{value!r} is not a voice known to this gateway" + suggestion(value, known)
+            )
+        return value
+
+    return check
 
 
-class _Output(_Part):
-    voice: Annotated[Any, BeforeValidator(_voice)] = None
+class _Output(Part):
+    voice: Annotated[Any, BeforeValidator(voice_check(VOICES))] = None
     speed: Annotated[Number, Field(ge=0.25, le=1.5)] = 1.0
 
 
-class _Audio(_Part):
+class _Audio(Part):
     input: _Input = _Input()
     output: _Output = _Output()
 
@@ -176,7 +185,7 @@ def _tool_choice(value: Any) -> Any:
     words = ("auto", "none", "required")
     if isinstance(value, str):
         if value not in words:
-            raise _unknown("is not known to this gateway" + suggestion(value, words))
+            raise unknown_choice("is not known to this gateway" + suggestion(value, words))
         return value
     kind = value.get("type") if isinstance(value, Mapping) else None
     needed = {"function": "name", "mcp": "server_label"}.get(kind or "")
@@ -198,17 +207,17 @@ def _tool(value: Any) -> Any:
         return _Function.model_validate(dict(value))
     if kind == "mcp":
         return _Mcp.model_validate(dict(value))
-    raise _unknown("has a type that this gateway does not know" + suggestion(str(kind), _TOOLS))
+    raise unknown_choice(UNKNOWN_TYPE + suggestion(str(kind), _TOOLS))
 
 
-class _Function(_Part):
+class _Function(Part):
     type: Literal["function"] = "function"
     name: Word
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
 
-class _Mcp(_Part):
+class _Mcp(Part):
     type: Literal["mcp"]
     server_label: Word
     server_url: Word | None = None
@@ -232,11 +241,11 @@ class _Mcp(_Part):
 _TOOLS = ("function", "mcp")
 
 
-class _TokenLimits(_Part):
+class _TokenLimits(Part):
     post_instructions: Annotated[int, Strict(), Field(ge=0)] | None = None
 
 
-class _Retention(_Part):
+class _Retention(Part):
     type: Literal["retention_ratio"]
     retention_ratio: Annotated[Number, Field(ge=0, le=1)]
     token_limits: _TokenLimits | None = None
@@ -258,8 +267,8 @@ def _max_tokens(value: Any) -> Any:
     return value
 
 
-class _Reasoning(_Part):
-    effort: _choice("minimal", "low", "medium", "high", "xhigh")  # type: ignore[valid-type]
+class _Reasoning(Part):
+    effort: choice("minimal", "low", "medium", "high", "xhigh")  # type: ignore[valid-type]
 
 
 def _variables(value: Any) -> Any:
@@ -272,13 +281,13 @@ def _variables(value: Any) -> Any:
     return value
 
 
-class _Prompt(_Part):
+class _Prompt(Part):
     id: Word
     version: Word | None = None
     variables: Annotated[dict[str, Any], AfterValidator(_variables)] | None = None
 
 
-class _TracingTable(_Part):
+class _TracingTable(Part):
     workflow_name: str | None = None
     group_id: str | None = None
     metadata: dict[str, Any] | None = None
@@ -302,7 +311,7 @@ def _modalities(value: Any) -> Any:
     return value
 
 
-class SessionModel(_Part):
+class SessionModel(Part):
     """The whole object, without what the gateway sets itself."""
 
     instructions: str | None = None
@@ -316,7 +325,7 @@ class SessionModel(_Part):
     truncation: Annotated[Any, BeforeValidator(_truncation)] = "auto"
     prompt: _Prompt | None = None
     tracing: Annotated[Any, BeforeValidator(_tracing)] = None
-    include: list[_choice("item.input_audio_transcription.logprobs")] = []  # type: ignore[valid-type]
+    include: list[choice("item.input_audio_transcription.logprobs")] = []  # type: ignore[valid-type]
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
 
 
@@ -371,11 +380,19 @@ def _nulled(value: Any, path: KeyPath) -> Any:
 
 def judge_session(session: Mapping[str, Any]) -> list[Finding]:
     """Yield every problem of ``session``, as it stands in the file."""
-    given = nulled(session)
+    return judge_object(nulled(session), SessionModel, _hint)
+
+
+def judge_object(
+    given: Mapping[str, Any],
+    model: type[BaseModel],
+    hint: Callable[[list[str | int]], str] = lambda _path: "",
+) -> list[Finding]:
+    """Return every problem of an object that ``model`` is of; ``hint`` adds to unknown keys."""
     try:
-        SessionModel.model_validate(given)
+        model.model_validate(given)
     except ValidationError as error:
-        found = [_finding(detail, given) for detail in error.errors(include_url=False)]
+        found = [_finding(detail, given, hint) for detail in error.errors(include_url=False)]
         return [one for one in found if not _filled_in(given, one.path)]
     return []
 
@@ -398,7 +415,7 @@ def _filled_in(session: Any, path: KeyPath) -> bool:
     return isinstance(session, str) and bool(names_in(session))
 
 
-def _finding(detail: Any, session: Any) -> Finding:
+def _finding(detail: Any, session: Any, hint: Callable[[list[str | int]], str]) -> Finding:
     path: list[str | int] = []
     here: Any = session
     known = detail["type"] != "extra_forbidden"
@@ -416,7 +433,7 @@ def _finding(detail: Any, session: Any) -> Finding:
     if isinstance(cause, MisplacedError):
         path += cause.below
     if not known:
-        return Finding(tuple(path), "is no setting that this gateway knows" + _hint(path), True)
+        return Finding(tuple(path), "is no setting that this gateway knows" + hint(path), True)
     return Finding(tuple(path), _words(detail), detail["type"] == UNKNOWN)
 
 

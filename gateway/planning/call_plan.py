@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.audio.g711 import FRAME_MS, Codec
 from gateway.billing.costs import budget_plan
-from gateway.bridge.dialplan_lookup import DataLookup, with_data
+from gateway.bridge.dialplan_lookup import Completed, DataLookup, with_data
 from gateway.bridge.sessions import SessionPlan
 from gateway.call.call_record import CallRecord
 from gateway.call.plan import (
@@ -62,7 +62,7 @@ from gateway.planning.route_tools import (
 )
 from gateway.realtime.dialects import DIALECTS
 from gateway.realtime.endpoint import Endpoint
-from gateway.realtime.session_object import session_object
+from gateway.realtime.session_object import live_object, session_object
 from gateway.sip.messages.headers import display_name_of, user_of
 from gateway.sip.messages.identity import asserted, diverted
 from gateway.sip.settings import (
@@ -229,6 +229,7 @@ def call_plan(
         route=route.name,
         codec=codec,
         greeting=_greeting(route, values),
+        greeting_words=_greeting_words(route, values),
         disclosure=_disclosure(route, values),
         dtmf=plan_of(
             DtmfPlan,
@@ -312,20 +313,20 @@ def plans(
     caller's side follows no REFER, transfers are ``bridged``: both legs are joined here.
     """
 
-    def complete(match: Match) -> tuple[CallPlan, Mapping[str, Any]]:
+    def complete(match: Match) -> Completed:
         plan = call_plan(config, match, codec, retry_after, tool_executor)
         session = _session(config, match.route, codec, match.values, tool_executor)
         plan = outbound_plan(config, plan) if placed else replace(plan, trusted=trusted)
         if bridged:
             transfer = transfer_plan(match.route, config.trunk, match.values, bridged=True)
             plan = replace(plan, tools=replace(plan.tools, transfer=transfer))
-        return plan, session
+        return plan, session, live_object(match.route.live_settings(match.values), codec.value)
 
     preparation = None
     if match.route.data is not None and tool_executor is not None:
         preparation = DataLookup(match, tool_executor.http, complete)
         match = with_data(match, None)
-    plan, _session_object = complete(match)
+    plan, _session_object, _live_object = complete(match)
     session = session_plan(config, match.route, codec, match.values, tool_executor)
     return plan, replace(session, preparation=preparation)
 
@@ -343,6 +344,8 @@ def session_plan(
         endpoint=_endpoint(realtime, realtime, values),
         others=tuple(_endpoint(other, realtime, values) for other in config.realtime_server),
         settings=_session(config, route, codec, values, tool_executor),
+        live_settings=live_object(route.live_settings(values), codec.value),
+        live_queue_ms=realtime.live_queue_ms,
         connect_timeout=realtime.connect_timeout,
         max_playout_frames=int(realtime.max_playout_seconds * 1000) // FRAME_MS,
     )
@@ -419,18 +422,22 @@ def _greeting(route: Route, values: Mapping[str, str]) -> Mapping[str, Any] | No
     greeting = route.greeting
     if greeting is None:
         return None
-    words = render(greeting.say or greeting.instructions or "", values)
-    first = _disclosure(route, values)
+    words = _greeting_words(route, values) or render(greeting.instructions or "", values)
+    first = None if greeting.say else _disclosure(route, values)
     if first is not None and not first.before:
-        words = (
-            f"{first.words} {words}"
-            if greeting.say
-            else (f"Begin by saying exactly: {first.words}\n\nThen: {words}")
-        )
+        words = f"Begin by saying exactly: {first.words}\n\nThen: {words}"
     told: dict[str, Any] = {"instructions": f"Say exactly: {words}" if greeting.say else words}
     if metadata := metadata_of(route, values):
         told["metadata"] = metadata
     return told
+
+
+def _greeting_words(route: Route, values: Mapping[str, str]) -> str:
+    """Return the words of the greeting; empty where the model finds them, or without one."""
+    if route.greeting is None or route.greeting.say is None:
+        return ""
+    words, first = render(route.greeting.say, values), _disclosure(route, values)
+    return words if first is None or first.before else f"{first.words} {words}"
 
 
 def _server_interrupts(session: Mapping[str, Any]) -> bool:

@@ -25,6 +25,7 @@ from gateway.planning.route_tools import (
     transfer_plan,
 )
 from gateway.planning.route_tools import problems as tool_problems
+from gateway.realtime.endpoint import is_live
 from gateway.records.recording_files import RecordingError, recipients_of
 from gateway.tools.python import ToolModuleError
 
@@ -53,6 +54,7 @@ def load_all(
         problems += _keys_missing(config, dialplan)
         problems += _prices_wrong(config)
         problems += _dialects_wrong(config, dialplan)
+        problems += list(_live_wrong(config, dialplan))
         problems += _data_late(config, dialplan) + _regions_mixed(config, dialplan)
         problems += _trunks_missing(config, dialplan)
         problems += _tool_choices_missing(config, dialplan)
@@ -135,6 +137,30 @@ def _dialects_wrong(config: Config, dialplan: Dialplan) -> list[Problem]:
         if problem is not None:
             problems.append(dialplan.problem(route.name, ("realtime", "dialect"), problem))
     return problems
+
+
+def _live_wrong(config: Config, dialplan: Dialplan) -> Iterator[Problem]:
+    """Yield routes that have no session object, or no model, for the kind of a server of theirs."""
+    named = {one.name: one for one in config.realtime_server}
+    for route in dialplan.routes:
+        own = call_settings(config, route).realtime
+        servers: list[tuple[KeyPath, str, str]] = [((), own.url, own.model)]
+        for index, step in enumerate(route.fallback):
+            if step.server is not None and (server := named.get(step.server)) is not None:
+                servers.append((("fallback", index, "server"), server.url, server.model))
+        for where, url, model in servers:
+            live = is_live(url, model)
+            given, missing = ("session", "live") if live else ("live", "session")
+            if getattr(route, given) and not getattr(route, missing):
+                kind = "Live" if live else "Realtime"
+                message = f"its server has {kind} sessions, and there is no [route.{missing}]"
+                yield dialplan.problem(route.name, where or (given,), message)
+            elif live and not route.live.get("model") and model.startswith("gpt-realtime"):
+                message = f"needs a Live model: set live.model, or the server's ({model} is none)"
+                yield dialplan.problem(route.name, where or ("live",), message)
+        if route.application is not None and any(is_live(url, m) for _, url, m in servers):
+            message = "needs a server with Realtime sessions: applications speak their protocol"
+            yield dialplan.problem(route.name, ("application",), message)
 
 
 def _regions_mixed(config: Config, dialplan: Dialplan) -> list[Problem]:

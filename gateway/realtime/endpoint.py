@@ -9,15 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import ssl
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, urlsplit, urlunsplit
 
 from pydantic import SecretStr
-from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
 from websockets.protocol import Event, State
 from websockets.streams import StreamReader
 
@@ -27,7 +33,7 @@ except ImportError:  # where it was built without a compiler
     from websockets.utils import apply_mask
 
 from gateway.realtime.dialects import GA, Dialect
-from gateway.realtime.dialects.dialect import Audio
+from gateway.realtime.dialects.dialect import AZURE_HOSTS, Audio
 
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 _SECRET_WORDS = ("key", "token", "secret", "authorization", "cookie", "password", "sig")
@@ -87,13 +93,21 @@ class Endpoint:
         return f"Endpoint({self.shown!r}, model={self.model!r})"
 
     @property
+    def live(self) -> bool:
+        """Whether its sessions are Live ones."""
+        return is_live(self.url, self.model)
+
+    @property
     def connect_url(self) -> str:
-        """The URL to open: a WebSocket scheme, a path that ends in ``/realtime``, the model.
+        """The URL to open: a WebSocket scheme, a path that ends in ``/realtime``, the model; or
+        that of Live sessions.
 
         May hold a secret in its query; :attr:`shown` is for people.
         """
         parts = urlsplit(self.url)
         query = parts.query
+        if self.live:
+            return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, self._path(), query, ""))
         given = [name for name, _ in parse_qsl(query, True)]
         for name, value in self.dialect.parameters(self.model, given):
             query = f"{query}&" if query else ""
@@ -147,6 +161,8 @@ class Endpoint:
     def _path(self) -> str:
         parts = urlsplit(self.url)
         path = parts.path.rstrip("/")
+        if self.live:
+            return _live_path(path, parts.hostname or "")
         if path.endswith("/realtime"):
             return path
         if not path:
@@ -155,6 +171,28 @@ class Endpoint:
         if parts.scheme in ("http", "https") or path.endswith(self.dialect.api_base):
             return f"{path}/realtime"
         return parts.path
+
+
+LIVE_PATH = "/live/sessions"
+"""End of the path at which Live sessions are."""
+
+
+def is_live(url: str, model: str) -> bool:
+    """Whether a server's sessions are Live ones, by its URL or its model.
+
+    A Live model does not work at the path of Realtime sessions, so it says enough.
+    """
+    path = urlsplit(url).path.rstrip("/")
+    return path.endswith((LIVE_PATH, "/v1/live")) or model.startswith("gpt-live")
+
+
+def _live_path(path: str, host: str) -> str:
+    if path.endswith(LIVE_PATH):
+        return path
+    base = path.removesuffix("/realtime").removesuffix("/live")
+    if not base:
+        base = "/openai/v1" if host.endswith(AZURE_HOSTS) else "/v1"
+    return f"{base}{LIVE_PATH}"
 
 
 READ_BYTES = 64 * 1024
@@ -324,3 +362,50 @@ async def discard(connection: ClientConnection) -> None:
     await connection.wait_closed()
     # The library's keepalive task has been cancelled by now and ends on the loop's next turn.
     await asyncio.sleep(0)
+
+
+MAX_RETRY_AFTER = 3600
+"""Seconds that a server's ``Retry-After`` is taken for at most."""
+
+
+def tls_of(endpoint: Endpoint) -> ssl.SSLContext | None:
+    """The TLS settings of a connection; a CA file that was replaced is read again."""
+    if not endpoint.connect_url.startswith("wss:"):
+        return None
+    return _context(endpoint.ca, Path(endpoint.ca).stat().st_mtime_ns if endpoint.ca else 0)
+
+
+@lru_cache(maxsize=8)
+def _context(ca: str, _changed: int) -> ssl.SSLContext:
+    # Reading the system's CAs takes some ten milliseconds, in which no call is served.
+    return ssl.create_default_context(cafile=ca or None)
+
+
+def date_of(connection: Connection) -> float | None:
+    """The ``Date`` of the response to the upgrade (Unix s)."""
+    response = connection.response
+    if response is None:
+        return None
+    try:
+        return parsedate_to_datetime(response.headers["Date"]).timestamp()
+    except (KeyError, LookupError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def retry_after_of(response: Response) -> float | None:
+    """Seconds of a ``Retry-After``: a number, or a date."""
+    value = (response.headers.get("Retry-After") or "").strip()
+    if value.isascii() and value.isdigit():
+        return float(min(int(value[:9]), MAX_RETRY_AFTER))
+    try:
+        left = parsedate_to_datetime(value).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return min(max(left, 0.0), MAX_RETRY_AFTER)
+
+
+class Connect(connect):
+    """The library's connect without redirects: one would hand the key to whoever it points to."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc

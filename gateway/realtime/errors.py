@@ -117,6 +117,30 @@ HANDSHAKE_STATUSES: dict[int, tuple[Kind, str]] = {
 """HTTP status that refuses the upgrade → kind, meaning; 5xx is retryable, the rest fatal."""
 
 
+LIVE_ENDS: dict[str, tuple[int, Kind, str]] = {
+    "close_requested": (1000, Kind.BENIGN, "closed normally"),
+    "remote_hangup": (1000, Kind.BENIGN, "closed normally"),
+    "expired": (1001, Kind.RETRYABLE, "the session reached its maximum length"),
+    "content": (1008, Kind.RETRYABLE, "the server's content filter ended the session"),
+    "connection_lost": (1006, Kind.RETRYABLE, "connection lost"),
+}
+"""``session.closed.reason`` of a Live session → WebSocket close code that says the same, kind,
+meaning."""
+
+
+def classify_live_end(code: int, reason: str, ended: str | None) -> tuple[int, Verdict]:
+    """The end of a Live session: a close code that says the same, and its verdict.
+
+    ``ended`` is the reason of its ``session.closed``; None where that did not come, so that even a
+    normal close is a loss.
+    """
+    if ended is None:
+        code = 1006 if code == 1000 else code
+        return code, classify_close(code, reason)
+    code, kind, meaning = LIVE_ENDS.get(ended, (1006, Kind.UNKNOWN, "an end it does not explain"))
+    return code, Verdict(kind, ended or str(code), meaning, ends_session=True)
+
+
 def class_of(verdict: Verdict) -> str:
     """Return the code of a verdict where a table has it, else ``other``: there are only so many."""
     code = verdict.code

@@ -16,11 +16,60 @@ time that is missing None; ``Conversation.complete`` in the decision core makes 
 
 from __future__ import annotations
 
+from binascii import b2a_base64
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a session can do. The decision core asks for these, and never for the kind of server.
+
+    The defaults are those of a Realtime session; :data:`LIVE` has those of a Live session.
+    """
+
+    turn_events: bool = True
+    """The server tells when turns of the caller begin and end, and their speech cuts the agent's.
+    Without it the gateway measures these turns by energy, and they cut nothing."""
+    truncation: bool = True
+    """The server can be told what of an item was heard (``conversation.item.truncate``)."""
+    cancel: bool = True
+    """A running response can be cancelled (``response.cancel``)."""
+    item_ids: bool = True
+    """Items have ids, by which they can be deleted and put in between."""
+    direct_tools: bool = True
+    """The session calls functions itself; without it a backend does, behind a delegation."""
+    requested_responses: bool = True
+    """An answer can be requested at any time; without it only words to be said can be."""
+    exact_words: bool = True
+    """Words that are to be said are said as they are, or very nearly."""
+    clips: bool = False
+    """The server plays audio of ours to the caller, byte for byte (:class:`PlayClip`)."""
+    settings_updates: bool = True
+    """Instructions, voice and turn detection can be changed in a running session."""
+    out_of_band: bool = True
+    """Responses outside of the conversation can be requested."""
+    seeded_at_start: bool = False
+    """What was said before goes into the start of the session, not in as items afterwards."""
+
+
+REALTIME = Capabilities()
+LIVE = Capabilities(
+    turn_events=False,
+    truncation=False,
+    cancel=False,
+    item_ids=False,
+    direct_tools=False,
+    requested_responses=False,
+    exact_words=False,
+    clips=True,
+    settings_updates=False,
+    out_of_band=False,
+    seeded_at_start=True,
+)
 
 
 UNNAMED = "unnamed_"
@@ -57,9 +106,16 @@ class CreateItem:
 
 @dataclass(frozen=True, slots=True)
 class CreateResponse:
-    """``response.create``; ``response`` overrides session settings for this response only."""
+    """``response.create``; ``response`` overrides session settings for this response only.
+
+    ``words`` are those that it asks for, where it asks for words: a Live session gets only these
+    (``session.commentary.append``), or else its instructions.
+    """
 
     response: Json | None = None
+    words: str = ""
+    clip: bytes = field(default=b"", repr=False)
+    """The words as audio (:class:`PlayClip`), for a session that plays it in their place."""
 
     def body(self) -> dict[str, Any]:
         """The event as JSON object, without its ``event_id``."""
@@ -111,6 +167,46 @@ class DeleteItem:
         return {"type": "conversation.item.delete", "item_id": self.item_id}
 
 
+Channel = Literal["commentary", "instructions", "thinking"]
+
+
+@dataclass(frozen=True, slots=True)
+class AppendText:
+    """Text for a Live session: to be said (``session.commentary.append``), to be followed
+    (``session.instructions.append``), or to be known (``session.thinking.append``).
+
+    ``content`` has 500 tokens at most; ``delegation_id`` names the delegation of type ``client``
+    that it answers.
+    """
+
+    channel: Channel
+    content: str
+    delegation_id: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        """The event as JSON object, without its ``event_id``."""
+        return {
+            "type": f"session.{self.channel}.append",
+            "content": self.content,
+            "delegation_id": self.delegation_id,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PlayClip:
+    """``session.output_audio.fixture.play``: play audio through the output of a Live session.
+
+    ``audio`` is linear PCM, 16 bits little-endian, mono, 24 kHz, 30 s at most.
+    """
+
+    audio: bytes = field(repr=False)
+
+    def body(self) -> dict[str, Any]:
+        """The event as JSON object, without its ``event_id``."""
+        audio = b2a_base64(self.audio, newline=False).decode()
+        return {"type": "session.output_audio.fixture.play", "audio": audio}
+
+
 @dataclass(frozen=True, slots=True)
 class Relayed:
     """A client event of an application's, as it came."""
@@ -134,13 +230,16 @@ ClientCommand = (
     | CancelResponse
     | TruncateItem
     | DeleteItem
+    | AppendText
+    | PlayClip
     | Relayed
 )
 
 
 @dataclass(frozen=True, slots=True)
 class SessionCreated:
-    """``session.created``: always the first frame of a session that was let in."""
+    """``session.created``: always the first frame of a session that was let in. Of a Live session
+    ``session.started``: the answer to its ``session.start``."""
 
     session: Json
 
@@ -279,6 +378,48 @@ class AgentTranscriptDelta:
     item_id: str
     content_index: int
     delta: str
+    until_ms: int | None = None
+    """Where in the part's audio these words end, where the server tells."""
+
+
+@dataclass(slots=True)
+class TrackAudio:
+    """``session.output_audio.delta`` of a Live session: the next piece of its endless track."""
+
+    audio: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TrackWords:
+    """``session.output_transcript.delta`` and ``session.input_transcript.delta`` of a Live session:
+    words of the agent's or the caller's, and where they are on the session's clock."""
+
+    agent: bool
+    text: str
+    start_ms: int
+    end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUsage:
+    """What a Live session has cost so far, in seconds since it began, never less than before.
+
+    ``reported``: by the server (``session.usage.updated``, ``session.closed``); else it is time
+    that has passed here since.
+    """
+
+    session_id: str
+    model: str
+    seconds: float
+    reported: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnded:
+    """``session.closed``: the last event of a Live session, before its WebSocket is closed."""
+
+    reason: str
+    seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +460,10 @@ ServerEvent = (
     | AudioDone
     | AgentTranscript
     | AgentTranscriptDelta
+    | TrackAudio
+    | TrackWords
+    | SessionUsage
+    | SessionEnded
     | ServerError
     | OtherEvent
 )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import binascii
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -37,9 +38,13 @@ from gateway.realtime.events import (
     ServerError,
     ServerEvent,
     SessionCreated,
+    SessionEnded,
     SessionUpdated,
+    SessionUsage,
     SpeechStarted,
     SpeechStopped,
+    TrackAudio,
+    TrackWords,
 )
 from gateway.text import unicode_in
 
@@ -90,6 +95,8 @@ _LARGE = 64 * 1024
 
 _CONSEQUENCES = {
     "response.output_audio.delta": "this part of the response is not heard",
+    "session.output_audio.delta": "this piece of the track is not heard",
+    "session.usage.updated": "the seconds are counted here",
     "response.output_audio_transcript.delta": "these words are missing in the transcript",
     "response.output_audio_transcript.done": "the transcript has what came before",
     "conversation.item.input_audio_transcription.completed": "the caller's words are not known",
@@ -125,6 +132,26 @@ def parse_event(
     Raises :class:`BadEvent` for malformed JSON and for a known event that lacks a key the gateway
     needs; nothing else, whatever the frame holds.
     """
+    event_type, event = _object_of(frame, translate)
+    reader = _READERS.get(event_type)
+    if reader is None:
+        return OtherEvent(event_type, event)
+    return reader(_Fields(event_type, event))
+
+
+def parse_live_event(frame: str | bytes) -> ServerEvent:
+    """As :func:`parse_event`, of a Live session."""
+    event_type, event = _object_of(frame)
+    reader = _LIVE_READERS.get(event_type)
+    if reader is None:
+        return OtherEvent(event_type, event)
+    return reader(_Fields(event_type, event))
+
+
+def _object_of(
+    frame: str | bytes, translate: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Return the type of a frame, and its object."""
     if len(frame) > _LARGE and _values_in(frame) > MAX_VALUES:
         raise BadEvent(None, None, f"more than {MAX_VALUES} values")
     try:
@@ -138,11 +165,7 @@ def parse_event(
     event_type = event.get("type")
     if not isinstance(event_type, str):
         raise BadEvent(None, "type", "missing" if event_type is None else "not a string")
-    event_type = event_type.strip()
-    reader = _READERS.get(event_type)
-    if reader is None:
-        return OtherEvent(event_type, event)
-    return reader(_Fields(event_type, event))
+    return event_type.strip(), event
 
 
 def _values_in(frame: str | bytes) -> int:
@@ -164,6 +187,11 @@ def _lenient(frame: str | bytes) -> Any:
 def is_known_type(event_type: str) -> bool:
     """Whether ``event_type`` is a GA event, one that the gateway acts on or not."""
     return event_type in _READERS or event_type in _KNOWN_UNUSED
+
+
+def is_live_type(event_type: str) -> bool:
+    """The same of a Live session."""
+    return event_type in _LIVE_READERS or event_type in _LIVE_UNUSED
 
 
 class _Fields:
@@ -228,14 +256,18 @@ class _Fields:
         return _Fields(self._type, self.object_or_none(key) or {}, f"{self._path}{key}.")
 
 
-def _audio_delta(event: _Fields) -> AudioDelta:
+def _audio(event: _Fields) -> bytes:
     encoded = event.text("delta")
     if len(encoded) > MAX_AUDIO_TEXT:
         raise event.bad("delta", f"more than {MAX_AUDIO_TEXT} characters")
     try:
-        audio = binascii.a2b_base64(encoded, strict_mode=True)
+        return binascii.a2b_base64(encoded, strict_mode=True)
     except ValueError:
         raise event.bad("delta", "not base64") from None
+
+
+def _audio_delta(event: _Fields) -> AudioDelta:
+    audio = _audio(event)
     response_id, item_id, index = map(event.raw, ("response_id", "item_id", "content_index"))
     # Fifty times a second and call: no more calls than it takes.
     return AudioDelta(
@@ -288,6 +320,32 @@ def _server_error(event: _Fields) -> ServerError:
     )
 
 
+def _live_error(event: _Fields) -> ServerError:
+    found = _server_error(event)
+    told = event.inner("error").text_or_none("client_event_id")
+    return replace(found, client_event_id=told or event.text_or_none("client_event_id"))
+
+
+def _words(event: _Fields, *, agent: bool) -> TrackWords:
+    start = max(0, event.number_or_none("start_ms") or 0)
+    end = event.number_or_none("end_ms")
+    return TrackWords(agent, event.text("delta"), start, start if end is None else max(start, end))
+
+
+def _seconds(event: _Fields) -> float | None:
+    value = event.inner("usage").raw("seconds")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value < 1e9 else None
+
+
+def _usage(event: _Fields) -> SessionUsage:
+    seconds = _seconds(event)
+    if seconds is None:
+        raise event.bad("usage.seconds", "missing, or no number of seconds")
+    return SessionUsage("", "", seconds, True)
+
+
 def _string(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
@@ -325,3 +383,35 @@ _READERS: dict[str, Callable[[_Fields], ServerEvent]] = {
         e.id("response_id"), e.id("item_id"), e.content_index(), e.text("transcript")
     ),
 }
+
+
+_LIVE_READERS: dict[str, Callable[[_Fields], ServerEvent]] = {
+    "session.started": lambda e: SessionCreated(e.object_or_none("session") or {}),
+    "session.updated": lambda e: SessionUpdated(e.object_or_none("session") or {}),
+    "session.output_audio.delta": lambda e: TrackAudio(_audio(e)),
+    "session.output_transcript.delta": lambda e: _words(e, agent=True),
+    "session.input_transcript.delta": lambda e: _words(e, agent=False),
+    "session.usage.updated": _usage,
+    "session.closed": lambda e: SessionEnded(e.text_or_none("reason") or "", _seconds(e)),
+    "error": _live_error,
+}
+_LIVE_UNUSED = frozenset(
+    {
+        "decision.event",
+        "decision.item.created",
+        "decision.item.deleted",
+        "info",
+        "response.event",
+        "session.commentary.appended",
+        "session.delegation.created",
+        "session.input_audio.append",
+        "session.input_audio.muted",
+        "session.input_audio.unmuted",
+        "session.instructions.appended",
+        "session.output_audio.fixture.played",
+        "session.output_audio.fixture.playing",
+        "session.paused",
+        "session.resumed",
+        "session.thinking.appended",
+    }
+)

@@ -12,18 +12,20 @@ import binascii
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import structlog
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
-from gateway.realtime.dialects import Edge
+from gateway.realtime.dialects.dialect import Pcm24
 from gateway.realtime.endpoint import CLOSE_TIMEOUT, LARGE_MESSAGE, Connection, Endpoint
 from gateway.realtime.errors import Kind, Verdict, classify_close
 from gateway.realtime.events import (
+    REALTIME,
     AudioDelta,
     AudioDone,
+    Capabilities,
     ClientCommand,
     OtherEvent,
     ResponseDone,
@@ -44,13 +46,22 @@ A 20 ms message is about 270 bytes on the wire, so this is some 19 s of audio be
 that takes nothing: older than that it serves no conversation.
 """
 
-_APPEND_HEAD = b'{"type":"input_audio_buffer.append","audio":"'
 _APPEND_TAIL = b'"}'
 # Complaints about one session's events; the counters keep the rest.
 _LOGGED_COMPLAINTS = 10
 _REMEMBERED_TYPES = 32
 
 _b2a_base64 = binascii.b2a_base64
+
+
+class Wire(Protocol):
+    """Reads and writes the messages of a session as its server has them."""
+
+    pcm: Pcm24 | None
+    parse: Callable[[str | bytes], ServerEvent]
+
+    def command(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A client event as it goes on the wire, without ``event_id``."""
 
 
 class Tap(Protocol):
@@ -106,6 +117,9 @@ class Session:
     loop that made the session.
     """
 
+    capabilities: ClassVar[Capabilities] = REALTIME
+    append_head: ClassVar[bytes] = b'{"type":"input_audio_buffer.append","audio":"'
+
     part_bytes: int | None = None
     """Audio of a large delta that is worked on at a time; None: all of it."""
 
@@ -114,7 +128,7 @@ class Session:
         connection: Connection,
         endpoint: Endpoint,
         effective: dict[str, Any],
-        edge: Edge,
+        edge: Wire,
         *,
         on_event: Callable[[ServerEvent], None],
         on_closed: Callable[[SessionClosed], None],
@@ -175,7 +189,7 @@ class Session:
                     "session.audio_dropped", why="network too slow", limit=WRITE_BUFFER_LIMIT
                 )
             return
-        self._write(_APPEND_HEAD + _b2a_base64(audio, newline=False) + _APPEND_TAIL, audio)
+        self._write(self.append_head + _b2a_base64(audio, newline=False) + _APPEND_TAIL, audio)
         counters.audio_sent += 1
         counters.audio_sent_bytes += len(audio)
 

@@ -66,6 +66,53 @@ def session_object(
     return session
 
 
+MAX_INPUT_MESSAGES = 128
+MAX_INPUT_TEXT = 24_000
+"""Of what a Live session is told at its start: 8,192 tokens of three bytes at least."""
+
+
+def live_object(route_live: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
+    """The object for ``session.start`` of a Live session: ``route_live`` deeply copied, completed.
+
+    Its format is that of ``codec``. The model is the server's, where the route names none.
+    """
+    session: dict[str, Any] = _plain(route_live)
+    audio = _table(session.setdefault("audio", {}), "audio")
+    audio["format"] = {"type": AUDIO_FORMATS[codec], "rate": 8000}
+    return session
+
+
+def with_history(session: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A Live session object that goes on with a conversation: its messages, the latest that fit.
+
+    A function call and its result become a message of the developer, which they are not.
+    """
+    own = [_plain(item) for item in session.get("input") or []]
+    room = MAX_INPUT_TEXT - sum(len(str(item).encode()) for item in own)
+    history: list[dict[str, Any]] = []
+    for item in reversed(items):
+        made = _input_message(item)
+        room -= len(str(made).encode())
+        if room < 0 or len(own) + len(history) >= MAX_INPUT_MESSAGES:
+            break
+        history.append(made)
+    history.reverse()
+    return {**session, "input": own + history} if own or history else dict(session)
+
+
+def _input_message(item: Mapping[str, Any]) -> dict[str, Any]:
+    if item.get("type") == "function_call":
+        role, text = "developer", f"Called {item.get('name')} with {item.get('arguments')}"
+    elif item.get("type") == "function_call_output":
+        role, text = "developer", f"The result: {item.get('output')}"
+    else:
+        given = str(item.get("role", "user"))
+        role = given if given in ("user", "assistant") else "developer"
+        text = " ".join(str(part.get("text", "")) for part in item.get("content") or ())
+    kind = "output_text" if role == "assistant" else "input_text"
+    return {"type": "message", "role": role, "content": [{"type": kind, "text": text}]}
+
+
 def complete_detection(detection: dict[str, Any]) -> dict[str, Any]:
     """Put explicit values in where ``detection`` has none; returns it."""
     kind = detection.setdefault("type", "server_vad")

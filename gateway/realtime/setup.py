@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Setting a realtime session up: connect, ``session.created``, ``session.update``, ``.updated``.
+"""Setting a session up: connect, ``session.created``, ``session.update``, ``session.updated``; a
+Live session with ``session.start`` and ``session.started``.
 
 A session is handed out only when the server has confirmed the settings that were asked for, so
 that no caller hears a line that is up and dead. Nothing else is sent before that: audio that
@@ -10,29 +11,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
-import time
 from collections.abc import Awaitable, Callable, Mapping
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from functools import lru_cache
-from pathlib import Path
 from random import uniform
 from typing import Any, Literal, TypeVar
 
 import structlog
-from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
-from websockets.http11 import Response
 
 from gateway.realtime.dialects import GA, Edge
 from gateway.realtime.endpoint import (
     CLOSE_TIMEOUT,
     LARGE_MESSAGE,
     MAX_MESSAGE,
+    Connect,
     Connection,
     Endpoint,
+    date_of,
     discard,
+    retry_after_of,
+    tls_of,
 )
 from gateway.realtime.errors import (
     Kind,
@@ -50,6 +48,7 @@ from gateway.realtime.events import (
     SessionUpdated,
     UpdateSession,
 )
+from gateway.realtime.live_session import NO_PLAYOUT, LiveEdge, LivePlayout, LiveSession
 from gateway.realtime.parse import BadEvent
 from gateway.realtime.sent_commands import encode_command
 from gateway.realtime.session import (
@@ -58,6 +57,7 @@ from gateway.realtime.session import (
     Session,
     SessionClosed,
     Tap,
+    Wire,
 )
 from gateway.realtime.session_object import (
     MAX_REFUSED,
@@ -65,6 +65,7 @@ from gateway.realtime.session_object import (
     dotted,
     field_of,
     format_of,
+    with_history,
     without,
 )
 
@@ -72,9 +73,6 @@ log = structlog.get_logger(__name__)
 
 FIRST_BACKOFF = 0.25
 """Seconds before the second attempt of :func:`open_with_retry`; each further wait is double."""
-
-MAX_RETRY_AFTER = 3600
-"""Seconds that a server's ``Retry-After`` is taken for at most."""
 
 # The library logs request headers, so the key, at DEBUG: this logger never does.
 _wire_log = logging.getLogger("gateway.realtime.websocket")
@@ -88,6 +86,9 @@ _EARLY_EVENTS = 100
 Late = Callable[[], Awaitable[Mapping[str, Any]]]
 """Gives the session object when it is known; may raise :class:`SetupFailed`."""
 
+OnEvent = Callable[[ServerEvent], None]
+OnClosed = Callable[[SessionClosed], None]
+
 _Wanted = TypeVar("_Wanted", SessionCreated, SessionUpdated)
 
 
@@ -96,6 +97,7 @@ class Step(StrEnum):
 
     CONNECT = "connect"
     CREATED = "session.created"
+    STARTED = "session.started"
     UPDATED = "session.updated"
 
 
@@ -127,6 +129,7 @@ async def open_session(
     on_closed: Callable[[SessionClosed], None],
     tap: Tap | None = None,
     late: Late | None = None,
+    playout: LivePlayout = NO_PLAYOUT,
 ) -> Session:
     """Set a session up within ``timeout`` seconds, from the first packet to ``session.updated``.
 
@@ -134,7 +137,7 @@ async def open_session(
     once, at the end. Both may be called before the awaiting coroutine has gone on. ``tap`` sees
     every message of the session as it is on the wire, from the first. ``late``, where it is given,
     is asked for the session object when the server is ready for it; ``session_object`` then only
-    says the audio formats.
+    says the audio formats. ``playout`` is for a Live session.
 
     A field that the server refuses is taken out, and the rest is asked for again
     (:mod:`gateway.realtime.session_object`); ``Session.commands.refused`` names such fields.
@@ -145,7 +148,8 @@ async def open_session(
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
-    opening = _Opening(endpoint, session_object, tap, late)
+    live = _LiveOpening(endpoint, session_object, tap, late, playout) if endpoint.live else None
+    opening = live or _Opening(endpoint, session_object, tap, late)
     log.info("session.connecting", url=endpoint.shown, model=endpoint.model)
     try:
         async with asyncio.timeout(timeout):
@@ -159,20 +163,7 @@ async def open_session(
         await opening.discard()
         raise
     else:
-        assert opening.connection is not None
-        kind = Session if opening.edge.pcm is None else ResampledSession
-        session = kind(
-            opening.connection,
-            endpoint,
-            effective,
-            opening.edge,
-            on_event=on_event,
-            on_closed=on_closed,
-            waiting=opening.early,
-            tap=tap,
-            refused=opening.refused,
-            server_time=opening.server_time,
-        )
+        session = opening.session(effective, on_event, on_closed)
         took = round((loop.time() - started) * 1000)
         log.debug("session.up", session=session.id, ms=took, expires_at=session.expires_at)
         return session
@@ -210,6 +201,7 @@ async def open_with_retry(
     tap: Tap | None = None,
     late: Late | None = None,
     attempts: int | None = None,
+    playout: LivePlayout = NO_PLAYOUT,
 ) -> Session:
     """As :func:`open_session`, trying retryable failures again while ``timeout`` seconds allow.
 
@@ -232,6 +224,7 @@ async def open_with_retry(
                 on_closed=on_closed,
                 tap=tap,
                 late=late,
+                playout=playout,
             )
         except SetupFailed as failure:
             made += 1
@@ -246,6 +239,8 @@ async def open_with_retry(
 
 class _Opening:
     """A set-up in progress: the connection to drop if it fails, and its stage."""
+
+    edge: Wire
 
     def __init__(
         self,
@@ -263,9 +258,30 @@ class _Opening:
         self._asked = session_object
         self._late = late
         self._tap = tap
-        self.edge = Edge(endpoint.dialect, endpoint.audio, session_object)
+        self._use_edge()
         self._date: tuple[float, float] | None = None
         """The server's clock at the upgrade (Unix s), and ours (monotonic, s)."""
+
+    def _use_edge(self) -> None:
+        self._ga = Edge(self._endpoint.dialect, self._endpoint.audio, self._asked)
+        self.edge = self._ga
+
+    def session(self, effective: dict[str, Any], on_event: OnEvent, on_closed: OnClosed) -> Session:
+        """Return the session that is up."""
+        assert self.connection is not None
+        kind = Session if self.edge.pcm is None else ResampledSession
+        return kind(
+            self.connection,
+            self._endpoint,
+            effective,
+            self.edge,
+            on_event=on_event,
+            on_closed=on_closed,
+            waiting=self.early,
+            tap=self._tap,
+            refused=self.refused,
+            server_time=self.server_time,
+        )
 
     @property
     def server_time(self) -> float | None:
@@ -292,8 +308,10 @@ class _Opening:
         return {**created.session, **updated.session}
 
     async def _update(self, connection: Connection) -> None:
-        update = self.edge.command(UpdateSession(self._asked).body())
-        message = encode_command(update, self._event_id)
+        await self._send(connection, UpdateSession(self._asked).body())
+
+    async def _send(self, connection: Connection, body: dict[str, Any]) -> None:
+        message = encode_command(self.edge.command(body), self._event_id)
         if self._tap is not None:
             self._tap.sent(message)
         try:
@@ -335,10 +353,10 @@ class _Opening:
     async def _connect(self) -> Connection:
         endpoint = self._endpoint
         try:
-            connection = await _Connect(
+            connection = await Connect(
                 endpoint.connect_url,
                 additional_headers=endpoint.request_headers(),
-                ssl=_tls(endpoint),
+                ssl=tls_of(endpoint),
                 compression=None,
                 # The environment's would be picked up otherwise.
                 proxy=None,
@@ -354,7 +372,7 @@ class _Opening:
                 create_connection=Connection,
             )
             assert isinstance(connection, Connection)
-            date = _date_of(connection)
+            date = date_of(connection)
             if date is not None:
                 self._date = (date, asyncio.get_running_loop().time())
             return connection
@@ -362,7 +380,7 @@ class _Opening:
             status = error.response.status_code
             body = bytes(error.response.body or b"")[:300].decode(errors="replace")
             failure = self._failed(classify_handshake(status), body)
-            failure.retry_after = _retry_after(error.response)
+            failure.retry_after = retry_after_of(error.response)
             raise failure from None
         except (OSError, InvalidHandshake, EOFError) as error:
             detail = str(error) or type(error).__name__
@@ -405,7 +423,7 @@ class _Opening:
             return  # the server confirms without saying what; it was asked for these formats
         directions: tuple[Literal["input", "output"], ...] = ("input", "output")
         for direction in directions:
-            asked = self.edge.format_on_wire(self._asked, direction)
+            asked = self._ga.format_on_wire(self._asked, direction)
             got = format_of(session, direction)
             if asked is not None and got != asked:
                 meaning = f"the server does not speak {asked}"
@@ -428,44 +446,60 @@ class _Opening:
         )
 
 
-def _tls(endpoint: Endpoint) -> ssl.SSLContext | None:
-    """The TLS settings of a connection; a CA file that was replaced is read again."""
-    if not endpoint.connect_url.startswith("wss:"):
-        return None
-    return _context(endpoint.ca, Path(endpoint.ca).stat().st_mtime_ns if endpoint.ca else 0)
+class _LiveOpening(_Opening):
+    """The set-up of a Live session: ``session.start``, and its answer ``session.started``."""
 
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        session_object: Mapping[str, Any],
+        tap: Tap | None,
+        late: Late | None,
+        playout: LivePlayout,
+    ) -> None:
+        super().__init__(endpoint, session_object, tap, late)
+        self._playout = playout
 
-@lru_cache(maxsize=8)
-def _context(ca: str, _changed: int) -> ssl.SSLContext:
-    # Reading the system's CAs takes some ten milliseconds, in which no call is served.
-    return ssl.create_default_context(cafile=ca or None)
+    def _use_edge(self) -> None:
+        self._live = LiveEdge(self._endpoint.audio, self._asked)
+        self.edge = self._live
 
+    async def run(self) -> dict[str, Any]:
+        """Run all steps, and return the session object that the server reports."""
+        connection = self.connection = await self._connect()
+        if self._late is not None:
+            self._asked = await self._late()
+        self.step = Step.STARTED
+        await self._send(connection, {"type": "session.start", "session": self._session_object()})
+        started = await self._wait_for(connection, SessionCreated)
+        self._check_format(started.session)
+        return {**self._asked, **started.session}
 
-def _date_of(connection: Connection) -> float | None:
-    """The ``Date`` of the response to the upgrade (Unix s)."""
-    response = connection.response
-    if response is None:
-        return None
-    try:
-        return parsedate_to_datetime(response.headers["Date"]).timestamp()
-    except (KeyError, LookupError, TypeError, ValueError, OverflowError):
-        return None
+    def _session_object(self) -> dict[str, Any]:
+        return {"model": self._endpoint.model, **with_history(self._asked, self._playout.history)}
 
+    def _check_format(self, session: Mapping[str, Any]) -> None:
+        audio = session.get("audio")
+        told = audio.get("format") if isinstance(audio, Mapping) else None
+        got = told.get("type") if isinstance(told, Mapping) else None
+        asked = "audio/pcm" if self.edge.pcm is not None else self._live.codec.session_format
+        if got not in (None, asked):
+            meaning = f"the server does not speak {asked}"
+            verdict = Verdict(Kind.FATAL, "audio_format", meaning, True)
+            raise self._failed(verdict, f"session.started has audio.format {got}")
 
-def _retry_after(response: Response) -> float | None:
-    """Seconds of a ``Retry-After``: a number, or a date."""
-    value = (response.headers.get("Retry-After") or "").strip()
-    if value.isascii() and value.isdigit():
-        return float(min(int(value[:9]), MAX_RETRY_AFTER))
-    try:
-        left = parsedate_to_datetime(value).timestamp() - time.time()
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return min(max(left, 0.0), MAX_RETRY_AFTER)
-
-
-class _Connect(connect):
-    """The library's connect without redirects: one would hand the key to whoever it points to."""
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        return exc
+    def session(self, effective: dict[str, Any], on_event: OnEvent, on_closed: OnClosed) -> Session:
+        """Return the session that is up."""
+        assert self.connection is not None
+        return LiveSession(
+            self.connection,
+            self._endpoint,
+            effective,
+            self._live,
+            on_event=on_event,
+            on_closed=on_closed,
+            waiting=self.early,
+            tap=self._tap,
+            server_time=self.server_time,
+            playout=self._playout,
+        )

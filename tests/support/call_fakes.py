@@ -21,7 +21,7 @@ from gateway.call.call_record import CallRecord
 from gateway.call.plan import CallPlan
 from gateway.realtime.endpoint import Endpoint
 from gateway.realtime.errors import Kind, Verdict
-from gateway.realtime.events import ServerEvent
+from gateway.realtime.events import REALTIME, ServerEvent
 from gateway.realtime.session import SessionClosed
 from gateway.realtime.setup import SetupFailed, Step
 from gateway.sip.leg import Leg
@@ -64,6 +64,7 @@ class FakeSession:
         self.id = f"sess_{number}"
         self.seconds_left = server.seconds_left
         self.round_trip_ms = 0.0
+        self.capabilities = REALTIME
         self.commands = SimpleNamespace(
             refused=[], command_of=lambda _event_id: None, asked_by=lambda _event: None
         )

@@ -42,12 +42,20 @@ from gateway.call.tools.commands import (
 from gateway.call.tools.definitions import TRANSFER_CALL, ToolCallError
 from gateway.ending import EndReason
 from gateway.realtime.events import (
+    REALTIME,
     CancelResponse,
+    Capabilities,
     ClientCommand,
     CreateItem,
     CreateResponse,
     UpdateSession,
 )
+
+LISTEN = "The caller speaks with somebody else from now on. Listen, and say nothing."
+"""System message for a model whose turn detection cannot be turned off."""
+
+STOP = "Stop speaking now. What you were saying was cut off; do not go on with it."
+"""System message for a model whose answer cannot be cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,8 @@ class ConversationControl:
 
     def __init__(self, plan: CallPlan, timeline: CallTimeline, playout: Playout) -> None:
         self.plan = plan
+        self.capabilities = REALTIME
+        """Of the active session."""
         self.timeline = timeline
         self.response_times = ResponseTimes(timeline)
         self.playback = Playback(
@@ -134,11 +144,24 @@ class ConversationControl:
         """Why no more responses are requested; None while the conversation goes on."""
         self._handed_on = False
 
+    def use(self, capabilities: Capabilities) -> None:
+        """Note what the session can do that is the active one from now on."""
+        self.capabilities = capabilities
+        self.playback.truncates = capabilities.truncation
+        self.out_of_band.possible = capabilities.out_of_band
+
     # ---- the model
 
     def ask(self, create: CreateResponse, now: float) -> list[Output]:
-        """Request a response, once none is running."""
+        """Request a response, once none is running.
+
+        A session of which no answer can be requested takes only what is to be said; it speaks when
+        it finds that it should.
+        """
         if self.termination is not None:
+            return []
+        wishes = create.words or (create.response or {}).get("instructions")
+        if not (self.capabilities.requested_responses or wishes):
             return []
         return send(self.gate.request(create, now))
 
@@ -148,7 +171,13 @@ class ConversationControl:
 
     def exactly(self, words: str) -> CreateResponse:
         """Return the request for exactly these words."""
-        return CreateResponse({"instructions": f"Say exactly: {words}", "tools": []})
+        return CreateResponse({"instructions": f"Say exactly: {words}", "tools": []}, words)
+
+    def listen(self) -> list[Output]:
+        """Have the session listen, and say nothing."""
+        if self.capabilities.settings_updates:
+            return [Send(UpdateSession(self.plan.listening))]
+        return self.tell(LISTEN)
 
     def tell(self, text: str, *, role: str = "system") -> list[Output]:
         """Put a message into the conversation; no response is requested."""
@@ -186,7 +215,13 @@ class ConversationControl:
         running = self.gate.running
         to_cancel = [one for one in running if cancel and not self.playback.was_cut(one)]
         outputs += self.playback.interrupt(trigger, running, now)
-        return outputs + [Send(CancelResponse(one)) for one in to_cancel]
+        return outputs + self._cancel(to_cancel)
+
+    def _cancel(self, responses: list[str]) -> list[Output]:
+        """Stop what the model is saying: cancel it, or ask it to stop where that cannot be."""
+        if self.capabilities.cancel:
+            return [Send(CancelResponse(one)) for one in responses]
+        return self.tell(STOP) if responses else []
 
     def drop_response(self, response_id: str, trigger: str, now: float) -> list[Output]:
         """Stop this response only: interrupt it if it is playing, else drop and cancel it."""
@@ -195,7 +230,7 @@ class ConversationControl:
         if self.playback.was_cut(response_id) or response_id not in self.gate.running:
             return []
         self.playback.drop_response(response_id)
-        return [Send(CancelResponse(response_id))]
+        return self._cancel([response_id])
 
     # ---- the end of it
 
@@ -234,9 +269,12 @@ class ConversationControl:
         self.hangup_after_playout.last(termination.why, now)
         if not termination.words:
             return []
+        goodbye = send(self.gate.request(self.exactly(termination.words), now))
+        if not self.capabilities.settings_updates:
+            return goodbye
         # Nobody is to be answered any more, nor to be cut short.
         deaf = UpdateSession({"audio": {"input": {"turn_detection": None}}})
-        return [Send(deaf), *send(self.gate.request(self.exactly(termination.words), now))]
+        return [Send(deaf), *goodbye]
 
 
 def tool_output(call_id: str, result: Mapping[str, Any] | str) -> Output:

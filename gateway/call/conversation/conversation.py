@@ -113,7 +113,9 @@ class Conversation:
 
     def open(self, now: float) -> list[Output]:
         """Request the greeting, so that it is there when the call is answered."""
-        greeting = None if self._plan.greeting is None else CreateResponse(self._plan.greeting)
+        greeting = None
+        if (given := self._plan.greeting) is not None:
+            greeting = CreateResponse(given, self._plan.greeting_words, self._plan.greeting_clip)
         self._interruptions.greeting = greeting
         disclosed = self._disclose(greeting, now)
         asked = self.recording.opened(greeting, now)
@@ -202,7 +204,7 @@ class Conversation:
                 self._caller_speaks = False
                 self.response_times.over(now, committed=True)
                 self._functions.caller_acted()
-                if not self._plan.interruptions.by_gateway:
+                if control.capabilities.turn_events and not self._plan.interruptions.by_gateway:
                     control.gate.turn()
                 return self._interruptions.committed(event, now)
             case ResponseCreated():

@@ -63,6 +63,8 @@ class OutOfBandResponses:
 
     def __init__(self, timeline: CallTimeline) -> None:
         self._timeline = timeline
+        self.possible = True
+        """The session has such responses."""
         self._running: dict[str, _Running] = {}
         self._ids: deque[str] = deque(maxlen=4 * MAX_RUNNING)
 
@@ -90,11 +92,14 @@ class OutOfBandResponses:
         """
         out_of_band_response = OutOfBandResponse(round(self._timeline.ms(now), 1), key, purpose)
         keep(self._timeline.record.content.out_of_band, out_of_band_response)
-        if len(self._running) >= MAX_RUNNING or key in self._running:
+        why_not = "too many of them run" if len(self._running) >= MAX_RUNNING else ""
+        if not self.possible:
+            why_not = "this kind of session has none"
+        elif key in self._running:
+            why_not = "it runs already"
+        if why_not:
             out_of_band_response.status = "refused"
-            out_of_band_response.text = (
-                "too many of them run" if key not in self._running else "it runs already"
-            )
+            out_of_band_response.text = why_not
             return [
                 *self._report(out_of_band_response, now),
                 *([] if then is None else then("refused", "", now)),

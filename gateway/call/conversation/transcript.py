@@ -61,6 +61,8 @@ class Entry:
     """The item itself, where it is no message."""
     marks: list[tuple[int, int]] = field(default_factory=list)
     """Characters that had come when so many ms of audio had."""
+    cut: tuple[int, int] | None = None
+    """Ms of its audio that were heard, and that had come, when it was cut."""
 
     def as_json(self) -> dict[str, Any]:
         """For the record."""
@@ -103,8 +105,11 @@ class Transcript:
                 self._entry_of("caller", item_id, now).text = text.strip()[:MAX_TEXT]
             case inputs.ServerEventReceived(event=AgentTranscriptDelta() as delta):
                 entry = self._agent_entry(delta.response_id, delta.item_id, now)
-                self._mark_received(entry)
+                if delta.until_ms is None:
+                    self._mark_received(entry)
                 entry.text = (entry.text + delta.delta)[:MAX_TEXT]
+                if delta.until_ms is not None:
+                    self._mark(entry, delta.until_ms)
             case inputs.ServerEventReceived(event=AgentTranscript() as whole):
                 entry = self._agent_entry(whole.response_id, whole.item_id, now)
                 if whole.transcript:
@@ -240,15 +245,22 @@ class Transcript:
 
     def _mark_received(self, entry: Entry) -> None:
         """Remember how much audio had come with the words so far."""
-        received = self._control.playback.received_ms(entry.item_id)
+        self._mark(entry, self._control.playback.received_ms(entry.item_id))
+
+    def _mark(self, entry: Entry, received: int) -> None:
+        """Remember where in the item's audio (ms) its words so far end; a cut that came before the
+        words is where they are cut now."""
         marks = entry.marks
         if (not marks or marks[-1][1] < received) and len(marks) < _MARKS:
             marks.append((len(entry.text), received))
+        if entry.cut is not None:
+            entry.heard = _part_of(entry, *entry.cut)
 
     def _cut_entry(self, heard: Heard) -> None:
         """Cut the entry of an item to what the caller heard of it."""
         entry = self._by_item.get(heard.item_id)
         if entry is not None:
+            entry.cut = heard.played_ms, heard.received_ms
             entry.heard = _part_of(entry, heard.played_ms, heard.received_ms)
 
     def _item_deleted(self, item_id: str) -> None:

@@ -110,7 +110,8 @@ class Interruptions:
 
     def digit(self, now: float) -> list[Output]:
         """Interrupt because of a DTMF digit, if the route wants that."""
-        if not self._control.plan.dtmf.interrupt or self.protected:
+        control = self._control
+        if not (control.plan.dtmf.interrupt and control.capabilities.truncation) or self.protected:
             return []
         return [*self._control.interrupt("digit", now), *self._resume()]
 
@@ -118,6 +119,9 @@ class Interruptions:
         """Interrupt or pause on ``input_audio_buffer.speech_started``."""
         control = self._control
         note = control.timeline.note
+        if not control.capabilities.turn_events:
+            # The model hears the caller and stops by itself, or goes on for a "mhm".
+            return [note(now, "caller_speech_started", audio_ms=event.audio_start_ms)]
         if not self._plan.by_gateway:
             started = note(now, "caller_speech_started", audio_ms=event.audio_start_ms)
             server = control.plan.server.interrupts

@@ -126,6 +126,8 @@ class Playback:
         self._spoken: deque[str] = deque(maxlen=_CUT_RESPONSES)
         self.queued_ms = 0
         """Audio put into the playout queue since it was last known to be empty."""
+        self.truncates = True
+        """The server is told what was heard of an item that was cut."""
         self.cut_at = 0.0
         """When playout was last stopped (s)."""
         self.interrupted_after: Callable[[float], float | None] = lambda _now: None
@@ -159,7 +161,8 @@ class Playback:
         outputs = self._queue(self._tracker.finish_response(response_id), more=False)
         cut = self._cut_of(response_id)
         if cut is not None:
-            outputs += [Send(DeleteItem(item_id)) for item_id in cut.unplayed_items]
+            unplayed = cut.unplayed_items if self.truncates else []
+            outputs += [Send(DeleteItem(item_id)) for item_id in unplayed]
             cut.unplayed_items = []
         return outputs
 
@@ -282,6 +285,9 @@ class Playback:
             self.on_cut(one)
             if trigger == AT_END:
                 continue  # nobody is left to be told
+            if not self.truncates:
+                outputs.append(self._record(one, trigger, "none", now))
+                continue
             command = self._truncations.command(one)
             action = "truncate"
             if isinstance(command, DeleteItem):

@@ -76,6 +76,7 @@ def post_call_of(
     control: ConversationControl, why: EndReason, now: float
 ) -> PostCallAnalysis | None:
     """Return the analysis of a call that ends for ``why``; None without one."""
-    if not control.plan.content.post_call.prompts or why in NOT_AFTER:
+    possible = control.capabilities.out_of_band and control.plan.content.post_call.prompts
+    if not possible or why in NOT_AFTER:
         return None
     return PostCallAnalysis(control, why, now)

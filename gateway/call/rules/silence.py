@@ -120,6 +120,10 @@ _MCP_ENDS = ("response.mcp_call.completed", "response.mcp_call.failed")
 
 _NO_EVENTS, _UPDATE = "no_events", "update_not_answered"
 
+FIRST_WORDS_SECONDS = 8.0
+"""Without a ``timeout``: how long a session without turns may take for its first words, to a
+greeting or to the caller's first turn (s). Now and then one comes up and never speaks."""
+
 LOUD_SECONDS = 2
 """Loud seconds of the caller's, without any event of a server that has heard this caller before,
 after which the next quiet is one that the server owes an event for. A server that has never heard
@@ -163,6 +167,8 @@ class Silence:
         self._answered = False
         """A response was created since the caller last began to speak."""
         self._held = False
+        self._spoke = False
+        """This session has said something."""
         self._filler = False
         self._mcp: dict[str, float] = {}
         """MCP calls that the server runs, and until when they count (s)."""
@@ -191,7 +197,7 @@ class Silence:
         match input:
             case inputs.HoldChanged(held=held):
                 self._held = held
-            case inputs.CallerSounds():
+            case inputs.CallerSounds() if self._control.capabilities.turn_events:
                 self._loud += 1
                 if self._hears and self._loud >= LOUD_SECONDS:
                     self._owed, self._since = _NO_EVENTS, None
@@ -226,7 +232,7 @@ class Silence:
 
     def heard(self) -> list[Output]:
         """Audio of the model was put into the playout queue."""
-        self._since = None
+        self._since, self._spoke = None, True
         return self._stop_filler()
 
     def settle(self, now: float, *, confirmed: bool) -> list[Output]:
@@ -244,12 +250,12 @@ class Silence:
             del self._mcp[item_id]
         if self._since is None or not self._caller_waits():
             return []
-        plan = self._plan
-        if now >= self._since + plan.timeout:
+        plan, timeout = self._plan, self._timeout
+        if now >= self._since + timeout:
             self.rule = self._which_silence()
             self._since = None
             note = self._control.timeline.note(
-                now, "silence_detected", "warning", rule=self.rule, seconds=plan.timeout
+                now, "silence_detected", "warning", rule=self.rule, seconds=timeout
             )
             return [*self._stop_filler(), note]
         if plan.filler_sound and not self._filler and now >= self._since + plan.filler_delay:
@@ -263,13 +269,22 @@ class Silence:
         plan = self._plan
         if self._since is None:
             return min(self._mcp.values(), default=None)
-        if plan.filler_sound and not self._filler and plan.filler_delay < plan.timeout:
+        if plan.filler_sound and not self._filler and plan.filler_delay < self._timeout:
             return self._since + plan.filler_delay
-        return self._since + plan.timeout
+        return self._since + self._timeout
+
+    @property
+    def _timeout(self) -> float:
+        """Return the longest wait (s); 0 for no limit."""
+        given = self._plan.timeout
+        if given or self._spoke or self._control.capabilities.turn_events:
+            return given
+        return FIRST_WORDS_SECONDS
 
     def reset(self) -> list[Output]:
         """The session is gone, or another one has the caller: nothing is waited for."""
         self._since = self.rule = None
+        self._spoke = False
         self._turn = self._answered = self._hears = False
         self._loud, self._owed, self._ask_after = 0, "", LOUD_SECONDS
         self._mcp.clear()
@@ -278,6 +293,8 @@ class Silence:
     def _turn_is_answered_next(self) -> bool:
         """Return whether a response to the turn that ends now is to come."""
         plan, gate = self._control.plan, self._control.gate
+        if not self._control.capabilities.turn_events and self._spoke:
+            return False  # it may find that there is nothing to be said
         if self._answered:
             return False  # the server announced its response before the end of the turn
         if plan.interruptions.by_gateway:
@@ -288,7 +305,7 @@ class Silence:
     def _caller_waits(self) -> bool:
         """Return whether the caller hears nothing while a response is due."""
         control = self._control
-        if self._plan.timeout <= 0 or self._held or self._mcp or not (self.due or self._owed):
+        if self._timeout <= 0 or self._held or self._mcp or not (self.due or self._owed):
             return False
         # Last words have a deadline of their own.
         ends = control.termination is not None or control.hangup_after_playout.deadline is not None

@@ -405,7 +405,9 @@ class Functions:
                 use.outcome = "done"
                 result = {"status": "done", "language": plan.names.get(code, code)}
                 change = self._control.changes["language"] = UpdateSession(plan.updates[code])
-                return [Send(change), *self._add_result(group, call_id, result, now)]
+                able = self._control.capabilities.settings_updates
+                changed = [Send(change)] if able else []
+                return [*changed, *self._add_result(group, call_id, result, now)]
             if name == SET_DISPOSITION:
                 wanted = disposition_of(arguments, self._plan.tools.disposition)
                 use.outcome = "done"

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The two endless audio streams of a Live session, at 8 kHz in G.711.
+
+Up: exactly one second of audio a second from ``session.started`` to ``session.close``
+(:class:`Pacer`). Down: a track that never pauses, silence included, in which speech is found by its
+energy (:class:`SpeechTrack`). Pure: times are passed in, in seconds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gateway.audio.g711 import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, Codec
+
+LATE_FRAMES = 2
+"""Frames that caller audio may be late before silence is sent in their place: holes in what is
+sent are 60 ms at most."""
+
+BURST_FRAMES = 2
+"""Frames sent at once at most; what a stall has held up follows 20 ms later."""
+
+SURPLUS_FRAMES = 3
+"""Frames more than are due (of a sender whose clock is fast, or that came after silence was sent
+in their place) from which silent ones are left out."""
+
+MAX_SURPLUS_FRAMES = 15
+"""The most that waits; what is older goes, silent or not."""
+
+
+class Pacer:
+    """Lets audio out in real time: 50 frames a second since :meth:`start`, silence where none came.
+
+    Audio may come in pieces of any size. In the normal case each frame goes out as it comes.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._silence = codec.silence * FRAME_BYTES
+        self._quiet = quiet_codes(codec, UPLINK_LEVEL)
+        self._frames: deque[bytes] = deque()
+        self._rest = b""
+        self._began = 0.0
+        self.sent = 0
+        """Frames let out since the start."""
+        self.filled = 0
+        """Frames of them that are silence because no audio came."""
+        self.dropped = 0
+        """Frames left out, because more came than time has passed."""
+
+    def start(self, now: float) -> None:
+        """Begin now."""
+        self._began = now
+
+    def put(self, audio: bytes) -> None:
+        """Take caller audio."""
+        audio = self._rest + audio
+        whole = len(audio) // FRAME_BYTES * FRAME_BYTES
+        self._rest = audio[whole:]
+        self._frames.extend(audio[at : at + FRAME_BYTES] for at in range(0, whole, FRAME_BYTES))
+
+    def due(self, now: float) -> list[bytes]:
+        """Return the frames to send now; more may be due after :attr:`next_at`."""
+        behind = int((now - self._began) * 1000 / FRAME_MS) - self.sent
+        frames = self._frames
+        out: list[bytes] = []
+        self._leave_out(behind)
+        while behind > 0 and len(out) < BURST_FRAMES:
+            if frames:
+                out.append(frames.popleft())
+            elif behind > LATE_FRAMES:
+                out.append(self._silence)
+                self.filled += 1
+            else:
+                break
+            behind -= 1
+        self.sent += len(out)
+        return out
+
+    def _leave_out(self, behind: int) -> None:
+        """Leave frames out where too many wait: silent ones first."""
+        frames = self._frames
+        surplus = len(frames) - max(0, behind)
+        if surplus <= SURPLUS_FRAMES:
+            return
+        for index in range(len(frames) - 1, -1, -1):
+            if surplus <= SURPLUS_FRAMES:
+                break
+            if not frames[index].translate(None, self._quiet):
+                del frames[index]
+                surplus -= 1
+                self.dropped += 1
+        while surplus > MAX_SURPLUS_FRAMES:
+            frames.popleft()
+            surplus -= 1
+            self.dropped += 1
+
+    @property
+    def next_at(self) -> float:
+        """When :meth:`due` is to be asked next, whatever comes until then (s)."""
+        ahead = 1 if self._frames else LATE_FRAMES + 1
+        return self._began + (self.sent + ahead) * FRAME_MS / 1000
+
+
+TRACK_LEVEL = 130
+"""Of 32,768: a sample above it (-48 dBFS) of the model's track, which is silence where nobody
+speaks, is a voice."""
+
+UPLINK_LEVEL = 500
+"""The same of the caller's side (-36 dBFS): a line has noise."""
+
+LOUD_BYTES = 8
+"""Loud samples of a frame (160) from which it sounds: a click has fewer."""
+
+END_MS = 600
+"""Silence that ends a stretch of speech; pauses within a sentence are shorter."""
+
+LEAD_MS = 100
+"""Of the track, kept before the first frame that sounds: soft consonants, and what a late piece of
+the track is waited for with."""
+
+PAUSE_MS = 60
+"""Silence within speech from which frames may be left out to catch up."""
+
+
+def quiet_codes(codec: Codec, level: int) -> bytes:
+    """Return the G.711 bytes whose sample is not above ``level`` (of 32,768)."""
+    linear = np.frombuffer(codec.to_linear(bytes(range(256))), np.int16).astype(int)
+    return bytes(code for code in range(256) if abs(linear[code]) <= level)
+
+
+class Energy:
+    """Tells frames that sound from silent ones."""
+
+    def __init__(self, codec: Codec, level: int) -> None:
+        self.quiet = quiet_codes(codec, level)
+
+    def sounds(self, frame: bytes) -> bool:
+        """Return whether this frame sounds."""
+        return len(frame.translate(None, self.quiet)) >= LOUD_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechBegins:
+    """A stretch of speech begins at ``at_ms`` of the stream."""
+
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechEnds:
+    """It was last heard at ``at_ms``, :data:`END_MS` ago."""
+
+    at_ms: int
+
+
+class SpeechTrack:
+    """Cuts the endless track of a Live session into stretches of speech.
+
+    A stretch is handed on byte for byte, from :data:`LEAD_MS` before its first frame that sounds to
+    the end of the silence that ends it; what is between stretches is silence, and is not. Where
+    more waits to be played than ``max_queue_ms``, silent frames within a stretch are left out.
+    """
+
+    def __init__(self, codec: Codec, max_queue_ms: int) -> None:
+        self._energy = Energy(codec, TRACK_LEVEL)
+        self._max_queue_ms = max_queue_ms
+        self._before = b""
+        self._rest = b""
+        self._silent_ms = 0
+        self._bytes = 0
+        self.speaking = False
+        self.dropped_ms = 0
+        """Silence within speech that was left out to catch up."""
+
+    @property
+    def ms(self) -> int:
+        """Length of the track so far."""
+        return self._bytes // BYTES_PER_MS
+
+    def feed(self, audio: bytes, queued_ms: int) -> Iterator[SpeechBegins | bytes | SpeechEnds]:
+        """Take the next piece; ``queued_ms`` is what waits to be played."""
+        if not self.speaking and not audio.translate(None, self._energy.quiet):
+            # Silence between stretches, ten times a second and call.
+            self._bytes += len(audio)
+            self._before = (self._before + self._rest + audio)[-LEAD_MS * BYTES_PER_MS :]
+            self._rest = b""
+            return
+        audio = self._rest + audio
+        self._bytes -= len(self._rest)
+        whole = len(audio) // FRAME_BYTES * FRAME_BYTES
+        out: list[bytes] = []
+        for at in range(0, whole, FRAME_BYTES):
+            frame = audio[at : at + FRAME_BYTES]
+            self._bytes += FRAME_BYTES
+            sounds = self._energy.sounds(frame)
+            if not self.speaking:
+                if not sounds:
+                    self._before = (self._before + frame)[-LEAD_MS * BYTES_PER_MS :]
+                    continue
+                yield SpeechBegins(self.ms - FRAME_MS - len(self._before) // BYTES_PER_MS)
+                self.speaking, self._silent_ms = True, 0
+                out += [self._before, frame]
+                self._before = b""
+                continue
+            self._silent_ms = 0 if sounds else self._silent_ms + FRAME_MS
+            waits = queued_ms + sum(map(len, out)) // BYTES_PER_MS
+            if self._silent_ms > PAUSE_MS and waits > self._max_queue_ms:
+                self.dropped_ms += FRAME_MS
+            else:
+                out.append(frame)
+            if self._silent_ms >= END_MS:
+                yield b"".join(out)
+                out.clear()
+                yield self._end()
+        self._rest = audio[whole:]
+        self._bytes += len(self._rest)
+        if out:
+            yield b"".join(out)
+
+    def _end(self) -> SpeechEnds:
+        self.speaking = False
+        return SpeechEnds(self.ms - self._silent_ms)
+
+
+class SpeechDetector:
+    """Finds the caller's turns in what is sent, which nobody else tells of."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._energy = Energy(codec, UPLINK_LEVEL)
+        self._loud = self._silent_ms = self._frames = 0
+        self.speaking = False
+
+    def feed(self, frame: bytes) -> SpeechBegins | SpeechEnds | None:
+        """Take the next frame; return what it begins or ends."""
+        self._frames += 1
+        ms = self._frames * FRAME_MS
+        if self._energy.sounds(frame):
+            self._loud, self._silent_ms = self._loud + 1, 0
+            if not self.speaking and self._loud >= _ONSET_FRAMES:
+                self.speaking = True
+                return SpeechBegins(ms - self._loud * FRAME_MS)
+            return None
+        self._silent_ms += FRAME_MS
+        if self._silent_ms >= _ONSET_GAP_MS:
+            self._loud = 0
+        if not self.speaking or self._silent_ms < END_MS:
+            return None
+        self.speaking = False
+        return SpeechEnds(ms - self._silent_ms)
+
+
+_ONSET_FRAMES = 4
+"""Frames that sound, nearly in a row, before the caller is taken to speak: 80 ms."""
+_ONSET_GAP_MS = 100
+
+
+@dataclass(slots=True)
+class Stretch:
+    """A stretch of speech of one side, and its words as far as they have come."""
+
+    id: str
+    start_ms: int
+    end_ms: int | None = None
+    text: str = ""
+    words_at: float = 0.0
+    """When its last words came (s)."""
+    told: bool = False
+    """Its words were handed on as complete."""
+
+
+WORDS_LATE = 1.0
+"""Seconds without more words, after which those of a stretch that is over are complete: they come
+in pieces, three seconds after the sound."""
+
+_STRETCHES = 32
+
+
+class Stretches:
+    """The latest stretches of speech of one side, and which of them words belong to.
+
+    Args:
+        prefix: of their ids.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._made = 0
+        self._kept: deque[Stretch] = deque(maxlen=_STRETCHES)
+
+    @property
+    def latest(self) -> Stretch | None:
+        """The last one that began."""
+        return self._kept[-1] if self._kept else None
+
+    def begin(self, at_ms: int) -> Stretch:
+        """Add one."""
+        self._made += 1
+        made = Stretch(f"{self._prefix}{self._made}", at_ms)
+        self._kept.append(made)
+        return made
+
+    def words(self, text: str, start_ms: int, now: float) -> Stretch:
+        """Add words to the stretch that was heard then; to one of their own without any."""
+        found = next(
+            (one for one in reversed(self._kept) if one.start_ms <= start_ms + END_MS), None
+        )
+        if found is None:
+            found = self.begin(start_ms)
+            found.end_ms = start_ms
+        found.text += text
+        found.words_at = now
+        return found
+
+    def complete(self, now: float, *, all: bool = False) -> list[Stretch]:
+        """Return those whose words have all come, once each."""
+        done = []
+        for one in self._kept:
+            newer = one is not self.latest and any(
+                other.text for other in self._kept if other.start_ms > one.start_ms
+            )
+            late = one.end_ms is not None and now - one.words_at >= WORDS_LATE
+            if one.text and not one.told and (all or newer or late):
+                one.told = True
+                done.append(one)
+        return done

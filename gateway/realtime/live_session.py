@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A Live session that is up (GPT-Live): endless audio both ways, and no turns on the wire.
+
+Inside the gateway it looks like a Realtime session with fewer :class:`Capabilities`. Each stretch
+of speech in the model's track, found by its energy, is a response with one item, whose words follow
+seconds later; the caller's turns are found in what is sent. A response's name says nothing to the
+server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gateway.audio.g711 import Codec
+from gateway.realtime.dialects.dialect import Audio, Pcm24
+from gateway.realtime.endpoint import CLOSE_TIMEOUT, Connection, Endpoint
+from gateway.realtime.errors import classify_live_end
+from gateway.realtime.events import (
+    LIVE,
+    AgentTranscript,
+    AgentTranscriptDelta,
+    AppendText,
+    AudioDelta,
+    AudioDone,
+    Channel,
+    ClientCommand,
+    CreateItem,
+    CreateResponse,
+    InputCommitted,
+    InputTranscribed,
+    OtherEvent,
+    PlayClip,
+    ResponseCreated,
+    ResponseDone,
+    ServerEvent,
+    SessionEnded,
+    SessionUsage,
+    SpeechStarted,
+    SpeechStopped,
+    TrackAudio,
+    TrackWords,
+)
+from gateway.realtime.live_audio import (
+    Pacer,
+    SpeechBegins,
+    SpeechDetector,
+    SpeechEnds,
+    SpeechTrack,
+    Stretches,
+)
+from gateway.realtime.parse import is_live_type, parse_live_event
+from gateway.realtime.sent_commands import encode_command
+from gateway.realtime.session import Session, SessionClosed, Tap
+
+CLOSED_SECONDS = 5.0
+"""How long ``session.closed`` is waited for after ``session.close``."""
+
+USAGE_SECONDS = 1.0
+"""Seconds between two looks at what the session has cost so far; the server tells every minute."""
+
+MAX_APPEND = 1400
+"""Bytes of UTF-8 in one piece of text: 500 tokens have three at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class LivePlayout:
+    """What the call has for a Live session: the conversation so far, and a queue to play from."""
+
+    queued_ms: Callable[[], int]
+    """Returns what waits to be heard."""
+    max_queue_ms: int = 300
+    """Where more waits, silence is left out."""
+    history: Sequence[Mapping[str, Any]] = ()
+    """Items of the conversation that it goes on with."""
+
+
+BY_SECONDS = {"type": "duration", "seconds": 0}
+"""Usage of a stretch of speech: the session is billed, and not what is said in it."""
+
+NO_PLAYOUT = LivePlayout(lambda: 0)
+"""Where nobody hears it."""
+
+
+class LiveEdge:
+    """Reads and writes the wire of one Live session."""
+
+    def __init__(self, audio: Audio, session: Mapping[str, Any]) -> None:
+        self.parse: Callable[[str | bytes], ServerEvent] = parse_live_event
+        given = session["audio"]["format"]["type"]
+        self.codec = Codec.PCMA if given == Codec.PCMA.session_format else Codec.PCMU
+        self.pcm = Pcm24(self.codec) if audio == "pcm24" else None
+
+    def command(self, body: dict[str, Any]) -> dict[str, Any]:
+        """``body`` with linear PCM where the server takes nothing else."""
+        if self.pcm is None or "session" not in body:
+            return body
+        audio = {**body["session"]["audio"], "format": {"type": "audio/pcm", "rate": 24000}}
+        return {**body, "session": {**body["session"], "audio": audio}}
+
+
+class LiveSession(Session):
+    """One Live session after its ``session.started``.
+
+    Args:
+        playout: of what it says.
+    """
+
+    capabilities = LIVE
+    append_head = b'{"type":"session.input_audio.append","audio":"'
+
+    def __init__(
+        self,
+        connection: Connection,
+        endpoint: Endpoint,
+        effective: dict[str, Any],
+        edge: LiveEdge,
+        *,
+        on_event: Callable[[ServerEvent], None],
+        on_closed: Callable[[SessionClosed], None],
+        waiting: Iterable[ServerEvent] = (),
+        tap: Tap | None = None,
+        server_time: float | None = None,
+        playout: LivePlayout = NO_PLAYOUT,
+    ) -> None:
+        super().__init__(
+            connection,
+            endpoint,
+            effective,
+            edge,
+            on_event=on_event,
+            on_closed=on_closed,
+            waiting=waiting,
+            tap=tap,
+            server_time=server_time,
+        )
+        self.model = str(effective.get("model") or endpoint.model)
+        self.ended: SessionEnded | None = None
+        """``session.closed``, once it has come."""
+        self._codec, self._pcm = edge.codec, edge.pcm
+        self._queued_ms = playout.queued_ms
+        self._pacer = Pacer(edge.codec)
+        self._detector = SpeechDetector(edge.codec)
+        self.track = SpeechTrack(edge.codec, playout.max_queue_ms)
+        self._agent = Stretches("speech_")
+        self._caller = Stretches("turn_")
+        self._ended_event = asyncio.Event()
+        self._closing = self._close_wanted = False
+        self._loop = asyncio.get_running_loop()
+        now = self._loop.time()
+        self._usage = (0.0, now)
+        """The seconds that the server has told last, and when (s)."""
+        self._told_seconds = 0.0
+        self._pacer.start(now)
+        self._timer = self._loop.call_at(self._pacer.next_at, self._tick)
+        self._cut: asyncio.TimerHandle | None = None
+        """Ends a connection that the server leaves open after its ``session.closed``."""
+
+    # ---- to the server
+
+    def append(self, audio: bytes) -> None:
+        """Send caller audio, G.711 in the codec of the call, as its time comes."""
+        self._pacer.put(audio)
+        self._send_due()
+
+    def send(self, command: ClientCommand) -> str:
+        """As :meth:`Session.send`; what a Live session has no word for is dropped and counted."""
+        bodies = self._bodies_of(command)
+        event_id = ""
+        for body in bodies:
+            event_id = self.commands.next_id()
+            if self.closed or self._closing:
+                self.counters.commands_dropped += 1
+                continue
+            self.commands.remember(event_id, command)
+            self._write(encode_command(body, event_id))
+            self.counters.commands_sent += 1
+        if not bodies:
+            self.counters.commands_dropped += 1
+            self._log.debug("session.command_dropped", type=type(command).__name__, why="live")
+        return event_id or self.commands.next_id()
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Send ``session.close``, wait for ``session.closed``, and end the WebSocket."""
+        if not (self._closing or self.closed):
+            self._closing = self._close_wanted = True
+            self._timer.cancel()
+            self._write(encode_command({"type": "session.close"}, self.commands.next_id()))
+            try:
+                async with asyncio.timeout(CLOSED_SECONDS):
+                    await self._ended_event.wait()
+            except TimeoutError:
+                self._log.warning("session.end_unconfirmed", seconds=CLOSED_SECONDS)
+        await super().close(code, reason)
+
+    def _bodies_of(self, command: ClientCommand) -> list[dict[str, Any]]:
+        """Return the client events that say what ``command`` does."""
+        match command:
+            case CreateResponse(clip=clip) if clip:
+                return [PlayClip(clip).body()]
+            case CreateResponse(words=words) if words:
+                return _texts("commentary", words)
+            case CreateResponse(response=response):
+                return _texts("instructions", str((response or {}).get("instructions") or ""))
+            case CreateItem(item=item) if item.get("type") == "message":
+                parts = item.get("content") or ()
+                text = " ".join(str(part.get("text") or "") for part in parts).strip()
+                told: Channel = "thinking" if item.get("role") == "user" else "instructions"
+                return _texts(told, text)
+            case AppendText() | PlayClip():
+                return [command.body()]
+        return []
+
+    def _tick(self) -> None:
+        self._send_due()
+        now = self._loop.time()
+        self._tell_complete(now)
+        seconds = self._usage[0] + now - self._usage[1]
+        if seconds - self._told_seconds >= USAGE_SECONDS:
+            self._tell_usage(seconds, reported=False)
+        if not (self.closed or self._closing):
+            self._timer = self._loop.call_at(max(self._pacer.next_at, now + 0.01), self._tick)
+
+    def _send_due(self) -> None:
+        if self._closing or self.closed:
+            self.counters.audio_dropped += 1
+            return
+        for frame in self._pacer.due(self._loop.time()):
+            wire = frame if self._pcm is None else self._pcm.up(frame)
+            if wire:
+                super().append(wire)
+            turn = self._detector.feed(frame)
+            if turn is not None:
+                self._caller_turn(turn)
+
+    def _caller_turn(self, turn: SpeechBegins | SpeechEnds) -> None:
+        if isinstance(turn, SpeechBegins):
+            begun = self._caller.begin(turn.at_ms)
+            self._deliver(SpeechStarted(begun.id, turn.at_ms))
+            return
+        spoke = self._caller.latest
+        if spoke is not None:
+            spoke.end_ms = turn.at_ms
+            self._deliver(SpeechStopped(spoke.id, turn.at_ms))
+            self._deliver(InputCommitted(spoke.id))
+
+    # ---- from the server
+
+    def _on_parsed(self, event: ServerEvent) -> None:
+        match event:
+            case TrackAudio(audio=audio):
+                self._on_track(audio)
+            case TrackWords():
+                self._on_words(event)
+            case SessionUsage(seconds=seconds):
+                self._usage = (max(seconds, self._usage[0]), self._loop.time())
+                self._tell_usage(self._usage[0], reported=True)
+            case SessionEnded():
+                self._on_ended(event)
+            case OtherEvent(type=kind):
+                if not is_live_type(kind):
+                    self._count_unknown(kind)
+                self._deliver(event)
+            case _:
+                super()._on_parsed(event)
+
+    def _on_track(self, audio: bytes) -> None:
+        if self._pcm is not None:
+            audio = self._pcm.down(audio)
+        for part in self.track.feed(audio, self._queued_ms()):
+            if isinstance(part, bytes):
+                speech = self._agent.latest
+                if part and speech is not None:
+                    self._deliver(AudioDelta(speech.id, speech.id, 0, part))
+            elif isinstance(part, SpeechBegins):
+                begun = self._agent.begin(part.at_ms)
+                self._deliver(ResponseCreated(begun.id, {}))
+            else:
+                self._speech_over(part.at_ms)
+
+    def _speech_over(self, at_ms: int) -> None:
+        speech = self._agent.latest
+        if speech is None or speech.end_ms is not None:
+            return
+        speech.end_ms = at_ms
+        self._deliver(AudioDone(speech.id, speech.id, 0))
+        self._deliver(ResponseDone(speech.id, "completed", None, None, None, (), BY_SECONDS))
+
+    def _on_words(self, words: TrackWords) -> None:
+        now = self._loop.time()
+        side = self._agent if words.agent else self._caller
+        stretch = side.words(words.text, words.start_ms, now)
+        if words.agent:
+            until = max(0, words.end_ms - stretch.start_ms)
+            self._deliver(AgentTranscriptDelta(stretch.id, stretch.id, 0, words.text, until))
+        self._tell_complete(now)
+
+    def _tell_complete(self, now: float, *, all: bool = False) -> None:
+        """Hand on the words of stretches that have come to their end."""
+        for one in self._agent.complete(now, all=all):
+            self._deliver(AgentTranscript(one.id, one.id, 0, one.text.strip()))
+        for one in self._caller.complete(now, all=all):
+            self._deliver(InputTranscribed(one.id, one.text.strip()))
+
+    def _tell_usage(self, seconds: float, *, reported: bool) -> None:
+        self._told_seconds = max(seconds, self._told_seconds)
+        self._deliver(SessionUsage(self.id, self.model, self._told_seconds, reported))
+
+    def _on_ended(self, event: SessionEnded) -> None:
+        self.ended = event
+        if event.seconds is not None:
+            self._tell_usage(event.seconds, reported=True)
+        self._speech_over(self.track.ms)
+        self._tell_complete(self._loop.time(), all=True)
+        self._ended_event.set()
+        if not self._closing:
+            # The server ends it: nothing more is sent, and its close may come late.
+            self._closing = True
+            self._timer.cancel()
+            self._connection.protocol.send_close(1000)
+            self._connection.send_data()
+            self._cut = self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
+
+    def _end(self, closed: SessionClosed) -> None:
+        self._timer.cancel()
+        if self._cut is not None:
+            self._cut.cancel()
+        self._ended_event.set()
+        if self.ended is None:
+            self._speech_over(self.track.ms)
+            self._tell_complete(self._loop.time(), all=True)
+        if self._close_wanted:
+            closed = replace(closed, by_us=True)
+        if not closed.by_us:
+            reason = None if self.ended is None else self.ended.reason
+            code, verdict = classify_live_end(closed.code, closed.reason, reason)
+            closed = replace(closed, code=code, reason=reason or closed.reason, verdict=verdict)
+        super()._end(closed)
+
+
+def _texts(channel: Channel, text: str) -> list[dict[str, Any]]:
+    """``text`` in as many appends as its length takes, cut between words."""
+    bodies: list[dict[str, Any]] = []
+    piece = ""
+    for word in text.split(" "):
+        longer = f"{piece} {word}" if piece else word
+        if len(longer.encode()) > MAX_APPEND and piece:
+            bodies.append(AppendText(channel, piece).body())
+            longer = word
+        piece = longer
+    while len(piece.encode()) > MAX_APPEND:  # a word that is none
+        head = piece.encode()[:MAX_APPEND].decode(errors="ignore")
+        bodies.append(AppendText(channel, head).body())
+        piece = piece[len(head) :]
+    return [*bodies, AppendText(channel, piece).body()] if piece else bodies
