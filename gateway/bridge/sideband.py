@@ -20,7 +20,13 @@ import structlog
 
 from gateway.call import inputs
 from gateway.call.tools.commands import CallCommand, Interrupt
-from gateway.realtime.events import AudioDelta, ClientCommand, Relayed, RelayedUpdate
+from gateway.realtime.events import (
+    AudioDelta,
+    ClientCommand,
+    Relayed,
+    RelayedUpdate,
+    TrackAudio,
+)
 from gateway.realtime.session import Tap
 from gateway.text import unicode_in
 
@@ -68,7 +74,7 @@ class SidebandTap:
         if self._events is not None:
             self._events.sent(message, audio)
 
-    def received(self, message: bytes, delta: AudioDelta | None = None) -> None:
+    def received(self, message: bytes, delta: AudioDelta | TrackAudio | None = None) -> None:
         """As :meth:`gateway.realtime.session.Tap.received`."""
         if self._events is not None:
             self._events.received(message, delta)

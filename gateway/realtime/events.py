@@ -388,6 +388,11 @@ class TrackAudio:
 
     audio: bytes
 
+    @property
+    def part(self) -> tuple[str, str, int]:
+        """What it is a piece of, as :attr:`AudioDelta.part`: there is only one track."""
+        return "", "", 0
+
 
 @dataclass(frozen=True, slots=True)
 class TrackWords:

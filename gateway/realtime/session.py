@@ -32,6 +32,7 @@ from gateway.realtime.events import (
     ServerError,
     ServerEvent,
     SessionUpdated,
+    TrackAudio,
 )
 from gateway.realtime.parse import BadEvent, is_known_type
 from gateway.realtime.sent_commands import SentCommands, encode_command
@@ -70,7 +71,7 @@ class Tap(Protocol):
     def sent(self, message: bytes, audio: bytes | None = None) -> None:
         """We send this; ``audio`` is what it appends, and then all that is in it."""
 
-    def received(self, message: bytes, delta: AudioDelta | None = None) -> None:
+    def received(self, message: bytes, delta: AudioDelta | TrackAudio | None = None) -> None:
         """This has come; ``delta`` is what it was read as where it is audio."""
 
 
@@ -295,7 +296,8 @@ class Session:
     def _count_in(self, frame: bytes, event: ServerEvent | None) -> None:
         self.counters.events_received += 1
         if self._tap is not None:
-            self._tap.received(frame, event if type(event) is AudioDelta else None)
+            delta = event if isinstance(event, AudioDelta | TrackAudio) else None
+            self._tap.received(frame, delta)
 
     def _bad(self, error: BadEvent, frame: bytes) -> None:
         self._count_in(frame, None)

@@ -27,7 +27,7 @@ import orjson
 import structlog
 
 from gateway.log import BLANK, Redactor
-from gateway.realtime.events import AudioDelta
+from gateway.realtime.events import AudioDelta, TrackAudio
 from gateway.records.background import BackgroundWriter, Channel
 from gateway.records.files import file_stem, private
 from gateway.text import PrivateDigits
@@ -105,7 +105,7 @@ class EventLog:
             self._up = self._hold("out", message)
             self._up.begin(audio)
 
-    def received(self, message: bytes, delta: AudioDelta | None = None) -> None:
+    def received(self, message: bytes, delta: AudioDelta | TrackAudio | None = None) -> None:
         """A message from the server, and what it was read as where it is audio."""
         entry = self._down
         if delta is None:
