@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import structlog
@@ -10,11 +11,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway import __version__
 from gateway.api.access import Access, Paths, Throttle
 from gateway.api.admin import add_administration
-from gateway.api.backend import Backend
+from gateway.api.backend import Backend, RequestTimes
 from gateway.api.browser import add_browser_calls
 from gateway.api.calls import add_calls
 from gateway.api.console import add_console
@@ -45,6 +47,7 @@ def make_app(backend: Backend, tokens: tuple[Token, ...]) -> FastAPI:
         )
     app.add_middleware(BodyLimit, token_of=access.token_of)
     app.add_middleware(Throttle, access=access)
+    app.add_middleware(Timed, times=backend.requests)
     _add_errors(app)
     _add_health(app, backend)
     paths = Paths(app, access)
@@ -58,6 +61,27 @@ def make_app(backend: Backend, tokens: tuple[Token, ...]) -> FastAPI:
     if backend.applications is not None and decides:
         add_hosted(app, backend.applications, tokens)
     return app
+
+
+class Timed:
+    """Measures the time until the answer begins: streams last as long as they like (ASGI)."""
+
+    def __init__(self, app: Any, times: RequestTimes) -> None:
+        self._app = app
+        self._times = times
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+
+        async def timed(message: Message) -> None:
+            status = {"websocket.accept": 101}.get(message["type"]) or message.get("status")
+            if status is not None:
+                handler = getattr(scope.get("route"), "path", "")
+                method = scope.get("method", "WEBSOCKET")
+                self._times.observe(handler, method, status, time.perf_counter() - began)
+            await send(message)
+
+        await self._app(scope, receive, timed)
 
 
 _FOR_ALL = {"x-role": "none"}

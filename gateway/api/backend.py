@@ -7,9 +7,11 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from gateway.measures import OTHER, REQUEST, Distribution
 
 if TYPE_CHECKING:
     from gateway.api.siblings import Siblings
@@ -101,6 +103,27 @@ class BrowserCalls(Protocol):
         """Count why a page's WebSocket was closed, and frames that it did not take in time."""
 
 
+class RequestTimes:
+    """Seconds until requests to the API were answered, by path template, method and status class.
+
+    Lives on the event loop. What no path of the API took, and what another worker answered, is
+    ``other``.
+    """
+
+    METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WEBSOCKET"})
+
+    def __init__(self) -> None:
+        self.seconds: dict[tuple[str, str, str], Distribution] = {}
+
+    def observe(self, handler: str, method: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        method = method if method in self.METHODS else OTHER
+        key = (handler or OTHER, method, f"{status // 100}xx")
+        if key not in self.seconds:
+            self.seconds[key] = Distribution(REQUEST)
+        self.seconds[key].observe(seconds)
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """The process, as the API sees it. Everything is called on the event loop."""
@@ -121,6 +144,7 @@ class Backend:
     metrics: Callable[[], Awaitable[bytes]]
     """The metrics as Prometheus reads them."""
     drain: Callable[[], None]
+    requests: RequestTimes = field(default_factory=RequestTimes)
     webhooks: WebhookSender | None = None
     """None where no endpoint is configured."""
     applications: HostedCalls | None = None

@@ -73,6 +73,10 @@ READINGS: Mapping[str, tuple[type[Metric], str]] = {
     "records_oldest_pending_seconds": (GaugeMetricFamily, "Age of the oldest of them"),
     "records": (CounterMetricFamily, "Rows and events by result"),
     "process_lost_calls": (CounterMetricFamily, "Calls of processes that died"),
+    "uploads": (CounterMetricFamily, "Tries to upload recordings"),
+    "uploads_pending": (GaugeMetricFamily, "Recordings that are still to be uploaded"),
+    "recordings_lost_bytes": (CounterMetricFamily, "Of recordings, that could not be written"),
+    "http_request_seconds": (HistogramMetricFamily, "Requests to the API, until the answer begins"),
     "storage_free_bytes": (GaugeMetricFamily, "Free on the disk"),
     "queue_items": (GaugeMetricFamily, "Items that wait in a queue of this process"),
     "queue_dropped": (CounterMetricFamily, "Items that found no room in a queue"),
@@ -118,6 +122,7 @@ class _Calls(_Made):
         self._transfers = counter("transfers", "Transfers", "mode", "outcome")
         self._recoveries = counter("session_recoveries", "Sessions lost, by outcome", "outcome")
         self._handovers = counter("session_handovers", "Sessions replaced before their end")
+        self._recordings = counter("recordings", "Recordings by what became of them", "result")
         self._cost = counter("cost_usd", "What calls cost", "model", "route")
         self._tokens = counter("tokens", "Tokens used", "model", "kind")
         self._preset()
@@ -155,6 +160,8 @@ class _Calls(_Made):
         for failover in record.session.failovers:
             self._recoveries.labels(failover.outcome or "unknown").inc()
         self._handovers.inc(record.session.handovers)
+        if record.recording is not None and record.recording.state:
+            self._recordings.labels(record.recording.state).inc()
         if cost := record.cost:
             model = self._models.of(str(cost.get("model", "")))
             self._cost.labels(model, route).inc(cost.get("priced") or 0.0)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.api.backend import EventFeed
+from gateway.api.backend import EventFeed, RequestTimes
 from gateway.api.server import ApiServer
 from gateway.api.tokens import Role, Token
 from gateway.app.api_commands import call_named
@@ -34,8 +34,10 @@ from gateway.dialplan import Dialplan
 from gateway.measures import OTHER, Distribution, Labels, Reading
 from gateway.planning.call_plan import server_names
 from gateway.records.background import BackgroundWriter
+from gateway.records.recordings import Recordings
 from gateway.records.rows import columns_of
 from gateway.records.store import RecordStore
+from gateway.records.uploads import Uploads
 from gateway.records.webhooks import WebhookSender
 from gateway.sip.agent import UserAgent
 from gateway.sip.browser_leg import TRANSPORT, BrowserEnd
@@ -187,7 +189,12 @@ class Readings:
         tracing: Tracing,
         lag: Distribution,
         browsers: BrowserCalls,
+        recordings: Recordings,
+        uploads: Uploads | None,
     ) -> None:
+        self.requests = RequestTimes()
+        self._recordings = recordings
+        self._uploads = uploads
         self._config = config
         self._agent = agent
         self._calls = calls
@@ -209,7 +216,9 @@ class Readings:
         waiting = {} if self._webhooks is None else await self._webhooks.waiting()
         folder = self._config.records.spool_folder
         free = None if folder is None else await asyncio.to_thread(_free, folder)
-        parts = (self._calls_now(), self._trunks(), self._servers_now(), self._kept(waiting, free))
+        uploads = None if self._uploads is None else await asyncio.to_thread(self._uploads.waiting)
+        kept = (*self._kept(waiting, free), *self._recorded(uploads))
+        parts = (self._calls_now(), self._trunks(), self._servers_now(), kept)
         return [*parts[0], *parts[1], *parts[2], *parts[3], *self._process()]
 
     def _calls_now(self) -> Iterator[Reading]:
@@ -278,6 +287,13 @@ class Readings:
         if free is not None:
             yield "storage_free_bytes", {"volume": "records"}, free
 
+    def _recorded(self, waiting: int | None) -> Iterator[Reading]:
+        yield "recordings_lost_bytes", {}, float(self._recordings.as_json()["lost_bytes"])
+        if self._uploads is not None and waiting is not None:
+            yield "uploads_pending", {}, float(waiting)
+            yield "uploads", {"result": "uploaded"}, float(self._uploads.uploaded)
+            yield "uploads", {"result": "failed"}, float(self._uploads.failures)
+
     def _process(self) -> Iterator[Reading]:
         traces = {"traces": (len(self._tracing), self._tracing.dropped)}
         queues = {**self._writer.queues, **self._agent.queues, **traces}
@@ -288,6 +304,9 @@ class Readings:
             yield "queue_dropped", {"queue": name}, float(dropped)
         for reason, count in self.browsers.closes.items():
             yield "browser_calls", {"closed": reason}, float(count)
+        for (handler, method, status), seconds in tuple(self.requests.seconds.items()):
+            labels = {"handler": handler, "method": method, "status": status}
+            yield "http_request_seconds", labels, seconds
         yield "event_loop_lag_seconds", {}, self._lag
         yield "uplink_delay_seconds", {}, self._pump.delay
         yield "media_clock_lag_seconds", {}, late_beats()
@@ -395,7 +414,7 @@ class Api:
 
         async def rendered() -> bytes:
             state, values = self._state(), await self._readings.all()
-            values.append(("ready", {}, float(not self._not_ready())))
+            values.append(("ready", {}, float(not self.not_ready())))
             values.append(("draining", {}, float(state["draining"])))
             return bytes(await asyncio.to_thread(counting.render, values))
 
@@ -405,10 +424,11 @@ class Api:
             record=self._record,
             database=None if self._config.records.database_url is None else self._database,
             feed=feed,
-            ready=self._not_ready,
+            ready=self.not_ready,
             problems=lambda: self._state()["health"]["problems"],
             metrics=rendered,
             drain=self._drain,
+            requests=self._readings.requests,
             webhooks=self._webhooks,
             reload=self._reload,
             recordings=self._config.recording.folder,
@@ -457,7 +477,8 @@ class Api:
 
         return Database(self._config.records.database_url or "", read_only=True)
 
-    def _not_ready(self) -> Mapping[str, str]:
+    def not_ready(self) -> Mapping[str, str]:
+        """Return why no further call should come here, by part; empty while they should."""
         state = self._state()
         reasons = dict(state["health"]["problems"])
         if state["state"] != "serving":

@@ -68,6 +68,8 @@ from gateway.tools.http import HttpClient
 log = structlog.get_logger("gateway")
 
 RESOLVE_SECONDS = 5.0
+READY_SECONDS = 1.0
+"""By which the answer to OPTIONS follows that of ``/readyz``."""
 
 
 class Maintenance:
@@ -75,24 +77,28 @@ class Maintenance:
 
     Args:
         reload: what SIGHUP does.
+        ready: whether calls should come here.
     """
 
     def __init__(
         self,
         agent: UserAgent,
         reload: Callable[[], Awaitable[object]],
+        ready: Callable[[], bool],
     ) -> None:
         self._agent = agent
+        self._ready = ready
         self._reload = reload
         self._tasks = TaskSet()
 
     def start(self) -> None:
-        """Have SIGHUP reload, and look at what addresses trunks have."""
+        """Have SIGHUP reload, answer OPTIONS as ``/readyz``, look at what addresses trunks have."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
         self._tasks.spawn(self._look_at_addresses(), "look at addresses")
+        self._tasks.serve(self._tell_ready, "answer to OPTIONS")
 
     async def stop(self) -> None:
-        """End both."""
+        """End all of it."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, lambda *_: None)  # the default would cut the drain short
         await self._tasks.cancel()
@@ -102,6 +108,11 @@ class Maintenance:
 
     async def _reload_all(self) -> None:
         await self._reload()
+
+    async def _tell_ready(self) -> None:
+        while True:
+            await asyncio.sleep(READY_SECONDS)
+            self._agent.set_ready(self._ready())
 
     async def _look_at_addresses(self) -> None:
         found: dict[str, list[str]] = {}
@@ -303,11 +314,13 @@ class Gateway:
                 tracing,
                 self.lag,
                 browsers,
+                recordings,
+                uploads,
             ),
             lambda call: operator.knows(call) or self.outbound.recent(call) is not None,
             shared,
         )
-        maintenance = Maintenance(agent, reloader.reload)
+        maintenance = Maintenance(agent, reloader.reload, lambda: not api.not_ready())
         self._parts = (
             Part("traces", tracing.start, tracing.stop),
             *((Part("webhooks", webhooks.start, webhooks.stop),) if webhooks else ()),

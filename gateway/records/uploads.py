@@ -74,6 +74,8 @@ class Uploads:
 
     def __init__(self, folder: Path, storage: Storage) -> None:
         self.uploaded = 0
+        self.failures = 0
+        """Tries that failed."""
         self.failing = ""
         """Why the last try failed; empty where it did not."""
         self._folder, self._storage = folder, storage
@@ -111,10 +113,13 @@ class Uploads:
             self._changed.notify()
         await asyncio.to_thread(thread.join, STOP_SECONDS)
 
+    def waiting(self) -> int:
+        """Return how many files are still to be uploaded; reads the disk."""
+        return sum(1 for _ in self._pending.glob("*")) if self._pending.is_dir() else 0
+
     def as_json(self) -> dict[str, object]:
         """What ``gateway status`` shows."""
-        waiting = sum(1 for _ in self._pending.glob("*")) if self._pending.is_dir() else 0
-        return {"uploaded": self.uploaded, "waiting": waiting, "failing": self.failing}
+        return {"uploaded": self.uploaded, "waiting": self.waiting(), "failing": self.failing}
 
     def _run(self) -> None:
         while True:
@@ -128,6 +133,7 @@ class Uploads:
                 self._upload_all(self._storage.client())
             except Exception as error:
                 # The text of the library may have headers and keys in it.
+                self.failures += 1
                 reason = str(getattr(error, "code", "") or type(error).__name__)
                 if not self.failing:
                     log.error("recording.upload_failed", error=reason, retry_s=self._pause)

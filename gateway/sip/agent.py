@@ -199,6 +199,11 @@ class UserAgent:
         self._thread.post(lambda: self._running.take_browser(end))
         return end
 
+    def set_ready(self, ready: bool) -> None:
+        """Answer OPTIONS with 200, or with 503: calls should go elsewhere for now."""
+        if self._stack is not None:
+            self._stack.unready = not ready
+
     def drain(self) -> None:
         """Answer OPTIONS with 503 from now on, so that dispatchers send their calls elsewhere.
 

@@ -64,6 +64,8 @@ class Stack:
     ) -> None:
         self.draining = False
         """Answer OPTIONS with 503, so that dispatchers send their calls elsewhere."""
+        self.unready = False
+        """The same, until what calls need is there again."""
         self._trunks = trunks
         self._callbacks = callbacks
         self._browsers: set[BrowserCall] = set()
@@ -145,7 +147,7 @@ class Stack:
 
         capacity_check = CapacityCheck(
             full=full,
-            draining=lambda: self.draining,
+            unready=lambda: self.draining or self.unready,
             arrivals=Arrivals(library.media_handles(), capacity),
             retry_after=settings.retry_after,
             on_refused=lambda message: incoming.on_full(message),

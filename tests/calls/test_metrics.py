@@ -7,6 +7,8 @@ import asyncio
 import itertools
 import json
 import re
+import signal
+import sqlite3
 from pathlib import Path
 from typing import cast
 
@@ -14,12 +16,16 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway import __version__
 from gateway.api.metrics import READINGS, Metrics
 from gateway.app.api_backend import _may_bring_calls
 from gateway.audio.g711 import Codec
-from tests.calls.test_api import API, TOKENS
+from gateway.config.operations import DATABASE_NAME
+from tests import support
+from tests.calls.test_api import API, TOKENS, Client
 from tests.calls.test_webhooks import hooks
-from tests.support.harness import GatewayStack, eventually
+from tests.support.gateway_process import Gateway
+from tests.support.harness import TRUSTED, GatewayStack, eventually
 from tests.support.http_service import Answer, http_service
 from tests.support.made_sounds import g711, tone
 from tests.support.referred import dial
@@ -45,6 +51,14 @@ name = "failing"
 to = "^failing$"
 [route.greeting]
 say = "Hello."
+[[route]]
+name = "recorded"
+to = "^recorded$"
+[route.greeting]
+say = "Hello."
+[route.recording]
+mode = "always"
+consent = "none"
 """
 
 MORE = """
@@ -60,16 +74,22 @@ options_interval = 1
 unknown_sources = "allow"
 calls_per_second = 0
 max_concurrent_calls = 0
+[recording]
+folder = "recordings"
+[recording.upload]
+endpoint = "{storage}"
+bucket = "calls"
+region = "r"
+access_key = "k"
+secret_key = "s-of-the-storage"
 """
 
-STANDING = {
-    *("build_info", "calls_limit", "config_last_success_timestamp_seconds"),  # constant
-    *("ready", "draining", "drain_forced_calls", "process_lost_calls"),  # of the process's life
-    *("media_faults", "queue_dropped", "frames_dropped"),  # defects and overload
-    *("records_oldest_pending_seconds", "traces"),
-    *("queue_items", "records_pending"),  # empty again a moment later
+TROUBLE = {
+    *("calls_limit", "process_lost_calls", "ready", "draining", "drain_forced_calls"),
+    *("media_faults", "queue_items", "queue_dropped", "traces"),
+    *("records_pending", "records_oldest_pending_seconds"),
 }
-"""Metrics that a good call does not move: they are there all the same."""
+"""Metrics that no good call moves: of the process's life, of defects and overload."""
 
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
@@ -116,10 +136,13 @@ async def scrapes(folder: Path) -> tuple[Samples, Samples, str]:
     loop = asyncio.get_running_loop()
     registrar, carrier = await loop.create_datagram_endpoint(Carrier, ("127.0.0.1", 0))
     port = registrar.get_extra_info("sockname")[1]
-    with http_service() as receiver:
+    with http_service() as receiver, http_service() as storage:
+        storage.answers = [Answer(503)]
         receiver.answers = [Answer(403), Answer(200), Answer(500)]
         more = API + hooks(receiver.url, ["call.incoming", "call.ended"])
-        world = GatewayStack(folder, routes=ROUTES, more=more + MORE.format(registrar=port))
+        more += MORE.format(registrar=port, storage=storage.url)
+        realtime = "max_playout_seconds = 8"
+        world = GatewayStack(folder, routes=ROUTES, more=more, realtime=realtime)
         await world.start()
         address = world.gateway.all("api.listening")[-1]["address"]
         headers = {"Authorization": f"Bearer {TOKENS['admin']}"}
@@ -138,7 +161,14 @@ async def scrapes(folder: Path) -> tuple[Samples, Samples, str]:
                 outcomes = [values for name, values in now.items() if name == "calls_ended"]
                 ended = sum(sum(values.values()) for values in outcomes)
                 up = all(any(now.get(f"trunk_{one}", {}).values()) for one in ("up", "registered"))
-                return ended >= 6 and up and any(now["webhooks_dead"].values())
+                tried = any(now["uploads"].values()) and any(now["uploads_pending"].values())
+                return (
+                    ended >= 8
+                    and up
+                    and any(now["recordings_lost_bytes"].values())
+                    and tried
+                    and any(now["webhooks_dead"].values())
+                )
 
             await eventually(counted, "counters")
             await world.summary_at_end(lasting)
@@ -192,6 +222,23 @@ async def calls_of_all_kinds(world: GatewayStack) -> None:
     await eventually(reported, "reports", 20)
     await world.summary_at_end(lossy)
 
+    # More than playout takes, recorded; then a recording that cannot be written.
+    said = {"kind": "pattern", "seconds": 20, "burst": True}
+    world.behave(vad="off", answers=[said, {"kind": "silent"}])
+    long = await world.dial("recorded")
+    await (await world.session_of(long)).wait_until(lambda s: s.sent("response.done") != [], 20)
+    await world.summary_at_end(long)
+    folder, kept = world.folder / "recordings", world.folder / "kept"
+    await eventually(lambda: list((folder / "pending").glob("*")) != [], "a complete recording")
+    folder.rename(kept)
+    folder.write_text("")
+    world.gateway.tolerated |= {"call.playout_overflow"}
+    unwritten = await world.dial("recorded")
+    await world.gateway.wait("recording.write_failed", call=unwritten.call_id)
+    await world.summary_at_end(unwritten)
+    folder.unlink()
+    kept.rename(folder)
+
     # A session that is lost, a server that refuses, a number that nobody has, and an odd request.
     world.behave(
         answers=[{"kind": "pattern", "seconds": 0.2}],
@@ -221,6 +268,92 @@ async def calls_of_all_kinds(world: GatewayStack) -> None:
     )
     await world.gateway.wait("sip.rejected")
     await world.summary_at_end(odd)
+
+
+TRACED = """
+[tracing]
+endpoint = "{url}/v1/traces"
+"""
+ENTRY = (str(Path(support.__file__).with_name("faulty_gateway.py")),)
+
+
+class Scraper:
+    """Reads ``/metrics`` of a gateway until they show something."""
+
+    def __init__(self, world: GatewayStack) -> None:
+        self._world = world
+
+    async def samples(self) -> Samples:
+        """What they say now."""
+        async with Client(self._world, "") as http:
+            return parsed((await http.get("/metrics")).text)
+
+    async def shows(self, *names: str) -> None:
+        """Wait until each of these has a sample that is not 0."""
+
+        async def shown() -> bool:
+            now = await self.samples()
+            return all(any(now[name].values()) for name in names)
+
+        await eventually(shown, f"{names} above 0")
+
+
+async def test_trouble_moves_the_other_metrics(own_folder: Path) -> None:
+    with http_service() as collector:
+        collector.answers = [Answer(400, seconds=2)]
+        more = API + TRACED.format(url=collector.url)
+        world = GatewayStack(own_folder, more=more, entry=ENTRY, drain_seconds=1)
+        world.behave(vad="off", answers=[{"kind": "silent"}])
+        await world.start()
+        try:
+            await trouble(world)
+        finally:
+            world.gateway.kill()
+            await world.phone.stop()
+            await world.emulator.stop()
+
+
+async def trouble(world: GatewayStack) -> None:
+    scraper = Scraper(world)
+    before = await scraper.samples()
+    assert not any(any(before[name].values()) for name in TROUBLE - {"calls_limit", "ready"})
+    # A collector of traces that hangs, while calls end: one is in its hands, one waits.
+    for _ in range(3):
+        await world.summary_at_end(await world.dial())
+    await scraper.shows("queue_items", "queue_dropped")
+
+    # A defect where audio is moved, and a database that somebody else keeps.
+    (world.folder / "fault").write_text("move of audio")
+    call = await world.dial()
+    await world.gateway.wait("media.fault")
+    (world.folder / "fault").unlink()
+    other = sqlite3.connect(world.records_folder / DATABASE_NAME)
+    other.execute("BEGIN EXCLUSIVE")
+    await world.summary_at_end(call)
+    await scraper.shows("media_faults", "records_pending", "records_oldest_pending_seconds")
+    other.close()
+    await scraper.shows("traces")
+
+    # A process that dies with a call, and is started again with another limit.
+    await world.dial()
+    world.gateway.signal(signal.SIGKILL)
+    await world.gateway.ended()
+    config = world.gateway.config
+    config.write_text(config.read_text().replace("max_calls = 100", "max_calls = 90"))
+    world.gateway = Gateway(config, ENTRY)
+    await world.gateway.start()
+    world.phone.gateway = world.gateway.sip
+    await scraper.shows("process_lost_calls", "ready")
+    limit = (await scraper.samples())["calls_limit"]
+    assert (list(before["calls_limit"].values()), list(limit.values())) == ([100.0], [90.0])
+
+    # A drain that ends before a call does, whose telephone is gone.
+    await world.dial()
+    world.gateway.signal(signal.SIGTERM)
+    await scraper.shows("draining")
+    assert not any((await scraper.samples())["ready"].values())
+    await world.phone.stop()
+    await scraper.shows("drain_forced_calls")
 
 
 TRUNK = """
@@ -258,7 +391,8 @@ async def test_ready_once_a_trunk_is_there(own_folder: Path) -> None:
 
 
 async def test_not_ready_without_a_server(own_folder: Path) -> None:
-    world = GatewayStack(own_folder, more=API, realtime="health_check_interval = 1")
+    more, checked = API + TRUSTED, "health_check_interval = 1"
+    world = GatewayStack(own_folder, more=more, realtime=checked, max_calls=1)
     await world.start()
     address = world.gateway.all("api.listening")[-1]["address"]
     async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
@@ -268,14 +402,29 @@ async def test_not_ready_without_a_server(own_folder: Path) -> None:
 
         await eventually(ready, "ready")
         world.behave(refuse={"step": "connect", "code": "invalid_api_key"})
+        assert (await world.phone.options()).code == 200
         await world.gateway.wait("realtime.unhealthy")
         answer = await http.get("/readyz")
         assert answer.status_code == 503
         assert answer.json()["reasons"] == {"realtime": "no realtime server works"}
+        await eventually(lambda: probed(world, 503), "503 for OPTIONS")
         world.behave()
         await world.gateway.wait("realtime.healthy")
         await eventually(ready, "ready")
+        await eventually(lambda: probed(world, 200), "200 for OPTIONS")
+        # A full gateway keeps its place among others: single calls are refused.
+        call = await world.dial()
+        full = world.phone.call("plain")
+        full.invite()
+        assert (await full.refused()).code == 503
+        assert (await world.phone.options()).code == (await http.get("/readyz")).status_code == 200
+        await world.summary_at_end(call)
     await world.stop()
+
+
+async def probed(world: GatewayStack, code: int) -> bool:
+    """Whether OPTIONS has this answer."""
+    return (await world.phone.options()).code == code
 
 
 @pytest.mark.parametrize(
@@ -303,7 +452,9 @@ def declared() -> list[str]:
 def test_a_metric_moves(scraped: tuple[Samples, Samples, str], name: str) -> None:
     before, after, _ = scraped
     assert name in after, "declared, and never fed"
-    if name not in STANDING:
+    if name == "build_info":
+        assert dict(next(iter(after[name])))["version"] == __version__
+    elif name not in TROUBLE:
         assert before.get(name) != after[name]
 
 

@@ -76,6 +76,7 @@ PARTS = {
     "exit of the SIP thread": "gateway.sip.agent:UserAgent._poll",
     "media clock": "gateway.bridge.media:MediaPump.serve",
     "cost ledger": "gateway.billing.ledger:LedgerStore._look",
+    "move of audio": "gateway.bridge.media:CallMedia._move",
 }
 """What stands for a part of the process that ends alone."""
 
@@ -115,6 +116,9 @@ def install(file: Path) -> None:
 
 if __name__ == "__main__":
     install(Path(sys.argv[sys.argv.index("-c") + 1]).with_name("fault"))
+    from gateway.app import tracing
+
+    tracing.QUEUE_CALLS = 1  # so that few calls fill the queue
     from gateway.cli.main import main
 
     main()

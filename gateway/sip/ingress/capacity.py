@@ -8,9 +8,10 @@
   the process. Even a call that is refused has had two sockets, for RTP and RTCP.
 * An INVITE that comes once more after its 200 was acknowledged meets no transaction any more.
   RFC 6026 section 7.1 lets it be absorbed for 64 * T1; without that it would be a second call.
-* OPTIONS while the gateway drains: pjsua would say 200, and a dispatcher would go on sending calls.
-  While every call is taken it stays 200: a dispatcher that took a full gateway out would lose it
-  for longer than it is full, and single calls that find no place are refused one by one."""
+* OPTIONS while the gateway drains, or lacks what calls need (as ``/readyz``): pjsua would say 200,
+  and a dispatcher would go on sending calls. While every call is taken it stays 200: a dispatcher
+  that took a full gateway out would lose it for longer than it is full, and single calls that find
+  no place are refused one by one."""
 
 from __future__ import annotations
 
@@ -73,13 +74,13 @@ class Arrivals:
 
 
 class CapacityCheck:
-    """Answers new INVITEs while ``full()``, and OPTIONS while ``draining()``.
+    """Answers new INVITEs while ``full()``, and OPTIONS while ``unready()``.
 
     Made and used on the SIP thread.
 
     Args:
         full: whether the library has no call left; asked for each new INVITE.
-        draining: whether no new call is wanted; asked for each OPTIONS outside of dialogs.
+        unready: whether no new call is wanted; asked for each OPTIONS outside of dialogs.
         arrivals: what the INVITEs before say about the next one.
         retry_after: seconds for the Retry-After header.
         on_refused: told the message of each refused INVITE.
@@ -88,13 +89,13 @@ class CapacityCheck:
     def __init__(
         self,
         full: Callable[[], bool],
-        draining: Callable[[], bool],
+        unready: Callable[[], bool],
         arrivals: Arrivals,
         retry_after: int,
         on_refused: Callable[[str], None],
     ) -> None:
         self._full = full
-        self._draining = draining
+        self._unready = unready
         self._arrivals = arrivals
         self._on_refused = on_refused
         self._unavailable = Decision(503, (("Retry-After", str(retry_after)),))
@@ -103,7 +104,7 @@ class CapacityCheck:
         """On a new request outside of dialogs."""
         if received.method == "INVITE":
             return self._on_invite(received.message.decode("utf-8", "replace"))
-        if received.method == "OPTIONS" and self._draining():
+        if received.method == "OPTIONS" and self._unready():
             return self._unavailable
         return PASS
 
