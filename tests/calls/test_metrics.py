@@ -23,6 +23,7 @@ from gateway.audio.g711 import Codec
 from gateway.config.operations import DATABASE_NAME
 from tests import support
 from tests.calls.test_api import API, TOKENS, Client
+from tests.calls.test_browser_calls import page
 from tests.calls.test_webhooks import hooks
 from tests.support.gateway_process import Gateway
 from tests.support.harness import TRUSTED, GatewayStack, eventually
@@ -139,7 +140,8 @@ async def scrapes(folder: Path) -> tuple[Samples, Samples, str]:
     with http_service() as receiver, http_service() as storage:
         storage.answers = [Answer(503)]
         receiver.answers = [Answer(403), Answer(200), Answer(500)]
-        more = API + hooks(receiver.url, ["call.incoming", "call.ended"])
+        paged = API.replace("[api]\n", "[api]\nbrowser_calls = 1\n")
+        more = paged + hooks(receiver.url, ["call.incoming", "call.ended"])
         more += MORE.format(registrar=port, storage=storage.url)
         realtime = "max_playout_seconds = 8"
         world = GatewayStack(folder, routes=ROUTES, more=more, realtime=realtime)
@@ -223,8 +225,8 @@ async def calls_of_all_kinds(world: GatewayStack) -> None:
     await world.summary_at_end(lossy)
 
     # More than playout takes, recorded; then a recording that cannot be written.
-    said = {"kind": "pattern", "seconds": 20, "burst": True}
-    world.behave(vad="off", answers=[said, {"kind": "silent"}])
+    long_answer = {"kind": "pattern", "seconds": 20, "burst": True}
+    world.behave(vad="off", answers=[long_answer, {"kind": "silent"}])
     long = await world.dial("recorded")
     await (await world.session_of(long)).wait_until(lambda s: s.sent("response.done") != [], 20)
     await world.summary_at_end(long)
@@ -256,6 +258,8 @@ async def calls_of_all_kinds(world: GatewayStack) -> None:
         refused.invite()
         await refused.refused()
         await world.gateway.wait("call.summary", call=refused.call_id)
+    async with page(world, "nobody") as one:
+        await one.until(lambda: one.closed)
     world.behave()
     odd = world.phone.call("plain")
     odd.invite()
