@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, StringConstraints
 
 from gateway.addresses import bracketed
-from gateway.api.access import Paths, audit
+from gateway.api.access import Paths, audit, run
 from gateway.api.backend import Backend, BrowserCalls
 from gateway.api.limits import BEARER, UNAUTHORIZED
 from gateway.api.tokens import Role
@@ -38,6 +39,8 @@ SEND_SECONDS = 5.0
 """A page that takes nothing for so long is given up."""
 ANNOUNCED_SECONDS = 10.0
 """Until the call of a page is told of, and until it is over when the page has left."""
+LOOK_SECONDS = 0.3
+"""Between two looks at the transcript."""
 
 Number = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z+*#_.-]{1,64}$")]
 
@@ -202,7 +205,7 @@ def add_browser_calls(paths: Paths, backend: Backend) -> None:
             audit(socket, "browser_call", {"call": end.leg.call_id, "to": to}, "ok")
             page.tell({"type": "trying", "call": end.leg.call_id})
             try:
-                await _carried(page)
+                await _carried(page, _follow(backend, page, end.leg.call_id))
             except _Closed as closed:
                 close = closed
             finally:
@@ -228,8 +231,27 @@ def _permit(paths: Paths, socket: WebSocket, calls: BrowserCalls | None) -> None
     socket.state.token = token
 
 
-async def _carried(page: _Page) -> None:
+async def _follow(backend: Backend, page: _Page, call_id: str) -> None:
+    """Send what is said, and what changes of it, as it is said; never ends."""
+    sent: dict[int, Any] = {}
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        try:
+            told = await run(backend, "transcript", {"call": call_id})
+        except HTTPException:
+            continue  # it has not begun, or is over
+        first = told["count"] - len(told["transcript"])
+        entries = dict(enumerate(told["transcript"], first))
+        changed = [number for number, entry in entries.items() if sent.get(number) != entry]
+        sent = entries
+        if changed:
+            later = [entries[number] for number in range(changed[0], first + len(entries))]
+            page.tell({"type": "transcript", "first": changed[0], "entries": later})
+
+
+async def _carried(page: _Page, following: Coroutine[Any, Any, None]) -> None:
     """Carry a call until it is over or the page has left. Raises _Closed."""
+    beside = asyncio.create_task(following, name="words for a page")
     sending = asyncio.create_task(page.send(), name="audio to a page")
     receiving = asyncio.create_task(page.receive(), name="audio of a page")
     try:
@@ -240,6 +262,6 @@ async def _carried(page: _Page) -> None:
         if sending not in done:
             raise _Closed(1000, "page_left")
     finally:
-        for task in (sending, receiving):
+        for task in (sending, receiving, beside):
             task.cancel()
-        await asyncio.gather(sending, receiving, return_exceptions=True)
+        await asyncio.gather(sending, receiving, beside, return_exceptions=True)

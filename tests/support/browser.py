@@ -35,9 +35,14 @@ WITHIN_MS = 15_000
 
 
 class Browser:
-    """Chromium, and what its pages did wrong: errors of scripts, requests to other hosts."""
+    """Chromium, and what its pages did wrong: errors of scripts, requests to other hosts.
 
-    def __init__(self) -> None:
+    Args:
+        flags: more of Chromium's.
+    """
+
+    def __init__(self, *flags: str) -> None:
+        self._flags = (*FLAGS, *flags)
         self.wrong: list[str] = []
         self._playwright: Playwright | None = None
         self._chromium: Chromium | None = None
@@ -47,7 +52,7 @@ class Browser:
         """Start it."""
         self._playwright = await async_playwright().start()
         self._chromium = await self._playwright.chromium.launch(
-            executable_path=PROGRAM, args=list(FLAGS)
+            executable_path=PROGRAM, args=list(self._flags)
         )
 
     async def stop(self) -> None:

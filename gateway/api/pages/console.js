@@ -4,6 +4,7 @@
 // A page is a module with `page`: see Page below. To add one, import it and put it into PAGES.
 
 import { ApiError, ask, element, failed, may, say, tell } from "./base.js";
+import { page as call } from "./call.js";
 import { page as live } from "./live.js";
 
 /**
@@ -22,7 +23,7 @@ import { page as live } from "./live.js";
  */
 
 /** @type {Page[]} */
-const PAGES = [live];
+const PAGES = [live, call];
 
 const main = document.getElementById("main");
 const navigation = document.querySelector("nav");

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Calls from the console's page in a real Chromium, whose microphone plays a file; listened to."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.async_api import Page, expect
+
+from gateway.audio.g711 import Codec
+from gateway.devtools.emulator.session_log import SessionRecord
+from gateway.devtools.emulator.speech import resample, synthesise
+from tests.calls.conftest import shared_world, world
+from tests.calls.test_api import API, Client
+from tests.calls.test_browser_calls import page as websocket
+from tests.interop.test_console import logged_in
+from tests.support import figures
+from tests.support.browser import PROGRAM, TELEPHONE, WITHIN_MS, Browser
+from tests.support.harness import GatewayStack, eventually
+
+__all__ = ["shared_world", "world"]
+
+pytestmark = [
+    pytest.mark.interop,
+    pytest.mark.skipif(not PROGRAM.exists(), reason="Chromium is not installed"),
+]
+WORLD = {
+    "more": API.replace("[api]\n", "[api]\nbrowser_calls = 2\n"),
+    "routes": '[[route]]\nname = "keypad"\nto = "^keypad$"\ndtmf.finish_on_key = "#"\n',
+}
+SAID = "The quick brown fox jumps over the lazy dog and the seven little sheep"
+RATE = 48000
+ALIKE = 0.8
+"""Of the loudness; a microphone's filters change some of it."""
+
+
+@pytest.fixture(scope="module")
+def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half a second of silence, and a sentence."""
+    spoken, rate = synthesise(SAID)
+    path = tmp_path_factory.mktemp("microphone") / "said.wav"
+    samples = np.frombuffer(spoken, np.int16)
+    at = np.arange(int(len(samples) * RATE / rate)) * rate / RATE
+    sound = np.interp(at, np.arange(len(samples)), samples).astype(np.int16)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(bytes(RATE) + sound.tobytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def chromium(runner: asyncio.Runner, microphone: Path) -> Iterator[Browser]:
+    """One browser for all tests."""
+    made = Browser(f"--use-file-for-fake-audio-capture={microphone}%noloop")
+    runner.run(made.start())
+    yield made
+    runner.run(made.stop())
+
+
+@pytest.fixture
+def browser(runner: asyncio.Runner, chromium: Browser) -> Iterator[Browser]:
+    """The browser; after each test nothing may have gone wrong in its pages."""
+    yield chromium
+    runner.run(chromium.check())
+
+
+def envelope(audio: bytes) -> Any:
+    """How loud G.711 is around each 10 ms."""
+    linear = np.frombuffer(Codec.PCMU.to_linear(audio), np.int16).astype(float)
+    power = (linear[: len(linear) // 80 * 80].reshape(-1, 80) ** 2).mean(axis=1)
+    loudness = np.sqrt(np.convolve(power, np.ones(5) / 5, "same"))
+    return loudness + 1e-6 * np.arange(len(loudness))  # silence correlates with nothing
+
+
+def likeness(said: bytes, heard: bytes) -> float:
+    """How alike in loudness both are, -1 to 1: the mean of seconds that follow on one another.
+
+    Each may be half a second off, as a busy machine leaves gaps.
+    """
+    one, other = envelope(said), envelope(heard)
+    found: list[float] = []
+    places = range(max(0, len(other) - 100))
+    for start in range(0, len(one) - 99, 100):
+        piece = one[start : start + 100]
+        alike = [(float(np.corrcoef(piece, other[at : at + 100])[0, 1]), at) for at in places]
+        best, place = max(alike, default=(0.0, 0))
+        found.append(best)
+        places = range(place + 50, min(place + 151, len(other) - 100))
+    return sum(found) / len(found)
+
+
+TAP = """
+const connect = AudioNode.prototype.connect;
+AudioNode.prototype.connect = function (to, ...rest) {
+  if (to instanceof AudioDestinationNode) {
+    const tap = this.context.createScriptProcessor(4096, 1, 1);
+    window.heard = [];
+    window.heardRate = this.context.sampleRate;
+    tap.onaudioprocess = ({ inputBuffer }) => {
+      const samples = Int16Array.from(inputBuffer.getChannelData(0), (one) => one * 32767);
+      window.heard.push(String.fromCharCode(...new Uint8Array(samples.buffer)));
+    };
+    connect.call(this, tap);
+    connect.call(tap, to);
+  }
+  return connect.call(this, to, ...rest);
+};
+"""
+"""Keeps what a page plays, on its way to the loudspeaker."""
+
+
+async def heard_by(page: Page) -> bytes:
+    """What the page has played so far, as G.711."""
+    rate, samples = await page.evaluate("[window.heardRate, btoa(window.heard.join(''))]")
+    return Codec.PCMU.from_linear(resample(base64.b64decode(samples), rate, 8000))
+
+
+async def calling(
+    browser: Browser, world: GatewayStack, to: str, script: str = TAP, **options: Any
+) -> Page:
+    """A page in a call to this number."""
+    page = await logged_in(browser, world, path=f"#/call/{to}", **options)
+    await page.evaluate(f"() => {{ {script} }}")
+    await page.get_by_role("button", name="Call", exact=True).click()
+    await expect(page.get_by_text("Connected")).to_be_visible()
+    return page
+
+
+async def session_of(world: GatewayStack) -> SessionRecord:
+    """The only one that is open."""
+    await eventually(lambda: len(world.emulator.live) == 1, "a session")
+    return next(one for one in world.emulator.sessions if one.id in world.emulator.live)
+
+
+async def hung_up(page: Page) -> None:
+    """Hang up in the page, and see that it says so."""
+    await page.get_by_role("button", name="Hang up").click()
+    await expect(page.get_by_text("The call is over")).to_be_visible()
+
+
+async def test_both_hear_each_other(browser: Browser, world: GatewayStack) -> None:
+    """The session hears the microphone, and the loudspeaker plays the agent."""
+    text = "One moment please. I have found your booking for Saturday, the twenty third of May."
+    first = {"kind": "say", "text": "Good morning. " + text}
+    world.behave(answers=[first, {"kind": "say", "text": text}, {"kind": "silent"}])
+    page = await calling(browser, world, "greeted")
+    session = await session_of(world)
+    await expect(page.get_by_text("(interrupted)")).to_be_visible()
+    await expect(page.get_by_text("Agent: " + text)).to_be_visible(timeout=WITHIN_MS)
+    await expect(page.get_by_text(re.compile("Delay: [0-9]+ ms to the gateway"))).to_be_visible()
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
+    answer = bytes(list(session.sent_items.values())[-1])
+    alike: list[float] = [0.0]
+
+    async def played() -> bool:
+        alike[0] = likeness(answer, await heard_by(page))
+        return alike[0] > ALIKE
+
+    await eventually(played, "the agent's answer at the loudspeaker", 20)
+    spoken, rate = synthesise(SAID)
+    said = Codec.PCMU.from_linear(resample(spoken, rate, 8000))
+    alike.append(likeness(said, bytes(session.received)))
+    figures.show("voice of a page, as the session got it", f"{alike[1]:.2f} alike")
+    figures.show("the agent's voice, as a page played it", f"{alike[0]:.2f} alike")
+    assert alike[1] > ALIKE
+    await hung_up(page)
+    await world.gateway.wait("call.summary", transport="browser")
+
+
+async def test_the_caller_interrupts(browser: Browser, world: GatewayStack) -> None:
+    """What is played of the agent's words is what the server is told, but for a jitter buffer."""
+    world.behave(answers=[{"kind": "pattern", "seconds": 20, "seed": 1}, {"kind": "silent"}])
+    page = await calling(browser, world, "greeted")
+    session = await session_of(world)
+    await session.wait_until(lambda s: s.truncations != [], 20)
+    (cut,) = session.truncations
+    heard: list[float] = []
+
+    async def still() -> bool:
+        heard[:] = envelope(await heard_by(page))
+        return len(heard) > 100 and max(heard[-50:-3]) < 200
+
+    await eventually(still, "silence at the loudspeaker", 20)
+    loud = 10 * sum(one > 2000 for one in heard)
+    assert abs(loud - cut.requested_ms) <= 100, (loud, cut)
+    await hung_up(page)
+
+
+async def test_on_a_telephone_by_keyboard(browser: Browser, world: GatewayStack) -> None:
+    world.behave(vad="off", answers=[{"kind": "silent"}])
+    page = await logged_in(browser, world, path="#/call", screen=TELEPHONE)
+    width = await page.evaluate("document.documentElement.scrollWidth")
+    assert width <= TELEPHONE["width"], "nothing is cut off"
+    await page.get_by_label("Number", exact=True).fill("keypad")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_text("Connected")).to_be_visible()
+    await expect(page.get_by_role("button", name="Hang up")).to_be_focused()
+    await page.keyboard.press("Tab")
+    await expect(page.get_by_role("button", name="1", exact=True)).to_be_focused()
+    await page.keyboard.press("4")
+    await page.get_by_role("button", name="2", exact=True).click()
+    await page.keyboard.press("#")
+    await expect(page.get_by_label("Keys pressed")).to_have_text("42#")
+    session = await session_of(world)
+    await session.wait_until(lambda s: s.seen("conversation.item.create") != [], 10)
+    assert "4 2" in str(session.seen("conversation.item.create")[0].body)
+    mute = page.get_by_role("button", name="Mute")
+    await mute.press("Enter")
+    await expect(mute).to_have_attribute("aria-pressed", "true")
+    await session.wait_until(lambda s: set(s.received[-4000:]) == {0xFF}, 10)
+    await page.get_by_role("button", name="Hang up").press("Enter")
+    await expect(page.get_by_text("The call is over")).to_be_visible()
+    await expect(page.get_by_label("Number", exact=True)).to_be_focused()
+
+
+async def test_the_other_side_hangs_up(browser: Browser, world: GatewayStack) -> None:
+    world.behave(vad="off", answers=[{"kind": "silent"}])
+    page = await calling(browser, world, "plain")
+    async with Client(world, "operator") as http:
+        (call,) = (await http.get("/api/v1/calls", params={"live": True})).json()["calls"]
+        await http.post(f"/api/v1/calls/{call['id']}/hangup")
+    await expect(page.get_by_text(re.compile("The call is over after .* s"))).to_be_visible()
+    await page.get_by_label("Number", exact=True).fill("nowhere")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_text("(404)")).to_be_visible()
+
+
+async def test_leaving_the_page_hangs_up(browser: Browser, world: GatewayStack) -> None:
+    world.behave(vad="off", answers=[{"kind": "silent"}])
+    page = await calling(browser, world, "plain")
+    await page.get_by_role("link", name="Live calls").click()
+    await eventually(lambda: not world.emulator.live, "no session")
+    page = await calling(browser, world, "plain")
+    await page.context.close()
+    await eventually(lambda: not world.emulator.live, "no session")
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        (
+            "navigator.mediaDevices.getUserMedia = async () => {"
+            " throw new DOMException('denied', 'NotAllowedError'); }",
+            "The microphone is blocked",
+        ),
+        (
+            "navigator.mediaDevices.getUserMedia = async () => {"
+            " throw new DOMException('none', 'NotFoundError'); }",
+            "No microphone was found",
+        ),
+    ],
+)
+async def test_without_a_microphone(
+    browser: Browser, world: GatewayStack, script: str, told: str
+) -> None:
+    page = await logged_in(browser, world, path="#/call/plain")
+    await page.evaluate(f"() => {{ {script} }}")
+    await page.get_by_role("button", name="Call", exact=True).click()
+    await expect(page.get_by_text(told)).to_be_visible()
+    await expect(page.get_by_role("button", name="Call", exact=True)).to_be_enabled()
+    assert not world.emulator.live
+
+
+async def test_a_page_without_tls_says_why_it_cannot_call(
+    browser: Browser, world: GatewayStack
+) -> None:
+    page = await logged_in(browser, world)
+    await page.evaluate("Object.defineProperty(window, 'isSecureContext', {value: false})")
+    await page.get_by_role("link", name="Call", exact=True).click()
+    await expect(page.get_by_text("only to pages over https or on localhost")).to_be_visible()
+    await expect(page.get_by_role("button", name="Call", exact=True)).to_be_disabled()
+
+
+async def test_too_many_calls(browser: Browser, world: GatewayStack) -> None:
+    world.behave(vad="off", answers=[{"kind": "silent"}])
+    async with websocket(world) as one, websocket(world) as other:
+        await one.answered()
+        await other.answered()
+        page = await logged_in(browser, world, path="#/call/plain")
+        await page.get_by_role("button", name="Call", exact=True).click()
+        await expect(page.get_by_role("alert")).to_contain_text("as many calls from browsers")
