@@ -21,7 +21,7 @@ from tests.support.dialog import dialog_call
 from tests.support.harness import GatewayStack
 from tests.support.listening import MOST_OF_IT, noise, share_heard
 from tests.support.referred import ReferredCall, dial
-from tests.support.rtp_end import RtpEnd
+from tests.support.rtp_end import FRAME, RtpEnd
 
 PORT = free_port()
 WORDS = {"kind": "pattern", "seconds": 0.6, "seed": 77}
@@ -176,8 +176,17 @@ async def test_accepted_while_the_caller_holds(world: GatewayStack, callee: Call
     await heard(there.rtp, SAID)
     await call.renegotiate(direction="sendonly")
     await world.gateway.wait("call.held", call=call.call_id)
+    # The next call may get the place of the held one in the conference bridge.
+    other = await dialog_answered(dialog_call(world.phone, "plain"))
+    await world.gateway.wait("call.confirmed", call=other.call_id)
     there.rtp.press("1")
     await world.gateway.wait("call.bridged", call=call.call_id)
+    private = noise(85, 0.6)
+    other.rtp.say(private)
+    await other.rtp.quiet()
+    await there.rtp.heard_bytes(len(there.rtp.packets) * FRAME + 8000)
+    assert share_heard(private, there.rtp.heard) < 0.1, "that is another caller"
+    await other.hang_up()
     await call.renegotiate(direction="sendrecv")
     await hear_each_other(call, there, 80)
     await world.summary_at_end(call)

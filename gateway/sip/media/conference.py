@@ -10,6 +10,7 @@ that the clock may be in is a crash.
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,12 @@ def _play(path: str) -> Any:
     return player
 
 
+def _separate(source: Any, sink: Any) -> None:
+    """Take a connection of the bridge away; of a place that is gone there is none."""
+    with suppress(pj.Error):
+        source.stopTransmit(sink)
+
+
 class ConferenceLink:
     """A call's stream in the bridge, and what it is joined with. Lives on the SIP thread.
 
@@ -114,7 +121,8 @@ class ConferenceLink:
         self._sounds = sounds
         self._pool = pool
         self.media: Any = None
-        """The call's stream in the bridge, while it has one."""
+        """The call's stream in the bridge, while it has one. While the peer holds, the library may
+        have given its place to another call: nothing is joined with it then."""
         self.port: Port | None = None
         """Ours, which the session's audio comes from, and goes to where several are mixed."""
         self._audio: CallAudio | None = None
@@ -132,6 +140,8 @@ class ConferenceLink:
 
     def wire(self, media: Any) -> None:
         """The stream is up, perhaps anew: join it with all that it belongs to."""
+        if self._playing is not None:
+            _separate(self._playing, media)  # it may have kept its place
         self.media = media
         self._playing = None
         self._connect()
@@ -218,7 +228,7 @@ class ConferenceLink:
         if port is None:
             return
         if self.media is not None:
-            port.stopTransmit(self.media)
+            _separate(port, self.media)
         self._pool.give_back(port)
 
     def play(self, sound: str) -> None:
@@ -227,10 +237,11 @@ class ConferenceLink:
             self._sounds.give_back(self._sound, self._player)
             self._player = self._sounds.take(sound) if sound else None
         self._sound, player = sound, self._player
-        if self.media is None or player is self._playing:
+        if self._playing is not None and player is not self._playing:
+            _separate(self._playing, self.media)
+            self._playing = None
+        if self._place is None or player is self._playing:
             return
-        if self._playing is not None:
-            self._playing.stopTransmit(self.media)
         self._playing = player
         if player is not None:
             player.startTransmit(self.media)
@@ -250,8 +261,8 @@ class ConferenceLink:
         """Have the other call's port, and the audio that it serves, from now on."""
         port, other.port = other.port, None
         if port is not None and other.media is not None:
-            other.media.stopTransmit(port)
-            port.stopTransmit(other.media)
+            _separate(other.media, port)
+            _separate(port, other.media)
         self.port = port
         self._audio, other._audio = other._audio, None
         self._tap()
@@ -263,10 +274,10 @@ class ConferenceLink:
         self._listen()
 
     def _connect(self) -> None:
-        media, partner, port = self.media, self.partner, self.port
+        media, partner, port = self._place, self.partner, self.port
         if media is None:
             return
-        other = None if partner is None else partner.media
+        other = None if partner is None else partner._place
         if other is not None:
             media.startTransmit(other)
             other.startTransmit(media)
@@ -282,6 +293,11 @@ class ConferenceLink:
         if partner is not None and partner.port is not None and partner._session_hears:
             media.startTransmit(partner.port)
         self._listen()
+
+    @property
+    def _place(self) -> Any:
+        """What can be joined with others now."""
+        return None if self._held else self.media
 
     def _source(self) -> Source:
         """Where the session's audio is taken from.
