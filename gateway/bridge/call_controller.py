@@ -83,12 +83,13 @@ class CallController:
         self._audio = audio
         self.listeners = Listeners(audio.monitor, lambda: audio.playout.codec)
         """Those who listen in."""
-        self._driver = driver = MachineDriver(machine, self.on_fault)
+        self._driver = driver = MachineDriver(machine, self.on_fault, audio.playout.put)
         self._sideband = sideband
         feed = driver.feed if sideband is None else sideband.seeing(driver.feed)
         self._host = host = CallHost(
             record,
             feed,
+            driver.feed_audio,
             lambda: (loop.time() - began) * 1000,
             self.on_fault,
             lambda: driver.over,

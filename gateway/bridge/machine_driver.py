@@ -46,6 +46,8 @@ class CallHost:
     record: CallRecord
     feed: Callable[[Input], None]
     """Hands an input to the machine."""
+    feed_audio: Callable[[AudioDelta], None]
+    """Hands audio of the session to the machine."""
     now_ms: Callable[[], float]
     """Milliseconds since the call began."""
     on_fault: Callable[[Exception], None]
@@ -109,10 +111,17 @@ class MachineDriver:
 
     Args:
         on_fault: told of what raises; ends the call.
+        put: queues frames for playout, and returns how many it refused.
     """
 
-    def __init__(self, machine: CallMachine, on_fault: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        machine: CallMachine,
+        on_fault: Callable[[Exception], None],
+        put: Callable[[bytes], int],
+    ) -> None:
         self.machine = machine
+        self._put = put
         self.executors: dict[type, Callable[[Any], None]] = {}
         self.started = False
         self.over = False
@@ -145,6 +154,15 @@ class MachineDriver:
         self._inbox.append((input, self._loop.time() if at is None else at))
         self._work()
 
+    def feed_audio(self, delta: AudioDelta) -> None:
+        """Hand over audio of the session, up to fifty times a second."""
+        waits = self._busy or self._inbox or self.over
+        frames = None if waits else self.machine.more_audio(delta)
+        if frames is None:
+            self.feed(inputs.ServerEventReceived(delta))
+        elif frames and (refused := self._put(frames)):
+            self.feed(inputs.PlayoutRefused(refused))
+
     def feed_first(self, input: inputs.Input) -> None:
         """Put an input before all that wait; :meth:`work` handles it."""
         if not self.over:
@@ -159,20 +177,13 @@ class MachineDriver:
         if self._busy or self.over:
             return
         self._busy = True
-        audio_only = True
         try:
             while self._inbox:
                 input, at = self._inbox.popleft()
                 self._execute(self.machine.handle(input, at))
-                if (
-                    type(input) is not inputs.ServerEventReceived
-                    or type(input.event) is not AudioDelta
-                ):
-                    audio_only = False
         finally:
             self._busy = False
-        # Audio that is queued moves no deadline, and comes fifty times a second.
-        if not audio_only and not self.over:
+        if not self.over:
             self._schedule()
 
     def may_end_call(self) -> bool:

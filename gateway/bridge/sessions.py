@@ -315,8 +315,16 @@ class Sessions(CallPart):
 
     # ---- what the sessions tell
 
-    @entry
     def _on_event(self, line: _Line, event: ServerEvent) -> None:
+        try:
+            if type(event) is AudioDelta and line is self._line and line.early is None:
+                self._host.feed_audio(event)  # fifty times a second
+            else:
+                self._on_other(line, event)
+        except Exception as error:
+            self.on_fault(error)
+
+    def _on_other(self, line: _Line, event: ServerEvent) -> None:
         if line.early is not None:
             line.early.append(event)
             return
@@ -327,9 +335,6 @@ class Sessions(CallPart):
             return
         if isinstance(event, SessionUsage):
             self._count(event)
-            return
-        if isinstance(event, AudioDelta):  # fifty times a second
-            self._host.feed(inputs.ServerEventReceived(event))
             return
         if isinstance(event, ServerError):
             command = None

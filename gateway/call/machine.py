@@ -155,6 +155,7 @@ class CallMachine:
         session = self._session = SessionEvents(call, self._end_call)
         leg = LegEvents(call, session)
         conversation, note = call.conversation, call.timeline.note
+        self._playback = conversation.control.playback
         self._handlers: dict[type, Callable[[Any, float], list[outputs.Output]]] = {
             inputs.Prepared: self._on_prepared,
             inputs.SessionReady: session.on_session_ready,
@@ -220,14 +221,14 @@ class CallMachine:
             return self._session.known_outage(self._call.plan.server.known_outage, now)
         return [*self._call.opening.begin(now), outputs.OpenSession()]
 
+    def more_audio(self, event: AudioDelta) -> bytes | None:
+        """Take audio that follows on audio; return the frames to queue, None if it is an input."""
+        return self._playback.receive_more(event) if event.part == self._flowing else None
+
     def handle(self, input: inputs.Input, now: float) -> list[outputs.Output]:
         """Take an input that came at ``now`` (s); return what to do, in order."""
         conversation = self._call.conversation
         event = input.event if type(input) is inputs.ServerEventReceived else None
-        if type(event) is AudioDelta and event.part == self._flowing:
-            # Nothing has happened since audio of this part was queued, and that was all: up to
-            # fifty times a second.
-            return conversation.control.playback.receive_more(event)
         self._flowing = None
         if self._call.state is State.FINISHED:
             return []

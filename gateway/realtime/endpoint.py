@@ -290,10 +290,12 @@ class Connection(ClientConnection):
         if hasattr(transport, "max_size"):
             transport.max_size = READ_BYTES
 
-    def write_text(self, message: bytes) -> None:
-        """Send a message now, however much waits in the write buffer; nothing after a close."""
-        if self.protocol.state is State.OPEN:
-            self.transport.write(text_frame(message))
+    def write_text(self, message: bytes) -> bool:
+        """Send a message now, however much waits in the write buffer; False after a close."""
+        if self.protocol.state is not State.OPEN:
+            return False
+        self.transport.write(text_frame(message))
+        return True
 
     async def next_message(self) -> bytes:
         """The next message of the queue. Raises ConnectionClosed at its end."""

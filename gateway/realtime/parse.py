@@ -92,6 +92,7 @@ MAX_VALUES = 100_000
 
 _LARGE = 64 * 1024
 
+AUDIO_DELTA = "response.output_audio.delta"
 
 _CONSEQUENCES = {
     "response.output_audio.delta": "this part of the response is not heard",
@@ -133,6 +134,8 @@ def parse_event(
     needs; nothing else, whatever the frame holds.
     """
     event_type, event = _object_of(frame, translate)
+    if event_type == AUDIO_DELTA:
+        return _audio_delta(event)
     reader = _READERS.get(event_type)
     if reader is None:
         return OtherEvent(event_type, event)
@@ -197,11 +200,11 @@ def is_live_type(event_type: str) -> bool:
 class _Fields:
     """An event's keys, read with a complaint that names event and path when one is not there."""
 
-    __slots__ = ("_path", "_type", "_values", "raw")
+    __slots__ = ("_path", "_type", "raw", "values")
 
     def __init__(self, event_type: str, values: Mapping[str, Any], path: str = "") -> None:
         self._type = event_type
-        self._values = values
+        self.values = values
         self._path = path
         self.raw = values.get
 
@@ -209,13 +212,13 @@ class _Fields:
         return BadEvent(self._type, self._path + key, detail)
 
     def text(self, key: str) -> str:
-        value = self._values.get(key)
+        value = self.values.get(key)
         if not isinstance(value, str):
             raise self.bad(key, "missing" if value is None else "not a string")
         return value
 
     def text_or_none(self, key: str) -> str | None:
-        value = self._values.get(key)
+        value = self.values.get(key)
         return value if isinstance(value, str) else None
 
     def id(self, key: str) -> str:
@@ -229,7 +232,7 @@ class _Fields:
             return None
 
     def number(self, key: str) -> int:
-        value = self._values.get(key)
+        value = self.values.get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.bad(key, "missing" if value is None else "not a number")
         try:
@@ -242,13 +245,13 @@ class _Fields:
         return self.number_or_none("content_index") or 0
 
     def object(self, key: str) -> dict[str, Any]:
-        value = self._values.get(key)
+        value = self.values.get(key)
         if not isinstance(value, dict):
             raise self.bad(key, "missing" if value is None else "not an object")
         return value
 
     def object_or_none(self, key: str) -> dict[str, Any] | None:
-        value = self._values.get(key)
+        value = self.values.get(key)
         return value if isinstance(value, dict) else None
 
     def inner(self, key: str) -> _Fields:
@@ -266,14 +269,21 @@ def _audio(event: _Fields) -> bytes:
         raise event.bad("delta", "not base64") from None
 
 
-def _audio_delta(event: _Fields) -> AudioDelta:
-    audio = _audio(event)
-    response_id, item_id, index = map(event.raw, ("response_id", "item_id", "content_index"))
-    # Fifty times a second and call: no more calls than it takes.
+def _audio_delta(event: Mapping[str, Any]) -> AudioDelta:
+    """Fifty times a second and call: in as few steps as it takes."""
+    value = event.get
+    response_id, item_id = value("response_id"), value("item_id")
+    encoded, index = value("delta"), value("content_index")
+    try:
+        audio = binascii.a2b_base64(encoded, strict_mode=True)
+    except (TypeError, ValueError):
+        audio = b""
+    if not audio or len(audio) > _LARGE:
+        audio = _audio(_Fields(AUDIO_DELTA, event))  # which says what is wrong
     return AudioDelta(
         response_id if type(response_id) is str else "",
         item_id if type(item_id) is str else "",
-        index if type(index) is int else event.content_index(),
+        index if type(index) is int else _Fields(AUDIO_DELTA, event).content_index(),
         audio,
     )
 
@@ -372,7 +382,7 @@ _READERS: dict[str, Callable[[_Fields], ServerEvent]] = {
     "conversation.item.deleted": lambda e: ItemDeleted(e.text("item_id")),
     "response.created": _response_created,
     "response.done": _response_done,
-    "response.output_audio.delta": _audio_delta,
+    AUDIO_DELTA: lambda e: _audio_delta(e.values),
     "response.output_audio.done": lambda e: AudioDone(
         e.id("response_id"), e.id("item_id"), e.content_index()
     ),

@@ -180,17 +180,15 @@ class Session:
         dropped and counted.
         """
         counters = self.counters
-        if (
-            self._connection.protocol.state is not State.OPEN
-            or self._transport.get_write_buffer_size() > WRITE_BUFFER_LIMIT
-        ):
+        full = self._transport.get_write_buffer_size() > WRITE_BUFFER_LIMIT
+        message = self.append_head + _b2a_base64(audio, newline=False) + _APPEND_TAIL
+        if full or not self._write(message, audio):
             counters.audio_dropped += 1
             if counters.audio_dropped == 1 and not self.closed:
                 self._log.warning(
                     "session.audio_dropped", why="network too slow", limit=WRITE_BUFFER_LIMIT
                 )
             return
-        self._write(self.append_head + _b2a_base64(audio, newline=False) + _APPEND_TAIL, audio)
         counters.audio_sent += 1
         counters.audio_sent_bytes += len(audio)
 
@@ -233,14 +231,16 @@ class Session:
         # The reader ends with the connection; a cancelled caller must not take it along.
         await asyncio.shield(self._reader)
 
-    def _write(self, message: bytes, audio: bytes | None = None) -> None:
-        if self._tap is not None:
-            self._tap.sent(message, audio)
+    def _write(self, message: bytes, audio: bytes | None = None) -> bool:
         try:
-            self._connection.write_text(message)
+            written = self._connection.write_text(message)
         except Exception:
             # The transport is gone; the reader is about to be told and to report the end.
             self._log.debug("session.write_failed", exc_info=True)
+            written = True
+        if written and self._tap is not None:
+            self._tap.sent(message, audio)
+        return written
 
     async def _read(self, waiting: Iterable[ServerEvent]) -> None:
         closed = SessionClosed(1006, "", False, classify_close(1006, ""))
@@ -273,9 +273,9 @@ class Session:
             event = self._edge.parse(frame)
         except BadEvent as error:
             self._bad(error, frame)
-        else:
-            self._count_in(frame, event)
-            self._on_parsed(event)
+            return
+        self._count_in(frame, event)
+        self._on_parsed(event)
 
     async def _take_large(self, frame: bytes) -> None:
         """As :meth:`_take`, so that other calls are served meanwhile."""
@@ -313,7 +313,7 @@ class Session:
             )
 
     def _on_parsed(self, event: ServerEvent) -> None:
-        if isinstance(event, AudioDelta):
+        if type(event) is AudioDelta:
             self.commands.voice_locked = True
         elif isinstance(event, OtherEvent):
             if not is_known_type(event.type):

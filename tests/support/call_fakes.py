@@ -143,7 +143,8 @@ class Fed:
         self.record = CallRecord("call-1")
         self.host = CallHost(
             self.record,
-            lambda one: self.inputs.append(one),
+            self.inputs.append,
+            lambda delta: self.inputs.append(inputs.ServerEventReceived(delta)),
             lambda: self.ms,
             self.faults.append,
             lambda: self.over,

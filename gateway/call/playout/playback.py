@@ -145,20 +145,23 @@ class Playback:
             return []
         if event.audio and event.response_id not in self._spoken:
             self._spoken.append(event.response_id)
-        return self.receive_more(event)
+        frames = self.receive_more(event)
+        return [Play(frames, more=True)] if frames else []
 
-    def receive_more(self, event: AudioDelta) -> list[Output]:
-        """Queue audio of a response that is heard: not interrupted, and not its first."""
+    def receive_more(self, event: AudioDelta) -> bytes:
+        """Return what to queue of a response that is heard: not interrupted, and not its first."""
         key = (event.item_id, event.content_index)
-        return self._queue(self._tracker.receive(event.response_id, key, event.audio), more=True)
+        frames = self._tracker.receive(event.response_id, key, event.audio)
+        self.queued_ms += len(frames) // BYTES_PER_MS
+        return frames
 
     def part_done(self, event: AudioDone) -> list[Output]:
         """End one part."""
-        return self._queue(self._tracker.finish((event.item_id, event.content_index)), more=False)
+        return self._last(self._tracker.finish((event.item_id, event.content_index)))
 
     def response_done(self, response_id: str) -> list[Output]:
         """End a response; delete items of it that came after it was interrupted."""
-        outputs = self._queue(self._tracker.finish_response(response_id), more=False)
+        outputs = self._last(self._tracker.finish_response(response_id))
         cut = self._cut_of(response_id)
         if cut is not None:
             unplayed = cut.unplayed_items if self.truncates else []
@@ -169,7 +172,7 @@ class Playback:
     def session_over(self) -> list[Output]:
         """End all responses because the session is over; queued audio is played to the end."""
         self._cuts.clear()
-        return self._queue(self._tracker.finish_all(), more=False)
+        return self._last(self._tracker.finish_all())
 
     def spoke(self, response_id: str) -> bool:
         """Return whether audio of this response was queued at any time."""
@@ -266,14 +269,10 @@ class Playback:
         """Return the interruption of this response, if there was one."""
         return next((cut for cut in self._cuts if cut.response_id == response_id), None)
 
-    def _queue(self, due: bytes, *, more: bool) -> list[Output]:
-        """Return the output that puts whole frames into the playout queue.
-
-        Args:
-            more: whether more audio of this part is to come.
-        """
-        self.queued_ms += len(due) // BYTES_PER_MS
-        return [Play(due, more)] if due or not more else []
+    def _last(self, frames: bytes) -> list[Output]:
+        """Return the output that puts the last frames of a part into the playout queue."""
+        self.queued_ms += len(frames) // BYTES_PER_MS
+        return [Play(frames, more=False)]
 
     def _report_heard(self, heard: list[Heard], trigger: str, now: float) -> list[Output]:
         """Truncate or delete items that were not heard to the end, and record it."""

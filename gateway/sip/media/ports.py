@@ -14,8 +14,10 @@ to the peak of concurrent calls, and serve one call after another; an idle one r
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Any, Protocol
 
 import pjsua2 as pj
@@ -59,6 +61,12 @@ class Playout:
 
     def __init__(self, queues: Any, codec: Codec, max_frames: int) -> None:
         self.max_frames = max_frames
+        self.put: Callable[[bytes], int] = partial(pj._pjsua2.NativeCallAudio_put, queues)
+        """Queues whole frames of G.711; returns how many were refused (0 or all).
+
+        All or nothing, so that what was heard of a part is always a prefix of it. Fifty times a
+        second and call, so the wrapper is called past SWIG's Python part.
+        """
         self._queues = queues
         self._codec = codec
         self._expecting = False
@@ -112,13 +120,6 @@ class Playout:
     def __len__(self) -> int:
         return int(self._queues.queued())
 
-    def put(self, audio: bytes) -> int:
-        """Queue whole frames of G.711; returns how many were refused (0 or all).
-
-        All or nothing, so that what was heard of a part is always a prefix of it.
-        """
-        return int(self._queues.put(audio))
-
     def flush(self) -> int:
         """Take out what the clock has not taken; returns its frames."""
         self._expecting = False
@@ -148,6 +149,11 @@ class Uplink:
 
     def __init__(self, queues: Any) -> None:
         self._queues = queues
+        self.take: Callable[[], tuple[bytes, bool]] = partial(
+            pj._pjsua2.NativeCallAudio_take, queues
+        )
+        """Takes all that waits, as G.711 bytes; and whether :meth:`Playout.transition` has
+        something."""
         self.id = int(queues.id())
         """By which :func:`take_ready` names the call."""
 
@@ -179,11 +185,6 @@ class Uplink:
     def listen(self, source: Source) -> None:
         """Take the audio from there. SIP thread."""
         self._queues.listen(int(source))
-
-    def take(self) -> tuple[bytes, bool]:
-        """All that waits, as G.711 bytes; and whether :meth:`Playout.transition` has something."""
-        waiting: tuple[bytes, bool] = self._queues.take()
-        return waiting
 
     def drain(self) -> bytes:
         """All that waits, as G.711 bytes; empty when nothing does."""

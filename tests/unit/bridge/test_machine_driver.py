@@ -11,6 +11,7 @@ from gateway.call import inputs, outputs
 from gateway.call.machine import CallMachine
 from gateway.call.plan import GuardrailPlan
 from gateway.call.session_lifecycle import State
+from gateway.realtime.events import AudioDelta
 from gateway.tools.functions import ToolRunner
 from tests.support.call_fakes import Fed, settle
 
@@ -25,10 +26,22 @@ class Machine:
         self.seen: list[inputs.Input] = []
         self.deadline: float | None = None
         self.state = State.TALKING
+        self.frames: bytes | None = None
+        self.queued: list[bytes] = []
+        self.refused = 0
 
     def start(self, _now: float) -> list[outputs.Output]:
         """The first outputs."""
         return [outputs.Ring()]
+
+    def more_audio(self, _delta: AudioDelta) -> bytes | None:
+        """What is written down."""
+        return self.frames
+
+    def put(self, frames: bytes) -> int:
+        """Queue frames, or refuse them."""
+        self.queued.append(frames)
+        return self.refused
 
     def handle(self, input: inputs.Input, _at: float) -> list[outputs.Output]:
         """What is written down."""
@@ -38,7 +51,7 @@ class Machine:
 
 
 def driver_of(machine: Machine, faults: list[Exception]) -> MachineDriver:
-    return MachineDriver(cast(CallMachine, machine), faults.append)
+    return MachineDriver(cast(CallMachine, machine), faults.append, machine.put)
 
 
 async def test_an_input_from_an_output_waits_until_all_outputs_are_done() -> None:
@@ -102,6 +115,30 @@ async def test_a_call_that_is_over_takes_no_input() -> None:
     await settle()
     assert machine.seen == []
     assert not driver.may_end_call()
+
+
+async def test_audio_is_an_input_only_where_the_machine_has_to_decide() -> None:
+    machine, delta = Machine(DigitPressed=[outputs.Answer()]), AudioDelta("r", "i", 0, b"x" * 160)
+    driver = driver_of(machine, [])
+    driver.executors = {
+        outputs.Ring: lambda _output: None,
+        outputs.Answer: lambda _output: driver.feed_audio(delta),
+    }
+    driver.start()
+    driver.feed_audio(delta)
+    received = inputs.ServerEventReceived(delta)
+    assert machine.seen == [received]
+    machine.frames = delta.audio
+    driver.feed_audio(delta)
+    assert (machine.seen, machine.queued) == ([received], [delta.audio])
+    driver.feed(ONE)  # audio that comes meanwhile waits for its turn
+    assert machine.seen == [received, ONE, received]
+    machine.refused = 1
+    driver.feed_audio(delta)
+    assert machine.seen[3:] == [inputs.PlayoutRefused(1)]
+    driver.stop()
+    driver.feed_audio(delta)
+    assert len(machine.queued) == 2
 
 
 async def test_a_defect_is_told_and_the_next_input_is_handled() -> None:
