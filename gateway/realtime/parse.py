@@ -271,7 +271,7 @@ def _audio(event: _Fields) -> bytes:
 
 def _audio_delta(event: Mapping[str, Any]) -> AudioDelta:
     """Fifty times a second and call: in as few steps as it takes."""
-    value = event.get
+    value: Callable[[str], Any] = event.get
     response_id, item_id = value("response_id"), value("item_id")
     encoded, index = value("delta"), value("content_index")
     try:
