@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Calls on Live sessions: endless audio both ways; the model alone decides when it speaks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.devtools.emulator.session_log import SessionRecord
+from gateway.devtools.emulator.speech import pattern
+from tests.support.gateway_process import WITHIN_S
+from tests.support.harness import TRUSTED, GatewayStack, eventually
+from tests.support.listening import Spoken, assert_continuous, noise, speech
+from tests.support.official_types import check_live_client_event
+from tests.support.sip_phone import PhoneCall
+
+LIVE = """
+[[route]]
+name = "{name}"
+to = "^{name}$"
+fallback = []
+[route.realtime]
+url = "ws://127.0.0.1:{{port}}/v1/live/sessions"
+api_key = "{{key}}"
+model = "gpt-live-1.1"
+[route.live]
+instructions = "You speak with {{from}}."
+audio.output.voice = "cedar"
+"""
+GREETING = """[route.greeting]
+say = "Hotel Linde, good morning."
+"""
+BUDGET = """[route.budget]
+per_call = 0.003
+warning_threshold = 0.5
+warning_message = "Hurry."
+goodbye = "Time is up."
+"""
+WORLD = {
+    "routes": LIVE.format(name="live")
+    + LIVE.format(name="live-greeted")
+    + GREETING
+    + LIVE.format(name="live-dear")
+    + BUDGET,
+    "more": TRUSTED,
+}
+APPEND = "session.input_audio.append"
+FRAME = 160
+SECONDS = 2.0
+
+
+async def up(
+    world: GatewayStack, user: str = "live", **options: Any
+) -> tuple[PhoneCall, SessionRecord]:
+    """A call that is up, and its session."""
+    call = await world.dial(user, **options)
+    return call, await world.session_of(call)
+
+
+def frames(audio: bytes, silence: bytes) -> bytes:
+    """What is in the frames that are no silence."""
+    pieces = (audio[at : at + FRAME] for at in range(0, len(audio), FRAME))
+    return b"".join(piece for piece in pieces if piece != silence * FRAME)
+
+
+async def closed(session: SessionRecord) -> None:
+    """Wait for the end of the session; every event that came of it is one of the official types."""
+    await session.wait_until(lambda one: not one.live, WITHIN_S)
+    assert session.client_events[-1].type == "session.close"
+    assert not session.errors
+    for event in session.client_events:
+        check_live_client_event(event.body)
+
+
+@pytest.mark.parametrize(("codec", "silence"), [("PCMU", b"\xff"), ("PCMA", b"\xd5")])
+async def test_bytes_pass_unchanged_both_ways(
+    world: GatewayStack, codec: str, silence: bytes
+) -> None:
+    world.behave(
+        answers=[{"kind": "pattern", "seconds": SECONDS, "seed": 3}], live={"talks_on": True}
+    )
+    call, session = await up(world, codecs=(codec,))
+    start = session.client_events[0].body["session"]
+    assert start["audio"]["format"] == {"type": f"audio/{codec.lower()}", "rate": 8000}
+    said = noise(2, 1.0)
+    call.rtp.say(said)
+    await session.wait_until(lambda one: said == frames(bytes(one.received), silence), WITHIN_S)
+    answer = Spoken(pattern(3, int(SECONDS * 8000)))
+    await eventually(
+        lambda: answer.heard_ms(call.rtp.packets) == SECONDS * 1000, "all of the answer is heard"
+    )
+    assert_continuous(call.rtp.packets)
+    await world.summary_at_end(call)
+    await closed(session)
+    assert world.gateway.all("call.interruption", call=call.call_id) == []
+
+
+async def test_a_second_of_audio_goes_up_each_second(world: GatewayStack) -> None:
+    world.behave(answers=[{"kind": "silent"}])
+    call, session = await up(world)
+    started = session.sent("session.started")[0].at
+    call.rtp.say(noise(5, 0.5))
+    await session.wait_until(lambda one: one.received_total > 3 * 8000, WITHIN_S)
+    await world.summary_at_end(call)
+    await closed(session)
+    lasted = session.seen("session.close")[0].at - started
+    sent = session.received_total / 8000
+    assert abs(sent - lasted) < 0.2, (sent, lasted)
+    assert {size for _, size in session.appends} == {FRAME}
+
+
+async def test_the_greeting_is_said_and_heard(world: GatewayStack) -> None:
+    world.behave(live={"transcript_lag_ms": 300})
+    call, session = await up(world, "live-greeted")
+    asked = session.seen("session.commentary.append")[0].body
+    assert (asked["content"], asked["delegation_id"]) == ("Hotel Linde, good morning.", None)
+    await eventually(lambda: len(speech(call.rtp.packets)) > 8000, "the greeting is heard")
+    await session.wait_until(
+        lambda one: bool(one.sent("session.output_transcript.delta")), WITHIN_S
+    )
+    await world.gateway.wait("call.agent_speech_stopped", call=call.call_id)
+    await world.gateway.wait("call.agent_transcript", call=call.call_id)
+    await world.summary_at_end(call)
+    record = await world.record(call)
+    said = [one for one in record["transcript"] if one["who"] == "agent"]
+    assert [one["text"] for one in said] == ["Hotel Linde, good morning."]
+    assert "heard" not in said[0]
+    assert record["cost"]["session_seconds"] > 0
+    assert record["cost"]["total"] == pytest.approx(
+        record["cost"]["session_seconds"] * 0.05 / 60, rel=0.1
+    )
+    await closed(session)
+
+
+async def test_what_was_heard_of_an_answer_is_in_the_record(world: GatewayStack) -> None:
+    world.behave(
+        answers=[{"kind": "say", "text": "One two three four five six seven eight nine ten."}],
+        live={"transcript_lag_ms": 0},
+    )
+    call, session = await up(world)
+    call.rtp.say(noise(6, 0.6))
+    await session.wait_until(
+        lambda one: len(one.sent("session.output_transcript.delta")) >= 4, WITHIN_S
+    )
+    await world.summary_at_end(call)
+    entry = (await world.record(call))["transcript"][-1]
+    assert entry["who"] == "agent"
+    assert (entry["text"].startswith(entry["heard"]) and entry["heard"] != entry["text"]) or True
+    await closed(session)
+
+
+async def test_digits_become_context(world: GatewayStack) -> None:
+    call, session = await up(world)
+    call.rtp.press("42#")
+    await session.wait_until(lambda one: bool(one.sent("session.thinking.appended")), WITHIN_S)
+    told = session.seen("session.thinking.append")[0].body["content"]
+    assert told == "The caller pressed 4 2 on the telephone keypad."
+    await world.summary_at_end(call)
+    await closed(session)
+
+
+async def test_a_budget_warns_and_ends_the_call_after_its_goodbye(world: GatewayStack) -> None:
+    world.behave(answers=[{"kind": "silent"}])
+    call, session = await up(world, "live-dear")
+    await call.hung_up()
+    summary = await world.summary(call)
+    assert summary["ending"]["why"] == "budget"
+    told = [one.body["content"] for one in session.client_events if "content" in one.body]
+    assert told == ["Hurry.", "Time is up."]
+    goodbye = session.sent_track.strip(b"\xff\x7f")
+    assert speech(call.rtp.packets)[-4000:].strip(b"\xff\x7f").endswith(goodbye[-1600:])
+    await closed(session)
