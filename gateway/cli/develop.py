@@ -15,8 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.cli import examples
+from gateway.devtools.demo_live import LIVE
 from gateway.devtools.demo_processes import DemoError, Result, run
-from gateway.devtools.demo_scenario import Check, Stage
+from gateway.devtools.demo_scenario import REALTIME, Check, Stage
 from gateway.devtools.event_lines import (
     AGENT,
     CALLER,
@@ -160,7 +161,8 @@ PLAIN_WIDTH = 110
     show_default=True,
     help="Folder for record, log, WAV and picture.",
 )
-def demo(output: Path) -> None:
+@click.option("--live", is_flag=True, help="With a Live session in place of a Realtime one.")
+def demo(output: Path, live: bool) -> None:
     """Run emulator, gateway and one scripted call on this machine; print a timeline.
 
     The caller listens to the greeting, asks a question, interrupts the response and sends DTMF,
@@ -170,7 +172,7 @@ def demo(output: Path) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=PLAIN_WIDTH)
     _needs_packages()
-    stage = Stage(output)
+    stage = Stage(output, LIVE if live else REALTIME)
     began = time.monotonic()
     with console.status("starts the emulator") as status:
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.devtools.demo_scenario import Check, Evidence, HeardAudio, Stage, judge, read_events
+from gateway.devtools.demo_scenario import Check, Evidence, HeardAudio, Stage
 from gateway.devtools.scripted_caller.script import CallReport
 from gateway.devtools.timeline.story import Record, RecordError, read_record
 
@@ -105,12 +105,13 @@ def _look(stage: Stage, exits: dict[str, int | None], caller: Child) -> Result:
     try:
         record = read_record(records[0])
         report = CallReport.model_validate_json(stage.report.read_text("utf-8"))
-        events = read_events(logs[0])
+        events = stage.scenario.read_events(logs[0])
         heard = stage.heard.read_bytes()
     except (RecordError, OSError, ValueError) as error:
         raise DemoError(f"the call left no evidence: {error}\n{caller.tail()}") from None
     shutil.copyfile(records[0], stage.record)
-    checks = judge(Evidence(report, record, events, HeardAudio(heard), exits))
+    evidence = Evidence(report, record, events, HeardAudio(heard), exits)
+    checks = stage.scenario.judge(evidence)
     written = [{"check": c.name, "passed": c.passed, "found": c.found} for c in checks]
     stage.checks.write_text(json.dumps(written, indent=1) + "\n", "utf-8")
     return Result(checks, record, report, _recording_at(record, report))

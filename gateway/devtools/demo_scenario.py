@@ -7,10 +7,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
 
 from gateway.audio.g711 import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, Codec
 from gateway.devtools.scripted_caller.script import CallReport, Outcome, Script, load_script
@@ -83,7 +84,7 @@ audio.output.voice = "marin"
 say = {json.dumps(GREETING)}
 """
 
-CALLER = f"""\
+CALL = f"""\
 # gateway test-call sip:100@127.0.0.1:PORT --script caller.toml --record-both call.wav
 
 max_seconds = 90
@@ -161,6 +162,11 @@ do = "digits"
 note = "presses 0#, to be told goodbye"
 keys = "0#"
 
+"""
+
+
+CALLER = f"""\
+{CALL}
 [[step]]
 do = "expect_end"
 note = "hears the goodbye, and that the agent hangs up"
@@ -168,12 +174,30 @@ code = 200
 within = 20
 """
 
+Log = TypeVar("Log")
+
+
+@dataclass(frozen=True)
+class Scenario(Generic[Log]):
+    """One kind of demo: the files of its three processes, and its judgement."""
+
+    emulator: str
+    gateway: str
+    dialplan: str
+    caller: str
+    path: str
+    """Of the emulator's URL."""
+    read_events: Callable[[Path], Log]
+    """Reads the emulator's event log. Raises OSError, ValueError."""
+    judge: Callable[[Evidence[Log]], list[Check]]
+
 
 class Stage:
     """The demo's files below ``folder``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, scenario: Scenario[Any]) -> None:
         self.folder = folder
+        self.scenario = scenario
         self.config = folder / "config"
         self.emulator_script = self.config / "emulator.toml"
         self.gateway_config = self.config / "gateway.toml"
@@ -197,17 +221,19 @@ class Stage:
         for folder in (dialplans, self.events, self.records):
             folder.mkdir(parents=True, exist_ok=True)
         written = (self.record, self.report, self.recording, self.heard, self.picture, self.text)
-        sessions, calls = self.events.glob("sess_*"), self.records.glob("*.json")
+        sessions, calls = self.events.glob("*_emulator_*"), self.records.glob("*.json")
         for old in (*written, self.checks, *sessions, *calls):
             old.unlink(missing_ok=True)
-        self.emulator_script.write_text(EMULATOR, "utf-8")
-        (dialplans / "10-reception.toml").write_text(DIALPLAN, "utf-8")
-        self.caller_script.write_text(CALLER, "utf-8")
+        self.emulator_script.write_text(self.scenario.emulator, "utf-8")
+        (dialplans / "10-reception.toml").write_text(self.scenario.dialplan, "utf-8")
+        self.caller_script.write_text(self.scenario.caller, "utf-8")
         return load_script(self.caller_script)
 
     def point_at(self, url: str) -> None:
         """Write the gateway's configuration for the emulator at ``url``. Raises OSError."""
-        self.gateway_config.write_text(GATEWAY.format(url=json.dumps(url)), "utf-8")
+        server = urlsplit(url)._replace(path=self.scenario.path).geturl()
+        text = self.scenario.gateway.format(url=json.dumps(server))
+        self.gateway_config.write_text(text, "utf-8")
 
 
 GREETING_WITHIN_MS = 3000
@@ -229,38 +255,39 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(Generic[Log]):
     """Everything that the demo left behind."""
 
     report: CallReport
     record: Record
-    events: EventLog
+    events: Log
     heard_audio: HeardAudio
     """The recording at the caller's end."""
     exits: dict[str, int | None]
     """Exit status of each process."""
 
 
-def judge(evidence: Evidence) -> list[Check]:
+def judge(evidence: Evidence[EventLog]) -> list[Check]:
     """All checks, failed ones too."""
     return [
-        *_caller(evidence),
+        *caller_checks(evidence),
         *_greeting(evidence),
         *_interruption(evidence),
         *_digits(evidence),
         *_ending(evidence),
-        *_processes(evidence),
+        *process_checks(evidence.exits, evidence.events.errors),
     ]
 
 
-def _caller(evidence: Evidence) -> Iterator[Check]:
+def caller_checks(evidence: Evidence[Any]) -> Iterator[Check]:
+    """Whether the caller went through its script."""
     report = evidence.report
     done = f"{sum(step.done for step in report.steps)} steps done"
     found = done if report.outcome is Outcome.COMPLETED else report.message
     yield Check("the caller went through its script", report.outcome is Outcome.COMPLETED, found)
 
 
-def _greeting(evidence: Evidence) -> Iterator[Check]:
+def _greeting(evidence: Evidence[EventLog]) -> Iterator[Check]:
     report, story = evidence.report, tell(evidence.record)
     name = "the greeting was heard, whole"
     if not report.heard or report.answered_ms is None or not story.agent:
@@ -277,7 +304,7 @@ def _greeting(evidence: Evidence) -> Iterator[Check]:
     yield Check(name, passed, found)
 
 
-def _interruption(evidence: Evidence) -> Iterator[Check]:
+def _interruption(evidence: Evidence[EventLog]) -> Iterator[Check]:
     cuts = [cut for cut in evidence.record.interruptions if cut.action != "none"]
     told = [f"{cut.trigger}: {cut.action} at {cut.played_ms:,} ms" for cut in cuts]
     one = len(cuts) == 1 and (cuts[0].trigger, cuts[0].action) == ("speech", "truncate")
@@ -298,14 +325,14 @@ def _interruption(evidence: Evidence) -> Iterator[Check]:
     yield Check(name, heard.agrees(cut.played_ms) and cut.played_ms < item.ms, found)
 
 
-def _digits(evidence: Evidence) -> Iterator[Check]:
+def _digits(evidence: Evidence[EventLog]) -> Iterator[Check]:
     runs = [run.digits for run in evidence.record.digits]
     told = any(DIGITS in text.replace(" ", "") for text in evidence.events.said)
     found = f"collected {' '.join(runs) or 'none'}, {'' if told else 'not '}told to the model"
     yield Check(f"the digits {DIGITS} arrived", runs[:1] == [DIGITS] and told, found)
 
 
-def _ending(evidence: Evidence) -> Iterator[Check]:
+def _ending(evidence: Evidence[EventLog]) -> Iterator[Check]:
     ending, end = evidence.record.ending, evidence.report.end
     found = "no ending" if ending is None else f"{ending.by}, {ending.why}"
     planned = ending is not None and (ending.by, ending.why) == ("model", "agent_hangup")
@@ -322,18 +349,18 @@ def _ending(evidence: Evidence) -> Iterator[Check]:
     yield Check(name, heard_it and heard.most_ms >= item.ms - PHONE_BUFFER_MS, found)
 
 
-def _processes(evidence: Evidence) -> Iterator[Check]:
-    found = ", ".join(f"{name} {status}" for name, status in evidence.exits.items())
-    passed = all(status == 0 for status in evidence.exits.values())
+def process_checks(exits: Mapping[str, int | None], errors: Sequence[str]) -> Iterator[Check]:
+    """Whether every process ended well, and the server sent no error."""
+    found = ", ".join(f"{name} {status}" for name, status in exits.items())
+    passed = all(status == 0 for status in exits.values())
     yield Check("every process ended with status 0", passed, found)
-    errors = evidence.events.errors
     yield Check("the server sent no error", not errors, ", ".join(errors) or "none")
 
 
 _AGREE = 5
 """Frames in a row's order that make a place in the recording credible: a tenth of a second."""
 
-_SILENCE = hashlib.sha256(Codec.PCMA.silence * FRAME_BYTES).hexdigest()[:16]
+SILENT_FRAME = hashlib.sha256(Codec.PCMA.silence * FRAME_BYTES).hexdigest()[:16]
 
 
 @dataclass(slots=True)
@@ -414,7 +441,7 @@ class HeardAudio:
         self.places: dict[str, list[int]] = {}
         for at in range(len(heard) - FRAME_BYTES + 1):
             digest = hashlib.sha256(heard[at : at + FRAME_BYTES]).hexdigest()[:16]
-            if digest != _SILENCE:
+            if digest != SILENT_FRAME:
                 self.places.setdefault(digest, []).append(at)
 
 
@@ -435,9 +462,20 @@ def heard_of(item: Item, heard_audio: HeardAudio) -> Heard:
         return Heard(0, 0, 0)
     last = max(numbers)
     after = last + 1
-    while after < len(item.frames) and item.frames[after] == _SILENCE:
+    while after < len(item.frames) and item.frames[after] == SILENT_FRAME:
         after += 1
     # A rest shorter than a frame is filled up by the gateway: its bytes were heard, then silence.
     rest = after == len(item.frames) - 1 and not item.frames[after]
     most = item.ms if after >= len(item.frames) or rest else after * FRAME_MS
     return Heard((last + 1) * FRAME_MS, max(most, (last + 1) * FRAME_MS), len(numbers))
+
+
+REALTIME = Scenario(
+    emulator=EMULATOR,
+    gateway=GATEWAY,
+    dialplan=DIALPLAN,
+    caller=CALLER,
+    path="/v1/realtime",
+    read_events=read_events,
+    judge=judge,
+)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from gateway.devtools.emulator.dialogue import CallerAudio, Turn
@@ -52,6 +54,14 @@ class Transcripts:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._begun: set[str] = set()
+        self._waiting: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._numbers = itertools.count()
+
+    def flush(self) -> None:
+        """Send the fragments of what was said so far: the session ends."""
+        for key, (end, _) in list(self._waiting.items()):
+            if end <= self._host.position_ms:
+                self._due(key)
 
     def plan(
         self,
@@ -75,7 +85,15 @@ class Transcripts:
                 if sent_until_ms is None or begin < sent_until_ms():
                     self._tell(side, part, begin, end)
 
-            self._host.at(max(0, end + lag - self._host.position_ms), tell)
+            key = next(self._numbers)
+            self._waiting[key] = (end, tell)
+            delay = max(0, end + lag - self._host.position_ms)
+            self._host.at(delay, partial(self._due, key))
+
+    def _due(self, key: int) -> None:
+        waiting = self._waiting.pop(key, None)
+        if waiting is not None:
+            waiting[1]()
 
     def _tell(self, side: str, part: str, begin: int, end: int) -> None:
         if side in self._begun and not part.startswith(" "):

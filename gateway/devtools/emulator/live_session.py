@@ -411,6 +411,7 @@ class LiveSession:
             return
         client_event_id = self._wire.client_event_id
         self.closing = True
+        self._transcripts.flush()
         for waiting in self._unplaced.values():
             text = "The session was closed before this text was placed."
             self._wire.error(ProtocolError("context_injection_incomplete", text), waiting)

@@ -273,7 +273,7 @@ def _foot(story: Story, measured: list[Reply]) -> RenderableType:
         )
     else:
         grid.add_row("audio", "no underrun, no frame dropped")
-    if record.cost.responses:
+    if record.cost.responses or record.cost.session_seconds:
         grid.add_row("cost", escape(cost_words(record.cost)))
     for line in quality_lines(record.quality):
         grid.add_row("quality", line)
@@ -293,6 +293,8 @@ def cost_words(cost: Cost) -> str:
     if cost.total is None:
         without = ", ".join(cost.unpriced) or "something"
         amount = f"at least {amount} (no price for {without})" if cost.priced else "not known"
+    if cost.session_seconds:
+        return f"{amount} for {cost.session_seconds:.0f} s of {cost.model}"
     return f"{amount} in {cost.responses} responses of {cost.model}"
 
 

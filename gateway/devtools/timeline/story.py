@@ -92,6 +92,8 @@ class Cost(_Part):
     priced: float = 0.0
     model: str = ""
     responses: int = 0
+    session_seconds: float = 0.0
+    """Of a Live session, which is billed by its length."""
     unpriced: list[str] = Field(default_factory=list)
 
 
@@ -173,6 +175,9 @@ def read_record(file: Path) -> Record:
         raise RecordError(f"{lead}{first['msg']}") from None
 
 
+HOLE_MS = 200
+"""Silence inside an answer up to which it counts as one: audio that came late."""
+
 REPLY_WITHIN_MS = 15_000
 """A pause longer than this before an answer is no delay of the answer, but a pause."""
 
@@ -253,7 +258,8 @@ _LANES = frozenset(
             "response",
             "interruption",
         ),
-        *("caller_speech_started", "caller_speech_stopped", "caller_transcript", "digit", "digits"),
+        *("caller_speech_started", "caller_speech_stopped", "caller_transcript"),
+        *("dtmf", "dtmf_collected"),
     )
 )
 """Events that the lanes, the record's lists or the head of the timeline show."""
@@ -275,6 +281,9 @@ def tell(record: Record) -> Story:
                 if speaking is not None:
                     speaking.to_ms = entry.t_ms
                 item = entry.text("item_id")
+                if (again := _goes_on(story, item, entry.t_ms)) is not None:
+                    speaking = again
+                    continue
                 speaking = AgentTurn(item, entry.t_ms, end, said.get(item, ""))
                 speaking.after_ms, speaking.after = _delay(story, listening, entry.t_ms)
                 story.agent.append(speaking)
@@ -303,6 +312,14 @@ def tell(record: Record) -> Story:
                 story.notes.append(entry)
     _put_cuts(story)
     return story
+
+
+def _goes_on(story: Story, item: str, at_ms: float) -> AgentTurn | None:
+    """The answer that sounds again after a hole in it, if this is one."""
+    last = story.agent[-1] if story.agent else None
+    if last is None or last.item_id != item or at_ms - last.to_ms > HOLE_MS:
+        return None
+    return last
 
 
 def _delay(story: Story, listening: CallerTurn | None, at_ms: float) -> tuple[float | None, str]:

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from gateway.audio.g711 import FRAME_BYTES, Codec
-from gateway.devtools.demo_scenario import HeardAudio, Item, heard_of, read_events
+from gateway.devtools.demo_live import read_live_events, track_checks
+from gateway.devtools.demo_scenario import (
+    SILENT_FRAME,
+    HeardAudio,
+    Item,
+    heard_of,
+    read_events,
+)
 
 QUIET = Codec.PCMA.silence
 
@@ -87,3 +94,28 @@ def test_the_event_log_is_read(tmp_path: Path) -> None:
     assert log.truncated == {"a": 20}
     assert log.said == ["pressed 4 2"]
     assert log.errors == ["invalid_value"]
+
+
+def test_the_event_log_of_a_live_session_is_read_and_judged(tmp_path: Path) -> None:
+    audio = speech(50)
+    frames = [hashlib.sha256(audio[at : at + 160]).hexdigest()[:16] for at in range(0, 8000, 160)]
+    events = [
+        {"type": "session.started"},
+        *(
+            {"type": "session.output_audio.delta", "audio_bytes": 160, "audio_sha256": frame}
+            for frame in [*frames, SILENT_FRAME]
+        ),
+        {"type": "session.thinking.append", "content": "The caller pressed 4 2 #"},
+        {"type": "session.input_audio.append", "audio_bytes": 8000},
+        {"type": "session.close"},
+        {"type": "session.closed", "reason": "close_requested"},
+    ]
+    file = tmp_path / "s.jsonl"
+    lines = [{"at": min(number, 53) / 53, "event": event} for number, event in enumerate(events)]
+    file.write_text("\n".join(json.dumps(line) for line in lines))
+    log = read_live_events(file)
+    assert (log.said, log.closed) == (["The caller pressed 4 2 #"], "close_requested")
+    whole, short = QUIET * 500 + audio, QUIET * 500 + audio[: 24 * FRAME_BYTES]
+    assert [check.passed for check in track_checks(log, HeardAudio(whole))] == [True, True]
+    log.up_ms += 150
+    assert [check.passed for check in track_checks(log, HeardAudio(short))] == [False, False]

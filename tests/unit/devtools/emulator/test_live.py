@@ -94,6 +94,21 @@ def test_a_turn_is_answered_and_both_sides_are_transcribed() -> None:
     with_emulator(test)
 
 
+def test_the_end_sends_the_words_that_were_still_to_come() -> None:
+    async def test(emulator: Emulator) -> None:
+        async with live(emulator, live__transcript_lag_ms=60_000) as client:
+            await client.begin()
+            await client.text("commentary", "Good morning.")
+            await client.quiet(3000)
+            await client.caught_up()
+            assert not client.transcript()
+            await client.send("session.close")
+            await client.until("session.closed")
+            assert client.transcript() == "Good morning."
+
+    with_emulator(test)
+
+
 async def _until_transcript(client: LiveClient, text: str) -> None:
     while text not in client.transcript():
         await client.receive()
