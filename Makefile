@@ -17,6 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SETUP := deploy/setup
+CONTAINERS := $(SETUP)/need-debian.sh buildah:buildah mmdebstrap:mmdebstrap runc:runc
 
 # Stamps: what is installed in .venv, so that a second run has nothing to do.
 BASE := $(VENV)/.made
@@ -55,12 +56,14 @@ test-asan: $(DEV) ## calls and broken messages on a pjsua2 that AddressSanitizer
 interop: $(DEV) ## calls with a real Asterisk, Kamailio and softphones, the console in Chromium (INTEROP=... for some)
 	@$(SETUP)/need-debian.sh sipp:sip-tester openssl:openssl setpriv:util-linux chromium:chromium
 	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
+	@$(CONTAINERS) || echo "Without these the container is not tested."
 	@$(BIN)/python -m pytest $(PARALLEL) -m interop $(INTEROP)
 
 test-tools: $(DEV) ## the programs of Debian's that the tests need, at once
 	@$(SETUP)/need-debian.sh sipp:sip-tester baresip:baresip-core openssl:openssl setpriv:util-linux pg_ctlcluster:postgresql \
 		chromium:chromium
 	@$(SETUP)/need-kamailio.sh || echo "Without Kamailio its tests are skipped."
+	@$(CONTAINERS) || echo "Without these the container is not tested."
 
 lint: $(DEV) ## ruff, mypy, which package may import which, words, licence lines
 	@$(BIN)/ruff check .

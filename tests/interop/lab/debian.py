@@ -87,7 +87,7 @@ def installed() -> Root:
     source = origin()
     text = "\0".join([_RECIPE, source.suite, *PACKAGES])
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
-    store = _cache()
+    store = cache()
     root = store / f"{source.suite}-{key}"
     with _locked(store):
         if not root.is_dir():
@@ -95,7 +95,8 @@ def installed() -> Root:
     return Root(root)
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Where the programs are kept."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not base.is_absolute():  # empty or relative counts as unset (XDG base directories)
         base = Path.home() / ".cache"
