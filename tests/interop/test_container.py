@@ -70,7 +70,7 @@ def run(words: Sequence[str | Path], **more: Any) -> str:
         ["nice", "-n5", *words], capture_output=True, text=True, check=False, cwd=PROJECT, **more
     )
     assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
+    return str(done.stdout)
 
 
 class Builder:
