@@ -132,7 +132,7 @@ def budget_plan(config: Config, route: Route) -> BudgetPlan:
 def transcriber_of(session: Any) -> str:
     """The model that transcribes the caller, of a session object; empty without one."""
     for key in ("audio", "input", "transcription", "model"):
-        session = session.get(key) if isinstance(session, dict) else None
+        session = session.get(key) if isinstance(session, Mapping) else None
     return session if isinstance(session, str) else ""
 
 

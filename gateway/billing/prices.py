@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -186,12 +187,22 @@ class Uplift(Section):
     factor: Annotated[Money, Field(gt=0)]
 
 
+class Retirement(Section):
+    """One ``[[retirement]]``: from when on a server has a model no longer; None: not known."""
+
+    match: Globs
+    hosts: Globs
+    on: date | None = None
+    replacement: str = ""
+
+
 class PriceFile(Section):
-    """A file of prices."""
+    """A file of prices, and of the models that end."""
 
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
     model: tuple[ModelPrice, ...] = ()
     uplift: tuple[Uplift, ...] = ()
+    retirement: tuple[Retirement, ...] = ()
 
     @model_validator(mode="after")
     def _chains_end(self) -> Self:
@@ -245,10 +256,16 @@ def _speaks(entry: ModelPrice) -> bool:
 
 
 class PriceBook:
-    """Price files, the first of which that knows a model has the say."""
+    """Price files, the first of which that knows a model has the say.
 
-    def __init__(self, files: Iterable[PriceFile]) -> None:
+    Args:
+        files: whose prices count.
+        retirements: of all files, in the same order.
+    """
+
+    def __init__(self, files: Iterable[PriceFile], retirements: Iterable[Retirement] = ()) -> None:
         self._files = tuple(files)
+        self._retirements = tuple(retirements)
         self.currency = self._files[0].currency if self._files else "USD"
 
     def price(self, model: str, host: str = "") -> Price | None:
@@ -276,6 +293,13 @@ class PriceBook:
                 break
         return Price(entry, factor)
 
+    def retirement(self, model: str, host: str) -> Retirement | None:
+        """Return when ``model``, or ``prompt:`` and the id of a hosted prompt, ends at ``host``."""
+        for one in self._retirements:
+            if _fits(one.match, model) and _fits(one.hosts, host):
+                return one if one.on is not None else None
+        return None
+
     def speech_models(self) -> list[str]:
         """Return the names (with ``*`` and ``?``) of the models that speak."""
         entries = [entry for file in self._files for entry in file.model]
@@ -294,11 +318,12 @@ def load_prices(file: Path | None = None) -> PriceBook:
     """The gateway's own prices, behind those of ``file``. Raises ConfigError."""
     files = [OWN_FILE] if file is None else [file, OWN_FILE]
     read = [_read(one) for one in files]
+    retirements = [one for each in read for one in each.retirement]
     if len({one.currency for one in read}) > 1:
         own = read[1]
         # Sums of two currencies mean nothing: a file in another one stands alone.
         read = [one for one in read if one is not own]
-    return PriceBook(read)
+    return PriceBook(read, retirements)
 
 
 def _read(file: Path) -> PriceFile:

@@ -15,7 +15,7 @@ from gateway.config.sections import dialect_problem, region_problem
 from gateway.config.source import ConfigError, KeyPath, Problem, TomlSource, read_toml, suggestion
 from gateway.dialplan import Dialplan, Route, call_settings, dialplan_files, load_dialplan
 from gateway.dialplan.session_settings import only_beta
-from gateway.planning.config_notes import certificate_problem, notes
+from gateway.planning.config_notes import certificate_problem, notes, retirements
 from gateway.planning.route_notes import summary as tool_summary
 from gateway.planning.route_tools import (
     has_prompt,
@@ -72,12 +72,18 @@ def load_all(
 
 
 def check(path: Path, environ: Mapping[str, str] | None = None) -> tuple[int, list[str]]:
-    """Exit status and lines for ``gateway check``: 0 and a summary, or 2 and every problem."""
+    """Exit status and lines for ``gateway check``: 0 and a summary, or 2 and every problem.
+
+    A model that its provider has retired is one; ``gateway run`` starts all the same.
+    """
     try:
         config, dialplan = load_all(path, environ)
     except ConfigError as error:
         return 2, [str(problem) for problem in error.problems]
     source = read_toml(path, environ)
+    over = [text for served, text in retirements(config, dialplan) if not served]
+    if over:
+        return 2, [_placed(text, source, dialplan) for text in over]
     return 0, [
         *_summary(path, config, dialplan),
         *(f"  note: {_placed(note, source, dialplan)}" for note in notes(config, dialplan)),

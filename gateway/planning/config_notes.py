@@ -7,7 +7,7 @@ import re
 import ssl
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -143,6 +143,7 @@ def notes(config: Config, dialplan: Dialplan) -> list[str]:
     advice += _unreachable(config)
     advice += certificate_notes(config.sip)
     advice += _unknown_models(config, enabled)
+    advice += [text for soon, text in retirements(config, dialplan) if soon]
     advice += _access_notes(config)
     advice += _toll_fraud_notes(config, dialplan)
     advice += tool_advice(config, dialplan)
@@ -281,6 +282,49 @@ def _unknown_models(config: Config, routes: Sequence[Route]) -> Iterator[str]:
             names = [name for name in known if "*" not in name]
             hint = suggestion(model, names)
             yield f'{where}.model: "{model}" is not in the price list{hint}'
+
+
+RETIREMENT_DAYS = 90
+"""Days before a provider retires a model from which it is noted."""
+
+
+def retirements(
+    config: Config, dialplan: Dialplan, today: date | None = None
+) -> Iterator[tuple[bool, str]]:
+    """Yield what the providers retire of what enabled routes use, and whether it is still served.
+
+    Args:
+        today: None for this day (UTC).
+    """
+    today = today or datetime.now(UTC).date()
+    book = load_prices(config.cost.prices)
+    used: dict[tuple[str, str], str] = {}
+    for route in dialplan.routes:
+        if not route.enabled:
+            continue
+        realtime, at = call_settings(config, route).realtime, f"route {route.name}"
+        own = bool(route.realtime.model or route.realtime.url)
+        used.setdefault(
+            (realtime.model, realtime.url), f"{at}, realtime.model" if own else "realtime.model"
+        )
+        key = f"{at}, session.audio.input.transcription.model"
+        used.setdefault((transcriber_of(route.session), realtime.url), key)
+        prompt = route.session.get("prompt")
+        if isinstance(prompt, dict):
+            used[f"prompt:{prompt.get('id')}", realtime.url] = f"{at}, session.prompt"
+        servers = {step.server for step in route.fallback}
+        for server in config.realtime_server:
+            if server.name in servers:
+                where = f"{at}, fallback: realtime_server {server.name}"
+                used.setdefault((server.model or realtime.model, server.url), where)
+    for (name, url), where in used.items():
+        found = book.retirement(name, (urlsplit(url).hostname or "").lower())
+        if found is None or found.on is None or (found.on - today).days > RETIREMENT_DAYS:
+            continue
+        left = (found.on - today).days
+        ends = f"ends on {found.on}, in {left} days" if left > 0 else f"ended on {found.on}"
+        instead = f"; use {found.replacement}" if found.replacement else ""
+        yield left > 0, f"{where}: {name} {ends} at {urlsplit(url).hostname}{instead}"
 
 
 def _access_notes(config: Config) -> list[str]:

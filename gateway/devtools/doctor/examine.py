@@ -181,7 +181,11 @@ def examine(path: Path) -> Iterator[Finding]:
 
 
 def _good(path: Path) -> Iterator[Finding]:
-    _, said = check(path)
+    status, said = check(path)
+    if status:
+        for line in said:
+            yield bad("config", line, "calls to it get no session")
+        return
     yield ok("config", f"{path} is good")
     for line in said:
         if line.startswith(_NOTE):

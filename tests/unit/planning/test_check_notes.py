@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import subprocess
 import time
+from datetime import date
 from pathlib import Path
 
 import pytest
 
-from gateway.planning.check import check
+from gateway.planning.check import check, load_all
+from gateway.planning.config_notes import retirements
 from gateway.planning.route_notes import pattern_note
 
 BASE = '[realtime]\nurl = "ws://127.0.0.1:1"\n'
@@ -300,3 +302,105 @@ def test_recordings_digits_and_escapes_that_cannot_work(
     status, lines = check(file, {})
     assert status == 2
     assert any(says in line for line in lines), lines
+
+
+OPENAI = '[realtime]\nurl = "wss://api.openai.com/v1/realtime"\napi_key = "sk-1"\n'
+PROMPT = "[route.session.prompt]\nid = 'pmpt_1'\n"
+OLD = "[route.realtime]\nmodel = 'gpt-realtime'\n"
+HEARD = '[route.session.audio.input.transcription]\nmodel = "{}"\n'
+
+
+@pytest.mark.parametrize(
+    ("more", "route", "day", "says"),
+    [
+        (
+            'model = "gpt-realtime"',
+            "",
+            "2026-10-22",
+            "realtime.model: gpt-realtime ends on",
+        ),
+        ('model = "gpt-realtime"', "", "2026-10-21", ""),
+        (
+            'model = "gpt-realtime"',
+            "",
+            "2027-01-19",
+            "in 1 days at api.openai.com; use gpt",
+        ),
+        ('model = "gpt-realtime"', "", "2027-01-20", "!ended on 2027-01-20 at api.openai.com; use"),
+        ('model = "gpt-realtime-mini-2025-10-06"', "", "2027-02-01", "!use gpt-realtime-2.1-mini"),
+        ("", "", "2030-01-01", ""),
+        (
+            "",
+            HEARD.format("whisper-1"),
+            "2027-03-01",
+            "!route r, session.audio.input.",
+        ),
+        ("", HEARD.format("gpt-4o-mini-transcribe"), "2027-02-01", "use gpt-transcribe"),
+        ("", HEARD.format("gpt-live-transcribe"), "2030-01-01", ""),
+        (
+            "",
+            "[route.session.prompt]\nid = 'pmpt_1'\n",
+            "2026-11-29",
+            "prompt:pmpt_1 ends on 2026-1",
+        ),
+        ("", PROMPT, "2026-12-01", "!route r, session.prompt:"),
+        (
+            "",
+            "[route.realtime]\nmodel = 'gpt-realtime'\n",
+            "2028-01-01",
+            "!route r, realtime.model",
+        ),
+        ("", "enabled = false\n" + OLD, "2028-01-01", ""),
+        (
+            "[[realtime_server]]\nname = 'b'\nurl = 'wss://eu.api.openai.com/v1/realtime'\n"
+            "api_key = 'sk-2'\nmodel = 'gpt-realtime'",
+            "[[route.fallback]]\naction = 'server'\nserver = 'b'\n",
+            "2028-01-01",
+            "!route r, fallback: realtime_server b: gpt-realtime ended",
+        ),
+    ],
+)
+def test_models_that_end(tmp_path: Path, more: str, route: str, day: str, says: str) -> None:
+    checked(tmp_path, OPENAI + more, f"[[route]]\nname = 'r'\n{route}")
+    config, dialplan = load_all(tmp_path / "gateway.toml", {})
+    found = list(retirements(config, dialplan, date.fromisoformat(day)))
+    assert [served for served, _ in found] == ([] if not says else [not says.startswith("!")])
+    assert says.lstrip("!") in "".join(text for _, text in found)
+
+
+@pytest.mark.parametrize(
+    ("host", "entry", "status", "says"),
+    [
+        ("sip.example", None, 0, ""),
+        ("api.openai.com", None, 2, "gateway.toml:4: realtime.model: gpt-old ended on"),
+        ("api.openai.com", 'hosts = ["*"]', 0, ""),
+        (
+            "sip.example",
+            'hosts = ["sip.example"]\non = 2020-02-02',
+            2,
+            "gpt-old ended on 2020-02-02",
+        ),
+    ],
+)
+def test_a_price_file_decides_about_the_end(
+    tmp_path: Path, host: str, entry: str | None, status: int, says: str
+) -> None:
+    """The gateway's own dates are for OpenAI's servers, and can be overruled for any."""
+    ended = '[[retirement]]\nmatch = ["gpt-old"]\n'
+    own = ended + 'hosts = ["api.openai.com"]\non = 2020-01-01\n'
+    prices = own if entry is None else f"{ended}{entry}\n{own}"
+    (tmp_path / "prices.toml").write_text('currency = "EUR"\n' + prices)
+    where = OPENAI.replace("api.openai.com", host)
+    told = checked(tmp_path, where + 'model = "gpt-old"\n[cost]\nprices = "prices.toml"\n')
+    assert check(tmp_path / "gateway.toml", {})[0] == status
+    assert says in told
+    load_all(tmp_path / "gateway.toml", {})  # a running gateway is not refused its start
+
+
+def test_words_of_callers_are_waited_for_where_they_are_transcribed(tmp_path: Path) -> None:
+    route = "[[route]]\nname = 'r'\n[[route.transfer]]\nname = 'a'\nto = 'sip:a@b'\n"
+    route += "[route.escape]\nphrases = ['human']\nto = ['a']\n"
+    assert "escape.phrases are not understood" in checked(tmp_path, routes=route)
+    (tmp_path / "heard").mkdir()
+    heard = checked(tmp_path / "heard", routes=route + HEARD.format("gpt-transcribe"))
+    assert "not understood" not in heard
