@@ -459,7 +459,8 @@ class Api:
         return next((record.as_json() for record in found), None)
 
     def _progress(self, name: str, place: int, spoken: int) -> dict[str, Any]:
-        record = call_named({"call": name}, self._calls).record
+        call = call_named({"call": name}, self._calls)
+        record = call.record
         entries = [] if record.transcript is None else record.transcript.as_json()
         first = max(spoken, record.transcript_dropped)
         marks, place = record.timeline_since(place)
@@ -468,6 +469,7 @@ class Api:
             **record.summary(),
             **record.private.masked(words),
             "state": record.state,
+            "destinations": [one.name for one in call.transfer_plan.destinations],
             "place": place,
             "spoken": first,
         }

@@ -5,7 +5,9 @@
 
 import { ApiError, ask, element, failed, may, say, tell } from "./base.js";
 import { page as call } from "./call.js";
-import { page as live } from "./live.js";
+import { page as live, trunksPage as trunks } from "./live.js";
+import { page as past } from "./past.js";
+import { page as watch } from "./watch.js";
 
 /**
  * @typedef {object} Session who has logged in
@@ -23,7 +25,7 @@ import { page as live } from "./live.js";
  */
 
 /** @type {Page[]} */
-const PAGES = [live, call];
+const PAGES = [live, past, trunks, call, watch];
 
 const main = document.getElementById("main");
 const navigation = document.querySelector("nav");

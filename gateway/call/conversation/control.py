@@ -329,7 +329,8 @@ def carry_out(command: CallCommand, control: ConversationControl, now: float) ->
             return [note, *control.interrupt("application", now)]
         case MuteCaller(muted):
             words = CALLER_MUTED if muted else CALLER_UNMUTED
-            return [note, Mute(muted), *control.tell(words)]
+            told = control.timeline.note(now, "muted" if muted else "unmuted", "info")
+            return [note, told, Mute(muted), *control.tell(words)]
         case OperatorTransfer() | ReferTo() | PressKeys() | OperatorHold():
             actions = control.call_actions
             try:

@@ -75,7 +75,7 @@ def test_every_level_of_the_log_table_is_that_of_its_event() -> None:
                 assert found[name] == {level}, name
 
 
-CHOSEN = {"call.held", "call.approved", "call.error"}
+CHOSEN = {"call.held", "call.muted", "call.approved", "call.error"}
 """Events whose name or level is chosen when they are logged."""
 
 
