@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from playwright.async_api import Browser as Chromium
-from playwright.async_api import Page, Playwright, async_playwright
+from playwright.async_api import Page, Playwright, async_playwright, expect
 
 PROGRAM = Path("/usr/bin/chromium")
 """Debian's; playwright downloads none."""
@@ -32,6 +32,7 @@ TELEPHONE = {"width": 390, "height": 844}
 
 WITHIN_MS = 15_000
 """For what a page shows by and by."""
+expect.set_options(timeout=WITHIN_MS)
 
 
 class Browser:
