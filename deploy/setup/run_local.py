@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Keeps the emulator and the gateway up until Ctrl-C: ``make run``.
 
+The example's configuration gets an address on this machine for the console and calls from the
+browser, with a key that holds for this run.
+
 The emulator is started only when the configuration names a server on this machine and nothing
 listens there yet. Both run in sessions of their own, so that Ctrl-C reaches this process alone and
 the emulator outlives the calls that the gateway ends.
@@ -23,6 +26,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from gateway.api.tokens import hash_of, new_token
 from gateway.config import Config, ConfigError
 from gateway.dialplan import Dialplan
 from gateway.planning.check import load_all
@@ -31,11 +35,17 @@ EMULATOR_UP_SECONDS = 20.0
 """For its imports and the voice's data on a slow machine."""
 EMULATOR_DOWN_SECONDS = 5.0
 
+CONSOLE_PORT = 8080
+"""Another one where it is taken."""
+BROWSER_CALLS = 2
+"""Calls from the browser at a time."""
+
 
 @click.command(help=__doc__)
 @click.option("-c", "config", type=click.Path(path_type=Path), default=Path("gateway.toml"))
 def main(config: Path) -> None:
     """Run both; the exit status is the gateway's."""
+    key = _open_console()
     try:
         settings, dialplan = load_all(config)
     except ConfigError as error:
@@ -50,7 +60,7 @@ def main(config: Path) -> None:
             click.echo(f"the emulator did not come up at {url}", err=True)
             sys.exit(1)
     try:
-        status = _run_gateway(config, settings, dialplan)
+        status = _run_gateway(config, settings, dialplan, key)
     finally:
         if emulator is not None:
             _stop(emulator)
@@ -62,8 +72,24 @@ def _start(*arguments: str, **environ: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, start_new_session=True, env={**os.environ, **environ})
 
 
+def _open_console() -> str:
+    """Set what gateway.toml asks of the environment for the console; return the key of this run."""
+    with socket.socket() as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", CONSOLE_PORT))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+        host, port = probe.getsockname()
+    key = new_token()
+    os.environ.setdefault("GATEWAY_CONSOLE", f"{host}:{port}")
+    os.environ.setdefault("GATEWAY_BROWSER_CALLS", str(BROWSER_CALLS))
+    os.environ["GATEWAY_KEY_HASH"] = hash_of(key)
+    return key
+
+
 def _where_to_call(settings: Config, dialplan: Dialplan) -> str:
-    """Say how a first call gets in."""
+    """Say how a first call gets in, by SIP."""
     if settings.trunk and settings.access.unknown_sources != "allow":
         names = ", ".join(trunk.name for trunk in settings.trunk)
         return f"The gateway listens. Only calls of trunks get in ({names}): see docs/trunks.md."
@@ -71,14 +97,32 @@ def _where_to_call(settings: Config, dialplan: Dialplan) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
     host = f"[{host}]" if ":" in host else host
     tls = ";transport=tls" if address.transport == "tls" else ""
-    patterns = [route.to.pattern for route in dialplan.routes if route.enabled and route.to]
-    numbers = [found[1] for one in patterns if (found := re.fullmatch(r"\^(\w+)\$", one))]
-    uri = f"sip:{numbers[0] if numbers else '100'}@{host}:{address.port}{tls}"
+    numbers = _numbers(dialplan)
+    uri = f"sip:{numbers[0]}@{host}:{address.port}{tls}"
     more = f" Other numbers: {', '.join(dict.fromkeys(numbers[1:]))}." if numbers[1:] else ""
     return f"Call {uri} from a softphone.{more} Ctrl-C ends calls and exits."
 
 
-def _run_gateway(config: Path, settings: Config, dialplan: Dialplan) -> int:
+def _numbers(dialplan: Dialplan) -> list[str]:
+    """Return the numbers that routes name as such; 100 where none does."""
+    patterns = [route.to.pattern for route in dialplan.routes if route.enabled and route.to]
+    found = [match[1] for one in patterns if (match := re.fullmatch(r"\^(\w+)\$", one))]
+    return found or ["100"]
+
+
+def _where_to_look(settings: Config, dialplan: Dialplan, key: str) -> str:
+    """Say where the console is, and with the key of this run how to call from it; "" for none."""
+    if settings.api.listen is None:
+        return ""
+    address = f"http://{settings.api.listen}/console/"
+    if not settings.api.browser_calls or hash_of(key) not in {
+        one.hash for one in settings.api.token
+    }:
+        return f"The console: {address}"
+    return f"Or call from the browser: {address}#/key/{key}/call/{_numbers(dialplan)[0]}"
+
+
+def _run_gateway(config: Path, settings: Config, dialplan: Dialplan, key: str) -> int:
     gateway: subprocess.Popen[bytes] | None = None
     asked = 0
 
@@ -105,6 +149,8 @@ def _run_gateway(config: Path, settings: Config, dialplan: Dialplan) -> int:
             with contextlib.suppress(TimeoutError):
                 if b"READY=1" in ready.recv(4096):
                     click.echo(_where_to_call(settings, dialplan))
+                    if console := _where_to_look(settings, dialplan, key):
+                        click.echo(console)
         status = gateway.wait()
     return 0 if asked and status == -signal.SIGTERM else abs(status)
 

@@ -11,7 +11,15 @@ from types import MappingProxyType
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, Strict, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    Strict,
+    ValidationInfo,
+    model_validator,
+)
 
 from gateway.config.source import MisplacedError, Section
 from gateway.config.values import (
@@ -194,7 +202,10 @@ class TokenSettings(Section):
 class ApiSettings(Section):
     """``[api]``: where the HTTP API, health, readiness and metrics are served."""
 
-    listen: Annotated[str, AfterValidator(_address)] | None = None
+    listen: Annotated[
+        Annotated[str, AfterValidator(_address)] | None,
+        BeforeValidator(lambda value: None if value == "" else value),
+    ] = None
     allow_plaintext: Flag = False
     browser_calls: Annotated[int, Strict(), Field(ge=0, le=100), Typed] = 0
     token: tuple[TokenSettings, ...] = ()

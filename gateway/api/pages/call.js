@@ -301,7 +301,7 @@ export const page = {
     place.disabled = !secure;
     ask("/browser-call").then((told) => {
       numbers.replaceChildren(...told.numbers.map((one) => element("option", { value: one.number }, one.route)));
-      if (!number.value && told.numbers.length) number.value = told.numbers[0].number;
+      if (!number.value && told.numbers.length && document.activeElement !== number) number.value = told.numbers[0].number;
       if (!told.limit) {
         place.disabled = true;
         say(state, "Calls from browsers are off: set api.browser_calls in the configuration.");

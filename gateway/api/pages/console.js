@@ -128,7 +128,13 @@ window.addEventListener("gateway-logged-out", () => {
   }
 });
 
-ask("/session").then(enter, (error) => {
+// An address #/key/TOKEN/PAGE logs in by itself; the token leaves the address bar and the history.
+const [, key, rest] = /^#\/key\/([\w-]+)\/?(.*)$/.exec(location.hash) ?? [];
+if (key) history.replaceState(null, "", `#/${rest}`);
+const known = key
+  ? ask("/session", { method: "POST", headers: { Authorization: `Bearer ${key}` } })
+  : ask("/session");
+known.then(enter, (error) => {
   logIn();
   failed(error);
 });

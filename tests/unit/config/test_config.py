@@ -47,6 +47,7 @@ def test_the_example_needs_no_key_against_the_emulator() -> None:
     assert config.realtime.on_loopback
     assert config.dialplan.folder == ROOT / "dialplans"
     assert config.log.format == "json"
+    assert (config.api.listen, config.api.browser_calls) == (None, 0)
     assert dialplan.routes
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,14 @@ def test_reports_are_read_to_the_end(
     monkeypatch.setattr(run_local, "_start", start)
     monkeypatch.setattr(run_local.signal, "signal", lambda *_: None)
     config: Any
-    config, dialplan = load_all(FILE.parents[2] / "gateway.toml", {})
-    assert run_local._run_gateway(Path("gateway.toml"), config, dialplan) == 0
-    assert capsys.readouterr().out.startswith("Call sip:100@127.0.0.1:5060 from a softphone.")
+    for name in ("GATEWAY_CONSOLE", "GATEWAY_BROWSER_CALLS", "GATEWAY_KEY_HASH"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    key = run_local._open_console()
+    config, dialplan = load_all(FILE.parents[2] / "gateway.toml")
+    assert run_local._run_gateway(Path("gateway.toml"), config, dialplan, key) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("Call sip:100@127.0.0.1:5060 from a softphone.")
+    console = re.fullmatch(r"Or call from the browser: http://127.0.0.1:\d+/console/(.*)", second)
+    assert console is not None
+    assert console[1] == f"#/key/{key}/call/100"
