@@ -227,6 +227,8 @@ class CallMachine:
 
     def handle(self, input: inputs.Input, now: float) -> list[outputs.Output]:
         """Take an input that came at ``now`` (s); return what to do, in order."""
+        if type(input) is inputs.RtpStats:  # once a second, and audio goes on meanwhile
+            return self._handlers[inputs.RtpStats](input, now)
         conversation = self._call.conversation
         event = input.event if type(input) is inputs.ServerEventReceived else None
         self._flowing = None
