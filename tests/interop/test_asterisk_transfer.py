@@ -12,6 +12,7 @@ import pytest
 
 from gateway.api.client import ask
 from gateway.devtools.emulator.session_log import SessionRecord
+from gateway.devtools.emulator.speech import pattern
 from tests.interop.lab.baresip import Phone
 from tests.interop.lab.debian import Root
 from tests.interop.lab.ports import GATEWAY, PBX
@@ -53,6 +54,19 @@ name = "bridge"
 to = "sip:202@{asterisk}"
 mode = "bridge"
 trunk = "pbx"
+[[route.transfer]]
+name = "warm"
+to = "sip:202@{asterisk}"
+mode = "bridge"
+trunk = "pbx"
+[route.transfer.briefing]
+timeout = 3
+[[route.transfer]]
+name = "warm, attended"
+to = "sip:202@{asterisk}"
+mode = "attended"
+trunk = "pbx"
+[route.transfer.briefing]
 """
 
 OUTBOUND = """
@@ -101,7 +115,11 @@ def scene(
 def transfers_to(scene: Scene, destination: str) -> None:
     tool = {"name": "transfer_call", "arguments": json.dumps({"destination": destination})}
     first = {"kind": "pattern", "seconds": 0.5, "tools": [tool]}
-    scene.agent.behave(vad="off", answers=[first, {"kind": "pattern", "seconds": 1, "seed": 7}])
+    scene.agent.behave(
+        vad="off",
+        answers=[first, {"kind": "pattern", "seconds": 1, "seed": 7}],
+        out_of_band={"kind": "pattern", "seconds": 1, "seed": 8},
+    )
 
 
 async def assert_hears(listener: Phone, speaker: Phone, seed: int) -> None:
@@ -137,6 +155,42 @@ async def test_transfer(scene: Scene, destination: str) -> None:
     await human.wait("CALL_CLOSED")
     (transfer,) = (await call.summary())["transfers"]
     assert (transfer["mode"], transfer["outcome"]) == (mode, "answered")
+
+
+@pytest.mark.parametrize("answer", ["accepted", "taken over", "declined", "no_key"])
+async def test_warm_transfer(scene: Scene, answer: str) -> None:
+    """The human hears the briefing, and takes the call by a key, or not."""
+    transfers_to(scene, "warm, attended" if answer == "taken over" else "warm")
+    caller, human = await scene.phone("201"), await scene.phone("202")
+    call = scene.agent.next_call()
+    await caller.call(scene.uri("110"))
+    await human.accept()
+    session = await call.session()
+    await session.wait_until(lambda s: len(s.sent("response.done")) == 2, within_s=15)
+    briefing = bytes(list(session.sent_items.values())[1])
+    await eventually(lambda: human.heard.has(briefing[:4000]), "the briefing")
+    if answer in ("accepted", "taken over"):
+        await human.press("1")
+        if answer == "taken over":
+            assert (await call.summary())["ending"]["why"] == "transferred"
+        else:
+            await call.wait("call.bridged")
+        await assert_hears(human, caller, 30)
+        await assert_hears(caller, human, 31)
+        await caller.hang_up()
+        await human.wait("CALL_CLOSED")
+    else:
+        if answer == "declined":
+            await human.press("2")
+        await human.wait("CALL_CLOSED")
+        await session.wait_until(lambda s: outputs_of(s) != [], within_s=15)
+        (output,) = outputs_of(session)
+        assert output["status"] == ("declined" if answer == "declined" else "no_answer")
+        back = pattern(7, 8000)
+        await eventually(lambda: caller.heard.has(back[:4000]), "the model again")
+        await caller.hang_up()
+    (transfer,) = (await call.summary())["transfers"]
+    assert transfer["briefing"] == ("accepted" if answer == "taken over" else answer)
 
 
 async def test_nobody_answers_the_consultation(scene: Scene) -> None:
