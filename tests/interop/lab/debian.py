@@ -24,8 +24,10 @@ PACKAGES = (
     "asterisk",
     "asterisk-core-sounds-en-wav",
     "baresip-core",
+    "docker-compose",
     "kamailio",
     "kamailio-tls-modules",
+    "kubectl",
     "prometheus",
     "sip-tester",
 )
