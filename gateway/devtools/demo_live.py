@@ -28,6 +28,7 @@ from gateway.devtools.demo_scenario import (
 )
 
 MODEL = "gpt-live-1.1"
+RECORDS = 'folder = "../records"'
 
 EMULATOR = f"""\
 # gateway emulator --script emulator.toml --record events
@@ -186,7 +187,9 @@ def _ending(evidence: Evidence[LiveLog]) -> Iterator[Check]:
 
 LIVE = Scenario(
     emulator=EMULATOR,
-    gateway=GATEWAY.replace("gpt-realtime-2.1", MODEL),
+    gateway=GATEWAY.replace("gpt-realtime-2.1", MODEL).replace(
+        RECORDS, f"{RECORDS}\nevents = true"
+    ),
     dialplan=DIALPLAN,
     caller=CALLER,
     path="/v1/live/sessions",

@@ -221,7 +221,7 @@ class Stage:
         for folder in (dialplans, self.events, self.records):
             folder.mkdir(parents=True, exist_ok=True)
         written = (self.record, self.report, self.recording, self.heard, self.picture, self.text)
-        sessions, calls = self.events.glob("*_emulator_*"), self.records.glob("*.json")
+        sessions, calls = self.events.glob("*_emulator_*"), self.records.glob("*.json*")
         for old in (*written, self.checks, *sessions, *calls):
             old.unlink(missing_ok=True)
         self.emulator_script.write_text(self.scenario.emulator, "utf-8")

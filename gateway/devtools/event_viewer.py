@@ -104,6 +104,8 @@ class _LiveTeller:
         self._audio = {"up": [0, 0], "down": [0, 0]}
         """Messages and bytes of each direction."""
         self._open: dict[str, _Stretch] = {}
+        self.confirmed = False
+        """Whether ``session.closed`` came: the close code says nothing then."""
 
     def takes(self, line: Line) -> bool:
         """Whether the line is one of audio, which is told at the end, in one."""
@@ -171,7 +173,7 @@ class _LiveTeller:
 
     def _started(self, line: Line) -> Iterator[Entry]:
         yield from self.over(line.t_ms)
-        self._began = line.t_ms
+        self._began, self.confirmed = line.t_ms, False
         format_ = line.get("session", "audio", "format")
         if isinstance(format_, dict):
             width = 2 if format_.get("type") == "audio/pcm" else 1
@@ -207,6 +209,7 @@ class _LiveTeller:
 
     def _closed(self, line: Line) -> Iterator[Entry]:
         yield from self.over(line.t_ms)
+        self.confirmed = True
         reason = line.words("reason")
         text = f"session closed: {reason}"
         used = f"{line.get('usage', 'seconds')} s"
@@ -273,7 +276,7 @@ class _Teller:
             yield from _meta(line)
         elif line.direction == "close":
             code, who = line.get("code"), "by us" if line.get("by_us") else "by the server"
-            trouble = code not in (1000, 1001)
+            trouble = code not in (1000, 1001) and not self._live.confirmed
             yield Entry(
                 at, SERVER, f"closed {who}: {code} {line.words('reason')}".rstrip(), trouble=trouble
             )

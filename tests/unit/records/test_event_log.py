@@ -395,6 +395,7 @@ LIVE_CALL: list[tuple[float, str, dict[str, Any]]] = [
     (5000, "in", _fragment("output", " Done.", 4000)),
     (6000, "in", _live("session.usage.updated", usage={"seconds": 6})),
     (7000, "in", _live("session.closed", reason="expired", usage={"seconds": 7})),
+    (7010, "close", {"code": 1005, "reason": "", "by_us": False}),
 ]
 
 
@@ -416,6 +417,7 @@ def test_a_live_conversation(tmp_path: Path) -> None:
         (6000, "server", "6 s so far"),
         (7000, "server", "audio: 1.0 s up, 2.0 s down"),
         (7000, "server", "session closed: expired"),
+        (7010, "server", "closed by the server: 1005"),
     ]
     assert [entry.text for entry in entries if entry.trouble] == ["session closed: expired"]
 
