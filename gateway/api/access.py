@@ -254,6 +254,9 @@ _TOLD = ("destination", "to", "trunk", "route", "held", "muted", "delivery", "le
 """What of a command the log names; never words of a conversation, nor keys that are pressed."""
 
 
+MAX_MESSAGE = 1000
+"""Characters of an error's message."""
+
 MAX_TOLD = 256
 """Characters of a value in an audit line."""
 
@@ -286,11 +289,16 @@ async def run(backend: Backend, name: str, fields: Mapping[str, Any]) -> dict[st
     except NoCallError as error:
         raise no_call(str(fields.get("call", "")), str(error)) from None
     except RefusedError as error:
-        raise HTTPException(409, {"code": "refused", "message": str(error)}) from None
+        raise HTTPException(409, {"code": "refused", "message": _brief(str(error))}) from None
     return dict(answer)
+
+
+def _brief(text: str) -> str:
+    """Return a message that says no more than it has to of what it was given."""
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]} ..."
 
 
 def no_call(call_id: str, text: str = "") -> HTTPException:
     """Return the error for a call that is not there."""
-    message = text or f"there is no call {call_id!r}"
+    message = _brief(text or f"there is no call {call_id!r}")
     return HTTPException(404, {"code": "call_not_found", "message": message})

@@ -113,10 +113,10 @@ class Done(BaseModel):
 class Dial(BaseModel):
     """A call to place."""
 
-    to: str
-    route: str
-    trunk: str = ""
-    caller_id: str = ""
+    to: Term
+    route: Term
+    trunk: Term = ""
+    caller_id: Term = ""
     variables: dict[str, str] = Field(default_factory=dict)
 
 
@@ -125,7 +125,7 @@ class Destination(BaseModel):
     allows. Left out, it is the first. ``briefing`` is told to whoever answers, where the route has
     them briefed."""
 
-    destination: str = ""
+    destination: Term = ""
     briefing: str = ""
 
 
@@ -139,14 +139,14 @@ class Expiry(BaseModel):
 class ClientSecret(BaseModel):
     """Whose session a browser gets, and for how long its key is good."""
 
-    route: str
+    route: Term
     expires_after: Expiry = Field(default_factory=Expiry)
 
 
 class Disposition(BaseModel):
     """How a call went."""
 
-    disposition: str
+    disposition: Term
 
 
 class Recording(BaseModel):

@@ -142,7 +142,9 @@ class HandOn:
         return await self._siblings.that_has(call)
 
     async def _hand_on(self, request: Request, path: Path, send: Send) -> None:
-        target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        # As it came: of a Call-ID, "?" and "#" would begin something else.
+        path_of = request.scope.get("raw_path", b"").decode("latin-1") or request.url.path
+        target = path_of + (f"?{request.url.query}" if request.url.query else "")
         client = self._siblings.client(path)
         try:
             body = await request.body()

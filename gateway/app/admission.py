@@ -69,7 +69,7 @@ class Rejections:
 
     Args:
         retry_after: seconds, in the Retry-After of a 503 (RFC 3261 section 20.33).
-        redact: what is masked in their records and log lines.
+        redact: kinds and patterns of what is masked in their records and log lines.
         place: names a setting of the configuration, or of a trunk, with its file and line.
     """
 
@@ -77,7 +77,7 @@ class Rejections:
         self,
         records: RecordStore,
         retry_after: int,
-        redact: Collection[str] = (),
+        redact: tuple[Collection[str], Collection[str]] = ((), ()),
         place: Callable[[str, str], str] = lambda key, _trunk: key,
     ) -> None:
         self._records = records
@@ -150,7 +150,7 @@ class Rejections:
             self._records.uncounted(record.call_id)
             return
         if not record.private:
-            record.private.redact(self._redact)
+            record.private.redact(*self._redact)
         ending = ending_of(why, answered=False, detail=detail)
         record.ending = type(ending)(ending.by, why, code, ending.reason, detail)
         record.times.end = at_ms or 0.0

@@ -221,7 +221,7 @@ class Gateway:
         rejections = Rejections(
             records,
             sip.retry_after,
-            config.records.redact,
+            (config.records.redact, config.records.redact_patterns),
             lambda key, trunk: self.config.place(key, trunk),
         )
         self.calls = calls = CallRegistry(

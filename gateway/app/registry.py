@@ -168,7 +168,11 @@ class CallRegistry:
         record = call.record
         own = self._routes[record.route].records
         record.trace_id = self._trace_id(record.call_id)
-        record.private.redact(self._settings.redact if own.redact is None else own.redact)
+        base, patterns = self._settings, own.redact_patterns
+        record.private.redact(
+            base.redact if own.redact is None else own.redact,
+            base.redact_patterns if patterns is None else patterns,
+        )
         number = user_of(record.from_uri if record.direction == "inbound" else record.to_uri)
         plan = call.session_plan
         account = self._costs.open(

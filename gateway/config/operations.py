@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     SecretStr,
     Strict,
+    StringConstraints,
     ValidationInfo,
     model_validator,
 )
@@ -31,8 +32,18 @@ from gateway.config.values import (
     Typed,
     ip_literal,
 )
+from gateway.text import redaction
 
-Redacted = Literal["numbers", "dtmf"]
+Redacted = Literal["numbers", "dtmf", "cards", "ibans", "emails"]
+
+
+def _redaction(value: str) -> str:
+    redaction(value)
+    return value
+
+
+Redaction = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_redaction)]
+"""A regular expression of RE2: what it matches is masked."""
 """Kinds of data to mask: telephone numbers but for their last digits, and DTMF digits."""
 
 DATABASE_NAME = "calls.sqlite3"
@@ -59,6 +70,7 @@ class RecordSettings(Section):
     database: Annotated[SecretStr, AfterValidator(_database)] | None = None
     events: Flag = False
     redact: tuple[Redacted, ...] = ()
+    redact_patterns: Annotated[tuple[Redaction, ...], Field(max_length=50)] = ()
     retention_days: Days = 0.0
     details_retention_days: Days = 0.0
 

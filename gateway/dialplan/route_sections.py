@@ -15,6 +15,7 @@ from urllib.parse import quote
 from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, Strict, model_validator
 
 from gateway.audio.sounds import BUILT_IN
+from gateway.config.operations import Redacted, Redaction
 from gateway.config.sections import Money, Part
 from gateway.config.source import KeyPath, MisplacedError, Section, plain
 from gateway.config.values import (
@@ -213,7 +214,8 @@ class RouteRecords(Section):
     """``[route.records]``: in place of ``[records]``."""
 
     events: Flag | None = None
-    redact: tuple[Literal["numbers", "dtmf"], ...] | None = None
+    redact: tuple[Redacted, ...] | None = None
+    redact_patterns: Annotated[tuple[Redaction, ...], Field(max_length=50)] | None = None
 
 
 BACKCHANNEL = (

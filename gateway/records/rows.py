@@ -94,6 +94,8 @@ def columns_of(record: CallRecord, now: datetime) -> dict[str, Any]:
         "from_number": number_of(record.from_uri),
         "to_number": number_of(record.to_uri),
         "detail": "" if ending is None else ending.detail,
+        "reason": "" if ending is None else ending.reason,
+        "disposition": record.disposition,
     }
     return {
         **record.private.masked(plain),
@@ -119,8 +121,6 @@ def columns_of(record: CallRecord, now: datetime) -> dict[str, Any]:
         "ended_by": "" if ending is None else ending.by.value,
         "why": "" if ending is None else ending.why.value,
         "sip_code": None if ending is None else ending.sip_code,
-        "reason": "" if ending is None else ending.reason,
-        "disposition": record.disposition,
         "parent_id": record.parent_id,
         "interruptions": len(record.actions.interruptions),
         "transfers": len(record.actions.transfers),

@@ -118,6 +118,13 @@ async def test_route_model_and_operator_say_how_a_call_went(world: GatewayStack)
             assert (await http.post(path, json={"disposition": text})).status_code == 409
         done = await http.post(path, json={"disposition": "callback"})
         assert (done.status_code, done.json()["disposition"]) == (200, "callback")
+        done = await http.post(path, json={"disposition": "call\rback\x1b[2J"})
+        assert done.json()["disposition"] == "call back\\u001b[2J", "one line of a terminal"
+        await http.post(path, json={"disposition": "callback"})
+        long = await http.post(
+            f"/api/v1/calls/{call_id}/transfer", json={"destination": "1" * 10**6}
+        )
+        assert (long.status_code, len(long.content) < 500) == (422, True)
         await world.summary_at_end(call)
         assert (await world.record(call))["disposition"] == "callback"
     world.behave(vad="off", answers=[{"kind": "silent"}])

@@ -118,3 +118,72 @@ async def test_no_secret_is_in_any_log_record_error_or_page(own_folder: Path) ->
         if secret in text or json.dumps(secret)[1:-1] in text
     }
     assert not found
+
+
+MASKED = """
+[[route]]
+name = "masked"
+to = "^masked$"
+[route.greeting]
+say = "Hello."
+[route.session.audio.input.transcription]
+model = "whisper-1"
+[route.records]
+redact = ["emails"]
+redact_patterns = ['(?i)\\bKX-\\d+\\b']
+[route.disposition]
+default = "of KX-471155"
+"""
+WORDS = ("KX-471155", "kx-471155", "ann@mail.example")
+
+
+async def test_words_by_rule_are_in_nothing_that_is_kept_or_told(own_folder: Path) -> None:
+    with http_service() as receiver:
+        more = f'{API}[[webhook]]\nname = "all"\nurl = "{receiver.url}"\n'
+        more += f'secret = "{CANARIES["hook"]}"\n'
+        world = GatewayStack(own_folder, routes=MASKED, more=more, records="events = true\n")
+        await world.start()
+        said = "It is KX-471155, and ann@mail.example."
+        world.behave(
+            vad="scripted",
+            transcripts=["My number is kx-471155."],
+            answers=[{"kind": "say", "text": said}, {"kind": "silent"}],
+            speech={"at_ms": [4000], "length_ms": 400},
+        )
+        call = await world.dial("masked")
+        session = await world.session_of(call)
+        heard = "conversation.item.input_audio_transcription.completed"
+        await session.wait_until(lambda s: s.sent(heard) != [], 20)
+        await world.gateway.wait("call.caller_transcript", call=call.call_id)
+        (name,) = world.gateway.ids_of(call.call_id)
+        headers = {"Authorization": f"Bearer {TOKENS['admin']}"}
+        address = world.gateway.all("api.listening")[-1]["address"]
+        async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
+            pages = [
+                await http.get(f"/api/v1/calls/{name}{path}", headers=headers)
+                for path in ("", "/transcript")
+            ]
+            await world.summary_at_end(call)
+
+            async def closed() -> bool:
+                page = await http.get(f"/api/v1/calls/{name}", headers=headers)
+                pages.append(page)
+                return bool(page.json()["ended_at"])
+
+            await eventually(closed, "the end of its row")
+        await eventually(lambda: any(b"call.ended" in one.body for one in receiver.asked), "end")
+        record = await world.record(call)
+        await world.stop()
+    kept = b"".join(file.read_bytes() for file in world.records_folder.rglob("*") if file.is_file())
+    places = {
+        "log": json.dumps(world.gateway.lines),
+        "pages": " ".join(page.text for page in pages),
+        "webhooks": " ".join(asked.body.decode() for asked in receiver.asked),
+        "kept": kept.decode("latin-1"),
+    }
+    found = {(place, one) for place, text in places.items() for one in WORDS if one in text}
+    assert not found
+    spoken = json.dumps(record["transcript"])
+    assert "It is ****, and ****" in spoken
+    assert "My number is ****." in spoken
+    assert (record["disposition"], "****" in places["pages"]) == ("of ****", True)

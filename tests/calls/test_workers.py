@@ -8,6 +8,7 @@ import json
 import signal
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -145,6 +146,21 @@ async def test_the_api_of_one_worker_serves_the_calls_of_the_other(pair: Pair) -
     await call.hung_up()
     line = await pair.gateways[1].wait("api.audit", action="hangup", call=name)
     assert (line["who"], line["role"], line["peer"]) == ("operator-one", "operator", "127.0.0.1")
+
+
+async def test_a_call_of_the_other_worker_by_its_odd_call_id(pair: Pair) -> None:
+    call = pair.phone.call("greeted")
+    del pair.phone.calls[call.call_id]
+    call.call_id = "odd?after%23x@test"
+    pair.phone.calls[call.call_id] = call
+    call.invite()
+    await call.answered()
+    await pair.gateways[1].wait("call.confirmed", call=call.call_id)
+    async with pair.http() as http:
+        path = f"/api/v1/calls/{quote(call.call_id, safe='')}/hangup"
+        answer = await http.post(path)
+    assert answer.json() == {"call": pair.gateways[1].ids_of(call.call_id)[0]}
+    await call.hung_up()
 
 
 async def test_what_a_client_sends_for_the_other_worker_may_be_long_or_cut(pair: Pair) -> None:

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from gateway.call.call_record import CallRecord
-from gateway.text import PrivateDigits
+from gateway.text import PrivateDigits, redaction
 
 
 def private(*digits: str) -> PrivateDigits:
@@ -158,3 +158,50 @@ def test_keys() -> None:
         "n": 4,
     }
     assert PrivateDigits().masked(value) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "masked"),
+    [
+        ("cards", "it is 4111 1111 1111 1111, thanks", "it is ****, thanks"),
+        ("cards", "card 5500-0055-5555-5559", "card ****"),
+        ("cards", "order 4111 1111 1111 1112", "order 4111 1111 1111 1112"),
+        ("ibans", "to DE89 3704 0044 0532 0130 00.", "to ****."),
+        ("ibans", "DE89 3704 0044 0532 0130 00 please", "**** please"),
+        ("cards", "4111 1111 1111 1111 12 28", "**** 12 28"),
+        ("ibans", "GB82WEST12345698765432", "****"),
+        ("ibans", "DE89370400440532013001", "DE89370400440532013001"),
+        ("emails", "write to ann.b@mail.example.org", "write to ****"),
+        ("emails", "sip:ann@pbx.example and @home", "sip:ann@pbx.example and @home"),
+    ],
+)
+def test_kinds_that_have_a_form(kind: str, text: str, masked: str) -> None:
+    assert PrivateDigits([kind]).masked(text) == masked
+
+
+def test_words_by_rule() -> None:
+    made = PrivateDigits(["numbers"])
+    made.redact((), [r"(?i)customer number [\pL\d-]+", "Müller"])
+    told = {"text": "Frau Müller, Customer Number AB-12", "call_id": "Müller", "n": "+49301234567"}
+    assert made.masked(told) == {
+        "text": "Frau ****, ****",
+        "call_id": "Müller",
+        "n": "+49301234567",
+    }
+    assert made.masked("\ud800 Müller") == "\ufffd ****"
+    delta = made.masked_event({"type": "d", "delta": "Mül"})
+    assert delta["delta"] == {"chars": 3}, "a part of a word cannot be found"
+
+
+@pytest.mark.parametrize("pattern", ["(", "(?=a)", "a*", "x" * 3 + "|"])
+def test_a_rule_that_cannot_be(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"RE2|matches everything"):
+        redaction(pattern)
+
+
+def test_no_text_slows_a_rule_down() -> None:
+    """Python's own would take longer than the universe has; the test's time limit would end it."""
+    made = PrivateDigits(["cards", "ibans", "emails"])
+    made.redact(["cards", "ibans", "emails"], [r"(x+x+)+y", r"(\w*)*\d(\w*)*$"])
+    for text in ("x" * 16_000, "1" * 16_000, "a1" * 8_000, "a." * 8_000 + "@", "@a" * 8_000):
+        made.masked(text)

@@ -50,6 +50,7 @@ from gateway.realtime.events import (
     CreateResponse,
     UpdateSession,
 )
+from gateway.text import printable
 
 LISTEN = "The caller speaks with somebody else from now on. Listen, and say nothing."
 """System message for a model whose turn detection cannot be turned off."""
@@ -235,7 +236,8 @@ class ConversationControl:
     # ---- the end of it
 
     def note_disposition(self, disposition: str, by: str, now: float) -> Output:
-        """Note how the call went, as model, function or operator says it."""
+        """Note how the call went, as model, function or operator says it; on one line."""
+        disposition = printable(disposition)
         self.timeline.record.disposition = disposition
         return self.timeline.note(now, "disposition", "info", disposition=disposition, by=by)
 

@@ -53,8 +53,8 @@ class Kept:
         self.written: list[CallRecord] = []
         self.accounts: list[tuple[str, dict[str, Any]]] = []
         self.logs: list[str] = []
-        settings = SimpleNamespace(redact=("numbers",), events=True)
-        own = SimpleNamespace(redact=None, events=None)
+        settings = SimpleNamespace(redact=("numbers",), redact_patterns=(), events=True)
+        own = SimpleNamespace(redact=None, redact_patterns=None, events=None)
         self.route = SimpleNamespace(name="r", records=own)
         self.calls = CallRegistry(
             cast(Any, SimpleNamespace(records=settings)),
@@ -75,7 +75,7 @@ async def test_a_call_has_its_account_its_event_log_and_its_masks() -> None:
     kept.calls.begin(call.call)
     assert kept.accounts[0][0] == "+49301234567"
     assert call.watched == [("account", "c1")]
-    assert call.record.private.numbers
+    assert call.record.private.masked("+49301234567") == "+********567"
     kept.route.records.redact, kept.route.records.events = (), False
     other = FakeCall("c2")
     kept.calls.begin(other.call)
