@@ -98,6 +98,12 @@ class Endpoint:
         return is_live(self.url, self.model)
 
     @property
+    def live_audio(self) -> Audio:
+        """What its Live sessions take: Azure's preview has no G.711, whatever :attr:`audio` is."""
+        azure = (urlsplit(self.url).hostname or "").endswith(AZURE_HOSTS)
+        return "pcm24" if azure else self.audio
+
+    @property
     def connect_url(self) -> str:
         """The URL to open: a WebSocket scheme, a path that ends in ``/realtime``, the model; or
         that of Live sessions.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.audio.g711 import Codec
-from gateway.realtime.dialects.dialect import Audio, Pcm24
+from gateway.realtime.dialects.dialect import Audio, resampling
 from gateway.realtime.endpoint import CLOSE_TIMEOUT, Connection, Endpoint
 from gateway.realtime.errors import classify_live_end
 from gateway.realtime.events import (
@@ -91,7 +91,7 @@ class LiveEdge:
         self.parse: Callable[[str | bytes], ServerEvent] = parse_live_event
         given = session["audio"]["format"]["type"]
         self.codec = Codec.PCMA if given == Codec.PCMA.session_format else Codec.PCMU
-        self.pcm = Pcm24(self.codec) if audio == "pcm24" else None
+        self.pcm = resampling(audio, self.codec)
 
     def command(self, body: dict[str, Any]) -> dict[str, Any]:
         """``body`` with linear PCM where the server takes nothing else."""

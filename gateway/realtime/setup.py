@@ -461,7 +461,7 @@ class _LiveOpening(_Opening):
         self._playout = playout
 
     def _use_edge(self) -> None:
-        self._live = LiveEdge(self._endpoint.audio, self._asked)
+        self._live = LiveEdge(self._endpoint.live_audio, self._asked)
         self.edge = self._live
 
     async def run(self) -> dict[str, Any]:

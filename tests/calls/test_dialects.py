@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gateway.audio.g711 import Codec
-from gateway.devtools.emulator.session_log import SessionRecord
+from gateway.devtools.emulator.server import AZURE_LIVE_PATH
+from gateway.devtools.emulator.session_log import TRACK, SessionRecord
 from gateway.realtime.dialects.dialect import Pcm24
 from tests.support import figures
 from tests.support.harness import PATIENT, GatewayStack
@@ -47,6 +48,20 @@ to = "^wide$"
 [route.greeting]
 say = "Hello."
 [route.realtime]
+audio = "pcm24"
+
+[[route]]
+name = "azure-live"
+to = "^azure-live$"
+[route.greeting]
+say = "Hello."
+[route.live]
+instructions = "Be brief."
+[route.realtime]
+url = "ws://127.0.0.1:{port}/openai/v1/live/sessions"
+model = "reception-deployment"
+api_key = "{key}"
+api_key_header = "api-key"
 audio = "pcm24"
 
 [[route]]
@@ -137,6 +152,29 @@ async def test_a_call_over_24_khz(world: GatewayStack, route: str, codec: str) -
     assert_continuous(call.rtp.packets)
     (line,) = world.gateway.all("session.resampled", call=call.call_id)
     assert line["codec"] == codec
+
+
+async def test_a_live_call_in_the_form_of_azure(world: GatewayStack) -> None:
+    """24 kHz PCM, a deployment, a key in a header of its own, and answers that echo no ids."""
+    world.behave(live={"transcript_lag_ms": 200})
+    call = await world.dial("azure-live", codecs=("PCMA",))
+    session = await world.session_of(call)
+    request = world.emulator.live[session.id].request
+    assert request is not None
+    assert (request.path, "Authorization" in request.headers) == (AZURE_LIVE_PATH, False)
+    await session.wait_until(lambda s: s.sent("session.output_transcript.delta") != [], 20)
+    asked = session.seen("session.start")[0].body["session"]
+    assert asked["audio"]["format"] == {"type": "audio/pcm", "rate": 24000}
+    assert asked["model"] == session.model == "reception-deployment"
+    await world.summary_at_end(call)
+    await session.wait_until(lambda s: not s.live, 20)
+    assert not session.errors
+    said = at_8khz(session, TRACK, Codec.PCMA).strip(Codec.PCMA.silence)
+    assert len(said) > 2000
+    assert said[: len(said) // 2] in bytes(call.rtp.heard)
+    assert "client_event_id" not in session.sent("session.closed")[0].body
+    (line,) = world.gateway.all("session.resampled", call=call.call_id)
+    assert line["codec"] == "PCMA"
 
 
 async def test_many_interruptions_over_24_khz(world: GatewayStack) -> None:

@@ -180,6 +180,20 @@ Audio = Literal["g711", "pcm24"]
 _PCM = {"type": "audio/pcm", "rate": PCM_RATE}
 
 
+def resampling(audio: Audio, codec: Codec) -> Pcm24 | None:
+    """The resamplers of a session with ``audio`` on the wire, told in the log; None for G.711."""
+    if audio == "g711":
+        return None
+    log.info(
+        "session.resampled",
+        codec=codec.value,
+        wire_rate=PCM_RATE,
+        caller_delay_ms=DELAY_MS,
+        why="the server takes 24 kHz PCM: this call is not G.711 from end to end",
+    )
+    return Pcm24(codec)
+
+
 class Edge:
     """Translates for one session, both ways.
 
@@ -194,17 +208,8 @@ class Edge:
 
     def __init__(self, dialect: Dialect, audio: Audio, session: Mapping[str, Any]) -> None:
         self._dialect = dialect
-        self.pcm: Pcm24 | None = None
-        if audio == "pcm24":
-            alaw = format_of(session, "output") == Codec.PCMA.session_format
-            self.pcm = Pcm24(Codec.PCMA if alaw else Codec.PCMU)
-            log.info(
-                "session.resampled",
-                codec=self.pcm.codec.value,
-                wire_rate=PCM_RATE,
-                caller_delay_ms=DELAY_MS,
-                why="realtime.audio is pcm24: this call is not G.711 from end to end",
-            )
+        alaw = format_of(session, "output") == Codec.PCMA.session_format
+        self.pcm = resampling(audio, Codec.PCMA if alaw else Codec.PCMU)
         # GA is read without a step more.
         self.parse = self._translated if dialect.translates else parse_event
 

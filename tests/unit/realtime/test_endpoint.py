@@ -55,6 +55,16 @@ KEY = "sk-test-6f1c+0a9d/never"
         ("wss://h/speech/socket", "m", "wss://h/speech/socket?model=m"),
         ("https://h/proxy/openai", "m", "wss://h/proxy/openai/realtime?model=m"),
         ("wss://h/v1/realtime", "", "wss://h/v1/realtime"),
+        (
+            "https://res.openai.azure.com/openai/v1/live/sessions",
+            "deployment",
+            "wss://res.openai.azure.com/openai/v1/live/sessions",
+        ),
+        (
+            "https://res.openai.azure.com/openai/v1/live",
+            "deployment",
+            "wss://res.openai.azure.com/openai/v1/live/sessions",
+        ),
     ],
 )
 def test_connect_url(url: str, model: str, expected: str) -> None:
@@ -115,3 +125,11 @@ def test_nothing_shown_holds_a_secret() -> None:
         assert "6f1c" not in redacted
         assert "tok-55aa" not in redacted
     assert endpoint.redact("a plain x of words") == "a plain x of words"
+
+
+def test_live_sessions_of_azure_have_no_g711() -> None:
+    path = "/openai/v1/live/sessions"
+    assert Endpoint(f"https://res.openai.azure.com{path}").live_audio == "pcm24"
+    assert Endpoint(f"https://res.openai.azure.com{path}").audio == "g711"
+    assert Endpoint("https://api.openai.com/v1/live/sessions").live_audio == "g711"
+    assert Endpoint("https://h/v1/live/sessions", audio="pcm24").live_audio == "pcm24"
