@@ -38,7 +38,7 @@ help: ## what there is to make
 demo: $(APP) ## emulator, gateway and one scripted call on this machine, then its timeline
 	@$(BIN)/gateway demo
 
-run: $(APP) ## emulator and gateway until Ctrl-C: call sip:100@127.0.0.1:5060
+run: $(APP) ## emulator and gateway until Ctrl-C: call from the browser, or sip:100@127.0.0.1:5060
 	@$(BIN)/python $(SETUP)/run_local.py -c $(CONFIG)
 
 check: $(APP) ## what is wrong with the configuration and the dialplans

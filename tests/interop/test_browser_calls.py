@@ -19,9 +19,9 @@ from gateway.audio.g711 import Codec
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import resample, synthesise
 from tests.calls.conftest import shared_world, world
-from tests.calls.test_api import API, Client
+from tests.calls.test_api import API, TOKENS, Client
 from tests.calls.test_browser_calls import page as websocket
-from tests.interop.test_console import logged_in
+from tests.interop.test_console import address, logged_in
 from tests.support import figures
 from tests.support.browser import PROGRAM, TELEPHONE, WITHIN_MS, Browser
 from tests.support.harness import GatewayStack, eventually
@@ -279,6 +279,22 @@ async def test_a_page_without_tls_says_why_it_cannot_call(
     await page.get_by_role("link", name="Call", exact=True).click()
     await expect(page.get_by_text("only to pages over https or on localhost")).to_be_visible()
     await expect(page.get_by_role("button", name="Call", exact=True)).to_be_disabled()
+
+
+async def test_an_address_with_a_key_is_all_that_is_needed(
+    browser: Browser, world: GatewayStack
+) -> None:
+    """As ``make run`` prints it."""
+    world.behave(vad="off", answers=[{"kind": "silent"}])
+    page = await browser.page(address(world) + f"#/key/{TOKENS['operator']}/call/plain")
+    await page.get_by_role("button", name="Call", exact=True).click()
+    await expect(page.get_by_text("Connected")).to_be_visible()
+    assert page.url == address(world) + "#/call/plain"
+    await hung_up(page)
+    await page.go_back()
+    assert TOKENS["operator"] not in page.url
+    wrong = await browser.page(address(world) + "#/key/gw_wrong/call/plain")
+    await expect(wrong.get_by_label("Token")).to_be_visible()
 
 
 async def test_too_many_calls(browser: Browser, world: GatewayStack) -> None:
