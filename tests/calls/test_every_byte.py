@@ -21,7 +21,8 @@ from tests.support.dialog import DialogCall, answered, dialog_call
 from tests.support.gateway_process import WITHIN_S
 from tests.support.harness import GatewayStack
 from tests.support.listening import noise
-from tests.support.rtp_end import Sender
+from tests.support.rtp_end import RtpEnd, Sender
+from tests.support.sip_phone import CODECS
 from tests.support.site_under_test import certificate
 from tests.support.srtp import KEY_BYTES, SALT_BYTES, Protection
 
@@ -73,12 +74,23 @@ async def by_sdes(
 async def by_dtls(
     world: GatewayStack, codec: str, ptime: int, folder: Path
 ) -> AsyncIterator[tuple[DialogCall, Sender]]:
+    call = await up(world, codec, ptime, profile="UDP/TLS/RTP/SAVP", security=print_of(folder))
+    async with agreed(call, ptime, folder) as sender:
+        yield call, sender
+
+
+def print_of(folder: Path) -> tuple[str, ...]:
+    """Lines of a description with the certificate there; the handshake is ours to begin."""
+    return f"a=fingerprint:sha-256 {fingerprint_of(folder)}", "a=setup:active"
+
+
+@contextlib.asynccontextmanager
+async def agreed(call: DialogCall, ptime: int, folder: Path) -> AsyncIterator[Sender]:
     """The handshake is openssl's; RTP goes out of the same port."""
-    lines = (f"a=fingerprint:sha-256 {fingerprint_of(folder)}", "a=setup:active")
-    call = await up(world, codec, ptime, profile="UDP/TLS/RTP/SAVP", security=lines)
     sender = Sender(call.rtp, ptime=ptime)
     own, relay = call.rtp.port, Relay()
     await call.rtp.close()
+    call.rtp, call.sdp.port = RtpEnd(*CODECS[call.sdp.codecs[0]]), own
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(lambda: relay, ("127.0.0.1", own))
     relay.gateway = sender.peer
@@ -105,7 +117,7 @@ async def by_dtls(
         salt = material[2 * KEY_BYTES :][:SALT_BYTES]
         protection = Protection(material[:KEY_BYTES], salt)
         sender.send = lambda packet: transport.sendto(protection.protect(packet), relay.gateway)
-        yield call, sender
+        yield sender
     finally:
         with contextlib.suppress(ProcessLookupError):
             client.kill()
@@ -173,3 +185,75 @@ async def test_every_byte(
         expected.count(bytes([silence]) * ptime * 8) if network == "loss" else 0
     )
     assert counted["late"] == counted["dropped_ms"] == counted["timestamp_jumps"] == 0
+
+
+@pytest.mark.parametrize("renewed", [False, True], ids=["the same", "new ones"])
+async def test_a_re_invite_and_the_keys_of_dtls(
+    world: GatewayStack,
+    own_certificate: Path,
+    tmp_path: Path,
+    renewed: bool,
+) -> None:
+    """One that says the same again goes on with the keys there are; another certificate, at another
+    port, begins another association (RFC 8842 section 3.1)."""
+    certificate(tmp_path, "renewed")
+    async with contextlib.AsyncExitStack() as held:
+        call, sender = await held.enter_async_context(by_dtls(world, "PCMU", 20, own_certificate))
+        session = await world.session_of(call)
+
+        async def is_heard(seed: int) -> None:
+            said = noise(seed, 0.2)
+            sender.burst(said + b"\x55" * LEAD_IN_MS * 8)
+            await session.wait_until(lambda s: said in bytes(s.received), 10)
+
+        sender.payload_type = 0
+        sender.burst(b"\x55" * LEAD_IN_MS * 8)
+        await is_heard(1)
+        if renewed:
+            await call.renegotiate(port=None, security=print_of(tmp_path))
+            sender = await held.enter_async_context(agreed(call, 20, tmp_path))
+            sender.payload_type = 0
+        else:
+            await call.renegotiate()
+        await is_heard(2)
+        summary = await world.summary_at_end(call)
+    assert summary["security"].startswith("srtp dtls "), summary
+    assert not world.gateway.all("sip.no_keys")
+
+
+LEAVING = """
+[[route]]
+name = "leaving"
+to = "^leaving$"
+[route.greeting]
+say = "Hello."
+[route.end_call]
+"""
+SHORT_WAIT = """
+from gateway.sip import sip_call
+sip_call.KEYS_TIMEOUT = 0.3
+from gateway.cli.main import main
+main()
+"""
+
+
+async def test_playout_waits_for_keys_until_a_deadline(
+    own_folder: Path, own_certificate: Path
+) -> None:
+    """A handshake that never comes: nothing goes out without keys, and the call goes on."""
+    world = GatewayStack(own_folder, entry=("-c", SHORT_WAIT), routes=LEAVING, more=WORLD["more"])
+    await world.start()
+    try:
+        goodbye = {"kind": "pattern", "seconds": 0.5, "burst": True, "end_call": True}
+        lines = print_of(own_certificate)
+        world.behave(vad="off", answers=[goodbye])
+        call = dialog_call(world.phone, "leaving", profile="UDP/TLS/RTP/SAVP", security=lines)
+        await answered(call)
+        told = await world.gateway.wait("sip.no_keys")
+        # After a goodbye that was played to its end, although nobody heard it.
+        summary = await world.gateway.wait("call.summary", call=call.call_id)
+        assert (told["seconds"], summary["ending"]["why"]) == (0.3, "agent_hangup")
+        assert call.rtp.packets == []
+        assert not summary["security"].startswith("srtp"), summary
+    finally:
+        await world.stop()
