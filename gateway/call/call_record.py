@@ -230,6 +230,8 @@ class MediaRecord:
     dropped_append_frames: int = 0
     refused_playout_frames: int = 0
     late_audio_ms: int = 0
+    live_audio: dict[str, int] = field(default_factory=dict)
+    """Of Live sessions, see :meth:`gateway.realtime.live_session.LiveSession.audio_counts`."""
     rtp: dict[str, float] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
     """Both directions, as :class:`gateway.sip.media.quality.QualityOfCall` has them; live."""

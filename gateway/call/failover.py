@@ -57,6 +57,7 @@ class Failover:
         self._control = control
         self._transcript = transcript
         self._timeline = timeline
+        self._server = 0
         self._steps: tuple[FallbackStep, ...] = ()
         self._at = -1
         self._why = EndReason.SESSION_LOST
@@ -182,7 +183,12 @@ class Failover:
 
     def _open(self) -> Output:
         """Open a session of the step's server."""
-        return OpenSession(self._step.server, seed=tuple(self._transcript.seed()))
+        self._server = self._step.server
+        return self.open_again()
+
+    def open_again(self) -> Output:
+        """Open another session of the server that had the last one."""
+        return OpenSession(self._server, seed=tuple(self._transcript.seed()))
 
     @property
     def deadline(self) -> float | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway.call import inputs, outputs
 from gateway.call.call_record import CallRecord
-from gateway.call.conversation.control import record_call
+from gateway.call.conversation.control import HELD, RESUMED, record_call
 from gateway.call.failover import refusal_of
 from gateway.call.plan import CallPlan, FallbackStep
 from gateway.call.playout.playback import Playout
@@ -37,10 +37,6 @@ from gateway.realtime.events import AudioDelta, UpdateSession
 
 LEG_END_SECONDS = 35.0
 """A BYE is retransmitted for 32 s (RFC 3261 timer F); a leg not over by then is given up."""
-
-HELD = "The caller has put this call on hold, and hears nothing until they come back."
-RESUMED = "The caller is back from hold."
-"""System messages for the model."""
 
 
 class LegEvents:
@@ -110,8 +106,9 @@ class LegEvents:
         if self._call.record.times.confirmed is not None:
             self._call.timers.held(now, input.held)
         note = self._call.timeline.note(now, "held" if input.held else "resumed", "info")
+        released = self._session.held(input.held, now)
         if self._call.state is not State.TALKING or not self._call.session_up:
-            return [note]
+            return [note, *released]
         return [note, *self._call.conversation.control.tell(HELD if input.held else RESUMED)]
 
     def on_digit(self, input: inputs.DigitPressed, now: float) -> list[outputs.Output]:
@@ -289,6 +286,7 @@ class CallMachine:
             call.timers.deadline,
             call.opening.deadline if call.opening.waiting else None,
             self._session.failover.deadline,
+            self._session.deadline,
             self._session.handover.deadline if call.session_up and call.talking else None,
         )
         return min((at for at in due if at is not None), default=None)
@@ -409,6 +407,7 @@ class CallMachine:
         if self._call.opening.waiting and self._call.opening.sound_played(now):
             return self._session.answer(now)
         todo = self._session.answered_for_fallback(self._session.failover.tick(now), now)
+        todo += self._session.tick(now)
         if self._call.session_up and self._call.talking:
             todo += self._session.handover.tick(now)
         return todo + self._call.conversation.on_tick(now)
@@ -439,7 +438,8 @@ class CallMachine:
         # Of a call of ours that was not dialled yet, there is no leg to end.
         leg_over = leg_over or (outbound and self._call.state is State.CONNECTING)
         if self._call.session_up and self._call.state is State.TALKING:
-            self._post_call = post_call_of(self._call.conversation.control, why, now)
+            conversation = self._call.conversation
+            self._post_call = post_call_of(conversation.control, conversation.transcript, why, now)
         self._call.state = State.ENDING
         self._call.session_up = False
         self._end_at = now + LEG_END_SECONDS

@@ -77,11 +77,13 @@ class SendDtmfPlan:
 
 @dataclass(frozen=True, slots=True)
 class HoldPlan:
-    """The tool ``hold``."""
+    """The tool ``hold``; ``release_after``: how long (s) the caller has us on hold until a session
+    that costs money all the time is closed; 0: never."""
 
     enabled: bool = False
     sound: str = "chime"
     max_duration: float = 60.0
+    release_after: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,9 +472,8 @@ class CallPlan:
     greeting: Mapping[str, Any] | None = None
     """The ``response`` of the first ``response.create``; None when the caller speaks first."""
     greeting_words: str = ""
-    """The greeting, where it is words to be said."""
     greeting_clip: bytes = field(default=b"", repr=False)
-    """The greeting as audio, see :class:`gateway.realtime.events.PlayClip`."""
+    """The greeting as words to be said, and as :class:`gateway.realtime.events.PlayClip`."""
     disclosure: DisclosurePlan | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Metadata of the route, for the record."""

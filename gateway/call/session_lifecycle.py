@@ -10,7 +10,7 @@ from typing import Protocol
 from gateway.call import inputs, outputs
 from gateway.call.answer_and_hangup import AnswerPolicy, Timers
 from gateway.call.call_record import CallRecord, CallTimeline
-from gateway.call.conversation.control import ConversationControl
+from gateway.call.conversation.control import RESUMED, ConversationControl
 from gateway.call.conversation.conversation import Conversation
 from gateway.call.conversation.transcript import Transcript
 from gateway.call.failover import Failover, seeded
@@ -93,6 +93,9 @@ class SessionEvents:
         self.lost_meanwhile: tuple[EndReason, str] | None = None
         """Why the session was lost while the caller was being transferred; None: it was not."""
         self._opened = False
+        self._release_at: float | None = None
+        """When the session is closed because the caller has us on hold (s)."""
+        self._released = self._returning = False
         self._resume = False
         """A response was due when the session was lost, and is requested again."""
 
@@ -107,12 +110,45 @@ class SessionEvents:
             return [*begun, *todo, *self.give_up(now)]
         return [*begun, *self.answered_for_fallback(todo, now)]
 
+    def held(self, held: bool, now: float) -> list[outputs.Output]:
+        """Note that the caller has put us on hold, or is back; a session that was closed meanwhile
+        is replaced by one that is told the conversation."""
+        control = self._call.conversation.control
+        after = self._call.plan.tools.hold.release_after
+        self._release_at = None
+        if held and after > 0 and control.capabilities.billed_by_time and self._call.session_up:
+            self._release_at = now + after
+        if held or not self._released:
+            return []
+        self._released, self._returning = False, True
+        return [self.failover.open_again()]
+
+    def tick(self, now: float) -> list[outputs.Output]:
+        """Close the session of a call that has been on hold for long enough."""
+        if self._release_at is None or now < self._release_at:
+            return []
+        self._release_at = None
+        actions = self._call.conversation.call_actions
+        if not (self._call.state is State.TALKING and self._call.session_up) or actions.busy:
+            return []
+        self._released, self._call.session_up = True, False
+        self.handover.session_over()
+        rest = self._call.conversation.detach(now)
+        note = self._call.timeline.note(now, "session_released", "info")
+        return [*rest, note, outputs.CloseSession(1000, "on hold")]
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due next (s)."""
+        return self._release_at
+
     def on_session_ready(self, input: inputs.SessionReady, now: float) -> list[outputs.Output]:
         """Answer, dial, or go on after a failover: the model is ready."""
         if self._call.state is State.ENDING:
             # It came up while it was being given up; nobody else will close it.
             return [outputs.CloseSession(1000, "call over")]
-        if self.failover.active and self._call.state is not State.CONNECTING:
+        returned, self._returning = self._returning, False
+        if (self.failover.active or returned) and self._call.state is not State.CONNECTING:
             return self._on_replacement_ready(input, now)
         if self._call.state is not State.CONNECTING:
             return []
@@ -135,7 +171,12 @@ class SessionEvents:
         self.handover.session_up(input.seconds_left, now)
         self._call.record.session.session_id = input.session_id
         self._call.conversation.attach()
-        todo = self.failover.up(now)
+        if self.failover.active:
+            todo = self.failover.up(now)
+        else:
+            note = self._call.timeline.note
+            todo = [note(now, "session_resumed", "info", session_id=input.session_id)]
+            todo += self._call.conversation.control.tell(RESUMED)
         resume, self._resume = self._resume, False
         control, greeting = self._call.conversation.control, self._call.plan.greeting
         unheard = greeting is not None and self._call.record.times.first_audio is None
@@ -240,9 +281,10 @@ class SessionEvents:
         if self.failover.active:
             todo = self.failover.failed(detail, now, fatal=fatal, after=input.retry_after)
             return self.answered_for_fallback(todo, now)
-        if self._call.state is not State.CONNECTING or not self._has_fallback:
+        returning, self._returning = self._returning, False
+        if not (self._call.state is State.CONNECTING or returning) or not self._has_fallback:
             return self._end(why, now, detail)
-        answered = self._call.opening.confirmed
+        answered = self._call.opening.confirmed or returning
         return self.answered_for_fallback(
             self.failover.begin(why, detail, now, answered=answered, fatal=fatal), now
         )

@@ -158,6 +158,7 @@ class Hold(Section):
     """
 
     session_audio: Literal["silence", "stop"] = "silence"
+    release_after: SecondsOrOff = 0.0
     enabled: Flag = False
     sound: Sound = "chime"
     max_duration: Annotated[Seconds, Field(le=600)] = 60.0

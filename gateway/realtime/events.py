@@ -52,6 +52,10 @@ class Capabilities:
     """Instructions, voice and turn detection can be changed in a running session."""
     out_of_band: bool = True
     """Responses outside of the conversation can be requested."""
+    billed_by_time: bool = False
+    """It costs money while nobody speaks."""
+    late_words: bool = False
+    """Transcripts come seconds after the sound."""
     seeded_at_start: bool = False
     """What was said before goes into the start of the session, not in as items afterwards."""
 
@@ -66,6 +70,8 @@ LIVE = Capabilities(
     requested_responses=False,
     exact_words=False,
     clips=True,
+    billed_by_time=True,
+    late_words=True,
     settings_updates=False,
     out_of_band=False,
     seeded_at_start=True,

@@ -63,7 +63,8 @@ class Pacer:
 
     def due(self, now: float) -> list[bytes]:
         """Return the frames to send now; more may be due after :attr:`next_at`."""
-        behind = int((now - self._began) * 1000 / FRAME_MS) - self.sent
+        # A timer that is due is not to be a rounding error too early.
+        behind = int((now - self._began) * 1000 / FRAME_MS + 1e-3) - self.sent
         frames = self._frames
         out: list[bytes] = []
         self._leave_out(behind)

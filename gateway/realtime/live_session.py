@@ -213,6 +213,14 @@ class LiveSession(Session):
                 return [command.body()]
         return []
 
+    def audio_counts(self) -> dict[str, int]:
+        """What was added to or taken from either stream so far."""
+        return {
+            "filled_frames": self._pacer.filled,
+            "dropped_frames": self._pacer.dropped,
+            "silence_left_out_ms": self.track.dropped_ms,
+        }
+
     def _tick(self) -> None:
         self._send_due()
         now = self._loop.time()

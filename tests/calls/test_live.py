@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from gateway.call.conversation.control import HELD, RESUMED
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import pattern
+from tests.support.dialog import answered, dialog_call
 from tests.support.gateway_process import WITHIN_S
 from tests.support.harness import TRUSTED, GatewayStack, eventually
 from tests.support.listening import Spoken, assert_continuous, noise, speech
@@ -39,6 +41,8 @@ goodbye = "Time is up."
 """
 WORLD = {
     "routes": LIVE.format(name="live")
+    + LIVE.format(name="live-held")
+    + "[route.hold]\nrelease_after = 1\n"
     + LIVE.format(name="live-greeted")
     + GREETING
     + LIVE.format(name="live-dear")
@@ -136,13 +140,11 @@ async def test_the_greeting_is_said_and_heard(world: GatewayStack) -> None:
 async def test_what_was_heard_of_an_answer_is_in_the_record(world: GatewayStack) -> None:
     world.behave(
         answers=[{"kind": "say", "text": "One two three four five six seven eight nine ten."}],
-        live={"transcript_lag_ms": 0},
+        live={"transcript_lag_ms": 1500},
     )
     call, session = await up(world)
     call.rtp.say(noise(6, 0.6))
-    await session.wait_until(
-        lambda one: len(one.sent("session.output_transcript.delta")) >= 4, WITHIN_S
-    )
+    await eventually(lambda: len(speech(call.rtp.packets)) > 8000, "the answer is heard")
     await world.summary_at_end(call)
     entry = (await world.record(call))["transcript"][-1]
     assert entry["who"] == "agent"
@@ -171,3 +173,36 @@ async def test_a_budget_warns_and_ends_the_call_after_its_goodbye(world: Gateway
     goodbye = session.sent_track.strip(b"\xff\x7f")
     assert speech(call.rtp.packets)[-4000:].strip(b"\xff\x7f").endswith(goodbye[-1600:])
     await closed(session)
+
+
+async def test_hold_is_silence_and_a_long_one_releases_the_session(world: GatewayStack) -> None:
+    """On hold the model hears silence, whatever comes; after a while its session is closed, and at
+    the return another one is told the conversation."""
+    world.behave(answers=[{"kind": "say", "text": "Two nights."}], live={"transcript_lag_ms": 0})
+    call = await answered(dialog_call(world.phone, "live-held"))
+    session = await world.session_of(call)
+    call.rtp.say(noise(6, 0.6))
+    await world.gateway.wait("call.agent_transcript", call=call.call_id)
+    before = session.received_total
+    await call.renegotiate(direction="sendonly")
+    await world.gateway.wait("call.held", call=call.call_id)
+    call.rtp.say(noise(7, 0.5))
+    await session.wait_until(lambda one: not one.live, WITHIN_S)
+    assert session.received_total - before > 0.8 * 8000
+    assert noise(7, 0.5)[:FRAME] not in session.received
+    await call.renegotiate(direction="sendrecv")
+    resumed = await world.gateway.wait("call.session_resumed", call=call.call_id)
+    other = next(one for one in world.emulator.sessions if one.id == resumed["session_id"])
+    told = other.client_events[0].body["session"]["input"]
+    assert [(one["role"], one["content"][0]["text"]) for one in told[-2:]] == [
+        ("assistant", "Two nights."),
+        ("developer", HELD),
+    ]
+    await other.wait_until(lambda one: bool(one.seen("session.instructions.append")), WITHIN_S)
+    assert other.seen("session.instructions.append")[0].body["content"] == RESUMED
+    call.rtp.say(noise(8, 0.6))
+    await other.wait_until(lambda one: noise(8, 0.6)[-FRAME:] in one.received, WITHIN_S)
+    await world.summary_at_end(call)
+    assert not (await world.record(call))["failovers"]
+    for one in (session, other):
+        await closed(one)

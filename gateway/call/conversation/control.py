@@ -52,6 +52,10 @@ from gateway.realtime.events import (
 )
 from gateway.text import printable
 
+HELD = "The caller has put this call on hold, and hears nothing until they come back."
+RESUMED = "The caller is back from hold."
+"""System messages for the model."""
+
 LISTEN = "The caller speaks with somebody else from now on. Listen, and say nothing."
 """System message for a model whose turn detection cannot be turned off."""
 

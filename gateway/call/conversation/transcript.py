@@ -24,6 +24,7 @@ from gateway.realtime.events import (
     InputCommitted,
     InputTranscribed,
     ItemDeleted,
+    ResponseCreated,
     ResponseDone,
     UpdateSession,
 )
@@ -41,6 +42,9 @@ of which a realtime model has room for three times as many; an hour's talk has f
 
 LEFT_OUT = "This conversation goes on from another session; its beginning is left out here."
 """For the model, where it was more."""
+
+_LATEST = 4
+"""Entries at the end of a call of which late words are waited for."""
 
 _MARKS = 512
 """Places kept that tie one answer's words to its audio; deltas have one word, as a rule."""
@@ -63,6 +67,8 @@ class Entry:
     """Characters that had come when so many ms of audio had."""
     cut: tuple[int, int] | None = None
     """Ms of its audio that were heard, and that had come, when it was cut."""
+    complete: bool = False
+    """All of its words have come."""
 
     def as_json(self) -> dict[str, Any]:
         """For the record."""
@@ -80,6 +86,7 @@ class Transcript:
     reacts_to: ClassVar[tuple[type, ...]] = (
         InputCommitted,
         InputTranscribed,
+        ResponseCreated,
         AgentTranscriptDelta,
         AgentTranscript,
         ResponseDone,
@@ -102,7 +109,12 @@ class Transcript:
             case inputs.ServerEventReceived(event=InputCommitted(item_id)):
                 self._entry_of("caller", item_id, now)
             case inputs.ServerEventReceived(event=InputTranscribed(item_id, text)):
-                self._entry_of("caller", item_id, now).text = text.strip()[:MAX_TEXT]
+                entry = self._entry_of("caller", item_id, now)
+                entry.text, entry.complete = text.strip()[:MAX_TEXT], True
+            case inputs.ServerEventReceived(event=ResponseCreated(response_id)):
+                if self._control.capabilities.late_words:
+                    # Its place is where it was heard; its only item has the same name.
+                    self._entry_of("agent", response_id, now)
             case inputs.ServerEventReceived(event=AgentTranscriptDelta() as delta):
                 entry = self._agent_entry(delta.response_id, delta.item_id, now)
                 if delta.until_ms is None:
@@ -112,6 +124,7 @@ class Transcript:
                     self._mark(entry, delta.until_ms)
             case inputs.ServerEventReceived(event=AgentTranscript() as whole):
                 entry = self._agent_entry(whole.response_id, whole.item_id, now)
+                entry.complete = True
                 if whole.transcript:
                     entry.text = whole.transcript[:MAX_TEXT]
             case inputs.ServerEventReceived(event=ResponseDone() as done):
@@ -149,6 +162,12 @@ class Transcript:
         said = (one for one in reversed(self._entries) if one.who not in ("call", "system"))
         last = next(said, None)
         return last is not None and (last.who != "agent" or last.heard is not None)
+
+    @property
+    def words_missing(self) -> bool:
+        """Return whether words of what was said last are still to come."""
+        spoken = [one for one in self._entries if one.who in ("caller", "agent") and one.item_id]
+        return any(not one.complete for one in spoken[-_LATEST:])
 
     @property
     def changes(self) -> list[UpdateSession]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from gateway.call import inputs
 from gateway.call.conversation.control import ConversationControl
+from gateway.call.conversation.transcript import Transcript
 from gateway.call.outputs import Output
 from gateway.ending import EndReason
 
@@ -72,10 +73,41 @@ class PostCallAnalysis:
         return self._gone or not self._out_of_band.busy or now >= self._until
 
 
+LATE_WORDS_SECONDS = 4.5
+"""How long the last words of a call are waited for, where transcripts come after the sound."""
+
+
+class LateWords(PostCallAnalysis):
+    """Waits for the last words of a call, while its session goes on for so long."""
+
+    def __init__(
+        self, control: ConversationControl, transcript: Transcript, why: EndReason, now: float
+    ) -> None:
+        super().__init__(control, why, now)
+        self._transcript = transcript
+        self._until = now + LATE_WORDS_SECONDS
+
+    def ask(self, now: float) -> list[Output]:
+        """Ask nothing: the words come by themselves."""
+        return []
+
+    def on(self, input: inputs.Input, now: float) -> list[Output]:
+        """Take words."""
+        if isinstance(input, inputs.ServerEventReceived):
+            return self._transcript.on(input, now)
+        return super().on(input, now)
+
+    def is_complete(self, now: float) -> bool:
+        """Return whether all words have come, or none is to come."""
+        return self._gone or now >= self._until or not self._transcript.words_missing
+
+
 def post_call_of(
-    control: ConversationControl, why: EndReason, now: float
+    control: ConversationControl, transcript: Transcript, why: EndReason, now: float
 ) -> PostCallAnalysis | None:
     """Return the analysis of a call that ends for ``why``; None without one."""
+    if control.capabilities.late_words and why not in NOT_AFTER and transcript.words_missing:
+        return LateWords(control, transcript, why, now)
     possible = control.capabilities.out_of_band and control.plan.content.post_call.prompts
     if not possible or why in NOT_AFTER:
         return None

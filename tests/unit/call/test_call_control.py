@@ -12,7 +12,7 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.call_control import KEY_SECONDS
-from gateway.call.machine import HELD, RESUMED
+from gateway.call.conversation.control import HELD, RESUMED
 from gateway.call.plan import (
     CallPlan,
     Destination,

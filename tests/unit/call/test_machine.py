@@ -11,7 +11,8 @@ import pytest
 from gateway.audio.g711 import Codec
 from gateway.call import inputs
 from gateway.call.answer_and_hangup import ACK_SECONDS
-from gateway.call.machine import HELD, LEG_END_SECONDS, RESUMED, State
+from gateway.call.conversation.control import HELD, RESUMED
+from gateway.call.machine import LEG_END_SECONDS, State
 from gateway.call.plan import CallPlan, LimitsPlan, ServerPlan
 from tests.support.call_scene import (
     ACK,
