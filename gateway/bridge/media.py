@@ -88,6 +88,8 @@ class CallRecorder(CallPart):
         self._plan = plan.recording
         self._audio = audio
         self._recording: Recording | None = None
+        self._ended: Recording | None = None
+        """The last one that is over, and may still be deleted."""
         self._paused = self._concealed = False
         self.executors: dict[type, Callable[[Any], None]] = {
             outputs.StartRecording: self._start,
@@ -137,8 +139,14 @@ class CallRecorder(CallPart):
     def _stop(self, output: outputs.StopRecording) -> None:
         made, self._recording = self._recording, None
         record = self._host.record.recording
-        if made is None or record is None or self.recordings is None:
+        if record is None or self.recordings is None:
             return
+        if made is None:
+            if output.discard and self._ended is not None:
+                self.recordings.erase(self._ended)
+                record.file, record.seconds = "", 0.0
+            return
+        self._ended = made
         self._audio.recorder.end()
         counts = self._audio.recorder.counts
         record.seconds = seconds_of(counts.frames)

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import secrets
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -142,10 +144,22 @@ class _Pages:
         """Nothing waits here."""
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the file's lock, if nobody else does. Raises FileNotFoundError."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
 class SealedFile:
     """Gathers what is written, and writes it encrypted, a segment at a time."""
 
-    def __init__(self, out: BinaryIO, recipients: tuple[Any, ...]) -> None:
+    def __init__(self, out: Sink, recipients: tuple[Any, ...]) -> None:
         self._out, self._recipients = out, recipients
         self._id, self._segments = secrets.token_bytes(8), 0
         self._waiting = bytearray()

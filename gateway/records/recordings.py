@@ -5,7 +5,8 @@ A recorder in the media's threads keeps what both sides said (``gateway/sip/medi
 thread takes it from there twice a second, for all calls. Neither a slow disk nor an encoder can
 hold up audio: what finds no place is counted, and silence stands in its place.
 
-A file that is cut short, by ``kill -9`` or a full disk, can be played up to there: the header of a
+A disk without space is tried again until it takes what waits. A file that is cut short, by
+``kill -9`` or such a disk, can be played up to there: the header of a
 WAV file is right after each write, Ogg has no length in it, and an encrypted file is a row of small
 ones, each whole.
 """
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import structlog
 
@@ -33,6 +34,7 @@ from gateway.records.recording_files import (
     SealedFile,
     Sink,
     WavFile,
+    locked,
     recipients_of,
 )
 
@@ -40,6 +42,10 @@ WRITE_SECONDS = 0.5
 """From one write to the next: as much is lost of a file whose process is killed."""
 WAITING_FRAMES = 30_000 // FRAME_MS
 """Frames that wait for the thread: 30 s, 480 kB a call; a disk that hangs for longer costs some."""
+MAX_WAITING_BYTES = WAITING_FRAMES * 320
+"""Of a file, that wait for a disk that takes nothing; as much again may wait for the thread."""
+KEEP_SECONDS = 300.0
+"""How long (s) the end of a file is tried again after its call."""
 STOP_SECONDS = 5.0
 SWEEP_SECONDS = 3600.0
 MAX_NAMES = 100
@@ -71,8 +77,31 @@ class Options:
 # ---- one recording
 
 
+class _Spool:
+    """Bytes for a file, in order; what the disk does not take waits."""
+
+    def __init__(self) -> None:
+        self.waiting = bytearray()
+        self._written = 0
+
+    def write(self, data: bytes, /) -> int:
+        """Add bytes."""
+        self.waiting += data
+        return len(data)
+
+    def flush(self, file: int) -> None:
+        """Write what waits. Raises OSError where the disk takes no more of it."""
+        while self.waiting:
+            count = os.pwrite(file, self.waiting[:MAX_WAITING_BYTES], self._written)
+            self._written += count
+            del self.waiting[:count]
+
+
 class Recording:
     """The file of one call, written by the thread.
+
+    What cannot be written, for want of space or of the folder, waits; beyond ``MAX_WAITING_BYTES``
+    it is lost, and silence stands in its place once the file can be written again.
 
     Args:
         link: leave word that the file is to be uploaded.
@@ -94,13 +123,23 @@ class Recording:
         """Set by the event loop: nothing more comes; nothing is to be left of it."""
         self.lost_bytes = 0
         """That could not be written."""
-        self.failed = False
-        """Whether the file could not be written on."""
+        self.failing = False
+        """Whether the last try to write failed."""
         self._source, self._codec, self._format = source, codec, format
         self._recipients, self._link = recipients, link
+        self._spool = _Spool()
         self._file: BinaryIO | None = None
         self._sealed: SealedFile | None = None
         self._container: WavFile | OpusFile | None = None
+        self._ended = False
+        self._missing = 0
+        """Bytes of audio that silence is still to stand for."""
+        self._keep_until = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether something of it is not in the file, or not yet."""
+        return self.failing or self.lost_bytes > 0
 
     @property
     def encrypted(self) -> bool:
@@ -112,58 +151,82 @@ class Recording:
         """The link that says that the file is still to be uploaded."""
         return self.path.parent / PENDING / self.path.name
 
-    def work(self) -> bool:
-        """Write what there is; returns whether the file is complete. On the thread."""
+    def work(self, *, final: bool = False) -> bool:
+        """Write what there is; returns whether that was all. On the thread.
+
+        Args:
+            final: nothing is tried again.
+        """
         over = self.over  # before the last take
         data = self._source.take()
-        try:
-            if not self.failed and not self.discarded:
+        if not self.discarded:
+            try:
                 self._write(data, over)
-        except Exception as error:
-            # Once said; what comes for this file from now on is lost, and counted.
-            self.failed = True
-            log.error("recording.write_failed", call=self.call, error=str(error))
-        if self.failed:
-            self.lost_bytes += len(data)
-        if over:
-            self._close()
-        return over
+            except Exception as error:
+                if not self.failing:
+                    log.error("recording.write_failed", call=self.call, error=str(error))
+                self.failing = True
+        if not over:
+            return False
+        now = time.monotonic()
+        self._keep_until = self._keep_until or now + KEEP_SECONDS
+        if self.failing and not (final or self.discarded or now >= self._keep_until):
+            return False
+        self.lost_bytes += len(self._spool.waiting)
+        self._close()
+        return True
 
     def _write(self, data: bytes, over: bool) -> None:
-        if self._file is None:
-            self._open()
-        assert self._container is not None
-        assert self._file is not None
-        if data:
-            self._container.write(data)
-        if over:
-            self._container.close()
-        if self._sealed is not None:
+        container = self._container or self._begin()
+        if self._missing and not self._ended and len(self._spool.waiting) < MAX_WAITING_BYTES:
+            count = min(self._missing, MAX_WAITING_BYTES)
+            container.write(self._codec.silence * count)
+            self._missing -= count
+        if self._missing or len(self._spool.waiting) >= MAX_WAITING_BYTES:
+            self._missing += len(data)
+            self.lost_bytes += len(data)
+        elif data:
+            container.write(data)
+        if over and not self._ended:
+            container.close()
+        if self._sealed is not None and not self._ended:
             self._sealed.seal(last=over)
-        elif isinstance(self._container, WavFile):
-            self._file.flush()
-            os.pwrite(self._file.fileno(), self._container.header(), 0)
-        self._file.flush()
+        self._ended = over
+        if self._file is None:
+            self._file = self._open()
+        self._spool.flush(self._file.fileno())
+        if self._sealed is None and isinstance(container, WavFile):
+            os.pwrite(self._file.fileno(), container.header(), 0)
+        if self.failing:
+            self.failing = False
+            log.info("recording.write_resumed", call=self.call, lost_bytes=self.lost_bytes)
 
-    def _open(self) -> None:
-        folder = self.path.parent
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = file = open(self.path, "xb", opener=private)  # noqa: SIM115 (closed later)
-        # Whoever uploads sees by the lock that it is still written to.
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if self._link:
-            self.pending.parent.mkdir(mode=0o700, exist_ok=True)
-            self.pending.symlink_to(Path("..", self.path.name))
-        out: Sink = file
+    def _begin(self) -> WavFile | OpusFile:
+        out: Sink = self._spool
         if self._recipients:
-            out = self._sealed = SealedFile(file, self._recipients)
+            out = self._sealed = SealedFile(out, self._recipients)
         if self._format == "opus":
             self._container = OpusFile(out, self._codec)
         else:
-            linear = self._format == "wav_pcm"
-            self._container = WavFile(
-                out, self._codec, linear=linear, stream=self._sealed is not None
-            )
+            linear, stream = self._format == "wav_pcm", self._sealed is not None
+            self._container = WavFile(out, self._codec, linear=linear, stream=stream)
+        return self._container
+
+    def _open(self) -> BinaryIO:
+        folder = self.path.parent
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = open(self.path, "xb", buffering=0, opener=private)  # noqa: SIM115 (closed later)
+        try:
+            # Whoever uploads sees by the lock that it is still written to.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if self._link:
+                self.pending.parent.mkdir(mode=0o700, exist_ok=True)
+                self.pending.symlink_to(Path("..", self.path.name))
+        except OSError:
+            file.close()
+            self.path.unlink()
+            raise
+        return cast(BinaryIO, file)
 
     def _close(self) -> None:
         if self._file is not None:
@@ -175,6 +238,24 @@ class Recording:
             except OSError as error:
                 log.error("recording.write_failed", call=self.call, error=str(error))
             self._file = None
+
+    def erase(self) -> bool:
+        """Delete the complete file, and leave word that the storage is to do so; returns whether
+        that was possible yet: while it is being uploaded it is not. On the thread."""
+        try:
+            with locked(self.path) as mine:
+                if not mine:
+                    return False
+                if self._link and not self.pending.is_symlink():
+                    self.pending.symlink_to(Path("..", self.path.name))
+                self.path.unlink(missing_ok=True)
+        except FileNotFoundError:  # uploaded, and not kept here
+            if self._link and not self.pending.is_symlink():
+                self.pending.symlink_to(Path("..", self.path.name))
+        except OSError as error:
+            log.error("recording.write_failed", call=self.call, error=str(error))
+            return False
+        return True
 
 
 # ---- all of them
@@ -191,6 +272,8 @@ class Recordings:
         self._recipients: tuple[Any, ...] = ()
         self._changed = threading.Condition()
         self._open: dict[Recording, None] = {}
+        self._erased: list[Recording] = []
+        """Complete files that are still to be deleted."""
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -236,6 +319,14 @@ class Recordings:
         with self._changed:
             self._changed.notify()
 
+    def erase(self, recording: Recording) -> None:
+        """Delete a recording that has ended, wherever it is by now."""
+        recording.discarded = True
+        with self._changed:
+            if recording not in self._open:
+                self._erased.append(recording)
+            self._changed.notify()
+
     def start(self) -> None:
         """Start the thread. Raises OSError where nothing can be written."""
         if self.options.folder is None:
@@ -268,27 +359,32 @@ class Recordings:
         """What ``gateway status`` shows."""
         with self._changed:
             lost = self.lost_bytes + sum(one.lost_bytes for one in self._open)
-        return {"open": self.open, "lost_bytes": lost}
+            failing = sum(one.failing for one in self._open)
+        return {"open": self.open, "failing": failing, "lost_bytes": lost}
 
     def _run(self) -> None:
         due = sweep_at = time.monotonic()
         while True:
             with self._changed:
                 left = due - time.monotonic()
-                if left > 0 and not any(one.over for one in self._open) and not self._closed:
+                ended = any(one.over and not one.failing for one in self._open)
+                if left > 0 and not ended and not self._closed:
                     self._changed.wait(left)
-                closed, there = self._closed, list(self._open)
+                closed, there, erased = self._closed, list(self._open), self._erased
+                self._erased = []
             now = time.monotonic()
             all_due = now >= due or closed
             if all_due:
                 due = now + WRITE_SECONDS
-            done = [one for one in there if (all_due or one.over) and one.work()]
+            done = [one for one in there if (all_due or one.over) and one.work(final=closed)]
+            kept = [one for one in erased if not one.erase()]
             with self._changed:
+                self._erased += kept
                 for one in done:
                     self.lost_bytes += one.lost_bytes
                     del self._open[one]
                 over = closed and not self._open
-            if done:
+            if done or len(kept) < len(erased):
                 self._wake_uploads()
             if self.options.retention_days and now >= sweep_at:
                 sweep_at = now + SWEEP_SECONDS

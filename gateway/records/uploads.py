@@ -2,16 +2,15 @@
 """Uploads complete recordings to S3-compatible storage, until each has arrived.
 
 The folder of recordings is the spool: a link in its folder ``pending`` stands for each file that is
-still to be uploaded, from the moment when the file is begun. So nothing is forgotten by a process
+still to be uploaded, from the moment when the file is begun; one without a file, for what the
+storage is to delete. So nothing is forgotten by a process
 that dies; what it left is uploaded by the next one, or by another on the same folder.
 """
 
 from __future__ import annotations
 
-import fcntl
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from gateway.config.operations import UploadSettings
-from gateway.records.recording_files import PENDING
+from gateway.records.recording_files import PENDING, locked
 
 LOOK_SECONDS = 30.0
 """Between two looks for files, where nobody tells of one."""
@@ -151,10 +150,11 @@ class Uploads:
             if self._closed:
                 return
             path = self._folder / link.name
-            if not path.exists():
+            if not path.exists():  # deleted since, perhaps after it was uploaded
+                client.remove_object(self._storage.bucket, self._storage.prefix + link.name)
                 link.unlink(missing_ok=True)
                 continue
-            with _locked(path) as mine:
+            with locked(path) as mine:
                 if not mine or not link.is_symlink():
                     continue  # still written to, or in the hands of another process
                 key = self._storage.prefix + link.name
@@ -164,18 +164,6 @@ class Uploads:
                     path.unlink(missing_ok=True)
                 self.uploaded += 1
                 log.info("recording.uploaded", file=link.name)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Hold the file's lock, if nobody else does."""
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
 
 
 _TYPES = {".wav": "audio/wav", ".ogg": "audio/ogg"}

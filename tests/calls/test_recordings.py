@@ -26,7 +26,7 @@ KEY = pyrage.x25519.Identity.generate()
 PORT = free_port()
 WORLD = {
     "more": API
-    + '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n'
+    + '[access]\nunknown_sources = "allow"\nburst = 50\n[outbound]\nmax_calls_per_minute = 60\n'
     + f"""
 [recording]
 folder = "recordings"
@@ -285,6 +285,25 @@ async def test_an_operator_controls_and_reads_it(world: GatewayStack, tmp_path: 
     assert audited == ["recording"] * 3 + ["recording.read"] * 2
 
 
+async def test_a_stopped_recording_is_deleted_during_the_call(world: GatewayStack) -> None:
+    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 2, "seed": 921}])
+    call = await world.dial("wanted")
+    call_id = (await world.gateway.wait("call.confirmed", call=call.call_id))["call"]
+    path = f"/api/v1/calls/{call_id}/recording"
+    folder = world.folder / "recordings"
+    before = {one.name for one in folder.glob("*.wav*")}
+    async with Client(world, "operator") as http:
+        for action in ("start", "stop", "delete"):
+            await call.rtp.heard_bytes(len(call.rtp.packets) * FRAME + 6400)
+            assert (await http.post(path, json={"action": action})).status_code == 200
+        assert (await http.get(path)).status_code == 404
+        assert (await http.post(path, json={"action": "delete"})).status_code == 409
+    gone = lambda: {one.name for one in folder.glob("*.wav*")} == before  # noqa: E731
+    await eventually(gone, "no file")
+    record = (await world.summary_at_end(call))["recording"]
+    assert (record["state"], record["file"]) == ("deleted", "")
+
+
 KILLED_CALLS = int(os.environ.get("KILLED_CALLS", "3"))
 
 
@@ -327,7 +346,9 @@ async def test_the_colleague_is_recorded_after_a_transfer(
     assert_as_heard(call, audio)
 
 
-async def test_a_file_that_cannot_be_written_is_a_failed_recording(world: GatewayStack) -> None:
+async def test_a_file_that_cannot_be_written_is_a_failed_recording(
+    world: GatewayStack, tmp_path: Path
+) -> None:
     folder = world.folder / "recordings"
     folder.rename(kept := world.folder / "kept")
     try:
@@ -338,10 +359,15 @@ async def test_a_file_that_cannot_be_written_is_a_failed_recording(world: Gatewa
 
             async def told() -> bool:
                 state = (await http.get("/api/v1/status")).json()["recordings"]
-                return bool(state["lost_bytes"])
+                return bool(state["failing"])
 
-            await eventually(told, "what is lost")
+            await eventually(told, "what is not written")
         assert (await world.summary_at_end(call))["recording"]["state"] == "failed"
     finally:
         folder.unlink(missing_ok=True)
         kept.rename(folder)
+    # There is room again: the file comes, though its call is over.
+    call_id = (await world.summary(call))["call"]
+    await world.gateway.wait("recording.write_resumed", call=call_id)
+    record = await world.record(call)
+    assert_as_heard(call, await file_of(world, record, tmp_path), whole=False)

@@ -61,6 +61,8 @@ def refusal_of(record: RecordingRecord | None, plan: RecordingPlan, action: str)
         return "nothing is being recorded"
     if action == "resume" and state is not State.PAUSED:
         return "no recording is paused"
+    if action == "delete" and state is State.STOPPED:
+        return ""
     if action in ("stop", "delete") and state not in _UP:
         return "nothing is being recorded"
     return ""

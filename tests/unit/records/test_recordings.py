@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
+import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -124,13 +126,81 @@ def test_the_thread_completes_or_discards_files(running: Recordings, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["20260101T000000_a.wav"]
 
 
+@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
+@pytest.mark.parametrize("format", ["wav", "wav_pcm", "opus"])
+def test_a_disk_that_has_room_again_gets_all_of_it(
+    tmp_path: Path, format: str, sealed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is missing of what waited; of more than that there is silence."""
+    room = 3000
+    real = os.pwrite
+
+    def pwrite(file: int, data: bytes, at: int) -> int:
+        if at + len(data) > room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(file, data, at)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    recipients = recording_files.recipients_of((str(KEY.to_public()),) if sealed else ())
+    made = Recording("c", tmp_path / "r", Tape(40), Codec.PCMU, format, recipients, link=False)
+    for _ in range(40):
+        made.work()
+    assert made.failing
+    assert made.failed
+    lost = made.lost_bytes
+    assert (lost > 0) is (format != "opus"), "40 s of opus wait in a few kilobytes"
+    made.over = True
+    assert not made.work(), "there is no room for its end"
+    room = 10**9
+    assert made.work()
+    assert not made.failing
+    path = tmp_path / "r"
+    if sealed:
+        decrypt(path, tmp_path / "plain", [KEY])
+        path = tmp_path / "plain"
+    with soundfile.SoundFile(path) as sound:
+        assert sound.frames == 40 * 8000 - lost // 2, "its end is missing, and nothing before"
+
+
+def test_silence_stands_for_what_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Recording("c", tmp_path / "r", Tape(60), Codec.PCMU, "wav", (), link=False)
+    with monkeypatch.context() as full:
+        full.setattr(Recording, "_open", lambda _self: os.open(tmp_path / "no" / "r", 0))
+        for _ in range(50):
+            made.work()
+    for _ in range(10):
+        made.work()
+    made.over = True
+    assert made.work()
+    data, _rate = soundfile.read(tmp_path / "r", dtype="int16")
+    assert len(data) == 60 * 8000
+    lost = made.lost_bytes // 2
+    assert (data[30 * 8000 : 30 * 8000 + lost] == 0).all()
+    assert (data[: 30 * 8000] != 0).all()
+    assert (data[30 * 8000 + lost :] != 0).all()
+
+
+def test_a_file_that_is_given_up(tmp_path: Path) -> None:
+    (tmp_path / "blocked").touch()
+    made = Recording("c", tmp_path / "blocked" / "r", Tape(2), Codec.PCMU, "wav", (), link=False)
+    made.over = True
+    assert not made.work()
+    assert made.work(final=True)
+    assert made.lost_bytes > 16000
+
+
 def test_a_disk_that_takes_nothing_loses_the_file_and_says_so(
     running: Recordings, tmp_path: Path
 ) -> None:
     (tmp_path / "blocked").touch()
     made = running.begin("a", "blocked/a", Tape(2), Codec.PCMU, "wav")
     running.end(made)
-    until_written(running)
+    for _ in range(500):
+        if running.as_json()["failing"]:
+            break
+        time.sleep(0.01)
+    asyncio.run(running.stop())
+    running.start()
     assert running.lost_bytes > 0
 
 
