@@ -31,6 +31,7 @@ CONDITIONS = (
     (1, Conditions(tls=True)),
     (100, Conditions(tls=True)),
     (200, Conditions(tls=True)),
+    (100, Conditions(live=True)),
 )
 """Levels of a whole run that are measured once more under other conditions, once."""
 
@@ -90,6 +91,7 @@ def _prefer(nice: int) -> None:
     "--jitter", type=click.FloatRange(0, 200), default=0.0, help="Their delay, 0 to so many ms."
 )
 @click.option("--tls", is_flag=True, help="Have the sessions on wss://, with a CA of the run's.")
+@click.option("--live", is_flag=True, help="Have Live sessions: an endless track each way.")
 @click.option(
     "--record",
     type=click.Choice(["wav", "wav+age", "wav_pcm", "opus", "opus+age"]),
@@ -121,6 +123,7 @@ def main(
     loss: float,
     jitter: float,
     tls: bool,
+    live: bool,
     record: str | None,
     no_floor: bool,
     no_setup: bool,
@@ -134,7 +137,7 @@ def main(
     timing = QUICK if quick else Timing()
     if repetitions is not None:
         timing = Timing(repetitions, timing.warm_up, timing.steady, timing.probe, timing.barge)
-    conditions = Conditions(int(ptime), loss, jitter, tls, record or "")
+    conditions = Conditions(int(ptime), loss, jitter, tls, live, record or "")
     whole = not wanted and not quick and conditions == Conditions()
     work = output / "run"
     shutil.rmtree(work, ignore_errors=True)

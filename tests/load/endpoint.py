@@ -36,6 +36,10 @@ SLOTS = 10
 SLOT_NS = 20_000_000 // SLOTS
 LEAD_FRAMES = 10
 """How far ahead of real time a bulk session speaks, so that an underrun is the gateway's."""
+LIVE_PAUSE_FRAMES = 10
+"""Silent frames in each second of a Live session, where the gateway may catch up as it does between
+sentences."""
+_LIVE_SILENCE = wire.track(marks.SILENCE)
 _READ_EVERY = 5
 _BURST_MS, _BURST_SPEED, _ANSWER_MS, _PAUSE_MS = 200, 5, 8000, 500
 _MAX_NOTES = 400_000
@@ -108,10 +112,13 @@ class Server:
         number = self._tick_number
         self._tick_number += 1
         slot = self._slots[number % SLOTS]
+        pauses = (number // SLOTS) % 50 >= 50 - LIVE_PAUSE_FRAMES
         reads = (number // SLOTS) % _READ_EVERY == 0
         for session in tuple(slot):
             if session.kind == "measured":
-                if session.steady:
+                if session.steady and session.live and pauses:
+                    session.write(_LIVE_SILENCE)
+                elif session.steady:
                     session.say()
                 continue
             if reads and session.kind == "bulk":
@@ -120,16 +127,18 @@ class Server:
                     continue
             if session.messages < 2:
                 continue  # nobody is on the line yet: there was a session.update at most
-            if self._bulk_mode == "steady":
+            if session.live and pauses:
+                session.write(_LIVE_SILENCE)
+            elif self._bulk_mode == "steady" or session.live:
                 self._speak(session)
 
     def _speak(self, session: Session) -> None:
         frame = self._frames.get(session)
         if frame is None:
             session.begin()
-            frame = wire.delta(session.response, session.item, marks.speech(1))
+            frame = session.audio(marks.speech(1))
             self._frames[session] = frame
-            session.write(wire.delta(session.response, session.item, marks.speech(LEAD_FRAMES)))
+            session.write(session.audio(marks.speech(LEAD_FRAMES)))
         session.write(frame)
         self._totals["sent"] += 1
 
@@ -197,7 +206,7 @@ class Server:
         elif session.kind == "bulk":
             self._unwatch(session.socket.fileno())
             self._slots[session.slot][session] = None
-            if self._bulk_mode == "burst":
+            if self._bulk_mode == "burst" and not session.live:
                 wait = self._rng.uniform(500, _ANSWER_MS)
                 self.after(wait, lambda: self._answer_in_bursts(session))
 

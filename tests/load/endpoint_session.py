@@ -35,6 +35,8 @@ class Session:
         self.number = next(_numbers)
         self.slot = self.number % slots
         self.kind = ""
+        self.live = False
+        """A Live session: one endless track down, and none of the events of responses."""
         self.up = False
         self.closed = False
         self.call = 0
@@ -84,12 +86,15 @@ class Session:
         protocol.receive_data(data)
         for request in protocol.events_received():
             assert isinstance(request, Request)
-            query = parse_qs(urlsplit(request.path).query)
-            self.kind = query.get("model", ["bulk"])[0]
+            url = urlsplit(request.path)
+            self.live = url.path.endswith("/live/sessions")
+            self.kind = parse_qs(url.query).get("model", ["bulk"])[0]
             protocol.send_response(protocol.accept(request))
             for out in protocol.data_to_send():
                 self.write(out)
             self._handshake = None
+            if self.live:
+                continue
             session = {"id": f"sess_{self.number:06d}", "object": "realtime.session"}
             self.write(wire.event("session.created", session={**session, "type": "realtime"}))
 
@@ -120,13 +125,19 @@ class Session:
             self._set_up(json.loads(payload))
         elif self.kind == "measured":
             event = json.loads(payload)
-            if event["type"] == "input_audio_buffer.append":
+            if event["type"].endswith(".append"):
                 self._hear(marks.decoded(event["audio"]), at)
             else:
                 fields = {k: v for k, v in event.items() if k in ("audio_end_ms", "item_id")}
                 self.server.note("commands", (self.call, event["type"], at, fields))
 
     def _set_up(self, update: dict[str, Any]) -> None:
+        if update.get("type") == "session.start":
+            self.kind = update["session"]["model"]
+            facts = {"id": f"live_{self.number:06d}", "expires_at": 2_000_000_000}
+            session = {**update["session"], **facts, "status": "active"}
+            self.server.confirm(self, wire.event("session.started", session=session))
+            return
         if update.get("type") != "session.update":
             return
         session = {**update["session"], "id": f"sess_{self.number:06d}"}
@@ -168,19 +179,27 @@ class Session:
         first = self.sequence
         self.sequence += frames
         audio = b"".join(marks.frame(self.call, first + n) for n in range(frames))
-        message = wire.delta(self.response, self.item, audio)
+        message = self.audio(audio)
         at = time.monotonic_ns()
         self.write(message)
         for n in range(frames):
             self.server.note("said", (self.call, first + n, at))
 
+    def audio(self, audio: bytes) -> bytes:
+        """A message that carries ``audio``."""
+        return wire.track(audio) if self.live else wire.delta(self.response, self.item, audio)
+
     def begin(self) -> None:
         """A new response with a new item."""
+        if self.live:
+            return
         self._new_response()
         self.write(wire.opening(self.response, self.item))
 
     def finish(self, status: str = "completed") -> None:
         """The end of its audio and of the response."""
+        if self.live:
+            return
         self.write(wire.audio_done(self.response, self.item) + wire.ending(self.response, status))
 
     def end(self, fate: str) -> None:

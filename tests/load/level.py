@@ -45,11 +45,14 @@ class Conditions:
     jitter_ms: float = 0.0
     tls: bool = False
     """Sessions are on ``wss://``."""
+    live: bool = False
+    """Sessions are Live ones."""
     record: str = ""
     """Format in which every call is recorded; ``+age`` behind it: encrypted."""
 
     def __str__(self) -> str:
         parts = (
+            "Live sessions" if self.live else "",
             "sessions through TLS" if self.tls else "",
             f"packets of {self.ptime} ms" if self.ptime != 20 else "",
             f"{self.loss_percent:g} % loss" if self.loss_percent else "",
@@ -273,9 +276,9 @@ class GatewayLevel:
                 keys = self_signed(folder, "endpoint")
                 ca = keys.certificate
                 endpoint.ask("tls", certificate=str(ca), key=str(keys.key))
-            record = self._conditions.record
+            record, live = self._conditions.record, self._conditions.live
             gateway = stack.enter_context(
-                subject.gateway(folder, port, level.calls + 20, ca=ca, record=record)
+                subject.gateway(folder, port, level.calls + 20, ca=ca, record=record, live=live)
             )
             time.sleep(0.5)
             idle = proc.look(gateway.pid)
@@ -305,8 +308,9 @@ class GatewayLevel:
                 time.sleep(self._timing.warm_up)
                 level.load_average = max(level.load_average, proc.load_average())
                 self._steady_window(endpoint, phone, gateway.pid, helpers, idle)
-                self._probe_window(endpoint, phone)
-                self._barge_window(endpoint, phone)
+                if not live:  # Single frames and answers that are cut: there are none.
+                    self._probe_window(endpoint, phone)
+                    self._barge_window(endpoint, phone)
                 phone.ask("hang_up")
                 wait_for(
                     "measured calls are over",

@@ -30,7 +30,7 @@ max_calls = {max_calls}
 calls_per_second = 0
 max_concurrent_calls = 0
 [realtime]
-url = "{scheme}://127.0.0.1:{port}/v1/realtime"
+url = "{scheme}://127.0.0.1:{port}/v1/{path}"
 model = "bulk"
 {ca}
 [dialplan]
@@ -122,9 +122,10 @@ def gateway(
     max_call_seconds: float = 3600.0,
     ca: Path | None = None,
     record: str = "",
+    live: bool = False,
 ) -> Iterator[Gateway]:
     """A gateway that joins its calls to the endpoint on ``endpoint_port``, by TLS with a ``ca``;
-    ``record`` is that of :class:`tests.load.level.Conditions`."""
+    ``record`` and ``live`` are those of :class:`tests.load.level.Conditions`."""
     (folder / "dialplan").mkdir(exist_ok=True)
     for name in ("bulk", "measured", "short"):
         (folder / "dialplan" / f"{name}.toml").write_text(_ROUTE.format(name=name))
@@ -133,6 +134,7 @@ def gateway(
     config.write_text(
         _CONFIG.format(
             max_calls=max_calls,
+            path="live/sessions" if live else "realtime",
             scheme="ws" if ca is None else "wss",
             port=endpoint_port,
             ca="" if ca is None else f'ca = "{ca}"',

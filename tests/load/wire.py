@@ -44,6 +44,12 @@ def delta(response: str, item: str, audio: bytes) -> bytes:
     )
 
 
+def track(audio: bytes) -> bytes:
+    """``session.output_audio.delta`` of a Live session, framed; it has no ``event_id``."""
+    body = {"type": "session.output_audio.delta", "delta": base64.b64encode(audio).decode()}
+    return frame(json.dumps(body, separators=(",", ":")).encode())
+
+
 def opening(response: str, item: str) -> bytes:
     """The events that come before the first audio of a response."""
     shell = {"id": item, "object": "realtime.item", "type": "message", "role": "assistant"}
