@@ -37,8 +37,8 @@ WAITING_FRAMES, WAITING_TEXTS = 50, 64
 """What waits for a page that does not read; of audio the oldest is left out."""
 SEND_SECONDS = 5.0
 """A page that takes nothing for so long is given up."""
-ANNOUNCED_SECONDS = 10.0
-"""Until the call of a page is told of, and until it is over when the page has left."""
+ANNOUNCED_SECONDS = 30.0
+"""Until something becomes of a call; what may have to decide first is faster."""
 LOOK_SECONDS = 0.3
 """Between two looks at the transcript."""
 
@@ -94,7 +94,7 @@ class _Page:
 
     def tell(self, message: dict[str, Any]) -> None:
         """Send a message, soon."""
-        self.announced = True
+        self.announced = self.announced or message["type"] != "trying"
         self._texts.append(message)
         self._pulse.set()
 

@@ -21,7 +21,7 @@ from gateway.devtools.emulator.speech import resample, synthesise
 from tests.calls.conftest import shared_world, world
 from tests.calls.test_api import API, TOKENS, Client
 from tests.calls.test_browser_calls import page as websocket
-from tests.interop.test_console import address, logged_in
+from tests.interop.test_console import address, examined, logged_in
 from tests.support import figures
 from tests.support.browser import PROGRAM, TELEPHONE, WITHIN_MS, Browser
 from tests.support.harness import GatewayStack, eventually
@@ -155,8 +155,9 @@ async def test_both_hear_each_other(browser: Browser, world: GatewayStack) -> No
     world.behave(answers=[first, {"kind": "say", "text": text}, {"kind": "silent"}])
     page = await calling(browser, world, "greeted")
     session = await session_of(world)
-    await expect(page.get_by_text("(interrupted)")).to_be_visible()
-    await expect(page.get_by_text("Agent: " + text)).to_be_visible(timeout=WITHIN_MS)
+    said_so = page.get_by_role("log")
+    await expect(said_so).to_contain_text("cut, not heard")
+    await expect(said_so.get_by_text(text, exact=True)).to_be_visible(timeout=WITHIN_MS)
     await expect(page.get_by_text(re.compile("Delay: [0-9]+ ms to the gateway"))).to_be_visible()
     await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
     answer = bytes(list(session.sent_items.values())[-1])
@@ -221,6 +222,76 @@ async def test_on_a_telephone_by_keyboard(browser: Browser, world: GatewayStack)
     await page.get_by_role("button", name="Hang up").press("Enter")
     await expect(page.get_by_text("The call is over")).to_be_visible()
     await expect(page.get_by_label("Number", exact=True)).to_be_focused()
+
+
+async def test_no_finding_of_axe_in_a_call(browser: Browser, world: GatewayStack) -> None:
+    world.behave(vad="off", answers=[{"kind": "say", "text": "Good morning."}])
+    page = await calling(browser, world, "greeted", screen=TELEPHONE)
+    await expect(page.get_by_role("log")).to_contain_text("Good morning.")
+    await examined(page)
+    await hung_up(page)
+    await examined(page)
+
+
+PARTS = """async () => {
+  const { Resampler, JitterBuffer, coded } = await import("/console/phone.js");
+  const { LAWS } = await import("/console/sound.js");
+  const made = (from, to, hz) => {
+    const out = [];
+    const one = new Resampler(from, to);
+    for (let at = 0; at < from; at += 128) {
+      const sine = (_, i) => Math.sin((2 * Math.PI * hz * (at + i)) / from);
+      one.push(Float32Array.from({ length: 128 }, sine), (sample) => out.push(sample));
+    }
+    const middle = out.slice(1000, -1000);
+    const power = middle.reduce((sum, sample) => sum + sample * sample, 0) / middle.length;
+    return { count: out.length, loud: Math.sqrt(2 * power) };
+  };
+  const rates = [
+    [48000, 8000], [44100, 8000], [16000, 8000], [96000, 8000], [8000, 48000], [8000, 44100],
+  ];
+  const quiet = new Float32Array(160);
+  const loud = new Float32Array(160).fill(0.3);
+  const carried = (perSecond, seconds, gap = 0) => {
+    const buffer = new JitterBuffer();
+    const waits = [];
+    let came = 0;
+    for (let ms = 0; ms < seconds * 1000; ms++) {
+      const due = ms > 5000 && ms < 5000 + gap ? came : Math.floor((ms * perSecond) / 1000);
+      for (; came < due; came++) buffer.put(came % 5 ? loud : quiet);
+      for (let sample = 0; sample < 8; sample++) buffer.next();
+      waits.push(buffer.ms);
+    }
+    const { gaps, skipped, repeated, target } = buffer;
+    return { gaps, skipped, repeated, target, most: Math.max(...waits), last: buffer.ms };
+  };
+  return {
+    codes: Array.from({ length: 256 }, (_, code) => coded(LAWS.PCMU[code])),
+    speech: rates.map(([from, to]) => ({ to, ...made(from, to, 1000) })),
+    above: rates.slice(0, 4).map(([from, to]) => made(from, to, 6000).loud),
+    fast: carried(50.5, 60),
+    slow: carried(49.5, 60),
+    stalled: carried(50, 20, 3000),
+  };
+}"""
+
+
+async def test_rates_codes_and_clocks(browser: Browser, world: GatewayStack) -> None:
+    """The parts of the page's audio, without a microphone."""
+    page = await browser.page(address(world))
+    found = await page.evaluate(PARTS)
+    assert found["codes"] == [0xFF if code == 0x7F else code for code in range(256)]
+    for one in found["speech"]:
+        assert abs(one["loud"] - 1) < 0.02, one
+        assert abs(one["count"] - one["to"]) < one["to"] / 100, one
+    assert max(found["above"]) < 0.01, "what a telephone cannot carry becomes no other tone"
+    fast, slow, stalled = found["fast"], found["slow"], found["stalled"]
+    assert fast["most"] < 250, fast
+    assert fast["skipped"] > 10, fast
+    assert (slow["gaps"] <= 2, slow["repeated"] > 10) == (True, True), slow
+    assert stalled["gaps"] >= 1, stalled
+    assert stalled["most"] <= 1000, stalled
+    assert stalled["last"] < 250, stalled
 
 
 async def test_the_other_side_hangs_up(browser: Browser, world: GatewayStack) -> None:

@@ -132,20 +132,18 @@ async def office(world: GatewayStack, **script: Any) -> tuple[PhoneCall, str]:
     return call, name
 
 
+async def examined(page: Page) -> None:
+    """Assert that axe finds nothing in a page, light and dark."""
+    await page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text())
+    for scheme in ("light", "dark"):
+        await page.emulate_media(color_scheme=scheme)
+        found = await page.evaluate("axe.run()")
+        told = [(one["id"], [node["html"] for node in one["nodes"]]) for one in found["violations"]]
+        assert told == [], (page.url, scheme)
+
+
 async def test_no_page_has_a_finding_of_axe(browser: Browser, world: GatewayStack) -> None:
-    axe = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
     call, name = await office(world)
-
-    async def examined(page: Page) -> None:
-        await page.evaluate(axe)
-        for scheme in ("light", "dark"):
-            await page.emulate_media(color_scheme=scheme)
-            found = await page.evaluate("axe.run()")
-            told = [
-                (one["id"], [node["html"] for node in one["nodes"]]) for one in found["violations"]
-            ]
-            assert told == [], (page.url, scheme)
-
     page = await browser.page(address(world), screen=TELEPHONE)
     await expect(page.get_by_label("Token")).to_be_visible()
     await examined(page)

@@ -2,6 +2,9 @@
 // A call from this page: microphone and loudspeaker are a telephone of the gateway's.
 
 import { ask, element, failed, say, socketAddress, tell } from "./base.js";
+import { levelBar, setLevel } from "./live.js";
+import { LAWS } from "./sound.js";
+import { Transcript } from "./watch.js";
 
 const PING_MS = 1000;
 const MOST_WAITING = 16000; // bytes that the network has not taken: two seconds
@@ -19,8 +22,7 @@ const CLOSED = {
   1008: "The connection is too slow, or the page stood still for too long.",
   1013: "There are as many calls from browsers as the gateway allows. Try again later.",
 };
-const STATES = { trying: "Calling", ringing: "Ringing", progress: "Ringing", answered: "Connected" };
-const WHO = { caller: "You", agent: "Agent", system: "Note", call: "Tool", result: "Tool answers" };
+const STATES = { ringing: "Ringing", progress: "Ringing", answered: "Connected" };
 
 /** Microphone, loudspeaker and WebSocket of one call. */
 class Call {
@@ -46,7 +48,13 @@ class Call {
     });
     await Promise.all([running, this.context.audioWorklet.addModule("phone.js")]);
     if (this.over) return this.release();
-    this.phone = new AudioWorkletNode(this.context, "phone", { numberOfInputs: 1, numberOfOutputs: 1, outputChannelCount: [1] });
+    this.stream.getAudioTracks()[0].onended = () => this.onMessage({ type: "deaf" });
+    this.phone = new AudioWorkletNode(this.context, "phone", {
+      numberOfInputs: 1,
+      numberOfOutputs: 1,
+      outputChannelCount: [1],
+      processorOptions: { linear: LAWS.PCMU },
+    });
     this.phone.port.onmessage = ({ data }) => (data instanceof ArrayBuffer ? this.speak(data) : this.onMessage({ type: "levels", ...data }));
     const query = new URLSearchParams({ to: this.to, ...(this.from && { from: this.from }) });
     this.socket = new WebSocket(socketAddress(`/browser-call?${query}`));
@@ -112,45 +120,8 @@ class Call {
   }
 }
 
-/** A bar for how loud a side is. @param {string} label */
-function meter(label) {
-  const bar = /** @type {HTMLMeterElement} */ (element("meter", { min: 0, max: 1, value: 0, "aria-label": label }));
-  return bar;
-}
-
-/** -60 to 0 dBFS as 0 to 1. @param {number} peak */
-const loudness = (peak) => Math.max(0, Math.min(1, 1 + Math.log10(Math.max(peak, 0.001)) / 3));
-
-/** What was said, each entry in its place; entries change while they are said. */
-function transcript() {
-  const list = element("ol.said", { "aria-label": "Transcript", role: "log", tabIndex: 0 });
-  const shown = new Map();
-  return {
-    list,
-    clear() {
-      shown.clear();
-      list.replaceChildren();
-    },
-    show({ first, entries }) {
-      entries.forEach((entry, number) => {
-        const cut = entry.heard !== undefined && (entry.heard !== entry.text || !entry.text);
-        const made = element(
-          `li.${entry.who}`,
-          {},
-          element("b", {}, `${WHO[entry.who] ?? entry.who}: `),
-          (cut ? entry.heard : entry.text) || (cut && entry.text ? "" : "…"),
-          cut && element("s", { title: "not heard" }, entry.text.slice(entry.heard.length)),
-          cut && element("span.note", {}, " (interrupted)"),
-        );
-        const before = shown.get(first + number);
-        if (before) before.replaceWith(made);
-        else list.append(made);
-        shown.set(first + number, made);
-      });
-      list.scrollTop = list.scrollHeight;
-    },
-  };
-}
+/** Peak of samples in dBFS; null for silence. @param {number} peak */
+const dbfs = (peak) => (peak < 0.0003 ? null : 20 * Math.log10(peak));
 
 /** @type {import("./console.js").Page} */
 export const page = {
@@ -173,21 +144,22 @@ export const page = {
     const place = /** @type {HTMLButtonElement} */ (element("button.main", { type: "submit" }, "Call"));
     const state = element("p.state", { role: "status" }, "No call");
     const mute = /** @type {HTMLButtonElement} */ (element("button", { type: "button", "aria-pressed": "false" }, "Mute"));
-    const hangUp = element("button.end", { type: "button" }, "Hang up");
-    const [mine, theirs] = [meter("Your microphone"), meter("The agent")];
+    const hangUp = element("button.danger", { type: "button" }, "Hang up");
+    const [mine, theirs] = [levelBar("caller"), levelBar("agent")];
     const delay = element("p.note.delay", {});
     const pressed = element("output", { "aria-label": "Keys pressed" });
     const keys = element("div.keys", { role: "group", "aria-label": "Keypad" }, ...KEYS.map((key) => element("button", { type: "button", onclick: () => press(key) }, key)));
     const controls = element(
       "div.controls",
       { hidden: true },
-      element("div.levels", {}, element("span", {}, "You"), mine, element("span", {}, "Agent"), theirs),
+      element("div.levels", {}, "You", mine, "Agent", theirs),
       delay,
       element("div.buttons", {}, mute, hangUp),
       keys,
       pressed,
     );
-    const words = transcript();
+    const watch = /** @type {HTMLAnchorElement} */ (element("a", { target: "_blank", hidden: true }, "Watch this call in another tab"));
+    let words = new Transcript();
 
     function press(key) {
       call?.send({ type: "dtmf", digit: key });
@@ -197,8 +169,9 @@ export const page = {
     function on(message) {
       switch (message.type) {
         case "levels": {
-          mine.value = loudness(message.said);
-          theirs.value = loudness(message.heard);
+          setLevel(mine, dbfs(message.said));
+          setLevel(theirs, dbfs(message.heard));
+          words.update([], 0, true);
           const ms = call?.delay(message);
           const lost = (call?.unsent ?? 0) * 20;
           const bad = message.gaps ? `, ${message.gaps} gaps` : "";
@@ -206,7 +179,15 @@ export const page = {
           break;
         }
         case "transcript":
-          words.show(message);
+          words.update(message.entries, message.first, true);
+          break;
+        case "deaf":
+          failed(new Error("The microphone is gone: the agent hears nothing any more."));
+          break;
+        case "trying":
+          watch.href = `#/calls/${message.call}`;
+          watch.hidden = false;
+          say(state, `Calling ${number.value}`);
           break;
         case "dtmf":
           say(state, `The agent pressed ${message.digit}`);
@@ -227,10 +208,12 @@ export const page = {
       const lasted = began ? ` after ${Math.round((Date.now() - began) / 1000)} s` : "";
       if (CLOSED[code] && !why) failed(new Error(CLOSED[code]));
       say(state, `The call is over${lasted}${why ? `: ${why}` : ""}`);
+      words.update([], 0, false);
       call = null;
       controls.hidden = true;
       place.disabled = number.disabled = caller.disabled = false;
-      mine.value = theirs.value = 0;
+      setLevel(mine, null);
+      setLevel(theirs, null);
       number.focus();
     }
 
@@ -238,7 +221,10 @@ export const page = {
       event.preventDefault();
       if (call) return;
       tell("");
-      words.clear();
+      const before = words.list;
+      words = new Transcript();
+      before.replaceWith(words.list);
+      watch.hidden = true;
       [began, why] = [0, ""];
       say(pressed, "");
       say(delay, "");
@@ -295,7 +281,7 @@ export const page = {
               : "Browsers give a microphone only to pages over https or on localhost. Open the console through a proxy with TLS, or on the machine itself: ssh -L 8080:127.0.0.1:8080 HOST.",
           ),
         ),
-        element("section", { "aria-label": "Conversation" }, element("h2", {}, "What is said"), words.list),
+        element("section", { "aria-label": "Conversation" }, element("h2", {}, "What is said"), words.list, watch),
       ),
     );
     place.disabled = !secure;

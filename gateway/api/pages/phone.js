@@ -9,14 +9,8 @@ const FRAME = 160;
 const MS = RATE / 1000;
 const REPORT_FRAMES = 5;
 
-const LINEAR = Float32Array.from({ length: 256 }, (_, code) => {
-  const bits = ~code & 0xff;
-  const size = ((((bits & 15) << 3) + 132) << ((bits >> 4) & 7)) - 132;
-  return (bits & 0x80 ? -size : size) / 32768;
-});
-
-/** µ-law of a sample between -1 and 1 (ITU-T G.711). */
-function coded(sample) {
+/** The µ-law code of a sample between -1 and 1 (ITU-T G.711). */
+export function coded(sample) {
   const negative = sample < 0;
   const size = Math.min(32635, Math.round(Math.abs(sample) * 32768)) + 132;
   const exponent = 31 - Math.clz32(size) - 7;
@@ -135,8 +129,10 @@ export class JitterBuffer {
   }
 }
 
-class Phone extends AudioWorkletProcessor {
-  constructor() {
+// Tests import this module where there is no audio thread.
+class Phone extends (globalThis.AudioWorkletProcessor ?? Object) {
+  /** @param {{processorOptions: {linear: Float32Array}}} options the sample of each µ-law code */
+  constructor({ processorOptions: { linear } }) {
     super();
     this.up = new Resampler(sampleRate, RATE);
     this.down = new Resampler(RATE, sampleRate);
@@ -150,7 +146,7 @@ class Phone extends AudioWorkletProcessor {
       if (data instanceof ArrayBuffer) {
         const bytes = new Uint8Array(data);
         for (let at = 0; at + FRAME <= bytes.length; at += FRAME) {
-          this.buffer.put(Float32Array.from(bytes.subarray(at, at + FRAME), (code) => LINEAR[code]));
+          this.buffer.put(Float32Array.from(bytes.subarray(at, at + FRAME), (code) => linear[code]));
         }
       } else if ("muted" in data) this.muted = data.muted;
       else this.over = true;
@@ -186,4 +182,4 @@ class Phone extends AudioWorkletProcessor {
   }
 }
 
-registerProcessor("phone", Phone);
+globalThis.registerProcessor?.("phone", Phone);

@@ -9,7 +9,7 @@ import { listening, recordingPlayer } from "./sound.js";
 const QUIET_MS = 1500; // an entry whose words have not changed for so long is complete
 
 /** The words of both sides, as they are said; what the caller did not hear is struck through. */
-class Transcript {
+export class Transcript {
   constructor() {
     this.list = element("div.transcript", { role: "log", "aria-label": "Transcript", tabIndex: 0 });
     /** @type {Map<number, {node: HTMLElement, text: string, at: number}>} */
