@@ -11,6 +11,7 @@ import contextlib
 import os
 import ssl
 import time
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -203,6 +204,8 @@ def _live_path(path: str, host: str) -> str:
 
 READ_BYTES = 64 * 1024
 """Read from the socket at once: some seconds of audio as base64 in JSON."""
+# With TLS it is also what each connection holds, all its life; asyncio's own is 256 KiB.
+SSLProtocol.max_size = READ_BYTES
 MAX_MESSAGE = 16 * 1024 * 1024
 """Bytes of one message, whole or in fragments; a longer one ends the session with 1009. The
 service's own limit for audio is 15 MiB."""
