@@ -20,6 +20,10 @@ _CALL = "/calls/{call}"
 
 REQUESTS = {
     "status": ("GET", "/status"),
+    "calls": ("GET", "/calls"),
+    "levels": ("GET", "/levels"),
+    "progress": ("GET", f"{_CALL}/progress"),
+    "cancel": ("POST", f"{_CALL}/responses/cancel"),
     "reload": ("POST", "/reload"),
     "refused": ("GET", "/refused"),
     "hold": ("POST", f"{_CALL}/hold"),

@@ -45,6 +45,7 @@ _SECTIONS: dict[str, dict[str, _Entry]] = {
     },
     "Live calls": {
         "calls": _Entry("live_calls", "List calls in progress, or past calls.", "calls"),
+        "top": _Entry("top", "Watch live calls in the terminal, and act on them by a key."),
         "hangup": _Entry("live_calls", "End a call.", "hangup"),
         "transfer": _Entry(
             "live_calls", "Transfer a call to a destination of its route.", "transfer"
@@ -107,7 +108,8 @@ class _Commands(click.Group):
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("gateway"):
                 raise
-            needs = f"needs the package {error.name}: install the extra devtools"
+            extra = "top" if error.name == "textual" else "devtools"
+            needs = f"needs the package {error.name}: install the extra {extra}"
             raise click.ClickException(f"{cmd_name} {needs}") from None
         command = getattr(module, entry.attribute)
         assert isinstance(command, click.Command)

@@ -4,8 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
+import pty
+import struct
+import sys
+import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +53,10 @@ mode = "bridge"
 ring_timeout = 5
 """
 WORLD = {
-    "more": API + PATIENT + '[access]\nunknown_sources = "allow"\n[outbound]\n'
+    "more": API
+    + PATIENT
+    + '[control]\nsocket = "gateway.sock"\n'
+    + '[access]\nunknown_sources = "allow"\n[outbound]\n'
     'max_calls_per_minute = 60\n[recording]\nfolder = "recordings"\n',
     "routes": ROUTES,
 }
@@ -405,4 +415,33 @@ async def test_two_who_listen_disturb_neither_each_other_nor_the_call(
     await two.goto(two.url.partition("#")[0] + "#/live")
     for _ in range(2):
         await world.gateway.wait("api.audit", action="listened", call=name)
+    await world.summary_at_end(call)
+
+
+async def test_top_in_a_terminal(world: GatewayStack) -> None:
+    call, _name = await office(world)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 110, 0, 0))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", "top", "-c", str(world.gateway.config)),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color"},
+    )
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    shown = bytearray()
+
+    def has(text: bytes) -> bool:
+        with suppress(BlockingIOError, OSError):
+            shown.extend(os.read(ours, 65536))
+        return text in shown
+
+    await eventually(lambda: has(b"tester"), "the call in the terminal")
+    await eventually(lambda: has(b"breakfast"), "its words")
+    os.write(ours, b"q")
+    await eventually(lambda: has(b"nothing") or process.returncode is not None, "its end")
+    os.close(ours)
+    assert process.returncode == 0
     await world.summary_at_end(call)
