@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from configparser import RawConfigParser
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from gateway.ending import EndReason
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
 SOURCE = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "gateway").rglob("*.py"))
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("gateway*.service"))
 
@@ -130,6 +133,18 @@ def test_units_leave_time_to_drain(file: Path) -> None:
     assert stop > LimitSettings().drain_timeout + OWN_END_SECONDS
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", PAGE):
+@pytest.mark.parametrize("file", UNITS, ids=lambda file: file.name)
+def test_units_are_as_closed_as_the_page_says(file: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("without systemd-analyze: apt-get install systemd")
+    told = re.search(r"`systemd-analyze security` (\d)\.(\d)", DEPLOYMENT)
+    assert told is not None
+    words = ("systemd-analyze", "security", "--offline=yes", f"--threshold={told[1]}{told[2]}")
+    done = subprocess.run([*words, file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize("page", [PAGE, DEPLOYMENT], ids=["operating", "deployment"])
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
         assert (ROOT / "docs" / target).exists(), target
