@@ -257,7 +257,8 @@ class Gateway:
             config, dialplan, pump, limiter, calls, self._admission.not_placed, tools, shared
         )
         # Its own: the functions' is closed when a reload has replaced them.
-        http = HttpClient(config.tools.http_connections, config.tools.http_proxy)
+        tooling = config.tools
+        http = HttpClient(tooling.http_connections, tooling.http_proxy, tooling.http_ca)
         self._callbacks = callbacks = CallbackScheduler(
             config.callbacks,
             self.outbound.place,

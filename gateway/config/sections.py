@@ -272,6 +272,17 @@ class McpServerSettings(Section):
             yield value.get_secret_value()
 
 
+def _authorities(path: Path) -> Path:
+    """Return the path of a PEM file with certificates of authorities. Raises ValueError."""
+    try:
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError:
+        raise ValueError(f"{path} has no PEM certificate") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    return path
+
+
 class ToolSettings(Section):
     """``[tools]``: functions that are run by the gateway."""
 
@@ -282,6 +293,7 @@ class ToolSettings(Section):
     max_result_chars: Annotated[Count, Field(le=200_000)] = 8000
     http_connections: Count = 50
     http_proxy: HttpUrl | None = None
+    http_ca: Annotated[FilePath, AfterValidator(_authorities)] | None = None
     mcp: tuple[McpServerSettings, ...] = ()
 
     @model_validator(mode="after")
@@ -428,12 +440,9 @@ class _ServerSettings(Section):
         if urlsplit(self.url).scheme not in ("wss", "https"):
             raise MisplacedError(("ca",), "has no effect without TLS (wss://)")
         try:
-            ssl.create_default_context(cafile=self.ca)
-        except ssl.SSLError:
-            raise MisplacedError(("ca",), f"{self.ca} has no PEM certificate") from None
-        except OSError as error:
-            message = f"{self.ca} cannot be read: {error.strerror}"
-            raise MisplacedError(("ca",), message) from None
+            _authorities(self.ca)
+        except ValueError as error:
+            raise MisplacedError(("ca",), str(error)) from None
         return self
 
     @model_validator(mode="after")

@@ -75,6 +75,7 @@ def tool_executor(config: Config, dialplan: Dialplan) -> ToolExecutor:
         max_result_chars=tools.max_result_chars,
         http_connections=tools.http_connections,
         http_proxy=tools.http_proxy,
+        http_ca=tools.http_ca,
     )
     servers = [_mcp_settings(server, tools) for server in tools.mcp if server.client == "gateway"]
     return ToolExecutor(offers_of(config, dialplan), servers, limits)

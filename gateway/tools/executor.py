@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -57,6 +58,7 @@ class ToolLimits:
     max_result_chars: int
     http_connections: int
     http_proxy: str | None
+    http_ca: Path | None
 
 
 _NOTHING = RouteTools()
@@ -81,7 +83,7 @@ class ToolExecutor:
         self._limits = limits
         self._offers = offers
         self._threads = python.Threads(limits.threads)
-        self.http = HttpClient(limits.http_connections, limits.http_proxy)
+        self.http = HttpClient(limits.http_connections, limits.http_proxy, limits.http_ca)
         wanted = {name for offer in offers.values() for name in offer.mcp}
         self._servers = {one.name: McpServer(one) for one in servers if one.name in wanted}
         self._fixed = {name: self._made(offer) for name, offer in self._offers.items()}

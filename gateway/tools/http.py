@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -80,13 +81,23 @@ class Request:
 
 
 class HttpClient:
-    """Owns the connections. Belongs to the event loop."""
+    """Owns the connections. Belongs to the event loop.
 
-    def __init__(self, max_connections: int, proxy: str | None = None) -> None:
+    Args:
+        ca: a file of authorities that are trusted beside the public ones.
+    """
+
+    def __init__(
+        self, max_connections: int, proxy: str | None = None, ca: Path | None = None
+    ) -> None:
         import httpx  # not at the top: `gateway check` needs none of it
 
+        trusted = httpx.create_ssl_context(trust_env=False)
+        if ca is not None:
+            trusted.load_verify_locations(ca)
         self._client = httpx.AsyncClient(
             proxy=proxy,
+            verify=trusted,
             limits=httpx.Limits(
                 max_connections=max_connections, max_keepalive_connections=max_connections // 2
             ),

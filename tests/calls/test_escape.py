@@ -43,12 +43,18 @@ phrases = ["human", "real person"]
 """
 
 
+# The words of callers are known where they are transcribed.
+HEARD = '[route.session.audio.input.transcription]\nmodel = "gpt-transcribe"\n'
+
+
 FAR = f'[route.realtime]\nurl = "ws://127.0.0.1:{SERVER}"\napi_key = ""\n'
 AGAIN = '[[route.fallback]]\naction = "reconnect"\ntimeout = 60\nsound = "chime"\n'
 WORLD = {
     "more": '[access]\nunknown_sources = "allow"\n[outbound]\nmax_calls_per_minute = 60\n',
     "routes": _route("office")
     + 'to = ["queue", "anna"]\n'
+    + _route("heard", HEARD)
+    + 'to = ["anna"]\n'
     + _route("nobody")
     + 'to = ["queue"]\n'
     + _route("far", FAR + AGAIN)
@@ -104,6 +110,26 @@ async def test_nobody_there_brings_the_caller_back(
     await world.gateway.wait("call.escape_failed", call=call.call_id)
     await session.wait_until(lambda s: len(s.sent("response.done")) == 2, 20)
     assert callee is not None
+    await end(world, call)
+
+
+@pytest.mark.parametrize("way", ["word", "info"])
+async def test_a_word_or_a_key_by_info(world: GatewayStack, callee: CalledPhone, way: str) -> None:
+    transcripts = ["My dog's name is Person.", "I want a real person, please!"]
+    world.behave(vad="off", answers=[{"kind": "pattern", "seconds": 20}], transcripts=transcripts)
+    call = await dial(world, "heard")
+    session = await world.session_of(call)
+    await call.rtp.heard_bytes(8000)
+    if way == "info":
+        call.info("application/dtmf-relay", "Signal=0\r\nDuration=100\r\n")
+    else:
+        world.emulator.live[session.id].session.pretend_speech(100)
+        await world.gateway.wait("call.caller_transcript", call=call.call_id)
+        assert not callee.calls
+        world.emulator.live[session.id].session.pretend_speech(100)
+    await world.gateway.wait("call.bridged", call=call.call_id)
+    (line,) = world.gateway.all("call.escape", call=call.call_id)
+    assert line["by"] == ("word" if way == "word" else "key")
     await end(world, call)
 
 

@@ -65,6 +65,8 @@ consent = "ask"
 consent_timeout = 5
 [route.session.audio.input.turn_detection]
 type = "server_vad"
+[route.session.audio.input.transcription]
+model = "gpt-transcribe"
 [[route]]
 name = "told"
 to = "^told$"
@@ -219,6 +221,32 @@ async def test_who_is_asked_decides(
     else:
         assert told["file"] == ""
         assert not list((world.folder / "recordings").glob(f"*_{record['call_id']}.*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "state", "consent"),
+    [
+        ("Yes, that is fine.", "stopped", "given"),
+        ("No, thank you.", "refused", "refused"),
+        ("Yes. No, wait, no!", "refused", "refused"),
+        ("What do you mean?", "unanswered", "unanswered"),
+    ],
+)
+async def test_who_is_asked_may_say_it(
+    world: GatewayStack, words: str, state: str, consent: str
+) -> None:
+    answers = [PROMPT, GREETING, {"kind": "silent"}]
+    world.behave(vad="off", answers=answers, transcripts=[words])
+    call = await world.dial("asked")
+    await world.gateway.wait("call.recording_asked", call=call.call_id)
+    await prompt_heard(world, call)
+    session = await world.session_of(call)
+    world.emulator.live[session.id].session.pretend_speech(100)
+    event = "recording_started" if consent == "given" else "recording_refused"
+    await world.gateway.wait(f"call.{event}", call=call.call_id)
+    told = (await world.summary_at_end(call))["recording"]
+    assert (told["state"], told["consent"]) == (state, consent)
+    assert bool(told["file"]) is (consent == "given")
 
 
 async def test_a_no_after_the_announcement_deletes_what_there_is(world: GatewayStack) -> None:

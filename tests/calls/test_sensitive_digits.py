@@ -20,7 +20,7 @@ from tests.calls.test_api import API
 from tests.calls.test_recordings import open_files
 from tests.calls.test_transfer_blind import outputs_of
 from tests.support.harness import GatewayStack, eventually
-from tests.support.http_service import Answer, HttpService, http_service
+from tests.support.http_service import Answer, HttpService, http_service, self_signed
 from tests.support.sip_phone import PhoneCall
 
 ENTRIES = int(os.environ.get("SENSITIVE_ENTRIES", "4"))
@@ -85,8 +85,8 @@ def tones(digits: str) -> bytes:
 class Paying:
     """A gateway with a vault, and calls that pay."""
 
-    def __init__(self, folder: Path, vault: HttpService) -> None:
-        more = API + '[recording]\nfolder = "recordings"\n'
+    def __init__(self, folder: Path, vault: HttpService, more: str = "") -> None:
+        more = API + '[recording]\nfolder = "recordings"\n' + more
         routes = ROUTES.replace("{vault}", vault.url + "/digits").replace("{{", "{")
         self.world = GatewayStack(folder, routes=routes.replace("}}", "}"), more=more)
         self.vault = vault
@@ -201,3 +201,19 @@ async def test_a_token_may_have_a_short_code_in_it_by_chance(paying: Paying) -> 
     paying.vault.answers = [Answer(body='{"token": "tok_81237"}')]
     result = await paying.enter("123", "rfc4733", kind="security_code", digits=3)
     assert (result["status"], result["token"]) == ("stored", "tok_81237")
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_the_vault_is_known_by_its_certificate(own_folder: Path, trusted: bool) -> None:
+    """Digits go to whom an authority vouches for: to nobody else, and in no other way."""
+    pem = self_signed(own_folder)
+    with http_service(pem) as vault:
+        vault.answers = [Answer(body='{"token": "tok_tls"}')]
+        more = f'[tools]\nhttp_ca = "{pem.with_suffix(".crt")}"\n' if trusted else ""
+        made = Paying(own_folder, vault, more)
+        await made.world.start()
+        told = await made.enter("4111111111111111", "rfc4733", kind="card_number", digits=16)
+        assert told["status"] == ("stored" if trusted else "failed")
+        assert [asked.json["digits"] for asked in vault.asked] == ["4111111111111111"] * trusted
+        assert b"4111111111111111" not in made.written()
+        await made.world.stop()

@@ -4,13 +4,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 @dataclass
@@ -56,8 +62,8 @@ class HttpService:
 
 
 @contextmanager
-def http_service() -> Iterator[HttpService]:
-    """A service on a free port of this machine."""
+def http_service(certificate: Path | None = None) -> Iterator[HttpService]:
+    """A service on a free port of this machine; with a certificate and its key over TLS."""
     service = HttpService()
 
     class Handler(BaseHTTPRequestHandler):
@@ -86,12 +92,31 @@ def http_service() -> Iterator[HttpService]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if certificate is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
-    service.url = f"http://127.0.0.1:{server.server_address[1]}"
+    scheme = "http" if certificate is None else "https"
+    service.url = f"{scheme}://127.0.0.1:{server.server_address[1]}"
     try:
         yield service
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def self_signed(folder: Path) -> Path:
+    """Certificate and key for 127.0.0.1; the certificate alone is beside it, with ``.crt``."""
+    file = folder / "server.pem"
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    shown = file.with_suffix(".crt")
+    options = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3 -subj /CN=test"
+    options += f" -addext subjectAltName=IP:127.0.0.1 -keyout {file} -out {shown}"
+    subprocess.run([program, *options.split()], check=True, capture_output=True)
+    file.write_bytes(file.read_bytes() + shown.read_bytes())
+    return file

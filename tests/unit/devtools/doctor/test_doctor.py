@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
-import shutil
 import socket
 import ssl
 import subprocess
@@ -30,6 +29,7 @@ from gateway.sip.ingress.capacity import (
     raise_descriptor_limit,
 )
 from tests.support.emulator_client import with_emulator
+from tests.support.http_service import self_signed
 
 BUILD: dict[str, Any] = {
     "distribution": "pjsua2-gateway 2.17",
@@ -249,16 +249,7 @@ def test_a_name_that_does_not_exist(tmp_path: Path) -> None:
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
     """Certificate and key for 127.0.0.1, signed by themselves, good for three days."""
-    file = tmp_path / "server.pem"
-    program = shutil.which("openssl")
-    if program is None:
-        pytest.skip("openssl, which makes the certificate, is not installed")
-    shown = file.with_suffix(".crt")
-    options = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3 -subj /CN=test"
-    options += f" -addext subjectAltName=IP:127.0.0.1 -keyout {file} -out {shown}"
-    subprocess.run([program, *options.split()], check=True, capture_output=True)
-    file.write_bytes(file.read_bytes() + shown.read_bytes())
-    return file
+    return self_signed(tmp_path)
 
 
 @pytest.mark.parametrize("trusted", [True, False])
