@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import copy
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -62,3 +65,48 @@ def _unknown(value: Any, path: str = "") -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for one in value:
             yield from _unknown(one, path)
+
+
+class AnyKeys(dict[str, Any]):
+    """A sample of an object whose keys are the client's own."""
+
+
+def samples(annotation: Any) -> list[Any]:
+    """Values of one of the official types: each alternative of each field comes once."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return samples(inner[0])
+    if origin in (typing.Union, types.UnionType):
+        return [value for one in inner if one is not type(None) for value in samples(one)]
+    if origin is typing.Literal:
+        return list(inner)
+    if origin is list:
+        return [[value] for value in samples(inner[0])]
+    if origin is dict or annotation is object:
+        return [AnyKeys()]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields = {name: samples(one.annotation) for name, one in annotation.model_fields.items()}
+        whole = {name: values[0] for name, values in fields.items()}
+        others = [{**whole, name: one} for name, values in fields.items() for one in values[1:]]
+        return [whole, *others]
+    return [{bool: True, int: 8000, float: 1.0}.get(annotation, "x")]
+
+
+def with_unknown_keys(sample: Any) -> Iterator[tuple[str, Any]]:
+    """``sample`` with an unknown key in one of its objects, each in turn, and where."""
+    for number, (path, _) in enumerate(_objects(sample, "")):
+        changed = copy.deepcopy(sample)
+        list(_objects(changed, ""))[number][1]["nobody_knows_this"] = 1
+        yield path, changed
+
+
+def _objects(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(value, AnyKeys):
+        return
+    if isinstance(value, dict):
+        yield path, value
+        for key, inner in value.items():
+            yield from _objects(inner, f"{path}.{key}")
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _objects(inner, f"{path}[{number}]")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The session object of the Live protocol and the items of its backend, as strict models.
+"""The session object of the Live protocol, as strict models.
 
 An unknown field is refused anywhere, as the service does it.
 """
@@ -10,9 +10,10 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gateway.devtools.emulator.client_events import FunctionTool, ToolFilter
+from gateway.devtools.emulator.live_items import DecisionPart, InputText, Strict
 from gateway.devtools.emulator.objects import Json, ProtocolError, validated
 
 DEFAULT_INSTRUCTIONS = (
@@ -29,46 +30,35 @@ MAX_INPUT_TOKENS = 8_192
 _CHARACTERS_PER_TOKEN = 4  # of English, about: the service's tokeniser is not public
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Pcm(_Strict):
+class Pcm(Strict):
     type: Literal["audio/pcm"]
     rate: Literal[16000, 24000]
 
 
-class G711(_Strict):
+class G711(Strict):
     type: Literal["audio/pcmu", "audio/pcma"]
     rate: Literal[8000]
 
 
-class CustomVoice(_Strict):
+class CustomVoice(Strict):
     id: str = Field(min_length=1)
 
 
-class AudioOutput(_Strict):
+class AudioOutput(Strict):
     voice: str | CustomVoice | None = None
 
 
-class Audio(_Strict):
+class Audio(Strict):
     format: Annotated[Pcm | G711, Field(discriminator="type")] | None = None
     output: AudioOutput | None = None
 
 
-class _Text(_Strict):
+class SpokenText(Strict):
     text: str
-
-
-class InputText(_Text):
-    type: Literal["input_text"] = "input_text"
-
-
-class SpokenText(_Text):
     type: Literal["text", "output_text"] = "text"
 
 
-class _Message(_Strict):
+class _Message(Strict):
     type: Literal["message"] = "message"
     id: str | None = None
     status: Literal["incomplete", "completed"] | None = None
@@ -91,7 +81,7 @@ class Function(FunctionTool):
     strict: bool | None = None
 
 
-class HostedTool(_Strict):
+class HostedTool(Strict):
     """A tool of the service that has no settings."""
 
     type: Literal[
@@ -108,17 +98,72 @@ class HostedTool(_Strict):
     ]
 
 
-class Shell(_Strict):
+class NoNetwork(Strict):
+    type: Literal["disabled"]
+
+
+class AllowedNetwork(Strict):
+    type: Literal["allowlist"]
+    allowed_domains: list[str]
+
+
+class SkillReference(Strict):
+    type: Literal["skill_reference"]
+    skill_id: str
+    version: str | None = None
+
+
+class SkillSource(Strict):
+    type: Literal["base64"]
+    media_type: Literal["application/zip"]
+    data: str
+
+
+class InlineSkill(Strict):
+    type: Literal["inline"]
+    name: str
+    description: str
+    source: SkillSource
+
+
+class Container(Strict):
+    type: Literal["container_auto"]
+    file_ids: list[str] | None = None
+    memory_limit: Literal["1g", "4g", "16g", "64g"] | None = None
+    network_policy: Annotated[NoNetwork | AllowedNetwork, Field(discriminator="type")] | None = None
+    skills: list[Annotated[SkillReference | InlineSkill, Field(discriminator="type")]] | None = None
+
+
+class ContainerReference(Strict):
+    type: Literal["container_reference"]
+    container_id: str
+
+
+class LocalSkill(Strict):
+    name: str
+    description: str
+    path: str
+
+
+class LocalComputer(Strict):
+    type: Literal["local"]
+    skills: list[LocalSkill] | None = None
+
+
+class Shell(Strict):
     type: Literal["shell"]
-    environment: dict[str, Any] | None = None
+    environment: (
+        Annotated[Container | ContainerReference | LocalComputer, Field(discriminator="type")]
+        | None
+    ) = None
 
 
-class ApprovalFilter(_Strict):
+class ApprovalFilter(Strict):
     always: ToolFilter | None = None
     never: ToolFilter | None = None
 
 
-class Mcp(_Strict):
+class Mcp(Strict):
     type: Literal["mcp"]
     allowed_callers: list[Literal["direct", "programmatic"]] | None = None
     allowed_tools: list[str] | ToolFilter | None = None
@@ -136,18 +181,18 @@ class Mcp(_Strict):
 Tool = Annotated[Function | HostedTool | Shell | Mcp, Field(discriminator="type")]
 
 
-class NamedTool(_Strict):
+class NamedTool(Strict):
     type: Literal["function", "custom"]
     name: str
 
 
-class McpToolChoice(_Strict):
+class McpToolChoice(Strict):
     type: Literal["mcp"]
     name: str
     server_label: str
 
 
-class HostedToolChoice(_Strict):
+class HostedToolChoice(Strict):
     type: Literal[
         "file_search",
         "web_search",
@@ -164,25 +209,25 @@ class HostedToolChoice(_Strict):
 OneTool = Annotated[NamedTool | McpToolChoice | HostedToolChoice, Field(discriminator="type")]
 
 
-class AllowedTools(_Strict):
+class AllowedTools(Strict):
     type: Literal["allowed_tools"]
     tools: list[OneTool]
     mode: Literal["none", "auto", "required"] | None = None
 
 
-class Reasoning(_Strict):
+class Reasoning(Strict):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class Verbosity(_Strict):
+class Verbosity(Strict):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
 ServiceTier = Literal["auto", "default", "flex", "priority", "ultrafast", "fast_tier_temp_pilot"]
 
 
-class BackendUpdate(_Strict):
+class BackendUpdate(Strict):
     """``delegation.responses`` of a ``session.update``."""
 
     model: Annotated[str, Field(min_length=1)] | None = None
@@ -205,35 +250,35 @@ class Backend(BackendUpdate):
 Delay = Annotated[int | None, Field(ge=0)]
 
 
-class ClientDelegation(_Strict):
+class ClientDelegation(Strict):
     type: Literal["client"]
     acknowledgement_delay_ms: Delay = None
 
 
-class ResponsesDelegation(_Strict):
+class ResponsesDelegation(Strict):
     type: Literal["responses"]
     responses: Backend
     acknowledgement_delay_ms: Delay = None
 
 
-class ResponsesDelegationUpdate(_Strict):
+class ResponsesDelegationUpdate(Strict):
     type: Literal["responses"]
     responses: BackendUpdate | None = None
     acknowledgement_delay_ms: Delay = None
 
 
-class ChoiceOption(_Strict):
+class ChoiceOption(Strict):
     value: str | bool
     description: str | None = None
 
 
-class ScoreLevel(_Strict):
+class ScoreLevel(Strict):
     label: str
     description: str | None = None
 
 
-class _Question(_Strict):
-    instructions: str | list[dict[str, Any]]
+class _Question(Strict):
+    instructions: str | list[DecisionPart]
     name: str | None = None
 
 
@@ -254,33 +299,33 @@ class Score(_Question):
 Question = Annotated[Choice | Predicate | Score, Field(discriminator="type")]
 
 
-class Decisions(_Strict):
+class Decisions(Strict):
     model: str
     questions: list[Question]
 
 
-class DecisionsUpdate(_Strict):
+class DecisionsUpdate(Strict):
     model: str | None = None
     questions: list[Question] | None = None
 
 
-class DecisionsDelegation(_Strict):
+class DecisionsDelegation(Strict):
     type: Literal["decisions"]
     decisions: Decisions
     acknowledgement_delay_ms: Delay = None
 
 
-class DecisionsDelegationUpdate(_Strict):
+class DecisionsDelegationUpdate(Strict):
     type: Literal["decisions"]
     decisions: DecisionsUpdate | None = None
     acknowledgement_delay_ms: Delay = None
 
 
-class Questions(_Strict):
+class Questions(Strict):
     questions: list[Question]
 
 
-class Trigger(_Strict):
+class Trigger(Strict):
     type: Literal["decisions"]
     event_type: Literal["session.input_transcript.delta", "session.output_transcript.delta"]
     decisions: Questions
@@ -295,7 +340,7 @@ DelegationUpdate = Annotated[
 ]
 
 
-class SessionConfig(_Strict):
+class SessionConfig(Strict):
     """``session.start.session``."""
 
     model: str = Field(min_length=1)
@@ -308,70 +353,11 @@ class SessionConfig(_Strict):
     safety_identifier: str | None = None
 
 
-class SessionUpdate(_Strict):
+class SessionUpdate(Strict):
     """``session.update.session``: what may change while a session runs."""
 
     delegation: DelegationUpdate | None = None
     triggers: list[Trigger] | None = None
-
-
-class FunctionOutput(_Strict):
-    """The result of a function, as an item for the backend."""
-
-    type: Literal["function_call_output"]
-    call_id: str
-    output: str | list[dict[str, Any]]
-    id: str | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
-    caller: dict[str, Any] | None = None
-    name: str | None = None
-    namespace: str | None = None
-
-
-class BackendMessage(_Strict):
-    """A message as an item for the backend."""
-
-    role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[dict[str, Any]]
-    type: Literal["message"] = "message"
-    id: str | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
-    phase: Literal["commentary", "final_answer"] | None = None
-
-    @property
-    def text(self) -> str:
-        """All its words."""
-        if isinstance(self.content, str):
-            return self.content
-        return " ".join(str(part.get("text", "")) for part in self.content)
-
-
-OTHER_ITEMS = frozenset(
-    {
-        "item_reference",
-        "mcp_approval_response",
-        "reasoning",
-        "custom_tool_call_output",
-        "shell_call_output",
-        "computer_call_output",
-    }
-)
-"""Types of items that the backend takes without a word about them."""
-
-
-def backend_item(item: Mapping[str, Any]) -> FunctionOutput | BackendMessage | None:
-    """The item of a ``response.item.create``; None for one of :data:`OTHER_ITEMS`.
-
-    Raises :class:`ProtocolError`.
-    """
-    kind = item.get("type", "message")
-    if kind == "function_call_output":
-        return validated(FunctionOutput, item, "item")
-    if kind == "message":
-        return validated(BackendMessage, item, "item")
-    if kind not in OTHER_ITEMS:
-        raise ProtocolError("invalid_value", f"Invalid value: '{str(kind)[:100]}'.", "item.type")
-    return None
 
 
 def tokens(text: str) -> int:

@@ -7,13 +7,12 @@ emulator's rules. Its events are those of a Responses stream, each in a ``respon
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from gateway.devtools.emulator.dialogue import Turn
-from gateway.devtools.emulator.live_config import FunctionOutput, backend_item
+from gateway.devtools.emulator.live_items import FunctionOutput, backend_item, check_decision_item
 from gateway.devtools.emulator.objects import Json, ProtocolError, new_id, pieces
 from gateway.devtools.emulator.response import Content
 from gateway.devtools.emulator.script import Answer, Script
@@ -155,8 +154,7 @@ class Delegations:
             if self._open_calls.pop(given.call_id, None) is None:
                 text = f"No tool call found for call_id {given.call_id[:100]}."
                 raise ProtocolError("invalid_request_error", text, "item.call_id")
-            output = given.output
-            self._outputs.append(output if isinstance(output, str) else json.dumps(output))
+            self._outputs.append(given.text)
         elif given is not None:
             self._texts.append(given.text)
         self._items += 1
@@ -229,6 +227,7 @@ class Delegations:
 
     def add_decision_item(self, item: Json) -> None:
         """``decision.item.create``."""
+        check_decision_item(item)
         kept = {**item, "id": item.get("id") or new_id("ditem")}
         self._decision_items[kept["id"]] = kept
         self._session.acknowledge("decision.item.created", item=kept)
