@@ -5,25 +5,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from fastapi import HTTPException, Query, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.access import NO_CALL, Paths, audit, audited, run
-from gateway.api.backend import MAX_FOLLOWERS, Backend
+from gateway.api.backend import Backend
 from gateway.api.calls import Term, part
+from gateway.api.events import MAX_FOLLOWERS, POSITION, merged
 from gateway.api.limits import BEARER, UNAUTHORIZED
+from gateway.api.local import HOP, LOCAL
 from gateway.api.tokens import Role
 from gateway.text import unicode_in
 
 KEEP_ALIVE_SECONDS = 15.0
 """Between two lines of a stream of events."""
+EventId = Annotated[str, StringConstraints(max_length=4096)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
@@ -158,15 +161,15 @@ def _add_webhooks(paths: Paths, backend: Backend) -> None:
 
 def _add_events(paths: Paths, backend: Backend) -> None:
     @paths.add("GET", "/events", Role.READONLY, tags=["events"], response_class=StreamingResponse)
-    async def follow_events(request: Request, after: Term = "") -> Any:
+    async def follow_events(request: Request, after: EventId = "") -> Any:
         """Events of all calls as they come (Server-Sent Events), or as a WebSocket of JSON texts.
 
         Resumes behind the id in ``Last-Event-ID`` or ``after``, of the stream or, of the WebSocket,
-        in a text's ``last_event_id``; ``feed.gap`` says that events are
-        missing.
+        in a text's ``last_event_id``; ``feed.gap`` says that events are missing. Those of all
+        workers come, and an id is good at each of them.
         """
         last = request.headers.get("last-event-id", "") or after
-        return _EventStream(backend, last)
+        return _EventStream(backend, request, last)
 
     @paths.app.websocket("/api/v1/events")
     async def events_socket(socket: WebSocket, after: str = "") -> None:
@@ -197,9 +200,9 @@ def _full() -> JSONResponse:
 class _EventStream(StreamingResponse):
     """Server-Sent Events to a follower, whose place is taken and given back here."""
 
-    def __init__(self, backend: Backend, last: str) -> None:
+    def __init__(self, backend: Backend, request: Request, last: str) -> None:
         super().__init__(
-            _stream(backend, last),
+            _stream(backend, request, last),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
@@ -217,10 +220,12 @@ class _EventStream(StreamingResponse):
 
 async def _send_events(backend: Backend, socket: WebSocket, last: str) -> None:
     async def out() -> None:
-        async for number, event in _numbered(backend, last):
+        ending = backend.feed.ending[LOCAL in socket.scope]
+        async for number, event in _numbered(_followed(backend, last), ending):
             if number:
                 told = json.dumps({"last_event_id": number, **event}, ensure_ascii=False)
                 await socket.send_text(told)
+        await socket.close(1012)
 
     sending = asyncio.create_task(out(), name="events")
     try:
@@ -232,9 +237,15 @@ async def _send_events(backend: Backend, socket: WebSocket, last: str) -> None:
             await sending
 
 
-async def _stream(backend: Backend, last: str) -> AsyncIterator[str]:
-    yield ": the gateway's events\n\n"
-    async for number, event in _numbered(backend, last):
+async def _stream(backend: Backend, request: Request, last: str) -> AsyncIterator[str]:
+    alone = HOP in request.headers
+    follower = _followed(backend, last, alone=alone)
+    if alone or backend.siblings is None:
+        yield ": the gateway's events\n\n"
+    if alone:
+        position = json.dumps({"type": POSITION})
+        yield f"id: {backend.feed.position(last)}\nevent: {POSITION}\ndata: {position}\n\n"
+    async for number, event in _numbered(follower, backend.feed.ending[LOCAL in request.scope]):
         if number:
             data = json.dumps(event, ensure_ascii=False)
             yield f"id: {number}\nevent: {event['type']}\ndata: {data}\n\n"
@@ -242,15 +253,31 @@ async def _stream(backend: Backend, last: str) -> AsyncIterator[str]:
             yield ": still here\n\n"
 
 
-async def _numbered(backend: Backend, last: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """Yield id and event, without an id where nothing has come for a while."""
-    follower = backend.feed.follow(last)
+Follower: TypeAlias = AsyncGenerator[tuple[str, Mapping[str, Any]], None]
+
+
+def _followed(backend: Backend, last: str, *, alone: bool = False) -> Follower:
+    """Return id and event of this worker, or of all workers."""
+    if alone or backend.siblings is None:
+        return backend.feed.follow(last)
+    return merged(backend.feed, backend.siblings, last)
+
+
+async def _numbered(
+    follower: Follower, ending: asyncio.Event
+) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """Yield id and event until ``ending``, without an id where nothing has come for a while."""
+    ended = asyncio.ensure_future(ending.wait())
     coming: asyncio.Task[Any] | None = None
     try:
         while True:
             if coming is None:
                 coming = asyncio.ensure_future(anext(follower))
-            done, _ = await asyncio.wait({coming}, timeout=KEEP_ALIVE_SECONDS)
+            done, _ = await asyncio.wait(
+                {coming, ended}, timeout=KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if ended in done:
+                return
             if not done:
                 yield "", {}
                 continue
@@ -258,7 +285,8 @@ async def _numbered(backend: Backend, last: str) -> AsyncIterator[tuple[str, dic
             coming = None
             yield number, unicode_in(dict(event))
     finally:
-        if coming is not None:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
+        waiting = [ended] if coming is None else [ended, coming]
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
         await follower.aclose()

@@ -83,6 +83,7 @@ class ApiServer:
         server, task = self._serving.pop(local, (None, None))
         if server is None or task is None:
             return
+        self._backend.feed.ending[local].set()
         server.should_exit = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -34,6 +35,10 @@ ANSWER_SECONDS = 30.0
 """More than any command takes."""
 LOOK_SECONDS = 2.0
 """For what a worker answers at once: one that hangs is passed over then."""
+SILENT_SECONDS = 40.0
+"""For a stream of events, on which something comes every 15 s."""
+AGAIN_SECONDS = 1.0
+"""Until a worker whose stream has ended is asked for it again."""
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 
 _CALL = re.compile(r"/(?:api/v1|v1/realtime)/calls/([^/]+)(?:/.*)?")
@@ -88,6 +93,38 @@ class Siblings:
             path for path, answer in zip(self.sockets, answers, strict=True) if answer.get("here")
         ]
         return found[0] if found else None
+
+    async def events(
+        self, path: Path, after: str
+    ) -> AsyncGenerator[tuple[str, Mapping[str, Any]], None]:
+        """Yield id and event of a worker, with its position first; connects again for ever."""
+        limits = httpx.Timeout(CONNECT_SECONDS, read=SILENT_SECONDS)
+        while True:
+            try:
+                asked = self.client(path).stream(
+                    "GET",
+                    "/api/v1/events",
+                    params={"after": after} if after else {},
+                    headers={HOP: "1"},
+                    timeout=limits,
+                )
+                async with asked as answer:
+                    answer.raise_for_status()
+                    number, rest = "", b""
+                    async for piece in answer.aiter_bytes():
+                        *lines, rest = (rest + piece).split(b"\n")
+                        for line in lines:
+                            name, _, value = line.partition(b": ")
+                            if name == b"id":
+                                number = value.decode()
+                            elif name == b"data":
+                                after = number
+                                yield number, json.loads(value)
+                        if len(rest) > MAX_MESSAGE_BYTES:
+                            break  # no event of ours
+            except (httpx.HTTPError, OSError, ValueError):
+                pass  # it is being started, has ended or hangs
+            await asyncio.sleep(AGAIN_SECONDS)
 
     async def _get(self, path: Path, target: str, parameters: dict[str, str]) -> dict[str, Any]:
         try:

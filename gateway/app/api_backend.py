@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.api.backend import EventFeed, RequestTimes
+from gateway.api.backend import RequestTimes
+from gateway.api.events import EventFeed
 from gateway.api.server import ApiServer
 from gateway.api.tokens import Role, Token
 from gateway.app.api_commands import call_named

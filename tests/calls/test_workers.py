@@ -148,6 +148,46 @@ async def test_the_api_of_one_worker_serves_the_calls_of_the_other(pair: Pair) -
     assert (line["who"], line["role"], line["peer"]) == ("operator-one", "operator", "127.0.0.1")
 
 
+async def test_events_of_both_workers_come_in_one_stream_and_resume(pair: Pair) -> None:
+    async def followed(worker: int, last: str, ends: int) -> list[tuple[str, Any]]:
+        """Ids and events from behind an id, until so many calls have ended."""
+        seen: list[tuple[str, Any]] = []
+        headers = {"Last-Event-ID": last} if last else {}
+        async with (
+            pair.http(worker=worker) as http,
+            http.stream("GET", "/api/v1/events", headers=headers) as stream,
+        ):
+            async for line in stream.aiter_lines():
+                began.set()
+                name, _, value = line.partition(": ")
+                if name == "id":
+                    seen.append((value, None))
+                elif name == "data":
+                    seen[-1] = (seen[-1][0], json.loads(value))
+                    if sum(event["type"] == "call.ended" for _, event in seen) == ends:
+                        return seen
+        raise AssertionError(seen)
+
+    began = asyncio.Event()
+    first = asyncio.create_task(followed(0, "", 2))
+    await began.wait()
+    await pair.world.summary_at_end(await pair.world.dial())
+    call, _ = await pair.dial()
+    await call.hang_up()
+    seen = await first
+    calls = {event["call_id"] for _, event in seen}
+    assert len(calls) == 2, "one of each worker"
+    assert len({number for number, _ in seen}) == len(seen)
+    # From each event on, at either worker: nothing is missing, and nothing comes twice.
+    for worker, at in ((0, 0), (1, 0), (1, len(seen) // 2)):
+        ends = 2 - sum(event["type"] == "call.ended" for _, event in seen[: at + 1])
+        again = await followed(worker, seen[at][0], ends)
+        key = [(event["call_id"], event["sequence"]) for _, event in again]
+        assert sorted(key) == sorted((e["call_id"], e["sequence"]) for _, e in seen[at + 1 :])
+    gap = await followed(1, "gone.7", 2)
+    assert [event["type"] for _, event in gap].count("feed.gap") == 2, "of each worker"
+
+
 async def test_a_call_of_the_other_worker_by_its_odd_call_id(pair: Pair) -> None:
     call = pair.phone.call("greeted")
     del pair.phone.calls[call.call_id]
