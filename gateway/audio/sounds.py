@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import wave
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import soxr
 from numpy.typing import NDArray
 
 from gateway.audio.g711 import SAMPLE_RATE
@@ -64,6 +66,19 @@ def wav_seconds(path: Path) -> float:
     check_wav(path)
     with wave.open(str(path), "rb") as file:
         return file.getnframes() / SAMPLE_RATE
+
+
+@lru_cache(maxsize=32)
+def pcm24_of(path: Path, _changed: int) -> bytes:
+    """A file as linear PCM at 24 kHz, 16 bits little-endian; read again where it has changed.
+
+    Raises SoundError.
+    """
+    check_wav(path)
+    with wave.open(str(path), "rb") as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    made: NDArray[np.int16] = soxr.resample(samples, SAMPLE_RATE, 24000)
+    return made.astype("<i2").tobytes()
 
 
 def _cadence(

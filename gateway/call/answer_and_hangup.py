@@ -143,6 +143,8 @@ class _LastWords:
     deadline: float
     call_id: str
     awaited: bool
+    speech_by: float = 0.0
+    """Until when speech that begins anew is waited for (s)."""
     counted_ms: int = 0
     """Queued audio that the deadline allows for."""
     playing: bool = False
@@ -151,6 +153,10 @@ class _LastWords:
     """Until when a sound in place of the words is played (s)."""
     said: bool = False
     """All of it was handed to RTP; the deadline is when the telephone has played it."""
+
+
+GOODBYE_BEGINS_SECONDS = 4.0
+"""How soon a goodbye begins that a model says by itself, after it has asked for the end."""
 
 
 class HangupAfterPlayout:
@@ -167,7 +173,10 @@ class HangupAfterPlayout:
     @property
     def deadline(self) -> float | None:
         """When last words are cut (s); None while there are none."""
-        return None if self._words is None else self._words.deadline
+        words = self._words
+        if words is None:
+            return None
+        return words.speech_by or words.deadline
 
     def said(self, call_id: str, now: float) -> None:
         """Hang up after the goodbye that the model has said, by the tool call ``call_id``."""
@@ -178,6 +187,19 @@ class HangupAfterPlayout:
     def asked_for(self, now: float) -> None:
         """Hang up after the goodbye that was requested for the model's ``end_call``."""
         self._words = _LastWords(EndReason.AGENT_HANGUP, now + self._seconds, "", awaited=True)
+
+    def after_speech(self, now: float) -> None:
+        """Hang up after the goodbye that the model is about to say by itself, for its
+        ``end_call``: what it says next, if that begins soon."""
+        by = now + min(GOODBYE_BEGINS_SECONDS, self._seconds)
+        self._words = _LastWords(
+            EndReason.AGENT_HANGUP, now + self._seconds, "", awaited=True, speech_by=by
+        )
+
+    def speech_begins(self) -> None:
+        """Note that the model begins to speak."""
+        if self._words is not None:
+            self._words.speech_by = 0.0
 
     def last(self, why: EndReason, now: float) -> None:
         """Hang up for ``why`` after the requested words; barge-in does not cancel this."""
@@ -220,7 +242,9 @@ class HangupAfterPlayout:
         words = self._words
         if words is None:
             return None
-        if words.awaited and not responding:
+        if now >= words.speech_by:
+            words.speech_by = 0.0
+        if words.awaited and not (responding or words.speech_by):
             words.awaited = False
         if queued_ms:
             words.playing = True

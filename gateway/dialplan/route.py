@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -21,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.audio.sounds import BUILT_IN as BUILT_IN_SOUNDS
+from gateway.audio.sounds import wav_seconds
 from gateway.config import Config, RealtimeSettings
 from gateway.config.sections import (
     ApiKey,
@@ -60,6 +63,7 @@ from gateway.dialplan.tool_sections import (
     RouteEscape,
     RouteRecording,
     RouteTools,
+    Sound,
     secrets_of,
 )
 from gateway.dialplan.variables import (
@@ -126,16 +130,29 @@ def _metadata(value: Mapping[str, str]) -> Mapping[str, str]:
     return MappingProxyType(dict(value))
 
 
+MAX_CLIP_SECONDS = 30
+"""Of a clip that a Live session plays."""
+
+
 class Greeting(Section):
     """``[route.greeting]``: what the model says first, before the caller speaks."""
 
     say: Text | None = None
     instructions: Text | None = None
+    clip: Sound | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
         if (self.say is None) == (self.instructions is None):
             raise ValueError("must have either say (the words) or instructions (what to do)")
+        if self.clip is None:
+            return self
+        if self.say is None:
+            raise MisplacedError(("clip",), "needs say beside it: the words that are in it")
+        if self.clip in BUILT_IN_SOUNDS:
+            raise MisplacedError(("clip",), "must be the path of a .wav file")
+        if wav_seconds(Path(self.clip)) > MAX_CLIP_SECONDS:
+            raise MisplacedError(("clip",), f"is longer than {MAX_CLIP_SECONDS} s")
         return self
 
 
@@ -321,7 +338,8 @@ class Route(RouteConditions, RouteTools, RouteConversation):
         yield from texts_in(self.session, ("session",))
         yield from texts_in(self.live, ("live",))
         if self.greeting is not None:
-            yield from texts_in(self.greeting.model_dump(exclude_none=True), ("greeting",))
+            given = self.greeting.model_dump(exclude_none=True, exclude={"clip"})
+            yield from texts_in(given, ("greeting",))
         if self.disclosure is not None:
             yield ("disclosure", "say"), self.disclosure.say
         yield ("dtmf", "text"), self.dtmf.text

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gateway.audio.g711 import FRAME_MS, Codec
+from gateway.audio.sounds import SoundError, pcm24_of
 from gateway.billing.costs import budget_plan
 from gateway.bridge.dialplan_lookup import Completed, DataLookup, with_data
 from gateway.bridge.sessions import SessionPlan
@@ -230,6 +233,7 @@ def call_plan(
         codec=codec,
         greeting=_greeting(route, values),
         greeting_words=_greeting_words(route, values),
+        greeting_clip=_greeting_clip(route),
         disclosure=_disclosure(route, values),
         dtmf=plan_of(
             DtmfPlan,
@@ -438,6 +442,16 @@ def _greeting_words(route: Route, values: Mapping[str, str]) -> str:
         return ""
     words, first = render(route.greeting.say, values), _disclosure(route, values)
     return words if first is None or first.before else f"{first.words} {words}"
+
+
+def _greeting_clip(route: Route) -> bytes:
+    """Return the greeting as audio; empty without one, or where the file cannot be read now."""
+    if route.greeting is None or route.greeting.clip is None:
+        return b""
+    path = Path(route.greeting.clip)
+    with contextlib.suppress(OSError, SoundError):
+        return pcm24_of(path, path.stat().st_mtime_ns)
+    return b""
 
 
 def _server_interrupts(session: Mapping[str, Any]) -> bool:

@@ -153,6 +153,8 @@ class LiveSession(Session):
         self._usage = (0.0, now)
         """The seconds that the server has told last, and when (s)."""
         self._told_seconds = 0.0
+        self._clip_words = ""
+        """Of a clip that is to be played."""
         self._pacer.start(now)
         self._timer = self._loop.call_at(self._pacer.next_at, self._tick)
         self._cut: asyncio.TimerHandle | None = None
@@ -168,6 +170,8 @@ class LiveSession(Session):
     def send(self, command: ClientCommand) -> str:
         """As :meth:`Session.send`; what a Live session has no word for is dropped and counted."""
         bodies = self._bodies_of(command)
+        if isinstance(command, CreateResponse) and command.clip:
+            self._clip_words = command.words
         event_id = ""
         for body in bodies:
             event_id = self.commands.next_id()
@@ -284,7 +288,11 @@ class LiveSession(Session):
                     self._deliver(AudioDelta(speech.id, speech.id, 0, part))
             elif isinstance(part, SpeechBegins):
                 begun = self._agent.begin(part.at_ms)
+                clip, self._clip_words = self._clip_words, ""
                 self._deliver(ResponseCreated(begun.id, {}))
+                if clip:  # of a clip the server has no words
+                    begun.told = True
+                    self._deliver(AgentTranscript(begun.id, begun.id, 0, clip))
             else:
                 self._speech_over(part.at_ms)
 

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.audio.sounds import samples_of, write_wav
 from gateway.call.conversation.control import HELD, RESUMED
 from gateway.devtools.emulator.session_log import SessionRecord
 from gateway.devtools.emulator.speech import pattern
@@ -16,6 +20,9 @@ from tests.support.harness import TRUSTED, GatewayStack, eventually
 from tests.support.listening import Spoken, assert_continuous, noise, speech
 from tests.support.official_types import check_live_client_event
 from tests.support.sip_phone import PhoneCall
+
+CLIP_FILE = Path(tempfile.mkdtemp()) / "welcome.wav"
+write_wav(CLIP_FILE, samples_of("ringback")[: 8000 * 2])
 
 LIVE = """
 [[route]]
@@ -33,6 +40,26 @@ audio.output.voice = "cedar"
 GREETING = """[route.greeting]
 say = "Hotel Linde, good morning."
 """
+CLIP = f"""[route.greeting]
+say = "Welcome to Hotel Linde."
+clip = {json.dumps(str(CLIP_FILE))}
+"""
+MIXED = """
+[[route]]
+name = "live-mixed"
+to = "^live-mixed$"
+[[route.fallback]]
+action = "server"
+server = "other"
+[route.realtime]
+url = "ws://127.0.0.1:{port}/v1/live/sessions"
+api_key = "{key}"
+model = "gpt-live-1.1"
+[route.live]
+instructions = "You are brief."
+[route.session]
+instructions = "You are very brief."
+"""
 BUDGET = """[route.budget]
 per_call = 0.003
 warning_threshold = 0.5
@@ -45,9 +72,17 @@ WORLD = {
     + "[route.hold]\nrelease_after = 1\n"
     + LIVE.format(name="live-greeted")
     + GREETING
+    + LIVE.format(name="live-clip")
+    + CLIP
+    + MIXED
     + LIVE.format(name="live-dear")
     + BUDGET,
-    "more": TRUSTED,
+    "more": TRUSTED
+    + """
+[[realtime_server]]
+name = "other"
+url = "{url}"
+""",
 }
 APPEND = "session.input_audio.append"
 FRAME = 160
@@ -206,3 +241,38 @@ async def test_hold_is_silence_and_a_long_one_releases_the_session(world: Gatewa
     assert not (await world.record(call))["failovers"]
     for one in (session, other):
         await closed(one)
+
+
+async def test_a_greeting_from_a_file_is_played_as_it_is(world: GatewayStack) -> None:
+    world.behave(answers=[{"kind": "silent"}])
+    call, session = await up(world, "live-clip")
+    assert session.seen("session.output_audio.fixture.play")
+    assert not session.seen("session.commentary.append")
+    await session.wait_until(
+        lambda one: bool(one.sent("session.output_audio.fixture.played")), WITHIN_S
+    )
+    played = frames(session.sent_track, b"\xff")
+    await eventually(lambda: played[:8000] in speech(call.rtp.packets), "the clip is heard")
+    await world.summary_at_end(call)
+    (said,) = (await world.record(call))["transcript"]
+    assert (said["who"], said["text"]) == ("agent", "Welcome to Hotel Linde.")
+    await closed(session)
+
+
+async def test_the_kinds_are_fallbacks_of_each_other(world: GatewayStack) -> None:
+    """A Live session that is lost is replaced by a Realtime one, which is told the conversation."""
+    world.behave(answers=[{"kind": "say", "text": "Two nights."}], live={"transcript_lag_ms": 0})
+    call, session = await up(world, "live-mixed")
+    call.rtp.say(noise(6, 0.6))
+    await world.gateway.wait("call.agent_transcript", call=call.call_id)
+    world.behave(answers=[{"kind": "pattern", "seconds": 1, "seed": 9}])
+    world.emulator.live[session.id].close(1011, "lost", drop=True)
+    await world.gateway.wait("call.session_replaced", call=call.call_id)
+    other = world.emulator.sessions[-1]
+    assert other.path.startswith("/v1/realtime")
+    await other.wait_until(
+        lambda one: "Two nights." in str(one.seen("conversation.item.create")), WITHIN_S
+    )
+    call.rtp.say(noise(8, 0.6))
+    await other.wait_until(lambda one: bool(one.sent("response.done")), WITHIN_S)
+    await world.summary_at_end(call)

@@ -211,6 +211,7 @@ class Conversation:
                 request = command if isinstance(command, CreateResponse) else None
                 request = control.gate.created(event.response_id, request)
                 self._interruptions.created(event.response_id, request)
+                control.hangup_after_playout.speech_begins()
                 return []
             case AgentTranscriptDelta():
                 self._interruptions.agent_words(event)

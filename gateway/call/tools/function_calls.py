@@ -466,6 +466,11 @@ class Functions:
         outputs: list[Output] = [
             control.timeline.note(now, "hangup_requested", "info", spoken=spoke)
         ]
+        if not control.capabilities.direct_tools:
+            # It was asked for by a backend; the voice says goodbye when it learns of it.
+            control.hangup_after_playout.after_speech(now)
+            result = {"status": "ending", "next": "Say a short goodbye now; then the call ends."}
+            return [*outputs, tool_output(_id_of(call), result)]
         if spoke or control.speaking:
             control.hangup_after_playout.said(_id_of(call), now)
             return outputs

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Decisions in a call whose session has no turns, no truncation and no requested answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.audio.g711 import Codec
+from gateway.call import inputs
+from gateway.call.conversation.control import STOP
+from gateway.call.plan import CallPlan, FallbackStep, ServerPlan
+from gateway.call.rules.post_call import LATE_WORDS_SECONDS
+from gateway.call.rules.silence import FIRST_WORDS_SECONDS
+from gateway.call.session_lifecycle import State
+from gateway.call.tools.commands import EndCall, Interrupt, RequestOutOfBand, Respond, Say, Tell
+from gateway.realtime.events import (
+    LIVE,
+    AgentTranscript,
+    AgentTranscriptDelta,
+    InputCommitted,
+    InputTranscribed,
+    SpeechStarted,
+    SpeechStopped,
+)
+from tests.support.call_scene import (
+    ACK,
+    BYE,
+    OUR_END,
+    Scene,
+    audio,
+    audio_done,
+    created,
+    done,
+    key,
+    said,
+)
+
+UP_LIVE = inputs.SessionReady("live_1", 7200.0, LIVE)
+GREETED = CallPlan(
+    "route",
+    Codec.PCMU,
+    greeting={"instructions": "Say exactly: Hello."},
+    greeting_words="Hello.",
+    server=ServerPlan(fallback=(FallbackStep("reconnect", timeout=10.0),)),
+)
+TURN = (
+    said(SpeechStarted("turn_1", 1000)),
+    said(SpeechStopped("turn_1", 2000)),
+    said(InputCommitted("turn_1")),
+)
+
+
+def live(plan: CallPlan | None = None) -> Scene:
+    scene = Scene(plan)
+    scene.do(UP_LIVE, ACK)
+    return scene
+
+
+def speaks(scene: Scene, name: str, ms: int) -> None:
+    scene.do(created(name), audio(name, name, ms))
+
+
+def ends(scene: Scene, name: str) -> None:
+    scene.do(audio_done(name, name), done(name))
+
+
+def request(command: object) -> inputs.ToolRequest:
+    return inputs.ToolRequest(command)  # type: ignore[arg-type]
+
+
+def test_a_caller_who_speaks_cuts_nothing() -> None:
+    scene = live()
+    speaks(scene, "speech_1", 1000)
+    scene.listen(200)
+    assert not {"flush", "create"} & set(scene.do(*TURN))
+    assert "flush" not in scene.do(key("1"))
+    scene.listen(1000)
+    assert scene.heard_ms == 1000
+    assert not [one for one in scene.seen if one.startswith(("truncate", "delete", "cancel"))]
+
+
+def test_an_operator_who_interrupts_stops_what_is_heard() -> None:
+    scene = live()
+    speaks(scene, "speech_1", 1000)
+    scene.listen(200)
+    assert [one for one in scene.do(request(Interrupt())) if one.startswith(("item", "flush"))] == [
+        "flush",
+        f"item {STOP}",
+    ]
+    scene.do(audio("speech_1", "speech_1", 400))
+    scene.listen(400)
+    assert scene.heard_ms == 200
+    (cut,) = scene.record.actions.interruptions
+    assert (cut.action, cut.played_ms) == ("none", 200)
+
+
+def test_commands_without_a_response_to_them() -> None:
+    scene = live()
+    scene.do(request(Say("Welcome.")))
+    assert scene.requests[-1].words == "Welcome."
+    speaks(scene, "speech_1", 100)
+    ends(scene, "speech_1")
+    assert scene.do(request(Tell("The shop is closed.", "system", True))) == [
+        "item The shop is closed."
+    ]
+    scene.do(request(Respond("Ask for the name.")))
+    assert scene.requests[-1].response == {"instructions": "Ask for the name."}
+    scene.do(request(RequestOutOfBand("k", "Sum up.", {})))
+    assert scene.record.content.out_of_band[-1].status == "refused"
+    assert len(scene.requests) == 2
+
+
+def test_digits_are_context() -> None:
+    scene = live()
+    scene.do(key("4"), key("#"))
+    assert scene.seen[-1].startswith("item ")
+    assert not scene.requests
+
+
+@pytest.mark.parametrize("spoken", [True, False])
+def test_a_goodbye_is_heard_before_the_end_that_a_backend_asks_for(spoken: bool) -> None:
+    scene = live()
+    scene.do(created("resp_1"), done("resp_1", calls=[("end_call", "call_1")]))
+    assert scene.seen[-1] == "output call_1"
+    if spoken:
+        scene.at(2.0)
+        speaks(scene, "speech_1", 800)
+        scene.listen(700)
+        assert "bye 16" not in scene.seen
+        ends(scene, "speech_1")
+        scene.listen(500)
+        assert scene.heard_ms == 800
+    else:
+        scene.at(3.9)
+        assert "bye 16" not in scene.seen
+        scene.at(4.1)
+    assert "bye 16" in scene.seen
+    scene.do(OUR_END)
+    scene.at(scene.now + LATE_WORDS_SECONDS)
+    assert scene.ending[1] == "agent_hangup"
+
+
+def test_last_words_of_an_application_are_said_and_heard() -> None:
+    scene = live()
+    scene.do(request(EndCall("Goodbye.")))
+    assert scene.requests[-1].words == "Goodbye."
+    speaks(scene, "speech_1", 600)
+    scene.listen(560)
+    assert "bye 16" not in scene.seen
+    ends(scene, "speech_1")
+    scene.listen(400)
+    assert scene.heard_ms == 600
+    assert "bye 16" in scene.seen
+
+
+def test_a_session_that_never_speaks_is_replaced() -> None:
+    scene = live(GREETED)
+    scene.at(FIRST_WORDS_SECONDS - 0.1)
+    assert "silence_detected" not in scene.events
+    scene.at(FIRST_WORDS_SECONDS + 0.1)
+    assert scene.record.session.failovers[0].why == "session_silent"
+    assert scene.seen[-1] == "open"
+
+
+def test_a_model_that_has_spoken_may_be_silent() -> None:
+    scene = live(GREETED)
+    speaks(scene, "speech_1", 500)
+    ends(scene, "speech_1")
+    scene.listen(600)
+    scene.do(*TURN)
+    scene.at(20.0)
+    assert scene.state is State.TALKING
+    assert "silence_detected" not in scene.events
+
+
+def test_words_that_come_after_the_end_are_in_the_record() -> None:
+    scene = live()
+    scene.do(*TURN)
+    speaks(scene, "speech_1", 4000)
+    scene.listen(1000)
+    scene.do(BYE)
+    assert "finished" not in scene.seen
+    scene.do(said(AgentTranscriptDelta("speech_1", "speech_1", 0, "One two", 1000)))
+    scene.do(said(AgentTranscriptDelta("speech_1", "speech_1", 0, " three four", 3000)))
+    scene.do(said(AgentTranscript("speech_1", "speech_1", 0, "One two three four")))
+    assert "finished" not in scene.seen
+    scene.do(said(InputTranscribed("turn_1", "Count.")))
+    assert "finished" in scene.seen
+    assert [
+        (one["who"], one["text"], one.get("heard")) for one in scene.record.as_json()["transcript"]
+    ] == [
+        ("caller", "Count.", None),
+        ("agent", "One two three four", "One two"),
+    ]
+
+
+def test_words_that_do_not_come_hold_nothing_up() -> None:
+    scene = live()
+    scene.do(*TURN)
+    scene.do(BYE)
+    scene.at(scene.now + LATE_WORDS_SECONDS + 0.1)
+    assert "finished" in scene.seen
