@@ -152,7 +152,7 @@ class CallMachine:
         session = self._session = SessionEvents(call, self._end_call)
         leg = LegEvents(call, session)
         conversation, note = call.conversation, call.timeline.note
-        self._playback = conversation.control.playback
+        self._playback, self._silence = conversation.control.playback, conversation.silence
         self._handlers: dict[type, Callable[[Any, float], list[outputs.Output]]] = {
             inputs.Prepared: self._on_prepared,
             inputs.SessionReady: session.on_session_ready,
@@ -220,7 +220,10 @@ class CallMachine:
 
     def more_audio(self, event: AudioDelta) -> bytes | None:
         """Take audio that follows on audio; return the frames to queue, None if it is an input."""
-        return self._playback.receive_more(event) if event.part == self._flowing else None
+        if event.part != self._flowing:
+            return None
+        self._silence.event_came()
+        return self._playback.receive_more(event)
 
     def handle(self, input: inputs.Input, now: float) -> list[outputs.Output]:
         """Take an input that came at ``now`` (s); return what to do, in order."""
@@ -228,7 +231,7 @@ class CallMachine:
             return self._handlers[inputs.RtpStats](input, now)
         conversation = self._call.conversation
         event = input.event if type(input) is inputs.ServerEventReceived else None
-        self._flowing = None
+        flowing, self._flowing = self._flowing, None
         if self._call.state is State.FINISHED:
             return []
         if self._post_call is not None and type(input) is not inputs.InternalError:
@@ -248,6 +251,8 @@ class CallMachine:
             todo = todo + conversation.apply_rules(input, now)
             todo += self._session.failover.on(input, now)
             todo += self._settle(now)
+            if type(input) is inputs.CallerSounds and not todo:
+                self._flowing = flowing  # once a second, too, while the caller speaks
         elif self._session.failover.over is not None:
             todo = todo + self._session.give_up(now)
         if not (session_was_up or self._call.session_up):
@@ -256,10 +261,7 @@ class CallMachine:
                 conversation.transcript.sent(todo, now)
             return [output for output in todo if not isinstance(output, outputs.Send)]
         conversation.transcript.sent(todo, now)
-        if any(
-            type(output) is outputs.Send and type(output.command) is UpdateSession
-            for output in todo
-        ):
+        if any(type(o) is outputs.Send and type(o.command) is UpdateSession for o in todo):
             todo += conversation.silence.update_sent(now)
         return todo
 

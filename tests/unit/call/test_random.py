@@ -152,6 +152,7 @@ LEG = st.one_of(
     st.just(inputs.Confirmed()),
     st.sampled_from("0123456789*#ABCD").map(inputs.DigitPressed),
     st.integers(0, 9).map(inputs.RtpStats),
+    st.just(inputs.CallerSounds()),
     st.sampled_from(list(Codec)).map(inputs.MediaUp),
     st.booleans().map(inputs.HoldChanged),
     st.sampled_from([inputs.BeepHeard(1000, 400), inputs.SoundHeard(1.0, 0.9, 0.2)]),
@@ -345,15 +346,22 @@ class _Watch:
                 self.in_flight = None
         if isinstance(happening, inputs.Tick) and self.machine.deadline is not None:
             self.in_flight = None if self.now >= self.machine.deadline else self.in_flight
-        if self.long_way:
-            self.machine._flowing = None
-        todo = self.machine.handle(happening, self.now)
+        todo = self._handle(happening)
         self.todo.append(todo)
         if self.flushes > flushes:
             assert not any(isinstance(output, outputs.Play) for output in todo), "it was flushed"
         if state is State.FINISHED:
             assert todo == []
         self._take(todo)
+
+    def _handle(self, happening: inputs.Input) -> list[outputs.Output]:
+        """As the driver does it, or every input the long way."""
+        event = happening.event if isinstance(happening, inputs.ServerEventReceived) else None
+        if isinstance(event, AudioDelta) and not self.long_way:
+            frames = self.machine.more_audio(event)
+            if frames is not None:
+                return [outputs.Play(frames, more=True)] if frames else []
+        return self.machine.handle(happening, self.now)
 
     def advance(self, seconds: float) -> None:
         """Let time pass, with a tick at each deadline; each of them makes progress."""
