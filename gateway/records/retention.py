@@ -7,7 +7,9 @@ import hashlib
 import hmac
 import re
 import secrets
+import time
 from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import structlog
 
 from gateway.records.database import Database
 from gateway.records.files import file_stem, private
+from gateway.records.recording_files import locked
 from gateway.records.spool import Spool
 from gateway.records.uploads import Storage, forget
 
@@ -94,11 +97,26 @@ def erase(
             counts["files"] += 1
         if recordings is not None:
             for path in recordings.glob(f"{stem}[.-]*"):
-                path.unlink(missing_ok=True)
+                _delete_unlocked(path)
                 counts["recordings"] += 1
         if storage is not None:
             counts["recordings"] += forget(storage, stem)
     return counts
+
+
+UPLOAD_SECONDS = 60.0
+"""The longest wait (s) for the upload of a file that is to be deleted."""
+
+
+def _delete_unlocked(path: Path) -> None:
+    """Delete a file that nobody uploads: what arrives after its deletion would stay there."""
+    until = time.monotonic() + UPLOAD_SECONDS
+    while path.exists():
+        with suppress(FileNotFoundError), locked(path) as mine:
+            if mine or time.monotonic() >= until:
+                path.unlink(missing_ok=True)
+                return
+        time.sleep(0.1)
 
 
 def _pseudonym(folder: Path, number: str) -> str:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from typing import Any
 import pyrage
 import pytest
 import soundfile
+from moto.server import ThreadedMotoServer
 
 from gateway.records.recording_files import decrypt
+from gateway.records.uploads import Storage
 from tests.calls.test_api import API, Client
 from tests.support.callee import CalledPhone, free_port
 from tests.support.harness import GatewayStack, eventually
@@ -399,3 +403,52 @@ async def test_a_file_that_cannot_be_written_is_a_failed_recording(
     await world.gateway.wait("recording.write_resumed", call=call_id)
     record = await world.record(call)
     assert_as_heard(call, await file_of(world, record, tmp_path), whole=False)
+
+
+async def test_what_was_uploaded_is_deleted_and_erased_there(own_folder: Path) -> None:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    storage = Storage(f"http://{host}:{port}", "calls", "", "us-east-1", "key", "secret")
+    client = storage.client()
+    client.make_bucket("calls")
+    upload = f"[recording.upload]\nendpoint = '{storage.endpoint}'\nbucket = 'calls'\n"
+    upload += "region = 'us-east-1'\naccess_key = 'key'\nsecret_key = 'secret'\n"
+    made = GatewayStack(own_folder, more=WORLD["more"] + upload, routes=WORLD["routes"])
+    await made.start()
+
+    async def there() -> set[str]:
+        found = await asyncio.to_thread(lambda: list(client.list_objects("calls")))
+        return {str(one.object_name).split("_")[1].split(".")[0] for one in found}
+
+    async def are(*calls: str) -> bool:
+        return await there() == set(calls)
+
+    try:
+        made.behave(vad="off", answers=[{"kind": "pattern", "seconds": 20, "seed": 940}])
+        ids = []
+        for user in ("recorded", "wanted"):
+            call = await made.dial(user)
+            line = await made.gateway.wait("call.confirmed", call=call.call_id)
+            ids.append(line["call"])
+        path = f"/api/v1/calls/{ids[1]}/recording"
+        async with Client(made, "operator") as http:
+            for action in ("start", "stop"):
+                assert (await http.post(path, json={"action": action})).status_code == 200
+            await eventually(lambda: are(ids[1]), "the upload")
+            assert (await http.post(path, json={"action": "delete"})).status_code == 200
+            await eventually(are, "nothing there")
+        await made.summary_at_end(call)
+        for other in list(made.phone.calls.values()):
+            await other.hang_up()
+        await eventually(lambda: are(ids[0]), "the other upload")
+    finally:
+        await made.stop()
+    command = [sys.executable, "-m", "gateway", "erase", "tester", "-c", str(made.gateway.config)]
+    erased = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    told, _ = await erased.communicate()
+    assert b"2 recordings" in told
+    assert await are()
+    assert not list((own_folder / "recordings").glob("*.wav*"))
+    server.stop()
