@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ from tests.support import figures
 from tests.support.gateway_process import Gateway
 from tests.support.harness import GatewayStack
 
-TEST_SECONDS = 110
+TEST_SECONDS = float(os.environ.get("GATEWAY_TEST_SECONDS", "110"))
+"""More for ``python -m tests.load.survive``."""
 _runner = pytest.StashKey[asyncio.Runner]()
 
 

@@ -41,7 +41,9 @@ async def kill_while_calls_come(world: GatewayStack, kills: int, calls: int) -> 
     """Kill the gateway at random moments while INVITEs come; returns the calls it answered to."""
     answered: list[PhoneCall] = []
     for _ in range(kills):
-        made = [world.phone.call(("plain", "nobody")[number % 2]) for number in range(calls)]
+        made = [
+            world.phone.call("nobody" if number % 5 == 1 else "plain") for number in range(calls)
+        ]
 
         async def invite(each: list[PhoneCall]) -> None:
             for call in each:
@@ -49,8 +51,15 @@ async def kill_while_calls_come(world: GatewayStack, kills: int, calls: int) -> 
                 await call.until(lambda one: one.responses)
 
         inviting = asyncio.create_task(invite(made))
-        last = made[random.randrange(2, calls)]
+        # In every other round all are up, and some of them are being ended.
+        last = made[min(random.randrange(2, 2 * calls), calls - 1)]
         await last.until(lambda call: call.responses)
+        if last is made[-1]:
+            up = [call for call in made if call.user == "plain"]
+            await asyncio.gather(*(call.until(lambda one: one.final) for call in up))
+            for call in up[: random.randrange(5)]:
+                call.bye()
+            await asyncio.sleep(random.uniform(0, 0.2))
         world.gateway.signal(signal.SIGKILL)
         await world.gateway.ended()
         inviting.cancel()
@@ -80,7 +89,7 @@ async def test_every_call_that_was_answered_to_has_one_row_after_kill_9(own_fold
 
         await eventually(all_there, "one closed row for each call")
         whys = {rows_of(world)[call.call_id][0]["why"] for call in answered}
-        assert whys <= {"process_lost", "no_route"}
+        assert whys <= {"process_lost", "no_route", "remote_hangup"}
         assert "process_lost" in whys
     finally:
         # What the killed ones logged is gone with them: their calls are not compared with a log.

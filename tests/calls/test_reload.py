@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from gateway.cli.main import main
 from tests.support.harness import GatewayStack, eventually
 
 CONTROL = '[control]\nsocket = "gateway.sock"\n'
+CALLS = int(os.environ.get("GATEWAY_TEST_CALLS", "5"))
 MORE = '\n[[route]]\nname = "late"\nto = "^late$"\nfallback = []\n[route.session]\n'
 SECRET = "sk-new-secret-0815"
 
@@ -93,9 +95,9 @@ async def test_reloads_and_a_drain_are_heard_by_nobody(own_folder: Path) -> None
     world = GatewayStack(own_folder, more=CONTROL, drain_seconds=30)
     await world.start()
     # At once, so that only the gateway can leave a gap, and long enough to outlast the reloads.
-    said = {"kind": "pattern", "seconds": 6, "burst": True}
+    said = {"kind": "pattern", "seconds": 6 + CALLS // 5, "burst": True}
     world.behave(vad="off", answers=[said, {"kind": "silent"}])
-    calls = [await world.dial("greeted") for _ in range(5)]
+    calls = [await world.dial("greeted") for _ in range(CALLS)]
     text = routes(world).read_text()
     for name in ("first", "second"):
         routes(world).write_text(text + MORE.replace("late", name))

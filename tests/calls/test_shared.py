@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from gateway.records import shared
-from gateway.records.database import Database
+from gateway.records.database import Database, Filter
 from gateway.records.tables import SHARED, leases, spending
 from tests.calls.test_api import API, Client
 from tests.support.callee import CalledPhone, free_port
@@ -31,6 +33,9 @@ max_concurrent_calls = 10
 """
 PATIENT = "[shared]\ntimeout_ms = 5000\n"
 """A busy machine takes its time."""
+CALLS = int(os.environ.get("GATEWAY_TEST_CALLS", "5"))
+AWAY_S = float(os.environ.get("GATEWAY_TEST_AWAY_S", "1"))
+"""More of both for ``python -m tests.load.survive``."""
 SPENDING = """
 [[route]]
 name = "thrifty"
@@ -199,6 +204,41 @@ async def test_what_holds_while_the_database_is_away(
         again = world.phone.call("plain")
         again.invite()
         assert await decided([again]) == [200]
+
+
+async def test_a_database_that_is_stopped_costs_no_audio_and_no_row(
+    own_folder: Path, server: Postgres
+) -> None:
+    """Calls go on, end and begin while it is away; then each has one row."""
+    more = f'{MORE.replace("10", "200")}\n[shared]\nfail = "open"\ntimeout_ms = 200\n'
+    cleaned(server.url).close()
+    async with gateways(own_folder, server.url, 1, more) as (world,):
+        said = {"kind": "pattern", "seconds": AWAY_S + 20 + CALLS, "burst": True}
+        world.behave(vad="off", answers=[said, {"kind": "silent"}])
+        calls = [await world.dial("greeted") for _ in range(CALLS)]
+        await asyncio.to_thread(server.stop)
+        try:
+            for call in calls[: CALLS // 5]:
+                await world.summary_at_end(call)
+            more_calls = [await world.dial("greeted") for _ in range(CALLS // 5)]
+            await asyncio.sleep(AWAY_S)
+        finally:
+            await asyncio.to_thread(server.start)
+        summaries = [await world.summary_at_end(call) for call in calls[CALLS // 5 :] + more_calls]
+        assert [one["underruns"] for one in summaries] == [0] * len(summaries)
+        for call in calls[CALLS // 5 :]:
+            numbers = [packet.sequence for packet in call.rtp.packets]
+            assert {(b - a) % 65536 for a, b in itertools.pairwise(numbers)} == {1}
+        wanted = sorted(call.call_id for call in calls + more_calls)
+        database = Database(server.url)
+
+        def there() -> bool:
+            found = [row for row in database.each(Filter()) if row["sip_call_id"] in wanted]
+            ended = [row["sip_call_id"] for row in found if row["why"] == "remote_hangup"]
+            return sorted(ended) == wanted and len(found) == len(wanted)
+
+        await eventually(there, "one closed row for each call", 60)
+        database.close()
 
 
 async def test_each_callback_is_placed_once(own_folder: Path, url: str) -> None:

@@ -96,7 +96,7 @@ async def test_each_call_has_one_end_by_its_id_after_kill_9_at_random_moments(
     with http_service() as receiver:
         world = GatewayStack(own_folder, more=hooks(receiver.url, ["call.incoming", "call.ended"]))
         await world.start()
-        answered = await kill_while_calls_come(world, kills=max(KILLS, 3), calls=12)
+        answered = await kill_while_calls_come(world, kills=max(KILLS, 3), calls=20)
         assert len(answered) > 3
 
         def ids() -> dict[str, set[str]]:
