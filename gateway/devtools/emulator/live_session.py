@@ -143,8 +143,8 @@ class LiveSession:
         self._waiting += data
         if self.backlog_ms > MAX_WAITING_S * 1000:
             self._wire.close(1009, "too much audio")
-            return
-        self._advance()
+        elif self._stepping is None:
+            self._advance()
 
     # The clock
 

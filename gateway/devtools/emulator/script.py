@@ -275,11 +275,26 @@ def _no_start(code: str, message: str, type_: str = "invalid_request_error") -> 
     return Script(refuse=Refusal(step="session.start", code=code, message=message, type=type_))
 
 
+def _error(code: str) -> Script:
+    error = LiveError(after_s=1, code=code, type="invalid_request_error")
+    return Script(live=Live(errors=[error]))
+
+
 def _closed(reason: ClosedReason) -> Script:
     return Script(end=Ending(at=_LIVE_AUDIO, nth=5, closed=reason))
 
 
 _LIVE_AUDIO = "session.output_audio.delta"
+LIVE_CODES = (
+    "unknown_parameter",
+    "immutable_field_update",
+    "invalid_audio",
+    "context_injection_incomplete",
+    "decision_already_made",
+    "outbound_sip_not_enabled",
+    "session_id_not_found",
+    "provider_invite_failed",
+)
 LIVE: Mapping[str, Script] = {
     "live-invalid-model": _no_start("invalid_model", "No such Live model."),
     "live-forbidden-voice": _no_start("forbidden", "This voice is not available."),
@@ -297,7 +312,11 @@ LIVE: Mapping[str, Script] = {
     "live-filtered": Script(
         live=Live(errors=[LiveError(after_s=2, code="content_filter", silences=True)])
     ),
-    "live-unknown-error": Script(live=Live(errors=[LiveError(after_s=1, code="never_seen")])),
+    "live-unknown-error": _error("never_seen"),
+    **{f"live-{code.replace('_', '-')}": _error(code) for code in LIVE_CODES},
+    "live-busy": Script(
+        refuse=Refusal(step="upgrade", http_status=429, code="rate_limit_exceeded")
+    ),
     "live-incomplete": Script(
         answers=[Answer(kind="nothing", outcome="incomplete", reason="max_output_tokens")]
     ),

@@ -134,7 +134,8 @@ class Emulator:
         )
         self._host = host
         self.port = next(iter(self._server.sockets)).getsockname()[1]
-        _log.info("emulator.listening", url=self.url(), note="an emulator: no model is behind it")
+        note = "an emulator: no model is behind it"
+        _log.info("emulator.listening", url=self.url(), url_live=self.live_url(), note=note)
         return self.port
 
     async def stop(self) -> None:

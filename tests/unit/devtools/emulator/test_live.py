@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from gateway.devtools.emulator.script import Script
+from gateway.devtools.emulator.script import LIVE_CODES, Script
 from gateway.devtools.emulator.server import AZURE_LIVE_PATH, LIVE_PATH, Emulator
 from gateway.devtools.emulator.speech import pattern, synthesise
 from tests.support.emulator_client import (
@@ -223,7 +223,7 @@ def test_an_update_changes_the_backend_only() -> None:
     with_emulator(test)
 
 
-_ENDINGS = {
+_ENDINGS: dict[str, str | int] = {
     "live-expired": "expired",
     "live-content": "content",
     "live-hangup": "remote_hangup",
@@ -242,6 +242,9 @@ _ENDINGS = {
     "live-not-stored": "session_storage_failed",
     "live-bare-close": 1006,
 }
+
+
+_ENDINGS |= {f"live-{code.replace('_', '-')}": code for code in LIVE_CODES}
 
 
 @pytest.mark.parametrize(("script", "outcome"), _ENDINGS.items())
